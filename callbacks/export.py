@@ -1,0 +1,51 @@
+"""Writes what a stage trained as safetensors, for the next stage and for inference."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Literal
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+
+from triptych.weights import save_weights
+
+log = logging.getLogger(__name__)
+
+
+class ExportWeights(Callback):
+    """At the end of a fit, the trained parameters and buffers go to weights.safetensors.
+
+    Args:
+        filename: inside the run's folder.
+        dtype: of the floating tensors in the file.
+        leave_out: parts that nothing reads afterwards, such as the heads of the encoder's training.
+    """
+
+    def __init__(
+        self,
+        filename: str = "weights.safetensors",
+        dtype: Literal["float32", "float16", "bfloat16"] = "float32",
+        leave_out: tuple[str, ...] = ("encoding",),
+    ) -> None:
+        self.filename, self.dtype = filename, getattr(torch, dtype)
+        self.leave_out = leave_out
+        self.path: Path | None = None
+
+    def on_fit_end(self, trainer: Trainer, module: LightningModule) -> None:
+        if not trainer.is_global_zero or trainer.log_dir is None:
+            return
+        self.path = Path(trainer.log_dir) / self.filename
+        metadata = {
+            "preset": module.preset,
+            "stage": module.stage,
+            "steps": str(trainer.global_step),
+        }
+        tensors = {
+            name: tensor
+            for name, tensor in module.trained_state().items()
+            if name.split(".")[0] not in self.leave_out
+        }
+        save_weights(tensors, self.path, metadata, self.dtype)
+        log.info("trained weights: %s", self.path)

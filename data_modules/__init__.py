@@ -1,0 +1,10 @@
+"""Where data comes from. A new data set is a new file here, or a subclass in your own folder."""
+
+if __name__ != "triptych.data_modules":
+    raise ImportError(f"import this folder as 'triptych.data_modules', not as {__name__!r}")
+
+from .batches import BatchBuilder
+from .module import ShardDataModule, ShapesDataModule
+from .shards import Sample, ShardFolder
+
+__all__ = ["BatchBuilder", "Sample", "ShapesDataModule", "ShardDataModule", "ShardFolder"]

@@ -1,0 +1,119 @@
+"""From sample numbers to a `Batch`: what each task reads from a sample, tokens, pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from triptych.contracts import IMAGE_TO_TEXT, TEXT_TO_IMAGE, Batch, Preprocessing
+from triptych.prompts import (
+    GENERATION_INSTRUCTION,
+    IGNORED,
+    PAD,
+    conversation_ids,
+    generation_ids,
+    pad,
+    token_id,
+)
+from triptych.randomness import uniform
+
+from .shards import ShardFolder
+
+DESCRIBE = "describe the picture"
+
+
+def square(picture: Image.Image, size: int) -> Tensor:
+    """The published transform: short side to `size` (bicubic), centre crop; uint8 [3,size,size]."""
+    width, height = picture.size
+    if (width, height) != (size, size):
+        scale = size / min(width, height)
+        wide, high = max(size, round(width * scale)), max(size, round(height * scale))
+        picture = picture.resize((wide, high), Image.Resampling.BICUBIC)
+        left, top = (wide - size) // 2, (high - size) // 2
+        picture = picture.crop((left, top, left + size, top + size))
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+
+
+@dataclass
+class BatchBuilder:
+    """Builds batches of one task from a shard folder; picklable, for loader workers.
+
+    Args:
+        folder: the samples.
+        task: TEXT_TO_IMAGE or IMAGE_TO_TEXT.
+        known: the model's tokenizer, limits and picture sizes.
+        text_only: share of IMAGE_TO_TEXT samples that talk about a caption, without a picture.
+        seed: of the choice of text-only samples.
+    """
+
+    folder: ShardFolder
+    task: str
+    known: Preprocessing
+    text_only: float = 0.0
+    seed: int = 0
+
+    def __call__(self, step: int, numbers: Sequence[int], samples: Sequence[int]) -> Batch:
+        """Batch `step` of the samples at `numbers`, whose global sample numbers are `samples`."""
+        build = {TEXT_TO_IMAGE: self._text_to_image, IMAGE_TO_TEXT: self._image_to_text}[self.task]
+        return build(step, numbers, torch.tensor(list(samples), dtype=torch.long))
+
+    def _text_to_image(self, step: int, numbers: Sequence[int], samples: Tensor) -> Batch:
+        known, folder = self.known, self.folder
+        keys = [folder.key(n) for n in numbers]
+        rows = [
+            generation_ids(known.tokenizer, folder.caption(n), known.max_tokens, key)
+            for n, key in zip(numbers, keys, strict=True)
+        ]
+        ids, mask = pad(rows, token_id(known.tokenizer, PAD))
+        pictures = [square(folder.picture(n), known.picture_size) for n in numbers]
+        return Batch(
+            TEXT_TO_IMAGE, keys, step, samples, ids, mask, target_pixels=torch.stack(pictures)
+        )
+
+    def _image_to_text(self, step: int, numbers: Sequence[int], samples: Tensor) -> Batch:
+        known, folder = self.known, self.folder
+        blind = uniform(self.seed, "text-only", samples) < self.text_only
+        keys, rows, labels, pictures = [], [], [], []
+        for number, no_picture in zip(numbers, blind.tolist(), strict=True):
+            key = folder.key(number)
+            facts = folder.facts(number)
+            if no_picture:
+                turns = about_caption(folder.caption(number), facts)
+            else:
+                turns = facts.get("conversation") or [(DESCRIBE, folder.caption(number))]
+                pictures.append(square(folder.picture(number), known.understanding_size))
+            shown = 0 if no_picture else known.image_tokens
+            row, learned = conversation_ids(known.tokenizer, turns, known.max_tokens, shown, key)
+            keys.append(key)
+            rows.append(row)
+            labels.append(learned)
+        ids, mask = pad(rows, token_id(known.tokenizer, PAD))
+        patches, grids = known.image_inputs(torch.stack(pictures)) if pictures else (None, None)
+        return Batch(
+            IMAGE_TO_TEXT,
+            keys,
+            step,
+            samples,
+            ids,
+            mask,
+            labels=pad(labels, IGNORED)[0],
+            understanding_pixels=patches,
+            image_grid_thw=grids,
+        )
+
+
+def about_caption(caption: str, facts: dict) -> list[tuple[str, str]]:
+    """Text-only turns about a caption that is given as a generation prompt.
+
+    The language model so learns to take that very prompt apart before the generator, which reads
+    a frozen language model, depends on it.
+    """
+    turns = facts.get("text_conversation") or [("repeat the caption", caption)]
+    prompt = GENERATION_INSTRUCTION.format(caption=caption)
+    (_, first), *rest = turns
+    return [(prompt, first), *rest]

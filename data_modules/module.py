@@ -1,0 +1,231 @@
+"""The DataModules: shards in, batches out, at a position that is a function of the step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from lightning import LightningDataModule
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from triptych.contracts import IMAGE_TO_TEXT, TEXT_TO_IMAGE, Preprocessing, UserError
+from triptych.shapes.shards import ensure_shapes
+
+from .batches import BatchBuilder
+from .shards import ShardFolder, order
+
+# Validation draws must not depend on the step: their sample numbers start here.
+VALIDATION_SAMPLES = 1 << 40
+
+
+class StepDataset(Dataset):
+    """Item k is training batch k: a pure function of (seed, k, rank, world).
+
+    The global batch k holds the global sample numbers k*world*batch_size ... and the ranks take
+    equal consecutive parts of it, so that the same pictures meet the same noise on any number of
+    ranks. Every sample comes once an epoch; the order differs between epochs.
+    """
+
+    def __init__(
+        self, build: BatchBuilder, batch_size: int, seed: int, rank: int = 0, world: int = 1
+    ) -> None:
+        self.build, self.batch_size, self.seed = build, batch_size, seed
+        self.rank, self.world = rank, world
+        self._epoch, self._order = -1, None
+
+    def __getitem__(self, step: int):
+        first = (step * self.world + self.rank) * self.batch_size
+        samples = range(first, first + self.batch_size)
+        return self.build(step, [self._number(sample) for sample in samples], samples)
+
+    def _number(self, sample: int) -> int:
+        length = len(self.build.folder)
+        epoch, place = divmod(sample, length)
+        if epoch != self._epoch:
+            self._epoch, self._order = epoch, order(length, self.seed, epoch)
+        return int(self._order[place])
+
+
+class Steps(Sampler[int]):
+    """Step numbers from `start` to `stop`. Its length is that of the whole run, as Lightning
+    counts on when it resumes in the middle."""
+
+    def __init__(self, start: int, stop: int) -> None:
+        self.start, self.stop = start, stop
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self.start, self.stop))
+
+    def __len__(self) -> int:
+        return self.stop
+
+
+class EvaluationDataset(Dataset):
+    """The first `limit` samples in order, in batches."""
+
+    def __init__(self, build: BatchBuilder, batch_size: int, limit: int) -> None:
+        self.build, self.batch_size = build, batch_size
+        self.length = min(limit, len(build.folder))
+
+    def __len__(self) -> int:
+        return -(-self.length // self.batch_size)
+
+    def __getitem__(self, index: int):
+        first = index * self.batch_size
+        numbers = range(first, min(first + self.batch_size, self.length))
+        return self.build(index, numbers, [VALIDATION_SAMPLES + n for n in numbers])
+
+
+class ShardDataModule(LightningDataModule):
+    """Captioned pictures (and conversations about them) from local WebDataset shards.
+
+    Args:
+        shards: folder, file or glob pattern of training shards.
+        val_shards: the same for validation; null validates on the first training samples.
+        tasks: what to make of the samples: "text_to_image", "image_to_text", or both at once
+            (joint training: one batch of each in every step).
+        batch_size: samples per step and rank, of each task.
+        val_samples: how many samples to validate on.
+        text_only: share of image_to_text samples that talk about the caption, without a picture.
+        num_workers: loader processes.
+        seed: of the order.
+    """
+
+    def __init__(
+        self,
+        shards: str,
+        val_shards: str | None = None,
+        tasks: list[str] | None = None,
+        batch_size: int = 16,
+        val_samples: int = 256,
+        text_only: float = 0.0,
+        num_workers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.shards, self.val_shards = shards, val_shards
+        self.tasks = tasks or [TEXT_TO_IMAGE]
+        for task in self.tasks:
+            if task not in (TEXT_TO_IMAGE, IMAGE_TO_TEXT):
+                raise UserError(
+                    f"data.tasks: {task!r} is unknown; choose {TEXT_TO_IMAGE} or {IMAGE_TO_TEXT}."
+                )
+        self.batch_size, self.val_samples, self.text_only = batch_size, val_samples, text_only
+        self.num_workers, self.seed = num_workers, seed
+        self.known: Preprocessing | None = None
+        self.train_folder: ShardFolder | None = None
+
+    def connect(self, known: Preprocessing) -> None:
+        """Take the model's tokenizer and sizes; done by `setup` under a Trainer."""
+        self.known = known
+
+    def setup(self, stage: str) -> None:
+        if self.known is None:
+            self.connect(self.trainer.lightning_module.preprocessing())
+        if self.train_folder is None:
+            self.train_folder = ShardFolder(self.shards)
+            self.val_folder = ShardFolder(self.val_shards or self.shards)
+            self._check_captions(self.train_folder)
+
+    def train_dataloader(self):
+        trainer = self.trainer
+        if trainer.max_steps < 1:
+            raise UserError("set --trainer.max_steps: the run's length is counted in steps.")
+        accumulate = trainer.accumulate_grad_batches
+        steps = Steps(trainer.global_step * accumulate, trainer.max_steps * accumulate)
+        return self._by_task(
+            lambda task: self._loader(
+                StepDataset(
+                    self._builder(self.train_folder, task),
+                    self.batch_size,
+                    self.seed,
+                    trainer.global_rank,
+                    trainer.world_size,
+                ),
+                steps,
+            )
+        )
+
+    def val_dataloader(self):
+        return self._by_task(
+            lambda task: self._loader(
+                EvaluationDataset(
+                    self._builder(self.val_folder, task), self.batch_size, self.val_samples
+                )
+            )
+        )
+
+    def test_dataloader(self):
+        return self.val_dataloader()
+
+    def preview_captions(self, number: int) -> list[str]:
+        """Captions of validation samples, for sample grids."""
+        return [self.val_folder.caption(n) for n in range(min(number, len(self.val_folder)))]
+
+    def _by_task(self, make):
+        if len(self.tasks) == 1:
+            return make(self.tasks[0])
+        return {task: make(task) for task in self.tasks}  # Lightning combines them
+
+    def _builder(self, folder: ShardFolder, task: str) -> BatchBuilder:
+        return BatchBuilder(folder, task, self.known, self.text_only, self.seed)
+
+    def _loader(self, dataset: Dataset, sampler: Sampler | None = None) -> DataLoader:
+        return DataLoader(
+            dataset,
+            batch_size=None,
+            sampler=sampler,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+        )
+
+    def _check_captions(self, folder: ShardFolder, most: int = 2000) -> None:
+        """Refuse captions that are too long for the model before the run starts.
+
+        Looks at the longest of the first `most` captions; a later one stops the run by name.
+        """
+        if TEXT_TO_IMAGE not in self.tasks:
+            return
+        numbers = range(min(most, len(folder)))
+        longest = max(numbers, key=lambda n: len(folder.caption(n)))
+        builder = self._builder(folder, TEXT_TO_IMAGE)
+        builder(0, [longest], [0])
+
+
+class ShapesDataModule(ShardDataModule):
+    """The embedded shapes world: draws its shards once, then reads them like any others.
+
+    Args:
+        folder: where the shards are drawn: folder/train, folder/eval, folder/unseen.
+        pictures: number of training pictures.
+        world_seed: seed of the drawings.
+        tasks, batch_size, val_samples, text_only, num_workers, seed: see `ShardDataModule`.
+    """
+
+    def __init__(
+        self,
+        folder: str = "data/shapes",
+        pictures: int = 30000,
+        world_seed: int = 0,
+        tasks: list[str] | None = None,
+        batch_size: int = 16,
+        val_samples: int = 256,
+        text_only: float = 0.0,
+        num_workers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        root = Path(folder)
+        super().__init__(
+            str(root / "train"),
+            str(root / "eval"),
+            tasks,
+            batch_size,
+            val_samples,
+            text_only,
+            num_workers,
+            seed,
+        )
+        self.folder, self.pictures, self.world_seed = root, pictures, world_seed
+
+    def prepare_data(self) -> None:
+        ensure_shapes(self.folder, train=self.pictures, seed=self.world_seed)

@@ -1,0 +1,10 @@
+"""triptych: unified multimodal models in PyTorch Lightning.
+
+Three panels, one picture: understanding (an LLM that reads text and images), generation (learned
+queries and a diffusion transformer that makes image features) and decoding (features to pixels).
+Importing this package imports no torch; take what you need from its modules.
+"""
+
+from triptych.version import __version__
+
+__all__ = ["__version__"]

@@ -1,0 +1,17 @@
+"""Networks, as plain `nn.Module`s behind the roles of `triptych.contracts`. No Lightning here."""
+
+from triptych.backbones.dit import LuminaNextDiT
+from triptych.backbones.eva_clip import EvaClip
+from triptych.backbones.qwen_vl import QwenText, QwenVision, QwenVL
+from triptych.backbones.sdxl import SDXLDecoder
+from triptych.backbones.vae import KLAutoencoder
+
+__all__ = [
+    "EvaClip",
+    "KLAutoencoder",
+    "LuminaNextDiT",
+    "QwenText",
+    "QwenVL",
+    "QwenVision",
+    "SDXLDecoder",
+]

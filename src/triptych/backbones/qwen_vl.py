@@ -1,0 +1,222 @@
+"""The understander: transformers' Qwen2.5-VL, and how the latent queries run through it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import (
+    AutoTokenizer,
+    GenerationConfig,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2VLImageProcessor,
+)
+
+from triptych.contracts import Batch, Condition, Understander
+from triptych.prompts import IGNORED, IM_END, IMAGE_PAD, PAD, VISION_END, VISION_START, token_id
+from triptych.resources import PREFIX, locate
+
+
+@dataclass
+class QwenText:
+    """Sizes of the language model; the defaults are Qwen2.5-VL-7B's. Names as in transformers."""
+
+    hidden_size: int = 3584
+    intermediate_size: int = 18944
+    num_hidden_layers: int = 28
+    num_attention_heads: int = 28
+    num_key_value_heads: int = 4
+    max_position_embeddings: int = 128000
+    rope_theta: float = 1e6
+    mrope_section: list[int] = field(default_factory=lambda: [16, 24, 24])
+    tie_word_embeddings: bool = False
+
+
+@dataclass
+class QwenVision:
+    """Sizes of the vision tower; the defaults are Qwen2.5-VL's. Names as in transformers."""
+
+    depth: int = 32
+    hidden_size: int = 1280
+    intermediate_size: int = 3420
+    num_heads: int = 16
+    patch_size: int = 14
+    spatial_merge_size: int = 2
+    temporal_patch_size: int = 2
+    window_size: int = 112
+    fullatt_block_indexes: list[int] = field(default_factory=lambda: [7, 15, 23, 31])
+
+
+class QwenVL(Understander):
+    """Qwen2.5-VL with its tokenizer and picture processor.
+
+    Args:
+        tokenizer: folder or hub id; `asset:` names one inside the package.
+        text, vision: sizes.
+        image_size: side in pixels to which a picture is scaled before it is cut into patches;
+            a multiple of patch_size * spatial_merge_size.
+    """
+
+    def __init__(
+        self, tokenizer: str, text: QwenText, vision: QwenVision, image_size: int = 448
+    ) -> None:
+        super().__init__()
+        unit = vision.patch_size * vision.spatial_merge_size
+        if image_size % unit:
+            raise ValueError(f"image_size {image_size} is not a multiple of {unit} (patch x merge)")
+        self.tokenizer_name = tokenizer
+        self.text, self.vision, self.image_size = text, vision, image_size
+        self.width = text.hidden_size
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        name = self.tokenizer_name
+        if name.startswith(PREFIX):
+            name = str(locate(name, made_by="make pretrain-tiny"))
+        return AutoTokenizer.from_pretrained(name)
+
+    @cached_property
+    def processor(self) -> Qwen2VLImageProcessor:
+        """Cuts pictures into patches; pictures come at `image_size` already."""
+        return Qwen2VLImageProcessor(
+            do_resize=False,
+            patch_size=self.vision.patch_size,
+            temporal_patch_size=self.vision.temporal_patch_size,
+            merge_size=self.vision.spatial_merge_size,
+        )
+
+    def config(self) -> Qwen2_5_VLConfig:
+        """The transformers configuration of these sizes; token ids come from the tokenizer."""
+        text = asdict(self.text)
+        rope = {
+            "rope_type": "default",
+            "rope_theta": text.pop("rope_theta"),
+            "mrope_section": text.pop("mrope_section"),
+        }
+        tied = text.pop("tie_word_embeddings")
+        ids = {
+            "bos_token_id": token_id(self.tokenizer, PAD),
+            "eos_token_id": token_id(self.tokenizer, IM_END),
+            "pad_token_id": token_id(self.tokenizer, PAD),
+        }
+        return Qwen2_5_VLConfig(
+            text_config={
+                **text,
+                **ids,
+                "vocab_size": len(self.tokenizer),
+                "rope_parameters": rope,
+                "tie_word_embeddings": tied,
+            },
+            vision_config={
+                **asdict(self.vision),
+                "out_hidden_size": self.text.hidden_size,
+                "hidden_act": "silu",
+            },
+            image_token_id=token_id(self.tokenizer, IMAGE_PAD),
+            vision_start_token_id=token_id(self.tokenizer, VISION_START),
+            vision_end_token_id=token_id(self.tokenizer, VISION_END),
+            tie_word_embeddings=tied,
+        )
+
+    def build(self) -> None:
+        self.model = Qwen2_5_VLForConditionalGeneration(self.config())
+        self.model.generation_config = GenerationConfig(
+            do_sample=False,
+            eos_token_id=token_id(self.tokenizer, IM_END),
+            pad_token_id=token_id(self.tokenizer, PAD),
+        )
+
+    def describe(self) -> dict[str, Any]:
+        return {"text": asdict(self.text), "vision": asdict(self.vision)}
+
+    def image_tokens(self) -> int:
+        side = self.image_size // (self.vision.patch_size * self.vision.spatial_merge_size)
+        return side * side
+
+    def image_inputs(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
+        out = self.processor(images=list(pictures), return_tensors="pt")
+        return out["pixel_values"], out["image_grid_thw"]
+
+    def condition(self, input_ids: Tensor, attention_mask: Tensor, queries: Tensor) -> Condition:
+        """Outputs (after the final norm) at `queries` [N,D], put after each prompt [B,T].
+
+        Attention is causal, so the prompt does not see the queries: while the language model is
+        frozen, the prompt runs without gradient into a key-value cache and only the queries carry
+        gradient; the result and the queries' gradient are those of the whole pass. Positions are
+        explicit and one-dimensional, counted without the padding.
+        """
+        language_model = self.model.model.language_model
+        batch, length = input_ids.shape
+        number = len(queries)
+        queries = queries.to(self.model.dtype).expand(batch, -1, -1)
+        starts = attention_mask.sum(1, keepdim=True)
+        steps = torch.arange(max(length, number), device=input_ids.device)
+        prompt_positions = steps[:length].expand(batch, -1)
+        query_positions = starts + steps[:number]
+        mask = torch.cat([attention_mask, attention_mask.new_ones(batch, number)], 1)
+        prompt = language_model.embed_tokens(input_ids)
+
+        if any(p.requires_grad for p in language_model.parameters()) and torch.is_grad_enabled():
+            states = language_model(
+                inputs_embeds=torch.cat([prompt, queries], 1),
+                attention_mask=mask,
+                position_ids=torch.cat([prompt_positions, query_positions], 1),
+                use_cache=False,
+            ).last_hidden_state[:, length:]
+            return Condition(states)
+
+        with torch.no_grad():
+            cache = language_model(
+                inputs_embeds=prompt,
+                attention_mask=attention_mask,
+                position_ids=prompt_positions,
+                use_cache=True,
+            ).past_key_values
+        states = language_model(
+            inputs_embeds=queries,
+            attention_mask=mask,
+            position_ids=query_positions,
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state
+        return Condition(states)
+
+    def lm_loss(self, batch: Batch) -> Tensor:
+        """Mean cross entropy; logits are made only where a label is."""
+        states = self.model.model(
+            input_ids=batch.input_ids,
+            attention_mask=batch.attention_mask,
+            pixel_values=batch.understanding_pixels,
+            image_grid_thw=batch.image_grid_thw,
+            mm_token_type_ids=self._token_types(batch.input_ids),
+            use_cache=False,
+        ).last_hidden_state
+        learned = batch.labels[:, 1:] != IGNORED
+        logits = self.model.lm_head(states[:, :-1][learned])
+        return torch.nn.functional.cross_entropy(logits.float(), batch.labels[:, 1:][learned])
+
+    def answer(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        understanding_pixels: Tensor | None,
+        image_grid_thw: Tensor | None,
+        max_new_tokens: int,
+    ) -> Tensor:
+        new = self.model.generate(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            pixel_values=understanding_pixels,
+            image_grid_thw=image_grid_thw,
+            mm_token_type_ids=self._token_types(input_ids),
+            max_new_tokens=max_new_tokens,
+        )
+        return new[:, input_ids.shape[1] :]
+
+    def _token_types(self, input_ids: Tensor) -> Tensor:
+        """1 on picture tokens, 0 on text: what transformers builds the M-RoPE positions from."""
+        return (input_ids == self.model.config.image_token_id).int()

@@ -1,0 +1,200 @@
+"""What flows between the parts, and the roles that parts play: dataclasses and abstract classes.
+
+Shape letters, used in the whole package:
+    B batch, T text tokens, N queries, D width of the language model,
+    C feature channels, h w feature grid, H W pixels, Z latent channels, S sum of image patches.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+TEXT_TO_IMAGE = "text_to_image"
+IMAGE_TO_TEXT = "image_to_text"
+TEXT_TO_TEXT = "text_to_text"
+
+
+class UserError(ValueError):
+    """Something the user gave is wrong; the message is one sentence that names it and the remedy.
+
+    The command line prints the message alone, without a traceback, and exits with status 1.
+    """
+
+
+@dataclass
+class Batch:
+    """One training batch. The DataModule builds it; Lightning moves it to the device whole."""
+
+    task: str
+    """What the samples are for: TEXT_TO_IMAGE, or IMAGE_TO_TEXT (which may mix in text-only)."""
+    keys: list[str]
+    """[B] names of the samples in their shards: a bad loss can be traced to its pictures."""
+    step: int
+    """Number of this batch since the start of training, equal on every rank."""
+    samples: Tensor
+    """[B] int64, global sample numbers since the start of training: the source of every draw."""
+    input_ids: Tensor
+    """[B,T] int64, right-padded."""
+    attention_mask: Tensor
+    """[B,T] int64, 1 on tokens, 0 on padding."""
+    labels: Tensor | None = None
+    """[B,T] int64, -100 where no loss is taken."""
+    understanding_pixels: Tensor | None = None
+    """[S,patch] float32, the patches of all images as the understander's processor cuts them."""
+    image_grid_thw: Tensor | None = None
+    """[images,3] int64, grid of patches (time, height, width) of each image."""
+    target_pixels: Tensor | None = None
+    """[B,3,H,W] uint8, the pictures to generate, encode or reconstruct."""
+    target_features: Tensor | None = None
+    """[B,C,h,w], features of `target_pixels` when they were computed before."""
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+
+@dataclass
+class Condition:
+    """What the generator is told: the language model's outputs at the query positions."""
+
+    states: Tensor
+    """[B,N,D]"""
+
+    def drop(self, dropped: Tensor) -> Condition:
+        """The null condition (zeros) where `dropped` [B] is True: classifier-free guidance."""
+        keep = (~dropped).to(self.states.dtype)[:, None, None]
+        return Condition(self.states * keep)
+
+
+class Part(nn.Module, ABC):
+    """A network that is built late: the constructor takes configuration, `build` makes weights.
+
+    Building is not loading: `build` gives random weights; `triptych.weights` fills them.
+    """
+
+    @abstractmethod
+    def build(self) -> None:
+        """Create the parameters on torch's current default device. Called once."""
+
+    @property
+    def built(self) -> bool:
+        """Whether `build` has run."""
+        return next(self.parameters(), None) is not None
+
+    def describe(self) -> dict[str, Any]:
+        """Settings that must agree between a checkpoint and the model it is loaded into."""
+        return {}
+
+
+class Understander(Part):
+    """Reads text and images. Its width and tokenizer come from its configuration."""
+
+    width: int
+    """D"""
+
+    @property
+    @abstractmethod
+    def tokenizer(self) -> Any:
+        """A transformers tokenizer that knows the chat template's special tokens."""
+
+    @abstractmethod
+    def condition(self, input_ids: Tensor, attention_mask: Tensor, queries: Tensor) -> Condition:
+        """Outputs at `queries` [N,D], placed after each right-padded prompt [B,T]."""
+
+    @abstractmethod
+    def lm_loss(self, batch: Batch) -> Tensor:
+        """Mean cross entropy over `batch.labels`; scalar."""
+
+    @abstractmethod
+    def image_inputs(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
+        """uint8 [B,3,H,W] -> patches [S,patch] float32 and grids [B,3] int64."""
+
+    @abstractmethod
+    def image_tokens(self) -> int:
+        """How many placeholder tokens one picture takes in the prompt."""
+
+    @abstractmethod
+    def answer(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        understanding_pixels: Tensor | None,
+        image_grid_thw: Tensor | None,
+        max_new_tokens: int,
+    ) -> Tensor:
+        """Greedy continuation of left-padded prompts [B,T]; returns the new tokens only."""
+
+
+class ImageEncoder(Part):
+    """Pixels in, feature grid out. Frozen targets for the generator, input for the decoder."""
+
+    feature_shape: tuple[int, int, int]
+    """(C, h, w), known from the configuration alone."""
+    image_size: int
+    """Side in pixels of the square picture that the encoder sees."""
+
+    @abstractmethod
+    def forward(self, pixels: Tensor) -> Tensor:
+        """uint8 [B,3,H,W] of any size -> features float [B,C,h,w]."""
+
+
+class VelocityModel(Part):
+    """Predicts the velocity of the flow for noisy features under a condition."""
+
+    @abstractmethod
+    def set_shapes(self, feature_shape: tuple[int, int, int], condition_width: int) -> None:
+        """Learn, before `build`, what is generated and how wide its condition is."""
+
+    @abstractmethod
+    def forward(self, x_t: Tensor, t: Tensor, condition: Tensor) -> Tensor:
+        """x_t [B,C,h,w], t [B] in [0,1] (1 is noise), condition [B,N,D] -> velocity [B,C,h,w]."""
+
+
+class PixelDecoder(Part):
+    """Features to pixels."""
+
+    @abstractmethod
+    def set_shapes(self, feature_shape: tuple[int, int, int]) -> None:
+        """Learn, before `build`, the shape of the features that will be decoded."""
+
+    @abstractmethod
+    def loss(self, features: Tensor, pixels: Tensor, seed: int, samples: Tensor) -> Tensor:
+        """Training loss for features [B,C,h,w] of pictures uint8 [B,3,H,W]; scalar."""
+
+    @abstractmethod
+    def decode(
+        self, features: Tensor, seeds: list[int], steps: int | None, guidance: float | None
+    ) -> Tensor:
+        """features [B,C,h,w] -> pixels uint8 [B,3,H,W]; picture i depends on seeds[i] alone."""
+
+
+def pixels_to_unit(pixels: Tensor) -> Tensor:
+    """uint8 [B,3,H,W] -> float32 in [-1,1]; the one place where pictures become numbers."""
+    return pixels.to(torch.float32) / 127.5 - 1.0
+
+
+def unit_to_pixels(images: Tensor) -> Tensor:
+    """float [B,3,H,W] in [-1,1] -> uint8, rounded and clamped."""
+    return ((images.float().clamp(-1, 1) + 1.0) * 127.5).round().to(torch.uint8)
+
+
+@dataclass
+class Preprocessing:
+    """What a DataModule must know of the model to build batches; handed over by the model."""
+
+    tokenizer: Any
+    """A transformers tokenizer."""
+    max_tokens: int
+    """Longest prompt, `[IMG]` included, or conversation, that the model takes."""
+    picture_size: int
+    """Side in pixels of `Batch.target_pixels`."""
+    understanding_size: int = 0
+    """Side in pixels of the pictures given to `image_inputs`."""
+    image_tokens: int = 0
+    """Placeholder tokens of one picture in a prompt."""
+    image_inputs: Any = None
+    """uint8 [B,3,H,W] -> (patches [S,patch], grids [B,3]); see `Understander.image_inputs`."""

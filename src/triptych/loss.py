@@ -1,0 +1,59 @@
+"""The generation losses. Convention, here and everywhere: t in [0,1], t = 1 is pure noise,
+
+    x_t    = (1 - t) * features + t * noise
+    target = noise - features             (the velocity dx_t/dt, constant along the path)
+    loss   = mean((velocity_model(x_t, t, condition) - target)^2)   in float32
+
+This is rectified flow (Liu et al. 2022, arXiv 2209.03003) in the orientation of diffusers and of
+BLIP3-o. The sampler integrates the same velocity from t = 1 down to t = 0.
+Shape letters: see `triptych.contracts`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+TimeSampling = Literal["uniform", "logit_normal"]
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What is generated and by which loss; the paper's section 3 compares the three below."""
+
+    target: Literal["clip", "vae"]
+    """Whose features are generated: the image encoder's, or the VAE's latents."""
+    loss: Literal["flow", "mse"]
+    """Flow matching from noise, or regression in one pass."""
+
+
+OBJECTIVES = {
+    "clip_flow": Objective("clip", "flow"),
+    "clip_mse": Objective("clip", "mse"),
+    "vae_flow": Objective("vae", "flow"),
+}
+
+
+def path(features: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    """The point x_t of the straight path and its velocity, both [B,C,h,w]; t [B] in [0,1]."""
+    t = t.to(features.dtype)[:, None, None, None]
+    return (1 - t) * features + t * noise, noise - features
+
+
+def sample_time(uniform: Tensor, normal: Tensor, how: TimeSampling) -> Tensor:
+    """t [B] in (0,1] from draws u ~ U[0,1) and n ~ N(0,1), both [B].
+
+    "uniform": the 1000 discrete times 1/1000 ... 1000/1000, as published.
+    "logit_normal": sigmoid(n), denser in the middle (Esser et al. 2024, arXiv 2403.03206).
+    """
+    if how == "uniform":
+        return (torch.floor(uniform * 1000) + 1) / 1000
+    return torch.sigmoid(normal)
+
+
+def mse(prediction: Tensor, target: Tensor) -> Tensor:
+    """Mean squared error over all elements, in float32 whatever the inputs; scalar."""
+    return torch.nn.functional.mse_loss(prediction.float(), target.float())

@@ -1,0 +1,48 @@
+"""The decoding panel: image features to pixels."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from triptych.contracts import TEXT_TO_IMAGE, Batch, ImageEncoder, PixelDecoder, UserError
+from triptych.freezing import Optimization
+from triptych.modules.panel import Metrics, Panel
+
+
+class PixelDecoderModule(Panel):
+    """Trains the diffusion decoder on features of the pictures that it must give back.
+
+    Args:
+        decoder: features to pixels.
+        encoder: only when this panel is the root, alone.
+        optimization, trains, weights, seed: see `Panel`; used when this panel is the root.
+    """
+
+    task = TEXT_TO_IMAGE
+
+    def __init__(
+        self,
+        decoder: PixelDecoder,
+        encoder: ImageEncoder | None = None,
+        optimization: Optimization | None = None,
+        trains: list[str] | None = None,
+        weights: dict[str, str | None] | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(optimization, trains or ["decoder.unet"], weights, seed)
+        self.decoder, self.encoder = decoder, encoder
+        if encoder is not None:
+            decoder.set_shapes(encoder.feature_shape)
+
+    def step(self, batch: Batch, encoder: ImageEncoder | None = None) -> tuple[Tensor, Metrics]:
+        """Pictures uint8 [B,3,H,W] -> features [B,C,h,w] -> the decoder's diffusion loss."""
+        encoder = encoder or self.encoder
+        if batch.target_pixels is None:
+            raise UserError("the decoder trains on pictures, but the batch brings none.")
+        features = batch.target_features
+        if features is None:
+            with torch.no_grad():
+                features = encoder(batch.target_pixels).float()
+        loss = self.decoder.loss(features, batch.target_pixels, self.seed, batch.samples)
+        return loss, {"decoding": loss.detach()}

@@ -1,0 +1,167 @@
+"""What every LightningModule of ours shares: building, loading, freezing, optimizing, logging."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightning import LightningModule
+from torch import Tensor
+
+from triptych.contracts import Batch, Part, Preprocessing, UserError
+from triptych.freezing import (
+    Optimization,
+    freeze_all_but,
+    frozen_modules,
+    learning_rate_factor,
+    make_optimizer,
+)
+from triptych.weights import load_weights
+from triptych.weights.files import MADE_BY
+
+Metrics = dict[str, Tensor]
+
+
+class Panel(LightningModule):
+    """A LightningModule made of parts that are built late.
+
+    A subclass writes `step`, the maths of one loss; the composer calls it. Alone, a panel trains
+    through the three lines of `training_step`.
+
+    Args:
+        optimization: optimizer and schedule.
+        trains: module paths or globs of what trains; None is everything.
+        weights: files to start from, by label; see `triptych.weights`.
+        seed: of every random draw in training.
+    """
+
+    def __init__(
+        self,
+        optimization: Optimization | None = None,
+        trains: list[str] | None = None,
+        weights: dict[str, str | None] | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.optimization = optimization or Optimization()
+        self.trains, self.weights, self.seed = trains, dict(weights or {}), seed
+        self.trained: set[str] | None = None
+
+    def step(self, batch: Batch) -> tuple[Tensor, Metrics]:
+        """Loss and metrics of one batch."""
+        raise NotImplementedError
+
+    def preprocessing(self) -> Preprocessing:
+        """What the DataModule must know to build this panel's batches."""
+        raise UserError(f"{type(self).__name__} says nothing of its inputs; train it composed.")
+
+    def build(self) -> None:
+        """Create the parameters of this panel's own parts."""
+        for module in list(self.children()):
+            if isinstance(module, Part) and not module.built:
+                module.build()
+
+    # Lightning hooks, in the order of the style guide -------------------------------------------
+
+    def configure_model(self) -> None:
+        if self.trained is not None:
+            return  # Lightning calls this hook once per fit, validate, test and predict
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            self.build()
+        filled = load_weights(self, self.weights)
+        self.trained = freeze_all_but(self, self.trains or ["*"])
+        self._require_weights(filled)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        loss, metrics = self.step(batch)
+        self.log_metrics("train", loss, metrics, len(batch))
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        loss, metrics = self.step(batch)
+        self.log_metrics("val", loss, metrics, len(batch))
+        return loss
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        optimizer = make_optimizer(self, self.optimization)
+        steps = self.trainer.max_steps
+        if steps < 1:
+            raise UserError("set --trainer.max_steps: the learning-rate schedule needs its length.")
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: learning_rate_factor(step, steps, self.optimization)
+        )
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
+        }
+
+    # Checkpoints: what trains, and nothing else -------------------------------------------------
+
+    def trained_state(self) -> dict[str, Tensor]:
+        """Parameters that train, and the buffers of modules that train."""
+        names = self.trained or set()
+        holders = {name.rpartition(".")[0].split(".")[0] for name in names}
+        frozen = {id(m) for top in frozen_modules(self) for m in top.modules()}
+        state = {name: p for name, p in self.named_parameters() if name in names}
+        for path, module in self.named_modules():
+            if id(module) in frozen or path.split(".")[0] not in holders:
+                continue
+            for name, buffer in module.named_buffers(recurse=False):
+                if name not in module._non_persistent_buffers_set:
+                    state[f"{path}.{name}"] = buffer
+        return state
+
+    @property
+    def strict_loading(self) -> bool:
+        return False  # a checkpoint has no frozen parts; on_load_checkpoint checks the rest
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        kept = self.trained_state()
+        checkpoint["state_dict"] = {
+            name: tensor for name, tensor in checkpoint["state_dict"].items() if name in kept
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        given = checkpoint.get("state_dict", {})
+        wanted = self.trained_state()
+        different = sorted(
+            name
+            for name in given.keys() | wanted.keys()
+            if name not in given or name not in wanted or given[name].shape != wanted[name].shape
+        )
+        if different:
+            raise UserError(
+                "the checkpoint is of another stage or preset: it and this run disagree on "
+                f"{len(different)} of {len(wanted)} trained tensors, {different[0]} for one; "
+                "resume it with the configuration that made it."
+            )
+
+    # Others -------------------------------------------------------------------------------------
+
+    def train(self, mode: bool = True) -> Panel:
+        super().train(mode)
+        if self.trained is not None:
+            for module in frozen_modules(self):
+                module.eval()
+        return self
+
+    def log_metrics(self, prefix: str, loss: Tensor, metrics: Metrics, size: int) -> None:
+        """Log the loss and the metrics; only the root module may."""
+        shown = {f"{prefix}/{name}": value for name, value in metrics.items()}
+        every_step = prefix == "train"
+        options = {"batch_size": size, "on_step": every_step, "on_epoch": not every_step}
+        self.log(f"{prefix}/loss", loss.detach(), prog_bar=True, **options)
+        self.log_dict(shown, **options)
+
+    def _require_weights(self, filled: set[str]) -> None:
+        """A frozen part of random numbers is a mistake: name it and the command that makes it."""
+        for name, parameter in self.named_parameters():
+            if not parameter.requires_grad and name not in filled and "pad_token" not in name:
+                label = next((k for k in MADE_BY if k in name.split(".")[:3]), None)
+                label = label or ("decoder" if name.startswith("decoding") else name.split(".")[0])
+                raise UserError(
+                    f"this stage freezes {name.split('.')[0]!r} but has no weights for {name}; "
+                    f"`{MADE_BY.get(label, 'triptych fit')}` makes them, "
+                    f"--model.weights.{label}=FILE names them."
+                )

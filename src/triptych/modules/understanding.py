@@ -1,0 +1,48 @@
+"""The understanding panel: a language model that reads text and images."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from triptych.contracts import IMAGE_TO_TEXT, Batch, Preprocessing, Understander
+from triptych.freezing import Optimization
+from triptych.modules.panel import Metrics, Panel
+
+
+class UnderstandingModule(Panel):
+    """Next-token cross entropy on the answers of conversations, with and without pictures.
+
+    Args:
+        understander: the language model with its vision tower.
+        max_tokens: longest prompt or conversation.
+        optimization, trains, weights, seed: see `Panel`; used when this panel is the root.
+    """
+
+    task = IMAGE_TO_TEXT
+
+    def __init__(
+        self,
+        understander: Understander,
+        max_tokens: int = 512,
+        optimization: Optimization | None = None,
+        trains: list[str] | None = None,
+        weights: dict[str, str | None] | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(optimization, trains, weights, seed)
+        self.understander, self.max_tokens = understander, max_tokens
+
+    def step(self, batch: Batch) -> tuple[Tensor, Metrics]:
+        loss = self.understander.lm_loss(batch)
+        return loss, {"understanding": loss.detach()}
+
+    def preprocessing(self) -> Preprocessing:
+        understander = self.understander
+        return Preprocessing(
+            tokenizer=understander.tokenizer,
+            max_tokens=self.max_tokens,
+            picture_size=understander.image_size,
+            understanding_size=understander.image_size,
+            image_tokens=understander.image_tokens(),
+            image_inputs=understander.image_inputs,
+        )

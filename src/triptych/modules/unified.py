@@ -1,0 +1,251 @@
+"""The composer: which panels there are, what a stage trains, and the whole model at inference."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from triptych.contracts import Batch, ImageEncoder, Preprocessing, UserError
+from triptych.freezing import Optimization
+from triptych.modules.decoding import PixelDecoderModule
+from triptych.modules.encoding import EncodingModule
+from triptych.modules.generation import GenerationModule
+from triptych.modules.panel import Panel
+from triptych.modules.understanding import UnderstandingModule
+from triptych.prompts import PAD, conversation_ids, generation_ids, pad, token_id
+
+# Which panels a loss needs beside its own.
+NEEDS = {
+    "understanding": {"understanding"},
+    "generation": {"understanding", "encoder", "generation"},
+    "decoding": {"encoder", "decoding"},
+    "encoding": {"encoder", "vae", "encoding"},
+}
+
+
+class UnifiedModule(Panel):
+    """Understanding, generation and decoding in one LightningModule.
+
+    A stage is a choice of `losses` and `trains`. Sequential training runs stages one after the
+    other, each with one loss; joint training has two losses in one run.
+
+    Args:
+        understanding, generation, decoding: the three panels.
+        encoder: the image encoder whose features are generated and decoded.
+        encoding: the training of encoder and VAE.
+        losses: weight of each panel's loss in this stage, by panel name.
+        trains: module paths or globs of what trains in this stage.
+        weights: files to start from, by label.
+        preview: build also what turns features into pictures, for sample grids in training.
+        preset, stage: names, noted in checkpoints and weight files.
+        optimization, seed: see `Panel`.
+    """
+
+    def __init__(
+        self,
+        understanding: UnderstandingModule | None = None,
+        encoder: ImageEncoder | None = None,
+        generation: GenerationModule | None = None,
+        decoding: PixelDecoderModule | None = None,
+        encoding: EncodingModule | None = None,
+        losses: dict[str, float] | None = None,
+        trains: list[str] | None = None,
+        weights: dict[str, str | None] | None = None,
+        preview: bool = True,
+        preset: str = "custom",
+        stage: str = "inference",
+        optimization: Optimization | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(optimization, trains, weights, seed)
+        self.understanding, self.generation = understanding, generation
+        self.encoder, self.decoding, self.encoding = encoder, decoding, encoding
+        self.losses, self.preview = dict(losses or {}), preview
+        self.preset, self.stage = preset, stage
+        self._check_losses()
+        self._connect()
+
+    def _check_losses(self) -> None:
+        for name in self.losses:
+            if name not in NEEDS:
+                raise UserError(f"losses: {name!r} is no panel; choose from {sorted(NEEDS)}.")
+            for panel in sorted(NEEDS[name]):
+                if getattr(self, "decoding" if panel == "vae" else panel) is None:
+                    raise UserError(f"the {name} loss needs the panel {panel!r}, which is null.")
+
+    def _connect(self) -> None:
+        """Tell each part the shapes of its neighbours, so that no width is written twice."""
+        for panel in (self.understanding, self.generation, self.decoding, self.encoding):
+            if panel is not None:
+                panel.seed = self.seed
+        if self.generation is not None and self.understanding is not None:
+            self.generation.set_shapes(
+                self.target_encoder.feature_shape, self.understanding.understander.width
+            )
+        if self.decoding is not None:
+            self.decoding.decoder.set_shapes(self.encoder.feature_shape)
+        if self.encoding is not None:
+            self.encoding.heads.set_shapes(self.encoder.feature_shape, self.encoder.image_size)
+
+    @property
+    def vae(self):
+        """The decoder's autoencoder."""
+        return self.decoding.decoder.vae
+
+    @property
+    def target_encoder(self) -> ImageEncoder:
+        """Whose features are generated: the image encoder, or the VAE."""
+        return self.vae if self.generation.objective.target == "vae" else self.encoder
+
+    def build(self) -> None:
+        for name in ("understanding", "encoder", "generation", "decoding", "encoding", "vae"):
+            part = getattr(self, name) if name != "vae" or self.decoding is not None else None
+            if part is not None and name in self._wanted() and not getattr(part, "built", False):
+                part.build()
+
+    def _wanted(self) -> set[str]:
+        """The panels and parts that this stage computes with; without losses, all of them."""
+        if not self.losses:
+            return {"understanding", "encoder", "generation", "decoding"}
+        wanted = set().union(*(NEEDS[name] for name in self.losses))
+        if "generation" in wanted:
+            wanted |= {"decoding"} if self.preview else {"vae"} & {self.generation.objective.target}
+        return wanted
+
+    def step(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Weighted sum of the losses that take this batch's task."""
+        total, metrics = torch.zeros((), device=self.device), {}
+        for name, weight in self.losses.items():
+            panel = getattr(self, name)
+            if panel.task != batch.task:
+                continue
+            loss, more = self._panel_step(name, panel, batch)
+            total, metrics = total + weight * loss, {**metrics, **more}
+        if not metrics:
+            raise UserError(f"no loss of this stage takes {batch.task} batches; see model.losses.")
+        return total, metrics
+
+    def _panel_step(self, name: str, panel: Panel, batch: Batch):
+        if name == "generation":
+            return panel.step(batch, self.understanding.understander, self.target_encoder)
+        if name == "decoding":
+            return panel.step(batch, self.encoder)
+        if name == "encoding":
+            return panel.step(batch, self.encoder, self.vae)
+        return panel.step(batch)
+
+    def training_step(self, batch: Batch | dict[str, Batch], batch_idx: int) -> Tensor:
+        return self._step_and_log("train", batch)
+
+    def validation_step(self, batch: Batch | dict[str, Batch], batch_idx: int) -> Tensor:
+        return self._step_and_log("val", batch)
+
+    def test_step(self, batch: Batch | dict[str, Batch], batch_idx: int) -> Tensor:
+        return self._step_and_log("test", batch)
+
+    def _step_and_log(self, prefix: str, batch: Batch | dict[str, Batch]) -> Tensor:
+        batches = list(batch.values()) if isinstance(batch, dict) else [batch]
+        steps = [self.step(each) for each in batches]
+        loss = torch.stack([each for each, _ in steps]).sum()
+        metrics = {name: value for _, more in steps for name, value in more.items()}
+        self.log_metrics(prefix, loss, metrics, sum(len(each) for each in batches))
+        return loss
+
+    def on_save_checkpoint(self, checkpoint: dict) -> None:
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["triptych"] = {"preset": self.preset, "stage": self.stage}
+
+    def on_load_checkpoint(self, checkpoint: dict) -> None:
+        made = checkpoint.get("triptych", {})
+        for key, own in (("preset", self.preset), ("stage", self.stage)):
+            if key in made and made[key] != own:
+                raise UserError(
+                    f"the checkpoint is of {key} {made[key]!r}, this run is of {key} {own!r}; "
+                    "resume it with the configuration that made it."
+                )
+        super().on_load_checkpoint(checkpoint)
+
+    def preprocessing(self) -> Preprocessing:
+        if self.understanding is None:
+            raise UserError("the model needs the understanding panel for its tokenizer.")
+        known = self.understanding.preprocessing()
+        if self.encoder is not None:
+            known.picture_size = self.encoder.image_size
+        return known
+
+    # Inference ----------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def condition(self, prompts: list[str]):
+        """Condition [B,N,D] of generation prompts."""
+        known = self.preprocessing()
+        rows = [generation_ids(known.tokenizer, text, known.max_tokens) for text in prompts]
+        ids, mask = pad(rows, token_id(known.tokenizer, PAD))
+        return self.understanding.understander.condition(
+            ids.to(self.device), mask.to(self.device), self.generation.queries
+        )
+
+    @torch.no_grad()
+    def generate(
+        self,
+        prompts: list[str],
+        seeds: list[int],
+        steps: int | None = None,
+        guidance: float | None = None,
+        decoder_steps: int | None = None,
+        decoder_guidance: float | None = None,
+    ) -> Tensor:
+        """Pictures uint8 [B,3,H,W]; picture i depends on prompts[i] and seeds[i] alone."""
+        features = self.generation.sample(self.condition(prompts), seeds, steps, guidance)
+        return self.decode(features, seeds, decoder_steps, decoder_guidance)
+
+    @torch.no_grad()
+    def decode(
+        self,
+        features: Tensor,
+        seeds: list[int],
+        steps: int | None = None,
+        guidance: float | None = None,
+    ) -> Tensor:
+        """Generated features [B,C,h,w] to pictures uint8 [B,3,H,W]."""
+        if self.generation is not None and self.generation.objective.target == "vae":
+            return self.vae.decode(features)
+        return self.decoding.decoder.decode(features, seeds, steps, guidance)
+
+    @torch.no_grad()
+    def reconstruct(self, pictures: Tensor, seeds: list[int], steps: int | None = None) -> Tensor:
+        """Pictures uint8 [B,3,H,W] through encoder and decoder; uint8 [B,3,H,W]."""
+        features = self.encoder(pictures.to(self.device)).float()
+        return self.decoding.decoder.decode(features, seeds, steps, None)
+
+    @torch.no_grad()
+    def answer(
+        self, pictures: Tensor | None, questions: list[str], max_new_tokens: int = 64
+    ) -> list[str]:
+        """Answers to one question each about pictures uint8 [B,3,H,W] (None: about no picture)."""
+        known = self.preprocessing()
+        tokenizer, image_tokens = known.tokenizer, known.image_tokens
+        rows = [
+            conversation_ids(
+                tokenizer,
+                [(question, None)],
+                known.max_tokens,
+                image_tokens if pictures is not None else 0,
+            )[0]
+            for question in questions
+        ]
+        ids, mask = pad(rows, token_id(tokenizer, PAD), left=True)
+        patches = grids = None
+        if pictures is not None:
+            size = known.understanding_size
+            if pictures.shape[-1] != size or pictures.shape[-2] != size:
+                pictures = torch.nn.functional.interpolate(
+                    pictures.float(), size=(size, size), mode="bicubic", antialias=True
+                )
+                pictures = pictures.clamp(0, 255).round().to(torch.uint8)
+            patches, grids = known.image_inputs(pictures)
+            patches, grids = patches.to(self.device), grids.to(self.device)
+        new = self.understanding.understander.answer(
+            ids.to(self.device), mask.to(self.device), patches, grids, max_new_tokens
+        )
+        return [text.strip() for text in tokenizer.batch_decode(new, skip_special_tokens=True)]

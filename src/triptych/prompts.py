@@ -1,0 +1,125 @@
+"""Chat templates and special tokens, the same for training and inference.
+
+Qwen2.5-VL's ChatML. Ids are read from the tokenizer, never written down. A generation prompt is
+
+    <|im_start|>system ... <|im_end|> <|im_start|>user ... <|im_end|> <|im_start|>assistant [IMG]
+
+and the latent queries follow `[IMG]`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from triptych.contracts import UserError
+
+IM_START, IM_END = "<|im_start|>", "<|im_end|>"
+VISION_START, IMAGE_PAD, VISION_END = "<|vision_start|>", "<|image_pad|>", "<|vision_end|>"
+START_OF_IMAGE = "[IMG]"
+PAD = "<|endoftext|>"
+# In the order in which the published tokenizers hold them.
+SPECIAL_TOKENS = (PAD, IM_START, IM_END, VISION_START, VISION_END, IMAGE_PAD, START_OF_IMAGE)
+
+SYSTEM = f"{IM_START}system\nYou are a helpful assistant.{IM_END}\n"
+GENERATION_INSTRUCTION = "Please generate image based on the following caption: {caption}"
+IGNORED = -100
+
+
+def token_id(tokenizer, token: str) -> int:
+    """The id of a special token.
+
+    Raises:
+        UserError: the tokenizer does not know it as one token.
+    """
+    number = tokenizer.convert_tokens_to_ids(token)
+    if number is None or number == tokenizer.unk_token_id:
+        raise UserError(
+            f"the tokenizer of {tokenizer.name_or_path} has no token {token!r}; "
+            "use a Qwen2.5-VL tokenizer to which it was added."
+        )
+    return number
+
+
+def picture(image_tokens: int) -> str:
+    """The placeholder of one picture inside a user turn."""
+    return VISION_START + IMAGE_PAD * image_tokens + VISION_END
+
+
+def user_turn(message: str) -> str:
+    """A user's message and the header of the answer."""
+    return f"{IM_START}user\n{message}{IM_END}\n{IM_START}assistant\n"
+
+
+def generation_ids(tokenizer, caption: str, max_tokens: int, key: str | None = None) -> list[int]:
+    """Ids of the prompt that asks for a picture, `[IMG]` included.
+
+    Raises:
+        UserError: the caption is empty, or the prompt has more than `max_tokens` tokens.
+    """
+    where = f" of sample {key!r}" if key else ""
+    if not caption.strip():
+        raise UserError(f"the prompt{where} is empty; say what the picture should show.")
+    text = SYSTEM + user_turn(GENERATION_INSTRUCTION.format(caption=caption.strip()))
+    ids = tokenizer(text + START_OF_IMAGE, add_special_tokens=False)["input_ids"]
+    if len(ids) > max_tokens:
+        raise UserError(
+            f"the prompt{where} has {len(ids)} tokens, the model takes {max_tokens}; "
+            f"shorten it: {caption[:60]!r}."
+        )
+    return ids
+
+
+def conversation_ids(
+    tokenizer,
+    turns: Sequence[tuple[str, str | None]],
+    max_tokens: int,
+    image_tokens: int = 0,
+    key: str | None = None,
+) -> tuple[list[int], list[int]]:
+    """Ids and labels of a conversation of (question, answer) turns about at most one picture.
+
+    The picture (`image_tokens` > 0) opens the first question. An answer of None, allowed in the
+    last turn only, leaves the header open for the model to go on. Only answers carry labels.
+
+    Raises:
+        UserError: a question is empty, or there are more than `max_tokens` tokens.
+    """
+    where = f" of sample {key!r}" if key else ""
+    ids: list[int] = []
+    labels: list[int] = []
+
+    def add(text: str, learned: bool) -> None:
+        new = tokenizer(text, add_special_tokens=False)["input_ids"]
+        ids.extend(new)
+        labels.extend(new if learned else [IGNORED] * len(new))
+
+    prefix = SYSTEM
+    for number, (question, answer) in enumerate(turns):
+        if not question.strip():
+            raise UserError(f"question {number + 1}{where} is empty; ask something.")
+        shown = picture(image_tokens) if image_tokens and number == 0 else ""
+        add(prefix + user_turn(shown + question.strip()), learned=False)
+        if answer is not None:
+            add(answer.strip() + IM_END, learned=True)
+        prefix = "\n"
+    if len(ids) > max_tokens:
+        raise UserError(
+            f"the conversation{where} has {len(ids)} tokens, the model takes {max_tokens}; "
+            "shorten it."
+        )
+    return ids, labels
+
+
+def pad(rows: Sequence[Sequence[int]], value: int, left: bool = False) -> tuple[Tensor, Tensor]:
+    """Rows of ids to int64 [B,T] filled with `value`, and the mask [B,T] of what is not filling."""
+    longest = max(len(row) for row in rows)
+    padded = torch.full((len(rows), longest), value, dtype=torch.long)
+    mask = torch.zeros((len(rows), longest), dtype=torch.long)
+    for number, row in enumerate(rows):
+        place = slice(longest - len(row), None) if left else slice(0, len(row))
+        padded[number, place] = torch.tensor(row, dtype=torch.long)
+        mask[number, place] = 1
+    return padded, mask

@@ -1,0 +1,47 @@
+"""Random draws as pure functions of (seed, stream, sample number).
+
+No global generator is read: resuming a run, changing the number of workers or ranks, or cutting a
+batch elsewhere changes no draw. A *stream* names the use ("noise", "time", "drop"), so that
+draws of different uses are independent.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+_MASK = (1 << 64) - 1
+
+
+def mix(*words: int) -> int:
+    """A 63-bit seed from integers, by splitmix64 (Steele et al. 2014): neighbours decorrelate."""
+    state = 0
+    for word in words:
+        state = (state + (word & _MASK) + 0x9E3779B97F4A7C15) & _MASK
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _MASK
+        state ^= state >> 31
+    return state >> 1
+
+
+def _generators(seed: int, stream: str, samples: Tensor | Iterable[int]):
+    numbers = samples.tolist() if isinstance(samples, Tensor) else list(samples)
+    word = zlib.crc32(stream.encode())
+    for number in numbers:
+        # On the CPU whatever the device: the same numbers on every machine.
+        yield torch.Generator().manual_seed(mix(seed, word, number))
+
+
+def normal(shape: tuple[int, ...], seed: int, stream: str, samples, device=None) -> Tensor:
+    """Standard normal [len(samples), *shape], float32; row i depends on samples[i] alone."""
+    rows = [torch.randn(shape, generator=g) for g in _generators(seed, stream, samples)]
+    return torch.stack(rows).to(device, non_blocking=True)
+
+
+def uniform(seed: int, stream: str, samples, device=None) -> Tensor:
+    """Uniform in [0,1), [len(samples)], float32; entry i depends on samples[i] alone."""
+    rows = [torch.rand((), generator=g) for g in _generators(seed, stream, samples)]
+    return torch.stack(rows).to(device, non_blocking=True)

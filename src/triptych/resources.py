@@ -1,0 +1,23 @@
+"""Where files are: `asset:NAME` is a file inside the package, anything else a path."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from triptych.contracts import UserError
+
+ASSETS = Path(__file__).parent / "assets"
+PREFIX = "asset:"
+
+
+def locate(name: str, made_by: str | None = None) -> Path:
+    """The existing file or folder behind `name`.
+
+    Raises:
+        UserError: it does not exist; `made_by`, a command, is named as the remedy.
+    """
+    path = ASSETS / name.removeprefix(PREFIX) if name.startswith(PREFIX) else Path(name)
+    if not path.exists():
+        remedy = f"; `{made_by}` makes it" if made_by else "; check the path"
+        raise UserError(f"{path} does not exist{remedy}.")
+    return path

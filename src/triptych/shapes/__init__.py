@@ -1,0 +1,1 @@
+"""The shapes world: a small synthetic data set with an exact checker, for tests and tutorials."""

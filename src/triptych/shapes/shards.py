@@ -1,0 +1,163 @@
+"""Writes the shapes world as WebDataset tar shards.
+
+A sample is KEY.jpg (the picture), KEY.txt (its caption) and KEY.json (all there is to know about
+it). Sample i of a split depends on the seed, the split and i alone, so that a data set can be
+made again byte for byte, and a larger one begins with the smaller one.
+"""
+
+import io
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy
+import webdataset
+from PIL import Image
+
+from triptych.shapes.captions import (
+    SPLITS,
+    TASKS,
+    UNSEEN_TASKS,
+    describe,
+    request_of,
+    sample,
+)
+from triptych.shapes.questions import caption_questions, grid_reading, parse_reading, questions
+from triptych.shapes.world import draw
+
+VERSION = 1  # raise it whenever the same seed gives other samples
+MARKER = "shapes.json"
+LONG_CAPTIONS = 0.2  # share of the training captions
+GRID_READINGS = 0.5  # share of the conversations that begin with all nine cells
+PICTURE_TURNS = 6
+CAPTION_TURNS = 4
+FEWEST_SHARDS = 8  # so that every process and loader worker has one of its own
+
+
+def make_sample(split: str, index: int, seed: int) -> dict:
+    """Sample `index` of a split, as bytes and text under the names that webdataset expects."""
+    source = numpy.random.SeedSequence([seed, SPLITS.index(split), index])
+    rng = numpy.random.Generator(numpy.random.PCG64(source))
+    tasks = UNSEEN_TASKS if split == "unseen" else TASKS
+    caption, request, scene = sample(rng, tasks[index % len(tasks)], split)
+    long_caption = describe(scene, rng)
+    if split == "train" and rng.random() < LONG_CAPTIONS:
+        caption, request = long_caption, request_of(scene)
+    turns = [(question, answer) for question, answer, _ in questions(scene, rng, PICTURE_TURNS)]
+    if rng.random() < GRID_READINGS:
+        turns = [grid_reading(scene), *turns[:-1]]
+    facts = {
+        "task": request.task,
+        "caption": caption,
+        "long_caption": long_caption,
+        "request": request.to_dict(),
+        "scene": scene.to_dict(),
+        "conversation": turns,
+        "text_conversation": [
+            parse_reading(request),
+            *caption_questions(request, rng, CAPTION_TURNS),
+        ],
+    }
+    return {
+        "__key__": f"{split}{index:08d}",
+        "jpg": _jpeg(draw(scene)),
+        "txt": caption.encode(),
+        "json": json.dumps(facts).encode(),
+    }
+
+
+def _jpeg(picture: numpy.ndarray) -> bytes:
+    """JPEG without colour subsampling, which would smear the edges of small shapes."""
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, "JPEG", quality=95, subsampling=0)
+    return buffer.getvalue()
+
+
+def write_shards(
+    folder: str | Path,
+    split: str,
+    samples: int,
+    seed: int,
+    samples_per_shard: int = 1000,
+    progress: Callable[[int], None] | None = None,
+) -> None:
+    """Write FOLDER/SPLIT-00000.tar and so on. The folder appears only when it is complete.
+
+    `progress` is called with the number of samples written so far, after each of them. Raises
+    ValueError if there is something in the folder.
+    """
+    folder = Path(folder)
+    _refuse_full(folder)
+    with _WhenComplete(folder) as unfinished:
+        pattern = str(unfinished).replace("%", "%%") + f"/{split}-%05d.tar"
+        with webdataset.ShardWriter(
+            pattern, maxcount=samples_per_shard, verbose=0, encoder=False, mtime=0
+        ) as sink:
+            for index in range(samples):
+                sink.write(make_sample(split, index, seed))
+                if progress:
+                    progress(index + 1)
+
+
+def ensure_shapes(
+    folder: str | Path,
+    train: int = 30000,
+    evaluation: int = 600,
+    unseen: int = 200,
+    seed: int = 0,
+    progress: Callable[[int], None] | None = None,
+) -> Path:
+    """Make FOLDER/train, FOLDER/eval and FOLDER/unseen, unless they are there already.
+
+    Returns the folder. Raises ValueError if it holds anything else than this very data set.
+    """
+    folder = Path(folder)
+    sizes = dict(zip(SPLITS, (train, evaluation, unseen), strict=True))
+    marker = {"version": VERSION, "seed": seed, "samples": sizes}
+    if (folder / MARKER).exists():
+        found = json.loads((folder / MARKER).read_text())
+        if found != marker:
+            raise ValueError(
+                f"{folder} holds another shapes data set ({found}) than the one asked for "
+                f"({marker}): delete it or choose another folder."
+            )
+        return folder
+    _refuse_full(folder)
+    with _WhenComplete(folder) as unfinished:
+        for split, samples in sizes.items():
+            per_shard = max(1, min(1000, -(-samples // FEWEST_SHARDS)))
+            write_shards(unfinished / split, split, samples, seed, per_shard, progress)
+        (unfinished / MARKER).write_text(json.dumps(marker))
+    return folder
+
+
+def _refuse_full(folder: Path) -> None:
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(
+            f"{folder} exists and is not a shapes data set: choose an empty or new folder."
+        )
+
+
+class _WhenComplete:
+    """A temporary folder next to `folder` that takes its name when the block ends well."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def __enter__(self) -> Path:
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        self.unfinished = Path(
+            tempfile.mkdtemp(prefix=f"{self.folder.name}.tmp", dir=self.folder.parent)
+        )
+        self.unfinished.chmod(0o755)  # mkdtemp makes it private
+        return self.unfinished
+
+    def __exit__(self, error, value, trace) -> None:
+        try:
+            if error is None:
+                os.rename(self.unfinished, self.folder)  # fails if another process has filled it
+        finally:
+            shutil.rmtree(self.unfinished, ignore_errors=True)

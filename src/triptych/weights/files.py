@@ -1,0 +1,101 @@
+"""Reading and writing weight files.
+
+A file holds full parameter and buffer names (`generation.queries`), so that it says itself where
+its tensors belong, and a model is put together from several files: one a stage.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from triptych.contracts import UserError
+from triptych.resources import locate
+
+MADE_BY = {
+    "understanding": "make train-stage1",
+    "encoder": "make train-encoder",
+    "vae": "make train-encoder",
+    "decoder": "make train-decoder",
+    "generation": "make train-stage2",
+}
+
+
+def save_weights(
+    tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str], dtype: torch.dtype
+) -> None:
+    """Write `tensors` (floating ones as `dtype`) to `path` by way of a temporary name."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cast = {
+        name: tensor.detach().cpu().to(dtype if tensor.is_floating_point() else tensor.dtype)
+        for name, tensor in tensors.items()
+    }
+    partial = path.with_name(path.name + ".partial")
+    save_file({n: t.contiguous() for n, t in cast.items()}, partial, dict(metadata))
+    os.replace(partial, path)
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """What `save_weights` noted: stage, preset, step."""
+    with _open(path) as file:
+        return file.metadata() or {}
+
+
+def load_weights(module: nn.Module, sources: Mapping[str, str | None]) -> set[str]:
+    """Fill `module` in place from files, label -> path; returns the names that were filled.
+
+    Names under a part that this model does not have (a panel that a stage leaves out) are passed
+    over; any other unknown name, and any other shape, is an error.
+
+    Raises:
+        UserError: a file is missing, is no safetensors file, or does not fit the model.
+    """
+    own = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    parts = {name.split(".")[0] for name in own}
+    filled: set[str] = set()
+    for label, source in sources.items():
+        if source is None:
+            continue
+        path = locate(source, made_by=MADE_BY.get(label))
+        with _open(path) as file:
+            for name in file.keys():  # noqa: SIM118 - not a dict
+                if name.split(".")[0] not in parts or _left_out(name, own):
+                    continue
+                _fill(own, name, file.get_tensor(name), label, path)
+                filled.add(name)
+    return filled
+
+
+def _left_out(name: str, own: Mapping[str, Tensor]) -> bool:
+    """Whether `name` lies under a submodule that this model was built without."""
+    prefix = ".".join(name.split(".")[:3])
+    return not any(other.startswith(prefix) for other in own)
+
+
+def _fill(own: Mapping[str, Tensor], name: str, tensor: Tensor, label: str, path: Path) -> None:
+    if name not in own:
+        raise UserError(
+            f"{path} ({label}) holds {name}, which this model does not have: "
+            "it was made with another preset or other sizes; retrain it or change --model.weights."
+        )
+    if own[name].shape != tensor.shape:
+        raise UserError(
+            f"{path} ({label}): {name} has shape {list(tensor.shape)}, this model wants "
+            f"{list(own[name].shape)}: it was made with another preset or other sizes; "
+            f"retrain it (`{MADE_BY.get(label, 'triptych fit')}`) or undo the change."
+        )
+    with torch.no_grad():
+        own[name].copy_(tensor)
+
+
+def _open(path: Path):
+    try:
+        return safe_open(path, framework="pt")
+    except (SafetensorError, IsADirectoryError) as error:
+        raise UserError(f"{path} is no safetensors file ({error}).") from error
