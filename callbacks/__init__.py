@@ -3,7 +3,9 @@
 if __name__ != "triptych.callbacks":
     raise ImportError(f"import this folder as 'triptych.callbacks', not as {__name__!r}")
 
-from .checkpoint import Checkpoint
-from .export import ExportWeights
+from triptych.callbacks.checkpoint import Checkpoint
+from triptych.callbacks.evaluate import Evaluate
+from triptych.callbacks.export import ExportWeights
+from triptych.callbacks.sample_grid import SampleGrid
 
-__all__ = ["Checkpoint", "ExportWeights"]
+__all__ = ["Checkpoint", "Evaluate", "ExportWeights", "SampleGrid"]

@@ -4,7 +4,7 @@ if __name__ != "triptych.data_modules":
     raise ImportError(f"import this folder as 'triptych.data_modules', not as {__name__!r}")
 
 from .batches import BatchBuilder
-from .module import ShardDataModule, ShapesDataModule
+from .module import ShapesDataModule, ShardDataModule
 from .shards import Sample, ShardFolder
 
 __all__ = ["BatchBuilder", "Sample", "ShapesDataModule", "ShardDataModule", "ShardFolder"]

@@ -1,40 +1,49 @@
-"""The composition root: `triptych fit|validate|test|predict` and the project's own commands."""
+"""The composition root: `triptych fit|validate|test|predict`, and the project's own commands.
+
+Exit status: 0 done, 1 failed (one sentence says why), 2 the command line or a configuration is
+wrong.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
 
-import jsonargparse
-from lightning.pytorch.cli import LightningCLI
-from omegaconf.errors import OmegaConfBaseException
+from triptych.commands import COMMANDS
+from triptych.version import __version__
 
-from triptych.contracts import UserError
-
-# `${data.init_args.x}` then works from any --config file, although the command is a subcommand.
-jsonargparse.set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
-
-LIGHTNING_COMMANDS = ("fit", "validate", "test", "predict")
-
-
-class TriptychCLI(LightningCLI):
-    """Lightning's command line, with UnifiedModule as the fixed root."""
-
-    def _parse_ckpt_path(self) -> None:
-        # Lightning merges a checkpoint's hyper-parameters over the command line here, silently:
-        # `--model.x` would be ignored on resume. The configuration is what the user says.
-        return
+LIGHTNING_COMMANDS = {
+    "fit": "train: triptych fit --config conf/base.yaml --config conf/model/tiny.yaml "
+    "--config conf/stage2.yaml",
+    "validate": "the losses on validation data",
+    "test": "the losses on validation data, logged as test",
+    "predict": "pictures for the captions of the validation data",
+}
 
 
-def lightning_main() -> None:
-    """Run fit, validate, test or predict."""
-    import triptych.callbacks  # noqa: F401 - makes short class names work
-    import triptych.data_modules  # noqa: F401
+def alone(arguments: list[str]) -> bool:
+    """Whether --model names a class: then that panel is the root, trained alone."""
+    for name, value in zip(arguments, [*arguments[1:], ""], strict=True):
+        name, _, joined = name.partition("=")
+        given = joined or value
+        if name == "--model" and not given.endswith((".yaml", ".yml")):
+            return True
+    return False
+
+
+def run_lightning(arguments: list[str]) -> None:
+    """fit, validate, test or predict."""
     from lightning import LightningDataModule
+
+    import triptych.callbacks  # registers the short class names
+    import triptych.data_modules  # noqa: F401
+    from triptych.lightning_cli import TriptychCLI
     from triptych.modules import UnifiedModule
 
+    sys.argv[1:] = arguments
+    single = alone(arguments)
     TriptychCLI(
-        UnifiedModule,
+        None if single else UnifiedModule,
         LightningDataModule,
         subclass_mode_data=True,
         auto_configure_optimizers=False,
@@ -43,16 +52,69 @@ def lightning_main() -> None:
     )
 
 
-def main(args: list[str] | None = None) -> None:
+def overview() -> str:
+    """The text of `triptych --help`."""
+    own = {name: command.__doc__.strip().splitlines()[0] for name, command in COMMANDS.items()}
+    lines = [f"  {name:10} {text}" for name, text in {**LIGHTNING_COMMANDS, **own}.items()]
+    return "\n".join(
+        [
+            f"triptych {__version__}: unified multimodal models in PyTorch Lightning",
+            "",
+            "usage: triptych COMMAND [--help] ...",
+            "",
+            *lines,
+        ]
+    )
+
+
+def main(arguments: list[str] | None = None) -> None:
     """Entry point of the `triptych` command."""
-    if args is not None:
-        sys.argv[1:] = args
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())  # a user's own module, from the user's own folder
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    here = os.getcwd()
+    if here not in sys.path:
+        sys.path.insert(0, here)  # a user's own module, from the user's own folder
+    command = arguments[0] if arguments else "--help"
+    if command in ("-h", "--help"):
+        print(overview())
+    elif command == "--version":
+        print(__version__)
+    elif command not in COMMANDS and command not in LIGHTNING_COMMANDS:
+        known = ", ".join([*LIGHTNING_COMMANDS, *COMMANDS])
+        stop(2, f"{command!r} is no command; choose one of {known}.")
+    else:
+        guarded(command, arguments)
+
+
+def guarded(command: str, arguments: list[str]) -> None:
+    """Run a command; what the user got wrong becomes one sentence and an exit status."""
+    import jsonargparse
+    from omegaconf.errors import OmegaConfBaseException
+
+    from triptych.contracts import UserError
+
     try:
-        lightning_main()
-    except (jsonargparse.ArgumentError, OmegaConfBaseException) as error:
-        sys.exit(f"config error: {error}")
+        if command in COMMANDS:
+            COMMANDS[command](arguments[1:])
+        else:
+            run_lightning(arguments)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+        stop(1, str(error))
+    except (jsonargparse.ArgumentError, OmegaConfBaseException) as error:
+        stop(2, plain(str(error)))
+    except ValueError as error:
+        if not str(error).startswith("Does not validate"):
+            raise
+        stop(2, plain(str(error)))
+
+
+def plain(message: str) -> str:
+    """The cause alone, where the parser lists every type that a value did not fit."""
+    causes = [line.strip()[2:] for line in message.splitlines() if line.strip().startswith("- ")]
+    causes = [cause for cause in causes if not cause.startswith("Expected a <class 'NoneType'>")]
+    return causes[-1] if causes else message.strip()
+
+
+def stop(status: int, sentence: str) -> None:
+    """Say what is wrong on standard error and exit."""
+    print(f"triptych: {sentence}", file=sys.stderr)
+    sys.exit(status)

@@ -198,3 +198,11 @@ class Preprocessing:
     """Placeholder tokens of one picture in a prompt."""
     image_inputs: Any = None
     """uint8 [B,3,H,W] -> (patches [S,patch], grids [B,3]); see `Understander.image_inputs`."""
+
+
+class Evaluator(ABC):
+    """Scores a model: used by the command line, and by a callback during training."""
+
+    @abstractmethod
+    def __call__(self, model: Any) -> dict[str, float]:
+        """Scores of a built UnifiedModule in evaluation mode, by name; higher is better."""

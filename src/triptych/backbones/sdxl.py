@@ -171,7 +171,5 @@ class SDXLDecoder(PixelDecoder):
                     torch.cat([features, torch.zeros_like(features)]),
                 ).chunk(2)
                 predicted = null + guidance * (conditional - null)
-            latents = scheduler.step(
-                predicted.float(), timestep, latents, return_dict=False
-            )[0]
+            latents = scheduler.step(predicted.float(), timestep, latents, return_dict=False)[0]
         return self.vae.decode(latents)

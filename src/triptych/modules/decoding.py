@@ -8,6 +8,7 @@ from torch import Tensor
 from triptych.contracts import TEXT_TO_IMAGE, Batch, ImageEncoder, PixelDecoder, UserError
 from triptych.freezing import Optimization
 from triptych.modules.panel import Metrics, Panel
+from triptych.weights import WeightFiles
 
 
 class PixelDecoderModule(Panel):
@@ -27,7 +28,7 @@ class PixelDecoderModule(Panel):
         encoder: ImageEncoder | None = None,
         optimization: Optimization | None = None,
         trains: list[str] | None = None,
-        weights: dict[str, str | None] | None = None,
+        weights: WeightFiles | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__(optimization, trains or ["decoder.unet"], weights, seed)

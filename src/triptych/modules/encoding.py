@@ -11,6 +11,7 @@ from triptych.contracts import TEXT_TO_IMAGE, Batch, Part, pixels_to_unit
 from triptych.freezing import Optimization
 from triptych.modules.panel import Metrics, Panel
 from triptych.randomness import normal
+from triptych.weights import WeightFiles
 
 
 class TextTower(nn.Module):
@@ -95,16 +96,14 @@ class EncodingModule(Panel):
         feature_noise: float = 0.3,
         optimization: Optimization | None = None,
         trains: list[str] | None = None,
-        weights: dict[str, str | None] | None = None,
+        weights: WeightFiles | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__(optimization, trains, weights, seed)
         self.heads, self.pixel_weight, self.kl_weight = heads, pixel_weight, kl_weight
         self.feature_noise = feature_noise
 
-    def step(
-        self, batch: Batch, encoder: EvaClip, vae: KLAutoencoder
-    ) -> tuple[Tensor, Metrics]:
+    def step(self, batch: Batch, encoder: EvaClip, vae: KLAutoencoder) -> tuple[Tensor, Metrics]:
         """Three losses of captioned pictures [B,3,H,W] uint8, summed."""
         images = pixels_to_unit(batch.target_pixels)
         features = encoder(batch.target_pixels)

@@ -21,6 +21,7 @@ from triptych.loss import OBJECTIVES, TimeSampling, mse, path, sample_time
 from triptych.modules.panel import Metrics, Panel
 from triptych.randomness import normal, uniform
 from triptych.sampler import noise_from_seeds, sample_flow, sample_regression
+from triptych.weights import WeightFiles
 
 
 class GenerationModule(Panel):
@@ -56,7 +57,7 @@ class GenerationModule(Panel):
         encoder: ImageEncoder | None = None,
         optimization: Optimization | None = None,
         trains: list[str] | None = None,
-        weights: dict[str, str | None] | None = None,
+        weights: WeightFiles | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__(optimization, trains or ["queries", "dit"], weights, seed)

@@ -16,8 +16,8 @@ from triptych.freezing import (
     learning_rate_factor,
     make_optimizer,
 )
-from triptych.weights import load_weights
-from triptych.weights.files import MADE_BY
+from triptych.weights import WeightFiles, load_weights
+from triptych.weights.files import MADE_BY, label_of
 
 Metrics = dict[str, Tensor]
 
@@ -39,12 +39,12 @@ class Panel(LightningModule):
         self,
         optimization: Optimization | None = None,
         trains: list[str] | None = None,
-        weights: dict[str, str | None] | None = None,
+        weights: WeightFiles | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
         self.optimization = optimization or Optimization()
-        self.trains, self.weights, self.seed = trains, dict(weights or {}), seed
+        self.trains, self.weights, self.seed = trains, weights or WeightFiles(), seed
         self.trained: set[str] | None = None
 
     def step(self, batch: Batch) -> tuple[Tensor, Metrics]:
@@ -70,7 +70,7 @@ class Panel(LightningModule):
             torch.manual_seed(self.seed)
             self.build()
         filled = load_weights(self, self.weights)
-        self.trained = freeze_all_but(self, self.trains or ["*"])
+        self.trained = freeze_all_but(self, ["*"] if self.trains is None else self.trains)
         self._require_weights(filled)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -158,10 +158,9 @@ class Panel(LightningModule):
         """A frozen part of random numbers is a mistake: name it and the command that makes it."""
         for name, parameter in self.named_parameters():
             if not parameter.requires_grad and name not in filled and "pad_token" not in name:
-                label = next((k for k in MADE_BY if k in name.split(".")[:3]), None)
-                label = label or ("decoder" if name.startswith("decoding") else name.split(".")[0])
+                label = label_of(name)
                 raise UserError(
                     f"this stage freezes {name.split('.')[0]!r} but has no weights for {name}; "
-                    f"`{MADE_BY.get(label, 'triptych fit')}` makes them, "
+                    f"`{MADE_BY[label]}` makes them, "
                     f"--model.weights.{label}=FILE names them."
                 )

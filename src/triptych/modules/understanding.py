@@ -7,6 +7,7 @@ from torch import Tensor
 from triptych.contracts import IMAGE_TO_TEXT, Batch, Preprocessing, Understander
 from triptych.freezing import Optimization
 from triptych.modules.panel import Metrics, Panel
+from triptych.weights import WeightFiles
 
 
 class UnderstandingModule(Panel):
@@ -26,7 +27,7 @@ class UnderstandingModule(Panel):
         max_tokens: int = 512,
         optimization: Optimization | None = None,
         trains: list[str] | None = None,
-        weights: dict[str, str | None] | None = None,
+        weights: WeightFiles | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__(optimization, trains, weights, seed)

@@ -13,6 +13,7 @@ from triptych.modules.generation import GenerationModule
 from triptych.modules.panel import Panel
 from triptych.modules.understanding import UnderstandingModule
 from triptych.prompts import PAD, conversation_ids, generation_ids, pad, token_id
+from triptych.weights import WeightFiles
 
 # Which panels a loss needs beside its own.
 NEEDS = {
@@ -50,7 +51,7 @@ class UnifiedModule(Panel):
         encoding: EncodingModule | None = None,
         losses: dict[str, float] | None = None,
         trains: list[str] | None = None,
-        weights: dict[str, str | None] | None = None,
+        weights: WeightFiles | None = None,
         preview: bool = True,
         preset: str = "custom",
         stage: str = "inference",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -21,10 +22,31 @@ from triptych.resources import locate
 MADE_BY = {
     "understanding": "make train-stage1",
     "encoder": "make train-encoder",
-    "vae": "make train-encoder",
     "decoder": "make train-decoder",
     "generation": "make train-stage2",
 }
+
+
+@dataclass
+class WeightFiles:
+    """The files that a model starts from: safetensors, or `asset:NAME` inside the package.
+
+    A file may hold tensors of several parts; null leaves its parts at their random start.
+    """
+
+    understanding: str | None = None
+    encoder: str | None = None
+    """Image encoder and VAE."""
+    decoder: str | None = None
+    generation: str | None = None
+
+
+def label_of(name: str) -> str:
+    """The label of the file that a parameter of `UnifiedModule` belongs in."""
+    if name.startswith("decoding."):
+        return "encoder" if ".vae." in name else "decoder"
+    top = name.split(".")[0]
+    return top if top in MADE_BY else "encoder"
 
 
 def save_weights(
@@ -47,8 +69,8 @@ def read_metadata(path: Path) -> dict[str, str]:
         return file.metadata() or {}
 
 
-def load_weights(module: nn.Module, sources: Mapping[str, str | None]) -> set[str]:
-    """Fill `module` in place from files, label -> path; returns the names that were filled.
+def load_weights(module: nn.Module, sources: WeightFiles) -> set[str]:
+    """Fill `module` in place; returns the names that were filled.
 
     Names under a part that this model does not have (a panel that a stage leaves out) are passed
     over; any other unknown name, and any other shape, is an error.
@@ -59,7 +81,7 @@ def load_weights(module: nn.Module, sources: Mapping[str, str | None]) -> set[st
     own = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     parts = {name.split(".")[0] for name in own}
     filled: set[str] = set()
-    for label, source in sources.items():
+    for label, source in asdict(sources).items():
         if source is None:
             continue
         path = locate(source, made_by=MADE_BY.get(label))

@@ -1,0 +1,91 @@
+# `make help` lists the targets. Every target but help and clean sets the environment up first.
+
+PRESET ?= tiny
+DATA ?=
+ARGS ?=
+PYTHON ?=
+
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+SHELL := /bin/bash
+
+STAMP := .venv/.set-up
+RUN := .venv/bin/python -m triptych
+STAGES := train-encoder train-decoder train-stage1 train-stage2 train-stage3 train-joint
+CODE := src callbacks data_modules tests conftest.py
+
+# Bad input stops make here, before the environment is set up.
+ifneq ($(filter $(STAGES),$(MAKECMDGOALS)),)
+  PRESETS := $(basename $(notdir $(wildcard conf/model/*.yaml)))
+  ifeq ($(filter $(PRESET),$(PRESETS)),)
+    $(error PRESET '$(PRESET)' is unknown, choose one of: $(PRESETS))
+  endif
+  ifneq ($(DATA),)
+    ifneq ($(shell [ -d "$(DATA)" ] && echo yes),yes)
+      $(error the DATA folder '$(DATA)' does not exist)
+    endif
+    ifneq ($(shell ls "$(DATA)" | grep -q '[.]tar$$' && echo yes),yes)
+      $(error the DATA folder '$(DATA)' holds no WebDataset shard (*.tar))
+    endif
+  endif
+endif
+
+.PHONY: help setup $(STAGES) demo pretrain-tiny test lint clean
+
+help: ## Show this help
+	@grep -hE '^[a-z0-9-]+:.*## ' $(firstword $(MAKEFILE_LIST)) \
+		| awk -F':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
+	@echo
+	@echo '  PRESET=tiny        the model: a file of conf/model'
+	@echo '  DATA=FOLDER        train on a folder of WebDataset shards instead of the shapes world'
+	@echo '  ARGS="--a=1 --b"   passed on last, so they win; ARGS="--help" and ARGS="--print_config" too'
+	@echo '  PYTHON=python3.12  the Python that makes .venv'
+
+setup: $(STAMP) ## Create .venv and install everything into it
+
+# The stamp is written last: an interrupted set-up is taken up again by the next make.
+$(STAMP): setup.cfg constraints.txt pyproject.toml
+	@set -e; python='$(PYTHON)'; \
+	if [ -z "$$python" ]; then for one in python3.11 python3 python3.12 python3.13; do \
+		if $$one -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; \
+		then python=$$one; break; fi; done; fi; \
+	if ! $${python:-false} -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+		echo "set-up needs Python 3.11 or newer; install it, or name it: make setup PYTHON=FILE" >&2; \
+		exit 2; fi; \
+	if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then \
+		$$python -m venv --clear .venv || { \
+			echo "$$python cannot make .venv; its venv module may be a package of its own" >&2; \
+			exit 1; }; fi; \
+	echo "set-up: installing into .venv; the first time takes minutes"; \
+	.venv/bin/python -m pip install --quiet --no-input -c constraints.txt -e '.[dev]'
+	@touch $@
+
+train-encoder: ## Train the image encoder and the VAE from scratch
+train-decoder: ## Train the pixel decoder: features to pixels
+train-stage1: ## Train understanding: the language model reads pictures and captions
+train-stage2: ## Train generation: queries and DiT, from captions to image features
+train-stage3: ## Tune generation on selected captions, from the weights of stage 2
+train-joint: ## Train understanding and generation together
+
+$(STAGES): $(STAMP)
+	$(RUN) fit --config conf/base.yaml --config conf/model/$(PRESET).yaml \
+		--config conf/$(@:train-%=%).yaml \
+		$(if $(DATA),--config conf/data/folder.yaml --data.shards="$(DATA)") $(ARGS)
+
+demo: $(STAMP) ## Make pictures, answers and reconstructions with the shipped weights: out/demo
+	$(RUN) demo --out out/demo $(ARGS)
+
+pretrain-tiny: $(STAMP) ## Make the shipped weights again from nothing; resumable, takes hours
+	$(RUN) pretrain $(ARGS)
+
+test: lint ## Lint, then run the whole test suite
+	.venv/bin/python -m pytest $(ARGS)
+
+lint: $(STAMP) ## Check style and formatting
+	.venv/bin/ruff check $(CODE)
+	.venv/bin/ruff format --check $(CODE)
+
+clean: ## Delete caches and build leftovers; .venv, data, runs and out stay
+	rm -rf build dist .pytest_cache .ruff_cache src/*.egg-info
+	find src callbacks data_modules tests -name __pycache__ -prune -exec rm -rf {} +

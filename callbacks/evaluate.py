@@ -1,0 +1,72 @@
+"""Scores the model before, during and after a fit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning import Callback, LightningModule, Trainer
+
+from triptych.callbacks.pictures import inspecting
+from triptych.contracts import Evaluator, UserError
+
+
+class Evaluate(Callback):
+    """Runs an evaluator, logs its scores as NAME/SCORE, and prints what the training changed.
+
+    Args:
+        evaluator: for example triptych.evaluation.ShapeEval.
+        every: steps between scores during training; null scores before and after only.
+        name: of the scores in the logs.
+    """
+
+    def __init__(
+        self, evaluator: Evaluator, every: int | None = None, name: str = "shape_eval"
+    ) -> None:
+        if every is not None and every < 1:
+            raise UserError(f"Evaluate: every must be 1 or more, or null, not {every}.")
+        self.evaluator, self.every, self.name = evaluator, every, name
+        self.before: dict[str, float] | None = None
+        self.after: dict[str, float] | None = None
+        self._scored = -1  # the step of `after`
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        if self.before is None:  # a resumed run has it from its checkpoint
+            self._score(trainer, module)
+            self.before = self.after
+
+    def on_train_batch_end(
+        self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        due = self.every is not None and trainer.global_step % self.every == 0
+        if due and trainer.global_step != self._scored:
+            self._score(trainer, module)
+
+    def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
+        if trainer.global_step != self._scored:
+            self._score(trainer, module)
+        if trainer.is_global_zero:
+            print(table(self.name, self.before, self.after))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"before": self.before}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.before = state["before"]
+
+    def _score(self, trainer: Trainer, module: LightningModule) -> None:
+        with inspecting(trainer, module):
+            self.after = self.evaluator(module)
+        self._scored = trainer.global_step
+        for logger in trainer.loggers:
+            logger.log_metrics(
+                {f"{self.name}/{key}": value for key, value in self.after.items()},
+                trainer.global_step,
+            )
+            logger.save()
+
+
+def table(name: str, before: dict[str, float], after: dict[str, float]) -> str:
+    """A line for each score: before, after."""
+    wide = max(len(name), *(len(key) for key in after))
+    rows = [f"{key:{wide}}  {before[key]:6.3f}  {value:6.3f}" for key, value in after.items()]
+    return "\n".join([f"{name:{wide}}  before   after", *rows])

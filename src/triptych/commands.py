@@ -1,0 +1,138 @@
+"""The project's own commands beside Lightning's. Each takes the arguments after its name."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from triptych.contracts import UserError
+
+TINY = ["conf/model/tiny.yaml"]
+
+
+def _parser(name: str, command: Callable) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=f"triptych {name}",
+        description=command.__doc__,
+        epilog="Any --model.x=y flag of `triptych fit` may follow.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--config", action="append", metavar="YAML", help=f"model files; default {TINY[0]}"
+    )
+    return parser
+
+
+def _load(parsed: argparse.Namespace, flags: list[str], parser: argparse.ArgumentParser):
+    unknown = [flag for flag in flags if not flag.startswith("--model.")]
+    if unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    from triptych.pipeline import load_model  # torch takes seconds to import: after parsing
+
+    return load_model(parsed.config or TINY, flags)
+
+
+def generate(arguments: list[str]) -> None:
+    """Pictures for prompts: triptych generate "a photo of a red circle" --seed 7 --out out"""
+    parser = _parser("generate", generate)
+    parser.add_argument("prompts", nargs="+", metavar="PROMPT")
+    parser.add_argument("--seed", type=int, default=0, help="of the first picture; then +1 each")
+    parser.add_argument("--steps", type=int, help="integration steps of the generator")
+    parser.add_argument("--guidance", type=float, help="classifier-free guidance")
+    parser.add_argument("--out", type=Path, default=Path("out/generate"), help="folder")
+    parsed, flags = parser.parse_known_args(arguments)
+    for prompt in parsed.prompts:
+        if not prompt.strip():
+            raise UserError("the prompt is empty; say what the picture should show.")
+    model = _load(parsed, flags, parser)
+    from PIL import Image
+
+    seeds = [parsed.seed + number for number in range(len(parsed.prompts))]
+    pictures = model.generate(parsed.prompts, seeds, parsed.steps, parsed.guidance)
+    parsed.out.mkdir(parents=True, exist_ok=True)
+    for number, picture in enumerate(pictures):
+        path = parsed.out / f"{seeds[number]:06d}-{number:03d}.png"
+        Image.fromarray(picture.permute(1, 2, 0).cpu().numpy()).save(path)
+        print(f"{path}\t{parsed.prompts[number]}")
+
+
+def chat(arguments: list[str]) -> None:
+    """An answer about a picture: triptych chat picture.png "what colour is the circle?" """
+    parser = _parser("chat", chat)
+    parser.add_argument("picture", type=Path)
+    parser.add_argument("question")
+    parsed, flags = parser.parse_known_args(arguments)
+    if not parsed.question.strip():
+        raise UserError("the question is empty; ask something.")
+    picture = _picture(parsed.picture)
+    model = _load(parsed, flags, parser)
+    print(model.answer(picture, [parsed.question])[0])
+
+
+def _picture(path: Path):
+    import numpy as np
+    import torch
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        pixels = np.array(Image.open(path).convert("RGB"))
+    except FileNotFoundError as error:
+        raise UserError(f"the picture {path} does not exist; check the path.") from error
+    except UnidentifiedImageError as error:
+        raise UserError(f"{path} is no picture; give a PNG, JPEG or WebP file.") from error
+    return torch.from_numpy(pixels).permute(2, 0, 1)[None]
+
+
+def evaluate(arguments: list[str]) -> None:
+    """Scores of a model: triptych eval shapes --out scores.json"""
+    parser = _parser("eval", evaluate)
+    parser.add_argument("benchmark", choices=["shapes"])
+    parser.add_argument("--images", type=int, default=600, help="evaluation pictures")
+    parser.add_argument("--out", type=Path, help="JSON file; standard output always")
+    parsed, flags = parser.parse_known_args(arguments)
+    model = _load(parsed, flags, parser)
+    from triptych.evaluation.shapes import evaluate_all
+
+    text = json.dumps({"scores": evaluate_all(model, parsed.images)}, indent=1, sort_keys=True)
+    if parsed.out:
+        parsed.out.parent.mkdir(parents=True, exist_ok=True)
+        parsed.out.write_text(text)
+    print(text)
+
+
+def demo(arguments: list[str]) -> None:
+    """A page of pictures, answers and reconstructions: triptych demo --out out/demo"""
+    started = time.perf_counter()
+    parser = _parser("demo", demo)
+    parser.add_argument("--out", type=Path, default=Path("out/demo"), help="folder")
+    parsed, flags = parser.parse_known_args(arguments)
+    model = _load(parsed, flags, parser)
+    from triptych.serving.demo import make_demo
+
+    scores = make_demo(model, parsed.out, started=started)
+    print(json.dumps(scores))
+    print(f"open {parsed.out / 'index.html'}")
+
+
+def pretrain(arguments: list[str]) -> None:
+    """All weights of the tiny preset from nothing, resumable: triptych pretrain"""
+    parser = argparse.ArgumentParser(prog="triptych pretrain", description=pretrain.__doc__)
+    parser.add_argument("--runs", type=Path, default=Path("runs/pretrain"), help="working folder")
+    parser.add_argument("--steps", type=int, help="cut every part to this many steps (a test)")
+    parser.add_argument("--status", action="store_true", help="show what is done and stop")
+    parsed = parser.parse_args(arguments)
+    from triptych.pretrain import run
+
+    run(parsed.runs, parsed.steps, parsed.status)
+
+
+COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    "generate": generate,
+    "chat": chat,
+    "eval": evaluate,
+    "demo": demo,
+    "pretrain": pretrain,
+}

@@ -1,0 +1,279 @@
+"""How often a model is right in the shapes world, and how often chance would be.
+
+Three questions, one for each panel: does a generated picture show what its caption asks, does a
+reconstruction show the scene of its original, is an answer about a picture the expected one. The
+samples are drawn in memory, in the order of the evaluation shards, and none is a training sample.
+Every score is a pure function of the weights and a seed: the batch size changes nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Literal
+
+import numpy
+import torch
+from torch import Tensor
+
+from triptych.contracts import Evaluator, UserError
+from triptych.shapes.captions import Request, request_of
+from triptych.shapes.checker import answer_is_right, chance_levels, check, shape_eval
+from triptych.shapes.questions import questions
+from triptych.shapes.shards import make_sample
+from triptych.shapes.world import PIXELS, Scene, draw
+
+WORLD_SEED = 0  # the seed of the shards that the recipes make
+QUESTIONS_PER_PICTURE = 2
+LONGEST_ANSWER = 16  # tokens; the tiny tokenizer needs 6 for "a large orange triangle"
+SEEDS = 1 << 20  # pictures of different `seed` share no noise
+
+
+@dataclass(frozen=True)
+class Example:
+    """One evaluation sample."""
+
+    caption: str
+    request: Request
+    scene: Scene
+
+    @property
+    def picture(self) -> numpy.ndarray:
+        """The true picture, uint8 [48,48,3]."""
+        return draw(self.scene)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question about picture `number` of the evaluation samples."""
+
+    number: int
+    question: str
+    answer: str
+    type: str
+
+
+class ShapeEval(Evaluator):
+    """The share of generated pictures that show exactly what their caption asks, by task.
+
+    Args:
+        split: "eval" for held-out captions, "unseen" for pairs of colour and kind never trained.
+        images: number of captions, and of pictures.
+        seed: of the noise that the pictures start from.
+        batch_size: pictures at a time.
+        steps, guidance: of the sampler; null takes the model's own.
+    """
+
+    def __init__(
+        self,
+        split: Literal["eval", "unseen"] = "eval",
+        images: int = 240,
+        seed: int = 0,
+        batch_size: int = 64,
+        steps: int | None = None,
+        guidance: float | None = None,
+    ) -> None:
+        self.split, self.images, self.seed, self.batch_size = split, images, seed, batch_size
+        self.steps, self.guidance = steps, guidance
+
+    def __call__(self, model: Any) -> dict[str, float]:
+        samples = examples(self.split, self.images)
+        pictures = generate_for(
+            model, samples, self.batch_size, self.seed, self.steps, self.guidance
+        )
+        return shape_eval(pictures, [sample.request for sample in samples])
+
+
+# --- samples --------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=8)
+def examples(split: str, number: int) -> tuple[Example, ...]:
+    """The first `number` samples of "eval" or "unseen", the tasks in turn."""
+    if number < 1:
+        raise UserError(f"the shapes world cannot be scored on {number} images; give 1 or more.")
+    return tuple(_example(split, index) for index in range(number))
+
+
+def _example(split: str, index: int) -> Example:
+    facts = json.loads(make_sample(split, index, WORLD_SEED)["json"])
+    return Example(
+        facts["caption"], Request.from_dict(facts["request"]), Scene.from_dict(facts["scene"])
+    )
+
+
+def ask_about(samples: Sequence[Example]) -> list[Asked]:
+    """Two random questions about each sample; they depend on its number alone."""
+    return [
+        Asked(number, *turn)
+        for number, sample in enumerate(samples)
+        for turn in questions(
+            sample.scene, numpy.random.default_rng([WORLD_SEED, number]), QUESTIONS_PER_PICTURE
+        )
+    ]
+
+
+# --- what the model makes of them -----------------------------------------------------------------
+
+
+def generate_for(
+    model: Any,
+    samples: Sequence[Example],
+    batch_size: int = 64,
+    seed: int = 0,
+    steps: int | None = None,
+    guidance: float | None = None,
+) -> numpy.ndarray:
+    """One picture for each caption: uint8 [N,48,48,3]."""
+    return _concatenated(
+        model.generate(
+            [samples[n].caption for n in numbers],
+            seeds=[seed * SEEDS + n for n in numbers],
+            steps=steps,
+            guidance=guidance,
+        )
+        for numbers in _batches(len(samples), batch_size)
+    )
+
+
+def reconstruct_for(
+    model: Any, samples: Sequence[Example], batch_size: int = 64, seed: int = 0
+) -> numpy.ndarray:
+    """The true pictures through encoder and decoder: uint8 [N,48,48,3]."""
+    return _concatenated(
+        model.reconstruct(
+            to_tensor([samples[n].picture for n in numbers]),
+            seeds=[seed * SEEDS + n for n in numbers],
+        )
+        for numbers in _batches(len(samples), batch_size)
+    )
+
+
+def answers_for(
+    model: Any, samples: Sequence[Example], asked: Sequence[Asked], batch_size: int = 64
+) -> list[str]:
+    """The model's answer to each question."""
+    return [
+        answer
+        for numbers in _batches(len(asked), batch_size)
+        for answer in model.answer(
+            to_tensor([samples[asked[n].number].picture for n in numbers]),
+            [asked[n].question for n in numbers],
+            max_new_tokens=LONGEST_ANSWER,
+        )
+    ]
+
+
+# --- scores ---------------------------------------------------------------------------------------
+
+
+def reconstruction_score(model: Any, images: int = 240, batch_size: int = 64) -> float:
+    """The share of reconstructions in which every shape, its look, its place and the background
+    are those of the original."""
+    samples = examples("eval", images)
+    pictures = reconstruct_for(model, samples, batch_size)
+    return _mean(
+        check(picture, request_of(sample.scene))
+        for picture, sample in zip(pictures, samples, strict=True)
+    )
+
+
+def question_answering_score(
+    model: Any, images: int = 240, batch_size: int = 64
+) -> dict[str, float]:
+    """The share of right answers about held-out pictures by type, and the "mean" of all."""
+    samples = examples("eval", images)
+    asked = ask_about(samples)
+    return score_answers(asked, answers_for(model, samples, asked, batch_size))
+
+
+def score_answers(asked: Sequence[Asked], given: Sequence[str]) -> dict[str, float]:
+    """The share of right answers by type of question, and the "mean" over all questions."""
+    right = defaultdict(list)
+    for turn, answer in zip(asked, given, strict=True):
+        right[turn.type].append(answer_is_right(answer, turn.answer))
+    scores = {name: _mean(right[name]) for name in sorted(right)}
+    return scores | {"mean": _mean(each for of_type in right.values() for each in of_type)}
+
+
+def chance(images: int = 240, split: str = "eval") -> dict[str, Any]:
+    """What each score is for a model that has learned nothing of its input.
+
+    Pictures: the true picture of another sample. Answers: always the most frequent one of that
+    type among these very questions, which is a little more than chance.
+    """
+    samples = examples(split, images)
+    pictures, scenes = zip(*((sample.picture, sample.scene) for sample in samples), strict=True)
+    asked = ask_about(samples)
+    return {
+        "shape_eval": chance_levels(pictures, [sample.request for sample in samples]),
+        "reconstruction": chance_levels(pictures, [request_of(s) for s in scenes])["description"],
+        "question_answering": score_answers(asked, _most_frequent(asked)),
+    }
+
+
+def _most_frequent(asked: Sequence[Asked]) -> list[str]:
+    counts = defaultdict(Counter)
+    for turn in asked:
+        counts[turn.type][turn.answer] += 1
+    return [counts[turn.type].most_common(1)[0][0] for turn in asked]
+
+
+def evaluate_all(
+    model: Any,
+    images: int = 240,
+    batch_size: int = 64,
+    seed: int = 0,
+    steps: int | None = None,
+    guidance: float | None = None,
+) -> dict[str, Any]:
+    """Every score of the shapes world, with `images` pictures for each, and chance beside it."""
+    options = (images, seed, batch_size, steps, guidance)
+    return {
+        "shape_eval": ShapeEval("eval", *options)(model),
+        "shape_eval_unseen": ShapeEval("unseen", *options)(model),
+        "reconstruction": reconstruction_score(model, images, batch_size),
+        "question_answering": question_answering_score(model, images, batch_size),
+        "chance": chance(images),
+    }
+
+
+def wilson(share: float, number: int) -> tuple[float, float]:
+    """The 95% interval of a share that was seen in `number` independent trials (Wilson 1927)."""
+    z2 = 1.96**2
+    middle = (share + z2 / (2 * number)) / (1 + z2 / number)
+    spread = share * (1 - share) / number + z2 / (4 * number**2)
+    half = (z2 * spread) ** 0.5 / (1 + z2 / number)
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+# --- pictures and batches -------------------------------------------------------------------------
+
+
+def to_tensor(pictures: Sequence[numpy.ndarray]) -> Tensor:
+    """uint8 [H,W,3] each -> uint8 [B,3,H,W]."""
+    return torch.from_numpy(numpy.stack(pictures)).permute(0, 3, 1, 2).contiguous()
+
+
+def _concatenated(batches: Iterable[Tensor]) -> numpy.ndarray:
+    """uint8 [B,3,48,48] each -> uint8 [N,48,48,3]."""
+    pictures = numpy.concatenate([batch.permute(0, 2, 3, 1).cpu().numpy() for batch in batches])
+    if pictures.shape[1:3] != (PIXELS, PIXELS):
+        high, wide = pictures.shape[1:3]
+        raise UserError(
+            f"the shapes world is checked in pictures of {PIXELS}x{PIXELS} pixels, but the model "
+            f"makes {wide}x{high}; use a model of that size, such as conf/model/tiny.yaml."
+        )
+    return pictures
+
+
+def _batches(number: int, batch_size: int) -> Iterable[range]:
+    return (range(n, min(n + batch_size, number)) for n in range(0, number, batch_size))
+
+
+def _mean(values: Iterable[float]) -> float:
+    values = list(values)
+    return sum(values) / len(values)

@@ -1,0 +1,62 @@
+"""Lightning's command line with our rules: one folder a run, short errors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jsonargparse
+from lightning.pytorch.cli import LightningCLI
+
+from triptych.contracts import UserError
+
+# `${model.stage}` then works from any --config file, although the command is a subcommand.
+jsonargparse.set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
+
+
+class TriptychCLI(LightningCLI):
+    """Lightning's command line, with one folder a run and our rules for checkpoints."""
+
+    def _parse_ckpt_path(self) -> None:
+        # Lightning merges a checkpoint's hyper-parameters over the command line here, silently:
+        # `--model.x` would be ignored on resume. The configuration is what the user says.
+        return
+
+    def before_instantiate_classes(self) -> None:
+        settings = self.config[self.subcommand]
+        settings.weights_only = True  # a checkpoint is data, never code
+        folders = one_folder_for_all(settings.trainer.logger)
+        if settings.get("ckpt_path") == "last":
+            settings.ckpt_path = str(newest_checkpoint(folders))
+        elif settings.get("ckpt_path") and not Path(settings.ckpt_path).exists():
+            raise UserError(f"the checkpoint {settings.ckpt_path} does not exist; check the path.")
+
+
+def one_folder_for_all(loggers) -> set[Path]:
+    """Give all loggers that count their runs the same next number; returns runs/PRESET/STAGE.
+
+    Each logger counts for itself, and counts the other's folders too, so that one run would be
+    spread over several.
+    """
+    options = [
+        logger.init_args
+        for logger in (loggers if isinstance(loggers, list) else [loggers])
+        if hasattr(logger, "init_args") and "save_dir" in logger.init_args
+    ]
+    folders = set()
+    for init in options:
+        folder = Path(init.save_dir) / (init.get("name") or "")
+        folders.add(folder)
+        if init.get("version") is None:
+            taken = [p.name.removeprefix("version_") for p in folder.glob("version_*")]
+            numbers = [int(name) for name in taken if name.isdigit()]
+            init.version = f"version_{max(numbers, default=-1) + 1}"
+    return folders
+
+
+def newest_checkpoint(folders: set[Path]) -> Path:
+    """The last.ckpt that was written last in any run under `folders`."""
+    found = [path for folder in folders for path in folder.glob("*/checkpoints/last.ckpt")]
+    if not found:
+        where = " or ".join(str(folder) for folder in sorted(folders))
+        raise UserError(f"--ckpt_path=last: there is no last.ckpt under {where}; start without it.")
+    return max(found, key=lambda path: path.stat().st_mtime)

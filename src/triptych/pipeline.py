@@ -1,0 +1,48 @@
+"""The whole model at inference: from configuration files to a model that computes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import jsonargparse
+import yaml
+
+from triptych.contracts import UserError
+from triptych.modules import UnifiedModule
+
+
+def load_model(
+    configs: Sequence[str | Path], overrides: Sequence[str] = (), device: str = "cpu"
+) -> UnifiedModule:
+    """The model that the `model` sections of `configs` describe, with its weights, to infer with.
+
+    Args:
+        configs: YAML files such as conf/model/tiny.yaml or a run's config.yaml; later ones win.
+        overrides: flags such as "--model.weights.generation=FILE".
+        device: where to compute.
+
+    Raises:
+        UserError: a file is missing, or a model section is wrong.
+    """
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_argument("--config", action="config")
+    parser.add_class_arguments(UnifiedModule, "model")
+    try:
+        values = parser.get_defaults()
+        for config in configs:
+            section = yaml.safe_load(_text(config)).get("model", {})
+            values = parser.parse_object({"model": section}, cfg_base=values)
+        values = parser.parse_args(list(overrides), namespace=values)
+    except (jsonargparse.ArgumentError, TypeError) as error:
+        raise UserError(f"the model's configuration is wrong: {error}") from error
+    model = parser.instantiate_classes(values).model
+    model.losses, model.trains = {}, []  # all panels, none trains: each must find its weights
+    model.configure_model()
+    return model.requires_grad_(False).eval().to(device)
+
+
+def _text(path: str | Path) -> str:
+    if not Path(path).is_file():
+        raise UserError(f"the configuration {path} does not exist; check the path.")
+    return Path(path).read_text()

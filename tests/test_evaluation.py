@@ -1,0 +1,132 @@
+"""The scores of the shapes world: a perfect model has 1, a shuffled one chance, batches nothing."""
+
+import numpy
+import pytest
+import torch
+
+from triptych.contracts import UserError
+from triptych.evaluation import ShapeEval, evaluate_all
+from triptych.evaluation import shapes as scoring
+from triptych.shapes.captions import TASKS, UNSEEN_TASKS
+
+IMAGES = 36
+
+
+class Perfect:
+    """Draws, rebuilds and answers as the shapes world itself does."""
+
+    def __init__(self, images=IMAGES):
+        samples = scoring.examples("eval", images) + scoring.examples("unseen", images)
+        self.drawn = {sample.caption: sample.picture for sample in samples}
+        asked = scoring.ask_about(samples[:images])
+        self.known = {
+            (samples[turn.number].picture.tobytes(), turn.question): turn.answer for turn in asked
+        }
+        self.sizes, self.seeds = [], []
+
+    def generate(self, prompts, seeds, steps=None, guidance=None):
+        self.sizes.append(len(prompts))
+        self.seeds += seeds
+        return scoring.to_tensor([self.drawn[prompt] for prompt in prompts])
+
+    def reconstruct(self, pictures, seeds):
+        assert pictures.dtype == torch.uint8 and len(seeds) == len(pictures)
+        return pictures
+
+    def answer(self, pictures, questions, max_new_tokens):
+        arrays = pictures.permute(0, 2, 3, 1).contiguous().numpy()
+        return [
+            self.known[picture.tobytes(), question].upper() + "."
+            for picture, question in zip(arrays, questions, strict=True)
+        ]
+
+
+class Shuffled(Perfect):
+    """Gives every caption the picture of another one, and every picture its neighbour's."""
+
+    def __init__(self, images=IMAGES):
+        super().__init__(images)
+        pictures = list(self.drawn.values())
+        self.drawn = dict(zip(self.drawn, pictures[1:] + pictures[:1], strict=True))
+
+    def reconstruct(self, pictures, seeds):
+        return pictures.roll(1, 0)
+
+    def answer(self, pictures, questions, max_new_tokens):
+        return ["yes"] * len(questions)
+
+
+class Noise(Perfect):
+    """Right or not by the seed alone."""
+
+    def generate(self, prompts, seeds, steps=None, guidance=None):
+        pictures = super().generate(prompts, seeds)
+        pictures[torch.tensor(seeds) % 3 == 0] = 77
+        return pictures
+
+
+def test_a_perfect_model_has_full_scores():
+    scores = evaluate_all(Perfect(), IMAGES, batch_size=16)
+    assert list(scores["shape_eval"]) == [*TASKS, "mean"]
+    assert list(scores["shape_eval_unseen"]) == [*UNSEEN_TASKS, "mean"]
+    assert set(scores["shape_eval"].values()) == {1.0}
+    assert set(scores["shape_eval_unseen"].values()) == {1.0}
+    assert scores["reconstruction"] == 1.0
+    assert set(scores["question_answering"].values()) == {1.0}
+
+
+def test_a_shuffled_model_is_near_chance():
+    scores = evaluate_all(Shuffled(), IMAGES)
+    assert scores["shape_eval"]["mean"] < 0.2
+    assert scores["reconstruction"] < 0.05
+    assert 0.2 < scores["question_answering"]["existence"] < 0.8
+    assert scores["question_answering"]["colour"] == 0
+
+
+def test_chance_is_below_a_perfect_model_and_counts_every_type():
+    levels = scoring.chance(IMAGES)
+    assert 0 < levels["shape_eval"]["mean"] < 0.2
+    assert levels["reconstruction"] < 0.02
+    assert 0.2 < levels["question_answering"]["mean"] < 0.6
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 64])
+def test_the_batch_size_changes_nothing(batch_size):
+    model, whole = Noise(), Noise()
+    score = ShapeEval(images=20, batch_size=batch_size, seed=1)(model)
+    assert score == ShapeEval(images=20, batch_size=20, seed=1)(whole)
+    assert 0 < score["mean"] < 1
+    assert model.seeds == whole.seeds and sum(model.sizes) == 20
+    assert max(model.sizes) == min(batch_size, 20)
+
+
+def test_seeds_share_no_noise():
+    first, second = Perfect(), Perfect()
+    ShapeEval(images=20, seed=0)(first)
+    ShapeEval(images=20, seed=1)(second)
+    assert not set(first.seeds) & set(second.seeds)
+
+
+def test_samples_are_those_of_the_shards_and_begin_alike():
+    assert scoring.examples("eval", 12) == scoring.examples("eval", 24)[:12]
+    few, more = (scoring.ask_about(scoring.examples("eval", n)) for n in (12, 24))
+    assert few == more[:24]
+    assert len(few) == 24 and few[0].question != few[1].question
+
+
+def test_a_model_of_another_size_is_refused_in_one_sentence():
+    class Large(Perfect):
+        def generate(self, prompts, seeds, steps=None, guidance=None):
+            return torch.zeros(len(prompts), 3, 64, 64, dtype=torch.uint8)
+
+    with pytest.raises(UserError, match="48x48 pixels, but the model makes 64x64"):
+        ShapeEval(images=6)(Large())
+    with pytest.raises(UserError, match="0 images"):
+        ShapeEval(images=0)(Perfect())
+
+
+def test_wilson_has_the_published_values():
+    # Newcombe (1998), Statistics in Medicine 17, table I: 81/263, 15/148, 0/20, 1/29
+    cases = {(81, 263): (0.2553, 0.3662), (15, 148): (0.0624, 0.1605), (0, 20): (0, 0.1611)}
+    for (right, number), expected in cases.items():
+        assert numpy.allclose(scoring.wilson(right / number, number), expected, atol=1e-4)

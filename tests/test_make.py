@@ -1,0 +1,97 @@
+"""The Makefile's own promises: what it lists, and bad input that stops before any set-up."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+TARGETS = (
+    "help setup train-encoder train-decoder train-stage1 train-stage2 train-stage3 train-joint "
+    "demo pretrain-tiny test lint clean"
+).split()
+
+
+@pytest.fixture
+def make(tmp_path):
+    """Runs make in a bare folder that holds the Makefile and the presets, and no environment."""
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    shutil.copytree(ROOT / "conf" / "model", tmp_path / "conf" / "model")
+    for name in ("setup.cfg", "constraints.txt", "pyproject.toml"):
+        (tmp_path / name).touch()
+    # The variables of a make around this test are not the user's.
+    ours = ("MAKE", "MFLAGS", "ARGS", "PRESET", "DATA", "PYTHON")
+    env = {k: v for k, v in os.environ.items() if not k.startswith(ours)}
+
+    def run(*words: str) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            ["make", *words], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60
+        )
+
+    return run
+
+
+def refused(result: subprocess.CompletedProcess, folder: Path) -> str:
+    """The one sentence with which make refused, having done nothing."""
+    assert result.returncode == 2
+    assert result.stdout == ""
+    assert not (folder / ".venv").exists()
+    (line,) = result.stderr.splitlines()
+    return line
+
+
+@pytest.mark.parametrize("words", [(), ("help",)])
+def test_help_lists_every_target(make, words):
+    result = make(*words)
+    assert result.returncode == 0
+    assert [line.split()[0] for line in result.stdout.splitlines()[: len(TARGETS)]] == TARGETS
+
+
+def test_unknown_preset_names_the_known_ones(make, tmp_path):
+    line = refused(make("train-stage2", "PRESET=tinny"), tmp_path)
+    assert "'tinny' is unknown" in line and "tiny" in line.split("one of:")[1]
+
+
+def test_empty_preset(make, tmp_path):
+    assert "is unknown" in refused(make("train-stage1", "PRESET="), tmp_path)
+
+
+def test_missing_data_folder(make, tmp_path):
+    line = refused(make("train-stage2", "DATA=no/such folder"), tmp_path)
+    assert "'no/such folder' does not exist" in line
+
+
+def test_data_folder_without_shards(make, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "picture.jpg").touch()
+    line = refused(make("train-stage2", "DATA=mine"), tmp_path)
+    assert "'mine' holds no WebDataset shard" in line
+
+
+def test_python_that_is_not_there(make, tmp_path):
+    result = make("setup", "PYTHON=no-such-python")
+    assert result.returncode == 2
+    assert "set-up needs Python 3.11 or newer" in result.stderr
+    assert not (tmp_path / ".venv").exists()
+
+
+def test_training_command_is_the_plain_one(make, tmp_path):
+    """A stand-in interpreter shows what is run: three configs, the data, ARGS last."""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "a.tar").touch()
+    python = tmp_path / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text('#!/bin/sh\necho "$@"\n')
+    python.chmod(0o755)
+    stamp = tmp_path / ".venv" / ".set-up"
+    stamp.touch()
+    os.utime(stamp, (2**31, 2**31))
+    result = make("train-stage2", "DATA=mine", "ARGS=--trainer.max_steps=3 --model.seed=1")
+    assert result.returncode == 0
+    assert result.stdout.splitlines()[-1] == (
+        "-m triptych fit --config conf/base.yaml --config conf/model/tiny.yaml "
+        "--config conf/stage2.yaml --config conf/data/folder.yaml --data.shards=mine "
+        "--trainer.max_steps=3 --model.seed=1"
+    )
