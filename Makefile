@@ -57,8 +57,8 @@ $(STAMP): setup.cfg constraints.txt pyproject.toml
 		$$python -m venv --clear .venv || { \
 			echo "$$python cannot make .venv; its venv module may be a package of its own" >&2; \
 			exit 1; }; fi; \
-	echo "set-up: installing into .venv; the first time takes minutes"; \
-	.venv/bin/python -m pip install --quiet --no-input -c constraints.txt -e '.[dev]'
+	echo "set-up: installing into .venv; the first time takes minutes and shows nothing"; \
+	.venv/bin/python -m pip install -qq --no-input -c constraints.txt -e '.[dev]'
 	@touch $@
 
 train-encoder: ## Train the image encoder and the VAE from scratch

@@ -34,9 +34,10 @@ class ExportWeights(Callback):
         self.path: Path | None = None
 
     def on_fit_end(self, trainer: Trainer, module: LightningModule) -> None:
-        if not trainer.is_global_zero or trainer.log_dir is None:
+        folder = trainer.log_dir  # asks all ranks, so before any of them leaves
+        if folder is None or not trainer.is_global_zero:
             return
-        self.path = Path(trainer.log_dir) / self.filename
+        self.path = Path(folder) / self.filename
         metadata = {
             "preset": module.preset,
             "stage": module.stage,

@@ -15,6 +15,7 @@ from torch import Tensor
 MARGIN = 8
 LEAST_WIDTH = 144  # a label in a narrower column is one word a line
 FONT_SIZE = 11
+MOST_LINES = 8  # an untrained language model does not stop
 PAPER, INK, FRAME = (255, 255, 255), (40, 40, 40), (200, 200, 200)
 
 
@@ -74,7 +75,10 @@ def grid(pictures: np.ndarray, labels: Sequence[str], columns: int, scale: int =
 
 def _wrap(label: str, width: int, font: ImageFont.FreeTypeFont) -> str:
     characters = int(width / font.getlength("abcdefghijklmnopqrstuvwxyz ") * 27)
-    lines = [textwrap.fill(line, max(1, characters)) for line in label.splitlines()]
+    lines = [
+        textwrap.fill(line, max(1, characters), max_lines=MOST_LINES, placeholder=" ...")
+        for line in label.splitlines()
+    ]
     return "\n".join(lines)
 
 

@@ -18,7 +18,7 @@ LAYERS = [
     ["modules"],
     ["pipeline"],
     ["evaluation", "serving"],
-    ["commands", "pretrain"],
+    ["commands", "lightning_cli", "pretrain"],
     ["cli"],
     ["__main__"],
 ]

@@ -105,7 +105,7 @@ def evaluate(arguments: list[str]) -> None:
 
 def demo(arguments: list[str]) -> None:
     """A page of pictures, answers and reconstructions: triptych demo --out out/demo"""
-    started = time.perf_counter()
+    started = time.time()
     parser = _parser("demo", demo)
     parser.add_argument("--out", type=Path, default=Path("out/demo"), help="folder")
     parsed, flags = parser.parse_known_args(arguments)

@@ -34,6 +34,8 @@ class QwenText:
     rope_theta: float = 1e6
     mrope_section: list[int] = field(default_factory=lambda: [16, 24, 24])
     tie_word_embeddings: bool = False
+    initializer_range: float = 0.02
+    """Deviation of new weights, vision tower included; narrow models learn faster from more."""
 
 
 @dataclass
@@ -115,6 +117,7 @@ class QwenVL(Understander):
                 **asdict(self.vision),
                 "out_hidden_size": self.text.hidden_size,
                 "hidden_act": "silu",
+                "initializer_range": self.text.initializer_range,
             },
             image_token_id=token_id(self.tokenizer, IMAGE_PAD),
             vision_start_token_id=token_id(self.tokenizer, VISION_START),
@@ -207,13 +210,19 @@ class QwenVL(Understander):
         image_grid_thw: Tensor | None,
         max_new_tokens: int,
     ) -> Tensor:
+        # `generate` encodes pictures as soon as the arguments are named, even as None
+        pictures = {}
+        if understanding_pixels is not None:
+            pictures = {
+                "pixel_values": understanding_pixels,
+                "image_grid_thw": image_grid_thw,
+                "mm_token_type_ids": self._token_types(input_ids),
+            }
         new = self.model.generate(
             input_ids=input_ids,
             attention_mask=attention_mask,
-            pixel_values=understanding_pixels,
-            image_grid_thw=image_grid_thw,
-            mm_token_type_ids=self._token_types(input_ids),
             max_new_tokens=max_new_tokens,
+            **pictures,
         )
         return new[:, input_ids.shape[1] :]
 

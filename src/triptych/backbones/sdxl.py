@@ -31,7 +31,7 @@ class SDXLDecoder(PixelDecoder):
         prediction: what the UNet predicts, "epsilon" as published or "v_prediction".
         drop: probability of training without condition.
         guide_channels: channels of a linear map of the feature grid that are laid beside the
-            noisy latents; 0 is SDXL. Small decoders learn from it in minutes *where* things are,
+            noisy latents, each feature over its own square of latents; 0 is SDXL. Small decoders learn from it in minutes *where* things are,
             which cross-attention alone takes hours to find.
         feature_noise: deviation of noise added to the features in training, so that slightly
             wrong generated features still decode.
@@ -94,9 +94,18 @@ class SDXLDecoder(PixelDecoder):
             addition_time_embed_dim=self.time_width,
             projection_class_embeddings_input_dim=6 * self.time_width + feature_channels,
         )
-        self.guide = (
-            nn.Conv2d(feature_channels, self.guide_channels, 1) if self.guide_channels else None
-        )
+        self.guide = None
+        if self.guide_channels:
+            factor = side // self.feature_shape[1]
+            if factor * self.feature_shape[1] != side:
+                raise UserError(
+                    f"decoder guide_channels: {side} latents a side are no multiple of "
+                    f"{self.feature_shape[1]} features a side; set guide_channels to 0."
+                )
+            self.guide = nn.Sequential(
+                nn.Conv2d(feature_channels, self.guide_channels * factor**2, 1),
+                nn.PixelShuffle(factor),
+            )
 
     def describe(self) -> dict[str, Any]:
         return {"widths": self.widths, "depths": self.depths, "guide_channels": self.guide_channels}
@@ -131,8 +140,7 @@ class SDXLDecoder(PixelDecoder):
         sizes = latents.new_tensor([size, size, 0.0, 0.0, size, size]).expand(len(latents), -1)
         inputs = latents.to(dtype)
         if self.guide is not None:
-            guide = nn.functional.interpolate(self.guide(features), size=latents.shape[-2:])
-            inputs = torch.cat([inputs, guide], 1)
+            inputs = torch.cat([inputs, self.guide(features)], 1)
         return self.unet(
             inputs,
             timesteps,

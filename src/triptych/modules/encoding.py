@@ -91,8 +91,8 @@ class EncodingModule(Panel):
     def __init__(
         self,
         heads: EncodingHeads,
-        pixel_weight: float = 4.0,
-        kl_weight: float = 1e-4,
+        pixel_weight: float = 20.0,
+        kl_weight: float = 1e-3,
         feature_noise: float = 0.3,
         optimization: Optimization | None = None,
         trains: list[str] | None = None,
@@ -105,6 +105,8 @@ class EncodingModule(Panel):
 
     def step(self, batch: Batch, encoder: EvaClip, vae: KLAutoencoder) -> tuple[Tensor, Metrics]:
         """Three losses of captioned pictures [B,3,H,W] uint8, summed."""
+        if self.training and batch.step == 0 and vae.linear_skip:
+            vae.start_from_principal_components(batch.target_pixels)
         images = pixels_to_unit(batch.target_pixels)
         features = encoder(batch.target_pixels)
         contrastive, accuracy = self.contrastive(features, batch)
@@ -121,7 +123,7 @@ class EncodingModule(Panel):
             "contrastive": contrastive.detach(),
             "retrieval": accuracy,
             "pixel_mse": pixel.detach(),
-            "vae_l1": reconstruction.detach(),
+            "vae_reconstruction": reconstruction.detach(),
             "vae_kl": divergence.detach(),
         }
 
@@ -137,12 +139,15 @@ class EncodingModule(Panel):
         return loss, (logits.argmax(1) == truth).float().mean()
 
     def autoencode(self, vae: KLAutoencoder, batch: Batch, images: Tensor):
-        """L1 reconstruction from a sample of the posterior, and mean KL per latent number."""
+        """Reconstruction (L1 + 5 MSE) from a posterior sample, and mean KL per latent number."""
         posterior = vae.posterior(batch.target_pixels)
         draw = normal(
             posterior.mean.shape[1:], self.seed, "vae", batch.samples, posterior.mean.device
         )
         latents = posterior.mean + posterior.std * draw
         vae.standardize(posterior.mean.detach())  # keeps the running statistics
-        reconstruction = nn.functional.l1_loss(vae.images(latents), images)
+        shown = vae.images(latents)
+        reconstruction = nn.functional.l1_loss(shown, images) + 5 * nn.functional.mse_loss(
+            shown, images
+        )
         return reconstruction, posterior.kl().mean() / posterior.mean[0].numel()
