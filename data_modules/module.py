@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -196,7 +197,8 @@ class ShapesDataModule(ShardDataModule):
     """The embedded shapes world: draws its shards once, then reads them like any others.
 
     Args:
-        folder: where the shards are drawn: folder/train, folder/eval, folder/unseen.
+        folder: where the shards are drawn: folder/train, /eval, /unseen and /instruct.
+        part: which of them to train on: "train", or "instruct" with short captions only.
         pictures: number of training pictures.
         world_seed: seed of the drawings.
         tasks, batch_size, val_samples, text_only, num_workers, seed: see `ShardDataModule`.
@@ -205,6 +207,7 @@ class ShapesDataModule(ShardDataModule):
     def __init__(
         self,
         folder: str = "data/shapes",
+        part: Literal["train", "instruct"] = "train",
         pictures: int = 30000,
         world_seed: int = 0,
         tasks: list[str] | None = None,
@@ -216,7 +219,7 @@ class ShapesDataModule(ShardDataModule):
     ) -> None:
         root = Path(folder)
         super().__init__(
-            str(root / "train"),
+            str(root / part),
             str(root / "eval"),
             tasks,
             batch_size,

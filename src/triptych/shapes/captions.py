@@ -27,7 +27,8 @@ from triptych.shapes.world import (
 
 TASKS = ("single_object", "two_object", "counting", "colors", "position", "color_attribution")
 UNSEEN_TASKS = ("counting", "colors", "position", "color_attribution")  # a caption names a colour
-SPLITS = ("train", "eval", "unseen")
+# "instruct" is training data too, short captions only: the curated set of stage 3.
+SPLITS = ("train", "eval", "unseen", "instruct")
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 INVERSE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 RELATIONS = tuple(INVERSE)

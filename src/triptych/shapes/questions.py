@@ -27,9 +27,9 @@ def questions(scene: Scene, rng: numpy.random.Generator, number: int) -> list[Tu
 
 
 def grid_reading(scene: Scene) -> tuple[str, str]:
-    """The question that asks for all nine cells, and its answer in reading order."""
+    """The question that asks for all nine cells, and its answer: place and content of each."""
     found = {shape.place: f"{shape.size} {shape.colour} {shape.kind}" for shape in scene.shapes}
-    return "read the grid", ", ".join(found.get(place, "nothing") for place in PLACES)
+    return "read the grid", ", ".join(f"{p}: {found.get(p, 'nothing')}" for p in PLACES)
 
 
 def _alone(scene: Scene, attribute: str) -> list[Shape]:

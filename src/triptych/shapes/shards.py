@@ -28,11 +28,10 @@ from triptych.shapes.captions import (
 from triptych.shapes.questions import caption_questions, grid_reading, parse_reading, questions
 from triptych.shapes.world import draw
 
-VERSION = 1  # raise it whenever the same seed gives other samples
+VERSION = 2  # raise it whenever the same seed gives other samples
 MARKER = "shapes.json"
 LONG_CAPTIONS = 0.2  # share of the training captions
-GRID_READINGS = 0.5  # share of the conversations that begin with all nine cells
-PICTURE_TURNS = 6
+PICTURE_TURNS = 2  # after the reading of all nine cells, which opens every conversation
 CAPTION_TURNS = 4
 FEWEST_SHARDS = 8  # so that every process and loader worker has one of its own
 
@@ -47,15 +46,13 @@ def make_sample(split: str, index: int, seed: int) -> dict:
     if split == "train" and rng.random() < LONG_CAPTIONS:
         caption, request = long_caption, request_of(scene)
     turns = [(question, answer) for question, answer, _ in questions(scene, rng, PICTURE_TURNS)]
-    if rng.random() < GRID_READINGS:
-        turns = [grid_reading(scene), *turns[:-1]]
     facts = {
         "task": request.task,
         "caption": caption,
         "long_caption": long_caption,
         "request": request.to_dict(),
         "scene": scene.to_dict(),
-        "conversation": turns,
+        "conversation": [grid_reading(scene), *turns],
         "text_conversation": [
             parse_reading(request),
             *caption_questions(request, rng, CAPTION_TURNS),
@@ -107,15 +104,16 @@ def ensure_shapes(
     train: int = 30000,
     evaluation: int = 600,
     unseen: int = 200,
+    instruct: int = 6000,
     seed: int = 0,
     progress: Callable[[int], None] | None = None,
 ) -> Path:
-    """Make FOLDER/train, FOLDER/eval and FOLDER/unseen, unless they are there already.
+    """Make FOLDER/train, /eval, /unseen and /instruct, unless they are there already.
 
     Returns the folder. Raises ValueError if it holds anything else than this very data set.
     """
     folder = Path(folder)
-    sizes = dict(zip(SPLITS, (train, evaluation, unseen), strict=True))
+    sizes = dict(zip(SPLITS, (train, evaluation, unseen, instruct), strict=True))
     marker = {"version": VERSION, "seed": seed, "samples": sizes}
     if (folder / MARKER).exists():
         found = json.loads((folder / MARKER).read_text())
