@@ -173,12 +173,7 @@ class QwenVL(Understander):
             return Condition(states)
 
         with torch.no_grad():
-            cache = language_model(
-                inputs_embeds=prompt,
-                attention_mask=attention_mask,
-                position_ids=prompt_positions,
-                use_cache=True,
-            ).past_key_values
+            cache = self._prompt_cache(input_ids, prompt, attention_mask, prompt_positions)
         states = language_model(
             inputs_embeds=queries,
             attention_mask=mask,
@@ -187,6 +182,30 @@ class QwenVL(Understander):
             use_cache=True,
         ).last_hidden_state
         return Condition(states)
+
+    def _prompt_cache(
+        self, input_ids: Tensor, prompt: Tensor, attention_mask: Tensor, positions: Tensor
+    ):
+        """Keys and values of the prompts; what all of them begin with is computed once."""
+        language_model = self.model.model.language_model
+        batch, length = input_ids.shape
+        same = (input_ids == input_ids[:1]).all(0).cumprod(0)
+        shared = min(int(same.sum()), length - 1) if batch > 1 else 0
+        cache = None
+        if shared:
+            cache = language_model(
+                inputs_embeds=prompt[:1, :shared],
+                position_ids=positions[:1, :shared],
+                use_cache=True,
+            ).past_key_values
+            cache.batch_repeat_interleave(batch)
+        return language_model(
+            inputs_embeds=prompt[:, shared:],
+            attention_mask=attention_mask,
+            position_ids=positions[:, shared:],
+            past_key_values=cache,
+            use_cache=True,
+        ).past_key_values
 
     def lm_loss(self, batch: Batch) -> Tensor:
         """Mean cross entropy; logits are made only where a label is."""
