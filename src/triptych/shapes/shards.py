@@ -28,10 +28,10 @@ from triptych.shapes.captions import (
 from triptych.shapes.questions import caption_questions, grid_reading, parse_reading, questions
 from triptych.shapes.world import draw
 
-VERSION = 2  # raise it whenever the same seed gives other samples
+VERSION = 3  # raise it whenever the same seed gives other samples
 MARKER = "shapes.json"
 LONG_CAPTIONS = 0.2  # share of the training captions
-PICTURE_TURNS = 2  # after the reading of all nine cells, which opens every conversation
+PICTURE_TURNS = 3  # beside the reading of all nine cells, which opens or ends a conversation
 CAPTION_TURNS = 4
 FEWEST_SHARDS = 8  # so that every process and loader worker has one of its own
 
@@ -46,13 +46,16 @@ def make_sample(split: str, index: int, seed: int) -> dict:
     if split == "train" and rng.random() < LONG_CAPTIONS:
         caption, request = long_caption, request_of(scene)
     turns = [(question, answer) for question, answer, _ in questions(scene, rng, PICTURE_TURNS)]
+    reading = [grid_reading(scene)]
+    # Half of the time the questions come first: they must be answered from the picture alone.
+    turns = reading + turns if rng.random() < 0.5 else turns + reading
     facts = {
         "task": request.task,
         "caption": caption,
         "long_caption": long_caption,
         "request": request.to_dict(),
         "scene": scene.to_dict(),
-        "conversation": [grid_reading(scene), *turns],
+        "conversation": turns,
         "text_conversation": [
             parse_reading(request),
             *caption_questions(request, rng, CAPTION_TURNS),
