@@ -151,9 +151,10 @@ def write_weights(folder: Path) -> WeightFiles:
     model = unified("inference")
     torch.manual_seed(1)
     model.build()
-    state = model.state_dict()
+    model.trained = {name for name, _ in model.named_parameters()}
+    state = model.trained_state()
     for label in MADE_BY:
-        part = {n: t for n, t in state.items() if label_of(n) == label and "rotary" not in n}
+        part = {name: tensor for name, tensor in state.items() if label_of(name) == label}
         save_weights(part, folder / f"{label}.safetensors", {"stage": label}, torch.float32)
     return WeightFiles(
         **{label: str(folder / f"{label}.safetensors") for label in MADE_BY if label != "generation"}
