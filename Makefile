@@ -65,7 +65,7 @@ train-encoder: ## Train the image encoder and the VAE from scratch
 train-decoder: ## Train the pixel decoder: features to pixels
 train-stage1: ## Train understanding: the language model reads pictures and captions
 train-stage2: ## Train generation: queries and DiT, from captions to image features
-train-stage3: ## Tune generation on selected captions, from the weights of stage 2
+train-stage3: ## Tune generation on a smaller curated set, from your stage 2
 train-joint: ## Train understanding and generation together
 
 $(STAGES): $(STAMP)

@@ -7,5 +7,6 @@ from triptych.callbacks.checkpoint import Checkpoint
 from triptych.callbacks.evaluate import Evaluate
 from triptych.callbacks.export import ExportWeights
 from triptych.callbacks.sample_grid import SampleGrid
+from triptych.callbacks.write_pictures import WritePictures
 
-__all__ = ["Checkpoint", "Evaluate", "ExportWeights", "SampleGrid"]
+__all__ = ["Checkpoint", "Evaluate", "ExportWeights", "SampleGrid", "WritePictures"]

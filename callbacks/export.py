@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from lightning import Callback, LightningModule, Trainer
 
-from triptych.weights import save_weights
+from triptych.weights import full_name, save_weights
 
 log = logging.getLogger(__name__)
 
@@ -39,14 +39,16 @@ class ExportWeights(Callback):
             return
         self.path = Path(folder) / self.filename
         metadata = {
-            "preset": module.preset,
-            "stage": module.stage,
+            "preset": getattr(module, "preset", "custom"),
+            "stage": getattr(module, "stage", type(module).__name__),
             "steps": str(trainer.global_step),
         }
         tensors = {
-            name: tensor
+            full_name(name): tensor
             for name, tensor in module.trained_state().items()
-            if name.split(".")[0] not in self.leave_out
+            if full_name(name).split(".")[0] not in self.leave_out
         }
         save_weights(tensors, self.path, metadata, self.dtype)
+        # The newest run's weights also lie where the next stage looks: runs/PRESET/STAGE/.
+        save_weights(tensors, self.path.parent.parent / self.filename, metadata, self.dtype)
         log.info("trained weights: %s", self.path)

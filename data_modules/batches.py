@@ -65,11 +65,14 @@ class BatchBuilder:
     def _text_to_image(self, step: int, numbers: Sequence[int], samples: Tensor) -> Batch:
         known, folder = self.known, self.folder
         keys = [folder.key(n) for n in numbers]
-        rows = [
-            generation_ids(known.tokenizer, folder.caption(n), known.max_tokens, key)
-            for n, key in zip(numbers, keys, strict=True)
-        ]
-        ids, mask = pad(rows, token_id(known.tokenizer, PAD))
+        if known.tokenizer is None:
+            ids = mask = torch.zeros((len(keys), 0), dtype=torch.long)
+        else:
+            rows = [
+                generation_ids(known.tokenizer, folder.caption(n), known.max_tokens, key)
+                for n, key in zip(numbers, keys, strict=True)
+            ]
+            ids, mask = pad(rows, token_id(known.tokenizer, PAD))
         pictures = [square(folder.picture(n), known.picture_size) for n in numbers]
         return Batch(
             TEXT_TO_IMAGE, keys, step, samples, ids, mask, target_pixels=torch.stack(pictures)

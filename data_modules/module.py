@@ -159,6 +159,9 @@ class ShardDataModule(LightningDataModule):
     def test_dataloader(self):
         return self.val_dataloader()
 
+    def predict_dataloader(self):
+        return self.val_dataloader()
+
     def preview_captions(self, number: int) -> list[str]:
         """Captions of validation samples, for sample grids."""
         return [self.val_folder.caption(n) for n in range(min(number, len(self.val_folder)))]
@@ -185,7 +188,7 @@ class ShardDataModule(LightningDataModule):
 
         Looks at the longest of the first `most` captions; a later one stops the run by name.
         """
-        if TEXT_TO_IMAGE not in self.tasks:
+        if TEXT_TO_IMAGE not in self.tasks or self.known.tokenizer is None:
             return
         numbers = range(min(most, len(folder)))
         longest = max(numbers, key=lambda n: len(folder.caption(n)))

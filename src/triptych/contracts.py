@@ -187,7 +187,7 @@ class Preprocessing:
     """What a DataModule must know of the model to build batches; handed over by the model."""
 
     tokenizer: Any
-    """A transformers tokenizer."""
+    """A transformers tokenizer; None where captions are not read."""
     max_tokens: int
     """Longest prompt, `[IMG]` included, or conversation, that the model takes."""
     picture_size: int

@@ -12,6 +12,9 @@ from triptych.contracts import UserError
 # `${model.stage}` then works from any --config file, although the command is a subcommand.
 jsonargparse.set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
 
+# What a run may leave in its folder, for the last line of a fit.
+RESULTS = ("weights.safetensors", "samples", "checkpoints", "metrics.csv", "config.yaml")
+
 
 class TriptychCLI(LightningCLI):
     """Lightning's command line, with one folder a run and our rules for checkpoints."""
@@ -24,15 +27,28 @@ class TriptychCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         settings = self.config[self.subcommand]
         settings.weights_only = True  # a checkpoint is data, never code
-        folders = one_folder_for_all(settings.trainer.logger)
+        folders = one_folder_for_all(settings.trainer.logger, run_name(settings.model))
         if settings.get("ckpt_path") == "last":
             settings.ckpt_path = str(newest_checkpoint(folders))
         elif settings.get("ckpt_path") and not Path(settings.ckpt_path).exists():
             raise UserError(f"the checkpoint {settings.ckpt_path} does not exist; check the path.")
 
+    def after_fit(self) -> None:
+        folder = self.trainer.log_dir
+        if folder is not None and self.trainer.is_global_zero:
+            made = [name for name in RESULTS if (Path(folder) / name).exists()]
+            print(f"run folder {folder}: {', '.join(made)}")
 
-def one_folder_for_all(loggers) -> set[Path]:
-    """Give all loggers that count their runs the same next number; returns runs/PRESET/STAGE.
+
+def run_name(model) -> str:
+    """PRESET/STAGE, or the name of a panel that is trained alone."""
+    if "class_path" in model:
+        return model.class_path.rpartition(".")[2]
+    return f"{model.preset}/{model.stage}"
+
+
+def one_folder_for_all(loggers, name: str) -> set[Path]:
+    """Give all loggers the name of the run and the same next number; returns runs/PRESET/STAGE.
 
     Each logger counts for itself, and counts the other's folders too, so that one run would be
     spread over several.
@@ -44,7 +60,8 @@ def one_folder_for_all(loggers) -> set[Path]:
     ]
     folders = set()
     for init in options:
-        folder = Path(init.save_dir) / (init.get("name") or "")
+        init.name = init.get("name") or name
+        folder = Path(init.save_dir) / init.name
         folders.add(folder)
         if init.get("version") is None:
             taken = [p.name.removeprefix("version_") for p in folder.glob("version_*")]

@@ -31,8 +31,9 @@ class SDXLDecoder(PixelDecoder):
         prediction: what the UNet predicts, "epsilon" as published or "v_prediction".
         drop: probability of training without condition.
         guide_channels: channels of a linear map of the feature grid that are laid beside the
-            noisy latents, each feature over its own square of latents; 0 is SDXL. Small decoders learn from it in minutes *where* things are,
-            which cross-attention alone takes hours to find.
+            noisy latents, each feature over its own square of latents; 0 is SDXL. Small decoders
+            learn from it in minutes *where* things are, which cross-attention alone takes hours
+            to find.
         feature_noise: deviation of noise added to the features in training, so that slightly
             wrong generated features still decode.
         steps, guidance: defaults of `decode`.

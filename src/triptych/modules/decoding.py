@@ -5,7 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from triptych.contracts import TEXT_TO_IMAGE, Batch, ImageEncoder, PixelDecoder, UserError
+from triptych.contracts import (
+    TEXT_TO_IMAGE,
+    Batch,
+    ImageEncoder,
+    PixelDecoder,
+    Preprocessing,
+    UserError,
+)
 from triptych.freezing import Optimization
 from triptych.modules.panel import Metrics, Panel
 from triptych.weights import WeightFiles
@@ -47,3 +54,6 @@ class PixelDecoderModule(Panel):
                 features = encoder(batch.target_pixels).float()
         loss = self.decoder.loss(features, batch.target_pixels, self.seed, batch.samples)
         return loss, {"decoding": loss.detach()}
+
+    def preprocessing(self) -> Preprocessing:
+        return Preprocessing(tokenizer=None, max_tokens=0, picture_size=self.encoder.image_size)

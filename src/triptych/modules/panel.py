@@ -17,7 +17,7 @@ from triptych.freezing import (
     make_optimizer,
 )
 from triptych.weights import WeightFiles, load_weights
-from triptych.weights.files import MADE_BY, label_of
+from triptych.weights.files import MADE_BY, full_name, label_of
 
 Metrics = dict[str, Tensor]
 
@@ -156,11 +156,11 @@ class Panel(LightningModule):
 
     def _require_weights(self, filled: set[str]) -> None:
         """A frozen part of random numbers is a mistake: name it and the command that makes it."""
-        for name, parameter in self.named_parameters():
+        for own_name, parameter in self.named_parameters():
+            name = full_name(own_name)
             if not parameter.requires_grad and name not in filled and "pad_token" not in name:
                 label = label_of(name)
                 raise UserError(
                     f"this stage freezes {name.split('.')[0]!r} but has no weights for {name}; "
-                    f"`{MADE_BY[label]}` makes them, "
-                    f"--model.weights.{label}=FILE names them."
+                    f"`{MADE_BY[label]}` makes them, --model.weights.{label}=FILE names them."
                 )

@@ -144,6 +144,15 @@ class UnifiedModule(Panel):
     def test_step(self, batch: Batch | dict[str, Batch], batch_idx: int) -> Tensor:
         return self._step_and_log("test", batch)
 
+    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, object]:
+        """Pictures uint8 [B,3,H,W] for the prompts of a text_to_image batch, and their keys."""
+        condition = self.understanding.understander.condition(
+            batch.input_ids, batch.attention_mask, self.generation.queries
+        )
+        seeds = batch.samples.tolist()
+        pictures = self.decode(self.generation.sample(condition, seeds), seeds)
+        return {"keys": batch.keys, "pictures": pictures}
+
     def _step_and_log(self, prefix: str, batch: Batch | dict[str, Batch]) -> Tensor:
         batches = list(batch.values()) if isinstance(batch, dict) else [batch]
         steps = [self.step(each) for each in batches]

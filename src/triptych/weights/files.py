@@ -41,6 +41,21 @@ class WeightFiles:
     generation: str | None = None
 
 
+# Where the parts of a panel that is trained alone stand inside `UnifiedModule`.
+_HOMES = {
+    "understander": "understanding.",
+    "queries": "generation.",
+    "dit": "generation.",
+    "decoder": "decoding.",
+    "heads": "encoding.",
+}
+
+
+def full_name(name: str) -> str:
+    """The name inside `UnifiedModule` of a parameter of any root module."""
+    return _HOMES.get(name.split(".")[0], "") + name
+
+
 def label_of(name: str) -> str:
     """The label of the file that a parameter of `UnifiedModule` belongs in."""
     if name.startswith("decoding."):
@@ -70,7 +85,7 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 
 def load_weights(module: nn.Module, sources: WeightFiles) -> set[str]:
-    """Fill `module` in place; returns the names that were filled.
+    """Fill `module` in place; returns the full names that were filled.
 
     Names under a part that this model does not have (a panel that a stage leaves out) are passed
     over; any other unknown name, and any other shape, is an error.
@@ -78,7 +93,8 @@ def load_weights(module: nn.Module, sources: WeightFiles) -> set[str]:
     Raises:
         UserError: a file is missing, is no safetensors file, or does not fit the model.
     """
-    own = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    own = {full_name(name): tensor for name, tensor in module.named_parameters()}
+    own |= {full_name(name): tensor for name, tensor in module.named_buffers()}
     parts = {name.split(".")[0] for name in own}
     filled: set[str] = set()
     for label, source in asdict(sources).items():

@@ -1,0 +1,117 @@
+"""What trains and what is frozen, down to the optimizer's memory."""
+
+import pytest
+import torch
+from builders import FAST, batches, needed, unified
+from torch import nn
+
+from triptych.contracts import TEXT_TO_IMAGE, UserError
+from triptych.freezing import (
+    Optimization,
+    freeze_all_but,
+    frozen_modules,
+    learning_rate_factor,
+    make_optimizer,
+    selected,
+)
+
+NAMES = ["queries", "dit.layer.weight", "dit.layer.bias", "dither.weight", "unet.weight"]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "found"),
+    [
+        ("queries", {"queries"}),
+        ("dit", {"dit.layer.weight", "dit.layer.bias"}),  # not dither
+        ("*.bias", {"dit.layer.bias"}),
+        ("*", set(NAMES)),
+    ],
+)
+def test_patterns_are_module_paths_or_globs(pattern, found):
+    assert selected(NAMES, [pattern]) == found
+
+
+def test_patterns_add_up():
+    assert selected(NAMES, ["queries", "dit.layer"]) == set(NAMES[:3])
+
+
+def test_a_pattern_that_matches_nothing_is_named():
+    with pytest.raises(UserError, match=r"'dti' matches no parameter.*\['dit', 'dither'"):
+        selected(NAMES, ["queries", "dti"])
+
+
+def test_a_misspelled_stage_is_refused(weights):
+    model = unified("stage2", weights=weights, trains=["generation.queris"])
+    with pytest.raises(UserError, match="'generation.queris' matches no parameter"):
+        model.configure_model()
+
+
+def test_frozen_modules_are_the_largest():
+    model = nn.Sequential(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), nn.Linear(2, 2))
+    assert freeze_all_but(model, ["0.1"]) == {"0.1.weight", "0.1.bias"}
+    assert [id(m) for m in frozen_modules(model)] == [id(model[0][0]), id(model[1])]
+    freeze_all_but(model, ["1"])
+    assert frozen_modules(model)[0] is model[0]
+
+
+def test_frozen_parts_stay_in_evaluation_mode(weights):
+    model = unified("stage2", weights=weights)
+    model.configure_model()
+    model.train()
+    assert model.generation.dit.training and model.training
+    for frozen in (model.understanding.understander, model.encoder, model.decoding.decoder):
+        assert not any(m.training for m in frozen.modules())
+    model.eval()
+    model.train()
+    assert not model.encoder.norm.training
+
+
+def test_the_decoder_trains_beside_its_frozen_vae(weights):
+    model = unified("decoder", weights=needed(weights, "decoder"))
+    model.configure_model()
+    model.train()
+    decoder = model.decoding.decoder
+    assert decoder.unet.training and decoder.guide.training
+    assert not any(m.training for m in decoder.vae.modules())
+
+
+def test_the_unused_pad_token_never_trains(weights):
+    model = unified("stage2", weights=weights, trains=["generation"])
+    model.configure_model()
+    assert not model.generation.dit.dit.pad_token.requires_grad
+    assert not any("pad_token" in name for name in model.trained)
+
+
+def test_the_optimizer_remembers_nothing_of_what_is_frozen(weights, samples):
+    model = unified("stage2", weights=weights)
+    model.configure_model()
+    settings = Optimization(lr=1e-3, weight_decay=0.1)
+    optimizer = make_optimizer(model, settings)
+    model.step(batches(model, samples, TEXT_TO_IMAGE))[0].backward()
+    optimizer.step()
+    trained = {id(p) for n, p in model.named_parameters() if n in model.trained}
+    assert {id(p) for p in optimizer.state} == trained
+    assert all(p.grad is None for p in model.parameters() if id(p) not in trained)
+    matrices, vectors = optimizer.param_groups
+    assert matrices["weight_decay"] == 0.1 and vectors["weight_decay"] == 0
+    assert all(p.ndim >= 2 for p in matrices["params"])
+    assert all(p.ndim < 2 for p in vectors["params"])
+
+
+def test_learning_rate_warms_up_then_falls_to_its_end():
+    settings = Optimization(lr=1e-3, final_lr=1e-5, warmup=0.1)
+    factors = [learning_rate_factor(step, 100, settings) for step in range(101)]
+    assert factors[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
+    assert factors[10] == 1.0 and max(factors) == 1.0
+    assert all(a > b for a, b in zip(factors[10:], factors[11:], strict=False))
+    assert factors[55] == pytest.approx((1 + 0.01) / 2)
+    assert factors[100] == pytest.approx(0.01)
+
+
+def test_learning_rate_may_stay():
+    assert [learning_rate_factor(step, 10, FAST) for step in (0, 5, 10)] == [1.0, 1.0, 1.0]
+
+
+def test_short_runs_have_a_learning_rate():
+    factors = [learning_rate_factor(step, 1, Optimization()) for step in range(2)]
+    assert all(torch.isfinite(torch.tensor(factors))) and factors[0] == 1.0

@@ -1,0 +1,134 @@
+"""The sampler: equations whose solution is known, guidance by its formula, seeds by picture."""
+
+import math
+
+import pytest
+import torch
+from builders import built, dit
+
+from triptych.contracts import Condition, VelocityModel
+from triptych.sampler import noise_from_seeds, sample_flow, sample_regression, times
+
+
+class Stub(VelocityModel):
+    """A velocity that is a formula of (x, t, condition); keeps what it was called with."""
+
+    def __init__(self, velocity):
+        super().__init__()
+        self.velocity, self.calls = velocity, []
+
+    def build(self):
+        pass
+
+    def set_shapes(self, feature_shape, condition_width):
+        pass
+
+    def forward(self, x_t, t, condition):
+        self.calls.append((x_t, t, condition))
+        return self.velocity(x_t, t[:, None, None, None], condition)
+
+
+def told(number, value=1.0):
+    """A condition [number,2,3] whose mean is `value`."""
+    return Condition(torch.full((number, 2, 3), value))
+
+
+def noise(number=2, shape=(3, 4, 4)):
+    return noise_from_seeds(shape, range(number))
+
+
+@pytest.mark.parametrize("steps", [1, 7, 30])
+def test_constant_velocity_is_exact(steps):
+    start = noise()
+    end = sample_flow(Stub(lambda x, t, c: torch.full_like(x, 0.5)), told(2), start, steps, 1.0)
+    assert torch.allclose(end, start - 0.5, atol=1e-5)
+
+
+def test_euler_error_falls_to_first_order():
+    start = noise()
+    rate = 1.5  # dx/dt = rate * x, so x(0) = x(1) * exp(-rate)
+
+    def error(steps):
+        end = sample_flow(Stub(lambda x, t, c: rate * x), told(2), start, steps, 1.0)
+        return (end - start * math.exp(-rate)).norm()
+
+    assert 1.85 < error(20) / error(40) < 2.15
+    assert 1.9 < error(40) / error(80) < 2.1
+
+
+def test_closed_form_velocity_reaches_the_target_gaussian():
+    mean, deviation = 0.7, 0.5
+
+    def velocity(x, t, condition):
+        spread = ((1 - t) * deviation) ** 2 + t**2
+        slope = (t - (1 - t) * deviation**2) / spread
+        return -mean + slope * (x - (1 - t) * mean)
+
+    end = sample_flow(Stub(velocity), told(8), noise(8, (16, 32, 32)), 100, 1.0)
+    assert end.mean() == pytest.approx(mean, abs=0.01)
+    assert end.std() == pytest.approx(deviation, rel=0.03)
+
+
+def test_published_times_are_what_the_model_is_asked_at():
+    model = Stub(lambda x, t, c: torch.zeros_like(x))
+    sample_flow(model, told(2), noise(), 30, 1.0)
+    asked = torch.stack([1000 * t for _, t, _ in model.calls])
+    expected = torch.linspace(1000, 1000 / 30, 30)
+    assert torch.allclose(asked, expected[:, None].expand(30, 2), atol=1e-3)
+    assert [round(1000 * float(t), 2) for t in times(30)[:2]] == [1000.0, 966.67]
+    assert round(1000 * float(times(30)[-1]), 2) == 33.33
+
+
+def test_guidance_one_is_one_call_a_step_on_the_batch_itself():
+    model, shown = Stub(lambda x, t, c: torch.zeros_like(x)), []
+    sample_flow(model, told(2), noise(), 5, 1.0, lambda i, x: shown.append((i, x.shape)))
+    assert [len(x) for x, _, _ in model.calls] == [2] * 5
+    assert all(torch.equal(c, told(2).states) for _, _, c in model.calls)
+    assert shown == [(i, (2, 3, 4, 4)) for i in range(5)]
+
+
+@pytest.mark.parametrize("guidance", [0.0, 3.0])
+def test_guidance_is_its_formula_with_zeros_as_the_null_condition(guidance):
+    start = noise()
+    model = Stub(lambda x, t, c: 1 + c.mean((1, 2))[:, None, None, None] * torch.ones_like(x))
+    end = sample_flow(model, told(2, 0.25), start, 4, guidance)
+    assert torch.allclose(end, start - (1 + guidance * 0.25), atol=1e-5)
+    for x, _, condition in model.calls:
+        assert len(x) == 4 and torch.equal(x[:2], x[2:])
+        assert not condition[:2].any() and torch.equal(condition[2:], told(2, 0.25).states)
+
+
+def test_no_steps_are_refused():
+    with pytest.raises(ValueError, match="at least 1, got 0"):
+        times(0)
+
+
+def test_noise_of_a_picture_is_that_of_its_seed():
+    together = noise_from_seeds((3, 4, 4), [7, 8, 9, 7])
+    assert torch.equal(together[2], noise_from_seeds((3, 4, 4), [9])[0])
+    assert torch.equal(together[0], together[3])
+    assert not torch.equal(together[0], together[1])
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_a_picture_does_not_depend_on_its_neighbours(guidance):
+    model = dit()
+    model.set_shapes((5, 3, 3), 16)
+    built(model)
+    condition = torch.randn(4, 6, 16)
+    seeds = [3, 1, 4, 1]
+    together = sample_flow(
+        model, Condition(condition), noise_from_seeds((5, 3, 3), seeds), 5, guidance
+    )
+    for i, seed in enumerate(seeds):
+        start = noise_from_seeds((5, 3, 3), [seed])
+        alone = sample_flow(model, Condition(condition[i : i + 1]), start, 5, guidance)
+        assert torch.allclose(together[i], alone[0], atol=1e-5)
+
+
+def test_regression_is_one_call_from_zeros():
+    model = Stub(lambda x, t, c: c.mean((1, 2))[:, None, None, None] + x)
+    features = sample_regression(model, told(2, 0.5), (3, 4, 4))
+    ((x, t, _),) = model.calls
+    assert not x.any() and torch.equal(t, torch.ones(2))
+    assert torch.equal(features, torch.full((2, 3, 4, 4), 0.5))
