@@ -157,7 +157,11 @@ def write_weights(folder: Path) -> WeightFiles:
         part = {name: tensor for name, tensor in state.items() if label_of(name) == label}
         save_weights(part, folder / f"{label}.safetensors", {"stage": label}, torch.float32)
     return WeightFiles(
-        **{label: str(folder / f"{label}.safetensors") for label in MADE_BY if label != "generation"}
+        **{
+            label: str(folder / f"{label}.safetensors")
+            for label in MADE_BY
+            if label != "generation"
+        }
     )
 
 
@@ -192,7 +196,7 @@ def steps(model: Any, batch: Batch | list[Batch], number: int, lr: float = 2e-3)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        losses.append(float(loss))
+        losses.append(loss.item())
     return losses
 
 
@@ -203,4 +207,4 @@ def trained_names(model: Any) -> set[str]:
 
 def relative(a: Tensor, b: Tensor) -> float:
     """Norm of the difference over the norm of `b`."""
-    return float((a - b).norm() / b.norm())
+    return ((a - b).norm() / b.norm()).item()

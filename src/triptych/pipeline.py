@@ -25,16 +25,16 @@ def load_model(
     Raises:
         UserError: a file is missing, or a model section is wrong.
     """
-    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser = jsonargparse.ArgumentParser(parser_mode="omegaconf+", exit_on_error=False)
     parser.add_argument("--config", action="config")
     parser.add_class_arguments(UnifiedModule, "model")
+    arguments: list[str] = []
+    for config in configs:
+        section = yaml.safe_load(_text(config)).get("model", {})
+        arguments += ["--config", yaml.safe_dump({"model": section})]
     try:
-        values = parser.get_defaults()
-        for config in configs:
-            section = yaml.safe_load(_text(config)).get("model", {})
-            values = parser.parse_object({"model": section}, cfg_base=values)
-        values = parser.parse_args(list(overrides), namespace=values)
-    except (jsonargparse.ArgumentError, TypeError) as error:
+        values = parser.parse_args([*arguments, *overrides])
+    except jsonargparse.ArgumentError as error:
         raise UserError(f"the model's configuration is wrong: {error}") from error
     model = parser.instantiate_classes(values).model
     model.losses, model.trains = {}, []  # all panels, none trains: each must find its weights

@@ -38,7 +38,7 @@ class Part:
 PLAN = (
     Part("encoder", 1500, "encoder"),
     Part("stage1", 1500, "understanding"),
-    Part("decoder", 2000, "decoder", ("encoder",)),
+    Part("decoder", 1000, "decoder", ("encoder",)),
     Part("stage2", 5000, "generation", ("encoder", "stage1", "decoder")),
     Part("stage3", 800, "generation", ("encoder", "stage1", "decoder", "stage2")),
 )

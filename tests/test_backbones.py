@@ -1,0 +1,413 @@
+"""Every backbone against the library class it wraps, and the promises of its role."""
+
+import math
+
+import numpy as np
+import pytest
+import timm
+import torch
+from builders import CAPTIONS, SIDE, batches, built, decoder, dit, eva, relative, understander, vae
+from diffusers import LuminaNextDiT2DModel
+from diffusers.models.embeddings import PixArtAlphaTextProjection, get_2d_rotary_pos_embed_lumina
+from torch import nn
+
+from triptych.backbones import EvaClip, KLAutoencoder, LuminaNextDiT
+from triptych.backbones.eva_clip import CLIP_MEAN, CLIP_STD
+from triptych.contracts import IMAGE_TO_TEXT, UserError, pixels_to_unit
+from triptych.evaluation.shapes import examples
+from triptych.modules import UnderstandingModule
+from triptych.prompts import PAD, conversation_ids, generation_ids, pad, token_id
+
+
+@torch.no_grad()
+def shaken(module, deviation=0.2, seed=0):
+    """`module` with random numbers in every parameter: nothing hides behind a zero start."""
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in module.parameters():
+        parameter.add_(deviation * torch.randn(parameter.shape, generator=generator))
+    return module.eval()
+
+
+def drawn(number):
+    """Pictures of the shapes world: uint8 [N,3,48,48]."""
+    pictures = np.stack([example.picture for example in examples("eval", number)])
+    return torch.from_numpy(pictures).permute(0, 3, 1, 2)
+
+
+# --- DiT ------------------------------------------------------------------------------------------
+
+
+def small_dit(**sizes):
+    model = dit(**sizes)
+    model.set_shapes((8, 6, 6), 24)
+    return shaken(built(model), 0.05)
+
+
+def test_dit_gives_a_velocity_of_the_features_shape():
+    x = torch.randn(2, 8, 6, 6)
+    for model in (small_dit(), small_dit(patch_size=2)):
+        velocity = model(x, torch.tensor([0.3, 1.0]), torch.randn(2, 5, 24))
+        assert velocity.shape == x.shape and velocity.isfinite().all()
+
+
+def test_dit_of_the_published_sizes():
+    model = LuminaNextDiT()
+    model.set_shapes((1792, 8, 8), 3584)
+    with torch.device("meta"):
+        model.build()
+    assert len(model.dit.layers) == 24
+    assert model.dit.layers[0].feed_forward.linear_1.out_features == 4864
+    assert model.dit.layers[0].gate.shape == (28,)
+
+
+def test_dit_equals_diffusers_with_the_same_weights():
+    ours = small_dit()
+    theirs = LuminaNextDiT2DModel(
+        sample_size=6,
+        patch_size=1,
+        in_channels=8,
+        hidden_size=64,
+        num_layers=2,
+        num_attention_heads=4,
+        num_kv_heads=4,
+        multiple_of=32,
+        learn_sigma=False,
+        qk_norm=True,
+        cross_attention_dim=64,
+    )
+    theirs.load_state_dict(ours.dit.state_dict())
+    projection = PixArtAlphaTextProjection(24, 64)
+    projection.load_state_dict(ours.caption_projection.state_dict())
+    x, t, condition = torch.randn(2, 8, 6, 6), torch.tensor([0.25, 1.0]), torch.randn(2, 5, 24)
+    expected = theirs.eval()(
+        hidden_states=x,
+        timestep=torch.tensor([250.0, 1000.0]),
+        encoder_hidden_states=projection(condition),
+        encoder_mask=torch.ones(2, 5),
+        image_rotary_emb=get_2d_rotary_pos_embed_lumina(16, 384, 384),  # as published, cut there
+        cross_attention_kwargs={},
+    ).sample
+    assert torch.allclose(ours(x, t, condition), expected, atol=1e-6)
+
+
+def test_dit_listens_through_its_gates():
+    x, t = torch.randn(1, 8, 6, 6), torch.tensor([0.5])
+    one, other = torch.randn(1, 5, 24), torch.randn(1, 5, 24)
+    model = small_dit()
+    for layer in model.dit.layers:
+        nn.init.zeros_(layer.gate)
+    # the pooled condition also joins the time embedding: compare two of the same mean
+    same_mean = one.flip(1).roll(2, 1)
+    assert torch.allclose(model(x, t, one), model(x, t, same_mean), atol=1e-5)
+    assert relative(model(x, t, one), model(x, t, other)) > 1e-3
+    assert all(layer.gate.eq(1).all() for layer in built_dit().dit.layers)
+
+
+def built_dit():
+    model = dit(gate_init=1.0)
+    model.set_shapes((8, 6, 6), 24)
+    return built(model)
+
+
+def test_dit_refuses_sizes_that_do_not_fit():
+    with pytest.raises(UserError, match="width 64 / heads 5"):
+        dit(heads=5)
+    with pytest.raises(UserError, match="3x3 feature grid does not fit DiT patch_size 2"):
+        dit(patch_size=2).set_shapes((8, 3, 3), 24)
+
+
+# --- EVA ------------------------------------------------------------------------------------------
+
+
+def test_eva_tokens_are_those_of_the_stock_timm_tower():
+    ours = shaken(built(eva(standardize=False)), 0.1)
+    stock = timm.create_model(
+        "eva02_enormous_patch14_clip_224",
+        img_size=SIDE,
+        patch_size=16,
+        embed_dim=32,
+        depth=2,
+        num_heads=2,
+        mlp_ratio=2,
+        num_classes=0,
+    ).eval()
+    stock.norm = nn.Identity()  # the release takes the last block's output
+    state = {}
+    for name, tensor in ours.tower.state_dict().items():
+        if name.endswith("qkv.bias"):  # stock EVA has no bias on keys
+            tensor[32:64] = 0
+            state[name.replace("qkv.bias", "q_bias")] = tensor[:32]
+            state[name.replace("qkv.bias", "v_bias")] = tensor[64:]
+        else:
+            state[name] = tensor
+    stock.load_state_dict(state)
+    pixels = drawn(2)
+    mean, deviation = (torch.tensor(values)[:, None, None] for values in (CLIP_MEAN, CLIP_STD))
+    expected = stock.forward_features((pixels / 255 - mean) / deviation)[:, 1:]
+    assert torch.allclose(ours.tokens(pixels), expected, atol=1e-5)
+    assert torch.allclose(ours(pixels), expected.transpose(1, 2).unflatten(2, (3, 3)), atol=1e-5)
+
+
+def test_eva_knows_its_feature_shape_before_it_is_built():
+    assert EvaClip().feature_shape == (1792, 8, 8) and not EvaClip().built
+    for model in (eva(), eva(patch_size=8, pool=2), eva(width=64, patch_size=8)):
+        assert built(model).eval()(drawn(2)).shape == (2, *model.feature_shape)
+
+
+def test_eva_takes_pictures_of_any_size():
+    large = drawn(1).repeat_interleave(2, 2).repeat_interleave(2, 3)
+    model = built(eva()).eval()
+    assert relative(model(large), model(drawn(1))) < 0.2
+
+
+def test_eva_pools_row_by_row():
+    model = eva(patch_size=8, pool=2)  # 6x6 tokens to 3x3 features
+    tokens = torch.arange(36.0)[None, :, None]
+    rows = torch.tensor([3.5, 15.5, 27.5])[:, None] + torch.tensor([0.0, 2.0, 4.0])
+    assert torch.equal(model.pool_tokens(tokens)[0, 0], rows)
+
+
+def test_eva_standardizes_its_channels():
+    model = shaken(built(eva()), 0.1).train()
+    pictures = drawn(32)
+    with torch.no_grad():
+        raw = model.pool_tokens(model.tokens(pictures))
+        features = [model.norm(raw) for _ in range(300)][0]  # running statistics take a while
+        shown = model.eval()(pictures)
+    assert features.mean((0, 2, 3)).abs().max() < 1e-4
+    assert (features.var((0, 2, 3)) - 1).abs().max() < 0.02
+    assert (shown.var((0, 2, 3)) - 1).abs().max() < 0.05
+
+
+def test_eva_refuses_sizes_that_do_not_fit():
+    with pytest.raises(UserError, match="image_size 50 is not a multiple of patch_size 16"):
+        eva(image_size=50)
+    with pytest.raises(UserError, match="width 32 is not a multiple of heads 3"):
+        eva(heads=3)
+
+
+# --- VAE ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {},
+        {"linear_skip": False, "scaling": 0.13},
+        {"linear_skip": False, "block_widths": [16, 32], "patch_size": 4, "norm_groups": 4},
+    ],
+)
+def test_vae_round_trip_has_the_pictures_shape(sizes):
+    model = built(vae(**sizes)).eval()
+    latents = model(drawn(2))
+    assert model.feature_shape == (8, 6, 6) and latents.shape == (2, 8, 6, 6)
+    shown = model.decode(latents)
+    assert shown.shape == (2, 3, SIDE, SIDE) and shown.dtype == torch.uint8
+
+
+def test_vae_defaults_are_sdxls():
+    model = KLAutoencoder()
+    assert model.feature_shape == (4, 128, 128)
+    with torch.device("meta"):
+        model.build()
+    assert sum(p.numel() for p in model.vae.parameters()) == 83_653_863  # SDXL's VAE
+
+
+@pytest.mark.parametrize(("channels", "least"), [(8, 22.0), (32, 28.0)])
+def test_vae_on_principal_components_shows_scenes_it_has_not_seen(channels, least):
+    model = built(vae(latent_channels=channels)).eval()
+    pictures = drawn(96)
+    model.start_from_principal_components(pictures[:64])
+    latents = model.posterior(pictures[:64]).mean.detach()
+    assert torch.allclose(latents.var((0, 2, 3)), torch.ones(channels), atol=0.01)
+    unseen = pictures[64:]
+    error = (model.images(model.posterior(unseen).mean) - pixels_to_unit(unseen)) / 2
+    assert -10 * math.log10(error.detach().square().mean()) > least
+
+
+@pytest.mark.parametrize("scaling", [None, 0.13025])
+def test_vae_raw_undoes_standardize(scaling):
+    model = built(vae(scaling=scaling))
+    if scaling is None:
+        model.norm.running_mean.normal_()
+        model.norm.running_var.uniform_(0.1, 4)
+    x = torch.randn(2, 8, 6, 6)
+    model.eval()
+    assert torch.allclose(model.raw(model.standardize(x)), x, atol=1e-5)
+    assert not torch.allclose(model.standardize(x), x, atol=0.1)
+
+
+def test_vae_refuses_sizes_that_do_not_fit():
+    with pytest.raises(UserError, match="image_size 50 is not a multiple of 8"):
+        vae(image_size=50)
+    with pytest.raises(UserError, match="linear_skip needs a single level"):
+        vae(block_widths=[16, 32])
+
+
+# --- decoder --------------------------------------------------------------------------------------
+
+
+def small_decoder(**sizes):
+    model = decoder(**sizes)
+    model.set_shapes((32, 3, 3))
+    return shaken(built(model), 0.02)
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_decoder_loss_is_finite_and_trains_the_unet_alone(prediction):
+    model = small_decoder(prediction=prediction, feature_noise=0.2)
+    loss = model.loss(torch.randn(4, 32, 3, 3), drawn(4), 0, torch.arange(4))
+    loss.backward()
+    assert loss.shape == () and loss.isfinite()
+    assert all(p.grad is not None for p in (*model.unet.parameters(), *model.guide.parameters()))
+    assert all(p.grad is None for p in model.vae.parameters())
+
+
+def test_decoder_loss_is_a_function_of_seed_and_samples():
+    model = small_decoder()
+    features, pixels = torch.randn(4, 32, 3, 3), drawn(4)
+
+    def loss(seed, samples):
+        with torch.no_grad():
+            return model.loss(features, pixels, seed, torch.tensor(samples)).item()
+
+    assert loss(0, [0, 1, 2, 3]) == loss(0, [0, 1, 2, 3])
+    assert loss(0, [0, 1, 2, 3]) != loss(1, [0, 1, 2, 3])
+    assert loss(0, [0, 1, 2, 3]) != loss(0, [4, 5, 6, 7])
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+def test_decoding_a_picture_does_not_depend_on_its_neighbours(guidance):
+    model = small_decoder()
+    features, seeds = torch.randn(4, 32, 3, 3), [5, 2, 5, 9]
+    together = model.decode(features, seeds, 2, guidance)
+    assert together.shape == (4, 3, SIDE, SIDE) and together.dtype == torch.uint8
+    assert torch.equal(together, model.decode(features, seeds, 2, guidance))
+    for i, seed in enumerate(seeds[:2]):
+        alone = model.decode(features[i : i + 1], [seed], 2, guidance)[0]
+        assert (alone.int() - together[i].int()).abs().max() <= 1  # rounding
+    assert not torch.equal(together[1], model.decode(features, [0] * 4, 2, guidance)[1])
+
+
+def test_decoder_refuses_sizes_that_do_not_fit():
+    with pytest.raises(UserError, match=r"widths \[32, 32\] and depths \[1\] must pair up"):
+        decoder(depths=[1])
+    model = decoder()
+    model.set_shapes((32, 4, 4))
+    with pytest.raises(UserError, match="6 latents a side are no multiple of 4 features"):
+        model.build()
+
+
+# --- Qwen -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def qwen():
+    return built(understander()).eval()
+
+
+def prompts(tokenizer, kind):
+    """Ids and mask of three right-padded rows of different lengths."""
+    if kind == "captions":  # they begin alike
+        rows = [generation_ids(tokenizer, caption, 256) for caption in CAPTIONS]
+    elif kind == "nothing in common":
+        rows = [list(range(10 + 50 * i, 10 + 50 * i + 5 * (i + 1))) for i in range(3)]
+    else:  # "all the same"
+        rows = [generation_ids(tokenizer, CAPTIONS[0], 256)] * 3
+    return pad(rows, token_id(tokenizer, PAD))
+
+
+@pytest.mark.parametrize("kind", ["captions", "nothing in common", "all the same"])
+def test_condition_from_a_cached_prompt_is_that_of_the_whole_pass(qwen, kind):
+    ids, mask = prompts(qwen.tokenizer, kind)
+    start = torch.randn(4, 64)
+    pull = torch.randn(3, 4, 64)
+    results = {}
+    for trains in (True, False):
+        qwen.requires_grad_(trains)
+        queries = start.clone().requires_grad_()
+        states = qwen.condition(ids, mask, queries).states
+        (states * pull).sum().backward()
+        results[trains] = states.detach(), queries.grad
+    qwen.zero_grad()
+    whole, cached = results[True], results[False]
+    assert whole[0].shape == (3, 4, 64)
+    assert torch.allclose(cached[0], whole[0], atol=1e-5)
+    assert relative(cached[1], whole[1]) <= 1e-5
+
+
+def test_padding_does_not_change_the_condition(qwen):
+    qwen.requires_grad_(False)
+    ids, mask = prompts(qwen.tokenizer, "captions")
+    queries = torch.randn(4, 64)
+    together = qwen.condition(ids, mask, queries).states
+    for i in range(3):
+        length = int(mask[i].sum())
+        alone = qwen.condition(ids[i : i + 1, :length], mask[i : i + 1, :length], queries).states
+        assert torch.allclose(together[i], alone[0], atol=1e-5)
+    longer = nn.functional.pad(ids, (0, 7)), nn.functional.pad(mask, (0, 7))
+    assert torch.allclose(qwen.condition(*longer, queries).states, together, atol=1e-5)
+
+
+def test_condition_is_what_transformers_says_of_the_same_sequence(qwen):
+    ids, mask = prompts(qwen.tokenizer, "captions")
+    length, queries = int(mask[0].sum()), torch.randn(4, 64)
+    language_model = qwen.model.model.language_model
+    embeds = torch.cat([language_model.embed_tokens(ids[:1, :length]), queries[None]], 1)
+    with torch.no_grad():
+        expected = language_model(inputs_embeds=embeds).last_hidden_state[:, length:]
+        ours = qwen.condition(ids, mask, queries).states[:1]
+    assert torch.allclose(ours, expected, atol=1e-5)
+
+
+def test_lm_loss_is_transformers_own(qwen, samples):
+    batch = batches(UnderstandingModule(qwen, 256), samples, IMAGE_TO_TEXT, range(6))
+    assert 0 < len(batch.image_grid_thw) < 6  # some without picture
+    with torch.no_grad():
+        expected = qwen.model(
+            input_ids=batch.input_ids,
+            attention_mask=batch.attention_mask,
+            labels=batch.labels,
+            pixel_values=batch.understanding_pixels,
+            image_grid_thw=batch.image_grid_thw,
+            mm_token_type_ids=(batch.input_ids == qwen.model.config.image_token_id).int(),
+        ).loss
+        assert qwen.lm_loss(batch).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("seen", [True, False])
+def test_answers_of_a_batch_are_those_one_at_a_time(seen, samples):
+    qwen = built(understander(initializer_range=0.3), seed=3).eval()
+    tokenizer = qwen.tokenizer
+    questions = ["what colour is it?", "how many shapes are there in this picture?", "where?"]
+    pictures = drawn(3)
+    rows = [
+        conversation_ids(tokenizer, [(q, None)], 256, qwen.image_tokens() if seen else 0)[0]
+        for q in questions
+    ]
+
+    def answers(numbers):
+        ids, mask = pad([rows[n] for n in numbers], token_id(tokenizer, PAD), left=True)
+        patches, grids = qwen.image_inputs(pictures[numbers]) if seen else (None, None)
+        return qwen.answer(ids, mask, patches, grids, 8)
+
+    together = answers([0, 1, 2])
+    assert 1 <= together.shape[1] <= 8
+    for n in range(3):
+        alone = answers([n])[0]
+        assert torch.equal(together[n, : len(alone)], alone)
+        assert set(together[n, len(alone) :].tolist()) <= {token_id(tokenizer, PAD)}
+
+
+def test_image_tokens_are_as_many_as_the_tower_makes(qwen):
+    patches, grids = qwen.image_inputs(drawn(2))
+    assert grids.tolist() == [[1, 6, 6]] * 2
+    assert len(patches) // 4 == 2 * qwen.image_tokens() == 18
+
+
+def test_reading_pictures_depends_on_the_pictures(qwen, samples):
+    batch = batches(UnderstandingModule(qwen, 256), samples, IMAGE_TO_TEXT, range(6))
+    with torch.no_grad():
+        before = qwen.lm_loss(batch)
+        batch.understanding_pixels = batch.understanding_pixels.flip(0)
+        assert qwen.lm_loss(batch) != before

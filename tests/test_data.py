@@ -1,0 +1,374 @@
+"""Shards in, batches out: what is read, what is left out, who gets which sample when."""
+
+import io
+import json
+import pickle
+import tarfile
+
+import numpy as np
+import pytest
+import torch
+from builders import SIDE, data, unified
+from PIL import Image
+
+from triptych.contracts import IMAGE_TO_TEXT, TEXT_TO_IMAGE, Preprocessing, UserError
+from triptych.data_modules import BatchBuilder, ShardDataModule, ShardFolder
+from triptych.data_modules.batches import square
+from triptych.data_modules.module import (
+    VALIDATION_SAMPLES,
+    EvaluationDataset,
+    StepDataset,
+    Steps,
+)
+from triptych.prompts import IGNORED
+
+
+def encoded(kind, size=(20, 30), colour=(200, 30, 30)):
+    """A picture of one colour in a file format."""
+    buffer = io.BytesIO()
+    Image.new("RGB", size, colour).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def write(path, members):
+    """A tar file of (name, bytes)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return path
+
+
+def plain(number, caption=None):
+    """The members of one good sample."""
+    caption = f"caption {number}" if caption is None else caption
+    return [(f"{number:05d}.png", encoded("PNG")), (f"{number:05d}.txt", caption.encode())]
+
+
+def known(tokenizer, **settings):
+    options = {"max_tokens": 256, "picture_size": SIDE, "understanding_size": SIDE}
+    return Preprocessing(tokenizer, **{**options, **settings})
+
+
+# --- shards ---------------------------------------------------------------------------------------
+
+
+def test_every_kind_of_sample_is_read(tmp_path):
+    write(
+        tmp_path / "a.tar",
+        [
+            ("j.jpg", encoded("JPEG")),
+            ("j.txt", b" a jpeg\n"),
+            ("k.jpeg", encoded("JPEG")),
+            ("k.json", json.dumps({"caption": "a caption in JSON", "more": 1}).encode()),
+            ("p.PNG", encoded("PNG")),
+            ("p.txt", "ein Größenvergleich".encode()),
+            ("w.webp", encoded("WEBP")),
+            ("w.txt", b"a webp"),
+            ("w.json", b'{"fact": 2}'),
+            ("w.cls", b"7"),
+        ],
+    )
+    folder = ShardFolder(tmp_path)
+    found = {sample.key: sample for sample in (folder[n] for n in range(len(folder)))}
+    assert {key: sample.caption for key, sample in found.items()} == {
+        "j": "a jpeg",
+        "k": "a caption in JSON",
+        "p": "ein Größenvergleich",
+        "w": "a webp",
+    }
+    assert found["k"].facts["more"] == 1 and found["w"].facts == {"fact": 2}
+    assert found["p"].facts == {}
+    for sample in found.values():
+        assert sample.picture.mode == "RGB" and sample.picture.size == (20, 30)
+        assert np.abs(np.array(sample.picture)[0, 0].astype(int) - (200, 30, 30)).max() < 10
+
+
+def test_shards_may_be_unequal_and_numbers_may_have_holes(tmp_path):
+    write(tmp_path / "x-000.tar", plain(1) + plain(5) + plain(9))
+    write(tmp_path / "x-007.tar", plain(700))
+    write(tmp_path / "x-003.tar", [])
+    folder = ShardFolder(tmp_path)
+    assert [folder.key(n) for n in range(len(folder))] == ["00001", "00005", "00009", "00700"]
+    assert [folder.caption(n) for n in (3, 0)] == ["caption 700", "caption 1"]
+
+
+def test_a_source_may_be_a_folder_a_file_or_a_pattern(tmp_path):
+    write(tmp_path / "a-0.tar", plain(0))
+    write(tmp_path / "a-1.tar", plain(1))
+    assert len(ShardFolder(str(tmp_path))) == 2
+    assert len(ShardFolder(tmp_path / "a-1.tar")) == 1
+    assert len(ShardFolder(str(tmp_path / "a-*.tar"))) == 2
+
+
+def test_incomplete_samples_are_left_out_and_counted(tmp_path, caplog):
+    picture, caption = plain(1)
+    lonely = [(name.replace("00001", "00002"), content) for name, content in [caption]]
+    blind = [(name.replace("00001", "00003"), content) for name, content in [picture]]
+    write(tmp_path / "a.tar", [picture, caption, *lonely, *blind])
+    with caplog.at_level("WARNING"):
+        assert len(ShardFolder(tmp_path)) == 1
+    assert "2 samples without picture or caption left out" in caplog.text
+
+
+def test_names_never_become_files_and_nothing_is_unpickled(tmp_path):
+    class Bomb:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "exploded"), "w"))
+
+    evil = pickle.dumps(Bomb())
+    names = ["../../out", "/abs/olute", "deep/er/k"]
+    members = [
+        member
+        for name in names
+        for member in [
+            (f"{name}.png", encoded("PNG")),
+            (f"{name}.txt", name.encode()),
+            (f"{name}.pkl", evil),
+            (f"{name}.pth", evil),
+        ]
+    ]
+    shards = tmp_path / "in" / "ner"
+    write(shards / "a.tar", members)
+    with tarfile.open(shards / "a.tar", "a") as tar:
+        link = tarfile.TarInfo("link.png")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        tar.addfile(link)
+    before = sorted(tmp_path.rglob("*"))
+    folder = ShardFolder(shards)
+    assert len([folder[n] for n in range(len(folder))]) >= 1
+    assert all(".pk" not in kind for _, m in folder._members for kind in m)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("prepare", "says"),
+    [
+        (lambda f: None, "does not exist"),
+        (lambda f: f.mkdir(), r"is empty of \*.tar shards"),
+        (lambda f: write(f / "a.tar", [("a.png", encoded("PNG"))]), "hold no sample with a pict"),
+        (lambda f: write(f / "a.tar", plain(0)).write_bytes(b"no tar"), "a.tar is damaged"),
+        (lambda f: cut(write(f / "a.tar", plain(0) + plain(1))), "a.tar is damaged"),
+    ],
+)
+def test_folders_that_are_refused(prepare, says, tmp_path):
+    folder = tmp_path / "shards"
+    prepare(folder)
+    with pytest.raises(UserError, match=says):
+        ShardFolder(folder)
+
+
+def cut(path):
+    """End a tar file in the middle of its last member."""
+    with tarfile.open(path) as tar:
+        last = tar.getmembers()[-1]
+    path.write_bytes(path.read_bytes()[: last.offset_data + last.size // 2])
+
+
+@pytest.mark.parametrize(
+    ("members", "read", "says"),
+    [
+        ([("k.png", b"no picture"), ("k.txt", b"a")], lambda f: f.picture(0), "k.png in .* is no"),
+        ([("k.png", b""), ("k.json", b"{")], lambda f: f.facts(0), "k.json is no JSON"),
+        ([("k.png", b""), ("k.json", b"{}")], lambda f: f.caption(0), "sample k has neither"),
+    ],
+)
+def test_a_broken_sample_is_named(members, read, says, tmp_path):
+    write(tmp_path / "a.tar", members)
+    with pytest.raises(UserError, match=says):
+        read(ShardFolder(tmp_path))
+
+
+def test_a_folder_travels_to_workers_without_its_open_files(samples):
+    samples.picture(0)
+    copy = pickle.loads(pickle.dumps(samples))
+    assert samples._files and not copy._files
+    assert copy[5].picture.tobytes() == samples[5].picture.tobytes()
+
+
+# --- who gets which sample when -------------------------------------------------------------------
+
+
+class Numbers:
+    """Stands for a BatchBuilder: gives back what it was asked for."""
+
+    def __init__(self, length):
+        self.folder = range(length)
+
+    def __call__(self, step, numbers, samples):
+        return step, list(numbers), list(samples)
+
+
+def global_batch(length, batch_size, world, step, seed=0):
+    """Numbers and global sample numbers of a step, the ranks' parts joined."""
+    parts = [StepDataset(Numbers(length), batch_size, seed, r, world)[step] for r in range(world)]
+    return [n for _, numbers, _ in parts for n in numbers], [s for *_, part in parts for s in part]
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_every_sample_comes_once_an_epoch(world):
+    epochs = []
+    for epoch in range(2):
+        steps = range(epoch * 24 // (2 * world), (epoch + 1) * 24 // (2 * world))
+        epochs.append([n for step in steps for n in global_batch(24, 2, world, step)[0]])
+        assert sorted(epochs[-1]) == list(range(24))
+    assert epochs[0] != epochs[1]
+
+
+def test_epochs_do_not_end_with_a_short_batch():
+    numbers = [n for step in range(5) for n in global_batch(10, 4, 1, step)[0]]
+    assert sorted(numbers[:10]) == sorted(numbers[10:]) == list(range(10))
+
+
+def test_the_global_batch_is_the_same_on_any_number_of_ranks():
+    for step in (0, 3, 11):
+        one = global_batch(50, 4, 1, step)
+        assert one == global_batch(50, 2, 2, step) == global_batch(50, 1, 4, step)
+        assert one[1] == list(range(4 * step, 4 * step + 4))
+    assert global_batch(50, 4, 1, 3, seed=1)[0] != global_batch(50, 4, 1, 3)[0]
+
+
+def test_steps_start_where_a_run_goes_on():
+    assert list(Steps(3, 6)) == [3, 4, 5]
+    assert len(Steps(3, 6)) == 6  # of the whole run, as Lightning counts
+
+
+def test_validation_takes_each_sample_once_with_numbers_of_its_own():
+    dataset = EvaluationDataset(Numbers(10), 4, 7)
+    seen = [dataset[i] for i in range(len(dataset))]
+    assert [n for _, numbers, _ in seen for n in numbers] == list(range(7))
+    assert all(s >= VALIDATION_SAMPLES for *_, samples in seen for s in samples)
+    assert len(EvaluationDataset(Numbers(3), 4, 100)) == 1
+
+
+# --- batches --------------------------------------------------------------------------------------
+
+
+def test_a_generation_batch_is_captions_and_pictures(samples, tokenizer):
+    build = BatchBuilder(samples, TEXT_TO_IMAGE, known(tokenizer))
+    batch = build(7, [3, 0], [30, 31])
+    assert (batch.task, batch.step, len(batch)) == (TEXT_TO_IMAGE, 7, 2)
+    assert batch.keys == [samples.key(3), samples.key(0)] and batch.samples.tolist() == [30, 31]
+    assert batch.target_pixels.shape == (2, 3, SIDE, SIDE)
+    assert batch.target_pixels.dtype == torch.uint8 and batch.labels is None
+    shown = batch.target_pixels[0].permute(1, 2, 0).numpy()
+    assert np.array_equal(shown, np.array(samples.picture(3)))
+    for row, mask, number in zip(batch.input_ids, batch.attention_mask, (3, 0), strict=True):
+        text = tokenizer.decode(row[mask.bool()])
+        assert f"caption: {samples.caption(number)}<|im_end|>" in text and text.endswith("[IMG]")
+        assert not mask.diff().gt(0).any()  # right-padded
+
+
+def test_an_understanding_batch_is_conversations(samples, tokenizer):
+    model = unified("stage1")
+    build = BatchBuilder(samples, IMAGE_TO_TEXT, model.preprocessing(), text_only=0.4)
+    batch = build(0, range(8), range(8))
+    seeing = len(batch.image_grid_thw)
+    assert 0 < seeing < 8 and len(batch.understanding_pixels) == 36 * seeing
+    assert batch.input_ids.shape == batch.labels.shape == batch.attention_mask.shape
+    assert (batch.labels[batch.attention_mask == 0] == IGNORED).all()
+    learned = batch.labels != IGNORED
+    assert torch.equal(batch.labels[learned], batch.input_ids[learned])
+    pictures = 0
+    for row, labels, mask, number in zip(
+        batch.input_ids, batch.labels, batch.attention_mask, range(8), strict=True
+    ):
+        text, facts = tokenizer.decode(row[mask.bool()]), samples.facts(number)
+        turns = facts["conversation" if "<|image_pad|>" in text else "text_conversation"]
+        pictures += "<|image_pad|>" in text
+        assert text.count("<|image_pad|>") in (0, 9)
+        answers = "".join(answer.strip() + "<|im_end|>" for _, answer in turns)
+        assert tokenizer.decode(labels[labels != IGNORED]) == answers
+        assert all(question.strip() in text for question, _ in turns[1:])
+    assert pictures == seeing
+
+
+def test_who_is_blind_depends_on_the_sample_alone(samples):
+    model = unified("stage1")
+    build = BatchBuilder(samples, IMAGE_TO_TEXT, model.preprocessing(), text_only=0.4)
+    together = build(0, range(8), range(8))
+    apart = [build(0, [n], [n]) for n in range(8)]
+    assert len(together.image_grid_thw) == sum(b.image_grid_thw is not None for b in apart)
+
+
+def test_text_only_batches_have_no_pictures(samples):
+    model = unified("stage1")
+    batch = BatchBuilder(samples, IMAGE_TO_TEXT, model.preprocessing(), text_only=1.0)(0, [1], [1])
+    assert batch.understanding_pixels is None and batch.image_grid_thw is None
+
+
+def test_pictures_without_conversation_are_described(tmp_path):
+    write(tmp_path / "a.tar", plain(1, "a red thing"))
+    model = unified("stage1")
+    build = BatchBuilder(ShardFolder(tmp_path), IMAGE_TO_TEXT, model.preprocessing())
+    batch = build(0, [0], [0])
+    text = model.preprocessing().tokenizer.decode(batch.input_ids[0])
+    assert "describe the picture" in text and text.endswith("a red thing<|im_end|>")
+
+
+@pytest.mark.parametrize("size", [(48, 48), (96, 48), (50, 131), (20, 33), (47, 48)])
+def test_square_is_resize_and_centre_crop(size):
+    pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), np.uint8)
+    picture = Image.fromarray(pixels)
+    shown = square(picture, SIDE).permute(1, 2, 0).numpy()
+    scale = SIDE / min(size)
+    wide, high = round(size[0] * scale), round(size[1] * scale)
+    resized = np.array(picture.resize((wide, high), Image.Resampling.BICUBIC))
+    left, top = (wide - SIDE) // 2, (high - SIDE) // 2
+    assert np.array_equal(shown, resized[top : top + SIDE, left : left + SIDE])
+
+
+@pytest.mark.parametrize(
+    ("caption", "says"),
+    [("red " * 300, r"sample '00004' has \d+ tokens, the model takes 256"), ("", "'00004' is em")],
+)
+def test_captions_that_do_not_fit_are_named(caption, says, tmp_path, tokenizer):
+    write(tmp_path / "a.tar", plain(3) + plain(4, caption))
+    build = BatchBuilder(ShardFolder(tmp_path), TEXT_TO_IMAGE, known(tokenizer))
+    assert len(build(0, [0], [0])) == 1
+    with pytest.raises(UserError, match=says):
+        build(0, [0, 1], [0, 1])
+
+
+def test_a_caption_that_is_too_long_stops_the_run_before_it_starts(tmp_path, tokenizer):
+    write(tmp_path / "a.tar", plain(3) + plain(4, "red " * 300) + plain(5))
+    module = ShardDataModule(str(tmp_path))
+    module.connect(known(tokenizer))
+    with pytest.raises(UserError, match="'00004' has"):
+        module.setup("fit")
+
+
+def test_an_empty_caption_stops_the_run_before_it_starts(tmp_path, tokenizer):
+    write(tmp_path / "a.tar", plain(3) + plain(4, "") + plain(5))
+    module = ShardDataModule(str(tmp_path))
+    module.connect(known(tokenizer))
+    with pytest.raises(UserError, match="'00004' is empty"):
+        module.setup("fit")
+
+
+def test_an_unknown_task_is_refused():
+    with pytest.raises(UserError, match="'image_to_image' is unknown"):
+        ShardDataModule("x", tasks=["image_to_image"])
+
+
+def test_a_loader_worker_gives_the_same_batches(shapes_folder, tokenizer):
+    def first(workers):
+        module = data(shapes_folder, "stage2", num_workers=workers, val_samples=4)
+        module.connect(known(tokenizer))
+        module.setup("fit")
+        return next(iter(module.val_dataloader()))
+
+    here, there = first(0), first(1)
+    assert here.keys == there.keys and torch.equal(here.input_ids, there.input_ids)
+    assert torch.equal(here.target_pixels, there.target_pixels)
+
+
+def test_preview_captions_are_those_of_the_validation_set(shapes_folder, tokenizer):
+    module = data(shapes_folder)
+    module.connect(known(tokenizer))
+    module.setup("fit")
+    expected = ShardFolder(shapes_folder / "eval")
+    assert module.preview_captions(3) == [expected.caption(n) for n in range(3)]
+    assert len(module.preview_captions(99)) == 16

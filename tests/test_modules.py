@@ -1,0 +1,308 @@
+"""The panels and their composer: what learns, what stays as it is, what comes out."""
+
+import pytest
+import torch
+from builders import (
+    CAPTIONS,
+    FAST,
+    SIDE,
+    STAGES,
+    batches,
+    built,
+    data,
+    decoder,
+    dit,
+    eva,
+    needed,
+    steps,
+    trained_names,
+    understander,
+    unified,
+)
+from lightning import Trainer
+
+from triptych.contracts import IMAGE_TO_TEXT, TEXT_TO_IMAGE, Preprocessing, UserError
+from triptych.freezing import Optimization
+from triptych.modules import GenerationModule, PixelDecoderModule, UnderstandingModule
+from triptych.weights import WeightFiles, save_weights
+
+OBJECTIVES = ["clip_flow", "clip_mse", "vae_flow"]
+TASKS = {
+    "stage1": [IMAGE_TO_TEXT],
+    "joint": [TEXT_TO_IMAGE, IMAGE_TO_TEXT],
+}
+
+
+def configured(stage, weights, **settings):
+    model = unified(stage, weights=needed(weights, stage), **settings)
+    model.configure_model()
+    return model.train()
+
+
+def stage_batches(model, samples, stage):
+    return [batches(model, samples, task) for task in TASKS.get(stage, [TEXT_TO_IMAGE])]
+
+
+def snapshot(model, names=None):
+    every = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    return {n: t.detach().clone() for n, t in every.items() if names is None or n in names}
+
+
+# --- objectives -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_each_objective_learns_and_makes_pictures(objective, weights, samples):
+    model = configured("stage2", weights, objective=objective)
+    losses = steps(model, batches(model, samples, TEXT_TO_IMAGE), 8)
+    assert losses[-1] < 0.8 * losses[0]
+    model.eval()
+    pictures = model.generate(CAPTIONS, [0, 1, 2])
+    assert pictures.shape == (3, 3, SIDE, SIDE) and pictures.dtype == torch.uint8
+    features = model.generation.sample(model.condition(CAPTIONS), [0, 1, 2])
+    assert features.shape == (3, *model.target_encoder.feature_shape)
+    assert model.target_encoder.feature_shape == ((8, 6, 6) if "vae" in objective else (32, 3, 3))
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_the_loss_is_a_function_of_seed_and_samples(objective, weights, samples):
+    model = configured("stage2", weights, objective=objective)
+    batch = batches(model, samples, TEXT_TO_IMAGE)
+    with torch.no_grad():
+        first, again = model.step(batch)[0], model.step(batch)[0]
+        batch.samples = batch.samples + 100
+        other = model.step(batch)[0]
+    assert torch.equal(first, again)
+    assert torch.equal(first, other) == (objective == "clip_mse")
+
+
+def test_a_batch_may_bring_its_features(weights, samples):
+    model = configured("stage2", weights)
+    batch = batches(model, samples, TEXT_TO_IMAGE)
+    with torch.no_grad():
+        expected = model.step(batch)[0]
+        batch.target_features, batch.target_pixels = model.encoder(batch.target_pixels), None
+        assert torch.equal(model.step(batch)[0], expected)
+
+
+def test_drop_is_the_null_condition(weights, samples):
+    model = configured("stage2", weights)
+    batch = batches(model, samples, TEXT_TO_IMAGE)
+    model.generation.drop = 1.0
+    with torch.no_grad():
+        before = model.step(batch)[0]
+        model.generation.queries.mul_(2)
+        assert torch.equal(model.step(batch)[0], before)
+        model.generation.drop = 0.0
+        assert not torch.equal(model.step(batch)[0], before)
+
+
+# --- what trains ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_trains_its_parts_and_nothing_else(stage, weights, samples):
+    model = configured(stage, weights)
+    before = snapshot(model)
+    losses = steps(model, stage_batches(model, samples, stage), 5)
+    assert losses[-1] < losses[0]
+    after = snapshot(model)
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    allowed = set(model.trained_state())
+    assert changed <= allowed
+    assert model.trained <= allowed
+    for part in STAGES[stage]["trains"]:
+        assert any(name.startswith(part) for name in changed)
+    frozen = before.keys() - allowed
+    assert all(torch.equal(before[name], after[name]) for name in frozen)
+    assert len(frozen) > 10 or stage in ("stage1", "encoder")
+
+
+def test_stage_2_gradients_reach_queries_and_dit_alone(weights, samples):
+    model = configured("stage2", weights)
+    model.step(batches(model, samples, TEXT_TO_IMAGE))[0].backward()
+    reached = trained_names(model)
+    assert "generation.queries" in reached
+    assert "generation.dit.caption_projection.linear_1.weight" in reached
+    assert any(name.startswith("generation.dit.dit.layers.0.attn2") for name in reached)
+    assert all(name.startswith("generation.") for name in reached)
+    assert all(p.grad is None for p in model.understanding.parameters())
+
+
+def test_joint_training_teaches_the_language_model_from_both_sides(weights, samples):
+    model = configured("joint", weights)
+    generation, understanding = stage_batches(model, samples, "joint")
+    inside = "understanding.understander.model.model.language_model.layers.0.mlp.up_proj.weight"
+    gradients = {}
+    for name, batch in (("generation", generation), ("understanding", understanding)):
+        model.zero_grad()
+        loss, metrics = model.step(batch)
+        loss.backward()
+        assert list(metrics) == [name]
+        gradients[name] = trained_names(model)
+        assert inside in gradients[name]
+    assert "generation.queries" in gradients["generation"]
+    assert not any(name.startswith("generation.") for name in gradients["understanding"])
+    assert not any(".visual." in name for name in gradients["generation"])
+    assert any(".visual." in name for name in gradients["understanding"])
+
+
+def test_losses_are_weighted(weights, samples):
+    model = configured("stage2", weights)
+    batch = batches(model, samples, TEXT_TO_IMAGE)
+    with torch.no_grad():
+        once = model.step(batch)[0]
+        model.losses = {"generation": 0.5}
+        half, metrics = model.step(batch)
+    assert torch.equal(half, 0.5 * once) and torch.equal(metrics["generation"], once)
+
+
+# --- what is refused ------------------------------------------------------------------------------
+
+
+def test_an_unknown_loss_is_refused():
+    with pytest.raises(UserError, match="'generatoin' is no panel; choose from"):
+        unified(losses={"generatoin": 1.0})
+
+
+def test_a_missing_panel_is_refused():
+    from triptych.modules import UnifiedModule
+
+    with pytest.raises(UserError, match="understanding loss needs the panel 'understanding'"):
+        UnifiedModule(losses={"understanding": 1.0})
+    with pytest.raises(UserError, match="generation loss needs the panel 'encoder'"):
+        UnifiedModule(
+            understanding=UnderstandingModule(understander()),
+            generation=GenerationModule(dit()),
+            losses={"generation": 1.0},
+        )
+
+
+def test_a_batch_that_no_loss_takes_is_refused(weights, samples):
+    model = configured("stage2", weights)
+    with pytest.raises(UserError, match="no loss of this stage takes image_to_text batches"):
+        model.step(batches(model, samples, IMAGE_TO_TEXT))
+
+
+# --- inference ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def whole(weights):
+    """The whole model, nothing trains; generation is random."""
+    model = configured("stage2", weights)
+    return model.requires_grad_(False).eval()
+
+
+def test_a_picture_is_that_of_its_prompt_and_seed(whole):
+    together = whole.generate(CAPTIONS, [4, 5, 6])
+    assert torch.equal(together, whole.generate(CAPTIONS, [4, 5, 6]))
+    for i, caption in enumerate(CAPTIONS[:2]):
+        alone = whole.generate([caption], [4 + i])[0]
+        assert (alone.int() - together[i].int()).abs().max() <= 2  # rounding
+    other = whole.generate(CAPTIONS[:1], [7])[0]
+    assert (other.int() - together[0].int()).abs().max() > 10
+
+
+def test_steps_and_guidance_are_options_of_a_call(whole):
+    condition = whole.condition(CAPTIONS[:1])
+    sample = whole.generation.sample
+    base = sample(condition, [0])
+    assert torch.equal(base, sample(condition, [0], steps=3, guidance=3.0))
+    assert not torch.equal(base, sample(condition, [0], steps=5))
+    assert not torch.equal(base, sample(condition, [0], guidance=1.0))
+
+
+def test_reconstructions_and_answers_have_the_right_shape(whole, samples):
+    pixels = batches(whole, samples, TEXT_TO_IMAGE).target_pixels
+    shown = whole.reconstruct(pixels, [0, 1, 2, 3])
+    assert shown.shape == pixels.shape and shown.dtype == torch.uint8
+    answers = whole.answer(pixels, ["what is it?"] * 4, 4)
+    assert len(answers) == 4 and all(isinstance(answer, str) for answer in answers)
+    large = torch.nn.functional.interpolate(pixels, scale_factor=2)
+    assert len(whole.answer(large, ["what is it?"] * 4, 4)) == 4
+    assert len(whole.answer(None, ["what?"], 4)) == 1
+
+
+def test_an_empty_prompt_is_refused(whole):
+    with pytest.raises(UserError, match="the prompt is empty"):
+        whole.generate([" "], [0])
+    with pytest.raises(UserError, match="question 1 is empty"):
+        whole.answer(None, [""])
+
+
+# --- each panel alone -----------------------------------------------------------------------------
+
+
+def fit(panel, folder, stage, steps=2, **settings):
+    module = data(folder, stage)
+    if "known" in settings:
+        module.connect(settings["known"])
+    trainer = Trainer(
+        max_steps=steps,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        limit_val_batches=1,
+        val_check_interval=steps,
+        check_val_every_n_epoch=None,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+    )
+    trainer.fit(panel, module)
+    assert trainer.global_step == steps
+    return trainer.logged_metrics
+
+
+def part_file(folder, **parts):
+    """A weight file of randomly built parts under the names that a panel alone gives them."""
+    tensors = {}
+    for name, part in parts.items():
+        built(part)
+        buffers = dict(part.named_buffers())
+        kept = {n: t for n, t in part.state_dict().items() if n in buffers}
+        for inner, tensor in {**dict(part.named_parameters()), **kept}.items():
+            tensors[f"{name}.{inner}"] = tensor
+    save_weights(tensors, folder / "parts.safetensors", {}, torch.float32)
+    return str(folder / "parts.safetensors")
+
+
+def test_the_understanding_panel_trains_alone(shapes_folder):
+    panel = UnderstandingModule(understander(), max_tokens=256, optimization=FAST)
+    metrics = fit(panel, shapes_folder, "stage1")
+    assert metrics["train/understanding"] == metrics["train/loss"] > 0
+    assert metrics["val/loss"] > 0
+
+
+@pytest.mark.parametrize("objective", ["clip_flow", "clip_mse"])
+def test_the_generation_panel_trains_alone(objective, shapes_folder, tmp_path):
+    file = part_file(tmp_path, understander=understander(), encoder=eva())
+    panel = GenerationModule(
+        dit(),
+        number_of_queries=4,
+        objective=objective,
+        understander=understander(),
+        encoder=eva(),
+        optimization=FAST,
+        weights=WeightFiles(encoder=file),
+    )
+    metrics = fit(panel, shapes_folder, "stage2")
+    assert metrics["train/generation"] > 0
+    assert all(n == "queries" or n.startswith("dit.") for n in panel.trained)
+
+
+def test_the_decoding_panel_trains_alone(shapes_folder, tmp_path, tokenizer):
+    file = part_file(tmp_path, encoder=eva(), decoder=with_shapes(decoder()))
+    panel = PixelDecoderModule(
+        decoder(), eva(), optimization=Optimization(), weights=WeightFiles(encoder=file)
+    )
+    known = Preprocessing(tokenizer, max_tokens=256, picture_size=SIDE)
+    metrics = fit(panel, shapes_folder, "decoder", known=known)
+    assert metrics["train/decoding"] > 0
+
+
+def with_shapes(part):
+    part.set_shapes((32, 3, 3))
+    return part
