@@ -49,6 +49,7 @@ class BatchBuilder:
         known: the model's tokenizer, limits and picture sizes.
         text_only: share of IMAGE_TO_TEXT samples that talk about a caption, without a picture.
         seed: of the choice of text-only samples.
+        conversation: the list of [question, answer] turns in KEY.json to learn from.
     """
 
     folder: ShardFolder
@@ -56,6 +57,7 @@ class BatchBuilder:
     known: Preprocessing
     text_only: float = 0.0
     seed: int = 0
+    conversation: str = "conversation"
 
     def __call__(self, step: int, numbers: Sequence[int], samples: Sequence[int]) -> Batch:
         """Batch `step` of the samples at `numbers`, whose global sample numbers are `samples`."""
@@ -88,7 +90,7 @@ class BatchBuilder:
             if no_picture:
                 turns = about_caption(folder.caption(number), facts)
             else:
-                turns = facts.get("conversation") or [(DESCRIBE, folder.caption(number))]
+                turns = facts.get(self.conversation) or [(DESCRIBE, folder.caption(number))]
                 pictures.append(square(folder.picture(number), known.understanding_size))
             shown = 0 if no_picture else known.image_tokens
             row, learned = conversation_ids(known.tokenizer, turns, known.max_tokens, shown, key)

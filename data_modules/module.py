@@ -88,6 +88,8 @@ class ShardDataModule(LightningDataModule):
         batch_size: samples per step and rank, of each task.
         val_samples: how many samples to validate on.
         text_only: share of image_to_text samples that talk about the caption, without a picture.
+        conversation: the list of [question, answer] turns in KEY.json to learn from; a sample
+            without it is described by its caption.
         num_workers: loader processes.
         seed: of the order.
     """
@@ -100,6 +102,7 @@ class ShardDataModule(LightningDataModule):
         batch_size: int = 16,
         val_samples: int = 256,
         text_only: float = 0.0,
+        conversation: str = "conversation",
         num_workers: int = 0,
         seed: int = 0,
     ) -> None:
@@ -112,7 +115,7 @@ class ShardDataModule(LightningDataModule):
                     f"data.tasks: {task!r} is unknown; choose {TEXT_TO_IMAGE} or {IMAGE_TO_TEXT}."
                 )
         self.batch_size, self.val_samples, self.text_only = batch_size, val_samples, text_only
-        self.num_workers, self.seed = num_workers, seed
+        self.conversation, self.num_workers, self.seed = conversation, num_workers, seed
         self.known: Preprocessing | None = None
         self.train_folder: ShardFolder | None = None
 
@@ -172,7 +175,9 @@ class ShardDataModule(LightningDataModule):
         return {task: make(task) for task in self.tasks}  # Lightning combines them
 
     def _builder(self, folder: ShardFolder, task: str) -> BatchBuilder:
-        return BatchBuilder(folder, task, self.known, self.text_only, self.seed)
+        return BatchBuilder(
+            folder, task, self.known, self.text_only, self.seed, self.conversation
+        )
 
     def _loader(self, dataset: Dataset, sampler: Sampler | None = None) -> DataLoader:
         return DataLoader(
@@ -204,7 +209,7 @@ class ShapesDataModule(ShardDataModule):
         part: which of them to train on: "train", or "instruct" with short captions only.
         pictures: number of training pictures.
         world_seed: seed of the drawings.
-        tasks, batch_size, val_samples, text_only, num_workers, seed: see `ShardDataModule`.
+        tasks, batch_size, val_samples, text_only, conversation, num_workers, seed: see `ShardDataModule`.
     """
 
     def __init__(
@@ -217,6 +222,7 @@ class ShapesDataModule(ShardDataModule):
         batch_size: int = 16,
         val_samples: int = 256,
         text_only: float = 0.0,
+        conversation: str = "conversation",
         num_workers: int = 0,
         seed: int = 0,
     ) -> None:
@@ -228,6 +234,7 @@ class ShapesDataModule(ShardDataModule):
             batch_size,
             val_samples,
             text_only,
+            conversation,
             num_workers,
             seed,
         )

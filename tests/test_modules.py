@@ -8,7 +8,6 @@ from builders import (
     SIDE,
     STAGES,
     batches,
-    built,
     data,
     decoder,
     dit,
@@ -21,10 +20,14 @@ from builders import (
 )
 from lightning import Trainer
 
-from triptych.contracts import IMAGE_TO_TEXT, TEXT_TO_IMAGE, Preprocessing, UserError
-from triptych.freezing import Optimization
-from triptych.modules import GenerationModule, PixelDecoderModule, UnderstandingModule
-from triptych.weights import WeightFiles, save_weights
+from triptych.contracts import IMAGE_TO_TEXT, TEXT_TO_IMAGE, UserError
+from triptych.modules import (
+    GenerationModule,
+    PixelDecoderModule,
+    UnderstandingModule,
+    UnifiedModule,
+)
+from triptych.weights import WeightFiles
 
 OBJECTIVES = ["clip_flow", "clip_mse", "vae_flow"]
 TASKS = {
@@ -166,8 +169,6 @@ def test_an_unknown_loss_is_refused():
 
 
 def test_a_missing_panel_is_refused():
-    from triptych.modules import UnifiedModule
-
     with pytest.raises(UserError, match="understanding loss needs the panel 'understanding'"):
         UnifiedModule(losses={"understanding": 1.0})
     with pytest.raises(UserError, match="generation loss needs the panel 'encoder'"):
@@ -234,10 +235,7 @@ def test_an_empty_prompt_is_refused(whole):
 # --- each panel alone -----------------------------------------------------------------------------
 
 
-def fit(panel, folder, stage, steps=2, **settings):
-    module = data(folder, stage)
-    if "known" in settings:
-        module.connect(settings["known"])
+def fit(panel, folder, stage, steps=2):
     trainer = Trainer(
         max_steps=steps,
         accelerator="cpu",
@@ -251,22 +249,9 @@ def fit(panel, folder, stage, steps=2, **settings):
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
     )
-    trainer.fit(panel, module)
+    trainer.fit(panel, data(folder, stage))
     assert trainer.global_step == steps
     return trainer.logged_metrics
-
-
-def part_file(folder, **parts):
-    """A weight file of randomly built parts under the names that a panel alone gives them."""
-    tensors = {}
-    for name, part in parts.items():
-        built(part)
-        buffers = dict(part.named_buffers())
-        kept = {n: t for n, t in part.state_dict().items() if n in buffers}
-        for inner, tensor in {**dict(part.named_parameters()), **kept}.items():
-            tensors[f"{name}.{inner}"] = tensor
-    save_weights(tensors, folder / "parts.safetensors", {}, torch.float32)
-    return str(folder / "parts.safetensors")
 
 
 def test_the_understanding_panel_trains_alone(shapes_folder):
@@ -277,8 +262,7 @@ def test_the_understanding_panel_trains_alone(shapes_folder):
 
 
 @pytest.mark.parametrize("objective", ["clip_flow", "clip_mse"])
-def test_the_generation_panel_trains_alone(objective, shapes_folder, tmp_path):
-    file = part_file(tmp_path, understander=understander(), encoder=eva())
+def test_the_generation_panel_trains_alone(objective, shapes_folder, weights):
     panel = GenerationModule(
         dit(),
         number_of_queries=4,
@@ -286,23 +270,23 @@ def test_the_generation_panel_trains_alone(objective, shapes_folder, tmp_path):
         understander=understander(),
         encoder=eva(),
         optimization=FAST,
-        weights=WeightFiles(encoder=file),
+        weights=WeightFiles(understanding=weights.understanding, encoder=weights.encoder),
     )
     metrics = fit(panel, shapes_folder, "stage2")
     assert metrics["train/generation"] > 0
     assert all(n == "queries" or n.startswith("dit.") for n in panel.trained)
 
 
-def test_the_decoding_panel_trains_alone(shapes_folder, tmp_path, tokenizer):
-    file = part_file(tmp_path, encoder=eva(), decoder=with_shapes(decoder()))
+def test_the_decoding_panel_trains_alone_and_reads_no_captions(shapes_folder, weights):
     panel = PixelDecoderModule(
-        decoder(), eva(), optimization=Optimization(), weights=WeightFiles(encoder=file)
+        decoder(), eva(), optimization=FAST, weights=WeightFiles(encoder=weights.encoder)
     )
-    known = Preprocessing(tokenizer, max_tokens=256, picture_size=SIDE)
-    metrics = fit(panel, shapes_folder, "decoder", known=known)
+    metrics = fit(panel, shapes_folder, "decoder")
     assert metrics["train/decoding"] > 0
+    assert all(n.startswith("decoder.unet.") for n in panel.trained)
 
 
-def with_shapes(part):
-    part.set_shapes((32, 3, 3))
-    return part
+def test_a_panel_alone_that_lacks_a_frozen_part_says_what_makes_it():
+    panel = GenerationModule(dit(), understander=understander(), encoder=eva())
+    with pytest.raises(UserError, match="`make train-(stage1|encoder)` makes them"):
+        panel.configure_model()

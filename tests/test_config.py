@@ -1,0 +1,190 @@
+"""Every file under conf/ against the real command line, in one process."""
+
+import os
+import sys
+
+import pytest
+import yaml
+from builders import ROOT
+
+from triptych.cli import alone, main, plain
+
+CONF = ROOT / "conf"
+RECIPES = sorted(path.stem for path in CONF.glob("*.yaml") if path.stem != "base")
+PRESETS = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
+DATA = sorted(path.stem for path in (CONF / "data").glob("*.yaml"))
+TRAINERS = sorted(path.stem for path in (CONF / "trainer").glob("*.yaml"))
+
+
+@pytest.fixture
+def triptych(monkeypatch, capsys, tmp_path):
+    """Runs the command line in this process, in an empty folder: (status, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["triptych"])
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+    def run(*arguments):
+        status = 0
+        try:
+            main([str(argument) for argument in arguments])
+        except SystemExit as stop:
+            status = stop.code or 0
+        out, err = capsys.readouterr()
+        return status, out, err
+
+    return run
+
+
+def fit(recipe, *more, preset="tiny"):
+    configs = [CONF / "base.yaml", CONF / "model" / f"{preset}.yaml", CONF / f"{recipe}.yaml"]
+    return ["fit", *(word for path in configs for word in ("--config", path)), *more]
+
+
+def printed(triptych, *arguments):
+    status, out, err = triptych(*arguments, "--print_config")
+    assert status == 0, err
+    return yaml.safe_load(out)
+
+
+def refused(triptych, status, *arguments):
+    """The one sentence on standard error."""
+    found, out, err = triptych(*arguments)
+    (line,) = err.strip().splitlines()
+    assert found == status and out == "" and line.startswith("triptych: ")
+    assert os.listdir() == []  # nothing was written
+    return line
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_parses_with_every_preset(triptych, recipe, preset):
+    config = printed(triptych, *fit(recipe, preset=preset))
+    assert config["model"]["preset"] == preset and config["model"]["stage"] == recipe
+    assert config["model"]["losses"] and config["model"]["trains"]
+    assert config["trainer"]["max_steps"] > 0
+    named = {callback["class_path"].split(".")[-1] for callback in config["trainer"]["callbacks"]}
+    assert {"Checkpoint", "ExportWeights", "SampleGrid", "LearningRateMonitor"} <= named
+    assert len(config["trainer"]["logger"]) == 2
+
+
+@pytest.mark.parametrize("name", DATA)
+def test_every_data_file_parses(triptych, name):
+    config = printed(triptych, *fit("stage2"), "--config", CONF / "data" / f"{name}.yaml")
+    chosen = yaml.safe_load((CONF / "data" / f"{name}.yaml").read_text())["data"]["class_path"]
+    assert config["data"]["class_path"] == chosen
+
+
+@pytest.mark.parametrize("name", TRAINERS)
+def test_every_trainer_file_parses(triptych, name):
+    printed(triptych, *fit("stage2"), "--config", CONF / "trainer" / f"{name}.yaml")
+
+
+def test_my_own_shards_take_the_place_of_the_shapes_and_keep_the_recipe(triptych):
+    config = printed(
+        triptych,
+        *fit("joint"),
+        "--config",
+        CONF / "data" / "folder.yaml",
+        "--data.shards=mine",
+        "--data.batch_size=7",
+    )["data"]
+    assert config["class_path"] == "triptych.data_modules.ShardDataModule"
+    options = config["init_args"]
+    assert options["shards"] == "mine" and options["batch_size"] == 7
+    assert options["tasks"] == ["text_to_image", "image_to_text"] and options["text_only"] == 0.4
+    assert "pictures" not in options and "folder" not in options
+
+
+def test_flags_win_over_files_and_later_files_over_earlier(triptych, tmp_path):
+    later = tmp_path / "later.yaml"
+    later.write_text("trainer: {max_steps: 11}\nmodel: {seed: 5}\n")
+    config = printed(
+        triptych,
+        *fit("stage2"),
+        "--config",
+        later,
+        "--model.seed=6",
+        "--model.encoder.init_args.width=64",
+        "--model.generation.init_args.objective=clip_mse",
+        "--model.generation.init_args.dit.init_args.depth=3",
+    )
+    assert config["trainer"]["max_steps"] == 11 and config["model"]["seed"] == 6
+    assert config["model"]["encoder"]["init_args"]["width"] == 64
+    generation = config["model"]["generation"]["init_args"]
+    assert generation["objective"] == "clip_mse" and generation["dit"]["init_args"]["depth"] == 3
+
+
+def test_a_callback_is_added_to_the_others(triptych):
+    config = printed(triptych, *fit("stage2"), "--trainer.callbacks+=ModelSummary")
+    *before, last = config["trainer"]["callbacks"]
+    assert last["class_path"].endswith("ModelSummary") and len(before) >= 4
+
+
+@pytest.mark.parametrize(
+    ("flag", "names"),
+    [
+        ("--trainer.max_stepz=3", "max_stepz"),
+        ("--model.generation.init_args.number_of_querys=3", "number_of_querys"),
+        ("--model.encoder.init_args.widht=64", "widht"),
+        ("--model.weights.encodr=x", "encodr"),
+        ("--data.init_args.batchsize=3", "batchsize"),
+        ("--trainer.max_steps=many", "many"),
+        ("--model.generation.init_args.objective=clip_flwo", "clip_flwo"),
+        ("--trainer.callbacks+=NoSuchCallback", "NoSuchCallback"),
+        ("--config=nowhere.yaml", "nowhere.yaml"),
+    ],
+)
+def test_a_wrong_flag_is_one_sentence_and_status_2(triptych, flag, names):
+    assert names in refused(triptych, 2, *fit("stage2"), flag)
+
+
+def test_a_wrong_key_in_a_file_is_one_sentence_and_status_2(triptych, tmp_path_factory):
+    wrong = tmp_path_factory.mktemp("conf") / "wrong.yaml"
+    wrong.write_text("trainer: {max_stepz: 3}\n")
+    assert "max_stepz" in refused(triptych, 2, *fit("stage2"), "--config", wrong)
+
+
+def test_an_unknown_command_is_one_sentence_and_status_2(triptych):
+    assert "'fti' is no command; choose one of fit" in refused(triptych, 2, "fti")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["generate", ""], "the prompt is empty"),
+        (["generate", "a circle", "  "], "the prompt is empty"),
+        (["chat", "nowhere.png", "what?"], "nowhere.png does not exist"),
+        (["chat", "nowhere.png", " "], "the question is empty"),
+        (["generate", "a circle"], "conf/model/tiny.yaml does not exist"),
+        (["generate", "a circle", "--config", "x.yaml"], "x.yaml does not exist"),
+        (fit("stage2", "--ckpt_path=nowhere.ckpt"), "nowhere.ckpt does not exist"),
+        (fit("stage2", "--ckpt_path=last"), "there is no last.ckpt under runs/tiny/stage2"),
+        (fit("stage2", "--model.losses.generatoin=1.0"), "'generatoin' is no panel"),
+    ],
+)
+def test_what_cannot_be_done_is_one_sentence_and_status_1(triptych, arguments, says):
+    assert says in refused(triptych, 1, *arguments)
+
+
+def test_own_commands_refuse_unknown_flags(triptych):
+    status, _, err = triptych("generate", "a circle", "--sede=3")
+    assert status == 2 and "--sede=3" in err
+
+
+def test_help_lists_every_command(triptych):
+    for arguments in ((), ("--help",), ("-h",)):
+        status, out, _ = triptych(*arguments)
+        assert status == 0
+        for command in ("fit", "validate", "test", "predict", "generate", "chat", "eval", "demo"):
+            assert f"\n  {command} " in out
+
+
+def test_a_panel_alone_is_a_model_class():
+    assert alone(["fit", "--model", "UnderstandingModule"])
+    assert alone(["fit", "--model=triptych.modules.GenerationModule"])
+    assert not alone(["fit", "--model", "conf/model/tiny.yaml", "--model.seed=3"])
+
+
+def test_the_parsers_list_of_causes_becomes_the_last_one():
+    causes = "does not validate\n  - Expected a <class 'NoneType'>. Got: x\n  - no such class"
+    assert plain(causes) == "no such class" and plain(" a sentence\n") == "a sentence"

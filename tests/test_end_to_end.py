@@ -1,0 +1,277 @@
+"""Every stage through the real command line, in processes of their own, each on the one before.
+
+A run takes a few steps on a few pictures; what is tested is that the stages fit together, that a
+run leaves what it promises, and that Ctrl-C loses nothing.
+"""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from builders import ROOT
+from PIL import Image
+from safetensors import safe_open
+
+pytestmark = pytest.mark.slow
+
+SCRIPT = Path(sys.executable).with_name("triptych")
+STEPS = 3
+CALLBACKS = [
+    {"class_path": "triptych.callbacks.Checkpoint", "init_args": {"every": 2}},
+    {"class_path": "triptych.callbacks.ExportWeights"},
+    {"class_path": "triptych.callbacks.SampleGrid", "init_args": {"every": 2, "number": 2}},
+]
+EVALUATE = {
+    "class_path": "triptych.callbacks.Evaluate",
+    "init_args": {
+        "evaluator": {
+            "class_path": "triptych.evaluation.ShapeEval",
+            "init_args": {"images": 6, "steps": 2},
+        }
+    },
+}
+SHORT = {
+    "trainer": {
+        "max_steps": STEPS,
+        "val_check_interval": 2,
+        "limit_val_batches": 1,
+        "log_every_n_steps": 1,
+        "enable_progress_bar": False,
+        "callbacks": CALLBACKS,
+    },
+}
+MY_PACKAGE = """
+import os
+import signal
+from pathlib import Path
+
+from lightning import Callback
+
+
+class MyCallback(Callback):
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        with Path("seen.txt").open("a") as file:
+            file.write(f"{trainer.global_step}\\n")
+        if trainer.global_step == int(os.environ.get("CTRL_C_AT", -1)):
+            os.kill(os.getpid(), signal.SIGINT)
+"""
+
+
+def run(folder, *arguments, program=(sys.executable, "-m", "triptych"), **environment):
+    """A command in `folder`; returns the finished process."""
+    return subprocess.run(
+        [*map(str, program), *map(str, arguments)],
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+
+
+def fit(stage, folder, *more):
+    """Arguments of a short `fit` of a stage."""
+    short = folder / f"{stage}.yaml"
+    evaluated = [EVALUATE] if stage in ("stage2", "stage3") else []
+    trainer = {**SHORT["trainer"], "callbacks": CALLBACKS + evaluated}
+    short.write_text(yaml.safe_dump({"trainer": trainer}))
+    configs = [ROOT / "conf" / name for name in ("base.yaml", "model/tiny.yaml", f"{stage}.yaml")]
+    words = [word for path in [*configs, short] for word in ("--config", path)]
+    return ["fit", *words, "--data.init_args.batch_size=4", *more]
+
+
+def own_shards(shapes, part="train"):
+    """The flags that `make DATA=FOLDER` gives."""
+    return [
+        "--config",
+        ROOT / "conf" / "data" / "folder.yaml",
+        f"--data.shards={shapes / part}",
+        f"--data.val_shards={shapes / 'eval'}",
+    ]
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory, shapes_folder):
+    """All stages, each from the weights that the earlier ones wrote; by name, finished."""
+    folder = tmp_path_factory.mktemp("chain")
+    shards = own_shards(shapes_folder)
+    made = {
+        label: f"--model.weights.{label}=runs/tiny/{stage}/weights.safetensors"
+        for label, stage in [
+            ("encoder", "encoder"),
+            ("understanding", "stage1"),
+            ("decoder", "decoder"),
+            ("generation", "stage2"),
+        ]
+    }
+    frozen = [made["encoder"], made["understanding"], made["decoder"]]
+    done = {}
+    with ThreadPoolExecutor(2) as pool:
+
+        def start(stage, *more):
+            done[stage] = pool.submit(run, folder, *fit(stage, folder, *more))
+
+        # the encoder's run draws the shapes world first, as `make` does
+        start("encoder", "--data.init_args.pictures=48")
+        start("stage1", *shards)
+        done["encoder"].result()
+        start("decoder", *shards, made["encoder"])
+        done["stage1"].result(), done["decoder"].result()
+        start("stage2", *shards, *frozen)
+        start("joint", *shards, *frozen)
+        done["stage2"].result()
+        start("stage3", *own_shards(shapes_folder, "instruct"), *frozen)
+        done["generate"] = pool.submit(
+            run,
+            folder,
+            *("generate", "a photo of a red circle", "two blue squares", "--steps", "2"),
+            *("--config", ROOT / "conf" / "model" / "tiny.yaml", "--seed", "7"),
+            *(*frozen, made["generation"]),
+        )
+    return folder, {name: process.result() for name, process in done.items()}
+
+
+@pytest.mark.parametrize("stage", ["encoder", "stage1", "decoder", "stage2", "stage3", "joint"])
+def test_a_stage_leaves_what_it_promises(stage, chain):
+    folder, done = chain
+    assert done[stage].returncode == 0, done[stage].stderr[-3000:]
+    results = folder / "runs" / "tiny" / stage / "version_0"
+    assert str(results.relative_to(folder)) in done[stage].stdout.splitlines()[-1]
+    rows = list(csv.DictReader((results / "metrics.csv").open()))
+    losses = [float(row["train/loss"]) for row in rows if row.get("train/loss")]
+    assert len(losses) == STEPS and all(0 < loss < 1e4 for loss in losses)
+    assert any(row.get("val/loss") for row in rows)
+    assert list(results.glob("events.out.tfevents.*"))
+    for step in (0, 2, STEPS):
+        sheet = Image.open(results / "samples" / f"step-{step:08d}.png")
+        assert min(sheet.size) > 48
+    config = yaml.safe_load((results / "config.yaml").read_text())
+    assert config["model"]["stage"] == stage
+    checkpoint = torch.load(results / "checkpoints" / "last.ckpt", weights_only=True)
+    assert checkpoint["triptych"] == {"preset": "tiny", "stage": stage}
+    for path in (results / "weights.safetensors", results.parent / "weights.safetensors"):
+        with safe_open(path, "pt") as file:
+            assert file.metadata()["stage"] == stage and file.metadata()["steps"] == str(STEPS)
+            parts = {name.split(".")[0] for name in file.keys()}  # noqa: SIM118 - not a dict
+    assert parts == {
+        "encoder": {"encoder", "decoding"},
+        "stage1": {"understanding"},
+        "decoder": {"decoding"},
+        "joint": {"understanding", "generation"},
+    }.get(stage, {"generation"})
+
+
+def test_stage_2_ends_with_the_scores_of_before_and_after(chain):
+    _, done = chain
+    shown = done["stage2"].stdout
+    assert "before   after" in shown
+    assert [line for line in shown.splitlines() if line.startswith("mean")]
+
+
+def test_stage_3_goes_on_from_stage_2(chain):
+    folder, done = chain
+    stage_2, stage_3 = (
+        folder / f"runs/tiny/{s}/version_0/checkpoints" for s in ("stage2", "stage3")
+    )
+    weights = [
+        torch.load(path / "last.ckpt", weights_only=True)["state_dict"]["generation.queries"]
+        for path in (stage_2, stage_3)
+    ]
+    assert not torch.equal(*weights)
+    assert torch.allclose(*weights, atol=0.01)  # a few small steps apart, not another start
+
+
+def test_the_trained_model_draws_from_the_command_line(chain):
+    folder, done = chain
+    assert done["generate"].returncode == 0, done["generate"].stderr[-3000:]
+    lines = [line.split("\t") for line in done["generate"].stdout.strip().splitlines()]
+    assert [prompt for _, prompt in lines] == ["a photo of a red circle", "two blue squares"]
+    assert [Path(path).name for path, _ in lines] == ["000007-000.png", "000008-001.png"]
+    assert all(Image.open(folder / path).size == (48, 48) for path, _ in lines)
+
+
+def test_the_shapes_were_drawn_once_and_completely(chain):
+    folder, _ = chain
+    marker = json.loads((folder / "data" / "shapes" / "shapes.json").read_text())
+    assert marker["samples"]["train"] == 48
+    assert not list((folder / "data").glob("shapes.tmp*"))
+
+
+@pytest.fixture(scope="module")
+def interrupted(tmp_path_factory, shapes_folder):
+    """Stage 1 with a user's own callback, Ctrl-C in step 2 of 4; then resumed."""
+    folder = tmp_path_factory.mktemp("interrupted")
+    (folder / "my_package.py").write_text(MY_PACKAGE)
+    arguments = [
+        *fit("stage1", folder, *own_shards(shapes_folder)),
+        "--trainer.max_steps=4",
+        "--trainer.callbacks+=my_package.MyCallback",
+    ]
+    first = run(folder, *arguments, program=[SCRIPT], CTRL_C_AT="3")
+    seen = (folder / "seen.txt").read_text().split()
+    second = run(folder, *arguments, "--ckpt_path=last", program=[SCRIPT])
+    return folder, first, seen, second
+
+
+def test_a_users_own_callback_is_found_in_the_current_folder(interrupted):
+    _, first, seen, _ = interrupted
+    assert seen == ["1", "2", "3"], first.stderr[-3000:]
+
+
+def test_ctrl_c_leaves_a_checkpoint_that_resumes(interrupted):
+    folder, first, seen, second = interrupted
+    assert first.returncode != 0
+    runs = folder / "runs" / "tiny" / "stage1"
+    last = torch.load(runs / "version_0" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert last["global_step"] == 3
+    assert not (runs / "version_0" / "weights.safetensors").exists()
+    assert second.returncode == 0, second.stderr[-3000:]
+    assert (folder / "seen.txt").read_text().split()[len(seen) :] == ["4"]
+    assert (runs / "version_1" / "weights.safetensors").exists()
+    rows = list(csv.DictReader((runs / "version_1" / "metrics.csv").open()))
+    assert {row["step"] for row in rows if row.get("train/loss")} == {"3"}
+    assert "Traceback" not in first.stderr
+
+
+def test_a_checkpoint_of_another_stage_is_one_sentence_and_status_1(chain, shapes_folder):
+    folder, _ = chain
+    other = folder / "runs" / "tiny" / "stage1" / "version_0" / "checkpoints" / "last.ckpt"
+    made = "--model.weights.encoder=runs/tiny/encoder/weights.safetensors"
+    shards = own_shards(shapes_folder)
+    result = run(folder, *fit("decoder", folder, *shards, made, f"--ckpt_path={other}"))
+    assert result.returncode == 1
+    assert "triptych: the checkpoint is of stage 'stage1', this run is of stage 'decoder'" in (
+        result.stderr
+    )
+    assert "Traceback" not in result.stderr
+
+
+def test_bad_data_is_one_sentence_and_status_1(tmp_path, shapes_folder):
+    """In one process after the other's imports: an empty shard folder, then a missing one."""
+    (tmp_path / "empty").mkdir()
+    program = """
+import sys
+from triptych.cli import main
+for shards in ("empty", "nowhere"):
+    try:
+        main([*sys.argv[1:], f"--data.shards={shards}"])
+    except SystemExit as stop:
+        print("status", stop.code)
+"""
+    result = run(
+        tmp_path,
+        *fit("stage1", tmp_path, *own_shards(shapes_folder), "--data.val_shards=null"),
+        program=[sys.executable, "-c", program],
+    )
+    assert [line for line in result.stdout.splitlines() if "status" in line] == ["status 1"] * 2
+    said = [line for line in result.stderr.splitlines() if line.startswith("triptych: ")]
+    assert "the shard folder empty is empty of *.tar shards" in said[0]
+    assert "the shard folder nowhere does not exist" in said[1]
+    assert "Traceback" not in result.stderr
