@@ -209,7 +209,8 @@ class ShapesDataModule(ShardDataModule):
         part: which of them to train on: "train", or "instruct" with short captions only.
         pictures: number of training pictures.
         world_seed: seed of the drawings.
-        tasks, batch_size, val_samples, text_only, conversation, num_workers, seed: see `ShardDataModule`.
+        tasks, batch_size, val_samples, text_only, conversation, num_workers, seed: see
+            `ShardDataModule`.
     """
 
     def __init__(

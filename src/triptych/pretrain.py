@@ -51,8 +51,8 @@ PLAN = (
         ("--data.conversation=questions", "--data.batch_size=48", "--model.optimization.lr=1e-3"),
     ),
     Part("decoder", 1000, "decoder", ("encoder",)),
-    Part("stage2", 5000, "generation", ("encoder", "questions", "decoder")),
-    Part("stage3", 800, "generation", ("encoder", "questions", "decoder", "stage2")),
+    Part("stage2", 3000, "generation", ("encoder", "questions", "decoder")),
+    Part("stage3", 400, "generation", ("encoder", "questions", "decoder", "stage2")),
 )
 
 
