@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from lightning import LightningDataModule
+from lightning.pytorch.utilities import CombinedLoader
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from triptych.contracts import IMAGE_TO_TEXT, TEXT_TO_IMAGE, Preprocessing, UserError
@@ -172,7 +173,7 @@ class ShardDataModule(LightningDataModule):
     def _by_task(self, make):
         if len(self.tasks) == 1:
             return make(self.tasks[0])
-        return {task: make(task) for task in self.tasks}  # Lightning combines them
+        return CombinedLoader({task: make(task) for task in self.tasks}, "min_size")
 
     def _builder(self, folder: ShardFolder, task: str) -> BatchBuilder:
         return BatchBuilder(
@@ -189,16 +190,16 @@ class ShardDataModule(LightningDataModule):
         )
 
     def _check_captions(self, folder: ShardFolder, most: int = 2000) -> None:
-        """Refuse captions that are too long for the model before the run starts.
+        """Refuse captions that are empty, or too long for the model, before the run starts.
 
-        Looks at the longest of the first `most` captions; a later one stops the run by name.
+        Looks at the shortest and the longest of the first `most` captions; a later one stops the
+        run by name.
         """
         if TEXT_TO_IMAGE not in self.tasks or self.known.tokenizer is None:
             return
-        numbers = range(min(most, len(folder)))
-        longest = max(numbers, key=lambda n: len(folder.caption(n)))
-        builder = self._builder(folder, TEXT_TO_IMAGE)
-        builder(0, [longest], [0])
+        lengths = {n: len(folder.caption(n)) for n in range(min(most, len(folder)))}
+        extremes = [min(lengths, key=lengths.get), max(lengths, key=lengths.get)]
+        self._builder(folder, TEXT_TO_IMAGE)(0, extremes, [0, 1])
 
 
 class ShapesDataModule(ShardDataModule):

@@ -46,7 +46,7 @@ STAGES = {
     },
     "decoder": {
         "losses": {"decoding": 1.0},
-        "trains": ["decoding.decoder.unet", "decoding.decoder.guide"],
+        "trains": ["decoding.decoder.unet", "decoding.decoder.baseline"],
     },
     "stage1": {"losses": {"understanding": 1.0}, "trains": ["understanding"]},
     "stage2": {"losses": {"generation": 1.0}, "trains": ["generation"]},
@@ -107,7 +107,7 @@ def dit(**sizes: Any) -> LuminaNextDiT:
 def decoder(**sizes: Any) -> SDXLDecoder:
     """A UNet of two levels, 32 channels each, that takes 2 steps."""
     small = {"widths": [32, 32], "depths": [1, 1], "head_width": 16, "layers_per_block": 1}
-    small |= {"norm_groups": 8, "time_width": 16, "guide_channels": 8, "steps": 2, "guidance": 1.0}
+    small |= {"norm_groups": 8, "time_width": 16, "baseline_width": 16, "steps": 2, "guidance": 1.0}
     return SDXLDecoder(vae(), **{**small, "prediction": "v_prediction", **sizes})
 
 

@@ -259,7 +259,7 @@ def test_decoder_loss_is_finite_and_trains_the_unet_alone(prediction):
     loss = model.loss(torch.randn(4, 32, 3, 3), drawn(4), 0, torch.arange(4))
     loss.backward()
     assert loss.shape == () and loss.isfinite()
-    assert all(p.grad is not None for p in (*model.unet.parameters(), *model.guide.parameters()))
+    assert all(p.grad is not None for p in (*model.unet.parameters(), *model.baseline.parameters()))
     assert all(p.grad is None for p in model.vae.parameters())
 
 

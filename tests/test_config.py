@@ -12,8 +12,7 @@ from triptych.cli import alone, main, plain
 CONF = ROOT / "conf"
 RECIPES = sorted(path.stem for path in CONF.glob("*.yaml") if path.stem != "base")
 PRESETS = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
-DATA = sorted(path.stem for path in (CONF / "data").glob("*.yaml"))
-TRAINERS = sorted(path.stem for path in (CONF / "trainer").glob("*.yaml"))
+ADDED = sorted(path for folder in ("data", "trainer") for path in (CONF / folder).glob("*.yaml"))
 
 
 @pytest.fixture
@@ -67,16 +66,12 @@ def test_every_recipe_parses_with_every_preset(triptych, recipe, preset):
     assert len(config["trainer"]["logger"]) == 2
 
 
-@pytest.mark.parametrize("name", DATA)
-def test_every_data_file_parses(triptych, name):
-    config = printed(triptych, *fit("stage2"), "--config", CONF / "data" / f"{name}.yaml")
-    chosen = yaml.safe_load((CONF / "data" / f"{name}.yaml").read_text())["data"]["class_path"]
-    assert config["data"]["class_path"] == chosen
-
-
-@pytest.mark.parametrize("name", TRAINERS)
-def test_every_trainer_file_parses(triptych, name):
-    printed(triptych, *fit("stage2"), "--config", CONF / "trainer" / f"{name}.yaml")
+@pytest.mark.parametrize("path", ADDED, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_every_file_to_add_parses(triptych, path):
+    config = printed(triptych, *fit("stage2"), "--config", path)
+    written = yaml.safe_load(path.read_text())
+    if "data" in written:
+        assert config["data"]["class_path"] == written["data"]["class_path"]
 
 
 def test_my_own_shards_take_the_place_of_the_shapes_and_keep_the_recipe(triptych):
@@ -185,6 +180,14 @@ def test_a_panel_alone_is_a_model_class():
     assert not alone(["fit", "--model", "conf/model/tiny.yaml", "--model.seed=3"])
 
 
-def test_the_parsers_list_of_causes_becomes_the_last_one():
-    causes = "does not validate\n  - Expected a <class 'NoneType'>. Got: x\n  - no such class"
-    assert plain(causes) == "no such class" and plain(" a sentence\n") == "a sentence"
+def test_what_the_parser_says_becomes_its_cause_in_one_line():
+    said = """Parser key "model.generation":
+      Does not validate against any of the Union subtypes
+      Errors:
+        - Problem with given class_path 'GenerationModule':
+            Option 'number_of_querys' is not accepted
+        - Expected a <class 'NoneType'>
+      Given value: 3"""
+    cause = "Problem with given class_path 'GenerationModule': Option 'number_of_querys' is not"
+    assert plain(said) == cause + " accepted"
+    assert plain(" one\n  sentence\n") == "one sentence"

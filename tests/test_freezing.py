@@ -71,7 +71,7 @@ def test_the_decoder_trains_beside_its_frozen_vae(weights):
     model.configure_model()
     model.train()
     decoder = model.decoding.decoder
-    assert decoder.unet.training and decoder.guide.training
+    assert decoder.unet.training and decoder.baseline.training
     assert not any(m.training for m in decoder.vae.modules())
 
 

@@ -108,10 +108,18 @@ def guarded(command: str, arguments: list[str]) -> None:
 
 
 def plain(message: str) -> str:
-    """The cause alone, where the parser lists every type that a value did not fit."""
-    causes = [line.strip()[2:] for line in message.splitlines() if line.strip().startswith("- ")]
-    causes = [cause for cause in causes if not cause.startswith("Expected a <class 'NoneType'>")]
-    return causes[-1] if causes else message.strip()
+    """The cause alone, in one line, where the parser lists every type that a value did not fit."""
+    causes: list[list[str]] = []
+    for line in (line.strip() for line in message.splitlines()):
+        if line.startswith("- "):
+            causes.append([line[2:]])
+        elif line.startswith("Given value"):
+            causes.append([])  # ends the cause before it
+        elif causes and causes[-1]:
+            causes[-1].append(line)
+    sentences = [" ".join(cause) for cause in causes if cause]
+    sentences = [each for each in sentences if not each.startswith("Expected a <class 'NoneType'>")]
+    return sentences[-1] if sentences else " ".join(message.split())
 
 
 def stop(status: int, sentence: str) -> None:

@@ -33,26 +33,14 @@ class Part:
     """Of the weight file that it makes, see `triptych.weights.WeightFiles`."""
     needs: tuple[str, ...] = ()
     """Names of the parts whose weights it reads."""
-    stage: str | None = None
-    """Its configuration, conf/STAGE.yaml, where that is not its name."""
-    flags: tuple[str, ...] = ()
 
 
 PLAN = (
     Part("encoder", 1500, "encoder"),
     Part("stage1", 1500, "understanding"),
-    # First reading whole pictures, then answering without having read them out.
-    Part(
-        "questions",
-        700,
-        "understanding",
-        ("stage1",),
-        "stage1",
-        ("--data.conversation=questions", "--data.batch_size=48", "--model.optimization.lr=1e-3"),
-    ),
     Part("decoder", 1000, "decoder", ("encoder",)),
-    Part("stage2", 3000, "generation", ("encoder", "questions", "decoder")),
-    Part("stage3", 400, "generation", ("encoder", "questions", "decoder", "stage2")),
+    Part("stage2", 3000, "generation", ("encoder", "stage1", "decoder")),
+    Part("stage3", 400, "generation", ("encoder", "stage1", "decoder", "stage2")),
 )
 
 
@@ -96,7 +84,7 @@ def overview(runs: Path) -> str:
 
 def command(part: Part, runs: Path, steps: int | None) -> list[str]:
     """The `triptych fit` arguments of a part."""
-    flags = [f"--trainer.max_steps={steps or part.steps}", *part.flags]
+    flags = [f"--trainer.max_steps={steps or part.steps}"]
     for logger_flag in ("=CSVLogger", f".save_dir={runs}", f".name={part.name}"):
         flags.append(f"--trainer.logger{logger_flag}")
     flags.append(f"--{TOKENIZER_FLAG}={tokenizer_folder(runs)}")
@@ -107,7 +95,7 @@ def command(part: Part, runs: Path, steps: int | None) -> list[str]:
             )
     if checkpoint := newest(part, runs, "checkpoints/last.ckpt"):
         flags.append(f"--ckpt_path={checkpoint}")
-    configs = ["conf/base.yaml", "conf/model/tiny.yaml", f"conf/{part.stage or part.name}.yaml"]
+    configs = ["conf/base.yaml", "conf/model/tiny.yaml", f"conf/{part.name}.yaml"]
     return ["fit", *(word for path in configs for word in ("--config", path)), *flags]
 
 

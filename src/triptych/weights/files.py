@@ -135,5 +135,5 @@ def _fill(own: Mapping[str, Tensor], name: str, tensor: Tensor, label: str, path
 def _open(path: Path):
     try:
         return safe_open(path, framework="pt")
-    except (SafetensorError, IsADirectoryError) as error:
+    except (SafetensorError, OSError) as error:
         raise UserError(f"{path} is no safetensors file ({error}).") from error
