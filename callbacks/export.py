@@ -49,6 +49,7 @@ class ExportWeights(Callback):
             if full_name(name).split(".")[0] not in self.leave_out
         }
         save_weights(tensors, self.path, metadata, self.dtype)
-        # The newest run's weights also lie where the next stage looks: runs/PRESET/STAGE/.
-        save_weights(tensors, self.path.parent.parent / self.filename, metadata, self.dtype)
+        if self.path.parent.name.startswith("version_"):
+            # The newest run's weights also lie where the next stage looks: runs/PRESET/STAGE/.
+            save_weights(tensors, self.path.parent.parent / self.filename, metadata, self.dtype)
         log.info("trained weights: %s", self.path)

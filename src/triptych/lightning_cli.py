@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import jsonargparse
 from lightning.pytorch.cli import LightningCLI
 
 from triptych.contracts import UserError
+
+# Lightning's own use of a torch function that is being renamed: nothing a user can act on.
+warnings.filterwarnings("ignore", message=".*LeafSpec.*")
 
 # `${model.stage}` then works from any --config file, although the command is a subcommand.
 jsonargparse.set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
@@ -66,7 +70,7 @@ def one_folder_for_all(loggers, name: str) -> set[Path]:
         if init.get("version") is None:
             taken = [p.name.removeprefix("version_") for p in folder.glob("version_*")]
             numbers = [int(name) for name in taken if name.isdigit()]
-            init.version = f"version_{max(numbers, default=-1) + 1}"
+            init.version = max(numbers, default=-1) + 1
     return folders
 
 

@@ -75,6 +75,7 @@ def save_weights(
     }
     partial = path.with_name(path.name + ".partial")
     save_file({n: t.contiguous() for n, t in cast.items()}, partial, dict(metadata))
+    partial.chmod(0o644)  # safetensors makes it private
     os.replace(partial, path)
 
 
