@@ -6,7 +6,15 @@ if __name__ != "triptych.callbacks":
 from triptych.callbacks.checkpoint import Checkpoint
 from triptych.callbacks.evaluate import Evaluate
 from triptych.callbacks.export import ExportWeights
+from triptych.callbacks.progress import ProgressBar
 from triptych.callbacks.sample_grid import SampleGrid
 from triptych.callbacks.write_pictures import WritePictures
 
-__all__ = ["Checkpoint", "Evaluate", "ExportWeights", "SampleGrid", "WritePictures"]
+__all__ = [
+    "Checkpoint",
+    "Evaluate",
+    "ExportWeights",
+    "ProgressBar",
+    "SampleGrid",
+    "WritePictures",
+]

@@ -176,9 +176,7 @@ class ShardDataModule(LightningDataModule):
         return CombinedLoader({task: make(task) for task in self.tasks}, "min_size")
 
     def _builder(self, folder: ShardFolder, task: str) -> BatchBuilder:
-        return BatchBuilder(
-            folder, task, self.known, self.text_only, self.seed, self.conversation
-        )
+        return BatchBuilder(folder, task, self.known, self.text_only, self.seed, self.conversation)
 
     def _loader(self, dataset: Dataset, sampler: Sampler | None = None) -> DataLoader:
         return DataLoader(

@@ -67,11 +67,17 @@ def test_resuming_is_bit_identical(run, shapes_folder, weights, tmp_path):
     assert same(trained(resumed), trained(model))
 
 
-def test_resuming_stage_1_is_bit_identical(shapes_folder, tmp_path):
-    """Another task, tied embeddings, text-only samples."""
-    whole = fit(unified("stage1"), shapes_folder, tmp_path, 4, stage="stage1")
+@pytest.mark.parametrize("stage", ["stage1", "joint"])
+def test_resuming_other_tasks_is_bit_identical(stage, weights, shapes_folder, tmp_path):
+    """Tied embeddings, text-only samples, two tasks in one step."""
+    files = needed(weights, stage)
+
+    def model():
+        return unified(stage, weights=files)
+
+    whole = fit(model(), shapes_folder, tmp_path, 4, stage=stage)
     middle = tmp_path / "runs" / "version_0" / "checkpoints" / "00000003.ckpt"
-    resumed = fit(unified("stage1"), shapes_folder, tmp_path / "b", 4, middle, stage="stage1")
+    resumed = fit(model(), shapes_folder, tmp_path / "b", 4, middle, stage=stage)
     assert same(trained(resumed), trained(whole))
 
 

@@ -22,6 +22,21 @@ from safetensors import safe_open
 pytestmark = pytest.mark.slow
 
 SCRIPT = Path(sys.executable).with_name("triptych")
+# A shell without a terminal starts its background jobs deaf to Ctrl-C: give the hearing back.
+HEARING = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+TWICE = """
+import sys
+from triptych.cli import main
+for shards in ("empty", "nowhere"):
+    try:
+        main([*sys.argv[1:], f"--data.shards={shards}"])
+    except SystemExit as stop:
+        print("status", stop.code)
+"""
 STEPS = 3
 CALLBACKS = [
     {"class_path": "triptych.callbacks.Checkpoint", "init_args": {"every": 2}},
@@ -76,15 +91,15 @@ def run(folder, *arguments, program=(sys.executable, "-m", "triptych"), **enviro
     )
 
 
-def fit(stage, folder, *more):
-    """Arguments of a short `fit` of a stage."""
+def fit(stage, folder, *more, shards=()):
+    """Arguments of a short `fit` of a stage; the shapes world is drawn if there are no `shards`."""
     short = folder / f"{stage}.yaml"
     evaluated = [EVALUATE] if stage in ("stage2", "stage3") else []
     trainer = {**SHORT["trainer"], "callbacks": CALLBACKS + evaluated}
     short.write_text(yaml.safe_dump({"trainer": trainer}))
     configs = [ROOT / "conf" / name for name in ("base.yaml", "model/tiny.yaml", f"{stage}.yaml")]
-    words = [word for path in [*configs, short] for word in ("--config", path)]
-    return ["fit", *words, "--data.init_args.batch_size=4", *more]
+    words = [word for path in configs for word in ("--config", path)]
+    return ["fit", *words, *shards, "--config", short, "--data.init_args.batch_size=4", *more]
 
 
 def own_shards(shapes, part="train"):
@@ -97,10 +112,30 @@ def own_shards(shapes, part="train"):
     ]
 
 
+def interrupt_and_resume(folder, shapes):
+    """Stage 1 with a user's own callback, Ctrl-C in step 3 of 4; then resumed."""
+    (folder / "my_package.py").write_text(MY_PACKAGE)
+    arguments = [
+        *fit("stage1", folder, shards=own_shards(shapes)),
+        "--trainer.max_steps=4",
+        "--trainer.callbacks+=my_package.MyCallback",
+    ]
+    hearing = [sys.executable, "-c", HEARING, SCRIPT]
+    first = run(folder, *arguments, program=hearing, CTRL_C_AT="3")
+    seen = (folder / "seen.txt").read_text().split()
+    second = run(folder, *arguments, "--ckpt_path=last", program=[SCRIPT])
+    return folder, first, seen, second
+
+
 @pytest.fixture(scope="module")
 def chain(tmp_path_factory, shapes_folder):
-    """All stages, each from the weights that the earlier ones wrote; by name, finished."""
+    """All stages, each from the weights that the earlier ones wrote; by name, finished.
+
+    Two processes at a time. Beside the stages: "generate", "interrupted" (the results of
+    `interrupt_and_resume`), "other" (a checkpoint of another stage) and "bad data".
+    """
     folder = tmp_path_factory.mktemp("chain")
+    (folder / "empty").mkdir()
     shards = own_shards(shapes_folder)
     made = {
         label: f"--model.weights.{label}=runs/tiny/{stage}/weights.safetensors"
@@ -112,22 +147,35 @@ def chain(tmp_path_factory, shapes_folder):
         ]
     }
     frozen = [made["encoder"], made["understanding"], made["decoder"]]
+    checkpoint = "--ckpt_path=runs/tiny/stage1/version_0/checkpoints/last.ckpt"
     done = {}
     with ThreadPoolExecutor(2) as pool:
 
-        def start(stage, *more):
-            done[stage] = pool.submit(run, folder, *fit(stage, folder, *more))
+        def start(stage, *more, shards=shards, name=None):
+            arguments = fit(stage, folder, *more, shards=shards)
+            done[name or stage] = pool.submit(run, folder, *arguments)
 
         # the encoder's run draws the shapes world first, as `make` does
-        start("encoder", "--data.init_args.pictures=48")
-        start("stage1", *shards)
+        start("encoder", "--data.init_args.pictures=48", shards=())
+        start("stage1")
         done["encoder"].result()
-        start("decoder", *shards, made["encoder"])
+        start("decoder", made["encoder"])
+        done["interrupted"] = pool.submit(
+            interrupt_and_resume, tmp_path_factory.mktemp("interrupted"), shapes_folder
+        )
         done["stage1"].result(), done["decoder"].result()
-        start("stage2", *shards, *frozen)
-        start("joint", *shards, *frozen)
+        start("stage2", *frozen)
+        start("joint", *frozen)
+        start("decoder", made["encoder"], checkpoint, name="other")
+        done["bad data"] = pool.submit(
+            run,
+            folder,
+            *fit("stage1", folder, shards=shards),
+            "--data.val_shards=null",
+            program=[sys.executable, "-c", TWICE],
+        )
         done["stage2"].result()
-        start("stage3", *own_shards(shapes_folder, "instruct"), *frozen)
+        start("stage3", *frozen, shards=own_shards(shapes_folder, "instruct"))
         done["generate"] = pool.submit(
             run,
             folder,
@@ -204,72 +252,37 @@ def test_the_shapes_were_drawn_once_and_completely(chain):
     assert not list((folder / "data").glob("shapes.tmp*"))
 
 
-@pytest.fixture(scope="module")
-def interrupted(tmp_path_factory, shapes_folder):
-    """Stage 1 with a user's own callback, Ctrl-C in step 2 of 4; then resumed."""
-    folder = tmp_path_factory.mktemp("interrupted")
-    (folder / "my_package.py").write_text(MY_PACKAGE)
-    arguments = [
-        *fit("stage1", folder, *own_shards(shapes_folder)),
-        "--trainer.max_steps=4",
-        "--trainer.callbacks+=my_package.MyCallback",
-    ]
-    first = run(folder, *arguments, program=[SCRIPT], CTRL_C_AT="3")
-    seen = (folder / "seen.txt").read_text().split()
-    second = run(folder, *arguments, "--ckpt_path=last", program=[SCRIPT])
-    return folder, first, seen, second
-
-
-def test_a_users_own_callback_is_found_in_the_current_folder(interrupted):
-    _, first, seen, _ = interrupted
+def test_a_users_own_callback_is_found_in_the_current_folder(chain):
+    _, first, seen, _ = chain[1]["interrupted"]
     assert seen == ["1", "2", "3"], first.stderr[-3000:]
 
 
-def test_ctrl_c_leaves_a_checkpoint_that_resumes(interrupted):
-    folder, first, seen, second = interrupted
-    assert first.returncode != 0
+def test_ctrl_c_leaves_a_checkpoint_that_resumes(chain):
+    folder, first, _, second = chain[1]["interrupted"]
+    assert first.returncode != 0 and "Traceback" not in first.stderr
     runs = folder / "runs" / "tiny" / "stage1"
     last = torch.load(runs / "version_0" / "checkpoints" / "last.ckpt", weights_only=True)
     assert last["global_step"] == 3
     assert not (runs / "version_0" / "weights.safetensors").exists()
     assert second.returncode == 0, second.stderr[-3000:]
-    assert (folder / "seen.txt").read_text().split()[len(seen) :] == ["4"]
+    assert (folder / "seen.txt").read_text().split() == ["1", "2", "3", "4"]
     assert (runs / "version_1" / "weights.safetensors").exists()
     rows = list(csv.DictReader((runs / "version_1" / "metrics.csv").open()))
     assert {row["step"] for row in rows if row.get("train/loss")} == {"3"}
-    assert "Traceback" not in first.stderr
 
 
-def test_a_checkpoint_of_another_stage_is_one_sentence_and_status_1(chain, shapes_folder):
-    folder, _ = chain
-    other = folder / "runs" / "tiny" / "stage1" / "version_0" / "checkpoints" / "last.ckpt"
-    made = "--model.weights.encoder=runs/tiny/encoder/weights.safetensors"
-    shards = own_shards(shapes_folder)
-    result = run(folder, *fit("decoder", folder, *shards, made, f"--ckpt_path={other}"))
-    assert result.returncode == 1
-    assert "triptych: the checkpoint is of stage 'stage1', this run is of stage 'decoder'" in (
-        result.stderr
+def test_a_checkpoint_of_another_stage_is_one_sentence_and_status_1(chain):
+    _, done = chain
+    result = done["other"]
+    assert result.returncode == 1 and "Traceback" not in result.stderr
+    assert result.stderr.splitlines()[-1].startswith(
+        "triptych: the checkpoint is of stage 'stage1', this run is of stage 'decoder'"
     )
-    assert "Traceback" not in result.stderr
 
 
-def test_bad_data_is_one_sentence_and_status_1(tmp_path, shapes_folder):
-    """In one process after the other's imports: an empty shard folder, then a missing one."""
-    (tmp_path / "empty").mkdir()
-    program = """
-import sys
-from triptych.cli import main
-for shards in ("empty", "nowhere"):
-    try:
-        main([*sys.argv[1:], f"--data.shards={shards}"])
-    except SystemExit as stop:
-        print("status", stop.code)
-"""
-    result = run(
-        tmp_path,
-        *fit("stage1", tmp_path, *own_shards(shapes_folder), "--data.val_shards=null"),
-        program=[sys.executable, "-c", program],
-    )
+def test_bad_data_is_one_sentence_and_status_1(chain):
+    """An empty shard folder, then, in the same process, a missing one."""
+    result = chain[1]["bad data"]
     assert [line for line in result.stdout.splitlines() if "status" in line] == ["status 1"] * 2
     said = [line for line in result.stderr.splitlines() if line.startswith("triptych: ")]
     assert "the shard folder empty is empty of *.tar shards" in said[0]

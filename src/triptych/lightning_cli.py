@@ -31,6 +31,12 @@ class TriptychCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         settings = self.config[self.subcommand]
         settings.weights_only = True  # a checkpoint is data, never code
+        if settings.trainer.enable_progress_bar is False:  # Lightning refuses both at once
+            settings.trainer.callbacks = [
+                callback
+                for callback in settings.trainer.callbacks or []
+                if not callback.class_path.endswith("ProgressBar")
+            ]
         folders = one_folder_for_all(settings.trainer.logger, run_name(settings.model))
         if settings.get("ckpt_path") == "last":
             settings.ckpt_path = str(newest_checkpoint(folders))
