@@ -241,4 +241,7 @@ class ShapesDataModule(ShardDataModule):
         self.folder, self.pictures, self.world_seed = root, pictures, world_seed
 
     def prepare_data(self) -> None:
-        ensure_shapes(self.folder, train=self.pictures, seed=self.world_seed)
+        try:
+            ensure_shapes(self.folder, train=self.pictures, seed=self.world_seed)
+        except ValueError as error:  # something else is in the folder
+            raise UserError(str(error)) from error

@@ -12,7 +12,7 @@ from builders import SIDE, data, unified
 from PIL import Image
 
 from triptych.contracts import IMAGE_TO_TEXT, TEXT_TO_IMAGE, Preprocessing, UserError
-from triptych.data_modules import BatchBuilder, ShardDataModule, ShardFolder
+from triptych.data_modules import BatchBuilder, ShapesDataModule, ShardDataModule, ShardFolder
 from triptych.data_modules.batches import square
 from triptych.data_modules.module import (
     VALIDATION_SAMPLES,
@@ -299,6 +299,13 @@ def test_text_only_batches_have_no_pictures(samples):
     assert batch.understanding_pixels is None and batch.image_grid_thw is None
 
 
+def test_another_conversation_of_the_shard_may_be_learned(samples):
+    known = unified("stage1").preprocessing()
+    batch = BatchBuilder(samples, IMAGE_TO_TEXT, known, conversation="questions")(0, [2], [2])
+    answers = "".join(answer + "<|im_end|>" for _, answer in samples.facts(2)["questions"])
+    assert known.tokenizer.decode(batch.labels[batch.labels != IGNORED]) == answers
+
+
 def test_pictures_without_conversation_are_described(tmp_path):
     write(tmp_path / "a.tar", plain(1, "a red thing"))
     model = unified("stage1")
@@ -346,6 +353,13 @@ def test_an_empty_caption_stops_the_run_before_it_starts(tmp_path, tokenizer):
     module.connect(known(tokenizer))
     with pytest.raises(UserError, match="'00004' is empty"):
         module.setup("fit")
+
+
+def test_a_folder_with_other_shapes_is_refused(shapes_folder):
+    with pytest.raises(UserError, match="holds another shapes data set"):
+        ShapesDataModule(str(shapes_folder)).prepare_data()
+    with pytest.raises(UserError, match="is not a shapes data set"):
+        ShapesDataModule(str(shapes_folder / "train")).prepare_data()
 
 
 def test_an_unknown_task_is_refused():

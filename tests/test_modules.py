@@ -19,7 +19,9 @@ from builders import (
     unified,
 )
 from lightning import Trainer
+from PIL import Image
 
+from triptych.callbacks import WritePictures
 from triptych.contracts import IMAGE_TO_TEXT, TEXT_TO_IMAGE, UserError
 from triptych.modules import (
     GenerationModule,
@@ -223,6 +225,20 @@ def test_reconstructions_and_answers_have_the_right_shape(whole, samples):
     large = torch.nn.functional.interpolate(pixels, scale_factor=2)
     assert len(whole.answer(large, ["what is it?"] * 4, 4)) == 4
     assert len(whole.answer(None, ["what?"], 4)) == 1
+
+
+def test_predictions_are_pictures_named_by_their_samples(whole, shapes_folder, tmp_path):
+    trainer = Trainer(
+        accelerator="cpu",
+        logger=False,
+        callbacks=[WritePictures(str(tmp_path / "out"))],
+        enable_progress_bar=False,
+    )
+    (prediction,) = trainer.predict(whole, data(shapes_folder), weights_only=True)
+    assert prediction["pictures"].shape == (4, 3, SIDE, SIDE)
+    shown = sorted((tmp_path / "out").iterdir())
+    assert [path.stem for path in shown] == sorted(prediction["keys"])
+    assert all(Image.open(path).size == (SIDE, SIDE) for path in shown)
 
 
 def test_an_empty_prompt_is_refused(whole):

@@ -39,8 +39,8 @@ PLAN = (
     Part("encoder", 1500, "encoder"),
     Part("stage1", 1500, "understanding"),
     Part("decoder", 1000, "decoder", ("encoder",)),
-    Part("stage2", 3000, "generation", ("encoder", "stage1", "decoder")),
-    Part("stage3", 400, "generation", ("encoder", "stage1", "decoder", "stage2")),
+    Part("stage2", 2200, "generation", ("encoder", "stage1", "decoder")),
+    Part("stage3", 300, "generation", ("encoder", "stage1", "decoder", "stage2")),
 )
 
 
