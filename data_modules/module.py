@@ -62,6 +62,19 @@ class Steps(Sampler[int]):
         return self.stop
 
 
+class StepLoader(DataLoader):
+    """A loader of a `StepDataset` that Lightning knows to be resumable.
+
+    There is no state to keep: a resumed run makes a new loader that starts at its global step.
+    """
+
+    def state_dict(self) -> dict:
+        return {}
+
+    def load_state_dict(self, state: dict) -> None:
+        pass
+
+
 class EvaluationDataset(Dataset):
     """The first `limit` samples in order, in batches."""
 
@@ -179,7 +192,7 @@ class ShardDataModule(LightningDataModule):
         return BatchBuilder(folder, task, self.known, self.text_only, self.seed, self.conversation)
 
     def _loader(self, dataset: Dataset, sampler: Sampler | None = None) -> DataLoader:
-        return DataLoader(
+        return StepLoader(
             dataset,
             batch_size=None,
             sampler=sampler,
