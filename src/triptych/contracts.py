@@ -157,6 +157,9 @@ class VelocityModel(Part):
 class PixelDecoder(Part):
     """Features to pixels."""
 
+    trained_parts: tuple[str, ...]
+    """Names of the submodules that train; what is left, such as a VAE, is frozen."""
+
     @abstractmethod
     def set_shapes(self, feature_shape: tuple[int, int, int]) -> None:
         """Learn, before `build`, the shape of the features that will be decoded."""

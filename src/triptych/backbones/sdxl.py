@@ -63,6 +63,7 @@ class SDXLDecoder(PixelDecoder):
         self.norm_groups, self.time_width, self.prediction = norm_groups, time_width, prediction
         self.drop, self.baseline_width, self.feature_noise = drop, baseline_width, feature_noise
         self.steps, self.guidance = steps, guidance
+        self.trained_parts = ("unet", "baseline") if baseline_width else ("unet",)
 
     def set_shapes(self, feature_shape: tuple[int, int, int]) -> None:
         self.feature_shape = feature_shape

@@ -38,7 +38,8 @@ class PixelDecoderModule(Panel):
         weights: WeightFiles | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__(optimization, trains or ["decoder.unet"], weights, seed)
+        own = [f"decoder.{name}" for name in decoder.trained_parts]
+        super().__init__(optimization, own if trains is None else trains, weights, seed)
         self.decoder, self.encoder = decoder, encoder
         if encoder is not None:
             decoder.set_shapes(encoder.feature_shape)
