@@ -40,7 +40,7 @@ PLAN = (
     Part("stage1", 1500, "understanding"),
     Part("decoder", 1000, "decoder", ("encoder",)),
     Part("stage2", 2200, "generation", ("encoder", "stage1", "decoder")),
-    Part("stage3", 600, "generation", ("encoder", "stage1", "decoder", "stage2")),
+    Part("stage3", 300, "generation", ("encoder", "stage1", "decoder", "stage2")),
 )
 
 
