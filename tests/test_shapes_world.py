@@ -322,8 +322,8 @@ def test_grid_reading():
     question, answer = grid_reading(TWO)
     cells = answer.split(", ")
     assert question == "read the grid" and len(cells) == len(PLACES)
-    assert cells[0] == "large red circle" and cells[5] == "small blue square"
-    assert cells.count("nothing") == 7
+    assert cells[0] == "top left: large red circle" and cells[5] == "right: small blue square"
+    assert sum(cell.endswith(": nothing") for cell in cells) == 7
 
 
 def test_questions_about_a_caption():
@@ -403,7 +403,10 @@ def test_shards_are_read_back(tmp_path):
             assert parse(s["txt"]) == request and facts["caption"] == s["txt"]
             assert parse(facts["long_caption"]) == request_of(scene)
             assert facts["task"] == request.task
-            assert len(facts["conversation"]) == 6 and len(facts["text_conversation"]) == 5
+            assert len(facts["conversation"]) == 4 and len(facts["text_conversation"]) == 5
+            reading = list(grid_reading(Scene.from_dict(facts["scene"])))
+            assert reading in (facts["conversation"][0], facts["conversation"][-1])
+            assert len(facts["questions"]) == 6 and reading not in facts["questions"]
             assert split == "train" or request.task != "description"
             seen += 1
     assert seen == 80
