@@ -37,10 +37,9 @@ class Part:
 
 PLAN = (
     Part("encoder", 1500, "encoder"),
-    Part("stage1", 1500, "understanding"),
+    Part("stage1", 3200, "understanding"),
     Part("decoder", 1000, "decoder", ("encoder",)),
-    Part("stage2", 2200, "generation", ("encoder", "stage1", "decoder")),
-    Part("stage3", 300, "generation", ("encoder", "stage1", "decoder", "stage2")),
+    Part("stage2", 3800, "generation", ("encoder", "stage1", "decoder")),
 )
 
 
@@ -143,7 +142,7 @@ def collect(runs: Path) -> Path:
     from triptych.weights import read_metadata, save_weights
 
     folder = runs / "assets"
-    for part in PLAN:  # the later parts of a label overwrite the earlier ones
+    for part in PLAN:
         source = newest(part, runs, "weights.safetensors")
         target = folder / f"{part.label}.safetensors"
         save_weights(load_file(source), target, read_metadata(source), torch.float16)
