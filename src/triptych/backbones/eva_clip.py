@@ -84,6 +84,10 @@ class EvaClip(ImageEncoder):
 
     def tokens(self, pixels: Tensor) -> Tensor:
         """uint8 [B,3,H,W] -> patch tokens [B,P,width] of the last block, before pooling."""
+        return self.image_tokens(self.normalize(pixels))
+
+    def normalize(self, pixels: Tensor) -> Tensor:
+        """uint8 [B,3,H,W] of any size -> images float32 [B,3,size,size] by CLIP's mean and std."""
         images = pixels.to(torch.float32) / 255
         if images.shape[-2:] != (self.image_size, self.image_size):
             images = nn.functional.interpolate(
@@ -91,8 +95,17 @@ class EvaClip(ImageEncoder):
             ).clamp(0, 1)
         mean = images.new_tensor(CLIP_MEAN)[:, None, None]
         std = images.new_tensor(CLIP_STD)[:, None, None]
-        dtype = self.tower.pos_embed.dtype
-        return self.tower.forward_features(((images - mean) / std).to(dtype))[:, 1:]
+        return (images - mean) / std
+
+    def image_tokens(self, images: Tensor) -> Tensor:
+        """Normalized images [B,3,size,size] -> patch tokens [B,P,width], CLS dropped."""
+        return self.tower.forward_features(images.to(self.tower.pos_embed.dtype))[:, 1:]
+
+    def blank_features(self) -> Tensor:
+        """Features of an all-zero normalized image: the mean colour, not black."""
+        parameter = self.tower.pos_embed
+        images = parameter.new_zeros(1, 3, self.image_size, self.image_size)
+        return self.norm(self.pool_tokens(self.image_tokens(images)))
 
     def pool_tokens(self, tokens: Tensor) -> Tensor:
         """[B,P,C] -> [B,C,h,w]: row-major grid, average-pooled."""
