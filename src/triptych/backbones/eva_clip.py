@@ -14,6 +14,12 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
+def clip_normalize(images: Tensor) -> Tensor:
+    """Images [B,3,H,W] in [0,1], less CLIP's mean, over its deviation."""
+    mean = images.new_tensor(CLIP_MEAN)[:, None, None]
+    return (images - mean) / images.new_tensor(CLIP_STD)[:, None, None]
+
+
 class EvaClip(ImageEncoder):
     """EVA-CLIP without CLS token and final norm, average-pooled to a grid of features.
 
@@ -93,9 +99,7 @@ class EvaClip(ImageEncoder):
             images = nn.functional.interpolate(
                 images, size=(self.image_size,) * 2, mode="bicubic", antialias=True
             ).clamp(0, 1)
-        mean = images.new_tensor(CLIP_MEAN)[:, None, None]
-        std = images.new_tensor(CLIP_STD)[:, None, None]
-        return (images - mean) / std
+        return clip_normalize(images)
 
     def image_tokens(self, images: Tensor) -> Tensor:
         """Normalized images [B,3,size,size] -> patch tokens [B,P,width], CLS dropped."""

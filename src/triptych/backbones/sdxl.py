@@ -207,11 +207,16 @@ class SDXLDecoder(PixelDecoder):
                 conditional, unconditional = self.denoise(
                     inputs.repeat(2, 1, 1, 1), times.repeat(2), torch.cat([features, null])
                 ).chunk(2)
-                predicted = unconditional + guidance * (conditional - unconditional)
+                predicted = guided(conditional, unconditional, guidance)
             latents = scheduler.step(predicted.float(), timestep, latents, return_dict=False)[0]
             if on_step is not None:
                 on_step(index, latents)
         return latents
+
+
+def guided(conditional: Tensor, unconditional: Tensor, guidance: float) -> Tensor:
+    """Classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598)."""
+    return unconditional + guidance * (conditional - unconditional)
 
 
 class Baseline(nn.Module):
