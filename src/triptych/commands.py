@@ -131,6 +131,8 @@ def parity(arguments: list[str]) -> None:
     print(report.summary())
     if report.failed:
         parser.exit(1)
+    for reason in report.left_out.values():
+        parser.exit(2, f"triptych parity: {reason}.\n")
 
 
 def pretrain(arguments: list[str]) -> None:
