@@ -131,8 +131,8 @@ def parity(arguments: list[str]) -> None:
     print(report.summary())
     if report.failed:
         parser.exit(1)
-    for reason in report.left_out.values():
-        parser.exit(2, f"triptych parity: {reason}.\n")
+    if report.left_out:
+        parser.exit(2, f"triptych parity: {'; '.join(report.left_out.values())}.\n")
 
 
 def pretrain(arguments: list[str]) -> None:
