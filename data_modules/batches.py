@@ -50,6 +50,7 @@ class BatchBuilder:
         text_only: share of IMAGE_TO_TEXT samples that talk about a caption, without a picture.
         seed: of the choice of text-only samples.
         conversation: the list of [question, answer] turns in KEY.json to learn from.
+        turns: take so many turns of a conversation, others every time; None takes all, in order.
     """
 
     folder: ShardFolder
@@ -58,6 +59,7 @@ class BatchBuilder:
     text_only: float = 0.0
     seed: int = 0
     conversation: str = "conversation"
+    turns: int | None = None
 
     def __call__(self, step: int, numbers: Sequence[int], samples: Sequence[int]) -> Batch:
         """Batch `step` of the samples at `numbers`, whose global sample numbers are `samples`."""
@@ -84,13 +86,16 @@ class BatchBuilder:
         known, folder = self.known, self.folder
         blind = uniform(self.seed, "text-only", samples) < self.text_only
         keys, rows, labels, pictures = [], [], [], []
-        for number, no_picture in zip(numbers, blind.tolist(), strict=True):
+        for number, sample, no_picture in zip(
+            numbers, samples.tolist(), blind.tolist(), strict=True
+        ):
             key = folder.key(number)
             facts = folder.facts(number)
             if no_picture:
                 turns = about_caption(folder.caption(number), facts)
             else:
                 turns = facts.get(self.conversation) or [(DESCRIBE, folder.caption(number))]
+                turns = self._some(turns, sample)
                 pictures.append(square(folder.picture(number), known.understanding_size))
             shown = 0 if no_picture else known.image_tokens
             row, learned = conversation_ids(known.tokenizer, turns, known.max_tokens, shown, key)
@@ -110,6 +115,13 @@ class BatchBuilder:
             understanding_pixels=patches,
             image_grid_thw=grids,
         )
+
+    def _some(self, turns: list, sample: int) -> list:
+        """`self.turns` of the turns in an order of their own, which `sample` alone decides."""
+        if self.turns is None:
+            return turns
+        chosen = np.random.default_rng([self.seed, sample]).permutation(len(turns))
+        return [turns[n] for n in chosen[: self.turns]]
 
 
 def about_caption(caption: str, facts: dict) -> list[tuple[str, str]]:

@@ -104,6 +104,7 @@ class ShardDataModule(LightningDataModule):
         text_only: share of image_to_text samples that talk about the caption, without a picture.
         conversation: the list of [question, answer] turns in KEY.json to learn from; a sample
             without it is described by its caption.
+        turns: take so many turns of a conversation, others every time; null takes all, in order.
         num_workers: loader processes.
         seed: of the order.
     """
@@ -117,6 +118,7 @@ class ShardDataModule(LightningDataModule):
         val_samples: int = 256,
         text_only: float = 0.0,
         conversation: str = "conversation",
+        turns: int | None = None,
         num_workers: int = 0,
         seed: int = 0,
     ) -> None:
@@ -129,7 +131,8 @@ class ShardDataModule(LightningDataModule):
                     f"data.tasks: {task!r} is unknown; choose {TEXT_TO_IMAGE} or {IMAGE_TO_TEXT}."
                 )
         self.batch_size, self.val_samples, self.text_only = batch_size, val_samples, text_only
-        self.conversation, self.num_workers, self.seed = conversation, num_workers, seed
+        self.conversation, self.turns = conversation, turns
+        self.num_workers, self.seed = num_workers, seed
         self.known: Preprocessing | None = None
         self.train_folder: ShardFolder | None = None
 
@@ -189,7 +192,9 @@ class ShardDataModule(LightningDataModule):
         return CombinedLoader({task: make(task) for task in self.tasks}, "min_size")
 
     def _builder(self, folder: ShardFolder, task: str) -> BatchBuilder:
-        return BatchBuilder(folder, task, self.known, self.text_only, self.seed, self.conversation)
+        return BatchBuilder(
+            folder, task, self.known, self.text_only, self.seed, self.conversation, self.turns
+        )
 
     def _loader(self, dataset: Dataset, sampler: Sampler | None = None) -> DataLoader:
         return StepLoader(
@@ -221,7 +226,7 @@ class ShapesDataModule(ShardDataModule):
         part: which of them to train on: "train", or "instruct" with short captions only.
         pictures: number of training pictures.
         world_seed: seed of the drawings.
-        tasks, batch_size, val_samples, text_only, conversation, num_workers, seed: see
+        tasks, batch_size, val_samples, text_only, conversation, turns, num_workers, seed: see
             `ShardDataModule`.
     """
 
@@ -236,6 +241,7 @@ class ShapesDataModule(ShardDataModule):
         val_samples: int = 256,
         text_only: float = 0.0,
         conversation: str = "conversation",
+        turns: int | None = None,
         num_workers: int = 0,
         seed: int = 0,
     ) -> None:
@@ -248,6 +254,7 @@ class ShapesDataModule(ShardDataModule):
             val_samples,
             text_only,
             conversation,
+            turns,
             num_workers,
             seed,
         )

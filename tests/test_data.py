@@ -306,6 +306,22 @@ def test_another_conversation_of_the_shard_may_be_learned(samples):
     assert known.tokenizer.decode(batch.labels[batch.labels != IGNORED]) == answers
 
 
+def test_some_turns_of_a_conversation_are_others_every_time(samples, tokenizer):
+    known = unified("stage1").preprocessing()
+    build = BatchBuilder(samples, IMAGE_TO_TEXT, known, conversation="questions", turns=3)
+
+    def asked(sample):
+        text = tokenizer.decode(build(0, [2], [sample]).input_ids[0])
+        return [turn.split("<|im_end|>")[0] for turn in text.split("<|im_start|>user\n")[1:]]
+
+    everything = [question for question, _ in samples.facts(2)["questions"]]
+    taken = [asked(sample) for sample in range(20)]
+    assert all(len(turns) == 3 and turns[0].startswith("<|vision_start|>") for turns in taken)
+    found = {turn.split("<|vision_end|>")[-1] for turns in taken for turn in turns}
+    assert found == set(everything)
+    assert taken[0] == asked(0) and taken[0] != taken[1]
+
+
 def test_pictures_without_conversation_are_described(tmp_path):
     write(tmp_path / "a.tar", plain(1, "a red thing"))
     model = unified("stage1")

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from triptych.loss import OBJECTIVES, mse, path, sample_time
+from triptych.loss import OBJECTIVES, mse, path, sample_time, shift_time
 from triptych.randomness import normal, uniform
 
 MANY = 4000
@@ -42,6 +42,18 @@ def test_logit_normal_time_is_denser_in_the_middle():
     assert t.median() == pytest.approx(0.5, abs=0.03)
     # P(0.25 < sigmoid(n) < 0.75) = P(|n| < ln 3) = 0.728
     assert ((t > 0.25) & (t < 0.75)).float().mean() == pytest.approx(0.728, abs=0.03)
+
+
+@pytest.mark.parametrize("how", ["uniform", "logit_normal"])
+def test_a_shift_divides_the_signal_to_noise_ratio(how):
+    numbers = range(MANY)
+    draws = uniform(0, "time", numbers), normal((), 0, "time-normal", numbers)
+    t, shifted = sample_time(*draws, how).double(), sample_time(*draws, how, 5.0).double()
+    inside = t < 0.99  # where float32 still tells 1 - t apart
+    ratio, smaller = (1 - t) / t, (1 - shifted) / shifted
+    assert torch.allclose(smaller[inside], ratio[inside] / 5, rtol=1e-3)
+    assert torch.equal(sample_time(*draws, how, 1.0), sample_time(*draws, how))
+    assert shift_time(torch.tensor([0.0, 1.0]), 5.0).tolist() == [0.0, 1.0]
 
 
 def test_mse_is_taken_in_float32():

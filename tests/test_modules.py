@@ -91,6 +91,25 @@ def test_a_batch_may_bring_its_features(weights, samples):
         assert torch.equal(model.step(batch)[0], expected)
 
 
+def test_draws_of_a_sample_share_its_condition_and_average_its_losses(weights, samples):
+    model = configured("stage2", weights)
+    batch = batches(model, samples, TEXT_TO_IMAGE)
+    qwen, asked = model.understanding.understander, []
+    condition = qwen.condition
+    qwen.condition = lambda ids, *rest: asked.append(len(ids)) or condition(ids, *rest)
+    numbers = batch.samples
+    with torch.no_grad():
+        model.generation.draws = 2
+        together = model.step(batch)[0]
+        model.generation.draws = 1
+        alone = []
+        for draw in range(2):
+            batch.samples = 2 * numbers + draw
+            alone.append(model.step(batch)[0])
+    assert asked == [len(batch)] * 3
+    assert torch.allclose(together, sum(alone) / 2, rtol=1e-5) and not torch.equal(*alone)
+
+
 def test_drop_is_the_null_condition(weights, samples):
     model = configured("stage2", weights)
     batch = batches(model, samples, TEXT_TO_IMAGE)

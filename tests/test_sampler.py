@@ -7,6 +7,7 @@ import torch
 from builders import built, dit
 
 from triptych.contracts import Condition, VelocityModel
+from triptych.loss import shift_time
 from triptych.sampler import noise_from_seeds, sample_flow, sample_regression, times
 
 
@@ -86,6 +87,15 @@ def test_published_times_are_what_the_model_is_asked_at():
     assert torch.allclose(asked, expected[:, None].expand(30, 2), atol=1e-3)
     assert [round(1000 * float(t), 2) for t in times(30)[:2]] == [1000.0, 966.67]
     assert round(1000 * float(times(30)[-1]), 2) == 33.33
+
+
+def test_a_shifted_grid_is_that_of_training_and_still_ends_at_the_data():
+    model = Stub(lambda x, t, c: torch.full_like(x, 0.5))
+    start = noise()
+    end = sample_flow(model, told(2), start, 10, 1.0, shift=4.0)
+    asked = torch.stack([t[0] for _, t, _ in model.calls])
+    assert torch.allclose(asked, torch.tensor(shift_time(times(10), 4.0)).float(), atol=1e-6)
+    assert torch.allclose(end, start - 0.5, atol=1e-5)
 
 
 def test_guidance_one_is_one_call_a_step_on_the_batch_itself():

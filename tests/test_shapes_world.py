@@ -318,6 +318,17 @@ def test_yes_and_no_are_balanced(world):
         assert abs(numpy.mean(said) - 0.5) < 0.07
 
 
+def test_practice_asks_what_is_hard_more_often(world):
+    hard = {"place", "existence", "content", "relation"}
+
+    def share(practice):
+        rng = numpy.random.default_rng(0)
+        types = [t[2] for *_, scene in world[:200] for t in questions(scene, rng, 4, practice)]
+        return sum(kind in hard for kind in types) / len(types)
+
+    assert share(True) > share(False) + 0.15
+
+
 def test_grid_reading():
     question, answer = grid_reading(TWO)
     cells = answer.split(", ")

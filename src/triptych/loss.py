@@ -43,15 +43,24 @@ def path(features: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
     return (1 - t) * features + t * noise, noise - features
 
 
-def sample_time(uniform: Tensor, normal: Tensor, how: TimeSampling) -> Tensor:
+def shift_time(t, shift: float):
+    """shift * t / (1 + (shift - 1) * t) (Esser et al. 2024, arXiv 2403.03206, eq. 23).
+
+    A shift above 1 moves times towards noise. What is decided at time t is what a signal-to-noise
+    ratio of (1 - t) / t leaves open, and redundant features are readable through strong noise.
+    """
+    return shift * t / (1 + (shift - 1) * t)
+
+
+def sample_time(uniform: Tensor, normal: Tensor, how: TimeSampling, shift: float = 1.0) -> Tensor:
     """t [B] in (0,1] from draws u ~ U[0,1) and n ~ N(0,1), both [B].
 
     "uniform": the 1000 discrete times 1/1000 ... 1000/1000, as published.
     "logit_normal": sigmoid(n), denser in the middle (Esser et al. 2024, arXiv 2403.03206).
+    Both are then shifted, see `shift_time`; 1 shifts nothing.
     """
-    if how == "uniform":
-        return (torch.floor(uniform * 1000) + 1) / 1000
-    return torch.sigmoid(normal)
+    t = (torch.floor(uniform * 1000) + 1) / 1000 if how == "uniform" else torch.sigmoid(normal)
+    return shift_time(t, shift)
 
 
 def mse(prediction: Tensor, target: Tensor) -> Tensor:

@@ -38,9 +38,12 @@ def sample_flow(
     steps: int,
     guidance: float,
     on_step: Callable[[int, Tensor], None] | None = None,
+    shift: float = 1.0,
     integer_times: bool = False,
 ) -> Tensor:
     """Features [B,C,h,w] for `condition` [B,N,D], starting at `noise` [B,C,h,w].
+
+    The grid of times is shifted as in training, see `loss.shift_time`; 1 is the published grid.
 
     guidance 1 needs one model call a step, any other value one call on a doubled batch:
     v = v_null + guidance * (v_condition - v_null). `on_step(i, x)` is called after every step.
@@ -49,7 +52,7 @@ def sample_flow(
     published sampling does, so published weights were scored so. Off by default, since training
     tells exact times.
     """
-    scheduler = FlowMatchEulerDiscreteScheduler()
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
     scheduler.set_timesteps(sigmas=times(steps), device=noise.device)
     states = condition.states
     guided = guidance != 1.0

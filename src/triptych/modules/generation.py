@@ -34,7 +34,11 @@ class GenerationModule(Panel):
             regression) or "vae_flow" (VAE latents, flow matching).
         query_std: deviation of the queries' initialization; 1 as published.
         time_sampling: distribution of training times, see `loss.sample_time`.
+        time_shift: moves times towards noise, in training and in sampling alike, see
+            `loss.shift_time`; 1 as published.
         drop: probability of training without condition, for guidance.
+        draws: noises and times for each sample of a flow objective; its condition and its features
+            are computed once. 1 as published.
         steps, guidance: defaults of sampling.
         integer_times: sample as published, see `sampler.sample_flow`.
         understander, encoder: only when this panel is the root, alone.
@@ -50,7 +54,9 @@ class GenerationModule(Panel):
         objective: Literal["clip_flow", "clip_mse", "vae_flow"] = "clip_flow",
         query_std: float = 1.0,
         time_sampling: TimeSampling = "uniform",
+        time_shift: float = 1.0,
         drop: float = 0.1,
+        draws: int = 1,
         steps: int = 30,
         guidance: float = 3.0,
         integer_times: bool = False,
@@ -65,7 +71,8 @@ class GenerationModule(Panel):
         super().__init__(optimization, trains or ["queries", "dit"], weights, seed)
         self.dit, self.number_of_queries = dit, number_of_queries
         self.objective, self.query_std = OBJECTIVES[objective], query_std
-        self.time_sampling, self.drop = time_sampling, drop
+        self.time_sampling, self.time_shift = time_sampling, time_shift
+        self.drop, self.draws = drop, draws
         self.steps, self.guidance, self.max_tokens = steps, guidance, max_tokens
         self.integer_times = integer_times
         self.understander, self.encoder = understander, encoder
@@ -111,11 +118,17 @@ class GenerationModule(Panel):
 
     def _flow(self, batch: Batch, features: Tensor, condition: Condition):
         device, samples = features.device, batch.samples
+        if self.draws > 1:
+            features = features.repeat_interleave(self.draws, 0)
+            condition = Condition(condition.states.repeat_interleave(self.draws, 0))
+            numbers = torch.arange(self.draws, device=samples.device)
+            samples = (samples[:, None] * self.draws + numbers).flatten()
         noise = normal(features.shape[1:], self.seed, "noise", samples, device)
         t = sample_time(
             uniform(self.seed, "time", samples, device),
             normal((), self.seed, "time-normal", samples, device),
             self.time_sampling,
+            self.time_shift,
         )
         x_t, target = path(features, noise, t)
         dropped = uniform(self.seed, "drop", samples, device) < self.drop
@@ -136,7 +149,16 @@ class GenerationModule(Panel):
         noise = noise_from_seeds(self.feature_shape, seeds, condition.states.device)
         steps = self.steps if steps is None else steps
         guidance = self.guidance if guidance is None else guidance
-        return sample_flow(self.dit, condition, noise, steps, guidance, on_step, self.integer_times)
+        return sample_flow(
+            self.dit,
+            condition,
+            noise,
+            steps,
+            guidance,
+            on_step,
+            shift=self.time_shift,
+            integer_times=self.integer_times,
+        )
 
     def preprocessing(self) -> Preprocessing:
         return Preprocessing(

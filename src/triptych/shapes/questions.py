@@ -14,13 +14,19 @@ MOST_QUESTIONS = 12  # each scene has more different questions than this
 Turn = tuple[str, str, str]  # question, answer, type
 
 
-def questions(scene: Scene, rng: numpy.random.Generator, number: int) -> list[Turn]:
-    """`number` different questions about a picture: (question, answer, type)."""
+def questions(
+    scene: Scene, rng: numpy.random.Generator, number: int, practice: bool = False
+) -> list[Turn]:
+    """`number` different questions about a picture: (question, answer, type).
+
+    `practice` asks more often what is hard to learn: what is where, what is there, and relations.
+    """
     if not 0 <= number <= MOST_QUESTIONS:
         raise ValueError(f"Ask for 0 to {MOST_QUESTIONS} questions about a picture, not {number}.")
+    makers = _PRACTICE if practice else _MAKERS
     turns: dict[str, Turn] = {}
     while len(turns) < number:
-        turn = pick(rng, _MAKERS)(scene, rng)
+        turn = pick(rng, makers)(scene, rng)
         if turn:
             turns.setdefault(turn[0], turn)
     return list(turns.values())
@@ -126,6 +132,7 @@ _MAKERS = (
     *(_what_colour, _what_shape, _what_size, _where, _how_many, _how_many_kind, _how_many_colour),
     *(_background, _is_there, _what_is_at, _is_related),
 )
+_PRACTICE = (*_MAKERS, *2 * (_where, _is_there, _what_is_at, _is_related))
 
 
 def parse_reading(request: Request) -> tuple[str, str]:

@@ -28,11 +28,11 @@ from triptych.shapes.captions import (
 from triptych.shapes.questions import caption_questions, grid_reading, parse_reading, questions
 from triptych.shapes.world import draw
 
-VERSION = 4  # raise it whenever the same seed gives other samples
+VERSION = 5  # raise it whenever the same seed gives other samples
 MARKER = "shapes.json"
 LONG_CAPTIONS = 0.2  # share of the training captions
 PICTURE_TURNS = 3  # beside the reading of all nine cells, which opens or ends a conversation
-QUESTIONS = 6  # a second conversation, without the reading
+QUESTIONS = 12  # and the reading: a second conversation, of which a batch takes some turns
 CAPTION_TURNS = 4
 FEWEST_SHARDS = 8  # so that every process and loader worker has one of its own
 
@@ -62,7 +62,8 @@ def make_sample(split: str, index: int, seed: int) -> dict:
             *caption_questions(request, rng, CAPTION_TURNS),
         ],
     }
-    facts["questions"] = [(q, a) for q, a, _ in questions(scene, rng, QUESTIONS)]
+    practice = questions(scene, rng, QUESTIONS, practice=True)
+    facts["questions"] = [*reading, *((question, answer) for question, answer, _ in practice)]
     return {
         "__key__": f"{split}{index:08d}",
         "jpg": _jpeg(draw(scene)),

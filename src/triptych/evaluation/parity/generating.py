@@ -78,6 +78,7 @@ def sample(
         case["steps"],
         case["guidance_scale"],
         on_step,
+        generation.time_shift,
         generation.integer_times,
     )
 
