@@ -43,6 +43,8 @@ class QwenText:
     rope_theta: float = 1e6
     mrope_section: list[int] = field(default_factory=lambda: [16, 24, 24])
     tie_word_embeddings: bool = False
+    rms_norm_eps: float = 1e-5
+    """transformers' default; the config.json of every published Qwen2.5-VL says 1e-6."""
     initializer_range: float = 0.02
     """Deviation of new weights, vision tower included; narrow models learn faster from more."""
 
