@@ -102,8 +102,18 @@ class Understander(Part):
         """A transformers tokenizer that knows the chat template's special tokens."""
 
     @abstractmethod
-    def condition(self, input_ids: Tensor, attention_mask: Tensor, queries: Tensor) -> Condition:
-        """Outputs at `queries` [N,D], placed after each right-padded prompt [B,T]."""
+    def condition(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        queries: Tensor,
+        understanding_pixels: Tensor | None = None,
+        image_grid_thw: Tensor | None = None,
+    ) -> Condition:
+        """Outputs at `queries` [N,D], placed after each right-padded prompt [B,T].
+
+        Pictures, if any, fill the placeholders of the prompts in order; as in `Batch`.
+        """
 
     @abstractmethod
     def lm_loss(self, batch: Batch) -> Tensor:
@@ -141,6 +151,16 @@ class ImageEncoder(Part):
     def forward(self, pixels: Tensor) -> Tensor:
         """uint8 [B,3,H,W] of any size -> features float [B,C,h,w]."""
 
+    def blank_features(self) -> Tensor:
+        """Features [1,C,h,w] of a picture that shows nothing, for a decoder to keep away from.
+
+        Raises:
+            UserError: this encoder has no such picture.
+        """
+        raise UserError(
+            f"{type(self).__name__} knows no blank picture; set model.negative to 'zeros'."
+        )
+
 
 class VelocityModel(Part):
     """Predicts the velocity of the flow for noisy features under a condition."""
@@ -170,9 +190,17 @@ class PixelDecoder(Part):
 
     @abstractmethod
     def decode(
-        self, features: Tensor, seeds: list[int], steps: int | None, guidance: float | None
+        self,
+        features: Tensor,
+        seeds: list[int],
+        steps: int | None,
+        guidance: float | None,
+        null: Tensor | None = None,
     ) -> Tensor:
-        """features [B,C,h,w] -> pixels uint8 [B,3,H,W]; picture i depends on seeds[i] alone."""
+        """features [B,C,h,w] -> pixels uint8 [B,3,H,W]; picture i depends on seeds[i] alone.
+
+        `null` [1,C,h,w] are the features that guidance leads away from; None is the decoder's own.
+        """
 
 
 def pixels_to_unit(pixels: Tensor) -> Tensor:
