@@ -439,7 +439,10 @@ BAD = [
     (cut_a_header, "model-00002-of-00003.safetensors is cut off inside its header"),
     (no_safetensors, "model-00002-of-00003.safetensors is no safetensors file"),
     (climb_out, "outside of its folder"),
-    (change_config(model_type="llama", gen_vision_tower=None), "config.json is of a llama model; what can be converted"),
+    (
+        change_config(model_type="llama", gen_vision_tower=None),
+        "config.json is of a llama model; what can be converted",
+    ),
     (change_config(model_type="qwen2"), "config.json is of a qwen2 model"),
     (
         change_config(model_type="blip3o_llama"),

@@ -176,6 +176,7 @@ def _read_main(folder: Path, found: Conversion, encoder: str | None) -> None:
         known = Vocabulary.of(tokenizer) if tokenizer else Vocabulary()
         understanding = pieces.language_model(text, config, replace(known, rows=rows), folder)
         _read_generation(rest, archive, config, found, folder, encoder)
+        found.sections["negative"] = "prompt"  # as published weights are sampled and scored
         if not files:
             found.remarks.append(
                 f"{folder} has no tokenizer files: name a tokenizer in model.yaml yourself."

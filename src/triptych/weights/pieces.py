@@ -196,6 +196,7 @@ def generation(tensors: Tensors, config: Mapping[str, Any], condition: int, wher
         "class_path": "triptych.modules.GenerationModule",
         "init_args": {
             "number_of_queries": queries,
+            "integer_times": True,  # as published weights are sampled and scored
             "dit": {"class_path": "triptych.backbones.LuminaNextDiT", "init_args": arguments},
         },
     }
