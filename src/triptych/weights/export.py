@@ -43,8 +43,6 @@ def export(model: Any, target: Path, say: Callable[[str], None] = print) -> None
     if model.understanding is None or model.generation is None:
         raise UserError("the published layout needs the understanding and the generation panel.")
     paths = find_all(model.weights)
-    with torch.device("meta"):
-        model.build()
     tensors: Tensors = {}
     notes: dict[str, dict[str, Any]] = {}
     for label, path in paths.items():
@@ -53,6 +51,10 @@ def export(model: Any, target: Path, say: Callable[[str], None] = print) -> None
         if PUBLISHED in metadata:
             notes[label] = json.loads(metadata[PUBLISHED])
     tensors = {name: stored for name, stored in tensors.items() if name not in UNPUBLISHED}
+    if not part(tensors, TOWER):
+        model.left_out = {"encoder"}
+    with torch.device("meta"):
+        model.build()
     _check(model, tensors)
 
     folders = [main_folder(model, tensors, notes.get("understanding", {}))]
@@ -74,8 +76,6 @@ def _check(model: nn.Module, tensors: Tensors) -> None:
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     tied = model.understanding.understander.text.tie_word_embeddings
     optional = UNPUBLISHED | ({HEAD} if tied else set())
-    if not part(tensors, TOWER):
-        optional |= {name for name in wanted if name.startswith(TOWER)}
     strange = [
         name
         for name in {*wanted, *tensors} - UNPUBLISHED
