@@ -2,7 +2,7 @@
 
 from triptych.backbones.dit import LuminaNextDiT
 from triptych.backbones.eva_clip import EvaClip
-from triptych.backbones.qwen_vl import QwenText, QwenVision, QwenVL
+from triptych.backbones.qwen_vl import QwenText, QwenVision, QwenVL, Vocabulary
 from triptych.backbones.sdxl import SDXLDecoder
 from triptych.backbones.vae import KLAutoencoder
 
@@ -14,4 +14,5 @@ __all__ = [
     "QwenVL",
     "QwenVision",
     "SDXLDecoder",
+    "Vocabulary",
 ]

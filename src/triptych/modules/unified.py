@@ -72,6 +72,8 @@ class UnifiedModule(Panel):
         self.encoder, self.decoding, self.encoding = encoder, decoding, encoding
         self.losses, self.preview = dict(losses or {}), preview
         self.preset, self.stage = preset, stage
+        self.left_out: set[str] = set()
+        """Panels and parts that are not built, although the stage may use them."""
         self.negative, self.negative_seed = negative, negative_seed
         self._negatives: dict[str, Tensor] = {}
         self._check_losses()
@@ -122,7 +124,7 @@ class UnifiedModule(Panel):
     def _wanted(self) -> set[str]:
         """The panels and parts that this stage computes with; without losses, all of them."""
         if not self.losses:
-            return {"understanding", "encoder", "generation", "decoding"}
+            return {"understanding", "encoder", "generation", "decoding"} - self.left_out
         wanted = set().union(*(NEEDS[name] for name in self.losses))
         if "generation" in wanted:
             wanted |= {"decoding"} if self.preview else {"vae"} & {self.generation.objective.target}
@@ -265,6 +267,11 @@ class UnifiedModule(Panel):
     @torch.no_grad()
     def reconstruct(self, pictures: Tensor, seeds: list[int], steps: int | None = None) -> Tensor:
         """Pictures uint8 [B,3,H,W] through encoder and decoder; uint8 [B,3,H,W]."""
+        if not self.encoder.built:
+            raise UserError(
+                "this model has no weights of its image encoder, which reconstruction needs; "
+                "name them with --model.weights.encoder=FILE."
+            )
         features = self.encoder(pictures.to(self.device)).float()
         null = self.negative_features("zeros" if self.negative == "zeros" else "blank")
         return self.decoding.decoder.decode(features, seeds, steps, None, null)

@@ -242,3 +242,90 @@ def vae_arguments(vae: Mapping[str, Any], image_size: int) -> dict[str, Any]:
         "norm_groups": vae["norm_num_groups"],
         "scaling": vae["scaling_factor"],
     }
+
+
+# The way back: arguments of our classes -> published config.json ---------------------------------
+
+
+def published_config(
+    text: Mapping[str, Any],
+    vision: Mapping[str, Any],
+    vocabulary: Mapping[str, int],
+    queries: int,
+    channels: int,
+    pool: int,
+) -> dict[str, Any]:
+    """config.json of a BLIP3-o, flat as transformers 4.51 writes it.
+
+    Args:
+        text, vision, vocabulary: fields of `QwenText`, `QwenVision` and `Vocabulary`.
+        queries: how many.
+        channels: of the features that are generated.
+        pool: side of the pooling of the tower's tokens.
+    """
+    text = dict(text)
+    sections = text.pop("mrope_section")
+    return {
+        "architectures": ["blip3oQwenForInferenceLM"],
+        "model_type": "blip3o_qwen_inference",
+        **text,
+        "vocab_size": vocabulary["rows"],
+        "hidden_act": "silu",
+        "rope_scaling": {"type": "mrope", "mrope_section": list(sections)},
+        "bos_token_id": vocabulary["pad"],
+        "eos_token_id": vocabulary["im_end"],
+        "pad_token_id": vocabulary["pad"],
+        "image_token_id": vocabulary["image_pad"],
+        "vision_start_token_id": vocabulary["vision_start"],
+        "vision_end_token_id": vocabulary["vision_end"],
+        "use_sliding_window": False,
+        "vision_config": {
+            **vision,
+            "model_type": "qwen2_5_vl",
+            "hidden_act": "silu",
+            "out_hidden_size": text["hidden_size"],
+        },
+        "gen_vision_tower": "eva-clip-E-14-plus",
+        "gen_hidden_size": channels,
+        "gen_pooling": f"early_pool2d_{pool}",
+        "n_query": queries,
+        # without these the published loader adds tokens and a projector of its own
+        "mm_use_im_start_end": False,
+        "mm_use_im_patch_token": False,
+        "mm_patch_merge_type": "flat",
+        "mm_projector_type": "mlp2x_gelu",
+        "mm_vision_select_feature": "patch",
+        "mm_vision_select_layer": -2,
+        "use_mm_proj": True,
+        "image_aspect_ratio": "square",
+        "tokenizer_padding_side": "right",
+        "tokenizer_model_max_length": 512,
+    }
+
+
+# Folders and files of a release ------------------------------------------------------------------
+
+DECODER = "diffusion-decoder"
+# Pairs of names: of the index of shards, and of the file when there is a single one.
+MAIN_WEIGHTS = (("model.safetensors.index.json", "model.safetensors"),)
+TOWER_WEIGHTS = (*MAIN_WEIGHTS, ("pytorch_model.bin.index.json", "pytorch_model.bin"))
+# The published code reads the bf16 variant: where both are there it wins.
+DECODER_WEIGHTS = tuple(
+    (
+        f"diffusion_pytorch_model.safetensors.index{variant}.json",
+        f"diffusion_pytorch_model{variant}.safetensors",
+    )
+    for variant in (".bf16", "")
+)
+DECODER_FOLDERS = ("", "unet", "vae", "scheduler", "feature_extractor", "safety_checker")
+# How the decoder samples, in the words of a scheduler_config.json.
+SCHEDULE = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "num_train_timesteps": 1000,
+    "prediction_type": "epsilon",
+    "timestep_spacing": "leading",
+    "steps_offset": 1,
+    "use_karras_sigmas": False,
+}
