@@ -1,8 +1,8 @@
 """The sampler: integrates the learned velocity from noise (t = 1) to features (t = 0).
 
 The integrator is a diffusers scheduler; guidance is classifier-free (Ho & Salimans 2022) with the
-null condition of training (zeros). Seeds make noise, one per picture, so that a picture does not
-depend on its neighbours in the batch.
+null condition of training, which is zeros unless another is given. Seeds make noise, one per
+picture, so that a picture does not depend on its neighbours in the batch.
 """
 
 from __future__ import annotations
@@ -32,24 +32,27 @@ def noise_from_seeds(shape: tuple[int, ...], seeds: Sequence[int], device=None) 
 
 @torch.no_grad()
 def sample_flow(
-    model: VelocityModel,
+    model: VelocityModel | Callable[[Tensor, Tensor, Tensor], Tensor],
     condition: Condition,
     noise: Tensor,
     steps: int,
     guidance: float,
     on_step: Callable[[int, Tensor], None] | None = None,
+    null: Tensor | None = None,
 ) -> Tensor:
     """Features [B,C,h,w] for `condition` [B,N,D], starting at `noise` [B,C,h,w].
 
     guidance 1 needs one model call a step, any other value one call on a doubled batch:
     v = v_null + guidance * (v_condition - v_null). `on_step(i, x)` is called after every step.
+    `null` [1,N,D] takes the place of zeros as the null condition.
     """
     scheduler = FlowMatchEulerDiscreteScheduler()
     scheduler.set_timesteps(sigmas=times(steps), device=noise.device)
     states = condition.states
     guided = guidance != 1.0
     if guided:
-        states = torch.cat([torch.zeros_like(states), states])
+        nulls = torch.zeros_like(states) if null is None else null.expand_as(states)
+        states = torch.cat([nulls, states])
     x = noise
     for index, timestep in enumerate(scheduler.timesteps):
         t = (timestep / scheduler.config.num_train_timesteps).expand(len(x)).to(torch.float32)

@@ -53,8 +53,32 @@ class PixelDecoderModule(Panel):
         if features is None:
             with torch.no_grad():
                 features = encoder(batch.target_pixels).float()
+        self._give_null(encoder)
         loss = self.decoder.loss(features, batch.target_pixels, self.seed, batch.samples)
         return loss, {"decoding": loss.detach()}
+
+    @torch.no_grad()
+    def decode(
+        self,
+        features: Tensor,
+        seeds: list[int],
+        steps: int | None = None,
+        guidance: float | None = None,
+        encoder: ImageEncoder | None = None,
+    ) -> Tensor:
+        """Features [B,C,h,w] -> pixels uint8 [B,3,H,W]; picture i depends on seeds[i] alone."""
+        self._give_null(encoder or self.encoder)
+        return self.decoder.decode(features, seeds, steps, guidance)
+
+    def _give_null(self, encoder: ImageEncoder) -> None:
+        """Once: what the encoder makes of a black picture, to a decoder that guides against it."""
+        if not self.decoder.wants_null:
+            return
+        side = encoder.image_size
+        black = torch.zeros(1, 3, side, side, dtype=torch.uint8, device=self.device)
+        # Outside inference mode even in validation: training goes on with these features.
+        with torch.inference_mode(False), torch.no_grad():
+            self.decoder.set_null(encoder(black).float()[0])
 
     def preprocessing(self) -> Preprocessing:
         return Preprocessing(tokenizer=None, max_tokens=0, picture_size=self.encoder.image_size)

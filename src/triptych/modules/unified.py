@@ -35,7 +35,8 @@ class UnifiedModule(Panel):
         encoder: the image encoder whose features are generated and decoded.
         encoding: the training of encoder and VAE.
         losses: weight of each panel's loss in this stage, by panel name.
-        trains: module paths or globs of what trains in this stage.
+        trains: module paths or globs of what trains in this stage; None leaves it to the panels
+            of the losses, as when they are trained alone.
         weights: files to start from, by label.
         preview: build also what turns features into pictures, for sample grids in training.
         preset, stage: names, noted in checkpoints and weight files.
@@ -64,6 +65,8 @@ class UnifiedModule(Panel):
         self.losses, self.preview = dict(losses or {}), preview
         self.preset, self.stage = preset, stage
         self._check_losses()
+        if trains is None:
+            self.trains = self._what_panels_train()
         self._connect()
 
     def _check_losses(self) -> None:
@@ -73,6 +76,10 @@ class UnifiedModule(Panel):
             for panel in sorted(NEEDS[name]):
                 if getattr(self, "decoding" if panel == "vae" else panel) is None:
                     raise UserError(f"the {name} loss needs the panel {panel!r}, which is null.")
+
+    def _what_panels_train(self) -> list[str]:
+        """What the panels of this stage's losses train when they are alone."""
+        return [f"{name}.{path}" for name in self.losses for path in getattr(self, name).trains]
 
     def _connect(self) -> None:
         """Tell each part the shapes of its neighbours, so that no width is written twice."""
@@ -220,13 +227,13 @@ class UnifiedModule(Panel):
         """Generated features [B,C,h,w] to pictures uint8 [B,3,H,W]."""
         if self.generation is not None and self.generation.objective.target == "vae":
             return self.vae.decode(features)
-        return self.decoding.decoder.decode(features, seeds, steps, guidance)
+        return self.decoding.decode(features, seeds, steps, guidance, self.encoder)
 
     @torch.no_grad()
     def reconstruct(self, pictures: Tensor, seeds: list[int], steps: int | None = None) -> Tensor:
         """Pictures uint8 [B,3,H,W] through encoder and decoder; uint8 [B,3,H,W]."""
         features = self.encoder(pictures.to(self.device)).float()
-        return self.decoding.decoder.decode(features, seeds, steps, None)
+        return self.decoding.decode(features, seeds, steps, None, self.encoder)
 
     @torch.no_grad()
     def answer(
