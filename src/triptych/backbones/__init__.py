@@ -3,7 +3,7 @@
 from triptych.backbones.dc_ae import DCAutoencoder
 from triptych.backbones.dit import LuminaNextDiT
 from triptych.backbones.eva_clip import EvaClip
-from triptych.backbones.qwen_vl import QwenText, QwenVision, QwenVL
+from triptych.backbones.qwen_vl import QwenText, QwenVision, QwenVL, Vocabulary
 from triptych.backbones.sana import SanaDecoder
 from triptych.backbones.sdxl import SDXLDecoder
 from triptych.backbones.siglip import Siglip2
@@ -20,4 +20,5 @@ __all__ = [
     "SDXLDecoder",
     "SanaDecoder",
     "Siglip2",
+    "Vocabulary",
 ]
