@@ -1,0 +1,135 @@
+"""Published weights of SigLIP 2 and SANA, as weight files of ours.
+
+There was a joint release of the two, whose keys are
+
+    encoder.model.*              transformers' SiglipVisionModel
+    transformer.transformer.*    diffusers' SanaTransformer2DModel
+    transformer.connector.*      two linear layers and a norm; published nowhere else
+    vae.*                        diffusers' AutoencoderDC
+
+A library folder holds the same tensors without the beginning.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from triptych.contracts import UserError
+from triptych.weights.files import label_of, open_weights, save_weights
+
+RELEASED_TOWER = "encoder.model."
+RELEASED_TRANSFORMER = "transformer.transformer."
+RELEASED_VAE = "vae."
+TOWER = "encoder.tower."
+# (released beginning, ours)
+_BEGINNINGS = (
+    (RELEASED_TRANSFORMER, "decoding.decoder.transformer."),
+    ("transformer.connector.", "decoding.decoder.connector."),
+    (RELEASED_VAE, "decoding.decoder.vae.vae."),
+)
+# Of a whole SigLIP, and what `Siglip2` does not build: all that comes after the features.
+_UNUSED = re.compile(r"text_model\.|logit_(scale|bias)$|post_layernorm\.|head\.|.*\.position_ids$")
+_TOWER_LAYER = re.compile(re.escape(TOWER) + r"encoder\.layers\.(\d+)\.")
+# What transformers and diffusers call the weights of a model.
+_STEMS = ("model", "diffusion_pytorch_model")
+
+
+def full_names(keys: Iterable[str]) -> dict[str, str]:
+    """Released key -> full name inside `UnifiedModule`, for the keys that the model has use for.
+
+    Raises:
+        UserError: a key is of neither SigLIP nor SANA.
+    """
+    names = {key: _full_name(key) for key in keys}
+    layers = {key: _TOWER_LAYER.match(name) for key, name in names.items() if name}
+    last = max((int(layer[1]) for layer in layers.values() if layer), default=None)
+    return {
+        key: names[key] for key, layer in layers.items() if layer is None or int(layer[1]) != last
+    }
+
+
+def _full_name(key: str) -> str | None:
+    """The full name of any tensor but those of the tower's last layer; None for an unused one."""
+    for released, ours in _BEGINNINGS:
+        if key.startswith(released):
+            return ours + key.removeprefix(released)
+    # the wrapper `vision_model` comes and goes with the version of transformers
+    name = key.removeprefix(RELEASED_TOWER).removeprefix("vision_model.")
+    if key.startswith(RELEASED_TOWER) and _UNUSED.match(name):
+        return None
+    if key.startswith(RELEASED_TOWER) and name.startswith(("embeddings.", "encoder.layers.")):
+        return TOWER + name
+    raise UserError(f"{key} is no tensor of SigLIP 2 or SANA: this is another checkpoint.")
+
+
+def convert_siglip_sana(
+    sources: Sequence[Path], target: Path, dtype: torch.dtype = torch.float32
+) -> list[Path]:
+    """Write what `sources` hold as weight files `encoder` and `decoder` in `target`; returns them.
+
+    Args:
+        sources: any of the joint release, a transformers folder of SigLIP, and a diffusers folder
+            of SANA (the one with `transformer/` and `vae/` in it). The file `encoder` takes the
+            tower and the VAE, so give all that a model needs at once; later ones win.
+        target: folder, made if need be.
+        dtype: of the floating tensors in the files.
+
+    Raises:
+        UserError: a source has no safetensors files, or is another model.
+    """
+    found: dict[str, tuple[Path, str]] = {}  # released key -> where it lies, by which name
+    for source in sources:
+        for folder, beginning in _parts(source):
+            for path in weight_paths(folder):
+                with open_weights(path) as file:
+                    found |= {beginning + key: (path, key) for key in file.keys()}  # noqa: SIM118
+    names = full_names(found)
+    written = []
+    for label in ("encoder", "decoder"):
+        places = {name: found[key] for key, name in names.items() if label_of(name) == label}
+        if places:
+            written.append(target / f"{label}.safetensors")
+            metadata = {"preset": "siglip2_sana", "stage": label}
+            save_weights(dict(_read(places)), written[-1], metadata, dtype)
+    return written
+
+
+def weight_paths(folder: Path) -> list[Path]:
+    """The safetensors files of a transformers or diffusers folder, in one piece or in shards."""
+    for stem in _STEMS:
+        whole = folder / f"{stem}.safetensors"
+        index = folder / f"{stem}.safetensors.index.json"
+        if whole.exists():
+            return [whole]
+        if index.exists():
+            shards = json.loads(index.read_text())["weight_map"].values()
+            return [folder / name for name in sorted(set(shards))]
+    wanted = " or ".join(f"{stem}.safetensors" for stem in _STEMS)
+    raise UserError(f"{folder} has no {wanted}, in one piece or with an index; check the path.")
+
+
+def _parts(source: Path) -> Iterator[tuple[Path, str]]:
+    """The folders of a source, each with the beginning that its keys have in the joint release."""
+    pipeline = {"transformer": RELEASED_TRANSFORMER, "vae": RELEASED_VAE}
+    inside = [name for name in pipeline if (source / name).is_dir()]
+    if inside:
+        yield from ((source / name, pipeline[name]) for name in inside)
+        return
+    beginnings = (RELEASED_TOWER, *(released for released, _ in _BEGINNINGS))
+    with open_weights(weight_paths(source)[0]) as file:
+        joint = any(key.startswith(beginnings) for key in file.keys())  # noqa: SIM118
+    yield source, "" if joint else RELEASED_TOWER
+
+
+def _read(places: dict[str, tuple[Path, str]]) -> Iterator[tuple[str, Tensor]]:
+    for path in sorted({path for path, _ in places.values()}):
+        with open_weights(path) as file:
+            for name, (home, key) in places.items():
+                if home == path:
+                    yield name, file.get_tensor(key)
