@@ -4,6 +4,7 @@ PRESET ?= tiny
 DATA ?=
 ARGS ?=
 PYTHON ?=
+CASES ?= ../shared/data/parity
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 .DEFAULT_GOAL := help
@@ -31,7 +32,7 @@ ifneq ($(filter $(STAGES),$(MAKECMDGOALS)),)
   endif
 endif
 
-.PHONY: help setup $(STAGES) demo pretrain-tiny test lint clean
+.PHONY: help setup $(STAGES) demo pretrain-tiny parity test lint clean
 
 help: ## Show this help
 	@grep -hE '^[a-z0-9-]+:.*## ' $(firstword $(MAKEFILE_LIST)) \
@@ -78,6 +79,9 @@ demo: $(STAMP) ## Make pictures, answers and reconstructions with the shipped we
 
 pretrain-tiny: $(STAMP) ## Make the shipped weights again from nothing; resumable, takes hours
 	$(RUN) pretrain $(ARGS)
+
+parity: $(STAMP) ## Compare with recorded values of the published code: CASES=FOLDER
+	$(RUN) parity "$(CASES)" $(ARGS)
 
 test: lint ## Lint, then run the whole test suite
 	.venv/bin/python -m pytest $(ARGS)

@@ -13,7 +13,7 @@ SOURCES = {"triptych": "src/triptych"} | {
 # A room may import its own layer and the layers above it in this list, but for EXCEPTIONS.
 LAYERS = [
     ["contracts", "randomness", "resources", "version"],
-    ["loss", "sampler", "prompts", "freezing"],
+    ["loss", "sampler", "prompts", "pictures", "freezing"],
     ["backbones", "weights", "shapes"],
     ["modules"],
     ["pipeline"],
@@ -23,7 +23,7 @@ LAYERS = [
     ["__main__"],
 ]
 EXCEPTIONS = {
-    "data_modules": {"contracts", "prompts", "randomness", "shapes"},
+    "data_modules": {"contracts", "pictures", "prompts", "randomness", "shapes"},
     "callbacks": {"contracts", "sampler", "weights"},
     "shapes": {"prompts"},  # the tokenizer alone, see below
     "backbones": {"contracts", "randomness", "resources", "loss", "sampler", "prompts"},

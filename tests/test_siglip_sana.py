@@ -381,6 +381,17 @@ def test_the_preset_generates_what_its_encoder_makes(preset):
 # --- in the model ---------------------------------------------------------------------------------
 
 
+def converted(sources, target):
+    """The weight files that `sources` become."""
+    convert_siglip_sana(sources, target)
+    assert {path.name for path in target.iterdir()} == {
+        "encoder.safetensors",
+        "decoder.safetensors",
+    }
+    files = {label: str(target / f"{label}.safetensors") for label in ("encoder", "decoder")}
+    return WeightFiles(**files)
+
+
 def paired(weights, **settings):
     """Encoder and decoder in their composer, in the stage that trains the decoder."""
     options = {"losses": {"decoding": 1.0}, "stage": "decoder", **settings}
@@ -412,9 +423,7 @@ def folders(tmp_path_factory):
 @pytest.fixture(scope="module")
 def files(folders):
     """Weight files of ours from the folders."""
-    written = convert_siglip_sana([folders / "siglip", folders / "sana"], folders / "ours")
-    assert [path.name for path in written] == ["encoder.safetensors", "decoder.safetensors"]
-    return WeightFiles(encoder=str(written[0]), decoder=str(written[1]))
+    return converted([folders / "siglip", folders / "sana"], folders / "ours")
 
 
 def test_the_stage_trains_what_the_decoder_says(files, samples):
@@ -438,7 +447,8 @@ def test_the_panel_hands_over_the_black_picture_once(files, samples):
     with torch.inference_mode():  # as in validation; training goes on afterwards
         model.reconstruct(pictures(2), [0, 1])
     black = model.encoder(torch.zeros(1, 3, SIDE, SIDE, dtype=torch.uint8))[0]
-    assert calls == [2, 1, 1] and torch.equal(model.decoding.decoder.null, black)
+    assert calls == [2, 1, 1]
+    assert torch.equal(model.decoding.decoder.null, black)
     model.step(batch_of(samples))[0].backward()
     model.reconstruct(pictures(2), [0, 1])
     assert calls == [2, 1, 1, 4, 2]
@@ -468,8 +478,7 @@ def test_library_folders_become_weight_files(kind, folders, tmp_path):
     whole.save_pretrained(tmp_path / "siglip", **options)
     assert (len(list((tmp_path / "siglip").glob("*.safetensors"))) > 1) == (kind == "in shards")
     sources = [tmp_path / "siglip", folders / "sana"]
-    encoder, decoder = map(str, convert_siglip_sana(sources, tmp_path / "ours"))
-    model = paired(WeightFiles(encoder=encoder, decoder=decoder))
+    model = paired(converted(sources, tmp_path / "ours"))
     tower = whole.vision_model if kind == "whole SigLIP" else whole
     assert_computes_as(model, tower, *library_sana())
     # Published nowhere but in the joint release: it starts as it was built.
@@ -493,8 +502,7 @@ def test_the_joint_release_becomes_weight_files(wrapper, tmp_path):
     }
     assert "transformer.connector.3.weight" in released
     save_file(released, tmp_path / "model.safetensors")
-    encoder, decoder = map(str, convert_siglip_sana([tmp_path], tmp_path / "ours"))
-    model = paired(WeightFiles(encoder=encoder, decoder=decoder))
+    model = paired(converted([tmp_path], tmp_path / "ours"))
     assert_computes_as(model, tower, transformer, vae)
     features = torch.randn(2, 32, 3, 3)
     tokens = features.flatten(2).transpose(1, 2)
@@ -521,7 +529,7 @@ def test_names_that_nothing_reads_are_left_out():
 
 def test_another_checkpoint_is_refused(folders, tmp_path):
     with pytest.raises(UserError, match=r"has no model.safetensors or diffusion_pytorch_model"):
-        convert_siglip_sana([tmp_path], tmp_path)
+        convert_siglip_sana([tmp_path], tmp_path / "ours")
     for name in ("down_blocks.0.weight", "encoder.model.decoder.weight"):
         save_file({name: torch.zeros(2)}, tmp_path / "model.safetensors")
         with pytest.raises(UserError, match="is no tensor of SigLIP 2 or SANA"):

@@ -117,6 +117,22 @@ def demo(arguments: list[str]) -> None:
     print(f"open {parsed.out / 'index.html'}")
 
 
+def parity(arguments: list[str]) -> None:
+    """Recorded values of the published code against ours: triptych parity ../shared/data/parity"""
+    parser = argparse.ArgumentParser(prog="triptych parity", description=parity.__doc__)
+    parser.add_argument("cases", type=Path, metavar="FOLDER", help="of cases, a folder each")
+    parsed = parser.parse_args(arguments)
+    from triptych.evaluation.parity import run_cases
+
+    try:
+        report = run_cases(parsed.cases)
+    except UserError as error:
+        parser.exit(2, f"triptych parity: {error}\n")  # 1 says that a quantity is off
+    print(report.summary())
+    if report.failed:
+        parser.exit(1)
+
+
 def pretrain(arguments: list[str]) -> None:
     """All weights of the tiny preset from nothing, resumable: triptych pretrain"""
     parser = argparse.ArgumentParser(prog="triptych pretrain", description=pretrain.__doc__)
@@ -134,5 +150,6 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "chat": chat,
     "eval": evaluate,
     "demo": demo,
+    "parity": parity,
     "pretrain": pretrain,
 }

@@ -102,8 +102,18 @@ class Understander(Part):
         """A transformers tokenizer that knows the chat template's special tokens."""
 
     @abstractmethod
-    def condition(self, input_ids: Tensor, attention_mask: Tensor, queries: Tensor) -> Condition:
-        """Outputs at `queries` [N,D], placed after each right-padded prompt [B,T]."""
+    def condition(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        queries: Tensor,
+        understanding_pixels: Tensor | None = None,
+        image_grid_thw: Tensor | None = None,
+    ) -> Condition:
+        """Outputs at `queries` [N,D], placed after each right-padded prompt [B,T].
+
+        Pictures, if any, fill the placeholders of the prompts in order; as in `Batch`.
+        """
 
     @abstractmethod
     def lm_loss(self, batch: Batch) -> Tensor:
@@ -141,6 +151,16 @@ class ImageEncoder(Part):
     def forward(self, pixels: Tensor) -> Tensor:
         """uint8 [B,3,H,W] of any size -> features float [B,C,h,w]."""
 
+    def blank_features(self) -> Tensor:
+        """Features [1,C,h,w] of a picture that shows nothing, for a decoder to keep away from.
+
+        Raises:
+            UserError: this encoder has no such picture.
+        """
+        raise UserError(
+            f"{type(self).__name__} knows no blank picture; set model.negative to 'zeros'."
+        )
+
 
 class VelocityModel(Part):
     """Predicts the velocity of the flow for noisy features under a condition."""
@@ -161,14 +181,14 @@ class PixelDecoder(Part):
     """Names of the submodules that train; what is left, such as a VAE, is frozen."""
 
     wants_null: bool = False
-    """True while a decoder that guides against a black picture, not against zeros, lacks it."""
+    """True while a decoder whose own null is a blank picture, not zeros, has not been given it."""
 
     @abstractmethod
     def set_shapes(self, feature_shape: tuple[int, int, int]) -> None:
         """Learn, before `build`, the shape of the features that will be decoded."""
 
     def set_null(self, features: Tensor) -> None:
-        """Features [C,h,w] of a black picture; called before the first use if `wants_null`."""
+        """The encoder's `blank_features`, [C,h,w]; called before first use if `wants_null`."""
         raise NotImplementedError
 
     @abstractmethod
@@ -177,9 +197,17 @@ class PixelDecoder(Part):
 
     @abstractmethod
     def decode(
-        self, features: Tensor, seeds: list[int], steps: int | None, guidance: float | None
+        self,
+        features: Tensor,
+        seeds: list[int],
+        steps: int | None,
+        guidance: float | None,
+        null: Tensor | None = None,
     ) -> Tensor:
-        """features [B,C,h,w] -> pixels uint8 [B,3,H,W]; picture i depends on seeds[i] alone."""
+        """features [B,C,h,w] -> pixels uint8 [B,3,H,W]; picture i depends on seeds[i] alone.
+
+        `null` [1,C,h,w] are the features that guidance leads away from; None is the decoder's own.
+        """
 
 
 def pixels_to_unit(pixels: Tensor, size: int | None = None) -> Tensor:

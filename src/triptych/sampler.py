@@ -38,6 +38,7 @@ def sample_flow(
     steps: int,
     guidance: float,
     on_step: Callable[[int, Tensor], None] | None = None,
+    integer_times: bool = False,
     null: Tensor | None = None,
 ) -> Tensor:
     """Features [B,C,h,w] for `condition` [B,N,D], starting at `noise` [B,C,h,w].
@@ -45,6 +46,10 @@ def sample_flow(
     guidance 1 needs one model call a step, any other value one call on a doubled batch:
     v = v_null + guidance * (v_condition - v_null). `on_step(i, x)` is called after every step.
     `null` [1,N,D] takes the place of zeros as the null condition.
+
+    `integer_times` tells the model 966 for 966.67 thousandths, while x moves by the exact times:
+    published sampling does, so published weights were scored so. Off by default, since training
+    tells exact times.
     """
     scheduler = FlowMatchEulerDiscreteScheduler()
     scheduler.set_timesteps(sigmas=times(steps), device=noise.device)
@@ -55,10 +60,12 @@ def sample_flow(
         states = torch.cat([nulls, states])
     x = noise
     for index, timestep in enumerate(scheduler.timesteps):
-        t = (timestep / scheduler.config.num_train_timesteps).expand(len(x)).to(torch.float32)
+        # float64: a thousand times t is then the integer again, not its neighbour in float32
+        told = timestep.trunc().double() if integer_times else timestep
+        t = (told / scheduler.config.num_train_timesteps).expand(len(x))
         if guided:
-            null, conditional = model(x.repeat(2, 1, 1, 1), t.repeat(2), states).chunk(2)
-            velocity = null + guidance * (conditional - null)
+            unguided, conditional = model(x.repeat(2, 1, 1, 1), t.repeat(2), states).chunk(2)
+            velocity = unguided + guidance * (conditional - unguided)
         else:
             velocity = model(x, t, states)
         x = scheduler.step(velocity.float(), timestep, x, return_dict=False)[0]

@@ -91,7 +91,7 @@ class LuminaNextDiT(VelocityModel):
         mask = torch.ones(projected.shape[:2], device=projected.device)
         return self.dit(
             x_t.to(self.dit.dtype),
-            1000 * t,
+            (1000 * t).float(),
             projected,
             mask,
             self._rotary(x_t.device),

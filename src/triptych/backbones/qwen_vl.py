@@ -212,13 +212,21 @@ class QwenVL(Understander):
         out = self.processor(images=list(pictures), return_tensors="pt")
         return out["pixel_values"], out["image_grid_thw"]
 
-    def condition(self, input_ids: Tensor, attention_mask: Tensor, queries: Tensor) -> Condition:
+    def condition(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        queries: Tensor,
+        understanding_pixels: Tensor | None = None,
+        image_grid_thw: Tensor | None = None,
+    ) -> Condition:
         """Outputs (after the final norm) at `queries` [N,D], put after each prompt [B,T].
 
         Attention is causal, so the prompt does not see the queries: while the language model is
         frozen, the prompt runs without gradient into a key-value cache and only the queries carry
         gradient; the result and the queries' gradient are those of the whole pass. Positions are
-        explicit and one-dimensional, counted without the padding.
+        explicit and one-dimensional, counted without the padding; also where the prompt holds
+        pictures, as published: rows and columns of a picture are told apart in `answer` only.
         """
         language_model = self.model.model.language_model
         batch, length = input_ids.shape
@@ -229,9 +237,11 @@ class QwenVL(Understander):
         prompt_positions = steps[:length].expand(batch, -1)
         query_positions = starts + steps[:number]
         mask = torch.cat([attention_mask, attention_mask.new_ones(batch, number)], 1)
-        prompt = language_model.embed_tokens(input_ids)
+        pictures = understanding_pixels is not None
+        learning = self.model.model if pictures else language_model
 
-        if any(p.requires_grad for p in language_model.parameters()) and torch.is_grad_enabled():
+        if torch.is_grad_enabled() and any(p.requires_grad for p in learning.parameters()):
+            prompt = self.embed(input_ids, understanding_pixels, image_grid_thw)
             states = language_model(
                 inputs_embeds=torch.cat([prompt, queries], 1),
                 attention_mask=mask,
@@ -241,6 +251,7 @@ class QwenVL(Understander):
             return Condition(states)
 
         with torch.no_grad():
+            prompt = self.embed(input_ids, understanding_pixels, image_grid_thw)
             cache = self._prompt_cache(input_ids, prompt, attention_mask, prompt_positions)
         states = language_model(
             inputs_embeds=queries,
@@ -251,13 +262,40 @@ class QwenVL(Understander):
         ).last_hidden_state
         return Condition(states)
 
+    def embed(
+        self,
+        input_ids: Tensor,
+        understanding_pixels: Tensor | None = None,
+        image_grid_thw: Tensor | None = None,
+    ) -> Tensor:
+        """Embeddings [B,T,D] of prompts [B,T], pictures in their placeholders."""
+        embeddings = self.model.model.language_model.embed_tokens(input_ids)
+        if understanding_pixels is None:
+            return embeddings
+        features = self.image_features(understanding_pixels, image_grid_thw).to(embeddings.dtype)
+        places = self._token_types(input_ids).bool()
+        if int(places.sum()) != len(features):
+            raise ValueError(
+                f"the pictures make {len(features)} tokens, the prompts hold {int(places.sum())} "
+                "placeholders for them"
+            )
+        return embeddings.masked_scatter(places[..., None], features)
+
+    def image_features(self, understanding_pixels: Tensor, image_grid_thw: Tensor) -> Tensor:
+        """What the vision tower makes of all pictures, one after the other: [tokens,D]."""
+        out = self.model.model.get_image_features(
+            understanding_pixels, image_grid_thw, return_dict=True
+        )
+        return torch.cat(list(out.pooler_output))
+
     def _prompt_cache(
         self, input_ids: Tensor, prompt: Tensor, attention_mask: Tensor, positions: Tensor
     ):
         """Keys and values of the prompts; what all of them begin with is computed once."""
         language_model = self.model.model.language_model
         batch, length = input_ids.shape
-        same = (input_ids == input_ids[:1]).all(0).cumprod(0)
+        same = (input_ids == input_ids[:1]) & (self._token_types(input_ids) == 0)
+        same = same.all(0).cumprod(0)
         shared = min(int(same.sum()), length - 1) if batch > 1 else 0
         cache = None
         if shared:

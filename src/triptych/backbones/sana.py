@@ -19,9 +19,9 @@ from triptych.sampler import sample_flow
 class SanaDecoder(PixelDecoder):
     """Flow matching in the latents of a DC-AE; the feature tokens stand in for SANA's caption.
 
-    The null condition is not zeros but the features of a black picture, which the panel hands
-    over. The defaults are SANA 1600M at 512 pixels (Xie et al. 2024, arXiv 2410.10629) and the
-    connector that BLIP3-o puts before it.
+    The null condition is not zeros but the encoder's features of a blank picture, which the panel
+    hands over. The defaults are SANA 1600M at 512 pixels (Xie et al. 2024, arXiv 2410.10629), and
+    the connector that BLIP3-o puts before it.
 
     Args:
         vae: the autoencoder whose latents are generated.
@@ -127,7 +127,7 @@ class SanaDecoder(PixelDecoder):
     def velocity(self, x_t: Tensor, t: Tensor, condition: Tensor) -> Tensor:
         """x_t [B,Z,a,a], t [B] in [0,1] (1 is noise), condition [B,h*w,caption_width]."""
         x_t = x_t.to(self.transformer.dtype)
-        return self.transformer(x_t, condition, 1000 * t, return_dict=False)[0]
+        return self.transformer(x_t, condition, (1000 * t).float(), return_dict=False)[0]
 
     @torch.no_grad()
     def decode(
@@ -136,13 +136,15 @@ class SanaDecoder(PixelDecoder):
         seeds: list[int],
         steps: int | None = None,
         guidance: float | None = None,
+        null: Tensor | None = None,
     ) -> Tensor:
+        null = self.null[None] if null is None else null
         latents = sample_flow(
             self.velocity,
             Condition(self.connect(features)),
             normal(self.vae.feature_shape, 0, "decoder", seeds, features.device),
             steps or self.steps,
             self.guidance if guidance is None else guidance,
-            null=self.connect(self.null[None]),
+            null=self.connect(null),
         )
         return self.vae.decode(latents)

@@ -64,21 +64,20 @@ class PixelDecoderModule(Panel):
         seeds: list[int],
         steps: int | None = None,
         guidance: float | None = None,
+        null: Tensor | None = None,
         encoder: ImageEncoder | None = None,
     ) -> Tensor:
-        """Features [B,C,h,w] -> pixels uint8 [B,3,H,W]; picture i depends on seeds[i] alone."""
+        """Features [B,C,h,w] -> pixels uint8 [B,3,H,W]; see `PixelDecoder.decode`."""
         self._give_null(encoder or self.encoder)
-        return self.decoder.decode(features, seeds, steps, guidance)
+        return self.decoder.decode(features, seeds, steps, guidance, null)
 
     def _give_null(self, encoder: ImageEncoder) -> None:
-        """Once: what the encoder makes of a black picture, to a decoder that guides against it."""
+        """Once, to a decoder that guides against it: a blank picture, as the encoder sees it."""
         if not self.decoder.wants_null:
             return
-        side = encoder.image_size
-        black = torch.zeros(1, 3, side, side, dtype=torch.uint8, device=self.device)
         # Outside inference mode even in validation: training goes on with these features.
         with torch.inference_mode(False), torch.no_grad():
-            self.decoder.set_null(encoder(black).float()[0])
+            self.decoder.set_null(encoder.blank_features().float()[0])
 
     def preprocessing(self) -> Preprocessing:
         return Preprocessing(tokenizer=None, max_tokens=0, picture_size=self.encoder.image_size)

@@ -36,6 +36,7 @@ class GenerationModule(Panel):
         time_sampling: distribution of training times, see `loss.sample_time`.
         drop: probability of training without condition, for guidance.
         steps, guidance: defaults of sampling.
+        integer_times: sample as published, see `sampler.sample_flow`.
         understander, encoder: only when this panel is the root, alone.
         optimization, trains, weights, seed: see `Panel`; used when this panel is the root.
     """
@@ -52,6 +53,7 @@ class GenerationModule(Panel):
         drop: float = 0.1,
         steps: int = 30,
         guidance: float = 3.0,
+        integer_times: bool = False,
         max_tokens: int = 512,
         understander: Understander | None = None,
         encoder: ImageEncoder | None = None,
@@ -65,6 +67,7 @@ class GenerationModule(Panel):
         self.objective, self.query_std = OBJECTIVES[objective], query_std
         self.time_sampling, self.drop = time_sampling, drop
         self.steps, self.guidance, self.max_tokens = steps, guidance, max_tokens
+        self.integer_times = integer_times
         self.understander, self.encoder = understander, encoder
         if understander is not None and encoder is not None:
             self.set_shapes(encoder.feature_shape, understander.width)
@@ -88,7 +91,13 @@ class GenerationModule(Panel):
         """Prompt [B,T] -> condition [B,N,D]; features [B,C,h,w] -> x_t, target; loss."""
         understander = understander or self.understander
         encoder = encoder or self.encoder
-        condition = understander.condition(batch.input_ids, batch.attention_mask, self.queries)
+        condition = understander.condition(
+            batch.input_ids,
+            batch.attention_mask,
+            self.queries,
+            batch.understanding_pixels,
+            batch.image_grid_thw,
+        )
         features = batch.target_features
         if features is None:
             with torch.no_grad():
@@ -127,7 +136,7 @@ class GenerationModule(Panel):
         noise = noise_from_seeds(self.feature_shape, seeds, condition.states.device)
         steps = self.steps if steps is None else steps
         guidance = self.guidance if guidance is None else guidance
-        return sample_flow(self.dit, condition, noise, steps, guidance, on_step)
+        return sample_flow(self.dit, condition, noise, steps, guidance, on_step, self.integer_times)
 
     def preprocessing(self) -> Preprocessing:
         return Preprocessing(

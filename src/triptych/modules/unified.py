@@ -227,13 +227,13 @@ class UnifiedModule(Panel):
         """Generated features [B,C,h,w] to pictures uint8 [B,3,H,W]."""
         if self.generation is not None and self.generation.objective.target == "vae":
             return self.vae.decode(features)
-        return self.decoding.decode(features, seeds, steps, guidance, self.encoder)
+        return self.decoding.decode(features, seeds, steps, guidance, encoder=self.encoder)
 
     @torch.no_grad()
     def reconstruct(self, pictures: Tensor, seeds: list[int], steps: int | None = None) -> Tensor:
         """Pictures uint8 [B,3,H,W] through encoder and decoder; uint8 [B,3,H,W]."""
         features = self.encoder(pictures.to(self.device)).float()
-        return self.decoding.decode(features, seeds, steps, None, self.encoder)
+        return self.decoding.decode(features, seeds, steps, encoder=self.encoder)
 
     @torch.no_grad()
     def answer(

@@ -81,7 +81,7 @@ def save_weights(
 
 def read_metadata(path: Path) -> dict[str, str]:
     """What `save_weights` noted: stage, preset, step."""
-    with open_weights(path) as file:
+    with _open(path) as file:
         return file.metadata() or {}
 
 
@@ -102,7 +102,7 @@ def load_weights(module: nn.Module, sources: WeightFiles) -> set[str]:
         if source is None:
             continue
         path = locate(source, made_by=MADE_BY.get(label))
-        with open_weights(path) as file:
+        with _open(path) as file:
             for name in file.keys():  # noqa: SIM118 - not a dict
                 if name.split(".")[0] not in parts or _left_out(name, own):
                     continue
@@ -133,8 +133,7 @@ def _fill(own: Mapping[str, Tensor], name: str, tensor: Tensor, label: str, path
         own[name].copy_(tensor)
 
 
-def open_weights(path: Path):
-    """A safetensors file, opened for reading; a UserError if it is none."""
+def _open(path: Path):
     try:
         return safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:

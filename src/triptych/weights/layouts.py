@@ -225,7 +225,7 @@ def decoder_arguments(unet: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "widths": widths,
         "depths": [n if cross else 0 for n, cross in zip(layers, attends, strict=True)],
-        "head_width": widths[-1] // heads[-1],
+        "head_width": [width // number for width, number in zip(widths, heads, strict=True)],
         "layers_per_block": unet["layers_per_block"],
         "norm_groups": unet["norm_num_groups"],
         "time_width": unet["addition_time_embed_dim"],

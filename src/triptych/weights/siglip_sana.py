@@ -15,13 +15,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
 from triptych.contracts import UserError
-from triptych.weights.files import label_of, open_weights, save_weights
+from triptych.weights.files import label_of
+from triptych.weights.safetensors_stream import Stored, read_header, write_tensors
+from triptych.weights.staging import Staging, fingerprint, require_space
 
 RELEASED_TOWER = "encoder.model."
 RELEASED_TRANSFORMER = "transformer.transformer."
@@ -68,36 +68,35 @@ def _full_name(key: str) -> str | None:
     raise UserError(f"{key} is no tensor of SigLIP 2 or SANA: this is another checkpoint.")
 
 
-def convert_siglip_sana(
-    sources: Sequence[Path], target: Path, dtype: torch.dtype = torch.float32
-) -> list[Path]:
-    """Write what `sources` hold as weight files `encoder` and `decoder` in `target`; returns them.
+def convert_siglip_sana(sources: Sequence[Path], target: Path) -> None:
+    """Make the folder `target` with the weight files `encoder` and `decoder`, tensors as published.
 
     Args:
         sources: any of the joint release, a transformers folder of SigLIP, and a diffusers folder
             of SANA (the one with `transformer/` and `vae/` in it). The file `encoder` takes the
             tower and the VAE, so give all that a model needs at once; later ones win.
-        target: folder, made if need be.
-        dtype: of the floating tensors in the files.
+        target: must not exist.
 
     Raises:
-        UserError: a source has no safetensors files, or is another model.
+        UserError: a source has no safetensors files or is another model, or there is no room.
     """
-    found: dict[str, tuple[Path, str]] = {}  # released key -> where it lies, by which name
+    found: dict[str, Stored] = {}  # by released key
+    paths: list[Path] = []
     for source in sources:
         for folder, beginning in _parts(source):
             for path in weight_paths(folder):
-                with open_weights(path) as file:
-                    found |= {beginning + key: (path, key) for key in file.keys()}  # noqa: SIM118
-    names = full_names(found)
-    written = []
+                found |= {beginning + key: tensor for key, tensor in read_header(path)[0].items()}
+                paths.append(path)
+    named = {name: found[key] for key, name in full_names(found).items()}
+    require_space(target, sum(tensor.nbytes for tensor in named.values()))
+    staging = Staging(target, fingerprint(paths))
     for label in ("encoder", "decoder"):
-        places = {name: found[key] for key, name in names.items() if label_of(name) == label}
-        if places:
-            written.append(target / f"{label}.safetensors")
+        tensors = {name: tensor for name, tensor in named.items() if label_of(name) == label}
+        if tensors:
             metadata = {"preset": "siglip2_sana", "stage": label}
-            save_weights(dict(_read(places)), written[-1], metadata, dtype)
-    return written
+            write = partial(write_tensors, tensors=tensors, metadata=metadata)
+            staging.write(f"{label}.safetensors", write)
+    staging.finish()
 
 
 def weight_paths(folder: Path) -> list[Path]:
@@ -122,14 +121,5 @@ def _parts(source: Path) -> Iterator[tuple[Path, str]]:
         yield from ((source / name, pipeline[name]) for name in inside)
         return
     beginnings = (RELEASED_TOWER, *(released for released, _ in _BEGINNINGS))
-    with open_weights(weight_paths(source)[0]) as file:
-        joint = any(key.startswith(beginnings) for key in file.keys())  # noqa: SIM118
-    yield source, "" if joint else RELEASED_TOWER
-
-
-def _read(places: dict[str, tuple[Path, str]]) -> Iterator[tuple[str, Tensor]]:
-    for path in sorted({path for path, _ in places.values()}):
-        with open_weights(path) as file:
-            for name, (home, key) in places.items():
-                if home == path:
-                    yield name, file.get_tensor(key)
+    keys, _ = read_header(weight_paths(source)[0])
+    yield source, "" if any(key.startswith(beginnings) for key in keys) else RELEASED_TOWER
