@@ -32,6 +32,12 @@ ifneq ($(filter $(STAGES),$(MAKECMDGOALS)),)
   endif
 endif
 
+ifneq ($(filter parity,$(MAKECMDGOALS)),)
+  ifneq ($(shell [ -d "$(CASES)" ] && echo yes),yes)
+    $(error the CASES folder '$(CASES)' does not exist)
+  endif
+endif
+
 .PHONY: help setup $(STAGES) demo pretrain-tiny parity test lint clean
 
 help: ## Show this help
@@ -40,6 +46,7 @@ help: ## Show this help
 	@echo
 	@echo '  PRESET=tiny        the model: a file of conf/model'
 	@echo '  DATA=FOLDER        train on a folder of WebDataset shards instead of the shapes world'
+	@echo '  CASES=FOLDER       recorded cases for parity, a folder each'
 	@echo '  ARGS="--a=1 --b"   passed on last, so they win; ARGS="--help" and ARGS="--print_config" too'
 	@echo '  PYTHON=python3.12  the Python that makes .venv'
 

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 TARGETS = (
     "help setup train-encoder train-decoder train-stage1 train-stage2 train-stage3 train-joint "
-    "demo pretrain-tiny test lint clean"
+    "demo pretrain-tiny parity test lint clean"
 ).split()
 
 
@@ -22,7 +22,7 @@ def make(tmp_path):
     for name in ("setup.cfg", "constraints.txt", "pyproject.toml"):
         (tmp_path / name).touch()
     # The variables of a make around this test are not the user's.
-    ours = ("MAKE", "MFLAGS", "ARGS", "PRESET", "DATA", "PYTHON")
+    ours = ("MAKE", "MFLAGS", "ARGS", "PRESET", "DATA", "PYTHON", "CASES")
     env = {k: v for k, v in os.environ.items() if not k.startswith(ours)}
 
     def run(*words: str) -> subprocess.CompletedProcess:
@@ -52,6 +52,10 @@ def test_help_lists_every_target(make, words):
 def test_unknown_preset_names_the_known_ones(make, tmp_path):
     line = refused(make("train-stage2", "PRESET=tinny"), tmp_path)
     assert "'tinny' is unknown" in line and "tiny" in line.split("one of:")[1]
+
+
+def test_a_folder_of_cases_that_is_not_there(make, tmp_path):
+    assert "'nowhere' does not exist" in refused(make("parity", "CASES=nowhere"), tmp_path)
 
 
 def test_empty_preset(make, tmp_path):

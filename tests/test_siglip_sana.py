@@ -383,7 +383,7 @@ def test_the_preset_generates_what_its_encoder_makes(preset):
 
 def converted(sources, target):
     """The weight files that `sources` become."""
-    convert_siglip_sana(sources, target)
+    convert_siglip_sana([str(source) for source in sources], target)
     assert {path.name for path in target.iterdir()} == {
         "encoder.safetensors",
         "decoder.safetensors",
@@ -453,6 +453,12 @@ def test_the_panel_hands_over_the_black_picture_once(files, samples):
     model.reconstruct(pictures(2), [0, 1])
     assert calls == [2, 1, 1, 4, 2]
     assert not [name for name in model.trained_state() if "null" in name]
+
+
+def test_a_decoder_that_wants_a_blank_picture_needs_the_encoder():
+    panel = PixelDecoderModule(sana(), siglip())
+    with pytest.raises(UserError, match="no weights of its image encoder.*weights.encoder=FILE"):
+        panel.decode(torch.zeros(1, 32, 3, 3), [0])
 
 
 # --- published weights ----------------------------------------------------------------------------
@@ -528,12 +534,12 @@ def test_names_that_nothing_reads_are_left_out():
 
 
 def test_another_checkpoint_is_refused(folders, tmp_path):
-    with pytest.raises(UserError, match=r"has no model.safetensors or diffusion_pytorch_model"):
-        convert_siglip_sana([tmp_path], tmp_path / "ours")
+    with pytest.raises(UserError, match=r"holds no weights .*diffusion_pytorch_model.safetensors"):
+        convert_siglip_sana([str(tmp_path)], tmp_path / "ours")
     for name in ("down_blocks.0.weight", "encoder.model.decoder.weight"):
         save_file({name: torch.zeros(2)}, tmp_path / "model.safetensors")
         with pytest.raises(UserError, match="is no tensor of SigLIP 2 or SANA"):
-            convert_siglip_sana([folders / "sana", tmp_path], tmp_path / "ours")
+            converted([folders / "sana", tmp_path], tmp_path / "ours")
     assert not (tmp_path / "ours").exists()
 
 

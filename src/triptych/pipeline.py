@@ -10,6 +10,7 @@ import yaml
 
 from triptych.contracts import UserError
 from triptych.modules import UnifiedModule
+from triptych.weights import hold
 
 
 def load_model(
@@ -26,6 +27,8 @@ def load_model(
         UserError: a file is missing, or a model section is wrong.
     """
     model = describe_model(configs, overrides)
+    if not hold(model.weights, "encoder."):
+        model.left_out = {"encoder"}  # generation and chat do without
     model.configure_model()
     return model.requires_grad_(False).eval().to(device)
 

@@ -75,6 +75,11 @@ class PixelDecoderModule(Panel):
         """Once, to a decoder that guides against it: a blank picture, as the encoder sees it."""
         if not self.decoder.wants_null:
             return
+        if not encoder.built:
+            raise UserError(
+                "this model has no weights of its image encoder, and its decoder guides against "
+                "what that makes of a blank picture; name them with --model.weights.encoder=FILE."
+            )
         # Outside inference mode even in validation: training goes on with these features.
         with torch.inference_mode(False), torch.no_grad():
             self.decoder.set_null(encoder.blank_features().float()[0])

@@ -16,7 +16,7 @@ from triptych.freezing import (
     learning_rate_factor,
     make_optimizer,
 )
-from triptych.weights import WeightFiles, load_weights
+from triptych.weights import WeightFiles, find_all, load_weights
 from triptych.weights.files import MADE_BY, full_name, label_of
 
 Metrics = dict[str, Tensor]
@@ -67,6 +67,7 @@ class Panel(LightningModule):
     def configure_model(self) -> None:
         if self.trained is not None:
             return  # Lightning calls this hook once per fit, validate, test and predict
+        find_all(self.weights)  # before memory is taken for a model that cannot be filled
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             self.build()

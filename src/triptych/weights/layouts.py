@@ -242,3 +242,62 @@ def vae_arguments(vae: Mapping[str, Any], image_size: int) -> dict[str, Any]:
         "norm_groups": vae["norm_num_groups"],
         "scaling": vae["scaling_factor"],
     }
+
+
+# The way back: arguments of our classes -> published config.json ---------------------------------
+
+
+def published_config(
+    text: Mapping[str, Any],
+    vision: Mapping[str, Any],
+    vocabulary: Mapping[str, int],
+    queries: int,
+    channels: int,
+    pool: int,
+) -> dict[str, Any]:
+    """config.json of a BLIP3-o, flat as transformers 4.51 writes it.
+
+    Args:
+        text, vision, vocabulary: fields of `QwenText`, `QwenVision` and `Vocabulary`.
+        queries: how many.
+        channels: of the features that are generated.
+        pool: side of the pooling of the tower's tokens.
+    """
+    text = dict(text)
+    sections = text.pop("mrope_section")
+    return {
+        "architectures": ["blip3oQwenForInferenceLM"],
+        "model_type": "blip3o_qwen_inference",
+        **text,
+        "vocab_size": vocabulary["rows"],
+        "hidden_act": "silu",
+        "rope_scaling": {"type": "mrope", "mrope_section": list(sections)},
+        "bos_token_id": vocabulary["pad"],
+        "eos_token_id": vocabulary["im_end"],
+        "pad_token_id": vocabulary["pad"],
+        "image_token_id": vocabulary["image_pad"],
+        "vision_start_token_id": vocabulary["vision_start"],
+        "vision_end_token_id": vocabulary["vision_end"],
+        "use_sliding_window": False,
+        "vision_config": {
+            **vision,
+            "model_type": "qwen2_5_vl",
+            "hidden_act": "silu",
+            "out_hidden_size": text["hidden_size"],
+        },
+        "gen_vision_tower": "eva-clip-E-14-plus",
+        "gen_hidden_size": channels,
+        "gen_pooling": f"early_pool2d_{pool}",
+        "n_query": queries,
+        # without these the published loader adds tokens and a projector of its own
+        "mm_use_im_start_end": False,
+        "mm_use_im_patch_token": False,
+        "mm_patch_merge_type": "flat",
+        "mm_projector_type": "mlp2x_gelu",
+        "mm_vision_select_feature": "patch",
+        "mm_vision_select_layer": -2,
+        "use_mm_proj": True,
+        "image_aspect_ratio": "square",
+        "tokenizer_padding_side": "right",
+        "tokenizer_model_max_length": 512,
+    }

@@ -12,16 +12,17 @@ A library folder holds the same tensors without the beginning.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
 from triptych.contracts import UserError
+from triptych.weights.checkpoints import Archive, fetch, open_folder
 from triptych.weights.files import label_of
-from triptych.weights.safetensors_stream import Stored, read_header, write_tensors
-from triptych.weights.staging import Staging, fingerprint, require_space
+from triptych.weights.pieces import Tensors
+from triptych.weights.safetensors_stream import write_tensors
+from triptych.weights.staging import Staging, fingerprint, refuse_existing
 
 RELEASED_TOWER = "encoder.model."
 RELEASED_TRANSFORMER = "transformer.transformer."
@@ -37,7 +38,10 @@ _BEGINNINGS = (
 _UNUSED = re.compile(r"text_model\.|logit_(scale|bias)$|post_layernorm\.|head\.|.*\.position_ids$")
 _TOWER_LAYER = re.compile(re.escape(TOWER) + r"encoder\.layers\.(\d+)\.")
 # What transformers and diffusers call the weights of a model.
-_STEMS = ("model", "diffusion_pytorch_model")
+FOLDER_WEIGHTS = [
+    (f"{stem}.safetensors.index.json", f"{stem}.safetensors")
+    for stem in ("model", "diffusion_pytorch_model")
+]
 
 
 def full_names(keys: Iterable[str]) -> dict[str, str]:
@@ -68,58 +72,45 @@ def _full_name(key: str) -> str | None:
     raise UserError(f"{key} is no tensor of SigLIP 2 or SANA: this is another checkpoint.")
 
 
-def convert_siglip_sana(sources: Sequence[Path], target: Path) -> None:
+def convert_siglip_sana(sources: Sequence[str], target: Path) -> None:
     """Make the folder `target` with the weight files `encoder` and `decoder`, tensors as published.
 
     Args:
-        sources: any of the joint release, a transformers folder of SigLIP, and a diffusers folder
-            of SANA (the one with `transformer/` and `vae/` in it). The file `encoder` takes the
-            tower and the VAE, so give all that a model needs at once; later ones win.
+        sources: folders or hub ids, any of the joint release, a transformers folder of SigLIP, and
+            a diffusers folder of SANA (the one with `transformer/` and `vae/` in it). The file
+            `encoder` takes the tower and the VAE, so give all that a model needs at once; later
+            ones win.
         target: must not exist.
 
     Raises:
-        UserError: a source has no safetensors files or is another model, or there is no room.
+        UserError: a source has no weights or is another model, or there is no room.
     """
-    found: dict[str, Stored] = {}  # by released key
+    refuse_existing(target)
+    found: Tensors = {}  # by released key
     paths: list[Path] = []
     for source in sources:
-        for folder, beginning in _parts(source):
-            for path in weight_paths(folder):
-                found |= {beginning + key: tensor for key, tensor in read_header(path)[0].items()}
-                paths.append(path)
+        for archive, beginning in _parts(fetch(source)):
+            found |= {beginning + key: stored for key, stored in archive.tensors.items()}
+            paths += archive.paths
     named = {name: found[key] for key, name in full_names(found).items()}
-    require_space(target, sum(tensor.nbytes for tensor in named.values()))
-    staging = Staging(target, fingerprint(paths))
+    staging = Staging(target, fingerprint(paths), sum(stored.nbytes for stored in named.values()))
     for label in ("encoder", "decoder"):
-        tensors = {name: tensor for name, tensor in named.items() if label_of(name) == label}
+        tensors = {name: stored for name, stored in named.items() if label_of(name) == label}
         if tensors:
-            metadata = {"preset": "siglip2_sana", "stage": label}
+            metadata = {"preset": target.name, "stage": "converted"}
             write = partial(write_tensors, tensors=tensors, metadata=metadata)
             staging.write(f"{label}.safetensors", write)
     staging.finish()
 
 
-def weight_paths(folder: Path) -> list[Path]:
-    """The safetensors files of a transformers or diffusers folder, in one piece or in shards."""
-    for stem in _STEMS:
-        whole = folder / f"{stem}.safetensors"
-        index = folder / f"{stem}.safetensors.index.json"
-        if whole.exists():
-            return [whole]
-        if index.exists():
-            shards = json.loads(index.read_text())["weight_map"].values()
-            return [folder / name for name in sorted(set(shards))]
-    wanted = " or ".join(f"{stem}.safetensors" for stem in _STEMS)
-    raise UserError(f"{folder} has no {wanted}, in one piece or with an index; check the path.")
-
-
-def _parts(source: Path) -> Iterator[tuple[Path, str]]:
-    """The folders of a source, each with the beginning that its keys have in the joint release."""
+def _parts(source: Path) -> Iterator[tuple[Archive, str]]:
+    """The parts of a source, each with the beginning that its keys have in the joint release."""
     pipeline = {"transformer": RELEASED_TRANSFORMER, "vae": RELEASED_VAE}
     inside = [name for name in pipeline if (source / name).is_dir()]
-    if inside:
-        yield from ((source / name, pipeline[name]) for name in inside)
-        return
-    beginnings = (RELEASED_TOWER, *(released for released, _ in _BEGINNINGS))
-    keys, _ = read_header(weight_paths(source)[0])
-    yield source, "" if any(key.startswith(beginnings) for key in keys) else RELEASED_TOWER
+    for name in inside:
+        yield open_folder(source / name, FOLDER_WEIGHTS), pipeline[name]
+    if not inside:
+        archive = open_folder(source, FOLDER_WEIGHTS)
+        beginnings = (RELEASED_TOWER, *(released for released, _ in _BEGINNINGS))
+        joint = any(key.startswith(beginnings) for key in archive.tensors)
+        yield archive, "" if joint else RELEASED_TOWER

@@ -40,18 +40,21 @@ class Staging:
     Args:
         target: folder to make.
         plan: see `fingerprint`; finished files are kept only where it is the same.
+        size: bytes of everything that will be written, about.
 
     Raises:
-        UserError: the target exists, or its `.partial` folder is not of our making.
+        UserError: the target exists, its `.partial` folder is not of our making, or the disk has
+            no room for it.
     """
 
-    def __init__(self, target: Path, plan: str) -> None:
+    def __init__(self, target: Path, plan: str, size: int) -> None:
         refuse_existing(target)
         self.target, self.folder = target, target.with_name(target.name + ".partial")
         self.manifest = self.folder / MANIFEST
         self.finished: dict[str, dict] = {}
         if self.folder.exists():
             self._take_up(plan)
+        _require_space(target, size - sum(noted["bytes"] for noted in self.finished.values()))
         self.folder.mkdir(parents=True, exist_ok=True)
         self.plan = plan
         self._note()
@@ -115,10 +118,7 @@ class _Hashing:
         return self.file.write(data)
 
 
-def require_space(folder: Path, wanted: int) -> None:
-    """Raises:
-    UserError: the disk of `folder` has less than `wanted` bytes left.
-    """
+def _require_space(folder: Path, wanted: int) -> None:
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free

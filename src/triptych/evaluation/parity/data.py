@@ -58,8 +58,7 @@ def check_batch(case: Case, tokenizer: RecordedTokenizer, checks: Checks) -> Non
     """The collated training batch: rows, labels, mask, where the queries begin."""
     io = case.io
     rows = training_rows(case, tokenizer)
-    number = io["input_ids"].shape[1] - max(len(row) for row in rows)  # of queries
-    placeholders = [QUERY_ID] * number
+    placeholders = [QUERY_ID] * number_of_queries(case)
     ids, mask = pad([row + placeholders for row in rows], case["pad_token_id"])
     checks.same("input_ids", ids, io["input_ids"])
     checks.same("attention_mask", mask.bool(), io["attention_mask"])
@@ -73,10 +72,13 @@ def check_batch(case: Case, tokenizer: RecordedTokenizer, checks: Checks) -> Non
     checks.same("labels", pad(labels, IGNORED)[0], io["labels"])
 
 
+def number_of_queries(case: Case) -> int:
+    return int((case.io["input_ids"] == QUERY_ID).sum(1).max())
+
+
 def training_rows(case: Case, tokenizer: RecordedTokenizer) -> list[list[int]]:
     """Prompts as trained with, `[IMG]` included."""
-    queries = case.io["input_ids"] == QUERY_ID
-    limit = case["model_max_length"] - int(queries.sum(1).max())
+    limit = case["model_max_length"] - number_of_queries(case)
     captions = iter(case["captions"])
     rows = []
     for kind, conversation in zip(case["kinds"], case["conversations"], strict=True):
