@@ -20,6 +20,7 @@ from pathlib import Path
 from triptych.contracts import UserError
 from triptych.weights.checkpoints import Archive, fetch, open_folder
 from triptych.weights.files import label_of
+from triptych.weights.layouts import TOWER, VAE
 from triptych.weights.pieces import Tensors
 from triptych.weights.safetensors_stream import write_tensors
 from triptych.weights.staging import Staging, fingerprint, refuse_existing
@@ -27,12 +28,11 @@ from triptych.weights.staging import Staging, fingerprint, refuse_existing
 RELEASED_TOWER = "encoder.model."
 RELEASED_TRANSFORMER = "transformer.transformer."
 RELEASED_VAE = "vae."
-TOWER = "encoder.tower."
 # (released beginning, ours)
 _BEGINNINGS = (
     (RELEASED_TRANSFORMER, "decoding.decoder.transformer."),
     ("transformer.connector.", "decoding.decoder.connector."),
-    (RELEASED_VAE, "decoding.decoder.vae.vae."),
+    (RELEASED_VAE, VAE),
 )
 # Of a whole SigLIP, and what `Siglip2` does not build: all that comes after the features.
 _UNUSED = re.compile(r"text_model\.|logit_(scale|bias)$|post_layernorm\.|head\.|.*\.position_ids$")
