@@ -473,7 +473,7 @@ def test_condition_on_a_picture_has_one_dimensional_positions(qwen):
 
 def test_pictures_without_a_place_in_the_prompt_are_refused(qwen):
     ids, mask, patches, grids = mixed_prompts(qwen)
-    with pytest.raises(ValueError, match="18 tokens, the prompts hold 9 placeholders"):
+    with pytest.raises(UserError, match="18 tokens, the prompts hold 9 placeholders"):
         qwen.condition(ids[:1], mask[:1], torch.randn(4, 64), patches, grids)
 
 

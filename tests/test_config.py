@@ -156,6 +156,11 @@ def test_an_unknown_command_is_one_sentence_and_status_2(triptych):
         (["generate", "a circle", "--config", "x.yaml"], "x.yaml does not exist"),
         (fit("stage2", "--ckpt_path=nowhere.ckpt"), "nowhere.ckpt does not exist"),
         (fit("stage2", "--ckpt_path=last"), "there is no last.ckpt under runs/tiny/stage2"),
+        (
+            fit("stage2", preset="blip3o_8b"),
+            "`triptych convert CHECKPOINT weights/blip3o_8b` makes it",
+        ),
+        (["convert", "nowhere", "out"], "nowhere does not exist and is no hub id"),
         (fit("stage2", "--model.losses.generatoin=1.0"), "'generatoin' is no panel"),
     ],
 )
@@ -172,7 +177,17 @@ def test_help_lists_every_command(triptych):
     for arguments in ((), ("--help",), ("-h",)):
         status, out, _ = triptych(*arguments)
         assert status == 0
-        for command in ("fit", "validate", "test", "predict", "generate", "chat", "eval", "demo"):
+        for command in (
+            "fit",
+            "validate",
+            "test",
+            "predict",
+            "generate",
+            "chat",
+            "eval",
+            "demo",
+            "convert",
+        ):
             assert f"\n  {command} " in out
 
 

@@ -6,10 +6,12 @@ import pickle
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import published
 import pytest
 import torch
+import yaml
 from builders import ROOT
 from published import CONFIG, TOWER, generator, language_model, random, tower, write_checkpoint
 from safetensors.torch import load_file, save_file
@@ -261,8 +263,6 @@ def test_a_model_put_together_here_is_written_as_published_and_read_again(tmp_pa
     quiet(folder, tmp_path / "mixed", decoder=str(decoder))
     configs = [ours / "model.yaml", tmp_path / "mixed" / "model.yaml"]
     whole = tmp_path / "whole.yaml"
-    import yaml
-
     first, second = (yaml.safe_load(path.read_text())["model"] for path in configs)
     weights = first["weights"] | second["weights"]
     whole.write_text(yaml.safe_dump({"model": {**first, **second, "weights": weights}}))
@@ -514,8 +514,7 @@ def test_a_target_that_exists_is_left_alone(release, tmp_path, capsys):
 
 
 def test_a_full_disk_is_noticed_before_anything_is_written(release, tmp_path, monkeypatch):
-    usage = lambda folder: os.statvfs_result and type("Usage", (), {"free": 1000})  # noqa: E731
-    monkeypatch.setattr("triptych.weights.staging.shutil.disk_usage", usage)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=1000))
     with pytest.raises(UserError, match="GB left and this takes"):
         quiet(release, tmp_path / "ours")
     assert not list(tmp_path.iterdir())

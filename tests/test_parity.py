@@ -192,7 +192,6 @@ def test_a_weight_that_is_off_fails(cases, capsys):
             "tower/weights.safetensors is no whole safetensors file",
         ),
         (lambda f: write(f / "x", {}, io={"y": torch.ones(1)}), "cases/x is a case of no known"),
-        (lambda f: write(f / "x", {}, io={"img_hidden_states": torch.ones(1)}), "needs the one"),
         (lambda f: forget(f / "tower", "pool"), "case.json says nothing of 'pool'"),
         (lambda f: forget(f / "another", "config", "patch_size"), "says nothing of 'patch_size'"),
     ],
@@ -204,6 +203,18 @@ def test_a_damaged_folder_is_named_in_one_sentence(damage, says, cases, capsys):
     (line,) = error.splitlines()
     assert line.startswith("triptych parity: ")
     assert re.search(says, line)
+
+
+def test_a_case_without_its_checkpoint_is_left_out_and_the_others_run(cases, capsys):
+    write(cases / "x", {}, io={"img_hidden_states": torch.ones(1)})
+    status, lines, error = run(cases, capsys)
+    summary = json.loads(lines[-1])
+    assert status == 2 and "x needs the checkpoint that cases share, which is not there" in error
+    assert summary["cases"] == 3 and summary["left_out"] == ["x"] and summary["failed"] == []
+    for name in ("tower", "another", "dit_of_other_sizes"):
+        shutil.rmtree(cases / name)
+    status, lines, error = run(cases, capsys)
+    assert status == 2 and lines == [] and "can be run: x needs the checkpoint" in error
 
 
 def forget(folder, *keys):
@@ -239,3 +250,13 @@ def test_a_pixel_may_round_either_way_only_at_the_edge():
     for pixels in ([101, 200], [100, 200], [101, 201], [99, 200]):
         checks.rounded(str(pixels), torch.tensor(pixels), recorded)
     assert [each.ok for each in checks.quantities] == [True, True, False, False]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not PUBLISHED.is_dir(), reason="the recorded cases are not on this machine")
+def test_some_of_the_published_cases_alone(tmp_path, capsys):
+    for name in ("full_train_i2i", "tiny_model"):
+        shutil.copytree(PUBLISHED / name, tmp_path / name)
+    status, lines, error = run(tmp_path, capsys)
+    assert status == 2 and "takes its pictures from full_train_t2i, which is not there" in error
+    assert json.loads(lines[-1])["cases"] == 1 and json.loads(lines[-1])["failed"] == []

@@ -162,6 +162,8 @@ def parity(arguments: list[str]) -> None:
     print(report.summary())
     if report.failed:
         parser.exit(1)
+    if report.left_out:
+        parser.exit(2, f"triptych parity: {'; '.join(report.left_out.values())}.\n")
 
 
 def pretrain(arguments: list[str]) -> None:

@@ -268,16 +268,20 @@ class QwenVL(Understander):
         understanding_pixels: Tensor | None = None,
         image_grid_thw: Tensor | None = None,
     ) -> Tensor:
-        """Embeddings [B,T,D] of prompts [B,T], pictures in their placeholders."""
+        """Embeddings [B,T,D] of prompts [B,T], pictures in their placeholders.
+
+        Raises:
+            UserError: there are more or fewer placeholders than the pictures make tokens.
+        """
         embeddings = self.model.model.language_model.embed_tokens(input_ids)
         if understanding_pixels is None:
             return embeddings
         features = self.image_features(understanding_pixels, image_grid_thw).to(embeddings.dtype)
         places = self._token_types(input_ids).bool()
         if int(places.sum()) != len(features):
-            raise ValueError(
+            raise UserError(
                 f"the pictures make {len(features)} tokens, the prompts hold {int(places.sum())} "
-                "placeholders for them"
+                f"placeholders; put one {IMAGE_PAD} a token where the picture is shown."
             )
         return embeddings.masked_scatter(places[..., None], features)
 

@@ -167,7 +167,7 @@ class SDXLDecoder(PixelDecoder):
             latents = self.baseline(features) + self.baseline.restore(latents)
         return self.vae.decode(latents)
 
-    def scheduler(self, steps: int | None = None) -> EulerDiscreteScheduler:
+    def scheduler(self, steps: int | None = None, device=None) -> EulerDiscreteScheduler:
         """The integrator of `sample`, set to `steps`."""
         scheduler = EulerDiscreteScheduler(
             TRAIN_TIMES,
@@ -176,7 +176,7 @@ class SDXLDecoder(PixelDecoder):
             timestep_spacing="leading",
             steps_offset=1,
         )
-        scheduler.set_timesteps(steps or self.steps)
+        scheduler.set_timesteps(steps or self.steps, device=device)
         return scheduler
 
     @torch.no_grad()
@@ -196,9 +196,9 @@ class SDXLDecoder(PixelDecoder):
         """
         guidance = self.guidance if guidance is None else guidance
         null = torch.zeros_like(features) if null is None else null.expand_as(features)
-        scheduler = self.scheduler(steps)
+        scheduler = self.scheduler(steps, features.device)
         latents = noise * scheduler.init_noise_sigma
-        for index, timestep in enumerate(scheduler.timesteps.to(features.device)):
+        for index, timestep in enumerate(scheduler.timesteps):
             inputs = scheduler.scale_model_input(latents, timestep)
             times = timestep.expand(len(inputs))
             if guidance == 1.0:

@@ -58,7 +58,7 @@ def fetch(source: str) -> Path:
 
     try:
         return Path(snapshot_download(source))
-    except Exception as error:  # offline, unknown, gated: the hub's own errors share no base class
+    except (OSError, ValueError) as error:  # offline, unknown, gated: all of the hub's own errors
         reason = str(error).strip().splitlines()[0]
         raise UserError(
             f"{source} is no folder here and could not be downloaded from the hub ({reason}); "

@@ -17,9 +17,18 @@ from torch import nn
 
 from triptych.contracts import UserError
 from triptych.weights import layouts, tokenizers
-from triptych.weights.convert import DECODER, PUBLISHED, SCHEDULE
+from triptych.weights.convert import PUBLISHED
 from triptych.weights.files import find_all
-from triptych.weights.layouts import DIT, QUERIES, TOWER, UNDERSTANDER, UNET, UNPUBLISHED, VAE
+from triptych.weights.layouts import (
+    DECODER,
+    DIT,
+    QUERIES,
+    TOWER,
+    UNDERSTANDER,
+    UNET,
+    UNPUBLISHED,
+    VAE,
+)
 from triptych.weights.pieces import EMBEDDING, HEAD, Tensors, few, part
 from triptych.weights.safetensors_stream import Stored, read_header, write_tensors
 from triptych.weights.staging import Staging, fingerprint, refuse_existing
@@ -61,6 +70,8 @@ def export(model: Any, target: Path, say: Callable[[str], None] = print) -> None
     if part(tensors, UNET):
         folders += decoder_folders(model, tensors, notes.get("decoder", {}))
     tokenizer = tokenizers.tokenizer_files(Path(model.understanding.understander.tokenizer_name))
+    if not tokenizer:
+        say("there are no tokenizer files where the model names them; add yours to the folder.")
     plan = fingerprint(paths.values(), "to published", sorted(tokenizer.items()))
     staging = Staging(target, plan, sum(stored.nbytes for stored in tensors.values()))
     for folder in folders:
@@ -204,7 +215,7 @@ def decoder_folders(model: Any, tensors: Tensors, notes: Mapping[str, Any]) -> l
 def decoder_configs(decoder: Any) -> dict[str, str]:
     """Small files of a decoder that was trained here."""
     vae = {**decoder.vae.vae.config, "scaling_factor": decoder.vae.scaling}
-    scheduler = {"_class_name": "EulerDiscreteScheduler", **SCHEDULE}
+    scheduler = {"_class_name": "EulerDiscreteScheduler", **layouts.SCHEDULE}
     scheduler["prediction_type"] = decoder.prediction
     configs = {
         "unet/config.json": {"_class_name": "UNet2DConditionModel", **decoder.unet.config},

@@ -301,3 +301,31 @@ def published_config(
         "tokenizer_padding_side": "right",
         "tokenizer_model_max_length": 512,
     }
+
+
+# Folders and files of a release ------------------------------------------------------------------
+
+DECODER = "diffusion-decoder"
+# Pairs of names: of the index of shards, and of the file when there is a single one.
+MAIN_WEIGHTS = (("model.safetensors.index.json", "model.safetensors"),)
+TOWER_WEIGHTS = (*MAIN_WEIGHTS, ("pytorch_model.bin.index.json", "pytorch_model.bin"))
+# The published code reads the bf16 variant: where both are there it wins.
+DECODER_WEIGHTS = tuple(
+    (
+        f"diffusion_pytorch_model.safetensors.index{variant}.json",
+        f"diffusion_pytorch_model{variant}.safetensors",
+    )
+    for variant in (".bf16", "")
+)
+DECODER_FOLDERS = ("", "unet", "vae", "scheduler", "feature_extractor", "safety_checker")
+# How the decoder samples, in the words of a scheduler_config.json.
+SCHEDULE = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "num_train_timesteps": 1000,
+    "prediction_type": "epsilon",
+    "timestep_spacing": "leading",
+    "steps_offset": 1,
+    "use_karras_sigmas": False,
+}

@@ -123,12 +123,12 @@ def by_formula(rows: int, columns: int, formula: Mapping[str, Any]) -> Tensor:
 
 
 def recognizes(case: Case) -> bool:
+    """Whether the case records the shared checkpoint."""
     return "config_llm" in case
 
 
-def check(case: Case, checks: Checks) -> None:
+def check(case: Case, shared: Checkpoint, checks: Checks) -> None:
     """Names and shapes, both ways; the vocabulary matrices against the rows that are stored."""
-    shared = Checkpoint(case, [])
     _check_formula(case, shared, checks)
     own = {
         name: parameter

@@ -22,6 +22,7 @@ from triptych.prompts import (
 
 
 def recognizes(case: Case) -> bool:
+    """Whether the case records prompts and collation."""
     return case.has_file("tokenizer.json")
 
 
@@ -48,6 +49,7 @@ class RecordedTokenizer:
 
 
 def check(case: Case, checks: Checks) -> None:
+    """Prompts of training and of inference, the batch they make, the picture transform."""
     tokenizer = RecordedTokenizer(case)
     check_batch(case, tokenizer, checks)
     check_inference(case, tokenizer, checks)
@@ -107,6 +109,7 @@ def published_labels(row: list[int], start: int) -> list[int]:
 
 
 def check_inference(case: Case, tokenizer: RecordedTokenizer, checks: Checks) -> None:
+    """The prompts that released weights are asked with."""
     for index, (caption, prompt) in enumerate(
         zip(case["captions"], case["inference_prompts"], strict=True)
     ):

@@ -11,16 +11,18 @@ from triptych.backbones import KLAutoencoder, SDXLDecoder
 from triptych.backbones.sdxl import guided
 from triptych.evaluation.parity.checks import Checks
 from triptych.evaluation.parity.loading import fill
-from triptych.evaluation.parity.recorded import Case
+from triptych.evaluation.parity.recorded import Case, Tensors
 from triptych.weights import layouts
 
 
 def recognizes(case: Case) -> bool:
+    """Whether the case records a pixel decoder."""
     return case.has_file("unet.safetensors")
 
 
 @torch.no_grad()
 def check(case: Case, checks: Checks) -> None:
+    """One guided run from recorded noise."""
     io, steps, guidance = case.io, case["steps"], case["guidance_scale"]
     model = build(case)
     check_schedules(io, model, steps, checks)
@@ -68,13 +70,15 @@ def as_grid(tokens: Tensor) -> Tensor:
     return tokens.transpose(1, 2).unflatten(2, (side, side))
 
 
-def check_schedules(io, model: SDXLDecoder, steps: int, checks: Checks) -> None:
+def check_schedules(io: Tensors, model: SDXLDecoder, steps: int, checks: Checks) -> None:
+    """Noise levels and times, of the run and of other recorded numbers of steps."""
     for match in io.matching(r"(sigmas|timesteps)(?:_(\d+))?"):
         schedule = model.scheduler(int(match[2] or steps))
         checks.values(match[0], getattr(schedule, match[1]), io[match[0]])
 
 
-def check_first_call(io, call: tuple, guidance: float, checks: Checks) -> None:
+def check_first_call(io: Tensors, call: tuple, guidance: float, checks: Checks) -> None:
+    """What the UNet is told, and what it says: [conditional, negative]."""
     (sample, timesteps), named, output = call
     added = named["added_cond_kwargs"]
     checks.values("first_model_input", sample, io["first_model_input"])

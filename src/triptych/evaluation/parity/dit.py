@@ -10,10 +10,12 @@ from triptych.weights import layouts
 
 
 def recognizes(case: Case) -> bool:
+    """Whether the case records a DiT alone."""
     return case.has_file("weights.safetensors") and "z_latents" in case.io
 
 
 def check(case: Case, checks: Checks) -> None:
+    """One pass forward and back."""
     io = case.io
     weights = placed({f"model.dit.{k}": v for k, v in case.file("weights").all().items()})
     shapes = {name: tensor.shape for name, tensor in weights.items()}

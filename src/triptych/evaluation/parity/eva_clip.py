@@ -15,11 +15,13 @@ from triptych.weights import layouts
 
 
 def recognizes(case: Case) -> bool:
+    """Whether the case records an EVA tower alone."""
     return case.has_file("weights.safetensors") and "cls_and_patches" in case.io
 
 
 @torch.no_grad()
 def check(case: Case, checks: Checks) -> None:
+    """The tower in both layouts of its bias, and the published transform."""
     io, published = case.io, case.file("weights").all()
     head_width = case["config"]["vision_cfg"]["head_width"]
     model = tower(published, case["pool"], head_width)

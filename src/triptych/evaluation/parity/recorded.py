@@ -44,6 +44,7 @@ class Tensors:
         return [match for match in (re.fullmatch(pattern, name) for name in self.names) if match]
 
     def all(self) -> dict[str, Tensor]:
+        """All of them by name."""
         return {name: self._file.get_tensor(name) for name in self.names}
 
 

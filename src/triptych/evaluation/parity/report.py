@@ -26,8 +26,9 @@ from triptych.evaluation.parity.checkpoint import Checkpoint
 from triptych.evaluation.parity.checks import Checks, Quantity
 from triptych.evaluation.parity.recorded import Case, read_cases
 
+# Each file says by `recognizes` which cases are its own, and runs one by `check`.
 ALONE = (dit, eva_clip, decoder, data)
-WITH_CHECKPOINT = (training, generating, chat)
+WITH_CHECKPOINT = (checkpoint, training, generating, chat)
 
 
 @dataclass
@@ -35,7 +36,10 @@ class Report:
     """What came of a folder of cases."""
 
     cases: int
+    """How many were run."""
     quantities: list[Quantity]
+    left_out: dict[str, str]
+    """Why a case could not be run, by its name: another, which it builds on, is not there."""
 
     @property
     def failed(self) -> list[str]:
@@ -54,6 +58,7 @@ class Report:
                 "cases": self.cases,
                 "quantities": len(self.quantities),
                 "failed": self.failed,
+                "left_out": sorted(self.left_out),
                 "worst": {
                     "case": worst.case,
                     "quantity": worst.name,
@@ -91,16 +96,23 @@ def run_cases(folder: Path, show: Callable[[str], None] = print) -> Report:
     cases = read_cases(folder)
     kinds = {case.name: _kind(case) for case in cases}  # before anything long starts
     shared = _shared_checkpoint(cases, kinds)
+    reasons = {case.name: _lack(case, kinds, shared) for case in cases}
+    left_out = {name: reason for name, reason in reasons.items() if reason}
+    if len(left_out) == len(cases):
+        raise UserError(f"no case of {folder} can be run: {next(iter(left_out.values()))}.")
     quantities: list[Quantity] = []
     show(HEADER)
     with _single_thread():
         for case in cases:
+            if case.name in left_out:
+                show(f"{case.name:16} left out: {left_out[case.name]}")
+                continue
             checks = Checks(case.name)
             _check(kinds[case.name], case, shared, checks)
             for quantity in checks.quantities:
                 show(row(quantity))
             quantities += checks.quantities
-    return Report(len(cases), quantities)
+    return Report(len(cases) - len(left_out), quantities, left_out)
 
 
 def _check(kind, case: Case, shared: Checkpoint | None, checks: Checks) -> None:
@@ -115,7 +127,7 @@ def _check(kind, case: Case, shared: Checkpoint | None, checks: Checks) -> None:
 
 def _kind(case: Case):
     """The file here that a case belongs to, by what it holds, whatever its name."""
-    for kind in (checkpoint, *ALONE, *WITH_CHECKPOINT):
+    for kind in (*WITH_CHECKPOINT, *ALONE):
         if kind.recognizes(case):
             return kind
     raise UserError(f"{case.folder} is a case of no known kind, or lacks its io.safetensors.")
@@ -123,13 +135,20 @@ def _kind(case: Case):
 
 def _shared_checkpoint(cases: list[Case], kinds: dict) -> Checkpoint | None:
     found = [case for case in cases if kinds[case.name] is checkpoint]
-    needy = [case for case in cases if kinds[case.name] in WITH_CHECKPOINT]
-    if needy and len(found) != 1:
-        raise UserError(
-            f"{needy[0].folder} needs the one checkpoint that the cases share, "
-            f"but {needy[0].folder.parent} holds {len(found)}."
-        )
+    if len(found) > 1:
+        raise UserError(f"{found[0].folder} and {found[1].folder} are both a shared checkpoint.")
     return Checkpoint(found[0], cases) if found else None
+
+
+def _lack(case: Case, kinds: dict, shared: Checkpoint | None) -> str | None:
+    """Why a case cannot be run, if it cannot."""
+    kind = kinds[case.name]
+    if kind in WITH_CHECKPOINT and shared is None:
+        return f"{case.name} needs the checkpoint that cases share, which is not there"
+    source = training.borrowed_from(case) if kind is training else None
+    if source is not None and source not in kinds:
+        return f"{case.name} takes its pictures from {source}, which is not there"
+    return None
 
 
 @contextmanager

@@ -10,38 +10,42 @@ from torch import Tensor
 from triptych.contracts import Condition, UserError
 from triptych.evaluation.parity.checkpoint import Checkpoint
 from triptych.evaluation.parity.checks import Checks
-from triptych.evaluation.parity.recorded import Case
+from triptych.evaluation.parity.recorded import Case, Tensors
+from triptych.evaluation.parity.seeing import Seen, check_seeing
 from triptych.loss import mse, path, sample_time
 from triptych.prompts import PAD, pad, token_id
 from triptych.weights import layouts
 
 
 def recognizes(case: Case) -> bool:
+    """Whether the case records a training step."""
     return case.has_file("io.safetensors") and "img_hidden_states" in case.io
 
 
 def check(case: Case, shared: Checkpoint, checks: Checks) -> None:
+    """The lines of `GenerationModule.step`, with recorded noise, time and drop."""
     io, model = case.io, shared.model
     model.zero_grad(set_to_none=True)
     generation, understander = model.generation, shared.understander
     starts = io["i_s_pos"].tolist()
     rows = [row[:start].tolist() for row, start in zip(io["input_ids"], starts, strict=True)]
     ids, mask = pad(rows, token_id(understander.tokenizer, PAD))
-    pixels, grids = check_pictures(io, shared, checks)
+    seen = see_pictures(io, shared, checks)
 
     with torch.no_grad():
-        embeddings = understander.embed(ids, pixels, grids)
+        embeddings = understander.embed(ids, *seen)
     shown = io["attention_mask"].bool()
-    inputs = [
+    sequences = [
         torch.cat([row[:start], generation.queries])
         for row, start in zip(embeddings, starts, strict=True)
     ]
-    checks.same("tokens and queries of each row", shown.sum(1), [len(row) for row in inputs])
-    checks.values("inputs_embeds", torch.cat(inputs), io["inputs_embeds"][shown])
+    checks.same("tokens and queries of each row", shown.sum(1), [len(row) for row in sequences])
+    checks.values("inputs_embeds", torch.cat(sequences), io["inputs_embeds"][shown])
 
-    condition = understander.condition(ids, mask, generation.queries, pixels, grids)
+    inputs = (ids, mask, generation.queries, *seen)
+    condition = understander.condition(*inputs)
     checks.values("img_hidden_states", condition.states, io["img_hidden_states"])
-    check_whole_pass(shared, (ids, mask, generation.queries, pixels, grids), io, checks)
+    check_whole_pass(shared, inputs, io, checks)
 
     with torch.no_grad():
         images = recorded_images(case, shared)
@@ -67,23 +71,18 @@ def check(case: Case, shared: Checkpoint, checks: Checks) -> None:
     check_gradients(case, shared, checks)
 
 
-def check_pictures(io, shared: Checkpoint, checks: Checks) -> tuple[Tensor | None, Tensor | None]:
-    """Patches [S,patch] and grids of the pictures in the prompts, after checking both."""
+def see_pictures(io: Tensors, shared: Checkpoint, checks: Checks) -> Seen:
+    """The pictures that prompts of a case show, if any."""
     if "und_image" not in io:
         return None, None
-    pixels, grids = io["und_image"].flatten(0, 1), io["grid_thw"]
-    own_pixels, own_grids = shared.understander.image_inputs(
-        io["und_pictures_u8"].permute(0, 3, 1, 2)
-    )
-    checks.values("und_image", own_pixels, pixels)
-    checks.same("grid_thw", own_grids, grids)
+    seen = check_seeing(shared, io["und_pictures_u8"], io["und_image"], io["grid_thw"], checks)
     with torch.no_grad():
-        features = shared.understander.image_features(own_pixels, own_grids)
+        features = shared.understander.image_features(*seen)
     checks.values("und_features", features, io["und_features"])
-    return own_pixels, own_grids
+    return seen
 
 
-def check_whole_pass(shared: Checkpoint, inputs: tuple, io, checks: Checks) -> None:
+def check_whole_pass(shared: Checkpoint, inputs: tuple, io: Tensors, checks: Checks) -> None:
     """The condition once more, without the cached prompt: as while the language model trains."""
     language_model = shared.understander.model.model.language_model
     language_model.requires_grad_(True)
@@ -98,11 +97,17 @@ def recorded_images(case: Case, shared: Checkpoint) -> Tensor:
     """The normalized target pictures, which one case may have from another."""
     if "gen_image" in case.io:
         return case.io["gen_image"].float()
+    return shared.siblings[borrowed_from(case)].io["gen_image"].float()
+
+
+def borrowed_from(case: Case) -> str | None:
+    """The name of the case whose target pictures this one takes; None where it has its own."""
+    if "gen_image" in case.io:
+        return None
     named = re.search(r"(\S+)/io", case["gen_image"])
-    source = shared.siblings.get(named[1]) if named else None
-    if source is None:
-        raise UserError(f"{case.folder} takes its gen_image from a case that is not there.")
-    return source.io["gen_image"].float()
+    if named is None:
+        raise UserError(f"{case.folder} neither holds a gen_image nor says whose it takes.")
+    return named[1]
 
 
 def check_gradients(case: Case, shared: Checkpoint, checks: Checks) -> None:
