@@ -20,7 +20,7 @@ from pathlib import Path
 from triptych.contracts import UserError
 from triptych.weights.checkpoints import Archive, fetch, open_folder
 from triptych.weights.files import label_of
-from triptych.weights.layouts import TOWER, VAE
+from triptych.weights.layouts import TOWER, TOWER_WEIGHTS, VAE
 from triptych.weights.pieces import Tensors
 from triptych.weights.safetensors_stream import write_tensors
 from triptych.weights.staging import Staging, fingerprint, refuse_existing
@@ -38,10 +38,10 @@ _BEGINNINGS = (
 _UNUSED = re.compile(r"text_model\.|logit_(scale|bias)$|post_layernorm\.|head\.|.*\.position_ids$")
 _TOWER_LAYER = re.compile(re.escape(TOWER) + r"encoder\.layers\.(\d+)\.")
 # What transformers and diffusers call the weights of a model.
-FOLDER_WEIGHTS = [
-    (f"{stem}.safetensors.index.json", f"{stem}.safetensors")
-    for stem in ("model", "diffusion_pytorch_model")
-]
+FOLDER_WEIGHTS = (
+    *TOWER_WEIGHTS,
+    ("diffusion_pytorch_model.safetensors.index.json", "diffusion_pytorch_model.safetensors"),
+)
 
 
 def full_names(keys: Iterable[str]) -> dict[str, str]:
