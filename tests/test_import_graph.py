@@ -26,7 +26,7 @@ EXCEPTIONS = {
     "data_modules": {"contracts", "pictures", "prompts", "randomness", "shapes"},
     "callbacks": {"contracts", "sampler", "weights"},
     "shapes": {"prompts"},  # the tokenizer alone, see below
-    "backbones": {"contracts", "randomness", "resources", "loss", "prompts"},
+    "backbones": {"contracts", "randomness", "resources", "loss", "sampler", "prompts"},
     "modules": {room for layer in LAYERS[:3] for room in layer} - {"shapes"},
     "pipeline": {room for layer in LAYERS[:4] for room in layer} - {"shapes"},
 }

@@ -180,9 +180,16 @@ class PixelDecoder(Part):
     trained_parts: tuple[str, ...]
     """Names of the submodules that train; what is left, such as a VAE, is frozen."""
 
+    wants_null: bool = False
+    """True while a decoder whose own null is a blank picture, not zeros, has not been given it."""
+
     @abstractmethod
     def set_shapes(self, feature_shape: tuple[int, int, int]) -> None:
         """Learn, before `build`, the shape of the features that will be decoded."""
+
+    def set_null(self, features: Tensor) -> None:
+        """The encoder's `blank_features`, [C,h,w]; called before first use if `wants_null`."""
+        raise NotImplementedError
 
     @abstractmethod
     def loss(self, features: Tensor, pixels: Tensor, seed: int, samples: Tensor) -> Tensor:
@@ -203,9 +210,16 @@ class PixelDecoder(Part):
         """
 
 
-def pixels_to_unit(pixels: Tensor) -> Tensor:
-    """uint8 [B,3,H,W] -> float32 in [-1,1]; the one place where pictures become numbers."""
-    return pixels.to(torch.float32) / 127.5 - 1.0
+def pixels_to_unit(pixels: Tensor, size: int | None = None) -> Tensor:
+    """uint8 [B,3,H,W] -> float32 in [-1,1]; the one place where pictures become numbers.
+
+    `size` scales other pictures to [B,3,size,size], bicubic.
+    """
+    images = pixels.to(torch.float32) / 127.5 - 1.0
+    if size is None or images.shape[-2:] == (size, size):
+        return images
+    shape = (size, size)
+    return nn.functional.interpolate(images, shape, mode="bicubic", antialias=True).clamp(-1, 1)
 
 
 def unit_to_pixels(images: Tensor) -> Tensor:

@@ -44,7 +44,8 @@ class Panel(LightningModule):
     ) -> None:
         super().__init__()
         self.optimization = optimization or Optimization()
-        self.trains, self.weights, self.seed = trains, weights or WeightFiles(), seed
+        self.trains = ["*"] if trains is None else trains
+        self.weights, self.seed = weights or WeightFiles(), seed
         self.trained: set[str] | None = None
 
     def step(self, batch: Batch) -> tuple[Tensor, Metrics]:
@@ -71,7 +72,7 @@ class Panel(LightningModule):
             torch.manual_seed(self.seed)
             self.build()
         filled = load_weights(self, self.weights)
-        self.trained = freeze_all_but(self, ["*"] if self.trains is None else self.trains)
+        self.trained = freeze_all_but(self, self.trains)
         self._require_weights(filled)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:

@@ -37,13 +37,15 @@ class UnifiedModule(Panel):
         encoder: the image encoder whose features are generated and decoded.
         encoding: the training of encoder and VAE.
         losses: weight of each panel's loss in this stage, by panel name.
-        trains: module paths or globs of what trains in this stage.
+        trains: module paths or globs of what trains in this stage; None leaves it to the panels
+            of the losses, as when they are trained alone.
         weights: files to start from, by label.
         preview: build also what turns features into pictures, for sample grids in training.
-        negative: features that the decoder's guidance leads away from. "zeros": as our decoders
-            are trained. "prompt": generated for a single space outside of any chat, as published
-            for generated pictures. "blank": of an all-zero normalized picture, as published for
-            reconstruction; "prompt" also takes these there.
+        negative: features that the decoder's guidance leads away from. "zeros": the null that the
+            decoder is trained with, which is zeros unless it says otherwise. "prompt": generated
+            for a single space outside of any chat, as published for generated pictures. "blank":
+            of an all-zero normalized picture, as published for reconstruction; "prompt" also
+            takes these there.
         negative_seed: of the features of "prompt"; by default no picture's.
         preset, stage: names, noted in checkpoints and weight files.
         optimization, seed: see `Panel`.
@@ -77,6 +79,8 @@ class UnifiedModule(Panel):
         self.negative, self.negative_seed = negative, negative_seed
         self._negatives: dict[str, Tensor] = {}
         self._check_losses()
+        if trains is None:
+            self.trains = self._what_panels_train()
         self._connect()
 
     def _check_losses(self) -> None:
@@ -86,6 +90,10 @@ class UnifiedModule(Panel):
             for panel in sorted(NEEDS[name]):
                 if getattr(self, "decoding" if panel == "vae" else panel) is None:
                     raise UserError(f"the {name} loss needs the panel {panel!r}, which is null.")
+
+    def _what_panels_train(self) -> list[str]:
+        """What the panels of this stage's losses train when they are alone."""
+        return [f"{name}.{path}" for name in self.losses for path in getattr(self, name).trains]
 
     def _connect(self) -> None:
         """Tell each part the shapes of its neighbours, so that no width is written twice."""
@@ -242,11 +250,11 @@ class UnifiedModule(Panel):
         if self.generation is not None and self.generation.objective.target == "vae":
             return self.vae.decode(features)
         null = self.negative_features(self.negative)
-        return self.decoding.decoder.decode(features, seeds, steps, guidance, null)
+        return self.decoding.decode(features, seeds, steps, guidance, null, self.encoder)
 
     @torch.no_grad()
     def negative_features(self, kind: str) -> Tensor | None:
-        """Features [1,C,h,w] of a kind of `negative`; None for zeros.
+        """Features [1,C,h,w] of a kind of `negative`; None for the decoder's own.
 
         Made once, whatever picture is asked for first, and kept until `train` or `eval` is called.
         """
@@ -274,7 +282,7 @@ class UnifiedModule(Panel):
             )
         features = self.encoder(pictures.to(self.device)).float()
         null = self.negative_features("zeros" if self.negative == "zeros" else "blank")
-        return self.decoding.decoder.decode(features, seeds, steps, None, null)
+        return self.decoding.decode(features, seeds, steps, None, null, self.encoder)
 
     @torch.no_grad()
     def answer(
