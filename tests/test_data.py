@@ -13,13 +13,13 @@ from PIL import Image
 
 from triptych.contracts import IMAGE_TO_TEXT, TEXT_TO_IMAGE, Preprocessing, UserError
 from triptych.data_modules import BatchBuilder, ShapesDataModule, ShardDataModule, ShardFolder
-from triptych.data_modules.batches import square
 from triptych.data_modules.module import (
     VALIDATION_SAMPLES,
     EvaluationDataset,
     StepDataset,
     Steps,
 )
+from triptych.pictures import square
 from triptych.prompts import IGNORED
 
 
@@ -331,16 +331,13 @@ def test_pictures_without_conversation_are_described(tmp_path):
     assert "describe the picture" in text and text.endswith("a red thing<|im_end|>")
 
 
-@pytest.mark.parametrize("size", [(48, 48), (96, 48), (50, 131), (20, 33), (47, 48)])
-def test_square_is_resize_and_centre_crop(size):
-    pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), np.uint8)
-    picture = Image.fromarray(pixels)
-    shown = square(picture, SIDE).permute(1, 2, 0).numpy()
-    scale = SIDE / min(size)
-    wide, high = round(size[0] * scale), round(size[1] * scale)
-    resized = np.array(picture.resize((wide, high), Image.Resampling.BICUBIC))
-    left, top = (wide - SIDE) // 2, (high - SIDE) // 2
-    assert np.array_equal(shown, resized[top : top + SIDE, left : left + SIDE])
+def test_a_picture_of_any_shape_is_brought_to_the_published_square(tmp_path, tokenizer):
+    pixels = np.random.default_rng(0).integers(0, 256, (90, 150, 3), np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    write(tmp_path / "a.tar", [("k.png", buffer.getvalue()), ("k.txt", b"noise")])
+    batch = BatchBuilder(ShardFolder(tmp_path), TEXT_TO_IMAGE, known(tokenizer))(0, [0], [0])
+    assert torch.equal(batch.target_pixels[0], square(Image.fromarray(pixels), SIDE))
 
 
 @pytest.mark.parametrize(

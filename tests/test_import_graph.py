@@ -24,7 +24,7 @@ LAYERS = [
 ]
 EXCEPTIONS = {
     "data_modules": {"contracts", "pictures", "prompts", "randomness", "shapes"},
-    "callbacks": {"contracts", "sampler", "weights"},
+    "callbacks": {"contracts", "pictures", "sampler", "weights"},
     "shapes": {"prompts"},  # the tokenizer alone, see below
     "backbones": {"contracts", "randomness", "resources", "loss", "sampler", "prompts"},
     "modules": {room for layer in LAYERS[:3] for room in layer} - {"shapes"},
