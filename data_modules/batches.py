@@ -56,12 +56,13 @@ class BatchBuilder:
 
     def _text_to_image(self, step: int, numbers: Sequence[int], samples: Tensor) -> Batch:
         known, folder = self.known, self.folder
+        template = known.training_template
         keys = [folder.key(n) for n in numbers]
         if known.tokenizer is None:
             ids = mask = torch.zeros((len(keys), 0), dtype=torch.long)
         else:
             rows = [
-                generation_ids(known.tokenizer, folder.caption(n), known.max_tokens, key)
+                generation_ids(known.tokenizer, folder.caption(n), known.max_tokens, key, template)
                 for n, key in zip(numbers, keys, strict=True)
             ]
             ids, mask = pad(rows, token_id(known.tokenizer, PAD))

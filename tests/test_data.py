@@ -4,6 +4,7 @@ import io
 import json
 import pickle
 import tarfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -261,6 +262,24 @@ def test_a_generation_batch_is_captions_and_pictures(samples, tokenizer):
         assert not mask.diff().gt(0).any()  # right-padded
 
 
+def test_captions_are_put_as_the_generator_says_in_training_and_in_prediction(shapes_folder):
+    model = unified("stage2")
+    model.generation.template = "published_inference"
+    model.generation.training_template = "published_training"
+    module = data(shapes_folder)
+    module.connect(model.preprocessing())
+    module.setup("predict")
+    tokenizer = model.preprocessing().tokenizer
+
+    def prompt(loader):
+        batch = next(iter(loader))
+        return tokenizer.decode(batch.input_ids[0][batch.attention_mask[0].bool()])
+
+    asked, taught = prompt(module.predict_dataloader()), prompt(module.val_dataloader())
+    assert asked.endswith("<|im_start|>assistant\n[IMG]")
+    assert taught == asked.replace("[IMG]", "<|im_end|>\n[IMG]")
+
+
 def test_an_understanding_batch_is_conversations(samples, tokenizer):
     model = unified("stage1")
     build = BatchBuilder(samples, IMAGE_TO_TEXT, model.preprocessing(), text_only=0.4)
@@ -300,7 +319,7 @@ def test_text_only_batches_have_no_pictures(samples):
 
 
 def test_another_conversation_of_the_shard_may_be_learned(samples):
-    known = unified("stage1").preprocessing()
+    known = replace(unified("stage1").preprocessing(), max_tokens=512)  # all twelve of them
     batch = BatchBuilder(samples, IMAGE_TO_TEXT, known, conversation="questions")(0, [2], [2])
     answers = "".join(answer + "<|im_end|>" for _, answer in samples.facts(2)["questions"])
     assert known.tokenizer.decode(batch.labels[batch.labels != IGNORED]) == answers

@@ -177,6 +177,17 @@ def test_the_negative_prompt_is_a_run_of_its_own_seed(weights):
     assert not torch.equal(other, expected)
 
 
+def test_pictures_are_asked_for_by_the_template_of_inference(weights):
+    model = configured("stage2", weights).eval()
+    caption = " a red circle\n"
+    stripped = model.condition([caption]).states
+    assert torch.equal(stripped, model.condition(["a red circle"]).states)
+    model.generation.training_template = "published_training"
+    assert torch.equal(stripped, model.condition([caption]).states)
+    model.generation.template = "published_inference"
+    assert not torch.equal(stripped, model.condition([caption]).states)
+
+
 def test_the_negative_is_made_once_and_anew_after_training(weights, samples):
     model = guided(weights, "prompt")
     first = model.negative_features("prompt")

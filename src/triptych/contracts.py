@@ -243,6 +243,10 @@ class Preprocessing:
     """Placeholder tokens of one picture in a prompt."""
     image_inputs: Any = None
     """uint8 [B,3,H,W] -> (patches [S,patch], grids [B,3]); see `Understander.image_inputs`."""
+    template: str = "inference"
+    """How a caption is put to the model that makes a picture of it: of `prompts.TEMPLATES`."""
+    training_template: str = "inference"
+    """The same while that is learned and validated."""
 
 
 class Evaluator(ABC):

@@ -19,6 +19,7 @@ from triptych.contracts import (
 from triptych.freezing import Optimization
 from triptych.loss import OBJECTIVES, TimeSampling, mse, path, sample_time
 from triptych.modules.panel import Metrics, Panel
+from triptych.prompts import TemplateName
 from triptych.randomness import normal, uniform
 from triptych.sampler import noise_from_seeds, sample_flow, sample_regression
 from triptych.weights import WeightFiles
@@ -41,6 +42,10 @@ class GenerationModule(Panel):
             are computed once. 1 as published.
         steps, guidance: defaults of sampling.
         integer_times: sample as published, see `sampler.sample_flow`.
+        template, training_template: how a caption is put to the language model when pictures are
+            asked for, and when it is learned and validated: names of `prompts.TEMPLATES`. One
+            template for both, unless a training run of the published code goes on: there, training
+            had two tokens more than sampling.
         understander, encoder: only when this panel is the root, alone.
         optimization, trains, weights, seed: see `Panel`; used when this panel is the root.
     """
@@ -60,6 +65,8 @@ class GenerationModule(Panel):
         steps: int = 30,
         guidance: float = 3.0,
         integer_times: bool = False,
+        template: TemplateName = "inference",
+        training_template: TemplateName = "inference",
         max_tokens: int = 512,
         understander: Understander | None = None,
         encoder: ImageEncoder | None = None,
@@ -75,6 +82,7 @@ class GenerationModule(Panel):
         self.drop, self.draws = drop, draws
         self.steps, self.guidance, self.max_tokens = steps, guidance, max_tokens
         self.integer_times = integer_times
+        self.template, self.training_template = template, training_template
         self.understander, self.encoder = understander, encoder
         if understander is not None and encoder is not None:
             self.set_shapes(encoder.feature_shape, understander.width)
@@ -165,4 +173,6 @@ class GenerationModule(Panel):
             tokenizer=self.understander.tokenizer,
             max_tokens=self.max_tokens,
             picture_size=self.encoder.image_size,
+            template=self.template,
+            training_template=self.training_template,
         )

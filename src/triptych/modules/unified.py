@@ -210,6 +210,9 @@ class UnifiedModule(Panel):
         known = self.understanding.preprocessing()
         if self.encoder is not None:
             known.picture_size = self.encoder.image_size
+        if self.generation is not None:
+            known.template = self.generation.template
+            known.training_template = self.generation.training_template
         return known
 
     # Inference ----------------------------------------------------------------------------------
@@ -218,7 +221,10 @@ class UnifiedModule(Panel):
     def condition(self, prompts: list[str]):
         """Condition [B,N,D] of generation prompts."""
         known = self.preprocessing()
-        rows = [generation_ids(known.tokenizer, text, known.max_tokens) for text in prompts]
+        rows = [
+            generation_ids(known.tokenizer, text, known.max_tokens, template=known.template)
+            for text in prompts
+        ]
         ids, mask = pad(rows, token_id(known.tokenizer, PAD))
         return self.understanding.understander.condition(
             ids.to(self.device), mask.to(self.device), self.generation.queries
