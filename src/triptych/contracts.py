@@ -171,7 +171,10 @@ class VelocityModel(Part):
 
     @abstractmethod
     def forward(self, x_t: Tensor, t: Tensor, condition: Tensor) -> Tensor:
-        """x_t [B,C,h,w], t [B] in [0,1] (1 is noise), condition [B,N,D] -> velocity [B,C,h,w]."""
+        """x_t [B,C,h,w], t [B] in [0,1] (1 is noise), condition [B,N,D] -> velocity [B,C,h,w].
+
+        t may be float64: 1000 t is then an exact integer wherever that was drawn.
+        """
 
 
 class PixelDecoder(Part):
