@@ -79,6 +79,7 @@ train-joint: ## Train understanding and generation together
 $(STAGES): $(STAMP)
 	$(RUN) fit --config conf/base.yaml --config conf/model/$(PRESET).yaml \
 		--config conf/$(@:train-%=%).yaml \
+		$(addprefix --config ,$(wildcard conf/recipes/$(PRESET)/$(@:train-%=%).yaml)) \
 		$(if $(DATA),--config conf/data/folder.yaml --data.shards="$(DATA)") $(ARGS)
 
 demo: $(STAMP) ## Make pictures, answers and reconstructions with the shipped weights: out/demo
