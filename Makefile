@@ -4,6 +4,7 @@ PRESET ?= tiny
 DATA ?=
 ARGS ?=
 PYTHON ?=
+CASES ?= ../shared/data/parity
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 .DEFAULT_GOAL := help
@@ -31,7 +32,13 @@ ifneq ($(filter $(STAGES),$(MAKECMDGOALS)),)
   endif
 endif
 
-.PHONY: help setup $(STAGES) demo pretrain-tiny test lint clean
+ifneq ($(filter parity,$(MAKECMDGOALS)),)
+  ifneq ($(shell [ -d "$(CASES)" ] && echo yes),yes)
+    $(error the CASES folder '$(CASES)' does not exist)
+  endif
+endif
+
+.PHONY: help setup $(STAGES) demo pretrain-tiny parity test lint clean
 
 help: ## Show this help
 	@grep -hE '^[a-z0-9-]+:.*## ' $(firstword $(MAKEFILE_LIST)) \
@@ -39,6 +46,7 @@ help: ## Show this help
 	@echo
 	@echo '  PRESET=tiny        the model: a file of conf/model'
 	@echo '  DATA=FOLDER        train on a folder of WebDataset shards instead of the shapes world'
+	@echo '  CASES=FOLDER       recorded cases for parity, a folder each'
 	@echo '  ARGS="--a=1 --b"   passed on last, so they win; ARGS="--help" and ARGS="--print_config" too'
 	@echo '  PYTHON=python3.12  the Python that makes .venv'
 
@@ -71,6 +79,7 @@ train-joint: ## Train understanding and generation together
 $(STAGES): $(STAMP)
 	$(RUN) fit --config conf/base.yaml --config conf/model/$(PRESET).yaml \
 		--config conf/$(@:train-%=%).yaml \
+		$(addprefix --config ,$(wildcard conf/recipes/$(PRESET)/$(@:train-%=%).yaml)) \
 		$(if $(DATA),--config conf/data/folder.yaml --data.shards="$(DATA)") $(ARGS)
 
 demo: $(STAMP) ## Make pictures, answers and reconstructions with the shipped weights: out/demo
@@ -78,6 +87,9 @@ demo: $(STAMP) ## Make pictures, answers and reconstructions with the shipped we
 
 pretrain-tiny: $(STAMP) ## Make the shipped weights again from nothing; resumable, takes hours
 	$(RUN) pretrain $(ARGS)
+
+parity: $(STAMP) ## Compare with recorded values of the published code: CASES=FOLDER
+	$(RUN) parity "$(CASES)" $(ARGS)
 
 test: lint ## Lint, then run the whole test suite
 	.venv/bin/python -m pytest $(ARGS)

@@ -10,11 +10,12 @@ import numpy as np
 import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from triptych.callbacks.pictures import above, grid, inspecting, to_arrays
 from triptych.contracts import UserError, unit_to_pixels
+from triptych.pictures import square
 
 COLUMNS = 6
 DESCRIBE = "describe the picture"  # what the DataModules ask where there is no conversation
@@ -179,8 +180,5 @@ def validation_pictures(trainer: Trainer, number: int, size: int) -> tuple[Tenso
     """The first validation pictures, cropped square: uint8 [B,3,size,size], and their captions."""
     folder = validation_folder(trainer)
     samples = [folder[n] for n in range(min(number, len(folder)))]
-    pictures = [
-        np.array(ImageOps.fit(sample.picture, (size, size), Image.Resampling.BICUBIC))
-        for sample in samples
-    ]
-    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2), [s.caption for s in samples]
+    pictures = torch.stack([square(sample.picture, size) for sample in samples])
+    return pictures, [sample.caption for sample in samples]

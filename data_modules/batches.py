@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from triptych.contracts import IMAGE_TO_TEXT, TEXT_TO_IMAGE, Batch, Preprocessing
+from triptych.pictures import square
 from triptych.prompts import (
     GENERATION_INSTRUCTION,
     IGNORED,
@@ -25,18 +25,6 @@ from triptych.randomness import uniform
 from .shards import ShardFolder
 
 DESCRIBE = "describe the picture"
-
-
-def square(picture: Image.Image, size: int) -> Tensor:
-    """The published transform: short side to `size` (bicubic), centre crop; uint8 [3,size,size]."""
-    width, height = picture.size
-    if (width, height) != (size, size):
-        scale = size / min(width, height)
-        wide, high = max(size, round(width * scale)), max(size, round(height * scale))
-        picture = picture.resize((wide, high), Image.Resampling.BICUBIC)
-        left, top = (wide - size) // 2, (high - size) // 2
-        picture = picture.crop((left, top, left + size, top + size))
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
 
 
 @dataclass
@@ -68,12 +56,13 @@ class BatchBuilder:
 
     def _text_to_image(self, step: int, numbers: Sequence[int], samples: Tensor) -> Batch:
         known, folder = self.known, self.folder
+        template = known.training_template
         keys = [folder.key(n) for n in numbers]
         if known.tokenizer is None:
             ids = mask = torch.zeros((len(keys), 0), dtype=torch.long)
         else:
             rows = [
-                generation_ids(known.tokenizer, folder.caption(n), known.max_tokens, key)
+                generation_ids(known.tokenizer, folder.caption(n), known.max_tokens, key, template)
                 for n, key in zip(numbers, keys, strict=True)
             ]
             ids, mask = pad(rows, token_id(known.tokenizer, PAD))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -157,7 +158,7 @@ class ShardDataModule(LightningDataModule):
         return self._by_task(
             lambda task: self._loader(
                 StepDataset(
-                    self._builder(self.train_folder, task),
+                    self._builder(self.train_folder, task, self.known),
                     self.batch_size,
                     self.seed,
                     trainer.global_rank,
@@ -168,32 +169,36 @@ class ShardDataModule(LightningDataModule):
         )
 
     def val_dataloader(self):
-        return self._by_task(
-            lambda task: self._loader(
-                EvaluationDataset(
-                    self._builder(self.val_folder, task), self.batch_size, self.val_samples
-                )
-            )
-        )
+        return self._in_order(self.known)
 
     def test_dataloader(self):
         return self.val_dataloader()
 
     def predict_dataloader(self):
-        return self.val_dataloader()
+        """The validation captions, put to the model as whoever asks for a picture puts them."""
+        return self._in_order(replace(self.known, training_template=self.known.template))
 
     def preview_captions(self, number: int) -> list[str]:
         """Captions of validation samples, for sample grids."""
         return [self.val_folder.caption(n) for n in range(min(number, len(self.val_folder)))]
+
+    def _in_order(self, known: Preprocessing):
+        return self._by_task(
+            lambda task: self._loader(
+                EvaluationDataset(
+                    self._builder(self.val_folder, task, known), self.batch_size, self.val_samples
+                )
+            )
+        )
 
     def _by_task(self, make):
         if len(self.tasks) == 1:
             return make(self.tasks[0])
         return CombinedLoader({task: make(task) for task in self.tasks}, "min_size")
 
-    def _builder(self, folder: ShardFolder, task: str) -> BatchBuilder:
+    def _builder(self, folder: ShardFolder, task: str, known: Preprocessing) -> BatchBuilder:
         return BatchBuilder(
-            folder, task, self.known, self.text_only, self.seed, self.conversation, self.turns
+            folder, task, known, self.text_only, self.seed, self.conversation, self.turns
         )
 
     def _loader(self, dataset: Dataset, sampler: Sampler | None = None) -> DataLoader:
@@ -215,7 +220,7 @@ class ShardDataModule(LightningDataModule):
             return
         lengths = {n: len(folder.caption(n)) for n in range(min(most, len(folder)))}
         extremes = [min(lengths, key=lengths.get), max(lengths, key=lengths.get)]
-        self._builder(folder, TEXT_TO_IMAGE)(0, extremes, [0, 1])
+        self._builder(folder, TEXT_TO_IMAGE, self.known)(0, extremes, [0, 1])
 
 
 class ShapesDataModule(ShardDataModule):

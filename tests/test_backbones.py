@@ -14,9 +14,17 @@ from torch import nn
 from triptych.backbones import EvaClip, KLAutoencoder, LuminaNextDiT
 from triptych.backbones.eva_clip import CLIP_MEAN, CLIP_STD
 from triptych.contracts import IMAGE_TO_TEXT, UserError, pixels_to_unit
+from triptych.evaluation.parity.loading import fill, placed
 from triptych.evaluation.shapes import examples
 from triptych.modules import UnderstandingModule
-from triptych.prompts import PAD, conversation_ids, generation_ids, pad, token_id
+from triptych.prompts import (
+    PAD,
+    conversation_ids,
+    generation_ids,
+    pad,
+    reconstruction_ids,
+    token_id,
+)
 
 
 @torch.no_grad()
@@ -58,6 +66,29 @@ def test_dit_of_the_published_sizes():
     assert len(model.dit.layers) == 24
     assert model.dit.layers[0].feed_forward.linear_1.out_features == 4864
     assert model.dit.layers[0].gate.shape == (28,)
+
+
+@pytest.mark.parametrize(
+    ("rule", "published"),  # of published sizes: the width under diffusers' rule, before and after
+    [({}, 4864), ({"ffn_dim_multiplier": 1.5}, 7168)],
+)
+def test_dit_takes_both_feed_forward_widths_that_are_published(rule, published):
+    ours = LuminaNextDiT(depth=1, ffn_width=published)
+    ours.set_shapes((1792, 8, 8), 3584)
+    with torch.device("meta"):
+        ours.build()
+        theirs = LuminaNextDiT2DModel(
+            8, 1, 1792, 1792, 1, 28, 28, 256, cross_attention_dim=1792, learn_sigma=False, **rule
+        )
+    shapes = {name: parameter.shape for name, parameter in theirs.named_parameters()}
+    assert {name: parameter.shape for name, parameter in ours.dit.named_parameters()} == shapes
+
+
+@pytest.mark.parametrize("width", [1, 7, 100, 170, 171, 1000])
+def test_dit_has_the_feed_forward_width_it_is_told(width):
+    model = small_dit(ffn_width=width)
+    assert model.dit.layers[0].feed_forward.linear_2.in_features == width
+    assert model(torch.randn(1, 8, 6, 6), torch.ones(1), torch.randn(1, 5, 24)).isfinite().all()
 
 
 def test_dit_equals_diffusers_with_the_same_weights():
@@ -146,6 +177,46 @@ def test_eva_tokens_are_those_of_the_stock_timm_tower():
     expected = stock.forward_features((pixels / 255 - mean) / deviation)[:, 1:]
     assert torch.allclose(ours.tokens(pixels), expected, atol=1e-5)
     assert torch.allclose(ours(pixels), expected.transpose(1, 2).unflatten(2, (3, 3)), atol=1e-5)
+
+
+def test_eva_takes_the_weights_of_the_stock_timm_tower():
+    """Through the layouts, with the bias of queries and of values apart, and then fused."""
+    stock = shaken(
+        timm.create_model(
+            "eva02_enormous_patch14_clip_224",
+            img_size=SIDE,
+            patch_size=16,
+            embed_dim=32,
+            depth=2,
+            num_heads=2,
+            mlp_ratio=2,
+            num_classes=0,
+            use_post_transformer_norm=False,
+        ),
+        0.1,
+    )
+    images = torch.randn(2, 3, SIDE, SIDE)
+    expected = stock.forward_features(images)[:, 1:]
+    apart = placed(stock.state_dict())
+    # Any bias on keys adds the same to all scores of a query: the softmax takes it away.
+    fused = {
+        n: t + (torch.arange(len(t)) // 32 == 1) if "qkv.bias" in n else t for n, t in apart.items()
+    }
+    for state in (apart, fused):
+        ours = built(eva(standardize=False))
+        fill(ours, "encoder.", state)
+        assert torch.allclose(ours.image_tokens(images), expected, atol=1e-5)
+
+
+def test_eva_of_nothing_is_the_mean_colour():
+    model = shaken(built(eva()), 0.1)
+    mean = (torch.tensor(CLIP_MEAN) * 255).round().to(torch.uint8)
+    grey = mean[:, None, None].expand(1, 3, SIDE, SIDE)
+    blank, black = model.blank_features(), model(torch.zeros_like(grey))
+    assert blank.shape == (1, 32, 3, 3)
+    assert relative(blank, model(grey)) < 0.1 * relative(blank, black)
+    with pytest.raises(UserError, match="KLAutoencoder knows no blank picture"):
+        vae().blank_features()
 
 
 def test_eva_knows_its_feature_shape_before_it_is_built():
@@ -289,6 +360,34 @@ def test_decoding_a_picture_does_not_depend_on_its_neighbours(guidance):
     assert not torch.equal(together[1], model.decode(features, [0] * 4, 2, guidance)[1])
 
 
+def test_decoder_is_led_away_from_what_it_is_given():
+    model = small_decoder()
+    features, noise = torch.randn(2, 32, 3, 3), torch.randn(2, *model.vae.feature_shape)
+    null = torch.randn(1, 32, 3, 3)
+    zeros = model.sample(features, noise, 2, 3.0)
+    assert torch.equal(zeros, model.sample(features, noise, 2, 3.0, torch.zeros_like(null)))
+    led = model.sample(features, noise, 2, 3.0, null)
+    assert relative(led, zeros) > 1e-3
+    # one null for all pictures, and it matters to none where there is no guidance
+    assert torch.equal(led, model.sample(features, noise, 2, 3.0, null.expand(2, -1, -1, -1)))
+    plain = model.sample(features, noise, 2, 1.0)
+    assert torch.equal(plain, model.sample(features, noise, 2, 1.0, null))
+    assert torch.allclose(plain, model.sample(features, noise, 2, 2.0, features), atol=1e-4)
+
+
+@pytest.mark.parametrize("original", [None, 1024])
+def test_decoder_tells_the_unet_sizes_and_the_mean_of_the_tokens(original):
+    model = small_decoder(original_size=original)
+    seen = {}
+    model.unet.register_forward_pre_hook(lambda _, a, named: seen.update(named), with_kwargs=True)
+    features = torch.randn(3, 32, 3, 3)
+    model.sample(features, torch.randn(3, *model.vae.feature_shape), 1, 3.0)
+    added = seen["added_cond_kwargs"]
+    side = original or SIDE
+    assert added["time_ids"].tolist() == [[side, side, 0, 0, SIDE, SIDE]] * 6
+    assert torch.allclose(added["text_embeds"][:3], features.mean((2, 3)), atol=1e-6)
+
+
 def test_decoder_refuses_sizes_that_do_not_fit():
     with pytest.raises(UserError, match=r"widths \[32, 32\] and depths \[1\] must pair up"):
         decoder(depths=[1])
@@ -315,6 +414,67 @@ def prompts(tokenizer, kind):
     else:  # "all the same"
         rows = [generation_ids(tokenizer, CAPTIONS[0], 256)] * 3
     return pad(rows, token_id(tokenizer, PAD))
+
+
+def mixed_prompts(qwen):
+    """Ids, mask, patches and grids of three prompts; the first and the last show a picture."""
+    tokenizer, pictures = qwen.tokenizer, drawn(2)
+    shown = reconstruction_ids(tokenizer, qwen.image_tokens(), 256)
+    rows = [shown, generation_ids(tokenizer, CAPTIONS[0], 256), shown]
+    return *pad(rows, token_id(tokenizer, PAD)), *qwen.image_inputs(pictures)
+
+
+def test_condition_on_pictures_from_a_cached_prompt_is_that_of_the_whole_pass(qwen):
+    ids, mask, patches, grids = mixed_prompts(qwen)
+    start, pull = torch.randn(4, 64), torch.randn(3, 4, 64)
+    results = {}
+    for trains in (True, False):
+        qwen.requires_grad_(trains)
+        queries = start.clone().requires_grad_()
+        states = qwen.condition(ids, mask, queries, patches, grids).states
+        (states * pull).sum().backward()
+        results[trains] = states.detach(), queries.grad
+    assert all(p.grad is not None for p in qwen.model.model.visual.parameters())
+    qwen.zero_grad()
+    assert torch.allclose(results[False][0], results[True][0], atol=1e-5)
+    assert relative(results[False][1], results[True][1]) <= 1e-5
+    # the same words with another picture are another condition
+    assert relative(results[True][0][0], results[True][0][2]) > 1e-3
+
+
+def test_pictures_in_a_batch_of_prompts_stay_with_their_prompt(qwen):
+    qwen.requires_grad_(False)
+    ids, mask, patches, grids = mixed_prompts(qwen)
+    queries = torch.randn(4, 64)
+    together = qwen.condition(ids, mask, queries, patches, grids).states
+    own = len(patches) // 2
+    inputs = [(patches[:own], grids[:1]), (None, None), (patches[own:], grids[1:])]
+    for i, pictures in enumerate(inputs):
+        length = int(mask[i].sum())
+        alone = qwen.condition(
+            ids[i : i + 1, :length], mask[i : i + 1, :length], queries, *pictures
+        )
+        assert torch.allclose(together[i], alone.states[0], atol=1e-5)
+    twice = qwen.condition(ids[[0, 0]], mask[[0, 0]], queries, patches, grids).states
+    assert torch.allclose(twice, together[[0, 2]], atol=1e-5)  # equal ids, unequal pictures
+
+
+def test_condition_on_a_picture_has_one_dimensional_positions(qwen):
+    ids, mask, patches, grids = mixed_prompts(qwen)
+    length, queries = int(mask[0].sum()), torch.randn(4, 64)
+    with torch.no_grad():
+        embeds = qwen.embed(ids[:1, :length], patches[: len(patches) // 2], grids[:1])
+        expected = qwen.model.model.language_model(
+            inputs_embeds=torch.cat([embeds, queries[None]], 1)
+        ).last_hidden_state[:, length:]
+        ours = qwen.condition(ids, mask, queries, patches, grids).states[:1]
+    assert torch.allclose(ours, expected, atol=1e-5)
+
+
+def test_pictures_without_a_place_in_the_prompt_are_refused(qwen):
+    ids, mask, patches, grids = mixed_prompts(qwen)
+    with pytest.raises(UserError, match="18 tokens, the prompts hold 9 placeholders"):
+        qwen.condition(ids[:1], mask[:1], torch.randn(4, 64), patches, grids)
 
 
 @pytest.mark.parametrize("kind", ["captions", "nothing in common", "all the same"])

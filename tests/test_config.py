@@ -12,6 +12,8 @@ from triptych.cli import alone, main, plain
 CONF = ROOT / "conf"
 RECIPES = sorted(path.stem for path in CONF.glob("*.yaml") if path.stem != "base")
 PRESETS = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
+# What the Makefile reads after a recipe for one preset.
+OVERLAYS = sorted(p for name in PRESETS for p in (CONF / "recipes" / name).glob("*.yaml"))
 ADDED = sorted(path for folder in ("data", "trainer") for path in (CONF / folder).glob("*.yaml"))
 
 
@@ -59,11 +61,38 @@ def refused(triptych, status, *arguments):
 def test_every_recipe_parses_with_every_preset(triptych, recipe, preset):
     config = printed(triptych, *fit(recipe, preset=preset))
     assert config["model"]["preset"] == preset and config["model"]["stage"] == recipe
-    assert config["model"]["losses"] and config["model"]["trains"]
+    assert config["model"]["losses"]
+    # the decoder itself says what of it trains
+    assert (config["model"]["trains"] is None) == (recipe == "decoder")
     assert config["trainer"]["max_steps"] > 0
     named = {callback["class_path"].split(".")[-1] for callback in config["trainer"]["callbacks"]}
     assert {"Checkpoint", "ExportWeights", "SampleGrid", "LearningRateMonitor"} <= named
     assert len(config["trainer"]["logger"]) == 2
+
+
+@pytest.mark.parametrize("path", OVERLAYS, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_every_recipe_of_a_preset_parses_with_its_data(triptych, path):
+    folder = CONF / "data" / "folder.yaml"
+    overlay, more = ["--config", path], ["--config", folder, "--data.shards=mine"]
+    alone = printed(triptych, *fit(path.stem, preset=path.parent.name), *overlay)
+    config = printed(triptych, *fit(path.stem, preset=path.parent.name), *overlay, *more)
+    written = yaml.safe_load(path.read_text())
+    assert written["model"]["optimization"].items() <= config["model"]["optimization"].items()
+    assert written["trainer"].items() <= config["trainer"].items()
+    batch_size = written["data"]["init_args"]["batch_size"]
+    for found in (alone, config):  # never the shapes
+        assert found["data"]["class_path"] == "triptych.data_modules.ShardDataModule"
+        assert found["data"]["init_args"]["batch_size"] == batch_size
+    callbacks = {each["class_path"].split(".")[-1]: each for each in config["trainer"]["callbacks"]}
+    assert "Evaluate" not in callbacks
+    every = config["trainer"]["val_check_interval"]
+    assert callbacks["SampleGrid"]["init_args"]["every"] == every
+
+
+def test_every_folder_of_recipes_belongs_to_a_preset():
+    folders = {path.name for path in (CONF / "recipes").iterdir()}
+    assert folders - {"published"} <= set(PRESETS)
+    assert {"stage2", "stage3", "decoder"} <= {path.stem for path in OVERLAYS} <= set(RECIPES)
 
 
 @pytest.mark.parametrize("path", ADDED, ids=lambda path: f"{path.parent.name}/{path.stem}")
@@ -154,6 +183,11 @@ def test_an_unknown_command_is_one_sentence_and_status_2(triptych):
         (["generate", "a circle", "--config", "x.yaml"], "x.yaml does not exist"),
         (fit("stage2", "--ckpt_path=nowhere.ckpt"), "nowhere.ckpt does not exist"),
         (fit("stage2", "--ckpt_path=last"), "there is no last.ckpt under runs/tiny/stage2"),
+        (
+            fit("stage2", preset="blip3o_8b"),
+            "`triptych convert CHECKPOINT weights/blip3o_8b` makes it",
+        ),
+        (["convert", "nowhere", "out"], "nowhere does not exist and is no hub id"),
         (fit("stage2", "--model.losses.generatoin=1.0"), "'generatoin' is no panel"),
     ],
 )
@@ -170,7 +204,17 @@ def test_help_lists_every_command(triptych):
     for arguments in ((), ("--help",), ("-h",)):
         status, out, _ = triptych(*arguments)
         assert status == 0
-        for command in ("fit", "validate", "test", "predict", "generate", "chat", "eval", "demo"):
+        for command in (
+            "fit",
+            "validate",
+            "test",
+            "predict",
+            "generate",
+            "chat",
+            "eval",
+            "demo",
+            "convert",
+        ):
             assert f"\n  {command} " in out
 
 

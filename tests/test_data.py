@@ -4,6 +4,7 @@ import io
 import json
 import pickle
 import tarfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,13 +14,13 @@ from PIL import Image
 
 from triptych.contracts import IMAGE_TO_TEXT, TEXT_TO_IMAGE, Preprocessing, UserError
 from triptych.data_modules import BatchBuilder, ShapesDataModule, ShardDataModule, ShardFolder
-from triptych.data_modules.batches import square
 from triptych.data_modules.module import (
     VALIDATION_SAMPLES,
     EvaluationDataset,
     StepDataset,
     Steps,
 )
+from triptych.pictures import square
 from triptych.prompts import IGNORED
 
 
@@ -261,6 +262,24 @@ def test_a_generation_batch_is_captions_and_pictures(samples, tokenizer):
         assert not mask.diff().gt(0).any()  # right-padded
 
 
+def test_captions_are_put_as_the_generator_says_in_training_and_in_prediction(shapes_folder):
+    model = unified("stage2")
+    model.generation.template = "published_inference"
+    model.generation.training_template = "published_training"
+    module = data(shapes_folder)
+    module.connect(model.preprocessing())
+    module.setup("predict")
+    tokenizer = model.preprocessing().tokenizer
+
+    def prompt(loader):
+        batch = next(iter(loader))
+        return tokenizer.decode(batch.input_ids[0][batch.attention_mask[0].bool()])
+
+    asked, taught = prompt(module.predict_dataloader()), prompt(module.val_dataloader())
+    assert asked.endswith("<|im_start|>assistant\n[IMG]")
+    assert taught == asked.replace("[IMG]", "<|im_end|>\n[IMG]")
+
+
 def test_an_understanding_batch_is_conversations(samples, tokenizer):
     model = unified("stage1")
     build = BatchBuilder(samples, IMAGE_TO_TEXT, model.preprocessing(), text_only=0.4)
@@ -300,7 +319,7 @@ def test_text_only_batches_have_no_pictures(samples):
 
 
 def test_another_conversation_of_the_shard_may_be_learned(samples):
-    known = unified("stage1").preprocessing()
+    known = replace(unified("stage1").preprocessing(), max_tokens=512)  # all twelve of them
     batch = BatchBuilder(samples, IMAGE_TO_TEXT, known, conversation="questions")(0, [2], [2])
     answers = "".join(answer + "<|im_end|>" for _, answer in samples.facts(2)["questions"])
     assert known.tokenizer.decode(batch.labels[batch.labels != IGNORED]) == answers
@@ -331,16 +350,13 @@ def test_pictures_without_conversation_are_described(tmp_path):
     assert "describe the picture" in text and text.endswith("a red thing<|im_end|>")
 
 
-@pytest.mark.parametrize("size", [(48, 48), (96, 48), (50, 131), (20, 33), (47, 48)])
-def test_square_is_resize_and_centre_crop(size):
-    pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), np.uint8)
-    picture = Image.fromarray(pixels)
-    shown = square(picture, SIDE).permute(1, 2, 0).numpy()
-    scale = SIDE / min(size)
-    wide, high = round(size[0] * scale), round(size[1] * scale)
-    resized = np.array(picture.resize((wide, high), Image.Resampling.BICUBIC))
-    left, top = (wide - SIDE) // 2, (high - SIDE) // 2
-    assert np.array_equal(shown, resized[top : top + SIDE, left : left + SIDE])
+def test_a_picture_of_any_shape_is_brought_to_the_published_square(tmp_path, tokenizer):
+    pixels = np.random.default_rng(0).integers(0, 256, (90, 150, 3), np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    write(tmp_path / "a.tar", [("k.png", buffer.getvalue()), ("k.txt", b"noise")])
+    batch = BatchBuilder(ShardFolder(tmp_path), TEXT_TO_IMAGE, known(tokenizer))(0, [0], [0])
+    assert torch.equal(batch.target_pixels[0], square(Image.fromarray(pixels), SIDE))
 
 
 @pytest.mark.parametrize(

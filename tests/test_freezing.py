@@ -75,6 +75,17 @@ def test_the_decoder_trains_beside_its_frozen_vae(weights):
     assert not any(m.training for m in decoder.vae.modules())
 
 
+def test_a_stage_that_does_not_say_what_trains_leaves_it_to_the_panels_of_its_losses():
+    own = {
+        "stage1": ["understanding.*"],
+        "stage2": ["generation.queries", "generation.dit"],
+        "decoder": ["decoding.decoder.unet", "decoding.decoder.baseline"],
+    }
+    assert {stage: unified(stage, trains=None).trains for stage in own} == own
+    both = unified("joint", trains=None).trains
+    assert both == own["stage1"] + own["stage2"]
+
+
 def test_the_unused_pad_token_never_trains(weights):
     model = unified("stage2", weights=weights, trains=["generation"])
     model.configure_model()

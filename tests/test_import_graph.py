@@ -13,7 +13,7 @@ SOURCES = {"triptych": "src/triptych"} | {
 # A room may import its own layer and the layers above it in this list, but for EXCEPTIONS.
 LAYERS = [
     ["contracts", "randomness", "resources", "version"],
-    ["loss", "sampler", "prompts", "freezing"],
+    ["loss", "sampler", "prompts", "pictures", "freezing"],
     ["backbones", "weights", "shapes"],
     ["modules"],
     ["pipeline"],
@@ -23,10 +23,10 @@ LAYERS = [
     ["__main__"],
 ]
 EXCEPTIONS = {
-    "data_modules": {"contracts", "prompts", "randomness", "shapes"},
-    "callbacks": {"contracts", "sampler", "weights"},
+    "data_modules": {"contracts", "pictures", "prompts", "randomness", "shapes"},
+    "callbacks": {"contracts", "pictures", "sampler", "weights"},
     "shapes": {"prompts"},  # the tokenizer alone, see below
-    "backbones": {"contracts", "randomness", "resources", "loss", "prompts"},
+    "backbones": {"contracts", "randomness", "resources", "loss", "sampler", "prompts"},
     "modules": {room for layer in LAYERS[:3] for room in layer} - {"shapes"},
     "pipeline": {room for layer in LAYERS[:4] for room in layer} - {"shapes"},
 }

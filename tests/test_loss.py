@@ -29,8 +29,17 @@ def test_path_moves_with_its_velocity_and_each_picture_has_its_time():
 def test_uniform_time_has_the_thousand_published_values():
     u = (torch.arange(MANY) / MANY).float()
     t = sample_time(u, torch.zeros(MANY), "uniform")
-    assert torch.equal(t.unique(), torch.arange(1, 1001) / 1000)
+    assert torch.equal((1000 * t.unique()).float(), torch.arange(1, 1001).float())
     assert sample_time(torch.tensor([1 - 2**-24]), torch.zeros(1), "uniform").item() == 1.0
+
+
+@pytest.mark.parametrize("how", ["uniform", "logit_normal"])
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def test_the_path_keeps_the_format_of_the_features(how, kind):
+    features, noise = torch.randn(2, 3, 4, 4, dtype=kind), torch.randn(2, 3, 4, 4, dtype=kind)
+    t = sample_time(torch.tensor([0.1, 0.9]), torch.tensor([-1.0, 1.0]), how)
+    x_t, target = path(features, noise, t)
+    assert x_t.dtype == target.dtype == kind
 
 
 def test_logit_normal_time_is_denser_in_the_middle():
@@ -72,7 +81,7 @@ def test_perfect_model_of_a_gaussian_pays_the_irreducible_loss(how):
     draws = uniform(0, "time", range(number)), normal((), 0, "time-normal", range(number))
     t = sample_time(*draws, how)
     x_t, target = path(data, noise, t)
-    u = t[:, None, None, None]
+    u = t.float()[:, None, None, None]
     spread = ((1 - u) * deviation) ** 2 + u**2  # variance of x_t
     slope = (u - (1 - u) * deviation**2) / spread
     perfect = -mean + slope * (x_t - (1 - u) * mean)

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 TARGETS = (
     "help setup train-encoder train-decoder train-stage1 train-stage2 train-stage3 train-joint "
-    "demo pretrain-tiny test lint clean"
+    "demo pretrain-tiny parity test lint clean"
 ).split()
 
 
@@ -18,11 +18,12 @@ TARGETS = (
 def make(tmp_path):
     """Runs make in a bare folder that holds the Makefile and the presets, and no environment."""
     shutil.copy(ROOT / "Makefile", tmp_path)
-    shutil.copytree(ROOT / "conf" / "model", tmp_path / "conf" / "model")
+    for folder in ("model", "recipes"):
+        shutil.copytree(ROOT / "conf" / folder, tmp_path / "conf" / folder)
     for name in ("setup.cfg", "constraints.txt", "pyproject.toml"):
         (tmp_path / name).touch()
     # The variables of a make around this test are not the user's.
-    ours = ("MAKE", "MFLAGS", "ARGS", "PRESET", "DATA", "PYTHON")
+    ours = ("MAKE", "MFLAGS", "ARGS", "PRESET", "DATA", "PYTHON", "CASES")
     env = {k: v for k, v in os.environ.items() if not k.startswith(ours)}
 
     def run(*words: str) -> subprocess.CompletedProcess:
@@ -54,6 +55,10 @@ def test_unknown_preset_names_the_known_ones(make, tmp_path):
     assert "'tinny' is unknown" in line and "tiny" in line.split("one of:")[1]
 
 
+def test_a_folder_of_cases_that_is_not_there(make, tmp_path):
+    assert "'nowhere' does not exist" in refused(make("parity", "CASES=nowhere"), tmp_path)
+
+
 def test_empty_preset(make, tmp_path):
     assert "is unknown" in refused(make("train-stage1", "PRESET="), tmp_path)
 
@@ -77,8 +82,9 @@ def test_python_that_is_not_there(make, tmp_path):
     assert not (tmp_path / ".venv").exists()
 
 
-def test_training_command_is_the_plain_one(make, tmp_path):
-    """A stand-in interpreter shows what is run: three configs, the data, ARGS last."""
+@pytest.fixture
+def trained(make, tmp_path):
+    """Runs a training target with data, and says what a stand-in interpreter was told."""
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "a.tar").touch()
     python = tmp_path / ".venv" / "bin" / "python"
@@ -88,10 +94,28 @@ def test_training_command_is_the_plain_one(make, tmp_path):
     stamp = tmp_path / ".venv" / ".set-up"
     stamp.touch()
     os.utime(stamp, (2**31, 2**31))
-    result = make("train-stage2", "DATA=mine", "ARGS=--trainer.max_steps=3 --model.seed=1")
-    assert result.returncode == 0
-    assert result.stdout.splitlines()[-1] == (
+
+    def run(*words: str) -> str:
+        result = make(*words, "DATA=mine")
+        assert result.returncode == 0
+        return result.stdout.splitlines()[-1]
+
+    return run
+
+
+def test_training_command_is_the_plain_one(trained):
+    """Three configs, the data, ARGS last."""
+    assert trained("train-stage2", "ARGS=--trainer.max_steps=3 --model.seed=1") == (
         "-m triptych fit --config conf/base.yaml --config conf/model/tiny.yaml "
         "--config conf/stage2.yaml --config conf/data/folder.yaml --data.shards=mine "
         "--trainer.max_steps=3 --model.seed=1"
+    )
+
+
+@pytest.mark.parametrize("preset", ["blip3o_4b", "blip3o_8b", "siglip2_sana"])
+def test_a_recipe_of_the_preset_comes_after_the_stage_and_before_the_data(trained, preset):
+    assert trained("train-stage2", f"PRESET={preset}", "ARGS=--model.seed=1") == (
+        f"-m triptych fit --config conf/base.yaml --config conf/model/{preset}.yaml "
+        f"--config conf/stage2.yaml --config conf/recipes/{preset}/stage2.yaml "
+        "--config conf/data/folder.yaml --data.shards=mine --model.seed=1"
     )

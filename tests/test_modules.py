@@ -29,6 +29,7 @@ from triptych.modules import (
     UnderstandingModule,
     UnifiedModule,
 )
+from triptych.prompts import PAD, pad, reconstruction_ids, token_id
 from triptych.weights import WeightFiles
 
 OBJECTIVES = ["clip_flow", "clip_mse", "vae_flow"]
@@ -119,6 +120,103 @@ def test_drop_is_the_null_condition(weights, samples):
         assert torch.equal(model.step(batch)[0], before)
         model.generation.drop = 0.0
         assert not torch.equal(model.step(batch)[0], before)
+
+
+def test_a_prompt_may_show_pictures(weights, samples):
+    """Image to image: the batch brings patches, and the queries' outputs depend on them."""
+    model = configured("stage2", weights)
+    known = model.preprocessing()
+    batch = batches(model, samples, TEXT_TO_IMAGE)
+    rows = [reconstruction_ids(known.tokenizer, known.image_tokens, 256)] * 4
+    batch.input_ids, batch.attention_mask = pad(rows, token_id(known.tokenizer, PAD))
+    batch.understanding_pixels, batch.image_grid_thw = known.image_inputs(batch.target_pixels)
+    losses = steps(model, batch, 8)
+    assert losses[-1] < losses[0]
+    model.eval()
+    with torch.no_grad():
+        first = model.step(batch)[0]
+        batch.understanding_pixels = batch.understanding_pixels.flip(0)
+        assert not torch.equal(model.step(batch)[0], first)
+    assert model.predict_step(batch, 0)["pictures"].shape == (4, 3, SIDE, SIDE)
+
+
+# --- the negative of the decoder ------------------------------------------------------------------
+
+
+def guided(weights, negative, **settings):
+    """A model whose decoder is guided away from `negative`."""
+    model = configured("stage2", weights, negative=negative, **settings).eval()
+    model.decoding.decoder.guidance = 3.0
+    return model
+
+
+def test_negatives_are_of_three_kinds(weights):
+    pictures = {}
+    for kind in ("zeros", "prompt", "blank"):
+        model = guided(weights, kind)
+        null = model.negative_features(kind)
+        assert (null is None) == (kind == "zeros")
+        assert null is None or null.shape == (1, 32, 3, 3)
+        pictures[kind] = model.generate(CAPTIONS, [0, 1, 2])
+    assert not torch.equal(pictures["zeros"], pictures["prompt"])
+    assert not torch.equal(pictures["zeros"], pictures["blank"])
+    assert not torch.equal(pictures["prompt"], pictures["blank"])
+
+
+def test_the_negative_prompt_is_a_run_of_its_own_seed(weights):
+    model = guided(weights, "prompt", negative_seed=5)
+    tokenizer = model.preprocessing().tokenizer
+    ids = torch.tensor([[*tokenizer(" ")["input_ids"], token_id(tokenizer, "[IMG]")]])
+    with torch.no_grad():
+        condition = model.understanding.understander.condition(
+            ids, torch.ones_like(ids), model.generation.queries
+        )
+    expected = model.generation.sample(condition, [5])
+    assert torch.equal(model.negative_features("prompt"), expected)
+    other = guided(weights, "prompt", negative_seed=6).negative_features("prompt")
+    assert not torch.equal(other, expected)
+
+
+def test_pictures_are_asked_for_by_the_template_of_inference(weights):
+    model = configured("stage2", weights).eval()
+    caption = " a red circle\n"
+    stripped = model.condition([caption]).states
+    assert torch.equal(stripped, model.condition(["a red circle"]).states)
+    model.generation.training_template = "published_training"
+    assert torch.equal(stripped, model.condition([caption]).states)
+    model.generation.template = "published_inference"
+    assert not torch.equal(stripped, model.condition([caption]).states)
+
+
+def test_the_negative_is_made_once_and_anew_after_training(weights, samples):
+    model = guided(weights, "prompt")
+    first = model.negative_features("prompt")
+    assert model.negative_features("prompt") is first
+    with torch.no_grad():
+        model.generation.queries.mul_(2)
+    model.train().eval()
+    assert not torch.equal(model.negative_features("prompt"), first)
+
+
+def test_a_reconstruction_is_led_away_from_the_blank_picture(weights):
+    pictures = torch.randint(0, 256, (2, 3, SIDE, SIDE), dtype=torch.uint8)
+    shown = {k: guided(weights, k).reconstruct(pictures, [0, 1]) for k in ("prompt", "blank")}
+    assert torch.equal(shown["prompt"], shown["blank"])
+    assert not torch.equal(shown["blank"], guided(weights, "zeros").reconstruct(pictures, [0, 1]))
+
+
+def test_a_picture_is_the_same_whatever_was_asked_before_or_beside(weights):
+    """Neither the first picture nor its neighbours change another: each has its seed."""
+    model = guided(weights, "prompt")
+    together = model.generate(CAPTIONS, [7, 8, 9])
+    for number in (2, 0, 1):
+        fresh = guided(weights, "prompt")
+        alone = fresh.generate(CAPTIONS[number : number + 1], [7 + number])[0]
+        assert (alone.int() - together[number].int()).abs().max() <= 1  # rounding
+        again = model.generate(CAPTIONS[number : number + 1], [7 + number])[0]
+        assert torch.equal(again, alone)
+    other = model.generate(CAPTIONS[:1], [8])[0]
+    assert (other.int() - together[0].int()).abs().max() > 1
 
 
 # --- what trains ----------------------------------------------------------------------------------

@@ -11,7 +11,9 @@ from triptych.prompts import (
     START_OF_IMAGE,
     conversation_ids,
     generation_ids,
+    negative_ids,
     pad,
+    reconstruction_ids,
     token_id,
 )
 
@@ -28,6 +30,42 @@ def test_the_generation_prompt_is_the_published_one(tokenizer):
     ids = generation_ids(tokenizer, "  a red circle\n", 256)
     assert tokenizer.decode(ids) == PUBLISHED
     assert ids[-1] == token_id(tokenizer, START_OF_IMAGE) and ids.count(ids[-1]) == 1
+
+
+def test_the_published_templates(tokenizer):
+    caption = " a red circle\n"
+    asked = generation_ids(tokenizer, caption, 256, template="published_inference")
+    assert tokenizer.decode(asked) == PUBLISHED.replace("a red circle", caption)
+    taught = generation_ids(tokenizer, caption, 256, template="published_training")
+    assert tokenizer.decode(taught) == PUBLISHED.replace("a red circle", caption).replace(
+        "[IMG]", "<|im_end|>\n[IMG]"
+    )
+
+
+def test_published_training_cuts_the_end_of_a_long_prompt(tokenizer):
+    whole = generation_ids(tokenizer, "red " * 30, 256, template="published_training")
+    cut = generation_ids(tokenizer, "red " * 30, 40, template="published_training")
+    assert cut == [*whole[:39], token_id(tokenizer, START_OF_IMAGE)]
+    exact = generation_ids(tokenizer, "red " * 30, len(whole), template="published_training")
+    assert exact == whole
+    with pytest.raises(UserError, match="the model takes 40"):
+        generation_ids(tokenizer, "red " * 30, 40, template="published_inference")
+
+
+def test_the_prompt_that_shows_a_picture(tokenizer):
+    ids = reconstruction_ids(tokenizer, 3, 256)
+    assert tokenizer.decode(ids) == (
+        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+        "<|im_start|>user\n<|vision_start|><|image_pad|><|image_pad|><|image_pad|><|vision_end|>\n"
+        "Please reconstruct the given image.<|im_end|>\n"
+        "<|im_start|>assistant\n[IMG]"
+    )
+    with pytest.raises(UserError, match="the model takes 20; shorten it: 'Please reconstruct"):
+        reconstruction_ids(tokenizer, 3, 20)
+
+
+def test_the_negative_prompt_is_a_space_outside_of_any_chat(tokenizer):
+    assert tokenizer.decode(negative_ids(tokenizer)) == " [IMG]"
 
 
 def test_special_tokens_are_one_id_each(tokenizer):

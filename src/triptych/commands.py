@@ -117,6 +117,55 @@ def demo(arguments: list[str]) -> None:
     print(f"open {parsed.out / 'index.html'}")
 
 
+def convert(arguments: list[str]) -> None:
+    """A published checkpoint to our files, or a model file back: triptych convert SOURCE TARGET"""
+    parser = argparse.ArgumentParser(
+        prog="triptych convert",
+        description=convert.__doc__,
+        epilog="See docs/published_checkpoints.md. An interrupted conversion goes on where it was.",
+    )
+    parser.add_argument(
+        "source",
+        help="folder or hub id of BLIP3-o, of Qwen2.5-VL or of a pixel decoder; or a model file "
+        "(.yaml), which is written back as BLIP3-o is published",
+    )
+    parser.add_argument("target", type=Path, help="folder to make")
+    parser.add_argument("--encoder", help="EVA tower, published apart: file, folder or hub id")
+    parser.add_argument("--decoder", help="pixel decoder of its own: folder or hub id")
+    parsed, flags = parser.parse_known_args(arguments)
+    back = parsed.source.endswith((".yaml", ".yml"))
+    unknown = [flag for flag in flags if not (back and flag.startswith("--model."))]
+    if unknown or (back and (parsed.encoder or parsed.decoder)):
+        parser.error(f"unrecognized arguments: {' '.join(unknown) or '--encoder or --decoder'}")
+    if back:
+        from triptych.pipeline import describe_model
+        from triptych.weights.export import export
+
+        export(describe_model([parsed.source], flags), parsed.target)
+    else:
+        from triptych.weights import convert as conversion
+
+        conversion.convert(parsed.source, parsed.target, parsed.encoder, parsed.decoder)
+
+
+def parity(arguments: list[str]) -> None:
+    """Recorded values of the published code against ours: triptych parity ../shared/data/parity"""
+    parser = argparse.ArgumentParser(prog="triptych parity", description=parity.__doc__)
+    parser.add_argument("cases", type=Path, metavar="FOLDER", help="of cases, a folder each")
+    parsed = parser.parse_args(arguments)
+    from triptych.evaluation.parity import run_cases
+
+    try:
+        report = run_cases(parsed.cases)
+    except UserError as error:
+        parser.exit(2, f"triptych parity: {error}\n")  # 1 says that a quantity is off
+    print(report.summary())
+    if report.failed:
+        parser.exit(1)
+    if report.left_out:
+        parser.exit(2, f"triptych parity: {'; '.join(report.left_out.values())}.\n")
+
+
 def pretrain(arguments: list[str]) -> None:
     """All weights of the tiny preset from nothing, resumable: triptych pretrain"""
     parser = argparse.ArgumentParser(prog="triptych pretrain", description=pretrain.__doc__)
@@ -134,5 +183,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "chat": chat,
     "eval": evaluate,
     "demo": demo,
+    "convert": convert,
+    "parity": parity,
     "pretrain": pretrain,
 }

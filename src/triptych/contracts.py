@@ -102,8 +102,18 @@ class Understander(Part):
         """A transformers tokenizer that knows the chat template's special tokens."""
 
     @abstractmethod
-    def condition(self, input_ids: Tensor, attention_mask: Tensor, queries: Tensor) -> Condition:
-        """Outputs at `queries` [N,D], placed after each right-padded prompt [B,T]."""
+    def condition(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        queries: Tensor,
+        understanding_pixels: Tensor | None = None,
+        image_grid_thw: Tensor | None = None,
+    ) -> Condition:
+        """Outputs at `queries` [N,D], placed after each right-padded prompt [B,T].
+
+        Pictures, if any, fill the placeholders of the prompts in order; as in `Batch`.
+        """
 
     @abstractmethod
     def lm_loss(self, batch: Batch) -> Tensor:
@@ -141,6 +151,16 @@ class ImageEncoder(Part):
     def forward(self, pixels: Tensor) -> Tensor:
         """uint8 [B,3,H,W] of any size -> features float [B,C,h,w]."""
 
+    def blank_features(self) -> Tensor:
+        """Features [1,C,h,w] of a picture that shows nothing, for a decoder to keep away from.
+
+        Raises:
+            UserError: this encoder has no such picture.
+        """
+        raise UserError(
+            f"{type(self).__name__} knows no blank picture; set model.negative to 'zeros'."
+        )
+
 
 class VelocityModel(Part):
     """Predicts the velocity of the flow for noisy features under a condition."""
@@ -151,7 +171,10 @@ class VelocityModel(Part):
 
     @abstractmethod
     def forward(self, x_t: Tensor, t: Tensor, condition: Tensor) -> Tensor:
-        """x_t [B,C,h,w], t [B] in [0,1] (1 is noise), condition [B,N,D] -> velocity [B,C,h,w]."""
+        """x_t [B,C,h,w], t [B] in [0,1] (1 is noise), condition [B,N,D] -> velocity [B,C,h,w].
+
+        t may be float64: 1000 t is then an exact integer wherever that was drawn.
+        """
 
 
 class PixelDecoder(Part):
@@ -160,9 +183,16 @@ class PixelDecoder(Part):
     trained_parts: tuple[str, ...]
     """Names of the submodules that train; what is left, such as a VAE, is frozen."""
 
+    wants_null: bool = False
+    """True while a decoder whose own null is a blank picture, not zeros, has not been given it."""
+
     @abstractmethod
     def set_shapes(self, feature_shape: tuple[int, int, int]) -> None:
         """Learn, before `build`, the shape of the features that will be decoded."""
+
+    def set_null(self, features: Tensor) -> None:
+        """The encoder's `blank_features`, [C,h,w]; called before first use if `wants_null`."""
+        raise NotImplementedError
 
     @abstractmethod
     def loss(self, features: Tensor, pixels: Tensor, seed: int, samples: Tensor) -> Tensor:
@@ -170,14 +200,29 @@ class PixelDecoder(Part):
 
     @abstractmethod
     def decode(
-        self, features: Tensor, seeds: list[int], steps: int | None, guidance: float | None
+        self,
+        features: Tensor,
+        seeds: list[int],
+        steps: int | None,
+        guidance: float | None,
+        null: Tensor | None = None,
     ) -> Tensor:
-        """features [B,C,h,w] -> pixels uint8 [B,3,H,W]; picture i depends on seeds[i] alone."""
+        """features [B,C,h,w] -> pixels uint8 [B,3,H,W]; picture i depends on seeds[i] alone.
+
+        `null` [1,C,h,w] are the features that guidance leads away from; None is the decoder's own.
+        """
 
 
-def pixels_to_unit(pixels: Tensor) -> Tensor:
-    """uint8 [B,3,H,W] -> float32 in [-1,1]; the one place where pictures become numbers."""
-    return pixels.to(torch.float32) / 127.5 - 1.0
+def pixels_to_unit(pixels: Tensor, size: int | None = None) -> Tensor:
+    """uint8 [B,3,H,W] -> float32 in [-1,1]; the one place where pictures become numbers.
+
+    `size` scales other pictures to [B,3,size,size], bicubic.
+    """
+    images = pixels.to(torch.float32) / 127.5 - 1.0
+    if size is None or images.shape[-2:] == (size, size):
+        return images
+    shape = (size, size)
+    return nn.functional.interpolate(images, shape, mode="bicubic", antialias=True).clamp(-1, 1)
 
 
 def unit_to_pixels(images: Tensor) -> Tensor:
@@ -201,6 +246,10 @@ class Preprocessing:
     """Placeholder tokens of one picture in a prompt."""
     image_inputs: Any = None
     """uint8 [B,3,H,W] -> (patches [S,patch], grids [B,3]); see `Understander.image_inputs`."""
+    template: str = "inference"
+    """How a caption is put to the model that makes a picture of it: of `prompts.TEMPLATES`."""
+    training_template: str = "inference"
+    """The same while that is learned and validated."""
 
 
 class Evaluator(ABC):

@@ -9,6 +9,8 @@ import jsonargparse
 from lightning.pytorch.cli import LightningCLI
 
 from triptych.contracts import UserError
+from triptych.modules.panel import Panel
+from triptych.weights import find_all
 
 # Lightning's own use of a torch function that is being renamed: nothing a user can act on.
 warnings.filterwarnings("ignore", message=".*LeafSpec.*")
@@ -42,6 +44,11 @@ class TriptychCLI(LightningCLI):
             settings.ckpt_path = str(newest_checkpoint(folders))
         elif settings.get("ckpt_path") and not Path(settings.ckpt_path).exists():
             raise UserError(f"the checkpoint {settings.ckpt_path} does not exist; check the path.")
+
+    def instantiate_classes(self) -> None:
+        super().instantiate_classes()
+        if isinstance(self.model, Panel):
+            find_all(self.model.weights)  # before data is made and memory taken
 
     def after_fit(self) -> None:
         folder = self.trainer.log_dir

@@ -55,11 +55,15 @@ def shift_time(t, shift: float):
 def sample_time(uniform: Tensor, normal: Tensor, how: TimeSampling, shift: float = 1.0) -> Tensor:
     """t [B] in (0,1] from draws u ~ U[0,1) and n ~ N(0,1), both [B].
 
-    "uniform": the 1000 discrete times 1/1000 ... 1000/1000, as published.
+    "uniform": the 1000 discrete times 1/1000 ... 1000/1000, as published. In float64: a
+    model is told 1000 t, which for ten of them would be no integer in float32.
     "logit_normal": sigmoid(n), denser in the middle (Esser et al. 2024, arXiv 2403.03206).
     Both are then shifted, see `shift_time`; 1 shifts nothing.
     """
-    t = (torch.floor(uniform * 1000) + 1) / 1000 if how == "uniform" else torch.sigmoid(normal)
+    if how == "uniform":
+        t = (torch.floor(1000 * uniform.double()) + 1) / 1000
+    else:
+        t = torch.sigmoid(normal)
     return shift_time(t, shift)
 
 

@@ -10,6 +10,7 @@ import yaml
 
 from triptych.contracts import UserError
 from triptych.modules import UnifiedModule
+from triptych.weights import hold
 
 
 def load_model(
@@ -25,6 +26,19 @@ def load_model(
     Raises:
         UserError: a file is missing, or a model section is wrong.
     """
+    model = describe_model(configs, overrides)
+    if not hold(model.weights, "encoder."):
+        model.left_out = {"encoder"}  # generation and chat do without
+    model.configure_model()
+    return model.requires_grad_(False).eval().to(device)
+
+
+def describe_model(configs: Sequence[str | Path], overrides: Sequence[str] = ()) -> UnifiedModule:
+    """The same model before anything is built: its parts know their sizes, there are no weights.
+
+    Raises:
+        UserError: a configuration is missing or wrong.
+    """
     parser = jsonargparse.ArgumentParser(parser_mode="omegaconf+", exit_on_error=False)
     parser.add_argument("--config", action="config")
     parser.add_class_arguments(UnifiedModule, "model")
@@ -38,8 +52,7 @@ def load_model(
         raise UserError(f"the model's configuration is wrong: {error}") from error
     model = parser.instantiate_classes(values).model
     model.losses, model.trains = {}, []  # all panels, none trains: each must find its weights
-    model.configure_model()
-    return model.requires_grad_(False).eval().to(device)
+    return model
 
 
 def _text(path: str | Path) -> str:

@@ -4,12 +4,14 @@ Qwen2.5-VL's ChatML. Ids are read from the tokenizer, never written down. A gene
 
     <|im_start|>system ... <|im_end|> <|im_start|>user ... <|im_end|> <|im_start|>assistant [IMG]
 
-and the latent queries follow `[IMG]`.
+and the latent queries follow `[IMG]`. How it is written in detail is a `Template`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -25,7 +27,32 @@ SPECIAL_TOKENS = (PAD, IM_START, IM_END, VISION_START, VISION_END, IMAGE_PAD, ST
 
 SYSTEM = f"{IM_START}system\nYou are a helpful assistant.{IM_END}\n"
 GENERATION_INSTRUCTION = "Please generate image based on the following caption: {caption}"
+RECONSTRUCTION_INSTRUCTION = "Please reconstruct the given image."
 IGNORED = -100
+
+
+@dataclass(frozen=True)
+class Template:
+    """How a generation prompt is written, where the published code and we do not agree."""
+
+    ends_answer: bool = False
+    """Put `<|im_end|>` and a newline between the header of the answer and `[IMG]`."""
+    strip: bool = True
+    """Leave out white space around the caption, which says nothing."""
+    cut: bool = False
+    """Cut a prompt that is too long, its end and so the header of the answer, not refuse it."""
+
+
+TemplateName = Literal["inference", "published_inference", "published_training"]
+TEMPLATES: dict[TemplateName, Template] = {
+    # For training and inference alike: what was learned is what is asked.
+    "inference": Template(),
+    # To the character what released weights were scored with.
+    "published_inference": Template(strip=False),
+    # What they were trained with; two tokens more than they are then asked with. Only to go on
+    # with a published training run, or to compare with one.
+    "published_training": Template(ends_answer=True, strip=False, cut=True),
+}
 
 
 def token_id(tokenizer, token: str) -> int:
@@ -53,7 +80,13 @@ def user_turn(message: str) -> str:
     return f"{IM_START}user\n{message}{IM_END}\n{IM_START}assistant\n"
 
 
-def generation_ids(tokenizer, caption: str, max_tokens: int, key: str | None = None) -> list[int]:
+def generation_ids(
+    tokenizer,
+    caption: str,
+    max_tokens: int,
+    key: str | None = None,
+    template: TemplateName = "inference",
+) -> list[int]:
     """Ids of the prompt that asks for a picture, `[IMG]` included.
 
     Raises:
@@ -62,12 +95,48 @@ def generation_ids(tokenizer, caption: str, max_tokens: int, key: str | None = N
     where = f" of sample {key!r}" if key else ""
     if not caption.strip():
         raise UserError(f"the prompt{where} is empty; say what the picture should show.")
-    text = SYSTEM + user_turn(GENERATION_INSTRUCTION.format(caption=caption.strip()))
-    ids = tokenizer(text + START_OF_IMAGE, add_special_tokens=False)["input_ids"]
+    if TEMPLATES[template].strip:
+        caption = caption.strip()
+    message = GENERATION_INSTRUCTION.format(caption=caption)
+    return _picture_request(tokenizer, message, max_tokens, where, caption, TEMPLATES[template])
+
+
+def reconstruction_ids(
+    tokenizer,
+    image_tokens: int,
+    max_tokens: int,
+    instruction: str = RECONSTRUCTION_INSTRUCTION,
+    template: TemplateName = "inference",
+) -> list[int]:
+    """Ids of the prompt that shows a picture and asks for one, `[IMG]` included.
+
+    Raises:
+        UserError: the prompt has more than `max_tokens` tokens.
+    """
+    message = f"{picture(image_tokens)}\n{instruction}"
+    return _picture_request(tokenizer, message, max_tokens, "", instruction, TEMPLATES[template])
+
+
+def negative_ids(tokenizer) -> list[int]:
+    """Ids of what the published decoder is guided away from: one space, outside of any chat."""
+    return [
+        *tokenizer(" ", add_special_tokens=False)["input_ids"],
+        token_id(tokenizer, START_OF_IMAGE),
+    ]
+
+
+def _picture_request(
+    tokenizer, message: str, max_tokens: int, where: str, shown: str, template: Template
+) -> list[int]:
+    text = SYSTEM + user_turn(message) + (f"{IM_END}\n" if template.ends_answer else "")
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    if len(ids) >= max_tokens and template.cut:
+        ids = ids[: max_tokens - 1]
+    ids = [*ids, token_id(tokenizer, START_OF_IMAGE)]
     if len(ids) > max_tokens:
         raise UserError(
             f"the prompt{where} has {len(ids)} tokens, the model takes {max_tokens}; "
-            f"shorten it: {caption[:60]!r}."
+            f"shorten it: {shown[:60]!r}."
         )
     return ids
 

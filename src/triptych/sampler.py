@@ -1,8 +1,8 @@
 """The sampler: integrates the learned velocity from noise (t = 1) to features (t = 0).
 
 The integrator is a diffusers scheduler; guidance is classifier-free (Ho & Salimans 2022) with the
-null condition of training (zeros). Seeds make noise, one per picture, so that a picture does not
-depend on its neighbours in the batch.
+null condition of training, which is zeros unless another is given. Seeds make noise, one per
+picture, so that a picture does not depend on its neighbours in the batch.
 """
 
 from __future__ import annotations
@@ -32,13 +32,15 @@ def noise_from_seeds(shape: tuple[int, ...], seeds: Sequence[int], device=None) 
 
 @torch.no_grad()
 def sample_flow(
-    model: VelocityModel,
+    model: VelocityModel | Callable[[Tensor, Tensor, Tensor], Tensor],
     condition: Condition,
     noise: Tensor,
     steps: int,
     guidance: float,
     on_step: Callable[[int, Tensor], None] | None = None,
     shift: float = 1.0,
+    integer_times: bool = False,
+    null: Tensor | None = None,
 ) -> Tensor:
     """Features [B,C,h,w] for `condition` [B,N,D], starting at `noise` [B,C,h,w].
 
@@ -46,19 +48,27 @@ def sample_flow(
 
     guidance 1 needs one model call a step, any other value one call on a doubled batch:
     v = v_null + guidance * (v_condition - v_null). `on_step(i, x)` is called after every step.
+    `null` [1,N,D] takes the place of zeros as the null condition.
+
+    `integer_times` tells the model 966 for 966.67 thousandths, while x moves by the exact times:
+    published sampling does, so published weights were scored so. Off by default, since training
+    tells exact times.
     """
     scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
     scheduler.set_timesteps(sigmas=times(steps), device=noise.device)
     states = condition.states
     guided = guidance != 1.0
     if guided:
-        states = torch.cat([torch.zeros_like(states), states])
+        nulls = torch.zeros_like(states) if null is None else null.expand_as(states)
+        states = torch.cat([nulls, states])
     x = noise
     for index, timestep in enumerate(scheduler.timesteps):
-        t = (timestep / scheduler.config.num_train_timesteps).expand(len(x)).to(torch.float32)
+        # float64: a thousand times t is then the integer again, not its neighbour in float32
+        told = timestep.trunc().double() if integer_times else timestep
+        t = (told / scheduler.config.num_train_timesteps).expand(len(x))
         if guided:
-            null, conditional = model(x.repeat(2, 1, 1, 1), t.repeat(2), states).chunk(2)
-            velocity = null + guidance * (conditional - null)
+            unguided, conditional = model(x.repeat(2, 1, 1, 1), t.repeat(2), states).chunk(2)
+            velocity = unguided + guidance * (conditional - unguided)
         else:
             velocity = model(x, t, states)
         x = scheduler.step(velocity.float(), timestep, x, return_dict=False)[0]

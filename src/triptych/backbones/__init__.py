@@ -1,12 +1,16 @@
 """Networks, as plain `nn.Module`s behind the roles of `triptych.contracts`. No Lightning here."""
 
+from triptych.backbones.dc_ae import DCAutoencoder
 from triptych.backbones.dit import LuminaNextDiT
 from triptych.backbones.eva_clip import EvaClip
-from triptych.backbones.qwen_vl import QwenText, QwenVision, QwenVL
+from triptych.backbones.qwen_vl import QwenText, QwenVision, QwenVL, Vocabulary
+from triptych.backbones.sana import SanaDecoder
 from triptych.backbones.sdxl import SDXLDecoder
+from triptych.backbones.siglip import Siglip2
 from triptych.backbones.vae import KLAutoencoder
 
 __all__ = [
+    "DCAutoencoder",
     "EvaClip",
     "KLAutoencoder",
     "LuminaNextDiT",
@@ -14,4 +18,7 @@ __all__ = [
     "QwenVL",
     "QwenVision",
     "SDXLDecoder",
+    "SanaDecoder",
+    "Siglip2",
+    "Vocabulary",
 ]

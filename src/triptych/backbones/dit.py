@@ -18,6 +18,8 @@ class LuminaNextDiT(VelocityModel):
     Args:
         width, depth, heads: sizes of the transformer; width / heads is a multiple of 4.
         multiple_of: the feed-forward width, 8/3 of `width`, is rounded up to a multiple of this.
+        ffn_width: the feed-forward width itself, in place of that rule. Published checkpoints
+            have 4864 or 7168, by the diffusers that made them; see `weights.layouts`.
         patch_size: side in feature tokens of one transformer token.
         gate_init: start value of the gates of the cross-attention (a tanh is taken). Published
             weights started at 0; small models trained for minutes then never learn to listen.
@@ -31,12 +33,14 @@ class LuminaNextDiT(VelocityModel):
         multiple_of: int = 256,
         patch_size: int = 1,
         gate_init: float = 0.0,
+        ffn_width: int | None = None,
     ) -> None:
         super().__init__()
         if width % heads or (width // heads) % 4:
             raise UserError(f"DiT width {width} / heads {heads} must be a multiple of 4.")
         self.width, self.depth, self.heads = width, depth, heads
         self.multiple_of, self.patch_size, self.gate_init = multiple_of, patch_size, gate_init
+        self.ffn_width = ffn_width
 
     def set_shapes(self, feature_shape: tuple[int, int, int], condition_width: int) -> None:
         channels, height, width = feature_shape
@@ -57,7 +61,7 @@ class LuminaNextDiT(VelocityModel):
             num_layers=self.depth,
             num_attention_heads=self.heads,
             num_kv_heads=self.heads,
-            multiple_of=self.multiple_of,
+            **self._ffn(),
             norm_eps=1e-5,
             learn_sigma=False,
             qk_norm=True,
@@ -69,6 +73,16 @@ class LuminaNextDiT(VelocityModel):
         for layer in self.dit.layers:
             nn.init.constant_(layer.gate, self.gate_init)
 
+    def _ffn(self) -> dict[str, Any]:
+        """diffusers rounds `ffn_dim_multiplier` * 8/3 `width` up to a multiple of `multiple_of`."""
+        if self.ffn_width is None:
+            return {"multiple_of": self.multiple_of}
+        rule = 8 * self.width // 3
+        return {
+            "multiple_of": self.ffn_width,
+            "ffn_dim_multiplier": min(1.0, self.ffn_width / rule),
+        }
+
     def describe(self) -> dict[str, Any]:
         return {"width": self.width, "depth": self.depth, "feature_shape": self.feature_shape}
 
@@ -77,7 +91,7 @@ class LuminaNextDiT(VelocityModel):
         mask = torch.ones(projected.shape[:2], device=projected.device)
         return self.dit(
             x_t.to(self.dit.dtype),
-            1000 * t,
+            (1000 * t).float(),
             projected,
             mask,
             self._rotary(x_t.device),

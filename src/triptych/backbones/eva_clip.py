@@ -14,6 +14,12 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
+def clip_normalize(images: Tensor) -> Tensor:
+    """Images [B,3,H,W] in [0,1], less CLIP's mean, over its deviation."""
+    mean = images.new_tensor(CLIP_MEAN)[:, None, None]
+    return (images - mean) / images.new_tensor(CLIP_STD)[:, None, None]
+
+
 class EvaClip(ImageEncoder):
     """EVA-CLIP without CLS token and final norm, average-pooled to a grid of features.
 
@@ -84,15 +90,26 @@ class EvaClip(ImageEncoder):
 
     def tokens(self, pixels: Tensor) -> Tensor:
         """uint8 [B,3,H,W] -> patch tokens [B,P,width] of the last block, before pooling."""
+        return self.image_tokens(self.normalize(pixels))
+
+    def normalize(self, pixels: Tensor) -> Tensor:
+        """uint8 [B,3,H,W] of any size -> images float32 [B,3,size,size] by CLIP's mean and std."""
         images = pixels.to(torch.float32) / 255
         if images.shape[-2:] != (self.image_size, self.image_size):
             images = nn.functional.interpolate(
                 images, size=(self.image_size,) * 2, mode="bicubic", antialias=True
             ).clamp(0, 1)
-        mean = images.new_tensor(CLIP_MEAN)[:, None, None]
-        std = images.new_tensor(CLIP_STD)[:, None, None]
-        dtype = self.tower.pos_embed.dtype
-        return self.tower.forward_features(((images - mean) / std).to(dtype))[:, 1:]
+        return clip_normalize(images)
+
+    def image_tokens(self, images: Tensor) -> Tensor:
+        """Normalized images [B,3,size,size] -> patch tokens [B,P,width], CLS dropped."""
+        return self.tower.forward_features(images.to(self.tower.pos_embed.dtype))[:, 1:]
+
+    def blank_features(self) -> Tensor:
+        """Features of an all-zero normalized image: the mean colour, not black."""
+        parameter = self.tower.pos_embed
+        images = parameter.new_zeros(1, 3, self.image_size, self.image_size)
+        return self.norm(self.pool_tokens(self.image_tokens(images)))
 
     def pool_tokens(self, tokens: Tensor) -> Tensor:
         """[B,P,C] -> [B,C,h,w]: row-major grid, average-pooled."""

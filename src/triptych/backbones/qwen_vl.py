@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from typing import Any
 
@@ -16,8 +16,17 @@ from transformers import (
     Qwen2VLImageProcessor,
 )
 
-from triptych.contracts import Batch, Condition, Understander
-from triptych.prompts import IGNORED, IM_END, IMAGE_PAD, PAD, VISION_END, VISION_START, token_id
+from triptych.contracts import Batch, Condition, Understander, UserError
+from triptych.prompts import (
+    IGNORED,
+    IM_END,
+    IMAGE_PAD,
+    PAD,
+    START_OF_IMAGE,
+    VISION_END,
+    VISION_START,
+    token_id,
+)
 from triptych.resources import PREFIX, locate
 
 
@@ -34,6 +43,8 @@ class QwenText:
     rope_theta: float = 1e6
     mrope_section: list[int] = field(default_factory=lambda: [16, 24, 24])
     tie_word_embeddings: bool = False
+    rms_norm_eps: float = 1e-5
+    """transformers' default; the config.json of every published Qwen2.5-VL says 1e-6."""
     initializer_range: float = 0.02
     """Deviation of new weights, vision tower included; narrow models learn faster from more."""
 
@@ -53,6 +64,40 @@ class QwenVision:
     fullatt_block_indexes: list[int] = field(default_factory=lambda: [7, 15, 23, 31])
 
 
+@dataclass
+class Vocabulary:
+    """What the network must know of its tokenizer; the defaults are the published tokenizer's.
+
+    Written down in a preset, it lets the network be built where the tokenizer is not at hand.
+    """
+
+    rows: int = 151668
+    """Rows of the embedding; at least as many as the tokenizer has tokens."""
+    pad: int = 151643
+    im_end: int = 151645
+    vision_start: int = 151652
+    vision_end: int = 151653
+    image_pad: int = 151655
+    start_of_image: int = 151665
+
+    @classmethod
+    def of(cls, tokenizer: Any) -> Vocabulary:
+        """The vocabulary of a tokenizer that knows all special tokens."""
+        ids = {name: token_id(tokenizer, token) for name, token in SPECIAL_IDS.items()}
+        return cls(rows=len(tokenizer), **ids)
+
+
+# Field of Vocabulary -> token.
+SPECIAL_IDS = {
+    "pad": PAD,
+    "im_end": IM_END,
+    "vision_start": VISION_START,
+    "vision_end": VISION_END,
+    "image_pad": IMAGE_PAD,
+    "start_of_image": START_OF_IMAGE,
+}
+
+
 class QwenVL(Understander):
     """Qwen2.5-VL with its tokenizer and picture processor.
 
@@ -61,16 +106,24 @@ class QwenVL(Understander):
         text, vision: sizes.
         image_size: side in pixels to which a picture is scaled before it is cut into patches;
             a multiple of patch_size * spatial_merge_size.
+        vocabulary: rows of the embedding and ids of special tokens. None reads them from the
+            tokenizer when the network is built; given, the tokenizer must agree with them when it
+            is first used, and building needs no tokenizer.
     """
 
     def __init__(
-        self, tokenizer: str, text: QwenText, vision: QwenVision, image_size: int = 448
+        self,
+        tokenizer: str,
+        text: QwenText,
+        vision: QwenVision,
+        image_size: int = 448,
+        vocabulary: Vocabulary | None = None,
     ) -> None:
         super().__init__()
         unit = vision.patch_size * vision.spatial_merge_size
         if image_size % unit:
             raise ValueError(f"image_size {image_size} is not a multiple of {unit} (patch x merge)")
-        self.tokenizer_name = tokenizer
+        self.tokenizer_name, self.given_vocabulary = tokenizer, vocabulary
         self.text, self.vision, self.image_size = text, vision, image_size
         self.width = text.hidden_size
 
@@ -79,7 +132,21 @@ class QwenVL(Understander):
         name = self.tokenizer_name
         if name.startswith(PREFIX):
             name = str(locate(name, made_by="make pretrain-tiny"))
-        return AutoTokenizer.from_pretrained(name)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(name)
+        except (OSError, ValueError) as error:  # no folder and no hub id, or one without files
+            raise UserError(
+                f"there is no tokenizer at {name}: name a folder or hub id "
+                "(`triptych convert` makes a folder of a published checkpoint)."
+            ) from error
+        if self.given_vocabulary is not None:
+            _check_vocabulary(self.given_vocabulary, tokenizer)
+        return tokenizer
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """As given, or as the tokenizer has it."""
+        return self.given_vocabulary or Vocabulary.of(self.tokenizer)
 
     @cached_property
     def processor(self) -> Qwen2VLImageProcessor:
@@ -92,7 +159,7 @@ class QwenVL(Understander):
         )
 
     def config(self) -> Qwen2_5_VLConfig:
-        """The transformers configuration of these sizes; token ids come from the tokenizer."""
+        """The transformers configuration of these sizes."""
         text = asdict(self.text)
         rope = {
             "rope_type": "default",
@@ -100,16 +167,17 @@ class QwenVL(Understander):
             "mrope_section": text.pop("mrope_section"),
         }
         tied = text.pop("tie_word_embeddings")
+        known = self.vocabulary
         ids = {
-            "bos_token_id": token_id(self.tokenizer, PAD),
-            "eos_token_id": token_id(self.tokenizer, IM_END),
-            "pad_token_id": token_id(self.tokenizer, PAD),
+            "bos_token_id": known.pad,
+            "eos_token_id": known.im_end,
+            "pad_token_id": known.pad,
         }
         return Qwen2_5_VLConfig(
             text_config={
                 **text,
                 **ids,
-                "vocab_size": len(self.tokenizer),
+                "vocab_size": known.rows,
                 "rope_parameters": rope,
                 "tie_word_embeddings": tied,
             },
@@ -119,9 +187,9 @@ class QwenVL(Understander):
                 "hidden_act": "silu",
                 "initializer_range": self.text.initializer_range,
             },
-            image_token_id=token_id(self.tokenizer, IMAGE_PAD),
-            vision_start_token_id=token_id(self.tokenizer, VISION_START),
-            vision_end_token_id=token_id(self.tokenizer, VISION_END),
+            image_token_id=known.image_pad,
+            vision_start_token_id=known.vision_start,
+            vision_end_token_id=known.vision_end,
             tie_word_embeddings=tied,
         )
 
@@ -129,8 +197,8 @@ class QwenVL(Understander):
         self.model = Qwen2_5_VLForConditionalGeneration(self.config())
         self.model.generation_config = GenerationConfig(
             do_sample=False,
-            eos_token_id=token_id(self.tokenizer, IM_END),
-            pad_token_id=token_id(self.tokenizer, PAD),
+            eos_token_id=self.vocabulary.im_end,
+            pad_token_id=self.vocabulary.pad,
         )
 
     def describe(self) -> dict[str, Any]:
@@ -144,13 +212,21 @@ class QwenVL(Understander):
         out = self.processor(images=list(pictures), return_tensors="pt")
         return out["pixel_values"], out["image_grid_thw"]
 
-    def condition(self, input_ids: Tensor, attention_mask: Tensor, queries: Tensor) -> Condition:
+    def condition(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        queries: Tensor,
+        understanding_pixels: Tensor | None = None,
+        image_grid_thw: Tensor | None = None,
+    ) -> Condition:
         """Outputs (after the final norm) at `queries` [N,D], put after each prompt [B,T].
 
         Attention is causal, so the prompt does not see the queries: while the language model is
         frozen, the prompt runs without gradient into a key-value cache and only the queries carry
         gradient; the result and the queries' gradient are those of the whole pass. Positions are
-        explicit and one-dimensional, counted without the padding.
+        explicit and one-dimensional, counted without the padding; also where the prompt holds
+        pictures, as published: rows and columns of a picture are told apart in `answer` only.
         """
         language_model = self.model.model.language_model
         batch, length = input_ids.shape
@@ -161,9 +237,11 @@ class QwenVL(Understander):
         prompt_positions = steps[:length].expand(batch, -1)
         query_positions = starts + steps[:number]
         mask = torch.cat([attention_mask, attention_mask.new_ones(batch, number)], 1)
-        prompt = language_model.embed_tokens(input_ids)
+        pictures = understanding_pixels is not None
+        learning = self.model.model if pictures else language_model
 
-        if any(p.requires_grad for p in language_model.parameters()) and torch.is_grad_enabled():
+        if torch.is_grad_enabled() and any(p.requires_grad for p in learning.parameters()):
+            prompt = self.embed(input_ids, understanding_pixels, image_grid_thw)
             states = language_model(
                 inputs_embeds=torch.cat([prompt, queries], 1),
                 attention_mask=mask,
@@ -173,6 +251,7 @@ class QwenVL(Understander):
             return Condition(states)
 
         with torch.no_grad():
+            prompt = self.embed(input_ids, understanding_pixels, image_grid_thw)
             cache = self._prompt_cache(input_ids, prompt, attention_mask, prompt_positions)
         states = language_model(
             inputs_embeds=queries,
@@ -183,13 +262,44 @@ class QwenVL(Understander):
         ).last_hidden_state
         return Condition(states)
 
+    def embed(
+        self,
+        input_ids: Tensor,
+        understanding_pixels: Tensor | None = None,
+        image_grid_thw: Tensor | None = None,
+    ) -> Tensor:
+        """Embeddings [B,T,D] of prompts [B,T], pictures in their placeholders.
+
+        Raises:
+            UserError: there are more or fewer placeholders than the pictures make tokens.
+        """
+        embeddings = self.model.model.language_model.embed_tokens(input_ids)
+        if understanding_pixels is None:
+            return embeddings
+        features = self.image_features(understanding_pixels, image_grid_thw).to(embeddings.dtype)
+        places = self._token_types(input_ids).bool()
+        if int(places.sum()) != len(features):
+            raise UserError(
+                f"the pictures make {len(features)} tokens, the prompts hold {int(places.sum())} "
+                f"placeholders; put one {IMAGE_PAD} a token where the picture is shown."
+            )
+        return embeddings.masked_scatter(places[..., None], features)
+
+    def image_features(self, understanding_pixels: Tensor, image_grid_thw: Tensor) -> Tensor:
+        """What the vision tower makes of all pictures, one after the other: [tokens,D]."""
+        out = self.model.model.get_image_features(
+            understanding_pixels, image_grid_thw, return_dict=True
+        )
+        return torch.cat(list(out.pooler_output))
+
     def _prompt_cache(
         self, input_ids: Tensor, prompt: Tensor, attention_mask: Tensor, positions: Tensor
     ):
         """Keys and values of the prompts; what all of them begin with is computed once."""
         language_model = self.model.model.language_model
         batch, length = input_ids.shape
-        same = (input_ids == input_ids[:1]).all(0).cumprod(0)
+        same = (input_ids == input_ids[:1]) & (self._token_types(input_ids) == 0)
+        same = same.all(0).cumprod(0)
         shared = min(int(same.sum()), length - 1) if batch > 1 else 0
         cache = None
         if shared:
@@ -248,3 +358,20 @@ class QwenVL(Understander):
     def _token_types(self, input_ids: Tensor) -> Tensor:
         """1 on picture tokens, 0 on text: what transformers builds the M-RoPE positions from."""
         return (input_ids == self.model.config.image_token_id).int()
+
+
+def _check_vocabulary(given: Vocabulary, tokenizer: Any) -> None:
+    """Refuse a tokenizer whose ids are not those that the network was built with."""
+    found = Vocabulary.of(tokenizer)
+    wrong = [
+        f"{one.name} {getattr(found, one.name)} instead of {getattr(given, one.name)}"
+        for one in fields(Vocabulary)
+        if one.name != "rows" and getattr(found, one.name) != getattr(given, one.name)
+    ]
+    if found.rows > given.rows:
+        wrong.append(f"{found.rows} tokens for {given.rows} rows")
+    if wrong:
+        raise UserError(
+            f"the tokenizer of {tokenizer.name_or_path} is not the one of this model: it has "
+            f"{', '.join(wrong)}; name the tokenizer that belongs to the weights."
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -21,13 +22,15 @@ class SDXLDecoder(PixelDecoder):
     """A UNet that denoises VAE latents under cross-attention on the feature tokens.
 
     As in SDXL the pooled condition (here the mean of the tokens) and the six size numbers
-    (original size, crop, target size) join the time embedding. The null condition is zeros.
+    (original size, crop, target size) join the time embedding. The null condition is zeros in
+    training; `decode` takes others.
 
     Args:
         vae: the autoencoder whose latents are denoised.
         widths: channels of each level; every level after the first halves the side.
         depths: transformer layers of each level, 0 for a level of convolutions only.
-        head_width, layers_per_block, norm_groups, time_width: as in diffusers.
+        head_width, layers_per_block, norm_groups, time_width: as in diffusers; head_width is one
+            number, or one a level.
         prediction: what the UNet predicts, "epsilon" as published or "v_prediction".
         drop: probability of training without condition.
         baseline_width: hidden width of a per-token network that predicts the latents from the
@@ -36,6 +39,8 @@ class SDXLDecoder(PixelDecoder):
         feature_noise: deviation of noise added to the features in training, so that slightly
             wrong generated features still decode.
         steps, guidance: defaults of `decode`.
+        original_size: side in pixels that the UNet is told its pictures had before they were
+            scaled; None is the side of the pictures. Published: 1024, whatever is decoded.
     """
 
     def __init__(
@@ -43,7 +48,7 @@ class SDXLDecoder(PixelDecoder):
         vae: KLAutoencoder,
         widths: list[int] | None = None,
         depths: list[int] | None = None,
-        head_width: int = 64,
+        head_width: int | list[int] = 64,
         layers_per_block: int = 2,
         norm_groups: int = 32,
         time_width: int = 256,
@@ -53,13 +58,16 @@ class SDXLDecoder(PixelDecoder):
         feature_noise: float = 0.0,
         steps: int = 50,
         guidance: float = 3.0,
+        original_size: int | None = None,
     ) -> None:
         super().__init__()
         self.vae = vae
         self.widths, self.depths = widths or [320, 640, 1280], depths or [0, 2, 10]
         if len(self.widths) != len(self.depths):
             raise UserError(f"decoder widths {self.widths} and depths {self.depths} must pair up.")
-        self.head_width, self.layers_per_block = head_width, layers_per_block
+        one = isinstance(head_width, int)
+        self.head_widths = [head_width] * len(self.widths) if one else head_width
+        self.layers_per_block, self.original_size = layers_per_block, original_size
         self.norm_groups, self.time_width, self.prediction = norm_groups, time_width, prediction
         self.drop, self.baseline_width, self.feature_noise = drop, baseline_width, feature_noise
         self.steps, self.guidance = steps, guidance
@@ -88,7 +96,9 @@ class SDXLDecoder(PixelDecoder):
             norm_num_groups=self.norm_groups,
             transformer_layers_per_block=tuple(max(depth, 1) for depth in self.depths),
             # diffusers calls the number of heads a dimension here
-            attention_head_dim=tuple(width // self.head_width for width in self.widths),
+            attention_head_dim=tuple(
+                width // head for width, head in zip(self.widths, self.head_widths, strict=True)
+            ),
             use_linear_projection=True,
             cross_attention_dim=feature_channels,
             addition_embed_type="text_time",
@@ -131,8 +141,10 @@ class SDXLDecoder(PixelDecoder):
         dtype = self.unet.dtype
         features = features.to(dtype)
         tokens = features.flatten(2).transpose(1, 2)
-        size = float(self.vae.image_size)
-        sizes = latents.new_tensor([size, size, 0.0, 0.0, size, size]).expand(len(latents), -1)
+        size = self.vae.image_size
+        original = self.original_size or size
+        sizes = latents.new_tensor([original, original, 0.0, 0.0, size, size])
+        sizes = sizes.expand(len(latents), -1)
         return self.unet(
             latents.to(dtype),
             timesteps,
@@ -147,8 +159,16 @@ class SDXLDecoder(PixelDecoder):
         seeds: list[int],
         steps: int | None = None,
         guidance: float | None = None,
+        null: Tensor | None = None,
     ) -> Tensor:
-        guidance = self.guidance if guidance is None else guidance
+        noise = normal(self.vae.feature_shape, 0, "decoder", seeds, features.device)
+        latents = self.sample(features, noise, steps, guidance, null)
+        if self.baseline is not None:
+            latents = self.baseline(features) + self.baseline.restore(latents)
+        return self.vae.decode(latents)
+
+    def scheduler(self, steps: int | None = None, device=None) -> EulerDiscreteScheduler:
+        """The integrator of `sample`, set to `steps`."""
         scheduler = EulerDiscreteScheduler(
             TRAIN_TIMES,
             **NOISE_SCHEDULE,
@@ -156,25 +176,47 @@ class SDXLDecoder(PixelDecoder):
             timestep_spacing="leading",
             steps_offset=1,
         )
-        scheduler.set_timesteps(steps or self.steps, device=features.device)
-        latents = normal(self.vae.feature_shape, 0, "decoder", seeds, features.device)
-        latents = latents * scheduler.init_noise_sigma
-        for timestep in scheduler.timesteps:
+        scheduler.set_timesteps(steps or self.steps, device=device)
+        return scheduler
+
+    @torch.no_grad()
+    def sample(
+        self,
+        features: Tensor,
+        noise: Tensor,
+        steps: int | None = None,
+        guidance: float | None = None,
+        null: Tensor | None = None,
+        on_step: Callable[[int, Tensor], None] | None = None,
+    ) -> Tensor:
+        """What the UNet makes of unit noise [B,Z,a,a] under features [B,C,h,w]: [B,Z,a,a].
+
+        Guidance leads away from `null` [1,C,h,w], zeros by default. `on_step(i, latents)` is
+        called after every step.
+        """
+        guidance = self.guidance if guidance is None else guidance
+        null = torch.zeros_like(features) if null is None else null.expand_as(features)
+        scheduler = self.scheduler(steps, features.device)
+        latents = noise * scheduler.init_noise_sigma
+        for index, timestep in enumerate(scheduler.timesteps):
             inputs = scheduler.scale_model_input(latents, timestep)
             times = timestep.expand(len(inputs))
             if guidance == 1.0:
                 predicted = self.denoise(inputs, times, features)
             else:
-                conditional, null = self.denoise(
-                    inputs.repeat(2, 1, 1, 1),
-                    times.repeat(2),
-                    torch.cat([features, torch.zeros_like(features)]),
+                conditional, unconditional = self.denoise(
+                    inputs.repeat(2, 1, 1, 1), times.repeat(2), torch.cat([features, null])
                 ).chunk(2)
-                predicted = null + guidance * (conditional - null)
+                predicted = guided(conditional, unconditional, guidance)
             latents = scheduler.step(predicted.float(), timestep, latents, return_dict=False)[0]
-        if self.baseline is not None:
-            latents = self.baseline(features) + self.baseline.restore(latents)
-        return self.vae.decode(latents)
+            if on_step is not None:
+                on_step(index, latents)
+        return latents
+
+
+def guided(conditional: Tensor, unconditional: Tensor, guidance: float) -> Tensor:
+    """Classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598)."""
+    return unconditional + guidance * (conditional - unconditional)
 
 
 class Baseline(nn.Module):

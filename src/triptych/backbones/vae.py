@@ -98,11 +98,7 @@ class KLAutoencoder(ImageEncoder):
 
     def posterior(self, pixels: Tensor) -> DiagonalGaussianDistribution:
         """The Gaussian posterior of raw latents [B,Z,h,w]."""
-        images = pixels_to_unit(pixels)
-        if images.shape[-2:] != (self.image_size, self.image_size):
-            images = nn.functional.interpolate(
-                images, size=(self.image_size,) * 2, mode="bicubic", antialias=True
-            ).clamp(-1, 1)
+        images = pixels_to_unit(pixels, self.image_size)
         patches = nn.functional.pixel_unshuffle(images, self.patch_size).to(self.vae.dtype)
         posterior = self.vae.encode(patches).latent_dist
         if not self.linear_skip:

@@ -53,8 +53,36 @@ class PixelDecoderModule(Panel):
         if features is None:
             with torch.no_grad():
                 features = encoder(batch.target_pixels).float()
+        self._give_null(encoder)
         loss = self.decoder.loss(features, batch.target_pixels, self.seed, batch.samples)
         return loss, {"decoding": loss.detach()}
+
+    @torch.no_grad()
+    def decode(
+        self,
+        features: Tensor,
+        seeds: list[int],
+        steps: int | None = None,
+        guidance: float | None = None,
+        null: Tensor | None = None,
+        encoder: ImageEncoder | None = None,
+    ) -> Tensor:
+        """Features [B,C,h,w] -> pixels uint8 [B,3,H,W]; see `PixelDecoder.decode`."""
+        self._give_null(encoder or self.encoder)
+        return self.decoder.decode(features, seeds, steps, guidance, null)
+
+    def _give_null(self, encoder: ImageEncoder) -> None:
+        """Once, to a decoder that guides against it: a blank picture, as the encoder sees it."""
+        if not self.decoder.wants_null:
+            return
+        if not encoder.built:
+            raise UserError(
+                "this model has no weights of its image encoder, and its decoder guides against "
+                "what that makes of a blank picture; name them with --model.weights.encoder=FILE."
+            )
+        # Outside inference mode even in validation: training goes on with these features.
+        with torch.inference_mode(False), torch.no_grad():
+            self.decoder.set_null(encoder.blank_features().float()[0])
 
     def preprocessing(self) -> Preprocessing:
         return Preprocessing(tokenizer=None, max_tokens=0, picture_size=self.encoder.image_size)

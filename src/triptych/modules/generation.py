@@ -19,6 +19,7 @@ from triptych.contracts import (
 from triptych.freezing import Optimization
 from triptych.loss import OBJECTIVES, TimeSampling, mse, path, sample_time
 from triptych.modules.panel import Metrics, Panel
+from triptych.prompts import TemplateName
 from triptych.randomness import normal, uniform
 from triptych.sampler import noise_from_seeds, sample_flow, sample_regression
 from triptych.weights import WeightFiles
@@ -40,6 +41,11 @@ class GenerationModule(Panel):
         draws: noises and times for each sample of a flow objective; its condition and its features
             are computed once. 1 as published.
         steps, guidance: defaults of sampling.
+        integer_times: sample as published, see `sampler.sample_flow`.
+        template, training_template: how a caption is put to the language model when pictures are
+            asked for, and when it is learned and validated: names of `prompts.TEMPLATES`. One
+            template for both, unless a training run of the published code goes on: there, training
+            had two tokens more than sampling.
         understander, encoder: only when this panel is the root, alone.
         optimization, trains, weights, seed: see `Panel`; used when this panel is the root.
     """
@@ -58,6 +64,9 @@ class GenerationModule(Panel):
         draws: int = 1,
         steps: int = 30,
         guidance: float = 3.0,
+        integer_times: bool = False,
+        template: TemplateName = "inference",
+        training_template: TemplateName = "inference",
         max_tokens: int = 512,
         understander: Understander | None = None,
         encoder: ImageEncoder | None = None,
@@ -72,6 +81,8 @@ class GenerationModule(Panel):
         self.time_sampling, self.time_shift = time_sampling, time_shift
         self.drop, self.draws = drop, draws
         self.steps, self.guidance, self.max_tokens = steps, guidance, max_tokens
+        self.integer_times = integer_times
+        self.template, self.training_template = template, training_template
         self.understander, self.encoder = understander, encoder
         if understander is not None and encoder is not None:
             self.set_shapes(encoder.feature_shape, understander.width)
@@ -95,7 +106,13 @@ class GenerationModule(Panel):
         """Prompt [B,T] -> condition [B,N,D]; features [B,C,h,w] -> x_t, target; loss."""
         understander = understander or self.understander
         encoder = encoder or self.encoder
-        condition = understander.condition(batch.input_ids, batch.attention_mask, self.queries)
+        condition = understander.condition(
+            batch.input_ids,
+            batch.attention_mask,
+            self.queries,
+            batch.understanding_pixels,
+            batch.image_grid_thw,
+        )
         features = batch.target_features
         if features is None:
             with torch.no_grad():
@@ -140,11 +157,22 @@ class GenerationModule(Panel):
         noise = noise_from_seeds(self.feature_shape, seeds, condition.states.device)
         steps = self.steps if steps is None else steps
         guidance = self.guidance if guidance is None else guidance
-        return sample_flow(self.dit, condition, noise, steps, guidance, on_step, self.time_shift)
+        return sample_flow(
+            self.dit,
+            condition,
+            noise,
+            steps,
+            guidance,
+            on_step,
+            shift=self.time_shift,
+            integer_times=self.integer_times,
+        )
 
     def preprocessing(self) -> Preprocessing:
         return Preprocessing(
             tokenizer=self.understander.tokenizer,
             max_tokens=self.max_tokens,
             picture_size=self.encoder.image_size,
+            template=self.template,
+            training_template=self.training_template,
         )

@@ -16,7 +16,7 @@ from triptych.freezing import (
     learning_rate_factor,
     make_optimizer,
 )
-from triptych.weights import WeightFiles, load_weights
+from triptych.weights import WeightFiles, find_all, load_weights
 from triptych.weights.files import MADE_BY, full_name, label_of
 
 Metrics = dict[str, Tensor]
@@ -44,7 +44,8 @@ class Panel(LightningModule):
     ) -> None:
         super().__init__()
         self.optimization = optimization or Optimization()
-        self.trains, self.weights, self.seed = trains, weights or WeightFiles(), seed
+        self.trains = ["*"] if trains is None else trains
+        self.weights, self.seed = weights or WeightFiles(), seed
         self.trained: set[str] | None = None
 
     def step(self, batch: Batch) -> tuple[Tensor, Metrics]:
@@ -66,11 +67,12 @@ class Panel(LightningModule):
     def configure_model(self) -> None:
         if self.trained is not None:
             return  # Lightning calls this hook once per fit, validate, test and predict
+        find_all(self.weights)  # before memory is taken for a model that cannot be filled
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             self.build()
         filled = load_weights(self, self.weights)
-        self.trained = freeze_all_but(self, ["*"] if self.trains is None else self.trains)
+        self.trained = freeze_all_but(self, self.trains)
         self._require_weights(filled)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:

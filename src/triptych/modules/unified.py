@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
@@ -12,7 +14,7 @@ from triptych.modules.encoding import EncodingModule
 from triptych.modules.generation import GenerationModule
 from triptych.modules.panel import Panel
 from triptych.modules.understanding import UnderstandingModule
-from triptych.prompts import PAD, conversation_ids, generation_ids, pad, token_id
+from triptych.prompts import PAD, conversation_ids, generation_ids, negative_ids, pad, token_id
 from triptych.weights import WeightFiles
 
 # Which panels a loss needs beside its own.
@@ -35,9 +37,16 @@ class UnifiedModule(Panel):
         encoder: the image encoder whose features are generated and decoded.
         encoding: the training of encoder and VAE.
         losses: weight of each panel's loss in this stage, by panel name.
-        trains: module paths or globs of what trains in this stage.
+        trains: module paths or globs of what trains in this stage; None leaves it to the panels
+            of the losses, as when they are trained alone.
         weights: files to start from, by label.
         preview: build also what turns features into pictures, for sample grids in training.
+        negative: features that the decoder's guidance leads away from. "zeros": the null that the
+            decoder is trained with, which is zeros unless it says otherwise. "prompt": generated
+            for a single space outside of any chat, as published for generated pictures. "blank":
+            of an all-zero normalized picture, as published for reconstruction; "prompt" also
+            takes these there.
+        negative_seed: of the features of "prompt"; by default no picture's.
         preset, stage: names, noted in checkpoints and weight files.
         optimization, seed: see `Panel`.
     """
@@ -53,6 +62,8 @@ class UnifiedModule(Panel):
         trains: list[str] | None = None,
         weights: WeightFiles | None = None,
         preview: bool = True,
+        negative: Literal["zeros", "prompt", "blank"] = "zeros",
+        negative_seed: int = -1,
         preset: str = "custom",
         stage: str = "inference",
         optimization: Optimization | None = None,
@@ -63,7 +74,13 @@ class UnifiedModule(Panel):
         self.encoder, self.decoding, self.encoding = encoder, decoding, encoding
         self.losses, self.preview = dict(losses or {}), preview
         self.preset, self.stage = preset, stage
+        self.left_out: set[str] = set()
+        """Panels and parts that are not built, although the stage may use them."""
+        self.negative, self.negative_seed = negative, negative_seed
+        self._negatives: dict[str, Tensor] = {}
         self._check_losses()
+        if trains is None:
+            self.trains = self._what_panels_train()
         self._connect()
 
     def _check_losses(self) -> None:
@@ -73,6 +90,10 @@ class UnifiedModule(Panel):
             for panel in sorted(NEEDS[name]):
                 if getattr(self, "decoding" if panel == "vae" else panel) is None:
                     raise UserError(f"the {name} loss needs the panel {panel!r}, which is null.")
+
+    def _what_panels_train(self) -> list[str]:
+        """What the panels of this stage's losses train when they are alone."""
+        return [f"{name}.{path}" for name in self.losses for path in getattr(self, name).trains]
 
     def _connect(self) -> None:
         """Tell each part the shapes of its neighbours, so that no width is written twice."""
@@ -87,6 +108,10 @@ class UnifiedModule(Panel):
             self.decoding.decoder.set_shapes(self.encoder.feature_shape)
         if self.encoding is not None:
             self.encoding.heads.set_shapes(self.encoder.feature_shape, self.encoder.image_size)
+
+    def train(self, mode: bool = True) -> UnifiedModule:
+        self._negatives.clear()  # made by weights that may change now
+        return super().train(mode)
 
     @property
     def vae(self):
@@ -107,7 +132,7 @@ class UnifiedModule(Panel):
     def _wanted(self) -> set[str]:
         """The panels and parts that this stage computes with; without losses, all of them."""
         if not self.losses:
-            return {"understanding", "encoder", "generation", "decoding"}
+            return {"understanding", "encoder", "generation", "decoding"} - self.left_out
         wanted = set().union(*(NEEDS[name] for name in self.losses))
         if "generation" in wanted:
             wanted |= {"decoding"} if self.preview else {"vae"} & {self.generation.objective.target}
@@ -147,7 +172,11 @@ class UnifiedModule(Panel):
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, object]:
         """Pictures uint8 [B,3,H,W] for the prompts of a text_to_image batch, and their keys."""
         condition = self.understanding.understander.condition(
-            batch.input_ids, batch.attention_mask, self.generation.queries
+            batch.input_ids,
+            batch.attention_mask,
+            self.generation.queries,
+            batch.understanding_pixels,
+            batch.image_grid_thw,
         )
         seeds = batch.samples.tolist()
         pictures = self.decode(self.generation.sample(condition, seeds), seeds)
@@ -181,6 +210,9 @@ class UnifiedModule(Panel):
         known = self.understanding.preprocessing()
         if self.encoder is not None:
             known.picture_size = self.encoder.image_size
+        if self.generation is not None:
+            known.template = self.generation.template
+            known.training_template = self.generation.training_template
         return known
 
     # Inference ----------------------------------------------------------------------------------
@@ -189,7 +221,10 @@ class UnifiedModule(Panel):
     def condition(self, prompts: list[str]):
         """Condition [B,N,D] of generation prompts."""
         known = self.preprocessing()
-        rows = [generation_ids(known.tokenizer, text, known.max_tokens) for text in prompts]
+        rows = [
+            generation_ids(known.tokenizer, text, known.max_tokens, template=known.template)
+            for text in prompts
+        ]
         ids, mask = pad(rows, token_id(known.tokenizer, PAD))
         return self.understanding.understander.condition(
             ids.to(self.device), mask.to(self.device), self.generation.queries
@@ -220,13 +255,40 @@ class UnifiedModule(Panel):
         """Generated features [B,C,h,w] to pictures uint8 [B,3,H,W]."""
         if self.generation is not None and self.generation.objective.target == "vae":
             return self.vae.decode(features)
-        return self.decoding.decoder.decode(features, seeds, steps, guidance)
+        null = self.negative_features(self.negative)
+        return self.decoding.decode(features, seeds, steps, guidance, null, self.encoder)
+
+    @torch.no_grad()
+    def negative_features(self, kind: str) -> Tensor | None:
+        """Features [1,C,h,w] of a kind of `negative`; None for the decoder's own.
+
+        Made once, whatever picture is asked for first, and kept until `train` or `eval` is called.
+        """
+        if kind == "zeros":
+            return None
+        if kind not in self._negatives:
+            make = {"prompt": self._features_of_a_space, "blank": self.encoder.blank_features}
+            self._negatives[kind] = make[kind]().float()
+        return self._negatives[kind]
+
+    def _features_of_a_space(self) -> Tensor:
+        ids = torch.tensor([negative_ids(self.preprocessing().tokenizer)], device=self.device)
+        condition = self.understanding.understander.condition(
+            ids, torch.ones_like(ids), self.generation.queries
+        )
+        return self.generation.sample(condition, [self.negative_seed])
 
     @torch.no_grad()
     def reconstruct(self, pictures: Tensor, seeds: list[int], steps: int | None = None) -> Tensor:
         """Pictures uint8 [B,3,H,W] through encoder and decoder; uint8 [B,3,H,W]."""
+        if not self.encoder.built:
+            raise UserError(
+                "this model has no weights of its image encoder, which reconstruction needs; "
+                "name them with --model.weights.encoder=FILE."
+            )
         features = self.encoder(pictures.to(self.device)).float()
-        return self.decoding.decoder.decode(features, seeds, steps, None)
+        null = self.negative_features("zeros" if self.negative == "zeros" else "blank")
+        return self.decoding.decode(features, seeds, steps, None, null, self.encoder)
 
     @torch.no_grad()
     def answer(

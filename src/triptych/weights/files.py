@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from triptych.contracts import UserError
-from triptych.resources import locate
+from triptych.resources import PREFIX, locate
 
 MADE_BY = {
     "understanding": "make train-stage1",
@@ -98,10 +98,7 @@ def load_weights(module: nn.Module, sources: WeightFiles) -> set[str]:
     own |= {full_name(name): tensor for name, tensor in module.named_buffers()}
     parts = {name.split(".")[0] for name in own}
     filled: set[str] = set()
-    for label, source in asdict(sources).items():
-        if source is None:
-            continue
-        path = locate(source, made_by=MADE_BY.get(label))
+    for label, path in find_all(sources).items():
         with _open(path) as file:
             for name in file.keys():  # noqa: SIM118 - not a dict
                 if name.split(".")[0] not in parts or _left_out(name, own):
@@ -109,6 +106,42 @@ def load_weights(module: nn.Module, sources: WeightFiles) -> set[str]:
                 _fill(own, name, file.get_tensor(name), label, path)
                 filled.add(name)
     return filled
+
+
+def find(label: str, source: str) -> Path:
+    """The weight file behind `source`.
+
+    Raises:
+        UserError: it does not exist; the commands that make it are named.
+    """
+    path = Path(source)
+    # `triptych convert` names its files by their labels
+    converted = not source.startswith(PREFIX) and path.name == f"{label}.safetensors"
+    if converted and not path.exists():
+        raise UserError(
+            f"{path} does not exist; `triptych convert CHECKPOINT {path.parent}` makes it of a "
+            f"published checkpoint, `{MADE_BY[label]}` trains it."
+        )
+    return locate(source, made_by=MADE_BY[label])
+
+
+def find_all(sources: WeightFiles) -> dict[str, Path]:
+    """The weight files by label, of those that are named; cheap, for a check before long work.
+
+    Raises:
+        UserError: one does not exist.
+    """
+    named = {label: source for label, source in asdict(sources).items() if source is not None}
+    return {label: find(label, source) for label, source in named.items()}
+
+
+def hold(sources: WeightFiles, beginning: str) -> bool:
+    """Whether one of the files has a tensor whose full name begins so; reads the headers."""
+    for path in find_all(sources).values():
+        with _open(path) as file:
+            if any(name.startswith(beginning) for name in file.keys()):  # noqa: SIM118
+                return True
+    return False
 
 
 def _left_out(name: str, own: Mapping[str, Tensor]) -> bool:

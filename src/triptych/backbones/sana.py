@@ -1,0 +1,150 @@
+"""The alternative pixel decoder: diffusers' SANA transformer, told what to draw by features."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from diffusers import SanaTransformer2DModel
+from torch import Tensor, nn
+
+from triptych.backbones.dc_ae import DCAutoencoder
+from triptych.contracts import Condition, PixelDecoder, UserError
+from triptych.loss import TimeSampling, mse, path, sample_time
+from triptych.randomness import normal, uniform
+from triptych.sampler import sample_flow
+
+
+class SanaDecoder(PixelDecoder):
+    """Flow matching in the latents of a DC-AE; the feature tokens stand in for SANA's caption.
+
+    The null condition is not zeros but the encoder's features of a blank picture, which the panel
+    hands over. The defaults are SANA 1600M at 512 pixels (Xie et al. 2024, arXiv 2410.10629), and
+    the connector that BLIP3-o puts before it.
+
+    Args:
+        vae: the autoencoder whose latents are generated.
+        width, depth, heads, cross_heads: sizes of the transformer; width is a multiple of both
+            numbers of heads.
+        mlp_ratio: hidden width of its convolutional feed-forward network over `width`.
+        caption_width: width in which the transformer reads its condition.
+        time_sampling: distribution of training times, see `loss.sample_time`.
+        drop: probability of training on the null condition.
+        steps, guidance: defaults of `decode`.
+    """
+
+    trained_parts = ("transformer", "connector")
+
+    def __init__(
+        self,
+        vae: DCAutoencoder,
+        width: int = 2240,
+        depth: int = 20,
+        heads: int = 70,
+        cross_heads: int = 20,
+        mlp_ratio: float = 2.5,
+        caption_width: int = 2304,
+        time_sampling: TimeSampling = "uniform",
+        drop: float = 0.1,
+        steps: int = 30,
+        guidance: float = 3.0,
+    ) -> None:
+        super().__init__()
+        if width % heads or width % cross_heads:
+            raise UserError(
+                f"decoder width {width} is no multiple of heads {heads} and cross_heads "
+                f"{cross_heads}; change one of the three."
+            )
+        self.vae = vae
+        self.width, self.depth, self.heads, self.cross_heads = width, depth, heads, cross_heads
+        self.mlp_ratio, self.caption_width = mlp_ratio, caption_width
+        self.time_sampling, self.drop = time_sampling, drop
+        self.steps, self.guidance = steps, guidance
+        # In no file: it follows from the encoder. A buffer, so that it moves with the module.
+        self.register_buffer("null", None, persistent=False)
+
+    def set_shapes(self, feature_shape: tuple[int, int, int]) -> None:
+        self.feature_shape = feature_shape
+
+    @property
+    def wants_null(self) -> bool:
+        return self.null is None
+
+    def set_null(self, features: Tensor) -> None:
+        self.null = features
+
+    def build(self) -> None:
+        if not self.vae.built:
+            self.vae.build()
+        latent_channels, side, _ = self.vae.feature_shape
+        # Without interpolation_scale there is no table of positions: the convolutions tell them.
+        self.transformer = SanaTransformer2DModel(
+            in_channels=latent_channels,
+            out_channels=latent_channels,
+            num_attention_heads=self.heads,
+            attention_head_dim=self.width // self.heads,
+            num_layers=self.depth,
+            num_cross_attention_heads=self.cross_heads,
+            cross_attention_head_dim=self.width // self.cross_heads,
+            cross_attention_dim=self.width,
+            caption_channels=self.caption_width,
+            mlp_ratio=self.mlp_ratio,
+            sample_size=side,
+        )
+        self.connector = nn.Sequential(
+            nn.Linear(self.feature_shape[0], self.caption_width),
+            nn.GELU(approximate="tanh"),
+            nn.Linear(self.caption_width, self.caption_width),
+            nn.RMSNorm(self.caption_width, eps=1e-5),
+        )
+        # As published: the scale of the text features that SANA was trained on.
+        nn.init.constant_(self.connector[-1].weight, math.sqrt(5.5))
+
+    def describe(self) -> dict[str, Any]:
+        return {"width": self.width, "depth": self.depth, "caption_width": self.caption_width}
+
+    def loss(self, features: Tensor, pixels: Tensor, seed: int, samples: Tensor) -> Tensor:
+        with torch.no_grad():
+            latents = self.vae(pixels).float()
+        device = latents.device
+        dropped = uniform(seed, "decoder-drop", samples, device) < self.drop
+        features = torch.where(dropped[:, None, None, None], self.null, features)
+        noise = normal(latents.shape[1:], seed, "decoder-noise", samples, device)
+        t = sample_time(
+            uniform(seed, "decoder-time", samples, device),
+            normal((), seed, "decoder-time-normal", samples, device),
+            self.time_sampling,
+        )
+        x_t, target = path(latents, noise, t)
+        return mse(self.velocity(x_t, t, self.connect(features)), target)
+
+    def connect(self, features: Tensor) -> Tensor:
+        """Features [B,C,h,w] -> the transformer's condition [B,h*w,caption_width], row by row."""
+        tokens = features.flatten(2).transpose(1, 2)
+        return self.connector(tokens.to(self.transformer.dtype))
+
+    def velocity(self, x_t: Tensor, t: Tensor, condition: Tensor) -> Tensor:
+        """x_t [B,Z,a,a], t [B] in [0,1] (1 is noise), condition [B,h*w,caption_width]."""
+        x_t = x_t.to(self.transformer.dtype)
+        return self.transformer(x_t, condition, (1000 * t).float(), return_dict=False)[0]
+
+    @torch.no_grad()
+    def decode(
+        self,
+        features: Tensor,
+        seeds: list[int],
+        steps: int | None = None,
+        guidance: float | None = None,
+        null: Tensor | None = None,
+    ) -> Tensor:
+        null = self.null[None] if null is None else null
+        latents = sample_flow(
+            self.velocity,
+            Condition(self.connect(features)),
+            normal(self.vae.feature_shape, 0, "decoder", seeds, features.device),
+            steps or self.steps,
+            self.guidance if guidance is None else guidance,
+            null=self.connect(null),
+        )
+        return self.vae.decode(latents)

@@ -1,0 +1,134 @@
+"""From captions and pictures to ids and pixels: templates, truncation, collation, transform."""
+
+from __future__ import annotations
+
+from PIL import Image
+from transformers import PreTrainedTokenizerFast
+
+from triptych.contracts import UserError
+from triptych.evaluation.parity.checkpoint import QUERY_ID, START_OF_IMAGE_ID
+from triptych.evaluation.parity.checks import Checks
+from triptych.evaluation.parity.recorded import Case
+from triptych.pictures import square
+from triptych.prompts import (
+    IGNORED,
+    IM_START,
+    START_OF_IMAGE,
+    generation_ids,
+    pad,
+    reconstruction_ids,
+    token_id,
+)
+
+
+def recognizes(case: Case) -> bool:
+    """Whether the case records prompts and collation."""
+    return case.has_file("tokenizer.json")
+
+
+class RecordedTokenizer:
+    """The tokenizer of the case, to which `[IMG]` is added under the id that was recorded."""
+
+    unk_token_id = None
+
+    def __init__(self, case: Case) -> None:
+        path = case.folder / "tokenizer.json"
+        try:
+            self._tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(path))
+        except Exception as error:  # the Rust library raises nothing more special
+            raise UserError(f"{path} is no tokenizer ({error}).") from error
+        self.name_or_path = str(path)
+
+    def __call__(self, text: str, **options) -> dict[str, list[int]]:
+        return self._tokenizer(text, **options)
+
+    def convert_tokens_to_ids(self, token: str) -> int | None:
+        if token == START_OF_IMAGE:
+            return START_OF_IMAGE_ID
+        return self._tokenizer.convert_tokens_to_ids(token)
+
+
+def check(case: Case, checks: Checks) -> None:
+    """Prompts of training and of inference, the batch they make, the picture transform."""
+    tokenizer = RecordedTokenizer(case)
+    check_batch(case, tokenizer, checks)
+    check_inference(case, tokenizer, checks)
+    check_transform(case, checks)
+
+
+def check_batch(case: Case, tokenizer: RecordedTokenizer, checks: Checks) -> None:
+    """The collated training batch: rows, labels, mask, where the queries begin."""
+    io = case.io
+    rows = training_rows(case, tokenizer)
+    placeholders = [QUERY_ID] * number_of_queries(case)
+    ids, mask = pad([row + placeholders for row in rows], case["pad_token_id"])
+    checks.same("input_ids", ids, io["input_ids"])
+    checks.same("attention_mask", mask.bool(), io["attention_mask"])
+    checks.same("i_s_pos", [len(row) for row in rows], io["i_s_pos"])
+    for index, (row, sample) in enumerate(zip(rows, case["per_sample"], strict=True)):
+        whole = tokenizer(sample["text"], add_special_tokens=False)["input_ids"]
+        checks.same(f"sample {index}: tokens before the cut", len(whole), sample["n"])
+        checks.same(f"sample {index}: text", row[:-1], whole[: len(row) - 1])
+    start = token_id(tokenizer, IM_START)
+    labels = [published_labels(row, start) + placeholders for row in rows]
+    checks.same("labels", pad(labels, IGNORED)[0], io["labels"])
+
+
+def number_of_queries(case: Case) -> int:
+    return int((case.io["input_ids"] == QUERY_ID).sum(1).max())
+
+
+def training_rows(case: Case, tokenizer: RecordedTokenizer) -> list[list[int]]:
+    """Prompts as trained with, `[IMG]` included."""
+    limit = case["model_max_length"] - number_of_queries(case)
+    captions = iter(case["captions"])
+    rows = []
+    for kind, conversation in zip(case["kinds"], case["conversations"], strict=True):
+        if kind == "gen":
+            rows.append(
+                generation_ids(tokenizer, next(captions), limit, template="published_training")
+            )
+        else:
+            instruction = conversation[0]["value"].removeprefix("<image>\n")
+            tokens = case["n_und_query"]
+            rows.append(
+                reconstruction_ids(tokenizer, tokens, limit, instruction, "published_training")
+            )
+    return rows
+
+
+def published_labels(row: list[int], start: int) -> list[int]:
+    """The answer's turn, header and `[IMG]` included, which the published code labels.
+
+    Nothing learns from it: only the loss of the picture is used, so ours has no such labels.
+    """
+    turns = [place for place, number in enumerate(row) if number == start]
+    # A turn has a system message, a question and an answer; a cut row may have lost the last.
+    begin = turns[2] if len(turns) == 3 else len(row) - 1
+    return [IGNORED] * begin + row[begin:]
+
+
+def check_inference(case: Case, tokenizer: RecordedTokenizer, checks: Checks) -> None:
+    """The prompts that released weights are asked with."""
+    for index, (caption, prompt) in enumerate(
+        zip(case["captions"], case["inference_prompts"], strict=True)
+    ):
+        recorded = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+        limit = len(recorded) + 1
+        ours = generation_ids(tokenizer, caption, limit, template="published_inference")
+        checks.same(f"inference prompt {index}", ours, [*recorded, START_OF_IMAGE_ID])
+
+
+def check_transform(case: Case, checks: Checks) -> None:
+    """A picture brought to the square that the language model sees."""
+    io = case.io
+    if "und_source_u8" not in io:
+        return
+    side = 448  # written down in the published code, recorded in no case
+    picture = square(Image.fromarray(io["und_source_u8"].numpy()), side).permute(1, 2, 0)
+    corner, center = io["und_corner_u8"], io["und_center_u8"]
+    checks.same("und_corner_u8", picture[: corner.shape[0], : corner.shape[1]], corner)
+    top, left = ((side - size) // 2 for size in center.shape[:2])
+    middle = picture[top : top + center.shape[0], left : left + center.shape[1]]
+    checks.same("und_center_u8", middle, center)
+    checks.values("und_mean", picture.double().mean((0, 1)), io["und_mean"])

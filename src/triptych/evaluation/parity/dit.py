@@ -1,0 +1,39 @@
+"""The DiT alone: forward and gradients, whatever the width of its feed-forward layers."""
+
+from __future__ import annotations
+
+from triptych.backbones import LuminaNextDiT
+from triptych.evaluation.parity.checks import Checks
+from triptych.evaluation.parity.loading import fill, placed
+from triptych.evaluation.parity.recorded import Case
+from triptych.weights import layouts
+
+
+def recognizes(case: Case) -> bool:
+    """Whether the case records a DiT alone."""
+    return case.has_file("weights.safetensors") and "z_latents" in case.io
+
+
+def check(case: Case, checks: Checks) -> None:
+    """One pass forward and back."""
+    io = case.io
+    weights = placed({f"model.dit.{k}": v for k, v in case.file("weights").all().items()})
+    shapes = {name: tensor.shape for name, tensor in weights.items()}
+    model = LuminaNextDiT(**layouts.dit_arguments(shapes), patch_size=case["config"]["patch_size"])
+    model.set_shapes(tuple(io["x"].shape[1:]), layouts.condition_width(shapes))
+    model.build()
+    fill(model, layouts.DIT, weights)
+    checks.same("feed-forward width", model.ffn_width, case["ffn_inner_dim"])
+
+    x, condition = io["x"].requires_grad_(), io["z_latents"].requires_grad_()
+    output = model(x, io["timestep"].double() / 1000, condition)
+    loss = (output * io["loss_weight"]).mean()
+    loss.backward()
+    checks.values("output", output, io["output"])
+    checks.values("loss", loss, io["loss"])
+    checks.gradient("gradient of x", x.grad, io["grad.x"])
+    checks.gradient("gradient of z_latents", condition.grad, io["grad.z_latents"])
+    parameters = dict(model.named_parameters())
+    for match in io.matching(r"grad\.(model\..*)"):
+        name = layouts.place_of(f"model.dit.{match[1]}").name.removeprefix(layouts.DIT)
+        checks.gradient(f"gradient of {match[1]}", parameters[name].grad, io[match[0]])

@@ -1,0 +1,67 @@
+"""The EVA tower: tokens, pooled features, and how a picture is brought to it."""
+
+from __future__ import annotations
+
+import torch
+from PIL import Image
+
+from triptych.backbones import EvaClip
+from triptych.backbones.eva_clip import clip_normalize
+from triptych.evaluation.parity.checks import Checks
+from triptych.evaluation.parity.loading import fill, placed
+from triptych.evaluation.parity.recorded import Case
+from triptych.pictures import square
+from triptych.weights import layouts
+
+
+def recognizes(case: Case) -> bool:
+    """Whether the case records an EVA tower alone."""
+    return case.has_file("weights.safetensors") and "cls_and_patches" in case.io
+
+
+@torch.no_grad()
+def check(case: Case, checks: Checks) -> None:
+    """The tower in both layouts of its bias, and the published transform."""
+    io, published = case.io, case.file("weights").all()
+    head_width = case["config"]["vision_cfg"]["head_width"]
+    model = tower(published, case["pool"], head_width)
+    images = io["pixel_values"]
+    tokens = model.image_tokens(images)
+    checks.values("tower with CLS", model.tower.forward_features(images), io["cls_and_patches"])
+    checks.values("output", tokens, io["output"])
+    checks.values("pooled", model.pool_tokens(tokens), io["pooled"])
+    split = tower(_split_bias(published), case["pool"], head_width)
+    checks.values("output with biases q and v", split.image_tokens(images), io["output"])
+
+    picture = Image.fromarray(io["image_u8"].numpy())
+    for name, shown in (
+        ("image_preprocessed", picture),
+        ("image_gray_preprocessed", picture.convert("L")),
+    ):
+        pixels = square(shown, io[name].shape[-1])[None]
+        checks.values(name, clip_normalize(pixels / 255), io[name])
+    pixels = square(picture, model.image_size)[None]
+    checks.values("normalized by the encoder", model.normalize(pixels), io["image_preprocessed"])
+
+
+def tower(published: dict[str, torch.Tensor], pool: int, head_width: int) -> EvaClip:
+    """The tower with published weights."""
+    weights = placed(published)
+    shapes = {name: tensor.shape for name, tensor in weights.items()}
+    model = EvaClip(**layouts.tower_arguments(shapes, pool, head_width))
+    model.build()
+    fill(model, "encoder.", weights)
+    return model.eval()
+
+
+def _split_bias(published: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The same weights as the other kind of file has them: no bias on keys."""
+    split = {}
+    for name, tensor in published.items():
+        if name.endswith("qkv.bias"):
+            query, _, value = tensor.chunk(3)
+            split[name.replace("qkv.bias", "q_bias")] = query
+            split[name.replace("qkv.bias", "v_bias")] = value
+        else:
+            split[name] = tensor
+    return split

@@ -1,0 +1,101 @@
+"""Sampling: query outputs, guided steps of the DiT, features for the decoder."""
+
+from __future__ import annotations
+
+import re
+
+import torch
+from torch import Tensor
+
+from triptych.contracts import Condition
+from triptych.evaluation.parity.checkpoint import START_OF_IMAGE_ID, Checkpoint
+from triptych.evaluation.parity.checks import Checks
+from triptych.evaluation.parity.recorded import Case, Tensors
+from triptych.evaluation.parity.seeing import Seen, check_seeing
+from triptych.prompts import PAD, pad, token_id
+from triptych.sampler import sample_flow, times
+
+
+def recognizes(case: Case) -> bool:
+    """Whether the case records a sampling run."""
+    return case.has_file("io.safetensors") and bool(case.io.matching(r".*\.query_hidden"))
+
+
+@torch.no_grad()
+def check(case: Case, shared: Checkpoint, checks: Checks) -> None:
+    """Every prompt alone, and then all of them in one batch."""
+    io = case.io
+    steps = case["steps"]
+    grid = torch.from_numpy(times(steps)).float()
+    checks.values("sigmas", torch.cat([grid, torch.zeros(1)]), io["sigmas"])
+    checks.values("timesteps", 1000 * grid, io["timesteps"])
+    seen = see_picture(io, shared, checks)
+
+    prompts = [match[1] for match in io.matching(r"(.*)\.query_hidden")]
+    image_id = shared.understander.model.config.image_token_id
+    rows = {name: [*io[f"{name}.input_ids"][0].tolist(), START_OF_IMAGE_ID] for name in prompts}
+    for name in prompts:
+        shown = seen if image_id in rows[name] else (None, None)
+        condition = ask(shared, [rows[name]], shown)
+        checks.values(f"{name}: query_hidden", condition.states, io[f"{name}.query_hidden"])
+        check_sampling(case, shared, name, condition, checks)
+
+    # One batch of all of them, padded, as the published code cannot.
+    condition = ask(shared, list(rows.values()), seen)
+    hidden = torch.cat([io[f"{name}.query_hidden"] for name in prompts])
+    checks.values("all in one batch: query_hidden", condition.states, hidden)
+    noise = torch.cat([io[f"{name}.noise"] for name in prompts])
+    latents = sample(case, shared, condition, noise)
+    recorded = torch.cat([io[f"{name}.latents"] for name in prompts])
+    checks.values("all in one batch: latents", latents, recorded)
+
+
+def see_picture(io: Tensors, shared: Checkpoint, checks: Checks) -> Seen:
+    """The picture that prompts of a case show, if any."""
+    if "picture_u8" not in io:
+        return None, None
+    return check_seeing(
+        shared, io["picture_u8"][None], io["pixel_values"], io["image_grid_thw"], checks
+    )
+
+
+def ask(shared: Checkpoint, rows: list[list[int]], seen: Seen) -> Condition:
+    """The condition of generation prompts."""
+    ids, mask = pad(rows, token_id(shared.understander.tokenizer, PAD))
+    queries = shared.model.generation.queries
+    return shared.understander.condition(ids, mask, queries, *seen)
+
+
+def sample(
+    case: Case, shared: Checkpoint, condition: Condition, noise: Tensor, on_step=None
+) -> Tensor:
+    """As `GenerationModule.sample`, from recorded noise."""
+    generation = shared.model.generation
+    return sample_flow(
+        generation.dit,
+        condition,
+        noise,
+        case["steps"],
+        case["guidance_scale"],
+        on_step,
+        generation.time_shift,
+        generation.integer_times,
+    )
+
+
+def check_sampling(
+    case: Case, shared: Checkpoint, name: str, condition: Condition, checks: Checks
+) -> None:
+    """What the DiT is told at each step, and what each recorded step leaves."""
+    io, told, after = case.io, [], {}
+    watch = shared.model.generation.dit.dit.register_forward_pre_hook(
+        lambda _, arguments: told.append(arguments[1][0].item())
+    )
+    latents = sample(case, shared, condition, io[f"{name}.noise"], after.__setitem__)
+    watch.remove()
+    checks.same(f"{name}: times told to the DiT", told, io["dit_timesteps_long"].tolist())
+    for match in io.matching(rf"{re.escape(name)}\.latents_after_(\d+)"):
+        checks.values(match[0].replace(".", ": "), after[int(match[1]) - 1], io[match[0]])
+    checks.values(f"{name}: latents", latents, io[f"{name}.latents"])
+    features = latents.flatten(2).transpose(1, 2)
+    checks.values(f"{name}: features", features, io[f"{name}.features"])

@@ -1,0 +1,51 @@
+"""Published tensors into our modules, by the names of `weights.layouts`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from triptych.contracts import UserError
+from triptych.weights import layouts
+
+
+def placed(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Published tensors by our full names and in our shapes; split EVA biases are fused.
+
+    Raises:
+        UserError: a key has no place in the model.
+    """
+    whole: dict[str, Tensor] = {}
+    thirds: dict[str, dict[int, Tensor]] = {}
+    for key, tensor in published.items():
+        place = layouts.place_of(key)
+        if place is None:
+            raise UserError(f"the published tensor {key} has no place in the model.")
+        if place.third is None:
+            whole[place.name] = layouts.from_published(place.name, tensor)
+        else:
+            thirds.setdefault(place.name, {})[place.third] = tensor
+    return whole | {name: layouts.fuse_bias(parts) for name, parts in thirds.items()}
+
+
+@torch.no_grad()
+def fill(module: nn.Module, prefix: str, tensors: Mapping[str, Tensor]) -> None:
+    """Fill every parameter of `module`, which stands at `prefix` in the whole model.
+
+    Raises:
+        UserError: a parameter is not given, has another shape, or more is given.
+    """
+    own = {prefix + name: parameter for name, parameter in module.named_parameters()}
+    wanted = own.keys() - layouts.UNPUBLISHED
+    strange = sorted(wanted ^ tensors.keys())
+    if strange:
+        raise UserError(f"the weights of the case and the model disagree on {strange[0]}.")
+    for name in wanted:
+        if own[name].shape != tensors[name].shape:
+            raise UserError(
+                f"{name} has shape {list(tensors[name].shape)} in the case, the model wants "
+                f"{list(own[name].shape)}."
+            )
+        own[name].copy_(tensors[name])

@@ -1,0 +1,108 @@
+"""A recorded case on disk: `case.json` (facts), `io.safetensors` (values) and weights."""
+
+from __future__ import annotations
+
+import json
+import re
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from triptych.contracts import UserError
+
+
+class Tensors:
+    """The tensors of a safetensors file, read when asked for.
+
+    Raises:
+        UserError: the file is missing or damaged, or lacks the tensor.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        if not path.is_file():
+            raise UserError(f"{path} does not exist; the case is not complete.")
+        try:
+            self._file = safe_open(path, framework="pt")
+            self.names = list(self._file.keys())
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{path} is no whole safetensors file ({error}).") from error
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.names
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self.names:
+            raise UserError(f"{self.path} holds no {name!r}; the case is not complete.")
+        return self._file.get_tensor(name)
+
+    def matching(self, pattern: str) -> list[re.Match]:
+        """Matches of the names that a regular expression fits whole."""
+        return [match for match in (re.fullmatch(pattern, name) for name in self.names) if match]
+
+    def all(self) -> dict[str, Tensor]:
+        """All of them by name."""
+        return {name: self._file.get_tensor(name) for name in self.names}
+
+
+class Case:
+    """One folder with a `case.json`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.name = folder, folder.name
+        path = folder / "case.json"
+        try:
+            self._facts = json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path} is no readable JSON ({error}).") from error
+        if not isinstance(self._facts, dict):
+            raise UserError(f"{path} is no JSON object.")
+
+    def __contains__(self, fact: str) -> bool:
+        return fact in self._facts
+
+    def __getitem__(self, fact: str) -> Any:
+        """A fact of `case.json`.
+
+        Raises:
+            UserError: it is not there.
+        """
+        if fact not in self._facts:
+            raise UserError(f"{self.folder / 'case.json'} says nothing of {fact!r}.")
+        return self._facts[fact]
+
+    @cached_property
+    def io(self) -> Tensors:
+        """Recorded inputs and outputs."""
+        return self.file("io")
+
+    def open_files(self) -> None:
+        """Read the beginning of every listed file, so that a damaged one is found at once."""
+        for name in self["files"]:
+            self.file(name.removesuffix(".safetensors"))
+
+    def has_file(self, name: str) -> bool:
+        return (self.folder / name).is_file()
+
+    def file(self, name: str) -> Tensors:
+        """The tensors of `name`.safetensors."""
+        return Tensors(self.folder / f"{name}.safetensors")
+
+
+def read_cases(folder: Path) -> list[Case]:
+    """The cases of a folder, by name.
+
+    Raises:
+        UserError: there is no such folder, there are no cases in it, or one is damaged.
+    """
+    if not folder.is_dir():
+        raise UserError(f"the folder of cases {folder} does not exist.")
+    cases = [Case(path.parent) for path in sorted(folder.glob("*/case.json"))]
+    if not cases:
+        raise UserError(f"{folder} holds no case: no folder in it has a case.json.")
+    for case in cases:
+        case.open_files()
+    return cases

@@ -1,0 +1,331 @@
+"""Names and sizes of the published BLIP3-o checkpoints, and where they stand in `UnifiedModule`.
+
+Pure names, shapes and configuration: nothing here opens a file. The published checkpoint is
+transformers 4.51's Qwen2.5-VL with more keys beside it:
+
+    visual.*                                      the vision tower of the language model
+    model.embed_tokens, model.layers, model.norm  the language model
+    lm_head.weight                                absent where it is tied to the embeddings
+    model.latent_queries                          [1,N,D]; ours is [N,D]
+    model.dit.model.*                             the DiT, its caption projection inside
+    model.gen_vision_tower.vision_tower.model.*   the EVA tower, or without prefix in its own file
+
+The pixel decoder lies in a folder of its own, under diffusers' names: `unet/` and `vae/`.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+UNDERSTANDER = "understanding.understander.model."
+QUERIES = "generation.queries"
+DIT = "generation.dit."
+TOWER = "encoder.tower."
+UNET = "decoding.decoder.unet."
+VAE = "decoding.decoder.vae.vae."
+
+PUBLISHED_QUERIES = "model.latent_queries"
+PUBLISHED_DIT = "model.dit.model."
+PUBLISHED_TOWER = "model.gen_vision_tower.vision_tower.model."
+
+# (published beginning, ours): the first that fits wins, so what is inside `model.` comes first.
+_BEGINNINGS = (
+    (PUBLISHED_DIT + "caption_projection.", DIT + "caption_projection."),
+    (PUBLISHED_DIT, DIT + "dit."),
+    (PUBLISHED_TOWER, TOWER),
+    ("visual.", UNDERSTANDER + "model.visual."),
+    ("model.embed_tokens.", UNDERSTANDER + "model.language_model.embed_tokens."),
+    ("model.layers.", UNDERSTANDER + "model.language_model.layers."),
+    ("model.norm.", UNDERSTANDER + "model.language_model.norm."),
+    ("lm_head.", UNDERSTANDER + "lm_head."),
+    # since transformers 4.52, which files of stock Qwen2.5-VL may come from
+    ("model.visual.", UNDERSTANDER + "model.visual."),
+    ("model.language_model.", UNDERSTANDER + "model.language_model."),
+)
+_BARE_TOWER = re.compile(r"(cls_token|pos_embed)$|(patch_embed|blocks)\.")
+_SPLIT_BIAS = re.compile(r"(.*\.attn\.)([qv])_bias$")
+# Declared by diffusers, used by nothing, published nowhere.
+UNPUBLISHED = {DIT + "dit.pad_token"}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a published tensor belongs."""
+
+    name: str
+    """Full name inside `UnifiedModule`."""
+    third: int | None = None
+    """0 or 2: the tensor is the query or value third of an EVA bias [3C]; None: all of it."""
+
+
+def place_of(key: str) -> Place | None:
+    """The place of a published key; None where the model has no such part."""
+    split = _SPLIT_BIAS.match(key)
+    if split:
+        whole = place_of(f"{split[1]}qkv.bias")
+        return whole and Place(whole.name, {"q": 0, "v": 2}[split[2]])
+    if key == PUBLISHED_QUERIES:
+        return Place(QUERIES)
+    if _BARE_TOWER.match(key):
+        return Place(TOWER + key)
+    for published, ours in _BEGINNINGS:
+        if key.startswith(published):
+            return Place(ours + key.removeprefix(published))
+    return None
+
+
+def published_key(name: str) -> str | None:
+    """The published key of a full name, EVA biases fused; None where none was published."""
+    if name == QUERIES:
+        return PUBLISHED_QUERIES
+    if name in UNPUBLISHED:
+        return None
+    for published, ours in _BEGINNINGS:
+        if name.startswith(ours):
+            return published + name.removeprefix(ours)
+    return None
+
+
+def from_published(name: str, tensor: Tensor) -> Tensor:
+    """A whole published tensor in our shape: the queries lose their batch axis."""
+    return tensor[0] if name == QUERIES else tensor
+
+
+def to_published(name: str, tensor: Tensor) -> Tensor:
+    """The inverse of `from_published`."""
+    return tensor[None] if name == QUERIES else tensor
+
+
+def fuse_bias(thirds: Mapping[int, Tensor]) -> Tensor:
+    """EVA's bias [3C] from its query and value thirds [C].
+
+    The key third is zero: Emu2's tower has none, and a bias on keys adds the same number to every
+    score of a query, which the softmax takes away.
+    """
+    return torch.cat([thirds[0], torch.zeros_like(thirds[0]), thirds[2]])
+
+
+# Configuration: published config.json -> arguments of our classes --------------------------------
+
+
+def text_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of `QwenText` from a config.json, flat (before transformers 4.52) or nested."""
+    text = config.get("text_config") or config
+    rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
+    taken = (
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "max_position_embeddings",
+        "rms_norm_eps",
+    )
+    return {
+        **{name: text[name] for name in taken},
+        "rope_theta": text.get("rope_theta") or rope["rope_theta"],
+        "mrope_section": list(rope["mrope_section"]),
+        "tie_word_embeddings": bool(
+            config.get("tie_word_embeddings", text.get("tie_word_embeddings", False))
+        ),
+    }
+
+
+def vision_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of `QwenVision` from the same config.json."""
+    vision = config["vision_config"]
+    taken = (
+        "depth",
+        "hidden_size",
+        "intermediate_size",
+        "num_heads",
+        "patch_size",
+        "spatial_merge_size",
+        "temporal_patch_size",
+        "window_size",
+    )
+    blocks = list(vision["fullatt_block_indexes"])
+    return {**{name: vision[name] for name in taken}, "fullatt_block_indexes": blocks}
+
+
+def generation_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of `GenerationModule` from the same config.json."""
+    return {"number_of_queries": config["n_query"]}
+
+
+def pooling(config: Mapping[str, Any]) -> int:
+    """Argument `pool` of `EvaClip` from the same config.json: 4 for "early_pool2d_4"."""
+    return int(config["gen_pooling"].rpartition("_")[2])
+
+
+# Shapes: what no config.json says is read from the tensors ---------------------------------------
+
+
+def dit_arguments(shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
+    """Arguments of `LuminaNextDiT` from shapes by full name.
+
+    The feed-forward width is one of them: the code that is published, run on diffusers before
+    and since 0.33, makes two (4864 and 7168 at width 1792), and both have been trained.
+    """
+    inside = DIT + "dit."
+    return {
+        "width": shapes[inside + "patch_embedder.proj.weight"][0],
+        "depth": _count(shapes, inside + "layers."),
+        "heads": shapes[inside + "layers.0.gate"][0],
+        "ffn_width": shapes[inside + "layers.0.feed_forward.linear_1.weight"][0],
+    }
+
+
+def condition_width(shapes: Mapping[str, Sequence[int]]) -> int:
+    """Width D of the condition that a DiT was made for, from shapes by full name."""
+    return shapes[DIT + "caption_projection.linear_1.weight"][1]
+
+
+def tower_arguments(
+    shapes: Mapping[str, Sequence[int]], pool: int, head_width: int = 112
+) -> dict[str, Any]:
+    """Arguments of `EvaClip` from shapes by full name; the width of a head shows in none."""
+    _, tokens, width = shapes[TOWER + "pos_embed"]
+    patch = shapes[TOWER + "patch_embed.proj.weight"][-1]
+    return {
+        "image_size": math.isqrt(tokens - 1) * patch,
+        "patch_size": patch,
+        "width": width,
+        "depth": _count(shapes, TOWER + "blocks."),
+        "heads": width // head_width,
+        "mlp_width": shapes[TOWER + "blocks.0.mlp.fc1.weight"][0],
+        "pool": pool,
+    }
+
+
+def _count(shapes: Mapping[str, Sequence[int]], beginning: str) -> int:
+    """How many numbered modules there are under `beginning`."""
+    rest = (name.removeprefix(beginning) for name in shapes if name.startswith(beginning))
+    return len({name.split(".")[0] for name in rest})
+
+
+# The pixel decoder: diffusers' config.json -> arguments of our classes ---------------------------
+
+
+def decoder_arguments(unet: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of `SDXLDecoder` from the config.json of a `unet` folder."""
+    widths = list(unet["block_out_channels"])
+    layers = unet["transformer_layers_per_block"]
+    layers = [layers] * len(widths) if isinstance(layers, int) else layers
+    heads = unet["attention_head_dim"]  # diffusers calls the number of heads a dimension here
+    heads = [heads] * len(widths) if isinstance(heads, int) else heads
+    attends = ["CrossAttn" in kind for kind in unet["down_block_types"]]
+    return {
+        "widths": widths,
+        "depths": [n if cross else 0 for n, cross in zip(layers, attends, strict=True)],
+        "head_width": [width // number for width, number in zip(widths, heads, strict=True)],
+        "layers_per_block": unet["layers_per_block"],
+        "norm_groups": unet["norm_num_groups"],
+        "time_width": unet["addition_time_embed_dim"],
+    }
+
+
+def vae_arguments(vae: Mapping[str, Any], image_size: int) -> dict[str, Any]:
+    """Arguments of `KLAutoencoder` from the config.json of a `vae` folder."""
+    return {
+        "image_size": image_size,
+        "latent_channels": vae["latent_channels"],
+        "block_widths": list(vae["block_out_channels"]),
+        "layers_per_block": vae["layers_per_block"],
+        "norm_groups": vae["norm_num_groups"],
+        "scaling": vae["scaling_factor"],
+    }
+
+
+# The way back: arguments of our classes -> published config.json ---------------------------------
+
+
+def published_config(
+    text: Mapping[str, Any],
+    vision: Mapping[str, Any],
+    vocabulary: Mapping[str, int],
+    queries: int,
+    channels: int,
+    pool: int,
+) -> dict[str, Any]:
+    """config.json of a BLIP3-o, flat as transformers 4.51 writes it.
+
+    Args:
+        text, vision, vocabulary: fields of `QwenText`, `QwenVision` and `Vocabulary`.
+        queries: how many.
+        channels: of the features that are generated.
+        pool: side of the pooling of the tower's tokens.
+    """
+    text = dict(text)
+    sections = text.pop("mrope_section")
+    return {
+        "architectures": ["blip3oQwenForInferenceLM"],
+        "model_type": "blip3o_qwen_inference",
+        **text,
+        "vocab_size": vocabulary["rows"],
+        "hidden_act": "silu",
+        "rope_scaling": {"type": "mrope", "mrope_section": list(sections)},
+        "bos_token_id": vocabulary["pad"],
+        "eos_token_id": vocabulary["im_end"],
+        "pad_token_id": vocabulary["pad"],
+        "image_token_id": vocabulary["image_pad"],
+        "vision_start_token_id": vocabulary["vision_start"],
+        "vision_end_token_id": vocabulary["vision_end"],
+        "use_sliding_window": False,
+        "vision_config": {
+            **vision,
+            "model_type": "qwen2_5_vl",
+            "hidden_act": "silu",
+            "out_hidden_size": text["hidden_size"],
+        },
+        "gen_vision_tower": "eva-clip-E-14-plus",
+        "gen_hidden_size": channels,
+        "gen_pooling": f"early_pool2d_{pool}",
+        "n_query": queries,
+        # without these the published loader adds tokens and a projector of its own
+        "mm_use_im_start_end": False,
+        "mm_use_im_patch_token": False,
+        "mm_patch_merge_type": "flat",
+        "mm_projector_type": "mlp2x_gelu",
+        "mm_vision_select_feature": "patch",
+        "mm_vision_select_layer": -2,
+        "use_mm_proj": True,
+        "image_aspect_ratio": "square",
+        "tokenizer_padding_side": "right",
+        "tokenizer_model_max_length": 512,
+    }
+
+
+# Folders and files of a release ------------------------------------------------------------------
+
+DECODER = "diffusion-decoder"
+# Pairs of names: of the index of shards, and of the file when there is a single one.
+MAIN_WEIGHTS = (("model.safetensors.index.json", "model.safetensors"),)
+TOWER_WEIGHTS = (*MAIN_WEIGHTS, ("pytorch_model.bin.index.json", "pytorch_model.bin"))
+# The published code reads the bf16 variant: where both are there it wins.
+DECODER_WEIGHTS = tuple(
+    (
+        f"diffusion_pytorch_model.safetensors.index{variant}.json",
+        f"diffusion_pytorch_model{variant}.safetensors",
+    )
+    for variant in (".bf16", "")
+)
+DECODER_FOLDERS = ("", "unet", "vae", "scheduler", "feature_extractor", "safety_checker")
+# How the decoder samples, in the words of a scheduler_config.json.
+SCHEDULE = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "num_train_timesteps": 1000,
+    "prediction_type": "epsilon",
+    "timestep_spacing": "leading",
+    "steps_offset": 1,
+    "use_karras_sigmas": False,
+}
