@@ -158,7 +158,7 @@ class ImageEncoder(Part):
             UserError: this encoder has no such picture.
         """
         raise UserError(
-            f"{type(self).__name__} knows no blank picture; set model.negative to 'zeros'."
+            f"{type(self).__name__} knows no blank picture; set model.negative to 'own'."
         )
 
 
