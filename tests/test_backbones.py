@@ -215,8 +215,13 @@ def test_eva_of_nothing_is_the_mean_colour():
     blank, black = model.blank_features(), model(torch.zeros_like(grey))
     assert blank.shape == (1, 32, 3, 3)
     assert relative(blank, model(grey)) < 0.1 * relative(blank, black)
-    with pytest.raises(UserError, match="KLAutoencoder knows no blank picture"):
-        vae().blank_features()
+
+
+def test_an_encoder_sees_nothing_in_a_black_picture():
+    model = built(vae()).eval()
+    blank = model.blank_features()
+    assert blank.shape == (1, *model.feature_shape)
+    assert torch.equal(blank, model(torch.zeros(1, 3, SIDE, SIDE, dtype=torch.uint8)))
 
 
 def test_eva_knows_its_feature_shape_before_it_is_built():

@@ -19,7 +19,7 @@ from transformers import (
 
 from triptych.backbones import DCAutoencoder, SanaDecoder, Siglip2
 from triptych.cli import main
-from triptych.contracts import TEXT_TO_IMAGE, UserError, pixels_to_unit
+from triptych.contracts import TEXT_TO_IMAGE, ImageEncoder, UserError, pixels_to_unit
 from triptych.modules import PixelDecoderModule, UnifiedModule
 from triptych.pipeline import describe_model
 from triptych.randomness import uniform
@@ -453,6 +453,28 @@ def test_the_panel_hands_over_the_black_picture_once(files, samples):
     model.reconstruct(pictures(2), [0, 1])
     assert calls == [2, 1, 1, 4, 2]
     assert not [name for name in model.trained_state() if "null" in name]
+
+
+class Colours(ImageEncoder):
+    """A user's own encoder, with no more than the role asks for: colours of 3x3 regions."""
+
+    feature_shape, image_size = (32, 3, 3), SIDE
+
+    def build(self):
+        self.mix = nn.Conv2d(3, 32, 1)
+
+    def forward(self, pixels):
+        return self.mix(nn.functional.adaptive_avg_pool2d(pixels_to_unit(pixels), 3))
+
+
+def test_an_encoder_of_ones_own_has_a_black_picture_for_the_decoder():
+    panel = PixelDecoderModule(sana(), built(Colours()))
+    panel.decoder.build()
+    pixels = panel.decode(torch.zeros(2, 32, 3, 3), [0, 1])
+    assert pixels.shape == (2, 3, SIDE, SIDE)
+    mix = panel.encoder.mix
+    black = mix.bias - mix.weight[:, :, 0, 0].sum(1)  # -1 in every channel
+    assert torch.allclose(panel.decoder.null, black[:, None, None].expand(32, 3, 3), atol=1e-6)
 
 
 def test_a_decoder_that_wants_a_blank_picture_needs_the_encoder():

@@ -154,12 +154,10 @@ class ImageEncoder(Part):
     def blank_features(self) -> Tensor:
         """Features [1,C,h,w] of a picture that shows nothing, for a decoder to keep away from.
 
-        Raises:
-            UserError: this encoder has no such picture.
+        A black one, unless an encoder was published with another.
         """
-        raise UserError(
-            f"{type(self).__name__} knows no blank picture; set model.negative to 'own'."
-        )
+        size, device = self.image_size, next(self.parameters()).device
+        return self(torch.zeros(1, 3, size, size, dtype=torch.uint8, device=device))
 
 
 class VelocityModel(Part):
