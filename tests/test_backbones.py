@@ -11,7 +11,14 @@ from diffusers import LuminaNextDiT2DModel
 from diffusers.models.embeddings import PixArtAlphaTextProjection, get_2d_rotary_pos_embed_lumina
 from torch import nn
 
-from triptych.backbones import EvaClip, KLAutoencoder, LuminaNextDiT
+from triptych.backbones import (
+    EvaClip,
+    KLAutoencoder,
+    LuminaNextDiT,
+    QwenText,
+    QwenVision,
+    QwenVL,
+)
 from triptych.backbones.eva_clip import CLIP_MEAN, CLIP_STD
 from triptych.contracts import IMAGE_TO_TEXT, UserError, pixels_to_unit
 from triptych.evaluation.parity.loading import fill, placed
@@ -427,6 +434,12 @@ def mixed_prompts(qwen):
     shown = reconstruction_ids(tokenizer, qwen.image_tokens(), 256)
     rows = [shown, generation_ids(tokenizer, CAPTIONS[0], 256), shown]
     return *pad(rows, token_id(tokenizer, PAD)), *qwen.image_inputs(pictures)
+
+
+def test_language_model_refuses_pictures_that_do_not_fit():
+    match = "understander image_size 56 is not a multiple of 16, which is patch_size 8 x"
+    with pytest.raises(UserError, match=match):
+        QwenVL("", QwenText(), QwenVision(patch_size=8), image_size=56)
 
 
 def test_condition_on_pictures_from_a_cached_prompt_is_that_of_the_whole_pass(qwen):
