@@ -6,7 +6,19 @@ import numpy as np
 import pytest
 import timm
 import torch
-from builders import CAPTIONS, SIDE, batches, built, decoder, dit, eva, relative, understander, vae
+from builders import (
+    CAPTIONS,
+    SIDE,
+    batches,
+    built,
+    decoder,
+    dit,
+    eva,
+    relative,
+    shaken,
+    understander,
+    vae,
+)
 from diffusers import LuminaNextDiT2DModel
 from diffusers.models.embeddings import PixArtAlphaTextProjection, get_2d_rotary_pos_embed_lumina
 from torch import nn
@@ -32,15 +44,6 @@ from triptych.prompts import (
     reconstruction_ids,
     token_id,
 )
-
-
-@torch.no_grad()
-def shaken(module, deviation=0.2, seed=0):
-    """`module` with random numbers in every parameter: nothing hides behind a zero start."""
-    generator = torch.Generator().manual_seed(seed)
-    for parameter in module.parameters():
-        parameter.add_(deviation * torch.randn(parameter.shape, generator=generator))
-    return module.eval()
 
 
 def drawn(number):

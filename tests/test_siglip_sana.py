@@ -5,7 +5,7 @@ import sys
 import pytest
 import torch
 import yaml
-from builders import ROOT, SIDE, batches, built, relative
+from builders import ROOT, SIDE, batches, built, relative, shaken
 from diffusers import AutoencoderDC, SanaTransformer2DModel
 from safetensors.torch import save_file
 from torch import nn
@@ -41,15 +41,6 @@ def siglip(**sizes):
 
 def sana(**sizes):
     return SanaDecoder(DCAutoencoder(**DC_AE), **{**SANA, **sizes})
-
-
-@torch.no_grad()
-def shaken(module, deviation=0.1, seed=0):
-    """`module` with random numbers in every parameter: nothing hides behind a zero start."""
-    generator = torch.Generator().manual_seed(seed)
-    for parameter in module.parameters():
-        parameter.add_(deviation * torch.randn(parameter.shape, generator=generator))
-    return module.eval()
 
 
 def small_sana(**sizes):
