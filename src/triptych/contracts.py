@@ -214,10 +214,15 @@ def pixels_to_unit(pixels: Tensor, size: int | None = None) -> Tensor:
     `size` scales other pictures to [B,3,size,size], bicubic.
     """
     images = pixels.to(torch.float32) / 127.5 - 1.0
-    if size is None or images.shape[-2:] == (size, size):
+    return images if size is None else scaled(images, size, -1.0)
+
+
+def scaled(images: Tensor, size: int, black: float) -> Tensor:
+    """float [B,3,H,W] from `black` to 1 -> [B,3,size,size], bicubic, cut off at the same ends."""
+    if images.shape[-2:] == (size, size):
         return images
     shape = (size, size)
-    return nn.functional.interpolate(images, shape, mode="bicubic", antialias=True).clamp(-1, 1)
+    return nn.functional.interpolate(images, shape, mode="bicubic", antialias=True).clamp(black, 1)
 
 
 def unit_to_pixels(images: Tensor) -> Tensor:
