@@ -1,13 +1,15 @@
 """SigLIP 2 and SANA: against their library classes, as parts of the model, from their folders."""
 
+import shutil
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from builders import ROOT, SIDE, batches, built, relative, shaken
 from diffusers import AutoencoderDC, SanaTransformer2DModel
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import (
     SiglipConfig,
@@ -504,21 +506,26 @@ def test_library_folders_become_weight_files(kind, folders, tmp_path):
     assert model.decoding.decoder.connector[-1].weight.eq(5.5**0.5).all()
 
 
-@pytest.mark.parametrize("wrapper", ["", "vision_model."])
-def test_the_joint_release_becomes_weight_files(wrapper, tmp_path):
-    tower, (transformer, vae) = library_siglip(), library_sana()
-    connector = small_sana().connector
+def joint_release(tower, transformer, vae, connector, wrapper=""):
+    """Tensors under the names of the joint release."""
     parts = {
         f"encoder.model.{wrapper}": tower,
         "transformer.transformer.": transformer,
         "transformer.connector.": connector,
         "vae.": vae,
     }
-    released = {
+    return {
         beginning + name: tensor
         for beginning, module in parts.items()
         for name, tensor in module.state_dict().items()
     }
+
+
+@pytest.mark.parametrize("wrapper", ["", "vision_model."])
+def test_the_joint_release_becomes_weight_files(wrapper, tmp_path):
+    tower, (transformer, vae) = library_siglip(), library_sana()
+    connector = small_sana().connector
+    released = joint_release(tower, transformer, vae, connector, wrapper)
     assert "transformer.connector.3.weight" in released
     save_file(released, tmp_path / "model.safetensors")
     model = paired(converted([tmp_path], tmp_path / "ours"))
@@ -557,6 +564,49 @@ def test_another_checkpoint_is_refused(folders, tmp_path):
 
 
 # --- from the command line ------------------------------------------------------------------------
+
+
+def test_convert_takes_both_library_folders_at_once(folders, files, tmp_path, capsys):
+    ours = tmp_path / "ours"
+    main(["convert", str(folders / "siglip"), str(folders / "sana"), str(ours)])
+    said = capsys.readouterr().out
+    assert "no source has the connector: it starts at random" in said and "is complete" in said
+    for label in ("encoder", "decoder"):
+        made, expected = ours / f"{label}.safetensors", getattr(files, label)
+        assert made.read_bytes() == Path(expected).read_bytes()
+    main(["convert", str(folders / "siglip"), str(tmp_path / "tower")])
+    assert [path.name for path in (tmp_path / "tower").iterdir()] == ["encoder.safetensors"]
+    assert "no source is a SANA" in capsys.readouterr().out
+
+
+def test_convert_takes_the_joint_release(tmp_path):
+    released = joint_release(library_siglip(), *library_sana(), small_sana().connector)
+    save_file(released, tmp_path / "model.safetensors")
+    main(["convert", str(tmp_path), str(tmp_path / "ours")])
+    decoder = load_file(tmp_path / "ours" / "decoder.safetensors")
+    norm = decoder["decoding.decoder.connector.3.weight"]
+    assert torch.equal(norm, released["transformer.connector.3.weight"])
+
+
+def test_convert_refuses_what_does_not_belong_together(folders, tmp_path, capsys):
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "config.json").write_text('{"model_type": "qwen2_5_vl"}')
+    flux = tmp_path / "flux"
+    shutil.copytree(folders / "sana", flux)
+    (flux / "transformer" / "config.json").write_text('{"_class_name": "FluxTransformer2DModel"}')
+    siglip_folder, target = folders / "siglip", tmp_path / "ours"
+    for status, says, words in (
+        (1, "other is neither SigLIP nor SANA", [siglip_folder, other]),
+        (1, "takes no --encoder or --decoder; name both", [siglip_folder, "--decoder", flux]),
+        (1, "is of a FluxTransformer2DModel, and SANA has a SanaTrans", [siglip_folder, flux]),
+        (2, "a model file is converted alone, without", ["model.yaml", siglip_folder]),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            main(["convert", *map(str, words), str(target)])
+        assert stopped.value.code == status and says in capsys.readouterr().err
+        assert not target.exists()
+
 
 SWAP = [
     "--model.encoder=triptych.backbones.Siglip2",

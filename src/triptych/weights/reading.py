@@ -60,7 +60,8 @@ def family(folder: Path) -> str:
     if kind not in BLIP3O + STOCK:
         raise UserError(
             f"{folder / 'config.json'} is of a {kind} model; what can be converted is BLIP3-o on "
-            "Qwen2.5-VL (blip3o_qwen), Qwen2.5-VL itself (qwen2_5_vl), or a decoder folder."
+            "Qwen2.5-VL (blip3o_qwen), Qwen2.5-VL itself (qwen2_5_vl), a decoder folder, SigLIP "
+            "(siglip) or SANA."
         )
     return kind
 
