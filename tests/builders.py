@@ -118,6 +118,15 @@ def built(part: Any, seed: int = 0) -> Any:
     return part
 
 
+@torch.no_grad()
+def shaken(module: Any, deviation: float = 0.1, seed: int = 0) -> Any:
+    """`module` with random numbers in every parameter: nothing hides behind a zero start."""
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in module.parameters():
+        parameter.add_(deviation * torch.randn(parameter.shape, generator=generator))
+    return module.eval()
+
+
 def unified(
     stage: str = "stage2",
     objective: str = "clip_flow",

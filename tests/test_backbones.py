@@ -6,12 +6,31 @@ import numpy as np
 import pytest
 import timm
 import torch
-from builders import CAPTIONS, SIDE, batches, built, decoder, dit, eva, relative, understander, vae
+from builders import (
+    CAPTIONS,
+    SIDE,
+    batches,
+    built,
+    decoder,
+    dit,
+    eva,
+    relative,
+    shaken,
+    understander,
+    vae,
+)
 from diffusers import LuminaNextDiT2DModel
 from diffusers.models.embeddings import PixArtAlphaTextProjection, get_2d_rotary_pos_embed_lumina
 from torch import nn
 
-from triptych.backbones import EvaClip, KLAutoencoder, LuminaNextDiT
+from triptych.backbones import (
+    EvaClip,
+    KLAutoencoder,
+    LuminaNextDiT,
+    QwenText,
+    QwenVision,
+    QwenVL,
+)
 from triptych.backbones.eva_clip import CLIP_MEAN, CLIP_STD
 from triptych.contracts import IMAGE_TO_TEXT, UserError, pixels_to_unit
 from triptych.evaluation.parity.loading import fill, placed
@@ -25,15 +44,6 @@ from triptych.prompts import (
     reconstruction_ids,
     token_id,
 )
-
-
-@torch.no_grad()
-def shaken(module, deviation=0.2, seed=0):
-    """`module` with random numbers in every parameter: nothing hides behind a zero start."""
-    generator = torch.Generator().manual_seed(seed)
-    for parameter in module.parameters():
-        parameter.add_(deviation * torch.randn(parameter.shape, generator=generator))
-    return module.eval()
 
 
 def drawn(number):
@@ -215,8 +225,13 @@ def test_eva_of_nothing_is_the_mean_colour():
     blank, black = model.blank_features(), model(torch.zeros_like(grey))
     assert blank.shape == (1, 32, 3, 3)
     assert relative(blank, model(grey)) < 0.1 * relative(blank, black)
-    with pytest.raises(UserError, match="KLAutoencoder knows no blank picture"):
-        vae().blank_features()
+
+
+def test_an_encoder_sees_nothing_in_a_black_picture():
+    model = built(vae()).eval()
+    blank = model.blank_features()
+    assert blank.shape == (1, *model.feature_shape)
+    assert torch.equal(blank, model(torch.zeros(1, 3, SIDE, SIDE, dtype=torch.uint8)))
 
 
 def test_eva_knows_its_feature_shape_before_it_is_built():
@@ -422,6 +437,12 @@ def mixed_prompts(qwen):
     shown = reconstruction_ids(tokenizer, qwen.image_tokens(), 256)
     rows = [shown, generation_ids(tokenizer, CAPTIONS[0], 256), shown]
     return *pad(rows, token_id(tokenizer, PAD)), *qwen.image_inputs(pictures)
+
+
+def test_language_model_refuses_pictures_that_do_not_fit():
+    match = "understander image_size 56 is not a multiple of 16, which is patch_size 8 x"
+    with pytest.raises(UserError, match=match):
+        QwenVL("", QwenText(), QwenVision(patch_size=8), image_size=56)
 
 
 def test_condition_on_pictures_from_a_cached_prompt_is_that_of_the_whole_pass(qwen):

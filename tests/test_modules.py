@@ -152,14 +152,14 @@ def guided(weights, negative, **settings):
 
 def test_negatives_are_of_three_kinds(weights):
     pictures = {}
-    for kind in ("zeros", "prompt", "blank"):
+    for kind in ("own", "prompt", "blank"):
         model = guided(weights, kind)
         null = model.negative_features(kind)
-        assert (null is None) == (kind == "zeros")
+        assert (null is None) == (kind == "own")
         assert null is None or null.shape == (1, 32, 3, 3)
         pictures[kind] = model.generate(CAPTIONS, [0, 1, 2])
-    assert not torch.equal(pictures["zeros"], pictures["prompt"])
-    assert not torch.equal(pictures["zeros"], pictures["blank"])
+    assert not torch.equal(pictures["own"], pictures["prompt"])
+    assert not torch.equal(pictures["own"], pictures["blank"])
     assert not torch.equal(pictures["prompt"], pictures["blank"])
 
 
@@ -202,7 +202,7 @@ def test_a_reconstruction_is_led_away_from_the_blank_picture(weights):
     pictures = torch.randint(0, 256, (2, 3, SIDE, SIDE), dtype=torch.uint8)
     shown = {k: guided(weights, k).reconstruct(pictures, [0, 1]) for k in ("prompt", "blank")}
     assert torch.equal(shown["prompt"], shown["blank"])
-    assert not torch.equal(shown["blank"], guided(weights, "zeros").reconstruct(pictures, [0, 1]))
+    assert not torch.equal(shown["blank"], guided(weights, "own").reconstruct(pictures, [0, 1]))
 
 
 def test_a_picture_is_the_same_whatever_was_asked_before_or_beside(weights):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from builders import built, dit
 
-from triptych.contracts import Condition, VelocityModel
+from triptych.contracts import Condition, UserError, VelocityModel
 from triptych.loss import shift_time
 from triptych.sampler import noise_from_seeds, sample_flow, sample_regression, times
 
@@ -118,7 +118,7 @@ def test_guidance_is_its_formula_with_zeros_as_the_null_condition(guidance):
 
 
 def test_no_steps_are_refused():
-    with pytest.raises(ValueError, match="at least 1, got 0"):
+    with pytest.raises(UserError, match="at least 1 step, not 0; set --steps"):
         times(0)
 
 

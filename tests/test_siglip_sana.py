@@ -1,13 +1,15 @@
 """SigLIP 2 and SANA: against their library classes, as parts of the model, from their folders."""
 
+import shutil
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from builders import ROOT, SIDE, batches, built, relative
+from builders import ROOT, SIDE, batches, built, relative, shaken
 from diffusers import AutoencoderDC, SanaTransformer2DModel
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import (
     SiglipConfig,
@@ -19,7 +21,7 @@ from transformers import (
 
 from triptych.backbones import DCAutoencoder, SanaDecoder, Siglip2
 from triptych.cli import main
-from triptych.contracts import TEXT_TO_IMAGE, UserError, pixels_to_unit
+from triptych.contracts import TEXT_TO_IMAGE, ImageEncoder, UserError, pixels_to_unit
 from triptych.modules import PixelDecoderModule, UnifiedModule
 from triptych.pipeline import describe_model
 from triptych.randomness import uniform
@@ -41,15 +43,6 @@ def siglip(**sizes):
 
 def sana(**sizes):
     return SanaDecoder(DCAutoencoder(**DC_AE), **{**SANA, **sizes})
-
-
-@torch.no_grad()
-def shaken(module, deviation=0.1, seed=0):
-    """`module` with random numbers in every parameter: nothing hides behind a zero start."""
-    generator = torch.Generator().manual_seed(seed)
-    for parameter in module.parameters():
-        parameter.add_(deviation * torch.randn(parameter.shape, generator=generator))
-    return module.eval()
 
 
 def small_sana(**sizes):
@@ -455,6 +448,28 @@ def test_the_panel_hands_over_the_black_picture_once(files, samples):
     assert not [name for name in model.trained_state() if "null" in name]
 
 
+class Colours(ImageEncoder):
+    """A user's own encoder, with no more than the role asks for: colours of 3x3 regions."""
+
+    feature_shape, image_size = (32, 3, 3), SIDE
+
+    def build(self):
+        self.mix = nn.Conv2d(3, 32, 1)
+
+    def forward(self, pixels):
+        return self.mix(nn.functional.adaptive_avg_pool2d(pixels_to_unit(pixels), 3))
+
+
+def test_an_encoder_of_ones_own_has_a_black_picture_for_the_decoder():
+    panel = PixelDecoderModule(sana(), built(Colours()))
+    panel.decoder.build()
+    pixels = panel.decode(torch.zeros(2, 32, 3, 3), [0, 1])
+    assert pixels.shape == (2, 3, SIDE, SIDE)
+    mix = panel.encoder.mix
+    black = mix.bias - mix.weight[:, :, 0, 0].sum(1)  # -1 in every channel
+    assert torch.allclose(panel.decoder.null, black[:, None, None].expand(32, 3, 3), atol=1e-6)
+
+
 def test_a_decoder_that_wants_a_blank_picture_needs_the_encoder():
     panel = PixelDecoderModule(sana(), siglip())
     with pytest.raises(UserError, match="no weights of its image encoder.*weights.encoder=FILE"):
@@ -491,21 +506,26 @@ def test_library_folders_become_weight_files(kind, folders, tmp_path):
     assert model.decoding.decoder.connector[-1].weight.eq(5.5**0.5).all()
 
 
-@pytest.mark.parametrize("wrapper", ["", "vision_model."])
-def test_the_joint_release_becomes_weight_files(wrapper, tmp_path):
-    tower, (transformer, vae) = library_siglip(), library_sana()
-    connector = small_sana().connector
+def joint_release(tower, transformer, vae, connector, wrapper=""):
+    """Tensors under the names of the joint release."""
     parts = {
         f"encoder.model.{wrapper}": tower,
         "transformer.transformer.": transformer,
         "transformer.connector.": connector,
         "vae.": vae,
     }
-    released = {
+    return {
         beginning + name: tensor
         for beginning, module in parts.items()
         for name, tensor in module.state_dict().items()
     }
+
+
+@pytest.mark.parametrize("wrapper", ["", "vision_model."])
+def test_the_joint_release_becomes_weight_files(wrapper, tmp_path):
+    tower, (transformer, vae) = library_siglip(), library_sana()
+    connector = small_sana().connector
+    released = joint_release(tower, transformer, vae, connector, wrapper)
     assert "transformer.connector.3.weight" in released
     save_file(released, tmp_path / "model.safetensors")
     model = paired(converted([tmp_path], tmp_path / "ours"))
@@ -544,6 +564,49 @@ def test_another_checkpoint_is_refused(folders, tmp_path):
 
 
 # --- from the command line ------------------------------------------------------------------------
+
+
+def test_convert_takes_both_library_folders_at_once(folders, files, tmp_path, capsys):
+    ours = tmp_path / "ours"
+    main(["convert", str(folders / "siglip"), str(folders / "sana"), str(ours)])
+    said = capsys.readouterr().out
+    assert "no source has the connector: it starts at random" in said and "is complete" in said
+    for label in ("encoder", "decoder"):
+        made, expected = ours / f"{label}.safetensors", getattr(files, label)
+        assert made.read_bytes() == Path(expected).read_bytes()
+    main(["convert", str(folders / "siglip"), str(tmp_path / "tower")])
+    assert [path.name for path in (tmp_path / "tower").iterdir()] == ["encoder.safetensors"]
+    assert "no source is a SANA" in capsys.readouterr().out
+
+
+def test_convert_takes_the_joint_release(tmp_path):
+    released = joint_release(library_siglip(), *library_sana(), small_sana().connector)
+    save_file(released, tmp_path / "model.safetensors")
+    main(["convert", str(tmp_path), str(tmp_path / "ours")])
+    decoder = load_file(tmp_path / "ours" / "decoder.safetensors")
+    norm = decoder["decoding.decoder.connector.3.weight"]
+    assert torch.equal(norm, released["transformer.connector.3.weight"])
+
+
+def test_convert_refuses_what_does_not_belong_together(folders, tmp_path, capsys):
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "config.json").write_text('{"model_type": "qwen2_5_vl"}')
+    flux = tmp_path / "flux"
+    shutil.copytree(folders / "sana", flux)
+    (flux / "transformer" / "config.json").write_text('{"_class_name": "FluxTransformer2DModel"}')
+    siglip_folder, target = folders / "siglip", tmp_path / "ours"
+    for status, says, words in (
+        (1, "other is neither SigLIP nor SANA", [siglip_folder, other]),
+        (1, "takes no --encoder or --decoder; name both", [siglip_folder, "--decoder", flux]),
+        (1, "is of a FluxTransformer2DModel, and SANA has a SanaTrans", [siglip_folder, flux]),
+        (2, "a model file is converted alone, without", ["model.yaml", siglip_folder]),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            main(["convert", *map(str, words), str(target)])
+        assert stopped.value.code == status and says in capsys.readouterr().err
+        assert not target.exists()
+
 
 SWAP = [
     "--model.encoder=triptych.backbones.Siglip2",

@@ -126,26 +126,29 @@ def convert(arguments: list[str]) -> None:
     )
     parser.add_argument(
         "source",
-        help="folder or hub id of BLIP3-o, of Qwen2.5-VL or of a pixel decoder; or a model file "
-        "(.yaml), which is written back as BLIP3-o is published",
+        nargs="+",
+        help="folder or hub id of BLIP3-o, of Qwen2.5-VL or of a pixel decoder; of SigLIP and of "
+        "SANA, together; or a model file (.yaml), which is written back as BLIP3-o is published",
     )
     parser.add_argument("target", type=Path, help="folder to make")
     parser.add_argument("--encoder", help="EVA tower, published apart: file, folder or hub id")
     parser.add_argument("--decoder", help="pixel decoder of its own: folder or hub id")
     parsed, flags = parser.parse_known_args(arguments)
-    back = parsed.source.endswith((".yaml", ".yml"))
+    back = parsed.source[0].endswith((".yaml", ".yml"))
     unknown = [flag for flag in flags if not (back and flag.startswith("--model."))]
     if unknown or (back and (parsed.encoder or parsed.decoder)):
         parser.error(f"unrecognized arguments: {' '.join(unknown) or '--encoder or --decoder'}")
+    if back and parsed.source[1:]:
+        parser.error(f"a model file is converted alone, without {' '.join(parsed.source[1:])}")
     if back:
         from triptych.pipeline import describe_model
         from triptych.weights.export import export
 
-        export(describe_model([parsed.source], flags), parsed.target)
+        export(describe_model(parsed.source, flags), parsed.target)
     else:
         from triptych.weights import convert as conversion
 
-        conversion.convert(parsed.source, parsed.target, parsed.encoder, parsed.decoder)
+        conversion.convert_published(parsed.source, parsed.target, parsed.encoder, parsed.decoder)
 
 
 def parity(arguments: list[str]) -> None:

@@ -154,12 +154,10 @@ class ImageEncoder(Part):
     def blank_features(self) -> Tensor:
         """Features [1,C,h,w] of a picture that shows nothing, for a decoder to keep away from.
 
-        Raises:
-            UserError: this encoder has no such picture.
+        A black one, unless an encoder was published with another.
         """
-        raise UserError(
-            f"{type(self).__name__} knows no blank picture; set model.negative to 'zeros'."
-        )
+        size, device = self.image_size, next(self.parameters()).device
+        return self(torch.zeros(1, 3, size, size, dtype=torch.uint8, device=device))
 
 
 class VelocityModel(Part):
@@ -219,10 +217,15 @@ def pixels_to_unit(pixels: Tensor, size: int | None = None) -> Tensor:
     `size` scales other pictures to [B,3,size,size], bicubic.
     """
     images = pixels.to(torch.float32) / 127.5 - 1.0
-    if size is None or images.shape[-2:] == (size, size):
+    return images if size is None else scaled(images, size, -1.0)
+
+
+def scaled(images: Tensor, size: int, black: float) -> Tensor:
+    """float [B,3,H,W] from `black` to 1 -> [B,3,size,size], bicubic, cut off at the same ends."""
+    if images.shape[-2:] == (size, size):
         return images
     shape = (size, size)
-    return nn.functional.interpolate(images, shape, mode="bicubic", antialias=True).clamp(-1, 1)
+    return nn.functional.interpolate(images, shape, mode="bicubic", antialias=True).clamp(black, 1)
 
 
 def unit_to_pixels(images: Tensor) -> Tensor:

@@ -14,14 +14,21 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
-from triptych.contracts import Condition, VelocityModel
+from triptych.contracts import Condition, UserError, VelocityModel
 from triptych.randomness import normal
 
 
 def times(steps: int) -> np.ndarray:
-    """The published grid: `steps` values from 1 down to 1/steps; the scheduler appends 0."""
+    """The published grid: `steps` values from 1 down to 1/steps; the scheduler appends 0.
+
+    Raises:
+        UserError: there are no steps.
+    """
     if steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}")
+        raise UserError(
+            f"sampling takes at least 1 step, not {steps}; set --steps, or `steps` of the "
+            "generation panel or the decoder, to 1 or more."
+        )
     return np.linspace(1.0, 1.0 / steps, steps)
 
 

@@ -8,7 +8,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from triptych.contracts import ImageEncoder, UserError
+from triptych.contracts import ImageEncoder, UserError, scaled
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -94,19 +94,15 @@ class EvaClip(ImageEncoder):
 
     def normalize(self, pixels: Tensor) -> Tensor:
         """uint8 [B,3,H,W] of any size -> images float32 [B,3,size,size] by CLIP's mean and std."""
-        images = pixels.to(torch.float32) / 255
-        if images.shape[-2:] != (self.image_size, self.image_size):
-            images = nn.functional.interpolate(
-                images, size=(self.image_size,) * 2, mode="bicubic", antialias=True
-            ).clamp(0, 1)
-        return clip_normalize(images)
+        # Not `pixels_to_unit` moved to [0,1]: that would round differently from the published code.
+        return clip_normalize(scaled(pixels.to(torch.float32) / 255, self.image_size, 0.0))
 
     def image_tokens(self, images: Tensor) -> Tensor:
         """Normalized images [B,3,size,size] -> patch tokens [B,P,width], CLS dropped."""
         return self.tower.forward_features(images.to(self.tower.pos_embed.dtype))[:, 1:]
 
     def blank_features(self) -> Tensor:
-        """Features of an all-zero normalized image: the mean colour, not black."""
+        """As published: features of an all-zero normalized image, the mean colour, not black."""
         parameter = self.tower.pos_embed
         images = parameter.new_zeros(1, 3, self.image_size, self.image_size)
         return self.norm(self.pool_tokens(self.image_tokens(images)))

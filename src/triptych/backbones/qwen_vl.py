@@ -122,7 +122,11 @@ class QwenVL(Understander):
         super().__init__()
         unit = vision.patch_size * vision.spatial_merge_size
         if image_size % unit:
-            raise ValueError(f"image_size {image_size} is not a multiple of {unit} (patch x merge)")
+            raise UserError(
+                f"understander image_size {image_size} is not a multiple of {unit}, which is "
+                f"patch_size {vision.patch_size} x spatial_merge_size {vision.spatial_merge_size}; "
+                "change one of the three."
+            )
         self.tokenizer_name, self.given_vocabulary = tokenizer, vocabulary
         self.text, self.vision, self.image_size = text, vision, image_size
         self.width = text.hidden_size

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
@@ -72,11 +71,6 @@ class Siglip2(ImageEncoder):
         side = self.image_size // self.patch_size
         tokens = self.tokens(pixels).transpose(1, 2).unflatten(2, (side, side))
         return nn.functional.adaptive_avg_pool2d(tokens, self.grid)
-
-    def blank_features(self) -> Tensor:
-        """Features [1,width,grid,grid] of a black picture."""
-        size, device = self.image_size, self.tower.device
-        return self(torch.zeros(1, 3, size, size, dtype=torch.uint8, device=device))
 
     def tokens(self, pixels: Tensor) -> Tensor:
         """uint8 [B,3,H,W] -> patch tokens [B,P,width], row by row, before pooling."""

@@ -41,11 +41,11 @@ class UnifiedModule(Panel):
             of the losses, as when they are trained alone.
         weights: files to start from, by label.
         preview: build also what turns features into pictures, for sample grids in training.
-        negative: features that the decoder's guidance leads away from. "zeros": the null that the
-            decoder is trained with, which is zeros unless it says otherwise. "prompt": generated
-            for a single space outside of any chat, as published for generated pictures. "blank":
-            of an all-zero normalized picture, as published for reconstruction; "prompt" also
-            takes these there.
+        negative: features that the decoder's guidance leads away from. "own": the null that the
+            decoder trains with, zeros for SDXLDecoder, those of a black picture for SanaDecoder.
+            "prompt": generated for a single space outside of any chat, as published for generated
+            pictures. "blank": the encoder's `blank_features`, as published for reconstruction;
+            "prompt" also takes these there.
         negative_seed: of the features of "prompt"; by default no picture's.
         preset, stage: names, noted in checkpoints and weight files.
         optimization, seed: see `Panel`.
@@ -62,7 +62,7 @@ class UnifiedModule(Panel):
         trains: list[str] | None = None,
         weights: WeightFiles | None = None,
         preview: bool = True,
-        negative: Literal["zeros", "prompt", "blank"] = "zeros",
+        negative: Literal["own", "prompt", "blank"] = "own",
         negative_seed: int = -1,
         preset: str = "custom",
         stage: str = "inference",
@@ -264,7 +264,7 @@ class UnifiedModule(Panel):
 
         Made once, whatever picture is asked for first, and kept until `train` or `eval` is called.
         """
-        if kind == "zeros":
+        if kind == "own":
             return None
         if kind not in self._negatives:
             make = {"prompt": self._features_of_a_space, "blank": self.encoder.blank_features}
@@ -287,7 +287,7 @@ class UnifiedModule(Panel):
                 "name them with --model.weights.encoder=FILE."
             )
         features = self.encoder(pictures.to(self.device)).float()
-        null = self.negative_features("zeros" if self.negative == "zeros" else "blank")
+        null = self.negative_features("own" if self.negative == "own" else "blank")
         return self.decoding.decode(features, seeds, steps, None, null, self.encoder)
 
     @torch.no_grad()

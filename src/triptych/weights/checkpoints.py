@@ -67,8 +67,10 @@ def fetch(source: str) -> Path:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Raises:
-    UserError: the file is missing or no JSON object.
+    """The object in a JSON file.
+
+    Raises:
+        UserError: the file is missing or no JSON object.
     """
     try:
         content = json.loads(path.read_text())

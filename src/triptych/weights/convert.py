@@ -12,20 +12,20 @@ become a folder with
 
 Bytes are copied, never computed with, so number formats and values stay what they were; the only
 new numbers are the embeddings of tokens that a stock Qwen2.5-VL lacks. Every key and every shape
-is checked before the first byte is written.
+is checked before the first byte is written. What is SigLIP or SANA goes to siglip_sana.py.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
 import yaml
 
 from triptych.contracts import UserError
-from triptych.weights import pieces
+from triptych.weights import pieces, siglip_sana
 from triptych.weights.checkpoints import fetch
 from triptych.weights.files import MADE_BY, label_of
 from triptych.weights.layouts import DECODER
@@ -42,6 +42,38 @@ from triptych.weights.staging import Staging, fingerprint, refuse_existing
 
 # Under this name a weight file keeps what the way back needs: small files and the shards' layout.
 PUBLISHED = "published"
+
+
+def convert_published(
+    sources: Sequence[str],
+    target: Path,
+    encoder: str | None = None,
+    decoder: str | None = None,
+    say: Callable[[str], None] = print,
+) -> None:
+    """Make the folder `target` of one source for `convert`, or of some for `convert_siglip_sana`.
+
+    Raises:
+        UserError: the sources are neither, or something does not fit; then there is no `target`.
+    """
+    refuse_existing(target)
+    folders = [fetch(source) for source in sources]
+    others = [folder for folder in folders if not siglip_sana.recognised(folder)]
+    if others and len(folders) > 1:
+        raise UserError(
+            f"{others[0]} is neither SigLIP nor SANA, and only these are taken together; convert "
+            "it alone (an EVA tower or a decoder is named with --encoder or --decoder)."
+        )
+    paths = [str(folder) for folder in folders]
+    if others:
+        convert(paths[0], target, encoder, decoder, say)
+    elif encoder or decoder:
+        raise UserError(
+            f"{folders[0]} is SigLIP or SANA, which takes no --encoder or --decoder; name both "
+            "one after the other, before the target."
+        )
+    else:
+        siglip_sana.convert_siglip_sana(paths, target, say)
 
 
 def convert(

@@ -60,7 +60,8 @@ def family(folder: Path) -> str:
     if kind not in BLIP3O + STOCK:
         raise UserError(
             f"{folder / 'config.json'} is of a {kind} model; what can be converted is BLIP3-o on "
-            "Qwen2.5-VL (blip3o_qwen), Qwen2.5-VL itself (qwen2_5_vl), or a decoder folder."
+            "Qwen2.5-VL (blip3o_qwen), Qwen2.5-VL itself (qwen2_5_vl), a decoder folder, SigLIP "
+            "(siglip) or SANA."
         )
     return kind
 
@@ -162,6 +163,11 @@ def _read_stock(checkpoint: Checkpoint, found: Conversion) -> None:
 
 
 def pooling_of(config: Mapping[str, Any], folder: Path) -> int:
+    """Side of the pooling over the tower's tokens, of the config.json in `folder`.
+
+    Raises:
+        UserError: its `gen_pooling` is none that we know.
+    """
     try:
         return layouts.pooling(config)
     except (KeyError, ValueError, AttributeError) as error:
@@ -172,6 +178,15 @@ def pooling_of(config: Mapping[str, Any], folder: Path) -> int:
 
 
 def read_tower(path: Path, found: Conversion, features: int, pool: int = 4) -> None:
+    """Add an EVA tower, a file or a folder of its own; keys that are not its own are problems.
+
+    Args:
+        features: channels of what the model generates, which the tower must make.
+        pool: side of the pooling over its tokens.
+
+    Raises:
+        UserError: it holds no weights, or they are no EVA tower of `features` channels.
+    """
     archive = open_folder(path, layouts.TOWER_WEIGHTS) if path.is_dir() else open_file(path)
     found.sources += archive.paths
     bare = {
@@ -186,6 +201,13 @@ def read_tower(path: Path, found: Conversion, features: int, pool: int = 4) -> N
 
 
 def read_decoder(folder: Path, found: Conversion) -> None:
+    """Add a pixel decoder: a diffusers folder with `unet/` and `vae/`.
+
+    A schedule of its own is remarked on where it is not the one that our decoder samples with.
+
+    Raises:
+        UserError: weights or sizes are not there, or it is no SDXL-like decoder.
+    """
     unet = open_folder(folder / "unet", layouts.DECODER_WEIGHTS)
     vae = open_folder(folder / "vae", layouts.DECODER_WEIGHTS)
     found.sources += [*unet.paths, *vae.paths]

@@ -13,18 +13,20 @@ A library folder holds the same tensors without the beginning.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
 from triptych.contracts import UserError
-from triptych.weights.checkpoints import Archive, fetch, open_folder
+from triptych.weights.checkpoints import Archive, fetch, open_folder, read_json
 from triptych.weights.files import label_of
 from triptych.weights.layouts import TOWER, TOWER_WEIGHTS, VAE
 from triptych.weights.pieces import Tensors
+from triptych.weights.reading import BLIP3O, STOCK
 from triptych.weights.safetensors_stream import write_tensors
 from triptych.weights.staging import Staging, fingerprint, refuse_existing
 
+SIGLIP = ("siglip", "siglip_vision_model")  # `model_type` of a config.json
 RELEASED_TOWER = "encoder.model."
 RELEASED_TRANSFORMER = "transformer.transformer."
 RELEASED_VAE = "vae."
@@ -34,6 +36,20 @@ _BEGINNINGS = (
     ("transformer.connector.", "decoding.decoder.connector."),
     (RELEASED_VAE, VAE),
 )
+# A folder inside a diffusers pipeline -> the class whose weights it holds, and their beginning.
+_PIPELINE = {
+    "transformer": ("SanaTransformer2DModel", RELEASED_TRANSFORMER),
+    "vae": ("AutoencoderDC", RELEASED_VAE),
+}
+# Where our names begin -> what to know when there are none.
+_REMARKS = {
+    TOWER: "no source is a SigLIP: encoding needs one (convert again and name both).",
+    "decoding.decoder.transformer.": "no source is a SANA: pictures need one (convert again and "
+    "name both).",
+    "decoding.decoder.connector.": "no source has the connector: it starts at random, and the "
+    "decoder has to be trained before it shows anything.",
+    VAE: "no source has SANA's autoencoder: pictures need one.",
+}
 # Of a whole SigLIP, and what `Siglip2` does not build: all that comes after the features.
 _UNUSED = re.compile(r"text_model\.|logit_(scale|bias)$|post_layernorm\.|head\.|.*\.position_ids$")
 _TOWER_LAYER = re.compile(re.escape(TOWER) + r"encoder\.layers\.(\d+)\.")
@@ -72,7 +88,25 @@ def _full_name(key: str) -> str | None:
     raise UserError(f"{key} is no tensor of SigLIP 2 or SANA: this is another checkpoint.")
 
 
-def convert_siglip_sana(sources: Sequence[str], target: Path) -> None:
+def recognised(source: Path) -> bool:
+    """Whether a source is for `convert_siglip_sana`, by its folders, config.json or key names.
+
+    Raises:
+        UserError: its config.json or its weights cannot be read.
+    """
+    if (source / "transformer").is_dir():
+        return True
+    config = source / "config.json"
+    kind = str(read_json(config).get("model_type")) if config.is_file() else ""
+    if kind in (*SIGLIP, *BLIP3O, *STOCK):
+        return kind in SIGLIP
+    names = (source / name for pair in FOLDER_WEIGHTS for name in pair)
+    return any(name.is_file() for name in names) and _joint(open_folder(source, FOLDER_WEIGHTS))
+
+
+def convert_siglip_sana(
+    sources: Sequence[str], target: Path, say: Callable[[str], None] = print
+) -> None:
     """Make the folder `target` with the weight files `encoder` and `decoder`, tensors as published.
 
     Args:
@@ -81,6 +115,7 @@ def convert_siglip_sana(sources: Sequence[str], target: Path) -> None:
             `encoder` takes the tower and the VAE, so give all that a model needs at once; later
             ones win.
         target: must not exist.
+        say: told about progress and what is lacking, a line each.
 
     Raises:
         UserError: a source has no weights or is another model, or there is no room.
@@ -94,23 +129,37 @@ def convert_siglip_sana(sources: Sequence[str], target: Path) -> None:
             paths += archive.paths
     named = {name: found[key] for key, name in full_names(found).items()}
     staging = Staging(target, fingerprint(paths), sum(stored.nbytes for stored in named.values()))
+    for beginning, remark in _REMARKS.items():
+        if not any(name.startswith(beginning) for name in named):
+            say(remark)
     for label in ("encoder", "decoder"):
         tensors = {name: stored for name, stored in named.items() if label_of(name) == label}
         if tensors:
             metadata = {"preset": target.name, "stage": "converted"}
             write = partial(write_tensors, tensors=tensors, metadata=metadata)
             staging.write(f"{label}.safetensors", write)
+            gigabytes = sum(stored.nbytes for stored in tensors.values()) / 1e9
+            say(f"{label}.safetensors: {len(tensors)} tensors, {gigabytes:.2f} GB")
     staging.finish()
+    say(f"{target} is complete; name its files with --model.weights.encoder and .decoder.")
 
 
 def _parts(source: Path) -> Iterator[tuple[Archive, str]]:
     """The parts of a source, each with the beginning that its keys have in the joint release."""
-    pipeline = {"transformer": RELEASED_TRANSFORMER, "vae": RELEASED_VAE}
-    inside = [name for name in pipeline if (source / name).is_dir()]
+    inside = [name for name in _PIPELINE if (source / name).is_dir()]
     for name in inside:
-        yield open_folder(source / name, FOLDER_WEIGHTS), pipeline[name]
+        wanted, beginning = _PIPELINE[name]
+        found = read_json(source / name / "config.json").get("_class_name")
+        if found != wanted:
+            raise UserError(
+                f"{source / name} is of a {found}, and SANA has a {wanted}; name a folder of SANA."
+            )
+        yield open_folder(source / name, FOLDER_WEIGHTS), beginning
     if not inside:
         archive = open_folder(source, FOLDER_WEIGHTS)
-        beginnings = (RELEASED_TOWER, *(released for released, _ in _BEGINNINGS))
-        joint = any(key.startswith(beginnings) for key in archive.tensors)
-        yield archive, "" if joint else RELEASED_TOWER
+        yield archive, "" if _joint(archive) else RELEASED_TOWER
+
+
+def _joint(archive: Archive) -> bool:
+    beginnings = (RELEASED_TOWER, *(released for released, _ in _BEGINNINGS))
+    return any(key.startswith(beginnings) for key in archive.tensors)

@@ -27,8 +27,10 @@ def fingerprint(files: Iterable[Path], *more: object) -> str:
 
 
 def refuse_existing(target: Path) -> None:
-    """Raises:
-    UserError: the target exists already and is no empty folder.
+    """Stop before work whose result would have no place.
+
+    Raises:
+        UserError: the target exists already and is no empty folder.
     """
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise UserError(f"{target} exists already; name another folder, or remove it first.")
