@@ -209,6 +209,18 @@ def steps(model: Any, batch: Batch | list[Batch], number: int, lr: float = 2e-3)
     return losses
 
 
+def decodes_each_by_its_seed(model: Any, guidance: float) -> None:
+    """Check that a decoder of features [B,32,3,3] makes a picture from its seed alone."""
+    features, seeds = torch.randn(4, 32, 3, 3), [5, 2, 5, 9]
+    together = model.decode(features, seeds, 2, guidance)
+    assert together.shape == (4, 3, SIDE, SIDE) and together.dtype == torch.uint8
+    assert torch.equal(together, model.decode(features, seeds, 2, guidance))
+    for i, seed in enumerate(seeds[:2]):
+        alone = model.decode(features[i : i + 1], [seed], 2, guidance)[0]
+        assert (alone.int() - together[i].int()).abs().max() <= 1  # rounding
+    assert not torch.equal(together[1], model.decode(features, [0] * 4, 2, guidance)[1])
+
+
 def trained_names(model: Any) -> set[str]:
     """Names of the parameters that have a gradient other than zero."""
     return {n for n, p in model.named_parameters() if p.grad is not None and bool(p.grad.any())}

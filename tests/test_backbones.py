@@ -12,6 +12,7 @@ from builders import (
     batches,
     built,
     decoder,
+    decodes_each_by_its_seed,
     dit,
     eva,
     relative,
@@ -364,15 +365,7 @@ def test_decoder_loss_is_a_function_of_seed_and_samples():
 
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
 def test_decoding_a_picture_does_not_depend_on_its_neighbours(guidance):
-    model = small_decoder()
-    features, seeds = torch.randn(4, 32, 3, 3), [5, 2, 5, 9]
-    together = model.decode(features, seeds, 2, guidance)
-    assert together.shape == (4, 3, SIDE, SIDE) and together.dtype == torch.uint8
-    assert torch.equal(together, model.decode(features, seeds, 2, guidance))
-    for i, seed in enumerate(seeds[:2]):
-        alone = model.decode(features[i : i + 1], [seed], 2, guidance)[0]
-        assert (alone.int() - together[i].int()).abs().max() <= 1  # rounding
-    assert not torch.equal(together[1], model.decode(features, [0] * 4, 2, guidance)[1])
+    decodes_each_by_its_seed(small_decoder(), guidance)
 
 
 def test_decoder_is_led_away_from_what_it_is_given():

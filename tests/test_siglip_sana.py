@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from builders import ROOT, SIDE, batches, built, relative, shaken
+from builders import ROOT, SIDE, batches, built, decodes_each_by_its_seed, relative, shaken, unified
 from diffusers import AutoencoderDC, SanaTransformer2DModel
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -281,15 +281,7 @@ def test_guidance_is_against_the_black_picture():
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
 def test_a_picture_depends_on_its_seed_and_not_on_its_neighbours(guidance):
-    model = small_sana()
-    features, seeds = torch.randn(4, 32, 3, 3), [5, 2, 5, 9]
-    together = model.decode(features, seeds, 2, guidance)
-    assert together.shape == (4, 3, SIDE, SIDE) and together.dtype == torch.uint8
-    assert torch.equal(together, model.decode(features, seeds, 2, guidance))
-    for i, seed in enumerate(seeds[:2]):
-        alone = model.decode(features[i : i + 1], [seed], 2, guidance)[0]
-        assert (alone.int() - together[i].int()).abs().max() <= 1  # rounding
-    assert not torch.equal(together[1], model.decode(features, [0] * 4, 2, guidance)[1])
+    decodes_each_by_its_seed(small_sana(), guidance)
 
 
 def test_decoder_refuses_sizes_that_do_not_fit():
@@ -397,8 +389,6 @@ def paired(weights, **settings):
 
 def batch_of(samples):
     """A batch of captioned pictures, as the DataModule builds it for any model of this size."""
-    from builders import unified
-
     return batches(unified("stage2"), samples, TEXT_TO_IMAGE)
 
 
