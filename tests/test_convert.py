@@ -5,7 +5,6 @@ import os
 import pickle
 import re
 import shutil
-from pathlib import Path
 from types import SimpleNamespace
 
 import published
@@ -13,7 +12,16 @@ import pytest
 import torch
 import yaml
 from builders import ROOT
-from published import CONFIG, TOWER, generator, language_model, random, tower, write_checkpoint
+from published import (
+    CASES,
+    CONFIG,
+    TOWER,
+    generator,
+    language_model,
+    random,
+    tower,
+    write_checkpoint,
+)
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
@@ -24,8 +32,7 @@ from triptych.pipeline import load_model
 from triptych.prompts import SPECIAL_TOKENS
 from triptych.weights import read_metadata
 from triptych.weights.convert import convert
-
-PARITY = Path(os.environ.get("TRIPTYCH_PARITY", ROOT.parent / "shared" / "data" / "parity"))
+from triptych.weights.staging import Staging
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +109,7 @@ def test_a_release_becomes_four_weight_files_a_tokenizer_and_a_model_file(releas
 def test_the_model_file_makes_pictures_and_answers(ours):
     model = load_model([ours / "model.yaml"])
     assert model.encoder.built and model.generation.queries.shape == (published.N, published.H)
+    assert model.generation.integer_times and model.generation.template == "published_inference"
     pictures = model.generate(["a red circle"], [0], steps=2, decoder_steps=1)
     assert pictures.shape == (1, 3, 16, 16) and pictures.dtype == torch.uint8
     assert model.reconstruct(pictures, [0], steps=1).shape == pictures.shape
@@ -333,6 +341,21 @@ def test_an_interrupted_conversion_goes_on_and_writes_no_finished_file_again(rel
     assert same(tensors(target), tensors(tmp_path / "whole"))
 
 
+def test_ctrl_c_is_one_sentence(release, tmp_path, capsys, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Staging, "finish", stop)  # all files are written
+        with pytest.raises(SystemExit) as ended:
+            main(["convert", str(release), str(tmp_path / "ours")])
+    said = capsys.readouterr()
+    assert ended.value.code == 130 and said.out.count(" GB") == said.out.count("\n") == 4
+    assert said.err == "triptych: interrupted; the same command goes on where it stopped.\n"
+    main(["convert", str(release), str(tmp_path / "ours")])
+    assert capsys.readouterr().out.count(", kept") == 4
+
+
 def test_another_conversion_starts_over(release, tmp_path):
     target = tmp_path / "ours"
 
@@ -544,9 +567,9 @@ def test_a_missing_weight_file_says_that_convert_makes_it(ours, tmp_path):
 # Recorded weights of the published code -----------------------------------------------------------
 
 
-@pytest.mark.skipif(not (PARITY / "tiny_model").is_dir(), reason="no recorded weights here")
+@pytest.mark.skipif(not (CASES / "tiny_model").is_dir(), reason="no recorded weights here")
 def test_the_recorded_checkpoint_goes_there_and_back(tmp_path):
-    case = PARITY / "tiny_model"
+    case = CASES / "tiny_model"
     numbers = load_file(case / "weights.safetensors")
     numbers |= load_file(case / "gen_vision_tower.safetensors")
     config = json.loads((case / "case.json").read_text())["config_llm"]

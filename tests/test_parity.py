@@ -9,23 +9,21 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from builders import ROOT
 from diffusers import LuminaNextDiT2DModel
 from diffusers.models.embeddings import PixArtAlphaTextProjection, get_2d_rotary_pos_embed_lumina
+from published import CASES
 from safetensors.torch import load_file, save_file
 
 from triptych.cli import main
 from triptych.evaluation.parity import run_cases
 from triptych.evaluation.parity.checks import Checks, relative_error
 
-PUBLISHED = Path(os.environ.get("TRIPTYCH_PARITY_CASES", ROOT.parent / "shared/data/parity"))
-
 
 @pytest.mark.slow
-@pytest.mark.skipif(not PUBLISHED.is_dir(), reason="the recorded cases are not on this machine")
+@pytest.mark.skipif(not CASES.is_dir(), reason="the recorded cases are not on this machine")
 def test_every_recorded_case_of_the_published_code():
     lines = []
-    report = run_cases(PUBLISHED, lines.append)
+    report = run_cases(CASES, lines.append)
     assert report.failed == []
     assert report.cases >= 9 and len(report.quantities) >= 30
     assert {each.bound for each in report.quantities} == {0.0, 1e-5, 1e-4}
@@ -253,10 +251,10 @@ def test_a_pixel_may_round_either_way_only_at_the_edge():
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not PUBLISHED.is_dir(), reason="the recorded cases are not on this machine")
+@pytest.mark.skipif(not CASES.is_dir(), reason="the recorded cases are not on this machine")
 def test_some_of_the_published_cases_alone(tmp_path, capsys):
     for name in ("full_train_i2i", "tiny_model"):
-        shutil.copytree(PUBLISHED / name, tmp_path / name)
+        shutil.copytree(CASES / name, tmp_path / name)
     status, lines, error = run(tmp_path, capsys)
     assert status == 2 and "takes its pictures from full_train_t2i, which is not there" in error
     assert json.loads(lines[-1])["cases"] == 1 and json.loads(lines[-1])["failed"] == []

@@ -140,15 +140,20 @@ def convert(arguments: list[str]) -> None:
         parser.error(f"unrecognized arguments: {' '.join(unknown) or '--encoder or --decoder'}")
     if back and parsed.source[1:]:
         parser.error(f"a model file is converted alone, without {' '.join(parsed.source[1:])}")
-    if back:
-        from triptych.pipeline import describe_model
-        from triptych.weights.export import export
+    try:
+        if back:
+            from triptych.pipeline import describe_model
+            from triptych.weights.export import export
 
-        export(describe_model(parsed.source, flags), parsed.target)
-    else:
-        from triptych.weights import convert as conversion
+            export(describe_model(parsed.source, flags), parsed.target)
+        else:
+            from triptych.weights import convert as conversion
 
-        conversion.convert_published(parsed.source, parsed.target, parsed.encoder, parsed.decoder)
+            conversion.convert_published(
+                parsed.source, parsed.target, parsed.encoder, parsed.decoder
+            )
+    except KeyboardInterrupt:  # 130: what a shell reports of a program that Ctrl-C ended
+        parser.exit(130, "triptych: interrupted; the same command goes on where it stopped.\n")
 
 
 def parity(arguments: list[str]) -> None:

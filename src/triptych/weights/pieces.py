@@ -196,7 +196,10 @@ def generation(tensors: Tensors, config: Mapping[str, Any], condition: int, wher
         "class_path": "triptych.modules.GenerationModule",
         "init_args": {
             "number_of_queries": queries,
-            "integer_times": True,  # as published weights are sampled and scored
+            # As published weights are sampled and scored; what trains on them learns what is asked.
+            "integer_times": True,
+            "template": "published_inference",
+            "training_template": "published_inference",
             "dit": {"class_path": "triptych.backbones.LuminaNextDiT", "init_args": arguments},
         },
     }
