@@ -85,10 +85,6 @@ class Part(nn.Module, ABC):
         """Whether `build` has run."""
         return next(self.parameters(), None) is not None
 
-    def describe(self) -> dict[str, Any]:
-        """Settings that must agree between a checkpoint and the model it is loaded into."""
-        return {}
-
 
 class Understander(Part):
     """Reads text and images. Its width and tokenizer come from its configuration."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from diffusers import AutoencoderDC
 from torch import Tensor
@@ -73,9 +71,6 @@ class DCAutoencoder(ImageEncoder):
             upsample_block_type="interpolate",
             scaling_factor=self.scaling,
         )
-
-    def describe(self) -> dict[str, Any]:
-        return {"block_widths": self.block_widths, "latent_channels": self.latent_channels}
 
     def forward(self, pixels: Tensor) -> Tensor:
         """uint8 [B,3,H,W] of any size -> scaled latents [B,Z,h,w]."""

@@ -83,9 +83,6 @@ class LuminaNextDiT(VelocityModel):
             "ffn_dim_multiplier": min(1.0, self.ffn_width / rule),
         }
 
-    def describe(self) -> dict[str, Any]:
-        return {"width": self.width, "depth": self.depth, "feature_shape": self.feature_shape}
-
     def forward(self, x_t: Tensor, t: Tensor, condition: Tensor) -> Tensor:
         projected = self.caption_projection(condition.to(self.dit.dtype))
         mask = torch.ones(projected.shape[:2], device=projected.device)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import timm
 import torch
 from torch import Tensor, nn
@@ -81,9 +79,6 @@ class EvaClip(ImageEncoder):
             if self.standardize
             else nn.Identity()
         )
-
-    def describe(self) -> dict[str, Any]:
-        return {"width": self.width, "depth": self.depth, "patch_size": self.patch_size}
 
     def forward(self, pixels: Tensor) -> Tensor:
         return self.norm(self.pool_tokens(self.tokens(pixels)))

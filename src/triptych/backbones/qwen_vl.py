@@ -205,9 +205,6 @@ class QwenVL(Understander):
             pad_token_id=self.vocabulary.pad,
         )
 
-    def describe(self) -> dict[str, Any]:
-        return {"text": asdict(self.text), "vision": asdict(self.vision)}
-
     def image_tokens(self) -> int:
         side = self.image_size // (self.vision.patch_size * self.vision.spatial_merge_size)
         return side * side

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from diffusers import SanaTransformer2DModel
@@ -100,9 +99,6 @@ class SanaDecoder(PixelDecoder):
         )
         # As published: the scale of the text features that SANA was trained on.
         nn.init.constant_(self.connector[-1].weight, math.sqrt(5.5))
-
-    def describe(self) -> dict[str, Any]:
-        return {"width": self.width, "depth": self.depth, "caption_width": self.caption_width}
 
     def loss(self, features: Tensor, pixels: Tensor, seed: int, samples: Tensor) -> Tensor:
         with torch.no_grad():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from diffusers import DDPMScheduler, EulerDiscreteScheduler, UNet2DConditionModel
@@ -106,9 +106,6 @@ class SDXLDecoder(PixelDecoder):
             projection_class_embeddings_input_dim=6 * self.time_width + feature_channels,
         )
         self.baseline = Baseline(self) if self.baseline_width else None
-
-    def describe(self) -> dict[str, Any]:
-        return {"widths": self.widths, "depths": self.depths, "baseline": self.baseline_width}
 
     def loss(self, features: Tensor, pixels: Tensor, seed: int, samples: Tensor) -> Tensor:
         with torch.no_grad():

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor, nn
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
@@ -62,9 +60,6 @@ class Siglip2(ImageEncoder):
             )
         )
         self.tower.post_layernorm = nn.Identity()
-
-    def describe(self) -> dict[str, Any]:
-        return {"width": self.width, "depth": self.depth, "patch_size": self.patch_size}
 
     def forward(self, pixels: Tensor) -> Tensor:
         """uint8 [B,3,H,W] of any size -> raw features [B,width,grid,grid]."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from diffusers import AutoencoderKL
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
@@ -88,9 +86,6 @@ class KLAutoencoder(ImageEncoder):
             if self.scaling is None
             else nn.Identity()
         )
-
-    def describe(self) -> dict[str, Any]:
-        return {"block_widths": self.block_widths, "latent_channels": self.latent_channels}
 
     def forward(self, pixels: Tensor) -> Tensor:
         """uint8 [B,3,H,W] -> standardized latents [B,Z,h,w], the mean of the posterior."""
