@@ -69,6 +69,14 @@ def test_dit_gives_a_velocity_of_the_features_shape():
         assert velocity.shape == x.shape and velocity.isfinite().all()
 
 
+@pytest.mark.parametrize("position_std, told_apart", [(0.0, False), (1.0, True)])
+def test_dit_tells_equal_tokens_apart_by_learned_positions_alone(position_std, told_apart):
+    equal, nothing_said = torch.randn(1, 8, 1, 1).expand(1, 8, 6, 6), torch.zeros(1, 5, 24)
+    velocity = small_dit(position_std=position_std)(equal, torch.ones(1), nothing_said)
+    spread = (velocity - velocity[..., :1, :1]).abs().max() / velocity.abs().max()
+    assert (spread > 1e-2) == told_apart and (spread < 1e-5) != told_apart
+
+
 def test_dit_of_the_published_sizes():
     model = LuminaNextDiT()
     model.set_shapes((1792, 8, 8), 3584)

@@ -6,7 +6,11 @@ from typing import Any
 
 import torch
 from diffusers import LuminaNextDiT2DModel
-from diffusers.models.embeddings import PixArtAlphaTextProjection, get_2d_rotary_pos_embed_lumina
+from diffusers.models.embeddings import (
+    LuminaPatchEmbed,
+    PixArtAlphaTextProjection,
+    get_2d_rotary_pos_embed_lumina,
+)
 from torch import Tensor, nn
 
 from triptych.contracts import UserError, VelocityModel
@@ -23,6 +27,9 @@ class LuminaNextDiT(VelocityModel):
         patch_size: side in feature tokens of one transformer token.
         gate_init: start value of the gates of the cross-attention (a tanh is taken). Published
             weights started at 0; small models trained for minutes then never learn to listen.
+        position_std: deviation of a learned vector for each token's place, added to its patch; 0
+            for none, as published. Rotary positions are relative, and where a caption says what
+            goes where the tokens are all noise: a small model then draws anywhere.
     """
 
     def __init__(
@@ -34,13 +41,14 @@ class LuminaNextDiT(VelocityModel):
         patch_size: int = 1,
         gate_init: float = 0.0,
         ffn_width: int | None = None,
+        position_std: float = 0.0,
     ) -> None:
         super().__init__()
         if width % heads or (width // heads) % 4:
             raise UserError(f"DiT width {width} / heads {heads} must be a multiple of 4.")
         self.width, self.depth, self.heads = width, depth, heads
         self.multiple_of, self.patch_size, self.gate_init = multiple_of, patch_size, gate_init
-        self.ffn_width = ffn_width
+        self.ffn_width, self.position_std = ffn_width, position_std
 
     def set_shapes(self, feature_shape: tuple[int, int, int], condition_width: int) -> None:
         channels, height, width = feature_shape
@@ -72,6 +80,10 @@ class LuminaNextDiT(VelocityModel):
         self.dit.pad_token.requires_grad_(False)
         for layer in self.dit.layers:
             nn.init.constant_(layer.gate, self.gate_init)
+        if self.position_std:
+            self.dit.patch_embedder = PlacedPatchEmbed(
+                self.patch_size, channels, self.width, side // self.patch_size, self.position_std
+            )
 
     def _ffn(self) -> dict[str, Any]:
         """diffusers rounds `ffn_dim_multiplier` * 8/3 `width` up to a multiple of `multiple_of`."""
@@ -105,3 +117,17 @@ class LuminaNextDiT(VelocityModel):
             cached = get_2d_rotary_pos_embed_lumina(head, side, side).to(device)
             self._table = cached
         return cached
+
+
+class PlacedPatchEmbed(LuminaPatchEmbed):
+    """diffusers' patches, each with the learned vector of its place added: [B,side*side,width]."""
+
+    def __init__(
+        self, patch_size: int, channels: int, width: int, side: int, position_std: float
+    ) -> None:
+        super().__init__(patch_size=patch_size, in_channels=channels, embed_dim=width)
+        self.position = nn.Parameter(torch.randn(side * side, width) * position_std)
+
+    def forward(self, x: Tensor, freqs_cis: Tensor):
+        patches, *rest = super().forward(x, freqs_cis)
+        return patches + self.position, *rest
