@@ -5,6 +5,15 @@ if __name__ != "triptych.data_modules":
 
 from .batches import BatchBuilder
 from .module import ShapesDataModule, ShardDataModule
-from .shards import Sample, ShardFolder
+from .shards import ShardFolder
+from .source import BadSample, Sample, Source
 
-__all__ = ["BatchBuilder", "Sample", "ShapesDataModule", "ShardDataModule", "ShardFolder"]
+__all__ = [
+    "BadSample",
+    "BatchBuilder",
+    "Sample",
+    "ShapesDataModule",
+    "ShardDataModule",
+    "ShardFolder",
+    "Source",
+]

@@ -22,17 +22,17 @@ from triptych.prompts import (
 )
 from triptych.randomness import uniform
 
-from .shards import ShardFolder
+from .source import Source
 
 DESCRIBE = "describe the picture"
 
 
 @dataclass
 class BatchBuilder:
-    """Builds batches of one task from a shard folder; picklable, for loader workers.
+    """Builds batches of one task from a source; picklable, for loader workers.
 
     Args:
-        folder: the samples.
+        folder: the samples, open.
         task: TEXT_TO_IMAGE or IMAGE_TO_TEXT.
         known: the model's tokenizer, limits and picture sizes.
         text_only: share of IMAGE_TO_TEXT samples that talk about a caption, without a picture.
@@ -41,7 +41,7 @@ class BatchBuilder:
         turns: take so many turns of a conversation, others every time; None takes all, in order.
     """
 
-    folder: ShardFolder
+    folder: Source
     task: str
     known: Preprocessing
     text_only: float = 0.0

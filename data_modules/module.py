@@ -145,8 +145,8 @@ class ShardDataModule(LightningDataModule):
         if self.known is None:
             self.connect(self.trainer.lightning_module.preprocessing())
         if self.train_folder is None:
-            self.train_folder = ShardFolder(self.shards)
-            self.val_folder = ShardFolder(self.val_shards or self.shards)
+            self.train_folder = ShardFolder(self.shards).open()
+            self.val_folder = ShardFolder(self.val_shards or self.shards).open()
             self._check_captions(self.train_folder)
 
     def train_dataloader(self):

@@ -11,13 +11,13 @@ import io
 import json
 import logging
 import tarfile
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from triptych.contracts import UserError
+
+from .source import BadSample, ImageRole, Source
 
 log = logging.getLogger(__name__)
 
@@ -25,18 +25,7 @@ PICTURES = ("jpg", "jpeg", "png", "webp")
 KNOWN = (*PICTURES, "txt", "json")
 
 
-@dataclass
-class Sample:
-    """One decoded sample."""
-
-    key: str
-    caption: str
-    picture: Image.Image
-    facts: dict
-    """KEY.json, {} where there is none."""
-
-
-class ShardFolder:
+class ShardFolder(Source):
     """All complete samples of the shards in a folder, by number.
 
     Args:
@@ -48,10 +37,16 @@ class ShardFolder:
     """
 
     def __init__(self, source: str | Path) -> None:
-        self.paths = _find(source)
+        self.name = str(source)
+        self.paths: list[Path] = []
         self._members: list[tuple[int, dict[str, tuple[int, int]]]] = []
         self._keys: list[str] = []
         self._files: dict[int, io.BufferedReader] = {}
+
+    def open(self) -> ShardFolder:
+        if self.paths:
+            return self
+        self.paths = _find(self.name)
         incomplete = 0
         for shard, path in enumerate(self.paths):
             for key, members in _index(path).items():
@@ -63,11 +58,12 @@ class ShardFolder:
                     incomplete += 1
         if not self._keys:
             raise UserError(
-                f"the shards in {source} hold no sample with a picture (KEY.jpg, png or webp) "
+                f"the shards in {self.name} hold no sample with a picture (KEY.jpg, png or webp) "
                 "and a caption (KEY.txt or KEY.json)."
             )
         if incomplete:
-            log.warning("%s: %d samples without picture or caption left out", source, incomplete)
+            log.warning("%s: %d samples without picture or caption left out", self.name, incomplete)
+        return self
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -76,40 +72,29 @@ class ShardFolder:
         return {**self.__dict__, "_files": {}}  # open files do not travel to loader workers
 
     def key(self, number: int) -> str:
-        """Name of sample `number`."""
         return self._keys[number]
 
     def caption(self, number: int) -> str:
-        """The caption of sample `number`, without reading its picture."""
         if self._has(number, "txt"):
             return self._read(number, "txt").decode("utf-8", "replace").strip()
         facts = self.facts(number)
         if "caption" not in facts:
-            raise UserError(f"sample {self.key(number)} has neither a .txt nor a JSON 'caption'.")
+            raise BadSample(self.key(number), "no caption", "neither a .txt nor a JSON 'caption'")
         return str(facts["caption"]).strip()
 
     def facts(self, number: int) -> dict:
-        """KEY.json of sample `number`, {} where there is none."""
+        """KEY.json, {} where there is none."""
         if not self._has(number, "json"):
             return {}
         try:
             return json.loads(self._read(number, "json"))
         except ValueError as error:
-            raise UserError(f"{self.key(number)}.json is no JSON ({error}).") from error
+            raise BadSample(self.key(number), "its .json is no JSON", str(error)) from error
 
-    def picture(self, number: int) -> Image.Image:
-        """The picture of sample `number`, RGB."""
-        kind = next(kind for kind in PICTURES if self._has(number, kind))
-        try:
-            return Image.open(io.BytesIO(self._read(number, kind))).convert("RGB")
-        except OSError as error:
-            path = self.paths[self._members[number][0]]
-            raise UserError(f"{self.key(number)}.{kind} in {path} is no picture.") from error
-
-    def __getitem__(self, number: int) -> Sample:
-        return Sample(
-            self.key(number), self.caption(number), self.picture(number), self.facts(number)
-        )
+    def image(self, number: int, role: ImageRole = "picture") -> bytes:
+        if role != "picture":
+            raise BadSample(self.key(number), f"no {role}")
+        return self._read(number, next(kind for kind in PICTURES if self._has(number, kind)))
 
     def _has(self, number: int, kind: str) -> bool:
         return kind in self._members[number][1]

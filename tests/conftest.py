@@ -17,7 +17,7 @@ def samples(shapes_folder):
     """The training samples of the small shard folder."""
     from triptych.data_modules import ShardFolder
 
-    return ShardFolder(shapes_folder / "train")
+    return ShardFolder(shapes_folder / "train").open()
 
 
 @pytest.fixture(scope="session")

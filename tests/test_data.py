@@ -13,7 +13,13 @@ from builders import SIDE, data, unified
 from PIL import Image
 
 from triptych.contracts import IMAGE_TO_TEXT, TEXT_TO_IMAGE, Preprocessing, UserError
-from triptych.data_modules import BatchBuilder, ShapesDataModule, ShardDataModule, ShardFolder
+from triptych.data_modules import (
+    BadSample,
+    BatchBuilder,
+    ShapesDataModule,
+    ShardDataModule,
+    ShardFolder,
+)
 from triptych.data_modules.module import (
     VALIDATION_SAMPLES,
     EvaluationDataset,
@@ -72,7 +78,7 @@ def test_every_kind_of_sample_is_read(tmp_path):
             ("w.cls", b"7"),
         ],
     )
-    folder = ShardFolder(tmp_path)
+    folder = ShardFolder(tmp_path).open()
     found = {sample.key: sample for sample in (folder[n] for n in range(len(folder)))}
     assert {key: sample.caption for key, sample in found.items()} == {
         "j": "a jpeg",
@@ -91,7 +97,7 @@ def test_shards_may_be_unequal_and_numbers_may_have_holes(tmp_path):
     write(tmp_path / "x-000.tar", plain(1) + plain(5) + plain(9))
     write(tmp_path / "x-007.tar", plain(700))
     write(tmp_path / "x-003.tar", [])
-    folder = ShardFolder(tmp_path)
+    folder = ShardFolder(tmp_path).open()
     assert [folder.key(n) for n in range(len(folder))] == ["00001", "00005", "00009", "00700"]
     assert [folder.caption(n) for n in (3, 0)] == ["caption 700", "caption 1"]
 
@@ -99,9 +105,9 @@ def test_shards_may_be_unequal_and_numbers_may_have_holes(tmp_path):
 def test_a_source_may_be_a_folder_a_file_or_a_pattern(tmp_path):
     write(tmp_path / "a-0.tar", plain(0))
     write(tmp_path / "a-1.tar", plain(1))
-    assert len(ShardFolder(str(tmp_path))) == 2
-    assert len(ShardFolder(tmp_path / "a-1.tar")) == 1
-    assert len(ShardFolder(str(tmp_path / "a-*.tar"))) == 2
+    assert len(ShardFolder(str(tmp_path)).open()) == 2
+    assert len(ShardFolder(tmp_path / "a-1.tar").open()) == 1
+    assert len(ShardFolder(str(tmp_path / "a-*.tar")).open()) == 2
 
 
 def test_incomplete_samples_are_left_out_and_counted(tmp_path, caplog):
@@ -110,7 +116,7 @@ def test_incomplete_samples_are_left_out_and_counted(tmp_path, caplog):
     blind = [(name.replace("00001", "00003"), content) for name, content in [picture]]
     write(tmp_path / "a.tar", [picture, caption, *lonely, *blind])
     with caplog.at_level("WARNING"):
-        assert len(ShardFolder(tmp_path)) == 1
+        assert len(ShardFolder(tmp_path).open()) == 1
     assert "2 samples without picture or caption left out" in caplog.text
 
 
@@ -138,7 +144,7 @@ def test_names_never_become_files_and_nothing_is_unpickled(tmp_path):
         link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
         tar.addfile(link)
     before = sorted(tmp_path.rglob("*"))
-    folder = ShardFolder(shards)
+    folder = ShardFolder(shards).open()
     assert len([folder[n] for n in range(len(folder))]) >= 1
     assert all(".pk" not in kind for _, m in folder._members for kind in m)
     assert sorted(tmp_path.rglob("*")) == before
@@ -158,7 +164,7 @@ def test_folders_that_are_refused(prepare, says, tmp_path):
     folder = tmp_path / "shards"
     prepare(folder)
     with pytest.raises(UserError, match=says):
-        ShardFolder(folder)
+        ShardFolder(folder).open()
 
 
 def cut(path):
@@ -171,15 +177,23 @@ def cut(path):
 @pytest.mark.parametrize(
     ("members", "read", "says"),
     [
-        ([("k.png", b"no picture"), ("k.txt", b"a")], lambda f: f.picture(0), "k.png in .* is no"),
-        ([("k.png", b""), ("k.json", b"{")], lambda f: f.facts(0), "k.json is no JSON"),
-        ([("k.png", b""), ("k.json", b"{}")], lambda f: f.caption(0), "sample k has neither"),
+        (
+            [("k.png", b"no picture"), ("k.txt", b"a")],
+            lambda f: f.picture(0),
+            "k: picture is damaged",
+        ),
+        ([("k.png", b""), ("k.json", b"{")], lambda f: f.facts(0), "its .json is no JSON"),
+        (
+            [("k.png", b""), ("k.json", b"{}")],
+            lambda f: f.caption(0),
+            "k: no caption .neither",
+        ),
     ],
 )
 def test_a_broken_sample_is_named(members, read, says, tmp_path):
     write(tmp_path / "a.tar", members)
-    with pytest.raises(UserError, match=says):
-        read(ShardFolder(tmp_path))
+    with pytest.raises(BadSample, match=says):
+        read(ShardFolder(tmp_path).open())
 
 
 def test_a_folder_travels_to_workers_without_its_open_files(samples):
@@ -344,7 +358,7 @@ def test_some_turns_of_a_conversation_are_others_every_time(samples, tokenizer):
 def test_pictures_without_conversation_are_described(tmp_path):
     write(tmp_path / "a.tar", plain(1, "a red thing"))
     model = unified("stage1")
-    build = BatchBuilder(ShardFolder(tmp_path), IMAGE_TO_TEXT, model.preprocessing())
+    build = BatchBuilder(ShardFolder(tmp_path).open(), IMAGE_TO_TEXT, model.preprocessing())
     batch = build(0, [0], [0])
     text = model.preprocessing().tokenizer.decode(batch.input_ids[0])
     assert "describe the picture" in text and text.endswith("a red thing<|im_end|>")
@@ -355,7 +369,7 @@ def test_a_picture_of_any_shape_is_brought_to_the_published_square(tmp_path, tok
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
     write(tmp_path / "a.tar", [("k.png", buffer.getvalue()), ("k.txt", b"noise")])
-    batch = BatchBuilder(ShardFolder(tmp_path), TEXT_TO_IMAGE, known(tokenizer))(0, [0], [0])
+    batch = BatchBuilder(ShardFolder(tmp_path).open(), TEXT_TO_IMAGE, known(tokenizer))(0, [0], [0])
     assert torch.equal(batch.target_pixels[0], square(Image.fromarray(pixels), SIDE))
 
 
@@ -365,7 +379,7 @@ def test_a_picture_of_any_shape_is_brought_to_the_published_square(tmp_path, tok
 )
 def test_captions_that_do_not_fit_are_named(caption, says, tmp_path, tokenizer):
     write(tmp_path / "a.tar", plain(3) + plain(4, caption))
-    build = BatchBuilder(ShardFolder(tmp_path), TEXT_TO_IMAGE, known(tokenizer))
+    build = BatchBuilder(ShardFolder(tmp_path).open(), TEXT_TO_IMAGE, known(tokenizer))
     assert len(build(0, [0], [0])) == 1
     with pytest.raises(UserError, match=says):
         build(0, [0, 1], [0, 1])
@@ -415,6 +429,6 @@ def test_preview_captions_are_those_of_the_validation_set(shapes_folder, tokeniz
     module = data(shapes_folder)
     module.connect(known(tokenizer))
     module.setup("fit")
-    expected = ShardFolder(shapes_folder / "eval")
+    expected = ShardFolder(shapes_folder / "eval").open()
     assert module.preview_captions(3) == [expected.caption(n) for n in range(3)]
     assert len(module.preview_captions(99)) == 16
