@@ -356,7 +356,7 @@ def test_questions_about_a_caption():
     assert {question: turns[question] for question in expected} == expected
     assert parse_reading(request) == (
         "list the shapes",
-        "two shapes: one any red circle anywhere, one any any square anywhere. "
+        "two shapes: one any red circle anywhere left, one any any square anywhere right. "
         "circle left of square. any background.",
     )
     assert parse_reading(request_of(TWO))[1] == (

@@ -139,11 +139,17 @@ def parse_reading(request: Request) -> tuple[str, str]:
     """The question that asks for all that a caption says, and its answer with fixed slots.
 
     Each shape is "number size colour kind place", where "any" and "anywhere" stand for what is
-    not said; then come the relation and the background.
+    not said; then come the relation and the background. What a relation says of each of its shapes
+    stands in the slot of the place, "anywhere left": a generator that has learned to draw things
+    in places can so draw them in relations.
     """
+    places = [wanted.place or "anywhere" for wanted in request.wanted]
+    if request.relation:
+        sides = (request.relation, INVERSE[request.relation])
+        places = [f"anywhere {side.removesuffix(' of')}" for side in sides]
     listed = ", ".join(
-        f"{NUMBERS[w.count]} {w.size or 'any'} {w.colour or 'any'} {w.kind} {w.place or 'anywhere'}"
-        for w in request.wanted
+        f"{NUMBERS[w.count]} {w.size or 'any'} {w.colour or 'any'} {w.kind} {place}"
+        for w, place in zip(request.wanted, places, strict=True)
     )
     relation = "any relation"
     if request.relation:

@@ -18,6 +18,7 @@ import webdataset
 from PIL import Image
 
 from triptych.shapes.captions import (
+    INSTRUCT_TASKS,
     SPLITS,
     TASKS,
     UNSEEN_TASKS,
@@ -28,7 +29,7 @@ from triptych.shapes.captions import (
 from triptych.shapes.questions import caption_questions, grid_reading, parse_reading, questions
 from triptych.shapes.world import draw
 
-VERSION = 5  # raise it whenever the same seed gives other samples
+VERSION = 6  # raise it whenever the same seed gives other samples
 MARKER = "shapes.json"
 LONG_CAPTIONS = 0.2  # share of the training captions
 PICTURE_TURNS = 3  # beside the reading of all nine cells, which opens or ends a conversation
@@ -41,7 +42,7 @@ def make_sample(split: str, index: int, seed: int) -> dict:
     """Sample `index` of a split, as bytes and text under the names that webdataset expects."""
     source = numpy.random.SeedSequence([seed, SPLITS.index(split), index])
     rng = numpy.random.Generator(numpy.random.PCG64(source))
-    tasks = UNSEEN_TASKS if split == "unseen" else TASKS
+    tasks = {"unseen": UNSEEN_TASKS, "instruct": INSTRUCT_TASKS}.get(split, TASKS)
     caption, request, scene = sample(rng, tasks[index % len(tasks)], split)
     long_caption = describe(scene, rng)
     if split == "train" and rng.random() < LONG_CAPTIONS:
@@ -110,7 +111,7 @@ def ensure_shapes(
     train: int = 30000,
     evaluation: int = 600,
     unseen: int = 200,
-    instruct: int = 6000,
+    instruct: int = 12000,
     seed: int = 0,
     progress: Callable[[int], None] | None = None,
 ) -> Path:
