@@ -24,6 +24,7 @@ import os
 import struct
 import uuid
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -293,11 +294,12 @@ class ShardIndex:
         )
 
 
-def index_places(shard: Path) -> tuple[Path, Path]:
+def index_places(shard: Path) -> Iterator[Path]:
     """Where the index of a shard may be: beside it, else in the user's cache folder."""
+    yield Path(f"{shard}{SUFFIX}")
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     name = hashlib.blake2b(os.fsencode(shard.resolve()), digest_size=16).hexdigest()
-    return Path(f"{shard}{SUFFIX}"), cache / "triptych" / "index" / f"{name}{SUFFIX}"
+    yield cache / "triptych" / "index" / f"{name}{SUFFIX}"
 
 
 def write_index(shard: Path, contents: Contents) -> ShardIndex:

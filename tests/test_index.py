@@ -311,14 +311,14 @@ def test_a_wrong_byte_anywhere_in_an_index_is_noticed(tmp_path):
     for position in range(len(content)):
         damaged = bytearray(content)
         damaged[position] ^= 1
-        index_places(path)[0].write_bytes(damaged)
+        next(index_places(path)).write_bytes(damaged)
         with pytest.raises(UserError, match="damaged|no index of triptych|has version"):
             ShardIndex.of(path).key(0)
     for length in range(0, len(content), 13):
-        index_places(path)[0].write_bytes(content[:length])
+        next(index_places(path)).write_bytes(content[:length])
         with pytest.raises(UserError, match="is damaged|no index of triptych"):
             ShardIndex.of(path).key(0)
-    index_places(path)[0].write_bytes(content[:90])
+    next(index_places(path)).write_bytes(content[:90])
     assert isinstance(next(index_shards([path])), ShardIndex)
 
 
