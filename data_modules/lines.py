@@ -129,7 +129,7 @@ def _kept(path: Path, head: list[int]) -> np.ndarray | None:
             table = np.load(place, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError, EOFError):
             continue
-        if table.ndim == 2 and table.dtype == np.int64 and table[0].tolist() == head:
+        if table.ndim == 2 and len(table) and table.dtype == np.int64 and table[0].tolist() == head:
             return table
     return None
 
