@@ -122,7 +122,10 @@ def refuse_more(width: int, height: int, max_pixels: int) -> None:
 def load(header: Image.Image) -> Image.Image:
     """Decode what `read_header` opened: upright, RGB."""
     decode(header)
-    upright = header if orientation(header) == 1 else ImageOps.exif_transpose(header)
+    try:
+        upright = header if orientation(header) == 1 else ImageOps.exif_transpose(header)
+    except Exception as error:  # it also writes the other tags anew, whatever is in them
+        raise PictureError("is damaged", f"EXIF: {error}") from error
     with warnings.catch_warnings():  # of transparency that "RGB" has no room for
         warnings.simplefilter("ignore", UserWarning)
         return upright.convert("RGB")
