@@ -3,14 +3,24 @@
 if __name__ != "triptych.data_modules":
     raise ImportError(f"import this folder as 'triptych.data_modules', not as {__name__!r}")
 
+from .bad_samples import BadSamples
 from .batches import BatchBuilder
+from .conversations import ConversationFile
+from .decode import Decoder
 from .module import ShapesDataModule, ShardDataModule
+from .pictures_folder import PictureFolder
 from .shards import ShardFolder
 from .source import BadSample, Sample, Source
+from .tasks import Reading
 
 __all__ = [
     "BadSample",
+    "BadSamples",
     "BatchBuilder",
+    "ConversationFile",
+    "Decoder",
+    "PictureFolder",
+    "Reading",
     "Sample",
     "ShapesDataModule",
     "ShardDataModule",

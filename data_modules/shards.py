@@ -140,6 +140,10 @@ class ShardFolder(Source):
             raise BadSample(self.key(number), "its .json is no JSON object")
         return facts
 
+    def has(self, number: int, role: ImageRole) -> bool:
+        index, row, _ = self._place(number)
+        return index.member(row, role) is not None
+
     def image(self, number: int, role: ImageRole = "picture") -> bytes:
         picture = self._read(number, role, self.max_picture_bytes)
         if picture is None:
