@@ -22,6 +22,7 @@ from triptych.prompts import (
 )
 from triptych.randomness import uniform
 
+from .features import FeatureCache
 from .source import Source
 
 DESCRIBE = "describe the picture"
@@ -39,6 +40,7 @@ class BatchBuilder:
         seed: of the choice of text-only samples.
         conversation: the list of [question, answer] turns in KEY.json to learn from.
         turns: take so many turns of a conversation, others every time; None takes all, in order.
+        features: of the folder's pictures, computed before.
     """
 
     folder: Source
@@ -48,6 +50,7 @@ class BatchBuilder:
     seed: int = 0
     conversation: str = "conversation"
     turns: int | None = None
+    features: FeatureCache | None = None
 
     def __call__(self, step: int, numbers: Sequence[int], samples: Sequence[int]) -> Batch:
         """Batch `step` of the samples at `numbers`, whose global sample numbers are `samples`."""
@@ -66,10 +69,19 @@ class BatchBuilder:
                 for n, key in zip(numbers, keys, strict=True)
             ]
             ids, mask = pad(rows, token_id(known.tokenizer, PAD))
-        pictures = [square(folder.picture(n), known.picture_size) for n in numbers]
-        return Batch(
-            TEXT_TO_IMAGE, keys, step, samples, ids, mask, target_pixels=torch.stack(pictures)
-        )
+        batch = Batch(TEXT_TO_IMAGE, keys, step, samples, ids, mask)
+        found = [self.features and self.features.get(n) for n in numbers]
+        wanted = [known.pictures_too or features is None for features in found]
+        if any(wanted):
+            size = known.picture_size
+            black = torch.zeros(3, size, size, dtype=torch.uint8)
+            pictures = [
+                square(folder.picture(n), size) if wants else black
+                for n, wants in zip(numbers, wanted, strict=True)
+            ]
+            batch.target_pixels = torch.stack(pictures)
+        set_features(batch, found)
+        return batch
 
     def _image_to_text(self, step: int, numbers: Sequence[int], samples: Tensor) -> Batch:
         known, folder = self.known, self.folder
@@ -111,6 +123,17 @@ class BatchBuilder:
             return turns
         chosen = np.random.default_rng([self.seed, sample]).permutation(len(turns))
         return [turns[n] for n in chosen[: self.turns]]
+
+
+def set_features(batch: Batch, found: list[Tensor | None]) -> None:
+    """Put the features [C,h,w] that were found into a batch, zeros in the place of others."""
+    some = next((features for features in found if features is not None), None)
+    if some is None:
+        return
+    has = torch.tensor([features is not None for features in found])
+    rows = [torch.zeros_like(some) if features is None else features for features in found]
+    batch.target_features = torch.stack(rows)
+    batch.has_features = None if has.all() else has
 
 
 def about_caption(caption: str, facts: dict) -> list[tuple[str, str]]:

@@ -9,12 +9,14 @@ from typing import Literal
 
 from lightning import LightningDataModule
 from lightning.pytorch.utilities import CombinedLoader
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from triptych.contracts import IMAGE_TO_TEXT, TEXT_TO_IMAGE, Preprocessing, UserError
 from triptych.shapes.shards import ensure_shapes
 
 from .batches import BatchBuilder
+from .features import FeatureCache, check, find_features
 from .shards import ShardFolder, order
 
 # Validation draws must not depend on the step: their sample numbers start here.
@@ -108,6 +110,9 @@ class ShardDataModule(LightningDataModule):
         turns: take so many turns of a conversation, others every time; null takes all, in order.
         num_workers: loader processes.
         seed: of the order.
+        features: a folder that `triptych data features` made of the training shards; "auto" takes
+            features/ beside the shards if it is there, "none" encodes every picture anew. For
+            validation features/ beside its shards is taken unless this is "none".
     """
 
     def __init__(
@@ -122,6 +127,7 @@ class ShardDataModule(LightningDataModule):
         turns: int | None = None,
         num_workers: int = 0,
         seed: int = 0,
+        features: str = "auto",
     ) -> None:
         super().__init__()
         self.shards, self.val_shards = shards, val_shards
@@ -133,9 +139,10 @@ class ShardDataModule(LightningDataModule):
                 )
         self.batch_size, self.val_samples, self.text_only = batch_size, val_samples, text_only
         self.conversation, self.turns = conversation, turns
-        self.num_workers, self.seed = num_workers, seed
+        self.num_workers, self.seed, self.features = num_workers, seed, features
         self.known: Preprocessing | None = None
         self.train_folder: ShardFolder | None = None
+        self.caches: dict[str, FeatureCache] = {}
 
     def connect(self, known: Preprocessing) -> None:
         """Take the model's tokenizer and sizes; done by `setup` under a Trainer."""
@@ -148,6 +155,7 @@ class ShardDataModule(LightningDataModule):
             self.train_folder = ShardFolder(self.shards).open()
             self.val_folder = ShardFolder(self.val_shards or self.shards).open()
             self._check_captions(self.train_folder)
+            self.caches = self._find_features()
 
     def train_dataloader(self):
         trainer = self.trainer
@@ -198,8 +206,30 @@ class ShardDataModule(LightningDataModule):
 
     def _builder(self, folder: ShardFolder, task: str, known: Preprocessing) -> BatchBuilder:
         return BatchBuilder(
-            folder, task, known, self.text_only, self.seed, self.conversation, self.turns
+            folder,
+            task,
+            replace(known, features=None),  # of no use in a loader's process
+            self.text_only,
+            self.seed,
+            self.conversation,
+            self.turns,
+            self.caches.get(folder.name),
         )
+
+    def _find_features(self) -> dict[str, FeatureCache]:
+        """By the name of a folder: what was computed of its pictures before, if a step takes it."""
+        if self.known.features is None or TEXT_TO_IMAGE not in self.tasks:
+            return {}
+        for_validation = self.features if self.features == "none" else "auto"
+        found = {
+            self.val_folder.name: find_features(self.val_folder, for_validation),
+            self.train_folder.name: find_features(self.train_folder, self.features),
+        }
+        check(list(found.values()), self.known, "pillow")
+        for cache in found.values():
+            if cache is not None:
+                rank_zero_info(f"features from {cache}")
+        return {name: cache for name, cache in found.items() if cache is not None}
 
     def _loader(self, dataset: Dataset, sampler: Sampler | None = None) -> DataLoader:
         return StepLoader(
@@ -231,8 +261,8 @@ class ShapesDataModule(ShardDataModule):
         part: which of them to train on: "train", or "instruct" with short captions only.
         pictures: number of training pictures.
         world_seed: seed of the drawings.
-        tasks, batch_size, val_samples, text_only, conversation, turns, num_workers, seed: see
-            `ShardDataModule`.
+        tasks, batch_size, val_samples, text_only, conversation, turns, num_workers, seed, features:
+            see `ShardDataModule`.
     """
 
     def __init__(
@@ -249,6 +279,7 @@ class ShapesDataModule(ShardDataModule):
         turns: int | None = None,
         num_workers: int = 0,
         seed: int = 0,
+        features: str = "auto",
     ) -> None:
         root = Path(folder)
         super().__init__(
@@ -262,6 +293,7 @@ class ShapesDataModule(ShardDataModule):
             turns,
             num_workers,
             seed,
+            features,
         )
         self.folder, self.pictures, self.world_seed = root, pictures, world_seed
 

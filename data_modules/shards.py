@@ -96,6 +96,10 @@ class ShardFolder(Source):
             raise BadSample(self.key(number), f"no {role}")
         return self._read(number, next(kind for kind in PICTURES if self._has(number, kind)))
 
+    @property
+    def shard_sizes(self) -> np.ndarray:
+        return np.bincount([shard for shard, _ in self._members], minlength=len(self.paths))
+
     def _has(self, number: int, kind: str) -> bool:
         return kind in self._members[number][1]
 

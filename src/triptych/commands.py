@@ -156,6 +156,17 @@ def convert(arguments: list[str]) -> None:
         parser.exit(130, "triptych: interrupted; the same command goes on where it stopped.\n")
 
 
+def data(arguments: list[str]) -> None:
+    """Shards and what is made of them: triptych data features FOLDER"""
+    parser = argparse.ArgumentParser(prog="triptych data", description=data.__doc__)
+    parser.add_argument("command", choices=["features"])
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="--help lists them")
+    parsed = parser.parse_args(arguments)
+    from triptych.data_features import features
+
+    features(parsed.arguments)
+
+
 def parity(arguments: list[str]) -> None:
     """Recorded values of the published code against ours: triptych parity ../shared/data/parity"""
     parser = argparse.ArgumentParser(prog="triptych parity", description=parity.__doc__)
@@ -192,6 +203,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "eval": evaluate,
     "demo": demo,
     "convert": convert,
+    "data": data,
     "parity": parity,
     "pretrain": pretrain,
 }
