@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 
 from triptych.contracts import Preprocessing, UserError
@@ -181,18 +182,36 @@ def find_features(source: Source, where: str = AUTO) -> FeatureCache | None:
     return FeatureCache(Path(where), source)
 
 
-def check(caches: Sequence[FeatureCache | None], known: Preprocessing, decode: str) -> None:
-    """Refuse caches that disagree with each other or with the model.
+def use_features(
+    sources: Sequence[tuple[Source, str]], known: Preprocessing, decode: str
+) -> list[FeatureCache | None]:
+    """The caches that a run takes, one a source; they agree with each other and with the model.
 
     Args:
-        caches: of the run's sources.
+        sources: the run's sources, open, with where to look, see `find_features`.
         known: of the model; `known.features` is what a cache must be of.
         decode: how the run reads pictures of samples without features.
 
     Raises:
-        UserError: the first point in which they disagree.
+        UserError: a cache does not hold, or the first point in which it disagrees.
     """
-    found = [cache for cache in caches if cache is not None]
+    if known.features is None:
+        for source, where in sources:
+            if where not in (AUTO, NONE):
+                raise UserError(
+                    f"no step of this stage takes features; remove features={where} of "
+                    f"{source.name}."
+                )
+        return [None] * len(sources)
+    caches = [find_features(source, where) for source, where in sources]
+    _agree([cache for cache in caches if cache is not None], known, decode)
+    for cache in caches:
+        if cache is not None:
+            rank_zero_info(f"features from {cache}")
+    return caches
+
+
+def _agree(found: list[FeatureCache], known: Preprocessing, decode: str) -> None:
     for other in found[1:]:
         if point := difference(found[0].identity, other.identity):
             raise UserError(

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from pathlib import Path
 
 import torch
@@ -144,11 +145,15 @@ class Sidecar:
                 ends = file.get_tensor("key_ends").tolist()
         except (SafetensorError, OSError) as error:
             raise UserError(
-                f"{path} cannot be read ({error}); delete it and run `triptych data features` again."
+                f"{path} cannot be read ({error}); delete it and run `triptych data features` "
+                "again."
             ) from error
         starts = [0, *ends][: len(ends)]
         keys = (names[start:end].decode() for start, end in zip(starts, ends, strict=True))
-        self.rows = {key: row for row, key in enumerate(keys)}
+        rows = list(enumerate(keys))
+        # A key that comes twice is nobody's: whose features are whose is not known.
+        twice = {key for key, times in Counter(key for _, key in rows).items() if times > 1}
+        self.rows = {key: row for row, key in rows if key not in twice}
 
     def get(self, key: str) -> Tensor | None:
         """[C,h,w] as stored, int8 as float32; None where the sample has no row."""

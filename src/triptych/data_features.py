@@ -10,7 +10,7 @@ import argparse
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from lightning import LightningDataModule, Trainer
@@ -20,15 +20,14 @@ from torch.utils.data import DataLoader, Dataset
 
 from triptych.contracts import UserError
 from triptych.data_modules import BadSample, ShardFolder
+from triptych.data_modules.decode import Decoder, DecodeWay, PictureError
 from triptych.data_modules.features import MANIFEST, VERSION, digest, finished, home, stamp
 from triptych.data_modules.sidecars import DTYPES, ENDING, SidecarWriter, read_metadata
 from triptych.modules.features import FeatureModule, Pictures
-from triptych.pictures import square
 from triptych.pipeline import describe_model
 from triptych.version import __version__
 
 TINY = ["conf/model/tiny.yaml"]
-DECODE = "pillow"
 
 
 def features(arguments: list[str]) -> None:
@@ -56,6 +55,12 @@ def features(arguments: list[str]) -> None:
         default="bf16",
         help="of the numbers on disk; the manifest states the error",
     )
+    parser.add_argument(
+        "--decode",
+        choices=get_args(DecodeWay),
+        default=Decoder().way,
+        help="as the training runs will decode; default %(default)s",
+    )
     parser.add_argument("--batch-size", type=int, default=32, help="pictures, of one process")
     parser.add_argument("--workers", type=int, default=0, help="decoding processes, of each")
     parser.add_argument("--devices", type=int, default=1, help="GPUs, or CPU processes")
@@ -76,10 +81,20 @@ def features(arguments: list[str]) -> None:
     module = FeatureModule(describe_model(parsed.config or TINY, flags), parsed.objective)
     made = Making(
         folder=parsed.out or home(source),
-        identity={**module.identity(), "decode": DECODE},
+        identity={**module.identity(), "decode": parsed.decode},
         dtype=parsed.dtype,
     )
-    made.extract(source, module, parsed)
+    line = made.extract(
+        source,
+        module,
+        parsed.batch_size,
+        parsed.workers,
+        parsed.devices,
+        parsed.accelerator,
+        parsed.precision,
+    )
+    if line:
+        print(line)
 
 
 @dataclass
@@ -94,37 +109,44 @@ class Making:
     def digest(self) -> str:
         return digest(self.identity, self.dtype)
 
-    def extract(self, source: ShardFolder, module: FeatureModule, options) -> None:
-        """Write what is missing, then the manifest."""
+    def extract(
+        self,
+        source: ShardFolder,
+        module: FeatureModule,
+        batch_size: int = 32,
+        workers: int = 0,
+        devices: int = 1,
+        accelerator: str = "auto",
+        precision: str = "32-true",
+    ) -> str | None:
+        """Write what is missing, then the manifest; a line about it, in the first process."""
         todo = [
             shard
             for shard, samples in enumerate(source.shard_sizes)
             if samples and not finished(source.paths[shard], self.folder, self.digest)
         ]
-        trainer = None
         if todo:
-            devices = min(options.devices, len(todo))  # a process without a shard has no end
-            writer = WriteSidecars(self, source, todo, module.encoder.feature_shape)
+            devices = min(devices, len(todo))  # whoever has no shard would not wait for the others
             trainer = Trainer(
-                accelerator=options.accelerator,
+                accelerator=accelerator,
                 devices=devices,
                 strategy="ddp" if devices > 1 else "auto",
-                precision=options.precision,
-                callbacks=[writer],
+                precision=precision,
+                callbacks=[WriteSidecars(self, source, todo, module.encoder.feature_shape)],
                 logger=False,
                 enable_checkpointing=False,
                 enable_model_summary=False,
                 use_distributed_sampler=False,
             )
-            data = ShardPictures(
-                source, todo, module.picture_size, options.batch_size, options.workers
-            )
+            read = PictureReader(source, Decoder(self.identity["decode"]), module.picture_size)
+            data = ShardPictures(read, todo, batch_size, workers)
             trainer.predict(module, data, return_predictions=False)
-        if trainer is None or trainer.is_global_zero:
-            print(self.write_manifest(options.precision))
+            if not trainer.is_global_zero:
+                return None
+        return self.write_manifest(precision)
 
     def write_manifest(self, precision: str) -> str:
-        """Take together what the sidecars say; returns a line to print."""
+        """Take together what the sidecars say; returns a line about it."""
         shards, squares, errors = {}, 0.0, 0.0
         for path in sorted(self.folder.glob("*" + ENDING)):
             said = read_metadata(path)
@@ -204,28 +226,48 @@ class WriteSidecars(BasePredictionWriter):
             self._writer = None
 
 
+@dataclass(frozen=True)
+class PictureReader:
+    """A shard's pictures by number, as squares uint8 [3,size,size]; those that can be read."""
+
+    source: ShardFolder
+    decode: Decoder
+    size: int
+
+    def __call__(self, shard: int, numbers: range) -> Pictures:
+        keys, pictures = [], []
+        for number in numbers:
+            try:
+                pictures += self.decode(self.source.image(number), self.size)
+            except (BadSample, PictureError):
+                continue
+            keys.append(self.source.key(number))
+        none = torch.zeros(0, 3, self.size, self.size, dtype=torch.uint8)
+        pixels = torch.stack(pictures) if pictures else none
+        return Pictures(shard, keys, pixels, len(numbers) - len(keys))
+
+
 class ShardPictures(LightningDataModule):
     """The pictures of shards, in order; every process takes shards of its own."""
 
     def __init__(
-        self, source: ShardFolder, shards: list[int], size: int, batch_size: int, workers: int
+        self, read: PictureReader, shards: list[int], batch_size: int, workers: int
     ) -> None:
         super().__init__()
-        self.source, self.shards, self.size = source, shards, size
-        self.batch_size, self.workers = batch_size, workers
+        self.read, self.shards, self.batch_size, self.workers = read, shards, batch_size, workers
 
     def predict_dataloader(self) -> DataLoader:
         mine = self.shards[self.trainer.global_rank :: self.trainer.world_size]
-        dataset = PictureBatches(self.source, mine, self.size, self.batch_size)
+        dataset = PictureBatches(self.read, mine, self.batch_size)
         return DataLoader(dataset, batch_size=None, num_workers=self.workers)
 
 
 class PictureBatches(Dataset):
-    """Item k is a batch of the pictures of one shard, those that can be read."""
+    """Item k is a batch of the pictures of one shard."""
 
-    def __init__(self, source: ShardFolder, shards: list[int], size: int, batch_size: int) -> None:
-        self.source, self.size = source, size
-        ends = [0, *source.shard_sizes.cumsum().tolist()]
+    def __init__(self, read: PictureReader, shards: list[int], batch_size: int) -> None:
+        self.read = read
+        ends = [0, *read.source.shard_sizes.cumsum().tolist()]
         self.batches = [
             (shard, range(first, min(first + batch_size, ends[shard + 1])))
             for shard in shards
@@ -236,16 +278,7 @@ class PictureBatches(Dataset):
         return len(self.batches)
 
     def __getitem__(self, index: int) -> Pictures:
-        shard, numbers = self.batches[index]
-        keys, pictures = [], [torch.zeros(0, 3, self.size, self.size, dtype=torch.uint8)]
-        for number in numbers:
-            try:
-                picture = square(self.source.picture(number), self.size)
-            except BadSample:
-                continue
-            keys.append(self.source.key(number))
-            pictures.append(picture[None])
-        return Pictures(shard, keys, torch.cat(pictures), len(numbers) - len(keys))
+        return self.read(*self.batches[index])
 
 
 def refuse_equal_names(paths: list[Path]) -> None:

@@ -9,7 +9,7 @@ import torch
 from lightning import LightningModule
 from torch import Tensor
 
-from triptych.contracts import Batch, ImageEncoder, UserError
+from triptych.contracts import ImageEncoder, UserError
 from triptych.modules.unified import UnifiedModule
 
 

@@ -183,7 +183,7 @@ class Panel(LightningModule):
 
 @torch.no_grad()
 def target_features(batch: Batch, encoder: ImageEncoder) -> Tensor:
-    """Features float32 [B,C,h,w] of the batch's pictures: those it brings, the encoder's of others."""
+    """Features float32 [B,C,h,w]: those that the batch brings, of other pictures the encoder's."""
     if batch.target_features is None:
         return encoder(batch.target_pixels).float()
     features = batch.target_features.float()
