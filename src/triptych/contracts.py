@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from inspect import signature
 from typing import Any
 
 import torch
@@ -176,16 +177,18 @@ class ImageEncoder(Part):
     def fingerprint(self) -> dict[str, Any]:
         """What decides its features, beside its weights and the picture: class and settings.
 
-        Values that JSON knows. All plain attributes, so that no setting is forgotten.
+        The settings are the constructor's arguments of plain types; an encoder keeps them as
+        attributes of the same names.
         """
         plain = (bool, int, float, str, tuple, list, type(None))
-        settings = {
-            name: value
-            for name, value in vars(self).items()
-            if isinstance(value, plain) and not name.startswith("_") and name != "training"
+        given = ((name, getattr(self, name, self)) for name in signature(type(self)).parameters)
+        return {
+            "encoder": f"{type(self).__module__}.{type(self).__qualname__}",
+            "feature_shape": self.feature_shape,
+            "mean": self.mean,
+            "std": self.std,
+            **{name: value for name, value in given if isinstance(value, plain)},
         }
-        kind = f"{type(self).__module__}.{type(self).__qualname__}"
-        return {"encoder": kind, "mean": self.mean, "std": self.std, **settings}
 
 
 class VelocityModel(Part):
