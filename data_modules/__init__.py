@@ -3,14 +3,20 @@
 if __name__ != "triptych.data_modules":
     raise ImportError(f"import this folder as 'triptych.data_modules', not as {__name__!r}")
 
+from .bad_samples import BadSamples
 from .batches import BatchBuilder
+from .decode import Decoder
 from .module import ShapesDataModule, ShardDataModule
 from .shards import ShardFolder
 from .source import BadSample, Sample, Source
+from .tasks import Reading
 
 __all__ = [
     "BadSample",
+    "BadSamples",
     "BatchBuilder",
+    "Decoder",
+    "Reading",
     "Sample",
     "ShapesDataModule",
     "ShardDataModule",

@@ -1,125 +1,155 @@
-"""From sample numbers to a `Batch`: what each task reads from a sample, tokens, pictures."""
+"""From sample numbers to a `Batch`: prompts and pictures of each sample, bad ones replaced."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import cycle
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from triptych.contracts import IMAGE_TO_TEXT, TEXT_TO_IMAGE, Batch, Preprocessing
-from triptych.pictures import square
-from triptych.prompts import (
-    GENERATION_INSTRUCTION,
-    IGNORED,
-    PAD,
-    conversation_ids,
-    generation_ids,
-    pad,
-    token_id,
-)
-from triptych.randomness import uniform
+from triptych.contracts import TEXT_TO_IMAGE, Batch, Preprocessing, UserError
+from triptych.prompts import IGNORED, PAD, pad, token_id
 
-from .source import Source
+from .decode import Decoder, PictureError
+from .source import BadSample, ImageRole
+from .tasks import Prompt, Reading
 
-DESCRIBE = "describe the picture"
+
+@dataclass
+class Example:
+    """One sample as the model takes it."""
+
+    key: str
+    prompt: Prompt
+    shown: Tensor | None = None
+    """uint8 [3,s,s], the picture in the prompt."""
+    target: Tensor | None = None
+    """uint8 [3,S,S], the picture to make."""
 
 
 @dataclass
 class BatchBuilder:
-    """Builds batches of one task from a source; picklable, for loader workers.
+    """Builds batches of tasks of one family from their sources; picklable, for loader workers.
 
     Args:
-        folder: the samples, open.
-        task: TEXT_TO_IMAGE or IMAGE_TO_TEXT.
+        readings: the sources, open, each with its task; a batch may hold samples of all of them.
         known: the model's tokenizer, limits and picture sizes.
-        text_only: share of IMAGE_TO_TEXT samples that talk about a caption, without a picture.
-        seed: of the choice of text-only samples.
-        conversation: the list of [question, answer] turns in KEY.json to learn from.
-        turns: take so many turns of a conversation, others every time; None takes all, in order.
+        seed: of the choices that a task makes.
+        decode: from encoded pictures to squares.
+
+    Raises:
+        UserError: the tasks are of two families, or the model takes no pictures in its prompts.
     """
 
-    folder: Source
-    task: str
+    readings: list[Reading]
     known: Preprocessing
-    text_only: float = 0.0
     seed: int = 0
-    conversation: str = "conversation"
-    turns: int | None = None
+    decode: Decoder = field(default_factory=Decoder)
 
-    def __call__(self, step: int, numbers: Sequence[int], samples: Sequence[int]) -> Batch:
-        """Batch `step` of the samples at `numbers`, whose global sample numbers are `samples`."""
-        build = {TEXT_TO_IMAGE: self._text_to_image, IMAGE_TO_TEXT: self._image_to_text}[self.task]
-        return build(step, numbers, torch.tensor(list(samples), dtype=torch.long))
+    def __post_init__(self) -> None:
+        tasks = [reading.task for reading in self.readings]
+        if len({reading.family for reading in self.readings}) != 1:
+            raise UserError(
+                f"tasks {tasks} have different losses and so cannot share a batch; "
+                "build a batch for each family."
+            )
 
-    def _text_to_image(self, step: int, numbers: Sequence[int], samples: Tensor) -> Batch:
-        known, folder = self.known, self.folder
-        template = known.training_template
-        keys = [folder.key(n) for n in numbers]
-        if known.tokenizer is None:
-            ids = mask = torch.zeros((len(keys), 0), dtype=torch.long)
-        else:
-            rows = [
-                generation_ids(known.tokenizer, folder.caption(n), known.max_tokens, key, template)
-                for n, key in zip(numbers, keys, strict=True)
-            ]
-            ids, mask = pad(rows, token_id(known.tokenizer, PAD))
-        pictures = [square(folder.picture(n), known.picture_size) for n in numbers]
-        return Batch(
-            TEXT_TO_IMAGE, keys, step, samples, ids, mask, target_pixels=torch.stack(pictures)
+    @property
+    def family(self) -> str:
+        """`Batch.task` of every batch."""
+        return self.readings[0].family
+
+    def __call__(
+        self, step: int, places: Sequence[tuple[int, int]], samples: Sequence[int]
+    ) -> Batch:
+        """Batch `step` of the samples at `places`, whose global sample numbers are `samples`.
+
+        Args:
+            places: (number of the reading, number of the sample in its source).
+
+        A sample that cannot be used is named in `Batch.skipped`, and a good one of the batch
+        stands in for it, under the global sample number of the one that it replaces: batches are
+        equal on all ranks, and the copy meets another noise than the original.
+
+        Raises:
+            UserError: no sample of the batch can be used.
+        """
+        examples: list[Example | None] = []
+        skipped = []
+        for (reading, number), sample in zip(places, samples, strict=True):
+            try:
+                examples.append(self._example(self.readings[reading], number, sample))
+            except BadSample as bad:
+                examples.append(None)
+                skipped.append((bad.key, bad.reason))
+                last = bad
+        good = [example for example in examples if example is not None]
+        if not good:
+            raise UserError(
+                f"none of the {len(examples)} samples of batch {step} can be used; the last of "
+                f"them: {last}."
+            )
+        stand_ins = cycle(good)
+        return self._batch(
+            step,
+            [example if example is not None else next(stand_ins) for example in examples],
+            torch.tensor(list(samples), dtype=torch.long),
+            skipped,
         )
 
-    def _image_to_text(self, step: int, numbers: Sequence[int], samples: Tensor) -> Batch:
-        known, folder = self.known, self.folder
-        blind = uniform(self.seed, "text-only", samples) < self.text_only
-        keys, rows, labels, pictures = [], [], [], []
-        for number, sample, no_picture in zip(
-            numbers, samples.tolist(), blind.tolist(), strict=True
-        ):
-            key = folder.key(number)
-            facts = folder.facts(number)
-            if no_picture:
-                turns = about_caption(folder.caption(number), facts)
-            else:
-                turns = facts.get(self.conversation) or [(DESCRIBE, folder.caption(number))]
-                turns = self._some(turns, sample)
-                pictures.append(square(folder.picture(number), known.understanding_size))
-            shown = 0 if no_picture else known.image_tokens
-            row, learned = conversation_ids(known.tokenizer, turns, known.max_tokens, shown, key)
-            keys.append(key)
-            rows.append(row)
-            labels.append(learned)
-        ids, mask = pad(rows, token_id(known.tokenizer, PAD))
-        patches, grids = known.image_inputs(torch.stack(pictures)) if pictures else (None, None)
-        return Batch(
-            IMAGE_TO_TEXT,
-            keys,
+    def _example(self, reading: Reading, number: int, sample: int) -> Example:
+        known = self.known
+        prompt = reading.prompt(number, sample, known, self.seed)
+        target: ImageRole | None = "picture" if self.family == TEXT_TO_IMAGE else None
+        sizes: dict[ImageRole, list[int]] = {}  # role -> sizes: each picture is decoded once
+        if prompt.shown:
+            sizes.setdefault(prompt.shown, []).append(known.understanding_size)
+        if target:
+            sizes.setdefault(target, []).append(known.picture_size)
+        squares = {role: self._squares(reading, number, role, sizes[role]) for role in sizes}
+        return Example(
+            reading.source.key(number),
+            prompt,
+            squares[prompt.shown][0] if prompt.shown else None,
+            squares[target][-1] if target else None,
+        )
+
+    def _squares(
+        self, reading: Reading, number: int, role: ImageRole, sizes: list[int]
+    ) -> list[Tensor]:
+        data = reading.source.image(number, role)
+        try:
+            return self.decode(data, *sizes)
+        except PictureError as error:
+            key = reading.source.key(number)
+            raise BadSample(key, f"{role} {error.reason}", error.detail) from error
+
+    def _batch(
+        self, step: int, examples: list[Example], samples: Tensor, skipped: list[tuple[str, str]]
+    ) -> Batch:
+        known = self.known
+        prompts = [example.prompt for example in examples]
+        if known.tokenizer is None:
+            ids = mask = torch.zeros((len(examples), 0), dtype=torch.long)
+        else:
+            ids, mask = pad([prompt.ids for prompt in prompts], token_id(known.tokenizer, PAD))
+        shown = [example.shown for example in examples if example.shown is not None]
+        patches, grids = known.image_inputs(torch.stack(shown)) if shown else (None, None)
+        batch = Batch(
+            self.family,
+            [example.key for example in examples],
             step,
             samples,
             ids,
             mask,
-            labels=pad(labels, IGNORED)[0],
             understanding_pixels=patches,
             image_grid_thw=grids,
+            skipped=skipped,
         )
-
-    def _some(self, turns: list, sample: int) -> list:
-        """`self.turns` of the turns in an order of their own, which `sample` alone decides."""
-        if self.turns is None:
-            return turns
-        chosen = np.random.default_rng([self.seed, sample]).permutation(len(turns))
-        return [turns[n] for n in chosen[: self.turns]]
-
-
-def about_caption(caption: str, facts: dict) -> list[tuple[str, str]]:
-    """Text-only turns about a caption that is given as a generation prompt.
-
-    The language model so learns to take that very prompt apart before the generator, which reads
-    a frozen language model, depends on it.
-    """
-    turns = facts.get("text_conversation") or [("repeat the caption", caption)]
-    prompt = GENERATION_INSTRUCTION.format(caption=caption)
-    (_, first), *rest = turns
-    return [(prompt, first), *rest]
+        if self.family == TEXT_TO_IMAGE:
+            batch.target_pixels = torch.stack([example.target for example in examples])
+        else:
+            batch.labels = pad([prompt.labels for prompt in prompts], IGNORED)[0]
+        return batch

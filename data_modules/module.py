@@ -11,11 +11,13 @@ from lightning import LightningDataModule
 from lightning.pytorch.utilities import CombinedLoader
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from triptych.contracts import IMAGE_TO_TEXT, TEXT_TO_IMAGE, Preprocessing, UserError
+from triptych.contracts import FAMILIES, TEXT_TO_IMAGE, Preprocessing, UserError
 from triptych.shapes.shards import ensure_shapes
 
+from .bad_samples import check_texts
 from .batches import BatchBuilder
 from .shards import ShardFolder, order
+from .tasks import Reading
 
 # Validation draws must not depend on the step: their sample numbers start here.
 VALIDATION_SAMPLES = 1 << 40
@@ -39,10 +41,10 @@ class StepDataset(Dataset):
     def __getitem__(self, step: int):
         first = (step * self.world + self.rank) * self.batch_size
         samples = range(first, first + self.batch_size)
-        return self.build(step, [self._number(sample) for sample in samples], samples)
+        return self.build(step, [(0, self._number(sample)) for sample in samples], samples)
 
     def _number(self, sample: int) -> int:
-        length = len(self.build.folder)
+        length = len(self.build.readings[0].source)
         epoch, place = divmod(sample, length)
         if epoch != self._epoch:
             self._epoch, self._order = epoch, order(length, self.seed, epoch)
@@ -81,7 +83,7 @@ class EvaluationDataset(Dataset):
 
     def __init__(self, build: BatchBuilder, batch_size: int, limit: int) -> None:
         self.build, self.batch_size = build, batch_size
-        self.length = min(limit, len(build.folder))
+        self.length = min(limit, len(build.readings[0].source))
 
     def __len__(self) -> int:
         return -(-self.length // self.batch_size)
@@ -89,7 +91,8 @@ class EvaluationDataset(Dataset):
     def __getitem__(self, index: int):
         first = index * self.batch_size
         numbers = range(first, min(first + self.batch_size, self.length))
-        return self.build(index, numbers, [VALIDATION_SAMPLES + n for n in numbers])
+        places = [(0, number) for number in numbers]
+        return self.build(index, places, [VALIDATION_SAMPLES + n for n in numbers])
 
 
 class ShardDataModule(LightningDataModule):
@@ -98,8 +101,9 @@ class ShardDataModule(LightningDataModule):
     Args:
         shards: folder, file or glob pattern of training shards.
         val_shards: the same for validation; null validates on the first training samples.
-        tasks: what to make of the samples: "text_to_image", "image_to_text", or both at once
-            (joint training: one batch of each in every step).
+        tasks: what to make of the samples: "text_to_image", "image_to_image" (reconstruction, or
+            editing), "image_to_text" or "text_to_text"; several at once are joint training, with
+            one batch of each in every step.
         batch_size: samples per step and rank, of each task.
         val_samples: how many samples to validate on.
         text_only: share of image_to_text samples that talk about the caption, without a picture.
@@ -127,9 +131,9 @@ class ShardDataModule(LightningDataModule):
         self.shards, self.val_shards = shards, val_shards
         self.tasks = tasks or [TEXT_TO_IMAGE]
         for task in self.tasks:
-            if task not in (TEXT_TO_IMAGE, IMAGE_TO_TEXT):
+            if task not in FAMILIES:
                 raise UserError(
-                    f"data.tasks: {task!r} is unknown; choose {TEXT_TO_IMAGE} or {IMAGE_TO_TEXT}."
+                    f"data.tasks: {task!r} is unknown; choose one of {', '.join(FAMILIES)}."
                 )
         self.batch_size, self.val_samples, self.text_only = batch_size, val_samples, text_only
         self.conversation, self.turns = conversation, turns
@@ -147,7 +151,8 @@ class ShardDataModule(LightningDataModule):
         if self.train_folder is None:
             self.train_folder = ShardFolder(self.shards).open()
             self.val_folder = ShardFolder(self.val_shards or self.shards).open()
-            self._check_captions(self.train_folder)
+            readings = [self._reading(self.train_folder, task) for task in self.tasks]
+            check_texts(readings, self.known, max_fraction=0.01, seed=self.seed)
 
     def train_dataloader(self):
         trainer = self.trainer
@@ -197,8 +202,15 @@ class ShardDataModule(LightningDataModule):
         return CombinedLoader({task: make(task) for task in self.tasks}, "min_size")
 
     def _builder(self, folder: ShardFolder, task: str, known: Preprocessing) -> BatchBuilder:
-        return BatchBuilder(
-            folder, task, known, self.text_only, self.seed, self.conversation, self.turns
+        return BatchBuilder([self._reading(folder, task)], known, self.seed)
+
+    def _reading(self, folder: ShardFolder, task: str) -> Reading:
+        return Reading(
+            folder,
+            task,
+            text_only=self.text_only,
+            conversation=self.conversation,
+            turns=self.turns,
         )
 
     def _loader(self, dataset: Dataset, sampler: Sampler | None = None) -> DataLoader:
@@ -209,18 +221,6 @@ class ShardDataModule(LightningDataModule):
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
         )
-
-    def _check_captions(self, folder: ShardFolder, most: int = 2000) -> None:
-        """Refuse captions that are empty, or too long for the model, before the run starts.
-
-        Looks at the shortest and the longest of the first `most` captions; a later one stops the
-        run by name.
-        """
-        if TEXT_TO_IMAGE not in self.tasks or self.known.tokenizer is None:
-            return
-        lengths = {n: len(folder.caption(n)) for n in range(min(most, len(folder)))}
-        extremes = [min(lengths, key=lengths.get), max(lengths, key=lengths.get)]
-        self._builder(folder, TEXT_TO_IMAGE, self.known)(0, extremes, [0, 1])
 
 
 class ShapesDataModule(ShardDataModule):

@@ -75,6 +75,10 @@ class Source(ABC):
     def image(self, number: int, role: ImageRole = "picture") -> bytes:
         """The file of a picture, still encoded."""
 
+    def has(self, number: int, role: ImageRole) -> bool:
+        """Whether a sample has a picture of this role; found out without reading it."""
+        return role == "picture"
+
     def facts(self, number: int) -> dict:
         """What else is known: "conversation", a list of [question, answer], for one."""
         return {}

@@ -21,7 +21,7 @@ from triptych.backbones import (
     SDXLDecoder,
 )
 from triptych.contracts import IMAGE_TO_TEXT, TEXT_TO_IMAGE, Batch
-from triptych.data_modules import BatchBuilder, ShardDataModule
+from triptych.data_modules import BatchBuilder, Reading, ShardDataModule
 from triptych.freezing import Optimization
 from triptych.modules import (
     EncodingModule,
@@ -190,9 +190,15 @@ def data(folder: Path, stage: str = "stage2", **settings: Any) -> ShardDataModul
     return ShardDataModule(str(folder / "train"), str(folder / "eval"), **{**options, **settings})
 
 
+def builder(source: Any, task: str, known: Any, seed: int = 0, **options: Any) -> Any:
+    """(step, numbers, samples) -> Batch of one source read for one task."""
+    build = BatchBuilder([Reading(source, task, **options)], known, seed)
+    return lambda step, numbers, samples: build(step, [(0, n) for n in numbers], samples)
+
+
 def batches(model: Any, folder: Any, task: str, numbers: Any = range(4), step: int = 0) -> Batch:
     """One batch of `task`, of the samples at `numbers` of a ShardFolder."""
-    build = BatchBuilder(folder, task, model.preprocessing(), text_only=0.4)
+    build = builder(folder, task, model.preprocessing(), text_only=0.4)
     return build(step, list(numbers), list(numbers))
 
 

@@ -5,17 +5,17 @@ import json
 import pickle
 import tarfile
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from builders import SIDE, data, unified
+from builders import SIDE, builder, data, unified
 from PIL import Image
 
 from triptych.contracts import IMAGE_TO_TEXT, TEXT_TO_IMAGE, Preprocessing, UserError
 from triptych.data_modules import (
     BadSample,
-    BatchBuilder,
     ShapesDataModule,
     ShardDataModule,
     ShardFolder,
@@ -210,10 +210,10 @@ class Numbers:
     """Stands for a BatchBuilder: gives back what it was asked for."""
 
     def __init__(self, length):
-        self.folder = range(length)
+        self.readings = [SimpleNamespace(source=range(length))]
 
-    def __call__(self, step, numbers, samples):
-        return step, list(numbers), list(samples)
+    def __call__(self, step, places, samples):
+        return step, [number for _, number in places], list(samples)
 
 
 def global_batch(length, batch_size, world, step, seed=0):
@@ -262,7 +262,7 @@ def test_validation_takes_each_sample_once_with_numbers_of_its_own():
 
 
 def test_a_generation_batch_is_captions_and_pictures(samples, tokenizer):
-    build = BatchBuilder(samples, TEXT_TO_IMAGE, known(tokenizer))
+    build = builder(samples, TEXT_TO_IMAGE, known(tokenizer))
     batch = build(7, [3, 0], [30, 31])
     assert (batch.task, batch.step, len(batch)) == (TEXT_TO_IMAGE, 7, 2)
     assert batch.keys == [samples.key(3), samples.key(0)] and batch.samples.tolist() == [30, 31]
@@ -296,7 +296,7 @@ def test_captions_are_put_as_the_generator_says_in_training_and_in_prediction(sh
 
 def test_an_understanding_batch_is_conversations(samples, tokenizer):
     model = unified("stage1")
-    build = BatchBuilder(samples, IMAGE_TO_TEXT, model.preprocessing(), text_only=0.4)
+    build = builder(samples, IMAGE_TO_TEXT, model.preprocessing(), text_only=0.4)
     batch = build(0, range(8), range(8))
     seeing = len(batch.image_grid_thw)
     assert 0 < seeing < 8 and len(batch.understanding_pixels) == 36 * seeing
@@ -320,7 +320,7 @@ def test_an_understanding_batch_is_conversations(samples, tokenizer):
 
 def test_who_is_blind_depends_on_the_sample_alone(samples):
     model = unified("stage1")
-    build = BatchBuilder(samples, IMAGE_TO_TEXT, model.preprocessing(), text_only=0.4)
+    build = builder(samples, IMAGE_TO_TEXT, model.preprocessing(), text_only=0.4)
     together = build(0, range(8), range(8))
     apart = [build(0, [n], [n]) for n in range(8)]
     assert len(together.image_grid_thw) == sum(b.image_grid_thw is not None for b in apart)
@@ -328,20 +328,20 @@ def test_who_is_blind_depends_on_the_sample_alone(samples):
 
 def test_text_only_batches_have_no_pictures(samples):
     model = unified("stage1")
-    batch = BatchBuilder(samples, IMAGE_TO_TEXT, model.preprocessing(), text_only=1.0)(0, [1], [1])
+    batch = builder(samples, IMAGE_TO_TEXT, model.preprocessing(), text_only=1.0)(0, [1], [1])
     assert batch.understanding_pixels is None and batch.image_grid_thw is None
 
 
 def test_another_conversation_of_the_shard_may_be_learned(samples):
     known = replace(unified("stage1").preprocessing(), max_tokens=512)  # all twelve of them
-    batch = BatchBuilder(samples, IMAGE_TO_TEXT, known, conversation="questions")(0, [2], [2])
+    batch = builder(samples, IMAGE_TO_TEXT, known, conversation="questions")(0, [2], [2])
     answers = "".join(answer + "<|im_end|>" for _, answer in samples.facts(2)["questions"])
     assert known.tokenizer.decode(batch.labels[batch.labels != IGNORED]) == answers
 
 
 def test_some_turns_of_a_conversation_are_others_every_time(samples, tokenizer):
     known = unified("stage1").preprocessing()
-    build = BatchBuilder(samples, IMAGE_TO_TEXT, known, conversation="questions", turns=3)
+    build = builder(samples, IMAGE_TO_TEXT, known, conversation="questions", turns=3)
 
     def asked(sample):
         text = tokenizer.decode(build(0, [2], [sample]).input_ids[0])
@@ -358,7 +358,7 @@ def test_some_turns_of_a_conversation_are_others_every_time(samples, tokenizer):
 def test_pictures_without_conversation_are_described(tmp_path):
     write(tmp_path / "a.tar", plain(1, "a red thing"))
     model = unified("stage1")
-    build = BatchBuilder(ShardFolder(tmp_path).open(), IMAGE_TO_TEXT, model.preprocessing())
+    build = builder(ShardFolder(tmp_path).open(), IMAGE_TO_TEXT, model.preprocessing())
     batch = build(0, [0], [0])
     text = model.preprocessing().tokenizer.decode(batch.input_ids[0])
     assert "describe the picture" in text and text.endswith("a red thing<|im_end|>")
@@ -369,35 +369,22 @@ def test_a_picture_of_any_shape_is_brought_to_the_published_square(tmp_path, tok
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
     write(tmp_path / "a.tar", [("k.png", buffer.getvalue()), ("k.txt", b"noise")])
-    batch = BatchBuilder(ShardFolder(tmp_path).open(), TEXT_TO_IMAGE, known(tokenizer))(0, [0], [0])
+    batch = builder(ShardFolder(tmp_path).open(), TEXT_TO_IMAGE, known(tokenizer))(0, [0], [0])
     assert torch.equal(batch.target_pixels[0], square(Image.fromarray(pixels), SIDE))
 
 
 @pytest.mark.parametrize(
     ("caption", "says"),
-    [("red " * 300, r"sample '00004' has \d+ tokens, the model takes 256"), ("", "'00004' is em")],
+    [
+        ("red " * 300, "1 prompt is too long for the model; the first is .*'00004' has"),
+        ("", "1 caption is empty; the first is .*'00004' is empty"),
+    ],
 )
-def test_captions_that_do_not_fit_are_named(caption, says, tmp_path, tokenizer):
-    write(tmp_path / "a.tar", plain(3) + plain(4, caption))
-    build = BatchBuilder(ShardFolder(tmp_path).open(), TEXT_TO_IMAGE, known(tokenizer))
-    assert len(build(0, [0], [0])) == 1
+def test_captions_that_do_not_fit_stop_a_run_before_it_starts(caption, says, tmp_path, tokenizer):
+    write(tmp_path / "a.tar", plain(3) + plain(4, caption) + plain(5))
+    module = ShardDataModule(str(tmp_path))
+    module.connect(known(tokenizer))
     with pytest.raises(UserError, match=says):
-        build(0, [0, 1], [0, 1])
-
-
-def test_a_caption_that_is_too_long_stops_the_run_before_it_starts(tmp_path, tokenizer):
-    write(tmp_path / "a.tar", plain(3) + plain(4, "red " * 300) + plain(5))
-    module = ShardDataModule(str(tmp_path))
-    module.connect(known(tokenizer))
-    with pytest.raises(UserError, match="'00004' has"):
-        module.setup("fit")
-
-
-def test_an_empty_caption_stops_the_run_before_it_starts(tmp_path, tokenizer):
-    write(tmp_path / "a.tar", plain(3) + plain(4, "") + plain(5))
-    module = ShardDataModule(str(tmp_path))
-    module.connect(known(tokenizer))
-    with pytest.raises(UserError, match="'00004' is empty"):
         module.setup("fit")
 
 
@@ -409,8 +396,8 @@ def test_a_folder_with_other_shapes_is_refused(shapes_folder):
 
 
 def test_an_unknown_task_is_refused():
-    with pytest.raises(UserError, match="'image_to_image' is unknown"):
-        ShardDataModule("x", tasks=["image_to_image"])
+    with pytest.raises(UserError, match="'image_to_video' is unknown"):
+        ShardDataModule("x", tasks=["image_to_video"])
 
 
 def test_a_loader_worker_gives_the_same_batches(shapes_folder, tokenizer):

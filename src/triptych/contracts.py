@@ -8,7 +8,7 @@ Shape letters, used in the whole package:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,6 +17,14 @@ from torch import Tensor, nn
 TEXT_TO_IMAGE = "text_to_image"
 IMAGE_TO_TEXT = "image_to_text"
 TEXT_TO_TEXT = "text_to_text"
+IMAGE_TO_IMAGE = "image_to_image"
+# Task -> the family whose loss it takes, `Batch.task`; tasks of one family may mix in a batch.
+FAMILIES = {
+    TEXT_TO_IMAGE: TEXT_TO_IMAGE,
+    IMAGE_TO_IMAGE: TEXT_TO_IMAGE,
+    IMAGE_TO_TEXT: IMAGE_TO_TEXT,
+    TEXT_TO_TEXT: IMAGE_TO_TEXT,
+}
 
 
 class UserError(ValueError):
@@ -31,7 +39,8 @@ class Batch:
     """One training batch. The DataModule builds it; Lightning moves it to the device whole."""
 
     task: str
-    """What the samples are for: TEXT_TO_IMAGE, or IMAGE_TO_TEXT (which may mix in text-only)."""
+    """The family of the samples' tasks: TEXT_TO_IMAGE (pictures are made, also from pictures) or
+    IMAGE_TO_TEXT (text is written, also without a picture); see FAMILIES."""
     keys: list[str]
     """[B] names of the samples in their shards: a bad loss can be traced to its pictures."""
     step: int
@@ -52,6 +61,8 @@ class Batch:
     """[B,3,H,W] uint8, the pictures to generate, encode or reconstruct."""
     target_features: Tensor | None = None
     """[B,C,h,w], features of `target_pixels` when they were computed before."""
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+    """(key, reason) of samples that could not be used; others of the batch stand in for them."""
 
     def __len__(self) -> int:
         return len(self.keys)

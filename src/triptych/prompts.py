@@ -31,6 +31,19 @@ RECONSTRUCTION_INSTRUCTION = "Please reconstruct the given image."
 IGNORED = -100
 
 
+class PromptError(UserError):
+    """A caption or conversation that makes no prompt.
+
+    Args:
+        message: one sentence for whoever wrote it.
+        reason: a short phrase, the same for all texts with this fault, to count them by.
+    """
+
+    def __init__(self, message: str, reason: str = "prompt is unusable") -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
 @dataclass(frozen=True)
 class Template:
     """How a generation prompt is written, where the published code and we do not agree."""
@@ -90,11 +103,15 @@ def generation_ids(
     """Ids of the prompt that asks for a picture, `[IMG]` included.
 
     Raises:
-        UserError: the caption is empty, or the prompt has more than `max_tokens` tokens.
+        PromptError: the caption is empty or holds a special token, or the prompt has more than
+            `max_tokens` tokens.
     """
     where = f" of sample {key!r}" if key else ""
     if not caption.strip():
-        raise UserError(f"the prompt{where} is empty; say what the picture should show.")
+        raise PromptError(
+            f"the prompt{where} is empty; say what the picture should show.", "caption is empty"
+        )
+    refuse_special_tokens(caption, where)
     if TEMPLATES[template].strip:
         caption = caption.strip()
     message = GENERATION_INSTRUCTION.format(caption=caption)
@@ -107,14 +124,40 @@ def reconstruction_ids(
     max_tokens: int,
     instruction: str = RECONSTRUCTION_INSTRUCTION,
     template: TemplateName = "inference",
+    key: str | None = None,
 ) -> list[int]:
     """Ids of the prompt that shows a picture and asks for one, `[IMG]` included.
 
     Raises:
-        UserError: the prompt has more than `max_tokens` tokens.
+        PromptError: the instruction is empty or holds a special token, or the prompt has more than
+            `max_tokens` tokens.
     """
+    where = f" of sample {key!r}" if key else ""
+    if not instruction.strip():
+        raise PromptError(
+            f"the instruction{where} is empty; say what to do with the picture.",
+            "instruction is empty",
+        )
+    refuse_special_tokens(instruction, where)
+    if TEMPLATES[template].strip:
+        instruction = instruction.strip()
     message = f"{picture(image_tokens)}\n{instruction}"
-    return _picture_request(tokenizer, message, max_tokens, "", instruction, TEMPLATES[template])
+    return _picture_request(tokenizer, message, max_tokens, where, instruction, TEMPLATES[template])
+
+
+def refuse_special_tokens(text: str, where: str = "") -> None:
+    """Special tokens written out in a text would end its turn, or stand for pictures.
+
+    Raises:
+        PromptError: there is one.
+    """
+    for token in SPECIAL_TOKENS:
+        if token in text:
+            raise PromptError(
+                f"the text{where} holds {token!r}, which means something else to the model; "
+                "write it in another way.",
+                "text holds a special token",
+            )
 
 
 def negative_ids(tokenizer) -> list[int]:
@@ -134,9 +177,10 @@ def _picture_request(
         ids = ids[: max_tokens - 1]
     ids = [*ids, token_id(tokenizer, START_OF_IMAGE)]
     if len(ids) > max_tokens:
-        raise UserError(
+        raise PromptError(
             f"the prompt{where} has {len(ids)} tokens, the model takes {max_tokens}; "
-            f"shorten it: {shown[:60]!r}."
+            f"shorten it: {shown[:60]!r}.",
+            "prompt is too long for the model",
         )
     return ids
 
@@ -154,7 +198,8 @@ def conversation_ids(
     last turn only, leaves the header open for the model to go on. Only answers carry labels.
 
     Raises:
-        UserError: a question is empty, or there are more than `max_tokens` tokens.
+        PromptError: a question is empty, a text holds a special token, or there are more than
+            `max_tokens` tokens.
     """
     where = f" of sample {key!r}" if key else ""
     ids: list[int] = []
@@ -168,16 +213,21 @@ def conversation_ids(
     prefix = SYSTEM
     for number, (question, answer) in enumerate(turns):
         if not question.strip():
-            raise UserError(f"question {number + 1}{where} is empty; ask something.")
+            raise PromptError(
+                f"question {number + 1}{where} is empty; ask something.", "question is empty"
+            )
+        for text in (question, answer or ""):
+            refuse_special_tokens(text, where)
         shown = picture(image_tokens) if image_tokens and number == 0 else ""
         add(prefix + user_turn(shown + question.strip()), learned=False)
         if answer is not None:
             add(answer.strip() + IM_END, learned=True)
         prefix = "\n"
     if len(ids) > max_tokens:
-        raise UserError(
+        raise PromptError(
             f"the conversation{where} has {len(ids)} tokens, the model takes {max_tokens}; "
-            "shorten it."
+            "shorten it.",
+            "conversation is too long for the model",
         )
     return ids, labels
 

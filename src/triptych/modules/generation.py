@@ -173,6 +173,9 @@ class GenerationModule(Panel):
             tokenizer=self.understander.tokenizer,
             max_tokens=self.max_tokens,
             picture_size=self.encoder.image_size,
+            understanding_size=self.understander.image_size,
+            image_tokens=self.understander.image_tokens(),
+            image_inputs=self.understander.image_inputs,
             template=self.template,
             training_template=self.training_template,
         )
