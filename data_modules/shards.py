@@ -13,8 +13,6 @@ import logging
 import tarfile
 from pathlib import Path
 
-import numpy as np
-
 from triptych.contracts import UserError
 
 from .source import BadSample, ImageRole, Source
@@ -109,11 +107,6 @@ class ShardFolder(Source):
             file = self._files[shard] = self.paths[shard].open("rb")
         file.seek(offset)
         return file.read(size)
-
-
-def order(length: int, seed: int, epoch: int) -> np.ndarray:
-    """The order of an epoch: a permutation of range(length), another one every epoch."""
-    return np.random.default_rng([seed, epoch]).permutation(length)
 
 
 def _find(source: str | Path) -> list[Path]:
