@@ -18,10 +18,12 @@ LAYERS = [
     ["modules"],
     ["pipeline"],
     ["evaluation", "serving"],
+    ["data_commands"],
     ["commands", "lightning_cli", "pretrain"],
     ["cli"],
     ["__main__"],
 ]
+COMPOSITION_ROOT = {"cli": {"callbacks", "data_modules"}, "data_commands": {"data_modules"}}
 EXCEPTIONS = {
     "data_modules": {"contracts", "pictures", "prompts", "randomness", "shapes"},
     "callbacks": {"contracts", "pictures", "sampler", "weights"},
@@ -87,7 +89,7 @@ def allowed(importer: str) -> set[str]:
         return EXCEPTIONS[importer] | {importer}
     for number, layer in enumerate(LAYERS):
         if importer in layer:
-            plug_in = {"callbacks", "data_modules"} if importer == "cli" else set()
+            plug_in = COMPOSITION_ROOT.get(importer, set())
             return {room for layer in LAYERS[: number + 1] for room in layer} | plug_in
     raise AssertionError(f"{importer} has no layer yet: give it one in LAYERS")
 

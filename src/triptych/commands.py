@@ -156,6 +156,13 @@ def convert(arguments: list[str]) -> None:
         parser.exit(130, "triptych: interrupted; the same command goes on where it stopped.\n")
 
 
+def data(arguments: list[str]) -> None:
+    """Data before training: pack, index, inspect: triptych data inspect FOLDER --out sheet.png"""
+    from triptych.data_commands import run
+
+    run(arguments)
+
+
 def parity(arguments: list[str]) -> None:
     """Recorded values of the published code against ours: triptych parity ../shared/data/parity"""
     parser = argparse.ArgumentParser(prog="triptych parity", description=parity.__doc__)
@@ -192,6 +199,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "eval": evaluate,
     "demo": demo,
     "convert": convert,
+    "data": data,
     "parity": parity,
     "pretrain": pretrain,
 }

@@ -1,0 +1,263 @@
+"""`triptych data`: what is done to data before training. Part of the composition root."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from triptych.contracts import UserError
+
+FORMATTER = argparse.RawDescriptionHelpFormatter
+SOURCES = """\
+SOURCE is one of
+  a folder of pictures with KEY.txt beside them, or a metadata.csv or .jsonl (file_name, text)
+  a CSV or JSONL with a picture and a caption in each row
+  a JSON or JSONL of LLaVA conversations, or of edits (source, instruction, target)
+  a Parquet file, a folder of them, or a folder that Hugging Face `datasets` saved
+  a folder of shards, to cut them anew
+"""
+
+
+def run(arguments: list[str]) -> None:
+    """Dispatch `triptych data ...`."""
+    parser = argparse.ArgumentParser(
+        prog="triptych data",
+        description="What is done to data before training. docs/data.md tells more.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _pack_parser(commands)
+    _index_parser(commands)
+    _inspect_parser(commands)
+    parsed = parser.parse_args(arguments)
+    try:
+        parsed.run(parsed)
+    except KeyboardInterrupt:  # 130: what a shell reports of a program that Ctrl-C ended
+        parser.exit(130, "triptych: interrupted; the same command goes on where it stopped.\n")
+
+
+def _pack_parser(commands) -> None:
+    parser = commands.add_parser(
+        "pack",
+        help="pictures and captions into shards",
+        formatter_class=FORMATTER,
+        description="Pictures and captions into WebDataset shards, the pictures as they are.\n\n"
+        + SOURCES,
+        epilog="example:\n  triptych data pack photos --out data/photos\n"
+        "The same command goes on where it stopped.",
+    )
+    parser.add_argument("source", type=Path, metavar="SOURCE")
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="of the shards")
+    parser.add_argument("--samples-per-shard", type=_positive, default=1000, metavar="N")
+    parser.add_argument(
+        "--pictures", type=Path, metavar="FOLDER", help="where paths of pictures in a file begin"
+    )
+    parser.add_argument("--picture-column", metavar="NAME", help="default: the usual names")
+    parser.add_argument("--caption-column", metavar="NAME", help="default: the usual names")
+    parser.add_argument("--split", metavar="NAME", help="of a saved data set that has several")
+    _add_workers(parser)
+    parser.set_defaults(run=pack)
+
+
+def _index_parser(commands) -> None:
+    parser = commands.add_parser(
+        "index",
+        help="find every sample of shards, and what is wrong with the others",
+        formatter_class=FORMATTER,
+        description="Writes SHARD.idx beside each shard: where its samples are. Training does this "
+        "by itself\nwhere there is none; do it here for large sets, and after shards changed.",
+        epilog="example:\n  triptych data index data/photos\n"
+        "Shards whose index is up to date are left alone. The status is 1 if nothing is usable.",
+    )
+    parser.add_argument("folder", metavar="FOLDER", help="of shards; or one shard, or a pattern")
+    _add_workers(parser)
+    parser.set_defaults(run=index)
+
+
+def _inspect_parser(commands) -> None:
+    parser = commands.add_parser(
+        "inspect",
+        help="counts, lengths, sizes, duplicates, a sheet of pictures",
+        formatter_class=FORMATTER,
+        description="What is in a data set.\n\n" + SOURCES,
+        epilog="example:\n  triptych data inspect data/photos --out photos.png --pictures 24",
+    )
+    parser.add_argument("source", type=Path, metavar="SOURCE")
+    parser.add_argument("--out", type=Path, metavar="FILE.png", help="sheet of pictures to write")
+    parser.add_argument("--pictures", type=_positive, default=48, metavar="N", help="on the sheet")
+    parser.add_argument(
+        "--samples", type=_positive, default=20000, metavar="N", help="to read, evenly spread"
+    )
+    _add_workers(parser)
+    parser.set_defaults(run=inspect)
+
+
+def _add_workers(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--workers", type=_positive, metavar="N", help="processes; default: cores")
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of 1 or more")
+    return int(text)
+
+
+def pack(parsed: argparse.Namespace) -> None:
+    """Pictures and captions into shards."""
+    from triptych.data_modules.opening import source_at
+    from triptych.data_modules.pack import pack as write
+    from triptych.data_modules.pack import skipped
+
+    source = source_at(
+        parsed.source,
+        parsed.pictures,
+        parsed.split,
+        parsed.picture_column,
+        parsed.caption_column,
+    ).open()
+    origin = {
+        "source": parsed.source.resolve().name,
+        "format": type(source).__name__,
+        "split": parsed.split,
+        "picture_column": parsed.picture_column,
+        "caption_column": parsed.caption_column,
+    }
+    with _progress("packing") as progress:
+        shards = write(
+            source, parsed.out, origin, parsed.samples_per_shard, parsed.workers, progress
+        )
+    lost = skipped(shards)
+    samples = sum(shard.samples for shard in shards)
+    print(f"{samples:,} samples in {len(shards):,} shards: {parsed.out}")
+    _print_problems(lost)
+    if not samples:
+        raise UserError(f"no sample of {parsed.source} could be packed.")
+
+
+def index(parsed: argparse.Namespace) -> None:
+    """Index shards, and say what is wrong with them."""
+    from triptych.data_modules.indexing import index_shards
+    from triptych.data_modules.shards import find_shards
+
+    shards = find_shards(parsed.folder)
+    samples, lost = 0, Counter()
+    problems: list[tuple[str, int, str, str]] = []
+    with _progress("indexing") as progress:
+        for done, found in enumerate(index_shards(shards, parsed.workers), 1):
+            progress(done, len(shards))
+            if isinstance(found, UserError):
+                problems.append((shards[done - 1].name, 0, str(found), ""))
+                continue
+            samples += len(found)
+            for problem in found.problems:
+                lost[problem.reason] += problem.samples
+                first = ", ".join(problem.keys[:3])
+                problems.append((found.shard.name, problem.samples, problem.reason, first))
+    if problems:
+        _print_table(("shard", "left out", "why", "first of them"), problems)
+    unusable = sum(1 for problem in problems if not problem[1])
+    print(f"{samples:,} samples in {len(shards) - unusable:,} of {len(shards):,} shards")
+    _print_problems(lost)
+    if not samples:
+        raise UserError(
+            f"{parsed.folder} holds no usable sample: none with a picture (KEY.jpg, png or webp) "
+            "and a caption (KEY.txt or KEY.json) next to it."
+        )
+
+
+def inspect(parsed: argparse.Namespace) -> None:
+    """What is in a data set."""
+    if parsed.out and parsed.out.suffix.lower() != ".png":
+        raise UserError(f"the sheet {parsed.out} must be a .png (--out).")
+    from triptych.data_modules.inspect import contact_sheet, examine
+    from triptych.data_modules.opening import source_at
+
+    source = source_at(parsed.source).open()
+    with _progress("reading") as progress:
+        found = examine(source, parsed.samples, parsed.workers, progress)
+    print("\n".join(_report(source, found)))
+    if parsed.out:
+        parsed.out.parent.mkdir(parents=True, exist_ok=True)
+        contact_sheet(source, parsed.pictures).save(parsed.out)
+        print(f"pictures         {parsed.out}")
+
+
+def _report(source, found) -> Iterator[str]:
+    """The lines that `inspect` prints."""
+    from triptych.data_modules.inspect import histogram, repeated
+
+    shards = source.shard_sizes
+    yield f"source           {source.name} ({type(source).__name__})"
+    yield f"samples          {len(source):,}"
+    yield f"shards           {len(shards):,}, samples in each: {_range(shards)}"
+    if found.samples < len(source):
+        yield f"read             {found.samples:,} of them, evenly spread; what follows is of these"
+    if found.words:
+        yield f"caption words    {_range(found.words)}"
+        yield from histogram(found.words)
+        yield f"caption bytes    {_range(found.caption_bytes)}"
+    if found.sizes:
+        widths, heights = zip(*found.sizes, strict=True)
+        formats = ", ".join(f"{name} {count:,}" for name, count in found.formats.most_common())
+        yield f"formats          {formats}"
+        yield f"picture width    {_range(widths)} pixels"
+        yield f"picture height   {_range(heights)} pixels"
+        common = Counter(found.sizes).most_common(5)
+        yield "common sizes     " + ", ".join(f"{w}x{h} ({n:,})" for (w, h), n in common)
+        yield f"picture bytes    {_range(found.picture_bytes)}"
+    yield (
+        f"repeated         {repeated(found.keys):,} keys, {repeated(found.captions):,} captions, "
+        f"{repeated(found.pictures):,} pictures (same bytes)"
+    )
+    problems = found.problems.copy()
+    for index in getattr(source, "indexes", []):  # of shards
+        problems.update({problem.reason: problem.samples for problem in index.problems})
+    summary = ", ".join(f"{count:,} {reason}" for reason, count in problems.most_common())
+    yield f"left out         {summary or 'nothing'}"
+
+
+def _range(values) -> str:
+    """The least, the middle one and the most of some numbers."""
+    ordered = sorted(int(value) for value in values)
+    least, middle, most = ordered[0], ordered[len(ordered) // 2], ordered[-1]
+    return f"{least:,} to {most:,}, median {middle:,}" if least != most else f"{least:,}"
+
+
+def _print_problems(lost: Counter[str]) -> None:
+    for reason, count in lost.most_common():
+        print(f"left out: {count:,} {reason}")
+
+
+def _print_table(head: tuple[str, ...], rows: list[tuple]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*head, box=None)
+    for row in rows:
+        table.add_row(*(f"{cell:,}" if isinstance(cell, int) else _shown(cell) for cell in row))
+    width = None if sys.stdout.isatty() else 200  # a file has no width of its own
+    Console(width=width, highlight=False).print(table)
+
+
+def _shown(text: str) -> str:
+    """Names from an archive, without what a terminal would take for commands."""
+    from rich.markup import escape
+
+    return escape("".join(one if one.isprintable() else "?" for one in text))
+
+
+@contextmanager
+def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on standard error, where that is a terminal."""
+    if not sys.stderr.isatty():
+        yield lambda done, total: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True)) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
