@@ -1,0 +1,173 @@
+"""Indexes of shards that have none yet, many shards at a time."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from triptych.contracts import UserError
+
+from .index import COLUMNS, Contents, Problem, ShardIndex, UnusableIndex, write_index
+from .tar import BLOCK, KINDS, Group, groups, scan
+
+NAMED = 5  # keys that are kept for each problem
+FEW = 4  # shards, for which no processes are started
+
+NO_PICTURE = "no picture"
+NO_CAPTION = "no caption"
+DUPLICATE = "duplicate key"
+TOO_LARGE = "member too large"
+
+
+def build_index(shard: str | Path) -> ShardIndex:
+    """Scan a shard, write its index, and open it.
+
+    Raises:
+        UserError: the shard is no tar, is gzipped, cannot be read or changes meanwhile; or the
+            index cannot be written.
+    """
+    shard = Path(shard)
+    return write_index(shard, read_shard(shard))
+
+
+def read_shard(shard: Path) -> Contents:
+    """The samples of a shard, and what is wrong with the others."""
+    try:
+        before = shard.stat()
+    except OSError as error:
+        raise UserError(f"the shard {shard} cannot be read: {error.strerror}.") from error
+    rows: list[list[int]] = []
+    keys: list[bytes] = []
+    end = 0
+    seen: set[bytes] = set()
+    condemned: set[bytes] = set()
+    lost: dict[str, tuple[int, list[str]]] = {}
+    for group in groups(scan(shard)):
+        reason = _reason(group, seen)
+        seen.add(group.key)
+        if not reason:
+            end += len(group.key)
+            keys.append(group.key)
+            rows.append([end, *_places(group)])
+        elif not (group.fault and group.key in condemned):  # both halves of one damaged sample
+            number, names = lost.setdefault(reason, (0, []))
+            if number < NAMED:
+                names.append(group.key.decode("utf-8", "backslashreplace"))
+            lost[reason] = number + 1, names
+            condemned.add(group.key)
+    after = shard.stat()
+    if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+        raise UserError(f"the shard {shard} is being written to; index it when it is complete.")
+    return Contents(
+        before.st_size,
+        before.st_mtime_ns,
+        np.array(rows, "<u4").reshape(-1, COLUMNS),
+        b"".join(keys),
+        [Problem(reason, number, names) for reason, (number, names) in sorted(lost.items())],
+    )
+
+
+def _reason(group: Group, seen: set[bytes]) -> str:
+    """Why a group of members is no sample; "" if it is one."""
+    members = group.members
+    if group.fault:
+        return group.fault
+    if group.key in seen:
+        return DUPLICATE
+    if not any(kind in members for kind in KINDS["picture"]):
+        return NO_PICTURE
+    if "txt" not in members and "json" not in members:
+        return NO_CAPTION
+    if any(size >= 1 << 32 or offset // BLOCK >= 1 << 32 for offset, size in members.values()):
+        return TOO_LARGE
+    return ""
+
+
+def _places(group: Group) -> list[int]:
+    """First block and size of the member of each role."""
+    places = []
+    for kinds in KINDS.values():
+        kind = next((kind for kind in kinds if kind in group.members), None)
+        offset, size = group.members.get(kind, (0, 0))
+        places += [offset // BLOCK, size]
+    return places
+
+
+def index_shards(
+    shards: Sequence[Path], workers: int | None = None, progress: bool = False
+) -> Iterator[ShardIndex | UserError]:
+    """Indexes of shards, in their order: those that are there and right, new ones for the others.
+
+    A shard that cannot be indexed gives its error, so that it does not stop the others. Each index
+    is written when its shard is done: a run that was interrupted goes on where it stopped.
+
+    Args:
+        workers: processes; None takes all cores.
+        progress: show a progress bar, if stderr is a terminal.
+    """
+    yield from _shown(_each(_fresh_index, shards, workers), len(shards), progress)
+
+
+def open_indexes(shards: Sequence[Path], build: bool = True) -> list[ShardIndex]:
+    """Indexes of shards; those that are missing are built, with a progress bar.
+
+    Raises:
+        UserError: the first shard that has no index and cannot get one (or must not, without
+            `build`), or whose index is stale, damaged or something else.
+    """
+    found = [ShardIndex.of(shard) for shard in shards]
+    missing = [shard for shard, index in zip(shards, found, strict=True) if index is None]
+    if missing and not build:
+        raise UserError(
+            f"{len(missing)} of {len(shards)} shards have no index, first {missing[0]}; run "
+            f"`triptych data index {missing[0].parent}`."
+        )
+    built = list(index_shards(missing, progress=True))
+    for index in built:
+        if isinstance(index, UserError):
+            raise index
+    fresh = iter(built)
+    return [index or next(fresh) for index in found]
+
+
+def _fresh_index(shard: Path) -> ShardIndex | UserError:
+    try:
+        try:
+            found = ShardIndex.of(shard)
+        except UnusableIndex:
+            found = None
+        return found or build_index(shard)
+    except UserError as error:
+        return error
+
+
+def _each(work: Callable, items: Sequence, workers: int | None) -> Iterator:
+    """Results of work(item) in order, by several processes."""
+    workers = min(workers or len(os.sched_getaffinity(0)), len(items))
+    if workers <= 1 or len(items) < FEW:
+        yield from map(work, items)
+        return
+    # Forked processes need not import torch again; they run nothing of it.
+    context = multiprocessing.get_context("fork" if sys.platform == "linux" else None)
+    with ProcessPoolExecutor(workers, context) as pool:
+        try:
+            yield from pool.map(work, items)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _shown(results: Iterable, total: int, progress: bool) -> Iterator:
+    """The same results, with a progress bar."""
+    if not (progress and total and sys.stderr.isatty()):
+        yield from results
+        return
+    from rich.console import Console
+    from rich.progress import track
+
+    yield from track(results, "indexing shards", total, console=Console(stderr=True))
