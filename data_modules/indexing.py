@@ -133,7 +133,7 @@ def open_indexes(shards: Sequence[Path], build: bool = True) -> list[ShardIndex]
         if isinstance(index, UserError):
             raise index
     fresh = iter(built)
-    return [index or next(fresh) for index in found]
+    return [next(fresh) if index is None else index for index in found]
 
 
 def _fresh_index(shard: Path) -> ShardIndex | UserError:
@@ -142,7 +142,7 @@ def _fresh_index(shard: Path) -> ShardIndex | UserError:
             found = ShardIndex.of(shard)
         except UnusableIndex:
             found = None
-        return found or build_index(shard)
+        return build_index(shard) if found is None else found
     except UserError as error:
         return error
 

@@ -225,4 +225,5 @@ def _summary(indexes: list[ShardIndex]) -> str:
     if not counts:
         return ""
     reasons = ", ".join(f"{number:,} {reason}" for reason, number in counts.most_common())
-    return f"{sum(counts.values()):,} samples ({reasons})"
+    total = sum(counts.values())
+    return f"{total:,} {'sample' if total == 1 else 'samples'} ({reasons})"

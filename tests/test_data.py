@@ -157,7 +157,7 @@ def test_names_never_become_files_and_nothing_is_unpickled(tmp_path):
         (lambda f: f.mkdir(), r"is empty of \*.tar shards"),
         (lambda f: write(f / "a.tar", [("a.png", encoded("PNG"))]), "hold no sample with a pict"),
         (lambda f: write(f / "a.tar", plain(0)).write_bytes(b"no tar"), "a.tar is damaged"),
-        (lambda f: cut(write(f / "a.tar", plain(0))), r"1 samples .1 truncated."),
+        (lambda f: cut(write(f / "a.tar", plain(0))), r"1 sample .1 truncated."),
     ],
 )
 def test_folders_that_are_refused(prepare, says, tmp_path):
