@@ -6,7 +6,7 @@ if __name__ != "triptych.data_modules":
 from .bad_samples import BadSamples
 from .batches import BatchBuilder
 from .decode import Decoder
-from .module import ShapesDataModule, ShardDataModule
+from .module import Ingredient, MixedDataModule, ShapesDataModule, ShardDataModule
 from .shards import ShardFolder
 from .source import BadSample, Sample, Source
 from .tasks import Reading
@@ -16,6 +16,8 @@ __all__ = [
     "BadSamples",
     "BatchBuilder",
     "Decoder",
+    "Ingredient",
+    "MixedDataModule",
     "Reading",
     "Sample",
     "ShapesDataModule",

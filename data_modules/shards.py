@@ -144,6 +144,10 @@ class ShardFolder(Source):
             raise BadSample(self.key(number), f"no {role}")
         return picture
 
+    def has(self, number: int, role: ImageRole) -> bool:
+        index, row, _ = self._place(number)
+        return index.member(row, role) is not None
+
     def _read(self, number: int, role: str, most: int) -> bytes | None:
         """A member of a sample, None where it has none."""
         index, row, shard = self._place(number)
@@ -183,11 +187,6 @@ class ShardFolder(Source):
             self._files[shard] = os.open(self.indexes[shard].shard, os.O_RDONLY)
         self._files.move_to_end(shard)
         return self._files[shard]
-
-
-def order(length: int, seed: int, epoch: int) -> np.ndarray:
-    """The order of an epoch: a permutation of range(length), another one every epoch."""
-    return np.random.default_rng([seed, epoch]).permutation(length)
 
 
 def find_shards(source: str | Path) -> list[Path]:

@@ -31,8 +31,8 @@ from triptych.contracts import TEXT_TO_IMAGE, Batch, Preprocessing, UserError
 
 from .bad_samples import BadSamples, check_texts
 from .batches import BatchBuilder
-from .module import EvaluationDataset, StepLoader
 from .source import BadSample
+from .steps import EvaluationDataset, StepLoader
 from .tar_stream import (
     BROKEN,
     Caps,
@@ -224,7 +224,7 @@ class StreamDataModule(LightningDataModule):
             self.buffer,
             self.caps,
         )
-        return self._loader(stream)
+        return StepLoader(stream, None, self.num_workers)
 
     def val_dataloader(self) -> StepLoader:
         return self._in_order(self.known)
@@ -245,15 +245,8 @@ class StreamDataModule(LightningDataModule):
 
     def _in_order(self, known: Preprocessing) -> StepLoader:
         build = BatchBuilder([Reading(self.val_folder, self.task)], known, self.seed)
-        return self._loader(EvaluationDataset(build, self.batch_size, self.val_samples))
-
-    def _loader(self, dataset) -> StepLoader:
-        return StepLoader(
-            dataset,
-            batch_size=None,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-        )
+        dataset = EvaluationDataset(build, self.batch_size, self.val_samples)
+        return StepLoader(dataset, None, self.num_workers)
 
     def _first_samples(self) -> list[Encoded]:
         """The first samples of the validation shards.

@@ -63,6 +63,8 @@ class Batch:
     """[B,C,h,w], features of `target_pixels` when they were computed before."""
     skipped: list[tuple[str, str]] = field(default_factory=list)
     """(key, reason) of samples that could not be used; others of the batch stand in for them."""
+    epochs: dict[str, float] = field(default_factory=dict)
+    """In training: how often each data set, by name, has been gone through after this batch."""
 
     def __len__(self) -> int:
         return len(self.keys)

@@ -78,6 +78,7 @@ class Panel(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         loss, metrics = self.step(batch)
         self.log_metrics("train", loss, metrics, len(batch))
+        self.log_epochs([batch])
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -155,6 +156,11 @@ class Panel(LightningModule):
         options = {"batch_size": size, "on_step": every_step, "on_epoch": not every_step}
         self.log(f"{prefix}/loss", loss.detach(), prog_bar=True, **options)
         self.log_dict(shown, **options)
+
+    def log_epochs(self, batches: list[Batch]) -> None:
+        """Log how far training has come in each data set."""
+        epochs = {f"data/epochs/{name}": n for each in batches for name, n in each.epochs.items()}
+        self.log_dict(epochs, batch_size=len(batches[0]), on_step=True, on_epoch=False)
 
     def _require_weights(self, filled: set[str]) -> None:
         """A frozen part of random numbers is a mistake: name it and the command that makes it."""

@@ -188,6 +188,8 @@ class UnifiedModule(Panel):
         loss = torch.stack([each for each, _ in steps]).sum()
         metrics = {name: value for _, more in steps for name, value in more.items()}
         self.log_metrics(prefix, loss, metrics, sum(len(each) for each in batches))
+        if prefix == "train":
+            self.log_epochs(batches)
         return loss
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
