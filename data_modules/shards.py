@@ -61,6 +61,7 @@ class ShardFolder(Source):
         self.max_picture_bytes, self.max_text_bytes = max_picture_bytes, max_text_bytes
         self.indexes: list[ShardIndex] = []
         self._ends = np.zeros(0, np.int64)  # of the numbers in each shard
+        self._tokens = False  # whether the captions of all shards were counted in tokens
         self._files: OrderedDict[int, int] = OrderedDict()  # shard -> descriptor, last used last
         self._mapped: OrderedDict[int, ShardIndex] = OrderedDict()  # the same for indexes
 
@@ -78,6 +79,8 @@ class ShardFolder(Source):
             )
         if lost:
             log.warning("%s: %s left out; `triptych data index` names them", self.name, lost)
+        # Decided once: tokens that are counted while a run is on must not change its order.
+        self._tokens = all(index.tokenizer is not None for index in indexes)
         self.indexes = indexes
         return self
 
@@ -98,12 +101,11 @@ class ShardFolder(Source):
 
     def caption_sizes(self, numbers: np.ndarray) -> np.ndarray:
         """In tokens if they were counted for all shards, else in bytes of KEY.txt or KEY.json."""
-        tokens = all(index.tokenizer is not None for index in self.indexes)
         shards, rows = self.locate(numbers)
         sizes = np.empty(len(shards), np.int64)
         for shard in np.unique(shards):
             here = shards == shard
-            sizes[here] = self._index(int(shard)).caption_sizes(rows[here], tokens)
+            sizes[here] = self._index(int(shard)).caption_sizes(rows[here], self._tokens)
         return sizes
 
     def locate(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
