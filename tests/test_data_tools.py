@@ -259,6 +259,21 @@ def test_index_names_what_is_wrong(table, tmp_path, capsys):
     assert "holds no usable sample" in said
 
 
+def test_a_wrong_byte_is_found_by_its_checksum(table, tmp_path, capsys):
+    out = tmp_path / "out"
+    packed(table, out)
+    run(capsys, "index", out, "--checksums")
+    said, _ = run(capsys, "index", out, "--verify")
+    assert said.endswith("all samples are as they were when their checksums were taken\n")
+    shard = out / "shard-00001.tar"
+    before, content = shard.stat(), bytearray(shard.read_bytes())
+    content[content.index(b"caption 4")] ^= 1
+    shard.write_bytes(content)
+    os.utime(shard, ns=(before.st_atime_ns, before.st_mtime_ns))
+    said, why = run(capsys, "index", out, "--verify", status=1)
+    assert "shard-00001.tar" in said and "000000004" in said and "1 samples in 1 shards" in why
+
+
 @pytest.mark.parametrize("command", ["pack", "index", "inspect"])
 def test_help_has_an_example(command, capsys):
     out, _ = run(capsys, command, "--help")

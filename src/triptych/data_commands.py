@@ -73,6 +73,19 @@ def _index_parser(commands) -> None:
         "Shards whose index is up to date are left alone. The status is 1 if nothing is usable.",
     )
     parser.add_argument("folder", metavar="FOLDER", help="of shards; or one shard, or a pattern")
+    parser.add_argument(
+        "--tokenizer",
+        type=Path,
+        metavar="PATH",
+        help="tokenizer.json, or its folder: count the tokens of captions, which makes batches of "
+        "captions of like length exact",
+    )
+    parser.add_argument(
+        "--checksums", action="store_true", help="take a checksum of each sample; reads everything"
+    )
+    parser.add_argument(
+        "--verify", action="store_true", help="compare with the checksums; reads everything"
+    )
     _add_workers(parser)
     parser.set_defaults(run=index)
 
@@ -143,29 +156,53 @@ def index(parsed: argparse.Namespace) -> None:
     from triptych.data_modules.shards import find_shards
 
     shards = find_shards(parsed.folder)
-    samples, lost = 0, Counter()
-    problems: list[tuple[str, int, str, str]] = []
+    indexes, lost = [], Counter()
+    problems: list[tuple[str, int | str, str, str]] = []
     with _progress("indexing") as progress:
-        for done, found in enumerate(index_shards(shards, parsed.workers), 1):
+        built = index_shards(shards, parsed.workers, parsed.tokenizer, parsed.checksums)
+        for done, found in enumerate(built, 1):
             progress(done, len(shards))
             if isinstance(found, UserError):
-                problems.append((shards[done - 1].name, 0, str(found), ""))
+                problems.append((shards[done - 1].name, "all", str(found), ""))
                 continue
-            samples += len(found)
+            indexes.append(found)
             for problem in found.problems:
                 lost[problem.reason] += problem.samples
                 first = ", ".join(problem.keys[:3])
                 problems.append((found.shard.name, problem.samples, problem.reason, first))
     if problems:
         _print_table(("shard", "left out", "why", "first of them"), problems)
-    unusable = sum(1 for problem in problems if not problem[1])
-    print(f"{samples:,} samples in {len(shards) - unusable:,} of {len(shards):,} shards")
+    samples = sum(map(len, indexes))
+    print(f"{samples:,} samples in {len(indexes):,} of {len(shards):,} shards")
     _print_problems(lost)
     if not samples:
         raise UserError(
             f"{parsed.folder} holds no usable sample: none with a picture (KEY.jpg, png or webp) "
             "and a caption (KEY.txt or KEY.json) next to it."
         )
+    if parsed.verify:
+        _verify(indexes, parsed.workers)
+
+
+def _verify(indexes: list, workers: int | None) -> None:
+    """Name the samples that are not what they were when their checksums were taken."""
+    from triptych.data_modules.columns import changed_samples
+    from triptych.data_modules.parallel import each
+
+    changed = []
+    with _progress("verifying") as progress:
+        for done, keys in enumerate(each(changed_samples, indexes, workers), 1):
+            progress(done, len(indexes))
+            if keys:
+                shard = indexes[done - 1].shard.name
+                changed.append((shard, len(keys), "other bytes", ", ".join(keys[:3])))
+    if changed:
+        _print_table(("shard", "changed", "how", "first of them"), changed)
+        raise UserError(
+            f"{sum(row[1] for row in changed):,} samples in {len(changed):,} shards are not what "
+            "they were when their checksums were taken; download those shards again."
+        )
+    print("all samples are as they were when their checksums were taken")
 
 
 def inspect(parsed: argparse.Namespace) -> None:
