@@ -24,4 +24,13 @@ __all__ = [
     "ShardDataModule",
     "ShardFolder",
     "Source",
+    "StreamDataModule",
 ]
+
+
+def __getattr__(name: str):
+    if name == "StreamDataModule":  # see its file for why not before it is used
+        from .stream import StreamDataModule
+
+        return StreamDataModule
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -203,12 +203,15 @@ def use_features(
                     f"{source.name}."
                 )
         return [None] * len(sources)
-    caches = [find_features(source, where) for source, where in sources]
-    _agree([cache for cache in caches if cache is not None], known, decode)
-    for cache in caches:
-        if cache is not None:
-            rank_zero_info(f"features from {cache}")
-    return caches
+    caches: dict[tuple[int, str], FeatureCache | None] = {}
+    for source, where in sources:  # tasks may share a source, and validation that of training
+        if (id(source), where) not in caches:
+            caches[id(source), where] = find_features(source, where)
+    found = [cache for cache in caches.values() if cache is not None]
+    _agree(found, known, decode)
+    for cache in found:
+        rank_zero_info(f"features from {cache}")
+    return [caches[id(source), where] for source, where in sources]
 
 
 def _agree(found: list[FeatureCache], known: Preprocessing, decode: str) -> None:

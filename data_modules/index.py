@@ -25,6 +25,7 @@ import struct
 import uuid
 import zlib
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -105,25 +106,9 @@ class ShardIndex:
         with open(path, "rb") as file:
             raw = file.read(_HEADER.size)
             size = os.fstat(file.fileno()).st_size
-        if raw[: len(MAGIC)] != MAGIC:
-            raise UserError(
-                f"{path} is no index of triptych; move it away, then run "
-                f"`triptych data index {shard.parent}`."
-            )
-        if len(raw) < _HEADER.size:
-            raise self._damaged()
-        header = _Header._make(_HEADER.unpack(raw))
-        if header.version != VERSION:
-            raise UnusableIndex(
-                f"the index {path} has version {header.version}, this triptych reads {VERSION}; "
-                f"run `triptych data index {shard.parent}`."
-            )
-        self._layout = _layout(header)
-        if header.header_crc != _header_crc(header) or size != self._layout["end"]:
-            raise self._damaged()
-        self._header = header
-        self._checked = False
+        self._header = self._parse(raw, size)
         self._map: mmap.mmap | None = None
+        self._checked = False  # the whole file, once
 
     @classmethod
     def of(cls, shard: Path) -> ShardIndex | None:
@@ -186,12 +171,13 @@ class ShardIndex:
         """What is left out, by reason; read without mapping the rest."""
         if not self._header.problems_size:
             return []
-        with open(self.path, "rb") as file:
-            file.seek(self._layout["problems"])
-            try:
+        start = self._layout["problems"]
+        try:
+            with open(self.path, "rb") as file:
+                file.seek(start)
                 return [Problem(*entry) for entry in json.loads(file.read())]
-            except (ValueError, TypeError) as error:
-                raise self._damaged() from error
+        except (ValueError, TypeError) as error:
+            raise self._damaged() from error
 
     def key(self, row: int) -> str:
         """Name of a sample."""
@@ -252,13 +238,48 @@ class ShardIndex:
     def _body(self) -> mmap.mmap:
         if self._map is None:
             with open(self.path, "rb") as file:
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            if not self._checked:
-                with memoryview(self._map) as whole, whole[_HEADER.size :] as body:
-                    if zlib.crc32(body) != self._header.body_crc:
-                        raise self._damaged()
-                self._checked = True
+                found = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            header = self._parse(found[: _HEADER.size], len(found))
+            if header != self._header:
+                self._follow(header)
+            with memoryview(found) as whole, whole[_HEADER.size :] as body:
+                if not self._checked and zlib.crc32(body) != header.body_crc:
+                    raise self._damaged()
+            self._map, self._checked = found, True
         return self._map
+
+    def _follow(self, header: _Header) -> None:
+        """Go on with a file that was written again, with tokens for one, since it was opened."""
+        same = ("shard_size", "mtime_ns", "samples", "keys_size")
+        if any(getattr(header, name) != getattr(self._header, name) for name in same):
+            raise UserError(
+                f"the index {self.path} was made again, of another shard, while it was in use; "
+                "start again."
+            )
+        self._header, self._checked = header, False
+
+    @property
+    def _layout(self) -> dict[str, int]:
+        return _layout(self._header)
+
+    def _parse(self, raw: bytes, size: int) -> _Header:
+        """The header of the file, if that has the `size` in bytes that its header says."""
+        if raw[: len(MAGIC)] != MAGIC:
+            raise UserError(
+                f"{self.path} is no index of triptych; move it away, then run "
+                f"`triptych data index {self.shard.parent}`."
+            )
+        if len(raw) < _HEADER.size:
+            raise self._damaged()
+        header = _Header._make(_HEADER.unpack(raw))
+        if header.version != VERSION:
+            raise UnusableIndex(
+                f"the index {self.path} has version {header.version}, this triptych reads "
+                f"{VERSION}; run `triptych data index {self.shard.parent}`."
+            )
+        if header.header_crc != _header_crc(header) or size != _layout(header)["end"]:
+            raise self._damaged()
+        return header
 
     def _damaged(self) -> UnusableIndex:
         return UnusableIndex(
@@ -340,6 +361,7 @@ def _header_crc(header: _Header) -> int:
     return zlib.crc32(_HEADER.pack(*header._replace(header_crc=0)))
 
 
+@lru_cache(maxsize=4096)
 def _layout(header: _Header) -> dict[str, int]:
     """Where each section begins, in bytes; "end" is the size of the file."""
     sizes = {

@@ -5,14 +5,16 @@ from __future__ import annotations
 import multiprocessing
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from triptych.contracts import UserError
 
+from .columns import with_checksums, with_tokens
 from .index import COLUMNS, Contents, Problem, ShardIndex, UnusableIndex, write_index
 from .tar import BLOCK, KINDS, Group, groups, scan
 
@@ -100,7 +102,10 @@ def _places(group: Group) -> list[int]:
 
 
 def index_shards(
-    shards: Sequence[Path], workers: int | None = None, progress: bool = False
+    shards: Sequence[Path],
+    workers: int | None = None,
+    tokenizer: str | Path | None = None,
+    checksums: bool = False,
 ) -> Iterator[ShardIndex | UserError]:
     """Indexes of shards, in their order: those that are there and right, new ones for the others.
 
@@ -109,9 +114,21 @@ def index_shards(
 
     Args:
         workers: processes; None takes all cores.
-        progress: show a progress bar, if stderr is a terminal.
+        tokenizer: a tokenizer.json, or a folder with one, that counts the tokens of the captions.
+        checksums: whether to take a checksum of each sample, which reads all of every shard.
     """
-    yield from _shown(_each(_fresh_index, shards, workers), len(shards), progress)
+    work = partial(_complete_index, tokenizer=tokenizer, checksums=checksums)
+    workers = min(workers or os.cpu_count() or 1, len(shards))
+    if workers <= 1 or len(shards) < FEW:
+        yield from map(work, shards)
+        return
+    # Forked processes need not import torch again; they run nothing of it.
+    context = multiprocessing.get_context("fork" if sys.platform == "linux" else None)
+    with ProcessPoolExecutor(workers, context) as pool:
+        try:
+            yield from pool.map(work, shards)
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def open_indexes(shards: Sequence[Path], build: bool = True) -> list[ShardIndex]:
@@ -128,7 +145,7 @@ def open_indexes(shards: Sequence[Path], build: bool = True) -> list[ShardIndex]
             f"{len(missing)} of {len(shards)} shards have no index, first {missing[0]}; run "
             f"`triptych data index {missing[0].parent}`."
         )
-    built = list(index_shards(missing, progress=True))
+    built = list(_shown(index_shards(missing), len(missing)))
     for index in built:
         if isinstance(index, UserError):
             raise index
@@ -136,38 +153,27 @@ def open_indexes(shards: Sequence[Path], build: bool = True) -> list[ShardIndex]
     return [next(fresh) if index is None else index for index in found]
 
 
-def _fresh_index(shard: Path) -> ShardIndex | UserError:
+def _complete_index(
+    shard: Path, tokenizer: str | Path | None, checksums: bool
+) -> ShardIndex | UserError:
     try:
         try:
-            found = ShardIndex.of(shard)
+            index = ShardIndex.of(shard)
         except UnusableIndex:
-            found = None
-        return build_index(shard) if found is None else found
+            index = None
+        index = build_index(shard) if index is None else index
+        if tokenizer is not None:
+            index = with_tokens(index, tokenizer)
+        return with_checksums(index) if checksums else index
     except UserError as error:
         return error
 
 
-def _each(work: Callable, items: Sequence, workers: int | None) -> Iterator:
-    """Results of work(item) in order, by several processes."""
-    workers = min(workers or len(os.sched_getaffinity(0)), len(items))
-    if workers <= 1 or len(items) < FEW:
-        yield from map(work, items)
-        return
-    # Forked processes need not import torch again; they run nothing of it.
-    context = multiprocessing.get_context("fork" if sys.platform == "linux" else None)
-    with ProcessPoolExecutor(workers, context) as pool:
-        try:
-            yield from pool.map(work, items)
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-def _shown(results: Iterable, total: int, progress: bool) -> Iterator:
-    """The same results, with a progress bar."""
-    if not (progress and total and sys.stderr.isatty()):
-        yield from results
-        return
+def _shown(results: Iterable, total: int) -> Iterable:
+    """The same results, with a progress bar if someone may look at it."""
+    if not (total and sys.stderr.isatty()):
+        return results
     from rich.console import Console
     from rich.progress import track
 
-    yield from track(results, "indexing shards", total, console=Console(stderr=True))
+    return track(results, "indexing shards", total, console=Console(stderr=True))

@@ -1,115 +1,207 @@
-"""Local WebDataset shards, read by position: one pass over the tar headers, then seeks.
+"""Local WebDataset shards, read by position: an index says where every sample lies.
 
-A sample is the members of one key: KEY.jpg|jpeg|png|webp, KEY.txt and KEY.json. Nothing else is
-ever decoded, and nothing is unpickled.
+A sample is the members of one key that stand together in a shard:
+
+    KEY.jpg|jpeg|png|webp   the picture (or KEY.target.jpg, ...)
+    KEY.txt                 its caption, or the instruction of an edit
+    KEY.json                all else; its "caption" stands in for a KEY.txt that is not there
+    KEY.source.jpg          the picture that an edit starts from
+
+Nothing else is ever read, and nothing is unpickled.
 """
 
 from __future__ import annotations
 
 import glob
-import io
 import json
 import logging
-import tarfile
+import os
+from collections import Counter, OrderedDict
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
+
+import numpy as np
 
 from triptych.contracts import UserError
 
+from .index import ShardIndex
+from .indexing import open_indexes
 from .source import BadSample, ImageRole, Source
 
 log = logging.getLogger(__name__)
 
-PICTURES = ("jpg", "jpeg", "png", "webp")
-KNOWN = (*PICTURES, "txt", "json")
+MOST_OPEN = 64  # shards, and as many indexes: far below any limit on open files
 
 
 class ShardFolder(Source):
-    """All complete samples of the shards in a folder, by number.
+    """All complete samples of shards, by number.
 
     Args:
-        source: a folder with *.tar files, one tar file, or a glob pattern.
+        source: a folder with *.tar files, one tar file, a glob pattern, or a list of them.
+        index: "build" indexes shards that have no index yet; "require" refuses them.
+        max_picture_bytes: a larger picture is a bad sample, and is not read.
+        max_text_bytes: the same for captions and JSON.
 
     Raises:
-        UserError: there is no shard, a shard is no readable tar, or no sample has both a picture
-            and a caption.
+        UserError: there is no shard, a shard is no readable tar, an index is older than its shard,
+            or no sample has both a picture and a caption.
     """
 
-    def __init__(self, source: str | Path) -> None:
-        self.name = str(source)
-        self.paths: list[Path] = []
-        self._members: list[tuple[int, dict[str, tuple[int, int]]]] = []
-        self._keys: list[str] = []
-        self._files: dict[int, io.BufferedReader] = {}
+    def __init__(
+        self,
+        source: str | Path | Sequence[str | Path],
+        index: Literal["build", "require"] = "build",
+        max_picture_bytes: int = 64 << 20,
+        max_text_bytes: int = 1 << 20,
+    ) -> None:
+        self.sources = [source] if isinstance(source, (str, Path)) else list(source)
+        self.name = ", ".join(map(str, self.sources))
+        self.index = index
+        self.max_picture_bytes, self.max_text_bytes = max_picture_bytes, max_text_bytes
+        self.indexes: list[ShardIndex] = []
+        self._ends = np.zeros(0, np.int64)  # of the numbers in each shard
+        self._tokens = False  # whether the captions of all shards were counted in tokens
+        self._files: OrderedDict[int, int] = OrderedDict()  # shard -> descriptor, last used last
+        self._mapped: OrderedDict[int, ShardIndex] = OrderedDict()  # the same for indexes
 
     def open(self) -> ShardFolder:
-        if self.paths:
+        if self.indexes:
             return self
-        self.paths = _find(self.name)
-        incomplete = 0
-        for shard, path in enumerate(self.paths):
-            for key, members in _index(path).items():
-                captioned = "txt" in members or "json" in members
-                if captioned and any(kind in members for kind in PICTURES):
-                    self._keys.append(key)
-                    self._members.append((shard, members))
-                else:
-                    incomplete += 1
-        if not self._keys:
+        paths = dict.fromkeys(path for source in self.sources for path in find_shards(source))
+        indexes = open_indexes(list(paths), build=self.index == "build")
+        self._ends = np.cumsum([len(index) for index in indexes], dtype=np.int64)
+        lost = _summary(indexes)
+        if not self._ends[-1]:
             raise UserError(
                 f"the shards in {self.name} hold no sample with a picture (KEY.jpg, png or webp) "
-                "and a caption (KEY.txt or KEY.json)."
+                f"and a caption (KEY.txt or KEY.json) next to it{lost and f': {lost}'}."
             )
-        if incomplete:
-            log.warning("%s: %d samples without picture or caption left out", self.name, incomplete)
+        if lost:
+            log.warning("%s: %s left out; `triptych data index` names them", self.name, lost)
+        # Decided once: tokens that are counted while a run is on must not change its order.
+        self._tokens = all(index.tokenizer is not None for index in indexes)
+        self.indexes = indexes
         return self
 
     def __len__(self) -> int:
-        return len(self._keys)
+        return int(self._ends[-1])
 
     def __getstate__(self) -> dict:
-        return {**self.__dict__, "_files": {}}  # open files do not travel to loader workers
+        # open files do not travel to loader workers
+        return {**self.__dict__, "_files": OrderedDict(), "_mapped": OrderedDict()}
+
+    def __del__(self) -> None:
+        for file in self._files.values():
+            os.close(file)
+
+    @property
+    def paths(self) -> list[Path]:
+        """The shards, in the order of their samples."""
+        return [index.shard for index in self.indexes]
+
+    @property
+    def shard_sizes(self) -> np.ndarray:
+        return np.diff(self._ends, prepend=0)
+
+    def caption_sizes(self, numbers: np.ndarray) -> np.ndarray:
+        """In tokens if they were counted for all shards, else in bytes of KEY.txt or KEY.json."""
+        shards, rows = self.locate(numbers)
+        sizes = np.empty(len(shards), np.int64)
+        for shard in np.unique(shards):
+            here = shards == shard
+            sizes[here] = self._index(int(shard)).caption_sizes(rows[here], self._tokens)
+        return sizes
+
+    def locate(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Samples by number -> which shard each is in, and its row in the index of that shard."""
+        numbers = np.asarray(numbers, np.int64)
+        shards = np.searchsorted(self._ends, numbers, side="right")
+        return shards, numbers - np.concatenate([[0], self._ends])[shards]
 
     def key(self, number: int) -> str:
-        return self._keys[number]
+        index, row, _ = self._place(number)
+        return index.key(row)
 
     def caption(self, number: int) -> str:
-        if self._has(number, "txt"):
-            return self._read(number, "txt").decode("utf-8", "replace").strip()
-        facts = self.facts(number)
-        if "caption" not in facts:
+        text = self._read(number, "txt", self.max_text_bytes)
+        if text is not None:
+            return text.decode("utf-8", "replace").strip()
+        caption = self.facts(number).get("caption")
+        if caption is None:
             raise BadSample(self.key(number), "no caption", "neither a .txt nor a JSON 'caption'")
-        return str(facts["caption"]).strip()
+        return str(caption).strip()
 
     def facts(self, number: int) -> dict:
         """KEY.json, {} where there is none."""
-        if not self._has(number, "json"):
+        text = self._read(number, "json", self.max_text_bytes)
+        if text is None:
             return {}
         try:
-            return json.loads(self._read(number, "json"))
-        except ValueError as error:
+            facts = json.loads(text)
+        except (ValueError, RecursionError) as error:
             raise BadSample(self.key(number), "its .json is no JSON", str(error)) from error
+        if not isinstance(facts, dict):
+            raise BadSample(self.key(number), "its .json is no JSON object")
+        return facts
 
     def image(self, number: int, role: ImageRole = "picture") -> bytes:
-        if role != "picture":
+        picture = self._read(number, role, self.max_picture_bytes)
+        if picture is None:
             raise BadSample(self.key(number), f"no {role}")
-        return self._read(number, next(kind for kind in PICTURES if self._has(number, kind)))
+        return picture
 
-    def _has(self, number: int, kind: str) -> bool:
-        return kind in self._members[number][1]
+    def has(self, number: int, role: ImageRole) -> bool:
+        index, row, _ = self._place(number)
+        return index.member(row, role) is not None
 
-    def _read(self, number: int, kind: str) -> bytes:
-        shard, members = self._members[number]
-        offset, size = members[kind]
-        file = self._files.get(shard)
-        if file is None:
-            if len(self._files) > 64:  # far below any limit on open files
-                self._files.popitem()[1].close()
-            file = self._files[shard] = self.paths[shard].open("rb")
-        file.seek(offset)
-        return file.read(size)
+    def _read(self, number: int, role: str, most: int) -> bytes | None:
+        """A member of a sample, None where it has none."""
+        index, row, shard = self._place(number)
+        place = index.member(row, role)
+        if place is None:
+            return None
+        offset, size = place
+        if size > most:
+            raise BadSample(index.key(row), f"{role} is too large", f"{size:,} bytes of {most:,}")
+        try:
+            content = os.pread(self._file(shard), size, offset)
+        except OSError as error:
+            raise BadSample(index.key(row), "shard cannot be read", str(error)) from error
+        if len(content) < size:
+            raise BadSample(index.key(row), "shard became shorter", str(index.shard))
+        return content
+
+    def _place(self, number: int) -> tuple[ShardIndex, int, int]:
+        if not 0 <= number < len(self):
+            raise IndexError(f"sample {number} of {len(self)}")
+        shard = int(np.searchsorted(self._ends, number, side="right"))
+        first = int(self._ends[shard - 1]) if shard else 0
+        return self._index(shard), int(number) - first, shard
+
+    def _index(self, shard: int) -> ShardIndex:
+        if shard not in self._mapped:
+            if len(self._mapped) >= MOST_OPEN:
+                self._mapped.popitem(last=False)[1].release()
+            self._mapped[shard] = self.indexes[shard]
+        self._mapped.move_to_end(shard)
+        return self._mapped[shard]
+
+    def _file(self, shard: int) -> int:
+        if shard not in self._files:
+            if len(self._files) >= MOST_OPEN:
+                os.close(self._files.popitem(last=False)[1])
+            self._files[shard] = os.open(self.indexes[shard].shard, os.O_RDONLY)
+        self._files.move_to_end(shard)
+        return self._files[shard]
 
 
-def _find(source: str | Path) -> list[Path]:
+def find_shards(source: str | Path) -> list[Path]:
+    """The *.tar files of a folder, of a glob pattern, or one file; sorted.
+
+    Raises:
+        UserError: there are none.
+    """
     path = Path(source)
     if path.is_dir():
         found = sorted(path.glob("*.tar"))
@@ -117,28 +209,27 @@ def _find(source: str | Path) -> list[Path]:
         found = [path]
     else:
         found = sorted(Path(name) for name in glob.glob(str(source)))
-    if not found:
-        what = "is empty of *.tar shards" if path.is_dir() else "does not exist"
+    if found:
+        return found
+    if path.is_dir() and any(path.glob("*.tar.gz")):
         raise UserError(
-            f"the shard folder {source} {what}; give a folder of WebDataset shards (--data.shards)."
+            f"the shards in {source} are gzipped, and samples in them cannot be found by their "
+            "place; unpack them with gunzip, or stream them."
         )
-    return found
+    what = "is empty of *.tar shards" if path.is_dir() else "does not exist"
+    raise UserError(
+        f"the shard folder {source} {what}; give a folder of WebDataset shards (--data.shards)."
+    )
 
 
-def _index(path: Path) -> dict[str, dict[str, tuple[int, int]]]:
-    """key -> {extension: (offset, size)} of one tar, in file order."""
-    found: dict[str, dict[str, tuple[int, int]]] = {}
-    end = path.stat().st_size
-    try:
-        with tarfile.open(path, "r:") as tar:
-            for member in tar:
-                name, dot, kind = member.name.partition(".")
-                kind = kind.lower()
-                if not (member.isfile() and dot and kind in KNOWN):
-                    continue
-                if member.offset_data + member.size > end:
-                    raise tarfile.ReadError(f"{member.name} is cut off")
-                found.setdefault(name, {})[kind] = (member.offset_data, member.size)
-    except tarfile.TarError as error:
-        raise UserError(f"the shard {path} is damaged ({error}); download it again.") from error
-    return found
+def _summary(indexes: list[ShardIndex]) -> str:
+    """What all the indexes leave out: "3 samples (2 no caption, 1 truncated)"."""
+    counts = Counter()
+    for index in indexes:
+        for problem in index.problems:
+            counts[problem.reason] += problem.samples
+    if not counts:
+        return ""
+    reasons = ", ".join(f"{number:,} {reason}" for reason, number in counts.most_common())
+    total = sum(counts.values())
+    return f"{total:,} {'sample' if total == 1 else 'samples'} ({reasons})"

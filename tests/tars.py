@@ -1,4 +1,4 @@
-"""Tar shards whose samples say their own number in every member, to see what is paired with what."""
+"""Tar shards whose samples say their own number in every member: what is paired with what?"""
 
 from __future__ import annotations
 

@@ -157,3 +157,17 @@ def test_a_wrong_byte_loses_no_more_than_is_counted(shard, tmp_path):
 def is_header(parts, position):
     """Whether a byte is in front of a payload."""
     return any(m.offset <= position < m.offset_data for m in parts.members)
+
+
+def test_random_holes_and_noise_never_make_a_wrong_pair(shard, tmp_path):
+    rng = random.Random(2)
+    whole, parts = places(build_index(shard)), Map(shard)
+    for number in range(times(shard) // 4):
+        size = rng.choice([1, 40, 512, 1024, 5000])
+        start = rng.randrange(512, len(parts.content) - size)
+        noise = bytes(size) if number % 2 else rng.randbytes(size)
+        path = tmp_path / f"{number}.tar"
+        path.write_bytes(parts.content[:start] + noise + parts.content[start + size :])
+        found = places(build_index(path))
+        if not parts.naming & set(range(start, start + size)):
+            assert found.items() <= whole.items(), (start, size)

@@ -400,7 +400,8 @@ def test_features_can_be_switched_off(world, weights):
     module = data(world, features="none")
     module.connect(unified("stage2", weights=weights).preprocessing())
     module.setup("fit")
-    assert module.caches == {}
+    (readings,) = module.readings.values()
+    assert [reading.features for reading in readings] == [None]
 
 
 # --- fingerprints ---------------------------------------------------------------------------------

@@ -19,11 +19,16 @@ LAYERS = [
     ["pipeline"],
     ["evaluation", "serving"],
     ["data_features"],
+    ["data_commands"],
     ["commands", "lightning_cli", "pretrain"],
     ["cli"],
     ["__main__"],
 ]
-COMPOSITION_ROOT = {"cli": {"callbacks", "data_modules"}, "data_features": {"data_modules"}}
+COMPOSITION_ROOT = {
+    "cli": {"callbacks", "data_modules"},
+    "data_commands": {"data_modules"},
+    "data_features": {"data_modules"},
+}
 EXCEPTIONS = {
     "data_modules": {"contracts", "pictures", "prompts", "randomness", "shapes"},
     "callbacks": {"contracts", "pictures", "sampler", "weights"},

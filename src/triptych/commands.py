@@ -157,14 +157,10 @@ def convert(arguments: list[str]) -> None:
 
 
 def data(arguments: list[str]) -> None:
-    """Shards and what is made of them: triptych data features FOLDER"""
-    parser = argparse.ArgumentParser(prog="triptych data", description=data.__doc__)
-    parser.add_argument("command", choices=["features"])
-    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="--help lists them")
-    parsed = parser.parse_args(arguments)
-    from triptych.data_features import features
+    """Data before training: pack, index, inspect, features: triptych data inspect FOLDER --out sheet.png"""
+    from triptych.data_commands import run
 
-    features(parsed.arguments)
+    run(arguments)
 
 
 def parity(arguments: list[str]) -> None:

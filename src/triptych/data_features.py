@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from lightning import LightningDataModule, Trainer
@@ -20,78 +21,37 @@ from torch.utils.data import DataLoader, Dataset
 
 from triptych.contracts import UserError
 from triptych.data_modules import BadSample, ShardFolder
-from triptych.data_modules.decode import Decoder, DecodeWay, PictureError
+from triptych.data_modules.decode import Decoder, PictureError
 from triptych.data_modules.features import MANIFEST, VERSION, digest, finished, home, stamp
-from triptych.data_modules.sidecars import DTYPES, ENDING, SidecarWriter, read_metadata
+from triptych.data_modules.sidecars import ENDING, SidecarWriter, read_metadata
 from triptych.modules.features import FeatureModule, Pictures
 from triptych.pipeline import describe_model
 from triptych.version import __version__
 
-TINY = ["conf/model/tiny.yaml"]
+# Lightning wants to know which rows of a data set a batch has; our batches say so themselves.
+warnings.filterwarnings("ignore", message="Couldn't infer the batch indices")
+warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # as in lightning_cli
 
 
-def features(arguments: list[str]) -> None:
-    """Image features of shards, computed once: triptych data features FOLDER --config MODEL.yaml"""
-    parser = argparse.ArgumentParser(
-        prog="triptych data features",
-        description=features.__doc__,
-        epilog="Training finds FOLDER/features by itself. Any --model.x=y flag of `triptych fit` "
-        "may follow, such as --model.weights.encoder=FILE.",
-    )
-    parser.add_argument("source", metavar="FOLDER", help="of shards; or one shard, or a pattern")
-    parser.add_argument("--out", type=Path, help="folder; default FOLDER/features")
-    parser.add_argument(
-        "--config", action="append", metavar="YAML", help=f"model files; default {TINY[0]}"
-    )
-    parser.add_argument(
-        "--objective",
-        choices=["clip", "vae"],
-        default="clip",
-        help="whose features: the image encoder's (default), or the VAE's latents",
-    )
-    parser.add_argument(
-        "--dtype",
-        choices=list(DTYPES),
-        default="bf16",
-        help="of the numbers on disk; the manifest states the error",
-    )
-    parser.add_argument(
-        "--decode",
-        choices=get_args(DecodeWay),
-        default=Decoder().way,
-        help="as the training runs will decode; default %(default)s",
-    )
-    parser.add_argument("--batch-size", type=int, default=32, help="pictures, of one process")
-    parser.add_argument("--workers", type=int, default=0, help="decoding processes, of each")
-    parser.add_argument("--devices", type=int, default=1, help="GPUs, or CPU processes")
-    parser.add_argument("--accelerator", default="auto", help="auto, cpu or gpu")
-    parser.add_argument(
-        "--precision", default="32-true", help="to compute in: 32-true (default), bf16-mixed, ..."
-    )
-    parsed, flags = parser.parse_known_args(arguments)
-    unknown = [flag for flag in flags if not flag.startswith("--model.")]
-    if unknown:
-        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
-    for name in ("batch_size", "devices"):
-        if getattr(parsed, name) < 1:
-            parser.error(f"--{name.replace('_', '-')} must be 1 or more")
-
-    source = ShardFolder(parsed.source).open()
+def features(options: argparse.Namespace) -> None:
+    """Do what `triptych data features` was asked for; `data_commands` has the options."""
+    source = ShardFolder(options.folder).open()
     refuse_equal_names(source.paths)
-    module = FeatureModule(describe_model(parsed.config or TINY, flags), parsed.objective)
+    model = describe_model(options.config, options.flags)
+    module = FeatureModule(model, options.objective)
     made = Making(
-        folder=parsed.out or home(source),
-        identity={**module.identity(), "decode": parsed.decode},
-        dtype=parsed.dtype,
+        folder=options.out or home(source),
+        identity={**module.identity(), "decode": options.decode},
+        dtype=options.dtype,
     )
     line = made.extract(
         source,
         module,
-        parsed.batch_size,
-        parsed.workers,
-        parsed.devices,
-        parsed.accelerator,
-        parsed.precision,
+        options.batch_size,
+        options.workers or 0,
+        options.devices,
+        options.accelerator,
+        options.precision,
     )
     if line:
         print(line)

@@ -1,0 +1,536 @@
+"""The index of shards: what it says, when it is refused, what it costs to open and to read."""
+
+import errno
+import gzip
+import os
+import pickle
+import tarfile
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tars import number_of, sample, write
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from triptych.contracts import UserError
+from triptych.data_modules import BadSample, ShardFolder, columns, indexing, shards, tar
+from triptych.data_modules.index import COLUMNS, Contents, ShardIndex, index_places, write_index
+from triptych.data_modules.indexing import build_index, index_shards
+
+MB = 1 << 20
+
+
+def problems(index):
+    return {problem.reason: (problem.samples, problem.keys) for problem in index.problems}
+
+
+def shards_of(folder, number, samples=2):
+    """Small shards with consecutive sample numbers."""
+    return [
+        write(
+            folder / f"{n:04d}.tar",
+            [m for i in range(samples) for m in sample(n * samples + i, repeat=2)],
+        )
+        for n in range(number)
+    ]
+
+
+# --- what it says ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
+@pytest.mark.parametrize(
+    "key", ["{}", "folder/of/sa_{}", "Größe {}", "k" * 120 + "/" + "n" * 60 + "{}"]
+)
+def test_members_are_where_tarfile_finds_them(form, key, tmp_path):
+    members = [member for n in range(5) for member in sample(n, key.format(n), repeat=1 + 50 * n)]
+    index = build_index(write(tmp_path / "a.tar", members, format=form))
+    assert index.keys() == [key.format(n) for n in range(5)] and index.problems == []
+    roles = {"jpg": "picture", "json": "json", "txt": "txt"}
+    with tarfile.open(tmp_path / "a.tar") as archive:
+        for n, member in enumerate(archive):
+            role = roles[member.name.rpartition(".")[2]]
+            assert index.member(n // 3, role) == (member.offset_data, member.size)
+
+
+def test_roles_of_pictures(tmp_path):
+    names = ["a.source.PNG", "a.target.jpg", "a.txt", "b.png", "b.jpg", "b.json", "b.npy", "b.pkl"]
+    index = build_index(write(tmp_path / "a.tar", [(name, name.encode()) for name in names]))
+    folder = ShardFolder(tmp_path).open()
+    assert [folder.image(n) for n in (0, 1)] == [b"a.target.jpg", b"b.jpg"]  # jpg before png
+    assert folder.image(0, "source") == b"a.source.PNG"
+    with pytest.raises(BadSample, match="sample b: no source"):
+        folder.image(1, "source")
+    assert index.keys() == ["a", "b"]
+
+
+def test_what_is_left_out_is_counted_by_reason_with_the_first_names(tmp_path):
+    lonely = [(f"l{n}.jpg", b"") for n in range(7)]
+    members = [
+        *sample(1),
+        *[("blind.txt", b"a"), ("blind.json", b"{}")],
+        *lonely,
+        *[("twice.jpg", b"1"), ("twice.jpg", b"2"), ("twice.txt", b"a")],
+        *sample(2),
+        *sample(1),
+    ]
+    index = build_index(write(tmp_path / "a.tar", members))
+    assert index.keys() == ["00000001", "00000002"]
+    assert problems(index) == {
+        "no picture": (1, ["blind"]),
+        "no caption": (7, ["l0", "l1", "l2", "l3", "l4"]),
+        "two members of one kind": (1, ["twice"]),
+        "duplicate key": (1, ["00000001"]),
+    }
+
+
+def test_members_of_a_key_that_stand_apart_are_not_joined(tmp_path):
+    first, second = sample(1), sample(2)
+    write(tmp_path / "a.tar", [first[0], second[0], first[2], second[2]])
+    with pytest.raises(UserError, match=r"next to it: 4 samples \(2 duplicate key, 2 no caption\)"):
+        ShardFolder(tmp_path).open()
+
+
+def test_links_and_sparse_files_are_no_members(tmp_path):
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w") as archive:
+        for name, kind in [
+            ("k.jpg", tarfile.SYMTYPE),
+            ("k.jpeg", tarfile.LNKTYPE),
+            ("k.png", b"3"),
+        ]:
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname, info.size = kind, "/etc/passwd", 0
+            archive.addfile(info)
+        info = tarfile.TarInfo("k.txt")
+        archive.addfile(info)
+    assert problems(build_index(path)) == {"no picture": (1, ["k"])}
+
+
+def test_what_webdataset_writes_is_read(tmp_path):
+    webdataset = pytest.importorskip("webdataset")
+    with webdataset.TarWriter(str(tmp_path / "a.tar")) as writer:
+        for n in range(3):
+            writer.write({"__key__": f"k{n}", "jpg": b"j" * 1000 * n, "txt": f"text {n}"})
+    folder = ShardFolder(tmp_path).open()
+    assert [(folder.key(n), folder.caption(n)) for n in range(3)] == [
+        (f"k{n}", f"text {n}") for n in range(3)
+    ]
+
+
+def test_caption_sizes_are_known_without_reading(tmp_path):
+    write(tmp_path / "a.tar", [("a.jpg", b""), ("a.txt", b"four"), ("a.json", b"{" * 50)])
+    write(tmp_path / "b.tar", [("b.jpg", b""), ("b.json", b"{" * 9)] + sample(3))
+    folder = ShardFolder(tmp_path).open()
+    sizes = folder.caption_sizes(np.array([2, 0, 1, 0]))
+    assert sizes.tolist() == [44, 4, 9, 4] and sizes.dtype == np.int64
+    assert folder.shard_sizes.tolist() == [1, 2] and not folder._files
+
+
+# --- where the archive is damaged -----------------------------------------------------------------
+
+
+def test_both_sides_of_a_hole_are_given_up(tmp_path):
+    path = write(tmp_path / "a.tar", [m for n in range(6) for m in sample(n)])
+    with tarfile.open(path) as archive:
+        hole = archive.getmember("00000002.json").offset
+    content = path.read_bytes()
+    path.write_bytes(content[:hole] + bytes(1024) + content[hole + 1024 :])
+    index = build_index(path)
+    assert index.keys() == [f"0000000{n}" for n in (0, 1, 3, 4, 5)]
+    assert problems(index) == {"damaged header": (1, ["00000002"])}
+
+
+def test_a_header_that_lies_about_its_size_is_not_believed(tmp_path):
+    path = write(tmp_path / "a.tar", [m for n in range(4) for m in sample(n)])
+    content = bytearray(path.read_bytes())
+    with tarfile.open(path) as archive:
+        member = archive.getmember("00000001.json")
+    member.size = 1 << 30
+    content[member.offset : member.offset + 512] = member.tobuf(tarfile.USTAR_FORMAT)
+    path.write_bytes(content)
+    index = build_index(path)
+    assert index.keys() == ["00000000", "00000002", "00000003"]
+    assert problems(index) == {"damaged header": (1, ["00000001"])}
+
+
+def test_a_name_that_was_cut_with_its_long_name_lost_does_not_save_its_sample(tmp_path):
+    long = "größe" + "x" * 120
+    members = [*sample(0), *sample(1, long), *sample(2)]
+    path = write(tmp_path / "a.tar", members)
+    with tarfile.open(path) as archive:
+        first = archive.getmember(f"{long}.jpg").offset
+    content = bytearray(path.read_bytes())
+    content[first] ^= 1
+    path.write_bytes(content)
+    assert build_index(path).keys() == ["00000002"]
+    assert problems(build_index(path)) == {"damaged header": (2, ["00000000", long])}
+
+
+def test_a_damaged_header_costs_one_look_for_the_next(tmp_path, monkeypatch):
+    members = [m for n in range(40) for m in sample(n)]
+    path = write(tmp_path / "a.tar", members)
+    calls = []
+    pread = os.pread
+
+    def count(*arguments):
+        calls.append(arguments[1])
+        return pread(*arguments)
+
+    monkeypatch.setattr(os, "pread", count)
+    build_index(path)
+    whole = len(calls)
+    with tarfile.open(path) as archive:
+        headers = [archive.getmember(f"{n:08d}.json").offset for n in range(0, 40, 4)]
+    content = bytearray(path.read_bytes())
+    for header in headers:
+        content[header] ^= 1
+    path.write_bytes(content)
+    calls.clear()
+    assert problems(build_index(path))["damaged header"][0] == len(headers) == 10
+    assert len(calls) <= whole + len(headers)
+    assert max(calls) <= tar.CHUNK
+
+
+# --- bombs ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def memory():
+    """Fails if more than 64 MB are taken at once in a test."""
+    tracemalloc.start()
+    yield
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 64 * MB
+
+
+def test_an_archive_that_expands_is_refused(tmp_path, memory):
+    path = tmp_path / "a.tar"
+    with gzip.open(path, "wb", compresslevel=1) as file:
+        for _ in range(64):
+            file.write(bytes(MB))
+    with pytest.raises(UserError, match="a.tar is gzipped"):
+        ShardFolder(path).open()
+    path.rename(tmp_path / "a.tar.gz")
+    with pytest.raises(UserError, match="are gzipped"):
+        ShardFolder(tmp_path).open()
+
+
+@pytest.mark.parametrize("kind", [b"0", b"x", b"L", b"g"])
+def test_a_header_that_claims_a_gigabyte_takes_none(kind, tmp_path, memory):
+    info = tarfile.TarInfo("k.jpg")
+    info.type, info.size = kind, 1 << 30
+    path = tmp_path / "a.tar"
+    path.write_bytes(info.tobuf(tarfile.USTAR_FORMAT))
+    os.truncate(path, (1 << 30) + 10240 if kind == b"0" else MB)  # true, or a lie
+    write(tmp_path / "b.tar", sample(1))
+    folder = ShardFolder([tmp_path / "b.tar", path]).open()
+    assert [folder.key(n) for n in range(len(folder))] == ["00000001"]
+
+
+def test_members_above_the_limits_are_not_read(tmp_path, memory):
+    path = write(
+        tmp_path / "a.tar",
+        [
+            ("a.jpg", b""),
+            ("a.txt", b"x" * 10 * MB),
+            ("b.jpg", b"y" * 2 * MB),
+            ("b.json", b"[" * MB),
+        ],
+    )
+    folder = ShardFolder(path, max_picture_bytes=MB).open()
+    tracemalloc.reset_peak()
+    before = tracemalloc.get_traced_memory()[0]
+    with pytest.raises(BadSample, match=r"a: txt is too large \(10,485,760 bytes of 1,048,576\)"):
+        folder.caption(0)
+    with pytest.raises(BadSample, match="b: picture is too large"):
+        folder.image(1)
+    assert tracemalloc.get_traced_memory()[1] - before < MB
+    with pytest.raises(BadSample, match="b: its .json is no JSON"):  # nested a million deep
+        folder.facts(1)
+
+
+def test_json_that_is_no_object_is_a_bad_sample(tmp_path):
+    write(
+        tmp_path / "a.tar", [("a.jpg", b""), ("a.json", b"[1]"), ("b.jpg", b""), ("b.json", b"{}")]
+    )
+    folder = ShardFolder(tmp_path).open()
+    with pytest.raises(BadSample, match="a: its .json is no JSON object"):
+        folder.caption(0)
+    with pytest.raises(BadSample, match="b: no caption"):
+        folder.caption(1)
+
+
+# --- when it is refused ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", "is empty; download it again"),
+        (b"<html>404</html>" * 100, "there is no tar header in it; download it again"),
+        (gzip.compress(b"x"), "is gzipped"),
+    ],
+)
+def test_what_is_no_shard_is_refused_by_name_and_the_others_are_indexed(content, says, tmp_path):
+    good = shards_of(tmp_path, 5)
+    (tmp_path / "0002x.tar").write_bytes(content)
+    with pytest.raises(UserError, match=f"0002x.tar .*{says}"):
+        ShardFolder(tmp_path).open()
+    assert all(Path(f"{path}.idx").exists() for path in good)
+
+
+@pytest.mark.parametrize("change", ["size", "time"])
+def test_an_index_of_another_shard_is_refused_and_made_again_when_asked(change, tmp_path):
+    path = write(tmp_path / "a.tar", sample(1))
+    build_index(path)
+    if change == "size":
+        status = path.stat()
+        write(path, [m for n in range(9) for m in sample(n)])
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    else:
+        os.utime(path, ns=(1, 1))
+    with pytest.raises(UserError, match=f"a.tar.idx is not of the shard as.*index {tmp_path}`"):
+        ShardFolder(tmp_path).open()
+    (index,) = index_shards([path])
+    assert len(index) == len(ShardFolder(tmp_path).open()) == (9 if change == "size" else 1)
+
+
+def test_a_wrong_byte_anywhere_in_an_index_is_noticed(tmp_path):
+    path = write(tmp_path / "a.tar", sample(1) + [("lonely.jpg", b"")])
+    content = build_index(path).path.read_bytes()
+    for position in range(len(content)):
+        damaged = bytearray(content)
+        damaged[position] ^= 1
+        index_places(path)[0].write_bytes(damaged)
+        with pytest.raises(UserError, match="damaged|no index of triptych|has version"):
+            ShardIndex.of(path).key(0)
+    for length in range(0, len(content), 13):
+        index_places(path)[0].write_bytes(content[:length])
+        with pytest.raises(UserError, match="is damaged|no index of triptych"):
+            ShardIndex.of(path).key(0)
+    index_places(path)[0].write_bytes(content[:90])
+    assert isinstance(next(index_shards([path])), ShardIndex)
+
+
+def test_what_is_no_index_is_neither_read_nor_written_over(tmp_path):
+    path = write(tmp_path / "a.tar", sample(1))
+    other = tmp_path / "a.tar.idx"
+    other.write_text("somebody's notes, which are long enough to hold a header of an index" * 9)
+    with pytest.raises(UserError, match="a.tar.idx is no index of triptych; move it away"):
+        ShardFolder(tmp_path).open()
+    assert isinstance(next(index_shards([path])), UserError)
+    assert other.read_text().startswith("somebody's notes")
+
+
+def test_shards_without_index_may_be_refused(tmp_path):
+    one, two = shards_of(tmp_path, 2)
+    build_index(one)
+    with pytest.raises(UserError, match=rf"1 of 2 shards have no index, first {two}; run"):
+        ShardFolder(tmp_path, index="require").open()
+    build_index(two)
+    assert len(ShardFolder(tmp_path, index="require").open()) == 4
+
+
+# --- how it is written ----------------------------------------------------------------------------
+
+
+def test_a_folder_that_cannot_be_written_to_has_its_indexes_in_the_cache(tmp_path, monkeypatch):
+    path = write(tmp_path / "read only" / "a.tar", sample(1))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    really_open = open
+
+    def refuse(name, mode="r", *rest):
+        if "w" in mode and Path(name).parent == path.parent:
+            raise OSError(errno.EROFS, "Read-only file system", str(name))
+        return really_open(name, mode, *rest)
+
+    monkeypatch.setattr("builtins.open", refuse)
+    assert len(ShardFolder(path).open()) == 1
+    assert os.listdir(path.parent) == ["a.tar"]
+    monkeypatch.setattr(indexing, "read_shard", None)  # it is there now
+    assert ShardFolder(path).open().key(0) == "00000001"
+    assert len(list((tmp_path / "cache" / "triptych" / "index").iterdir())) == 1
+
+
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+def test_an_index_is_written_whole_or_not_at_all(step, tmp_path, monkeypatch):
+    path = write(tmp_path / "a.tar", sample(1))
+
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device", "here")
+
+    monkeypatch.setattr(os, step, full)
+    with pytest.raises(UserError, match="index of .*a.tar cannot be written: No space left"):
+        build_index(path)
+    assert os.listdir(tmp_path) == ["a.tar"]
+
+
+def test_many_shards_are_indexed_in_order_and_not_twice(tmp_path, monkeypatch):
+    paths = shards_of(tmp_path, 9)
+    paths[4].write_bytes(b"no tar")
+    found = list(index_shards(paths, workers=2))
+    assert [isinstance(index, UserError) for index in found] == [n == 4 for n in range(9)]
+    assert [i.shard for i in found if not isinstance(i, UserError)] == paths[:4] + paths[5:]
+    write(paths[4], sample(99))
+    read, read_shard = [], indexing.read_shard
+    monkeypatch.setattr(indexing, "read_shard", lambda path: read.append(path) or read_shard(path))
+    assert [index.shard for index in index_shards(paths, workers=1)] == paths
+    assert read == [paths[4]]
+
+
+# --- columns --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tokenizer(tmp_path):
+    """A tokenizer that takes words for tokens."""
+    words = Tokenizer(models.WordLevel({"?": 0}, unk_token="?"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    words.save(str(tmp_path / "tokenizer.json"))
+    return tmp_path
+
+
+def test_captions_may_be_counted_in_tokens(tokenizer, tmp_path):
+    folder = tmp_path / "shards"
+    captions = [b"one two three", b"", b"one", b'{"caption": "one two"}', b"{", b'{"other": 1}']
+    kinds = ["txt", "txt", "txt", "json", "json", "json"]
+    members = [
+        member
+        for n, (caption, kind) in enumerate(zip(captions, kinds, strict=True))
+        for member in [(f"{n}.jpg", b""), (f"{n}.{kind}", caption)]
+    ]
+    one, two = write(folder / "a.tar", members), write(folder / "b.tar", sample(9))
+    plain = build_index(one)
+    (index,) = index_shards([one], tokenizer=tokenizer)
+    everything = np.arange(6)
+    assert index.caption_sizes(everything, tokens=True).tolist() == [3, 0, 1, 2, 0, 0]
+    assert index.keys() == plain.keys() and index.problems == plain.problems
+    # Bytes again where one shard is not counted: the two must not be compared.
+    assert ShardFolder(folder).open().caption_sizes(everything)[0] == 13
+    list(index_shards([one, two], tokenizer=tokenizer / "tokenizer.json"))
+    assert ShardFolder(folder).open().caption_sizes(np.array([0, 6])).tolist() == [3, 5]
+
+
+def test_an_index_may_get_tokens_while_it_is_in_use(tokenizer, tmp_path):
+    paths = shards_of(tmp_path / "shards", 2)
+    folder = ShardFolder(tmp_path / "shards").open()
+    sizes = folder.caption_sizes(np.arange(2))
+    list(index_shards(paths, tokenizer=tokenizer))
+    assert folder.caption_sizes(np.arange(2)).tolist() == sizes.tolist()
+    assert [folder.key(n) for n in range(4)] == [f"{n:08d}" for n in range(4)]
+    write(paths[1], sample(7))
+    list(index_shards(paths))
+    folder = pickle.loads(pickle.dumps(folder))  # as in a worker that starts later
+    with pytest.raises(UserError, match="was made again, of another shard, while it was in use"):
+        folder.key(2)
+
+
+def test_tokens_are_counted_once_for_each_tokenizer(tokenizer, tmp_path, monkeypatch):
+    (path,) = shards_of(tmp_path / "shards", 1)
+    first = next(index_shards([path], tokenizer=tokenizer))
+    monkeypatch.setattr(columns, "write_index", None)
+    assert next(index_shards([path], tokenizer=tokenizer)).tokenizer == first.tokenizer
+    monkeypatch.undo()
+    words = Tokenizer(models.WordLevel({"!": 0}, unk_token="!"))
+    words.save(str(tokenizer / "tokenizer.json"))
+    assert next(index_shards([path], tokenizer=tokenizer)).tokenizer != first.tokenizer
+    (tokenizer / "tokenizer.json").write_text("{}")
+    for wrong, says in [(tokenizer, "is no tokenizer that"), (tmp_path / "x", "nor a folder")]:
+        with pytest.raises(UserError, match=says):
+            raise next(index_shards([path], tokenizer=wrong))
+
+
+def test_checksums_tell_which_samples_are_other_ones_now(tmp_path):
+    path = write(tmp_path / "a.tar", [m for n in range(5) for m in sample(n)])
+    with pytest.raises(UserError, match="has no checksums; take them"):
+        columns.changed_samples(build_index(path))
+    index = next(index_shards([path], checksums=True))
+    assert columns.changed_samples(index) == []
+    content, status = bytearray(path.read_bytes()), path.stat()
+    offset, size = index.member(3, "txt")
+    content[offset + size - 1] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))  # as a failing disk does it
+    assert columns.changed_samples(ShardIndex.of(path)) == ["00000003"]
+
+
+# --- what it costs --------------------------------------------------------------------------------
+
+
+def test_a_thousand_shards_are_opened_by_one_header_each(tmp_path, monkeypatch):
+    paths = shards_of(tmp_path, 4)
+    list(index_shards(paths, workers=1))
+    for n in range(4, 1000):
+        os.link(paths[n % 4], tmp_path / f"{n:04d}.tar")
+        os.link(f"{paths[n % 4]}.idx", tmp_path / f"{n:04d}.tar.idx")
+    opened, start = [], ShardIndex.__init__
+
+    def count(self, path, shard):
+        opened.append(path)
+        start(self, path, shard)
+
+    monkeypatch.setattr(ShardIndex, "__init__", count)
+    monkeypatch.setattr(ShardIndex, "_body", property(lambda self: 1 / 0))  # nothing of a sample
+    monkeypatch.setattr(indexing, "read_shard", None)
+    assert len(ShardFolder(tmp_path).open()) == 2000
+    assert len(opened) == len(set(opened)) == 1000
+
+
+def test_open_files_are_few(tmp_path, monkeypatch):
+    monkeypatch.setattr(shards, "MOST_OPEN", 3)
+    shards_of(tmp_path, 9)
+    folder = ShardFolder(tmp_path).open()
+    before = len(os.listdir("/proc/self/fd"))
+    for n in [*range(18), 0, 17, 5]:
+        assert folder.key(n) == number_of(folder.image(n)) == f"{n:08d}"
+    assert len(os.listdir("/proc/self/fd")) <= before + 2 * 3
+    again = pickle.loads(pickle.dumps(folder))
+    assert again.key(17) == number_of(again.image(17)) == "00000017"
+
+
+def test_a_shard_that_shrinks_or_goes_away_makes_bad_samples(tmp_path):
+    one, two = shards_of(tmp_path, 2)
+    folder = ShardFolder(tmp_path).open()
+    os.truncate(one, 600)
+    two.unlink()
+    with pytest.raises(BadSample, match="00000001: shard became shorter"):
+        folder.image(1)
+    with pytest.raises(BadSample, match="00000002: shard cannot be read"):
+        folder.image(2)
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux")
+def test_thirty_million_samples_fit_in_little_memory(tmp_path):
+    samples, number = 10_000, 3000
+    first = tmp_path / "0000.tar"
+    first.touch()
+    os.truncate(first, 1 << 30)
+    rows = np.zeros((samples, COLUMNS), np.uint32)
+    rows[:, 0] = 8 * np.arange(1, samples + 1)
+    rows[:, 1] = rows[:, 5] = np.arange(1, samples + 1)
+    rows[:, 2], rows[:, 6] = 512, np.arange(samples) % 300
+    keys = b"".join(b"%08d" % n for n in range(samples))
+    status = first.stat()
+    write_index(first, Contents(status.st_size, status.st_mtime_ns, rows, keys))
+    for n in range(1, number):
+        os.link(first, tmp_path / f"{n:04d}.tar")
+        os.link(f"{first}.idx", tmp_path / f"{n:04d}.tar.idx")
+
+    before = memory_peak(reset=True)
+    folder = ShardFolder(tmp_path).open()
+    assert len(folder) == 30_000_000 and len(folder.shard_sizes) == number
+    for n in np.random.default_rng(0).integers(0, len(folder), 200).tolist():
+        assert folder.key(n) == f"{n % samples:08d}" and folder.image(n) == bytes(512)
+        assert folder.caption_sizes(np.array([n])).tolist() == [n % samples % 300]
+    assert memory_peak() - before < 200 * MB
+
+
+def memory_peak(reset=False):
+    """Largest resident size of this process in bytes, since the start or the last reset."""
+    if reset:
+        Path("/proc/self/clear_refs").write_text("5")
+    (line,) = [s for s in Path("/proc/self/status").read_text().split("\n") if "VmHWM" in s]
+    return 1024 * int(line.split()[1])
