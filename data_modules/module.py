@@ -24,6 +24,8 @@ from triptych.shapes.shards import ensure_shapes
 
 from .bad_samples import BadSamples, check_texts
 from .batches import BatchBuilder
+from .decode import Decoder
+from .features import AUTO, NONE, use_features
 from .mixture import Mixture
 from .schedule import Schedule
 from .shards import ShardFolder
@@ -48,6 +50,8 @@ class Ingredient:
         conversation: the list of [question, answer] turns among a sample's facts to learn from;
             a picture without it is described by its caption.
         turns: take so many turns of a conversation, others every time; null takes all, in order.
+        features: a folder that `triptych data features` made of these samples; "auto" takes
+            features/ beside the shards if it is there, "none" encodes every picture anew.
     """
 
     source: Source
@@ -56,6 +60,7 @@ class Ingredient:
     text_only: float = 0.0
     conversation: str = "conversation"
     turns: int | None = None
+    features: str = AUTO
 
     def reading(self, name: str) -> Reading:
         """The samples as the task reads them."""
@@ -147,6 +152,7 @@ class MixedDataModule(LightningDataModule):
             return
         self.val_readings = by_family(self.val_datasets)
         readings = by_family(self.datasets)
+        self._take_features(readings)
         self.mixtures = {family: Mixture(self.weights(family)) for family in readings}
         for found in readings.values():
             for reading in found:
@@ -207,6 +213,22 @@ class MixedDataModule(LightningDataModule):
             )
 
     # Others -------------------------------------------------------------------------------------
+
+    def _take_features(self, readings: dict[str, list[Reading]]) -> None:
+        """Give features that were made before to those who read pictures to be made."""
+        takers = [
+            (reading, datasets[reading.name].features)
+            for datasets, families in (
+                (self.datasets, readings),
+                (self.val_datasets, self.val_readings),
+            )
+            for reading in families.get(TEXT_TO_IMAGE, [])
+        ]
+        places = [(reading.source, where) for reading, where in takers]
+        caches = use_features(places, self.known, Decoder().way)
+        for (reading, _), cache in zip(takers, caches, strict=True):
+            reading.features = cache
+        self.known = replace(self.known, features=None)  # of no use in a loader's process
 
     def weights(self, family: str) -> dict[str, float]:
         """Weights of a family's data sets by name; their sizes, where none is given.
@@ -296,6 +318,7 @@ class ShardDataModule(MixedDataModule):
             editing), "image_to_text" or "text_to_text". One batch holds both tasks of a family;
             tasks of both families are joint training, with one batch of each in every step.
         text_only, conversation, turns: see `Ingredient`.
+        features: of the training shards, see `Ingredient`; for validation "auto", unless "none".
         batch_size, val_samples, num_workers, seed, bucket_batches, max_bad_fraction: see
             `MixedDataModule`.
     """
@@ -314,16 +337,17 @@ class ShardDataModule(MixedDataModule):
         seed: int = 0,
         bucket_batches: int = 64,
         max_bad_fraction: float = 0.01,
+        features: str = AUTO,
     ) -> None:
         self.tasks = tasks or [TEXT_TO_IMAGE]
 
-        def datasets(place: str) -> dict[str, Ingredient]:
-            source, options = ShardFolder(place), (text_only, conversation, turns)
+        def datasets(place: str, features: str) -> dict[str, Ingredient]:
+            source, options = ShardFolder(place), (text_only, conversation, turns, features)
             return {task: Ingredient(source, task, None, *options) for task in self.tasks}
 
         super().__init__(
-            datasets(shards),
-            datasets(val_shards) if val_shards else None,
+            datasets(shards, features),
+            datasets(val_shards, NONE if features == NONE else AUTO) if val_shards else None,
             batch_size,
             val_samples,
             num_workers,
@@ -342,7 +366,7 @@ class ShapesDataModule(ShardDataModule):
         pictures: number of training pictures.
         world_seed: seed of the drawings.
         tasks, batch_size, val_samples, text_only, conversation, turns, num_workers, seed,
-            bucket_batches: see `ShardDataModule`.
+            bucket_batches, features: see `ShardDataModule`.
     """
 
     def __init__(
@@ -360,6 +384,7 @@ class ShapesDataModule(ShardDataModule):
         num_workers: int = 0,
         seed: int = 0,
         bucket_batches: int = 1,
+        features: str = AUTO,
     ) -> None:
         root = Path(folder)
         super().__init__(
@@ -374,6 +399,7 @@ class ShapesDataModule(ShardDataModule):
             num_workers,
             seed,
             bucket_batches,
+            features=features,
         )
         self.folder, self.pictures, self.world_seed = root, pictures, world_seed
 

@@ -96,6 +96,11 @@ class ShardFolder(Source):
             os.close(file)
 
     @property
+    def paths(self) -> list[Path]:
+        """The shards, in the order of their samples."""
+        return [index.shard for index in self.indexes]
+
+    @property
     def shard_sizes(self) -> np.ndarray:
         return np.diff(self._ends, prepend=0)
 

@@ -18,12 +18,17 @@ LAYERS = [
     ["modules"],
     ["pipeline"],
     ["evaluation", "serving"],
+    ["data_features"],
     ["data_commands"],
     ["commands", "lightning_cli", "pretrain"],
     ["cli"],
     ["__main__"],
 ]
-COMPOSITION_ROOT = {"cli": {"callbacks", "data_modules"}, "data_commands": {"data_modules"}}
+COMPOSITION_ROOT = {
+    "cli": {"callbacks", "data_modules"},
+    "data_commands": {"data_modules"},
+    "data_features": {"data_modules"},
+}
 EXCEPTIONS = {
     "data_modules": {"contracts", "pictures", "prompts", "randomness", "shapes"},
     "callbacks": {"contracts", "pictures", "sampler", "weights"},

@@ -32,7 +32,11 @@ def run(arguments: list[str]) -> None:
     _pack_parser(commands)
     _index_parser(commands)
     _inspect_parser(commands)
-    parsed = parser.parse_args(arguments)
+    _features_parser(commands)
+    parsed, parsed.flags = parser.parse_known_args(arguments)
+    takes = "--model." if parsed.command == "features" else ()
+    if unknown := [flag for flag in parsed.flags if not flag.startswith(takes)]:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     try:
         parsed.run(parsed)
     except KeyboardInterrupt:  # 130: what a shell reports of a program that Ctrl-C ended
@@ -106,6 +110,60 @@ def _inspect_parser(commands) -> None:
     )
     _add_workers(parser)
     parser.set_defaults(run=inspect)
+
+
+def _features_parser(commands) -> None:
+    parser = commands.add_parser(
+        "features",
+        help="image features of shards, computed once",
+        formatter_class=FORMATTER,
+        description="Runs the frozen encoder over shards, once. Training finds FOLDER/features by "
+        "itself, takes it if it is of\nthe model's encoder, and then neither decodes nor encodes "
+        "pictures to be generated.",
+        epilog="example:\n  triptych data features data/photos --config conf/model/tiny.yaml\n"
+        "Any --model.x=y flag of `triptych fit` may follow. The same command goes on where it "
+        "stopped.",
+    )
+    parser.add_argument("folder", metavar="FOLDER", help="of shards; or one shard, or a pattern")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="default: FOLDER/features")
+    parser.add_argument(
+        "--config", action="append", required=True, metavar="YAML", help="model files"
+    )
+    parser.add_argument(
+        "--objective",
+        choices=["clip", "vae"],
+        default="clip",
+        help="whose features: the image encoder's (default), or the VAE's latents",
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=["bf16", "fp32", "int8"],
+        default="bf16",
+        help="of the numbers on disk; the manifest states the error (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--decode",
+        choices=["torchvision", "pillow"],
+        default="torchvision",
+        help="how pictures are read, as in training (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--batch-size", type=_positive, default=32, metavar="N", help="of each process"
+    )
+    parser.add_argument(
+        "--workers", type=_positive, metavar="N", help="decoding processes of each; default: none"
+    )
+    parser.add_argument(
+        "--devices", type=_positive, default=1, metavar="N", help="GPUs, or CPU processes"
+    )
+    parser.add_argument("--accelerator", default="auto", metavar="NAME", help="auto, cpu or gpu")
+    parser.add_argument(
+        "--precision",
+        default="32-true",
+        metavar="NAME",
+        help="to compute in, as Lightning names it, such as bf16-mixed (default: %(default)s)",
+    )
+    parser.set_defaults(run=features)
 
 
 def _add_workers(parser: argparse.ArgumentParser) -> None:
@@ -220,6 +278,13 @@ def inspect(parsed: argparse.Namespace) -> None:
         parsed.out.parent.mkdir(parents=True, exist_ok=True)
         contact_sheet(source, parsed.pictures).save(parsed.out)
         print(f"pictures         {parsed.out}")
+
+
+def features(parsed: argparse.Namespace) -> None:
+    """Image features of shards."""
+    from triptych.data_features import features as make
+
+    make(parsed)
 
 
 def _report(source, found) -> Iterator[str]:
