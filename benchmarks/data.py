@@ -55,7 +55,7 @@ from triptych.data_modules.steps import StepDataset
 SIDES = {512: 32, 1024: 16, 2048: 8}  # pixels a side -> pictures of one round
 SQUARE = 448  # pixels
 BATCH = 8
-DRAWN = 64  # different pictures of each size
+DRAWN = 32  # different pictures of each size
 FEATURES = (1792, 8, 8)  # of one picture, as BLIP3-o has them
 SHARDS, SAMPLES = 3000, 10_000  # of the 30 million
 # Mean and deviation of the published image encoder's pixels.
@@ -140,20 +140,18 @@ def with_our_decoder(folder: Path) -> Iterator:
     return iter(webdataset_samples(folder).map(decode).batched(BATCH, collation_fn=torch.stack))
 
 
-def hugging_face(folder: Path) -> Iterator:
+def hugging_face(folder: Path, pictures: list[bytes]) -> Iterator:
     import datasets
 
     datasets.disable_progress_bars()
     place = folder / "datasets"
-    if not place.exists():
-        pictures = [draw(int(folder.name), number) for number in range(DRAWN)]
-        features = {"image": datasets.Image(), "txt": datasets.Value("string")}
-        rows = {
-            "image": [{"bytes": picture, "path": None} for picture in pictures],
-            "txt": ["a drawn picture"] * DRAWN,
-        }
-        made = datasets.Dataset.from_dict(rows, features=datasets.Features(features))
-        made.save_to_disk(str(place))
+    features = {"image": datasets.Image(), "txt": datasets.Value("string")}
+    columns = {
+        "image": [{"bytes": picture, "path": None} for picture in pictures],
+        "txt": ["a drawn picture"] * len(pictures),
+    }
+    made = datasets.Dataset.from_dict(columns, features=datasets.Features(features))
+    made.save_to_disk(str(place))
     rows = datasets.load_from_disk(str(place)).shuffle(seed=42)
     transform = published_transform()
     number = 0
@@ -185,19 +183,19 @@ def in_turn(contestants: dict[str, Iterator], pictures: int, rounds: int) -> dic
 def loaders(work: Path, rounds: int) -> dict[int, dict[str, float]]:
     """Side -> contestant -> seconds a picture."""
     found = {}
-    for side, pictures in SIDES.items():
+    for side, in_round in SIDES.items():
         folder = work / str(side)
         folder.mkdir()
+        pictures = [draw(side, number) for number in range(DRAWN)]
         for shard in range(4):
-            numbers = range(shard * DRAWN // 4, (shard + 1) * DRAWN // 4)
-            write_shard(folder / f"{shard:05d}.tar", [draw(side, number) for number in numbers])
+            write_shard(folder / f"{shard:05d}.tar", pictures[shard::4])
         contestants = {
             "loader": ours(folder),
             "webdataset": with_pillow(folder),
             "same_decoder": with_our_decoder(folder),
-            "hf_datasets": hugging_face(folder),
+            "hf_datasets": hugging_face(folder, pictures),
         }
-        found[side] = in_turn(contestants, pictures, rounds)
+        found[side] = in_turn(contestants, in_round, rounds)
         shown = ", ".join(f"{name} {1000 * each:.1f}" for name, each in found[side].items())
         print(f"{side:5} px, ms a picture: {shown}", flush=True)
     return found

@@ -5,8 +5,10 @@ if __name__ != "triptych.data_modules":
 
 from .bad_samples import BadSamples
 from .batches import BatchBuilder
+from .conversations import ConversationFile
 from .decode import Decoder
 from .module import Ingredient, MixedDataModule, ShapesDataModule, ShardDataModule
+from .pictures_folder import PictureFolder
 from .shards import ShardFolder
 from .source import BadSample, Sample, Source
 from .tasks import Reading
@@ -15,9 +17,11 @@ __all__ = [
     "BadSample",
     "BadSamples",
     "BatchBuilder",
+    "ConversationFile",
     "Decoder",
     "Ingredient",
     "MixedDataModule",
+    "PictureFolder",
     "Reading",
     "Sample",
     "ShapesDataModule",

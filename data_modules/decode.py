@@ -1,17 +1,37 @@
-"""Encoded pictures to the squares that models take: uint8 [3,size,size], decoded once."""
+"""Encoded pictures to the squares that models take: uint8 [3,size,size], decoded once.
+
+Only JPEG, PNG and WebP are ever opened, and the size in the header is judged before anything is
+decoded. Pictures are turned as their EXIF orientation says, as Hugging Face `datasets`, which the
+published code reads its pictures with, does since 2024; alpha channels and palettes' transparency
+are dropped, as "RGB" conversion by pillow does.
+"""
 
 from __future__ import annotations
 
 import io
+import warnings
 from dataclasses import dataclass
 from typing import Literal
 
-from PIL import Image
+import numpy as np
+import torch
+from PIL import Image, ImageOps, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 from torch import Tensor
+from torchvision.io import ImageReadMode, decode_jpeg
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2.functional import resize_image
 
-from triptych.pictures import square
+from triptych.pictures import place_of_square, square
 
 DecodeWay = Literal["torchvision", "pillow"]
+ORIENTATION = 0x0112  # EXIF tag; 1 is upright
+# Opened by their class, as Image.open tries formats that run other programs (EPS), and warns of
+# or refuses large pictures by a limit of its own.
+FORMATS = {
+    b"\xff\xd8\xff": JpegImagePlugin.JpegImageFile,
+    b"\x89PNG": PngImagePlugin.PngImageFile,
+    b"RIFF": WebPImagePlugin.WebPImageFile,
+}
 
 
 class PictureError(ValueError):
@@ -32,22 +52,118 @@ class Decoder:
     """Decodes one picture to squares of one or several sizes.
 
     Args:
-        way: "pillow" is the published transform exactly; "torchvision" is several times as fast
-            and close to it.
-        max_pixels: width times height of the largest picture that is decoded.
+        way: "pillow" is the published transform, call by call. "torchvision" is three times as
+            fast: torchvision decodes JPEG, torch's vector code scales. It differs by rounding, on
+            average by less than 0.01 of 255; where a JPEG has at least four times the side that is
+            asked for, it is decoded at a half, a quarter or an eighth, and differs by less than 1.
+        max_pixels: width times height of the largest picture that is decoded, or scaled to: a
+            strip of 2x50000 pixels, its short side brought to 448, has 5 billion.
     """
 
     way: DecodeWay = "torchvision"
     max_pixels: int = 100_000_000
 
     def __call__(self, data: bytes, *sizes: int) -> list[Tensor]:
-        """The picture as uint8 [3,size,size] for each of `sizes`.
+        """The picture as uint8 [3,size,size] for each of `sizes`, decoded once.
 
         Raises:
             PictureError: it is damaged, or has more than `max_pixels`.
         """
+        header = read_header(data, self.max_pixels)
+        height, width = upright_shape(header)
+        places = [place_of_square(height, width, size) for size in sizes]
+        for scaled, *_ in places:
+            refuse_more(*scaled, self.max_pixels)
+        if self.way == "pillow":
+            picture = load(header)
+            return [square(picture, size) for size in sizes]
+        pixels = pixels_of(data, header, max(sizes))
+        squares = {
+            size: cut(pixels, *place, size) for size, place in zip(sizes, places, strict=True)
+        }
+        return [squares[size] for size in sizes]
+
+
+def read_picture(data: bytes, max_pixels: int = Decoder.max_pixels) -> Image.Image:
+    """The picture at its own size, upright, RGB.
+
+    Raises:
+        PictureError: it is damaged, or has more than `max_pixels`.
+    """
+    return load(read_header(data, max_pixels))
+
+
+def read_header(data: bytes, max_pixels: int) -> Image.Image:
+    """The picture with its size and mode known, and nothing decoded.
+
+    Raises:
+        PictureError: it is no JPEG, PNG or WebP, or has more than `max_pixels`.
+    """
+    opened = next((FORMATS[start] for start in FORMATS if data.startswith(start)), None)
+    if opened is None:
+        raise PictureError("is damaged", "no JPEG, PNG or WebP")
+    try:
+        picture = opened(io.BytesIO(data))
+    except Exception as error:  # plugins raise SyntaxError, struct.error, ... on damaged headers
+        raise PictureError("is damaged", str(error)) from error
+    refuse_more(*picture.size, max_pixels)
+    return picture
+
+
+def refuse_more(width: int, height: int, max_pixels: int) -> None:
+    """Raise PictureError for more pixels than `max_pixels`."""
+    if width * height > max_pixels:
+        raise PictureError("has too many pixels", f"{width}x{height}, at most {max_pixels}")
+
+
+def load(header: Image.Image) -> Image.Image:
+    """Decode what `read_header` opened: upright, RGB."""
+    try:
+        with warnings.catch_warnings():  # of transparency that "RGB" has no room for
+            warnings.simplefilter("ignore", UserWarning)
+            header.load()
+            upright = ImageOps.exif_transpose(header) if orientation(header) != 1 else header
+            return upright.convert("RGB")
+    except Exception as error:  # OSError mostly, and whatever else damage provokes
+        raise PictureError("is damaged", str(error)) from error
+
+
+def orientation(picture: Image.Image) -> int:
+    """EXIF orientation, 1 to 8; upright where damaged EXIF does not say."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            return picture.getexif().get(ORIENTATION, 1)
+    except Exception:  # EXIF in a wrong encoding raises UnicodeDecodeError, for one
+        return 1
+
+
+def upright_shape(header: Image.Image) -> tuple[int, int]:
+    """(height, width) of the picture once it is turned."""
+    width, height = header.size
+    return (width, height) if orientation(header) in (5, 6, 7, 8) else (height, width)
+
+
+def pixels_of(data: bytes, header: Image.Image, size: int) -> Tensor:
+    """uint8 [3,H,W] of at least twice `size`, or whole; channels last in memory, upright.
+
+    torchvision reads JPEG alone: on a PNG with a wrong checksum its decoder (0.29) ends the
+    process, and on others it is no faster than pillow.
+    """
+    reduction = min(header.size) // (2 * size)
+    if header.format == "JPEG" and reduction >= 2:
+        header.draft(None, tuple(side // reduction for side in header.size))
+    elif header.format == "JPEG" and header.mode in ("RGB", "L"):
+        encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        turn = orientation(header) != 1
         try:
-            picture = Image.open(io.BytesIO(data)).convert("RGB")
-        except OSError as error:
-            raise PictureError("is damaged", str(error)) from error
-        return [square(picture, size) for size in sizes]
+            return decode_jpeg(encoded, ImageReadMode.RGB, apply_exif_orientation=turn)
+        except RuntimeError:
+            pass  # pillow reads it, or says what is wrong with it
+    return torch.from_numpy(np.array(load(header))).permute(2, 0, 1)
+
+
+def cut(pixels: Tensor, scaled: tuple[int, int], top: int, left: int, size: int) -> Tensor:
+    """uint8 [3,H,W], scaled, its square of `size` at (top, left)."""
+    pixels = resize_image(pixels, list(scaled), InterpolationMode.BICUBIC, antialias=True)
+    return pixels[:, top : top + size, left : left + size]

@@ -10,7 +10,7 @@ sample is first asked for. All numbers are little-endian:
               block 0 stands for a member that is not there
     tokens    uint32 [samples], tokens of each caption; only where they were counted
     checksums uint32 [samples], CRC-32 over all members of a sample; only where they were asked for
-    keys      the keys, one after the other, UTF-8
+    keys      the keys, one after the other, as the archive has them
     problems  JSON, [[reason, samples, [some of their keys]], ...]; nothing where all is well
 """
 
@@ -24,6 +24,7 @@ import os
 import struct
 import uuid
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -68,7 +69,7 @@ class Contents:
     problems: list[Problem] = field(default_factory=list)
     tokens: np.ndarray | None = None
     tokenizer: bytes = b"\0" * 8
-    """Which tokenizer counted `tokens`: see token_counts.py"""
+    """Digest of the tokenizer that counted `tokens`, see columns.py."""
     checksums: np.ndarray | None = None
 
 
@@ -116,10 +117,13 @@ class ShardIndex:
 
         Raises:
             UnusableIndex: it is older than the shard, or damaged.
-            UserError: something else has its name.
+            UserError: something else has its name, or the shard cannot be read.
         """
         fault = None
-        status = shard.stat()
+        try:
+            status = shard.stat()
+        except OSError as error:
+            raise UserError(f"the shard {shard} cannot be read: {error.strerror}.") from error
         for path in index_places(shard):
             try:
                 found = cls(path, shard)
@@ -171,11 +175,14 @@ class ShardIndex:
         """What is left out, by reason; read without mapping the rest."""
         if not self._header.problems_size:
             return []
-        start = self._layout["problems"]
         try:
             with open(self.path, "rb") as file:
-                file.seek(start)
+                size = os.fstat(file.fileno()).st_size
+                header = self._parse(file.read(_HEADER.size), size)
+                file.seek(_layout(header)["problems"])
                 return [Problem(*entry) for entry in json.loads(file.read())]
+        except UserError:
+            raise
         except (ValueError, TypeError) as error:
             raise self._damaged() from error
 
@@ -210,12 +217,12 @@ class ShardIndex:
 
     def contents(self) -> Contents:
         """Everything, copied out of the file."""
-        start, stop = self._layout["keys"], self._layout["problems"]
+        body = self._body
         return Contents(
             self.shard_size,
             self.mtime_ns,
             self._rows.copy(),
-            self._body[start:stop],
+            body[self._layout["keys"] : self._layout["problems"]],
             self.problems,
             self._column("tokens").copy() if self.tokenizer else None,
             self._header.tokenizer,
@@ -287,11 +294,12 @@ class ShardIndex:
         )
 
 
-def index_places(shard: Path) -> tuple[Path, Path]:
+def index_places(shard: Path) -> Iterator[Path]:
     """Where the index of a shard may be: beside it, else in the user's cache folder."""
+    yield Path(f"{shard}{SUFFIX}")
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     name = hashlib.blake2b(os.fsencode(shard.resolve()), digest_size=16).hexdigest()
-    return Path(f"{shard}{SUFFIX}"), cache / "triptych" / "index" / f"{name}{SUFFIX}"
+    yield cache / "triptych" / "index" / f"{name}{SUFFIX}"
 
 
 def write_index(shard: Path, contents: Contents) -> ShardIndex:

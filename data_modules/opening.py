@@ -7,6 +7,8 @@ from typing import Any
 
 from triptych.contracts import UserError
 
+from .conversations import ConversationFile
+from .pictures_folder import PictureFolder
 from .shards import ShardFolder
 from .source import Source
 from .tables import HuggingFaceTable, ParquetTable, TextTable, is_saved_dataset
@@ -43,26 +45,23 @@ def source_at(
             return ShardFolder(path)
         if next(path.rglob("*.parquet"), None):
             return ParquetTable(path, pictures or path, **columns)
-        from .pictures_folder import PictureFolder
-
         return PictureFolder(path)
     if path.suffix == ".tar":
         return ShardFolder(path)
     if path.suffix == ".parquet":
         return ParquetTable(path, pictures, **columns)
-    if path.suffix == ".csv" or (path.suffix == ".jsonl" and not _converses(path)):
+    named = any(columns.values())
+    if path.suffix == ".csv" or (path.suffix == ".jsonl" and (named or not _usual(path))):
         return TextTable(path, pictures, **columns)
     if path.suffix in (".json", ".jsonl"):
-        from .conversations import ConversationFile
-
         return ConversationFile(path, pictures or path.parent)
     raise UserError(
         f"{path} is of no known kind; give a folder, or a .tar, .csv, .json, .jsonl or .parquet."
     )
 
 
-def _converses(path: Path) -> bool:
-    """Whether JSON lines begin with a conversation, or an edit."""
+def _usual(path: Path) -> bool:
+    """Whether JSON lines begin with a record that a `ConversationFile` reads."""
     with path.open("rb") as file:
         first = file.readline(1 << 20)
-    return any(b'"%s"' % name in first for name in (b"conversations", b"instruction"))
+    return any(b'"%s"' % name in first for name in (b"conversations", b"instruction", b"image"))

@@ -26,7 +26,7 @@ MANIFEST = "pack.jsonl"
 PARTIAL = ".partial"  # shards that are being written
 LONGEST_KEY = 80  # characters: with a kind behind it, it fits into a plain tar header
 # Files that other commands lay beside the shards.
-OURS = re.compile(rf"shard-\d{{5,}}\.tar(\.idx)?|{MANIFEST}|features|\..*{PARTIAL}")
+OURS = re.compile(rf"shard-\d{{5,}}\.tar(\.idx)?|{MANIFEST}|features|\.(shard|pack).*")
 
 
 @dataclass

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import io
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from PIL import Image
+
+from .decode import PictureError, read_picture
 
 ImageRole = Literal["picture", "source"]
 """What a picture is for: the one a caption is about, or the one that an edit starts from."""
@@ -86,9 +87,9 @@ class Source(ABC):
     def picture(self, number: int, role: ImageRole = "picture") -> Image.Image:
         """A picture, decoded at its own size, RGB."""
         try:
-            return Image.open(io.BytesIO(self.image(number, role))).convert("RGB")
-        except OSError as error:
-            raise BadSample(self.key(number), f"{role} is damaged", str(error)) from error
+            return read_picture(self.image(number, role))
+        except PictureError as error:
+            raise BadSample(self.key(number), f"{role} {error.reason}", error.detail) from error
 
     def __getitem__(self, number: int) -> Sample:
         return Sample(

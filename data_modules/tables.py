@@ -17,6 +17,7 @@ from typing import Any
 
 from triptych.contracts import UserError
 
+from .files import MAX_PICTURE_BYTES, read_inside
 from .source import BadSample, ImageRole, Source
 
 PICTURE_COLUMNS = ("image", "picture", "file_name", "image_path", "path", "img", "jpg", "png")
@@ -70,19 +71,7 @@ class Table(Source):
             value = value.get("bytes") or value.get("path")
         if isinstance(value, bytes):
             return value
-        if not isinstance(value, str) or not value:
-            raise BadSample(self.key(number), "no picture", repr(value)[:60])
-        return self._file(number, value)
-
-    def _file(self, number: int, name: str) -> bytes:
-        root = self.pictures.resolve()
-        path = (root / name).resolve()
-        if not path.is_relative_to(root):
-            raise BadSample(self.key(number), "picture lies outside of its folder", name[:200])
-        try:
-            return path.read_bytes()
-        except (OSError, ValueError) as error:
-            raise BadSample(self.key(number), "picture cannot be read", str(error)) from error
+        return read_inside(self.pictures, value, self.key(number), role, MAX_PICTURE_BYTES)
 
     def _choose(self, columns: Iterable[str]) -> None:
         """Fix the columns of the picture and of the caption."""

@@ -18,6 +18,7 @@ import numpy as np
 from triptych.contracts import UserError
 
 BLOCK = 512  # bytes; headers and payloads begin at its multiples
+RECORD = 20 * BLOCK  # what tar rounds up the size of an archive to
 CHUNK = 256 * 1024  # bytes looked through at a time for the next header
 LONGEST_NAMES = 1 << 20  # bytes of a header of names; more is taken for damage
 
@@ -174,6 +175,8 @@ def _walk(file: int, end: int) -> Iterator[Member | Damage]:
         block = os.pread(file, BLOCK, position)
         header = parse_header(block)
         payload = position + BLOCK
+        if header is None and _only_zeros(file, position, end):
+            return
         if header is not None:
             size = payload_size(header, said)
             position = payload + -(-size // BLOCK) * BLOCK
@@ -190,16 +193,13 @@ def _walk(file: int, end: int) -> Iterator[Member | Damage]:
             if good:
                 continue
         following = _next_header(file, payload, end)
-        if following is not None:
-            # Zeros alone may be a hole that a download left, or the end of an archive that
-            # another one was appended to: not to be told apart.
-            yield Damage(DAMAGED)
-        elif header is not None or len(block) < BLOCK and any(block):
-            yield Damage(TRUNCATED)
-        elif any(block):
-            yield Damage(DAMAGED)
         if following is None:
+            noise = header is None and len(block) == BLOCK and any(block)
+            yield Damage(DAMAGED if noise else TRUNCATED)
             return
+        # Zeros alone may be a hole that a download left, or the end of an archive that another
+        # one was appended to: not to be told apart.
+        yield Damage(DAMAGED)
         position, said = following, {}
     yield Damage(TRUNCATED)  # a whole archive ends with zeros
 
@@ -250,6 +250,14 @@ def read_names(kind: bytes, payload: bytes) -> dict[str, bytes] | None:
         found[keyword.decode("utf-8", "replace")] = value
         start = stop
     return found
+
+
+def _only_zeros(file: int, start: int, end: int) -> bool:
+    """Whether this is how an archive ends: two blocks of zeros, and more up to a whole record.
+
+    More zeros than that are what a download left that had set the size of its file beforehand.
+    """
+    return end - start < 2 * BLOCK + RECORD and not any(os.pread(file, end - start, start))
 
 
 def _next_header(file: int, start: int, end: int) -> int | None:

@@ -26,6 +26,7 @@ from .tar import (
     KINDS,
     LONGEST_NAMES,
     NAMES,
+    RECORD,
     RECORDED,
     REGULAR,
     TRUNCATED,
@@ -153,9 +154,11 @@ def _members(
             block = _read(file, BLOCK)
             header = parse_header(block)
             if header is None:
-                if len(block) == BLOCK and not any(block):
-                    return  # a whole archive ends with zeros
-                yield Damage(TRUNCATED if len(block) < BLOCK else DAMAGED)
+                if len(block) < BLOCK or not any(block):
+                    if not _is_end(block, file):
+                        yield Damage(TRUNCATED)
+                else:
+                    yield Damage(DAMAGED)
                 return
             position += BLOCK
             size = payload_size(header, said)
@@ -189,6 +192,16 @@ def _members(
                 return
     except BROKEN:
         yield Damage(TRUNCATED)
+
+
+def _is_end(block: bytes, file: BinaryIO) -> bool:
+    """Whether an archive ends here as it should, by the rule of tar.py: zeros up to a record's end.
+
+    More of them, or something behind them, are a hole that a download left.
+    """
+    most = BLOCK + RECORD
+    rest = _read(file, most)
+    return len(block) == BLOCK and not any(rest) and len(rest) < most
 
 
 def _read(file: BinaryIO, size: int) -> bytes:

@@ -124,9 +124,9 @@ def test_samples_that_cannot_be_packed_are_counted(table, tmp_path):
         file.write("../secret.png,out of the folder,x\n")
     shards = packed(table, tmp_path / "out")
     assert skipped(shards) == {
-        "picture cannot be read": 1,
+        "picture is missing": 1,
         "picture is no JPEG, PNG or WebP": 1,
-        "picture lies outside of its folder": 1,
+        "picture lies outside of the data set's folder": 1,
     }
     folder = ShardFolder(tmp_path / "out").open()
     assert [folder.key(n)[-1] for n in range(len(folder))] == ["0", "3", "4", "5", "6"]
@@ -158,6 +158,35 @@ def test_json_lines_of_captions(table, tmp_path):
     source = source_at(path).open()
     assert [source.caption(n) for n in range(len(source))] == ["line 0", "line 3"]
     assert source.image(1) == (table.parent / "3.jpg").read_bytes()
+
+
+def test_conversations_and_edits_are_packed(table, tmp_path):
+    turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A square."}]
+    records = [
+        {"image": "0.jpg", "conversations": turns},
+        {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Ho"}]},
+        {"source": "1.png", "instruction": "more red", "target": "2.webp"},
+    ]
+    path = table.parent / "talks.jsonl"
+    path.write_text("\n".join(map(json.dumps, records)))
+    assert skipped(packed(path, tmp_path / "out")) == {"no picture": 1}
+    folder = ShardFolder(tmp_path / "out").open()
+    assert folder.facts(0)["conversation"] == [["What?", "A square."]]
+    assert folder.caption(1) == "more red"
+    assert folder.image(1, "source") == (table.parent / "1.png").read_bytes()
+    assert folder.image(1) == (table.parent / "2.webp").read_bytes()
+
+
+def test_a_folder_of_pictures(tmp_path):
+    for name in ("a b", "sub/c"):
+        path = tmp_path / "photos" / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encoded(1))
+        path.with_suffix(".txt").write_text(f"photo {name}")
+    packed(tmp_path / "photos", tmp_path / "out")
+    folder = ShardFolder(tmp_path / "out").open()
+    found = {folder.key(n).rpartition("-")[0]: folder.caption(n) for n in range(len(folder))}
+    assert found == {"a_b": "photo a b", "sub_c": "photo sub/c"}
 
 
 def test_a_parquet_file_of_a_hugging_face_data_set(tmp_path):

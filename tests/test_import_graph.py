@@ -12,7 +12,7 @@ SOURCES = {"triptych": "src/triptych"} | {
 }
 # A room may import its own layer and the layers above it in this list, but for EXCEPTIONS.
 LAYERS = [
-    ["contracts", "randomness", "resources", "version"],
+    ["contracts", "errors", "randomness", "resources", "version"],
     ["loss", "sampler", "prompts", "pictures", "freezing"],
     ["backbones", "weights", "shapes"],
     ["modules"],

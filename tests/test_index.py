@@ -282,6 +282,13 @@ def test_what_is_no_shard_is_refused_by_name_and_the_others_are_indexed(content,
     assert all(Path(f"{path}.idx").exists() for path in good)
 
 
+def test_a_link_to_a_shard_that_is_gone_is_refused_by_name(tmp_path):
+    shards_of(tmp_path, 1)
+    (tmp_path / "gone.tar").symlink_to(tmp_path / "elsewhere.tar")
+    with pytest.raises(UserError, match="gone.tar cannot be read: No such file"):
+        ShardFolder(tmp_path).open()
+
+
 @pytest.mark.parametrize("change", ["size", "time"])
 def test_an_index_of_another_shard_is_refused_and_made_again_when_asked(change, tmp_path):
     path = write(tmp_path / "a.tar", sample(1))
@@ -304,14 +311,14 @@ def test_a_wrong_byte_anywhere_in_an_index_is_noticed(tmp_path):
     for position in range(len(content)):
         damaged = bytearray(content)
         damaged[position] ^= 1
-        index_places(path)[0].write_bytes(damaged)
+        next(index_places(path)).write_bytes(damaged)
         with pytest.raises(UserError, match="damaged|no index of triptych|has version"):
             ShardIndex.of(path).key(0)
     for length in range(0, len(content), 13):
-        index_places(path)[0].write_bytes(content[:length])
+        next(index_places(path)).write_bytes(content[:length])
         with pytest.raises(UserError, match="is damaged|no index of triptych"):
             ShardIndex.of(path).key(0)
-    index_places(path)[0].write_bytes(content[:90])
+    next(index_places(path)).write_bytes(content[:90])
     assert isinstance(next(index_shards([path])), ShardIndex)
 
 

@@ -109,6 +109,14 @@ def test_damage_ends_the_shard_and_takes_its_neighbour_along():
     assert bad == ["damaged header"]
 
 
+def test_a_hole_of_zeros_is_not_the_end_of_a_shard():
+    whole = bytearray(shard(range(6)))
+    third = whole.index(b"0003.png")
+    whole[third : third + 1024] = bytes(1024)
+    good, bad = read(bytes(whole))
+    assert [one.key for one in good] == ["0000", "0001"] and bad == ["truncated"]
+
+
 def test_long_names_are_read():
     name = "x" * 150
     good, _ = read(tar([(f"{name}.png", encoded(1)), (f"{name}.txt", b"1")]))

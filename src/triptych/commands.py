@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from triptych.contracts import UserError
+from triptych.errors import UserError
 
 TINY = ["conf/model/tiny.yaml"]
 

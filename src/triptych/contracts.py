@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from triptych.errors import UserError as UserError  # everyone's, so importable from here too
+
 TEXT_TO_IMAGE = "text_to_image"
 IMAGE_TO_TEXT = "image_to_text"
 TEXT_TO_TEXT = "text_to_text"
@@ -27,13 +29,6 @@ FAMILIES = {
     IMAGE_TO_TEXT: IMAGE_TO_TEXT,
     TEXT_TO_TEXT: IMAGE_TO_TEXT,
 }
-
-
-class UserError(ValueError):
-    """Something the user gave is wrong; the message is one sentence that names it and the remedy.
-
-    The command line prints the message alone, without a traceback, and exits with status 1.
-    """
 
 
 @dataclass

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from triptych.contracts import UserError
+from triptych.errors import UserError
 
 FORMATTER = argparse.RawDescriptionHelpFormatter
 SOURCES = """\

@@ -19,3 +19,14 @@ def square(picture: Image.Image, size: int) -> Tensor:
     if picture.size != (size, size):
         picture = center_crop(resize(picture, size, InterpolationMode.BICUBIC), size)
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+
+
+def place_of_square(height: int, width: int, size: int) -> tuple[tuple[int, int], int, int]:
+    """Where `square` cuts: ((height, width) after scaling, top, left).
+
+    The long side is rounded down, half a pixel of the crop to even.
+    """
+    short = min(height, width)
+    scaled = (size * height // short, size * width // short)
+    top, left = (round((side - size) / 2) for side in scaled)
+    return scaled, top, left

@@ -1,0 +1,148 @@
+"""The records of a JSONL file by number: one pass finds where each begins, later runs know it.
+
+What was found is kept as NAME.jsonl.idx beside the file, or where `index_places` says when that
+folder cannot be written to: an int64 table whose first row is (size, mtime in ns, VERSION) of the
+file, and each other row (offset, bytes, size of its text) of a record. One that does not fit the
+file is made again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from triptych.contracts import UserError
+
+from .index import index_places
+
+VERSION = 1
+LONGEST = 1 << 20  # bytes of a record that is parsed
+
+
+class Lines:
+    """Records of a JSONL file; picklable, for loader workers.
+
+    Args:
+        path: the file.
+        measure: how much text is in a record, in bytes; called once a record.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+
+    def __init__(self, path: Path, measure: Callable[[object], int]) -> None:
+        self.path = path
+        self._file: int | None = None
+        try:
+            found = path.stat()
+            head = [found.st_size, found.st_mtime_ns, VERSION]
+            self.table = _kept(path, head)
+            if self.table is None:
+                self.table = _keep(path, np.array([head, *_scan(path, measure)], np.int64))
+        except OSError as error:
+            raise UserError(f"{path} cannot be read ({error.strerror}); check the path.") from error
+
+    def __len__(self) -> int:
+        return len(self.table) - 1
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_file": None}  # open files do not travel
+
+    def __del__(self) -> None:
+        if getattr(self, "_file", None) is not None:
+            os.close(self._file)
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """int64 [records], bytes of text."""
+        return self.table[1:, 2]
+
+    def __getitem__(self, number: int) -> object:
+        """Record `number`.
+
+        Raises:
+            ValueError: it is no JSON, or longer than LONGEST.
+        """
+        offset, length, _ = self.table[1 + number].tolist()
+        if length > LONGEST:
+            raise ValueError(f"{length:,} bytes, at most {LONGEST:,} are read")
+        if self._file is None:
+            self._file = os.open(self.path, os.O_RDONLY)
+        return parse(os.pread(self._file, length, offset))
+
+
+def parse(line: bytes) -> object:
+    """A record.
+
+    Raises:
+        ValueError: it is no JSON.
+    """
+    try:
+        return json.loads(line.decode("utf-8", "replace"))
+    except RecursionError as error:
+        raise ValueError("brackets in brackets without end") from error
+
+
+def _scan(path: Path, measure: Callable[[object], int]) -> list[tuple[int, int, int]]:
+    """(offset, bytes, size of its text) of each record; blank lines are none."""
+    rows = []
+    with path.open("rb") as file:
+        while True:
+            offset = file.tell()
+            line = file.readline(LONGEST + 1)
+            if not line:
+                return rows
+            if not line.endswith(b"\n") and len(line) > LONGEST:
+                rows.append((offset, len(line) + _skip(file), 0))
+            elif line.strip():
+                rows.append((offset, len(line), _measured(line, measure)))
+
+
+def _skip(file: BinaryIO) -> int:
+    """Go to the next line; how many bytes that were. Never holds more than LONGEST of them."""
+    skipped = 0
+    while rest := file.readline(LONGEST):
+        skipped += len(rest)
+        if rest.endswith(b"\n"):
+            break
+    return skipped
+
+
+def _measured(line: bytes, measure: Callable[[object], int]) -> int:
+    try:
+        return measure(parse(line))
+    except ValueError:
+        return 0
+
+
+def _kept(path: Path, head: list[int]) -> np.ndarray | None:
+    """The table of an earlier run, mapped, if it is of this file as it is now."""
+    for place in index_places(path):
+        try:
+            table = np.load(place, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, EOFError):
+            continue
+        if table.ndim == 2 and table.dtype == np.int64 and table[0].tolist() == head:
+            return table
+    return None
+
+
+def _keep(path: Path, table: np.ndarray) -> np.ndarray:
+    """Write the table whole or not at all; without a place to write it to, it lives in memory."""
+    for place in index_places(path):
+        temporary = place.with_name(f".{place.name}.{uuid.uuid4().hex}")
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            with temporary.open("wb") as file:
+                np.save(file, table, allow_pickle=False)
+            os.replace(temporary, place)
+            return np.load(place, mmap_mode="r", allow_pickle=False)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+    return table
