@@ -24,7 +24,7 @@ SIZES = {
     "even": np.full(6, 50),
     "tiny": np.array([10]),
 }
-WEIGHTS = {"eleven": 5, "even": 3, "tiny": 0.3}
+MIXTURE = Mixture({"eleven": 5, "even": 3, "tiny": 0.3})
 
 
 class Listed(Source):
@@ -64,7 +64,7 @@ def ids_alone(step, places, samples):
 def part(rank, world, bucket_batches=1, seed=0):
     """The dataset of one rank in a mixture of three data sets."""
     sources = [Listed(name, sizes) for name, sizes in SIZES.items()]
-    schedule = Schedule(sources, Mixture(WEIGHTS), GLOBAL_BATCH, seed, bucket_batches)
+    schedule = Schedule(sources, MIXTURE, GLOBAL_BATCH, seed, bucket_batches)
     return StepDataset(ids_alone, schedule, rank, world)
 
 
