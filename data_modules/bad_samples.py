@@ -40,7 +40,7 @@ class BadSamples:
         self.seen += len(batch)
         for key, reason in batch.skipped:
             self.note(key, reason)
-        self.judge("of the samples so far")
+        self.judge("so far")
 
     def note(self, key: str, reason: str, detail: str = "") -> None:
         """One sample that was skipped."""

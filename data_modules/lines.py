@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import uuid
+from array import array
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
@@ -44,7 +45,7 @@ class Lines:
             head = [found.st_size, found.st_mtime_ns, VERSION]
             self.table = _kept(path, head)
             if self.table is None:
-                self.table = _keep(path, np.array([head, *_scan(path, measure)], np.int64))
+                self.table = _keep(path, _scan(path, measure, head))
         except OSError as error:
             raise UserError(f"{path} cannot be read ({error.strerror}); check the path.") from error
 
@@ -89,19 +90,19 @@ def parse(line: bytes) -> object:
         raise ValueError("brackets in brackets without end") from error
 
 
-def _scan(path: Path, measure: Callable[[object], int]) -> list[tuple[int, int, int]]:
-    """(offset, bytes, size of its text) of each record; blank lines are none."""
-    rows = []
+def _scan(path: Path, measure: Callable[[object], int], head: list[int]) -> np.ndarray:
+    """The table of a file as it is now; blank lines are no records."""
+    rows = array("q", head)
     with path.open("rb") as file:
         while True:
             offset = file.tell()
             line = file.readline(LONGEST + 1)
             if not line:
-                return rows
+                return np.array(rows, np.int64).reshape(-1, len(head))
             if not line.endswith(b"\n") and len(line) > LONGEST:
-                rows.append((offset, len(line) + _skip(file), 0))
+                rows.extend((offset, len(line) + _skip(file), 0))
             elif line.strip():
-                rows.append((offset, len(line), _measured(line, measure)))
+                rows.extend((offset, len(line), _measured(line, measure)))
 
 
 def _skip(file: BinaryIO) -> int:
@@ -128,7 +129,7 @@ def _kept(path: Path, head: list[int]) -> np.ndarray | None:
             table = np.load(place, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError, EOFError):
             continue
-        if table.ndim == 2 and table.dtype == np.int64 and table[0].tolist() == head:
+        if table.ndim == 2 and len(table) and table.dtype == np.int64 and table[0].tolist() == head:
             return table
     return None
 

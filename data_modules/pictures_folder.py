@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import logging
 import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
@@ -60,8 +61,9 @@ class PictureFolder(Source):
                 f"the folder {self.path} holds no picture (jpg, png or webp) with a caption: put "
                 f"KEY.txt beside KEY.jpg, or name both in {TABLES[0]} (file_name,text)."
             )
-        if left_out:
-            log.warning("%s: %d left out: %s", self.path, sum(left_out.values()), left_out)
+        if left_out.total():
+            counts = ", ".join(f"{number} {reason}" for reason, number in (+left_out).items())
+            log.warning("%s: left out: %s", self.path, counts)
         self._names, self._rows, self._sizes = names, rows, np.array(sizes, np.int64)
         return self
 
@@ -93,26 +95,23 @@ class PictureFolder(Source):
         return self._sizes[np.asarray(numbers)]
 
 
-Found = tuple[list[str], list[dict] | None, list[int], dict[str, int]]
+Found = tuple[list[str], list[dict] | None, list[int], Counter[str]]
 """Names of pictures, rows of the table, bytes of captions, what is left out and how often."""
 
 
 def _of_files(folder: Path) -> Found:
     pictures: dict[str, str] = {}
     captions: dict[str, int] = {}
-    left_out: dict[str, int] = {}
+    left_out: Counter[str] = Counter()
     for name, size in sorted(_walk(folder)):
         suffix = PurePosixPath(name).suffix.lower()
         if suffix == ".txt":
             captions[_stem(name)] = size
         elif suffix in SUFFIXES and _stem(name) in pictures:
-            left_out["second picture of one caption"] = (
-                left_out.get("second picture of one caption", 0) + 1
-            )
+            left_out["second picture of one caption"] += 1
         elif suffix in SUFFIXES:
             pictures[_stem(name)] = name
-    if alone := sum(stem not in captions for stem in pictures):
-        left_out["picture without a caption"] = alone
+    left_out["picture without a caption"] = sum(stem not in captions for stem in pictures)
     stems = [stem for stem in pictures if stem in captions]
     return [pictures[stem] for stem in stems], None, [captions[stem] for stem in stems], left_out
 
@@ -131,18 +130,14 @@ def _walk(folder: Path, inside: str = "") -> Iterator[tuple[str, int]]:
 
 
 def _of_table(path: Path) -> Found:
-    rows, seen, left_out = [], set(), {}
-
-    def leave_out(reason: str) -> None:
-        left_out[reason] = left_out.get(reason, 0) + 1
-
+    rows, seen, left_out = [], set(), Counter()
     for row in _rows(path):
         if not isinstance(row, dict) or not isinstance(row.get("file_name"), str):
-            leave_out("row without file_name")
+            left_out["row without file_name"] += 1
         elif _caption(row) is None:
-            leave_out("row without text")
+            left_out["row without text"] += 1
         elif _stem(row["file_name"]) in seen:
-            leave_out("second row of one picture")
+            left_out["second row of one picture"] += 1
         else:
             seen.add(_stem(row["file_name"]))
             rows.append(row)
@@ -172,4 +167,4 @@ def _caption(row: dict) -> str | None:
 
 
 def _stem(name: str) -> str:
-    return str(PurePosixPath(name).with_suffix(""))
+    return os.path.splitext(name)[0]
