@@ -157,7 +157,7 @@ def convert(arguments: list[str]) -> None:
 
 
 def data(arguments: list[str]) -> None:
-    """Data before training (pack, index, inspect, features): triptych data pack --help"""
+    """Data before training: pack, index, inspect, features: triptych data inspect FOLDER"""
     from triptych.data_commands import run
 
     run(arguments)
