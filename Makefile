@@ -14,7 +14,7 @@ SHELL := /bin/bash
 STAMP := .venv/.set-up
 RUN := .venv/bin/python -m triptych
 STAGES := train-encoder train-decoder train-stage1 train-stage2 train-stage3 train-joint
-CODE := src callbacks data_modules tests conftest.py
+CODE := src callbacks data_modules tests benchmarks conftest.py
 
 # Bad input stops make here, before the environment is set up.
 ifneq ($(filter $(STAGES),$(MAKECMDGOALS)),)
@@ -38,7 +38,7 @@ ifneq ($(filter parity,$(MAKECMDGOALS)),)
   endif
 endif
 
-.PHONY: help setup $(STAGES) demo pretrain-tiny parity test lint clean
+.PHONY: help setup $(STAGES) demo pretrain-tiny parity bench-data test lint clean
 
 help: ## Show this help
 	@grep -hE '^[a-z0-9-]+:.*## ' $(firstword $(MAKEFILE_LIST)) \
@@ -90,6 +90,11 @@ pretrain-tiny: $(STAMP) ## Make the shipped weights again from nothing; resumabl
 
 parity: $(STAMP) ## Compare with recorded values of the published code: CASES=FOLDER
 	$(RUN) parity "$(CASES)" $(ARGS)
+
+bench-data: $(STAMP) ## Compare the data loader with webdataset and datasets; ends with JSON
+	@.venv/bin/python -c 'import datasets, pyarrow' 2>/dev/null || \
+		.venv/bin/python -m pip install -qq --no-input -c constraints.txt -e '.[dev,data]'
+	@.venv/bin/python benchmarks/data.py --out benchmarks/results/data.json $(ARGS)
 
 test: lint ## Lint, then run the whole test suite
 	.venv/bin/python -m pytest $(ARGS)

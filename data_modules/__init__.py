@@ -7,7 +7,7 @@ from .bad_samples import BadSamples
 from .batches import BatchBuilder
 from .conversations import ConversationFile
 from .decode import Decoder
-from .module import ShapesDataModule, ShardDataModule
+from .module import Ingredient, MixedDataModule, ShapesDataModule, ShardDataModule
 from .pictures_folder import PictureFolder
 from .shards import ShardFolder
 from .source import BadSample, Sample, Source
@@ -19,6 +19,8 @@ __all__ = [
     "BatchBuilder",
     "ConversationFile",
     "Decoder",
+    "Ingredient",
+    "MixedDataModule",
     "PictureFolder",
     "Reading",
     "Sample",
@@ -26,4 +28,13 @@ __all__ = [
     "ShardDataModule",
     "ShardFolder",
     "Source",
+    "StreamDataModule",
 ]
+
+
+def __getattr__(name: str):
+    if name == "StreamDataModule":  # see its file for why not before it is used
+        from .stream import StreamDataModule
+
+        return StreamDataModule
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

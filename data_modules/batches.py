@@ -27,6 +27,8 @@ class Example:
     """uint8 [3,s,s], the picture in the prompt."""
     target: Tensor | None = None
     """uint8 [3,S,S], the picture to make."""
+    features: Tensor | None = None
+    """[C,h,w], what the encoder makes of that picture, if it was computed before."""
 
 
 @dataclass
@@ -102,7 +104,11 @@ class BatchBuilder:
     def _example(self, reading: Reading, number: int, sample: int) -> Example:
         known = self.known
         prompt = reading.prompt(number, sample, known, self.seed)
-        target: ImageRole | None = "picture" if self.family == TEXT_TO_IMAGE else None
+        features: Tensor | None = None
+        target: ImageRole | None = None
+        if self.family == TEXT_TO_IMAGE:
+            features = reading.features and reading.features.get(number)
+            target = "picture" if features is None or known.pictures_too else None
         sizes: dict[ImageRole, list[int]] = {}  # role -> sizes: each picture is decoded once
         if prompt.shown:
             sizes.setdefault(prompt.shown, []).append(known.understanding_size)
@@ -114,6 +120,7 @@ class BatchBuilder:
             prompt,
             squares[prompt.shown][0] if prompt.shown else None,
             squares[target][-1] if target else None,
+            features,
         )
 
     def _squares(
@@ -149,7 +156,25 @@ class BatchBuilder:
             skipped=skipped,
         )
         if self.family == TEXT_TO_IMAGE:
-            batch.target_pixels = torch.stack([example.target for example in examples])
+            batch.target_pixels, _ = stack([example.target for example in examples])
+            batch.target_features, batch.has_features = stack(
+                [example.features for example in examples]
+            )
         else:
             batch.labels = pad([prompt.labels for prompt in prompts], IGNORED)[0]
         return batch
+
+
+def stack(rows: list[Tensor | None]) -> tuple[Tensor | None, Tensor | None]:
+    """Rows of one shape as a batch, zeros in the place of None, and which of them are there, [B].
+
+    The batch is None if no row is there; which are is None if all are.
+    """
+    there = [row for row in rows if row is not None]
+    if not there:
+        return None, None
+    if len(there) == len(rows):
+        return torch.stack(rows), None
+    empty = torch.zeros_like(there[0])
+    batch = torch.stack([empty if row is None else row for row in rows])
+    return batch, torch.tensor([row is not None for row in rows])

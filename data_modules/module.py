@@ -1,117 +1,326 @@
-"""The DataModules: shards in, batches out, at a position that is a function of the step."""
+"""The DataModules: data sets in, batches out, at a position that is a function of the step."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from lightning import LightningDataModule
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import CombinedLoader
-from torch.utils.data import DataLoader, Dataset, Sampler
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
-from triptych.contracts import FAMILIES, TEXT_TO_IMAGE, Preprocessing, UserError
+from triptych.contracts import (
+    FAMILIES,
+    TEXT_TO_IMAGE,
+    TEXT_TO_TEXT,
+    Preprocessing,
+    UserError,
+)
 from triptych.shapes.shards import ensure_shapes
 
-from .bad_samples import check_texts
+from .bad_samples import BadSamples, check_texts
 from .batches import BatchBuilder
-from .shards import ShardFolder, order
+from .decode import Decoder
+from .features import AUTO, NONE, use_features
+from .mixture import Mixture
+from .schedule import Schedule
+from .shards import ShardFolder
+from .source import Source
+from .steps import EvaluationDataset, StepDataset, StepLoader, Steps
 from .tasks import Reading
 
-# Validation draws must not depend on the step: their sample numbers start here.
-VALIDATION_SAMPLES = 1 << 40
+log = logging.getLogger(__name__)
 
 
-class StepDataset(Dataset):
-    """Item k is training batch k: a pure function of (seed, k, rank, world).
+@dataclass
+class Ingredient:
+    """One data set of a mixture.
 
-    The global batch k holds the global sample numbers k*world*batch_size ... and the ranks take
-    equal consecutive parts of it, so that the same pictures meet the same noise on any number of
-    ranks. Every sample comes once an epoch; the order differs between epochs.
+    Args:
+        source: the samples: any `Source`, by class_path.
+        task: what to make of them: "text_to_image", "image_to_image", "image_to_text" or
+            "text_to_text".
+        weight: share of the samples of its family, relative to the other data sets; null in all
+            of them is in proportion to their numbers of samples. 0 leaves it out.
+        text_only: share of image_to_text samples that talk about the caption, without a picture.
+        conversation: the list of [question, answer] turns among a sample's facts to learn from;
+            a picture without it is described by its caption.
+        turns: take so many turns of a conversation, others every time; null takes all, in order.
+        features: a folder that `triptych data features` made of these samples; "auto" takes
+            features/ beside the shards if it is there, "none" encodes every picture anew.
+    """
+
+    source: Source
+    task: str = TEXT_TO_IMAGE
+    weight: float | None = None
+    text_only: float = 0.0
+    conversation: str = "conversation"
+    turns: int | None = None
+    features: str = AUTO
+
+    def reading(self, name: str) -> Reading:
+        """The samples as the task reads them."""
+        return Reading(self.source, self.task, name, self.text_only, self.conversation, self.turns)
+
+
+class MixedDataModule(LightningDataModule):
+    """Data sets of any formats and tasks, mixed by weight.
+
+    Tasks that make pictures are one family, tasks that write text the other. The data sets of a
+    family share its batches; where there are both, every step takes one batch of each: joint
+    training.
+
+    Every sample comes once an epoch of its data set, whatever ranks and workers there are; the
+    log says how often each was gone through (`data/epochs/NAME`). A resumed run goes on with the
+    next sample, also on other ranks and workers, as long as the samples of a step are as many.
+
+    Args:
+        datasets: what to train on, by name.
+        val_datasets: what to validate on; null validates on the first training samples.
+        batch_size: samples per step and rank, of each family.
+        val_samples: how many samples to validate on, of each family.
+        num_workers: loader processes.
+        seed: of the order.
+        bucket_batches: sort captions by length among so many global batches, so that batches are
+            hardly padded; 1 leaves the order as it is, and so do data sets that do not know the
+            lengths of their captions.
+        max_bad_fraction: end the run when more of the samples than this cannot be used.
     """
 
     def __init__(
-        self, build: BatchBuilder, batch_size: int, seed: int, rank: int = 0, world: int = 1
+        self,
+        datasets: dict[str, Ingredient],
+        val_datasets: dict[str, Ingredient] | None = None,
+        batch_size: int = 16,
+        val_samples: int = 256,
+        num_workers: int = 0,
+        seed: int = 0,
+        bucket_batches: int = 64,
+        max_bad_fraction: float = 0.01,
     ) -> None:
-        self.build, self.batch_size, self.seed = build, batch_size, seed
-        self.rank, self.world = rank, world
-        self._epoch, self._order = -1, None
+        super().__init__()
+        if not datasets:
+            raise UserError("data.datasets is empty; name at least one data set.")
+        if batch_size < 1 or bucket_batches < 1:
+            raise UserError("data.batch_size and data.bucket_batches must be 1 or more.")
+        self.datasets, self.val_datasets = datasets, val_datasets or datasets
+        for name, each in [*self.datasets.items(), *self.val_datasets.items()]:
+            if each.task not in FAMILIES:
+                raise UserError(
+                    f"data set {name!r}: the task {each.task!r} is unknown; choose one of "
+                    f"{', '.join(FAMILIES)}."
+                )
+        self.batch_size, self.val_samples = batch_size, val_samples
+        self.num_workers, self.seed = num_workers, seed
+        self.bucket_batches, self.max_bad_fraction = bucket_batches, max_bad_fraction
+        self.known: Preprocessing | None = None
+        self.readings: dict[str, list[Reading]] = {}
+        """Family -> its data sets for training; empty before `setup`."""
+        self.val_readings: dict[str, list[Reading]] = {}
+        self.mixtures: dict[str, Mixture] = {}
+        self.bad_samples = BadSamples(max_bad_fraction)
+        self._digest: int | None = None
 
-    def __getitem__(self, step: int):
-        first = (step * self.world + self.rank) * self.batch_size
-        samples = range(first, first + self.batch_size)
-        return self.build(step, [(0, self._number(sample)) for sample in samples], samples)
+    def connect(self, known: Preprocessing) -> None:
+        """Take the model's tokenizer and sizes; done by `setup` under a Trainer."""
+        self.known = known
 
-    def _number(self, sample: int) -> int:
-        length = len(self.build.readings[0].source)
-        epoch, place = divmod(sample, length)
-        if epoch != self._epoch:
-            self._epoch, self._order = epoch, order(length, self.seed, epoch)
-        return int(self._order[place])
+    @property
+    def val_folder(self) -> Source:
+        """Validation samples to look at."""
+        return next(iter(self.val_datasets.values())).source
+
+    def preview_captions(self, number: int) -> list[str]:
+        """Captions of validation samples, for sample grids."""
+        return [self.val_folder.caption(n) for n in range(min(number, len(self.val_folder)))]
+
+    # Lightning hooks ----------------------------------------------------------------------------
+
+    def prepare_data(self) -> None:
+        """Open all data in one process first: what it builds, such as an index, is built once."""
+        for ingredient in [*self.datasets.values(), *self.val_datasets.values()]:
+            ingredient.source.open()
+
+    def setup(self, stage: str) -> None:
+        if self.known is None:
+            self.connect(self.trainer.lightning_module.preprocessing())
+        if self.readings:
+            return
+        self.val_readings = by_family(self.val_datasets)
+        readings = by_family(self.datasets)
+        self._take_features(readings)
+        self.mixtures = {family: Mixture(self.weights(family)) for family in readings}
+        for found in readings.values():
+            for reading in found:
+                check_pictures(reading)
+            check_texts(found, self.known, self.max_bad_fraction, self.seed)
+        self.readings = readings
+
+    def train_dataloader(self):
+        trainer = self.trainer
+        if trainer.max_steps < 1:
+            raise UserError("set --trainer.max_steps: the run's length is counted in steps.")
+        accumulate = trainer.accumulate_grad_batches
+        steps = Steps(trainer.global_step * accumulate, trainer.max_steps * accumulate)
+
+        def loader(family: str) -> StepLoader:
+            build = BatchBuilder(self.readings[family], self.known, self.seed)
+            dataset = StepDataset(
+                build, self.schedule(family), trainer.global_rank, trainer.world_size
+            )
+            return StepLoader(dataset, steps, self.num_workers)
+
+        return together({family: loader(family) for family in self.readings})
+
+    def val_dataloader(self):
+        return self._in_order(self.known)
+
+    def test_dataloader(self):
+        return self.val_dataloader()
+
+    def predict_dataloader(self):
+        """The validation captions, put to the model as whoever asks for a picture puts them."""
+        return self._in_order(replace(self.known, training_template=self.known.template))
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        for each in batch.values() if isinstance(batch, dict) else [batch]:
+            self.bad_samples.count(each)
+        return batch
+
+    def teardown(self, stage: str) -> None:
+        if stage == "fit" and self.readings and self.trainer is not None:
+            done = self.trainer.global_step * self.trainer.accumulate_grad_batches
+            for family in self.readings:
+                epochs = self.schedule(family).epochs(done)
+                seen = ", ".join(f"{name} {number:.2f}" for name, number in epochs.items())
+                rank_zero_info(f"epochs gone through after {done} batches of {family}: {seen}")
+        self.bad_samples.report()
+
+    def state_dict(self) -> dict[str, int]:
+        return {"order": self._order_digest()}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """A position is all that a run needs to go on, if the order is still the same."""
+        fitting = self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
+        if fitting and state["order"] != self._order_digest():
+            rank_zero_warn(
+                "the data, its weights, its seed or the samples of a step are others than when "
+                "the checkpoint was made: some samples of this epoch will come again or not at all."
+            )
+
+    # Others -------------------------------------------------------------------------------------
+
+    def _take_features(self, readings: dict[str, list[Reading]]) -> None:
+        """Give features that were made before to those who read pictures to be made."""
+        takers = [
+            (reading, datasets[reading.name].features)
+            for datasets, families in (
+                (self.datasets, readings),
+                (self.val_datasets, self.val_readings),
+            )
+            for reading in families.get(TEXT_TO_IMAGE, [])
+        ]
+        places = [(reading.source, where) for reading, where in takers]
+        caches = use_features(places, self.known, Decoder().way)
+        for (reading, _), cache in zip(takers, caches, strict=True):
+            reading.features = cache
+        self.known = replace(self.known, features=None)  # of no use in a loader's process
+
+    def weights(self, family: str) -> dict[str, float]:
+        """Weights of a family's data sets by name; their sizes, where none is given.
+
+        Raises:
+            UserError: some have a weight and some have none.
+        """
+        members = {n: each for n, each in self.datasets.items() if FAMILIES[each.task] == family}
+        without = [name for name, each in members.items() if each.weight is None]
+        if without and len(without) < len(members):
+            raise UserError(
+                f"data set {without[0]!r} has no weight, but others have one; give every data set "
+                "of a family a weight, or none of them."
+            )
+        return {
+            name: float(len(each.source) if each.weight is None else each.weight)
+            for name, each in members.items()
+        }
+
+    def schedule(self, family: str) -> Schedule:
+        """Which samples of a family make which batch of this run."""
+        world = self.trainer.world_size if self.trainer is not None else 1
+        return Schedule(
+            [reading.source for reading in self.readings[family]],
+            self.mixtures[family],
+            self.batch_size * world,
+            self.seed,
+            self.bucket_batches,
+        )
+
+    def _order_digest(self) -> int:
+        accumulate = self.trainer.accumulate_grad_batches if self.trainer is not None else 1
+        if self._digest is None:
+            digests = [self.schedule(family).digest() for family in self.readings]
+            self._digest = hash((accumulate, *digests))
+        return self._digest
+
+    def _in_order(self, known: Preprocessing):
+        def loader(family: str) -> StepLoader:
+            build = BatchBuilder(self.val_readings[family], known, self.seed)
+            dataset = EvaluationDataset(build, self.batch_size, self.val_samples)
+            return StepLoader(dataset, None, self.num_workers)
+
+        return together({family: loader(family) for family in self.val_readings})
 
 
-class Steps(Sampler[int]):
-    """Step numbers from `start` to `stop`. Its length is that of the whole run, as Lightning
-    counts on when it resumes in the middle."""
-
-    def __init__(self, start: int, stop: int) -> None:
-        self.start, self.stop = start, stop
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(range(self.start, self.stop))
-
-    def __len__(self) -> int:
-        return self.stop
+def by_family(datasets: Mapping[str, Ingredient]) -> dict[str, list[Reading]]:
+    """Family -> its data sets, opened."""
+    found: dict[str, list[Reading]] = {}
+    for name, ingredient in datasets.items():
+        ingredient.source.open()
+        reading = ingredient.reading(name)
+        found.setdefault(reading.family, []).append(reading)
+    return found
 
 
-class StepLoader(DataLoader):
-    """A loader of a `StepDataset` that Lightning knows to be resumable.
+def check_pictures(reading: Reading, most: int = 2000) -> None:
+    """Refuse a task that needs pictures where the first `most` samples have none.
 
-    There is no state to keep: a resumed run makes a new loader that starts at its global step.
+    Raises:
+        UserError: they have none.
     """
-
-    def state_dict(self) -> dict:
-        return {}
-
-    def load_state_dict(self, state: dict) -> None:
-        pass
-
-
-class EvaluationDataset(Dataset):
-    """The first `limit` samples in order, in batches."""
-
-    def __init__(self, build: BatchBuilder, batch_size: int, limit: int) -> None:
-        self.build, self.batch_size = build, batch_size
-        self.length = min(limit, len(build.readings[0].source))
-
-    def __len__(self) -> int:
-        return -(-self.length // self.batch_size)
-
-    def __getitem__(self, index: int):
-        first = index * self.batch_size
-        numbers = range(first, min(first + self.batch_size, self.length))
-        places = [(0, number) for number in numbers]
-        return self.build(index, places, [VALIDATION_SAMPLES + n for n in numbers])
+    if reading.task == TEXT_TO_TEXT:
+        return
+    looked_at = range(min(most, len(reading.source)))
+    if not any(reading.source.has(number, "picture") for number in looked_at):
+        raise UserError(
+            f"data set {reading.name!r} has no pictures, which {reading.task} needs; "
+            "give it the task text_to_text, or another source."
+        )
 
 
-class ShardDataModule(LightningDataModule):
+def together(loaders: dict[str, StepLoader]):
+    """One batch of each loader a step; of the only one, if there is no other."""
+    if len(loaders) == 1:
+        return next(iter(loaders.values()))
+    return CombinedLoader(loaders, "min_size")
+
+
+class ShardDataModule(MixedDataModule):
     """Captioned pictures (and conversations about them) from local WebDataset shards.
 
     Args:
         shards: folder, file or glob pattern of training shards.
         val_shards: the same for validation; null validates on the first training samples.
         tasks: what to make of the samples: "text_to_image", "image_to_image" (reconstruction, or
-            editing), "image_to_text" or "text_to_text"; several at once are joint training, with
-            one batch of each in every step.
-        batch_size: samples per step and rank, of each task.
-        val_samples: how many samples to validate on.
-        text_only: share of image_to_text samples that talk about the caption, without a picture.
-        conversation: the list of [question, answer] turns in KEY.json to learn from; a sample
-            without it is described by its caption.
-        turns: take so many turns of a conversation, others every time; null takes all, in order.
-        num_workers: loader processes.
-        seed: of the order.
+            editing), "image_to_text" or "text_to_text". One batch holds both tasks of a family;
+            tasks of both families are joint training, with one batch of each in every step.
+        text_only, conversation, turns: see `Ingredient`.
+        features: of the training shards, see `Ingredient`; for validation "auto", unless "none".
+        batch_size, val_samples, num_workers, seed, bucket_batches, max_bad_fraction: see
+            `MixedDataModule`.
     """
 
     def __init__(
@@ -126,100 +335,25 @@ class ShardDataModule(LightningDataModule):
         turns: int | None = None,
         num_workers: int = 0,
         seed: int = 0,
+        bucket_batches: int = 64,
+        max_bad_fraction: float = 0.01,
+        features: str = AUTO,
     ) -> None:
-        super().__init__()
-        self.shards, self.val_shards = shards, val_shards
         self.tasks = tasks or [TEXT_TO_IMAGE]
-        for task in self.tasks:
-            if task not in FAMILIES:
-                raise UserError(
-                    f"data.tasks: {task!r} is unknown; choose one of {', '.join(FAMILIES)}."
-                )
-        self.batch_size, self.val_samples, self.text_only = batch_size, val_samples, text_only
-        self.conversation, self.turns = conversation, turns
-        self.num_workers, self.seed = num_workers, seed
-        self.known: Preprocessing | None = None
-        self.train_folder: ShardFolder | None = None
 
-    def connect(self, known: Preprocessing) -> None:
-        """Take the model's tokenizer and sizes; done by `setup` under a Trainer."""
-        self.known = known
+        def datasets(place: str, features: str) -> dict[str, Ingredient]:
+            source, options = ShardFolder(place), (text_only, conversation, turns, features)
+            return {task: Ingredient(source, task, None, *options) for task in self.tasks}
 
-    def setup(self, stage: str) -> None:
-        if self.known is None:
-            self.connect(self.trainer.lightning_module.preprocessing())
-        if self.train_folder is None:
-            self.train_folder = ShardFolder(self.shards).open()
-            self.val_folder = ShardFolder(self.val_shards or self.shards).open()
-            readings = [self._reading(self.train_folder, task) for task in self.tasks]
-            check_texts(readings, self.known, max_fraction=0.01, seed=self.seed)
-
-    def train_dataloader(self):
-        trainer = self.trainer
-        if trainer.max_steps < 1:
-            raise UserError("set --trainer.max_steps: the run's length is counted in steps.")
-        accumulate = trainer.accumulate_grad_batches
-        steps = Steps(trainer.global_step * accumulate, trainer.max_steps * accumulate)
-        return self._by_task(
-            lambda task: self._loader(
-                StepDataset(
-                    self._builder(self.train_folder, task, self.known),
-                    self.batch_size,
-                    self.seed,
-                    trainer.global_rank,
-                    trainer.world_size,
-                ),
-                steps,
-            )
-        )
-
-    def val_dataloader(self):
-        return self._in_order(self.known)
-
-    def test_dataloader(self):
-        return self.val_dataloader()
-
-    def predict_dataloader(self):
-        """The validation captions, put to the model as whoever asks for a picture puts them."""
-        return self._in_order(replace(self.known, training_template=self.known.template))
-
-    def preview_captions(self, number: int) -> list[str]:
-        """Captions of validation samples, for sample grids."""
-        return [self.val_folder.caption(n) for n in range(min(number, len(self.val_folder)))]
-
-    def _in_order(self, known: Preprocessing):
-        return self._by_task(
-            lambda task: self._loader(
-                EvaluationDataset(
-                    self._builder(self.val_folder, task, known), self.batch_size, self.val_samples
-                )
-            )
-        )
-
-    def _by_task(self, make):
-        if len(self.tasks) == 1:
-            return make(self.tasks[0])
-        return CombinedLoader({task: make(task) for task in self.tasks}, "min_size")
-
-    def _builder(self, folder: ShardFolder, task: str, known: Preprocessing) -> BatchBuilder:
-        return BatchBuilder([self._reading(folder, task)], known, self.seed)
-
-    def _reading(self, folder: ShardFolder, task: str) -> Reading:
-        return Reading(
-            folder,
-            task,
-            text_only=self.text_only,
-            conversation=self.conversation,
-            turns=self.turns,
-        )
-
-    def _loader(self, dataset: Dataset, sampler: Sampler | None = None) -> DataLoader:
-        return StepLoader(
-            dataset,
-            batch_size=None,
-            sampler=sampler,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
+        super().__init__(
+            datasets(shards, features),
+            datasets(val_shards, NONE if features == NONE else AUTO) if val_shards else None,
+            batch_size,
+            val_samples,
+            num_workers,
+            seed,
+            bucket_batches,
+            max_bad_fraction,
         )
 
 
@@ -231,8 +365,8 @@ class ShapesDataModule(ShardDataModule):
         part: which of them to train on: "train", or "instruct" with short captions only.
         pictures: number of training pictures.
         world_seed: seed of the drawings.
-        tasks, batch_size, val_samples, text_only, conversation, turns, num_workers, seed: see
-            `ShardDataModule`.
+        tasks, batch_size, val_samples, text_only, conversation, turns, num_workers, seed,
+            bucket_batches, features: see `ShardDataModule`.
     """
 
     def __init__(
@@ -249,6 +383,8 @@ class ShapesDataModule(ShardDataModule):
         turns: int | None = None,
         num_workers: int = 0,
         seed: int = 0,
+        bucket_batches: int = 1,
+        features: str = AUTO,
     ) -> None:
         root = Path(folder)
         super().__init__(
@@ -262,6 +398,8 @@ class ShapesDataModule(ShardDataModule):
             turns,
             num_workers,
             seed,
+            bucket_batches,
+            features=features,
         )
         self.folder, self.pictures, self.world_seed = root, pictures, world_seed
 
@@ -270,3 +408,4 @@ class ShapesDataModule(ShardDataModule):
             ensure_shapes(self.folder, train=self.pictures, seed=self.world_seed)
         except ValueError as error:  # something else is in the folder
             raise UserError(str(error)) from error
+        super().prepare_data()

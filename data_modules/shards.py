@@ -96,6 +96,11 @@ class ShardFolder(Source):
             os.close(file)
 
     @property
+    def paths(self) -> list[Path]:
+        """The shards, in the order of their samples."""
+        return [index.shard for index in self.indexes]
+
+    @property
     def shard_sizes(self) -> np.ndarray:
         return np.diff(self._ends, prepend=0)
 
@@ -140,15 +145,15 @@ class ShardFolder(Source):
             raise BadSample(self.key(number), "its .json is no JSON object")
         return facts
 
-    def has(self, number: int, role: ImageRole) -> bool:
-        index, row, _ = self._place(number)
-        return index.member(row, role) is not None
-
     def image(self, number: int, role: ImageRole = "picture") -> bytes:
         picture = self._read(number, role, self.max_picture_bytes)
         if picture is None:
             raise BadSample(self.key(number), f"no {role}")
         return picture
+
+    def has(self, number: int, role: ImageRole) -> bool:
+        index, row, _ = self._place(number)
+        return index.member(row, role) is not None
 
     def _read(self, number: int, role: str, most: int) -> bytes | None:
         """A member of a sample, None where it has none."""
@@ -189,11 +194,6 @@ class ShardFolder(Source):
             self._files[shard] = os.open(self.indexes[shard].shard, os.O_RDONLY)
         self._files.move_to_end(shard)
         return self._files[shard]
-
-
-def order(length: int, seed: int, epoch: int) -> np.ndarray:
-    """The order of an epoch: a permutation of range(length), another one every epoch."""
-    return np.random.default_rng([seed, epoch]).permutation(length)
 
 
 def find_shards(source: str | Path) -> list[Path]:

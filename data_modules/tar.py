@@ -173,17 +173,17 @@ def _walk(file: int, end: int) -> Iterator[Member | Damage]:
     said: dict[str, bytes] = {}  # about the next member, by headers of names
     while position < end:
         block = os.pread(file, BLOCK, position)
-        header = _parse(block)
+        header = parse_header(block)
         payload = position + BLOCK
         if header is None and _only_zeros(file, position, end):
             return
         if header is not None:
-            size = _size(header, said)
+            size = payload_size(header, said)
             position = payload + -(-size // BLOCK) * BLOCK
             good = payload + size <= end
             if header.type in NAMES:
                 good = good and size <= LONGEST_NAMES
-                more = _names(header.type, os.pread(file, size, payload)) if good else None
+                more = read_names(header.type, os.pread(file, size, payload)) if good else None
                 good = more is not None
                 said |= more or {}
             else:
@@ -204,7 +204,7 @@ def _walk(file: int, end: int) -> Iterator[Member | Damage]:
     yield Damage(TRUNCATED)  # a whole archive ends with zeros
 
 
-def _parse(block: bytes) -> _Header | None:
+def parse_header(block: bytes) -> _Header | None:
     """A header, None where its checksum is wrong or it is no header."""
     if block[257:262] != b"ustar" or len(block) < BLOCK:
         return None
@@ -224,7 +224,7 @@ def _number(digits: bytes) -> int | None:
     return int(digits, 8) if digits.isdigit() and not set(digits) & set(b"89") else None
 
 
-def _size(header: _Header, said: dict[str, bytes]) -> int:
+def payload_size(header: _Header, said: dict[str, bytes]) -> int:
     """Bytes of payload behind a header."""
     if header.type in EMPTY:
         return 0
@@ -232,7 +232,7 @@ def _size(header: _Header, said: dict[str, bytes]) -> int:
     return int(larger) if header.type not in NAMES and larger.isdigit() else header.size
 
 
-def _names(kind: bytes, payload: bytes) -> dict[str, bytes] | None:
+def read_names(kind: bytes, payload: bytes) -> dict[str, bytes] | None:
     """What a header of names says about the next member; None where it makes no sense."""
     if kind == b"L":
         return {"path": payload.rstrip(b"\0")}
@@ -266,6 +266,6 @@ def _next_header(file: int, start: int, end: int) -> int | None:
         chunk = os.pread(file, CHUNK, position)
         blocks = np.frombuffer(chunk, np.uint8, len(chunk) // BLOCK * BLOCK).reshape(-1, BLOCK)
         for number in np.flatnonzero((blocks[:, 257:262] == list(b"ustar")).all(1)):
-            if _parse(blocks[number].tobytes()) is not None:
+            if parse_header(blocks[number].tobytes()) is not None:
                 return position + int(number) * BLOCK
     return None

@@ -36,6 +36,7 @@ from triptych.prompts import (
 )
 from triptych.randomness import uniform
 
+from .features import FeatureCache
 from .source import BadSample, ImageRole, Source
 from .texts import MAX_CHARACTERS, clean
 
@@ -66,6 +67,7 @@ class Reading:
         conversation: the list of [question, answer] turns among a sample's facts to learn from.
         turns: take so many turns of a conversation, others every time; None takes all, in order.
         max_characters: of a caption or of one turn.
+        features: of the pictures to make, computed before.
     """
 
     source: Source
@@ -75,6 +77,7 @@ class Reading:
     conversation: str = "conversation"
     turns: int | None = None
     max_characters: int = MAX_CHARACTERS
+    features: FeatureCache | None = None
 
     def __post_init__(self) -> None:
         if self.task not in FAMILIES:

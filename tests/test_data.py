@@ -16,11 +16,15 @@ from PIL import Image
 from triptych.contracts import IMAGE_TO_TEXT, TEXT_TO_IMAGE, Preprocessing, UserError
 from triptych.data_modules import (
     BadSample,
+    Reading,
     ShapesDataModule,
     ShardDataModule,
     ShardFolder,
+    Source,
 )
-from triptych.data_modules.module import (
+from triptych.data_modules.mixture import Mixture
+from triptych.data_modules.schedule import Schedule
+from triptych.data_modules.steps import (
     VALIDATION_SAMPLES,
     EvaluationDataset,
     StepDataset,
@@ -206,20 +210,46 @@ def test_a_folder_travels_to_workers_without_its_open_files(samples):
 # --- who gets which sample when -------------------------------------------------------------------
 
 
+class Numbered(Source):
+    """Samples that are known by their number alone."""
+
+    name = "numbered"
+
+    def __init__(self, length):
+        self.length = length
+
+    def open(self):
+        return self
+
+    def __len__(self):
+        return self.length
+
+    def key(self, number):
+        return str(number)
+
+    caption = image = key
+
+
 class Numbers:
     """Stands for a BatchBuilder: gives back what it was asked for."""
 
     def __init__(self, length):
-        self.readings = [SimpleNamespace(source=range(length))]
+        self.readings = [Reading(Numbered(length), TEXT_TO_IMAGE)]
 
     def __call__(self, step, places, samples):
-        return step, [number for _, number in places], list(samples)
+        return SimpleNamespace(
+            step=step, numbers=[number for _, number in places], samples=list(samples)
+        )
 
 
 def global_batch(length, batch_size, world, step, seed=0):
     """Numbers and global sample numbers of a step, the ranks' parts joined."""
-    parts = [StepDataset(Numbers(length), batch_size, seed, r, world)[step] for r in range(world)]
-    return [n for _, numbers, _ in parts for n in numbers], [s for *_, part in parts for s in part]
+    build = Numbers(length)
+    schedule = Schedule(
+        [build.readings[0].source], Mixture({"all": 1}), batch_size * world, seed=seed
+    )
+    parts = [StepDataset(build, schedule, rank, world)[step] for rank in range(world)]
+    return [n for part in parts for n in part.numbers], [s for p in parts for s in p.samples]
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
@@ -253,8 +283,9 @@ def test_steps_start_where_a_run_goes_on():
 def test_validation_takes_each_sample_once_with_numbers_of_its_own():
     dataset = EvaluationDataset(Numbers(10), 4, 7)
     seen = [dataset[i] for i in range(len(dataset))]
-    assert [n for _, numbers, _ in seen for n in numbers] == list(range(7))
-    assert all(s >= VALIDATION_SAMPLES for *_, samples in seen for s in samples)
+    assert [n for batch in seen for n in batch.numbers] == list(range(7))
+    samples = [s for batch in seen for s in batch.samples]
+    assert samples == list(range(VALIDATION_SAMPLES, VALIDATION_SAMPLES + 7))
     assert len(EvaluationDataset(Numbers(3), 4, 100)) == 1
 
 

@@ -90,7 +90,7 @@ def guarded(command: str, arguments: list[str]) -> None:
     import jsonargparse
     from omegaconf.errors import OmegaConfBaseException
 
-    from triptych.contracts import UserError
+    from triptych.errors import UserError
 
     try:
         if command in COMMANDS:

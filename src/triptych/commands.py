@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from triptych.contracts import UserError
+from triptych.errors import UserError
 
 TINY = ["conf/model/tiny.yaml"]
 
@@ -156,6 +156,13 @@ def convert(arguments: list[str]) -> None:
         parser.exit(130, "triptych: interrupted; the same command goes on where it stopped.\n")
 
 
+def data(arguments: list[str]) -> None:
+    """Data before training: pack, index, inspect, features: triptych data inspect FOLDER"""
+    from triptych.data_commands import run
+
+    run(arguments)
+
+
 def parity(arguments: list[str]) -> None:
     """Recorded values of the published code against ours: triptych parity ../shared/data/parity"""
     parser = argparse.ArgumentParser(prog="triptych parity", description=parity.__doc__)
@@ -192,6 +199,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "eval": evaluate,
     "demo": demo,
     "convert": convert,
+    "data": data,
     "parity": parity,
     "pretrain": pretrain,
 }

@@ -8,11 +8,15 @@ Shape letters, used in the whole package:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from triptych.errors import UserError as UserError  # everyone's, so importable from here too
 
 TEXT_TO_IMAGE = "text_to_image"
 IMAGE_TO_TEXT = "image_to_text"
@@ -25,13 +29,6 @@ FAMILIES = {
     IMAGE_TO_TEXT: IMAGE_TO_TEXT,
     TEXT_TO_TEXT: IMAGE_TO_TEXT,
 }
-
-
-class UserError(ValueError):
-    """Something the user gave is wrong; the message is one sentence that names it and the remedy.
-
-    The command line prints the message alone, without a traceback, and exits with status 1.
-    """
 
 
 @dataclass
@@ -58,11 +55,16 @@ class Batch:
     image_grid_thw: Tensor | None = None
     """[images,3] int64, grid of patches (time, height, width) of each image."""
     target_pixels: Tensor | None = None
-    """[B,3,H,W] uint8, the pictures to generate, encode or reconstruct."""
+    """[B,3,H,W] uint8, the pictures to generate, encode or reconstruct. Those whose features came
+    along are black, or None if all did, unless the model wants `Preprocessing.pictures_too`."""
     target_features: Tensor | None = None
-    """[B,C,h,w], features of `target_pixels` when they were computed before."""
+    """[B,C,h,w], features of the pictures when they were computed before."""
+    has_features: Tensor | None = None
+    """[B] bool, which rows of `target_features` were; None if all."""
     skipped: list[tuple[str, str]] = field(default_factory=list)
     """(key, reason) of samples that could not be used; others of the batch stand in for them."""
+    epochs: dict[str, float] = field(default_factory=dict)
+    """In training: how often each data set, by name, has been gone through after this batch."""
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -153,6 +155,9 @@ class ImageEncoder(Part):
     """(C, h, w), known from the configuration alone."""
     image_size: int
     """Side in pixels of the square picture that the encoder sees."""
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    """How colours in [0,1] are shifted and scaled; these are what `pixels_to_unit` does."""
 
     @abstractmethod
     def forward(self, pixels: Tensor) -> Tensor:
@@ -165,6 +170,22 @@ class ImageEncoder(Part):
         """
         size, device = self.image_size, next(self.parameters()).device
         return self(torch.zeros(1, 3, size, size, dtype=torch.uint8, device=device))
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What decides its features, beside its weights and the picture: class and settings.
+
+        The settings are the constructor's arguments of plain types; an encoder keeps them as
+        attributes of the same names.
+        """
+        plain = (bool, int, float, str, tuple, list, type(None))
+        given = ((name, getattr(self, name, self)) for name in signature(type(self)).parameters)
+        return {
+            "encoder": f"{type(self).__module__}.{type(self).__qualname__}",
+            "feature_shape": self.feature_shape,
+            "mean": self.mean,
+            "std": self.std,
+            **{name: value for name, value in given if isinstance(value, plain)},
+        }
 
 
 class VelocityModel(Part):
@@ -260,6 +281,11 @@ class Preprocessing:
     """How a caption is put to the model that makes a picture of it: of `prompts.TEMPLATES`."""
     training_template: str = "inference"
     """The same while that is learned and validated."""
+    features: Callable[[], dict[str, Any]] | None = None
+    """The identity that `Batch.target_features` must have to stand for this model's own, by name
+    of its points; reads weight files. None where no step takes features."""
+    pictures_too: bool = True
+    """Whether steps want the pictures also of samples that bring their features."""
 
 
 class Evaluator(ABC):

@@ -34,6 +34,8 @@ class EvaClip(ImageEncoder):
             whose noise has unit scale, learns badly.
     """
 
+    mean, std = CLIP_MEAN, CLIP_STD
+
     def __init__(
         self,
         image_size: int = 448,

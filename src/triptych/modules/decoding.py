@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -14,7 +16,7 @@ from triptych.contracts import (
     UserError,
 )
 from triptych.freezing import Optimization
-from triptych.modules.panel import Metrics, Panel
+from triptych.modules.panel import Metrics, Panel, target_features
 from triptych.weights import WeightFiles
 
 
@@ -49,10 +51,7 @@ class PixelDecoderModule(Panel):
         encoder = encoder or self.encoder
         if batch.target_pixels is None:
             raise UserError("the decoder trains on pictures, but the batch brings none.")
-        features = batch.target_features
-        if features is None:
-            with torch.no_grad():
-                features = encoder(batch.target_pixels).float()
+        features = target_features(batch, encoder)
         self._give_null(encoder)
         loss = self.decoder.loss(features, batch.target_pixels, self.seed, batch.samples)
         return loss, {"decoding": loss.detach()}
@@ -85,4 +84,6 @@ class PixelDecoderModule(Panel):
             self.decoder.set_null(encoder.blank_features().float()[0])
 
     def preprocessing(self) -> Preprocessing:
-        return Preprocessing(tokenizer=None, max_tokens=0, picture_size=self.encoder.image_size)
+        size = self.encoder.image_size
+        identity = partial(self.identity_of, self.encoder, size)
+        return Preprocessing(tokenizer=None, max_tokens=0, picture_size=size, features=identity)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Literal
 
 import torch
@@ -18,7 +19,7 @@ from triptych.contracts import (
 )
 from triptych.freezing import Optimization
 from triptych.loss import OBJECTIVES, TimeSampling, mse, path, sample_time
-from triptych.modules.panel import Metrics, Panel
+from triptych.modules.panel import Metrics, Panel, target_features
 from triptych.prompts import TemplateName
 from triptych.randomness import normal, uniform
 from triptych.sampler import noise_from_seeds, sample_flow, sample_regression
@@ -113,10 +114,7 @@ class GenerationModule(Panel):
             batch.understanding_pixels,
             batch.image_grid_thw,
         )
-        features = batch.target_features
-        if features is None:
-            with torch.no_grad():
-                features = encoder(batch.target_pixels).float()
+        features = target_features(batch, encoder)
         if self.objective.loss == "mse":
             x_t, t, target = torch.zeros_like(features), features.new_ones(len(batch)), features
         else:
@@ -178,4 +176,6 @@ class GenerationModule(Panel):
             image_inputs=self.understander.image_inputs,
             template=self.template,
             training_template=self.training_template,
+            features=partial(self.identity_of, self.encoder, self.encoder.image_size),
+            pictures_too=False,
         )

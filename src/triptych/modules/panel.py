@@ -8,7 +8,7 @@ import torch
 from lightning import LightningModule
 from torch import Tensor
 
-from triptych.contracts import Batch, Part, Preprocessing, UserError
+from triptych.contracts import Batch, ImageEncoder, Part, Preprocessing, UserError
 from triptych.freezing import (
     Optimization,
     freeze_all_but,
@@ -18,6 +18,7 @@ from triptych.freezing import (
 )
 from triptych.weights import WeightFiles, find_all, load_weights
 from triptych.weights.files import MADE_BY, full_name, label_of
+from triptych.weights.fingerprint import fingerprint
 
 Metrics = dict[str, Tensor]
 
@@ -78,6 +79,7 @@ class Panel(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         loss, metrics = self.step(batch)
         self.log_metrics("train", loss, metrics, len(batch))
+        self.log_epochs([batch])
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -141,6 +143,18 @@ class Panel(LightningModule):
 
     # Others -------------------------------------------------------------------------------------
 
+    def identity_of(self, encoder: ImageEncoder, picture_size: int) -> dict[str, Any]:
+        """All that decides the features of a picture: settings, weights, and how it is cut.
+
+        Reads the weight files; nothing need be built. Features of the same identity are the same.
+        """
+        path = next(name for name, module in self.named_modules() if module is encoder)
+        return {
+            **encoder.fingerprint(),
+            "picture_size": picture_size,
+            "weights": fingerprint(self.weights, full_name(path + ".")),
+        }
+
     def train(self, mode: bool = True) -> Panel:
         super().train(mode)
         if self.trained is not None:
@@ -156,6 +170,11 @@ class Panel(LightningModule):
         self.log(f"{prefix}/loss", loss.detach(), prog_bar=True, **options)
         self.log_dict(shown, **options)
 
+    def log_epochs(self, batches: list[Batch]) -> None:
+        """Log how far training has come in each data set."""
+        epochs = {f"data/epochs/{name}": n for each in batches for name, n in each.epochs.items()}
+        self.log_dict(epochs, batch_size=len(batches[0]), on_step=True, on_epoch=False)
+
     def _require_weights(self, filled: set[str]) -> None:
         """A frozen part of random numbers is a mistake: name it and the command that makes it."""
         for own_name, parameter in self.named_parameters():
@@ -166,3 +185,17 @@ class Panel(LightningModule):
                     f"this stage freezes {name.split('.')[0]!r} but has no weights for {name}; "
                     f"`{MADE_BY[label]}` makes them, --model.weights.{label}=FILE names them."
                 )
+
+
+@torch.no_grad()
+def target_features(batch: Batch, encoder: ImageEncoder) -> Tensor:
+    """Features float32 [B,C,h,w]: those that the batch brings, of other pictures the encoder's."""
+    if batch.target_features is None:
+        return encoder(batch.target_pixels).float()
+    features = batch.target_features.float()
+    if batch.has_features is None:
+        return features
+    missing = ~batch.has_features
+    features = features.clone()
+    features[missing] = encoder(batch.target_pixels[missing]).float()
+    return features

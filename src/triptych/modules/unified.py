@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Literal
 
 import torch
@@ -132,7 +133,7 @@ class UnifiedModule(Panel):
     def _wanted(self) -> set[str]:
         """The panels and parts that this stage computes with; without losses, all of them."""
         if not self.losses:
-            return {"understanding", "encoder", "generation", "decoding"} - self.left_out
+            return {"understanding", "encoder", "generation", "decoding", "vae"} - self.left_out
         wanted = set().union(*(NEEDS[name] for name in self.losses))
         if "generation" in wanted:
             wanted |= {"decoding"} if self.preview else {"vae"} & {self.generation.objective.target}
@@ -188,6 +189,8 @@ class UnifiedModule(Panel):
         loss = torch.stack([each for each, _ in steps]).sum()
         metrics = {name: value for _, more in steps for name, value in more.items()}
         self.log_metrics(prefix, loss, metrics, sum(len(each) for each in batches))
+        if prefix == "train":
+            self.log_epochs(batches)
         return loss
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
@@ -208,12 +211,30 @@ class UnifiedModule(Panel):
         if self.understanding is None:
             raise UserError("the model needs the understanding panel for its tokenizer.")
         known = self.understanding.preprocessing()
-        if self.encoder is not None:
-            known.picture_size = self.encoder.image_size
+        known.picture_size = self.picture_size
         if self.generation is not None:
             known.template = self.generation.template
             known.training_template = self.generation.training_template
+        if (encoder := self._encoder_of_targets()) is not None:
+            known.features = partial(self.identity_of, encoder, self.picture_size)
+            known.pictures_too = "decoding" in self.losses
         return known
+
+    @property
+    def picture_size(self) -> int:
+        """Side in pixels of the pictures that are encoded."""
+        if self.encoder is not None:
+            return self.encoder.image_size
+        if self.decoding is not None:
+            return self.vae.image_size
+        return self.understanding.preprocessing().picture_size
+
+    def _encoder_of_targets(self) -> ImageEncoder | None:
+        """The one frozen encoder whose features all losses of pictures take; else None."""
+        of_loss = {"generation": lambda: self.target_encoder, "decoding": lambda: self.encoder}
+        encoders = [of_loss[name]() for name in self.losses if name in of_loss]
+        alike = all(each is encoders[0] for each in encoders)
+        return encoders[0] if encoders and alike and "encoding" not in self.losses else None
 
     # Inference ----------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy
@@ -95,10 +96,16 @@ def write_shards(
     """
     folder = Path(folder)
     _refuse_full(folder)
-    with _WhenComplete(folder) as unfinished:
+    with _WhenComplete(folder) as unfinished, ExitStack() as files:
         pattern = str(unfinished).replace("%", "%%") + f"/{split}-%05d.tar"
         with webdataset.ShardWriter(
-            pattern, maxcount=samples_per_shard, verbose=0, encoder=False, mtime=0
+            pattern,
+            maxcount=samples_per_shard,
+            verbose=0,
+            # in its secure mode, which streaming turns on, it opens no local file by itself
+            opener=lambda path: files.enter_context(open(path, "wb")),
+            encoder=False,
+            mtime=0,
         ) as sink:
             for index in range(samples):
                 sink.write(make_sample(split, index, seed))

@@ -1,0 +1,260 @@
+"""Features computed once, found beside the shards: whose they are, whether they still hold.
+
+A folder of sidecars (see `sidecars`) with a manifest.json. The manifest's "identity" is all that
+decides the features of a picture; only a cache that agrees in every point with the model that is
+trained is used. `triptych data features` makes such a folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from torch import Tensor
+
+from triptych.contracts import Preprocessing, UserError
+
+from .sidecars import ENDING, Sidecar, read_metadata
+from .source import Source
+
+VERSION = 1
+MANIFEST = "manifest.json"
+AUTO, NONE = "auto", "none"
+OPEN = 64  # sidecars at a time, far below any limit on open files
+
+
+def digest(identity: dict[str, Any], dtype: str) -> str:
+    """A short name for what decides the numbers in a sidecar; each carries it."""
+    text = json.dumps([VERSION, identity, dtype], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def stamp(shard: Path) -> dict[str, int]:
+    """What tells that a shard is no longer the one that was read."""
+    found = shard.stat()
+    return {"size": found.st_size, "mtime_ns": found.st_mtime_ns}
+
+
+class FeatureCache:
+    """The features of a source's samples, by number. Picklable, for loader workers.
+
+    Args:
+        folder: with manifest.json and sidecars.
+        source: the samples, open; those of shards that the folder does not know have no features.
+
+    Raises:
+        UserError: the manifest is missing or damaged, a sidecar is missing, or a shard has
+            changed since its features were made.
+    """
+
+    def __init__(self, folder: Path, source: Source) -> None:
+        self.folder, self.source = folder, source
+        manifest = read_manifest(folder)
+        self.identity: dict[str, Any] = manifest["identity"]
+        self.dtype: str = manifest["dtype"]
+        self.error: float = manifest["relative_rms_error"]
+        self._digest = digest(self.identity, self.dtype)
+        self._ends = np.cumsum(source.shard_sizes)
+        self._known = self._check(manifest["shards"])
+        self._open: OrderedDict[int, Sidecar] = OrderedDict()
+
+    def _check(self, shards: dict[str, dict[str, int]]) -> list[bool]:
+        known = []
+        for path in self.source.paths:
+            entry = shards.get(path.name)
+            known.append(entry is not None)
+            if entry is None:
+                continue
+            now = stamp(path)
+            if {name: entry[name] for name in now} != now:
+                raise UserError(
+                    f"the shard {path} has changed since its features in {self.folder} were made; "
+                    f"{remedy(self.source)}."
+                )
+            if not (self.folder / (path.name + ENDING)).is_file():
+                raise UserError(
+                    f"the features of {path.name} are missing in {self.folder}; "
+                    f"{remedy(self.source)}."
+                )
+        return known
+
+    @property
+    def complete(self) -> bool:
+        """Whether every shard has features."""
+        return all(self._known)
+
+    def get(self, number: int) -> Tensor | None:
+        """Features [C,h,w] of a sample, float32 or bfloat16; None where there are none."""
+        shard = int(np.searchsorted(self._ends, number, "right"))
+        if not self._known[shard]:
+            return None
+        return self._sidecar(shard).get(self.source.key(number))
+
+    def _sidecar(self, shard: int) -> Sidecar:
+        if shard in self._open:
+            self._open.move_to_end(shard)
+            return self._open[shard]
+        path = self.folder / (self.source.paths[shard].name + ENDING)
+        sidecar = Sidecar(path)
+        if sidecar.metadata.get("digest") != self._digest:
+            raise UserError(
+                f"{path} is not of the run that made {self.folder / MANIFEST}; "
+                f"{remedy(self.source)}."
+            )
+        if len(self._open) >= OPEN:
+            self._open.popitem(last=False)
+        self._open[shard] = sidecar
+        return sidecar
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_open": OrderedDict()}  # mapped files do not travel
+
+    def __str__(self) -> str:
+        parts = sum(self._known), len(self._known)
+        shards = "" if self.complete else f", {parts[0]} of {parts[1]} shards"
+        return f"{self.folder} ({self.dtype}, relative error {self.error:.1e}{shards})"
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a folder of features.
+
+    Raises:
+        UserError: it is missing, damaged, or of another version.
+    """
+    path = folder / MANIFEST
+    try:
+        manifest = json.loads(path.read_text())
+        version = manifest["version"]
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{path} does not exist; `triptych data features FOLDER --out {folder}` makes it."
+        ) from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path} is damaged; delete it and run `triptych data features` again."
+        ) from error
+    if version != VERSION:
+        raise UserError(
+            f"{path} has version {version}, this program reads {VERSION}; "
+            "delete the folder and run `triptych data features` again."
+        )
+    return manifest
+
+
+def remedy(source: Source) -> str:
+    """What to do about a cache that does not hold."""
+    return (
+        f"run `triptych data features {source.name}` with this model, or train without them: "
+        "--data.features=none"
+    )
+
+
+def home(source: Source) -> Path | None:
+    """Where the features of a source are looked for: features/ beside its shards."""
+    paths = getattr(source, "paths", None)
+    return paths[0].parent / "features" if paths else None
+
+
+def find_features(source: Source, where: str = AUTO) -> FeatureCache | None:
+    """The cache of an open source.
+
+    Args:
+        where: a folder, "none", or "auto": features/ beside the shards, if it is there.
+
+    Raises:
+        UserError: a folder is named and holds no features, or the cache does not hold.
+    """
+    if where == NONE:
+        return None
+    folder = home(source)
+    if where == AUTO:
+        return FeatureCache(folder, source) if folder and (folder / MANIFEST).exists() else None
+    if folder is None:
+        raise UserError(
+            f"{source.name} is no folder of shards, so it has no features; remove features={where}."
+        )
+    return FeatureCache(Path(where), source)
+
+
+def use_features(
+    sources: Sequence[tuple[Source, str]], known: Preprocessing, decode: str
+) -> list[FeatureCache | None]:
+    """The caches that a run takes, one a source; they agree with each other and with the model.
+
+    Args:
+        sources: the run's sources, open, with where to look, see `find_features`.
+        known: of the model; `known.features` is what a cache must be of.
+        decode: how the run reads pictures of samples without features.
+
+    Raises:
+        UserError: a cache does not hold, or the first point in which it disagrees.
+    """
+    if known.features is None:
+        for source, where in sources:
+            if where not in (AUTO, NONE):
+                raise UserError(
+                    f"no step of this stage takes features; remove features={where} of "
+                    f"{source.name}."
+                )
+        return [None] * len(sources)
+    caches: dict[tuple[int, str], FeatureCache | None] = {}
+    for source, where in sources:  # tasks may share a source, and validation that of training
+        if (id(source), where) not in caches:
+            caches[id(source), where] = find_features(source, where)
+    found = [cache for cache in caches.values() if cache is not None]
+    _agree(found, known, decode)
+    for cache in found:
+        rank_zero_info(f"features from {cache}")
+    return [caches[id(source), where] for source, where in sources]
+
+
+def _agree(found: list[FeatureCache], known: Preprocessing, decode: str) -> None:
+    for other in found[1:]:
+        if point := difference(found[0].identity, other.identity):
+            raise UserError(
+                f"the features in {found[0].folder} and {other.folder} are of different encoders "
+                f"({point}); {remedy(other.source)}."
+            )
+    if not found:
+        return
+    if point := difference(found[0].identity, {**known.features(), "decode": decode}):
+        raise UserError(
+            f"the features in {found[0].folder} are not those of this model ({point}); "
+            f"{remedy(found[0].source)}."
+        )
+
+
+def difference(one: dict[str, Any], other: dict[str, Any]) -> str | None:
+    """The first point in which two identities differ, such as "pool 4 and 2"."""
+    for name in sorted(
+        one.keys() | other.keys(), key=lambda n: (n != "encoder", n == "weights", n)
+    ):
+        a, b = (json.loads(json.dumps(each.get(name))) for each in (one, other))
+        if a != b:
+            if name == "weights":
+                a, b = (str(each)[:8] for each in (a, b))
+            return f"{name} {a} and {b}"
+    return None
+
+
+def finished(shard: Path, folder: Path, wanted: str) -> bool:
+    """Whether the sidecar of a shard is there and holds.
+
+    Raises:
+        UserError: one is there that another encoder made, or in another dtype.
+    """
+    metadata = read_metadata(folder / (shard.name + ENDING))
+    if metadata is None:
+        return False
+    if metadata.get("digest") != wanted:
+        raise UserError(
+            f"{folder} holds features of another encoder or dtype; name another folder with --out, "
+            "or delete that one."
+        )
+    return json.loads(metadata["shard"]) == stamp(shard)

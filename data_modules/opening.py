@@ -1,0 +1,67 @@
+"""Which source a path is: what the data commands take."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from triptych.contracts import UserError
+
+from .conversations import ConversationFile
+from .pictures_folder import PictureFolder
+from .shards import ShardFolder
+from .source import Source
+from .tables import HuggingFaceTable, ParquetTable, TextTable, is_saved_dataset
+
+
+def source_at(
+    path: str | Path,
+    pictures: str | Path | None = None,
+    split: str | None = None,
+    picture_column: str | None = None,
+    caption_column: str | None = None,
+) -> Source:
+    """The source at a path, not open yet.
+
+    A folder of shards, of pictures with captions, of Parquet files, or that `datasets` saved; a
+    shard; a CSV or Parquet file; JSON lines of captions, of LLaVA conversations or of edits.
+
+    Args:
+        pictures: folder that the paths in a table or in a conversation file count from.
+        split: of a saved DatasetDict.
+        picture_column, caption_column: of a table.
+
+    Raises:
+        UserError: it is none of these.
+    """
+    path = Path(path)
+    columns: dict[str, Any] = {"picture_column": picture_column, "caption_column": caption_column}
+    if not path.exists():
+        raise UserError(f"{path} does not exist; give a folder or a file.")
+    if path.is_dir():
+        if is_saved_dataset(path):
+            return HuggingFaceTable(path, split, pictures=pictures, **columns)
+        if any(path.glob("*.tar")) or any(path.glob("*.tar.gz")):
+            return ShardFolder(path)
+        if next(path.rglob("*.parquet"), None):
+            return ParquetTable(path, pictures or path, **columns)
+        return PictureFolder(path)
+    if path.suffix == ".tar":
+        return ShardFolder(path)
+    if path.suffix == ".parquet":
+        return ParquetTable(path, pictures, **columns)
+    named = any(columns.values())
+    if path.suffix == ".csv" or (path.suffix == ".jsonl" and (named or not _usual(path))):
+        return TextTable(path, pictures, **columns)
+    if path.suffix in (".json", ".jsonl"):
+        return ConversationFile(path, pictures or path.parent)
+    raise UserError(
+        f"{path} is of no known kind; give a folder, or a .tar, .csv, .json, .jsonl or .parquet."
+    )
+
+
+def _usual(path: Path) -> bool:
+    """Whether JSON lines begin with a record that a `ConversationFile` reads."""
+    with path.open("rb") as file:
+        first = file.readline(1 << 20)
+    return any(b'"%s"' % name in first for name in (b"conversations", b"instruction", b"image"))

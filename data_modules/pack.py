@@ -1,0 +1,223 @@
+"""Any source into WebDataset shards: pictures as they are, the same bytes every time.
+
+Shard k holds the samples k*n ... of the source, in their order. So shards can be written by several
+processes, and a run that was stopped goes on with the shards that are missing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import re
+import tarfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from triptych.contracts import UserError
+
+from .parallel import each
+from .source import BadSample, ImageRole, Source
+
+MANIFEST = "pack.jsonl"
+PARTIAL = ".partial"  # shards that are being written
+LONGEST_KEY = 80  # characters: with a kind behind it, it fits into a plain tar header
+# Files that other commands lay beside the shards.
+OURS = re.compile(rf"shard-\d{{5,}}\.tar(\.idx)?|{MANIFEST}|features|\.(shard|pack).*")
+
+
+@dataclass
+class Packed:
+    """What one shard holds."""
+
+    shard: str
+    samples: int
+    skipped: dict[str, int] = field(default_factory=dict)
+    """reason -> samples that could not be read"""
+
+
+def pack(
+    source: Source,
+    folder: str | Path,
+    origin: dict,
+    samples_per_shard: int = 1000,
+    workers: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Packed]:
+    """Write FOLDER/shard-00000.tar and so on; shards that are complete already are left alone.
+
+    Args:
+        source: the samples, open.
+        origin: what tells this source from others; must be JSON.
+        workers: processes; None takes all cores.
+        progress: called with the number of shards that are done, and of all.
+
+    Raises:
+        UserError: the folder holds something else, or shards of another source.
+    """
+    folder = Path(folder)
+    plan = {"version": 1, "samples_per_shard": samples_per_shard, "samples": len(source), **origin}
+    done = _take_up(folder, plan)
+    shards = range(-(-len(source) // samples_per_shard))
+    missing = [shard for shard in shards if _name(shard) not in done]
+    job = _Job(source, folder, samples_per_shard)
+    for packed in each(job, missing, workers):
+        done[packed.shard] = packed
+        _append(folder, asdict(packed))
+        if progress:
+            progress(len(done), len(shards))
+    return [done[_name(shard)] for shard in shards]
+
+
+def skipped(shards: list[Packed]) -> Counter[str]:
+    """How many samples were left out, by reason."""
+    total: Counter[str] = Counter()
+    for shard in shards:
+        total.update(shard.skipped)
+    return total
+
+
+def safe_key(key: str) -> str:
+    r"""`key` in letters, digits, _ and -; a changed one ends in a hash, so that it stays unique.
+
+    webdataset ends a key at its first dot, so that there is none.
+    """
+    safe = re.sub(r"[^A-Za-z0-9_-]+", "_", key).strip("_") or "sample"
+    if safe == key and len(key) <= LONGEST_KEY:
+        return key
+    mark = hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()[:12]
+    return f"{safe[: LONGEST_KEY - len(mark) - 1]}-{mark}"
+
+
+def kind_of(picture: bytes) -> str | None:
+    """The kind of an encoded picture by its first bytes: jpg, png, webp or None."""
+    if picture.startswith(b"\xff\xd8\xff"):
+        return "jpg"
+    if picture.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "png"
+    if picture[:4] == b"RIFF" and picture[8:12] == b"WEBP":
+        return "webp"
+    return None
+
+
+def members(source: Source, number: int) -> Iterator[tuple[str, bytes]]:
+    """(kind, content) of the members of a sample: pictures, caption, what else is known.
+
+    Raises:
+        BadSample: there is no picture, or it is none that shards can hold.
+    """
+    facts = source.facts(number)
+    if source.has(number, "source"):
+        yield _picture(source, number, "source", "source.")
+    yield _picture(source, number, "picture", "")
+    try:
+        caption = source.caption(number)
+    except BadSample:  # a conversation needs none
+        if not facts:
+            raise
+    else:
+        yield "txt", caption.encode("utf-8", "replace")
+    if facts:
+        yield "json", json.dumps(facts, ensure_ascii=False, sort_keys=True).encode()
+
+
+def _picture(source: Source, number: int, role: ImageRole, prefix: str) -> tuple[str, bytes]:
+    if not source.has(number, role):
+        raise BadSample(source.key(number), f"no {role}")
+    content = source.image(number, role)
+    kind = kind_of(content)
+    if kind is None:
+        raise BadSample(source.key(number), f"{role} is no JPEG, PNG or WebP")
+    return prefix + kind, content
+
+
+@dataclass
+class _Job:
+    """Writes one shard; travels to the processes."""
+
+    source: Source
+    folder: Path
+    samples_per_shard: int
+
+    def __call__(self, shard: int) -> Packed:
+        first = shard * self.samples_per_shard
+        numbers = range(first, min(first + self.samples_per_shard, len(self.source)))
+        path = self.folder / _name(shard)
+        partial = path.with_name(f".{path.name}{PARTIAL}")
+        packed = Packed(path.name, 0)
+        lost: Counter[str] = Counter()
+        with tarfile.open(partial, "w", format=tarfile.USTAR_FORMAT) as tar:
+            for number in numbers:
+                try:
+                    sample = list(members(self.source, number))
+                except BadSample as bad:
+                    lost[bad.reason] += 1
+                    continue
+                key = safe_key(self.source.key(number))
+                for kind, content in sample:
+                    # no time, no owner: the same bytes every time
+                    info = tarfile.TarInfo(f"{key}.{kind}")
+                    info.size = len(content)
+                    tar.addfile(info, io.BytesIO(content))
+                packed.samples += 1
+        os.replace(partial, path)
+        packed.skipped = dict(lost)
+        return packed
+
+
+def _name(shard: int) -> str:
+    return f"shard-{shard:05d}.tar"
+
+
+def _take_up(folder: Path, plan: dict) -> dict[str, Packed]:
+    """Shards that are complete, from the manifest of a run before; refuses any other contents."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        there = sorted(path.name for path in folder.iterdir())
+    except OSError as error:
+        raise UserError(f"--out {folder} is no folder to write to: {error.strerror}.") from error
+    strange = [name for name in there if not OURS.fullmatch(name)]
+    if strange or (there and MANIFEST not in there):
+        raise UserError(
+            f"the folder {folder} holds something else already, {(strange or there)[0]} for one; "
+            "give an empty folder or a new one (--out)."
+        )
+    if not there:
+        _append(folder, plan)
+        return {}
+    lines = [_parsed(line) for line in (folder / MANIFEST).read_text("utf-8").splitlines()]
+    found, shards = lines[0] if lines else None, lines[1:]
+    if found is None:
+        raise UserError(f"{folder / MANIFEST} is damaged; delete the folder and pack it again.")
+    differing = [name for name in plan if found.get(name) != plan[name]]
+    if differing:
+        name = differing[0]
+        raise UserError(
+            f"the folder {folder} holds shards of another data set ({name} was "
+            f"{found.get(name)!r}, is {plan[name]!r}); give another folder (--out), or delete it."
+        )
+    for name in there:
+        if name.endswith(PARTIAL):
+            (folder / name).unlink()
+    # The last line may be half of one, after a crash: its shard is written again.
+    return {
+        shard["shard"]: Packed(**shard) for shard in shards if shard and shard["shard"] in there
+    }
+
+
+def _parsed(line: str) -> dict | None:
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None
+
+
+def _append(folder: Path, line: dict) -> None:
+    """The manifest is a line for the plan, then one for each shard as soon as it is complete."""
+    path = folder / MANIFEST
+    torn = path.exists() and not path.read_bytes().endswith(b"\n")
+    with path.open("a", encoding="utf-8") as file:
+        file.write("\n" * torn + json.dumps(line) + "\n")

@@ -1,0 +1,96 @@
+"""What a DataLoader reads: training batches by step, evaluation batches in order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from triptych.contracts import Batch
+
+from .batches import BatchBuilder
+from .schedule import Schedule
+
+# Validation draws must not depend on the step: their sample numbers start here.
+VALIDATION_SAMPLES = 1 << 40
+
+
+class StepDataset(Dataset):
+    """Item k is this rank's part of training batch k: a pure function of (schedule, k, rank).
+
+    The ranks take equal consecutive parts of a global batch, so that the same pictures meet the
+    same noise on any number of ranks.
+    """
+
+    def __init__(self, build: BatchBuilder, schedule: Schedule, rank: int = 0, world: int = 1):
+        self.build, self.schedule = build, schedule
+        size = schedule.global_batch // world
+        self.part = slice(rank * size, (rank + 1) * size)
+
+    def __getitem__(self, step: int) -> Batch:
+        positions = self.schedule.batch(step)[self.part]
+        places = (found.tolist() for found in self.schedule.locate(positions))
+        batch = self.build(step, list(zip(*places, strict=True)), positions.tolist())
+        batch.epochs = self.schedule.epochs(step + 1)
+        return batch
+
+
+class EvaluationDataset(Dataset):
+    """The first samples of every source in order, about `limit` in all, in batches.
+
+    Every source gives equally many, and a small one all that it has.
+    """
+
+    def __init__(self, build: BatchBuilder, batch_size: int, limit: int) -> None:
+        self.build, self.batch_size = build, batch_size
+        share = -(-limit // len(build.readings))
+        self.places = [
+            (place, number)
+            for place, reading in enumerate(build.readings)
+            for number in range(min(share, len(reading.source)))
+        ]
+
+    def __len__(self) -> int:
+        return -(-len(self.places) // self.batch_size)
+
+    def __getitem__(self, index: int) -> Batch:
+        first = index * self.batch_size
+        places: Sequence[tuple[int, int]] = self.places[first : first + self.batch_size]
+        samples = range(VALIDATION_SAMPLES + first, VALIDATION_SAMPLES + first + len(places))
+        return self.build(index, places, samples)
+
+
+class Steps(Sampler[int]):
+    """Step numbers from `start` to `stop`. Its length is that of the whole run, as Lightning
+    counts on when it resumes in the middle."""
+
+    def __init__(self, start: int, stop: int) -> None:
+        self.start, self.stop = start, stop
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self.start, self.stop))
+
+    def __len__(self) -> int:
+        return self.stop
+
+
+class StepLoader(DataLoader):
+    """A loader of whole batches that Lightning knows to be resumable.
+
+    There is no state to keep: a resumed run makes a new loader that starts at its global step.
+    """
+
+    def __init__(self, dataset: Dataset, sampler: Sampler | None, workers: int) -> None:
+        super().__init__(
+            dataset,
+            batch_size=None,
+            sampler=sampler,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+        )
+
+    def state_dict(self) -> dict:
+        return {}
+
+    def load_state_dict(self, state: dict) -> None:
+        pass

@@ -1,0 +1,285 @@
+"""Training from shards that cannot be seeked: over http(s), s3, hf, or gzipped.
+
+Shards are drawn at random, with replacement, by every loader worker for itself, and samples are
+shuffled in a buffer. So there are no epochs, some samples come twice before others come once, and a
+resumed run goes on at its step with another draw. Shards on a disk are better read by a
+`ShardDataModule`, which promises more.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from random import Random
+from typing import Any, Literal
+
+# Before webdataset is first imported, which reads it then: nothing runs a shell or unpickles. It
+# also keeps webdataset from opening local files by itself, so this file is imported only when used.
+os.environ["WDS_SECURE"] = "1"
+
+import numpy as np
+import webdataset
+from lightning import LightningDataModule
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from torch.utils.data import IterableDataset, get_worker_info
+from webdataset.filters import shuffle
+from webdataset.shardlists import ResampledShards, expand_urls
+
+from triptych.contracts import TEXT_TO_IMAGE, Batch, Preprocessing, UserError
+
+from .bad_samples import BadSamples, check_texts
+from .batches import BatchBuilder
+from .source import BadSample
+from .steps import EvaluationDataset, StepLoader
+from .tar_stream import (
+    BROKEN,
+    Caps,
+    Encoded,
+    StreamedSamples,
+    check_url,
+    open_url,
+    read_samples,
+)
+from .tasks import Reading
+
+webdataset.utils.enforce_security = True  # also where someone imported it before us
+
+MOST_EMPTY = 10  # shards in a row without a sample, then the run ends
+Task = Literal["text_to_image", "image_to_image", "image_to_text"]
+
+
+@dataclass
+class ShardStream(IterableDataset):
+    """Training batches from shards that are drawn at random, without end.
+
+    Worker w of W makes the batches start+w, start+w+W, ..., which is the order in which a
+    DataLoader takes them, so that every batch knows its step.
+
+    Args:
+        urls: the shards.
+        task: see `Reading`.
+        known: the model's tokenizer, limits and picture sizes.
+        batch_size: samples of this rank.
+        start, stop: steps of the run that are left.
+        rank, world: of this process.
+        seed: of the draw, together with all of the above.
+        buffer: samples, still encoded, that wait to be drawn from.
+        caps: largest members.
+    """
+
+    urls: list[str]
+    task: str
+    known: Preprocessing
+    batch_size: int
+    start: int
+    stop: int
+    rank: int = 0
+    world: int = 1
+    seed: int = 0
+    buffer: int = 256
+    caps: Caps = field(default_factory=Caps)
+
+    def __len__(self) -> int:
+        return self.stop  # of the whole run, as Lightning counts on when it resumes
+
+    def __iter__(self) -> Iterator[Batch]:
+        info = get_worker_info()
+        worker, workers = (info.id, info.num_workers) if info else (0, 1)
+        draw = np.random.SeedSequence([self.seed, self.start, self.rank, self.world, worker])
+        seed = int(draw.generate_state(1)[0])
+        problems: list[BadSample] = []
+        samples = self._samples(seed, problems)
+        for step in range(self.start + worker, self.stop, workers):
+            batch = self._batch(step, list(islice(samples, self.batch_size)))
+            batch.skipped += [(bad.key, bad.reason) for bad in problems]
+            problems.clear()
+            yield batch
+
+    def _batch(self, step: int, samples: list[Encoded]) -> Batch:
+        source = StreamedSamples("the stream", samples, self.caps)
+        build = BatchBuilder([Reading(source, self.task)], self.known, self.seed)
+        first = (step * self.world + self.rank) * self.batch_size
+        numbers = range(first, first + self.batch_size)
+        return build(step, [(0, place) for place in range(len(samples))], numbers)
+
+    def _samples(self, seed: int, problems: list[BadSample]) -> Iterator[Encoded]:
+        """Samples in a random order; what is wrong with others goes to `problems`."""
+        shards = ResampledShards(self.urls, deterministic=True, worker_seed=lambda: seed)
+        mixed = shuffle(self.buffer, initial=self.buffer, rng=Random(seed))
+        return mixed(self._read(iter(shards), problems))
+
+    def _read(self, shards: Iterator[dict], problems: list[BadSample]) -> Iterator[Encoded]:
+        empty = 0
+        for shard in shards:
+            found = 0
+            for sample in samples_at(shard["url"], self.caps):
+                if isinstance(sample, BadSample):
+                    problems.append(sample)
+                else:
+                    found += 1
+                    yield sample
+            empty = 0 if found else empty + 1
+            if empty == MOST_EMPTY:
+                raise UserError(
+                    f"the last {MOST_EMPTY} shards of the stream gave no sample, "
+                    f"{shard['url']} for one ({problems[-1] if problems else 'empty'})."
+                )
+
+
+def samples_at(url: str, caps: Caps) -> Iterator[Encoded | BadSample]:
+    """The samples of one shard; a shard that cannot be opened is one `BadSample`."""
+    try:
+        file = open_url(url)
+    except BROKEN as error:
+        yield BadSample(url, "shard cannot be opened", str(error))
+        return
+    with file:
+        yield from read_samples(file, caps)
+
+
+class StreamDataModule(LightningDataModule):
+    """Samples from shards that cannot be seeked, without an index.
+
+    Shards are WebDataset tars, gzipped or not, at http(s)://, s3://, gs://, hf:// or in files.
+    They are drawn at random with replacement; see the module's docstring for what that means.
+
+    Args:
+        urls: the shards; "https://host/{00000..00099}.tar" names a hundred.
+        val_urls: shards to validate on, their first samples; null takes those of the first of
+            `urls`.
+        task: text_to_image, image_to_image or image_to_text.
+        batch_size: samples per step and rank.
+        val_samples: how many samples to validate on; they are kept in memory, still encoded.
+        buffer: samples that wait in memory to be drawn from, of each worker, still encoded.
+        max_picture_bytes, max_text_bytes: larger members are read past.
+        max_bad_fraction: end the run when more of the samples than this cannot be used.
+        num_workers: loader processes.
+        seed: of the draw.
+    """
+
+    def __init__(
+        self,
+        urls: str | list[str],
+        val_urls: str | list[str] | None = None,
+        task: Task = TEXT_TO_IMAGE,
+        batch_size: int = 16,
+        val_samples: int = 64,
+        buffer: int = 256,
+        max_picture_bytes: int = 64 << 20,
+        max_text_bytes: int = 1 << 20,
+        max_bad_fraction: float = 0.01,
+        num_workers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.urls, self.val_urls = expanded(urls), expanded(val_urls or urls)
+        self.task, self.batch_size, self.val_samples = task, batch_size, val_samples
+        self.buffer, self.num_workers, self.seed = buffer, num_workers, seed
+        self.caps = Caps(max_picture_bytes, max_text_bytes)
+        self.max_bad_fraction = max_bad_fraction
+        self.bad_samples = BadSamples(max_bad_fraction)
+        self.known: Preprocessing | None = None
+        self.val_folder: StreamedSamples | None = None
+
+    def connect(self, known: Preprocessing) -> None:
+        """Take the model's tokenizer and sizes; done by `setup` under a Trainer."""
+        self.known = known
+
+    def preview_captions(self, number: int) -> list[str]:
+        """Captions of validation samples, for sample grids."""
+        return [self.val_folder.caption(n) for n in range(min(number, len(self.val_folder)))]
+
+    def setup(self, stage: str) -> None:
+        if self.known is None:
+            self.connect(self.trainer.lightning_module.preprocessing())
+        if self.val_folder is not None:
+            return
+        for url in (*self.urls, *self.val_urls):
+            check_url(url)
+        self.val_folder = StreamedSamples("the stream", self._first_samples(), self.caps)
+        check_texts([Reading(self.val_folder, self.task)], self.known, self.max_bad_fraction)
+
+    def train_dataloader(self) -> StepLoader:
+        trainer = self.trainer
+        if trainer.max_steps < 1:
+            raise UserError("set --trainer.max_steps: the run's length is counted in steps.")
+        accumulate = trainer.accumulate_grad_batches
+        rank_zero_info(
+            f"streaming {len(self.urls)} shards, drawn at random with replacement: there are no "
+            "epochs, and a resumed run goes on at its step with another draw, not with the next "
+            "sample."
+        )
+        stream = ShardStream(
+            self.urls,
+            self.task,
+            self.known,
+            self.batch_size,
+            trainer.global_step * accumulate,
+            trainer.max_steps * accumulate,
+            trainer.global_rank,
+            trainer.world_size,
+            self.seed,
+            self.buffer,
+            self.caps,
+        )
+        return StepLoader(stream, None, self.num_workers)
+
+    def val_dataloader(self) -> StepLoader:
+        return self._in_order(self.known)
+
+    def test_dataloader(self) -> StepLoader:
+        return self.val_dataloader()
+
+    def predict_dataloader(self) -> StepLoader:
+        """The validation captions, put to the model as whoever asks for a picture puts them."""
+        return self._in_order(replace(self.known, training_template=self.known.template))
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        self.bad_samples.count(batch)
+        return batch
+
+    def teardown(self, stage: str) -> None:
+        self.bad_samples.report()
+
+    def _in_order(self, known: Preprocessing) -> StepLoader:
+        build = BatchBuilder([Reading(self.val_folder, self.task)], known, self.seed)
+        dataset = EvaluationDataset(build, self.batch_size, self.val_samples)
+        return StepLoader(dataset, None, self.num_workers)
+
+    def _first_samples(self) -> list[Encoded]:
+        """The first samples of the validation shards.
+
+        Raises:
+            UserError: there is none, so that the addresses are wrong, or nobody answers.
+        """
+        found: list[Encoded] = []
+        last = None
+        for url in self.val_urls[:MOST_EMPTY]:
+            for sample in samples_at(url, self.caps):
+                if isinstance(sample, BadSample):
+                    last = sample
+                elif len(found) < self.val_samples:
+                    found.append(sample)
+                if len(found) >= self.val_samples:
+                    return found
+        if not found:
+            raise UserError(
+                f"no sample could be read from {self.val_urls[0]}: {last or 'it is empty'}."
+            )
+        return found
+
+
+def expanded(urls: str | list[str]) -> list[str]:
+    """Addresses, one a shard, braces written out.
+
+    Raises:
+        UserError: there is none.
+    """
+    found = [
+        url for each in ([urls] if isinstance(urls, str) else urls) for url in expand_urls(each)
+    ]
+    if not found:
+        raise UserError("data.urls is empty; give the address of a shard.")
+    return found

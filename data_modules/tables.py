@@ -1,0 +1,230 @@
+"""Tables of pictures and captions: CSV, JSON lines, Parquet, Hugging Face datasets on the disk.
+
+These are read in order to be packed into shards (`triptych data pack`). They work as sources of
+training too, but a table in memory is no way to hold a large data set.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from abc import abstractmethod
+from bisect import bisect_right
+from collections.abc import Iterable
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+from triptych.contracts import UserError
+
+from .files import MAX_PICTURE_BYTES, read_inside
+from .source import BadSample, ImageRole, Source
+
+PICTURE_COLUMNS = ("image", "picture", "file_name", "image_path", "path", "img", "jpg", "png")
+CAPTION_COLUMNS = ("caption", "text", "txt", "prompt", "description")
+NEED = "needs the package {}, which is not installed; run `pip install 'triptych[data]'`."
+
+
+class Table(Source):
+    """Rows with a picture, or the path of one, and a caption.
+
+    Keys are the numbers of the rows.
+
+    Args:
+        path: the table.
+        pictures: folder that paths of pictures count from; None is the table's own.
+        picture_column, caption_column: None takes the first of the usual names.
+
+    Raises:
+        UserError: there is no such table, or it has no such column.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        pictures: str | Path | None = None,
+        picture_column: str | None = None,
+        caption_column: str | None = None,
+    ) -> None:
+        self.path, self.name = Path(path), str(path)
+        self.pictures = Path(pictures) if pictures else self.path.parent
+        self.picture_column, self.caption_column = picture_column, caption_column
+
+    @abstractmethod
+    def row(self, number: int) -> dict[str, Any]:
+        """Column -> value; a picture as a path, as bytes, or as {"bytes": ..., "path": ...}."""
+
+    def key(self, number: int) -> str:
+        return f"{number:09d}"
+
+    def caption(self, number: int) -> str:
+        caption = self.row(number)[self.caption_column]
+        if not isinstance(caption, str):
+            raise BadSample(self.key(number), "caption is no text", repr(caption)[:60])
+        return caption.strip()
+
+    def image(self, number: int, role: ImageRole = "picture") -> bytes:
+        if role != "picture":
+            raise BadSample(self.key(number), f"no {role}")
+        value = self.row(number)[self.picture_column]
+        if isinstance(value, dict):
+            value = value.get("bytes") or value.get("path")
+        if isinstance(value, bytes):
+            return value
+        return read_inside(self.pictures, value, self.key(number), role, MAX_PICTURE_BYTES)
+
+    def _choose(self, columns: Iterable[str]) -> None:
+        """Fix the columns of the picture and of the caption."""
+        columns = list(columns)
+        self.picture_column = self._column(
+            columns, self.picture_column, PICTURE_COLUMNS, "pictures", "--picture-column"
+        )
+        self.caption_column = self._column(
+            columns, self.caption_column, CAPTION_COLUMNS, "captions", "--caption-column"
+        )
+
+    def _column(
+        self, columns: list[str], asked: str | None, usual: tuple[str, ...], what: str, flag: str
+    ) -> str:
+        chosen = next((name for name in ([asked] if asked else usual) if name in columns), None)
+        if chosen is None:
+            missing = f"no column {asked!r}" if asked else f"no column of {what} by a usual name"
+            raise UserError(
+                f"{self.path} has {missing}; name one of {', '.join(columns) or 'none'} ({flag})."
+            )
+        return chosen
+
+
+class TextTable(Table):
+    """A CSV with a line of names, or JSON lines, read into memory whole."""
+
+    def open(self) -> TextTable:
+        if hasattr(self, "_rows"):
+            return self
+        try:
+            with self.path.open(encoding="utf-8-sig", newline="") as file:
+                if self.path.suffix == ".jsonl":
+                    rows = [json.loads(line) for line in file if line.strip()]
+                else:
+                    rows = list(csv.DictReader(file))
+        except OSError as error:
+            raise UserError(f"the table {self.path} cannot be read: {error.strerror}.") from error
+        except (ValueError, csv.Error) as error:
+            raise UserError(f"the table {self.path} is damaged: {error}.") from error
+        if not rows or not all(isinstance(row, dict) for row in rows):
+            raise UserError(f"the table {self.path} has no rows with named columns.")
+        self._choose(rows[0])
+        columns = (self.picture_column, self.caption_column)
+        self._rows = [{name: row.get(name) for name in columns} for row in rows]
+        return self
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def row(self, number: int) -> dict[str, Any]:
+        return self._rows[number]
+
+
+class ParquetTable(Table):
+    """Parquet files, read a row group at a time."""
+
+    def open(self) -> ParquetTable:
+        if hasattr(self, "_groups"):
+            return self
+        parquet = _need("pyarrow.parquet", "pyarrow", self.path)
+        files = sorted(self.path.rglob("*.parquet")) if self.path.is_dir() else [self.path]
+        self._groups: list[tuple[Path, int]] = []
+        sizes: list[int] = []
+        for number, path in enumerate(files):
+            try:
+                file = parquet.ParquetFile(path)
+            except (OSError, ValueError) as error:  # pyarrow's own errors are ValueErrors
+                raise UserError(f"the Parquet file {path} cannot be read: {error}.") from error
+            with file:
+                if number == 0:
+                    self._choose(file.schema_arrow.names)
+                for group in range(file.num_row_groups):
+                    self._groups.append((path, group))
+                    sizes.append(file.metadata.row_group(group).num_rows)
+        self._ends = list(accumulate(sizes))
+        if not self._ends or not self._ends[-1]:
+            raise UserError(f"the Parquet files in {self.path} hold no rows.")
+        self._read: tuple[int, list[dict]] = (-1, [])
+        return self
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_read": (-1, [])}
+
+    def row(self, number: int) -> dict[str, Any]:
+        group = bisect_right(self._ends, number)
+        if self._read[0] != group:
+            from pyarrow import parquet
+
+            path, within = self._groups[group]
+            columns = [self.picture_column, self.caption_column]
+            with parquet.ParquetFile(path) as file:
+                self._read = group, file.read_row_group(within, columns).to_pylist()
+        return self._read[1][number - (self._ends[group - 1] if group else 0)]
+
+
+class HuggingFaceTable(Table):
+    """A data set that `datasets` saved to the disk (`save_to_disk`); nothing is downloaded.
+
+    Args:
+        split: which part of a DatasetDict; None takes "train", or the only one.
+        path, pictures, picture_column, caption_column: see `Table`.
+    """
+
+    def __init__(self, path: str | Path, split: str | None = None, **columns: Any) -> None:
+        super().__init__(path, **columns)
+        self.split = split
+
+    def open(self) -> HuggingFaceTable:
+        if hasattr(self, "_data"):
+            return self
+        datasets = _need("datasets", "datasets", self.path)
+        try:
+            data = datasets.load_from_disk(str(self.path))
+        except (OSError, ValueError) as error:
+            raise UserError(f"the data set in {self.path} cannot be read: {error}.") from error
+        if isinstance(data, dict):
+            split = self.split or (
+                "train" if "train" in data or len(data) != 1 else next(iter(data))
+            )
+            if split not in data:
+                raise UserError(
+                    f"the data set in {self.path} has no split {split!r}; "
+                    f"choose one of {', '.join(data)} (--split)."
+                )
+            data = data[split]
+        self._choose(data.column_names)
+        data = data.select_columns([self.picture_column, self.caption_column])
+        if isinstance(data.features[self.picture_column], datasets.Image):
+            # the files as they are, not decoded
+            data = data.cast_column(self.picture_column, datasets.Image(decode=False))
+        self._data = data
+        return self
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def row(self, number: int) -> dict[str, Any]:
+        return self._data[number]
+
+
+def _need(module: str, package: str, path: Path) -> Any:
+    """An optional package, or what to install."""
+    import importlib
+
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise UserError(f"{path} {NEED.format(package)}") from error
+
+
+def is_saved_dataset(path: Path) -> bool:
+    """Whether `datasets` saved this folder."""
+    return any((path / name).exists() for name in ("state.json", "dataset_dict.json"))

@@ -1,0 +1,257 @@
+"""`triptych data features`: the frozen encoder over shards, once, by Lightning's predict loop.
+
+Each process takes whole shards and writes one sidecar a shard; what is finished is not done again,
+so an interrupted run goes on, and several machines may each take a part of the shards.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import LightningDataModule, Trainer
+from lightning.pytorch.callbacks import BasePredictionWriter
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from triptych.contracts import UserError
+from triptych.data_modules import BadSample, ShardFolder
+from triptych.data_modules.decode import Decoder, PictureError
+from triptych.data_modules.features import MANIFEST, VERSION, digest, finished, home, stamp
+from triptych.data_modules.sidecars import ENDING, SidecarWriter, read_metadata
+from triptych.modules.features import FeatureModule, Pictures
+from triptych.pipeline import describe_model
+from triptych.version import __version__
+
+# Lightning wants to know which rows of a data set a batch has; our batches say so themselves.
+warnings.filterwarnings("ignore", message="Couldn't infer the batch indices")
+warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # as in lightning_cli
+
+
+def features(options: argparse.Namespace) -> None:
+    """Do what `triptych data features` was asked for; `data_commands` has the options."""
+    source = ShardFolder(options.folder).open()
+    refuse_equal_names(source.paths)
+    model = describe_model(options.config, options.flags)
+    module = FeatureModule(model, options.objective)
+    made = Making(
+        folder=options.out or home(source),
+        identity={**module.identity(), "decode": options.decode},
+        dtype=options.dtype,
+    )
+    line = made.extract(
+        source,
+        module,
+        options.batch_size,
+        options.workers or 0,
+        options.devices,
+        options.accelerator,
+        options.precision,
+    )
+    if line:
+        print(line)
+
+
+@dataclass
+class Making:
+    """A folder of features, as it is made."""
+
+    folder: Path
+    identity: dict[str, Any]
+    dtype: str
+
+    @property
+    def digest(self) -> str:
+        return digest(self.identity, self.dtype)
+
+    def extract(
+        self,
+        source: ShardFolder,
+        module: FeatureModule,
+        batch_size: int = 32,
+        workers: int = 0,
+        devices: int = 1,
+        accelerator: str = "auto",
+        precision: str = "32-true",
+    ) -> str | None:
+        """Write what is missing, then the manifest; a line about it, in the first process."""
+        todo = [
+            shard
+            for shard, samples in enumerate(source.shard_sizes)
+            if samples and not finished(source.paths[shard], self.folder, self.digest)
+        ]
+        if todo:
+            devices = min(devices, len(todo))  # whoever has no shard would not wait for the others
+            trainer = Trainer(
+                accelerator=accelerator,
+                devices=devices,
+                strategy="ddp" if devices > 1 else "auto",
+                precision=precision,
+                callbacks=[WriteSidecars(self, source, todo, module.encoder.feature_shape)],
+                logger=False,
+                enable_checkpointing=False,
+                enable_model_summary=False,
+                use_distributed_sampler=False,
+            )
+            read = PictureReader(source, Decoder(self.identity["decode"]), module.picture_size)
+            data = ShardPictures(read, todo, batch_size, workers)
+            trainer.predict(module, data, return_predictions=False)
+            if not trainer.is_global_zero:
+                return None
+        return self.write_manifest(precision)
+
+    def write_manifest(self, precision: str) -> str:
+        """Take together what the sidecars say; returns a line about it."""
+        shards, squares, errors = {}, 0.0, 0.0
+        for path in sorted(self.folder.glob("*" + ENDING)):
+            said = read_metadata(path)
+            if said is None or said.get("digest") != self.digest:
+                continue
+            counts = {name: int(said[name]) for name in ("samples", "unreadable")}
+            shards[path.name.removesuffix(ENDING)] = {**json.loads(said["shard"]), **counts}
+            squares += float(said["squares"])
+            errors += float(said["square_errors"])
+        error = (errors / squares) ** 0.5 if squares else 0.0
+        samples, unreadable = (
+            sum(each[name] for each in shards.values()) for name in ("samples", "unreadable")
+        )
+        manifest = {
+            "version": VERSION,
+            "identity": self.identity,
+            "dtype": self.dtype,
+            "relative_rms_error": error,
+            "samples": samples,
+            "unreadable": unreadable,
+            "shards": shards,
+            "made_with": {**versions(), "precision": precision},
+        }
+        partial = self.folder / (MANIFEST + ".partial")
+        partial.write_text(json.dumps(manifest, indent=1))
+        partial.replace(self.folder / MANIFEST)
+        return (
+            f"{self.folder}: features of {samples} samples in {len(shards)} shards, {self.dtype}, "
+            f"relative RMS error {error:.1e}; {unreadable} pictures could not be read"
+        )
+
+
+class WriteSidecars(BasePredictionWriter):
+    """One sidecar a shard, as the batches of its samples come in."""
+
+    def __init__(
+        self, made: Making, source: ShardFolder, shards: list[int], shape: tuple[int, int, int]
+    ) -> None:
+        super().__init__("batch")
+        self.made, self.source, self.shape = made, source, shape
+        # before they are read: one that changes meanwhile is then found to be another
+        self.stamps = {shard: stamp(source.paths[shard]) for shard in shards}
+        self._shard, self._writer, self._unreadable = -1, None, 0
+
+    def write_on_batch_end(
+        self, trainer, module, prediction: Tensor, indices, batch: Pictures, *numbers: int
+    ) -> None:
+        if batch.shard != self._shard:
+            self._finish()
+            path = self.made.folder / (self.source.paths[batch.shard].name + ENDING)
+            self._shard, self._writer = (
+                batch.shard,
+                SidecarWriter(path, self.made.dtype, self.shape),
+            )
+            self._unreadable = 0
+        self._writer.add(batch.keys, prediction)
+        self._unreadable += batch.unreadable
+
+    def on_predict_end(self, trainer: Trainer, module: FeatureModule) -> None:
+        self._finish()
+        trainer.strategy.barrier()  # the manifest is written when all have finished
+
+    def on_exception(self, trainer: Trainer, module: FeatureModule, exception) -> None:
+        if self._writer is not None:
+            self._writer.abandon()
+
+    def _finish(self) -> None:
+        if self._writer is not None:
+            self._writer.close(
+                {
+                    "digest": self.made.digest,
+                    "shard": json.dumps(self.stamps[self._shard]),
+                    "samples": str(len(self._writer.keys)),
+                    "unreadable": str(self._unreadable),
+                }
+            )
+            self._writer = None
+
+
+@dataclass(frozen=True)
+class PictureReader:
+    """A shard's pictures by number, as squares uint8 [3,size,size]; those that can be read."""
+
+    source: ShardFolder
+    decode: Decoder
+    size: int
+
+    def __call__(self, shard: int, numbers: range) -> Pictures:
+        keys, pictures = [], []
+        for number in numbers:
+            try:
+                pictures += self.decode(self.source.image(number), self.size)
+            except (BadSample, PictureError):
+                continue
+            keys.append(self.source.key(number))
+        none = torch.zeros(0, 3, self.size, self.size, dtype=torch.uint8)
+        pixels = torch.stack(pictures) if pictures else none
+        return Pictures(shard, keys, pixels, len(numbers) - len(keys))
+
+
+class ShardPictures(LightningDataModule):
+    """The pictures of shards, in order; every process takes shards of its own."""
+
+    def __init__(
+        self, read: PictureReader, shards: list[int], batch_size: int, workers: int
+    ) -> None:
+        super().__init__()
+        self.read, self.shards, self.batch_size, self.workers = read, shards, batch_size, workers
+
+    def predict_dataloader(self) -> DataLoader:
+        mine = self.shards[self.trainer.global_rank :: self.trainer.world_size]
+        dataset = PictureBatches(self.read, mine, self.batch_size)
+        return DataLoader(dataset, batch_size=None, num_workers=self.workers)
+
+
+class PictureBatches(Dataset):
+    """Item k is a batch of the pictures of one shard."""
+
+    def __init__(self, read: PictureReader, shards: list[int], batch_size: int) -> None:
+        self.read = read
+        ends = [0, *read.source.shard_sizes.cumsum().tolist()]
+        self.batches = [
+            (shard, range(first, min(first + batch_size, ends[shard + 1])))
+            for shard in shards
+            for first in range(ends[shard], ends[shard + 1], batch_size)
+        ]
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, index: int) -> Pictures:
+        return self.read(*self.batches[index])
+
+
+def refuse_equal_names(paths: list[Path]) -> None:
+    """Sidecars are named after their shards."""
+    names = [path.name for path in paths]
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"two shards are named {name}; take their folders one after the other.")
+
+
+def versions() -> dict[str, str]:
+    """What made the features, for the record."""
+    from importlib.metadata import version
+
+    packages = ("torch", "timm", "transformers", "diffusers", "pillow")
+    return {"triptych": __version__, **{name: version(name) for name in packages}}
