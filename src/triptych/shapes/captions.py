@@ -278,15 +278,18 @@ def _draw_request(rng: numpy.random.Generator, task: str, unseen: bool) -> Reque
 
 @cache
 def _cells_in(relation: str) -> tuple[tuple[int, int], ...]:
-    """Pairs of cells in a relation, with at least as much distance along it as across it."""
+    """Pairs of cells in a relation, on opposite sides of the picture.
+
+    So a relation says of each shape where it is to be, as people compose a picture; nearer pairs,
+    which the checker takes as well, would say a quarter of that.
+    """
     pairs = []
     for first in range(GRID**2):
         for second in range(GRID**2):
             down = second // GRID - first // GRID
             right = second % GRID - first % GRID
             along = {"left of": right, "right of": -right, "above": down, "below": -down}[relation]
-            across = down if relation in ("left of", "right of") else right
-            if along >= 1 and along >= abs(across):
+            if along == GRID - 1:
                 pairs.append((first, second))
     return tuple(pairs)
 
