@@ -164,7 +164,7 @@ def test_any_change_of_the_order_changes_the_digest():
 
 # --- padding --------------------------------------------------------------------------------------
 
-WORDS = "the red green blue yellow large small circle square triangle left of above with".split()
+WORDS = "the red green blue yellow large small circle square triangle left of above".split()
 RANK_BATCH = 16
 
 
