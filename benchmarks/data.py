@@ -1,7 +1,8 @@
 """How fast data becomes batches, against `webdataset` and Hugging Face `datasets`; ratios.
 
 Drawn JPEGs (gradients and noise, quality 90) of 512, 1024 and 2048 pixels a side become pictures of
-448: one process, one thread, the contestants in turn in every round, medians over the rounds.
+448: one process, one thread, the contestants in turn in every round, medians over the rounds, in
+seconds of the processor, so that what else the machine does weighs little.
 
     loader        our shards over their index, in the order of training, as uint8 (the model
                   normalises on its device)
@@ -167,16 +168,16 @@ def hugging_face(folder: Path, pictures: list[bytes]) -> Iterator:
 
 
 def in_turn(contestants: dict[str, Iterator], pictures: int, rounds: int) -> dict[str, float]:
-    """Median seconds a picture of each, after one batch that does not count."""
+    """Median processor seconds a picture of each, after one batch that does not count."""
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     for stream in contestants.values():
         next(stream)
     for _ in range(rounds):
         for name, stream in contestants.items():
-            started = time.perf_counter()
+            started = time.process_time()
             for _ in range(pictures // BATCH):
                 next(stream)
-            seconds[name].append((time.perf_counter() - started) / pictures)
+            seconds[name].append((time.process_time() - started) / pictures)
     return {name: statistics.median(found) for name, found in seconds.items()}
 
 
