@@ -39,7 +39,7 @@ class Checkpoint(ModelCheckpoint):
     # Lightning answers a SIGTERM with a broadcast inside of the signal handler, and ends each rank
     # where it happens to be. The ranks then wait for each other in different places, and saving,
     # which all of them take part in, never gets to last.ckpt. So with several processes we only
-    # note the signal, and all ranks end before the same step. A single process needs none of this.
+    # note the signal, and all ranks end after the same step. A single process needs none of this.
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         super().on_train_start(trainer, module)
@@ -50,9 +50,11 @@ class Checkpoint(ModelCheckpoint):
     def _note(self, *_: Any) -> None:
         self._told_to_end = True
 
-    def on_train_batch_start(
-        self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int
+    def on_train_batch_end(
+        self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        super().on_train_batch_start(trainer, module, batch, batch_idx)
+        super().on_train_batch_end(trainer, module, outputs, batch, batch_idx)
+        if trainer.global_step == trainer.max_steps:
+            return  # done anyway
         if trainer.strategy.reduce_boolean_decision(self._told_to_end, all=False):
             raise SIGTERMException
