@@ -36,10 +36,10 @@ class Checkpoint(ModelCheckpoint):
         )
         self._told_to_end = False
 
-    # Lightning answers a SIGTERM with a broadcast inside of the signal handler, and ends each rank
-    # where it happens to be. The ranks then wait for each other in different places, and saving,
-    # which all of them take part in, never gets to last.ckpt. So with several processes we only
-    # note the signal, and all ranks end after the same step. A single process needs none of this.
+    # Lightning answers a SIGTERM with a broadcast inside of the signal handler. In the middle of a
+    # step the other ranks wait for the gradients of this one instead: all hang until they are
+    # killed, and last.ckpt stays what it was. So with several processes we only note the signal,
+    # and all ranks end after the same step. A single process needs none of this.
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         super().on_train_start(trainer, module)

@@ -43,6 +43,8 @@ class Model(LightningModule):
 class Told(Callback):
     def on_train_batch_start(self, trainer, module, batch, batch_idx):
         os.write(1, f"rank {trainer.global_rank} after {trainer.global_step} steps\\n".encode())
+
+    def on_before_backward(self, trainer, module, loss):
         if trainer.is_global_zero and trainer.global_step == int(told_at):
             os.kill(os.getpid(), signal.SIGTERM)
 
@@ -155,7 +157,8 @@ def test_a_sigterm_to_one_of_two_processes_ends_both_after_the_same_step(tmp_pat
         said = re.findall(r"rank (\d) after (\d) steps", done.stdout)
         return [[int(step) for rank, step in said if rank == each] for each in "01"]
 
-    assert steps("2") == [[0, 1, 2]] * 2  # told in the third step, which every=2 does not save
+    # told in the third step, which every=2 does not save, while the other waits for its gradients
+    assert steps("2") == [[0, 1, 2]] * 2
     last = tmp_path / "checkpoints" / "last.ckpt"
     assert torch.load(last, weights_only=True)["global_step"] == 3
     assert steps("-1", str(last)) == [[3, 4, 5]] * 2
