@@ -66,12 +66,10 @@ def test_the_converted_model_answers(small):
 
 
 def test_stage_2_trains_from_the_converted_model(small, shapes_folder):
-    files = [
-        CONF / "base.yaml",
-        MODEL,
-        CONF / "stage2.yaml",
-        CONF / "recipes/blip3o_4b/stage2.yaml",
-    ]
+    # as `make train-stage2 DATA=FOLDER` has them
+    names = ["base", "stage2", "recipes/blip3o_4b/stage2", "data/folder"]
+    files = [CONF / f"{name}.yaml" for name in names]
+    files.insert(1, MODEL)
     trainer = {"max_steps": 2, "val_check_interval": 2, "log_every_n_steps": 1}
     trainer |= {"enable_progress_bar": "false"}
     run(
@@ -108,7 +106,7 @@ def test_converted_back_it_is_the_release_again_byte_for_byte(small):
 @pytest.mark.parametrize(
     ("status", "says", "words"),
     [
-        (1, "at least 1 step, not 0", ["--config", MODEL, "--model.decoding.decoder.steps=0"]),
+        (2, "at least 1 step, not 0", ["--config", MODEL, "--model.decoding.decoder.steps=0"]),
         (1, "nowhere.yaml does not exist; check the path", ["--config", "nowhere.yaml"]),
         (2, "unrecognized arguments: --sead=7", ["--config", MODEL, "--sead=7"]),
     ],
@@ -117,7 +115,7 @@ def test_bad_input_is_one_sentence(status, says, words, small):
     said = run(small, "generate", "a cat", *words, "--out", "none", status=status).splitlines()
     assert said[-1].startswith("triptych") and says in said[-1]
     assert not any("Traceback" in line for line in said) and not (small / "none").exists()
-    assert status == 2 or len(said) == 1
+    assert len(said) == 1 or says.startswith("unrecognized")  # argparse adds the usage
 
 
 def test_a_target_that_is_there_is_left_alone(small):
