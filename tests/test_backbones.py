@@ -413,6 +413,13 @@ def test_decoder_refuses_sizes_that_do_not_fit():
         model.build()
 
 
+def test_decoder_refuses_no_steps():
+    with pytest.raises(UserError, match="at least 1 step, not 0"):
+        decoder(steps=0)
+    with pytest.raises(UserError, match="at least 1 step, not 0"):
+        decoder().scheduler(steps=0)  # 0 is not "the default"
+
+
 # --- Qwen -----------------------------------------------------------------------------------------
 
 

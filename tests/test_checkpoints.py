@@ -1,9 +1,15 @@
 """What a run leaves behind, and what goes on from it: checkpoints and weight files."""
 
+import os
+import re
+import signal
+import subprocess
+import sys
+
 import pytest
 import torch
 from builders import CAPTIONS, data, needed, unified
-from lightning import Trainer
+from lightning import Callback, Trainer
 from lightning.pytorch.loggers import CSVLogger
 from safetensors.torch import load_file
 
@@ -11,14 +17,69 @@ from triptych.callbacks import Checkpoint, ExportWeights
 from triptych.contracts import UserError
 from triptych.weights import WeightFiles, read_metadata, save_weights
 
+TWO_PROCESSES = """
+import os, signal, sys
+import torch
+from lightning import Callback, LightningModule, Trainer
+from torch.utils.data import DataLoader
+from triptych.callbacks import Checkpoint
 
-def fit(model, shapes, folder, steps=6, ckpt_path=None, stage="stage2"):
+folder, told_at, *resumed = sys.argv[1:]
+
+class Model(LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(2, 1)
+
+    def training_step(self, batch, batch_idx):
+        return self.layer(batch).square().mean()
+
+    def train_dataloader(self):
+        return DataLoader(torch.ones(64, 2))
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+class Told(Callback):
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        os.write(1, f"rank {trainer.global_rank} after {trainer.global_step} steps\\n".encode())
+
+    def on_before_backward(self, trainer, module, loss):
+        if trainer.is_global_zero and trainer.global_step == int(told_at):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+Trainer(
+    accelerator="cpu",
+    devices=2,
+    strategy="ddp",
+    max_steps=6,
+    logger=False,
+    default_root_dir=folder,
+    callbacks=[Checkpoint(every=2), Told()],
+    enable_progress_bar=False,
+    enable_model_summary=False,
+).fit(Model(), ckpt_path=resumed[0] if resumed else None, weights_only=True)
+"""
+
+
+class Told(Callback):
+    """A SIGTERM to this process in the step after `at`."""
+
+    def __init__(self, at):
+        self.at = at
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        if trainer.global_step == self.at:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def fit(model, shapes, folder, steps=6, ckpt_path=None, stage="stage2", callbacks=()):
     """A fit with a checkpoint every 3 steps; leaves everything in folder/runs/version_0."""
     trainer = Trainer(
         max_steps=steps,
         accelerator="cpu",
         logger=CSVLogger(folder, name="runs"),
-        callbacks=[Checkpoint(every=3, keep=-1), ExportWeights()],
+        callbacks=[Checkpoint(every=3, keep=-1), ExportWeights(), *callbacks],
         enable_progress_bar=False,
         enable_model_summary=False,
         limit_val_batches=0,
@@ -65,6 +126,42 @@ def test_resuming_is_bit_identical(run, shapes_folder, weights, tmp_path):
     assert not same(before, trained(model))
     resumed = fit(unified("stage2", weights=weights), shapes_folder, tmp_path, 6, middle)
     assert same(trained(resumed), trained(model))
+
+
+def test_a_sigterm_leaves_a_checkpoint_that_resumes(run, shapes_folder, weights, tmp_path):
+    model, _ = run
+    with pytest.raises(SystemExit):
+        fit(unified("stage2", weights=weights), shapes_folder, tmp_path, callbacks=[Told(4)])
+    folder = tmp_path / "runs" / "version_0"
+    last = folder / "checkpoints" / "last.ckpt"
+    assert torch.load(last, weights_only=True)["global_step"] == 5
+    assert not (folder / "weights.safetensors").exists()
+    resumed = fit(unified("stage2", weights=weights), shapes_folder, tmp_path / "b", 6, last)
+    assert same(trained(resumed), trained(model))
+
+
+@pytest.mark.slow
+def test_a_sigterm_to_one_of_two_processes_ends_both_after_the_same_step(tmp_path):
+    def steps(*words):
+        """The steps that each rank had taken when it began another."""
+        (tmp_path / "two.py").write_text(TWO_PROCESSES)
+        done = subprocess.run(
+            [sys.executable, "two.py", tmp_path, *words],
+            cwd=tmp_path,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
+        assert "Traceback" not in done.stderr, done.stderr[-3000:]
+        said = re.findall(r"rank (\d) after (\d) steps", done.stdout)
+        return [[int(step) for rank, step in said if rank == each] for each in "01"]
+
+    # told in the third step, which every=2 does not save, while the other waits for its gradients
+    assert steps("2") == [[0, 1, 2]] * 2
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    assert torch.load(last, weights_only=True)["global_step"] == 3
+    assert steps("-1", str(last)) == [[3, 4, 5]] * 2
 
 
 @pytest.mark.parametrize("stage", ["stage1", "joint"])

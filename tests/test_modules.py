@@ -287,6 +287,11 @@ def test_an_unknown_loss_is_refused():
         unified(losses={"generatoin": 1.0})
 
 
+def test_generation_without_steps_is_refused():
+    with pytest.raises(UserError, match="at least 1 step, not 0"):
+        GenerationModule(dit(), steps=0)
+
+
 def test_a_missing_panel_is_refused():
     with pytest.raises(UserError, match="understanding loss needs the panel 'understanding'"):
         UnifiedModule(losses={"understanding": 1.0})

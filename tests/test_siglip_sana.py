@@ -291,6 +291,13 @@ def test_decoder_refuses_sizes_that_do_not_fit():
         sana(cross_heads=3)
 
 
+def test_decoder_refuses_no_steps():
+    with pytest.raises(UserError, match="at least 1 step, not 0"):
+        sana(steps=0)
+    with pytest.raises(UserError, match="at least 1 step, not 0"):
+        small_sana().decode(torch.randn(1, 32, 3, 3), [0], steps=0)
+
+
 # --- built on meta --------------------------------------------------------------------------------
 
 
@@ -596,6 +603,20 @@ def test_convert_refuses_what_does_not_belong_together(folders, tmp_path, capsys
             main(["convert", *map(str, words), str(target)])
         assert stopped.value.code == status and says in capsys.readouterr().err
         assert not target.exists()
+
+
+@pytest.mark.parametrize("kind", ["siglip2", "siglip2_vision_model"])
+def test_convert_says_which_siglip_2_it_takes(kind, folders, tmp_path, capsys):
+    naflex, target = tmp_path / "naflex", tmp_path / "ours"
+    naflex.mkdir()
+    (naflex / "config.json").write_text(f'{{"model_type": "{kind}"}}')
+    for sources in ([naflex], [naflex, folders / "sana"]):
+        with pytest.raises(SystemExit) as stopped:
+            main(["convert", *map(str, sources), str(target)])
+        said = capsys.readouterr().err
+        assert stopped.value.code == 1 and said.count("\n") == 1 and not target.exists()
+        assert f"config.json is of a NaFlex SigLIP 2 ({kind})" in said
+        assert "fixed resolution" in said and "google/siglip2-so400m-patch16-512" in said
 
 
 SWAP = [

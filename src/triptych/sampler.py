@@ -24,12 +24,21 @@ def times(steps: int) -> np.ndarray:
     Raises:
         UserError: there are no steps.
     """
+    require_steps(steps)
+    return np.linspace(1.0, 1.0 / steps, steps)
+
+
+def require_steps(steps: int) -> None:
+    """What every sampler asks of its number of steps: there is at least one.
+
+    Raises:
+        UserError: there are none.
+    """
     if steps < 1:
         raise UserError(
             f"sampling takes at least 1 step, not {steps}; set --steps, or `steps` of the "
             "generation panel or the decoder, to 1 or more."
         )
-    return np.linspace(1.0, 1.0 / steps, steps)
 
 
 def noise_from_seeds(shape: tuple[int, ...], seeds: Sequence[int], device=None) -> Tensor:

@@ -12,7 +12,7 @@ from triptych.backbones.dc_ae import DCAutoencoder
 from triptych.contracts import Condition, PixelDecoder, UserError
 from triptych.loss import TimeSampling, mse, path, sample_time
 from triptych.randomness import normal, uniform
-from triptych.sampler import sample_flow
+from triptych.sampler import require_steps, sample_flow
 
 
 class SanaDecoder(PixelDecoder):
@@ -55,6 +55,7 @@ class SanaDecoder(PixelDecoder):
                 f"decoder width {width} is no multiple of heads {heads} and cross_heads "
                 f"{cross_heads}; change one of the three."
             )
+        require_steps(steps)
         self.vae = vae
         self.width, self.depth, self.heads, self.cross_heads = width, depth, heads, cross_heads
         self.mlp_ratio, self.caption_width = mlp_ratio, caption_width
@@ -139,7 +140,7 @@ class SanaDecoder(PixelDecoder):
             self.velocity,
             Condition(self.connect(features)),
             normal(self.vae.feature_shape, 0, "decoder", seeds, features.device),
-            steps or self.steps,
+            self.steps if steps is None else steps,
             self.guidance if guidance is None else guidance,
             null=self.connect(null),
         )

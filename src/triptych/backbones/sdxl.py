@@ -13,6 +13,7 @@ from triptych.backbones.vae import KLAutoencoder
 from triptych.contracts import PixelDecoder, UserError
 from triptych.loss import mse
 from triptych.randomness import normal, uniform
+from triptych.sampler import require_steps
 
 NOISE_SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 TRAIN_TIMES = 1000
@@ -65,6 +66,7 @@ class SDXLDecoder(PixelDecoder):
         self.widths, self.depths = widths or [320, 640, 1280], depths or [0, 2, 10]
         if len(self.widths) != len(self.depths):
             raise UserError(f"decoder widths {self.widths} and depths {self.depths} must pair up.")
+        require_steps(steps)
         one = isinstance(head_width, int)
         self.head_widths = [head_width] * len(self.widths) if one else head_width
         self.layers_per_block, self.original_size = layers_per_block, original_size
@@ -166,6 +168,8 @@ class SDXLDecoder(PixelDecoder):
 
     def scheduler(self, steps: int | None = None, device=None) -> EulerDiscreteScheduler:
         """The integrator of `sample`, set to `steps`."""
+        steps = self.steps if steps is None else steps
+        require_steps(steps)
         scheduler = EulerDiscreteScheduler(
             TRAIN_TIMES,
             **NOISE_SCHEDULE,
@@ -173,7 +177,7 @@ class SDXLDecoder(PixelDecoder):
             timestep_spacing="leading",
             steps_offset=1,
         )
-        scheduler.set_timesteps(steps or self.steps, device=device)
+        scheduler.set_timesteps(steps, device=device)
         return scheduler
 
     @torch.no_grad()

@@ -22,7 +22,7 @@ from triptych.loss import OBJECTIVES, TimeSampling, mse, path, sample_time
 from triptych.modules.panel import Metrics, Panel, target_features
 from triptych.prompts import TemplateName
 from triptych.randomness import normal, uniform
-from triptych.sampler import noise_from_seeds, sample_flow, sample_regression
+from triptych.sampler import noise_from_seeds, require_steps, sample_flow, sample_regression
 from triptych.weights import WeightFiles
 
 
@@ -76,6 +76,7 @@ class GenerationModule(Panel):
         weights: WeightFiles | None = None,
         seed: int = 0,
     ) -> None:
+        require_steps(steps)
         super().__init__(optimization, trains or ["queries", "dit"], weights, seed)
         self.dit, self.number_of_queries = dit, number_of_queries
         self.objective, self.query_std = OBJECTIVES[objective], query_std

@@ -27,6 +27,9 @@ from triptych.weights.safetensors_stream import write_tensors
 from triptych.weights.staging import Staging, fingerprint, refuse_existing
 
 SIGLIP = ("siglip", "siglip_vision_model")  # `model_type` of a config.json
+# SigLIP 2 for pictures of any shape (NaFlex): its patches are cut before the tower sees them. The
+# SigLIP 2 of fixed resolution call themselves `siglip`.
+NAFLEX = ("siglip2", "siglip2_vision_model")
 RELEASED_TOWER = "encoder.model."
 RELEASED_TRANSFORMER = "transformer.transformer."
 RELEASED_VAE = "vae."
@@ -92,12 +95,18 @@ def recognised(source: Path) -> bool:
     """Whether a source is for `convert_siglip_sana`, by its folders, config.json or key names.
 
     Raises:
-        UserError: its config.json or its weights cannot be read.
+        UserError: its config.json or its weights cannot be read, or it is a NaFlex SigLIP 2.
     """
     if (source / "transformer").is_dir():
         return True
     config = source / "config.json"
     kind = str(read_json(config).get("model_type")) if config.is_file() else ""
+    if kind in NAFLEX:
+        raise UserError(
+            f"{config} is of a NaFlex SigLIP 2 ({kind}), which takes pictures of any shape, and "
+            "ours is of fixed resolution; take such a checkpoint (siglip), as "
+            "google/siglip2-so400m-patch16-512 is."
+        )
     if kind in (*SIGLIP, *BLIP3O, *STOCK):
         return kind in SIGLIP
     names = (source / name for pair in FOLDER_WEIGHTS for name in pair)
