@@ -52,7 +52,7 @@ class Decoder:
     """Decodes one picture to squares of one or several sizes.
 
     Args:
-        way: "pillow" is the published transform, call by call. "torchvision" is three times as
+        way: "pillow" is the published transform, call by call. "torchvision" is about three times as
             fast: torchvision decodes JPEG, torch's vector code scales. It differs by rounding, on
             average by 0.005 to 0.03 of 255, and by up to 0.3 for some pictures that are more than
             twice as high as wide. A JPEG with at least four times the side that is asked for is

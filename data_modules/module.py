@@ -24,7 +24,7 @@ from triptych.shapes.shards import ensure_shapes
 
 from .bad_samples import BadSamples, check_texts
 from .batches import BatchBuilder
-from .decode import Decoder
+from .decode import Decoder, DecodeWay
 from .features import AUTO, NONE, use_features
 from .mixture import Mixture
 from .schedule import Schedule
@@ -89,6 +89,9 @@ class MixedDataModule(LightningDataModule):
             hardly padded; 1 leaves the order as it is, and so do data sets that do not know the
             lengths of their captions.
         max_bad_fraction: end the run when more of the samples than this cannot be used.
+        decode: how pictures become squares, see `Decoder`: "torchvision", or "pillow" for the
+            published transform to the bit.
+        max_pixels: a picture of more pixels is a bad sample, and is not decoded.
     """
 
     def __init__(
@@ -101,6 +104,8 @@ class MixedDataModule(LightningDataModule):
         seed: int = 0,
         bucket_batches: int = 64,
         max_bad_fraction: float = 0.01,
+        decode: DecodeWay = "torchvision",
+        max_pixels: int = Decoder.max_pixels,
     ) -> None:
         super().__init__()
         if not datasets:
@@ -117,6 +122,7 @@ class MixedDataModule(LightningDataModule):
         self.batch_size, self.val_samples = batch_size, val_samples
         self.num_workers, self.seed = num_workers, seed
         self.bucket_batches, self.max_bad_fraction = bucket_batches, max_bad_fraction
+        self.decoder = Decoder(decode, max_pixels)
         self.known: Preprocessing | None = None
         self.readings: dict[str, list[Reading]] = {}
         """Family -> its data sets for training; empty before `setup`."""
@@ -168,7 +174,7 @@ class MixedDataModule(LightningDataModule):
         steps = Steps(trainer.global_step * accumulate, trainer.max_steps * accumulate)
 
         def loader(family: str) -> StepLoader:
-            build = BatchBuilder(self.readings[family], self.known, self.seed)
+            build = BatchBuilder(self.readings[family], self.known, self.seed, self.decoder)
             dataset = StepDataset(
                 build, self.schedule(family), trainer.global_rank, trainer.world_size
             )
@@ -225,7 +231,7 @@ class MixedDataModule(LightningDataModule):
             for reading in families.get(TEXT_TO_IMAGE, [])
         ]
         places = [(reading.source, where) for reading, where in takers]
-        caches = use_features(places, self.known, Decoder().way)
+        caches = use_features(places, self.known, self.decoder.way)
         for (reading, _), cache in zip(takers, caches, strict=True):
             reading.features = cache
         self.known = replace(self.known, features=None)  # of no use in a loader's process
@@ -268,7 +274,7 @@ class MixedDataModule(LightningDataModule):
 
     def _in_order(self, known: Preprocessing):
         def loader(family: str) -> StepLoader:
-            build = BatchBuilder(self.val_readings[family], known, self.seed)
+            build = BatchBuilder(self.val_readings[family], known, self.seed, self.decoder)
             dataset = EvaluationDataset(build, self.batch_size, self.val_samples)
             return StepLoader(dataset, None, self.num_workers)
 
@@ -319,8 +325,8 @@ class ShardDataModule(MixedDataModule):
             tasks of both families are joint training, with one batch of each in every step.
         text_only, conversation, turns: see `Ingredient`.
         features: of the training shards, see `Ingredient`; for validation "auto", unless "none".
-        batch_size, val_samples, num_workers, seed, bucket_batches, max_bad_fraction: see
-            `MixedDataModule`.
+        batch_size, val_samples, num_workers, seed, bucket_batches, max_bad_fraction, decode,
+            max_pixels: see `MixedDataModule`.
     """
 
     def __init__(
@@ -338,6 +344,8 @@ class ShardDataModule(MixedDataModule):
         bucket_batches: int = 64,
         max_bad_fraction: float = 0.01,
         features: str = AUTO,
+        decode: DecodeWay = "torchvision",
+        max_pixels: int = Decoder.max_pixels,
     ) -> None:
         self.tasks = tasks or [TEXT_TO_IMAGE]
 
@@ -354,6 +362,8 @@ class ShardDataModule(MixedDataModule):
             seed,
             bucket_batches,
             max_bad_fraction,
+            decode,
+            max_pixels,
         )
 
 

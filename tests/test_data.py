@@ -16,6 +16,7 @@ from PIL import Image
 from triptych.contracts import IMAGE_TO_TEXT, TEXT_TO_IMAGE, Preprocessing, UserError
 from triptych.data_modules import (
     BadSample,
+    Decoder,
     Reading,
     ShapesDataModule,
     ShardDataModule,
@@ -400,7 +401,9 @@ def test_a_picture_of_any_shape_is_brought_to_the_published_square(tmp_path, tok
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
     write(tmp_path / "a.tar", [("k.png", buffer.getvalue()), ("k.txt", b"noise")])
-    batch = builder(ShardFolder(tmp_path).open(), TEXT_TO_IMAGE, known(tokenizer))(0, [0], [0])
+    reading = Reading(ShardFolder(tmp_path).open(), TEXT_TO_IMAGE)
+    build = BatchBuilder([reading], known(tokenizer), decode=Decoder("pillow"))
+    batch = build(0, [(0, 0)], [0])
     assert torch.equal(batch.target_pixels[0], square(Image.fromarray(pixels), SIDE))
 
 
