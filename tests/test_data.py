@@ -16,6 +16,7 @@ from PIL import Image
 from triptych.contracts import IMAGE_TO_TEXT, TEXT_TO_IMAGE, Preprocessing, UserError
 from triptych.data_modules import (
     BadSample,
+    BatchBuilder,
     Decoder,
     Reading,
     ShapesDataModule,
