@@ -37,9 +37,10 @@ class Part:
 
 PLAN = (
     Part("encoder", 1500, "encoder"),
-    Part("stage1", 3200, "understanding"),
+    Part("stage1", 3800, "understanding"),
     Part("decoder", 1000, "decoder", ("encoder",)),
-    Part("stage2", 3800, "generation", ("encoder", "stage1", "decoder")),
+    Part("stage2", 6400, "generation", ("encoder", "stage1", "decoder")),
+    Part("stage3", 3400, "generation", ("encoder", "stage1", "decoder", "stage2")),
 )
 
 
