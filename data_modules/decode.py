@@ -52,12 +52,12 @@ class Decoder:
     """Decodes one picture to squares of one or several sizes.
 
     Args:
-        way: "pillow" is the published transform, call by call. "torchvision" is about three times as
-            fast: torchvision decodes JPEG, torch's vector code scales. It differs by rounding, on
-            average by 0.005 to 0.03 of 255, and by up to 0.3 for some pictures that are more than
-            twice as high as wide. A JPEG with at least four times the side that is asked for is
-            decoded at a half, a quarter or an eighth where that divides its sides, and differs by
-            less than 1.
+        way: "pillow" is the published transform, call by call. "torchvision" takes about a third of
+            the time: torchvision decodes JPEG, torch's vector code scales. It differs by rounding,
+            on average by 0.005 to 0.03 of 255, and by up to 0.3 for some pictures that are more
+            than twice as high as wide. A JPEG with at least four times the side that is asked for
+            is decoded at a half, a quarter or an eighth where that divides its sides, and differs
+            by less than 1.
         max_pixels: width times height of the largest picture that is decoded, or scaled to: a
             strip of 2x50000 pixels, its short side brought to 448, has 5 billion.
     """

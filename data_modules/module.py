@@ -30,7 +30,7 @@ from .mixture import Mixture
 from .schedule import Schedule
 from .shards import ShardFolder
 from .source import Source
-from .steps import EvaluationDataset, StepDataset, StepLoader, Steps
+from .steps import EvaluationDataset, StepDataset, StepLoader, Steps, step_loader
 from .tasks import Reading
 
 log = logging.getLogger(__name__)
@@ -178,7 +178,7 @@ class MixedDataModule(LightningDataModule):
             dataset = StepDataset(
                 build, self.schedule(family), trainer.global_rank, trainer.world_size
             )
-            return StepLoader(dataset, steps, self.num_workers)
+            return step_loader(dataset, steps, self.num_workers)
 
         return together({family: loader(family) for family in self.readings})
 
@@ -276,7 +276,7 @@ class MixedDataModule(LightningDataModule):
         def loader(family: str) -> StepLoader:
             build = BatchBuilder(self.val_readings[family], known, self.seed, self.decoder)
             dataset = EvaluationDataset(build, self.batch_size, self.val_samples)
-            return StepLoader(dataset, None, self.num_workers)
+            return step_loader(dataset, None, self.num_workers)
 
         return together({family: loader(family) for family in self.val_readings})
 

@@ -80,17 +80,20 @@ class StepLoader(DataLoader):
     There is no state to keep: a resumed run makes a new loader that starts at its global step.
     """
 
-    def __init__(self, dataset: Dataset, sampler: Sampler | None, workers: int) -> None:
-        super().__init__(
-            dataset,
-            batch_size=None,
-            sampler=sampler,
-            num_workers=workers,
-            persistent_workers=workers > 0,
-        )
-
     def state_dict(self) -> dict:
         return {}
 
     def load_state_dict(self, state: dict) -> None:
         pass
+
+
+def step_loader(dataset: Dataset, sampler: Sampler | None, workers: int) -> StepLoader:
+    """A loader of the batches that `dataset` makes; to predict, Lightning must be able to make it
+    again from the arguments of a plain DataLoader."""
+    return StepLoader(
+        dataset,
+        batch_size=None,
+        sampler=sampler,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+    )

@@ -32,7 +32,7 @@ from triptych.contracts import TEXT_TO_IMAGE, Batch, Preprocessing, UserError
 from .bad_samples import BadSamples, check_texts
 from .batches import BatchBuilder
 from .source import BadSample
-from .steps import EvaluationDataset, StepLoader
+from .steps import EvaluationDataset, StepLoader, step_loader
 from .tar_stream import (
     BROKEN,
     Caps,
@@ -224,7 +224,7 @@ class StreamDataModule(LightningDataModule):
             self.buffer,
             self.caps,
         )
-        return StepLoader(stream, None, self.num_workers)
+        return step_loader(stream, None, self.num_workers)
 
     def val_dataloader(self) -> StepLoader:
         return self._in_order(self.known)
@@ -246,7 +246,7 @@ class StreamDataModule(LightningDataModule):
     def _in_order(self, known: Preprocessing) -> StepLoader:
         build = BatchBuilder([Reading(self.val_folder, self.task)], known, self.seed)
         dataset = EvaluationDataset(build, self.batch_size, self.val_samples)
-        return StepLoader(dataset, None, self.num_workers)
+        return step_loader(dataset, None, self.num_workers)
 
     def _first_samples(self) -> list[Encoded]:
         """The first samples of the validation shards.

@@ -15,7 +15,7 @@ from triptych.contracts import Batch, Preprocessing, UserError
 from triptych.data_modules import Ingredient, MixedDataModule, ShardFolder, Source
 from triptych.data_modules.mixture import Mixture
 from triptych.data_modules.schedule import Schedule
-from triptych.data_modules.steps import StepDataset, StepLoader, Steps
+from triptych.data_modules.steps import StepDataset, Steps, step_loader
 from triptych.prompts import generation_ids
 
 GLOBAL_BATCH = 24
@@ -77,7 +77,7 @@ def rows_of(parts, first, last):
 def loaded(world, workers, bucket_batches, first, last):
     """The same through real loaders with worker processes."""
     loaders = [
-        StepLoader(part(rank, world, bucket_batches), Steps(first, last), workers)
+        step_loader(part(rank, world, bucket_batches), Steps(first, last), workers)
         for rank in range(world)
     ]
     return torch.cat([batch.ids for parts in zip(*loaders, strict=True) for batch in parts])

@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 from lightning import LightningModule
+from lightning.pytorch.plugins import MixedPrecision, Precision
+from lightning.pytorch.utilities import GradClipAlgorithmType
 from torch import Tensor
 
 from triptych.contracts import Batch, ImageEncoder, Part, Preprocessing, UserError
@@ -86,6 +88,24 @@ class Panel(LightningModule):
         loss, metrics = self.step(batch)
         self.log_metrics("val", loss, metrics, len(batch))
         return loss
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Lightning's, also beside a fused optimizer under bfloat16.
+
+        Lightning (2.6) refuses that pair under every mixed precision, for the sake of float16's
+        scaler, which the optimizer undoes only after gradients were clipped; bfloat16 has none.
+        """
+        plugin = self.trainer.precision_plugin
+        if isinstance(plugin, MixedPrecision) and plugin.scaler is None:
+            algorithm = GradClipAlgorithmType(gradient_clip_algorithm or "norm")
+            Precision.clip_gradients(plugin, optimizer, gradient_clip_val or 0.0, algorithm)
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def configure_optimizers(self) -> dict[str, Any]:
         optimizer = make_optimizer(self, self.optimization)
