@@ -274,7 +274,8 @@ def test_pictures_that_cannot_be_read_are_absent_and_counted(world, weights):
     given = torch.stack([cache.get(n) for n in beside])
     with torch.no_grad():
         wanted = model.encoder(batch(model, source, numbers=beside).target_pixels)
-    assert torch.allclose(given, wanted, atol=1e-5)  # the rows after it did not move up
+    # The rows after it did not move up; other batch sizes round otherwise.
+    assert (given - wanted).abs().max() < 1e-3 * wanted.std()
 
 
 def test_nothing_but_the_encoder_is_built(weights):
