@@ -97,7 +97,7 @@ def test_both_ways_agree_with_the_published_transform(kind):
     for size in (20, 48, 90):
         assert torch.equal(EXACT(data, size)[0], square(published, size))
         found = difference(data, size)
-        assert found.max() <= 2 and found.mean() < 0.05  # rounding, once in each direction
+        assert found.max() <= 2 and found.mean() < 0.03  # rounding, once in each direction
 
 
 @pytest.mark.parametrize("shape", [(700, 448), (448, 449), (130, 200), (333, 901), (60, 448)])

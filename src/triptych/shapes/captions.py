@@ -30,13 +30,11 @@ UNSEEN_TASKS = ("counting", "colors", "position", "color_attribution")  # a capt
 # "instruct" is training data too, the curated set of stage 3: short captions only, and more of
 # what stage 2 learns last, as the published set of 60k is made of what its stage 2 draws badly.
 INSTRUCT_TASKS = (
-    ("position",) * 5
-    + ("two_object",) * 2
-    + (
-        "counting",
-        "single_object",
-        "color_attribution",
-    )
+    *("position",) * 5,
+    *("two_object",) * 2,
+    "counting",
+    "single_object",
+    "color_attribution",
 )
 SPLITS = ("train", "eval", "unseen", "instruct")
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -287,8 +285,8 @@ def _draw_request(rng: numpy.random.Generator, task: str, split: str) -> Request
 def _cells_in(relation: str) -> tuple[tuple[int, int], ...]:
     """Pairs of cells in a relation, on opposite sides of the picture.
 
-    So a relation says of each shape where it is to be, as people compose a picture; nearer pairs,
-    which the checker takes as well, would say a quarter of that.
+    So a relation says of each shape in which third of the picture it is to be, as people compose
+    one; of nearer pairs, which the checker takes as well, it would say much less.
     """
     pairs = []
     for first in range(GRID**2):
