@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -16,6 +13,7 @@ from triptych.contracts import UserError
 
 from .columns import with_checksums, with_tokens
 from .index import COLUMNS, Contents, Problem, ShardIndex, UnusableIndex, write_index
+from .parallel import each
 from .tar import BLOCK, KINDS, Group, groups, scan
 
 NAMED = 5  # keys that are kept for each problem
@@ -118,17 +116,7 @@ def index_shards(
         checksums: whether to take a checksum of each sample, which reads all of every shard.
     """
     work = partial(_complete_index, tokenizer=tokenizer, checksums=checksums)
-    workers = min(workers or os.cpu_count() or 1, len(shards))
-    if workers <= 1 or len(shards) < FEW:
-        yield from map(work, shards)
-        return
-    # Forked processes need not import torch again; they run nothing of it.
-    context = multiprocessing.get_context("fork" if sys.platform == "linux" else None)
-    with ProcessPoolExecutor(workers, context) as pool:
-        try:
-            yield from pool.map(work, shards)
-        finally:
-            pool.shutdown(cancel_futures=True)
+    yield from each(work, shards, 1 if len(shards) < FEW else workers)
 
 
 def open_indexes(shards: Sequence[Path], build: bool = True) -> list[ShardIndex]:
