@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import cycle
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from triptych.contracts import TEXT_TO_IMAGE, Batch, Preprocessing, UserError
+from triptych.pictures import stack_pictures
 from triptych.prompts import IGNORED, PAD, pad, token_id
 
 from .decode import Decoder, PictureError
@@ -143,7 +144,7 @@ class BatchBuilder:
         else:
             ids, mask = pad([prompt.ids for prompt in prompts], token_id(known.tokenizer, PAD))
         shown = [example.shown for example in examples if example.shown is not None]
-        patches, grids = known.image_inputs(torch.stack(shown)) if shown else (None, None)
+        patches, grids = known.image_inputs(stack_pictures(shown)) if shown else (None, None)
         batch = Batch(
             self.family,
             [example.key for example in examples],
@@ -156,7 +157,7 @@ class BatchBuilder:
             skipped=skipped,
         )
         if self.family == TEXT_TO_IMAGE:
-            batch.target_pixels, _ = stack([example.target for example in examples])
+            batch.target_pixels, _ = stack([example.target for example in examples], stack_pictures)
             batch.target_features, batch.has_features = stack(
                 [example.features for example in examples]
             )
@@ -165,7 +166,9 @@ class BatchBuilder:
         return batch
 
 
-def stack(rows: list[Tensor | None]) -> tuple[Tensor | None, Tensor | None]:
+def stack(
+    rows: list[Tensor | None], join: Callable[[list[Tensor]], Tensor] = torch.stack
+) -> tuple[Tensor | None, Tensor | None]:
     """Rows of one shape as a batch, zeros in the place of None, and which of them are there, [B].
 
     The batch is None if no row is there; which are is None if all are.
@@ -174,7 +177,7 @@ def stack(rows: list[Tensor | None]) -> tuple[Tensor | None, Tensor | None]:
     if not there:
         return None, None
     if len(there) == len(rows):
-        return torch.stack(rows), None
+        return join(rows), None
     empty = torch.zeros_like(there[0])
-    batch = torch.stack([empty if row is None else row for row in rows])
+    batch = join([empty if row is None else row for row in rows])
     return batch, torch.tensor([row is not None for row in rows])

@@ -25,6 +25,7 @@ from triptych.data_modules.decode import Decoder, PictureError
 from triptych.data_modules.features import MANIFEST, VERSION, digest, finished, home, stamp
 from triptych.data_modules.sidecars import ENDING, SidecarWriter, read_metadata
 from triptych.modules.features import FeatureModule, Pictures
+from triptych.pictures import stack_pictures
 from triptych.pipeline import describe_model
 from triptych.version import __version__
 
@@ -203,7 +204,7 @@ class PictureReader:
                 continue
             keys.append(self.source.key(number))
         none = torch.zeros(0, 3, self.size, self.size, dtype=torch.uint8)
-        pixels = torch.stack(pictures) if pictures else none
+        pixels = stack_pictures(pictures) if pictures else none
         return Pictures(shard, keys, pixels, len(numbers) - len(keys))
 
 

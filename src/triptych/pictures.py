@@ -30,3 +30,12 @@ def place_of_square(height: int, width: int, size: int) -> tuple[tuple[int, int]
     scaled = (size * height // short, size * width // short)
     top, left = (round((side - size) / 2) for side in scaled)
     return scaled, top, left
+
+
+def stack_pictures(pictures: list[Tensor]) -> Tensor:
+    """uint8 [3,H,W] each as [B,3,H,W], channels last in memory, as decoders leave them.
+
+    `torch.stack` would bring the channels forward, a tenth of the time that a picture of 512
+    pixels takes to become a square of 448.
+    """
+    return torch.stack([picture.permute(1, 2, 0) for picture in pictures]).permute(0, 3, 1, 2)

@@ -209,9 +209,12 @@ class Panel(LightningModule):
 
 @torch.no_grad()
 def target_features(batch: Batch, encoder: ImageEncoder) -> Tensor:
-    """Features float32 [B,C,h,w]: those that the batch brings, of other pictures the encoder's."""
+    """Features float32 [B,C,h,w]: those that the batch brings, of other pictures the encoder's.
+
+    Contiguous in both cases: what follows computes other bits on another layout.
+    """
     if batch.target_features is None:
-        return encoder(batch.target_pixels).float()
+        return encoder(batch.target_pixels).float().contiguous()
     features = batch.target_features.float()
     if batch.has_features is None:
         return features
