@@ -53,7 +53,7 @@ class Decoder:
 
     Args:
         way: "pillow" is the published transform, call by call. "torchvision" takes about a third of
-            the time: libjpeg-turbo decodes JPEG, torch's vector code scales. It differs by rounding,
+            the time: libjpeg-turbo decodes JPEG, torch's vector code scales. By rounding it differs
             on average by 0.005 to 0.03 of 255, and by up to 0.3 for some pictures that are more
             than twice as high as wide. A JPEG of at least twice the side that is asked for is
             decoded at a half, a quarter or an eighth where that divides its sides: of photographs
