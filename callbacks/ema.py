@@ -33,8 +33,8 @@ class EMA(Callback):
 
     Args:
         decay: what is kept of the average in a step.
-        warmup: begin with a shorter memory, the decay of step n being min(decay, (1 + n) / (10 + n)):
-            the random start is then forgotten early.
+        warmup: begin with a shorter memory, so that the random start is forgotten early: step n
+            decays by min(decay, (1 + n) / (10 + n)).
         export: also write weights_ema.safetensors at the end of a fit.
     """
 

@@ -33,8 +33,8 @@ class Guard(Callback):
 
     Weights, optimizer and EMA stay as they are, bit for bit. All ranks decide together: one bad
     rank is enough. On a GPU nothing waits for the verdict: flags are read every
-    `log_every_n_steps` steps, and bad steps are reported then, with the keys of their samples. Under
-    float16 the scaler skips steps by itself, as a part of its work; guards then do nothing.
+    `log_every_n_steps` steps, and bad steps are reported then, with the keys of their samples.
+    Under float16 the scaler skips steps by itself, as a part of its work; guards then do nothing.
 
     Args:
         patience: this many bad steps in a row end the run.

@@ -31,8 +31,8 @@ class SampleGrid(Callback):
     above reconstructions (decoding), answers about validation pictures (understanding; also as
     step-00000100.txt), or originals above the VAE's round trip above what a linear map reads from
     the encoder's features (encoding). One sheet is made before the first step and one after the
-    last. Beside `EMA` each sheet is made twice, with the weights and, as step-00000100-ema.png, with
-    their average.
+    last. Beside `EMA` each sheet is made twice: with the weights and, as step-00000100-ema.png,
+    with their average.
 
     Args:
         every: steps between sheets.

@@ -15,6 +15,7 @@ from triptych.contracts import (
     ImageEncoder,
     Preprocessing,
     Understander,
+    UserError,
     VelocityModel,
 )
 from triptych.freezing import Optimization
@@ -122,6 +123,40 @@ class GenerationModule(Panel):
             x_t, t, target, condition = self._flow(batch, features, condition)
         loss = mse(self.dit(x_t, t, condition.states), target)
         return loss, {"generation": loss.detach()}
+
+    @torch.no_grad()
+    def losses_at(
+        self,
+        batch: Batch,
+        times: list[float],
+        understander: Understander | None = None,
+        encoder: ImageEncoder | None = None,
+    ) -> Tensor:
+        """Flow loss at each of the `times` in (0,1], float32 [len(times)]; nothing is dropped.
+
+        Sample i has the same noise at all times, which follows from `batch.samples` alone: two
+        models, or one at two steps, are compared on the same numbers.
+
+        Raises:
+            UserError: the objective is no flow.
+        """
+        if self.objective.loss != "flow":
+            raise UserError("the loss at a noise level is that of a flow; this objective is none.")
+        condition = (understander or self.understander).condition(
+            batch.input_ids,
+            batch.attention_mask,
+            self.queries,
+            batch.understanding_pixels,
+            batch.image_grid_thw,
+        )
+        features = target_features(batch, encoder or self.encoder)
+        noise = normal(features.shape[1:], self.seed, "loss-at", batch.samples, features.device)
+        losses = []
+        for time in times:
+            t = torch.full((len(batch),), time, dtype=torch.float64, device=features.device)
+            x_t, target = path(features, noise, t)
+            losses.append(mse(self.dit(x_t, t, condition.states), target))
+        return torch.stack(losses)
 
     def _flow(self, batch: Batch, features: Tensor, condition: Condition):
         device, samples = features.device, batch.samples

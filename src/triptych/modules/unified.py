@@ -161,6 +161,11 @@ class UnifiedModule(Panel):
             return panel.step(batch, self.encoder, self.vae)
         return panel.step(batch)
 
+    def losses_at(self, batch: Batch, times: list[float]) -> Tensor:
+        """The generation loss at fixed times, [len(times)]; see `GenerationModule.losses_at`."""
+        parts = self.understanding.understander, self.target_encoder
+        return self.generation.losses_at(batch, times, *parts)
+
     def training_step(self, batch: Batch | dict[str, Batch], batch_idx: int) -> Tensor:
         return self._step_and_log("train", batch)
 
