@@ -62,6 +62,9 @@ class Guard(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
+        waits = module.device.type != "cpu"  # the host would, for the device
+        if not waits or trainer.global_step % trainer.log_every_n_steps == 0:
+            self._read(trainer)  # here and not after the step: what ends a run is between two steps
         self._keys += keys_of(batch)
         for optimizer in trainer.optimizers:
             forget(optimizer)
@@ -86,13 +89,6 @@ class Guard(Callback):
 
     def judged(self, loss: Tensor, bad: Tensor) -> None:
         """For a guard that learns from the steps: this one's loss and what was decided."""
-
-    def on_train_batch_end(
-        self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        waits = module.device.type != "cpu"  # the host would, for the device
-        if not waits or trainer.global_step % trainer.log_every_n_steps == 0:
-            self._read(trainer)
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
         self._read(trainer)
