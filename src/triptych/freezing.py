@@ -54,7 +54,7 @@ def selected(names: Iterable[str], patterns: Iterable[str]) -> set[str]:
 
 
 def inert(name: str) -> bool:
-    """Whether a parameter is used by nothing: diffusers' pad_token stays frozen and is no weight."""
+    """Whether nothing uses a parameter: diffusers' pad_token stays frozen and is in no file."""
     return name.endswith("dit.pad_token")
 
 

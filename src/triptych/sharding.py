@@ -25,9 +25,9 @@ from triptych.contracts import Part
 class Execution:
     """How the parts compute; what they compute stays the same, but for rounding."""
 
-    frozen_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Of the parameters of what does not train. Beside trainer.precision bf16-mixed, bfloat16 halves
-    their memory; what trains stays in float32."""
+    frozen_dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """Of the parameters of what does not train; what trains stays in float32. None is bfloat16
+    where the Trainer's precision is bf16-mixed, else float32."""
     frozen: Literal["shard", "replicate"] = "shard"
     """Under FSDP2: what does not train is split over the ranks, or each has it whole, which costs
     memory and saves gathering it in every step."""

@@ -27,7 +27,7 @@ class PixelDecoderModule(Panel):
     Args:
         decoder: features to pixels.
         encoder: only when this panel is the root, alone.
-        optimization, trains, weights, seed, execution: see `Panel`; used when this panel is the root.
+        optimization, trains, weights, seed, execution: see `Panel`; used when this is the root.
     """
 
     task = TEXT_TO_IMAGE

@@ -49,7 +49,7 @@ class GenerationModule(Panel):
             template for both, unless a training run of the published code goes on: there, training
             had two tokens more than sampling.
         understander, encoder: only when this panel is the root, alone.
-        optimization, trains, weights, seed, execution: see `Panel`; used when this panel is the root.
+        optimization, trains, weights, seed, execution: see `Panel`; used when this is the root.
     """
 
     task = TEXT_TO_IMAGE

@@ -102,7 +102,7 @@ class Panel(LightningModule):
             start_at_random(self, stored)
         self.trained = freeze_all_but(self, self.trains)
         execution = self.execution
-        cast_frozen(self, getattr(torch, execution.frozen_dtype))
+        cast_frozen(self, self._frozen_dtype())
         if self.device_mesh is not None:
             self._shard(self.device_mesh["data_parallel"])
         materialize(self, self._home())
@@ -181,7 +181,7 @@ class Panel(LightningModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        given = checkpoint.get("state_dict", {})
+        given = checkpoint["state_dict"]
         wanted = self.trained_state()
         different = sorted(
             name
@@ -234,6 +234,12 @@ class Panel(LightningModule):
     def _shard(self, mesh: DeviceMesh) -> None:
         """Split over the ranks of `mesh`, which Lightning's ModelParallelStrategy brings."""
         shard(self, mesh, self.execution.frozen)
+
+    def _frozen_dtype(self) -> torch.dtype:
+        if self.execution.frozen_dtype is not None:
+            return getattr(torch, self.execution.frozen_dtype)
+        mixed = self._trainer is not None and self._trainer.precision == "bf16-mixed"
+        return torch.bfloat16 if mixed else torch.float32
 
     def _home(self) -> torch.device:
         """Where this rank computes; the CPU without a Trainer."""

@@ -17,7 +17,7 @@ class UnderstandingModule(Panel):
     Args:
         understander: the language model with its vision tower.
         max_tokens: longest prompt or conversation.
-        optimization, trains, weights, seed, execution: see `Panel`; used when this panel is the root.
+        optimization, trains, weights, seed, execution: see `Panel`; used when this is the root.
     """
 
     task = IMAGE_TO_TEXT
