@@ -111,6 +111,9 @@ class Panel(LightningModule):
             compile_blocks(self, execution.compile_backend)
         if execution.recompute:
             recompute_blocks(self)
+        # Lightning does not call `train` before the first step: what is new is in training mode,
+        # and a frozen encoder would normalize by its batches.
+        self.train(self.training)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         loss, metrics = self.step(batch)
