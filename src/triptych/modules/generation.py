@@ -24,6 +24,7 @@ from triptych.modules.panel import Metrics, Panel, target_features
 from triptych.prompts import TemplateName
 from triptych.randomness import normal, uniform
 from triptych.sampler import noise_from_seeds, require_steps, sample_flow, sample_regression
+from triptych.sharding import Execution, whole
 from triptych.weights import WeightFiles
 
 
@@ -49,7 +50,7 @@ class GenerationModule(Panel):
             template for both, unless a training run of the published code goes on: there, training
             had two tokens more than sampling.
         understander, encoder: only when this panel is the root, alone.
-        optimization, trains, weights, seed: see `Panel`; used when this panel is the root.
+        optimization, trains, weights, seed, execution: see `Panel`; used when this is the root.
     """
 
     task = TEXT_TO_IMAGE
@@ -76,9 +77,10 @@ class GenerationModule(Panel):
         trains: list[str] | None = None,
         weights: WeightFiles | None = None,
         seed: int = 0,
+        execution: Execution | None = None,
     ) -> None:
         require_steps(steps)
-        super().__init__(optimization, trains or ["queries", "dit"], weights, seed)
+        super().__init__(optimization, trains or ["queries", "dit"], weights, seed, execution)
         self.dit, self.number_of_queries = dit, number_of_queries
         self.objective, self.query_std = OBJECTIVES[objective], query_std
         self.time_sampling, self.time_shift = time_sampling, time_shift
@@ -95,8 +97,7 @@ class GenerationModule(Panel):
         self.feature_shape, self.condition_width = feature_shape, condition_width
         self.dit.set_shapes(feature_shape, condition_width)
 
-    def build(self) -> None:
-        super().build()
+    def build_own(self) -> None:
         start = torch.randn(self.number_of_queries, self.condition_width) * self.query_std
         self.queries = nn.Parameter(start)
 
@@ -112,7 +113,7 @@ class GenerationModule(Panel):
         condition = understander.condition(
             batch.input_ids,
             batch.attention_mask,
-            self.queries,
+            whole(self.queries),
             batch.understanding_pixels,
             batch.image_grid_thw,
         )
