@@ -10,12 +10,12 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
 from triptych.callbacks.export import ExportWeights
 from triptych.callbacks.skipping import has_gradients, local, was_skipped
 from triptych.contracts import UserError
+from triptych.sharding import gathered, like
 
 
 class EMA(Callback):
@@ -49,6 +49,7 @@ class EMA(Callback):
         self._loaded: dict[str, Tensor] | None = None
         self._raw: list[Tensor] | None = None  # the weights themselves, while the average is in use
         self._hooks: list[Any] = []
+        self._saves = True  # the first rank
 
     def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
         if isinstance(trainer.strategy, FSDPStrategy):
@@ -56,6 +57,7 @@ class EMA(Callback):
                 "EMA cannot follow the flattened parameters of FSDP1; use FSDP2 "
                 "(ModelParallelStrategy) or DDP, or leave the callback out."
             )
+        self._saves = trainer.is_global_zero
 
     # Following the weights ----------------------------------------------------------------------
 
@@ -86,7 +88,7 @@ class EMA(Callback):
                 f"the checkpoint's EMA and this run disagree on {min(different)}; resume it with "
                 "the configuration that made it."
             )
-        self.average = {name: like(loaded[name], p) for name, p in trained.items()}
+        self.average = {n: like(loaded[n], p).to(p.device).clone() for n, p in trained.items()}
 
     @torch.no_grad()
     def _follow(self, optimizer: Optimizer, *_: Any) -> None:
@@ -168,23 +170,7 @@ class EMA(Callback):
     # Checkpoints --------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        return {"steps": self.steps, "average": {n: whole(t) for n, t in self.average.items()}}
+        return {"steps": self.steps, "average": gathered(self.average, keep=self._saves)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.steps, self._loaded = state["steps"], state["average"]
-
-
-def whole(tensor: Tensor) -> Tensor:
-    """A sharded tensor gathered, in the memory of the CPU; all ranks must call. Others as they are.
-
-    Other ranks than the first hold it for a moment only.
-    """
-    return tensor.full_tensor().cpu() if isinstance(tensor, DTensor) else tensor
-
-
-def like(tensor: Tensor, parameter: Tensor) -> Tensor:
-    """A whole tensor on the device of `parameter`, and sharded as that is; float32."""
-    tensor = tensor.to(parameter.device, torch.float32)
-    if isinstance(parameter, DTensor):
-        return distribute_tensor(tensor, parameter.device_mesh, parameter.placements)
-    return tensor.clone()

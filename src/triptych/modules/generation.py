@@ -146,7 +146,7 @@ class GenerationModule(Panel):
         condition = (understander or self.understander).condition(
             batch.input_ids,
             batch.attention_mask,
-            self.queries,
+            whole(self.queries),
             batch.understanding_pixels,
             batch.image_grid_thw,
         )
