@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 
 
@@ -14,3 +17,12 @@ class ProgressBar(RichProgressBar):
 
     def _get_train_description(self, current_epoch: int) -> str:
         return "Training".ljust(len(self.validation_description))
+
+    _shown: dict[str, Any] = {}
+
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        """Read in training as often as the loggers do: the host waits for the device meanwhile."""
+        logged = trainer.global_step % trainer.log_every_n_steps == 0
+        if logged or not self._shown or not trainer.training:
+            self._shown = super().get_metrics(trainer, pl_module)
+        return self._shown

@@ -114,6 +114,7 @@ class GenerationModule(Panel):
             self.queries,
             batch.understanding_pixels,
             batch.image_grid_thw,
+            batch.shared,
         )
         features = target_features(batch, encoder)
         if self.objective.loss == "mse":
