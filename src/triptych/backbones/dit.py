@@ -85,6 +85,9 @@ class LuminaNextDiT(VelocityModel):
                 self.patch_size, channels, self.width, side // self.patch_size, self.position_std
             )
 
+    def blocks(self) -> list[nn.Module]:
+        return list(self.dit.layers)
+
     @property
     def feed_forward_width(self) -> int:
         """As given, or by diffusers' rule."""
