@@ -11,7 +11,7 @@ from torch import Tensor
 
 from triptych.contracts import TEXT_TO_IMAGE, Batch, Preprocessing, UserError
 from triptych.pictures import stack_pictures
-from triptych.prompts import IGNORED, PAD, pad, token_id
+from triptych.prompts import IGNORED, IMAGE_PAD, PAD, pad, shared_tokens, token_id
 
 from .decode import Decoder, PictureError
 from .source import BadSample, ImageRole
@@ -157,6 +157,9 @@ class BatchBuilder:
             skipped=skipped,
         )
         if self.family == TEXT_TO_IMAGE:
+            if known.tokenizer is not None:
+                placeholder = token_id(known.tokenizer, IMAGE_PAD)
+                batch.shared = shared_tokens([prompt.ids for prompt in prompts], placeholder)
             batch.target_pixels, _ = stack([example.target for example in examples], stack_pictures)
             batch.target_features, batch.has_features = stack(
                 [example.features for example in examples]

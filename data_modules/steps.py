@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from triptych.contracts import Batch
@@ -96,4 +97,5 @@ def step_loader(dataset: Dataset, sampler: Sampler | None, workers: int) -> Step
         sampler=sampler,
         num_workers=workers,
         persistent_workers=workers > 0,
+        pin_memory=torch.cuda.is_available(),  # else a copy to the device waits for it
     )

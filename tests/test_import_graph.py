@@ -14,7 +14,7 @@ SOURCES = {"triptych": "src/triptych"} | {
 LAYERS = [
     ["contracts", "errors", "randomness", "resources", "version"],
     ["loss", "sampler", "prompts", "pictures", "freezing", "sharding"],
-    ["backbones", "weights", "shapes"],
+    ["backbones", "weights", "shapes", "flops"],
     ["modules"],
     ["pipeline", "strategies"],
     ["evaluation", "serving"],

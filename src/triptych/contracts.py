@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from inspect import signature
 from typing import Any
 
@@ -49,6 +49,9 @@ class Batch:
     """[B,T] int64, right-padded."""
     attention_mask: Tensor
     """[B,T] int64, 1 on tokens, 0 on padding."""
+    shared: int = 0
+    """How many tokens, text alone, all prompts begin with alike and go on after; see
+    `prompts.shared_tokens`. Counted by the loader: a device that is asked makes the host wait."""
     labels: Tensor | None = None
     """[B,T] int64, -100 where no loss is taken."""
     understanding_pixels: Tensor | None = None
@@ -69,6 +72,29 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.keys)
+
+    def to(self, device: torch.device | str, **options: Any) -> Batch:
+        """The batch on `device`, but for what the host reads: reading it back would make it wait.
+
+        Copies do not wait either, if they come from pinned memory.
+        """
+        options = {"non_blocking": torch.device(device).type == "cuda", **options}
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        moved = {
+            name: tensor.to(device, **options)
+            for name, tensor in tensors.items()
+            if name not in READ_BY_THE_HOST
+        }
+        return replace(self, **moved)
+
+    def pin_memory(self) -> Batch:
+        """The batch in pinned memory, as torch's DataLoader asks for it."""
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **{name: tensor.pin_memory() for name, tensor in tensors.items()})
+
+
+# Fields of Batch that decide on the host what is drawn and what is encoded.
+READ_BY_THE_HOST = ("samples", "has_features")
 
 
 @dataclass
@@ -141,10 +167,12 @@ class Understander(Part):
         queries: Tensor,
         understanding_pixels: Tensor | None = None,
         image_grid_thw: Tensor | None = None,
+        shared: int = 0,
     ) -> Condition:
         """Outputs at `queries` [N,D], placed after each right-padded prompt [B,T].
 
-        Pictures, if any, fill the placeholders of the prompts in order; as in `Batch`.
+        Pictures, if any, fill the placeholders of the prompts in order; as in `Batch`, and as
+        there the first `shared` tokens are the same in all prompts.
         """
 
     @abstractmethod

@@ -39,6 +39,17 @@ def describe_model(configs: Sequence[str | Path], overrides: Sequence[str] = ())
     Raises:
         UserError: a configuration is missing or wrong.
     """
+    model = describe_stage(configs, overrides)
+    model.losses, model.trains = {}, []  # all panels, none trains: each must find its weights
+    return model
+
+
+def describe_stage(configs: Sequence[str | Path], overrides: Sequence[str] = ()) -> UnifiedModule:
+    """The model of a training run, before anything is built; its losses say which panels it has.
+
+    Raises:
+        UserError: a configuration is missing or wrong.
+    """
     parser = jsonargparse.ArgumentParser(parser_mode="omegaconf+", exit_on_error=False)
     parser.add_argument("--config", action="config")
     parser.add_class_arguments(UnifiedModule, "model")
@@ -50,9 +61,7 @@ def describe_model(configs: Sequence[str | Path], overrides: Sequence[str] = ())
         values = parser.parse_args([*arguments, *overrides])
     except jsonargparse.ArgumentError as error:
         raise UserError(f"the model's configuration is wrong: {error}") from error
-    model = parser.instantiate_classes(values).model
-    model.losses, model.trains = {}, []  # all panels, none trains: each must find its weights
-    return model
+    return parser.instantiate_classes(values).model
 
 
 def _text(path: str | Path) -> str:

@@ -232,6 +232,20 @@ def conversation_ids(
     return ids, labels
 
 
+def shared_tokens(rows: Sequence[Sequence[int]], picture: int | None) -> int:
+    """How many ids all rows begin with alike, up to the first `picture` placeholder.
+
+    At least one id of each row is left over. A single row shares nothing.
+    """
+    if len(rows) < 2:
+        return 0
+    longest = min(len(row) for row in rows) - 1
+    for number, ids in enumerate(zip(*rows, strict=False)):
+        if number == longest or len(set(ids)) > 1 or ids[0] == picture:
+            return number
+    return 0
+
+
 def pad(rows: Sequence[Sequence[int]], value: int, left: bool = False) -> tuple[Tensor, Tensor]:
     """Rows of ids to int64 [B,T] filled with `value`, and the mask [B,T] of what is not filling."""
     longest = max(len(row) for row in rows)

@@ -88,6 +88,12 @@ class LuminaNextDiT(VelocityModel):
     def blocks(self) -> list[nn.Module]:
         return list(self.dit.layers)
 
+    @property
+    def feed_forward_width(self) -> int:
+        """As given, or by diffusers' rule."""
+        rule = 8 * self.width // 3
+        return self.ffn_width or -(-rule // self.multiple_of) * self.multiple_of
+
     def _ffn(self) -> dict[str, Any]:
         """diffusers rounds `ffn_dim_multiplier` * 8/3 `width` up to a multiple of `multiple_of`."""
         if self.ffn_width is None:

@@ -226,14 +226,19 @@ class QwenVL(Understander):
         queries: Tensor,
         understanding_pixels: Tensor | None = None,
         image_grid_thw: Tensor | None = None,
+        shared: int = 0,
     ) -> Condition:
         """Outputs (after the final norm) at `queries` [N,D], put after each prompt [B,T].
 
         Attention is causal, so the prompt does not see the queries: while the language model is
-        frozen, the prompt runs without gradient into a key-value cache and only the queries carry
-        gradient; the result and the queries' gradient are those of the whole pass. Positions are
-        explicit and one-dimensional, counted without the padding; also where the prompt holds
-        pictures, as published: rows and columns of a picture are told apart in `answer` only.
+        frozen, the prompt runs without gradient into a key-value cache, its first `shared` tokens
+        once for all rows, and only the queries carry gradient; the result and the queries' gradient
+        are those of the whole pass, which is made when the language model, or an adapter in it,
+        trains. Logits are never made. Nothing here asks the device, pictures apart.
+
+        Positions are explicit and one-dimensional, counted without the padding; also where the
+        prompt holds pictures, as published: rows and columns of a picture are told apart in
+        `answer` only.
         """
         language_model = self.model.model.language_model
         batch, length = input_ids.shape
@@ -251,7 +256,7 @@ class QwenVL(Understander):
             prompt = self.embed(input_ids, understanding_pixels, image_grid_thw)
             states = language_model(
                 inputs_embeds=torch.cat([prompt, queries], 1),
-                attention_mask=mask,
+                attention_mask=visible(mask, length + number),
                 position_ids=torch.cat([prompt_positions, query_positions], 1),
                 use_cache=False,
             ).last_hidden_state[:, length:]
@@ -259,10 +264,10 @@ class QwenVL(Understander):
 
         with torch.no_grad():
             prompt = self.embed(input_ids, understanding_pixels, image_grid_thw)
-            cache = self._prompt_cache(input_ids, prompt, attention_mask, prompt_positions)
+            cache = self._prompt_cache(prompt, attention_mask, prompt_positions, shared)
         states = language_model(
             inputs_embeds=queries,
-            attention_mask=mask,
+            attention_mask=visible(mask, number),
             position_ids=query_positions,
             past_key_values=cache,
             use_cache=True,
@@ -299,26 +304,22 @@ class QwenVL(Understander):
         )
         return torch.cat(list(out.pooler_output))
 
-    def _prompt_cache(
-        self, input_ids: Tensor, prompt: Tensor, attention_mask: Tensor, positions: Tensor
-    ):
-        """Keys and values of the prompts; what all of them begin with is computed once."""
+    def _prompt_cache(self, prompt: Tensor, attention_mask: Tensor, positions: Tensor, shared: int):
+        """Keys and values of the prompts; the `shared` tokens they begin with computed once."""
         language_model = self.model.model.language_model
-        batch, length = input_ids.shape
-        same = (input_ids == input_ids[:1]) & (self._token_types(input_ids) == 0)
-        same = same.all(0).cumprod(0)
-        shared = min(int(same.sum()), length - 1) if batch > 1 else 0
+        batch, length = attention_mask.shape
         cache = None
         if shared:
             cache = language_model(
                 inputs_embeds=prompt[:1, :shared],
+                attention_mask={"full_attention": None},
                 position_ids=positions[:1, :shared],
                 use_cache=True,
             ).past_key_values
             cache.batch_repeat_interleave(batch)
         return language_model(
             inputs_embeds=prompt[:, shared:],
-            attention_mask=attention_mask,
+            attention_mask=visible(attention_mask, length - shared),
             position_ids=positions[:, shared:],
             past_key_values=cache,
             use_cache=True,
@@ -365,6 +366,17 @@ class QwenVL(Understander):
     def _token_types(self, input_ids: Tensor) -> Tensor:
         """1 on picture tokens, 0 on text: what transformers builds the M-RoPE positions from."""
         return (input_ids == self.model.config.image_token_id).int()
+
+
+def visible(mask: Tensor, number: int) -> dict[str, Tensor]:
+    """Which of K tokens the last `number` see, bool [B,1,number,K]: none to come, no padding.
+
+    `mask` [B,K] is 1 on tokens, 0 on padding. As transformers takes masks that are ready: to make
+    its own it asks the device whether anything is masked, and the host waits for the answer.
+    """
+    tokens = torch.arange(mask.shape[1], device=mask.device)
+    past = tokens <= tokens[-number:, None]
+    return {"full_attention": past & mask.bool()[:, None, None]}
 
 
 def _check_vocabulary(given: Vocabulary, tokenizer: Any) -> None:

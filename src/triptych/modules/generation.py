@@ -116,6 +116,7 @@ class GenerationModule(Panel):
             whole(self.queries),
             batch.understanding_pixels,
             batch.image_grid_thw,
+            batch.shared,
         )
         features = target_features(batch, encoder)
         if self.objective.loss == "mse":

@@ -231,7 +231,12 @@ class Panel(LightningModule):
 
     def log_epochs(self, batches: list[Batch]) -> None:
         """Log how far training has come in each data set."""
-        epochs = {f"data/epochs/{name}": n for each in batches for name, n in each.epochs.items()}
+        epochs = {
+            # On the host: Lightning would copy a plain number to the device, and wait.
+            f"data/epochs/{name}": torch.tensor(number)
+            for each in batches
+            for name, number in each.epochs.items()
+        }
         self.log_dict(epochs, batch_size=len(batches[0]), on_step=True, on_epoch=False)
 
     def _shard(self, mesh: DeviceMesh) -> None:
@@ -272,7 +277,6 @@ def target_features(batch: Batch, encoder: ImageEncoder) -> Tensor:
     features = batch.target_features.float()
     if batch.has_features is None:
         return features
-    missing = ~batch.has_features
-    features = features.clone()
-    features[missing] = encoder(batch.target_pixels[missing]).float()
-    return features
+    missing = (~batch.has_features).nonzero().flatten().to(features.device, non_blocking=True)
+    made = encoder(batch.target_pixels[missing]).float()
+    return features.index_copy(0, missing, made)

@@ -16,7 +16,15 @@ from triptych.modules.encoding import EncodingModule
 from triptych.modules.generation import GenerationModule
 from triptych.modules.panel import Panel
 from triptych.modules.understanding import UnderstandingModule
-from triptych.prompts import PAD, conversation_ids, generation_ids, negative_ids, pad, token_id
+from triptych.prompts import (
+    PAD,
+    conversation_ids,
+    generation_ids,
+    negative_ids,
+    pad,
+    shared_tokens,
+    token_id,
+)
 from triptych.sharding import Execution, whole
 from triptych.weights import WeightFiles
 
@@ -146,16 +154,17 @@ class UnifiedModule(Panel):
 
     def step(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Weighted sum of the losses that take this batch's task."""
-        total, metrics = torch.zeros((), device=self.device), {}
+        losses, metrics = [], {}
         for name, weight in self.losses.items():
             panel = getattr(self, name)
             if panel.task != batch.task:
                 continue
             loss, more = self._panel_step(name, panel, batch)
-            total, metrics = total + weight * loss, {**metrics, **more}
-        if not metrics:
+            losses.append(weight * loss)
+            metrics |= more
+        if not losses:
             raise UserError(f"no loss of this stage takes {batch.task} batches; see model.losses.")
-        return total, metrics
+        return torch.stack(losses).sum(), metrics
 
     def _panel_step(self, name: str, panel: Panel, batch: Batch):
         if name == "generation":
@@ -188,6 +197,7 @@ class UnifiedModule(Panel):
             whole(self.generation.queries),
             batch.understanding_pixels,
             batch.image_grid_thw,
+            batch.shared,
         )
         seeds = batch.samples.tolist()
         pictures = self.decode(self.generation.sample(condition, seeds), seeds)
@@ -258,7 +268,10 @@ class UnifiedModule(Panel):
         ]
         ids, mask = pad(rows, token_id(known.tokenizer, PAD))
         return self.understanding.understander.condition(
-            ids.to(self.device), mask.to(self.device), whole(self.generation.queries)
+            ids.to(self.device),
+            mask.to(self.device),
+            whole(self.generation.queries),
+            shared=shared_tokens(rows, picture=None),
         )
 
     @torch.no_grad()

@@ -1,0 +1,154 @@
+"""Floating-point operations of the large parts, by formula. An addition and a multiplication are 2.
+
+    forward       2 W a token for a linear map of W weights;
+                  4 q k w for the attention of q tokens to k tokens over the width w
+    backward      to the inputs, the same for linear maps and twice as much for attention;
+                  to the weights, the same again for linear maps
+
+This is how torch's FlopCounterMode counts, with which tests and `make bench` compare: a masked
+attention counts in full; norms, activations, softmax, rotary tables and biases count nothing. One
+sample is one picture with its prompt.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from triptych.backbones import EvaClip, LuminaNextDiT, QwenVL
+
+
+@dataclass(frozen=True)
+class Cost:
+    """FLOPs of one forward pass, apart: linear maps and attention go backward at another price."""
+
+    linear: float
+    attention: float = 0.0
+
+    @property
+    def forward(self) -> float:
+        return self.linear + self.attention
+
+    @property
+    def backward_frozen(self) -> float:
+        """To the inputs alone: of a frozen part with something that learns before it."""
+        return self.linear + 2 * self.attention
+
+    @property
+    def backward(self) -> float:
+        """To inputs and weights: of a part that trains."""
+        return 2 * self.linear + 2 * self.attention
+
+
+@dataclass(frozen=True)
+class StepFlops:
+    """FLOPs of one training step for one sample, by part."""
+
+    language_model: float
+    velocity_model: float
+    encoder: float = 0.0
+    logits: float = 0.0
+
+    @property
+    def total(self) -> float:
+        return self.language_model + self.velocity_model + self.encoder + self.logits
+
+
+def language_model(qwen: QwenVL, tokens: int, before: int = 0) -> Cost:
+    """`tokens` through the language model, behind `before` that lie in its cache; no logits."""
+    text = qwen.text
+    keys = text.hidden_size // text.num_attention_heads * text.num_key_value_heads
+    attention = (
+        2 * text.hidden_size * (text.hidden_size + keys)
+    )  # queries and outputs, keys, values
+    weights = text.num_hidden_layers * (attention + 3 * text.hidden_size * text.intermediate_size)
+    pairs = tokens * (before + tokens)
+    return Cost(2 * weights * tokens, 4 * text.num_hidden_layers * pairs * text.hidden_size)
+
+
+def logits(qwen: QwenVL, tokens: int) -> Cost:
+    """Logits over the whole vocabulary for `tokens`."""
+    return Cost(2 * qwen.text.hidden_size * qwen.vocabulary.rows * tokens)
+
+
+def vision_tower(qwen: QwenVL) -> Cost:
+    """One picture through the language model's own vision tower, its tokens merged."""
+    vision, side = qwen.vision, qwen.image_size // qwen.vision.patch_size
+    width, patches = vision.hidden_size, side * side
+    block = 4 * width**2 + 3 * width * vision.intermediate_size
+    patch = 3 * vision.temporal_patch_size * vision.patch_size**2 * width
+    merged = width * vision.spatial_merge_size**2
+    merger = merged * (merged + qwen.width) * qwen.image_tokens()
+    whole = len(vision.fullatt_block_indexes)
+    seen = whole * patches + (vision.depth - whole) * (vision.window_size // vision.patch_size) ** 2
+    return Cost(2 * (patches * (vision.depth * block + patch) + merger), 4 * patches * seen * width)
+
+
+def image_encoder(eva: EvaClip) -> Cost:
+    """One picture through the image encoder."""
+    side = eva.image_size // eva.patch_size
+    patches, tokens = side * side, side * side + 1  # and CLS
+    weights = eva.depth * (4 * eva.width**2 + 2 * eva.width * eva.mlp_width)
+    patch = 3 * eva.patch_size**2 * eva.width
+    attention = 4 * eva.depth * tokens**2 * eva.width
+    return Cost(2 * (tokens * weights + patches * patch), attention)
+
+
+def velocity_model(dit: LuminaNextDiT, queries: int) -> Cost:
+    """One noised feature grid through the DiT, told by `queries` outputs of the language model."""
+    channels, side, _ = dit.feature_shape
+    width, told = dit.width, min(dit.width, 1024)  # diffusers' width of time and pooled condition
+    tokens, patch = (side // dit.patch_size) ** 2, channels * dit.patch_size**2
+    of_token = 5 * width**2 + 3 * width * dit.feed_forward_width
+    block = tokens * of_token + queries * 2 * width**2 + told * 4 * width
+    projection = queries * width * (dit.condition_width + width)
+    ends = tokens * 2 * patch * width + told * (256 + told + 2 * width)
+    attention = 4 * dit.depth * tokens * (tokens + queries) * width
+    return Cost(2 * (dit.depth * block + projection + ends), attention)
+
+
+def generation_step(
+    qwen: QwenVL,
+    dit: LuminaNextDiT,
+    encoder: EvaClip | None,
+    tokens: int,
+    queries: int,
+    shared: float = 0.0,
+) -> StepFlops:
+    """Stages 2 and 3, the language model frozen: `GenerationModule.step` and its backward pass.
+
+    Args:
+        encoder: None if the features are cached.
+        tokens: of the prompt, `[IMG]` included.
+        shared: of these, how many are computed for a whole batch; they are left out here.
+    """
+    own = tokens - shared
+    prompt, asked = language_model(qwen, own, shared), language_model(qwen, queries, tokens)
+    made = velocity_model(dit, queries)
+    return StepFlops(
+        language_model=prompt.forward + asked.forward + asked.backward_frozen,
+        velocity_model=made.forward + made.backward,
+        encoder=image_encoder(encoder).forward if encoder else 0.0,
+    )
+
+
+def published_step(
+    qwen: QwenVL, dit: LuminaNextDiT, encoder: EvaClip, tokens: int, queries: int
+) -> StepFlops:
+    """The same as published: all tokens take part in the backward pass, the language model and the
+    DiT are computed twice to save memory, logits are made and thrown away."""
+    every, made = language_model(qwen, tokens + queries), velocity_model(dit, queries)
+    return StepFlops(
+        language_model=2 * every.forward + every.backward_frozen,
+        velocity_model=2 * made.forward + made.backward,
+        encoder=image_encoder(encoder).forward,
+        logits=logits(qwen, tokens + queries).forward,
+    )
+
+
+def understanding_step(qwen: QwenVL, tokens: int, learned: int, pictures: int = 1) -> float:
+    """Stage 1, everything trains: `tokens` with those of `pictures`, logits where it is learned."""
+    text, seen, out = language_model(qwen, tokens), vision_tower(qwen), logits(qwen, learned)
+    return sum(
+        times * (cost.forward + cost.backward)
+        for times, cost in ((1, text), (pictures, seen), (1, out))
+    )

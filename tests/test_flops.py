@@ -1,0 +1,109 @@
+"""What a step costs: formulas against torch's counter, over the real step, on the meta device.
+
+Nothing can be read from the meta device, so that a step which runs there never makes the host wait.
+"""
+
+import pytest
+import torch
+from builders import ROOT, batches, needed, unified
+from published_step import published_loss, recomputing
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from triptych import flops
+from triptych.contracts import IMAGE_TO_TEXT, TEXT_TO_IMAGE, Batch
+from triptych.freezing import freeze_all_but
+from triptych.pipeline import describe_stage
+
+TEXT, QUERIES = 135, 64  # tokens of a caption's prompt without [IMG], and what follows [IMG]
+WITHIN = 1e-3  # of the counter: what the formulas leave out is less
+
+
+@pytest.fixture(scope="module", params=["blip3o_4b", "blip3o_8b"])
+def stage2(request):
+    """The name of a published preset, and its stage 2 on the meta device."""
+    files = [ROOT / "conf" / "model" / f"{request.param}.yaml", ROOT / "conf" / "stage2.yaml"]
+    model = describe_stage(files, ["--model.preview=false"])
+    with torch.device("meta"):
+        model.build()
+    model.trained = freeze_all_but(model, model.trains)
+    return request.param, model.train()
+
+
+def one_sample(model, cached):
+    """A batch of one prompt of TEXT tokens and [IMG], on the meta device."""
+    ids = torch.ones(1, TEXT + 1, dtype=torch.long)
+    side = model.encoder.image_size
+    return Batch(
+        TEXT_TO_IMAGE,
+        ["key"],
+        0,
+        torch.zeros(1, dtype=torch.long),
+        ids,
+        torch.ones_like(ids),
+        target_pixels=None if cached else torch.zeros(1, 3, side, side, dtype=torch.uint8),
+        target_features=torch.zeros(1, *model.encoder.feature_shape) if cached else None,
+    ).to("meta")
+
+
+def counted(loss):
+    """FLOPs of `loss()` and of its backward pass."""
+    with FlopCounterMode(display=False) as counter:
+        loss().backward()
+    return counter.get_total_flops()
+
+
+def parts(model):
+    return model.understanding.understander, model.generation.dit
+
+
+def test_a_step_on_cached_features(stage2):
+    name, model = stage2
+    found = counted(lambda: model.step(one_sample(model, cached=True))[0])
+    formula = flops.generation_step(*parts(model), None, TEXT + 1, QUERIES)
+    assert found == pytest.approx(formula.total, rel=WITHIN)
+    assert found <= {"blip3o_8b": 4.1e12, "blip3o_4b": 2.0e12}[name]
+
+
+def test_a_step_on_pictures(stage2):
+    name, model = stage2
+    found = counted(lambda: model.step(one_sample(model, cached=False))[0])
+    formula = flops.generation_step(*parts(model), model.encoder, TEXT + 1, QUERIES)
+    assert found == pytest.approx(formula.total, rel=WITHIN)
+    assert found <= {"blip3o_8b": 13.5e12, "blip3o_4b": 11.5e12}[name]
+
+
+def test_the_published_step(stage2):
+    name, model = stage2
+    with recomputing(model):
+        found = counted(lambda: published_loss(model, one_sample(model, cached=False)))
+    formula = flops.published_step(*parts(model), model.encoder, TEXT + 1, QUERIES)
+    assert found == pytest.approx(formula.total, rel=WITHIN)
+    # 18.2e12 and 13.5e12 over the vocabulary of Qwen and a DiT with wider layers
+    assert found == pytest.approx({"blip3o_8b": 18.2e12, "blip3o_4b": 13.5e12}[name], rel=0.01)
+
+
+def test_a_step_of_stage_1_costs_what_the_formula_says(weights, samples):
+    """Where labels lie is read from the device: counted on the CPU, in small."""
+    model = unified("stage1", weights=weights).train()
+    model.build()
+    batch = batches(model, samples, IMAGE_TO_TEXT, range(4))
+    size, tokens = len(batch), batch.input_ids.shape[1]
+    learned, pictures = int((batch.labels[:, 1:] != -100).sum()), len(batch.image_grid_thw)
+    with sdpa_kernel(SDPBackend.MATH):  # a fused kernel computes scores again to go backward
+        found = counted(lambda: model.step(batch)[0])
+    qwen = model.understanding.understander
+    formula = flops.understanding_step(qwen, tokens, learned / size, pictures / size)
+    assert found == pytest.approx(size * formula, rel=0.02)
+
+
+def test_what_prompts_share_costs_once(weights, samples):
+    model = unified("stage2", weights=needed(weights, "stage2"))
+    model.configure_model()
+    batch = batches(model, samples, TEXT_TO_IMAGE, range(6))
+    tokens, shared = batch.input_ids.shape[1], batch.shared
+    found = counted(lambda: model.to("meta").train().step(batch.to("meta"))[0])
+    qwen, dit = parts(model)
+    formula = flops.generation_step(qwen, dit, model.encoder, tokens, 4, shared)
+    once = flops.language_model(qwen, shared).forward
+    assert found == pytest.approx(6 * formula.total + once, rel=0.02)
