@@ -18,6 +18,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from triptych.callbacks.checkpoint_io import BackgroundCheckpointIO, DurableCheckpointIO
+from triptych.callbacks.run_log import Row, continue_log, pending_row
 from triptych.contracts import UserError
 from triptych.weights import WeightFiles, durable
 from triptych.weights.training import Base, check_base, frozen_base
@@ -62,6 +63,8 @@ class Checkpoint(ModelCheckpoint):
         self._told_to_end: type[BaseException] | None = None
         self._between_steps = True
         self._validation_due = False
+        self._logged = True
+        self._resumed_row: Row | None = None
         self._saving = False
         self._base: Base | None = None
 
@@ -82,7 +85,10 @@ class Checkpoint(ModelCheckpoint):
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         super().on_train_start(trainer, module)
         self._told_to_end, self._between_steps = None, True
-        self._validation_due = self._saving = False
+        self._validation_due, self._logged, self._saving = False, True, False
+        if self._resumed_row is not None:
+            continue_log(trainer, Path(trainer.ckpt_path).resolve(), self._resumed_row)
+            self._resumed_row = None
         if threading.current_thread() is threading.main_thread():  # Lightning restores them
             signal.signal(signal.SIGTERM, self._note)
             if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
@@ -95,12 +101,19 @@ class Checkpoint(ModelCheckpoint):
             log.warning("ends after this step; Ctrl-C again ends at once.")
         self._told_to_end = KeyboardInterrupt if number == signal.SIGINT else SIGTERMException
 
+    def on_train_batch_start(self, *_: Any) -> None:
+        self._logged = True
+
+    def on_validation_start(self, *_: Any) -> None:
+        self._logged = True
+
     def on_before_optimizer_step(self, *_: Any) -> None:
         self._between_steps = False  # callbacks that may refuse the step come before this one
 
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        self._logged = False  # Lightning does after this
         loop = trainer.fit_loop.epoch_loop
         self._between_steps = not loop._should_accumulate()
         self._validation_due = sum(trainer.num_val_batches) > 0 and loop._should_check_val_fx(
@@ -133,6 +146,8 @@ class Checkpoint(ModelCheckpoint):
 
     def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
         self._saving = True
+        for logger in trainer.loggers:
+            logger.save()
         if writes_folders(trainer.strategy):
             self._save_folder(trainer, Path(filepath))
         else:
@@ -171,6 +186,7 @@ class Checkpoint(ModelCheckpoint):
         checkpoint["run"] = {
             "seed": getattr(module, "seed", None),
             "base": self._frozen_base(trainer, module),
+            "row": {} if self._logged else pending_row(trainer),
         }
         if self._validation_due:
             owe_validation(checkpoint["loops"]["fit_loop"])
@@ -186,12 +202,13 @@ class Checkpoint(ModelCheckpoint):
         made = checkpoint.get("run")
         if made is None:
             return
-        seed = getattr(module, "seed", None)
-        if trainer.state.fn == TrainerFn.FITTING and made["seed"] != seed:
-            raise UserError(
-                f"the checkpoint was trained with the seed {made['seed']}, this run has {seed}: "
-                f"its noise would be another; resume it with --seed_everything={made['seed']}."
-            )
+        if trainer.state.fn == TrainerFn.FITTING:
+            seed, self._resumed_row = getattr(module, "seed", None), made["row"]
+            if made["seed"] != seed:
+                raise UserError(
+                    f"the checkpoint was trained with the seed {made['seed']}, this run has {seed}:"
+                    f" its noise would differ; resume it with --seed_everything={made['seed']}."
+                )
         check_base(made["base"], self._frozen_base(trainer, module))
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

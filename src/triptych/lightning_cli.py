@@ -43,7 +43,7 @@ class TriptychCLI(LightningCLI):
         one_seed_for_all(settings)
         folders = one_folder_for_all(settings.trainer.logger, run_name(settings.model))
         if settings.get("ckpt_path"):
-            settings.ckpt_path = str(find_checkpoint(settings.ckpt_path, folders))
+            settings.ckpt_path = find_checkpoint(settings.ckpt_path, folders)
         if self.subcommand == "fit":
             for folder in folders:
                 require_writable(folder)
@@ -101,15 +101,18 @@ def one_seed_for_all(settings) -> None:
             init.seed = seed
 
 
-def find_checkpoint(wanted: str, folders: set[Path]) -> Path:
-    """The checkpoint at a path, links followed, or for "last" the newest whole one in `folders`.
+def find_checkpoint(wanted: str, folders: set[Path]) -> str | None:
+    """The checkpoint at a path, links followed; for "last" the newest whole one in `folders`.
+
+    "auto" is the same for a job that is started again and again: None while there is none.
 
     Raises:
         UserError: there is none, or it is damaged.
     """
-    if wanted == "last":
-        if found := durable.newest(folders):
-            return found
+    if wanted in ("last", "auto"):
+        found = durable.newest(folders)
+        if found or wanted == "auto":
+            return found and str(found)
         where = " or ".join(str(folder) for folder in sorted(folders))
         raise UserError(
             f"--ckpt_path=last: there is no whole checkpoint under {where}; start without it, or "
@@ -119,7 +122,7 @@ def find_checkpoint(wanted: str, folders: set[Path]) -> Path:
     # without a manifest: of an older version, for whoever reads it to judge
     if not path.exists() or durable.manifest_of(path).exists():
         durable.check(path)
-    return path
+    return str(path)
 
 
 def require_writable(folder: Path) -> None:
