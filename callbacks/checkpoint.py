@@ -89,6 +89,11 @@ class Checkpoint(ModelCheckpoint):
         if self._resumed_row is not None:
             continue_log(trainer, Path(trainer.ckpt_path).resolve(), self._resumed_row)
             self._resumed_row = None
+        validation = trainer.fit_loop.epoch_loop.val_loop
+        if not validation.restarted_mid_evaluation:
+            # Lightning (2.6) takes the next validation for the rest of the one before the save, and
+            # leaves out as many of its batches
+            validation.restarting = False
         if threading.current_thread() is threading.main_thread():  # Lightning restores them
             signal.signal(signal.SIGTERM, self._note)
             if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
