@@ -1,6 +1,7 @@
 # `make help` lists the targets. Every target but help and clean sets the environment up first.
 
 PRESET ?= tiny
+TRAINER ?=
 DATA ?=
 ARGS ?=
 PYTHON ?=
@@ -21,6 +22,10 @@ ifneq ($(filter $(STAGES),$(MAKECMDGOALS)),)
   PRESETS := $(basename $(notdir $(wildcard conf/model/*.yaml)))
   ifeq ($(filter $(PRESET),$(PRESETS)),)
     $(error PRESET '$(PRESET)' is unknown, choose one of: $(PRESETS))
+  endif
+  TRAINERS := $(basename $(notdir $(wildcard conf/trainer/*.yaml)))
+  ifneq ($(filter-out $(TRAINERS),$(TRAINER)),)
+    $(error TRAINER '$(TRAINER)' is unknown, choose one of: $(TRAINERS))
   endif
   ifneq ($(DATA),)
     ifneq ($(shell [ -d "$(DATA)" ] && echo yes),yes)
@@ -45,6 +50,7 @@ help: ## Show this help
 		| awk -F':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
 	@echo
 	@echo '  PRESET=tiny        the model: a file of conf/model'
+	@echo '  TRAINER=ddp        on several devices: a file of conf/trainer'
 	@echo '  DATA=FOLDER        train on a folder of WebDataset shards instead of the shapes world'
 	@echo '  CASES=FOLDER       recorded cases for parity, a folder each'
 	@echo '  ARGS="--a=1 --b"   passed on last, so they win; ARGS="--help" and ARGS="--print_config" too'
@@ -80,6 +86,7 @@ $(STAGES): $(STAMP)
 	$(RUN) fit --config conf/base.yaml --config conf/model/$(PRESET).yaml \
 		--config conf/$(@:train-%=%).yaml \
 		$(addprefix --config ,$(wildcard conf/recipes/$(PRESET)/$(@:train-%=%).yaml)) \
+		$(addprefix --config conf/trainer/,$(addsuffix .yaml,$(TRAINER))) \
 		$(if $(DATA),--config conf/data/folder.yaml --data.shards="$(DATA)") $(ARGS)
 
 demo: $(STAMP) ## Make pictures, answers and reconstructions with the shipped weights: out/demo

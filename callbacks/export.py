@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from lightning import Callback, LightningModule, Trainer
 
+from triptych.sharding import gathered
 from triptych.weights import full_name, save_weights
 
 log = logging.getLogger(__name__)
@@ -35,6 +36,7 @@ class ExportWeights(Callback):
 
     def on_fit_end(self, trainer: Trainer, module: LightningModule) -> None:
         folder = trainer.log_dir  # asks all ranks, so before any of them leaves
+        state = gathered(module.trained_state(), keep=trainer.is_global_zero)  # so does this
         if folder is None or not trainer.is_global_zero:
             return
         self.path = Path(folder) / self.filename
@@ -45,7 +47,7 @@ class ExportWeights(Callback):
         }
         tensors = {
             full_name(name): tensor
-            for name, tensor in module.trained_state().items()
+            for name, tensor in state.items()
             if full_name(name).split(".")[0] not in self.leave_out
         }
         save_weights(tensors, self.path, metadata, self.dtype)

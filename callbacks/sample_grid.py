@@ -13,6 +13,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
 from torch import Tensor
 
+from triptych.callbacks.ema import EMA
 from triptych.callbacks.pictures import above, grid, inspecting, to_arrays
 from triptych.contracts import UserError, unit_to_pixels
 from triptych.pictures import square
@@ -30,7 +31,8 @@ class SampleGrid(Callback):
     above reconstructions (decoding), answers about validation pictures (understanding; also as
     step-00000100.txt), or originals above the VAE's round trip above what a linear map reads from
     the encoder's features (encoding). One sheet is made before the first step and one after the
-    last.
+    last. Beside `EMA` each sheet is made twice: with the weights and, as step-00000100-ema.png,
+    with their average.
 
     Args:
         every: steps between sheets.
@@ -69,6 +71,14 @@ class SampleGrid(Callback):
 
     def _show(self, trainer: Trainer, module: LightningModule) -> None:
         self._shown = trainer.global_step
+        self._save(trainer, module, "")
+        for callback in trainer.callbacks:
+            if isinstance(callback, EMA):
+                with callback.swapped(module):
+                    self._save(trainer, module, "-ema")
+
+    def _save(self, trainer: Trainer, module: LightningModule, suffix: str) -> None:
+        """Make a sheet with the weights as they are now, and save it under a name with `suffix`."""
         make = sheet_maker(module)
         with inspecting(trainer, module):
             pictures, labels = make(self, trainer, module)
@@ -76,11 +86,11 @@ class SampleGrid(Callback):
         if trainer.is_global_zero:
             sheet = grid(pictures, labels, COLUMNS, self.scale)
             folder.mkdir(parents=True, exist_ok=True)
-            name = f"step-{trainer.global_step:08d}"
+            name = f"step-{trainer.global_step:08d}{suffix}"
             sheet.save(folder / f"{name}.png")
             if make is answered:
                 (folder / f"{name}.txt").write_text("\n\n".join(labels) + "\n")
-            to_tensorboard(trainer, sheet)
+            to_tensorboard(trainer, sheet, f"samples{suffix}")
 
 
 def sheet_maker(module: LightningModule) -> Callable[[SampleGrid, Trainer, Any], Sheet]:
@@ -93,12 +103,12 @@ def sheet_maker(module: LightningModule) -> Callable[[SampleGrid, Trainer, Any],
     raise UserError(f"SampleGrid has nothing to show for the losses {sorted(module.losses)}.")
 
 
-def to_tensorboard(trainer: Trainer, sheet: Image.Image) -> None:
+def to_tensorboard(trainer: Trainer, sheet: Image.Image, tag: str) -> None:
     """Show the sheet in every TensorBoard log of the run."""
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
             logger.experiment.add_image(
-                "samples", np.asarray(sheet), trainer.global_step, dataformats="HWC"
+                tag, np.asarray(sheet), trainer.global_step, dataformats="HWC"
             )
 
 

@@ -13,10 +13,10 @@ SOURCES = {"triptych": "src/triptych"} | {
 # A room may import its own layer and the layers above it in this list, but for EXCEPTIONS.
 LAYERS = [
     ["contracts", "errors", "randomness", "resources", "version"],
-    ["loss", "sampler", "prompts", "pictures", "freezing"],
+    ["loss", "sampler", "prompts", "pictures", "freezing", "sharding"],
     ["backbones", "weights", "shapes"],
     ["modules"],
-    ["pipeline"],
+    ["pipeline", "strategies"],
     ["evaluation", "serving"],
     ["data_features"],
     ["data_commands"],
@@ -31,10 +31,11 @@ COMPOSITION_ROOT = {
 }
 EXCEPTIONS = {
     "data_modules": {"contracts", "pictures", "prompts", "randomness", "shapes"},
-    "callbacks": {"contracts", "pictures", "sampler", "weights"},
+    "callbacks": {"contracts", "pictures", "sampler", "sharding", "weights"},
     "shapes": {"prompts"},  # the tokenizer alone, see below
     "backbones": {"contracts", "randomness", "resources", "loss", "sampler", "prompts"},
     "modules": {room for layer in LAYERS[:3] for room in layer} - {"shapes"},
+    "strategies": {"sharding"},
     "pipeline": {room for layer in LAYERS[:4] for room in layer} - {"shapes"},
 }
 

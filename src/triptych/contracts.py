@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import register_dataclass
 
 from triptych.errors import UserError as UserError  # everyone's, so importable from here too
 
@@ -83,24 +84,46 @@ class Condition:
         return Condition(self.states * keep)
 
 
+register_dataclass(Condition)  # FSDP looks for the tensors in what a part returns
+
+
 class Part(nn.Module, ABC):
     """A network that is built late: the constructor takes configuration, `build` makes weights.
 
     Building is not loading: `build` gives random weights; `triptych.weights` fills them.
     """
 
+    entry_points: tuple[str, ...] = ()
+    """Methods beside `forward` that others call and that compute with parameters: where these are
+    split over ranks, they are gathered here. What such a method returns is tensors, or a dataclass
+    that `torch.utils._pytree` knows."""
+
     @abstractmethod
     def build(self) -> None:
-        """Create the parameters on torch's current default device. Called once."""
+        """Create the parameters on torch's current default device.
+
+        Parts inside of this one that are built already stay as they are.
+        """
+
+    def blocks(self) -> list[nn.Module]:
+        """Submodules that are called one after the other and hold most of the parameters.
+
+        Each is split over ranks, recomputed and compiled on its own. Only of a built part.
+        """
+        return []
 
     @property
     def built(self) -> bool:
-        """Whether `build` has run."""
-        return next(self.parameters(), None) is not None
+        """Whether `build` has run; parts inside of this one are asked themselves."""
+        own = (child for child in self.children() if not isinstance(child, Part))
+        own_parameters = (parameter for child in own for parameter in child.parameters())
+        return bool(self._parameters) or next(own_parameters, None) is not None
 
 
 class Understander(Part):
     """Reads text and images. Its width and tokenizer come from its configuration."""
+
+    entry_points = ("condition", "lm_loss", "answer")
 
     width: int
     """D"""
@@ -150,6 +173,8 @@ class Understander(Part):
 
 class ImageEncoder(Part):
     """Pixels in, feature grid out. Frozen targets for the generator, input for the decoder."""
+
+    entry_points = ("blank_features",)
 
     feature_shape: tuple[int, int, int]
     """(C, h, w), known from the configuration alone."""

@@ -53,12 +53,15 @@ def selected(names: Iterable[str], patterns: Iterable[str]) -> set[str]:
     return chosen
 
 
+def inert(name: str) -> bool:
+    """Whether nothing uses a parameter: diffusers' pad_token stays frozen and is in no file."""
+    return name.endswith("dit.pad_token")
+
+
 def freeze_all_but(module: nn.Module, patterns: Iterable[str]) -> set[str]:
     """Set requires_grad by `patterns`; returns the names of the parameters that train."""
     parameters = dict(module.named_parameters())
-    # An intentionally inert parameter (diffusers' unused pad_token) stays frozen.
-    inert = {name for name in parameters if name.endswith("dit.pad_token")}
-    trained = selected(parameters, patterns) - inert
+    trained = {name for name in selected(parameters, patterns) if not inert(name)}
     for name, parameter in parameters.items():
         parameter.requires_grad_(name in trained)
     return trained

@@ -26,6 +26,8 @@ class DCAutoencoder(ImageEncoder):
         scaling: factor from raw to unit-variance latents.
     """
 
+    entry_points = (*ImageEncoder.entry_points, "decode")
+
     def __init__(
         self,
         image_size: int = 512,

@@ -85,6 +85,9 @@ class LuminaNextDiT(VelocityModel):
                 self.patch_size, channels, self.width, side // self.patch_size, self.position_std
             )
 
+    def blocks(self) -> list[nn.Module]:
+        return list(self.dit.layers)
+
     def _ffn(self) -> dict[str, Any]:
         """diffusers rounds `ffn_dim_multiplier` * 8/3 `width` up to a multiple of `multiple_of`."""
         if self.ffn_width is None:

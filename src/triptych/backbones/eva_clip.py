@@ -82,6 +82,9 @@ class EvaClip(ImageEncoder):
             else nn.Identity()
         )
 
+    def blocks(self) -> list[nn.Module]:
+        return list(self.tower.blocks)
+
     def forward(self, pixels: Tensor) -> Tensor:
         return self.norm(self.pool_tokens(self.tokens(pixels)))
 

@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     AutoTokenizer,
     GenerationConfig,
@@ -204,6 +204,12 @@ class QwenVL(Understander):
             eos_token_id=self.vocabulary.im_end,
             pad_token_id=self.vocabulary.pad,
         )
+
+    def blocks(self) -> list[nn.Module]:
+        blocks = [*self.model.model.language_model.layers, *self.model.model.visual.blocks]
+        if not self.text.tie_word_embeddings:  # as large as several layers, each
+            blocks += [self.model.model.language_model.embed_tokens, self.model.lm_head]
+        return blocks
 
     def image_tokens(self) -> int:
         side = self.image_size // (self.vision.patch_size * self.vision.spatial_merge_size)

@@ -101,6 +101,9 @@ class SanaDecoder(PixelDecoder):
         # As published: the scale of the text features that SANA was trained on.
         nn.init.constant_(self.connector[-1].weight, math.sqrt(5.5))
 
+    def blocks(self) -> list[nn.Module]:
+        return list(self.transformer.transformer_blocks)
+
     def loss(self, features: Tensor, pixels: Tensor, seed: int, samples: Tensor) -> Tensor:
         with torch.no_grad():
             latents = self.vae(pixels).float()

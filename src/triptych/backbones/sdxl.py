@@ -109,6 +109,9 @@ class SDXLDecoder(PixelDecoder):
         )
         self.baseline = Baseline(self) if self.baseline_width else None
 
+    def blocks(self) -> list[nn.Module]:
+        return [*self.unet.down_blocks, self.unet.mid_block, *self.unet.up_blocks]
+
     def loss(self, features: Tensor, pixels: Tensor, seed: int, samples: Tensor) -> Tensor:
         with torch.no_grad():
             latents = self.vae(pixels).float()

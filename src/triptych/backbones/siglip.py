@@ -61,6 +61,9 @@ class Siglip2(ImageEncoder):
         )
         self.tower.post_layernorm = nn.Identity()
 
+    def blocks(self) -> list[nn.Module]:
+        return list(self.tower.encoder.layers)
+
     def forward(self, pixels: Tensor) -> Tensor:
         """uint8 [B,3,H,W] of any size -> raw features [B,width,grid,grid]."""
         side = self.image_size // self.patch_size

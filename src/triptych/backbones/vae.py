@@ -27,6 +27,8 @@ class KLAutoencoder(ImageEncoder):
             running mean and deviation per channel with the autoencoder.
     """
 
+    entry_points = (*ImageEncoder.entry_points, "decode")
+
     def __init__(
         self,
         image_size: int = 1024,

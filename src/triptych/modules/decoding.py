@@ -17,6 +17,7 @@ from triptych.contracts import (
 )
 from triptych.freezing import Optimization
 from triptych.modules.panel import Metrics, Panel, target_features
+from triptych.sharding import Execution
 from triptych.weights import WeightFiles
 
 
@@ -26,7 +27,7 @@ class PixelDecoderModule(Panel):
     Args:
         decoder: features to pixels.
         encoder: only when this panel is the root, alone.
-        optimization, trains, weights, seed: see `Panel`; used when this panel is the root.
+        optimization, trains, weights, seed, execution: see `Panel`; used when this is the root.
     """
 
     task = TEXT_TO_IMAGE
@@ -39,9 +40,10 @@ class PixelDecoderModule(Panel):
         trains: list[str] | None = None,
         weights: WeightFiles | None = None,
         seed: int = 0,
+        execution: Execution | None = None,
     ) -> None:
         own = [f"decoder.{name}" for name in decoder.trained_parts]
-        super().__init__(optimization, own if trains is None else trains, weights, seed)
+        super().__init__(optimization, own if trains is None else trains, weights, seed, execution)
         self.decoder, self.encoder = decoder, encoder
         if encoder is not None:
             decoder.set_shapes(encoder.feature_shape)

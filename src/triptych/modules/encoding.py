@@ -11,6 +11,7 @@ from triptych.contracts import TEXT_TO_IMAGE, Batch, Part, pixels_to_unit
 from triptych.freezing import Optimization
 from triptych.modules.panel import Metrics, Panel
 from triptych.randomness import normal
+from triptych.sharding import Execution
 from triptych.weights import WeightFiles
 
 
@@ -83,7 +84,7 @@ class EncodingModule(Panel):
         kl_weight: of the VAE's divergence from the unit Gaussian.
         feature_noise: deviation of noise on the features before the linear map: features that
             must survive noise are far apart, which a generator and a decoder both need.
-        optimization, trains, weights, seed: see `Panel`.
+        optimization, trains, weights, seed, execution: see `Panel`.
     """
 
     task = TEXT_TO_IMAGE
@@ -98,8 +99,9 @@ class EncodingModule(Panel):
         trains: list[str] | None = None,
         weights: WeightFiles | None = None,
         seed: int = 0,
+        execution: Execution | None = None,
     ) -> None:
-        super().__init__(optimization, trains, weights, seed)
+        super().__init__(optimization, trains, weights, seed, execution)
         self.heads, self.pixel_weight, self.kl_weight = heads, pixel_weight, kl_weight
         self.feature_noise = feature_noise
 

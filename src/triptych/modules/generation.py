@@ -15,6 +15,7 @@ from triptych.contracts import (
     ImageEncoder,
     Preprocessing,
     Understander,
+    UserError,
     VelocityModel,
 )
 from triptych.freezing import Optimization
@@ -23,6 +24,7 @@ from triptych.modules.panel import Metrics, Panel, target_features
 from triptych.prompts import TemplateName
 from triptych.randomness import normal, uniform
 from triptych.sampler import noise_from_seeds, require_steps, sample_flow, sample_regression
+from triptych.sharding import Execution, whole
 from triptych.weights import WeightFiles
 
 
@@ -48,7 +50,7 @@ class GenerationModule(Panel):
             template for both, unless a training run of the published code goes on: there, training
             had two tokens more than sampling.
         understander, encoder: only when this panel is the root, alone.
-        optimization, trains, weights, seed: see `Panel`; used when this panel is the root.
+        optimization, trains, weights, seed, execution: see `Panel`; used when this is the root.
     """
 
     task = TEXT_TO_IMAGE
@@ -75,9 +77,10 @@ class GenerationModule(Panel):
         trains: list[str] | None = None,
         weights: WeightFiles | None = None,
         seed: int = 0,
+        execution: Execution | None = None,
     ) -> None:
         require_steps(steps)
-        super().__init__(optimization, trains or ["queries", "dit"], weights, seed)
+        super().__init__(optimization, trains or ["queries", "dit"], weights, seed, execution)
         self.dit, self.number_of_queries = dit, number_of_queries
         self.objective, self.query_std = OBJECTIVES[objective], query_std
         self.time_sampling, self.time_shift = time_sampling, time_shift
@@ -94,8 +97,7 @@ class GenerationModule(Panel):
         self.feature_shape, self.condition_width = feature_shape, condition_width
         self.dit.set_shapes(feature_shape, condition_width)
 
-    def build(self) -> None:
-        super().build()
+    def build_own(self) -> None:
         start = torch.randn(self.number_of_queries, self.condition_width) * self.query_std
         self.queries = nn.Parameter(start)
 
@@ -111,7 +113,7 @@ class GenerationModule(Panel):
         condition = understander.condition(
             batch.input_ids,
             batch.attention_mask,
-            self.queries,
+            whole(self.queries),
             batch.understanding_pixels,
             batch.image_grid_thw,
         )
@@ -122,6 +124,40 @@ class GenerationModule(Panel):
             x_t, t, target, condition = self._flow(batch, features, condition)
         loss = mse(self.dit(x_t, t, condition.states), target)
         return loss, {"generation": loss.detach()}
+
+    @torch.no_grad()
+    def losses_at(
+        self,
+        batch: Batch,
+        times: list[float],
+        understander: Understander | None = None,
+        encoder: ImageEncoder | None = None,
+    ) -> Tensor:
+        """Flow loss at each of the `times` in (0,1], float32 [len(times)]; nothing is dropped.
+
+        Sample i has the same noise at all times, which follows from `batch.samples` alone: two
+        models, or one at two steps, are compared on the same numbers.
+
+        Raises:
+            UserError: the objective is no flow.
+        """
+        if self.objective.loss != "flow":
+            raise UserError("the loss at a noise level is that of a flow; this objective is none.")
+        condition = (understander or self.understander).condition(
+            batch.input_ids,
+            batch.attention_mask,
+            whole(self.queries),
+            batch.understanding_pixels,
+            batch.image_grid_thw,
+        )
+        features = target_features(batch, encoder or self.encoder)
+        noise = normal(features.shape[1:], self.seed, "loss-at", batch.samples, features.device)
+        losses = []
+        for time in times:
+            t = torch.full((len(batch),), time, dtype=torch.float64, device=features.device)
+            x_t, target = path(features, noise, t)
+            losses.append(mse(self.dit(x_t, t, condition.states), target))
+        return torch.stack(losses)
 
     def _flow(self, batch: Batch, features: Tensor, condition: Condition):
         device, samples = features.device, batch.samples

@@ -9,17 +9,29 @@ from lightning import LightningModule
 from lightning.pytorch.plugins import MixedPrecision, Precision
 from lightning.pytorch.utilities import GradClipAlgorithmType
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 
 from triptych.contracts import Batch, ImageEncoder, Part, Preprocessing, UserError
 from triptych.freezing import (
     Optimization,
     freeze_all_but,
     frozen_modules,
+    inert,
     learning_rate_factor,
     make_optimizer,
 )
-from triptych.weights import WeightFiles, find_all, load_weights
-from triptych.weights.files import MADE_BY, full_name, label_of
+from triptych.modules.building import build_own, build_part, start_at_random
+from triptych.sharding import (
+    Execution,
+    cast_frozen,
+    compile_blocks,
+    materialize,
+    parameters_on_meta,
+    recompute_blocks,
+    shard,
+)
+from triptych.weights import WeightFiles, load_weights
+from triptych.weights.files import MADE_BY, full_name, label_of, stored_names
 from triptych.weights.fingerprint import fingerprint
 
 Metrics = dict[str, Tensor]
@@ -36,6 +48,7 @@ class Panel(LightningModule):
         trains: module paths or globs of what trains; None is everything.
         weights: files to start from, by label; see `triptych.weights`.
         seed: of every random draw in training.
+        execution: dtype of what is frozen, compilation, and what is split over ranks.
     """
 
     def __init__(
@@ -44,11 +57,13 @@ class Panel(LightningModule):
         trains: list[str] | None = None,
         weights: WeightFiles | None = None,
         seed: int = 0,
+        execution: Execution | None = None,
     ) -> None:
         super().__init__()
         self.optimization = optimization or Optimization()
         self.trains = ["*"] if trains is None else trains
         self.weights, self.seed = weights or WeightFiles(), seed
+        self.execution = execution or Execution()
         self.trained: set[str] | None = None
 
     def step(self, batch: Batch) -> tuple[Tensor, Metrics]:
@@ -60,23 +75,45 @@ class Panel(LightningModule):
         raise UserError(f"{type(self).__name__} says nothing of its inputs; train it composed.")
 
     def build(self) -> None:
-        """Create the parameters of this panel's own parts."""
-        for module in list(self.children()):
-            if isinstance(module, Part) and not module.built:
-                module.build()
+        """Create the parameters of this panel and of its parts, unless they are built.
+
+        Draws follow from torch's seed and a part's name, not from what else is built.
+        """
+        for name, module in list(self.named_children()):
+            if isinstance(module, Part):
+                build_part(name, module)
+        build_own(self)
+
+    def build_own(self) -> None:
+        """Create the parameters that are in none of the parts."""
 
     # Lightning hooks, in the order of the style guide -------------------------------------------
 
     def configure_model(self) -> None:
         if self.trained is not None:
             return  # Lightning calls this hook once per fit, validate, test and predict
-        find_all(self.weights)  # before memory is taken for a model that cannot be filled
+        stored = stored_names(self.weights)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            self.build()
-        filled = load_weights(self, self.weights)
+            with parameters_on_meta():
+                self.build()
+            freeze_all_but(self, self.trains)
+            self._require_weights(stored)  # before memory is taken
+            start_at_random(self, stored)
         self.trained = freeze_all_but(self, self.trains)
-        self._require_weights(filled)
+        execution = self.execution
+        cast_frozen(self, self._frozen_dtype())
+        if self.device_mesh is not None:
+            self._shard(self.device_mesh["data_parallel"])
+        materialize(self, self._home())
+        load_weights(self, self.weights)
+        if execution.compile:
+            compile_blocks(self, execution.compile_backend)
+        if execution.recompute:
+            recompute_blocks(self)
+        # Lightning does not call `train` before the first step: what is new is in training mode,
+        # and a frozen encoder would normalize by its batches.
+        self.train(self.training)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         loss, metrics = self.step(batch)
@@ -147,7 +184,7 @@ class Panel(LightningModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        given = checkpoint.get("state_dict", {})
+        given = checkpoint["state_dict"]
         wanted = self.trained_state()
         different = sorted(
             name
@@ -187,6 +224,8 @@ class Panel(LightningModule):
         shown = {f"{prefix}/{name}": value for name, value in metrics.items()}
         every_step = prefix == "train"
         options = {"batch_size": size, "on_step": every_step, "on_epoch": not every_step}
+        # Ranks train on different samples and validate on the same ones.
+        options["sync_dist"] = every_step
         self.log(f"{prefix}/loss", loss.detach(), prog_bar=True, **options)
         self.log_dict(shown, **options)
 
@@ -195,11 +234,26 @@ class Panel(LightningModule):
         epochs = {f"data/epochs/{name}": n for each in batches for name, n in each.epochs.items()}
         self.log_dict(epochs, batch_size=len(batches[0]), on_step=True, on_epoch=False)
 
+    def _shard(self, mesh: DeviceMesh) -> None:
+        """Split over the ranks of `mesh`, which Lightning's ModelParallelStrategy brings."""
+        shard(self, mesh, self.execution.frozen)
+
+    def _frozen_dtype(self) -> torch.dtype:
+        if self.execution.frozen_dtype is not None:
+            return getattr(torch, self.execution.frozen_dtype)
+        mixed = self._trainer is not None and self._trainer.precision == "bf16-mixed"
+        return torch.bfloat16 if mixed else torch.float32
+
+    def _home(self) -> torch.device:
+        """Where this rank computes; the CPU without a Trainer."""
+        trainer = self._trainer
+        return torch.device("cpu") if trainer is None else trainer.strategy.root_device
+
     def _require_weights(self, filled: set[str]) -> None:
         """A frozen part of random numbers is a mistake: name it and the command that makes it."""
         for own_name, parameter in self.named_parameters():
             name = full_name(own_name)
-            if not parameter.requires_grad and name not in filled and "pad_token" not in name:
+            if not parameter.requires_grad and name not in filled and not inert(name):
                 label = label_of(name)
                 raise UserError(
                     f"this stage freezes {name.split('.')[0]!r} but has no weights for {name}; "

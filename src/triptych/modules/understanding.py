@@ -7,6 +7,7 @@ from torch import Tensor
 from triptych.contracts import IMAGE_TO_TEXT, Batch, Preprocessing, Understander
 from triptych.freezing import Optimization
 from triptych.modules.panel import Metrics, Panel
+from triptych.sharding import Execution
 from triptych.weights import WeightFiles
 
 
@@ -16,7 +17,7 @@ class UnderstandingModule(Panel):
     Args:
         understander: the language model with its vision tower.
         max_tokens: longest prompt or conversation.
-        optimization, trains, weights, seed: see `Panel`; used when this panel is the root.
+        optimization, trains, weights, seed, execution: see `Panel`; used when this is the root.
     """
 
     task = IMAGE_TO_TEXT
@@ -29,8 +30,9 @@ class UnderstandingModule(Panel):
         trains: list[str] | None = None,
         weights: WeightFiles | None = None,
         seed: int = 0,
+        execution: Execution | None = None,
     ) -> None:
-        super().__init__(optimization, trains, weights, seed)
+        super().__init__(optimization, trains, weights, seed, execution)
         self.understander, self.max_tokens = understander, max_tokens
 
     def step(self, batch: Batch) -> tuple[Tensor, Metrics]:

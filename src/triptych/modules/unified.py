@@ -10,12 +10,14 @@ from torch import Tensor
 
 from triptych.contracts import Batch, ImageEncoder, Preprocessing, UserError
 from triptych.freezing import Optimization
+from triptych.modules.building import build_part
 from triptych.modules.decoding import PixelDecoderModule
 from triptych.modules.encoding import EncodingModule
 from triptych.modules.generation import GenerationModule
 from triptych.modules.panel import Panel
 from triptych.modules.understanding import UnderstandingModule
 from triptych.prompts import PAD, conversation_ids, generation_ids, negative_ids, pad, token_id
+from triptych.sharding import Execution, whole
 from triptych.weights import WeightFiles
 
 # Which panels a loss needs beside its own.
@@ -49,7 +51,7 @@ class UnifiedModule(Panel):
             "prompt" also takes these there.
         negative_seed: of the features of "prompt"; by default no picture's.
         preset, stage: names, noted in checkpoints and weight files.
-        optimization, seed: see `Panel`.
+        optimization, seed, execution: see `Panel`.
     """
 
     def __init__(
@@ -69,8 +71,9 @@ class UnifiedModule(Panel):
         stage: str = "inference",
         optimization: Optimization | None = None,
         seed: int = 0,
+        execution: Execution | None = None,
     ) -> None:
-        super().__init__(optimization, trains, weights, seed)
+        super().__init__(optimization, trains, weights, seed, execution)
         self.understanding, self.generation = understanding, generation
         self.encoder, self.decoding, self.encoding = encoder, decoding, encoding
         self.losses, self.preview = dict(losses or {}), preview
@@ -127,8 +130,10 @@ class UnifiedModule(Panel):
     def build(self) -> None:
         for name in ("understanding", "encoder", "generation", "decoding", "encoding", "vae"):
             part = getattr(self, name) if name != "vae" or self.decoding is not None else None
-            if part is not None and name in self._wanted() and not getattr(part, "built", False):
+            if isinstance(part, Panel) and name in self._wanted():
                 part.build()
+            elif part is not None and name in self._wanted():
+                build_part(name, part)
 
     def _wanted(self) -> set[str]:
         """The panels and parts that this stage computes with; without losses, all of them."""
@@ -161,6 +166,11 @@ class UnifiedModule(Panel):
             return panel.step(batch, self.encoder, self.vae)
         return panel.step(batch)
 
+    def losses_at(self, batch: Batch, times: list[float]) -> Tensor:
+        """The generation loss at fixed times, [len(times)]; see `GenerationModule.losses_at`."""
+        parts = self.understanding.understander, self.target_encoder
+        return self.generation.losses_at(batch, times, *parts)
+
     def training_step(self, batch: Batch | dict[str, Batch], batch_idx: int) -> Tensor:
         return self._step_and_log("train", batch)
 
@@ -175,7 +185,7 @@ class UnifiedModule(Panel):
         condition = self.understanding.understander.condition(
             batch.input_ids,
             batch.attention_mask,
-            self.generation.queries,
+            whole(self.generation.queries),
             batch.understanding_pixels,
             batch.image_grid_thw,
         )
@@ -248,7 +258,7 @@ class UnifiedModule(Panel):
         ]
         ids, mask = pad(rows, token_id(known.tokenizer, PAD))
         return self.understanding.understander.condition(
-            ids.to(self.device), mask.to(self.device), self.generation.queries
+            ids.to(self.device), mask.to(self.device), whole(self.generation.queries)
         )
 
     @torch.no_grad()
@@ -295,7 +305,7 @@ class UnifiedModule(Panel):
     def _features_of_a_space(self) -> Tensor:
         ids = torch.tensor([negative_ids(self.preprocessing().tokenizer)], device=self.device)
         condition = self.understanding.understander.condition(
-            ids, torch.ones_like(ids), self.generation.queries
+            ids, torch.ones_like(ids), whole(self.generation.queries)
         )
         return self.generation.sample(condition, [self.negative_seed])
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from triptych.contracts import UserError
 from triptych.resources import PREFIX, locate
+from triptych.sharding import put
 
 MADE_BY = {
     "understanding": "make train-stage1",
@@ -86,7 +87,9 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 
 def load_weights(module: nn.Module, sources: WeightFiles) -> set[str]:
-    """Fill `module` in place; returns the full names that were filled.
+    """Fill `module` in place, one tensor at a time; returns the full names that were filled.
+
+    Of a parameter that is split over ranks, each rank reads its own rows alone.
 
     Names under a part that this model does not have (a panel that a stage leaves out) are passed
     over; any other unknown name, and any other shape, is an error.
@@ -103,9 +106,18 @@ def load_weights(module: nn.Module, sources: WeightFiles) -> set[str]:
             for name in file.keys():  # noqa: SIM118 - not a dict
                 if name.split(".")[0] not in parts or _left_out(name, own):
                     continue
-                _fill(own, name, file.get_tensor(name), label, path)
+                _fill(own, name, file, label, path)
                 filled.add(name)
     return filled
+
+
+def stored_names(sources: WeightFiles) -> set[str]:
+    """Full names of all tensors of the files; reads the headers."""
+    found: set[str] = set()
+    for path in find_all(sources).values():
+        with _open(path) as file:
+            found.update(file.keys())
+    return found
 
 
 def find(label: str, source: str) -> Path:
@@ -150,20 +162,21 @@ def _left_out(name: str, own: Mapping[str, Tensor]) -> bool:
     return not any(other.startswith(prefix) for other in own)
 
 
-def _fill(own: Mapping[str, Tensor], name: str, tensor: Tensor, label: str, path: Path) -> None:
+def _fill(own: Mapping[str, Tensor], name: str, file: safe_open, label: str, path: Path) -> None:
     if name not in own:
         raise UserError(
             f"{path} ({label}) holds {name}, which this model does not have: "
             "it was made with another preset or other sizes; retrain it or change --model.weights."
         )
-    if own[name].shape != tensor.shape:
+    stored = file.get_slice(name)
+    shape = tuple(stored.get_shape())
+    if own[name].shape != shape:
         raise UserError(
-            f"{path} ({label}): {name} has shape {list(tensor.shape)}, this model wants "
+            f"{path} ({label}): {name} has shape {list(shape)}, this model wants "
             f"{list(own[name].shape)}: it was made with another preset or other sizes; "
             f"retrain it (`{MADE_BY.get(label, 'triptych fit')}`) or undo the change."
         )
-    with torch.no_grad():
-        own[name].copy_(tensor)
+    put(own[name], shape, lambda rows: stored[rows] if shape else file.get_tensor(name))
 
 
 def _open(path: Path):

@@ -1,0 +1,176 @@
+"""A moving average of the weights in training, which samples better than the weights themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import FSDPStrategy
+from torch import Tensor
+from torch.optim import Optimizer
+
+from triptych.callbacks.export import ExportWeights
+from triptych.callbacks.skipping import has_gradients, local, was_skipped
+from triptych.contracts import UserError
+from triptych.sharding import gathered, like
+
+
+class EMA(Callback):
+    """Keeps a float32 average of the parameters that train, and of nothing else.
+
+        average <- average + (1 - decay) * (weights - average)      after each step
+
+    In float32 whatever the weights: in bfloat16 it would stand still, as a change of 1e-4 of a
+    number is below its last bit. Validation, test and prediction use the average, sample sheets
+    show both. The fit ends with weights_ema.safetensors beside weights.safetensors. A step that a
+    guard left out changes no average. Of sharded parameters each rank keeps its part.
+
+    A checkpoint holds the average under `checkpoint["callbacks"]["EMA"]`: "average" (parameter
+    name -> whole float32 tensor) and "steps".
+
+    Args:
+        decay: what is kept of the average in a step.
+        warmup: begin with a shorter memory, so that the random start is forgotten early: step n
+            decays by min(decay, (1 + n) / (10 + n)).
+        export: also write weights_ema.safetensors at the end of a fit.
+    """
+
+    def __init__(self, decay: float = 0.9999, warmup: bool = True, export: bool = True) -> None:
+        if not 0 < decay < 1:
+            raise UserError(f"EMA: decay must lie between 0 and 1, not {decay}.")
+        self.decay, self.warmup, self.export = decay, warmup, export
+        self.average: dict[str, Tensor] = {}
+        """Parameter name -> float32, sharded like the parameter; filled when training starts."""
+        self.steps = 0
+        self._parameters: list[Tensor] = []
+        self._loaded: dict[str, Tensor] | None = None
+        self._raw: list[Tensor] | None = None  # the weights themselves, while the average is in use
+        self._hooks: list[Any] = []
+        self._saves = True  # the first rank
+
+    def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
+        if isinstance(trainer.strategy, FSDPStrategy):
+            raise UserError(
+                "EMA cannot follow the flattened parameters of FSDP1; use FSDP2 "
+                "(ModelParallelStrategy) or DDP, or leave the callback out."
+            )
+        self._saves = trainer.is_global_zero
+
+    # Following the weights ----------------------------------------------------------------------
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        self._attach(module)
+        # after the step itself, wherever this callback stands in the list
+        self._hooks = [o.register_step_post_hook(self._follow) for o in trainer.optimizers]
+
+    def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
+        self._detach()
+
+    def _detach(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+
+    @torch.no_grad()
+    def _attach(self, module: LightningModule) -> None:
+        """Begin with the weights as they are, or with what a checkpoint brought."""
+        trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        self._parameters = list(trained.values())
+        if self._loaded is None:
+            self.average = {name: p.detach().float().clone() for name, p in trained.items()}
+            return
+        loaded, self._loaded = self._loaded, None
+        if different := loaded.keys() ^ trained.keys():
+            raise UserError(
+                f"the checkpoint's EMA and this run disagree on {min(different)}; resume it with "
+                "the configuration that made it."
+            )
+        self.average = {n: like(loaded[n], p).to(p.device).clone() for n, p in trained.items()}
+
+    @torch.no_grad()
+    def _follow(self, optimizer: Optimizer, *_: Any) -> None:
+        """One step of the average, after one of the optimizer."""
+        if not has_gradients(optimizer):
+            return
+        self.steps += 1
+        weight: Any = 1 - self.decay_at(self.steps)
+        skipped = was_skipped(optimizer)
+        average = [local(tensor) for tensor in self.average.values()]
+        current = [local(p).float() for p in self._parameters]
+        if skipped is None:
+            torch._foreach_lerp_(average, current, weight)
+        else:  # on the device: a weight of 0 for a step that was not taken
+            torch._foreach_lerp_(average, current, [weight * (1 - skipped)] * len(average))
+
+    def decay_at(self, step: int) -> float:
+        """The decay of the step with that number, from 1 on."""
+        return min(self.decay, (1 + step) / (10 + step)) if self.warmup else self.decay
+
+    # Using the average --------------------------------------------------------------------------
+
+    @contextmanager
+    def swapped(self, module: LightningModule) -> Iterator[None]:
+        """The module computes with the average; afterwards with its own weights again."""
+        self._use(module)
+        try:
+            yield
+        finally:
+            self._give_back()
+
+    @torch.no_grad()
+    def _use(self, module: LightningModule) -> None:
+        if self._loaded is not None:  # a checkpoint that is validated, not trained
+            self._attach(module)
+        if not self.average or self._raw is not None:
+            return
+        self._raw = [local(p).clone() for p in self._parameters]
+        for parameter, average in zip(self._parameters, self.average.values(), strict=True):
+            local(parameter).copy_(local(average))
+
+    @torch.no_grad()
+    def _give_back(self) -> None:
+        if self._raw is None:
+            return
+        for parameter, raw in zip(self._parameters, self._raw, strict=True):
+            local(parameter).copy_(raw)
+        self._raw = None
+
+    def on_validation_start(self, trainer: Trainer, module: LightningModule) -> None:
+        self._use(module)
+
+    def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
+        self._give_back()
+
+    def on_test_start(self, trainer: Trainer, module: LightningModule) -> None:
+        self._use(module)
+
+    def on_test_end(self, trainer: Trainer, module: LightningModule) -> None:
+        self._give_back()
+
+    def on_predict_start(self, trainer: Trainer, module: LightningModule) -> None:
+        self._use(module)
+
+    def on_predict_end(self, trainer: Trainer, module: LightningModule) -> None:
+        self._give_back()
+
+    def on_exception(
+        self, trainer: Trainer, module: LightningModule, exception: BaseException
+    ) -> None:
+        self._give_back()  # before Checkpoint, which comes last, saves what the weights are
+        self._detach()
+
+    def on_fit_end(self, trainer: Trainer, module: LightningModule) -> None:
+        if self.export:
+            with self.swapped(module):
+                ExportWeights("weights_ema.safetensors").on_fit_end(trainer, module)
+
+    # Checkpoints --------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"steps": self.steps, "average": gathered(self.average, keep=self._saves)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.steps, self._loaded = state["steps"], state["average"]

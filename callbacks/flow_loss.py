@@ -1,0 +1,62 @@
+"""Where on the way from noise to features a generator errs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning import Callback, LightningModule, Trainer
+
+from triptych.callbacks.pictures import inspecting
+from triptych.contracts import TEXT_TO_IMAGE, UserError
+
+
+class FlowLossByNoise(Callback):
+    """Logs in validation the flow loss at fixed noise levels: val/flow/t=0.1 and so on.
+
+    t = 1 is pure noise. Noises are those of the sample's number, the same in every validation, so
+    that what changes is the model. A level costs about as much as the DiT in a validation step.
+
+    Args:
+        times: the noise levels, in (0,1].
+        batches: only the first so many of a validation; null takes all.
+    """
+
+    def __init__(
+        self, times: tuple[float, ...] = (0.1, 0.3, 0.5, 0.7, 0.9), batches: int | None = None
+    ) -> None:
+        if not times or not all(0 < t <= 1 for t in times):
+            raise UserError(f"FlowLossByNoise: times are numbers in (0,1], not {list(times)}.")
+        if batches is not None and batches < 1:
+            raise UserError(f"FlowLossByNoise: batches must be 1 or more, or null, not {batches}.")
+        self.times, self.batches = list(times), batches
+
+    def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
+        learnt = getattr(module, "losses", {"generation": 1.0})  # a panel alone: its only one
+        if not hasattr(module, "losses_at") or "generation" not in learnt:
+            raise UserError(
+                "FlowLossByNoise is for a stage with a generation loss; leave the callback out."
+            )
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if self.batches is not None and batch_idx >= self.batches:
+            return
+        for each in batch.values() if isinstance(batch, dict) else [batch]:
+            if each.task != TEXT_TO_IMAGE:
+                continue
+            with inspecting(trainer, module):
+                losses = module.losses_at(each, self.times)
+            module.log_dict(
+                {f"val/flow/t={t:g}": loss for t, loss in zip(self.times, losses, strict=True)},
+                on_step=False,
+                on_epoch=True,
+                sync_dist=True,
+                batch_size=len(each),
+            )

@@ -1,0 +1,97 @@
+"""Watches over what must not change."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from triptych.callbacks.skipping import local
+from triptych.contracts import UserError
+
+CHUNK = 1 << 24  # elements summed at a time: the sums are in int64, four times bfloat16
+
+
+class FrozenCheck(Callback):
+    """Ends the run if a frozen parameter, or a buffer beside it, is not what it was at the start.
+
+    Takes a checksum of each tensor's bits, on the device: the sum of its words, and the sum of its
+    words each times its place. A change of one word always shows, and any other but for a chance of
+    about 2^-64.
+
+    Args:
+        every: steps between checks; null checks at the end only.
+    """
+
+    def __init__(self, every: int | None = 1000) -> None:
+        if every is not None and every < 1:
+            raise UserError(f"FrozenCheck: every must be 1 or more, or null, not {every}.")
+        self.every = every
+        self._names: list[str] = []
+        self._start: Tensor | None = None
+        self._checked = -1
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        frozen = frozen_tensors(module)
+        self._names, self._start = list(frozen), checksums(frozen)
+        self._checked = trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        due = self.every is not None and trainer.global_step % self.every == 0
+        if due and trainer.global_step != self._checked:
+            self._check(trainer, module)
+
+    def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
+        if trainer.global_step != self._checked:
+            self._check(trainer, module)
+
+    def _check(self, trainer: Trainer, module: LightningModule) -> None:
+        since, self._checked = self._checked, trainer.global_step
+        tensors = frozen_tensors(module)
+        gone = sorted(set(self._names) - set(tensors))
+        if not gone:
+            now = checksums({name: tensors[name] for name in self._names})
+            gone = [
+                self._names[n] for n in (now != self._start).any(1).nonzero().flatten().tolist()
+            ]
+        if trainer.strategy.reduce_boolean_decision(not gone, all=True):
+            return
+        where = gone[0] if gone else "a tensor of another rank"
+        raise UserError(
+            f"{where} is frozen, but it changed between step {since} and step "
+            f"{trainer.global_step}, with {max(0, len(gone) - 1)} other tensors; something writes "
+            "to it in training: checkpoints since then are not of the model that began."
+        )
+
+
+def frozen_tensors(module: LightningModule) -> dict[str, Tensor]:
+    """Frozen parameters, and the buffers of modules that have parameters but none that trains."""
+    found = {name: p for name, p in module.named_parameters() if not p.requires_grad}
+    for path, part in module.named_modules():
+        parameters = list(part.parameters())
+        if parameters and not any(p.requires_grad for p in parameters):
+            found |= {f"{path}.{name}": b for name, b in part.named_buffers(recurse=False)}
+    return found
+
+
+@torch.no_grad()
+def checksums(tensors: dict[str, Tensor]) -> Tensor:
+    """int64 [tensors, 2], on the device; of sharded tensors this rank's part."""
+    rows = [checksum(local(tensor)) for tensor in tensors.values()]
+    return torch.stack(rows) if rows else torch.zeros(0, 2, dtype=torch.int64)
+
+
+def checksum(tensor: Tensor) -> Tensor:
+    """int64 [2]: the sum of the tensor's words, and that of its words times their places."""
+    words = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    flat = tensor.detach().contiguous().flatten().view(words[tensor.element_size()])
+    sums = torch.zeros(2, dtype=torch.int64, device=tensor.device)
+    for start in range(0, len(flat), CHUNK):
+        part = flat[start : start + CHUNK].to(torch.int64)
+        places = torch.arange(start + 1, start + 1 + len(part), device=tensor.device)
+        sums += torch.stack([part.sum(), (part * places).sum()])
+    return sums

@@ -1,0 +1,59 @@
+"""How large gradients are, in the whole and part by part."""
+
+from __future__ import annotations
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.optim import Optimizer
+
+from triptych.callbacks.parts import part_of
+from triptych.contracts import UserError
+
+
+class GradientNorms(Callback):
+    """Logs grad_norm/PART and grad_norm/all, L2, before they are clipped.
+
+    Only in the steps that are logged (`log_every_n_steps`) or a multiple of that; nothing waits for
+    the device but the logger.
+
+    Args:
+        every: of the logged steps, take one in so many.
+    """
+
+    def __init__(self, every: int = 1) -> None:
+        if every < 1:
+            raise UserError(f"GradientNorms: every must be 1 or more, not {every}.")
+        self.every = every
+        self._parts: dict[str, list[Tensor]] = {}
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        self._parts = {}
+        for name, parameter in module.named_parameters():
+            if parameter.requires_grad:
+                self._parts.setdefault(part_of(module, name), []).append(parameter)
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, module: LightningModule, optimizer: Optimizer
+    ) -> None:
+        if (trainer.global_step + 1) % (self.every * trainer.log_every_n_steps):
+            return
+        norms = {part: norm_of(parameters) for part, parameters in self._parts.items()}
+        norms = {part: norm for part, norm in norms.items() if norm is not None}
+        if norms:
+            norms["all"] = torch.stack(list(norms.values())).norm()
+        shown = {f"grad_norm/{part}": norm for part, norm in norms.items()}
+        module.log_dict(shown, on_step=True, on_epoch=False)
+
+
+def norm_of(parameters: list[Tensor]) -> Tensor | None:
+    """L2 norm of their gradients, a scalar; None if there is no gradient.
+
+    Of sharded parameters that of the whole: all ranks must call.
+    """
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    if not gradients:
+        return None
+    norm = torch.nn.utils.get_total_norm(gradients)
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm

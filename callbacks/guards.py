@@ -1,0 +1,210 @@
+"""Guards: a step that would harm the weights is not taken, and the samples behind it are named."""
+
+from __future__ import annotations
+
+import logging
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from torch import Tensor
+from torch.optim import Optimizer
+
+from triptych.callbacks.skipping import forget, gradients, skip
+from triptych.contracts import UserError
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Step:
+    """A step whose flag the host has not read yet."""
+
+    number: int
+    keys: list[str]
+    bad: Tensor
+    """bool scalar on the device, the same on every rank."""
+
+
+class Guard(Callback):
+    """Judges each step after its backward pass; a bad one changes nothing but the step's number.
+
+    Weights, optimizer and EMA stay as they are, bit for bit. All ranks decide together: one bad
+    rank is enough. On a GPU nothing waits for the verdict: flags are read every
+    `log_every_n_steps` steps, and bad steps are reported then, with the keys of their samples.
+    Under float16 the scaler skips steps by itself, as a part of its work; guards then do nothing.
+
+    Args:
+        patience: this many bad steps in a row end the run.
+    """
+
+    def __init__(self, patience: int = 10) -> None:
+        if patience < 1:
+            raise UserError(f"{type(self).__name__}: patience must be 1 or more, not {patience}.")
+        self.patience = patience
+        self.skipped = 0
+        """Steps that were not taken, of those that the host has read."""
+        self.in_a_row = 0
+        self._loss: Tensor | None = None
+        self._keys: list[str] = []
+        self._unread: list[Step] = []
+
+    @abstractmethod
+    def is_bad(self, loss: Tensor, norm: Tensor) -> Tensor:
+        """Bool scalar for the loss of this rank and the norm of its gradients, float32 scalars."""
+
+    @abstractmethod
+    def complaint(self) -> str:
+        """What is wrong with a bad step: "the loss ..."."""
+
+    def on_train_batch_start(
+        self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        waits = module.device.type != "cpu"  # the host would, for the device
+        if not waits or trainer.global_step % trainer.log_every_n_steps == 0:
+            self._read(trainer)  # here and not after the step: what ends a run is between two steps
+        self._keys += keys_of(batch)
+        for optimizer in trainer.optimizers:
+            forget(optimizer)
+
+    def on_before_backward(self, trainer: Trainer, module: LightningModule, loss: Tensor) -> None:
+        # Lightning hands over a share of it where gradients accumulate: the sum is their mean
+        loss = loss.detach().float()
+        self._loss = loss.clone() if self._loss is None else self._loss + loss
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, module: LightningModule, optimizer: Optimizer
+    ) -> None:
+        loss, keys = self._loss, self._keys
+        self._loss, self._keys = None, []
+        if getattr(trainer.precision_plugin, "scaler", None) is not None:
+            return
+        norm = torch.nn.utils.get_total_norm(gradients(optimizer)).to(loss.device)
+        bad = agreed(trainer, self.is_bad(loss, norm))
+        self.judged(loss, bad)
+        skip(optimizer, bad)
+        self._unread.append(Step(trainer.global_step + 1, keys, bad))
+
+    def judged(self, loss: Tensor, bad: Tensor) -> None:
+        """For a guard that learns from the steps: this one's loss and what was decided."""
+
+    def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
+        self._read(trainer)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"skipped": self.skipped, "in_a_row": self.in_a_row}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.skipped, self.in_a_row = state["skipped"], state["in_a_row"]
+
+    def _read(self, trainer: Trainer) -> None:
+        """Report the bad ones of the steps since the last reading; end the run after too many."""
+        if not self._unread:
+            return
+        flags = torch.stack([step.bad for step in self._unread]).tolist()
+        steps, self._unread = self._unread, []
+        for step, bad in zip(steps, flags, strict=True):
+            self.in_a_row = self.in_a_row + 1 if bad else 0
+            if not bad:
+                continue
+            self.skipped += 1
+            names = ", ".join(step.keys)
+            log.warning(
+                "step %d was not taken: %s. Its samples%s: %s",
+                step.number,
+                self.complaint(),
+                f" on rank {trainer.global_rank}" if trainer.world_size > 1 else "",
+                names,
+            )
+            if self.in_a_row >= self.patience:
+                raise UserError(
+                    f"{type(self).__name__}: {self.complaint()} in {self.in_a_row} steps in a row, "
+                    f"up to step {step.number} (samples {names}); weights and optimizer are those "
+                    "of before; look at these samples, or lower --model.optimization.lr."
+                )
+
+
+class NonFiniteGuard(Guard):
+    """Leaves out steps whose loss or gradient norm is not finite.
+
+    Args:
+        patience: this many such steps in a row end the run.
+    """
+
+    def is_bad(self, loss: Tensor, norm: Tensor) -> Tensor:
+        return ~(torch.isfinite(loss) & torch.isfinite(norm))
+
+    def complaint(self) -> str:
+        return "the loss or its gradient was not finite"
+
+
+class SpikeGuard(Guard):
+    """Leaves out steps whose loss is far above its running mean.
+
+    Args:
+        factor: of the mean; a loss above is a spike.
+        memory: steps that the running mean looks back, roughly; none is left out before as many.
+        patience: this many spikes in a row end the run.
+    """
+
+    def __init__(self, factor: float = 3.0, memory: int = 100, patience: int = 10) -> None:
+        super().__init__(patience)
+        if factor <= 1 or memory < 1:
+            raise UserError("SpikeGuard: factor must be above 1, memory 1 or more.")
+        self.factor, self.memory = factor, memory
+        self.mean: Tensor | None = None
+        """Scalar, float32: of the losses of the steps that were taken."""
+        self.seen: Tensor | None = None
+        """Scalar, float32: how many those are."""
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        zero = torch.zeros((), device=module.device)
+        self.mean = zero if self.mean is None else self.mean.to(module.device)
+        self.seen = zero.clone() if self.seen is None else self.seen.to(module.device)
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, module: LightningModule, optimizer: Optimizer
+    ) -> None:
+        if trainer.world_size > 1:  # one mean for all ranks: a checkpoint keeps that of the first
+            torch.distributed.all_reduce(self._loss)
+            self._loss /= trainer.world_size
+        super().on_before_optimizer_step(trainer, module, optimizer)
+
+    def is_bad(self, loss: Tensor, norm: Tensor) -> Tensor:
+        return (self.seen >= self.memory) & (loss > self.factor * self.mean)
+
+    def judged(self, loss: Tensor, bad: Tensor) -> None:
+        seen = self.seen + 1
+        mean = self.mean + (loss - self.mean) / seen.clamp(max=self.memory)
+        taken = ~bad & torch.isfinite(loss)
+        self.mean = torch.where(taken, mean, self.mean)
+        self.seen = torch.where(taken, seen, self.seen)
+
+    def complaint(self) -> str:
+        return f"the loss was above {self.factor:g} times its running mean"
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "mean": self.mean, "seen": self.seen}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.mean, self.seen = state["mean"], state["seen"]
+
+
+def agreed(trainer: Trainer, bad: Tensor) -> Tensor:
+    """Whether it is bad on any rank, the same answer on all; nothing waits on the host."""
+    if trainer.world_size == 1:
+        return bad
+    flag = bad.float()
+    # not Lightning's reduce, which puts a barrier before: a wait of the host
+    torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
+    return flag > 0
+
+
+def keys_of(batch: Any) -> list[str]:
+    """Names of the samples of a Batch, or of the batches of a joint step."""
+    if isinstance(batch, dict):
+        return [key for each in batch.values() for key in keys_of(each)]
+    return list(getattr(batch, "keys", []))

@@ -1,0 +1,106 @@
+"""How fast a training runs."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from triptych.callbacks.counting import StepFlops, step_flops
+from triptych.callbacks.peaks import dense_peak, device_name
+
+log = logging.getLogger(__name__)
+PREFIX = "throughput"
+
+
+class Throughput(Callback):
+    """Logs, every `log_every_n_steps` steps, the speed of the steps since the last time.
+
+    throughput/samples_per_s and tokens_per_s (tokens of the language model's prompts, without
+    padding) are of all devices together; tflops_per_device are counted FLOPs, and mfu is their
+    share of the device's dense bfloat16 peak, where that is known. FLOPs are counted once, on the
+    first batch, and taken for those of every sample. peak_memory_gb is of this device since the
+    start, on a GPU. Validation does not count as time, and neither does what other callbacks do
+    between two windows, such as sheets and checkpoints. The device is waited for once a window.
+    """
+
+    def __init__(self) -> None:
+        self._flops: StepFlops | None = None
+        self._peak: float | None = None
+        self._samples, self._read = 0, -1
+        self._tokens: Tensor | None = None
+        self._since: float | None = None
+        self._paused = 0.0
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        name = device_name(module.device)
+        self._peak = dense_peak(name)
+        if self._peak is None:
+            log.info("no MFU is logged: the peak of this device (%s) is not known.", name)
+        if module.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(module.device)
+        self._begin()
+
+    def _begin(self) -> None:
+        """A new window, whose time runs from the next batch on."""
+        self._samples, self._tokens, self._since, self._paused = 0, None, None, 0.0
+
+    def on_train_batch_start(
+        self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if self._flops is None:
+            self._flops = step_flops(trainer, module, batch)
+        if self._since is None:
+            self._since = now(module.device)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        for each in batch.values() if isinstance(batch, dict) else [batch]:
+            self._samples += len(each)
+            mask = getattr(each, "attention_mask", None)
+            if mask is not None:
+                self._tokens = mask.sum() if self._tokens is None else self._tokens + mask.sum()
+        step = trainer.global_step
+        if step % trainer.log_every_n_steps == 0 and step != self._read:
+            self._read = step
+            module.log_dict(self._speeds(trainer, module), on_step=True, on_epoch=False)
+            self._begin()
+
+    def on_validation_start(self, trainer: Trainer, module: LightningModule) -> None:
+        if self._since is not None:
+            self._paused -= now(module.device)
+
+    def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
+        if self._since is not None:
+            self._paused += now(module.device)
+
+    def _speeds(self, trainer: Trainer, module: LightningModule) -> dict[str, float]:
+        """The figures of the window that ends now, by name in the log."""
+        device = module.device
+        seconds = now(device) - self._since - self._paused
+        tokens = 0.0 if self._tokens is None else float(self._tokens)
+        counts = torch.tensor([self._samples, tokens], dtype=torch.float32, device=device)
+        samples, tokens = trainer.strategy.reduce(counts, reduce_op="sum").tolist()
+        speeds = {"samples_per_s": samples / seconds}
+        if self._tokens is not None:
+            speeds["tokens_per_s"] = tokens / seconds
+        if self._flops is not None:
+            per_second = self._flops.per_sample * self._samples / seconds
+            speeds["tflops_per_device"] = per_second / 1e12
+            if self._peak is not None:
+                speeds["mfu"] = per_second / self._peak
+        if device.type == "cuda":
+            speeds["peak_memory_gb"] = torch.cuda.max_memory_allocated(device) / 1e9
+        return {f"{PREFIX}/{name}": value for name, value in speeds.items()}
+
+
+def now(device: torch.device) -> float:
+    """Seconds, when the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()

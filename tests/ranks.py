@@ -1,0 +1,127 @@
+"""Fits in one process of several: what tests/test_strategies.py starts twice, or runs itself.
+
+RANK=0 LOCAL_RANK=0 WORLD_SIZE=2 MASTER_ADDR=... MASTER_PORT=... python tests/ranks.py plan.json
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from builders import data, needed, unified
+from lightning import Callback, Trainer
+from torch.distributed.tensor import DTensor
+
+from triptych.callbacks import Checkpoint
+from triptych.sharding import Execution, gathered
+from triptych.strategies import LeanDDPStrategy, ShardedStrategy
+from triptych.weights import WeightFiles
+
+STRATEGIES = {
+    "auto": lambda: "auto",
+    "ddp": lambda: LeanDDPStrategy(process_group_backend="gloo"),
+    "fsdp2": ShardedStrategy,
+    "fsdp2_files": lambda: ShardedStrategy(save_sharded=True),
+}
+
+
+class Watch(Callback):
+    """Notes losses, the first gradients before they are clipped, and what lies on this rank."""
+
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+        self.gradients: dict[str, Any] = {}
+        self.facts: dict[str, Any] = {}
+
+    def on_before_optimizer_step(self, trainer, module, optimizer):
+        if not self.gradients:
+            grads = {n: p.grad for n, p in module.named_parameters() if p.grad is not None}
+            self.gradients = gathered({name: g.clone() for name, g in grads.items()})
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        self.losses.append(trainer.callback_metrics["train/loss"].item())
+
+    def on_train_start(self, trainer, module):
+        parameters = dict(module.named_parameters())
+        self.facts = {
+            "sharded": sum(isinstance(p, DTensor) for p in parameters.values()),
+            "replicated": sum(not isinstance(p, DTensor) for p in parameters.values()),
+            "here": sum(_local(p).numel() for p in parameters.values()),
+            "all": sum(p.numel() for p in parameters.values()),
+        }
+
+    def on_train_end(self, trainer, module):
+        if isinstance(trainer.strategy, LeanDDPStrategy):
+            known = trainer.strategy.model._get_ddp_logging_data()
+            sizes = [int(size) for size in known["bucket_sizes"].split(", ")]
+            self.facts["bucket_bytes"] = sum(sizes)
+        trained = [p for p in module.parameters() if p.requires_grad]
+        self.facts["trained_bytes"] = sum(4 * p.numel() for p in trained)
+
+
+def _local(parameter: torch.Tensor) -> torch.Tensor:
+    return parameter.to_local() if isinstance(parameter, DTensor) else parameter
+
+
+def fit(
+    shapes: Path,
+    out: Path,
+    name: str,
+    weights: dict[str, str],
+    strategy: str = "auto",
+    stage: str = "stage2",
+    steps: int = 3,
+    batch: int = 4,
+    accumulate: int = 1,
+    buckets: int = 4,
+    every: int = 1000,
+    resume: str | None = None,
+    execution: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """One fit; leaves out/NAME.pt with the trained state, losses and facts, by the first rank."""
+    watch = Watch()
+    trainer = Trainer(
+        accelerator="cpu",
+        devices="auto" if strategy == "auto" else 2,
+        strategy=STRATEGIES[strategy](),
+        max_steps=steps,
+        accumulate_grad_batches=accumulate,
+        default_root_dir=out / name,
+        logger=False,
+        callbacks=[Checkpoint(every=every, keep=-1), watch],
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        val_check_interval=2 * accumulate,
+        check_val_every_n_epoch=None,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        gradient_clip_val=1.0,
+        log_every_n_steps=1,
+    )
+    model = unified(
+        stage,
+        weights=needed(WeightFiles(**weights), stage),
+        preview=False,
+        execution=Execution(**(execution or {})),
+    )
+    module = data(shapes, stage, batch_size=batch, bucket_batches=buckets)
+    trainer.fit(model, module, ckpt_path=resume and out / resume, weights_only=True)
+    state = gathered({n: t for n, t in model.trained_state().items()})
+    result = {
+        "state": state,
+        "losses": watch.losses,
+        "gradients": watch.gradients,
+        "facts": watch.facts,
+    }
+    if trainer.is_global_zero:
+        torch.save(result, out / f"{name}.pt")
+    return result
+
+
+if __name__ == "__main__":
+    plan = json.loads(Path(sys.argv[1]).read_text())
+    for each in plan["fits"]:
+        fit(Path(plan["shapes"]), Path(plan["out"]), weights=plan["weights"], **each)
