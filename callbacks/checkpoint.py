@@ -1,60 +1,257 @@
-"""Where a run's checkpoints go."""
+"""When a run's state is saved, what else it holds, and what may go on from it."""
 
 from __future__ import annotations
 
+import logging
+import re
+import shutil
 import signal
 import threading
+from pathlib import Path
 from typing import Any
 
 from lightning import LightningModule, Trainer
+from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.strategies import Strategy
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from triptych.callbacks.checkpoint_io import BackgroundCheckpointIO, DurableCheckpointIO
+from triptych.callbacks.run_log import Row, continue_log, pending_row
+from triptych.contracts import UserError
+from triptych.weights import WeightFiles, durable
+from triptych.weights.training import Base, check_base, frozen_base
+
+log = logging.getLogger(__name__)
+
+# What strategies and torch.compile put between the names of modules.
+_WRAPPERS = re.compile(r"(_fsdp_wrapped_module|_orig_mod|_checkpoint_wrapped_module)\.")
 
 
 class Checkpoint(ModelCheckpoint):
-    """Lightning's ModelCheckpoint with this project's habits.
+    """Lightning's ModelCheckpoint with this project's promises: see docs/checkpoints.md.
 
-    A checkpoint every `every` steps, the newest also as last.ckpt, and one more when the run is
-    interrupted (Ctrl-C), told to end (SIGTERM) or fails, so that `--ckpt_path=last` goes on from
-    there.
+    A checkpoint every `every` steps, after the validation of that step if there is one, and one
+    more when the run is interrupted (Ctrl-C), told to end (SIGTERM) or fails, so that
+    `--ckpt_path=last` goes on from there. last.ckpt is a link to the newest.
 
     Args:
         every: steps between checkpoints.
-        keep: how many of them stay; -1 keeps all.
+        keep: how many of them stay, at least 2; -1 keeps all.
+        background: train on while a copy of the state is written.
     """
 
-    def __init__(self, every: int = 500, keep: int = 1) -> None:
+    def __init__(self, every: int = 500, keep: int = 2, background: bool = False) -> None:
+        if keep != -1 and keep < 2:
+            raise UserError(
+                f"Checkpoint: keep is {keep}, but one alone may be damaged; give 2 or more, or -1."
+            )
         super().__init__(
             filename="{step:08d}",
             every_n_train_steps=every,
             monitor="step",
             mode="max",
             save_top_k=keep,
-            save_last=True,
+            save_last="link",
             save_on_exception=True,
+            save_on_train_epoch_end=False,
             auto_insert_metric_name=False,
+            enable_version_counter=False,
         )
-        self._told_to_end = False
+        self.background = background
+        self._told_to_end: type[BaseException] | None = None
+        self._between_steps = True
+        self._validation_due = False
+        self._logged = True
+        self._resumed_row: Row | None = None
+        self._saving = False
+        self._base: Base | None = None
 
-    # Lightning answers a SIGTERM with a broadcast inside of the signal handler. In the middle of a
-    # step the other ranks wait for the gradients of this one instead: all hang until they are
-    # killed, and last.ckpt stays what it was. So with several processes we only note the signal,
-    # and all ranks end after the same step. A single process needs none of this.
+    def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
+        super().setup(trainer, module, stage)
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # else the user chose one
+            io = BackgroundCheckpointIO if self.background else DurableCheckpointIO
+            trainer.strategy.checkpoint_io = io()
+
+    # When ----------------------------------------------------------------------------------------
+    #
+    # A checkpoint is exact only between two steps: in the middle the weights may have taken a step
+    # that the optimizer's count, the schedule or an average of the weights have not. So signals
+    # are noted and the run ends after the step, and what fails within one leaves the checkpoint
+    # before it. Lightning would save there, and answers a SIGTERM with a broadcast inside of the
+    # signal handler, while the other ranks wait for the gradients of this one: all would hang.
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         super().on_train_start(trainer, module)
-        self._told_to_end = False
-        if trainer.world_size > 1 and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, self._note)  # Lightning restores what was before the fit
+        self._told_to_end, self._between_steps = None, True
+        self._validation_due, self._logged, self._saving = False, True, False
+        if self._resumed_row is not None:
+            continue_log(trainer, Path(trainer.ckpt_path).resolve(), self._resumed_row)
+            self._resumed_row = None
+        validation = trainer.fit_loop.epoch_loop.val_loop
+        if not validation.restarted_mid_evaluation:
+            # Lightning (2.6) takes the next validation for the rest of the one before the save, and
+            # leaves out as many of its batches
+            validation.restarting = False
+        if threading.current_thread() is threading.main_thread():  # Lightning restores them
+            signal.signal(signal.SIGTERM, self._note)
+            if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+                signal.signal(signal.SIGINT, self._note)
 
-    def _note(self, *_: Any) -> None:
-        self._told_to_end = True
+    def _note(self, number: int, frame: Any) -> None:
+        if number == signal.SIGINT:
+            if self._told_to_end is not None:
+                raise KeyboardInterrupt
+            log.warning("ends after this step; Ctrl-C again ends at once.")
+        self._told_to_end = KeyboardInterrupt if number == signal.SIGINT else SIGTERMException
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        self._logged = True
+
+    def on_validation_start(self, *_: Any) -> None:
+        self._logged = True
+
+    def on_before_optimizer_step(self, *_: Any) -> None:
+        self._between_steps = False  # callbacks that may refuse the step come before this one
 
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        super().on_train_batch_end(trainer, module, outputs, batch, batch_idx)
-        if trainer.global_step == trainer.max_steps:
-            return  # done anyway
-        if trainer.strategy.reduce_boolean_decision(self._told_to_end, all=False):
-            raise SIGTERMException
+        self._logged = False  # Lightning does after this
+        loop = trainer.fit_loop.epoch_loop
+        self._between_steps = not loop._should_accumulate()
+        self._validation_due = sum(trainer.num_val_batches) > 0 and loop._should_check_val_fx(
+            trainer.fit_loop._data_fetcher
+        )
+        if self._validation_due and trainer.global_step % self._every_n_train_steps == 0:
+            self._defer_save_until_validation = True  # so that a resumed run need not repeat it
+        else:
+            super().on_train_batch_end(trainer, module, outputs, batch, batch_idx)
+        self._end_if_told(trainer)
+
+    def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
+        self._validation_due = False
+        super().on_validation_end(trainer, module)
+
+    def _end_if_told(self, trainer: Trainer) -> None:
+        if trainer.global_step == trainer.max_steps or not self._between_steps:
+            return
+        told = self._told_to_end is not None
+        if trainer.strategy.reduce_boolean_decision(told, all=False):
+            raise self._told_to_end or SIGTERMException  # another rank was told
+
+    def on_exception(
+        self, trainer: Trainer, module: LightningModule, exception: BaseException
+    ) -> None:
+        if self._between_steps and not self._saving:  # a disk that failed would fail again
+            super().on_exception(trainer, module, exception)
+
+    # How -----------------------------------------------------------------------------------------
+
+    def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
+        self._saving = True
+        for logger in trainer.loggers:
+            logger.save()
+        if writes_folders(trainer.strategy):
+            self._save_folder(trainer, Path(filepath))
+        else:
+            super()._save_checkpoint(trainer, filepath)
+        self._saving = False
+
+    def _save_folder(self, trainer: Trainer, path: Path) -> None:
+        """Let all ranks write their files into a folder that gets its name when all are done."""
+        partial = durable.partial_of(path)
+        if trainer.is_global_zero:
+            shutil.rmtree(partial, ignore_errors=True)
+        trainer.strategy.barrier()
+        try:
+            super()._save_checkpoint(trainer, str(partial))
+        except OSError as error:
+            raise durable.not_written(path, error) from error
+        trainer.strategy.barrier()
+        if trainer.is_global_zero:
+            durable.put_folder(partial, path)
+        trainer.strategy.barrier()
+        self._last_checkpoint_saved = str(path)
+
+    @staticmethod
+    def _link_checkpoint(trainer: Trainer, filepath: str, linkpath: str) -> None:
+        io = trainer.strategy.checkpoint_io
+        if not isinstance(io, DurableCheckpointIO):
+            ModelCheckpoint._link_checkpoint(trainer, filepath, linkpath)
+        elif trainer.is_global_zero:
+            io.link(filepath, linkpath)
+
+    # What ----------------------------------------------------------------------------------------
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        checkpoint["run"] = {
+            "seed": getattr(module, "seed", None),
+            "base": self._frozen_base(trainer, module),
+            "row": {} if self._logged else pending_row(trainer),
+        }
+        if self._validation_due:
+            owe_validation(checkpoint["loops"]["fit_loop"])
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Refuse what could not go on exactly.
+
+        Raises:
+            UserError: the checkpoint is of another seed or rests on other frozen weights.
+        """
+        made = checkpoint.get("run")
+        if made is None:
+            return
+        if trainer.state.fn == TrainerFn.FITTING:
+            seed, self._resumed_row = getattr(module, "seed", None), made["row"]
+            if made["seed"] != seed:
+                raise UserError(
+                    f"the checkpoint was trained with the seed {made['seed']}, this run has {seed}:"
+                    f" its noise would differ; resume it with --seed_everything={made['seed']}."
+                )
+        check_base(made["base"], self._frozen_base(trainer, module))
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if state.get("dirpath") == self.dirpath:  # a resumed run has a folder of its own
+            super().load_state_dict(state)
+
+    def _frozen_base(self, trainer: Trainer, module: LightningModule) -> Base:
+        """What the frozen parts came from; all ranks ask, the first one reads."""
+        if self._base is None:
+            frozen = [
+                _WRAPPERS.sub("", name)
+                for name, parameter in module.named_parameters()
+                if not parameter.requires_grad
+            ]
+            sources = getattr(module, "weights", WeightFiles())
+            read = trainer.is_global_zero
+            self._base = trainer.strategy.broadcast(frozen_base(sources, frozen) if read else {})
+        return self._base
+
+
+def writes_folders(strategy: Strategy) -> bool:
+    """Whether the ranks of a strategy write a file each: FSDP2's and FSDP1's sharded saves."""
+    distributed = getattr(strategy, "_save_distributed_checkpoint", False)
+    return distributed or getattr(strategy, "_state_dict_type", None) == "sharded"
+
+
+def owe_validation(fit_loop: dict[str, Any]) -> None:
+    """Note in the saved state of Lightning's loops that the validation of this step is to come.
+
+    It is the state of a validation that was interrupted in its first batch. Otherwise a resumed
+    run goes on in the middle of the validation, or leaves it out.
+    """
+    training = fit_loop["epoch_loop.batch_progress"]
+    for count in (training["total"], training["current"]):
+        count["completed"] = count["processed"]
+    validation = fit_loop["epoch_loop.val_loop.batch_progress"]
+    before = validation["total"]["completed"]
+    for name, done in (("total", before), ("current", 0)):
+        count = validation[name]
+        count["ready"] = count["started"] = done + 1
+        count["processed"] = count["completed"] = done

@@ -182,7 +182,7 @@ def test_an_unknown_command_is_one_sentence_and_status_2(triptych):
         (["generate", "a circle"], "conf/model/tiny.yaml does not exist"),
         (["generate", "a circle", "--config", "x.yaml"], "x.yaml does not exist"),
         (fit("stage2", "--ckpt_path=nowhere.ckpt"), "nowhere.ckpt does not exist"),
-        (fit("stage2", "--ckpt_path=last"), "there is no last.ckpt under runs/tiny/stage2"),
+        (fit("stage2", "--ckpt_path=last"), "there is no whole checkpoint under runs/tiny/stage2"),
         (
             fit("stage2", preset="blip3o_8b"),
             "`triptych convert CHECKPOINT weights/blip3o_8b` makes it",

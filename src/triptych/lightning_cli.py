@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import warnings
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from lightning.pytorch.cli import LightningCLI
 
 from triptych.contracts import UserError
 from triptych.modules.panel import Panel
-from triptych.weights import find_all
+from triptych.weights import durable, find_all
 
 # Lightning's own use of a torch function that is being renamed: nothing a user can act on.
 warnings.filterwarnings("ignore", message=".*LeafSpec.*")
@@ -39,11 +40,13 @@ class TriptychCLI(LightningCLI):
                 for callback in settings.trainer.callbacks or []
                 if not callback.class_path.endswith("ProgressBar")
             ]
+        one_seed_for_all(settings)
         folders = one_folder_for_all(settings.trainer.logger, run_name(settings.model))
-        if settings.get("ckpt_path") == "last":
-            settings.ckpt_path = str(newest_checkpoint(folders))
-        elif settings.get("ckpt_path") and not Path(settings.ckpt_path).exists():
-            raise UserError(f"the checkpoint {settings.ckpt_path} does not exist; check the path.")
+        if settings.get("ckpt_path"):
+            settings.ckpt_path = find_checkpoint(settings.ckpt_path, folders)
+        if self.subcommand == "fit":
+            for folder in folders:
+                require_writable(folder)
 
     def instantiate_classes(self) -> None:
         super().instantiate_classes()
@@ -87,10 +90,53 @@ def one_folder_for_all(loggers, name: str) -> set[Path]:
     return folders
 
 
-def newest_checkpoint(folders: set[Path]) -> Path:
-    """The last.ckpt that was written last in any run under `folders`."""
-    found = [path for folder in folders for path in folder.glob("*/checkpoints/last.ckpt")]
-    if not found:
+def one_seed_for_all(settings) -> None:
+    """Give the seed of the run to model and data that name none of their own."""
+    seed = settings.get("seed_everything")
+    if not isinstance(seed, int) or isinstance(seed, bool):
+        return
+    for part in (settings.model, settings.get("data")):
+        init = part.get("init_args", part) if part is not None else {}
+        if init.get("seed") == 0:
+            init.seed = seed
+
+
+def find_checkpoint(wanted: str, folders: set[Path]) -> str | None:
+    """The checkpoint at a path, links followed; for "last" the newest whole one in `folders`.
+
+    "auto" is the same for a job that is started again and again: None while there is none.
+
+    Raises:
+        UserError: there is none, or it is damaged.
+    """
+    if wanted in ("last", "auto"):
+        found = durable.newest(folders)
+        if found or wanted == "auto":
+            return found and str(found)
         where = " or ".join(str(folder) for folder in sorted(folders))
-        raise UserError(f"--ckpt_path=last: there is no last.ckpt under {where}; start without it.")
-    return max(found, key=lambda path: path.stat().st_mtime)
+        raise UserError(
+            f"--ckpt_path=last: there is no whole checkpoint under {where}; start without it, or "
+            "name a file."
+        )
+    path = Path(wanted).resolve()
+    # without a manifest: of an older version, for whoever reads it to judge
+    if not path.exists() or durable.manifest_of(path).exists():
+        durable.check(path)
+    return str(path)
+
+
+def require_writable(folder: Path) -> None:
+    """Find out now, and not at the first checkpoint, that a run's folder cannot be written.
+
+    Raises:
+        UserError: it cannot.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"0")
+    except OSError as error:
+        raise UserError(
+            f"the folder of runs {folder} cannot be written ({error.strerror}); free it, or choose "
+            "another with --trainer.logger."
+        ) from error

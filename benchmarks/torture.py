@@ -1,0 +1,325 @@
+"""Kills a training run and lets it go on, many times; nothing may differ from a run left alone.
+
+    make torture N=100
+
+Every run is a short stage 2 of a very small model through the real command line, in a process of
+its own. It is killed (SIGKILL) in a step, in a save, in a rename, in a validation, in its log or at
+any time, then started again with `--ckpt_path=auto`; every fourth is killed once more. At the end
+weights, optimizer, schedule, average of the weights, loss log and the samples of every step are
+compared with those of a run that nobody touched: bit for bit.
+
+The processes are forked from one that has imported everything; so a run takes seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: forks, and equal sums
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import torch
+import yaml
+from lightning import Callback
+
+import triptych.callbacks
+from triptych.cli import main as triptych_main
+from triptych.weights import durable
+
+ROOT = Path(__file__).resolve().parent.parent
+PLACES = ("time", "step", "save", "rename", "validation", "log")
+STEPS, EVERY, VALIDATE = 8, 2, 4
+
+
+class Fate:
+    """Counts the moments of a run by place, and ends the process in one of them."""
+
+    def __init__(self) -> None:
+        self.seen: Counter[str] = Counter()
+        self.place, self.moment = "", 0
+
+    def moment_of(self, place: str) -> bool:
+        """Whether it is the last moment of this process; counts it."""
+        self.seen[place] += 1
+        return place == self.place and self.seen[place] == self.moment
+
+    def pass_by(self, place: str) -> None:
+        """A moment in which the process may end."""
+        if self.moment_of(place):
+            die()
+
+
+FATE = Fate()
+
+
+def die() -> None:
+    """As `kill -9` from outside: nothing is cleaned up, no buffer is written."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Witness(Callback):
+    """Writes down the samples of every step, and passes by the moments of a step."""
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        with (Path(trainer.log_dir) / "samples.txt").open("a") as file:
+            file.write(f"{trainer.global_step} {batch.samples.tolist()} {batch.keys}\n")
+        FATE.pass_by("step")
+
+    def on_before_backward(self, *_):
+        FATE.pass_by("step")
+
+    def on_before_optimizer_step(self, *_):
+        FATE.pass_by("step")
+
+    def on_before_zero_grad(self, *_):
+        FATE.pass_by("step")
+
+    def on_train_batch_end(self, *_):
+        FATE.pass_by("step")
+
+    def on_validation_start(self, *_):
+        FATE.pass_by("validation")
+
+    def on_validation_batch_end(self, *_):
+        FATE.pass_by("validation")
+
+    def on_validation_end(self, *_):
+        FATE.pass_by("validation")
+
+
+def watch_the_disk() -> None:
+    """Let saves, renames and rows of the log be moments too; a write is cut in its middle."""
+    from lightning.fabric.loggers.csv_logs import _ExperimentWriter
+
+    write, replace, append = durable._Noting.write, os.replace, _ExperimentWriter.save
+
+    def cut(self, data):
+        if FATE.moment_of("save"):
+            self.file.write(bytes(data)[: len(data) // 2])
+            self.file.flush()
+            die()
+        return write(self, data)
+
+    def rename(*names):
+        FATE.pass_by("rename")
+        replace(*names)
+        FATE.pass_by("rename")
+
+    def log(self):
+        FATE.pass_by("log")
+        append(self)
+        FATE.pass_by("log")
+
+    durable._Noting.write, durable.os.replace, _ExperimentWriter.save = cut, rename, log
+
+
+def settings(folder: Path) -> Path:
+    """The configuration of the small run, on top of stage 2 of the tiny preset."""
+    callbacks = ["lightning.pytorch.callbacks.LearningRateMonitor", "torture.Witness"]
+    callbacks += ["triptych.callbacks.EMA"] if hasattr(triptych.callbacks, "EMA") else []
+    dit = {"width": 32, "depth": 1, "heads": 2, "multiple_of": 16}
+    config = {
+        "model": {
+            "preview": False,
+            "generation": {
+                "init_args": {"number_of_queries": 2, "draws": 1, "dit": {"init_args": dit}}
+            },
+        },
+        "data": {
+            "init_args": {
+                "folder": str(folder / "shapes"),
+                "pictures": 64,
+                "batch_size": 2,
+                "val_samples": 4,
+            }
+        },
+        "trainer": {
+            "accelerator": "cpu",
+            "max_steps": STEPS,
+            "val_check_interval": VALIDATE,
+            "log_every_n_steps": 1,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "callbacks": [{"class_path": name} for name in callbacks]
+            + [
+                {"class_path": "triptych.callbacks.Checkpoint", "init_args": {"every": EVERY}},
+                {"class_path": "triptych.callbacks.ExportWeights"},
+            ],
+        },
+    }
+    path = folder / "torture.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+def command(config: Path, runs: Path | None, name: str = "fit") -> list[str]:
+    """The arguments of a run that leaves everything under `runs`."""
+    files = [ROOT / "conf" / file for file in ("base.yaml", "model/tiny.yaml", "stage2.yaml")]
+    words = [word for file in (*files, config) for word in ("--config", str(file))]
+    if runs is None:
+        return [name, *words, "--trainer.logger=false"]
+    logger = ["--trainer.logger=CSVLogger", f"--trainer.logger.save_dir={runs}"]
+    return [name, *words, *logger, "--trainer.logger.name=run", "--ckpt_path=auto"]
+
+
+def start(config: Path, runs: Path, place: str = "", moment: int = 0) -> int:
+    """Fork a process that runs, and maybe ends itself; returns its id."""
+    runs.mkdir(parents=True, exist_ok=True)
+    if pid := os.fork():
+        return pid
+    status = 1
+    try:
+        FATE.place, FATE.moment = place, moment
+        with (runs / "out.txt").open("a") as out:
+            os.dup2(out.fileno(), 1)
+            os.dup2(out.fileno(), 2)
+        triptych_main(command(config, runs))
+        (runs / "moments.json").write_text(json.dumps(FATE.seen))
+        status = 0
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def finish(pid: int, delay: float | None = None) -> bool:
+    """Wait for a process, and kill it after `delay` seconds; returns whether it was killed."""
+    if delay is not None:
+        time.sleep(delay)
+        os.kill(pid, signal.SIGKILL)  # its id is its own until it is waited for
+    _, status = os.waitpid(pid, 0)
+    if os.WIFSIGNALED(status):
+        return os.WTERMSIG(status) == signal.SIGKILL
+    if os.WEXITSTATUS(status):
+        raise RuntimeError("a run failed instead of being killed")
+    return False
+
+
+def tortured(
+    config: Path, runs: Path, place: str, often: int, whole: dict[str, int], seconds: float
+) -> int:
+    """A run that is killed `often` times and then left alone; returns the number of kills."""
+    kills = 0
+    while kills < often:
+        if place == "time":
+            killed = finish(start(config, runs), random.uniform(0.05, seconds))
+        else:
+            # what is left of the run has fewer moments the second time
+            moment = random.randint(1, max(1, whole[place] // (1 + kills)))
+            killed = finish(start(config, runs, place, moment))
+        if not killed:
+            return kills  # it was done before
+        kills += 1
+    finish(start(config, runs))
+    return kills
+
+
+def results(runs: Path) -> dict[str, object]:
+    """All that must be equal, of a run that is done."""
+    folders = sorted((runs / "run").glob("version_*"), key=lambda p: int(p.name.split("_")[1]))
+    last = durable.newest([runs / "run"])
+    state = torch.load(last, weights_only=True)
+    samples: dict[str, str] = {}
+    for folder in folders:
+        if (folder / "samples.txt").exists():
+            for line in (folder / "samples.txt").read_text().splitlines():
+                step, _, of_step = line.partition(" ")
+                if samples.setdefault(step, of_step) != of_step:
+                    samples[step] = f"{samples[step]}, and then {of_step}"
+    return {
+        "step": state["global_step"],
+        "weights": flat(state["state_dict"]),
+        "optimizer": flat(state["optimizer_states"]),
+        "schedule": state["lr_schedulers"],
+        "average": flat(state["callbacks"].get("EMA", {})),
+        "log": (last.parent.parent / "metrics.csv").read_text(),
+        "samples": samples,
+        "exported": (last.parent.parent / "weights.safetensors").read_bytes(),
+    }
+
+
+def flat(state: object, name: str = "") -> dict[str, object]:
+    """A nested state by path, tensors as bytes: only what is equal to the bit compares equal."""
+    if isinstance(state, dict):
+        items = state.items()
+    elif isinstance(state, (list, tuple)):
+        items = enumerate(state)
+    elif isinstance(state, torch.Tensor):
+        return {name: (str(state.dtype), tuple(state.shape), state.numpy().tobytes())}
+    else:
+        return {name: state}
+    return {k: v for key, value in items for k, v in flat(value, f"{name}/{key}").items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--runs", type=int, default=20, help="how many, each killed at least once")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--keep", action="store_true", help="leave the folder of the runs")
+    parsed = parser.parse_args()
+    if parsed.runs < 1:
+        parser.error("--runs must be 1 or more")
+    random.seed(parsed.seed)
+    folder = Path(tempfile.mkdtemp(prefix="torture-"))
+    started = time.time()
+    config = settings(folder)
+    triptych_main(command(config, None, "validate"))  # imports and draws what all runs need
+    watch_the_disk()
+
+    began = time.time()
+    finish(start(config, folder / "whole"))
+    seconds = time.time() - began
+    expected = results(folder / "whole")
+    whole = json.loads((folder / "whole" / "moments.json").read_text())
+    print(f"a run of {STEPS} steps takes {seconds:.1f} s and has the moments {whole}", flush=True)
+
+    identical, kills = 0, Counter()
+    for number in range(parsed.runs):
+        place, often = PLACES[number % len(PLACES)], 2 if number % 4 == 3 else 1
+        runs = folder / f"{number:04d}"
+        done = 0
+        while not done:
+            shutil.rmtree(runs, ignore_errors=True)
+            done = tortured(config, runs, place, often, whole, seconds)
+        kills[place] += done
+        own = results(runs)
+        different = [name for name in expected if own[name] != expected[name]]
+        identical += not different
+        verdict = f"differs in {', '.join(different)}: {runs}" if different else "identical"
+        print(f"run {number + 1}, killed in {place} ({done}): {verdict}", flush=True)
+        if not different:
+            shutil.rmtree(runs)
+    if identical == parsed.runs and not parsed.keep:
+        shutil.rmtree(folder)
+    print(
+        json.dumps(
+            {
+                "runs": parsed.runs,
+                "identical": identical,
+                "kills": dict(kills),
+                "average_included": bool(expected["average"]),
+                "seconds": round(time.time() - started, 1),
+            }
+        )
+    )
+    sys.exit(identical != parsed.runs)
+
+
+if __name__ == "__main__":
+    # the run's processes name the callback as torture.Witness: let that be this module
+    sys.modules["torture"] = sys.modules["__main__"]
+    main()

@@ -1,0 +1,59 @@
+"""The log of a resumed run holds every step once, from the first on.
+
+Lightning gives a resumed run a metrics.csv of its own, which begins in the middle; and it logs a
+step after the checkpoint of that step is saved, so that a kill in between loses the row.
+"""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+from lightning import Trainer
+from lightning.fabric.utilities.apply_func import convert_tensors_to_scalars
+from lightning.pytorch.loggers import CSVLogger
+
+Row = dict[str, Any]
+
+
+def pending_row(trainer: Trainer) -> Row:
+    """What Lightning will log of the training step that just ended; empty if it will not."""
+    connector = trainer._logger_connector
+    if not connector.should_update_logs:
+        return {}
+    row = convert_tensors_to_scalars(connector.metrics["log"])
+    return {**row, "epoch": trainer.current_epoch} if row else {}
+
+
+def continue_log(trainer: Trainer, checkpoint: Path, pending: Row) -> None:
+    """Begin this run's logs with the steps before the checkpoint that it goes on from.
+
+    Args:
+        checkpoint: its path; the log of its run lies in the folder above.
+        pending: the row of its step, if it was saved before that was logged.
+    """
+    if not trainer.is_global_zero:
+        return
+    step = trainer.global_step - 1  # rows are counted from 0
+    before = [row for row in rows_of(checkpoint.parent.parent) if int(row["step"]) <= step]
+    if pending:
+        before = [
+            row for row in before if int(row["step"]) < step or not pending.keys() <= row.keys()
+        ]
+    for logger in trainer.loggers:
+        if isinstance(logger, CSVLogger):
+            logger.experiment.metrics.extend(before)
+        if pending:
+            logger.log_metrics(pending, step)
+        logger.save()
+
+
+def rows_of(folder: Path) -> list[Row]:
+    """The rows of a metrics.csv, values as they are written; a row that was cut off is left out."""
+    try:
+        lines = (folder / "metrics.csv").read_text().splitlines(keepends=True)
+    except FileNotFoundError:
+        return []
+    whole = [line for line in lines if line.endswith("\n")]
+    return [{name: value for name, value in row.items() if value} for row in csv.DictReader(whole)]

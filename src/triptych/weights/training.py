@@ -1,0 +1,73 @@
+"""Checkpoints of our own training: reading them, what they rest on, and weights out of them."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from triptych.contracts import UserError
+from triptych.weights import durable
+from triptych.weights.files import WeightFiles, full_name, label_of
+from triptych.weights.fingerprint import fingerprint
+
+Base = dict[str, dict[str, str]]
+"""Label -> file and sha256 of the weights that frozen parts came from."""
+
+
+def read_checkpoint(path: Path, mmap: bool = False) -> dict[str, Any]:
+    """The content of a checkpoint that is a single file, on the CPU.
+
+    A checkpoint without a manifest, say of an older version, is read as it is.
+
+    Raises:
+        UserError: it does not exist, is damaged, or holds more than data.
+    """
+    if not path.exists() or durable.manifest_of(path.resolve()).exists():
+        durable.check(path)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{path} is no checkpoint, or holds code beside data, and is not opened."
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError) as error:
+        raise UserError(
+            f"{path} is no checkpoint or is cut off; take the one before it, or --ckpt_path=last."
+        ) from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is no checkpoint of a training run.")
+    return content
+
+
+def frozen_base(sources: WeightFiles, frozen: Iterable[str]) -> Base:
+    """File and checksum, by label, of the weights that the parameters named `frozen` came from.
+
+    The checksum is of the numbers, see `fingerprint`; those of big files are remembered.
+    """
+    labels = {label_of(full_name(name)) for name in frozen}
+    return {
+        label: {"file": source, "sha256": fingerprint(WeightFiles(**{label: source}), "")}
+        for label, source in asdict(sources).items()
+        if source is not None and label in labels
+    }
+
+
+def check_base(made: Base, own: Base) -> None:
+    """Refuse a checkpoint whose frozen parts were others than this run's.
+
+    Raises:
+        UserError: they were.
+    """
+    for label, note in made.items():
+        if label in own and own[label]["sha256"] != note["sha256"]:
+            raise UserError(
+                f"the checkpoint was trained on the {label} weights {note['file']} "
+                f"(sha256 {note['sha256'][:12]}), this run has {own[label]['file']} "
+                f"(sha256 {own[label]['sha256'][:12]}); name the file that it was trained on "
+                f"with --model.weights.{label}=FILE."
+            )
