@@ -37,7 +37,8 @@ def test_a_perfect_model_has_a_green_page(tmp_path):
 def test_the_page_needs_nothing_else(tmp_path):
     make_demo(Noise(IMAGES), tmp_path, images=IMAGES)
     page = (tmp_path / "index.html").read_text()
-    assert not re.search(r"https?:|//\w|<script|<link|url\(|@import", page.replace("base64,", ""))
+    written = re.sub(r"base64,[\w+/=]*", "", page)  # pictures may hold "//" by chance
+    assert not re.search(r"https?:|//\w|<script|<link|url\(|@import", written)
     sources = re.findall(r"src='([^']*)'", page)
     assert len(sources) == 48 + 12 + 24
     assert all(source.startswith("data:image/png;base64,") for source in sources)
