@@ -1,6 +1,6 @@
 """Fits in one process of several: what tests/test_strategies.py starts twice, or runs itself.
 
-    RANK=0 LOCAL_RANK=0 WORLD_SIZE=2 MASTER_ADDR=... MASTER_PORT=... python tests/ranks.py plan.json
+RANK=0 LOCAL_RANK=0 WORLD_SIZE=2 MASTER_ADDR=... MASTER_PORT=... python tests/ranks.py plan.json
 """
 
 from __future__ import annotations
