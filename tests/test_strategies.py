@@ -18,7 +18,6 @@ TWO = [
     {"name": "fsdp2", "strategy": "fsdp2", **STEPS},
     {"name": "files", "strategy": "fsdp2_files", **STEPS},
     {"name": "replicated", "strategy": "fsdp2", "steps": 2, "execution": {"frozen": "replicate"}},
-    {"name": "joint_ddp", "strategy": "ddp", "stage": "joint", "steps": 1},
     {"name": "joint_fsdp2", "strategy": "fsdp2", "stage": "joint", "steps": 1},
     {"name": "decoder_ddp", "strategy": "ddp", "stage": "decoder", "steps": 1},
     {"name": "decoder_fsdp2", "strategy": "fsdp2", "stage": "decoder", "steps": 1},
@@ -29,7 +28,6 @@ TWO = [
             ("ddp", "ddp"),
             ("fsdp2", "fsdp2"),
             ("fsdp2_files", "files"),
-            ("ddp", "fsdp2"),
             ("fsdp2", "one"),
         ]
     ),
@@ -63,7 +61,7 @@ def fits(shapes_folder, weights, tmp_path_factory):
     ]
     try:
         for process in processes:
-            text, _ = process.communicate(timeout=600)
+            text, _ = process.communicate(timeout=1200)
             assert process.returncode == 0, text[-3000:]
     finally:
         for process in processes:
@@ -100,7 +98,6 @@ def test_losses_and_weights_stay_those_of_one_process(fits, name):
 
 def test_every_learned_word_counts_the_same_on_any_rank(fits):
     """Ranks have answers of different lengths: a mean of means would weigh them differently."""
-    assert apart(fits["joint_ddp"]["gradients"], fits["joint"]["gradients"]) < 1e-6
     assert apart(fits["joint_fsdp2"]["gradients"], fits["joint"]["gradients"]) < 1e-5
 
 
@@ -130,12 +127,10 @@ def test_resuming_is_bit_identical(fits, resumed, whole):
     assert same(fits[resumed]["state"], fits[whole]["state"])
 
 
-@pytest.mark.parametrize(
-    ("resumed", "whole"), [("ddp_from_fsdp2", "fsdp2"), ("fsdp2_from_one", "one")]
-)
-def test_a_run_goes_on_under_another_strategy(fits, resumed, whole):
-    assert fits[resumed]["losses"] == pytest.approx(fits[whole]["losses"][2:], rel=1e-6)
-    assert apart(fits[resumed]["state"], fits[whole]["state"]) < 1e-5
+def test_a_run_goes_on_under_another_strategy(fits):
+    resumed, whole = fits["fsdp2_from_one"], fits["one"]
+    assert resumed["losses"] == pytest.approx(whole["losses"][2:], rel=1e-6)
+    assert apart(resumed["state"], whole["state"]) < 1e-5
 
 
 def test_a_whole_checkpoint_is_the_file_that_one_process_writes(fits):
