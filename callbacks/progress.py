@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 
 
@@ -9,8 +12,17 @@ class ProgressBar(RichProgressBar):
     """Lightning's bar, counting a run's steps.
 
     A run is one long epoch that ends at max_steps, whatever passes over the data it makes;
-    Lightning's "Epoch 0/-2" would say nothing.
+    Lightning's "Epoch 0/-2" would say nothing. Losses are read from the device only in steps that
+    are logged, as reading one waits for it.
     """
+
+    _shown: dict[str, Any] | None = None
+
+    def get_metrics(self, trainer: Trainer, module: LightningModule) -> dict[str, Any]:
+        logged = trainer.global_step % trainer.log_every_n_steps == 0
+        if self._shown is None or logged or not trainer.training:
+            self._shown = super().get_metrics(trainer, module)
+        return self._shown
 
     def _get_train_description(self, current_epoch: int) -> str:
         return "Training".ljust(len(self.validation_description))

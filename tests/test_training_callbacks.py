@@ -21,6 +21,7 @@ from triptych.callbacks import (
     FrozenCheck,
     GradientNorms,
     NonFiniteGuard,
+    ProgressBar,
     RunSummary,
     SpikeGuard,
     Throughput,
@@ -139,13 +140,13 @@ def same(a, b):
 
 
 def fit(model, folder, *callbacks, steps=6, every=1, datamodule=None, ckpt_path=None, **options):
+    options = {"enable_progress_bar": False, **options}
     trainer = Trainer(
         accelerator="cpu",
         max_steps=steps,
         log_every_n_steps=every,
         logger=CSVLogger(folder, None, "run"),
         callbacks=list(callbacks),
-        enable_progress_bar=False,
         enable_model_summary=False,
         enable_checkpointing=any(isinstance(c, Checkpoint) for c in callbacks),
         num_sanity_val_steps=0,
@@ -385,6 +386,20 @@ def test_parts_are_named_as_people_name_them(tmp_path, shapes_folder, weights):
     header = (tmp_path / "run/metrics.csv").read_text().splitlines()[0].split(",")
     shown = {name for name in header if name.startswith("grad_norm/")}
     assert shown == {f"grad_norm/{p}" for p in ("generation.queries", "generation.dit", "all")}
+
+
+def test_the_progress_bar_reads_the_loss_in_logged_steps_only(tmp_path):
+    class Shown(Callback):
+        def __init__(self):
+            self.losses = []
+
+        def on_train_batch_end(self, trainer, module, *_):
+            self.losses.append(bar.get_metrics(trainer, module)["train/loss"])
+
+    bar, shown, model = ProgressBar(), Shown(), Line()
+    fit(model, tmp_path, bar, shown, every=3, enable_progress_bar=True)
+    first, third, sixth = (pytest.approx(model.losses[n], rel=1e-6) for n in (0, 2, 5))
+    assert shown.losses == [first, first, third, third, third, sixth]
 
 
 # --- FLOPs, Throughput, RunSummary ----------------------------------------------------------------
