@@ -103,7 +103,7 @@ class Line(LightningModule):
             loss = loss + (self.second.bias - self.second.bias.detach()).sqrt().sum()
         elif batch_idx + 1 in self.bad:
             loss = loss * self.value
-        self.log("train/loss", loss)
+        self.log("train/loss", loss, prog_bar=True)
         self.losses.append(loss.item())
         return loss
 
@@ -246,6 +246,22 @@ def test_resume_continues_the_average_bit_for_bit(tmp_path):
     fit(Line(), tmp_path / "rest", rest, Checkpoint(4), steps=8, ckpt_path=str(path))
     assert rest.steps == 8 and same(rest.average, whole.average)
     assert not same(rest.average, half.average)
+
+
+def test_a_checkpoint_is_validated_with_its_average(tmp_path):
+    class Weights(Callback):
+        def on_validation_batch_end(self, trainer, module, *_):
+            self.during = snapshot(module)
+
+    ema, weights, model = EMA(decay=0.9), Weights(), Line()
+    fit(model, tmp_path / "fit", ema, Checkpoint(4), steps=4)
+    path = next((tmp_path / "fit").rglob("last.ckpt"))
+    trainer = Trainer(
+        accelerator="cpu", logger=False, callbacks=[EMA(), weights], enable_progress_bar=False
+    )
+    trainer.validate(Line(), datamodule=Numbers(), ckpt_path=path, verbose=False, weights_only=True)
+    assert same({n: weights.during[n] for n in ema.average}, ema.average)
+    assert not same(weights.during, snapshot(model))
 
 
 def test_resume_with_other_parameters_is_refused(tmp_path):
