@@ -29,6 +29,7 @@ class Throughput(Callback):
     """
 
     def __init__(self) -> None:
+        self._counted = False
         self._flops: StepFlops | None = None
         self._peak: float | None = None
         self._samples, self._read = 0, -1
@@ -41,8 +42,7 @@ class Throughput(Callback):
         self._peak = dense_peak(name)
         if self._peak is None:
             log.info("no MFU is logged: the peak of this device (%s) is not known.", name)
-        if module.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(module.device)
+        self._counted = False
         self._begin()
 
     def _begin(self) -> None:
@@ -52,8 +52,10 @@ class Throughput(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        if self._flops is None:
-            self._flops = step_flops(trainer, module, batch)
+        if not self._counted:
+            self._counted, self._flops = True, step_flops(trainer, module, batch)
+            if module.device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats(module.device)
         if self._since is None:
             self._since = now(module.device)
 

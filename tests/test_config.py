@@ -78,7 +78,10 @@ def test_every_recipe_of_a_preset_parses_with_its_data(triptych, path):
     config = printed(triptych, *fit(path.stem, preset=path.parent.name), *overlay, *more)
     written = yaml.safe_load(path.read_text())
     assert written["model"]["optimization"].items() <= config["model"]["optimization"].items()
+    added = written["trainer"].pop("callbacks+", [])
     assert written["trainer"].items() <= config["trainer"].items()
+    classes = [each["class_path"] for each in alone["trainer"]["callbacks"]]
+    assert {each["class_path"] for each in added} <= set(classes)
     batch_size = written["data"]["init_args"]["batch_size"]
     for found in (alone, config):  # never the shapes
         assert found["data"]["class_path"] == "triptych.data_modules.ShardDataModule"

@@ -21,6 +21,7 @@ from triptych.callbacks import (
     FrozenCheck,
     GradientNorms,
     NonFiniteGuard,
+    ProgressBar,
     RunSummary,
     SpikeGuard,
     Throughput,
@@ -102,7 +103,7 @@ class Line(LightningModule):
             loss = loss + (self.second.bias - self.second.bias.detach()).sqrt().sum()
         elif batch_idx + 1 in self.bad:
             loss = loss * self.value
-        self.log("train/loss", loss)
+        self.log("train/loss", loss, prog_bar=True)
         self.losses.append(loss.item())
         return loss
 
@@ -139,13 +140,13 @@ def same(a, b):
 
 
 def fit(model, folder, *callbacks, steps=6, every=1, datamodule=None, ckpt_path=None, **options):
+    options = {"enable_progress_bar": False, **options}
     trainer = Trainer(
         accelerator="cpu",
         max_steps=steps,
         log_every_n_steps=every,
         logger=CSVLogger(folder, None, "run"),
         callbacks=list(callbacks),
-        enable_progress_bar=False,
         enable_model_summary=False,
         enable_checkpointing=any(isinstance(c, Checkpoint) for c in callbacks),
         num_sanity_val_steps=0,
@@ -245,6 +246,22 @@ def test_resume_continues_the_average_bit_for_bit(tmp_path):
     fit(Line(), tmp_path / "rest", rest, Checkpoint(4), steps=8, ckpt_path=str(path))
     assert rest.steps == 8 and same(rest.average, whole.average)
     assert not same(rest.average, half.average)
+
+
+def test_a_checkpoint_is_validated_with_its_average(tmp_path):
+    class Weights(Callback):
+        def on_validation_batch_end(self, trainer, module, *_):
+            self.during = snapshot(module)
+
+    ema, weights, model = EMA(decay=0.9), Weights(), Line()
+    fit(model, tmp_path / "fit", ema, Checkpoint(4), steps=4)
+    path = next((tmp_path / "fit").rglob("last.ckpt"))
+    trainer = Trainer(
+        accelerator="cpu", logger=False, callbacks=[EMA(), weights], enable_progress_bar=False
+    )
+    trainer.validate(Line(), datamodule=Numbers(), ckpt_path=path, verbose=False, weights_only=True)
+    assert same({n: weights.during[n] for n in ema.average}, ema.average)
+    assert not same(weights.during, snapshot(model))
 
 
 def test_resume_with_other_parameters_is_refused(tmp_path):
@@ -385,6 +402,20 @@ def test_parts_are_named_as_people_name_them(tmp_path, shapes_folder, weights):
     header = (tmp_path / "run/metrics.csv").read_text().splitlines()[0].split(",")
     shown = {name for name in header if name.startswith("grad_norm/")}
     assert shown == {f"grad_norm/{p}" for p in ("generation.queries", "generation.dit", "all")}
+
+
+def test_the_progress_bar_reads_the_loss_in_logged_steps_only(tmp_path):
+    class Shown(Callback):
+        def __init__(self):
+            self.losses = []
+
+        def on_train_batch_end(self, trainer, module, *_):
+            self.losses.append(bar.get_metrics(trainer, module)["train/loss"])
+
+    bar, shown, model = ProgressBar(), Shown(), Line()
+    fit(model, tmp_path, bar, shown, every=3, enable_progress_bar=True)
+    first, third, sixth = (pytest.approx(model.losses[n], rel=1e-6) for n in (0, 2, 5))
+    assert shown.losses == [first, first, third, third, third, sixth]
 
 
 # --- FLOPs, Throughput, RunSummary ----------------------------------------------------------------

@@ -24,7 +24,14 @@ warnings.filterwarnings("ignore", message=".*when logging on epoch level in dist
 jsonargparse.set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
 
 # What a run may leave in its folder, for the last line of a fit.
-RESULTS = ("weights.safetensors", "samples", "checkpoints", "metrics.csv", "config.yaml")
+RESULTS = (
+    "weights.safetensors",
+    "weights_ema.safetensors",
+    "samples",
+    "checkpoints",
+    "metrics.csv",
+    "config.yaml",
+)
 
 
 class TriptychCLI(LightningCLI):
