@@ -93,7 +93,10 @@ def _of_generation(model: UnifiedModule) -> tuple[float, float]:
     queries = model.generation.number_of_queries
     encoder = flops.image_encoder(model.encoder).forward
     if any(path.startswith("understanding") for path in model.trains):
-        every, made = flops.language_model(qwen, PROMPT + queries), flops.velocity_model(dit, queries)
+        every, made = (
+            flops.language_model(qwen, PROMPT + queries),
+            flops.velocity_model(dit, queries),
+        )
         cached = every.forward + every.backward + made.forward + made.backward
     else:
         cached = flops.generation_step(qwen, dit, None, PROMPT, queries).total
