@@ -43,7 +43,7 @@ ifneq ($(filter parity,$(MAKECMDGOALS)),)
   endif
 endif
 
-.PHONY: help setup $(STAGES) demo pretrain-tiny parity bench-data test lint clean
+.PHONY: help setup $(STAGES) demo pretrain-tiny parity bench bench-data test lint clean
 
 help: ## Show this help
 	@grep -hE '^[a-z0-9-]+:.*## ' $(firstword $(MAKEFILE_LIST)) \
@@ -97,6 +97,9 @@ pretrain-tiny: $(STAMP) ## Make the shipped weights again from nothing; resumabl
 
 parity: $(STAMP) ## Compare with recorded values of the published code: CASES=FOLDER
 	$(RUN) parity "$(CASES)" $(ARGS)
+
+bench: $(STAMP) ## Compare a training step with the published one; ends with JSON
+	@.venv/bin/python benchmarks/training.py --out benchmarks/results/training.json $(ARGS)
 
 bench-data: $(STAMP) ## Compare the data loader with webdataset and datasets; ends with JSON
 	@.venv/bin/python -c 'import datasets, pyarrow' 2>/dev/null || \

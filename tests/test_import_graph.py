@@ -17,7 +17,7 @@ LAYERS = [
     ["backbones", "weights", "shapes", "flops"],
     ["modules"],
     ["pipeline", "strategies"],
-    ["evaluation", "serving"],
+    ["evaluation", "serving", "budget"],
     ["data_features"],
     ["data_commands"],
     ["commands", "lightning_cli", "pretrain"],

@@ -1,0 +1,34 @@
+"""The budget lines of the recipes: what they say is what their numbers give."""
+
+import re
+
+import pytest
+from builders import ROOT
+
+from triptych.budget import Budget, budget
+
+RECIPES = sorted((ROOT / "conf" / "recipes" / "published").glob("*.yaml"))
+
+
+def test_every_stage_has_a_recipe():
+    stages = {path.stem for path in (ROOT / "conf").glob("*.yaml")} - {"base"}
+    assert {path.stem for path in RECIPES} == stages
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_says_what_it_costs_at_both_sizes(path):
+    lines = re.findall(r"# budget (\S+): (\d+) GPUs.*", path.read_text())
+    assert [preset for preset, _ in lines] == ["blip3o_4b", "blip3o_8b"]
+    written = [line for line in path.read_text().splitlines() if line.startswith("# budget ")]
+    for (preset, gpus), line in zip(lines, written, strict=True):
+        assert budget(ROOT, preset, path.stem, int(gpus)).line(preset) == line
+
+
+def test_days_are_work_over_speed():
+    """989 TFLOP/s at 40%: a day is 3.418e19 FLOPs on each GPU."""
+    run = Budget(gpus=2, batch_size=10, steps=1000, flops=3.418e15)
+    assert run.days(run.flops) == pytest.approx(1.0, rel=1e-3)
+    assert (
+        run.line("mine")
+        == "# budget mine: 2 GPUs x 10 x 1000 steps: 3418.00 TFLOP a sample, 1.00 days"
+    )
