@@ -179,6 +179,7 @@ def start(config: Path, runs: Path, place: str = "", moment: int = 0) -> int:
         return pid
     status = 1
     try:
+        FATE.seen.clear()
         FATE.place, FATE.moment = place, moment
         with (runs / "out.txt").open("a") as out:
             os.dup2(out.fileno(), 1)
