@@ -6,6 +6,7 @@ DATA ?=
 ARGS ?=
 PYTHON ?=
 CASES ?= ../shared/data/parity
+N ?= 20
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 .DEFAULT_GOAL := help
@@ -43,7 +44,7 @@ ifneq ($(filter parity,$(MAKECMDGOALS)),)
   endif
 endif
 
-.PHONY: help setup $(STAGES) demo pretrain-tiny parity bench bench-data test lint clean
+.PHONY: help setup $(STAGES) demo pretrain-tiny parity bench bench-data torture test lint clean
 
 help: ## Show this help
 	@grep -hE '^[a-z0-9-]+:.*## ' $(firstword $(MAKEFILE_LIST)) \
@@ -53,6 +54,7 @@ help: ## Show this help
 	@echo '  TRAINER=ddp        on several devices: a file of conf/trainer'
 	@echo '  DATA=FOLDER        train on a folder of WebDataset shards instead of the shapes world'
 	@echo '  CASES=FOLDER       recorded cases for parity, a folder each'
+	@echo '  N=20               runs that torture kills'
 	@echo '  ARGS="--a=1 --b"   passed on last, so they win; ARGS="--help" and ARGS="--print_config" too'
 	@echo '  PYTHON=python3.12  the Python that makes .venv'
 
@@ -105,6 +107,9 @@ bench-data: $(STAMP) ## Compare the data loader with webdataset and datasets; en
 	@.venv/bin/python -c 'import datasets, pyarrow' 2>/dev/null || \
 		.venv/bin/python -m pip install -qq --no-input -c constraints.txt -e '.[dev,data]'
 	@.venv/bin/python benchmarks/data.py --out benchmarks/results/data.json $(ARGS)
+
+torture: $(STAMP) ## Kill N training runs and compare each, resumed, with one left alone; ends with JSON
+	@.venv/bin/python benchmarks/torture.py --runs $(N) $(ARGS)
 
 test: lint ## Lint, then run the whole test suite
 	.venv/bin/python -m pytest $(ARGS)

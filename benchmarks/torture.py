@@ -34,6 +34,7 @@ from lightning import Callback
 
 import triptych.callbacks
 from triptych.cli import main as triptych_main
+from triptych.shapes.shards import ensure_shapes
 from triptych.weights import durable
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -125,6 +126,7 @@ def watch_the_disk() -> None:
 
 def settings(folder: Path) -> Path:
     """The configuration of the small run, on top of stage 2 of the tiny preset."""
+    shapes = ensure_shapes(folder / "shapes", train=64, evaluation=8, unseen=8, instruct=8)
     callbacks = ["lightning.pytorch.callbacks.LearningRateMonitor", "torture.Witness"]
     callbacks += ["triptych.callbacks.EMA"] if hasattr(triptych.callbacks, "EMA") else []
     dit = {"width": 32, "depth": 1, "heads": 2, "multiple_of": 16}
@@ -137,8 +139,8 @@ def settings(folder: Path) -> Path:
         },
         "data": {
             "init_args": {
-                "folder": str(folder / "shapes"),
-                "pictures": 64,
+                "shards": str(shapes / "train"),
+                "val_shards": str(shapes / "eval"),
                 "batch_size": 2,
                 "val_samples": 4,
             }
@@ -164,7 +166,8 @@ def settings(folder: Path) -> Path:
 
 def command(config: Path, runs: Path | None, name: str = "fit") -> list[str]:
     """The arguments of a run that leaves everything under `runs`."""
-    files = [ROOT / "conf" / file for file in ("base.yaml", "model/tiny.yaml", "stage2.yaml")]
+    names = ("base.yaml", "model/tiny.yaml", "stage2.yaml", "data/folder.yaml")
+    files = [ROOT / "conf" / each for each in names]
     words = [word for file in (*files, config) for word in ("--config", str(file))]
     if runs is None:
         return [name, *words, "--trainer.logger=false"]
@@ -179,6 +182,7 @@ def start(config: Path, runs: Path, place: str = "", moment: int = 0) -> int:
         return pid
     status = 1
     try:
+        FATE.seen.clear()
         FATE.place, FATE.moment = place, moment
         with (runs / "out.txt").open("a") as out:
             os.dup2(out.fileno(), 1)

@@ -1,5 +1,6 @@
 """What a run leaves behind, and what goes on from it: checkpoints and weight files."""
 
+import errno
 import os
 import re
 import signal
@@ -13,9 +14,10 @@ from lightning import Callback, Trainer
 from lightning.pytorch.loggers import CSVLogger
 from safetensors.torch import load_file
 
-from triptych.callbacks import Checkpoint, ExportWeights
+from triptych.callbacks import EMA, Checkpoint, ExportWeights
+from triptych.commands import export
 from triptych.contracts import UserError
-from triptych.weights import WeightFiles, read_metadata, save_weights
+from triptych.weights import WeightFiles, durable, read_metadata, save_weights
 
 TWO_PROCESSES = """
 import os, signal, sys
@@ -73,18 +75,47 @@ class Told(Callback):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-def fit(model, shapes, folder, steps=6, ckpt_path=None, stage="stage2", callbacks=()):
+class Failing(Callback):
+    """A failure in one hook, in the step after `at`."""
+
+    def __init__(self, hook, at):
+        self.at = at
+        setattr(self, hook, self.fail)
+
+    def fail(self, trainer, *_):
+        if trainer.global_step == self.at:
+            raise ZeroDivisionError
+
+
+def fit(
+    model,
+    shapes,
+    folder,
+    steps=6,
+    ckpt_path=None,
+    stage="stage2",
+    callbacks=(),
+    checkpoint=None,
+    **settings,
+):
     """A fit with a checkpoint every 3 steps; leaves everything in folder/runs/version_0."""
     trainer = Trainer(
-        max_steps=steps,
-        accelerator="cpu",
-        logger=CSVLogger(folder, name="runs"),
-        callbacks=[Checkpoint(every=3, keep=-1), ExportWeights(), *callbacks],
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        limit_val_batches=0,
-        use_distributed_sampler=False,
-        gradient_clip_val=1.0,
+        **{
+            "max_steps": steps,
+            "accelerator": "cpu",
+            "logger": CSVLogger(folder, name="runs"),
+            "callbacks": [
+                checkpoint or Checkpoint(every=3, keep=-1),
+                ExportWeights(),
+                *callbacks,
+            ],
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "limit_val_batches": 0,
+            "use_distributed_sampler": False,
+            "gradient_clip_val": 1.0,
+            **settings,
+        }
     )
     trainer.fit(model, data(shapes, stage), ckpt_path=ckpt_path, weights_only=True)
     assert trainer.global_step == steps
@@ -117,6 +148,33 @@ def test_a_checkpoint_holds_what_trains_and_is_data_alone(run):
     size = sum(p.numel() for n, p in model.named_parameters() if n in model.trained)
     held = sum(t.numel() for s in last["optimizer_states"][0]["state"].values() for t in s.values())
     assert 2 * size <= held < 2.01 * size
+    assert (folder / "checkpoints" / "last.ckpt").stat().st_size <= 16 * size + 1e6
+
+
+def test_a_checkpoint_names_the_seed_and_the_frozen_weights(run, weights):
+    model, folder = run
+    made = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["run"]
+    assert made["seed"] == model.seed == 0
+    assert {label: note["file"] for label, note in made["base"].items()} == {
+        label: getattr(weights, label) for label in ("understanding", "encoder", "decoder")
+    }
+    assert all(len(note["sha256"]) == 64 for note in made["base"].values())
+
+
+def test_last_is_a_link_and_old_ones_go_when_the_new_one_is_whole(shapes_folder, weights, tmp_path):
+    fit(
+        unified("stage2", weights=weights),
+        shapes_folder,
+        tmp_path,
+        checkpoint=Checkpoint(every=1),
+    )
+    folder = tmp_path / "runs" / "version_0" / "checkpoints"
+    assert os.readlink(folder / "last.ckpt") == "00000006.ckpt"
+    names = {path.name for path in folder.iterdir()}
+    whole = {f"0000000{step}.ckpt{end}" for step in (5, 6) for end in ("", ".json")}
+    assert names == whole | {"last.ckpt"}
+    with pytest.raises(UserError, match="keep is 1, but one alone may be damaged"):
+        Checkpoint(keep=1)
 
 
 def test_resuming_is_bit_identical(run, shapes_folder, weights, tmp_path):
@@ -138,6 +196,123 @@ def test_a_sigterm_leaves_a_checkpoint_that_resumes(run, shapes_folder, weights,
     assert not (folder / "weights.safetensors").exists()
     resumed = fit(unified("stage2", weights=weights), shapes_folder, tmp_path / "b", 6, last)
     assert same(trained(resumed), trained(model))
+
+
+def rows(folder):
+    return (folder / "runs" / "version_0" / "metrics.csv").read_text()
+
+
+def test_signals_between_the_batches_of_one_step_end_the_run_after_it(
+    shapes_folder, weights, tmp_path
+):
+    """Gradients of the first batch are lost by a save in between, and the count of batches is off."""
+    settings = {"accumulate_grad_batches": 2, "log_every_n_steps": 1}
+
+    def run(name, *callbacks, **more):
+        model = unified("stage2", weights=weights)
+        return fit(
+            model, shapes_folder, tmp_path / name, 5, callbacks=callbacks, **more, **settings
+        )
+
+    whole = run("whole")
+    with pytest.raises(SystemExit):
+        run("told", Told(3))
+    last = tmp_path / "told" / "runs" / "version_0" / "checkpoints" / "last.ckpt"
+    assert torch.load(last, weights_only=True)["global_step"] == 4
+    assert same(trained(run("on", ckpt_path=last)), trained(whole))
+    assert rows(tmp_path / "on") == rows(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("hook", "left"),
+    [
+        ("on_train_batch_start", 4),  # before the step: its state is that of the one before
+        ("on_before_optimizer_step", 4),
+        ("on_validation_start", 4),
+        ("on_validation_end", 4),
+        ("on_train_batch_end", 3),  # in the middle of a step
+    ],
+)
+def test_what_fails_loses_nothing_that_is_exact(
+    hook, left, validated, shapes_folder, weights, tmp_path
+):
+    """Weights and log are those of a run that did not fail, a validation that broke off included."""
+    whole, log, settings = validated
+    with pytest.raises(ZeroDivisionError):
+        fit(
+            unified("stage2", weights=weights),
+            shapes_folder,
+            tmp_path / "a",
+            callbacks=[Failing(hook, 4)],
+            **settings,
+        )
+    last = tmp_path / "a" / "runs" / "version_0" / "checkpoints" / "last.ckpt"
+    assert torch.load(last, weights_only=True)["global_step"] == left
+    model = unified("stage2", weights=weights)
+    fit(model, shapes_folder, tmp_path / "b", ckpt_path=last, **settings)
+    assert same(trained(model), trained(whole))
+    assert rows(tmp_path / "b") == log
+
+
+@pytest.fixture(scope="module")
+def validated(shapes_folder, weights, tmp_path_factory):
+    """A run that validates every 2 steps: the model, its log, and the settings."""
+    folder = tmp_path_factory.mktemp("validated")
+    settings = {"limit_val_batches": 2, "val_check_interval": 2, "check_val_every_n_epoch": None}
+    settings |= {"log_every_n_steps": 1, "num_sanity_val_steps": 0}
+    model = fit(unified("stage2", weights=weights), shapes_folder, folder, **settings)
+    return model, rows(folder), settings
+
+
+def test_a_disk_that_fills_up_ends_the_run_with_its_last_state(
+    shapes_folder, weights, tmp_path, monkeypatch
+):
+    fsync, calls = os.fsync, []
+
+    def full(handle):
+        calls.append(handle)
+        if len(calls) > 4:  # a save takes four
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match=r"00000006\.ckpt could not be written \(No space left"):
+        fit(unified("stage2", weights=weights), shapes_folder, tmp_path)
+    folder = tmp_path / "runs" / "version_0" / "checkpoints"
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "00000003.ckpt",
+        "00000003.ckpt.json",
+        "last.ckpt",
+    ]
+    assert durable.newest([tmp_path / "runs"]) == folder / "00000003.ckpt"
+
+
+def test_a_checkpoint_is_found_for_a_run_that_goes_on(run, tmp_path):
+    from triptych.lightning_cli import find_checkpoint
+
+    _, folder = run
+    last = folder / "checkpoints" / "last.ckpt"
+    newest = str(folder / "checkpoints" / "00000006.ckpt")
+    for wanted in ("last", "auto", str(last)):
+        assert find_checkpoint(wanted, {folder.parent}) == newest
+    assert find_checkpoint("auto", {tmp_path}) is None
+    with pytest.raises(UserError, match="there is no whole checkpoint under"):
+        find_checkpoint("last", {tmp_path})
+    with pytest.raises(UserError, match=r"nowhere\.ckpt does not exist"):
+        find_checkpoint("nowhere.ckpt", {tmp_path})
+    damaged = tmp_path / "damaged.ckpt"
+    durable.write(damaged, lambda file: file.write(b"whole"))
+    damaged.write_bytes(b"whale")
+    with pytest.raises(UserError, match=r"damaged\.ckpt is damaged"):
+        find_checkpoint(str(damaged), {tmp_path})
+
+
+def test_a_folder_of_runs_that_cannot_be_written_is_said_at_once(tmp_path):
+    from triptych.lightning_cli import require_writable
+
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"file/runs cannot be written \(Not a directory\)"):
+        require_writable(tmp_path / "file" / "runs")
 
 
 @pytest.mark.slow
@@ -199,6 +374,59 @@ def test_a_checkpoint_of_something_else_is_refused(
     model = unified(**options, weights=files)
     with pytest.raises(UserError, match=says):
         fit(model, shapes_folder, tmp_path, 6, folder / "checkpoints" / "last.ckpt")
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"seed": 7}, r"trained with the seed 0, this run has 7: .* --seed_everything=0"),
+        ({"weights": "others"}, r"trained on the encoder weights .*--model\.weights\.encoder=FILE"),
+    ],
+)
+def test_a_run_that_could_not_go_on_exactly_is_refused(
+    change, says, run, shapes_folder, weights, tmp_path
+):
+    _, folder = run
+    settings = {"weights": weights, **change}
+    if settings["weights"] == "others":
+        others = {name: t + 1 for name, t in load_file(weights.encoder).items()}
+        save_weights(others, tmp_path / "encoder.safetensors", {}, torch.float32)
+        files = {**vars(weights), "encoder": str(tmp_path / "encoder.safetensors")}
+        settings["weights"] = WeightFiles(**files)
+    with pytest.raises(UserError, match=says):
+        fit(
+            unified("stage2", **settings),
+            shapes_folder,
+            tmp_path,
+            ckpt_path=folder / "checkpoints" / "last.ckpt",
+        )
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_checkpoint_is_exported_without_the_model(dtype, run, tmp_path, capsys):
+    model, folder = run
+    out = tmp_path / "a" / "weights.safetensors"
+    last = str(folder / "checkpoints" / "last.ckpt")
+    export([last, "--out", str(out), "--dtype", dtype])
+    expected = {n: t.to(getattr(torch, dtype)) for n, t in trained(model).items()}
+    assert same(load_file(out), expected)
+    assert read_metadata(out) == {"preset": "small", "stage": "stage2", "steps": "6"}
+    assert str(out) in capsys.readouterr().out
+    with pytest.raises(UserError, match="holds no EMA: .* export it without --ema"):
+        export([last, "--out", str(out), "--ema"])
+    with pytest.raises(UserError, match=r"nowhere\.ckpt does not exist"):
+        export(["nowhere.ckpt"])
+    with pytest.raises(UserError, match="could not be written"):
+        export([last, "--out", str(out / "inside.safetensors")])
+
+
+def test_the_average_is_exported_from_a_checkpoint(shapes_folder, weights, tmp_path):
+    ema = EMA(decay=0.5)
+    model = unified("stage2", weights=weights)
+    fit(model, shapes_folder, tmp_path, 3, callbacks=[ema])
+    out = tmp_path / "average.safetensors"
+    export([str(tmp_path / "runs/version_0/checkpoints/last.ckpt"), "--ema", "--out", str(out)])
+    assert same(load_file(out), ema.average) and not same(load_file(out), trained(model))
 
 
 def test_exported_weights_make_the_same_pictures(run, weights):

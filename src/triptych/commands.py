@@ -156,6 +156,26 @@ def convert(arguments: list[str]) -> None:
         parser.exit(130, "triptych: interrupted; the same command goes on where it stopped.\n")
 
 
+def export(arguments: list[str]) -> None:
+    """Weights for inference from a training checkpoint: triptych export last.ckpt --ema"""
+    parser = argparse.ArgumentParser(prog="triptych export", description=export.__doc__)
+    parser.add_argument("checkpoint", type=Path, help="of a training run: file or folder")
+    parser.add_argument(
+        "--out", type=Path, default=Path("weights.safetensors"), help="default %(default)s"
+    )
+    parser.add_argument("--ema", action="store_true", help="the moving average of the weights")
+    parser.add_argument(
+        "--dtype", choices=["float32", "float16", "bfloat16"], default="float32", help="in the file"
+    )
+    parsed = parser.parse_args(arguments)
+    import torch
+
+    from triptych.weights.training import export_checkpoint
+
+    export_checkpoint(parsed.checkpoint, parsed.out, parsed.ema, getattr(torch, parsed.dtype))
+    print(f"{parsed.out}: --model.weights.LABEL={parsed.out} reads it")
+
+
 def data(arguments: list[str]) -> None:
     """Data before training: pack, index, inspect, features: triptych data inspect FOLDER"""
     from triptych.data_commands import run
@@ -199,6 +219,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "eval": evaluate,
     "demo": demo,
     "convert": convert,
+    "export": export,
     "data": data,
     "parity": parity,
     "pretrain": pretrain,

@@ -93,7 +93,7 @@ def check(path: Path) -> None:
     if not path.exists():
         raise UserError(f"the checkpoint {path} does not exist; check the path.")
     try:
-        notes: Notes = json.loads(manifest_of(path).read_text())["files"]
+        notes: Notes = dict(json.loads(manifest_of(path).read_text())["files"])
     except FileNotFoundError as error:
         raise UserError(
             f"the checkpoint {path} has no manifest: its save was cut off, or it was not made here."
@@ -106,7 +106,7 @@ def check(path: Path) -> None:
             stat = file.stat()
             good = stat.st_size == note["size"]
             good = good and _digest(file, stat.st_size, stat.st_mtime_ns) == note["sha256"]
-        except OSError:
+        except (OSError, KeyError, TypeError):
             good = False
         if not good:
             raise UserError(f"the checkpoint {path} is damaged: {name} is not as it was written.")

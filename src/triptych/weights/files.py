@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -68,16 +69,27 @@ def label_of(name: str) -> str:
 def save_weights(
     tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str], dtype: torch.dtype
 ) -> None:
-    """Write `tensors` (floating ones as `dtype`) to `path` by way of a temporary name."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write `tensors` (floating ones as `dtype`) to `path` by way of a temporary name.
+
+    Raises:
+        UserError: the disk is full or the folder cannot be written; what was there before stays.
+    """
     cast = {
         name: tensor.detach().cpu().to(dtype if tensor.is_floating_point() else tensor.dtype)
         for name, tensor in tensors.items()
     }
     partial = path.with_name(path.name + ".partial")
-    save_file({n: t.contiguous() for n, t in cast.items()}, partial, dict(metadata))
-    partial.chmod(0o644)  # safetensors makes it private
-    os.replace(partial, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file({n: t.contiguous() for n, t in cast.items()}, partial, dict(metadata))
+        partial.chmod(0o644)  # safetensors makes it private
+        os.replace(partial, path)
+    except (OSError, SafetensorError) as error:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise UserError(
+            f"{path} could not be written ({error}); make room or choose another folder."
+        ) from error
 
 
 def read_metadata(path: Path) -> dict[str, str]:

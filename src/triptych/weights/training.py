@@ -12,11 +12,14 @@ import torch
 
 from triptych.contracts import UserError
 from triptych.weights import durable
-from triptych.weights.files import WeightFiles, full_name, label_of
+from triptych.weights.files import WeightFiles, full_name, label_of, save_weights
 from triptych.weights.fingerprint import fingerprint
 
 Base = dict[str, dict[str, str]]
 """Label -> file and sha256 of the weights that frozen parts came from."""
+
+REST = "meta.pt"
+"""In a checkpoint that is a folder: what it holds beside tensors."""
 
 
 def read_checkpoint(path: Path, mmap: bool = False) -> dict[str, Any]:
@@ -71,3 +74,61 @@ def check_base(made: Base, own: Base) -> None:
                 f"(sha256 {own[label]['sha256'][:12]}); name the file that it was trained on "
                 f"with --model.weights.{label}=FILE."
             )
+
+
+def export_checkpoint(path: Path, out: Path, average: bool, dtype: torch.dtype) -> None:
+    """Write the weights of a checkpoint, a file or a folder, as a weight file for inference.
+
+    No model is built. The heads of the encoder's training are left out: nothing reads them.
+
+    Args:
+        average: the EMA in place of the weights themselves.
+        dtype: of the floating-point tensors in the file.
+
+    Raises:
+        UserError: the checkpoint is missing or damaged, has no EMA, or `out` cannot be written.
+    """
+    content = read_folder(path) if path.is_dir() else read_checkpoint(path, mmap=True)
+    tensors = content.get("state_dict")
+    if not isinstance(tensors, dict) or "global_step" not in content:
+        raise UserError(f"{path} is no checkpoint of a training run.")
+    if average:
+        state = content.get("callbacks", {}).get("EMA")
+        if state is None:
+            raise UserError(
+                f"{path} holds no EMA: its run had no callback triptych.callbacks.EMA; export it "
+                "without --ema."
+            )
+        tensors = {**tensors, **state["average"]}  # buffers have no average
+    made = content.get("triptych", {})
+    metadata = {
+        "preset": made.get("preset", "custom"),
+        "stage": made.get("stage", "custom"),
+        "steps": str(content["global_step"]),
+    }
+    named = {full_name(name): tensor for name, tensor in tensors.items()}
+    kept = {name: t for name, t in named.items() if name.split(".")[0] != "encoding"}
+    save_weights(kept, out, metadata, dtype)
+
+
+def read_folder(path: Path) -> dict[str, Any]:
+    """The content of a checkpoint that each rank wrote a part of, without the optimizer's tensors.
+
+    Raises:
+        UserError: it is damaged or no checkpoint.
+    """
+    from torch.distributed.checkpoint import FileSystemReader
+    from torch.distributed.checkpoint.default_planner import _EmptyStateDictLoadPlanner
+    from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
+
+    durable.check(path)  # torch reads the index of the shards as a pickle: only what was made here
+    if not (path / REST).is_file():
+        raise UserError(f"{path} is no checkpoint of a training run.")
+    state: dict[str, Any] = {}
+    _load_state_dict(
+        state,
+        storage_reader=FileSystemReader(path),
+        planner=_EmptyStateDictLoadPlanner(keys={"state_dict"}),
+        no_dist=True,
+    )
+    return {**torch.load(path / REST, map_location="cpu", weights_only=True), **state}
