@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from lightning import LightningModule, Trainer
+from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor, nn
 from torch.nn.modules.module import (
     register_module_forward_hook,
@@ -44,9 +45,10 @@ _COUNTED: WeakKeyDictionary[Trainer, StepFlops] = WeakKeyDictionary()
 def step_flops(trainer: Trainer, module: LightningModule, batch: Any) -> StepFlops | None:
     """Counted once a run, by a step on `batch` that is thrown away; all ranks must call.
 
-    None for a module that has no `step` (batch -> loss and metrics), as `Panel` has.
+    None for a module that has no `step` (batch -> loss and metrics), as `Panel` has, and under
+    FSDP1, which computes with the module that Lightning wrapped and with no other.
     """
-    if not hasattr(module, "step"):
+    if not hasattr(module, "step") or isinstance(trainer.strategy, FSDPStrategy):
         return None
     if trainer not in _COUNTED:
         _COUNTED[trainer] = count(trainer, module, batch)

@@ -55,7 +55,7 @@ class EMA(Callback):
         if isinstance(trainer.strategy, FSDPStrategy):
             raise UserError(
                 "EMA cannot follow the flattened parameters of FSDP1; use FSDP2 "
-                "(ModelParallelStrategy) or DDP, or leave the callback out."
+                "(triptych.strategies.ShardedStrategy) or DDP, or leave the callback out."
             )
         self._saves = trainer.is_global_zero
 

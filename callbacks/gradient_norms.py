@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
@@ -16,7 +17,7 @@ class GradientNorms(Callback):
     """Logs grad_norm/PART and grad_norm/all, L2, before they are clipped.
 
     Only in the steps that are logged (`log_every_n_steps`) or a multiple of that; nothing waits for
-    the device but the logger.
+    the device but the logger. Nothing under FSDP1, whose flattened parameters have no parts.
 
     Args:
         every: of the logged steps, take one in so many.
@@ -30,6 +31,8 @@ class GradientNorms(Callback):
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         self._parts = {}
+        if isinstance(trainer.strategy, FSDPStrategy):
+            return
         for name, parameter in module.named_parameters():
             if parameter.requires_grad:
                 self._parts.setdefault(part_of(module, name), []).append(parameter)

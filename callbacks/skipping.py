@@ -27,9 +27,9 @@ def skip(optimizer: Optimizer, bad: Tensor) -> None:
 
 
 def was_skipped(optimizer: Optimizer) -> Tensor | None:
-    """1.0 or 0.0 on the device: whether the step that was just made was none; None if nobody asked.
+    """Whether this batch's step is none: 1.0 or 0.0 on the device; None if nobody asked for it.
 
-    Only `optimizer.zero_grad` has to do with an optimizer that is not fused, see `has_gradients`.
+    An optimizer that is not fused tells by `has_gradients`.
     """
     return getattr(optimizer, "found_inf", None)
 

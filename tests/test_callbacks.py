@@ -14,7 +14,7 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader
 
-from triptych.callbacks import Evaluate, SampleGrid
+from triptych.callbacks import EMA, Evaluate, SampleGrid
 from triptych.callbacks.pictures import LEAST_WIDTH, MARGIN, above, grid
 from triptych.contracts import Evaluator, UserError
 
@@ -191,6 +191,23 @@ def test_tensorboard_gets_the_sheet(tmp_path):
     events = EventAccumulator(str(fit(Model("generation"), tmp_path, SampleGrid(every=2))))
     events.Reload()
     assert [event.step for event in events.Images("samples")] == [0, 2, 4]
+
+
+def test_beside_ema_there_is_a_sheet_of_the_average_too(tmp_path):
+    class Shows(Model):
+        """Pictures as bright as the weight, which goes from 0 towards 1."""
+
+        def generate(self, prompts, seeds):
+            value = (255 * self.weight.detach()).to(torch.uint8)
+            return value.expand(len(seeds), 3, SIDE, SIDE)
+
+    model, ema = Shows("generation"), EMA(decay=0.8, warmup=False, export=False)
+    run = fit(model, tmp_path, SampleGrid(every=4, scale=1), ema)
+    names = [f"step-{n:08d}{suffix}.png" for n in (0, 4) for suffix in ("-ema", "")]
+    assert sheets(run) == names
+    shown = [np.asarray(Image.open(run / "samples" / n))[MARGIN + 5, MARGIN + 5, 0] for n in names]
+    average, weight = ema.average["weight"].item(), model.weight.item()
+    assert shown == [0, 0, int(255 * average), int(255 * weight)] and average < weight - 0.1
 
 
 def test_a_decoding_stage_shows_originals_above_reconstructions(tmp_path):

@@ -52,7 +52,7 @@ def ranks(request, tmp_path_factory, shapes_folder, weights):
         )
         for rank in (0, 1)
     ]
-    said = [process.communicate(timeout=300)[0] for process in processes]
+    said = [process.communicate(timeout=900)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], "\n".join(said)[-6000:]
     results = {each["name"]: torch.load(out / f"{each['name']}.pt") for each in FITS}
     return out, results, said

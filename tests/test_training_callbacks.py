@@ -4,12 +4,14 @@ import csv
 import logging
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from builders import data, unified
 from lightning import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.strategies import FSDPStrategy
 from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import DataLoader
@@ -28,6 +30,7 @@ from triptych.callbacks import (
 )
 from triptych.callbacks.counting import step_flops
 from triptych.callbacks.frozen_check import checksum
+from triptych.callbacks.guards import Step
 from triptych.callbacks.peaks import dense_peak
 from triptych.contracts import UserError
 from triptych.randomness import normal
@@ -279,6 +282,11 @@ def test_a_fit_ends_with_the_average_as_weights(tmp_path):
     assert same(load_file(tmp_path / "run/weights_ema.safetensors"), ema.average)
     with pytest.raises(UserError, match="between 0 and 1"):
         EMA(decay=1.0)
+
+
+def test_flattened_parameters_are_refused():
+    with pytest.raises(UserError, match="FSDP1"):
+        EMA().setup(SimpleNamespace(strategy=FSDPStrategy()), Line(), "fit")
 
 
 def test_gradient_accumulation_moves_the_average_once_a_step(tmp_path):
@@ -693,3 +701,76 @@ def test_a_checksum_sees_every_element_and_every_exchange(dtype):
     exchanged = tensor.flatten()[torch.randperm(64, generator=torch.Generator().manual_seed(0))]
     assert not torch.equal(checksum(exchanged), start)
     assert torch.equal(checksum(tensor.clone()), start)
+
+
+# --- nothing waits for the device -----------------------------------------------------------------
+
+
+class OnMeta(LightningModule):
+    """On the meta device, which has no numbers: whoever reads one gets an error."""
+
+    def __init__(self):
+        super().__init__()
+        with torch.device("meta"):
+            self.layer = nn.Linear(3, 3)
+        for parameter in self.parameters():
+            parameter.grad = torch.empty_like(parameter)
+        self.shown = {}
+
+    @property
+    def device(self):
+        return torch.device("meta")
+
+    def log_dict(self, values, **_):
+        self.shown |= values
+
+
+@pytest.mark.parametrize(
+    "callback",
+    [NonFiniteGuard, SpikeGuard, EMA, GradientNorms, Throughput],
+    ids=lambda c: c.__name__,
+)
+def test_a_step_that_is_not_logged_reads_nothing_from_the_device(callback):
+    module, callback = OnMeta(), callback()
+    group = {"params": list(module.parameters())}
+    optimizer = SimpleNamespace(
+        param_groups=[group],
+        _step_supports_amp_scaling=True,
+        register_step_post_hook=lambda hook: hooks.append(hook),
+    )
+    hooks = []
+    trainer = SimpleNamespace(
+        global_step=0,
+        log_every_n_steps=4,
+        optimizers=[optimizer],
+        world_size=1,
+        global_rank=0,
+        precision_plugin=None,
+        strategy=SimpleNamespace(),
+    )
+    mask = torch.ones(2, 3, device="meta")
+    batch = type(
+        "Sized", (), {"__len__": lambda _: 2, "attention_mask": mask, "keys": ["a", "b"]}
+    )()
+    callback.on_train_start(trainer, module)
+    for _ in range(3):
+        callback.on_train_batch_start(trainer, module, batch, 0)
+        callback.on_before_backward(trainer, module, torch.ones((), device="meta"))
+        callback.on_before_optimizer_step(trainer, module, optimizer)
+        for hook in hooks:
+            hook(optimizer)
+        trainer.global_step += 1
+        callback.on_train_batch_end(trainer, module, None, batch, 0)
+    if isinstance(callback, (NonFiniteGuard, SpikeGuard)):
+        assert optimizer.found_inf.device.type == "meta"
+    if isinstance(callback, GradientNorms):  # the logger will read it
+        callback.on_before_optimizer_step(trainer, module, optimizer)
+        assert module.shown["grad_norm/layer"].device.type == "meta"
+
+
+def test_a_logged_step_reads_the_flags():
+    guard, module = NonFiniteGuard(), OnMeta()
+    trainer = SimpleNamespace(global_step=4, log_every_n_steps=4, optimizers=[])
+    guard._unread = [Step(4, ["a"], torch.ones((), device="meta") > 0)]
+    with pytest.raises(NotImplementedError, match="meta"):
+        guard.on_train_batch_start(trainer, module, None, 0)
