@@ -36,7 +36,10 @@ class ExportWeights(Callback):
 
     def on_fit_end(self, trainer: Trainer, module: LightningModule) -> None:
         folder = trainer.log_dir  # asks all ranks, so before any of them leaves
-        state = gathered(module.trained_state(), keep=trainer.is_global_zero)  # so does this
+        names = module.trained_state().keys()
+        state = trainer.strategy.lightning_module_state_dict()  # so does this, if they are split
+        state = {name: tensor for name, tensor in state.items() if name in names}
+        state = gathered(state, keep=trainer.is_global_zero)
         if folder is None or not trainer.is_global_zero:
             return
         self.path = Path(folder) / self.filename

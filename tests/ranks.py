@@ -109,7 +109,9 @@ def fit(
     )
     module = data(shapes, stage, batch_size=batch, bucket_batches=buckets)
     trainer.fit(model, module, ckpt_path=resume and out / resume, weights_only=True)
-    state = gathered({n: t for n, t in model.trained_state().items()})
+    names = model.trained_state().keys()
+    whole = trainer.strategy.lightning_module_state_dict()
+    state = gathered({name: tensor for name, tensor in whole.items() if name in names})
     result = {
         "state": state,
         "losses": watch.losses,

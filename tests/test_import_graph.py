@@ -35,7 +35,7 @@ EXCEPTIONS = {
     "shapes": {"prompts"},  # the tokenizer alone, see below
     "backbones": {"contracts", "randomness", "resources", "loss", "sampler", "prompts"},
     "modules": {room for layer in LAYERS[:3] for room in layer} - {"shapes"},
-    "strategies": {"sharding"},
+    "strategies": {"contracts", "sharding"},
     "pipeline": {room for layer in LAYERS[:4] for room in layer} - {"shapes"},
 }
 

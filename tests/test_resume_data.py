@@ -358,3 +358,9 @@ def test_the_log_says_how_often_each_data_set_was_gone_through(
         "data/epochs/instruct": pytest.approx([2 / 16, 4 / 16, 6 / 16, 8 / 16]),
     }
     assert "train 0.38, instruct 0.50" in caplog.text
+
+
+def test_more_ranks_than_samples_is_one_sentence():
+    module = under({"world_size": 4}, mixed(a={"source": Listed("a", [3])}))
+    with pytest.raises(UserError, match="4 ranks for 3 samples of text_to_image"):
+        module.train_dataloader()

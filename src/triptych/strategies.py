@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
+from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.strategies.strategy import Strategy
 from torch import Tensor
 from torch.distributed import checkpoint as sharded_files
@@ -16,10 +16,12 @@ from torch.distributed.checkpoint.state_dict import (
     get_optimizer_state_dict,
     set_optimizer_state_dict,
 )
+from torch.distributed.fsdp.wrap import CustomPolicy
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from triptych.sharding import gathered, like, put
+from triptych.contracts import UserError
+from triptych.sharding import blocks_of, gathered, like, put
 
 REST = "meta.pt"  # beside the shards: what a checkpoint holds beside tensors; Lightning's name
 
@@ -50,6 +52,24 @@ class LeanDDPStrategy(DDPStrategy):
         named = [*model.named_parameters(), *model.named_buffers()]
         frozen = [name for name, _ in named if name not in trained]
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, frozen)
+        return super()._setup_model(model)
+
+
+class BlockFSDPStrategy(FSDPStrategy):
+    """FSDP1 with a unit a block, so that frozen and trained blocks never share one.
+
+    What is outside of blocks makes one more unit, gathered for the whole step; it holds trained
+    and frozen parameters of one dtype. Outside of steps parts cannot be called. Not tested.
+    """
+
+    def __init__(self, process_group_backend: str | None = None) -> None:
+        super().__init__(process_group_backend=process_group_backend, state_dict_type="full")
+
+    def _setup_model(self, model: torch.nn.Module) -> torch.nn.Module:
+        if self.root_device.type == "cpu":
+            raise UserError("FSDP1 needs GPUs; on the CPU, TRAINER=fsdp2 splits a model as well.")
+        blocks = set(blocks_of(model))
+        self.kwargs["auto_wrap_policy"] = CustomPolicy(lambda module: module in blocks)
         return super()._setup_model(model)
 
 

@@ -36,6 +36,7 @@ from triptych.weights.files import MADE_BY, full_name, label_of, stored_names
 from triptych.weights.fingerprint import fingerprint
 
 Metrics = dict[str, Tensor]
+FSDP1 = "_fsdp_wrapped_module."  # what the older FSDP puts into the names of parameters
 
 
 class Panel(LightningModule):
@@ -66,6 +67,8 @@ class Panel(LightningModule):
         self.weights, self.seed = weights or WeightFiles(), seed
         self.execution = execution or Execution()
         self.trained: set[str] | None = None
+        self.trained_shapes: dict[str, torch.Size] = {}
+        """Of `trained_state`, whole; some strategies show a rank its own part alone."""
 
     def step(self, batch: Batch) -> tuple[Tensor, Metrics]:
         """Loss and metrics of one batch."""
@@ -104,6 +107,7 @@ class Panel(LightningModule):
         self.trained = freeze_all_but(self, self.trains)
         execution = self.execution
         cast_frozen(self, self._frozen_dtype())
+        self.trained_shapes = {name: t.shape for name, t in self.trained_state().items()}
         if self.device_mesh is not None:
             self._shard(self.device_mesh["data_parallel"])
         materialize(self, self._home())
@@ -167,7 +171,8 @@ class Panel(LightningModule):
         names = self.trained or set()
         holders = {name.rpartition(".")[0].split(".")[0] for name in names}
         frozen = {id(m) for top in frozen_modules(self) for m in top.modules()}
-        state = {name: p for name, p in self.named_parameters() if name in names}
+        named = ((name.replace(FSDP1, ""), p) for name, p in self.named_parameters())
+        state = {name: p for name, p in named if name in names}
         for path, module in self.named_modules():
             if id(module) in frozen or path.split(".")[0] not in holders:
                 continue
@@ -188,11 +193,11 @@ class Panel(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         given = checkpoint["state_dict"]
-        wanted = self.trained_state()
+        wanted = self.trained_shapes
         different = sorted(
             name
             for name in given.keys() | wanted.keys()
-            if name not in given or name not in wanted or given[name].shape != wanted[name].shape
+            if name not in given or name not in wanted or given[name].shape != wanted[name]
         )
         if different:
             raise UserError(
