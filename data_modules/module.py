@@ -81,7 +81,8 @@ class MixedDataModule(LightningDataModule):
     Args:
         datasets: what to train on, by name.
         val_datasets: what to validate on; null validates on the first training samples.
-        batch_size: samples per step and rank, of each family.
+        batch_size: samples per batch and rank, of each family; a step takes as many batches as
+            there are ranks, times trainer.accumulate_grad_batches.
         val_samples: how many samples to validate on, of each family.
         num_workers: loader processes.
         seed: of the order.
@@ -173,11 +174,16 @@ class MixedDataModule(LightningDataModule):
         accumulate = trainer.accumulate_grad_batches
         steps = Steps(trainer.global_step * accumulate, trainer.max_steps * accumulate)
 
+        rank, world = trainer.global_rank, trainer.world_size
+
         def loader(family: str) -> StepLoader:
+            if (samples := sum(len(each.source) for each in self.readings[family])) < world:
+                raise UserError(
+                    f"there are {world} ranks for {samples} samples of {family}, so some would "
+                    "train on the same; lower --trainer.devices or add data."
+                )
             build = BatchBuilder(self.readings[family], self.known, self.seed, self.decoder)
-            dataset = StepDataset(
-                build, self.schedule(family), trainer.global_rank, trainer.world_size
-            )
+            dataset = StepDataset(build, self.schedule(family), rank, world, accumulate)
             return step_loader(dataset, steps, self.num_workers)
 
         return together({family: loader(family) for family in self.readings})
@@ -199,11 +205,11 @@ class MixedDataModule(LightningDataModule):
 
     def teardown(self, stage: str) -> None:
         if stage == "fit" and self.readings and self.trainer is not None:
-            done = self.trainer.global_step * self.trainer.accumulate_grad_batches
+            done = self.trainer.global_step
             for family in self.readings:
                 epochs = self.schedule(family).epochs(done)
                 seen = ", ".join(f"{name} {number:.2f}" for name, number in epochs.items())
-                rank_zero_info(f"epochs gone through after {done} batches of {family}: {seen}")
+                rank_zero_info(f"epochs gone through after {done} steps of {family}: {seen}")
         self.bad_samples.report()
 
     def state_dict(self) -> dict[str, int]:
@@ -255,21 +261,21 @@ class MixedDataModule(LightningDataModule):
         }
 
     def schedule(self, family: str) -> Schedule:
-        """Which samples of a family make which batch of this run."""
-        world = self.trainer.world_size if self.trainer is not None else 1
+        """Which samples of a family make which step of this run."""
+        batches = 1  # of a step, on all ranks together
+        if self.trainer is not None:
+            batches = self.trainer.world_size * self.trainer.accumulate_grad_batches
         return Schedule(
             [reading.source for reading in self.readings[family]],
             self.mixtures[family],
-            self.batch_size * world,
+            self.batch_size * batches,
             self.seed,
             self.bucket_batches,
         )
 
     def _order_digest(self) -> int:
-        accumulate = self.trainer.accumulate_grad_batches if self.trainer is not None else 1
         if self._digest is None:
-            digests = [self.schedule(family).digest() for family in self.readings]
-            self._digest = hash((accumulate, *digests))
+            self._digest = hash(tuple(self.schedule(family).digest() for family in self.readings))
         return self._digest
 
     def _in_order(self, known: Preprocessing):

@@ -17,21 +17,37 @@ VALIDATION_SAMPLES = 1 << 40
 
 
 class StepDataset(Dataset):
-    """Item k is this rank's part of training batch k: a pure function of (schedule, k, rank).
+    """Item k is this rank's k-th batch of the run: a pure function of (schedule, k, rank).
 
-    The ranks take equal consecutive parts of a global batch, so that the same pictures meet the
-    same noise on any number of ranks.
+    The ranks, and the batches whose gradients are accumulated, take equal consecutive parts of a
+    global batch, so that the same pictures meet the same noise in the same step however they are
+    spread.
+
+    Args:
+        build: makes batches.
+        schedule: of global batches, one an optimizer step.
+        rank, world: of this process.
+        accumulate: batches of a rank in one global batch.
     """
 
-    def __init__(self, build: BatchBuilder, schedule: Schedule, rank: int = 0, world: int = 1):
+    def __init__(
+        self,
+        build: BatchBuilder,
+        schedule: Schedule,
+        rank: int = 0,
+        world: int = 1,
+        accumulate: int = 1,
+    ) -> None:
         self.build, self.schedule = build, schedule
-        size = schedule.global_batch // world
-        self.part = slice(rank * size, (rank + 1) * size)
+        self.rank, self.world, self.accumulate = rank, world, accumulate
+        self.size = schedule.global_batch // (world * accumulate)
 
-    def __getitem__(self, step: int) -> Batch:
-        positions = self.schedule.batch(step)[self.part]
+    def __getitem__(self, number: int) -> Batch:
+        step, turn = divmod(number, self.accumulate)
+        first = (turn * self.world + self.rank) * self.size
+        positions = self.schedule.batch(step)[first : first + self.size]
         places = (found.tolist() for found in self.schedule.locate(positions))
-        batch = self.build(step, list(zip(*places, strict=True)), positions.tolist())
+        batch = self.build(number, list(zip(*places, strict=True)), positions.tolist())
         batch.epochs = self.schedule.epochs(step + 1)
         return batch
 

@@ -101,6 +101,10 @@ def test_every_file_to_add_parses(triptych, path):
     written = yaml.safe_load(path.read_text())
     if "data" in written:
         assert config["data"]["class_path"] == written["data"]["class_path"]
+    if path.parent.name == "trainer":
+        for name, value in written["trainer"].items():
+            given = config["trainer"][name]
+            assert given == value or given["class_path"] == value["class_path"]
 
 
 def test_my_own_shards_take_the_place_of_the_shapes_and_keep_the_recipe(triptych):

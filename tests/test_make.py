@@ -18,12 +18,12 @@ TARGETS = (
 def make(tmp_path):
     """Runs make in a bare folder that holds the Makefile and the presets, and no environment."""
     shutil.copy(ROOT / "Makefile", tmp_path)
-    for folder in ("model", "recipes"):
+    for folder in ("model", "recipes", "trainer"):
         shutil.copytree(ROOT / "conf" / folder, tmp_path / "conf" / folder)
     for name in ("setup.cfg", "constraints.txt", "pyproject.toml"):
         (tmp_path / name).touch()
     # The variables of a make around this test are not the user's.
-    ours = ("MAKE", "MFLAGS", "ARGS", "PRESET", "DATA", "PYTHON", "CASES")
+    ours = ("MAKE", "MFLAGS", "ARGS", "PRESET", "TRAINER", "DATA", "PYTHON", "CASES")
     env = {k: v for k, v in os.environ.items() if not k.startswith(ours)}
 
     def run(*words: str) -> subprocess.CompletedProcess:
@@ -53,6 +53,11 @@ def test_help_lists_every_target(make, words):
 def test_unknown_preset_names_the_known_ones(make, tmp_path):
     line = refused(make("train-stage2", "PRESET=tinny"), tmp_path)
     assert "'tinny' is unknown" in line and "tiny" in line.split("one of:")[1]
+
+
+def test_unknown_trainer_names_the_known_ones(make, tmp_path):
+    line = refused(make("train-stage2", "TRAINER=fsdp3"), tmp_path)
+    assert "'fsdp3' is unknown" in line and "ddp fsdp2" in line.split("one of:")[1]
 
 
 def test_a_folder_of_cases_that_is_not_there(make, tmp_path):
@@ -109,6 +114,17 @@ def test_training_command_is_the_plain_one(trained):
         "-m triptych fit --config conf/base.yaml --config conf/model/tiny.yaml "
         "--config conf/stage2.yaml --config conf/data/folder.yaml --data.shards=mine "
         "--trainer.max_steps=3 --model.seed=1"
+    )
+
+
+def test_a_trainer_comes_after_the_recipe_and_before_the_data(trained):
+    assert trained(
+        "train-stage2", "PRESET=blip3o_8b", "TRAINER=ddp", "ARGS=--trainer.devices=2"
+    ) == (
+        "-m triptych fit --config conf/base.yaml --config conf/model/blip3o_8b.yaml "
+        "--config conf/stage2.yaml --config conf/recipes/blip3o_8b/stage2.yaml "
+        "--config conf/trainer/ddp.yaml --config conf/data/folder.yaml --data.shards=mine "
+        "--trainer.devices=2"
     )
 
 

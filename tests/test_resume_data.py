@@ -258,7 +258,7 @@ def test_a_loader_starts_at_the_step_of_the_run():
     module = under({"global_step": 7, "accumulate_grad_batches": 2, "world_size": 2}, mixed(a={}))
     loader = module.train_dataloader()
     assert list(loader.sampler) == list(range(14, 20)) and len(loader) == 20
-    assert loader.dataset.schedule.global_batch == 8
+    assert loader.dataset.schedule.global_batch == 16 and loader.dataset.size == 4
 
 
 def test_without_weights_data_sets_are_mixed_by_size():

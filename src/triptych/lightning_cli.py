@@ -14,6 +14,12 @@ from triptych.weights import find_all
 
 # Lightning's own use of a torch function that is being renamed: nothing a user can act on.
 warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+# On purpose: what is frozen is in evaluation mode.
+warnings.filterwarnings("ignore", message=".*module.*in eval mode at the start of training.*")
+# Nothing of ours changes what a part returns in place.
+warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
+# On purpose: every rank validates on the same samples.
+warnings.filterwarnings("ignore", message=".*when logging on epoch level in distributed setting.*")
 
 # `${model.stage}` then works from any --config file, although the command is a subcommand.
 jsonargparse.set_parsing_settings(omegaconf_absolute_to_relative_paths=True)

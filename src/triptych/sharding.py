@@ -38,6 +38,8 @@ class Execution:
     """torch.compile, block by block."""
     compile_backend: str = "inductor"
     """Of torch.compile; "eager" and "aot_eager" need no C++ compiler."""
+    attention: Literal["sdpa", "xformers"] = "sdpa"
+    """torch's, or xformers' for the UNet and the VAE, refused where it does not work."""
 
 
 # Building -----------------------------------------------------------------------------------------

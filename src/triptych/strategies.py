@@ -29,7 +29,21 @@ class LeanDDPStrategy(DDPStrategy):
 
     Every rank reads frozen parts from the same files: they need neither be sent at the start nor
     with every step's buffers, and have no place in the gradients' buckets.
+
+    Args:
+        find_unused_parameters: allow steps in which something that trains takes no part, such as
+            the vision tower in batches of texts alone.
+        process_group_backend: null chooses by the device.
     """
+
+    def __init__(
+        self, find_unused_parameters: bool = False, process_group_backend: str | None = None
+    ) -> None:
+        super().__init__(
+            process_group_backend=process_group_backend,
+            find_unused_parameters=find_unused_parameters,
+            gradient_as_bucket_view=True,  # the buckets are the gradients: no second copy
+        )
 
     def _setup_model(self, model: torch.nn.Module) -> DistributedDataParallel:
         trained = self.lightning_module.trained_state()

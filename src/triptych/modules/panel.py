@@ -11,6 +11,7 @@ from lightning.pytorch.utilities import GradClipAlgorithmType
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
+from triptych.backbones.attention import use_xformers
 from triptych.contracts import Batch, ImageEncoder, Part, Preprocessing, UserError
 from triptych.freezing import (
     Optimization,
@@ -107,6 +108,8 @@ class Panel(LightningModule):
             self._shard(self.device_mesh["data_parallel"])
         materialize(self, self._home())
         load_weights(self, self.weights)
+        if execution.attention == "xformers":
+            use_xformers(self, self._home())
         if execution.compile:
             compile_blocks(self, execution.compile_backend)
         if execution.recompute:

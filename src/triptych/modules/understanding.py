@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from torch import Tensor, distributed
 
 from triptych.contracts import IMAGE_TO_TEXT, Batch, Preprocessing, Understander
 from triptych.freezing import Optimization
 from triptych.modules.panel import Metrics, Panel
+from triptych.prompts import IGNORED
 from triptych.sharding import Execution
 from triptych.weights import WeightFiles
 
@@ -36,7 +37,7 @@ class UnderstandingModule(Panel):
         self.understander, self.max_tokens = understander, max_tokens
 
     def step(self, batch: Batch) -> tuple[Tensor, Metrics]:
-        loss = self.understander.lm_loss(batch)
+        loss = self.understander.lm_loss(batch) * share_of_tokens(batch.labels)
         return loss, {"understanding": loss.detach()}
 
     def preprocessing(self) -> Preprocessing:
@@ -49,3 +50,17 @@ class UnderstandingModule(Panel):
             image_tokens=understander.image_tokens(),
             image_inputs=understander.image_inputs,
         )
+
+
+def share_of_tokens(labels: Tensor) -> Tensor | float:
+    """Tokens to learn in `labels` [B,T] on this rank, over their mean over all ranks.
+
+    Gradients are averaged over ranks. So weighted, each token counts the same wherever it is, as
+    if one process had all; 1 in a single process.
+    """
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return 1.0
+    here = (labels[:, 1:] != IGNORED).sum().float()
+    everywhere = here.clone()
+    distributed.all_reduce(everywhere)
+    return here * distributed.get_world_size() / everywhere

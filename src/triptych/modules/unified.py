@@ -7,6 +7,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 
 from triptych.contracts import Batch, ImageEncoder, Preprocessing, UserError
 from triptych.freezing import Optimization
@@ -142,6 +143,14 @@ class UnifiedModule(Panel):
                 part.build()
             elif part is not None and name in self._wanted():
                 build_part(name, part)
+
+    def _shard(self, mesh: DeviceMesh) -> None:
+        if "encoding" in self.losses:  # sets weights of the VAE by hand, and shares its batches
+            raise UserError(
+                "the encoder and the VAE train on one device, or on several by DDP; "
+                "set --trainer.strategy=auto or TRAINER=ddp."
+            )
+        super()._shard(mesh)
 
     def _wanted(self) -> set[str]:
         """The panels and parts that this stage computes with; without losses, all of them."""

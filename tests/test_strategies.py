@@ -1,0 +1,154 @@
+"""Two processes (gloo, CPU) against one: DDP, FSDP2, accumulation, checkpoints between them."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from dataclasses import asdict
+
+import pytest
+import ranks
+import torch
+from builders import ROOT
+
+STEPS = {"steps": 4, "every": 2}
+TWO = [
+    {"name": "ddp", "strategy": "ddp", **STEPS},
+    {"name": "fsdp2", "strategy": "fsdp2", **STEPS},
+    {"name": "files", "strategy": "fsdp2_files", **STEPS},
+    {"name": "replicated", "strategy": "fsdp2", "steps": 2, "execution": {"frozen": "replicate"}},
+    {"name": "joint_fsdp2", "strategy": "fsdp2", "stage": "joint", "steps": 1},
+    {"name": "decoder_ddp", "strategy": "ddp", "stage": "decoder", "steps": 1},
+    {"name": "decoder_fsdp2", "strategy": "fsdp2", "stage": "decoder", "steps": 1},
+    *(
+        {"name": f"{new}_from_{old}", "strategy": new, "resume": f"{old}/checkpoints/{AT}", **STEPS}
+        for AT in ["00000002.ckpt"]
+        for new, old in [
+            ("ddp", "ddp"),
+            ("fsdp2", "fsdp2"),
+            ("fsdp2_files", "files"),
+            ("fsdp2", "one"),
+        ]
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def fits(shapes_folder, weights, tmp_path_factory):
+    """Results of all fits by name: those of TWO by two processes that are started once."""
+    out = tmp_path_factory.mktemp("ranks")
+    one = {"shapes": shapes_folder, "out": out, "weights": asdict(weights), "batch": 8}
+    ranks.fit(name="one", **one, **STEPS)
+    ranks.fit(name="joint", stage="joint", steps=1, **one)
+    ranks.fit(name="accumulated", steps=2, accumulate=4, **{**one, "batch": 2})
+    plan = {"shapes": str(shapes_folder), "out": str(out), "weights": asdict(weights), "fits": TWO}
+    (out / "plan.json").write_text(json.dumps(plan))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    group = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0"}
+    group |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, ROOT / "tests" / "ranks.py", out / "plan.json"],
+            env={**os.environ, **group, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        for process in processes:
+            text, _ = process.communicate(timeout=1200)
+            assert process.returncode == 0, text[-3000:]
+    finally:
+        for process in processes:
+            process.kill()
+    found = {path.stem: torch.load(path, weights_only=True) for path in out.glob("*.pt")}
+    return {**found, "folder": out}
+
+
+def apart(a, b):
+    """Norm of the difference of two dicts of tensors over the norm of the second."""
+    assert a.keys() == b.keys() and a
+    squares = [((a[n] - b[n]).double().square().sum(), b[n].double().square().sum()) for n in b]
+    return float((sum(d for d, _ in squares) / sum(s for _, s in squares)) ** 0.5)
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in b)
+
+
+@pytest.mark.parametrize(
+    ("name", "within"),
+    [("ddp", 1e-6), ("accumulated", 1e-6), ("fsdp2", 1e-5), ("replicated", 1e-5)],
+)
+def test_gradients_are_those_of_one_process_with_the_whole_batch(fits, name, within):
+    assert apart(fits[name]["gradients"], fits["one"]["gradients"]) < within
+
+
+@pytest.mark.parametrize("name", ["ddp", "fsdp2"])
+def test_losses_and_weights_stay_those_of_one_process(fits, name):
+    assert fits[name]["losses"] == pytest.approx(fits["one"]["losses"], rel=1e-6)
+    # Adam divides by the gradient's size: rounding of small gradients becomes whole steps
+    assert apart(fits[name]["state"], fits["one"]["state"]) < 1e-5
+
+
+def test_every_learned_word_counts_the_same_on_any_rank(fits):
+    """Ranks have answers of different lengths: a mean of means would weigh them differently."""
+    assert apart(fits["joint_fsdp2"]["gradients"], fits["joint"]["gradients"]) < 1e-5
+
+
+def test_the_decoder_under_fsdp2_learns_as_under_ddp(fits):
+    fsdp2, ddp = fits["decoder_fsdp2"], fits["decoder_ddp"]
+    assert apart(fsdp2["gradients"], ddp["gradients"]) < 1e-5
+
+
+def test_fsdp2_splits_everything_or_what_trains_alone(fits):
+    shard, replicate = fits["fsdp2"]["facts"], fits["replicated"]["facts"]
+    assert shard["replicated"] == 0 and shard["here"] < 0.51 * shard["all"]
+    trained = replicate["trained_bytes"] // 4
+    assert replicate["here"] == pytest.approx(replicate["all"] - trained / 2, rel=1e-2)
+
+
+def test_ddp_has_buckets_for_what_trains_alone(fits):
+    facts = fits["ddp"]["facts"]
+    assert facts["bucket_bytes"] == facts["trained_bytes"] < 4 * facts["all"] / 1.9
+
+
+@pytest.mark.parametrize(
+    ("resumed", "whole"),
+    [("ddp_from_ddp", "ddp"), ("fsdp2_from_fsdp2", "fsdp2"), ("fsdp2_files_from_files", "files")],
+)
+def test_resuming_is_bit_identical(fits, resumed, whole):
+    assert fits[resumed]["losses"] == fits[whole]["losses"][2:]
+    assert same(fits[resumed]["state"], fits[whole]["state"])
+
+
+def test_a_run_goes_on_under_another_strategy(fits):
+    resumed, whole = fits["fsdp2_from_one"], fits["one"]
+    assert resumed["losses"] == pytest.approx(whole["losses"][2:], rel=1e-6)
+    assert apart(resumed["state"], whole["state"]) < 1e-5
+
+
+def test_a_whole_checkpoint_is_the_file_that_one_process_writes(fits):
+    two, one = (
+        torch.load(fits["folder"] / name / "checkpoints" / "00000002.ckpt", weights_only=True)
+        for name in ("fsdp2", "one")
+    )
+    assert two.keys() == one.keys() and two["state_dict"].keys() == one["state_dict"].keys()
+    for mine, theirs in zip(two["optimizer_states"], one["optimizer_states"], strict=True):
+        assert mine["param_groups"] == theirs["param_groups"]
+        for number, state in theirs["state"].items():
+            assert {n: t.shape for n, t in mine["state"][number].items()} == {
+                n: t.shape for n, t in state.items()
+            }
+
+
+def test_a_sharded_checkpoint_holds_a_file_a_rank_and_no_frozen_part(fits):
+    folder = fits["folder"] / "files" / "checkpoints" / "00000002.ckpt"
+    parts = sorted(folder.glob("*.distcp"))
+    trained = fits["files"]["facts"]["trained_bytes"]
+    assert len(parts) == 2 and sum(p.stat().st_size for p in parts) < 3 * trained + 2**20
