@@ -22,6 +22,7 @@ The last line is one line of JSON.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import os
 import platform
@@ -220,6 +221,7 @@ def resident(field: str) -> float:
 
 def peak_of(step: Callable[[], object]) -> float:
     """Megabytes that a step takes at most above what was resident before."""
+    ctypes.CDLL(None).malloc_trim(0)  # what others freed and the process kept
     Path("/proc/self/clear_refs").write_text("5")
     before = resident("VmRSS")
     step()
@@ -265,7 +267,7 @@ def by_formula(model: UnifiedModule, batch: Batch) -> dict[str, float]:
     """The same by formula."""
     qwen, dit, eva = model.understanding.understander, model.generation.dit, model.encoder
     queries, tokens = model.generation.number_of_queries, batch.input_ids.shape[1]
-    once = flops.language_model(qwen, batch.shared).forward / len(batch)
+    once = flops.prompt(qwen, batch.shared).forward / len(batch)
     ours = {
         name: flops.generation_step(qwen, dit, encoder, tokens, queries, batch.shared).total + once
         for name, encoder in (("live", eva), ("cached", None))
