@@ -373,8 +373,8 @@ class QwenVL(Understander):
 @contextmanager
 def _keys_alone(layer: nn.Module) -> Iterator[None]:
     """The last layer fills the cache and leaves out its feed-forward part, whose outputs no key and
-    no value depends on. A compiled layer would not notice, and computes it."""
-    if layer._compiled_call_impl is not None:
+    no value depends on. Not so a compiled layer: what was compiled here might be kept for later."""
+    if "forward" in vars(layer) or layer._compiled_call_impl is not None:
         yield
         return
     layer.mlp.forward = torch.zeros_like
