@@ -59,7 +59,8 @@ class WholePass:
         self.discarded = torch.nn.functional.cross_entropy(
             logits[:, :-1].flatten(0, 1), labels.flatten(), ignore_index=IGNORED
         )
-        return Condition(states[torch.arange(batch)[:, None], starts + places[:number]])
+        rows_of = torch.arange(batch, device=states.device)[:, None]
+        return Condition(states[rows_of, starts + places[:number]])
 
 
 def _twice(forward: Callable[..., Tensor], *inputs: Tensor, **options: Any) -> Tensor:

@@ -22,6 +22,7 @@ The last line is one line of JSON.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import os
 import platform
@@ -31,6 +32,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -44,8 +46,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from triptych import flops
 from triptych.backbones import EvaClip, LuminaNextDiT, QwenText, QwenVision, QwenVL, Vocabulary
+from triptych.backbones.attention import use_xformers
 from triptych.callbacks.peaks import dense_peak
-from triptych.contracts import TEXT_TO_IMAGE, Batch
+from triptych.contracts import TEXT_TO_IMAGE, Batch, UserError
 from triptych.freezing import freeze_all_but, make_optimizer
 from triptych.modules import GenerationModule, UnderstandingModule, UnifiedModule
 from triptych.pipeline import describe_stage
@@ -218,6 +221,7 @@ def resident(field: str) -> float:
 
 def peak_of(step: Callable[[], object]) -> float:
     """Megabytes that a step takes at most above what was resident before."""
+    ctypes.CDLL(None).malloc_trim(0)  # what others freed and the process kept
     Path("/proc/self/clear_refs").write_text("5")
     before = resident("VmRSS")
     step()
@@ -263,7 +267,7 @@ def by_formula(model: UnifiedModule, batch: Batch) -> dict[str, float]:
     """The same by formula."""
     qwen, dit, eva = model.understanding.understander, model.generation.dit, model.encoder
     queries, tokens = model.generation.number_of_queries, batch.input_ids.shape[1]
-    once = flops.language_model(qwen, batch.shared).forward / len(batch)
+    once = flops.prompt(qwen, batch.shared).forward / len(batch)
     ours = {
         name: flops.generation_step(qwen, dit, encoder, tokens, queries, batch.shared).total + once
         for name, encoder in (("live", eva), ("cached", None))
@@ -285,68 +289,77 @@ def on_gpu(size: str, batches: list[int], steps: int) -> list[dict]:
 
     Frozen parts in bfloat16, what trains in float32 under autocast, as `bf16-mixed` has it.
     """
-    found, device = [], "cuda"
+    found, of_sample = [], counted_at(size)
+    for compiled in (False, True):
+        model = built(published(size), "cuda")
+        cast_frozen(model, torch.bfloat16)
+        if compiled:
+            compile_blocks(model)
+        optimizer = make_optimizer(model, model.optimization)
+        for number in batches:
+            live = drawn(model, number, LONG, BEFORE, "cuda")
+            for name, each in contestants(model, live).items():
+                if name == "published" and compiled:
+                    continue  # it never was
+                step = partial(one_step, model, optimizer, name, *each)
+                speed = measured(step, number, steps, of_sample[name])
+                found.append({"step": name, "batch": number, "compiled": compiled, **speed})
+                print(json.dumps(found[-1]), flush=True)
+        del model, optimizer, live, step
+    return found + [decoder_step(size, attention, steps) for attention in ("sdpa", "xformers")]
+
+
+def decoder_step(size: str, attention: str, steps: int, number: int = 4) -> dict:
+    """The pixel decoder's step: xformers computes the UNet's and the VAE's attention, no other."""
+    files = [ROOT / "conf" / "model" / f"blip3o_{size}.yaml", ROOT / "conf" / "decoder.yaml"]
+    model = built(describe_stage(files), "cuda")
+    cast_frozen(model, torch.bfloat16)
+    found = {"step": "decoder", "batch": number, "attention": attention}
+    if attention == "xformers":
+        try:
+            use_xformers(model, torch.device("cuda"))
+        except UserError as error:
+            return {**found, "error": str(error)}
+    side, optimizer = model.vae.image_size, make_optimizer(model, model.optimization)
+    batch = Batch(
+        TEXT_TO_IMAGE,
+        [str(each) for each in range(number)],
+        0,
+        torch.arange(number),
+        torch.zeros(number, 0, dtype=torch.long),
+        torch.zeros(number, 0, dtype=torch.long),
+        target_pixels=torch.zeros(number, 3, side, side, dtype=torch.uint8),
+        target_features=torch.randn(number, *model.encoder.feature_shape),
+    ).to("cuda")
+
+    def step() -> None:
+        our_loss(model, batch).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return {**found, **measured(step, number, steps)}
+
+
+def measured(
+    step: Callable[[], object], number: int, steps: int, of_sample: float | None = None
+) -> dict[str, float | str]:
+    """Samples a second of steps of `number` samples, after three that do not count."""
     peak = dense_peak(torch.cuda.get_device_name())
-    of_sample = counted_at(size)
-    for attention in ("sdpa", "xformers"):
-        for compiled in (False, True):
-            model = built(published(size), device)
-            cast_frozen(model, torch.bfloat16)
-            if not _attend_with(model, attention):
-                print(f"{attention} does not work here: left out", flush=True)
-                continue
-            if compiled:
-                compile_blocks(model)
-            optimizer = make_optimizer(model, model.optimization)
-            for number in batches:
-                live = drawn(model, number, LONG, BEFORE, device)
-                for name, each in contestants(model, live).items():
-                    if name == "published" and compiled:
-                        continue
-                    found.append(
-                        {
-                            "features": name,
-                            "batch": number,
-                            "compile": compiled,
-                            "attention": attention,
-                            **_speed(model, optimizer, name, *each, steps, of_sample[name], peak),
-                        }
-                    )
-                    print(json.dumps(found[-1]), flush=True)
-            del model, optimizer
-    return found
-
-
-def _speed(model, optimizer, name, loss, batch, steps, of_sample, peak) -> dict[str, float | str]:
     try:
         with torch.autocast("cuda", torch.bfloat16):
             for _ in range(3):
-                one_step(model, optimizer, name, loss, batch)
+                step()
             torch.cuda.synchronize()
             torch.cuda.reset_peak_memory_stats()
             started = time.perf_counter()
             for _ in range(steps):
-                one_step(model, optimizer, name, loss, batch)
+                step()
             torch.cuda.synchronize()
     except torch.cuda.OutOfMemoryError:
         return {"error": "out of memory"}
-    rate = steps * len(batch) / (time.perf_counter() - started)
-    return {
-        "samples_per_s": round(rate, 2),
-        "mfu": round(rate * of_sample / peak, 4) if peak else None,
-        "peak_gb": round(torch.cuda.max_memory_allocated() / 1e9, 1),
-    }
-
-
-def _attend_with(model: UnifiedModule, attention: str) -> bool:
-    """Set the attention of the language model; False if this machine does not have it."""
-    if attention == "sdpa":
-        return True
-    try:
-        from triptych.attention import use_xformers
-    except ImportError:
-        return False
-    return use_xformers(model)
+    rate = steps * number / (time.perf_counter() - started)
+    found = {"samples_per_s": rate, "peak_gb": torch.cuda.max_memory_allocated() / 1e9}
+    return {**found, "mfu": rate * of_sample / peak} if peak and of_sample else found
 
 
 # --- the result -----------------------------------------------------------------------------------

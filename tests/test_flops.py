@@ -105,5 +105,5 @@ def test_what_prompts_share_costs_once(weights, samples):
     found = counted(lambda: model.to("meta").train().step(batch.to("meta"))[0])
     qwen, dit = parts(model)
     formula = flops.generation_step(qwen, dit, model.encoder, tokens, 4, shared)
-    once = flops.language_model(qwen, shared).forward
+    once = flops.prompt(qwen, shared).forward
     assert found == pytest.approx(6 * formula.total + once, rel=0.02)

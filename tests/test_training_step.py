@@ -157,6 +157,20 @@ def test_no_logits_are_made_and_the_template_is_computed_once(weights, samples, 
     assert shapes == [(False, 1, shared), (False, 6, length - shared), (True, 6, 4)]
 
 
+@pytest.mark.parametrize("replaced", [False, True])
+def test_the_last_layer_makes_no_more_of_a_prompt_than_keys(weights, samples, replaced):
+    """But for a layer with a forward of its own, as compilation gives it."""
+    model = stage2(weights)
+    batch, qwen = ragged(model, samples), model.understanding.understander
+    layer, called = qwen.model.model.language_model.layers[-1], []
+    layer.mlp.down_proj.register_forward_hook(lambda *_: called.append(torch.is_grad_enabled()))
+    if replaced:
+        layer.forward = layer.forward
+    model.step(batch)
+    assert called == ([False, False, True] if replaced else [True])
+    assert "forward" not in vars(layer.mlp)
+
+
 def test_shared_tokens():
     assert shared_tokens([[1, 2, 3, 4], [1, 2, 5, 4]], None) == 2
     assert shared_tokens([[1, 2], [1, 2]], None) == 1  # something is left over

@@ -49,12 +49,12 @@ class Budget:
         """As it stands in a recipe."""
 
         def cost(of_sample: float) -> str:
-            return f"{of_sample / 1e12:.2f} TFLOP a sample, {self.days(of_sample):.2f} days"
+            return f"{self.days(of_sample):.2f} days ({of_sample / 1e12:.2f} TFLOP a sample)"
 
         live = f"; features live: {cost(self.live)}" if self.live else ""
         return (
-            f"# budget {preset}: {self.gpus} GPUs x {self.batch_size} x {self.steps} steps: "
-            f"{cost(self.flops)}{live}"
+            f"# budget {preset}: {self.gpus} GPUs x {self.batch_size} x {self.steps} steps, at "
+            f"{MFU:.0%} of {PEAK / 1e12:.0f} TFLOP/s: {cost(self.flops)}{live}"
         )
 
 

@@ -65,6 +65,13 @@ def language_model(qwen: QwenVL, tokens: int, before: int = 0) -> Cost:
     return Cost(2 * weights * tokens, 4 * text.num_hidden_layers * pairs * text.hidden_size)
 
 
+def prompt(qwen: QwenVL, tokens: int, before: int = 0) -> Cost:
+    """The same where only keys and values are wanted: the last feed-forward part is left out."""
+    whole = language_model(qwen, tokens, before)
+    last = 3 * qwen.text.hidden_size * qwen.text.intermediate_size
+    return Cost(whole.linear - 2 * last * tokens, whole.attention)
+
+
 def logits(qwen: QwenVL, tokens: int) -> Cost:
     """Logits over the whole vocabulary for `tokens`."""
     return Cost(2 * qwen.text.hidden_size * qwen.vocabulary.rows * tokens)
@@ -122,10 +129,10 @@ def generation_step(
         shared: of these, how many are computed for a whole batch; they are left out here.
     """
     own = tokens - shared
-    prompt, asked = language_model(qwen, own, shared), language_model(qwen, queries, tokens)
+    asked = language_model(qwen, queries, tokens)
     made = velocity_model(dit, queries)
     return StepFlops(
-        language_model=prompt.forward + asked.forward + asked.backward_frozen,
+        language_model=prompt(qwen, own, shared).forward + asked.forward + asked.backward_frozen,
         velocity_model=made.forward + made.backward,
         encoder=image_encoder(encoder).forward if encoder else 0.0,
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from typing import Any
@@ -262,7 +264,7 @@ class QwenVL(Understander):
             ).last_hidden_state[:, length:]
             return Condition(states)
 
-        with torch.no_grad():
+        with torch.no_grad(), _keys_alone(language_model.layers[-1]):
             prompt = self.embed(input_ids, understanding_pixels, image_grid_thw)
             cache = self._prompt_cache(prompt, attention_mask, prompt_positions, shared)
         states = language_model(
@@ -366,6 +368,20 @@ class QwenVL(Understander):
     def _token_types(self, input_ids: Tensor) -> Tensor:
         """1 on picture tokens, 0 on text: what transformers builds the M-RoPE positions from."""
         return (input_ids == self.model.config.image_token_id).int()
+
+
+@contextmanager
+def _keys_alone(layer: nn.Module) -> Iterator[None]:
+    """The last layer fills the cache and leaves out its feed-forward part, whose outputs no key and
+    no value depends on. Not so a compiled layer: what was compiled here might be kept for later."""
+    if "forward" in vars(layer) or layer._compiled_call_impl is not None:
+        yield
+        return
+    layer.mlp.forward = torch.zeros_like
+    try:
+        yield
+    finally:
+        del layer.mlp.forward
 
 
 def visible(mask: Tensor, number: int) -> dict[str, Tensor]:
