@@ -205,7 +205,7 @@ def rows(folder):
 def test_signals_between_the_batches_of_one_step_end_the_run_after_it(
     shapes_folder, weights, tmp_path
 ):
-    """Gradients of the first batch are lost by a save in between, and the count of batches is off."""
+    """A save in between loses the gradients of the first batch, and the count of batches is off."""
     settings = {"accumulate_grad_batches": 2, "log_every_n_steps": 1}
 
     def run(name, *callbacks, **more):
@@ -236,7 +236,7 @@ def test_signals_between_the_batches_of_one_step_end_the_run_after_it(
 def test_what_fails_loses_nothing_that_is_exact(
     hook, left, validated, shapes_folder, weights, tmp_path
 ):
-    """Weights and log are those of a run that did not fail, a validation that broke off included."""
+    """Weights and log are those of a run that did not fail, also where a validation broke off."""
     whole, log, settings = validated
     with pytest.raises(ZeroDivisionError):
         fit(
