@@ -13,6 +13,7 @@ from builders import CAPTIONS, data, needed, unified
 from lightning import Callback, Trainer
 from lightning.pytorch.loggers import CSVLogger
 from safetensors.torch import load_file
+from torch.distributed import checkpoint as sharded_files
 
 from triptych.callbacks import EMA, Checkpoint, ExportWeights
 from triptych.commands import export
@@ -418,6 +419,21 @@ def test_a_checkpoint_is_exported_without_the_model(dtype, run, tmp_path, capsys
         export(["nowhere.ckpt"])
     with pytest.raises(UserError, match="could not be written"):
         export([last, "--out", str(out / "inside.safetensors")])
+
+
+def test_a_folder_of_shards_is_exported(run, tmp_path):
+    model, folder = run
+    content = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    path, out = tmp_path / "1.ckpt", tmp_path / "weights.safetensors"
+    partial = durable.partial_of(path)
+    sharded_files.save({"state_dict": content.pop("state_dict")}, checkpoint_id=partial)
+    torch.save(content, partial / "meta.pt")
+    with pytest.raises(UserError, match=r"1\.ckpt\.partial has no manifest: its save was cut off"):
+        export([str(partial)])
+    durable.put_folder(partial, path)
+    export([str(path), "--out", str(out)])
+    assert same(load_file(out), trained(model))
+    assert read_metadata(out) == {"preset": "small", "stage": "stage2", "steps": "6"}
 
 
 def test_the_average_is_exported_from_a_checkpoint(shapes_folder, weights, tmp_path):
