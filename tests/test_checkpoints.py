@@ -66,14 +66,14 @@ Trainer(
 
 
 class Told(Callback):
-    """A SIGTERM to this process in the step after `at`."""
+    """A signal to this process in the step after `at`."""
 
-    def __init__(self, at):
-        self.at = at
+    def __init__(self, at, number=signal.SIGTERM):
+        self.at, self.number = at, number
 
     def on_train_batch_start(self, trainer, module, batch, batch_idx):
         if trainer.global_step == self.at:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), self.number)
 
 
 class Failing(Callback):
@@ -187,10 +187,12 @@ def test_resuming_is_bit_identical(run, shapes_folder, weights, tmp_path):
     assert same(trained(resumed), trained(model))
 
 
-def test_a_sigterm_leaves_a_checkpoint_that_resumes(run, shapes_folder, weights, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_leaves_a_checkpoint_that_resumes(number, run, shapes_folder, weights, tmp_path):
     model, _ = run
+    told = Told(4, number)
     with pytest.raises(SystemExit):
-        fit(unified("stage2", weights=weights), shapes_folder, tmp_path, callbacks=[Told(4)])
+        fit(unified("stage2", weights=weights), shapes_folder, tmp_path, callbacks=[told])
     folder = tmp_path / "runs" / "version_0"
     last = folder / "checkpoints" / "last.ckpt"
     assert torch.load(last, weights_only=True)["global_step"] == 5
