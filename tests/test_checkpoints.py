@@ -162,18 +162,19 @@ def test_a_checkpoint_names_the_seed_and_the_frozen_weights(run, weights):
     assert all(len(note["sha256"]) == 64 for note in made["base"].values())
 
 
-def test_last_is_a_link_and_old_ones_go_when_the_new_one_is_whole(shapes_folder, weights, tmp_path):
-    fit(
-        unified("stage2", weights=weights),
-        shapes_folder,
-        tmp_path,
-        checkpoint=Checkpoint(every=1),
-    )
+@pytest.mark.parametrize("background", [False, True])
+def test_last_is_a_link_and_old_ones_go_when_the_new_one_is_whole(
+    background, shapes_folder, weights, tmp_path
+):
+    checkpoint = Checkpoint(every=1, background=background)
+    model = fit(unified("stage2", weights=weights), shapes_folder, tmp_path, checkpoint=checkpoint)
     folder = tmp_path / "runs" / "version_0" / "checkpoints"
     assert os.readlink(folder / "last.ckpt") == "00000006.ckpt"
     names = {path.name for path in folder.iterdir()}
     whole = {f"0000000{step}.ckpt{end}" for step in (5, 6) for end in ("", ".json")}
     assert names == whole | {"last.ckpt"}
+    last = durable.newest([tmp_path / "runs"])
+    assert same(torch.load(last, weights_only=True)["state_dict"], trained(model))
     with pytest.raises(UserError, match="keep is 1, but one alone may be damaged"):
         Checkpoint(keep=1)
 
