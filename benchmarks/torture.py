@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import random
 import shutil
@@ -23,6 +24,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: forks, and equal sums
@@ -213,17 +215,15 @@ def finish(pid: int, delay: float | None = None) -> bool:
     return False
 
 
-def tortured(
-    config: Path, runs: Path, place: str, often: int, whole: dict[str, int], seconds: float
-) -> int:
+def tortured(runs: Path, place: str, often: int, draw: random.Random) -> int:
     """A run that is killed `often` times and then left alone; returns the number of kills."""
-    kills = 0
+    config, whole, kills = WHOLE.config, WHOLE.moments, 0
     while kills < often:
         if place == "time":
-            killed = finish(start(config, runs), random.uniform(0.05, seconds))
+            killed = finish(start(config, runs), draw.uniform(0.05, WHOLE.seconds))
         else:
             # what is left of the run has fewer moments the second time
-            moment = random.randint(1, max(1, whole[place] // (1 + kills)))
+            moment = draw.randint(1, max(1, whole[place] // (1 + kills)))
             killed = finish(start(config, runs, place, moment))
         if not killed:
             return kills  # it was done before
@@ -269,57 +269,74 @@ def flat(state: object, name: str = "") -> dict[str, object]:
     return {k: v for key, value in items for k, v in flat(value, f"{name}/{key}").items()}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--runs", type=int, default=20, help="how many, each killed at least once")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments")
-    parser.add_argument("--keep", action="store_true", help="leave the folder of the runs")
-    parsed = parser.parse_args()
-    if parsed.runs < 1:
-        parser.error("--runs must be 1 or more")
-    random.seed(parsed.seed)
-    folder = Path(tempfile.mkdtemp(prefix="torture-"))
-    started = time.time()
-    config = settings(folder)
-    triptych_main(command(config, None, "validate"))  # imports and draws what all runs need
-    watch_the_disk()
+@dataclass
+class Whole:
+    """The run that nobody touched."""
 
+    config: Path
+    seconds: float
+    moments: dict[str, int]
+    results: dict[str, object]
+
+
+WHOLE: Whole  # set once, before the processes are forked that compare with it
+
+
+def leave_alone(folder: Path) -> Whole:
+    """Make the run to compare with."""
+    config = settings(folder)
+    triptych_main(command(config, None, "validate"))  # imports what all runs need
+    watch_the_disk()
     began = time.time()
     finish(start(config, folder / "whole"))
     seconds = time.time() - began
-    expected = results(folder / "whole")
-    whole = json.loads((folder / "whole" / "moments.json").read_text())
-    print(f"a run of {STEPS} steps takes {seconds:.1f} s and has the moments {whole}", flush=True)
+    moments = json.loads((folder / "whole" / "moments.json").read_text())
+    return Whole(config, seconds, moments, results(folder / "whole"))
+
+
+def compare(task: tuple[Path, int, int]) -> tuple[int, str, int, list[str]]:
+    """Torture the run of that number; returns it, where and how often it was killed, and what
+    differs in the end."""
+    folder, number, seed = task
+    place, often = PLACES[number % len(PLACES)], 2 if number % 4 == 3 else 1
+    runs, draw, kills = folder / f"{number:04d}", random.Random(f"{seed} {number}"), 0
+    while not kills:  # it may have been done before its moment came
+        shutil.rmtree(runs, ignore_errors=True)
+        kills = tortured(runs, place, often, draw)
+    own = results(runs)
+    different = [name for name, value in WHOLE.results.items() if own[name] != value]
+    if not different:
+        shutil.rmtree(runs)
+    return number, place, kills, different
+
+
+def main() -> None:
+    global WHOLE
+    cores = len(os.sched_getaffinity(0))
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--runs", type=int, default=20, help="how many, each killed at least once")
+    parser.add_argument("--jobs", type=int, default=cores, help="runs at a time")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parsed = parser.parse_args()
+    if parsed.runs < 1 or parsed.jobs < 1:
+        parser.error("--runs and --jobs must be 1 or more")
+    started, folder = time.time(), Path(tempfile.mkdtemp(prefix="torture-"))
+    WHOLE = leave_alone(folder)
+    print(f"a run of {STEPS} steps has the moments {WHOLE.moments}", flush=True)
 
     identical, kills = 0, Counter()
-    for number in range(parsed.runs):
-        place, often = PLACES[number % len(PLACES)], 2 if number % 4 == 3 else 1
-        runs = folder / f"{number:04d}"
-        done = 0
-        while not done:
-            shutil.rmtree(runs, ignore_errors=True)
-            done = tortured(config, runs, place, often, whole, seconds)
-        kills[place] += done
-        own = results(runs)
-        different = [name for name in expected if own[name] != expected[name]]
-        identical += not different
-        verdict = f"differs in {', '.join(different)}: {runs}" if different else "identical"
-        print(f"run {number + 1}, killed in {place} ({done}): {verdict}", flush=True)
-        if not different:
-            shutil.rmtree(runs)
-    if identical == parsed.runs and not parsed.keep:
+    tasks = [(folder, number, parsed.seed) for number in range(parsed.runs)]
+    with multiprocessing.get_context("fork").Pool(parsed.jobs) as pool:
+        for number, place, often, different in pool.imap(compare, tasks):
+            kills[place] += often
+            identical += not different
+            verdict = f"differs in {', '.join(different)}: {folder}" if different else "identical"
+            print(f"run {number + 1}, killed in {place} ({often}): {verdict}", flush=True)
+    if identical == parsed.runs:
         shutil.rmtree(folder)
-    print(
-        json.dumps(
-            {
-                "runs": parsed.runs,
-                "identical": identical,
-                "kills": dict(kills),
-                "average_included": bool(expected["average"]),
-                "seconds": round(time.time() - started, 1),
-            }
-        )
-    )
+    result = {"runs": parsed.runs, "identical": identical, "kills": dict(kills)}
+    result["average_included"] = bool(WHOLE.results["average"])
+    print(json.dumps({**result, "seconds": round(time.time() - started, 1)}))
     sys.exit(identical != parsed.runs)
 
 

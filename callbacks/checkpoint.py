@@ -64,7 +64,7 @@ class Checkpoint(ModelCheckpoint):
         self._between_steps = True
         self._validation_due = False
         self._logged = True
-        self._resumed_row: Row | None = None
+        self._resumed: tuple[Row, bool] | None = None
         self._saving = False
         self._base: Base | None = None
 
@@ -86,14 +86,10 @@ class Checkpoint(ModelCheckpoint):
         super().on_train_start(trainer, module)
         self._told_to_end, self._between_steps = None, True
         self._validation_due, self._logged, self._saving = False, True, False
-        if self._resumed_row is not None:
-            continue_log(trainer, Path(trainer.ckpt_path).resolve(), self._resumed_row)
-            self._resumed_row = None
-        validation = trainer.fit_loop.epoch_loop.val_loop
-        if not validation.restarted_mid_evaluation:
-            # Lightning (2.6) takes the next validation for the rest of the one before the save, and
-            # leaves out as many of its batches
-            validation.restarting = False
+        if self._resumed is not None:
+            row, validation_due = self._resumed
+            continue_log(trainer, Path(trainer.ckpt_path).resolve(), row, validation_due)
+            self._resumed = None
         if threading.current_thread() is threading.main_thread():  # Lightning restores them
             signal.signal(signal.SIGTERM, self._note)
             if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
@@ -192,9 +188,11 @@ class Checkpoint(ModelCheckpoint):
             "seed": getattr(module, "seed", None),
             "base": self._frozen_base(trainer, module),
             "row": {} if self._logged else pending_row(trainer),
+            "validation_due": self._validation_due,
         }
-        if self._validation_due:
-            owe_validation(checkpoint["loops"]["fit_loop"])
+        if trainer.global_step > 0:
+            loops = checkpoint["loops"]["fit_loop"]
+            between_steps(loops, trainer.global_step, self._validation_due)
 
     def on_load_checkpoint(
         self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]
@@ -208,7 +206,8 @@ class Checkpoint(ModelCheckpoint):
         if made is None:
             return
         if trainer.state.fn == TrainerFn.FITTING:
-            seed, self._resumed_row = getattr(module, "seed", None), made["row"]
+            self._resumed = made["row"], made["validation_due"]
+            seed = getattr(module, "seed", None)
             if made["seed"] != seed:
                 raise UserError(
                     f"the checkpoint was trained with the seed {made['seed']}, this run has {seed}:"
@@ -240,18 +239,22 @@ def writes_folders(strategy: Strategy) -> bool:
     return distributed or getattr(strategy, "_state_dict_type", None) == "sharded"
 
 
-def owe_validation(fit_loop: dict[str, Any]) -> None:
-    """Note in the saved state of Lightning's loops that the validation of this step is to come.
+def between_steps(fit_loop: dict[str, Any], step: int, validation_due: bool) -> None:
+    """Let the saved state of Lightning's loops say: `step` steps are done, nothing else is begun.
 
-    It is the state of a validation that was interrupted in its first batch. Otherwise a resumed
-    run goes on in the middle of the validation, or leaves it out.
+    Lightning (2.6) goes on from where a save found it; then the numbers of the steps that follow
+    are off by one, or a validation is left out, or only its other half is made. There are two
+    states that it goes on from exactly: the end of a batch, and a validation in its first batch.
     """
     training = fit_loop["epoch_loop.batch_progress"]
     for count in (training["total"], training["current"]):
-        count["completed"] = count["processed"]
+        done = count["processed"]
+        count["ready"] = count["started"] = done
+        count["completed"] = done if validation_due else done - 1
+    fit_loop["epoch_loop.state_dict"]["_batches_that_stepped"] = step - 1
     validation = fit_loop["epoch_loop.val_loop.batch_progress"]
     before = validation["total"]["completed"]
     for name, done in (("total", before), ("current", 0)):
         count = validation[name]
-        count["ready"] = count["started"] = done + 1
         count["processed"] = count["completed"] = done
+        count["ready"] = count["started"] = done + validation_due

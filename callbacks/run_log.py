@@ -26,12 +26,13 @@ def pending_row(trainer: Trainer) -> Row:
     return {**row, "epoch": trainer.current_epoch} if row else {}
 
 
-def continue_log(trainer: Trainer, checkpoint: Path, pending: Row) -> None:
+def continue_log(trainer: Trainer, checkpoint: Path, pending: Row, validation_due: bool) -> None:
     """Begin this run's logs with the steps before the checkpoint that it goes on from.
 
     Args:
         checkpoint: its path; the log of its run lies in the folder above.
         pending: the row of its step, if it was saved before that was logged.
+        validation_due: the validation of its step comes again.
     """
     if not trainer.is_global_zero:
         return
@@ -40,6 +41,12 @@ def continue_log(trainer: Trainer, checkpoint: Path, pending: Row) -> None:
     if pending:
         before = [
             row for row in before if int(row["step"]) < step or not pending.keys() <= row.keys()
+        ]
+    if validation_due:
+        before = [
+            row
+            for row in before
+            if int(row["step"]) < step or not any(name.startswith("val/") for name in row)
         ]
     for logger in trainer.loggers:
         if isinstance(logger, CSVLogger):

@@ -13,6 +13,7 @@ from builders import CAPTIONS, data, needed, unified
 from lightning import Callback, Trainer
 from lightning.pytorch.loggers import CSVLogger
 from safetensors.torch import load_file
+from torch.distributed import checkpoint as sharded_files
 
 from triptych.callbacks import EMA, Checkpoint, ExportWeights
 from triptych.commands import export
@@ -65,14 +66,14 @@ Trainer(
 
 
 class Told(Callback):
-    """A SIGTERM to this process in the step after `at`."""
+    """A signal to this process in the step after `at`."""
 
-    def __init__(self, at):
-        self.at = at
+    def __init__(self, at, number=signal.SIGTERM):
+        self.at, self.number = at, number
 
     def on_train_batch_start(self, trainer, module, batch, batch_idx):
         if trainer.global_step == self.at:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), self.number)
 
 
 class Failing(Callback):
@@ -161,18 +162,19 @@ def test_a_checkpoint_names_the_seed_and_the_frozen_weights(run, weights):
     assert all(len(note["sha256"]) == 64 for note in made["base"].values())
 
 
-def test_last_is_a_link_and_old_ones_go_when_the_new_one_is_whole(shapes_folder, weights, tmp_path):
-    fit(
-        unified("stage2", weights=weights),
-        shapes_folder,
-        tmp_path,
-        checkpoint=Checkpoint(every=1),
-    )
+@pytest.mark.parametrize("background", [False, True])
+def test_last_is_a_link_and_old_ones_go_when_the_new_one_is_whole(
+    background, shapes_folder, weights, tmp_path
+):
+    checkpoint = Checkpoint(every=1, background=background)
+    model = fit(unified("stage2", weights=weights), shapes_folder, tmp_path, checkpoint=checkpoint)
     folder = tmp_path / "runs" / "version_0" / "checkpoints"
     assert os.readlink(folder / "last.ckpt") == "00000006.ckpt"
     names = {path.name for path in folder.iterdir()}
     whole = {f"0000000{step}.ckpt{end}" for step in (5, 6) for end in ("", ".json")}
     assert names == whole | {"last.ckpt"}
+    last = durable.newest([tmp_path / "runs"])
+    assert same(torch.load(last, weights_only=True)["state_dict"], trained(model))
     with pytest.raises(UserError, match="keep is 1, but one alone may be damaged"):
         Checkpoint(keep=1)
 
@@ -186,10 +188,12 @@ def test_resuming_is_bit_identical(run, shapes_folder, weights, tmp_path):
     assert same(trained(resumed), trained(model))
 
 
-def test_a_sigterm_leaves_a_checkpoint_that_resumes(run, shapes_folder, weights, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_leaves_a_checkpoint_that_resumes(number, run, shapes_folder, weights, tmp_path):
     model, _ = run
+    told = Told(4, number)
     with pytest.raises(SystemExit):
-        fit(unified("stage2", weights=weights), shapes_folder, tmp_path, callbacks=[Told(4)])
+        fit(unified("stage2", weights=weights), shapes_folder, tmp_path, callbacks=[told])
     folder = tmp_path / "runs" / "version_0"
     last = folder / "checkpoints" / "last.ckpt"
     assert torch.load(last, weights_only=True)["global_step"] == 5
@@ -205,7 +209,7 @@ def rows(folder):
 def test_signals_between_the_batches_of_one_step_end_the_run_after_it(
     shapes_folder, weights, tmp_path
 ):
-    """Gradients of the first batch are lost by a save in between, and the count of batches is off."""
+    """A save in between loses the gradients of the first batch, and the count of batches is off."""
     settings = {"accumulate_grad_batches": 2, "log_every_n_steps": 1}
 
     def run(name, *callbacks, **more):
@@ -236,7 +240,7 @@ def test_signals_between_the_batches_of_one_step_end_the_run_after_it(
 def test_what_fails_loses_nothing_that_is_exact(
     hook, left, validated, shapes_folder, weights, tmp_path
 ):
-    """Weights and log are those of a run that did not fail, a validation that broke off included."""
+    """Weights and log are those of a run that did not fail, also where a validation broke off."""
     whole, log, settings = validated
     with pytest.raises(ZeroDivisionError):
         fit(
@@ -418,6 +422,21 @@ def test_a_checkpoint_is_exported_without_the_model(dtype, run, tmp_path, capsys
         export(["nowhere.ckpt"])
     with pytest.raises(UserError, match="could not be written"):
         export([last, "--out", str(out / "inside.safetensors")])
+
+
+def test_a_folder_of_shards_is_exported(run, tmp_path):
+    model, folder = run
+    content = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    path, out = tmp_path / "1.ckpt", tmp_path / "weights.safetensors"
+    partial = durable.partial_of(path)
+    sharded_files.save({"state_dict": content.pop("state_dict")}, checkpoint_id=partial)
+    torch.save(content, partial / "meta.pt")
+    with pytest.raises(UserError, match=r"1\.ckpt\.partial has no manifest: its save was cut off"):
+        export([str(partial)])
+    durable.put_folder(partial, path)
+    export([str(path), "--out", str(out)])
+    assert same(load_file(out), trained(model))
+    assert read_metadata(out) == {"preset": "small", "stage": "stage2", "steps": "6"}
 
 
 def test_the_average_is_exported_from_a_checkpoint(shapes_folder, weights, tmp_path):

@@ -141,12 +141,14 @@ def find_checkpoint(wanted: str, folders: set[Path]) -> str | None:
 def require_writable(folder: Path) -> None:
     """Find out now, and not at the first checkpoint, that a run's folder cannot be written.
 
+    Nothing is made: the run may yet be refused.
+
     Raises:
         UserError: it cannot.
     """
+    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder) as file:
+        with tempfile.TemporaryFile(dir=nearest) as file:
             file.write(b"0")
     except OSError as error:
         raise UserError(
