@@ -112,7 +112,7 @@ torture: $(STAMP) ## Kill N training runs and compare each, resumed, with one le
 	@.venv/bin/python benchmarks/torture.py --runs $(N) $(ARGS)
 
 test: lint ## Lint, then run the whole test suite
-	.venv/bin/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 lint: $(STAMP) ## Check style and formatting
 	.venv/bin/ruff check $(CODE)
