@@ -123,6 +123,7 @@ def test_an_adapter_in_the_language_model_gets_the_gradient_of_all_tokens(weight
     model = stage2(weights)
     batch, qwen = ragged(model, samples), model.understanding.understander
     layer = qwen.model.model.language_model.layers[0].self_attn
+    torch.manual_seed(0)  # of some adapters the gradient nearly cancels out, and rounding shows
     layer.v_proj = adapter = LowRank(layer.v_proj)
     with recomputing(model):
         published_loss(model, batch).backward()
