@@ -57,7 +57,7 @@ class Decoder:
             on average by 0.005 to 0.03 of 255, and by up to 0.3 for some pictures that are more
             than twice as high as wide. A JPEG of at least twice the side that is asked for is
             decoded at a half, a quarter or an eighth where that divides its sides: of photographs
-            that differs by 0.3 to 1.5 of 255, which is less than what quality 85 took from them.
+            that differs by 0.2 to 1.5 of 255, about what quality 85 took from them.
         max_pixels: width times height of the largest picture that is decoded, or scaled to: a
             strip of 2x50000 pixels, its short side brought to 448, has 5 billion.
     """
