@@ -54,7 +54,9 @@ def ranks(request, tmp_path_factory, shapes_folder, weights):
     ]
     said = [process.communicate(timeout=900)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], "\n".join(said)[-6000:]
-    results = {each["name"]: torch.load(out / f"{each['name']}.pt") for each in FITS}
+    results = {
+        each["name"]: torch.load(out / f"{each['name']}.pt", weights_only=True) for each in FITS
+    }
     return out, results, said
 
 
@@ -73,8 +75,8 @@ def test_the_average_follows_the_weights(ranks):
         else:
             expected = {name: t.double() for name, t in whole["average"][0].items()}
     assert not same(whole["average"][-1], whole["weights"][-1])
-    saved = torch.load(out / "whole/checkpoints/00000004.ckpt")["callbacks"]["EMA"]["average"]
-    assert same(saved, whole["average"][-1])
+    saved = torch.load(out / "whole/checkpoints/00000004.ckpt", weights_only=True)
+    assert same(saved["callbacks"]["EMA"]["average"], whole["average"][-1])
     written = load_file(out / "whole/weights_ema.safetensors")
     assert same(written, whole["average"][-1])
 

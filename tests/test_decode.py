@@ -127,7 +127,7 @@ def test_large_jpegs_are_decoded_at_reduced_size(shape, orientation, by):
     header = read_header(data, 10**7)
     size = 224 if orientation == 1 else 112
     assert reduction_of(header, size) == by
-    assert difference(data, size).mean() < (1.5 if by > 1 else 0.05)
+    assert difference(data, size).mean() < (1 if by > 1 else 0.05)
 
 
 def test_one_decoding_gives_several_sizes(monkeypatch):

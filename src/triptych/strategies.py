@@ -147,7 +147,7 @@ class ShardedStrategy(ModelParallelStrategy):
         tensors = _tensors(checkpoint)
         sharded_files.load(tensors, checkpoint_id=path)
         return {
-            **torch.load(path / REST, map_location="cpu", weights_only=weights_only),
+            **torch.load(path / REST, map_location="cpu", weights_only=True),
             **checkpoint,
             "optimizer_states": [tensors[name] for name in tensors if name != "state_dict"],
         }
