@@ -26,7 +26,6 @@ import argparse
 import io
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -34,7 +33,6 @@ import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
@@ -44,6 +42,7 @@ import numpy as np
 import torch
 import webdataset
 from PIL import Image
+from recorded import machine, versions
 from torchvision import transforms
 
 from triptych.contracts import TEXT_TO_IMAGE, Preprocessing
@@ -61,6 +60,16 @@ FEATURES = (1792, 8, 8)  # of one picture, as BLIP3-o has them
 SHARDS, SAMPLES = 3000, 10_000  # of the 30 million
 # Mean and deviation of the published image encoder's pixels.
 MEAN, DEVIATION = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "pillow",
+    "simplejpeg",
+    "webdataset",
+    "datasets",
+    "pyarrow",
+    "numpy",
+)
 TARGETS = {
     "loader_vs_webdataset": 3.0,
     "loader_vs_webdataset_same_decoder": 1.0,
@@ -307,26 +316,6 @@ def seek(work: Path) -> tuple[float, float]:
 # --- the result -----------------------------------------------------------------------------------
 
 
-def versions() -> dict[str, str]:
-    names = ("torch", "torchvision", "pillow", "webdataset", "datasets", "pyarrow", "numpy")
-    found = {"python": platform.python_version()}
-    for name in names:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
-
-
-def machine() -> dict[str, object]:
-    model = [line for line in Path("/proc/cpuinfo").read_text().split("\n") if "model name" in line]
-    return {
-        "processor": model[0].partition(":")[2].strip() if model else platform.processor(),
-        "cores": os.cpu_count(),
-        "load_before": [round(load, 1) for load in os.getloadavg()],
-    }
-
-
 def smallest(seconds: dict[int, dict[str, float]], other: str) -> float:
     return round(min(each[other] / each["loader"] for each in seconds.values()), 2)
 
@@ -363,7 +352,7 @@ def main() -> None:
         record = {
             "command": " ".join(["python", "benchmarks/data.py", *sys.argv[1:]]),
             "machine": before,
-            "versions": versions(),
+            "versions": versions(*PACKAGES),
             "figures": figures,
             "ms_a_picture": {
                 side: {name: round(1000 * each, 3) for name, each in found.items()}

@@ -25,7 +25,6 @@ import argparse
 import ctypes
 import json
 import os
-import platform
 import statistics
 import sys
 import time
@@ -33,7 +32,6 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -41,6 +39,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import torch
 from published_step import published_loss, recomputing
+from recorded import machine, versions
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -59,6 +58,7 @@ BATCH, QUERIES = 8, 64
 BEFORE, CAPTION, AFTER = 23, 150, 6  # tokens of the template, of a caption, and `[IMG]` at the end
 LONG = 136  # tokens of the prompt for which FLOPs at 8B are stated, `[IMG]` included
 WORDS, REAL_WORDS = 32_000, 151_668
+PACKAGES = ("torch", "transformers", "diffusers", "timm", "lightning", "xformers")
 TARGETS = {"speedup_cached": 3.0, "speedup_live": 2.0, "speedup_cached_real_vocabulary": 5.0}
 LIMITS = {"flops_per_sample_cached": 4.1e12, "flops_per_sample_live": 13.5e12}
 Loss = Callable[[UnifiedModule, Batch], Tensor]
@@ -371,25 +371,6 @@ def counted_at(size: str) -> dict[str, float]:
     return counted(model, drawn(model, 1, LONG, 0, "meta"))
 
 
-def versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for name in ("torch", "transformers", "diffusers", "timm", "lightning", "xformers"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
-
-
-def machine() -> dict[str, object]:
-    model = [line for line in Path("/proc/cpuinfo").read_text().split("\n") if "model name" in line]
-    return {
-        "processor": model[0].partition(":")[2].strip() if model else platform.processor(),
-        "cores": os.cpu_count(),
-        "load_before": [round(load, 1) for load in os.getloadavg()],
-    }
-
-
 def on_cpu(rounds: int) -> dict[str, object]:
     """The figures of the middle size."""
     shape = (BATCH, BEFORE + CAPTION + AFTER, BEFORE)
@@ -447,7 +428,7 @@ def main() -> None:
         missed = [name for name, least in TARGETS.items() if figures[name] < least]
         missed += [name for name, most in LIMITS.items() if figures[name] > most]
         figures["missed"] = missed
-    figures["versions"] = versions()
+    figures["versions"] = versions(*PACKAGES)
     if parsed.out:
         command = " ".join(["python", "benchmarks/training.py", *sys.argv[1:]])
         record = {"command": command, "machine": before, "figures": figures}
