@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 
-from triptych.pipeline import describe_model
+from triptych.loading import describe_model
 from triptych.weights import layouts
 from triptych.weights.export import config_of, decoder_configs, shards
 

@@ -28,7 +28,7 @@ from transformers import PreTrainedTokenizerFast
 
 from triptych.cli import main
 from triptych.contracts import UserError
-from triptych.pipeline import load_model
+from triptych.loading import load_model
 from triptych.prompts import SPECIAL_TOKENS
 from triptych.weights import read_metadata
 from triptych.weights.convert import convert

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from triptych import flops
 from triptych.contracts import IMAGE_TO_TEXT, TEXT_TO_IMAGE, Batch
 from triptych.freezing import freeze_all_but
-from triptych.pipeline import describe_stage
+from triptych.loading import describe_stage
 
 TEXT, QUERIES = 135, 64  # tokens of a caption's prompt without [IMG], and what follows [IMG]
 WITHIN = 1e-3  # of the counter: what the formulas leave out is less

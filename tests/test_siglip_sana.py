@@ -22,8 +22,8 @@ from transformers import (
 from triptych.backbones import DCAutoencoder, SanaDecoder, Siglip2
 from triptych.cli import main
 from triptych.contracts import TEXT_TO_IMAGE, ImageEncoder, UserError, pixels_to_unit
+from triptych.loading import describe_model
 from triptych.modules import PixelDecoderModule, UnifiedModule
-from triptych.pipeline import describe_model
 from triptych.randomness import uniform
 from triptych.weights import WeightFiles
 from triptych.weights.siglip_sana import convert_siglip_sana, full_names

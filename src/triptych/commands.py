@@ -30,7 +30,7 @@ def _load(parsed: argparse.Namespace, flags: list[str], parser: argparse.Argumen
     unknown = [flag for flag in flags if not flag.startswith("--model.")]
     if unknown:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
-    from triptych.pipeline import load_model  # torch takes seconds to import: after parsing
+    from triptych.loading import load_model  # torch takes seconds to import: after parsing
 
     return load_model(parsed.config or TINY, flags)
 
@@ -142,7 +142,7 @@ def convert(arguments: list[str]) -> None:
         parser.error(f"a model file is converted alone, without {' '.join(parsed.source[1:])}")
     try:
         if back:
-            from triptych.pipeline import describe_model
+            from triptych.loading import describe_model
             from triptych.weights.export import export
 
             export(describe_model(parsed.source, flags), parsed.target)

@@ -24,9 +24,9 @@ from triptych.data_modules import BadSample, ShardFolder
 from triptych.data_modules.decode import Decoder, PictureError
 from triptych.data_modules.features import MANIFEST, VERSION, digest, finished, home, stamp
 from triptych.data_modules.sidecars import ENDING, SidecarWriter, read_metadata
+from triptych.loading import describe_model
 from triptych.modules.features import FeatureModule, Pictures
 from triptych.pictures import stack_pictures
-from triptych.pipeline import describe_model
 from triptych.version import __version__
 
 # Lightning wants to know which rows of a data set a batch has; our batches say so themselves.

@@ -2,12 +2,38 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import center_crop, resize
+
+from triptych.contracts import UserError
+
+Picture = Image.Image | str | Path
+"""A picture, or the path of one."""
+
+
+def open_picture(picture: Picture) -> Image.Image:
+    """The picture, read whole, upright (a camera's orientation applied), in RGB.
+
+    Raises:
+        UserError: it does not exist, is no picture, or is damaged.
+    """
+    if isinstance(picture, Image.Image):
+        return picture.convert("RGB")
+    try:
+        with Image.open(picture) as opened:
+            return ImageOps.exif_transpose(opened).convert("RGB")
+    except FileNotFoundError as error:
+        raise UserError(f"the picture {picture} does not exist; check the path.") from error
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise UserError(
+            f"{picture} is no picture that can be read ({error}); give a whole PNG, JPEG or WebP."
+        ) from error
 
 
 def square(picture: Image.Image, size: int) -> Tensor:

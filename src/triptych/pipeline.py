@@ -1,70 +1,371 @@
-"""The whole model at inference: from configuration files to a model that computes."""
+"""Using a model: pictures from prompts, answers about pictures, edits, reconstructions.
+
+pipe = UnifiedPipeline.from_pretrained("tiny")
+pipe.generate("a red circle left of a blue square", images_per_prompt=4, seeds=7)
+pipe.chat([{"role": "user", "content": [picture, "what colour is the circle?"]}])
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import secrets
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
-import jsonargparse
-import yaml
+import torch
+from PIL import Image
+from torch import Tensor
 
-from triptych.contracts import UserError
+from triptych.contracts import Condition, UserError
+from triptych.loading import find_source, load_model
+from triptych.messages import Message, read_messages
 from triptych.modules import UnifiedModule
-from triptych.weights import hold
+from triptych.picture_settings import attach
+from triptych.pictures import Picture, open_picture, square
+from triptych.prompts import PAD, chat_ids, pad, token_id
+from triptych.version import __version__
 
 
-def load_model(
-    configs: Sequence[str | Path], overrides: Sequence[str] = (), device: str = "cpu"
-) -> UnifiedModule:
-    """The model that the `model` sections of `configs` describe, with its weights, to infer with.
+@dataclass
+class Progress:
+    """How far a call has come; what `callback` is given after every step of either sampler."""
+
+    stage: Literal["features", "pixels"]
+    """Image features are generated first, pixels decoded from them second."""
+    step: int
+    """Of this stage and these pictures; counted from 1."""
+    steps: int
+    pictures: range
+    """Which of the call's pictures these are."""
+    preview: Callable[[], list[Image.Image]]
+    """Makes the pictures as they look at this step; costs a decoding."""
+
+
+class UnifiedPipeline:
+    """A model with its weights, and what people do with it.
+
+    Calls from several threads take turns: one model computes one thing at a time.
 
     Args:
-        configs: YAML files such as conf/model/tiny.yaml or a run's config.yaml; later ones win.
-        overrides: flags such as "--model.weights.generation=FILE".
-        device: where to compute.
-
-    Raises:
-        UserError: a file is missing, or a model section is wrong.
+        model: built, with weights, in evaluation mode.
+        name: of the model, for the settings in pictures.
     """
-    model = describe_model(configs, overrides)
-    if not hold(model.weights, "encoder."):
-        model.left_out = {"encoder"}  # generation and chat do without
-    model.configure_model()
-    return model.requires_grad_(False).eval().to(device)
+
+    def __init__(self, model: UnifiedModule, name: str = "custom") -> None:
+        self.model, self.name = model, name
+        self._turn = threading.RLock()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | Path = "tiny",
+        *,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | str | None = None,
+        ema: bool = False,
+        overrides: Sequence[str] = (),
+    ) -> UnifiedPipeline:
+        """Load a preset, a converted checkpoint, or a run of training; see `loading.find_source`.
+
+        Args:
+            source: "tiny", a model.yaml, a folder, a checkpoint, a weight file.
+            device: where to compute; the first GPU if there is one, else the CPU.
+            dtype: of all weights; float32 on the CPU and bfloat16 elsewhere by default.
+            ema: the moving average of a training checkpoint in place of its last weights.
+            overrides: flags such as "--model.generation.steps=30", as for `triptych fit`.
+
+        Raises:
+            UserError: there is no model there, its weights do not fit, or memory does not suffice.
+        """
+        found = find_source(source, ema)
+        where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        if dtype is None:
+            dtype = torch.float32 if where.type == "cpu" else torch.bfloat16
+        dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+        model = load_model(found.configs, [*found.overrides, *overrides], trained=found.trained)
+        return cls(model.to(dtype).to(where), name=str(source))
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.model.device
+
+    def generate(
+        self,
+        prompts: str | Sequence[str],
+        images_per_prompt: int = 1,
+        seeds: int | Sequence[int] | None = None,
+        steps: int | None = None,
+        guidance: float | None = None,
+        decoder_steps: int | None = None,
+        decoder_guidance: float | None = None,
+        negative: str | None = None,
+        batch_size: int = 16,
+        callback: Callable[[Progress], None] | None = None,
+    ) -> list[Image.Image]:
+        """Pictures for prompts, `images_per_prompt` of the first, then of the second, and so on.
+
+        Each follows from its prompt, its seed and the settings alone, up to rounding, whatever
+        else is in its batch. Saved as PNG, it carries them.
+
+        Args:
+            prompts: one or several, of any lengths.
+            images_per_prompt: how many pictures each prompt gets.
+            seeds: one for each picture; or one number, the first picture's, the next one's being
+                one more; None draws them.
+            steps, guidance: of the generator of features.
+            decoder_steps, decoder_guidance: of the decoder.
+            negative: what guidance leads away from, in place of the learned null.
+            batch_size: most pictures at once: memory grows with it.
+            callback: told of every step; what it raises ends the call.
+
+        Raises:
+            UserError: a prompt is empty or too long, or a number makes no sense; before any work.
+        """
+        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        self.model.prompt_rows([*prompts, *([negative] if negative else [])])
+        wanted = _wanted(prompts, images_per_prompt, seeds)
+        settings = Settings(
+            steps, guidance, decoder_steps, decoder_guidance, negative or None, batch_size
+        )
+        with self._turn, _sufficient_memory(batch_size):
+            conditions = self._conditions(prompts, None, batch_size)
+            return self._paint(conditions, wanted, settings, callback)
+
+    def edit(
+        self,
+        images: Picture | Sequence[Picture],
+        instructions: str | Sequence[str],
+        images_per_prompt: int = 1,
+        seeds: int | Sequence[int] | None = None,
+        steps: int | None = None,
+        guidance: float | None = None,
+        decoder_steps: int | None = None,
+        decoder_guidance: float | None = None,
+        batch_size: int = 16,
+        callback: Callable[[Progress], None] | None = None,
+    ) -> list[Image.Image]:
+        """Pictures changed as instructions say; one instruction for each picture. As `generate`.
+
+        The model sees the picture and writes a new one: a model that was not trained on edits
+        does not follow.
+
+        Raises:
+            UserError: a picture cannot be read, there are not as many instructions as pictures, or
+                as `generate`.
+        """
+        images = [images] if isinstance(images, Picture) else list(images)
+        instructions = [instructions] if isinstance(instructions, str) else list(instructions)
+        if len(images) != len(instructions):
+            raise UserError(
+                f"{len(images)} pictures and {len(instructions)} instructions; give one each."
+            )
+        self.model.prompt_rows(instructions, pictured=True)
+        wanted = _wanted(instructions, images_per_prompt, seeds)
+        size = self.model.preprocessing().understanding_size
+        pictures = torch.stack([square(open_picture(image), size) for image in images])
+        settings = Settings(steps, guidance, decoder_steps, decoder_guidance, None, batch_size)
+        with self._turn, _sufficient_memory(batch_size):
+            conditions = self._conditions(instructions, pictures, batch_size)
+            return self._paint(conditions, wanted, settings, callback)
+
+    def reconstruct(
+        self,
+        images: Picture | Sequence[Picture],
+        seeds: int | Sequence[int] = 0,
+        steps: int | None = None,
+        batch_size: int = 16,
+    ) -> list[Image.Image]:
+        """Pictures through the image encoder and the decoder: what the features keep of them.
+
+        Raises:
+            UserError: a picture cannot be read, or the model has no encoder.
+        """
+        images = [images] if isinstance(images, Picture) else list(images)
+        pictures = self._squares(images)
+        wanted = _wanted([""] * len(images), 1, seeds)
+        with self._turn, _sufficient_memory(batch_size):
+            made = [
+                self.model.reconstruct(part, [each.seed for each in some], steps)
+                for part, some in zip(
+                    pictures.split(batch_size), _chunks(wanted, batch_size), strict=True
+                )
+            ]
+        return [_image(pixels) for pixels in torch.cat(made)]
+
+    @torch.no_grad()
+    def encode(self, images: Picture | Sequence[Picture], batch_size: int = 16) -> Tensor:
+        """Features float32 [B,C,h,w] of pictures, those that are generated and decoded.
+
+        Raises:
+            UserError: a picture cannot be read, or the model has no encoder.
+        """
+        images = [images] if isinstance(images, Picture) else list(images)
+        with self._turn, _sufficient_memory(batch_size):
+            parts = self._squares(images).split(batch_size)
+            return torch.cat([self.model.encoder(part.to(self.device)).float() for part in parts])
+
+    def chat(self, messages: Sequence[dict[str, Any] | Message], max_new_tokens: int = 256) -> str:
+        """The answer to a conversation; see `messages.read_messages` for its shape.
+
+        Raises:
+            UserError: the conversation has another shape, is too long, or a picture is unreadable.
+        """
+        conversation = read_messages(messages)
+        known = self.model.preprocessing()
+        size, tokens = known.understanding_size, known.image_tokens
+        turns = [
+            (each.role, [p if isinstance(p, str) else tokens for p in each.content])
+            for each in conversation
+        ]
+        ids, mask = pad(
+            [chat_ids(known.tokenizer, turns, known.max_tokens)],
+            token_id(known.tokenizer, PAD),
+            left=True,
+        )
+        pictures = [p for each in conversation for p in each.content if not isinstance(p, str)]
+        shown: tuple[Tensor | None, ...] = (None, None)
+        if pictures:
+            squares = torch.stack([square(picture, size) for picture in pictures])
+            shown = tuple(each.to(self.device) for each in known.image_inputs(squares))
+        with self._turn, torch.no_grad():
+            new = self.model.understanding.understander.answer(
+                ids.to(self.device), mask.to(self.device), *shown, max_new_tokens
+            )
+        return known.tokenizer.decode(new[0], skip_special_tokens=True).strip()
+
+    # Inside --------------------------------------------------------------------------------------
+
+    def _squares(self, images: Sequence[Picture]) -> Tensor:
+        """uint8 [B,3,H,W] as the image encoder takes them."""
+        if not self.model.encoder.built:
+            raise UserError(
+                "this model has no weights of its image encoder; name them with "
+                "--model.weights.encoder=FILE."
+            )
+        size = self.model.encoder.image_size
+        return torch.stack([square(open_picture(image), size) for image in images])
+
+    def _conditions(self, texts: list[str], pictures: Tensor | None, batch_size: int) -> Tensor:
+        """Conditions [P,N,D], one a prompt however many pictures it gets."""
+        parts = range(0, len(texts), batch_size)
+        return torch.cat(
+            [
+                self.model.condition(
+                    texts[at : at + batch_size],
+                    None if pictures is None else pictures[at : at + batch_size],
+                ).states
+                for at in parts
+            ]
+        )
+
+    def _paint(
+        self,
+        conditions: Tensor,
+        wanted: list[Wanted],
+        settings: Settings,
+        callback: Callable[[Progress], None] | None,
+    ) -> list[Image.Image]:
+        model, pictures = self.model, []
+        null = None
+        if settings.negative is not None:
+            null = model.condition([settings.negative]).states
+        for some in _chunks(wanted, settings.batch_size):
+            seeds = [each.seed for each in some]
+            condition = Condition(conditions[[each.prompt for each in some]])
+            features = model.generation.sample(
+                condition, seeds, settings.steps, settings.guidance, null=null
+            )
+            pixels = model.decode(
+                features, seeds, settings.decoder_steps, settings.decoder_guidance
+            )
+            pictures += [
+                attach(_image(each), self._note(one, settings))
+                for each, one in zip(pixels, some, strict=True)
+            ]
+        return pictures
+
+    def _note(self, one: Wanted, settings: Settings) -> dict[str, Any]:
+        """What a picture followed from."""
+        generation, decoder = self.model.generation, self.model.decoding.decoder
+        return {
+            "prompt": one.text,
+            "seed": one.seed,
+            "steps": settings.steps or generation.steps,
+            "guidance": generation.guidance if settings.guidance is None else settings.guidance,
+            "decoder_steps": settings.decoder_steps or decoder.steps,
+            "decoder_guidance": (
+                decoder.guidance if settings.decoder_guidance is None else settings.decoder_guidance
+            ),
+            "negative": settings.negative,
+            "model": self.name,
+            "triptych": __version__,
+        }
 
 
-def describe_model(configs: Sequence[str | Path], overrides: Sequence[str] = ()) -> UnifiedModule:
-    """The same model before anything is built: its parts know their sizes, there are no weights.
+@dataclass
+class Settings:
+    """How pictures are made; None is the model's own."""
 
-    Raises:
-        UserError: a configuration is missing or wrong.
-    """
-    model = describe_stage(configs, overrides)
-    model.losses, model.trains = {}, []  # all panels, none trains: each must find its weights
-    return model
+    steps: int | None
+    guidance: float | None
+    decoder_steps: int | None
+    decoder_guidance: float | None
+    negative: str | None
+    batch_size: int
 
 
-def describe_stage(configs: Sequence[str | Path], overrides: Sequence[str] = ()) -> UnifiedModule:
-    """The model of a training run, before anything is built; its losses say which panels it has.
+@dataclass
+class Wanted:
+    """One picture of a call."""
 
-    Raises:
-        UserError: a configuration is missing or wrong.
-    """
-    parser = jsonargparse.ArgumentParser(parser_mode="omegaconf+", exit_on_error=False)
-    parser.add_argument("--config", action="config")
-    parser.add_class_arguments(UnifiedModule, "model")
-    arguments: list[str] = []
-    for config in configs:
-        section = yaml.safe_load(_text(config)).get("model", {})
-        arguments += ["--config", yaml.safe_dump({"model": section})]
+    prompt: int
+    """Number of its prompt."""
+    text: str
+    seed: int
+
+
+def _wanted(
+    texts: Sequence[str], images_per_prompt: int, seeds: int | Sequence[int] | None
+) -> list[Wanted]:
+    if not texts:
+        raise UserError("there is no prompt; give at least one.")
+    if images_per_prompt < 1:
+        raise UserError(f"images_per_prompt is {images_per_prompt}; ask for at least 1.")
+    number = len(texts) * images_per_prompt
+    if seeds is None:
+        seeds = [secrets.randbits(32) for _ in range(number)]
+    elif isinstance(seeds, int):
+        seeds = range(seeds, seeds + number)
+    if len(seeds) != number:
+        raise UserError(f"{len(seeds)} seeds for {number} pictures; give one each, or the first.")
+    return [
+        Wanted(n // images_per_prompt, texts[n // images_per_prompt], seed)
+        for n, seed in enumerate(seeds)
+    ]
+
+
+def _chunks(wanted: list[Wanted], size: int) -> Iterator[list[Wanted]]:
+    return (wanted[at : at + size] for at in range(0, len(wanted), size))
+
+
+def _image(pixels: Tensor) -> Image.Image:
+    """uint8 [3,H,W] as a picture."""
+    return Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())
+
+
+@contextmanager
+def _sufficient_memory(batch_size: int) -> Iterator[None]:
+    """Say what to lower where memory does not suffice."""
     try:
-        values = parser.parse_args([*arguments, *overrides])
-    except jsonargparse.ArgumentError as error:
-        raise UserError(f"the model's configuration is wrong: {error}") from error
-    return parser.instantiate_classes(values).model
-
-
-def _text(path: str | Path) -> str:
-    if not Path(path).is_file():
-        raise UserError(f"the configuration {path} does not exist; check the path.")
-    return Path(path).read_text()
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        short = isinstance(error, torch.OutOfMemoryError | MemoryError)
+        if not short and "not enough memory" not in str(error):  # what torch says of a CPU's
+            raise
+        raise UserError(
+            f"{batch_size} pictures at once need more memory than there is; lower batch_size."
+        ) from error

@@ -232,6 +232,47 @@ def conversation_ids(
     return ids, labels
 
 
+def chat_ids(
+    tokenizer,
+    messages: Sequence[tuple[str, Sequence[str | int]]],
+    max_tokens: int,
+) -> list[int]:
+    """Ids of a conversation that the model goes on with: the header of its answer is open.
+
+    As `conversation_ids`, with several pictures anywhere and a system message of one's own.
+
+    Args:
+        messages: (role, pieces); a piece is a text, or the number of tokens of a picture.
+
+    Raises:
+        PromptError: a message is empty or holds a special token, or there are more than
+            `max_tokens` tokens.
+    """
+    ids: list[int] = []
+    text = "" if messages[0][0] == "system" else SYSTEM
+    for number, (role, pieces) in enumerate(messages):
+        for piece in pieces:
+            if isinstance(piece, str):
+                refuse_special_tokens(piece, f" of message {number + 1}")
+        content = "".join(picture(p) if isinstance(p, int) else p for p in pieces).strip()
+        if not content:
+            raise PromptError(f"message {number + 1} is empty; say something.", "message is empty")
+        text += f"{IM_START}{role}\n"
+        if role == "assistant":  # the model writes its answer from here on: no token spans this
+            ids += tokenizer(text, add_special_tokens=False)["input_ids"]
+            text = ""
+        text += f"{content}{IM_END}\n"
+    text += f"{IM_START}assistant\n"
+    ids += tokenizer(text, add_special_tokens=False)["input_ids"]
+    if len(ids) > max_tokens:
+        raise PromptError(
+            f"the conversation has {len(ids)} tokens, the model takes {max_tokens}; shorten it, or "
+            "leave its beginning out.",
+            "conversation is too long for the model",
+        )
+    return ids
+
+
 def shared_tokens(rows: Sequence[Sequence[int]], picture: int | None) -> int:
     """How many ids all rows begin with alike, up to the first `picture` placeholder.
 

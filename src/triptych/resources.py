@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 
 from triptych.contracts import UserError
@@ -21,3 +22,11 @@ def locate(name: str, made_by: str | None = None) -> Path:
         remedy = f"; `{made_by}` makes it" if made_by else "; check the path"
         raise UserError(f"{path} does not exist{remedy}.")
     return path
+
+
+def presets() -> dict[str, Path]:
+    """Model files by name: those of the package, and of conf/model where the command runs."""
+    package = find_spec("triptych.conf")
+    folders = [Path(place) for place in package.submodule_search_locations] if package else []
+    files = [file for folder in [*folders, Path("conf")] for file in folder.glob("model/*.yaml")]
+    return {file.stem: file for file in sorted(files)}

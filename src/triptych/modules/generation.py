@@ -186,8 +186,12 @@ class GenerationModule(Panel):
         steps: int | None = None,
         guidance: float | None = None,
         on_step=None,
+        null: Tensor | None = None,
     ) -> Tensor:
-        """Features [B,C,h,w] for a condition [B,N,D]; picture i depends on seeds[i] alone."""
+        """Features [B,C,h,w] for a condition [B,N,D]; picture i depends on seeds[i] alone.
+
+        `null` [1,N,D] is the condition that guidance leads away from; zeros by default.
+        """
         if self.objective.loss == "mse":
             return sample_regression(self.dit, condition, self.feature_shape)
         noise = noise_from_seeds(self.feature_shape, seeds, condition.states.device)
@@ -202,6 +206,7 @@ class GenerationModule(Panel):
             on_step,
             shift=self.time_shift,
             integer_times=self.integer_times,
+            null=null,
         )
 
     def preprocessing(self) -> Preprocessing:

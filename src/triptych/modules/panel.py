@@ -31,8 +31,8 @@ from triptych.sharding import (
     recompute_blocks,
     shard,
 )
-from triptych.weights import WeightFiles, load_weights
-from triptych.weights.files import MADE_BY, full_name, label_of, stored_names
+from triptych.weights import WeightFiles, find_all, load_tensors, load_weights, stored_names
+from triptych.weights.files import MADE_BY, full_name, label_of
 from triptych.weights.fingerprint import fingerprint
 
 Metrics = dict[str, Tensor]
@@ -67,6 +67,8 @@ class Panel(LightningModule):
         self.weights, self.seed = weights or WeightFiles(), seed
         self.execution = execution or Execution()
         self.trained: set[str] | None = None
+        self.trained_before: dict[str, Tensor] = {}
+        """By full name, tensors of a training checkpoint that win over those of `weights`."""
         self.trained_shapes: dict[str, torch.Size] = {}
         """Of `trained_state`, whole; some strategies show a rank its own part alone."""
 
@@ -96,7 +98,7 @@ class Panel(LightningModule):
     def configure_model(self) -> None:
         if self.trained is not None:
             return  # Lightning calls this hook once per fit, validate, test and predict
-        stored = stored_names(self.weights)
+        stored = stored_names(find_all(self.weights).values()) | self.trained_before.keys()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             with parameters_on_meta():
@@ -112,6 +114,8 @@ class Panel(LightningModule):
             self._shard(self.device_mesh["data_parallel"])
         materialize(self, self._home())
         load_weights(self, self.weights)
+        load_tensors(self, self.trained_before, "the training checkpoint")
+        self.trained_before = {}
         if execution.attention == "xformers":
             use_xformers(self, self._home())
         if execution.compile:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
-from triptych.contracts import Batch, ImageEncoder, Preprocessing, UserError
+from triptych.contracts import Batch, Condition, ImageEncoder, Preprocessing, UserError
 from triptych.freezing import Optimization
 from triptych.modules.building import build_part
 from triptych.modules.decoding import PixelDecoderModule
@@ -18,11 +18,13 @@ from triptych.modules.generation import GenerationModule
 from triptych.modules.panel import Panel
 from triptych.modules.understanding import UnderstandingModule
 from triptych.prompts import (
+    IMAGE_PAD,
     PAD,
     conversation_ids,
     generation_ids,
     negative_ids,
     pad,
+    reconstruction_ids,
     shared_tokens,
     token_id,
 )
@@ -267,20 +269,36 @@ class UnifiedModule(Panel):
 
     # Inference ----------------------------------------------------------------------------------
 
-    @torch.no_grad()
-    def condition(self, prompts: list[str]):
-        """Condition [B,N,D] of generation prompts."""
+    def prompt_rows(self, prompts: list[str], pictured: bool = False) -> list[list[int]]:
+        """Ids of generation prompts; `pictured` ones show a picture and say what to do to it.
+
+        Raises:
+            PromptError: a prompt is empty, holds a special token, or is too long.
+        """
         known = self.preprocessing()
-        rows = [
-            generation_ids(known.tokenizer, text, known.max_tokens, template=known.template)
-            for text in prompts
-        ]
+        options = {"max_tokens": known.max_tokens, "template": known.template}
+        if pictured:
+            return [
+                reconstruction_ids(known.tokenizer, known.image_tokens, instruction=text, **options)
+                for text in prompts
+            ]
+        return [generation_ids(known.tokenizer, text, **options) for text in prompts]
+
+    @torch.no_grad()
+    def condition(self, prompts: list[str], pictures: Tensor | None = None) -> Condition:
+        """Condition [B,N,D] of prompts, or of instructions to pictures uint8 [B,3,H,W]."""
+        known = self.preprocessing()
+        rows = self.prompt_rows(prompts, pictured=pictures is not None)
         ids, mask = pad(rows, token_id(known.tokenizer, PAD))
+        shown: tuple[Tensor, ...] = ()
+        if pictures is not None:
+            shown = known.image_inputs(_to_size(pictures, known.understanding_size))
         return self.understanding.understander.condition(
             ids.to(self.device),
             mask.to(self.device),
             whole(self.generation.queries),
-            shared=shared_tokens(rows, picture=None),
+            *(each.to(self.device) for each in shown),
+            shared=shared_tokens(rows, picture=token_id(known.tokenizer, IMAGE_PAD)),
         )
 
     @torch.no_grad()
@@ -362,15 +380,19 @@ class UnifiedModule(Panel):
         ids, mask = pad(rows, token_id(tokenizer, PAD), left=True)
         patches = grids = None
         if pictures is not None:
-            size = known.understanding_size
-            if pictures.shape[-1] != size or pictures.shape[-2] != size:
-                pictures = torch.nn.functional.interpolate(
-                    pictures.float(), size=(size, size), mode="bicubic", antialias=True
-                )
-                pictures = pictures.clamp(0, 255).round().to(torch.uint8)
-            patches, grids = known.image_inputs(pictures)
+            patches, grids = known.image_inputs(_to_size(pictures, known.understanding_size))
             patches, grids = patches.to(self.device), grids.to(self.device)
         new = self.understanding.understander.answer(
             ids.to(self.device), mask.to(self.device), patches, grids, max_new_tokens
         )
         return [text.strip() for text in tokenizer.batch_decode(new, skip_special_tokens=True)]
+
+
+def _to_size(pictures: Tensor, size: int) -> Tensor:
+    """uint8 [B,3,H,W] -> uint8 [B,3,size,size], bicubic."""
+    if pictures.shape[-2:] == (size, size):
+        return pictures
+    scaled = torch.nn.functional.interpolate(
+        pictures.float(), size=(size, size), mode="bicubic", antialias=True
+    )
+    return scaled.clamp(0, 255).round().to(torch.uint8)

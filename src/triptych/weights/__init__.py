@@ -5,9 +5,11 @@ from triptych.weights.files import (
     find_all,
     full_name,
     hold,
+    load_tensors,
     load_weights,
     read_metadata,
     save_weights,
+    stored_names,
 )
 
 __all__ = [
@@ -15,7 +17,9 @@ __all__ = [
     "find_all",
     "full_name",
     "hold",
+    "load_tensors",
     "load_weights",
     "read_metadata",
     "save_weights",
+    "stored_names",
 ]

@@ -7,7 +7,7 @@ its tensors belong, and a model is put together from several files: one a stage.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -123,10 +123,31 @@ def load_weights(module: nn.Module, sources: WeightFiles) -> set[str]:
     return filled
 
 
-def stored_names(sources: WeightFiles) -> set[str]:
+def load_tensors(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
+    """Fill `module` in place with tensors by full name; those of parts it lacks are passed over.
+
+    Raises:
+        UserError: one does not fit the model; `source` says where it is from.
+    """
+    own = {full_name(name): tensor for name, tensor in module.named_parameters()}
+    own |= {full_name(name): tensor for name, tensor in module.named_buffers()}
+    parts = {name.split(".")[0] for name in own}
+    for name, tensor in tensors.items():
+        if name.split(".")[0] not in parts or _left_out(name, own):
+            continue
+        if name not in own or own[name].shape != tensor.shape:
+            wanted = list(own[name].shape) if name in own else "nothing of that name"
+            raise UserError(
+                f"{source}: {name} has shape {list(tensor.shape)}, this model wants {wanted}: it "
+                "was made with another preset or other sizes."
+            )
+        put(own[name], tuple(tensor.shape), lambda rows, t=tensor: t[rows] if t.dim() else t)
+
+
+def stored_names(paths: Iterable[Path]) -> set[str]:
     """Full names of all tensors of the files; reads the headers."""
     found: set[str] = set()
-    for path in find_all(sources).values():
+    for path in paths:
         with _open(path) as file:
             found.update(file.keys())
     return found

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from triptych.contracts import UserError
 from triptych.weights import durable
@@ -76,17 +77,16 @@ def check_base(made: Base, own: Base) -> None:
             )
 
 
-def export_checkpoint(path: Path, out: Path, average: bool, dtype: torch.dtype) -> None:
-    """Write the weights of a checkpoint, a file or a folder, as a weight file for inference.
+def read_trained(path: Path, average: bool) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The trained tensors of a checkpoint, a file or a folder, by full name, and its origin.
 
     No model is built. The heads of the encoder's training are left out: nothing reads them.
 
     Args:
         average: the EMA in place of the weights themselves.
-        dtype: of the floating-point tensors in the file.
 
     Raises:
-        UserError: the checkpoint is missing or damaged, has no EMA, or `out` cannot be written.
+        UserError: the checkpoint is missing or damaged, or has no EMA.
     """
     content = read_folder(path) if path.is_dir() else read_checkpoint(path, mmap=True)
     tensors = content.get("state_dict")
@@ -96,19 +96,32 @@ def export_checkpoint(path: Path, out: Path, average: bool, dtype: torch.dtype) 
         state = content.get("callbacks", {}).get("EMA")
         if state is None:
             raise UserError(
-                f"{path} holds no EMA: its run had no callback triptych.callbacks.EMA; export it "
-                "without --ema."
+                f"{path} holds no EMA: its run had no callback triptych.callbacks.EMA; leave "
+                "--ema out."
             )
         tensors = {**tensors, **state["average"]}  # buffers have no average
     made = content.get("triptych", {})
-    metadata = {
+    origin = {
         "preset": made.get("preset", "custom"),
         "stage": made.get("stage", "custom"),
         "steps": str(content["global_step"]),
     }
     named = {full_name(name): tensor for name, tensor in tensors.items()}
-    kept = {name: t for name, t in named.items() if name.split(".")[0] != "encoding"}
-    save_weights(kept, out, metadata, dtype)
+    return {name: t for name, t in named.items() if name.split(".")[0] != "encoding"}, origin
+
+
+def export_checkpoint(path: Path, out: Path, average: bool, dtype: torch.dtype) -> None:
+    """Write the weights of a checkpoint, a file or a folder, as a weight file for inference.
+
+    Args:
+        average: the EMA in place of the weights themselves.
+        dtype: of the floating-point tensors in the file.
+
+    Raises:
+        UserError: as `read_trained`, or `out` cannot be written.
+    """
+    tensors, origin = read_trained(path, average)
+    save_weights(tensors, out, origin, dtype)
 
 
 def read_folder(path: Path) -> dict[str, Any]:

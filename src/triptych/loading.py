@@ -1,0 +1,171 @@
+"""The whole model at inference: from a preset, a folder or a checkpoint to a ready model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import jsonargparse
+import yaml
+from torch import Tensor
+
+from triptych.contracts import UserError
+from triptych.modules import UnifiedModule
+from triptych.resources import presets
+from triptych.weights import hold, read_metadata, stored_names
+from triptych.weights.durable import newest
+from triptych.weights.files import label_of
+from triptych.weights.training import read_trained
+
+
+@dataclass
+class Source:
+    """Where a model comes from: what `load_model` takes."""
+
+    configs: list[Path]
+    overrides: list[str] = field(default_factory=list)
+    trained: dict[str, Tensor] = field(default_factory=dict)
+    """Tensors of a training checkpoint, by full name; they win over those of weight files."""
+
+
+def find_source(name: str | Path, ema: bool = False) -> Source:
+    """What a preset, a path or a run means as a model.
+
+    Args:
+        name: a preset (a file of conf/model, such as "tiny"); a model file (.yaml); a folder that
+            `triptych convert` made; a run's folder, whose newest whole checkpoint is taken; a
+            training checkpoint in such a folder; or a weight file (.safetensors) of a preset.
+        ema: the moving average in place of the weights themselves, of a training checkpoint.
+
+    Raises:
+        UserError: it is none of these, or has no EMA.
+    """
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml") and path.is_file():
+        found = Source([path])
+    elif (path / "model.yaml").is_file():
+        found = Source([path / "model.yaml"])
+    elif path.suffix == ".safetensors" and path.is_file():
+        found = _weight_file(path)
+    elif path.exists():
+        return _checkpoint(path, ema)
+    elif (preset := presets().get(str(name))) is not None:
+        found = Source([preset])
+    else:
+        raise UserError(
+            f"there is no model at {name}; give a preset ({', '.join(sorted(presets()))}), a model "
+            "file, a folder made by `triptych convert`, a run's folder, or a checkpoint."
+        )
+    if ema:
+        raise UserError(f"{name} is no training checkpoint, and has no EMA; leave ema out.")
+    return found
+
+
+def _weight_file(path: Path) -> Source:
+    """The preset that a weight file says it is of, with this file in place of its own."""
+    preset = read_metadata(path).get("preset", "unnamed")
+    if preset not in presets():
+        raise UserError(
+            f"{path} says that it is of the preset {preset!r}, which is none of "
+            f"{', '.join(sorted(presets()))}; give the model file and "
+            f"--model.weights.LABEL={path}."
+        )
+    labels = {label_of(tensor) for tensor in stored_names([path])}
+    return Source([presets()[preset]], [f"--model.weights.{label}={path}" for label in labels])
+
+
+def _checkpoint(path: Path, ema: bool) -> Source:
+    """The checkpoint at `path`, or the newest in that folder, and the config.yaml of its run."""
+    checkpoint = path
+    if path.is_dir() and not (path / "meta.pt").is_file():
+        patterns = ("checkpoints/*.ckpt", "*/checkpoints/*.ckpt")
+        found = [newest([path], pattern) for pattern in patterns]
+        checkpoint = next((each for each in found if each is not None), None)
+        if checkpoint is None:
+            raise UserError(
+                f"{path} holds no model: neither model.yaml, which `triptych convert` writes, nor "
+                "checkpoints/*.ckpt of a training run."
+            )
+    config = next(
+        (
+            folder / "config.yaml"
+            for folder in checkpoint.resolve().parents[:2]
+            if (folder / "config.yaml").is_file()
+        ),
+        None,
+    )
+    if config is None:
+        raise UserError(
+            f"{checkpoint} lies in no run's folder, so its configuration is unknown; make weights "
+            "of it with `triptych export`, and name them with --model.weights.LABEL=FILE."
+        )
+    if "class_path" in yaml.safe_load(config.read_text()).get("model", {}):
+        raise UserError(
+            f"{checkpoint} is of one panel that was trained alone; make weights of it with "
+            "`triptych export`, and name them with --model.weights.LABEL=FILE."
+        )
+    return Source([config], trained=read_trained(checkpoint, ema)[0])
+
+
+def load_model(
+    configs: Sequence[str | Path],
+    overrides: Sequence[str] = (),
+    device: str = "cpu",
+    trained: Mapping[str, Tensor] | None = None,
+) -> UnifiedModule:
+    """The model that the `model` sections of `configs` describe, with its weights, to infer with.
+
+    Args:
+        configs: YAML files such as conf/model/tiny.yaml or a run's config.yaml; later ones win.
+        overrides: flags such as "--model.weights.generation=FILE".
+        device: where to compute.
+        trained: tensors by full name, in place of those in weight files.
+
+    Raises:
+        UserError: a file is missing, or a model section is wrong.
+    """
+    model = describe_model(configs, overrides)
+    model.trained_before = dict(trained or {})
+    given = (name.startswith("encoder.") for name in model.trained_before)
+    if not any(given) and not hold(model.weights, "encoder."):
+        model.left_out = {"encoder"}  # generation and chat do without
+    model.configure_model()
+    return model.requires_grad_(False).eval().to(device)
+
+
+def describe_model(configs: Sequence[str | Path], overrides: Sequence[str] = ()) -> UnifiedModule:
+    """The same model before anything is built: its parts know their sizes, there are no weights.
+
+    Raises:
+        UserError: a configuration is missing or wrong.
+    """
+    model = describe_stage(configs, overrides)
+    model.losses, model.trains = {}, []  # all panels, none trains: each must find its weights
+    return model
+
+
+def describe_stage(configs: Sequence[str | Path], overrides: Sequence[str] = ()) -> UnifiedModule:
+    """The model of a training run, before anything is built; its losses say which panels it has.
+
+    Raises:
+        UserError: a configuration is missing or wrong.
+    """
+    parser = jsonargparse.ArgumentParser(parser_mode="omegaconf+", exit_on_error=False)
+    parser.add_argument("--config", action="config")
+    parser.add_class_arguments(UnifiedModule, "model")
+    arguments: list[str] = []
+    for config in configs:
+        section = yaml.safe_load(_text(config)).get("model", {})
+        arguments += ["--config", yaml.safe_dump({"model": section})]
+    try:
+        values = parser.parse_args([*arguments, *overrides])
+    except jsonargparse.ArgumentError as error:
+        raise UserError(f"the model's configuration is wrong: {error}") from error
+    return parser.instantiate_classes(values).model
+
+
+def _text(path: str | Path) -> str:
+    if not Path(path).is_file():
+        raise UserError(f"the configuration {path} does not exist; check the path.")
+    return Path(path).read_text()

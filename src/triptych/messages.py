@@ -1,0 +1,64 @@
+"""Chat messages as people and clients write them, read into one shape."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image
+
+from triptych.contracts import UserError
+from triptych.pictures import Picture, open_picture
+
+ROLES = ("system", "user", "assistant")
+
+
+@dataclass
+class Message:
+    """One turn of a conversation."""
+
+    role: str
+    """One of ROLES."""
+    content: list[str | Image.Image]
+    """Texts and pictures in the order in which the model reads them."""
+
+
+def read_messages(messages: Sequence[Mapping[str, Any] | Message]) -> list[Message]:
+    """A conversation in the shape of the OpenAI and transformers interfaces.
+
+    A message is {"role": ..., "content": ...}; the content a text, or a list of texts, pictures,
+    {"type": "text", "text": ...} and {"type": "image", "image": picture or path}.
+
+    Raises:
+        UserError: a message has another shape, a picture cannot be read, or the last message is
+            not the user's.
+    """
+    read = [m if isinstance(m, Message) else _message(m, n + 1) for n, m in enumerate(messages)]
+    if not read or read[-1].role != "user":
+        raise UserError("a conversation ends with a message of the user; add one.")
+    return read
+
+
+def _message(message: Mapping[str, Any], number: int) -> Message:
+    role, content = message.get("role"), message.get("content")
+    if role not in ROLES:
+        raise UserError(f"message {number}: the role {role!r} is none of {', '.join(ROLES)}.")
+    parts = [content] if isinstance(content, str) else content
+    if not isinstance(parts, Sequence):
+        raise UserError(f"message {number}: its content is neither a text nor a list of parts.")
+    return Message(role, [_part(part, number) for part in parts])
+
+
+def _part(part: Any, number: int) -> str | Image.Image:
+    if isinstance(part, str | Image.Image):
+        return part
+    kind = part.get("type") if isinstance(part, Mapping) else None
+    if kind == "text" and isinstance(part.get("text"), str):
+        return part["text"]
+    if kind == "image" and isinstance(part.get("image"), Picture):
+        return open_picture(part["image"])
+    raise UserError(
+        f"message {number}: a part of its content is neither a text, nor a picture, nor "
+        '{"type": "text", "text": ...}, nor {"type": "image", "image": ...}.'
+    )

@@ -1,0 +1,41 @@
+"""What made a picture, kept inside its PNG file: a text chunk "triptych" of JSON."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, UnidentifiedImageError
+from PIL.PngImagePlugin import PngInfo
+
+from triptych.errors import UserError
+
+CHUNK = "triptych"
+
+
+def attach(picture: Image.Image, settings: dict[str, Any]) -> Image.Image:
+    """The same picture; saved as PNG, it carries `settings`, which are also in its `info`."""
+    text = json.dumps(settings, ensure_ascii=False)
+    chunk = PngInfo()
+    chunk.add_itxt(CHUNK, text)  # UTF-8, unlike a plain text chunk
+    picture.encoderinfo = {"pnginfo": chunk}
+    picture.info[CHUNK] = text
+    return picture
+
+
+def settings_of(path: Path | str) -> dict[str, Any]:
+    """The settings that a picture file was made with.
+
+    Raises:
+        UserError: it is no picture, or carries none.
+    """
+    try:
+        with Image.open(path) as picture:
+            return json.loads(picture.info[CHUNK])
+    except (OSError, UnidentifiedImageError) as error:
+        raise UserError(f"{path} is no picture that can be read ({error}).") from error
+    except (KeyError, ValueError) as error:
+        raise UserError(
+            f"{path} says nothing of how it was made: not by triptych, or not a PNG."
+        ) from error
