@@ -20,6 +20,9 @@ def test_a_recipe_says_what_it_costs_at_both_sizes(path):
     lines = re.findall(r"# budget (\S+): (\d+) GPUs.*", path.read_text())
     assert [preset for preset, _ in lines] == ["blip3o_4b", "blip3o_8b"]
     written = [line for line in path.read_text().splitlines() if line.startswith("# budget ")]
+    if path.stem in ("decoder", "encoder"):  # no language model in them: both sizes cost the same
+        assert written.pop() == written[0].replace("blip3o_4b", "blip3o_8b")
+        lines.pop()
     for (preset, gpus), line in zip(lines, written, strict=True):
         assert budget(ROOT, preset, path.stem, int(gpus)).line(preset) == line
 
