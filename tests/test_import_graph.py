@@ -13,7 +13,18 @@ SOURCES = {"triptych": "src/triptych"} | {
 # A room may import its own layer and the layers above it in this list, but for EXCEPTIONS.
 LAYERS = [
     ["contracts", "errors", "randomness", "resources", "version", "picture_settings"],
-    ["loss", "sampler", "solvers", "prompts", "pictures", "messages", "freezing", "sharding"],
+    [
+        "loss",
+        "sampler",
+        "solvers",
+        "prompts",
+        "pictures",
+        "messages",
+        "freezing",
+        "sharding",
+        "turns",
+        "quantizing",
+    ],
     ["backbones", "weights", "shapes", "flops"],
     ["modules"],
     ["loading", "strategies"],
