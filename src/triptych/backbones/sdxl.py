@@ -182,15 +182,21 @@ class SDXLDecoder(PixelDecoder):
     def scheduler(
         self, steps: int | None = None, device: Any = None, sampler: str | None = None
     ) -> Any:
-        """The integrator of `sample`, set to `steps`."""
+        """The integrator of `sample`, set to `steps`.
+
+        Euler's times are the published ones, which begin at 1000 - 1000/steps. The others begin at
+        the noise that sampling starts from, without which few steps are of no use to them (Lin et
+        al. 2024, arXiv 2305.08891).
+        """
+        sampler = sampler or self.sampler
         return diffusion_solver(
-            sampler or self.sampler,
+            sampler,
             self.steps if steps is None else steps,
             device,
             num_train_timesteps=TRAIN_TIMES,
             **NOISE_SCHEDULE,
             prediction_type=self.prediction,
-            timestep_spacing="leading",
+            timestep_spacing="leading" if sampler == "euler" else "trailing",
             steps_offset=1,
         )
 
