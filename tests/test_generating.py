@@ -1,0 +1,269 @@
+"""Making pictures: samplers, word of every step, what is computed once, low memory."""
+
+import numpy as np
+import pytest
+import torch
+from builders import built, decoder, shaken, vae
+from torch import nn
+
+from triptych import quantizing
+from triptych.backbones import vae as vae_file
+from triptych.contracts import UserError
+from triptych.picture_settings import settings_of
+from triptych.pipeline import UnifiedPipeline
+from triptych.sampler import noise_from_seeds
+from triptych.solvers import SAMPLERS, model_calls
+from triptych.turns import require_room
+
+PROMPTS = ["a red circle", "a blue square left of a large green triangle"]
+FEW = {"steps": 2, "decoder_steps": 2}
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return UnifiedPipeline.from_pretrained("tiny", device="cpu")
+
+
+def stacked(pictures):
+    """int16 [B,H,W,3], so that differences have a sign."""
+    return np.stack([np.asarray(picture, dtype=np.int16) for picture in pictures])
+
+
+def alike(pictures, others):
+    """Equal but for the rounding of a colour."""
+    return np.abs(stacked(pictures) - stacked(others)).max() <= 1
+
+
+@pytest.fixture
+def conditions(pipe, monkeypatch):
+    """How many prompts each pass of the language model had."""
+    asked, plain = [], pipe.model.condition
+    monkeypatch.setattr(
+        pipe.model,
+        "condition",
+        lambda texts, *more: asked.append(len(texts)) or plain(texts, *more),
+    )
+    return asked
+
+
+# --- once, and not again --------------------------------------------------------------------------
+
+
+def test_a_prompt_is_read_once_for_all_its_pictures(pipe, conditions):
+    pipe.generate(PROMPTS, images_per_prompt=3, seeds=0, batch_size=2, negative="a cross", **FEW)
+    assert conditions == [2, 1]  # the prompts, and what is not wanted
+
+
+def test_a_picture_is_that_of_its_seed_in_any_batch(pipe):
+    together = pipe.generate(PROMPTS, 2, seeds=5, **FEW)
+    assert alike(together, pipe.generate(PROMPTS, 2, seeds=5, batch_size=3, **FEW))
+    assert alike(together[3:], pipe.generate(PROMPTS[1], seeds=8, **FEW))
+    assert not alike(together[:1], together[1:2])
+
+
+# --- samplers -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_samplers_are_chosen_for_either_diffusion_and_kept_in_the_file(pipe, sampler, tmp_path):
+    calls = {"dit": 0, "unet": 0}
+    networks = {"dit": pipe.model.generation.dit.dit, "unet": pipe.model.decoding.decoder.unet}
+    hooks = [
+        network.register_forward_hook(lambda *_, name=name: calls.update({name: calls[name] + 1}))
+        for name, network in networks.items()
+    ]
+    (picture,) = pipe.generate(
+        PROMPTS[0],
+        seeds=1,
+        steps=3,
+        decoder_steps=1,
+        sampler=sampler,
+        decoder_sampler=sampler,
+        guidance_interval=(0.1, 0.9),
+    )
+    for hook in hooks:
+        hook.remove()
+    assert calls == {"dit": model_calls(sampler, 3), "unet": model_calls(sampler, 1)}
+    picture.save(tmp_path / "one.png")
+    known = settings_of(tmp_path / "one.png")
+    assert (known["sampler"], known["decoder_sampler"]) == (sampler, sampler)
+    assert known["guidance_interval"] == [0.1, 0.9] and known["steps"] == 3
+
+
+def test_the_default_is_euler_as_published(pipe):
+    default = pipe.generate(PROMPTS[0], seeds=1, **FEW)
+    euler = pipe.generate(PROMPTS[0], seeds=1, sampler="euler", decoder_sampler="euler", **FEW)
+    assert (stacked(default) == stacked(euler)).all()
+    other = pipe.generate(PROMPTS[0], seeds=1, sampler="heun", **FEW)
+    assert not alike(default, other)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"sampler": "rk4"}, "no sampler 'rk4'; choose from euler"),
+        ({"decoder_sampler": ""}, "no sampler ''"),
+        ({"guidance_interval": (0.5, 2)}, "guidance_interval is 0.5 to 2"),
+        ({"steps": 0}, "at least 1 step, not 0"),
+        ({"decoder_steps": -1}, "at least 1 step, not -1"),
+        ({"batch_size": 0}, "batch_size is 0"),
+    ],
+)
+def test_what_no_sampler_takes_is_refused_before_any_work(pipe, conditions, wrong, message):
+    with pytest.raises(UserError, match=message):
+        pipe.generate(PROMPTS, **wrong)
+    assert conditions == []
+
+
+def test_a_decoder_of_second_order_is_nearer_to_the_limit_with_as_many_calls(pipe):
+    model = pipe.model.decoding.decoder
+    features = pipe.encode(pipe.generate(PROMPTS, seeds=1, **FEW))
+    noise = noise_from_seeds(model.vae.feature_shape, [0, 1])
+    limit = model.sample(features, noise, 60, sampler="dpm++")
+    errors = {
+        sampler: (model.sample(features, noise, steps, sampler=sampler) - limit).norm()
+        for sampler, steps in {"euler": 5, "heun": 3, "dpm++": 5, "unipc": 5}.items()
+    }
+    assert all(errors[sampler] < 0.9 * errors["euler"] for sampler in errors if sampler != "euler")
+
+
+# --- word of every step ---------------------------------------------------------------------------
+
+
+def test_progress_tells_of_both_networks_and_shows_the_pictures_so_far(pipe):
+    told = []
+    pictures = pipe.generate(
+        PROMPTS,
+        seeds=3,
+        steps=3,
+        batch_size=1,
+        decoder_steps=2,
+        callback=lambda p: told.append((p.stage, p.step, p.steps, p.pictures, p.preview())),
+    )
+    assert [each[:4] for each in told] == [
+        *(("features", step, 3, range(n, n + 1)) for n in (0, 1) for step in (1, 2, 3)),
+        *(("pixels", step, 2, range(n, n + 1)) for n in (0, 1) for step in (1, 2)),
+    ]
+    assert all(shown[0].size == pictures[0].size for *_, shown in told)
+    # after the last step of a stage nothing changes any more
+    assert alike(told[2][4], pictures[:1]) and alike(told[-1][4], pictures[1:])
+    assert alike(pipe.generate(PROMPTS, seeds=3, steps=3, decoder_steps=2), pictures)
+
+
+@pytest.mark.parametrize("stage", ["features", "pixels"])
+def test_a_callback_that_raises_ends_the_call_and_breaks_nothing(pipe, stage):
+    before = pipe.generate(PROMPTS[0], seeds=3, **FEW)
+
+    def leave(progress):
+        if progress.stage == stage:
+            raise ConnectionError("the client left")
+
+    with pytest.raises(ConnectionError, match="the client left"):
+        pipe.generate(PROMPTS, seeds=3, callback=leave, **FEW)
+    assert (stacked(before) == stacked(pipe.generate(PROMPTS[0], seeds=3, **FEW))).all()
+
+
+# --- memory ---------------------------------------------------------------------------------------
+
+
+def test_in_low_memory_one_network_at_a_time_is_on_the_device(pipe, monkeypatch):
+    # told apart from the CPU that they wait on
+    low = UnifiedPipeline.from_pretrained("tiny", device="cpu:0", low_memory=True)
+    moves, plain = [], nn.Module.to
+
+    def to(module, device):
+        moves.append((type(module).__name__, str(device)))
+        return plain(module, device)
+
+    monkeypatch.setattr(nn.Module, "to", to)
+    pictures = low.generate(PROMPTS, 2, seeds=5, batch_size=4, **FEW)
+    monkeypatch.undo()
+    there = set()
+    for name, device in moves:
+        (there.add if device == "cpu:0" else there.remove)(name)
+        assert there <= {"UNet2DConditionModel", "Baseline"} or len(there) <= 1
+    brought = [name for name, device in moves if device == "cpu:0"]
+    assert brought == [
+        "QwenVL",
+        "LuminaNextDiT",
+        "UNet2DConditionModel",
+        "Baseline",
+        "KLAutoencoder",
+    ]
+    assert alike(pictures, pipe.generate(PROMPTS, 2, seeds=5, **FEW))
+    assert low.encode(pictures[0]).shape == (1, *low.model.encoder.feature_shape)
+
+
+def test_weights_that_do_not_fit_a_gpu_are_refused_before_they_are_moved(pipe, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2**20, 2**30))
+    with pytest.raises(UserError, match="0.0 GiB are free on cuda; load the model with low_memory"):
+        require_room(pipe.model, torch.device("cuda"))
+
+
+def test_too_many_pictures_at_once_are_told_what_to_lower(pipe, monkeypatch):
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(pipe.model.generation, "sample", full)
+    with pytest.raises(UserError, match="16 pictures at once .* lower batch_size, or load the"):
+        pipe.generate(PROMPTS, **FEW)
+
+
+def test_quantizing_wants_its_library_and_a_size_it_has(monkeypatch):
+    with pytest.raises(UserError, match="quantize is '3bit'; choose from 4bit, 8bit"):
+        UnifiedPipeline.from_pretrained("tiny", quantize="3bit")
+    monkeypatch.setattr(quantizing, "find_spec", lambda name: None)
+    with pytest.raises(
+        UserError, match=r"needs bitsandbytes, .* pip install 'triptych\[quantize\]'"
+    ):
+        UnifiedPipeline.from_pretrained("tiny", quantize="4bit")
+
+
+@pytest.mark.parametrize("bits", ["4bit", "8bit"])
+def test_a_small_language_model_still_paints_what_it_is_told(pipe, bits):
+    pytest.importorskip("bitsandbytes")
+    small = UnifiedPipeline.from_pretrained("tiny", device="cpu", quantize=bits)
+    states, exact = (each.model.condition(PROMPTS).states for each in (small, pipe))
+    assert 0 < (states - exact).norm() / exact.norm() < (0.2 if bits == "4bit" else 0.02)
+    layer = small.model.understanding.understander.model.model.language_model.layers[0]
+    assert layer.mlp.up_proj.weight.element_size() == 1
+
+
+# --- the VAE --------------------------------------------------------------------------------------
+
+
+def test_latents_are_decoded_a_few_at_a_time(monkeypatch):
+    model = built(vae()).eval()
+    latents, rows = torch.randn(5, *model.feature_shape), []
+    whole = model.decode(latents)
+    model.vae.decoder.register_forward_pre_hook(lambda _, given: rows.append(len(given[0])))
+    monkeypatch.setattr(vae_file, "AT_ONCE", 2 * model.image_size**2)
+    parts = model.decode(latents)
+    assert rows == [2, 2, 1]
+    assert (parts.int() - whole.int()).abs().max() <= 1
+
+
+def test_large_pictures_are_decoded_in_tiles_and_encoded_whole():
+    torch.manual_seed(0)
+    plain = built(vae(block_widths=[32, 32], linear_skip=False, patch_size=1)).eval()
+    tiled = vae(block_widths=[32, 32], linear_skip=False, patch_size=1, tile=24)
+    built(tiled).eval().load_state_dict(plain.state_dict())
+    latents, sides = torch.randn(1, *plain.feature_shape), []
+    tiled.vae.decoder.register_forward_pre_hook(lambda _, given: sides.append(given[0].shape[-1]))
+    pixels = tiled.decode(latents)
+    assert pixels.shape == plain.decode(latents).shape and max(sides) == 12
+    shown = torch.randint(0, 256, (1, 3, 48, 48), dtype=torch.uint8)
+    assert torch.equal(tiled(shown), plain(shown))
+    with pytest.raises(UserError, match="VAE tile 25 is not a multiple of 2"):
+        vae(block_widths=[32, 32], linear_skip=False, patch_size=1, tile=25)
+
+
+def test_a_decoder_shows_its_pictures_while_it_works():
+    model = decoder()
+    model.set_shapes((32, 3, 3))
+    shaken(built(model), 0.02).eval()
+    features, seen = torch.randn(2, 32, 3, 3), []
+    options = {"steps": 3, "guidance": 2.0, "on_picture": lambda n, make: seen.append((n, make()))}
+    pixels = model.decode(features, [0, 1], **options)
+    assert [number for number, _ in seen] == [0, 1, 2]
+    assert (seen[-1][1].int() - pixels.int()).abs().max() <= 1
