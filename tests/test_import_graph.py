@@ -13,14 +13,24 @@ SOURCES = {"triptych": "src/triptych"} | {
 # A room may import its own layer and the layers above it in this list, but for EXCEPTIONS.
 LAYERS = [
     ["contracts", "errors", "randomness", "resources", "streams", "version", "picture_settings"],
-    ["loss", "sampler", "solvers", "prompts", "pictures", "messages", "freezing", "sharding"],
+    [
+        "loss",
+        "sampler",
+        "solvers",
+        "prompts",
+        "pictures",
+        "messages",
+        "sheets",
+        "freezing",
+        "sharding",
+    ],
     ["backbones", "weights", "shapes", "flops"],
     ["modules"],
     ["loading", "strategies"],
     ["pipeline"],
     ["evaluation", "serving", "budget"],
     ["data_features"],
-    ["data_commands"],
+    ["data_commands", "using"],
     ["commands", "lightning_cli", "pretrain"],
     ["cli"],
     ["__main__"],
@@ -32,7 +42,7 @@ COMPOSITION_ROOT = {
 }
 EXCEPTIONS = {
     "data_modules": {"contracts", "pictures", "prompts", "randomness", "shapes"},
-    "callbacks": {"contracts", "pictures", "sampler", "sharding", "weights"},
+    "callbacks": {"contracts", "pictures", "sheets", "sampler", "sharding", "weights"},
     "shapes": {"prompts"},  # the tokenizer alone, see below
     "backbones": {"contracts", "randomness", "resources", "loss", "sampler", "solvers", "prompts"},
     "modules": {room for layer in LAYERS[:3] for room in layer} - {"shapes"},

@@ -70,7 +70,7 @@ class UnifiedPipeline:
     @classmethod
     def from_pretrained(
         cls,
-        source: str | Path = "tiny",
+        source: str | Path | Sequence[str | Path] = "tiny",
         *,
         device: str | torch.device | None = None,
         dtype: torch.dtype | str | None = None,
@@ -80,7 +80,7 @@ class UnifiedPipeline:
         """Load a preset, a converted checkpoint, or a run of training; see `loading.find_source`.
 
         Args:
-            source: "tiny", a model.yaml, a folder, a checkpoint, a weight file.
+            source: "tiny", a model.yaml or several, a folder, a checkpoint, a weight file.
             device: where to compute; the first GPU if there is one, else the CPU.
             dtype: of all weights; float32 on the CPU and bfloat16 elsewhere by default.
             ema: the moving average of a training checkpoint in place of its last weights.
@@ -95,7 +95,7 @@ class UnifiedPipeline:
             dtype = torch.float32 if where.type == "cpu" else torch.bfloat16
         dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
         model = load_model(found.configs, [*found.overrides, *overrides], trained=found.trained)
-        return cls(model.to(dtype).to(where), name=str(source))
+        return cls(model.to(dtype).to(where), name=_name(source))
 
     @property
     def device(self) -> torch.device:
@@ -460,6 +460,10 @@ class UnifiedPipeline:
             "model": self.name,
             "triptych": __version__,
         }
+
+
+def _name(source: str | Path | Sequence[str | Path]) -> str:
+    return str(source) if isinstance(source, str | Path) else " ".join(map(str, source))
 
 
 @dataclass
