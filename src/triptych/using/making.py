@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
@@ -40,7 +41,7 @@ def jobs_of(
                 **model,
             }
             source = request.images[0] if request.images else None
-            jobs.append(Job(f"{stem}.png", request.id or str(number), asked, number, source))
+            jobs.append(Job(f"{stem}.png", request.id or str(number), asked, source))
     return jobs
 
 
@@ -89,6 +90,9 @@ def make_all(
                     pictures = make(pipe, batch, within(advance, len(batch)))
                     for job, picture in zip(batch, pictures, strict=True):
                         tell(output, job, picture)
+    except KeyboardInterrupt:
+        print("triptych: interrupted; the same command goes on where it stopped.", file=sys.stderr)
+        raise SystemExit(130) from None  # what a shell reports of a program that Ctrl-C ended
     finally:
         output.finish()
 
@@ -97,12 +101,9 @@ def tell(output: Output, job: Job, picture: Any = None) -> None:
     """Save a picture, if it is new, and print its line."""
     path = output.folder / job.file
     if picture is not None:
-        import json
-
         settings = json.loads(picture.info.get("triptych", "{}"))
         path = output.save(job, picture, settings)
-    text = str(job.asked.get("prompt") or job.asked.get("instruction") or job.source)
-    print(f"{path}\t{' '.join(text.split())}", flush=True)
+    print(f"{path}\t{job.said}", flush=True)
 
 
 def batches(jobs: Sequence[Job], size: int) -> Iterator[list[Job]]:

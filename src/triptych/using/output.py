@@ -31,10 +31,14 @@ class Job:
     id: str
     asked: dict[str, Any]
     """All that was given and decides the picture: prompt, seed, settings, model."""
-    request: int = 0
-    """Which of the requests it belongs to."""
     source: Path | None = None
     """The picture it is made from."""
+
+    @property
+    def said(self) -> str:
+        """What it was asked by, in one line."""
+        text = self.asked.get("prompt") or self.asked.get("instruction") or str(self.source)
+        return " ".join(text.split())
 
 
 class Output:
@@ -168,5 +172,5 @@ def _sheet(jobs: Sequence[Job], folder: Path) -> Image.Image:
         shown.append(np.array(beside))
     scale = max(1, 144 // size[0])
     columns = 4 if jobs[0].source is not None else 8
-    labels = [str(job.asked.get("prompt", job.id)) for job in jobs]
+    labels = [job.said for job in jobs]
     return grid(np.stack(shown), labels, min(columns, len(jobs)), scale)
