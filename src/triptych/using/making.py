@@ -81,8 +81,10 @@ def make_all(
                 advance(len(left) - len(mine))  # shards tell of what was done, too
                 run_shards(command, rest, parsed.processes, stdin, told)
                 return
-            for job in (job for job in mine if job not in left):
-                tell(output, job)
+            waiting = {job.file for job in left}
+            for job in mine:
+                if job.file not in waiting:
+                    tell(output, job)
             if left:
                 pipe = load(parsed, flags)
                 check(pipe)

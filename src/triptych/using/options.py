@@ -45,7 +45,7 @@ def parser_of(name: str, description: str, examples: str) -> argparse.ArgumentPa
         "--low-memory", action="store_true", help="panels are on the device only while they work"
     )
     model.add_argument(
-        "--quantize", type=int, choices=[4, 8], help="bits of the language model's weights"
+        "--quantize", choices=["4bit", "8bit"], help="the language model's weights"
     )
     return parser
 
