@@ -23,6 +23,8 @@ LAYERS = [
         "sheets",
         "freezing",
         "sharding",
+        "turns",
+        "quantizing",
     ],
     ["backbones", "weights", "shapes", "flops"],
     ["modules"],

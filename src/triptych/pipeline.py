@@ -30,9 +30,13 @@ from triptych.modules.answering import Answer, write_answers
 from triptych.picture_settings import attach
 from triptych.pictures import Picture, open_picture, square
 from triptych.prompts import chat_ids
+from triptych.quantizing import Quantize, require_quantizer
+from triptych.quantizing import quantize as quantize_part
 from triptych.sampler import require_interval
+from triptych.sharding import compile_blocks
 from triptych.solvers import model_calls, require_sampler, require_steps
 from triptych.streams import pieces
+from triptych.turns import require_room, take_turns
 from triptych.version import __version__
 
 PREVIEW_STEPS = 4  # of the decoder, where it has more
@@ -61,10 +65,14 @@ class UnifiedPipeline:
     Args:
         model: built, with weights, in evaluation mode.
         name: of the model, for the settings in pictures.
+        device: where to compute, if the model is not there; see `turns.take_turns`.
     """
 
-    def __init__(self, model: UnifiedModule, name: str = "custom") -> None:
+    def __init__(
+        self, model: UnifiedModule, name: str = "custom", device: torch.device | None = None
+    ) -> None:
         self.model, self.name = model, name
+        self.device = device or model.device
         self._turn = threading.RLock()
 
     @classmethod
@@ -76,6 +84,9 @@ class UnifiedPipeline:
         dtype: torch.dtype | str | None = None,
         ema: bool = False,
         overrides: Sequence[str] = (),
+        low_memory: bool = False,
+        quantize: Quantize | None = None,
+        compile: bool = False,
     ) -> UnifiedPipeline:
         """Load a preset, a converted checkpoint, or a run of training; see `loading.find_source`.
 
@@ -85,22 +96,34 @@ class UnifiedPipeline:
             dtype: of all weights; float32 on the CPU and bfloat16 elsewhere by default.
             ema: the moving average of a training checkpoint in place of its last weights.
             overrides: flags such as "--model.generation.steps=30", as for `triptych fit`.
+            low_memory: the networks wait on the CPU, each is on the device while it works.
+            quantize: weights of "4bit" or "8bit" for the language model, by bitsandbytes.
+            compile: torch.compile of all blocks: the first pictures take minutes, the next less
+                than without.
 
         Raises:
-            UserError: there is no model there, its weights do not fit, or memory does not suffice.
+            UserError: there is no model there, its weights do not fit, memory does not suffice, or
+                what `quantize` needs is not installed.
         """
+        if quantize is not None:
+            require_quantizer(quantize)
         found = find_source(source, ema)
         where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         if dtype is None:
             dtype = torch.float32 if where.type == "cpu" else torch.bfloat16
         dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
         model = load_model(found.configs, [*found.overrides, *overrides], trained=found.trained)
-        return cls(model.to(dtype).to(where), name=_name(source))
-
-    @property
-    def device(self) -> torch.device:
-        """Where it computes."""
-        return self.model.device
+        model = model.to(dtype)
+        if quantize is not None:
+            quantize_part(model.understanding.understander, quantize)
+        if compile:
+            compile_blocks(model)
+        if low_memory:
+            take_turns(model, where)
+        else:
+            require_room(model, where)
+            model = model.to(where)
+        return cls(model, _name(source), where)
 
     def generate(
         self,
@@ -590,5 +613,6 @@ def _sufficient_memory(batch_size: int, what: str = "pictures") -> Iterator[None
             raise
         remedy = "lower batch_size" if what == "pictures" else "give fewer at once, or shorter ones"
         raise UserError(
-            f"{batch_size} {what} at once need more memory than there is; {remedy}."
+            f"{batch_size} {what} at once need more memory than there is; {remedy}, or load the "
+            "model with low_memory, or quantize its language model to 8bit or 4bit."
         ) from error

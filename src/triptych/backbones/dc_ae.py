@@ -6,7 +6,8 @@ import torch
 from diffusers import AutoencoderDC
 from torch import Tensor
 
-from triptych.contracts import ImageEncoder, UserError, pixels_to_unit, unit_to_pixels
+from triptych.backbones.vae import decoded
+from triptych.contracts import ImageEncoder, UserError, pixels_to_unit
 
 SCALE_OF_ATTENTION = (5,)  # one convolution of 5x5 beside the plain queries, keys and values
 
@@ -83,4 +84,4 @@ class DCAutoencoder(ImageEncoder):
     def decode(self, latents: Tensor) -> Tensor:
         """Scaled latents [B,Z,h,w] -> pixels uint8 [B,3,H,W]."""
         raw = latents.to(self.vae.dtype) / self.scaling
-        return unit_to_pixels(self.vae.decode(raw).sample)
+        return decoded(lambda some: self.vae.decode(some).sample, raw, self.image_size)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from diffusers import AutoencoderKL
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor, nn
 
 from triptych.contracts import ImageEncoder, UserError, pixels_to_unit, unit_to_pixels
+
+AT_ONCE = 2**22  # pixels decoded at once, 4 pictures of 1024: the VAE's memory is far above theirs
 
 
 class KLAutoencoder(ImageEncoder):
@@ -25,6 +29,8 @@ class KLAutoencoder(ImageEncoder):
             it in minutes and the networks learn what is left.
         scaling: factor from raw to unit-variance latents; SDXL's is 0.13025. None learns a
             running mean and deviation per channel with the autoencoder.
+        tile: larger pictures are decoded in overlapping tiles of this side in pixels, which are
+            blended where they meet: memory stops growing with the picture.
     """
 
     entry_points = (*ImageEncoder.entry_points, "decode")
@@ -39,6 +45,7 @@ class KLAutoencoder(ImageEncoder):
         patch_size: int = 1,
         linear_skip: bool = False,
         scaling: float | None = 0.13025,
+        tile: int = 1024,
     ) -> None:
         super().__init__()
         self.block_widths = block_widths or [128, 256, 512, 512]
@@ -57,7 +64,9 @@ class KLAutoencoder(ImageEncoder):
         )
         if linear_skip and len(self.block_widths) > 1:
             raise UserError("VAE linear_skip needs a single level in block_widths.")
-        self.linear_skip = linear_skip
+        if tile % shrink:
+            raise UserError(f"VAE tile {tile} is not a multiple of {shrink}.")
+        self.linear_skip, self.tile = linear_skip, tile
         side = image_size // shrink
         self.feature_shape = (latent_channels, side, side)
 
@@ -74,6 +83,8 @@ class KLAutoencoder(ImageEncoder):
             layers_per_block=self.layers_per_block,
             norm_num_groups=self.norm_groups,
         )
+        self.vae.tile_sample_min_size = self.tile // self.patch_size
+        self.vae.tile_latent_min_size = self.tile * self.feature_shape[1] // self.image_size
         if self.linear_skip:
             self.skip_in = nn.Conv2d(channels, self.latent_channels, 1)
             self.skip_out = nn.Conv2d(self.latent_channels, channels, 1)
@@ -143,4 +154,14 @@ class KLAutoencoder(ImageEncoder):
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Standardized latents [B,Z,h,w] -> pixels uint8 [B,3,H,W]."""
-        return unit_to_pixels(self.images(self.raw(latents)))
+        self.vae.use_tiling = self.image_size > self.tile
+        try:
+            return decoded(lambda some: self.images(self.raw(some)), latents, self.image_size)
+        finally:
+            self.vae.use_tiling = False  # it would also encode so
+
+
+def decoded(images: Callable[[Tensor], Tensor], latents: Tensor, side: int) -> Tensor:
+    """`images` of latents [B,Z,h,w] as uint8 [B,3,H,W], no more at once than AT_ONCE pixels."""
+    parts = latents.split(max(1, AT_ONCE // side**2))
+    return torch.cat([unit_to_pixels(images(part)) for part in parts])

@@ -44,9 +44,7 @@ def parser_of(name: str, description: str, examples: str) -> argparse.ArgumentPa
     model.add_argument(
         "--low-memory", action="store_true", help="panels are on the device only while they work"
     )
-    model.add_argument(
-        "--quantize", choices=["4bit", "8bit"], help="the language model's weights"
-    )
+    model.add_argument("--quantize", choices=["4bit", "8bit"], help="the language model's weights")
     return parser
 
 
