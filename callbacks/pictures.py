@@ -1,22 +1,14 @@
-"""Draws pictures with labels under them on one sheet, and looks at a model in training."""
+"""Looks at a model in training, and at the pictures it makes."""
 
 from __future__ import annotations
 
-import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
 import torch
 from lightning import LightningModule, Trainer
-from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
-
-MARGIN = 8
-LEAST_WIDTH = 144  # a label in a narrower column is one word a line
-FONT_SIZE = 11
-MOST_LINES = 8  # an untrained language model does not stop
-PAPER, INK, FRAME = (255, 255, 255), (40, 40, 40), (200, 200, 200)
 
 
 @contextmanager
@@ -40,49 +32,3 @@ def inspecting(trainer: Trainer, module: LightningModule) -> Iterator[None]:
 def to_arrays(pictures: Tensor) -> np.ndarray:
     """uint8 [B,3,H,W] on any device -> uint8 [B,H,W,3]."""
     return pictures.permute(0, 2, 3, 1).cpu().numpy()
-
-
-def above(*rows: np.ndarray) -> np.ndarray:
-    """Each uint8 [N,H,W,3], the first on top, with a line of paper between: uint8 [N,H',W,3]."""
-    number, _, width, _ = rows[0].shape
-    line = np.full((number, 1, width, 3), PAPER, np.uint8)
-    parts = [part for row in rows for part in (row, line)]
-    return np.concatenate(parts[:-1], axis=1)
-
-
-def grid(pictures: np.ndarray, labels: Sequence[str], columns: int, scale: int = 1) -> Image.Image:
-    """Pictures uint8 [N,H,W,3], `scale` times enlarged without smoothing, a label under each."""
-    font = ImageFont.load_default(FONT_SIZE)
-    high, wide = pictures.shape[1] * scale, pictures.shape[2] * scale
-    width = max(wide, LEAST_WIDTH)
-    wrapped = [_wrap(label, width, font) for label in labels]
-    rows = [range(n, min(n + columns, len(pictures))) for n in range(0, len(pictures), columns)]
-    heights = [_height([wrapped[n] for n in row], font) + high + 2 * MARGIN for row in rows]
-    size = (min(columns, len(pictures)) * (width + MARGIN) + MARGIN, sum(heights) + MARGIN)
-    sheet = Image.new("RGB", size, PAPER)
-    pen = ImageDraw.Draw(sheet)
-    top = MARGIN
-    for row, height in zip(rows, heights, strict=True):
-        for column, number in enumerate(row):
-            left = MARGIN + column * (width + MARGIN)
-            picture = Image.fromarray(pictures[number])
-            sheet.paste(picture.resize((wide, high), Image.Resampling.NEAREST), (left, top))
-            pen.rectangle((left - 1, top - 1, left + wide, top + high), outline=FRAME)
-            pen.text((left, top + high + MARGIN // 2), wrapped[number], INK, font)
-        top += height
-    return sheet
-
-
-def _wrap(label: str, width: int, font: ImageFont.FreeTypeFont) -> str:
-    characters = int(width / font.getlength("abcdefghijklmnopqrstuvwxyz ") * 27)
-    lines = [
-        textwrap.fill(line, max(1, characters), max_lines=MOST_LINES, placeholder=" ...")
-        for line in label.splitlines()
-    ]
-    return "\n".join(lines)
-
-
-def _height(labels: Sequence[str], font: ImageFont.FreeTypeFont) -> int:
-    """Pixels that the longest of the wrapped labels takes."""
-    pen = ImageDraw.Draw(Image.new("RGB", (1, 1)))
-    return max(int(pen.textbbox((0, 0), label, font)[3]) for label in labels)

@@ -14,9 +14,10 @@ from PIL import Image
 from torch import Tensor
 
 from triptych.callbacks.ema import EMA
-from triptych.callbacks.pictures import above, grid, inspecting, to_arrays
+from triptych.callbacks.pictures import inspecting, to_arrays
 from triptych.contracts import UserError, unit_to_pixels
 from triptych.pictures import square
+from triptych.sheets import above, grid
 
 COLUMNS = 6
 DESCRIBE = "describe the picture"  # what the DataModules ask where there is no conversation

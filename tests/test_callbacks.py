@@ -15,8 +15,8 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from triptych.callbacks import EMA, Evaluate, SampleGrid
-from triptych.callbacks.pictures import LEAST_WIDTH, MARGIN, above, grid
 from triptych.contracts import Evaluator, UserError
+from triptych.sheets import LEAST_WIDTH, MARGIN, above, grid
 
 SIDE = 48
 

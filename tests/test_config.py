@@ -186,7 +186,7 @@ def test_an_unknown_command_is_one_sentence_and_status_2(triptych):
         (["generate", "a circle", "  "], "the prompt is empty"),
         (["chat", "nowhere.png", "what?"], "nowhere.png does not exist"),
         (["chat", "nowhere.png", " "], "the question is empty"),
-        (["generate", "a circle"], "conf/model/tiny.yaml does not exist"),
+        (["generate", "a circle", "--from", "nowhere"], "there is no model at nowhere"),
         (["generate", "a circle", "--config", "x.yaml"], "x.yaml does not exist"),
         (fit("stage2", "--ckpt_path=nowhere.ckpt"), "nowhere.ckpt does not exist"),
         (fit("stage2", "--ckpt_path=last"), "there is no whole checkpoint under runs/tiny/stage2"),

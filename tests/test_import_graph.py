@@ -12,7 +12,7 @@ SOURCES = {"triptych": "src/triptych"} | {
 }
 # A room may import its own layer and the layers above it in this list, but for EXCEPTIONS.
 LAYERS = [
-    ["contracts", "errors", "randomness", "resources", "version", "picture_settings"],
+    ["contracts", "errors", "randomness", "resources", "streams", "version", "picture_settings"],
     [
         "loss",
         "sampler",
@@ -20,6 +20,7 @@ LAYERS = [
         "prompts",
         "pictures",
         "messages",
+        "sheets",
         "freezing",
         "sharding",
         "turns",
@@ -31,7 +32,7 @@ LAYERS = [
     ["pipeline"],
     ["evaluation", "serving", "budget"],
     ["data_features"],
-    ["data_commands"],
+    ["data_commands", "using"],
     ["commands", "lightning_cli", "pretrain"],
     ["cli"],
     ["__main__"],
@@ -43,7 +44,7 @@ COMPOSITION_ROOT = {
 }
 EXCEPTIONS = {
     "data_modules": {"contracts", "pictures", "prompts", "randomness", "shapes"},
-    "callbacks": {"contracts", "pictures", "sampler", "sharding", "weights"},
+    "callbacks": {"contracts", "pictures", "sheets", "sampler", "sharding", "weights"},
     "shapes": {"prompts"},  # the tokenizer alone, see below
     "backbones": {"contracts", "randomness", "resources", "loss", "sampler", "solvers", "prompts"},
     "modules": {room for layer in LAYERS[:3] for room in layer} - {"shapes"},

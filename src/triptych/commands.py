@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from triptych.errors import UserError
+from triptych.using.commands import chat, edit, generate, reconstruct
 
 TINY = ["conf/model/tiny.yaml"]
 
@@ -33,57 +34,6 @@ def _load(parsed: argparse.Namespace, flags: list[str], parser: argparse.Argumen
     from triptych.loading import load_model  # torch takes seconds to import: after parsing
 
     return load_model(parsed.config or TINY, flags)
-
-
-def generate(arguments: list[str]) -> None:
-    """Pictures for prompts: triptych generate "a photo of a red circle" --seed 7 --out out"""
-    parser = _parser("generate", generate)
-    parser.add_argument("prompts", nargs="+", metavar="PROMPT")
-    parser.add_argument("--seed", type=int, default=0, help="of the first picture; then +1 each")
-    parser.add_argument("--steps", type=int, help="integration steps of the generator")
-    parser.add_argument("--guidance", type=float, help="classifier-free guidance")
-    parser.add_argument("--out", type=Path, default=Path("out/generate"), help="folder")
-    parsed, flags = parser.parse_known_args(arguments)
-    for prompt in parsed.prompts:
-        if not prompt.strip():
-            raise UserError("the prompt is empty; say what the picture should show.")
-    model = _load(parsed, flags, parser)
-    from PIL import Image
-
-    seeds = [parsed.seed + number for number in range(len(parsed.prompts))]
-    pictures = model.generate(parsed.prompts, seeds, parsed.steps, parsed.guidance)
-    parsed.out.mkdir(parents=True, exist_ok=True)
-    for number, picture in enumerate(pictures):
-        path = parsed.out / f"{seeds[number]:06d}-{number:03d}.png"
-        Image.fromarray(picture.permute(1, 2, 0).cpu().numpy()).save(path)
-        print(f"{path}\t{parsed.prompts[number]}")
-
-
-def chat(arguments: list[str]) -> None:
-    """An answer about a picture: triptych chat picture.png "what colour is the circle?" """
-    parser = _parser("chat", chat)
-    parser.add_argument("picture", type=Path)
-    parser.add_argument("question")
-    parsed, flags = parser.parse_known_args(arguments)
-    if not parsed.question.strip():
-        raise UserError("the question is empty; ask something.")
-    picture = _picture(parsed.picture)
-    model = _load(parsed, flags, parser)
-    print(model.answer(picture, [parsed.question])[0])
-
-
-def _picture(path: Path):
-    import numpy as np
-    import torch
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        pixels = np.array(Image.open(path).convert("RGB"))
-    except FileNotFoundError as error:
-        raise UserError(f"the picture {path} does not exist; check the path.") from error
-    except UnidentifiedImageError as error:
-        raise UserError(f"{path} is no picture; give a PNG, JPEG or WebP file.") from error
-    return torch.from_numpy(pixels).permute(2, 0, 1)[None]
 
 
 def evaluate(arguments: list[str]) -> None:
@@ -216,6 +166,8 @@ def pretrain(arguments: list[str]) -> None:
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "generate": generate,
     "chat": chat,
+    "edit": edit,
+    "reconstruct": reconstruct,
     "eval": evaluate,
     "demo": demo,
     "convert": convert,

@@ -29,18 +29,21 @@ class Source:
     """Tensors of a training checkpoint, by full name; they win over those of weight files."""
 
 
-def find_source(name: str | Path, ema: bool = False) -> Source:
+def find_source(name: str | Path | Sequence[str | Path], ema: bool = False) -> Source:
     """What a preset, a path or a run means as a model.
 
     Args:
         name: a preset (a file of conf/model, such as "tiny"); a model file (.yaml); a folder that
             `triptych convert` made; a run's folder, whose newest whole checkpoint is taken; a
-            training checkpoint in such a folder; or a weight file (.safetensors) of a preset.
+            training checkpoint in such a folder; or a weight file (.safetensors) of a preset. A
+            list of model files is read as one, later ones win.
         ema: the moving average in place of the weights themselves, of a training checkpoint.
 
     Raises:
         UserError: it is none of these, or has no EMA.
     """
+    if not isinstance(name, str | Path):
+        return Source([Path(each) for each in name])
     path = Path(name)
     if path.suffix in (".yaml", ".yml") and path.is_file():
         found = Source([path])

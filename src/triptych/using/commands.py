@@ -1,0 +1,224 @@
+"""`triptych generate`, `chat`, `edit` and `reconstruct`: what is given, checked and handed on."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from triptych.errors import UserError
+from triptych.using import requests
+from triptych.using.making import jobs_of, make_all, settings_for
+from triptych.using.options import (
+    add_output,
+    add_sampling,
+    load,
+    number,
+    parse,
+    parser_of,
+    positive,
+)
+from triptych.using.output import Job
+from triptych.using.requests import Request, existing
+
+PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
+
+GENERATE = """\
+  triptych generate "a red circle left of a blue square" -n 4 --seed 7 -o out/circle
+  printf 'a red circle\\ntwo blue squares\\n' | triptych generate --prompts - -o out/lines
+  echo '{"id": "star", "prompt": "a green star", "seed": 3}' | triptych generate --prompts -
+  triptych generate "three red circles" --sampler heun --steps 10 --guidance 2 -o out/heun
+
+The folder gets a PNG file a picture, with its settings inside, results.jsonl and grid.png. The
+same command again goes on where it was stopped: what is done is not done again."""
+
+CHAT = """\
+  triptych chat docs/images/samples.png "how many shapes are there?"
+  echo "what colour is the circle?" | triptych chat docs/images/samples.png
+  triptych chat --jsonl - < /dev/null
+
+Without a question, a conversation begins: /image FILE shows a picture, /reset begins anew, /quit
+or Ctrl-D ends, Ctrl-C stops an answer. A JSON line is {"id": ..., "image": FILE, "question": ...},
+or has "images", or "messages" as OpenAI's; its answer is printed as a JSON line."""
+
+EDIT = """\
+  triptych edit docs/images/samples.png "make the circle blue" -o out/edit
+  echo '{"image": "docs/images/samples.png", "instruction": "add a star"}' | \
+triptych edit --jsonl - -o out/edits
+
+A model follows instructions only if it was trained on edits."""
+
+RECONSTRUCT = """\
+  triptych reconstruct docs/images/samples.png -o out/reconstruct
+  triptych reconstruct docs/images/samples.png --steps 10 --seed 3 -o out/ten-steps
+
+out/reconstruct/grid.png shows each picture beside what encoder and decoder make of it."""
+
+
+def generate(arguments: list[str]) -> None:
+    """Pictures for prompts: triptych generate "a photo of a red circle" -n 4 --seed 7 -o out"""
+    parser = parser_of("generate", "Make pictures for prompts.", GENERATE)
+    parser.add_argument("prompts", nargs="*", metavar="PROMPT")
+    parser.add_argument(
+        "--prompts", dest="file", metavar="FILE", help="a prompt a line, or .jsonl; - is stdin"
+    )
+    parser.add_argument("-n", "--number", type=positive, default=1, help="pictures a prompt")
+    parser.add_argument("--negative", metavar="TEXT", help="what guidance leads away from")
+    add_output(parser, "out/generate")
+    add_sampling(parser)
+    parsed, flags = parse(parser, arguments)
+    if not parsed.prompts and parsed.file is None:
+        parser.error("give a prompt, or --prompts FILE")
+    stdin = _standard_input(parsed.file)
+    asked = requests.read_prompts(parsed.prompts, parsed.file)
+
+    def check(pipe: Any) -> None:
+        negatives = {job.asked["negative"] for job in jobs if "negative" in job.asked}
+        pipe.model.prompt_rows([*(request.text for request in asked), *sorted(negatives)])
+
+    def make(pipe: Any, batch: list[Job], callback: Any) -> list:
+        return pipe.generate(
+            [job.asked["prompt"] for job in batch],
+            seeds=[job.asked["seed"] for job in batch],
+            batch_size=len(batch),
+            callback=callback,
+            **settings_for(batch[0]),
+        )
+
+    jobs = jobs_of(asked, parsed, flags)
+    make_all("generate", arguments, jobs, parsed, flags, check, make, stdin)
+
+
+def edit(arguments: list[str]) -> None:
+    """A picture changed as you say: triptych edit picture.png "make the circle blue" -o out"""
+    parser = parser_of("edit", "Change pictures as an instruction says.", EDIT)
+    parser.add_argument("given", nargs="*", metavar="IMAGE... INSTRUCTION")
+    parser.add_argument(
+        "--jsonl", metavar="FILE", help='{"image": ..., "instruction": ...} a line; - is stdin'
+    )
+    parser.add_argument("-n", "--number", type=positive, default=1, help="pictures an edit")
+    add_output(parser, "out/edit")
+    add_sampling(parser)
+    parsed, flags = parse(parser, arguments)
+    if (len(parsed.given) < 2) if parsed.jsonl is None else bool(parsed.given):
+        parser.error("give pictures and then an instruction, or --jsonl FILE alone")
+    stdin = _standard_input(parsed.jsonl)
+    if parsed.jsonl is None:
+        *pictures, instruction = parsed.given
+        if not instruction.strip():
+            raise UserError("the instruction is empty; say what to do with the picture.")
+        asked = [Request(instruction, images=[existing(picture, "")]) for picture in pictures]
+    else:
+        content = requests.read_text(parsed.jsonl)
+        asked = requests.read_lines(
+            parsed.jsonl, content, "instruction", {"image"}, requests.read_request
+        )
+        if any(len(request.images) != 1 for request in asked) or not asked:
+            raise UserError(f'every line of {parsed.jsonl} names one "image" to edit.')
+
+    def check(pipe: Any) -> None:
+        pipe.model.prompt_rows([request.text for request in asked], pictured=True)
+
+    def make(pipe: Any, batch: list[Job], callback: Any) -> list:
+        return pipe.edit(
+            [job.source for job in batch],
+            [job.asked["instruction"] for job in batch],
+            seeds=[job.asked["seed"] for job in batch],
+            batch_size=len(batch),
+            callback=callback,
+            **settings_for(batch[0]),
+        )
+
+    jobs = jobs_of(asked, parsed, flags, "instruction")
+    make_all("edit", arguments, jobs, parsed, flags, check, make, stdin)
+
+
+def reconstruct(arguments: list[str]) -> None:
+    """Pictures through encoder and decoder: triptych reconstruct picture.png -o out"""
+    parser = parser_of("reconstruct", "What the image features keep of pictures.", RECONSTRUCT)
+    parser.add_argument("pictures", nargs="+", metavar="IMAGE")
+    parser.add_argument("--steps", type=positive, help="of the decoder; default: as the model says")
+    add_output(parser, "out/reconstruct")
+    parsed, flags = parse(parser, arguments)
+    parsed.number = 1
+    asked = [Request("", images=[existing(picture, "")]) for picture in parsed.pictures]
+
+    def make(pipe: Any, batch: list[Job], callback: Any) -> list:
+        seeds = [job.asked["seed"] for job in batch]
+        return pipe.reconstruct([job.source for job in batch], seeds, parsed.steps, len(batch))
+
+    jobs = jobs_of(asked, parsed, flags)
+    for job in jobs:
+        job.file = f"{Path(job.file).stem}-{job.source.stem}.png"
+    make_all("reconstruct", arguments, jobs, parsed, flags, lambda pipe: None, make)
+
+
+def chat(arguments: list[str]) -> None:
+    """An answer about a picture, or a conversation: triptych chat picture.png "what is it?" """
+    parser = parser_of("chat", "Ask about pictures, or talk about them.", CHAT)
+    parser.add_argument("given", nargs="*", metavar="IMAGE... QUESTION")
+    parser.add_argument("--jsonl", metavar="FILE", help="questions, one a line; - is stdin")
+    parser.add_argument("--batch-size", type=positive, default=16, help="of --jsonl")
+    parser.add_argument(
+        "--max-tokens", type=positive, default=256, help="of an answer; default %(default)s"
+    )
+    parser.add_argument(
+        "--temperature", type=number, default=0.0, help="0, the default, is the likeliest answer"
+    )
+    parser.add_argument("--top-p", type=number, default=1.0)
+    parser.add_argument("--seed", type=int, help="of answers that are drawn")
+    parsed, flags = parse(parser, arguments)
+    if parsed.jsonl and parsed.given:
+        parser.error("give pictures and a question, or --jsonl FILE alone")
+    if not 0 < parsed.top_p <= 1:
+        parser.error(f"argument --top-p: {parsed.top_p} is not above 0 and at most 1")
+    options = {
+        "max_new_tokens": parsed.max_tokens,
+        "temperature": parsed.temperature,
+        "top_p": parsed.top_p,
+        "seed": parsed.seed,
+    }
+    from triptych.using import talking
+
+    if parsed.jsonl:
+        lines = talking.read_questions(parsed.jsonl)
+        if lines:
+            talking.answer_lines(load(parsed, flags), lines, parsed.batch_size, options)
+        return
+    pictures, question = _pictures_and_question(parsed.given, parser)
+    for picture in pictures:
+        existing(picture, "")
+    if question is None:
+        talking.converse(load(parsed, flags), pictures, options)
+        return
+    if not question.strip():
+        raise UserError("the question is empty; ask something.")
+    for picture in pictures:
+        talking.readable(picture)
+    message = {"role": "user", "content": [*pictures_of(pictures), question]}
+    print(load(parsed, flags).chat([message], **options))
+
+
+def pictures_of(paths: list[str]) -> list[dict[str, str]]:
+    """Parts of a message."""
+    return [{"type": "image", "image": path} for path in paths]
+
+
+def _pictures_and_question(given: list[str], parser: Any) -> tuple[list[str], str | None]:
+    """What is a file, or is called as one, is a picture; what is not, the question."""
+    pictures = [g for g in given if Path(g).suffix.lower() in PICTURES or Path(g).is_file()]
+    questions = [g for g in given if g not in pictures]
+    if len(questions) > 1 or (questions and questions[0] != given[-1]):
+        parser.error(f"no picture is called {questions[0]!r}; give pictures, then one question")
+    return pictures, questions[0] if questions else None
+
+
+def _standard_input(file: str | None) -> str | None:
+    """What is read of standard input, if anything; it can be read again."""
+    if file != "-":
+        return None
+    import io
+
+    content = sys.stdin.read()
+    sys.stdin = io.StringIO(content)
+    return content

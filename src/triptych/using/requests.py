@@ -1,0 +1,166 @@
+"""What is asked of a model, read from arguments, text files and JSON lines."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from triptych.errors import UserError
+
+# Option of a line -> what it may be.
+NUMBERS: dict[str, tuple[type | tuple[type, ...], float]] = {
+    "seed": (int, 0),
+    "n": (int, 1),
+    "steps": (int, 1),
+    "guidance": ((int, float), 0),
+    "decoder_steps": (int, 1),
+    "decoder_guidance": ((int, float), 0),
+}
+
+
+@dataclass
+class Request:
+    """A text, pictures it is about, and how many pictures are to be made of it."""
+
+    text: str
+    id: str | None = None
+    images: list[Path] = field(default_factory=list)
+    seed: int | None = None
+    n: int | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    """Settings that differ from those of the whole command."""
+
+
+def read_prompts(texts: Sequence[str], file: str | None) -> list[Request]:
+    """Prompts given as arguments, then those of a file; "-" is standard input.
+
+    A .jsonl file, or input that begins with "{", has one object a line: prompt, and optionally id,
+    seed, n, negative, steps, guidance, decoder_steps, decoder_guidance. Other files have one
+    prompt a line; empty lines count for nothing.
+
+    Raises:
+        UserError: there is no prompt or no file, a prompt is empty, or a line is wrong.
+    """
+    requests = [Request(_said(text, "the prompt is empty")) for text in texts]
+    if file is not None:
+        content = read_text(file)
+        if file.endswith(".jsonl") or (file == "-" and content.lstrip().startswith("{")):
+            requests += read_lines(file, content, "prompt", {"negative"}, read_request)
+        else:
+            requests += [Request(line.strip()) for line in content.splitlines() if line.strip()]
+    if not requests:
+        raise UserError(f"there is no prompt in {file}; write one a line.")
+    return requests
+
+
+def read_text(file: str) -> str:
+    """A file's text, or standard input's.
+
+    Raises:
+        UserError: it does not exist, or is no text.
+    """
+    try:
+        return sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise UserError(f"{file} does not exist; check the path.") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{file} cannot be read as text ({error}).") from error
+
+
+def read_lines(
+    file: str, content: str, text: str, more: set[str], read: Callable[..., Request]
+) -> list[Request]:
+    """JSON lines as requests; `text` is the key of what is said, `more` other keys that may be.
+
+    Raises:
+        UserError: a line is no such object, or two have one id; the file and line are named.
+    """
+    requests, lines = [], {}
+    for where, line in objects(file, content):
+        request = read(line, where, text, more)
+        if request.id in lines:
+            raise UserError(f"{where}: the id {request.id!r} is that of {lines[request.id]} too.")
+        if request.id is not None:
+            lines[request.id] = where
+        requests.append(request)
+    return requests
+
+
+def objects(file: str, content: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(file:line, object) of JSON lines; empty lines count for nothing."""
+    name = "standard input" if file == "-" else file
+    for number, line in enumerate(content.splitlines(), 1):
+        where = f"{name}:{number}"
+        if not line.strip():
+            continue
+        try:
+            read = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{where} is no JSON ({error}).") from error
+        if not isinstance(read, dict):
+            raise UserError(f'{where} is no JSON object, such as {{"prompt": "a red circle"}}.')
+        yield where, read
+
+
+def read_request(line: dict[str, Any], where: str, text: str, more: set[str]) -> Request:
+    """One line as a request."""
+    known = {text, "id", *NUMBERS, *more}
+    if unknown := sorted(set(line) - known):
+        raise UserError(f"{where}: {unknown[0]!r} is none of {', '.join(sorted(known))}.")
+    if not isinstance(line.get(text), str):
+        raise UserError(f'{where} has no text "{text}"; write one.')
+    options = {key: line[key] for key in (*NUMBERS, *more) if line.get(key) is not None}
+    for key, value in options.items():
+        _check_option(key, value, where)
+    seed, n = options.pop("seed", None), options.pop("n", None)
+    images = [existing(image, f"{where}: ") for image in _listed(options.pop("image", []))]
+    said = _said(line[text], f"{where}: the {text} is empty")
+    return Request(said, read_id(line, where), images, seed, n, options)
+
+
+def read_id(line: dict[str, Any], where: str) -> str | None:
+    """The id of a line, that files may be named by."""
+    name = line.get("id")
+    if name is None:
+        return None
+    if not isinstance(name, str | int) or not re.fullmatch(r"\w[\w.-]{0,99}", str(name)):
+        raise UserError(
+            f"{where}: the id {name!r} names no file; use up to 100 letters, digits and _ - ."
+        )
+    return str(name)
+
+
+def existing(path: Any, where: str) -> Path:
+    """A picture's path.
+
+    Raises:
+        UserError: there is no file there.
+    """
+    if not isinstance(path, str | Path) or not Path(path).is_file():
+        raise UserError(f"{where}the picture {path} does not exist; check the path.")
+    return Path(path)
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _check_option(key: str, value: Any, where: str) -> None:
+    if key not in NUMBERS:
+        if not isinstance(value, str | list if key == "image" else str):
+            raise UserError(f"{where}: {key} is {value!r}, which is no text.")
+        return
+    kind, least = NUMBERS[key]
+    if isinstance(value, bool) or not isinstance(value, kind) or not least <= value < float("inf"):
+        raise UserError(f"{where}: {key} is {value!r}; give a number of at least {least}.")
+
+
+def _said(text: str, empty: str) -> str:
+    if not text.strip():
+        raise UserError(f"{empty}; say what the picture should show.")
+    return text

@@ -1,0 +1,165 @@
+"""Conversations on a terminal, through a pipe, or as JSON lines."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from triptych.errors import UserError
+from triptych.using.requests import existing, objects, read_id, read_text
+
+HELP = "/image FILE shows a picture, /reset begins anew, /quit or Ctrl-D ends."
+
+
+def readable(picture: str) -> None:
+    """Check the picture before the model is loaded.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(picture) as opened:
+            opened.verify()
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(
+            f"{picture} is no picture that can be read ({error}); give a whole PNG, JPEG or WebP."
+        ) from error
+
+
+# --- JSON lines -----------------------------------------------------------------------------------
+
+
+def read_questions(file: str) -> list[tuple[str, str, list[dict[str, Any]]]]:
+    """(file:line, id, messages) of every line; the id is the line's number where it has none.
+
+    Raises:
+        UserError: a line is no question, names a picture that is not there, or has another's id.
+    """
+    lines: list[tuple[str, str, list[dict[str, Any]]]] = []
+    places: dict[str, str] = {}
+    for where, line in objects(file, read_text(file)):
+        name = read_id(line, where) or where.rpartition(":")[2]
+        if name in places:
+            raise UserError(f"{where}: the id {name!r} is that of {places[name]} too.")
+        places[name] = where
+        lines.append((where, name, _messages(line, where)))
+    return lines
+
+
+def _messages(line: dict[str, Any], where: str) -> list[dict[str, Any]]:
+    if isinstance(line.get("messages"), list):
+        return line["messages"]
+    if not isinstance(line.get("question"), str) or not line["question"].strip():
+        raise UserError(f'{where} has no "question" and no "messages"; write one of them.')
+    images = line.get("images", line.get("image", []))
+    images = images if isinstance(images, list) else [images]
+    shown = [{"type": "image", "image": str(existing(image, f"{where}: "))} for image in images]
+    return [{"role": "user", "content": [*shown, line["question"]]}]
+
+
+def answer_lines(
+    pipe: Any,
+    lines: list[tuple[str, str, list[dict[str, Any]]]],
+    batch_size: int,
+    options: dict[str, Any],
+) -> None:
+    """Print the answers as JSON lines, in order, as batches are done.
+
+    Raises:
+        UserError: a conversation has another shape, is too long, or a picture is unreadable.
+    """
+    from triptych.messages import read_messages
+
+    seed = options["seed"]
+    for at in range(0, len(lines), batch_size):
+        some = lines[at : at + batch_size]
+        talks = []
+        for where, _, messages in some:
+            try:
+                talks.append(read_messages(messages))
+            except UserError as error:
+                raise UserError(f"{where}: {error}") from error
+        first = {} if seed is None else {"seed": seed + at}
+        for (_, name, _), answer in zip(
+            some, pipe.chat_batch(talks, **{**options, **first}), strict=True
+        ):
+            told = {"id": name, "answer": answer.text, "finish_reason": answer.finish_reason}
+            print(json.dumps(told, ensure_ascii=False), flush=True)
+
+
+# --- a conversation -------------------------------------------------------------------------------
+
+
+def converse(pipe: Any, pictures: list[str], options: dict[str, Any]) -> None:
+    """Read questions and print answers as they are written, until the input ends.
+
+    From a pipe, every line is a question, and what is wrong ends the command.
+
+    Raises:
+        UserError: something is wrong with what came through a pipe.
+    """
+    asking = sys.stdin.isatty()
+    if asking:
+        print(HELP, file=sys.stderr)
+    messages: list[dict[str, Any]] = []
+    shown: list[Any] = [{"type": "image", "image": picture} for picture in pictures]
+    while (said := _line(asking)) is not None:
+        try:
+            if not said:
+                continue
+            if said == "/quit":
+                return
+            if said == "/reset":
+                messages = []
+                shown = [{"type": "image", "image": picture} for picture in pictures]
+            elif said.startswith("/image "):
+                file = existing(said.removeprefix("/image ").strip(), "")
+                readable(str(file))
+                shown.append({"type": "image", "image": str(file)})
+            elif said.startswith("/") and not Path(said).exists():
+                raise UserError(f"{said.split()[0]} is no command. {HELP}")
+            else:
+                question = {"role": "user", "content": [*shown, said]}
+                answer = _answer(pipe, [*messages, question], options)
+                if answer:
+                    messages += [question, {"role": "assistant", "content": answer}]
+                    shown = []
+        except UserError as error:
+            if not asking:
+                raise
+            print(f"triptych: {error}", file=sys.stderr)
+
+
+def _line(asking: bool) -> str | None:
+    """The next line; None at the end. Ctrl-C begins the line anew."""
+    while True:
+        try:
+            return input("> " if asking else "").strip()
+        except EOFError:
+            if asking:
+                print(file=sys.stderr)
+            return None
+        except KeyboardInterrupt:
+            if not asking:
+                raise
+            print("\nCtrl-D ends.", file=sys.stderr)
+
+
+def _answer(pipe: Any, messages: list[dict[str, Any]], options: dict[str, Any]) -> str:
+    """Print an answer as it is written; what there is of it when Ctrl-C stops it."""
+    written = ""
+    pieces = pipe.chat(messages, stream=True, **options)
+    try:
+        for piece in pieces:
+            written += piece
+            print(piece, end="", flush=True)
+    except KeyboardInterrupt:
+        pass
+    finally:
+        pieces.close()
+    print(flush=True)
+    return written
