@@ -1,0 +1,80 @@
+"""Following a call: what is seen of it while it runs, and that it ends when nobody looks."""
+
+import threading
+import time
+
+import pytest
+from PIL import Image
+
+from triptych.pipeline import Progress
+from triptych.serving.web.following import follow
+
+STEPS = 50
+
+
+def picture(shade):
+    return Image.new("RGB", (4, 4), (shade, 0, 0))
+
+
+def work(done, wait=None):
+    """A call that takes STEPS steps, each written to `done`; `wait` comes before each."""
+
+    def call(callback):
+        for step in range(1, STEPS + 1):
+            if wait:
+                wait()
+            done.append(step)
+            callback(Progress("features", step, STEPS, range(1), lambda s=step: [picture(s)]))
+        return [picture(255)]
+
+    return call
+
+
+def test_previews_come_first_and_the_picture_last():
+    *before, last = follow(work([], lambda: time.sleep(0.005)))
+    assert before and all(seen.progress for seen in before)
+    assert [seen.pictures for seen in before if seen.pictures]
+    assert last.progress is None and last.pictures[0].getpixel((0, 0)) == (255, 0, 0)
+    steps = [seen.progress.step for seen in before]
+    assert steps == sorted(steps)
+
+
+def test_closing_ends_the_call():
+    done, step = [], threading.Semaphore(1)
+    seen = follow(work(done, step.acquire))
+    next(seen)
+    step.release(3)  # the next step sees that nobody looks; more would be taken
+    seen.close()
+    assert len(done) == 2
+
+
+def test_a_closing_page_ends_all_calls():
+    closing, done = threading.Event(), []
+    closing.set()
+    assert list(follow(work(done), closing)) == []
+    assert done == [1]
+
+
+def test_errors_come_through():
+    def call(callback):
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        list(follow(call))
+
+
+def test_costly_previews_are_made_once():
+    made = []
+
+    def call(callback):
+        for step in range(1, STEPS + 1):
+            callback(Progress("features", step, STEPS, range(1), slow))
+        return []
+
+    def slow():
+        made.append(1)
+        time.sleep(0.3)
+        return [picture(1)]
+
+    list(follow(call))
+    assert len(made) == 1
