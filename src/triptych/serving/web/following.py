@@ -55,7 +55,7 @@ def follow(work: Work, closing: threading.Event | None = None) -> Iterator[Seen]
     def run() -> None:
         try:
             news.put(Seen(None, work(tell)))
-        except BaseException as error:  # noqa: BLE001: raised where it is waited for
+        except BaseException as error:  # raised again where it is waited for
             news.put(error)
 
     worker = threading.Thread(target=run, name="triptych app: a call", daemon=False)
