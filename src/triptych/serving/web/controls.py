@@ -54,9 +54,9 @@ def arguments(values: tuple[Any, ...]) -> dict[str, Any]:
 
 def seed_row() -> tuple[gr.Number, gr.Checkbox]:
     """A seed, dice that roll another, and whether every click rolls."""
-    with gr.Row(equal_height=False):
+    with gr.Row(elem_classes="seed"):
         seed = gr.Number(0, label="Seed", precision=0, minimum=0, min_width=100)
-        dice = gr.Button("🎲", elem_classes="dice", min_width=44)
-        fresh = gr.Checkbox(True, label="New seed each time", container=False, min_width=120)
+        dice = gr.Button("⚄", elem_classes="dice", min_width=48, scale=0)
+        fresh = gr.Checkbox(True, label="New seed each time", min_width=120)
     dice.click(None, outputs=seed, js="() => Math.floor(Math.random() * 2 ** 31)")
     return seed, fresh

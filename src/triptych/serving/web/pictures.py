@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -25,18 +26,25 @@ def shown(
         if seen.progress is not None:
             changes: dict[gr.components.Component, Any] = {line: status(seen.progress)}
             if seen.pictures is not None:
-                changes[gallery] = [page.write(each, "preview") for each in seen.pictures]
+                changes[gallery] = _grid([page.write(each, "preview") for each in seen.pictures])
             yield changes
             continue
         taken = time.perf_counter() - started
         number = len(seen.pictures)
         yield {
             line: status(None, f"{number} picture{'s' * (number > 1)} in {taken:.1f} s"),
-            gallery: [
-                (page.write(each, f"{text} seed {seed + n}"), f"seed {seed + n}")
-                for n, each in enumerate(seen.pictures)
-            ],
+            gallery: _grid(
+                [
+                    (page.write(each, f"{text} seed {seed + n}"), f"seed {seed + n}")
+                    for n, each in enumerate(seen.pictures)
+                ]
+            ),
         }
+
+
+def _grid(pictures: list) -> gr.Gallery:
+    """As large as they go."""
+    return gr.Gallery(pictures, columns=math.ceil(math.sqrt(len(pictures))))
 
 
 def gallery_of(page: Page) -> tuple[gr.HTML, gr.Gallery]:
@@ -44,7 +52,6 @@ def gallery_of(page: Page) -> tuple[gr.HTML, gr.Gallery]:
     line = gr.HTML(status(None), padding=False)
     gallery = gr.Gallery(
         show_label=False,
-        columns=4,
         height=560,
         object_fit="contain",
         format="png",
