@@ -95,7 +95,8 @@ def compare_tab(page: Page) -> None:
         criterion = gr.Dropdown(list(CRITERIA), value=CRITERIA[0], label="Which is better", scale=1)
     with gr.Accordion("What is compared", open=False):
         names = page.sources.names
-        first, second = _side("First", names, names[0]), _side("Second", names, names[-1])
+        with gr.Row():
+            first, second = _side("First", names, names[0]), _side("Second", names, names[-1])
         seed, fresh = seed_row()
     with gr.Row():
         show = gr.Button("Show a pair", variant="primary", elem_id="show-pair")
@@ -193,7 +194,7 @@ def compare_tab(page: Page) -> None:
 
 def _side(label: str, names: list[str], name: str) -> list[gr.components.Component]:
     """Controls of one side: its model and its settings."""
-    with gr.Row(equal_height=False):
+    with gr.Column(min_width=360):
         source = gr.Dropdown(names, value=name, label=label, elem_id=f"{label.lower()}-source")
         return [source, *numbers()]
 
@@ -211,7 +212,7 @@ def _picture(page: Page, label: str, name: str) -> gr.Image:
 
 def _told(pair: Pair, button: str, tally: Tally, criterion: str) -> str:
     """HTML: which was which, and how all votes on these two stand."""
-    differing = [key for key in pair.a if pair.a[key] != pair.b.get(key) and key in _ORDER]
+    differing = [key for key in SETTINGS if pair.a[key] != pair.b[key]]
     sides = {"left": pair.left, "right": pair.right}
     cells = "".join(
         f'<div class="{"won" if place == button else ""}"><b>{place.capitalize()}</b>: '
@@ -221,12 +222,9 @@ def _told(pair: Pair, button: str, tally: Tally, criterion: str) -> str:
     return f'<div class="revealed">{cells}</div>{_table(pair, differing, tally, criterion)}'
 
 
-_ORDER = ("model", *SETTINGS, "sampler", "decoder_sampler", "guidance_interval")
-
-
 def _named(side: dict[str, Any], differing: list[str]) -> str:
     """A side by its model and by what sets it apart."""
-    apart = [f"{key.replace('_', ' ')} {side[key]}" for key in differing if key != "model"]
+    apart = [f"{key.replace('_', ' ')} {side[key]}" for key in differing]
     return html.escape(", ".join([str(side["model"]), *apart]))
 
 

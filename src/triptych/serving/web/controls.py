@@ -7,49 +7,47 @@ from typing import Any
 import gradio as gr
 
 from triptych.pipeline import UnifiedPipeline
+from triptych.solvers import SAMPLERS
 
-SETTINGS = ("steps", "guidance", "decoder_steps", "decoder_guidance")
+SETTINGS = ("steps", "guidance", "sampler", "decoder_steps", "decoder_guidance", "decoder_sampler")
+STAGES = {"": "Features", "decoder_": "Pixels"}
+"""Prefix of the settings of either diffusion -> what it makes."""
+OWN = "the model's"
 
 
 def sliders(pipe: UnifiedPipeline) -> list[gr.components.Component]:
     """One control for each of SETTINGS, at the model's own values."""
-    generation, decoder = pipe.model.generation, pipe.model.decoding.decoder
-    with gr.Row():
-        steps = gr.Slider(
-            1, max(100, generation.steps), generation.steps, step=1, label="Steps", info="features"
-        )
-        guidance = gr.Slider(
-            1, max(15, generation.guidance), generation.guidance, step=0.1, label="Guidance"
-        )
-    with gr.Row():
-        decoder_steps = gr.Slider(
-            1, max(100, decoder.steps), decoder.steps, step=1, label="Decoder steps", info="pixels"
-        )
-        decoder_guidance = gr.Slider(
-            1, max(15, decoder.guidance), decoder.guidance, step=0.1, label="Decoder guidance"
-        )
-    return [steps, guidance, decoder_steps, decoder_guidance]
+    made = []
+    parts = (pipe.model.generation, pipe.model.decoding.decoder)
+    for part, stage in zip(parts, STAGES.values(), strict=True):
+        with gr.Row():
+            most = max(100, part.steps)
+            steps = gr.Slider(1, most, part.steps, step=1, label=f"{stage}: steps", min_width=140)
+            most = max(15, part.guidance)
+            guidance = gr.Slider(
+                1, most, part.guidance, step=0.1, label=f"{stage}: guidance", min_width=140
+            )
+        sampler = gr.Dropdown(list(SAMPLERS), value=part.sampler, label=f"{stage}: sampler")
+        made += [steps, guidance, sampler]
+    return made
 
 
-def numbers(**given: float) -> list[gr.components.Component]:
-    """One control for each of SETTINGS; what is left empty is the model's own."""
-    labels = ("Steps", "Guidance", "Decoder steps", "Decoder guidance")
-    return [
-        gr.Number(
-            given.get(name),
-            label=label,
-            precision=0 if name.endswith("steps") else None,
-            minimum=1,
-            placeholder="the model's",
-            min_width=110,
-        )
-        for name, label in zip(SETTINGS, labels, strict=True)
-    ]
+def numbers() -> list[gr.components.Component]:
+    """One control for each of SETTINGS; what is left empty or 0 is the model's own."""
+    made = []
+    for stage in STAGES.values():
+        with gr.Row():
+            own = {"minimum": 0, "placeholder": OWN, "min_width": 110, "value": None}
+            steps = gr.Number(label=f"{stage}: steps", precision=0, **own)
+            guidance = gr.Number(label="Guidance", **own)
+            sampler = gr.Dropdown([(OWN, ""), *SAMPLERS], value="", label="Sampler", min_width=110)
+        made += [steps, guidance, sampler]
+    return made
 
 
 def arguments(values: tuple[Any, ...]) -> dict[str, Any]:
     """What `UnifiedPipeline.generate` takes, of the values of `sliders` or `numbers`."""
-    return dict(zip(SETTINGS, values, strict=True))
+    return {name: value or None for name, value in zip(SETTINGS, values, strict=True)}
 
 
 def seed_row() -> tuple[gr.Number, gr.Checkbox]:

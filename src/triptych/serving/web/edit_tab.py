@@ -21,16 +21,18 @@ from triptych.serving.web.pictures import gallery_of, shown
 
 def picture_box(page: Page, label: str, name: str) -> gr.Image:
     """Where a viewer puts a picture; it is read by `open_picture`, which says what is wrong."""
-    return gr.Image(
+    box = gr.Image(
         label=label,
         type="filepath",
-        image_mode=None,
         sources=["upload", "clipboard"],
         height=280,
         elem_id=name,
         elem_classes=page.look,
         buttons=[],
     )
+    # gradio's own opens the file, and answers one that is no picture with a traceback in the log
+    box.preprocess = lambda payload: payload and payload.path
+    return box
 
 
 def edit_tab(page: Page) -> None:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from triptych.pipeline import Progress
 
-PREVIEW_SHARE = 0.25
+PREVIEW_SHARE = 0.4
 """Most of a call's time that previews may take, after the first."""
 
 Work = Callable[[Callable[[Progress], None]], list[Image.Image]]

@@ -52,7 +52,7 @@ def gallery_of(page: Page) -> tuple[gr.HTML, gr.Gallery]:
     line = gr.HTML(status(None), padding=False)
     gallery = gr.Gallery(
         show_label=False,
-        height=560,
+        height=736,
         object_fit="contain",
         format="png",
         buttons=["download", "fullscreen"],
