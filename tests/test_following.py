@@ -10,6 +10,7 @@ from triptych.pipeline import Progress
 from triptych.serving.web.following import follow
 
 STEPS = 50
+OPEN = threading.Event()
 
 
 def picture(shade):
@@ -31,9 +32,8 @@ def work(done, wait=None):
 
 
 def test_previews_come_first_and_the_picture_last():
-    *before, last = follow(work([], lambda: time.sleep(0.005)))
-    assert before and all(seen.progress for seen in before)
-    assert [seen.pictures for seen in before if seen.pictures]
+    *before, last = follow(work([]), OPEN)
+    assert before[0].progress.step == 1 and before[0].pictures is not None
     assert last.progress is None and last.pictures[0].getpixel((0, 0)) == (255, 0, 0)
     steps = [seen.progress.step for seen in before]
     assert steps == sorted(steps)
@@ -41,11 +41,21 @@ def test_previews_come_first_and_the_picture_last():
 
 def test_closing_ends_the_call():
     done, step = [], threading.Semaphore(1)
-    seen = follow(work(done, step.acquire))
+    ended = threading.Event()
+
+    def watched(callback):
+        try:
+            return work(done, step.acquire)(callback)
+        finally:
+            ended.set()
+
+    seen = follow(watched, OPEN)
     next(seen)
-    step.release(3)  # the next step sees that nobody looks; more would be taken
     seen.close()
-    assert len(done) == 2
+    time.sleep(0.1)  # longer than the rest between two words
+    step.release(3)  # the next step sees that nobody looks; more could be taken
+    assert ended.wait(10)
+    assert done == [1, 2]
 
 
 def test_a_closing_page_ends_all_calls():
@@ -60,21 +70,21 @@ def test_errors_come_through():
         raise ValueError("no")
 
     with pytest.raises(ValueError, match="no"):
-        list(follow(call))
+        list(follow(call, OPEN))
 
 
 def test_costly_previews_are_made_once():
     made = []
-
-    def call(callback):
-        for step in range(1, STEPS + 1):
-            callback(Progress("features", step, STEPS, range(1), slow))
-        return []
 
     def slow():
         made.append(1)
         time.sleep(0.3)
         return [picture(1)]
 
-    list(follow(call))
+    def call(callback):
+        for step in range(1, STEPS + 1):
+            callback(Progress("features", step, STEPS, range(1), slow))
+        return []
+
+    list(follow(call, OPEN))
     assert len(made) == 1

@@ -19,7 +19,7 @@ from triptych.serving.web.chat_tab import chat_tab
 from triptych.serving.web.compare_tab import compare_tab
 from triptych.serving.web.edit_tab import edit_tab, reconstruct_tab
 from triptych.serving.web.generate_tab import generate_tab
-from triptych.serving.web.page import Page, Sources
+from triptych.serving.web.page import FOLDER, Page, Sources
 from triptych.serving.web.style import CSS, theme
 from triptych.serving.web.votes import Votes
 from triptych.version import __version__
@@ -62,7 +62,7 @@ def serve(
     """
     require_free(host, port)
     kept = Votes(votes)
-    with tempfile.TemporaryDirectory(prefix="triptych-app-") as folder:
+    with tempfile.TemporaryDirectory(prefix=FOLDER) as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder  # uploads too: nothing stays behind
         page = Page(sources, kept, prompts, Path(folder))
         blocks = build(page)

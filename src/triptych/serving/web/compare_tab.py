@@ -60,8 +60,14 @@ def make_pair(
     """Pictures of both sides (name of a source, arguments of `generate`), in an order by chance.
 
     Raises:
-        UserError: a source has no model, or as `UnifiedPipeline.generate`.
+        UserError: both sides are the same, a source has no model, or as
+            `UnifiedPipeline.generate`.
     """
+    if sides["a"] == sides["b"]:
+        raise UserError(
+            "both sides are the same; choose another model or other settings under 'What is "
+            "compared'."
+        )
     pictures, settings = {}, {}
     for side, (source, given) in sides.items():
         picture = page.sources[source].generate(prompt, seeds=seed, **given)[0]
@@ -93,8 +99,8 @@ def compare_tab(page: Page) -> None:
         )
         viewer = gr.Textbox(label="Your name", placeholder="kept with your votes", scale=1)
         criterion = gr.Dropdown(list(CRITERIA), value=CRITERIA[0], label="Which is better", scale=1)
-    with gr.Accordion("What is compared", open=False):
-        names = page.sources.names
+    names = page.sources.names
+    with gr.Accordion("What is compared", open=len(names) == 1):
         with gr.Row():
             first, second = _side("First", names, names[0]), _side("Second", names, names[-1])
         seed, fresh = seed_row()
@@ -161,7 +167,7 @@ def compare_tab(page: Page) -> None:
                 )
             )
             if not counted:
-                gr.Warning("this pair was voted on already; it counts once.", title="")
+                gr.Warning("this pair was voted on already; it counts once.")
             tally = page.votes.tally(made.a, made.b, criterion)
             off = [gr.Button(interactive=False) for _ in votes]
             return [_told(made, button, tally, criterion), *off]

@@ -33,13 +33,13 @@ def sliders(pipe: UnifiedPipeline) -> list[gr.components.Component]:
 
 
 def numbers() -> list[gr.components.Component]:
-    """One control for each of SETTINGS; what is left empty or 0 is the model's own."""
+    """One control for each of SETTINGS; 0 or empty is the model's own."""
     made = []
     for stage in STAGES.values():
         with gr.Row():
-            own = {"minimum": 0, "placeholder": OWN, "min_width": 110, "value": None}
-            steps = gr.Number(label=f"{stage}: steps", precision=0, **own)
-            guidance = gr.Number(label="Guidance", **own)
+            own = {"value": 0, "minimum": 0, "min_width": 110}
+            steps = gr.Number(label=f"{stage}: steps", precision=0, info=f"0: {OWN}", **own)
+            guidance = gr.Number(label="Guidance", info=f"0: {OWN}", **own)
             sampler = gr.Dropdown([(OWN, ""), *SAMPLERS], value="", label="Sampler", min_width=110)
         made += [steps, guidance, sampler]
     return made

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -11,9 +10,12 @@ from dataclasses import dataclass
 from PIL import Image
 
 from triptych.pipeline import Progress
+from triptych.streams import pieces
 
 PREVIEW_SHARE = 0.4
 """Most of a call's time that previews may take, after the first."""
+REST = 0.05
+"""Seconds between two words of a call; steps that come faster are passed."""
 
 Work = Callable[[Callable[[Progress], None]], list[Image.Image]]
 """A call of the pipeline that is given its callback."""
@@ -30,73 +32,56 @@ class Seen:
 
 
 class Stopped(Exception):
-    """Ends a call from inside its callback."""
+    """The page ends."""
 
 
-def follow(work: Work, closing: threading.Event | None = None) -> Iterator[Seen]:
+def follow(work: Work, closing: threading.Event) -> Iterator[Seen]:
     """Run `work` in a thread and yield what there is to see; the finished pictures come last.
 
-    What comes faster than it is taken is joined. Closing the iterator ends the call at its next
-    step, and waits for that; so does `closing`, once it is set.
+    Closing the iterator ends the call at one of its next steps, and so does setting `closing`.
 
     Raises:
         whatever `work` raises.
     """
-    news: queue.Queue[Seen | BaseException] = queue.Queue()
-    left, closing = threading.Event(), closing or threading.Event()
-    previews = _Budget()
 
-    def tell(progress: Progress) -> None:
-        if left.is_set() or closing.is_set():
-            raise Stopped
-        pictures = previews.spend(progress.preview) if previews.suffices() else None
-        news.put(Seen(progress, pictures))
+    def run(tell: Callable[[Seen], None]) -> None:
+        pace = _Pace()
 
-    def run() -> None:
-        try:
-            news.put(Seen(None, work(tell)))
-        except BaseException as error:  # raised again where it is waited for
-            news.put(error)
+        def callback(progress: Progress) -> None:
+            if closing.is_set():
+                raise Stopped
+            pictures = pace.preview(progress)
+            if pictures is not None or pace.rested():
+                tell(Seen(progress, pictures))
 
-    worker = threading.Thread(target=run, name="triptych app: a call", daemon=False)
-    worker.start()
+        tell(Seen(None, work(callback)))
+
     try:
-        while True:
-            seen = _joined(news)
-            if isinstance(seen, Stopped):
-                return
-            if isinstance(seen, BaseException):
-                raise seen
-            yield seen
-            if seen.progress is None:
-                return
-    finally:
-        left.set()
-        worker.join()
+        yield from pieces(run)
+    except Stopped:
+        return
 
 
-def _joined(news: queue.Queue[Seen | BaseException]) -> Seen | BaseException:
-    """The newest, with the newest pictures; waits where there is none."""
-    seen = news.get()
-    while isinstance(seen, Seen) and not news.empty():
-        newer = news.get()
-        if isinstance(newer, Seen) and newer.pictures is None:
-            newer.pictures = seen.pictures
-        seen = newer
-    return seen
-
-
-class _Budget:
-    """The first preview is made at once, later ones only from their share of the time."""
+class _Pace:
+    """How much is told: the first preview at once, later ones from their share of the time."""
 
     def __init__(self) -> None:
-        self.started, self.spent = time.perf_counter(), 0.0
+        self.started, self.spent, self.told = time.perf_counter(), 0.0, 0.0
 
-    def suffices(self) -> bool:
-        return self.spent <= PREVIEW_SHARE * (time.perf_counter() - self.started)
-
-    def spend(self, preview: Callable[[], list[Image.Image]]) -> list[Image.Image]:
-        start = time.perf_counter()
-        pictures = preview()
-        self.spent += time.perf_counter() - start
+    def preview(self, progress: Progress) -> list[Image.Image] | None:
+        """The pictures as they look, unless previews have taken too long already."""
+        now = time.perf_counter()
+        if self.spent > PREVIEW_SHARE * (now - self.started):
+            return None
+        pictures = progress.preview()
+        self.told = time.perf_counter()
+        self.spent += self.told - now
         return pictures
+
+    def rested(self) -> bool:
+        """Whether it is time for another word; then its time is noted."""
+        now = time.perf_counter()
+        if now - self.told < REST:
+            return False
+        self.told = now
+        return True

@@ -22,6 +22,8 @@ from triptych.serving.web.votes import Votes
 
 log = logging.getLogger(__name__)
 
+FOLDER = "triptych-app-"
+"""How the names of folders begin that hold what the page writes and what it is given."""
 SMALL = 256
 """Pictures of fewer pixels a side are enlarged as squares, not blurred."""
 MOST_PICTURES = 16
@@ -94,14 +96,16 @@ def in_words() -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        raise gr.Error(html.escape(str(error)), title="", print_exception=False) from error
+        sentence = re.sub(
+            rf"\S*{FOLDER}\S*/", "", str(error)
+        )  # a viewer knows files by their names
+        raise gr.Error(html.escape(sentence), print_exception=False) from error
     except gr.Error:
         raise
     except Exception as error:
         log.exception("the page could not answer")
         raise gr.Error(
             "something went wrong inside; the log of `triptych app` says what.",
-            title="",
             print_exception=False,
         ) from error
 
@@ -116,8 +120,7 @@ def status(progress: Progress | None, done: str = "") -> str:
     if progress is None:
         return f'<div class="status">{html.escape(done)}</div>'
     share = progress.step / progress.steps
-    stage = {"features": "features", "pixels": "pixels"}[progress.stage]
     return (
-        f'<div class="status">{stage}: step {progress.step} of {progress.steps}'
+        f'<div class="status">{progress.stage}: step {progress.step} of {progress.steps}'
         f'<div class="bar"><div style="width:{share:.0%}"></div></div></div>'
     )

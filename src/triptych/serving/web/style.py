@@ -40,6 +40,6 @@ CSS = """
 .revealed div { background: var(--background-fill-secondary); border-radius: 8px; padding: 10px; }
 .revealed .won { outline: 2px solid var(--color-accent); }
 .tally { font-variant-numeric: tabular-nums; }
-.tally th, .tally td { text-align: left; padding: 4px 24px 4px 0; }
+.tally th, .tally td { border: 0 !important; padding: 4px 24px 4px 0 !important; text-align: left; }
 .quiet { color: var(--body-text-color-subdued); }
 """
