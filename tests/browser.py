@@ -13,8 +13,8 @@ NAMES = ("chromium", "chromium-browser", "google-chrome")
 class Seen:
     """What the browser was told and asked."""
 
-    messages: list[str] = field(default_factory=list)
-    """Errors and warnings of its console."""
+    errors: list[str] = field(default_factory=list)
+    """Of its console and of the scripts of the page."""
     addresses: list[str] = field(default_factory=list)
     """Of every request."""
 
@@ -37,10 +37,10 @@ def open_page(browser, address, **options):
     """A new window at `address`, and what it saw."""
     page, seen = browser.new_page(**options), Seen()
     page.on("request", lambda request: seen.addresses.append(request.url))
-    page.on("pageerror", lambda error: seen.messages.append(str(error)))
+    page.on("pageerror", lambda error: seen.errors.append(str(error)))
     page.on(
         "console",
-        lambda told: seen.messages.append(told.text) if told.type in ("error", "warning") else None,
+        lambda told: seen.errors.append(told.text) if told.type == "error" else None,
     )
     page.goto(address)
     return page, seen
