@@ -69,7 +69,7 @@ def told(page, sentence):
     """Wait for an error with this sentence, and close it."""
     toast = page.locator(".toast-body", has_text=sentence)
     toast.wait_for()
-    assert "Traceback" not in toast.inner_text()
+    assert not re.search("Traceback|/", toast.inner_text())
     toast.locator(".toast-close").click()
 
 
@@ -143,7 +143,7 @@ def test_an_edit_makes_pictures_and_a_broken_file_a_sentence(window, red_circle,
     window.locator("#edit-picture img").wait_for(state="attached")
     window.fill("#edit-instruction textarea", "make the circle blue")
     window.click("#edit")
-    told(window, re.compile(r"^Error\s*×\s*broken.png is no picture that can be read"))
+    told(window, "broken.png is no picture that can be read")
     window.locator("#edit-picture [aria-label='Clear']").click()
     window.set_input_files("#edit-picture input[type=file]", red_circle)
     window.locator("#edit-picture img").wait_for()
@@ -154,7 +154,6 @@ def test_an_edit_makes_pictures_and_a_broken_file_a_sentence(window, red_circle,
 def test_a_blind_vote_is_kept_once(window, app):
     votes = app[1]
     tab(window, "Compare")
-    window.get_by_role("button", name="What is compared").click()
     steps = window.get_by_label("Features: steps").locator("visible=true")
     window.click("#next")
     told(window, "both sides are the same")
@@ -243,7 +242,7 @@ def test_a_busy_port_is_named(tmp_path, capsys):
 
 
 def test_a_second_model_is_loaded_once_and_late():
-    from triptych.serving.web.page import Sources
+    from triptych.serving.web.opening import Sources
 
     made = []
     sources = Sources({"first": lambda: made.append("first"), "second": lambda: made.append("2")})
@@ -256,7 +255,7 @@ def test_a_second_model_is_loaded_once_and_late():
 
 
 def test_prompts_are_gone_through_in_order():
-    from triptych.serving.web.compare_tab import next_prompt
+    from triptych.serving.web.votes import next_prompt
 
     assert next_prompt(["a", "b", "c"], {"a"}) == "b"
     with pytest.raises(UserError, match="all 2 prompts"):

@@ -135,13 +135,11 @@ def app(arguments: list[str]) -> None:
     configs = parsed.config or []
     source = parsed.source or (configs.pop(0) if configs else "tiny")
     _refuse_unknown(flags, parser)
-    from triptych.serving.web import app as page  # gradio takes seconds to import: after parsing
+    from triptych.serving.web import opening  # torch takes seconds to import: after parsing
 
-    sources = page.find_sources(
-        source, parsed.other, parsed.ema, [*(f"--config={each}" for each in configs), *flags]
-    )
-    prompts = page.read_prompts(parsed.prompts)
-    page.serve(sources, parsed.votes, prompts, parsed.host, parsed.port)
+    overrides = [*(f"--config={each}" for each in configs), *flags]
+    sources = opening.find_sources(source, parsed.other, parsed.ema, overrides)
+    opening.show(sources, parsed.votes, parsed.prompts, parsed.host, parsed.port)
 
 
 def convert(arguments: list[str]) -> None:

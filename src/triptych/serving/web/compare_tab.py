@@ -10,7 +10,6 @@ import html
 import json
 import secrets
 import uuid
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -22,7 +21,7 @@ from triptych.picture_settings import CHUNK
 from triptych.serving.web.controls import SETTINGS, arguments, numbers, seed_row
 from triptych.serving.web.generate_tab import EXAMPLES
 from triptych.serving.web.page import ONE_AT_A_TIME, Page, in_words, new_seed, status
-from triptych.serving.web.votes import CRITERIA, Choice, Tally, Vote
+from triptych.serving.web.votes import CRITERIA, Choice, Tally, Vote, next_prompt
 
 BUTTONS = {
     "left": "← Left is better",
@@ -77,18 +76,6 @@ def make_pair(
         pictures[side] = picture.copy()  # a copy carries no settings: a download tells nothing
     left = secrets.choice(("a", "b"))
     return Pair(uuid.uuid4().hex, prompt, seed, settings["a"], settings["b"], left, pictures)
-
-
-def next_prompt(prompts: Sequence[str], seen: set[str]) -> str:
-    """The first that this viewer has not voted on.
-
-    Raises:
-        UserError: there is none left.
-    """
-    for prompt in prompts:
-        if prompt not in seen:
-            return prompt
-    raise UserError(f"you have voted on all {len(prompts)} prompts of the list; thank you.")
 
 
 def compare_tab(page: Page) -> None:

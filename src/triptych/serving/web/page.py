@@ -8,7 +8,7 @@ import logging
 import re
 import secrets
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +18,7 @@ from PIL import Image
 
 from triptych.contracts import UserError
 from triptych.pipeline import Progress, UnifiedPipeline
+from triptych.serving.web.opening import Sources
 from triptych.serving.web.votes import Votes
 
 log = logging.getLogger(__name__)
@@ -30,25 +31,6 @@ MOST_PICTURES = 16
 MODEL_TURN = "model"
 """Events of this name take turns: one computes, others wait."""
 ONE_AT_A_TIME = {"concurrency_id": MODEL_TURN, "concurrency_limit": 1}
-
-
-class Sources:
-    """Models by the names that viewers may read; each is loaded when it is first asked for."""
-
-    def __init__(self, loaders: Mapping[str, Callable[[], UnifiedPipeline]]) -> None:
-        self._loaders, self._loaded = dict(loaders), {}
-        self._turn = threading.Lock()
-
-    @property
-    def names(self) -> list[str]:
-        """The first is the one that all tabs use."""
-        return list(self._loaders)
-
-    def __getitem__(self, name: str) -> UnifiedPipeline:
-        with self._turn:
-            if name not in self._loaded:
-                self._loaded[name] = self._loaders[name]()
-            return self._loaded[name]
 
 
 @dataclass

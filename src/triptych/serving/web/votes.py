@@ -6,6 +6,7 @@ import json
 import os
 import threading
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -129,6 +130,18 @@ class Votes:
             for each in self.read()
             if (each["viewer"], each["criterion"]) == (viewer, criterion)
         }
+
+
+def next_prompt(prompts: Sequence[str], seen: set[str]) -> str:
+    """The first that this viewer has not voted on.
+
+    Raises:
+        UserError: there is none left.
+    """
+    for prompt in prompts:
+        if prompt not in seen:
+            return prompt
+    raise UserError(f"you have voted on all {len(prompts)} prompts of the list; thank you.")
 
 
 def _now() -> str:
