@@ -118,7 +118,7 @@ def test_questions_about_a_picture_in_several_turns(window, red_circle):
     window.set_input_files("#question input[type=file]", red_circle)
     window.locator("#question .thumbnail-image, #question img").first.wait_for()
     answers = window.locator("#talk .bot")
-    for turn, question in enumerate(["what color is the circle?", "how many shapes are there?"]):
+    for turn, question in enumerate(["what colour is the circle?", "how many shapes are there?"]):
         window.fill("#question textarea", question)
         window.keyboard.press("Enter")
         answers.nth(turn).wait_for()
@@ -144,7 +144,7 @@ def test_an_edit_makes_pictures_and_a_broken_file_a_sentence(window, red_circle,
     window.fill("#edit-instruction textarea", "make the circle blue")
     window.click("#edit")
     told(window, "broken.png is no picture that can be read")
-    window.locator("#edit-picture [aria-label='Clear']").click()
+    window.locator("#edit-picture [aria-label='Remove Image']").click()
     window.set_input_files("#edit-picture input[type=file]", red_circle)
     window.locator("#edit-picture img").wait_for()
     window.click("#edit")
@@ -242,7 +242,7 @@ def test_a_busy_port_is_named(tmp_path, capsys):
 
 
 def test_a_second_model_is_loaded_once_and_late():
-    from triptych.serving.web.opening import Sources
+    from triptych.serving.web.sources import Sources
 
     made = []
     sources = Sources({"first": lambda: made.append("first"), "second": lambda: made.append("2")})

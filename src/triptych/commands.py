@@ -135,11 +135,12 @@ def app(arguments: list[str]) -> None:
     configs = parsed.config or []
     source = parsed.source or (configs.pop(0) if configs else "tiny")
     _refuse_unknown(flags, parser)
-    from triptych.serving.web import opening  # torch takes seconds to import: after parsing
+    from triptych.serving.web.opening import show  # torch takes seconds to import: after parsing
+    from triptych.serving.web.sources import find_sources
 
     overrides = [*(f"--config={each}" for each in configs), *flags]
-    sources = opening.find_sources(source, parsed.other, parsed.ema, overrides)
-    opening.show(sources, parsed.votes, parsed.prompts, parsed.host, parsed.port)
+    sources = find_sources(source, parsed.other, parsed.ema, overrides)
+    show(sources, parsed.votes, parsed.prompts, parsed.host, parsed.port)
 
 
 def convert(arguments: list[str]) -> None:

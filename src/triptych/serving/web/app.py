@@ -15,8 +15,8 @@ from triptych.serving.web.chat_tab import chat_tab
 from triptych.serving.web.compare_tab import compare_tab
 from triptych.serving.web.edit_tab import edit_tab, reconstruct_tab
 from triptych.serving.web.generate_tab import generate_tab
-from triptych.serving.web.opening import Sources
 from triptych.serving.web.page import FOLDER, Page
+from triptych.serving.web.sources import Sources
 from triptych.serving.web.style import CSS, theme
 from triptych.serving.web.votes import Votes
 from triptych.version import __version__
@@ -74,5 +74,4 @@ def serve(sources: Sources, votes: Votes, prompts: Sequence[str], host: str, por
             signal.pause()
         except KeyboardInterrupt:
             page.closing.set()
-            blocks.server.force_exit = True  # an open window would be waited for
             blocks.close(verbose=False)

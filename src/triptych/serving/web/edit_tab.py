@@ -28,7 +28,6 @@ def picture_box(page: Page, label: str, name: str) -> gr.Image:
         height=280,
         elem_id=name,
         elem_classes=page.look,
-        buttons=[],
     )
     # gradio's own opens the file, and answers one that is no picture with a traceback in the log
     box.preprocess = lambda payload: payload and payload.path

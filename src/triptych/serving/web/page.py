@@ -18,7 +18,7 @@ from PIL import Image
 
 from triptych.contracts import UserError
 from triptych.pipeline import Progress, UnifiedPipeline
-from triptych.serving.web.opening import Sources
+from triptych.serving.web.sources import Sources
 from triptych.serving.web.votes import Votes
 
 log = logging.getLogger(__name__)
