@@ -17,7 +17,7 @@ from triptych.contracts import UserError
 from triptych.picture_settings import settings_of
 
 PROMPT = "a photo of a red circle left of a blue square"
-PATIENCE = 15_000  # milliseconds; what waits is far faster on a quiet machine
+PATIENCE = 60_000  # milliseconds; what waits is far faster on a quiet machine
 
 
 def free_port():
