@@ -44,7 +44,7 @@ ifneq ($(filter parity,$(MAKECMDGOALS)),)
   endif
 endif
 
-.PHONY: help setup $(STAGES) demo pretrain-tiny parity bench bench-data bench-generate torture test lint clean
+.PHONY: help setup $(STAGES) demo app pretrain-tiny parity bench bench-data bench-generate torture test lint clean
 
 help: ## Show this help
 	@grep -hE '^[a-z0-9-]+:.*## ' $(firstword $(MAKEFILE_LIST)) \
@@ -93,6 +93,9 @@ $(STAGES): $(STAMP)
 
 demo: $(STAMP) ## Make pictures, answers and reconstructions with the shipped weights: out/demo
 	$(RUN) demo --out out/demo $(ARGS)
+
+app: $(STAMP) ## Show a web page to generate, chat, edit and compare: ARGS="--port=7861"
+	@$(RUN) app $(ARGS)
 
 pretrain-tiny: $(STAMP) ## Make the shipped weights again from nothing; resumable, takes hours
 	$(RUN) pretrain $(ARGS)

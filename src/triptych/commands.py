@@ -28,12 +28,16 @@ def _parser(name: str, command: Callable) -> argparse.ArgumentParser:
 
 
 def _load(parsed: argparse.Namespace, flags: list[str], parser: argparse.ArgumentParser):
-    unknown = [flag for flag in flags if not flag.startswith("--model.")]
-    if unknown:
-        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    _refuse_unknown(flags, parser)
     from triptych.loading import load_model  # torch takes seconds to import: after parsing
 
     return load_model(parsed.config or TINY, flags)
+
+
+def _refuse_unknown(flags: list[str], parser: argparse.ArgumentParser) -> None:
+    unknown = [flag for flag in flags if not flag.startswith("--model.")]
+    if unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
 
 
 def evaluate(arguments: list[str]) -> None:
@@ -65,6 +69,28 @@ def demo(arguments: list[str]) -> None:
     scores = make_demo(model, parsed.out, started=started)
     print(json.dumps(scores))
     print(f"open {parsed.out / 'index.html'}")
+
+
+def app(arguments: list[str]) -> None:
+    """A web page to generate, chat, edit and compare: triptych app --from runs/tiny/stage2"""
+    parser = _parser("app", app)
+    parser.add_argument("--from", dest="source", help="preset, folder, run or checkpoint to show")
+    parser.add_argument("--other", metavar="SOURCE", help="a second one, to compare with it")
+    parser.add_argument("--ema", action="store_true", help="moving average, of a --from checkpoint")
+    parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 to show it to other machines")
+    parser.add_argument("--port", type=int, default=7860)
+    parser.add_argument("--votes", type=Path, default=Path("votes.jsonl"), help="file to add to")
+    parser.add_argument("--prompts", type=Path, help="file of prompts to vote on, one a line")
+    parsed, flags = parser.parse_known_args(arguments)
+    configs = parsed.config or []
+    source = parsed.source or (configs.pop(0) if configs else "tiny")
+    _refuse_unknown(flags, parser)
+    from triptych.serving.web.opening import show  # torch takes seconds to import: after parsing
+    from triptych.serving.web.sources import find_sources
+
+    overrides = [*(f"--config={each}" for each in configs), *flags]
+    sources = find_sources(source, parsed.other, parsed.ema, overrides)
+    show(sources, parsed.votes, parsed.prompts, parsed.host, parsed.port)
 
 
 def convert(arguments: list[str]) -> None:
@@ -170,6 +196,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "reconstruct": reconstruct,
     "eval": evaluate,
     "demo": demo,
+    "app": app,
     "convert": convert,
     "export": export,
     "data": data,

@@ -1,0 +1,60 @@
+"""The controls of a sampling: components in, arguments of the pipeline out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+
+from triptych.pipeline import UnifiedPipeline
+from triptych.solvers import SAMPLERS
+
+SETTINGS = ("steps", "guidance", "sampler", "decoder_steps", "decoder_guidance", "decoder_sampler")
+STAGES = {"": "Features", "decoder_": "Pixels"}
+"""Prefix of the settings of either diffusion -> what it makes."""
+OWN = "the model's"
+
+
+def sliders(pipe: UnifiedPipeline) -> list[gr.components.Component]:
+    """One control for each of SETTINGS, at the model's own values."""
+    made = []
+    parts = (pipe.model.generation, pipe.model.decoding.decoder)
+    for part, stage in zip(parts, STAGES.values(), strict=True):
+        with gr.Row():
+            most = max(100, part.steps)
+            steps = gr.Slider(1, most, part.steps, step=1, label=f"{stage}: steps", min_width=140)
+            most = max(15, part.guidance)
+            guidance = gr.Slider(
+                1, most, part.guidance, step=0.1, label=f"{stage}: guidance", min_width=140
+            )
+        sampler = gr.Dropdown(list(SAMPLERS), value=part.sampler, label=f"{stage}: sampler")
+        made += [steps, guidance, sampler]
+    return made
+
+
+def numbers() -> list[gr.components.Component]:
+    """One control for each of SETTINGS; 0 or empty is the model's own."""
+    made = []
+    for stage in STAGES.values():
+        with gr.Row():
+            own = {"value": 0, "minimum": 0, "min_width": 110}
+            steps = gr.Number(label=f"{stage}: steps", precision=0, info=f"0: {OWN}", **own)
+            guidance = gr.Number(label="Guidance", info=f"0: {OWN}", **own)
+            sampler = gr.Dropdown([(OWN, ""), *SAMPLERS], value="", label="Sampler", min_width=110)
+        made += [steps, guidance, sampler]
+    return made
+
+
+def arguments(values: tuple[Any, ...]) -> dict[str, Any]:
+    """What `UnifiedPipeline.generate` takes, of the values of `sliders` or `numbers`."""
+    return {name: value or None for name, value in zip(SETTINGS, values, strict=True)}
+
+
+def seed_row() -> tuple[gr.Number, gr.Checkbox]:
+    """A seed, dice that roll another, and whether every click rolls."""
+    with gr.Row(elem_classes="seed"):
+        seed = gr.Number(0, label="Seed", precision=0, minimum=0, min_width=100)
+        dice = gr.Button("⚄", elem_classes="dice", min_width=48, scale=0)
+        fresh = gr.Checkbox(True, label="New seed each time", min_width=120)
+    dice.click(None, outputs=seed, js="() => Math.floor(Math.random() * 2 ** 31)")
+    return seed, fresh

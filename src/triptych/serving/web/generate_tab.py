@@ -1,0 +1,78 @@
+"""The tab that makes pictures of a prompt."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import gradio as gr
+
+from triptych.serving.web.controls import arguments, seed_row, sliders
+from triptych.serving.web.page import (
+    MOST_PICTURES,
+    ONE_AT_A_TIME,
+    Page,
+    in_words,
+    new_seed,
+    status,
+)
+from triptych.serving.web.pictures import gallery_of, shown
+
+EXAMPLES = (
+    "a photo of a red circle left of a blue square",
+    "a photo of three green triangles",
+    "a photo of a yellow star",
+)
+SHOWN = 6
+
+
+def generate_tab(page: Page) -> None:
+    """Inside a `gr.Tab`: prompt and settings on the left, pictures on the right."""
+    with gr.Row():
+        with gr.Column(scale=2, min_width=320):
+            prompt = gr.Textbox(
+                label="Prompt", lines=3, placeholder=EXAMPLES[0], elem_id="generate-prompt"
+            )
+            with gr.Row():
+                run = gr.Button("Generate", variant="primary", elem_id="generate")
+                stop = gr.Button("Stop", elem_id="generate-stop")
+            count = gr.Slider(1, MOST_PICTURES, 4, step=1, label="Pictures")
+            seed, fresh = seed_row()
+            with gr.Accordion("Sampling", open=False):
+                negative = gr.Textbox(
+                    label="Negative prompt", info="what guidance leads away from; may be empty"
+                )
+                settings = sliders(page.pipe)
+            gr.Examples(
+                [[text] for text in (page.prompts or EXAMPLES)[:SHOWN]], prompt, label="For example"
+            )
+        with gr.Column(scale=3, min_width=320):
+            line, gallery = gallery_of(page)
+
+    def make(prompt, negative, count, seed, fresh, *settings):
+        with in_words():
+            first = new_seed() if fresh or seed is None else seed
+            call = partial(
+                page.pipe.generate,
+                prompt,
+                count,
+                first,
+                negative=negative or None,
+                **arguments(settings),
+            )
+            for changes in shown(
+                page, lambda tell: call(callback=tell), prompt, first, gallery, line
+            ):
+                yield {seed_box: first, **changes}
+
+    seed_box = seed
+    running = gr.on(
+        [run.click, prompt.submit],
+        make,
+        [prompt, negative, count, seed, fresh, *settings],
+        [gallery, line, seed],
+        show_progress_on=line,
+        show_progress="minimal",
+        trigger_mode="once",
+        **ONE_AT_A_TIME,
+    )
+    stop.click(lambda: status(None, "stopped"), None, line, cancels=running, queue=False)

@@ -1,0 +1,69 @@
+"""What is needed before there is a page: a free port, a file of votes, prompts and models.
+
+Gradio takes seconds to import, so what is wrong is said before.
+"""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+from triptych.contracts import UserError
+from triptych.serving.web.sources import Sources
+from triptych.serving.web.votes import Votes
+
+
+def show(sources: Sources, votes: Path, prompts: Path | None, host: str, port: int) -> None:
+    """Show the page until Ctrl-C or SIGTERM.
+
+    Args:
+        sources: the first is loaded now.
+        votes: file that votes are added to.
+        prompts: file of prompts that viewers of pairs go through.
+        host, port: where browsers find it.
+
+    Raises:
+        UserError: the port is busy, votes cannot be kept, prompts cannot be read, or there is no
+            such model.
+    """
+    require_free(host, port)
+    kept, listed = Votes(votes), read_prompts(prompts)
+    sources[sources.names[0]]
+    from triptych.serving.web.app import serve
+
+    serve(sources, kept, listed, host, port)
+
+
+def require_free(host: str, port: int) -> None:
+    """Ask for the port before anything is loaded.
+
+    Raises:
+        UserError: another program has it, or the host is none of this machine's.
+    """
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, socket.SOCK_STREAM) as trial:
+            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            trial.bind(address)
+    except OSError as error:
+        raise UserError(
+            f"the page cannot be shown on port {port} of {host} ({error.strerror}); choose another "
+            "with --port, or another --host."
+        ) from error
+
+
+def read_prompts(path: Path | None) -> list[str]:
+    """The lines of a file of prompts, without empty ones; none without a file.
+
+    Raises:
+        UserError: it cannot be read, or holds none.
+    """
+    if path is None:
+        return []
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"the prompts in {path} cannot be read ({error}).") from error
+    if not any(lines):
+        raise UserError(f"{path} holds no prompt; write one a line.")
+    return [line for line in lines if line]

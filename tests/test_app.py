@@ -1,0 +1,262 @@
+"""The web page in a real Chromium, as a viewer uses it; and what the command refuses."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+
+import pytest
+from browser import chromium, open_page
+
+from triptych.cli import main
+from triptych.contracts import UserError
+from triptych.picture_settings import settings_of
+
+PROMPT = "a photo of a red circle left of a blue square"
+PATIENCE = 60_000  # milliseconds; what waits is far faster on a quiet machine
+
+
+def free_port():
+    with socket.socket() as trial:
+        trial.bind(("127.0.0.1", 0))
+        return trial.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def app(tmp_path_factory):
+    """The command in a process of its own: its address, file of votes and process."""
+    folder = tmp_path_factory.mktemp("app")
+    (folder / "prompts.txt").write_text(f"{PROMPT}\n\na photo of a green star\n")
+    port, votes = free_port(), folder / "votes.jsonl"
+    command = [sys.executable, "-m", "triptych", "app", "--port", str(port), "--votes", str(votes)]
+    command += ["--prompts", str(folder / "prompts.txt"), "--model.generation.steps=6"]
+    log = (folder / "log.txt").open("w+")
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=log,
+        text=True,
+        env=os.environ | {"TMPDIR": str(folder)},
+    )
+    try:
+        assert f":{port}" in process.stdout.readline(), (folder / "log.txt").read_text()
+        yield f"http://127.0.0.1:{port}", votes, process, folder
+    finally:
+        process.kill()
+
+
+@pytest.fixture(scope="module")
+def window(app):
+    """The page in a browser; at the end, nothing went wrong in it and nothing left the machine."""
+    with chromium() as browser:
+        page, seen = open_page(browser, app[0], viewport={"width": 1280, "height": 900})
+        page.set_default_timeout(PATIENCE)
+        yield page
+        assert seen.errors == []
+        assert len(seen.addresses) > 10
+        assert [each for each in seen.addresses if not re.match(rf"(blob:)?{app[0]}", each)] == []
+
+
+def tab(page, name):
+    page.get_by_role("tab", name=name).click()
+
+
+def told(page, sentence):
+    """Wait for an error with this sentence, and close it."""
+    toast = page.locator(".toast-body", has_text=sentence)
+    toast.wait_for()
+    assert not re.search("Traceback|/", toast.inner_text())
+    toast.locator(".toast-close").click()
+
+
+def test_pictures_appear_step_by_step_and_carry_their_settings(window, tmp_path):
+    tab(window, "Generate")
+    window.fill("#generate-prompt textarea", PROMPT)
+    window.evaluate(
+        """() => {
+            window.shown = [];
+            new MutationObserver(() => document.querySelectorAll('.pictures img').forEach(
+                each => window.shown.includes(each.src) || window.shown.push(each.src)
+            )).observe(document.body, {subtree: true, childList: true, attributes: true});
+        }"""
+    )
+    window.click("#generate")
+    window.get_by_text(re.compile(r"4 pictures in [\d.]+ s")).wait_for()
+    shown = window.evaluate("() => window.shown")
+    assert [src for src in shown if "preview" in src] == shown[: len(shown) - 4]
+    assert len(shown) >= 8
+    seeds = window.locator(".caption-label").all_inner_texts()
+    assert len(seeds) == 4 and all(re.fullmatch(r"seed \d+", each) for each in seeds)
+    picture = window.locator("button.thumbnail-item img").nth(1)
+    assert picture.evaluate("each => getComputedStyle(each).imageRendering") == "pixelated"
+    picture.click()
+    with window.expect_download() as download:
+        window.get_by_label("Download").first.click()
+    download.value.save_as(tmp_path / "picture.png")
+    settings = settings_of(tmp_path / "picture.png")
+    assert (settings["prompt"], settings["steps"]) == (PROMPT, 6)
+    assert f"seed {settings['seed']}" == seeds[1]
+    window.keyboard.press("Escape")
+
+
+def test_what_is_wrong_with_a_prompt_is_one_sentence(window):
+    tab(window, "Generate")
+    window.fill("#generate-prompt textarea", "  ")
+    window.click("#generate")
+    told(window, "the prompt is empty; say what the picture should show.")
+    window.fill("#generate-prompt textarea", "circle " * 500)
+    window.click("#generate")
+    told(window, "tokens")
+
+
+def test_questions_about_a_picture_in_several_turns(window, red_circle):
+    tab(window, "Chat")
+    window.set_input_files("#question input[type=file]", red_circle)
+    window.locator("#question .thumbnail-image, #question img").first.wait_for()
+    answers = window.locator("#talk .bot")
+    for turn, question in enumerate(["what colour is the circle?", "how many shapes are there?"]):
+        window.fill("#question textarea", question)
+        window.keyboard.press("Enter")
+        answers.nth(turn).wait_for()
+        window.wait_for_function(
+            "() => !document.querySelector('#talk .pending, #talk .generating')"
+        )
+    assert "red" in answers.nth(0).inner_text()
+    assert window.locator("#talk img").count() == 1
+    window.click("#chat-clear")
+    window.get_by_text("Put a picture into the box below").wait_for()
+    window.fill("#question textarea", " ")
+    window.keyboard.press("Enter")
+    told(window, "the question is empty")
+
+
+def test_an_edit_makes_pictures_and_a_broken_file_a_sentence(window, red_circle, tmp_path):
+    tab(window, "Edit")
+    window.click("#edit")
+    told(window, "there is no picture to edit")
+    (tmp_path / "broken.png").write_text("no picture")
+    window.set_input_files("#edit-picture input[type=file]", tmp_path / "broken.png")
+    window.locator("#edit-picture img").wait_for(state="attached")
+    window.fill("#edit-instruction textarea", "make the circle blue")
+    window.click("#edit")
+    told(window, "broken.png is no picture that can be read")
+    window.locator("#edit-picture [aria-label='Remove Image']").click()
+    window.set_input_files("#edit-picture input[type=file]", red_circle)
+    window.locator("#edit-picture img").wait_for()
+    window.click("#edit")
+    window.locator("[role=tabpanel]:visible").get_by_text(re.compile("4 pictures in")).wait_for()
+
+
+def test_a_blind_vote_is_kept_once(window, app):
+    votes = app[1]
+    tab(window, "Compare")
+    steps = window.get_by_label("Features: steps").locator("visible=true")
+    window.click("#next")
+    told(window, "both sides are the same")
+    assert window.input_value("#compare-prompt textarea") == PROMPT
+    steps.nth(1).fill("1")
+    window.get_by_label("Your name").fill("Ada")
+    window.click("#show-pair")
+    window.locator("#right-picture img").wait_for()
+    told_before = window.locator("#told").inner_text()
+    window.locator("#vote-left:enabled").dblclick()
+    window.get_by_text("95% interval").wait_for()
+    assert told_before.strip() == ""
+    (line,) = votes.read_text().splitlines()
+    vote = json.loads(line)
+    assert (vote["prompt"], vote["viewer"], vote["criterion"]) == (PROMPT, "Ada", "overall")
+    assert (vote["a"]["steps"], vote["b"]["steps"]) == (6, 1)
+    assert vote["vote"] == vote["left"]
+    named = {"a": "tiny, steps 6", "b": "tiny, steps 1"}
+    assert f"Left: {named[vote['left']]}" in window.locator("#told").inner_text()
+    assert window.locator("#vote-tie").is_disabled()
+    window.click("#next")
+    window.locator("#vote-both-bad:enabled").click()
+    window.get_by_text("both bad", exact=True).wait_for()
+    window.click("#next")
+    told(window, "you have voted on all 2 prompts")
+    second = json.loads(votes.read_text().splitlines()[1])
+    assert (second["prompt"], second["vote"]) == ("a photo of a green star", "both bad")
+
+
+def test_a_reconstruction(window, red_circle):
+    tab(window, "Reconstruct")
+    window.set_input_files("#reconstruct-picture input[type=file]", red_circle)
+    window.locator("#reconstruct-picture img").wait_for()
+    window.click("#reconstruct")
+    window.locator("img[src*='reconstruction']").wait_for()
+
+
+def test_it_ends_cleanly(app):
+    """Last in this file: the page of all tests goes."""
+    _, _, process, folder = app
+    process.send_signal(signal.SIGINT)
+    assert process.wait(30) == 0
+    assert "Traceback" not in (folder / "log.txt").read_text()
+    assert list(folder.glob("triptych-app-*")) == []
+
+
+@pytest.fixture(scope="module")
+def red_circle(tmp_path_factory):
+    from PIL import Image
+
+    from triptych.shapes.world import Shape, draw, scene_of
+
+    path = tmp_path_factory.mktemp("pictures") / "circle.png"
+    shapes = [Shape("circle", "red", "large", row=1, column=1)]
+    Image.fromarray(draw(scene_of(shapes, "grey"))).save(path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--votes", "{folder}"], "votes cannot be kept in {folder}"),
+        (["--prompts", "{folder}/none.txt"], "the prompts in {folder}/none.txt cannot be read"),
+        (["--from", "{folder}/none"], "there is no model at {folder}/none"),
+        (["--host", "no.such.host.invalid"], "another --host"),
+    ],
+)
+def test_what_is_wrong_is_said_before_anything_is_shown(arguments, sentence, tmp_path, capsys):
+    given = [each.format(folder=tmp_path) for each in arguments]
+    kept = ["--votes", str(tmp_path / "votes.jsonl")]
+    with pytest.raises(SystemExit) as stopped:
+        main(["app", "--port", str(free_port()), *kept, *given])
+    assert stopped.value.code == 1
+    assert sentence.format(folder=tmp_path) in capsys.readouterr().err
+
+
+def test_a_busy_port_is_named(tmp_path, capsys):
+    with socket.socket() as busy:
+        busy.bind(("127.0.0.1", 0))
+        busy.listen()
+        port = busy.getsockname()[1]
+        with pytest.raises(SystemExit):
+            main(["app", "--port", str(port), "--votes", str(tmp_path / "votes.jsonl")])
+    error = capsys.readouterr().err
+    assert f"port {port} of 127.0.0.1" in error and "--port" in error
+
+
+def test_a_second_model_is_loaded_once_and_late():
+    from triptych.serving.web.sources import Sources
+
+    made = []
+    sources = Sources({"first": lambda: made.append("first"), "second": lambda: made.append("2")})
+    threads = [threading.Thread(target=sources.__getitem__, args=["first"]) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert made == ["first"]
+
+
+def test_prompts_are_gone_through_in_order():
+    from triptych.serving.web.votes import next_prompt
+
+    assert next_prompt(["a", "b", "c"], {"a"}) == "b"
+    with pytest.raises(UserError, match="all 2 prompts"):
+        next_prompt(["a", "b"], {"a", "b"})

@@ -1,0 +1,90 @@
+"""Following a call: what is seen of it while it runs, and that it ends when nobody looks."""
+
+import threading
+import time
+
+import pytest
+from PIL import Image
+
+from triptych.pipeline import Progress
+from triptych.serving.web.following import follow
+
+STEPS = 50
+OPEN = threading.Event()
+
+
+def picture(shade):
+    return Image.new("RGB", (4, 4), (shade, 0, 0))
+
+
+def work(done, wait=None):
+    """A call that takes STEPS steps, each written to `done`; `wait` comes before each."""
+
+    def call(callback):
+        for step in range(1, STEPS + 1):
+            if wait:
+                wait()
+            done.append(step)
+            callback(Progress("features", step, STEPS, range(1), lambda s=step: [picture(s)]))
+        return [picture(255)]
+
+    return call
+
+
+def test_previews_come_first_and_the_picture_last():
+    *before, last = follow(work([]), OPEN)
+    assert before[0].progress.step == 1 and before[0].pictures is not None
+    assert last.progress is None and last.pictures[0].getpixel((0, 0)) == (255, 0, 0)
+    steps = [seen.progress.step for seen in before]
+    assert steps == sorted(steps)
+
+
+def test_closing_ends_the_call():
+    done, step = [], threading.Semaphore(1)
+    ended = threading.Event()
+
+    def watched(callback):
+        try:
+            return work(done, step.acquire)(callback)
+        finally:
+            ended.set()
+
+    seen = follow(watched, OPEN)
+    next(seen)
+    seen.close()
+    time.sleep(0.1)  # longer than the rest between two words
+    step.release(3)  # the next step sees that nobody looks; more could be taken
+    assert ended.wait(10)
+    assert done == [1, 2]
+
+
+def test_a_closing_page_ends_all_calls():
+    closing, done = threading.Event(), []
+    closing.set()
+    assert list(follow(work(done), closing)) == []
+    assert done == [1]
+
+
+def test_errors_come_through():
+    def call(callback):
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        list(follow(call, OPEN))
+
+
+def test_costly_previews_are_made_once():
+    made = []
+
+    def slow():
+        made.append(1)
+        time.sleep(0.3)
+        return [picture(1)]
+
+    def call(callback):
+        for step in range(1, STEPS + 1):
+            callback(Progress("features", step, STEPS, range(1), slow))
+        return []
+
+    list(follow(call, OPEN))
+    assert len(made) == 1
