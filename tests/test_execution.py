@@ -14,7 +14,8 @@ from diffusers.models import attention_processor
 from torch import nn
 
 from triptych.backbones.attention import probe_xformers, use_xformers
-from triptych.contracts import Part, UserError
+from triptych.contracts import Condition, Part, UserError
+from triptych.sampler import sample_flow
 from triptych.sharding import (
     Execution,
     blocks_of,
@@ -53,6 +54,14 @@ def test_blocks_compute_the_same_when_recomputed_or_compiled(change):
     again, gradient_again = velocity(model)
     assert relative(again, out) < 1e-6 and relative(gradient_again, gradient) < 1e-6
     assert [name for name, _ in model.named_parameters()] == names
+
+
+def test_what_is_kept_of_a_caption_is_kept_by_compiled_blocks():
+    model = small_dit()
+    condition, start = Condition(torch.randn(2, 4, 64)), torch.randn(2, 32, 3, 3)
+    plain = sample_flow(model, condition, start, 2, 3.0)
+    compile_blocks(model, "eager")
+    assert torch.allclose(sample_flow(model, condition, start, 2, 3.0), plain, atol=1e-5)
 
 
 @pytest.mark.slow

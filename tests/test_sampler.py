@@ -4,11 +4,12 @@ import math
 
 import pytest
 import torch
-from builders import built, dit
+from builders import built, dit, shaken
 
 from triptych.contracts import Condition, UserError, VelocityModel
 from triptych.loss import shift_time
-from triptych.sampler import noise_from_seeds, sample_flow, sample_regression, times
+from triptych.sampler import noise_from_seeds, sample_flow, sample_regression
+from triptych.solvers import SAMPLERS, model_calls, times
 
 
 class Stub(VelocityModel):
@@ -100,7 +101,7 @@ def test_a_shifted_grid_is_that_of_training_and_still_ends_at_the_data():
 
 def test_guidance_one_is_one_call_a_step_on_the_batch_itself():
     model, shown = Stub(lambda x, t, c: torch.zeros_like(x)), []
-    sample_flow(model, told(2), noise(), 5, 1.0, lambda i, x: shown.append((i, x.shape)))
+    sample_flow(model, told(2), noise(), 5, 1.0, lambda i, x, _: shown.append((i, x.shape)))
     assert [len(x) for x, _, _ in model.calls] == [2] * 5
     assert all(torch.equal(c, told(2).states) for _, _, c in model.calls)
     assert shown == [(i, (2, 3, 4, 4)) for i in range(5)]
@@ -151,3 +152,81 @@ def test_regression_is_one_call_from_zeros():
     ((x, t, _),) = model.calls
     assert not x.any() and torch.equal(t, torch.ones(2))
     assert torch.equal(features, torch.full((2, 3, 4, 4), 0.5))
+
+
+# --- samplers by name -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("shift", [1.0, 4.0])
+def test_every_sampler_is_exact_on_a_constant_velocity_from_one_step_on(sampler, shift):
+    start = noise()
+    for steps in (1, 2, 7):
+        model = Stub(lambda x, t, c: torch.full_like(x, 0.5))
+        end = sample_flow(model, told(2), start, steps, 1.0, shift=shift, sampler=sampler)
+        assert torch.allclose(end, start - 0.5, atol=1e-4)
+        assert len(model.calls) == model_calls(sampler, steps)
+        asked = sorted({float(t[0]) for _, t, _ in model.calls}, reverse=True)
+        assert asked == pytest.approx(shift_time(times(steps), shift).tolist(), abs=1e-6)
+
+
+@pytest.mark.parametrize("sampler", [name for name in SAMPLERS if name != "euler"])
+def test_the_error_of_the_others_falls_to_second_order(sampler):
+    start = noise()
+
+    def error(steps):
+        # dx/dt = (1 + t) x, so x(0) = x(1) exp(-3/2)
+        model = Stub(lambda x, t, c: (1 + t) * x)
+        end = sample_flow(model, told(2), start, steps, 1.0, sampler=sampler)
+        return (end - start * math.exp(-1.5)).norm()
+
+    assert 3.2 < error(16) / error(32) < 5.0
+
+
+def test_an_unknown_sampler_is_refused_with_the_choices():
+    with pytest.raises(UserError, match="no sampler 'rk4'; choose from euler, heun, dpm"):
+        sample_flow(Stub(None), told(2), noise(), 4, 1.0, sampler="rk4")
+
+
+def test_guidance_works_in_its_interval_alone():
+    model = Stub(lambda x, t, c: 1 + c.mean((1, 2))[:, None, None, None] * torch.ones_like(x))
+    start = noise()
+    end = sample_flow(model, told(2, 0.25), start, 4, 3.0, guidance_interval=(0.3, 0.8))
+    assert [len(x) for x, _, _ in model.calls] == [2, 4, 4, 2]  # at t = 1, 0.75, 0.5, 0.25
+    assert torch.allclose(end, start - (1 + 0.5 * 0.25 + 0.5 * 3 * 0.25), atol=1e-5)
+    with pytest.raises(UserError, match="guidance_interval is 0.8 to 0.3; give two numbers"):
+        sample_flow(model, told(2), start, 4, 3.0, guidance_interval=(0.8, 0.3))
+
+
+def test_each_step_tells_the_features_it_is_on_its_way_to():
+    seen = []
+    model = Stub(lambda x, t, c: torch.full_like(x, 0.5))
+    start = noise()
+    sample_flow(model, told(2), start, 4, 1.0, lambda i, x, to: seen.append((i, x, to)))
+    for index, x, estimate in seen:
+        assert torch.allclose(x, start - 0.5 * (index + 1) / 4, atol=1e-5)
+        assert torch.allclose(estimate, start - 0.5, atol=1e-5)
+    assert torch.equal(seen[-1][1], seen[-1][2])
+
+
+# --- what does not depend on the noise ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+@pytest.mark.parametrize("given", [False, True])
+def test_a_loop_with_kept_keys_and_values_is_the_loop_that_computes_all(guidance, given):
+    model = dit()
+    model.set_shapes((5, 3, 3), 16)
+    shaken(built(model))
+    condition, start = Condition(torch.randn(4, 6, 16)), noise(4, (5, 3, 3))
+    null = torch.randn(1, 6, 16) if given else None
+    options = {"steps": 5, "guidance": guidance, "null": null, "sampler": "heun"}
+    projected = []
+    model.caption_projection.register_forward_hook(lambda _, a, out: projected.append(len(out)))
+    kept = sample_flow(model, condition, start, **options)
+    assert projected == [4 if guidance == 1 else 5]  # once, and the null as one row
+    plain = sample_flow(lambda *call: model(*call), condition, start, **options)
+    assert len(projected) == 1 + model_calls("heun", 5)
+    assert torch.allclose(kept, plain, atol=1e-5)
+    other = sample_flow(model, Condition(condition.states.flip(0)), start, **options)
+    assert not torch.allclose(other, kept, atol=1e-3)  # and nothing is kept over calls

@@ -255,12 +255,40 @@ class VelocityModel(Part):
         t may be float64: 1000 t is then an exact integer wherever that was drawn.
         """
 
+    def prepare(self, condition: Tensor, null: Tensor | None = None) -> Velocity:
+        """The velocity of x_t and t alone, for many calls under one condition [B,N,D].
+
+        A model may keep what depends on the condition only. With a `null` [1,N,D], x_t and t have
+        twice the rows: first those under it, then those under the condition.
+        """
+        return velocity_under(self)(condition, null)
+
+
+Velocity = Callable[[Tensor, Tensor], Tensor]
+"""(x_t [B,C,h,w], t [B]) -> velocity [B,C,h,w]"""
+
+
+def velocity_under(model: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Callable[..., Velocity]:
+    """What `VelocityModel.prepare` is of a model that keeps nothing."""
+
+    def prepare(condition: Tensor, null: Tensor | None = None) -> Velocity:
+        if null is not None:
+            condition = torch.cat([null.expand_as(condition), condition])
+        return lambda x_t, t: model(x_t, t, condition)
+
+    return prepare
+
 
 class PixelDecoder(Part):
     """Features to pixels."""
 
     trained_parts: tuple[str, ...]
     """Names of the submodules that train; what is left, such as a VAE, is frozen."""
+
+    steps: int
+    guidance: float
+    sampler: str
+    """What `decode` does where it is not told; a sampler is one of `solvers.SAMPLERS`."""
 
     wants_null: bool = False
     """True while a decoder whose own null is a blank picture, not zeros, has not been given it."""
@@ -285,11 +313,20 @@ class PixelDecoder(Part):
         steps: int | None,
         guidance: float | None,
         null: Tensor | None = None,
+        sampler: str | None = None,
+        on_picture: OnPicture | None = None,
     ) -> Tensor:
         """features [B,C,h,w] -> pixels uint8 [B,3,H,W]; picture i depends on seeds[i] alone.
 
         `null` [1,C,h,w] are the features that guidance leads away from; None is the decoder's own.
+        `sampler` is one of `solvers.SAMPLERS`. `on_picture` is called after every call of the
+        network.
         """
+
+
+OnPicture = Callable[[int, Callable[[], Tensor]], None]
+"""Told of the number of the network call just made, from 0, and of what makes the pictures uint8
+[B,3,H,W] as they look then."""
 
 
 def pixels_to_unit(pixels: Tensor, size: int | None = None) -> Tensor:

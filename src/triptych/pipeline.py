@@ -12,6 +12,8 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,7 +28,11 @@ from triptych.modules import UnifiedModule
 from triptych.picture_settings import attach
 from triptych.pictures import Picture, open_picture, square
 from triptych.prompts import PAD, chat_ids, pad, token_id
+from triptych.sampler import require_interval
+from triptych.solvers import model_calls, require_sampler, require_steps
 from triptych.version import __version__
+
+PREVIEW_STEPS = 4  # of the decoder, where it has more
 
 
 @dataclass
@@ -36,7 +42,7 @@ class Progress:
     stage: Literal["features", "pixels"]
     """Image features are generated first, pixels decoded from them second."""
     step: int
-    """Of this stage and these pictures; counted from 1."""
+    """Of this stage and these pictures; counted from 1. One is one call of the network."""
     steps: int
     pictures: range
     """Which of the call's pictures these are."""
@@ -105,6 +111,9 @@ class UnifiedPipeline:
         negative: str | None = None,
         batch_size: int = 16,
         callback: Callable[[Progress], None] | None = None,
+        sampler: str | None = None,
+        decoder_sampler: str | None = None,
+        guidance_interval: tuple[float, float] | None = None,
     ) -> list[Image.Image]:
         """Pictures for prompts, `images_per_prompt` of the first, then of the second, and so on.
 
@@ -120,7 +129,11 @@ class UnifiedPipeline:
             decoder_steps, decoder_guidance: of the decoder.
             negative: what guidance leads away from, in place of the learned null.
             batch_size: most pictures at once: memory grows with it.
-            callback: told of every step; what it raises ends the call.
+            callback: told of every call of either network; what it raises ends the call.
+            sampler, decoder_sampler: how either diffusion is integrated: "euler", as published, or
+                one that needs fewer steps; see `solvers`.
+            guidance_interval: (low, high) in t from 0 to 1, 1 being noise: `guidance` works there
+                alone.
 
         Raises:
             UserError: a prompt is empty or too long, or a number makes no sense; before any work.
@@ -129,7 +142,15 @@ class UnifiedPipeline:
         self.model.prompt_rows([*prompts, *([negative] if negative else [])])
         wanted = _wanted(prompts, images_per_prompt, seeds)
         settings = Settings(
-            steps, guidance, decoder_steps, decoder_guidance, negative or None, batch_size
+            steps,
+            guidance,
+            decoder_steps,
+            decoder_guidance,
+            negative or None,
+            batch_size,
+            sampler,
+            decoder_sampler,
+            guidance_interval,
         )
         with self._turn, _sufficient_memory(batch_size):
             conditions = self._conditions(prompts, None, batch_size)
@@ -147,6 +168,9 @@ class UnifiedPipeline:
         decoder_guidance: float | None = None,
         batch_size: int = 16,
         callback: Callable[[Progress], None] | None = None,
+        sampler: str | None = None,
+        decoder_sampler: str | None = None,
+        guidance_interval: tuple[float, float] | None = None,
     ) -> list[Image.Image]:
         """Pictures changed as instructions say; one instruction for each picture. As `generate`.
 
@@ -167,7 +191,17 @@ class UnifiedPipeline:
         wanted = _wanted(instructions, images_per_prompt, seeds)
         size = self.model.preprocessing().understanding_size
         pictures = torch.stack([square(open_picture(image), size) for image in images])
-        settings = Settings(steps, guidance, decoder_steps, decoder_guidance, None, batch_size)
+        settings = Settings(
+            steps,
+            guidance,
+            decoder_steps,
+            decoder_guidance,
+            None,
+            batch_size,
+            sampler,
+            decoder_sampler,
+            guidance_interval,
+        )
         with self._turn, _sufficient_memory(batch_size):
             conditions = self._conditions(instructions, pictures, batch_size)
             return self._paint(conditions, wanted, settings, callback)
@@ -178,23 +212,26 @@ class UnifiedPipeline:
         seeds: int | Sequence[int] = 0,
         steps: int | None = None,
         batch_size: int = 16,
+        sampler: str | None = None,
     ) -> list[Image.Image]:
         """Pictures through the image encoder and the decoder: what the features keep of them.
 
         Raises:
-            UserError: a picture cannot be read, or the model has no encoder.
+            UserError: a picture cannot be read, there is no such sampler, or the model has no
+                encoder.
         """
         images = [images] if isinstance(images, Picture) else list(images)
+        check_sampling(steps, sampler)
         pictures = self._squares(images)
         wanted = _wanted([""] * len(images), 1, seeds)
         with self._turn, _sufficient_memory(batch_size):
             made = [
-                self.model.reconstruct(part, [each.seed for each in some], steps)
+                self.model.reconstruct(part, [each.seed for each in some], steps, sampler)
                 for part, some in zip(
                     pictures.split(batch_size), _chunks(wanted, batch_size), strict=True
                 )
             ]
-        return [_image(pixels) for pixels in torch.cat(made)]
+        return _images(torch.cat(made))
 
     @torch.no_grad()
     def encode(self, images: Picture | Sequence[Picture], batch_size: int = 16) -> Tensor:
@@ -269,24 +306,87 @@ class UnifiedPipeline:
         settings: Settings,
         callback: Callable[[Progress], None] | None,
     ) -> list[Image.Image]:
-        model, pictures = self.model, []
+        """All features first, then all pixels: each part of the model has one turn a call."""
+        parts = list(_chunks(wanted, settings.batch_size))
+        features = self._features(conditions, parts, settings, callback)
+        pixels = self._pixels(features, parts, settings, callback)
+        return [
+            attach(_image(each), self._note(one, settings))
+            for each, one in zip(torch.cat(pixels), wanted, strict=True)
+        ]
+
+    def _features(
+        self,
+        conditions: Tensor,
+        parts: list[list[Wanted]],
+        settings: Settings,
+        callback: Callable[[Progress], None] | None,
+    ) -> list[Tensor]:
+        """Features [B,C,h,w] of each part."""
+        generation, made = self.model.generation, []
         null = None
         if settings.negative is not None:
-            null = model.condition([settings.negative]).states
-        for some in _chunks(wanted, settings.batch_size):
-            seeds = [each.seed for each in some]
-            condition = Condition(conditions[[each.prompt for each in some]])
-            features = model.generation.sample(
-                condition, seeds, settings.steps, settings.guidance, null=null
+            null = self.model.condition([settings.negative]).states
+        calls = generation.model_calls(settings.steps, settings.sampler)
+        for part, pictures in zip(parts, _ranges(parts), strict=True):
+            seeds = [each.seed for each in part]
+            preview = partial(self._preview, seeds=seeds, settings=settings)
+
+            def tell(step: int, _: Tensor, estimate: Tensor, pictures=pictures, preview=preview):
+                shown = partial(preview, estimate)
+                callback(Progress("features", step + 1, calls, pictures, shown))
+
+            made.append(
+                generation.sample(
+                    Condition(conditions[[each.prompt for each in part]]),
+                    seeds,
+                    settings.steps,
+                    settings.guidance,
+                    tell if callback else None,
+                    null,
+                    settings.sampler,
+                    settings.guidance_interval,
+                )
             )
-            pixels = model.decode(
-                features, seeds, settings.decoder_steps, settings.decoder_guidance
+        return made
+
+    def _pixels(
+        self,
+        features: list[Tensor],
+        parts: list[list[Wanted]],
+        settings: Settings,
+        callback: Callable[[Progress], None] | None,
+    ) -> list[Tensor]:
+        """Pictures uint8 [B,3,H,W] of each part."""
+        decoder, made = self.model.decoding.decoder, []
+        calls = model_calls(
+            settings.decoder_sampler or decoder.sampler, settings.decoder_steps or decoder.steps
+        )
+        for some, part, pictures in zip(features, parts, _ranges(parts), strict=True):
+
+            def tell(step: int, pixels: Callable[[], Tensor], pictures=pictures) -> None:
+                callback(Progress("pixels", step + 1, calls, pictures, lambda: _images(pixels())))
+
+            made.append(
+                self.model.decode(
+                    some,
+                    [each.seed for each in part],
+                    settings.decoder_steps,
+                    settings.decoder_guidance,
+                    settings.decoder_sampler,
+                    tell if callback else None,
+                )
             )
-            pictures += [
-                attach(_image(each), self._note(one, settings))
-                for each, one in zip(pixels, some, strict=True)
-            ]
-        return pictures
+        return made
+
+    def _preview(self, features: Tensor, seeds: list[int], settings: Settings) -> list[Image.Image]:
+        """Pictures of unfinished features, decoded in haste."""
+        steps = min(PREVIEW_STEPS, settings.decoder_steps or self.model.decoding.decoder.steps)
+        return _images(
+            self.model.decode(
+                features, seeds, steps, settings.decoder_guidance, settings.decoder_sampler
+            )
+        )
 
     def _note(self, one: Wanted, settings: Settings) -> dict[str, Any]:
         """What a picture followed from."""
@@ -300,6 +400,9 @@ class UnifiedPipeline:
             "decoder_guidance": (
                 decoder.guidance if settings.decoder_guidance is None else settings.decoder_guidance
             ),
+            "sampler": settings.sampler or generation.sampler,
+            "decoder_sampler": settings.decoder_sampler or decoder.sampler,
+            "guidance_interval": settings.guidance_interval,
             "negative": settings.negative,
             "model": self.name,
             "triptych": __version__,
@@ -316,6 +419,28 @@ class Settings:
     decoder_guidance: float | None
     negative: str | None
     batch_size: int
+    sampler: str | None
+    decoder_sampler: str | None
+    guidance_interval: tuple[float, float] | None
+
+    def __post_init__(self) -> None:
+        check_sampling(self.steps, self.sampler)
+        check_sampling(self.decoder_steps, self.decoder_sampler)
+        require_interval(self.guidance_interval)
+        if self.batch_size < 1:
+            raise UserError(f"batch_size is {self.batch_size}; make at least 1 picture at once.")
+
+
+def check_sampling(steps: int | None, sampler: str | None) -> None:
+    """Refuse what no sampler takes, before any work; None is the model's own.
+
+    Raises:
+        UserError: there are no steps, or there is no such sampler.
+    """
+    if steps is not None:
+        require_steps(steps)
+    if sampler is not None:
+        require_sampler(sampler)
 
 
 @dataclass
@@ -352,9 +477,20 @@ def _chunks(wanted: list[Wanted], size: int) -> Iterator[list[Wanted]]:
     return (wanted[at : at + size] for at in range(0, len(wanted), size))
 
 
+def _ranges(parts: list[list[Wanted]]) -> Iterator[range]:
+    """Which of the call's pictures each part is."""
+    ends = list(accumulate(map(len, parts)))
+    return (range(end - len(part), end) for part, end in zip(parts, ends, strict=True))
+
+
 def _image(pixels: Tensor) -> Image.Image:
     """uint8 [3,H,W] as a picture."""
     return Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())
+
+
+def _images(pixels: Tensor) -> list[Image.Image]:
+    """uint8 [B,3,H,W] as pictures."""
+    return [_image(each) for each in pixels]
 
 
 @contextmanager

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from diffusers import LuminaNextDiT2DModel
+from diffusers.models.attention_processor import Attention, LuminaAttnProcessor2_0
 from diffusers.models.embeddings import (
     LuminaPatchEmbed,
     PixArtAlphaTextProjection,
@@ -13,7 +14,7 @@ from diffusers.models.embeddings import (
 )
 from torch import Tensor, nn
 
-from triptych.contracts import UserError, VelocityModel
+from triptych.contracts import UserError, Velocity, VelocityModel
 
 
 class LuminaNextDiT(VelocityModel):
@@ -78,8 +79,10 @@ class LuminaNextDiT(VelocityModel):
         # Declared by diffusers, used by nothing: without this its memory is never written.
         nn.init.zeros_(self.dit.pad_token)
         self.dit.pad_token.requires_grad_(False)
-        for layer in self.dit.layers:
+        for number, layer in enumerate(self.dit.layers):
             nn.init.constant_(layer.gate, self.gate_init)
+            layer.attn1.set_processor(LuminaAttention())
+            layer.attn2.set_processor(LuminaAttention(number, layer.norm1_context))
         if self.position_std:
             self.dit.patch_embedder = PlacedPatchEmbed(
                 self.patch_size, channels, self.width, side // self.patch_size, self.position_std
@@ -104,18 +107,31 @@ class LuminaNextDiT(VelocityModel):
             "ffn_dim_multiplier": min(1.0, self.ffn_width / rule),
         }
 
-    def forward(self, x_t: Tensor, t: Tensor, condition: Tensor) -> Tensor:
-        projected = self.caption_projection(condition.to(self.dit.dtype))
-        mask = torch.ones(projected.shape[:2], device=projected.device)
+    def forward(self, x_t: Tensor, t: Tensor, condition: Tensor | KeptCaption) -> Tensor:
+        if isinstance(condition, KeptCaption):
+            caption, mask = condition.pooled(self.caption_projection, self.dit.dtype)
+            keeping = {"kept": condition}
+        else:
+            caption, keeping = self.caption_projection(condition.to(self.dit.dtype)), {}
+            mask = torch.ones(caption.shape[:2], device=caption.device)
         return self.dit(
             x_t.to(self.dit.dtype),
             (1000 * t).float(),
-            projected,
+            caption,
             mask,
             self._rotary(x_t.device),
-            cross_attention_kwargs={},
+            cross_attention_kwargs=keeping,
             return_dict=False,
         )[0]
+
+    def prepare(self, condition: Tensor, null: Tensor | None = None) -> Velocity:
+        """The caption is projected once, its keys and values in each block are computed once.
+
+        Equal to `forward` but for rounding. The first call of what is returned computes them, so
+        that a block whose parameters are split over ranks is gathered then as ever.
+        """
+        kept = KeptCaption(condition, null)
+        return lambda x_t, t: self(x_t, t, kept)
 
     def _rotary(self, device: torch.device) -> Tensor:
         """Complex 2-D rotary table [side,side,head_dim/2]; not a buffer, so never on meta."""
@@ -126,6 +142,101 @@ class LuminaNextDiT(VelocityModel):
             cached = get_2d_rotary_pos_embed_lumina(head, side, side).to(device)
             self._table = cached
         return cached
+
+
+class KeptCaption:
+    """What the network makes of a condition [B,N,D] alone, from its first call on.
+
+    With a `null` [1,N,D], which is computed as one row, it has 2B rows: first the null's.
+    """
+
+    def __init__(self, condition: Tensor, null: Tensor | None) -> None:
+        self.rows = None
+        if null is not None:
+            number = len(condition)
+            self.rows = torch.arange(1 - number, number + 1, device=condition.device).clamp_min(0)
+            condition = torch.cat([null, condition])
+        self.condition, self.caption = condition, None
+        self.attentions: dict[int, KeptAttention] = {}
+
+    def pooled(self, projection: nn.Module, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """The mean of the projected caption [rows,1,D], and the mask [rows,N] of the caption.
+
+        One token stands in for N: of the caption itself diffusers' network needs the mean alone
+        once keys and values are there.
+        """
+        if self.caption is None:
+            self.caption = projection(self.condition.to(dtype))
+            self.mean = self.spread(self.caption.mean(1, keepdim=True))
+            self.mask = self.mean.new_ones(len(self.mean), self.caption.shape[1])
+        return self.mean, self.mask
+
+    def spread(self, each: Tensor) -> Tensor:
+        """Rows of the null and of B conditions -> all rows."""
+        return each if self.rows is None else each[self.rows]
+
+    def attention(self, layer: int, attn: Attention, norm: nn.Module) -> KeptAttention:
+        """`attn` with the caption's keys and values computed."""
+        if layer not in self.attentions:
+            caption = norm(self.caption)
+            key, value = attn.norm_k(attn.to_k(caption)), attn.to_v(caption)
+            self.attentions[layer] = KeptAttention(attn, self.spread(key), self.spread(value))
+        return self.attentions[layer]
+
+
+class KeptAttention:
+    """A diffusers Attention that knows its keys and values [rows,N,D], whatever it is shown."""
+
+    norm_k = None  # they are normalized
+
+    def __init__(self, attn: Attention, key: Tensor, value: Tensor) -> None:
+        self.to_q, self.norm_q, self.heads, self.scale = (
+            attn.to_q,
+            attn.norm_q,
+            attn.heads,
+            attn.scale,
+        )
+        self.key, self.value = key, value
+
+    def to_k(self, shown: Tensor) -> Tensor:
+        return self.key
+
+    def to_v(self, shown: Tensor) -> Tensor:
+        return self.value
+
+
+class LuminaAttention(LuminaAttnProcessor2_0):
+    """diffusers' attention of Lumina; to the caption of a `KeptCaption`, if one is given.
+
+    Args:
+        layer, norm: number of the block and its norm of the caption; none for self-attention,
+            which is the same for any caption.
+    """
+
+    def __init__(self, layer: int = 0, norm: nn.Module | None = None) -> None:
+        super().__init__()
+        self.layer, self.norm = layer, norm
+
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        query_rotary_emb: Tensor | None = None,
+        key_rotary_emb: Tensor | None = None,
+        kept: KeptCaption | None = None,
+    ) -> Tensor:
+        if kept is not None and self.norm is not None:
+            attn = kept.attention(self.layer, attn, self.norm)
+        return super().__call__(
+            attn,
+            hidden_states,
+            encoder_hidden_states,
+            attention_mask,
+            query_rotary_emb,
+            key_rotary_emb,
+        )
 
 
 class PlacedPatchEmbed(LuminaPatchEmbed):

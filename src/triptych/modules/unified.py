@@ -9,7 +9,14 @@ import torch
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
-from triptych.contracts import Batch, Condition, ImageEncoder, Preprocessing, UserError
+from triptych.contracts import (
+    Batch,
+    Condition,
+    ImageEncoder,
+    OnPicture,
+    Preprocessing,
+    UserError,
+)
 from triptych.freezing import Optimization
 from triptych.modules.building import build_part
 from triptych.modules.decoding import PixelDecoderModule
@@ -310,10 +317,13 @@ class UnifiedModule(Panel):
         guidance: float | None = None,
         decoder_steps: int | None = None,
         decoder_guidance: float | None = None,
+        sampler: str | None = None,
+        decoder_sampler: str | None = None,
     ) -> Tensor:
         """Pictures uint8 [B,3,H,W]; picture i depends on prompts[i] and seeds[i] alone."""
-        features = self.generation.sample(self.condition(prompts), seeds, steps, guidance)
-        return self.decode(features, seeds, decoder_steps, decoder_guidance)
+        condition = self.condition(prompts)
+        features = self.generation.sample(condition, seeds, steps, guidance, sampler=sampler)
+        return self.decode(features, seeds, decoder_steps, decoder_guidance, decoder_sampler)
 
     @torch.no_grad()
     def decode(
@@ -322,12 +332,16 @@ class UnifiedModule(Panel):
         seeds: list[int],
         steps: int | None = None,
         guidance: float | None = None,
+        sampler: str | None = None,
+        on_picture: OnPicture | None = None,
     ) -> Tensor:
-        """Generated features [B,C,h,w] to pictures uint8 [B,3,H,W]."""
+        """Generated features [B,C,h,w] to pictures uint8 [B,3,H,W]; see `PixelDecoder.decode`."""
         if self.generation is not None and self.generation.objective.target == "vae":
             return self.vae.decode(features)
         null = self.negative_features(self.negative)
-        return self.decoding.decode(features, seeds, steps, guidance, null, self.encoder)
+        return self.decoding.decode(
+            features, seeds, steps, guidance, null, self.encoder, sampler, on_picture
+        )
 
     @torch.no_grad()
     def negative_features(self, kind: str) -> Tensor | None:
@@ -350,7 +364,13 @@ class UnifiedModule(Panel):
         return self.generation.sample(condition, [self.negative_seed])
 
     @torch.no_grad()
-    def reconstruct(self, pictures: Tensor, seeds: list[int], steps: int | None = None) -> Tensor:
+    def reconstruct(
+        self,
+        pictures: Tensor,
+        seeds: list[int],
+        steps: int | None = None,
+        sampler: str | None = None,
+    ) -> Tensor:
         """Pictures uint8 [B,3,H,W] through encoder and decoder; uint8 [B,3,H,W]."""
         if not self.encoder.built:
             raise UserError(
@@ -359,7 +379,7 @@ class UnifiedModule(Panel):
             )
         features = self.encoder(pictures.to(self.device)).float()
         null = self.negative_features("own" if self.negative == "own" else "blank")
-        return self.decoding.decode(features, seeds, steps, None, null, self.encoder)
+        return self.decoding.decode(features, seeds, steps, None, null, self.encoder, sampler)
 
     @torch.no_grad()
     def answer(
