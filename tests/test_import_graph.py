@@ -12,7 +12,7 @@ SOURCES = {"triptych": "src/triptych"} | {
 }
 # A room may import its own layer and the layers above it in this list, but for EXCEPTIONS.
 LAYERS = [
-    ["contracts", "errors", "randomness", "resources", "version", "picture_settings"],
+    ["contracts", "errors", "randomness", "resources", "streams", "version", "picture_settings"],
     ["loss", "sampler", "solvers", "prompts", "pictures", "messages", "freezing", "sharding"],
     ["backbones", "weights", "shapes", "flops"],
     ["modules"],

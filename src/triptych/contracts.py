@@ -8,7 +8,7 @@ Shape letters, used in the whole package:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from inspect import signature
 from typing import Any
@@ -146,6 +146,18 @@ class Part(nn.Module, ABC):
         return bool(self._parameters) or next(own_parameters, None) is not None
 
 
+@dataclass
+class Sampling:
+    """How the tokens of an answer are chosen; as it is by default, always the likeliest."""
+
+    temperature: float = 0.0
+    """Above 0 tokens are drawn, the likelier the more often; the lower, the more so."""
+    top_p: float = 1.0
+    """Drawn from the likeliest tokens that together have this probability."""
+    seeds: Sequence[int] = ()
+    """One a row, when tokens are drawn: a row's draws depend on its own alone."""
+
+
 class Understander(Part):
     """Reads text and images. Its width and tokenizer come from its configuration."""
 
@@ -187,6 +199,16 @@ class Understander(Part):
     def image_tokens(self) -> int:
         """How many placeholder tokens one picture takes in the prompt."""
 
+    def chat_inputs(self, pictures: Sequence[Tensor]) -> tuple[Tensor, Tensor, list[int]] | None:
+        """As `image_inputs`, of pictures uint8 [3,H,W] of any shapes, which they keep.
+
+        Also how many placeholder tokens each takes. None: this model sees squares alone.
+
+        Raises:
+            UserError: a picture has a shape that cannot be shown.
+        """
+        return None
+
     @abstractmethod
     def answer(
         self,
@@ -195,8 +217,14 @@ class Understander(Part):
         understanding_pixels: Tensor | None,
         image_grid_thw: Tensor | None,
         max_new_tokens: int,
+        sampling: Sampling | None = None,
+        on_tokens: Callable[[list[int]], list[bool]] | None = None,
     ) -> Tensor:
-        """Greedy continuation of left-padded prompts [B,T]; returns the new tokens only."""
+        """Continuation of left-padded prompts [B,T], greedy by default; the new tokens only.
+
+        `on_tokens` is told of the B tokens of every step, and says which rows need no more; what
+        it raises ends the call. Rows that have ended are given padding.
+        """
 
 
 class ImageEncoder(Part):

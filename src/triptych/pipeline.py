@@ -7,6 +7,7 @@ pipe.chat([{"role": "user", "content": [picture, "what colour is the circle?"]}]
 
 from __future__ import annotations
 
+import math
 import secrets
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -21,15 +22,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from triptych.contracts import Condition, UserError
+from triptych.contracts import Condition, Sampling, UserError
 from triptych.loading import find_source, load_model
 from triptych.messages import Message, read_messages
 from triptych.modules import UnifiedModule
+from triptych.modules.answering import Answer, write_answers
 from triptych.picture_settings import attach
 from triptych.pictures import Picture, open_picture, square
-from triptych.prompts import PAD, chat_ids, pad, token_id
+from triptych.prompts import chat_ids
 from triptych.sampler import require_interval
 from triptych.solvers import model_calls, require_sampler, require_steps
+from triptych.streams import pieces
 from triptych.version import __version__
 
 PREVIEW_STEPS = 4  # of the decoder, where it has more
@@ -245,36 +248,86 @@ class UnifiedPipeline:
             parts = self._squares(images).split(batch_size)
             return torch.cat([self.model.encoder(part.to(self.device)).float() for part in parts])
 
-    def chat(self, messages: Sequence[dict[str, Any] | Message], max_new_tokens: int = 256) -> str:
+    def chat(
+        self,
+        messages: Sequence[dict[str, Any] | Message],
+        max_new_tokens: int = 256,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int | None = None,
+        stream: bool = False,
+    ) -> str | Iterator[str]:
         """The answer to a conversation; see `messages.read_messages` for its shape.
 
+        Prompt and answer together have at most as many tokens as the model takes.
+
+        Args:
+            max_new_tokens: the answer ends here at the latest.
+            temperature: 0 takes the likeliest token each time; above, tokens are drawn.
+            top_p: drawn from the likeliest that together have this probability.
+            seed: of the draws; None draws it.
+            stream: give pieces of the answer as they are written; closing the iterator ends it.
+
         Raises:
-            UserError: the conversation has another shape, is too long, or a picture is unreadable.
+            UserError: the conversation has another shape, is too long, or a picture is unreadable;
+                or a number makes no sense. Before any work, also when streaming.
         """
-        conversation = read_messages(messages)
-        known = self.model.preprocessing()
-        size, tokens = known.understanding_size, known.image_tokens
-        turns = [
-            (each.role, [p if isinstance(p, str) else tokens for p in each.content])
-            for each in conversation
-        ]
-        ids, mask = pad(
-            [chat_ids(known.tokenizer, turns, known.max_tokens)],
-            token_id(known.tokenizer, PAD),
-            left=True,
-        )
-        pictures = [p for each in conversation for p in each.content if not isinstance(p, str)]
-        shown: tuple[Tensor | None, ...] = (None, None)
-        if pictures:
-            squares = torch.stack([square(picture, size) for picture in pictures])
-            shown = tuple(each.to(self.device) for each in known.image_inputs(squares))
-        with self._turn, torch.no_grad():
-            new = self.model.understanding.understander.answer(
-                ids.to(self.device), mask.to(self.device), *shown, max_new_tokens
-            )
-        return known.tokenizer.decode(new[0], skip_special_tokens=True).strip()
+        options = (max_new_tokens, temperature, top_p, seed)
+        if not stream:
+            return self.chat_batch([messages], *options)[0].text
+        answer = self._answering([messages], *options)
+        return pieces(lambda tell: answer(lambda _, piece: tell(piece)))
+
+    def chat_batch(
+        self,
+        conversations: Sequence[Sequence[dict[str, Any] | Message]],
+        max_new_tokens: int = 256,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int | Sequence[int] | None = None,
+        on_text: Callable[[int, str], None] | None = None,
+    ) -> list[Answer]:
+        """Answers to several conversations, written at once; as `chat`.
+
+        Args:
+            seed: one for each conversation; or the first one's, the next one's being one more.
+            on_text: told of (number of the conversation, new piece of its answer); what it raises
+                ends the call.
+        """
+        answer = self._answering(conversations, max_new_tokens, temperature, top_p, seed)
+        return answer(on_text)
 
     # Inside --------------------------------------------------------------------------------------
+
+    def _answering(
+        self,
+        conversations: Sequence[Sequence[dict[str, Any] | Message]],
+        max_new_tokens: int,
+        temperature: float,
+        top_p: float,
+        seed: int | Sequence[int] | None,
+    ) -> Callable[[Callable[[int, str], None] | None], list[Answer]]:
+        """Everything about conversations that can be wrong is checked; what is left is to write."""
+        panel = self.model.understanding
+        seeds = _seeds(seed, len(conversations))
+        sampling = _sampling(max_new_tokens, temperature, top_p, seeds)
+        read = [read_messages(each) for each in conversations]
+        pictures = [part for talk in read for m in talk for part in m.content if _seen(part)]
+        shown, tokens = panel.show(pictures) if pictures else (None, [])
+        sizes = iter(tokens)
+        turns = [
+            [(m.role, [next(sizes) if _seen(p) else p for p in m.content]) for m in talk]
+            for talk in read
+        ]
+        rows = [chat_ids(panel.understander.tokenizer, talk, panel.chat_tokens) for talk in turns]
+        limits = [min(max_new_tokens, panel.chat_tokens - len(row)) for row in rows]
+
+        def answer(on_text: Callable[[int, str], None] | None) -> list[Answer]:
+            parts = (panel.understander, rows, shown, limits, self.device, sampling, on_text)
+            with self._turn, _sufficient_memory(len(rows), "conversations"):
+                return write_answers(*parts)
+
+        return answer
 
     def _squares(self, images: Sequence[Picture]) -> Tensor:
         """uint8 [B,3,H,W] as the image encoder takes them."""
@@ -473,6 +526,35 @@ def _wanted(
     ]
 
 
+def _seeds(seeds: int | Sequence[int] | None, number: int) -> Sequence[int]:
+    """One a conversation."""
+    if not number:
+        raise UserError("there is no conversation; give at least one.")
+    if seeds is None:
+        return [secrets.randbits(32) for _ in range(number)]
+    if isinstance(seeds, int):
+        return range(seeds, seeds + number)
+    if len(seeds) != number:
+        raise UserError(f"{len(seeds)} seeds for {number} conversations; give one each.")
+    return seeds
+
+
+def _sampling(
+    max_new_tokens: int, temperature: float, top_p: float, seeds: Sequence[int]
+) -> Sampling:
+    if max_new_tokens < 1:
+        raise UserError(f"max_new_tokens is {max_new_tokens}; allow at least 1.")
+    if not 0 <= temperature < math.inf:
+        raise UserError(f"temperature is {temperature}; give 0 (the likeliest token) or more.")
+    if not 0 < top_p <= 1:
+        raise UserError(f"top_p is {top_p}; give a probability above 0, at most 1.")
+    return Sampling(temperature, top_p, seeds)
+
+
+def _seen(part: str | Image.Image) -> bool:
+    return not isinstance(part, str)
+
+
 def _chunks(wanted: list[Wanted], size: int) -> Iterator[list[Wanted]]:
     return (wanted[at : at + size] for at in range(0, len(wanted), size))
 
@@ -494,7 +576,7 @@ def _images(pixels: Tensor) -> list[Image.Image]:
 
 
 @contextmanager
-def _sufficient_memory(batch_size: int) -> Iterator[None]:
+def _sufficient_memory(batch_size: int, what: str = "pictures") -> Iterator[None]:
     """Say what to lower where memory does not suffice."""
     try:
         yield
@@ -502,6 +584,7 @@ def _sufficient_memory(batch_size: int) -> Iterator[None]:
         short = isinstance(error, torch.OutOfMemoryError | MemoryError)
         if not short and "not enough memory" not in str(error):  # what torch says of a CPU's
             raise
+        remedy = "lower batch_size" if what == "pictures" else "give fewer at once, or shorter ones"
         raise UserError(
-            f"{batch_size} pictures at once need more memory than there is; lower batch_size."
+            f"{batch_size} {what} at once need more memory than there is; {remedy}."
         ) from error

@@ -18,6 +18,7 @@ from triptych.contracts import (
     UserError,
 )
 from triptych.freezing import Optimization
+from triptych.modules.answering import write_answers
 from triptych.modules.building import build_part
 from triptych.modules.decoding import PixelDecoderModule
 from triptych.modules.encoding import EncodingModule
@@ -397,15 +398,13 @@ class UnifiedModule(Panel):
             )[0]
             for question in questions
         ]
-        ids, mask = pad(rows, token_id(tokenizer, PAD), left=True)
-        patches = grids = None
+        shown = None
         if pictures is not None:
-            patches, grids = known.image_inputs(_to_size(pictures, known.understanding_size))
-            patches, grids = patches.to(self.device), grids.to(self.device)
-        new = self.understanding.understander.answer(
-            ids.to(self.device), mask.to(self.device), patches, grids, max_new_tokens
-        )
-        return [text.strip() for text in tokenizer.batch_decode(new, skip_special_tokens=True)]
+            shown = known.image_inputs(_to_size(pictures, known.understanding_size))
+        limits = [max_new_tokens] * len(rows)
+        understander = self.understanding.understander
+        answers = write_answers(understander, rows, shown, limits, self.device)
+        return [answer.text for answer in answers]
 
 
 def _to_size(pictures: Tensor, size: int) -> Tensor:
