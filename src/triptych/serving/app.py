@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 
 from triptych.pipeline import UnifiedPipeline
 from triptych.serving.chat_routes import chat_routes
-from triptych.serving.context import Context
+from triptych.serving.context import Context, Sizes
 from triptych.serving.description import describe
 from triptych.serving.desk import Desk
 from triptych.serving.gate import Gate
@@ -46,8 +46,7 @@ class Limits:
 def create_app(
     pipeline: UnifiedPipeline,
     name: str,
-    picture_size: int,
-    seen_size: int,
+    sizes: Sizes,
     limits: Limits | None = None,
     api_key: str | None = None,
 ) -> FastAPI:
@@ -56,7 +55,7 @@ def create_app(
     Args:
         pipeline: works in one thread of its own.
         name: of the model, as clients give it.
-        picture_size, seen_size: sides in pixels of the pictures it makes, and that it looks at.
+        sizes: of its pictures.
         limits: what it takes on.
         api_key: what clients must know; None lets everyone in.
     """
@@ -70,7 +69,7 @@ def create_app(
         metrics,
     )
     desk = Desk(scheduler, metrics, limits.timeout)
-    context = Context(name, picture_size, seen_size, desk, scheduler, metrics)
+    context = Context(name, sizes, desk, scheduler, metrics)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

@@ -35,8 +35,8 @@ def chat_routes(context: Context) -> APIRouter:
         context.check_model(body.model)
         if body.stream_options is not None and not body.stream:
             raise wrong("stream_options", "stream_options is for streams; set stream as well.")
-        messages = await run_in_threadpool(_read, body.messages, context.seen_size)
-        work = ChatWork(messages, _settings(body))
+        messages = await run_in_threadpool(_read, body.messages, context.sizes.shown)
+        work = ChatWork(messages, body.seed, _settings(body))
         head = {
             "id": f"chatcmpl-{secrets.token_hex(12)}",
             "created": int(time.time()),
@@ -94,11 +94,10 @@ def _settings(body: ChatBody) -> ChatSettings:
         body.max_completion_tokens or body.max_tokens or own.max_new_tokens,
         own.temperature if body.temperature is None else body.temperature,
         own.top_p if body.top_p is None else body.top_p,
-        body.seed,
     )
 
 
-def _read(messages: list[ChatMessage], size: int) -> list[Message]:
+def _read(messages: list[ChatMessage], size: int | None) -> list[Message]:
     """The conversation as the pipeline takes it, its pictures unpacked."""
     read: list[Message] = []
     pictures = 0

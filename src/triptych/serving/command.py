@@ -37,6 +37,7 @@ def serve(arguments: list[str]) -> None:
 
     from triptych.pipeline import UnifiedPipeline
     from triptych.serving.app import Limits, create_app
+    from triptych.serving.context import Sizes
 
     pipeline = UnifiedPipeline.from_pretrained(
         parsed.source,
@@ -50,8 +51,7 @@ def serve(arguments: list[str]) -> None:
     app = create_app(
         pipeline,
         pipeline.name,
-        picture_size=pipeline.model.vae.image_size,
-        seen_size=pipeline.model.preprocessing().understanding_size,
+        Sizes.of(pipeline),
         limits=Limits(
             parsed.max_batch, parsed.max_queue, parsed.max_wait_ms, parsed.timeout,
             parsed.max_body_mb,

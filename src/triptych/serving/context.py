@@ -6,6 +6,9 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
+from triptych.pipeline import UnifiedPipeline
 from triptych.serving.desk import Desk
 from triptych.serving.metrics import Metrics
 from triptych.serving.problems import Problem
@@ -26,15 +29,32 @@ STATUSES = {
 
 
 @dataclass
+class Sizes:
+    """Sides in pixels of a model's pictures, which are squares."""
+
+    made: int
+    edited: int
+    """To which pictures are brought that it changes."""
+    shown: int | None
+    """To which pictures of conversations are brought; None leaves them their shapes."""
+
+    @classmethod
+    def of(cls, pipeline: UnifiedPipeline) -> Sizes:
+        """Those of a pipeline's model."""
+        understander = pipeline.model.understanding.understander
+        side = understander.image_size
+        example = torch.zeros(3, side, side, dtype=torch.uint8)
+        squares = understander.chat_inputs([example]) is None
+        return cls(pipeline.model.vae.image_size, side, side if squares else None)
+
+
+@dataclass
 class Context:
     """The model as clients know it, and who works for them."""
 
     name: str
     """Of the model."""
-    picture_size: int
-    """Side in pixels of the pictures it makes."""
-    seen_size: int
-    """Side in pixels to which pictures are brought that it looks at."""
+    sizes: Sizes
     desk: Desk
     scheduler: Scheduler
     metrics: Metrics

@@ -17,13 +17,17 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
 MOST_PIXELS = 2**24
 """4096 x 4096, or 64 MB while it is read."""
 LONGEST_SIDE = 16_384
+MOST_STRETCH = 32
+"""The long side over the short one: a thin line would become huge when its short side is enlarged."""
 DATA_URL = re.compile(r"data:image/[a-zA-Z0-9.+-]+;base64,", re.ASCII)
 
 
-def read_picture(data: bytes, size: int, param: str) -> Image.Image:
-    """The picture in a file, as the model sees it: upright, RGB, a square of `size` pixels.
+def read_picture(data: bytes, size: int | None, param: str) -> Image.Image:
+    """The picture in a file, upright, RGB.
 
-    The rest of it is let go, so that what waits in the queue is small.
+    Args:
+        size: the side in pixels of the squares that the model sees; the rest of the picture is let
+            go, so that what waits in the queue is small. None: it sees pictures in their shapes.
 
     Raises:
         Problem: 400; it is no picture, a damaged, a moving or a too large one.
@@ -33,7 +37,9 @@ def read_picture(data: bytes, size: int, param: str) -> Image.Image:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our limit is lower
             opened = Image.open(BytesIO(data), formats=FORMATS)
             _check(opened, param)
-            upright = ImageOps.exif_transpose(opened)
+            upright = ImageOps.exif_transpose(opened).convert("RGB")
+            if size is None:
+                return upright
             return Image.fromarray(square(upright, size).permute(1, 2, 0).numpy())
     except Problem:
         raise
@@ -49,6 +55,13 @@ def _check(picture: Image.Image, param: str) -> None:
             f"{param}: the picture has {width} x {height} pixels; send at most "
             f"{MOST_PIXELS // 1_000_000} million, and {LONGEST_SIDE} a side.",
             "image_too_large",
+        )
+    if max(width, height) > MOST_STRETCH * min(width, height):
+        raise wrong(
+            param,
+            f"{param}: the picture has {width} x {height} pixels; send one that is at most "
+            f"{MOST_STRETCH} times as long as wide.",
+            "image_too_thin",
         )
     # A camera's JPEG may hold a second, small picture (MPO); its first is what is meant.
     if picture.format != "MPO" and getattr(picture, "is_animated", False):

@@ -37,7 +37,7 @@ def picture_routes(context: Context) -> APIRouter:
     async def generate(request: Request, body: GenerationBody) -> Response:
         """Pictures for a prompt."""
         context.check_model(body.model)
-        _check_size(body.size, context.picture_size)
+        _check_size(body.size, context.sizes.made)
         number = body.n or 1
         work = PictureWork(
             [body.prompt] * number,
@@ -61,7 +61,7 @@ def picture_routes(context: Context) -> APIRouter:
         except ValidationError as error:
             raise of_validation(error.errors()) from error
         context.check_model(body.model)
-        _check_size(body.size, context.picture_size)
+        _check_size(body.size, context.sizes.made)
         if not files:
             raise wrong("image", "image is missing; send a picture.", "missing_required_parameter")
         number = body.n or 1
@@ -70,7 +70,7 @@ def picture_routes(context: Context) -> APIRouter:
                 "n", f"{len(files)} pictures times {number}; ask for at most {MOST_EDITED} in all."
             )
         images = await run_in_threadpool(
-            lambda: [read_picture(file, context.seen_size, "image") for file in files]
+            lambda: [read_picture(file, context.sizes.edited, "image") for file in files]
         )
         images = [image for image in images for _ in range(number)]
         work = PictureWork(
@@ -155,6 +155,7 @@ def _settings(body: PictureBody, negative: str | None) -> PictureSettings:
         negative=negative,
         sampler=body.sampler,
         decoder_sampler=body.decoder_sampler,
+        guidance_interval=tuple(body.guidance_interval) if body.guidance_interval else None,
     )
 
 

@@ -19,6 +19,8 @@ from pydantic import (
     WithJsonSchema,
 )
 
+from triptych.solvers import SAMPLERS
+
 MOST_PICTURES = 10
 """Of one prompt, as of OpenAI's."""
 MOST_TOKENS = 4096
@@ -57,6 +59,9 @@ Text = Annotated[
 Word = Annotated[str, AfterValidator(_readable), Field(max_length=512)]
 Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
 Steps = Annotated[int, Field(ge=1, le=250)]
+Sampler = Literal[SAMPLERS]
+Time = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Interval = Annotated[list[Time], Field(min_length=2, max_length=2)]
 Guidance = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
 
 
@@ -97,8 +102,11 @@ class PictureBody(Body):
     guidance: Guidance | None = Field(None, description="Of the generator of image features.")
     decoder_steps: Steps | None = None
     decoder_guidance: Guidance | None = None
-    sampler: Word | None = Field(None, description="Of the generator of image features.")
-    decoder_sampler: Word | None = None
+    sampler: Sampler | None = Field(None, description="Of the generator of image features.")
+    decoder_sampler: Sampler | None = None
+    guidance_interval: Interval | None = Field(
+        None, description="Times from 0 to 1, 1 being noise, between which guidance works."
+    )
 
 
 class GenerationBody(PictureBody):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Hashable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -24,6 +25,7 @@ class PictureSettings:
     negative: str | None = None
     sampler: str | None = None
     decoder_sampler: str | None = None
+    guidance_interval: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,6 @@ class ChatSettings:
     max_new_tokens: int = 256
     temperature: float = 0.0
     top_p: float = 1.0
-    seed: int | None = None
 
 
 @dataclass
@@ -61,6 +62,8 @@ class ChatWork:
     """An answer to a conversation."""
 
     messages: list[Message]
+    seed: int | None = None
+    """Of the draws; None draws it."""
     settings: ChatSettings = ChatSettings()
     size: int = 1
 
@@ -93,8 +96,13 @@ def _answers(pipeline: UnifiedPipeline, call: Call) -> Sequence[Any]:
         call.piece(number, piece)
 
     call.proceed()
-    conversations = [work.messages for work in call.works]
-    return pipeline.chat_batch(conversations, **asdict(call.works[0].settings), on_text=on_text)
+    works: list[ChatWork] = call.works
+    return pipeline.chat_batch(
+        [work.messages for work in works],
+        **asdict(works[0].settings),
+        seed=[secrets.randbits(32) if work.seed is None else work.seed for work in works],
+        on_text=on_text,
+    )
 
 
 def _pictures(pipeline: UnifiedPipeline, max_batch: int, call: Call) -> Sequence[list[Image.Image]]:
