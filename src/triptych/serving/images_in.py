@@ -18,7 +18,7 @@ MOST_PIXELS = 2**24
 """4096 x 4096, or 64 MB while it is read."""
 LONGEST_SIDE = 16_384
 MOST_STRETCH = 32
-"""The long side over the short one: a thin line would become huge when its short side is enlarged."""
+"""Long side over short side: a thin line becomes huge when its short side is enlarged."""
 DATA_URL = re.compile(r"data:image/[a-zA-Z0-9.+-]+;base64,", re.ASCII)
 
 

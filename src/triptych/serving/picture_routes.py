@@ -42,7 +42,11 @@ def picture_routes(context: Context) -> APIRouter:
         work = PictureWork(
             [body.prompt] * number,
             _seeds(body.seed, number),
-            settings=_settings(body, body.negative_prompt),
+            settings=_settings(
+                body,
+                negative=body.negative_prompt,
+                guidance_interval=body.guidance_interval and tuple(body.guidance_interval),
+            ),
             partial=_partial(body),
         )
         return await _answer(context, request, body, work, "image_generation")
@@ -77,7 +81,7 @@ def picture_routes(context: Context) -> APIRouter:
             [body.prompt] * len(images),
             _seeds(body.seed, len(images)),
             images,
-            _settings(body, None),
+            _settings(body),
             _partial(body),
         )
         return await _answer(context, request, body, work, "image_edit")
@@ -146,16 +150,15 @@ def _partial(body: PictureBody) -> int:
     return (body.partial_images or 0) if body.stream else 0
 
 
-def _settings(body: PictureBody, negative: str | None) -> PictureSettings:
+def _settings(body: PictureBody, **more: Any) -> PictureSettings:
     return PictureSettings(
         steps=body.steps,
         guidance=body.guidance,
         decoder_steps=body.decoder_steps,
         decoder_guidance=body.decoder_guidance,
-        negative=negative,
         sampler=body.sampler,
         decoder_sampler=body.decoder_sampler,
-        guidance_interval=tuple(body.guidance_interval) if body.guidance_interval else None,
+        **more,
     )
 
 

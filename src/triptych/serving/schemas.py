@@ -104,15 +104,15 @@ class PictureBody(Body):
     decoder_guidance: Guidance | None = None
     sampler: Sampler | None = Field(None, description="Of the generator of image features.")
     decoder_sampler: Sampler | None = None
-    guidance_interval: Interval | None = Field(
-        None, description="Times from 0 to 1, 1 being noise, between which guidance works."
-    )
 
 
 class GenerationBody(PictureBody):
     """POST /v1/images/generations"""
 
     negative_prompt: Text | None = Field(None, description="What guidance leads away from.")
+    guidance_interval: Interval | None = Field(
+        None, description="Times from 0 to 1, 1 being noise, between which guidance works."
+    )
     moderation: Literal["auto", "low"] | None = None  # a preference too
     style: Literal["vivid", "natural"] | None = None
 
