@@ -49,8 +49,8 @@ from triptych.backbones.attention import use_xformers
 from triptych.callbacks.peaks import dense_peak
 from triptych.contracts import TEXT_TO_IMAGE, Batch, UserError
 from triptych.freezing import freeze_all_but, make_optimizer
-from triptych.modules import GenerationModule, UnderstandingModule, UnifiedModule
 from triptych.loading import describe_stage
+from triptych.modules import GenerationModule, UnderstandingModule, UnifiedModule
 from triptych.sharding import cast_frozen, compile_blocks
 
 ROOT = Path(__file__).parent.parent

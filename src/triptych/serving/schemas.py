@@ -54,7 +54,7 @@ def unsupported(*accepted: Any, instead: str = "leave it out") -> Any:
 Text = Annotated[
     str,
     AfterValidator(_readable),
-    Field(max_length=LONGEST_TEXT, json_schema_extra={"pattern": r"^[^\u0000]*$"}),
+    Field(max_length=LONGEST_TEXT),
 ]
 Word = Annotated[str, AfterValidator(_readable), Field(max_length=512)]
 Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
