@@ -44,7 +44,7 @@ ifneq ($(filter parity,$(MAKECMDGOALS)),)
   endif
 endif
 
-.PHONY: help setup $(STAGES) demo pretrain-tiny parity bench bench-data torture test lint clean
+.PHONY: help setup $(STAGES) demo pretrain-tiny parity bench bench-data bench-serve torture test lint clean
 
 help: ## Show this help
 	@grep -hE '^[a-z0-9-]+:.*## ' $(firstword $(MAKEFILE_LIST)) \
@@ -107,6 +107,9 @@ bench-data: $(STAMP) ## Compare the data loader with webdataset and datasets; en
 	@.venv/bin/python -c 'import datasets, pyarrow' 2>/dev/null || \
 		.venv/bin/python -m pip install -qq --no-input -c constraints.txt -e '.[dev,data]'
 	@.venv/bin/python benchmarks/data.py --out benchmarks/results/data.json $(ARGS)
+
+bench-serve: $(STAMP) ## Load the server for a minute, then send it nonsense; ends with JSON
+	@.venv/bin/python benchmarks/serve.py --out benchmarks/results/serve.json $(ARGS)
 
 torture: $(STAMP) ## Kill N training runs and compare each, resumed, with one left alone; ends with JSON
 	@.venv/bin/python benchmarks/torture.py --runs $(N) $(ARGS)
