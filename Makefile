@@ -44,7 +44,7 @@ ifneq ($(filter parity,$(MAKECMDGOALS)),)
   endif
 endif
 
-.PHONY: help setup $(STAGES) demo app pretrain-tiny parity bench bench-data bench-generate torture test lint clean
+.PHONY: help setup $(STAGES) demo app pretrain-tiny parity bench bench-data bench-generate bench-serve torture test lint clean
 
 help: ## Show this help
 	@grep -hE '^[a-z0-9-]+:.*## ' $(firstword $(MAKEFILE_LIST)) \
@@ -114,6 +114,9 @@ bench-data: $(STAMP) ## Compare the data loader with webdataset and datasets; en
 bench-generate: $(STAMP) ## Compare batches, kept captions and samplers; ends with JSON
 	@.venv/bin/python benchmarks/generate.py --out benchmarks/results/generate.json \
 		--picture docs/images/samplers.png $(ARGS)
+
+bench-serve: $(STAMP) ## Load the server for a minute, then send it nonsense; ends with JSON
+	@.venv/bin/python benchmarks/serve.py --out benchmarks/results/serve.json $(ARGS)
 
 torture: $(STAMP) ## Kill N training runs and compare each, resumed, with one left alone; ends with JSON
 	@.venv/bin/python benchmarks/torture.py --runs $(N) $(ARGS)

@@ -152,6 +152,13 @@ def export(arguments: list[str]) -> None:
     print(f"{parsed.out}: --model.weights.LABEL={parsed.out} reads it")
 
 
+def serve(arguments: list[str]) -> None:
+    """OpenAI's HTTP interface to a model: triptych serve --port 8000"""
+    from triptych.serving.command import serve as run
+
+    run(arguments)
+
+
 def data(arguments: list[str]) -> None:
     """Data before training: pack, index, inspect, features: triptych data inspect FOLDER"""
     from triptych.data_commands import run
@@ -197,6 +204,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "eval": evaluate,
     "demo": demo,
     "app": app,
+    "serve": serve,
     "convert": convert,
     "export": export,
     "data": data,

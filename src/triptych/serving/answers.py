@@ -1,0 +1,102 @@
+"""The bodies of answers, for the OpenAPI document."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel
+
+
+class ErrorDetail(BaseModel):
+    """What is wrong."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(BaseModel):
+    """Every answer that is no success."""
+
+    error: ErrorDetail
+
+
+class Picture(BaseModel):
+    """A picture, and the seed that makes it again."""
+
+    b64_json: str
+    seed: int
+
+
+class ImageList(BaseModel):
+    """The pictures of a request."""
+
+    created: int
+    data: list[Picture]
+    background: Literal["opaque"]
+    output_format: Literal["png", "jpeg", "webp"]
+    quality: Literal["auto"]
+    size: str
+
+
+class Answer(BaseModel):
+    """What the model said."""
+
+    role: Literal["assistant"]
+    content: str
+    refusal: None
+
+
+class Choice(BaseModel):
+    """The answer, and why it ended."""
+
+    index: int
+    message: Answer
+    logprobs: None
+    finish_reason: Literal["stop", "length"]
+
+
+class Usage(BaseModel):
+    """Tokens that were read and written."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class ChatCompletion(BaseModel):
+    """The answer to a conversation."""
+
+    id: str
+    object: Literal["chat.completion"]
+    created: int
+    model: str
+    choices: list[Choice]
+    usage: Usage
+
+
+class Model(BaseModel):
+    """A model that this server has."""
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+
+
+class ModelList(BaseModel):
+    """All models that this server has: one."""
+
+    object: Literal["list"]
+    data: list[Model]
+
+
+class Health(BaseModel):
+    """Whether new work is taken."""
+
+    status: Literal["ready", "draining"]
+    queue: int
+
+
+ALL = (ErrorBody, ImageList, ChatCompletion, Model, ModelList, Health)

@@ -1,0 +1,131 @@
+"""POST /v1/chat/completions"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response
+from starlette.concurrency import run_in_threadpool
+
+from triptych.messages import Message
+from triptych.serving.context import Context
+from triptych.serving.images_in import read_data_url, read_picture
+from triptych.serving.problems import wrong
+from triptych.serving.schemas import ChatBody, ChatMessage, TextPart
+from triptych.serving.streams import event_stream
+from triptych.serving.works import ChatSettings, ChatWork
+
+MOST_SHOWN = 16
+"""Pictures in a conversation."""
+
+
+def chat_routes(context: Context) -> APIRouter:
+    """The route of conversations."""
+    router = APIRouter()
+
+    @router.post("/v1/chat/completions", **context.documented("ChatCompletion"))
+    async def complete(request: Request, body: ChatBody) -> Response:
+        """An answer to a conversation, which may show pictures."""
+        context.check_model(body.model)
+        if body.stream_options is not None and not body.stream:
+            raise wrong("stream_options", "stream_options is for streams; set stream as well.")
+        messages = await run_in_threadpool(_read, body.messages, context.sizes.shown)
+        work = ChatWork(messages, body.seed, _settings(body))
+        head = {
+            "id": f"chatcmpl-{secrets.token_hex(12)}",
+            "created": int(time.time()),
+            "model": context.name,
+        }
+        if body.stream:
+            return await event_stream(_chunks(context, request, body, work, head))
+        answer = await context.desk.result(request, work)
+        choice = {
+            "index": 0,
+            "message": {"role": "assistant", "content": answer.text, "refusal": None},
+            "logprobs": None,
+            "finish_reason": answer.finish_reason,
+        }
+        usage = _count(context, answer)
+        return JSONResponse(
+            {**head, "object": "chat.completion", "choices": [choice], "usage": usage}
+        )
+
+    return router
+
+
+async def _chunks(
+    context: Context, request: Request, body: ChatBody, work: ChatWork, head: dict[str, Any]
+) -> AsyncIterator[str]:
+    """Server-sent events: the role, the text in pieces, how it ended, what it cost, [DONE]."""
+    told = body.stream_options is not None and bool(body.stream_options.include_usage)
+
+    def chunk(delta: dict[str, Any], finish_reason: str | None = None) -> str:
+        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
+        return data({"choices": [choice]} | ({"usage": None} if told else {}))
+
+    def data(content: dict[str, Any]) -> str:
+        return f"data: {json.dumps({**head, 'object': 'chat.completion.chunk', **content})}\n\n"
+
+    opened = False
+    async with aclosing(context.desk.events(request, work)) as events:
+        async for kind, value in events:
+            if not opened:
+                yield chunk({"role": "assistant", "content": ""})
+                opened = True
+            if kind == "piece":
+                yield chunk({"content": value})
+            else:
+                yield chunk({}, value.finish_reason)
+                usage = _count(context, value)
+                if told:
+                    yield data({"choices": [], "usage": usage})
+    yield "data: [DONE]\n\n"
+
+
+def _settings(body: ChatBody) -> ChatSettings:
+    own = ChatSettings()
+    return ChatSettings(
+        body.max_completion_tokens or body.max_tokens or own.max_new_tokens,
+        own.temperature if body.temperature is None else body.temperature,
+        own.top_p if body.top_p is None else body.top_p,
+    )
+
+
+def _read(messages: list[ChatMessage], size: int | None) -> list[Message]:
+    """The conversation as the pipeline takes it, its pictures unpacked."""
+    read: list[Message] = []
+    pictures = 0
+    for place, message in enumerate(messages):
+        content: list[Any] = []
+        parts = [message.content] if isinstance(message.content, str) else message.content
+        for number, part in enumerate(parts):
+            if isinstance(part, str | TextPart):
+                content.append(part if isinstance(part, str) else part.text)
+                continue
+            param = f"messages[{place}].content[{number}].image_url.url"
+            pictures += 1
+            if pictures > MOST_SHOWN:
+                raise wrong(param, f"there are more than {MOST_SHOWN} pictures; send fewer.")
+            content.append(read_picture(read_data_url(part.image_url.url, param), size, param))
+        role = "system" if message.role == "developer" else message.role
+        read.append(Message(role, content))
+    if read[-1].role != "user":
+        raise wrong("messages", "the last message is not the user's; add one.")
+    return read
+
+
+def _count(context: Context, answer: Any) -> dict[str, int]:
+    tokens = context.metrics.tokens
+    tokens.labels("prompt").inc(answer.prompt_tokens)
+    tokens.labels("completion").inc(answer.completion_tokens)
+    return {
+        "prompt_tokens": answer.prompt_tokens,
+        "completion_tokens": answer.completion_tokens,
+        "total_tokens": answer.prompt_tokens + answer.completion_tokens,
+    }

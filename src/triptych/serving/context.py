@@ -1,0 +1,88 @@
+"""What the routes share."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from triptych.pipeline import UnifiedPipeline
+from triptych.serving.desk import Desk
+from triptych.serving.metrics import Metrics
+from triptych.serving.problems import Problem
+from triptych.serving.scheduler import Scheduler
+
+STATUSES = {
+    400: "The request is wrong; `param` names the field.",
+    401: "The API key is missing or wrong.",
+    404: "There is no such model or address.",
+    408: "The body came too slowly.",
+    413: "The body is too large.",
+    415: "The body is of another kind than this address takes.",
+    429: "The queue is full; `Retry-After` says when to come again.",
+    500: "The server failed; its log tells more.",
+    503: "The server shuts down, or lacks memory.",
+    504: "The answer was not ready in time.",
+}
+
+
+@dataclass
+class Sizes:
+    """Sides in pixels of a model's pictures, which are squares."""
+
+    made: int
+    edited: int
+    """To which pictures are brought that it changes."""
+    shown: int | None
+    """To which pictures of conversations are brought; None leaves them their shapes."""
+
+    @classmethod
+    def of(cls, pipeline: UnifiedPipeline) -> Sizes:
+        """Those of a pipeline's model."""
+        understander = pipeline.model.understanding.understander
+        side = understander.image_size
+        example = torch.zeros(3, side, side, dtype=torch.uint8)
+        squares = understander.chat_inputs([example]) is None
+        return cls(pipeline.model.vae.image_size, side, side if squares else None)
+
+
+@dataclass
+class Context:
+    """The model as clients know it, and who works for them."""
+
+    name: str
+    """Of the model."""
+    sizes: Sizes
+    desk: Desk
+    scheduler: Scheduler
+    metrics: Metrics
+    started: int = field(default_factory=lambda: int(time.time()))
+
+    def check_model(self, name: str | None) -> None:
+        """Refuse names of other models.
+
+        Raises:
+            Problem: 404.
+        """
+        if name not in (None, self.name):
+            raise Problem(
+                404, f"this server has no such model; it has {self.name}.", "model_not_found",
+                "model",
+            )  # fmt: skip
+
+    def documented(self, schema: str, errors: tuple[int, ...] = tuple(STATUSES)) -> dict[str, Any]:
+        """What the OpenAPI document says of a route that answers with a schema of it."""
+        return {
+            "response_model": None,
+            "responses": {200: {"content": _json(schema), "description": "Done."}}
+            | {
+                status: {"content": _json("ErrorBody"), "description": STATUSES[status]}
+                for status in errors
+            },
+        }
+
+
+def _json(schema: str) -> dict[str, Any]:
+    return {"application/json": {"schema": {"$ref": f"#/components/schemas/{schema}"}}}

@@ -1,0 +1,118 @@
+"""Between a request and the queue: waits for the result, for its time to end, for its client."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import Any
+
+from starlette.requests import Request
+
+from triptych.contracts import UserError
+from triptych.serving.metrics import Metrics
+from triptych.serving.problems import Problem
+from triptych.serving.scheduler import Closing, Job, QueueFull, Scheduler, Work
+
+log = logging.getLogger("triptych.serving")
+SHUTTING_DOWN = "the server is shutting down; send this to another one, or later."
+
+
+class ClientLeft(Exception):
+    """Nobody is there to be answered."""
+
+
+class Desk:
+    """Takes requests' work to the scheduler.
+
+    Args:
+        timeout: seconds from a request to the end of its answer.
+    """
+
+    def __init__(self, scheduler: Scheduler, metrics: Metrics, timeout: float) -> None:
+        self.scheduler, self.metrics, self.timeout = scheduler, metrics, timeout
+
+    async def result(self, request: Request, work: Work) -> Any:
+        """What `perform` made of the work.
+
+        Raises:
+            Problem: the queue is full (429), the server shuts down (503), time is over (504), or
+                the pipeline refused the work (400).
+            ClientLeft: the client closed its connection.
+        """
+        async with aclosing(self.events(request, work)) as events:
+            async for kind, value in events:
+                if kind == "done":
+                    return value
+
+    async def events(self, request: Request, work: Work) -> AsyncIterator[tuple[str, Any]]:
+        """("piece", part) as parts are made, then ("done", result). Raises as `result`."""
+        loop = asyncio.get_running_loop()
+        events: asyncio.Queue[tuple[str, Any]] = asyncio.Queue()
+
+        def tell(kind: str):
+            return lambda value: loop.call_soon_threadsafe(events.put_nowait, (kind, value))
+
+        job = Job(work, done=tell("done"), failed=tell("failed"), piece=tell("piece"))
+        self._submit(job)
+        leaving = asyncio.create_task(self._leave(request, events))
+        deadline, kind = loop.time() + self.timeout, ""
+        try:
+            while kind != "done":
+                async with asyncio.timeout_at(deadline):
+                    kind, value = await events.get()
+                if kind == "failed":
+                    raise value
+                yield kind, value
+        except TimeoutError as error:
+            self.metrics.timeouts.inc()
+            raise Problem(
+                504,
+                f"the answer was not ready within {self.timeout:g} seconds; ask for less, or when "
+                "fewer others do.",
+                "timeout",
+                headers={"x-should-retry": "false"},  # the same would take as long again
+            ) from error
+        except UserError as error:
+            raise _refused(error) from error
+        finally:
+            leaving.cancel()
+            self.scheduler.withdraw(job)
+
+    def _submit(self, job: Job) -> None:
+        try:
+            self.scheduler.submit(job)
+        except QueueFull as error:
+            self.metrics.rejected.labels("queue_full").inc()
+            raise Problem(
+                429,
+                f"{self.scheduler.max_queue} requests wait already; try again in a second.",
+                "queue_full",
+                headers={"retry-after": "1"},
+            ) from error
+        except Closing as error:
+            self.metrics.rejected.labels("shutting_down").inc()
+            raise Problem(
+                503, SHUTTING_DOWN, "shutting_down", headers={"retry-after": "5"}
+            ) from error
+
+    async def _leave(self, request: Request, events: asyncio.Queue) -> None:
+        """End the waiting when the client closes its connection."""
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        self.metrics.cancelled.inc()
+        events.put_nowait(("failed", ClientLeft()))
+
+
+def _refused(error: UserError) -> Problem:
+    """A sentence of the pipeline is for the client, unless it is about this machine."""
+    if isinstance(error.__cause__, MemoryError | RuntimeError):
+        log.error("memory does not suffice: %s", error)
+        return Problem(
+            503,
+            "the server's memory does not suffice for this; ask for fewer pictures at once.",
+            "out_of_memory",
+            headers={"x-should-retry": "false"},
+        )
+    return Problem(400, str(error), "invalid_value")

@@ -1,0 +1,97 @@
+"""The server as a process: its port, its signals, its end."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import socket
+import sys
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+
+from triptych.contracts import UserError
+
+REASONS = {
+    errno.EADDRINUSE: "another program has it; choose another --port, or 0 for any free one",
+    errno.EACCES: "this user may not; choose a --port of 1024 or above",
+    errno.EADDRNOTAVAIL: "it is no address of this machine; use --host 127.0.0.1 or 0.0.0.0",
+}
+
+
+def open_port(host: str, port: int) -> socket.socket:
+    """A socket bound to the port, before long work starts; connections are refused until `run`.
+
+    Raises:
+        UserError: the port is taken, or may not be taken.
+    """
+    if not 0 <= port <= 65535:
+        raise UserError(f"{port} is no port; choose one from 1 to 65535, or 0 for any free one.")
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        bound = socket.socket(family, kind, protocol)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(address)
+    except (socket.gaierror, UnicodeError) as error:
+        raise UserError(f"--host {host} is not the name of an address; check it.") from error
+    except OSError as error:
+        raise _not_open(host, port, error) from error
+    return bound
+
+
+def _not_open(host: str, port: int, error: OSError) -> UserError:
+    reason = REASONS.get(error.errno, os.strerror(error.errno or 0))
+    return UserError(f"port {port} of {host} cannot be opened: {reason}.")
+
+
+class Server(uvicorn.Server):
+    """uvicorn's, with our way to end.
+
+    At the first SIGTERM or SIGINT no new work is taken (503, as of /health), what runs and what
+    waits is finished, and `run` returns. At the second the process ends at once.
+    """
+
+    def __init__(self, app: FastAPI) -> None:
+        # Log lines of requests are for a proxy to write; metrics count them.
+        super().__init__(
+            uvicorn.Config(
+                app, log_level="warning", access_log=False, server_header=False, lifespan="on"
+            )
+        )
+        self.scheduler = app.state.context.scheduler
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self.scheduler.closing:
+            os._exit(128 + sig)
+        # From the event loop: the signal may have come while this very thread held the lock.
+        asyncio.get_running_loop().call_soon_threadsafe(self._drain)
+
+    def _drain(self) -> None:
+        self.scheduler.close()
+        print("triptych: finishing what runs; a second signal ends at once.", file=sys.stderr)
+        self._ending = asyncio.create_task(self._end())
+
+    async def _end(self) -> None:
+        while not self.scheduler.idle:
+            await asyncio.sleep(0.05)
+        self.should_exit = True
+
+
+def run(app: FastAPI, bound: socket.socket) -> None:
+    """Serve until a signal.
+
+    Raises:
+        UserError: another program was faster in taking the port.
+    """
+    host, port = bound.getsockname()[:2]
+    try:
+        bound.listen(2048)
+    except OSError as error:
+        raise _not_open(host, port, error) from error
+    shown = f"[{host}]" if ":" in host else host
+    print(f"serving {app.state.context.name} on http://{shown}:{port}/v1", flush=True)
+    Server(app).run(sockets=[bound])

@@ -1,0 +1,105 @@
+"""Real servers on free ports for tests, and a pipeline that a test can look into and hold up."""
+
+from __future__ import annotations
+
+import threading
+import time
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+import httpx
+from openai import OpenAI
+from PIL import Image
+
+from triptych.prompts import PromptError
+from triptych.serving.app import create_app
+from triptych.serving.context import Sizes
+from triptych.serving.server import Server, open_port
+
+SIZES = Sizes(made=8, edited=8, shown=8)
+
+
+class FakePipeline:
+    """Writes down its calls. A step waits until the test lets it go on; `open` lets all go on."""
+
+    def __init__(self, steps: int = 3) -> None:
+        self.steps, self.calls = steps, []
+        self.gate, self.begun, self.steps_made = threading.Event(), threading.Event(), 0
+        self.gate.set()
+
+    def _step(self) -> None:
+        self.begun.set()
+        assert self.gate.wait(20), "the test holds the pipeline up"
+        self.steps_made += 1
+
+    def generate(self, prompts, seeds, batch_size, callback, **settings):
+        if "bad" in prompts:
+            raise PromptError("the prompt is bad; write another.")
+        if "crash" in prompts:
+            raise RuntimeError("/secret/path: a bug")
+        self.calls.append(SimpleNamespace(prompts=prompts, seeds=seeds, settings=settings))
+        pictures = [Image.new("RGB", (8, 8), (seed % 256, 0, 0)) for seed in seeds]
+        for step in range(1, self.steps + 1):
+            self._step()
+            callback(
+                SimpleNamespace(
+                    stage="pixels", step=step, steps=self.steps,
+                    pictures=range(len(pictures)), preview=lambda: pictures,
+                )
+            )  # fmt: skip
+        return pictures
+
+    def chat_batch(self, conversations, on_text, **settings):
+        self.calls.append(SimpleNamespace(conversations=conversations, settings=settings))
+        for piece in ["one", " two", " three"]:
+            self._step()
+            for number in range(len(conversations)):
+                on_text(number, piece)
+        return [
+            SimpleNamespace(
+                text="one two three", prompt_tokens=5, completion_tokens=3, finish_reason="stop"
+            )
+            for _ in conversations
+        ]
+
+
+class Running:
+    """A server that runs in a thread."""
+
+    def __init__(self, app, port: int) -> None:
+        self.app, self.url = app, f"http://127.0.0.1:{port}"
+        self.scheduler = app.state.context.scheduler
+
+    def http(self, **options) -> httpx.Client:
+        return httpx.Client(base_url=self.url, timeout=20, **options)
+
+    def openai(self, key: str = "none", **options) -> OpenAI:
+        options = {"max_retries": 0, "timeout": 20} | options
+        return OpenAI(base_url=f"{self.url}/v1", api_key=key, **options)
+
+
+@contextmanager
+def running(pipeline, sizes: Sizes = SIZES, name: str = "tiny", **options):
+    """A server of `pipeline`, with `create_app`'s options."""
+    app = create_app(pipeline, name, sizes, **options)
+    bound = open_port("127.0.0.1", 0)
+    server = Server(app)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True)
+    thread.start()
+    until(lambda: server.started)
+    try:
+        yield Running(app, bound.getsockname()[1])
+    finally:
+        if isinstance(pipeline, FakePipeline):
+            pipeline.gate.set()
+        server.should_exit = True
+        thread.join(20)
+        assert not thread.is_alive()
+
+
+def until(true, seconds: float = 20) -> None:
+    """Wait until it is true."""
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "it never became true"
+        time.sleep(0.01)

@@ -1,0 +1,303 @@
+"""The server with the shipped weights and OpenAI's client, and as a process of its own."""
+
+import base64
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from io import BytesIO
+
+import httpx
+import openai
+import pytest
+from PIL import Image
+from servers import running, until
+
+from triptych.cli import main
+from triptych.picture_settings import settings_of
+from triptych.pipeline import UnifiedPipeline
+from triptych.serving.context import Sizes
+
+FAST = {"steps": 2, "decoder_steps": 2}
+
+
+@pytest.fixture(scope="module")
+def pipeline():
+    return UnifiedPipeline.from_pretrained("tiny")
+
+
+@pytest.fixture(scope="module")
+def server(pipeline):
+    with running(pipeline, Sizes.of(pipeline)) as server:
+        yield server
+
+
+def picture(item) -> Image.Image:
+    return Image.open(BytesIO(base64.b64decode(item.b64_json)))
+
+
+def file(colour="red", size=(60, 48), kind="PNG") -> bytes:
+    made = BytesIO()
+    Image.new("RGB", size, colour).save(made, kind)
+    return made.getvalue()
+
+
+def data_url(data: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(data).decode()
+
+
+def test_pictures_are_those_of_the_pipeline(server, pipeline, tmp_path):
+    answer = server.openai().images.generate(
+        prompt="a photo of a red circle", n=2, model="tiny", extra_body={"seed": 7, **FAST}
+    )
+    direct = pipeline.generate("a photo of a red circle", 2, seeds=7, **FAST)
+    assert [item.seed for item in answer.data] == [7, 8]
+    for item, expected in zip(answer.data, direct, strict=True):
+        assert picture(item).tobytes() == expected.tobytes()
+    saved = tmp_path / "picture.png"
+    saved.write_bytes(base64.b64decode(answer.data[1].b64_json))
+    assert settings_of(saved)["seed"] == 8 and settings_of(saved)["steps"] == 2
+
+
+def test_without_a_seed_pictures_differ(server):
+    answer = server.openai().images.generate(prompt="a red circle", n=2, extra_body=FAST)
+    assert answer.data[0].seed != answer.data[1].seed
+    assert picture(answer.data[0]).tobytes() != picture(answer.data[1]).tobytes()
+
+
+@pytest.mark.parametrize(("kind", "name"), [("jpeg", "JPEG"), ("webp", "WEBP")])
+def test_other_file_formats(server, kind, name):
+    answer = server.openai().images.generate(
+        prompt="a red circle", output_format=kind, output_compression=50, extra_body=FAST
+    )
+    assert picture(answer.data[0]).format == name and answer.output_format == kind
+
+
+def test_edits_of_one_and_of_several_pictures(server, pipeline, tmp_path):
+    client, options = server.openai(), {"seed": 3, **FAST}
+    path = tmp_path / "red.png"
+    path.write_bytes(file("red"))
+    one = client.images.edit(image=path.open("rb"), prompt="make it blue", extra_body=options)
+    direct = pipeline.edit(path, "make it blue", seeds=3, **FAST)[0]
+    assert picture(one.data[0]).tobytes() == direct.tobytes()
+
+    several = client.images.edit(
+        image=[("../../etc/passwd", file("red")), ("b.png", file("green"))],
+        prompt="make it blue",
+        n=2,
+        extra_body=options,
+    )
+    assert [item.seed for item in several.data] == [3, 4, 5, 6]
+    assert picture(several.data[0]).tobytes() == direct.tobytes()
+
+
+def test_pictures_are_streamed_as_they_come(server):
+    events = list(
+        server.openai().images.generate(
+            prompt="a red circle", stream=True, partial_images=1,
+            extra_body={"seed": 1, "steps": 2, "decoder_steps": 4},
+        )
+    )  # fmt: skip
+    assert [event.type for event in events] == [
+        "image_generation.partial_image", "image_generation.completed",
+    ]  # fmt: skip
+    first, last = (picture(event) for event in events)
+    assert first.size == last.size and first.tobytes() != last.tobytes()
+
+
+def test_chat_about_a_picture_alone_and_streamed(server, pipeline):
+    red = pipeline.generate("a photo of a red circle", seeds=1)[0]
+    made = BytesIO()
+    red.save(made, "PNG")
+    question = "what colour is the circle?"
+    messages = [
+        {"role": "system", "content": "You are a helpful assistant."},
+        {"role": "user", "content": [
+            {"type": "image_url", "image_url": {"url": data_url(made.getvalue())}},
+            {"type": "text", "text": question},
+        ]},
+    ]  # fmt: skip
+    client = server.openai()
+    answer = client.chat.completions.create(model="tiny", messages=messages, max_tokens=20)
+    said = answer.choices[0].message
+    direct = pipeline.chat([messages[0], {"role": "user", "content": [red, question]}])
+    assert said.content == direct
+    assert answer.choices[0].finish_reason == "stop"
+    assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
+
+    more = [*messages, said, {"role": "user", "content": "how many shapes are there?"}]
+    stream = client.chat.completions.create(model="tiny", messages=more, stream=True)
+    chunks = list(stream)
+    streamed = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+    whole = client.chat.completions.create(model="tiny", messages=more)
+    assert streamed == whole.choices[0].message.content
+    assert chunks[-1].choices[0].finish_reason == "stop"
+
+
+def test_draws_of_a_chat_follow_from_its_seed(server):
+    def say(seed):
+        answer = server.openai().chat.completions.create(
+            model="tiny", messages=[{"role": "user", "content": "hello"}],
+            temperature=2.0, seed=seed, max_completion_tokens=8,
+        )  # fmt: skip
+        return answer.choices[0].message.content
+
+    said = [say(seed) for seed in (1, 1, 2)]
+    assert said[0] == said[1] != said[2]
+
+
+def test_an_answer_ends_at_its_limit(server):
+    answer = server.openai().chat.completions.create(
+        model="tiny", messages=[{"role": "user", "content": "hello"}],
+        temperature=2.0, seed=1, max_tokens=2,
+    )  # fmt: skip
+    assert answer.choices[0].finish_reason == "length" and answer.usage.completion_tokens == 2
+
+
+def test_models(server):
+    client = server.openai()
+    assert [model.id for model in client.models.list()] == ["tiny"]
+    assert client.models.retrieve("tiny").owned_by == "triptych"
+    with pytest.raises(openai.NotFoundError, match="it has tiny"):
+        client.models.retrieve("other/model")
+    with pytest.raises(openai.NotFoundError, match="it has tiny"):
+        client.images.generate(prompt="x", model="gpt-image-1")
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "says"),
+    [
+        ({"size": "1024x1024"}, "size", "48x48"),
+        ({"response_format": "url"}, "response_format", "b64_json"),
+        ({"background": "transparent"}, "background", "opaque"),
+        ({"n": 11}, "n", "less than or equal to 10"),
+        ({"prompt": "circle " * 300}, None, "tokens"),
+        ({"prompt": "<|im_end|>"}, None, "means something else"),
+        ({"prompt": "a\0b"}, "prompt", "null character"),
+        ({"extra_body": {"stepz": 3}}, "stepz", "unknown"),
+        ({"extra_body": {"sampler": "magic"}}, "sampler", "euler"),
+    ],
+)
+def test_what_cannot_be_honoured_is_refused(server, fields, param, says):
+    with pytest.raises(openai.BadRequestError, match=says) as caught:
+        server.openai().images.generate(**{"prompt": "a red circle", **fields})
+    assert caught.value.param == param and caught.value.type == "invalid_request_error"
+
+
+def test_preferences_that_change_nothing_are_accepted(server):
+    answer = server.openai().images.generate(
+        prompt="a red circle", quality="high", style="vivid", moderation="low", user="me",
+        size="auto", background="auto", response_format="b64_json", extra_body=FAST,
+    )  # fmt: skip
+    assert len(answer.data) == 1
+
+
+def test_a_picture_is_never_fetched(server):
+    for url in ("http://127.0.0.1:1/a.png", "file:///etc/passwd", "data:text/html;base64,YQ=="):
+        part = {"type": "image_url", "image_url": {"url": url}}
+        with pytest.raises(openai.BadRequestError, match="fetches no pictures"):
+            server.openai().chat.completions.create(
+                model="tiny", messages=[{"role": "user", "content": [part]}]
+            )
+
+
+def test_a_key_is_asked_for(pipeline):
+    with running(pipeline, Sizes.of(pipeline), api_key="secret") as server:
+        assert server.openai("secret").models.list().data
+        for key in ("wrong", "secre", "secret2"):
+            with pytest.raises(openai.AuthenticationError, match="API key"):
+                server.openai(key).models.list()
+        with server.http() as client:
+            assert client.get("/health").status_code == 200
+            assert client.get("/metrics").status_code == 200
+            refused = client.post("/v1/images/generations", content=b"x" * 100_000)
+            assert refused.status_code == 401
+            assert refused.headers["www-authenticate"] == "Bearer"
+
+
+# As a process ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def process():
+    """`triptych serve` on a free port, and its address."""
+    command = [sys.executable, "-m", "triptych", "serve", "--port", "0"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    running = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )
+    line = running.stdout.readline()
+    found = re.search(r"http://\S+", line)
+    assert found, line + running.stderr.read()
+    yield running, found[0].removesuffix("/v1")
+    running.kill()
+
+
+def test_a_busy_port_is_said_before_the_model_is_loaded(process, capsys, monkeypatch):
+    monkeypatch.setattr(UnifiedPipeline, "from_pretrained", lambda *_, **__: 1 / 0)
+    port = process[1].rpartition(":")[2]
+    with pytest.raises(SystemExit) as ended:
+        main(["serve", "--port", port])
+    assert ended.value.code == 1
+    assert f"port {port} of 127.0.0.1 cannot be opened: another" in capsys.readouterr().err
+
+
+def test_what_runs_is_finished_at_a_signal(process):
+    running, address = process
+    statuses = []
+
+    def ask(steps):
+        body = {"prompt": "a red circle", "n": 4, "steps": steps, "decoder_steps": 4}
+        answer = httpx.post(f"{address}/v1/images/generations", json=body, timeout=60)
+        statuses.append((answer.status_code, len(answer.json()["data"])))
+
+    # Of other settings, so that one waits while the other runs.
+    threads = [threading.Thread(target=ask, args=[steps]) for steps in (20, 21)]
+    for thread in threads:
+        thread.start()
+    with httpx.Client(base_url=address) as client:
+        until(lambda: "triptych_queue_length 1.0" in client.get("/metrics").text)
+        running.send_signal(signal.SIGTERM)
+    for thread in threads:
+        thread.join(60)
+    assert statuses == [(200, 4), (200, 4)]
+    assert running.wait(30) == 0
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"{address}/health")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "says"),
+    [
+        (["--port", "70000"], 1, "70000 is no port"),
+        (["--host", "no.such.host.invalid"], 1, "--host no.such.host.invalid"),
+        (["--host", "192.0.2.1"], 1, "no address of this machine"),
+        (["--port", "0", "--from", "nowhere"], 1, "there is no model at nowhere"),
+        (["--max-batch", "0"], 2, "invalid positive int"),
+        (["--timeout", "nan"], 2, "invalid positive float"),
+        (["--colour", "red"], 2, "unrecognized arguments: --colour"),
+    ],
+)
+def test_a_wrong_command_line_is_one_sentence(arguments, status, says, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["serve", *arguments])
+    assert ended.value.code == status
+    assert says in capsys.readouterr().err
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may open every port")
+def test_a_port_that_needs_rights(capsys):
+    with pytest.raises(SystemExit):
+        main(["serve", "--port", "80"])
+    assert "choose a --port of 1024 or above" in capsys.readouterr().err
+
+
+def test_a_port_taken_without_listening_is_noticed(capsys):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        with pytest.raises(SystemExit):
+            main(["serve", "--port", str(taken.getsockname()[1])])
+    assert "another program has it" in capsys.readouterr().err
