@@ -182,6 +182,16 @@ def test_other_settings_are_not_mixed_in(triptych):
     assert status == 1 and "did not make" in err
 
 
+def test_each_command_has_a_folder_of_its_own(triptych):
+    paths = {}
+    for name, change in (("one", []), ("again", []), ("other", ["--guidance", "2"])):
+        status, out, _ = triptych("generate", "a red circle", *FEW, *change)
+        assert status == 0
+        paths[name] = out.partition("\t")[0]
+    assert paths["one"] == paths["again"] != paths["other"]
+    assert paths["one"].startswith("out/generate/a-red-circle-")
+
+
 def test_a_failure_on_the_way_leaves_what_was_done(triptych, pipe, monkeypatch):
     make, calls = pipe.generate, []
 

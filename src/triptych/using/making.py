@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 from triptych.using.options import SETTINGS, load, model_of
@@ -65,7 +68,7 @@ def make_all(
     Raises:
         UserError: something is wrong with what is asked, with the folder, or with a shard.
     """
-    output = Output(parsed.out, jobs)
+    output = Output(parsed.out or Path("out", command, folder_name(jobs)), jobs)
     part, parts = parsed.shard
     mine = jobs[part::parts]
     left = output.left(mine)
@@ -97,6 +100,13 @@ def make_all(
         raise SystemExit(130) from None  # what a shell reports of a program that Ctrl-C ended
     finally:
         output.finish()
+
+
+def folder_name(jobs: Sequence[Job]) -> str:
+    """The same for the same command, and another for another: its text, and a digest of all."""
+    asked = json.dumps([job.asked for job in jobs], sort_keys=True)
+    words = re.findall(r"\w+", jobs[0].said)[:6]
+    return f"{'-'.join(words)[:60]}-{hashlib.sha256(asked.encode()).hexdigest()[:8]}"
 
 
 def tell(output: Output, job: Job, picture: Any = None) -> None:

@@ -63,7 +63,7 @@ def add_output(parser: argparse.ArgumentParser, folder: str) -> None:
     """The flags of what is written, and by how many."""
     parser.add_argument("--seed", type=natural, default=0, help="of the first picture; then +1")
     parser.add_argument(
-        "-o", "--out", type=Path, default=Path(folder), help="folder; default %(default)s"
+        "-o", "--out", type=Path, help=f"folder; default one in {folder} for each thing asked"
     )
     parser.add_argument(
         "--batch-size", type=positive, default=16, help="pictures at once; default %(default)s"
