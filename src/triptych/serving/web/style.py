@@ -28,6 +28,8 @@ CSS = """
 .pictures .preview img, .pictures .image-frame img {
   width: 100%; height: 100%; object-fit: contain;
 }
+.pixelated.pictures .message img { min-width: 160px; }
+.pictures [aria-label="Share"], .pictures [title="Share"] { display: none; }
 .pictures .caption-label {
   background: rgb(0 0 0 / 55%); border: 0; color: white; font-size: .7rem; padding: 1px 6px;
 }
