@@ -71,7 +71,7 @@ def compare(page) -> None:
 def save(page, path: Path) -> None:
     page.mouse.move(0, 0)
     page.wait_for_timeout(1000)
-    page.screenshot(path=path)
+    page.screenshot(path=path, full_page=True)
     picture = Image.open(path).convert("RGB")
     picture.quantize(COLOURS, dither=Image.Dither.NONE).save(path, optimize=True)
 

@@ -41,7 +41,5 @@ CSS = """
 .revealed { display: grid; grid-template-columns: 1fr 1fr; gap: 16px; margin: 0 0 8px; }
 .revealed div { background: var(--background-fill-secondary); border-radius: 8px; padding: 10px; }
 .revealed .won { outline: 2px solid var(--color-accent); }
-.tally { font-variant-numeric: tabular-nums; }
-.tally th, .tally td { border: 0 !important; padding: 4px 24px 4px 0 !important; text-align: left; }
 .quiet { color: var(--body-text-color-subdued); }
 """
