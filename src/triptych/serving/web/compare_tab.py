@@ -228,6 +228,6 @@ def _standing(pair: Pair, differing: list[str], tally: Tally, criterion: str) ->
         low, high = tally.interval
         share = f"{tally.share:.0%} of those who chose one (95% interval {low:.0%} to {high:.0%})"
     return (
-        f"<p>Votes, {html.escape(criterion)}: {tally.a} for {a} · {tally.b} for {b} · {tally.tie} tie "
-        f"· {tally.both_bad} both bad</p><p class='quiet'>{a} was preferred by {share}.</p>"
+        f"<p>Votes, {html.escape(criterion)}: {tally.a} for {a} · {tally.b} for {b} "
+        f"· {tally.tie} tie · {tally.both_bad} both bad</p><p class='quiet'>{a} was preferred by {share}.</p>"
     )
