@@ -60,9 +60,10 @@ def compare(page) -> None:
     page.get_by_label("Features: steps").locator("visible=true").nth(1).fill("3")
     page.get_by_label("Your name").fill("Ada")
     page.fill("#compare-prompt textarea", PROMPT)
+    page.get_by_role("button", name="What is compared").click()
+    page.wait_for_timeout(500)
     page.click("#show-pair")
     page.locator("#right-picture img").wait_for(timeout=120_000)
-    page.get_by_role("button", name="What is compared").click()
     page.locator("#vote-left:enabled").click()
     page.get_by_text("95% interval").wait_for()
 
@@ -70,7 +71,7 @@ def compare(page) -> None:
 def save(page, path: Path) -> None:
     page.mouse.move(0, 0)
     page.wait_for_timeout(1000)
-    page.screenshot(path=path)
+    page.screenshot(path=path, full_page=True)
     picture = Image.open(path).convert("RGB")
     picture.quantize(COLOURS, dither=Image.Dither.NONE).save(path, optimize=True)
 

@@ -176,7 +176,7 @@ def test_a_blind_vote_is_kept_once(window, app):
     assert window.locator("#vote-tie").is_disabled()
     window.click("#next")
     window.locator("#vote-both-bad:enabled").click()
-    window.get_by_text("both bad", exact=True).wait_for()
+    window.get_by_text("1 both bad").wait_for()
     window.click("#next")
     told(window, "you have voted on all 2 prompts")
     second = json.loads(votes.read_text().splitlines()[1])

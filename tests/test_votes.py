@@ -116,3 +116,12 @@ def test_a_vote_that_was_not_written_may_be_given_again(tmp_path, monkeypatch):
             votes.record(vote())
         votes.path.write_bytes(b"")  # nothing reached the disk
     assert votes.record(vote())
+
+
+def test_a_file_that_was_moved_away_is_begun_again(tmp_path):
+    votes = Votes(tmp_path / "votes.jsonl")
+    votes.record(vote("1"))
+    votes.path.rename(tmp_path / "old.jsonl")
+    assert votes.tally(FEW, MANY, "overall") == Tally(0, 0, 0, 0)
+    assert votes.record(vote("2"))
+    assert [each["trial"] for each in votes.read()] == ["2"]

@@ -68,6 +68,7 @@ def chat_tab(page: Page) -> None:
         **ONE_AT_A_TIME,
     )
     stop.click(None, cancels=running, queue=False)
+    talk.clear(lambda: [], None, turns, cancels=running, queue=False)  # its own dustbin
     clear.click(lambda: ([], [], None), None, [talk, turns, box], cancels=running, queue=False)
 
 

@@ -212,7 +212,7 @@ def _told(pair: Pair, button: str, tally: Tally, criterion: str) -> str:
         f"{_named(getattr(pair, side), differing)}</div>"
         for place, side in sides.items()
     )
-    return f'<div class="revealed">{cells}</div>{_table(pair, differing, tally, criterion)}'
+    return f'<div class="revealed">{cells}</div>{_standing(pair, differing, tally, criterion)}'
 
 
 def _named(side: dict[str, Any], differing: list[str]) -> str:
@@ -221,16 +221,13 @@ def _named(side: dict[str, Any], differing: list[str]) -> str:
     return html.escape(", ".join([str(side["model"]), *apart]))
 
 
-def _table(pair: Pair, differing: list[str], tally: Tally, criterion: str) -> str:
+def _standing(pair: Pair, differing: list[str], tally: Tally, criterion: str) -> str:
     a, b = _named(pair.a, differing), _named(pair.b, differing)
     share = "no side was preferred yet"
     if tally.share is not None:
         low, high = tally.interval
         share = f"{tally.share:.0%} of those who chose one (95% interval {low:.0%} to {high:.0%})"
     return (
-        f'<table class="tally"><tr><th>votes, {html.escape(criterion)}</th><th>{a}</th><th>{b}</th>'
-        "<th>tie</th><th>both bad</th></tr>"
-        f"<tr><td></td><td>{tally.a}</td><td>{tally.b}</td><td>{tally.tie}</td>"
-        f"<td>{tally.both_bad}</td></tr></table>"
-        f'<p class="quiet">{a} was preferred by {share}.</p>'
+        f"<p>Votes, {html.escape(criterion)}: {tally.a} for {a} · {tally.b} for {b} "
+        f"· {tally.tie} tie · {tally.both_bad} both bad</p><p class='quiet'>{a} was preferred by {share}.</p>"
     )

@@ -28,6 +28,8 @@ CSS = """
 .pictures .preview img, .pictures .image-frame img {
   width: 100%; height: 100%; object-fit: contain;
 }
+.pixelated.pictures .message img { min-width: 160px; }
+.pictures [aria-label="Share"], .pictures [title="Share"] { display: none; }
 .pictures .caption-label {
   background: rgb(0 0 0 / 55%); border: 0; color: white; font-size: .7rem; padding: 1px 6px;
 }
@@ -39,7 +41,5 @@ CSS = """
 .revealed { display: grid; grid-template-columns: 1fr 1fr; gap: 16px; margin: 0 0 8px; }
 .revealed div { background: var(--background-fill-secondary); border-radius: 8px; padding: 10px; }
 .revealed .won { outline: 2px solid var(--color-accent); }
-.tally { font-variant-numeric: tabular-nums; }
-.tally th, .tally td { border: 0 !important; padding: 4px 24px 4px 0 !important; text-align: left; }
 .quiet { color: var(--body-text-color-subdued); }
 """

@@ -105,6 +105,8 @@ class Votes:
     def read(self) -> list[dict[str, Any]]:
         """All votes, one a trial, oldest first; lines that were never written whole are passed."""
         found: dict[str, dict[str, Any]] = {}
+        if not self.path.exists():  # moved away while the page runs: the next vote begins another
+            return []
         for line in self.path.read_bytes().splitlines():
             try:
                 vote = json.loads(line)
