@@ -186,14 +186,14 @@ def attack(address: str, number: int) -> dict[str, object]:
     wrong: list[str] = []
     sent = 0
     headers = {"authorization": f"Bearer {KEY}"}
-    for name, send in by_hand():
-        with httpx.Client(base_url=address, timeout=60, headers=headers) as client:
+    with httpx.Client(base_url=address, timeout=60, headers=headers) as client:
+        for name, send in by_hand():
             try:
                 found = complaints(send(client))
             except httpx.HTTPError as error:
                 found = [repr(error)]
-        sent += 1
-        wrong += [f"{name}: {each}" for each in found]
+            sent += 1
+            wrong += [f"{name}: {each}" for each in found]
     for name, found in generated(address, KEY, max(0, number - sent)):
         sent += 1
         wrong += [f"{name}: {each}" for each in found]

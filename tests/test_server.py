@@ -301,3 +301,11 @@ def test_a_port_taken_without_listening_is_noticed(capsys):
         with pytest.raises(SystemExit):
             main(["serve", "--port", str(taken.getsockname()[1])])
     assert "another program has it" in capsys.readouterr().err
+
+
+def test_what_is_no_http_gets_the_shape_of_all_errors(server):
+    with socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2])), 20) as raw:
+        raw.sendall(b"nonsense\r\n\r\n")
+        answer = b"".join(iter(lambda: raw.recv(4096), b""))
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert b'{"error": {"message": "this is no HTTP' in answer

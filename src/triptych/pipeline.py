@@ -112,8 +112,10 @@ class UnifiedPipeline:
         if dtype is None:
             dtype = torch.float32 if where.type == "cpu" else torch.bfloat16
         dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
-        model = load_model(found.configs, [*found.overrides, *overrides], trained=found.trained)
-        model = model.to(dtype)
+        flags = [*found.overrides, *overrides]
+        if dtype != torch.float32:  # weights are never held in float32 on their way
+            flags.append(f"--model.execution.frozen_dtype={str(dtype).removeprefix('torch.')}")
+        model = load_model(found.configs, flags, trained=found.trained).to(dtype)
         if quantize is not None:
             quantize_part(model.understanding.understander, quantize)
         if compile:

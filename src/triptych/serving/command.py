@@ -34,7 +34,14 @@ def serve(arguments: list[str]) -> None:
             f"the server needs {error.name}; install it with pip install 'triptych[serve]'."
         ) from error
     bound = open_port(parsed.host, parsed.port)
+    try:
+        app = _app(parsed, overrides)
+    except KeyboardInterrupt:
+        parser.exit(130, "triptych: interrupted while the model was loaded.\n")
+    run(app, bound)
 
+
+def _app(parsed: argparse.Namespace, overrides: list[str]):
     from triptych.pipeline import UnifiedPipeline
     from triptych.serving.app import Limits, create_app
     from triptych.serving.context import Sizes
@@ -48,7 +55,7 @@ def serve(arguments: list[str]) -> None:
     )
     # Clients see the name, in answers and in pictures: not where the files are.
     pipeline.name = parsed.name or Path(parsed.source).name or "model"
-    app = create_app(
+    return create_app(
         pipeline,
         pipeline.name,
         Sizes.of(pipeline),
@@ -58,7 +65,6 @@ def serve(arguments: list[str]) -> None:
         ),
         api_key=parsed.api_key or os.environ.get("TRIPTYCH_API_KEY") or None,
     )  # fmt: skip
-    run(app, bound)
 
 
 def _parser() -> argparse.ArgumentParser:

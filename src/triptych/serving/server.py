@@ -12,7 +12,8 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
-from triptych.contracts import UserError
+from triptych.errors import UserError  # torch is imported when the port is open
+from triptych.serving.protocol import Protocol
 
 REASONS = {
     errno.EADDRINUSE: "another program has it; choose another --port, or 0 for any free one",
@@ -56,13 +57,21 @@ class Server(uvicorn.Server):
     """
 
     def __init__(self, app: FastAPI) -> None:
-        # Log lines of requests are for a proxy to write; metrics count them.
+        context = app.state.context
         super().__init__(
             uvicorn.Config(
-                app, log_level="warning", access_log=False, server_header=False, lifespan="on"
+                app,
+                http=Protocol,
+                ws="none",
+                lifespan="on",
+                log_level="warning",
+                access_log=False,  # for a proxy to write; metrics count requests
+                server_header=False,
+                # A client that does not read its answer does not keep the server from its end.
+                timeout_graceful_shutdown=max(1, round(context.desk.timeout)),
             )
         )
-        self.scheduler = app.state.context.scheduler
+        self.scheduler = context.scheduler
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self.scheduler.closing:
