@@ -267,3 +267,16 @@ def test_a_decoder_shows_its_pictures_while_it_works():
     pixels = model.decode(features, [0, 1], **options)
     assert [number for number, _ in seen] == [0, 1, 2]
     assert (seen[-1][1].int() - pixels.int()).abs().max() <= 1
+
+
+def test_a_model_in_bfloat16_does_all_that_one_in_float32_does():
+    """What a GPU computes in by default."""
+    pipe = UnifiedPipeline.from_pretrained("tiny", dtype="bfloat16")
+    assert {parameter.dtype for parameter in pipe.model.parameters()} == {torch.bfloat16}
+    (picture,) = pipe.generate("a photo of a red circle", seeds=7, steps=10, negative="a cat")
+    question = [{"role": "user", "content": [picture, "what colour is the circle?"]}]
+    assert pipe.chat(question) == "red"
+    assert pipe.encode(picture).dtype == torch.float32
+    difference = stacked([picture]) - stacked(pipe.reconstruct(picture))
+    assert np.abs(difference).mean() < 20  # of 255: the decoder draws its picture anew
+    assert pipe.edit(picture, "make the circle blue", steps=2)[0].size == picture.size

@@ -275,7 +275,7 @@ class Baseline(nn.Module):
         self.left = nn.BatchNorm2d(latent_channels, affine=False, momentum=0.02)
 
     def forward(self, features: Tensor) -> Tensor:
-        return self.network(features)
+        return self.network(features.to(self.network[0].weight.dtype)).float()
 
     def normalize(self, residual: Tensor) -> Tensor:
         """Residual to unit variance; in training this also updates the running scale."""
