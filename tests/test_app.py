@@ -103,6 +103,21 @@ def test_pictures_appear_step_by_step_and_carry_their_settings(window, tmp_path)
     window.keyboard.press("Escape")
 
 
+def test_stop_ends_a_call_and_the_next_one_runs(window):
+    tab(window, "Generate")
+    window.fill("#generate-prompt textarea", PROMPT)
+    count = window.get_by_label("number input for Pictures").locator("visible=true")
+    count.fill("16")
+    window.click("#generate")
+    window.get_by_text(re.compile(r"features: step \d of 6")).wait_for()
+    window.click("#generate-stop")
+    window.get_by_text("stopped", exact=True).wait_for()
+    count.fill("1")
+    window.click("#generate")
+    window.get_by_text("1 picture in").wait_for()
+    assert window.locator("button.thumbnail-item").count() <= 1
+
+
 def test_what_is_wrong_with_a_prompt_is_one_sentence(window):
     tab(window, "Generate")
     window.fill("#generate-prompt textarea", "  ")

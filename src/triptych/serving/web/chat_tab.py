@@ -64,7 +64,7 @@ def chat_tab(page: Page) -> None:
         [box, turns, length, temperature],
         [talk, turns, box],
         show_progress="minimal",
-        trigger_mode="once",
+        trigger_mode="multiple",  # "once" would wait for a call that was stopped
         **ONE_AT_A_TIME,
     )
     stop.click(None, cancels=running, queue=False)

@@ -229,5 +229,6 @@ def _standing(pair: Pair, differing: list[str], tally: Tally, criterion: str) ->
         share = f"{tally.share:.0%} of those who chose one (95% interval {low:.0%} to {high:.0%})"
     return (
         f"<p>Votes, {html.escape(criterion)}: {tally.a} for {a} · {tally.b} for {b} "
-        f"· {tally.tie} tie · {tally.both_bad} both bad</p><p class='quiet'>{a} was preferred by {share}.</p>"
+        f"· {tally.tie} tie · {tally.both_bad} both bad</p>"
+        f"<p class='quiet'>{a} was preferred by {share}.</p>"
     )

@@ -72,7 +72,7 @@ def generate_tab(page: Page) -> None:
         [gallery, line, seed],
         show_progress_on=line,
         show_progress="minimal",
-        trigger_mode="once",
+        trigger_mode="multiple",  # "once" would wait for a call that was stopped
         **ONE_AT_A_TIME,
     )
     stop.click(lambda: status(None, "stopped"), None, line, cancels=running, queue=False)
