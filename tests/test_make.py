@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 TARGETS = (
     "help setup train-encoder train-decoder train-stage1 train-stage2 train-stage3 train-joint "
-    "demo pretrain-tiny parity bench bench-data torture test lint clean"
+    "demo pretrain-tiny parity bench bench-data bench-serve torture test lint clean"
 ).split()
 
 
