@@ -6,6 +6,7 @@ Some are written by hand; the others schemathesis makes of the server's own Open
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import re
 import struct
@@ -251,10 +252,10 @@ def generated(address: str, key: str, number: int) -> Iterator[tuple[str, list[s
     headers = {"Authorization": f"Bearer {key}"}
     results: list[tuple[str, list[str]]] = []
 
-    def attack(operation, share: int) -> None:
+    def attack(operation, share: int, first: int) -> None:
         strategy = operation.as_strategy(generation_mode=schemathesis.GenerationMode.NEGATIVE)
 
-        @seed(0)
+        @seed(first)
         @settings(
             max_examples=share, deadline=None, database=None, phases=[Phase.generate],
             suppress_health_check=list(HealthCheck),
@@ -272,8 +273,11 @@ def generated(address: str, key: str, number: int) -> Iterator[tuple[str, list[s
             found += complaints(httpx.Response(answer.status_code, text=answer.text))
             results.append((f"{operation.label} {case.body!r:.200}", found))
 
-        send()
+        # schemathesis cannot tell whether some of its forms with files are wrong, and gives up.
+        with contextlib.suppress(ValueError):
+            send()
 
     for path in (PICTURES, EDITS, CHATS):
-        attack(schema[path]["POST"], -(-number // 3))
+        for first in range(0, -(-number // 3), 20):
+            attack(schema[path]["POST"], min(20, -(-number // 3) - first), first)
     yield from results

@@ -68,6 +68,16 @@ def test_without_a_seed_pictures_differ(server):
     assert picture(answer.data[0]).tobytes() != picture(answer.data[1]).tobytes()
 
 
+def test_another_size_is_scaled_and_keeps_the_settings(server, tmp_path):
+    answer = server.openai().images.generate(
+        prompt="a red circle", size="256x256", extra_body={"seed": 7, **FAST}
+    )
+    assert picture(answer.data[0]).size == (256, 256) and answer.size == "256x256"
+    saved = tmp_path / "picture.png"
+    saved.write_bytes(base64.b64decode(answer.data[0].b64_json))
+    assert settings_of(saved)["seed"] == 7
+
+
 @pytest.mark.parametrize(("kind", "name"), [("jpeg", "JPEG"), ("webp", "WEBP")])
 def test_other_file_formats(server, kind, name):
     answer = server.openai().images.generate(
@@ -170,7 +180,7 @@ def test_models(server):
 @pytest.mark.parametrize(
     ("fields", "param", "says"),
     [
-        ({"size": "1024x1024"}, "size", "48x48"),
+        ({"size": "1024x1536"}, "size", "a square"),
         ({"response_format": "url"}, "response_format", "b64_json"),
         ({"background": "transparent"}, "background", "opaque"),
         ({"n": 11}, "n", "less than or equal to 10"),

@@ -19,7 +19,7 @@ from starlette.exceptions import HTTPException
 
 from triptych.serving.context import Context
 from triptych.serving.images_in import read_picture
-from triptych.serving.pictures_out import encode
+from triptych.serving.pictures_out import encode, scaled
 from triptych.serving.problems import Problem, of_validation, wrong
 from triptych.serving.schemas import EditBody, GenerationBody, PictureBody
 from triptych.serving.streams import event_stream
@@ -27,6 +27,8 @@ from triptych.serving.works import PictureSettings, PictureWork
 
 MOST_EDITED = 16
 """Pictures that one request for edits may ask for: pictures sent, times n."""
+LARGEST_SIDE = 2048
+"""In pixels, of a picture that is scaled to the `size` asked for."""
 
 
 def picture_routes(context: Context) -> APIRouter:
@@ -37,7 +39,7 @@ def picture_routes(context: Context) -> APIRouter:
     async def generate(request: Request, body: GenerationBody) -> Response:
         """Pictures for a prompt."""
         context.check_model(body.model)
-        _check_size(body.size, context.sizes.made)
+        _side(body)
         number = body.n or 1
         work = PictureWork(
             [body.prompt] * number,
@@ -65,7 +67,7 @@ def picture_routes(context: Context) -> APIRouter:
         except ValidationError as error:
             raise of_validation(error.errors()) from error
         context.check_model(body.model)
-        _check_size(body.size, context.sizes.made)
+        _side(body)
         if not files:
             raise wrong("image", "image is missing; send a picture.", "missing_required_parameter")
         number = body.n or 1
@@ -99,6 +101,7 @@ async def _answer(
 
 
 def _image_list(pictures: list[Image.Image], body: PictureBody, seeds: list[int]) -> dict[str, Any]:
+    pictures = [scaled(picture, _side(body)) for picture in pictures]
     data = [
         {"b64_json": encode(picture, *_file(body)), "seed": seed}
         for picture, seed in zip(pictures, seeds, strict=True)
@@ -112,6 +115,7 @@ async def _events(
     """Server-sent events: unfinished pictures as they come, then each finished one."""
 
     async def told(kind: str, picture: Image.Image, **more: Any) -> str:
+        picture = scaled(picture, _side(body))
         content = {
             "type": f"{event}.{kind}",
             "b64_json": await run_in_threadpool(encode, picture, *_file(body)),
@@ -168,11 +172,18 @@ def _seeds(first: int | None, number: int) -> list[int]:
     return list(range(first, first + number))
 
 
-def _check_size(size: str | None, own: int) -> None:
-    if size not in (None, "auto", f"{own}x{own}"):
+def _side(body: PictureBody) -> int | None:
+    """The side in pixels that is asked for; None is the model's own."""
+    if body.size in (None, "auto"):
+        return None
+    width, height = (int(side) for side in body.size.split("x"))
+    if width != height or not 1 <= width <= LARGEST_SIDE:
         raise wrong(
-            "size", f"size: this model makes pictures of {own}x{own}; ask for that, or for auto."
+            "size",
+            f"size: this model makes square pictures; ask for a square of at most "
+            f"{LARGEST_SIDE}x{LARGEST_SIDE}, or for auto.",
         )
+    return width
 
 
 async def _form(request: Request) -> tuple[dict[str, Any], list[bytes]]:

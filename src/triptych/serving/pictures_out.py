@@ -3,9 +3,21 @@
 from __future__ import annotations
 
 import base64
+import json
 from io import BytesIO
 
 from PIL import Image
+
+from triptych.picture_settings import CHUNK, attach
+
+
+def scaled(picture: Image.Image, side: int | None) -> Image.Image:
+    """The picture at another side in pixels, settings and all; None leaves it."""
+    if side is None or picture.size == (side, side):
+        return picture
+    made = picture.resize((side, side), Image.Resampling.LANCZOS)
+    settings = picture.info.get(CHUNK)
+    return made if settings is None else attach(made, json.loads(settings))
 
 
 def encode(picture: Image.Image, file_format: str = "png", quality: int | None = None) -> str:
