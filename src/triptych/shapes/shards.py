@@ -27,7 +27,7 @@ from triptych.shapes.captions import (
     request_of,
     sample,
 )
-from triptych.shapes.edits import EDITS, sample_edit
+from triptych.shapes.edits import EDITS, Edit, sample_edit
 from triptych.shapes.edits import SPLITS as EDIT_SPLITS
 from triptych.shapes.questions import caption_questions, grid_reading, parse_reading, questions
 from triptych.shapes.world import draw
@@ -78,15 +78,19 @@ def make_sample(split: str, index: int, seed: int) -> dict:
     }
 
 
-def make_edit_sample(split: str, index: int, seed: int) -> dict:
-    """Edit `index` of a split, as `make_sample`: KEY.txt is its instruction, KEY.source.jpg the
-    picture before and KEY.jpg the one after. The kinds of edits come in turn."""
+def make_edit(split: str, index: int, seed: int) -> Edit:
+    """Edit `index` of a split. The kinds of edits come in turn."""
     # Streams of random numbers of their own, behind those of the captions' splits.
     stream = len(SPLITS) + EDIT_SPLITS.index(split)
-    rng = numpy.random.Generator(
-        numpy.random.PCG64(numpy.random.SeedSequence([seed, stream, index]))
-    )
-    edit = sample_edit(rng, tuple(EDITS)[index % len(EDITS)], split)
+    source = numpy.random.SeedSequence([seed, stream, index])
+    rng = numpy.random.Generator(numpy.random.PCG64(source))
+    return sample_edit(rng, tuple(EDITS)[index % len(EDITS)], split)
+
+
+def make_edit_sample(split: str, index: int, seed: int) -> dict:
+    """Edit `index` of a split, as `make_sample`: KEY.txt is its instruction, KEY.source.jpg the
+    picture before and KEY.jpg the one after."""
+    edit = make_edit(split, index, seed)
     facts = {
         "task": edit.kind,
         "caption": edit.instruction,
