@@ -7,13 +7,16 @@ from collections import Counter
 import numpy
 import pytest
 import webdataset
+from PIL import Image
 
 from triptych.contracts import UserError
 from triptych.data_modules import EditsDataModule, ShardFolder
+from triptych.evaluation.edits import EditEval, edits
+from triptych.pipeline import UnifiedPipeline
 from triptych.shapes.captions import is_evaluation_scene
 from triptych.shapes.checker import check, satisfies
 from triptych.shapes.edits import EDITS, refer, sample_edit
-from triptych.shapes.shards import ensure_edits, make_edit, make_edit_sample
+from triptych.shapes.shards import ensure_edits, make_edit, make_edit_sample, write_shards
 from triptych.shapes.world import HELD_OUT_PAIRS, PLACES, Scene, Shape, draw
 
 EACH = 60
@@ -112,8 +115,8 @@ def test_beside_a_shape_any_place_on_that_side_is_right(drawn):
 def test_no_scene_of_an_evaluation_edit_is_in_training(drawn):
     held = [make_edit("eval", index, 0) for index in range(24)]
     assert Counter(edit.kind for edit in held) == dict.fromkeys(EDITS, 4)
-    for edits, kept in ((drawn, False), (held, True)):
-        scenes = [scene for edit in edits for scene in (edit.source, edit.target)]
+    for drawn_of, kept in ((drawn, False), (held, True)):
+        scenes = [scene for edit in drawn_of for scene in (edit.source, edit.target)]
         assert all(is_evaluation_scene(scene) == kept for scene in scenes)
         shown = {(shape.colour, shape.kind) for scene in scenes for shape in scene.shapes}
         assert shown.isdisjoint(HELD_OUT_PAIRS)
@@ -176,3 +179,41 @@ def test_captions_and_edits_come_in_their_shares(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match="not a shapes data set"):
         EditsDataModule(str(tmp_path)).prepare_data()
+
+
+# --- the model ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    """The tiny preset as the recipe of edits sets it."""
+    grid = "--model.understanding.init_args.understander.init_args.picture_positions=grid"
+    return UnifiedPipeline.from_pretrained("tiny", overrides=[grid])
+
+
+def test_a_batch_of_captions_and_edits_is_one_step(pipe, folder, tmp_path):
+    for split in ("train", "eval"):
+        write_shards(tmp_path / split, split, 8, 0)
+    data = EditsDataModule(str(tmp_path), str(folder), batch_size=16)
+    data.connect(pipe.model.preprocessing())
+    data.setup("validate")
+    batch = next(iter(data.val_dataloader()))
+    assert len(batch.image_grid_thw) == 8 == len(batch) // 2
+    model = pipe.model
+    model.generation.requires_grad_(True)
+    loss, _ = model.generation.step(batch, model.understanding.understander, model.encoder)
+    loss.backward()
+    pull = model.generation.queries.grad.abs().sum()
+    model.generation.zero_grad()
+    model.generation.requires_grad_(False)
+    assert 0 < loss < 1 and pull > 0
+
+
+def test_edits_are_scored_on_what_the_pipeline_makes(pipe):
+    asked = edits(3)
+    results = EditEval(3, steps=2).results(pipe.model)
+    sources = [Image.fromarray(draw(edit.source)) for edit in asked]
+    made = pipe.edit(sources, [edit.instruction for edit in asked], seeds=0, steps=2)
+    assert numpy.array_equal(results, numpy.stack([numpy.asarray(picture) for picture in made]))
+    others = pipe.edit(sources, [edits(4)[3].instruction] * 3, seeds=0, steps=2)
+    assert all(made[n].tobytes() != others[n].tobytes() for n in range(3))
