@@ -15,7 +15,7 @@ SHELL := /bin/bash
 
 STAMP := .venv/.set-up
 RUN := .venv/bin/python -m triptych
-STAGES := train-encoder train-decoder train-stage1 train-stage2 train-stage3 train-joint
+STAGES := train-encoder train-decoder train-stage1 train-stage2 train-stage3 train-edits train-joint
 CODE := src callbacks data_modules tests benchmarks conftest.py
 
 # Bad input stops make here, before the environment is set up.
@@ -82,6 +82,7 @@ train-decoder: ## Train the pixel decoder: features to pixels
 train-stage1: ## Train understanding: the language model reads pictures and captions
 train-stage2: ## Train generation: queries and DiT, from captions to image features
 train-stage3: ## Tune generation on a smaller curated set, from your stage 2
+train-edits: ## Tune generation on edits of pictures, and captions so that it keeps them
 train-joint: ## Train understanding and generation together
 
 $(STAGES): $(STAMP)

@@ -7,6 +7,7 @@ from .bad_samples import BadSamples
 from .batches import BatchBuilder
 from .conversations import ConversationFile
 from .decode import Decoder
+from .edits import EditsDataModule
 from .module import Ingredient, MixedDataModule, ShapesDataModule, ShardDataModule
 from .pictures_folder import PictureFolder
 from .shards import ShardFolder
@@ -19,6 +20,7 @@ __all__ = [
     "BatchBuilder",
     "ConversationFile",
     "Decoder",
+    "EditsDataModule",
     "Ingredient",
     "MixedDataModule",
     "PictureFolder",

@@ -500,6 +500,35 @@ def test_condition_on_a_picture_has_one_dimensional_positions(qwen):
     assert torch.allclose(ours, expected, atol=1e-5)
 
 
+def test_condition_on_a_picture_may_have_positions_by_row_and_column(qwen, monkeypatch):
+    ids, mask, patches, grids = mixed_prompts(qwen)
+    length, queries = int(mask[0].sum()), torch.randn(4, 64)
+    line = qwen.condition(ids, mask, queries, patches, grids).states
+    monkeypatch.setattr(qwen, "picture_positions", "grid")
+    picture = (ids[0] == qwen.vocabulary.image_pad).nonzero().flatten()
+    first, side = int(picture[0]), 3
+    assert len(picture) == side * side
+    # text before it counts on; it takes as many positions as it has rows, and so does what follows
+    own = torch.arange(length + 4).expand(3, -1).clone()
+    own[:, picture] = first
+    own[1, picture] += torch.arange(side * side) // side
+    own[2, picture] += torch.arange(side * side) % side
+    own[:, first + side * side :] -= side * side - side
+    with torch.no_grad():
+        embeds = qwen.embed(ids[:1, :length], patches[: len(patches) // 2], grids[:1])
+        expected = qwen.model.model.language_model(
+            inputs_embeds=torch.cat([embeds, queries[None]], 1), position_ids=own[:, None]
+        ).last_hidden_state[:, length:]
+    results = {}
+    for trains in (True, False):
+        qwen.requires_grad_(trains)
+        results[trains] = qwen.condition(ids, mask, queries, patches, grids, shared=2).states
+        assert torch.allclose(results[trains][:1], expected, atol=1e-5)
+    assert torch.allclose(results[True], results[False], atol=1e-5)
+    assert torch.allclose(results[False][1], line[1], atol=1e-5)  # a prompt without a picture
+    assert relative(results[False][0], line[0]) > 1e-3
+
+
 def test_pictures_without_a_place_in_the_prompt_are_refused(qwen):
     ids, mask, patches, grids = mixed_prompts(qwen)
     with pytest.raises(UserError, match="18 tokens, the prompts hold 9 placeholders"):

@@ -5,11 +5,19 @@ import pytest
 import torch
 
 from triptych.contracts import UserError
-from triptych.evaluation import ShapeEval, evaluate_all
+from triptych.evaluation import EditEval, ShapeEval, evaluate_all
 from triptych.evaluation import shapes as scoring
+from triptych.evaluation.edits import edit_chance, edits
+from triptych.evaluation.scoring import wilson
 from triptych.shapes.captions import TASKS, UNSEEN_TASKS
+from triptych.shapes.edits import EDITS
+from triptych.shapes.world import draw
 
 IMAGES = 36
+
+
+def arrays_of(pictures):
+    return pictures.permute(0, 2, 3, 1).contiguous().numpy()
 
 
 class Perfect:
@@ -22,6 +30,10 @@ class Perfect:
         self.known = {
             (samples[turn.number].picture.tobytes(), turn.question): turn.answer for turn in asked
         }
+        self.after = {
+            (draw(edit.source).tobytes(), edit.instruction): draw(edit.target)
+            for edit in edits(images)
+        }
         self.sizes, self.seeds = [], []
 
     def generate(self, prompts, seeds, steps=None, guidance=None):
@@ -33,8 +45,14 @@ class Perfect:
         assert pictures.dtype == torch.uint8 and len(seeds) == len(pictures)
         return pictures
 
+    def edit(self, pictures, instructions, seeds, steps=None, guidance=None):
+        self.sizes.append(len(pictures))
+        self.seeds += seeds
+        pairs = zip(arrays_of(pictures), instructions, strict=True)
+        return scoring.to_tensor([self.after[p.tobytes(), text] for p, text in pairs])
+
     def answer(self, pictures, questions, max_new_tokens):
-        arrays = pictures.permute(0, 2, 3, 1).contiguous().numpy()
+        arrays = arrays_of(pictures)
         return [
             self.known[picture.tobytes(), question].upper() + "."
             for picture, question in zip(arrays, questions, strict=True)
@@ -51,6 +69,9 @@ class Shuffled(Perfect):
 
     def reconstruct(self, pictures, seeds):
         return pictures.roll(1, 0)
+
+    def edit(self, pictures, instructions, seeds, steps=None, guidance=None):
+        return pictures  # whatever it is told
 
     def answer(self, pictures, questions, max_new_tokens):
         return ["yes"] * len(questions)
@@ -73,6 +94,10 @@ def test_a_perfect_model_has_full_scores():
     assert set(scores["shape_eval_unseen"].values()) == {1.0}
     assert scores["reconstruction"] == 1.0
     assert set(scores["question_answering"].values()) == {1.0}
+    edited = scores["edits"]
+    assert list(edited) == [*EDITS, "mean", "low", "high"]
+    assert {edited[name] for name in (*EDITS, "mean", "high")} == {1.0}
+    assert edited["low"] == wilson(1.0, IMAGES)[0]
 
 
 def test_a_shuffled_model_is_near_chance():
@@ -81,6 +106,7 @@ def test_a_shuffled_model_is_near_chance():
     assert scores["reconstruction"] < 0.05
     assert 0.2 < scores["question_answering"]["existence"] < 0.8
     assert scores["question_answering"]["colour"] == 0
+    assert scores["edits"]["mean"] == 0.0 == scores["chance"]["edits"]["source"]
 
 
 def test_chance_is_below_a_perfect_model_and_counts_every_type():
@@ -98,6 +124,22 @@ def test_the_batch_size_changes_nothing(batch_size):
     assert 0 < score["mean"] < 1
     assert model.seeds == whole.seeds and sum(model.sizes) == 20
     assert max(model.sizes) == min(batch_size, 20)
+
+
+def test_edits_are_the_same_in_batches_of_any_size_and_begin_alike():
+    model, whole = Perfect(), Perfect()
+    assert EditEval(images=20, batch_size=7, seed=1)(model) == EditEval(images=20, seed=1)(whole)
+    assert model.sizes == [7, 7, 6] and whole.sizes == [20]
+    assert model.seeds == whole.seeds and len(set(model.seeds)) == 20
+    assert edits(10) == edits(20)[:10]
+    with pytest.raises(UserError, match="0 pictures"):
+        EditEval(images=0)(model)
+
+
+def test_an_edit_of_what_was_not_asked_seldom_counts():
+    levels = edit_chance(60)
+    assert levels["source"] == 0 and levels["unrelated"] < 0.01
+    assert 0 < levels["another"] < 0.3  # a scene has one to four shapes to choose from
 
 
 def test_seeds_share_no_noise():
@@ -129,4 +171,4 @@ def test_wilson_has_the_published_values():
     # Newcombe (1998), Statistics in Medicine 17, table I: 81/263, 15/148, 0/20, 1/29
     cases = {(81, 263): (0.2553, 0.3662), (15, 148): (0.0624, 0.1605), (0, 20): (0, 0.1611)}
     for (right, number), expected in cases.items():
-        assert numpy.allclose(scoring.wilson(right / number, number), expected, atol=1e-4)
+        assert numpy.allclose(wilson(right / number, number), expected, atol=1e-4)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -110,6 +110,9 @@ class QwenVL(Understander):
         text, vision: sizes.
         image_size: side in pixels to which a picture is scaled before it is cut into patches;
             a multiple of patch_size * spatial_merge_size.
+        picture_positions: of a picture in the prompt of a condition: "line" as published, one
+            token after the other as if it were text; "grid" by rows and columns, as the language
+            model has learned pictures and answers about them.
         vocabulary: rows of the embedding and ids of special tokens. None reads them from the
             tokenizer when the network is built; given, the tokenizer must agree with them when it
             is first used, and building needs no tokenizer.
@@ -123,6 +126,7 @@ class QwenVL(Understander):
         text: QwenText,
         vision: QwenVision,
         image_size: int = 448,
+        picture_positions: Literal["line", "grid"] = "line",
         vocabulary: Vocabulary | None = None,
         min_pixels: int | None = None,
         max_pixels: int | None = None,
@@ -144,6 +148,7 @@ class QwenVL(Understander):
         self.min_pixels, self.max_pixels = min_pixels, max_pixels
         self.tokenizer_name, self.given_vocabulary = tokenizer, vocabulary
         self.text, self.vision, self.image_size = text, vision, image_size
+        self.picture_positions = picture_positions
         self.width = text.hidden_size
 
     @cached_property
@@ -276,19 +281,28 @@ class QwenVL(Understander):
         trains. Logits are never made. Nothing here asks the device, pictures apart.
 
         Positions are explicit and one-dimensional, counted without the padding; also where the
-        prompt holds pictures, as published: rows and columns of a picture are told apart in
-        `answer` only.
+        prompt holds pictures, as published, unless `picture_positions` is "grid".
         """
         language_model = self.model.model.language_model
         batch, length = input_ids.shape
         number = len(queries)
         queries = queries.to(self.model.dtype).expand(batch, -1, -1)
+        pictures = understanding_pixels is not None
         starts = attention_mask.sum(1, keepdim=True)
         steps = torch.arange(max(length, number), device=input_ids.device)
-        prompt_positions = steps[:length].expand(batch, -1)
-        query_positions = starts + steps[:number]
+        prompt_positions, query_positions = (
+            steps[:length].expand(batch, -1),
+            starts + steps[:number],
+        )
+        if pictures and self.picture_positions == "grid":
+            prompt_positions, shorter = self.model.model.get_rope_index(
+                input_ids,
+                self._token_types(input_ids),
+                image_grid_thw,
+                attention_mask=attention_mask,
+            )
+            query_positions = (query_positions + shorter).expand(3, -1, -1)
         mask = torch.cat([attention_mask, attention_mask.new_ones(batch, number)], 1)
-        pictures = understanding_pixels is not None
         learning = self.model.model if pictures else language_model
 
         if torch.is_grad_enabled() and any(p.requires_grad for p in learning.parameters()):
@@ -296,7 +310,7 @@ class QwenVL(Understander):
             states = language_model(
                 inputs_embeds=torch.cat([prompt, queries], 1),
                 attention_mask=visible(mask, length + number),
-                position_ids=torch.cat([prompt_positions, query_positions], 1),
+                position_ids=torch.cat([prompt_positions, query_positions], -1),
                 use_cache=False,
             ).last_hidden_state[:, length:]
             return Condition(states)
@@ -352,14 +366,14 @@ class QwenVL(Understander):
             cache = language_model(
                 inputs_embeds=prompt[:1, :shared],
                 attention_mask={"full_attention": None},
-                position_ids=positions[:1, :shared],
+                position_ids=positions[..., :1, :shared],
                 use_cache=True,
             ).past_key_values
             cache.batch_repeat_interleave(batch)
         return language_model(
             inputs_embeds=prompt[:, shared:],
             attention_mask=visible(attention_mask, length - shared),
-            position_ids=positions[:, shared:],
+            position_ids=positions[..., shared:],
             past_key_values=cache,
             use_cache=True,
         ).past_key_values

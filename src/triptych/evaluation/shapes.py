@@ -1,35 +1,42 @@
 """How often a model is right in the shapes world, and how often chance would be.
 
 Three questions, one for each panel: does a generated picture show what its caption asks, does a
-reconstruction show the scene of its original, is an answer about a picture the expected one. The
-samples are drawn in memory, in the order of the evaluation shards, and none is a training sample.
-Every score is a pure function of the weights and a seed: the batch size changes nothing.
+reconstruction show the scene of its original, is an answer about a picture the expected one.
+Edits have a file of their own. The samples are drawn in memory, in the order of the evaluation
+shards, and none is a training sample. Every score is a pure function of the weights and a seed: the
+batch size changes nothing.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
 
 import numpy
-import torch
-from torch import Tensor
 
 from triptych.contracts import Evaluator, UserError
+from triptych.evaluation.edits import EditEval, edit_chance
+from triptych.evaluation.scoring import (
+    SEEDS,
+    WORLD_SEED,
+    batches,
+    mean,
+    to_arrays,
+    to_tensor,
+)
 from triptych.shapes.captions import Request, request_of
 from triptych.shapes.checker import answer_is_right, chance_levels, check, shape_eval
 from triptych.shapes.questions import questions
 from triptych.shapes.shards import make_sample
-from triptych.shapes.world import PIXELS, Scene, draw
+from triptych.shapes.world import Scene, draw
 
-WORLD_SEED = 0  # the seed of the shards that the recipes make
 QUESTIONS_PER_PICTURE = 2
+EDITS = 200  # scored among all scores, at most
 LONGEST_ANSWER = 16  # tokens; the tiny tokenizer needs 6 for "a large orange triangle"
-SEEDS = 1 << 20  # pictures of different `seed` share no noise
 
 
 @dataclass(frozen=True)
@@ -128,14 +135,14 @@ def generate_for(
     guidance: float | None = None,
 ) -> numpy.ndarray:
     """One picture for each caption: uint8 [N,48,48,3]."""
-    return _concatenated(
+    return to_arrays(
         model.generate(
             [samples[n].caption for n in numbers],
             seeds=[seed * SEEDS + n for n in numbers],
             steps=steps,
             guidance=guidance,
         )
-        for numbers in _batches(len(samples), batch_size)
+        for numbers in batches(len(samples), batch_size)
     )
 
 
@@ -143,12 +150,12 @@ def reconstruct_for(
     model: Any, samples: Sequence[Example], batch_size: int = 64, seed: int = 0
 ) -> numpy.ndarray:
     """The true pictures through encoder and decoder: uint8 [N,48,48,3]."""
-    return _concatenated(
+    return to_arrays(
         model.reconstruct(
             to_tensor([samples[n].picture for n in numbers]),
             seeds=[seed * SEEDS + n for n in numbers],
         )
-        for numbers in _batches(len(samples), batch_size)
+        for numbers in batches(len(samples), batch_size)
     )
 
 
@@ -158,7 +165,7 @@ def answers_for(
     """The model's answer to each question."""
     return [
         answer
-        for numbers in _batches(len(asked), batch_size)
+        for numbers in batches(len(asked), batch_size)
         for answer in model.answer(
             to_tensor([samples[asked[n].number].picture for n in numbers]),
             [asked[n].question for n in numbers],
@@ -175,7 +182,7 @@ def reconstruction_score(model: Any, images: int = 240, batch_size: int = 64) ->
     are those of the original."""
     samples = examples("eval", images)
     pictures = reconstruct_for(model, samples, batch_size)
-    return _mean(
+    return mean(
         check(picture, request_of(sample.scene))
         for picture, sample in zip(pictures, samples, strict=True)
     )
@@ -195,8 +202,8 @@ def score_answers(asked: Sequence[Asked], given: Sequence[str]) -> dict[str, flo
     right = defaultdict(list)
     for turn, answer in zip(asked, given, strict=True):
         right[turn.type].append(answer_is_right(answer, turn.answer))
-    scores = {name: _mean(right[name]) for name in sorted(right)}
-    return scores | {"mean": _mean(each for of_type in right.values() for each in of_type)}
+    scores = {name: mean(right[name]) for name in sorted(right)}
+    return scores | {"mean": mean(each for of_type in right.values() for each in of_type)}
 
 
 def chance(images: int = 240, split: str = "eval") -> dict[str, Any]:
@@ -230,50 +237,15 @@ def evaluate_all(
     steps: int | None = None,
     guidance: float | None = None,
 ) -> dict[str, Any]:
-    """Every score of the shapes world, with `images` pictures for each, and chance beside it."""
+    """Every score of the shapes world, with `images` pictures for each (`EDITS` edits at most), and
+    chance beside it."""
+    edited = min(images, EDITS)
     options = (images, seed, batch_size, steps, guidance)
     return {
         "shape_eval": ShapeEval("eval", *options)(model),
         "shape_eval_unseen": ShapeEval("unseen", *options)(model),
         "reconstruction": reconstruction_score(model, images, batch_size),
         "question_answering": question_answering_score(model, images, batch_size),
-        "chance": chance(images),
+        "edits": EditEval(edited, *options[1:])(model),
+        "chance": {**chance(images), "edits": edit_chance(edited)},
     }
-
-
-def wilson(share: float, number: int) -> tuple[float, float]:
-    """The 95% interval of a share that was seen in `number` independent trials (Wilson 1927)."""
-    z2 = 1.96**2
-    middle = (share + z2 / (2 * number)) / (1 + z2 / number)
-    spread = share * (1 - share) / number + z2 / (4 * number**2)
-    half = (z2 * spread) ** 0.5 / (1 + z2 / number)
-    return max(0.0, middle - half), min(1.0, middle + half)
-
-
-# --- pictures and batches -------------------------------------------------------------------------
-
-
-def to_tensor(pictures: Sequence[numpy.ndarray]) -> Tensor:
-    """uint8 [H,W,3] each -> uint8 [B,3,H,W]."""
-    return torch.from_numpy(numpy.stack(pictures)).permute(0, 3, 1, 2).contiguous()
-
-
-def _concatenated(batches: Iterable[Tensor]) -> numpy.ndarray:
-    """uint8 [B,3,48,48] each -> uint8 [N,48,48,3]."""
-    pictures = numpy.concatenate([batch.permute(0, 2, 3, 1).cpu().numpy() for batch in batches])
-    if pictures.shape[1:3] != (PIXELS, PIXELS):
-        high, wide = pictures.shape[1:3]
-        raise UserError(
-            f"the shapes world is checked in pictures of {PIXELS}x{PIXELS} pixels, but the model "
-            f"makes {wide}x{high}; use a model of that size, such as conf/model/tiny.yaml."
-        )
-    return pictures
-
-
-def _batches(number: int, batch_size: int) -> Iterable[range]:
-    return (range(n, min(n + batch_size, number)) for n in range(0, number, batch_size))
-
-
-def _mean(values: Iterable[float]) -> float:
-    values = list(values)
-    return sum(values) / len(values)

@@ -327,6 +327,19 @@ class UnifiedModule(Panel):
         return self.decode(features, seeds, decoder_steps, decoder_guidance, decoder_sampler)
 
     @torch.no_grad()
+    def edit(
+        self,
+        pictures: Tensor,
+        instructions: list[str],
+        seeds: list[int],
+        steps: int | None = None,
+        guidance: float | None = None,
+    ) -> Tensor:
+        """Pictures uint8 [B,3,H,W] changed as instructions say; as `generate`, of other sizes."""
+        condition = self.condition(instructions, pictures)
+        return self.decode(self.generation.sample(condition, seeds, steps, guidance), seeds)
+
+    @torch.no_grad()
     def decode(
         self,
         features: Tensor,

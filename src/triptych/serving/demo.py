@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy
 
+from triptych.evaluation.scoring import wilson
 from triptych.evaluation.shapes import (
     QUESTIONS_PER_PICTURE,
     Asked,
@@ -22,7 +23,6 @@ from triptych.evaluation.shapes import (
     generate_for,
     reconstruct_for,
     score_answers,
-    wilson,
 )
 from triptych.serving.page import Answered, Drawn, Rebuilt, Row, render
 from triptych.shapes.captions import TASKS, request_of

@@ -27,11 +27,15 @@ from triptych.shapes.captions import (
     request_of,
     sample,
 )
+from triptych.shapes.edits import EDITS, Edit, sample_edit
+from triptych.shapes.edits import SPLITS as EDIT_SPLITS
 from triptych.shapes.questions import caption_questions, grid_reading, parse_reading, questions
 from triptych.shapes.world import draw
 
 VERSION = 7  # raise it whenever the same seed gives other samples
 MARKER = "shapes.json"
+EDITS_VERSION = 1
+EDITS_MARKER = "edits.json"
 LONG_CAPTIONS = 0.2  # share of the training captions
 PICTURE_TURNS = 3  # beside the reading of all nine cells, which opens or ends a conversation
 QUESTIONS = 12  # and the reading: a second conversation, of which a batch takes some turns
@@ -74,6 +78,35 @@ def make_sample(split: str, index: int, seed: int) -> dict:
     }
 
 
+def make_edit(split: str, index: int, seed: int) -> Edit:
+    """Edit `index` of a split. The kinds of edits come in turn."""
+    # Streams of random numbers of their own, behind those of the captions' splits.
+    stream = len(SPLITS) + EDIT_SPLITS.index(split)
+    source = numpy.random.SeedSequence([seed, stream, index])
+    rng = numpy.random.Generator(numpy.random.PCG64(source))
+    return sample_edit(rng, tuple(EDITS)[index % len(EDITS)], split)
+
+
+def make_edit_sample(split: str, index: int, seed: int) -> dict:
+    """Edit `index` of a split, as `make_sample`: KEY.txt is its instruction, KEY.source.jpg the
+    picture before and KEY.jpg the one after."""
+    edit = make_edit(split, index, seed)
+    facts = {
+        "task": edit.kind,
+        "caption": edit.instruction,
+        "request": edit.request.to_dict(),
+        "source": edit.source.to_dict(),
+        "scene": edit.target.to_dict(),
+    }
+    return {
+        "__key__": f"{split}{index:08d}",
+        "source.jpg": _jpeg(draw(edit.source)),
+        "jpg": _jpeg(draw(edit.target)),
+        "txt": edit.instruction.encode(),
+        "json": json.dumps(facts).encode(),
+    }
+
+
 def _jpeg(picture: numpy.ndarray) -> bytes:
     """JPEG without colour subsampling, which would smear the edges of small shapes."""
     buffer = io.BytesIO()
@@ -88,11 +121,13 @@ def write_shards(
     seed: int,
     samples_per_shard: int = 1000,
     progress: Callable[[int], None] | None = None,
+    make: Callable[[str, int, int], dict] = make_sample,
 ) -> None:
     """Write FOLDER/SPLIT-00000.tar and so on. The folder appears only when it is complete.
 
-    `progress` is called with the number of samples written so far, after each of them. Raises
-    ValueError if there is something in the folder.
+    `make` gives the samples: `make_sample` or `make_edit_sample`. `progress` is called with the
+    number of samples written so far, after each of them. Raises ValueError if there is something
+    in the folder.
     """
     folder = Path(folder)
     _refuse_full(folder)
@@ -108,7 +143,7 @@ def write_shards(
             mtime=0,
         ) as sink:
             for index in range(samples):
-                sink.write(make_sample(split, index, seed))
+                sink.write(make(split, index, seed))
                 if progress:
                     progress(index + 1)
 
@@ -126,11 +161,36 @@ def ensure_shapes(
 
     Returns the folder. Raises ValueError if it holds anything else than this very data set.
     """
-    folder = Path(folder)
     sizes = dict(zip(SPLITS, (train, evaluation, unseen, instruct), strict=True))
-    marker = {"version": VERSION, "seed": seed, "samples": sizes}
-    if (folder / MARKER).exists():
-        found = json.loads((folder / MARKER).read_text())
+    return _ensure(Path(folder), MARKER, VERSION, sizes, seed, progress, make_sample)
+
+
+def ensure_edits(
+    folder: str | Path,
+    train: int = 30000,
+    evaluation: int = 600,
+    seed: int = 0,
+    progress: Callable[[int], None] | None = None,
+) -> Path:
+    """Make FOLDER/train and /eval of edits, unless they are there already; as `ensure_shapes`."""
+    sizes = dict(zip(EDIT_SPLITS, (train, evaluation), strict=True))
+    return _ensure(
+        Path(folder), EDITS_MARKER, EDITS_VERSION, sizes, seed, progress, make_edit_sample
+    )
+
+
+def _ensure(
+    folder: Path,
+    marker_name: str,
+    version: int,
+    sizes: dict[str, int],
+    seed: int,
+    progress: Callable[[int], None] | None,
+    make: Callable[[str, int, int], dict],
+) -> Path:
+    marker = {"version": version, "seed": seed, "samples": sizes}
+    if (folder / marker_name).exists():
+        found = json.loads((folder / marker_name).read_text())
         if found != marker:
             raise ValueError(
                 f"{folder} holds another shapes data set ({found}) than the one asked for "
@@ -141,8 +201,8 @@ def ensure_shapes(
     with _WhenComplete(folder) as unfinished:
         for split, samples in sizes.items():
             per_shard = max(1, min(1000, -(-samples // FEWEST_SHARDS)))
-            write_shards(unfinished / split, split, samples, seed, per_shard, progress)
-        (unfinished / MARKER).write_text(json.dumps(marker))
+            write_shards(unfinished / split, split, samples, seed, per_shard, progress, make)
+        (unfinished / marker_name).write_text(json.dumps(marker))
     return folder
 
 
