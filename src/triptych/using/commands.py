@@ -186,13 +186,13 @@ def chat(arguments: list[str]) -> None:
             talking.answer_lines(load(parsed, flags), lines, parsed.batch_size, options)
         return
     pictures, question = _pictures_and_question(parsed.given, parser)
+    if question is not None and not question.strip():
+        raise UserError("the question is empty; ask something.")
     for picture in pictures:
         existing(picture, "")
     if question is None:
         talking.converse(load(parsed, flags), pictures, options)
         return
-    if not question.strip():
-        raise UserError("the question is empty; ask something.")
     for picture in pictures:
         talking.readable(picture)
     message = {"role": "user", "content": [*pictures_of(pictures), question]}

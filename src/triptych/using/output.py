@@ -45,7 +45,7 @@ class Output:
     """A folder of pictures.
 
     Args:
-        folder: made where it is missing.
+        folder: made with the first picture.
         jobs: all pictures of the command, those of other shards too.
 
     Raises:
@@ -58,9 +58,9 @@ class Output:
         if len(set(files)) < len(files):
             twice = next(file for file in files if files.count(file) > 1)
             raise UserError(f"two pictures would be called {twice}; give their lines other ids.")
+        place = next(each for each in [folder, *folder.absolute().parents] if each.exists())
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=folder).close()
+            tempfile.TemporaryFile(dir=place).close()
         except OSError as error:
             raise UserError(
                 f"the folder {folder} cannot be written to ({error.strerror}); choose another "
@@ -101,6 +101,7 @@ class Output:
 
     def save(self, job: Job, picture: Image.Image, settings: dict[str, Any]) -> Path:
         """Write a picture, whole or not at all, with its settings inside."""
+        self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / job.file
         attach(picture, {**settings, "id": job.id, "asked": job.asked})
         written(path, lambda unfinished: picture.save(unfinished, "PNG"))
@@ -112,15 +113,14 @@ class Output:
         Shards may end together: the last to write has looked after all others were done.
         """
         ready = self._ready()
-        while True:
+        while ready:
             lines = [json.dumps(_line(job, self.folder), ensure_ascii=False) for job in ready]
             text = "".join(f"{line}\n" for line in lines)
             written(
                 self.folder / "results.jsonl", lambda path, text=text: path.write_text(text, "utf8")
             )
-            if ready:
-                sheet = _sheet(ready[:SHOWN], self.folder)
-                written(self.folder / "grid.png", lambda path, sheet=sheet: sheet.save(path, "PNG"))
+            sheet = _sheet(ready[:SHOWN], self.folder)
+            written(self.folder / "grid.png", lambda path, sheet=sheet: sheet.save(path, "PNG"))
             if len(again := self._ready()) == len(ready):
                 return
             ready = again
