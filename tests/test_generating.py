@@ -52,6 +52,9 @@ def conditions(pipe, monkeypatch):
 def test_a_prompt_is_read_once_for_all_its_pictures(pipe, conditions):
     pipe.generate(PROMPTS, images_per_prompt=3, seeds=0, batch_size=2, negative="a cross", **FEW)
     assert conditions == [2, 1]  # the prompts, and what is not wanted
+    conditions.clear()
+    pipe.generate([PROMPTS[1], PROMPTS[0], PROMPTS[1]], seeds=0, **FEW)
+    assert conditions == [2]
 
 
 def test_a_picture_is_that_of_its_seed_in_any_batch(pipe):

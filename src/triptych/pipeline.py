@@ -365,17 +365,23 @@ class UnifiedPipeline:
         return torch.stack([square(open_picture(image), size) for image in images])
 
     def _conditions(self, texts: list[str], pictures: Tensor | None, batch_size: int) -> Tensor:
-        """Conditions [P,N,D], one a prompt however many pictures it gets."""
+        """Conditions [P,N,D], one a prompt however many pictures it gets.
+
+        A text that comes several times without a picture is read once, say of a server's requests.
+        """
+        places = list(range(len(texts)))
+        if pictures is None:
+            numbers = {text: number for number, text in enumerate(dict.fromkeys(texts))}
+            places, texts = [numbers[text] for text in texts], list(numbers)
         parts = range(0, len(texts), batch_size)
-        return torch.cat(
-            [
-                self.model.condition(
-                    texts[at : at + batch_size],
-                    None if pictures is None else pictures[at : at + batch_size],
-                ).states
-                for at in parts
-            ]
-        )
+        made = [
+            self.model.condition(
+                texts[at : at + batch_size],
+                None if pictures is None else pictures[at : at + batch_size],
+            ).states
+            for at in parts
+        ]
+        return torch.cat(made)[places]
 
     def _paint(
         self,

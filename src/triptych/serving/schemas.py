@@ -78,7 +78,9 @@ class PictureBody(Body):
     model: Word | None = Field(None, description="This server's only one by default.")
     n: int | None = Field(None, ge=1, le=MOST_PICTURES, description="Pictures; 1 by default.")
     size: str | None = Field(
-        None, pattern=r"^(auto|[0-9]{1,5}x[0-9]{1,5})$", description="auto is the model's own; another square is scaled."
+        None,
+        pattern=r"^(auto|[0-9]{1,5}x[0-9]{1,5})$",
+        description="auto is the model's own; another square is scaled.",
     )
     response_format: unsupported(
         "b64_json", instead="it keeps no pictures, so there is no URL: ask for b64_json"
