@@ -37,7 +37,8 @@ from recorded import machine, versions
 from torch import Tensor
 
 from triptych.contracts import UserError
-from triptych.evaluation.shapes import Example, examples, to_tensor, wilson
+from triptych.evaluation.scoring import to_tensor, wilson
+from triptych.evaluation.shapes import Example, examples
 from triptych.loading import describe_model
 from triptych.modules import UnifiedModule
 from triptych.pipeline import UnifiedPipeline

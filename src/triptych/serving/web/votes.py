@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from triptych.contracts import UserError
-from triptych.evaluation.shapes import wilson
+from triptych.evaluation.scoring import wilson
 
 Choice = Literal["a", "b", "tie", "both bad"]
 CRITERIA = ("overall", "visual quality", "prompt alignment")
