@@ -90,6 +90,15 @@ def test_a_picture_is_seen(pipe):
     assert pipe.chat(asked(disc("blue"), "what colour is the circle?")) == "blue"
 
 
+def test_a_picture_after_its_question_is_seen_as_before_it(pipe, monkeypatch):
+    question = "what colour is the circle?"
+    assert pipe.chat(asked(question, disc("blue"))) == "blue"
+    monkeypatch.setattr(pipe.model.understanding, "pictures_first", False)
+    before, after = asked(disc("blue"), question), asked(question, disc("blue"))
+    answers = [pipe.chat_batch([talk])[0].text for talk in (before, after)]
+    assert answers[0] == "blue" != answers[1]  # as the model was not trained
+
+
 def test_a_batch_answers_as_one_by_one(pipe):
     talks = [
         asked("what is it?"),

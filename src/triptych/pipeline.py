@@ -12,7 +12,7 @@ import secrets
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
@@ -337,11 +337,13 @@ class UnifiedPipeline:
         seeds = _seeds(seed, len(conversations))
         sampling = _sampling(max_new_tokens, temperature, top_p, seeds)
         read = [read_messages(each) for each in conversations]
-        pictures = [part for talk in read for m in talk for part in m.content if _seen(part)]
+        if panel.pictures_first:
+            read = [[replace(m, content=sorted(m.content, key=_is_text)) for m in t] for t in read]
+        pictures = [part for talk in read for m in talk for part in m.content if not _is_text(part)]
         shown, tokens = panel.show(pictures) if pictures else (None, [])
         sizes = iter(tokens)
         turns = [
-            [(m.role, [next(sizes) if _seen(p) else p for p in m.content]) for m in talk]
+            [(m.role, [p if _is_text(p) else next(sizes) for p in m.content]) for m in talk]
             for talk in read
         ]
         rows = [chat_ids(panel.understander.tokenizer, talk, panel.chat_tokens) for talk in turns]
@@ -586,8 +588,8 @@ def _sampling(
     return Sampling(temperature, top_p, seeds)
 
 
-def _seen(part: str | Image.Image) -> bool:
-    return not isinstance(part, str)
+def _is_text(part: str | Image.Image) -> bool:
+    return isinstance(part, str)
 
 
 def _chunks(wanted: list[Wanted], size: int) -> Iterator[list[Wanted]]:

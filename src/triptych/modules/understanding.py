@@ -24,6 +24,8 @@ class UnderstandingModule(Panel):
         max_tokens: longest prompt or conversation.
         chat_tokens: longest conversation with the model's answer to it, when it is used; None is
             max_tokens. Pictures that keep their shape take more tokens than in training.
+        pictures_first: in chat, the pictures of a message come before its text, wherever it has
+            them: all that a small model was trained on are pictures that open a question.
         optimization, trains, weights, seed, execution: see `Panel`; used when this is the root.
     """
 
@@ -39,10 +41,11 @@ class UnderstandingModule(Panel):
         seed: int = 0,
         execution: Execution | None = None,
         chat_tokens: int | None = None,
+        pictures_first: bool = False,
     ) -> None:
         super().__init__(optimization, trains, weights, seed, execution)
         self.understander, self.max_tokens = understander, max_tokens
-        self.chat_tokens = chat_tokens or max_tokens
+        self.chat_tokens, self.pictures_first = chat_tokens or max_tokens, pictures_first
 
     def step(self, batch: Batch) -> tuple[Tensor, Metrics]:
         loss = self.understander.lm_loss(batch) * share_of_tokens(batch.labels)
