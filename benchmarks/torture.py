@@ -172,7 +172,12 @@ def command(config: Path, runs: Path | None, name: str = "fit") -> list[str]:
     files = [ROOT / "conf" / each for each in names]
     words = [word for file in (*files, config) for word in ("--config", str(file))]
     if runs is None:
-        return [name, *words, "--trainer.logger=false"]
+        return [
+            name,
+            *words,
+            "--trainer.logger=false",
+            f"--trainer.default_root_dir={config.parent}",
+        ]
     logger = ["--trainer.logger=CSVLogger", f"--trainer.logger.save_dir={runs}"]
     return [name, *words, *logger, "--trainer.logger.name=run", "--ckpt_path=auto"]
 
