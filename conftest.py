@@ -1,12 +1,16 @@
 """What holds for every test: no network, few threads, and GPU tests only where there is a GPU."""
 
 import os
+import signal
 
 import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 # Before torch is imported, and inherited by subprocesses: the same sums on any number of cores.
 os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+# A shell without a terminal starts its background jobs deaf to Ctrl-C, and what they start too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 try:
     import triptych  # noqa: F401

@@ -110,14 +110,14 @@ class QwenVL(Understander):
         text, vision: sizes.
         image_size: side in pixels to which a picture is scaled before it is cut into patches;
             a multiple of patch_size * spatial_merge_size.
-        picture_positions: of a picture in the prompt of a condition: "line" as published, one
-            token after the other as if it were text; "grid" by rows and columns, as the language
-            model has learned pictures and answers about them.
         vocabulary: rows of the embedding and ids of special tokens. None reads them from the
             tokenizer when the network is built; given, the tokenizer must agree with them when it
             is first used, and building needs no tokenizer.
         min_pixels, max_pixels: in conversations, pictures keep their shape and are scaled to an
             area between these, as Qwen2.5-VL was made for; both None: they are squares there too.
+        picture_positions: of a picture in the prompt of a condition: "line" as published, one
+            token after the other as if it were text; "grid" by rows and columns, as the language
+            model has learned pictures and answers about them.
     """
 
     def __init__(
@@ -126,10 +126,10 @@ class QwenVL(Understander):
         text: QwenText,
         vision: QwenVision,
         image_size: int = 448,
-        picture_positions: Literal["line", "grid"] = "line",
         vocabulary: Vocabulary | None = None,
         min_pixels: int | None = None,
         max_pixels: int | None = None,
+        picture_positions: Literal["line", "grid"] = "line",
     ) -> None:
         super().__init__()
         unit = vision.patch_size * vision.spatial_merge_size

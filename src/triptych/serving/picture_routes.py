@@ -27,8 +27,8 @@ from triptych.serving.works import PictureSettings, PictureWork
 
 MOST_EDITED = 16
 """Pictures that one request for edits may ask for: pictures sent, times n."""
-LARGEST_SIDE = 2048
-"""In pixels, of a picture that is scaled to the `size` asked for."""
+SIDES = range(16, 2049)
+"""In pixels, to which a picture is scaled if its `size` is asked for."""
 
 
 def picture_routes(context: Context) -> APIRouter:
@@ -177,11 +177,11 @@ def _side(body: PictureBody) -> int | None:
     if body.size in (None, "auto"):
         return None
     width, height = (int(side) for side in body.size.split("x"))
-    if width != height or not 1 <= width <= LARGEST_SIDE:
+    if width != height or width not in SIDES:
         raise wrong(
             "size",
-            f"size: this model makes square pictures; ask for a square of at most "
-            f"{LARGEST_SIDE}x{LARGEST_SIDE}, or for auto.",
+            f"size: this model makes square pictures; ask for a square of {SIDES[0]} to "
+            f"{SIDES[-1]} pixels a side, or for auto.",
         )
     return width
 
