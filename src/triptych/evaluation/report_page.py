@@ -1,4 +1,4 @@
-"""A benchmark's report as a page: one HTML file that needs nothing else, neither network nor script."""
+"""A benchmark's report as a page: one HTML file that needs neither network nor script."""
 
 from __future__ import annotations
 
