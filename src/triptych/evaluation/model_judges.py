@@ -45,13 +45,15 @@ class QwenJudge(BatchJudge):
 
     @torch.no_grad()
     def answers(self, questions: Sequence[Question]) -> list[str]:
-        inputs = self.processor.apply_chat_template(
-            [[_turn(*question)] for question in questions],
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
+        turns = [[_turn(*question)] for question in questions]
+        texts = self.processor.apply_chat_template(
+            turns, add_generation_prompt=True, tokenize=False
+        )
+        inputs = self.processor(
+            text=texts,
+            images=[picture for picture, _ in questions],
             padding=True,
+            return_tensors="pt",
         ).to(self.model.device)
         written = self.model.generate(**inputs, max_new_tokens=self.max_new_tokens, do_sample=False)
         new = written[:, inputs["input_ids"].shape[1] :]
