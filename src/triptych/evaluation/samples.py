@@ -33,6 +33,8 @@ class Sample:
     note: str = ""
     """What was found wrong with it, or why it scored as it did."""
     score: float | None = None
+    size: tuple[int, int] | None = None
+    """Width and height in pixels, once it was opened."""
 
     def item(self, **more: Any) -> dict[str, Any]:
         """As in `Report.items`."""
@@ -78,6 +80,7 @@ def opened(
     except UserError as error:
         sample.leave_out(UNREADABLE, str(error))
         return None
+    sample.size = picture.size
     if wrong := fits(picture.size):
         sample.leave_out(WRONG_SIZE, f"{sample.picture} {wrong}")
         return None
@@ -89,6 +92,12 @@ def counts(samples: Sequence[Sample]) -> dict[str, int]:
     found = Counter(sample.state for sample in samples)
     asked = len(samples) - found[EXTRA]
     return {"asked": asked} | {state: found[state] for state in STATES}
+
+
+def sizes(samples: Iterable[Sample]) -> dict[str, int]:
+    """How many of the scored pictures have each size, such as {"1024x1024": 2212}."""
+    found = Counter(s.size for s in samples if s.state == SCORED and s.size is not None)
+    return {f"{width}x{height}": number for (width, height), number in sorted(found.items())}
 
 
 def read_json_lines(path: Path, what: str) -> list[dict[str, Any]]:

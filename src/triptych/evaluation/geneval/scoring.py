@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -22,7 +22,7 @@ from triptych.evaluation.geneval.layout import (
 from triptych.evaluation.geneval.rules import OFFICIAL, Rules, objects_in, verdict
 from triptych.evaluation.intervals import bootstrap
 from triptych.evaluation.report import Report
-from triptych.evaluation.samples import SCORED, Sample, counts, opened
+from triptych.evaluation.samples import SCORED, Sample, counts, opened, sizes
 from triptych.evaluation.shapes import wilson
 
 
@@ -52,11 +52,9 @@ def score(
     entries = read_prompts(prompts)
     _check_classes(entries, detector)
     samples = read_folder(folder, entries, images_per_prompt)
-    sizes: Counter[str] = Counter()
     for entry, some in zip(entries, samples, strict=True):
         for sample in some:
             if sample.state == SCORED and (picture := opened(folder, sample)) is not None:
-                sizes["{}x{}".format(*picture.size)] += 1
                 right, sample.note = judge(picture, entry, detector, colours, rules)
                 sample.score = float(right)
     scores, intervals, numbers = summary([entry["tag"] for entry in entries], samples)
@@ -74,7 +72,7 @@ def score(
             "prompts": prompts,
             "images_per_prompt": images_per_prompt,
             "rules": asdict(rules),
-            "sizes": dict(sorted(sizes.items())),
+            "sizes": sizes(flat),
         },
         [sample.item(tag=tag) for sample, tag in zip(flat, tags, strict=True)],
     )

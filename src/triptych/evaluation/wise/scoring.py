@@ -12,7 +12,7 @@ from PIL import Image
 from triptych.evaluation.intervals import bootstrap
 from triptych.evaluation.judges import Answers, Judge
 from triptych.evaluation.report import Report
-from triptych.evaluation.samples import JUDGE_FAILED, SCORED, Sample, counts, opened
+from triptych.evaluation.samples import JUDGE_FAILED, SCORED, Sample, counts, opened, sizes
 from triptych.evaluation.wise.layout import Prompt, read_folder, read_prompts
 from triptych.evaluation.wise.protocols import Protocol, read_instructions
 
@@ -68,6 +68,7 @@ def score(
             **inputs,
             "instructions": told if instructions is None else Path(instructions),
             "judge": judge.settings(),
+            "sizes": sizes(samples),
         },
         [sample.item() for sample in samples],
     )
