@@ -35,7 +35,13 @@ class Endpoint(BaseHTTPRequestHandler):
             server.seen.append(base64.b64decode(shown["image_url"]["url"].split(",")[1]))
         if behaviour == "slow" or (behaviour == "waking" and times < 3):
             server.over.wait()
-        status = {"broken": 500, "refused": 401, "disliked": 400}.get(behaviour, 200)
+        if behaviour == "later_refused":
+            server.good.wait()
+        elif behaviour == "good":
+            server.good.set()
+        status = {"broken": 500, "refused": 401, "later_refused": 401, "disliked": 400}.get(
+            behaviour, 200
+        )
         if behaviour in ("flaky", "busy") and times < 3:
             status = {"flaky": 503, "busy": 429}[behaviour]
         body = {"choices": [{"message": {"content": answer.replace("/", "\n")}}]}
@@ -60,7 +66,7 @@ class Endpoint(BaseHTTPRequestHandler):
 def endpoint():
     server = ThreadingHTTPServer(("127.0.0.1", 0), Endpoint)
     server.daemon_threads = True
-    server.lock, server.over = threading.Lock(), threading.Event()
+    server.lock, server.good, server.over = threading.Lock(), threading.Event(), threading.Event()
     server.asked, server.heard, server.seen = Counter(), [], []
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
@@ -175,6 +181,16 @@ def test_time_outs_errors_and_nonsense_are_named_and_counted(endpoint, tmp_path)
     again = wise.score(folder, judge_at(endpoint), **run)
     assert set(endpoint.asked) == {"slow", "broken", "empty", "garbled", "disliked"}
     assert again.to_json() == report.to_json()
+
+
+def test_what_is_under_way_when_a_run_ends_is_kept(endpoint, tmp_path):
+    texts = {1: "later_refused"} | {number: f"good {grades(2, 2, 2)}" for number in range(2, 9)}
+    folder, prompts = make(tmp_path, texts)
+    answers = tmp_path / "answers.jsonl"
+    with pytest.raises(UserError, match="does not let judge-1 be asked"):
+        wise.score(folder, judge_at(endpoint, batch=4), prompts, wise.LEGACY, answers=answers)
+    kept = len(answers.read_text().splitlines())
+    assert kept == endpoint.asked["good"] > 0
 
 
 def test_an_endpoint_that_refuses_or_is_down_ends_the_run(endpoint, tmp_path):

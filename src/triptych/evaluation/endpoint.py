@@ -6,7 +6,7 @@ from __future__ import annotations
 import base64
 import io
 import os
-import time
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -82,20 +82,25 @@ class EndpointJudge(Judge):
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._client = httpx.Client(timeout=timeout, headers=headers)
         self._failures = 0
+        self._stopping = threading.Event()
 
     def settings(self) -> dict[str, Any]:
         names = ("base_url", "temperature", "max_tokens")
         return {name: getattr(self, name) for name in names}
 
     def ask(self, questions: Sequence[Question], told: Callable[[int, Answer], None]) -> None:
+        self._stopping.clear()
         with ThreadPoolExecutor(self.batch) as pool:
-            asked = {pool.submit(self.attempt, q): number for number, q in enumerate(questions)}
+            untold = {pool.submit(self.attempt, q): number for number, q in enumerate(questions)}
             try:
-                for done in as_completed(asked):
-                    told(asked[done], done.result())
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+                for done in as_completed(list(untold)):
+                    told(untold.pop(done), done.result())
+            finally:  # where it ends early, what is under way is paid, so it is waited for
+                self._stopping.set()
+                pool.shutdown(cancel_futures=True)
+                for done, number in untold.items():
+                    if not done.cancelled() and done.exception() is None:
+                        told(number, done.result())
 
     def answer(self, picture: Image.Image, question: str) -> str:
         request = self._request(picture, question)
@@ -106,7 +111,9 @@ class EndpointJudge(Judge):
                 return said
             if not said.again or attempt + 1 == self.attempts:
                 break
-            time.sleep(min(LONGEST_PAUSE, said.pause or self.pause * 2**attempt))
+            pause = said.pause or self.pause * 2**attempt
+            if self._stopping.wait(min(LONGEST_PAUSE, pause)):
+                break
         self._failures += 1
         if self._failures >= MOST_FAILURES:
             raise UserError(

@@ -114,7 +114,7 @@ class Report:
     def page(self, path: str | Path) -> None:
         """Write one HTML file that needs nothing else, with small pictures of some items."""
         rows = [Row(name, score, *self.score_cells(name)) for name, score in self.scores.items()]
-        judged = f"Judged by {self.judged_by}. {self.coverage()}."
+        judged = f"Judged by {self.judged_by}. {self.coverage().capitalize()}."
         folder = Path(self.settings.get("folder", "."))
         page = render(self.benchmark, judged, rows, self.items, folder, _plain(self.settings))
         write_text(Path(path), page)

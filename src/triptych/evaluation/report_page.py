@@ -21,7 +21,7 @@ SHOWN = 60  # pictures at most, evenly taken from all items
 THUMBNAIL = 192  # pixels of the long side
 
 MORE_STYLE = """
-.card { width: 222px; }
+.card { width: 222px; overflow-wrap: anywhere; }
 .card img { image-rendering: auto; }
 .card b { font-size: 0.9rem; }
 .half, .left-out { border-radius: 7px; border: 3px solid var(--line); }

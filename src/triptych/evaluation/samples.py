@@ -77,8 +77,8 @@ def opened(
     """
     try:
         picture = open_picture(folder / sample.picture)
-    except UserError as error:
-        sample.leave_out(UNREADABLE, str(error))
+    except UserError:
+        sample.leave_out(UNREADABLE, f"{sample.picture} is torn, or is no picture")
         return None
     sample.size = picture.size
     if wrong := fits(picture.size):
