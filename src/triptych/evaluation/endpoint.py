@@ -89,7 +89,6 @@ class EndpointJudge(Judge):
         return {name: getattr(self, name) for name in names}
 
     def ask(self, questions: Sequence[Question], told: Callable[[int, Answer], None]) -> None:
-        self._stopping.clear()
         with ThreadPoolExecutor(self.batch) as pool:
             untold = {pool.submit(self.attempt, q): number for number, q in enumerate(questions)}
             try:
@@ -98,6 +97,7 @@ class EndpointJudge(Judge):
             finally:  # where it ends early, what is under way is paid, so it is waited for
                 self._stopping.set()
                 pool.shutdown(cancel_futures=True)
+                self._stopping.clear()
                 for done, number in untold.items():
                     if not done.cancelled() and done.exception() is None:
                         told(number, done.result())
