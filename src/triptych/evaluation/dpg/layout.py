@@ -1,0 +1,116 @@
+"""The folder that DPG-Bench reads: one picture a prompt, a grid of several tiles.
+
+partiprompts32.png    2x2 tiles of one size, named as the prompt's text file
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from triptych.contracts import UserError
+from triptych.evaluation.samples import EXTRA, Sample, find, read_json_lines
+
+PACKAGED = Path(__file__).parent / "prompts.jsonl"
+"""The 1,065 published prompts."""
+GRID = 2
+"""Tiles side by side, and one below the other."""
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+
+
+def read_prompts(path: str | Path = PACKAGED) -> list[dict[str, Any]]:
+    """Prompts: "item_id" and "prompt" each.
+
+    Raises:
+        UserError: there is no such file, or an entry is not of this shape.
+    """
+    prompts = read_json_lines(Path(path), "the DPG prompts")
+    for number, entry in enumerate(prompts, 1):
+        if missing := {"item_id", "prompt"} - set(entry):
+            raise UserError(f"prompt {number} of {path} has no {' nor '.join(sorted(missing))}.")
+    if not prompts:
+        raise UserError(f"{path} holds no prompts.")
+    return prompts
+
+
+def grid_path(folder: Path, item_id: str) -> Path:
+    """The file of a prompt's pictures."""
+    return folder / f"{item_id}.png"
+
+
+def join_grid(tiles: Sequence[Image.Image], grid: int = GRID) -> Image.Image:
+    """Pictures of one size, line by line, as one.
+
+    Raises:
+        UserError: they are not `grid` times `grid`, or not of one size.
+    """
+    width, height = tiles[0].size
+    if len(tiles) != grid**2 or any(tile.size != (width, height) for tile in tiles):
+        raise UserError(f"a grid of {grid}x{grid} needs {grid**2} pictures of one size.")
+    joined = Image.new("RGB", (grid * width, grid * height))
+    for number, tile in enumerate(tiles):
+        joined.paste(tile, (number % grid * width, number // grid * height))
+    return joined
+
+
+def split_grid(joined: Image.Image, grid: int = GRID) -> list[Image.Image]:
+    """The tiles, line by line."""
+    width, height = (side // grid for side in joined.size)
+    places = [(column * width, row * height) for row in range(grid) for column in range(grid)]
+    return [joined.crop((left, top, left + width, top + height)) for left, top in places]
+
+
+def read_folder(folder: Path, prompts: Sequence[dict[str, Any]]) -> list[Sample]:
+    """The asked pictures, one a prompt, then those that lie there beyond them.
+
+    Raises:
+        UserError: it is no such folder.
+    """
+    there: dict[str, str] = {}
+    extra = []
+    for path in sorted(folder.glob("*")):
+        if path.suffix.lower() in SUFFIXES:
+            if path.stem in there:
+                extra.append(path.name)
+            else:
+                there[path.stem] = path.name
+    asked = {str(entry["item_id"]): entry["prompt"] for entry in prompts}
+    samples = [
+        Sample(item_id, prompt, there.get(item_id, grid_path(folder, item_id).name))
+        for item_id, prompt in asked.items()
+    ]
+    extra += [name for stem, name in there.items() if stem not in asked]
+    for name in sorted(extra):
+        sample = Sample(name, "", name)
+        sample.leave_out(EXTRA, f"{name} belongs to no prompt, or to one that has a picture")
+        samples.append(sample)
+    find(folder, samples)
+    return samples
+
+
+def tile_size(folder: Path, samples: Sequence[Sample], grid: int = GRID) -> int:
+    """The side of the tiles of most pictures, read from the files' first bytes.
+
+    Raises:
+        UserError: most pictures are no square of `grid` times `grid` tiles.
+    """
+    sizes: Counter[tuple[int, int]] = Counter()
+    for sample in samples:
+        try:
+            with Image.open(folder / sample.picture) as picture:
+                sizes[picture.size] += 1
+        except OSError:  # missing or torn, which is counted when it is opened whole
+            continue
+    if not sizes:
+        return 0
+    (width, height), _ = sizes.most_common(1)[0]
+    if width != height or width % grid:
+        raise UserError(
+            f"most pictures of {folder} have {width}x{height} pixels, which are no {grid}x{grid} "
+            "square tiles; give the size of a tile, or the grid that they are."
+        )
+    return width // grid

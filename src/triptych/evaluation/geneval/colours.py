@@ -1,0 +1,77 @@
+"""Which colour an object has."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from triptych.evaluation.geneval.detection import Found
+from triptych.evaluation.pretrained import load
+
+COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
+BACKGROUND = "#999"
+TEMPLATES = ("a photo of a {} {}", "a photo of a {}-colored {}", "a photo of a {} object")
+
+
+def crop(picture: Image.Image, found: Found) -> Image.Image:
+    """The object alone: what is not of its mask becomes grey, then its box is cut out."""
+    if found.mask is not None:
+        blank = Image.new("RGB", picture.size, BACKGROUND)
+        picture = Image.composite(picture, blank, Image.fromarray(found.mask))
+    return picture.crop(found.box)
+
+
+class ColourClassifier(ABC):
+    """Names the colours of objects."""
+
+    name: str
+    """For reports."""
+
+    @abstractmethod
+    def classify(self, crops: Sequence[Image.Image], object_name: str) -> list[str]:
+        """One of COLOURS for each crop of an object of that name."""
+
+
+class ClipColours(ColourClassifier):
+    """CLIP, asked which of three sentences about each colour fits best, as officially.
+
+    Args:
+        source: a folder, or a name on the hub such as openai/clip-vit-large-patch14, the official
+            one, which is downloaded if it is not there.
+        device: where to compute.
+
+    Raises:
+        UserError: there is no such model.
+    """
+
+    def __init__(self, source: str | Path, device: str = "cpu") -> None:
+        self.name = f"CLIP {source} (transformers)"
+        self.tokenizer, self.processor = (
+            load(part, source) for part in ("AutoTokenizer", "AutoImageProcessor")
+        )
+        self.texts, self.images = (
+            load(part, source).eval().to(device)
+            for part in ("CLIPTextModelWithProjection", "CLIPVisionModelWithProjection")
+        )
+        self._directions = lru_cache(maxsize=None)(self._directions_of)
+
+    @torch.no_grad()
+    def classify(self, crops: Sequence[Image.Image], object_name: str) -> list[str]:
+        inputs = self.processor(images=list(crops), return_tensors="pt").to(self.images.device)
+        alike = self.images(**inputs).image_embeds @ self._directions(object_name).T
+        return [COLOURS[index] for index in alike.argmax(1).tolist()]
+
+    @torch.no_grad()
+    def _directions_of(self, object_name: str) -> Tensor:
+        """[colours,D], unit vectors: the mean of the templates' unit vectors, again made unit."""
+        texts = [text.format(colour, object_name) for colour in COLOURS for text in TEMPLATES]
+        inputs = self.tokenizer(texts, padding=True, return_tensors="pt").to(self.texts.device)
+        vectors = torch.nn.functional.normalize(self.texts(**inputs).text_embeds, dim=-1)
+        means = vectors.view(len(COLOURS), len(TEMPLATES), -1).mean(1)
+        return torch.nn.functional.normalize(means, dim=-1)

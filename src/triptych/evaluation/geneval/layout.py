@@ -1,0 +1,104 @@
+"""The folder that GenEval reads: one numbered folder a prompt, with its metadata and pictures.
+
+    00000/metadata.jsonl      the first line of the prompt file
+    00000/samples/0000.png    its first picture, and so on
+
+The original scorer reads what is written here, and its own generator's names of five digits are
+read too.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from triptych.contracts import UserError
+from triptych.evaluation.report import write_text
+from triptych.evaluation.samples import EXTRA, Sample, find, read_json_lines
+
+PACKAGED = Path(__file__).parent / "evaluation_metadata.jsonl"
+"""The 553 published prompts."""
+IMAGES_PER_PROMPT = 4
+
+
+def read_prompts(path: str | Path = PACKAGED) -> list[dict[str, Any]]:
+    """Prompts with what is checked: "tag", "prompt", "include" and, for some, "exclude".
+
+    Raises:
+        UserError: there is no such file, or an entry is not of this shape.
+    """
+    prompts = read_json_lines(Path(path), "the GenEval prompts")
+    for number, entry in enumerate(prompts, 1):
+        if missing := {"tag", "prompt", "include"} - set(entry):
+            raise UserError(f"prompt {number} of {path} has no {' nor '.join(sorted(missing))}.")
+    if not prompts:
+        raise UserError(f"{path} holds no prompts.")
+    return prompts
+
+
+def prompt_folder(folder: Path, number: int) -> Path:
+    """Where prompt `number`, counted from 0, has its pictures."""
+    return folder / f"{number:05d}"
+
+
+def sample_path(folder: Path, number: int, sample: int) -> Path:
+    """The file of picture `sample` of prompt `number`, both counted from 0."""
+    return prompt_folder(folder, number) / "samples" / f"{sample:04d}.png"
+
+
+def write_metadata(folder: Path, number: int, entry: dict[str, Any]) -> None:
+    """Write what the original scorer reads beside the pictures of a prompt."""
+    write_text(prompt_folder(folder, number) / "metadata.jsonl", json.dumps(entry) + "\n")
+
+
+def read_folder(
+    folder: Path, prompts: Sequence[dict[str, Any]], images_per_prompt: int
+) -> list[list[Sample]]:
+    """The asked pictures of each prompt, then those that lie there beyond them.
+
+    Raises:
+        UserError: it is no such folder, or was made from other prompts.
+    """
+    samples = [
+        _samples(folder, number, entry["prompt"], images_per_prompt)
+        for number, entry in enumerate(prompts)
+    ]
+    find(folder, (sample for some in samples for sample in some))
+    for number, entry in enumerate(prompts):
+        _check_metadata(prompt_folder(folder, number) / "metadata.jsonl", number, entry)
+    return samples
+
+
+def _samples(folder: Path, number: int, prompt: str, images: int) -> list[Sample]:
+    where = prompt_folder(folder, number)
+    there: dict[int, Path] = {}
+    extra = []
+    for path in sorted(where.glob("samples/*.png")):
+        index = int(path.stem) if re.fullmatch(r"\d+", path.stem) else None
+        if index is None or index >= images or index in there:
+            extra.append(path)
+        else:
+            there[index] = path
+    paths = [there.get(n, sample_path(folder, number, n)) for n in range(images)]
+    keys = [f"{number:05d}/{n}" for n in range(images)] + [f"{number:05d}/{p.name}" for p in extra]
+    found = [
+        Sample(key, prompt, path.relative_to(folder).as_posix())
+        for key, path in zip(keys, [*paths, *extra], strict=True)
+    ]
+    for sample in found[images:]:
+        sample.leave_out(EXTRA, f"{sample.picture} is beyond the {images} pictures of its prompt")
+    return found
+
+
+def _check_metadata(path: Path, number: int, entry: dict[str, Any]) -> None:
+    if not path.exists():  # the prompts are known without it
+        return
+    written = [*read_json_lines(path, "the metadata of a prompt"), {}][0]
+    if written.get("prompt") != entry["prompt"]:
+        raise UserError(
+            f"{path} says {written.get('prompt')!r}, but prompt {number} is {entry['prompt']!r}; "
+            "give the prompt file that the pictures were made from."
+        )

@@ -1,0 +1,130 @@
+"""A folder of pictures scored."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from triptych.contracts import UserError
+from triptych.evaluation.geneval.colours import ColourClassifier, crop
+from triptych.evaluation.geneval.detection import Detector, Found
+from triptych.evaluation.geneval.layout import (
+    IMAGES_PER_PROMPT,
+    PACKAGED,
+    read_folder,
+    read_prompts,
+)
+from triptych.evaluation.geneval.rules import OFFICIAL, Rules, objects_in, verdict
+from triptych.evaluation.intervals import bootstrap
+from triptych.evaluation.report import Report
+from triptych.evaluation.samples import SCORED, Sample, counts, opened, sizes
+from triptych.evaluation.shapes import wilson
+
+
+def score(
+    folder: str | Path,
+    detector: Detector,
+    colours: ColourClassifier,
+    prompts: str | Path = PACKAGED,
+    images_per_prompt: int = IMAGES_PER_PROMPT,
+    rules: Rules = OFFICIAL,
+) -> Report:
+    """GenEval of a finished folder: the share of right pictures by task, and the mean of tasks.
+
+    Intervals of tasks are Wilson's, as if pictures were independent; the overall one draws whole
+    prompts again.
+
+    Args:
+        folder: as `layout` describes it.
+        prompts: what it was made from.
+        images_per_prompt: how many pictures each prompt should have.
+
+    Raises:
+        UserError: the prompt file is missing or asks for what the detector does not know, the
+            folder is missing or was made from other prompts.
+    """
+    folder, prompts = Path(folder), Path(prompts)
+    entries = read_prompts(prompts)
+    _check_classes(entries, detector)
+    samples = read_folder(folder, entries, images_per_prompt)
+    for entry, some in zip(entries, samples, strict=True):
+        for sample in some:
+            if sample.state == SCORED and (picture := opened(folder, sample)) is not None:
+                right, sample.note = judge(picture, entry, detector, colours, rules)
+                sample.score = float(right)
+    scores, intervals, numbers = summary([entry["tag"] for entry in entries], samples)
+    flat = [sample for some in samples for sample in some]
+    tags = [entry["tag"] for entry, some in zip(entries, samples, strict=True) for _ in some]
+    return Report(
+        "geneval",
+        scores,
+        f"{detector.name}; colours by {colours.name}; not the official GenEval detector",
+        intervals,
+        numbers,
+        counts(flat),
+        {
+            "folder": str(folder),
+            "prompts": prompts,
+            "images_per_prompt": images_per_prompt,
+            "rules": asdict(rules),
+            "sizes": sizes(flat),
+        },
+        [sample.item(tag=tag) for sample, tag in zip(flat, tags, strict=True)],
+    )
+
+
+def judge(
+    picture: Image.Image,
+    entry: dict[str, Any],
+    detector: Detector,
+    colours: ColourClassifier,
+    rules: Rules,
+) -> tuple[bool, str]:
+    """Whether an RGB picture shows what an entry of the prompt file wants, and what is wrong."""
+
+    def colours_of(found: Sequence[Found]) -> list[str]:
+        return colours.classify([crop(picture, one) for one in found], found[0].name)
+
+    return verdict(
+        objects_in(detector.detect(picture), entry["tag"], rules), entry, colours_of, rules
+    )
+
+
+def summary(
+    tags: Sequence[str], samples: Sequence[Sequence[Sample]]
+) -> tuple[dict[str, float], dict[str, tuple[float, float]], dict[str, int]]:
+    """Scores, intervals and numbers by tag, and "overall": the mean of the tags' scores.
+
+    There is no "overall" while a tag has no score: it would be that of another benchmark.
+
+    Args:
+        tags: one a prompt.
+        samples: of each prompt; those without a score are left out.
+    """
+    prompts: dict[str, list[list[float]]] = defaultdict(list)
+    for tag, some in zip(tags, samples, strict=True):
+        if values := [sample.score for sample in some if sample.score is not None]:
+            prompts[tag].append(values)
+    groups = {tag: sum(clusters, []) for tag, clusters in prompts.items()}
+    numbers = {tag: len(values) for tag, values in groups.items()}
+    scores = {tag: sum(values) / len(values) for tag, values in groups.items()}
+    intervals = {tag: wilson(scores[tag], numbers[tag]) for tag in scores}
+    if set(groups) == set(tags):
+        scores["overall"] = sum(scores.values()) / len(groups)
+        intervals["overall"] = bootstrap(list(prompts.values()), [1 / len(groups)] * len(groups))
+        numbers["overall"] = sum(numbers.values())
+    return scores, intervals, numbers
+
+
+def _check_classes(entries: Sequence[dict[str, Any]], detector: Detector) -> None:
+    wanted = {clause["class"] for e in entries for clause in [*e["include"], *e.get("exclude", [])]}
+    if unknown := wanted - detector.classes:
+        raise UserError(
+            f"the detector {detector.name} does not know {', '.join(sorted(unknown))}; give one "
+            "that was trained on COCO's classes."
+        )

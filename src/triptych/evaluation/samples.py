@@ -1,0 +1,137 @@
+"""The pictures that a benchmark asks for, and what is wrong with the folder they should lie in."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from triptych.contracts import UserError
+from triptych.pictures import open_picture
+
+SCORED, MISSING, UNREADABLE, WRONG_SIZE = "scored", "missing", "unreadable", "wrong_size"
+EXTRA, JUDGE_FAILED = "extra", "judge_failed"
+# In the order in which reports count them.
+STATES = (SCORED, MISSING, UNREADABLE, WRONG_SIZE, JUDGE_FAILED, EXTRA)
+
+
+@dataclass
+class Sample:
+    """A picture that is asked for, or that lies there unasked."""
+
+    key: str
+    prompt: str
+    picture: str
+    """Path in the folder of pictures."""
+    state: str = SCORED
+    """SCORED until something is found wrong with it; see STATES."""
+    note: str = ""
+    """What was found wrong with it, or why it scored as it did."""
+    score: float | None = None
+    size: tuple[int, int] | None = None
+    """Width and height in pixels, once it was opened."""
+
+    def item(self, **more: Any) -> dict[str, Any]:
+        """As in `Report.items`."""
+        there = {} if self.state == MISSING else {"picture": self.picture}
+        score = {} if self.score is None else {"score": self.score}
+        names = {"key": self.key, "prompt": self.prompt, "state": self.state}
+        return names | score | there | {"note": self.note} | more
+
+    def leave_out(self, state: str, note: str) -> None:
+        """It is not scored, and this is why."""
+        self.state, self.note, self.score = state, note, None
+
+
+def find(folder: Path, samples: Iterable[Sample]) -> None:
+    """Mark those that are not there.
+
+    Raises:
+        UserError: there is no such folder, or none of them is in it.
+    """
+    if not folder.is_dir():
+        raise UserError(f"the folder of pictures {folder} does not exist; check the path.")
+    asked = [sample for sample in samples if sample.state != EXTRA]
+    for sample in asked:
+        if not (folder / sample.picture).is_file():
+            sample.leave_out(MISSING, f"there is no {sample.picture}")
+    if asked and all(sample.state == MISSING for sample in asked):
+        raise UserError(
+            f"{folder} has none of the {len(asked)} pictures that are asked for, such as "
+            f"{asked[0].picture}; give the folder that they were made in."
+        )
+
+
+def opened(
+    folder: Path, sample: Sample, fits: Callable[[tuple[int, int]], str] = lambda size: ""
+) -> Image.Image | None:
+    """Its picture in RGB; or None, and it is marked.
+
+    Args:
+        fits: says what is wrong with a (width, height), nothing if it is right.
+    """
+    try:
+        picture = open_picture(folder / sample.picture)
+    except UserError:
+        sample.leave_out(UNREADABLE, f"{sample.picture} is torn, or is no picture")
+        return None
+    sample.size = picture.size
+    if wrong := fits(picture.size):
+        sample.leave_out(WRONG_SIZE, f"{sample.picture} {wrong}")
+        return None
+    return picture
+
+
+def counts(samples: Sequence[Sample]) -> dict[str, int]:
+    """How many are "asked" for, and how many are in each of STATES."""
+    found = Counter(sample.state for sample in samples)
+    asked = len(samples) - found[EXTRA]
+    return {"asked": asked} | {state: found[state] for state in STATES}
+
+
+def sizes(samples: Iterable[Sample]) -> dict[str, int]:
+    """How many of the scored pictures have each size, such as {"1024x1024": 2212}."""
+    found = Counter(s.size for s in samples if s.state == SCORED and s.size is not None)
+    return {f"{width}x{height}": number for (width, height), number in sorted(found.items())}
+
+
+def read_json_lines(path: Path, what: str) -> list[dict[str, Any]]:
+    """One JSON object a line.
+
+    Args:
+        what: the file holds, for messages, such as "the GenEval prompts".
+
+    Raises:
+        UserError: there is no such file, or a line is no JSON object.
+    """
+    found = []
+    for number, line in enumerate(read_text(path, what).splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            read = json.loads(line)
+        except ValueError:
+            read = None
+        if not isinstance(read, dict):
+            raise UserError(f"line {number} of {path} is no JSON object; {what} has one a line.")
+        found.append(read)
+    return found
+
+
+def read_text(path: Path, what: str) -> str:
+    """A text file.
+
+    Raises:
+        UserError: there is no such file, or it is no UTF-8 text.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError as error:
+        raise UserError(f"{path}, {what}, does not exist; check the path.") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}, {what}, cannot be read ({error}).") from error

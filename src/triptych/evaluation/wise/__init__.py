@@ -1,0 +1,19 @@
+"""WISE (arXiv 2503.07265): do pictures show what a prompt means rather than says?
+
+Two protocols, whose numbers do not compare: the legacy one of the paper, and the verified one. The
+prompts and the published instructions to the judge have no licence; the user downloads them.
+"""
+
+from triptych.evaluation.wise.layout import picture_path, read_prompts
+from triptych.evaluation.wise.protocols import LEGACY, PROTOCOLS, VERIFIED, Protocol
+from triptych.evaluation.wise.scoring import score
+
+__all__ = [
+    "LEGACY",
+    "PROTOCOLS",
+    "VERIFIED",
+    "Protocol",
+    "picture_path",
+    "read_prompts",
+    "score",
+]

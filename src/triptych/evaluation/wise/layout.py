@@ -1,0 +1,95 @@
+"""The prompts of WISE, as they are downloaded, and the folder of their pictures.
+
+1.png ... 1000.png    one picture a prompt, named by its number
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from triptych.contracts import UserError
+from triptych.evaluation.samples import EXTRA, Sample, find, read_text
+from triptych.evaluation.wise.protocols import LEGACY, Protocol
+
+LAST = 1000
+FIELDS = ("prompt_id", "Prompt", "Explanation")
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What is asked, and what it means."""
+
+    number: int
+    text: str
+    explanation: str
+
+
+def read_prompts(paths: Sequence[str | Path], protocol: Protocol) -> dict[int, Prompt]:
+    """The prompts of one or several files of the WISE repository, by number.
+
+    Raises:
+        UserError: a file is missing, is of the other protocol, has another shape, or two of its
+            prompts have one number.
+    """
+    found: dict[int, Prompt] = {}
+    for path in map(Path, paths):
+        if protocol is LEGACY and "verified" in "/".join(path.absolute().parts[-2:]).lower():
+            raise UserError(
+                f"{path} is of the verified protocol, by its name, whose numbers do not compare "
+                "with the legacy ones; choose that protocol, or the files of the legacy one."
+            )
+        for prompt in _read(path):
+            if prompt.number in found:
+                raise UserError(f"{path} has a second prompt of number {prompt.number}.")
+            found[prompt.number] = prompt
+    if not found:
+        raise UserError("there are no WISE prompts; name the files that you downloaded.")
+    return dict(sorted(found.items()))
+
+
+def picture_path(folder: Path, number: int) -> Path:
+    """The file of a prompt's picture."""
+    return folder / f"{number}.png"
+
+
+def read_folder(folder: Path, prompts: Mapping[int, Prompt]) -> list[Sample]:
+    """The asked pictures, one a prompt, then those that lie there beyond them.
+
+    Raises:
+        UserError: it is no such folder.
+    """
+    samples = [
+        Sample(str(prompt.number), prompt.text, picture_path(folder, prompt.number).name)
+        for prompt in prompts.values()
+    ]
+    asked = {sample.picture for sample in samples}
+    for path in sorted(folder.glob("*.png")):
+        if path.name not in asked:
+            samples.append(Sample(path.name, "", path.name))
+            samples[-1].leave_out(EXTRA, f"{path.name} belongs to no prompt")
+    find(folder, samples)
+    return samples
+
+
+def _read(path: Path) -> list[Prompt]:
+    text = read_text(path, "the WISE prompts")
+    try:
+        entries = json.loads(text)
+    except ValueError as error:
+        raise UserError(f"{path} is no JSON file ({error}).") from error
+    if not isinstance(entries, list):
+        raise UserError(f"{path} is no list of prompts; give a file of the WISE repository.")
+    return [_prompt(path, number, entry) for number, entry in enumerate(entries, 1)]
+
+
+def _prompt(path: Path, number: int, entry: object) -> Prompt:
+    entry = entry if isinstance(entry, dict) else {}
+    if missing := [name for name in FIELDS if name not in entry]:
+        raise UserError(f"prompt {number} of {path} has no {' nor '.join(missing)}.")
+    identity, *texts = (entry[name] for name in FIELDS)
+    if not isinstance(identity, int) or not 1 <= identity <= LAST:
+        raise UserError(f"prompt {number} of {path} has the number {identity!r}, not 1 to {LAST}.")
+    return Prompt(identity, *map(str, texts))

@@ -1,0 +1,119 @@
+"""A folder of pictures scored by a judge."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from triptych.evaluation.intervals import bootstrap
+from triptych.evaluation.judges import Answers, Judge
+from triptych.evaluation.report import Report
+from triptych.evaluation.samples import JUDGE_FAILED, SCORED, Sample, counts, opened, sizes
+from triptych.evaluation.wise.layout import Prompt, read_folder, read_prompts
+from triptych.evaluation.wise.protocols import Protocol, read_instructions
+
+AT_ONCE = 4  # times the judge's batch: pictures in memory
+
+
+def score(
+    folder: str | Path,
+    judge: Judge,
+    prompts: Sequence[str | Path],
+    protocol: Protocol,
+    instructions: str | Path | None = None,
+    answers: str | Path | None = None,
+) -> Report:
+    """WISE of a finished folder: the mean score by category, and their weighted sum.
+
+    Args:
+        folder: as `layout` describes it.
+        prompts: the files of the WISE repository that it was made from.
+        protocol: LEGACY or VERIFIED.
+        instructions: file with what the judge is told; None takes our own words, which give
+            another scale than the published ones.
+        answers: file that remembers what the judge said: nothing is paid twice.
+
+    Raises:
+        UserError: a file or the folder is missing or of another shape.
+    """
+    folder = Path(folder)
+    known = read_prompts(prompts, protocol)
+    told = protocol.instructions if instructions is None else read_instructions(instructions)
+    samples = read_folder(folder, known)
+    memory = Answers(answers)
+    some: list[tuple[Sample, Image.Image]] = []
+    for sample in samples:
+        if sample.state == SCORED and (picture := opened(folder, sample)) is not None:
+            some.append((sample, picture))
+        if len(some) == AT_ONCE * judge.batch:
+            _judge(some, known, told, protocol, judge, memory)
+            some = []
+    _judge(some, known, told, protocol, judge, memory)
+    scores, intervals, numbers = summary(samples, protocol)
+    whose = "triptych's own" if instructions is None else str(instructions)
+    inputs = {f"prompts {number}": Path(path) for number, path in enumerate(prompts, 1)}
+    return Report(
+        f"wise ({protocol.name} protocol)",
+        scores,
+        f"{judge.name}; instructions: {whose}",
+        intervals,
+        numbers,
+        counts(samples),
+        {
+            "folder": str(folder),
+            **inputs,
+            "instructions": told if instructions is None else Path(instructions),
+            "judge": judge.settings(),
+            "sizes": sizes(samples),
+        },
+        [sample.item() for sample in samples],
+    )
+
+
+def _judge(
+    some: Sequence[tuple[Sample, Image.Image]],
+    known: dict[int, Prompt],
+    told: str,
+    protocol: Protocol,
+    judge: Judge,
+    memory: Answers,
+) -> None:
+    questions = []
+    for sample, picture in some:
+        prompt = known[int(sample.key)]
+        question = told.replace("{prompt}", prompt.text)
+        questions.append((picture, question.replace("{explanation}", prompt.explanation)))
+    for (sample, _), answer in zip(some, memory.ask(judge, questions), strict=True):
+        if not isinstance(answer, str):
+            sample.leave_out(JUDGE_FAILED, str(answer))
+        elif (value := protocol.read(answer)) is None:
+            sample.leave_out(JUDGE_FAILED, f"not understood: {' '.join(answer.split())[:200]!r}")
+        else:
+            sample.score, sample.note = value, " ".join(answer.split())
+
+
+def summary(
+    samples: Sequence[Sample], protocol: Protocol
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, int]]:
+    """Scores, intervals and numbers by category, and "overall", their weighted sum.
+
+    There is no "overall" while a category has no score.
+    """
+    groups: dict[str, list[list[float]]] = defaultdict(list)
+    for sample in samples:
+        if sample.score is not None:
+            groups[protocol.category(int(sample.key))].append([sample.score])
+    groups = {name: groups[name] for name in protocol.ends if name in groups}
+    numbers = {name: len(values) for name, values in groups.items()}
+    scores = {name: sum(map(sum, values)) / len(values) for name, values in groups.items()}
+    intervals = {name: bootstrap([values], [1.0]) for name, values in groups.items()}
+    if set(groups) == set(protocol.weights):
+        weights = [protocol.weights[name] for name in groups]
+        scores["overall"] = sum(protocol.weights[name] * scores[name] for name in groups)
+        intervals["overall"] = bootstrap(list(groups.values()), weights)
+        numbers["overall"] = sum(numbers.values())
+    return scores, intervals, numbers
