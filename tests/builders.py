@@ -57,7 +57,9 @@ STAGES = {
 }
 
 
-def understander(**text: Any) -> QwenVL:
+def understander(
+    min_pixels: int | None = None, max_pixels: int | None = None, **text: Any
+) -> QwenVL:
     """A language model of width 64 and depth 2."""
     sizes = {
         "hidden_size": 64,
@@ -80,7 +82,14 @@ def understander(**text: Any) -> QwenVL:
         window_size=48,
         fullatt_block_indexes=[0, 1],
     )
-    return QwenVL("asset:tiny/tokenizer", QwenText(**{**sizes, **text}), vision, image_size=SIDE)
+    return QwenVL(
+        "asset:tiny/tokenizer",
+        QwenText(**{**sizes, **text}),
+        vision,
+        image_size=SIDE,
+        min_pixels=min_pixels,
+        max_pixels=max_pixels,
+    )
 
 
 def eva(**sizes: Any) -> EvaClip:

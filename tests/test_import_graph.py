@@ -12,8 +12,8 @@ SOURCES = {"triptych": "src/triptych"} | {
 }
 # A room may import its own layer and the layers above it in this list, but for EXCEPTIONS.
 LAYERS = [
-    ["contracts", "errors", "randomness", "resources", "version", "picture_settings"],
-    ["loss", "sampler", "prompts", "pictures", "messages", "freezing", "sharding"],
+    ["contracts", "errors", "randomness", "resources", "streams", "version", "picture_settings"],
+    ["loss", "sampler", "solvers", "prompts", "pictures", "messages", "freezing", "sharding"],
     ["backbones", "weights", "shapes", "flops"],
     ["modules"],
     ["loading", "strategies"],
@@ -34,7 +34,7 @@ EXCEPTIONS = {
     "data_modules": {"contracts", "pictures", "prompts", "randomness", "shapes"},
     "callbacks": {"contracts", "pictures", "sampler", "sharding", "weights"},
     "shapes": {"prompts"},  # the tokenizer alone, see below
-    "backbones": {"contracts", "randomness", "resources", "loss", "sampler", "prompts"},
+    "backbones": {"contracts", "randomness", "resources", "loss", "sampler", "solvers", "prompts"},
     "modules": {room for layer in LAYERS[:3] for room in layer} - {"shapes"},
     "strategies": {"contracts", "sharding"},
     "loading": {room for layer in LAYERS[:4] for room in layer} - {"shapes"},

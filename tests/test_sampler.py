@@ -8,7 +8,8 @@ from builders import built, dit
 
 from triptych.contracts import Condition, UserError, VelocityModel
 from triptych.loss import shift_time
-from triptych.sampler import noise_from_seeds, sample_flow, sample_regression, times
+from triptych.sampler import noise_from_seeds, sample_flow, sample_regression
+from triptych.solvers import times
 
 
 class Stub(VelocityModel):
@@ -100,7 +101,7 @@ def test_a_shifted_grid_is_that_of_training_and_still_ends_at_the_data():
 
 def test_guidance_one_is_one_call_a_step_on_the_batch_itself():
     model, shown = Stub(lambda x, t, c: torch.zeros_like(x)), []
-    sample_flow(model, told(2), noise(), 5, 1.0, lambda i, x: shown.append((i, x.shape)))
+    sample_flow(model, told(2), noise(), 5, 1.0, lambda i, x, _: shown.append((i, x.shape)))
     assert [len(x) for x, _, _ in model.calls] == [2] * 5
     assert all(torch.equal(c, told(2).states) for _, _, c in model.calls)
     assert shown == [(i, (2, 3, 4, 4)) for i in range(5)]

@@ -8,7 +8,7 @@ Shape letters, used in the whole package:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from inspect import signature
 from typing import Any
@@ -146,6 +146,18 @@ class Part(nn.Module, ABC):
         return bool(self._parameters) or next(own_parameters, None) is not None
 
 
+@dataclass
+class Sampling:
+    """How the tokens of an answer are chosen; as it is by default, always the likeliest."""
+
+    temperature: float = 0.0
+    """Above 0 tokens are drawn, the likelier the more often; the lower, the more so."""
+    top_p: float = 1.0
+    """Drawn from the likeliest tokens that together have this probability."""
+    seeds: Sequence[int] = ()
+    """One a row, when tokens are drawn: a row's draws depend on its own alone."""
+
+
 class Understander(Part):
     """Reads text and images. Its width and tokenizer come from its configuration."""
 
@@ -187,6 +199,16 @@ class Understander(Part):
     def image_tokens(self) -> int:
         """How many placeholder tokens one picture takes in the prompt."""
 
+    def chat_inputs(self, pictures: Sequence[Tensor]) -> tuple[Tensor, Tensor, list[int]] | None:
+        """As `image_inputs`, of pictures uint8 [3,H,W] of any shapes, which they keep.
+
+        Also how many placeholder tokens each takes. None: this model sees squares alone.
+
+        Raises:
+            UserError: a picture has a shape that cannot be shown.
+        """
+        return None
+
     @abstractmethod
     def answer(
         self,
@@ -195,8 +217,14 @@ class Understander(Part):
         understanding_pixels: Tensor | None,
         image_grid_thw: Tensor | None,
         max_new_tokens: int,
+        sampling: Sampling | None = None,
+        on_tokens: Callable[[list[int]], list[bool]] | None = None,
     ) -> Tensor:
-        """Greedy continuation of left-padded prompts [B,T]; returns the new tokens only."""
+        """Continuation of left-padded prompts [B,T], greedy by default; the new tokens only.
+
+        `on_tokens` is told of the B tokens of every step, and says which rows need no more; what
+        it raises ends the call. Rows that have ended are given padding.
+        """
 
 
 class ImageEncoder(Part):
@@ -255,12 +283,40 @@ class VelocityModel(Part):
         t may be float64: 1000 t is then an exact integer wherever that was drawn.
         """
 
+    def prepare(self, condition: Tensor, null: Tensor | None = None) -> Velocity:
+        """The velocity of x_t and t alone, for many calls under one condition [B,N,D].
+
+        A model may keep what depends on the condition only. With a `null` [1,N,D], x_t and t have
+        twice the rows: first those under it, then those under the condition.
+        """
+        return velocity_under(self)(condition, null)
+
+
+Velocity = Callable[[Tensor, Tensor], Tensor]
+"""(x_t [B,C,h,w], t [B]) -> velocity [B,C,h,w]"""
+
+
+def velocity_under(model: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Callable[..., Velocity]:
+    """What `VelocityModel.prepare` is of a model that keeps nothing."""
+
+    def prepare(condition: Tensor, null: Tensor | None = None) -> Velocity:
+        if null is not None:
+            condition = torch.cat([null.expand_as(condition), condition])
+        return lambda x_t, t: model(x_t, t, condition)
+
+    return prepare
+
 
 class PixelDecoder(Part):
     """Features to pixels."""
 
     trained_parts: tuple[str, ...]
     """Names of the submodules that train; what is left, such as a VAE, is frozen."""
+
+    steps: int
+    guidance: float
+    sampler: str
+    """What `decode` does where it is not told; a sampler is one of `solvers.SAMPLERS`."""
 
     wants_null: bool = False
     """True while a decoder whose own null is a blank picture, not zeros, has not been given it."""
@@ -285,11 +341,20 @@ class PixelDecoder(Part):
         steps: int | None,
         guidance: float | None,
         null: Tensor | None = None,
+        sampler: str | None = None,
+        on_picture: OnPicture | None = None,
     ) -> Tensor:
         """features [B,C,h,w] -> pixels uint8 [B,3,H,W]; picture i depends on seeds[i] alone.
 
         `null` [1,C,h,w] are the features that guidance leads away from; None is the decoder's own.
+        `sampler` is one of `solvers.SAMPLERS`. `on_picture` is called after every call of the
+        network.
         """
+
+
+OnPicture = Callable[[int, Callable[[], Tensor]], None]
+"""Told of the number of the network call just made, from 0, and of what makes the pictures uint8
+[B,3,H,W] as they look then."""
 
 
 def pixels_to_unit(pixels: Tensor, size: int | None = None) -> Tensor:

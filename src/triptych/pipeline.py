@@ -7,11 +7,14 @@ pipe.chat([{"role": "user", "content": [picture, "what colour is the circle?"]}]
 
 from __future__ import annotations
 
+import math
 import secrets
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,14 +22,20 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from triptych.contracts import Condition, UserError
+from triptych.contracts import Condition, Sampling, UserError
 from triptych.loading import find_source, load_model
 from triptych.messages import Message, read_messages
 from triptych.modules import UnifiedModule
+from triptych.modules.answering import Answer, write_answers
 from triptych.picture_settings import attach
 from triptych.pictures import Picture, open_picture, square
-from triptych.prompts import PAD, chat_ids, pad, token_id
+from triptych.prompts import chat_ids
+from triptych.sampler import require_interval
+from triptych.solvers import model_calls, require_sampler, require_steps
+from triptych.streams import pieces
 from triptych.version import __version__
+
+PREVIEW_STEPS = 4  # of the decoder, where it has more
 
 
 @dataclass
@@ -36,7 +45,7 @@ class Progress:
     stage: Literal["features", "pixels"]
     """Image features are generated first, pixels decoded from them second."""
     step: int
-    """Of this stage and these pictures; counted from 1."""
+    """Of this stage and these pictures; counted from 1. One is one call of the network."""
     steps: int
     pictures: range
     """Which of the call's pictures these are."""
@@ -105,6 +114,9 @@ class UnifiedPipeline:
         negative: str | None = None,
         batch_size: int = 16,
         callback: Callable[[Progress], None] | None = None,
+        sampler: str | None = None,
+        decoder_sampler: str | None = None,
+        guidance_interval: tuple[float, float] | None = None,
     ) -> list[Image.Image]:
         """Pictures for prompts, `images_per_prompt` of the first, then of the second, and so on.
 
@@ -120,7 +132,11 @@ class UnifiedPipeline:
             decoder_steps, decoder_guidance: of the decoder.
             negative: what guidance leads away from, in place of the learned null.
             batch_size: most pictures at once: memory grows with it.
-            callback: told of every step; what it raises ends the call.
+            callback: told of every call of either network; what it raises ends the call.
+            sampler, decoder_sampler: how either diffusion is integrated: "euler", as published, or
+                one that needs fewer steps; see `solvers`.
+            guidance_interval: (low, high) in t from 0 to 1, 1 being noise: `guidance` works there
+                alone.
 
         Raises:
             UserError: a prompt is empty or too long, or a number makes no sense; before any work.
@@ -129,7 +145,15 @@ class UnifiedPipeline:
         self.model.prompt_rows([*prompts, *([negative] if negative else [])])
         wanted = _wanted(prompts, images_per_prompt, seeds)
         settings = Settings(
-            steps, guidance, decoder_steps, decoder_guidance, negative or None, batch_size
+            steps,
+            guidance,
+            decoder_steps,
+            decoder_guidance,
+            negative or None,
+            batch_size,
+            sampler,
+            decoder_sampler,
+            guidance_interval,
         )
         with self._turn, _sufficient_memory(batch_size):
             conditions = self._conditions(prompts, None, batch_size)
@@ -147,6 +171,9 @@ class UnifiedPipeline:
         decoder_guidance: float | None = None,
         batch_size: int = 16,
         callback: Callable[[Progress], None] | None = None,
+        sampler: str | None = None,
+        decoder_sampler: str | None = None,
+        guidance_interval: tuple[float, float] | None = None,
     ) -> list[Image.Image]:
         """Pictures changed as instructions say; one instruction for each picture. As `generate`.
 
@@ -167,7 +194,17 @@ class UnifiedPipeline:
         wanted = _wanted(instructions, images_per_prompt, seeds)
         size = self.model.preprocessing().understanding_size
         pictures = torch.stack([square(open_picture(image), size) for image in images])
-        settings = Settings(steps, guidance, decoder_steps, decoder_guidance, None, batch_size)
+        settings = Settings(
+            steps,
+            guidance,
+            decoder_steps,
+            decoder_guidance,
+            None,
+            batch_size,
+            sampler,
+            decoder_sampler,
+            guidance_interval,
+        )
         with self._turn, _sufficient_memory(batch_size):
             conditions = self._conditions(instructions, pictures, batch_size)
             return self._paint(conditions, wanted, settings, callback)
@@ -178,23 +215,26 @@ class UnifiedPipeline:
         seeds: int | Sequence[int] = 0,
         steps: int | None = None,
         batch_size: int = 16,
+        sampler: str | None = None,
     ) -> list[Image.Image]:
         """Pictures through the image encoder and the decoder: what the features keep of them.
 
         Raises:
-            UserError: a picture cannot be read, or the model has no encoder.
+            UserError: a picture cannot be read, there is no such sampler, or the model has no
+                encoder.
         """
         images = [images] if isinstance(images, Picture) else list(images)
+        check_sampling(steps, sampler)
         pictures = self._squares(images)
         wanted = _wanted([""] * len(images), 1, seeds)
         with self._turn, _sufficient_memory(batch_size):
             made = [
-                self.model.reconstruct(part, [each.seed for each in some], steps)
+                self.model.reconstruct(part, [each.seed for each in some], steps, sampler)
                 for part, some in zip(
                     pictures.split(batch_size), _chunks(wanted, batch_size), strict=True
                 )
             ]
-        return [_image(pixels) for pixels in torch.cat(made)]
+        return _images(torch.cat(made))
 
     @torch.no_grad()
     def encode(self, images: Picture | Sequence[Picture], batch_size: int = 16) -> Tensor:
@@ -208,36 +248,86 @@ class UnifiedPipeline:
             parts = self._squares(images).split(batch_size)
             return torch.cat([self.model.encoder(part.to(self.device)).float() for part in parts])
 
-    def chat(self, messages: Sequence[dict[str, Any] | Message], max_new_tokens: int = 256) -> str:
+    def chat(
+        self,
+        messages: Sequence[dict[str, Any] | Message],
+        max_new_tokens: int = 256,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int | None = None,
+        stream: bool = False,
+    ) -> str | Iterator[str]:
         """The answer to a conversation; see `messages.read_messages` for its shape.
 
+        Prompt and answer together have at most as many tokens as the model takes.
+
+        Args:
+            max_new_tokens: the answer ends here at the latest.
+            temperature: 0 takes the likeliest token each time; above, tokens are drawn.
+            top_p: drawn from the likeliest that together have this probability.
+            seed: of the draws; None draws it.
+            stream: give pieces of the answer as they are written; closing the iterator ends it.
+
         Raises:
-            UserError: the conversation has another shape, is too long, or a picture is unreadable.
+            UserError: the conversation has another shape, is too long, or a picture is unreadable;
+                or a number makes no sense. Before any work, also when streaming.
         """
-        conversation = read_messages(messages)
-        known = self.model.preprocessing()
-        size, tokens = known.understanding_size, known.image_tokens
-        turns = [
-            (each.role, [p if isinstance(p, str) else tokens for p in each.content])
-            for each in conversation
-        ]
-        ids, mask = pad(
-            [chat_ids(known.tokenizer, turns, known.max_tokens)],
-            token_id(known.tokenizer, PAD),
-            left=True,
-        )
-        pictures = [p for each in conversation for p in each.content if not isinstance(p, str)]
-        shown: tuple[Tensor | None, ...] = (None, None)
-        if pictures:
-            squares = torch.stack([square(picture, size) for picture in pictures])
-            shown = tuple(each.to(self.device) for each in known.image_inputs(squares))
-        with self._turn, torch.no_grad():
-            new = self.model.understanding.understander.answer(
-                ids.to(self.device), mask.to(self.device), *shown, max_new_tokens
-            )
-        return known.tokenizer.decode(new[0], skip_special_tokens=True).strip()
+        options = (max_new_tokens, temperature, top_p, seed)
+        if not stream:
+            return self.chat_batch([messages], *options)[0].text
+        answer = self._answering([messages], *options)
+        return pieces(lambda tell: answer(lambda _, piece: tell(piece)))
+
+    def chat_batch(
+        self,
+        conversations: Sequence[Sequence[dict[str, Any] | Message]],
+        max_new_tokens: int = 256,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int | Sequence[int] | None = None,
+        on_text: Callable[[int, str], None] | None = None,
+    ) -> list[Answer]:
+        """Answers to several conversations, written at once; as `chat`.
+
+        Args:
+            seed: one for each conversation; or the first one's, the next one's being one more.
+            on_text: told of (number of the conversation, new piece of its answer); what it raises
+                ends the call.
+        """
+        answer = self._answering(conversations, max_new_tokens, temperature, top_p, seed)
+        return answer(on_text)
 
     # Inside --------------------------------------------------------------------------------------
+
+    def _answering(
+        self,
+        conversations: Sequence[Sequence[dict[str, Any] | Message]],
+        max_new_tokens: int,
+        temperature: float,
+        top_p: float,
+        seed: int | Sequence[int] | None,
+    ) -> Callable[[Callable[[int, str], None] | None], list[Answer]]:
+        """Everything about conversations that can be wrong is checked; what is left is to write."""
+        panel = self.model.understanding
+        seeds = _seeds(seed, len(conversations))
+        sampling = _sampling(max_new_tokens, temperature, top_p, seeds)
+        read = [read_messages(each) for each in conversations]
+        pictures = [part for talk in read for m in talk for part in m.content if _seen(part)]
+        shown, tokens = panel.show(pictures) if pictures else (None, [])
+        sizes = iter(tokens)
+        turns = [
+            [(m.role, [next(sizes) if _seen(p) else p for p in m.content]) for m in talk]
+            for talk in read
+        ]
+        rows = [chat_ids(panel.understander.tokenizer, talk, panel.chat_tokens) for talk in turns]
+        limits = [min(max_new_tokens, panel.chat_tokens - len(row)) for row in rows]
+
+        def answer(on_text: Callable[[int, str], None] | None) -> list[Answer]:
+            parts = (panel.understander, rows, shown, limits, self.device, sampling, on_text)
+            with self._turn, _sufficient_memory(len(rows), "conversations"):
+                return write_answers(*parts)
+
+        return answer
 
     def _squares(self, images: Sequence[Picture]) -> Tensor:
         """uint8 [B,3,H,W] as the image encoder takes them."""
@@ -269,24 +359,87 @@ class UnifiedPipeline:
         settings: Settings,
         callback: Callable[[Progress], None] | None,
     ) -> list[Image.Image]:
-        model, pictures = self.model, []
+        """All features first, then all pixels: each part of the model has one turn a call."""
+        parts = list(_chunks(wanted, settings.batch_size))
+        features = self._features(conditions, parts, settings, callback)
+        pixels = self._pixels(features, parts, settings, callback)
+        return [
+            attach(_image(each), self._note(one, settings))
+            for each, one in zip(torch.cat(pixels), wanted, strict=True)
+        ]
+
+    def _features(
+        self,
+        conditions: Tensor,
+        parts: list[list[Wanted]],
+        settings: Settings,
+        callback: Callable[[Progress], None] | None,
+    ) -> list[Tensor]:
+        """Features [B,C,h,w] of each part."""
+        generation, made = self.model.generation, []
         null = None
         if settings.negative is not None:
-            null = model.condition([settings.negative]).states
-        for some in _chunks(wanted, settings.batch_size):
-            seeds = [each.seed for each in some]
-            condition = Condition(conditions[[each.prompt for each in some]])
-            features = model.generation.sample(
-                condition, seeds, settings.steps, settings.guidance, null=null
+            null = self.model.condition([settings.negative]).states
+        calls = generation.model_calls(settings.steps, settings.sampler)
+        for part, pictures in zip(parts, _ranges(parts), strict=True):
+            seeds = [each.seed for each in part]
+            preview = partial(self._preview, seeds=seeds, settings=settings)
+
+            def tell(step: int, _: Tensor, estimate: Tensor, pictures=pictures, preview=preview):
+                shown = partial(preview, estimate)
+                callback(Progress("features", step + 1, calls, pictures, shown))
+
+            made.append(
+                generation.sample(
+                    Condition(conditions[[each.prompt for each in part]]),
+                    seeds,
+                    settings.steps,
+                    settings.guidance,
+                    tell if callback else None,
+                    null,
+                    settings.sampler,
+                    settings.guidance_interval,
+                )
             )
-            pixels = model.decode(
-                features, seeds, settings.decoder_steps, settings.decoder_guidance
+        return made
+
+    def _pixels(
+        self,
+        features: list[Tensor],
+        parts: list[list[Wanted]],
+        settings: Settings,
+        callback: Callable[[Progress], None] | None,
+    ) -> list[Tensor]:
+        """Pictures uint8 [B,3,H,W] of each part."""
+        decoder, made = self.model.decoding.decoder, []
+        calls = model_calls(
+            settings.decoder_sampler or decoder.sampler, settings.decoder_steps or decoder.steps
+        )
+        for some, part, pictures in zip(features, parts, _ranges(parts), strict=True):
+
+            def tell(step: int, pixels: Callable[[], Tensor], pictures=pictures) -> None:
+                callback(Progress("pixels", step + 1, calls, pictures, lambda: _images(pixels())))
+
+            made.append(
+                self.model.decode(
+                    some,
+                    [each.seed for each in part],
+                    settings.decoder_steps,
+                    settings.decoder_guidance,
+                    settings.decoder_sampler,
+                    tell if callback else None,
+                )
             )
-            pictures += [
-                attach(_image(each), self._note(one, settings))
-                for each, one in zip(pixels, some, strict=True)
-            ]
-        return pictures
+        return made
+
+    def _preview(self, features: Tensor, seeds: list[int], settings: Settings) -> list[Image.Image]:
+        """Pictures of unfinished features, decoded in haste."""
+        steps = min(PREVIEW_STEPS, settings.decoder_steps or self.model.decoding.decoder.steps)
+        return _images(
+            self.model.decode(
+                features, seeds, steps, settings.decoder_guidance, settings.decoder_sampler
+            )
+        )
 
     def _note(self, one: Wanted, settings: Settings) -> dict[str, Any]:
         """What a picture followed from."""
@@ -300,6 +453,9 @@ class UnifiedPipeline:
             "decoder_guidance": (
                 decoder.guidance if settings.decoder_guidance is None else settings.decoder_guidance
             ),
+            "sampler": settings.sampler or generation.sampler,
+            "decoder_sampler": settings.decoder_sampler or decoder.sampler,
+            "guidance_interval": settings.guidance_interval,
             "negative": settings.negative,
             "model": self.name,
             "triptych": __version__,
@@ -316,6 +472,28 @@ class Settings:
     decoder_guidance: float | None
     negative: str | None
     batch_size: int
+    sampler: str | None
+    decoder_sampler: str | None
+    guidance_interval: tuple[float, float] | None
+
+    def __post_init__(self) -> None:
+        check_sampling(self.steps, self.sampler)
+        check_sampling(self.decoder_steps, self.decoder_sampler)
+        require_interval(self.guidance_interval)
+        if self.batch_size < 1:
+            raise UserError(f"batch_size is {self.batch_size}; make at least 1 picture at once.")
+
+
+def check_sampling(steps: int | None, sampler: str | None) -> None:
+    """Refuse what no sampler takes, before any work; None is the model's own.
+
+    Raises:
+        UserError: there are no steps, or there is no such sampler.
+    """
+    if steps is not None:
+        require_steps(steps)
+    if sampler is not None:
+        require_sampler(sampler)
 
 
 @dataclass
@@ -348,8 +526,43 @@ def _wanted(
     ]
 
 
+def _seeds(seeds: int | Sequence[int] | None, number: int) -> Sequence[int]:
+    """One a conversation."""
+    if not number:
+        raise UserError("there is no conversation; give at least one.")
+    if seeds is None:
+        return [secrets.randbits(32) for _ in range(number)]
+    if isinstance(seeds, int):
+        return range(seeds, seeds + number)
+    if len(seeds) != number:
+        raise UserError(f"{len(seeds)} seeds for {number} conversations; give one each.")
+    return seeds
+
+
+def _sampling(
+    max_new_tokens: int, temperature: float, top_p: float, seeds: Sequence[int]
+) -> Sampling:
+    if max_new_tokens < 1:
+        raise UserError(f"max_new_tokens is {max_new_tokens}; allow at least 1.")
+    if not 0 <= temperature < math.inf:
+        raise UserError(f"temperature is {temperature}; give 0 (the likeliest token) or more.")
+    if not 0 < top_p <= 1:
+        raise UserError(f"top_p is {top_p}; give a probability above 0, at most 1.")
+    return Sampling(temperature, top_p, seeds)
+
+
+def _seen(part: str | Image.Image) -> bool:
+    return not isinstance(part, str)
+
+
 def _chunks(wanted: list[Wanted], size: int) -> Iterator[list[Wanted]]:
     return (wanted[at : at + size] for at in range(0, len(wanted), size))
+
+
+def _ranges(parts: list[list[Wanted]]) -> Iterator[range]:
+    """Which of the call's pictures each part is."""
+    ends = list(accumulate(map(len, parts)))
+    return (range(end - len(part), end) for part, end in zip(parts, ends, strict=True))
 
 
 def _image(pixels: Tensor) -> Image.Image:
@@ -357,8 +570,13 @@ def _image(pixels: Tensor) -> Image.Image:
     return Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())
 
 
+def _images(pixels: Tensor) -> list[Image.Image]:
+    """uint8 [B,3,H,W] as pictures."""
+    return [_image(each) for each in pixels]
+
+
 @contextmanager
-def _sufficient_memory(batch_size: int) -> Iterator[None]:
+def _sufficient_memory(batch_size: int, what: str = "pictures") -> Iterator[None]:
     """Say what to lower where memory does not suffice."""
     try:
         yield
@@ -366,6 +584,7 @@ def _sufficient_memory(batch_size: int) -> Iterator[None]:
         short = isinstance(error, torch.OutOfMemoryError | MemoryError)
         if not short and "not enough memory" not in str(error):  # what torch says of a CPU's
             raise
+        remedy = "lower batch_size" if what == "pictures" else "give fewer at once, or shorter ones"
         raise UserError(
-            f"{batch_size} pictures at once need more memory than there is; lower batch_size."
+            f"{batch_size} {what} at once need more memory than there is; {remedy}."
         ) from error

@@ -245,8 +245,8 @@ def chat_ids(
         messages: (role, pieces); a piece is a text, or the number of tokens of a picture.
 
     Raises:
-        PromptError: a message is empty or holds a special token, or there are more than
-            `max_tokens` tokens.
+        PromptError: a message is empty or holds a special token, or `max_tokens` tokens leave no
+            room for an answer.
     """
     ids: list[int] = []
     text = "" if messages[0][0] == "system" else SYSTEM
@@ -264,10 +264,10 @@ def chat_ids(
         text += f"{content}{IM_END}\n"
     text += f"{IM_START}assistant\n"
     ids += tokenizer(text, add_special_tokens=False)["input_ids"]
-    if len(ids) > max_tokens:
+    if len(ids) >= max_tokens:
         raise PromptError(
-            f"the conversation has {len(ids)} tokens, the model takes {max_tokens}; shorten it, or "
-            "leave its beginning out.",
+            f"the conversation has {len(ids)} tokens, the model takes {max_tokens} with its "
+            "answer; shorten it, or leave its beginning out.",
             "conversation is too long for the model",
         )
     return ids

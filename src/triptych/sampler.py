@@ -1,44 +1,24 @@
 """The sampler: integrates the learned velocity from noise (t = 1) to features (t = 0).
 
-The integrator is a diffusers scheduler; guidance is classifier-free (Ho & Salimans 2022) with the
-null condition of training, which is zeros unless another is given. Seeds make noise, one per
-picture, so that a picture does not depend on its neighbours in the batch.
+The integrator is a diffusers scheduler, see `solvers`; guidance is classifier-free (Ho & Salimans
+2022) with the null condition of training, which is zeros unless another is given. Seeds make noise,
+one per picture, so that a picture does not depend on its neighbours in the batch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import numpy as np
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
-from triptych.contracts import Condition, UserError, VelocityModel
+from triptych.contracts import Condition, UserError, VelocityModel, velocity_under
 from triptych.randomness import normal
+from triptych.solvers import flow_solver
 
-
-def times(steps: int) -> np.ndarray:
-    """The published grid: `steps` values from 1 down to 1/steps; the scheduler appends 0.
-
-    Raises:
-        UserError: there are no steps.
-    """
-    require_steps(steps)
-    return np.linspace(1.0, 1.0 / steps, steps)
-
-
-def require_steps(steps: int) -> None:
-    """What every sampler asks of its number of steps: there is at least one.
-
-    Raises:
-        UserError: there are none.
-    """
-    if steps < 1:
-        raise UserError(
-            f"sampling takes at least 1 step, not {steps}; set --steps, or `steps` of the "
-            "generation panel or the decoder, to 1 or more."
-        )
+OnStep = Callable[[int, Tensor, Tensor], None]
+"""Told of the number of the model call just made, from 0, of x after it, and of the features that x
+was on its way to: x_t - t v, what a picture looks like at that moment."""
 
 
 def noise_from_seeds(shape: tuple[int, ...], seeds: Sequence[int], device=None) -> Tensor:
@@ -53,44 +33,70 @@ def sample_flow(
     noise: Tensor,
     steps: int,
     guidance: float,
-    on_step: Callable[[int, Tensor], None] | None = None,
+    on_step: OnStep | None = None,
     shift: float = 1.0,
     integer_times: bool = False,
     null: Tensor | None = None,
+    sampler: str = "euler",
+    guidance_interval: tuple[float, float] | None = None,
 ) -> Tensor:
     """Features [B,C,h,w] for `condition` [B,N,D], starting at `noise` [B,C,h,w].
 
     The grid of times is shifted as in training, see `loss.shift_time`; 1 is the published grid.
+    `sampler` is one of `solvers.SAMPLERS`; `solvers.model_calls` says how often it calls the model.
 
     guidance 1 needs one model call a step, any other value one call on a doubled batch:
-    v = v_null + guidance * (v_condition - v_null). `on_step(i, x)` is called after every step.
+    v = v_null + guidance * (v_condition - v_null). `on_step` is called after every call.
     `null` [1,N,D] takes the place of zeros as the null condition.
+    `guidance_interval` (low, high) in t keeps guidance to low <= t <= high (Kynkaanniemi et al.
+    2024, arXiv 2404.07724); outside of it the model is called on the batch itself.
 
     `integer_times` tells the model 966 for 966.67 thousandths, while x moves by the exact times:
     published sampling does, so published weights were scored so. Off by default, since training
     tells exact times.
+
+    Raises:
+        UserError: there is no such sampler, there are no steps, or the interval is none.
     """
-    scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
-    scheduler.set_timesteps(sigmas=times(steps), device=noise.device)
+    low, high = require_interval(guidance_interval)
+    solver = flow_solver(sampler, steps, shift, noise.device)
     states = condition.states
-    guided = guidance != 1.0
-    if guided:
-        nulls = torch.zeros_like(states) if null is None else null.expand_as(states)
-        states = torch.cat([nulls, states])
+    prepare = model.prepare if isinstance(model, VelocityModel) else velocity_under(model)
+    plain = prepare(states)
+    if guidance != 1.0:
+        guided = prepare(states, torch.zeros_like(states[:1]) if null is None else null)
     x = noise
-    for index, timestep in enumerate(scheduler.timesteps):
+    levels = (solver.timesteps / 1000).tolist()  # on the host: a device that is asked makes it wait
+    for index, (timestep, level) in enumerate(zip(solver.timesteps, levels, strict=True)):
         # float64: a thousand times t is then the integer again, not its neighbour in float32
         told = timestep.trunc().double() if integer_times else timestep
-        t = (told / scheduler.config.num_train_timesteps).expand(len(x))
-        if guided:
-            unguided, conditional = model(x.repeat(2, 1, 1, 1), t.repeat(2), states).chunk(2)
+        t = (told / 1000).expand(len(x))
+        if guidance != 1.0 and low <= level <= high:
+            unguided, conditional = guided(x.repeat(2, 1, 1, 1), t.repeat(2)).chunk(2)
             velocity = unguided + guidance * (conditional - unguided)
         else:
-            velocity = model(x, t, states)
-        x = scheduler.step(velocity.float(), timestep, x, return_dict=False)[0]
+            velocity = plain(x, t)
+        velocity, before = velocity.float(), x
+        x = solver.step(velocity, timestep, x, return_dict=False)[0]
         if on_step is not None:
-            on_step(index, x)
+            on_step(index, x, before - level * velocity)
     return x
+
+
+def require_interval(interval: tuple[float, float] | None) -> tuple[float, float]:
+    """The interval of t in which guidance works; all of [0,1] for None.
+
+    Raises:
+        UserError: it is no interval in [0,1].
+    """
+    if interval is None:
+        return 0.0, 1.0
+    low, high = interval
+    if not 0 <= low <= high <= 1:
+        raise UserError(
+            f"guidance_interval is {low} to {high}; give two numbers from 0 to 1, the lower first."
+        )
+    return low, high
 
 
 @torch.no_grad()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
@@ -16,9 +16,11 @@ from transformers import (
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2VLImageProcessor,
+    StoppingCriteriaList,
 )
 
-from triptych.contracts import Batch, Condition, Understander, UserError
+from triptych.backbones.next_token import Watch, choice
+from triptych.contracts import Batch, Condition, Sampling, Understander, UserError
 from triptych.prompts import (
     IGNORED,
     IM_END,
@@ -111,6 +113,8 @@ class QwenVL(Understander):
         vocabulary: rows of the embedding and ids of special tokens. None reads them from the
             tokenizer when the network is built; given, the tokenizer must agree with them when it
             is first used, and building needs no tokenizer.
+        min_pixels, max_pixels: in conversations, pictures keep their shape and are scaled to an
+            area between these, as Qwen2.5-VL was made for; both None: they are squares there too.
     """
 
     def __init__(
@@ -120,6 +124,8 @@ class QwenVL(Understander):
         vision: QwenVision,
         image_size: int = 448,
         vocabulary: Vocabulary | None = None,
+        min_pixels: int | None = None,
+        max_pixels: int | None = None,
     ) -> None:
         super().__init__()
         unit = vision.patch_size * vision.spatial_merge_size
@@ -129,6 +135,13 @@ class QwenVL(Understander):
                 f"patch_size {vision.patch_size} x spatial_merge_size {vision.spatial_merge_size}; "
                 "change one of the three."
             )
+        both = min_pixels is not None and max_pixels is not None
+        if (min_pixels, max_pixels) != (None, None) and not (both and 0 < min_pixels <= max_pixels):
+            raise UserError(
+                f"understander min_pixels {min_pixels} and max_pixels {max_pixels}: give both, the "
+                "first the smaller, or neither."
+            )
+        self.min_pixels, self.max_pixels = min_pixels, max_pixels
         self.tokenizer_name, self.given_vocabulary = tokenizer, vocabulary
         self.text, self.vision, self.image_size = text, vision, image_size
         self.width = text.hidden_size
@@ -157,11 +170,21 @@ class QwenVL(Understander):
     @cached_property
     def processor(self) -> Qwen2VLImageProcessor:
         """Cuts pictures into patches; pictures come at `image_size` already."""
+        return self._processor(do_resize=False)
+
+    @cached_property
+    def chat_processor(self) -> Qwen2VLImageProcessor:
+        """The same, and scales pictures to multiples of a token's side; they keep their shape."""
+        return self._processor(
+            size={"shortest_edge": self.min_pixels, "longest_edge": self.max_pixels}
+        )
+
+    def _processor(self, **options: Any) -> Qwen2VLImageProcessor:
         return Qwen2VLImageProcessor(
-            do_resize=False,
             patch_size=self.vision.patch_size,
             temporal_patch_size=self.vision.temporal_patch_size,
             merge_size=self.vision.spatial_merge_size,
+            **options,
         )
 
     def config(self) -> Qwen2_5_VLConfig:
@@ -220,6 +243,20 @@ class QwenVL(Understander):
     def image_inputs(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
         out = self.processor(images=list(pictures), return_tensors="pt")
         return out["pixel_values"], out["image_grid_thw"]
+
+    def chat_inputs(self, pictures: Sequence[Tensor]) -> tuple[Tensor, Tensor, list[int]] | None:
+        if self.max_pixels is None:
+            return None
+        try:
+            out = self.chat_processor(images=list(pictures), return_tensors="pt")
+        except ValueError as error:  # more than 200 times as long as wide
+            raise UserError(f"a picture cannot be shown to the model: {error}.") from error
+        grids = out["image_grid_thw"]
+        return out["pixel_values"], grids, (grids.prod(1) // self._patches_of_a_token).tolist()
+
+    @property
+    def _patches_of_a_token(self) -> int:
+        return self.vision.spatial_merge_size**2
 
     def condition(
         self,
@@ -348,6 +385,8 @@ class QwenVL(Understander):
         understanding_pixels: Tensor | None,
         image_grid_thw: Tensor | None,
         max_new_tokens: int,
+        sampling: Sampling | None = None,
+        on_tokens: Callable[[list[int]], list[bool]] | None = None,
     ) -> Tensor:
         # `generate` encodes pictures as soon as the arguments are named, even as None
         pictures = {}
@@ -361,6 +400,8 @@ class QwenVL(Understander):
             input_ids=input_ids,
             attention_mask=attention_mask,
             max_new_tokens=max_new_tokens,
+            logits_processor=choice(sampling or Sampling()),
+            stopping_criteria=StoppingCriteriaList([Watch(on_tokens)] if on_tokens else []),
             **pictures,
         )
         return new[:, input_ids.shape[1] :]

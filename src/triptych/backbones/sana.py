@@ -9,10 +9,11 @@ from diffusers import SanaTransformer2DModel
 from torch import Tensor, nn
 
 from triptych.backbones.dc_ae import DCAutoencoder
-from triptych.contracts import Condition, PixelDecoder, UserError
+from triptych.contracts import Condition, OnPicture, PixelDecoder, UserError
 from triptych.loss import TimeSampling, mse, path, sample_time
 from triptych.randomness import normal, uniform
-from triptych.sampler import require_steps, sample_flow
+from triptych.sampler import sample_flow
+from triptych.solvers import require_sampler, require_steps
 
 
 class SanaDecoder(PixelDecoder):
@@ -30,7 +31,7 @@ class SanaDecoder(PixelDecoder):
         caption_width: width in which the transformer reads its condition.
         time_sampling: distribution of training times, see `loss.sample_time`.
         drop: probability of training on the null condition.
-        steps, guidance: defaults of `decode`.
+        steps, guidance, sampler: defaults of `decode`.
     """
 
     trained_parts = ("transformer", "connector")
@@ -48,6 +49,7 @@ class SanaDecoder(PixelDecoder):
         drop: float = 0.1,
         steps: int = 30,
         guidance: float = 3.0,
+        sampler: str = "euler",
     ) -> None:
         super().__init__()
         if width % heads or width % cross_heads:
@@ -56,11 +58,12 @@ class SanaDecoder(PixelDecoder):
                 f"{cross_heads}; change one of the three."
             )
         require_steps(steps)
+        require_sampler(sampler)
         self.vae = vae
         self.width, self.depth, self.heads, self.cross_heads = width, depth, heads, cross_heads
         self.mlp_ratio, self.caption_width = mlp_ratio, caption_width
         self.time_sampling, self.drop = time_sampling, drop
-        self.steps, self.guidance = steps, guidance
+        self.steps, self.guidance, self.sampler = steps, guidance, sampler
         # In no file: it follows from the encoder. A buffer, so that it moves with the module.
         self.register_buffer("null", None, persistent=False)
 
@@ -137,7 +140,12 @@ class SanaDecoder(PixelDecoder):
         steps: int | None = None,
         guidance: float | None = None,
         null: Tensor | None = None,
+        sampler: str | None = None,
+        on_picture: OnPicture | None = None,
     ) -> Tensor:
+        def on_step(step: int, _: Tensor, latents: Tensor) -> None:
+            on_picture(step, lambda: self.vae.decode(latents))
+
         null = self.null[None] if null is None else null
         latents = sample_flow(
             self.velocity,
@@ -145,6 +153,8 @@ class SanaDecoder(PixelDecoder):
             normal(self.vae.feature_shape, 0, "decoder", seeds, features.device),
             self.steps if steps is None else steps,
             self.guidance if guidance is None else guidance,
+            on_step if on_picture else None,
             null=self.connect(null),
+            sampler=sampler or self.sampler,
         )
         return self.vae.decode(latents)

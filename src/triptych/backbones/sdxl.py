@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from diffusers import DDPMScheduler, EulerDiscreteScheduler, UNet2DConditionModel
+from diffusers import DDPMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 
 from triptych.backbones.vae import KLAutoencoder
-from triptych.contracts import PixelDecoder, UserError
+from triptych.contracts import OnPicture, PixelDecoder, UserError
 from triptych.loss import mse
 from triptych.randomness import normal, uniform
-from triptych.sampler import require_steps
+from triptych.sampler import OnStep
+from triptych.solvers import diffusion_solver, require_sampler, require_steps
 
 NOISE_SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 TRAIN_TIMES = 1000
@@ -39,7 +39,7 @@ class SDXLDecoder(PixelDecoder):
             0 is SDXL. The baseline reaches in a minute what a small UNet needs hours for.
         feature_noise: deviation of noise added to the features in training, so that slightly
             wrong generated features still decode.
-        steps, guidance: defaults of `decode`.
+        steps, guidance, sampler: defaults of `decode`.
         original_size: side in pixels that the UNet is told its pictures had before they were
             scaled; None is the side of the pictures. Published: 1024, whatever is decoded.
     """
@@ -60,6 +60,7 @@ class SDXLDecoder(PixelDecoder):
         steps: int = 50,
         guidance: float = 3.0,
         original_size: int | None = None,
+        sampler: str = "euler",
     ) -> None:
         super().__init__()
         self.vae = vae
@@ -67,12 +68,13 @@ class SDXLDecoder(PixelDecoder):
         if len(self.widths) != len(self.depths):
             raise UserError(f"decoder widths {self.widths} and depths {self.depths} must pair up.")
         require_steps(steps)
+        require_sampler(sampler)
         one = isinstance(head_width, int)
         self.head_widths = [head_width] * len(self.widths) if one else head_width
         self.layers_per_block, self.original_size = layers_per_block, original_size
         self.norm_groups, self.time_width, self.prediction = norm_groups, time_width, prediction
         self.drop, self.baseline_width, self.feature_noise = drop, baseline_width, feature_noise
-        self.steps, self.guidance = steps, guidance
+        self.steps, self.guidance, self.sampler = steps, guidance, sampler
         self.trained_parts = ("unet", "baseline") if baseline_width else ("unet",)
 
     def set_shapes(self, feature_shape: tuple[int, int, int]) -> None:
@@ -162,26 +164,35 @@ class SDXLDecoder(PixelDecoder):
         steps: int | None = None,
         guidance: float | None = None,
         null: Tensor | None = None,
+        sampler: str | None = None,
+        on_picture: OnPicture | None = None,
     ) -> Tensor:
-        noise = normal(self.vae.feature_shape, 0, "decoder", seeds, features.device)
-        latents = self.sample(features, noise, steps, guidance, null)
-        if self.baseline is not None:
-            latents = self.baseline(features) + self.baseline.restore(latents)
-        return self.vae.decode(latents)
+        def pixels(latents: Tensor) -> Tensor:
+            if self.baseline is not None:
+                latents = self.baseline(features) + self.baseline.restore(latents)
+            return self.vae.decode(latents)
 
-    def scheduler(self, steps: int | None = None, device=None) -> EulerDiscreteScheduler:
+        on_step = on_picture and (
+            lambda step, _, latents: on_picture(step, lambda: pixels(latents))
+        )
+        noise = normal(self.vae.feature_shape, 0, "decoder", seeds, features.device)
+        told = on_step if on_picture else None
+        return pixels(self.sample(features, noise, steps, guidance, null, sampler, told))
+
+    def scheduler(
+        self, steps: int | None = None, device: Any = None, sampler: str | None = None
+    ) -> Any:
         """The integrator of `sample`, set to `steps`."""
-        steps = self.steps if steps is None else steps
-        require_steps(steps)
-        scheduler = EulerDiscreteScheduler(
-            TRAIN_TIMES,
+        return diffusion_solver(
+            sampler or self.sampler,
+            self.steps if steps is None else steps,
+            device,
+            num_train_timesteps=TRAIN_TIMES,
             **NOISE_SCHEDULE,
             prediction_type=self.prediction,
             timestep_spacing="leading",
             steps_offset=1,
         )
-        scheduler.set_timesteps(steps, device=device)
-        return scheduler
 
     @torch.no_grad()
     def sample(
@@ -191,16 +202,17 @@ class SDXLDecoder(PixelDecoder):
         steps: int | None = None,
         guidance: float | None = None,
         null: Tensor | None = None,
-        on_step: Callable[[int, Tensor], None] | None = None,
+        sampler: str | None = None,
+        on_step: OnStep | None = None,
     ) -> Tensor:
         """What the UNet makes of unit noise [B,Z,a,a] under features [B,C,h,w]: [B,Z,a,a].
 
-        Guidance leads away from `null` [1,C,h,w], zeros by default. `on_step(i, latents)` is
-        called after every step.
+        Guidance leads away from `null` [1,C,h,w], zeros by default. `on_step` is called after every
+        call of the UNet, with the latents and the clean ones that they are on their way to.
         """
         guidance = self.guidance if guidance is None else guidance
         null = torch.zeros_like(features) if null is None else null.expand_as(features)
-        scheduler = self.scheduler(steps, features.device)
+        scheduler = self.scheduler(steps, features.device, sampler)
         latents = noise * scheduler.init_noise_sigma
         for index, timestep in enumerate(scheduler.timesteps):
             inputs = scheduler.scale_model_input(latents, timestep)
@@ -212,10 +224,19 @@ class SDXLDecoder(PixelDecoder):
                     inputs.repeat(2, 1, 1, 1), times.repeat(2), torch.cat([features, null])
                 ).chunk(2)
                 predicted = guided(conditional, unconditional, guidance)
-            latents = scheduler.step(predicted.float(), timestep, latents, return_dict=False)[0]
+            predicted = predicted.float()
+            latents = scheduler.step(predicted, timestep, latents, return_dict=False)[0]
             if on_step is not None:
-                on_step(index, latents)
+                on_step(index, latents, self._clean(scheduler, timestep, inputs, predicted))
         return latents
+
+    def _clean(self, scheduler: Any, timestep: Tensor, noisy: Tensor, predicted: Tensor) -> Tensor:
+        """The clean latents that the UNet sees behind noisy ones of unit variance [B,Z,a,a]."""
+        kept = scheduler.alphas_cumprod[int(timestep)].item()
+        signal, noise = kept**0.5, (1 - kept) ** 0.5
+        if self.prediction == "epsilon":
+            return (noisy - noise * predicted) / signal
+        return signal * noisy - noise * predicted
 
 
 def guided(conditional: Tensor, unconditional: Tensor, guidance: float) -> Tensor:

@@ -11,6 +11,7 @@ from triptych.contracts import (
     TEXT_TO_IMAGE,
     Batch,
     ImageEncoder,
+    OnPicture,
     PixelDecoder,
     Preprocessing,
     UserError,
@@ -67,10 +68,12 @@ class PixelDecoderModule(Panel):
         guidance: float | None = None,
         null: Tensor | None = None,
         encoder: ImageEncoder | None = None,
+        sampler: str | None = None,
+        on_picture: OnPicture | None = None,
     ) -> Tensor:
         """Features [B,C,h,w] -> pixels uint8 [B,3,H,W]; see `PixelDecoder.decode`."""
         self._give_null(encoder or self.encoder)
-        return self.decoder.decode(features, seeds, steps, guidance, null)
+        return self.decoder.decode(features, seeds, steps, guidance, null, sampler, on_picture)
 
     def _give_null(self, encoder: ImageEncoder) -> None:
         """Once, to a decoder that guides against it: a blank picture, as the encoder sees it."""

@@ -23,8 +23,9 @@ from triptych.loss import OBJECTIVES, TimeSampling, mse, path, sample_time
 from triptych.modules.panel import Metrics, Panel, target_features
 from triptych.prompts import TemplateName
 from triptych.randomness import normal, uniform
-from triptych.sampler import noise_from_seeds, require_steps, sample_flow, sample_regression
+from triptych.sampler import OnStep, noise_from_seeds, sample_flow, sample_regression
 from triptych.sharding import Execution, whole
+from triptych.solvers import model_calls, require_sampler, require_steps
 from triptych.weights import WeightFiles
 
 
@@ -43,7 +44,7 @@ class GenerationModule(Panel):
         drop: probability of training without condition, for guidance.
         draws: noises and times for each sample of a flow objective; its condition and its features
             are computed once. 1 as published.
-        steps, guidance: defaults of sampling.
+        steps, guidance, sampler: defaults of sampling; see `solvers`.
         integer_times: sample as published, see `sampler.sample_flow`.
         template, training_template: how a caption is put to the language model when pictures are
             asked for, and when it is learned and validated: names of `prompts.TEMPLATES`. One
@@ -78,15 +79,17 @@ class GenerationModule(Panel):
         weights: WeightFiles | None = None,
         seed: int = 0,
         execution: Execution | None = None,
+        sampler: str = "euler",
     ) -> None:
         require_steps(steps)
+        require_sampler(sampler)
         super().__init__(optimization, trains or ["queries", "dit"], weights, seed, execution)
         self.dit, self.number_of_queries = dit, number_of_queries
         self.objective, self.query_std = OBJECTIVES[objective], query_std
         self.time_sampling, self.time_shift = time_sampling, time_shift
         self.drop, self.draws = drop, draws
         self.steps, self.guidance, self.max_tokens = steps, guidance, max_tokens
-        self.integer_times = integer_times
+        self.integer_times, self.sampler = integer_times, sampler
         self.template, self.training_template = template, training_template
         self.understander, self.encoder = understander, encoder
         if understander is not None and encoder is not None:
@@ -185,15 +188,21 @@ class GenerationModule(Panel):
         seeds: list[int],
         steps: int | None = None,
         guidance: float | None = None,
-        on_step=None,
+        on_step: OnStep | None = None,
         null: Tensor | None = None,
+        sampler: str | None = None,
+        guidance_interval: tuple[float, float] | None = None,
     ) -> Tensor:
         """Features [B,C,h,w] for a condition [B,N,D]; picture i depends on seeds[i] alone.
 
-        `null` [1,N,D] is the condition that guidance leads away from; zeros by default.
+        `null` [1,N,D] is the condition that guidance leads away from; zeros by default. See
+        `sampler.sample_flow` for the rest.
         """
         if self.objective.loss == "mse":
-            return sample_regression(self.dit, condition, self.feature_shape)
+            features = sample_regression(self.dit, condition, self.feature_shape)
+            if on_step is not None:
+                on_step(0, features, features)
+            return features
         noise = noise_from_seeds(self.feature_shape, seeds, condition.states.device)
         steps = self.steps if steps is None else steps
         guidance = self.guidance if guidance is None else guidance
@@ -207,7 +216,15 @@ class GenerationModule(Panel):
             shift=self.time_shift,
             integer_times=self.integer_times,
             null=null,
+            sampler=sampler or self.sampler,
+            guidance_interval=guidance_interval,
         )
+
+    def model_calls(self, steps: int | None = None, sampler: str | None = None) -> int:
+        """How often `sample` calls the velocity model."""
+        if self.objective.loss == "mse":
+            return 1
+        return model_calls(sampler or self.sampler, self.steps if steps is None else steps)
 
     def preprocessing(self) -> Preprocessing:
         return Preprocessing(

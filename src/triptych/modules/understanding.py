@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import torch
+from PIL import Image
 from torch import Tensor, distributed
+from torchvision.transforms.functional import pil_to_tensor
 
 from triptych.contracts import IMAGE_TO_TEXT, Batch, Preprocessing, Understander
 from triptych.freezing import Optimization
 from triptych.modules.panel import Metrics, Panel
+from triptych.pictures import square
 from triptych.prompts import IGNORED
 from triptych.sharding import Execution
 from triptych.weights import WeightFiles
@@ -18,6 +22,8 @@ class UnderstandingModule(Panel):
     Args:
         understander: the language model with its vision tower.
         max_tokens: longest prompt or conversation.
+        chat_tokens: longest conversation with the model's answer to it, when it is used; None is
+            max_tokens. Pictures that keep their shape take more tokens than in training.
         optimization, trains, weights, seed, execution: see `Panel`; used when this is the root.
     """
 
@@ -32,13 +38,31 @@ class UnderstandingModule(Panel):
         weights: WeightFiles | None = None,
         seed: int = 0,
         execution: Execution | None = None,
+        chat_tokens: int | None = None,
     ) -> None:
         super().__init__(optimization, trains, weights, seed, execution)
         self.understander, self.max_tokens = understander, max_tokens
+        self.chat_tokens = chat_tokens or max_tokens
 
     def step(self, batch: Batch) -> tuple[Tensor, Metrics]:
         loss = self.understander.lm_loss(batch) * share_of_tokens(batch.labels)
         return loss, {"understanding": loss.detach()}
+
+    def show(self, pictures: list[Image.Image]) -> tuple[tuple[Tensor, Tensor], list[int]]:
+        """Pictures of a conversation as the understander takes them, and the tokens of each.
+
+        Squares, as in training, unless the understander takes them in their own shapes.
+
+        Raises:
+            UserError: a picture has a shape that cannot be shown.
+        """
+        understander = self.understander
+        shown = understander.chat_inputs([pil_to_tensor(each) for each in pictures])
+        if shown is not None:
+            patches, grids, tokens = shown
+            return (patches, grids), tokens
+        squares = torch.stack([square(each, understander.image_size) for each in pictures])
+        return understander.image_inputs(squares), [understander.image_tokens()] * len(pictures)
 
     def preprocessing(self) -> Preprocessing:
         understander = self.understander

@@ -9,8 +9,16 @@ import torch
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
-from triptych.contracts import Batch, Condition, ImageEncoder, Preprocessing, UserError
+from triptych.contracts import (
+    Batch,
+    Condition,
+    ImageEncoder,
+    OnPicture,
+    Preprocessing,
+    UserError,
+)
 from triptych.freezing import Optimization
+from triptych.modules.answering import write_answers
 from triptych.modules.building import build_part
 from triptych.modules.decoding import PixelDecoderModule
 from triptych.modules.encoding import EncodingModule
@@ -310,10 +318,13 @@ class UnifiedModule(Panel):
         guidance: float | None = None,
         decoder_steps: int | None = None,
         decoder_guidance: float | None = None,
+        sampler: str | None = None,
+        decoder_sampler: str | None = None,
     ) -> Tensor:
         """Pictures uint8 [B,3,H,W]; picture i depends on prompts[i] and seeds[i] alone."""
-        features = self.generation.sample(self.condition(prompts), seeds, steps, guidance)
-        return self.decode(features, seeds, decoder_steps, decoder_guidance)
+        condition = self.condition(prompts)
+        features = self.generation.sample(condition, seeds, steps, guidance, sampler=sampler)
+        return self.decode(features, seeds, decoder_steps, decoder_guidance, decoder_sampler)
 
     @torch.no_grad()
     def decode(
@@ -322,12 +333,16 @@ class UnifiedModule(Panel):
         seeds: list[int],
         steps: int | None = None,
         guidance: float | None = None,
+        sampler: str | None = None,
+        on_picture: OnPicture | None = None,
     ) -> Tensor:
-        """Generated features [B,C,h,w] to pictures uint8 [B,3,H,W]."""
+        """Generated features [B,C,h,w] to pictures uint8 [B,3,H,W]; see `PixelDecoder.decode`."""
         if self.generation is not None and self.generation.objective.target == "vae":
             return self.vae.decode(features)
         null = self.negative_features(self.negative)
-        return self.decoding.decode(features, seeds, steps, guidance, null, self.encoder)
+        return self.decoding.decode(
+            features, seeds, steps, guidance, null, self.encoder, sampler, on_picture
+        )
 
     @torch.no_grad()
     def negative_features(self, kind: str) -> Tensor | None:
@@ -350,7 +365,13 @@ class UnifiedModule(Panel):
         return self.generation.sample(condition, [self.negative_seed])
 
     @torch.no_grad()
-    def reconstruct(self, pictures: Tensor, seeds: list[int], steps: int | None = None) -> Tensor:
+    def reconstruct(
+        self,
+        pictures: Tensor,
+        seeds: list[int],
+        steps: int | None = None,
+        sampler: str | None = None,
+    ) -> Tensor:
         """Pictures uint8 [B,3,H,W] through encoder and decoder; uint8 [B,3,H,W]."""
         if not self.encoder.built:
             raise UserError(
@@ -359,7 +380,7 @@ class UnifiedModule(Panel):
             )
         features = self.encoder(pictures.to(self.device)).float()
         null = self.negative_features("own" if self.negative == "own" else "blank")
-        return self.decoding.decode(features, seeds, steps, None, null, self.encoder)
+        return self.decoding.decode(features, seeds, steps, None, null, self.encoder, sampler)
 
     @torch.no_grad()
     def answer(
@@ -377,15 +398,13 @@ class UnifiedModule(Panel):
             )[0]
             for question in questions
         ]
-        ids, mask = pad(rows, token_id(tokenizer, PAD), left=True)
-        patches = grids = None
+        shown = None
         if pictures is not None:
-            patches, grids = known.image_inputs(_to_size(pictures, known.understanding_size))
-            patches, grids = patches.to(self.device), grids.to(self.device)
-        new = self.understanding.understander.answer(
-            ids.to(self.device), mask.to(self.device), patches, grids, max_new_tokens
-        )
-        return [text.strip() for text in tokenizer.batch_decode(new, skip_special_tokens=True)]
+            shown = known.image_inputs(_to_size(pictures, known.understanding_size))
+        limits = [max_new_tokens] * len(rows)
+        understander = self.understanding.understander
+        answers = write_answers(understander, rows, shown, limits, self.device)
+        return [answer.text for answer in answers]
 
 
 def _to_size(pictures: Tensor, size: int) -> Tensor:

@@ -33,7 +33,14 @@ def check(case: Case, checks: Checks) -> None:
         with_kwargs=True,
     )
     features, null = as_grid(io["cond"]), as_grid(io["negative"])
-    latents = model.sample(features, io["noise"], steps, guidance, null, after.__setitem__)
+    latents = model.sample(
+        features,
+        io["noise"],
+        steps,
+        guidance,
+        null,
+        on_step=lambda step, x, _: after.update({step: x}),
+    )
     watch.remove()
     check_first_call(io, calls[0], guidance, checks)
     for match in io.matching(r"latents_after_(\d+)"):

@@ -13,7 +13,8 @@ from triptych.evaluation.parity.checks import Checks
 from triptych.evaluation.parity.recorded import Case, Tensors
 from triptych.evaluation.parity.seeing import Seen, check_seeing
 from triptych.prompts import PAD, pad, token_id
-from triptych.sampler import sample_flow, times
+from triptych.sampler import OnStep, sample_flow
+from triptych.solvers import times
 
 
 def recognizes(case: Case) -> bool:
@@ -67,7 +68,11 @@ def ask(shared: Checkpoint, rows: list[list[int]], seen: Seen) -> Condition:
 
 
 def sample(
-    case: Case, shared: Checkpoint, condition: Condition, noise: Tensor, on_step=None
+    case: Case,
+    shared: Checkpoint,
+    condition: Condition,
+    noise: Tensor,
+    on_step: OnStep | None = None,
 ) -> Tensor:
     """As `GenerationModule.sample`, from recorded noise."""
     generation = shared.model.generation
@@ -91,7 +96,9 @@ def check_sampling(
     watch = shared.model.generation.dit.dit.register_forward_pre_hook(
         lambda _, arguments: told.append(arguments[1][0].item())
     )
-    latents = sample(case, shared, condition, io[f"{name}.noise"], after.__setitem__)
+    latents = sample(
+        case, shared, condition, io[f"{name}.noise"], lambda step, x, _: after.update({step: x})
+    )
     watch.remove()
     checks.same(f"{name}: times told to the DiT", told, io["dit_timesteps_long"].tolist())
     for match in io.matching(rf"{re.escape(name)}\.latents_after_(\d+)"):

@@ -1,0 +1,50 @@
+"""What a call tells while it runs, as an iterator."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+class _Closed(Exception):
+    """Nobody listens any more."""
+
+
+def pieces(run: Callable[[Callable[[T], None]], object]) -> Iterator[T]:
+    """All that `run(tell)` tells, as it comes; `run` works in a thread of its own.
+
+    What `run` raises is raised here. Closing the iterator makes the next `tell` raise in `run`,
+    which so ends.
+    """
+    told: queue.SimpleQueue[tuple[str, object]] = queue.SimpleQueue()
+    closed = threading.Event()
+
+    def tell(piece: T) -> None:
+        if closed.is_set():
+            raise _Closed
+        told.put(("piece", piece))
+
+    def work() -> None:
+        try:
+            run(tell)
+            told.put(("end", None))
+        except _Closed:
+            pass
+        except BaseException as error:
+            told.put(("error", error))
+
+    threading.Thread(target=work, name="triptych-stream", daemon=True).start()
+    try:
+        while True:
+            kind, value = told.get()
+            if kind == "end":
+                return
+            if kind == "error":
+                raise value
+            yield value
+    finally:
+        closed.set()
