@@ -1,0 +1,156 @@
+"""One shape for the result of every benchmark: scores, how they came about, and what was left out.
+
+A report says over how many items each score is, and names and counts what could not be scored; it
+holds no date and no duration, so that equal runs give equal bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from triptych.contracts import UserError
+from triptych.evaluation.report_page import Row, render
+from triptych.version import __version__
+
+LIBRARIES = ("torch", "transformers", "diffusers")
+
+Interval = tuple[float, float]
+
+
+@dataclass
+class Report:
+    """What a benchmark found.
+
+    `settings` hold everything that decides the scores. A value of type Path is an input, such as a
+    prompt file or a folder of weights: `to_json` adds its SHA-256. The folder of the pictures that
+    are scored is no such input; it is a text, under the name "folder".
+    """
+
+    benchmark: str
+    """Its name, and its protocol where there are several."""
+    scores: dict[str, float]
+    """By name. A score over no items at all is left out, never 0."""
+    judged_by: str
+    """Who decided: detector, judge, checker; two reports by different judges do not compare."""
+    intervals: dict[str, Interval] = field(default_factory=dict)
+    """95% intervals of scores, by the same names."""
+    numbers: dict[str, int] = field(default_factory=dict)
+    """Over how many items each score is, by the same names."""
+    counts: dict[str, int] = field(default_factory=dict)
+    """Of items: "asked", "scored", and what became of the others: "missing", "unreadable", ..."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    items: list[dict[str, Any]] = field(default_factory=list)
+    """One a picture: "key", "prompt", "state" ("scored" or a name of `counts`), "score" where it
+    has one, "picture" (its path in settings["folder"]) and a "note"."""
+
+    def to_json(self) -> str:
+        """Everything, with the versions of the libraries and the hashes of the inputs.
+
+        Raises:
+            UserError: an input of the settings is gone.
+        """
+        whole = asdict(replace(self, settings=_plain(self.settings)))
+        whole["versions"] = {"triptych": __version__} | {name: _version(name) for name in LIBRARIES}
+        whole["sha256"] = {
+            name: sha256(value) for name, value in self.settings.items() if isinstance(value, Path)
+        }
+        return json.dumps(whole, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+    def save(self, path: str | Path) -> None:
+        """Write `to_json` to a file, whole or not at all; its folder is made where missing."""
+        write_text(Path(path), self.to_json())
+
+    @classmethod
+    def load(cls, path: str | Path) -> Report:
+        """Read what `save` wrote; versions and hashes stay in the file.
+
+        Raises:
+            UserError: there is no such file, or it is no report.
+        """
+        try:
+            read = json.loads(Path(path).read_text(encoding="utf-8"))
+            kept = {name: read[name] for name in cls.__dataclass_fields__}
+        except FileNotFoundError as error:
+            raise UserError(f"the report {path} does not exist; check the path.") from error
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{path} is no report ({error!r}); give a file that an evaluation wrote."
+            ) from error
+        kept["intervals"] = {name: tuple(ends) for name, ends in kept["intervals"].items()}
+        return cls(**kept)
+
+    def table(self) -> str:
+        """The scores as plain text, one a line, with interval and number, and what was left out."""
+        rows = [("", "score", "95% interval", "of")]
+        rows += [(name, *self.score_cells(name)) for name in self.scores]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+        return "\n".join([f"{self.benchmark}, judged by {self.judged_by}", *lines, self.coverage()])
+
+    def score_cells(self, name: str) -> tuple[str, str, str]:
+        """A score, its interval and its number of items, as they are shown."""
+        interval = self.intervals.get(name)
+        return (
+            f"{self.scores[name]:.4f}",
+            f"{interval[0]:.4f} to {interval[1]:.4f}" if interval else "",
+            str(self.numbers.get(name, "")),
+        )
+
+    def coverage(self) -> str:
+        """The counts in a line, such as "asked 2212, scored 2210, missing 2"."""
+        return ", ".join(
+            f"{name.replace('_', ' ')} {number}"
+            for name, number in self.counts.items()
+            if number or name in ("asked", "scored")
+        )
+
+    def page(self, path: str | Path) -> None:
+        """Write one HTML file that needs nothing else, with small pictures of some items."""
+        rows = [Row(name, score, *self.score_cells(name)) for name, score in self.scores.items()]
+        judged = f"Judged by {self.judged_by}. {self.coverage()}."
+        folder = Path(self.settings.get("folder", "."))
+        page = render(self.benchmark, judged, rows, self.items, folder, _plain(self.settings))
+        write_text(Path(path), page)
+
+
+def sha256(path: Path) -> str:
+    """Of a file; of a folder, of the names and hashes of the files in it.
+
+    Raises:
+        UserError: there is nothing there.
+    """
+    try:
+        if path.is_dir():
+            files = sorted(each for each in path.rglob("*") if each.is_file())
+            lines = (f"{sha256(each)} {each.relative_to(path).as_posix()}\n" for each in files)
+            return hashlib.sha256("".join(lines).encode()).hexdigest()
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"{path}, an input of the evaluation, cannot be read ({error}).") from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all; its folder is made where missing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    unfinished.write_text(text, encoding="utf-8")
+    os.replace(unfinished, path)
+
+
+def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: str(v) if isinstance(v, Path) else v for name, v in settings.items()}
+
+
+def _version(library: str) -> str | None:
+    try:
+        return version(library)
+    except PackageNotFoundError:
+        return None
