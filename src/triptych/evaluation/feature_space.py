@@ -113,7 +113,7 @@ def extract(space: FeatureSpace, entries: Iterable[Entry], batch_size: int = 64)
         UserError: not one of them can be read.
     """
     features, kept, left_out = [], [], []
-    for batch in _batches(entries, batch_size):
+    for batch in batches(entries, batch_size):
         readable = [entry for entry in batch if entry.picture is not None]
         left_out += [entry for entry in batch if entry.picture is None]
         if readable:
@@ -126,7 +126,8 @@ def extract(space: FeatureSpace, entries: Iterable[Entry], batch_size: int = 64)
     return Extracted(torch.cat(features), kept, left_out)
 
 
-def _batches(entries: Iterable[Entry], size: int) -> Iterator[list[Entry]]:
+def batches(entries: Iterable[Entry], size: int) -> Iterator[list[Entry]]:
+    """`size` at a time, read only when they are wanted."""
     iterator = iter(entries)
     while batch := list(islice(iterator, size)):
         yield batch

@@ -7,8 +7,6 @@ and each figure holds in one feature space only. So a report names both.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy
 import torch
@@ -18,7 +16,12 @@ from torchmetrics.image.kid import KernelInceptionDistance, poly_kernel
 
 from triptych.contracts import UserError
 from triptych.evaluation.feature_space import Extracted, FeatureSpace, extract
-from triptych.evaluation.picture_sources import Entry, Source, read_pictures
+from triptych.evaluation.picture_sources import (
+    Source,
+    count_states,
+    read_pictures,
+    source_name,
+)
 from triptych.evaluation.report import Report
 
 BLOCK = 1024  # rows of a kernel matrix in memory
@@ -64,21 +67,20 @@ def score(
         counts={
             "asked": len(made.entries) + len(made.left_out),
             "scored": len(made.entries),
-            **_left_out(made),
+            **count_states(made.left_out),
             "reference": len(true.entries),
-            "reference_unreadable": len(true.left_out),
+            "reference_left_out": len(true.left_out),
         },
         settings={
-            "folder": _name(pictures),
-            "reference": _name(reference),
+            "folder": source_name(pictures),
+            "reference": source_name(reference),
             **space.settings,
             "kid_subset_size": min(kid.subset_size, len(made.features), len(true.features)),
             "kid_subsets": kid.subsets,
             "seed": kid.seed,
-            "warnings": [],
+            "warnings": [f"reference: {each.key}: {each.note}" for each in true.left_out],
         },
-        items=[_item(entry) for entry in made.entries]
-        + [entry.left_out() for entry in [*made.left_out, *true.left_out]],
+        items=[entry.item() for entry in [*made.entries, *made.left_out]],
     )
     _add(report, "", made.features, true.features, kid)
     for category in _shared_categories(made, true):
@@ -185,21 +187,7 @@ def _sum_across(first: Tensor, second: Tensor, rows: Tensor, columns: Tensor) ->
     )
 
 
-# --- what a report says ---------------------------------------------------------------------------
-
-
-def _name(source: Source) -> str:
-    return str(source) if isinstance(source, str | Path) else "pictures in memory"
-
-
-def _item(entry: Entry) -> dict[str, Any]:
-    item = {"key": entry.key, "state": "scored", "picture": entry.key}
-    return item if entry.caption is None else {**item, "prompt": entry.caption}
-
-
-def _left_out(made: Extracted) -> dict[str, int]:
-    states = [entry.state for entry in made.left_out]
-    return {state: states.count(state) for state in ("missing", "unreadable")}
+# --- categories ----------------------------------------------------------------------------------
 
 
 def _shared_categories(made: Extracted, true: Extracted) -> list[str]:

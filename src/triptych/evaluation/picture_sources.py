@@ -45,11 +45,16 @@ class Entry:
     """What it shows or should show, where its folder says so."""
     category: str | None = None
     """The one that its folder names, or stands for."""
+    in_folder: bool = False
+    """So that a report's page can show it."""
 
-    def left_out(self, prompt: str | None = None) -> dict[str, Any]:
-        """The item of a report for a picture that could not be scored."""
-        item = {"key": self.key, "state": self.state, "note": self.note}
-        return item if prompt is None else {**item, "prompt": prompt}
+    def item(self, **more: Any) -> dict[str, Any]:
+        """What a report says of it."""
+        said = {"key": self.key, "state": self.state or "scored"}
+        if self.in_folder and self.state != "missing":
+            said["picture"] = self.key
+        named = {"prompt": self.caption, "note": self.note or None}
+        return said | {name: value for name, value in named.items() if value is not None} | more
 
 
 def read_pictures(source: Source) -> Iterator[Entry]:
@@ -72,6 +77,17 @@ def read_pictures(source: Source) -> Iterator[Entry]:
     if shards:
         return _from_shards(shards)
     return _from_folder(path)
+
+
+def source_name(source: Source) -> str:
+    """What a report calls it."""
+    return str(source) if isinstance(source, str | Path) else "pictures in memory"
+
+
+def count_states(entries: Iterable[Entry]) -> dict[str, int]:
+    """How many of the entries are missing and how many unreadable."""
+    states = [entry.state for entry in entries]
+    return {state: states.count(state) for state in ("missing", "unreadable")}
 
 
 def _from_memory(pictures: Iterable[Image.Image]) -> Iterator[Entry]:
@@ -106,6 +122,7 @@ def _entry(
         None,
         caption=prompts.get(key, facts.get("prompt")),
         category=facts.get("category") or (path.parent.name if path.parent != folder else None),
+        in_folder=True,
     )
     if not path.is_file():
         entry.state, entry.note = "missing", f"{RESULTS} names it, but it is not there"
