@@ -24,7 +24,7 @@ def score(pictures: Source, space: FeatureSpace, batch_size: int = 64) -> Report
         pictures: with their prompts, several for each; see `read_pictures`.
         space: where they are compared. `EncoderSpace(..., pool="grid")` also sees where things
             are.
-        batch_size: pictures at a time; changes nothing but speed and memory.
+        batch_size: pictures at a time; changes nothing but rounding, speed and memory.
 
     Raises:
         UserError: no prompt has two pictures that can be read.
@@ -74,6 +74,6 @@ def score(pictures: Source, space: FeatureSpace, batch_size: int = 64) -> Report
 def mean_distance(features: Tensor) -> float:
     """Mean of 1 - cos over all pairs of different rows of [N,F]; from 0 to 2."""
     unit = normalize(features.double(), dim=1)
-    cosines = unit @ unit.T
+    distances = (1 - unit @ unit.T).clamp(min=0)  # rounding takes equal rows below
     number = len(features)
-    return 1 - ((cosines.sum() - torch.trace(cosines)) / (number * (number - 1))).item()
+    return (distances.sum() - torch.trace(distances)).item() / (number * (number - 1))

@@ -6,6 +6,7 @@ and each figure holds in one feature space only. So a report names both.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 import numpy
@@ -23,6 +24,8 @@ from triptych.evaluation.picture_sources import (
     source_name,
 )
 from triptych.evaluation.report import Report
+
+log = logging.getLogger(__name__)
 
 BLOCK = 1024  # rows of a kernel matrix in memory
 
@@ -52,7 +55,7 @@ def score(
         pictures, reference: folders of pictures, of shards, or pictures; see `read_pictures`.
         space: where they are compared.
         kid: how KID is averaged; None is as published.
-        batch_size: pictures at a time; changes nothing but speed and memory.
+        batch_size: pictures at a time; changes nothing but rounding, speed and memory.
 
     Raises:
         UserError: one of the two is missing or has fewer than two pictures that can be read.
@@ -95,14 +98,19 @@ def _add(report: Report, name: str, made: Tensor, true: Tensor, kid: KidSettings
         where = name.removeprefix(", ") or "all pictures"
         if not name:
             raise UserError(f"FID needs two pictures on either side; there are {number}.")
-        report.settings["warnings"].append(f"{where}: fewer than two pictures, left out")
+        _warn(report, f"{where}: fewer than two pictures, left out")
         return
     report.scores[f"FID{name}"] = frechet_distance(made, true)
     report.scores[f"KID{name}"] = kernel_distance(made, true, kid)
     report.intervals[f"KID{name}"] = kernel_interval(made, true, kid)
     report.numbers[f"FID{name}"] = report.numbers[f"KID{name}"] = len(made)
     if (warning := small_sample(made, true)) is not None:
-        report.settings["warnings"].append(f"FID{name}: {warning}")
+        _warn(report, f"FID{name}: {warning}")
+
+
+def _warn(report: Report, warning: str) -> None:
+    report.settings["warnings"].append(warning)
+    log.warning("%s.", warning)
 
 
 def small_sample(made: Tensor, true: Tensor) -> str | None:
@@ -153,6 +161,7 @@ def kernel_distance(made: Tensor, true: Tensor, settings: KidSettings) -> float:
 def kernel_interval(made: Tensor, true: Tensor, settings: KidSettings) -> tuple[float, float]:
     """The 95% interval of KID: both sets of pictures drawn again, the whole sets at once.
 
+    It takes the sets for independent: of pictures and their own reconstructions it is too wide.
     A picture that is drawn twice is not paired with itself: that would bias every draw upwards
     (Arcones and Gine 1992, on the bootstrap of U-statistics).
     """
