@@ -181,7 +181,9 @@ def test_one_picture_is_refused():
 
 def test_results_name_prompts_and_missing_pictures(tmp_path):
     folder = write_pictures(tmp_path / "made", 2, 0)
-    plain("red").save(folder / "grid.png")
+    (folder / "below").mkdir()
+    for sheet in ("grid.png", "below/grid.png"):
+        plain("red").save(folder / sheet)
     lines = [{"file": f"{n:03}.png", "prompt": f"prompt {n}"} for n in range(3)]
     (folder / "results.jsonl").write_text("\n".join(map(json.dumps, lines)))
     entries = list(read_pictures(folder))

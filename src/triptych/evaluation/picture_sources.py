@@ -23,7 +23,7 @@ from triptych.pictures import open_picture
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 RESULTS = "results.jsonl"  # of `triptych generate`: one {"file": ..., "prompt": ...} a line
 META = "meta_data.json"  # of MJHQ-30K: {NAME: {"category": ..., "prompt": ...}}
-SHEET = "grid.png"  # of `triptych generate`: all its pictures in one, no picture to score
+SHEET = "grid.png"  # of `triptych generate` and GenEval: pictures in one, no picture to score
 
 Source = str | Path | Iterable[Image.Image]
 """A folder of pictures, a folder or file of WebDataset shards, or the pictures themselves."""
@@ -104,9 +104,9 @@ def _from_folder(folder: Path) -> Iterator[Entry]:
     found = {
         path.relative_to(folder).as_posix()
         for path in folder.rglob("*")
-        if path.suffix.lower() in ENDINGS and not path.name.startswith(".")
+        if path.suffix.lower() in ENDINGS and path.name[0] != "." and path.name != SHEET
     }
-    keys = sorted((found | set(prompts)) - {SHEET})
+    keys = sorted(found | set(prompts))
     if not keys:
         raise UserError(f"{folder} holds no pictures ({', '.join(ENDINGS)}) and no .tar shards.")
     return (_entry(folder, key, prompts, known) for key in keys)
