@@ -196,11 +196,11 @@ def test_captions_beside_and_inside(tmp_path):
     from triptych.picture_settings import attach
 
     plain("red").save(tmp_path / "a.jpg")
-    (tmp_path / "a.txt").write_text("a red square\n")
+    (tmp_path / "a.txt").write_bytes(b"a red square \xff\n")
     attach(plain("blue"), {"prompt": "a blue square"}).save(tmp_path / "b.png")
     plain("green").save(tmp_path / "c.png")
     captions = [entry.caption for entry in read_pictures(tmp_path)]
-    assert captions == ["a red square", "a blue square", None]
+    assert captions == ["a red square \N{REPLACEMENT CHARACTER}", "a blue square", None]
 
 
 def test_shards_are_read_and_their_damage_named(tmp_path, shapes_folder):
@@ -238,6 +238,8 @@ def test_a_folder_of_damaged_pictures_is_refused(tmp_path):
     (tmp_path / "a.png").write_bytes(b"no picture")
     with pytest.raises(UserError, match="none of 1 pictures can be read"):
         extract(Colours(), read_pictures(tmp_path))
+    with pytest.raises(UserError, match="none of 0 pictures can be read"):
+        extract(Colours(), read_pictures([]))
 
 
 # --- feature spaces -------------------------------------------------------------------------------

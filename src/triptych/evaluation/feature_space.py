@@ -122,7 +122,8 @@ def extract(space: FeatureSpace, entries: Iterable[Entry], batch_size: int = 64)
             entry.picture = None
         kept += readable
     if not kept:
-        raise UserError(f"none of {len(left_out)} pictures can be read: {left_out[0].note}.")
+        why = f": {left_out[0].note}" if left_out else ""
+        raise UserError(f"none of {len(left_out)} pictures can be read{why}.")
     return Extracted(torch.cat(features), kept, left_out)
 
 

@@ -139,7 +139,7 @@ def _entry(
 
 def _caption_beside(path: Path) -> str | None:
     text = path.with_suffix(".txt")
-    return text.read_text(encoding="utf-8").strip() if text.is_file() else None
+    return text.read_text("utf-8", "replace").strip() if text.is_file() else None
 
 
 def _caption_inside(picture: Image.Image) -> str | None:
