@@ -1,0 +1,188 @@
+"""CLIP score against torchmetrics', diversity against its formula; what is left out is counted."""
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+from torchmetrics.functional.multimodal import clip_score as reference
+from torchvision.transforms.functional import pil_to_tensor
+from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
+
+from triptych.contracts import UserError
+from triptych.evaluation import clip_score, diversity
+from triptych.evaluation.feature_space import FeatureSpace
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+CAPTIONS = ["a red square", "blue", "something green", "a long and winding caption " * 3]
+
+
+@pytest.fixture(scope="module")
+def clip_folder(tmp_path_factory):
+    """A CLIP of random weights that reads 24 letters."""
+    folder = tmp_path_factory.mktemp("clip")
+    words = [*LETTERS, *(f"{letter}</w>" for letter in LETTERS), "<|startoftext|>", "<|endoftext|>"]
+    vocabulary = {word: number for number, word in enumerate(words)}
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    sizes |= {"num_attention_heads": 2, "projection_dim": 8}
+    text = {"vocab_size": len(words), "max_position_embeddings": 24}
+    text |= {"bos_token_id": len(words) - 2, "eos_token_id": len(words) - 1}
+    torch.manual_seed(0)
+    model = CLIPModel(
+        CLIPConfig(
+            text_config=sizes | text,
+            vision_config=sizes | {"image_size": 16, "patch_size": 8},
+            projection_dim=8,
+        )
+    )
+    model.save_pretrained(folder)
+    side = {"size": {"shortest_edge": 16}, "crop_size": {"height": 16, "width": 16}}
+    tokenizer = CLIPTokenizer(vocab=vocabulary, merges=[])
+    CLIPProcessor(CLIPImageProcessor(**side), tokenizer).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def judge(clip_folder):
+    return clip_score.ClipJudge(clip_folder)
+
+
+class Tensors:
+    """The model as torchmetrics expects it: before transformers 5 it gave plain tensors."""
+
+    def __init__(self, model):
+        self.model, self.config = model, model.config
+
+    def to(self, device):
+        return self
+
+    def get_image_features(self, pixels):
+        return self.model.get_image_features(pixels).pooler_output
+
+    def get_text_features(self, ids, mask):
+        return self.model.get_text_features(ids, mask).pooler_output
+
+
+def picture(number):
+    generator = torch.Generator().manual_seed(number)
+    pixels = torch.randint(0, 255, (20, 20 + number, 3), generator=generator, dtype=torch.uint8)
+    return Image.fromarray(pixels.numpy())
+
+
+def write(folder, captions):
+    lines = []
+    for number, caption in enumerate(captions):
+        picture(number).save(folder / f"{number}.png")
+        lines.append(json.dumps({"file": f"{number}.png", "prompt": caption}))
+    (folder / "results.jsonl").write_text("\n".join(lines))
+    return folder
+
+
+# --- CLIP score -----------------------------------------------------------------------------------
+
+
+def test_scores_are_those_of_torchmetrics(judge):
+    captions = CAPTIONS[:3]  # its own cut of long ones drops the end token, ours keeps it
+    marks = judge([picture(n) for n in range(3)], captions)
+    expected = [
+        reference(
+            pil_to_tensor(picture(n)), caption, lambda: (Tensors(judge.model), judge.processor)
+        )
+        for n, caption in enumerate(captions)
+    ]
+    assert len(set(marks.tolist())) > 1
+    torch.testing.assert_close(marks, torch.stack(expected).detach())
+
+
+def test_a_report_of_clip_scores(judge, tmp_path):
+    folder = write(tmp_path, CAPTIONS)
+    (folder / "1.png").write_bytes(b"no picture")
+    (folder / "2.png").unlink()
+    picture(9).save(folder / "9.png")
+    reports = [clip_score.score(folder, judge, batch_size) for batch_size in (1, 3)]
+    assert reports[0].scores["CLIP score"] == pytest.approx(reports[1].scores["CLIP score"])
+    report = reports[1]
+    assert report.counts == {
+        **{"asked": 5, "scored": 2, "missing": 1, "unreadable": 1, "without_caption": 1},
+        "cut_captions": 1,
+    }
+    assert [item["state"] for item in report.items] == [
+        *("scored", "unreadable", "missing", "scored", "without_caption")
+    ]
+    assert report.scores["CLIP score"] == pytest.approx(
+        sum(item["score"] for item in report.items if "score" in item) / 2
+    )
+    low, high = report.intervals["CLIP score"]
+    assert low <= report.scores["CLIP score"] <= high
+    report.page(tmp_path / "page.html")
+    assert (tmp_path / "page.html").read_text().count("<img") >= 2
+    assert set(json.loads(report.to_json())["sha256"]) == {"clip"}
+
+
+def test_pictures_without_captions_are_refused(judge):
+    with pytest.raises(UserError, match="none of the 2 pictures in pictures in memory"):
+        clip_score.score([picture(0), picture(1)], judge)
+
+
+def test_other_folders_are_no_clip(tmp_path):
+    with pytest.raises(UserError, match="is no folder with a CLIP model"):
+        clip_score.ClipJudge(tmp_path)
+
+
+# --- diversity ------------------------------------------------------------------------------------
+
+
+class Corner(FeatureSpace):
+    """The first pixel."""
+
+    label, settings = "corners", {}
+
+    def __call__(self, pictures):
+        return torch.tensor([p.getpixel((0, 0)) for p in pictures]).float()
+
+
+def coloured(folder, colours):
+    """Pictures by prompt -> colours, in a folder with its results.jsonl."""
+    lines = []
+    for prompt, number, colour in (
+        (p, n, c) for p, of in colours.items() for n, c in enumerate(of)
+    ):
+        name = f"{prompt}-{number}.png"
+        Image.new("RGB", (4, 4), colour).save(folder / name)
+        lines.append(json.dumps({"file": name, "prompt": prompt}))
+    (folder / "results.jsonl").write_text("\n".join(lines))
+    return folder
+
+
+def test_distance_is_over_pairs_of_different_pictures():
+    assert diversity.mean_distance(torch.eye(4)) == pytest.approx(1)
+    assert diversity.mean_distance(torch.ones(4, 3)) == pytest.approx(0)
+    three = torch.tensor([[1.0, 0.0], [2.0, 0.0], [0.0, 5.0]])
+    assert diversity.mean_distance(three) == pytest.approx(2 / 3)
+
+
+def test_diversity_of_prompts(tmp_path):
+    red, green, blue = (255, 0, 0), (0, 255, 0), (0, 0, 255)
+    folder = coloured(
+        tmp_path,
+        {"same": [red] * 3, "other": [red, green, blue], "single": [red], "two": [red] * 2},
+    )
+    (folder / "two-1.png").write_bytes(b"no picture")
+    report = diversity.score(folder, Corner(), batch_size=2)
+    assert report.scores == {"diversity": pytest.approx(0.5)}
+    assert report.numbers == {"diversity": 2}
+    assert report.counts == {
+        **{"asked": 9, "scored": 6, "missing": 0, "unreadable": 1, "without_prompt": 0},
+        **{"alone": 2, "prompts": 2},
+    }
+    by_key = {item["key"]: item for item in report.items}
+    assert by_key["other-0.png"]["score"] == pytest.approx(1)
+    assert by_key["two-0.png"]["state"] == "alone" and "score" not in by_key["two-0.png"]
+    low, high = report.intervals["diversity"]
+    assert low == pytest.approx(0) and high == pytest.approx(1)  # two prompts tell little
+
+
+def test_one_picture_a_prompt_is_refused(tmp_path):
+    folder = coloured(tmp_path, {"a": [(1, 2, 3)], "b": [(4, 5, 6)]})
+    with pytest.raises(UserError, match="no prompt has two pictures"):
+        diversity.score(folder, Corner())
