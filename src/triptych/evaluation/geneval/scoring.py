@@ -23,7 +23,7 @@ from triptych.evaluation.geneval.rules import OFFICIAL, Rules, objects_in, verdi
 from triptych.evaluation.intervals import bootstrap
 from triptych.evaluation.report import Report
 from triptych.evaluation.samples import SCORED, Sample, counts, opened, sizes
-from triptych.evaluation.shapes import wilson
+from triptych.evaluation.scoring import wilson
 
 
 def score(
