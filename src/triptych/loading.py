@@ -80,6 +80,11 @@ def _weight_file(path: Path) -> Source:
 
 def _checkpoint(path: Path, ema: bool) -> Source:
     """The checkpoint at `path`, or the newest in that folder, and the config.yaml of its run."""
+    if path.is_file() and path.suffix != ".ckpt":
+        raise UserError(
+            f"{path} is no model; give a preset, a model file (.yaml), a weight file "
+            "(.safetensors), a checkpoint (.ckpt) or a folder of one."
+        )
     checkpoint = path
     if path.is_dir() and not (path / "meta.pt").is_file():
         patterns = ("checkpoints/*.ckpt", "*/checkpoints/*.ckpt")

@@ -163,16 +163,22 @@ def refuse_special_tokens(text: str, where: str = "") -> None:
 def negative_ids(tokenizer) -> list[int]:
     """Ids of what the published decoder is guided away from: one space, outside of any chat."""
     return [
-        *tokenizer(" ", add_special_tokens=False)["input_ids"],
+        *_ids(tokenizer, " "),
         token_id(tokenizer, START_OF_IMAGE),
     ]
+
+
+def _ids(tokenizer, text: str) -> list[int]:
+    """Ids of a text in which special tokens are written out; not `verbose`, as whoever calls says
+    in a sentence of ours that a text is too long."""
+    return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
 
 
 def _picture_request(
     tokenizer, message: str, max_tokens: int, where: str, shown: str, template: Template
 ) -> list[int]:
     text = SYSTEM + user_turn(message) + (f"{IM_END}\n" if template.ends_answer else "")
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    ids = _ids(tokenizer, text)
     if len(ids) >= max_tokens and template.cut:
         ids = ids[: max_tokens - 1]
     ids = [*ids, token_id(tokenizer, START_OF_IMAGE)]
@@ -206,7 +212,7 @@ def conversation_ids(
     labels: list[int] = []
 
     def add(text: str, learned: bool) -> None:
-        new = tokenizer(text, add_special_tokens=False)["input_ids"]
+        new = _ids(tokenizer, text)
         ids.extend(new)
         labels.extend(new if learned else [IGNORED] * len(new))
 
@@ -259,11 +265,11 @@ def chat_ids(
             raise PromptError(f"message {number + 1} is empty; say something.", "message is empty")
         text += f"{IM_START}{role}\n"
         if role == "assistant":  # the model writes its answer from here on: no token spans this
-            ids += tokenizer(text, add_special_tokens=False)["input_ids"]
+            ids += _ids(tokenizer, text)
             text = ""
         text += f"{content}{IM_END}\n"
     text += f"{IM_START}assistant\n"
-    ids += tokenizer(text, add_special_tokens=False)["input_ids"]
+    ids += _ids(tokenizer, text)
     if len(ids) >= max_tokens:
         raise PromptError(
             f"the conversation has {len(ids)} tokens, the model takes {max_tokens} with its "
