@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from io import BytesIO
 
 import httpx
@@ -264,11 +265,13 @@ def test_what_runs_is_finished_at_a_signal(process):
         answer = httpx.post(f"{address}/v1/images/generations", json=body, timeout=60)
         statuses.append((answer.status_code, len(answer.json()["data"])))
 
-    # Of other settings, so that one waits while the other runs.
-    threads = [threading.Thread(target=ask, args=[steps]) for steps in (20, 21)]
-    for thread in threads:
-        thread.start()
+    # Of other settings, so that one waits while the other runs, which takes seconds. The first one
+    # itself waits for a moment: it must have begun before the queue is looked at.
+    threads = [threading.Thread(target=ask, args=[steps]) for steps in (120, 2)]
     with httpx.Client(base_url=address) as client:
+        threads[0].start()
+        time.sleep(1)
+        threads[1].start()
         until(lambda: "triptych_queue_length 1.0" in client.get("/metrics").text)
         running.send_signal(signal.SIGTERM)
     for thread in threads:
