@@ -283,3 +283,10 @@ def test_a_model_in_bfloat16_does_all_that_one_in_float32_does():
     difference = stacked([picture]) - stacked(pipe.reconstruct(picture))
     assert np.abs(difference).mean() < 20  # of 255: the decoder draws its picture anew
     assert pipe.edit(picture, "make the circle blue", steps=2)[0].size == picture.size
+
+
+def test_an_unknown_dtype_is_refused_before_anything_is_loaded():
+    with pytest.raises(
+        UserError, match="dtype is 'float7'; choose from float32, bfloat16, float16"
+    ):
+        UnifiedPipeline.from_pretrained("tiny", dtype="float7")

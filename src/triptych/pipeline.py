@@ -39,6 +39,7 @@ from triptych.streams import pieces
 from triptych.turns import require_room, take_turns
 from triptych.version import __version__
 
+DTYPES = ("float32", "bfloat16", "float16")
 PREVIEW_STEPS = 4  # of the decoder, where it has more
 
 
@@ -111,11 +112,13 @@ class UnifiedPipeline:
         where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         if dtype is None:
             dtype = torch.float32 if where.type == "cpu" else torch.bfloat16
-        dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+        dtype = str(dtype).removeprefix("torch.")
+        if dtype not in DTYPES:
+            raise UserError(f"dtype is {dtype!r}; choose from {', '.join(DTYPES)}.")
         flags = [*found.overrides, *overrides]
-        if dtype != torch.float32:  # weights are never held in float32 on their way
-            flags.append(f"--model.execution.frozen_dtype={str(dtype).removeprefix('torch.')}")
-        model = load_model(found.configs, flags, trained=found.trained).to(dtype)
+        if dtype != "float32":  # weights are never held in float32 on their way
+            flags.append(f"--model.execution.frozen_dtype={dtype}")
+        model = load_model(found.configs, flags, trained=found.trained).to(getattr(torch, dtype))
         if quantize is not None:
             quantize_part(model.understanding.understander, quantize)
         if compile:
@@ -170,15 +173,15 @@ class UnifiedPipeline:
         self.model.prompt_rows([*prompts, *([negative] if negative else [])])
         wanted = _wanted(prompts, images_per_prompt, seeds)
         settings = Settings(
-            steps,
-            guidance,
-            decoder_steps,
-            decoder_guidance,
-            negative or None,
-            batch_size,
-            sampler,
-            decoder_sampler,
-            guidance_interval,
+            steps=steps,
+            guidance=guidance,
+            decoder_steps=decoder_steps,
+            decoder_guidance=decoder_guidance,
+            negative=negative or None,
+            batch_size=batch_size,
+            sampler=sampler,
+            decoder_sampler=decoder_sampler,
+            guidance_interval=guidance_interval,
         )
         with self._turn, _sufficient_memory(batch_size):
             conditions = self._conditions(prompts, None, batch_size)
@@ -220,15 +223,15 @@ class UnifiedPipeline:
         size = self.model.preprocessing().understanding_size
         pictures = torch.stack([square(open_picture(image), size) for image in images])
         settings = Settings(
-            steps,
-            guidance,
-            decoder_steps,
-            decoder_guidance,
-            None,
-            batch_size,
-            sampler,
-            decoder_sampler,
-            guidance_interval,
+            steps=steps,
+            guidance=guidance,
+            decoder_steps=decoder_steps,
+            decoder_guidance=decoder_guidance,
+            negative=None,
+            batch_size=batch_size,
+            sampler=sampler,
+            decoder_sampler=decoder_sampler,
+            guidance_interval=guidance_interval,
         )
         with self._turn, _sufficient_memory(batch_size):
             conditions = self._conditions(instructions, pictures, batch_size)
