@@ -14,7 +14,7 @@ from triptych.serving.web.page import (
     Page,
     in_words,
     new_seed,
-    status,
+    until_stopped,
 )
 from triptych.serving.web.pictures import gallery_of, shown
 
@@ -69,17 +69,14 @@ def edit_tab(page: Page) -> None:
                 yield {seed_box: first, **changes}
 
     seed_box = seed
-    running = gr.on(
+    until_stopped(
         [run.click, instruction.submit],
+        stop,
         make,
         [picture, instruction, count, seed, fresh, *settings],
         [gallery, line, seed],
-        show_progress_on=line,
-        show_progress="minimal",
-        trigger_mode="multiple",  # "once" would wait for a call that was stopped
-        **ONE_AT_A_TIME,
+        line,
     )
-    stop.click(lambda: status(None, "stopped"), None, line, cancels=running, queue=False)
 
 
 def reconstruct_tab(page: Page) -> None:

@@ -9,11 +9,10 @@ import gradio as gr
 from triptych.serving.web.controls import arguments, seed_row, sliders
 from triptych.serving.web.page import (
     MOST_PICTURES,
-    ONE_AT_A_TIME,
     Page,
     in_words,
     new_seed,
-    status,
+    until_stopped,
 )
 from triptych.serving.web.pictures import gallery_of, shown
 
@@ -65,14 +64,11 @@ def generate_tab(page: Page) -> None:
                 yield {seed_box: first, **changes}
 
     seed_box = seed
-    running = gr.on(
+    until_stopped(
         [run.click, prompt.submit],
+        stop,
         make,
         [prompt, negative, count, seed, fresh, *settings],
         [gallery, line, seed],
-        show_progress_on=line,
-        show_progress="minimal",
-        trigger_mode="multiple",  # "once" would wait for a call that was stopped
-        **ONE_AT_A_TIME,
+        line,
     )
-    stop.click(lambda: status(None, "stopped"), None, line, cancels=running, queue=False)

@@ -8,10 +8,11 @@ import logging
 import re
 import secrets
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 from PIL import Image
@@ -106,3 +107,20 @@ def status(progress: Progress | None, done: str = "") -> str:
         f'<div class="status">{progress.stage}: step {progress.step} of {progress.steps}'
         f'<div class="bar"><div style="width:{share:.0%}"></div></div></div>'
     )
+
+
+def until_stopped(
+    triggers: list[Any], stop: gr.Button, make: Callable, inputs: list, outputs: list, line: Any
+) -> None:
+    """Let `triggers` start `make`, which tells on `line` how far it is, and `stop` end it."""
+    running = gr.on(
+        triggers,
+        make,
+        inputs,
+        outputs,
+        show_progress_on=line,
+        show_progress="minimal",
+        trigger_mode="multiple",  # "once" would wait for a call that was stopped
+        **ONE_AT_A_TIME,
+    )
+    stop.click(lambda: status(None, "stopped"), None, line, cancels=running, queue=False)
