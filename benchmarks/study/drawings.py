@@ -36,7 +36,7 @@ def curves(by_arm: Mapping[str, Sequence[Sequence[tuple[float, float]]]], below:
             points = " ".join(place(x, y) for x, y in run)
             parts.append(f"<polyline points='{points}' fill='none' stroke='{colour}'/>")
         x, y = WIDE - RIGHT + 14, TOP + 14 + 20 * row
-        parts.append(f"<text x='{x}' y='{y}' fill='{colour}'>{escape(arm)}</text>")
+        parts.append(f"<text x='{x}' y='{y}' style='fill: {colour}'>{escape(arm)}</text>")
     parts.append(f"<text x='{LEFT}' y='{HIGH - 10}' class='soft'>{escape(below)}</text>")
     return _svg(HIGH, parts)
 

@@ -18,7 +18,7 @@ from triptych.serving.page import STYLE
 
 MORE_STYLE = """
 svg { max-width: 100%; font-size: 13px; } svg text { fill: var(--ink); }
-svg text[fill] { fill: revert-layer; } svg .end { text-anchor: end; } svg .soft { fill: var(--soft); }
+svg .end { text-anchor: end; } svg .soft { fill: var(--soft); }
 svg .rule { stroke: var(--line); } svg .dot { fill: var(--ink); }
 svg .whisker { stroke: var(--ink); stroke-width: 1.5; fill: none; }
 svg polyline { stroke-width: 2; opacity: 0.8; }
@@ -166,7 +166,7 @@ def _cost(results: Mapping) -> str:
 def _sheets(results: Mapping) -> list[str]:
     """The first seed of each arm, and the shipped weights."""
     first = {row["arm"]: row["name"] for row in reversed(results["runs"])}
-    return [*first.values().__reversed__(), SHIPPED]
+    return [*(first[arm] for arm in results["arms"]), SHIPPED]
 
 
 def _sheet(name: str, runs: Path) -> str:

@@ -1,4 +1,4 @@
-"""What the finished runs say: means and intervals over seeds, and verdicts that follow from them."""
+"""What finished runs say: means and intervals over seeds, and verdicts that follow from them."""
 
 from __future__ import annotations
 
@@ -112,11 +112,10 @@ def spread(values: Sequence[float]) -> Spread:
 
 def judge(difference: Spread, expects: str) -> tuple[str, str]:
     """A verdict ("agrees", "disagrees" or "undecided") and why, from the interval alone."""
-    if not any(difference.values):
-        reason = "the two are equal in every seed"
-        return ("agrees" if expects == "same" else "disagrees"), reason
     if difference.interval is None:
         return "undecided", "one seed has no interval"
+    if not any(difference.values):
+        return ("agrees" if expects == "same" else "undecided"), "the two are equal in every seed"
     low, high = difference.interval
     if low == high:
         return "undecided", "all seeds differ by the same amount, which gives no interval"

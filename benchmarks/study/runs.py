@@ -39,6 +39,7 @@ def work(plan: Plan, runs: Sequence[Run], folder: Path, world: Path, jobs: int) 
         UserError: the folder holds another plan's runs, another process works there, or runs
             failed; all others are done then.
     """
+    folder, world = folder.absolute(), world.absolute()
     folder.mkdir(parents=True, exist_ok=True)
     with _alone(folder) as lock:
         keep_to(plan, folder)
@@ -167,8 +168,8 @@ def fit_arguments(plan: Plan, run: Run, folder: Path, world: Path) -> list[str]:
     settings = folder / "study.yaml"
     write_text(settings, yaml.safe_dump(_settings(plan, run, world)))
     configs = ["conf/base.yaml", "conf/model/tiny.yaml", f"conf/{run.arm.stage}.yaml"]
-    configs += ["conf/data/folder.yaml", str(settings.absolute())]
-    logger = ["--trainer.logger=CSVLogger", f"--trainer.logger.save_dir={folder.absolute().parent}"]
+    configs += ["conf/data/folder.yaml", str(settings)]
+    logger = ["--trainer.logger=CSVLogger", f"--trainer.logger.save_dir={folder.parent}"]
     return [
         "fit",
         *(word for config in configs for word in ("--config", config)),
@@ -193,8 +194,8 @@ def _settings(plan: Plan, run: Run, world: Path) -> dict:
         "triptych.callbacks.Evaluate": {"evaluator": evaluator, "every": every},
     }
     shards = {
-        "shards": str(world.absolute() / "train"),
-        "val_shards": str(world.absolute() / "eval"),
+        "shards": str(world / "train"),
+        "val_shards": str(world / "eval"),
     }
     return {
         "seed_everything": run.seed,
