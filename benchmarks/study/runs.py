@@ -26,6 +26,7 @@ from triptych.evaluation.report import write_text
 
 SCORES = "scores.json"
 SHIPPED = "shipped"  # the weights that come with the preset, scored like a run
+PYTHON = (sys.executable,)
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 
@@ -144,7 +145,7 @@ class _Workers:
         began = time.time()
         with (folder / "log.txt").open("a") as log:
             process = subprocess.Popen(
-                [sys.executable, *words],
+                [*PYTHON, *words],
                 cwd=ROOT,
                 env=os.environ | ONE_THREAD | {"PYTHONPATH": str(ROOT / "benchmarks")},
                 stdout=log,
