@@ -5,8 +5,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-from pathlib import Path
 
 import pytest
 from study import plan as planning
@@ -19,7 +19,6 @@ from triptych.contracts import UserError
 from triptych.prompts import generation_ids
 from triptych.shapes.shards import make_sample
 
-BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 SMALL = Plan(steps=2, seeds=(0,), images=6, prompts=6, each=2)
 
 
@@ -91,64 +90,61 @@ else:
     names = ("alignment", "understanding", "diversity_pixels", "diversity_features")
     (run / "scores.json").write_text(json.dumps({name: 0.5 for name in names}))
 """
-DRIVER = """
-import sys
-from pathlib import Path
-from study import runs
-from study.plan import Plan
-folder = Path(sys.argv[1])
-runs.PYTHON = (sys.executable, str(folder / "player.py"))
-plan = Plan(steps=2, seeds=(0,), images=6, prompts=6, each=2)
-runs.work(plan, plan.runs(), folder / "runs", folder, 2)
-"""
 
 
-def start(folder):
-    (folder / "player.py").write_text(PLAYER)
-    return subprocess.Popen(
-        [sys.executable, "-c", DRIVER, str(folder)],
-        env=os.environ | {"PYTHONPATH": str(BENCHMARKS)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+@pytest.fixture
+def player(tmp_path, monkeypatch):
+    """Its processes take the place of the real ones."""
+    (tmp_path / "player.py").write_text(PLAYER)
+    monkeypatch.setattr(runs, "PYTHON", (sys.executable, str(tmp_path / "player.py")))
 
 
-def wait_for(path):
-    for _ in range(600):
-        if path.exists():
-            return
-        time.sleep(0.1)
-    raise AssertionError(f"{path} never appeared")
+@pytest.fixture
+def interrupt():
+    """Ctrl-C, once a condition holds; heard also where tests run in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def later(condition):
+        while not condition():
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    yield lambda condition: threading.Thread(target=later, args=[condition], daemon=True).start()
+    signal.signal(signal.SIGINT, before)
 
 
-@pytest.mark.slow
-def test_a_study_that_is_ended_goes_on_and_repeats_nothing(tmp_path):
-    first = start(tmp_path)
-    wait_for(tmp_path / "runs/joint-0/begun")
-    wait_for(tmp_path / "runs/vae_flow-0/scores.json")
-    first.send_signal(signal.SIGINT)
-    assert first.wait(60) != 0
-    assert not (tmp_path / "runs/joint-0/scores.json").exists()
-    second = start(tmp_path)
-    assert second.wait(60) == 0, second.stdout.read()
-    for run in Plan(steps=2, seeds=(0,)).runs():
-        fits = [e for e in runs.noted(tmp_path / "runs" / run.name) if e["what"] == "fit"]
+def test_a_study_that_is_stopped_goes_on_and_repeats_nothing(tmp_path, player, interrupt):
+    found, folder = SMALL.runs(), tmp_path / "runs"
+    others = [run for run in found if run.name != "joint-0"]
+    interrupt(lambda: (folder / "joint-0/begun").exists() and len(runs.done(others, folder)) == 3)
+    began = time.time()
+    with pytest.raises(KeyboardInterrupt):
+        runs.work(SMALL, found, folder, tmp_path, 2)
+    assert time.time() - began < 30  # what was under way did not go on alone
+    assert runs.done(found, folder) == [run.name for run in others]
+    runs.work(SMALL, found, folder, tmp_path, 2)
+    for run in found:
+        fits = [entry for entry in runs.noted(folder / run.name) if entry["what"] == "fit"]
         assert len(fits) == (4 if run.name == "joint-0" else 2)  # begun, ended
-        assert (tmp_path / "runs" / run.name / "scores.json").exists()
+    assert len(runs.done(found, folder)) == 4
 
 
-def test_a_folder_holds_one_study_and_one_process(tmp_path):
+def test_a_training_that_was_left_behind_holds_the_folder(tmp_path):
+    with runs._alone(tmp_path) as lock:
+        left = subprocess.Popen(["sleep", "60"], pass_fds=[lock])
+    with pytest.raises(UserError, match="is at work"), runs._alone(tmp_path):
+        pass
+    left.kill()
+    left.wait()
+    with runs._alone(tmp_path):
+        pass
+
+
+def test_a_folder_holds_one_study(tmp_path):
     runs.keep_to(SMALL, tmp_path)
     runs.keep_to(Plan(steps=2, seeds=(0, 1), images=6, prompts=6, each=2), tmp_path)  # a seed more
     with pytest.raises(UserError, match="begun with other settings"):
         runs.keep_to(Plan(steps=3), tmp_path)
-    with (
-        runs._alone(tmp_path),
-        pytest.raises(UserError, match="is at work"),
-        runs._alone(tmp_path),
-    ):
-        pass
 
 
 def test_the_cost_of_what_was_cut_off_is_not_made_up(tmp_path):
