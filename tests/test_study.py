@@ -86,6 +86,8 @@ if words[1] == "triptych":
     (run / "version_0" / "weights.safetensors").touch()
 else:
     run = Path(words[3])
+    if (run / "broken").exists():
+        sys.exit(1)
     (run / "sheet.png").touch()
     names = ("alignment", "understanding", "diversity_pixels", "diversity_features")
     (run / "scores.json").write_text(json.dumps({name: 0.5 for name in names}))
@@ -127,6 +129,17 @@ def test_a_study_that_is_stopped_goes_on_and_repeats_nothing(tmp_path, player, i
         fits = [entry for entry in runs.noted(folder / run.name) if entry["what"] == "fit"]
         assert len(fits) == (4 if run.name == "joint-0" else 2)  # begun, ended
     assert len(runs.done(found, folder)) == 4
+
+
+def test_what_fails_is_named_and_stops_nothing_else(tmp_path, player):
+    found, folder = SMALL.runs(), tmp_path / "runs"
+    (folder / "clip_mse-0").mkdir(parents=True)
+    (folder / "clip_mse-0/broken").touch()
+    (folder / "joint-0").mkdir()
+    (folder / "joint-0/begun").touch()
+    with pytest.raises(UserError, match="clip_mse-0 failed, see log.txt"):
+        runs.work(SMALL, found, folder, tmp_path, 2)
+    assert runs.done(found, folder) == ["clip_flow-0", "vae_flow-0", "joint-0"]
 
 
 def test_a_training_that_was_left_behind_holds_the_folder(tmp_path):
