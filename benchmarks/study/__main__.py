@@ -21,8 +21,10 @@ from triptych.shapes.shards import ensure_shapes
 def main(arguments: list[str] | None = None) -> None:
     """Train and score what is left, then write the report."""
     parser = argparse.ArgumentParser(prog="make study", description=__doc__)
-    parser.add_argument("--steps", type=int, default=Plan.steps, help="of clip_flow; the others")
-    parser.add_argument("--seeds", type=int, nargs="+", default=list(Plan.seeds))
+    parser.add_argument("--steps", type=int, default=Plan.steps, help="of clip_flow")
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", default=list(Plan.seeds), help="of each arm"
+    )
     parser.add_argument("--runs", type=Path, default=Path("runs/study"), help="where it trains")
     parser.add_argument("--out", type=Path, default=Path("docs/study"), help="the report")
     parser.add_argument("--plan", action="store_true", help="print the runs and stop")
