@@ -44,7 +44,7 @@ ifneq ($(filter parity,$(MAKECMDGOALS)),)
   endif
 endif
 
-.PHONY: help setup $(STAGES) demo app pretrain-tiny parity bench bench-data bench-generate bench-serve torture test lint clean
+.PHONY: help setup $(STAGES) demo app pretrain-tiny parity bench bench-data bench-generate bench-serve torture study test lint clean
 
 help: ## Show this help
 	@grep -hE '^[a-z0-9-]+:.*## ' $(firstword $(MAKEFILE_LIST)) \
@@ -121,6 +121,9 @@ bench-serve: $(STAMP) ## Load the server for a minute, then send it nonsense; en
 
 torture: $(STAMP) ## Kill N training runs and compare each, resumed, with one left alone; ends with JSON
 	@.venv/bin/python benchmarks/torture.py --runs $(N) $(ARGS)
+
+study: $(STAMP) ## Repeat the paper's study in small, hours: ARGS="--plan" says how many; ARGS="--steps N"
+	@PYTHONPATH=benchmarks .venv/bin/python -m study $(ARGS)
 
 # In the order of names: by their number of tests, as xdist would, the longest files come last.
 test: lint ## Lint, then run the whole test suite

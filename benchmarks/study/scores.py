@@ -1,0 +1,105 @@
+"""Measures one model: alignment, diversity, understanding; and a sheet of samples.
+
+    python -m study.scores MODEL FOLDER IMAGES PROMPTS EACH
+
+writes FOLDER/scores.json, last of all, and FOLDER/sheet.png.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from itertools import combinations
+from pathlib import Path
+
+import numpy
+import torch
+from PIL import Image
+
+from triptych.evaluation.diversity import mean_distance
+from triptych.evaluation.feature_space import EncoderSpace
+from triptych.evaluation.report import write_text
+from triptych.evaluation.scoring import mean
+from triptych.evaluation.shapes import ShapeEval, examples, question_answering_score
+from triptych.modules import UnifiedModule
+from triptych.pipeline import UnifiedPipeline
+
+SHEET = 6  # captions on a sheet, one of each task
+APART = 1 << 30  # noises of other pictures than those that are scored for alignment
+
+
+def score(model: UnifiedModule, images: int, prompts: int, each: int, sheet: Path) -> dict:
+    """All scores of a model.
+
+    Args:
+        images: pictures of as many held-out captions for alignment, and pictures asked about.
+        prompts, each: captions, and pictures of each, for diversity.
+        sheet: where the first pictures of them are saved.
+    """
+    pictures = paint(model, prompts, each)
+    draw_sheet(pictures[:SHEET], sheet)
+    return {
+        "alignment": ShapeEval("eval", images)(model),
+        "understanding": question_answering_score(model, images),
+        "diversity_pixels": pixel_diversity(pictures),
+        "diversity_features": feature_diversity(pictures),
+    }
+
+
+def paint(model: UnifiedModule, prompts: int, each: int) -> numpy.ndarray:
+    """Several pictures of each caption, uint8 [prompts,each,48,48,3]."""
+    samples = examples("eval", prompts)
+    return numpy.stack(
+        [
+            model.generate(
+                [sample.caption] * each, seeds=[APART + number * each + n for n in range(each)]
+            )
+            .permute(0, 2, 3, 1)
+            .numpy()
+            for number, sample in enumerate(samples)
+        ]
+    )
+
+
+def pixel_diversity(pictures: numpy.ndarray) -> float:
+    """Mean absolute difference of pixels, from 0 to 1, over all pairs of pictures of a caption and
+    over captions: knows nothing of any representation.
+
+    Args:
+        pictures: uint8 [P,K,H,W,3].
+    """
+    as_real = pictures.astype(numpy.float64) / 255
+    return mean(
+        float(numpy.abs(first - second).mean())
+        for of_caption in as_real
+        for first, second in combinations(of_caption, 2)
+    )
+
+
+def feature_diversity(pictures: numpy.ndarray) -> float:
+    """Mean cosine distance in the shipped image encoder's grid of features, as `diversity.score`
+    has it: the features that two of the objectives generate."""
+    space = EncoderSpace(UnifiedPipeline.from_pretrained("tiny", device="cpu"), pool="grid")
+    return mean(
+        mean_distance(space([Image.fromarray(picture) for picture in of_caption]))
+        for of_caption in pictures
+    )
+
+
+def draw_sheet(pictures: numpy.ndarray, path: Path) -> None:
+    """A row for each caption: uint8 [P,K,H,W,3]."""
+    rows = [numpy.concatenate(list(of_caption), axis=1) for of_caption in pictures]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(numpy.concatenate(rows)).save(path)
+
+
+def main(words: list[str]) -> None:
+    torch.set_num_threads(1)
+    source, folder, numbers = words[0], Path(words[1]), [int(word) for word in words[2:]]
+    model = UnifiedPipeline.from_pretrained(source, device="cpu").model
+    found = score(model, *numbers, folder / "sheet.png")
+    write_text(folder / "scores.json", json.dumps(found, indent=1, allow_nan=False))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
