@@ -31,7 +31,7 @@ The folder is that of the original scorer, which reads it, too. A run that was s
 
 DPG = """\
   triptych eval dpg --from runs/mine --questions dpg_bench.csv --answers said.jsonl --out dpg.json
-  triptych eval dpg --limit 2 --generate-only --pictures out/grids
+  triptych eval dpg --from runs/mine --limit 2 --generate-only --pictures out/grids
   triptych eval dpg --images grids --questions dpg_bench.csv --judge-url http://127.0.0.1:8000/v1
 
 dpg_bench.csv is in the ELLA repository; it is asked for where grids are scored."""
