@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 from test_evaluation import Perfect
 
-from triptych.evaluation import evaluate_all, geneval
+from triptych.contracts import UserError
+from triptych.evaluation import FeatureDistance, evaluate_all, geneval
 from triptych.evaluation.comparison import short_names
 from triptych.evaluation.geneval import detection
 from triptych.evaluation.report import Report, flat, nested
@@ -75,6 +76,7 @@ def test_geneval_goes_on_where_it_was_stopped(triptych):
     assert len(triptych.loaded) == 2  # nothing was left: the model is not even read
 
 
+@pytest.mark.slow
 def test_a_killed_run_repeats_no_finished_picture(triptych):
     make = ["eval", "geneval", "--limit", "30", "-n", "1", *FEW, "--generate-only"]
     make += ["--pictures", "g", "--device", "cpu"]
@@ -191,14 +193,14 @@ def test_verdicts_add_up_to_the_scores_that_there_were():
 
 
 def test_scores_do_not_depend_on_processes_or_batches(pipe):
-    plan = Plan(images=3, per_caption=2, steps=1)
+    plan = Plan(images=2, per_caption=2, steps=1)
     whole = list(verdicts(pipe.model, plan))
     parts = [v for k in range(3) for v in verdicts(pipe.model, plan, (k, 3))]
     assert sorted(parts) == sorted(whole)
-    smaller = Plan(images=3, per_caption=2, steps=1, batch_size=2)
+    smaller = Plan(images=2, per_caption=2, steps=1, batch_size=1)
     assert sorted(verdicts(pipe.model, smaller)) == sorted(whole)
     assert report(parts, plan).to_json() == report(whole, plan).to_json()
-    assert report(whole, plan).numbers["shape_eval/mean"] == 6
+    assert report(whole, plan).numbers["shape_eval/mean"] == 4
 
 
 def test_copies_of_a_caption_are_the_pictures_of_later_seeds():
@@ -244,6 +246,24 @@ def test_fid_of_two_folders(triptych, shapes_folder):
     assert status == 0, err
     assert set(Report.load("f.json").scores) == {"FID", "KID"} and "FID" in out
     assert "not comparable" in out
+
+
+def test_fid_during_training_falls_as_pictures_become_true(pipe, shapes_folder):
+    def distance(**options):
+        evaluator = FeatureDistance(str(shapes_folder / "eval"), images=12, **options)
+        return evaluator(pipe.model)
+
+    good, again, poor = distance(steps=8), distance(steps=8), distance(steps=1, guidance=0.0)
+    assert good == again and set(good) == {"FID", "KID", "KID_low", "KID_high"}
+    assert good["FID"] < poor["FID"] and good["KID"] < poor["KID"]
+    assert pipe.model.training is False
+
+
+def test_fid_during_training_needs_pictures_with_captions(pipe, tmp_path):
+    for n in range(3):
+        Image.new("RGB", (48, 48)).save(tmp_path / f"{n}.png")
+    with pytest.raises(UserError, match="0 pictures with captions"):
+        FeatureDistance(str(tmp_path))(pipe.model)
 
 
 def test_understanding_says_what_it_would_run(triptych, monkeypatch):
