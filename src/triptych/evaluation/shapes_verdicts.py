@@ -55,8 +55,8 @@ class Plan:
     guidance: float | None = None
 
     def __post_init__(self) -> None:
-        if self.images < 1:
-            raise UserError(f"the shapes world is not scored on {self.images} images; give 1.")
+        if self.images < 2:  # chance is the picture of another caption
+            raise UserError(f"the shapes world cannot be scored on {self.images} image; give 2.")
 
     @property
     def sizes(self) -> dict[str, int]:
