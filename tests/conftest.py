@@ -1,5 +1,8 @@
 """What many tests read and none changes: a small shard folder, random weight files."""
 
+import io
+import sys
+
 import pytest
 
 
@@ -34,3 +37,39 @@ def tokenizer():
     from builders import understander
 
     return understander().tokenizer
+
+
+@pytest.fixture(scope="session")
+def pipe():
+    """The tiny preset; no test changes it."""
+    from triptych.pipeline import UnifiedPipeline
+
+    return UnifiedPipeline.from_pretrained("tiny", device="cpu")
+
+
+@pytest.fixture
+def triptych(pipe, monkeypatch, capsys, tmp_path):
+    """A function: runs a command in an empty folder -> (status, stdout, stderr), and counts."""
+    from triptych.cli import main
+    from triptych.pipeline import UnifiedPipeline
+
+    monkeypatch.chdir(tmp_path)
+    loaded = []
+
+    def load(*options, **more):
+        loaded.append((options, more))
+        return pipe
+
+    monkeypatch.setattr(UnifiedPipeline, "from_pretrained", load)
+
+    def run(*arguments, stdin=""):
+        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
+        status = 0
+        try:
+            main([str(argument) for argument in arguments])
+        except SystemExit as end:
+            status = end.code
+        return (status, *capsys.readouterr())
+
+    run.loaded = loaded
+    return run

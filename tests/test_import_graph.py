@@ -33,6 +33,7 @@ LAYERS = [
     ["evaluation", "serving", "budget"],
     ["data_features"],
     ["data_commands", "using"],
+    ["measuring"],
     ["commands", "lightning_cli", "pretrain"],
     ["cli"],
     ["__main__"],

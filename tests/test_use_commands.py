@@ -15,45 +15,12 @@ from PIL import Image
 
 from triptych.cli import main
 from triptych.picture_settings import settings_of
-from triptych.pipeline import UnifiedPipeline
 from triptych.using import processes
 from triptych.using.output import Job, Output
 
 ROOT = Path(__file__).parent.parent
 SAMPLES = ROOT / "docs" / "images" / "samples.png"
 FEW = ["--steps", "2", "--decoder-steps", "1"]
-
-
-@pytest.fixture(scope="module")
-def pipe():
-    return UnifiedPipeline.from_pretrained("tiny", device="cpu")
-
-
-@pytest.fixture
-def triptych(pipe, monkeypatch, capsys, tmp_path):
-    """A function: runs a command in an empty folder -> (status, stdout, stderr), and counts."""
-    monkeypatch.chdir(tmp_path)
-    loaded = []
-
-    def load(*options, **more):
-        loaded.append((options, more))
-        return pipe
-
-    monkeypatch.setattr(UnifiedPipeline, "from_pretrained", load)
-
-    def run(*arguments, stdin=""):
-        import io
-
-        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
-        status = 0
-        try:
-            main([str(argument) for argument in arguments])
-        except SystemExit as end:
-            status = end.code
-        return (status, *capsys.readouterr())
-
-    run.loaded = loaded
-    return run
 
 
 def lines(path):

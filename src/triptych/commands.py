@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from triptych.errors import UserError
+from triptych.measuring.command import evaluate
 from triptych.using.commands import chat, edit, generate, reconstruct
 
 TINY = ["conf/model/tiny.yaml"]
@@ -38,23 +39,6 @@ def _refuse_unknown(flags: list[str], parser: argparse.ArgumentParser) -> None:
     unknown = [flag for flag in flags if not flag.startswith("--model.")]
     if unknown:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
-
-
-def evaluate(arguments: list[str]) -> None:
-    """Scores of a model: triptych eval shapes --out scores.json"""
-    parser = _parser("eval", evaluate)
-    parser.add_argument("benchmark", choices=["shapes"])
-    parser.add_argument("--images", type=int, default=600, help="evaluation pictures")
-    parser.add_argument("--out", type=Path, help="JSON file; standard output always")
-    parsed, flags = parser.parse_known_args(arguments)
-    model = _load(parsed, flags, parser)
-    from triptych.evaluation.shapes import evaluate_all
-
-    text = json.dumps({"scores": evaluate_all(model, parsed.images)}, indent=1, sort_keys=True)
-    if parsed.out:
-        parsed.out.parent.mkdir(parents=True, exist_ok=True)
-        parsed.out.write_text(text)
-    print(text)
 
 
 def demo(arguments: list[str]) -> None:

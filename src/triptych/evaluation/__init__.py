@@ -1,6 +1,7 @@
 """Scores of a model: one file a benchmark."""
 
 from triptych.evaluation.edits import EditEval
+from triptych.evaluation.feature_distance import FeatureDistance
 from triptych.evaluation.shapes import ShapeEval, evaluate_all
 
-__all__ = ["EditEval", "ShapeEval", "evaluate_all"]
+__all__ = ["EditEval", "FeatureDistance", "ShapeEval", "evaluate_all"]

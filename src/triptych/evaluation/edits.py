@@ -59,7 +59,7 @@ class EditEval(Evaluator):
         ]
         share = mean(right)
         low, high = wilson(share, len(right))
-        return {**_by_kind(asked, right), "mean": share, "low": low, "high": high}
+        return {**by_kind(asked, right), "mean": share, "low": low, "high": high}
 
     def results(self, model: Any) -> numpy.ndarray:
         """The edited pictures, uint8 [N,48,48,3]."""
@@ -112,7 +112,8 @@ def other_edit(edit: Edit, number: int) -> Edit:
     return EDITS[edit.kind](edit.source, numpy.random.default_rng([WORLD_SEED, number]))
 
 
-def _by_kind(asked: Sequence[Edit], right: Sequence[bool]) -> dict[str, float]:
+def by_kind(asked: Sequence[Edit], right: Sequence[bool]) -> dict[str, float]:
+    """The share of right ones of each kind that is there."""
     shares = {}
     for kind in EDITS:
         of_kind = [each for each, edit in zip(right, asked, strict=True) if edit.kind == kind]

@@ -36,7 +36,8 @@ class Report:
     benchmark: str
     """Its name, and its protocol where there are several."""
     scores: dict[str, float]
-    """By name. A score over no items at all is left out, never 0."""
+    """By name. A score over no items at all is left out, never 0. "GROUP/NAME" is one of a group,
+    which is an object of its own in the JSON."""
     judged_by: str
     """Who decided: detector, judge, checker; two reports by different judges do not compare."""
     intervals: dict[str, Interval] = field(default_factory=dict)
@@ -57,6 +58,7 @@ class Report:
             UserError: an input of the settings is gone.
         """
         whole = asdict(replace(self, settings=_plain(self.settings)))
+        whole["scores"] = nested(self.scores)
         whole["versions"] = {"triptych": __version__} | {name: _version(name) for name in LIBRARIES}
         whole["sha256"] = {
             name: sha256(value) for name, value in self.settings.items() if isinstance(value, Path)
@@ -77,9 +79,10 @@ class Report:
         try:
             read = json.loads(Path(path).read_text(encoding="utf-8"))
             kept = {name: read[name] for name in cls.__dataclass_fields__}
+            kept["scores"] = flat(kept["scores"])
         except FileNotFoundError as error:
             raise UserError(f"the report {path} does not exist; check the path.") from error
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(
                 f"{path} is no report ({error!r}); give a file that an evaluation wrote."
             ) from error
@@ -118,6 +121,29 @@ class Report:
         folder = Path(self.settings.get("folder", "."))
         page = render(self.benchmark, judged, rows, self.items, folder, _plain(self.settings))
         write_text(Path(path), page)
+
+
+def nested(scores: Mapping[str, float]) -> dict[str, Any]:
+    """{"a/b": 1} as {"a": {"b": 1}}."""
+    found: dict[str, Any] = {}
+    for name, score in scores.items():
+        *groups, last = name.split("/")
+        place = found
+        for group in groups:
+            place = place.setdefault(group, {})
+        place[last] = score
+    return found
+
+
+def flat(scores: Mapping[str, Any]) -> dict[str, float]:
+    """{"a": {"b": 1}} as {"a/b": 1}."""
+    found: dict[str, float] = {}
+    for name, value in scores.items():
+        if isinstance(value, Mapping):
+            found |= {f"{name}/{rest}": score for rest, score in flat(value).items()}
+        else:
+            found[name] = value
+    return found
 
 
 def sha256(path: Path) -> str:

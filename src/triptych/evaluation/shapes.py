@@ -199,11 +199,16 @@ def question_answering_score(
 
 def score_answers(asked: Sequence[Asked], given: Sequence[str]) -> dict[str, float]:
     """The share of right answers by type of question, and the "mean" over all questions."""
-    right = defaultdict(list)
-    for turn, answer in zip(asked, given, strict=True):
-        right[turn.type].append(answer_is_right(answer, turn.answer))
-    scores = {name: mean(right[name]) for name in sorted(right)}
-    return scores | {"mean": mean(each for of_type in right.values() for each in of_type)}
+    pairs = zip(asked, given, strict=True)
+    return by_type(asked, [answer_is_right(answer, turn.answer) for turn, answer in pairs])
+
+
+def by_type(asked: Sequence[Asked], right: Sequence[bool]) -> dict[str, float]:
+    """The share of `right` by type of question, and the "mean" over all questions."""
+    of_type = defaultdict(list)
+    for turn, each in zip(asked, right, strict=True):
+        of_type[turn.type].append(each)
+    return {name: mean(of_type[name]) for name in sorted(of_type)} | {"mean": mean(right)}
 
 
 def chance(images: int = 240, split: str = "eval") -> dict[str, Any]:

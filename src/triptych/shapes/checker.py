@@ -161,7 +161,7 @@ def shape_eval(pictures: Sequence[numpy.ndarray], requests: Sequence[Request]) -
     Tasks without a request are left out.
     """
     right = [check(picture, request) for picture, request in zip(pictures, requests, strict=True)]
-    return _by_task(right, requests)
+    return by_task(right, requests)
 
 
 def chance_levels(
@@ -176,10 +176,10 @@ def chance_levels(
     for i, request in enumerate(requests):
         others = scenes[:i] + scenes[i + 1 :]
         rates.append(sum(s is not None and satisfies(s, request) for s in others) / len(others))
-    return _by_task(rates, requests)
+    return by_task(rates, requests)
 
 
-def _by_task(scores: Sequence[float], requests: Sequence[Request]) -> dict[str, float]:
+def by_task(scores: Sequence[float], requests: Sequence[Request]) -> dict[str, float]:
     """The mean score of each task that is there, in the order of TASKS, and their "mean"."""
     means = {}
     for task in (*TASKS, "description"):

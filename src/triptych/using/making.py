@@ -57,6 +57,7 @@ def make_all(
     check: Callable[[Any], None],
     make: Make,
     stdin: str | None = None,
+    sheet: bool = True,
 ) -> None:
     """Make those of `jobs` that are not done, and tell of each: its path, a tab, its text.
 
@@ -64,11 +65,12 @@ def make_all(
         check: refuses, by the loaded model, what cannot be made, before anything is.
         make: makes the pictures of one batch.
         stdin: what was read of it, for processes that read it again.
+        sheet: whether the folder gets a grid.png.
 
     Raises:
         UserError: something is wrong with what is asked, with the folder, or with a shard.
     """
-    output = Output(parsed.out or Path("out", command, folder_name(jobs)), jobs)
+    output = Output(parsed.out or Path("out", command, folder_name(jobs)), jobs, sheet)
     part, parts = parsed.shard
     mine = jobs[part::parts]
     left = output.left(mine)

@@ -14,16 +14,24 @@ from triptych.errors import UserError
 SETTINGS = ("steps", "guidance", "decoder_steps", "decoder_guidance", "sampler", "decoder_sampler")
 
 
-def parser_of(name: str, description: str, examples: str) -> argparse.ArgumentParser:
-    """A parser with the flags that say which model, and where it runs."""
+def parser_of(
+    name: str, description: str, examples: str, model: bool = True
+) -> argparse.ArgumentParser:
+    """A parser, with the flags that say which model, and where it runs, where there is a model."""
+    flags = "Any --model.x=y flag of `triptych fit` may follow.\n\n" if model else ""
     parser = argparse.ArgumentParser(
         prog=f"triptych {name}",
         description=description,
-        epilog=f"Any --model.x=y flag of `triptych fit` may follow.\n\nexamples:\n{examples}",
+        epilog=f"{flags}examples:\n{examples}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    model = parser.add_argument_group("which model")
+    if model:
+        _add_model(parser.add_argument_group("which model"))
+    return parser
+
+
+def _add_model(model: argparse._ArgumentGroup) -> None:
     model.add_argument(
         "--from",
         dest="source",
@@ -45,7 +53,6 @@ def parser_of(name: str, description: str, examples: str) -> argparse.ArgumentPa
         "--low-memory", action="store_true", help="panels are on the device only while they work"
     )
     model.add_argument("--quantize", choices=["4bit", "8bit"], help="the language model's weights")
-    return parser
 
 
 def add_sampling(parser: argparse.ArgumentParser) -> None:
@@ -61,10 +68,15 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
 
 def add_output(parser: argparse.ArgumentParser, folder: str) -> None:
     """The flags of what is written, and by how many."""
-    parser.add_argument("--seed", type=natural, default=0, help="of the first picture; then +1")
     parser.add_argument(
         "-o", "--out", type=Path, help=f"folder; default one in {folder} for each thing asked"
     )
+    add_parts(parser, "of the first picture; then +1")
+
+
+def add_parts(parser: argparse.ArgumentParser, seed: str) -> None:
+    """The flags of how much is made at once, and by how many; `seed` says what that is of."""
+    parser.add_argument("--seed", type=natural, default=0, help=seed)
     parser.add_argument(
         "--batch-size", type=positive, default=16, help="pictures at once; default %(default)s"
     )
@@ -82,10 +94,11 @@ def parse(
 ) -> tuple[argparse.Namespace, list[str]]:
     """What was given, and the --model.x=y flags."""
     parsed, flags = parser.parse_known_intermixed_args(arguments)
-    unknown = [flag for flag in flags if not flag.startswith("--model.")]
+    named = "source" in parsed
+    unknown = [flag for flag in flags if not (named and flag.startswith("--model."))]
     if unknown:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
-    if parsed.config and (parsed.ema or parsed.source != "tiny"):
+    if named and parsed.config and (parsed.ema or parsed.source != "tiny"):
         parser.error("--config names the model, and so do --from and --ema; give one of them.")
     return parsed, flags
 

@@ -47,13 +47,14 @@ class Output:
     Args:
         folder: made with the first picture.
         jobs: all pictures of the command, those of other shards too.
+        sheet: whether there is a grid.png of them; other people's scorers take it for a picture.
 
     Raises:
         UserError: the folder cannot be written to, or two pictures have one name.
     """
 
-    def __init__(self, folder: Path, jobs: Sequence[Job]) -> None:
-        self.folder, self.jobs = folder, list(jobs)
+    def __init__(self, folder: Path, jobs: Sequence[Job], sheet: bool = True) -> None:
+        self.folder, self.jobs, self.sheet = folder, list(jobs), sheet
         files = [job.file for job in self.jobs]
         if len(set(files)) < len(files):
             twice = next(file for file in files if files.count(file) > 1)
@@ -101,8 +102,8 @@ class Output:
 
     def save(self, job: Job, picture: Image.Image, settings: dict[str, Any]) -> Path:
         """Write a picture, whole or not at all, with its settings inside."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / job.file
+        path.parent.mkdir(parents=True, exist_ok=True)
         attach(picture, {**settings, "id": job.id, "asked": job.asked})
         written(path, lambda unfinished: picture.save(unfinished, "PNG"))
         return path
@@ -119,8 +120,9 @@ class Output:
             written(
                 self.folder / "results.jsonl", lambda path, text=text: path.write_text(text, "utf8")
             )
-            sheet = _sheet(ready[:SHOWN], self.folder)
-            written(self.folder / "grid.png", lambda path, sheet=sheet: sheet.save(path, "PNG"))
+            if self.sheet:
+                sheet = _sheet(ready[:SHOWN], self.folder)
+                written(self.folder / "grid.png", lambda path, sheet=sheet: sheet.save(path, "PNG"))
             if len(again := self._ready()) == len(ready):
                 return
             ready = again

@@ -35,6 +35,7 @@ def score(
     tile: int | None = None,
     grid: int = GRID,
     answers: str | Path | None = None,
+    limit: int | None = None,
 ) -> Report:
     """DPG of a finished folder: the share of propositions that hold, and of yes by category.
 
@@ -50,12 +51,13 @@ def score(
         tile: side of a tile in pixels; None takes what most pictures have.
         grid: 1 where each prompt has a single picture.
         answers: file that remembers what the judge said: a scoring that was stopped goes on.
+        limit: only so many prompts, the first ones.
 
     Raises:
         UserError: a file is missing, or lacks questions about some prompts.
     """
     folder, prompts, questions = Path(folder), Path(prompts), Path(questions)
-    entries, asked = read_prompts(prompts), read_questions(questions)
+    entries, asked = read_prompts(prompts)[:limit], read_questions(questions)
     if lacking := [e["item_id"] for e in entries if str(e["item_id"]) not in asked]:
         raise UserError(
             f"{questions} asks nothing about {len(lacking)} of {len(entries)} prompts, such as "
@@ -92,6 +94,7 @@ def score(
         {
             "folder": str(folder),
             "prompts": prompts,
+            "limit": limit,
             "questions": questions,
             "tile": tile,
             "grid": grid,

@@ -33,6 +33,7 @@ def score(
     prompts: str | Path = PACKAGED,
     images_per_prompt: int = IMAGES_PER_PROMPT,
     rules: Rules = OFFICIAL,
+    limit: int | None = None,
 ) -> Report:
     """GenEval of a finished folder: the share of right pictures by task, and the mean of tasks.
 
@@ -43,13 +44,14 @@ def score(
         folder: as `layout` describes it.
         prompts: what it was made from.
         images_per_prompt: how many pictures each prompt should have.
+        limit: only so many prompts, the first ones.
 
     Raises:
         UserError: the prompt file is missing or asks for what the detector does not know, the
             folder is missing or was made from other prompts.
     """
     folder, prompts = Path(folder), Path(prompts)
-    entries = read_prompts(prompts)
+    entries = read_prompts(prompts)[:limit]
     _check_classes(entries, detector)
     samples = read_folder(folder, entries, images_per_prompt)
     for entry, some in zip(entries, samples, strict=True):
@@ -71,6 +73,7 @@ def score(
             "folder": str(folder),
             "prompts": prompts,
             "images_per_prompt": images_per_prompt,
+            "limit": limit,
             "rules": asdict(rules),
             "sizes": sizes(flat),
         },

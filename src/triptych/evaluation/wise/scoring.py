@@ -26,6 +26,7 @@ def score(
     protocol: Protocol,
     instructions: str | Path | None = None,
     answers: str | Path | None = None,
+    limit: int | None = None,
 ) -> Report:
     """WISE of a finished folder: the mean score by category, and their weighted sum.
 
@@ -36,12 +37,13 @@ def score(
         instructions: file with what the judge is told; None takes our own words, which give
             another scale than the published ones.
         answers: file that remembers what the judge said: nothing is paid twice.
+        limit: only so many prompts, those of the smallest numbers.
 
     Raises:
         UserError: a file or the folder is missing or of another shape.
     """
     folder = Path(folder)
-    known = read_prompts(prompts, protocol)
+    known = dict(list(read_prompts(prompts, protocol).items())[:limit])
     told = protocol.instructions if instructions is None else read_instructions(instructions)
     samples = read_folder(folder, known)
     memory = Answers(answers)
@@ -66,6 +68,7 @@ def score(
         {
             "folder": str(folder),
             **inputs,
+            "limit": limit,
             "instructions": told if instructions is None else Path(instructions),
             "judge": judge.settings(),
             "sizes": sizes(samples),

@@ -1,0 +1,36 @@
+"""How the pictures that a report is about were made, as they themselves say."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from triptych.contracts import UserError
+from triptych.evaluation.report import Report
+from triptych.picture_settings import settings_of
+
+OF_A_PICTURE = ("prompt", "seed", "id")
+
+
+def add_provenance(report: Report) -> None:
+    """Add each picture's seeds to its item, and to the settings how many were made how.
+
+    settings["made"] is [{"pictures": N, ...settings of the pipeline}], one for each way that there
+    is; pictures that were not made by triptych say nothing, and are counted as such.
+    """
+    ways: dict[str, dict[str, Any]] = {}
+    for item in report.items:
+        if item["state"] != "scored" or "picture" not in item:
+            continue
+        try:
+            made = settings_of(Path(report.settings["folder"]) / item["picture"])
+        except UserError:
+            made = {"unknown": "the picture does not say"}
+        asked = made.pop("asked", {})
+        if seeds := asked.get("seeds") or [made[name] for name in ("seed",) if name in made]:
+            item["seeds"] = seeds
+        way = {name: value for name, value in made.items() if name not in OF_A_PICTURE}
+        counted = ways.setdefault(json.dumps(way, sort_keys=True), {"pictures": 0, **way})
+        counted["pictures"] += 1
+    report.settings["made"] = list(ways.values())

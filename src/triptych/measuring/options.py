@@ -1,0 +1,95 @@
+"""What the benchmarks' flags have in common, and what becomes of a report."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from triptych.using.options import positive
+
+if TYPE_CHECKING:
+    from triptych.evaluation.judges import Judge
+    from triptych.evaluation.report import Report
+
+QWEN = "Qwen/Qwen2.5-VL-7B-Instruct"
+
+
+def add_report(parser: argparse.ArgumentParser) -> None:
+    """The flags of what is written."""
+    parser.add_argument("--out", type=Path, metavar="FILE", help="the report, as JSON")
+    parser.add_argument("--page", type=Path, metavar="FILE", help="the report, as an HTML page")
+
+
+def add_pictures(parser: argparse.ArgumentParser, name: str) -> None:
+    """The flags of where the pictures of a benchmark are, and of how much of it is done."""
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument(
+        "--images", type=Path, metavar="DIR", help="score the pictures that are in this folder"
+    )
+    where.add_argument(
+        "--pictures",
+        type=Path,
+        metavar="DIR",
+        default=Path("out", name),
+        help="folder to make them in; what is done there is not done again; default %(default)s",
+    )
+    parser.add_argument("--generate-only", action="store_true", help="make them, score nothing")
+    parser.add_argument("--limit", type=positive, metavar="N", help="the first N prompts alone")
+
+
+def add_judge(parser: argparse.ArgumentParser, default: str | None) -> None:
+    """The flags of who answers questions about pictures."""
+    judge = parser.add_argument_group("who judges")
+    shown = f"; default {default}" if default else ""
+    judge.add_argument(
+        "--judge",
+        metavar="MODEL",
+        default=default,
+        help=f"folder, name on the hub, or its name at --judge-url{shown}",
+    )
+    judge.add_argument(
+        "--judge-url", metavar="URL", help="endpoint that speaks OpenAI's; key: OPENAI_API_KEY"
+    )
+    judge.add_argument(
+        "--answers", type=Path, metavar="FILE", help="remembers them: nothing is asked twice"
+    )
+
+
+def judge_of(parsed: argparse.Namespace) -> Judge:
+    """The judge that was named.
+
+    Raises:
+        UserError: there is no such model.
+    """
+    if parsed.judge_url:
+        from triptych.evaluation.endpoint import EndpointJudge
+
+        return EndpointJudge(parsed.judge_url, parsed.judge)
+    import torch
+
+    from triptych.evaluation.model_judges import QwenJudge
+
+    device = device_of(parsed)
+    return QwenJudge(parsed.judge, device, torch.float32 if device == "cpu" else torch.bfloat16)
+
+
+def device_of(parsed: argparse.Namespace) -> str:
+    """Where judges compute: --device, else the first GPU if there is one."""
+    import torch
+
+    return parsed.device or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def hand_out(report: Report, parsed: argparse.Namespace) -> None:
+    """Write what was asked for, and print the table."""
+    write(report, parsed)
+    print(report.table())
+
+
+def write(report: Report, parsed: argparse.Namespace) -> None:
+    """The files that were asked for."""
+    if parsed.out:
+        report.save(parsed.out)
+    if parsed.page:
+        report.page(parsed.page)

@@ -1,0 +1,98 @@
+"""`triptych eval shapes`: every score of the shapes world."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from triptych.measuring.options import add_report, write
+from triptych.using.making import bar
+from triptych.using.options import add_parts, load, number, parse, parser_of, positive
+from triptych.using.processes import run_shards, without
+
+if TYPE_CHECKING:
+    from triptych.evaluation.report import Report
+    from triptych.evaluation.shapes_verdicts import Plan, Verdict
+
+EXAMPLES = """\
+  triptych eval shapes --out scores.json
+  triptych eval shapes --from runs/tiny/stage2 --ema -n 4 --processes 2 --out scores.json
+  triptych eval shapes --images 12 --pictures out/shapes --page shapes.html
+
+Scores are the same on every run, whatever the number of processes."""
+
+
+def shapes(arguments: list[str]) -> None:
+    """The shapes world: held-out captions, reconstructions, questions and edits"""
+    parser = parser_of("eval shapes", "Score a model on the shapes world.", EXAMPLES)
+    add_report(parser)
+    parser.add_argument(
+        "--images", type=positive, default=600, help="captions; default %(default)s"
+    )
+    parser.add_argument(
+        "-n", "--per-caption", type=positive, default=1, help="pictures for each caption"
+    )
+    parser.add_argument(
+        "--pictures", type=Path, metavar="DIR", help="keep the pictures here; the page shows them"
+    )
+    parser.add_argument("--steps", type=positive, help="of the generator of features")
+    parser.add_argument("--guidance", type=number, help="how closely it follows the text")
+    add_parts(parser, "of the noise that pictures start from")
+    parser.set_defaults(batch_size=64)
+    parsed, flags = parse(parser, arguments)
+    from triptych.evaluation.shapes_verdicts import Plan, report
+
+    names = ("images", "per_caption", "seed", "batch_size", "steps", "guidance")
+    plan = Plan(**{name: getattr(parsed, name) for name in names})
+    found = _found(parsed, flags, arguments, plan)
+    if parsed.shard != (0, 1):  # one of several processes: whoever started it adds them up
+        return
+    whole = report(found, plan, parsed.pictures)
+    from triptych.using.options import model_of
+
+    whole.settings |= model_of(parsed, flags)
+    write(whole, parsed)
+    _show(whole)
+
+
+def _found(
+    parsed: argparse.Namespace, flags: list[str], arguments: Sequence[str], plan: Plan
+) -> list[Verdict]:
+    """All verdicts, by one process or several; a shard prints its own, one a line."""
+    from triptych.evaluation.shapes_verdicts import keep_in, verdicts
+
+    total = sum(len(numbers) for _, _, numbers in plan.work())
+    found: list[Any] = []
+    with bar(total, 0) as advance:
+        if parsed.processes > 1:
+
+            def told(line: str) -> None:
+                found.append(tuple(json.loads(line)))
+                advance(1)
+
+            rest = without(arguments, "--processes")
+            run_shards("eval", ["shapes", *rest], parsed.processes, None, told)
+            return found
+        model = load(parsed, flags).model
+        keep = keep_in(parsed.pictures) if parsed.pictures else None
+        for verdict in verdicts(model, plan, parsed.shard, keep):
+            found.append(verdict)
+            advance(1)
+            if parsed.shard != (0, 1):
+                print(json.dumps(verdict), flush=True)
+    return found
+
+
+def _show(whole: Report) -> None:
+    """The scores as JSON on standard output, for programs; the table on standard error."""
+    import sys
+
+    from triptych.evaluation.report import nested
+
+    own = {name: score for name, score in whole.scores.items() if not name.startswith("chance/")}
+    print(replace(whole, scores=own).table(), file=sys.stderr)
+    print(json.dumps({"scores": nested(whole.scores)}, indent=1, sort_keys=True))
