@@ -109,6 +109,27 @@ def test_the_optimizer_remembers_nothing_of_what_is_frozen(weights, samples):
     assert all(p.ndim < 2 for p in vectors["params"])
 
 
+def test_parts_may_learn_at_rates_of_their_own(weights):
+    model = unified("joint", weights=weights)
+    model.configure_model()
+    rates = {"understanding": 1e-4, "*.embed_tokens.*": 1e-5}
+    optimizer = make_optimizer(model, Optimization(lr=1e-3, rates=rates))
+    rate_of = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    found = {name: rate_of.pop(id(p)) for name, p in model.named_parameters() if id(p) in rate_of}
+    assert found.keys() == model.trained and not rate_of
+    for name, rate in found.items():
+        expected = 1e-3 if name.startswith("generation") else 1e-4
+        assert rate == (1e-5 if "embed_tokens" in name else expected)
+    assert set(found.values()) == {1e-3, 1e-4, 1e-5}
+
+
+def test_a_rate_of_what_does_not_train_is_refused(weights):
+    model = unified("stage2", weights=weights)
+    model.configure_model()
+    with pytest.raises(UserError, match="rates, of what trains: 'understanding' matches no"):
+        make_optimizer(model, Optimization(rates={"understanding": 1e-4}))
+
+
 def test_learning_rate_warms_up_then_falls_to_its_end():
     settings = Optimization(lr=1e-3, final_lr=1e-5, warmup=0.1)
     factors = [learning_rate_factor(step, 100, settings) for step in range(101)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Literal
 
@@ -30,10 +30,16 @@ class Optimization:
     eps: float = 1e-8
     weight_decay: float = 0.0
     schedule: Literal["cosine", "constant"] = "cosine"
+    rates: dict[str, float] = field(default_factory=dict)
+    """Parts that learn at a rate of their own: a pattern as in `trains`, and its peak instead of
+    `lr`, on the same schedule. Where several match a parameter, the last one counts."""
 
 
-def selected(names: Iterable[str], patterns: Iterable[str]) -> set[str]:
+def selected(names: Iterable[str], patterns: Iterable[str], option: str = "trains") -> set[str]:
     """The names under one of the patterns: a module path ("generation") or a glob ("*.dit.*").
+
+    Args:
+        option: where the patterns are from, for the message.
 
     Raises:
         UserError: a pattern matches nothing, so that a misspelling never freezes in silence.
@@ -47,7 +53,7 @@ def selected(names: Iterable[str], patterns: Iterable[str]) -> set[str]:
         if not found:
             tops = sorted({name.split(".")[0] for name in names})
             raise UserError(
-                f"trains: {pattern!r} matches no parameter; the model's parts are {tops}."
+                f"{option}: {pattern!r} matches no parameter; the model's parts are {tops}."
             )
         chosen |= found
     return chosen
@@ -80,11 +86,25 @@ def frozen_modules(module: nn.Module) -> list[nn.Module]:
 
 
 def make_optimizer(module: nn.Module, settings: Optimization) -> torch.optim.AdamW:
-    """AdamW over what trains; weight decay on matrices only. Fused where the device has it."""
-    trained = [p for p in module.parameters() if p.requires_grad]
+    """AdamW over what trains; weight decay on matrices only. Fused where the device has it.
+
+    Raises:
+        UserError: one of `settings.rates` is of nothing that trains.
+    """
+    trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    rates = dict.fromkeys(trained, settings.lr)
+    for pattern, rate in settings.rates.items():
+        rates |= dict.fromkeys(selected(trained, [pattern], "rates, of what trains"), rate)
     groups = [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": settings.weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+        {
+            "params": [
+                p for name, p in trained.items() if rates[name] == rate and (p.ndim >= 2) == matrices
+            ],
+            "weight_decay": settings.weight_decay if matrices else 0.0,
+            "lr": rate,
+        }
+        for rate in dict.fromkeys([settings.lr, *settings.rates.values()])
+        for matrices in (True, False)
     ]
     return torch.optim.AdamW(
         [group for group in groups if group["params"]],
