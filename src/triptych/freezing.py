@@ -98,7 +98,9 @@ def make_optimizer(module: nn.Module, settings: Optimization) -> torch.optim.Ada
     groups = [
         {
             "params": [
-                p for name, p in trained.items() if rates[name] == rate and (p.ndim >= 2) == matrices
+                parameter
+                for name, parameter in trained.items()
+                if rates[name] == rate and (parameter.ndim >= 2) == matrices
             ],
             "weight_decay": settings.weight_decay if matrices else 0.0,
             "lr": rate,
