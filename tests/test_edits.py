@@ -11,7 +11,7 @@ from PIL import Image
 
 from triptych.contracts import UserError
 from triptych.data_modules import EditsDataModule, ShardFolder
-from triptych.evaluation.edits import EditEval, edits
+from triptych.evaluation.edits import edit_for, edits
 from triptych.pipeline import UnifiedPipeline
 from triptych.shapes.captions import is_evaluation_scene
 from triptych.shapes.checker import check, satisfies
@@ -211,7 +211,7 @@ def test_a_batch_of_captions_and_edits_is_one_step(pipe, folder, tmp_path):
 
 def test_edits_are_scored_on_what_the_pipeline_makes(pipe):
     asked = edits(3)
-    results = EditEval(3, steps=2).results(pipe.model)
+    results = edit_for(pipe.model, edits(3), steps=2)
     sources = [Image.fromarray(draw(edit.source)) for edit in asked]
     made = pipe.edit(sources, [edit.instruction for edit in asked], seeds=0, steps=2)
     assert numpy.array_equal(results, numpy.stack([numpy.asarray(picture) for picture in made]))

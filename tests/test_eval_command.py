@@ -11,10 +11,11 @@ from PIL import Image
 from test_evaluation import Perfect
 
 from triptych.contracts import UserError
-from triptych.evaluation import FeatureDistance, evaluate_all, geneval
+from triptych.evaluation import EditEval, FeatureDistance, ShapeEval, geneval
 from triptych.evaluation.comparison import short_names
 from triptych.evaluation.geneval import detection
 from triptych.evaluation.report import Report, flat, nested
+from triptych.evaluation.shapes import question_answering_score
 from triptych.evaluation.shapes_verdicts import Plan, interval, report, verdicts
 from triptych.measuring.understanding import read_results
 from triptych.picture_settings import settings_of
@@ -184,10 +185,13 @@ def test_what_is_wrong_is_one_sentence(arguments, said, triptych):
 # --- shapes ---------------------------------------------------------------------------------------
 
 
-def test_verdicts_add_up_to_the_scores_that_there_were():
+def test_verdicts_add_up_to_what_the_evaluators_say():
     plan = Plan(images=12)
     whole = report(list(verdicts(Perfect(12), plan)), plan)
-    assert nested(whole.scores) == evaluate_all(Perfect(12), 12)
+    scores = nested(whole.scores)
+    assert scores["shape_eval"] == ShapeEval(images=12)(Perfect(12))
+    assert scores["edits"] == EditEval(images=12)(Perfect(12))
+    assert scores["question_answering"] == question_answering_score(Perfect(12), 12)
     assert whole.intervals["shape_eval/mean"] == pytest.approx((0.757, 1.0), abs=1e-3)
     assert whole.numbers["question_answering/mean"] == 24
 

@@ -53,27 +53,38 @@ class EditEval(Evaluator):
 
     def __call__(self, model: Any) -> dict[str, float]:
         asked = edits(self.images)
-        right = [
-            check(picture, edit.request)
-            for picture, edit in zip(self.results(model), asked, strict=True)
-        ]
+        options = (self.batch_size, self.seed, self.steps, self.guidance)
+        results = edit_for(model, asked, *options)
+        right = [check(each, edit.request) for each, edit in zip(results, asked, strict=True)]
         share = mean(right)
         low, high = wilson(share, len(right))
         return {**by_kind(asked, right), "mean": share, "low": low, "high": high}
 
-    def results(self, model: Any) -> numpy.ndarray:
-        """The edited pictures, uint8 [N,48,48,3]."""
-        asked = edits(self.images)
-        return to_arrays(
-            model.edit(
-                to_tensor([draw(asked[n].source) for n in numbers]),
-                [asked[n].instruction for n in numbers],
-                seeds=[self.seed * SEEDS + n for n in numbers],
-                steps=self.steps,
-                guidance=self.guidance,
-            )
-            for numbers in batches(len(asked), self.batch_size)
+
+def edit_for(
+    model: Any,
+    asked: Sequence[Edit],
+    batch_size: int = 64,
+    seed: int = 0,
+    steps: int | None = None,
+    guidance: float | None = None,
+    first: int = 0,
+) -> numpy.ndarray:
+    """The edited pictures, uint8 [N,48,48,3].
+
+    Args:
+        first: number of the first edit; their noise follows from `seed` and their numbers.
+    """
+    return to_arrays(
+        model.edit(
+            to_tensor([draw(asked[n].source) for n in numbers]),
+            [asked[n].instruction for n in numbers],
+            seeds=[seed * SEEDS + first + n for n in numbers],
+            steps=steps,
+            guidance=guidance,
         )
+        for numbers in batches(len(asked), batch_size)
+    )
 
 
 @lru_cache(maxsize=4)

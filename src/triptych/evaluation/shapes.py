@@ -19,7 +19,6 @@ from typing import Any, Literal
 import numpy
 
 from triptych.contracts import Evaluator, UserError
-from triptych.evaluation.edits import EditEval, edit_chance
 from triptych.evaluation.scoring import (
     SEEDS,
     WORLD_SEED,
@@ -29,7 +28,7 @@ from triptych.evaluation.scoring import (
     to_tensor,
 )
 from triptych.shapes.captions import Request, request_of
-from triptych.shapes.checker import answer_is_right, chance_levels, check, shape_eval
+from triptych.shapes.checker import answer_is_right, chance_levels, shape_eval
 from triptych.shapes.questions import questions
 from triptych.shapes.shards import make_sample
 from triptych.shapes.world import Scene, draw
@@ -133,12 +132,17 @@ def generate_for(
     seed: int = 0,
     steps: int | None = None,
     guidance: float | None = None,
+    first: int = 0,
 ) -> numpy.ndarray:
-    """One picture for each caption: uint8 [N,48,48,3]."""
+    """One picture for each caption: uint8 [N,48,48,3].
+
+    Args:
+        first: number of the first sample; their noise follows from `seed` and their numbers.
+    """
     return to_arrays(
         model.generate(
             [samples[n].caption for n in numbers],
-            seeds=[seed * SEEDS + n for n in numbers],
+            seeds=[seed * SEEDS + first + n for n in numbers],
             steps=steps,
             guidance=guidance,
         )
@@ -147,13 +151,13 @@ def generate_for(
 
 
 def reconstruct_for(
-    model: Any, samples: Sequence[Example], batch_size: int = 64, seed: int = 0
+    model: Any, samples: Sequence[Example], batch_size: int = 64, seed: int = 0, first: int = 0
 ) -> numpy.ndarray:
-    """The true pictures through encoder and decoder: uint8 [N,48,48,3]."""
+    """The true pictures through encoder and decoder: uint8 [N,48,48,3]; see `generate_for`."""
     return to_arrays(
         model.reconstruct(
             to_tensor([samples[n].picture for n in numbers]),
-            seeds=[seed * SEEDS + n for n in numbers],
+            seeds=[seed * SEEDS + first + n for n in numbers],
         )
         for numbers in batches(len(samples), batch_size)
     )
@@ -175,17 +179,6 @@ def answers_for(
 
 
 # --- scores ---------------------------------------------------------------------------------------
-
-
-def reconstruction_score(model: Any, images: int = 240, batch_size: int = 64) -> float:
-    """The share of reconstructions in which every shape, its look, its place and the background
-    are those of the original."""
-    samples = examples("eval", images)
-    pictures = reconstruct_for(model, samples, batch_size)
-    return mean(
-        check(picture, request_of(sample.scene))
-        for picture, sample in zip(pictures, samples, strict=True)
-    )
 
 
 def question_answering_score(
@@ -232,25 +225,3 @@ def _most_frequent(asked: Sequence[Asked]) -> list[str]:
     for turn in asked:
         counts[turn.type][turn.answer] += 1
     return [counts[turn.type].most_common(1)[0][0] for turn in asked]
-
-
-def evaluate_all(
-    model: Any,
-    images: int = 240,
-    batch_size: int = 64,
-    seed: int = 0,
-    steps: int | None = None,
-    guidance: float | None = None,
-) -> dict[str, Any]:
-    """Every score of the shapes world, with `images` pictures for each (`EDITS` edits at most), and
-    chance beside it."""
-    edited = min(images, EDITS)
-    options = (images, seed, batch_size, steps, guidance)
-    return {
-        "shape_eval": ShapeEval("eval", *options)(model),
-        "shape_eval_unseen": ShapeEval("unseen", *options)(model),
-        "reconstruction": reconstruction_score(model, images, batch_size),
-        "question_answering": question_answering_score(model, images, batch_size),
-        "edits": EditEval(edited, *options[1:])(model),
-        "chance": {**chance(images), "edits": edit_chance(edited)},
-    }

@@ -15,22 +15,23 @@ import numpy
 from PIL import Image
 
 from triptych.contracts import UserError
-from triptych.evaluation.edits import by_kind, edit_chance, edits
+from triptych.evaluation.edits import by_kind, edit_chance, edit_for, edits
 from triptych.evaluation.intervals import bootstrap
-from triptych.evaluation.report import Report
-from triptych.evaluation.scoring import SEEDS, batches, mean, to_arrays, to_tensor, wilson
+from triptych.evaluation.report import Report, nested
+from triptych.evaluation.scoring import batches, mean, wilson
 from triptych.evaluation.shapes import (
     EDITS,
-    LONGEST_ANSWER,
     QUESTIONS_PER_PICTURE,
+    answers_for,
     ask_about,
     by_type,
     chance,
     examples,
+    generate_for,
+    reconstruct_for,
 )
 from triptych.shapes.captions import request_of
 from triptych.shapes.checker import answer_is_right, by_task, check
-from triptych.shapes.world import draw
 
 SPLITS = {"shape_eval": "eval", "shape_eval_unseen": "unseen"}
 """Score -> the captions that it is about."""
@@ -154,6 +155,12 @@ def report(found: Sequence[Verdict], plan: Plan, folder: Path | None = None) -> 
     )
 
 
+def evaluate_all(model: Any, images: int = 240, batch_size: int = 64) -> dict[str, Any]:
+    """Every score of the shapes world, and chance beside it; nested dicts."""
+    plan = Plan(images, batch_size=batch_size)
+    return nested(report(list(verdicts(model, plan)), plan).scores)
+
+
 def interval(groups: Sequence[Sequence[Sequence[float]]]) -> tuple[float, float]:
     """The 95% interval of the mean of group means; see `report`.
 
@@ -209,35 +216,25 @@ def _flat(name: str, value: Any) -> dict[str, float]:
 # --- one batch ------------------------------------------------------------------------------------
 
 
-def _seeds(plan: Plan, copy: int, numbers: range) -> list[int]:
-    return [(plan.seed + copy) * SEEDS + n for n in numbers]
-
-
 def _generated(
     model: Any, plan: Plan, score: str, copy: int, numbers: range, keep: Keep | None
 ) -> list[bool]:
-    samples = examples(SPLITS[score], plan.images)
-    made = model.generate(
-        [samples[n].caption for n in numbers],
-        seeds=_seeds(plan, copy, numbers),
-        steps=plan.steps,
-        guidance=plan.guidance,
-    )
-    pictures = to_arrays([made])
+    samples = examples(SPLITS[score], plan.images)[numbers.start : numbers.stop]
+    options = (len(numbers), plan.seed + copy, plan.steps, plan.guidance, numbers.start)
+    pictures = generate_for(model, samples, *options)
     if keep is not None:
         for n, picture in zip(numbers, pictures, strict=True):
             keep(score, copy, n, picture)
-    return [check(p, samples[n].request) for n, p in zip(numbers, pictures, strict=True)]
+    return [check(p, sample.request) for p, sample in zip(pictures, samples, strict=True)]
 
 
 def _reconstructed(
     model: Any, plan: Plan, score: str, copy: int, numbers: range, keep: Keep | None
 ) -> list[bool]:
-    samples = examples("eval", plan.images)
+    samples = examples("eval", plan.images)[numbers.start : numbers.stop]
     # their noise does not depend on the plan's seed: it is of what the encoder keeps
-    made = model.reconstruct(to_tensor([samples[n].picture for n in numbers]), seeds=list(numbers))
-    pictures = to_arrays([made])
-    wanted = (request_of(samples[n].scene) for n in numbers)
+    pictures = reconstruct_for(model, samples, len(numbers), first=numbers.start)
+    wanted = (request_of(sample.scene) for sample in samples)
     return [check(picture, request) for picture, request in zip(pictures, wanted, strict=True)]
 
 
@@ -246,11 +243,7 @@ def _answered(
 ) -> list[bool]:
     samples = examples("eval", plan.images)
     turns = ask_about(samples)[numbers.start : numbers.stop]
-    given = model.answer(
-        to_tensor([samples[turn.number].picture for turn in turns]),
-        [turn.question for turn in turns],
-        max_new_tokens=LONGEST_ANSWER,
-    )
+    given = answers_for(model, samples, turns, len(numbers))
     return [answer_is_right(g, turn.answer) for g, turn in zip(given, turns, strict=True)]
 
 
@@ -258,11 +251,6 @@ def _edited(
     model: Any, plan: Plan, score: str, copy: int, numbers: range, keep: Keep | None
 ) -> list[bool]:
     asked = edits(plan.sizes["edits"])[numbers.start : numbers.stop]
-    made = model.edit(
-        to_tensor([draw(edit.source) for edit in asked]),
-        [edit.instruction for edit in asked],
-        seeds=_seeds(plan, 0, numbers),
-        steps=plan.steps,
-        guidance=plan.guidance,
-    )
-    return [check(p, edit.request) for p, edit in zip(to_arrays([made]), asked, strict=True)]
+    options = (len(numbers), plan.seed, plan.steps, plan.guidance, numbers.start)
+    results = edit_for(model, asked, *options)
+    return [check(each, edit.request) for each, edit in zip(results, asked, strict=True)]
