@@ -27,14 +27,26 @@ table { max-width: none; }
 """
 
 CANNOT_SAY = """
-This is a small model (a language model of five layers, pictures of 48 pixels) in a drawn world, at
-a small part of the training that the shipped weights had: what differs here may not differ at the
-size of the paper, and the other way round. Its image encoder was trained on this very world; its
-width, its rates and its distribution of noise levels were chosen for clip_flow, and the other arms
-take them as they are. VAE latents are put to the DiT four positions a token, so that all
-arms have as many tokens. FID and judgements by people, which the paper also goes by, are not
-measured. Intervals are of Student's t over seeds, differences are between runs of equal seed, and
-nothing is corrected for there being several comparisons.
+<ul>
+<li>This is a small model (a language model of five layers, pictures of 48 pixels) in a drawn world,
+at a small part of the training that the shipped weights had: what differs here may not differ at
+the size of the paper, and the other way round. The curves still rise at their ends, so these are
+differences in how fast, not in how far.</li>
+<li>Its image encoder was trained on this very world. Its width, its rates and its distribution of
+noise levels were chosen for clip_flow, and the other arms take them as they are: that may be to
+the disadvantage of each of them.</li>
+<li>VAE latents are put to the DiT four positions a token, so that all arms have as many
+tokens.</li>
+<li>All arms begin with the shipped language model, which has learned to answer questions. The
+joint arm goes on training it, on questions and captions, while queries and DiT learn to draw: at
+equal FLOPs they see fewer captions than those of the other arms, whose language model is frozen.
+The two effects, fewer captions and a moving language model, are not told apart. Queries and DiT
+learn at the same rate in all arms; the language model's own was not searched for. Joint training
+from a language model that has learned nothing was not tried.</li>
+<li>FID and judgements by people, which the paper also goes by, are not measured.</li>
+<li>Intervals are of Student's t over seeds, differences are between runs of equal seed, and
+nothing is corrected for there being several comparisons.</li>
+</ul>
 """
 
 
@@ -60,11 +72,11 @@ def render(results: Mapping, runs: Path) -> str:
 <p>{escape(about)}</p>
 {unfinished}
 <h2>The paper's findings, and what is measured here</h2>
-<p>After the study of BLIP3-o (arXiv 2505.09568). A verdict follows from the interval alone:
-undecided where it includes no difference.</p>
+<p>After the study of BLIP3-o (arXiv 2505.09568), in our words. A verdict follows from the
+interval alone: undecided where it includes no difference.</p>
 {findings_table(results)}
 <h2>What this cannot say</h2>
-<p>{CANNOT_SAY}</p>
+{CANNOT_SAY}
 <h2>Prompt alignment while training</h2>
 {_curves(results)}
 {"".join(_bars(results, measure) for measure in MEASURES)}
