@@ -47,6 +47,49 @@ def pipe():
     return UnifiedPipeline.from_pretrained("tiny", device="cpu")
 
 
+@pytest.fixture(scope="session")
+def clip_folder(tmp_path_factory):
+    """A CLIP of random weights that reads 24 letters."""
+    import torch
+    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
+
+    folder = tmp_path_factory.mktemp("clip")
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    words = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    vocabulary = {word: number for number, word in enumerate(words)}
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    sizes |= {"num_attention_heads": 2, "projection_dim": 8}
+    text = {"vocab_size": len(words), "max_position_embeddings": 24}
+    text |= {"bos_token_id": len(words) - 2, "eos_token_id": len(words) - 1}
+    torch.manual_seed(0)
+    model = CLIPModel(
+        CLIPConfig(
+            text_config=sizes | text,
+            vision_config=sizes | {"image_size": 16, "patch_size": 8},
+            projection_dim=8,
+        )
+    )
+    model.save_pretrained(folder)
+    side = {"size": {"shortest_edge": 16}, "crop_size": {"height": 16, "width": 16}}
+    tokenizer = CLIPTokenizer(vocab=vocabulary, merges=[])
+    CLIPProcessor(CLIPImageProcessor(**side), tokenizer).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def inception_file(tmp_path_factory):
+    """Random weights in the layout of the file that torch-fidelity publishes."""
+    import torch
+
+    from triptych.evaluation.inception import Inception
+
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("inception") / "weights.pth"
+    tensors = Inception().network.state_dict()
+    torch.save(tensors | {"fc.weight": torch.zeros(1008, 2048), "fc.bias": torch.zeros(1008)}, path)
+    return path
+
+
 @pytest.fixture
 def triptych(pipe, monkeypatch, capsys, tmp_path):
     """A function: runs a command in an empty folder -> (status, stdout, stderr), and counts."""

@@ -252,6 +252,27 @@ def test_fid_of_two_folders(triptych, shapes_folder):
     assert "not comparable" in out
 
 
+def test_fid_of_other_networks(triptych, tmp_path, inception_file, clip_folder):
+    for name, colours in {"made": ("red", "lime", "navy"), "true": ("red", "pink", "blue")}.items():
+        (tmp_path / name).mkdir()
+        for colour in colours:
+            Image.new("RGB", (20, 20), colour).save(tmp_path / name / f"{colour}.png")
+            (tmp_path / name / f"{colour}.txt").write_text(f"it is {colour}")
+    (tmp_path / "made" / "lime.txt").unlink()
+    networks = ("--inception", inception_file, "--clip", clip_folder)
+    asked = ("eval", "fid", "--pictures", "made", "--reference", "true", *networks)
+    status, out, err = triptych(*asked, "--out", "f.json")
+    assert status == 0, err
+    found = Report.load("f.json")
+    assert set(found.scores) == {"FID", "KID", "CLIP score"}
+    assert found.numbers["CLIP score"] == 2 and found.counts["without_caption"] == 1
+    assert clip_folder.name in found.judged_by and "not comparable" in out
+    assert not triptych.loaded  # no model is needed
+
+    status, _, err = triptych(*asked[:-1], tmp_path)
+    assert status == 1 and str(tmp_path) in err.strip().splitlines()[-1]
+
+
 def test_fid_during_training_falls_as_pictures_become_true(pipe, shapes_folder):
     def distance(**options):
         evaluator = FeatureDistance(str(shapes_folder / "eval"), images=12, **options)

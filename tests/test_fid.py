@@ -12,7 +12,6 @@ from torchmetrics.image.kid import poly_mmd
 from triptych.contracts import UserError
 from triptych.evaluation import fid
 from triptych.evaluation.feature_space import EncoderSpace, FeatureSpace, InceptionSpace, extract
-from triptych.evaluation.inception import Inception
 from triptych.evaluation.picture_sources import read_pictures
 
 
@@ -243,15 +242,6 @@ def test_a_folder_of_damaged_pictures_is_refused(tmp_path):
 
 
 # --- feature spaces -------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def inception_file(tmp_path_factory):
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("inception") / "weights.pth"
-    tensors = Inception().network.state_dict()
-    torch.save(tensors | {"fc.weight": torch.zeros(1008, 2048), "fc.bias": torch.zeros(1008)}, path)
-    return path
 
 
 def test_inception_features_of_pictures_of_any_size(inception_file):

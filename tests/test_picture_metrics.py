@@ -7,39 +7,12 @@ import torch
 from PIL import Image
 from torchmetrics.functional.multimodal import clip_score as reference
 from torchvision.transforms.functional import pil_to_tensor
-from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
 
 from triptych.contracts import UserError
 from triptych.evaluation import clip_score, diversity
 from triptych.evaluation.feature_space import FeatureSpace
 
-LETTERS = "abcdefghijklmnopqrstuvwxyz"
 CAPTIONS = ["a red square", "blue", "something green", "a long and winding caption " * 3]
-
-
-@pytest.fixture(scope="module")
-def clip_folder(tmp_path_factory):
-    """A CLIP of random weights that reads 24 letters."""
-    folder = tmp_path_factory.mktemp("clip")
-    words = [*LETTERS, *(f"{letter}</w>" for letter in LETTERS), "<|startoftext|>", "<|endoftext|>"]
-    vocabulary = {word: number for number, word in enumerate(words)}
-    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
-    sizes |= {"num_attention_heads": 2, "projection_dim": 8}
-    text = {"vocab_size": len(words), "max_position_embeddings": 24}
-    text |= {"bos_token_id": len(words) - 2, "eos_token_id": len(words) - 1}
-    torch.manual_seed(0)
-    model = CLIPModel(
-        CLIPConfig(
-            text_config=sizes | text,
-            vision_config=sizes | {"image_size": 16, "patch_size": 8},
-            projection_dim=8,
-        )
-    )
-    model.save_pretrained(folder)
-    side = {"size": {"shortest_edge": 16}, "crop_size": {"height": 16, "width": 16}}
-    tokenizer = CLIPTokenizer(vocab=vocabulary, merges=[])
-    CLIPProcessor(CLIPImageProcessor(**side), tokenizer).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -185,7 +185,7 @@ def _picture_request(
     if len(ids) > max_tokens:
         raise PromptError(
             f"the prompt{where} has {len(ids)} tokens, the model takes {max_tokens}; "
-            f"shorten it: {shown[:60]!r}.",
+            f"shorten it: {shown[:60]!r}; or raise max_tokens of the understanding panel.",
             "prompt is too long for the model",
         )
     return ids

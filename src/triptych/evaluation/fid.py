@@ -176,16 +176,21 @@ def kernel_interval(made: Tensor, true: Tensor, settings: KidSettings) -> tuple[
         + _mean_within(made, weights[1])
         - 2 * _sum_across(true, made, *weights) / (len(true) * len(made))
     )
-    low, high = numpy.nanpercentile(draws.numpy(), [2.5, 97.5])  # nan: one picture was all draws
+    low, high = numpy.nanpercentile(draws.numpy(), [2.5, 97.5])
     return float(low), float(high)
 
 
 def _mean_within(features: Tensor, weights: Tensor) -> Tensor:
-    """Weighted mean of the kernel over pairs of different pictures; weights [R,N] -> [R]."""
+    """Weighted mean of the kernel over pairs of different pictures; weights [R,N] -> [R].
+
+    nan where one picture was drawn every time: there are no such pairs.
+    """
     total = _sum_across(features, features, weights, weights)
     square = weights.square()
     own = (features.square().sum(1) / features.shape[1] + 1) ** 3  # poly_kernel of each with itself
-    return (total - square @ own) / (len(features) ** 2 - square.sum(1))
+    pairs = len(features) ** 2 - square.sum(1)
+    # by comparison: rounding can leave the sum that is divided by 0 a little off 0
+    return torch.where(pairs > 0, (total - square @ own) / pairs, torch.nan)
 
 
 def _sum_across(first: Tensor, second: Tensor, rows: Tensor, columns: Tensor) -> Tensor:

@@ -151,7 +151,7 @@ def report(found: Sequence[Verdict], plan: Plan, folder: Path | None = None) -> 
         },
         counts={"asked": len(found), "scored": len(found)},
         settings={**asdict(replace(plan)), **({"folder": str(folder)} if folder else {})},
-        items=_items(ordered, folder),
+        items=_items(ordered, plan.images, folder),
     )
 
 
@@ -195,13 +195,13 @@ def _runs(values: Sequence[bool], length: int) -> list[list[float]]:
     return [floats[at : at + length] for at in range(0, len(floats), length)]
 
 
-def _items(ordered: Sequence[Verdict], folder: Path | None) -> list[dict[str, Any]]:
+def _items(ordered: Sequence[Verdict], images: int, folder: Path | None) -> list[dict[str, Any]]:
     """One a picture for a caption."""
     found = []
     for score, copy, number, right in ordered:
         if score in SPLITS:
             file = picture_file(score, copy, number)
-            prompt = examples(SPLITS[score], number + 1)[number].caption
+            prompt = examples(SPLITS[score], images)[number].caption
             item = {"key": file.removesuffix(".png"), "prompt": prompt, "state": "scored"}
             found.append(item | {"score": float(right)} | ({"picture": file} if folder else {}))
     return found
