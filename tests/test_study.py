@@ -89,15 +89,14 @@ else:
     if (run / "broken").exists():
         sys.exit(1)
     (run / "sheet.png").touch()
-    names = ("alignment", "understanding", "diversity_pixels", "diversity_features")
-    (run / "scores.json").write_text(json.dumps({name: 0.5 for name in names}))
+    (run / "scores.json").write_text(json.dumps({name: 0.5 for name in MEASURES}))
 """
 
 
 @pytest.fixture
 def player(tmp_path, monkeypatch):
     """Its processes take the place of the real ones."""
-    (tmp_path / "player.py").write_text(PLAYER)
+    (tmp_path / "player.py").write_text(f"MEASURES = {list(reading.MEASURES)}\n{PLAYER}")
     monkeypatch.setattr(runs, "PYTHON", (sys.executable, str(tmp_path / "player.py")))
 
 
@@ -181,7 +180,7 @@ def test_a_run_by_the_real_command_line_and_its_report(tmp_path, shapes_folder):
     assert scores["understanding"] == found["shipped"]["understanding"]
     assert 0 < scores["diversity_pixels"]["mean"] < 1
     page = (tmp_path / "out/index.html").read_text()
-    assert page.count("<svg") == 5 and page.count("data:image/png") == 2
+    assert page.count("<svg") == 7 and page.count("data:image/png") == 2
     assert "vae_flow-0" in (tmp_path / "out/runs.csv").read_text()
 
 
@@ -248,3 +247,18 @@ def test_diversity_in_pixels():
     black, white = numpy.zeros((4, 4, 3), "uint8"), numpy.full((4, 4, 3), 255, "uint8")
     assert pixel_diversity(numpy.stack([[black, black], [white, white]])) == 0
     assert pixel_diversity(numpy.stack([[black, white], [white, white]])) == 0.5
+
+
+def test_true_pictures_are_clear_and_find_themselves():
+    import numpy
+    from study.scores import clear, retrieval
+
+    from triptych.evaluation.shapes import examples
+
+    true = [each.picture for each in examples("eval", 6)]
+    pictures = numpy.stack([[picture, picture] for picture in true])
+    assert clear(pictures) == 1.0 == retrieval(pictures, true)
+    assert retrieval(pictures[[1, 0, 2, 3, 4, 5]], true) == 4 / 6
+    pictures[0, 0] //= 2  # no background of that colour
+    pictures[1, 1] = pictures[1, 1, 0, 0]  # plain
+    assert clear(pictures) == 10 / 12

@@ -22,6 +22,9 @@ STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228
 
 MEASURES = {
     "alignment": "ShapeEval, held-out captions: share of pictures right",
+    "retrieval": "prompt alignment without all or nothing: share of pictures whose nearest true "
+    "picture, of all captions', is their own caption's",
+    "clear": "quality: share of pictures that show shapes and nothing that is none",
     "diversity_pixels": "diversity in pixels: mean absolute difference, 0 to 1",
     "diversity_features": "diversity in the image encoder's features: cosine distance, 0 to 2",
     "understanding": "question answering: share of answers right",
@@ -59,8 +62,20 @@ FINDINGS = (
         "vae_flow",
     ),
     Finding(
+        "The same, without all or nothing",
+        "retrieval",
+        "clip_flow",
+        "vae_flow",
+    ),
+    Finding(
         "Flow matching gives better aligned pictures than regression",
         "alignment",
+        "clip_flow",
+        "clip_mse",
+    ),
+    Finding(
+        "Flow matching gives pictures of better quality than regression",
+        "clear",
         "clip_flow",
         "clip_mse",
     ),

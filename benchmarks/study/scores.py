@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
 
 import numpy
 import torch
 from PIL import Image
+from torch.nn.functional import normalize
 
 from triptych.evaluation.diversity import mean_distance
 from triptych.evaluation.feature_space import EncoderSpace
@@ -23,6 +25,7 @@ from triptych.evaluation.scoring import mean
 from triptych.evaluation.shapes import ShapeEval, examples, question_answering_score
 from triptych.modules import UnifiedModule
 from triptych.pipeline import UnifiedPipeline
+from triptych.shapes.checker import read
 
 SHEET = 6  # captions on a sheet, one of each task
 APART = 1 << 30  # noises of other pictures than those that are scored for alignment
@@ -33,7 +36,7 @@ def score(model: UnifiedModule, images: int, prompts: int, each: int, sheet: Pat
 
     Args:
         images: pictures of as many held-out captions for alignment, and pictures asked about.
-        prompts, each: captions, and pictures of each, for diversity.
+        prompts, each: captions, and pictures of each, for all other measures of pictures.
         sheet: where the first pictures of them are saved.
     """
     pictures = paint(model, prompts, each)
@@ -41,6 +44,8 @@ def score(model: UnifiedModule, images: int, prompts: int, each: int, sheet: Pat
     return {
         "alignment": ShapeEval("eval", images)(model),
         "understanding": question_answering_score(model, images),
+        "clear": clear(pictures),
+        "retrieval": retrieval(pictures, [each.picture for each in examples("eval", prompts)]),
         "diversity_pixels": pixel_diversity(pictures),
         "diversity_features": feature_diversity(pictures),
     }
@@ -59,6 +64,35 @@ def paint(model: UnifiedModule, prompts: int, each: int) -> numpy.ndarray:
             for number, sample in enumerate(samples)
         ]
     )
+
+
+def clear(pictures: numpy.ndarray) -> float:
+    """The share of pictures uint8 [P,K,48,48,3] that show shapes, and nothing that is none: sharp
+    and whole, whatever was asked for."""
+    scenes = [read(picture) for of_caption in pictures for picture in of_caption]
+    return mean(scene is not None and len(scene.shapes) > 0 for scene in scenes)
+
+
+def retrieval(pictures: numpy.ndarray, true: Sequence[numpy.ndarray]) -> float:
+    """The share of pictures whose nearest one among the captions' true pictures is that of their
+    own caption: alignment without all or nothing.
+
+    Nearest by the cosine between the shipped image encoder's features, averaged over the picture,
+    less the mean of the true ones. Chance is 1/P.
+
+    Args:
+        pictures: uint8 [P,K,H,W,3].
+        true: P pictures uint8 [H,W,3].
+    """
+    space = EncoderSpace(UnifiedPipeline.from_pretrained("tiny", device="cpu"))
+    known = space([Image.fromarray(picture) for picture in true])
+    centre = known.mean(0)
+    right = []
+    for number, of_caption in enumerate(pictures):
+        made = space([Image.fromarray(picture) for picture in of_caption])
+        near = normalize(made - centre, dim=1) @ normalize(known - centre, dim=1).T
+        right += (near.argmax(1) == number).tolist()
+    return mean(right)
 
 
 def pixel_diversity(pictures: numpy.ndarray) -> float:
