@@ -78,6 +78,18 @@ def test_geneval_goes_on_where_it_was_stopped(triptych):
 
 
 @pytest.mark.slow
+def test_pictures_of_other_weights_are_not_mixed(triptych, monkeypatch):
+    few = ["eval", "geneval", "--limit", 2, "-n", 1, "--steps", 1, "--generate-only"]
+    assert triptych(*few, "--pictures", "p")[0] == 0
+    made = settings_of("p/00000/samples/0000.png")["weights"]
+    Path("p/00001/samples/0000.png").unlink()
+    monkeypatch.setattr("triptych.using.making.digest_of", lambda pipe: "trained further")
+    status, _, err = triptych(*few, "--pictures", "p")
+    assert status == 1 and "p/00000/samples/0000.png was made with other weights" in err
+    assert "delete it" in err and not Path("p/00001/samples/0000.png").exists()
+    assert settings_of("p/00000/samples/0000.png")["weights"] == made
+
+
 def test_a_killed_run_repeats_no_finished_picture(triptych):
     make = ["eval", "geneval", "--limit", "30", "-n", "1", *FEW, "--generate-only"]
     make += ["--pictures", "g", "--device", "cpu"]
@@ -237,6 +249,9 @@ def test_shapes_keeps_scores_where_they_were(triptych):
     assert len(read["items"]) == 6 and "base64" in Path("s.html").read_text()
     assert flat(read["scores"]) == Report.load("a/s.json").scores
     assert "shape_eval/mean" in err
+    settings = Report.load("a/s.json").settings
+    assert settings["steps"] == 1 and settings["guidance"] == 3.0  # the model's own
+    assert len(settings["weights"]) == 16
 
 
 # --- fid, understanding ---------------------------------------------------------------------------

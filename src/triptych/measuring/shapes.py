@@ -48,43 +48,68 @@ def shapes(arguments: list[str]) -> None:
 
     names = ("images", "per_caption", "seed", "batch_size", "steps", "guidance")
     plan = Plan(**{name: getattr(parsed, name) for name in names})
-    found = _found(parsed, flags, arguments, plan)
+    found, used = _found(parsed, flags, arguments, plan)
     if parsed.shard != (0, 1):  # one of several processes: whoever started it adds them up
         return
     whole = report(found, plan, parsed.pictures)
     from triptych.using.options import model_of
 
-    whole.settings |= model_of(parsed, flags)
+    whole.settings |= used | model_of(parsed, flags)
     write(whole, parsed)
     _show(whole)
 
 
 def _found(
     parsed: argparse.Namespace, flags: list[str], arguments: Sequence[str], plan: Plan
-) -> list[Verdict]:
-    """All verdicts, by one process or several; a shard prints its own, one a line."""
+) -> tuple[list[Verdict], dict[str, Any]]:
+    """All verdicts, by one process or several, and `_used`; a shard prints its own, one a line."""
     from triptych.evaluation.shapes_verdicts import keep_in, verdicts
 
     total = sum(len(numbers) for _, _, numbers in plan.work())
     found: list[Any] = []
+    used: dict[str, Any] = {}
     with bar(total, 0) as advance:
         if parsed.processes > 1:
 
             def told(line: str) -> None:
-                found.append(tuple(json.loads(line)))
-                advance(1)
+                said = json.loads(line)
+                if isinstance(said, dict):
+                    used.update(said)
+                else:
+                    found.append(tuple(said))
+                    advance(1)
 
             rest = without(arguments, "--processes")
             run_shards("eval", ["shapes", *rest], parsed.processes, None, told)
-            return found
-        model = load(parsed, flags).model
+            return found, used
+        pipe = load(parsed, flags)
+        used = _used(pipe, plan)
+        if parsed.shard != (0, 1):
+            print(json.dumps(used), flush=True)
         keep = keep_in(parsed.pictures) if parsed.pictures else None
-        for verdict in verdicts(model, plan, parsed.shard, keep):
+        for verdict in verdicts(pipe.model, plan, parsed.shard, keep):
             found.append(verdict)
             advance(1)
             if parsed.shard != (0, 1):
                 print(json.dumps(verdict), flush=True)
-    return found
+    return found, used
+
+
+def _used(pipe: Any, plan: Plan) -> dict[str, Any]:
+    """What the scores follow from, beside what was asked for: the model's own settings, its weights
+    by digest."""
+    from triptych.using.making import digest_of
+
+    generation, decoder = pipe.model.generation, pipe.model.decoding.decoder
+    return {
+        "steps": generation.steps if plan.steps is None else plan.steps,
+        "guidance": generation.guidance if plan.guidance is None else plan.guidance,
+        "sampler": generation.sampler,
+        "decoder_steps": decoder.steps,
+        "decoder_guidance": decoder.guidance,
+        "decoder_sampler": decoder.sampler,
+        "weights": digest_of(pipe),
+    }
 
 
 def _show(whole: Report) -> None:

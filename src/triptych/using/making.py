@@ -92,11 +92,13 @@ def make_all(
                     tell(output, job)
             if left:
                 pipe = load(parsed, flags)
+                weights = digest_of(pipe)
+                output.check_weights(weights)
                 check(pipe)
                 for batch in batches(left, parsed.batch_size):
                     pictures = make(pipe, batch, within(advance, len(batch)))
                     for job, picture in zip(batch, pictures, strict=True):
-                        tell(output, job, picture)
+                        tell(output, job, picture, weights)
     except KeyboardInterrupt:
         print("triptych: interrupted; the same command goes on where it stopped.", file=sys.stderr)
         raise SystemExit(130) from None  # what a shell reports of a program that Ctrl-C ended
@@ -111,11 +113,18 @@ def folder_name(jobs: Sequence[Job]) -> str:
     return f"{'-'.join(words)[:60]}-{hashlib.sha256(asked.encode()).hexdigest()[:8]}"
 
 
-def tell(output: Output, job: Job, picture: Any = None) -> None:
+def digest_of(pipe: Any) -> str:
+    """What tells a pipeline's weights from others."""
+    from triptych.weights.digest import weights_digest
+
+    return weights_digest(pipe.model)
+
+
+def tell(output: Output, job: Job, picture: Any = None, weights: str | None = None) -> None:
     """Save a picture, if it is new, and print its line."""
     path = output.folder / job.file
     if picture is not None:
-        settings = json.loads(picture.info.get("triptych", "{}"))
+        settings = json.loads(picture.info.get("triptych", "{}")) | {"weights": weights}
         path = output.save(job, picture, settings)
     print(f"{path}\t{job.said}", flush=True)
 

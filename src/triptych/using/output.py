@@ -100,6 +100,27 @@ class Output:
                 )
         return True
 
+    def check_weights(self, weights: str) -> None:
+        """Refuse to mix pictures of several weights, such as before and after more training.
+
+        Args:
+            weights: the digest of those that are loaded.
+
+        Raises:
+            UserError: a picture that is done says that it was made with others.
+        """
+        for job in self._ready():
+            try:
+                made = settings_of(self.folder / job.file).get("weights", weights)
+            except UserError:
+                continue  # damaged: made again
+            if made != weights:
+                raise UserError(
+                    f"{self.folder / job.file} was made with other weights than those of this "
+                    "model, or in another precision; choose another folder with --out, or delete "
+                    "it."
+                )
+
     def save(self, job: Job, picture: Image.Image, settings: dict[str, Any]) -> Path:
         """Write a picture, whole or not at all, with its settings inside."""
         path = self.folder / job.file
