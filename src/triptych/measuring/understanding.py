@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 import tempfile
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,6 +52,7 @@ def understanding(arguments: list[str]) -> None:
         if done.returncode:
             raise UserError(f"lmms-eval failed (status {done.returncode}); it says why above.")
         report = read_results(Path(folder))
+    report.settings["lmms_eval"] = version("lmms-eval")
     report.settings["model"] = {"source": parsed.source, "ema": parsed.ema, "dtype": parsed.dtype}
     hand_out(report, parsed)
 
