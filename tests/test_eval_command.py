@@ -150,6 +150,7 @@ def test_geneval_scores_what_it_made_and_a_folder_that_is_there(triptych, monkey
         def classify(self, crops, object_name):
             raise AssertionError("nothing was detected")
 
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: "config.json")
     monkeypatch.setattr(geneval, "Mask2Former", lambda *_: Blind())
     monkeypatch.setattr(geneval, "ClipColours", lambda *_: Colours())
     make = ["eval", "geneval", "--limit", 1, "-n", 2, *FEW, "--out", "r.json", "--page", "r.html"]
@@ -181,13 +182,15 @@ def test_geneval_scores_what_it_made_and_a_folder_that_is_there(triptych, monkey
         (["wise", "--generate-only"], "--prompts"),
         (["wise", "--prompts", "no.json", "--generate-only"], "no.json"),
         (["wise", "--prompts", "no.json"], "--judge"),
+        (["geneval", "--limit", "1"], "--detector facebook/mask2former-swin-small-coco-instance"),
         (["fid", "--pictures", "nowhere", "--reference", "nowhere"], "nowhere"),
         (["shapes", "--images", "0"], "--images"),
         (["compare", "no.json"], "no.json"),
         (["understanding", "--tasks", "mme", "--low-memory"], "--device"),
     ],
 )
-def test_what_is_wrong_is_one_sentence(arguments, said, triptych):
+def test_what_is_wrong_is_one_sentence(arguments, said, triptych, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: None)
     status, _, err = triptych("eval", *arguments)
     assert status in (1, 2)
     assert said in err.strip().splitlines()[-1]

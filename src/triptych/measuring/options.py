@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from triptych.errors import UserError
 from triptych.using.options import positive
 
 if TYPE_CHECKING:
@@ -41,11 +42,10 @@ def add_pictures(parser: argparse.ArgumentParser, name: str) -> None:
 def add_judge(parser: argparse.ArgumentParser, default: str | None) -> None:
     """The flags of who answers questions about pictures."""
     judge = parser.add_argument_group("who judges")
-    shown = f"; default {default}" if default else ""
+    shown = f"; default {default}, if it is on this machine" if default else ""
     judge.add_argument(
         "--judge",
         metavar="MODEL",
-        default=default,
         help=f"folder, name on the hub, or its name at --judge-url{shown}",
     )
     judge.add_argument(
@@ -56,8 +56,26 @@ def add_judge(parser: argparse.ArgumentParser, default: str | None) -> None:
     )
 
 
+def named_or_here(named: str | None, default: str, flag: str) -> str:
+    """The model that was named, else the default: nothing is downloaded that nobody named.
+
+    Raises:
+        UserError: none was named, and the default is not on this machine.
+    """
+    if named is not None:
+        return named
+    from huggingface_hub import try_to_load_from_cache
+
+    if not isinstance(try_to_load_from_cache(default, "config.json"), str):
+        raise UserError(
+            f"{default}, which judges by default, is not on this machine; name it, and it is "
+            f"downloaded: {flag} {default}; or give a folder."
+        )
+    return default
+
+
 def judge_of(parsed: argparse.Namespace) -> Judge:
-    """The judge that was named.
+    """The judge that was named, or Qwen2.5-VL.
 
     Raises:
         UserError: there is no such model.
@@ -65,13 +83,13 @@ def judge_of(parsed: argparse.Namespace) -> Judge:
     if parsed.judge_url:
         from triptych.evaluation.endpoint import EndpointJudge
 
-        return EndpointJudge(parsed.judge_url, parsed.judge)
+        return EndpointJudge(parsed.judge_url, parsed.judge or QWEN)
     import torch
 
     from triptych.evaluation.model_judges import QwenJudge
 
-    device = device_of(parsed)
-    return QwenJudge(parsed.judge, device, torch.float32 if device == "cpu" else torch.bfloat16)
+    source, device = named_or_here(parsed.judge, QWEN, "--judge"), device_of(parsed)
+    return QwenJudge(source, device, torch.float32 if device == "cpu" else torch.bfloat16)
 
 
 def device_of(parsed: argparse.Namespace) -> str:

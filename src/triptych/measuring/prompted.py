@@ -15,6 +15,7 @@ from triptych.measuring.options import (
     device_of,
     hand_out,
     judge_of,
+    named_or_here,
 )
 from triptych.measuring.pictures import Wanted, make_pictures
 from triptych.using.options import add_parts, add_sampling, parse, parser_of, positive
@@ -22,15 +23,20 @@ from triptych.using.options import add_parts, add_sampling, parse, parser_of, po
 if TYPE_CHECKING:
     from triptych.evaluation.report import Report
 
+DETECTOR = "facebook/mask2former-swin-small-coco-instance"
+CLIP = "openai/clip-vit-large-patch14"
+
 GENEVAL = """\
-  triptych eval geneval --from runs/mine --processes 8 --out geneval.json --page geneval.html
+  triptych eval geneval --from runs/mine --processes 8 --out geneval.json \
+--detector facebook/mask2former-swin-small-coco-instance --clip openai/clip-vit-large-patch14
   triptych eval geneval --limit 2 -n 1 --generate-only --pictures out/few
   triptych eval geneval --images pictures --detector mask2former --clip clip-vit-large-patch14
 
 The folder is that of the original scorer, which reads it, too. A run that was stopped goes on."""
 
 DPG = """\
-  triptych eval dpg --from runs/mine --questions dpg_bench.csv --answers said.jsonl --out dpg.json
+  triptych eval dpg --from runs/mine --questions dpg_bench.csv --answers said.jsonl \
+--judge Qwen/Qwen2.5-VL-7B-Instruct --out dpg.json
   triptych eval dpg --from runs/mine --limit 2 --generate-only --pictures out/grids
   triptych eval dpg --images grids --questions dpg_bench.csv --judge-url http://127.0.0.1:8000/v1
 
@@ -49,16 +55,18 @@ def geneval(arguments: list[str]) -> None:
     parser = _parser("geneval", "GenEval: objects, their number, colour and place.", GENEVAL)
     parser.add_argument("-n", "--number", type=positive, default=4, help="pictures a prompt")
     parser.add_argument("--prompts", type=Path, metavar="FILE", help="in place of the published")
-    judge = parser.add_argument_group("who judges (downloaded where it is not there)")
+    judge = parser.add_argument_group(
+        "who judges (a name on the hub that you give is downloaded; a default must be there)"
+    )
     judge.add_argument(
         "--detector",
-        default="facebook/mask2former-swin-small-coco-instance",
-        help="folder or name on the hub of a Mask2Former; default %(default)s",
+        metavar="MODEL",
+        help=f"folder or name on the hub of a Mask2Former; default {DETECTOR}",
     )
     judge.add_argument(
         "--clip",
-        default="openai/clip-vit-large-patch14",
-        help="folder or name on the hub of the CLIP for colours; default %(default)s",
+        metavar="MODEL",
+        help=f"folder or name on the hub of the CLIP for colours; default {CLIP}",
     )
     parsed, flags = _parse(parser, arguments)
     from triptych.evaluation import geneval as benchmark
@@ -69,8 +77,12 @@ def geneval(arguments: list[str]) -> None:
 
     def scorer() -> Callable[[Path], Report]:
         device = device_of(parsed)
-        detector = benchmark.Mask2Former(parsed.detector, device)
-        colours = benchmark.ClipColours(parsed.clip, device)
+        sources = (
+            named_or_here(parsed.detector, DETECTOR, "--detector"),
+            named_or_here(parsed.clip, CLIP, "--clip"),
+        )
+        detector = benchmark.Mask2Former(sources[0], device)
+        colours = benchmark.ClipColours(sources[1], device)
         return lambda folder: benchmark.score(
             folder, detector, colours, prompts, parsed.number, limit=parsed.limit
         )
