@@ -20,6 +20,7 @@ LAYERS = [
         "prompts",
         "pictures",
         "messages",
+        "pipeline_settings",
         "sheets",
         "freezing",
         "sharding",

@@ -7,14 +7,11 @@ pipe.chat([{"role": "user", "content": [picture, "what colour is the circle?"]}]
 
 from __future__ import annotations
 
-import math
-import secrets
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,19 +19,28 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from triptych.contracts import Condition, Sampling, UserError
+from triptych.contracts import Condition, UserError
 from triptych.loading import find_source, load_model
 from triptych.messages import Message, read_messages
 from triptych.modules import UnifiedModule
 from triptych.modules.answering import Answer, write_answers
 from triptych.picture_settings import attach
 from triptych.pictures import Picture, open_picture, square
+from triptych.pipeline_settings import (
+    Settings,
+    Wanted,
+    check_sampling,
+    chunks,
+    conversation_seeds,
+    ranges,
+    token_sampling,
+    wanted_pictures,
+)
 from triptych.prompts import chat_ids
 from triptych.quantizing import Quantize, require_quantizer
 from triptych.quantizing import quantize as quantize_part
-from triptych.sampler import require_interval
 from triptych.sharding import compile_blocks
-from triptych.solvers import model_calls, require_sampler, require_steps
+from triptych.solvers import model_calls
 from triptych.streams import pieces
 from triptych.turns import require_room, take_turns
 from triptych.version import __version__
@@ -171,7 +177,7 @@ class UnifiedPipeline:
         """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         self.model.prompt_rows([*prompts, *([negative] if negative else [])])
-        wanted = _wanted(prompts, images_per_prompt, seeds)
+        wanted = wanted_pictures(prompts, images_per_prompt, seeds)
         settings = Settings(
             steps=steps,
             guidance=guidance,
@@ -219,7 +225,7 @@ class UnifiedPipeline:
                 f"{len(images)} pictures and {len(instructions)} instructions; give one each."
             )
         self.model.prompt_rows(instructions, pictured=True)
-        wanted = _wanted(instructions, images_per_prompt, seeds)
+        wanted = wanted_pictures(instructions, images_per_prompt, seeds)
         size = self.model.preprocessing().understanding_size
         pictures = torch.stack([square(open_picture(image), size) for image in images])
         settings = Settings(
@@ -254,12 +260,12 @@ class UnifiedPipeline:
         images = [images] if isinstance(images, Picture) else list(images)
         check_sampling(steps, sampler)
         pictures = self._squares(images)
-        wanted = _wanted([""] * len(images), 1, seeds)
+        wanted = wanted_pictures([""] * len(images), 1, seeds)
         with self._turn, _sufficient_memory(batch_size):
             made = [
                 self.model.reconstruct(part, [each.seed for each in some], steps, sampler)
                 for part, some in zip(
-                    pictures.split(batch_size), _chunks(wanted, batch_size), strict=True
+                    pictures.split(batch_size), chunks(wanted, batch_size), strict=True
                 )
             ]
         return _images(torch.cat(made))
@@ -337,8 +343,8 @@ class UnifiedPipeline:
     ) -> Callable[[Callable[[int, str], None] | None], list[Answer]]:
         """Everything about conversations that can be wrong is checked; what is left is to write."""
         panel = self.model.understanding
-        seeds = _seeds(seed, len(conversations))
-        sampling = _sampling(max_new_tokens, temperature, top_p, seeds)
+        seeds = conversation_seeds(seed, len(conversations))
+        sampling = token_sampling(max_new_tokens, temperature, top_p, seeds)
         read = [read_messages(each) for each in conversations]
         if panel.pictures_first:
             read = [[replace(m, content=sorted(m.content, key=_is_text)) for m in t] for t in read]
@@ -396,7 +402,7 @@ class UnifiedPipeline:
         callback: Callable[[Progress], None] | None,
     ) -> list[Image.Image]:
         """All features first, then all pixels: each part of the model has one turn a call."""
-        parts = list(_chunks(wanted, settings.batch_size))
+        parts = list(chunks(wanted, settings.batch_size))
         features = self._features(conditions, parts, settings, callback)
         pixels = self._pixels(features, parts, settings, callback)
         return [
@@ -417,7 +423,7 @@ class UnifiedPipeline:
         if settings.negative is not None:
             null = self.model.condition([settings.negative]).states
         calls = generation.model_calls(settings.steps, settings.sampler)
-        for part, pictures in zip(parts, _ranges(parts), strict=True):
+        for part, pictures in zip(parts, ranges(parts), strict=True):
             seeds = [each.seed for each in part]
             preview = partial(self._preview, seeds=seeds, settings=settings)
 
@@ -451,7 +457,7 @@ class UnifiedPipeline:
         calls = model_calls(
             settings.decoder_sampler or decoder.sampler, settings.decoder_steps or decoder.steps
         )
-        for some, part, pictures in zip(features, parts, _ranges(parts), strict=True):
+        for some, part, pictures in zip(features, parts, ranges(parts), strict=True):
 
             def tell(step: int, pixels: Callable[[], Tensor], pictures=pictures) -> None:
                 callback(Progress("pixels", step + 1, calls, pictures, lambda: _images(pixels())))
@@ -502,107 +508,8 @@ def _name(source: str | Path | Sequence[str | Path]) -> str:
     return str(source) if isinstance(source, str | Path) else " ".join(map(str, source))
 
 
-@dataclass
-class Settings:
-    """How pictures are made; None is the model's own."""
-
-    steps: int | None
-    guidance: float | None
-    decoder_steps: int | None
-    decoder_guidance: float | None
-    negative: str | None
-    batch_size: int
-    sampler: str | None
-    decoder_sampler: str | None
-    guidance_interval: tuple[float, float] | None
-
-    def __post_init__(self) -> None:
-        check_sampling(self.steps, self.sampler)
-        check_sampling(self.decoder_steps, self.decoder_sampler)
-        require_interval(self.guidance_interval)
-        if self.batch_size < 1:
-            raise UserError(f"batch_size is {self.batch_size}; make at least 1 picture at once.")
-
-
-def check_sampling(steps: int | None, sampler: str | None) -> None:
-    """Refuse what no sampler takes, before any work; None is the model's own.
-
-    Raises:
-        UserError: there are no steps, or there is no such sampler.
-    """
-    if steps is not None:
-        require_steps(steps)
-    if sampler is not None:
-        require_sampler(sampler)
-
-
-@dataclass
-class Wanted:
-    """One picture of a call."""
-
-    prompt: int
-    """Number of its prompt."""
-    text: str
-    seed: int
-
-
-def _wanted(
-    texts: Sequence[str], images_per_prompt: int, seeds: int | Sequence[int] | None
-) -> list[Wanted]:
-    if not texts:
-        raise UserError("there is no prompt; give at least one.")
-    if images_per_prompt < 1:
-        raise UserError(f"images_per_prompt is {images_per_prompt}; ask for at least 1.")
-    number = len(texts) * images_per_prompt
-    if seeds is None:
-        seeds = [secrets.randbits(32) for _ in range(number)]
-    elif isinstance(seeds, int):
-        seeds = range(seeds, seeds + number)
-    if len(seeds) != number:
-        raise UserError(f"{len(seeds)} seeds for {number} pictures; give one each, or the first.")
-    return [
-        Wanted(n // images_per_prompt, texts[n // images_per_prompt], seed)
-        for n, seed in enumerate(seeds)
-    ]
-
-
-def _seeds(seeds: int | Sequence[int] | None, number: int) -> Sequence[int]:
-    """One a conversation."""
-    if not number:
-        raise UserError("there is no conversation; give at least one.")
-    if seeds is None:
-        return [secrets.randbits(32) for _ in range(number)]
-    if isinstance(seeds, int):
-        return range(seeds, seeds + number)
-    if len(seeds) != number:
-        raise UserError(f"{len(seeds)} seeds for {number} conversations; give one each.")
-    return seeds
-
-
-def _sampling(
-    max_new_tokens: int, temperature: float, top_p: float, seeds: Sequence[int]
-) -> Sampling:
-    if max_new_tokens < 1:
-        raise UserError(f"max_new_tokens is {max_new_tokens}; allow at least 1.")
-    if not 0 <= temperature < math.inf:
-        raise UserError(f"temperature is {temperature}; give 0 (the likeliest token) or more.")
-    if not 0 < top_p <= 1:
-        raise UserError(f"top_p is {top_p}; give a probability above 0, at most 1.")
-    return Sampling(temperature, top_p, seeds)
-
-
 def _is_text(part: str | Image.Image) -> bool:
     return isinstance(part, str)
-
-
-def _chunks(wanted: list[Wanted], size: int) -> Iterator[list[Wanted]]:
-    return (wanted[at : at + size] for at in range(0, len(wanted), size))
-
-
-def _ranges(parts: list[list[Wanted]]) -> Iterator[range]:
-    """Which of the call's pictures each part is."""
-    ends = list(accumulate(map(len, parts)))
-    return (range(end - len(part), end) for part, end in zip(parts, ends, strict=True))
 
 
 def _image(pixels: Tensor) -> Image.Image:
