@@ -18,6 +18,7 @@ from triptych.evaluation.report import Report, flat, nested
 from triptych.evaluation.shapes import question_answering_score
 from triptych.evaluation.shapes_verdicts import Plan, interval, report, verdicts
 from triptych.measuring.understanding import read_results
+from triptych.modules import UnifiedModule
 from triptych.picture_settings import settings_of
 
 FEW = ["--steps", "1", "--decoder-steps", "1"]
@@ -77,7 +78,6 @@ def test_geneval_goes_on_where_it_was_stopped(triptych):
     assert len(triptych.loaded) == 2  # nothing was left: the model is not even read
 
 
-@pytest.mark.slow
 def test_pictures_of_other_weights_are_not_mixed(triptych, monkeypatch):
     few = ["eval", "geneval", "--limit", 2, "-n", 1, "--steps", 1, "--generate-only"]
     assert triptych(*few, "--pictures", "p")[0] == 0
@@ -90,6 +90,7 @@ def test_pictures_of_other_weights_are_not_mixed(triptych, monkeypatch):
     assert settings_of("p/00000/samples/0000.png")["weights"] == made
 
 
+@pytest.mark.slow
 def test_a_killed_run_repeats_no_finished_picture(triptych):
     make = ["eval", "geneval", "--limit", "30", "-n", "1", *FEW, "--generate-only"]
     make += ["--pictures", "g", "--device", "cpu"]
@@ -255,6 +256,31 @@ def test_shapes_keeps_scores_where_they_were(triptych):
     settings = Report.load("a/s.json").settings
     assert settings["steps"] == 1 and settings["guidance"] == 3.0  # the model's own
     assert len(settings["weights"]) == 16
+
+
+def test_shapes_goes_on_with_the_pictures_that_are_there(triptych, monkeypatch):
+    shapes = ["eval", "shapes", "--images", 3, "--steps", 1, "--pictures", "p"]
+    status, first, err = triptych(*shapes)
+    assert status == 0, err
+    kept = files("p")
+    assert len(kept) == 6
+    Path("p/shape_eval/00001-0.png").unlink()
+    Path("p/shape_eval_unseen/00002-0.png").write_bytes(b"torn")
+    made = []
+    generate = UnifiedModule.generate
+
+    def count(model, prompts, **options):
+        made.extend(options["seeds"])
+        return generate(model, prompts, **options)
+
+    monkeypatch.setattr(UnifiedModule, "generate", count)
+    assert triptych(*shapes)[1] == first
+    assert made == [1, 2]
+    again = files("p")
+    changed = {name for name in kept if again[name] != kept[name]}
+    assert changed == {"shape_eval/00001-0.png", "shape_eval_unseen/00002-0.png"}
+    status, _, err = triptych(*shapes, "--guidance", 1)
+    assert status == 1 and "(guidance 3.0 then, 1.0 now); name another folder" in err
 
 
 # --- fid, understanding ---------------------------------------------------------------------------

@@ -68,22 +68,23 @@ def edit_for(
     seed: int = 0,
     steps: int | None = None,
     guidance: float | None = None,
-    first: int = 0,
+    numbers: Sequence[int] | None = None,
 ) -> numpy.ndarray:
     """The edited pictures, uint8 [N,48,48,3].
 
     Args:
-        first: number of the first edit; their noise follows from `seed` and their numbers.
+        numbers: of the edits, from 0 on if None: their noise follows from `seed` and these.
     """
+    numbers = range(len(asked)) if numbers is None else numbers
     return to_arrays(
         model.edit(
-            to_tensor([draw(asked[n].source) for n in numbers]),
-            [asked[n].instruction for n in numbers],
-            seeds=[seed * SEEDS + first + n for n in numbers],
+            to_tensor([draw(asked[n].source) for n in batch]),
+            [asked[n].instruction for n in batch],
+            seeds=[seed * SEEDS + numbers[n] for n in batch],
             steps=steps,
             guidance=guidance,
         )
-        for numbers in batches(len(asked), batch_size)
+        for batch in batches(len(asked), batch_size)
     )
 
 

@@ -132,34 +132,40 @@ def generate_for(
     seed: int = 0,
     steps: int | None = None,
     guidance: float | None = None,
-    first: int = 0,
+    numbers: Sequence[int] | None = None,
 ) -> numpy.ndarray:
     """One picture for each caption: uint8 [N,48,48,3].
 
     Args:
-        first: number of the first sample; their noise follows from `seed` and their numbers.
+        numbers: of the samples, from 0 on if None: their noise follows from `seed` and these.
     """
+    numbers = range(len(samples)) if numbers is None else numbers
     return to_arrays(
         model.generate(
-            [samples[n].caption for n in numbers],
-            seeds=[seed * SEEDS + first + n for n in numbers],
+            [samples[n].caption for n in batch],
+            seeds=[seed * SEEDS + numbers[n] for n in batch],
             steps=steps,
             guidance=guidance,
         )
-        for numbers in batches(len(samples), batch_size)
+        for batch in batches(len(samples), batch_size)
     )
 
 
 def reconstruct_for(
-    model: Any, samples: Sequence[Example], batch_size: int = 64, seed: int = 0, first: int = 0
+    model: Any,
+    samples: Sequence[Example],
+    batch_size: int = 64,
+    seed: int = 0,
+    numbers: Sequence[int] | None = None,
 ) -> numpy.ndarray:
     """The true pictures through encoder and decoder: uint8 [N,48,48,3]; see `generate_for`."""
+    numbers = range(len(samples)) if numbers is None else numbers
     return to_arrays(
         model.reconstruct(
-            to_tensor([samples[n].picture for n in numbers]),
-            seeds=[seed * SEEDS + first + n for n in numbers],
+            to_tensor([samples[n].picture for n in batch]),
+            seeds=[seed * SEEDS + numbers[n] for n in batch],
         )
-        for numbers in batches(len(samples), batch_size)
+        for batch in batches(len(samples), batch_size)
     )
 
 

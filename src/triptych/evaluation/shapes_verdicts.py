@@ -6,19 +6,17 @@ verdicts are the same bit by bit however many processes there are.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy
-from PIL import Image
-
 from triptych.contracts import UserError
 from triptych.evaluation.edits import by_kind, edit_chance, edit_for, edits
 from triptych.evaluation.intervals import bootstrap
+from triptych.evaluation.kept_pictures import KeptPictures
 from triptych.evaluation.report import Report, nested
-from triptych.evaluation.scoring import batches, mean, wilson
+from triptych.evaluation.scoring import SEEDS, batches, mean, wilson
 from triptych.evaluation.shapes import (
     EDITS,
     QUESTIONS_PER_PICTURE,
@@ -38,8 +36,6 @@ SPLITS = {"shape_eval": "eval", "shape_eval_unseen": "unseen"}
 
 Verdict = tuple[str, int, int, bool]
 """(score, copy, number of the item, whether it is right)."""
-Keep = Callable[[str, int, int, numpy.ndarray], None]
-"""Told (score, copy, number, picture uint8 [48,48,3]) of every picture for a caption."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +75,7 @@ class Plan:
 
 
 def verdicts(
-    model: Any, plan: Plan, part: tuple[int, int] = (0, 1), keep: Keep | None = None
+    model: Any, plan: Plan, part: tuple[int, int] = (0, 1), kept: KeptPictures | None = None
 ) -> Iterator[Verdict]:
     """Those of every N-th batch, beginning with the K-th; part is (K, N), counted from 0."""
     judge = {
@@ -89,7 +85,7 @@ def verdicts(
         "edits": _edited,
     }
     for score, copy, numbers in list(plan.work())[part[0] :: part[1]]:
-        right = judge[score](model, plan, score, copy, numbers, keep)
+        right = judge[score](model, plan, score, copy, numbers, kept)
         yield from ((score, copy, n, bool(each)) for n, each in zip(numbers, right, strict=True))
 
 
@@ -179,17 +175,6 @@ def picture_file(score: str, copy: int, number: int) -> str:
     return f"{score}/{number:05d}-{copy}.png"
 
 
-def keep_in(folder: Path) -> Keep:
-    """Keeps pictures as PNG files."""
-
-    def keep(score: str, copy: int, number: int, picture: numpy.ndarray) -> None:
-        path = folder / picture_file(score, copy, number)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(picture).save(path)
-
-    return keep
-
-
 def _runs(values: Sequence[bool], length: int) -> list[list[float]]:
     floats = [float(value) for value in values]
     return [floats[at : at + length] for at in range(0, len(floats), length)]
@@ -217,29 +202,37 @@ def _flat(name: str, value: Any) -> dict[str, float]:
 
 
 def _generated(
-    model: Any, plan: Plan, score: str, copy: int, numbers: range, keep: Keep | None
+    model: Any, plan: Plan, score: str, copy: int, numbers: range, kept: KeptPictures | None
 ) -> list[bool]:
-    samples = examples(SPLITS[score], plan.images)[numbers.start : numbers.stop]
-    options = (len(numbers), plan.seed + copy, plan.steps, plan.guidance, numbers.start)
-    pictures = generate_for(model, samples, *options)
-    if keep is not None:
-        for n, picture in zip(numbers, pictures, strict=True):
-            keep(score, copy, n, picture)
-    return [check(p, sample.request) for p, sample in zip(pictures, samples, strict=True)]
+    samples = examples(SPLITS[score], plan.images)
+    asked = {
+        n: (picture_file(score, copy, n), samples[n].caption, (plan.seed + copy) * SEEDS + n)
+        for n in numbers
+    }
+    pictures = {n: kept.load(*asked[n]) for n in numbers} if kept else dict.fromkeys(numbers)
+    left = [n for n, picture in pictures.items() if picture is None]
+    if left:
+        options = (len(left), plan.seed + copy, plan.steps, plan.guidance, left)
+        made = generate_for(model, [samples[n] for n in left], *options)
+        pictures |= zip(left, made, strict=True)
+    if kept:
+        for n in left:
+            kept.save(*asked[n], pictures[n])
+    return [check(pictures[n], samples[n].request) for n in numbers]
 
 
 def _reconstructed(
-    model: Any, plan: Plan, score: str, copy: int, numbers: range, keep: Keep | None
+    model: Any, plan: Plan, score: str, copy: int, numbers: range, kept: KeptPictures | None
 ) -> list[bool]:
     samples = examples("eval", plan.images)[numbers.start : numbers.stop]
     # their noise does not depend on the plan's seed: it is of what the encoder keeps
-    pictures = reconstruct_for(model, samples, len(numbers), first=numbers.start)
+    pictures = reconstruct_for(model, samples, len(numbers), numbers=numbers)
     wanted = (request_of(sample.scene) for sample in samples)
     return [check(picture, request) for picture, request in zip(pictures, wanted, strict=True)]
 
 
 def _answered(
-    model: Any, plan: Plan, score: str, copy: int, numbers: range, keep: Keep | None
+    model: Any, plan: Plan, score: str, copy: int, numbers: range, kept: KeptPictures | None
 ) -> list[bool]:
     samples = examples("eval", plan.images)
     turns = ask_about(samples)[numbers.start : numbers.stop]
@@ -248,9 +241,9 @@ def _answered(
 
 
 def _edited(
-    model: Any, plan: Plan, score: str, copy: int, numbers: range, keep: Keep | None
+    model: Any, plan: Plan, score: str, copy: int, numbers: range, kept: KeptPictures | None
 ) -> list[bool]:
     asked = edits(plan.sizes["edits"])[numbers.start : numbers.stop]
-    options = (len(numbers), plan.seed, plan.steps, plan.guidance, numbers.start)
+    options = (len(numbers), plan.seed, plan.steps, plan.guidance, numbers)
     results = edit_for(model, asked, *options)
     return [check(each, edit.request) for each, edit in zip(results, asked, strict=True)]

@@ -37,7 +37,10 @@ def shapes(arguments: list[str]) -> None:
         "-n", "--per-caption", type=positive, default=1, help="pictures for each caption"
     )
     parser.add_argument(
-        "--pictures", type=Path, metavar="DIR", help="keep the pictures here; the page shows them"
+        "--pictures",
+        type=Path,
+        metavar="DIR",
+        help="keep the pictures here: a stopped run goes on with them, the page shows them",
     )
     parser.add_argument("--steps", type=positive, help="of the generator of features")
     parser.add_argument("--guidance", type=number, help="how closely it follows the text")
@@ -63,7 +66,8 @@ def _found(
     parsed: argparse.Namespace, flags: list[str], arguments: Sequence[str], plan: Plan
 ) -> tuple[list[Verdict], dict[str, Any]]:
     """All verdicts, by one process or several, and `_used`; a shard prints its own, one a line."""
-    from triptych.evaluation.shapes_verdicts import keep_in, verdicts
+    from triptych.evaluation.kept_pictures import KeptPictures
+    from triptych.evaluation.shapes_verdicts import verdicts
 
     total = sum(len(numbers) for _, _, numbers in plan.work())
     found: list[Any] = []
@@ -86,8 +90,8 @@ def _found(
         used = _used(pipe, plan)
         if parsed.shard != (0, 1):
             print(json.dumps(used), flush=True)
-        keep = keep_in(parsed.pictures) if parsed.pictures else None
-        for verdict in verdicts(pipe.model, plan, parsed.shard, keep):
+        kept = KeptPictures(parsed.pictures, used) if parsed.pictures else None
+        for verdict in verdicts(pipe.model, plan, parsed.shard, kept):
             found.append(verdict)
             advance(1)
             if parsed.shard != (0, 1):
