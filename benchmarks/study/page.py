@@ -43,6 +43,10 @@ equal FLOPs they see fewer captions than those of the other arms, whose language
 The two effects, fewer captions and a moving language model, are not told apart. Queries and DiT
 learn at the same rate in all arms; the language model's own was not searched for. Joint training
 from a language model that has learned nothing was not tried.</li>
+<li>Diversity counts all that differs between two pictures of a caption, noise and ruined shapes
+too: it says something only beside the quality.</li>
+<li>Retrieval goes by the shipped image encoder's features, which three of the arms learn to
+make.</li>
 <li>FID and judgements by people, which the paper also goes by, are not measured.</li>
 <li>Intervals are of Student's t over seeds, differences are between runs of equal seed, and
 nothing is corrected for there being several comparisons.</li>

@@ -22,8 +22,7 @@ STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228
 
 MEASURES = {
     "alignment": "ShapeEval, held-out captions: share of pictures right",
-    "retrieval": "prompt alignment without all or nothing: share of pictures whose nearest true "
-    "picture, of all captions', is their own caption's",
+    "retrieval": "retrieval: share of pictures whose nearest true one is that of their caption",
     "clear": "quality: share of pictures that show shapes and nothing that is none",
     "diversity_pixels": "diversity in pixels: mean absolute difference, 0 to 1",
     "diversity_features": "diversity in the image encoder's features: cosine distance, 0 to 2",
@@ -62,7 +61,7 @@ FINDINGS = (
         "vae_flow",
     ),
     Finding(
-        "The same, without all or nothing",
+        "The same, without all or nothing (retrieval)",
         "retrieval",
         "clip_flow",
         "vae_flow",
@@ -92,7 +91,7 @@ FINDINGS = (
         "clip_mse",
     ),
     Finding(
-        "Sequential training leaves understanding as it was",
+        "Sequential training leaves understanding as it was (by construction: it is frozen)",
         "understanding",
         "clip_flow",
         SHIPPED,
