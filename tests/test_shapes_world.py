@@ -402,7 +402,7 @@ def test_vocabulary_is_small():
 def test_shards_are_read_back(tmp_path, monkeypatch):
     # a test of streaming may have turned on the mode that opens no local file
     monkeypatch.setattr(webdataset.utils, "enforce_security", False)
-    folder = ensure_shapes(tmp_path / "shapes", train=60, evaluation=12, unseen=8, seed=3)
+    folder = ensure_shapes(tmp_path / "shapes", train=60, evaluation=12, unseen=8, instruct=8, seed=3)
     seen = 0
     for split, size in (("train", 60), ("eval", 12), ("unseen", 8)):
         tars = sorted(str(path) for path in (folder / split).iterdir())
@@ -451,12 +451,12 @@ def test_a_folder_of_others_is_left_alone(tmp_path):
 def test_a_made_data_set_is_reused(tmp_path):
     folder = tmp_path / "100%"
     folder.mkdir()  # an empty folder is fine
-    ensure_shapes(folder, 6, 6, 4)
+    ensure_shapes(folder, 6, 6, 4, 6)
     before = (folder / "train" / "train-00000.tar").stat().st_mtime_ns
-    ensure_shapes(folder, 6, 6, 4)
+    ensure_shapes(folder, 6, 6, 4, 6)
     assert (folder / "train" / "train-00000.tar").stat().st_mtime_ns == before
     with pytest.raises(ValueError, match="another shapes data set"):
-        ensure_shapes(folder, 6, 6, 4, seed=1)
+        ensure_shapes(folder, 6, 6, 4, 6, seed=1)
 
 
 def test_a_failed_writing_leaves_nothing(tmp_path):
