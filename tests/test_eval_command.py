@@ -311,6 +311,7 @@ def test_fid_of_other_networks(triptych, tmp_path, inception_file, clip_folder):
     assert set(found.scores) == {"FID", "KID", "CLIP score"}
     assert found.numbers["CLIP score"] == 2 and found.counts["without_caption"] == 1
     assert clip_folder.name in found.judged_by and "not comparable" in out
+    assert found.settings["made"] == [{"pictures": 3, "unknown": "the picture does not say"}]
     assert not triptych.loaded  # no model is needed
 
     status, _, err = triptych(*asked[:-1], tmp_path)

@@ -39,6 +39,7 @@ def fid(arguments: list[str]) -> None:
     from triptych.evaluation import clip_score
     from triptych.evaluation import fid as benchmark
     from triptych.evaluation.feature_space import EncoderSpace, InceptionSpace
+    from triptych.evaluation.provenance import add_provenance
 
     judge = clip_score.ClipJudge(parsed.clip, device_of(parsed)) if parsed.clip else None
     if parsed.inception:
@@ -54,4 +55,5 @@ def fid(arguments: list[str]) -> None:
         report.counts |= {name: fits.counts[name] for name in ("without_caption", "cut_captions")}
         report.settings["clip"] = fits.settings["clip"]
         report.judged_by += f"; {fits.judged_by}"
+    add_provenance(report)
     hand_out(report, parsed)
