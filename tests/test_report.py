@@ -102,4 +102,6 @@ def test_the_bootstrap_agrees_with_the_normal_interval_and_draws_clusters_whole(
     assert numpy.allclose(alone, [values.mean() - half, values.mean() + half], atol=0.01)
     # four equal values a cluster are no more certain than one
     assert bootstrap([[[v] * 4 for v in values]], [1.0]) == pytest.approx(alone)
-    assert bootstrap([[[1.0]], [[0.0]]], [0.25, 0.75]) == (0.25, 0.25)
+    assert bootstrap([[[1.0]], [[0.0]]], [0.25, 0.75]) is None  # every draw is 0.25
+    assert bootstrap([[[1.0], [1.0, 1.0]]], [1.0]) is None
+    assert Report("b", {"a": 1.0}, "me", {"a": None}).intervals == {}

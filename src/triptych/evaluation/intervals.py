@@ -11,8 +11,10 @@ DRAWS = 2000
 
 def bootstrap(
     groups: Sequence[Sequence[Sequence[float]]], weights: Sequence[float], seed: int = 0
-) -> tuple[float, float]:
+) -> tuple[float, float] | None:
     """The 95% interval of a weighted sum of group means (percentile bootstrap, Efron 1979).
+
+    None where every draw is the same, as of equal values: that says nothing of how sure they are.
 
     Args:
         groups: of each group its clusters, of each cluster its values. Clusters, such as the
@@ -29,4 +31,4 @@ def bootstrap(
         drawn = generator.integers(len(clusters), size=(DRAWS, len(clusters)))
         totals += weight * sums[drawn].sum(1) / sizes[drawn].sum(1)
     low, high = numpy.percentile(totals, [2.5, 97.5])
-    return float(low), float(high)
+    return (float(low), float(high)) if low < high else None

@@ -40,8 +40,8 @@ class Report:
     which is an object of its own in the JSON."""
     judged_by: str
     """Who decided: detector, judge, checker; two reports by different judges do not compare."""
-    intervals: dict[str, Interval] = field(default_factory=dict)
-    """95% intervals of scores, by the same names."""
+    intervals: dict[str, Interval | None] = field(default_factory=dict)
+    """95% intervals of scores, by the same names; those that are None are left out."""
     numbers: dict[str, int] = field(default_factory=dict)
     """Over how many items each score is, by the same names."""
     counts: dict[str, int] = field(default_factory=dict)
@@ -50,6 +50,9 @@ class Report:
     items: list[dict[str, Any]] = field(default_factory=list)
     """One a picture: "key", "prompt", "state" ("scored" or a name of `counts`), "score" where it
     has one, "picture" (its path in settings["folder"]) and a "note"."""
+
+    def __post_init__(self) -> None:
+        self.intervals = {k: each for k, each in self.intervals.items() if each is not None}
 
     def to_json(self) -> str:
         """Everything, with the versions of the libraries and the hashes of the inputs.

@@ -157,7 +157,7 @@ def evaluate_all(model: Any, images: int = 240, batch_size: int = 64) -> dict[st
     return nested(report(list(verdicts(model, plan)), plan).scores)
 
 
-def interval(groups: Sequence[Sequence[Sequence[float]]]) -> tuple[float, float]:
+def interval(groups: Sequence[Sequence[Sequence[float]]]) -> tuple[float, float] | None:
     """The 95% interval of the mean of group means; see `report`.
 
     Where all values are the same, drawing again says nothing: Wilson's then, of the clusters.
