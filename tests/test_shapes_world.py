@@ -402,7 +402,9 @@ def test_vocabulary_is_small():
 def test_shards_are_read_back(tmp_path, monkeypatch):
     # a test of streaming may have turned on the mode that opens no local file
     monkeypatch.setattr(webdataset.utils, "enforce_security", False)
-    folder = ensure_shapes(tmp_path / "shapes", train=60, evaluation=12, unseen=8, instruct=8, seed=3)
+    folder = ensure_shapes(
+        tmp_path / "shapes", train=60, evaluation=12, unseen=8, instruct=8, seed=3
+    )
     seen = 0
     for split, size in (("train", 60), ("eval", 12), ("unseen", 8)):
         tars = sorted(str(path) for path in (folder / split).iterdir())

@@ -168,12 +168,14 @@ def test_the_cost_of_what_was_cut_off_is_not_made_up(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_by_the_real_command_line_and_its_report(tmp_path, shapes_folder):
+def test_a_run_by_the_real_command_line_and_its_report(tmp_path, shapes_folder, capsys):
     run = Run(arm("vae_flow"), 0, 2, 1e12)
     runs.work(SMALL, [run], tmp_path / "runs", shapes_folder, 2)
     report(SMALL, [run], tmp_path / "runs", tmp_path / "out")
     found = json.loads((tmp_path / "out/results.json").read_text())
     assert found["missing"] == [] and found["runs"][0]["cpu_seconds"] > 0
+    short = json.loads(capsys.readouterr().out.splitlines()[-1])["study"]
+    assert len(short) == len(reading.FINDINGS) and short[0]["verdict"] == "undecided"
     assert [x for x, _ in found["runs"][0]["curve"]] == [0.0, 0.5, 1.0]
     # the language model is frozen: not one answer changes
     scores = found["runs"][0]["scores"]

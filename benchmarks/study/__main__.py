@@ -47,7 +47,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def report(plan: Plan, runs: list, folder: Path, out: Path) -> None:
-    """Write index.html, results.json and runs.csv, and print the verdicts."""
+    """Write index.html, results.json and runs.csv; print the verdicts, as one line of JSON last."""
     results = read(plan, runs, folder)
     write_text(out / "results.json", json.dumps(results, indent=1, allow_nan=False) + "\n")
     write_runs(results["runs"], out / "runs.csv")
@@ -55,6 +55,16 @@ def report(plan: Plan, runs: list, folder: Path, out: Path) -> None:
     for finding in results["findings"]:
         print(f"{finding['verdict']:10} {sentence(finding)}")
     print(f"the report is {out / 'index.html'}, its data results.json and runs.csv beside it")
+    print(json.dumps({"study": [in_short(finding) for finding in results["findings"]]}))
+
+
+def in_short(finding: dict) -> dict:
+    """A finding for other programs, in a line."""
+    difference = finding["difference"] or {"mean": None, "interval": None}
+    return {
+        **{name: finding[name] for name in ("measure", "first", "second", "verdict")},
+        **{name: difference[name] for name in ("mean", "interval")},
+    }
 
 
 if __name__ == "__main__":

@@ -94,7 +94,7 @@ imports and the curve's scores.</p>
 <p>The first {plan["each"]} pictures of the same captions from the same noise, none picked.</p>
 <div class="cards">{"".join(_sheet(name, runs) for name in _sheets(results))}</div>
 <h2>Settings</h2>
-<pre>{escape(json.dumps({k: results[k] for k in ("plan", "machine", "versions")}, indent=2))}</pre>
+<pre>{escape(json.dumps({k: results[k] for k in ("command", "plan", "machine", "versions")}, indent=2))}</pre>
 </body>
 </html>
 """

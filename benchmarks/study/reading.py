@@ -153,7 +153,9 @@ def read(plan: Plan, runs: Sequence[Run], folder: Path) -> dict:
         raise UserError(f"no run in {folder} is done yet; there is nothing to report.")
     shipped = _scores(folder / SHIPPED)
     rows = [_row(run, folder / run.name) for run in runs if run.name in ready]
+    seeds = " ".join(map(str, plan.seeds))
     return {
+        "command": f'make study ARGS="--steps {plan.steps} --seeds {seeds}"',
         "plan": asdict(plan),
         "machine": {k: v for k, v in machine().items() if k != "load_before"},
         "versions": versions("torch", "transformers", "diffusers", "lightning"),
