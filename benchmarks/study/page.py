@@ -16,6 +16,8 @@ from study.reading import MEASURES
 from study.runs import SHIPPED
 from triptych.serving.page import STYLE
 
+SETTINGS = ("command", "plan", "machine", "versions")
+
 MORE_STYLE = """
 svg { max-width: 100%; font-size: 13px; } svg text { fill: var(--ink); }
 svg .end { text-anchor: end; } svg .soft { fill: var(--soft); }
@@ -94,7 +96,7 @@ imports and the curve's scores.</p>
 <p>The first {plan["each"]} pictures of the same captions from the same noise, none picked.</p>
 <div class="cards">{"".join(_sheet(name, runs) for name in _sheets(results))}</div>
 <h2>Settings</h2>
-<pre>{escape(json.dumps({k: results[k] for k in ("command", "plan", "machine", "versions")}, indent=2))}</pre>
+<pre>{escape(json.dumps({name: results[name] for name in SETTINGS}, indent=2))}</pre>
 </body>
 </html>
 """
