@@ -32,8 +32,8 @@ CANNOT_SAY = """
 <ul>
 <li>This is a small model (a language model of five layers, pictures of 48 pixels) in a drawn world,
 at a small part of the training that the shipped weights had: what differs here may not differ at
-the size of the paper, and the other way round. The curves still rise at their ends, so these are
-differences in how fast, not in how far.</li>
+the size of the paper, and the other way round. The shipped weights are clip_flow trained further, so
+these are differences in how fast, not in how far.</li>
 <li>Its image encoder was trained on this very world. Its width, its rates and its distribution of
 noise levels were chosen for clip_flow, and the other arms take them as they are: that may be to
 the disadvantage of each of them.</li>
@@ -48,7 +48,8 @@ from a language model that has learned nothing was not tried.</li>
 <li>Diversity counts all that differs between two pictures of a caption, noise and ruined shapes
 too: it says something only beside the quality.</li>
 <li>Retrieval goes by the shipped image encoder's features, which three of the arms learn to
-make.</li>
+make. Many captions leave open what another one asks for, so that even the shipped weights reach
+little more than a quarter.</li>
 <li>FID and judgements by people, which the paper also goes by, are not measured.</li>
 <li>Intervals are of Student's t over seeds, differences are between runs of equal seed, and
 nothing is corrected for there being several comparisons.</li>
