@@ -32,7 +32,7 @@ CANNOT_SAY = """
 <ul>
 <li>This is a small model (a language model of five layers, pictures of 48 pixels) in a drawn world,
 at a small part of the training that the shipped weights had: what differs here may not differ at
-the size of the paper, and the other way round. The shipped weights are clip_flow trained further, so
+the size of the paper, and the other way round. The shipped weights are clip_flow trained further:
 these are differences in how fast, not in how far.</li>
 <li>Its image encoder was trained on this very world. Its width, its rates and its distribution of
 noise levels were chosen for clip_flow, and the other arms take them as they are: that may be to
