@@ -153,14 +153,16 @@ def ensure_shapes(
     train: int = 30000,
     evaluation: int = 600,
     unseen: int = 200,
-    instruct: int = 12000,
+    instruct: int | None = None,
     seed: int = 0,
     progress: Callable[[int], None] | None = None,
 ) -> Path:
     """Make FOLDER/train, /eval, /unseen and /instruct, unless they are there already.
 
+    `instruct` None makes as many as `train`, 12,000 at most: who asks for a small world gets one.
     Returns the folder. Raises ValueError if it holds anything else than this very data set.
     """
+    instruct = min(train, 12000) if instruct is None else instruct
     sizes = dict(zip(SPLITS, (train, evaluation, unseen, instruct), strict=True))
     return _ensure(Path(folder), MARKER, VERSION, sizes, seed, progress, make_sample)
 
