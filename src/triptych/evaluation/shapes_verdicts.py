@@ -7,7 +7,7 @@ verdicts are the same bit by bit however many processes there are.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -146,7 +146,7 @@ def report(found: Sequence[Verdict], plan: Plan, folder: Path | None = None) -> 
             if name in clusters
         },
         counts={"asked": len(found), "scored": len(found)},
-        settings={**asdict(replace(plan)), **({"folder": str(folder)} if folder else {})},
+        settings={**asdict(plan), **({"folder": str(folder)} if folder else {})},
         items=_items(ordered, plan.images, folder),
     )
 
