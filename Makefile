@@ -44,7 +44,7 @@ ifneq ($(filter parity,$(MAKECMDGOALS)),)
   endif
 endif
 
-.PHONY: help setup $(STAGES) demo app pretrain-tiny parity bench bench-data bench-generate bench-serve torture study test lint clean
+.PHONY: help setup $(STAGES) demo app pretrain-tiny parity bench bench-data bench-generate bench-serve torture study test lint audit clean
 
 help: ## Show this help
 	@grep -hE '^[a-z0-9-]+:.*## ' $(firstword $(MAKEFILE_LIST)) \
@@ -74,7 +74,9 @@ $(STAMP): setup.cfg constraints.txt pyproject.toml
 			echo "$$python cannot make .venv; its venv module may be a package of its own" >&2; \
 			exit 1; }; fi; \
 	echo "set-up: installing into .venv; the first time takes minutes and shows nothing"; \
-	.venv/bin/python -m pip install -qq --no-input -c constraints.txt -e '.[dev]'
+	.venv/bin/python -m pip install -qq --no-input --require-hashes --only-binary :all: \
+		-r constraints.txt; \
+	.venv/bin/python -m pip install -qq --no-input --no-deps --no-build-isolation -e .
 	@touch $@
 
 train-encoder: ## Train the image encoder and the VAE from scratch
@@ -108,8 +110,6 @@ bench: $(STAMP) ## Compare a training step with the published one; ends with JSO
 	@.venv/bin/python benchmarks/training.py --out benchmarks/results/training.json $(ARGS)
 
 bench-data: $(STAMP) ## Compare the data loader with webdataset and datasets; ends with JSON
-	@.venv/bin/python -c 'import datasets, pyarrow' 2>/dev/null || \
-		.venv/bin/python -m pip install -qq --no-input -c constraints.txt -e '.[dev,data]'
 	@.venv/bin/python benchmarks/data.py --out benchmarks/results/data.json $(ARGS)
 
 bench-generate: $(STAMP) ## Compare batches, kept captions and samplers; ends with JSON
@@ -132,6 +132,9 @@ test: lint ## Lint, then run the whole test suite
 lint: $(STAMP) ## Check style and formatting
 	.venv/bin/ruff check $(CODE)
 	.venv/bin/ruff format --check $(CODE)
+
+audit: $(STAMP) ## Look the locked packages up among known vulnerabilities; needs the network
+	@.venv/bin/python scripts/audit.py $(ARGS)
 
 clean: ## Delete caches and build leftovers; .venv, data, runs and out stay
 	rm -rf build dist .pytest_cache .ruff_cache src/*.egg-info

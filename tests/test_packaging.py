@@ -2,8 +2,10 @@
 
 import configparser
 import importlib
+import re
 import subprocess
 import sys
+import tomllib
 from importlib.metadata import entry_points, version
 from pathlib import Path
 
@@ -58,20 +60,62 @@ def test_importing_the_package_imports_no_torch():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_every_constraint_is_an_exact_version():
-    lines = (ROOT / "constraints.txt").read_text().splitlines()
-    pins = [line for line in lines if not line.startswith("#")]
-    assert all(line.count("==") == 1 and "/" not in line for line in pins)
-    names = [line.split("==")[0].lower() for line in pins]
-    assert len(set(names)) == len(names) and "triptych" not in names
+@pytest.fixture(scope="module")
+def pins():
+    """Package name, lower case with hyphens -> the lines of its entry in constraints.txt."""
+    entries, name = {}, ""
+    for line in (ROOT / "constraints.txt").read_text().splitlines():
+        if line and not line.startswith(("#", " ")):
+            name = line.partition("==")[0].lower().replace("_", "-")
+            assert name not in entries
+            entries[name] = []
+        if not line.startswith("#"):
+            entries[name].append(line)
+    return entries
 
 
-def test_constraints_name_every_requirement(setup_cfg):
-    pins = (ROOT / "constraints.txt").read_text().lower().replace("_", "-").splitlines()
-    names = {line.split("==")[0] for line in pins}
+def test_every_constraint_is_an_exact_version_with_hashes(pins):
+    for first, *hashes in pins.values():
+        assert first.count("==") - first.count(" == ") >= 1 and "/" not in first
+        assert hashes and all(re.match(r" {4}--hash=sha256:[0-9a-f]{64}( \\)?$", h) for h in hashes)
+    assert "triptych" not in pins
+
+
+def test_the_build_backend_is_the_pinned_one(pins):
+    (backend,) = tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]["requires"]
+    assert pins["setuptools"][0].split()[0] == backend
+
+
+def test_constraints_name_every_requirement(setup_cfg, pins):
     extras = setup_cfg["options.extras_require"]
     wanted = setup_cfg["options"]["install_requires"]
     wanted += "".join(extras[name] for name in ("serve", "app", "dev", "data"))
     for line in wanted.strip().splitlines():
         name = "".join(c if c.isalnum() or c in "-_" else " " for c in line).split()
-        assert not name or line.startswith("#") or name[0].lower().replace("_", "-") in names, line
+        assert not name or line.startswith("#") or name[0].lower().replace("_", "-") in pins, line
+
+
+@pytest.mark.parametrize(
+    ("answer", "status"),
+    [
+        ('{"dependencies": [{"name": "a", "version": "1", "vulns": []}]}', 0),
+        (
+            '{"dependencies": [{"name": "a", "version": "1", "vulns": [{"id": "CVE-1", '
+            '"fix_versions": ["2"]}]}]}',
+            1,
+        ),
+        ('{"dependencies": [{"name": "a", "skip_reason": "not found"}]}', 2),
+        ('{"dependencies": []}', 2),
+        ("", 2),
+    ],
+)
+def test_an_audit_succeeds_only_if_every_package_was_looked_up(tmp_path, answer, status):
+    (tmp_path / "pip_audit.py").write_text(f"print({answer!r})")
+    done = subprocess.run(
+        [sys.executable, ROOT / "scripts" / "audit.py"],
+        env={"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == status, done.stderr
+    assert ("CVE-1, fixed in 2" in done.stdout) == (status == 1)
