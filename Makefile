@@ -5,7 +5,7 @@ TRAINER ?=
 DATA ?=
 ARGS ?=
 PYTHON ?=
-CASES ?= ../shared/data/parity
+CASES ?= tests/data/parity
 N ?= 20
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
@@ -53,7 +53,7 @@ help: ## Show this help
 	@echo '  PRESET=tiny        the model: a file of conf/model'
 	@echo '  TRAINER=ddp        on several devices: a file of conf/trainer'
 	@echo '  DATA=FOLDER        train on a folder of WebDataset shards instead of the shapes world'
-	@echo '  CASES=FOLDER       recorded cases for parity, a folder each'
+	@echo '  CASES=FOLDER       recorded cases for parity, a folder each (tests/data/parity)'
 	@echo '  N=20               runs that torture kills'
 	@echo '  ARGS="--a=1 --b"   passed on last, so they win; ARGS="--help" and ARGS="--print_config" too'
 	@echo '  PYTHON=python3.12  the Python that makes .venv'

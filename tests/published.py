@@ -7,7 +7,6 @@ description and not from our code, so that a mistake in our table of names shows
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -17,8 +16,8 @@ from diffusers import AutoencoderKL, EulerDiscreteScheduler, UNet2DConditionMode
 from safetensors.torch import save_file
 from torch import Tensor
 
-# What the published code itself computed, and its weights: not in the repository.
-CASES = Path(os.environ.get("TRIPTYCH_PARITY_CASES", ROOT.parent / "shared" / "data" / "parity"))
+# What the published code itself computed, and its weights.
+CASES = ROOT / "tests" / "data" / "parity"
 
 H, LAYERS, HEADS, KV, FFN = 64, 2, 4, 2, 96  # the language model
 V, V_DEPTH, V_FFN = 32, 2, 48  # its vision tower

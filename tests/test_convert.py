@@ -567,7 +567,6 @@ def test_a_missing_weight_file_says_that_convert_makes_it(ours, tmp_path):
 # Recorded weights of the published code -----------------------------------------------------------
 
 
-@pytest.mark.skipif(not (CASES / "tiny_model").is_dir(), reason="no recorded weights here")
 def test_the_recorded_checkpoint_goes_there_and_back(tmp_path):
     case = CASES / "tiny_model"
     numbers = load_file(case / "weights.safetensors")

@@ -20,7 +20,6 @@ from triptych.evaluation.parity.checks import Checks, relative_error
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not CASES.is_dir(), reason="the recorded cases are not on this machine")
 def test_every_recorded_case_of_the_published_code():
     lines = []
     report = run_cases(CASES, lines.append)
@@ -251,7 +250,6 @@ def test_a_pixel_may_round_either_way_only_at_the_edge():
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not CASES.is_dir(), reason="the recorded cases are not on this machine")
 def test_some_of_the_published_cases_alone(tmp_path, capsys):
     for name in ("full_train_i2i", "tiny_model"):
         shutil.copytree(CASES / name, tmp_path / name)

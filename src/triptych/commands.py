@@ -151,7 +151,7 @@ def data(arguments: list[str]) -> None:
 
 
 def parity(arguments: list[str]) -> None:
-    """Recorded values of the published code against ours: triptych parity ../shared/data/parity"""
+    """Recorded values of the published code against ours: triptych parity FOLDER"""
     parser = argparse.ArgumentParser(prog="triptych parity", description=parity.__doc__)
     parser.add_argument("cases", type=Path, metavar="FOLDER", help="of cases, a folder each")
     parsed = parser.parse_args(arguments)
