@@ -1,7 +1,16 @@
-"""What holds for every test: no network, few threads, and GPU tests only where there is a GPU."""
+"""What holds for every test: no network, few threads, and nothing is left out in silence.
+
+A test that needs what this machine lacks is left out, and the run ends with a line that counts what
+was left out, by reason. `--nothing-left-out` is for continuous integration: only a missing GPU is a
+reason there, and for anything else that is missing the test fails.
+"""
 
 import os
+import shutil
 import signal
+import sys
+from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -17,13 +26,83 @@ try:
 except ImportError as error:
     raise pytest.UsageError("triptych is not installed: run `make setup` first") from error
 
+GPU = "need a CUDA device"
+BESIDE = Path(__file__).parent / ".venv" / "beside"
+SLOW = "are slow (`make test-slow` runs them)"
 
-def pytest_collection_modifyitems(items):
-    marked = [item for item in items if "gpu" in item.keywords]
-    if not marked:
-        return
+
+def _cuda() -> bool:
     import torch
 
-    if not torch.cuda.is_available():
-        for item in marked:
-            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+    return torch.cuda.is_available()
+
+
+def _chromium() -> bool:
+    from browser import installed
+
+    return installed() is not None
+
+
+# Marker -> why its tests are left out, and whether this machine has what they need.
+NEEDS = {
+    "gpu": (GPU, _cuda),
+    "browser": ("need Chromium", _chromium),
+    "beside": ("need .venv/beside (`make test-slow` installs it)", BESIDE.is_dir),
+    "compiler": ("need g++", lambda: shutil.which("g++") is not None),
+    "linux": ("need Linux", lambda: sys.platform == "linux"),
+}
+LEFT_OUT = pytest.StashKey[Counter]()
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--nothing-left-out", action="store_true", help="no reason but a missing GPU to leave out"
+    )
+
+
+def pytest_configure(config):
+    config.stash[LEFT_OUT] = Counter()
+
+
+def pytest_collection_modifyitems(config, items):
+    needed = {name for name in NEEDS if any(name in item.keywords for item in items)}
+    if config.getoption("nothing_left_out"):
+        needed &= {"gpu"}
+    missing = {name: NEEDS[name][0] for name in NEEDS if name in needed and not NEEDS[name][1]()}
+    left_out = {item: missing[name] for item in items for name in missing if name in item.keywords}
+    config.stash[LEFT_OUT].update(left_out.values())
+    items[:] = [item for item in items if item not in left_out]
+
+
+def pytest_deselected(items):
+    """Count what `-m "not slow"` leaves out."""
+    for item in items:
+        if item.config.option.markexpr == "not slow" and "slow" in item.keywords:
+            item.config.stash[LEFT_OUT][SLOW] += 1
+
+
+def skipped(config) -> Counter:
+    """Reason -> how many tests skipped themselves while they ran."""
+    reports = config.pluginmanager.get_plugin("terminalreporter").stats.get("skipped", [])
+    return Counter(report.longrepr[2].removeprefix("Skipped: ") for report in reports)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish(session):
+    config = session.config
+    if hasattr(config, "workeroutput"):  # a process of pytest-xdist: these collect, and alike
+        config.workeroutput["left_out"] = dict(config.stash[LEFT_OUT])
+    elif config.getoption("nothing_left_out") and skipped(config):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node, error):
+    if error is None:
+        node.config.stash[LEFT_OUT] = Counter(node.workeroutput["left_out"])
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    counted = config.stash[LEFT_OUT] + skipped(config)
+    reasons = [f"{number} {reason}" for reason, number in counted.items()]
+    terminalreporter.write_line(f"left out: {'; '.join(reasons) or 'nothing'}")

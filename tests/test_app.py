@@ -73,6 +73,7 @@ def told(page, sentence):
     toast.locator(".toast-close").click()
 
 
+@pytest.mark.browser
 def test_pictures_appear_step_by_step_and_carry_their_settings(window, tmp_path):
     tab(window, "Generate")
     window.fill("#generate-prompt textarea", PROMPT)
@@ -103,6 +104,7 @@ def test_pictures_appear_step_by_step_and_carry_their_settings(window, tmp_path)
     window.keyboard.press("Escape")
 
 
+@pytest.mark.browser
 def test_stop_ends_a_call_and_the_next_one_runs(window):
     tab(window, "Generate")
     window.fill("#generate-prompt textarea", PROMPT)
@@ -118,6 +120,7 @@ def test_stop_ends_a_call_and_the_next_one_runs(window):
     assert window.locator("button.thumbnail-item").count() <= 1
 
 
+@pytest.mark.browser
 def test_what_is_wrong_with_a_prompt_is_one_sentence(window):
     tab(window, "Generate")
     window.fill("#generate-prompt textarea", "  ")
@@ -128,6 +131,7 @@ def test_what_is_wrong_with_a_prompt_is_one_sentence(window):
     told(window, "tokens")
 
 
+@pytest.mark.browser
 def test_questions_about_a_picture_in_several_turns(window, red_circle):
     tab(window, "Chat")
     window.set_input_files("#question input[type=file]", red_circle)
@@ -149,6 +153,7 @@ def test_questions_about_a_picture_in_several_turns(window, red_circle):
     told(window, "the question is empty")
 
 
+@pytest.mark.browser
 def test_an_edit_makes_pictures_and_a_broken_file_a_sentence(window, red_circle, tmp_path):
     tab(window, "Edit")
     window.click("#edit")
@@ -166,6 +171,7 @@ def test_an_edit_makes_pictures_and_a_broken_file_a_sentence(window, red_circle,
     window.locator("[role=tabpanel]:visible").get_by_text(re.compile("4 pictures in")).wait_for()
 
 
+@pytest.mark.browser
 def test_a_blind_vote_is_kept_once(window, app):
     votes = app[1]
     tab(window, "Compare")
@@ -198,6 +204,7 @@ def test_a_blind_vote_is_kept_once(window, app):
     assert (second["prompt"], second["vote"]) == ("a photo of a green star", "both bad")
 
 
+@pytest.mark.browser
 def test_a_reconstruction(window, red_circle):
     tab(window, "Reconstruct")
     window.set_input_files("#reconstruct-picture input[type=file]", red_circle)

@@ -190,13 +190,13 @@ def test_a_folder_of_pictures(tmp_path):
 
 
 def test_a_parquet_file_of_a_hugging_face_data_set(tmp_path):
-    arrow = pytest.importorskip("pyarrow")
+    import pyarrow
     from pyarrow import parquet
 
     rows = [{"image": {"bytes": encoded(n), "path": None}, "text": f"row {n}"} for n in range(5)]
     (tmp_path / "data").mkdir()
     for part, first in enumerate((0, 3)):
-        some = arrow.Table.from_pylist(rows[first : first + 3])
+        some = pyarrow.Table.from_pylist(rows[first : first + 3])
         parquet.write_table(some, tmp_path / "data" / f"{part}.parquet", row_group_size=2)
     packed(tmp_path / "data", tmp_path / "out", workers=2, size=2)
     folder = ShardFolder(tmp_path / "out").open()
@@ -205,7 +205,8 @@ def test_a_parquet_file_of_a_hugging_face_data_set(tmp_path):
 
 
 def test_a_data_set_that_hugging_face_saved(tmp_path):
-    datasets = pytest.importorskip("datasets")
+    import datasets
+
     rows = {"image": [{"bytes": encoded(n)} for n in range(4)], "caption": list("abcd")}
     data = datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image())
     data = datasets.DatasetDict({"train": data.select([3, 1, 0]), "test": data})

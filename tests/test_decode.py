@@ -219,7 +219,7 @@ print(refused, peak() - before)
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.linux
 def test_a_160_megapixel_bomb_is_refused_in_little_memory(tmp_path):
     rows, packer = (b"\0" + bytes(12_800)) * 100, zlib.compressobj(9)
     packed = b"".join(packer.compress(rows) for _ in range(125)) + packer.flush()

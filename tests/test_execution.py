@@ -65,7 +65,7 @@ def test_what_is_kept_of_a_caption_is_kept_by_compiled_blocks():
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
+@pytest.mark.compiler
 def test_a_block_compiles_to_machine_code():
     encoder = built(eva(depth=1)).eval()
     pixels = torch.randint(0, 256, (2, 3, 48, 48), dtype=torch.uint8)

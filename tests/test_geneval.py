@@ -214,7 +214,6 @@ def test_a_crop_keeps_the_object_alone():
 
 
 def test_mask2former_gives_objects_with_masks(tmp_path):
-    pytest.importorskip("scipy", reason="transformers' Mask2Former asks for it")
     from transformers import (
         Mask2FormerConfig,
         Mask2FormerForUniversalSegmentation,

@@ -1,6 +1,7 @@
 """The server with the shipped weights and OpenAI's client, and as a process of its own."""
 
 import base64
+import errno
 import os
 import re
 import signal
@@ -301,10 +302,15 @@ def test_a_wrong_command_line_is_one_sentence(arguments, status, says, capsys):
     assert says in capsys.readouterr().err
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may open every port")
-def test_a_port_that_needs_rights(capsys):
-    with pytest.raises(SystemExit):
+def test_a_port_that_needs_rights(capsys, monkeypatch):
+    def refuse(*_):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    # Root, and containers that lower net.ipv4.ip_unprivileged_port_start, may open every port.
+    monkeypatch.setattr(socket.socket, "bind", refuse)
+    with pytest.raises(SystemExit) as ended:
         main(["serve", "--port", "80"])
+    assert ended.value.code == 1
     assert "choose a --port of 1024 or above" in capsys.readouterr().err
 
 

@@ -200,7 +200,6 @@ def test_addresses_that_are_refused(url):
 
 
 def test_what_s3_needs_is_said():
-    pytest.importorskip("fsspec")
     try:
         import s3fs  # noqa: F401
     except ImportError:

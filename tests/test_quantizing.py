@@ -1,0 +1,41 @@
+"""A language model of 4 or 8 bits, by the real library."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from builders import ROOT
+
+SCRIPT = """
+import json, sys
+from triptych.pipeline import UnifiedPipeline
+
+prompts = ["a photo of a red circle", "a photo of two blue squares"]
+bits = [None, *sys.argv[1:]]
+pipes = [UnifiedPipeline.from_pretrained("tiny", device="cpu", quantize=each) for each in bits]
+exact, *made = [pipe.model.condition(prompts).states for pipe in pipes]
+layers = [
+    pipe.model.understanding.understander.model.model.language_model.layers[0] for pipe in pipes
+]
+print(json.dumps({
+    each: {
+        "off": float((states - exact).norm() / exact.norm()),
+        "bytes": layer.mlp.up_proj.weight.element_size(),
+    }
+    for each, states, layer in zip(bits[1:], made, layers[1:])
+}))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.beside
+def test_a_small_language_model_still_paints_what_it_is_told():
+    # In a process of its own: where bitsandbytes is, diffusers imports it, which takes seconds.
+    environment = os.environ | {"PYTHONPATH": str(ROOT / ".venv" / "beside")}
+    command = [sys.executable, "-c", SCRIPT, "4bit", "8bit"]
+    done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE)
+    found = json.loads(done.stdout)
+    assert 0 < found["4bit"]["off"] < 0.2 and 0 < found["8bit"]["off"] < 0.02
+    assert found["4bit"]["bytes"] == found["8bit"]["bytes"] == 1
