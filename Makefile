@@ -14,6 +14,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 SHELL := /bin/bash
 
 STAMP := .venv/.set-up
+BESIDE := .venv/beside/.set-up
 RUN := .venv/bin/python -m triptych
 STAGES := train-encoder train-decoder train-stage1 train-stage2 train-stage3 train-edits train-joint
 CODE := src callbacks data_modules tests benchmarks conftest.py
@@ -44,7 +45,7 @@ ifneq ($(filter parity,$(MAKECMDGOALS)),)
   endif
 endif
 
-.PHONY: help setup $(STAGES) demo app pretrain-tiny parity bench bench-data bench-generate bench-serve torture study test lint audit clean
+.PHONY: help setup $(STAGES) demo app pretrain-tiny parity bench bench-data bench-generate bench-serve torture study test test-slow test-portable lint audit clean
 
 help: ## Show this help
 	@grep -hE '^[a-z0-9-]+:.*## ' $(firstword $(MAKEFILE_LIST)) \
@@ -126,8 +127,21 @@ study: $(STAMP) ## Repeat the paper's study in small, hours: ARGS="--plan" says 
 	@PYTHONPATH=benchmarks .venv/bin/python -m study $(ARGS)
 
 # In the order of names: by their number of tests, as xdist would, the longest files come last.
-test: lint ## Lint, then run the whole test suite
-	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+PYTEST := .venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+test: lint ## Lint, then run the test suite but for what is slow
+	OMP_NUM_THREADS=1 $(PYTEST) -m "not slow" $(ARGS)
+
+test-slow: $(STAMP) $(BESIDE) ## Run the tests that take long, or that need what `make test` does not install
+	OMP_NUM_THREADS=1 $(PYTEST) -m slow $(ARGS)
+
+test-portable: $(STAMP) ## Run what depends on rounding as other processors would, on one and two threads
+	@.venv/bin/python scripts/portable.py $(ARGS)
+
+$(BESIDE): $(STAMP) tests/beside.txt
+	.venv/bin/python -m pip install -qq --no-input --upgrade --target .venv/beside --no-deps \
+		--require-hashes --only-binary :all: -r tests/beside.txt
+	@touch $@
 
 lint: $(STAMP) ## Check style and formatting
 	.venv/bin/ruff check $(CODE)

@@ -27,7 +27,7 @@ except ImportError as error:
     raise pytest.UsageError("triptych is not installed: run `make setup` first") from error
 
 GPU = "need a CUDA device"
-BESIDE = Path(__file__).parent / ".venv" / "beside"
+BESIDE = Path(__file__).parent / ".venv" / "beside" / ".set-up"
 SLOW = "are slow (`make test-slow` runs them)"
 
 
@@ -47,7 +47,7 @@ def _chromium() -> bool:
 NEEDS = {
     "gpu": (GPU, _cuda),
     "browser": ("need Chromium", _chromium),
-    "beside": ("need .venv/beside (`make test-slow` installs it)", BESIDE.is_dir),
+    "beside": ("need .venv/beside (`make test-slow` installs it)", BESIDE.exists),
     "compiler": ("need g++", lambda: shutil.which("g++") is not None),
     "linux": ("need Linux", lambda: sys.platform == "linux"),
 }
