@@ -18,6 +18,7 @@ from builders import (
     understander,
     unified,
 )
+from closeness import assert_same_images
 from lightning import Trainer
 from PIL import Image
 
@@ -212,7 +213,7 @@ def test_a_picture_is_the_same_whatever_was_asked_before_or_beside(weights):
     for number in (2, 0, 1):
         fresh = guided(weights, "prompt")
         alone = fresh.generate(CAPTIONS[number : number + 1], [7 + number])[0]
-        assert (alone.int() - together[number].int()).abs().max() <= 1  # rounding
+        assert_same_images(alone, together[number])
         again = model.generate(CAPTIONS[number : number + 1], [7 + number])[0]
         assert torch.equal(again, alone)
     other = model.generate(CAPTIONS[:1], [8])[0]
@@ -324,7 +325,7 @@ def test_a_picture_is_that_of_its_prompt_and_seed(whole):
     assert torch.equal(together, whole.generate(CAPTIONS, [4, 5, 6]))
     for i, caption in enumerate(CAPTIONS[:2]):
         alone = whole.generate([caption], [4 + i])[0]
-        assert (alone.int() - together[i].int()).abs().max() <= 2  # rounding
+        assert_same_images(alone, together[i])
     other = whole.generate(CAPTIONS[:1], [7])[0]
     assert (other.int() - together[0].int()).abs().max() > 10
 
