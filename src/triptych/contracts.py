@@ -344,7 +344,7 @@ class PixelDecoder(Part):
         sampler: str | None = None,
         on_picture: OnPicture | None = None,
     ) -> Tensor:
-        """features [B,C,h,w] -> pixels uint8 [B,3,H,W]; picture i depends on seeds[i] alone.
+        """features [B,C,h,w] -> pixels uint8 [B,3,H,W], each from its seed alone, within rounding.
 
         `null` [1,C,h,w] are the features that guidance leads away from; None is the decoder's own.
         `sampler` is one of `solvers.SAMPLERS`. `on_picture` is called after every call of the

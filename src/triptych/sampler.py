@@ -2,7 +2,7 @@
 
 The integrator is a diffusers scheduler, see `solvers`; guidance is classifier-free (Ho & Salimans
 2022) with the null condition of training, which is zeros unless another is given. Seeds make noise,
-one per picture, so that a picture does not depend on its neighbours in the batch.
+one per picture, so that a picture depends on its neighbours in the batch by rounding at most.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 Three questions, one for each panel: does a generated picture show what its caption asks, does a
 reconstruction show the scene of its original, is an answer about a picture the expected one.
 Edits have a file of their own. The samples are drawn in memory, in the order of the evaluation
-shards, and none is a training sample. Every score is a pure function of the weights and a seed: the
-batch size changes nothing.
+shards, and none is a training sample. A score follows from the weights and a seed alone: batch
+size, threads and processor change images by rounding, which shows only where a verdict is close.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ Verdict = tuple[str, int, int, bool]
 
 @dataclass(frozen=True)
 class Plan:
-    """What is scored; everything but the batch size decides the scores."""
+    """What is scored; the batch size decides no score, but how images are rounded."""
 
     images: int = 600
     """Captions, reconstructions and half of the questions; edits are EDITS at most."""

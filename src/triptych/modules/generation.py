@@ -193,7 +193,7 @@ class GenerationModule(Panel):
         sampler: str | None = None,
         guidance_interval: tuple[float, float] | None = None,
     ) -> Tensor:
-        """Features [B,C,h,w] for a condition [B,N,D]; picture i depends on seeds[i] alone.
+        """Features [B,C,h,w] for a condition [B,N,D], each from its seed alone, within rounding.
 
         `null` [1,N,D] is the condition that guidance leads away from; zeros by default. See
         `sampler.sample_flow` for the rest.

@@ -321,7 +321,7 @@ class UnifiedModule(Panel):
         sampler: str | None = None,
         decoder_sampler: str | None = None,
     ) -> Tensor:
-        """Pictures uint8 [B,3,H,W]; picture i depends on prompts[i] and seeds[i] alone."""
+        """Pictures uint8 [B,3,H,W], each from its prompt and seed alone, within rounding."""
         condition = self.condition(prompts)
         features = self.generation.sample(condition, seeds, steps, guidance, sampler=sampler)
         return self.decode(features, seeds, decoder_steps, decoder_guidance, decoder_sampler)

@@ -2,7 +2,8 @@
 
 A sample is KEY.jpg (the picture), KEY.txt (its caption) and KEY.json (all there is to know about
 it). Sample i of a split depends on the seed, the split and i alone, so that a data set can be
-made again byte for byte, and a larger one begins with the smaller one.
+made again byte for byte with the same versions of the libraries, and a larger one begins with the
+smaller one.
 """
 
 import io
