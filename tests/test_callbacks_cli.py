@@ -3,12 +3,14 @@
 import csv
 import re
 
+import pytest
 import torch
 import yaml
 from builders import ROOT
 from test_end_to_end import run
 
 
+@pytest.mark.slow
 def test_the_documented_callback_ends_a_run_with_the_default_ones(tmp_path, shapes_folder):
     page = (ROOT / "docs/callbacks.md").read_text()
     (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)

@@ -14,6 +14,8 @@ import torch
 from safetensors.torch import load_file
 from test_training_callbacks import same
 
+pytestmark = pytest.mark.slow
+
 HERE = Path(__file__).parent
 FITS = [
     {"name": "whole", "steps": 4},

@@ -19,7 +19,6 @@ from triptych.evaluation.parity import run_cases
 from triptych.evaluation.parity.checks import Checks, relative_error
 
 
-@pytest.mark.slow
 def test_every_recorded_case_of_the_published_code():
     lines = []
     report = run_cases(CASES, lines.append)
@@ -249,7 +248,6 @@ def test_a_pixel_may_round_either_way_only_at_the_edge():
     assert [each.ok for each in checks.quantities] == [True, True, False, False]
 
 
-@pytest.mark.slow
 def test_some_of_the_published_cases_alone(tmp_path, capsys):
     for name in ("full_train_i2i", "tiny_model"):
         shutil.copytree(CASES / name, tmp_path / name)

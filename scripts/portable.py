@@ -1,0 +1,64 @@
+"""Run the tests that show how a processor rounds as other processors would: `make test-portable`.
+
+Vector units are chosen by the variables of ATen, oneDNN and MKL; threads change the order of sums
+too. Prints a line for each setting, and what failed. The status is 1 if anything did.
+"""
+
+import os
+import subprocess
+import sys
+import time
+from itertools import product
+
+TESTS = [
+    "tests/test_backbones.py",
+    "tests/test_chat.py",
+    "tests/test_eval_command.py::test_shards_make_the_pictures_of_one_process",
+    "tests/test_features.py::test_cached_features_are_the_live_ones",
+    "tests/test_generating.py",
+    "tests/test_modules.py",
+    "tests/test_parity.py",
+    "tests/test_sampler.py",
+    "tests/test_server.py::test_chat_about_a_picture_alone_and_streamed",
+    "tests/test_server.py::test_edits_of_one_and_of_several_pictures",
+    "tests/test_server.py::test_pictures_are_those_of_the_pipeline",
+    "tests/test_siglip_sana.py",
+    "tests/test_training_step.py",
+    "tests/test_understanding_untouched.py",
+    "tests/test_use_commands.py::test_a_picture_does_not_depend_on_how_the_command_was_cut",
+]
+MKL = {"default": "SSE4_2", "avx2": "AVX2"}  # which follows ATen's choice
+
+
+def settings() -> list[dict[str, str]]:
+    """The environments, those of one thread first."""
+    return [
+        {
+            "OMP_NUM_THREADS": threads,
+            "ATEN_CPU_CAPABILITY": aten,
+            "ONEDNN_MAX_CPU_ISA": onednn,
+            "MKL_ENABLE_INSTRUCTIONS": MKL[aten],
+        }
+        for threads, aten, onednn in product("12", MKL, ("SSE41", "AVX2"))
+    ]
+
+
+def run(setting: dict[str, str], arguments: list[str]) -> bool:
+    """Run the tests under a setting and print a line; whether all passed."""
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "not slow", "-p", "no:cacheprovider"]
+    if setting["OMP_NUM_THREADS"] == "1":
+        command += ["-n", "2", "--dist", "loadfile"]
+    begun = time.monotonic()
+    done = subprocess.run(
+        [*command, *TESTS, *arguments], env=os.environ | setting, capture_output=True, text=True
+    )
+    words = " ".join(f"{name}={value}" for name, value in setting.items())
+    last = done.stdout.strip().rpartition("\n")[2].partition(" in ")[0]
+    print(f"{words}: {last}, {time.monotonic() - begun:.0f} s", flush=True)
+    if done.returncode:
+        print(done.stdout, done.stderr, sep="\n", flush=True)
+    return done.returncode == 0
+
+
+if __name__ == "__main__":
+    sys.exit(not all([run(setting, sys.argv[1:]) for setting in settings()]))
