@@ -314,7 +314,7 @@ def test_a_checkpoint_is_found_for_a_run_that_goes_on(run, tmp_path):
 
 
 def test_a_folder_of_runs_that_cannot_be_written_is_said_at_once(tmp_path):
-    from triptych.lightning_cli import require_writable
+    from triptych.run_folder import require_writable
 
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"file/runs cannot be written \(Not a directory\)"):
