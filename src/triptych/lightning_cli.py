@@ -106,8 +106,10 @@ class TriptychCLI(LightningCLI):
         from it when they have met.
         """
         trainer, first = settings.trainer, run_folder.is_first_process()
-        for parent in parents if first else ():
-            run_folder.require_writable(parent)
+        if first:
+            for parent in parents:
+                run_folder.require_writable(parent)
+            run_folder.sweep(parents)
         if self.subcommand == "fit" and settings.get("ckpt_path"):
             done = run_folder.finished(Path(settings.ckpt_path), trainer)
             if done is not None:
@@ -117,7 +119,6 @@ class TriptychCLI(LightningCLI):
                 return
         if not first:
             return
-        run_folder.sweep(parents)
         loggers = loggers_of(trainer)
         named = [init.version for init in loggers if init.get("version") is not None]
         version, self.run = run_folder.take(parents, named[0] if named else None)

@@ -140,6 +140,12 @@ def run_number(folder: Path) -> int:
     return int(number) if number != folder.name and number.isdecimal() else -1
 
 
+def in_runs(parent: Path, name: str) -> list[Path]:
+    """The files version_N/NAME that there are under `parent`, in the order of N."""
+    runs = sorted(parent.glob("version_*"), key=run_number)
+    return [run / name for run in runs if (run / name).exists()]
+
+
 def remove(path: Path) -> None:
     """Delete a state, its manifest first: half of a state is none."""
     manifest_of(path).unlink(missing_ok=True)
@@ -169,8 +175,7 @@ def link_newest(name: Path) -> None:
     last one to link has seen all of them.
     """
     while True:
-        found = [path for path in name.parent.glob(f"version_*/{name.name}") if path.is_file()]
-        newest = max(found, key=lambda path: run_number(path.parent))
+        newest = in_runs(name.parent, name.name)[-1]
         if name.is_symlink() and os.readlink(name) == os.path.relpath(newest, name.parent):
             return
         with contextlib.suppress(FileExistsError, FileNotFoundError):  # another one links too
