@@ -19,6 +19,8 @@ from triptych.weights import durable, find_all
 warnings.filterwarnings("ignore", message=".*LeafSpec.*")
 # On purpose: what is frozen is in evaluation mode.
 warnings.filterwarnings("ignore", message=".*module.*in eval mode at the start of training.*")
+# The run's folder is new: there is only the lock in it.
+warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")
 # Nothing of ours changes what a part returns in place.
 warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
 # On purpose: every rank validates on the same samples.

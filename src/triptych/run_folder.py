@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 LOCK = ".lock"
 """In a run's folder: locked while its process is alive."""
 
-MOMENT = 5.0
+MOMENT = 2.0
 """Seconds to wait for a lock that another process holds only while it looks into the folder."""
 
 Version = int | str
