@@ -15,8 +15,10 @@ from builders import ROOT
 from forking import Forks
 
 from triptych.atomic_write import Lock, replacing
+from triptych.contracts import UserError
 from triptych.run_folder import sweep, take
 from triptych.weights import durable
+from triptych.weights.staging import Staging
 
 DIT = {"width": 32, "depth": 1, "heads": 2, "multiple_of": 16}
 SMALL = {
@@ -351,3 +353,56 @@ def test_nothing_is_ordered_by_time_stamps():
     ordered = re.compile(r"key=[^\n]*(_mtime|_ctime|getmtime|getctime)|time_ns\(\)")
     files = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
     assert not [path for path in files if ordered.search(path.read_text())]
+
+
+# --- other folders that two commands may want at once ---------------------------------------------
+
+
+def test_a_shapes_world_that_two_make_at_once_is_made_once(tmp_path):
+    from triptych.shapes.shards import ensure_shapes
+
+    pids = []
+    for _ in range(3):
+        if (pid := os.fork()) == 0:
+            ensure_shapes(tmp_path / "shapes", train=16, evaluation=4, unseen=4, instruct=4)
+            os._exit(0)
+        pids.append(pid)
+    assert [os.waitpid(pid, 0)[1] for pid in pids] == [0, 0, 0]
+    assert [path.name for path in tmp_path.iterdir()] == ["shapes"]
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "mine.txt").touch()
+    with pytest.raises(ValueError, match="is not a shapes data set"):
+        ensure_shapes(tmp_path / "other", train=16, evaluation=4, unseen=4, instruct=4)
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from triptych.atomic_write import LOCK, Lock
+assert Lock(Path(sys.argv[1]) / LOCK).acquire()
+print("held", flush=True)
+input()
+"""
+
+
+@pytest.mark.parametrize("what", ["pack", "convert"])
+def test_a_folder_that_another_process_writes_is_refused(what, tmp_path, shapes_folder):
+    folder = tmp_path / ("out.partial" if what == "convert" else "out")
+    folder.mkdir()
+    other = subprocess.Popen(
+        [sys.executable, "-c", HOLD, folder], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert other.stdout.readline()
+    try:
+        with pytest.raises(UserError, match=r"another process is (making|writing to) .*out"):
+            if what == "pack":
+                from triptych.data_modules import ShardFolder
+                from triptych.data_modules.pack import pack
+
+                pack(ShardFolder(shapes_folder / "eval").open(), folder, {}, 8)
+            else:
+                Staging(tmp_path / "out", "plan", 1)
+    finally:
+        other.kill()
+        other.wait()
+    assert Staging(tmp_path / "out", "plan", 1).write("name", lambda file: file.write(b"1"))

@@ -16,7 +16,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from triptych.errors import UserError
+
 PARTIAL = ".partial"
+LOCK = ".lock"
+"""Name of the lock on a folder."""
 
 
 def partial_name(path: Path) -> Path:
@@ -69,6 +73,32 @@ class Lock:
         if self._handle is not None:
             os.close(self._handle)
             self._handle = None
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Hold a folder, which is made, whose files have fixed temporary names: one process writes.
+
+    Raises:
+        UserError: another process holds it, or it cannot be written to.
+    """
+    lock = Lock(folder / LOCK)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        held = lock.acquire()
+    except OSError as error:
+        raise UserError(
+            f"{folder} is no folder to write to: {error.strerror}; choose another one."
+        ) from error
+    if not held:
+        raise UserError(
+            f"another process is writing to {folder}; wait for it, or choose another folder."
+        )
+    try:
+        yield
+    finally:
+        lock.path.unlink(missing_ok=True)
+        lock.release()
 
 
 def _locked(handle: int) -> bool:

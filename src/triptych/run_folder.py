@@ -14,15 +14,12 @@ from typing import Any
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.callbacks import Timer
 
-from triptych.atomic_write import PARTIAL, Lock
+from triptych.atomic_write import LOCK, PARTIAL, Lock
 from triptych.contracts import UserError
 from triptych.weights import durable
 from triptych.weights.training import read_progress
 
 log = logging.getLogger(__name__)
-
-LOCK = ".lock"
-"""In a run's folder: locked while its process is alive."""
 
 MOMENT = 2.0
 """Seconds to wait for a lock that another process holds only while it looks into the folder."""
@@ -40,7 +37,7 @@ class RunFolder:
 
     def __init__(self, folders: Sequence[Path], made: bool) -> None:
         self.folders, self.made = list(folders), made
-        self.lock = Lock(folders[0] / LOCK)
+        self.lock = Lock(folders[0] / LOCK)  # held while this process is alive
 
     @property
     def path(self) -> Path:
