@@ -7,6 +7,7 @@ ARGS ?=
 PYTHON ?=
 CASES ?= tests/data/parity
 N ?= 20
+SEED ?= 0
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 .DEFAULT_GOAL := help
@@ -56,6 +57,7 @@ help: ## Show this help
 	@echo '  DATA=FOLDER        train on a folder of WebDataset shards instead of the shapes world'
 	@echo '  CASES=FOLDER       recorded cases for parity, a folder each (tests/data/parity)'
 	@echo '  N=20               runs that torture kills'
+	@echo '  SEED=0             of the moments in which torture kills'
 	@echo '  ARGS="--a=1 --b"   passed on last, so they win; ARGS="--help" and ARGS="--print_config" too'
 	@echo '  PYTHON=python3.12  the Python that makes .venv'
 
@@ -121,7 +123,7 @@ bench-serve: $(STAMP) ## Load the server for a minute, then send it nonsense; en
 	@.venv/bin/python benchmarks/serve.py --out benchmarks/results/serve.json $(ARGS)
 
 torture: $(STAMP) ## Kill N training runs and compare each, resumed, with one left alone; ends with JSON
-	@.venv/bin/python benchmarks/torture.py --runs $(N) $(ARGS)
+	@.venv/bin/python benchmarks/torture.py --runs $(N) --seed $(SEED) $(ARGS)
 
 study: $(STAMP) ## Repeat the paper's study in small, hours: ARGS="--plan" says how many; ARGS="--steps N"
 	@PYTHONPATH=benchmarks .venv/bin/python -m study $(ARGS)

@@ -1,12 +1,13 @@
 """Kills a training run and lets it go on, many times; nothing may differ from a run left alone.
 
-    make torture N=100
+    make torture N=100 SEED=1
 
 Every run is a short stage 2 of a very small model through the real command line, in a process of
-its own. It is killed (SIGKILL) in a step, in a save, in a rename, in a validation, in its log or at
-any time, then started again with `--ckpt_path=auto`; every fourth is killed once more. At the end
-weights, optimizer, schedule, average of the weights, loss log and the samples of every step are
-compared with those of a run that nobody touched: bit for bit.
+its own. It is killed (SIGKILL) in a step, in a save, in a rename, in a validation, in its log,
+while folders are made, while weights are exported or at any time, then started again with
+`--ckpt_path=auto`; every fourth is killed once more. At the end weights, optimizer, schedule,
+average of the weights, loss log, the samples of every step and the exported files are compared with
+those of a run that nobody touched: bit for bit. No temporary file may be left.
 
 The processes are forked from one that has imported everything; so a run takes seconds.
 """
@@ -14,6 +15,7 @@ The processes are forked from one that has imported everything; so a run takes s
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import multiprocessing
 import os
@@ -35,12 +37,13 @@ import yaml
 from lightning import Callback
 
 import triptych.callbacks
+from triptych.atomic_write import PARTIAL
 from triptych.cli import main as triptych_main
 from triptych.shapes.shards import ensure_shapes
-from triptych.weights import durable
+from triptych.weights import durable, files
 
 ROOT = Path(__file__).resolve().parent.parent
-PLACES = ("time", "step", "save", "rename", "validation", "log")
+PLACES = ("time", "step", "save", "rename", "validation", "log", "folder", "export")
 STEPS, EVERY, VALIDATE = 8, 2, 4
 
 
@@ -101,10 +104,13 @@ class Witness(Callback):
 
 
 def watch_the_disk() -> None:
-    """Let saves, renames and rows of the log be moments too; a write is cut in its middle."""
+    """Let saves, renames, new folders, rows of the log and exports be moments too.
+
+    A write is cut in its middle; what is one step for the disk has a moment before and one after.
+    """
     from lightning.fabric.loggers.csv_logs import _ExperimentWriter
 
-    write, replace, append = durable._Noting.write, os.replace, _ExperimentWriter.save
+    write, write_tensors = durable._Noting.write, files.write_tensors
 
     def cut(self, data):
         if FATE.moment_of("save"):
@@ -113,24 +119,41 @@ def watch_the_disk() -> None:
             die()
         return write(self, data)
 
-    def rename(*names):
-        FATE.pass_by("rename")
-        replace(*names)
-        FATE.pass_by("rename")
+    def cut_export(file, tensors, metadata):
+        if FATE.moment_of("export"):
+            whole = io.BytesIO()
+            write_tensors(whole, tensors, metadata)
+            file.write(whole.getvalue()[: whole.tell() // 2])
+            file.flush()
+            die()
+        write_tensors(file, tensors, metadata)
+        FATE.pass_by("export")
 
-    def log(self):
-        FATE.pass_by("log")
-        append(self)
-        FATE.pass_by("log")
+    def around(owner, name, place):
+        function = getattr(owner, name)
 
-    durable._Noting.write, durable.os.replace, _ExperimentWriter.save = cut, rename, log
+        def watched(*arguments, **options):
+            FATE.pass_by(place)
+            result = function(*arguments, **options)
+            FATE.pass_by(place)
+            return result
+
+        setattr(owner, name, watched)
+
+    durable._Noting.write, files.write_tensors = cut, cut_export
+    around(os, "fsync", "rename")
+    around(os, "replace", "rename")
+    around(os, "symlink", "rename")
+    around(os, "mkdir", "folder")
+    around(_ExperimentWriter, "save", "log")
+    around(triptych.callbacks.ExportWeights, "on_fit_end", "export")
 
 
 def settings(folder: Path) -> Path:
     """The configuration of the small run, on top of stage 2 of the tiny preset."""
     shapes = ensure_shapes(folder / "shapes", train=64, evaluation=8, unseen=8, instruct=8)
     callbacks = ["lightning.pytorch.callbacks.LearningRateMonitor", "torture.Witness"]
-    callbacks += ["triptych.callbacks.EMA"] if hasattr(triptych.callbacks, "EMA") else []
+    callbacks += ["triptych.callbacks.EMA"]
     dit = {"width": 32, "depth": 1, "heads": 2, "multiple_of": 16}
     config = {
         "model": {
@@ -257,7 +280,12 @@ def results(runs: Path) -> dict[str, object]:
         "average": flat(state["callbacks"].get("EMA", {})),
         "log": (last.parent.parent / "metrics.csv").read_text(),
         "samples": samples,
-        "exported": (last.parent.parent / "weights.safetensors").read_bytes(),
+        "exported": [
+            (folder / f"{name}.safetensors").read_bytes()
+            for folder in (last.parent.parent, runs / "run")
+            for name in ("weights", "weights_ema")
+        ],
+        "left over": [path.name for path in runs.rglob(f"*{PARTIAL}*")],
     }
 
 

@@ -18,7 +18,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from triptych.callbacks.checkpoint_io import BackgroundCheckpointIO, DurableCheckpointIO
-from triptych.callbacks.run_log import Row, continue_log, pending_row
+from triptych.callbacks.run_log import Row, complete_log, continue_log, pending_row
 from triptych.contracts import UserError
 from triptych.weights import WeightFiles, durable
 from triptych.weights.training import Base, check_base, frozen_base
@@ -32,9 +32,9 @@ _WRAPPERS = re.compile(r"(_fsdp_wrapped_module|_orig_mod|_checkpoint_wrapped_mod
 class Checkpoint(ModelCheckpoint):
     """Lightning's ModelCheckpoint with this project's promises: see docs/checkpoints.md.
 
-    A checkpoint every `every` steps, after the validation of that step if there is one, and one
-    more when the run is interrupted (Ctrl-C), told to end (SIGTERM) or fails, so that
-    `--ckpt_path=last` goes on from there. last.ckpt is a link to the newest.
+    A checkpoint every `every` steps, after the validation of that step if there is one, one of
+    the last step, and one when the run is interrupted (Ctrl-C), told to end (SIGTERM) or fails, so
+    that `--ckpt_path=last` goes on from there. last.ckpt is a link to the newest.
 
     Args:
         every: steps between checkpoints.
@@ -61,6 +61,7 @@ class Checkpoint(ModelCheckpoint):
         )
         self.background = background
         self._told_to_end: type[BaseException] | None = None
+        self._began = False
         self._between_steps = True
         self._validation_due = False
         self._logged = True
@@ -72,7 +73,7 @@ class Checkpoint(ModelCheckpoint):
         super().setup(trainer, module, stage)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # else the user chose one
             io = BackgroundCheckpointIO if self.background else DurableCheckpointIO
-            trainer.strategy.checkpoint_io = io()
+            trainer.strategy.checkpoint_io = io(agree=trainer.strategy.broadcast)
 
     # When ----------------------------------------------------------------------------------------
     #
@@ -103,7 +104,7 @@ class Checkpoint(ModelCheckpoint):
         self._told_to_end = KeyboardInterrupt if number == signal.SIGINT else SIGTERMException
 
     def on_train_batch_start(self, *_: Any) -> None:
-        self._logged = True
+        self._began = self._logged = True
 
     def on_validation_start(self, *_: Any) -> None:
         self._logged = True
@@ -130,6 +131,19 @@ class Checkpoint(ModelCheckpoint):
         self._validation_due = False
         super().on_validation_end(trainer, module)
 
+    def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
+        """Save the last step, whatever `every`."""
+        self._logged = True
+        if self._began and self._last_global_step_saved != trainer.global_step:
+            candidates = self._monitor_candidates(trainer)
+            self._save_topk_checkpoint(trainer, candidates)
+            self._save_last_checkpoint(trainer, candidates)
+
+    def on_fit_end(self, trainer: Trainer, module: LightningModule) -> None:
+        if self._resumed is not None:  # there was nothing left to train
+            row, _ = self._resumed
+            complete_log(trainer, Path(trainer.ckpt_path).resolve(), row)
+
     def _end_if_told(self, trainer: Trainer) -> None:
         if trainer.global_step == trainer.max_steps or not self._between_steps:
             return
@@ -140,7 +154,8 @@ class Checkpoint(ModelCheckpoint):
     def on_exception(
         self, trainer: Trainer, module: LightningModule, exception: BaseException
     ) -> None:
-        if self._between_steps and not self._saving:  # a disk that failed would fail again
+        # a disk that failed would fail again; a run that did not begin has nothing of its own
+        if self._began and self._between_steps and not self._saving:
             super().on_exception(trainer, module, exception)
 
     # How -----------------------------------------------------------------------------------------
@@ -167,7 +182,7 @@ class Checkpoint(ModelCheckpoint):
             raise durable.not_written(path, error) from error
         trainer.strategy.barrier()
         if trainer.is_global_zero:
-            durable.put_folder(partial, path)
+            durable.put_folder(partial, path, trainer.global_step)
         trainer.strategy.barrier()
         self._last_checkpoint_saved = str(path)
 
@@ -215,9 +230,12 @@ class Checkpoint(ModelCheckpoint):
                 )
         check_base(made["base"], self._frozen_base(trainer, module))
 
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: a resumed run has a folder of its own, and equal runs make equal files."""
+        return {}
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        if state.get("dirpath") == self.dirpath:  # a resumed run has a folder of its own
-            super().load_state_dict(state)
+        """Nothing: see `state_dict`; older checkpoints hold paths."""
 
     def _frozen_base(self, trainer: Trainer, module: LightningModule) -> Base:
         """What the frozen parts came from; all ranks ask, the first one reads."""
@@ -252,6 +270,9 @@ def between_steps(fit_loop: dict[str, Any], step: int, validation_due: bool) -> 
         count["ready"] = count["started"] = done
         count["completed"] = done if validation_due else done - 1
     fit_loop["epoch_loop.state_dict"]["_batches_that_stepped"] = step - 1
+    if not training["is_last_batch"]:  # the end of a run counts its last epoch as a finished one
+        for count in (fit_loop["epoch_progress"]["total"], fit_loop["epoch_progress"]["current"]):
+            count["processed"] = count["completed"] = count["ready"] - 1
     validation = fit_loop["epoch_loop.val_loop.batch_progress"]
     before = validation["total"]["completed"]
     for name, done in (("total", before), ("current", 0)):

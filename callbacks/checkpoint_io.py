@@ -20,18 +20,25 @@ class DurableCheckpointIO(CheckpointIO):
 
     Lightning's own keeps the whole file in memory and moves it from the folder of temporary files,
     which is a slow copy, and no single step, where that is another disk.
+
+    Args:
+        agree: gives all ranks the first one's path: each has looked for the newest by itself.
     """
+
+    def __init__(self, agree: Callable[[str], str] = str) -> None:
+        self.agree = agree
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
     ) -> None:
-        durable.write(Path(path), lambda file: torch.save(checkpoint, file))
+        step = checkpoint.get("global_step")
+        durable.write(Path(path), lambda file: torch.save(checkpoint, file), step)
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any | None = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
         """The checkpoint, on the CPU; never code, whatever `weights_only` says."""
-        return read_checkpoint(Path(path))
+        return read_checkpoint(Path(self.agree(str(path))))
 
     def remove_checkpoint(self, path: str | Path) -> None:
         durable.remove(Path(path))
@@ -49,7 +56,8 @@ class BackgroundCheckpointIO(DurableCheckpointIO):
     the latest when the run ends.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, agree: Callable[[str], str] = str) -> None:
+        super().__init__(agree)
         self._pool: ThreadPoolExecutor | None = None
         self._last: Future | None = None
 

@@ -41,7 +41,8 @@ class EMA(Callback):
     def __init__(self, decay: float = 0.9999, warmup: bool = True, export: bool = True) -> None:
         if not 0 < decay < 1:
             raise UserError(f"EMA: decay must lie between 0 and 1, not {decay}.")
-        self.decay, self.warmup, self.export = decay, warmup, export
+        self.decay, self.warmup = decay, warmup
+        self._export = ExportWeights("weights_ema.safetensors") if export else None
         self.average: dict[str, Tensor] = {}
         """Parameter name -> float32, sharded like the parameter; filled when training starts."""
         self.steps = 0
@@ -63,6 +64,8 @@ class EMA(Callback):
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         self._attach(module)
+        if self._export is not None:
+            self._export.on_train_start(trainer, module)
         # after the step itself, wherever this callback stands in the list
         self._hooks = [o.register_step_post_hook(self._follow) for o in trainer.optimizers]
 
@@ -163,9 +166,9 @@ class EMA(Callback):
         self._detach()
 
     def on_fit_end(self, trainer: Trainer, module: LightningModule) -> None:
-        if self.export:
+        if self._export is not None:
             with self.swapped(module):
-                ExportWeights("weights_ema.safetensors").on_fit_end(trainer, module)
+                self._export.on_fit_end(trainer, module)
 
     # Checkpoints --------------------------------------------------------------------------------
 

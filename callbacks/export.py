@@ -10,13 +10,16 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 
 from triptych.sharding import gathered
-from triptych.weights import full_name, save_weights
+from triptych.weights import durable, full_name, save_weights
 
 log = logging.getLogger(__name__)
 
 
 class ExportWeights(Callback):
     """At the end of a fit, the trained parameters and buffers go to weights.safetensors.
+
+    runs/PRESET/STAGE/weights.safetensors, where the next stage looks, is a link to that of the
+    newest run. A fit that finds nothing left to train writes what its run lacks.
 
     Args:
         filename: inside the run's folder.
@@ -33,6 +36,10 @@ class ExportWeights(Callback):
         self.filename, self.dtype = filename, getattr(torch, dtype)
         self.leave_out = leave_out
         self.path: Path | None = None
+        self._trained = False
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        self._trained = True
 
     def on_fit_end(self, trainer: Trainer, module: LightningModule) -> None:
         folder = trainer.log_dir  # asks all ranks, so before any of them leaves
@@ -53,8 +60,8 @@ class ExportWeights(Callback):
             for name, tensor in state.items()
             if full_name(name).split(".")[0] not in self.leave_out
         }
-        save_weights(tensors, self.path, metadata, self.dtype)
-        if self.path.parent.name.startswith("version_"):
-            # The newest run's weights also lie where the next stage looks: runs/PRESET/STAGE/.
-            save_weights(tensors, self.path.parent.parent / self.filename, metadata, self.dtype)
+        if self._trained or not self.path.exists():
+            save_weights(tensors, self.path, metadata, self.dtype)
+        if durable.run_number(self.path.parent) >= 0:
+            durable.link_newest(self.path.parent.parent / self.filename)
         log.info("trained weights: %s", self.path)

@@ -7,6 +7,7 @@ step after the checkpoint of that step is saved, so that a kill in between loses
 from __future__ import annotations
 
 import csv
+import io
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,11 @@ from lightning import Trainer
 from lightning.fabric.utilities.apply_func import convert_tensors_to_scalars
 from lightning.pytorch.loggers import CSVLogger
 
+from triptych.atomic_write import replacing
+
 Row = dict[str, Any]
+
+METRICS = "metrics.csv"
 
 
 def pending_row(trainer: Trainer) -> Row:
@@ -37,11 +42,7 @@ def continue_log(trainer: Trainer, checkpoint: Path, pending: Row, validation_du
     if not trainer.is_global_zero:
         return
     step = trainer.global_step - 1  # rows are counted from 0
-    before = [row for row in rows_of(checkpoint.parent.parent) if int(row["step"]) <= step]
-    if pending:
-        before = [
-            row for row in before if int(row["step"]) < step or not pending.keys() <= row.keys()
-        ]
+    before = rows_before(checkpoint, step, pending)
     if validation_due:
         before = [
             row
@@ -56,10 +57,41 @@ def continue_log(trainer: Trainer, checkpoint: Path, pending: Row, validation_du
         logger.save()
 
 
+def complete_log(trainer: Trainer, checkpoint: Path, pending: Row) -> None:
+    """Add the row that the log of a checkpoint's run lacks, if it was cut off before that row.
+
+    Args:
+        checkpoint: its path; the log of its run lies in the folder above.
+        pending: the row of its step, if it was saved before that was logged.
+    """
+    log = checkpoint.parent.parent / METRICS
+    if not trainer.is_global_zero or not pending:
+        return
+    step = trainer.global_step - 1
+    after = [row for row in rows_of(log.parent) if int(row["step"]) >= step]
+    if any(pending.keys() <= row.keys() for row in after):
+        return
+    rows = [*rows_before(checkpoint, step, pending), {**pending, "step": step}]
+    table = io.StringIO(newline="")
+    writer = csv.DictWriter(table, sorted(set().union(*rows)))  # as Lightning writes it
+    writer.writeheader()
+    writer.writerows(rows)
+    with replacing(log) as file:
+        file.write(table.getvalue().encode())
+
+
+def rows_before(checkpoint: Path, step: int, pending: Row) -> list[Row]:
+    """The rows of a checkpoint's run up to `step`, without one that `pending` stands for."""
+    before = [row for row in rows_of(checkpoint.parent.parent) if int(row["step"]) <= step]
+    if not pending:
+        return before
+    return [row for row in before if int(row["step"]) < step or not pending.keys() <= row.keys()]
+
+
 def rows_of(folder: Path) -> list[Row]:
     """The rows of a metrics.csv, values as they are written; a row that was cut off is left out."""
     try:
-        lines = (folder / "metrics.csv").read_text().splitlines(keepends=True)
+        lines = (folder / METRICS).read_text().splitlines(keepends=True)
     except FileNotFoundError:
         return []
     whole = [line for line in lines if line.endswith("\n")]

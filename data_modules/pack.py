@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from triptych.atomic_write import LOCK, alone_in
 from triptych.contracts import UserError
 
 from .parallel import each
@@ -60,15 +61,16 @@ def pack(
     """
     folder = Path(folder)
     plan = {"version": 1, "samples_per_shard": samples_per_shard, "samples": len(source), **origin}
-    done = _take_up(folder, plan)
     shards = range(-(-len(source) // samples_per_shard))
-    missing = [shard for shard in shards if _name(shard) not in done]
-    job = _Job(source, folder, samples_per_shard)
-    for packed in each(job, missing, workers):
-        done[packed.shard] = packed
-        _append(folder, asdict(packed))
-        if progress:
-            progress(len(done), len(shards))
+    with alone_in(folder):
+        done = _take_up(folder, plan)
+        missing = [shard for shard in shards if _name(shard) not in done]
+        job = _Job(source, folder, samples_per_shard)
+        for packed in each(job, missing, workers):
+            done[packed.shard] = packed
+            _append(folder, asdict(packed))
+            if progress:
+                progress(len(done), len(shards))
     return [done[_name(shard)] for shard in shards]
 
 
@@ -174,11 +176,7 @@ def _name(shard: int) -> str:
 
 def _take_up(folder: Path, plan: dict) -> dict[str, Packed]:
     """Shards that are complete, from the manifest of a run before; refuses any other contents."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        there = sorted(path.name for path in folder.iterdir())
-    except OSError as error:
-        raise UserError(f"--out {folder} is no folder to write to: {error.strerror}.") from error
+    there = sorted(path.name for path in folder.iterdir() if path.name != LOCK)
     strange = [name for name in there if not OURS.fullmatch(name)]
     if strange or (there and MANIFEST not in there):
         raise UserError(

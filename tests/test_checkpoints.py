@@ -188,6 +188,61 @@ def test_resuming_is_bit_identical(run, shapes_folder, weights, tmp_path):
     assert same(trained(resumed), trained(model))
 
 
+class Stopping(Callback):
+    """Ends the run in one hook of step `at`, as EarlyStopping does."""
+
+    def __init__(self, hook, at):
+        self.at = at
+        setattr(self, hook, self.stop)
+
+    def stop(self, trainer, *_):
+        trainer.should_stop = trainer.should_stop or trainer.global_step == self.at
+
+
+@pytest.mark.parametrize(
+    ("hook", "settings"),
+    [
+        (None, {}),
+        *(
+            pytest.param(*each, marks=pytest.mark.slow)
+            for each in (
+                (None, {"max_epochs": 1, "limit_train_batches": 6}),
+                ("on_train_batch_end", {"max_steps": 8}),
+                ("on_validation_end", {"max_steps": 8}),
+                ("on_train_epoch_end", {"max_steps": 8, "limit_train_batches": 6}),
+            )
+        ),
+    ],
+)
+def test_the_last_step_is_saved_like_any_other(hook, settings, shapes_folder, weights, tmp_path):
+    """A run of 8 steps that ends after 6 goes on as from the checkpoint of its step 6."""
+    validate = {"limit_val_batches": 2, "val_check_interval": 2, "check_val_every_n_epoch": None}
+    settings = {**validate, "log_every_n_steps": 1, "num_sanity_val_steps": 0, **settings}
+
+    def run(name, every, stops=(), steps=6, **more):
+        model = unified("stage2", weights=weights)
+        checkpoint = Checkpoint(every=every, keep=-1)
+        more = {"callbacks": stops, "checkpoint": checkpoint, **settings, **more}
+        fit(model, shapes_folder, tmp_path / name, steps, **more)
+        folder = tmp_path / name / "runs" / "version_0" / "checkpoints"
+        return model, folder / "00000006.ckpt"
+
+    stops = () if hook is None else (Stopping(hook, 6),)
+    _, last = run("ended", 1000, stops)
+    _, same_step = run("periodic", 2, stops)
+    assert durable.newest([last.parent.parent.parent]) == last
+    assert os.readlink(last.parent / "last.ckpt") == last.name
+    ended, periodic = (torch.load(path, weights_only=True) for path in (last, same_step))
+    assert ended["run"].pop("row") == {} and periodic["run"].pop("row") is not None
+    on = {"max_steps": 8, "max_epochs": -1, "limit_train_batches": 8}
+    further = [
+        run(path.parent.parent.parent.parent.name + "_on", 2, (), 8, ckpt_path=path, **on)
+        for path in (last, same_step)
+    ]
+    assert same(*(trained(model) for model, _ in further))
+    assert rows(tmp_path / "ended_on") == rows(tmp_path / "periodic_on")
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_leaves_a_checkpoint_that_resumes(number, run, shapes_folder, weights, tmp_path):
     model, _ = run
@@ -314,7 +369,7 @@ def test_a_checkpoint_is_found_for_a_run_that_goes_on(run, tmp_path):
 
 
 def test_a_folder_of_runs_that_cannot_be_written_is_said_at_once(tmp_path):
-    from triptych.lightning_cli import require_writable
+    from triptych.run_folder import require_writable
 
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"file/runs cannot be written \(Not a directory\)"):

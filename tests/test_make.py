@@ -24,7 +24,7 @@ def make(tmp_path):
     for name in ("setup.cfg", "constraints.txt", "pyproject.toml"):
         (tmp_path / name).touch()
     # The variables of a make around this test are not the user's.
-    ours = ("MAKE", "MFLAGS", "ARGS", "PRESET", "TRAINER", "DATA", "PYTHON", "CASES")
+    ours = ("MAKE", "MFLAGS", "ARGS", "PRESET", "TRAINER", "DATA", "PYTHON", "CASES", "SEED")
     env = {k: v for k, v in os.environ.items() if not k.startswith(ours)}
 
     def run(*words: str) -> subprocess.CompletedProcess:

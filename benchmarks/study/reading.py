@@ -15,6 +15,7 @@ from study.plan import ARMS, Plan, Run
 from study.runs import SCORES, SHIPPED, cpu_seconds, done
 from triptych.contracts import UserError
 from triptych.evaluation.scoring import mean
+from triptych.weights import durable
 
 # The 97.5% point of Student's t by degrees of freedom, from 1 on; the last serves for more, which
 # makes intervals a little too wide.
@@ -222,9 +223,8 @@ def _scores(folder: Path) -> dict[str, dict[str, float]]:
 
 def curve(folder: Path, steps: int) -> list[tuple[float, float]]:
     """(share of the run's compute, ShapeEval) by the log of its last attempt, which holds all."""
-    logs = sorted(folder.glob("version_*/metrics.csv"), key=lambda path: path.stat().st_mtime)
     points: dict[int, float] = {}
-    for log in logs:
+    for log in durable.in_runs(folder, "metrics.csv"):
         for row in csv.DictReader(log.open()):
             if row.get("shape_eval/mean"):
                 points[int(row["step"])] = float(row["shape_eval/mean"])

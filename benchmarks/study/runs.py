@@ -23,6 +23,7 @@ import yaml
 from study.plan import CURVE_IMAGES, ROOT, Plan, Run
 from triptych.contracts import UserError
 from triptych.evaluation.report import write_text
+from triptych.weights import durable
 
 SCORES = "scores.json"
 SHIPPED = "shipped"  # the weights that come with the preset, scored like a run
@@ -215,8 +216,7 @@ def _settings(plan: Plan, run: Run, world: Path) -> dict:
 
 def newest(folder: Path) -> Path:
     """The folder of the run's last attempt that was finished."""
-    found = folder.glob("version_*/weights.safetensors")
-    return max(found, key=lambda path: path.stat().st_mtime).parent
+    return durable.in_runs(folder, "weights.safetensors")[-1].parent
 
 
 def note(folder: Path, entry: dict) -> None:

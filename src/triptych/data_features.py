@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import warnings
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from triptych.atomic_write import alone_in, replacing
 from triptych.contracts import UserError
 from triptych.data_modules import BadSample, ShardFolder
 from triptych.data_modules.decode import Decoder, PictureError
@@ -27,6 +29,7 @@ from triptych.data_modules.sidecars import ENDING, SidecarWriter, read_metadata
 from triptych.loading import describe_model
 from triptych.modules.features import FeatureModule, Pictures
 from triptych.pictures import stack_pictures
+from triptych.run_folder import is_first_process
 from triptych.version import __version__
 
 # Lightning wants to know which rows of a data set a batch has; our batches say so themselves.
@@ -80,7 +83,27 @@ class Making:
         accelerator: str = "auto",
         precision: str = "32-true",
     ) -> str | None:
-        """Write what is missing, then the manifest; a line about it, in the first process."""
+        """Write what is missing, then the manifest; a line about it, in the first process.
+
+        Raises:
+            UserError: another process is writing there.
+        """
+        # a process for each device comes here; the first one holds the folder for all
+        with alone_in(self.folder) if is_first_process() else nullcontext():
+            return self._extract(
+                source, module, batch_size, workers, devices, accelerator, precision
+            )
+
+    def _extract(
+        self,
+        source: ShardFolder,
+        module: FeatureModule,
+        batch_size: int,
+        workers: int,
+        devices: int,
+        accelerator: str,
+        precision: str,
+    ) -> str | None:
         todo = [
             shard
             for shard, samples in enumerate(source.shard_sizes)
@@ -131,9 +154,8 @@ class Making:
             "shards": shards,
             "made_with": {**versions(), "precision": precision},
         }
-        partial = self.folder / (MANIFEST + ".partial")
-        partial.write_text(json.dumps(manifest, indent=1))
-        partial.replace(self.folder / MANIFEST)
+        with replacing(self.folder / MANIFEST) as file:
+            file.write(json.dumps(manifest, indent=1).encode())
         return (
             f"{self.folder}: features of {samples} samples in {len(shards)} shards, {self.dtype}, "
             f"relative RMS error {error:.1e}; {unreadable} pictures could not be read"

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-import tempfile
 import warnings
 from pathlib import Path
+from typing import Any
 
 import jsonargparse
-from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
 
+from triptych import run_folder
 from triptych.contracts import UserError
 from triptych.modules.panel import Panel
+from triptych.run_folder import RunFolder
 from triptych.weights import durable, find_all
 
 # Lightning's own use of a torch function that is being renamed: nothing a user can act on.
 warnings.filterwarnings("ignore", message=".*LeafSpec.*")
 # On purpose: what is frozen is in evaluation mode.
 warnings.filterwarnings("ignore", message=".*module.*in eval mode at the start of training.*")
+# The run's folder is new: there is only the lock in it.
+warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")
 # Nothing of ours changes what a part returns in place.
 warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
 # On purpose: every rank validates on the same samples.
@@ -36,8 +40,42 @@ RESULTS = (
 )
 
 
+class RunConfig(SaveConfigCallback):
+    """Writes config.yaml into the run's folder, and notes whether the run began."""
+
+    began = False
+
+    def _note(self, trainer: Any, *_: Any) -> None:
+        self.began = self.began or not trainer.sanity_checking
+
+    on_train_batch_start = on_validation_batch_start = _note
+    on_test_batch_start = on_predict_batch_start = _note
+
+
 class TriptychCLI(LightningCLI):
-    """Lightning's command line, with one folder a run and our rules for checkpoints."""
+    """Lightning's command line, with one folder a run and our rules for checkpoints.
+
+    The folder is taken at the start, and removed if the run is refused before its first batch.
+    """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        self.run: RunFolder | None = None
+        self.record: RunConfig | None = None
+        options["save_config_callback"] = self.recorder
+        try:
+            super().__init__(*arguments, **options)
+        except BaseException:
+            if self.run is not None and not (self.record is not None and self.record.began):
+                self.run.remove()
+            raise
+        finally:
+            if self.run is not None:
+                self.run.lock.release()
+
+    def recorder(self, parser: Any, config: Any, **_: Any) -> RunConfig:
+        """The callback that writes config.yaml, without the run's folder: that is not repeated."""
+        self.record = RunConfig(parser, self.recorded)
+        return self.record
 
     def _parse_ckpt_path(self) -> None:
         # Lightning merges a checkpoint's hyper-parameters over the command line here, silently:
@@ -54,12 +92,42 @@ class TriptychCLI(LightningCLI):
                 if not callback.class_path.endswith("ProgressBar")
             ]
         one_seed_for_all(settings)
-        folders = one_folder_for_all(settings.trainer.logger, run_name(settings.model))
+        parents = parents_of(settings.trainer, run_name(settings.model))
         if settings.get("ckpt_path"):
-            settings.ckpt_path = find_checkpoint(settings.ckpt_path, folders)
-        if self.subcommand == "fit":
-            for folder in folders:
-                require_writable(folder)
+            settings.ckpt_path = find_checkpoint(settings.ckpt_path, set(parents))
+        self.recorded = settings.clone()
+        for init in loggers_of(self.recorded.trainer):
+            init.version = None
+        if not settings.trainer.fast_dev_run:  # which leaves nothing
+            self.find_folder(settings, parents)
+
+    def find_folder(self, settings: Any, parents: list[Path]) -> None:
+        """Take a new folder for the run, or take up that of a run with nothing left to train.
+
+        The first process decides for all ranks: the others write nothing, and learn the folder
+        from it when they have met.
+        """
+        trainer, first = settings.trainer, run_folder.is_first_process()
+        if first:
+            for parent in parents:
+                run_folder.require_writable(parent)
+            run_folder.sweep(parents)
+        if self.subcommand == "fit" and settings.get("ckpt_path"):
+            done = run_folder.finished(Path(settings.ckpt_path), trainer)
+            if done is not None:
+                self.run = run_folder.take_up(done) if first else None
+                self.save_config_callback = None
+                trainer.logger, trainer.default_root_dir = False, str(done)  # its log stays
+                return
+        if not first:
+            return
+        loggers = loggers_of(trainer)
+        named = [init.version for init in loggers if init.get("version") is not None]
+        version, self.run = run_folder.take(parents, named[0] if named else None)
+        for init in loggers:
+            init.version = version
+        if not loggers:
+            trainer.default_root_dir = str(self.run.path)
 
     def instantiate_classes(self) -> None:
         super().instantiate_classes()
@@ -80,27 +148,32 @@ def run_name(model) -> str:
     return f"{model.preset}/{model.stage}"
 
 
-def one_folder_for_all(loggers, name: str) -> set[Path]:
-    """Give all loggers the name of the run and the same next number; returns runs/PRESET/STAGE.
-
-    Each logger counts for itself, and counts the other's folders too, so that one run would be
-    spread over several.
-    """
-    options = [
+def loggers_of(trainer: Any) -> list[Any]:
+    """The settings of the loggers that write into a folder."""
+    loggers = trainer.logger if isinstance(trainer.logger, list) else [trainer.logger]
+    return [
         logger.init_args
-        for logger in (loggers if isinstance(loggers, list) else [loggers])
+        for logger in loggers
         if hasattr(logger, "init_args") and "save_dir" in logger.init_args
     ]
-    folders = set()
-    for init in options:
+
+
+def parents_of(trainer: Any, name: str) -> list[Path]:
+    """Where a run's folder is made: runs/PRESET/STAGE, for each logger.
+
+    Loggers without a name get that of the run. Without a logger of ours, there is one folder.
+    """
+    if trainer.logger in (None, True):  # Lightning's own would share a folder
+        trainer.logger = jsonargparse.Namespace(
+            class_path="lightning.pytorch.loggers.CSVLogger",
+            init_args=jsonargparse.Namespace(save_dir="runs", name=None, version=None),
+        )
+    loggers = loggers_of(trainer)
+    for init in loggers:
         init.name = init.get("name") or name
-        folder = Path(init.save_dir) / init.name
-        folders.add(folder)
-        if init.get("version") is None:
-            taken = [p.name.removeprefix("version_") for p in folder.glob("version_*")]
-            numbers = [int(name) for name in taken if name.isdigit()]
-            init.version = max(numbers, default=-1) + 1
-    return folders
+    if not loggers:
+        return [Path(trainer.default_root_dir or "runs") / name]
+    return list(dict.fromkeys(Path(init.save_dir) / init.name for init in loggers))
 
 
 def one_seed_for_all(settings) -> None:
@@ -136,22 +209,3 @@ def find_checkpoint(wanted: str, folders: set[Path]) -> str | None:
     if not path.exists() or durable.manifest_of(path).exists():
         durable.check(path)
     return str(path)
-
-
-def require_writable(folder: Path) -> None:
-    """Find out now, and not at the first checkpoint, that a run's folder cannot be written.
-
-    Nothing is made: the run may yet be refused.
-
-    Raises:
-        UserError: it cannot.
-    """
-    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    try:
-        with tempfile.TemporaryFile(dir=nearest) as file:
-            file.write(b"0")
-    except OSError as error:
-        raise UserError(
-            f"the folder of runs {folder} cannot be written ({error.strerror}); free it, or choose "
-            "another with --trainer.logger."
-        ) from error

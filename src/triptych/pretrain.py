@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from triptych.contracts import UserError
+from triptych.weights import durable
 
 SEED = 0  # conf/base.yaml: seed_everything, of every initialization, order and draw
 
@@ -59,26 +60,26 @@ def run(runs: Path, steps: int | None = None, status_only: bool = False) -> None
         return
     make_tokenizer(runs)
     for part in PLAN:
-        if newest(part, runs, "weights.safetensors") is None:
+        if weights_of(part, runs) is None:
             train(part, runs, steps)
             print(overview(runs))
     folder = collect(runs)
     print(f"weights and provenance.json are in {folder}; copy them over src/triptych/assets/tiny.")
 
 
-def newest(part: Part, runs: Path, name: str) -> Path | None:
-    """The newest file of that name in any run of a part."""
-    found = list((runs / part.name).glob(f"version_*/{name}"))
-    return max(found, key=lambda path: path.stat().st_mtime, default=None)
+def weights_of(part: Part, runs: Path) -> Path | None:
+    """What the last finished run of a part has trained."""
+    found = durable.in_runs(runs / part.name, "weights.safetensors")
+    return found[-1] if found else None
 
 
 def overview(runs: Path) -> str:
     """A table of what is done and what is left."""
     lines = [f"{'part':10} {'steps':>6}  state"]
     for part in PLAN:
-        if weights := newest(part, runs, "weights.safetensors"):
+        if weights := weights_of(part, runs):
             state = f"done: {weights}"
-        elif checkpoint := newest(part, runs, "checkpoints/last.ckpt"):
+        elif checkpoint := durable.newest([runs / part.name]):
             state = f"interrupted: goes on from {checkpoint}"
         else:
             state = "to do"
@@ -94,11 +95,8 @@ def command(part: Part, runs: Path, steps: int | None) -> list[str]:
     flags.append(f"--{TOKENIZER_FLAG}={tokenizer_folder(runs)}")
     for other in PLAN:
         if other.name in part.needs:
-            flags.append(
-                f"--model.weights.{other.label}={newest(other, runs, 'weights.safetensors')}"
-            )
-    if checkpoint := newest(part, runs, "checkpoints/last.ckpt"):
-        flags.append(f"--ckpt_path={checkpoint}")
+            flags.append(f"--model.weights.{other.label}={weights_of(other, runs)}")
+    flags.append("--ckpt_path=auto")
     configs = ["conf/base.yaml", "conf/model/tiny.yaml", f"conf/{part.name}.yaml"]
     return ["fit", *(word for path in configs for word in ("--config", path)), *flags, *part.flags]
 
@@ -148,7 +146,7 @@ def collect(runs: Path) -> Path:
 
     folder = runs / "assets"
     for part in PLAN:
-        source = newest(part, runs, "weights.safetensors")
+        source = weights_of(part, runs)
         target = folder / f"{part.label}.safetensors"
         save_weights(load_file(source), target, read_metadata(source), torch.float16)
     files = sorted(folder.glob("*.safetensors"))

@@ -6,6 +6,7 @@ made again byte for byte with the same versions of the libraries, and a larger o
 smaller one.
 """
 
+import errno
 import io
 import json
 import os
@@ -192,21 +193,28 @@ def _ensure(
     make: Callable[[str, int, int], dict],
 ) -> Path:
     marker = {"version": version, "seed": seed, "samples": sizes}
-    if (folder / marker_name).exists():
-        found = json.loads((folder / marker_name).read_text())
-        if found != marker:
-            raise ValueError(
-                f"{folder} holds another shapes data set ({found}) than the one asked for "
-                f"({marker}): delete it or choose another folder."
-            )
-        return folder
-    _refuse_full(folder)
-    with _WhenComplete(folder) as unfinished:
-        for split, samples in sizes.items():
-            per_shard = max(1, min(1000, -(-samples // FEWEST_SHARDS)))
-            write_shards(unfinished / split, split, samples, seed, per_shard, progress, make)
-        (unfinished / marker_name).write_text(json.dumps(marker))
+    if not _is_made(folder, marker_name, marker):
+        _refuse_full(folder)
+        with _WhenComplete(folder) as unfinished:
+            for split, samples in sizes.items():
+                per_shard = max(1, min(1000, -(-samples // FEWEST_SHARDS)))
+                write_shards(unfinished / split, split, samples, seed, per_shard, progress, make)
+            (unfinished / marker_name).write_text(json.dumps(marker))
+        if not _is_made(folder, marker_name, marker):
+            _refuse_full(folder)
     return folder
+
+
+def _is_made(folder: Path, marker_name: str, marker: dict) -> bool:
+    if not (folder / marker_name).exists():
+        return False
+    found = json.loads((folder / marker_name).read_text())
+    if found != marker:
+        raise ValueError(
+            f"{folder} holds another shapes data set ({found}) than the one asked for "
+            f"({marker}): delete it or choose another folder."
+        )
+    return True
 
 
 def _refuse_full(folder: Path) -> None:
@@ -217,7 +225,10 @@ def _refuse_full(folder: Path) -> None:
 
 
 class _WhenComplete:
-    """A temporary folder next to `folder` that takes its name when the block ends well."""
+    """A temporary folder next to `folder` that takes its name when the block ends well.
+
+    If another process has filled `folder` meanwhile, that one stays.
+    """
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -233,6 +244,9 @@ class _WhenComplete:
     def __exit__(self, error, value, trace) -> None:
         try:
             if error is None:
-                os.rename(self.unfinished, self.folder)  # fails if another process has filled it
+                os.rename(self.unfinished, self.folder)
+        except OSError as full:
+            if full.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
         finally:
             shutil.rmtree(self.unfinished, ignore_errors=True)

@@ -1,9 +1,10 @@
 """Saved states that nothing can hurt: a killed process, a full disk, a flipped byte.
 
 A state is a file, or a folder of files where every rank writes its own. It is written under a
-temporary name, forced to the disk and renamed; last comes its manifest, NAME.json, with the size
-and the SHA-256 of every file. So a state has its name only when it is whole, and counts only when
-its manifest agrees.
+temporary name, forced to the disk and renamed; last comes its manifest, NAME.json, with its step
+and the size and the SHA-256 of every file. So a state has its name only when it is whole, and
+counts only when its manifest agrees. Which state is the newest is a matter of run and step, never
+of the clock.
 """
 
 from __future__ import annotations
@@ -13,14 +14,15 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
-import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from triptych.atomic_write import PARTIAL, replacing
 from triptych.contracts import UserError
 
 log = logging.getLogger(__name__)
@@ -29,8 +31,8 @@ Notes = Mapping[str, Mapping[str, Any]]
 """File name, relative to the folder of the state -> its size in bytes and its sha256."""
 
 
-def write(path: Path, save: Callable[[BinaryIO], None]) -> None:
-    """Let `save` write the file `path`.
+def write(path: Path, save: Callable[[BinaryIO], None], step: int | None = None) -> None:
+    """Let `save` write the file `path`, the state after `step` steps.
 
     Raises:
         UserError: the disk is full or the folder cannot be written; what was there before stays.
@@ -44,7 +46,7 @@ def write(path: Path, save: Callable[[BinaryIO], None]) -> None:
             save(file)  # type: ignore[arg-type]
             raw.flush()
             os.fsync(raw.fileno())
-        _put(partial, path, {path.name: file.note()})
+        _put(partial, path, {path.name: file.note()}, step)
     except BaseException as error:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
@@ -55,8 +57,8 @@ def write(path: Path, save: Callable[[BinaryIO], None]) -> None:
         raise
 
 
-def put_folder(partial: Path, path: Path) -> None:
-    """Give the folder `partial`, which is complete, its name `path`.
+def put_folder(partial: Path, path: Path, step: int | None = None) -> None:
+    """Give the folder `partial`, which is complete after `step` steps, its name `path`.
 
     Raises:
         UserError: the disk is full or the folder cannot be written.
@@ -70,7 +72,7 @@ def put_folder(partial: Path, path: Path) -> None:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         names = [f"{path.name}/{file.relative_to(partial).as_posix()}" for file in files]
-        _put(partial, path, dict(zip(names, notes, strict=True)))
+        _put(partial, path, dict(zip(names, notes, strict=True)), step)
     except OSError as error:
         raise not_written(path, error) from error
 
@@ -113,7 +115,7 @@ def check(path: Path) -> None:
 
 
 def newest(folders: Iterable[Path], pattern: str = "*/checkpoints/*.ckpt") -> Path | None:
-    """The whole state that was saved last under `folders`, or None.
+    """The whole state of the highest step in the highest run under `folders`, or None.
 
     What is damaged is named in the log, and the one before it is taken.
     """
@@ -122,7 +124,7 @@ def newest(folders: Iterable[Path], pattern: str = "*/checkpoints/*.ckpt") -> Pa
         for folder in folders
         for manifest in folder.glob(manifest_of(Path(pattern)).as_posix())
     ]
-    for path in sorted(found, key=_saved_at, reverse=True):
+    for path in sorted(found, key=_order, reverse=True):
         try:
             check(path)
         except UserError as error:
@@ -132,9 +134,26 @@ def newest(folders: Iterable[Path], pattern: str = "*/checkpoints/*.ckpt") -> Pa
     return None
 
 
+def run_number(folder: Path) -> int:
+    """N of a run's folder version_N; -1 of any other."""
+    number = folder.name.removeprefix("version_")
+    return int(number) if number != folder.name and number.isdecimal() else -1
+
+
+def in_runs(parent: Path, name: str) -> list[Path]:
+    """The files version_N/NAME that there are under `parent`, in the order of N."""
+    runs = sorted(parent.glob("version_*"), key=run_number)
+    return [run / name for run in runs if (run / name).exists()]
+
+
 def remove(path: Path) -> None:
     """Delete a state, its manifest first: half of a state is none."""
     manifest_of(path).unlink(missing_ok=True)
+    discard(path)
+
+
+def discard(path: Path) -> None:
+    """Delete a file, a link or a folder, if it is there."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -149,6 +168,20 @@ def link(path: Path, name: Path) -> None:
     os.replace(partial, name)
 
 
+def link_newest(name: Path) -> None:
+    """Make `name` a link to the file of that name in the highest run beside it, version_N/NAME.
+
+    Runs that end together agree without a lock: each looks again after it has linked, so that the
+    last one to link has seen all of them.
+    """
+    while True:
+        newest = in_runs(name.parent, name.name)[-1]
+        if name.is_symlink() and os.readlink(name) == os.path.relpath(newest, name.parent):
+            return
+        with contextlib.suppress(FileExistsError, FileNotFoundError):  # another one links too
+            link(newest, name)
+
+
 def manifest_of(path: Path) -> Path:
     """Where the manifest of a state lies."""
     return path.with_name(f"{path.name}.json")
@@ -156,7 +189,7 @@ def manifest_of(path: Path) -> Path:
 
 def partial_of(path: Path) -> Path:
     """The name that a state has while it is written."""
-    return path.with_name(f"{path.name}.partial")
+    return path.with_name(f"{path.name}{PARTIAL}")
 
 
 class _Noting:
@@ -184,18 +217,14 @@ class _Noting:
         return {"size": self.size, "sha256": self.state.hexdigest()}
 
 
-def _put(partial: Path, path: Path, notes: Notes) -> None:
+def _put(partial: Path, path: Path, notes: Notes, step: int | None) -> None:
     """Rename what is whole, then say so."""
     manifest = manifest_of(path)
     manifest.unlink(missing_ok=True)  # of a state of the same name
     os.replace(partial, path)
     _sync(path.parent)
-    unnamed = partial_of(manifest)
-    with unnamed.open("w") as file:
-        json.dump({"saved": time.time_ns(), "files": notes}, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(unnamed, manifest)
+    with replacing(manifest) as file:
+        file.write(json.dumps({"step": step, "files": notes}, indent=1, sort_keys=True).encode())
     _sync(path.parent)
 
 
@@ -221,9 +250,13 @@ def _digest(path: Path, size: int, modified: int) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _saved_at(path: Path) -> int:
-    manifest = manifest_of(path)
+def _order(path: Path) -> tuple[int, int, str]:
+    """Run and step of a state, by its manifest; by its name where that does not say."""
     try:
-        return int(json.loads(manifest.read_text())["saved"])
+        step = json.loads(manifest_of(path).read_text())["step"]
     except (OSError, ValueError, KeyError, TypeError):
-        return manifest.stat().st_mtime_ns
+        step = None
+    if not isinstance(step, int):
+        digits = re.search(r"\d+", path.name)
+        step = int(digits[0]) if digits else -1
+    return run_number(path.parent.parent), step, path.name

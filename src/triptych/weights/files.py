@@ -6,20 +6,19 @@ its tensors belong, and a model is put together from several files: one a stage.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from triptych.atomic_write import replacing
 from triptych.contracts import UserError
 from triptych.resources import PREFIX, locate
 from triptych.sharding import put
+from triptych.weights.safetensors_stream import DTYPES, Stored, write_tensors
 
 MADE_BY = {
     "understanding": "make train-stage1",
@@ -69,27 +68,34 @@ def label_of(name: str) -> str:
 def save_weights(
     tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str], dtype: torch.dtype
 ) -> None:
-    """Write `tensors` (floating ones as `dtype`) to `path` by way of a temporary name.
+    """Write `tensors` (floating ones as `dtype`) to `path`, whole or not at all.
+
+    The same tensors and metadata make the same bytes.
 
     Raises:
         UserError: the disk is full or the folder cannot be written; what was there before stays.
     """
-    cast = {
-        name: tensor.detach().cpu().to(dtype if tensor.is_floating_point() else tensor.dtype)
-        for name, tensor in tensors.items()
-    }
-    partial = path.with_name(path.name + ".partial")
+    stored = {name: stored_as(tensor, dtype) for name, tensor in tensors.items()}
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({n: t.contiguous() for n, t in cast.items()}, partial, dict(metadata))
-        partial.chmod(0o644)  # safetensors makes it private
-        os.replace(partial, path)
-    except (OSError, SafetensorError) as error:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
+        with replacing(path) as file:
+            write_tensors(file, stored, metadata)
+    except OSError as error:
         raise UserError(
-            f"{path} could not be written ({error}); make room or choose another folder."
+            f"{path} could not be written ({error.strerror or error}); make room or choose another "
+            "folder."
         ) from error
+
+
+def stored_as(tensor: Tensor, dtype: torch.dtype) -> Stored:
+    """A tensor for `write_tensors`, cast to `dtype` if it is a floating-point one."""
+    kept = dtype if tensor.is_floating_point() else tensor.dtype
+
+    def chunks() -> Iterator[memoryview]:
+        whole = tensor.detach().to("cpu", kept).contiguous()
+        if whole.numel():
+            yield memoryview(whole.reshape(-1).view(torch.uint8).numpy())
+
+    return Stored(DTYPES[kept], tuple(tensor.shape), chunks)
 
 
 def read_metadata(path: Path) -> dict[str, str]:

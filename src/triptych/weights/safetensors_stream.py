@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+import torch
+
 from triptych.contracts import UserError
 
 CHUNK = 16 * 2**20  # bytes
@@ -22,6 +24,13 @@ LONGEST_HEADER = 100 * 2**20  # bytes; safetensors refuses more
 SIZES = {
     **{"U64": 8, "I64": 8, "F64": 8, "F32": 4, "U32": 4, "I32": 4, "BF16": 2, "F16": 2},
     **{"U16": 2, "I16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "I8": 1, "U8": 1, "BOOL": 1},
+}
+# What torch calls them.
+DTYPES = {
+    **{torch.uint64: "U64", torch.int64: "I64", torch.float64: "F64", torch.float32: "F32"},
+    **{torch.uint32: "U32", torch.int32: "I32", torch.bfloat16: "BF16", torch.float16: "F16"},
+    **{torch.uint16: "U16", torch.int16: "I16", torch.float8_e4m3fn: "F8_E4M3"},
+    **{torch.float8_e5m2: "F8_E5M2", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL"},
 }
 LAYOUT = {name: number for number, name in enumerate(SIZES)}
 
@@ -33,7 +42,7 @@ class Stored:
     dtype: str
     """As safetensors names it: "BF16"."""
     shape: tuple[int, ...]
-    chunks: Callable[[], Iterator[bytes]]
+    chunks: Callable[[], Iterator[bytes | memoryview]]
     """Its bytes in row-major order, read anew by every call."""
 
     @property

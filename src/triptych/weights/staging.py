@@ -14,7 +14,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import BinaryIO
 
+from triptych.atomic_write import LOCK, Lock
 from triptych.contracts import UserError
+from triptych.weights.durable import discard
 
 MANIFEST = "manifest.json"
 
@@ -54,10 +56,17 @@ class Staging:
         self.target, self.folder = target, target.with_name(target.name + ".partial")
         self.manifest = self.folder / MANIFEST
         self.finished: dict[str, dict] = {}
-        if self.folder.exists():
-            self._take_up(plan)
-        _require_space(target, size - sum(noted["bytes"] for noted in self.finished.values()))
+        self.lock = Lock(self.folder / LOCK)
         self.folder.mkdir(parents=True, exist_ok=True)
+        if not self.lock.acquire():
+            raise UserError(f"another process is making {target}; wait for it.")
+        self._take_up(plan)
+        try:
+            _require_space(target, size - sum(noted["bytes"] for noted in self.finished.values()))
+        except UserError:
+            if not self.finished:
+                shutil.rmtree(self.folder)
+            raise
         self.plan = plan
         self._note()
 
@@ -66,12 +75,15 @@ class Staging:
             known = json.loads(self.manifest.read_text())
         except (OSError, ValueError):
             known = None
-        if known is None and any(self.folder.iterdir()):
+        own = [path for path in self.folder.iterdir() if path.name != LOCK]
+        if known is None and own:
+            self.lock.path.unlink()
             raise UserError(f"{self.folder} is in the way and not ours to delete; move it away.")
         if known and known["plan"] == plan:
             self.finished = known["files"]
-        elif known:
-            shutil.rmtree(self.folder)
+        else:
+            for path in own:
+                discard(path)
 
     def write(self, name: str, produce: Callable[[BinaryIO], None]) -> bool:
         """Make one file by `produce(file)`; returns False where it was finished before."""
@@ -106,6 +118,8 @@ class Staging:
         refuse_existing(self.target)
         os.replace(self.folder, self.target)
         (self.target / MANIFEST).unlink()
+        (self.target / LOCK).unlink()
+        self.lock.release()
 
 
 class _Hashing:

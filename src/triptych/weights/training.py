@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,30 @@ def read_checkpoint(path: Path, mmap: bool = False) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{path} is no checkpoint of a training run.")
     return content
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Position of a training run."""
+
+    step: int = 0
+    epochs: int = 0
+    """Finished ones."""
+    callbacks: dict[str, Any] = field(default_factory=dict)
+    """State of each callback, by its key."""
+
+
+def read_progress(path: Path) -> Progress:
+    """The position that a checkpoint, a file or a folder, was saved at; no tensor is read.
+
+    Raises:
+        UserError: it does not exist or is damaged.
+    """
+    durable.check(path)
+    content = read_checkpoint(path / REST if path.is_dir() else path, mmap=True)
+    loops = content.get("loops", {}).get("fit_loop", {})
+    epochs = loops.get("epoch_progress", {}).get("current", {}).get("processed", 0)
+    return Progress(content.get("global_step", 0), epochs, content.get("callbacks", {}))
 
 
 def frozen_base(sources: WeightFiles, frozen: Iterable[str]) -> Base:

@@ -1,0 +1,96 @@
+"""Runs `triptych` command lines in forks of one process that has imported everything.
+
+Started as a program it reads a line of JSON for each group of commands, runs them at once, and
+answers with a line for each command: its status and what it said.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+
+class Forks:
+    """Starts the program below; a context, so that it ends."""
+
+    def __enter__(self):
+        self.process = subprocess.Popen(
+            [sys.executable, __file__],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        return self
+
+    def __exit__(self, *_):
+        self.process.communicate()
+
+    def together(self, folder, *commands, environments=None):
+        """Run commands at once in `folder`: [(status, output), ...]."""
+        commands = [[str(word) for word in command] for command in commands]
+        environments = environments or [{}] * len(commands)
+        task = {"folder": str(folder), "commands": commands, "environments": environments}
+        self.process.stdin.write(json.dumps(task) + "\n")
+        self.process.stdin.flush()
+        return [tuple(each) for each in json.loads(self.process.stdout.readline())]
+
+    def __call__(self, folder, *command):
+        """Run one command: (status, output)."""
+        return self.together(folder, command)[0]
+
+
+def start(folder, command, environment, output):
+    """Fork a process that runs the command; returns its id."""
+    if pid := os.fork():
+        return pid
+    status = 1
+    try:
+        os.chdir(folder)
+        os.environ.update(environment)
+        os.dup2(output.fileno(), 1)
+        os.dup2(output.fileno(), 2)
+        from lightning.fabric.utilities.rank_zero import rank_zero_only
+
+        from triptych.cli import main
+
+        rank_zero_only.rank = int(environment.get("RANK", 0))  # it is read at the import
+        main(command)
+        status = 0
+    except SystemExit as stop:
+        status = stop.code
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status if isinstance(status, int) else 1)
+
+
+def serve():
+    import triptych.callbacks
+    import triptych.data_modules
+    import triptych.lightning_cli  # noqa: F401
+
+    for line in sys.stdin:
+        task = json.loads(line)
+        outputs = [tempfile.TemporaryFile() for _ in task["commands"]]
+        pids = [
+            start(task["folder"], *each)
+            for each in zip(task["commands"], task["environments"], outputs, strict=True)
+        ]
+        statuses = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
+        said = []
+        for output in outputs:
+            output.seek(0)
+            said.append(output.read().decode())
+        print(json.dumps(list(zip(statuses, said, strict=True))), flush=True)
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parent))
+    serve()
