@@ -12,7 +12,16 @@ SOURCES = {"triptych": "src/triptych"} | {
 }
 # A room may import its own layer and the layers above it in this list, but for EXCEPTIONS.
 LAYERS = [
-    ["contracts", "errors", "randomness", "resources", "streams", "version", "picture_settings"],
+    [
+        "contracts",
+        "errors",
+        "randomness",
+        "resources",
+        "signals",
+        "streams",
+        "version",
+        "picture_settings",
+    ],
     [
         "loss",
         "sampler",
@@ -29,7 +38,7 @@ LAYERS = [
     ],
     ["backbones", "weights", "shapes", "flops"],
     ["modules"],
-    ["loading", "strategies"],
+    ["loading", "ranks", "strategies"],
     ["pipeline"],
     ["evaluation", "serving", "budget"],
     ["data_features"],
@@ -45,12 +54,15 @@ COMPOSITION_ROOT = {
     "data_features": {"data_modules"},
 }
 EXCEPTIONS = {
-    "data_modules": {"contracts", "pictures", "prompts", "randomness", "shapes"},
-    "callbacks": {"contracts", "pictures", "sheets", "sampler", "sharding", "weights"},
+    "data_modules": {"contracts", "pictures", "prompts", "randomness", "shapes", "signals"},
+    "callbacks": {
+        *("contracts", "pictures", "ranks", "sheets", "sampler", "sharding", "signals", "weights")
+    },
     "shapes": {"prompts"},  # the tokenizer alone, see below
     "backbones": {"contracts", "randomness", "resources", "loss", "sampler", "solvers", "prompts"},
     "modules": {room for layer in LAYERS[:3] for room in layer} - {"shapes"},
-    "strategies": {"contracts", "sharding"},
+    "ranks": {"errors", "signals"},
+    "strategies": {"contracts", "ranks", "sharding"},
     "loading": {room for layer in LAYERS[:4] for room in layer} - {"shapes"},
     "pipeline": {room for layer in LAYERS[:5] for room in layer} - {"shapes"},
 }

@@ -5,12 +5,15 @@ from __future__ import annotations
 import tempfile
 import warnings
 from pathlib import Path
+from typing import Any
 
 import jsonargparse
+from lightning import Trainer
 from lightning.pytorch.cli import LightningCLI
 
 from triptych.contracts import UserError
 from triptych.modules.panel import Panel
+from triptych.ranks import take_over
 from triptych.weights import durable, find_all
 
 # Lightning's own use of a torch function that is being renamed: nothing a user can act on.
@@ -65,6 +68,11 @@ class TriptychCLI(LightningCLI):
         super().instantiate_classes()
         if isinstance(self.model, Panel):
             find_all(self.model.weights)  # before data is made and memory taken
+
+    def instantiate_trainer(self, **settings: Any) -> Trainer:
+        trainer = super().instantiate_trainer(**settings)
+        take_over(trainer)
+        return trainer
 
     def after_fit(self) -> None:
         folder = self.trainer.log_dir
