@@ -130,11 +130,9 @@ class Supervisor:
             self.received = number
         for child in self.children:  # as SIGTERM: a terminal's Ctrl-C has reached them already
             _send(child, signal.SIGTERM)
-        name = signal.Signals(number).name
         if not self.deferred:
-            self.leave(
-                128 + number, f"{name}: ended outside of training." if is_first_rank() else None
-            )
+            sentence = f"ended by {signal.Signals(number).name}."
+            self.leave(128 + number, sentence if is_first_rank() else None)
         if self._owner or number != signal.SIGINT:
             limit += 0 if self._parent is None else GRACE  # the first rank ends its children
             self._timer = threading.Timer(limit, self._overdue, (number, limit))
@@ -274,8 +272,15 @@ def say(sentence: str) -> None:
 
 def ignore_in_worker(_: int = 0) -> None:
     """Let a data loader's process live through signals to the whole group: its parent ends it."""
-    for number in ENDING:
-        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+    threading.Thread(target=_await_parent, daemon=True).start()
+
+
+def _await_parent() -> None:
+    while True:
+        sent = signal.sigwaitinfo(ENDING)
+        if sent.si_signo == signal.SIGTERM and sent.si_pid == os.getppid():
+            os._exit(0)
 
 
 def _send(child: Popen, number: int) -> None:
