@@ -5,10 +5,10 @@
 Each run is a short stage 2 of a very small model through the real command line, on 2, 4 or 8 gloo
 ranks that Lightning launches, or that are started like torchrun's. In one phase something happens
 to it: SIGTERM once or twice, to the first rank, to the last, or as `timeout` sends it; Ctrl-C; a
-rank is killed (SIGKILL), or raises. Then all processes must be gone within the limit, with the
-right exit status, one sentence of one rank and no traceback but that of a mistake; and every run
-of a sample must go on with `--ckpt_path=auto` to the weights of a run that nobody touched, bit for
-bit.
+rank is killed (SIGKILL), or raises, or its disk is full. Then all processes must be gone within the
+limit, with the right exit status, one sentence of one rank and no traceback but that of a mistake;
+and every run of a sample must go on with `--ckpt_path=auto` to the weights of a run that nobody
+touched, bit for bit.
 
 The ranks are forked from a process that has imported everything, so a run takes seconds.
 """
@@ -20,6 +20,7 @@ import json
 import multiprocessing
 import os
 import random
+import resource
 import shutil
 import signal
 import socket
@@ -52,7 +53,7 @@ TRAINING = ("forward", "backward", "optimizer", "stepped", "validation", "save",
 CLOSING = ("export", "teardown")
 PLACES = (*STARTING, *TRAINING, *CLOSING)
 EVENTS = ("term", "term-twice", "timeout", "term-last", "int", "usr1")
-FAILURES = ("kill-first", "kill-last", "refused", "mistake")
+FAILURES = ("kill-first", "kill-last", "refused", "mistake", "disk")
 STRATEGIES = {
     "ddp": {
         "class_path": "triptych.strategies.LeanDDPStrategy",
@@ -92,7 +93,7 @@ class Fate:
         case = self.case
         if case is None or place != case.place.replace("background", "save"):
             return
-        last = case.event in ("term-last", "kill-last", "refused", "mistake")
+        last = case.event in ("term-last", "kill-last", "refused", "mistake", "disk")
         alone = place in ("parse", "data", "save", "export")  # some of these the first rank does
         if self.rank != (case.ranks - 1 if last and not alone else 0):
             return
@@ -106,6 +107,9 @@ class Fate:
             raise UserError("the benchmark refuses this run; let it.")
         if event == "mistake":
             raise ZeroDivisionError("the benchmark's mistake")
+        if event == "disk":  # files of this process grow no further than this
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+            return
         if event.startswith("kill"):
             os.kill(os.getpid(), signal.SIGKILL)
         number = {"int": signal.SIGINT, "usr1": signal.SIGUSR1}.get(event, signal.SIGTERM)
@@ -313,7 +317,7 @@ def complaints(case: Case, statuses: dict[int, int], left: int, said: str) -> li
     elif "Traceback" in said:
         wrong.append("a traceback")
     most = 2 if case.event in ("int", "mistake") else 1
-    silent = case.place in CLOSING or (case.event == "kill-first" and case.ranks == 1)
+    silent = case.place in CLOSING or (case.place, case.event) == ("parse", "kill-first")
     if len(lines) > most or (not lines and not silent):
         wrong.append(f"{len(lines)} sentences")
     return wrong
