@@ -84,6 +84,27 @@ def test_a_second_ctrl_c_ends_at_once():
     assert process.wait(timeout=10) == 130
 
 
+def test_in_a_program_of_ones_own_a_second_ctrl_c_is_an_interrupt():
+    body = """
+        supervisor.install(owner=False)
+        supervisor.deferred = True
+        print("ready", flush=True)
+        try:
+            while supervisor.received is None:
+                time.sleep(0.01)
+            time.sleep(0.1)
+            print("noted", flush=True)
+            time.sleep(30)
+        except KeyboardInterrupt:
+            print("interrupted")
+    """
+    process = started(body)
+    process.send_signal(signal.SIGINT)
+    assert process.stdout.readline() == "noted\n"
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=10)[0] == "interrupted\n" and process.returncode == 0
+
+
 def test_what_others_handle_or_ignore_is_left_to_them():
     body = """
         signal.signal(signal.SIGHUP, signal.SIG_IGN)

@@ -50,7 +50,7 @@ class Supervisor:
         self._parent: int | None = None
         self._owner = False
         self._before: dict[int, Any] = {}
-        self._noted, self._interrupts = False, 0
+        self._noted, self._interrupts, self._flagged_interrupts = False, 0, 0
         self._ended: set[int] = set()
         self._timer: threading.Timer | None = None
         self._thread: threading.Thread | None = None
@@ -71,7 +71,7 @@ class Supervisor:
         if self._before or threading.current_thread() is not threading.main_thread():
             return False
         self.received, self.deferred, self._owner = None, False, owner
-        self._noted, self._interrupts = False, 0
+        self._noted, self._interrupts, self._flagged_interrupts = False, 0, 0
         self._start()
         signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
         for number in ENDING:
@@ -108,7 +108,8 @@ class Supervisor:
     def _flag(self, number: int, frame: Any) -> None:
         if self.received is None:
             self.received = number
-        elif number == signal.SIGINT and not self._owner:
+        self._flagged_interrupts += number == signal.SIGINT
+        if self._flagged_interrupts > 1 and not self._owner:
             raise KeyboardInterrupt  # a second Ctrl-C in somebody's own program
 
     def _note(self, number: int) -> None:
