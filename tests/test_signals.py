@@ -14,7 +14,8 @@ import pytest
 from builders import ROOT
 
 from triptych.data_modules.steps import step_loader
-from triptych.ranks import lost_contact
+from triptych.errors import UserError
+from triptych.ranks import ending_together, lost_contact
 
 CODE = [p for folder in ("src", "callbacks", "data_modules") for p in (ROOT / folder).rglob("*.py")]
 
@@ -211,6 +212,15 @@ def test_a_broken_connection_is_known_by_its_message(error, lost):
         raise KeyError("x") from error
     except KeyError as wrapped:
         assert lost_contact(wrapped) == lost
+
+
+def test_a_killed_loader_process_is_a_sentence():
+    killed = RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
+    with pytest.raises(UserError, match=r"loads data was killed.*--ckpt_path=auto"):
+        with ending_together():
+            raise killed
+    with pytest.raises(RuntimeError, match="^mistake$"), ending_together():
+        raise RuntimeError("mistake")
 
 
 # Several ranks ------------------------------------------------------------------------------------

@@ -137,12 +137,25 @@ def ending_together() -> Iterator[None]:
     """
     try:
         yield
-    except BaseException as error:
+    except BaseException as raised:
+        error = _plain(raised)
         if not several_ranks() and not supervisor.is_family:
-            raise
+            if error is raised:
+                raise
+            raise error from raised
         _end(error)
     supervisor.wait_for_children()
     supervisor.stop_watching()
+
+
+def _plain(error: BaseException) -> BaseException:
+    """A UserError in place of torch's error for a loader process that is gone."""
+    if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker (pid"):
+        return UserError(
+            "a process that loads data was killed, maybe for want of memory; lower "
+            f"--data.num_workers or --data.batch_size; {RESUME}."
+        )
+    return error
 
 
 def _end(error: BaseException) -> NoReturn:
