@@ -41,6 +41,7 @@ import torture
 import yaml
 from lightning import Callback
 from lightning.pytorch.strategies.launchers import subprocess_script
+from safetensors.torch import load_file
 
 from triptych.callbacks import export
 from triptych.cli import main as triptych_main
@@ -359,9 +360,7 @@ def weights(runs: Path) -> dict[str, object] | None:
     if last is None:
         return None
     if last.is_dir():
-        from triptych.weights.training import read_checkpoint
-
-        return torture.flat(read_checkpoint(last)["state_dict"])
+        return torture.flat(load_file(last.parent.parent / "weights.safetensors"))
     state = torch.load(last, weights_only=True)
     return torture.flat([state["state_dict"], state["optimizer_states"]])
 
