@@ -6,7 +6,6 @@ import logging
 import re
 import shutil
 import signal
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +14,13 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities.exceptions import SIGTERMException
+from torch.distributed.checkpoint import CheckpointException
 
 from triptych.callbacks.checkpoint_io import BackgroundCheckpointIO, DurableCheckpointIO
 from triptych.callbacks.run_log import Row, complete_log, continue_log, pending_row
 from triptych.contracts import UserError
+from triptych.ranks import Agreement, take_over, watch_launched
+from triptych.signals import RESUME, Terminated, say, supervisor
 from triptych.weights import WeightFiles, durable
 from triptych.weights.training import Base, check_base, frozen_base
 
@@ -40,13 +41,23 @@ class Checkpoint(ModelCheckpoint):
         every: steps between checkpoints.
         keep: how many of them stay, at least 2; -1 keeps all.
         background: train on while a copy of the state is written.
+        end_within: seconds after a signal in which the run must have saved and ended; a process
+            that still waits then ends without.
     """
 
-    def __init__(self, every: int = 500, keep: int = 2, background: bool = False) -> None:
+    def __init__(
+        self,
+        every: int = 500,
+        keep: int = 2,
+        background: bool = False,
+        end_within: float = 120.0,
+    ) -> None:
         if keep != -1 and keep < 2:
             raise UserError(
                 f"Checkpoint: keep is {keep}, but one alone may be damaged; give 2 or more, or -1."
             )
+        if end_within <= 0:
+            raise UserError(f"Checkpoint: end_within must be above 0 seconds, not {end_within}.")
         super().__init__(
             filename="{step:08d}",
             every_n_train_steps=every,
@@ -59,8 +70,9 @@ class Checkpoint(ModelCheckpoint):
             auto_insert_metric_name=False,
             enable_version_counter=False,
         )
-        self.background = background
-        self._told_to_end: type[BaseException] | None = None
+        self.background, self.end_within = background, end_within
+        self._agreement: Agreement | None = None
+        self._handles_signals = False
         self._began = False
         self._between_steps = True
         self._validation_due = False
@@ -68,9 +80,11 @@ class Checkpoint(ModelCheckpoint):
         self._resumed: tuple[Row, bool] | None = None
         self._saving = False
         self._base: Base | None = None
+        watch_launched()
 
     def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
         super().setup(trainer, module, stage)
+        take_over(trainer)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # else the user chose one
             io = BackgroundCheckpointIO if self.background else DurableCheckpointIO
             trainer.strategy.checkpoint_io = io(agree=trainer.strategy.broadcast)
@@ -79,29 +93,21 @@ class Checkpoint(ModelCheckpoint):
     #
     # A checkpoint is exact only between two steps: in the middle the weights may have taken a step
     # that the optimizer's count, the schedule or an average of the weights have not. So signals
-    # are noted and the run ends after the step, and what fails within one leaves the checkpoint
-    # before it. Lightning would save there, and answers a SIGTERM with a broadcast inside of the
-    # signal handler, while the other ranks wait for the gradients of this one: all would hang.
+    # are noted and the run ends after a step, the same on all ranks, and what fails within one
+    # leaves the checkpoint before it. With several ranks that holds for any failure: the others may
+    # be in another collective than those of a save.
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         super().on_train_start(trainer, module)
-        self._told_to_end, self._between_steps = None, True
+        self._between_steps = True
         self._validation_due, self._logged, self._saving = False, True, False
         if self._resumed is not None:
             row, validation_due = self._resumed
             continue_log(trainer, Path(trainer.ckpt_path).resolve(), row, validation_due)
             self._resumed = None
-        if threading.current_thread() is threading.main_thread():  # Lightning restores them
-            signal.signal(signal.SIGTERM, self._note)
-            if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-                signal.signal(signal.SIGINT, self._note)
-
-    def _note(self, number: int, frame: Any) -> None:
-        if number == signal.SIGINT:
-            if self._told_to_end is not None:
-                raise KeyboardInterrupt
-            log.warning("ends after this step; Ctrl-C again ends at once.")
-        self._told_to_end = KeyboardInterrupt if number == signal.SIGINT else SIGTERMException
+        self._agreement = Agreement()
+        self._handles_signals = supervisor.install(owner=False)
+        supervisor.limit, supervisor.deferred = self.end_within, True
 
     def on_train_batch_start(self, *_: Any) -> None:
         self._began = self._logged = True
@@ -125,7 +131,11 @@ class Checkpoint(ModelCheckpoint):
             self._defer_save_until_validation = True  # so that a resumed run need not repeat it
         else:
             super().on_train_batch_end(trainer, module, outputs, batch, batch_idx)
-        self._end_if_told(trainer)
+        self._end_if_signalled(trainer)
+
+    def on_validation_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        if self._agreement is not None and not trainer.sanity_checking:
+            self._end_if_signalled(trainer)
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
         self._validation_due = False
@@ -144,19 +154,39 @@ class Checkpoint(ModelCheckpoint):
             row, _ = self._resumed
             complete_log(trainer, Path(trainer.ckpt_path).resolve(), row)
 
-    def _end_if_told(self, trainer: Trainer) -> None:
-        if trainer.global_step == trainer.max_steps or not self._between_steps:
+    def _end_if_signalled(self, trainer: Trainer) -> None:
+        number = self._agreement(supervisor.received or 0)
+        if not number or not self._between_steps or trainer.global_step == trainer.max_steps:
             return
-        told = self._told_to_end is not None
-        if trainer.strategy.reduce_boolean_decision(told, all=False):
-            raise self._told_to_end or SIGTERMException  # another rank was told
+        if trainer.is_global_zero:
+            name = signal.Signals(number).name
+            say(f"{name}: the run ends after step {trainer.global_step}; {RESUME}.")
+        raise supervisor.terminated(number)
 
     def on_exception(
         self, trainer: Trainer, module: LightningModule, exception: BaseException
     ) -> None:
+        agreed = trainer.world_size == 1 or isinstance(exception, Terminated)
         # a disk that failed would fail again; a run that did not begin has nothing of its own
-        if self._began and self._between_steps and not self._saving:
+        if agreed and self._began and self._between_steps and not self._saving:
             super().on_exception(trainer, module, exception)
+        self._release_signals()
+
+    def teardown(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
+        super().teardown(trainer, module, stage)
+        if self._agreement is not None:
+            self._agreement.close()
+        received = supervisor.received
+        if self._release_signals() and received is not None:
+            signal.raise_signal(received)  # it came after the last step: the program's to answer
+
+    def _release_signals(self) -> bool:
+        """Undo what `on_train_start` did; whether it did."""
+        self._agreement = None
+        handled, self._handles_signals = self._handles_signals, False
+        if handled:
+            supervisor.restore()
+        return handled
 
     # How -----------------------------------------------------------------------------------------
 
@@ -178,8 +208,8 @@ class Checkpoint(ModelCheckpoint):
         trainer.strategy.barrier()
         try:
             super()._save_checkpoint(trainer, str(partial))
-        except OSError as error:
-            raise durable.not_written(path, error) from error
+        except (OSError, CheckpointException) as error:
+            raise _not_written(path, error) from error
         trainer.strategy.barrier()
         if trainer.is_global_zero:
             durable.put_folder(partial, path, trainer.global_step)
@@ -249,6 +279,14 @@ class Checkpoint(ModelCheckpoint):
             read = trainer.is_global_zero
             self._base = trainer.strategy.broadcast(frozen_base(sources, frozen) if read else {})
         return self._base
+
+
+def _not_written(path: Path, error: OSError | CheckpointException) -> UserError:
+    """The sentence for a disk that failed on this rank, or on another."""
+    if isinstance(error, OSError):
+        return durable.not_written(path, error)
+    rank, (cause, _) = next(iter(error.failures.items()))
+    return durable.not_written(path, OSError(f"rank {rank}: {cause}"))
 
 
 def writes_folders(strategy: Strategy) -> bool:

@@ -8,6 +8,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from triptych.contracts import Batch
+from triptych.signals import ignore_in_worker
 
 from .batches import BatchBuilder
 from .schedule import Schedule
@@ -112,6 +113,7 @@ def step_loader(dataset: Dataset, sampler: Sampler | None, workers: int) -> Step
         batch_size=None,
         sampler=sampler,
         num_workers=workers,
+        worker_init_fn=ignore_in_worker,
         persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available(),  # else a copy to the device waits for it
     )

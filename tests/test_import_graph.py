@@ -18,6 +18,7 @@ LAYERS = [
         "errors",
         "randomness",
         "resources",
+        "signals",
         "streams",
         "version",
         "picture_settings",
@@ -38,7 +39,7 @@ LAYERS = [
     ],
     ["backbones", "weights", "shapes", "flops"],
     ["modules"],
-    ["loading", "run_folder", "strategies"],
+    ["loading", "ranks", "run_folder", "strategies"],
     ["pipeline"],
     ["evaluation", "serving", "budget"],
     ["data_features"],
@@ -54,20 +55,18 @@ COMPOSITION_ROOT = {
     "data_features": {"data_modules"},
 }
 EXCEPTIONS = {
-    "data_modules": {"atomic_write", "contracts", "pictures", "prompts", "randomness", "shapes"},
+    "data_modules": {
+        *("atomic_write", "contracts", "pictures", "prompts", "randomness", "shapes", "signals"),
+    },
     "callbacks": {
-        "atomic_write",
-        "contracts",
-        "pictures",
-        "sheets",
-        "sampler",
-        "sharding",
-        "weights",
+        *("atomic_write", "contracts", "pictures", "ranks", "sheets", "sampler", "sharding"),
+        *("signals", "weights"),
     },
     "shapes": {"prompts"},  # the tokenizer alone, see below
     "backbones": {"contracts", "randomness", "resources", "loss", "sampler", "solvers", "prompts"},
     "modules": {room for layer in LAYERS[:3] for room in layer} - {"shapes"},
-    "strategies": {"contracts", "sharding"},
+    "ranks": {"errors", "signals"},
+    "strategies": {"contracts", "ranks", "sharding"},
     "loading": {room for layer in LAYERS[:4] for room in layer} - {"shapes"},
     "pipeline": {room for layer in LAYERS[:5] for room in layer} - {"shapes"},
 }

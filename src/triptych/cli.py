@@ -1,7 +1,7 @@
 """The composition root: `triptych fit|validate|test|predict`, and the project's own commands.
 
 Exit status: 0 done, 1 failed (one sentence says why), 2 the command line or a configuration is
-wrong.
+wrong, 128 + N a training ended by signal N.
 """
 
 from __future__ import annotations
@@ -32,7 +32,18 @@ def alone(arguments: list[str]) -> bool:
 
 
 def run_lightning(arguments: list[str]) -> None:
-    """fit, validate, test or predict."""
+    """fit, validate, test or predict, as one of several ranks or alone."""
+    from triptych.signals import supervisor
+
+    with supervisor.handled():  # from here on: importing torch takes seconds
+        from triptych.ranks import ending_together, watch_launched
+
+        watch_launched()
+        with ending_together():
+            _run_lightning(arguments)
+
+
+def _run_lightning(arguments: list[str]) -> None:
     from lightning import LightningDataModule
 
     import triptych.callbacks  # registers the short class names

@@ -29,7 +29,9 @@ from triptych.data_modules.sidecars import ENDING, SidecarWriter, read_metadata
 from triptych.loading import describe_model
 from triptych.modules.features import FeatureModule, Pictures
 from triptych.pictures import stack_pictures
+from triptych.ranks import ending_together, take_over, watch_launched
 from triptych.run_folder import is_first_process
+from triptych.signals import ignore_in_worker, supervisor
 from triptych.version import __version__
 
 # Lightning wants to know which rows of a data set a batch has; our batches say so themselves.
@@ -111,20 +113,24 @@ class Making:
         ]
         if todo:
             devices = min(devices, len(todo))  # whoever has no shard would not wait for the others
-            trainer = Trainer(
-                accelerator=accelerator,
-                devices=devices,
-                strategy="ddp" if devices > 1 else "auto",
-                precision=precision,
-                callbacks=[WriteSidecars(self, source, todo, module.encoder.feature_shape)],
-                logger=False,
-                enable_checkpointing=False,
-                enable_model_summary=False,
-                use_distributed_sampler=False,
-            )
-            read = PictureReader(source, Decoder(self.identity["decode"]), module.picture_size)
-            data = ShardPictures(read, todo, batch_size, workers)
-            trainer.predict(module, data, return_predictions=False)
+            with supervisor.handled():
+                watch_launched()
+                trainer = Trainer(
+                    accelerator=accelerator,
+                    devices=devices,
+                    strategy="ddp" if devices > 1 else "auto",
+                    precision=precision,
+                    callbacks=[WriteSidecars(self, source, todo, module.encoder.feature_shape)],
+                    logger=False,
+                    enable_checkpointing=False,
+                    enable_model_summary=False,
+                    use_distributed_sampler=False,
+                )
+                take_over(trainer)
+                read = PictureReader(source, Decoder(self.identity["decode"]), module.picture_size)
+                data = ShardPictures(read, todo, batch_size, workers)
+                with ending_together():
+                    trainer.predict(module, data, return_predictions=False)
             if not trainer.is_global_zero:
                 return None
         return self.write_manifest(precision)
@@ -242,7 +248,12 @@ class ShardPictures(LightningDataModule):
     def predict_dataloader(self) -> DataLoader:
         mine = self.shards[self.trainer.global_rank :: self.trainer.world_size]
         dataset = PictureBatches(self.read, mine, self.batch_size)
-        return DataLoader(dataset, batch_size=None, num_workers=self.workers)
+        return DataLoader(
+            dataset,
+            batch_size=None,
+            num_workers=self.workers,
+            worker_init_fn=ignore_in_worker,
+        )
 
 
 class PictureBatches(Dataset):

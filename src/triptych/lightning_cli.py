@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import jsonargparse
+from lightning import Trainer
 from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
 
 from triptych import run_folder
 from triptych.contracts import UserError
 from triptych.modules.panel import Panel
+from triptych.ranks import take_over
 from triptych.run_folder import RunFolder
 from triptych.weights import durable, find_all
 
@@ -133,6 +135,11 @@ class TriptychCLI(LightningCLI):
         super().instantiate_classes()
         if isinstance(self.model, Panel):
             find_all(self.model.weights)  # before data is made and memory taken
+
+    def instantiate_trainer(self, **settings: Any) -> Trainer:
+        trainer = super().instantiate_trainer(**settings)
+        take_over(trainer)
+        return trainer
 
     def after_fit(self) -> None:
         folder = self.trainer.log_dir

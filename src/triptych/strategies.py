@@ -21,12 +21,21 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from triptych.contracts import UserError
+from triptych.ranks import announce_failures
 from triptych.sharding import blocks_of, gathered, like, put
 
 REST = "meta.pt"  # beside the shards: what a checkpoint holds beside tensors; Lightning's name
 
 
-class LeanDDPStrategy(DDPStrategy):
+class _EndsTogether(Strategy):
+    """A strategy whose ranks end when one of them fails."""
+
+    def setup_environment(self) -> None:
+        super().setup_environment()
+        announce_failures()
+
+
+class LeanDDPStrategy(_EndsTogether, DDPStrategy):
     """DDP that leaves alone what does not train.
 
     Every rank reads frozen parts from the same files: they need neither be sent at the start nor
@@ -55,7 +64,7 @@ class LeanDDPStrategy(DDPStrategy):
         return super()._setup_model(model)
 
 
-class BlockFSDPStrategy(FSDPStrategy):
+class BlockFSDPStrategy(_EndsTogether, FSDPStrategy):
     """FSDP1 with a unit a block, so that frozen and trained blocks never share one.
 
     What is outside of blocks makes one more unit, gathered for the whole step; it holds trained
@@ -73,7 +82,7 @@ class BlockFSDPStrategy(FSDPStrategy):
         return super()._setup_model(model)
 
 
-class ShardedStrategy(ModelParallelStrategy):
+class ShardedStrategy(_EndsTogether, ModelParallelStrategy):
     """FSDP2 over all ranks of all nodes; `Panel.configure_model` shards.
 
     A checkpoint holds what trains and its optimizer, as with any other strategy. Whole, it is the

@@ -1,0 +1,250 @@
+"""Signals to one process; runs of several ranks that end by signals or by the death of a rank."""
+
+import ast
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+from builders import ROOT
+
+from triptych.data_modules.steps import step_loader
+from triptych.errors import UserError
+from triptych.ranks import ending_together, lost_contact
+
+CODE = [p for folder in ("src", "callbacks", "data_modules") for p in (ROOT / folder).rglob("*.py")]
+
+
+def started(body):
+    """A process that runs `body` with signals handled, once it has printed a line."""
+    code = "import os, signal, sys, threading, time\nfrom triptych.signals import supervisor\n"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code + textwrap.dedent(body)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+# The main thread waits where no Python code runs, as in a collective: a lock is waited for in C,
+# and no handler of Python's can end that.
+WAITING = """
+import ctypes
+print("ready", flush=True)
+libc = ctypes.CDLL(None)
+while True:
+    libc.sem_wait(ctypes.create_string_buffer(64))
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "times"),
+    [
+        (signal.SIGTERM, 1),
+        (signal.SIGTERM, 3),
+        (signal.SIGINT, 1),
+        (signal.SIGHUP, 1),
+        (signal.SIGUSR1, 1),
+    ],
+)
+def test_outside_of_training_a_signal_ends_a_process_that_waits(number, times):
+    process = started("with supervisor.handled():\n" + textwrap.indent(WAITING, "    "))
+    for _ in range(times):
+        process.send_signal(number)
+    _, said = process.communicate(timeout=10)
+    assert process.returncode == 128 + number
+    assert said == f"triptych: ended by {number.name}.\n"
+
+
+def test_in_training_a_signal_is_noted_and_the_limit_ends_what_still_waits():
+    body = "supervisor.install(owner=True)\nsupervisor.deferred, supervisor.limit = True, 0.5\n"
+    process = started(body + WAITING)
+    began = time.monotonic()
+    for _ in range(2):
+        process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=10)
+    assert process.returncode == 143 and 0.5 <= time.monotonic() - began < 5
+    assert said.startswith("triptych: SIGTERM: still waiting after 0.5 s") and said.count("\n") == 1
+
+
+def test_a_second_ctrl_c_ends_at_once():
+    body = "supervisor.install(owner=True)\nsupervisor.deferred = True\n"
+    process = started(body + WAITING)
+    process.send_signal(signal.SIGINT)
+    assert "Ctrl-C again ends it at once" in process.stderr.readline()
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=10) == 130
+
+
+def test_in_a_program_of_ones_own_a_second_ctrl_c_is_an_interrupt():
+    body = """
+        supervisor.install(owner=False)
+        supervisor.deferred = True
+        print("ready", flush=True)
+        try:
+            while supervisor.received is None:
+                time.sleep(0.01)
+            time.sleep(0.1)
+            print("noted", flush=True)
+            time.sleep(30)
+        except KeyboardInterrupt:
+            print("interrupted")
+    """
+    process = started(body)
+    process.send_signal(signal.SIGINT)
+    assert process.stdout.readline() == "noted\n"
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=10)[0] == "interrupted\n" and process.returncode == 0
+
+
+def test_what_others_handle_or_ignore_is_left_to_them():
+    body = """
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        signal.signal(signal.SIGUSR1, lambda *_: print("theirs", flush=True))
+        with supervisor.handled():
+            print("ready", flush=True)
+            for _ in range(3):
+                signal.sigtimedwait([signal.SIGALRM], 0.3)
+        print(signal.getsignal(signal.SIGTERM) == signal.SIG_DFL)
+    """
+    process = started(body)
+    process.send_signal(signal.SIGHUP)
+    process.send_signal(signal.SIGUSR1)
+    said, _ = process.communicate(timeout=10)
+    assert process.returncode == 0 and said == "theirs\nTrue\n"
+
+
+def test_a_forked_process_answers_signals_by_itself():
+    body = """
+        with supervisor.handled():
+            if not (child := os.fork()):
+                print("ready", flush=True)
+                time.sleep(30)
+            print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), supervisor.received)
+    """
+    process = started(body)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(children[0]), signal.SIGTERM)
+    said, _ = process.communicate(timeout=10)
+    assert process.returncode == 0 and said == "-15 None\n"
+
+
+def test_a_loader_process_lives_through_a_signal_to_the_group():
+    """`timeout` and a terminal send to every process of the group."""
+    body = """
+        import torch
+        from triptych.data_modules.steps import step_loader
+
+        class Pids(torch.utils.data.Dataset):
+            def __len__(self):
+                return 40
+            def __getitem__(self, index):
+                time.sleep(0.02)
+                return os.getpid()
+
+        os.setpgid(0, 0)
+        supervisor.install(owner=True)
+        supervisor.deferred = True
+        batches = iter(step_loader(Pids(), None, 1))
+        first = next(batches)
+        print("ready", flush=True)
+        while supervisor.received is None:
+            time.sleep(0.01)
+        print({first} == set(batches), first != os.getpid())
+    """
+    process = started(body)
+    os.killpg(process.pid, signal.SIGTERM)
+    said, errors = process.communicate(timeout=60)
+    assert said == "True True\n", errors
+
+
+def test_every_trainer_is_kept_from_handling_signals():
+    """A Trainer that nobody takes over broadcasts inside of a signal handler."""
+    for path in CODE:
+        calls = {
+            node.func.id if isinstance(node.func, ast.Name) else node.func.attr
+            for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name | ast.Attribute)
+        }
+        if calls & {"Trainer", "instantiate_trainer"}:
+            assert "take_over" in calls, path
+
+
+def test_handlers_are_set_in_one_place():
+    alone = {"signals.py"}
+    serving = {"server.py", "app.py", "processes.py"}  # commands without ranks
+    for path in CODE:
+        if path.name not in alone | serving:
+            assert "signal.signal(" not in path.read_text(), path
+
+
+def test_every_loader_of_the_data_modules_ignores_signals(tmp_path):
+    for path in CODE:
+        text = path.read_text()
+        if "num_workers=" in text and ("DataLoader(\n" in text or "StepLoader(\n" in text):
+            assert "worker_init_fn=ignore_in_worker" in text, path
+    assert step_loader([0], None, 0).worker_init_fn is not None
+
+
+@pytest.mark.parametrize(
+    ("error", "lost"),
+    [
+        (
+            RuntimeError("[../third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed"),
+            True,
+        ),
+        (RuntimeError("shape mismatch"), False),
+        (ValueError("gloo/"), False),
+    ],
+)
+def test_a_broken_connection_is_known_by_its_message(error, lost):
+    assert lost_contact(error) == lost
+    try:
+        raise KeyError("x") from error
+    except KeyError as wrapped:
+        assert lost_contact(wrapped) == lost
+
+
+def test_a_killed_loader_process_is_a_sentence():
+    killed = RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
+    with pytest.raises(UserError, match=r"loads data was killed.*--ckpt_path=auto"):
+        with ending_together():
+            raise killed
+    with pytest.raises(RuntimeError, match="^mistake$"), ending_together():
+        raise RuntimeError("mistake")
+
+
+# Several ranks ------------------------------------------------------------------------------------
+
+
+def matrix(*words):
+    done = subprocess.run(
+        [sys.executable, ROOT / "benchmarks" / "signals.py", *words],
+        capture_output=True,
+        text=True,
+        timeout=1800,
+    )
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_two_ranks_end_in_any_phase():
+    words = ["--ranks", "2", "--strategies", "ddp", "--times", "1", "--only", "6", "--resume", "6"]
+    found = matrix(*words)
+    assert found["tried"] == found["ended"] == 6 and found["resumed"] == found["resumable"] == 1
+
+
+@pytest.mark.slow
+def test_more_ranks_end_in_every_phase():
+    words = ["--ranks", "2", "4", "--strategies", "ddp", "fsdp2", "sharded", "--times", "1"]
+    found = matrix(*words, "--launchers", "lightning", "torchrun", "--only", "60")
+    assert found["tried"] == found["ended"] == 60 and found["resumed"] == found["resumable"]
