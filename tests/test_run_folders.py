@@ -118,6 +118,7 @@ def test_equal_runs_leave_equal_files(three):
         assert len({run[name] for run in runs}) == 1, name
 
 
+@pytest.mark.slow
 def test_a_run_from_the_configuration_of_a_run_leaves_that_one_alone(triptych, three, tmp_path):
     folder, _ = three
     before = contents(folder / STAGE / "version_0")
@@ -136,16 +137,19 @@ def test_a_run_from_the_configuration_of_a_run_leaves_that_one_alone(triptych, t
     assert contents(folder / STAGE / "version_0") == before
 
 
+REFUSED = [
+    (["--ckpt_path=nowhere.ckpt"], "nowhere.ckpt does not exist"),
+    (["--ckpt_path={last}", "--seed_everything=5", "--trainer.max_steps=9"], "with the seed 0"),
+    (["--ckpt_path={last}", "--model.stage=stage3", "--trainer.max_steps=9"], "is of stage"),
+    (["--data.shards=nowhere"], "nowhere does not exist"),
+    (["--model.weights.understanding=nope"], "nope does not exist"),
+    (["--trainer.callbacks+=SampleGrid"], "set --model.preview=true"),
+]
+
+
 @pytest.mark.parametrize(
     ("flags", "says"),
-    [
-        (["--ckpt_path=nowhere.ckpt"], "nowhere.ckpt does not exist"),
-        (["--ckpt_path={last}", "--seed_everything=5", "--trainer.max_steps=9"], "with the seed 0"),
-        (["--ckpt_path={last}", "--model.stage=stage3", "--trainer.max_steps=9"], "is of stage"),
-        (["--data.shards=nowhere"], "nowhere does not exist"),
-        (["--model.weights.understanding=nope"], "nope does not exist"),
-        (["--trainer.callbacks+=SampleGrid"], "set --model.preview=true"),
-    ],
+    [*REFUSED[:2], *(pytest.param(*each, marks=pytest.mark.slow) for each in REFUSED[2:])],
 )
 def test_a_refused_run_leaves_no_folder(flags, says, triptych, words, three, tmp_path):
     folder, _ = three
@@ -156,6 +160,7 @@ def test_a_refused_run_leaves_no_folder(flags, says, triptych, words, three, tmp
     assert not list(tmp_path.glob("**/version_*"))
 
 
+@pytest.mark.slow
 def test_what_was_cut_off_at_its_end_is_completed_in_its_folder(triptych, words, tmp_path):
     run = tmp_path / STAGE / "version_0"
     words = [*words, "--trainer.max_steps=2"]  # whose checkpoint comes before its row of the log
@@ -194,6 +199,7 @@ def test_a_run_is_done_when_its_time_is_up(triptych, words, tmp_path):
     assert max(int(step) for step in steps) == int(rows[-1].split(",")[last]) + 1
 
 
+@pytest.mark.slow
 def test_a_validation_has_a_folder_of_its_own(triptych, words, three, shapes_folder):
     folder, _ = three
     before = contents(folder / STAGE / "version_0")
@@ -405,4 +411,4 @@ def test_a_folder_that_another_process_writes_is_refused(what, tmp_path, shapes_
     finally:
         other.kill()
         other.wait()
-    assert Staging(tmp_path / "out", "plan", 1).write("name", lambda file: file.write(b"1"))
+    assert Staging(tmp_path / "new", "plan", 1).write("name", lambda file: file.write(b"1"))
