@@ -45,7 +45,8 @@ def settings() -> list[dict[str, str]]:
 
 def run(setting: dict[str, str], arguments: list[str]) -> bool:
     """Run the tests under a setting and print a line; whether all passed."""
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "not slow", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "not slow", "--tb=short"]
+    command += ["-p", "no:cacheprovider", "-p", "no:warnings"]
     if setting["OMP_NUM_THREADS"] == "1":
         command += ["-n", "2", "--dist", "loadfile"]
     begun = time.monotonic()
