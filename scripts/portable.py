@@ -23,7 +23,6 @@ TESTS = [
     "tests/test_server.py::test_edits_of_one_and_of_several_pictures",
     "tests/test_server.py::test_pictures_are_those_of_the_pipeline",
     "tests/test_siglip_sana.py",
-    "tests/test_training_step.py",
     "tests/test_understanding_untouched.py",
     "tests/test_use_commands.py::test_a_picture_does_not_depend_on_how_the_command_was_cut",
 ]
