@@ -1,7 +1,9 @@
 """Equal within rounding: what holds across batch sizes, shapes, threads and processors.
 
-A sum of floating-point numbers depends on the order of its terms, and that order on all of these.
-Bit for bit only the same shapes are equal, on the same threads of the same process.
+A sum of floating-point numbers depends on the order of its terms, and that order on all of these,
+in some libraries also on where a tensor lies in memory: one that was read from a file may not begin
+at a multiple of 64 bytes. Bit for bit only the same tensors of the same shapes give the same, on
+the same threads of the same process.
 """
 
 from __future__ import annotations

@@ -1,0 +1,89 @@
+"""Nothing is left out of a run in silence: a last line counts by reason, and CI has one reason."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+from builders import ROOT
+
+TESTS = """
+import pytest
+
+def test_plain():
+    pass
+
+@pytest.mark.compiler
+def test_of_a_compiler():
+    pass
+
+@pytest.mark.compiler
+def test_of_a_compiler_too():
+    pass
+
+@pytest.mark.slow
+def test_that_is_slow():
+    pass
+"""
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Runs these tests with our conftest.py, no program on the path -> (status, output)."""
+    for name in ("conftest.py", "setup.cfg"):
+        shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / "tests").mkdir()
+
+    def run(tests, *options):
+        (tmp_path / "tests" / "test_some.py").write_text(tests)
+        command = [sys.executable, "-m", "pytest", "-q", *options]
+        environment = os.environ | {"PATH": str(tmp_path)}
+        done = subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60
+        )
+        return done.returncode, done.stdout
+
+    return run
+
+
+@pytest.mark.parametrize("processes", [(), ("-n", "2")])
+def test_the_last_line_counts_by_reason(run, processes):
+    status, out = run(TESTS, "-m", "not slow", *processes)
+    assert status == 0 and "\n1 passed" in out
+    (line,) = re.findall("^left out: (.*)$", out, re.MULTILINE)
+    assert sorted(line.split("; ")) == [
+        "1 are slow (`make test-slow` runs them)",
+        "2 need g++",
+    ]
+    assert "SKIPPED" not in out
+
+
+def test_it_says_that_nothing_was_left_out(run):
+    status, out = run("def test_one(): pass")
+    assert status == 0 and "\nleft out: nothing\n" in out
+
+
+def test_what_is_missing_is_not_left_out_where_nothing_may_be(run):
+    status, out = run(TESTS, "--nothing-left-out")
+    assert status == 0 and "\n4 passed" in out and "\nleft out: nothing\n" in out
+
+
+@pytest.mark.parametrize("processes", [(), ("-n", "1")])
+def test_a_skip_fails_the_run_where_nothing_may_be_left_out(run, processes):
+    skips = "import pytest\n\ndef test_one():\n    pytest.skip('it rains')"
+    for options, expected in (((), 0), (("--nothing-left-out",), 1)):
+        status, out = run(skips, *options, *processes)
+        assert status == expected and "\nleft out: 1 it rains\n" in out
+
+
+def test_no_test_skips_itself():
+    """What a test needs is a marker of conftest.py, which counts and which CI overrules."""
+    asks = re.compile(r"pytest\.(skip|importorskip|xfail)\(|mark\.(skip|skipif|xfail)\b")
+    found = [
+        path.name
+        for path in (ROOT / "tests").glob("*.py")
+        if path.name != "test_left_out.py" and asks.search(path.read_text())
+    ]
+    assert found == []
