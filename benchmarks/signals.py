@@ -89,6 +89,8 @@ class Fate:
     left: int = 1
     """Passages of the place until it happens."""
     rank: int = 0
+    struck: Path = Path()
+    """Appears when it happens."""
 
     def pass_by(self, place: str) -> None:
         case = self.case
@@ -104,6 +106,7 @@ class Fate:
 
     def strike(self, event: str) -> None:
         """Let the event happen, to this process unless it is one of the first rank's."""
+        self.struck.touch()
         if event == "refused":
             raise UserError("the benchmark refuses this run; let it.")
         if event == "mistake":
@@ -245,6 +248,7 @@ def start(case: Case, runs: Path, config: Path, fated: bool, draw: random.Random
         env |= {"GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "signals"}
         started = [{**env, "RANK": str(n), "LOCAL_RANK": str(n)} for n in range(case.ranks)]
     FATE.case = case if fated else None
+    FATE.struck = runs / "struck"
     FATE.left = (
         draw.randint(1, {"validation": 2}.get(case.place, 3)) if case.place in TRAINING else 1
     )
@@ -276,10 +280,14 @@ def alive(group: int) -> int:
     return found
 
 
-def finish(pids: list[int], limit: float) -> tuple[dict[int, int], int, float]:
-    """Exit statuses by number of the process, how many of the group outlived the limit, seconds."""
+def finish(pids: list[int], runs: Path, limit: float) -> tuple[dict[int, int], int, float]:
+    """Exit statuses by number of the process, how many of the group outlived the limit, and the
+    seconds from the event, or else from the start, to the end."""
     began, statuses, agent_acted = time.monotonic(), {}, False
-    while time.monotonic() - began < limit:
+    struck = False
+    while time.monotonic() - began < (limit if struck else 600):
+        if not struck and (runs / "struck").exists():
+            began, struck = time.monotonic(), True
         for number, pid in enumerate(pids):
             if number not in statuses:
                 done, status = os.waitpid(pid, os.WNOHANG)
@@ -322,7 +330,9 @@ def complaints(case: Case, statuses: dict[int, int], left: int, said: str) -> li
     elif "Traceback" in said:
         wrong.append("a traceback")
     most = 2 if case.event in ("int", "mistake") else 1
-    silent = case.place in CLOSING or (case.place, case.event) == ("parse", "kill-first")
+    silent = case.place in CLOSING or (
+        case.place == "parse" and case.event.startswith("kill")  # there is no other rank yet
+    )
     silent |= case.launcher == "torchrun" and case.event.startswith("kill")  # torchrun says it
     if len(lines) > most or (not lines and not silent):
         wrong.append(f"{len(lines)} sentences")
@@ -336,12 +346,13 @@ def attempt(task: tuple[Case, int, bool, float, Path]) -> dict[str, object]:
     name = "-".join(str(each) for each in (*vars(case).values(), os.getpid()))
     runs = folder / name
     config = folder / ("background.yaml" if case.place == "background" else "signals.yaml")
-    statuses, left, seconds = finish(start(case, runs, config, True, draw), limit)
+    statuses, left, seconds = finish(start(case, runs, config, True, draw), runs, limit)
     said = (runs / "out.txt").read_text(errors="replace")
     wrong = complaints(case, statuses, left, said)
     identical = None
     if resumed:
-        again, left, _ = finish(start(case, runs, config, False, draw), 10 * limit)
+        (runs / "struck").unlink(missing_ok=True)
+        again, left, _ = finish(start(case, runs, config, False, draw), runs, limit)
         identical = (
             not left
             and set(again.values()) == {0}
@@ -397,7 +408,9 @@ def main() -> None:
     parser.add_argument("--times", type=int, default=20, help="of each combination")
     parser.add_argument("--only", type=int, help="this many of them, drawn")
     parser.add_argument("--resume", type=int, default=5, help="resume every so manieth; 0: none")
-    parser.add_argument("--limit", type=float, default=60.0, help="seconds from start to end")
+    parser.add_argument(
+        "--limit", type=float, default=60.0, help="seconds from the event to the end"
+    )
     parser.add_argument("--jobs", type=int, default=cores, help="runs at a time")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parsed = parser.parse_args()
@@ -424,7 +437,7 @@ def main() -> None:
         whole = Case(ranks, strategy, "lightning", "", "")
         runs = folder / f"whole-{ranks}-{strategy}"
         statuses, _, seconds = finish(
-            start(whole, runs, folder / "signals.yaml", False, random), 600
+            start(whole, runs, folder / "signals.yaml", False, random), runs, 600
         )
         if statuses != {0: 0}:
             sys.exit(f"a run that nobody touches fails: {(runs / 'out.txt').read_text()[-3000:]}")
