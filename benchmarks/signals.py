@@ -41,6 +41,7 @@ import torture
 import yaml
 from lightning import Callback
 from lightning.pytorch.strategies.launchers import subprocess_script
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from safetensors.torch import load_file
 
 from triptych.callbacks import export
@@ -96,7 +97,8 @@ class Fate:
         case = self.case
         if case is None or place != case.place.replace("background", "save"):
             return
-        last = case.event in ("term-last", "kill-last", "refused", "mistake", "disk")
+        last = case.event in ("term-last", "kill-last", "refused", "mistake")
+        last |= (case.event, case.strategy) == ("disk", "sharded")  # else the first one writes
         alone = place in ("parse", "data", "save", "export")  # some of these the first rank does
         if self.rank != (case.ranks - 1 if last and not alone else 0):
             return
@@ -213,6 +215,7 @@ def run_rank(env: dict[str, str]) -> None:
         os.environ.clear()
         os.environ.update(env)
         FATE.rank = int(env.get("RANK", env.get("LOCAL_RANK", 0)))
+        rank_zero_only.rank = FATE.rank  # Lightning reads it when it is imported
         triptych_main(ARGUMENTS)
         status = 0
     except SystemExit as error:
@@ -333,7 +336,8 @@ def complaints(case: Case, statuses: dict[int, int], left: int, said: str) -> li
     silent = case.place in CLOSING or (
         case.place == "parse" and case.event.startswith("kill")  # there is no other rank yet
     )
-    silent |= case.launcher == "torchrun" and case.event.startswith("kill")  # torchrun says it
+    if case.launcher == "torchrun" and case.event.startswith("kill"):
+        silent, most = True, case.ranks  # torchrun says it; here the first rank holds the store
     if len(lines) > most or (not lines and not silent):
         wrong.append(f"{len(lines)} sentences")
     return wrong
