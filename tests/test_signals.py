@@ -238,9 +238,9 @@ def matrix(*words):
 
 
 def test_two_ranks_end_in_any_phase():
-    words = ["--ranks", "2", "--strategies", "ddp", "--times", "1", "--only", "6", "--resume", "6"]
+    words = ["--ranks", "2", "--strategies", "ddp", "--times", "1", "--only", "3", "--resume", "3"]
     found = matrix(*words)
-    assert found["tried"] == found["ended"] == 6 and found["resumed"] == found["resumable"] == 1
+    assert found["tried"] == found["ended"] == 3 and found["resumed"] == found["resumable"] == 1
 
 
 @pytest.mark.slow

@@ -35,6 +35,8 @@ def run_lightning(arguments: list[str]) -> None:
     """fit, validate, test or predict, as one of several ranks or alone."""
     from triptych.signals import supervisor
 
+    # where a rank dies, torch's C++ would print its stack for each connection that breaks
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     with supervisor.handled():  # from here on: importing torch takes seconds
         from triptych.ranks import ending_together, watch_launched
 

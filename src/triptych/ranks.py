@@ -17,8 +17,9 @@ from torch import distributed
 from triptych.errors import UserError
 from triptych.signals import GRACE, RESUME, Terminated, say, supervisor
 
-FAILED = "triptych/failed"  # key of the process group's store: "STATUS" of the first that failed
+FAILED = "triptych/failed"  # key of the process group's store: status of the first that failed
 POLL_STORE = 1.0  # seconds between looks at it
+_heard: list[int] = []  # the status that another rank has announced
 
 
 # In place of Lightning's --------------------------------------------------------------------------
@@ -104,27 +105,46 @@ def announce_failures() -> None:
         return
     store = distributed.distributed_c10d._get_default_store().clone()
     threading.Thread(target=_listen, args=(store,), name=FAILED, daemon=True).start()
+    supervisor.announce = _announce_and_stay
 
 
 def _listen(store: distributed.Store) -> None:
     with contextlib.suppress(RuntimeError):  # the store ends with the first rank
         while not store.check([FAILED]):
             time.sleep(POLL_STORE)
-        status = int(store.get(FAILED))
+        _heard.append(int(store.get(FAILED)))
+    if _heard:
         time.sleep(GRACE)  # this rank may be ending by itself
-        supervisor.leave(status)
+        supervisor.leave(_heard[0])
 
 
-def _announce(status: int) -> bool:
-    """Tell the other ranks of a failure; whether this one is the first."""
-    try:
+def _announce(status: int) -> int | None:
+    """Tell the other ranks how this one ends.
+
+    Returns:
+        The status of the rank that was first; None if that is this one, or cannot be known.
+    """
+    if _heard:
+        return _heard[0]
+    with contextlib.suppress(
+        RuntimeError, ValueError
+    ):  # it ended with the first rank, or never was
         store = distributed.distributed_c10d._get_default_store()
-        first = store.add(FAILED + "/count", 1) == 1
-        if first:
-            store.set(FAILED, str(status))
-        return first
-    except (RuntimeError, ValueError):  # the store ended with the first rank, or never was
-        return True
+        if store.add(FAILED + "/count", 1) > 1:
+            return int(store.get(FAILED))
+        store.set(FAILED, str(status))
+    return None
+
+
+def _announce_and_stay(status: int) -> None:
+    """Tell the other ranks, and stay until all can have heard of it."""
+    if _announce(status) is None:
+        _stay()
+
+
+def _stay() -> None:
+    if not supervisor.is_family:  # this process may be the one that holds the store
+        time.sleep(2 * POLL_STORE)
 
 
 @contextlib.contextmanager
@@ -159,33 +179,32 @@ def _plain(error: BaseException) -> BaseException:
 
 
 def _end(error: BaseException) -> NoReturn:
-    received = supervisor.received
-    lost = lost_contact(error)
-    if isinstance(error, UserError):
-        _fail(str(error))
-    elif isinstance(error, Terminated) or (received is not None and lost):
+    received, lost = supervisor.received, lost_contact(error)
+    if isinstance(error, Terminated) or (received is not None and lost):
         supervisor.wait_for_children()
         supervisor.leave(128 + received)
-    elif isinstance(error, SystemExit):
+    if isinstance(error, SystemExit):
         supervisor.leave(error.code if isinstance(error.code, int) else 1)
-    elif lost:
+    if isinstance(error, UserError):
+        _fail(str(error))
+    if lost:
         if supervisor.is_family:
             time.sleep(GRACE)  # the supervisor knows better who ended, and ends this one
         _fail(f"the connection to another rank broke, so this one ends; {RESUME}.")
-    else:
-        say(f"rank {distributed.get_rank()} failed:" if several_ranks() else "a rank failed:")
-        traceback.print_exception(error)
-        _fail(None)
+    say(f"rank {distributed.get_rank()} failed:" if several_ranks() else "a rank failed:")
+    traceback.print_exception(error)
+    _fail(None)
+
+
+def _fail(sentence: str | None) -> NoReturn:
+    """End with the first rank's status; only the first says why."""
+    status = _announce(1)
+    if status is not None:
+        supervisor.leave(status)
+    if sentence is not None:
+        say(sentence)
+    _stay()
     supervisor.leave(1)
-
-
-def _fail(sentence: str | None) -> None:
-    """Say why, unless another rank was first, and stay until all can have heard of it."""
-    if _announce(1):
-        if sentence is not None:
-            say(sentence)
-        if not supervisor.is_family:  # this process may be the one that holds the store
-            time.sleep(2 * POLL_STORE)
 
 
 def lost_contact(error: BaseException | None) -> bool:

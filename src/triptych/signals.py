@@ -17,7 +17,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from subprocess import Popen
 from typing import Any, NoReturn
 
@@ -47,6 +47,8 @@ class Supervisor:
         """Seconds between a signal and the end, at the latest, of a process that defers it."""
         self.children: Sequence[Popen] = ()
         """The other ranks of this machine, where this process has started them."""
+        self.announce: Callable[[int], object] | None = None
+        """Tells the other ranks of the status with which this one ends, if they are connected."""
         self._parent: int | None = None
         self._owner = False
         self._before: dict[int, Any] = {}
@@ -132,8 +134,11 @@ class Supervisor:
         for child in self.children:  # as SIGTERM: a terminal's Ctrl-C has reached them already
             _send(child, signal.SIGTERM)
         if not self.deferred:
-            sentence = f"ended by {signal.Signals(number).name}."
-            self.leave(128 + number, sentence if is_first_rank() else None)
+            if is_first_rank():
+                say(f"ended by {signal.Signals(number).name}.")
+            if self.announce is not None:
+                self.announce(128 + number)
+            self.leave(128 + number)
         if self._owner or number != signal.SIGINT:
             limit += 0 if self._parent is None else GRACE  # the first rank ends its children
             self._timer = threading.Timer(limit, self._overdue, (number, limit))

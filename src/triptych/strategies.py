@@ -61,7 +61,31 @@ class LeanDDPStrategy(_EndsTogether, DDPStrategy):
         named = [*model.named_parameters(), *model.named_buffers()]
         frozen = [name for name, _ in named if name not in trained]
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, frozen)
-        return super()._setup_model(model)
+        wrapped = super()._setup_model(model)
+        fix_buckets(wrapped)
+        return wrapped
+
+
+def fix_buckets(model: DistributedDataParallel) -> None:
+    """Settle which gradients are summed together, before the first step; on all ranks.
+
+    DDP lays out its buckets anew after the first step of a process, and where a gradient lies
+    decides in which order the ranks' numbers are added. So from three ranks on a resumed run would
+    round its first step in another way than the run that was not interrupted. A backward pass of
+    zeros, from the last parameter to the first, stands for the first step.
+    """
+    if model.find_unused_parameters:
+        return  # then it keeps its buckets
+    trained = [p for p in model.parameters() if p.requires_grad]
+    zero = torch.zeros((), device=trained[0].device)
+    for parameter in trained:
+        zero = zero + (parameter * 0).sum()
+    model.reducer.prepare_for_forward()
+    model.reducer.prepare_for_backward([])
+    zero.backward()
+    model.reducer._rebuild_buckets()
+    for parameter in trained:
+        parameter.grad = None
 
 
 class BlockFSDPStrategy(_EndsTogether, FSDPStrategy):
