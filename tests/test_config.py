@@ -49,9 +49,10 @@ def printed(triptych, *arguments):
 
 
 def refused(triptych, status, *arguments):
-    """The one sentence on standard error."""
+    """The one sentence on standard error; beneath it may stand what the parser tried besides."""
     found, out, err = triptych(*arguments)
-    (line,) = err.strip().splitlines()
+    line, *others = err.strip().splitlines()
+    assert all(other.startswith("  or: ") for other in others)
     assert found == status and out == "" and line.startswith("triptych: ")
     assert os.listdir() == []  # nothing was written
     return line

@@ -43,7 +43,10 @@ def run_lightning(arguments: list[str]) -> None:
 
 
 def _run_lightning(arguments: list[str]) -> None:
-    require_documents(arguments)
+    try:
+        require_documents(arguments)
+    except UserError as error:
+        stop(2, str(error))
     from lightning import LightningDataModule
     from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
