@@ -16,7 +16,8 @@ SHELL := /bin/bash
 
 STAMP := .venv/.set-up
 BESIDE := .venv/beside/.set-up
-RUN := .venv/bin/python -m triptych
+# -P: no file of the current folder is in the place of a module
+RUN := .venv/bin/python -P -m triptych
 STAGES := train-encoder train-decoder train-stage1 train-stage2 train-stage3 train-edits train-joint
 CODE := src callbacks data_modules tests benchmarks conftest.py
 

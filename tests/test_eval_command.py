@@ -340,7 +340,7 @@ def test_understanding_says_what_it_would_run(triptych, monkeypatch):
     asked = ["eval", "understanding", "--tasks", "mme", "--from", "runs/mine", "--ema"]
     status, out, _ = triptych(*asked, "--print")
     assert status == 0
-    assert shlex.split(out)[:5] == ["python", "-m", "lmms_eval", "--model", "triptych"]
+    assert shlex.split(out)[:5] == ["python", "-P", "-m", "lmms_eval", "--model"]
     assert "source=runs/mine,ema=True" in out
     monkeypatch.setattr("triptych.measuring.understanding.find_spec", lambda name: None)
     status, _, err = triptych(*asked)

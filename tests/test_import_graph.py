@@ -15,7 +15,9 @@ LAYERS = [
     [
         "atomic_write",
         "contracts",
+        "documents",
         "errors",
+        "limits",
         "randomness",
         "resources",
         "signals",
@@ -30,10 +32,14 @@ LAYERS = [
         "prompts",
         "pictures",
         "messages",
+        "parser_errors",
+        "parser_settings",
         "pipeline_settings",
+        "pretrained",
         "sheets",
         "freezing",
         "sharding",
+        "trust",
         "turns",
         "quantizing",
     ],
@@ -56,17 +62,21 @@ COMPOSITION_ROOT = {
 }
 EXCEPTIONS = {
     "data_modules": {
-        *("atomic_write", "contracts", "pictures", "prompts", "randomness", "shapes", "signals"),
+        *("atomic_write", "contracts", "documents", "pictures", "prompts", "randomness"),
+        *("shapes", "signals"),
     },
     "callbacks": {
-        *("atomic_write", "contracts", "pictures", "ranks", "sheets", "sampler", "sharding"),
-        *("signals", "weights"),
+        *("atomic_write", "contracts", "documents", "pictures", "ranks", "sheets", "sampler"),
+        *("sharding", "signals", "weights"),
     },
-    "shapes": {"prompts"},  # the tokenizer alone, see below
-    "backbones": {"contracts", "randomness", "resources", "loss", "sampler", "solvers", "prompts"},
+    "shapes": {"documents", "prompts"},  # the tokenizer alone, see below
+    "backbones": {
+        *("contracts", "documents", "limits", "loss", "pretrained", "prompts", "randomness"),
+        *("resources", "sampler", "solvers"),
+    },
     "modules": {room for layer in LAYERS[:3] for room in layer} - {"shapes"},
     "ranks": {"errors", "signals"},
-    "strategies": {"contracts", "ranks", "sharding"},
+    "strategies": {"contracts", "ranks", "sharding", "weights"},
     "loading": {room for layer in LAYERS[:4] for room in layer} - {"shapes"},
     "pipeline": {room for layer in LAYERS[:5] for room in layer} - {"shapes"},
 }

@@ -1,6 +1,15 @@
 """`python -m triptych` is the `triptych` command."""
 
-from triptych.cli import main
+import os
+import sys
+
+# Python puts the current folder first for `-m`: a file there would be taken for any module that is
+# not yet imported. Processes that this one starts are told not to.
+if not sys.flags.safe_path:
+    del sys.path[0]
+    os.environ["PYTHONSAFEPATH"] = "1"
+
+from triptych.cli import main  # noqa: E402
 
 if __name__ == "__main__":
     main()

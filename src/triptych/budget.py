@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import yaml
 from torch.utils.flop_counter import FlopCounterMode
 
 from triptych import flops
 from triptych.contracts import TEXT_TO_IMAGE, Batch
+from triptych.documents import read_yaml
 from triptych.freezing import freeze_all_but
+from triptych.limits import COUNT
 from triptych.loading import describe_stage
 from triptych.modules import UnifiedModule
 
@@ -68,7 +69,7 @@ def budget(root: Path, preset: str, stage: str, gpus: int) -> Budget:
     recipe = conf / "recipes" / preset / f"{stage}.yaml"
     files = [conf / "model" / f"{preset}.yaml", conf / f"{stage}.yaml", recipe]
     model = describe_stage(files, ["--model.preview=false"])
-    settings = yaml.safe_load(recipe.read_text())
+    settings = read_yaml(recipe)
     size, steps = settings["data"]["init_args"]["batch_size"], settings["trainer"]["max_steps"]
     costs = [_of_loss(model, name) for name in model.losses]
     cached, live = (sum(cost) for cost in zip(*costs, strict=True))
@@ -124,7 +125,7 @@ def main() -> None:
     )
     parser.add_argument("preset")
     parser.add_argument("stage")
-    parser.add_argument("--gpus", type=int, required=True)
+    parser.add_argument("--gpus", type=COUNT, required=True)
     parsed = parser.parse_args()
     print(budget(Path(), parsed.preset, parsed.stage, parsed.gpus).line(parsed.preset))
 

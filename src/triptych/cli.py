@@ -10,6 +10,7 @@ import os
 import sys
 
 from triptych.commands import COMMANDS
+from triptych.errors import UserError
 from triptych.version import __version__
 
 LIGHTNING_COMMANDS = {
@@ -23,12 +24,10 @@ LIGHTNING_COMMANDS = {
 
 def alone(arguments: list[str]) -> bool:
     """Whether --model names a class: then that panel is the root, trained alone."""
-    for name, value in zip(arguments, [*arguments[1:], ""], strict=True):
-        name, _, joined = name.partition("=")
-        given = joined or value
-        if name == "--model" and not given.endswith((".yaml", ".yml")):
-            return True
-    return False
+    return any(
+        name == "--model" and not value.endswith((".yaml", ".yml"))
+        for name, value in named_values(arguments)
+    )
 
 
 def run_lightning(arguments: list[str]) -> None:
@@ -46,23 +45,33 @@ def run_lightning(arguments: list[str]) -> None:
 
 
 def _run_lightning(arguments: list[str]) -> None:
+    try:
+        require_documents(arguments)
+    except UserError as error:
+        stop(2, str(error))
     from lightning import LightningDataModule
+    from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
     import triptych.callbacks  # registers the short class names
     import triptych.data_modules  # noqa: F401
     from triptych.lightning_cli import TriptychCLI
     from triptych.modules import UnifiedModule
+    from triptych.parser_errors import plain
+    from triptych.parser_settings import MODE
 
     sys.argv[1:] = arguments
     single = alone(arguments)
-    TriptychCLI(
-        None if single else UnifiedModule,
-        LightningDataModule,
-        subclass_mode_data=True,
-        auto_configure_optimizers=False,
-        save_config_kwargs={"overwrite": True},
-        parser_kwargs={"parser_mode": "omegaconf+", "exit_on_error": False},
-    )
+    try:
+        TriptychCLI(
+            None if single else UnifiedModule,
+            LightningDataModule,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            save_config_kwargs={"overwrite": True},
+            parser_kwargs={"parser_mode": MODE, "exit_on_error": False},
+        )
+    except MisconfigurationException as error:
+        raise UserError(f"the run cannot be as it is configured: {plain(str(error))}") from error
 
 
 def overview() -> str:
@@ -83,10 +92,9 @@ def overview() -> str:
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the `triptych` command."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    here = os.getcwd()
-    if here not in sys.path:
-        sys.path.insert(0, here)  # a user's own module, from the user's own folder
     command = arguments[0] if arguments else "--help"
+    if takes_classes(command, arguments) and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # last: a file there is in the place of no other module
     if command in ("-h", "--help"):
         print(overview())
     elif command == "--version":
@@ -98,12 +106,44 @@ def main(arguments: list[str] | None = None) -> None:
         guarded(command, arguments)
 
 
+def takes_classes(command: str, arguments: list[str]) -> bool:
+    """Whether the user may name classes of modules in the current folder."""
+    return command in LIGHTNING_COMMANDS or any(
+        argument.startswith(("--model.", "--trust-class")) for argument in arguments
+    )
+
+
+def require_documents(arguments: list[str]) -> None:
+    """Refuse configurations that are none, before the parser opens them.
+
+    Raises:
+        UserError: a --config is missing or no mapping in YAML, or a value names a pipe or device.
+    """
+    from triptych.documents import open_regular, read_yaml
+
+    for name, value in named_values(arguments):
+        if name == "--config":
+            read_yaml(value)
+        elif os.path.exists(value) and not os.path.isdir(value):
+            open_regular(value).close()
+
+
+def named_values(arguments: list[str]) -> list[tuple[str, str]]:
+    """(flag, value) of the arguments, the value given with = or as the next one."""
+    pairs = []
+    for argument, after in zip(arguments, [*arguments[1:], ""], strict=True):
+        name, joined, value = argument.partition("=")
+        if name.startswith("--"):
+            pairs.append((name, value if joined else after))
+    return pairs
+
+
 def guarded(command: str, arguments: list[str]) -> None:
     """Run a command; what the user got wrong becomes one sentence and an exit status."""
     import jsonargparse
     from omegaconf.errors import OmegaConfBaseException
 
-    from triptych.errors import UserError
+    from triptych.parser_errors import plain
 
     try:
         if command in COMMANDS:
@@ -118,21 +158,6 @@ def guarded(command: str, arguments: list[str]) -> None:
         if not str(error).startswith("Does not validate"):
             raise
         stop(2, plain(str(error)))
-
-
-def plain(message: str) -> str:
-    """The cause alone, in one line, where the parser lists every type that a value did not fit."""
-    causes: list[list[str]] = []
-    for line in (line.strip() for line in message.splitlines()):
-        if line.startswith("- "):
-            causes.append([line[2:]])
-        elif line.startswith("Given value"):
-            causes.append([])  # ends the cause before it
-        elif causes and causes[-1]:
-            causes[-1].append(line)
-    sentences = [" ".join(cause) for cause in causes if cause]
-    sentences = [each for each in sentences if not each.startswith("Expected a <class 'NoneType'>")]
-    return sentences[-1] if sentences else " ".join(message.split())
 
 
 def stop(status: int, sentence: str) -> None:

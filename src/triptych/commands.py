@@ -9,7 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from triptych.errors import UserError
+from triptych.limits import PORT, TRAINING_STEPS
 from triptych.measuring.command import evaluate
+from triptych.trust import add_trust
 from triptych.using.commands import chat, edit, generate, reconstruct
 
 TINY = ["conf/model/tiny.yaml"]
@@ -25,6 +27,7 @@ def _parser(name: str, command: Callable) -> argparse.ArgumentParser:
     parser.add_argument(
         "--config", action="append", metavar="YAML", help=f"model files; default {TINY[0]}"
     )
+    add_trust(parser)
     return parser
 
 
@@ -32,7 +35,7 @@ def _load(parsed: argparse.Namespace, flags: list[str], parser: argparse.Argumen
     _refuse_unknown(flags, parser)
     from triptych.loading import load_model  # torch takes seconds to import: after parsing
 
-    return load_model(parsed.config or TINY, flags)
+    return load_model(parsed.config or TINY, flags, trust_class=parsed.trust_class)
 
 
 def _refuse_unknown(flags: list[str], parser: argparse.ArgumentParser) -> None:
@@ -62,7 +65,7 @@ def app(arguments: list[str]) -> None:
     parser.add_argument("--other", metavar="SOURCE", help="a second one, to compare with it")
     parser.add_argument("--ema", action="store_true", help="moving average, of a --from checkpoint")
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 to show it to other machines")
-    parser.add_argument("--port", type=int, default=7860)
+    parser.add_argument("--port", type=PORT, default=7860)
     parser.add_argument("--votes", type=Path, default=Path("votes.jsonl"), help="file to add to")
     parser.add_argument("--prompts", type=Path, help="file of prompts to vote on, one a line")
     parsed, flags = parser.parse_known_args(arguments)
@@ -73,7 +76,7 @@ def app(arguments: list[str]) -> None:
     from triptych.serving.web.sources import find_sources
 
     overrides = [*(f"--config={each}" for each in configs), *flags]
-    sources = find_sources(source, parsed.other, parsed.ema, overrides)
+    sources = find_sources(source, parsed.other, parsed.ema, overrides, parsed.trust_class)
     show(sources, parsed.votes, parsed.prompts, parsed.host, parsed.port)
 
 
@@ -93,6 +96,7 @@ def convert(arguments: list[str]) -> None:
     parser.add_argument("target", type=Path, help="folder to make")
     parser.add_argument("--encoder", help="EVA tower, published apart: file, folder or hub id")
     parser.add_argument("--decoder", help="pixel decoder of its own: folder or hub id")
+    add_trust(parser)
     parsed, flags = parser.parse_known_args(arguments)
     back = parsed.source[0].endswith((".yaml", ".yml"))
     unknown = [flag for flag in flags if not (back and flag.startswith("--model."))]
@@ -105,7 +109,7 @@ def convert(arguments: list[str]) -> None:
             from triptych.loading import describe_model
             from triptych.weights.export import export
 
-            export(describe_model(parsed.source, flags), parsed.target)
+            export(describe_model(parsed.source, flags, parsed.trust_class), parsed.target)
         else:
             from triptych.weights import convert as conversion
 
@@ -172,7 +176,9 @@ def pretrain(arguments: list[str]) -> None:
     """All weights of the tiny preset from nothing, resumable: triptych pretrain"""
     parser = argparse.ArgumentParser(prog="triptych pretrain", description=pretrain.__doc__)
     parser.add_argument("--runs", type=Path, default=Path("runs/pretrain"), help="working folder")
-    parser.add_argument("--steps", type=int, help="cut every part to this many steps (a test)")
+    parser.add_argument(
+        "--steps", type=TRAINING_STEPS, help="cut every part to this many steps (a test)"
+    )
     parser.add_argument("--status", action="store_true", help="show what is done and stop")
     parsed = parser.parse_args(arguments)
     from triptych.pretrain import run

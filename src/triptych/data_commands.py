@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from triptych.errors import UserError
+from triptych.limits import BATCH, COUNT, IMAGES, PROCESSES
+from triptych.trust import add_trust
 
 FORMATTER = argparse.RawDescriptionHelpFormatter
 SOURCES = """\
@@ -55,7 +57,7 @@ def _pack_parser(commands) -> None:
     )
     parser.add_argument("source", type=Path, metavar="SOURCE")
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="of the shards")
-    parser.add_argument("--samples-per-shard", type=_positive, default=1000, metavar="N")
+    parser.add_argument("--samples-per-shard", type=COUNT, default=1000, metavar="N")
     parser.add_argument(
         "--pictures", type=Path, metavar="FOLDER", help="where paths of pictures in a file begin"
     )
@@ -104,9 +106,9 @@ def _inspect_parser(commands) -> None:
     )
     parser.add_argument("source", type=Path, metavar="SOURCE")
     parser.add_argument("--out", type=Path, metavar="FILE.png", help="sheet of pictures to write")
-    parser.add_argument("--pictures", type=_positive, default=48, metavar="N", help="on the sheet")
+    parser.add_argument("--pictures", type=IMAGES, default=48, metavar="N", help="on the sheet")
     parser.add_argument(
-        "--samples", type=_positive, default=20000, metavar="N", help="to read, evenly spread"
+        "--samples", type=COUNT, default=20000, metavar="N", help="to read, evenly spread"
     )
     _add_workers(parser)
     parser.set_defaults(run=inspect)
@@ -129,6 +131,7 @@ def _features_parser(commands) -> None:
     parser.add_argument(
         "--config", action="append", required=True, metavar="YAML", help="model files"
     )
+    add_trust(parser)
     parser.add_argument(
         "--objective",
         choices=["clip", "vae"],
@@ -147,14 +150,12 @@ def _features_parser(commands) -> None:
         default="torchvision",
         help="how pictures are read, as in training (default: %(default)s)",
     )
+    parser.add_argument("--batch-size", type=BATCH, default=32, metavar="N", help="of each process")
     parser.add_argument(
-        "--batch-size", type=_positive, default=32, metavar="N", help="of each process"
+        "--workers", type=PROCESSES, metavar="N", help="decoding processes of each; default: none"
     )
     parser.add_argument(
-        "--workers", type=_positive, metavar="N", help="decoding processes of each; default: none"
-    )
-    parser.add_argument(
-        "--devices", type=_positive, default=1, metavar="N", help="GPUs, or CPU processes"
+        "--devices", type=PROCESSES, default=1, metavar="N", help="GPUs, or CPU processes"
     )
     parser.add_argument("--accelerator", default="auto", metavar="NAME", help="auto, cpu or gpu")
     parser.add_argument(
@@ -167,13 +168,7 @@ def _features_parser(commands) -> None:
 
 
 def _add_workers(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--workers", type=_positive, metavar="N", help="processes; default: cores")
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of 1 or more")
-    return int(text)
+    parser.add_argument("--workers", type=PROCESSES, metavar="N", help="processes; default: cores")
 
 
 def pack(parsed: argparse.Namespace) -> None:

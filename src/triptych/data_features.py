@@ -26,6 +26,7 @@ from triptych.data_modules import BadSample, ShardFolder
 from triptych.data_modules.decode import Decoder, PictureError
 from triptych.data_modules.features import MANIFEST, VERSION, digest, finished, home, stamp
 from triptych.data_modules.sidecars import ENDING, SidecarWriter, read_metadata
+from triptych.documents import parse_json
 from triptych.loading import describe_model
 from triptych.modules.features import FeatureModule, Pictures
 from triptych.pictures import stack_pictures
@@ -43,7 +44,7 @@ def features(options: argparse.Namespace) -> None:
     """Do what `triptych data features` was asked for; `data_commands` has the options."""
     source = ShardFolder(options.folder).open()
     refuse_equal_names(source.paths)
-    model = describe_model(options.config, options.flags)
+    model = describe_model(options.config, options.flags, options.trust_class)
     module = FeatureModule(model, options.objective)
     made = Making(
         folder=options.out or home(source),
@@ -143,7 +144,7 @@ class Making:
             if said is None or said.get("digest") != self.digest:
                 continue
             counts = {name: int(said[name]) for name in ("samples", "unreadable")}
-            shards[path.name.removesuffix(ENDING)] = {**json.loads(said["shard"]), **counts}
+            shards[path.name.removesuffix(ENDING)] = {**parse_json(said["shard"], path), **counts}
             squares += float(said["squares"])
             errors += float(said["square_errors"])
         error = (errors / squares) ** 0.5 if squares else 0.0

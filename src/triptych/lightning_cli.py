@@ -6,15 +6,20 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import jsonargparse
+from jsonargparse import Namespace
 from lightning import Trainer
 from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from triptych import run_folder
 from triptych.contracts import UserError
+from triptych.limits import RUN_SEED
+from triptych.loading import BAD_VALUES
 from triptych.modules.panel import Panel
+from triptych.parser_errors import plain, raised_in
 from triptych.ranks import take_over
 from triptych.run_folder import RunFolder
+from triptych.strategies import ShardedStrategy
 from triptych.weights import durable, find_all
 
 # Lightning's own use of a torch function that is being renamed: nothing a user can act on.
@@ -27,9 +32,6 @@ warnings.filterwarnings("ignore", message="Experiment logs directory .* exists a
 warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
 # On purpose: every rank validates on the same samples.
 warnings.filterwarnings("ignore", message=".*when logging on epoch level in distributed setting.*")
-
-# `${model.stage}` then works from any --config file, although the command is a subcommand.
-jsonargparse.set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
 
 # What a run may leave in its folder, for the last line of a fit.
 RESULTS = (
@@ -79,6 +81,25 @@ class TriptychCLI(LightningCLI):
         self.record = RunConfig(parser, self.recorded)
         return self.record
 
+    def parse_arguments(self, parser, args) -> None:
+        try:
+            super().parse_arguments(parser, args)
+        except RecursionError as error:
+            raise UserError("the configuration's ${...} go round in a circle.") from error
+        settings = self.config[self.config.subcommand]
+        for name in ("trainer", "model", "data"):
+            section = settings.get(name)
+            if section is not None and not isinstance(section, Namespace):
+                raise UserError(
+                    f"{name} is {str(section)[:60]!r}, not a mapping of names to values; correct "
+                    "the configuration that says so."
+                )
+        if settings.get("ckpt_path") == "":
+            raise UserError("--ckpt_path is empty; name a file, or last, or leave it out.")
+        seed = settings.get("seed_everything")
+        if isinstance(seed, int) and not isinstance(seed, bool):
+            RUN_SEED.require(seed, "--seed_everything")
+
     def _parse_ckpt_path(self) -> None:
         # Lightning merges a checkpoint's hyper-parameters over the command line here, silently:
         # `--model.x` would be ignored on resume. The configuration is what the user says.
@@ -88,11 +109,9 @@ class TriptychCLI(LightningCLI):
         settings = self.config[self.subcommand]
         settings.weights_only = True  # a checkpoint is data, never code
         if settings.trainer.enable_progress_bar is False:  # Lightning refuses both at once
-            settings.trainer.callbacks = [
-                callback
-                for callback in settings.trainer.callbacks or []
-                if not callback.class_path.endswith("ProgressBar")
-            ]
+            drop_callbacks(settings.trainer, "ProgressBar")
+        if settings.trainer.logger in (False, []):  # the same: it has nowhere to write to
+            drop_callbacks(settings.trainer, "LearningRateMonitor")
         one_seed_for_all(settings)
         parents = parents_of(settings.trainer, run_name(settings.model))
         if settings.get("ckpt_path"):
@@ -132,7 +151,24 @@ class TriptychCLI(LightningCLI):
             trainer.default_root_dir = str(self.run.path)
 
     def instantiate_classes(self) -> None:
-        super().instantiate_classes()
+        try:
+            super().instantiate_classes()
+        except UserError:
+            raise
+        except (MisconfigurationException, *BAD_VALUES) as error:
+            if not raised_in(error, ("jsonargparse", "lightning", "triptych")):
+                raise  # in a class of the user's own: where, they want to know
+            raise UserError(f"the configuration is wrong: {plain(str(error))}") from error
+        wanted = self.config[self.subcommand].get("ckpt_path")
+        if (
+            wanted
+            and Path(wanted).is_dir()
+            and not isinstance(self.trainer.strategy, ShardedStrategy)
+        ):  # Lightning's own strategies unpickle whatever such a folder holds
+            raise UserError(
+                f"the checkpoint {wanted} is a folder, which TRAINER=fsdp2 alone reads; add "
+                "--config conf/trainer/fsdp2.yaml, or name a file."
+            )
         if isinstance(self.model, Panel):
             find_all(self.model.weights)  # before data is made and memory taken
 
@@ -146,6 +182,16 @@ class TriptychCLI(LightningCLI):
         if folder is not None and self.trainer.is_global_zero:
             made = [name for name in RESULTS if (Path(folder) / name).exists()]
             print(f"run folder {folder}: {', '.join(made)}")
+
+
+def drop_callbacks(trainer, ending: str) -> None:
+    """Take the callbacks whose class ends so out of the settings."""
+    callbacks = trainer.callbacks or []
+    trainer.callbacks = [
+        callback
+        for callback in (callbacks if isinstance(callbacks, list) else [callbacks])
+        if not callback.class_path.endswith(ending)
+    ]
 
 
 def run_name(model) -> str:
@@ -171,9 +217,9 @@ def parents_of(trainer: Any, name: str) -> list[Path]:
     Loggers without a name get that of the run. Without a logger of ours, there is one folder.
     """
     if trainer.logger in (None, True):  # Lightning's own would share a folder
-        trainer.logger = jsonargparse.Namespace(
+        trainer.logger = Namespace(
             class_path="lightning.pytorch.loggers.CSVLogger",
-            init_args=jsonargparse.Namespace(save_dir="runs", name=None, version=None),
+            init_args=Namespace(save_dir="runs", name=None, version=None),
         )
     loggers = loggers_of(trainer)
     for init in loggers:

@@ -11,12 +11,19 @@ import yaml
 from torch import Tensor
 
 from triptych.contracts import UserError
+from triptych.documents import read_yaml
 from triptych.modules import UnifiedModule
+from triptych.parser_errors import plain
+from triptych.parser_settings import MODE
 from triptych.resources import presets
+from triptych.trust import plain_model
 from triptych.weights import hold, read_metadata, stored_names
 from triptych.weights.durable import newest
 from triptych.weights.files import label_of
 from triptych.weights.training import read_trained
+
+# What a part may raise that is made of values of the right types that make no sense together.
+BAD_VALUES = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
 @dataclass
@@ -108,7 +115,7 @@ def _checkpoint(path: Path, ema: bool) -> Source:
             f"{checkpoint} lies in no run's folder, so its configuration is unknown; make weights "
             "of it with `triptych export`, and name them with --model.weights.LABEL=FILE."
         )
-    if "class_path" in yaml.safe_load(config.read_text()).get("model", {}):
+    if "class_path" in (read_yaml(config).get("model") or {}):
         raise UserError(
             f"{checkpoint} is of one panel that was trained alone; make weights of it with "
             "`triptych export`, and name them with --model.weights.LABEL=FILE."
@@ -121,6 +128,7 @@ def load_model(
     overrides: Sequence[str] = (),
     device: str = "cpu",
     trained: Mapping[str, Tensor] | None = None,
+    trust_class: Sequence[str] = (),
 ) -> UnifiedModule:
     """The model that the `model` sections of `configs` describe, with its weights, to infer with.
 
@@ -129,11 +137,12 @@ def load_model(
         overrides: flags such as "--model.weights.generation=FILE".
         device: where to compute.
         trained: tensors by full name, in place of those in weight files.
+        trust_class: packages or classes, beside triptych's own, that `configs` may name.
 
     Raises:
         UserError: a file is missing, or a model section is wrong.
     """
-    model = describe_model(configs, overrides)
+    model = describe_model(configs, overrides, trust_class)
     model.trained_before = dict(trained or {})
     given = (name.startswith("encoder.") for name in model.trained_before)
     if not any(given) and not hold(model.weights, "encoder."):
@@ -142,38 +151,44 @@ def load_model(
     return model.requires_grad_(False).eval().to(device)
 
 
-def describe_model(configs: Sequence[str | Path], overrides: Sequence[str] = ()) -> UnifiedModule:
+def describe_model(
+    configs: Sequence[str | Path], overrides: Sequence[str] = (), trust_class: Sequence[str] = ()
+) -> UnifiedModule:
     """The same model before anything is built: its parts know their sizes, there are no weights.
 
     Raises:
         UserError: a configuration is missing or wrong.
     """
-    model = describe_stage(configs, overrides)
+    model = describe_stage(configs, overrides, trust_class)
     model.losses, model.trains = {}, []  # all panels, none trains: each must find its weights
     return model
 
 
-def describe_stage(configs: Sequence[str | Path], overrides: Sequence[str] = ()) -> UnifiedModule:
+def describe_stage(
+    configs: Sequence[str | Path], overrides: Sequence[str] = (), trust_class: Sequence[str] = ()
+) -> UnifiedModule:
     """The model of a training run, before anything is built; its losses say which panels it has.
 
     Raises:
-        UserError: a configuration is missing or wrong.
+        UserError: a configuration is missing or wrong, or names a class that is not trusted.
     """
-    parser = jsonargparse.ArgumentParser(parser_mode="omegaconf+", exit_on_error=False)
+    more = [flag.partition("=")[2] for flag in overrides if flag.startswith("--config=")]
+    configs = [*configs, *more]
+    overrides = [flag for flag in overrides if not flag.startswith("--config=")]
+    parser = jsonargparse.ArgumentParser(parser_mode=MODE, exit_on_error=False)
     parser.add_argument("--config", action="config")
     parser.add_class_arguments(UnifiedModule, "model")
+    sections = plain_model([read_yaml(config) for config in configs], configs, trust_class)
     arguments: list[str] = []
-    for config in configs:
-        section = yaml.safe_load(_text(config)).get("model", {})
+    for section in sections:
         arguments += ["--config", yaml.safe_dump({"model": section})]
     try:
         values = parser.parse_args([*arguments, *overrides])
-    except jsonargparse.ArgumentError as error:
-        raise UserError(f"the model's configuration is wrong: {error}") from error
-    return parser.instantiate_classes(values).model
-
-
-def _text(path: str | Path) -> str:
-    if not Path(path).is_file():
-        raise UserError(f"the configuration {path} does not exist; check the path.")
-    return Path(path).read_text()
+        return parser.instantiate_classes(values).model
+    except UserError:
+        raise
+    except (jsonargparse.ArgumentError, *BAD_VALUES) as error:
+        names = ", ".join(str(config) for config in configs)
+        raise UserError(
+            f"the model's configuration ({names}) is wrong: {plain(str(error))}"
+        ) from error

@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
+from triptych.documents import parse_json
 from triptych.errors import UserError
 
 CHUNK = "triptych"
+
+
+def shown_name(source: str | Path) -> str:
+    """The name of a file, folder, preset or hub id in what is passed on: a path's last part alone.
+
+    Where it lies on this machine is nobody's business; a digest of its content tells it from
+    another one of that name.
+    """
+    if not os.path.exists(source) and not os.path.isabs(source):
+        return str(source)
+    return os.path.basename(os.path.abspath(source)) or "model"
 
 
 def attach(picture: Image.Image, settings: dict[str, Any]) -> Image.Image:
@@ -32,7 +45,7 @@ def settings_of(path: Path | str) -> dict[str, Any]:
     """
     try:
         with Image.open(path) as picture:
-            return json.loads(picture.info[CHUNK])
+            return parse_json(picture.info[CHUNK], path)
     except (OSError, UnidentifiedImageError) as error:
         raise UserError(f"{path} is no picture that can be read ({error}).") from error
     except (KeyError, ValueError) as error:

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +24,7 @@ from triptych.loading import find_source, load_model
 from triptych.messages import Message, read_messages
 from triptych.modules import UnifiedModule
 from triptych.modules.answering import Answer, write_answers
-from triptych.picture_settings import attach
+from triptych.picture_settings import attach, shown_name
 from triptych.pictures import Picture, open_picture, square
 from triptych.pipeline_settings import (
     Settings,
@@ -44,6 +44,7 @@ from triptych.solvers import model_calls
 from triptych.streams import pieces
 from triptych.turns import require_room, take_turns
 from triptych.version import __version__
+from triptych.weights.digest import weights_digest
 
 DTYPES = ("float32", "bfloat16", "float16")
 PREVIEW_STEPS = 4  # of the decoder, where it has more
@@ -94,6 +95,7 @@ class UnifiedPipeline:
         low_memory: bool = False,
         quantize: Quantize | None = None,
         compile: bool = False,
+        trust_class: Sequence[str] = (),
     ) -> UnifiedPipeline:
         """Load a preset, a converted checkpoint, or a run of training; see `loading.find_source`.
 
@@ -107,6 +109,8 @@ class UnifiedPipeline:
             quantize: weights of "4bit" or "8bit" for the language model, by bitsandbytes.
             compile: torch.compile of all blocks: the first pictures take minutes, the next less
                 than without.
+            trust_class: packages, or classes of them, that the files of `source` may name beside
+                triptych's own: importing them runs their code.
 
         Raises:
             UserError: there is no model there, its weights do not fit, memory does not suffice, or
@@ -124,7 +128,9 @@ class UnifiedPipeline:
         flags = [*found.overrides, *overrides]
         if dtype != "float32":  # weights are never held in float32 on their way
             flags.append(f"--model.execution.frozen_dtype={dtype}")
-        model = load_model(found.configs, flags, trained=found.trained).to(getattr(torch, dtype))
+        model = load_model(found.configs, flags, trained=found.trained, trust_class=trust_class).to(
+            getattr(torch, dtype)
+        )
         if quantize is not None:
             quantize_part(model.understanding.understander, quantize)
         if compile:
@@ -135,6 +141,11 @@ class UnifiedPipeline:
             require_room(model, where)
             model = model.to(where)
         return cls(model, _name(source), where)
+
+    @cached_property
+    def digest(self) -> str:
+        """What tells the weights from others, whatever their file is called."""
+        return weights_digest(self.model)
 
     def generate(
         self,
@@ -500,12 +511,13 @@ class UnifiedPipeline:
             "guidance_interval": settings.guidance_interval,
             "negative": settings.negative,
             "model": self.name,
+            "weights": self.digest,
             "triptych": __version__,
         }
 
 
 def _name(source: str | Path | Sequence[str | Path]) -> str:
-    return str(source) if isinstance(source, str | Path) else " ".join(map(str, source))
+    return " ".join(map(shown_name, [source] if isinstance(source, str | Path) else source))
 
 
 def _is_text(part: str | Image.Image) -> bool:

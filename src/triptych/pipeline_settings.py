@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-import math
 import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
 from triptych.contracts import Sampling, UserError
+from triptych.limits import (
+    ALL_IMAGES,
+    BATCH,
+    IMAGES,
+    PROBABILITY,
+    SCALE,
+    SEED,
+    TEMPERATURE,
+    TOKENS,
+)
 from triptych.sampler import require_interval
 from triptych.solvers import require_sampler, require_steps
 
@@ -31,8 +40,10 @@ class Settings:
         check_sampling(self.steps, self.sampler)
         check_sampling(self.decoder_steps, self.decoder_sampler)
         require_interval(self.guidance_interval)
-        if self.batch_size < 1:
-            raise UserError(f"batch_size is {self.batch_size}; make at least 1 picture at once.")
+        for name in ("guidance", "decoder_guidance"):
+            if (value := getattr(self, name)) is not None:
+                SCALE.require(value, name)
+        BATCH.require(self.batch_size, "batch_size")
 
 
 def check_sampling(steps: int | None, sampler: str | None) -> None:
@@ -67,13 +78,12 @@ def wanted_pictures(
     """
     if not texts:
         raise UserError("there is no prompt; give at least one.")
-    if images_per_prompt < 1:
-        raise UserError(f"images_per_prompt is {images_per_prompt}; ask for at least 1.")
+    IMAGES.require(images_per_prompt, "images_per_prompt")
     number = len(texts) * images_per_prompt
+    ALL_IMAGES.require(number, "the number of pictures of this call")
     if seeds is None:
         seeds = [secrets.randbits(32) for _ in range(number)]
-    elif isinstance(seeds, int):
-        seeds = range(seeds, seeds + number)
+    seeds = _each(seeds, number)
     if len(seeds) != number:
         raise UserError(f"{len(seeds)} seeds for {number} pictures; give one each, or the first.")
     return [
@@ -92,11 +102,21 @@ def conversation_seeds(seeds: int | Sequence[int] | None, number: int) -> Sequen
         raise UserError("there is no conversation; give at least one.")
     if seeds is None:
         return [secrets.randbits(32) for _ in range(number)]
-    if isinstance(seeds, int):
-        return range(seeds, seeds + number)
+    seeds = _each(seeds, number)
     if len(seeds) != number:
         raise UserError(f"{len(seeds)} seeds for {number} conversations; give one each.")
     return seeds
+
+
+def _each(seeds: int | Sequence[int], number: int) -> Sequence[int]:
+    """The seeds, or `number` of them from the first on."""
+    if isinstance(seeds, Sequence):
+        for seed in seeds:
+            SEED.require(seed, "seed")
+        return seeds
+    SEED.require(seeds, "seed")
+    SEED.require(seeds + number - 1, "the last seed")
+    return range(seeds, seeds + number)
 
 
 def token_sampling(
@@ -107,12 +127,9 @@ def token_sampling(
     Raises:
         UserError: a value is out of its range.
     """
-    if max_new_tokens < 1:
-        raise UserError(f"max_new_tokens is {max_new_tokens}; allow at least 1.")
-    if not 0 <= temperature < math.inf:
-        raise UserError(f"temperature is {temperature}; give 0 (the likeliest token) or more.")
-    if not 0 < top_p <= 1:
-        raise UserError(f"top_p is {top_p}; give a probability above 0, at most 1.")
+    TOKENS.require(max_new_tokens, "max_new_tokens")
+    TEMPERATURE.require(temperature, "temperature")
+    PROBABILITY.require(top_p, "top_p")
     return Sampling(temperature, top_p, seeds)
 
 

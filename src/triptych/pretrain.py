@@ -122,7 +122,7 @@ def train(part: Part, runs: Path, steps: int | None) -> None:
     arguments = command(part, runs, steps)
     print("triptych " + shlex.join(arguments), flush=True)
     started = time.time()
-    result = subprocess.run([sys.executable, "-m", "triptych", *arguments], check=False)
+    result = subprocess.run([sys.executable, "-P", "-m", "triptych", *arguments], check=False)
     seconds = round(time.time() - started)
     log = runs / part.name / "attempts.jsonl"
     log.parent.mkdir(parents=True, exist_ok=True)

@@ -22,6 +22,7 @@ from diffusers import (
 )
 
 from triptych.contracts import UserError
+from triptych.limits import STEPS
 
 MULTISTEP = {"dpm++": DPMSolverMultistepScheduler, "unipc": UniPCMultistepScheduler}
 EPSILON = 1e-6  # the multistep ones take the logarithm of 1 - sigma; diffusers' own value
@@ -39,15 +40,15 @@ def require_sampler(name: str) -> None:
 
 
 def require_steps(steps: int) -> None:
-    """What every sampler asks of its number of steps: there is at least one.
+    """Check the number of steps of a sampler.
 
     Raises:
-        UserError: there are none.
+        UserError: it is out of range.
     """
-    if steps < 1:
+    if steps not in STEPS:
         raise UserError(
-            f"sampling takes at least 1 step, not {steps}; set --steps, or `steps` of the "
-            "generation panel or the decoder, to 1 or more."
+            f"sampling takes at least 1 step, not {str(steps)[:40]}, and at most {STEPS.most:,}; "
+            "set --steps, or `steps` of the generation panel or the decoder."
         )
 
 

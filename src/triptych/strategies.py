@@ -23,8 +23,7 @@ from torch.optim import Optimizer
 from triptych.contracts import UserError
 from triptych.ranks import announce_failures
 from triptych.sharding import blocks_of, gathered, like, put
-
-REST = "meta.pt"  # beside the shards: what a checkpoint holds beside tensors; Lightning's name
+from triptych.weights.sharded import REST, load_data, read_shards
 
 
 class _EndsTogether(Strategy):
@@ -178,9 +177,9 @@ class ShardedStrategy(_EndsTogether, ModelParallelStrategy):
             states = [get_optimizer_state_dict(self.model, each) for each in self.optimizers]
             checkpoint["optimizer_states"] = states
         tensors = _tensors(checkpoint)
-        sharded_files.load(tensors, checkpoint_id=path)
+        read_shards(path, tensors)
         return {
-            **torch.load(path / REST, map_location="cpu", weights_only=True),
+            **load_data(path / REST),
             **checkpoint,
             "optimizer_states": [tensors[name] for name in tensors if name != "state_dict"],
         }

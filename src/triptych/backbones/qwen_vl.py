@@ -11,7 +11,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from transformers import (
-    AutoTokenizer,
     GenerationConfig,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
@@ -21,6 +20,7 @@ from transformers import (
 
 from triptych.backbones.next_token import Watch, choice
 from triptych.contracts import Batch, Condition, Sampling, Understander, UserError
+from triptych.pretrained import load_pretrained
 from triptych.prompts import (
     IGNORED,
     IM_END,
@@ -157,11 +157,11 @@ class QwenVL(Understander):
         if name.startswith(PREFIX):
             name = str(locate(name, made_by="make pretrain-tiny"))
         try:
-            tokenizer = AutoTokenizer.from_pretrained(name)
-        except (OSError, ValueError) as error:  # no folder and no hub id, or one without files
+            tokenizer = load_pretrained("AutoTokenizer", name)
+        except UserError as error:
             raise UserError(
                 f"there is no tokenizer at {name}: name a folder or hub id "
-                "(`triptych convert` makes a folder of a published checkpoint)."
+                f"(`triptych convert` makes a folder of a published checkpoint); {error}"
             ) from error
         if self.given_vocabulary is not None:
             _check_vocabulary(self.given_vocabulary, tokenizer)

@@ -15,7 +15,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
-from transformers import CLIPModel, CLIPProcessor
 
 from triptych.contracts import UserError
 from triptych.evaluation.feature_space import batches
@@ -28,6 +27,7 @@ from triptych.evaluation.picture_sources import (
     source_name,
 )
 from triptych.evaluation.report import Report
+from triptych.pretrained import load_pretrained
 
 
 class ClipJudge:
@@ -44,13 +44,12 @@ class ClipJudge:
     def __init__(self, folder: str | Path, device: str | torch.device = "cpu") -> None:
         self.folder, self.device = Path(folder), torch.device(device)
         try:
-            self.model = CLIPModel.from_pretrained(folder, local_files_only=True)
-            self.processor = CLIPProcessor.from_pretrained(folder, local_files_only=True)
-        except (OSError, ValueError) as error:
+            self.model = load_pretrained("CLIPModel", folder, local_files_only=True)
+            self.processor = load_pretrained("CLIPProcessor", folder, local_files_only=True)
+        except UserError as error:
             raise UserError(
-                f"{folder} is no folder with a CLIP model and its processor "
-                f"({str(error).splitlines()[0]}); download one, such as "
-                "openai/clip-vit-large-patch14, and name its folder."
+                f"{folder} is no folder with a CLIP model and its processor ({error}); "
+                "download one, such as openai/clip-vit-large-patch14, and name its folder."
             ) from error
         self.model = self.model.eval().to(self.device)
         self.most_tokens = self.model.config.text_config.max_position_embeddings

@@ -12,6 +12,7 @@ from typing import Any
 from PIL import Image
 
 from triptych.contracts import UserError
+from triptych.documents import parse_json
 from triptych.evaluation.report import write_text
 from triptych.evaluation.samples import read_text
 
@@ -120,7 +121,7 @@ class Answers:
         whole = text[: text.rfind("\n") + 1]
         for number, line in enumerate(whole.splitlines(), 1):
             try:
-                entry = json.loads(line)
+                entry = parse_json(line, path)
                 self.known[entry["key"]] = str(entry["answer"])
             except (ValueError, KeyError, TypeError) as error:
                 raise UserError(

@@ -37,6 +37,8 @@ class Triptych(lmms):
         batch_size: conversations at a time.
         system_prompt: in place of the model's own.
         seed: of the draws, where a task asks for a temperature.
+        trust_class: a package, or a class of it, that the files of `source` may name beside
+            triptych's own; several with a + between them.
     """
 
     is_simple = False  # conversations, not a text and pictures beside it
@@ -51,6 +53,7 @@ class Triptych(lmms):
         max_batch_size: int | None = None,
         system_prompt: str | None = None,
         seed: int = 0,
+        trust_class: str = "",
     ) -> None:
         super().__init__()
         if not str(batch_size).isdigit() or max_batch_size is not None:
@@ -61,7 +64,13 @@ class Triptych(lmms):
         self._world_size = int(os.environ.get("WORLD_SIZE", 1))
         if self._world_size > 1 and device in (None, "cuda"):
             device = f"cuda:{os.environ['LOCAL_RANK']}"
-        self.pipeline = UnifiedPipeline.from_pretrained(source, device=device, dtype=dtype, ema=ema)
+        self.pipeline = UnifiedPipeline.from_pretrained(
+            source,
+            device=device,
+            dtype=dtype,
+            ema=ema,
+            trust_class=[name for name in trust_class.split("+") if name],
+        )
         self.device = self.pipeline.device  # lmms-eval's, for what processes tell each other
 
     def generate_until(self, requests: list[Instance]) -> list[GenerationResult]:

@@ -11,6 +11,7 @@ from PIL import Image
 
 from triptych.evaluation.judges import BatchJudge, Question
 from triptych.evaluation.pretrained import load
+from triptych.picture_settings import shown_name
 
 
 class QwenJudge(BatchJudge):
@@ -37,7 +38,7 @@ class QwenJudge(BatchJudge):
     ) -> None:
         self.processor = load("AutoProcessor", source, padding_side="left")
         self.model = load("AutoModelForImageTextToText", source, dtype=dtype).eval().to(device)
-        self.name, self.batch = f"{source} (transformers)", batch
+        self.name, self.batch = f"{shown_name(source)} (transformers)", batch
         self.max_new_tokens = max_new_tokens
 
     def settings(self) -> dict[str, Any]:

@@ -6,7 +6,6 @@ What cannot be read is handed on as such, so that whoever scores names and count
 from __future__ import annotations
 
 import io
-import json
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import Any
 from PIL import Image
 
 from triptych.contracts import UserError
+from triptych.documents import MIB, parse_json, read_bytes, read_json, read_text
 from triptych.picture_settings import CHUNK
 from triptych.pictures import open_picture
 
@@ -139,13 +139,13 @@ def _entry(
 
 def _caption_beside(path: Path) -> str | None:
     text = path.with_suffix(".txt")
-    return text.read_text("utf-8", "replace").strip() if text.is_file() else None
+    return read_bytes(text, MIB).decode("utf-8", "replace").strip() if text.is_file() else None
 
 
 def _caption_inside(picture: Image.Image) -> str | None:
     """Of a picture that `UnifiedPipeline.generate` made."""
     try:
-        return json.loads(picture.info[CHUNK])["prompt"]
+        return parse_json(picture.info[CHUNK], CHUNK)["prompt"]
     except (KeyError, ValueError, TypeError):
         return None
 
@@ -155,8 +155,9 @@ def _read_results(path: Path) -> dict[str, str]:
     if not path.is_file():
         return {}
     try:
-        lines = map(json.loads, filter(str.strip, path.read_text(encoding="utf-8").splitlines()))
-        return {line["file"]: line["prompt"] for line in lines}
+        lines = filter(str.strip, read_text(path).splitlines())
+        read = (parse_json(line, path) for line in lines)
+        return {line["file"]: line["prompt"] for line in read}
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
             f'{path} is damaged ({error!r}); each line is {{"file": ..., "prompt": ...}}.'
@@ -168,7 +169,7 @@ def _read_meta(path: Path) -> dict[str, dict[str, str]]:
     if not path.is_file():
         return {}
     try:
-        read = json.loads(path.read_text(encoding="utf-8"))
+        read = read_json(path)
         return {
             name: {key: facts[key] for key in ("category", "prompt")}
             for name, facts in read.items()

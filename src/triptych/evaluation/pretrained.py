@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from triptych.contracts import UserError
+from triptych.pretrained import load_pretrained
 
 
 def load(part: str, source: str | Path, **options: Any) -> Any:
@@ -18,17 +19,15 @@ def load(part: str, source: str | Path, **options: Any) -> Any:
     Raises:
         UserError: there is none, or it needs a library that is not installed.
     """
-    import transformers
-
     try:
-        return getattr(transformers, part).from_pretrained(str(source), **options)
+        return load_pretrained(part, source, **options)
     except ImportError as error:
         raise UserError(
             f"{part} needs a library that is not installed ({' '.join(str(error).split())}); "
             "pip install 'triptych[eval]' brings it."
         ) from error
-    except (OSError, ValueError, KeyError) as error:
+    except UserError as error:
         raise UserError(
             f"{source} is neither a folder with a {part} nor a model on the hub that can be "
-            f"reached ({str(error).splitlines()[0]})."
+            f"reached ({error})."
         ) from error

@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from triptych.contracts import UserError
+from triptych.documents import TEXT_BYTES, read_json
 from triptych.evaluation.report_page import Row, render
+from triptych.picture_settings import shown_name
 from triptych.version import __version__
 
 LIBRARIES = ("torch", "transformers", "diffusers")
@@ -79,13 +81,11 @@ class Report:
         Raises:
             UserError: there is no such file, or it is no report.
         """
+        read = read_json(path, largest=TEXT_BYTES)
         try:
-            read = json.loads(Path(path).read_text(encoding="utf-8"))
             kept = {name: read[name] for name in cls.__dataclass_fields__}
             kept["scores"] = flat(kept["scores"])
-        except FileNotFoundError as error:
-            raise UserError(f"the report {path} does not exist; check the path.") from error
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(
                 f"{path} is no report ({error!r}); give a file that an evaluation wrote."
             ) from error
@@ -175,7 +175,14 @@ def write_text(path: Path, text: str) -> None:
 
 
 def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: str(v) if isinstance(v, Path) else v for name, v in settings.items()}
+    """Settings as JSON has them; of paths the last part, as reports are passed on."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Path) or (isinstance(value, str) and os.path.isabs(value)):
+            return shown_name(value)
+        return value
+
+    return {name: plain(value) for name, value in settings.items()}
 
 
 def _version(library: str) -> str | None:

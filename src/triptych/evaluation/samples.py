@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -11,7 +10,9 @@ from typing import Any
 
 from PIL import Image
 
+from triptych import documents
 from triptych.contracts import UserError
+from triptych.documents import parse_json
 from triptych.pictures import open_picture
 
 SCORED, MISSING, UNREADABLE, WRONG_SIZE = "scored", "missing", "unreadable", "wrong_size"
@@ -113,13 +114,7 @@ def read_json_lines(path: Path, what: str) -> list[dict[str, Any]]:
     for number, line in enumerate(read_text(path, what).splitlines(), 1):
         if not line.strip():
             continue
-        try:
-            read = json.loads(line)
-        except ValueError:
-            read = None
-        if not isinstance(read, dict):
-            raise UserError(f"line {number} of {path} is no JSON object; {what} has one a line.")
-        found.append(read)
+        found.append(parse_json(line, f"line {number} of {path}, {what},"))
     return found
 
 
@@ -130,8 +125,6 @@ def read_text(path: Path, what: str) -> str:
         UserError: there is no such file, or it is no UTF-8 text.
     """
     try:
-        return path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError as error:
-        raise UserError(f"{path}, {what}, does not exist; check the path.") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}, {what}, cannot be read ({error}).") from error
+        return documents.read_text(path)
+    except UserError as error:
+        raise UserError(f"{what}: {error}") from error

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from triptych.errors import UserError
+from triptych.limits import BATCH
 from triptych.measuring.options import add_report, device_of, hand_out
-from triptych.using.options import load, parse, parser_of, positive
+from triptych.using.options import load, parse, parser_of
 
 EXAMPLES = """\
   triptych eval fid --pictures out/made --reference data/true --out fid.json
@@ -31,7 +32,7 @@ def fid(arguments: list[str]) -> None:
     )
     parser.add_argument("--inception", type=Path, metavar="FILE", help="weights of FID's network")
     parser.add_argument("--clip", type=Path, metavar="DIR", help="CLIP model, for the CLIP score")
-    parser.add_argument("--batch-size", type=positive, default=64, help="default %(default)s")
+    parser.add_argument("--batch-size", type=BATCH, default=64, help="default %(default)s")
     parsed, flags = parse(parser, arguments)
     for folder in (parsed.pictures, parsed.reference):
         if not folder.exists():

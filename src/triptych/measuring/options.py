@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from triptych.errors import UserError
-from triptych.using.options import positive
+from triptych.limits import COUNT
 
 if TYPE_CHECKING:
     from triptych.evaluation.judges import Judge
@@ -36,7 +36,7 @@ def add_pictures(parser: argparse.ArgumentParser, name: str) -> None:
         help="folder to make them in; what is done there is not done again; default %(default)s",
     )
     parser.add_argument("--generate-only", action="store_true", help="make them, score nothing")
-    parser.add_argument("--limit", type=positive, metavar="N", help="the first N prompts alone")
+    parser.add_argument("--limit", type=COUNT, metavar="N", help="the first N prompts alone")
 
 
 def add_judge(parser: argparse.ArgumentParser, default: str | None) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from triptych.limits import IMAGES, TILES
 from triptych.measuring.options import (
     QWEN,
     add_judge,
@@ -18,7 +19,7 @@ from triptych.measuring.options import (
     named_or_here,
 )
 from triptych.measuring.pictures import Wanted, make_pictures
-from triptych.using.options import add_parts, add_sampling, parse, parser_of, positive
+from triptych.using.options import add_parts, add_sampling, parse, parser_of
 
 if TYPE_CHECKING:
     from triptych.evaluation.report import Report
@@ -53,7 +54,7 @@ The prompts have no licence, so you download them, from the WISE repository."""
 def geneval(arguments: list[str]) -> None:
     """553 prompts, 4 pictures each: are objects there, in number, colour and place?"""
     parser = _parser("geneval", "GenEval: objects, their number, colour and place.", GENEVAL)
-    parser.add_argument("-n", "--number", type=positive, default=4, help="pictures a prompt")
+    parser.add_argument("-n", "--number", type=IMAGES, default=4, help="pictures a prompt")
     parser.add_argument("--prompts", type=Path, metavar="FILE", help="in place of the published")
     judge = parser.add_argument_group(
         "who judges (a name on the hub that you give is downloaded; a default must be there)"
@@ -105,7 +106,7 @@ def geneval(arguments: list[str]) -> None:
 def dpg(arguments: list[str]) -> None:
     """1,065 long prompts, a grid of 2x2 pictures each: does it show all that they say?"""
     parser = _parser("dpg", "DPG-Bench: long prompts, asked question by question.", DPG)
-    parser.add_argument("--grid", type=positive, default=2, help="tiles a side; default 2")
+    parser.add_argument("--grid", type=TILES, default=2, help="tiles a side; default 2")
     parser.add_argument("--prompts", type=Path, metavar="FILE", help="in place of the published")
     parser.add_argument("--questions", type=Path, metavar="FILE", help="dpg_bench.csv")
     add_judge(parser, QWEN)

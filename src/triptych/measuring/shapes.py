@@ -9,9 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from triptych.limits import ALL_IMAGES, IMAGES, SCALE, STEPS
 from triptych.measuring.options import add_report, write
 from triptych.using.making import bar
-from triptych.using.options import add_parts, load, number, parse, parser_of, positive
+from triptych.using.options import add_parts, load, parse, parser_of
 from triptych.using.processes import run_shards, without
 
 if TYPE_CHECKING:
@@ -31,10 +32,10 @@ def shapes(arguments: list[str]) -> None:
     parser = parser_of("eval shapes", "Score a model on the shapes world.", EXAMPLES)
     add_report(parser)
     parser.add_argument(
-        "--images", type=positive, default=600, help="captions; default %(default)s"
+        "--images", type=ALL_IMAGES, default=600, help="captions; default %(default)s"
     )
     parser.add_argument(
-        "-n", "--per-caption", type=positive, default=1, help="pictures for each caption"
+        "-n", "--per-caption", type=IMAGES, default=1, help="pictures for each caption"
     )
     parser.add_argument(
         "--pictures",
@@ -42,8 +43,8 @@ def shapes(arguments: list[str]) -> None:
         metavar="DIR",
         help="keep the pictures here: a stopped run goes on with them, the page shows them",
     )
-    parser.add_argument("--steps", type=positive, help="of the generator of features")
-    parser.add_argument("--guidance", type=number, help="how closely it follows the text")
+    parser.add_argument("--steps", type=STEPS, help="of the generator of features")
+    parser.add_argument("--guidance", type=SCALE, help="how closely it follows the text")
     add_parts(parser, "of the noise that pictures start from")
     parser.set_defaults(batch_size=64)
     parsed, flags = parse(parser, arguments)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import shlex
 import subprocess
@@ -14,9 +13,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from triptych.documents import TEXT_BYTES, read_json
 from triptych.errors import UserError
+from triptych.limits import BATCH, COUNT
 from triptych.measuring.options import add_report, hand_out
-from triptych.using.options import parse, parser_of, positive
+from triptych.picture_settings import shown_name
+from triptych.using.options import parse, parser_of
 
 if TYPE_CHECKING:
     from triptych.evaluation.report import Report
@@ -35,8 +37,8 @@ def understanding(arguments: list[str]) -> None:
     add_report(parser)
     parser.add_argument("--tasks", required=True, metavar="A,B", help="as lmms-eval calls them")
     parser.add_argument("--include", type=Path, metavar="DIR", help="of tasks of your own")
-    parser.add_argument("--batch-size", type=positive, default=16, help="default %(default)s")
-    parser.add_argument("--limit", type=positive, metavar="N", help="questions of each task")
+    parser.add_argument("--batch-size", type=BATCH, default=16, help="default %(default)s")
+    parser.add_argument("--limit", type=COUNT, metavar="N", help="questions of each task")
     parser.add_argument("--print", action="store_true", help="the command alone; run nothing")
     parsed, flags = parse(parser, arguments)
     if flags or parsed.config or parsed.low_memory or parsed.quantize:
@@ -53,7 +55,11 @@ def understanding(arguments: list[str]) -> None:
             raise UserError(f"lmms-eval failed (status {done.returncode}); it says why above.")
         report = read_results(Path(folder))
     report.settings["lmms_eval"] = version("lmms-eval")
-    report.settings["model"] = {"source": parsed.source, "ema": parsed.ema, "dtype": parsed.dtype}
+    report.settings["model"] = {
+        "source": shown_name(parsed.source),
+        "ema": parsed.ema,
+        "dtype": parsed.dtype,
+    }
     hand_out(report, parsed)
 
 
@@ -62,10 +68,11 @@ def command_of(parsed: argparse.Namespace) -> list[str]:
     model = {"source": parsed.source, "device": parsed.device, "dtype": parsed.dtype}
     told = [f"{name}={value}" for name, value in model.items() if value]
     told += ["ema=True"] if parsed.ema else []
+    told += [f"trust_class={'+'.join(parsed.trust_class)}"] if parsed.trust_class else []
     limit = ["--limit", str(parsed.limit)] if parsed.limit else []
     include = ["--include_path", str(parsed.include)] if parsed.include else []
     return [
-        *(sys.executable, "-m", "lmms_eval", "--model", "triptych"),
+        *(sys.executable, "-P", "-m", "lmms_eval", "--model", "triptych"),
         *("--model_args", ",".join(told), "--tasks", parsed.tasks),
         *("--batch_size", str(parsed.batch_size), *limit, *include),
     ]
@@ -82,7 +89,7 @@ def read_results(folder: Path) -> Report:
     files = sorted(folder.rglob("*results.json"))
     if not files:
         raise UserError("lmms-eval wrote no results; it says why above.")
-    read = json.loads(files[-1].read_text(encoding="utf-8"))
+    read = read_json(files[-1], largest=TEXT_BYTES)
     scores: dict[str, float] = {}
     intervals: dict[str, tuple[float, float]] = {}
     numbers: dict[str, int] = {}

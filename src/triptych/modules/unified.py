@@ -124,13 +124,23 @@ class UnifiedModule(Panel):
             if panel is not None:
                 panel.seed = self.seed
         if self.generation is not None and self.understanding is not None:
+            if self.generation.objective.target != "vae":
+                self._require_encoder("generation")
+            elif self.decoding is None:
+                raise UserError("generation makes features of the VAE, and decoding is null.")
             self.generation.set_shapes(
                 self.target_encoder.feature_shape, self.understanding.understander.width
             )
         if self.decoding is not None:
+            self._require_encoder("decoding")
             self.decoding.decoder.set_shapes(self.encoder.feature_shape)
         if self.encoding is not None:
+            self._require_encoder("encoding")
             self.encoding.heads.set_shapes(self.encoder.feature_shape, self.encoder.image_size)
+
+    def _require_encoder(self, panel: str) -> None:
+        if self.encoder is None:
+            raise UserError(f"{panel} needs the encoder's features, and encoder is null; name one.")
 
     def train(self, mode: bool = True) -> UnifiedModule:
         self._negatives.clear()  # made by weights that may change now

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from triptych.errors import UserError
+from triptych.trust import add_trust
 
 EXAMPLES = """\
 examples:
@@ -52,6 +53,7 @@ def _app(parsed: argparse.Namespace, overrides: list[str]):
         dtype=parsed.dtype,
         ema=parsed.ema,
         overrides=overrides,
+        trust_class=parsed.trust_class,
     )
     # Clients see the name, in answers and in pictures: not where the files are.
     pipeline.name = parsed.name or Path(parsed.source).name or "model"
@@ -83,6 +85,7 @@ def _parser() -> argparse.ArgumentParser:
         help="preset, model file, folder, checkpoint or weights; default %(default)s",
     )
     add("--ema", action="store_true", help="the moving average of a training checkpoint")
+    add_trust(parser)
     add("--device", help="such as cuda or cpu; the first GPU if there is one")
     add("--dtype", choices=["float32", "float16", "bfloat16"], help="of the weights")
     add("--name", help="of the model, for clients; by default the last part of SOURCE")

@@ -20,6 +20,7 @@ import numpy
 import webdataset
 from PIL import Image
 
+from triptych.documents import read_json
 from triptych.shapes.captions import (
     INSTRUCT_TASKS,
     SPLITS,
@@ -208,7 +209,7 @@ def _ensure(
 def _is_made(folder: Path, marker_name: str, marker: dict) -> bool:
     if not (folder / marker_name).exists():
         return False
-    found = json.loads((folder / marker_name).read_text())
+    found = read_json(folder / marker_name)
     if found != marker:
         raise ValueError(
             f"{folder} holds another shapes data set ({found}) than the one asked for "

@@ -7,16 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from triptych.errors import UserError
+from triptych.limits import BATCH, IMAGES, PROBABILITY, SEED, STEPS, TEMPERATURE, TOKENS
 from triptych.using import requests
 from triptych.using.making import jobs_of, make_all, settings_for
 from triptych.using.options import (
     add_output,
     add_sampling,
     load,
-    number,
     parse,
     parser_of,
-    positive,
 )
 from triptych.using.output import Job
 from triptych.using.requests import Request, existing
@@ -62,7 +61,7 @@ def generate(arguments: list[str]) -> None:
     parser.add_argument(
         "--prompts", dest="file", metavar="FILE", help="a prompt a line, or .jsonl; - is stdin"
     )
-    parser.add_argument("-n", "--number", type=positive, default=1, help="pictures a prompt")
+    parser.add_argument("-n", "--number", type=IMAGES, default=1, help="pictures a prompt")
     parser.add_argument("--negative", metavar="TEXT", help="what guidance leads away from")
     add_output(parser, "out/generate")
     add_sampling(parser)
@@ -96,7 +95,7 @@ def edit(arguments: list[str]) -> None:
     parser.add_argument(
         "--jsonl", metavar="FILE", help='{"image": ..., "instruction": ...} a line; - is stdin'
     )
-    parser.add_argument("-n", "--number", type=positive, default=1, help="pictures an edit")
+    parser.add_argument("-n", "--number", type=IMAGES, default=1, help="pictures an edit")
     add_output(parser, "out/edit")
     add_sampling(parser)
     parsed, flags = parse(parser, arguments)
@@ -137,7 +136,7 @@ def reconstruct(arguments: list[str]) -> None:
     """Pictures through encoder and decoder: triptych reconstruct picture.png -o out"""
     parser = parser_of("reconstruct", "What the image features keep of pictures.", RECONSTRUCT)
     parser.add_argument("pictures", nargs="+", metavar="IMAGE")
-    parser.add_argument("--steps", type=positive, help="of the decoder; default: as the model says")
+    parser.add_argument("--steps", type=STEPS, help="of the decoder; default: as the model says")
     add_output(parser, "out/reconstruct")
     parsed, flags = parse(parser, arguments)
     parsed.number = 1
@@ -158,20 +157,21 @@ def chat(arguments: list[str]) -> None:
     parser = parser_of("chat", "Ask about pictures, or talk about them.", CHAT)
     parser.add_argument("given", nargs="*", metavar="IMAGE... QUESTION")
     parser.add_argument("--jsonl", metavar="FILE", help="questions, one a line; - is stdin")
-    parser.add_argument("--batch-size", type=positive, default=16, help="of --jsonl")
+    parser.add_argument("--batch-size", type=BATCH, default=16, help="of --jsonl")
     parser.add_argument(
-        "--max-tokens", type=positive, default=256, help="of an answer; default %(default)s"
+        "--max-tokens", type=TOKENS, default=256, help="of an answer; default %(default)s"
     )
     parser.add_argument(
-        "--temperature", type=number, default=0.0, help="0, the default, is the likeliest answer"
+        "--temperature",
+        type=TEMPERATURE,
+        default=0.0,
+        help="0, the default, is the likeliest answer",
     )
-    parser.add_argument("--top-p", type=number, default=1.0)
-    parser.add_argument("--seed", type=int, help="of answers that are drawn")
+    parser.add_argument("--top-p", type=PROBABILITY, default=1.0)
+    parser.add_argument("--seed", type=SEED, help="of answers that are drawn")
     parsed, flags = parse(parser, arguments)
     if parsed.jsonl and parsed.given:
         parser.error("give pictures and a question, or --jsonl FILE alone")
-    if not 0 < parsed.top_p <= 1:
-        parser.error(f"argument --top-p: {parsed.top_p} is not above 0 and at most 1")
     options = {
         "max_new_tokens": parsed.max_tokens,
         "temperature": parsed.temperature,

@@ -13,6 +13,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from triptych.documents import open_regular
+from triptych.limits import ALL_IMAGES
 from triptych.using.options import SETTINGS, load, model_of
 from triptych.using.output import Job, Output
 from triptych.using.processes import run_shards, without
@@ -29,8 +31,10 @@ def jobs_of(
     common = {key: getattr(parsed, key) for key in (*SETTINGS, "negative") if key in parsed}
     model = model_of(parsed, flags)
     jobs: list[Job] = []
+    ALL_IMAGES.require(sum(each.n or parsed.number for each in requests), "the number of images")
     for number, request in enumerate(requests):
         seed = parsed.seed + len(jobs) if request.seed is None else request.seed
+        images = [_noted(image) for image in request.images]
         for copy in range(request.n or parsed.number):
             stem = (
                 f"{request.id}-{copy:03d}" if request.id else f"{seed + copy:06d}-{len(jobs):03d}"
@@ -38,7 +42,7 @@ def jobs_of(
             given = {**common, **request.options}
             asked = {
                 **({said: request.text} if request.text else {}),
-                **({"images": [str(image) for image in request.images]} if request.images else {}),
+                **({"images": images} if images else {}),
                 "seed": seed + copy,
                 **{key: value for key, value in given.items() if value is not None},
                 **model,
@@ -46,6 +50,12 @@ def jobs_of(
             source = request.images[0] if request.images else None
             jobs.append(Job(f"{stem}.png", request.id or str(number), asked, source))
     return jobs
+
+
+def _noted(image: Path) -> dict[str, str]:
+    """What tells an image from others, without where it lies."""
+    with open_regular(image) as file:
+        return {"name": image.name, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
 def make_all(
@@ -115,9 +125,7 @@ def folder_name(jobs: Sequence[Job]) -> str:
 
 def digest_of(pipe: Any) -> str:
     """What tells a pipeline's weights from others."""
-    from triptych.weights.digest import weights_digest
-
-    return weights_digest(pipe.model)
+    return pipe.digest
 
 
 def tell(output: Output, job: Job, picture: Any = None, weights: str | None = None) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from triptych.errors import UserError
+from triptych.limits import BATCH, PROCESSES, SCALE, SEED, STEPS
+from triptych.picture_settings import shown_name
+from triptych.trust import add_trust
 
 # Settings of a picture that are the same flag, key of a JSON line and argument of the pipeline.
 SETTINGS = ("steps", "guidance", "decoder_steps", "decoder_guidance", "sampler", "decoder_sampler")
@@ -47,6 +48,7 @@ def _add_model(model: argparse._ArgumentGroup) -> None:
         metavar="YAML",
         help="model file, in place of --from; later ones win",
     )
+    add_trust(model)
     model.add_argument("--device", help="such as cpu or cuda:1; default the first GPU if any")
     model.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="of the weights")
     model.add_argument(
@@ -58,11 +60,11 @@ def _add_model(model: argparse._ArgumentGroup) -> None:
 def add_sampling(parser: argparse.ArgumentParser) -> None:
     """The flags of pictures that are generated."""
     making = parser.add_argument_group("how pictures are made (default: as the model says)")
-    making.add_argument("--steps", type=positive, help="of the generator of features")
-    making.add_argument("--guidance", type=number, help="how closely it follows the text")
+    making.add_argument("--steps", type=STEPS, help="of the generator of features")
+    making.add_argument("--guidance", type=SCALE, help="how closely it follows the text")
     making.add_argument("--sampler", metavar="NAME", help="how it integrates: euler, heun, ...")
-    making.add_argument("--decoder-steps", type=positive, help="of the decoder")
-    making.add_argument("--decoder-guidance", type=number)
+    making.add_argument("--decoder-steps", type=STEPS, help="of the decoder")
+    making.add_argument("--decoder-guidance", type=SCALE)
     making.add_argument("--decoder-sampler", metavar="NAME")
 
 
@@ -76,16 +78,16 @@ def add_output(parser: argparse.ArgumentParser, folder: str) -> None:
 
 def add_parts(parser: argparse.ArgumentParser, seed: str) -> None:
     """The flags of how much is made at once, and by how many; `seed` says what that is of."""
-    parser.add_argument("--seed", type=natural, default=0, help=seed)
+    parser.add_argument("--seed", type=SEED, default=0, help=seed)
     parser.add_argument(
-        "--batch-size", type=positive, default=16, help="pictures at once; default %(default)s"
+        "--batch-size", type=BATCH, default=16, help="pictures at once; default %(default)s"
     )
     shards = parser.add_mutually_exclusive_group()
     shards.add_argument(
         "--shard", type=shard, default=(0, 1), metavar="K/N", help="make the K-th of N parts alone"
     )
     shards.add_argument(
-        "--processes", type=positive, default=1, metavar="N", help="N shards at once, a GPU each"
+        "--processes", type=PROCESSES, default=1, metavar="N", help="N shards at once, a GPU each"
     )
 
 
@@ -105,8 +107,13 @@ def parse(
 
 def model_of(parsed: argparse.Namespace, flags: list[str]) -> dict[str, Any]:
     """What names the model, for the settings of a picture; only what was given."""
-    named: dict[str, Any] = {"model": parsed.config or parsed.source}
-    more = {"ema": parsed.ema, "flags": flags, "dtype": parsed.dtype, "quantize": parsed.quantize}
+    named: dict[str, Any] = {
+        "model": list(map(shown_name, parsed.config))
+        if parsed.config
+        else shown_name(parsed.source)
+    }
+    given = [f"{name}={shown_name(value)}" for name, _, value in (f.partition("=") for f in flags)]
+    more = {"ema": parsed.ema, "flags": given, "dtype": parsed.dtype, "quantize": parsed.quantize}
     return named | {key: value for key, value in more.items() if value}
 
 
@@ -136,31 +143,21 @@ def load(parsed: argparse.Namespace, flags: list[str]):
         dtype=parsed.dtype,
         ema=parsed.ema,
         overrides=flags,
+        trust_class=parsed.trust_class,
         **{key: value for key, value in memory.items() if value},
     )
-
-
-def _checked(kind: Callable, least: float, said: str) -> Callable[[str], Any]:
-    def read(text: str) -> Any:
-        try:
-            value = kind(text)
-        except ValueError:
-            value = math.nan
-        if not least <= value < math.inf:
-            raise argparse.ArgumentTypeError(f"{text!r} is not {said}")
-        return value
-
-    return read
-
-
-positive = _checked(int, 1, "a whole number of at least 1")
-natural = _checked(int, 0, "a whole number of at least 0")
-number = _checked(float, 0.0, "a number of at least 0")
 
 
 def shard(text: str) -> tuple[int, int]:
     """ "2/8" as (1, 8): counted from 0."""
     part, _, parts = text.partition("/")
-    if not (part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
-        raise argparse.ArgumentTypeError(f"{text!r} is not K/N with K from 1 to N, such as 2/8")
-    return int(part) - 1, int(parts)
+    try:
+        k, n = PROCESSES(part), PROCESSES(parts)
+    except argparse.ArgumentTypeError:
+        k, n = 1, 0
+    if k > n:
+        raise argparse.ArgumentTypeError(
+            f"{text[:40]!r} is not K/N with K from 1 to N, such as 2/8, and N at most "
+            f"{PROCESSES.most:,}"
+        )
+    return k - 1, n

@@ -71,7 +71,12 @@ def run_shards(
 
 def _start(command: str, arguments: Sequence[str], shard: int, number: int) -> subprocess.Popen:
     return subprocess.Popen(
-        [sys.executable, "-m", "triptych", command, *arguments, f"--shard={shard + 1}/{number}"],
+        # -P: no file of the current folder is in the place of a module
+        [
+            *(sys.executable, "-P", "-m", "triptych", command),
+            *arguments,
+            f"--shard={shard + 1}/{number}",
+        ],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -10,16 +9,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from triptych import documents
+from triptych.documents import parse_json
 from triptych.errors import UserError
+from triptych.limits import IMAGES, SCALE, SEED, STEPS, Range
 
 # Option of a line -> what it may be.
-NUMBERS: dict[str, tuple[type | tuple[type, ...], float]] = {
-    "seed": (int, 0),
-    "n": (int, 1),
-    "steps": (int, 1),
-    "guidance": ((int, float), 0),
-    "decoder_steps": (int, 1),
-    "decoder_guidance": ((int, float), 0),
+NUMBERS: dict[str, Range] = {
+    "seed": SEED,
+    "n": IMAGES,
+    "steps": STEPS,
+    "guidance": SCALE,
+    "decoder_steps": STEPS,
+    "decoder_guidance": SCALE,
 }
 
 
@@ -62,14 +64,14 @@ def read_text(file: str) -> str:
     """A file's text, or standard input's.
 
     Raises:
-        UserError: it does not exist, or is no text.
+        UserError: it does not exist, is no file, or no text.
     """
+    if file != "-":
+        return documents.read_text(file)
     try:
-        return sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise UserError(f"{file} does not exist; check the path.") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{file} cannot be read as text ({error}).") from error
+        return sys.stdin.read()
+    except UnicodeDecodeError as error:
+        raise UserError("standard input is no text in UTF-8; convert it.") from error
 
 
 def read_lines(
@@ -98,13 +100,7 @@ def objects(file: str, content: str) -> Iterator[tuple[str, dict[str, Any]]]:
         where = f"{name}:{number}"
         if not line.strip():
             continue
-        try:
-            read = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{where} is no JSON ({error}).") from error
-        if not isinstance(read, dict):
-            raise UserError(f'{where} is no JSON object, such as {{"prompt": "a red circle"}}.')
-        yield where, read
+        yield where, parse_json(line, where)
 
 
 def read_request(line: dict[str, Any], where: str, text: str, more: set[str]) -> Request:
@@ -155,9 +151,7 @@ def _check_option(key: str, value: Any, where: str) -> None:
         if not isinstance(value, str | list if key == "image" else str):
             raise UserError(f"{where}: {key} is {value!r}, which is no text.")
         return
-    kind, least = NUMBERS[key]
-    if isinstance(value, bool) or not isinstance(value, kind) or not least <= value < float("inf"):
-        raise UserError(f"{where}: {key} is {value!r}; give a number of at least {least}.")
+    NUMBERS[key].require(value, f"{where}: {key}")
 
 
 def _said(text: str, empty: str) -> str:

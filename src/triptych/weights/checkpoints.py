@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 import re
 from collections.abc import Iterator, Sequence
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 
 from triptych.contracts import UserError
+from triptych.documents import open_regular, read_json
 from triptych.weights.safetensors_stream import CHUNK, SIZES, Stored, read_header
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -66,21 +66,6 @@ def fetch(source: str) -> Path:
         ) from error
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
-
-    Raises:
-        UserError: the file is missing or no JSON object.
-    """
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is missing or is no JSON file; download it again.") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} is no JSON object; download it again.")
-    return content
-
-
 def open_folder(folder: Path, stems: Sequence[tuple[str, str]]) -> Archive:
     """The weights of a folder under the first of the names that is there.
 
@@ -103,9 +88,11 @@ def _open_shards(folder: Path, index: str) -> Archive:
     wanted = read_json(folder / index).get("weight_map")
     if not isinstance(wanted, dict) or not wanted:
         raise UserError(f"{folder / index} names no weights; download it again.")
+    if strange := [name for name in wanted.values() if not isinstance(name, str)]:
+        raise UserError(f"{folder / index} names {strange[0]!r:.60} as a file; download it again.")
     archive = Archive(index=index)
     for name in sorted(set(wanted.values())):
-        if Path(name).name != name:
+        if Path(name).name != name or name in ("", ".."):
             raise UserError(f"{folder / index} names {name}, which is outside of its folder.")
         if not (folder / name).is_file():
             raise UserError(
@@ -146,6 +133,7 @@ class _TorchFile:
 
     def _open(self) -> dict[str, torch.Tensor]:
         path = self.path
+        open_regular(path).close()
         try:
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         except pickle.UnpicklingError as error:

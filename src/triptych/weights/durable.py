@@ -24,6 +24,7 @@ from typing import Any, BinaryIO
 
 from triptych.atomic_write import PARTIAL, replacing
 from triptych.contracts import UserError
+from triptych.documents import open_regular, read_json
 
 log = logging.getLogger(__name__)
 
@@ -94,12 +95,12 @@ def check(path: Path) -> None:
     path = path.resolve()
     if not path.exists():
         raise UserError(f"the checkpoint {path} does not exist; check the path.")
-    try:
-        notes: Notes = dict(json.loads(manifest_of(path).read_text())["files"])
-    except FileNotFoundError as error:
+    if not manifest_of(path).exists():
         raise UserError(
             f"the checkpoint {path} has no manifest: its save was cut off, or it was not made here."
-        ) from error
+        )
+    try:
+        notes: Notes = dict(read_json(manifest_of(path))["files"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"the manifest of the checkpoint {path} is damaged.") from error
     for name, note in notes.items():
@@ -246,14 +247,14 @@ def _sync_and_note(path: Path) -> dict[str, Any]:
 @lru_cache
 def _digest(path: Path, size: int, modified: int) -> str:
     """SHA-256 of a file, read once for the same size and time of change."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _order(path: Path) -> tuple[int, int, str]:
     """Run and step of a state, by its manifest; by its name where that does not say."""
     try:
-        step = json.loads(manifest_of(path).read_text())["step"]
+        step = read_json(manifest_of(path))["step"]
     except (OSError, ValueError, KeyError, TypeError):
         step = None
     if not isinstance(step, int):

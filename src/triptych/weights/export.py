@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from triptych.contracts import UserError
+from triptych.documents import parse_json
 from triptych.weights import layouts, tokenizers
 from triptych.weights.convert import PUBLISHED
 from triptych.weights.files import find_all
@@ -58,7 +59,7 @@ def export(model: Any, target: Path, say: Callable[[str], None] = print) -> None
         found, metadata = read_header(path)
         tensors |= found
         if PUBLISHED in metadata:
-            notes[label] = json.loads(metadata[PUBLISHED])
+            notes[label] = parse_json(metadata[PUBLISHED], path)
     tensors = {name: stored for name, stored in tensors.items() if name not in UNPUBLISHED}
     if not part(tensors, TOWER):
         model.left_out = {"encoder"}

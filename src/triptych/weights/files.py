@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from triptych.atomic_write import replacing
 from triptych.contracts import UserError
+from triptych.documents import open_regular
 from triptych.resources import PREFIX, locate
 from triptych.sharding import put
 from triptych.weights.safetensors_stream import DTYPES, Stored, write_tensors
@@ -220,6 +221,7 @@ def _fill(own: Mapping[str, Tensor], name: str, file: safe_open, label: str, pat
 
 def _open(path: Path):
     try:
+        open_regular(path).close()
         return safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} is no safetensors file ({error}).") from error

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from triptych.contracts import UserError
+from triptych.documents import read_json
 from triptych.weights.files import WeightFiles, _open, find_all
 
 REMEMBERED = 64 * 2**20  # bytes; smaller files are read in a fraction of a second, every time
@@ -49,7 +50,7 @@ def _digests(path: Path, beginning: str) -> dict[str, str]:
     place = hashlib.sha256(f"{known['path']}\n{beginning}".encode()).hexdigest()
     note = cache_folder() / "fingerprints" / f"{place}.json"
     try:
-        found = json.loads(note.read_text())
+        found = read_json(note)
         if found["of"] == known:
             return found["digests"]
     except (OSError, ValueError, KeyError):

@@ -12,6 +12,7 @@ from typing import Any
 
 from triptych.backbones import Vocabulary
 from triptych.contracts import UserError
+from triptych.documents import read_text
 from triptych.weights import layouts, pieces, tokenizers
 from triptych.weights.checkpoints import Archive, fetch, open_file, open_folder, read_json
 from triptych.weights.layouts import DIT, PUBLISHED_TOWER, QUERIES, TOWER, UNDERSTANDER
@@ -106,7 +107,7 @@ def read_checkpoint(folder: Path, found: Conversion, encoder: str | None) -> Non
         _read_stock(checkpoint, found)
     small = [folder / "config.json", folder / "generation_config.json"]
     found.published["understanding"] = {
-        "files": {path.name: path.read_text() for path in small if path.is_file()},
+        "files": {path.name: read_text(path) for path in small if path.is_file()},
         # what is stock is never written back as it was
         "weights": archive.layout() if kind in BLIP3O else None,
     }
@@ -213,7 +214,7 @@ def read_decoder(folder: Path, found: Conversion) -> None:
     found.sources += [*unet.paths, *vae.paths]
     found.take("decoding", pieces.pixel_decoder(unet.tensors, vae.tensors, folder))
     small = {
-        str(path.relative_to(folder)): path.read_text()
+        str(path.relative_to(folder)): read_text(path)
         for place in layouts.DECODER_FOLDERS
         for path in sorted((folder / place).glob("*.json"))
         if ".index." not in path.name

@@ -17,6 +17,7 @@ from typing import BinaryIO
 import torch
 
 from triptych.contracts import UserError
+from triptych.documents import open_regular, parse_json
 
 CHUNK = 16 * 2**20  # bytes
 LONGEST_HEADER = 100 * 2**20  # bytes; safetensors refuses more
@@ -77,7 +78,7 @@ def read_header(path: Path) -> tuple[dict[str, Stored], dict[str, str]]:
         UserError: the file is missing, is no safetensors file, or is cut off.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             start = 8 + int.from_bytes(file.read(8), "little")
             if start > LONGEST_HEADER:
                 raise UserError(f"{path} is no safetensors file; check what was downloaded.")
@@ -88,12 +89,14 @@ def read_header(path: Path) -> tuple[dict[str, Stored], dict[str, str]]:
     if found < max(start, 9):
         raise UserError(f"{path} is cut off inside its header; copy or download it again.")
     try:
-        header = json.loads(text)
+        header = parse_json(text, path)
         metadata = header.pop("__metadata__", {})
         places = {
-            name: (entry["dtype"], tuple(entry["shape"]), entry["data_offsets"])
+            name: (entry["dtype"], tuple(map(_natural, entry["shape"])), _ends(entry))
             for name, entry in header.items()
         }
+        if not isinstance(metadata, dict):
+            raise TypeError
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is no safetensors file; check what was downloaded.") from error
     tensors = {}
@@ -108,6 +111,17 @@ def read_header(path: Path) -> tuple[dict[str, Stored], dict[str, str]]:
             "copy or download it again."
         )
     return tensors, metadata
+
+
+def _natural(number: object) -> int:
+    if not isinstance(number, int) or isinstance(number, bool) or number < 0:
+        raise TypeError(f"{number!r} is no size")
+    return number
+
+
+def _ends(entry: dict[str, list[int]]) -> tuple[int, int]:
+    begin, end = map(_natural, entry["data_offsets"])
+    return begin, end
 
 
 def _reader(path: Path, start: int, length: int) -> Callable[[], Iterator[bytes]]:

@@ -16,6 +16,7 @@ from typing import BinaryIO
 
 from triptych.atomic_write import LOCK, Lock
 from triptych.contracts import UserError
+from triptych.documents import read_json
 from triptych.weights.durable import discard
 
 MANIFEST = "manifest.json"
@@ -72,7 +73,7 @@ class Staging:
 
     def _take_up(self, plan: str) -> None:
         try:
-            known = json.loads(self.manifest.read_text())
+            known = read_json(self.manifest)
         except (OSError, ValueError):
             known = None
         own = [path for path in self.folder.iterdir() if path.name != LOCK]

@@ -6,9 +6,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer
-
 from triptych.contracts import UserError
+from triptych.documents import TEXT_BYTES, read_bytes
+from triptych.pretrained import load_pretrained
 
 # Everything that transformers' tokenizers and processors may read.
 FILES = (
@@ -31,7 +31,7 @@ ADDED = ("[IMG]", "[/IMG]", "<image>")
 def tokenizer_files(folder: Path) -> dict[str, bytes]:
     """The tokenizer's files by name; empty where the folder has no tokenizer."""
     found = {name: folder / name for name in FILES}
-    kept = {name: path.read_bytes() for name, path in found.items() if path.is_file()}
+    kept = {name: read_bytes(path, TEXT_BYTES) for name, path in found.items() if path.is_file()}
     return kept if {"tokenizer.json", "vocab.json"} & set(kept) else {}
 
 
@@ -45,10 +45,11 @@ def load(files: dict[str, bytes], where: Path) -> Any:
         for name, content in files.items():
             Path(folder, name).write_bytes(content)
         try:
-            tokenizer = AutoTokenizer.from_pretrained(folder)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            tokenizer = load_pretrained("AutoTokenizer", folder)
+        except UserError as error:
+            reason = str(error).replace(folder, str(where))
             raise UserError(
-                f"the tokenizer files of {where} cannot be read ({error}); download them again."
+                f"the tokenizer files of {where} cannot be read ({reason}); download them again."
             ) from error
     tokenizer.name_or_path = str(where)
     return tokenizer

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -12,15 +11,14 @@ import torch
 from torch import Tensor
 
 from triptych.contracts import UserError
+from triptych.picture_settings import shown_name
 from triptych.weights import durable
 from triptych.weights.files import WeightFiles, full_name, label_of, save_weights
 from triptych.weights.fingerprint import fingerprint
+from triptych.weights.sharded import REST, load_data, read_shards_of
 
 Base = dict[str, dict[str, str]]
-"""Label -> file and sha256 of the weights that frozen parts came from."""
-
-REST = "meta.pt"
-"""In a checkpoint that is a folder: what it holds beside tensors."""
+"""Label -> name of the file and sha256 of the weights that frozen parts came from."""
 
 
 def read_checkpoint(path: Path, mmap: bool = False) -> dict[str, Any]:
@@ -33,19 +31,7 @@ def read_checkpoint(path: Path, mmap: bool = False) -> dict[str, Any]:
     """
     if not path.exists() or durable.manifest_of(path.resolve()).exists():
         durable.check(path)
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except pickle.UnpicklingError as error:
-        raise UserError(
-            f"{path} is no checkpoint, or holds code beside data, and is not opened."
-        ) from error
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
-        raise UserError(
-            f"{path} is no checkpoint or is cut off; take the one before it, or --ckpt_path=last."
-        ) from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} is no checkpoint of a training run.")
-    return content
+    return load_data(path, mmap)
 
 
 @dataclass(frozen=True)
@@ -79,7 +65,10 @@ def frozen_base(sources: WeightFiles, frozen: Iterable[str]) -> Base:
     """
     labels = {label_of(full_name(name)) for name in frozen}
     return {
-        label: {"file": source, "sha256": fingerprint(WeightFiles(**{label: source}), "")}
+        label: {
+            "file": shown_name(source),
+            "sha256": fingerprint(WeightFiles(**{label: source}), ""),
+        }
         for label, source in asdict(sources).items()
         if source is not None and label in labels
     }
@@ -154,18 +143,5 @@ def read_folder(path: Path) -> dict[str, Any]:
     Raises:
         UserError: it is damaged or no checkpoint.
     """
-    from torch.distributed.checkpoint import FileSystemReader
-    from torch.distributed.checkpoint.default_planner import _EmptyStateDictLoadPlanner
-    from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
-
-    durable.check(path)  # torch reads the index of the shards as a pickle: only what was made here
-    if not (path / REST).is_file():
-        raise UserError(f"{path} is no checkpoint of a training run.")
-    state: dict[str, Any] = {}
-    _load_state_dict(
-        state,
-        storage_reader=FileSystemReader(path),
-        planner=_EmptyStateDictLoadPlanner(keys={"state_dict"}),
-        no_dist=True,
-    )
-    return {**torch.load(path / REST, map_location="cpu", weights_only=True), **state}
+    durable.check(path)
+    return {**load_data(path / REST), **read_shards_of(path, "state_dict")}

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from triptych.evaluation.geneval.detection import Found
 from triptych.evaluation.pretrained import load
+from triptych.picture_settings import shown_name
 
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
 BACKGROUND = "#999"
@@ -51,7 +52,7 @@ class ClipColours(ColourClassifier):
     """
 
     def __init__(self, source: str | Path, device: str = "cpu") -> None:
-        self.name = f"CLIP {source} (transformers)"
+        self.name = f"CLIP {shown_name(source)} (transformers)"
         self.tokenizer, self.processor = (
             load(part, source) for part in ("AutoTokenizer", "AutoImageProcessor")
         )

@@ -12,6 +12,7 @@ from PIL import Image
 
 from triptych.contracts import UserError
 from triptych.evaluation.pretrained import load
+from triptych.picture_settings import shown_name
 
 OBJECT_NAMES = (Path(__file__).parent / "object_names.txt").read_text().split("\n")[:80]
 """GenEval's names of the 80 COCO classes, in COCO's order."""
@@ -64,7 +65,7 @@ class Mask2Former(Detector):
     def __init__(self, source: str | Path, device: str = "cpu", floor: float = 0.1) -> None:
         self.processor = load("AutoImageProcessor", source)
         self.model = load("Mask2FormerForUniversalSegmentation", source).eval().to(device)
-        self.name, self.floor = f"Mask2Former {source} (transformers)", floor
+        self.name, self.floor = f"Mask2Former {shown_name(source)} (transformers)", floor
         self.classes = frozenset(OBJECT_NAMES)
         _check_order(self.model.config.id2label, source)
 

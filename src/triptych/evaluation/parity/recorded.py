@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from triptych.contracts import UserError
+from triptych.documents import read_json
 
 
 class Tensors:
@@ -54,12 +54,7 @@ class Case:
     def __init__(self, folder: Path) -> None:
         self.folder, self.name = folder, folder.name
         path = folder / "case.json"
-        try:
-            self._facts = json.loads(path.read_text())
-        except (OSError, ValueError) as error:
-            raise UserError(f"{path} is no readable JSON ({error}).") from error
-        if not isinstance(self._facts, dict):
-            raise UserError(f"{path} is no JSON object.")
+        self._facts = read_json(path)
 
     def __contains__(self, fact: str) -> bool:
         return fact in self._facts

@@ -5,13 +5,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from triptych.contracts import UserError
-from triptych.evaluation.samples import EXTRA, Sample, find, read_text
+from triptych.documents import read_json
+from triptych.evaluation.samples import EXTRA, Sample, find
 from triptych.evaluation.wise.protocols import LEGACY, Protocol
 
 LAST = 1000
@@ -75,13 +75,7 @@ def read_folder(folder: Path, prompts: Mapping[int, Prompt]) -> list[Sample]:
 
 
 def _read(path: Path) -> list[Prompt]:
-    text = read_text(path, "the WISE prompts")
-    try:
-        entries = json.loads(text)
-    except ValueError as error:
-        raise UserError(f"{path} is no JSON file ({error}).") from error
-    if not isinstance(entries, list):
-        raise UserError(f"{path} is no list of prompts; give a file of the WISE repository.")
+    entries = read_json(path, list)
     return [_prompt(path, number, entry) for number, entry in enumerate(entries, 1)]
 
 

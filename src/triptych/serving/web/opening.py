@@ -9,6 +9,7 @@ import socket
 from pathlib import Path
 
 from triptych.contracts import UserError
+from triptych.documents import read_text
 from triptych.serving.web.sources import Sources
 from triptych.serving.web.votes import Votes
 
@@ -60,10 +61,7 @@ def read_prompts(path: Path | None) -> list[str]:
     """
     if path is None:
         return []
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"the prompts in {path} cannot be read ({error}).") from error
+    lines = [line.strip() for line in read_text(path).splitlines()]
     if not any(lines):
         raise UserError(f"{path} holds no prompt; write one a line.")
     return [line for line in lines if line]

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from triptych.contracts import UserError
+from triptych.documents import TEXT_BYTES, parse_json, read_bytes
 from triptych.evaluation.scoring import wilson
 
 Choice = Literal["a", "b", "tie", "both bad"]
@@ -107,9 +108,9 @@ class Votes:
         found: dict[str, dict[str, Any]] = {}
         if not self.path.exists():  # moved away while the page runs: the next vote begins another
             return []
-        for line in self.path.read_bytes().splitlines():
+        for line in read_bytes(self.path, TEXT_BYTES).splitlines():
             try:
-                vote = json.loads(line)
+                vote = parse_json(line, self.path)
                 found.setdefault(vote["trial"], vote)
             except (ValueError, TypeError, KeyError):
                 continue

@@ -1,0 +1,104 @@
+"""The parser's errors for people: every cause, the one that tells most first."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+LONGEST = 300
+"""Characters of one cause."""
+
+_KEY = re.compile(r'Parser key "([^"]*)":')
+_CLASS = re.compile(r"Problem with given class_path '([^']*)':")
+_BUILT = re.compile(r"Given value: Namespace\(class_path='([^']*)'")
+_EXPECTED = re.compile(r"Expected an? <class '(?:[\w.]*\.)?(\w+)'>")
+_LISTING = ("Subtypes:", "Errors:", "Given value", "Does not validate against any")
+
+
+@dataclass
+class _Line:
+    indent: int
+    text: str
+    starts: bool
+    """Whether it begins one of several causes."""
+
+
+def plain(message: str) -> str:
+    """One line for the cause that tells most, then "or: ..." for each other one.
+
+    The parser tries a value against every type that an option may have, and lists why none fits,
+    causes in causes, each with the part of the option's name that it is about.
+    """
+    places: dict[str, tuple[int, int]] = {}
+    for number, (names, text) in enumerate(_causes(_lines(message))):
+        said = _shortened(": ".join(filter(None, [".".join(names), text])))
+        places.setdefault(said, (_tells(text) - 2 * len(names), number))
+    if not places:
+        return _shortened(message)
+    first, *others = sorted(places, key=lambda said: places[said])
+    shared = first.partition(": ")[0] + ": "
+    if shared not in (each[: len(shared)] for each in others) and (built := _BUILT.search(message)):
+        first = f"{built[1]}: {first}"  # made of a value that no option's name is told of
+    return "\n".join([first, *(f"  or: {each.removeprefix(shared)}" for each in others)])
+
+
+def raised_in(error: BaseException, packages: tuple[str, ...]) -> bool:
+    """Whether one of the packages raised it, and not what it called."""
+    at = error.__traceback__
+    while at is not None and at.tb_next is not None:
+        at = at.tb_next
+    name = at.tb_frame.f_globals.get("__name__", "") if at is not None else ""
+    return name.partition(".")[0] in packages
+
+
+def _lines(message: str) -> list[_Line]:
+    lines = []
+    for raw in message.splitlines():
+        text = raw.strip()
+        starts = text.startswith("- ")
+        if text:
+            indent = len(raw) - len(raw.lstrip()) + 2 * starts
+            lines.append(_Line(indent, text[2 * starts :], starts))
+    return lines
+
+
+def _causes(lines: list[_Line]) -> list[tuple[list[str], str]]:
+    """(parts of the option's name from the outside in, cause) of each innermost cause."""
+    found: list[tuple[list[str], str]] = []
+    outer: list[tuple[int, str, bool]] = []  # (indent, name, whether it is a class) around a line
+    goes_on, hidden = False, None  # hidden: the indent of a value that is shown on several lines
+    for line in lines:
+        if hidden is not None and line.indent > hidden and not line.starts:
+            continue
+        hidden = line.indent if line.text.startswith("Given value:") else None
+        outer = [each for each in outer if each[0] < line.indent]
+        rest = line.text
+        if key := _KEY.match(rest):
+            outer.append((line.indent, key[1], False))
+            rest = rest[key.end() :].strip()
+        elif of_class := _CLASS.fullmatch(rest):
+            outer.append((line.indent, of_class[1], True))
+            rest = ""
+        elif rest.startswith(_LISTING):
+            rest = ""
+        if rest and goes_on and not line.starts:
+            found[-1] = (found[-1][0], f"{found[-1][1]} {rest}")
+        elif rest:
+            inside = f"{outer[-1][1]}: " if outer and outer[-1][2] else ""
+            found.append(([name for _, name, is_class in outer if not is_class], inside + rest))
+        goes_on = bool(rest)
+    return found
+
+
+def _tells(text: str) -> int:
+    """How little a cause tells by itself: what an option could also have been, last."""
+    for place, beginning in enumerate(("Expected a path but", "Expected a <class 'NoneType'>")):
+        if text.startswith(beginning):
+            return 100 - place
+    return 10 if _EXPECTED.match(text) else 0
+
+
+def _shortened(text: str) -> str:
+    text = _EXPECTED.sub(r"expected \1", " ".join(text.split()))
+    text = text.replace("expected NoneType", "expected null")
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
