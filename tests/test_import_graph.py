@@ -15,13 +15,17 @@ LAYERS = [
     [
         "atomic_write",
         "contracts",
+        "documents",
         "errors",
+        "image_headers",
+        "image_reader",
+        "picture_settings",
         "randomness",
         "resources",
         "signals",
         "streams",
         "version",
-        "picture_settings",
+        "writing",
     ],
     [
         "loss",
@@ -56,11 +60,12 @@ COMPOSITION_ROOT = {
 }
 EXCEPTIONS = {
     "data_modules": {
-        *("atomic_write", "contracts", "pictures", "prompts", "randomness", "shapes", "signals"),
+        *("atomic_write", "contracts", "documents", "errors", "image_headers", "image_reader"),
+        *("pictures", "prompts", "randomness", "shapes", "signals", "writing"),
     },
     "callbacks": {
-        *("atomic_write", "contracts", "pictures", "ranks", "sheets", "sampler", "sharding"),
-        *("signals", "weights"),
+        *("atomic_write", "contracts", "documents", "pictures", "ranks", "sheets", "sampler"),
+        *("sharding", "signals", "weights"),
     },
     "shapes": {"prompts"},  # the tokenizer alone, see below
     "backbones": {"contracts", "randomness", "resources", "loss", "sampler", "solvers", "prompts"},

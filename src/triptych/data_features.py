@@ -23,9 +23,10 @@ from torch.utils.data import DataLoader, Dataset
 from triptych.atomic_write import alone_in, replacing
 from triptych.contracts import UserError
 from triptych.data_modules import BadSample, ShardFolder
-from triptych.data_modules.decode import Decoder, PictureError
+from triptych.data_modules.decode import Decoder
 from triptych.data_modules.features import MANIFEST, VERSION, digest, finished, home, stamp
 from triptych.data_modules.sidecars import ENDING, SidecarWriter, read_metadata
+from triptych.errors import PictureError
 from triptych.loading import describe_model
 from triptych.modules.features import FeatureModule, Pictures
 from triptych.pictures import stack_pictures

@@ -6,10 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from triptych.errors import UserError
+from triptych.errors import PictureError, UserError
+from triptych.image_reader import read_header
 
 CHUNK = "triptych"
 
@@ -31,11 +32,15 @@ def settings_of(path: Path | str) -> dict[str, Any]:
         UserError: it is no picture, or carries none.
     """
     try:
-        with Image.open(path) as picture:
-            return json.loads(picture.info[CHUNK])
-    except (OSError, UnidentifiedImageError) as error:
+        text = read_header(path).info[CHUNK]
+    except PictureError as error:
         raise UserError(f"{path} is no picture that can be read ({error}).") from error
-    except (KeyError, ValueError) as error:
-        raise UserError(
-            f"{path} says nothing of how it was made: not by triptych, or not a PNG."
-        ) from error
+    except KeyError:
+        text = ""
+    try:
+        settings = json.loads(text)
+    except (ValueError, RecursionError):
+        settings = None
+    if not isinstance(settings, dict):
+        raise UserError(f"{path} says nothing of how it was made: not by triptych, or not a PNG.")
+    return settings

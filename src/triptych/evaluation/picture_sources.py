@@ -5,7 +5,6 @@ What cannot be read is handed on as such, so that whoever scores names and count
 
 from __future__ import annotations
 
-import io
 import json
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,6 +16,8 @@ from typing import Any
 from PIL import Image
 
 from triptych.contracts import UserError
+from triptych.errors import PictureError
+from triptych.image_reader import read_image
 from triptych.picture_settings import CHUNK
 from triptych.pictures import open_picture
 
@@ -92,7 +93,10 @@ def count_states(entries: Iterable[Entry]) -> dict[str, int]:
 
 def _from_memory(pictures: Iterable[Image.Image]) -> Iterator[Entry]:
     for number, picture in enumerate(pictures):
-        yield Entry(str(number), picture.convert("RGB"))
+        try:
+            yield Entry(str(number), read_image(picture))
+        except PictureError as error:
+            yield Entry(str(number), None, "unreadable", str(error))
 
 
 # --- folders --------------------------------------------------------------------------------------
@@ -219,7 +223,7 @@ def _sample(key: str, files: Mapping[str, bytes]) -> Entry | None:
     if text is not None:
         entry.caption = text.decode("utf-8", "replace").strip()
     try:
-        entry.picture = open_picture(io.BytesIO(by_ending[ending]))
-    except UserError:
+        entry.picture = read_image(by_ending[ending])
+    except PictureError:
         entry.state, entry.note = "unreadable", f"its {ending} is no picture, or damaged"
     return entry
