@@ -68,7 +68,16 @@ EXCEPTIONS = {
         *("sharding", "signals", "weights"),
     },
     "shapes": {"prompts"},  # the tokenizer alone, see below
-    "backbones": {"contracts", "randomness", "resources", "loss", "sampler", "solvers", "prompts"},
+    "backbones": {
+        "contracts",
+        "documents",
+        "randomness",
+        "resources",
+        "loss",
+        "sampler",
+        "solvers",
+        "prompts",
+    },
     "modules": {room for layer in LAYERS[:3] for room in layer} - {"shapes"},
     "ranks": {"errors", "signals"},
     "strategies": {"contracts", "ranks", "sharding"},
