@@ -11,19 +11,21 @@ One JSON list, or JSONL with a record a line:
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
 
 from triptych.contracts import UserError
+from triptych.documents import read_bytes
 
 from .files import MAX_PICTURE_BYTES, read_inside
 from .lines import Lines
+from .records import parse
 from .source import BadSample, ImageRole, Source
 
 MARK = "<image>"  # where a question shows its picture; ours always opens the first question
 CAPTIONS = ("caption", "text", "instruction")  # fields, the first that is there
+LARGEST_LIST = 4 << 30  # bytes of a .json, which is in memory whole
 ASKS, ANSWERS = ("human", "user"), ("gpt", "assistant")
 
 
@@ -56,8 +58,6 @@ class ConversationFile(Source):
 
     def open(self) -> ConversationFile:
         if self._records is None:
-            if not self.path.is_file():
-                raise UserError(f"the conversation file {self.path} does not exist.")
             if not self.pictures.is_dir():
                 raise UserError(
                     f"the folder of pictures {self.pictures} of {self.path} does not exist."
@@ -170,9 +170,10 @@ def text_bytes(record: object) -> int:
 
 
 def _list(path: Path) -> list:
+    content = read_bytes(path, LARGEST_LIST)
     try:
-        records = json.loads(path.read_bytes().decode("utf-8", "replace"))
-    except (OSError, ValueError, RecursionError) as error:
+        records = parse(content)
+    except ValueError as error:
         raise UserError(f"{path} is no JSON that can be read: {error}.") from error
     if not isinstance(records, list):
         raise UserError(f"{path} is no JSON list of records; give one record a line as .jsonl.")

@@ -33,7 +33,9 @@ from typing import NamedTuple
 import numpy as np
 
 from triptych.contracts import UserError
+from triptych.documents import open_regular
 
+from .records import parse
 from .tar import BLOCK, KINDS
 
 SUFFIX = ".idx"
@@ -104,7 +106,7 @@ class ShardIndex:
 
     def __init__(self, path: Path, shard: Path) -> None:
         self.path, self.shard = path, shard
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             raw = file.read(_HEADER.size)
             size = os.fstat(file.fileno()).st_size
         self._header = self._parse(raw, size)
@@ -125,10 +127,10 @@ class ShardIndex:
         except OSError as error:
             raise UserError(f"the shard {shard} cannot be read: {error.strerror}.") from error
         for path in index_places(shard):
+            if not path.is_symlink() and not path.exists():
+                continue
             try:
                 found = cls(path, shard)
-            except FileNotFoundError:
-                continue
             except OSError as error:
                 raise UserError(f"the index {path} cannot be read: {error.strerror}.") from error
             except UnusableIndex as error:
@@ -176,15 +178,17 @@ class ShardIndex:
         if not self._header.problems_size:
             return []
         try:
-            with open(self.path, "rb") as file:
+            with open_regular(self.path) as file:
                 size = os.fstat(file.fileno()).st_size
                 header = self._parse(file.read(_HEADER.size), size)
                 file.seek(_layout(header)["problems"])
-                return [Problem(*entry) for entry in json.loads(file.read())]
+                found = parse(file.read())
+                problems = [Problem(str(why), int(n), [*map(str, keys)]) for why, n, keys in found]
         except UserError:
             raise
         except (ValueError, TypeError) as error:
             raise self._damaged() from error
+        return problems
 
     def key(self, row: int) -> str:
         """Name of a sample."""
@@ -244,7 +248,7 @@ class ShardIndex:
     @property
     def _body(self) -> mmap.mmap:
         if self._map is None:
-            with open(self.path, "rb") as file:
+            with open_regular(self.path) as file:
                 found = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             header = self._parse(found[: _HEADER.size], len(found))
             if header != self._header:

@@ -19,9 +19,12 @@ from pathlib import Path
 
 from triptych.atomic_write import LOCK, alone_in
 from triptych.contracts import UserError
+from triptych.documents import read_text
 
 from .parallel import each
+from .records import parse
 from .source import BadSample, ImageRole, Source
+from .texts import check_text
 
 MANIFEST = "pack.jsonl"
 PARTIAL = ".partial"  # shards that are being written
@@ -121,9 +124,18 @@ def members(source: Source, number: int) -> Iterator[tuple[str, bytes]]:
         if not facts:
             raise
     else:
-        yield "txt", caption.encode("utf-8", "replace")
+        yield "txt", check_text(caption, source.key(number), "caption").encode()
     if facts:
-        yield "json", json.dumps(facts, ensure_ascii=False, sort_keys=True).encode()
+        yield "json", _json(facts, source.key(number))
+
+
+def _json(facts: dict, key: str) -> bytes:
+    """Facts as JSON that everyone can read."""
+    try:
+        text = json.dumps(facts, ensure_ascii=False, sort_keys=True, allow_nan=False)
+    except (ValueError, TypeError, RecursionError) as error:  # not a number, for one
+        raise BadSample(key, "facts are no JSON", str(error)) from error
+    return check_text(text, key, "its JSON").encode()
 
 
 def _picture(source: Source, number: int, role: ImageRole, prefix: str) -> tuple[str, bytes]:
@@ -186,7 +198,7 @@ def _take_up(folder: Path, plan: dict) -> dict[str, Packed]:
     if not there:
         _append(folder, plan)
         return {}
-    lines = [_parsed(line) for line in (folder / MANIFEST).read_text("utf-8").splitlines()]
+    lines = [_parsed(line) for line in read_text(folder / MANIFEST).splitlines()]
     found, shards = lines[0] if lines else None, lines[1:]
     if found is None:
         raise UserError(f"{folder / MANIFEST} is damaged; delete the folder and pack it again.")
@@ -202,14 +214,23 @@ def _take_up(folder: Path, plan: dict) -> dict[str, Packed]:
             (folder / name).unlink()
     # The last line may be half of one, after a crash: its shard is written again.
     return {
-        shard["shard"]: Packed(**shard) for shard in shards if shard and shard["shard"] in there
+        packed.shard: packed for packed in map(_packed, shards) if packed and packed.shard in there
     }
 
 
 def _parsed(line: str) -> dict | None:
     try:
-        return json.loads(line)
+        found = parse(line.encode())
     except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _packed(line: dict | None) -> Packed | None:
+    """The shard that a line of the manifest tells of; None where it tells of none."""
+    try:
+        return Packed(str(line["shard"]), int(line["samples"]), dict(line["skipped"]))
+    except (KeyError, TypeError, ValueError):
         return None
 
 

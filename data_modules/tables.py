@@ -6,8 +6,6 @@ training too, but a table in memory is no way to hold a large data set.
 
 from __future__ import annotations
 
-import csv
-import json
 from abc import abstractmethod
 from bisect import bisect_right
 from collections.abc import Iterable
@@ -18,7 +16,9 @@ from typing import Any
 from triptych.contracts import UserError
 
 from .files import MAX_PICTURE_BYTES, read_inside
+from .records import read_table
 from .source import BadSample, ImageRole, Source
+from .texts import check_text
 
 PICTURE_COLUMNS = ("image", "picture", "file_name", "image_path", "path", "img", "jpg", "png")
 CAPTION_COLUMNS = ("caption", "text", "txt", "prompt", "description")
@@ -59,9 +59,7 @@ class Table(Source):
 
     def caption(self, number: int) -> str:
         caption = self.row(number)[self.caption_column]
-        if not isinstance(caption, str):
-            raise BadSample(self.key(number), "caption is no text", repr(caption)[:60])
-        return caption.strip()
+        return check_text(caption, self.key(number), "caption").strip()
 
     def image(self, number: int, role: ImageRole = "picture") -> bytes:
         if role != "picture":
@@ -96,33 +94,39 @@ class Table(Source):
 
 
 class TextTable(Table):
-    """A CSV with a line of names, or JSON lines, read into memory whole."""
+    """A CSV with a line of names, or JSON lines, read into memory whole.
+
+    A row that cannot be read is a bad sample; the others are not touched by it.
+    """
 
     def open(self) -> TextTable:
         if hasattr(self, "_rows"):
             return self
-        try:
-            with self.path.open(encoding="utf-8-sig", newline="") as file:
-                if self.path.suffix == ".jsonl":
-                    rows = [json.loads(line) for line in file if line.strip()]
-                else:
-                    rows = list(csv.DictReader(file))
-        except OSError as error:
-            raise UserError(f"the table {self.path} cannot be read: {error.strerror}.") from error
-        except (ValueError, csv.Error) as error:
-            raise UserError(f"the table {self.path} is damaged: {error}.") from error
-        if not rows or not all(isinstance(row, dict) for row in rows):
+        names: dict[str, None] = {}
+        rows: list[dict[str, Any] | str] = []
+        # bytes that are no UTF-8 stay apart from text, and in paths stay what they are
+        for row in read_table(self.path, "surrogateescape"):
+            if isinstance(row, dict):
+                names |= dict.fromkeys(row)
+            rows.append(row)
+        if not names:
             raise UserError(f"the table {self.path} has no rows with named columns.")
-        self._choose(rows[0])
+        self._choose(names)
         columns = (self.picture_column, self.caption_column)
-        self._rows = [{name: row.get(name) for name in columns} for row in rows]
+        self._rows = [
+            row if isinstance(row, str) else {name: row.get(name) for name in columns}
+            for row in rows
+        ]
         return self
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def row(self, number: int) -> dict[str, Any]:
-        return self._rows[number]
+        row = self._rows[number]
+        if isinstance(row, str):
+            raise BadSample(self.key(number), row)
+        return row
 
 
 class ParquetTable(Table):
