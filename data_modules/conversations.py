@@ -20,7 +20,7 @@ from triptych.documents import read_bytes
 
 from .files import MAX_PICTURE_BYTES, read_inside
 from .lines import Lines
-from .records import parse
+from .records import NO_JSON, NO_OBJECT, parse
 from .source import BadSample, ImageRole, Source
 
 MARK = "<image>"  # where a question shows its picture; ours always opens the first question
@@ -111,10 +111,10 @@ class ConversationFile(Source):
         if self._last[0] != number:  # a task asks several times in a row
             try:
                 record = self._records[number]
-            except ValueError as error:
-                raise BadSample(self.key(number), "record is no JSON", str(error)) from error
+            except (OSError, ValueError) as error:
+                raise BadSample(self.key(number), NO_JSON, str(error)) from error
             if not isinstance(record, dict):
-                raise BadSample(self.key(number), "record is no JSON object")
+                raise BadSample(self.key(number), NO_OBJECT)
             self._last = number, record
         return self._last[1]
 

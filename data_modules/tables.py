@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from triptych.contracts import UserError
+from triptych.documents import open_regular
 
 from .files import MAX_PICTURE_BYTES, read_inside
 from .records import read_table
@@ -67,8 +68,10 @@ class Table(Source):
         value = self.row(number)[self.picture_column]
         if isinstance(value, dict):
             value = value.get("bytes") or value.get("path")
-        if isinstance(value, bytes):
+        if isinstance(value, bytes) and len(value) <= MAX_PICTURE_BYTES:
             return value
+        if isinstance(value, bytes):
+            raise BadSample(self.key(number), f"{role} is too large", f"{len(value):,} bytes")
         return read_inside(self.pictures, value, self.key(number), role, MAX_PICTURE_BYTES)
 
     def _choose(self, columns: Iterable[str]) -> None:
@@ -140,20 +143,28 @@ class ParquetTable(Table):
         self._groups: list[tuple[Path, int]] = []
         sizes: list[int] = []
         for number, path in enumerate(files):
+            open_regular(path).close()
             try:
                 file = parquet.ParquetFile(path)
             except (OSError, ValueError) as error:  # pyarrow's own errors are ValueErrors
                 raise UserError(f"the Parquet file {path} cannot be read: {error}.") from error
             with file:
+                names = file.schema_arrow.names
                 if number == 0:
-                    self._choose(file.schema_arrow.names)
+                    self._choose(names)
+                for name in (self.picture_column, self.caption_column):
+                    if name not in names:
+                        raise UserError(
+                            f"the Parquet file {path} has no column {name!r}, which {files[0]} "
+                            "has; move it away, or pack it by itself."
+                        )
                 for group in range(file.num_row_groups):
                     self._groups.append((path, group))
                     sizes.append(file.metadata.row_group(group).num_rows)
         self._ends = list(accumulate(sizes))
         if not self._ends or not self._ends[-1]:
             raise UserError(f"the Parquet files in {self.path} hold no rows.")
-        self._read: tuple[int, list[dict]] = (-1, [])
+        self._read: tuple[int, list[dict] | str] = (-1, [])
         return self
 
     def __len__(self) -> int:
@@ -165,13 +176,24 @@ class ParquetTable(Table):
     def row(self, number: int) -> dict[str, Any]:
         group = bisect_right(self._ends, number)
         if self._read[0] != group:
-            from pyarrow import parquet
+            self._read = group, self._rows_of(*self._groups[group])
+        rows = self._read[1]
+        if isinstance(rows, str):
+            raise BadSample(self.key(number), "rows are damaged", rows)
+        return rows[number - (self._ends[group - 1] if group else 0)]
 
-            path, within = self._groups[group]
-            columns = [self.picture_column, self.caption_column]
+    def _rows_of(self, path: Path, group: int) -> list[dict[str, Any]] | str:
+        """The rows of a row group, or what is wrong with it."""
+        from pyarrow import ArrowException, parquet
+
+        columns = [self.picture_column, self.caption_column]
+        try:
             with parquet.ParquetFile(path) as file:
-                self._read = group, file.read_row_group(within, columns).to_pylist()
-        return self._read[1][number - (self._ends[group - 1] if group else 0)]
+                table = file.read_row_group(group, columns)
+            values = [_values(table.column(name)) for name in columns]
+        except (OSError, ValueError, ArrowException) as error:
+            return str(error)
+        return [dict(zip(columns, row, strict=True)) for row in zip(*values, strict=True)]
 
 
 class HuggingFaceTable(Table):
@@ -190,10 +212,13 @@ class HuggingFaceTable(Table):
         if hasattr(self, "_data"):
             return self
         datasets = _need("datasets", "datasets", self.path)
+        for file in self.path.rglob("*"):
+            if not file.is_dir():
+                open_regular(file).close()
         try:
             data = datasets.load_from_disk(str(self.path))
-        except (OSError, ValueError) as error:
-            raise UserError(f"the data set in {self.path} cannot be read: {error}.") from error
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            raise UserError(f"the data set in {self.path} cannot be read: {error!r}.") from error
         if isinstance(data, dict):
             split = self.split or (
                 "train" if "train" in data or len(data) != 1 else next(iter(data))
@@ -216,7 +241,48 @@ class HuggingFaceTable(Table):
         return len(self._data)
 
     def row(self, number: int) -> dict[str, Any]:
-        return self._data[number]
+        from pyarrow import ArrowException
+
+        try:
+            return self._data[number]
+        except (OSError, ValueError, ArrowException) as error:  # text that is no UTF-8, for one
+            raise BadSample(self.key(number), "row cannot be read", str(error)) from error
+
+
+def _values(column: Any) -> list[Any]:
+    """An Arrow column as Python has it; bytes of a text that are no UTF-8 become surrogates.
+
+    Arrow does not look into texts, and Python would refuse all rows for one of them.
+    """
+    import pyarrow as arrow
+
+    if arrow.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    plain = _without_text(column.type)
+    if plain == column.type:
+        return column.to_pylist()
+    return [_with_text(value, column.type) for value in column.cast(plain).to_pylist()]
+
+
+def _without_text(kind: Any) -> Any:
+    """The Arrow type with bytes in the place of text."""
+    import pyarrow as arrow
+
+    if arrow.types.is_struct(kind):
+        return arrow.struct([field.with_type(_without_text(field.type)) for field in kind])
+    if arrow.types.is_large_string(kind):
+        return arrow.large_binary()
+    text = arrow.types.is_string(kind) or arrow.types.is_string_view(kind)
+    return arrow.binary() if text else kind
+
+
+def _with_text(value: Any, kind: Any) -> Any:
+    """A value of `_without_text(kind)` as one of `kind`."""
+    if isinstance(value, dict):
+        return {field.name: _with_text(value[field.name], field.type) for field in kind}
+    if isinstance(value, bytes) and _without_text(kind) != kind:
+        return value.decode("utf-8", "surrogateescape")
+    return value
 
 
 def _need(module: str, package: str, path: Path) -> Any:

@@ -24,7 +24,8 @@ from triptych.atomic_write import alone_in, replacing
 from triptych.contracts import UserError
 from triptych.data_modules import BadSample, ShardFolder
 from triptych.data_modules.decode import Decoder
-from triptych.data_modules.features import MANIFEST, VERSION, digest, finished, home, stamp
+from triptych.data_modules.features import MANIFEST, VERSION, digest, finished, home
+from triptych.data_modules.identity import stamp
 from triptych.data_modules.sidecars import ENDING, SidecarWriter, read_metadata
 from triptych.errors import PictureError
 from triptych.loading import describe_model
