@@ -25,8 +25,8 @@ from triptych.pictures import place_of_square, square
 DecodeWay = Literal["torchvision", "pillow"]
 FORMATS = ("JPEG", "PNG", "WEBP")
 SLOWER = (
-    "large JPEGs are decoded by Pillow; `pip install 'triptych[fast]'` makes that about 1.4 times "
-    "faster."
+    "JPEGs are decoded by Pillow; run `pip install 'triptych[fast]'` and batches of them take a "
+    "tenth to a fifth less time."
 )
 
 
@@ -65,6 +65,11 @@ class Decoder:
             size: cut(pixels, *place, size) for size, place in zip(sizes, places, strict=True)
         }
         return [squares[size] for size in sizes]
+
+    @property
+    def hint(self) -> str:
+        """How to read images faster; "" where that is done."""
+        return SLOWER if self.way == "torchvision" and fast_jpeg() is None else ""
 
     @property
     def limits(self) -> ImageLimits:

@@ -1,5 +1,6 @@
 """Encoded pictures to squares: two ways that agree, every kind of file, and what is refused."""
 
+import importlib.util
 import io
 import struct
 import subprocess
@@ -50,6 +51,16 @@ def png(width, height, depth, colour, rows):
     header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
     parts = [(b"IHDR", header), (b"IDAT", rows), (b"IEND", b"")]
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
+
+
+@pytest.fixture(params=["simplejpeg", "without"], autouse=True)
+def jpeg(request, monkeypatch):
+    """With the fast decoder of JPEG, and as where it is not installed."""
+    if request.param == "without":
+        monkeypatch.setattr("triptych.data_modules.decode.fast_jpeg", lambda: None)
+    else:
+        pytest.importorskip("simplejpeg")
+    return request.param
 
 
 def difference(data, size):
@@ -126,6 +137,7 @@ def test_large_jpegs_are_decoded_at_reduced_size(shape, orientation, by):
     assert difference(data, size).mean() < (1 if by > 1 else 0.05)
 
 
+@pytest.mark.parametrize("jpeg", ["simplejpeg"], indirect=True)
 def test_one_decoding_gives_several_sizes(monkeypatch):
     data, calls = KINDS["jpeg"], []
     decode = fast_jpeg()
@@ -216,6 +228,7 @@ print(refused, peak() - before)
 """
 
 
+@pytest.mark.parametrize("jpeg", ["simplejpeg"], indirect=True)
 @pytest.mark.linux
 def test_a_160_megapixel_bomb_is_refused_in_little_memory(tmp_path):
     rows, packer = (b"\0" + bytes(12_800)) * 100, zlib.compressobj(9)
@@ -227,3 +240,30 @@ def test_a_160_megapixel_bomb_is_refused_in_little_memory(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     refused, kilobytes = map(int, done.stdout.split())
     assert refused == 2 and kilobytes < 64 << 10
+
+
+@pytest.mark.parametrize("jpeg", ["simplejpeg"], indirect=True)
+@pytest.mark.parametrize("shape", [(1800, 1808), (1300, 900), (801, 601)])
+def test_without_simplejpeg_pixels_are_the_same_but_for_rounding(shape, monkeypatch):
+    data = encoded(photo(*shape), "JPEG", quality=90)
+    fast = FAST(data, 224)[0]
+    monkeypatch.setattr("triptych.data_modules.decode.fast_jpeg", lambda: None)
+    other = FAST(data, 224)[0]
+    assert (fast.int() - other.int()).abs().float().mean() < 0.03
+
+
+@pytest.mark.parametrize("jpeg", ["simplejpeg"], indirect=True)
+def test_where_simplejpeg_is_not_installed_it_is_said(monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "simplejpeg", None)
+        fast_jpeg.cache_clear()
+        assert fast_jpeg() is None and "pip install 'triptych[fast]'" in Decoder().hint
+        assert Decoder("pillow").hint == ""
+    fast_jpeg.cache_clear()
+    assert Decoder().hint == "" or not importlib.util.find_spec("simplejpeg")
+
+
+@pytest.mark.parametrize("jpeg", ["simplejpeg"], indirect=True)
+def test_importing_the_data_modules_imports_no_simplejpeg():
+    code = "import sys, triptych.data_modules; sys.exit('simplejpeg' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

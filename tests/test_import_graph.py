@@ -67,7 +67,7 @@ EXCEPTIONS = {
         *("atomic_write", "contracts", "documents", "pictures", "ranks", "sheets", "sampler"),
         *("sharding", "signals", "weights"),
     },
-    "shapes": {"prompts"},  # the tokenizer alone, see below
+    "shapes": {"documents", "prompts", "writing"},  # of prompts the tokenizer alone, see below
     "backbones": {
         "contracts",
         "documents",

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import io
 import os
-import stat
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,7 +25,8 @@ from PIL import (
     WebPImagePlugin,
 )
 
-from triptych.errors import PictureError
+from triptych.documents import open_regular
+from triptych.errors import PictureError, UserError
 from triptych.image_headers import (
     DAMAGED,
     TOO_MANY_SCANS,
@@ -216,20 +216,15 @@ def _read_file(path: str | Path, most: int) -> bytes:
         PictureError: there is none, or it cannot be read.
     """
     try:
-        # a FIFO would wait for its writer without this flag
-        file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        try:
-            found = os.fstat(file)
-            if not stat.S_ISREG(found.st_mode):
-                raise PictureError(DAMAGED, "not a regular file")
-            if found.st_size > most:
-                raise PictureError(TOO_LARGE, f"{found.st_size:,} bytes, at most {most:,}")
-            return open(file, "rb", closefd=False).read(most + 1)
-        finally:
-            os.close(file)
-    except FileNotFoundError as error:
-        raise PictureError(MISSING) from error
-    except PictureError:
-        raise
-    except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
-        raise PictureError(DAMAGED, getattr(error, "strerror", None) or str(error)) from error
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > most:
+                raise PictureError(TOO_LARGE, f"{size:,} bytes, at most {most:,}")
+            return file.read(most + 1)
+    except UserError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            raise PictureError(MISSING) from error
+        why = getattr(error.__cause__, "strerror", None) or "not a regular file"
+        raise PictureError(DAMAGED, why) from error
+    except OSError as error:
+        raise PictureError(DAMAGED, error.strerror or str(error)) from error

@@ -16,8 +16,9 @@ from typing import Any
 from PIL import Image
 
 from triptych.contracts import UserError
+from triptych.documents import open_regular
 from triptych.errors import PictureError
-from triptych.image_reader import read_image
+from triptych.image_reader import DEFAULT_LIMITS, read_image
 from triptych.picture_settings import CHUNK
 from triptych.pictures import open_picture
 
@@ -192,16 +193,17 @@ def _from_shards(shards: list[Path]) -> Iterator[Entry]:
             for key, files in groupby(_files(shard), lambda file: _key(file[0])):
                 if (entry := _sample(f"{shard.name}/{key}", dict(files))) is not None:
                     yield entry
-        except (OSError, tarfile.TarError) as error:
+        except (OSError, UserError, tarfile.TarError) as error:
             yield Entry(shard.name, None, "unreadable", f"the shard is damaged: {error}")
 
 
 def _files(shard: Path) -> Iterator[tuple[str, bytes]]:
     """(Name, content) of the files of a .tar; webdataset ends at a cut without a word."""
-    with tarfile.open(shard, "r:") as archive:
+    with open_regular(shard) as file, tarfile.open(fileobj=file, mode="r:") as archive:
         for member in archive:
-            if member.isfile():
-                yield member.name, archive.extractfile(member).read()
+            if member.isfile():  # one byte more than may be, so that the reader says so
+                content = archive.extractfile(member).read(DEFAULT_LIMITS.max_bytes + 1)
+                yield member.name, content
         if shard.stat().st_size < archive.offset + tarfile.BLOCKSIZE:  # no empty block ends it
             raise tarfile.ReadError("it is cut off")
 
