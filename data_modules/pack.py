@@ -131,9 +131,9 @@ def members(source: Source, number: int) -> Iterator[tuple[str, bytes]]:
     yield _picture(source, number, "picture", "")
     try:
         caption = source.caption(number)
-    except BadSample:  # a conversation needs none
-        if not facts:
-            raise
+    except BadSample:
+        if not any(isinstance(each, list) and each for each in facts.values()):
+            raise  # but a conversation, whatever its name, needs none
     else:
         yield "txt", check_text(caption, source.key(number), "caption").encode()
     if facts:
@@ -208,7 +208,8 @@ def _size_of(source: Source, shards: list[int], samples_per_shard: int) -> int:
         except BadSample:
             continue
         sizes.append(sum(BLOCK + -(-len(content) // BLOCK) * BLOCK for content in found))
-    return len(shards) * samples_per_shard * sum(sizes) // max(len(sizes), 1)
+    samples = min(len(shards) * samples_per_shard, len(source))
+    return samples * sum(sizes) // max(len(sizes), 1)
 
 
 def _take_up(folder: Path, plan: dict) -> dict[str, Packed]:

@@ -327,6 +327,7 @@ def test_parquet_files_of_other_columns_are_refused_before_work(folder):
         ('{"caption": {}}', "caption is no text"),
         ('{"caption": null}', "no caption"),
         ('{"caption": "\\ud800"}', "caption is no UTF-8"),
+        ('{"caption": 5, "more": "x"}', "caption is no text"),
         ('{"caption": "x", "n": NaN}', "facts are no JSON"),
         ('{"caption": "x", "n": 1' + "0" * 5000 + "}", "its .json is no JSON"),
         (DEEP, "its .json is no JSON"),
