@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from triptych.contracts import TEXT_TO_IMAGE, Batch, Preprocessing, UserError
+from triptych.errors import PictureError
 from triptych.pictures import stack_pictures
 from triptych.prompts import IGNORED, IMAGE_PAD, PAD, pad, shared_tokens, token_id
 
-from .decode import Decoder, PictureError
+from .decode import Decoder
 from .source import BadSample, ImageRole
 from .tasks import Prompt, Reading
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import zlib
 from collections.abc import Iterator
@@ -15,8 +14,10 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from triptych.contracts import UserError
+from triptych.documents import open_regular
 
 from .index import ROLES, ShardIndex, write_index
+from .records import parse
 
 CHUNK = 1 << 20  # bytes read at a time
 LONGEST = 1 << 20  # bytes of a caption or JSON that is read at all
@@ -98,8 +99,10 @@ def _caption(index: ShardIndex, file: int, row: int) -> str:
     text = os.pread(file, place[1], place[0]).decode("utf-8", "replace")
     if index.member(row, "txt") is None:
         try:
-            text = str(json.loads(text)["caption"])
-        except (ValueError, KeyError, TypeError, RecursionError):
+            text = parse(text.encode())["caption"]
+        except (ValueError, KeyError, TypeError):
+            return ""
+        if not isinstance(text, str):
             return ""
     return text.strip()
 
@@ -115,10 +118,7 @@ def _tokenizer_file(tokenizer: str | Path) -> Path:
 @contextmanager
 def _opened(index: ShardIndex) -> Iterator[int]:
     try:
-        file = os.open(index.shard, os.O_RDONLY)
-        try:
-            yield file
-        finally:
-            os.close(file)
+        with open_regular(index.shard) as file:
+            yield file.fileno()
     except OSError as error:
         raise UserError(f"the shard {index.shard} cannot be read: {error.strerror}.") from error

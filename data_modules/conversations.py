@@ -11,19 +11,21 @@ One JSON list, or JSONL with a record a line:
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
 
 from triptych.contracts import UserError
+from triptych.documents import read_bytes
 
 from .files import MAX_PICTURE_BYTES, read_inside
 from .lines import Lines
+from .records import NO_JSON, NO_OBJECT, parse
 from .source import BadSample, ImageRole, Source
 
 MARK = "<image>"  # where a question shows its picture; ours always opens the first question
 CAPTIONS = ("caption", "text", "instruction")  # fields, the first that is there
+LARGEST_LIST = 4 << 30  # bytes of a .json, which is in memory whole
 ASKS, ANSWERS = ("human", "user"), ("gpt", "assistant")
 
 
@@ -56,8 +58,6 @@ class ConversationFile(Source):
 
     def open(self) -> ConversationFile:
         if self._records is None:
-            if not self.path.is_file():
-                raise UserError(f"the conversation file {self.path} does not exist.")
             if not self.pictures.is_dir():
                 raise UserError(
                     f"the folder of pictures {self.pictures} of {self.path} does not exist."
@@ -111,10 +111,10 @@ class ConversationFile(Source):
         if self._last[0] != number:  # a task asks several times in a row
             try:
                 record = self._records[number]
-            except ValueError as error:
-                raise BadSample(self.key(number), "record is no JSON", str(error)) from error
+            except (OSError, ValueError) as error:
+                raise BadSample(self.key(number), NO_JSON, str(error)) from error
             if not isinstance(record, dict):
-                raise BadSample(self.key(number), "record is no JSON object")
+                raise BadSample(self.key(number), NO_OBJECT)
             self._last = number, record
         return self._last[1]
 
@@ -170,9 +170,10 @@ def text_bytes(record: object) -> int:
 
 
 def _list(path: Path) -> list:
+    content = read_bytes(path, LARGEST_LIST)
     try:
-        records = json.loads(path.read_bytes().decode("utf-8", "replace"))
-    except (OSError, ValueError, RecursionError) as error:
+        records = parse(content)
+    except ValueError as error:
         raise UserError(f"{path} is no JSON that can be read: {error}.") from error
     if not isinstance(records, list):
         raise UserError(f"{path} is no JSON list of records; give one record a line as .jsonl.")

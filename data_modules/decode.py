@@ -1,50 +1,33 @@
 """Encoded pictures to the squares that models take: uint8 [3,size,size], decoded once.
 
-Only JPEG, PNG and WebP are ever opened, and the size in the header is judged before anything is
-decoded. Pictures are turned as their EXIF orientation says, as Hugging Face `datasets`, which the
-published code reads its pictures with, does since 2024; alpha channels and palettes' transparency
-are dropped, as "RGB" conversion by pillow does.
+The reader of `triptych.image_reader` judges and decodes them; large JPEGs go past Pillow where
+simplejpeg is installed.
 """
 
 from __future__ import annotations
 
-import io
-import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
-from simplejpeg import decode_jpeg
+from PIL import Image
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2.functional import resize_image
 
+from triptych.image_headers import find_orientation
+from triptych.image_reader import DEFAULT_LIMITS, ImageLimits, decode, read_header, upright_rgb
 from triptych.pictures import place_of_square, square
 
 DecodeWay = Literal["torchvision", "pillow"]
-ORIENTATION = 0x0112  # EXIF tag; 1 is upright
-# Opened by their class, as Image.open tries formats that run other programs (EPS), and warns of
-# or refuses large pictures by a limit of its own.
-FORMATS = {
-    b"\xff\xd8\xff": JpegImagePlugin.JpegImageFile,
-    b"\x89PNG": PngImagePlugin.PngImageFile,
-    b"RIFF": WebPImagePlugin.WebPImageFile,
-}
-
-
-class PictureError(ValueError):
-    """A picture that cannot be used.
-
-    Args:
-        reason: what follows "the picture": "is damaged".
-        detail: what else helps to find the cause.
-    """
-
-    def __init__(self, reason: str, detail: str = "") -> None:
-        super().__init__(f"{reason} ({detail})" if detail else reason)
-        self.reason, self.detail = reason, detail
+FORMATS = ("JPEG", "PNG", "WEBP")
+SLOWER = (
+    "JPEGs are decoded by Pillow; run `pip install 'triptych[fast]'` and batches of them take a "
+    "tenth to a fifth less time."
+)
 
 
 @dataclass(frozen=True)
@@ -58,27 +41,24 @@ class Decoder:
             than twice as high as wide. A JPEG of at least twice the side that is asked for is
             decoded at a half, a quarter or an eighth where that divides its sides: of photographs
             that differs by 0.2 to 1.5 of 255, about what quality 85 took from them.
-        max_pixels: width times height of the largest picture that is decoded, or scaled to: a
-            strip of 2x50000 pixels, its short side brought to 448, has 5 billion.
+        max_pixels: width times height of the largest picture that is decoded.
     """
 
     way: DecodeWay = "torchvision"
-    max_pixels: int = 100_000_000
+    max_pixels: int = DEFAULT_LIMITS.max_pixels
 
     def __call__(self, data: bytes, *sizes: int) -> list[Tensor]:
         """The picture as uint8 [3,size,size] for each of `sizes`, decoded once.
 
         Raises:
-            PictureError: it is damaged, or has more than `max_pixels`.
+            PictureError: it is damaged, or beyond `limits`.
         """
-        header = read_header(data, self.max_pixels)
+        header = read_header(data, self.limits)
         if header.format != "JPEG":  # how a PNG is turned may stand at its end
             decode(header)
         places = [place_of_square(*upright_shape(header), size) for size in sizes]
-        for (height, width), *_ in places:
-            refuse_more(width, height, self.max_pixels)
         if self.way == "pillow":
-            picture = load(header)
+            picture = upright_rgb(header)
             return [square(picture, size) for size in sizes]
         pixels = pixels_of(data, header, max(sizes))
         squares = {
@@ -86,89 +66,54 @@ class Decoder:
         }
         return [squares[size] for size in sizes]
 
+    @property
+    def hint(self) -> str:
+        """How to read images faster; "" where that is done."""
+        return SLOWER if self.way == "torchvision" and fast_jpeg() is None else ""
 
-def read_picture(data: bytes, max_pixels: int = Decoder.max_pixels) -> Image.Image:
-    """The picture at its own size, upright, RGB.
+    @property
+    def limits(self) -> ImageLimits:
+        """Limits of the pictures of a data set."""
+        return ImageLimits(FORMATS, max_pixels=self.max_pixels)
 
-    Raises:
-        PictureError: it is damaged, or has more than `max_pixels`.
+
+@cache
+def fast_jpeg() -> Callable[..., np.ndarray] | None:
+    """The decoder of simplejpeg: libjpeg-turbo, which goes from bytes to an array at once.
+
+    None where it is not installed. Looked for at the first picture, not when this is imported.
     """
-    return load(read_header(data, max_pixels))
-
-
-def read_header(data: bytes, max_pixels: int) -> Image.Image:
-    """The picture with its size and mode known, and nothing decoded.
-
-    Raises:
-        PictureError: it is no JPEG, PNG or WebP, or has more than `max_pixels`.
-    """
-    opened = next((FORMATS[start] for start in FORMATS if data.startswith(start)), None)
-    if opened is None:
-        raise PictureError("is damaged", "no JPEG, PNG or WebP")
     try:
-        picture = opened(io.BytesIO(data))
-    except Exception as error:  # plugins raise SyntaxError, struct.error, ... on damaged headers
-        raise PictureError("is damaged", str(error)) from error
-    refuse_more(*picture.size, max_pixels)
-    return picture
-
-
-def refuse_more(width: int, height: int, max_pixels: int) -> None:
-    """Raise PictureError for more pixels than `max_pixels`."""
-    if width * height > max_pixels:
-        raise PictureError("has too many pixels", f"{width}x{height}, at most {max_pixels}")
-
-
-def load(header: Image.Image) -> Image.Image:
-    """Decode what `read_header` opened: upright, RGB."""
-    decode(header)
-    try:
-        upright = header if orientation(header) == 1 else ImageOps.exif_transpose(header)
-    except Exception as error:  # it also writes the other tags anew, whatever is in them
-        raise PictureError("is damaged", f"EXIF: {error}") from error
-    with warnings.catch_warnings():  # of transparency that "RGB" has no room for
-        warnings.simplefilter("ignore", UserWarning)
-        return upright.convert("RGB")
-
-
-def decode(header: Image.Image) -> None:
-    """Decode in place; once it is done, nothing."""
-    try:
-        header.load()
-    except Exception as error:  # OSError mostly, and whatever else damage provokes
-        raise PictureError("is damaged", str(error)) from error
-
-
-def orientation(picture: Image.Image) -> int:
-    """EXIF orientation, 1 to 8; upright where damaged EXIF does not say."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)
-            return picture.getexif().get(ORIENTATION, 1)
-    except Exception:  # EXIF in a wrong encoding raises UnicodeDecodeError, for one
-        return 1
+        from simplejpeg import decode_jpeg
+    except ImportError:
+        return None
+    return decode_jpeg
 
 
 def upright_shape(header: Image.Image) -> tuple[int, int]:
     """(height, width) of the picture once it is turned."""
     width, height = header.size
-    return (width, height) if orientation(header) in (5, 6, 7, 8) else (height, width)
+    return (width, height) if find_orientation(header.info) in (5, 6, 7, 8) else (height, width)
 
 
 def pixels_of(data: bytes, header: Image.Image, size: int) -> Tensor:
     """uint8 [3,H,W] of at least `size`, or whole; channels last in memory, upright.
 
-    Only JPEG goes past pillow, and not through torchvision, whose decoder (0.29) has no reduced
-    sizes; on a PNG with a wrong checksum that one ends the process.
+    JPEG does not go through torchvision, whose decoder (0.29) has no reduced sizes; on a PNG with a
+    wrong checksum that one ends the process.
     """
     if header.format == "JPEG" and header.mode in ("RGB", "L"):
         width, height = (side // reduction_of(header, size) for side in header.size)
-        try:
-            pixels = decode_jpeg(data, "RGB", min_height=height, min_width=width)
-            return upright(torch.from_numpy(pixels).permute(2, 0, 1), orientation(header))
-        except ValueError:
-            pass  # pillow reads it, or says what is wrong with it
-    return torch.from_numpy(np.array(load(header))).permute(2, 0, 1)
+        if decode_jpeg := fast_jpeg():
+            try:
+                pixels = decode_jpeg(data, "RGB", min_height=height, min_width=width)
+                turn = find_orientation(header.info)
+                return upright(torch.from_numpy(pixels).permute(2, 0, 1), turn)
+            except ValueError:
+                pass  # Pillow reads it, or says what is wrong with it
+        else:
+            header.draft(header.mode, (width, height))
+    return torch.from_numpy(np.array(upright_rgb(header))).permute(2, 0, 1)
 
 
 def upright(pixels: Tensor, orientation: int) -> Tensor:

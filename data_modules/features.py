@@ -19,11 +19,20 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 
 from triptych.contracts import Preprocessing, UserError
+from triptych.documents import parse_json, read_json
 
+from .identity import is_same
 from .sidecars import ENDING, Sidecar, read_metadata
 from .source import Source
 
 VERSION = 1
+FIELDS = {
+    "version": int,
+    "identity": dict,
+    "dtype": str,
+    "relative_rms_error": float | int,
+    "shards": dict,
+}
 MANIFEST = "manifest.json"
 AUTO, NONE = "auto", "none"
 OPEN = 64  # sidecars at a time, far below any limit on open files
@@ -33,12 +42,6 @@ def digest(identity: dict[str, Any], dtype: str) -> str:
     """A short name for what decides the numbers in a sidecar; each carries it."""
     text = json.dumps([VERSION, identity, dtype], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def stamp(shard: Path) -> dict[str, int]:
-    """What tells that a shard is no longer the one that was read."""
-    found = shard.stat()
-    return {"size": found.st_size, "mtime_ns": found.st_mtime_ns}
 
 
 class FeatureCache:
@@ -56,8 +59,7 @@ class FeatureCache:
     def __init__(self, folder: Path, source: Source) -> None:
         self.folder, self.source = folder, source
         manifest = read_manifest(folder)
-        self.identity: dict[str, Any] = manifest["identity"]
-        self.dtype: str = manifest["dtype"]
+        self.identity, self.dtype = manifest["identity"], manifest["dtype"]
         self.error: float = manifest["relative_rms_error"]
         self._digest = digest(self.identity, self.dtype)
         self._ends = np.cumsum(source.shard_sizes)
@@ -71,8 +73,7 @@ class FeatureCache:
             known.append(entry is not None)
             if entry is None:
                 continue
-            now = stamp(path)
-            if {name: entry[name] for name in now} != now:
+            if not is_same(path, entry):
                 raise UserError(
                     f"the shard {path} has changed since its features in {self.folder} were made; "
                     f"{remedy(self.source)}."
@@ -128,22 +129,26 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         UserError: it is missing, damaged, or of another version.
     """
     path = folder / MANIFEST
-    try:
-        manifest = json.loads(path.read_text())
-        version = manifest["version"]
-    except FileNotFoundError as error:
+    if not path.exists():
         raise UserError(
             f"{path} does not exist; `triptych data features FOLDER --out {folder}` makes it."
-        ) from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        )
+    damaged = "{} is damaged{}; delete it and run `triptych data features` again."
+    try:
+        manifest = read_json(path)
+    except UserError as error:
+        raise UserError(damaged.format(path, "")) from error
+    if manifest.get("version", VERSION) != VERSION:
         raise UserError(
-            f"{path} is damaged; delete it and run `triptych data features` again."
-        ) from error
-    if version != VERSION:
-        raise UserError(
-            f"{path} has version {version}, this program reads {VERSION}; "
+            f"{path} has version {manifest['version']}, this program reads {VERSION}; "
             "delete the folder and run `triptych data features` again."
         )
+    for name, kind in FIELDS.items():
+        if not isinstance(manifest.get(name), kind) or isinstance(manifest[name], bool):
+            raise UserError(damaged.format(path, f" ({name!r} is of another kind)"))
+    for name, entry in manifest["shards"].items():
+        if not isinstance(entry, dict):
+            raise UserError(damaged.format(path, f" (shard {name!r} is of another kind)"))
     return manifest
 
 
@@ -249,7 +254,8 @@ def finished(shard: Path, folder: Path, wanted: str) -> bool:
     Raises:
         UserError: one is there that another encoder made, or in another dtype.
     """
-    metadata = read_metadata(folder / (shard.name + ENDING))
+    path = folder / (shard.name + ENDING)
+    metadata = read_metadata(path)
     if metadata is None:
         return False
     if metadata.get("digest") != wanted:
@@ -257,4 +263,4 @@ def finished(shard: Path, folder: Path, wanted: str) -> bool:
             f"{folder} holds features of another encoder or dtype; name another folder with --out, "
             "or delete that one."
         )
-    return json.loads(metadata["shard"]) == stamp(shard)
+    return is_same(shard, parse_json(metadata.get("shard", "{}"), path))

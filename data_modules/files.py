@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-import stat
+import os
 from pathlib import Path, PurePosixPath
+from typing import BinaryIO
+
+from triptych.contracts import UserError
+from triptych.documents import open_regular
 
 from .source import BadSample
 
@@ -27,13 +31,28 @@ def read_inside(folder: Path, name: object, key: str, what: str, most: int) -> b
     if path.is_absolute() or ".." in path.parts:
         raise BadSample(key, f"{what} lies outside of the data set's folder", name)
     try:
-        found = (folder / path).stat()
-        if not stat.S_ISREG(found.st_mode):
-            raise BadSample(key, f"{what} is no file", name)
-        if found.st_size > most:
-            raise BadSample(key, f"{what} is too large", f"{found.st_size:,} bytes of {most:,}")
-        return (folder / path).read_bytes()
-    except FileNotFoundError as error:
-        raise BadSample(key, f"{what} is missing", name) from error
-    except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
+        with open_regular(folder / path) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > most:
+                raise BadSample(key, f"{what} is too large", f"{size:,} bytes of {most:,}")
+            return file.read(most)
+    except UserError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            raise BadSample(key, f"{what} is missing", name) from error
+        raise BadSample(key, f"{what} is no file that can be read", str(error)) from error
+    except OSError as error:
         raise BadSample(key, f"{what} cannot be read", str(error)) from error
+
+
+def open_if_there(path: str | Path) -> BinaryIO | None:
+    """A regular file, open for reading; None where there is nothing.
+
+    Raises:
+        UserError: there is something else, or it may not be read.
+    """
+    try:
+        return open_regular(path)
+    except UserError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            return None
+        raise

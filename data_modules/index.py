@@ -11,6 +11,7 @@ sample is first asked for. All numbers are little-endian:
     tokens    uint32 [samples], tokens of each caption; only where they were counted
     checksums uint32 [samples], CRC-32 over all members of a sample; only where they were asked for
     keys      the keys, one after the other, as the archive has them
+    probe     16 bytes, see identity.py; where the shard was read by a triptych that takes it
     problems  JSON, [[reason, samples, [some of their keys]], ...]; nothing where all is well
 """
 
@@ -25,7 +26,7 @@ import struct
 import uuid
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -33,7 +34,10 @@ from typing import NamedTuple
 import numpy as np
 
 from triptych.contracts import UserError
+from triptych.documents import open_regular
 
+from .identity import PROBE_BYTES, probe_of
+from .records import parse
 from .tar import BLOCK, KINDS
 
 SUFFIX = ".idx"
@@ -71,6 +75,8 @@ class Contents:
     tokenizer: bytes = b"\0" * 8
     """Digest of the tokenizer that counted `tokens`, see columns.py."""
     checksums: np.ndarray | None = None
+    probe: bytes = b""
+    """Of the shard, see identity.py."""
 
 
 class _Header(NamedTuple):
@@ -88,7 +94,7 @@ class _Header(NamedTuple):
 
 
 _HEADER = struct.Struct("<8sIIII8sqqQQQ")
-_TOKENS, _CHECKSUMS = 1, 2  # flags
+_TOKENS, _CHECKSUMS, _PROBE = 1, 2, 4  # flags
 
 
 class ShardIndex:
@@ -104,7 +110,9 @@ class ShardIndex:
 
     def __init__(self, path: Path, shard: Path) -> None:
         self.path, self.shard = path, shard
-        with open(path, "rb") as file:
+        self.renewed = False
+        """Whether the shard has another time stamp than when it was indexed."""
+        with open_regular(path) as file:
             raw = file.read(_HEADER.size)
             size = os.fstat(file.fileno()).st_size
         self._header = self._parse(raw, size)
@@ -119,16 +127,16 @@ class ShardIndex:
             UnusableIndex: it is older than the shard, or damaged.
             UserError: something else has its name, or the shard cannot be read.
         """
-        fault = None
+        fault = copy = None
         try:
             status = shard.stat()
         except OSError as error:
             raise UserError(f"the shard {shard} cannot be read: {error.strerror}.") from error
         for path in index_places(shard):
+            if not path.is_symlink() and not path.exists():
+                continue
             try:
                 found = cls(path, shard)
-            except FileNotFoundError:
-                continue
             except OSError as error:
                 raise UserError(f"the index {path} cannot be read: {error.strerror}.") from error
             except UnusableIndex as error:
@@ -136,13 +144,27 @@ class ShardIndex:
                 continue
             if (found.shard_size, found.mtime_ns) == (status.st_size, status.st_mtime_ns):
                 return found
+            if found.shard_size == status.st_size and found.probe:
+                copy = copy or found
             fault = fault or UnusableIndex(
                 f"the index {path} is not of the shard as it is now (its size or time differs); "
                 f"run `triptych data index {shard.parent}`."
             )
+        if copy is not None and copy.probe == probe_of(shard):
+            return copy._renew(status.st_mtime_ns)
         if fault is not None:
             raise fault
         return None
+
+    def _renew(self, mtime_ns: int) -> ShardIndex:
+        """The index of a shard that was copied, with its new time, so that it is known again."""
+        contents = replace(self.contents(), mtime_ns=mtime_ns)
+        try:
+            index = write_index(self.shard, contents)
+        except UserError:  # no place to write to: found out anew at the next start
+            index = self
+        index.renewed = True
+        return index
 
     def __len__(self) -> int:
         return self._header.samples
@@ -161,6 +183,14 @@ class ShardIndex:
         return self._header.mtime_ns
 
     @property
+    def probe(self) -> bytes:
+        """Of the shard when it was read, see identity.py; b"" in an index that has none."""
+        if not self._header.flags & _PROBE:
+            return b""
+        start = self._layout["probe"]
+        return self._body[start : start + PROBE_BYTES]
+
+    @property
     def tokenizer(self) -> bytes | None:
         """Digest of the tokenizer that counted the tokens of the captions, None if none did."""
         return self._header.tokenizer if self._header.flags & _TOKENS else None
@@ -176,15 +206,17 @@ class ShardIndex:
         if not self._header.problems_size:
             return []
         try:
-            with open(self.path, "rb") as file:
+            with open_regular(self.path) as file:
                 size = os.fstat(file.fileno()).st_size
                 header = self._parse(file.read(_HEADER.size), size)
                 file.seek(_layout(header)["problems"])
-                return [Problem(*entry) for entry in json.loads(file.read())]
+                found = parse(file.read())
+                problems = [Problem(str(why), int(n), [*map(str, keys)]) for why, n, keys in found]
         except UserError:
             raise
         except (ValueError, TypeError) as error:
             raise self._damaged() from error
+        return problems
 
     def key(self, row: int) -> str:
         """Name of a sample."""
@@ -222,11 +254,12 @@ class ShardIndex:
             self.shard_size,
             self.mtime_ns,
             self._rows.copy(),
-            body[self._layout["keys"] : self._layout["problems"]],
+            body[self._layout["keys"] : self._layout["probe"]],
             self.problems,
             self._column("tokens").copy() if self.tokenizer else None,
             self._header.tokenizer,
             None if self.checksums is None else self.checksums.copy(),
+            self.probe,
         )
 
     def release(self) -> None:
@@ -244,7 +277,7 @@ class ShardIndex:
     @property
     def _body(self) -> mmap.mmap:
         if self._map is None:
-            with open(self.path, "rb") as file:
+            with open_regular(self.path) as file:
                 found = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             header = self._parse(found[: _HEADER.size], len(found))
             if header != self._header:
@@ -257,7 +290,9 @@ class ShardIndex:
 
     def _follow(self, header: _Header) -> None:
         """Go on with a file that was written again, with tokens for one, since it was opened."""
-        same = ("shard_size", "mtime_ns", "samples", "keys_size")
+        same = ["shard_size", "samples", "keys_size"]
+        if not header.flags & self._header.flags & _PROBE:
+            same.append("mtime_ns")  # a copied shard's index is written anew, see `_renew`
         if any(getattr(header, name) != getattr(self._header, name) for name in same):
             raise UserError(
                 f"the index {self.path} was made again, of another shard, while it was in use; "
@@ -341,11 +376,13 @@ def _write(path: Path, data: bytes) -> Path:
 def _encode(contents: Contents) -> bytes:
     problems = json.dumps(contents.problems).encode() if contents.problems else b""
     columns = [contents.tokens, contents.checksums]
+    flags = [contents.tokens is not None, contents.checksums is not None, bool(contents.probe)]
     body = b"".join(
         [
             contents.rows.astype("<u4").tobytes(),
             *(column.astype("<u4").tobytes() for column in columns if column is not None),
             contents.keys,
+            contents.probe,
             problems,
         ]
     )
@@ -354,7 +391,7 @@ def _encode(contents: Contents) -> bytes:
         VERSION,
         0,
         zlib.crc32(body),
-        sum(flag for flag, c in zip((_TOKENS, _CHECKSUMS), columns, strict=True) if c is not None),
+        sum(flag for flag, on in zip((_TOKENS, _CHECKSUMS, _PROBE), flags, strict=True) if on),
         contents.tokenizer,
         contents.shard_size,
         contents.mtime_ns,
@@ -377,6 +414,7 @@ def _layout(header: _Header) -> dict[str, int]:
         "tokens": 4 * header.samples if header.flags & _TOKENS else 0,
         "checksums": 4 * header.samples if header.flags & _CHECKSUMS else 0,
         "keys": header.keys_size,
+        "probe": PROBE_BYTES if header.flags & _PROBE else 0,
         "problems": header.problems_size,
     }
     layout, start = {}, _HEADER.size

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
@@ -12,9 +13,12 @@ import numpy as np
 from triptych.contracts import UserError
 
 from .columns import with_checksums, with_tokens
+from .identity import probe_of
 from .index import COLUMNS, Contents, Problem, ShardIndex, UnusableIndex, write_index
 from .parallel import each
 from .tar import BLOCK, KINDS, Group, groups, scan
+
+log = logging.getLogger(__name__)
 
 NAMED = 5  # keys that are kept for each problem
 FEW = 4  # shards, for which no processes are started
@@ -61,6 +65,7 @@ def read_shard(shard: Path) -> Contents:
                 names.append(group.key.decode("utf-8", "backslashreplace"))
             lost[reason] = number + 1, names
             condemned.add(group.key)
+    probe = probe_of(shard)
     after = shard.stat()
     if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
         raise UserError(f"the shard {shard} is being written to; index it when it is complete.")
@@ -70,6 +75,7 @@ def read_shard(shard: Path) -> Contents:
         np.array(rows, "<u4").reshape(-1, COLUMNS),
         b"".join(keys),
         [Problem(reason, number, names) for reason, (number, names) in sorted(lost.items())],
+        probe=probe,
     )
 
 
@@ -132,6 +138,13 @@ def open_indexes(shards: Sequence[Path], build: bool = True) -> list[ShardIndex]
         raise UserError(
             f"{len(missing)} of {len(shards)} shards have no index, first {missing[0]}; run "
             f"`triptych data index {missing[0].parent}`."
+        )
+    if copies := [index.shard for index in found if index is not None and index.renewed]:
+        log.warning(
+            "%d shards have another time stamp than when they were indexed, but the same size and "
+            "content: taken as they are, %s for one",
+            len(copies),
+            copies[0],
         )
     built = list(_shown(index_shards(missing), len(missing)))
     for index in built:

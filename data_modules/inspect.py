@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import textwrap
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -12,7 +11,10 @@ from dataclasses import dataclass, field
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from .decode import Decoder, PictureError
+from triptych.errors import PictureError
+from triptych.image_reader import read_header
+
+from .decode import Decoder
 from .parallel import each
 from .source import BadSample, Source
 
@@ -97,11 +99,12 @@ class _Look:
     def _picture(self, found: Findings, number: int) -> None:
         content = self.source.image(number)
         try:
-            with Image.open(io.BytesIO(content)) as picture:
-                found.sizes.append(picture.size)
-                found.formats[picture.format or "unknown"] += 1
-        except (OSError, Image.DecompressionBombError, ValueError) as error:
-            raise BadSample(self.source.key(number), "picture is damaged", str(error)) from error
+            picture = read_header(content, Decoder().limits)
+        except PictureError as error:
+            key = self.source.key(number)
+            raise BadSample(key, f"picture {error.reason}", error.detail) from error
+        found.sizes.append(picture.size)
+        found.formats[picture.format] += 1
         found.picture_bytes.append(len(content))
         found.pictures[_hash(content)] += 1
 

@@ -8,7 +8,6 @@ file is made again.
 
 from __future__ import annotations
 
-import json
 import os
 import uuid
 from array import array
@@ -19,11 +18,12 @@ from typing import BinaryIO
 import numpy as np
 
 from triptych.contracts import UserError
+from triptych.documents import open_regular
 
 from .index import index_places
+from .records import LONGEST, parse, skip_line
 
 VERSION = 1
-LONGEST = 1 << 20  # bytes of a record that is parsed
 
 
 class Lines:
@@ -39,9 +39,10 @@ class Lines:
 
     def __init__(self, path: Path, measure: Callable[[object], int]) -> None:
         self.path = path
-        self._file: int | None = None
+        self._file: BinaryIO | None = None
         try:
-            found = path.stat()
+            with open_regular(path) as file:
+                found = os.fstat(file.fileno())
             head = [found.st_size, found.st_mtime_ns, VERSION]
             self.table = _kept(path, head)
             if self.table is None:
@@ -57,7 +58,7 @@ class Lines:
 
     def __del__(self) -> None:
         if getattr(self, "_file", None) is not None:
-            os.close(self._file)
+            self._file.close()
 
     @property
     def sizes(self) -> np.ndarray:
@@ -74,45 +75,23 @@ class Lines:
         if length > LONGEST:
             raise ValueError(f"{length:,} bytes, at most {LONGEST:,} are read")
         if self._file is None:
-            self._file = os.open(self.path, os.O_RDONLY)
-        return parse(os.pread(self._file, length, offset))
-
-
-def parse(line: bytes) -> object:
-    """A record.
-
-    Raises:
-        ValueError: it is no JSON.
-    """
-    try:
-        return json.loads(line.decode("utf-8", "replace"))
-    except RecursionError as error:
-        raise ValueError("brackets in brackets without end") from error
+            self._file = open_regular(self.path)
+        return parse(os.pread(self._file.fileno(), length, offset))
 
 
 def _scan(path: Path, measure: Callable[[object], int], head: list[int]) -> np.ndarray:
     """The table of a file as it is now; blank lines are no records."""
     rows = array("q", head)
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         while True:
             offset = file.tell()
             line = file.readline(LONGEST + 1)
             if not line:
                 return np.array(rows, np.int64).reshape(-1, len(head))
             if not line.endswith(b"\n") and len(line) > LONGEST:
-                rows.extend((offset, len(line) + _skip(file), 0))
+                rows.extend((offset, len(line) + skip_line(file), 0))
             elif line.strip():
                 rows.extend((offset, len(line), _measured(line, measure)))
-
-
-def _skip(file: BinaryIO) -> int:
-    """Go to the next line; how many bytes that were. Never holds more than LONGEST of them."""
-    skipped = 0
-    while rest := file.readline(LONGEST):
-        skipped += len(rest)
-        if rest.endswith(b"\n"):
-            break
-    return skipped
 
 
 def _measured(line: bytes, measure: Callable[[object], int]) -> int:
@@ -126,8 +105,9 @@ def _kept(path: Path, head: list[int]) -> np.ndarray | None:
     """The table of an earlier run, mapped, if it is of this file as it is now."""
     for place in index_places(path):
         try:
+            open_regular(place).close()
             table = np.load(place, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError):
+        except (OSError, ValueError, EOFError):  # UserError too, which is a ValueError
             continue
         if table.ndim == 2 and len(table) and table.dtype == np.int64 and table[0].tolist() == head:
             return table

@@ -157,6 +157,8 @@ class MixedDataModule(LightningDataModule):
             self.connect(self.trainer.lightning_module.preprocessing())
         if self.readings:
             return
+        if hint := self.decoder.hint:
+            rank_zero_info(hint)
         self.val_readings = by_family(self.val_datasets)
         readings = by_family(self.datasets)
         self._take_features(readings)

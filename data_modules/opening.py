@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from triptych.contracts import UserError
+from triptych.documents import open_regular
 
 from .conversations import ConversationFile
 from .pictures_folder import PictureFolder
@@ -62,6 +63,6 @@ def source_at(
 
 def _usual(path: Path) -> bool:
     """Whether JSON lines begin with a record that a `ConversationFile` reads."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         first = file.readline(1 << 20)
     return any(b'"%s"' % name in first for name in (b"conversations", b"instruction", b"image"))

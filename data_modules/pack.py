@@ -19,15 +19,21 @@ from pathlib import Path
 
 from triptych.atomic_write import LOCK, alone_in
 from triptych.contracts import UserError
+from triptych.documents import read_text
+from triptych.writing import announce, refuse_other_files
 
 from .parallel import each
+from .records import parse
 from .source import BadSample, ImageRole, Source
+from .tar import BLOCK
+from .texts import check_text
 
 MANIFEST = "pack.jsonl"
 PARTIAL = ".partial"  # shards that are being written
+LOOKED_AT = 16  # samples, from which the size of all is guessed
 LONGEST_KEY = 80  # characters: with a kind behind it, it fits into a plain tar header
 # Files that other commands lay beside the shards.
-OURS = re.compile(rf"shard-\d{{5,}}\.tar(\.idx)?|{MANIFEST}|features|\.(shard|pack).*")
+OURS = re.compile(rf"shard-\d{{5,}}\.tar(\.idx)?|{MANIFEST}|features|\.(shard|pack|lock).*")
 
 
 @dataclass
@@ -62,8 +68,16 @@ def pack(
     folder = Path(folder)
     plan = {"version": 1, "samples_per_shard": samples_per_shard, "samples": len(source), **origin}
     shards = range(-(-len(source) // samples_per_shard))
+    done = _take_up(folder, plan)
+    if missing := [shard for shard in shards if _name(shard) not in done]:
+        said = "1 shard" if len(missing) == 1 else f"{len(missing):,} shards"
+        announce(said, folder, _size_of(source, missing, samples_per_shard))
     with alone_in(folder):
-        done = _take_up(folder, plan)
+        done = _take_up(folder, plan)  # another process may have packed some meanwhile
+        if not (folder / MANIFEST).exists():
+            _append(folder, plan)
+        for partial in folder.glob(f"*{PARTIAL}"):
+            partial.unlink()
         missing = [shard for shard in shards if _name(shard) not in done]
         job = _Job(source, folder, samples_per_shard)
         for packed in each(job, missing, workers):
@@ -117,13 +131,22 @@ def members(source: Source, number: int) -> Iterator[tuple[str, bytes]]:
     yield _picture(source, number, "picture", "")
     try:
         caption = source.caption(number)
-    except BadSample:  # a conversation needs none
-        if not facts:
-            raise
+    except BadSample:
+        if not any(isinstance(each, list) and each for each in facts.values()):
+            raise  # but a conversation, whatever its name, needs none
     else:
-        yield "txt", caption.encode("utf-8", "replace")
+        yield "txt", check_text(caption, source.key(number), "caption").encode()
     if facts:
-        yield "json", json.dumps(facts, ensure_ascii=False, sort_keys=True).encode()
+        yield "json", _json(facts, source.key(number))
+
+
+def _json(facts: dict, key: str) -> bytes:
+    """Facts as JSON that everyone can read."""
+    try:
+        text = json.dumps(facts, ensure_ascii=False, sort_keys=True, allow_nan=False)
+    except (ValueError, TypeError, RecursionError) as error:  # not a number, for one
+        raise BadSample(key, "facts are no JSON", str(error)) from error
+    return check_text(text, key, "its JSON").encode()
 
 
 def _picture(source: Source, number: int, role: ImageRole, prefix: str) -> tuple[str, bytes]:
@@ -174,19 +197,32 @@ def _name(shard: int) -> str:
     return f"shard-{shard:05d}.tar"
 
 
+def _size_of(source: Source, shards: list[int], samples_per_shard: int) -> int:
+    """Bytes of shards that are to be written, about, from a few of their samples."""
+    sizes = []
+    for place in range(LOOKED_AT):
+        shard = shards[place * len(shards) // LOOKED_AT]
+        number = min(shard * samples_per_shard + place, len(source) - 1)
+        try:
+            found = [content for _, content in members(source, number)]
+        except BadSample:
+            continue
+        sizes.append(sum(BLOCK + -(-len(content) // BLOCK) * BLOCK for content in found))
+    samples = min(len(shards) * samples_per_shard, len(source))
+    return samples * sum(sizes) // max(len(sizes), 1)
+
+
 def _take_up(folder: Path, plan: dict) -> dict[str, Packed]:
     """Shards that are complete, from the manifest of a run before; refuses any other contents."""
-    there = sorted(path.name for path in folder.iterdir() if path.name != LOCK)
-    strange = [name for name in there if not OURS.fullmatch(name)]
-    if strange or (there and MANIFEST not in there):
-        raise UserError(
-            f"the folder {folder} holds something else already, {(strange or there)[0]} for one; "
-            "give an empty folder or a new one (--out)."
-        )
+    there = [name for name in refuse_other_files(folder, OURS, "--out") if name != LOCK]
     if not there:
-        _append(folder, plan)
         return {}
-    lines = [_parsed(line) for line in (folder / MANIFEST).read_text("utf-8").splitlines()]
+    if MANIFEST not in there:
+        raise UserError(
+            f"the folder {folder} holds {there[0]}, but not the {MANIFEST} of a run of this "
+            "command; give an empty folder or a new one (--out)."
+        )
+    lines = [_parsed(line) for line in read_text(folder / MANIFEST).splitlines()]
     found, shards = lines[0] if lines else None, lines[1:]
     if found is None:
         raise UserError(f"{folder / MANIFEST} is damaged; delete the folder and pack it again.")
@@ -197,19 +233,25 @@ def _take_up(folder: Path, plan: dict) -> dict[str, Packed]:
             f"the folder {folder} holds shards of another data set ({name} was "
             f"{found.get(name)!r}, is {plan[name]!r}); give another folder (--out), or delete it."
         )
-    for name in there:
-        if name.endswith(PARTIAL):
-            (folder / name).unlink()
     # The last line may be half of one, after a crash: its shard is written again.
     return {
-        shard["shard"]: Packed(**shard) for shard in shards if shard and shard["shard"] in there
+        packed.shard: packed for packed in map(_packed, shards) if packed and packed.shard in there
     }
 
 
 def _parsed(line: str) -> dict | None:
     try:
-        return json.loads(line)
+        found = parse(line.encode())
     except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _packed(line: dict | None) -> Packed | None:
+    """The shard that a line of the manifest tells of; None where it tells of none."""
+    try:
+        return Packed(str(line["shard"]), int(line["samples"]), dict(line["skipped"]))
+    except (KeyError, TypeError, ValueError):
         return None
 
 

@@ -6,7 +6,6 @@ ImageFolder: metadata.csv, metadata.jsonl or captions.jsonl, with `file_name` an
 
 from __future__ import annotations
 
-import csv
 import logging
 import os
 from collections import Counter
@@ -18,7 +17,7 @@ import numpy as np
 from triptych.contracts import UserError
 
 from .files import MAX_PICTURE_BYTES, MAX_TEXT_BYTES, read_inside
-from .lines import parse
+from .records import read_table
 from .source import BadSample, ImageRole, Source
 
 log = logging.getLogger(__name__)
@@ -131,8 +130,10 @@ def _walk(folder: Path, inside: str = "") -> Iterator[tuple[str, int]]:
 
 def _of_table(path: Path) -> Found:
     rows, seen, left_out = [], set(), Counter()
-    for row in _rows(path):
-        if not isinstance(row, dict) or not isinstance(row.get("file_name"), str):
+    for row in read_table(path):
+        if isinstance(row, str):
+            left_out[row] += 1
+        elif not isinstance(row.get("file_name"), str):
             left_out["row without file_name"] += 1
         elif _caption(row) is None:
             left_out["row without text"] += 1
@@ -143,23 +144,6 @@ def _of_table(path: Path) -> Found:
             rows.append(row)
     names = [row["file_name"] for row in rows]
     return names, rows, [len(_caption(row).encode("utf-8", "replace")) for row in rows], left_out
-
-
-def _rows(path: Path) -> Iterator[object]:
-    """The rows of a table; None for one that is no JSON."""
-    try:
-        with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
-            if path.suffix == ".csv":
-                yield from csv.DictReader(file)
-                return
-            for line in file:
-                if line.strip():
-                    try:
-                        yield parse(line.encode())
-                    except ValueError:
-                        yield None
-    except (OSError, csv.Error) as error:
-        raise UserError(f"{path} cannot be read: {error}.") from error
 
 
 def _caption(row: dict) -> str | None:

@@ -13,21 +13,23 @@ Nothing else is ever read, and nothing is unpickled.
 from __future__ import annotations
 
 import glob
-import json
 import logging
 import os
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal
 
 import numpy as np
 
 from triptych.contracts import UserError
+from triptych.documents import open_regular
 
 from .index import ShardIndex
 from .indexing import open_indexes
+from .records import parse
 from .source import BadSample, ImageRole, Source
+from .texts import check_text
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +64,7 @@ class ShardFolder(Source):
         self.indexes: list[ShardIndex] = []
         self._ends = np.zeros(0, np.int64)  # of the numbers in each shard
         self._tokens = False  # whether the captions of all shards were counted in tokens
-        self._files: OrderedDict[int, int] = OrderedDict()  # shard -> descriptor, last used last
+        self._files: OrderedDict[int, BinaryIO] = OrderedDict()  # shard -> file, last used last
         self._mapped: OrderedDict[int, ShardIndex] = OrderedDict()  # the same for indexes
 
     def open(self) -> ShardFolder:
@@ -93,7 +95,7 @@ class ShardFolder(Source):
 
     def __del__(self) -> None:
         for file in self._files.values():
-            os.close(file)
+            file.close()
 
     @property
     def paths(self) -> list[Path]:
@@ -130,7 +132,7 @@ class ShardFolder(Source):
         caption = self.facts(number).get("caption")
         if caption is None:
             raise BadSample(self.key(number), "no caption", "neither a .txt nor a JSON 'caption'")
-        return str(caption).strip()
+        return check_text(caption, self.key(number), "caption").strip()
 
     def facts(self, number: int) -> dict:
         """KEY.json, {} where there is none."""
@@ -138,8 +140,8 @@ class ShardFolder(Source):
         if text is None:
             return {}
         try:
-            facts = json.loads(text)
-        except (ValueError, RecursionError) as error:
+            facts = parse(text)
+        except ValueError as error:
             raise BadSample(self.key(number), "its .json is no JSON", str(error)) from error
         if not isinstance(facts, dict):
             raise BadSample(self.key(number), "its .json is no JSON object")
@@ -165,8 +167,8 @@ class ShardFolder(Source):
         if size > most:
             raise BadSample(index.key(row), f"{role} is too large", f"{size:,} bytes of {most:,}")
         try:
-            content = os.pread(self._file(shard), size, offset)
-        except OSError as error:
+            content = os.pread(self._file(shard).fileno(), size, offset)
+        except (OSError, UserError) as error:
             raise BadSample(index.key(row), "shard cannot be read", str(error)) from error
         if len(content) < size:
             raise BadSample(index.key(row), "shard became shorter", str(index.shard))
@@ -187,11 +189,11 @@ class ShardFolder(Source):
         self._mapped.move_to_end(shard)
         return self._mapped[shard]
 
-    def _file(self, shard: int) -> int:
+    def _file(self, shard: int) -> BinaryIO:
         if shard not in self._files:
             if len(self._files) >= MOST_OPEN:
-                os.close(self._files.popitem(last=False)[1])
-            self._files[shard] = os.open(self.indexes[shard].shard, os.O_RDONLY)
+                self._files.popitem(last=False)[1].close()
+            self._files[shard] = open_regular(self.indexes[shard].shard)
         self._files.move_to_end(shard)
         return self._files[shard]
 

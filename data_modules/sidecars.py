@@ -143,13 +143,15 @@ class Sidecar:
                 self.scales = file.get_tensor("scales") if int8 else None
                 names = file.get_tensor("keys").numpy().tobytes()
                 ends = file.get_tensor("key_ends").tolist()
-        except (SafetensorError, OSError) as error:
+            starts = [0, *ends][: len(ends)]
+            keys = [names[start:end].decode() for start, end in zip(starts, ends, strict=True)]
+            if len(keys) != len(self.features):
+                raise ValueError(f"{len(keys)} keys of {len(self.features)} rows")
+        except (SafetensorError, OSError, TypeError, ValueError) as error:
             raise UserError(
                 f"{path} cannot be read ({error}); delete it and run `triptych data features` "
                 "again."
             ) from error
-        starts = [0, *ends][: len(ends)]
-        keys = (names[start:end].decode() for start, end in zip(starts, ends, strict=True))
         rows = list(enumerate(keys))
         # A key that comes twice is nobody's: whose features are whose is not known.
         twice = {key for key, times in Counter(key for _, key in rows).items() if times > 1}
@@ -167,6 +169,8 @@ class Sidecar:
 
 def read_metadata(path: Path) -> dict[str, str] | None:
     """The metadata of a sidecar; None where there is no whole one."""
+    if not path.is_file():  # safe_open would wait for the writer of a FIFO
+        return None
     try:
         with safe_open(path, framework="pt") as file:
             return file.metadata() or {}

@@ -9,7 +9,10 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from .decode import PictureError, read_picture
+from triptych.errors import PictureError
+from triptych.image_reader import read_image
+
+from .decode import Decoder
 
 ImageRole = Literal["picture", "source"]
 """What a picture is for: the one a caption is about, or the one that an edit starts from."""
@@ -87,7 +90,7 @@ class Source(ABC):
     def picture(self, number: int, role: ImageRole = "picture") -> Image.Image:
         """A picture, decoded at its own size, RGB."""
         try:
-            return read_picture(self.image(number, role))
+            return read_image(self.image(number, role), Decoder().limits)
         except PictureError as error:
             raise BadSample(self.key(number), f"{role} {error.reason}", error.detail) from error
 

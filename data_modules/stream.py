@@ -31,6 +31,7 @@ from triptych.contracts import TEXT_TO_IMAGE, Batch, Preprocessing, UserError
 
 from .bad_samples import BadSamples, check_texts
 from .batches import BatchBuilder
+from .decode import Decoder
 from .source import BadSample
 from .steps import EvaluationDataset, StepLoader, step_loader
 from .tar_stream import (
@@ -196,6 +197,8 @@ class StreamDataModule(LightningDataModule):
             self.connect(self.trainer.lightning_module.preprocessing())
         if self.val_folder is not None:
             return
+        if hint := Decoder().hint:
+            rank_zero_info(hint)
         for url in (*self.urls, *self.val_urls):
             check_url(url)
         self.val_folder = StreamedSamples("the stream", self._first_samples(), self.caps)

@@ -6,8 +6,6 @@ training too, but a table in memory is no way to hold a large data set.
 
 from __future__ import annotations
 
-import csv
-import json
 from abc import abstractmethod
 from bisect import bisect_right
 from collections.abc import Iterable
@@ -16,9 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from triptych.contracts import UserError
+from triptych.documents import open_regular
 
 from .files import MAX_PICTURE_BYTES, read_inside
+from .records import read_table
 from .source import BadSample, ImageRole, Source
+from .texts import check_text
 
 PICTURE_COLUMNS = ("image", "picture", "file_name", "image_path", "path", "img", "jpg", "png")
 CAPTION_COLUMNS = ("caption", "text", "txt", "prompt", "description")
@@ -59,9 +60,7 @@ class Table(Source):
 
     def caption(self, number: int) -> str:
         caption = self.row(number)[self.caption_column]
-        if not isinstance(caption, str):
-            raise BadSample(self.key(number), "caption is no text", repr(caption)[:60])
-        return caption.strip()
+        return check_text(caption, self.key(number), "caption").strip()
 
     def image(self, number: int, role: ImageRole = "picture") -> bytes:
         if role != "picture":
@@ -69,8 +68,10 @@ class Table(Source):
         value = self.row(number)[self.picture_column]
         if isinstance(value, dict):
             value = value.get("bytes") or value.get("path")
-        if isinstance(value, bytes):
+        if isinstance(value, bytes) and len(value) <= MAX_PICTURE_BYTES:
             return value
+        if isinstance(value, bytes):
+            raise BadSample(self.key(number), f"{role} is too large", f"{len(value):,} bytes")
         return read_inside(self.pictures, value, self.key(number), role, MAX_PICTURE_BYTES)
 
     def _choose(self, columns: Iterable[str]) -> None:
@@ -96,33 +97,39 @@ class Table(Source):
 
 
 class TextTable(Table):
-    """A CSV with a line of names, or JSON lines, read into memory whole."""
+    """A CSV with a line of names, or JSON lines, read into memory whole.
+
+    A row that cannot be read is a bad sample; the others are not touched by it.
+    """
 
     def open(self) -> TextTable:
         if hasattr(self, "_rows"):
             return self
-        try:
-            with self.path.open(encoding="utf-8-sig", newline="") as file:
-                if self.path.suffix == ".jsonl":
-                    rows = [json.loads(line) for line in file if line.strip()]
-                else:
-                    rows = list(csv.DictReader(file))
-        except OSError as error:
-            raise UserError(f"the table {self.path} cannot be read: {error.strerror}.") from error
-        except (ValueError, csv.Error) as error:
-            raise UserError(f"the table {self.path} is damaged: {error}.") from error
-        if not rows or not all(isinstance(row, dict) for row in rows):
+        names: dict[str, None] = {}
+        rows: list[dict[str, Any] | str] = []
+        # bytes that are no UTF-8 stay apart from text, and in paths stay what they are
+        for row in read_table(self.path, "surrogateescape"):
+            if isinstance(row, dict):
+                names |= dict.fromkeys(row)
+            rows.append(row)
+        if not names:
             raise UserError(f"the table {self.path} has no rows with named columns.")
-        self._choose(rows[0])
+        self._choose(names)
         columns = (self.picture_column, self.caption_column)
-        self._rows = [{name: row.get(name) for name in columns} for row in rows]
+        self._rows = [
+            row if isinstance(row, str) else {name: row.get(name) for name in columns}
+            for row in rows
+        ]
         return self
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def row(self, number: int) -> dict[str, Any]:
-        return self._rows[number]
+        row = self._rows[number]
+        if isinstance(row, str):
+            raise BadSample(self.key(number), row)
+        return row
 
 
 class ParquetTable(Table):
@@ -136,20 +143,28 @@ class ParquetTable(Table):
         self._groups: list[tuple[Path, int]] = []
         sizes: list[int] = []
         for number, path in enumerate(files):
+            open_regular(path).close()
             try:
                 file = parquet.ParquetFile(path)
             except (OSError, ValueError) as error:  # pyarrow's own errors are ValueErrors
                 raise UserError(f"the Parquet file {path} cannot be read: {error}.") from error
             with file:
+                names = file.schema_arrow.names
                 if number == 0:
-                    self._choose(file.schema_arrow.names)
+                    self._choose(names)
+                for name in (self.picture_column, self.caption_column):
+                    if name not in names:
+                        raise UserError(
+                            f"the Parquet file {path} has no column {name!r}, which {files[0]} "
+                            "has; move it away, or pack it by itself."
+                        )
                 for group in range(file.num_row_groups):
                     self._groups.append((path, group))
                     sizes.append(file.metadata.row_group(group).num_rows)
         self._ends = list(accumulate(sizes))
         if not self._ends or not self._ends[-1]:
             raise UserError(f"the Parquet files in {self.path} hold no rows.")
-        self._read: tuple[int, list[dict]] = (-1, [])
+        self._read: tuple[int, list[dict] | str] = (-1, [])
         return self
 
     def __len__(self) -> int:
@@ -161,13 +176,24 @@ class ParquetTable(Table):
     def row(self, number: int) -> dict[str, Any]:
         group = bisect_right(self._ends, number)
         if self._read[0] != group:
-            from pyarrow import parquet
+            self._read = group, self._rows_of(*self._groups[group])
+        rows = self._read[1]
+        if isinstance(rows, str):
+            raise BadSample(self.key(number), "rows are damaged", rows)
+        return rows[number - (self._ends[group - 1] if group else 0)]
 
-            path, within = self._groups[group]
-            columns = [self.picture_column, self.caption_column]
+    def _rows_of(self, path: Path, group: int) -> list[dict[str, Any]] | str:
+        """The rows of a row group, or what is wrong with it."""
+        from pyarrow import ArrowException, parquet
+
+        columns = [self.picture_column, self.caption_column]
+        try:
             with parquet.ParquetFile(path) as file:
-                self._read = group, file.read_row_group(within, columns).to_pylist()
-        return self._read[1][number - (self._ends[group - 1] if group else 0)]
+                table = file.read_row_group(group, columns)
+            values = [_values(table.column(name)) for name in columns]
+        except (OSError, ValueError, ArrowException) as error:
+            return str(error)
+        return [dict(zip(columns, row, strict=True)) for row in zip(*values, strict=True)]
 
 
 class HuggingFaceTable(Table):
@@ -186,10 +212,13 @@ class HuggingFaceTable(Table):
         if hasattr(self, "_data"):
             return self
         datasets = _need("datasets", "datasets", self.path)
+        for file in self.path.rglob("*"):
+            if not file.is_dir():
+                open_regular(file).close()
         try:
             data = datasets.load_from_disk(str(self.path))
-        except (OSError, ValueError) as error:
-            raise UserError(f"the data set in {self.path} cannot be read: {error}.") from error
+        except Exception as error:  # whatever a damaged state.json led it to
+            raise UserError(f"the data set in {self.path} cannot be read: {error!r}.") from error
         if isinstance(data, dict):
             split = self.split or (
                 "train" if "train" in data or len(data) != 1 else next(iter(data))
@@ -212,7 +241,48 @@ class HuggingFaceTable(Table):
         return len(self._data)
 
     def row(self, number: int) -> dict[str, Any]:
-        return self._data[number]
+        from pyarrow import ArrowException
+
+        try:
+            return self._data[number]
+        except (OSError, ValueError, ArrowException) as error:  # text that is no UTF-8, for one
+            raise BadSample(self.key(number), "row cannot be read", str(error)) from error
+
+
+def _values(column: Any) -> list[Any]:
+    """An Arrow column as Python has it; bytes of a text that are no UTF-8 become surrogates.
+
+    Arrow does not look into texts, and Python would refuse all rows for one of them.
+    """
+    import pyarrow as arrow
+
+    if arrow.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    plain = _without_text(column.type)
+    if plain == column.type:
+        return column.to_pylist()
+    return [_with_text(value, column.type) for value in column.cast(plain).to_pylist()]
+
+
+def _without_text(kind: Any) -> Any:
+    """The Arrow type with bytes in the place of text."""
+    import pyarrow as arrow
+
+    if arrow.types.is_struct(kind):
+        return arrow.struct([field.with_type(_without_text(field.type)) for field in kind])
+    if arrow.types.is_large_string(kind):
+        return arrow.large_binary()
+    text = arrow.types.is_string(kind) or arrow.types.is_string_view(kind)
+    return arrow.binary() if text else kind
+
+
+def _with_text(value: Any, kind: Any) -> Any:
+    """A value of `_without_text(kind)` as one of `kind`."""
+    if isinstance(value, dict):
+        return {field.name: _with_text(value[field.name], field.type) for field in kind}
+    if isinstance(value, bytes) and _without_text(kind) != kind:
+        return value.decode("utf-8", "surrogateescape")
+    return value
 
 
 def _need(module: str, package: str, path: Path) -> Any:

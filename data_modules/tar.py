@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from triptych.contracts import UserError
+from triptych.documents import open_regular
 
 BLOCK = 512  # bytes; headers and payloads begin at its multiples
 RECORD = 20 * BLOCK  # what tar rounds up the size of an archive to
@@ -78,18 +79,14 @@ def scan(path: Path) -> Iterator[Member | Damage]:
     Raises:
         UserError: the file cannot be read, or is no tar archive at all, or is gzipped.
     """
-    try:
-        file = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
-    except OSError as error:
-        raise UserError(f"the shard {path} cannot be read: {error.strerror}.") from error
-    try:
-        end = os.fstat(file).st_size
-        _check_start(path, file, end)
-        yield from _walk(file, end)
-    except OSError as error:
-        raise UserError(f"the shard {path} cannot be read: {error.strerror}.") from error
-    finally:
-        os.close(file)
+    with open_regular(path) as opened:
+        file = opened.fileno()
+        try:
+            end = os.fstat(file).st_size
+            _check_start(path, file, end)
+            yield from _walk(file, end)
+        except OSError as error:
+            raise UserError(f"the shard {path} cannot be read: {error.strerror}.") from error
 
 
 def groups(events: Iterable[Member | Damage]) -> Iterator[Group]:

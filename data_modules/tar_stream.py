@@ -16,6 +16,7 @@ from typing import BinaryIO
 from urllib.parse import urlparse
 
 from triptych.contracts import UserError
+from triptych.documents import open_regular
 
 from .indexing import DUPLICATE, NO_CAPTION, NO_PICTURE, TOO_LARGE
 from .shards import ShardFolder
@@ -43,7 +44,7 @@ from .tar import (
 TIMEOUT = 60.0  # seconds without a byte
 PASS = 1 << 20  # bytes that are read past at a time
 # What goes wrong with a file that is far away, or compressed.
-BROKEN = (OSError, EOFError, zlib.error, http.client.HTTPException)
+BROKEN = (OSError, EOFError, UserError, zlib.error, http.client.HTTPException)
 # Schemes, and the package that opens them where it is not the standard library.
 SCHEMES = {"": None, "file": None, "http": None, "https": None}
 PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "hf": "huggingface_hub"}
@@ -99,7 +100,7 @@ def open_url(url: str) -> BinaryIO:
     for all to see, knows no s3, and in its secure mode opens no local file. So this is our own.
 
     Raises:
-        OSError, http.client.HTTPException, ...: see BROKEN.
+        OSError, UserError, http.client.HTTPException, ...: see BROKEN.
     """
     parsed = urlparse(url)
     if parsed.scheme in ("http", "https"):
@@ -109,7 +110,7 @@ def open_url(url: str) -> BinaryIO:
 
         file = fsspec.open(url, "rb").open()
     else:
-        file = open(urllib.request.url2pathname(parsed.path) if parsed.scheme else url, "rb")
+        file = open_regular(urllib.request.url2pathname(parsed.path) if parsed.scheme else url)
     packed = parsed.path.endswith((".gz", ".tgz"))
     return gzip.GzipFile(fileobj=file) if packed else file
 

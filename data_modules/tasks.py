@@ -127,8 +127,8 @@ class Reading:
 
     def some(self, turns: list, sample: int, seed: int) -> list:
         """`self.turns` of the turns in an order of their own, which `sample` alone decides."""
-        if self.turns is None:
-            return turns
+        if self.turns is None or not isinstance(turns, list):
+            return turns  # `checked` refuses what is no list
         chosen = np.random.default_rng([seed, sample]).permutation(len(turns))
         return [turns[n] for n in chosen[: self.turns]]
 
@@ -166,7 +166,9 @@ def image_to_text(
         return text_to_text(reading, number, sample, known, seed)
     facts = reading.facts(number)
     if reading.text_only and float(uniform(seed, "text-only", [sample])) < reading.text_only:
-        turns = about_caption(reading.caption(number), facts)
+        told = facts.get("text_conversation")
+        told = reading.checked(told, number) if told else None
+        turns = about_caption(reading.caption(number), told)
         return conversation(reading, number, turns, known, None)
     turns = facts.get(reading.conversation) or [(DESCRIBE, reading.caption(number))]
     return conversation(reading, number, reading.some(turns, sample, seed), known, "picture")
@@ -195,13 +197,13 @@ def conversation(
     return Prompt(ids, labels, shown)
 
 
-def about_caption(caption: str, facts: dict) -> Turns:
+def about_caption(caption: str, turns: Turns | None) -> Turns:
     """Text-only turns about a caption that is given as a generation prompt.
 
     The language model so learns to take that very prompt apart before the generator, which reads
     a frozen language model, depends on it.
     """
-    turns = facts.get("text_conversation") or [("repeat the caption", caption)]
+    turns = turns or [("repeat the caption", caption)]
     prompt = GENERATION_INSTRUCTION.format(caption=caption)
     (_, first), *rest = turns
     return [(prompt, first), *rest]

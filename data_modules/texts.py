@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from .files import MAX_TEXT_BYTES
 from .source import BadSample
 
 MAX_CHARACTERS = 20_000
@@ -11,6 +12,27 @@ MAX_CHARACTERS = 20_000
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufeff]+")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 REPLACEMENT = "\ufffd"  # what bytes that are no UTF-8 are read as
+
+
+def check_text(text: object, key: str, what: str, most: int = MAX_TEXT_BYTES) -> str:
+    """`text` as it is, if it is text of at most `most` bytes in UTF-8.
+
+    Args:
+        text: of a caption, which `what` says.
+        key: name of the sample.
+
+    Raises:
+        BadSample: it is none.
+    """
+    if not isinstance(text, str):
+        raise BadSample(key, f"{what} is no text", f"but {type(text).__name__}")
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError as error:  # bytes that were no UTF-8, or halves of characters
+        raise BadSample(key, f"{what} is no UTF-8") from error
+    if size > most:
+        raise BadSample(key, f"{what} is too long", f"{size:,} bytes, at most {most:,}")
+    return text
 
 
 def clean(text: object, key: str, what: str, most: int = MAX_CHARACTERS) -> str:

@@ -53,6 +53,15 @@ def touch(shard):
     shard.with_name(shard.name + ".idx").unlink()
 
 
+def alter(shard):
+    """Another byte at the end of its last sample, the size as it was, and the index made again."""
+    content = bytearray(shard.read_bytes())
+    place = len(bytes(content).rstrip(b"\0")) - 1
+    content[place] ^= 1
+    shard.write_bytes(content)
+    touch(shard)
+
+
 def live(weights, stage="stage2", **settings):
     """The small model of a stage, built; its encoder counts its calls in `encoder.calls`."""
     model = unified(stage, weights=needed(weights, stage), **settings)
@@ -243,7 +252,8 @@ def test_what_is_finished_is_not_done_again(world, weights):
     times = {path: path.stat().st_mtime_ns for path in folder.glob("*.safetensors")}
     gone, stale = sorted(times)[2:4]
     gone.unlink()
-    touch(world / "train" / "train-00003.tar")
+    touch(world / "train" / "train-00002.tar")
+    alter(world / "train" / "train-00003.tar")
     before = (folder / "manifest.json").read_text()
     make(world / "train", weights)
     changed = {path for path, time in times.items() if path.stat().st_mtime_ns != time}
@@ -329,7 +339,10 @@ def test_another_objective_is_refused(world, weights):
 
 def test_a_shard_that_changed_is_refused(world, weights):
     make(world / "train", weights)
-    touch(world / "train" / "train-00005.tar")
+    for shard in (world / "train").glob("*.tar"):  # copied to another disk
+        touch(shard)
+    assert find_features(ShardFolder(world / "train").open()).complete
+    alter(world / "train" / "train-00005.tar")
     refused(world, weights, "train-00005.tar has changed since its features .* features")
 
 
@@ -341,6 +354,11 @@ def test_a_shard_that_changed_is_refused(world, weights):
             "train-00002.tar are mis",
         ),
         (lambda f: (f / "manifest.json").write_text("{"), "manifest.json is damaged"),
+        (lambda f: (f / "manifest.json").write_text("[" * 10**5), "manifest.json is damaged"),
+        (lambda f: (f / "manifest.json").write_text("[]"), "manifest.json is damaged"),
+        (lambda f: edit(f, shards=[]), r"manifest.json is damaged \('shards' is of"),
+        (lambda f: edit(f, shards={"train-00002.tar": 5}), r"damaged \(shard 'train-00002.tar'"),
+        (lambda f: edit(f, relative_rms_error="0"), "manifest.json is damaged"),
         (lambda f: edit(f, version=99), "version 99, this program reads 1"),
         (lambda f: edit(f, identity={"decode": "by hand"}), r"not those of this model \(encoder"),
     ],

@@ -17,13 +17,16 @@ LAYERS = [
         "contracts",
         "documents",
         "errors",
+        "image_headers",
+        "image_reader",
         "limits",
+        "picture_settings",
         "randomness",
         "resources",
         "signals",
         "streams",
         "version",
-        "picture_settings",
+        "writing",
     ],
     [
         "loss",
@@ -62,14 +65,14 @@ COMPOSITION_ROOT = {
 }
 EXCEPTIONS = {
     "data_modules": {
-        *("atomic_write", "contracts", "documents", "pictures", "prompts", "randomness"),
-        *("shapes", "signals"),
+        *("atomic_write", "contracts", "documents", "errors", "image_headers", "image_reader"),
+        *("pictures", "prompts", "randomness", "shapes", "signals", "writing"),
     },
     "callbacks": {
         *("atomic_write", "contracts", "documents", "pictures", "ranks", "sheets", "sampler"),
         *("sharding", "signals", "weights"),
     },
-    "shapes": {"documents", "prompts"},  # the tokenizer alone, see below
+    "shapes": {"documents", "prompts", "writing"},  # of prompts the tokenizer alone, see below
     "backbones": {
         *("contracts", "documents", "limits", "loss", "pretrained", "prompts", "randomness"),
         *("resources", "sampler", "solvers"),

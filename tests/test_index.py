@@ -6,6 +6,7 @@ import os
 import pickle
 import tarfile
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from tars import number_of, sample, write
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from triptych.contracts import UserError
-from triptych.data_modules import BadSample, ShardFolder, columns, indexing, shards, tar
+from triptych.data_modules import BadSample, ShardFolder, columns, identity, indexing, shards, tar
 from triptych.data_modules.index import COLUMNS, Contents, ShardIndex, index_places, write_index
 from triptych.data_modules.indexing import build_index, index_shards
 
@@ -290,7 +291,7 @@ def test_a_link_to_a_shard_that_is_gone_is_refused_by_name(tmp_path):
         ShardFolder(tmp_path).open()
 
 
-@pytest.mark.parametrize("change", ["size", "time"])
+@pytest.mark.parametrize("change", ["size", "content", "content and index without probe"])
 def test_an_index_of_another_shard_is_refused_and_made_again_when_asked(change, tmp_path):
     path = write(tmp_path / "a.tar", sample(1))
     build_index(path)
@@ -299,11 +300,57 @@ def test_an_index_of_another_shard_is_refused_and_made_again_when_asked(change, 
         write(path, [m for n in range(9) for m in sample(n)])
         os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
     else:
+        path.write_bytes(path.read_bytes().replace(b"00000001 ", b"00000002 "))
         os.utime(path, ns=(1, 1))
+    if change.endswith("probe"):
+        write_index(path, replace(ShardIndex(next(index_places(path)), path).contents(), probe=b""))
     with pytest.raises(UserError, match=f"a.tar.idx is not of the shard as.*index {tmp_path}`"):
         ShardFolder(tmp_path).open()
     (index,) = index_shards([path])
     assert len(index) == len(ShardFolder(tmp_path).open()) == (9 if change == "size" else 1)
+
+
+def test_a_copied_shard_is_the_same_and_the_log_says_so_once(tmp_path, caplog):
+    for name in "abc":
+        write(tmp_path / f"{name}.tar", sample(1))
+    ShardFolder(tmp_path).open()
+    for name in "ab":
+        os.utime(tmp_path / f"{name}.tar", ns=(1, 1))
+    for times in (1, 0):
+        caplog.clear()
+        assert ShardFolder(tmp_path).open().caption(0) == " ".join(["00000001"] * 5)
+        assert caplog.text.count("2 shards have another time stamp") == times
+
+
+def test_a_copied_shard_of_a_folder_that_cannot_be_written_to(tmp_path, monkeypatch, caplog):
+    path = write(tmp_path / "a.tar", sample(1))
+    build_index(path)
+    os.utime(path, ns=(1, 1))
+
+    def denied(place, data):
+        raise OSError(errno.EROFS, "Read-only file system", str(place))
+
+    monkeypatch.setattr("triptych.data_modules.index._write", denied)
+    assert len(ShardFolder(tmp_path).open()) == 1 and "another time stamp" in caplog.text
+
+
+def test_a_run_goes_on_while_another_notices_that_its_shard_was_copied(tmp_path):
+    path = write(tmp_path / "a.tar", [m for n in range(3) for m in sample(n)])
+    folder = ShardFolder(tmp_path).open()
+    os.utime(path, ns=(1, 1))
+    ShardFolder(tmp_path).open()
+    assert folder.caption(2) == " ".join(["00000002"] * 5)
+
+
+def test_large_shards_are_known_by_some_of_their_blocks(tmp_path):
+    content = np.random.default_rng(0).bytes(3 << 20)
+    (tmp_path / "a").write_bytes(content)
+    before = identity.probe_of(tmp_path / "a")
+    for place in (0, len(content) - 1, (len(content) - identity.BLOCK) // 3 + 5):
+        (tmp_path / "b").write_bytes(content[:place] + b"!" + content[place + 1 :])
+        assert identity.probe_of(tmp_path / "b") != before
+    (tmp_path / "c").write_bytes(content)
+    assert identity.probe_of(tmp_path / "c") == before
 
 
 def test_a_wrong_byte_anywhere_in_an_index_is_noticed(tmp_path):

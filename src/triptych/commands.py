@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,10 @@ from triptych.limits import PORT, TRAINING_STEPS
 from triptych.measuring.command import evaluate
 from triptych.trust import add_trust
 from triptych.using.commands import chat, edit, generate, reconstruct
+from triptych.writing import announce, refuse_other_files
 
+DEMO_FILES = re.compile(r"index\.html|scores\.json|\..*")
+DEMO_BYTES = 1_000_000
 TINY = ["conf/model/tiny.yaml"]
 
 
@@ -50,6 +54,8 @@ def demo(arguments: list[str]) -> None:
     parser = _parser("demo", demo)
     parser.add_argument("--out", type=Path, default=Path("out/demo"), help="folder")
     parsed, flags = parser.parse_known_args(arguments)
+    refuse_other_files(parsed.out, DEMO_FILES, "--out")
+    announce("the demo", parsed.out, DEMO_BYTES)
     model = _load(parsed, flags, parser)
     from triptych.serving.demo import make_demo
 

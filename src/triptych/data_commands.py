@@ -284,6 +284,7 @@ def features(parsed: argparse.Namespace) -> None:
 
 def _report(source, found) -> Iterator[str]:
     """The lines that `inspect` prints."""
+    from triptych.data_modules.decode import Decoder
     from triptych.data_modules.inspect import histogram, repeated
 
     shards = source.shard_sizes
@@ -314,6 +315,8 @@ def _report(source, found) -> Iterator[str]:
         problems.update({problem.reason: problem.samples for problem in index.problems})
     summary = ", ".join(f"{count:,} {reason}" for reason, count in problems.most_common())
     yield f"left out         {summary or 'nothing'}"
+    if hint := Decoder().hint:
+        yield f"note             {hint}"
 
 
 def _range(values) -> str:

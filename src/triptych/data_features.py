@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
+import re
 import warnings
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -17,16 +19,19 @@ from typing import Any
 import torch
 from lightning import LightningDataModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from triptych.atomic_write import alone_in, replacing
 from triptych.contracts import UserError
 from triptych.data_modules import BadSample, ShardFolder
-from triptych.data_modules.decode import Decoder, PictureError
-from triptych.data_modules.features import MANIFEST, VERSION, digest, finished, home, stamp
-from triptych.data_modules.sidecars import ENDING, SidecarWriter, read_metadata
+from triptych.data_modules.decode import Decoder
+from triptych.data_modules.features import MANIFEST, VERSION, digest, finished, home
+from triptych.data_modules.identity import stamp
+from triptych.data_modules.sidecars import DTYPES, ENDING, SidecarWriter, read_metadata
 from triptych.documents import parse_json
+from triptych.errors import PictureError
 from triptych.loading import describe_model
 from triptych.modules.features import FeatureModule, Pictures
 from triptych.pictures import stack_pictures
@@ -34,6 +39,10 @@ from triptych.ranks import ending_together, take_over, watch_launched
 from triptych.run_folder import is_first_process
 from triptych.signals import ignore_in_worker, supervisor
 from triptych.version import __version__
+from triptych.writing import announce, refuse_other_files
+
+# What lies in a folder of features; hidden files are not looked at.
+OURS = re.compile(rf"({re.escape(MANIFEST)}|.*{re.escape(ENDING)})(\.partial)?|\..*")
 
 # Lightning wants to know which rows of a data set a batch has; our batches say so themselves.
 warnings.filterwarnings("ignore", message="Couldn't infer the batch indices")
@@ -91,6 +100,12 @@ class Making:
         Raises:
             UserError: another process is writing there.
         """
+        if is_first_process():
+            refuse_other_files(self.folder, OURS, "--out")
+            if todo := self.missing(source):
+                samples = int(sum(source.shard_sizes[shard] for shard in todo))
+                size = samples * self.bytes_of(module)
+                announce(f"features of {samples:,} samples", self.folder, size)
         # a process for each device comes here; the first one holds the folder for all
         with alone_in(self.folder) if is_first_process() else nullcontext():
             return self._extract(
@@ -107,12 +122,7 @@ class Making:
         accelerator: str,
         precision: str,
     ) -> str | None:
-        todo = [
-            shard
-            for shard, samples in enumerate(source.shard_sizes)
-            if samples and not finished(source.paths[shard], self.folder, self.digest)
-        ]
-        if todo:
+        if todo := self.missing(source):
             devices = min(devices, len(todo))  # whoever has no shard would not wait for the others
             with supervisor.handled():
                 watch_launched()
@@ -130,11 +140,25 @@ class Making:
                 take_over(trainer)
                 read = PictureReader(source, Decoder(self.identity["decode"]), module.picture_size)
                 data = ShardPictures(read, todo, batch_size, workers)
+                if hint := read.decode.hint:
+                    rank_zero_info(hint)
                 with ending_together():
                     trainer.predict(module, data, return_predictions=False)
             if not trainer.is_global_zero:
                 return None
         return self.write_manifest(precision)
+
+    def missing(self, source: ShardFolder) -> list[int]:
+        """Numbers of the shards whose features are not there yet, or do not hold."""
+        return [
+            shard
+            for shard, samples in enumerate(source.shard_sizes)
+            if samples and not finished(source.paths[shard], self.folder, self.digest)
+        ]
+
+    def bytes_of(self, module: FeatureModule) -> int:
+        """Bytes of the features of one sample."""
+        return math.prod(module.encoder.feature_shape) * DTYPES[self.dtype].itemsize
 
     def write_manifest(self, precision: str) -> str:
         """Take together what the sidecars say; returns a line about it."""

@@ -6,3 +6,19 @@ class UserError(ValueError):
 
     The command line prints the message alone, without a traceback, and exits with status 1.
     """
+
+
+class PictureError(ValueError):
+    """An image that cannot be used; each door turns it into its own form.
+
+    Args:
+        reason: follows "the image", the same for all images with this fault: "is damaged".
+        detail: helps to find the cause; logged, not counted.
+    """
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(f"{reason} ({detail})" if detail else reason)
+        self.reason, self.detail = reason, detail
+
+    def __reduce__(self):
+        return type(self), (self.reason, self.detail)

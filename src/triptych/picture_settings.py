@@ -7,11 +7,12 @@ import os
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from triptych.documents import parse_json
-from triptych.errors import UserError
+from triptych.errors import PictureError, UserError
+from triptych.image_reader import read_header
 
 CHUNK = "triptych"
 
@@ -44,11 +45,14 @@ def settings_of(path: Path | str) -> dict[str, Any]:
         UserError: it is no picture, or carries none.
     """
     try:
-        with Image.open(path) as picture:
-            return parse_json(picture.info[CHUNK], path)
-    except (OSError, UnidentifiedImageError) as error:
+        text = read_header(path).info[CHUNK]
+    except PictureError as error:
         raise UserError(f"{path} is no picture that can be read ({error}).") from error
-    except (KeyError, ValueError) as error:
+    except KeyError:
+        text = ""
+    try:
+        return parse_json(text, path)
+    except UserError as error:
         raise UserError(
             f"{path} says nothing of how it was made: not by triptych, or not a PNG."
         ) from error

@@ -6,12 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import center_crop, resize
 
-from triptych.contracts import UserError
+from triptych.errors import PictureError, UserError
+from triptych.image_headers import DAMAGED
+from triptych.image_reader import MISSING, read_image
 
 Picture = Image.Image | str | Path
 """A picture, or the path of one."""
@@ -21,19 +23,26 @@ def open_picture(picture: Picture) -> Image.Image:
     """The picture, read whole, upright (a camera's orientation applied), in RGB.
 
     Raises:
-        UserError: it does not exist, is no picture, or is damaged.
+        UserError: it does not exist, is no picture, is damaged, or is beyond `DEFAULT_LIMITS`.
     """
-    if isinstance(picture, Image.Image):
-        return picture.convert("RGB")
     try:
-        with Image.open(picture) as opened:
-            return ImageOps.exif_transpose(opened).convert("RGB")
-    except FileNotFoundError as error:
-        raise UserError(f"the picture {picture} does not exist; check the path.") from error
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(
-            f"{picture} is no picture that can be read ({error}); give a whole PNG, JPEG or WebP."
-        ) from error
+        return read_image(picture)
+    except PictureError as error:
+        raise UserError(in_words(picture, error)) from error
+
+
+def in_words(picture: Picture, error: PictureError) -> str:
+    """The sentence of a command about a picture that cannot be used."""
+    name = "the picture" if isinstance(picture, Image.Image) else f"the picture {picture}"
+    if error.reason == MISSING:
+        return f"{name} does not exist; check the path."
+    if error.reason == DAMAGED:
+        name = name if isinstance(picture, Image.Image) else str(picture)
+        return (
+            f"{name} is no picture that can be read ({error.detail}); "
+            "give a whole PNG, JPEG or WebP."
+        )
+    return f"{name} {error}; give a smaller or plainer one."
 
 
 def square(picture: Image.Image, size: int) -> Tensor:

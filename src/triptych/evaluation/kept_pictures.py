@@ -11,6 +11,8 @@ import numpy
 from PIL import Image
 
 from triptych.contracts import UserError
+from triptych.errors import PictureError
+from triptych.image_reader import read_image
 from triptych.picture_settings import attach, settings_of
 
 
@@ -33,9 +35,8 @@ class KeptPictures:
         """
         path = self.folder / file
         try:
-            with Image.open(path) as picture:
-                pixels = numpy.array(picture.convert("RGB"))
-        except (OSError, SyntaxError, ValueError):
+            pixels = numpy.array(read_image(path))
+        except PictureError:
             return None
         asked = self._asked(prompt, seed)
         found = settings_of(path)

@@ -5,7 +5,6 @@ What cannot be read is handed on as such, so that whoever scores names and count
 
 from __future__ import annotations
 
-import io
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -16,7 +15,9 @@ from typing import Any
 from PIL import Image
 
 from triptych.contracts import UserError
-from triptych.documents import MIB, parse_json, read_bytes, read_json, read_text
+from triptych.documents import MIB, open_regular, parse_json, read_bytes, read_json, read_text
+from triptych.errors import PictureError
+from triptych.image_reader import DEFAULT_LIMITS, read_image
 from triptych.picture_settings import CHUNK
 from triptych.pictures import open_picture
 
@@ -92,7 +93,10 @@ def count_states(entries: Iterable[Entry]) -> dict[str, int]:
 
 def _from_memory(pictures: Iterable[Image.Image]) -> Iterator[Entry]:
     for number, picture in enumerate(pictures):
-        yield Entry(str(number), picture.convert("RGB"))
+        try:
+            yield Entry(str(number), read_image(picture))
+        except PictureError as error:
+            yield Entry(str(number), None, "unreadable", str(error))
 
 
 # --- folders --------------------------------------------------------------------------------------
@@ -189,16 +193,17 @@ def _from_shards(shards: list[Path]) -> Iterator[Entry]:
             for key, files in groupby(_files(shard), lambda file: _key(file[0])):
                 if (entry := _sample(f"{shard.name}/{key}", dict(files))) is not None:
                     yield entry
-        except (OSError, tarfile.TarError) as error:
+        except (OSError, UserError, tarfile.TarError) as error:
             yield Entry(shard.name, None, "unreadable", f"the shard is damaged: {error}")
 
 
 def _files(shard: Path) -> Iterator[tuple[str, bytes]]:
     """(Name, content) of the files of a .tar; webdataset ends at a cut without a word."""
-    with tarfile.open(shard, "r:") as archive:
+    with open_regular(shard) as file, tarfile.open(fileobj=file, mode="r:") as archive:
         for member in archive:
-            if member.isfile():
-                yield member.name, archive.extractfile(member).read()
+            if member.isfile():  # one byte more than may be, so that the reader says so
+                content = archive.extractfile(member).read(DEFAULT_LIMITS.max_bytes + 1)
+                yield member.name, content
         if shard.stat().st_size < archive.offset + tarfile.BLOCKSIZE:  # no empty block ends it
             raise tarfile.ReadError("it is cut off")
 
@@ -220,7 +225,7 @@ def _sample(key: str, files: Mapping[str, bytes]) -> Entry | None:
     if text is not None:
         entry.caption = text.decode("utf-8", "replace").strip()
     try:
-        entry.picture = open_picture(io.BytesIO(by_ending[ending]))
-    except UserError:
+        entry.picture = read_image(by_ending[ending])
+    except PictureError:
         entry.state, entry.note = "unreadable", f"its {ending} is no picture, or damaged"
     return entry

@@ -5,20 +5,35 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-import warnings
-from io import BytesIO
 
-from PIL import Image, ImageOps
+from PIL import Image
 
+from triptych.errors import PictureError
+from triptych.image_headers import DAMAGED
+from triptych.image_reader import (
+    ANIMATED,
+    TOO_LARGE,
+    TOO_LONG,
+    TOO_MANY_PIXELS,
+    ImageLimits,
+    read_image,
+)
 from triptych.pictures import square
 from triptych.serving.problems import Problem, wrong
 
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
-MOST_PIXELS = 2**24
-"""4096 x 4096, or 64 MB while it is read."""
-LONGEST_SIDE = 16_384
-MOST_STRETCH = 32
-"""Long side over short side: a thin line becomes huge when its short side is enlarged."""
+LIMITS = ImageLimits(
+    formats=("PNG", "JPEG", "WEBP", "GIF"),
+    max_pixels=2**24,  # 4096 x 4096, or 64 MB while it is read
+    max_side=16_384,
+    max_aspect=32,
+    animated=False,
+)
+CODES = {
+    TOO_MANY_PIXELS: "image_too_large",
+    TOO_LARGE: "image_too_large",
+    TOO_LONG: "image_too_thin",
+    ANIMATED: "animated_image",
+}
 DATA_URL = re.compile(r"data:image/[a-zA-Z0-9.+-]+;base64,", re.ASCII)
 
 
@@ -30,49 +45,28 @@ def read_picture(data: bytes, size: int | None, param: str) -> Image.Image:
             go, so that what waits in the queue is small. None: it sees pictures in their shapes.
 
     Raises:
-        Problem: 400; it is no picture, a damaged, a moving or a too large one.
+        Problem: 400; it is no picture, a damaged, an animated or a too large one.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our limit is lower
-            opened = Image.open(BytesIO(data), formats=FORMATS)
-            _check(opened, param)
-            upright = ImageOps.exif_transpose(opened).convert("RGB")
-            if size is None:
-                return upright
-            return Image.fromarray(square(upright, size).permute(1, 2, 0).numpy())
-    except Problem:
-        raise
-    except Exception as error:  # Pillow's readers raise whatever a damaged file led them to
-        raise _damaged(param) from error
+        upright = read_image(data, LIMITS)
+    except PictureError as error:
+        raise _problem(param, error) from error
+    if size is None:
+        return upright
+    return Image.fromarray(square(upright, size).permute(1, 2, 0).numpy())
 
 
-def _check(picture: Image.Image, param: str) -> None:
-    width, height = picture.size
-    if width * height > MOST_PIXELS or max(width, height) > LONGEST_SIDE:
-        raise wrong(
+def _problem(param: str, error: PictureError) -> Problem:
+    if error.reason == DAMAGED:  # Pillow's words for it help nobody
+        return wrong(
             param,
-            f"{param}: the picture has {width} x {height} pixels; send at most "
-            f"{MOST_PIXELS // 1_000_000} million, and {LONGEST_SIDE} a side.",
-            "image_too_large",
+            f"{param}: this is no picture that can be read; send a whole PNG, JPEG, WebP or GIF.",
+            "invalid_image",
         )
-    if max(width, height) > MOST_STRETCH * min(width, height):
-        raise wrong(
-            param,
-            f"{param}: the picture has {width} x {height} pixels; send one that is at most "
-            f"{MOST_STRETCH} times as long as wide.",
-            "image_too_thin",
-        )
-    # A camera's JPEG may hold a second, small picture (MPO); its first is what is meant.
-    if picture.format != "MPO" and getattr(picture, "is_animated", False):
-        raise wrong(param, f"{param}: the picture moves; send a single one.", "animated_image")
-
-
-def _damaged(param: str) -> Problem:
     return wrong(
         param,
-        f"{param}: this is no picture that can be read; send a whole PNG, JPEG, WebP or GIF.",
-        "invalid_image",
+        f"{param}: the picture {error}; send another.",
+        CODES.get(error.reason, "invalid_image"),
     )
 
 

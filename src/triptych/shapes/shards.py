@@ -34,6 +34,7 @@ from triptych.shapes.edits import EDITS, Edit, sample_edit
 from triptych.shapes.edits import SPLITS as EDIT_SPLITS
 from triptych.shapes.questions import caption_questions, grid_reading, parse_reading, questions
 from triptych.shapes.world import draw
+from triptych.writing import announce
 
 VERSION = 7  # raise it whenever the same seed gives other samples
 MARKER = "shapes.json"
@@ -43,6 +44,7 @@ LONG_CAPTIONS = 0.2  # share of the training captions
 PICTURE_TURNS = 3  # beside the reading of all nine cells, which opens or ends a conversation
 QUESTIONS = 12  # and the reading: a second conversation, of which a batch takes some turns
 CAPTION_TURNS = 4
+BLOCK = 512  # bytes that members of a tar are rounded up to, each behind a header of one
 FEWEST_SHARDS = 8  # so that every process and loader worker has one of its own
 
 
@@ -167,7 +169,9 @@ def ensure_shapes(
     """
     instruct = min(train, 12000) if instruct is None else instruct
     sizes = dict(zip(SPLITS, (train, evaluation, unseen, instruct), strict=True))
-    return _ensure(Path(folder), MARKER, VERSION, sizes, seed, progress, make_sample)
+    return _ensure(
+        "the shapes world", Path(folder), MARKER, VERSION, sizes, seed, progress, make_sample
+    )
 
 
 def ensure_edits(
@@ -180,11 +184,19 @@ def ensure_edits(
     """Make FOLDER/train and /eval of edits, unless they are there already; as `ensure_shapes`."""
     sizes = dict(zip(EDIT_SPLITS, (train, evaluation), strict=True))
     return _ensure(
-        Path(folder), EDITS_MARKER, EDITS_VERSION, sizes, seed, progress, make_edit_sample
+        "the edits of the shapes world",
+        Path(folder),
+        EDITS_MARKER,
+        EDITS_VERSION,
+        sizes,
+        seed,
+        progress,
+        make_edit_sample,
     )
 
 
 def _ensure(
+    name: str,
     folder: Path,
     marker_name: str,
     version: int,
@@ -196,6 +208,7 @@ def _ensure(
     marker = {"version": version, "seed": seed, "samples": sizes}
     if not _is_made(folder, marker_name, marker):
         _refuse_full(folder)
+        announce(name, folder, _size_of(sizes, seed, make))
         with _WhenComplete(folder) as unfinished:
             for split, samples in sizes.items():
                 per_shard = max(1, min(1000, -(-samples // FEWEST_SHARDS)))
@@ -216,6 +229,17 @@ def _is_made(folder: Path, marker_name: str, marker: dict) -> bool:
             f"({marker}): delete it or choose another folder."
         )
     return True
+
+
+def _size_of(sizes: dict[str, int], seed: int, make: Callable[[str, int, int], dict]) -> int:
+    """Bytes of the shards, about, from the first sample of each task."""
+    found = 0
+    for split, samples in sizes.items():
+        first = [make(split, index, seed) for index in range(min(samples, len(TASKS)))]
+        contents = [each for sample in first for each in sample.values() if isinstance(each, bytes)]
+        padded = sum(BLOCK + -(-len(content) // BLOCK) * BLOCK for content in contents)
+        found += padded * samples // max(len(first), 1)
+    return found
 
 
 def _refuse_full(folder: Path) -> None:

@@ -16,7 +16,8 @@ from typing import Any
 
 from PIL import Image
 
-from triptych.errors import UserError
+from triptych.errors import PictureError, UserError
+from triptych.image_reader import read_header, read_image
 from triptych.picture_settings import attach, settings_of
 
 SHOWN = 64  # pictures in a grid file, the first ones
@@ -81,9 +82,8 @@ class Output:
         if not path.is_file():
             return False
         try:
-            with Image.open(path) as picture:
-                picture.load()
-        except (OSError, SyntaxError, ValueError):
+            read_image(path)
+        except PictureError:
             return False  # damaged: made again
         other = "choose another folder with --out, or delete it"
         try:
@@ -175,15 +175,14 @@ def _sheet(jobs: Sequence[Job], folder: Path) -> Image.Image:
     from triptych.sheets import grid
 
     def small(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
-        return picture.convert("RGB").resize(size, Image.Resampling.LANCZOS)
+        return picture.resize(size, Image.Resampling.LANCZOS)
 
-    with Image.open(folder / jobs[0].file) as first:
-        shrink = max(1.0, max(first.size) / SIDE)
-        size = tuple(max(1, round(side / shrink)) for side in first.size)
+    first = read_header(folder / jobs[0].file)
+    shrink = max(1.0, max(first.size) / SIDE)
+    size = tuple(max(1, round(side / shrink)) for side in first.size)
     shown = []
     for job in jobs:
-        with Image.open(folder / job.file) as picture:
-            beside = small(picture, size)
+        beside = small(read_image(folder / job.file), size)
         if job.source is not None:
             from triptych.pictures import open_picture
 

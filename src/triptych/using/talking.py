@@ -19,15 +19,9 @@ def readable(picture: str) -> None:
     Raises:
         UserError: it cannot be read.
     """
-    from PIL import Image
+    from triptych.pictures import open_picture
 
-    try:
-        with Image.open(picture) as opened:
-            opened.verify()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(
-            f"{picture} is no picture that can be read ({error}); give a whole PNG, JPEG or WebP."
-        ) from error
+    open_picture(picture)
 
 
 # --- JSON lines -----------------------------------------------------------------------------------

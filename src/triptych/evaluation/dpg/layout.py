@@ -13,7 +13,9 @@ from typing import Any
 from PIL import Image
 
 from triptych.contracts import UserError
+from triptych.errors import PictureError
 from triptych.evaluation.samples import EXTRA, Sample, find, read_json_lines
+from triptych.image_reader import read_header
 
 PACKAGED = Path(__file__).parent / "prompts.jsonl"
 """The 1,065 published prompts."""
@@ -101,9 +103,8 @@ def tile_size(folder: Path, samples: Sequence[Sample], grid: int = GRID) -> int:
     sizes: Counter[tuple[int, int]] = Counter()
     for sample in samples:
         try:
-            with Image.open(folder / sample.picture) as picture:
-                sizes[picture.size] += 1
-        except OSError:  # missing or torn, which is counted when it is opened whole
+            sizes[read_header(folder / sample.picture).size] += 1
+        except PictureError:  # missing or torn, which is counted when it is opened whole
             continue
     if not sizes:
         return 0

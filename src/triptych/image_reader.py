@@ -1,0 +1,230 @@
+"""The one reader of image files, for every door they come through: path, bytes, shard, request.
+
+Formats are opened by their class, as `Image.open` tries formats that run other programs (EPS), and
+warns of large images by a limit of its own. Sizes and hidden work are judged before anything is
+decoded. Images are turned as their EXIF orientation says, as Hugging Face `datasets`, which the
+published code reads its images with, does since 2024; alpha channels and palettes' transparency
+are dropped, as "RGB" conversion by Pillow does.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import (
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    JpegImagePlugin,
+    PngImagePlugin,
+    WebPImagePlugin,
+)
+
+from triptych.documents import open_regular
+from triptych.errors import PictureError, UserError
+from triptych.image_headers import (
+    DAMAGED,
+    TOO_MANY_SCANS,
+    check_bmp,
+    check_png,
+    count_gif_frames,
+    count_scans,
+    find_orientation,
+)
+
+MISSING = "does not exist"
+TOO_MANY_PIXELS = "has too many pixels"
+TOO_LARGE = "is too large"
+TOO_LONG = "is too long for its width"
+ANIMATED = "is animated"
+SCANS_OF_LARGEST = 20  # passes over an image of the most pixels, more over a smaller one
+
+
+class _Jpeg(JpegImagePlugin.JpegImageFile):
+    def _read_dpi_from_exif(self) -> None:
+        """Not read: the resolution is of no use, and EXIF of 64 kB can take hundreds of MB."""
+
+
+@dataclass(frozen=True)
+class _Format:
+    start: bytes
+    opened: Callable[[io.BytesIO], Image.Image]
+    check: Callable[[bytes], int | None]
+
+
+FORMATS = {
+    "JPEG": _Format(b"\xff\xd8\xff", _Jpeg, count_scans),
+    "PNG": _Format(b"\x89PNG", PngImagePlugin.PngImageFile, check_png),
+    "WEBP": _Format(b"RIFF", WebPImagePlugin.WebPImageFile, lambda data: None),
+    "GIF": _Format(b"GIF8", GifImagePlugin.GifImageFile, count_gif_frames),
+    "BMP": _Format(b"BM", BmpImagePlugin.BmpImageFile, check_bmp),
+}
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+@dataclass(frozen=True)
+class ImageLimits:
+    """Limits of an image, judged from its headers.
+
+    Args:
+        formats: keys of FORMATS.
+        max_bytes: size of the file.
+        max_pixels: width times height. Each scan of a JPEG is a pass over
+            them, see SCANS_OF_LARGEST.
+        max_side: longest side in pixels.
+        max_aspect: long side over short side: a thin line becomes huge when its short side is
+            enlarged to that of a square.
+        animated: take the first frame of an animated image, rather than refuse it.
+    """
+
+    formats: tuple[str, ...] = tuple(FORMATS)
+    max_bytes: int = 64 << 20
+    max_pixels: int = 100_000_000
+    max_side: int = 65_535
+    max_aspect: int = 100
+    animated: bool = True
+
+    def check_size(self, width: int, height: int) -> None:
+        """Refuse a size in pixels.
+
+        Raises:
+            PictureError: there are too many of them, or one side is too long.
+        """
+        if width * height > self.max_pixels:
+            raise PictureError(TOO_MANY_PIXELS, f"{width}x{height}, at most {self.max_pixels}")
+        if max(width, height) > self.max_side:
+            raise PictureError(
+                TOO_MANY_PIXELS, f"{width}x{height}, at most {self.max_side} on a side"
+            )
+        if max(width, height) > self.max_aspect * min(width, height):
+            raise PictureError(
+                TOO_LONG, f"{width}x{height}, at most {self.max_aspect} times as long as wide"
+            )
+
+    def check_scans(self, scans: int, width: int, height: int) -> None:
+        """Refuse a JPEG of many scans, each of which is a pass over all pixels.
+
+        Raises:
+            PictureError: there are too many of them for its size.
+        """
+        most = SCANS_OF_LARGEST * self.max_pixels // max(width * height, 1)
+        if scans > most:
+            raise PictureError(TOO_MANY_SCANS, f"{scans} of {width}x{height}, at most {most}")
+
+
+DEFAULT_LIMITS = ImageLimits()
+
+
+def read_image(
+    image: Image.Image | str | Path | bytes, limits: ImageLimits = DEFAULT_LIMITS
+) -> Image.Image:
+    """The image at its own size, upright, RGB.
+
+    Args:
+        image: a path, the bytes of a file, or an image in memory, which stays as it is turned.
+
+    Raises:
+        PictureError: it cannot be read, is damaged, or is beyond `limits`.
+    """
+    if isinstance(image, Image.Image):
+        limits.check_size(*image.size)
+        return to_rgb(image)
+    return upright_rgb(read_header(image, limits))
+
+
+def read_header(image: str | Path | bytes, limits: ImageLimits = DEFAULT_LIMITS) -> Image.Image:
+    """The image with its size, mode and metadata known, and nothing decoded.
+
+    Raises:
+        PictureError: as `read_image`; damage of the pixels is found when they are decoded.
+    """
+    data = image if isinstance(image, bytes) else _read_file(image, limits.max_bytes)
+    if len(data) > limits.max_bytes:
+        raise PictureError(TOO_LARGE, f"{len(data):,} bytes, at most {limits.max_bytes:,}")
+    known = {name: FORMATS[name] for name in limits.formats}
+    name = next((name for name in known if data.startswith(known[name].start)), None)
+    if name is None:
+        raise PictureError(DAMAGED, f"no {', '.join([*known][:-1])} or {[*known][-1]}")
+    found = known[name].check(data)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            header = known[name].opened(io.BytesIO(data))
+    except Exception as error:  # plugins raise SyntaxError, struct.error, ... on damaged headers
+        raise PictureError(DAMAGED, str(error)) from error
+    limits.check_size(*header.size)
+    if name == "JPEG":
+        limits.check_scans(found, *header.size)
+    moves = found == 2 if name == "GIF" else getattr(header, "is_animated", False)
+    if moves and not limits.animated:
+        raise PictureError(ANIMATED)
+    return header
+
+
+def upright_rgb(header: Image.Image) -> Image.Image:
+    """Decode what `read_header` opened: upright, RGB.
+
+    Raises:
+        PictureError: it is damaged.
+    """
+    decode(header)
+    turn = TURNS.get(find_orientation(header.info))
+    return to_rgb(header if turn is None else header.transpose(turn))
+
+
+def decode(header: Image.Image) -> None:
+    """Decode in place; once it is done, nothing.
+
+    Raises:
+        PictureError: it is damaged.
+    """
+    try:
+        header.load()
+    except Exception as error:  # OSError mostly, and whatever else damage provokes
+        raise PictureError(DAMAGED, str(error)) from error
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """The one place where other modes become RGB.
+
+    Raises:
+        PictureError: it was not decoded yet, and is damaged.
+    """
+    decode(image)
+    with warnings.catch_warnings():  # of transparency that "RGB" has no room for
+        warnings.simplefilter("ignore", UserWarning)
+        return image.convert("RGB")
+
+
+def _read_file(path: str | Path, most: int) -> bytes:
+    """The bytes of a regular file; one of more than `most` is not read.
+
+    Raises:
+        PictureError: there is none, or it cannot be read.
+    """
+    try:
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > most:
+                raise PictureError(TOO_LARGE, f"{size:,} bytes, at most {most:,}")
+            return file.read(most + 1)
+    except UserError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            raise PictureError(MISSING) from error
+        why = getattr(error.__cause__, "strerror", None) or "not a regular file"
+        raise PictureError(DAMAGED, why) from error
+    except OSError as error:
+        raise PictureError(DAMAGED, error.strerror or str(error)) from error

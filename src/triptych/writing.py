@@ -1,0 +1,72 @@
+"""What a command writes is said before: where, about how much, and whether that is a mistake."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sys
+from pathlib import Path
+
+from triptych.errors import UserError
+
+
+def announce(what: str, folder: Path, size: int) -> None:
+    """Say on standard error what is about to be written; refuse where it cannot be.
+
+    Args:
+        what: is written, such as "the shapes world".
+        size: bytes of all of it, about.
+
+    Raises:
+        UserError: the folder can neither be made nor written to, or the disk has no room.
+    """
+    place = next(each for each in [folder, *folder.absolute().parents] if os.path.lexists(each))
+    if not place.is_dir():
+        raise UserError(f"{what} cannot be written to {folder}: {place} is no folder.")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise UserError(
+            f"{what} cannot be written to {folder}: {place} is not yours to write to; name another "
+            "folder."
+        )
+    free = shutil.disk_usage(place).free
+    if size > free:
+        raise UserError(
+            f"{what} takes about {in_units(size)}, and the disk of {place} has {in_units(free)} "
+            "left; make room, or name a folder on another disk."
+        )
+    print(
+        f"triptych: writing {what} (about {in_units(size)}) to {folder}",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
+def refuse_other_files(folder: Path, ours: re.Pattern[str], flag: str) -> list[str]:
+    """Names in a folder, all of which match `ours`; none where there is no folder.
+
+    Raises:
+        UserError: it is no folder, or holds something else, so that its name is likely a mistake.
+    """
+    try:
+        names = sorted(path.name for path in folder.iterdir())
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise UserError(f"{flag} {folder} is no folder to write to: {error.strerror}.") from error
+    for name in names:
+        if not ours.fullmatch(name):
+            raise UserError(
+                f"the folder {folder} holds something else already, {name} for one; give an empty "
+                f"folder or a new one ({flag})."
+            )
+    return names
+
+
+def in_units(size: float) -> str:
+    """A number of bytes for people: "243 MB"."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if size >= 10 or unit == "bytes" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"
