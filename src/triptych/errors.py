@@ -6,3 +6,7 @@ class UserError(ValueError):
 
     The command line prints the message alone, without a traceback, and exits with status 1.
     """
+
+
+class NotFiniteError(UserError):
+    """What a model computed is NaN or infinite; the message names the stage."""

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from triptych.contracts import UserError
 from triptych.weights import durable
+from triptych.weights.checking import require_sound
 from triptych.weights.files import WeightFiles, full_name, label_of, save_weights
 from triptych.weights.fingerprint import fingerprint
 
@@ -142,9 +143,11 @@ def export_checkpoint(path: Path, out: Path, average: bool, dtype: torch.dtype) 
         dtype: of the floating-point tensors in the file.
 
     Raises:
-        UserError: as `read_trained`, or `out` cannot be written.
+        UserError: as `read_trained`, a weight is not finite, or `out` cannot be written.
     """
     tensors, origin = read_trained(path, average)
+    for name, tensor in tensors.items():
+        require_sound(name, tensor, path)
     save_weights(tensors, out, origin, dtype)
 
 
