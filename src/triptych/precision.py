@@ -23,7 +23,7 @@ class ExactBuffers(nn.Module):
     """A module whose buffers, and those of all modules in it, no cast makes less than float32.
 
     `to`, `half`, `bfloat16` and Lightning's precision plugins cast the parameters alone; `double`
-    widens the buffers too. Complex buffers keep their dtype.
+    widens the buffers too. Whole and complex numbers keep their dtype.
     """
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
@@ -41,7 +41,7 @@ class ExactBuffers(nn.Module):
 
 def exact(built: torch.dtype, wanted: torch.dtype) -> torch.dtype:
     """The dtype of a buffer that was built as `built` where the parameters become `wanted`."""
-    return built if built.is_complex else torch.promote_types(wanted, torch.float32)
+    return torch.promote_types(wanted, torch.float32) if built.is_floating_point else built
 
 
 def exported(name: str, tensor: Tensor, dtype: torch.dtype) -> torch.dtype:

@@ -69,8 +69,8 @@ def times(steps: int) -> np.ndarray:
 def flow_solver(name: str, steps: int, shift: float = 1.0) -> Any:
     """A scheduler for a velocity, on the published grid shifted as `loss.shift_time` does.
 
-    Its `timesteps` are 1000 t, one for each call of the model. It stays on the CPU, whatever the
-    device of the samples: its numbers are arguments of kernels there, which nobody waits for.
+    Its `timesteps` are 1000 t, one for each call of the model. It stays on the CPU whatever the
+    device of the samples, where its numbers become arguments of kernels: nobody waits for them.
 
     Raises:
         UserError: there is no such sampler, or there are no steps.
@@ -95,8 +95,10 @@ def flow_solver(name: str, steps: int, shift: float = 1.0) -> Any:
     return solver
 
 
-def diffusion_solver(name: str, steps: int, device: Any = None, **options: Any) -> Any:
+def diffusion_solver(name: str, steps: int, **options: Any) -> Any:
     """A scheduler for a network that predicts noise or "v"; `options` are those of diffusers.
+
+    On the CPU, as a `flow_solver`.
 
     Raises:
         UserError: there is no such sampler, or there are no steps.
@@ -105,6 +107,6 @@ def diffusion_solver(name: str, steps: int, device: Any = None, **options: Any) 
     require_steps(steps)
     kinds = {"euler": EulerDiscreteScheduler, "heun": HeunDiscreteScheduler, **MULTISTEP}
     solver = kinds[name](**options)
-    solver.set_timesteps(steps, device=device)
+    solver.set_timesteps(steps)
     solver.set_begin_index(0)
     return solver

@@ -184,9 +184,7 @@ class SDXLDecoder(PixelDecoder):
         told = on_step if on_picture else None
         return pixels(self.sample(features, noise, steps, guidance, null, sampler, told))
 
-    def scheduler(
-        self, steps: int | None = None, device: Any = None, sampler: str | None = None
-    ) -> Any:
+    def scheduler(self, steps: int | None = None, sampler: str | None = None) -> Any:
         """The integrator of `sample`, set to `steps`.
 
         Euler's times are the published ones, which begin at 1000 - 1000/steps. The others begin at
@@ -197,7 +195,6 @@ class SDXLDecoder(PixelDecoder):
         return diffusion_solver(
             sampler,
             self.steps if steps is None else steps,
-            device,
             num_train_timesteps=TRAIN_TIMES,
             **NOISE_SCHEDULE,
             prediction_type=self.prediction,
@@ -223,11 +220,12 @@ class SDXLDecoder(PixelDecoder):
         """
         guidance = self.guidance if guidance is None else guidance
         null = torch.zeros_like(features) if null is None else null.expand_as(features)
-        scheduler = self.scheduler(steps, features.device, sampler)
+        scheduler = self.scheduler(steps, sampler)
         latents = noise * scheduler.init_noise_sigma
+        told = scheduler.timesteps.to(features.device)
         for index, timestep in enumerate(scheduler.timesteps):
             inputs = scheduler.scale_model_input(latents, timestep)
-            times = timestep.expand(len(inputs))
+            times = told[index].expand(len(inputs))
             if guidance == 1.0:
                 predicted = self.denoise(inputs, times, features)
             else:
