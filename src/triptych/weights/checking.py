@@ -74,9 +74,10 @@ def require_state(given: Mapping[str, Tensor], own: Mapping[str, Tensor], source
     Raises:
         UserError: one is of another kind, or not finite.
     """
-    for name in given.keys() & own.keys():
-        require_kind(name, given[name].dtype, own[name].dtype, source)
-        require_sound(name, given[name], source)
+    for name, tensor in given.items():
+        if name in own:
+            require_kind(name, tensor.dtype, own[name].dtype, source)
+            require_sound(name, tensor, source)
 
 
 def require_floating(types: Mapping[str, str], source: object) -> None:
