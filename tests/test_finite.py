@@ -124,7 +124,7 @@ def test_an_export_of_a_diverged_run_is_refused(tmp_path, average):
     content = {"state_dict": fine if average else wrong, "global_step": 3}
     content["callbacks"] = {"EMA": {"average": wrong if average else fine, "steps": 3}}
     torch.save(content, tmp_path / "1.ckpt")
-    with pytest.raises(UserError, match=r"1\.ckpt: generation\.queries holds 1 numbers of 256"):
+    with pytest.raises(UserError, match=r"generation\.queries holds 1 numbers of 256"):
         export_checkpoint(tmp_path / "1.ckpt", tmp_path / "w", average, torch.float32)
     export_checkpoint(tmp_path / "1.ckpt", tmp_path / "w", not average, torch.float32)
 

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from triptych.contracts import UserError
 from triptych.weights import durable
-from triptych.weights.checking import require_sound
 from triptych.weights.files import WeightFiles, full_name, label_of, save_weights
 from triptych.weights.fingerprint import fingerprint
 
@@ -146,8 +145,6 @@ def export_checkpoint(path: Path, out: Path, average: bool, dtype: torch.dtype) 
         UserError: as `read_trained`, a weight is not finite, or `out` cannot be written.
     """
     tensors, origin = read_trained(path, average)
-    for name, tensor in tensors.items():
-        require_sound(name, tensor, path)
     save_weights(tensors, out, origin, dtype)
 
 
