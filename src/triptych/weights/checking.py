@@ -103,9 +103,7 @@ def sound_chunks(name: str, stored: str, chunks: Iterable[Bytes]) -> Iterator[By
             view = memoryview(rest + bytes(chunk) if rest else chunk)
             end = len(view) // dtype.itemsize * dtype.itemsize
             for start in range(0, end, AT_ONCE):
-                numbers = bytearray(
-                    view[start : min(start + AT_ONCE, end)]
-                )  # torch wants to own it
+                numbers = bytearray(view[start : min(start + AT_ONCE, end)])  # writable for torch
                 require_sound(name, torch.frombuffer(numbers, dtype=dtype), "the weights to write")
             rest = bytes(view[end:])
         yield chunk
