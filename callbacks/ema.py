@@ -16,6 +16,7 @@ from triptych.callbacks.export import ExportWeights
 from triptych.callbacks.skipping import has_gradients, local, was_skipped
 from triptych.contracts import UserError
 from triptych.sharding import gathered, like
+from triptych.weights.checking import require_sound
 
 
 class EMA(Callback):
@@ -176,4 +177,6 @@ class EMA(Callback):
         return {"steps": self.steps, "average": gathered(self.average, keep=self._saves)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name, tensor in state["average"].items():
+            require_sound(name, tensor, "the checkpoint's EMA")
         self.steps, self._loaded = state["steps"], state["average"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,11 @@ from torch import Tensor
 from triptych.callbacks.ema import EMA
 from triptych.callbacks.pictures import inspecting, to_arrays
 from triptych.contracts import UserError, unit_to_pixels
+from triptych.errors import NotFiniteError
 from triptych.pictures import square
 from triptych.sheets import above, grid
+
+log = logging.getLogger(__name__)
 
 COLUMNS = 6
 DESCRIBE = "describe the picture"  # what the DataModules ask where there is no conversation
@@ -81,8 +85,12 @@ class SampleGrid(Callback):
     def _save(self, trainer: Trainer, module: LightningModule, suffix: str) -> None:
         """Make a sheet with the weights as they are now, and save it under a name with `suffix`."""
         make = sheet_maker(module)
-        with inspecting(trainer, module):
-            pictures, labels = make(self, trainer, module)
+        try:
+            with inspecting(trainer, module):
+                pictures, labels = make(self, trainer, module)
+        except NotFiniteError as error:  # training may recover; the guard of it is NonFiniteGuard
+            log.warning("no sheet at step %d: %s", trainer.global_step, error)
+            return
         folder = Path(trainer.log_dir or trainer.default_root_dir) / "samples"  # asks all ranks
         if trainer.is_global_zero:
             sheet = grid(pictures, labels, COLUMNS, self.scale)

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 
 from triptych.callbacks import EMA, Evaluate, SampleGrid
 from triptych.contracts import Evaluator, UserError
+from triptych.finite import require_finite
 from triptych.sheets import LEAST_WIDTH, MARGIN, above, grid
 
 SIDE = 48
@@ -166,6 +167,16 @@ def test_sample_grid_draws_the_same_prompts_at_start_on_time_and_at_the_end(tmp_
     assert (
         np.asarray(Image.open(run / "samples/step-00000003.png"))[MARGIN + 5, MARGIN + 5, 0] == 80
     )
+
+
+def test_a_sheet_that_computes_no_numbers_is_left_out_and_training_goes_on(tmp_path, caplog):
+    class Spoilt(Model):
+        def generate(self, prompts, seeds):
+            require_finite(torch.tensor([float("nan")]), "the decoder's pixels")
+
+    run = fit(Spoilt("generation"), tmp_path, SampleGrid(every=2), steps=2)
+    assert not (run / "samples").exists()
+    assert "no sheet at step 2: the decoder's pixels are NaN or infinite" in caplog.text
 
 
 def test_sample_grid_disturbs_neither_modes_nor_random_numbers(tmp_path):

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import register_dataclass
 
 from triptych.errors import UserError as UserError  # everyone's, so importable from here too
+from triptych.precision import ExactBuffers
 
 TEXT_TO_IMAGE = "text_to_image"
 IMAGE_TO_TEXT = "image_to_text"
@@ -113,10 +114,12 @@ class Condition:
 register_dataclass(Condition)  # FSDP looks for the tensors in what a part returns
 
 
-class Part(nn.Module, ABC):
+class Part(ExactBuffers, ABC):
     """A network that is built late: the constructor takes configuration, `build` makes weights.
 
-    Building is not loading: `build` gives random weights; `triptych.weights` fills them.
+    Building is not loading: `build` gives random weights; `triptych.weights` fills them. Constants
+    of the forward pass are buffers, float32 whatever the parameters are; those in no weight file
+    are registered with `persistent=False`.
     """
 
     entry_points: tuple[str, ...] = ()
@@ -224,6 +227,9 @@ class Understander(Part):
 
         `on_tokens` is told of the B tokens of every step, and says which rows need no more; what
         it raises ends the call. Rows that have ended are given padding.
+
+        Raises:
+            NotFiniteError: logits are NaN or infinite.
         """
 
 

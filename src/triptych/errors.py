@@ -22,3 +22,7 @@ class PictureError(ValueError):
 
     def __reduce__(self):
         return type(self), (self.reason, self.detail)
+
+
+class NotFiniteError(UserError):
+    """What a model computed is NaN or infinite; the message names the stage."""

@@ -291,7 +291,7 @@ class UnifiedPipeline:
         images = [images] if isinstance(images, Picture) else list(images)
         with self._turn, _sufficient_memory(batch_size):
             parts = self._squares(images).split(batch_size)
-            return torch.cat([self.model.encoder(part.to(self.device)).float() for part in parts])
+            return torch.cat([self.model.encode(part) for part in parts])
 
     def chat(
         self,
@@ -378,11 +378,7 @@ class UnifiedPipeline:
 
     def _squares(self, images: Sequence[Picture]) -> Tensor:
         """uint8 [B,3,H,W] as the image encoder takes them."""
-        if not self.model.encoder.built:
-            raise UserError(
-                "this model has no weights of its image encoder; name them with "
-                "--model.weights.encoder=FILE."
-            )
+        self.model.require_encoder()
         size = self.model.encoder.image_size
         return torch.stack([square(open_picture(image), size) for image in images])
 

@@ -59,18 +59,19 @@ def sample_flow(
         UserError: there is no such sampler, there are no steps, or the interval is none.
     """
     low, high = require_interval(guidance_interval)
-    solver = flow_solver(sampler, steps, shift, noise.device)
+    solver = flow_solver(sampler, steps, shift)
     states = condition.states
     prepare = model.prepare if isinstance(model, VelocityModel) else velocity_under(model)
     plain = prepare(states)
     if guidance != 1.0:
         guided = prepare(states, torch.zeros_like(states[:1]) if null is None else null)
     x = noise
-    levels = (solver.timesteps / 1000).tolist()  # on the host: a device that is asked makes it wait
+    # float64: a thousand times t is then the integer again, not its neighbour in float32
+    told = solver.timesteps.trunc().double() if integer_times else solver.timesteps
+    times = (told / 1000).to(x.device)
+    levels = (solver.timesteps / 1000).tolist()
     for index, (timestep, level) in enumerate(zip(solver.timesteps, levels, strict=True)):
-        # float64: a thousand times t is then the integer again, not its neighbour in float32
-        told = timestep.trunc().double() if integer_times else timestep
-        t = (told / 1000).expand(len(x))
+        t = times[index].expand(len(x))
         if guidance != 1.0 and low <= level <= high:
             unguided, conditional = guided(x.repeat(2, 1, 1, 1), t.repeat(2)).chunk(2)
             velocity = unguided + guidance * (conditional - unguided)

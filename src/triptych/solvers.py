@@ -67,36 +67,39 @@ def times(steps: int) -> np.ndarray:
     return np.linspace(1.0, 1.0 / steps, steps)
 
 
-def flow_solver(name: str, steps: int, shift: float = 1.0, device: Any = None) -> Any:
+def flow_solver(name: str, steps: int, shift: float = 1.0) -> Any:
     """A scheduler for a velocity, on the published grid shifted as `loss.shift_time` does.
 
-    Its `timesteps` are 1000 t, one for each call of the model.
+    Its `timesteps` are 1000 t, one for each call of the model. It stays on the CPU whatever the
+    device of the samples, where its numbers become arguments of kernels: nobody waits for them.
 
     Raises:
         UserError: there is no such sampler, or there are no steps.
     """
     require_sampler(name)
     solver = FlowMatchEulerDiscreteScheduler(shift=shift)
-    solver.set_timesteps(sigmas=times(steps), device=device)
+    solver.set_timesteps(sigmas=times(steps))
     # The grids that diffusers makes for the others begin at 0.999, are of whole thousandths, or are
     # shifted twice: all take Euler's.
-    levels, sigmas = solver.timesteps, solver.sigmas.cpu()
+    levels, sigmas = solver.timesteps, solver.sigmas
     if name == "heun":
         solver = FlowMatchHeunDiscreteScheduler()
-        solver.set_timesteps(steps, device=device)
+        solver.set_timesteps(steps)
         solver.timesteps = torch.cat([levels[:1], levels[1:].repeat_interleave(2)])
         solver.sigmas = torch.cat([sigmas[:1], sigmas[1:-1].repeat_interleave(2), sigmas[-1:]])
     elif name in MULTISTEP:
         solver = MULTISTEP[name](prediction_type="flow_prediction", use_flow_sigmas=True)
-        solver.set_timesteps(steps, device=device)
+        solver.set_timesteps(steps)
         solver.timesteps, solver.sigmas = levels, sigmas
         solver.sigmas[0] -= EPSILON
     solver.set_begin_index(0)  # else the first step looks it up, for which a GPU is waited for
     return solver
 
 
-def diffusion_solver(name: str, steps: int, device: Any = None, **options: Any) -> Any:
+def diffusion_solver(name: str, steps: int, **options: Any) -> Any:
     """A scheduler for a network that predicts noise or "v"; `options` are those of diffusers.
+
+    On the CPU, as a `flow_solver`.
 
     Raises:
         UserError: there is no such sampler, or there are no steps.
@@ -105,6 +108,6 @@ def diffusion_solver(name: str, steps: int, device: Any = None, **options: Any) 
     require_steps(steps)
     kinds = {"euler": EulerDiscreteScheduler, "heun": HeunDiscreteScheduler, **MULTISTEP}
     solver = kinds[name](**options)
-    solver.set_timesteps(steps, device=device)
+    solver.set_timesteps(steps)
     solver.set_begin_index(0)
     return solver

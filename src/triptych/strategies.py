@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch.distributed.checkpoint.state_dict import (
     get_optimizer_state_dict,
     set_optimizer_state_dict,
 )
+from torch.distributed.fsdp import MixedPrecision
 from torch.distributed.fsdp.wrap import CustomPolicy
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
@@ -96,6 +98,11 @@ class BlockFSDPStrategy(_EndsTogether, FSDPStrategy):
 
     def __init__(self, process_group_backend: str | None = None) -> None:
         super().__init__(process_group_backend=process_group_backend, state_dict_type="full")
+
+    @property
+    def mixed_precision_config(self) -> MixedPrecision | None:
+        config = super().mixed_precision_config
+        return config and replace(config, buffer_dtype=None)  # buffers stay float32
 
     def _setup_model(self, model: torch.nn.Module) -> torch.nn.Module:
         if self.root_device.type == "cpu":

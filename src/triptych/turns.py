@@ -28,6 +28,8 @@ def take_turns(model: nn.Module, device: torch.device) -> None:
             networks = [child for child in children if not isinstance(child, Part)]
             for network in networks:
                 network.forward = turns.of(networks, network.forward)
+            for name, buffer in part.named_buffers(recurse=False):
+                setattr(part, name, buffer.to(device))  # small, and meets what comes from there
         else:
             for name in ("forward", *part.entry_points):
                 setattr(part, name, turns.of([part], getattr(part, name)))

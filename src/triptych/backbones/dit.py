@@ -76,6 +76,10 @@ class LuminaNextDiT(VelocityModel):
             qk_norm=True,
             cross_attention_dim=self.width,
         )
+        tokens = side // self.patch_size
+        table = get_2d_rotary_pos_embed_lumina(self.width // self.heads, tokens, tokens)
+        # [side,side,head_dim/2,2], real and imaginary part
+        self.register_buffer("rotary", torch.view_as_real(table), persistent=False)
         # Declared by diffusers, used by nothing: without this its memory is never written.
         nn.init.zeros_(self.dit.pad_token)
         self.dit.pad_token.requires_grad_(False)
@@ -119,7 +123,7 @@ class LuminaNextDiT(VelocityModel):
             (1000 * t).float(),
             caption,
             mask,
-            self._rotary(x_t.device),
+            torch.view_as_complex(self.rotary),
             cross_attention_kwargs=keeping,
             return_dict=False,
         )[0]
@@ -132,16 +136,6 @@ class LuminaNextDiT(VelocityModel):
         """
         kept = KeptCaption(condition, null)
         return lambda x_t, t: self(x_t, t, kept)
-
-    def _rotary(self, device: torch.device) -> Tensor:
-        """Complex 2-D rotary table [side,side,head_dim/2]; not a buffer, so never on meta."""
-        side = self.feature_shape[1] // self.patch_size
-        cached = getattr(self, "_table", None)
-        if cached is None or cached.device != device:
-            head = self.width // self.heads
-            cached = get_2d_rotary_pos_embed_lumina(head, side, side).to(device)
-            self._table = cached
-        return cached
 
 
 class KeptCaption:

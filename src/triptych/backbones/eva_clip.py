@@ -12,12 +12,6 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
-def clip_normalize(images: Tensor) -> Tensor:
-    """Images [B,3,H,W] in [0,1], less CLIP's mean, over its deviation."""
-    mean = images.new_tensor(CLIP_MEAN)[:, None, None]
-    return (images - mean) / images.new_tensor(CLIP_STD)[:, None, None]
-
-
 class EvaClip(ImageEncoder):
     """EVA-CLIP without CLS token and final norm, average-pooled to a grid of features.
 
@@ -62,6 +56,9 @@ class EvaClip(ImageEncoder):
         self.feature_shape = (width, side, side)
 
     def build(self) -> None:
+        for name, colours in (("image_mean", CLIP_MEAN), ("image_std", CLIP_STD)):
+            colours = torch.tensor(colours, dtype=torch.float32)[:, None, None]
+            self.register_buffer(name, colours, persistent=False)
         self.tower = timm.create_model(
             "eva02_enormous_patch14_clip_224",
             img_size=self.image_size,
@@ -95,7 +92,11 @@ class EvaClip(ImageEncoder):
     def normalize(self, pixels: Tensor) -> Tensor:
         """uint8 [B,3,H,W] of any size -> images float32 [B,3,size,size] by CLIP's mean and std."""
         # Not `pixels_to_unit` moved to [0,1]: that would round differently from the published code.
-        return clip_normalize(scaled(pixels.to(torch.float32) / 255, self.image_size, 0.0))
+        return self.clip_normalize(scaled(pixels.to(torch.float32) / 255, self.image_size, 0.0))
+
+    def clip_normalize(self, images: Tensor) -> Tensor:
+        """Images float32 [B,3,H,W] in [0,1], less CLIP's mean, over its standard deviation."""
+        return (images - self.image_mean) / self.image_std
 
     def image_tokens(self, images: Tensor) -> Tensor:
         """Normalized images [B,3,size,size] -> patch tokens [B,P,width], CLS dropped."""

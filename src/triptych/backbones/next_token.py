@@ -16,6 +16,7 @@ from transformers import (
 )
 
 from triptych.contracts import Sampling
+from triptych.finite import all_finite, require_finite
 from triptych.randomness import mix
 
 
@@ -44,12 +45,34 @@ class Gumbel(LogitsProcessor):
         return scores - torch.stack(waits).log().to(scores.device)
 
 
-class Watch(StoppingCriteria):
-    """Tells of the tokens [B] of every step; what it is told ends rows."""
+class Logits(LogitsProcessor):
+    """Notes whether the logits of the last step were finite; `Watch` reads it."""
 
-    def __init__(self, on_tokens: Callable[[list[int]], list[bool]]) -> None:
-        self.on_tokens = on_tokens
+    finite: Tensor
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        self.finite = all_finite(scores)
+        return scores
+
+
+class Watch(StoppingCriteria):
+    """Tells of the tokens [B] of every step; what it is told ends rows.
+
+    Raises:
+        NotFiniteError: when called after logits that are NaN or infinite.
+    """
+
+    def __init__(self, on_tokens: Callable[[list[int]], list[bool]], logits: Logits) -> None:
+        self.on_tokens, self.logits = on_tokens, logits
 
     def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
-        enough = self.on_tokens(input_ids[:, -1].tolist())
+        # in one piece: the GPU is waited for once a step
+        *tokens, finite = torch.cat([input_ids[:, -1], self.logits.finite[None]]).cpu()
+        require_finite(finite.bool(), "the language model's logits")
+        enough = self.on_tokens([int(token) for token in tokens])
         return torch.tensor(enough, device=input_ids.device)
+
+
+def none_ends(tokens: list[int]) -> list[bool]:
+    """For `Watch`, where nobody ends a row before its last token."""
+    return [False] * len(tokens)

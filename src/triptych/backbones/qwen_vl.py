@@ -12,13 +12,14 @@ import torch
 from torch import Tensor, nn
 from transformers import (
     GenerationConfig,
+    LogitsProcessorList,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2VLImageProcessor,
     StoppingCriteriaList,
 )
 
-from triptych.backbones.next_token import Watch, choice
+from triptych.backbones.next_token import Logits, Watch, choice, none_ends
 from triptych.contracts import Batch, Condition, Sampling, Understander, UserError
 from triptych.pretrained import load_pretrained
 from triptych.prompts import (
@@ -410,12 +411,13 @@ class QwenVL(Understander):
                 "image_grid_thw": image_grid_thw,
                 "mm_token_type_ids": self._token_types(input_ids),
             }
+        logits = Logits()
         new = self.model.generate(
             input_ids=input_ids,
             attention_mask=attention_mask,
             max_new_tokens=max_new_tokens,
-            logits_processor=choice(sampling or Sampling()),
-            stopping_criteria=StoppingCriteriaList([Watch(on_tokens)] if on_tokens else []),
+            logits_processor=LogitsProcessorList([logits, *choice(sampling or Sampling())]),
+            stopping_criteria=StoppingCriteriaList([Watch(on_tokens or none_ends, logits)]),
             **pictures,
         )
         return new[:, input_ids.shape[1] :]

@@ -110,6 +110,13 @@ class SDXLDecoder(PixelDecoder):
             projection_class_embeddings_input_dim=6 * self.time_width + feature_channels,
         )
         self.baseline = Baseline(self) if self.baseline_width else None
+        shown = self.vae.image_size
+        original = self.original_size or shown
+        sizes = torch.tensor([original, original, 0, 0, shown, shown], dtype=torch.float32)
+        kept = DDPMScheduler(TRAIN_TIMES, **NOISE_SCHEDULE).alphas_cumprod
+        self.register_buffer("sizes", sizes, persistent=False)
+        self.register_buffer("signal_levels", kept.sqrt(), persistent=False)
+        self.register_buffer("noise_levels", (1 - kept).sqrt(), persistent=False)
 
     def blocks(self) -> list[nn.Module]:
         return [*self.unet.down_blocks, self.unet.mid_block, *self.unet.up_blocks]
@@ -131,24 +138,22 @@ class SDXLDecoder(PixelDecoder):
             latents = self.baseline.normalize(latents - prediction.detach())
         noise = normal(latents.shape[1:], seed, "decoder-noise", samples, device)
         timesteps = (uniform(seed, "decoder-time", samples, device) * TRAIN_TIMES).long()
-        schedule = DDPMScheduler(TRAIN_TIMES, **NOISE_SCHEDULE)
-        noisy = schedule.add_noise(latents, noise, timesteps)
-        target = (
-            noise
-            if self.prediction == "epsilon"
-            else schedule.get_velocity(latents, noise, timesteps)
-        )
+        signal, level = self.levels(timesteps)
+        noisy = signal * latents + level * noise
+        target = noise if self.prediction == "epsilon" else signal * noise - level * latents
         return mse(self.denoise(noisy, timesteps, features), target) + baseline_loss
+
+    def levels(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
+        """Signal and noise in latents at times int64 [B], each [B,1,1,1]; squares add up to 1."""
+        signal, noise = self.signal_levels[timesteps], self.noise_levels[timesteps]
+        return signal[:, None, None, None], noise[:, None, None, None]
 
     def denoise(self, latents: Tensor, timesteps: Tensor, features: Tensor) -> Tensor:
         """One UNet call: latents [B,Z,a,a], timesteps [B], features [B,C,h,w] -> [B,Z,a,a]."""
         dtype = self.unet.dtype
         features = features.to(dtype)
         tokens = features.flatten(2).transpose(1, 2)
-        size = self.vae.image_size
-        original = self.original_size or size
-        sizes = latents.new_tensor([original, original, 0.0, 0.0, size, size])
-        sizes = sizes.expand(len(latents), -1)
+        sizes = self.sizes.expand(len(latents), -1)
         return self.unet(
             latents.to(dtype),
             timesteps,
@@ -179,9 +184,7 @@ class SDXLDecoder(PixelDecoder):
         told = on_step if on_picture else None
         return pixels(self.sample(features, noise, steps, guidance, null, sampler, told))
 
-    def scheduler(
-        self, steps: int | None = None, device: Any = None, sampler: str | None = None
-    ) -> Any:
+    def scheduler(self, steps: int | None = None, sampler: str | None = None) -> Any:
         """The integrator of `sample`, set to `steps`.
 
         Euler's times are the published ones, which begin at 1000 - 1000/steps. The others begin at
@@ -192,7 +195,6 @@ class SDXLDecoder(PixelDecoder):
         return diffusion_solver(
             sampler,
             self.steps if steps is None else steps,
-            device,
             num_train_timesteps=TRAIN_TIMES,
             **NOISE_SCHEDULE,
             prediction_type=self.prediction,
@@ -218,11 +220,12 @@ class SDXLDecoder(PixelDecoder):
         """
         guidance = self.guidance if guidance is None else guidance
         null = torch.zeros_like(features) if null is None else null.expand_as(features)
-        scheduler = self.scheduler(steps, features.device, sampler)
+        scheduler = self.scheduler(steps, sampler)
         latents = noise * scheduler.init_noise_sigma
+        told = scheduler.timesteps.to(features.device)
         for index, timestep in enumerate(scheduler.timesteps):
             inputs = scheduler.scale_model_input(latents, timestep)
-            times = timestep.expand(len(inputs))
+            times = told[index].expand(len(inputs))
             if guidance == 1.0:
                 predicted = self.denoise(inputs, times, features)
             else:
@@ -233,13 +236,12 @@ class SDXLDecoder(PixelDecoder):
             predicted = predicted.float()
             latents = scheduler.step(predicted, timestep, latents, return_dict=False)[0]
             if on_step is not None:
-                on_step(index, latents, self._clean(scheduler, timestep, inputs, predicted))
+                on_step(index, latents, self._clean(times.long(), inputs, predicted))
         return latents
 
-    def _clean(self, scheduler: Any, timestep: Tensor, noisy: Tensor, predicted: Tensor) -> Tensor:
+    def _clean(self, timesteps: Tensor, noisy: Tensor, predicted: Tensor) -> Tensor:
         """The clean latents that the UNet sees behind noisy ones of unit variance [B,Z,a,a]."""
-        kept = scheduler.alphas_cumprod[int(timestep)].item()
-        signal, noise = kept**0.5, (1 - kept) ** 0.5
+        signal, noise = self.levels(timesteps)
         if self.prediction == "epsilon":
             return (noisy - noise * predicted) / signal
         return signal * noisy - noise * predicted

@@ -10,6 +10,7 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor, nn
 
 from triptych.contracts import ImageEncoder, UserError, pixels_to_unit, unit_to_pixels
+from triptych.finite import all_finite, require_finite
 
 AT_ONCE = 2**22  # pixels decoded at once, 4 pictures of 1024: the VAE's memory is far above theirs
 
@@ -162,6 +163,15 @@ class KLAutoencoder(ImageEncoder):
 
 
 def decoded(images: Callable[[Tensor], Tensor], latents: Tensor, side: int) -> Tensor:
-    """`images` of latents [B,Z,h,w] as uint8 [B,3,H,W], no more at once than AT_ONCE pixels."""
-    parts = latents.split(max(1, AT_ONCE // side**2))
-    return torch.cat([unit_to_pixels(images(part)) for part in parts])
+    """`images` of latents [B,Z,h,w] as uint8 [B,3,H,W], no more at once than AT_ONCE pixels.
+
+    Raises:
+        NotFiniteError: a pixel is NaN or infinite; as uint8 it would be black or white.
+    """
+    pixels, finite = [], []
+    for part in latents.split(max(1, AT_ONCE // side**2)):
+        made = images(part)
+        pixels.append(unit_to_pixels(made))
+        finite.append(all_finite(made))
+    require_finite(torch.stack(finite).all(), "the decoder's pixels")
+    return torch.cat(pixels)

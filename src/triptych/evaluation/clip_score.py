@@ -26,6 +26,7 @@ from triptych.evaluation.picture_sources import (
     read_pictures,
     source_name,
 )
+from triptych.evaluation.pretrained import require_weights
 from triptych.evaluation.report import Report
 from triptych.pretrained import load_pretrained
 
@@ -51,6 +52,7 @@ class ClipJudge:
                 f"{folder} is no folder with a CLIP model and its processor ({error}); "
                 "download one, such as openai/clip-vit-large-patch14, and name its folder."
             ) from error
+        require_weights(self.model, folder)
         self.model = self.model.eval().to(self.device)
         self.most_tokens = self.model.config.text_config.max_position_embeddings
 

@@ -18,6 +18,7 @@ from torch.nn import functional
 from torchvision.models import inception as stock
 
 from triptych.contracts import UserError
+from triptych.weights.checking import require_state
 
 SIZE = 299  # pixels a side
 WIDTH = 2048  # of its features
@@ -91,7 +92,8 @@ def load_inception(path: str | Path) -> Inception:
     """The network with the weights of a .pth or .safetensors file.
 
     Raises:
-        UserError: the file is missing, damaged, or of another network.
+        UserError: the file is missing, damaged, or of another network, or holds numbers that
+            cannot be weights.
     """
     path = Path(path)
     try:
@@ -102,6 +104,8 @@ def load_inception(path: str | Path) -> Inception:
         tensors = {name: each for name, each in tensors.items() if not name.startswith("fc.")}
         with torch.device("meta"):
             model = Inception()
+        require_state(tensors, model.network.state_dict(), path)
+        tensors = {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}
         model.network.load_state_dict(tensors, assign=True)
     except FileNotFoundError as error:
         raise UserError(

@@ -11,15 +11,19 @@ from torch import nn
 
 from triptych.contracts import Part
 from triptych.freezing import inert
+from triptych.precision import float32_by_default
 from triptych.randomness import mix
 from triptych.weights.files import full_name
 
 
 @contextmanager
 def draws_of(name: str) -> Iterator[None]:
-    """Draws inside follow from torch's seed and `name` alone, whatever was built before."""
+    """Draws inside follow from torch's seed and `name` alone, whatever was built before.
+
+    What is built inside is float32: casts come later, and leave buffers alone.
+    """
     seed = mix(torch.initial_seed(), zlib.crc32(name.encode()))
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), float32_by_default():
         torch.manual_seed(seed)
         yield
 

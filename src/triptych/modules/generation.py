@@ -18,6 +18,7 @@ from triptych.contracts import (
     UserError,
     VelocityModel,
 )
+from triptych.finite import all_finite, require_finite
 from triptych.freezing import Optimization
 from triptych.loss import OBJECTIVES, TimeSampling, mse, path, sample_time
 from triptych.modules.panel import Metrics, Panel, target_features
@@ -197,28 +198,33 @@ class GenerationModule(Panel):
 
         `null` [1,N,D] is the condition that guidance leads away from; zeros by default. See
         `sampler.sample_flow` for the rest.
+
+        Raises:
+            NotFiniteError: the features, or the condition, are NaN or infinite.
         """
         if self.objective.loss == "mse":
             features = sample_regression(self.dit, condition, self.feature_shape)
             if on_step is not None:
                 on_step(0, features, features)
-            return features
-        noise = noise_from_seeds(self.feature_shape, seeds, condition.states.device)
-        steps = self.steps if steps is None else steps
-        guidance = self.guidance if guidance is None else guidance
-        return sample_flow(
-            self.dit,
-            condition,
-            noise,
-            steps,
-            guidance,
-            on_step,
-            shift=self.time_shift,
-            integer_times=self.integer_times,
-            null=null,
-            sampler=sampler or self.sampler,
-            guidance_interval=guidance_interval,
-        )
+        else:
+            features = sample_flow(
+                self.dit,
+                condition,
+                noise_from_seeds(self.feature_shape, seeds, condition.states.device),
+                self.steps if steps is None else steps,
+                self.guidance if guidance is None else guidance,
+                on_step,
+                shift=self.time_shift,
+                integer_times=self.integer_times,
+                null=null,
+                sampler=sampler or self.sampler,
+                guidance_interval=guidance_interval,
+            )
+        finite = all_finite(features)
+        if not finite:  # the stage that began it is named
+            require_finite(condition.states, "the language model's outputs at the queries")
+        require_finite(finite, "the generator's image features")
+        return features
 
     def model_calls(self, steps: int | None = None, sampler: str | None = None) -> int:
         """How often `sample` calls the velocity model."""

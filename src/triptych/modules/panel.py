@@ -22,6 +22,7 @@ from triptych.freezing import (
     make_optimizer,
 )
 from triptych.modules.building import build_own, build_part, start_at_random
+from triptych.precision import ExactBuffers
 from triptych.sharding import (
     Execution,
     cast_frozen,
@@ -32,6 +33,7 @@ from triptych.sharding import (
     shard,
 )
 from triptych.weights import WeightFiles, find_all, load_tensors, load_weights, stored_names
+from triptych.weights.checking import require_state
 from triptych.weights.files import MADE_BY, full_name, label_of
 from triptych.weights.fingerprint import fingerprint
 
@@ -39,7 +41,7 @@ Metrics = dict[str, Tensor]
 FSDP1 = "_fsdp_wrapped_module."  # what the older FSDP puts into the names of parameters
 
 
-class Panel(LightningModule):
+class Panel(ExactBuffers, LightningModule):
     """A LightningModule made of parts that are built late.
 
     A subclass writes `step`, the maths of one loss; the composer calls it. Alone, a panel trains
@@ -209,6 +211,7 @@ class Panel(LightningModule):
                 f"{len(different)} of {len(wanted)} trained tensors, {different[0]} for one; "
                 "resume it with the configuration that made it."
             )
+        require_state(given, self.trained_state(), "the checkpoint")
 
     # Others -------------------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ from triptych.contracts import (
     Preprocessing,
     UserError,
 )
+from triptych.finite import require_finite
 from triptych.freezing import Optimization
 from triptych.modules.answering import write_answers
 from triptych.modules.building import build_part
@@ -387,6 +388,31 @@ class UnifiedModule(Panel):
         )
         return self.generation.sample(condition, [self.negative_seed])
 
+    def require_encoder(self) -> None:
+        """Check that there is an image encoder.
+
+        Raises:
+            UserError: the model has no weights of it.
+        """
+        if not self.encoder.built:
+            raise UserError(
+                "this model has no weights of its image encoder; name them with "
+                "--model.weights.encoder=FILE."
+            )
+
+    @torch.no_grad()
+    def encode(self, pictures: Tensor) -> Tensor:
+        """Features float32 [B,C,h,w] of images uint8 [B,3,H,W], by the image encoder.
+
+        Raises:
+            UserError: the model has no weights of its encoder.
+            NotFiniteError: the features are NaN or infinite.
+        """
+        self.require_encoder()
+        features = self.encoder(pictures.to(self.device)).float()
+        require_finite(features, "the image encoder's features")
+        return features
+
     @torch.no_grad()
     def reconstruct(
         self,
@@ -396,12 +422,7 @@ class UnifiedModule(Panel):
         sampler: str | None = None,
     ) -> Tensor:
         """Pictures uint8 [B,3,H,W] through encoder and decoder; uint8 [B,3,H,W]."""
-        if not self.encoder.built:
-            raise UserError(
-                "this model has no weights of its image encoder, which reconstruction needs; "
-                "name them with --model.weights.encoder=FILE."
-            )
-        features = self.encoder(pictures.to(self.device)).float()
+        features = self.encode(pictures)
         null = self.negative_features("own" if self.negative == "own" else "blank")
         return self.decoding.decode(features, seeds, steps, None, null, self.encoder, sampler)
 

@@ -11,6 +11,7 @@ from typing import Any
 from starlette.requests import Request
 
 from triptych.contracts import UserError
+from triptych.errors import NotFiniteError
 from triptych.serving.metrics import Metrics
 from triptych.serving.problems import Problem
 from triptych.serving.scheduler import Closing, Job, QueueFull, Scheduler, Work
@@ -113,6 +114,15 @@ def _refused(error: UserError) -> Problem:
             503,
             "the server's memory does not suffice for this; ask for fewer pictures at once.",
             "out_of_memory",
+            headers={"x-should-retry": "false"},
+        )
+    if isinstance(error, NotFiniteError):
+        log.error("%s", error)
+        return Problem(
+            500,
+            "the model computed NaN or infinite numbers, so there is no result; tell whoever runs "
+            "this server, whose log names the stage.",
+            "not_finite",
             headers={"x-should-retry": "false"},
         )
     return Problem(400, str(error), "invalid_value")

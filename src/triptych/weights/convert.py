@@ -26,6 +26,7 @@ import yaml
 
 from triptych.contracts import UserError
 from triptych.weights import pieces, siglip_sana
+from triptych.weights.checking import require_floating
 from triptych.weights.checkpoints import fetch
 from triptych.weights.files import MADE_BY, label_of
 from triptych.weights.layouts import DECODER
@@ -129,6 +130,7 @@ def _write(found: Conversion, target: Path, say: Callable[[str], None]) -> None:
     for name, stored in found.tensors.items():
         by_label[label_of(name)][name] = stored
     labels = {label: tensors for label, tensors in by_label.items() if tensors}
+    require_floating({name: stored.dtype for name, stored in found.tensors.items()}, target)
     text = model_file(found, target, labels)
     size = sum(stored.nbytes for stored in found.tensors.values())
     staging = Staging(target, fingerprint(found.sources, "to ours", text), size)

@@ -17,8 +17,10 @@ from torch import Tensor, nn
 from triptych.atomic_write import replacing
 from triptych.contracts import UserError
 from triptych.documents import open_regular
+from triptych.precision import exported
 from triptych.resources import PREFIX, locate
 from triptych.sharding import put
+from triptych.weights.checking import require_kind, require_sound
 from triptych.weights.safetensors_stream import DTYPES, Stored, write_tensors
 
 MADE_BY = {
@@ -69,14 +71,15 @@ def label_of(name: str) -> str:
 def save_weights(
     tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str], dtype: torch.dtype
 ) -> None:
-    """Write `tensors` (floating ones as `dtype`) to `path`, whole or not at all.
+    """Write `tensors` to `path`, whole or not at all; see `exported` for their dtypes.
 
     The same tensors and metadata make the same bytes.
 
     Raises:
-        UserError: the disk is full or the folder cannot be written; what was there before stays.
+        UserError: a number is NaN or infinite, the disk is full, or the folder cannot be written;
+            what was there before stays.
     """
-    stored = {name: stored_as(tensor, dtype) for name, tensor in tensors.items()}
+    stored = {name: stored_as(t, exported(name, t, dtype)) for name, t in tensors.items()}
     try:
         with replacing(path) as file:
             write_tensors(file, stored, metadata)
@@ -88,15 +91,14 @@ def save_weights(
 
 
 def stored_as(tensor: Tensor, dtype: torch.dtype) -> Stored:
-    """A tensor for `write_tensors`, cast to `dtype` if it is a floating-point one."""
-    kept = dtype if tensor.is_floating_point() else tensor.dtype
+    """A tensor for `write_tensors`, cast to `dtype`."""
 
     def chunks() -> Iterator[memoryview]:
-        whole = tensor.detach().to("cpu", kept).contiguous()
+        whole = tensor.detach().to("cpu", dtype).contiguous()
         if whole.numel():
             yield memoryview(whole.reshape(-1).view(torch.uint8).numpy())
 
-    return Stored(DTYPES[kept], tuple(tensor.shape), chunks)
+    return Stored(DTYPES[dtype], tuple(tensor.shape), chunks)
 
 
 def read_metadata(path: Path) -> dict[str, str]:
@@ -114,10 +116,10 @@ def load_weights(module: nn.Module, sources: WeightFiles) -> set[str]:
     over; any other unknown name, and any other shape, is an error.
 
     Raises:
-        UserError: a file is missing, is no safetensors file, or does not fit the model.
+        UserError: a file is missing, is no safetensors file, does not fit the model, or holds
+            numbers that cannot be weights.
     """
-    own = {full_name(name): tensor for name, tensor in module.named_parameters()}
-    own |= {full_name(name): tensor for name, tensor in module.named_buffers()}
+    own = _places(module)
     parts = {name.split(".")[0] for name in own}
     filled: set[str] = set()
     for label, path in find_all(sources).items():
@@ -134,10 +136,10 @@ def load_tensors(module: nn.Module, tensors: Mapping[str, Tensor], source: str) 
     """Fill `module` in place with tensors by full name; those of parts it lacks are passed over.
 
     Raises:
-        UserError: one does not fit the model; `source` says where it is from.
+        UserError: one does not fit the model, or holds numbers that cannot be weights; `source`
+            says where it is from.
     """
-    own = {full_name(name): tensor for name, tensor in module.named_parameters()}
-    own |= {full_name(name): tensor for name, tensor in module.named_buffers()}
+    own = _places(module)
     parts = {name.split(".")[0] for name in own}
     for name, tensor in tensors.items():
         if name.split(".")[0] not in parts or _left_out(name, own):
@@ -148,7 +150,9 @@ def load_tensors(module: nn.Module, tensors: Mapping[str, Tensor], source: str) 
                 f"{source}: {name} has shape {list(tensor.shape)}, this model wants {wanted}: it "
                 "was made with another preset or other sizes."
             )
+        require_kind(name, tensor.dtype, own[name].dtype, source)
         put(own[name], tuple(tensor.shape), lambda rows, t=tensor: t[rows] if t.dim() else t)
+        require_sound(name, own[name], source)
 
 
 def stored_names(paths: Iterable[Path]) -> set[str]:
@@ -196,6 +200,16 @@ def hold(sources: WeightFiles, beginning: str) -> bool:
     return False
 
 
+def _places(module: nn.Module) -> dict[str, Tensor]:
+    """By full name, what a file can fill: not the buffers that a network computes for itself."""
+    own = dict(module.named_parameters())
+    for path, each in module.named_modules():
+        for name, buffer in each.named_buffers(recurse=False):
+            if name not in each._non_persistent_buffers_set:
+                own[f"{path}.{name}" if path else name] = buffer
+    return {full_name(name): tensor for name, tensor in own.items()}
+
+
 def _left_out(name: str, own: Mapping[str, Tensor]) -> bool:
     """Whether `name` lies under a submodule that this model was built without."""
     prefix = ".".join(name.split(".")[:3])
@@ -216,7 +230,9 @@ def _fill(own: Mapping[str, Tensor], name: str, file: safe_open, label: str, pat
             f"{list(own[name].shape)}: it was made with another preset or other sizes; "
             f"retrain it (`{MADE_BY.get(label, 'triptych fit')}`) or undo the change."
         )
+    require_kind(name, stored.get_dtype(), own[name].dtype, f"{path} ({label})")
     put(own[name], shape, lambda rows: stored[rows] if shape else file.get_tensor(name))
+    require_sound(name, own[name], f"{path} ({label})")
 
 
 def _open(path: Path):

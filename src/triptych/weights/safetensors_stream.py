@@ -18,6 +18,7 @@ import torch
 
 from triptych.contracts import UserError
 from triptych.documents import open_regular, parse_json
+from triptych.weights.checking import sound_chunks
 
 CHUNK = 16 * 2**20  # bytes
 LONGEST_HEADER = 100 * 2**20  # bytes; safetensors refuses more
@@ -146,6 +147,9 @@ def write_tensors(
 
     Laid out as safetensors does (wide elements first, then by name), so that the same tensors
     make the same bytes.
+
+    Raises:
+        UserError: a number is NaN or infinite.
     """
     names = sorted(tensors, key=lambda name: (LAYOUT[tensors[name].dtype], name))
     header: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
@@ -158,5 +162,6 @@ def write_tensors(
     text += b" " * (-len(text) % 8)
     file.write(len(text).to_bytes(8, "little") + text)
     for name in names:
-        written = sum(file.write(chunk) for chunk in tensors[name].chunks())
-        assert written == tensors[name].nbytes, name
+        stored = tensors[name]
+        chunks = sound_chunks(name, stored.dtype, stored.chunks())
+        assert sum(file.write(chunk) for chunk in chunks) == stored.nbytes, name

@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 
 from triptych.contracts import UserError
+from triptych.weights.checking import require_floating
 from triptych.weights.checkpoints import Archive, fetch, open_folder, read_json
 from triptych.weights.files import label_of
 from triptych.weights.layouts import TOWER, TOWER_WEIGHTS, VAE
@@ -137,6 +138,7 @@ def convert_siglip_sana(
             found |= {beginning + key: stored for key, stored in archive.tensors.items()}
             paths += archive.paths
     named = {name: found[key] for key, name in full_names(found).items()}
+    require_floating({name: stored.dtype for name, stored in named.items()}, target)
     staging = Staging(target, fingerprint(paths), sum(stored.nbytes for stored in named.values()))
     for beginning, remark in _REMARKS.items():
         if not any(name.startswith(beginning) for name in named):

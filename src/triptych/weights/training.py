@@ -131,7 +131,7 @@ def export_checkpoint(path: Path, out: Path, average: bool, dtype: torch.dtype) 
         dtype: of the floating-point tensors in the file.
 
     Raises:
-        UserError: as `read_trained`, or `out` cannot be written.
+        UserError: as `read_trained`, a weight is not finite, or `out` cannot be written.
     """
     tensors, origin = read_trained(path, average)
     save_weights(tensors, out, origin, dtype)

@@ -6,7 +6,6 @@ import torch
 from PIL import Image
 
 from triptych.backbones import EvaClip
-from triptych.backbones.eva_clip import clip_normalize
 from triptych.evaluation.parity.checks import Checks
 from triptych.evaluation.parity.loading import fill, placed
 from triptych.evaluation.parity.recorded import Case
@@ -39,7 +38,7 @@ def check(case: Case, checks: Checks) -> None:
         ("image_gray_preprocessed", picture.convert("L")),
     ):
         pixels = square(shown, io[name].shape[-1])[None]
-        checks.values(name, clip_normalize(pixels / 255), io[name])
+        checks.values(name, model.clip_normalize(pixels / 255), io[name])
     pixels = square(picture, model.image_size)[None]
     checks.values("normalized by the encoder", model.normalize(pixels), io["image_preprocessed"])
 
