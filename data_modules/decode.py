@@ -21,7 +21,8 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2.functional import resize_image
 
-from triptych.pictures import place_of_square, square
+from triptych.pictures import square
+from triptych.squares import place_of_square
 
 DecodeWay = Literal["torchvision", "pillow"]
 ORIENTATION = 0x0112  # EXIF tag; 1 is upright

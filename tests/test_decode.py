@@ -18,7 +18,8 @@ from triptych.data_modules.decode import (
     read_picture,
     reduction_of,
 )
-from triptych.pictures import place_of_square, square
+from triptych.pictures import square
+from triptych.squares import place_of_square
 
 FAST, EXACT = Decoder("torchvision"), Decoder("pillow")
 

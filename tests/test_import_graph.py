@@ -19,6 +19,7 @@ LAYERS = [
         "randomness",
         "resources",
         "signals",
+        "squares",
         "streams",
         "version",
         "picture_settings",
@@ -56,7 +57,14 @@ COMPOSITION_ROOT = {
 }
 EXCEPTIONS = {
     "data_modules": {
-        *("atomic_write", "contracts", "pictures", "prompts", "randomness", "shapes", "signals"),
+        "atomic_write",
+        "contracts",
+        "pictures",
+        "prompts",
+        "randomness",
+        "shapes",
+        "signals",
+        "squares",
     },
     "callbacks": {
         *("atomic_write", "contracts", "pictures", "ranks", "sheets", "sampler", "sharding"),

@@ -39,7 +39,6 @@ class Desk:
         Raises:
             Problem: the queue is full (429), the server shuts down (503), time is over (504), or
                 the pipeline refused the work (400).
-            ClientLeft: the client closed its connection.
         """
         async with aclosing(self.events(request, work)) as events:
             async for kind, value in events:
@@ -56,8 +55,7 @@ class Desk:
 
         job = Job(work, done=tell("done"), failed=tell("failed"), piece=tell("piece"))
         self._submit(job)
-        leaving = asyncio.create_task(self._leave(request, events))
-        deadline, kind = loop.time() + self.timeout, ""
+        deadline, kind = request.state.deadline, ""
         try:
             while kind != "done":
                 async with asyncio.timeout_at(deadline):
@@ -66,19 +64,22 @@ class Desk:
                     raise value
                 yield kind, value
         except TimeoutError as error:
-            self.metrics.timeouts.inc()
-            raise Problem(
-                504,
-                f"the answer was not ready within {self.timeout:g} seconds; ask for less, or when "
-                "fewer others do.",
-                "timeout",
-                headers={"x-should-retry": "false"},  # the same would take as long again
-            ) from error
+            raise self.too_late() from error
         except UserError as error:
             raise _refused(error) from error
         finally:
-            leaving.cancel()
             self.scheduler.withdraw(job)
+
+    def too_late(self) -> Problem:
+        """504, counted: the deadline of a request has passed."""
+        self.metrics.timeouts.inc()
+        return Problem(
+            504,
+            f"the answer was not ready within {self.timeout:g} seconds; ask for less, or when "
+            "fewer others do.",
+            "timeout",
+            headers={"x-should-retry": "false"},  # the same would take as long again
+        )
 
     def _submit(self, job: Job) -> None:
         try:
@@ -96,13 +97,6 @@ class Desk:
             raise Problem(
                 503, SHUTTING_DOWN, "shutting_down", headers={"retry-after": "5"}
             ) from error
-
-    async def _leave(self, request: Request, events: asyncio.Queue) -> None:
-        """End the waiting when the client closes its connection."""
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-        self.metrics.cancelled.inc()
-        events.put_nowait(("failed", ClientLeft()))
 
 
 def _refused(error: UserError) -> Problem:

@@ -10,8 +10,8 @@ from io import BytesIO
 
 from PIL import Image, ImageOps
 
-from triptych.pictures import square
 from triptych.serving.problems import Problem, wrong
+from triptych.squares import square_image
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
 MOST_PIXELS = 2**24
@@ -40,7 +40,7 @@ def read_picture(data: bytes, size: int | None, param: str) -> Image.Image:
             upright = ImageOps.exif_transpose(opened).convert("RGB")
             if size is None:
                 return upright
-            return Image.fromarray(square(upright, size).permute(1, 2, 0).numpy())
+            return square_image(upright, size)
     except Problem:
         raise
     except Exception as error:  # Pillow's readers raise whatever a damaged file led them to
