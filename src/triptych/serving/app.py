@@ -36,7 +36,7 @@ class Limits:
     max_batch: int = 16
     """Most pictures or conversations that are worked on together."""
     max_queue: int = 64
-    """Most requests that wait; the next one is told to come again."""
+    """Most pictures and conversations that wait; the next request is told to come again."""
     max_wait_ms: float = 10
     """Milliseconds that a request waits for company when the model is idle."""
     timeout: float = 120
@@ -98,10 +98,10 @@ def create_app(
         redoc_url=None,
         redirect_slashes=False,
     )
-    app.state.context = context
+    app.state.context, app.state.admission = context, admission
     app.add_middleware(
         Gate,
-        metrics=metrics,
+        answered=metrics.answered,
         admission=admission,
         hosts=hosts or Hosts(),
         api_key=api_key,

@@ -107,7 +107,7 @@ def _parser() -> argparse.ArgumentParser:
         type=_positive(int),
         default=64,
         metavar="N",
-        help="most requests that wait, then 429; default %(default)s",
+        help="most pictures and chats that wait, then 429; default %(default)s",
     )
     add(
         "--max-wait-ms",

@@ -21,8 +21,6 @@ from triptych.serving.problems import Problem
 
 MEMORY = 768 * 2**20
 """Bytes of private memory that the process may have."""
-SECONDS = 4.0
-"""Seconds of CPU for an image; the largest ones take a quarter of it."""
 
 
 def main(requests: BinaryIO, answers: BinaryIO) -> None:
@@ -33,7 +31,7 @@ def main(requests: BinaryIO, answers: BinaryIO) -> None:
         request = json.loads(line)
         files = [requests.read(length) for length in request["lengths"]]
         # The kernel ends the process when the time is over, wherever a decoder is then.
-        signal.setitimer(signal.ITIMER_PROF, SECONDS)
+        signal.setitimer(signal.ITIMER_PROF, request["seconds"])
         answer, pixels = _measured(files) if request["measure"] else _read(files[0], request)
         signal.setitimer(signal.ITIMER_PROF, 0)
         answers.write(json.dumps(answer | {"length": len(pixels)}).encode() + b"\n")

@@ -15,10 +15,11 @@ from typing import Any
 from PIL import Image
 
 from triptych.serving.admission import Ticket
-from triptych.serving.decode_worker import SECONDS
 from triptych.serving.problems import Problem, wrong
 
 WORKERS = 2
+SECONDS = 4.0
+"""Seconds of CPU for an image; the largest ones take a quarter of it."""
 COMMAND = (sys.executable, "-P", "-m", "triptych.serving.decode_worker")
 
 
@@ -107,7 +108,8 @@ class Decoder:
                     start_new_session=True,  # Ctrl-C is the server's to handle
                 )
                 self._running.add(worker)
-            line = json.dumps(question | {"lengths": [len(data) for data in files]})
+            question |= {"seconds": SECONDS, "lengths": [len(data) for data in files]}
+            line = json.dumps(question)
             worker.stdin.write(line.encode() + b"\n")
             for data in files:
                 worker.stdin.write(data)

@@ -19,10 +19,6 @@ log = logging.getLogger("triptych.serving")
 SHUTTING_DOWN = "the server is shutting down; send this to another one, or later."
 
 
-class ClientLeft(Exception):
-    """Nobody is there to be answered."""
-
-
 class Desk:
     """Takes requests' work to the scheduler.
 
@@ -88,7 +84,7 @@ class Desk:
             self.metrics.rejected.labels("queue_full").inc()
             raise Problem(
                 429,
-                f"{self.scheduler.max_queue} requests wait already; try again in a second.",
+                f"{self.scheduler.waiting} requests wait already; try again in a second.",
                 "queue_full",
                 headers={"retry-after": "1"},
             ) from error

@@ -46,7 +46,6 @@ class Hosts:
                 421,
                 "this server has another name; start it with --allow-host NAME to allow this one.",
                 "host_not_allowed",
-                headers={"connection": "close"},
             )
         if b"origin" in headers and not self._allows_origin(origin, host):
             raise Problem(
@@ -54,7 +53,6 @@ class Hosts:
                 "pages of other origins may not use this server; start it with --allow-host NAME "
                 "to allow the host of a page.",
                 "origin_not_allowed",
-                headers={"connection": "close"},
             )
 
     def _allows_host(self, header: str) -> bool:
