@@ -10,8 +10,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 TARGETS = (
     "help setup train-encoder train-decoder train-stage1 train-stage2 train-stage3 train-edits "
-    "train-joint demo app pretrain-tiny parity bench bench-data bench-generate bench-serve torture "
-    "study test test-slow test-portable lint audit clean"
+    "train-joint demo app pretrain-tiny parity bench bench-data bench-generate bench-serve "
+    "attack torture study test test-slow test-portable lint audit clean"
 ).split()
 
 

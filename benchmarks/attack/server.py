@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import random
+import statistics
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from io import BytesIO
 
+import httpx
 import numpy
 from PIL import Image
 
@@ -16,6 +19,7 @@ from attack.target import Target, conversation, png, prompt
 
 Attack = Callable[[Target], Awaitable[str | None]]
 IMAGES, EDITS, CHATS = "/v1/images/generations", "/v1/images/edits", "/v1/chat/completions"
+FEW_STEPS = {"prompt": "blue", "steps": "2", "decoder_steps": "2"}
 SECONDS = 4.0
 """For which what is held open is held open."""
 
@@ -350,6 +354,35 @@ async def methods(target: Target) -> str | None:
     return None
 
 
+async def mixed_requests(target: Target) -> str | None:
+    """A thousand requests of all kinds; the server's memory is the same after them as before."""
+    draw, todo, sizes = random.Random(0), iter(range(1000)), []
+    streamed, picture = conversation(png(64, 48), stream=True), png(300, 200)
+
+    async def ask(client: httpx.AsyncClient) -> None:
+        for number in todo:
+            kind = draw.randrange(6)
+            if kind == 0:
+                await client.post(CHATS, json=streamed)
+            elif kind == 1:
+                await client.post(EDITS, data=FEW_STEPS, files={"image": picture})
+            elif kind == 2:
+                await client.post(CHATS, json=conversation(bytes(100_000)))
+            elif kind == 3:
+                await client.get("/metrics")
+            else:
+                await client.post(IMAGES, json=prompt(n=1 + kind % 2, size="256x256"))
+            if number > 300:
+                sizes.append(target.memory())
+
+    async with httpx.AsyncClient(base_url=target.address, timeout=60, verify=False) as client:
+        await asyncio.gather(*(ask(client) for _ in range(8)))
+    before, after = (statistics.median(part) for part in (sizes[:200], sizes[-200:]))
+    if after > 1.03 * before:
+        return f"its memory grew from {before:.0f} to {after:.0f} MB"
+    return None
+
+
 ATTACKS: tuple[Attack, ...] = (
     many_large_images,
     many_large_edits,
@@ -379,4 +412,5 @@ ATTACKS: tuple[Attack, ...] = (
     other_hosts,
     huge_numbers,
     methods,
+    mixed_requests,
 )

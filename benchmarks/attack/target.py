@@ -40,6 +40,8 @@ class Target:
     peak_mb: float = 0
     waits: list[float] = field(default_factory=list)
     """Seconds that good requests of the current attack took; infinite if they were given up."""
+    page: bool = False
+    """Whether it is the web page."""
 
     @property
     def address(self) -> str:
@@ -74,7 +76,7 @@ class Target:
 
 
 @contextlib.contextmanager
-def started(*command: str, ready: str = r"http://\S+?:(\d+)") -> Iterator[Target]:
+def started(*command: str) -> Iterator[Target]:
     """`triptych COMMAND` with FILES files, until the block ends."""
     with tempfile.NamedTemporaryFile(suffix=".log") as log:
         process = subprocess.Popen(
@@ -86,10 +88,11 @@ def started(*command: str, ready: str = r"http://\S+?:(\d+)") -> Iterator[Target
         )
         resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (FILES, FILES))
         try:
-            found = re.search(ready, process.stdout.readline())
+            found = re.search(r"http://\S+?:(\d+)", process.stdout.readline())
             if found is None:
                 raise SystemExit(f"it did not start:\n{Path(log.name).read_text()}")
-            yield Target(int(found[1]), process.pid, Path(log.name))
+            page = command[0] == "app"
+            yield Target(int(found[1]), process.pid, Path(log.name), page=page)
             if process.poll() is not None:
                 raise SystemExit(f"it ended with {process.returncode}")
         finally:
@@ -124,15 +127,17 @@ def prompt(**fields: object) -> dict[str, object]:
 
 async def good_request(target: Target, number: int = 0) -> float:
     """Seconds until a good request has its answer, asked again where the server says so."""
-    path, body = (
-        ("/v1/images/generations", prompt()),
-        ("/v1/chat/completions", conversation(png(48, 48))),
+    method, path, body = (
+        ("POST", "/v1/images/generations", prompt()),
+        ("POST", "/v1/chat/completions", conversation(png(48, 48))),
     )[number % 2]
+    if target.page:
+        method, path, body = "GET", "/config", None
     began = time.monotonic()
     while (waited := time.monotonic() - began) < PATIENCE:
         with contextlib.suppress(httpx.HTTPError):
             async with httpx.AsyncClient(base_url=target.address, verify=False) as client:
-                answer = await client.post(path, json=body, timeout=PATIENCE - waited)
+                answer = await client.request(method, path, json=body, timeout=PATIENCE - waited)
             if answer.status_code == 200:
                 return time.monotonic() - began
             if answer.status_code not in (429, 503):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import resource
 from typing import Protocol
 
+from triptych.serving.admission import Ticket
+
 MOST = 512
 """Connections by default, where the process may open twice as many files."""
 
@@ -12,7 +14,7 @@ MOST = 512
 class Connection(Protocol):
     """What is known of a connection here."""
 
-    ticket: object | None
+    ticket: Ticket | None
     """Of the admitted request on it."""
 
     def abort(self) -> None:
@@ -28,8 +30,8 @@ class Connections:
     """All open connections, the oldest first.
 
     At the bound, a new connection replaces the one that has waited longest for the headers of a
-    request (half-sent or idle), else the oldest without an admitted request. If there is neither,
-    the new one is closed.
+    request (half-sent or idle), else the oldest without an admitted request or whose client keeps
+    the server waiting. If there is neither, the new one is closed.
     """
 
     def __init__(self, most: int) -> None:
@@ -38,12 +40,15 @@ class Connections:
         self._waiting: dict[Connection, None] = {}
 
     def add(self, connection: Connection) -> None:
-        """A connection was made; another one, or this one, may be closed for it."""
-        self._all[connection] = self._waiting[connection] = None
-        if len(self._all) > self.most:
-            free = (each for each in self._all if each.ticket is None)
-            self.remove(victim := next(iter(self._waiting), None) or next(free, connection))
+        """A connection was made; another one may be closed for it, or it is closed itself."""
+        if len(self._all) >= self.most:
+            stalled = (each for each in self._all if _may_go(each))
+            if (victim := next(iter(self._waiting), None) or next(stalled, None)) is None:
+                connection.abort()
+                return
+            self.remove(victim)
             victim.abort()
+        self._all[connection] = self._waiting[connection] = None
 
     def wait(self, connection: Connection) -> None:
         """It waits for the headers of a request from now on."""
@@ -58,3 +63,8 @@ class Connections:
         """It is closed."""
         self._all.pop(connection, None)
         self._waiting.pop(connection, None)
+
+
+def _may_go(connection: Connection) -> bool:
+    ticket = connection.ticket
+    return ticket is None or ticket.stalled_since is not None

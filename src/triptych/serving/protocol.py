@@ -44,8 +44,8 @@ class Protocol(H11Protocol):
         super().connection_made(transport)
         # Writing is paused as long as anything is unsent: the timer below sees all of it.
         transport.set_write_buffer_limits(high=0)
-        self._follow()
         self._bound.add(self)
+        self._follow()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._bound.remove(self)
