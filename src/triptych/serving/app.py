@@ -88,7 +88,7 @@ def create_app(
         scheduler.start()
         yield
         scheduler.close()
-        context.decoder.close()
+        await context.decoder.close()
 
     app = FastAPI(
         title="triptych",

@@ -77,11 +77,12 @@ class Decoder:
             images.append(Image.frombytes("RGB", answer["size"], content))
         return images
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Kill the workers."""
-        for worker in self._running:
+        for worker in [*self._running]:
             if worker.returncode is None:
                 worker.kill()
+            await worker.wait()
 
     async def _ask(
         self,
