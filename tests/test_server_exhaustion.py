@@ -68,6 +68,7 @@ def short(monkeypatch):
     """Clients get half a second for everything."""
     for name in ("protocol.HEADERS", "protocol.PATIENCE", "incoming.PATIENCE"):
         monkeypatch.setattr(f"triptych.serving.{name}", 0.5)
+    monkeypatch.setattr("triptych.serving.protocol.SLOWEST", 2**30)
 
 
 def image_chat(data: bytes) -> dict:

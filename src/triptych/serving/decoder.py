@@ -108,6 +108,7 @@ class Decoder:
                     env=os.environ | {"OPENBLAS_NUM_THREADS": "1"},
                     start_new_session=True,  # Ctrl-C is the server's to handle
                 )
+                self._running = {each for each in self._running if each.returncode is None}
                 self._running.add(worker)
             question |= {"seconds": SECONDS, "lengths": [len(data) for data in files]}
             line = json.dumps(question)
@@ -124,10 +125,8 @@ class Decoder:
         except (OSError, asyncio.IncompleteReadError) as error:
             raise Crashed(await worker.wait()) from error
         finally:
-            if worker is not None and not answered:
-                self._running.discard(worker)
-                if worker.returncode is None:
-                    worker.kill()
+            if worker is not None and not answered and worker.returncode is None:
+                worker.kill()
             self._give_back(worker if answered else None)
 
     async def _take(self, cost: int) -> asyncio.subprocess.Process | None:
