@@ -7,6 +7,8 @@ import asyncio
 import json
 import logging
 import socket
+import subprocess
+import sys
 import time
 from io import BytesIO
 
@@ -267,6 +269,13 @@ def test_an_image_that_takes_too_long_is_refused_and_the_next_is_read(monkeypatc
     assert (caught.value.status, caught.value.code) == (400, "image_too_slow")
     monkeypatch.setattr(decoder, "SECONDS", 4.0)
     assert decode([large])[0].size == (16, 16)
+
+
+def test_a_worker_is_small():
+    """It would take seconds to start, and hundreds of megabytes, with torch."""
+    code = "import sys, triptych.serving.decode_worker; print('torch' in sys.modules)"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ended.stdout == "False\n"
 
 
 def test_memory_is_reserved_for_what_is_decoded():

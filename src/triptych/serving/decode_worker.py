@@ -16,9 +16,10 @@ from typing import Any, BinaryIO
 
 from PIL import Image
 
-from triptych.serving.images_in import FORMATS, read_picture
+from triptych.serving.images_in import read_picture
 from triptych.serving.problems import Problem
 
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
 MEMORY = 768 * 2**20
 """Bytes of private memory that the process may have."""
 
