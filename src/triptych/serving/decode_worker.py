@@ -20,7 +20,7 @@ from triptych.serving.images_in import read_picture
 from triptych.serving.problems import Problem
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
-MEMORY = 768 * 2**20
+MEMORY = 512 * 2**20
 """Bytes of private memory that the process may have."""
 
 
@@ -29,15 +29,18 @@ def main(requests: BinaryIO, answers: BinaryIO) -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     while line := requests.readline():
-        request = json.loads(line)
-        files = [requests.read(length) for length in request["lengths"]]
-        # The kernel ends the process when the time is over, wherever a decoder is then.
-        signal.setitimer(signal.ITIMER_PROF, request["seconds"])
-        answer, pixels = _measured(files) if request["measure"] else _read(files[0], request)
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        answers.write(json.dumps(answer | {"length": len(pixels)}).encode() + b"\n")
-        answers.write(pixels)
-        answers.flush()
+        _answer(json.loads(line), requests, answers)
+
+
+def _answer(request: dict[str, Any], requests: BinaryIO, answers: BinaryIO) -> None:
+    files = [requests.read(length) for length in request["lengths"]]
+    # The kernel ends the process when the time is over, wherever a decoder is then.
+    signal.setitimer(signal.ITIMER_PROF, request["seconds"])
+    answer, pixels = _measured(files) if request["measure"] else _read(files[0], request)
+    signal.setitimer(signal.ITIMER_PROF, 0)
+    answers.write(json.dumps(answer | {"length": len(pixels)}).encode() + b"\n")
+    answers.write(pixels)
+    answers.flush()
 
 
 def _measured(files: list[bytes]) -> tuple[dict[str, Any], bytes]:
