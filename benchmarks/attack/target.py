@@ -58,9 +58,11 @@ class Target:
 
     def memory(self) -> float:
         """Resident megabytes, of all processes together."""
-        total = 0
+        total, own = 0, Path(f"/proc/{self.pid}/cmdline").read_bytes()
         for pid in self.processes():
             with contextlib.suppress(OSError):
+                if pid != self.pid and Path(f"/proc/{pid}/cmdline").read_bytes() == own:
+                    continue  # it is being started, and shares the memory of the server until then
                 total += int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE
         self.peak_mb = max(self.peak_mb, total / 2**20)
         return total / 2**20

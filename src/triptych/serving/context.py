@@ -69,6 +69,8 @@ class Context:
     decoder: Decoder = field(default_factory=Decoder)
     encoders: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(2))
     """Threads that encode images; each holds several times the bytes of one."""
+    large_encoders: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(1))
+    """The same for large images, behind which small ones must not wait."""
     started: int = field(default_factory=lambda: int(time.time()))
 
     def check_model(self, name: str | None) -> None:

@@ -26,6 +26,8 @@ from triptych.serving.works import PictureSettings, PictureWork
 
 MOST_EDITED = 16
 """Pictures that one request for edits may ask for: pictures sent, times n."""
+LARGE = 1024
+"""Side in pixels of images above which encoding takes long."""
 MOST_FIELDS = 64
 """Of a form, beside its files."""
 SIDES = range(16, 2049)
@@ -131,7 +133,9 @@ async def _encoded(
         made = scaled(picture, _side(body))
         return encode(made, *_file(body)), _look(body, made)
 
-    return await to_thread.run_sync(make, limiter=context.encoders)
+    large = (_side(body) or picture.width) > LARGE
+    limiter = context.large_encoders if large else context.encoders
+    return await to_thread.run_sync(make, limiter=limiter)
 
 
 async def _events(
