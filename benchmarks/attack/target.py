@@ -168,11 +168,10 @@ async def watched(target: Target) -> AsyncIterator[None]:
         await asyncio.sleep(0.2)
         yield
     finally:
-        asking, looking = watching
-        looking.cancel()
-        if asking.done():
-            asking.result()  # what was wrong with a good answer
-        elif not target.waits:  # the first one is still on its way
-            await asyncio.wait([asking], timeout=PATIENCE)
-        asking.cancel()
+        while not (target.waits or watching[0].done()):  # the first one is still on its way
+            await asyncio.sleep(0.05)
+        for each in watching:
+            each.cancel()
         await asyncio.wait(watching)
+        if not watching[0].cancelled():
+            watching[0].result()  # what was wrong with a good answer
