@@ -47,7 +47,7 @@ ifneq ($(filter parity,$(MAKECMDGOALS)),)
   endif
 endif
 
-.PHONY: help setup $(STAGES) demo app pretrain-tiny parity bench bench-data bench-generate bench-serve torture study test test-slow test-portable lint audit clean
+.PHONY: help setup $(STAGES) demo app pretrain-tiny parity bench bench-data bench-generate bench-serve attack torture study test test-slow test-portable lint audit clean
 
 help: ## Show this help
 	@grep -hE '^[a-z0-9-]+:.*## ' $(firstword $(MAKEFILE_LIST)) \
@@ -122,6 +122,9 @@ bench-generate: $(STAMP) ## Compare batches, kept captions and samplers; ends wi
 
 bench-serve: $(STAMP) ## Load the server for a minute, then send it nonsense; ends with JSON
 	@.venv/bin/python benchmarks/serve.py --out benchmarks/results/serve.json $(ARGS)
+
+attack: $(STAMP) ## Attack the server, the page and the commands; ends with JSON
+	@PYTHONPATH=benchmarks .venv/bin/python -m attack $(ARGS)
 
 torture: $(STAMP) ## Kill N training runs and compare each, resumed, with one left alone; ends with JSON
 	@.venv/bin/python benchmarks/torture.py --runs $(N) --seed $(SEED) $(ARGS)

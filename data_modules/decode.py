@@ -20,7 +20,8 @@ from torchvision.transforms.v2.functional import resize_image
 
 from triptych.image_headers import find_orientation
 from triptych.image_reader import DEFAULT_LIMITS, ImageLimits, decode, read_header, upright_rgb
-from triptych.pictures import place_of_square, square
+from triptych.pictures import square
+from triptych.squares import place_of_square
 
 DecodeWay = Literal["torchvision", "pillow"]
 FORMATS = ("JPEG", "PNG", "WEBP")

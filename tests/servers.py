@@ -68,7 +68,7 @@ class Running:
 
     def __init__(self, app, port: int) -> None:
         self.app, self.url = app, f"http://127.0.0.1:{port}"
-        self.scheduler = app.state.context.scheduler
+        self.scheduler, self.admission = app.state.context.scheduler, app.state.admission
 
     def http(self, **options) -> httpx.Client:
         # Nothing is encrypted here, and reading the authorities' certificates takes a while.
@@ -80,11 +80,17 @@ class Running:
 
 
 @contextmanager
-def running(pipeline, sizes: Sizes = SIZES, name: str = "tiny", **options):
+def running(
+    pipeline,
+    sizes: Sizes = SIZES,
+    name: str = "tiny",
+    max_connections: int | None = None,
+    **options,
+):
     """A server of `pipeline`, with `create_app`'s options."""
     app = create_app(pipeline, name, sizes, **options)
     bound = open_port("127.0.0.1", 0)
-    server = Server(app)
+    server = Server(app, max_connections)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True)
     thread.start()
     until(lambda: server.started)

@@ -14,7 +14,8 @@ from PIL import Image, ImageOps
 from triptych.data_modules.decode import Decoder, fast_jpeg, reduction_of
 from triptych.errors import PictureError
 from triptych.image_reader import ImageLimits, read_header, read_image
-from triptych.pictures import place_of_square, square
+from triptych.pictures import square
+from triptych.squares import place_of_square
 
 FAST, EXACT = Decoder("torchvision"), Decoder("pillow")
 

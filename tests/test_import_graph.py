@@ -26,6 +26,7 @@ LAYERS = [
         "randomness",
         "resources",
         "signals",
+        "squares",
         "streams",
         "version",
         "writing",
@@ -68,7 +69,7 @@ COMPOSITION_ROOT = {
 EXCEPTIONS = {
     "data_modules": {
         *("atomic_write", "contracts", "documents", "errors", "image_headers", "image_reader"),
-        *("pictures", "prompts", "randomness", "shapes", "signals", "writing"),
+        *("pictures", "prompts", "randomness", "shapes", "signals", "squares", "writing"),
     },
     "callbacks": {
         *("atomic_write", "contracts", "documents", "errors", "pictures", "ranks", "sheets"),

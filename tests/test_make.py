@@ -10,8 +10,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 TARGETS = (
     "help setup train-encoder train-decoder train-stage1 train-stage2 train-stage3 train-edits "
-    "train-joint demo app pretrain-tiny parity bench bench-data bench-generate bench-serve torture "
-    "study test test-slow test-portable lint audit clean"
+    "train-joint demo app pretrain-tiny parity bench bench-data bench-generate bench-serve "
+    "attack torture study test test-slow test-portable lint audit clean"
 ).split()
 
 
@@ -112,7 +112,7 @@ def trained(make, tmp_path):
 def test_training_command_is_the_plain_one(trained):
     """Three configs, the data, ARGS last."""
     assert trained("train-stage2", "ARGS=--trainer.max_steps=3 --model.seed=1") == (
-        "-m triptych fit --config conf/base.yaml --config conf/model/tiny.yaml "
+        "-P -m triptych fit --config conf/base.yaml --config conf/model/tiny.yaml "
         "--config conf/stage2.yaml --config conf/data/folder.yaml --data.shards=mine "
         "--trainer.max_steps=3 --model.seed=1"
     )
@@ -122,7 +122,7 @@ def test_a_trainer_comes_after_the_recipe_and_before_the_data(trained):
     assert trained(
         "train-stage2", "PRESET=blip3o_8b", "TRAINER=ddp", "ARGS=--trainer.devices=2"
     ) == (
-        "-m triptych fit --config conf/base.yaml --config conf/model/blip3o_8b.yaml "
+        "-P -m triptych fit --config conf/base.yaml --config conf/model/blip3o_8b.yaml "
         "--config conf/stage2.yaml --config conf/recipes/blip3o_8b/stage2.yaml "
         "--config conf/trainer/ddp.yaml --config conf/data/folder.yaml --data.shards=mine "
         "--trainer.devices=2"
@@ -132,7 +132,7 @@ def test_a_trainer_comes_after_the_recipe_and_before_the_data(trained):
 @pytest.mark.parametrize("preset", ["blip3o_4b", "blip3o_8b", "siglip2_sana"])
 def test_a_recipe_of_the_preset_comes_after_the_stage_and_before_the_data(trained, preset):
     assert trained("train-stage2", f"PRESET={preset}", "ARGS=--model.seed=1") == (
-        f"-m triptych fit --config conf/base.yaml --config conf/model/{preset}.yaml "
+        f"-P -m triptych fit --config conf/base.yaml --config conf/model/{preset}.yaml "
         f"--config conf/stage2.yaml --config conf/recipes/{preset}/stage2.yaml "
         "--config conf/data/folder.yaml --data.shards=mine --model.seed=1"
     )

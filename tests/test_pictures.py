@@ -4,8 +4,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.functional import center_crop, resize
 
 from triptych.pictures import square
+from triptych.squares import square_image
 
 
 def ramp(width, height):
@@ -38,3 +41,11 @@ def test_the_long_side_is_rounded_down():
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P"])
 def test_every_picture_has_three_colours(mode):
     assert square(ramp(30, 20).convert(mode), 10).shape == (3, 10, 10)
+
+
+@pytest.mark.parametrize("shape", [(150, 90), (90, 150), (97, 101), (640, 20), (3, 5), (448, 448)])
+def test_pillow_alone_makes_the_square_that_torchvision_makes(shape):
+    image = ramp(*shape)
+    for size in (16, 48, 448):
+        expected = center_crop(resize(image, size, InterpolationMode.BICUBIC), size)
+        assert square_image(image, size).tobytes() == expected.tobytes()

@@ -72,6 +72,10 @@ def app(arguments: list[str]) -> None:
     parser.add_argument("--ema", action="store_true", help="moving average, of a --from checkpoint")
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 to show it to other machines")
     parser.add_argument("--port", type=PORT, default=7860)
+    parser.add_argument(
+        "--allow-host", action="append", default=[], metavar="NAME",
+        help="further name in Host headers; * is every one; may be repeated",
+    )  # fmt: skip
     parser.add_argument("--votes", type=Path, default=Path("votes.jsonl"), help="file to add to")
     parser.add_argument("--prompts", type=Path, help="file of prompts to vote on, one a line")
     parsed, flags = parser.parse_known_args(arguments)
@@ -83,7 +87,7 @@ def app(arguments: list[str]) -> None:
 
     overrides = [*(f"--config={each}" for each in configs), *flags]
     sources = find_sources(source, parsed.other, parsed.ema, overrides, parsed.trust_class)
-    show(sources, parsed.votes, parsed.prompts, parsed.host, parsed.port)
+    show(sources, parsed.votes, parsed.prompts, parsed.host, parsed.port, parsed.allow_host)
 
 
 def convert(arguments: list[str]) -> None:

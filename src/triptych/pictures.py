@@ -8,12 +8,11 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.functional import center_crop, resize
 
 from triptych.errors import PictureError, UserError
 from triptych.image_headers import DAMAGED
 from triptych.image_reader import MISSING, read_image
+from triptych.squares import square_image
 
 Picture = Image.Image | str | Path
 """A picture, or the path of one."""
@@ -46,25 +45,8 @@ def in_words(picture: Picture, error: PictureError) -> str:
 
 
 def square(picture: Image.Image, size: int) -> Tensor:
-    """The published transform: short side to `size` (bicubic), centre crop; uint8 [3,size,size].
-
-    torchvision's, for its rounding: the long side down, half a pixel of the crop to even.
-    """
-    picture = picture.convert("RGB")
-    if picture.size != (size, size):
-        picture = center_crop(resize(picture, size, InterpolationMode.BICUBIC), size)
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
-
-
-def place_of_square(height: int, width: int, size: int) -> tuple[tuple[int, int], int, int]:
-    """Where `square` cuts: ((height, width) after scaling, top, left).
-
-    The long side is rounded down, half a pixel of the crop to even.
-    """
-    short = min(height, width)
-    scaled = (size * height // short, size * width // short)
-    top, left = (round((side - size) / 2) for side in scaled)
-    return scaled, top, left
+    """The published transform, `square_image`, as uint8 [3,size,size]."""
+    return torch.from_numpy(np.array(square_image(picture, size))).permute(2, 0, 1)
 
 
 def stack_pictures(pictures: list[Tensor]) -> Tensor:

@@ -14,11 +14,13 @@ from prometheus_client.exposition import choose_encoder
 from starlette.exceptions import HTTPException
 
 from triptych.pipeline import UnifiedPipeline
+from triptych.serving.admission import Admission
 from triptych.serving.chat_routes import chat_routes
 from triptych.serving.context import Context, Sizes
 from triptych.serving.description import describe
 from triptych.serving.desk import Desk
 from triptych.serving.gate import Gate
+from triptych.serving.hosts import Hosts
 from triptych.serving.metrics import Metrics
 from triptych.serving.picture_routes import picture_routes
 from triptych.serving.problems import Problem, of_status, of_validation
@@ -34,13 +36,15 @@ class Limits:
     max_batch: int = 16
     """Most pictures or conversations that are worked on together."""
     max_queue: int = 64
-    """Most requests that wait; the next one is told to come again."""
+    """Most pictures and conversations that wait; the next request is told to come again."""
     max_wait_ms: float = 10
     """Milliseconds that a request waits for company when the model is idle."""
     timeout: float = 120
     """Seconds from a request to the end of its answer."""
     max_body_mb: float = 20
     """Megabytes of a request's body."""
+    max_memory_mb: float = 384
+    """Megabytes that bodies, images and answers of all requests take together."""
 
 
 def create_app(
@@ -49,6 +53,7 @@ def create_app(
     sizes: Sizes,
     limits: Limits | None = None,
     api_key: str | None = None,
+    hosts: Hosts | None = None,
 ) -> FastAPI:
     """The application. Its `state.context.scheduler` works from start-up to shutdown.
 
@@ -58,6 +63,8 @@ def create_app(
         sizes: of its pictures.
         limits: what it takes on.
         api_key: what clients must know; None lets everyone in.
+        hosts: names by which clients may address the server; by default those of this machine for
+            itself.
     """
     limits = limits or Limits()
     metrics = Metrics()
@@ -68,6 +75,11 @@ def create_app(
         limits.max_wait_ms / 1000,
         metrics,
     )
+    admission = Admission(
+        limits.max_queue + limits.max_batch,
+        int(limits.max_memory_mb * 2**20),
+        lambda reason: metrics.rejected.labels(reason).inc(),
+    )
     desk = Desk(scheduler, metrics, limits.timeout)
     context = Context(name, sizes, desk, scheduler, metrics)
 
@@ -76,6 +88,7 @@ def create_app(
         scheduler.start()
         yield
         scheduler.close()
+        await context.decoder.close()
 
     app = FastAPI(
         title="triptych",
@@ -85,10 +98,12 @@ def create_app(
         redoc_url=None,
         redirect_slashes=False,
     )
-    app.state.context = context
+    app.state.context, app.state.admission = context, admission
     app.add_middleware(
         Gate,
-        metrics=metrics,
+        answered=metrics.answered,
+        admission=admission,
+        hosts=hosts or Hosts(),
         api_key=api_key,
         max_body=int(limits.max_body_mb * 2**20),
         timeout=limits.timeout,
@@ -146,11 +161,11 @@ def _add_small_routes(app: FastAPI, context: Context) -> None:
         encode, content_type = choose_encoder(request.headers.get("accept", ""))
         return Response(encode(context.metrics.registry), headers={"content-type": content_type})
 
-    common = (400, 401, 404, 408, 413, 500)
+    common = (400, 401, 403, 404, 408, 413, 415, 421, 429, 500)
     for path, answer, documented in (
         ("/v1/models", models, context.documented("ModelList", common)),
         ("/v1/models/{name:path}", one_model, context.documented("Model", common)),
-        ("/health", health, context.documented("Health", (408, 413, 500))),
+        ("/health", health, context.documented("Health", (403, 408, 413, 415, 421, 429, 500))),
         ("/metrics", metrics, {"response_class": Response}),
     ):
         app.add_api_route(path, answer, methods=["GET"], **documented)

@@ -11,13 +11,12 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
-from starlette.concurrency import run_in_threadpool
 
 from triptych.messages import Message
 from triptych.serving.context import Context
-from triptych.serving.images_in import read_data_url, read_picture
+from triptych.serving.images_in import read_data_url
 from triptych.serving.problems import wrong
-from triptych.serving.schemas import ChatBody, ChatMessage, TextPart
+from triptych.serving.schemas import ChatBody, ChatMessage, ImagePart, TextPart
 from triptych.serving.streams import event_stream
 from triptych.serving.works import ChatSettings, ChatWork
 
@@ -35,7 +34,7 @@ def chat_routes(context: Context) -> APIRouter:
         context.check_model(body.model)
         if body.stream_options is not None and not body.stream:
             raise wrong("stream_options", "stream_options is for streams; set stream as well.")
-        messages = await run_in_threadpool(_read, body.messages, context.sizes.shown)
+        messages = await _read(context, request, body.messages)
         work = ChatWork(messages, body.seed, _settings(body))
         head = {
             "id": f"chatcmpl-{secrets.token_hex(12)}",
@@ -43,7 +42,7 @@ def chat_routes(context: Context) -> APIRouter:
             "model": context.name,
         }
         if body.stream:
-            return await event_stream(_chunks(context, request, body, work, head))
+            return await event_stream(request, _chunks(context, request, body, work, head))
         answer = await context.desk.result(request, work)
         choice = {
             "index": 0,
@@ -97,26 +96,32 @@ def _settings(body: ChatBody) -> ChatSettings:
     )
 
 
-def _read(messages: list[ChatMessage], size: int | None) -> list[Message]:
-    """The conversation as the pipeline takes it, its pictures unpacked."""
-    read: list[Message] = []
-    pictures = 0
-    for place, message in enumerate(messages):
-        content: list[Any] = []
-        parts = [message.content] if isinstance(message.content, str) else message.content
-        for number, part in enumerate(parts):
-            if isinstance(part, str | TextPart):
-                content.append(part if isinstance(part, str) else part.text)
-                continue
-            param = f"messages[{place}].content[{number}].image_url.url"
-            pictures += 1
-            if pictures > MOST_SHOWN:
-                raise wrong(param, f"there are more than {MOST_SHOWN} pictures; send fewer.")
-            content.append(read_picture(read_data_url(part.image_url.url, param), size, param))
-        role = "system" if message.role == "developer" else message.role
-        read.append(Message(role, content))
+async def _read(context: Context, request: Request, messages: list[ChatMessage]) -> list[Message]:
+    """The conversation as the pipeline takes it, its images decoded."""
+    read = [
+        Message(
+            "system" if message.role == "developer" else message.role,
+            [message.content] if isinstance(message.content, str) else [*message.content],
+        )
+        for message in messages
+    ]
     if read[-1].role != "user":
         raise wrong("messages", "the last message is not the user's; add one.")
+    places: dict[str, tuple[list[Any], int]] = {}
+    files: list[bytes] = []
+    for place, message in enumerate(read):
+        for number, part in enumerate(message.content):
+            if isinstance(part, TextPart):
+                message.content[number] = part.text
+            elif isinstance(part, ImagePart):
+                param = f"messages[{place}].content[{number}].image_url.url"
+                if len(files) == MOST_SHOWN:
+                    raise wrong(param, f"there are more than {MOST_SHOWN} pictures; send fewer.")
+                files.append(read_data_url(part.image_url.url, param))
+                places[param] = message.content, number
+    images = await context.read_images(request, files, context.sizes.shown, list(places))
+    for (content, number), image in zip(places.values(), images, strict=True):
+        content[number] = image
     return read
 
 

@@ -39,13 +39,14 @@ def serve(arguments: list[str]) -> None:
         app = _app(parsed, overrides)
     except KeyboardInterrupt:
         parser.exit(130, "triptych: interrupted while the model was loaded.\n")
-    run(app, bound)
+    run(app, bound, parsed.max_connections)
 
 
 def _app(parsed: argparse.Namespace, overrides: list[str]):
     from triptych.pipeline import UnifiedPipeline
     from triptych.serving.app import Limits, create_app
     from triptych.serving.context import Sizes
+    from triptych.serving.hosts import Hosts
 
     pipeline = UnifiedPipeline.from_pretrained(
         parsed.source,
@@ -63,9 +64,10 @@ def _app(parsed: argparse.Namespace, overrides: list[str]):
         Sizes.of(pipeline),
         limits=Limits(
             parsed.max_batch, parsed.max_queue, parsed.max_wait_ms, parsed.timeout,
-            parsed.max_body_mb,
+            parsed.max_body_mb, parsed.max_memory_mb,
         ),
         api_key=parsed.api_key or os.environ.get("TRIPTYCH_API_KEY") or None,
+        hosts=Hosts(parsed.host, parsed.allow_host),
     )  # fmt: skip
 
 
@@ -108,7 +110,7 @@ def _parser() -> argparse.ArgumentParser:
         type=_positive(int),
         default=64,
         metavar="N",
-        help="most requests that wait, then 429; default %(default)s",
+        help="most pictures and chats that wait, then 429; default %(default)s",
     )
     add(
         "--max-wait-ms",
@@ -126,6 +128,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--max-body-mb", type=_positive(float), default=20, metavar="MB",
         help="size of a request, then 413; default %(default)s")  # fmt: skip
+    add("--max-memory-mb", type=_positive(float), default=384, metavar="MB",
+        help="memory of all requests in flight, then 429; default %(default)s")  # fmt: skip
+    add("--max-connections", type=_positive(int), metavar="N",
+        help="connections; default: half of the files that may be open, at most 512")  # fmt: skip
+    add("--allow-host", action="append", default=[], metavar="NAME",
+        help="further name in Host headers, and of pages that may use the server; * is every one; "
+        "may be repeated")  # fmt: skip
     return parser
 
 

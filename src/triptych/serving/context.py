@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from anyio import CapacityLimiter
+from PIL import Image
+from starlette.requests import Request
 
 from triptych.pipeline import UnifiedPipeline
+from triptych.serving.decoder import Decoder
 from triptych.serving.desk import Desk
 from triptych.serving.metrics import Metrics
 from triptych.serving.problems import Problem
@@ -17,11 +23,13 @@ from triptych.serving.scheduler import Scheduler
 STATUSES = {
     400: "The request is wrong; `param` names the field.",
     401: "The API key is missing or wrong.",
+    403: "A page of another origin asks; see `--allow-host`.",
     404: "There is no such model or address.",
     408: "The body came too slowly.",
-    413: "The body is too large.",
+    413: "The body is too large, or needs more memory than the server has for all requests.",
     415: "The body is of another kind than this address takes.",
-    429: "The queue is full; `Retry-After` says when to come again.",
+    421: "`Host` names another server; see `--allow-host`.",
+    429: "The server is busy; `Retry-After` says when to come again.",
     500: "The server failed; its log tells more.",
     503: "The server shuts down, or lacks memory.",
     504: "The answer was not ready in time.",
@@ -58,6 +66,11 @@ class Context:
     desk: Desk
     scheduler: Scheduler
     metrics: Metrics
+    decoder: Decoder = field(default_factory=Decoder)
+    encoders: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(2))
+    """Threads that encode images; each holds several times the bytes of one."""
+    large_encoders: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(1))
+    """The same for large images, behind which small ones must not wait."""
     started: int = field(default_factory=lambda: int(time.time()))
 
     def check_model(self, name: str | None) -> None:
@@ -71,6 +84,20 @@ class Context:
                 404, f"this server has no such model; it has {self.name}.", "model_not_found",
                 "model",
             )  # fmt: skip
+
+    async def read_images(
+        self, request: Request, files: Sequence[bytes], size: int | None, params: Sequence[str]
+    ) -> list[Image.Image]:
+        """The images of a request, before its deadline.
+
+        Raises:
+            Problem: as `Decoder.read`; 504.
+        """
+        try:
+            async with asyncio.timeout_at(request.state.deadline):
+                return await self.decoder.read(files, size, params, request.state.ticket)
+        except TimeoutError as error:
+            raise self.desk.too_late() from error
 
     def documented(self, schema: str, errors: tuple[int, ...] = tuple(STATUSES)) -> dict[str, Any]:
         """What the OpenAPI document says of a route that answers with a schema of it."""

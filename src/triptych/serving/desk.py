@@ -20,10 +20,6 @@ log = logging.getLogger("triptych.serving")
 SHUTTING_DOWN = "the server is shutting down; send this to another one, or later."
 
 
-class ClientLeft(Exception):
-    """Nobody is there to be answered."""
-
-
 class Desk:
     """Takes requests' work to the scheduler.
 
@@ -40,7 +36,6 @@ class Desk:
         Raises:
             Problem: the queue is full (429), the server shuts down (503), time is over (504), or
                 the pipeline refused the work (400).
-            ClientLeft: the client closed its connection.
         """
         async with aclosing(self.events(request, work)) as events:
             async for kind, value in events:
@@ -57,8 +52,7 @@ class Desk:
 
         job = Job(work, done=tell("done"), failed=tell("failed"), piece=tell("piece"))
         self._submit(job)
-        leaving = asyncio.create_task(self._leave(request, events))
-        deadline, kind = loop.time() + self.timeout, ""
+        deadline, kind = request.state.deadline, ""
         try:
             while kind != "done":
                 async with asyncio.timeout_at(deadline):
@@ -67,19 +61,22 @@ class Desk:
                     raise value
                 yield kind, value
         except TimeoutError as error:
-            self.metrics.timeouts.inc()
-            raise Problem(
-                504,
-                f"the answer was not ready within {self.timeout:g} seconds; ask for less, or when "
-                "fewer others do.",
-                "timeout",
-                headers={"x-should-retry": "false"},  # the same would take as long again
-            ) from error
+            raise self.too_late() from error
         except UserError as error:
             raise _refused(error) from error
         finally:
-            leaving.cancel()
             self.scheduler.withdraw(job)
+
+    def too_late(self) -> Problem:
+        """504, counted: the deadline of a request has passed."""
+        self.metrics.timeouts.inc()
+        return Problem(
+            504,
+            f"the answer was not ready within {self.timeout:g} seconds; ask for less, or when "
+            "fewer others do.",
+            "timeout",
+            headers={"x-should-retry": "false"},  # the same would take as long again
+        )
 
     def _submit(self, job: Job) -> None:
         try:
@@ -88,7 +85,7 @@ class Desk:
             self.metrics.rejected.labels("queue_full").inc()
             raise Problem(
                 429,
-                f"{self.scheduler.max_queue} requests wait already; try again in a second.",
+                f"{self.scheduler.waiting} requests wait already; try again in a second.",
                 "queue_full",
                 headers={"retry-after": "1"},
             ) from error
@@ -97,13 +94,6 @@ class Desk:
             raise Problem(
                 503, SHUTTING_DOWN, "shutting_down", headers={"retry-after": "5"}
             ) from error
-
-    async def _leave(self, request: Request, events: asyncio.Queue) -> None:
-        """End the waiting when the client closes its connection."""
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-        self.metrics.cancelled.inc()
-        events.put_nowait(("failed", ClientLeft()))
 
 
 def _refused(error: UserError) -> Problem:

@@ -1,4 +1,4 @@
-"""What every request passes: its number, the key, the limit of its body; and every answer's end."""
+"""ASGI middleware: Host check, admission, API key, body limits, request ids and metrics."""
 
 from __future__ import annotations
 
@@ -7,57 +7,94 @@ import hmac
 import logging
 import secrets
 import time
+from collections.abc import Callable
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from triptych.serving.desk import ClientLeft
-from triptych.serving.metrics import Metrics
-from triptych.serving.problems import Problem
+from triptych.serving.admission import SMALL, Admission, Ticket
+from triptych.serving.hosts import Hosts
+from triptych.serving.incoming import ClientLeft, Incoming
+from triptych.serving.problems import Problem, wrong
 
 log = logging.getLogger("triptych.serving")
+LEFT = 499
+"""nginx' number for a client that left, for metrics alone."""
 OPEN = ("/health", "/metrics", "/openapi.json")
 """Addresses that ask for no key."""
-PATIENCE = 8
-"""A body is read to its end, and thrown away, up to so many times the limit: a client that is cut
-off while it sends would not read the answer. Beyond, it is cut off."""
+DRAINED = 8
+"""Times the limit of a body up to which a refused one is read, and thrown away."""
+FORM_COPIES, JSON_COPIES = 3, 4
+"""Bytes of memory for each byte of a body: itself, and its copies while it is read."""
+MOST_VALUES = 2**16
+"""In a body of JSON: each becomes an object, and may become an error, of a hundred times its size.
+"""
 
 
 class Gate:
     """ASGI middleware.
 
     Args:
+        answered: called with the route, method and status of each answer, and its seconds.
+        admission: what all requests together may hold.
+        hosts: names by which the server may be addressed.
         api_key: what `Authorization: Bearer` must hold; None lets everyone in.
         max_body: bytes of a request's body.
-        timeout: seconds in which a body must have come.
+        timeout: seconds from a request to the end of its answer; the deadline is in
+            scope["state"]["deadline"], as time of the event loop.
     """
 
     def __init__(
-        self, app: ASGIApp, metrics: Metrics, api_key: str | None, max_body: int, timeout: float
+        self,
+        app: ASGIApp,
+        answered: Callable[[str, str, int, float], None],
+        admission: Admission,
+        hosts: Hosts,
+        api_key: str | None,
+        max_body: int,
+        timeout: float,
     ) -> None:
-        self.app, self.metrics = app, metrics
+        self.app, self.answered, self.admission, self.hosts = app, answered, admission, hosts
         self.key = None if api_key is None else api_key.encode()
         self.max_body, self.timeout = max_body, timeout
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
             return
+        if scope["type"] != "http":
+            return  # a websocket, which nothing here has
         started, number, status = time.monotonic(), f"req_{secrets.token_hex(12)}", 0
+        done = False
 
         async def answer(message: Message) -> None:
-            nonlocal status
+            nonlocal status, done
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message["headers"] = [*message["headers"], (b"x-request-id", number.encode())]
+            done = message["type"] == "http.response.body" and not message.get("more_body")
             await send(message)
 
+        state = scope.setdefault("state", {})
+        state["deadline"] = asyncio.get_running_loop().time() + self.timeout
+        connection = state["connection"]
+        ticket: Ticket | None = None
+        headers = {name.lower(): value for name, value in scope["headers"]}
+        incoming = Incoming(headers, receive, self.timeout)
         try:
-            await self._pass(scope, receive, answer)
+            try:
+                self.hosts.check(headers)
+                state["ticket"] = ticket = self._admit(incoming, connection)
+                body = await self._read(scope, headers, incoming, ticket)
+            except Problem as problem:
+                raise await self._refusal(problem, incoming, connection, ticket) from None
+            unread = [body]
+            del body
+            await self._serve(scope, unread, receive, answer, lambda: done)
         except Problem as problem:
             await problem.response()(scope, receive, answer)
         except ClientLeft:
-            status = 499  # nginx' number, for the metrics alone
+            status = LEFT
         except Exception:
             log.exception("request %s failed", number)
             if status:
@@ -67,31 +104,136 @@ class Gate:
             )
             await problem.response()(scope, receive, answer)
         finally:
+            if ticket is not None:
+                await self._leave(connection, ticket)
             route = getattr(scope.get("route"), "path", "other")
-            self.metrics.requests.labels(route, _method(scope), status).inc()
-            self.metrics.latency.labels(route).observe(time.monotonic() - started)
+            self.answered(route, _method(scope), status, time.monotonic() - started)
 
-    async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:
-        headers = {name.lower(): value for name, value in scope["headers"]}
-        welcome = scope["path"] in OPEN or self._knows_key(headers)
-        body = await self._body(headers, receive, keep=welcome)
-        if not welcome:
+    def _admit(self, incoming: Incoming, connection: Any) -> Ticket | None:
+        """A ticket for a request with a body; none for one without, which is answered at once.
+
+        Raises:
+            Problem: 429.
+        """
+        if incoming.complete:
+            return None
+        connection.ticket = self.admission.admit(connection.abort)
+        return connection.ticket
+
+    async def _read(
+        self,
+        scope: Scope,
+        headers: dict[bytes, bytes],
+        incoming: Incoming,
+        ticket: Ticket | None,
+    ) -> bytes:
+        """The body of a request that may pass. Memory for it is reserved before it comes, or as it
+        comes in chunks.
+
+        Raises:
+            Problem: 400, 401, 408, 413, 415, 429.
+            ClientLeft: the connection was closed before its end.
+        """
+        if scope["path"] not in OPEN and not self._knows_key(headers):
             raise Problem(
                 401,
                 "the API key is missing or wrong; send it as Authorization: Bearer KEY.",
                 "invalid_api_key",
                 headers={"www-authenticate": "Bearer"},
             )
-        read = False
+        if headers.get(b"content-encoding", b"identity").lower() != b"identity":
+            raise Problem(415, "the body is compressed; send it as it is.", "unsupported_encoding")
+        if ticket is None:
+            return b""
+        kind = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
+        copies = FORM_COPIES if kind == b"multipart/form-data" else JSON_COPIES
+        self._reserve(ticket, incoming.declared, copies)
+        body = bytearray()
+        ticket.stall(True)
+        async for part in incoming.parts():
+            body += part
+            self._reserve(ticket, len(body), copies)
+        ticket.stall(False)
+        if copies == JSON_COPIES and sum(map(body.count, b"[{,")) > MOST_VALUES:
+            raise wrong(None, f"the body has more than {MOST_VALUES} values; send fewer.")
+        return bytes(body)
+
+    def _reserve(self, ticket: Ticket, size: int, copies: int) -> None:
+        """Reserve memory for a body of so many bytes, if it is not reserved yet.
+
+        Raises:
+            Problem: 413, 429.
+        """
+        if size > self.max_body:
+            raise Problem(
+                413,
+                f"the body is larger than {self.max_body / 2**20:g} MB; send smaller pictures.",
+                "body_too_large",
+            )
+        if (more := copies * max(0, size - SMALL) - ticket.held) > 0:
+            ticket.reserve(more)
+
+    async def _refusal(
+        self, problem: Problem, incoming: Incoming, connection: Any, ticket: Ticket | None
+    ) -> Problem:
+        """The problem as an answer to a request whose body may still be coming.
+
+        Raises:
+            ClientLeft: the connection was closed before its end.
+        """
+        if ticket is not None:
+            self._close(connection, ticket)  # what still comes is not kept
+        if problem.status == 408 or not await incoming.discard(DRAINED * self.max_body):
+            problem.headers["connection"] = "close"
+        return problem
+
+    async def _leave(self, connection: Any, ticket: Ticket) -> None:
+        """Give back what the request holds, when its answer has left this process."""
+        try:
+            await connection.flushed()
+        finally:
+            self._close(connection, ticket)
+
+    def _close(self, connection: Any, ticket: Ticket) -> None:
+        ticket.close()
+        if connection.ticket is ticket:
+            connection.ticket = None
+
+    async def _serve(
+        self,
+        scope: Scope,
+        unread: list[bytes],
+        receive: Receive,
+        send: Send,
+        done: Callable[[], bool],
+    ) -> None:
+        """Let the application answer; stop it, wherever it is, when the client leaves.
+
+        Args:
+            unread: the body, which is taken from here.
+            done: whether the answer is complete.
+
+        Raises:
+            ClientLeft: before the end of the answer.
+        """
+        left = asyncio.create_task(_until_left(receive))
 
         async def replay() -> Message:
-            nonlocal read
-            if read:
-                return await receive()
-            read = True
-            return {"type": "http.request", "body": body, "more_body": False}
+            if unread:
+                return {"type": "http.request", "body": unread.pop(), "more_body": False}
+            await asyncio.wait([left])
+            return {"type": "http.disconnect"}
 
-        await self.app(scope, replay, send)
+        work = asyncio.create_task(self.app(scope, replay, send))
+        try:
+            await asyncio.wait([work, left], return_when=asyncio.FIRST_COMPLETED)
+            if not work.done() and not done():
+                raise ClientLeft
+            await work
+        finally:
+            left.cancel()
+            work.cancel()
+            await asyncio.wait([work])
 
     def _knows_key(self, headers: dict[bytes, bytes]) -> bool:
         if self.key is None:
@@ -99,50 +241,10 @@ class Gate:
         scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
         return hmac.compare_digest(given.strip(), self.key) and scheme.lower() == b"bearer"
 
-    async def _body(self, headers: dict[bytes, bytes], receive: Receive, keep: bool) -> bytes:
-        """The whole body; only read to its end if it is not to be kept, or too large.
 
-        Raises:
-            Problem: 413, 408.
-            ClientLeft: the connection was closed before its end.
-        """
-        most = PATIENCE * self.max_body
-        declared = headers.get(b"content-length", b"0")
-        large = len(declared) > 18 or (declared.isdigit() and int(declared) > self.max_body)
-        if large and (b"expect" in headers or len(declared) > 18 or int(declared) > most):
-            raise self._too_large(close=True)  # nothing was sent yet, or too much is coming
-        body, size = bytearray(), 0
-        try:
-            async with asyncio.timeout(self.timeout):
-                more = True
-                while more:
-                    message: dict[str, Any] = dict(await receive())
-                    if message["type"] == "http.disconnect":
-                        raise ClientLeft
-                    part, more = message.get("body", b""), message.get("more_body", False)
-                    size += len(part)
-                    if size > most:
-                        raise self._too_large(close=True)
-                    if keep and size <= self.max_body:
-                        body += part
-        except TimeoutError as error:
-            raise Problem(
-                408,
-                f"the body did not come within {self.timeout:g} seconds; send it faster.",
-                "body_too_slow",
-                headers={"connection": "close"},
-            ) from error
-        if size > self.max_body:
-            raise self._too_large()
-        return bytes(body)
-
-    def _too_large(self, close: bool = False) -> Problem:
-        return Problem(
-            413,
-            f"the body is larger than {self.max_body / 2**20:g} MB; send smaller pictures.",
-            "body_too_large",
-            headers={"connection": "close"} if close else {},
-        )
+async def _until_left(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 def _method(scope: Scope) -> str:

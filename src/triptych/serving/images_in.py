@@ -18,8 +18,8 @@ from triptych.image_reader import (
     ImageLimits,
     read_image,
 )
-from triptych.pictures import square
 from triptych.serving.problems import Problem, wrong
+from triptych.squares import square_image
 
 LIMITS = ImageLimits(
     formats=("PNG", "JPEG", "WEBP", "GIF"),
@@ -53,7 +53,7 @@ def read_picture(data: bytes, size: int | None, param: str) -> Image.Image:
         raise _problem(param, error) from error
     if size is None:
         return upright
-    return Image.fromarray(square(upright, size).permute(1, 2, 0).numpy())
+    return square_image(upright, size)
 
 
 def _problem(param: str, error: PictureError) -> Problem:

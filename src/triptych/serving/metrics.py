@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
+from triptych.serving.gate import LEFT
 from triptych.serving.scheduler import Call, Observer
 from triptych.serving.works import ChatWork
 
@@ -43,6 +44,13 @@ class Metrics(Observer):
 
     def _make(self, kind: type, name: str, text: str, labels: list[str] | None = None, **more):
         return kind(f"triptych_{name}", text, labels or [], registry=self.registry, **more)
+
+    def answered(self, route: str, method: str, status: int, seconds: float) -> None:
+        """Count an answer, or a client that left."""
+        self.requests.labels(route, method, status).inc()
+        self.latency.labels(route).observe(seconds)
+        if status == LEFT:
+            self.cancelled.inc()
 
     def queued(self, length: int) -> None:
         self.queue.set(length)

@@ -9,26 +9,36 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing
 from typing import Any
 
+from anyio import to_thread
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response, StreamingResponse
 from PIL import Image
 from pydantic import ValidationError
-from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
-from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException, MultiPartParser
 
 from triptych.serving.context import Context
-from triptych.serving.images_in import read_picture
 from triptych.serving.pictures_out import encode, scaled
 from triptych.serving.problems import Problem, of_validation, wrong
 from triptych.serving.schemas import EditBody, GenerationBody, PictureBody
-from triptych.serving.streams import event_stream
+from triptych.serving.streams import event_stream, one_by_one
 from triptych.serving.works import PictureSettings, PictureWork
 
 MOST_EDITED = 16
 """Pictures that one request for edits may ask for: pictures sent, times n."""
+LARGE = 1024
+"""Side in pixels of images above which encoding takes long."""
+MOST_FIELDS = 64
+"""Of a form, beside its files."""
 SIDES = range(16, 2049)
 """In pixels, to which a picture is scaled if its `size` is asked for."""
+
+
+class FormInMemory(MultiPartParser):
+    """Writes no file to the disk: the whole body is in memory, and counted there, already."""
+
+    spool_max_size = 0
+    """Bytes of a file above which it would be written to the disk; 0 is never."""
 
 
 def picture_routes(context: Context) -> APIRouter:
@@ -75,8 +85,8 @@ def picture_routes(context: Context) -> APIRouter:
             raise wrong(
                 "n", f"{len(files)} pictures times {number}; ask for at most {MOST_EDITED} in all."
             )
-        images = await run_in_threadpool(
-            lambda: [read_picture(file, context.sizes.edited, "image") for file in files]
+        images = await context.read_images(
+            request, files, context.sizes.edited, ["image"] * len(files)
         )
         images = [image for image in images for _ in range(number)]
         work = PictureWork(
@@ -94,19 +104,38 @@ def picture_routes(context: Context) -> APIRouter:
 async def _answer(
     context: Context, request: Request, body: PictureBody, work: PictureWork, event: str
 ) -> Response:
+    shown = work.size * (1 + work.partial)
+    request.state.ticket.reserve(3 * shown * context.sizes.made**2)
     if body.stream:
-        return await event_stream(_events(context, request, body, work, event))
+        return await event_stream(request, _events(context, request, body, work, event))
     pictures = await context.desk.result(request, work)
-    return JSONResponse(await run_in_threadpool(_image_list, pictures, body, work.seeds))
+    parts = _image_list(context, pictures, body, work.seeds)
+    return StreamingResponse(one_by_one(request, parts), media_type="application/json")
 
 
-def _image_list(pictures: list[Image.Image], body: PictureBody, seeds: list[int]) -> dict[str, Any]:
-    pictures = [scaled(picture, _side(body)) for picture in pictures]
-    data = [
-        {"b64_json": encode(picture, *_file(body)), "seed": seed}
-        for picture, seed in zip(pictures, seeds, strict=True)
-    ]
-    return {"created": int(time.time()), "data": data, **_look(body, pictures[0])}
+async def _image_list(
+    context: Context, pictures: list[Image.Image], body: PictureBody, seeds: list[int]
+) -> AsyncIterator[str]:
+    """JSON in parts, an image each."""
+    yield json.dumps({"created": int(time.time())}).removesuffix("}") + ', "data": ['
+    for number, (picture, seed) in enumerate(zip(pictures, seeds, strict=True)):
+        content, look = await _encoded(context, picture, body)
+        yield ", " * (number > 0) + json.dumps({"b64_json": content, "seed": seed})
+    yield "], " + json.dumps(look).removeprefix("{")
+
+
+async def _encoded(
+    context: Context, picture: Image.Image, body: PictureBody
+) -> tuple[str, dict[str, str]]:
+    """The file that is asked for, in base64, and the fields that describe it."""
+
+    def make() -> tuple[str, dict[str, str]]:
+        made = scaled(picture, _side(body))
+        return encode(made, *_file(body)), _look(body, made)
+
+    large = (_side(body) or picture.width) > LARGE
+    limiter = context.large_encoders if large else context.encoders
+    return await to_thread.run_sync(make, limiter=limiter)
 
 
 async def _events(
@@ -115,12 +144,12 @@ async def _events(
     """Server-sent events: unfinished pictures as they come, then each finished one."""
 
     async def told(kind: str, picture: Image.Image, **more: Any) -> str:
-        picture = scaled(picture, _side(body))
+        encoded, look = await _encoded(context, picture, body)
         content = {
             "type": f"{event}.{kind}",
-            "b64_json": await run_in_threadpool(encode, picture, *_file(body)),
+            "b64_json": encoded,
             "created_at": int(time.time()),
-            **_look(body, picture),
+            **look,
             **more,
         }
         return f"event: {event}.{kind}\ndata: {json.dumps(content)}\n\n"
@@ -196,26 +225,29 @@ async def _form(request: Request) -> tuple[dict[str, Any], list[bytes]]:
         raise Problem(415, "send the request as multipart/form-data.", "unsupported_media_type")
     fields: dict[str, Any] = {}
     files: list[bytes] = []
+    parser = FormInMemory(
+        request.headers, request.stream(), max_files=MOST_EDITED + 1, max_fields=MOST_FIELDS
+    )
     try:
-        async with request.form(max_files=MOST_EDITED + 1, max_fields=64) as form:
-            for name, value in form.multi_items():
-                if name in ("image", "image[]"):
-                    if not isinstance(value, UploadFile):
-                        raise wrong("image", "image is a text; send it as a file.")
-                    files.append(await value.read())
-                elif name == "mask":
-                    raise wrong(
-                        "mask", "masks are not supported; say in the prompt what to change.",
-                        "unsupported_parameter",
-                    )  # fmt: skip
-                elif name in fields:
-                    raise wrong(name, f"{name[:80]} is given twice; give it once.")
-                elif not isinstance(value, str):
-                    raise wrong(name, f"{name[:80]} is a file; only image may be one.")
-                else:
-                    fields[name] = value
-    except HTTPException as error:
+        form = await parser.parse()
+    except MultiPartException as error:
         raise wrong(None, "the form cannot be read; send valid multipart/form-data.") from error
+    for name, value in form.multi_items():
+        if name in ("image", "image[]"):
+            if not isinstance(value, UploadFile):
+                raise wrong("image", "image is a text; send it as a file.")
+            files.append(await value.read())
+        elif name == "mask":
+            raise wrong(
+                "mask", "masks are not supported; say in the prompt what to change.",
+                "unsupported_parameter",
+            )  # fmt: skip
+        elif name in fields:
+            raise wrong(name, f"{name[:80]} is given twice; give it once.")
+        elif not isinstance(value, str):
+            raise wrong(name, f"{name[:80]} is a file; only image may be one.")
+        else:
+            fields[name] = value
     return _without_empty(fields), files
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from http import HTTPStatus
 from typing import Any
 
-from fastapi.responses import JSONResponse
+from starlette.responses import JSONResponse
 
 TYPES = {401: "authentication_error", 429: "rate_limit_error"}
 # Where a sentence of our own is missing: what the status itself says.
@@ -51,6 +52,11 @@ class Problem(Exception):
                 "code": self.code,
             }
         }
+
+    @property
+    def reason(self) -> bytes:
+        """The status in words, for a connection without a framework."""
+        return HTTPStatus(self.status).phrase.encode()
 
     def response(self) -> JSONResponse:
         """As an answer."""

@@ -100,7 +100,7 @@ class Scheduler:
             ever called by the one thread. When it fails, jobs that were together are tried one by
             one, so that none fails for its neighbour's sake.
         max_batch: most pictures or conversations in a call. A single job may be larger.
-        max_queue: most jobs that wait.
+        max_queue: most pictures or conversations that wait. A single job may be larger.
         max_wait: seconds that a job waits for company, if the thread has nothing else to do.
     """
 
@@ -135,6 +135,11 @@ class Scheduler:
         return len(self._queue)
 
     @property
+    def queued(self) -> int:
+        """Pictures and conversations in the queue."""
+        return sum(job.work.size for job in self._queue)
+
+    @property
     def idle(self) -> bool:
         """Whether nothing waits and nothing is being done."""
         with self._changed:
@@ -144,13 +149,13 @@ class Scheduler:
         """Put a job at the end of the queue.
 
         Raises:
-            QueueFull: `max_queue` jobs wait already.
+            QueueFull: as many wait already.
             Closing: `close` was called.
         """
         with self._changed:
             if self._closing:
                 raise Closing
-            if len(self._queue) >= self.max_queue:
+            if self._queue and self.queued + job.work.size > self.max_queue:
                 raise QueueFull
             self._queue.append(job)
             self.observer.queued(len(self._queue))

@@ -7,14 +7,22 @@ import errno
 import os
 import socket
 import sys
+from functools import partial
 from types import FrameType
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
+from starlette.types import ASGIApp
 
 from triptych.errors import UserError  # torch is imported when the port is open
+from triptych.serving.connections import Connections, most_connections
+from triptych.serving.logs import limit_logs, on_loop_error
 from triptych.serving.protocol import Protocol
 
+BACKLOG = 128
+"""Connections that the system keeps until they are accepted, and that are accepted in one go: so
+many more than the bound may be open for a moment."""
 REASONS = {
     errno.EADDRINUSE: "another program has it; choose another --port, or 0 for any free one",
     errno.EACCES: "this user may not; choose a --port of 1024 or above",
@@ -49,27 +57,51 @@ def _not_open(host: str, port: int, error: OSError) -> UserError:
     return UserError(f"port {port} of {host} cannot be opened: {reason}.")
 
 
-class Server(uvicorn.Server):
-    """uvicorn's, with our way to end.
+class BoundedServer(uvicorn.Server):
+    """uvicorn's, with bounds on its connections and on the time that each may take.
 
-    At the first SIGTERM or SIGINT no new work is taken (503, as of /health), what runs and what
-    waits is finished, and `run` returns. At the second the process ends at once.
+    Args:
+        app: an ASGI application.
+        max_connections: by default as the process's files allow.
+        options: of uvicorn.Config.
     """
 
-    def __init__(self, app: FastAPI) -> None:
-        context = app.state.context
+    def __init__(self, app: ASGIApp, max_connections: int | None = None, **options: Any) -> None:
+        connections = Connections(max_connections or most_connections())
         super().__init__(
             uvicorn.Config(
                 app,
-                http=Protocol,
+                http=partial(Protocol, connections=connections),
                 ws="none",
                 lifespan="on",
                 log_level="warning",
                 access_log=False,  # for a proxy to write; metrics count requests
                 server_header=False,
-                # A client that does not read its answer does not keep the server from its end.
-                timeout_graceful_shutdown=max(1, round(context.desk.timeout)),
+                backlog=BACKLOG,
+                **options,
             )
+        )
+        limit_logs()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        asyncio.get_running_loop().set_exception_handler(on_loop_error)
+        await super().startup(sockets)
+
+
+class Server(BoundedServer):
+    """A server of a model, with our way to end.
+
+    At the first SIGTERM or SIGINT no new work is taken (503, as of /health), what runs and what
+    waits is finished, and `run` returns. At the second the process ends at once.
+    """
+
+    def __init__(self, app: FastAPI, max_connections: int | None = None) -> None:
+        context = app.state.context
+        super().__init__(
+            app,
+            max_connections,
+            # A client that does not read its answer does not keep the server from its end.
+            timeout_graceful_shutdown=max(1, round(context.desk.timeout)),
         )
         self.scheduler = context.scheduler
 
@@ -90,7 +122,7 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
 
-def run(app: FastAPI, bound: socket.socket) -> None:
+def run(app: FastAPI, bound: socket.socket, max_connections: int | None = None) -> None:
     """Serve until a signal.
 
     Raises:
@@ -98,9 +130,9 @@ def run(app: FastAPI, bound: socket.socket) -> None:
     """
     host, port = bound.getsockname()[:2]
     try:
-        bound.listen(2048)
+        bound.listen(BACKLOG)
     except OSError as error:
         raise _not_open(host, port, error) from error
     shown = f"[{host}]" if ":" in host else host
     print(f"serving {app.state.context.name} on http://{shown}:{port}/v1", flush=True)
-    Server(app).run(sockets=[bound])
+    Server(app, max_connections).run(sockets=[bound])

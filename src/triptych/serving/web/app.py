@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import html
 import os
-import signal
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from types import FrameType
 
 import gradio as gr
+from fastapi import FastAPI
 
+from triptych.serving.admission import Admission
+from triptych.serving.gate import Gate
+from triptych.serving.hosts import Hosts
+from triptych.serving.server import BACKLOG, BoundedServer, open_port
 from triptych.serving.web.chat_tab import chat_tab
 from triptych.serving.web.compare_tab import compare_tab
 from triptych.serving.web.edit_tab import edit_tab, reconstruct_tab
@@ -21,7 +26,13 @@ from triptych.serving.web.style import CSS, theme
 from triptych.serving.web.votes import Votes
 from triptych.version import __version__
 
-LARGEST_UPLOAD = "32mb"
+LARGEST_UPLOAD = 32 * 2**20
+"""Bytes of a request."""
+UPLOAD_SECONDS = 120
+MOST_REQUESTS, MOST_BYTES = 64, 384 * 2**20
+"""Requests with bodies in flight, and bytes of them."""
+MOST_EVENTS = 64
+"""Clicks that wait for their turn."""
 KEPT_SECONDS = 24 * 3600  # files of the page, looked through every hour
 
 
@@ -45,33 +56,62 @@ def build(page: Page) -> gr.Blocks:
         if page.pipe.model.encoder.built:
             with gr.Tab("Reconstruct"):
                 reconstruct_tab(page)
-    return blocks.queue(default_concurrency_limit=8)
+    return blocks.queue(max_size=MOST_EVENTS, default_concurrency_limit=8)
 
 
-def serve(sources: Sources, votes: Votes, prompts: Sequence[str], host: str, port: int) -> None:
+class PageServer(BoundedServer):
+    """A server of the page, which ends at the first SIGTERM or Ctrl-C."""
+
+    def __init__(self, app: FastAPI, page: Page) -> None:
+        super().__init__(app, timeout_graceful_shutdown=1)  # browsers keep streams open
+        self.page = page
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self.page.closing.set()
+        self.should_exit = True
+
+
+def application(page: Page, hosts: Hosts) -> FastAPI:
+    """The page behind the same gate as the server's: bodies, Host and Origin are checked."""
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    app.add_middleware(
+        Gate,
+        answered=lambda *_: None,
+        admission=Admission(MOST_REQUESTS, MOST_BYTES),
+        hosts=hosts,
+        api_key=None,
+        max_body=LARGEST_UPLOAD,
+        timeout=UPLOAD_SECONDS,
+    )
+    return gr.mount_gradio_app(
+        app,
+        build(page),
+        "/",
+        ssr_mode=False,
+        run_history=False,
+        footer_links=[],
+        show_error=False,
+        max_file_size=LARGEST_UPLOAD,
+        theme=theme(),
+        css=CSS,
+    )
+
+
+def serve(
+    sources: Sources,
+    votes: Votes,
+    prompts: Sequence[str],
+    host: str,
+    port: int,
+    allowed: Sequence[str],
+) -> None:
     """Show the page until Ctrl-C or SIGTERM."""
     with tempfile.TemporaryDirectory(prefix=FOLDER) as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder  # uploads too: nothing stays behind
         page = Page(sources, votes, prompts, Path(folder))
-        blocks = build(page)
-        blocks.launch(
-            server_name=host,
-            server_port=port,
-            share=False,
-            prevent_thread_lock=True,
-            quiet=True,
-            ssr_mode=False,
-            run_history=False,
-            footer_links=[],
-            max_file_size=LARGEST_UPLOAD,
-            theme=theme(),
-            css=CSS,
-        )
+        app = application(page, Hosts(host, allowed))
+        bound = open_port(host, port)
+        bound.listen(BACKLOG)
         shown_host = "127.0.0.1" if host in ("0.0.0.0", "::") else host
         print(f"http://{shown_host}:{port}  votes: {votes.path}  Ctrl-C ends it", flush=True)
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
-        try:
-            signal.pause()
-        except KeyboardInterrupt:
-            page.closing.set()
-            blocks.close(verbose=False)
+        PageServer(app, page).run(sockets=[bound])

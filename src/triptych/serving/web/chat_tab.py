@@ -8,6 +8,7 @@ from typing import Any
 import gradio as gr
 
 from triptych.contracts import UserError
+from triptych.serving.web.numbers import slider
 from triptych.serving.web.page import ONE_AT_A_TIME, Page, in_words
 
 Turns = list[dict[str, Any]]
@@ -38,10 +39,8 @@ def chat_tab(page: Page) -> None:
         stop = gr.Button("Stop", elem_id="chat-stop")
         clear = gr.Button("Clear", elem_id="chat-clear")
     with gr.Accordion("Answers", open=False), gr.Row():
-        length = gr.Slider(1, 2048, 256, step=1, label="Most tokens of an answer")
-        temperature = gr.Slider(
-            0, 2, 0, step=0.05, label="Temperature", info="0 is the likeliest answer"
-        )
+        length = slider(1, 2048, 256, 1, "Most tokens of an answer")
+        temperature = slider(0, 2, 0, 0.05, "Temperature", info="0 is the likeliest answer")
 
     def answer(message, before, length, temperature):
         with in_words():

@@ -7,11 +7,15 @@ from typing import Any
 import gradio as gr
 
 from triptych.pipeline import UnifiedPipeline
+from triptych.serving.web.numbers import number, slider
 from triptych.solvers import SAMPLERS
 
 SETTINGS = ("steps", "guidance", "sampler", "decoder_steps", "decoder_guidance", "decoder_sampler")
 STAGES = {"": "Features", "decoder_": "Pixels"}
 """Prefix of the settings of either diffusion -> what it makes."""
+MOST_STEPS, MOST_GUIDANCE = 250, 100
+LARGEST_SEED = 2**53 - 1
+"""Up to which a browser shows every number exactly."""
 OWN = "the model's"
 
 
@@ -22,11 +26,9 @@ def sliders(pipe: UnifiedPipeline) -> list[gr.components.Component]:
     for part, stage in zip(parts, STAGES.values(), strict=True):
         with gr.Row():
             most = max(100, part.steps)
-            steps = gr.Slider(1, most, part.steps, step=1, label=f"{stage}: steps", min_width=140)
+            steps = slider(1, most, part.steps, 1, f"{stage}: steps", min_width=140)
             most = max(15, part.guidance)
-            guidance = gr.Slider(
-                1, most, part.guidance, step=0.1, label=f"{stage}: guidance", min_width=140
-            )
+            guidance = slider(1, most, part.guidance, 0.1, f"{stage}: guidance", min_width=140)
         sampler = gr.Dropdown(list(SAMPLERS), value=part.sampler, label=f"{stage}: sampler")
         made += [steps, guidance, sampler]
     return made
@@ -37,9 +39,9 @@ def numbers() -> list[gr.components.Component]:
     made = []
     for stage in STAGES.values():
         with gr.Row():
-            own = {"value": 0, "minimum": 0, "min_width": 110}
-            steps = gr.Number(label=f"{stage}: steps", precision=0, info=f"0: {OWN}", **own)
-            guidance = gr.Number(label="Guidance", info=f"0: {OWN}", **own)
+            own = {"info": f"0: {OWN}", "min_width": 110}
+            steps = number(0, MOST_STEPS, f"{stage}: steps", whole=True, **own)
+            guidance = number(0, MOST_GUIDANCE, "Guidance", whole=False, **own)
             sampler = gr.Dropdown([(OWN, ""), *SAMPLERS], value="", label="Sampler", min_width=110)
         made += [steps, guidance, sampler]
     return made
@@ -53,7 +55,7 @@ def arguments(values: tuple[Any, ...]) -> dict[str, Any]:
 def seed_row() -> tuple[gr.Number, gr.Checkbox]:
     """A seed, dice that roll another, and whether every click rolls."""
     with gr.Row(elem_classes="seed"):
-        seed = gr.Number(0, label="Seed", precision=0, minimum=0, min_width=100)
+        seed = number(0, LARGEST_SEED, "Seed", whole=True, min_width=100)
         dice = gr.Button("⚄", elem_classes="dice", min_width=48, scale=0)
         fresh = gr.Checkbox(True, label="New seed each time", min_width=120)
     dice.click(None, outputs=seed, js="() => Math.floor(Math.random() * 2 ** 31)")

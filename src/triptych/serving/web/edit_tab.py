@@ -8,6 +8,7 @@ import gradio as gr
 
 from triptych.contracts import UserError
 from triptych.serving.web.controls import arguments, seed_row, sliders
+from triptych.serving.web.numbers import slider
 from triptych.serving.web.page import (
     MOST_PICTURES,
     ONE_AT_A_TIME,
@@ -48,7 +49,7 @@ def edit_tab(page: Page) -> None:
             with gr.Row():
                 run = gr.Button("Edit", variant="primary", elem_id="edit")
                 stop = gr.Button("Stop")
-            count = gr.Slider(1, MOST_PICTURES, 4, step=1, label="Pictures")
+            count = slider(1, MOST_PICTURES, 4, 1, "Pictures")
             seed, fresh = seed_row()
             with gr.Accordion("Sampling", open=False):
                 settings = sliders(page.pipe)

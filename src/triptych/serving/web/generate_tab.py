@@ -7,6 +7,7 @@ from functools import partial
 import gradio as gr
 
 from triptych.serving.web.controls import arguments, seed_row, sliders
+from triptych.serving.web.numbers import slider
 from triptych.serving.web.page import (
     MOST_PICTURES,
     Page,
@@ -34,7 +35,7 @@ def generate_tab(page: Page) -> None:
             with gr.Row():
                 run = gr.Button("Generate", variant="primary", elem_id="generate")
                 stop = gr.Button("Stop", elem_id="generate-stop")
-            count = gr.Slider(1, MOST_PICTURES, 4, step=1, label="Pictures")
+            count = slider(1, MOST_PICTURES, 4, 1, "Pictures")
             seed, fresh = seed_row()
             with gr.Accordion("Sampling", open=False):
                 negative = gr.Textbox(

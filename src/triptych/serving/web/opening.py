@@ -6,6 +6,7 @@ Gradio takes seconds to import, so what is wrong is said before.
 from __future__ import annotations
 
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 
 from triptych.contracts import UserError
@@ -14,7 +15,14 @@ from triptych.serving.web.sources import Sources
 from triptych.serving.web.votes import Votes
 
 
-def show(sources: Sources, votes: Path, prompts: Path | None, host: str, port: int) -> None:
+def show(
+    sources: Sources,
+    votes: Path,
+    prompts: Path | None,
+    host: str,
+    port: int,
+    allowed: Sequence[str] = (),
+) -> None:
     """Show the page until Ctrl-C or SIGTERM.
 
     Args:
@@ -22,6 +30,7 @@ def show(sources: Sources, votes: Path, prompts: Path | None, host: str, port: i
         votes: file that votes are added to.
         prompts: file of prompts that viewers of pairs go through.
         host, port: where browsers find it.
+        allowed: further hosts that browsers may address it by.
 
     Raises:
         UserError: the port is busy, votes cannot be kept, prompts cannot be read, or there is no
@@ -32,7 +41,7 @@ def show(sources: Sources, votes: Path, prompts: Path | None, host: str, port: i
     sources[sources.names[0]]
     from triptych.serving.web.app import serve
 
-    serve(sources, kept, listed, host, port)
+    serve(sources, kept, listed, host, port, allowed)
 
 
 def require_free(host: str, port: int) -> None:
