@@ -7,6 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -33,10 +34,11 @@ class RunFolder:
     Args:
         folders: the first one holds the checkpoints.
         made: whether this process made them.
+        parents: folders above them that it made too, the innermost first.
     """
 
-    def __init__(self, folders: Sequence[Path], made: bool) -> None:
-        self.folders, self.made = list(folders), made
+    def __init__(self, folders: Sequence[Path], made: bool, parents: Sequence[Path] = ()) -> None:
+        self.folders, self.made, self.parents = list(folders), made, list(parents)
         self.lock = Lock(folders[0] / LOCK)  # held while this process is alive
 
     @property
@@ -49,6 +51,9 @@ class RunFolder:
         if self.made:
             for folder in self.folders:
                 shutil.rmtree(folder, ignore_errors=True)
+            for parent in self.parents:
+                with suppress(OSError):  # another run is in it
+                    parent.rmdir()
 
 
 def is_first_process() -> bool:
@@ -84,17 +89,22 @@ def folder_of(parent: Path, version: Version) -> Path:
 
 def _made(parents: Sequence[Path], version: Version) -> RunFolder | None:
     made: list[Path] = []
-    for parent in dict.fromkeys(parents):
-        folder = folder_of(parent, version)
+    above: list[Path] = []
+    waiting = [folder_of(parent, version) for parent in dict.fromkeys(parents)]
+    while waiting:
+        folder = waiting[0]
+        above += [path for path in folder.parents if not path.exists()]
         folder.parent.mkdir(parents=True, exist_ok=True)
         try:
             folder.mkdir()
+        except FileNotFoundError:  # a run that was refused has just removed its parents
+            continue
         except FileExistsError:
             for other in made:
                 other.rmdir()
             return None
-        made.append(folder)
-    run = RunFolder(made, made=True)
+        made.append(waiting.pop(0))
+    run = RunFolder(made, made=True, parents=above)
     run.lock.acquire(MOMENT)  # only `sweep` of another process may hold it
     return run
 
