@@ -238,7 +238,7 @@ def red_circle(tmp_path_factory):
     ("arguments", "sentence"),
     [
         (["--votes", "{folder}"], "votes cannot be kept in {folder}"),
-        (["--prompts", "{folder}/none.txt"], "the prompts in {folder}/none.txt cannot be read"),
+        (["--prompts", "{folder}/none.txt"], "{folder}/none.txt does not exist"),
         (["--from", "{folder}/none"], "there is no model at {folder}/none"),
         (["--host", "no.such.host.invalid"], "another --host"),
     ],

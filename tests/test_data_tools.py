@@ -316,7 +316,7 @@ def test_help_has_an_example(command, capsys):
         (["pack", "nowhere", "--out", "out"], 1, "nowhere does not exist"),
         (["pack", "README.md", "--out", "out"], 1, "of no known kind"),
         (["pack", "x"], 2, "--out"),
-        (["pack", "x", "--out", "out", "--samples-per-shard", "0"], 2, "no number of 1 or more"),
+        (["pack", "x", "--out", "out", "--samples-per-shard", "0"], 2, "is not a whole number"),
         (["index", "nowhere"], 1, "does not exist"),
         (["inspect", "nowhere"], 1, "does not exist"),
         (["inspect", "nowhere", "--out", "sheet.gif"], 1, "must be a .png"),

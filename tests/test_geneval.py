@@ -120,7 +120,7 @@ def test_bad_input_is_told_in_one_sentence(drawn, tmp_path):
     with pytest.raises(UserError, match="prompt 1 of .* has no include nor prompt"):
         score(folder, others, made)
     others.write_text("a photo of a bench\n")
-    with pytest.raises(UserError, match="line 1 of .* is no JSON object"):
+    with pytest.raises(UserError, match="line 1 of .* is no JSON at line 1"):
         score(folder, others, made)
     detector = TrueBoxes(made)
     detector.classes = frozenset(OBJECT_NAMES) - {"bench"}

@@ -180,7 +180,7 @@ def test_a_weight_that_is_off_fails(cases, capsys):
     [
         (lambda f: shutil.rmtree(f), "folder of cases .* does not exist"),
         (lambda f: [shutil.rmtree(each) for each in f.iterdir()], "holds no case"),
-        (lambda f: (f / "tower/case.json").write_text("{"), "case.json is no readable JSON"),
+        (lambda f: (f / "tower/case.json").write_text("{"), "case.json is no JSON at line 1"),
         (lambda f: (f / "tower/case.json").write_text("[]"), "case.json is no JSON object"),
         (lambda f: (f / "tower/io.safetensors").unlink(), "tower/io.safetensors does not exist"),
         (

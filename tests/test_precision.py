@@ -17,7 +17,6 @@ from triptych.loading import describe_model
 from triptych.modules.panel import Panel
 from triptych.pipeline import UnifiedPipeline
 from triptych.precision import STATISTICS, ExactBuffers
-from triptych.quantizing import require_quantizer
 from triptych.resources import presets
 from triptych.sharding import cast_frozen, parameters_on_meta
 from triptych.strategies import BlockFSDPStrategy
@@ -162,14 +161,6 @@ def test_the_pipeline_loads_the_same_buffers_in_every_dtype(pipe, dtype, low_mem
     model = UnifiedPipeline.from_pretrained("tiny", device="cpu", **options).model
     assert {parameter.dtype for parameter in model.parameters()} == {getattr(torch, dtype)}
     same_buffers(model, pipe.model)
-
-
-def test_a_quantized_model_has_the_same_buffers(pipe):
-    pytest.importorskip("bitsandbytes")
-    require_quantizer("8bit")
-    options = {"device": "cpu", "dtype": "bfloat16", "quantize": "8bit"}
-    small = UnifiedPipeline.from_pretrained("tiny", **options).model
-    assert inexact(small) == {}
 
 
 @pytest.mark.parametrize("on_meta", [True, False])

@@ -119,7 +119,7 @@ def test_guidance_is_its_formula_with_zeros_as_the_null_condition(guidance):
 
 
 def test_no_steps_are_refused():
-    with pytest.raises(UserError, match="at least 1 step, not 0; set --steps"):
+    with pytest.raises(UserError, match="at least 1 step, not 0, and at most 1,000; set --steps"):
         times(0)
 
 

@@ -284,8 +284,8 @@ def test_bad_files_and_folders_are_told_in_one_sentence(tmp_path):
         with pytest.raises(UserError, match=match):
             wise.score(folder, Nobody(), [tmp_path / "bad.json"], wise.LEGACY)
 
-    said("hello", "is no JSON file")
-    said("{}", "is no list of prompts")
+    said("hello", "is no JSON at line 1")
+    said("{}", "is no JSON list")
     said('[{"prompt_id": 1}]', "prompt 1 of .* has no Prompt nor Explanation")
     said('[{"prompt_id": 0, "Prompt": "x", "Explanation": "y"}]', "has the number 0, not 1 to 1000")
     with pytest.raises(UserError, match="absent.json, the WISE prompts, does not exist"):

@@ -15,13 +15,15 @@ NO_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
 class OncePerInterval(logging.Filter):
-    """Passes the messages of each line of code once per INTERVAL."""
+    """Passes the messages of each line of code once per INTERVAL, none of cancelled requests."""
 
     def __init__(self) -> None:
         super().__init__()
         self._next: dict[tuple[str, int], float] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
+        if record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError):
+            return False  # a stream that the end of the server cut off
         now, line = time.monotonic(), (record.pathname, record.lineno)
         if now < self._next.get(line, 0):
             return False

@@ -6,6 +6,7 @@ import html
 import os
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
@@ -113,5 +114,6 @@ def serve(
         bound = open_port(host, port)
         bound.listen(BACKLOG)
         shown_host = "127.0.0.1" if host in ("0.0.0.0", "::") else host
-        print(f"http://{shown_host}:{port}  votes: {votes.path}  Ctrl-C ends it", flush=True)
-        PageServer(app, page).run(sockets=[bound])
+        with suppress(KeyboardInterrupt):  # before the server answers it, or passed on by uvicorn
+            print(f"http://{shown_host}:{port}  votes: {votes.path}  Ctrl-C ends it", flush=True)
+            PageServer(app, page).run(sockets=[bound])
