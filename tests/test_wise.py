@@ -288,7 +288,7 @@ def test_bad_files_and_folders_are_told_in_one_sentence(tmp_path):
     said("{}", "is no JSON list")
     said('[{"prompt_id": 1}]', "prompt 1 of .* has no Prompt nor Explanation")
     said('[{"prompt_id": 0, "Prompt": "x", "Explanation": "y"}]', "has the number 0, not 1 to 1000")
-    with pytest.raises(UserError, match="absent.json, the WISE prompts, does not exist"):
+    with pytest.raises(UserError, match="absent.json does not exist"):
         wise.score(folder, Nobody(), [tmp_path / "absent.json"], wise.LEGACY)
     with pytest.raises(UserError, match="a second prompt of number 1"):
         wise.score(folder, Nobody(), prompts * 2, wise.LEGACY)
