@@ -7,6 +7,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import NoReturn
 
 import torch
@@ -118,21 +119,26 @@ def _listen(store: distributed.Store) -> None:
         supervisor.leave(_heard[0])
 
 
-def _announce(status: int) -> int | None:
-    """Tell the other ranks how this one ends.
+def _announce(status: int, sentence: str | None = None) -> int | None:
+    """Say why this rank ends and tell the others with which status, unless another was first.
 
     Returns:
-        The status of the rank that was first; None if that is this one, or cannot be known.
+        The status of the one that was first, once it has said why; None if that is this one, or
+        cannot be known.
     """
     if _heard:
         return _heard[0]
-    with contextlib.suppress(
-        RuntimeError, ValueError
-    ):  # it ended with the first rank, or never was
+    store = None
+    with contextlib.suppress(RuntimeError, ValueError):  # it ended with the first rank
         store = distributed.distributed_c10d._get_default_store()
         if store.add(FAILED + "/count", 1) > 1:
+            store.wait([FAILED], timedelta(seconds=GRACE))
             return int(store.get(FAILED))
-        store.set(FAILED, str(status))
+    if sentence is not None:
+        say(sentence)
+    with contextlib.suppress(RuntimeError):
+        if store is not None:
+            store.set(FAILED, str(status))
     return None
 
 
@@ -198,13 +204,10 @@ def _end(error: BaseException) -> NoReturn:
 
 def _fail(sentence: str | None) -> NoReturn:
     """End with the first rank's status; only the first says why."""
-    status = _announce(1)
-    if status is not None:
-        supervisor.leave(status)
-    if sentence is not None:
-        say(sentence)
-    _stay()
-    supervisor.leave(1)
+    status = _announce(1, sentence)
+    if status is None:
+        _stay()
+    supervisor.leave(status or 1)
 
 
 def lost_contact(error: BaseException | None) -> bool:
