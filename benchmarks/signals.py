@@ -336,6 +336,7 @@ def complaints(case: Case, statuses: dict[int, int], left: int, said: str) -> li
     silent = case.place in CLOSING or (
         case.place == "parse" and case.event.startswith("kill")  # there is no other rank yet
     )
+    silent |= case.event == "mistake"  # a traceback says it
     if case.launcher == "torchrun" and case.event.startswith("kill"):
         silent, most = True, case.ranks  # torchrun says it; here the first rank holds the store
     if len(lines) > most or (not lines and not silent):

@@ -20,7 +20,7 @@ from triptych.callbacks.checkpoint_io import BackgroundCheckpointIO, DurableChec
 from triptych.callbacks.run_log import Row, complete_log, continue_log, pending_row
 from triptych.contracts import UserError
 from triptych.ranks import Agreement, take_over, watch_launched
-from triptych.signals import RESUME, Terminated, say, supervisor
+from triptych.signals import RESUME, Terminated, supervisor
 from triptych.weights import WeightFiles, durable
 from triptych.weights.training import Base, check_base, frozen_base
 
@@ -158,10 +158,9 @@ class Checkpoint(ModelCheckpoint):
         number = self._agreement(supervisor.received or 0)
         if not number or not self._between_steps or trainer.global_step == trainer.max_steps:
             return
-        if trainer.is_global_zero:
-            name = signal.Signals(number).name
-            say(f"{name}: the run ends after step {trainer.global_step}; {RESUME}.")
-        raise supervisor.terminated(number)
+        name = signal.Signals(number).name
+        sentence = f"{name}: the run ends after step {trainer.global_step}; {RESUME}."
+        raise supervisor.terminated(number, sentence if trainer.is_global_zero else None)
 
     def on_exception(
         self, trainer: Trainer, module: LightningModule, exception: BaseException

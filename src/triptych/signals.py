@@ -101,8 +101,14 @@ class Supervisor:
             if installed:
                 self.restore()
 
-    def terminated(self, number: int) -> Terminated:
-        """What to raise when all ranks have agreed to end for a signal, be it another rank's."""
+    def terminated(self, number: int, sentence: str | None) -> Terminated:
+        """The exception for a signal, be it another rank's, that all ranks have agreed to end for.
+
+        Says `sentence`, unless the process is ending already.
+        """
+        with self._exit:
+            if sentence is not None:
+                say(sentence)
         if not self._noted:
             self._begin(number, self.limit)
         return Terminated(number)
@@ -134,11 +140,8 @@ class Supervisor:
         for child in self.children:  # as SIGTERM: a terminal's Ctrl-C has reached them already
             _send(child, signal.SIGTERM)
         if not self.deferred:
-            if is_first_rank():
-                say(f"ended by {signal.Signals(number).name}.")
-            if self.announce is not None:
-                self.announce(128 + number)
-            self.leave(128 + number)
+            sentence = f"ended by {signal.Signals(number).name}." if is_first_rank() else None
+            self.leave(128 + number, sentence, announce=True)
         if self._owner or number != signal.SIGINT:
             limit += 0 if self._parent is None else GRACE  # the first rank ends its children
             self._timer = threading.Timer(limit, self._overdue, (number, limit))
@@ -229,14 +232,16 @@ class Supervisor:
         with self._exit:  # whatever they end with
             self._wait(self.limit)
 
-    def leave(self, status: int, sentence: str | None = None) -> NoReturn:
+    def leave(self, status: int, sentence: str | None = None, announce: bool = False) -> NoReturn:
         """End this process and those that it has started, without unwinding.
 
-        The first caller's status and sentence hold.
+        The first caller's status and sentence hold. With `announce` the other ranks are told.
         """
         self._exit.acquire()
         if sentence is not None:
             say(sentence)
+        if announce and self.announce is not None:
+            self.announce(status)
         if self._noted:  # the signal was passed on
             self._wait(GRACE)
         for child in [*self.children, *multiprocessing.active_children()]:
