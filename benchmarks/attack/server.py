@@ -301,7 +301,13 @@ async def deep_json(target: Target) -> str | None:
 async def garbage(target: Target) -> str | None:
     """No HTTP, and the beginning of TLS."""
     tls = bytes.fromhex("16030100a50100009f0303") + bytes(150)
-    bodies = [b"\0" * 1000, b"nonsense\r\n\r\n", tls, b"\r\n" * 1000, b"GET / HTTP/9.9\r\n\r\n"]
+    bodies = [
+        b"\0" * 1000,
+        b"nonsense\r\n\r\n",
+        tls,
+        b"\r\n" * 1000,
+        b"GET /nowhere HTTP/9.9\r\n\r\n",
+    ]
     for _ in range(100):
         answers = await asyncio.gather(*(status(target, body, 2) for body in bodies))
         if wrong := expect(answers, 400, 404, 0):
