@@ -10,7 +10,7 @@ import os
 import sys
 
 from triptych.commands import COMMANDS
-from triptych.errors import UserError
+from triptych.errors import ConfigurationError, UserError
 from triptych.version import __version__
 
 LIGHTNING_COMMANDS = {
@@ -151,7 +151,7 @@ def guarded(command: str, arguments: list[str]) -> None:
         else:
             run_lightning(arguments)
     except UserError as error:
-        stop(1, str(error))
+        stop(2 if isinstance(error, ConfigurationError) else 1, str(error))
     except (jsonargparse.ArgumentError, OmegaConfBaseException) as error:
         stop(2, plain(str(error)))
     except ValueError as error:

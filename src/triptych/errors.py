@@ -8,6 +8,10 @@ class UserError(ValueError):
     """
 
 
+class ConfigurationError(UserError):
+    """A configuration that does not describe a model; the command line exits with status 2."""
+
+
 class PictureError(ValueError):
     """An image that cannot be used; each door turns it into its own form.
 

@@ -10,8 +10,8 @@ import jsonargparse
 import yaml
 from torch import Tensor
 
-from triptych.contracts import UserError
 from triptych.documents import read_yaml
+from triptych.errors import ConfigurationError, UserError
 from triptych.modules import UnifiedModule
 from triptych.parser_errors import plain
 from triptych.parser_settings import MODE
@@ -170,7 +170,8 @@ def describe_stage(
     """The model of a training run, before anything is built; its losses say which panels it has.
 
     Raises:
-        UserError: a configuration is missing or wrong, or names a class that is not trusted.
+        UserError: a configuration is missing, or names a class that is not trusted.
+        ConfigurationError: one is wrong.
     """
     more = [flag.partition("=")[2] for flag in overrides if flag.startswith("--config=")]
     configs = [*configs, *more]
@@ -189,6 +190,6 @@ def describe_stage(
         raise
     except (jsonargparse.ArgumentError, *BAD_VALUES) as error:
         names = ", ".join(str(config) for config in configs)
-        raise UserError(
+        raise ConfigurationError(
             f"the model's configuration ({names}) is wrong: {plain(str(error))}"
         ) from error
