@@ -4,6 +4,7 @@ import ast
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -20,16 +21,22 @@ from triptych.ranks import ending_together, lost_contact
 CODE = [p for folder in ("src", "callbacks", "data_modules") for p in (ROOT / folder).rglob("*.py")]
 
 
-def started(body):
-    """A process that runs `body` with signals handled, once it has printed a line."""
+def begun(body, env=None):
+    """A process that runs `body`."""
     code = "import os, signal, sys, threading, time\nfrom triptych.signals import supervisor\n"
-    process = subprocess.Popen(
+    return subprocess.Popen(
         [sys.executable, "-c", code + textwrap.dedent(body)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        env={**os.environ, **(env or {})},
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
+
+
+def started(body):
+    """A process that runs `body` with signals handled, once it has printed a line."""
+    process = begun(body)
     assert process.stdout.readline() == "ready\n"
     return process
 
@@ -224,6 +231,44 @@ def test_a_killed_loader_process_is_a_sentence():
 
 
 # Several ranks ------------------------------------------------------------------------------------
+
+
+def rank_of_two(body, rank, port):
+    """A rank of two, that runs `body` with signals handled."""
+    code = """
+        from datetime import timedelta
+        from torch import distributed
+        from triptych.ranks import announce_failures
+        distributed.init_process_group("gloo", timeout=timedelta(seconds=600))
+        store = distributed.distributed_c10d._get_default_store()
+        with supervisor.handled():
+            announce_failures()
+            distributed.barrier()
+            print("ready", flush=True)
+    """
+    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    return begun(
+        textwrap.dedent(code) + textwrap.indent(body, "    "), {**where, "RANK": str(rank)}
+    )
+
+
+def test_a_rank_that_waits_in_the_store_ends_and_the_others_hear_of_it():
+    """While ranks find each other they wait in the store, which stays locked as long."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    first, other = (rank_of_two(body, n, port) for n, body in enumerate(WAITS))
+    for process in (first, other):
+        assert process.stdout.readline() == "ready\n"
+    time.sleep(0.5)  # it has come to wait
+    first.send_signal(signal.SIGTERM)
+    _, said = first.communicate(timeout=30)
+    assert first.returncode == 143 and said == "triptych: ended by SIGTERM.\n"
+    other.communicate(timeout=30)
+    assert other.returncode == 143
+
+
+WAITS = ('store.get("what nobody sets")\n', "time.sleep(300)\n")
 
 
 def matrix(*words):

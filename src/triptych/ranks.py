@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import NoReturn
 
@@ -104,9 +105,22 @@ def announce_failures() -> None:
     """
     if not several_ranks() or any(t.name == FAILED for t in threading.enumerate()):
         return
-    store = distributed.distributed_c10d._get_default_store().clone()
-    threading.Thread(target=_listen, args=(store,), name=FAILED, daemon=True).start()
+    threading.Thread(target=_listen, args=(_store(),), name=FAILED, daemon=True).start()
     supervisor.announce = _announce_and_stay
+
+
+def _store() -> distributed.Store:
+    """A connection of its own to the process group's store.
+
+    Whoever waits in the group's own one keeps it locked: the main thread, while the ranks find each
+    other.
+    """
+    return _connection(distributed.distributed_c10d._get_default_store())
+
+
+@functools.lru_cache(1)  # of one process group at a time
+def _connection(store: distributed.Store) -> distributed.Store:
+    return store.clone()
 
 
 def _listen(store: distributed.Store) -> None:
@@ -128,18 +142,34 @@ def _announce(status: int, sentence: str | None = None) -> int | None:
     """
     if _heard:
         return _heard[0]
-    store = None
-    with contextlib.suppress(RuntimeError, ValueError):  # it ended with the first rank
-        store = distributed.distributed_c10d._get_default_store()
-        if store.add(FAILED + "/count", 1) > 1:
-            store.wait([FAILED], timedelta(seconds=GRACE))
-            return int(store.get(FAILED))
+    if (before := _asked(_first_status)) is not None:
+        return before
     if sentence is not None:
         say(sentence)
-    with contextlib.suppress(RuntimeError):
-        if store is not None:
-            store.set(FAILED, str(status))
+    _asked(lambda: _store().set(FAILED, str(status)))
     return None
+
+
+def _first_status() -> int | None:
+    """The status of the rank that failed before this one; None if this is the first."""
+    if _store().add(FAILED + "/count", 1) == 1:
+        return None
+    _store().wait([FAILED], timedelta(seconds=GRACE))
+    return int(_store().get(FAILED))
+
+
+def _asked(question: Callable[[], int | None]) -> int | None:
+    """The store's answer; None where it is gone, or does not answer in time."""
+    answers = []
+
+    def ask() -> None:
+        with contextlib.suppress(RuntimeError, ValueError):
+            answers.append(question())
+
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(GRACE + POLL_STORE)
+    return answers[0] if answers else None
 
 
 def _announce_and_stay(status: int) -> None:
