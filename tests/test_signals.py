@@ -17,6 +17,7 @@ from builders import ROOT
 from triptych.data_modules.steps import step_loader
 from triptych.errors import UserError
 from triptych.ranks import ending_together, lost_contact
+from triptych.signals import ENDING
 
 CODE = [p for folder in ("src", "callbacks", "data_modules") for p in (ROOT / folder).rglob("*.py")]
 
@@ -30,8 +31,15 @@ def begun(body, env=None):
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, **(env or {})},
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        preexec_fn=as_from_a_terminal,
     )
+
+
+def as_from_a_terminal():
+    """A test under nohup, or in a background shell, would pass on that signals are ignored."""
+    for number in ENDING:
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def started(body):
