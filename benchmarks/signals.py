@@ -82,7 +82,7 @@ class Case:
 
 
 class Fate:
-    """What happens to this run; every rank passes by the places of its phases."""
+    """The event that ends a run; every rank passes by the places of its phases."""
 
     case: Case | None = None
     first: int = 0
@@ -313,7 +313,7 @@ def finish(pids: list[int], runs: Path, limit: float) -> tuple[dict[int, int], i
 
 
 def complaints(case: Case, statuses: dict[int, int], left: int, said: str) -> list[str]:
-    """What is not as it should be of a run that ended."""
+    """Faults of a run that ended."""
     wrong = []
     if left:
         wrong.append(f"{left} processes outlived the limit")

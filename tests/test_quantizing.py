@@ -19,12 +19,20 @@ exact, *made = [pipe.model.condition(prompts).states for pipe in pipes]
 layers = [
     pipe.model.understanding.understander.model.model.language_model.layers[0] for pipe in pipes
 ]
+exact_names = {
+    name.rpartition(".")[2] for name, _ in pipes[0].model.understanding.named_buffers()
+}
 print(json.dumps({
     each: {
         "off": float((states - exact).norm() / exact.norm()),
         "bytes": layer.mlp.up_proj.weight.element_size(),
+        "buffers": sorted({
+            str(buffer.dtype)
+            for name, buffer in pipe.model.understanding.named_buffers()
+            if buffer.is_floating_point() and name.rpartition(".")[2] in exact_names
+        }),
     }
-    for each, states, layer in zip(bits[1:], made, layers[1:])
+    for each, states, layer, pipe in zip(bits[1:], made, layers[1:], pipes[1:])
 }))
 """
 
@@ -38,4 +46,5 @@ def test_a_small_language_model_still_paints_what_it_is_told():
     done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE)
     found = json.loads(done.stdout)
     assert 0 < found["4bit"]["off"] < 0.2 and 0 < found["8bit"]["off"] < 0.02
+    assert found["4bit"]["buffers"] == found["8bit"]["buffers"] == ["torch.float32"]
     assert found["4bit"]["bytes"] == found["8bit"]["bytes"] == 1

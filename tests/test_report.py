@@ -105,3 +105,9 @@ def test_the_bootstrap_agrees_with_the_normal_interval_and_draws_clusters_whole(
     assert bootstrap([[[1.0]], [[0.0]]], [0.25, 0.75]) is None  # every draw is 0.25
     assert bootstrap([[[1.0], [1.0, 1.0]]], [1.0]) is None
     assert Report("b", {"a": 1.0}, "me", {"a": None}).intervals == {}
+
+
+def test_settings_show_no_path_however_deep(report, tmp_path):
+    report.settings |= {"deep": {"list": [tmp_path / "x.txt", str(tmp_path)], "number": 3}}
+    assert str(tmp_path) not in report.to_json()
+    assert json.loads(report.to_json())["settings"]["deep"]["number"] == 3

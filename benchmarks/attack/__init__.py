@@ -1,1 +1,1 @@
-"""What a stranger can send to a server, to the page or as a file, and whether it holds."""
+"""Attacks: requests to the server and the page, and files, as a stranger may send them."""

@@ -24,7 +24,7 @@ from attack.target import MOST_MB, PATIENCE, Target, good_request, started, watc
 
 @dataclass
 class Report:
-    """What was tried, and what did not hold."""
+    """Attacks that were tried, and those that did not hold."""
 
     only: str
     """A word that the names of attacks must have."""
@@ -52,7 +52,7 @@ class Report:
         self.peak_mb = max(self.peak_mb, target.peak_mb)
 
     async def _attacked(self, target: Target, attack: server.Attack) -> str | None:
-        """What did not hold during an attack and after it."""
+        """Faults seen during an attack and after it."""
         async with watched(target):
             wrong = await attack(target)
         longest = max([*target.waits, await good_request(target)])

@@ -101,7 +101,7 @@ async def idle(target: Target, seconds: float = 8) -> str | None:
 
 
 def expect(found: Iterable[int], *allowed: int) -> str | None:
-    """What is wrong with statuses."""
+    """Faults among statuses."""
     wrong = sorted({each for each in found if each not in allowed})
     return f"answered {wrong}" if wrong else None
 

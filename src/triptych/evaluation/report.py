@@ -174,15 +174,15 @@ def write_text(path: Path, text: str) -> None:
     os.replace(unfinished, path)
 
 
-def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
+def _plain(settings: Any) -> Any:
     """Settings as JSON has them; of paths the last part, as reports are passed on."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, Path) or (isinstance(value, str) and os.path.isabs(value)):
-            return shown_name(value)
-        return value
-
-    return {name: plain(value) for name, value in settings.items()}
+    if isinstance(settings, Mapping):
+        return {name: _plain(value) for name, value in settings.items()}
+    if isinstance(settings, list | tuple):
+        return [_plain(value) for value in settings]
+    if isinstance(settings, Path) or (isinstance(settings, str) and os.path.isabs(settings)):
+        return shown_name(settings)
+    return settings
 
 
 def _version(library: str) -> str | None:
