@@ -40,6 +40,19 @@ class Mixture:
         chosen = self._table[slot]
         return chosen, period * self.parts[chosen] + self._rank[slot]
 
+    def position(self, chosen: int, before: int) -> int:
+        """The position of the sample of data set `chosen` before which it gave `before`."""
+        period, rank = divmod(before, int(self.parts[chosen]))
+        return period * PERIOD + int(np.flatnonzero(self._table == chosen)[rank])
+
+    def most(self, chosen: int, positions: int) -> int:
+        """Samples that data set `chosen` gives among so many positions in a row, at most."""
+        periods, rest = divmod(positions, PERIOD)
+        before = np.concatenate([[0], np.cumsum(np.tile(self._table == chosen, 2))])
+        return periods * int(self.parts[chosen]) + int(
+            (before[rest:] - before[: -rest or None]).max()
+        )
+
     def given(self, position: int) -> np.ndarray:
         """int64 [data sets], how many samples each gives in all before `position`."""
         period, slot = divmod(position, PERIOD)

@@ -74,7 +74,8 @@ class MixedDataModule(LightningDataModule):
     family share its batches; where there are both, every step takes one batch of each: joint
     training.
 
-    Every sample comes once an epoch of its data set, whatever ranks and workers there are; the
+    Every sample comes once an epoch of its data set, whatever buckets, ranks and workers there are,
+    and no step takes a sample twice, unless it takes more of a data set than that has; the
     log says how often each was gone through (`data/epochs/NAME`). A resumed run goes on with the
     next sample, also on other ranks and workers, as long as the samples of a step are as many.
 
@@ -185,7 +186,13 @@ class MixedDataModule(LightningDataModule):
                     "train on the same; lower --trainer.devices or add data."
                 )
             build = BatchBuilder(self.readings[family], self.known, self.seed, self.decoder)
-            dataset = StepDataset(build, self.schedule(family), rank, world, accumulate)
+            schedule = self.schedule(family)
+            for name, (samples, taken) in schedule.crowded().items():
+                rank_zero_info(
+                    f"data set {name!r} has {samples} samples, and a step takes up to {taken} of "
+                    "it: its batches hold samples more than once."
+                )
+            dataset = StepDataset(build, schedule, rank, world, accumulate)
             return step_loader(dataset, steps, self.num_workers)
 
         return together({family: loader(family) for family in self.readings})

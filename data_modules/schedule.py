@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 
 from triptych.randomness import mix
 
 from .buckets import Buckets
+from .epochs import DistinctEpochs
 from .mixture import Mixture
 from .order import EpochOrder
 from .source import Source
+
+ORDER_VERSION = 2  # of how positions become samples: runs of another one see some samples again
 
 
 class Schedule:
@@ -22,6 +26,10 @@ class Schedule:
     draw about it. Batch k holds `global_batch` positions, without buckets those from
     k * global_batch on. So a run that goes on elsewhere, on more ranks or fewer workers, goes on
     with what the other would have seen next.
+
+    Every sample of a data set comes once before any comes again, whatever the buckets; and no batch
+    holds a sample twice, unless it takes more of a data set than that has. A window of buckets
+    therefore lies within one epoch of each data set: a small one that comes often makes it short.
 
     Args:
         sources: the data sets, open.
@@ -40,13 +48,14 @@ class Schedule:
         bucket_batches: int = 1,
     ) -> None:
         self.sources, self.mixture, self.global_batch = sources, mixture, global_batch
-        self.orders = [
-            EpochOrder(source.shard_sizes, mix(seed, place)) for place, source in enumerate(sources)
-        ]
+        self.lengths = [int(np.sum(source.shard_sizes)) for source in sources]
+        self.orders = [self._epochs(place, seed) for place in range(len(sources))]
         known = all(source.caption_sizes(np.zeros(1, np.int64)) is not None for source in sources)
         bucketed = known and bucket_batches > 1
-        self.buckets = Buckets(self.sizes, global_batch, seed, bucket_batches) if bucketed else None
-        self._made_of = (seed, global_batch, bucket_batches if bucketed else 1)
+        self.buckets = None
+        if bucketed:
+            self.buckets = Buckets(self.sizes, global_batch, seed, bucket_batches, self.same_epochs)
+        self._made_of = (ORDER_VERSION, seed, global_batch, bucket_batches if bucketed else 1)
 
     def batch(self, step: int) -> np.ndarray:
         """Positions of the samples of global batch `step`, int64 [global_batch]."""
@@ -60,7 +69,7 @@ class Schedule:
         numbers = np.empty(len(chosen), np.int64)
         for place in np.unique(chosen).tolist():
             order, here = self.orders[place], np.flatnonzero(chosen == place)
-            epochs, places = np.divmod(before[here], len(order))
+            epochs, places = np.divmod(before[here], self.lengths[place])
             for epoch in np.unique(epochs).tolist():
                 now = epochs == epoch
                 numbers[here[now]] = order.numbers(epoch, places[now])
@@ -79,9 +88,52 @@ class Schedule:
         """How often each data set, by name, has been gone through before `step`."""
         given = self.mixture.given(step * self.global_batch).tolist()
         return {
-            name: number / len(order)
-            for name, number, order in zip(self.mixture.names, given, self.orders, strict=True)
+            name: number / length
+            for name, number, length in zip(self.mixture.names, given, self.lengths, strict=True)
         }
+
+    def same_epochs(self, step: int) -> tuple[int, int]:
+        """The batches [start, stop) around `step` in which no data set begins an epoch.
+
+        The batch in which one does, if it is not at the batch's start, is by itself.
+        """
+        start, stop = 0, np.iinfo(np.int64).max
+        given = self.mixture.given(step * self.global_batch)
+        for place in np.flatnonzero(self.mixture.parts).tolist():
+            epoch = int(given[place]) // self.lengths[place]
+            begins, ends = self._begins(place, epoch), self._begins(place, epoch + 1)
+            start = max(start, -(-begins // self.global_batch))
+            stop = min(stop, ends // self.global_batch)
+        return (start, stop) if start <= step < stop else (step, step + 1)
+
+    def crowded(self) -> dict[str, tuple[int, int]]:
+        """Data sets, by name, of fewer samples than a batch takes of them: (samples, taken)."""
+        return {
+            name: (self.lengths[place], self._most(place))
+            for place, name in enumerate(self.mixture.names)
+            if self._most(place) > self.lengths[place]
+        }
+
+    def _epochs(self, place: int, seed: int) -> DistinctEpochs:
+        order = EpochOrder(self.sources[place].shard_sizes, mix(seed, place))
+        return DistinctEpochs(order, partial(self._border, place), self._most(place))
+
+    def _border(self, place: int, epoch: int) -> tuple[int, int]:
+        """Samples before and after the start of an epoch of a data set, in the batch of it."""
+        first = epoch * self.lengths[place]
+        batch = self._begins(place, epoch) // self.global_batch
+        start, stop = (
+            int(self.mixture.given(n * self.global_batch)[place]) for n in (batch, batch + 1)
+        )
+        return first - start, stop - first
+
+    def _begins(self, place: int, epoch: int) -> int:
+        """The position of the first sample of an epoch of a data set."""
+        return self.mixture.position(place, epoch * self.lengths[place])
+
+    def _most(self, place: int) -> int:
+        """Samples of a data set in a batch, at most."""
+        return self.mixture.most(place, self.global_batch)
 
     def digest(self) -> int:
         """A number that changes when samples would come in another order."""

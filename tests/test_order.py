@@ -175,8 +175,26 @@ def lengths(positions):
     return (np.asarray(positions) * 7919) % 1000
 
 
+def anywhere(step):
+    return 0, 1000
+
+
+@pytest.mark.parametrize("length", [1, 7, 10, 11, 25])
+def test_windows_fill_what_lies_between_two_bounds(length):
+    def bounds(step):
+        return step // length * length, (step // length + 1) * length
+
+    buckets = Buckets(lengths, 8, 0, 10, bounds)
+    windows = [buckets._window_of(step) for step in range(3 * length)]
+    assert all(step in window and len(window) <= 10 for step, window in enumerate(windows))
+    sizes = {len(window) for window in windows}
+    assert max(sizes) - min(sizes) <= 1  # none is short, which would be padded more
+    found = np.concatenate([buckets(step) for step in range(3 * length)])
+    assert np.array_equal(np.sort(found), np.arange(3 * length * 8))
+
+
 def test_every_position_is_in_one_batch_of_its_window():
-    buckets = Buckets(lengths, 8, seed=0, batches=10)
+    buckets = Buckets(lengths, 8, 0, 10, anywhere)
     for window in (0, 1, 5):
         batches = [buckets(window * 10 + n) for n in range(10)]
         expected = np.arange(window * 80, (window + 1) * 80)
@@ -188,7 +206,7 @@ def test_every_position_is_in_one_batch_of_its_window():
 
 
 def test_a_bucket_is_a_pure_function_of_the_step():
-    one, other = Buckets(lengths, 8, 0, 10), Buckets(lengths, 8, 0, 10)
+    one, other = Buckets(lengths, 8, 0, 10, anywhere), Buckets(lengths, 8, 0, 10, anywhere)
     for step in (73, 2, 15, 73):
         assert np.array_equal(one(step), other(step))
-    assert not np.array_equal(one(3), Buckets(lengths, 8, 1, 10)(3))
+    assert not np.array_equal(one(3), Buckets(lengths, 8, 1, 10, anywhere)(3))

@@ -100,7 +100,10 @@ def test_a_run_goes_on_with_the_next_sample_wherever_it_stopped(bucket_batches):
 @pytest.mark.parametrize("bucket_batches", [1, 8])
 def test_nothing_is_lost_or_repeated_by_a_stop(bucket_batches):
     whole = rows_of([part(0, 1, bucket_batches)], 0, 96)
-    assert torch.equal(whole[:, 0].sort().values, torch.arange(96 * GLOBAL_BATCH))
+    positions = set(whole[:, 0].tolist())
+    assert len(positions) == 96 * GLOBAL_BATCH
+    whole_windows = (96 - bucket_batches + 1) * GLOBAL_BATCH  # the last one may be cut
+    assert positions >= set(range(whole_windows))
     for stop in (1, 50, 95):
         before = rows_of([part(r, 2, bucket_batches) for r in range(2)], 0, stop)
         after = rows_of([part(r, 4, bucket_batches) for r in range(4)], stop, 96)
@@ -187,7 +190,7 @@ class Captioned(Listed):
 
 def padding(tokenizer, measure, world, bucket_batches=64):
     """Shares of padding in the tokens of captions, and of whole prompts, as ranks pad them."""
-    total = 64 * RANK_BATCH * world
+    total = 128 * RANK_BATCH * world  # the batch in which an epoch ends is not sorted
     sources = [
         Captioned("long", 134.5, 35, int(total * 0.88), measure),
         Captioned("short", 15, 4, int(total * 0.12), measure),

@@ -1,0 +1,103 @@
+"""Epochs of small and large sets: every sample once, and no batch holds one twice."""
+
+import pickle
+
+import numpy as np
+import pytest
+
+from triptych.data_modules.mixture import Mixture
+from triptych.data_modules.schedule import Schedule
+
+
+class Numbered:
+    """A data set of a number of samples; the lengths of their captions differ, or are unknown."""
+
+    def __init__(self, samples, lengths=True):
+        self.shard_sizes = np.array([samples // 3, 0, samples - samples // 3])
+        self.lengths = lengths
+
+    def caption_sizes(self, numbers):
+        return 5 + np.asarray(numbers) * 37 % 100 if self.lengths else None
+
+
+def schedule_of(sizes, batch, buckets=64, weights=None, lengths=True, seed=0):
+    sources = [Numbered(size, lengths) for size in sizes]
+    weights = weights or sizes
+    mixture = Mixture({str(n): float(w) for n, w in enumerate(weights)})
+    return Schedule(sources, mixture, batch, seed, buckets)
+
+
+def drawn(schedule, batches, first=0):
+    """Per batch: the (data set, sample) of each place, in the order of their positions."""
+    found = []
+    for step in range(first, first + batches):
+        positions = np.sort(schedule.batch(step))
+        found.append(np.stack(schedule.locate(positions), 1))
+    return found
+
+
+def check(schedule, sizes, batches):
+    found = drawn(schedule, batches)
+    for batch in found:
+        for place, size in enumerate(sizes):
+            counts = np.bincount(batch[batch[:, 0] == place, 1], minlength=size)
+            taken = counts.sum()
+            if taken <= size:
+                assert counts.max() <= 1, "a batch holds a sample twice"
+            else:  # more than there are: about equally often
+                assert taken // size - 1 <= counts.min() and counts.max() <= -(-taken // size) + 1
+    rows = np.concatenate(found)
+    for place, size in enumerate(sizes):
+        numbers = rows[rows[:, 0] == place, 1]
+        for start in range(0, len(numbers) - size + 1, size):
+            assert np.array_equal(np.sort(numbers[start : start + size]), np.arange(size))
+
+
+@pytest.mark.parametrize("buckets", [1, 4, 64])
+@pytest.mark.parametrize("batch", [1, 8, 16, 50, 64])
+@pytest.mark.parametrize("size", [1, 2, 7, 9, 24, 50, 65, 100, 1000])
+def test_a_set_of_any_size_comes_once_an_epoch_in_batches_without_copies(size, batch, buckets):
+    epochs = 6 if size < 1000 else 3
+    check(schedule_of([size], batch, buckets), [size], -(-epochs * size // batch) + 3)
+
+
+@pytest.mark.parametrize("lengths", [True, False])
+@pytest.mark.parametrize(
+    ("sizes", "weights"),
+    [([50, 1000], None), ([50, 1000], [1, 1]), ([7, 30, 400], [1, 2, 3]), ([2, 3], [5, 1])],
+)
+def test_every_set_of_a_mixture_has_epochs_of_its_own(sizes, weights, lengths):
+    for batch in (8, 48):
+        check(schedule_of(sizes, batch, 64, weights, lengths), sizes, 2500 // batch)
+
+
+@pytest.mark.parametrize("size", [9, 50, 1000])
+def test_a_batch_is_the_same_wherever_a_run_begins(size):
+    whole = drawn(schedule_of([size], 8), 300)
+    for first in (0, 1, 5, 63, 64, 200, 299):
+        (batch,) = drawn(schedule_of([size], 8), 1, first)
+        assert np.array_equal(batch, whole[first])
+    again = pickle.loads(pickle.dumps(schedule_of([size], 8)))
+    backwards = [drawn(again, 1, step)[0] for step in reversed(range(300))]
+    assert all(np.array_equal(a, b) for a, b in zip(reversed(backwards), whole, strict=True))
+
+
+def test_epochs_of_a_small_set_differ():
+    found = np.concatenate(drawn(schedule_of([9], 8), 90))[:, 1].reshape(-1, 9)
+    assert len({tuple(epoch) for epoch in found.tolist()}) > 75
+
+
+def test_sets_that_are_smaller_than_a_batch_are_named():
+    assert schedule_of([7], 16).crowded() == {"0": (7, 16)}
+    assert schedule_of([16], 16).crowded() == {}
+    assert schedule_of([7, 1000], 16, weights=[1, 1]).crowded() == {"0": (7, 8)}
+    assert schedule_of([8, 1000], 16, weights=[1, 1]).crowded() == {}
+
+
+def test_small_sets_are_still_sorted_by_length_within_an_epoch():
+    def spread(buckets):
+        schedule = schedule_of([1000], 16, buckets)
+        lengths = [schedule.sizes(schedule.batch(step)) for step in range(62)]
+        return np.mean([each.max() - each.mean() for each in lengths])
+
+    assert spread(64) < spread(1) / 4
