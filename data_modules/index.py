@@ -121,7 +121,7 @@ class ShardIndex:
 
     @classmethod
     def of(cls, shard: Path) -> ShardIndex | None:
-        """The index of a shard, None where there is none yet.
+        """The index of a shard, None where there is none yet, or none that can be known to fit.
 
         Raises:
             UnusableIndex: it is older than the shard, or damaged.
@@ -144,7 +144,9 @@ class ShardIndex:
                 continue
             if (found.shard_size, found.mtime_ns) == (status.st_size, status.st_mtime_ns):
                 return found
-            if found.shard_size == status.st_size and found.probe:
+            if found.shard_size == status.st_size:
+                if not found.probe:
+                    continue  # of a triptych that took none: whether it fits cannot be known
                 copy = copy or found
             fault = fault or UnusableIndex(
                 f"the index {path} is not of the shard as it is now (its size or time differs); "
