@@ -315,7 +315,7 @@ def test_an_index_without_a_probe_and_of_another_time_is_made_again(tmp_path):
     write_index(path, replace(ShardIndex(next(index_places(path)), path).contents(), probe=b""))
     path.write_bytes(path.read_bytes().replace(b"00000001 ", b"00000002 "))
     os.utime(path, ns=(1, 1))
-    assert ShardFolder(tmp_path).open().caption(0) == " ".join(["00000002"] * 5)
+    assert ShardFolder(tmp_path).open().caption(0).startswith("00000002 ")
     assert ShardIndex.of(path).probe
 
 
