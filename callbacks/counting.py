@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from triptych.callbacks.parts import part_of
+from triptych.contracts import batches_in
 
 OTHER = "other"  # what no part computed: losses, optimizer-free arithmetic between parts
 
@@ -61,7 +62,7 @@ def count(trainer: Trainer, module: LightningModule, batch: Any) -> StepFlops:
     By torch's counter, which knows matrix products, convolutions and attention; the rest is noise
     beside them. Compiled parts are computed without compilation.
     """
-    batches = list(batch.values()) if isinstance(batch, dict) else [batch]
+    batches = batches_in(batch)
     counter = FlopCounterMode(display=False)
     parts = _Parts(module, counter)
     with _undone(module), torch.compiler.set_stance("force_eager"), counter, parts.watched():

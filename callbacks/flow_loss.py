@@ -7,7 +7,7 @@ from typing import Any
 from lightning import Callback, LightningModule, Trainer
 
 from triptych.callbacks.pictures import inspecting
-from triptych.contracts import TEXT_TO_IMAGE, UserError
+from triptych.contracts import TEXT_TO_IMAGE, UserError, batches_in
 
 
 class FlowLossByNoise(Callback):
@@ -48,7 +48,7 @@ class FlowLossByNoise(Callback):
     ) -> None:
         if self.batches is not None and batch_idx >= self.batches:
             return
-        for each in batch.values() if isinstance(batch, dict) else [batch]:
+        for each in batches_in(batch):
             if each.task != TEXT_TO_IMAGE:
                 continue
             with inspecting(trainer, module):

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from triptych.callbacks.skipping import forget, gradients, skip
-from triptych.contracts import UserError
+from triptych.contracts import UserError, batches_in
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ class Guard(Callback):
             forget(optimizer)
 
     def on_before_backward(self, trainer: Trainer, module: LightningModule, loss: Tensor) -> None:
-        # Lightning hands over a share of it where gradients accumulate: the sum is their mean
+        # of each micro-batch its part of the step's loss; the mean of the sums of all ranks is that
         loss = loss.detach().float()
         self._loss = loss.clone() if self._loss is None else self._loss + loss
 
@@ -205,6 +205,4 @@ def agreed(trainer: Trainer, bad: Tensor) -> Tensor:
 
 def keys_of(batch: Any) -> list[str]:
     """Names of the samples of a Batch, or of the batches of a joint step."""
-    if isinstance(batch, dict):
-        return [key for each in batch.values() for key in keys_of(each)]
-    return list(getattr(batch, "keys", []))
+    return [key for each in batches_in(batch) for key in getattr(each, "keys", [])]

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from triptych.callbacks.counting import StepFlops, step_flops
 from triptych.callbacks.peaks import dense_peak, device_name
+from triptych.contracts import batches_in
 
 log = logging.getLogger(__name__)
 PREFIX = "throughput"
@@ -62,7 +63,7 @@ class Throughput(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        for each in batch.values() if isinstance(batch, dict) else [batch]:
+        for each in batches_in(batch):
             self._samples += len(each)
             mask = getattr(each, "attention_mask", None)
             if mask is not None:

@@ -3,6 +3,7 @@
 if __name__ != "triptych.data_modules":
     raise ImportError(f"import this folder as 'triptych.data_modules', not as {__name__!r}")
 
+from .accumulation import AccumulationLoader
 from .bad_samples import BadSamples
 from .batches import BatchBuilder
 from .conversations import ConversationFile
@@ -15,6 +16,7 @@ from .source import BadSample, Sample, Source
 from .tasks import Reading
 
 __all__ = [
+    "AccumulationLoader",
     "BadSample",
     "BadSamples",
     "BatchBuilder",

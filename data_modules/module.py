@@ -19,9 +19,11 @@ from triptych.contracts import (
     TEXT_TO_TEXT,
     Preprocessing,
     UserError,
+    batches_in,
 )
 from triptych.shapes.shards import ensure_shapes
 
+from .accumulation import AccumulationLoader
 from .bad_samples import BadSamples, check_texts
 from .batches import BatchBuilder
 from .decode import Decoder, DecodeWay
@@ -170,7 +172,7 @@ class MixedDataModule(LightningDataModule):
             check_texts(found, self.known, self.max_bad_fraction, self.seed)
         self.readings = readings
 
-    def train_dataloader(self):
+    def train_dataloader(self) -> AccumulationLoader:
         trainer = self.trainer
         if trainer.max_steps < 1:
             raise UserError("set --trainer.max_steps: the run's length is counted in steps.")
@@ -195,7 +197,8 @@ class MixedDataModule(LightningDataModule):
             dataset = StepDataset(build, schedule, rank, world, accumulate)
             return step_loader(dataset, steps, self.num_workers)
 
-        return together({family: loader(family) for family in self.readings})
+        loaders = {family: loader(family) for family in self.readings}
+        return AccumulationLoader(alone_or_all(loaders), trainer)
 
     def val_dataloader(self):
         return self._in_order(self.known)
@@ -208,7 +211,7 @@ class MixedDataModule(LightningDataModule):
         return self._in_order(replace(self.known, training_template=self.known.template))
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        for each in batch.values() if isinstance(batch, dict) else [batch]:
+        for each in batches_in(batch):
             self.bad_samples.count(each)
         return batch
 
@@ -293,7 +296,9 @@ class MixedDataModule(LightningDataModule):
             dataset = EvaluationDataset(build, self.batch_size, self.val_samples)
             return step_loader(dataset, None, self.num_workers)
 
-        return together({family: loader(family) for family in self.val_readings})
+        loaders = alone_or_all({family: loader(family) for family in self.val_readings})
+        # each family to its end: which samples are seen must not depend on the size of batches
+        return CombinedLoader(loaders, "max_size") if isinstance(loaders, dict) else loaders
 
 
 def by_family(datasets: Mapping[str, Ingredient]) -> dict[str, list[Reading]]:
@@ -322,11 +327,9 @@ def check_pictures(reading: Reading, most: int = 2000) -> None:
         )
 
 
-def together(loaders: dict[str, StepLoader]):
-    """One batch of each loader a step; of the only one, if there is no other."""
-    if len(loaders) == 1:
-        return next(iter(loaders.values()))
-    return CombinedLoader(loaders, "min_size")
+def alone_or_all(loaders: dict[str, StepLoader]) -> StepLoader | dict[str, StepLoader]:
+    """The only loader, whose batches come as they are; or all, whose batches come in a dict."""
+    return next(iter(loaders.values())) if len(loaders) == 1 else loaders
 
 
 class ShardDataModule(MixedDataModule):

@@ -29,6 +29,7 @@ from webdataset.shardlists import ResampledShards, expand_urls
 
 from triptych.contracts import TEXT_TO_IMAGE, Batch, Preprocessing, UserError
 
+from .accumulation import AccumulationLoader
 from .bad_samples import BadSamples, check_texts
 from .batches import BatchBuilder
 from .decode import Decoder
@@ -204,7 +205,7 @@ class StreamDataModule(LightningDataModule):
         self.val_folder = StreamedSamples("the stream", self._first_samples(), self.caps)
         check_texts([Reading(self.val_folder, self.task)], self.known, self.max_bad_fraction)
 
-    def train_dataloader(self) -> StepLoader:
+    def train_dataloader(self) -> AccumulationLoader:
         trainer = self.trainer
         if trainer.max_steps < 1:
             raise UserError("set --trainer.max_steps: the run's length is counted in steps.")
@@ -227,7 +228,7 @@ class StreamDataModule(LightningDataModule):
             self.buffer,
             self.caps,
         )
-        return step_loader(stream, None, self.num_workers)
+        return AccumulationLoader(step_loader(stream, None, self.num_workers), trainer)
 
     def val_dataloader(self) -> StepLoader:
         return self._in_order(self.known)

@@ -6,12 +6,17 @@ RANK=0 LOCAL_RANK=0 WORLD_SIZE=2 MASTER_ADDR=... MASTER_PORT=... python tests/ra
 from __future__ import annotations
 
 import json
+import os
+import socket
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
-from builders import data, needed, unified
+from builders import ROOT, data, needed, unified
+from cutting import cut, described, validated
+from cutting import fit as fit_batches
 from lightning import Callback, Trainer
 from torch.distributed.tensor import DTensor
 
@@ -42,7 +47,8 @@ class Watch(Callback):
             self.gradients = gathered({name: g.clone() for name, g in grads.items()})
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
-        self.losses.append(trainer.callback_metrics["train/loss"].item())
+        if (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
+            self.losses.append(trainer.callback_metrics["train/loss"].item())
 
     def on_train_start(self, trainer, module):
         parameters = dict(module.named_parameters())
@@ -123,7 +129,57 @@ def fit(
     return result
 
 
+def run_ranks(script: str, plan: Path) -> list[str]:
+    """Run a script of tests/ with its plan in two processes that find each other; what they say."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    group = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0"}
+    group |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, ROOT / "tests" / script, plan],
+            env={**os.environ, **group, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        said = [process.communicate(timeout=1200)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert not any(process.returncode for process in processes), "\n".join(said)[-6000:]
+    return said
+
+
+def run_case(case: dict[str, Any], models: dict[Any, Any], plan: dict[str, Any]) -> Any:
+    """Train or validate on this rank's pieces of a batch, see `cutting.cut`."""
+    strategy, stage, pieces = (
+        case["strategy"],
+        case["stage"],
+        case["pieces"][int(os.environ["RANK"])],
+    )
+    if (strategy, stage) not in models:
+        models[strategy, stage] = described(stage, WeightFiles(**plan["weights"]))
+    model = models[strategy, stage]
+    shapes, talks = Path(plan["shapes"]), Path(plan["talks"])
+    batches = cut(model, stage, shapes, talks, pieces, case.get("silent", []))
+    options = {"devices": 2, "strategy": STRATEGIES[strategy]()}
+    if case.get("validate"):
+        return validated(model, batches, **options)
+    accumulate = case.get("accumulate", len(pieces))
+    seen, _ = fit_batches(model, batches, accumulate, -(-len(pieces) // accumulate), **options)
+    return {"gradients": seen.gradients, "losses": seen.losses}
+
+
 if __name__ == "__main__":
     plan = json.loads(Path(sys.argv[1]).read_text())
     for each in plan["fits"]:
         fit(Path(plan["shapes"]), Path(plan["out"]), weights=plan["weights"], **each)
+    models: dict[Any, Any] = {}
+    found = [run_case(case, models, plan) for case in plan["cut"]]
+    if os.environ["RANK"] == "0":
+        torch.save(found, Path(plan["out"]) / "cut.pt")

@@ -2,21 +2,16 @@
 
 import csv
 import json
-import os
-import socket
-import subprocess
-import sys
 from dataclasses import asdict
-from pathlib import Path
 
 import pytest
 import torch
+from ranks import run_ranks
 from safetensors.torch import load_file
 from test_training_callbacks import same
 
 pytestmark = pytest.mark.slow
 
-HERE = Path(__file__).parent
 FITS = [
     {"name": "whole", "steps": 4},
     {
@@ -36,26 +31,7 @@ def ranks(request, tmp_path_factory, shapes_folder, weights):
     fits = [{**each, "strategy": request.param} for each in FITS]
     plan = {"shapes": str(shapes_folder), "out": str(out), "weights": asdict(weights), "fits": fits}
     (out / "plan.json").write_text(json.dumps(plan))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    processes = [
-        subprocess.Popen(
-            [sys.executable, HERE / "ranks_callbacks.py", out / "plan.json"],
-            env={
-                **os.environ,
-                **{"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"},
-                **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)},
-                "OMP_NUM_THREADS": "1",
-            },
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in (0, 1)
-    ]
-    said = [process.communicate(timeout=900)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(said)[-6000:]
+    said = run_ranks("ranks_callbacks.py", out / "plan.json")
     results = {
         each["name"]: torch.load(out / f"{each['name']}.pt", weights_only=True) for each in FITS
     }

@@ -259,7 +259,7 @@ def under(trainer, module):
 
 def test_a_loader_starts_at_the_step_of_the_run():
     module = under({"global_step": 7, "accumulate_grad_batches": 2, "world_size": 2}, mixed(a={}))
-    loader = module.train_dataloader()
+    loader = module.train_dataloader().iterables
     assert list(loader.sampler) == list(range(14, 20)) and len(loader) == 20
     assert loader.dataset.schedule.global_batch == 16 and loader.dataset.size == 4
 

@@ -1,8 +1,6 @@
 """Two processes (gloo, CPU) against one: DDP, FSDP2, accumulation, checkpoints between them."""
 
 import json
-import os
-import socket
 import subprocess
 import sys
 from dataclasses import asdict
@@ -10,7 +8,7 @@ from dataclasses import asdict
 import pytest
 import ranks
 import torch
-from builders import ROOT
+from cutting import apart, cut, described, plain, sizes, validated, write_conversations
 
 STEPS = {"steps": 4, "every": 2}
 TWO = [
@@ -34,8 +32,38 @@ TWO = [
 ]
 
 
+# Batches of eight, cut: the pieces of both ranks.
+EVEN = [sizes(4), sizes(4, first=4)]
+CUT = [sizes(2, 2), sizes(2, 2, first=4)]
+UNEVEN = [sizes(1, 2), sizes(4, 1, first=3)]
+SHORT = [sizes(1, 1, 1), sizes(1, 1, 1, first=3)]
+SILENT_RANK = [4, 5, 6, 7]
+CASES = [
+    {"strategy": strategy, "stage": stage, "pieces": pieces, "silent": silent}
+    for strategy, stage, pieces, silent in [
+        ("ddp", "stage1", EVEN, []),
+        ("ddp", "stage2", CUT, []),
+        ("ddp", "decoder", EVEN, []),
+        ("ddp", "joint", CUT, []),
+        ("ddp", "joint", UNEVEN, []),
+        ("ddp", "joint", CUT, [2, 3]),
+        ("ddp", "joint", EVEN, SILENT_RANK),
+        ("fsdp2", "joint", EVEN, []),
+        ("fsdp2", "joint", CUT, []),
+        ("fsdp2", "joint", CUT, SILENT_RANK),
+    ]
+]
+LAST_STEP = {"strategy": "ddp", "stage": "joint", "pieces": SHORT, "accumulate": 2}
+VALIDATION = {"strategy": "ddp", "stage": "joint", "pieces": UNEVEN, "validate": True}
+
+
 @pytest.fixture(scope="module")
-def fits(shapes_folder, weights, tmp_path_factory):
+def talks(tmp_path_factory):
+    return write_conversations(tmp_path_factory.mktemp("talks"))
+
+
+@pytest.fixture(scope="module")
+def fits(shapes_folder, talks, weights, tmp_path_factory):
     """Results of all fits by name: those of TWO by two processes that are started once."""
     out = tmp_path_factory.mktemp("ranks")
     one = {"shapes": shapes_folder, "out": out, "weights": asdict(weights), "batch": 8}
@@ -43,38 +71,24 @@ def fits(shapes_folder, weights, tmp_path_factory):
     ranks.fit(name="joint", stage="joint", steps=1, **one)
     ranks.fit(name="accumulated", steps=2, accumulate=4, **{**one, "batch": 2})
     plan = {"shapes": str(shapes_folder), "out": str(out), "weights": asdict(weights), "fits": TWO}
+    plan |= {"talks": str(talks), "cut": [*CASES, LAST_STEP, VALIDATION]}
     (out / "plan.json").write_text(json.dumps(plan))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    group = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0"}
-    group |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, ROOT / "tests" / "ranks.py", out / "plan.json"],
-            env={**os.environ, **group, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        for process in processes:
-            text, _ = process.communicate(timeout=1200)
-            assert process.returncode == 0, text[-3000:]
-    finally:
-        for process in processes:
-            process.kill()
+    ranks.run_ranks("ranks.py", out / "plan.json")
     found = {path.stem: torch.load(path, weights_only=True) for path in out.glob("*.pt")}
     return {**found, "folder": out}
 
 
-def apart(a, b):
-    """Norm of the difference of two dicts of tensors over the norm of the second."""
-    assert a.keys() == b.keys() and a
-    squares = [((a[n] - b[n]).double().square().sum(), b[n].double().square().sum()) for n in b]
-    return float((sum(d for d, _ in squares) / sum(s for _, s in squares)) ** 0.5)
+@pytest.fixture(scope="module")
+def whole_batch(shapes_folder, talks, weights):
+    """(stage, samples) -> the model of a stage, and these samples as one batch."""
+    models = {}
+
+    def make(stage, samples, **options):
+        model = models.setdefault(stage, described(stage, weights))
+        (batch,) = cut(model, stage, shapes_folder, talks, [list(samples)], **options)
+        return model, batch
+
+    return make
 
 
 def same(a, b):
@@ -99,6 +113,29 @@ def test_losses_and_weights_stay_those_of_one_process(fits, name):
 def test_every_learned_word_counts_the_same_on_any_rank(fits):
     """Ranks have answers of different lengths: a mean of means would weigh them differently."""
     assert apart(fits["joint_fsdp2"]["gradients"], fits["joint"]["gradients"]) < 1e-5
+
+
+@pytest.mark.parametrize("number", range(len(CASES)))
+def test_two_ranks_have_the_gradient_and_the_loss_of_one_batch(number, fits, whole_batch):
+    case, found = CASES[number], fits["cut"][number]
+    model, whole = whole_batch(case["stage"], range(8), silent=case["silent"])
+    gradients, loss = plain(model, whole)
+    assert apart(found["gradients"][0], gradients) < 1e-6
+    assert found["losses"] == pytest.approx([loss], rel=1e-6)
+
+
+def test_the_last_step_of_two_ranks_may_have_fewer_batches(fits, whole_batch):
+    found = fits["cut"][-2]
+    for number, samples in enumerate([[0, 1, 3, 4], [2, 5]]):
+        model, whole = whole_batch("joint", samples)
+        gradients, loss = plain(model, whole)
+        assert apart(found["gradients"][number], gradients) < 1e-6
+        assert found["losses"][number] == pytest.approx(loss, rel=1e-6)
+
+
+def test_a_validation_that_is_spread_over_ranks_has_the_value_of_one(fits, whole_batch):
+    model, whole = whole_batch("joint", range(8))
+    assert fits["cut"][-1] == pytest.approx(validated(model, [whole]), rel=1e-5)
 
 
 def test_the_decoder_under_fsdp2_learns_as_under_ddp(fits):

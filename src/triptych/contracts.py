@@ -32,6 +32,8 @@ FAMILIES = {
     TEXT_TO_TEXT: IMAGE_TO_TEXT,
 }
 
+IGNORED = -100  # in labels: no loss is taken
+
 
 @dataclass
 class Batch:
@@ -54,7 +56,7 @@ class Batch:
     """How many tokens, text alone, all prompts begin with alike and go on after; see
     `prompts.shared_tokens`. Counted by the loader: a device that is asked makes the host wait."""
     labels: Tensor | None = None
-    """[B,T] int64, -100 where no loss is taken."""
+    """[B,T] int64, IGNORED where no loss is taken."""
     understanding_pixels: Tensor | None = None
     """[S,patch] float32, the patches of all images as the understander's processor cuts them."""
     image_grid_thw: Tensor | None = None
@@ -70,9 +72,21 @@ class Batch:
     """(key, reason) of samples that could not be used; others of the batch stand in for them."""
     epochs: dict[str, float] = field(default_factory=dict)
     """In training: how often each data set, by name, has been gone through after this batch."""
+    step_elements: int | None = None
+    """`elements` of all micro-batches of this family in the optimizer step, on this rank; counted
+    by the loader where gradients accumulate, else None."""
 
     def __len__(self) -> int:
         return len(self.keys)
+
+    @property
+    def elements(self) -> Tensor | int:
+        """Number of equal terms that a loss of this batch is the mean of.
+
+        In text: the tokens to learn, int64 [] on the labels' device. In images: the samples; all of
+        them have equally many features or pixels.
+        """
+        return len(self) if self.labels is None else (self.labels[:, 1:] != IGNORED).sum()
 
     def to(self, device: torch.device | str, **options: Any) -> Batch:
         """The batch on `device`, but for what the host reads: reading it back would make it wait.
@@ -96,6 +110,13 @@ class Batch:
 
 # Fields of Batch that decide on the host what is drawn and what is encoded.
 READ_BY_THE_HOST = ("samples", "has_features")
+
+
+def batches_in(batch: Batch | dict[str, Batch | None]) -> list[Batch]:
+    """The batch; of joint training and validation those of all families that have one left."""
+    if isinstance(batch, dict):
+        return [each for each in batch.values() if each is not None]
+    return [batch]
 
 
 @dataclass
@@ -192,7 +213,7 @@ class Understander(Part):
 
     @abstractmethod
     def lm_loss(self, batch: Batch) -> Tensor:
-        """Mean cross entropy over `batch.labels`; scalar."""
+        """Mean cross entropy over `batch.labels`; scalar, and 0, not NaN, if there is no label."""
 
     @abstractmethod
     def image_inputs(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
@@ -337,7 +358,8 @@ class PixelDecoder(Part):
 
     @abstractmethod
     def loss(self, features: Tensor, pixels: Tensor, seed: int, samples: Tensor) -> Tensor:
-        """Training loss for features [B,C,h,w] of pictures uint8 [B,3,H,W]; scalar."""
+        """Training loss for features [B,C,h,w] of pictures uint8 [B,3,H,W]; scalar, a mean over
+        samples."""
 
     @abstractmethod
     def decode(

@@ -16,6 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from triptych.contracts import IGNORED as IGNORED
 from triptych.contracts import UserError
 
 IM_START, IM_END = "<|im_start|>", "<|im_end|>"
@@ -28,7 +29,6 @@ SPECIAL_TOKENS = (PAD, IM_START, IM_END, VISION_START, VISION_END, IMAGE_PAD, ST
 SYSTEM = f"{IM_START}system\nYou are a helpful assistant.{IM_END}\n"
 GENERATION_INSTRUCTION = "Please generate image based on the following caption: {caption}"
 RECONSTRUCTION_INSTRUCTION = "Please reconstruct the given image."
-IGNORED = -100
 
 
 class PromptError(UserError):

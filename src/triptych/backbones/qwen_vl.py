@@ -391,7 +391,9 @@ class QwenVL(Understander):
         ).last_hidden_state
         learned = batch.labels[:, 1:] != IGNORED
         logits = self.model.lm_head(states[:, :-1][learned])
-        return torch.nn.functional.cross_entropy(logits.float(), batch.labels[:, 1:][learned])
+        targets = batch.labels[:, 1:][learned]
+        total = torch.nn.functional.cross_entropy(logits.float(), targets, reduction="sum")
+        return total / max(1, len(targets))
 
     def answer(
         self,

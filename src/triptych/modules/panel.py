@@ -12,7 +12,14 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
 from triptych.backbones.attention import use_xformers
-from triptych.contracts import Batch, ImageEncoder, Part, Preprocessing, UserError
+from triptych.contracts import (
+    Batch,
+    ImageEncoder,
+    Part,
+    Preprocessing,
+    UserError,
+    batches_in,
+)
 from triptych.freezing import (
     Optimization,
     freeze_all_but,
@@ -22,6 +29,7 @@ from triptych.freezing import (
     make_optimizer,
 )
 from triptych.modules.building import build_own, build_part, start_at_random
+from triptych.modules.loss_weighting import Means, OptimizerStep
 from triptych.precision import ExactBuffers
 from triptych.sharding import (
     Execution,
@@ -44,8 +52,8 @@ FSDP1 = "_fsdp_wrapped_module."  # what the older FSDP puts into the names of pa
 class Panel(ExactBuffers, LightningModule):
     """A LightningModule made of parts that are built late.
 
-    A subclass writes `step`, the maths of one loss; the composer calls it. Alone, a panel trains
-    through the three lines of `training_step`.
+    A subclass writes `step`, the maths of one loss; the composer calls it. What a batch weighs
+    among others is decided in `loss_weighting` alone.
 
     Args:
         optimization: optimizer and schedule.
@@ -75,7 +83,7 @@ class Panel(ExactBuffers, LightningModule):
         """Of `trained_state`, whole; some strategies show a rank its own part alone."""
 
     def step(self, batch: Batch) -> tuple[Tensor, Metrics]:
-        """Loss and metrics of one batch."""
+        """Loss and metrics of one batch: scalars, means over `batch.elements`."""
         raise NotImplementedError
 
     def preprocessing(self) -> Preprocessing:
@@ -128,16 +136,41 @@ class Panel(ExactBuffers, LightningModule):
         # and a frozen encoder would normalize by its batches.
         self.train(self.training)
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        loss, metrics = self.step(batch)
-        self.log_metrics("train", loss, metrics, len(batch))
-        self.log_epochs([batch])
-        return loss
+    def training_step(self, batch: Batch | dict[str, Batch], batch_idx: int) -> Tensor:
+        micro_batches = self.trainer.accumulate_grad_batches
+        if batch_idx % micro_batches == 0:  # when Lightning makes the gradients zero
+            self._step_so_far = OptimizerStep(micro_batches)
+        batches = batches_in(batch)
+        losses = [self._step_so_far.weighted(each, *self.step(each)) for each in batches]
+        self.log_epochs(batches)
+        return torch.stack(losses).sum()
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        loss, metrics = self.step(batch)
-        self.log_metrics("val", loss, metrics, len(batch))
-        return loss
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        self._log_means("train", self._step_so_far.means)
+
+    def on_validation_epoch_start(self) -> None:
+        self._evaluated = Means()
+
+    def validation_step(self, batch: Batch | dict[str, Batch], batch_idx: int) -> Tensor:
+        """The loss of the batch alone, of all families, scalar."""
+        losses = []
+        for each in batches_in(batch):
+            loss, metrics = self.step(each)
+            self._evaluated.add(each, loss, metrics)
+            losses.append(loss)
+        return torch.stack(losses).sum()
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_means("val", self._evaluated)
+
+    def on_test_epoch_start(self) -> None:
+        self.on_validation_epoch_start()
+
+    def test_step(self, batch: Batch | dict[str, Batch], batch_idx: int) -> Tensor:
+        return self.validation_step(batch, batch_idx)
+
+    def on_test_epoch_end(self) -> None:
+        self._log_means("test", self._evaluated)
 
     def configure_gradient_clipping(
         self,
@@ -234,15 +267,12 @@ class Panel(ExactBuffers, LightningModule):
                 module.eval()
         return self
 
-    def log_metrics(self, prefix: str, loss: Tensor, metrics: Metrics, size: int) -> None:
-        """Log the loss and the metrics; only the root module may."""
-        shown = {f"{prefix}/{name}": value for name, value in metrics.items()}
+    def _log_means(self, prefix: str, means: Means) -> None:
+        """Log loss and metrics of an optimizer step, or of a whole evaluation."""
         every_step = prefix == "train"
-        options = {"batch_size": size, "on_step": every_step, "on_epoch": not every_step}
-        # Ranks train on different samples and validate on the same ones.
-        options["sync_dist"] = every_step
-        self.log(f"{prefix}/loss", loss.detach(), prog_bar=True, **options)
-        self.log_dict(shown, **options)
+        options = {"batch_size": 1, "on_step": every_step, "on_epoch": not every_step}
+        for name, value in means.over_all_ranks().items():
+            self.log(f"{prefix}/{name}", value, prog_bar=name == "loss", **options)
 
     def log_epochs(self, batches: list[Batch]) -> None:
         """Log how far training has come in each data set."""

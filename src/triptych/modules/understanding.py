@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import torch
 from PIL import Image
-from torch import Tensor, distributed
+from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 
 from triptych.contracts import IMAGE_TO_TEXT, Batch, Preprocessing, Understander
 from triptych.freezing import Optimization
 from triptych.modules.panel import Metrics, Panel
 from triptych.pictures import square
-from triptych.prompts import IGNORED
 from triptych.sharding import Execution
 from triptych.weights import WeightFiles
 
@@ -48,7 +47,7 @@ class UnderstandingModule(Panel):
         self.chat_tokens, self.pictures_first = chat_tokens or max_tokens, pictures_first
 
     def step(self, batch: Batch) -> tuple[Tensor, Metrics]:
-        loss = self.understander.lm_loss(batch) * share_of_tokens(batch.labels)
+        loss = self.understander.lm_loss(batch)
         return loss, {"understanding": loss.detach()}
 
     def show(self, pictures: list[Image.Image]) -> tuple[tuple[Tensor, Tensor], list[int]]:
@@ -77,17 +76,3 @@ class UnderstandingModule(Panel):
             image_tokens=understander.image_tokens(),
             image_inputs=understander.image_inputs,
         )
-
-
-def share_of_tokens(labels: Tensor) -> Tensor | float:
-    """Tokens to learn in `labels` [B,T] on this rank, over their mean over all ranks.
-
-    Gradients are averaged over ranks. So weighted, each token counts the same wherever it is, as
-    if one process had all; 1 in a single process.
-    """
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return 1.0
-    here = (labels[:, 1:] != IGNORED).sum().float()
-    everywhere = here.clone()
-    distributed.all_reduce(everywhere)
-    return here * distributed.get_world_size() / everywhere

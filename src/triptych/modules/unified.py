@@ -210,15 +210,6 @@ class UnifiedModule(Panel):
         parts = self.understanding.understander, self.target_encoder
         return self.generation.losses_at(batch, times, *parts)
 
-    def training_step(self, batch: Batch | dict[str, Batch], batch_idx: int) -> Tensor:
-        return self._step_and_log("train", batch)
-
-    def validation_step(self, batch: Batch | dict[str, Batch], batch_idx: int) -> Tensor:
-        return self._step_and_log("val", batch)
-
-    def test_step(self, batch: Batch | dict[str, Batch], batch_idx: int) -> Tensor:
-        return self._step_and_log("test", batch)
-
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, object]:
         """Pictures uint8 [B,3,H,W] for the prompts of a text_to_image batch, and their keys."""
         condition = self.understanding.understander.condition(
@@ -232,16 +223,6 @@ class UnifiedModule(Panel):
         seeds = batch.samples.tolist()
         pictures = self.decode(self.generation.sample(condition, seeds), seeds)
         return {"keys": batch.keys, "pictures": pictures}
-
-    def _step_and_log(self, prefix: str, batch: Batch | dict[str, Batch]) -> Tensor:
-        batches = list(batch.values()) if isinstance(batch, dict) else [batch]
-        steps = [self.step(each) for each in batches]
-        loss = torch.stack([each for each, _ in steps]).sum()
-        metrics = {name: value for _, more in steps for name, value in more.items()}
-        self.log_metrics(prefix, loss, metrics, sum(len(each) for each in batches))
-        if prefix == "train":
-            self.log_epochs(batches)
-        return loss
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         super().on_save_checkpoint(checkpoint)
