@@ -6,6 +6,7 @@ import pytest
 from cutting import (
     TASKS,
     Listed,
+    Steps,
     apart,
     cut,
     described,
@@ -19,7 +20,8 @@ from cutting import (
 from lightning import Callback
 
 from triptych.callbacks import GradientNorms, SpikeGuard
-from triptych.contracts import UserError
+from triptych.contracts import IMAGE_TO_TEXT, TEXT_TO_IMAGE, UserError
+from triptych.data_modules import ConversationFile, Ingredient, MixedDataModule, ShardFolder
 
 STAGES = list(TASKS)
 CUTS = [(8,), (4, 4), (2, 2, 2, 2), (1,) * 8, (3, 5), (1, 4, 3)]
@@ -164,3 +166,44 @@ def test_a_validation_has_one_value_whatever_the_size_of_batches(stage, pieces):
     for parts in [(4, 4), (3, 3, 2), (1,) * 8]:
         _, batches = pieces(stage, sizes(*parts))
         assert validated(model, batches) == pytest.approx(expected, rel=1e-5)
+
+
+# --- from data sets -------------------------------------------------------------------------------
+
+
+def mixed(talks, shapes_folder, batch_size, val_samples=8, joint=False):
+    """Talks, and in joint training captioned images, in their order as it is drawn."""
+    sets = {"talks": Ingredient(ConversationFile(str(talks)), IMAGE_TO_TEXT)}
+    if joint:
+        sets["shapes"] = Ingredient(ShardFolder(str(shapes_folder / "eval")), TEXT_TO_IMAGE)
+    return MixedDataModule(sets, batch_size=batch_size, val_samples=val_samples, bucket_batches=1)
+
+
+@pytest.mark.parametrize("stage", ["stage1", "joint"])
+def test_a_run_on_data_sets_does_not_depend_on_the_size_of_its_batches(
+    stage, model_of, shapes_folder, talks
+):
+    found = []
+    for accumulate in (1, 2, 8):
+        seen = Steps()
+        options = {"max_steps": 2, "accumulate_grad_batches": accumulate, "limit_val_batches": 0}
+        data = mixed(talks, shapes_folder, 8 // accumulate, joint=stage == "joint")
+        trainer((seen,), **options).fit(model_of(stage), data)
+        found.append(seen)
+    for seen in found[1:]:
+        assert seen.losses == pytest.approx(found[0].losses, rel=1e-6)
+        for own, other in zip(seen.gradients, found[0].gradients, strict=True):
+            assert apart(own, other) < 1e-6
+
+
+def test_a_joint_validation_sees_each_family_to_its_end(model_of, shapes_folder, talks):
+    """Twelve talks and sixteen images: in batches of any size one family ends before the other."""
+    model, found = model_of("joint"), []
+    for batch_size in (16, 5, 3, 1):
+        runner = trainer()
+        runner.validate(model, mixed(talks, shapes_folder, batch_size, 16, True), verbose=False)
+        found.append({name: value.item() for name, value in runner.callback_metrics.items()})
+    for each in found:
+        assert each == pytest.approx(found[0], rel=1e-5)
+        parts = each["val/understanding"] + each["val/generation"]
+        assert each["val/loss"] == pytest.approx(parts, rel=1e-6)

@@ -266,11 +266,13 @@ class ReadNothing(Callback):
         self.mode.__exit__(None, None, None)
 
 
-def test_a_whole_step_of_the_trainer_reads_nothing(weights, shapes_folder, tmp_path):
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_whole_step_of_the_trainer_reads_nothing(weights, shapes_folder, tmp_path, accumulate):
     """Optimizer, clipping, logging and the bar included, between two lines of the log."""
     model = unified("stage2", weights=needed(weights, "stage2"))
     trainer = Trainer(
         max_steps=3,
+        accumulate_grad_batches=accumulate,
         accelerator="cpu",
         gradient_clip_val=1.0,
         log_every_n_steps=100,

@@ -74,7 +74,7 @@ class Batch:
     """In training: how often each data set, by name, has been gone through after this batch."""
     step_elements: int | None = None
     """`elements` of all micro-batches of this family in the optimizer step, on this rank; counted
-    by the loader where gradients accumulate, else None."""
+    ahead by `data_modules.AccumulationLoader`, None where another loader is used."""
 
     def __len__(self) -> int:
         return len(self.keys)
