@@ -251,6 +251,8 @@ class Checkpoint(ModelCheckpoint):
             return
         if trainer.state.fn == TrainerFn.FITTING:
             self._resumed = made["row"], made["validation_due"]
+            loops = checkpoint["loops"]["fit_loop"]
+            recut(loops, checkpoint["global_step"], trainer.accumulate_grad_batches)
             seed = getattr(module, "seed", None)
             if made["seed"] != seed:
                 raise UserError(
@@ -292,6 +294,21 @@ def writes_folders(strategy: Strategy) -> bool:
     """Whether the ranks of a strategy write a file each: FSDP2's and FSDP1's sharded saves."""
     distributed = getattr(strategy, "_save_distributed_checkpoint", False)
     return distributed or getattr(strategy, "_state_dict_type", None) == "sharded"
+
+
+def recut(fit_loop: dict[str, Any], step: int, micro_batches: int) -> None:
+    """Let the saved state of Lightning's loops count `step` steps of `micro_batches` batches each.
+
+    A step of the same samples may be cut otherwise in the run that goes on, as on fewer ranks.
+    Lightning (2.6) counts batches alone: its steps would begin and end in the middle of ours.
+    """
+    training = fit_loop["epoch_loop.batch_progress"]
+    if training["current"]["processed"] != training["total"]["processed"]:
+        return  # not the first epoch: of how many batches the others were is not saved
+    more = step * micro_batches - training["total"]["processed"]
+    for count in (training["total"], training["current"]):
+        for name in count:
+            count[name] += more
 
 
 def between_steps(fit_loop: dict[str, Any], step: int, validation_due: bool) -> None:

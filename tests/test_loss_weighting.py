@@ -19,7 +19,7 @@ from cutting import (
 )
 from lightning import Callback
 
-from triptych.callbacks import GradientNorms, SpikeGuard
+from triptych.callbacks import Checkpoint, GradientNorms, SpikeGuard
 from triptych.contracts import IMAGE_TO_TEXT, TEXT_TO_IMAGE, UserError
 from triptych.data_modules import ConversationFile, Ingredient, MixedDataModule, ShardFolder
 
@@ -194,6 +194,33 @@ def test_a_run_on_data_sets_does_not_depend_on_the_size_of_its_batches(
         assert seen.losses == pytest.approx(found[0].losses, rel=1e-6)
         for own, other in zip(seen.gradients, found[0].gradients, strict=True):
             assert apart(own, other) < 1e-6
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 4), (4, 1), (8, 2)])
+def test_a_run_goes_on_with_its_steps_cut_in_another_way(
+    before, after, model_of, shapes_folder, talks, tmp_path
+):
+    def run(accumulate, steps, folder, **options):
+        seen = Steps()
+        checkpoint = Checkpoint(every=1, background=False)
+        runner = trainer(
+            (seen, checkpoint),
+            max_steps=steps,
+            accumulate_grad_batches=accumulate,
+            limit_val_batches=0,
+            enable_checkpointing=True,
+            default_root_dir=folder,
+        )
+        data = mixed(talks, shapes_folder, 8 // accumulate)
+        runner.fit(model_of("stage1"), data, weights_only=True, **options)
+        return seen, checkpoint.last_model_path
+
+    whole, _ = run(1, 5, tmp_path / "whole")
+    _, last = run(before, 3, tmp_path / "begun")
+    seen, _ = run(after, 5, tmp_path / "on", ckpt_path=last)
+    assert seen.losses == pytest.approx(whole.losses[3:], rel=1e-6)
+    for own, other in zip(seen.gradients, whole.gradients[3:], strict=True):
+        assert apart(own, other) < 1e-6
 
 
 def test_a_joint_validation_sees_each_family_to_its_end(model_of, shapes_folder, talks):
