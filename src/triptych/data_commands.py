@@ -183,6 +183,7 @@ def pack(parsed: argparse.Namespace) -> None:
         parsed.split,
         parsed.picture_column,
         parsed.caption_column,
+        mend=True,
     ).open()
     origin = {
         "source": parsed.source.resolve().name,
@@ -206,7 +207,7 @@ def pack(parsed: argparse.Namespace) -> None:
 def index(parsed: argparse.Namespace) -> None:
     """Index shards, and say what is wrong with them."""
     from triptych.data_modules.indexing import index_shards
-    from triptych.data_modules.shards import find_shards
+    from triptych.listing.shards import find_shards
 
     shards = find_shards(parsed.folder)
     indexes, lost = [], Counter()
