@@ -230,9 +230,10 @@ def index(parsed: argparse.Namespace) -> None:
     print(f"{samples:,} samples in {len(indexes):,} of {len(shards):,} shards")
     _print_problems(lost)
     if not samples:
+        why = ", ".join(f"{count:,} {reason}" for reason, count in lost.most_common())
         raise UserError(
             f"{parsed.folder} holds no usable sample: none with a picture (KEY.jpg, png or webp) "
-            "and a caption (KEY.txt or KEY.json) next to it."
+            f"and a caption (KEY.txt or KEY.json) next to it{why and f' ({why})'}."
         )
     if parsed.verify:
         _verify(indexes, parsed.workers)

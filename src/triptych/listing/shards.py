@@ -5,10 +5,10 @@ from __future__ import annotations
 import glob
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
-from braceexpand import braceexpand
+from braceexpand import UnbalancedBracesError, braceexpand
 
 from triptych.errors import UserError
 
@@ -21,12 +21,15 @@ GZIPPED = (".tar.gz", ".tgz")
 COMPRESSED = (*GZIPPED, ".tar.zst", ".tar.bz2", ".tar.xz", ".tar.lz4", ".tbz2", ".txz", ".tzst")
 
 
-def find_shards(source: str | Path) -> list[Path]:
+def find_shards(source: str | Path, gzipped: bool = False) -> list[Path]:
     """Shards, sorted: all in a folder and its sub-folders, all that match a pattern, or one file.
 
     ".tar" is compared without regard to case. Hidden files and folders are left out. Patterns have
     *, ?, [...], ** and braces: "set/{00000..00099}.tar", whose files must all be there. Compressed
     shards are left out, and said to be.
+
+    Args:
+        gzipped: whether gzipped shards are wanted too, as of a stream.
 
     Raises:
         UserError: there is none, one of a brace pattern is missing, or all are compressed.
@@ -39,19 +42,19 @@ def find_shards(source: str | Path) -> list[Path]:
     else:
         names = list(_matching(str(source)))
     names = sorted(names, key=lambda name: name.split("/"))
-    found = [Path(name) for name in names if name.lower().endswith(SHARD_SUFFIX)]
-    packed = [name for name in names if name.lower().endswith(COMPRESSED)]
+    wanted = (SHARD_SUFFIX, *GZIPPED) if gzipped else SHARD_SUFFIX
+    found = [name for name in names if name.lower().endswith(wanted)]
+    packed = [name for name in names if name.lower().endswith(COMPRESSED) and name not in found]
     if found:
         if packed:
             log.warning(
                 "%s: %d compressed shards are left out, %s for one; unpack them",
                 *(source, len(packed), packed[0]),
             )
-        return found
+        return [Path(name) for name in found]
     if packed:
-        gzipped = packed[0].lower().endswith(GZIPPED)
-        what, remedy = ("gzipped", "unpack them with gunzip, or stream them")
-        if not gzipped:
+        what, remedy = "gzipped", "unpack them with gunzip, or stream them"
+        if not packed[0].lower().endswith(GZIPPED):
             what, remedy = f"compressed ({Path(packed[0]).name})", "unpack them"
         raise UserError(
             f"the shards in {source} are {what}, and samples in them cannot be found by their "
@@ -68,28 +71,27 @@ def find_shards(source: str | Path) -> list[Path]:
 def _matching(pattern: str) -> Iterator[str]:
     """Files that a pattern matches, and those in the folders that it matches."""
     try:
-        alternatives: Iterable[str] = braceexpand(pattern)
-        for alternative in alternatives:
-            wild = glob.has_magic(alternative)
-            literal = set(Path(alternative).parts)
-            found = glob.glob(alternative, recursive=True) if wild else [alternative]
-            if not wild and not os.path.lexists(alternative):
-                if alternative == pattern:
-                    return
-                raise UserError(
-                    f"the shard {alternative} does not exist, which {pattern} names; download it, "
-                    "or give the folder."
-                )
-            for name in found:
+        for alternative in braceexpand(pattern):
+            if not glob.has_magic(alternative):
+                if not os.path.lexists(alternative) and alternative != pattern:
+                    raise UserError(
+                        f"the shard {alternative} does not exist, which {pattern} names; download "
+                        "it, or give the folder."
+                    )
+                yield from _inside(alternative)
+                continue
+            literal = Path(alternative).parts
+            for name in glob.iglob(alternative, recursive=True):
                 parts = [part for part in Path(name).parts if part not in literal]
-                if any(is_hidden(os.fsencode(part)) for part in parts):
-                    continue
-                if os.path.isdir(name):
-                    if "**" not in alternative:  # which has matched what is in it
-                        yield from (os.path.join(name, each) for each, _ in walk(Path(name)))
-                else:
-                    yield name
-    except ValueError as error:  # braces that do not close
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"the braces of {pattern} cannot be expanded ({error}).") from error
+                if not is_hidden(os.fsencode("/".join(parts))):
+                    yield from [name] if "**" in literal else _inside(name)
+    except UnbalancedBracesError as error:
+        raise UserError(f"the braces of {pattern} cannot be written out ({error}).") from error
+
+
+def _inside(path: str) -> Iterator[str]:
+    """A file itself, or the files of a folder."""
+    if os.path.isdir(path):
+        yield from (os.path.join(path, name) for name, _ in walk(Path(path)))
+    elif os.path.lexists(path):
+        yield path
