@@ -50,7 +50,7 @@ def _walk(folder: str, inside: str, seen: set[tuple[int, int]]) -> Iterator[tupl
             entries = sorted(found, key=lambda entry: entry.name)
     except OSError as error:
         raise UserError(
-            f"the folder {os.path.join(folder, inside)} cannot be listed ({error.strerror}); "
+            f"the folder {Path(folder, inside)} cannot be listed ({error.strerror}); "
             "check the path and who may read it."
         ) from error
     # Real folders first: a link to one of them must not give its files another path.
