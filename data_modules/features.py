@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import OrderedDict
+import os
+from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -63,13 +64,14 @@ class FeatureCache:
         self.error: float = manifest["relative_rms_error"]
         self._digest = digest(self.identity, self.dtype)
         self._ends = np.cumsum(source.shard_sizes)
+        self._names = shard_names(source.paths)
         self._known = self._check(manifest["shards"])
         self._open: OrderedDict[int, Sidecar] = OrderedDict()
 
     def _check(self, shards: dict[str, dict[str, int]]) -> list[bool]:
         known = []
-        for path in self.source.paths:
-            entry = shards.get(path.name)
+        for path, name in zip(self.source.paths, self._names, strict=True):
+            entry = shards.get(name)
             known.append(entry is not None)
             if entry is None:
                 continue
@@ -78,10 +80,9 @@ class FeatureCache:
                     f"the shard {path} has changed since its features in {self.folder} were made; "
                     f"{remedy(self.source)}."
                 )
-            if not (self.folder / (path.name + ENDING)).is_file():
+            if not (self.folder / (name + ENDING)).is_file():
                 raise UserError(
-                    f"the features of {path.name} are missing in {self.folder}; "
-                    f"{remedy(self.source)}."
+                    f"the features of {path} are missing in {self.folder}; {remedy(self.source)}."
                 )
         return known
 
@@ -101,7 +102,7 @@ class FeatureCache:
         if shard in self._open:
             self._open.move_to_end(shard)
             return self._open[shard]
-        path = self.folder / (self.source.paths[shard].name + ENDING)
+        path = self.folder / (self._names[shard] + ENDING)
         sidecar = Sidecar(path)
         if sidecar.metadata.get("digest") != self._digest:
             raise UserError(
@@ -161,9 +162,30 @@ def remedy(source: Source) -> str:
 
 
 def home(source: Source) -> Path | None:
-    """Where the features of a source are looked for: features/ beside its shards."""
+    """Where the features of a source are looked for: features/ in the folder of all its shards."""
     paths = getattr(source, "paths", None)
-    return paths[0].parent / "features" if paths else None
+    return common_folder(paths) / "features" if paths else None
+
+
+def common_folder(paths: Sequence[Path]) -> Path:
+    """The folder that all shards are in, or its sub-folders."""
+    folders = {path.parent for path in paths}
+    if len(folders) == 1:
+        return folders.pop()
+    return Path(os.path.commonpath([folder.absolute() for folder in folders]))
+
+
+def shard_names(paths: Sequence[Path]) -> list[str]:
+    """Names by which features are known, one a shard: 0.tar, or sub__0.tar in a sub-folder.
+
+    Raises:
+        UserError: two shards would have one name.
+    """
+    root = common_folder(paths).absolute()
+    names = ["__".join(path.absolute().relative_to(root).parts) for path in paths]
+    if twice := [name for name, times in Counter(names).items() if times > 1]:
+        raise UserError(f"two shards are named {twice[0]}; take their folders one after the other.")
+    return names
 
 
 def find_features(source: Source, where: str = AUTO) -> FeatureCache | None:
@@ -248,19 +270,18 @@ def difference(one: dict[str, Any], other: dict[str, Any]) -> str | None:
     return None
 
 
-def finished(shard: Path, folder: Path, wanted: str) -> bool:
-    """Whether the sidecar of a shard is there and holds.
+def finished(shard: Path, path: Path, wanted: str) -> bool:
+    """Whether the sidecar of a shard, at `path`, is there and holds.
 
     Raises:
         UserError: one is there that another encoder made, or in another dtype.
     """
-    path = folder / (shard.name + ENDING)
     metadata = read_metadata(path)
     if metadata is None:
         return False
     if metadata.get("digest") != wanted:
         raise UserError(
-            f"{folder} holds features of another encoder or dtype; name another folder with --out, "
-            "or delete that one."
+            f"{path.parent} holds features of another encoder or dtype; name another folder with "
+            "--out, or delete that one."
         )
     return is_same(shard, parse_json(metadata.get("shard", "{}"), path))

@@ -35,10 +35,11 @@ import numpy as np
 
 from triptych.contracts import UserError
 from triptych.documents import open_regular
+from triptych.listing.names import KINDS
+from triptych.listing.tar import BLOCK
 
 from .identity import PROBE_BYTES, probe_of
 from .records import parse
-from .tar import BLOCK, KINDS
 
 SUFFIX = ".idx"
 MAGIC = b"TRIPTIDX"
@@ -329,6 +330,24 @@ class ShardIndex:
         return UnusableIndex(
             f"the index {self.path} is damaged; run `triptych data index {self.shard.parent}`."
         )
+
+
+class HeldIndex(ShardIndex):
+    """An index in memory: no file is written."""
+
+    def __init__(self, shard: Path, contents: Contents) -> None:
+        self.path = self.shard = shard
+        self.renewed = False
+        self._data = _encode(contents)
+        self._header = self._parse(self._data[: _HEADER.size], len(self._data))
+
+    @property
+    def problems(self) -> list[Problem]:
+        return [Problem(*each) for each in parse(self._data[self._layout["problems"] :] or b"[]")]
+
+    @property
+    def _body(self) -> bytes:
+        return self._data
 
 
 def index_places(shard: Path) -> Iterator[Path]:

@@ -11,21 +11,19 @@ from pathlib import Path
 import numpy as np
 
 from triptych.contracts import UserError
+from triptych.listing.names import KINDS, kind_for
+from triptych.listing.tar import BLOCK, DOTTED, DUPLICATE, Group, groups, mended, scan
 
 from .columns import with_checksums, with_tokens
 from .identity import probe_of
 from .index import COLUMNS, Contents, Problem, ShardIndex, UnusableIndex, write_index
 from .parallel import each
-from .tar import BLOCK, KINDS, Group, groups, scan
 
 log = logging.getLogger(__name__)
 
 NAMED = 5  # keys that are kept for each problem
 FEW = 4  # shards, for which no processes are started
 
-NO_PICTURE = "no picture"
-NO_CAPTION = "no caption"
-DUPLICATE = "duplicate key"
 TOO_LARGE = "member too large"
 
 
@@ -40,8 +38,12 @@ def build_index(shard: str | Path) -> ShardIndex:
     return write_index(shard, read_shard(shard))
 
 
-def read_shard(shard: Path) -> Contents:
-    """The samples of a shard, and what is wrong with the others."""
+def read_shard(shard: Path, mend: bool = False) -> Contents:
+    """The samples of a shard, and what is wrong with the others.
+
+    Args:
+        mend: whether names with dots in them are samples too, see `tar.mended`.
+    """
     try:
         before = shard.stat()
     except OSError as error:
@@ -52,7 +54,8 @@ def read_shard(shard: Path) -> Contents:
     seen: set[bytes] = set()
     condemned: set[bytes] = set()
     lost: dict[str, tuple[int, list[str]]] = {}
-    for group in groups(scan(shard)):
+    found = groups(scan(shard))
+    for group in mended(found) if mend else found:
         reason = _reason(group, seen)
         seen.add(group.key)
         if not reason:
@@ -61,9 +64,9 @@ def read_shard(shard: Path) -> Contents:
             rows.append([end, *_places(group)])
         elif not (group.fault and group.key in condemned):  # both halves of one damaged sample
             number, names = lost.setdefault(reason, (0, []))
-            if number < NAMED:
-                names.append(group.key.decode("utf-8", "backslashreplace"))
-            lost[reason] = number + 1, names
+            those = group.whole_names() if reason == DOTTED else [group]
+            names += [each.key.decode("utf-8", "backslashreplace") for each in those]
+            lost[reason] = number + len(those), names[:NAMED]
             condemned.add(group.key)
     probe = probe_of(shard)
     after = shard.stat()
@@ -81,26 +84,18 @@ def read_shard(shard: Path) -> Contents:
 
 def _reason(group: Group, seen: set[bytes]) -> str:
     """Why a group of members is no sample; "" if it is one."""
-    members = group.members
-    if group.fault:
-        return group.fault
-    if group.key in seen:
+    if not group.fault and group.key in seen:
         return DUPLICATE
-    if not any(kind in members for kind in KINDS["picture"]):
-        return NO_PICTURE
-    if "txt" not in members and "json" not in members:
-        return NO_CAPTION
-    if any(size >= 1 << 32 or offset // BLOCK >= 1 << 32 for offset, size in members.values()):
-        return TOO_LARGE
-    return ""
+    places = group.members.values()
+    too_large = any(size >= 1 << 32 or offset // BLOCK >= 1 << 32 for offset, size in places)
+    return group.reason or (TOO_LARGE if too_large else "")
 
 
 def _places(group: Group) -> list[int]:
     """First block and size of the member of each role."""
     places = []
-    for kinds in KINDS.values():
-        kind = next((kind for kind in kinds if kind in group.members), None)
-        offset, size = group.members.get(kind, (0, 0))
+    for role in KINDS:
+        offset, size = group.members.get(kind_for(role, group.members), (0, 0))
         places += [offset // BLOCK, size]
     return places
 

@@ -336,7 +336,7 @@ class ShardDataModule(MixedDataModule):
     """Captioned pictures (and conversations about them) from local WebDataset shards.
 
     Args:
-        shards: folder, file or glob pattern of training shards.
+        shards: folder, file or pattern of training shards, see `find_shards`.
         val_shards: the same for validation; null validates on the first training samples.
         tasks: what to make of the samples: "text_to_image", "image_to_image" (reconstruction, or
             editing), "image_to_text" or "text_to_text". One batch holds both tasks of a family;
@@ -383,6 +383,19 @@ class ShardDataModule(MixedDataModule):
             decode,
             max_pixels,
         )
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        trained, validated = (
+            {path.resolve() for each in datasets.values() for path in each.source.paths}
+            for datasets in (self.datasets, self.val_datasets)
+        )
+        if validated < trained:  # a sub-folder; all the same ones are meant
+            raise UserError(
+                f"the shards of validation ({len(validated)}, {min(validated)} for one) are among "
+                "those of training, whose sub-folders are read too; give each a folder of its own "
+                "(--data.shards, --data.val_shards)."
+            )
 
 
 class ShapesDataModule(ShardDataModule):

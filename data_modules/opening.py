@@ -7,10 +7,13 @@ from typing import Any
 
 from triptych.contracts import UserError
 from triptych.documents import open_regular
+from triptych.listing.folders import SHARD_SUFFIX, files_of, holds_shards
+from triptych.listing.names import IMAGE_SUFFIXES
+from triptych.listing.shards import COMPRESSED, find_shards
 
 from .conversations import ConversationFile
 from .pictures_folder import PictureFolder
-from .shards import ShardFolder
+from .shards import MendedShards, ShardFolder
 from .source import Source
 from .tables import HuggingFaceTable, ParquetTable, TextTable, is_saved_dataset
 
@@ -21,40 +24,47 @@ def source_at(
     split: str | None = None,
     picture_column: str | None = None,
     caption_column: str | None = None,
+    mend: bool = False,
 ) -> Source:
     """The source at a path, not open yet.
 
     A folder of shards, of pictures with captions, of Parquet files, or that `datasets` saved; a
-    shard; a CSV or Parquet file; JSON lines of captions, of LLaVA conversations or of edits.
+    shard, or a pattern of them; a CSV or Parquet file; JSON lines of captions, of LLaVA
+    conversations or of edits. Suffixes are compared without regard to case.
 
     Args:
         pictures: folder that the paths in a table or in a conversation file count from.
         split: of a saved DatasetDict.
         picture_column, caption_column: of a table.
+        mend: whether names in shards that have dots in them are samples too.
 
     Raises:
         UserError: it is none of these.
     """
     path = Path(path)
     columns: dict[str, Any] = {"picture_column": picture_column, "caption_column": caption_column}
-    if not path.exists():
-        raise UserError(f"{path} does not exist; give a folder or a file.")
+    shards = MendedShards if mend else ShardFolder
     if path.is_dir():
         if is_saved_dataset(path):
             return HuggingFaceTable(path, split, pictures=pictures, **columns)
-        if any(path.glob("*.tar")) or any(path.glob("*.tar.gz")):
-            return ShardFolder(path)
-        if next(path.rglob("*.parquet"), None):
+        if holds_shards(path):
+            return shards(path)
+        if files_of(path, ".parquet"):
             return ParquetTable(path, pictures or path, **columns)
+        if files_of(path, *COMPRESSED) and not files_of(path, *IMAGE_SUFFIXES):
+            find_shards(path)  # which says what to do about them
         return PictureFolder(path)
-    if path.suffix == ".tar":
-        return ShardFolder(path)
-    if path.suffix == ".parquet":
+    suffix = path.suffix.lower()
+    if suffix == SHARD_SUFFIX or path.name.lower().endswith(COMPRESSED):
+        return shards(path)
+    if not path.exists():
+        raise UserError(f"{path} does not exist; give a folder or a file.")
+    if suffix == ".parquet":
         return ParquetTable(path, pictures, **columns)
     named = any(columns.values())
-    if path.suffix == ".csv" or (path.suffix == ".jsonl" and (named or not _usual(path))):
+    if suffix == ".csv" or (suffix == ".jsonl" and (named or not _usual(path))):
         return TextTable(path, pictures, **columns)
-    if path.suffix in (".json", ".jsonl"):
+    if suffix in (".json", ".jsonl"):
         return ConversationFile(path, pictures or path.parent)
     raise UserError(
         f"{path} is of no known kind; give a folder, or a .tar, .csv, .json, .jsonl or .parquet."

@@ -20,12 +20,12 @@ from pathlib import Path
 from triptych.atomic_write import LOCK, alone_in
 from triptych.contracts import UserError
 from triptych.documents import read_text
+from triptych.listing.tar import BLOCK
 from triptych.writing import announce, refuse_other_files
 
 from .parallel import each
 from .records import parse
 from .source import BadSample, ImageRole, Source
-from .tar import BLOCK
 from .texts import check_text
 
 MANIFEST = "pack.jsonl"

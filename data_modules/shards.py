@@ -1,18 +1,11 @@
 """Local WebDataset shards, read by position: an index says where every sample lies.
 
-A sample is the members of one key that stand together in a shard:
-
-    KEY.jpg|jpeg|png|webp   the picture (or KEY.target.jpg, ...)
-    KEY.txt                 its caption, or the instruction of an edit
-    KEY.json                all else; its "caption" stands in for a KEY.txt that is not there
-    KEY.source.jpg          the picture that an edit starts from
-
-Nothing else is ever read, and nothing is unpickled.
+A sample is the members of one key that stand together in a shard, whatever their order; their
+names say what they are, see `triptych.listing.names`. Nothing else is read, nothing is unpickled.
 """
 
 from __future__ import annotations
 
-import glob
 import logging
 import os
 from collections import Counter, OrderedDict
@@ -24,23 +17,25 @@ import numpy as np
 
 from triptych.contracts import UserError
 from triptych.documents import open_regular
+from triptych.listing.shards import find_shards
+from triptych.listing.tar import DOTTED
 
-from .index import ShardIndex
-from .indexing import open_indexes
-from .records import parse
-from .source import BadSample, ImageRole, Source
-from .texts import check_text
+from .index import HeldIndex, ShardIndex
+from .indexing import open_indexes, read_shard
+from .members import MemberSource
+from .source import BadSample, ImageRole
 
 log = logging.getLogger(__name__)
 
 MOST_OPEN = 64  # shards, and as many indexes: far below any limit on open files
 
 
-class ShardFolder(Source):
+class ShardFolder(MemberSource):
     """All complete samples of shards, by number.
 
     Args:
-        source: a folder with *.tar files, one tar file, a glob pattern, or a list of them.
+        source: a folder with *.tar files, in sub-folders too, one tar file, a pattern (see
+            `find_shards`), or a list of them.
         index: "build" indexes shards that have no index yet; "require" refuses them.
         max_picture_bytes: a larger picture is a bad sample, and is not read.
         max_text_bytes: the same for captions and JSON.
@@ -71,7 +66,7 @@ class ShardFolder(Source):
         if self.indexes:
             return self
         paths = dict.fromkeys(path for source in self.sources for path in find_shards(source))
-        indexes = open_indexes(list(paths), build=self.index == "build")
+        indexes = self._open_indexes(list(paths))
         self._ends = np.cumsum([len(index) for index in indexes], dtype=np.int64)
         lost = _summary(indexes)
         if not self._ends[-1]:
@@ -85,6 +80,9 @@ class ShardFolder(Source):
         self._tokens = all(index.tokenizer is not None for index in indexes)
         self.indexes = indexes
         return self
+
+    def _open_indexes(self, paths: list[Path]) -> list[ShardIndex]:
+        return open_indexes(paths, build=self.index == "build")
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -124,34 +122,6 @@ class ShardFolder(Source):
     def key(self, number: int) -> str:
         index, row, _ = self._place(number)
         return index.key(row)
-
-    def caption(self, number: int) -> str:
-        text = self._read(number, "txt", self.max_text_bytes)
-        if text is not None:
-            return text.decode("utf-8", "replace").strip()
-        caption = self.facts(number).get("caption")
-        if caption is None:
-            raise BadSample(self.key(number), "no caption", "neither a .txt nor a JSON 'caption'")
-        return check_text(caption, self.key(number), "caption").strip()
-
-    def facts(self, number: int) -> dict:
-        """KEY.json, {} where there is none."""
-        text = self._read(number, "json", self.max_text_bytes)
-        if text is None:
-            return {}
-        try:
-            facts = parse(text)
-        except ValueError as error:
-            raise BadSample(self.key(number), "its .json is no JSON", str(error)) from error
-        if not isinstance(facts, dict):
-            raise BadSample(self.key(number), "its .json is no JSON object")
-        return facts
-
-    def image(self, number: int, role: ImageRole = "picture") -> bytes:
-        picture = self._read(number, role, self.max_picture_bytes)
-        if picture is None:
-            raise BadSample(self.key(number), f"no {role}")
-        return picture
 
     def has(self, number: int, role: ImageRole) -> bool:
         index, row, _ = self._place(number)
@@ -198,30 +168,16 @@ class ShardFolder(Source):
         return self._files[shard]
 
 
-def find_shards(source: str | Path) -> list[Path]:
-    """The *.tar files of a folder, of a glob pattern, or one file; sorted.
+class MendedShards(ShardFolder):
+    """Shards to be packed anew: names with dots in them are samples, too; see `tar.mended`."""
 
-    Raises:
-        UserError: there are none.
-    """
-    path = Path(source)
-    if path.is_dir():
-        found = sorted(path.glob("*.tar"))
-    elif path.is_file():
-        found = [path]
-    else:
-        found = sorted(Path(name) for name in glob.glob(str(source)))
-    if found:
-        return found
-    if path.is_dir() and any(path.glob("*.tar.gz")):
-        raise UserError(
-            f"the shards in {source} are gzipped, and samples in them cannot be found by their "
-            "place; unpack them with gunzip, or stream them."
-        )
-    what = "is empty of *.tar shards" if path.is_dir() else "does not exist"
-    raise UserError(
-        f"the shard folder {source} {what}; give a folder of WebDataset shards (--data.shards)."
-    )
+    def _open_indexes(self, paths: list[Path]) -> list[ShardIndex]:
+        return [
+            HeldIndex(index.shard, read_shard(index.shard, mend=True))
+            if any(problem.reason == DOTTED for problem in index.problems)
+            else index
+            for index in super()._open_indexes(paths)
+        ]
 
 
 def _summary(indexes: list[ShardIndex]) -> str:

@@ -11,9 +11,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from glob import has_magic
 from itertools import islice
 from random import Random
 from typing import Any, Literal
+from urllib.parse import urlparse
 
 # Before webdataset is first imported, which reads it then: nothing runs a shell or unpickles. It
 # also keeps webdataset from opening local files by itself, so this file is imported only when used.
@@ -28,6 +30,7 @@ from webdataset.filters import shuffle
 from webdataset.shardlists import ResampledShards, expand_urls
 
 from triptych.contracts import TEXT_TO_IMAGE, Batch, Preprocessing, UserError
+from triptych.listing.shards import find_shards
 
 from .accumulation import AccumulationLoader
 from .bad_samples import BadSamples, check_texts
@@ -148,7 +151,8 @@ class StreamDataModule(LightningDataModule):
     They are drawn at random with replacement; see the module's docstring for what that means.
 
     Args:
-        urls: the shards; "https://host/{00000..00099}.tar" names a hundred.
+        urls: the shards; "https://host/{00000..00099}.tar" names a hundred. Without a scheme also
+            a folder, or a pattern.
         val_urls: shards to validate on, their first samples; null takes those of the first of
             `urls`.
         task: text_to_image, image_to_image or image_to_text.
@@ -276,14 +280,15 @@ class StreamDataModule(LightningDataModule):
 
 
 def expanded(urls: str | list[str]) -> list[str]:
-    """Addresses, one a shard, braces written out.
+    """Addresses, one a shard: braces written out, local folders and patterns looked into.
 
     Raises:
         UserError: there is none.
     """
-    found = [
-        url for each in ([urls] if isinstance(urls, str) else urls) for url in expand_urls(each)
-    ]
+    found = []
+    for each in [urls] if isinstance(urls, str) else urls:
+        listed = not urlparse(each).scheme and (os.path.isdir(each) or has_magic(each))
+        found += map(str, find_shards(each, gzipped=True)) if listed else expand_urls(each)
     if not found:
         raise UserError("data.urls is empty; give the address of a shard.")
     return found

@@ -15,6 +15,7 @@ from typing import Any
 
 from triptych.contracts import UserError
 from triptych.documents import open_regular
+from triptych.listing.folders import files_of
 
 from .files import MAX_PICTURE_BYTES, read_inside
 from .records import read_table
@@ -139,7 +140,10 @@ class ParquetTable(Table):
         if hasattr(self, "_groups"):
             return self
         parquet = _need("pyarrow.parquet", "pyarrow", self.path)
-        files = sorted(self.path.rglob("*.parquet")) if self.path.is_dir() else [self.path]
+        if self.path.is_dir():
+            files = [self.path / name for name in files_of(self.path, ".parquet")]
+        else:
+            files = [self.path]
         self._groups: list[tuple[Path, int]] = []
         sizes: list[int] = []
         for number, path in enumerate(files):

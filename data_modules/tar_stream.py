@@ -17,29 +17,34 @@ from urllib.parse import urlparse
 
 from triptych.contracts import UserError
 from triptych.documents import open_regular
-
-from .indexing import DUPLICATE, NO_CAPTION, NO_PICTURE, TOO_LARGE
-from .shards import ShardFolder
-from .source import BadSample, ImageRole
-from .tar import (
+from triptych.listing.names import RECORDED, is_hidden, kind_for, split_at_first_dot
+from triptych.listing.shards import GZIPPED
+from triptych.listing.tar import (
     BLOCK,
     DAMAGED,
-    KINDS,
+    DOTTED,
+    DUPLICATE,
+    FOLDER,
     LONGEST_NAMES,
     NAMES,
+    OLD_SPARSE,
     RECORD,
-    RECORDED,
-    REGULAR,
     TRUNCATED,
+    ZEROS,
     Damage,
     Group,
     Member,
     groups,
+    member_of,
     parse_header,
     payload_size,
     read_names,
-    split_name,
+    sparse_map,
 )
+
+from .indexing import TOO_LARGE
+from .shards import ShardFolder
+from .source import BadSample, ImageRole
 
 TIMEOUT = 60.0  # seconds without a byte
 PASS = 1 << 20  # bytes that are read past at a time
@@ -111,8 +116,7 @@ def open_url(url: str) -> BinaryIO:
         file = fsspec.open(url, "rb").open()
     else:
         file = open_regular(urllib.request.url2pathname(parsed.path) if parsed.scheme else url)
-    packed = parsed.path.endswith((".gz", ".tgz"))
-    return gzip.GzipFile(fileobj=file) if packed else file
+    return gzip.GzipFile(fileobj=file) if parsed.path.lower().endswith(GZIPPED) else file
 
 
 def read_samples(file: BinaryIO, caps: Caps) -> Iterator[Encoded | BadSample]:
@@ -128,20 +132,17 @@ def read_samples(file: BinaryIO, caps: Caps) -> Iterator[Encoded | BadSample]:
         last = max((place for place, _ in group.members.values()), default=0)
         for place in [place for place in contents if place <= last]:
             del contents[place]  # what is left is of the next group
-        key = group.key.decode("utf-8", "replace")
-        fault = group.fault or _fault(group, members, seen)
+        fault = _fault(group, members, seen)
         seen.add(group.key)
-        yield BadSample(key, fault) if fault else Encoded(key, members)
+        for each in group.whole_names() if fault == DOTTED else [group]:
+            key = each.key.decode("utf-8", "replace")
+            yield BadSample(key, fault) if fault else Encoded(key, members)
 
 
 def _fault(group: Group, members: dict[str, bytes | None], seen: set[bytes]) -> str:
-    if group.key in seen:
+    if not group.fault and group.key in seen:
         return DUPLICATE
-    if None in members.values():
-        return TOO_LARGE
-    if not any(kind in members for kind in KINDS["picture"]):
-        return NO_PICTURE
-    return "" if "txt" in members or "json" in members else NO_CAPTION
+    return group.fault or (TOO_LARGE if None in members.values() else group.reason)
 
 
 def _members(
@@ -155,11 +156,8 @@ def _members(
             block = _read(file, BLOCK)
             header = parse_header(block)
             if header is None:
-                if len(block) < BLOCK or not any(block):
-                    if not _is_end(block, file):
-                        yield Damage(TRUNCATED)
-                else:
-                    yield Damage(DAMAGED)
+                if reason := _reason_at_end(block, file):
+                    yield Damage(reason)
                 return
             position += BLOCK
             size = payload_size(header, said)
@@ -175,17 +173,19 @@ def _members(
                 said |= more
                 whole = _pass(file, padding)
             else:
-                name = said.get("path", header.name)
-                kind = split_name(name)[1]
-                regular = header.type in REGULAR and "GNU.sparse.major" not in said
-                held = regular and kind in RECORDED and size <= caps.of(kind)
+                if header.type == OLD_SPARSE:
+                    position += sparse_map(block, lambda place: _read(file, BLOCK), position)
+                member = member_of(header, said, position, size)
+                kind = split_at_first_dot(member.name)[1]
+                recorded = kind in RECORDED and not is_hidden(member.name)
+                held = recorded and not member.fault and size <= caps.of(kind)
                 content = _read(file, size) if held else None
                 whole = len(content) == size if held else _pass(file, size)
                 whole = whole and _pass(file, padding)
-                if regular:
-                    if kind in RECORDED:
-                        contents[position] = content
-                    yield Member(name, position, size, "path" in said)
+                if recorded:
+                    contents[position] = content
+                if header.type != FOLDER:
+                    yield member
                 said = {}
             position += size + padding
             if not whole:
@@ -195,14 +195,19 @@ def _members(
         yield Damage(TRUNCATED)
 
 
-def _is_end(block: bytes, file: BinaryIO) -> bool:
-    """Whether an archive ends here as it should, by the rule of tar.py: zeros up to a record's end.
+def _reason_at_end(block: bytes, file: BinaryIO) -> str:
+    """Damage where no header is; "" where an archive ends as it should, by the rule of tar.py.
 
-    More of them, or something behind them, are a hole that a download left.
+    That is with zeros up to a record's end. More of them, or something behind them, are a hole that
+    a download left.
     """
+    if any(block):
+        return DAMAGED if len(block) == BLOCK else TRUNCATED
     most = BLOCK + RECORD
     rest = _read(file, most)
-    return len(block) == BLOCK and not any(rest) and len(rest) < most
+    if any(rest):
+        return ZEROS
+    return "" if len(block) == BLOCK and len(rest) < most else TRUNCATED
 
 
 def _read(file: BinaryIO, size: int) -> bytes:
@@ -248,4 +253,4 @@ class StreamedSamples(ShardFolder):
 
     def _read(self, number: int, role: str, most: int) -> bytes | None:
         members = self.samples[number].members
-        return next((members[kind] for kind in KINDS[role] if kind in members), None)
+        return members.get(kind_for(role, members))

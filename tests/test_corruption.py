@@ -25,8 +25,9 @@ import pytest
 from tars import number_of, sample
 
 from triptych.contracts import UserError
-from triptych.data_modules import BadSample, ShardFolder, tar
+from triptych.data_modules import BadSample, ShardFolder
 from triptych.data_modules.indexing import build_index
+from triptych.listing.names import KINDS, split_at_first_dot
 
 SAMPLES = 12
 FORMATS = {
@@ -71,7 +72,7 @@ class Map:
         self.starts = {}  # key -> where its first payload begins, that is its first header ends
         self.naming = set()  # bytes of payloads of headers of names
         for member in self.members:
-            self.starts.setdefault(tar.split_name(member.name.encode())[0], member.offset_data)
+            self.starts.setdefault(split_at_first_dot(member.name.encode())[0], member.offset_data)
             self.naming |= set(range(member.offset + 512, member.offset_data - 512))
         last = self.members[-1]
         self.end = last.offset_data + -(-last.size // 512) * 512
@@ -80,7 +81,7 @@ class Map:
 def places(index):
     """key -> where its members are."""
     return {
-        index.key(row): [index.member(row, role) for role in tar.KINDS] for row in range(len(index))
+        index.key(row): [index.member(row, role) for role in KINDS] for row in range(len(index))
     }
 
 
@@ -147,7 +148,7 @@ def test_a_wrong_byte_loses_no_more_than_is_counted(shard, tmp_path):
         assert len(whole) - len(found) == lost(index) <= 2, position
         if position in headers:
             member = parts.members[headers.index(position) // 512]
-            key = tar.split_name(member.name.encode())[0].decode()
+            key = split_at_first_dot(member.name.encode())[0].decode()
             assert key not in found or bytes(content) == parts.content
         elif position < parts.end and not is_header(parts, position):
             assert found == whole

@@ -21,6 +21,7 @@ LAYERS = [
         "image_headers",
         "image_reader",
         "limits",
+        "listing",
         "picture_settings",
         "precision",
         "randomness",
@@ -69,7 +70,8 @@ COMPOSITION_ROOT = {
 EXCEPTIONS = {
     "data_modules": {
         *("atomic_write", "contracts", "documents", "errors", "image_headers", "image_reader"),
-        *("pictures", "prompts", "randomness", "shapes", "signals", "squares", "writing"),
+        *("listing", "pictures", "prompts", "randomness", "shapes", "signals", "squares"),
+        "writing",
     },
     "callbacks": {
         *("atomic_write", "contracts", "documents", "errors", "pictures", "ranks", "sheets"),

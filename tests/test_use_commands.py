@@ -210,6 +210,20 @@ def test_edits_and_reconstructions(triptych):
     assert "steps 1 then, 2 now" in triptych("reconstruct", SAMPLES, "--steps", "2", "-o", "h")[2]
 
 
+def test_a_folder_stands_for_its_images(triptych):
+    for name in ("b.1.PNG", "a/c.png", ".ipynb_checkpoints/d.png", "__MACOSX/b.png"):
+        path = Path("in", name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(SAMPLES.read_bytes())
+    status, out, err = triptych("reconstruct", "in", "--steps", "1", "-o", "h")
+    assert status == 0, err
+    assert [line.split("\t")[1] for line in out.splitlines()] == ["in/a/c.png", "in/b.1.PNG"]
+    status, out, err = triptych("edit", "in", "make it blue", *FEW, "-o", "g")
+    assert (status, len(out.splitlines())) == (0, 2), err
+    Path("none").mkdir()
+    assert "folder none holds no images" in triptych("reconstruct", "none", "-o", "i")[2]
+
+
 # --- processes ------------------------------------------------------------------------------------
 
 # A command in place of `python -m triptych`: says its shard, and fails or waits as told.

@@ -183,6 +183,7 @@ def pack(parsed: argparse.Namespace) -> None:
         parsed.split,
         parsed.picture_column,
         parsed.caption_column,
+        mend=True,
     ).open()
     origin = {
         "source": parsed.source.resolve().name,
@@ -206,7 +207,7 @@ def pack(parsed: argparse.Namespace) -> None:
 def index(parsed: argparse.Namespace) -> None:
     """Index shards, and say what is wrong with them."""
     from triptych.data_modules.indexing import index_shards
-    from triptych.data_modules.shards import find_shards
+    from triptych.listing.shards import find_shards
 
     shards = find_shards(parsed.folder)
     indexes, lost = [], Counter()
@@ -229,9 +230,10 @@ def index(parsed: argparse.Namespace) -> None:
     print(f"{samples:,} samples in {len(indexes):,} of {len(shards):,} shards")
     _print_problems(lost)
     if not samples:
+        why = ", ".join(f"{count:,} {reason}" for reason, count in lost.most_common())
         raise UserError(
             f"{parsed.folder} holds no usable sample: none with a picture (KEY.jpg, png or webp) "
-            "and a caption (KEY.txt or KEY.json) next to it."
+            f"and a caption (KEY.txt or KEY.json) next to it{why and f' ({why})'}."
         )
     if parsed.verify:
         _verify(indexes, parsed.workers)

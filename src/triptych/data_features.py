@@ -24,10 +24,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from triptych.atomic_write import alone_in, replacing
-from triptych.contracts import UserError
 from triptych.data_modules import BadSample, ShardFolder
 from triptych.data_modules.decode import Decoder
-from triptych.data_modules.features import MANIFEST, VERSION, digest, finished, home
+from triptych.data_modules.features import MANIFEST, VERSION, digest, finished, home, shard_names
 from triptych.data_modules.identity import stamp
 from triptych.data_modules.sidecars import DTYPES, ENDING, SidecarWriter, read_metadata
 from triptych.documents import parse_json
@@ -52,7 +51,7 @@ warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # as in lightning_cli
 def features(options: argparse.Namespace) -> None:
     """Do what `triptych data features` was asked for; `data_commands` has the options."""
     source = ShardFolder(options.folder).open()
-    refuse_equal_names(source.paths)
+    shard_names(source.paths)  # refuses equal ones before the model is read
     model = describe_model(options.config, options.flags, options.trust_class)
     module = FeatureModule(model, options.objective)
     made = Making(
@@ -150,11 +149,16 @@ class Making:
 
     def missing(self, source: ShardFolder) -> list[int]:
         """Numbers of the shards whose features are not there yet, or do not hold."""
+        sidecars = self.sidecars(source)
         return [
             shard
             for shard, samples in enumerate(source.shard_sizes)
-            if samples and not finished(source.paths[shard], self.folder, self.digest)
+            if samples and not finished(source.paths[shard], sidecars[shard], self.digest)
         ]
+
+    def sidecars(self, source: ShardFolder) -> list[Path]:
+        """The file of each shard's features."""
+        return [self.folder / (name + ENDING) for name in shard_names(source.paths)]
 
     def bytes_of(self, module: FeatureModule) -> int:
         """Bytes of the features of one sample."""
@@ -200,7 +204,7 @@ class WriteSidecars(BasePredictionWriter):
         self, made: Making, source: ShardFolder, shards: list[int], shape: tuple[int, int, int]
     ) -> None:
         super().__init__("batch")
-        self.made, self.source, self.shape = made, source, shape
+        self.made, self.sidecars, self.shape = made, made.sidecars(source), shape
         # before they are read: one that changes meanwhile is then found to be another
         self.stamps = {shard: stamp(source.paths[shard]) for shard in shards}
         self._shard, self._writer, self._unreadable = -1, None, 0
@@ -210,7 +214,7 @@ class WriteSidecars(BasePredictionWriter):
     ) -> None:
         if batch.shard != self._shard:
             self._finish()
-            path = self.made.folder / (self.source.paths[batch.shard].name + ENDING)
+            path = self.sidecars[batch.shard]
             self._shard, self._writer = (
                 batch.shard,
                 SidecarWriter(path, self.made.dtype, self.shape),
@@ -298,14 +302,6 @@ class PictureBatches(Dataset):
 
     def __getitem__(self, index: int) -> Pictures:
         return self.read(*self.batches[index])
-
-
-def refuse_equal_names(paths: list[Path]) -> None:
-    """Sidecars are named after their shards."""
-    names = [path.name for path in paths]
-    for name in names:
-        if names.count(name) > 1:
-            raise UserError(f"two shards are named {name}; take their folders one after the other.")
 
 
 def versions() -> dict[str, str]:

@@ -5,10 +5,9 @@ What cannot be read is handed on as such, so that whoever scores names and count
 
 from __future__ import annotations
 
-import tarfile
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +17,15 @@ from triptych.contracts import UserError
 from triptych.documents import MIB, open_regular, parse_json, read_bytes, read_json, read_text
 from triptych.errors import PictureError
 from triptych.image_reader import DEFAULT_LIMITS, read_image
+from triptych.listing.folders import FolderSample, holds_shards, list_images
+from triptych.listing.names import IMAGE_SUFFIXES, kind_for
+from triptych.listing.shards import find_shards
+from triptych.listing.tar import Group, groups, mended, scan
 from triptych.picture_settings import CHUNK
 from triptych.pictures import open_picture
 
-ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 RESULTS = "results.jsonl"  # of `triptych generate`: one {"file": ..., "prompt": ...} a line
 META = "meta_data.json"  # of MJHQ-30K: {NAME: {"category": ..., "prompt": ...}}
-SHEET = "grid.png"  # of `triptych generate` and GenEval: pictures in one, no picture to score
 
 Source = str | Path | Iterable[Image.Image]
 """A folder of pictures, a folder or file of WebDataset shards, or the pictures themselves."""
@@ -59,12 +60,12 @@ class Entry:
 
 
 def read_pictures(source: Source) -> Iterator[Entry]:
-    """Every picture of a source, in the order of the names.
+    """Every picture of a source, in the order of the names, as `triptych.listing` finds them.
 
-    Folders: pictures anywhere below it. Captions are taken from `results.jsonl` or
-    `meta_data.json` in the folder, else from a .txt file beside a picture, else from the settings
-    that a PNG of ours carries. Categories are those of `meta_data.json`, else the names of the
-    folders that pictures lie in.
+    Sources of edits are none. Folders: captions are taken from `results.jsonl` or `meta_data.json`
+    in the folder, else from KEY.txt or KEY.json beside a picture, else from the settings that a PNG
+    of ours carries. Categories are those of `meta_data.json`, else the names of the folders that
+    pictures lie in. Shards: names with dots in them are samples, too.
 
     Raises:
         UserError: there is no such folder, it holds no pictures, or a list in it is damaged.
@@ -72,12 +73,9 @@ def read_pictures(source: Source) -> Iterator[Entry]:
     if not isinstance(source, str | Path):
         return _from_memory(source)
     path = Path(source)
-    if not path.exists():
-        raise UserError(f"{path} does not exist; give a folder of pictures or of shards.")
-    shards = [path] if path.is_file() else sorted(path.glob("*.tar"))
-    if shards:
-        return _from_shards(shards)
-    return _from_folder(path)
+    if path.is_dir() and not holds_shards(path):
+        return _from_folder(path)
+    return _from_shards(path, find_shards(path))
 
 
 def source_name(source: Source) -> str:
@@ -105,19 +103,20 @@ def _from_memory(pictures: Iterable[Image.Image]) -> Iterator[Entry]:
 def _from_folder(folder: Path) -> Iterator[Entry]:
     prompts = _read_results(folder / RESULTS)
     known = _read_meta(folder / META)
-    found = {
-        path.relative_to(folder).as_posix()
-        for path in folder.rglob("*")
-        if path.suffix.lower() in ENDINGS and path.name[0] != "." and path.name != SHEET
-    }
-    keys = sorted(found | set(prompts))
+    found = list_images(folder)
+    keys = sorted({*found, *prompts})
     if not keys:
-        raise UserError(f"{folder} holds no pictures ({', '.join(ENDINGS)}) and no .tar shards.")
-    return (_entry(folder, key, prompts, known) for key in keys)
+        endings = ", ".join(IMAGE_SUFFIXES)
+        raise UserError(f"{folder} holds no pictures ({endings}) and no .tar shards.")
+    return (_entry(folder, key, found.get(key), prompts, known) for key in keys)
 
 
 def _entry(
-    folder: Path, key: str, prompts: Mapping[str, str], known: Mapping[str, Mapping[str, str]]
+    folder: Path,
+    key: str,
+    sample: FolderSample | None,
+    prompts: Mapping[str, str],
+    known: Mapping[str, Mapping[str, str]],
 ) -> Entry:
     path = folder / key
     facts = known.get(path.stem, {})
@@ -128,7 +127,7 @@ def _entry(
         category=facts.get("category") or (path.parent.name if path.parent != folder else None),
         in_folder=True,
     )
-    if not path.is_file():
+    if not os.path.lexists(path):
         entry.state, entry.note = "missing", f"{RESULTS} names it, but it is not there"
         return entry
     try:
@@ -137,13 +136,29 @@ def _entry(
         entry.state, entry.note = "unreadable", str(error)
         return entry
     if entry.caption is None:
-        entry.caption = _caption_beside(path) or _caption_inside(entry.picture)
+        try:
+            entry.caption = _caption_beside(folder, sample) or _caption_inside(entry.picture)
+        except UserError as error:
+            entry.note = f"its caption cannot be read: {error}"
     return entry
 
 
-def _caption_beside(path: Path) -> str | None:
-    text = path.with_suffix(".txt")
-    return read_bytes(text, MIB).decode("utf-8", "replace").strip() if text.is_file() else None
+def _caption_beside(folder: Path, sample: FolderSample | None) -> str | None:
+    if sample is None or sample.ambiguous:
+        return None
+    files = {role: sample.files[role][0] for role in ("txt", "json") if role in sample.files}
+    return _caption_of({role: read_bytes(folder / name, MIB) for role, name in files.items()})
+
+
+def _caption_of(texts: Mapping[str, bytes]) -> str | None:
+    """The caption of a sample: its .txt, else the "caption" of its .json."""
+    if "txt" in texts:
+        return texts["txt"].decode("utf-8", "replace").strip()
+    try:
+        caption = parse_json(texts["json"], "json").get("caption")
+    except (KeyError, UserError):
+        return None
+    return caption.strip() if isinstance(caption, str) else None
 
 
 def _caption_inside(picture: Image.Image) -> str | None:
@@ -187,45 +202,34 @@ def _read_meta(path: Path) -> dict[str, dict[str, str]]:
 # --- shards ---------------------------------------------------------------------------------------
 
 
-def _from_shards(shards: list[Path]) -> Iterator[Entry]:
+def _from_shards(source: Path, shards: list[Path]) -> Iterator[Entry]:
     for shard in shards:
+        name = shard.relative_to(source).as_posix() if source.is_dir() else shard.name
         try:
-            for key, files in groupby(_files(shard), lambda file: _key(file[0])):
-                if (entry := _sample(f"{shard.name}/{key}", dict(files))) is not None:
-                    yield entry
-        except (OSError, UserError, tarfile.TarError) as error:
-            yield Entry(shard.name, None, "unreadable", f"the shard is damaged: {error}")
+            for group in mended(groups(scan(shard))):
+                key = f"{name}/{group.key.decode('utf-8', 'replace')}"
+                if group.fault:
+                    note = f"the shard is damaged: {group.fault}"
+                    yield Entry(key, None, "unreadable", note)
+                elif (kind := kind_for("picture", group.members)) is not None:
+                    yield _sample(key, shard, group, kind)
+        except (OSError, UserError) as error:
+            yield Entry(name, None, "unreadable", f"the shard is damaged: {error}")
 
 
-def _files(shard: Path) -> Iterator[tuple[str, bytes]]:
-    """(Name, content) of the files of a .tar; webdataset ends at a cut without a word."""
-    with open_regular(shard) as file, tarfile.open(fileobj=file, mode="r:") as archive:
-        for member in archive:
-            if member.isfile():  # one byte more than may be, so that the reader says so
-                content = archive.extractfile(member).read(DEFAULT_LIMITS.max_bytes + 1)
-                yield member.name, content
-        if shard.stat().st_size < archive.offset + tarfile.BLOCKSIZE:  # no empty block ends it
-            raise tarfile.ReadError("it is cut off")
+def _sample(key: str, shard: Path, group: Group, kind: str) -> Entry:
+    texts = {role: group.members[role] for role in ("txt", "json") if role in group.members}
+    with open_regular(shard) as file:
 
+        def read(place: tuple[int, int], most: int) -> bytes:
+            offset, size = place  # a byte more than may be, so that the reader says so
+            return os.pread(file.fileno(), min(size, most + 1), offset)
 
-def _key(name: str) -> str:
-    """What the files of a sample share: the path up to the first dot of the name."""
-    folder, slash, file = name.rpartition("/")
-    return folder + slash + file.partition(".")[0]
-
-
-def _sample(key: str, files: Mapping[str, bytes]) -> Entry | None:
-    """None for a sample without a picture."""
-    by_ending = {f".{name.rpartition('.')[2].lower()}": content for name, content in files.items()}
-    ending = next((each for each in ENDINGS if each in by_ending), None)
-    if ending is None:
-        return None
-    text = by_ending.get(".txt")
-    entry = Entry(key, None)
-    if text is not None:
-        entry.caption = text.decode("utf-8", "replace").strip()
+        picture = read(group.members[kind], DEFAULT_LIMITS.max_bytes)
+        entry = Entry(key, None)
+        entry.caption = _caption_of({role: read(place, MIB) for role, place in texts.items()})
     try:
-        entry.picture = read_image(by_ending[ending])
+        entry.picture = read_image(picture)
     except PictureError:
-        entry.state, entry.note = "unreadable", f"its {ending} is no picture, or damaged"
+        entry.state, entry.note = "unreadable", f"its .{kind} is no picture, or damaged"
     return entry

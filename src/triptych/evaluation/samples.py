@@ -13,6 +13,7 @@ from PIL import Image
 from triptych import documents
 from triptych.contracts import UserError
 from triptych.documents import parse_json
+from triptych.listing.folders import list_images
 from triptych.pictures import open_picture
 
 SCORED, MISSING, UNREADABLE, WRONG_SIZE = "scored", "missing", "unreadable", "wrong_size"
@@ -66,6 +67,19 @@ def find(folder: Path, samples: Iterable[Sample]) -> None:
             f"{folder} has none of the {len(asked)} pictures that are asked for, such as "
             f"{asked[0].picture}; give the folder that they were made in."
         )
+
+
+def images_by_stem(folder: Path) -> tuple[dict[str, str], list[str]]:
+    """Stem -> name of the images that lie in a folder itself, and further ones of the same stems.
+
+    None where there is no folder.
+    """
+    found: dict[str, str] = {}
+    others = []
+    for name in list_images(folder) if folder.is_dir() else ():
+        if "/" not in name and found.setdefault(Path(name).stem, name) != name:
+            others.append(name)
+    return found, others
 
 
 def opened(

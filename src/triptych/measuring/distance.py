@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from triptych.errors import UserError
 from triptych.limits import BATCH
 from triptych.measuring.options import add_report, device_of, hand_out
 from triptych.using.options import load, parse, parser_of
@@ -34,14 +33,14 @@ def fid(arguments: list[str]) -> None:
     parser.add_argument("--clip", type=Path, metavar="DIR", help="CLIP model, for the CLIP score")
     parser.add_argument("--batch-size", type=BATCH, default=64, help="default %(default)s")
     parsed, flags = parse(parser, arguments)
-    for folder in (parsed.pictures, parsed.reference):
-        if not folder.exists():
-            raise UserError(f"{folder} does not exist; give a folder of pictures or of shards.")
     from triptych.evaluation import clip_score
     from triptych.evaluation import fid as benchmark
     from triptych.evaluation.feature_space import EncoderSpace, InceptionSpace
+    from triptych.evaluation.picture_sources import read_pictures
     from triptych.evaluation.provenance import add_provenance
 
+    for folder in (parsed.pictures, parsed.reference):
+        read_pictures(folder)  # finds the files, and refuses the folder before a model is loaded
     judge = clip_score.ClipJudge(parsed.clip, device_of(parsed)) if parsed.clip else None
     if parsed.inception:
         space = InceptionSpace(parsed.inception, device_of(parsed))

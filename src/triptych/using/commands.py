@@ -8,6 +8,7 @@ from typing import Any
 
 from triptych.errors import UserError
 from triptych.limits import BATCH, IMAGES, PROBABILITY, SEED, STEPS, TEMPERATURE, TOKENS
+from triptych.listing.names import IMAGE_SUFFIXES
 from triptych.using import requests
 from triptych.using.making import jobs_of, make_all, settings_for
 from triptych.using.options import (
@@ -18,9 +19,9 @@ from triptych.using.options import (
     parser_of,
 )
 from triptych.using.output import Job
-from triptych.using.requests import Request, existing
+from triptych.using.requests import Request, existing, images_at
 
-PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
+PICTURES = {*IMAGE_SUFFIXES, ".tif", ".tiff"}  # names that are meant as those of pictures
 
 GENERATE = """\
   triptych generate "a red circle left of a blue square" -n 4 --seed 7 -o out/circle
@@ -91,7 +92,7 @@ def generate(arguments: list[str]) -> None:
 def edit(arguments: list[str]) -> None:
     """A picture changed as you say: triptych edit picture.png "make the circle blue" -o out"""
     parser = parser_of("edit", "Change pictures as an instruction says.", EDIT)
-    parser.add_argument("given", nargs="*", metavar="IMAGE... INSTRUCTION")
+    parser.add_argument("given", nargs="*", metavar="IMAGE|FOLDER... INSTRUCTION")
     parser.add_argument(
         "--jsonl", metavar="FILE", help='{"image": ..., "instruction": ...} a line; - is stdin'
     )
@@ -106,7 +107,8 @@ def edit(arguments: list[str]) -> None:
         *pictures, instruction = parsed.given
         if not instruction.strip():
             raise UserError("the instruction is empty; say what to do with the picture.")
-        asked = [Request(instruction, images=[existing(picture, "")]) for picture in pictures]
+        found = [image for picture in pictures for image in images_at(picture)]
+        asked = [Request(instruction, images=[image]) for image in found]
     else:
         content = requests.read_text(parsed.jsonl)
         asked = requests.read_lines(
@@ -135,12 +137,13 @@ def edit(arguments: list[str]) -> None:
 def reconstruct(arguments: list[str]) -> None:
     """Pictures through encoder and decoder: triptych reconstruct picture.png -o out"""
     parser = parser_of("reconstruct", "What the image features keep of pictures.", RECONSTRUCT)
-    parser.add_argument("pictures", nargs="+", metavar="IMAGE")
+    parser.add_argument("pictures", nargs="+", metavar="IMAGE|FOLDER")
     parser.add_argument("--steps", type=STEPS, help="of the decoder; default: as the model says")
     add_output(parser, "out/reconstruct")
     parsed, flags = parse(parser, arguments)
     parsed.number = 1
-    asked = [Request("", images=[existing(picture, "")]) for picture in parsed.pictures]
+    found = [image for picture in parsed.pictures for image in images_at(picture)]
+    asked = [Request("", images=[image]) for image in found]
 
     def make(pipe: Any, batch: list[Job], callback: Any) -> list:
         seeds = [job.asked["seed"] for job in batch]

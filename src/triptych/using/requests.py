@@ -13,6 +13,8 @@ from triptych import documents
 from triptych.documents import parse_json
 from triptych.errors import UserError
 from triptych.limits import IMAGES, SCALE, SEED, STEPS, Range
+from triptych.listing.folders import list_images
+from triptych.listing.names import IMAGE_SUFFIXES
 
 # Option of a line -> what it may be.
 NUMBERS: dict[str, Range] = {
@@ -140,6 +142,21 @@ def existing(path: Any, where: str) -> Path:
     if not isinstance(path, str | Path) or not Path(path).is_file():
         raise UserError(f"{where}the picture {path} does not exist; check the path.")
     return Path(path)
+
+
+def images_at(path: str) -> list[Path]:
+    """An image file, or the images of a folder in the order of their paths.
+
+    Raises:
+        UserError: there is no such file, or no image in the folder.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        return [existing(path, "")]
+    found = [folder / name for name in list_images(folder)]
+    if not found:
+        raise UserError(f"the folder {path} holds no images ({', '.join(IMAGE_SUFFIXES)}).")
+    return found
 
 
 def _listed(value: Any) -> list[Any]:

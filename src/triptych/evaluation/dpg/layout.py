@@ -14,14 +14,13 @@ from PIL import Image
 
 from triptych.contracts import UserError
 from triptych.errors import PictureError
-from triptych.evaluation.samples import EXTRA, Sample, find, read_json_lines
+from triptych.evaluation.samples import EXTRA, Sample, find, images_by_stem, read_json_lines
 from triptych.image_reader import read_header
 
 PACKAGED = Path(__file__).parent / "prompts.jsonl"
 """The 1,065 published prompts."""
 GRID = 2
 """Tiles side by side, and one below the other."""
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 def read_prompts(path: str | Path = PACKAGED) -> list[dict[str, Any]]:
@@ -72,14 +71,7 @@ def read_folder(folder: Path, prompts: Sequence[dict[str, Any]]) -> list[Sample]
     Raises:
         UserError: it is no such folder.
     """
-    there: dict[str, str] = {}
-    extra = []
-    for path in sorted(folder.glob("*")):
-        if path.suffix.lower() in SUFFIXES:
-            if path.stem in there:
-                extra.append(path.name)
-            else:
-                there[path.stem] = path.name
+    there, extra = images_by_stem(folder)
     asked = {str(entry["item_id"]): entry["prompt"] for entry in prompts}
     samples = [
         Sample(item_id, prompt, there.get(item_id, grid_path(folder, item_id).name))

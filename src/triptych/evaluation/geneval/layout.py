@@ -17,7 +17,7 @@ from typing import Any
 
 from triptych.contracts import UserError
 from triptych.evaluation.report import write_text
-from triptych.evaluation.samples import EXTRA, Sample, find, read_json_lines
+from triptych.evaluation.samples import EXTRA, Sample, find, images_by_stem, read_json_lines
 
 PACKAGED = Path(__file__).parent / "evaluation_metadata.jsonl"
 """The 553 published prompts."""
@@ -75,13 +75,15 @@ def read_folder(
 def _samples(folder: Path, number: int, prompt: str, images: int) -> list[Sample]:
     where = prompt_folder(folder, number)
     there: dict[int, Path] = {}
-    extra = []
-    for path in sorted(where.glob("samples/*.png")):
-        index = int(path.stem) if re.fullmatch(r"\d+", path.stem) else None
+    inside = where / "samples"
+    found, others = images_by_stem(inside)
+    extra = [inside / name for name in others]
+    for stem, name in found.items():
+        index = int(stem) if re.fullmatch(r"[0-9]+", stem) else None
         if index is None or index >= images or index in there:
-            extra.append(path)
+            extra.append(inside / name)
         else:
-            there[index] = path
+            there[index] = inside / name
     paths = [there.get(n, sample_path(folder, number, n)) for n in range(images)]
     keys = [f"{number:05d}/{n}" for n in range(images)] + [f"{number:05d}/{p.name}" for p in extra]
     found = [

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from triptych.contracts import UserError
 from triptych.documents import read_json
-from triptych.evaluation.samples import EXTRA, Sample, find
+from triptych.evaluation.samples import EXTRA, Sample, find, images_by_stem
 from triptych.evaluation.wise.protocols import LEGACY, Protocol
 
 LAST = 1000
@@ -61,15 +61,14 @@ def read_folder(folder: Path, prompts: Mapping[int, Prompt]) -> list[Sample]:
     Raises:
         UserError: it is no such folder.
     """
-    samples = [
-        Sample(str(prompt.number), prompt.text, picture_path(folder, prompt.number).name)
-        for prompt in prompts.values()
-    ]
-    asked = {sample.picture for sample in samples}
-    for path in sorted(folder.glob("*.png")):
-        if path.name not in asked:
-            samples.append(Sample(path.name, "", path.name))
-            samples[-1].leave_out(EXTRA, f"{path.name} belongs to no prompt")
+    there, extra = images_by_stem(folder)
+    samples = []
+    for prompt in prompts.values():
+        name = there.pop(str(prompt.number), picture_path(folder, prompt.number).name)
+        samples.append(Sample(str(prompt.number), prompt.text, name))
+    for name in sorted([*there.values(), *extra]):
+        samples.append(Sample(name, "", name))
+        samples[-1].leave_out(EXTRA, f"{name} belongs to no prompt, or to one that has a picture")
     find(folder, samples)
     return samples
 

@@ -8,38 +8,41 @@ where damage was, so that nothing on its two sides is ever joined into one sampl
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from triptych.contracts import UserError
 from triptych.documents import open_regular
+from triptych.errors import UserError
+
+from .names import RECORDED, is_hidden, kind_for, split_at_first_dot, split_at_kind
 
 BLOCK = 512  # bytes; headers and payloads begin at its multiples
 RECORD = 20 * BLOCK  # what tar rounds up the size of an archive to
 CHUNK = 256 * 1024  # bytes looked through at a time for the next header
 LONGEST_NAMES = 1 << 20  # bytes of a header of names; more is taken for damage
 
-PICTURES = ("jpg", "jpeg", "png", "webp")
-KINDS = {
-    "picture": (*(f"target.{kind}" for kind in PICTURES), *PICTURES),
-    "source": tuple(f"source.{kind}" for kind in PICTURES),
-    "txt": ("txt",),
-    "json": ("json",),
-}
-"""What a sample is made of: role -> kinds of members, the preferred first. All else is ignored."""
-RECORDED = frozenset(kind for kinds in KINDS.values() for kind in kinds)
-
 DAMAGED = "damaged header"
 TRUNCATED = "truncated"
+ZEROS = "zeros in the middle of the archive, or bytes behind its end"
 REPEATED = "two members of one kind"
+LINK = "a member is a link"
+SPARSE = "a member is a sparse file"
+NO_FILE = "a member is no regular file"
+DUPLICATE = "duplicate key"
+NO_PICTURE = "no picture"
+NO_CAPTION = "no caption"
+DOTTED = (
+    "dot inside of a name: names in a shard end at their first dot; `triptych data pack` writes "
+    "shards whose names have none"
+)
 
 
 class Member(NamedTuple):
-    """A regular file in the archive."""
+    """A file in the archive, or what stands in the place of one."""
 
     name: bytes
     offset: int
@@ -48,13 +51,15 @@ class Member(NamedTuple):
     """Of the payload, in bytes."""
     renamed: bool
     """Whether the name came from an extra header of its own: pax, or GNU's long names."""
+    fault: str = ""
+    """Why it cannot be read by its place: LINK, SPARSE or NO_FILE."""
 
 
 class Damage(NamedTuple):
     """Between the member before and the one after, something is lost, or may be."""
 
     reason: str
-    """DAMAGED, or TRUNCATED at the end of the file."""
+    """DAMAGED, ZEROS, or TRUNCATED at the end of the file."""
 
 
 @dataclass
@@ -68,6 +73,37 @@ class Group:
     """Why the group must not be used, whatever its members are."""
     renamed: bool = False
     """As in its first `Member`."""
+    dotted: list[Member] = field(default_factory=list)
+    """Members of other kinds that would be of RECORDED if names ended at their last dot."""
+
+    @property
+    def reason(self) -> str:
+        """Why it is no sample of a picture and a caption; "" if it is one."""
+        if self.fault:
+            return self.fault
+        if kind_for("picture", self.members) is None:
+            return DOTTED if self._has_dotted_picture() else NO_PICTURE
+        return "" if "txt" in self.members or "json" in self.members else NO_CAPTION
+
+    def _has_dotted_picture(self) -> bool:
+        kinds = {split_at_kind(member.name)[1] for member in self.dotted}
+        return kind_for("picture", kinds) is not None
+
+    def whole_names(self) -> list[Group]:
+        """The samples that its `dotted` members are if names end where their kind begins."""
+        found: dict[bytes, Group] = {}
+        for member in self.dotted:
+            key, kind = split_at_kind(member.name)
+            group = found.setdefault(key, Group(key, fault=self.fault, renamed=member.renamed))
+            group.add(kind, member)
+        return list(found.values())
+
+    def add(self, kind: str, member: Member) -> None:
+        """Take a member of RECORDED in."""
+        if kind in self.members:
+            self.fault = self.fault or REPEATED
+        self.fault = self.fault or member.fault
+        self.members.setdefault(kind, (member.offset, member.size))
 
 
 def scan(path: Path) -> Iterator[Member | Damage]:
@@ -104,11 +140,11 @@ def groups(events: Iterable[Member | Damage]) -> Iterator[Group]:
                 yield group
             group, fault = None, event.reason
             continue
-        key, kind = split_name(event.name)
-        if not key:
+        key, kind = split_at_first_dot(event.name)
+        if not key or is_hidden(event.name):
             continue
         if group is not None and group.key != key:
-            if group.fault == DAMAGED and event.renamed and not group.renamed:
+            if group.fault in (DAMAGED, ZEROS) and event.renamed and not group.renamed:
                 # The first header after damage may have lost its long name, and shows a part of
                 # it. Then it belongs to the sample that follows, which is not whole.
                 group.key, group.renamed = key, True
@@ -117,24 +153,21 @@ def groups(events: Iterable[Member | Damage]) -> Iterator[Group]:
                 group = None
         if group is None:
             group, fault = Group(key, fault=fault, renamed=event.renamed), ""
-        if kind in group.members:
-            group.fault = group.fault or REPEATED
-        elif kind in RECORDED:
-            group.members[kind] = (event.offset, event.size)
+        if kind in RECORDED:
+            group.add(kind, event)
+        elif split_at_kind(event.name)[0]:
+            group.dotted.append(event)
     if group is not None:
         yield group
 
 
-def split_name(name: bytes) -> tuple[bytes, str]:
-    """b"folder/KEY.source.jpg" -> (b"folder/KEY", "source.jpg"), as webdataset does.
-
-    The key is empty where there is none: a name without a dot, or that begins with one.
-    """
-    folder, slash, file = name.rpartition(b"/")
-    stem, dot, kind = file.partition(b".")
-    if not (stem and dot):
-        return b"", ""
-    return folder + slash + stem, kind.decode("ascii", "replace").lower()
+def mended(found: Iterable[Group]) -> Iterator[Group]:
+    """The same groups, those without a picture for the dots in their names taken apart."""
+    for group in found:
+        if group.reason == DOTTED:
+            yield from group.whole_names()
+        else:
+            yield group
 
 
 class _Header(NamedTuple):
@@ -144,8 +177,22 @@ class _Header(NamedTuple):
 
 
 REGULAR = frozenset((b"0", b"\0", b"7"))
-NAMES = frozenset((b"L", b"K", b"x", b"g"))  # their payload is about the next member, or all
-EMPTY = frozenset((b"1", b"2", b"3", b"4", b"5", b"6"))  # links, devices, folders
+PAX = frozenset((b"x", b"X"))  # X as Solaris wrote it
+NAMES = PAX | {b"L", b"K", b"g"}  # their payload is about the next member, or all
+FOLDER = b"5"
+LINKS = frozenset((b"1", b"2"))
+EMPTY = LINKS | {b"3", b"4", FOLDER, b"6"}  # and devices: they have no payload
+OLD_SPARSE = b"S"
+COMPRESSED = {
+    b"\x1f\x8b": "gzipped",
+    b"\x28\xb5\x2f\xfd": "compressed with zstd",
+    b"BZh": "compressed with bzip2",
+    b"\xfd7zXZ\0": "compressed with xz",
+    b"\x04\x22\x4d\x18": "compressed with lz4",
+    b"\x1f\x9d": "compressed with compress",
+    b"PK\x03\x04": "a zip archive",
+}
+"""First bytes of a file -> what it is."""
 
 
 def _check_start(path: Path, file: int, end: int) -> None:
@@ -153,10 +200,12 @@ def _check_start(path: Path, file: int, end: int) -> None:
     start = os.pread(file, BLOCK, 0)
     if not start:
         raise UserError(f"the shard {path} is empty; download it again, or remove it.")
-    if start.startswith(b"\x1f\x8b"):
+    what = next((what for magic, what in COMPRESSED.items() if start.startswith(magic)), None)
+    if what is not None and parse_header(start) is None:
+        remedy = "with gunzip, or stream it" if what == "gzipped" else "and give the .tar inside"
         raise UserError(
-            f"the shard {path} is gzipped, and samples in it cannot be found by their place; "
-            "unpack it with gunzip, or stream it."
+            f"the shard {path} is {what}, and samples in it cannot be found by their place; "
+            f"unpack it {remedy}."
         )
     if any(start) and _next_header(file, 0, end) is None:
         raise UserError(
@@ -184,40 +233,76 @@ def _walk(file: int, end: int) -> Iterator[Member | Damage]:
                 good = more is not None
                 said |= more or {}
             else:
-                if header.type in REGULAR and "GNU.sparse.major" not in said:
-                    yield Member(said.get("path", header.name), payload, size, "path" in said)
+                if header.type == OLD_SPARSE:  # blocks of a map stand before the payload
+                    more = sparse_map(block, lambda place: os.pread(file, BLOCK, place), payload)
+                    position += more
+                if header.type != FOLDER:
+                    yield member_of(header, said, payload, size)
                 said = {}
             if good:
                 continue
         following = _next_header(file, payload, end)
         if following is None:
-            noise = header is None and len(block) == BLOCK and any(block)
-            yield Damage(DAMAGED if noise else TRUNCATED)
+            if header is None and any(block):
+                yield Damage(DAMAGED if len(block) == BLOCK else TRUNCATED)
+            else:
+                zeros = header is None and not _is_zero(file, payload, end)
+                yield Damage(ZEROS if zeros else TRUNCATED)
             return
         # Zeros alone may be a hole that a download left, or the end of an archive that another
         # one was appended to: not to be told apart.
-        yield Damage(DAMAGED)
+        yield Damage(ZEROS if header is None and not any(block) else DAMAGED)
         position, said = following, {}
     yield Damage(TRUNCATED)  # a whole archive ends with zeros
 
 
+def member_of(header: _Header, said: dict[str, bytes], payload: int, size: int) -> Member:
+    """The member that a header is of, with what headers of names said about it."""
+    fault = ""
+    if header.type == OLD_SPARSE or any(key.startswith("GNU.sparse.") for key in said):
+        fault = SPARSE
+    elif header.type not in REGULAR:
+        fault = LINK if header.type in LINKS else NO_FILE
+    name = said.get("GNU.sparse.name", said.get("path", header.name))
+    return Member(name, payload, size, "path" in said, fault)
+
+
+def sparse_map(header: bytes, read: Callable[[int], bytes], position: int) -> int:
+    """Bytes of the blocks that go on with the map of GNU's old sparse files, from `position` on."""
+    size, continues = 0, header[482:483] == b"\1"
+    while continues:
+        block = read(position + size)
+        size += BLOCK
+        continues = block[504:505] == b"\1"
+    return size
+
+
 def parse_header(block: bytes) -> _Header | None:
-    """A header, None where its checksum is wrong or it is no header."""
-    if block[257:262] != b"ustar" or len(block) < BLOCK:
+    """A header, None where its checksum is wrong or it is no header.
+
+    In the oldest format, of Unix v7, headers have nothing but the checksum to know them by. It is
+    the sum of bytes, which some old programs took for signed ones.
+    """
+    if len(block) < BLOCK or not block[148:156].strip(b" \0"):
         return None
     checksum, size = _number(block[148:156]), _number(block[124:136])
-    if size is None or checksum != sum(block) - sum(block[148:156]) + 8 * ord(" "):
+    others = block[:148] + b" " * 8 + block[156:]
+    if size is None or checksum is None:
+        return None
+    if checksum != sum(others) and checksum != sum(others) - 256 * sum(b > 127 for b in others):
         return None
     name = block[:100].split(b"\0")[0]
-    prefix = block[345:500].split(b"\0")[0] if block[262:263] == b"\0" else b""  # GNU has no prefix
-    return _Header(prefix + b"/" + name if prefix else name, size, block[156:157])
+    prefix = block[345:500].split(b"\0")[0] if block[257:263] == b"ustar\0" else b""  # not GNU's
+    old_folder = block[156:157] == b"\0" and name.endswith(b"/")
+    kind = FOLDER if old_folder else block[156:157]
+    return _Header(prefix + b"/" + name if prefix else name, size, kind)
 
 
 def _number(digits: bytes) -> int | None:
     """A field of a header: octal digits, or GNU's binary for what does not fit."""
     if digits[:1] == b"\x80":
         return int.from_bytes(digits[1:], "big")
-    digits = digits.strip(b" \0") or b"0"
+    digits = digits.lstrip(b" \0").split(b"\0")[0].strip(b" ") or b"0"
     return int(digits, 8) if digits.isdigit() and not set(digits) & set(b"89") else None
 
 
@@ -234,7 +319,7 @@ def read_names(kind: bytes, payload: bytes) -> dict[str, bytes] | None:
     if kind == b"L":
         return {"path": payload.rstrip(b"\0")}
     found: dict[str, bytes] = {}
-    if kind != b"x":
+    if kind not in PAX:
         return found
     start, end = 0, len(payload.rstrip(b"\0"))
     while start < end:  # records are "LENGTH KEYWORD=VALUE\n"
@@ -257,12 +342,18 @@ def _only_zeros(file: int, start: int, end: int) -> bool:
     return end - start < 2 * BLOCK + RECORD and not any(os.pread(file, end - start, start))
 
 
+def _is_zero(file: int, start: int, end: int) -> bool:
+    return not any(any(os.pread(file, CHUNK, place)) for place in range(start, end, CHUNK))
+
+
 def _next_header(file: int, start: int, end: int) -> int | None:
     """Where the first good header at or after `start` is, in bytes."""
+    octal = np.isin(np.arange(256), list(b"01234567 \0"))
     for position in range(start, end, CHUNK):
         chunk = os.pread(file, CHUNK, position)
         blocks = np.frombuffer(chunk, np.uint8, len(chunk) // BLOCK * BLOCK).reshape(-1, BLOCK)
-        for number in np.flatnonzero((blocks[:, 257:262] == list(b"ustar")).all(1)):
+        sums = blocks[:, 148:156]  # digits: cheaper to look at than the sum itself
+        for number in np.flatnonzero(octal[sums].all(1) & sums.any(1)):
             if parse_header(blocks[number].tobytes()) is not None:
                 return position + int(number) * BLOCK
     return None
