@@ -28,6 +28,7 @@ LAYERS = [
         "signals",
         "squares",
         "streams",
+        "tokens",
         "version",
         "writing",
     ],
@@ -69,7 +70,7 @@ COMPOSITION_ROOT = {
 EXCEPTIONS = {
     "data_modules": {
         *("atomic_write", "contracts", "documents", "errors", "image_headers", "image_reader"),
-        *("pictures", "prompts", "randomness", "shapes", "signals", "squares", "writing"),
+        *("pictures", "prompts", "randomness", "shapes", "signals", "squares", "tokens", "writing"),
     },
     "callbacks": {
         *("atomic_write", "contracts", "documents", "errors", "pictures", "ranks", "sheets"),
