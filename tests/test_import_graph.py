@@ -27,6 +27,7 @@ LAYERS = [
         "resources",
         "signals",
         "squares",
+        "standard_streams",
         "streams",
         "tokens",
         "version",
