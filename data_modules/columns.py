@@ -15,6 +15,7 @@ from tokenizers import Tokenizer
 
 from triptych.contracts import UserError
 from triptych.documents import open_regular
+from triptych.tokens import without_added_tokens
 
 from .index import ROLES, ShardIndex, write_index
 from .records import parse
@@ -41,11 +42,9 @@ def with_tokens(index: ShardIndex, tokenizer: str | Path) -> ShardIndex:
     if index.tokenizer == digest:
         return index
     try:
-        reader = Tokenizer.from_file(str(path))
+        reader = without_added_tokens(Tokenizer.from_file(str(path)))
     except Exception as error:  # tokenizers knows no other kind
         raise UserError(f"{path} is no tokenizer that can be read: {error}.") from error
-    reader.no_truncation()
-    reader.no_padding()
     counts = np.zeros(len(index), np.uint32)
     with _opened(index) as file:
         for first in range(0, len(index), CAPTIONS):

@@ -28,11 +28,17 @@ class Forks:
     def __exit__(self, *_):
         self.process.communicate()
 
-    def together(self, folder, *commands, environments=None):
-        """Run commands at once in `folder`: [(status, output), ...]."""
+    def together(self, folder, *commands, environments=None, streams=None):
+        """Run commands at once in `folder`: [(status, output), ...].
+
+        Args:
+            streams: of a process of its own, one for all commands: what standard input, output and
+                error are, see `put_stream`.
+        """
         commands = [[str(word) for word in command] for command in commands]
         environments = environments or [{}] * len(commands)
         task = {"folder": str(folder), "commands": commands, "environments": environments}
+        task["streams"] = streams
         self.process.stdin.write(json.dumps(task) + "\n")
         self.process.stdin.flush()
         return [tuple(each) for each in json.loads(self.process.stdout.readline())]
@@ -42,7 +48,23 @@ class Forks:
         return self.together(folder, command)[0]
 
 
-def start(folder, command, environment, output):
+def put_stream(descriptor, kind):
+    """Give a fresh process a stream that is closed, full, broken, empty, or as it is (None)."""
+    if kind == "closed":
+        os.close(descriptor)
+    elif kind == "broken":
+        reading, writing = os.pipe()
+        os.close(reading)
+        os.dup2(writing, descriptor)
+    elif kind is not None:
+        device = {"full": "/dev/full", "empty": "/dev/null"}[kind]
+        os.dup2(os.open(device, os.O_RDWR), descriptor)
+    name = ("stdin", "stdout", "stderr")[descriptor]
+    text = None if kind == "closed" else open(descriptor, "w" if descriptor else "r", closefd=False)
+    setattr(sys, name, text)
+
+
+def start(folder, command, environment, output, streams):
     """Fork a process that runs the command; returns its id."""
     if pid := os.fork():
         return pid
@@ -57,7 +79,11 @@ def start(folder, command, environment, output):
         from triptych.cli import main
 
         rank_zero_only.rank = int(environment.get("RANK", 0))  # it is read at the import
-        main(command)
+        if streams:
+            for descriptor, kind in enumerate(streams):
+                put_stream(descriptor, kind)
+            sys.argv = ["triptych", *command]
+        main(None if streams else command)
         status = 0
     except SystemExit as stop:
         status = stop.code
@@ -80,7 +106,7 @@ def serve():
         task = json.loads(line)
         outputs = [tempfile.TemporaryFile() for _ in task["commands"]]
         pids = [
-            start(task["folder"], *each)
+            start(task["folder"], *each, task["streams"])
             for each in zip(task["commands"], task["environments"], outputs, strict=True)
         ]
         statuses = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]

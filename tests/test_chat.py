@@ -166,7 +166,6 @@ def test_draws_have_the_probabilities_of_the_scores():
         ({"top_p": 0.0}, "top_p is 0.0"),
         ({"messages": []}, "ends with a message of the user"),
         ({"messages": asked("")}, "message 1 is empty"),
-        ({"messages": asked("<|im_end|>")}, "means something else"),
         ({"messages": asked("what " * 300)}, "the model takes 256 with its answer"),
         ({"messages": asked({"type": "image", "image": "no.png"})}, "no.png does not exist"),
     ],

@@ -28,7 +28,9 @@ LAYERS = [
         "resources",
         "signals",
         "squares",
+        "standard_streams",
         "streams",
+        "tokens",
         "version",
         "writing",
     ],
@@ -70,8 +72,17 @@ COMPOSITION_ROOT = {
 EXCEPTIONS = {
     "data_modules": {
         *("atomic_write", "contracts", "documents", "errors", "image_headers", "image_reader"),
-        *("listing", "pictures", "prompts", "randomness", "shapes", "signals", "squares"),
-        "writing",
+        *(
+            "listing",
+            "pictures",
+            "prompts",
+            "randomness",
+            "shapes",
+            "signals",
+            "squares",
+            "tokens",
+            "writing",
+        ),
     },
     "callbacks": {
         *("atomic_write", "contracts", "documents", "errors", "pictures", "ranks", "sheets"),

@@ -23,6 +23,7 @@ from triptych.freezing import freeze_all_but
 from triptych.limits import COUNT
 from triptych.loading import describe_stage
 from triptych.modules import UnifiedModule
+from triptych.standard_streams import run
 
 PEAK = 989e12  # FLOP/s in bfloat16, dense: H100 SXM, H200
 MFU = 0.4  # what comparable runs reach of it, see docs/training_speed.md
@@ -131,4 +132,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

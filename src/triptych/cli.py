@@ -1,7 +1,7 @@
 """The composition root: `triptych fit|validate|test|predict`, and the project's own commands.
 
 Exit status: 0 done, 1 failed (one sentence says why), 2 the command line or a configuration is
-wrong, 128 + N a training ended by signal N.
+wrong, 128 + N a training ended by signal N, 141 the reader of standard output left before its end.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import sys
 
 from triptych.commands import COMMANDS
 from triptych.errors import ConfigurationError, UserError
+from triptych.standard_streams import run
 from triptych.version import __version__
 
 LIGHTNING_COMMANDS = {
@@ -90,8 +91,15 @@ def overview() -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Entry point of the `triptych` command."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    """Entry point of the `triptych` command; with `arguments`, inside another process."""
+    if arguments is None:
+        run(lambda: dispatch(sys.argv[1:]))
+    else:
+        dispatch(list(arguments))
+
+
+def dispatch(arguments: list[str]) -> None:
+    """Do what the first of the arguments says."""
     command = arguments[0] if arguments else "--help"
     if takes_classes(command, arguments) and os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # last: a file there is in the place of no other module

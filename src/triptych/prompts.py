@@ -1,6 +1,7 @@
-"""Chat templates and special tokens, the same for training and inference.
+"""Chat templates and control tokens, the same for training and inference.
 
-Qwen2.5-VL's ChatML. Ids are read from the tokenizer, never written down. A generation prompt is
+Qwen2.5-VL's ChatML. Ids are read from the tokenizer, never written down, and text never becomes a
+control token (`tokens.encode`). A generation prompt is
 
     <|im_start|>system ... <|im_end|> <|im_start|>user ... <|im_end|> <|im_start|>assistant [IMG]
 
@@ -18,15 +19,18 @@ from torch import Tensor
 
 from triptych.contracts import IGNORED as IGNORED
 from triptych.contracts import UserError
+from triptych.tokens import Control, encode, token_id
 
-IM_START, IM_END = "<|im_start|>", "<|im_end|>"
-VISION_START, IMAGE_PAD, VISION_END = "<|vision_start|>", "<|image_pad|>", "<|vision_end|>"
-START_OF_IMAGE = "[IMG]"
-PAD = "<|endoftext|>"
+IM_START, IM_END = Control("<|im_start|>"), Control("<|im_end|>")
+VISION_START, VISION_END = Control("<|vision_start|>"), Control("<|vision_end|>")
+IMAGE_PAD = Control("<|image_pad|>")
+START_OF_IMAGE = Control("[IMG]")
+PAD = Control("<|endoftext|>")
 # In the order in which the published tokenizers hold them.
 SPECIAL_TOKENS = (PAD, IM_START, IM_END, VISION_START, VISION_END, IMAGE_PAD, START_OF_IMAGE)
 
-SYSTEM = f"{IM_START}system\nYou are a helpful assistant.{IM_END}\n"
+Pieces = tuple[str, ...]  # texts and `Control`s
+SYSTEM: Pieces = (IM_START, "system\nYou are a helpful assistant.", IM_END, "\n")
 GENERATION_INSTRUCTION = "Please generate image based on the following caption: {caption}"
 RECONSTRUCTION_INSTRUCTION = "Please reconstruct the given image."
 
@@ -68,29 +72,14 @@ TEMPLATES: dict[TemplateName, Template] = {
 }
 
 
-def token_id(tokenizer, token: str) -> int:
-    """The id of a special token.
-
-    Raises:
-        UserError: the tokenizer does not know it as one token.
-    """
-    number = tokenizer.convert_tokens_to_ids(token)
-    if number is None or number == tokenizer.unk_token_id:
-        raise UserError(
-            f"the tokenizer of {tokenizer.name_or_path} has no token {token!r}; "
-            "use a Qwen2.5-VL tokenizer to which it was added."
-        )
-    return number
-
-
-def picture(image_tokens: int) -> str:
+def picture(image_tokens: int) -> Pieces:
     """The placeholder of one picture inside a user turn."""
-    return VISION_START + IMAGE_PAD * image_tokens + VISION_END
+    return (VISION_START, *[IMAGE_PAD] * image_tokens, VISION_END)
 
 
-def user_turn(message: str) -> str:
+def user_turn(*message: str) -> Pieces:
     """A user's message and the header of the answer."""
-    return f"{IM_START}user\n{message}{IM_END}\n{IM_START}assistant\n"
+    return (IM_START, "user\n", *message, IM_END, "\n", IM_START, "assistant\n")
 
 
 def generation_ids(
@@ -103,19 +92,17 @@ def generation_ids(
     """Ids of the prompt that asks for a picture, `[IMG]` included.
 
     Raises:
-        PromptError: the caption is empty or holds a special token, or the prompt has more than
-            `max_tokens` tokens.
+        PromptError: the caption is empty, or the prompt has more than `max_tokens` tokens.
     """
     where = f" of sample {key!r}" if key else ""
     if not caption.strip():
         raise PromptError(
             f"the prompt{where} is empty; say what the picture should show.", "caption is empty"
         )
-    refuse_special_tokens(caption, where)
     if TEMPLATES[template].strip:
         caption = caption.strip()
-    message = GENERATION_INSTRUCTION.format(caption=caption)
-    return _picture_request(tokenizer, message, max_tokens, where, caption, TEMPLATES[template])
+    turn = user_turn(GENERATION_INSTRUCTION.format(caption=caption))
+    return _picture_request(tokenizer, turn, max_tokens, where, caption, TEMPLATES[template])
 
 
 def reconstruction_ids(
@@ -129,8 +116,7 @@ def reconstruction_ids(
     """Ids of the prompt that shows a picture and asks for one, `[IMG]` included.
 
     Raises:
-        PromptError: the instruction is empty or holds a special token, or the prompt has more than
-            `max_tokens` tokens.
+        PromptError: the instruction is empty, or the prompt has more than `max_tokens` tokens.
     """
     where = f" of sample {key!r}" if key else ""
     if not instruction.strip():
@@ -138,47 +124,21 @@ def reconstruction_ids(
             f"the instruction{where} is empty; say what to do with the picture.",
             "instruction is empty",
         )
-    refuse_special_tokens(instruction, where)
     if TEMPLATES[template].strip:
         instruction = instruction.strip()
-    message = f"{picture(image_tokens)}\n{instruction}"
-    return _picture_request(tokenizer, message, max_tokens, where, instruction, TEMPLATES[template])
-
-
-def refuse_special_tokens(text: str, where: str = "") -> None:
-    """Special tokens written out in a text would end its turn, or stand for pictures.
-
-    Raises:
-        PromptError: there is one.
-    """
-    for token in SPECIAL_TOKENS:
-        if token in text:
-            raise PromptError(
-                f"the text{where} holds {token!r}, which means something else to the model; "
-                "write it in another way.",
-                "text holds a special token",
-            )
+    turn = user_turn(*picture(image_tokens), f"\n{instruction}")
+    return _picture_request(tokenizer, turn, max_tokens, where, instruction, TEMPLATES[template])
 
 
 def negative_ids(tokenizer) -> list[int]:
     """Ids of what the published decoder is guided away from: one space, outside of any chat."""
-    return [
-        *_ids(tokenizer, " "),
-        token_id(tokenizer, START_OF_IMAGE),
-    ]
-
-
-def _ids(tokenizer, text: str) -> list[int]:
-    """Ids of a text in which special tokens are written out; not `verbose`, as whoever calls says
-    in a sentence of ours that a text is too long."""
-    return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    return encode(tokenizer, (" ", START_OF_IMAGE))
 
 
 def _picture_request(
-    tokenizer, message: str, max_tokens: int, where: str, shown: str, template: Template
+    tokenizer, turn: Pieces, max_tokens: int, where: str, shown: str, template: Template
 ) -> list[int]:
-    text = SYSTEM + user_turn(message) + (f"{IM_END}\n" if template.ends_answer else "")
-    ids = _ids(tokenizer, text)
+    ids = encode(tokenizer, (*SYSTEM, *turn, *((IM_END, "\n") if template.ends_answer else ())))
     if len(ids) >= max_tokens and template.cut:
         ids = ids[: max_tokens - 1]
     ids = [*ids, token_id(tokenizer, START_OF_IMAGE)]
@@ -204,15 +164,14 @@ def conversation_ids(
     last turn only, leaves the header open for the model to go on. Only answers carry labels.
 
     Raises:
-        PromptError: a question is empty, a text holds a special token, or there are more than
-            `max_tokens` tokens.
+        PromptError: a question is empty, or there are more than `max_tokens` tokens.
     """
     where = f" of sample {key!r}" if key else ""
     ids: list[int] = []
     labels: list[int] = []
 
-    def add(text: str, learned: bool) -> None:
-        new = _ids(tokenizer, text)
+    def add(pieces: Pieces, learned: bool) -> None:
+        new = encode(tokenizer, pieces)
         ids.extend(new)
         labels.extend(new if learned else [IGNORED] * len(new))
 
@@ -222,13 +181,11 @@ def conversation_ids(
             raise PromptError(
                 f"question {number + 1}{where} is empty; ask something.", "question is empty"
             )
-        for text in (question, answer or ""):
-            refuse_special_tokens(text, where)
-        shown = picture(image_tokens) if image_tokens and number == 0 else ""
-        add(prefix + user_turn(shown + question.strip()), learned=False)
+        shown = picture(image_tokens) if image_tokens and number == 0 else ()
+        add((*prefix, *user_turn(*shown, question.strip())), learned=False)
         if answer is not None:
-            add(answer.strip() + IM_END, learned=True)
-        prefix = "\n"
+            add((answer.strip(), IM_END), learned=True)
+        prefix = ("\n",)
     if len(ids) > max_tokens:
         raise PromptError(
             f"the conversation{where} has {len(ids)} tokens, the model takes {max_tokens}; "
@@ -251,25 +208,20 @@ def chat_ids(
         messages: (role, pieces); a piece is a text, or the number of tokens of a picture.
 
     Raises:
-        PromptError: a message is empty or holds a special token, or `max_tokens` tokens leave no
-            room for an answer.
+        PromptError: a message is empty, or `max_tokens` tokens leave no room for an answer.
     """
     ids: list[int] = []
-    text = "" if messages[0][0] == "system" else SYSTEM
-    for number, (role, pieces) in enumerate(messages):
-        for piece in pieces:
-            if isinstance(piece, str):
-                refuse_special_tokens(piece, f" of message {number + 1}")
-        content = "".join(picture(p) if isinstance(p, int) else p for p in pieces).strip()
-        if not content:
+    pieces: Pieces = () if messages[0][0] == "system" else SYSTEM
+    for number, (role, content) in enumerate(messages):
+        said = _stripped([each for p in content for each in _shown(p)])
+        if not said:
             raise PromptError(f"message {number + 1} is empty; say something.", "message is empty")
-        text += f"{IM_START}{role}\n"
+        pieces = (*pieces, IM_START, f"{role}\n")
         if role == "assistant":  # the model writes its answer from here on: no token spans this
-            ids += _ids(tokenizer, text)
-            text = ""
-        text += f"{content}{IM_END}\n"
-    text += f"{IM_START}assistant\n"
-    ids += _ids(tokenizer, text)
+            ids += encode(tokenizer, pieces)
+            pieces = ()
+        pieces = (*pieces, *said, IM_END, "\n")
+    ids += encode(tokenizer, (*pieces, IM_START, "assistant\n"))
     if len(ids) >= max_tokens:
         raise PromptError(
             f"the conversation has {len(ids)} tokens, the model takes {max_tokens} with its "
@@ -277,6 +229,23 @@ def chat_ids(
             "conversation is too long for the model",
         )
     return ids
+
+
+def _shown(piece: str | int) -> Pieces:
+    """A piece of a message for `chat_ids`; a `Control` that comes with one is text as well."""
+    return picture(piece) if isinstance(piece, int) else (str(piece),)
+
+
+def _stripped(pieces: Sequence[str]) -> Pieces:
+    """Texts and placeholders without white space at either end."""
+    left = list(pieces)
+    for end, strip in ((0, str.lstrip), (-1, str.rstrip)):
+        while left and not isinstance(left[end], Control):
+            if text := strip(left[end]):
+                left[end] = text
+                break
+            del left[end]
+    return tuple(left)
 
 
 def shared_tokens(rows: Sequence[Sequence[int]], picture: int | None) -> int:

@@ -29,6 +29,7 @@ from triptych.evaluation.picture_sources import (
 from triptych.evaluation.pretrained import require_weights
 from triptych.evaluation.report import Report
 from triptych.pretrained import load_pretrained
+from triptych.tokens import break_control_tokens
 
 
 class ClipJudge:
@@ -61,7 +62,7 @@ class ClipJudge:
         """Scores [B] from 0 to 100, one a pair; captions are cut off where `is_cut` says."""
         images = self.processor.image_processor(list(pictures), return_tensors="pt")
         words = self.processor.tokenizer(
-            list(captions),
+            [break_control_tokens(self.processor.tokenizer, caption) for caption in captions],
             return_tensors="pt",
             padding=True,
             truncation=True,
@@ -73,7 +74,9 @@ class ClipJudge:
 
     def is_cut(self, caption: str) -> bool:
         """Whether the caption has more tokens than the model reads, 77 for most."""
-        return len(self.processor.tokenizer(caption)["input_ids"]) > self.most_tokens
+        tokenizer = self.processor.tokenizer
+        text = break_control_tokens(tokenizer, caption)
+        return len(tokenizer(text)["input_ids"]) > self.most_tokens
 
 
 def score(pictures: Source, judge: ClipJudge, batch_size: int = 32) -> Report:

@@ -19,6 +19,7 @@ from torchvision.models import inception as stock
 
 from triptych.contracts import UserError
 from triptych.weights.checking import require_state
+from triptych.weights.prefixes import state_dict_in, with_plain_names
 
 SIZE = 299  # pixels a side
 WIDTH = 2048  # of its features
@@ -101,10 +102,12 @@ def load_inception(path: str | Path) -> Inception:
             tensors = load_file(path)
         else:
             tensors = torch.load(path, map_location="cpu", weights_only=True)
-        tensors = {name: each for name, each in tensors.items() if not name.startswith("fc.")}
         with torch.device("meta"):
             model = Inception()
-        require_state(tensors, model.network.state_dict(), path)
+        own = model.network.state_dict()
+        tensors = with_plain_names(state_dict_in(tensors, path), own.__contains__, path)
+        tensors = {name: each for name, each in tensors.items() if not name.startswith("fc.")}
+        require_state(tensors, own, path)
         tensors = {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}
         model.network.load_state_dict(tensors, assign=True)
     except FileNotFoundError as error:

@@ -12,6 +12,7 @@ from PIL import Image
 from triptych.evaluation.judges import BatchJudge, Question
 from triptych.evaluation.pretrained import load
 from triptych.picture_settings import shown_name
+from triptych.tokens import break_control_tokens
 
 
 class QwenJudge(BatchJudge):
@@ -46,7 +47,8 @@ class QwenJudge(BatchJudge):
 
     @torch.no_grad()
     def answers(self, questions: Sequence[Question]) -> list[str]:
-        turns = [[_turn(*question)] for question in questions]
+        tokenizer = self.processor.tokenizer
+        turns = [[_turn(p, break_control_tokens(tokenizer, text))] for p, text in questions]
         texts = self.processor.apply_chat_template(
             turns, add_generation_prompt=True, tokenize=False
         )

@@ -108,11 +108,12 @@ class Panel(ExactBuffers, LightningModule):
     def configure_model(self) -> None:
         if self.trained is not None:
             return  # Lightning calls this hook once per fit, validate, test and predict
-        stored = stored_names(find_all(self.weights).values()) | self.trained_before.keys()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             with parameters_on_meta():
                 self.build()
+            stored = stored_names(find_all(self.weights).values(), self)
+            stored |= self.trained_before.keys()
             freeze_all_but(self, self.trains)
             self._require_weights(stored)  # before memory is taken
             start_at_random(self, stored)

@@ -273,7 +273,7 @@ class UnifiedModule(Panel):
         """Ids of generation prompts; `pictured` ones show a picture and say what to do to it.
 
         Raises:
-            PromptError: a prompt is empty, holds a special token, or is too long.
+            PromptError: a prompt is empty or too long.
         """
         known = self.preprocessing()
         options = {"max_tokens": known.max_tokens, "template": known.template}

@@ -18,7 +18,7 @@ PATTERN = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|
 
 def texts(samples: int, seed: int):
     """All texts of `samples` training samples, with the templates around them."""
-    yield SYSTEM + user_turn(GENERATION_INSTRUCTION)
+    yield "".join((*SYSTEM, *user_turn(GENERATION_INSTRUCTION)))
     for index in range(samples):
         facts = json.loads(make_sample("train", index, seed)["json"])
         yield facts["caption"]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from triptych.errors import UserError
+from triptych.standard_streams import output_lost
 from triptych.using.requests import existing, objects, read_id, read_text
 
 HELP = "/image FILE shows a picture, /reset begins anew, /quit or Ctrl-D ends."
@@ -70,6 +71,8 @@ def answer_lines(
 
     seed = options["seed"]
     for at in range(0, len(lines), batch_size):
+        if output_lost():
+            return
         some = lines[at : at + batch_size]
         talks = []
         for where, _, messages in some:
@@ -101,7 +104,7 @@ def converse(pipe: Any, pictures: list[str], options: dict[str, Any]) -> None:
         print(HELP, file=sys.stderr)
     messages: list[dict[str, Any]] = []
     shown: list[Any] = [{"type": "image", "image": picture} for picture in pictures]
-    while (said := _line(asking)) is not None:
+    while not output_lost() and (said := _line(asking)) is not None:
         try:
             if not said:
                 continue

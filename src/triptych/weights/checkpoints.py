@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pickle
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 
 from triptych.contracts import UserError
 from triptych.documents import open_regular, read_json
+from triptych.weights.prefixes import plain_names, state_dict_in
 from triptych.weights.safetensors_stream import CHUNK, SIZES, Stored, read_header
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -37,6 +38,12 @@ class Archive:
     index: str | None = None
     """Name of the index; None where there is a single file."""
     paths: list[Path] = field(default_factory=list)
+
+    def plain(self, known: Callable[[str], bool]) -> Archive:
+        """The same by names without the prefixes of wrappers; see `plain_names`."""
+        names = plain_names(self.tensors, known, self.paths[0])
+        tensors = {names[key]: stored for key, stored in self.tensors.items()}
+        return replace(self, tensors=tensors, files={names[k]: f for k, f in self.files.items()})
 
     def layout(self) -> dict[str, Any]:
         """What the way back needs to make the same files, for JSON."""
@@ -146,6 +153,7 @@ class _TorchFile:
                 f"{path} is cut off or in an old format of torch.save; download it again, or load "
                 "and save it with a current torch."
             ) from error
+        content = state_dict_in(content, path)
         if not isinstance(content, dict) or not all(
             isinstance(value, torch.Tensor) for value in content.values()
         ):

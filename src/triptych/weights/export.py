@@ -19,7 +19,7 @@ from triptych.contracts import UserError
 from triptych.documents import parse_json
 from triptych.weights import layouts, tokenizers
 from triptych.weights.convert import PUBLISHED
-from triptych.weights.files import find_all
+from triptych.weights.files import expected, find_all
 from triptych.weights.layouts import (
     DECODER,
     DIT,
@@ -31,6 +31,7 @@ from triptych.weights.layouts import (
     VAE,
 )
 from triptych.weights.pieces import EMBEDDING, HEAD, Tensors, few, part
+from triptych.weights.prefixes import with_plain_names
 from triptych.weights.safetensors_stream import Stored, read_header, write_tensors
 from triptych.weights.staging import Staging, fingerprint, refuse_existing
 
@@ -57,7 +58,7 @@ def export(model: Any, target: Path, say: Callable[[str], None] = print) -> None
     notes: dict[str, dict[str, Any]] = {}
     for label, path in paths.items():
         found, metadata = read_header(path)
-        tensors |= found
+        tensors |= with_plain_names(found, expected(), path)
         if PUBLISHED in metadata:
             notes[label] = parse_json(metadata[PUBLISHED], path)
     tensors = {name: stored for name, stored in tensors.items() if name not in UNPUBLISHED}

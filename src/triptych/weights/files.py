@@ -6,7 +6,7 @@ its tensors belong, and a model is put together from several files: one a stage.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from triptych.precision import exported
 from triptych.resources import PREFIX, locate
 from triptych.sharding import put
 from triptych.weights.checking import require_kind, require_sound
+from triptych.weights.prefixes import plain_names, unknown_prefix
 from triptych.weights.safetensors_stream import DTYPES, Stored, write_tensors
 
 MADE_BY = {
@@ -53,6 +54,10 @@ _HOMES = {
     "decoder": "decoding.",
     "heads": "encoding.",
 }
+
+
+# What full names begin with.
+_PARTS = {"understanding", "encoder", "generation", "decoding", "encoding", "vae"}
 
 
 def full_name(name: str) -> str:
@@ -120,11 +125,11 @@ def load_weights(module: nn.Module, sources: WeightFiles) -> set[str]:
             numbers that cannot be weights.
     """
     own = _places(module)
-    parts = {name.split(".")[0] for name in own}
+    parts = _parts(own)
     filled: set[str] = set()
     for label, path in find_all(sources).items():
-        with _open(path) as file:
-            for name in file.keys():  # noqa: SIM118 - not a dict
+        with _open(path, own) as file:
+            for name in file.names:
                 if name.split(".")[0] not in parts or _left_out(name, own):
                     continue
                 _fill(own, name, file, label, path)
@@ -140,7 +145,7 @@ def load_tensors(module: nn.Module, tensors: Mapping[str, Tensor], source: str) 
             says where it is from.
     """
     own = _places(module)
-    parts = {name.split(".")[0] for name in own}
+    parts = _parts(own)
     for name, tensor in tensors.items():
         if name.split(".")[0] not in parts or _left_out(name, own):
             continue
@@ -155,13 +160,31 @@ def load_tensors(module: nn.Module, tensors: Mapping[str, Tensor], source: str) 
         require_sound(name, own[name], source)
 
 
-def stored_names(paths: Iterable[Path]) -> set[str]:
-    """Full names of all tensors of the files; reads the headers."""
+def stored_names(paths: Iterable[Path], module: nn.Module | None = None) -> set[str]:
+    """Full names of all tensors of the files; reads the headers.
+
+    Raises:
+        UserError: a file is no safetensors file, or has no name of any part of a model, nor of
+            `module`.
+    """
     found: set[str] = set()
+    own = {} if module is None else _places(module)
     for path in paths:
-        with _open(path) as file:
-            found.update(file.keys())
+        with _open(path, own) as file:
+            found |= file.names.keys()
+            if file.names and not _parts(file.names) & (_PARTS | _parts(own)):
+                raise UserError(f"{path}: {unknown_prefix(min(file.stored))}.")
     return found
+
+
+def expected(own: Collection[str] = ()) -> Callable[[str], bool]:
+    """Whether a full name is in `own`, or of a part of `UnifiedModule` with nothing in `own`."""
+    absent = _PARTS - _parts(own)
+    return lambda name: name in own or name.split(".")[0] in absent
+
+
+def _parts(names: Iterable[str]) -> set[str]:
+    return {name.split(".")[0] for name in names}
 
 
 def find(label: str, source: str) -> Path:
@@ -195,7 +218,7 @@ def hold(sources: WeightFiles, beginning: str) -> bool:
     """Whether one of the files has a tensor whose full name begins so; reads the headers."""
     for path in find_all(sources).values():
         with _open(path) as file:
-            if any(name.startswith(beginning) for name in file.keys()):  # noqa: SIM118
+            if any(name.startswith(beginning) for name in file.names):
                 return True
     return False
 
@@ -216,7 +239,7 @@ def _left_out(name: str, own: Mapping[str, Tensor]) -> bool:
     return not any(other.startswith(prefix) for other in own)
 
 
-def _fill(own: Mapping[str, Tensor], name: str, file: safe_open, label: str, path: Path) -> None:
+def _fill(own: Mapping[str, Tensor], name: str, file: _File, label: str, path: Path) -> None:
     if name not in own:
         raise UserError(
             f"{path} ({label}) holds {name}, which this model does not have: "
@@ -235,9 +258,38 @@ def _fill(own: Mapping[str, Tensor], name: str, file: safe_open, label: str, pat
     require_sound(name, own[name], f"{path} ({label})")
 
 
-def _open(path: Path):
+class _File:
+    """An open weight file, by names without the prefixes of wrappers.
+
+    Args:
+        own: names of the model that is to be filled, if there is one.
+    """
+
+    def __init__(self, path: Path, own: Collection[str]) -> None:
+        self.file = safe_open(path, framework="pt")
+        self.stored = list(self.file.keys())
+        plain = plain_names(self.stored, expected(own), path)
+        self.names = {plain[stored]: stored for stored in self.stored}
+
+    def __enter__(self) -> _File:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.file.__exit__(*error)
+
+    def metadata(self) -> dict[str, str] | None:
+        return self.file.metadata()
+
+    def get_slice(self, name: str):
+        return self.file.get_slice(self.names[name])
+
+    def get_tensor(self, name: str) -> Tensor:
+        return self.file.get_tensor(self.names[name])
+
+
+def _open(path: Path, own: Collection[str] = ()) -> _File:
     try:
         open_regular(path).close()
-        return safe_open(path, framework="pt")
+        return _File(path, own)
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} is no safetensors file ({error}).") from error

@@ -68,7 +68,7 @@ def _digests(path: Path, beginning: str) -> dict[str, str]:
 
 def _read(path: Path, beginning: str) -> dict[str, str]:
     with _open(path) as file:
-        names = [name for name in file.keys() if name.startswith(beginning)]  # noqa: SIM118
+        names = [name for name in file.names if name.startswith(beginning)]
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # hashing frees the GIL
             digests: Iterable[str] = pool.map(lambda name: digest(file.get_tensor(name)), names)
             return {

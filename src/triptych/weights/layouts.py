@@ -51,6 +51,10 @@ _BEGINNINGS = (
 )
 _BARE_TOWER = re.compile(r"(cls_token|pos_embed)$|(patch_embed|blocks)\.")
 _SPLIT_BIAS = re.compile(r"(.*\.attn\.)([qv])_bias$")
+# What the keys of diffusers' UNet and VAE begin with.
+UNET_PARTS = ("conv_in", "time_embedding", "add_embedding", "down_blocks", "mid_block")
+UNET_PARTS += ("up_blocks", "conv_norm_out", "conv_out")
+VAE_PARTS = ("encoder", "decoder", "quant_conv", "post_quant_conv")
 # Declared by diffusers, used by nothing, published nowhere.
 UNPUBLISHED = {DIT + "dit.pad_token"}
 

@@ -5,7 +5,7 @@ Only headers and small files are read here; the tensors stay on the disk.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -90,7 +90,7 @@ def read_checkpoint(folder: Path, found: Conversion, encoder: str | None) -> Non
     """
     kind = family(folder)
     config = read_json(folder / "config.json")
-    archive = open_folder(folder, layouts.MAIN_WEIGHTS)
+    archive = open_folder(folder, layouts.MAIN_WEIGHTS).plain(_has_place)
     found.sources += [*archive.paths, folder / "config.json"]
     tensors, unknown = placed(archive.tensors, str(folder))
     if unknown:
@@ -190,15 +190,26 @@ def read_tower(path: Path, found: Conversion, features: int, pool: int = 4) -> N
     """
     archive = open_folder(path, layouts.TOWER_WEIGHTS) if path.is_dir() else open_file(path)
     found.sources += archive.paths
-    bare = {
-        key.removeprefix(PUBLISHED_TOWER).removeprefix("visual."): stored
-        for key, stored in archive.tensors.items()
-    }
+    tensors = archive.plain(lambda key: _has_place(_bare(key))).tensors
+    bare = {_bare(key): stored for key, stored in tensors.items()}
     tensors, unknown = placed(bare, str(path))
     unknown += [layouts.published_key(name) for name in tensors if not name.startswith(TOWER)]
     if unknown:
         found.problems.append(f"{path}: {few(unknown)} unexpected")
     found.take("encoder", pieces.tower(part(tensors, TOWER), pool, features, path))
+
+
+def _bare(key: str) -> str:
+    """A key of a tower that is published apart, or inside a model."""
+    return key.removeprefix(PUBLISHED_TOWER).removeprefix("visual.")
+
+
+def _is_in(parts: Collection[str]) -> Callable[[str], bool]:
+    return lambda key: key.split(".")[0] in parts
+
+
+def _has_place(key: str) -> bool:
+    return layouts.place_of(key) is not None
 
 
 def read_decoder(folder: Path, found: Conversion) -> None:
@@ -209,8 +220,10 @@ def read_decoder(folder: Path, found: Conversion) -> None:
     Raises:
         UserError: weights or sizes are not there, or it is no SDXL-like decoder.
     """
-    unet = open_folder(folder / "unet", layouts.DECODER_WEIGHTS)
-    vae = open_folder(folder / "vae", layouts.DECODER_WEIGHTS)
+    unet, vae = (
+        open_folder(folder / name, layouts.DECODER_WEIGHTS).plain(_is_in(parts))
+        for name, parts in (("unet", layouts.UNET_PARTS), ("vae", layouts.VAE_PARTS))
+    )
     found.sources += [*unet.paths, *vae.paths]
     found.take("decoding", pieces.pixel_decoder(unet.tensors, vae.tensors, folder))
     small = {

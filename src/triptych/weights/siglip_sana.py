@@ -111,7 +111,7 @@ def recognised(source: Path) -> bool:
     if kind in (*SIGLIP, *BLIP3O, *STOCK):
         return kind in SIGLIP
     names = (source / name for pair in FOLDER_WEIGHTS for name in pair)
-    return any(name.is_file() for name in names) and _joint(open_folder(source, FOLDER_WEIGHTS))
+    return any(name.is_file() for name in names) and _joint(_opened(source, ""))
 
 
 def convert_siglip_sana(
@@ -165,10 +165,22 @@ def _parts(source: Path) -> Iterator[tuple[Archive, str]]:
             raise UserError(
                 f"{source / name} is of a {found}, and SANA has a {wanted}; name a folder of SANA."
             )
-        yield open_folder(source / name, FOLDER_WEIGHTS), beginning
+        yield _opened(source / name, beginning), beginning
     if not inside:
-        archive = open_folder(source, FOLDER_WEIGHTS)
-        yield archive, "" if _joint(archive) else RELEASED_TOWER
+        joint = _opened(source, "")
+        yield (joint, "") if _joint(joint) else (_opened(source, RELEASED_TOWER), RELEASED_TOWER)
+
+
+def _opened(folder: Path, beginning: str) -> Archive:
+    """The weights of a folder, whose keys have a place after `beginning`."""
+
+    def known(key: str) -> bool:
+        try:
+            return _full_name(beginning + key) is not None
+        except UserError:
+            return False
+
+    return open_folder(folder, FOLDER_WEIGHTS).plain(known)
 
 
 def _joint(archive: Archive) -> bool:

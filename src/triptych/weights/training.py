@@ -13,8 +13,9 @@ from torch import Tensor
 from triptych.contracts import UserError
 from triptych.picture_settings import shown_name
 from triptych.weights import durable
-from triptych.weights.files import WeightFiles, full_name, label_of, save_weights
+from triptych.weights.files import WeightFiles, expected, full_name, label_of, save_weights
 from triptych.weights.fingerprint import fingerprint
+from triptych.weights.prefixes import with_plain_names
 from triptych.weights.sharded import REST, load_data, read_shards_of
 
 Base = dict[str, dict[str, str]]
@@ -119,6 +120,7 @@ def read_trained(path: Path, average: bool) -> tuple[dict[str, Tensor], dict[str
         "stage": made.get("stage", "custom"),
         "steps": str(content["global_step"]),
     }
+    tensors = with_plain_names(tensors, lambda name: expected()(full_name(name)), path)
     named = {full_name(name): tensor for name, tensor in tensors.items()}
     return {name: t for name, t in named.items() if name.split(".")[0] != "encoding"}, origin
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from triptych.evaluation.geneval.detection import Found
 from triptych.evaluation.pretrained import load
 from triptych.picture_settings import shown_name
+from triptych.tokens import break_control_tokens
 
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
 BACKGROUND = "#999"
@@ -71,7 +72,8 @@ class ClipColours(ColourClassifier):
     @torch.no_grad()
     def _directions_of(self, object_name: str) -> Tensor:
         """[colours,D], unit vectors: the mean of the templates' unit vectors, again made unit."""
-        texts = [text.format(colour, object_name) for colour in COLOURS for text in TEMPLATES]
+        name = break_control_tokens(self.tokenizer, object_name)
+        texts = [text.format(colour, name) for colour in COLOURS for text in TEMPLATES]
         inputs = self.tokenizer(texts, padding=True, return_tensors="pt").to(self.texts.device)
         vectors = torch.nn.functional.normalize(self.texts(**inputs).text_embeds, dim=-1)
         means = vectors.view(len(COLOURS), len(TEMPLATES), -1).mean(1)

@@ -37,7 +37,7 @@ class RecordedTokenizer:
             self._tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(path))
         except Exception as error:  # the Rust library raises nothing more special
             raise UserError(f"{path} is no tokenizer ({error}).") from error
-        self.name_or_path = str(path)
+        self.name_or_path, self.backend_tokenizer = str(path), self._tokenizer.backend_tokenizer
 
     def __call__(self, text: str, **options) -> dict[str, list[int]]:
         return self._tokenizer(text, **options)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from triptych.contracts import UserError
 from triptych.weights import layouts
+from triptych.weights.prefixes import with_plain_names
 
 
 def placed(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -17,6 +18,8 @@ def placed(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         UserError: a key has no place in the model.
     """
+    known = lambda key: layouts.place_of(key) is not None  # noqa: E731
+    published = with_plain_names(published, known, "the published checkpoint")
     whole: dict[str, Tensor] = {}
     thirds: dict[str, dict[int, Tensor]] = {}
     for key, tensor in published.items():

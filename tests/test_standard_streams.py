@@ -1,0 +1,150 @@
+"""Every command with closed, full and broken standard streams: no traceback, the usual statuses."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+from builders import ROOT
+from forking import Forks
+from PIL import Image
+
+from triptych.cli import LIGHTNING_COMMANDS
+from triptych.commands import COMMANDS
+
+FEW = ["--steps", "1", "--decoder-steps", "1"]
+LOST = {"closed": 0, "full": 1, "broken": 141}  # status where all else went well
+SAYS = {"full": "standard output could not be written (No space left on device)"}
+
+
+@pytest.fixture(scope="module")
+def forks():
+    with Forks() as running:
+        yield running
+
+
+@pytest.fixture
+def folder(tmp_path):
+    Image.new("RGB", (48, 48), "red").save(tmp_path / "red.png")
+    (tmp_path / "red.txt").write_text("a red thing")
+    question = '{"image": "red.png", "question": "what is it?"}\n'
+    (tmp_path / "questions.jsonl").write_text(question * 3)
+    shutil.copytree(ROOT / "tests/data/parity/dit", tmp_path / "cases/dit")
+    (tmp_path / "prompts.txt").write_text("a red circle\na blue square\n")
+    return tmp_path
+
+
+CONFIGURED = ["--config", ROOT / "conf/base.yaml", "--config", ROOT / "conf/model/tiny.yaml"]
+PRINTED = [
+    ["--help"],
+    ["--version"],
+    *([name, "--help"] for name in [*COMMANDS, *LIGHTNING_COMMANDS]),
+    *([name, *CONFIGURED, "--print_config"] for name in LIGHTNING_COMMANDS),
+]
+
+
+OTHERS_OF_LIGHTNING = set(LIGHTNING_COMMANDS) - {"fit"}  # the same parser, seconds each
+
+
+def in_turn(cases):
+    """Each case with one kind of stream; with the other kinds where slow tests run, too."""
+    for number, case in enumerate(cases):
+        for place, kind in enumerate(LOST):
+            quick = place == number % len(LOST) and case[0] not in OTHERS_OF_LIGHTNING
+            marks = () if quick else pytest.mark.slow
+            yield pytest.param(case, kind, marks=marks, id=f"{number}-{kind}")
+
+
+@pytest.mark.parametrize(("command", "kind"), in_turn(PRINTED))
+def test_what_is_printed_for_every_command(command, kind, forks, tmp_path):
+    """Closed standard input and a full standard error beside it change nothing."""
+    heavy = command[0] in LIGHTNING_COMMANDS
+    for streams in [[None, kind, None], ["closed", kind, "full"]][: 1 if heavy else 2]:
+        ((status, said),) = forks.together(tmp_path, command, streams=streams)
+        assert status == LOST[kind] and "Traceback" not in said, said
+        assert SAYS.get(kind, "") in said or streams[2]
+
+
+WORK = {
+    "generate": ["generate", "--prompts", "prompts.txt", "--batch-size", 1, *FEW, "-o", "out"],
+    "edit": ["edit", "red.png", "make it blue", *FEW, "-o", "out"],
+    "reconstruct": ["reconstruct", "red.png", "--steps", 1, "-o", "out"],
+    "chat": ["chat", "red.png", "what is it?"],
+    "chat lines": ["chat", "--jsonl", "questions.jsonl", "--batch-size", 1],
+    "pack": ["data", "pack", ".", "--out", "out"],
+    "parity": ["parity", "cases"],
+}
+MADE = {
+    "generate": {"000000-000.png", "000001-001.png", "grid.png", "results.jsonl"},
+    "edit": {"000000-000.png", "grid.png", "results.jsonl"},
+    "reconstruct": {"000000-000-red.png", "grid.png", "results.jsonl"},
+}
+
+
+@pytest.mark.parametrize(("name", "kind"), in_turn(WORK))
+def test_work_is_done_and_kept(name, kind, forks, folder):
+    ((status, said),) = forks.together(folder, WORK[name], streams=["empty", kind, None])
+    assert status == LOST[kind] and "Traceback" not in said, said
+    assert SAYS.get(kind, "") in said
+    if name in MADE:
+        assert set(os.listdir(folder / "out")) == MADE[name]
+
+
+@pytest.mark.parametrize("kind", ["closed", "full", "broken"])
+def test_mistakes_keep_their_status(kind, forks, folder):
+    commands = [["generate", "--prompts", "nowhere.txt"], ["bogus"], ["generate", "--bogus"]]
+    for streams in ([None, kind, None], ["empty", kind, kind], ["closed", None, kind]):
+        ended = forks.together(folder, *commands, streams=streams)
+        assert [status for status, _ in ended] == [1, 2, 2]
+        assert not any("Traceback" in said for _, said in ended)
+        assert (streams[2] is None) == all(said for _, said in ended)
+
+
+@pytest.mark.parametrize(
+    ("command", "status", "says"),
+    [
+        (["generate", "--prompts", "-", "-o", "out"], 1, "there is no prompt in"),
+        (["edit", "--jsonl", "-", "-o", "out"], 1, "every line of - names one"),
+        (["chat", "--jsonl", "-"], 0, ""),
+        (["chat", "red.png"], 0, ""),
+    ],
+)
+def test_no_standard_input_is_an_empty_one(command, status, says, forks, folder):
+    for kind in ("closed", "empty"):
+        ((ended, said),) = forks.together(folder, command, streams=[kind, None, None])
+        assert ended == status and says in said and "Traceback" not in said, said
+
+
+def test_standard_input_that_cannot_be_read_is_one_sentence(folder):
+    for program in (["generate", "--prompts", "-"], ["chat", "--jsonl", "-"]):
+        with (folder / "written").open("w") as written:
+            done = triptych(*program, folder=folder, stdin=written)
+        assert done.returncode == 1
+        assert done.stderr == (
+            "triptych: standard input cannot be read (Bad file descriptor); give a file or a "
+            "pipe.\n"
+        )
+
+
+def triptych(*words, folder, **streams):
+    """The command as a process, whose interpreter shuts down; buffered, as on a pipe."""
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
+    return subprocess.run(
+        [sys.executable, "-m", "triptych", *words],
+        cwd=folder, env=environment, stderr=subprocess.PIPE, text=True, timeout=60, **streams,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_nothing_is_said_at_the_interpreters_end(unbuffered, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
+    for words in (["--help"], ["--version"], ["data", "pack", "--help"]):
+        with open("/dev/full", "w") as full:
+            done = triptych(*words, folder=tmp_path, stdout=full)
+        assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
+        reading, writing = os.pipe()
+        os.close(reading)
+        done = triptych(*words, folder=tmp_path, stdout=writing)
+        os.close(writing)
+        assert (done.returncode, done.stderr) == (141, "")
