@@ -144,7 +144,8 @@ class Checkpoint(ModelCheckpoint):
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
         """Save the last step, whatever `every`."""
         self._logged = True
-        if self._began and self._last_global_step_saved != trainer.global_step:
+        unsaved = self._last_global_step_saved != trainer.global_step
+        if self._began and unsaved and not trainer.fast_dev_run:
             candidates = self._monitor_candidates(trainer)
             self._save_topk_checkpoint(trainer, candidates)
             self._save_last_checkpoint(trainer, candidates)

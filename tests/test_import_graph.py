@@ -38,6 +38,7 @@ LAYERS = [
         "prompts",
         "pictures",
         "messages",
+        "nulls",
         "parser_errors",
         "parser_settings",
         "pipeline_settings",
@@ -51,7 +52,7 @@ LAYERS = [
     ],
     ["backbones", "weights", "shapes", "flops"],
     ["modules"],
-    ["loading", "ranks", "run_folder", "strategies"],
+    ["loading", "ranks", "run_folder", "strategies", "trainer_flags"],
     ["pipeline"],
     ["evaluation", "serving", "budget"],
     ["data_features"],
@@ -72,8 +73,8 @@ EXCEPTIONS = {
         *("pictures", "prompts", "randomness", "shapes", "signals", "squares", "writing"),
     },
     "callbacks": {
-        *("atomic_write", "contracts", "documents", "errors", "pictures", "ranks", "sheets"),
-        *("sampler", "sharding", "signals", "weights"),
+        *("atomic_write", "contracts", "documents", "errors", "pictures", "ranks", "run_folder"),
+        *("sheets", "sampler", "sharding", "signals", "weights"),
     },
     "shapes": {"documents", "prompts", "writing"},  # of prompts the tokenizer alone, see below
     "backbones": {

@@ -77,7 +77,7 @@ def rows_of(parts, first, last):
 def loaded(world, workers, bucket_batches, first, last):
     """The same through real loaders with worker processes."""
     loaders = [
-        step_loader(part(rank, world, bucket_batches), Steps(first, last), workers)
+        step_loader(part(rank, world, bucket_batches), Steps(lambda: first, last), workers)
         for rank in range(world)
     ]
     return torch.cat([batch.ids for parts in zip(*loaders, strict=True) for batch in parts])

@@ -280,7 +280,7 @@ def test_a_module_validates_on_the_first_samples(tmp_path, known):
     module.connect(known)
     module.setup("fit")
     assert [len(batch) for batch in module.val_dataloader()] == [8, 4]
-    assert module.preview_captions(11)[-1] == "10"
+    assert module.preview(TEXT_TO_IMAGE, 11, "caption")[-1].text == "10"
 
 
 @pytest.mark.parametrize(

@@ -69,8 +69,6 @@ class Loader:
 
 
 class Numbers(LightningDataModule):
-    val_folder = None
-
     def train_dataloader(self):
         return Loader()
 

@@ -43,12 +43,12 @@ def plain(message: str) -> str:
 
 
 def raised_in(error: BaseException, packages: tuple[str, ...]) -> bool:
-    """Whether one of the packages raised it, and not what it called."""
+    """Whether one of the packages, or modules in them, raised it, and not what it called."""
     at = error.__traceback__
     while at is not None and at.tb_next is not None:
         at = at.tb_next
     name = at.tb_frame.f_globals.get("__name__", "") if at is not None else ""
-    return name.partition(".")[0] in packages
+    return any(f"{name}.".startswith(f"{package}.") for package in packages)
 
 
 def _lines(message: str) -> list[_Line]:
