@@ -15,7 +15,7 @@ import tracemalloc
 import pytest
 from PIL import Image
 
-from triptych.contracts import UserError
+from triptych.contracts import TEXT_TO_IMAGE, UserError
 from triptych.data_modules.source import BadSample
 from triptych.data_modules.tar_stream import (
     Caps,

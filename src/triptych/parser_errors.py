@@ -12,6 +12,9 @@ _KEY = re.compile(r'Parser key "([^"]*)":')
 _CLASS = re.compile(r"Problem with given class_path '([^']*)':")
 _BUILT = re.compile(r"Given value: Namespace\(class_path='([^']*)'")
 _EXPECTED = re.compile(r"Expected an? <class '(?:[\w.]*\.)?(\w+)'>")
+_NULL = re.compile(
+    "'NoneType' object has no attribute '.*?'|argument of type 'NoneType' is not iterable"
+)
 _LISTING = ("Subtypes:", "Errors:", "Given value", "Does not validate against any")
 
 
@@ -101,4 +104,5 @@ def _tells(text: str) -> int:
 def _shortened(text: str) -> str:
     text = _EXPECTED.sub(r"expected \1", " ".join(text.split()))
     text = text.replace("expected NoneType", "expected null")
+    text = _NULL.sub("its name or its settings are null", text)
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
