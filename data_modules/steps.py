@@ -108,7 +108,7 @@ def steps_of(trainer: Trainer) -> Steps:
     """
     require_steps(trainer)
     accumulate, limit = trainer.accumulate_grad_batches, trainer.limit_train_batches
-    if not isinstance(limit, int) or limit == 0:  # 1.0: all of them
+    if not isinstance(limit, int):  # 1.0: all of them
         limit = trainer.max_steps * accumulate
     batches = min(limit, trainer.max_steps * accumulate)
     steps = -(-batches // accumulate)  # Lightning makes a step of what is left at the end
@@ -143,8 +143,8 @@ def require_steps(trainer: Trainer) -> None:
             )
     if isinstance(trainer.limit_train_batches, int):
         return  # so many batches are an epoch
-    for name in ("max_epochs", "min_epochs"):
-        if (getattr(trainer, name) or 0) > 0:
+    for name, most in (("max_epochs", 0), ("min_epochs", 1)):  # Lightning sets the latter to 1
+        if (getattr(trainer, name) or 0) > most:
             raise UserError(
                 f"--trainer.{name} counts epochs, but a run is counted in steps; leave it out and "
                 "set --trainer.max_steps."

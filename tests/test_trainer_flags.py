@@ -85,8 +85,8 @@ FLAGS = {
         *(("1.0", "a share of"), ("0.5", "a share of")),
     ],
     "val_check_interval": [
-        *(("1", WORKS), ("5", WORKS), ("00:00:00:01", WORKS), ("1.0", WORKS)),
-        *(("0", "val_check_interval"), ("-1", "val_check_interval"), ("0.5", "val_check_interval")),
+        *(("1", WORKS), ("5", WORKS), ("00:00:00:01", WORKS)),
+        *((value, "val_check_interval") for value in ("0", "-1", "0.5", "1.0")),
     ],
     "check_val_every_n_epoch": [("null", WORKS), ("1", WORKS), ("0", "check_val_every_n_epoch")],
     "num_sanity_val_steps": [("2", WORKS), ("-1", WORKS), ("-3", "num_sanity_val_steps")],
