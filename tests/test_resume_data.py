@@ -251,6 +251,9 @@ def mixed(**ingredients):
 def under(trainer, module):
     """The module as a Trainer has it."""
     defaults = {"world_size": 1, "global_rank": 0, "global_step": 0, "max_steps": 10}
+    defaults |= {"limit_train_batches": 1.0, "overfit_batches": 0.0, "fast_dev_run": False}
+    defaults |= {"max_epochs": -1, "min_epochs": None}
+    defaults["_accelerator_connector"] = SimpleNamespace(use_distributed_sampler=False)
     defaults |= {"accumulate_grad_batches": 1, "state": SimpleNamespace(fn=TrainerFn.FITTING)}
     module.trainer = SimpleNamespace(**{**defaults, **trainer})
     module.setup("fit")

@@ -111,7 +111,7 @@ FLAGS = {
     ],
     "detect_anomaly": [("true", WORKS), ("false", WORKS)],
     "barebones": [("true", WORKS), ("false", WORKS)],
-    "plugins": [("[]", WORKS), ("AsyncCheckpointIO", WORKS), ("nope", "plugins")],
+    "plugins": [("[]", WORKS), ("AsyncCheckpointIO", "background=true"), ("nope", "plugins")],
     "sync_batchnorm": [("true", WORKS), ("false", WORKS)],
     "reload_dataloaders_every_n_epochs": [("1", WORKS), ("0", WORKS), ("-1", "from 0")],
     "default_root_dir": [("null", WORKS), ("elsewhere", "for a run without loggers")],
