@@ -12,6 +12,7 @@ from typing import Any
 from lightning import LightningModule, Trainer
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.plugins import AsyncCheckpointIO
 from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.trainer.states import TrainerFn
 from torch.distributed.checkpoint import CheckpointException
@@ -85,6 +86,11 @@ class Checkpoint(ModelCheckpoint):
     def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
         super().setup(trainer, module, stage)
         take_over(trainer)
+        if isinstance(trainer.strategy.checkpoint_io, AsyncCheckpointIO):  # links before it wrote
+            raise UserError(
+                "the plugin AsyncCheckpointIO does not go with the Checkpoint callback; leave it "
+                "out, and set background=true of the callback."
+            )
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # else the user chose one
             io = BackgroundCheckpointIO if self.background else DurableCheckpointIO
             trainer.strategy.checkpoint_io = io(agree=trainer.strategy.broadcast)
@@ -144,7 +150,8 @@ class Checkpoint(ModelCheckpoint):
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
         """Save the last step, whatever `every`."""
         self._logged = True
-        if self._began and self._last_global_step_saved != trainer.global_step:
+        unsaved = self._last_global_step_saved != trainer.global_step
+        if self._began and unsaved and not trainer.fast_dev_run:
             candidates = self._monitor_candidates(trainer)
             self._save_topk_checkpoint(trainer, candidates)
             self._save_last_checkpoint(trainer, candidates)

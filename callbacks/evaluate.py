@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from lightning import Callback, LightningModule, Trainer
+from lightning import LightningModule, Trainer
 
+from triptych.callbacks.optional import OptionalCallback, missing_parts
 from triptych.callbacks.pictures import inspecting
 from triptych.contracts import Evaluator, UserError
 
 
-class Evaluate(Callback):
+class Evaluate(OptionalCallback):
     """Runs an evaluator, logs its scores as NAME/SCORE, and prints what the training changed.
+
+    Steps aside in a stage that does not build what the evaluator needs.
 
     Args:
         evaluator: for example triptych.evaluation.ShapeEval.
@@ -28,6 +31,9 @@ class Evaluate(Callback):
         self.before: dict[str, float] | None = None
         self.after: dict[str, float] | None = None
         self._scored = -1  # the step of `after`
+
+    def lacks(self, trainer: Trainer, module: LightningModule) -> str | None:
+        return missing_parts(module, self.evaluator.parts)
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         if self.before is None:  # a resumed run has it from its checkpoint

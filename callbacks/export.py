@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from lightning import Callback, LightningModule, Trainer
 
+from triptych.run_folder import of_trainer
 from triptych.sharding import gathered
 from triptych.weights import durable, full_name, save_weights
 
@@ -42,14 +43,17 @@ class ExportWeights(Callback):
         self._trained = True
 
     def on_fit_end(self, trainer: Trainer, module: LightningModule) -> None:
-        folder = trainer.log_dir  # asks all ranks, so before any of them leaves
+        folder = of_trainer(trainer)  # asks all ranks, so before any of them leaves
         names = module.trained_state().keys()
         state = trainer.strategy.lightning_module_state_dict()  # so does this, if they are split
         state = {name: tensor for name, tensor in state.items() if name in names}
         state = gathered(state, keep=trainer.is_global_zero)
         if folder is None or not trainer.is_global_zero:
             return
-        self.path = Path(folder) / self.filename
+        if trainer.global_step == 0:
+            log.warning("nothing was trained, so %s is not written.", self.filename)
+            return
+        self.path = folder / self.filename
         metadata = {
             "preset": getattr(module, "preset", "custom"),
             "stage": getattr(module, "stage", type(module).__name__),

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 from typing import Any
 
-from lightning import Callback, LightningModule, Trainer
+from lightning import LightningModule, Trainer
 
+from triptych.callbacks.optional import OptionalCallback
 from triptych.callbacks.pictures import inspecting
 from triptych.contracts import TEXT_TO_IMAGE, UserError, batches_in
 
 
-class FlowLossByNoise(Callback):
+class FlowLossByNoise(OptionalCallback):
     """Logs in validation the flow loss at fixed noise levels: val/flow/t=0.1 and so on.
 
     t = 1 is pure noise. Noises are those of the sample's number, the same in every validation, so
     that what changes is the model. A level costs about as much as the DiT in a validation step.
+    Steps aside in a stage without a generation loss.
 
     Args:
         times: the noise levels, in (0,1].
         batches: only the first so many of a validation; null takes all.
     """
+
+    serves = ("fit", "validate")
 
     def __init__(
         self, times: tuple[float, ...] = (0.1, 0.3, 0.5, 0.7, 0.9), batches: int | None = None
@@ -30,12 +34,11 @@ class FlowLossByNoise(Callback):
             raise UserError(f"FlowLossByNoise: batches must be 1 or more, or null, not {batches}.")
         self.times, self.batches = list(times), batches
 
-    def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
+    def lacks(self, trainer: Trainer, module: LightningModule) -> str | None:
         learnt = getattr(module, "losses", {"generation": 1.0})  # a panel alone: its only one
         if not hasattr(module, "losses_at") or "generation" not in learnt:
-            raise UserError(
-                "FlowLossByNoise is for a stage with a generation loss; leave the callback out."
-            )
+            return "the stage has no generation loss"
+        return None
 
     def on_validation_batch_end(
         self,

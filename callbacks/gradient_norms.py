@@ -10,6 +10,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from triptych.callbacks.parts import part_of
+from triptych.callbacks.run_log import logs_step
 from triptych.contracts import UserError
 
 
@@ -40,7 +41,7 @@ class GradientNorms(Callback):
     def on_before_optimizer_step(
         self, trainer: Trainer, module: LightningModule, optimizer: Optimizer
     ) -> None:
-        if (trainer.global_step + 1) % (self.every * trainer.log_every_n_steps):
+        if not logs_step(trainer, trainer.global_step + 1, self.every):
             return
         norms = {part: norm_of(parameters) for part, parameters in self._parts.items()}
         norms = {part: norm for part, norm in norms.items() if norm is not None}

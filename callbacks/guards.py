@@ -17,6 +17,9 @@ from triptych.contracts import UserError, batches_in
 
 log = logging.getLogger(__name__)
 
+UNLOGGED = 50
+"""Steps between two readings of the flags where no step is logged."""
+
 
 @dataclass
 class Step:
@@ -63,7 +66,7 @@ class Guard(Callback):
         self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         waits = module.device.type != "cpu"  # the host would, for the device
-        if not waits or trainer.global_step % trainer.log_every_n_steps == 0:
+        if not waits or trainer.global_step % (trainer.log_every_n_steps or UNLOGGED) == 0:
             self._read(trainer)  # here and not after the step: what ends a run is between two steps
         self._keys += keys_of(batch)
         for optimizer in trainer.optimizers:

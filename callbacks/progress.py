@@ -7,6 +7,8 @@ from typing import Any
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 
+from triptych.callbacks.run_log import logs_step
+
 
 class ProgressBar(RichProgressBar):
     """Lightning's bar, counting a run's steps.
@@ -19,7 +21,7 @@ class ProgressBar(RichProgressBar):
     _shown: dict[str, Any] | None = None
 
     def get_metrics(self, trainer: Trainer, module: LightningModule) -> dict[str, Any]:
-        logged = trainer.global_step % trainer.log_every_n_steps == 0
+        logged = logs_step(trainer, trainer.global_step)
         if self._shown is None or logged or not trainer.training:
             self._shown = super().get_metrics(trainer, module)
         return self._shown

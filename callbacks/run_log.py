@@ -22,6 +22,12 @@ Row = dict[str, Any]
 METRICS = "metrics.csv"
 
 
+def logs_step(trainer: Trainer, step: int, every: int = 1) -> bool:
+    """Whether a training step is logged, counted from 1 on; of those, one in `every`."""
+    interval = every * trainer.log_every_n_steps
+    return interval > 0 and step % interval == 0
+
+
 def pending_row(trainer: Trainer) -> Row:
     """What Lightning will log of the training step that just ended; empty if it will not."""
     connector = trainer._logger_connector

@@ -4,40 +4,63 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from lightning import Callback, LightningModule, Trainer
+from lightning import LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
 from torch import Tensor
 
 from triptych.callbacks.ema import EMA
+from triptych.callbacks.optional import OptionalCallback, missing_parts
 from triptych.callbacks.pictures import inspecting, to_arrays
-from triptych.contracts import UserError, unit_to_pixels
+from triptych.contracts import IMAGE_TO_TEXT, TEXT_TO_IMAGE, UserError, unit_to_pixels
 from triptych.errors import NotFiniteError
 from triptych.pictures import square
+from triptych.run_folder import of_trainer
 from triptych.sheets import above, grid
 
 log = logging.getLogger(__name__)
 
 COLUMNS = 6
-DESCRIBE = "describe the picture"  # what the DataModules ask where there is no conversation
 
-Sheet = tuple[np.ndarray, list[str]]  # pictures uint8 [N,H,W,3] and a label for each
+Labelled = tuple[np.ndarray, list[str]]  # images uint8 [N,H,W,3] and a label for each
 
 
-class SampleGrid(Callback):
+@dataclass(frozen=True)
+class Sheet:
+    """One kind of sheet: what it shows of a stage, and what that takes.
+
+    Args:
+        loss: the stage's loss that it shows.
+        make: (options, model, samples) -> images and labels.
+        parts: of the model, see `UnifiedModule.lacks`.
+        family: of the validation samples on it.
+        needs: what each of these has, see `data_modules.previews`.
+        wanted: `needs` in words.
+    """
+
+    loss: str
+    make: Callable[[SampleGrid, Any, list[Any]], Labelled]
+    parts: tuple[str, ...]
+    family: str
+    needs: tuple[str, ...]
+    wanted: str
+
+
+class SampleGrid(OptionalCallback):
     """Saves samples/step-00000100.png in the run's folder, and shows it in TensorBoard.
 
-    What is on it follows from the stage's losses: pictures for captions (generation), originals
-    above reconstructions (decoding), answers about validation pictures (understanding; also as
-    step-00000100.txt), or originals above the VAE's round trip above what a linear map reads from
-    the encoder's features (encoding). One sheet is made before the first step and one after the
-    last. Beside `EMA` each sheet is made twice: with the weights and, as step-00000100-ema.png,
-    with their average.
+    What is on it follows from the stage's losses: pictures for captions, or originals above edits
+    (generation), originals above reconstructions (decoding), answers about validation pictures
+    (understanding; also as step-00000100.txt), or originals above the VAE's round trip above what a
+    linear map reads from the encoder's features (encoding). Steps aside where the stage, the model
+    or the validation samples have none of these. One sheet is made before the first step and one
+    after the last. Beside `EMA` each sheet is made twice: with the weights and, as
+    step-00000100-ema.png, with their average.
 
     Args:
         every: steps between sheets.
@@ -60,6 +83,28 @@ class SampleGrid(Callback):
         self.every, self.number, self.prompts = every, number, prompts
         self.seed, self.scale = seed, scale
         self._shown = -1  # the last step that has a sheet
+        self._sheet: Sheet | None = None
+        self._samples: list[Any] = []  # previews of the data
+
+    def lacks(self, trainer: Trainer, module: LightningModule) -> str | None:
+        """Choose the sheet of this stage, and its samples."""
+        losses = getattr(module, "losses", {})
+        sheets = [sheet for sheet in SHEETS if sheet.loss in losses]
+        sheets = [sheet for sheet in sheets if sheet.loss == sheets[0].loss]
+        if not sheets:
+            return f"it has nothing to show for the losses {sorted(losses)}"
+        if (missing := missing_parts(module, sheets[0].parts)) is not None:
+            return missing
+        preview = getattr(trainer.datamodule, "preview", None)
+        for self._sheet in sheets:
+            if "caption" in self._sheet.needs and self.prompts is not None:
+                return None
+            if preview is not None:
+                self._samples = preview(self._sheet.family, self.number, *self._sheet.needs)
+            if self._samples:
+                return None
+        wanted = " or ".join(sheet.wanted for sheet in sheets)
+        return f"no validation sample has {wanted}"
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         self._show(trainer, module)
@@ -84,32 +129,22 @@ class SampleGrid(Callback):
 
     def _save(self, trainer: Trainer, module: LightningModule, suffix: str) -> None:
         """Make a sheet with the weights as they are now, and save it under a name with `suffix`."""
-        make = sheet_maker(module)
+        make = self._sheet.make
         try:
             with inspecting(trainer, module):
-                pictures, labels = make(self, trainer, module)
+                pictures, labels = make(self, module, self._samples)
         except NotFiniteError as error:  # training may recover; the guard of it is NonFiniteGuard
             log.warning("no sheet at step %d: %s", trainer.global_step, error)
             return
-        folder = Path(trainer.log_dir or trainer.default_root_dir) / "samples"  # asks all ranks
-        if trainer.is_global_zero:
-            sheet = grid(pictures, labels, COLUMNS, self.scale)
+        run = of_trainer(trainer)  # asks all ranks
+        if trainer.is_global_zero and run is not None:
+            folder, sheet = run / "samples", grid(pictures, labels, COLUMNS, self.scale)
             folder.mkdir(parents=True, exist_ok=True)
             name = f"step-{trainer.global_step:08d}{suffix}"
             sheet.save(folder / f"{name}.png")
             if make is answered:
                 (folder / f"{name}.txt").write_text("\n\n".join(labels) + "\n")
             to_tensorboard(trainer, sheet, f"samples{suffix}")
-
-
-def sheet_maker(module: LightningModule) -> Callable[[SampleGrid, Trainer, Any], Sheet]:
-    """The kind of sheet that shows what this stage learns."""
-    if "generation" in module.losses and not module.preview:
-        raise UserError("SampleGrid shows pictures: set --model.preview=true to build the decoder.")
-    for name, make in SHEETS.items():
-        if name in module.losses:
-            return make
-    raise UserError(f"SampleGrid has nothing to show for the losses {sorted(module.losses)}.")
 
 
 def to_tensorboard(trainer: Trainer, sheet: Image.Image, tag: str) -> None:
@@ -124,59 +159,71 @@ def to_tensorboard(trainer: Trainer, sheet: Image.Image, tag: str) -> None:
 # --- the sheets -----------------------------------------------------------------------------------
 
 
-def generated(options: SampleGrid, trainer: Trainer, model: Any) -> Sheet:
+def generated(options: SampleGrid, model: Any, samples: list[Any]) -> Labelled:
     """One picture for each prompt."""
     prompts = options.prompts
     if prompts is None:
-        validation_folder(trainer)
-        prompts = trainer.datamodule.preview_captions(options.number)
+        prompts = [sample.text for sample in samples]
     prompts = prompts[: options.number]
     return to_arrays(model.generate(prompts, seeds=seeds(options, len(prompts)))), prompts
 
 
-def reconstructed(options: SampleGrid, trainer: Trainer, model: Any) -> Sheet:
+def edited(options: SampleGrid, model: Any, samples: list[Any]) -> Labelled:
+    """Originals above what instructions make of them."""
+    instructions = [sample.text for sample in samples]
+    originals = squares(samples, model.picture_size)
+    shown = model.edit(originals, instructions, seeds(options, len(samples)))
+    return above(to_arrays(originals), to_arrays(shown)), instructions
+
+
+def reconstructed(options: SampleGrid, model: Any, samples: list[Any]) -> Labelled:
     """Originals above reconstructions."""
-    originals, captions = validation_pictures(trainer, options.number, model.encoder.image_size)
+    originals = squares(samples, model.encoder.image_size)
     shown = model.reconstruct(originals, seeds=seeds(options, len(originals)))
-    return above(to_arrays(originals), to_arrays(shown)), captions
+    return above(to_arrays(originals), to_arrays(shown)), labels_of(samples)
 
 
-def answered(options: SampleGrid, trainer: Trainer, model: Any) -> Sheet:
-    """Validation pictures with the first question about each, the given and the right answer."""
-    size = model.preprocessing().understanding_size
-    pictures, captions = validation_pictures(trainer, options.number, size)
-    folder = validation_folder(trainer)
-    turns = [
-        (folder.facts(n).get("conversation") or [(DESCRIBE, caption)])[0]
-        for n, caption in enumerate(captions)
-    ]
-    answers = model.answer(pictures, [question for question, _ in turns])
+def answered(options: SampleGrid, model: Any, samples: list[Any]) -> Labelled:
+    """Validation pictures with a question about each, the given and the right answer."""
+    pictures = squares(samples, model.preprocessing().understanding_size)
+    answers = model.answer(pictures, [sample.turn[0] for sample in samples])
     labels = [
-        f"Q: {question}\nA: {given}\nright: {expected}"
-        for (question, expected), given in zip(turns, answers, strict=True)
+        f"Q: {sample.turn[0]}\nA: {given}\nright: {sample.turn[1]}"
+        for sample, given in zip(samples, answers, strict=True)
     ]
     return to_arrays(pictures), labels
 
 
-def encoded(options: SampleGrid, trainer: Trainer, model: Any) -> Sheet:
+def encoded(options: SampleGrid, model: Any, samples: list[Any]) -> Labelled:
     """Originals above the VAE's round trip above pixels by a linear map of the features."""
-    originals, captions = validation_pictures(trainer, options.number, model.encoder.image_size)
+    originals = squares(samples, model.encoder.image_size)
     pixels = originals.to(model.device)
     features = model.encoder(pixels)
     cell = model.encoder.image_size // features.shape[-1]
     linear = torch.nn.functional.pixel_shuffle(model.encoding.heads.pixels(features), cell)
     round_trip = model.vae.decode(model.vae(pixels))
     rows = originals, round_trip, unit_to_pixels(linear)
-    return above(*(to_arrays(row) for row in rows)), captions
+    return above(*(to_arrays(row) for row in rows)), labels_of(samples)
 
 
-# A stage with several losses shows the first of these.
-SHEETS = {
-    "generation": generated,
-    "decoding": reconstructed,
-    "understanding": answered,
-    "encoding": encoded,
-}
+_DRAWS = ("understanding", "generation", "decoding")
+# A stage with several losses shows the first of these; of one loss the first that the data allows.
+SHEETS = (
+    Sheet("generation", generated, _DRAWS, TEXT_TO_IMAGE, ("caption",), "a caption"),
+    Sheet("generation", edited, _DRAWS, TEXT_TO_IMAGE, ("edit",), "an edit"),
+    Sheet(
+        *("decoding", reconstructed, ("encoder", "decoding"), TEXT_TO_IMAGE),
+        *(("picture",), "an image"),
+    ),
+    Sheet(
+        *("understanding", answered, ("understanding",), IMAGE_TO_TEXT),
+        *(("picture", "turn"), "an image with a question or a caption"),
+    ),
+    Sheet(
+        *("encoding", encoded, ("encoder", "vae", "encoding"), TEXT_TO_IMAGE),
+        *(("picture",), "an image"),
+    ),
+)
 
 
 def seeds(options: SampleGrid, number: int) -> list[int]:
@@ -184,20 +231,11 @@ def seeds(options: SampleGrid, number: int) -> list[int]:
     return [options.seed + n for n in range(number)]
 
 
-def validation_folder(trainer: Trainer) -> Any:
-    """The DataModule's validation samples."""
-    folder = getattr(trainer.datamodule, "val_folder", None)
-    if folder is None:
-        raise UserError(
-            "SampleGrid shows validation samples, but the data is no ShardDataModule; "
-            "name captions with `prompts`, or leave the callback out."
-        )
-    return folder
+def squares(samples: list[Any], size: int) -> Tensor:
+    """The samples' images, cropped square: uint8 [B,3,size,size]."""
+    return torch.stack([square(sample.picture, size) for sample in samples])
 
 
-def validation_pictures(trainer: Trainer, number: int, size: int) -> tuple[Tensor, list[str]]:
-    """The first validation pictures, cropped square: uint8 [B,3,size,size], and their captions."""
-    folder = validation_folder(trainer)
-    samples = [folder[n] for n in range(min(number, len(folder)))]
-    pictures = torch.stack([square(sample.picture, size) for sample in samples])
-    return pictures, [sample.caption for sample in samples]
+def labels_of(samples: list[Any]) -> list[str]:
+    """Captions; keys, where there are none."""
+    return [sample.text or sample.key for sample in samples]

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from triptych.callbacks.counting import StepFlops, step_flops
 from triptych.callbacks.peaks import dense_peak, device_name
+from triptych.callbacks.run_log import logs_step
 from triptych.contracts import batches_in
 
 log = logging.getLogger(__name__)
@@ -69,7 +70,7 @@ class Throughput(Callback):
             if mask is not None:
                 self._tokens = mask.sum() if self._tokens is None else self._tokens + mask.sum()
         step = trainer.global_step
-        if step % trainer.log_every_n_steps == 0 and step != self._read:
+        if logs_step(trainer, step) and step != self._read:
             self._read = step
             module.log_dict(self._speeds(trainer, module), on_step=True, on_epoch=False)
             self._begin()

@@ -10,6 +10,8 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 from PIL import Image
 
+from triptych.run_folder import of_trainer
+
 
 class WritePictures(BasePredictionWriter):
     """KEY.png in `folder` for every sample.
@@ -32,7 +34,10 @@ class WritePictures(BasePredictionWriter):
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:
-        folder = Path(self.folder or Path(trainer.log_dir or ".") / "predictions")
+        run = of_trainer(trainer)
+        if self.folder is None and run is None:
+            return
+        folder = Path(self.folder) if self.folder is not None else run / "predictions"
         folder.mkdir(parents=True, exist_ok=True)
         for key, picture in zip(prediction["keys"], prediction["pictures"], strict=True):
             # a key comes from somebody's shard: it may not leave the folder

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from lightning import LightningDataModule
+from lightning import LightningDataModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import CombinedLoader
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
@@ -29,10 +29,18 @@ from .batches import BatchBuilder
 from .decode import Decoder, DecodeWay
 from .features import AUTO, NONE, use_features
 from .mixture import Mixture
+from .previews import Need, Preview, previews
 from .schedule import Schedule
 from .shards import ShardFolder
 from .source import Source
-from .steps import EvaluationDataset, StepDataset, StepLoader, Steps, step_loader
+from .steps import (
+    EvaluationDataset,
+    StepDataset,
+    StepLoader,
+    require_steps,
+    step_loader,
+    steps_of,
+)
 from .tasks import Reading
 
 log = logging.getLogger(__name__)
@@ -139,14 +147,13 @@ class MixedDataModule(LightningDataModule):
         """Take the model's tokenizer and sizes; done by `setup` under a Trainer."""
         self.known = known
 
-    @property
-    def val_folder(self) -> Source:
-        """Validation samples to look at."""
-        return next(iter(self.val_datasets.values())).source
+    def preview(self, family: str, number: int, *needs: Need) -> list[Preview]:
+        """Validation samples of a family to look at, see `previews`; none if none has `needs`."""
+        return previews(self.val_readings.get(family, []), self.known, number, set(needs))
 
-    def preview_captions(self, number: int) -> list[str]:
-        """Captions of validation samples, for sample grids."""
-        return [self.val_folder.caption(n) for n in range(min(number, len(self.val_folder)))]
+    def require(self, trainer: Trainer) -> None:
+        """Refuse settings of a fit that this data cannot follow; see `require_steps`."""
+        require_steps(trainer)
 
     # Lightning hooks ----------------------------------------------------------------------------
 
@@ -174,11 +181,7 @@ class MixedDataModule(LightningDataModule):
 
     def train_dataloader(self) -> AccumulationLoader:
         trainer = self.trainer
-        if trainer.max_steps < 1:
-            raise UserError("set --trainer.max_steps: the run's length is counted in steps.")
-        accumulate = trainer.accumulate_grad_batches
-        steps = Steps(trainer.global_step * accumulate, trainer.max_steps * accumulate)
-
+        accumulate, steps = trainer.accumulate_grad_batches, steps_of(trainer)
         rank, world = trainer.global_rank, trainer.world_size
 
         def loader(family: str) -> StepLoader:

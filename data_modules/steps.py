@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from lightning import Trainer
+from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler
 
-from triptych.contracts import Batch
+from triptych.contracts import Batch, UserError
 from triptych.signals import ignore_in_worker
 
 from .batches import BatchBuilder
@@ -78,18 +79,76 @@ class EvaluationDataset(Dataset):
         return self.build(index, places, samples)
 
 
-class Steps(Sampler[int]):
-    """Step numbers from `start` to `stop`. Its length is that of the whole run, as Lightning
-    counts on when it resumes in the middle."""
+class Steps(SequentialSampler):
+    """Numbers of batches from where a run stands to `stop`, its own length included.
 
-    def __init__(self, start: int, stop: int) -> None:
-        self.start, self.stop = start, stop
+    Its length is that of the whole epoch, as Lightning counts on when it resumes in the middle.
+    Sequential by its class too, which is what Lightning wants of batches to overfit.
+
+    Args:
+        position: batches of the epoch that are done; asked whenever an epoch begins.
+        stop: batches in an epoch.
+    """
+
+    def __init__(self, position: Callable[[], int], stop: int) -> None:
+        self.position, self.stop = position, stop
 
     def __iter__(self) -> Iterator[int]:
-        return iter(range(self.start, self.stop))
+        return iter(range(self.position(), self.stop))
 
     def __len__(self) -> int:
         return self.stop
+
+
+def steps_of(trainer: Trainer) -> Steps:
+    """The batches that a rank trains on, of one epoch after the other as Lightning has them.
+
+    An epoch is the whole run; where trainer.limit_train_batches or overfit_batches name a number,
+    it is the first so many batches, which then come again and again.
+    """
+    require_steps(trainer)
+    accumulate, limit = trainer.accumulate_grad_batches, trainer.limit_train_batches
+    if not isinstance(limit, int):  # 1.0: all of them
+        limit = trainer.max_steps * accumulate
+    batches = min(limit, trainer.max_steps * accumulate)
+    steps = -(-batches // accumulate)  # Lightning makes a step of what is left at the end
+
+    def position() -> int:
+        return trainer.global_step % steps * accumulate
+
+    return Steps(position, batches)
+
+
+def require_steps(trainer: Trainer) -> None:
+    """Refuse the settings of a fit that count in epochs of the data: a run is counted in steps.
+
+    Raises:
+        UserError: one of them is set, or the run's length is not.
+    """
+    if trainer.max_steps < 1:
+        raise UserError("set --trainer.max_steps to 1 or more: a run's length is counted in steps.")
+    if trainer.world_size > 1 and trainer._accelerator_connector.use_distributed_sampler:
+        raise UserError(
+            "set --trainer.use_distributed_sampler=false: the data splits its batches over the "
+            "ranks itself."
+        )
+    if trainer.fast_dev_run:
+        return  # it sets limits of its own
+    for name, all_of_it in (("overfit_batches", 0.0), ("limit_train_batches", 1.0)):
+        value = getattr(trainer, name)
+        if isinstance(value, float) and value not in (0.0, all_of_it):
+            raise UserError(
+                f"--trainer.{name}={value} is a share of an epoch, but a run is counted in steps; "
+                "give a whole number of batches."
+            )
+    if isinstance(trainer.limit_train_batches, int):
+        return  # so many batches are an epoch
+    for name, most in (("max_epochs", 0), ("min_epochs", 1)):  # Lightning sets the latter to 1
+        if (getattr(trainer, name) or 0) > most:
+            raise UserError(
+                f"--trainer.{name} counts epochs, but a run is counted in steps; leave it out and "
+                "set --trainer.max_steps."
+            )
 
 
 class StepLoader(DataLoader):

@@ -23,7 +23,7 @@ os.environ["WDS_SECURE"] = "1"
 
 import numpy as np
 import webdataset
-from lightning import LightningDataModule
+from lightning import LightningDataModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch.utils.data import IterableDataset, get_worker_info
 from webdataset.filters import shuffle
@@ -36,8 +36,9 @@ from .accumulation import AccumulationLoader
 from .bad_samples import BadSamples, check_texts
 from .batches import BatchBuilder
 from .decode import Decoder
+from .previews import Need, Preview, previews
 from .source import BadSample
-from .steps import EvaluationDataset, StepLoader, step_loader
+from .steps import EvaluationDataset, StepLoader, require_steps, step_loader
 from .tar_stream import (
     BROKEN,
     Caps,
@@ -193,9 +194,24 @@ class StreamDataModule(LightningDataModule):
         """Take the model's tokenizer and sizes; done by `setup` under a Trainer."""
         self.known = known
 
-    def preview_captions(self, number: int) -> list[str]:
-        """Captions of validation samples, for sample grids."""
-        return [self.val_folder.caption(n) for n in range(min(number, len(self.val_folder)))]
+    def preview(self, family: str, number: int, *needs: Need) -> list[Preview]:
+        """Validation samples of a family to look at, see `previews`; none if none has `needs`."""
+        reading = Reading(self.val_folder, self.task)
+        known = self.known
+        return previews([reading], known, number, set(needs)) if reading.family == family else []
+
+    def require(self, trainer: Trainer) -> None:
+        """Refuse settings of a fit that a stream cannot follow.
+
+        Raises:
+            UserError: one of them counts in epochs, or wants the same batches again.
+        """
+        require_steps(trainer)
+        if trainer.overfit_batches:
+            raise UserError(
+                "--trainer.overfit_batches wants the same batches again, and a stream has none; "
+                "leave it out, or take data that lies on a disk."
+            )
 
     def setup(self, stage: str) -> None:
         if self.known is None:
@@ -211,8 +227,7 @@ class StreamDataModule(LightningDataModule):
 
     def train_dataloader(self) -> AccumulationLoader:
         trainer = self.trainer
-        if trainer.max_steps < 1:
-            raise UserError("set --trainer.max_steps: the run's length is counted in steps.")
+        self.require(trainer)
         accumulate = trainer.accumulate_grad_batches
         rank_zero_info(
             f"streaming {len(self.urls)} shards, drawn at random with replacement: there are no "

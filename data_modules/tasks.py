@@ -114,6 +114,11 @@ class Reading:
             raise BadSample(self.source.key(number), "facts are no JSON object")
         return facts
 
+    def turns_about(self, number: int) -> Turns:
+        """The conversation about a sample's image; the caption, where there is none."""
+        turns = self.facts(number).get(self.conversation)
+        return self.checked(turns, number) if turns else [(DESCRIBE, self.caption(number))]
+
     def checked(self, turns: object, number: int) -> Turns:
         """`turns`, fit for a tokenizer, if they are (question, answer) pairs."""
         key = self.source.key(number)
@@ -170,8 +175,8 @@ def image_to_text(
         told = reading.checked(told, number) if told else None
         turns = about_caption(reading.caption(number), told)
         return conversation(reading, number, turns, known, None)
-    turns = facts.get(reading.conversation) or [(DESCRIBE, reading.caption(number))]
-    return conversation(reading, number, reading.some(turns, sample, seed), known, "picture")
+    turns = reading.some(reading.turns_about(number), sample, seed)
+    return conversation(reading, number, turns, known, "picture")
 
 
 def text_to_text(

@@ -56,6 +56,9 @@ class Model(LightningModule):
         encode.image_size = SIDE
         return encode
 
+    def lacks(self, *parts):
+        return None if self.preview else "the stage does without the decoding panel"
+
     def preprocessing(self):
         return SimpleNamespace(understanding_size=SIDE)
 
@@ -79,28 +82,20 @@ class Model(LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-class Folder:
-    """Two validation samples, one of them with a conversation."""
-
-    def __len__(self):
-        return 2
-
-    def __getitem__(self, number):
-        picture = Image.new("RGB", (64, 50), (200, 0, 0))
-        return SimpleNamespace(picture=picture, caption=f"caption {number}")
-
-    def facts(self, number):
-        return {"conversation": [["what colour?", "red"]]} if number else {}
-
-
 class Data(LightningDataModule):
-    val_folder = Folder()
+    """Two validation samples, each with a caption, an image and a question about it."""
 
     def train_dataloader(self):
         return DataLoader(range(8), batch_size=1)
 
-    def preview_captions(self, number):
-        return [f"caption {n}" for n in range(min(number, 2))]
+    def preview(self, family, number, *needs):
+        turns = [("describe the picture", "caption 0"), ("what colour?", "red")]
+        picture = Image.new("RGB", (64, 50), (200, 0, 0))
+        return [
+            SimpleNamespace(key=str(n), text=f"caption {n}", picture=picture, turn=turns[n])
+            for n in range(min(number, 2))
+            if "edit" not in needs
+        ]
 
 
 class Score(Evaluator):
@@ -244,18 +239,28 @@ def test_an_understanding_stage_writes_answers(tmp_path):
     ]
 
 
-def test_sample_grid_says_what_is_missing(tmp_path):
+def test_sample_grid_steps_aside_and_says_once_why(tmp_path, caplog):
     class Bare(Data):
-        val_folder = None
+        preview = None
 
-    with pytest.raises(UserError, match="no ShardDataModule"):
-        fit(Model("decoding"), tmp_path, SampleGrid(), data=Bare())
-    with pytest.raises(UserError, match="nothing to show"):
-        fit(Model(), tmp_path, SampleGrid())
+    class Empty(Data):
+        def preview(self, *_):
+            return []
+
     blind = Model("generation")
     blind.preview = False
-    with pytest.raises(UserError, match="model.preview=true"):
-        fit(blind, tmp_path, SampleGrid())
+    for model, data, reason in (
+        (Model("decoding"), Bare(), "no validation sample has an image"),
+        (Model("generation"), Empty(), "no validation sample has a caption or an edit"),
+        (Model(), Data(), "it has nothing to show for the losses []"),
+        (blind, Data(), "the stage does without the decoding panel"),
+    ):
+        caplog.clear()
+        run = fit(model, tmp_path, SampleGrid(every=1), data=data, steps=2)
+        assert caplog.text.count("SampleGrid steps aside") == 1 and reason in caplog.text
+        assert not (run / "samples").exists()
+    run = fit(Model("generation"), tmp_path, SampleGrid(prompts=["mine"]), data=Bare(), steps=1)
+    assert (run / "samples").exists()
     with pytest.raises(UserError, match="1 or more"):
         SampleGrid(every=0)
 
@@ -273,6 +278,15 @@ def test_evaluate_scores_before_on_time_and_after(tmp_path, capsys):
     assert list(scored) == [0, 2, 4] and scored[4] == pytest.approx(callback.after["easy"])
     printed = capsys.readouterr().out
     assert "exam  before   after\neasy   0.000   0.590\nmean   0.500   0.500" in printed
+
+
+def test_evaluate_steps_aside_in_a_stage_that_lacks_what_it_scores(tmp_path, caplog):
+    blind = Model("generation")
+    blind.preview = False
+    callback = Evaluate(Score())
+    callback.evaluator.parts = ("decoding",)
+    fit(blind, tmp_path, callback, steps=1)
+    assert callback.evaluator.calls == 0 and "Evaluate steps aside: the stage" in caplog.text
 
 
 def test_evaluate_keeps_the_score_from_before_across_a_resume():

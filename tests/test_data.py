@@ -278,8 +278,8 @@ def test_the_global_batch_is_the_same_on_any_number_of_ranks():
 
 
 def test_steps_start_where_a_run_goes_on():
-    assert list(Steps(3, 6)) == [3, 4, 5]
-    assert len(Steps(3, 6)) == 6  # of the whole run, as Lightning counts
+    assert list(Steps(lambda: 3, 6)) == [3, 4, 5]
+    assert len(Steps(lambda: 3, 6)) == 6  # of the whole run, as Lightning counts
 
 
 def test_validation_takes_each_sample_once_with_numbers_of_its_own():
@@ -447,10 +447,12 @@ def test_a_loader_worker_gives_the_same_batches(shapes_folder, tokenizer):
     assert torch.equal(here.target_pixels, there.target_pixels)
 
 
-def test_preview_captions_are_those_of_the_validation_set(shapes_folder, tokenizer):
+def test_previews_are_those_of_the_validation_set(shapes_folder, tokenizer):
     module = data(shapes_folder)
     module.connect(known(tokenizer))
     module.setup("fit")
     expected = ShardFolder(shapes_folder / "eval").open()
-    assert module.preview_captions(3) == [expected.caption(n) for n in range(3)]
-    assert len(module.preview_captions(99)) == 16
+    shown = module.preview(TEXT_TO_IMAGE, 3, "caption")
+    assert [sample.text for sample in shown] == [expected.caption(n) for n in range(3)]
+    assert len(module.preview(TEXT_TO_IMAGE, 99, "caption")) == 16
+    assert module.preview(IMAGE_TO_TEXT, 3, "caption") == []

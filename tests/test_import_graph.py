@@ -41,6 +41,7 @@ LAYERS = [
         "prompts",
         "pictures",
         "messages",
+        "nulls",
         "parser_errors",
         "parser_settings",
         "pipeline_settings",
@@ -54,7 +55,7 @@ LAYERS = [
     ],
     ["backbones", "weights", "shapes", "flops"],
     ["modules"],
-    ["loading", "ranks", "run_folder", "strategies"],
+    ["loading", "ranks", "run_folder", "strategies", "trainer_flags"],
     ["pipeline"],
     ["evaluation", "serving", "budget"],
     ["data_features"],
@@ -85,8 +86,8 @@ EXCEPTIONS = {
         ),
     },
     "callbacks": {
-        *("atomic_write", "contracts", "documents", "errors", "pictures", "ranks", "sheets"),
-        *("sampler", "sharding", "signals", "weights"),
+        *("atomic_write", "contracts", "documents", "errors", "pictures", "ranks", "run_folder"),
+        *("sheets", "sampler", "sharding", "signals", "weights"),
     },
     "shapes": {"documents", "prompts", "writing"},  # of prompts the tokenizer alone, see below
     "backbones": {

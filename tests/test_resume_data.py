@@ -77,7 +77,7 @@ def rows_of(parts, first, last):
 def loaded(world, workers, bucket_batches, first, last):
     """The same through real loaders with worker processes."""
     loaders = [
-        step_loader(part(rank, world, bucket_batches), Steps(first, last), workers)
+        step_loader(part(rank, world, bucket_batches), Steps(lambda: first, last), workers)
         for rank in range(world)
     ]
     return torch.cat([batch.ids for parts in zip(*loaders, strict=True) for batch in parts])
@@ -251,6 +251,9 @@ def mixed(**ingredients):
 def under(trainer, module):
     """The module as a Trainer has it."""
     defaults = {"world_size": 1, "global_rank": 0, "global_step": 0, "max_steps": 10}
+    defaults |= {"limit_train_batches": 1.0, "overfit_batches": 0.0, "fast_dev_run": False}
+    defaults |= {"max_epochs": -1, "min_epochs": None}
+    defaults["_accelerator_connector"] = SimpleNamespace(use_distributed_sampler=False)
     defaults |= {"accumulate_grad_batches": 1, "state": SimpleNamespace(fn=TrainerFn.FITTING)}
     module.trainer = SimpleNamespace(**{**defaults, **trainer})
     module.setup("fit")

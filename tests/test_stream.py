@@ -15,7 +15,7 @@ import tracemalloc
 import pytest
 from PIL import Image
 
-from triptych.contracts import UserError
+from triptych.contracts import TEXT_TO_IMAGE, UserError
 from triptych.data_modules.source import BadSample
 from triptych.data_modules.tar_stream import (
     Caps,
@@ -281,7 +281,7 @@ def test_a_module_validates_on_the_first_samples(tmp_path, known):
     module.connect(known)
     module.setup("fit")
     assert [len(batch) for batch in module.val_dataloader()] == [8, 4]
-    assert module.preview_captions(11)[-1] == "10"
+    assert module.preview(TEXT_TO_IMAGE, 11, "caption")[-1].text == "10"
 
 
 @pytest.mark.parametrize(

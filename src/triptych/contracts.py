@@ -437,6 +437,9 @@ class Preprocessing:
 class Evaluator(ABC):
     """Scores a model: used by the command line, and by a callback during training."""
 
+    parts: tuple[str, ...] = ()
+    """What the model must have built: names of panels and parts."""
+
     @abstractmethod
     def __call__(self, model: Any) -> dict[str, float]:
         """Scores of a built UnifiedModule in evaluation mode, by name; higher is better."""

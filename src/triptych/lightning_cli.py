@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace
-from lightning import Trainer
+from lightning import LightningModule, Trainer
 from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
@@ -16,10 +16,12 @@ from triptych.contracts import UserError
 from triptych.limits import RUN_SEED
 from triptych.loading import BAD_VALUES
 from triptych.modules.panel import Panel
+from triptych.nulls import require_values
 from triptych.parser_errors import plain, raised_in
 from triptych.ranks import take_over
 from triptych.run_folder import RunFolder
 from triptych.strategies import ShardedStrategy
+from triptych.trainer_flags import settle
 from triptych.weights import durable, find_all
 
 # Lightning's own use of a torch function that is being renamed: nothing a user can act on.
@@ -44,10 +46,22 @@ RESULTS = (
 )
 
 
+# What jsonargparse and Lightning raise for values that make no run.
+REFUSALS = (MisconfigurationException, ImportError, *BAD_VALUES)
+
+
 class RunConfig(SaveConfigCallback):
     """Writes config.yaml into the run's folder, and notes whether the run began."""
 
     began = False
+
+    def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
+        folder = run_folder.of_trainer(trainer)  # asks all ranks
+        if folder is None or self.already_saved or not trainer.is_global_zero:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        self.parser.save(self.config, folder / self.config_filename, skip_none=False)
+        self.already_saved = True
 
     def _note(self, trainer: Any, *_: Any) -> None:
         self.began = self.began or not trainer.sanity_checking
@@ -68,9 +82,12 @@ class TriptychCLI(LightningCLI):
         options["save_config_callback"] = self.recorder
         try:
             super().__init__(*arguments, **options)
-        except BaseException:
-            if self.run is not None and not (self.record is not None and self.record.began):
+        except BaseException as error:
+            began = self.record is not None and self.record.began
+            if self.run is not None and not began:
                 self.run.remove()
+            if (sentence := refusal(error, began)) is not None:
+                raise sentence from error
             raise
         finally:
             if self.run is not None:
@@ -94,6 +111,7 @@ class TriptychCLI(LightningCLI):
                     f"{name} is {str(section)[:60]!r}, not a mapping of names to values; correct "
                     "the configuration that says so."
                 )
+            require_values(section, self._model_class if name == "model" else Any, name)
         if settings.get("ckpt_path") == "":
             raise UserError("--ckpt_path is empty; name a file, or last, or leave it out.")
         seed = settings.get("seed_everything")
@@ -108,14 +126,17 @@ class TriptychCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         settings = self.config[self.subcommand]
         settings.weights_only = True  # a checkpoint is data, never code
-        if settings.trainer.enable_progress_bar is False:  # Lightning refuses both at once
-            drop_callbacks(settings.trainer, "ProgressBar")
-        if settings.trainer.logger in (False, []):  # the same: it has nowhere to write to
-            drop_callbacks(settings.trainer, "LearningRateMonitor")
+        settle(settings.trainer)
         one_seed_for_all(settings)
         parents = parents_of(settings.trainer, run_name(settings.model))
         if settings.get("ckpt_path"):
             settings.ckpt_path = find_checkpoint(settings.ckpt_path, set(parents))
+        resumes = self.subcommand == "fit" and settings.get("ckpt_path")
+        if resumes and settings.trainer.enable_checkpointing is False:
+            raise UserError(
+                "a run that goes on from --ckpt_path needs its Checkpoint callback, which checks "
+                "that it goes on exactly; leave out --trainer.enable_checkpointing=false."
+            )
         self.recorded = settings.clone()
         for init in loggers_of(self.recorded.trainer):
             init.version = None
@@ -147,15 +168,14 @@ class TriptychCLI(LightningCLI):
         version, self.run = run_folder.take(parents, named[0] if named else None)
         for init in loggers:
             init.version = version
-        if not loggers:
-            trainer.default_root_dir = str(self.run.path)
+        trainer.default_root_dir = str(self.run.path)
 
     def instantiate_classes(self) -> None:
         try:
             super().instantiate_classes()
         except UserError:
             raise
-        except (MisconfigurationException, *BAD_VALUES) as error:
+        except REFUSALS as error:
             if not raised_in(error, ("jsonargparse", "lightning", "triptych")):
                 raise  # in a class of the user's own: where, they want to know
             raise UserError(f"the configuration is wrong: {plain(str(error))}") from error
@@ -177,21 +197,29 @@ class TriptychCLI(LightningCLI):
         take_over(trainer)
         return trainer
 
+    def before_fit(self) -> None:
+        require = getattr(self.datamodule, "require", None)
+        if require is not None:
+            require(self.trainer)  # before data is made
+
     def after_fit(self) -> None:
-        folder = self.trainer.log_dir
+        folder = run_folder.of_trainer(self.trainer)
         if folder is not None and self.trainer.is_global_zero:
             made = [name for name in RESULTS if (Path(folder) / name).exists()]
             print(f"run folder {folder}: {', '.join(made)}")
 
 
-def drop_callbacks(trainer, ending: str) -> None:
-    """Take the callbacks whose class ends so out of the settings."""
-    callbacks = trainer.callbacks or []
-    trainer.callbacks = [
-        callback
-        for callback in (callbacks if isinstance(callbacks, list) else [callbacks])
-        if not callback.class_path.endswith(ending)
-    ]
+def refusal(error: BaseException, began: bool) -> UserError | None:
+    """The sentence for what Lightning has against a configuration; None for other errors.
+
+    Args:
+        began: whether batches were computed; then only its callbacks still find out such things.
+    """
+    if isinstance(error, UserError) or not isinstance(error, REFUSALS):
+        return None
+    if not raised_in(error, ("lightning.pytorch.callbacks" if began else "lightning",)):
+        return None
+    return UserError(f"the run cannot be as it is configured: {plain(str(error))}")
 
 
 def run_name(model) -> str:
@@ -219,14 +247,23 @@ def parents_of(trainer: Any, name: str) -> list[Path]:
     if trainer.logger in (None, True):  # Lightning's own would share a folder
         trainer.logger = Namespace(
             class_path="lightning.pytorch.loggers.CSVLogger",
-            init_args=Namespace(save_dir="runs", name=None, version=None),
+            init_args=Namespace(
+                save_dir=trainer.default_root_dir or "runs", name=None, version=None
+            ),
         )
     loggers = loggers_of(trainer)
     for init in loggers:
         init.name = init.get("name") or name
     if not loggers:
         return [Path(trainer.default_root_dir or "runs") / name]
-    return list(dict.fromkeys(Path(init.save_dir) / init.name for init in loggers))
+    parents = list(dict.fromkeys(Path(init.save_dir) / init.name for init in loggers))
+    named = trainer.default_root_dir
+    if named is not None and Path(named) not in [Path(init.save_dir) for init in loggers]:
+        raise UserError(
+            "--trainer.default_root_dir is for a run without loggers; name the folder with "
+            "save_dir in each of trainer.logger, or leave them out with --trainer.logger=true."
+        )
+    return parents
 
 
 def one_seed_for_all(settings) -> None:

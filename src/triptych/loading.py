@@ -13,6 +13,7 @@ from torch import Tensor
 from triptych.documents import read_yaml
 from triptych.errors import ConfigurationError, UserError
 from triptych.modules import UnifiedModule
+from triptych.nulls import require_values
 from triptych.parser_errors import plain
 from triptych.parser_settings import MODE
 from triptych.resources import presets
@@ -185,6 +186,7 @@ def describe_stage(
         arguments += ["--config", yaml.safe_dump({"model": section})]
     try:
         values = parser.parse_args([*arguments, *overrides])
+        require_values(values.model, UnifiedModule, "model")
         return parser.instantiate_classes(values).model
     except UserError:
         raise

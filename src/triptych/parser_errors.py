@@ -12,6 +12,9 @@ _KEY = re.compile(r'Parser key "([^"]*)":')
 _CLASS = re.compile(r"Problem with given class_path '([^']*)':")
 _BUILT = re.compile(r"Given value: Namespace\(class_path='([^']*)'")
 _EXPECTED = re.compile(r"Expected an? <class '(?:[\w.]*\.)?(\w+)'>")
+_NULL = re.compile(
+    "'NoneType' object has no attribute '.*?'|argument of type 'NoneType' is not iterable"
+)
 _LISTING = ("Subtypes:", "Errors:", "Given value", "Does not validate against any")
 
 
@@ -43,12 +46,12 @@ def plain(message: str) -> str:
 
 
 def raised_in(error: BaseException, packages: tuple[str, ...]) -> bool:
-    """Whether one of the packages raised it, and not what it called."""
+    """Whether one of the packages, or modules in them, raised it, and not what it called."""
     at = error.__traceback__
     while at is not None and at.tb_next is not None:
         at = at.tb_next
     name = at.tb_frame.f_globals.get("__name__", "") if at is not None else ""
-    return name.partition(".")[0] in packages
+    return any(f"{name}.".startswith(f"{package}.") for package in packages)
 
 
 def _lines(message: str) -> list[_Line]:
@@ -101,4 +104,5 @@ def _tells(text: str) -> int:
 def _shortened(text: str) -> str:
     text = _EXPECTED.sub(r"expected \1", " ".join(text.split()))
     text = text.replace("expected NoneType", "expected null")
+    text = _NULL.sub("its name or its settings are null", text)
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."

@@ -12,8 +12,10 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from lightning import Trainer
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.callbacks import Timer
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from triptych.atomic_write import LOCK, PARTIAL, Lock
 from triptych.contracts import UserError
@@ -107,6 +109,20 @@ def _made(parents: Sequence[Path], version: Version) -> RunFolder | None:
     run = RunFolder(made, made=True, parents=above)
     run.lock.acquire(MOMENT)  # only `sweep` of another process may hold it
     return run
+
+
+def of_trainer(trainer: Trainer) -> Path | None:
+    """The folder that a run's files go to; None in a fast_dev_run, which leaves nothing.
+
+    Of the first logger that has a folder for each run; without one, the trainer's
+    default_root_dir. Every rank must call: the first one knows.
+    """
+    if trainer.fast_dev_run:
+        return None
+    own = (each for each in trainer.loggers if isinstance(each, CSVLogger | TensorBoardLogger))
+    logger = next(own, None)
+    folder = trainer.default_root_dir if logger is None else logger.log_dir
+    return Path(trainer.strategy.broadcast(folder))
 
 
 def take_up(folder: Path) -> RunFolder:

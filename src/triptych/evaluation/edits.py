@@ -40,6 +40,8 @@ class EditEval(Evaluator):
         steps, guidance: of the sampler; null takes the model's own.
     """
 
+    parts = ("understanding", "generation", "decoding")
+
     def __init__(
         self,
         images: int = 200,

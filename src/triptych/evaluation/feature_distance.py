@@ -32,6 +32,8 @@ class FeatureDistance(Evaluator):
         steps, guidance: of the sampler; null takes the model's own.
     """
 
+    parts = ("understanding", "generation", "decoding")
+
     def __init__(
         self,
         reference: str,

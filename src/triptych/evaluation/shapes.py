@@ -73,6 +73,8 @@ class ShapeEval(Evaluator):
         steps, guidance: of the sampler; null takes the model's own.
     """
 
+    parts = ("understanding", "generation", "decoding")
+
     def __init__(
         self,
         split: Literal["eval", "unseen"] = "eval",

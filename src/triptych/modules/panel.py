@@ -249,6 +249,13 @@ class Panel(ExactBuffers, LightningModule):
 
     # Others -------------------------------------------------------------------------------------
 
+    def cpu(self) -> Panel:
+        """Move to the CPU, as Lightning does at last, also after `configure_model` refused.
+
+        Parameters that were not yet made stay so: moving them would fail, and hide the refusal.
+        """
+        return self if any(p.is_meta for p in self.parameters()) else super().cpu()
+
     def identity_of(self, encoder: ImageEncoder, picture_size: int) -> dict[str, Any]:
         """All that decides the features of a picture: settings, weights, and how it is cut.
 

@@ -182,6 +182,16 @@ class UnifiedModule(Panel):
             wanted |= {"decoding"} if self.preview else {"vae"} & {self.generation.objective.target}
         return wanted
 
+    def lacks(self, *parts: str) -> str | None:
+        """Why this stage cannot compute with some of its panels and parts; None if it can."""
+        for part in parts:
+            if getattr(self, "decoding" if part == "vae" else part) is None:
+                return f"the model's {part} is null"
+            if part not in self._wanted():
+                hint = "; --model.preview=true builds it" if part == "decoding" else ""
+                return f"the stage {self.stage!r} does without the {part} panel{hint}"
+        return None
+
     def step(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Weighted sum of the losses that take this batch's task."""
         losses, metrics = [], {}

@@ -1,0 +1,80 @@
+"""Samples to look at: whatever callbacks want to show of a data set, asked for in one place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from PIL import Image
+
+from triptych.contracts import IMAGE_TO_IMAGE, Preprocessing
+
+from .source import BadSample
+from .tasks import Reading
+
+Need = Literal["caption", "picture", "turn", "edit"]
+LOOKED_AT = 2000
+"""Samples of a data set: where none of these serves, none is expected to."""
+
+
+@dataclass
+class Preview:
+    """One sample, with what was asked for; the rest may be there or not."""
+
+    key: str
+    text: str = ""
+    """The caption, or the instruction of an edit."""
+    picture: Image.Image | None = None
+    turn: tuple[str, str] | None = None
+    """A question about the image, and its answer."""
+
+
+def previews(
+    readings: Iterable[Reading], known: Preprocessing, number: int, needs: set[Need]
+) -> list[Preview]:
+    """The first samples, at most `number`, that a model can take and that have all of `needs`.
+
+    Args:
+        readings: data sets of one family, open.
+        needs: "caption": a text to draw; "picture": an image; "turn": a question about it; "edit":
+            an image and the instruction that changes it.
+    """
+    found: list[Preview] = []
+    for reading in readings:
+        for place in range(min(len(reading.source), LOOKED_AT)):
+            if len(found) == number:
+                return found
+            with suppress(BadSample):
+                found.append(_preview(reading, place, known, needs))
+    return found
+
+
+def _preview(reading: Reading, number: int, known: Preprocessing, needs: set[Need]) -> Preview:
+    """One sample.
+
+    Raises:
+        BadSample: it lacks something, or the model cannot take it.
+    """
+    source, key = reading.source, reading.source.key(number)
+    is_edit = reading.task == IMAGE_TO_IMAGE and source.has(number, "source")
+    if "edit" in needs and not is_edit or "caption" in needs and is_edit:
+        raise BadSample(key, "is an edit or is none")
+    # as whoever asks for an image puts it
+    reading.prompt(number, number, replace(known, training_template=known.template))
+    found = Preview(key)
+    try:
+        found.text = reading.caption(number)
+    except BadSample:
+        if needs & {"caption", "edit"}:
+            raise
+    if "turn" in needs:
+        found.turn = reading.some(reading.turns_about(number), number, seed=0)[0]
+    if "edit" in needs:
+        found.picture = source.picture(number, "source")
+    elif "picture" in needs:
+        if not source.has(number, "picture"):
+            raise BadSample(key, "no picture")
+        found.picture = source.picture(number)
+    return found
