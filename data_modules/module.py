@@ -31,7 +31,7 @@ from .features import AUTO, NONE, use_features
 from .mixture import Mixture
 from .schedule import Schedule
 from .shards import ShardFolder
-from .source import Source
+from .source import Source, first_captions
 from .steps import EvaluationDataset, StepDataset, StepLoader, Steps, step_loader
 from .tasks import Reading
 
@@ -146,7 +146,7 @@ class MixedDataModule(LightningDataModule):
 
     def preview_captions(self, number: int) -> list[str]:
         """Captions of validation samples, for sample grids."""
-        return [self.val_folder.caption(n) for n in range(min(number, len(self.val_folder)))]
+        return first_captions(self.val_folder, number)
 
     # Lightning hooks ----------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,6 +15,8 @@ from triptych.image_reader import read_image
 
 from .decode import Decoder
 
+CAPTIONS = ("caption", "text", "instruction")
+"""Usual names of captions among the facts of a sample; the first that is there is taken."""
 ImageRole = Literal["picture", "source"]
 """What a picture is for: the one a caption is about, or the one that an edit starts from."""
 
@@ -75,6 +78,10 @@ class Source(ABC):
     def caption(self, number: int) -> str:
         """The caption, or the instruction of an edit."""
 
+    def captions(self, number: int) -> list[str]:
+        """All captions of the sample, at least one; a task draws one of them each time."""
+        return [self.caption(number)]
+
     @abstractmethod
     def image(self, number: int, role: ImageRole = "picture") -> bytes:
         """The file of a picture, still encoded."""
@@ -112,3 +119,14 @@ class Source(ABC):
         them, so None where that is not possible. Batches are made of samples of like size.
         """
         return None
+
+
+def first_captions(source: Source, number: int) -> list[str]:
+    """At most `number` usable captions, of the first ten times as many samples."""
+    found: list[str] = []
+    for sample in range(min(10 * number, len(source))):
+        if len(found) == number:
+            break
+        with suppress(BadSample):
+            found.append(source.caption(sample))
+    return found

@@ -36,7 +36,7 @@ from .accumulation import AccumulationLoader
 from .bad_samples import BadSamples, check_texts
 from .batches import BatchBuilder
 from .decode import Decoder
-from .source import BadSample
+from .source import BadSample, first_captions
 from .steps import EvaluationDataset, StepLoader, step_loader
 from .tar_stream import (
     BROKEN,
@@ -195,7 +195,7 @@ class StreamDataModule(LightningDataModule):
 
     def preview_captions(self, number: int) -> list[str]:
         """Captions of validation samples, for sample grids."""
-        return [self.val_folder.caption(n) for n in range(min(number, len(self.val_folder)))]
+        return first_captions(self.val_folder, number)
 
     def setup(self, stage: str) -> None:
         if self.known is None:

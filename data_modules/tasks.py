@@ -103,10 +103,17 @@ class Reading:
         except PromptError as error:
             raise BadSample(self.source.key(number), error.reason, str(error)) from error
 
-    def caption(self, number: int, what: str = "caption") -> str:
-        """The caption or instruction, fit for a tokenizer."""
-        source = self.source
-        return clean(source.caption(number), source.key(number), what, self.max_characters)
+    def caption(self, number: int, sample: int, seed: int, what: str = "caption") -> str:
+        """The caption or instruction, fit for a tokenizer; of several, the one that `sample` draws.
+
+        Raises:
+            BadSample: it cannot be used.
+        """
+        captions = self.source.captions(number)
+        drawn = 0
+        if len(captions) > 1:
+            drawn = int(float(uniform(seed, "caption", [sample])) * len(captions))
+        return clean(captions[drawn], self.source.key(number), what, self.max_characters)
 
     def facts(self, number: int) -> dict:
         facts = self.source.facts(number)
@@ -136,7 +143,7 @@ class Reading:
 def text_to_image(
     reading: Reading, number: int, sample: int, known: Preprocessing, seed: int
 ) -> Prompt:
-    caption, key = reading.caption(number), reading.source.key(number)
+    caption, key = reading.caption(number, sample, seed), reading.source.key(number)
     template = known.training_template
     return Prompt(generation_ids(known.tokenizer, caption, known.max_tokens, key, template))
 
@@ -147,7 +154,7 @@ def image_to_image(
     shown: ImageRole = "source" if reading.source.has(number, "source") else "picture"
     instruction = RECONSTRUCTION_INSTRUCTION
     if shown == "source":
-        instruction = reading.caption(number, "instruction")
+        instruction = reading.caption(number, sample, seed, "instruction")
     ids = reconstruction_ids(
         known.tokenizer,
         known.image_tokens,
@@ -168,9 +175,9 @@ def image_to_text(
     if reading.text_only and float(uniform(seed, "text-only", [sample])) < reading.text_only:
         told = facts.get("text_conversation")
         told = reading.checked(told, number) if told else None
-        turns = about_caption(reading.caption(number), told)
+        turns = about_caption(reading.caption(number, sample, seed), told)
         return conversation(reading, number, turns, known, None)
-    turns = facts.get(reading.conversation) or [(DESCRIBE, reading.caption(number))]
+    turns = facts.get(reading.conversation) or [(DESCRIBE, reading.caption(number, sample, seed))]
     return conversation(reading, number, reading.some(turns, sample, seed), known, "picture")
 
 
