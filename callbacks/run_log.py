@@ -97,8 +97,8 @@ def rows_before(checkpoint: Path, step: int, pending: Row) -> list[Row]:
 def rows_of(folder: Path) -> list[Row]:
     """The rows of a metrics.csv, values as they are written; a row that was cut off is left out."""
     try:
-        lines = (folder / METRICS).read_text().splitlines(keepends=True)
+        text = (folder / METRICS).read_bytes().decode()
     except FileNotFoundError:
         return []
-    whole = [line for line in lines if line.endswith("\n")]
+    whole = io.StringIO(text[: text.rfind("\n") + 1], newline="")
     return [{name: value for name, value in row.items() if value} for row in csv.DictReader(whole)]

@@ -19,6 +19,7 @@ from triptych.tokens import without_added_tokens
 
 from .index import ROLES, ShardIndex, write_index
 from .records import parse
+from .texts import captions_of
 
 CHUNK = 1 << 20  # bytes read at a time
 LONGEST = 1 << 20  # bytes of a caption or JSON that is read at all
@@ -91,19 +92,17 @@ def _checksums(index: ShardIndex) -> Iterator[int]:
 
 
 def _caption(index: ShardIndex, file: int, row: int) -> str:
-    """The caption of a sample, "" where it has none that can be read."""
+    """The caption of a sample, the longest of several, "" where it has none that can be read."""
     place = index.member(row, "txt") or index.member(row, "json")
     if place is None or place[1] > LONGEST:
         return ""
-    text = os.pread(file, place[1], place[0]).decode("utf-8", "replace")
-    if index.member(row, "txt") is None:
-        try:
-            text = parse(text.encode())["caption"]
-        except (ValueError, KeyError, TypeError):
-            return ""
-        if not isinstance(text, str):
-            return ""
-    return text.strip()
+    caption: object = os.pread(file, place[1], place[0])
+    try:
+        if index.member(row, "txt") is None:
+            caption = parse(caption)["caption"]
+        return max(captions_of(caption, ""), key=len)
+    except (ValueError, KeyError, TypeError):  # BadSample too, which is a ValueError
+        return ""
 
 
 def _tokenizer_file(tokenizer: str | Path) -> Path:

@@ -17,14 +17,15 @@ import numpy as np
 
 from triptych.contracts import UserError
 from triptych.documents import read_bytes
+from triptych.texts import refuse_wide
 
 from .files import MAX_PICTURE_BYTES, read_inside
 from .lines import Lines
 from .records import NO_JSON, NO_OBJECT, parse
-from .source import BadSample, ImageRole, Source
+from .source import CAPTIONS, BadSample, ImageRole, Source
+from .texts import captions_of, text_bytes
 
 MARK = "<image>"  # where a question shows its picture; ours always opens the first question
-CAPTIONS = ("caption", "text", "instruction")  # fields, the first that is there
 LARGEST_LIST = 4 << 30  # bytes of a .json, which is in memory whole
 ASKS, ANSWERS = ("human", "user"), ("gpt", "assistant")
 
@@ -63,7 +64,7 @@ class ConversationFile(Source):
                     f"the folder of pictures {self.pictures} of {self.path} does not exist."
                 )
             listed = self.path.suffix.lower() == ".json"
-            records = _list(self.path) if listed else Lines(self.path, text_bytes)
+            records = _list(self.path) if listed else Lines(self.path, record_bytes)
             if not len(records):
                 raise UserError(f"the conversation file {self.path} is empty.")
             self._records = records
@@ -76,10 +77,13 @@ class ConversationFile(Source):
         return f"{self.path.stem}-{number:07d}"
 
     def caption(self, number: int) -> str:
+        return self.captions(number)[0]
+
+    def captions(self, number: int) -> list[str]:
         record = self._record(number)
         for field in CAPTIONS:
-            if isinstance(record.get(field), str):
-                return record[field].strip()
+            if isinstance(record.get(field), str | list):
+                return captions_of(record[field], self.key(number))
         raise BadSample(self.key(number), "no caption", f"none of {', '.join(CAPTIONS)}")
 
     def facts(self, number: int) -> dict:
@@ -105,7 +109,7 @@ class ConversationFile(Source):
         """In bytes of all the text of a record."""
         if isinstance(self._records, Lines):
             return np.asarray(self._records.sizes[np.asarray(numbers)])
-        return np.array([text_bytes(self._records[number]) for number in numbers], np.int64)
+        return np.array([record_bytes(self._records[number]) for number in numbers], np.int64)
 
     def _record(self, number: int) -> dict:
         if self._last[0] != number:  # a task asks several times in a row
@@ -158,7 +162,7 @@ def turns_of(conversations: object, key: str, shows: bool) -> list[tuple[str, st
     return list(zip(questions, (text for _, text in answered), strict=True))
 
 
-def text_bytes(record: object) -> int:
+def record_bytes(record: object) -> int:
     """Bytes of all the text of a record; 0 of one that is unusable."""
     if not isinstance(record, dict):
         return 0
@@ -166,11 +170,12 @@ def text_bytes(record: object) -> int:
     conversations = record.get("conversations")
     if isinstance(conversations, list):
         texts += [turn.get("value") for turn in conversations if isinstance(turn, dict)]
-    return sum(len(text.encode("utf-8", "replace")) for text in texts if isinstance(text, str))
+    return text_bytes(texts)
 
 
 def _list(path: Path) -> list:
     content = read_bytes(path, LARGEST_LIST)
+    refuse_wide(content, path)
     try:
         records = parse(content)
     except ValueError as error:

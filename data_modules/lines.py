@@ -21,7 +21,7 @@ from triptych.contracts import UserError
 from triptych.documents import open_regular
 
 from .index import index_places
-from .records import LONGEST, parse, skip_line
+from .records import LONGEST, open_text, parse, skip_line
 
 VERSION = 1
 
@@ -41,7 +41,7 @@ class Lines:
         self.path = path
         self._file: BinaryIO | None = None
         try:
-            with open_regular(path) as file:
+            with open_text(path) as file:
                 found = os.fstat(file.fileno())
             head = [found.st_size, found.st_mtime_ns, VERSION]
             self.table = _kept(path, head)

@@ -6,7 +6,7 @@ from abc import abstractmethod
 
 from .records import parse
 from .source import BadSample, ImageRole, Source
-from .texts import check_text
+from .texts import captions_of
 
 
 class MemberSource(Source):
@@ -31,13 +31,16 @@ class MemberSource(Source):
         """
 
     def caption(self, number: int) -> str:
-        text = self._read(number, "txt", self.max_text_bytes)
-        if text is not None:
-            return text.decode("utf-8", "replace").strip()
-        caption = self.facts(number).get("caption")
+        return self.captions(number)[0]
+
+    def captions(self, number: int) -> list[str]:
+        """KEY.txt, else the "caption" of KEY.json, which may be a list of several."""
+        caption: object = self._read(number, "txt", self.max_text_bytes)
+        if caption is None:
+            caption = self.facts(number).get("caption")
         if caption is None:
             raise BadSample(self.key(number), "no caption", "neither a .txt nor a JSON 'caption'")
-        return check_text(caption, self.key(number), "caption").strip()
+        return captions_of(caption, self.key(number))
 
     def facts(self, number: int) -> dict:
         """KEY.json, {} where there is none."""

@@ -13,9 +13,12 @@ from triptych.listing.shards import COMPRESSED, find_shards
 
 from .conversations import ConversationFile
 from .pictures_folder import PictureFolder
+from .records import DELIMITERS
 from .shards import MendedShards, ShardFolder
 from .source import Source
 from .tables import HuggingFaceTable, ParquetTable, TextTable, is_saved_dataset
+
+JSON_LINES = (".jsonl", ".ndjson")
 
 
 def source_at(
@@ -62,12 +65,13 @@ def source_at(
     if suffix == ".parquet":
         return ParquetTable(path, pictures, **columns)
     named = any(columns.values())
-    if suffix == ".csv" or (suffix == ".jsonl" and (named or not _usual(path))):
+    if suffix in DELIMITERS or (suffix in JSON_LINES and (named or not _usual(path))):
         return TextTable(path, pictures, **columns)
-    if suffix in (".json", ".jsonl"):
+    if suffix in (".json", *JSON_LINES):
         return ConversationFile(path, pictures or path.parent)
     raise UserError(
-        f"{path} is of no known kind; give a folder, or a .tar, .csv, .json, .jsonl or .parquet."
+        f"{path} is of no known kind; give a folder, or a .tar, .csv, .tsv, .json, .jsonl, .ndjson "
+        "or .parquet."
     )
 
 

@@ -21,12 +21,13 @@ from triptych.atomic_write import LOCK, alone_in
 from triptych.contracts import UserError
 from triptych.documents import read_text
 from triptych.listing.tar import BLOCK
+from triptych.texts import split_lines
 from triptych.writing import announce, refuse_other_files
 
 from .parallel import each
 from .records import parse
-from .source import BadSample, ImageRole, Source
-from .texts import check_text
+from .source import CAPTIONS, BadSample, ImageRole, Source
+from .texts import REPLACEMENT, check_text
 
 MANIFEST = "pack.jsonl"
 PARTIAL = ".partial"  # shards that are being written
@@ -130,23 +131,35 @@ def members(source: Source, number: int) -> Iterator[tuple[str, bytes]]:
         yield _picture(source, number, "source", "source.")
     yield _picture(source, number, "picture", "")
     try:
-        caption = source.caption(number)
+        captions = source.captions(number)
     except BadSample:
-        if not any(isinstance(each, list) and each for each in facts.values()):
+        lists = (each for name, each in facts.items() if name not in CAPTIONS)
+        if not any(isinstance(each, list) and each for each in lists):
             raise  # but a conversation, whatever its name, needs none
     else:
-        yield "txt", check_text(caption, source.key(number), "caption").encode()
+        if len(captions) > 1:  # a KEY.txt holds one
+            facts = {**facts, "caption": captions}
+        else:
+            yield "txt", check_text(captions[0], source.key(number), "caption").encode()
     if facts:
         yield "json", _json(facts, source.key(number))
 
 
 def _json(facts: dict, key: str) -> bytes:
-    """Facts as JSON that everyone can read."""
+    """Facts as JSON that everyone can read; U+FFFD for bytes of a column that are no UTF-8."""
+    facts = {
+        name: _readable(value) if isinstance(value, str) else value for name, value in facts.items()
+    }
     try:
         text = json.dumps(facts, ensure_ascii=False, sort_keys=True, allow_nan=False)
     except (ValueError, TypeError, RecursionError) as error:  # not a number, for one
         raise BadSample(key, "facts are no JSON", str(error)) from error
     return check_text(text, key, "its JSON").encode()
+
+
+def _readable(text: str) -> str:
+    """A column that nothing is learned from; bytes that are no UTF-8 came as surrogates."""
+    return re.sub("[\udc80-\udcff]", REPLACEMENT, text)
 
 
 def _picture(source: Source, number: int, role: ImageRole, prefix: str) -> tuple[str, bytes]:
@@ -222,7 +235,7 @@ def _take_up(folder: Path, plan: dict) -> dict[str, Packed]:
             f"the folder {folder} holds {there[0]}, but not the {MANIFEST} of a run of this "
             "command; give an empty folder or a new one (--out)."
         )
-    lines = [_parsed(line) for line in read_text(folder / MANIFEST).splitlines()]
+    lines = [_parsed(line) for line in split_lines(read_text(folder / MANIFEST))]
     found, shards = lines[0] if lines else None, lines[1:]
     if found is None:
         raise UserError(f"{folder / MANIFEST} is damaged; delete the folder and pack it again.")

@@ -22,6 +22,7 @@ from .files import MAX_PICTURE_BYTES, MAX_TEXT_BYTES, read_inside
 from .members import MemberSource
 from .records import read_table
 from .source import ImageRole
+from .texts import captions_of, text_bytes
 
 log = logging.getLogger(__name__)
 
@@ -95,8 +96,7 @@ class PictureFolder(MemberSource):
         ]
         self._files = [{"picture": row["file_name"]} for row in rows]
         self._rows = rows
-        captions = [_caption(row).encode("utf-8", "replace") for row in rows]
-        self._sizes = np.array([len(caption) for caption in captions], np.int64)
+        self._sizes = np.array([text_bytes(_caption(row)) for row in rows], np.int64)
         return left_out
 
     def __len__(self) -> int:
@@ -106,9 +106,12 @@ class PictureFolder(MemberSource):
         return self._keys[number]
 
     def caption(self, number: int) -> str:
+        return self.captions(number)[0]
+
+    def captions(self, number: int) -> list[str]:
         if self._rows is not None:
-            return _caption(self._rows[number]).strip()
-        return super().caption(number)
+            return captions_of(_caption(self._rows[number]), self.key(number))
+        return super().captions(number)
 
     def facts(self, number: int) -> dict:
         """The columns of the table, or KEY.json."""
@@ -145,5 +148,5 @@ def _rows_of(path: Path) -> tuple[list[dict], Counter[str]]:
     return rows, left_out
 
 
-def _caption(row: dict) -> str | None:
-    return next((row[name] for name in CAPTIONS if isinstance(row.get(name), str)), None)
+def _caption(row: dict) -> str | list | None:
+    return next((row[name] for name in CAPTIONS if isinstance(row.get(name), str | list)), None)

@@ -65,12 +65,12 @@ def _preview(reading: Reading, number: int, known: Preprocessing, needs: set[Nee
     reading.prompt(number, number, replace(known, training_template=known.template))
     found = Preview(key)
     try:
-        found.text = reading.caption(number)
+        found.text = reading.caption(number, number, 0)
     except BadSample:
         if needs & {"caption", "edit"}:
             raise
     if "turn" in needs:
-        found.turn = reading.some(reading.turns_about(number), number, seed=0)[0]
+        found.turn = reading.some(reading.turns_about(number, number, 0), number, 0)[0]
     if "edit" in needs:
         found.picture = source.picture(number, "source")
     elif "picture" in needs:

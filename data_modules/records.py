@@ -5,28 +5,33 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterator
+from contextlib import ExitStack
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from triptych.contracts import UserError
 from triptych.documents import open_regular
+from triptych.texts import HEAD, refuse_wide
 
 LONGEST = 1 << 20  # bytes of a line, or characters of a field, that are read
 
+DELIMITERS = {".csv": ",", ".tsv": "\t"}
+NO_ROW = "row is no CSV"
 NO_JSON = "record is no JSON"
 NO_OBJECT = "record is no JSON object"
 TOO_LONG = "record is too long"
 
 
 def parse(line: bytes) -> object:
-    """A JSON record; bytes that are no UTF-8 become U+FFFD.
+    """A JSON record; bytes that are no UTF-8 become surrogates, which no text may hold.
 
     Raises:
         ValueError: it is no JSON, has a key twice, or is nested too deep.
     """
     try:
-        return json.loads(line.decode("utf-8", "replace"), object_pairs_hook=_object)
+        text = line.decode("utf-8-sig", "surrogateescape")
+        return json.loads(text, object_pairs_hook=_object)
     except RecursionError as error:
         raise ValueError("brackets in brackets without end") from error
 
@@ -38,28 +43,42 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def read_table(path: Path, errors: str = "replace") -> Iterator[dict[str, Any] | str]:
-    """The rows of a CSV with a line of names, or of JSON lines; a reason for each bad one.
+def read_table(path: Path) -> Iterator[dict[str, Any] | str]:
+    """The rows of a CSV or TSV with a line of names, or of JSON lines; a reason for each bad one.
 
-    Args:
-        errors: what becomes of bytes that are no UTF-8, see `codecs`; in a CSV only.
+    Bytes that are no UTF-8 become surrogates: apart from text, and in paths what they are.
 
     Raises:
         UserError: the file cannot be read, or the names of a CSV cannot.
     """
     try:
-        with open_regular(path) as file:
-            if path.suffix.lower() == ".csv":
-                yield from _csv_rows(file, path, errors)
+        with open_text(path) as file:
+            if (suffix := path.suffix.lower()) in DELIMITERS:
+                yield from _csv_rows(file, path, DELIMITERS[suffix])
             else:
                 yield from map(_json_row, long_lines(file))
     except OSError as error:
         raise UserError(f"the table {path} cannot be read: {error.strerror}.") from error
 
 
-def _csv_rows(file: BinaryIO, path: Path, errors: str) -> Iterator[dict[str, Any] | str]:
+def open_text(path: Path) -> BinaryIO:
+    """A file of records, open.
+
+    Raises:
+        UserError: it cannot be opened, or is UTF-16.
+    """
+    with ExitStack() as opened:
+        file = opened.enter_context(open_regular(path))
+        refuse_wide(file.peek(HEAD), path)
+        opened.pop_all()
+    return file
+
+
+def _csv_rows(file: BinaryIO, path: Path, delimiter: str) -> Iterator[dict[str, Any] | str]:
     csv.field_size_limit(max(LONGEST, csv.field_size_limit()))  # of the process, only ever raised
-    rows = csv.DictReader(TextIOWrapper(file, "utf-8-sig", errors, newline=""))
+    # a line ends at \n, and at no other character
+    lines = TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline="\n")
+    rows = csv.DictReader(lines, delimiter=delimiter)
     try:
         rows.fieldnames  # noqa: B018 - reads the first line
     except csv.Error as error:
@@ -69,8 +88,8 @@ def _csv_rows(file: BinaryIO, path: Path, errors: str) -> Iterator[dict[str, Any
             row = next(rows)
         except StopIteration:
             return
-        except csv.Error:  # the next line begins a row again
-            yield TOO_LONG
+        except csv.Error as error:  # the next line begins a row again
+            yield TOO_LONG if "limit" in str(error) else NO_ROW
             continue
         row.pop(None, None)  # fields beyond the named ones
         yield row
@@ -93,7 +112,7 @@ def long_lines(file: BinaryIO) -> Iterator[bytes | None]:
             skip_line(file)
             yield None
         elif line.strip():
-            yield line.removeprefix(b"\xef\xbb\xbf")
+            yield line
 
 
 def skip_line(file: BinaryIO) -> int:

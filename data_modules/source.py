@@ -14,6 +14,8 @@ from triptych.image_reader import read_image
 
 from .decode import Decoder
 
+CAPTIONS = ("caption", "text", "instruction")
+"""Usual names of captions among the facts of a sample; the first that is there is taken."""
 ImageRole = Literal["picture", "source"]
 """What a picture is for: the one a caption is about, or the one that an edit starts from."""
 
@@ -74,6 +76,10 @@ class Source(ABC):
     @abstractmethod
     def caption(self, number: int) -> str:
         """The caption, or the instruction of an edit."""
+
+    def captions(self, number: int) -> list[str]:
+        """All captions of the sample, at least one; a task draws one of them each time."""
+        return [self.caption(number)]
 
     @abstractmethod
     def image(self, number: int, role: ImageRole = "picture") -> bytes:

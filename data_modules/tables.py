@@ -20,7 +20,7 @@ from triptych.listing.folders import files_of
 from .files import MAX_PICTURE_BYTES, read_inside
 from .records import read_table
 from .source import BadSample, ImageRole, Source
-from .texts import check_text
+from .texts import captions_of
 
 PICTURE_COLUMNS = ("image", "picture", "file_name", "image_path", "path", "img", "jpg", "png")
 CAPTION_COLUMNS = ("caption", "text", "txt", "prompt", "description")
@@ -60,8 +60,10 @@ class Table(Source):
         return f"{number:09d}"
 
     def caption(self, number: int) -> str:
-        caption = self.row(number)[self.caption_column]
-        return check_text(caption, self.key(number), "caption").strip()
+        return self.captions(number)[0]
+
+    def captions(self, number: int) -> list[str]:
+        return captions_of(self.row(number)[self.caption_column], self.key(number))
 
     def image(self, number: int, role: ImageRole = "picture") -> bytes:
         if role != "picture":
@@ -108,8 +110,7 @@ class TextTable(Table):
             return self
         names: dict[str, None] = {}
         rows: list[dict[str, Any] | str] = []
-        # bytes that are no UTF-8 stay apart from text, and in paths stay what they are
-        for row in read_table(self.path, "surrogateescape"):
+        for row in read_table(self.path):
             if isinstance(row, dict):
                 names |= dict.fromkeys(row)
             rows.append(row)
@@ -274,6 +275,8 @@ def _without_text(kind: Any) -> Any:
 
     if arrow.types.is_struct(kind):
         return arrow.struct([field.with_type(_without_text(field.type)) for field in kind])
+    if arrow.types.is_list(kind) or arrow.types.is_large_list(kind):
+        return arrow.large_list(_without_text(kind.value_type))
     if arrow.types.is_large_string(kind):
         return arrow.large_binary()
     text = arrow.types.is_string(kind) or arrow.types.is_string_view(kind)
@@ -284,6 +287,8 @@ def _with_text(value: Any, kind: Any) -> Any:
     """A value of `_without_text(kind)` as one of `kind`."""
     if isinstance(value, dict):
         return {field.name: _with_text(value[field.name], field.type) for field in kind}
+    if isinstance(value, list):
+        return [_with_text(each, kind.value_type) for each in value]
     if isinstance(value, bytes) and _without_text(kind) != kind:
         return value.decode("utf-8", "surrogateescape")
     return value

@@ -103,10 +103,17 @@ class Reading:
         except PromptError as error:
             raise BadSample(self.source.key(number), error.reason, str(error)) from error
 
-    def caption(self, number: int, what: str = "caption") -> str:
-        """The caption or instruction, fit for a tokenizer."""
-        source = self.source
-        return clean(source.caption(number), source.key(number), what, self.max_characters)
+    def caption(self, number: int, sample: int, seed: int, what: str = "caption") -> str:
+        """The caption or instruction, fit for a tokenizer; of several, the one that `sample` draws.
+
+        Raises:
+            BadSample: it cannot be used.
+        """
+        captions = self.source.captions(number)
+        drawn = 0
+        if len(captions) > 1:
+            drawn = int(float(uniform(seed, "caption", [sample])) * len(captions))
+        return clean(captions[drawn], self.source.key(number), what, self.max_characters)
 
     def facts(self, number: int) -> dict:
         facts = self.source.facts(number)
@@ -114,10 +121,11 @@ class Reading:
             raise BadSample(self.source.key(number), "facts are no JSON object")
         return facts
 
-    def turns_about(self, number: int) -> Turns:
-        """The conversation about a sample's image; the caption, where there is none."""
-        turns = self.facts(number).get(self.conversation)
-        return self.checked(turns, number) if turns else [(DESCRIBE, self.caption(number))]
+    def turns_about(self, number: int, sample: int, seed: int) -> Turns:
+        """The conversation about a sample's image; a caption, where there is none."""
+        if turns := self.facts(number).get(self.conversation):
+            return self.checked(turns, number)
+        return [(DESCRIBE, self.caption(number, sample, seed))]
 
     def checked(self, turns: object, number: int) -> Turns:
         """`turns`, fit for a tokenizer, if they are (question, answer) pairs."""
@@ -141,7 +149,7 @@ class Reading:
 def text_to_image(
     reading: Reading, number: int, sample: int, known: Preprocessing, seed: int
 ) -> Prompt:
-    caption, key = reading.caption(number), reading.source.key(number)
+    caption, key = reading.caption(number, sample, seed), reading.source.key(number)
     template = known.training_template
     return Prompt(generation_ids(known.tokenizer, caption, known.max_tokens, key, template))
 
@@ -152,7 +160,7 @@ def image_to_image(
     shown: ImageRole = "source" if reading.source.has(number, "source") else "picture"
     instruction = RECONSTRUCTION_INSTRUCTION
     if shown == "source":
-        instruction = reading.caption(number, "instruction")
+        instruction = reading.caption(number, sample, seed, "instruction")
     ids = reconstruction_ids(
         known.tokenizer,
         known.image_tokens,
@@ -173,9 +181,9 @@ def image_to_text(
     if reading.text_only and float(uniform(seed, "text-only", [sample])) < reading.text_only:
         told = facts.get("text_conversation")
         told = reading.checked(told, number) if told else None
-        turns = about_caption(reading.caption(number), told)
+        turns = about_caption(reading.caption(number, sample, seed), told)
         return conversation(reading, number, turns, known, None)
-    turns = reading.some(reading.turns_about(number), sample, seed)
+    turns = reading.some(reading.turns_about(number, sample, seed), sample, seed)
     return conversation(reading, number, turns, known, "picture")
 
 

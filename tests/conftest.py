@@ -106,7 +106,8 @@ def triptych(pipe, monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(UnifiedPipeline, "from_pretrained", load)
 
     def run(*arguments, stdin=""):
-        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
+        content = stdin if isinstance(stdin, bytes) else stdin.encode()
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content), "utf-8"))
         status = 0
         try:
             main([str(argument) for argument in arguments])

@@ -412,7 +412,7 @@ def test_a_picture_of_any_shape_is_brought_to_the_published_square(tmp_path, tok
     ("caption", "says"),
     [
         ("red " * 300, "1 prompt is too long for the model; the first is .*'00004' has"),
-        ("", "1 caption is empty; the first is .*'00004' is empty"),
+        ("", "1 caption is empty; the first is sample '00004': caption is empty"),
     ],
 )
 def test_captions_that_do_not_fit_stop_a_run_before_it_starts(caption, says, tmp_path, tokenizer):

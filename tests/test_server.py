@@ -188,7 +188,7 @@ def test_models(server):
         ({"background": "transparent"}, "background", "opaque"),
         ({"n": 11}, "n", "less than or equal to 10"),
         ({"prompt": "circle " * 300}, None, "tokens"),
-        ({"prompt": "a\0b"}, "prompt", "null character"),
+        ({"prompt": "a\0b"}, "prompt", "holds a NUL"),
         ({"extra_body": {"stepz": 3}}, "stepz", "unknown"),
         ({"extra_body": {"sampler": "magic"}}, "sampler", "euler"),
     ],

@@ -77,7 +77,7 @@ def _run_lightning(arguments: list[str]) -> None:
 
 def overview() -> str:
     """The text of `triptych --help`."""
-    own = {name: command.__doc__.strip().splitlines()[0] for name, command in COMMANDS.items()}
+    own = {name: command.__doc__.strip().partition("\n")[0] for name, command in COMMANDS.items()}
     lines = [f"  {name:10} {text}" for name, text in {**LIGHTNING_COMMANDS, **own}.items()]
     return "\n".join(
         [

@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import os
 import stat
+import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -16,8 +18,10 @@ from typing import Any, BinaryIO
 import yaml
 
 from triptych.errors import UserError
+from triptych.texts import decode_text, numbered_lines
 
 MIB = 2**20
+STDIN = "standard input"
 YAML_BYTES = MIB
 JSON_BYTES = 32 * MIB
 TEXT_BYTES = 256 * MIB
@@ -84,12 +88,37 @@ def read_text(path: str | Path, largest: int = TEXT_BYTES) -> str:
     Raises:
         UserError: as `read_bytes`, or it is no UTF-8.
     """
-    try:
-        return read_bytes(path, largest).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path} is no text in UTF-8 (byte {error.start:,}); save it as UTF-8."
-        ) from error
+    return decode_text(read_bytes(path, largest), path)
+
+
+def read_standard_input(largest: int = TEXT_BYTES) -> str:
+    """The text of standard input, by the rules of `read_text`.
+
+    Raises:
+        UserError: it is closed, has more than `largest` bytes, or is no UTF-8.
+    """
+    content = _standard_input().read(largest + 1)
+    if len(content) > largest:
+        raise UserError(f"standard input has more than {largest:,} bytes; give less at once.")
+    return decode_text(content, STDIN)
+
+
+def read_standard_line() -> str | None:
+    """The next line of standard input, None at its end.
+
+    Raises:
+        UserError: it is closed, longer than 1 MiB, or no UTF-8.
+    """
+    line = _standard_input().readline(MIB + 1)
+    if len(line) > MIB:
+        raise UserError(f"a line of standard input has more than {MIB:,} bytes; shorten it.")
+    return decode_text(line, STDIN) if line else None
+
+
+def _standard_input() -> BinaryIO:
+    if sys.stdin is None:
+        raise UserError("standard input is closed; give a file, or open it.")
+    return sys.stdin.buffer
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
@@ -214,6 +243,16 @@ def read_json(path: str | Path, kind: type = dict, largest: int = JSON_BYTES) ->
     return parse_json(read_text(path, largest), path, kind)
 
 
+def read_json_lines(text: str, name: object) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(NAME:NUMBER, object) of the lines of a text that are not blank.
+
+    Raises:
+        UserError: as `parse_json`; it names the line.
+    """
+    for number, line in numbered_lines(text):
+        yield f"{name}:{number}", parse_json(line, f"{name}:{number}")
+
+
 def parse_json(text: str | bytes, what: object, kind: type = dict) -> Any:
     """The value of a JSON text; `what` names it in errors.
 
@@ -224,9 +263,9 @@ def parse_json(text: str | bytes, what: object, kind: type = dict) -> Any:
     Raises:
         UserError: it is broken, of another kind, or nested too deep.
     """
+    if isinstance(text, bytes):
+        text = decode_text(text, what)
     try:
-        if isinstance(text, bytes):
-            text = text.decode("utf-8-sig")
         content = json.loads(text, object_pairs_hook=_object)
         # each level has a bracket of its own: few texts need the walk
         if text.count("[") + text.count("{") > DEPTH and _deeper(content):
@@ -238,8 +277,6 @@ def parse_json(text: str | bytes, what: object, kind: type = dict) -> Any:
             f"{what} is no JSON at line {error.lineno} ({error.msg}); correct it or download it "
             "again."
         ) from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{what} is no text in UTF-8 (byte {error.start:,}).") from error
     except UnicodeEncodeError as error:
         raise UserError(f"{what} holds half a character, a lone surrogate; correct it.") from error
     except RecursionError as error:

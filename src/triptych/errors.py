@@ -12,6 +12,22 @@ class ConfigurationError(UserError):
     """A configuration that does not describe a model; the command line exits with status 2."""
 
 
+class TextError(UserError):
+    """A text that cannot be used.
+
+    Args:
+        message: one sentence for whoever wrote it.
+        reason: follows "the caption", the same for all texts with this fault: "holds a NUL".
+    """
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+    def __reduce__(self):
+        return type(self), (str(self), self.reason)
+
+
 class PictureError(ValueError):
     """An image that cannot be used; each door turns it into its own form.
 

@@ -10,6 +10,7 @@ from PIL import Image
 
 from triptych.contracts import UserError
 from triptych.pictures import Picture, open_picture
+from triptych.texts import clean_text, without_controls
 
 ROLES = ("system", "user", "assistant")
 
@@ -30,11 +31,14 @@ def read_messages(messages: Sequence[Mapping[str, Any] | Message]) -> list[Messa
     A message is {"role": ..., "content": ...}; the content a text, or a list of texts, pictures,
     {"type": "text", "text": ...} and {"type": "image", "image": picture or path}.
 
+    Texts come out clean, see `texts`; what the model wrote itself is not refused for a NUL.
+
     Raises:
-        UserError: a message has another shape, a picture cannot be read, or the last message is
-            not the user's.
+        UserError: a message has another shape, a picture or a text cannot be used, or the last
+            message is not the user's.
     """
     read = [m if isinstance(m, Message) else _message(m, n + 1) for n, m in enumerate(messages)]
+    read = [_cleaned(message, number) for number, message in enumerate(read, 1)]
     if not read or read[-1].role != "user":
         raise UserError("a conversation ends with a message of the user; add one.")
     return read
@@ -48,6 +52,17 @@ def _message(message: Mapping[str, Any], number: int) -> Message:
     if not isinstance(parts, Sequence):
         raise UserError(f"message {number}: its content is neither a text nor a list of parts.")
     return Message(role, [_part(part, number) for part in parts])
+
+
+def _cleaned(message: Message, number: int) -> Message:
+    def cleaned(part: str | Image.Image) -> str | Image.Image:
+        if not isinstance(part, str):
+            return part
+        if message.role == "assistant":
+            return without_controls(part)
+        return clean_text(part, f"message {number}")
+
+    return Message(message.role, [cleaned(part) for part in message.content])
 
 
 def _part(part: Any, number: int) -> str | Image.Image:

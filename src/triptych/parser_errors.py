@@ -56,7 +56,7 @@ def raised_in(error: BaseException, packages: tuple[str, ...]) -> bool:
 
 def _lines(message: str) -> list[_Line]:
     lines = []
-    for raw in message.splitlines():
+    for raw in message.split("\n"):
         text = raw.strip()
         starts = text.startswith("- ")
         if text:

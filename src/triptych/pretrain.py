@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from triptych.contracts import UserError
+from triptych.documents import read_json_lines, read_text
 from triptych.weights import durable
 
 SEED = 0  # conf/base.yaml: seed_everything, of every initialization, order and draw
@@ -164,8 +165,8 @@ def collect(runs: Path) -> Path:
 
 def attempts(part: Part, runs: Path) -> list[dict]:
     """What `train` noted of a part: more than one entry where it was interrupted."""
-    lines = (runs / part.name / "attempts.jsonl").read_text().splitlines()
-    return [json.loads(line) for line in lines]
+    path = runs / part.name / "attempts.jsonl"
+    return [line for _, line in read_json_lines(read_text(path), path)]
 
 
 def scores(runs: Path, folder: Path) -> dict:

@@ -40,7 +40,7 @@ def load_pretrained(part: str, source: str | Path, **options: Any) -> Any:
     except ImportError:
         raise
     except Exception as error:  # the tokenizers library raises that very class for a damaged file
-        lines = str(error).strip().splitlines()
+        reason = str(error).strip().partition("\n")[0]
         raise UserError(
-            f"{source} holds no {part} that can be read ({lines[0] if lines else repr(error)})."
+            f"{source} holds no {part} that can be read ({reason or repr(error)})."
         ) from error

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from triptych.contracts import IGNORED as IGNORED
-from triptych.contracts import UserError
+from triptych.errors import TextError
+from triptych.texts import clean_text, is_blank
 from triptych.tokens import Control, encode, token_id
 
 IM_START, IM_END = Control("<|im_start|>"), Control("<|im_end|>")
@@ -35,7 +36,7 @@ GENERATION_INSTRUCTION = "Please generate image based on the following caption: 
 RECONSTRUCTION_INSTRUCTION = "Please reconstruct the given image."
 
 
-class PromptError(UserError):
+class PromptError(TextError):
     """A caption or conversation that makes no prompt.
 
     Args:
@@ -44,8 +45,7 @@ class PromptError(UserError):
     """
 
     def __init__(self, message: str, reason: str = "prompt is unusable") -> None:
-        super().__init__(message)
-        self.reason = reason
+        super().__init__(message, reason)
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,8 @@ def generation_ids(
         PromptError: the caption is empty, or the prompt has more than `max_tokens` tokens.
     """
     where = f" of sample {key!r}" if key else ""
-    if not caption.strip():
+    caption = clean(caption, f"the prompt{where}")
+    if is_blank(caption):
         raise PromptError(
             f"the prompt{where} is empty; say what the picture should show.", "caption is empty"
         )
@@ -119,7 +120,8 @@ def reconstruction_ids(
         PromptError: the instruction is empty, or the prompt has more than `max_tokens` tokens.
     """
     where = f" of sample {key!r}" if key else ""
-    if not instruction.strip():
+    instruction = clean(instruction, f"the instruction{where}")
+    if is_blank(instruction):
         raise PromptError(
             f"the instruction{where} is empty; say what to do with the picture.",
             "instruction is empty",
@@ -128,6 +130,18 @@ def reconstruction_ids(
         instruction = instruction.strip()
     turn = user_turn(*picture(image_tokens), f"\n{instruction}")
     return _picture_request(tokenizer, turn, max_tokens, where, instruction, TEMPLATES[template])
+
+
+def clean(text: str, what: str) -> str:
+    """The text of a user by `texts.clean_text`, for training and inference alike.
+
+    Raises:
+        PromptError: it is none that a model can be given; `what` names it.
+    """
+    try:
+        return clean_text(text, what)
+    except TextError as error:
+        raise PromptError(str(error), f"text {error.reason}") from error
 
 
 def negative_ids(tokenizer) -> list[int]:
@@ -177,7 +191,10 @@ def conversation_ids(
 
     prefix = SYSTEM
     for number, (question, answer) in enumerate(turns):
-        if not question.strip():
+        question = clean(question, f"question {number + 1}{where}")
+        if answer is not None:
+            answer = clean(answer, f"answer {number + 1}{where}")
+        if is_blank(question):
             raise PromptError(
                 f"question {number + 1}{where} is empty; ask something.", "question is empty"
             )
@@ -205,7 +222,8 @@ def chat_ids(
     As `conversation_ids`, with several pictures anywhere and a system message of one's own.
 
     Args:
-        messages: (role, pieces); a piece is a text, or the number of tokens of a picture.
+        messages: (role, pieces); a piece is a text, clean as of `messages.read_messages`, or the
+            number of tokens of a picture.
 
     Raises:
         PromptError: a message is empty, or `max_tokens` tokens leave no room for an answer.
@@ -214,7 +232,7 @@ def chat_ids(
     pieces: Pieces = () if messages[0][0] == "system" else SYSTEM
     for number, (role, content) in enumerate(messages):
         said = _stripped([each for p in content for each in _shown(p)])
-        if not said:
+        if all(is_blank(each) and not isinstance(each, Control) for each in said):
             raise PromptError(f"message {number + 1} is empty; say something.", "message is empty")
         pieces = (*pieces, IM_START, f"{role}\n")
         if role == "assistant":  # the model writes its answer from here on: no token spans this

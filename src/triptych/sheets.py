@@ -50,7 +50,7 @@ def _wrap(label: str, width: int, font: ImageFont.FreeTypeFont) -> str:
     characters = int(width / font.getlength("abcdefghijklmnopqrstuvwxyz ") * 27)
     lines = [
         textwrap.fill(line, max(1, characters), max_lines=MOST_LINES, placeholder=" ...")
-        for line in label.splitlines()
+        for line in label.split("\n")
     ]
     return "\n".join(lines)
 

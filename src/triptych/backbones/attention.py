@@ -50,7 +50,7 @@ def probe_xformers(device: torch.device) -> None:
         one = torch.zeros(1, 8, 1, 64, device=device, dtype=torch.bfloat16)
         memory_efficient_attention(one, one, one)
     except (ImportError, OSError, RuntimeError, AttributeError) as error:
-        cause = (str(error).strip() or type(error).__name__).splitlines()[0]
+        cause = (str(error).strip() or type(error).__name__).partition("\n")[0]
         raise UserError(
             f"attention xformers: its kernels do not run on {device.type} beside torch "
             f"{torch.__version__} ({cause}); install a wheel that was built for it, or {REMEDY}."

@@ -116,8 +116,9 @@ def load_inception(path: str | Path) -> Inception:
             f"weights-inception-2015-12-05-{PUBLISHED}.pth, by torch-fidelity."
         ) from error
     except DAMAGED as error:
+        reason = str(error).partition("\n")[0]
         raise UserError(
             f"{path} does not hold the weights of FID's Inception network "
-            f"({str(error).splitlines()[0]}); name weights-inception-2015-12-05-{PUBLISHED}.pth."
+            f"({reason}); name weights-inception-2015-12-05-{PUBLISHED}.pth."
         ) from error
     return model.eval().requires_grad_(False)

@@ -15,6 +15,7 @@ from triptych.contracts import UserError
 from triptych.documents import parse_json
 from triptych.evaluation.report import write_text
 from triptych.evaluation.samples import read_text
+from triptych.texts import numbered_lines
 
 
 class JudgeFailed(Exception):
@@ -119,7 +120,7 @@ class Answers:
     def _read(self, path: Path) -> None:
         text = read_text(path, "the answers that judges gave")
         whole = text[: text.rfind("\n") + 1]
-        for number, line in enumerate(whole.splitlines(), 1):
+        for number, line in numbered_lines(whole):
             try:
                 entry = parse_json(line, path)
                 self.known[entry["key"]] = str(entry["answer"])

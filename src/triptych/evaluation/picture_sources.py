@@ -14,8 +14,16 @@ from typing import Any
 from PIL import Image
 
 from triptych.contracts import UserError
-from triptych.documents import MIB, open_regular, parse_json, read_bytes, read_json, read_text
-from triptych.errors import PictureError
+from triptych.documents import (
+    MIB,
+    open_regular,
+    parse_json,
+    read_bytes,
+    read_json,
+    read_json_lines,
+    read_text,
+)
+from triptych.errors import PictureError, TextError
 from triptych.image_reader import DEFAULT_LIMITS, read_image
 from triptych.listing.folders import FolderSample, holds_shards, list_images
 from triptych.listing.names import IMAGE_SUFFIXES, kind_for
@@ -23,6 +31,7 @@ from triptych.listing.shards import find_shards
 from triptych.listing.tar import Group, groups, mended, scan
 from triptych.picture_settings import CHUNK
 from triptych.pictures import open_picture
+from triptych.texts import clean_text, decode_text, is_blank
 
 RESULTS = "results.jsonl"  # of `triptych generate`: one {"file": ..., "prompt": ...} a line
 META = "meta_data.json"  # of MJHQ-30K: {NAME: {"category": ..., "prompt": ...}}
@@ -151,14 +160,26 @@ def _caption_beside(folder: Path, sample: FolderSample | None) -> str | None:
 
 
 def _caption_of(texts: Mapping[str, bytes]) -> str | None:
-    """The caption of a sample: its .txt, else the "caption" of its .json."""
+    """The caption of a sample: its .txt, else the "caption" of its .json, the first of several.
+
+    Raises:
+        TextError: it cannot be read, or is blank.
+    """
     if "txt" in texts:
-        return texts["txt"].decode("utf-8", "replace").strip()
-    try:
-        caption = parse_json(texts["json"], "json").get("caption")
-    except (KeyError, UserError):
+        caption = decode_text(texts["txt"], "it")
+    else:
+        try:
+            caption = parse_json(texts["json"], "json").get("caption")
+        except (KeyError, UserError):
+            return None
+    if isinstance(caption, list):
+        caption = next(iter(caption), None)
+    if not isinstance(caption, str):
         return None
-    return caption.strip() if isinstance(caption, str) else None
+    caption = clean_text(caption, "it").strip()
+    if is_blank(caption):
+        raise TextError("it is blank.", "is blank")
+    return caption
 
 
 def _caption_inside(picture: Image.Image) -> str | None:
@@ -174,8 +195,7 @@ def _read_results(path: Path) -> dict[str, str]:
     if not path.is_file():
         return {}
     try:
-        lines = filter(str.strip, read_text(path).splitlines())
-        read = (parse_json(line, path) for line in lines)
+        read = (line for _, line in read_json_lines(read_text(path), path))
         return {line["file"]: line["prompt"] for line in read}
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
@@ -227,7 +247,10 @@ def _sample(key: str, shard: Path, group: Group, kind: str) -> Entry:
 
         picture = read(group.members[kind], DEFAULT_LIMITS.max_bytes)
         entry = Entry(key, None)
-        entry.caption = _caption_of({role: read(place, MIB) for role, place in texts.items()})
+        try:
+            entry.caption = _caption_of({role: read(place, MIB) for role, place in texts.items()})
+        except TextError as error:
+            entry.note = f"its caption cannot be read: {error}"
     try:
         entry.picture = read_image(picture)
     except PictureError:

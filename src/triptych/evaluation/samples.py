@@ -15,6 +15,7 @@ from triptych.contracts import UserError
 from triptych.documents import parse_json
 from triptych.listing.folders import list_images
 from triptych.pictures import open_picture
+from triptych.texts import clean_text, is_blank, numbered_lines
 
 SCORED, MISSING, UNREADABLE, WRONG_SIZE = "scored", "missing", "unreadable", "wrong_size"
 EXTRA, JUDGE_FAILED = "extra", "judge_failed"
@@ -124,12 +125,24 @@ def read_json_lines(path: Path, what: str) -> list[dict[str, Any]]:
     Raises:
         UserError: there is no such file, or a line is no JSON object.
     """
-    found = []
-    for number, line in enumerate(read_text(path, what).splitlines(), 1):
-        if not line.strip():
-            continue
-        found.append(parse_json(line, f"line {number} of {path}, {what},"))
-    return found
+    return [
+        parse_json(line, f"line {number} of {path}, {what},")
+        for number, line in numbered_lines(read_text(path, what))
+    ]
+
+
+def prompt_of(entry: Any, place: str) -> str:
+    """A prompt of a file of prompts, as a tokenizer gets it.
+
+    Raises:
+        UserError: it is none that a model can be given; `place` names it.
+    """
+    if not isinstance(entry, str):
+        raise UserError(f"{place} is {entry!r}, which is no text; correct it.")
+    text = clean_text(entry, place)
+    if is_blank(text):
+        raise UserError(f"{place} is empty; say what the picture should show.")
+    return text
 
 
 def read_text(path: Path, what: str) -> str:

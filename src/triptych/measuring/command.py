@@ -24,7 +24,8 @@ BENCHMARKS: dict[str, Callable[[list[str]], None]] = {
 
 def overview() -> str:
     """The text of `triptych eval --help`."""
-    lines = [f"  {name:14} {each.__doc__.splitlines()[0]}" for name, each in BENCHMARKS.items()]
+    first = {name: each.__doc__.partition("\n")[0] for name, each in BENCHMARKS.items()}
+    lines = [f"  {name:14} {line}" for name, line in first.items()]
     return "\n".join(["usage: triptych eval BENCHMARK [--help] ...", "", *lines])
 
 

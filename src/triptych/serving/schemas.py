@@ -20,6 +20,7 @@ from pydantic import (
 )
 
 from triptych.solvers import SAMPLERS
+from triptych.texts import clean_text
 
 MOST_PICTURES = 10
 """Of one prompt, as of OpenAI's."""
@@ -28,16 +29,6 @@ MOST_TOKENS = 4096
 LONGEST_TEXT = 32_000
 """In characters, as of OpenAI's; most models take less, and say so."""
 LARGEST_SEED = 2**63 - 1
-
-
-def _readable(text: str) -> str:
-    if "\0" in text:
-        raise ValueError("a text holds a null character, which means nothing; remove it")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError("a text holds half of a surrogate pair, which is no character") from error
-    return text
 
 
 def unsupported(*accepted: Any, instead: str = "leave it out") -> Any:
@@ -53,10 +44,10 @@ def unsupported(*accepted: Any, instead: str = "leave it out") -> Any:
 
 Text = Annotated[
     str,
-    AfterValidator(_readable),
+    AfterValidator(clean_text),
     Field(max_length=LONGEST_TEXT),
 ]
-Word = Annotated[str, AfterValidator(_readable), Field(max_length=512)]
+Word = Annotated[str, AfterValidator(clean_text), Field(max_length=512)]
 Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
 Steps = Annotated[int, Field(ge=1, le=250)]
 Sampler = Literal[SAMPLERS]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 from triptych.errors import UserError
 from triptych.limits import BATCH, IMAGES, PROBABILITY, SEED, STEPS, TEMPERATURE, TOKENS
 from triptych.listing.names import IMAGE_SUFFIXES
+from triptych.prompt_files import read_input
+from triptych.texts import clean_text
 from triptych.using import requests
 from triptych.using.making import jobs_of, make_all, settings_for
 from triptych.using.options import (
@@ -60,7 +61,7 @@ def generate(arguments: list[str]) -> None:
     parser = parser_of("generate", "Make pictures for prompts.", GENERATE)
     parser.add_argument("prompts", nargs="*", metavar="PROMPT")
     parser.add_argument(
-        "--prompts", dest="file", metavar="FILE", help="a prompt a line, or .jsonl; - is stdin"
+        "--prompts", dest="file", metavar="FILE", help=".txt, .jsonl or .json; - is stdin"
     )
     parser.add_argument("-n", "--number", type=IMAGES, default=1, help="pictures a prompt")
     parser.add_argument("--negative", metavar="TEXT", help="what guidance leads away from")
@@ -69,8 +70,10 @@ def generate(arguments: list[str]) -> None:
     parsed, flags = parse(parser, arguments)
     if not parsed.prompts and parsed.file is None:
         parser.error("give a prompt, or --prompts FILE")
-    stdin = _standard_input(parsed.file)
-    asked = requests.read_prompts(parsed.prompts, parsed.file)
+    content = "" if parsed.file is None else read_input(parsed.file)
+    asked = requests.read_prompts(parsed.prompts, parsed.file, content)
+    if parsed.negative:
+        parsed.negative = clean_text(parsed.negative, "--negative")
 
     def check(pipe: Any) -> None:
         negatives = {job.asked["negative"] for job in jobs if "negative" in job.asked}
@@ -86,6 +89,7 @@ def generate(arguments: list[str]) -> None:
         )
 
     jobs = jobs_of(asked, parsed, flags)
+    stdin = content if parsed.file == "-" else None  # for processes that read it again
     make_all("generate", arguments, jobs, parsed, flags, check, make, stdin)
 
 
@@ -102,18 +106,17 @@ def edit(arguments: list[str]) -> None:
     parsed, flags = parse(parser, arguments)
     if (len(parsed.given) < 2) if parsed.jsonl is None else bool(parsed.given):
         parser.error("give pictures and then an instruction, or --jsonl FILE alone")
-    stdin = _standard_input(parsed.jsonl)
+    stdin = None
     if parsed.jsonl is None:
         *pictures, instruction = parsed.given
-        if not instruction.strip():
-            raise UserError("the instruction is empty; say what to do with the picture.")
+        remedy = "say what to do with the picture"
+        instruction = requests.require_text(instruction, "the instruction", remedy)
         found = [image for picture in pictures for image in images_at(picture)]
         asked = [Request(instruction, images=[image]) for image in found]
     else:
-        content = requests.read_text(parsed.jsonl)
-        asked = requests.read_lines(
-            parsed.jsonl, content, "instruction", {"image"}, requests.read_request
-        )
+        content = read_input(parsed.jsonl)
+        stdin = content if parsed.jsonl == "-" else None
+        asked = requests.read_edits(parsed.jsonl, content)
         if any(len(request.images) != 1 for request in asked) or not asked:
             raise UserError(f'every line of {parsed.jsonl} names one "image" to edit.')
 
@@ -189,8 +192,8 @@ def chat(arguments: list[str]) -> None:
             talking.answer_lines(load(parsed, flags), lines, parsed.batch_size, options)
         return
     pictures, question = _pictures_and_question(parsed.given, parser)
-    if question is not None and not question.strip():
-        raise UserError("the question is empty; ask something.")
+    if question is not None:
+        question = requests.require_text(question, "the question", "ask something")
     for picture in pictures:
         existing(picture, "")
     if question is None:
@@ -214,14 +217,3 @@ def _pictures_and_question(given: list[str], parser: Any) -> tuple[list[str], st
     if len(questions) > 1 or (questions and questions[0] != given[-1]):
         parser.error(f"no picture is called {questions[0]!r}; give pictures, then one question")
     return pictures, questions[0] if questions else None
-
-
-def _standard_input(file: str | None) -> str | None:
-    """What is read of standard input, if anything; it can be read again."""
-    if file != "-":
-        return None
-    import io
-
-    content = sys.stdin.read()
-    sys.stdin = io.StringIO(content)
-    return content

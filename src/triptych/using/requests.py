@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import re
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from triptych import documents
-from triptych.documents import parse_json
 from triptych.errors import UserError
 from triptych.limits import IMAGES, SCALE, SEED, STEPS, Range
 from triptych.listing.folders import list_images
 from triptych.listing.names import IMAGE_SUFFIXES
+from triptych.prompt_files import read_entries, read_objects
+from triptych.texts import clean_text, is_blank
 
 # Option of a line -> what it may be.
 NUMBERS: dict[str, Range] = {
@@ -40,52 +39,50 @@ class Request:
     """Settings that differ from those of the whole command."""
 
 
-def read_prompts(texts: Sequence[str], file: str | None) -> list[Request]:
+def read_prompts(texts: Sequence[str], file: str | None, content: str = "") -> list[Request]:
     """Prompts given as arguments, then those of a file; "-" is standard input.
 
-    A .jsonl file, or input that begins with "{", has one object a line: prompt, and optionally id,
-    seed, n, negative, steps, guidance, decoder_steps, decoder_guidance. Other files have one
-    prompt a line; empty lines count for nothing.
+    An object of a file (see `prompt_files.read_entries`) has a prompt, and optionally id, seed, n,
+    negative, steps, guidance, decoder_steps, decoder_guidance.
+
+    Args:
+        content: of the file.
 
     Raises:
-        UserError: there is no prompt or no file, a prompt is empty, or a line is wrong.
+        UserError: there is no prompt, a prompt cannot be used, or a line is wrong.
     """
-    requests = [Request(_said(text, "the prompt is empty")) for text in texts]
+    requests = [Request(require_text(text, "the prompt")) for text in texts]
     if file is not None:
-        content = read_text(file)
-        if file.endswith(".jsonl") or (file == "-" and content.lstrip().startswith("{")):
-            requests += read_lines(file, content, "prompt", {"negative"}, read_request)
-        else:
-            requests += [Request(line.strip()) for line in content.splitlines() if line.strip()]
+        entries = read_entries(file, content)
+        requests += read_lines(entries, "prompt", {"negative"}, read_request)
     if not requests:
         raise UserError(f"there is no prompt in {file}; write one a line.")
     return requests
 
 
-def read_text(file: str) -> str:
-    """A file's text, or standard input's.
+def read_edits(file: str, content: str) -> list[Request]:
+    """JSON lines of edits: instruction, image, and optionally what a prompt may have.
 
     Raises:
-        UserError: it does not exist, is no file, or no text.
+        UserError: a line is wrong; the file and line are named.
     """
-    if file != "-":
-        return documents.read_text(file)
-    try:
-        return sys.stdin.read()
-    except UnicodeDecodeError as error:
-        raise UserError("standard input is no text in UTF-8; convert it.") from error
+    return read_lines(read_objects(file, content), "instruction", {"image"}, read_request)
 
 
 def read_lines(
-    file: str, content: str, text: str, more: set[str], read: Callable[..., Request]
+    entries: Iterable[tuple[str, str | dict[str, Any]]],
+    text: str,
+    more: set[str],
+    read: Callable[..., Request],
 ) -> list[Request]:
-    """JSON lines as requests; `text` is the key of what is said, `more` other keys that may be.
+    """Entries of a file as requests; `text` is the key of what is said, `more` other keys.
 
     Raises:
-        UserError: a line is no such object, or two have one id; the file and line are named.
+        UserError: one is no such object, or two have one id; the file and line are named.
     """
     requests, lines = [], {}
-    for where, line in objects(file, content):
+    for where, line in entries:
+        line = {text: line} if isinstance(line, str) else line
         request = read(line, where, text, more)
         if request.id in lines:
             raise UserError(f"{where}: the id {request.id!r} is that of {lines[request.id]} too.")
@@ -93,16 +90,6 @@ def read_lines(
             lines[request.id] = where
         requests.append(request)
     return requests
-
-
-def objects(file: str, content: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(file:line, object) of JSON lines; empty lines count for nothing."""
-    name = "standard input" if file == "-" else file
-    for number, line in enumerate(content.splitlines(), 1):
-        where = f"{name}:{number}"
-        if not line.strip():
-            continue
-        yield where, parse_json(line, where)
 
 
 def read_request(line: dict[str, Any], where: str, text: str, more: set[str]) -> Request:
@@ -114,11 +101,11 @@ def read_request(line: dict[str, Any], where: str, text: str, more: set[str]) ->
         raise UserError(f'{where} has no text "{text}"; write one.')
     options = {key: line[key] for key in (*NUMBERS, *more) if line.get(key) is not None}
     for key, value in options.items():
-        _check_option(key, value, where)
+        options[key] = _checked(key, value, where)
     seed, n = options.pop("seed", None), options.pop("n", None)
     images = [existing(image, f"{where}: ") for image in _listed(options.pop("image", []))]
-    said = _said(line[text], f"{where}: the {text} is empty")
-    return Request(said, read_id(line, where), images, seed, n, options)
+    asked = require_text(line[text], f"{where}: the {text}")
+    return Request(asked, read_id(line, where), images, seed, n, options)
 
 
 def read_id(line: dict[str, Any], where: str) -> str | None:
@@ -163,15 +150,21 @@ def _listed(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
-def _check_option(key: str, value: Any, where: str) -> None:
-    if key not in NUMBERS:
-        if not isinstance(value, str | list if key == "image" else str):
-            raise UserError(f"{where}: {key} is {value!r}, which is no text.")
-        return
-    NUMBERS[key].require(value, f"{where}: {key}")
+def _checked(key: str, value: Any, where: str) -> Any:
+    if key in NUMBERS:
+        NUMBERS[key].require(value, f"{where}: {key}")
+    elif not isinstance(value, str | list if key == "image" else str):
+        raise UserError(f"{where}: {key} is {value!r}, which is no text.")
+    return clean_text(value, f"{where}: {key}") if key == "negative" else value
 
 
-def _said(text: str, empty: str) -> str:
-    if not text.strip():
-        raise UserError(f"{empty}; say what the picture should show.")
+def require_text(text: str, what: str, remedy: str = "say what the picture should show") -> str:
+    """A text of a user, clean, before anything is loaded.
+
+    Raises:
+        UserError: it is blank, or none that a model can be given.
+    """
+    text = clean_text(text, what)
+    if is_blank(text):
+        raise UserError(f"{what} is empty; {remedy}.")
     return text

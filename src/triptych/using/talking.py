@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
 
+from triptych.documents import read_standard_line
 from triptych.errors import UserError
+from triptych.prompt_files import read_input, read_objects
 from triptych.standard_streams import output_lost
-from triptych.using.requests import existing, objects, read_id, read_text
+from triptych.using.requests import existing, read_id, require_text
 
 HELP = "/image FILE shows a picture, /reset begins anew, /quit or Ctrl-D ends."
 
@@ -36,8 +39,8 @@ def read_questions(file: str) -> list[tuple[str, str, list[dict[str, Any]]]]:
     """
     lines: list[tuple[str, str, list[dict[str, Any]]]] = []
     places: dict[str, str] = {}
-    for where, line in objects(file, read_text(file)):
-        name = read_id(line, where) or where.rpartition(":")[2]
+    for where, line in read_objects(file, read_input(file)):
+        name = read_id(line, where) or re.search(r"\d+$", where)[0]
         if name in places:
             raise UserError(f"{where}: the id {name!r} is that of {places[name]} too.")
         places[name] = where
@@ -48,12 +51,13 @@ def read_questions(file: str) -> list[tuple[str, str, list[dict[str, Any]]]]:
 def _messages(line: dict[str, Any], where: str) -> list[dict[str, Any]]:
     if isinstance(line.get("messages"), list):
         return line["messages"]
-    if not isinstance(line.get("question"), str) or not line["question"].strip():
+    if not isinstance(line.get("question"), str):
         raise UserError(f'{where} has no "question" and no "messages"; write one of them.')
+    question = require_text(line["question"], f"{where}: the question", "ask something")
     images = line.get("images", line.get("image", []))
     images = images if isinstance(images, list) else [images]
     shown = [{"type": "image", "image": str(existing(image, f"{where}: "))} for image in images]
-    return [{"role": "user", "content": [*shown, line["question"]]}]
+    return [{"role": "user", "content": [*shown, question]}]
 
 
 def answer_lines(
@@ -99,7 +103,7 @@ def converse(pipe: Any, pictures: list[str], options: dict[str, Any]) -> None:
     Raises:
         UserError: something is wrong with what came through a pipe.
     """
-    asking = sys.stdin.isatty()
+    asking = sys.stdin is not None and sys.stdin.isatty()
     if asking:
         print(HELP, file=sys.stderr)
     messages: list[dict[str, Any]] = []
@@ -108,6 +112,8 @@ def converse(pipe: Any, pictures: list[str], options: dict[str, Any]) -> None:
         try:
             if not said:
                 continue
+            if not asking and said.startswith("{") and said.endswith("}"):
+                raise UserError("a line of the input is JSON; give JSON lines by --jsonl -.")
             if said == "/quit":
                 return
             if said == "/reset":
@@ -135,10 +141,12 @@ def _line(asking: bool) -> str | None:
     """The next line; None at the end. Ctrl-C begins the line anew."""
     while True:
         try:
-            return input("> " if asking else "").strip()
-        except EOFError:
             if asking:
-                print(file=sys.stderr)
+                return input("> ").strip()
+            line = read_standard_line()
+            return None if line is None else line.strip()
+        except EOFError:
+            print(file=sys.stderr)
             return None
         except KeyboardInterrupt:
             if not asking:

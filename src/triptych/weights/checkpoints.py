@@ -66,7 +66,7 @@ def fetch(source: str) -> Path:
     try:
         return Path(snapshot_download(source))
     except (OSError, ValueError) as error:  # offline, unknown, gated: all of the hub's own errors
-        reason = str(error).strip().splitlines()[0]
+        reason = str(error).strip().partition("\n")[0]
         raise UserError(
             f"{source} is no folder here and could not be downloaded from the hub ({reason}); "
             "download it where there is a network, and name the folder."

@@ -14,7 +14,14 @@ from PIL import Image
 
 from triptych.contracts import UserError
 from triptych.errors import PictureError
-from triptych.evaluation.samples import EXTRA, Sample, find, images_by_stem, read_json_lines
+from triptych.evaluation.samples import (
+    EXTRA,
+    Sample,
+    find,
+    images_by_stem,
+    prompt_of,
+    read_json_lines,
+)
 from triptych.image_reader import read_header
 
 PACKAGED = Path(__file__).parent / "prompts.jsonl"
@@ -31,8 +38,10 @@ def read_prompts(path: str | Path = PACKAGED) -> list[dict[str, Any]]:
     """
     prompts = read_json_lines(Path(path), "the DPG prompts")
     for number, entry in enumerate(prompts, 1):
+        place = f"prompt {number} of {path}"
         if missing := {"item_id", "prompt"} - set(entry):
-            raise UserError(f"prompt {number} of {path} has no {' nor '.join(sorted(missing))}.")
+            raise UserError(f"{place} has no {' nor '.join(sorted(missing))}.")
+        entry["prompt"] = prompt_of(entry["prompt"], place)
     if not prompts:
         raise UserError(f"{path} holds no prompts.")
     return prompts

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,13 +34,13 @@ def read_questions(path: str | Path) -> dict[str, list[Proposition]]:
         UserError: there is no such file, or it has not the published columns.
     """
     path = Path(path)
-    rows = csv.DictReader(io.StringIO(read_text(path, "the DPG questions"), newline=""))
+    rows = csv.DictReader(io.StringIO(read_text(path, "the DPG questions"), newline="\n"))
     if missing := COLUMNS - set(rows.fieldnames or ()):
         raise UserError(
             f"{path} has no column {' nor '.join(sorted(missing))}; give dpg_bench.csv of ELLA."
         )
     found: dict[str, list[Proposition]] = {}
-    for row in rows:
+    for row in _rows(rows, path):
         try:
             parents = [int(each) for each in row["dependency"].split(",") if each.strip()]
             proposition = Proposition(
@@ -55,6 +55,13 @@ def read_questions(path: str | Path) -> dict[str, list[Proposition]]:
     for item_id, propositions in found.items():
         _check(path, item_id, propositions)
     return found
+
+
+def _rows(rows: csv.DictReader, path: Path) -> Iterator[dict[str, str]]:
+    try:
+        yield from rows
+    except csv.Error as error:  # a lone carriage return, for one
+        raise UserError(f"line {rows.line_num + 1} of {path} is no CSV ({error}).") from error
 
 
 def read_answer(answer: str) -> bool | None:

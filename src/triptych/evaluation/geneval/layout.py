@@ -17,7 +17,14 @@ from typing import Any
 
 from triptych.contracts import UserError
 from triptych.evaluation.report import write_text
-from triptych.evaluation.samples import EXTRA, Sample, find, images_by_stem, read_json_lines
+from triptych.evaluation.samples import (
+    EXTRA,
+    Sample,
+    find,
+    images_by_stem,
+    prompt_of,
+    read_json_lines,
+)
 
 PACKAGED = Path(__file__).parent / "evaluation_metadata.jsonl"
 """The 553 published prompts."""
@@ -32,8 +39,10 @@ def read_prompts(path: str | Path = PACKAGED) -> list[dict[str, Any]]:
     """
     prompts = read_json_lines(Path(path), "the GenEval prompts")
     for number, entry in enumerate(prompts, 1):
+        place = f"prompt {number} of {path}"
         if missing := {"tag", "prompt", "include"} - set(entry):
-            raise UserError(f"prompt {number} of {path} has no {' nor '.join(sorted(missing))}.")
+            raise UserError(f"{place} has no {' nor '.join(sorted(missing))}.")
+        entry["prompt"] = prompt_of(entry["prompt"], place)
     if not prompts:
         raise UserError(f"{path} holds no prompts.")
     return prompts

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from triptych.contracts import UserError
 from triptych.documents import read_json
-from triptych.evaluation.samples import EXTRA, Sample, find, images_by_stem
+from triptych.evaluation.samples import EXTRA, Sample, find, images_by_stem, prompt_of
 from triptych.evaluation.wise.protocols import LEGACY, Protocol
 
 LAST = 1000
@@ -85,4 +85,5 @@ def _prompt(path: Path, number: int, entry: object) -> Prompt:
     identity, *texts = (entry[name] for name in FIELDS)
     if not isinstance(identity, int) or not 1 <= identity <= LAST:
         raise UserError(f"prompt {number} of {path} has the number {identity!r}, not 1 to {LAST}.")
-    return Prompt(identity, *map(str, texts))
+    text, explanation = texts
+    return Prompt(identity, prompt_of(text, f"prompt {number} of {path}"), str(explanation))

@@ -11,8 +11,10 @@ from pathlib import Path
 
 from triptych.contracts import UserError
 from triptych.documents import read_text
+from triptych.prompt_files import read_entries
 from triptych.serving.web.sources import Sources
 from triptych.serving.web.votes import Votes
+from triptych.texts import clean_text
 
 
 def show(
@@ -63,14 +65,19 @@ def require_free(host: str, port: int) -> None:
 
 
 def read_prompts(path: Path | None) -> list[str]:
-    """The lines of a file of prompts, without empty ones; none without a file.
+    """The prompts of a file, see `prompt_files.read_entries`; none without a file.
 
     Raises:
         UserError: it cannot be read, or holds none.
     """
     if path is None:
         return []
-    lines = [line.strip() for line in read_text(path).splitlines()]
-    if not any(lines):
+    prompts = []
+    for place, entry in read_entries(str(path), read_text(path)):
+        prompt = entry.get("prompt") if isinstance(entry, dict) else entry
+        if not isinstance(prompt, str) or not prompt.strip():
+            raise UserError(f'{place} has no text "prompt"; write one.')
+        prompts.append(clean_text(prompt, f"{place}: the prompt"))
+    if not prompts:
         raise UserError(f"{path} holds no prompt; write one a line.")
-    return [line for line in lines if line]
+    return prompts

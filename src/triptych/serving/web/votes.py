@@ -108,7 +108,7 @@ class Votes:
         found: dict[str, dict[str, Any]] = {}
         if not self.path.exists():  # moved away while the page runs: the next vote begins another
             return []
-        for line in read_bytes(self.path, TEXT_BYTES).splitlines():
+        for line in read_bytes(self.path, TEXT_BYTES).split(b"\n"):
             try:
                 vote = parse_json(line, self.path)
                 found.setdefault(vote["trial"], vote)
