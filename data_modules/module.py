@@ -292,7 +292,9 @@ class MixedDataModule(LightningDataModule):
 
     def _in_order(self, known: Preprocessing):
         def loader(family: str) -> StepLoader:
-            build = BatchBuilder(self.val_readings[family], known, self.seed, self.decoder)
+            build = BatchBuilder(
+                self.val_readings[family], known, self.seed, self.decoder, replace_bad=False
+            )
             dataset = EvaluationDataset(build, self.batch_size, self.val_samples)
             return step_loader(dataset, None, self.num_workers)
 
