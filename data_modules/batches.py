@@ -42,6 +42,8 @@ class BatchBuilder:
         known: the model's tokenizer, limits and picture sizes.
         seed: of the choices that a task makes.
         decode: from encoded pictures to squares.
+        replace_bad: whether a good sample of a batch stands in for one that cannot be used, which
+            keeps batches equal on all ranks; else the batch is smaller, and no sample counts twice.
 
     Raises:
         UserError: the tasks are of two families, or the model takes no pictures in its prompts.
@@ -51,6 +53,7 @@ class BatchBuilder:
     known: Preprocessing
     seed: int = 0
     decode: Decoder = field(default_factory=Decoder)
+    replace_bad: bool = True
 
     def __post_init__(self) -> None:
         tasks = [reading.task for reading in self.readings]
@@ -73,9 +76,9 @@ class BatchBuilder:
         Args:
             places: (number of the reading, number of the sample in its source).
 
-        A sample that cannot be used is named in `Batch.skipped`, and a good one of the batch
-        stands in for it, under the global sample number of the one that it replaces: batches are
-        equal on all ranks, and the copy meets another noise than the original.
+        A sample that cannot be used is named in `Batch.skipped`. With `replace_bad`, a good one of
+        the batch stands in for it, under the global sample number of the one that it replaces: the
+        copy meets another noise than the original.
 
         Raises:
             UserError: no sample of the batch can be used.
@@ -95,13 +98,14 @@ class BatchBuilder:
                 f"none of the {len(examples)} samples of batch {step} can be used; the last of "
                 f"them: {last}."
             )
-        stand_ins = cycle(good)
-        return self._batch(
-            step,
-            [example if example is not None else next(stand_ins) for example in examples],
-            torch.tensor(list(samples), dtype=torch.long),
-            skipped,
-        )
+        numbers = list(samples)
+        if self.replace_bad:
+            stand_ins = cycle(good)
+            good = [example if example is not None else next(stand_ins) for example in examples]
+        else:
+            rows = zip(examples, numbers, strict=True)
+            numbers = [number for example, number in rows if example is not None]
+        return self._batch(step, good, torch.tensor(numbers, dtype=torch.long), skipped)
 
     def _example(self, reading: Reading, number: int, sample: int) -> Example:
         known = self.known

@@ -30,7 +30,7 @@ from .decode import Decoder, DecodeWay
 from .features import AUTO, NONE, use_features
 from .mixture import Mixture
 from .previews import Need, Preview, previews
-from .schedule import Schedule
+from .schedule import ORDER_VERSION, Schedule
 from .shards import ShardFolder
 from .source import Source
 from .steps import (
@@ -228,12 +228,23 @@ class MixedDataModule(LightningDataModule):
         self.bad_samples.report()
 
     def state_dict(self) -> dict[str, int]:
-        return {"order": self._order_digest()}
+        return {"version": ORDER_VERSION, "order": self._order_digest()}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """A position is all that a run needs to go on, if the order is still the same."""
-        fitting = self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
-        if fitting and state["order"] != self._order_digest():
+        """A position is all that a run needs to go on, if the order is still the same.
+
+        Raises:
+            UserError: a run is to go on in an order that this version of the program has not.
+        """
+        if self.trainer is None or self.trainer.state.fn != TrainerFn.FITTING:
+            return
+        if (version := state.get("version", 1)) != ORDER_VERSION:
+            raise UserError(
+                f"the checkpoint was made when samples came in another order (version {version}, "
+                f"now {ORDER_VERSION}), so its run cannot go on with the next sample; start a new "
+                "one from its weights (--model.weights)."
+            )
+        if state["order"] != self._order_digest():
             rank_zero_warn(
                 "the data, its weights, its seed or the samples of a step are others than when "
                 "the checkpoint was made: some samples of this epoch will come again or not at all."
@@ -295,7 +306,9 @@ class MixedDataModule(LightningDataModule):
 
     def _in_order(self, known: Preprocessing):
         def loader(family: str) -> StepLoader:
-            build = BatchBuilder(self.val_readings[family], known, self.seed, self.decoder)
+            build = BatchBuilder(
+                self.val_readings[family], known, self.seed, self.decoder, replace_bad=False
+            )
             dataset = EvaluationDataset(build, self.batch_size, self.val_samples)
             return step_loader(dataset, None, self.num_workers)
 

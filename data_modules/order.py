@@ -49,7 +49,7 @@ class EpochOrder:
         Costs as much as the windows that it touches; those of last time are still there.
         """
         places = np.asarray(places, np.int64)
-        plan = _kept(self._plans, epoch, 2, lambda: self._plan(epoch))
+        plan = keep(self._plans, epoch, 2, lambda: self._plan(epoch))
         numbers = np.empty(len(places), np.int64)
         group_of = np.searchsorted(plan.starts, places, "right") - 1
         for group in np.unique(group_of).tolist():
@@ -76,7 +76,7 @@ class EpochOrder:
     def _samples(self, plan: _Plan, epoch: int, group: int, window: int) -> np.ndarray:
         """The sample numbers of a window in their order."""
         key = (epoch, group, window)
-        return _kept(self._windows, key, 8, lambda: self._permuted(plan, *key))
+        return keep(self._windows, key, 8, lambda: self._permuted(plan, *key))
 
     def _permuted(self, plan: _Plan, epoch: int, group: int, window: int) -> np.ndarray:
         cuts = plan.cuts(group)
@@ -124,7 +124,7 @@ def _pieces(shard_sizes: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]
     return (np.cumsum(shard_sizes) - shard_sizes)[shard_of] + start, stop - start
 
 
-def _kept(kept: dict, key, most: int, make):
+def keep(kept: dict, key, most: int, make):
     """kept[key], made where it is missing; only the last `most` that were used are kept."""
     value = kept.pop(key) if key in kept else make()
     kept[key] = value

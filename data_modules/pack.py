@@ -13,7 +13,7 @@ import os
 import re
 import tarfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -33,6 +33,18 @@ MANIFEST = "pack.jsonl"
 PARTIAL = ".partial"  # shards that are being written
 LOOKED_AT = 16  # samples, from which the size of all is guessed
 LONGEST_KEY = 80  # characters: with a kind behind it, it fits into a plain tar header
+# What messages call the points of a plan.
+LABELS = {
+    "source": "SOURCE",
+    "content": "the content of SOURCE",
+    "format": "the format of SOURCE",
+    "samples": "the number of samples",
+    "samples_per_shard": "--samples-per-shard",
+    "pictures": "--pictures",
+    "split": "--split",
+    "picture_column": "--picture-column",
+    "caption_column": "--caption-column",
+}
 # Files that other commands lay beside the shards.
 OURS = re.compile(rf"shard-\d{{5,}}\.tar(\.idx)?|{MANIFEST}|features|\.(shard|pack|lock).*")
 
@@ -59,12 +71,14 @@ def pack(
 
     Args:
         source: the samples, open.
-        origin: what tells this source from others; must be JSON.
+        origin: what tells this source from others, and every option that changes what is packed;
+            must be JSON.
         workers: processes; None takes all cores.
         progress: called with the number of shards that are done, and of all.
 
     Raises:
-        UserError: the folder holds something else, or shards of another source.
+        UserError: the folder holds something else, or shards of another source; or no sample can
+            be packed, and then nothing is left behind.
     """
     folder = Path(folder)
     plan = {"version": 1, "samples_per_shard": samples_per_shard, "samples": len(source), **origin}
@@ -81,15 +95,25 @@ def pack(
             partial.unlink()
         missing = [shard for shard in shards if _name(shard) not in done]
         job = _Job(source, folder, samples_per_shard)
-        for packed in each(job, missing, workers):
-            done[packed.shard] = packed
-            _append(folder, asdict(packed))
-            if progress:
-                progress(len(done), len(shards))
+        try:
+            for packed in each(job, missing, workers):
+                done[packed.shard] = packed
+                _append(folder, asdict(packed))
+                if progress:
+                    progress(len(done), len(shards))
+            if not any(packed.samples for packed in done.values()):
+                lost = skipped(done.values()).most_common()
+                reasons = ", ".join(f"{number:,} {reason}" for reason, number in lost)
+                raise UserError(f"no sample of {source.name} could be packed: {reasons}.")
+        except UserError:
+            if not any(packed.samples for packed in done.values()):
+                for path in [*folder.glob("shard-*.tar"), folder / MANIFEST]:
+                    path.unlink()
+            raise
     return [done[_name(shard)] for shard in shards]
 
 
-def skipped(shards: list[Packed]) -> Counter[str]:
+def skipped(shards: Iterable[Packed]) -> Counter[str]:
     """How many samples were left out, by reason."""
     total: Counter[str] = Counter()
     for shard in shards:
@@ -187,21 +211,24 @@ class _Job:
         partial = path.with_name(f".{path.name}{PARTIAL}")
         packed = Packed(path.name, 0)
         lost: Counter[str] = Counter()
-        with tarfile.open(partial, "w", format=tarfile.USTAR_FORMAT) as tar:
-            for number in numbers:
-                try:
-                    sample = list(members(self.source, number))
-                except BadSample as bad:
-                    lost[bad.reason] += 1
-                    continue
-                key = safe_key(self.source.key(number))
-                for kind, content in sample:
-                    # no time, no owner: the same bytes every time
-                    info = tarfile.TarInfo(f"{key}.{kind}")
-                    info.size = len(content)
-                    tar.addfile(info, io.BytesIO(content))
-                packed.samples += 1
-        os.replace(partial, path)
+        try:
+            with tarfile.open(partial, "w", format=tarfile.USTAR_FORMAT) as tar:
+                for number in numbers:
+                    try:
+                        sample = list(members(self.source, number))
+                    except BadSample as bad:
+                        lost[bad.reason] += 1
+                        continue
+                    key = safe_key(self.source.key(number))
+                    for kind, content in sample:
+                        # no time, no owner: the same bytes every time
+                        info = tarfile.TarInfo(f"{key}.{kind}")
+                        info.size = len(content)
+                        tar.addfile(info, io.BytesIO(content))
+                    packed.samples += 1
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
         packed.skipped = dict(lost)
         return packed
 
@@ -242,8 +269,9 @@ def _take_up(folder: Path, plan: dict) -> dict[str, Packed]:
     differing = [name for name in plan if found.get(name) != plan[name]]
     if differing:
         name = differing[0]
+        label = LABELS.get(name, name)
         raise UserError(
-            f"the folder {folder} holds shards of another data set ({name} was "
+            f"the folder {folder} holds shards that were packed otherwise ({label} was "
             f"{found.get(name)!r}, is {plan[name]!r}); give another folder (--out), or delete it."
         )
     # The last line may be half of one, after a crash: its shard is written again.

@@ -57,7 +57,8 @@ class StepDataset(Dataset):
 class EvaluationDataset(Dataset):
     """The first samples of every source in order, about `limit` in all, in batches.
 
-    Every source gives equally many, and a small one all that it has.
+    Every source gives equally many, and a small one all that it has; the last batch is smaller.
+    Every rank takes all of them, so that no sample counts twice, however many ranks there are.
     """
 
     def __init__(self, build: BatchBuilder, batch_size: int, limit: int) -> None:

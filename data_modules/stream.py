@@ -1,18 +1,21 @@
 """Training from shards that cannot be seeked: over http(s), s3, hf, or gzipped.
 
-Shards are drawn at random, with replacement, by every loader worker for itself, and samples are
-shuffled in a buffer. So there are no epochs, some samples come twice before others come once, and a
-resumed run goes on at its step with another draw. Shards on a disk are better read by a
-`ShardDataModule`, which promises more.
+Shards are dealt to the loader workers of all ranks in another order every epoch, where there are
+fewer of them in parts, and samples are shuffled in a buffer. So every sample comes once an epoch.
+But workers whose shards are small begin the next epoch before the others, and a resumed run goes on
+at its step with another draw. Shards on a disk are better read by a `ShardDataModule`, which
+promises more.
 """
 
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from glob import has_magic
-from itertools import islice
+from itertools import count, groupby
+from operator import itemgetter
 from random import Random
 from typing import Any, Literal
 from urllib.parse import urlparse
@@ -27,10 +30,11 @@ from lightning import LightningDataModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch.utils.data import IterableDataset, get_worker_info
 from webdataset.filters import shuffle
-from webdataset.shardlists import ResampledShards, expand_urls
+from webdataset.shardlists import expand_urls
 
 from triptych.contracts import TEXT_TO_IMAGE, Batch, Preprocessing, UserError
 from triptych.listing.shards import find_shards
+from triptych.randomness import mix
 
 from .accumulation import AccumulationLoader
 from .bad_samples import BadSamples, check_texts
@@ -58,10 +62,12 @@ Task = Literal["text_to_image", "image_to_image", "image_to_text"]
 
 @dataclass
 class ShardStream(IterableDataset):
-    """Training batches from shards that are drawn at random, without end.
+    """Training batches from shards in random order, epoch after epoch without end.
 
     Worker w of W makes the batches start+w, start+w+W, ..., which is the order in which a
     DataLoader takes them, so that every batch knows its step.
+
+    No batch of a rank holds a sample twice while the worker's share of an epoch has as many.
 
     Args:
         urls: the shards.
@@ -93,12 +99,11 @@ class ShardStream(IterableDataset):
     def __iter__(self) -> Iterator[Batch]:
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
-        draw = np.random.SeedSequence([self.seed, self.start, self.rank, self.world, worker])
-        seed = int(draw.generate_state(1)[0])
+        reader, readers = self.rank * workers + worker, self.world * workers
         problems: list[BadSample] = []
-        samples = self._samples(seed, problems)
+        batches = distinct(self._samples(reader, readers, problems), self.batch_size)
         for step in range(self.start + worker, self.stop, workers):
-            batch = self._batch(step, list(islice(samples, self.batch_size)))
+            batch = self._batch(step, next(batches))
             batch.skipped += [(bad.key, bad.reason) for bad in problems]
             problems.clear()
             yield batch
@@ -110,28 +115,74 @@ class ShardStream(IterableDataset):
         numbers = range(first, first + self.batch_size)
         return build(step, [(0, place) for place in range(len(samples))], numbers)
 
-    def _samples(self, seed: int, problems: list[BadSample]) -> Iterator[Encoded]:
-        """Samples in a random order; what is wrong with others goes to `problems`."""
-        shards = ResampledShards(self.urls, deterministic=True, worker_seed=lambda: seed)
-        mixed = shuffle(self.buffer, initial=self.buffer, rng=Random(seed))
-        return mixed(self._read(iter(shards), problems))
+    def _samples(
+        self, reader: int, readers: int, problems: list[BadSample]
+    ) -> Iterator[tuple[str, Encoded]]:
+        """Samples with their shards, in random order; what is wrong with others goes to `problems`.
 
-    def _read(self, shards: Iterator[dict], problems: list[BadSample]) -> Iterator[Encoded]:
-        empty = 0
-        for shard in shards:
-            found = 0
-            for sample in samples_at(shard["url"], self.caps):
-                if isinstance(sample, BadSample):
-                    problems.append(sample)
+        The buffer is emptied at the end of an epoch, before the next one begins.
+        """
+        parts = -(-readers // len(self.urls))
+        pieces = self._pieces(reader, readers, parts)
+        empty = deque(maxlen=MOST_EMPTY)
+        for epoch, mine in groupby(pieces, itemgetter(0)):
+            draws = Random(mix(self.seed, self.start, epoch, readers, reader))
+            mixed = shuffle(self.buffer, initial=self.buffer, rng=draws)
+            yield from mixed(self._read(mine, parts, problems, empty))
+
+    def _pieces(self, reader: int, readers: int, parts: int) -> Iterator[tuple[int, str, int]]:
+        """(epoch, shard, part of it) of a reader: all are dealt in turn, in a random order."""
+        number = len(self.urls) * parts
+        for epoch in count():
+            order = np.random.default_rng(mix(self.seed, self.start, epoch)).permutation(number)
+            for piece in order[(reader - epoch * number) % readers :: readers].tolist():
+                yield epoch, self.urls[piece // parts], piece % parts
+
+    def _read(
+        self,
+        pieces: Iterator[tuple[int, str, int]],
+        parts: int,
+        problems: list[BadSample],
+        empty: deque[str],
+    ) -> Iterator[tuple[str, Encoded]]:
+        for _, url, part in pieces:
+            empty.append(url)
+            for number, sample in enumerate(samples_at(url, self.caps)):
+                good = not isinstance(sample, BadSample)
+                if good:
+                    empty.clear()
+                if number % parts != part:
+                    continue
+                if good:
+                    yield url, sample
                 else:
-                    found += 1
-                    yield sample
-            empty = 0 if found else empty + 1
-            if empty == MOST_EMPTY:
+                    problems.append(sample)
+            if len(empty) == MOST_EMPTY:
                 raise UserError(
                     f"the last {MOST_EMPTY} shards of the stream gave no sample, "
-                    f"{shard['url']} for one ({problems[-1] if problems else 'empty'})."
+                    f"{url} for one ({problems[-1] if problems else 'empty'})."
                 )
+
+
+def distinct(samples: Iterator[tuple[str, Encoded]], size: int) -> Iterator[list[Encoded]]:
+    """Batches of different samples, told apart by shard and key.
+
+    One that its batch holds already is put off to the next; a whole batch of those says that there
+    are fewer samples than a batch takes, and fills it.
+    """
+    later: deque[tuple[str, Encoded]] = deque()
+    while True:
+        batch: dict[tuple[str, str], Encoded] = {}
+        again: list[tuple[str, Encoded]] = []
+        while len(batch) < size and len(again) < size:
+            url, sample = later.popleft() if later else next(samples)
+            if (url, sample.key) in batch:
+                again.append((url, sample))
+            else:
+                batch[url, sample.key] = sample
+        missing = size - len(batch)
+        yield [*batch.values(), *(sample for _, sample in again[:missing])]
+        later.extendleft(reversed(again[missing:]))
 
 
 def samples_at(url: str, caps: Caps) -> Iterator[Encoded | BadSample]:
@@ -149,7 +200,7 @@ class StreamDataModule(LightningDataModule):
     """Samples from shards that cannot be seeked, without an index.
 
     Shards are WebDataset tars, gzipped or not, at http(s)://, s3://, gs://, hf:// or in files.
-    They are drawn at random with replacement; see the module's docstring for what that means.
+    Their order is random; see the module's docstring for what is not promised.
 
     Args:
         urls: the shards; "https://host/{00000..00099}.tar" names a hundred. Without a scheme also
@@ -230,9 +281,8 @@ class StreamDataModule(LightningDataModule):
         self.require(trainer)
         accumulate = trainer.accumulate_grad_batches
         rank_zero_info(
-            f"streaming {len(self.urls)} shards, drawn at random with replacement: there are no "
-            "epochs, and a resumed run goes on at its step with another draw, not with the next "
-            "sample."
+            f"streaming {len(self.urls)} shards in random order: a resumed run goes on at its step "
+            "with another draw, not with the next sample."
         )
         stream = ShardStream(
             self.urls,
@@ -267,7 +317,8 @@ class StreamDataModule(LightningDataModule):
         self.bad_samples.report()
 
     def _in_order(self, known: Preprocessing) -> StepLoader:
-        build = BatchBuilder([Reading(self.val_folder, self.task)], known, self.seed)
+        readings = [Reading(self.val_folder, self.task)]
+        build = BatchBuilder(readings, known, self.seed, replace_bad=False)
         dataset = EvaluationDataset(build, self.batch_size, self.val_samples)
         return step_loader(dataset, None, self.num_workers)
 

@@ -11,8 +11,16 @@ from PIL import Image
 from tars import write
 
 from triptych.contracts import TEXT_TO_IMAGE, Batch, Preprocessing, UserError
-from triptych.data_modules import BadSample, BadSamples, Reading, ShardFolder
+from triptych.data_modules import (
+    BadSample,
+    BadSamples,
+    Ingredient,
+    MixedDataModule,
+    Reading,
+    ShardFolder,
+)
 from triptych.data_modules.bad_samples import check_texts
+from triptych.data_modules.steps import VALIDATION_SAMPLES
 from triptych.data_modules.texts import clean
 from triptych.prompts import SPECIAL_TOKENS
 
@@ -42,6 +50,19 @@ def batch_of(number, skipped=()):
     empty = torch.zeros(number, 0, dtype=torch.long)
     keys = [str(n) for n in range(number)]
     return Batch(TEXT_TO_IMAGE, keys, 0, torch.arange(number), empty, empty, skipped=list(skipped))
+
+
+def test_no_sample_stands_in_for_another_in_validation(tmp_path, known):
+    source = shard(tmp_path, [f"caption {n}" for n in range(5)] + [""], damaged=(1, 3))
+    module = MixedDataModule({"a": Ingredient(source)}, batch_size=4, max_bad_fraction=1.0)
+    module.connect(known)
+    module.setup("validate")
+    for loader in (module.val_dataloader(), module.predict_dataloader()):
+        batches = list(loader)
+        assert [batch.keys for batch in batches] == [["000", "002"], ["004"]]
+        assert [len(batch.skipped) for batch in batches] == [2, 1]
+        numbers = torch.cat([batch.samples for batch in batches]) - VALIDATION_SAMPLES
+        assert numbers.tolist() == [0, 2, 4]
 
 
 def test_good_samples_stand_in_for_bad_ones(tmp_path, known):

@@ -110,7 +110,7 @@ def test_other_contents_are_never_mixed_in(table, tmp_path, prepare):
     if prepare == "damaged":
         (out / MANIFEST).write_text("{")
     before = files(out)
-    says = {"other": "thesis.tex", "settings": "samples_per_shard", "damaged": "is damaged"}
+    says = {"other": "thesis.tex", "settings": "--samples-per-shard was 3", "damaged": "is damaged"}
     with pytest.raises(UserError, match=says[prepare]):
         packed(table, out, size=4 if prepare == "settings" else 3)
     assert files(out) == before
@@ -335,3 +335,99 @@ def test_help_imports_no_torch():
     check = f"import atexit, sys; atexit.register(lambda: print('torch' in sys.modules)); {code}"
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True)
     assert done.stdout.endswith("False\n"), done.stderr
+
+
+# --- refusals, and what a plan knows --------------------------------------------------------------
+
+
+@pytest.fixture
+def conversation(tmp_path):
+    """A LLaVA file whose picture is in another folder; beside it, one of the same name."""
+    for name, number in (("pictures", 1), ("others", 2)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.png").write_bytes(encoded(number))
+    turns = [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": "red"}]
+    (tmp_path / "file").mkdir()
+    record = {"image": "a.png", "conversations": turns}
+    path = tmp_path / "file" / "talk.json"
+    path.write_text(json.dumps([record] * 3))
+    return path
+
+
+@pytest.mark.parametrize("size", [1, 2, 1000])
+def test_a_refused_pack_leaves_nothing_and_the_right_command_then_works(
+    conversation, tmp_path, size
+):
+    out = tmp_path / "new" / "out"
+    command = ["data", "pack", str(conversation), "--out", str(out), "--workers", "1"]
+    command += ["--samples-per-shard", str(size)]
+    with pytest.raises(SystemExit) as ended:
+        main(command)
+    assert ended.value.code in (1, 2) and not out.parent.exists()
+    main([*command, "--pictures", str(tmp_path / "pictures")])
+    assert len(ShardFolder(out).open()) == 3
+
+
+def test_a_refused_pack_leaves_an_empty_folder_as_it_was(conversation, tmp_path):
+    (tmp_path / "out").mkdir()
+    with pytest.raises(SystemExit):
+        main(["data", "pack", str(conversation), "--out", str(tmp_path / "out")])
+    assert not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (["--workers", "2"], None),
+        (["--samples-per-shard", "2"], "--samples-per-shard was 1000, is 2"),
+        (["--pictures", "others"], "--pictures was "),
+        (["--split", "train"], "--split was None, is 'train'"),
+        (["--picture-column", "more"], "--picture-column was None, is 'more'"),
+        (["--caption-column", "more"], "--caption-column was None, is 'more'"),
+    ],
+)
+def test_a_plan_knows_every_option(table, tmp_path, monkeypatch, capsys, change, says):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "others").mkdir()
+    for path in table.parent.iterdir():
+        (tmp_path / "others" / path.name).write_bytes(path.read_bytes())
+    base = ["data", "pack", str(table), "--out", "out", "--pictures", str(table.parent)]
+    main(base)
+    before = files("out")
+    if says is None:
+        main([*base, *change])
+    else:
+        with pytest.raises(SystemExit):
+            main([*base, *change])
+        assert says in capsys.readouterr().err
+    assert files("out") == before
+
+
+def test_a_plan_knows_its_source(table, tmp_path, capsys):
+    out = ["--out", str(tmp_path / "out")]
+    main(["data", "pack", str(table), *out])
+    other = tmp_path / "other"
+    other.mkdir()
+    for path in table.parent.iterdir():
+        (other / path.name).write_bytes(path.read_bytes())
+    with pytest.raises(SystemExit):
+        main(["data", "pack", str(other / table.name), *out])
+    assert "SOURCE was" in capsys.readouterr().err
+    table.write_text(table.read_text().replace("caption 3", "another 3"))
+    with pytest.raises(SystemExit):
+        main(["data", "pack", str(table), *out])
+    assert "the content of SOURCE was" in capsys.readouterr().err
+
+
+def test_every_option_of_pack_is_in_the_plan_or_changes_nothing(table, tmp_path):
+    """A new option must be added to the plan, or here."""
+    import argparse
+
+    from triptych.data_commands import _pack_parser
+
+    commands = argparse.ArgumentParser().add_subparsers()
+    _pack_parser(commands)
+    options = {action.dest for action in commands.choices["pack"]._actions}
+    main(["data", "pack", str(table), "--out", str(tmp_path / "out")])
+    plan = json.loads((tmp_path / "out" / MANIFEST).read_text().splitlines()[0])
+    assert options - set(plan) == {"help", "out", "workers"}

@@ -1,12 +1,16 @@
 """Epochs of small and large sets: every sample once, and no batch holds one twice."""
 
 import pickle
+from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from triptych.data_modules.mixture import Mixture
+from triptych.data_modules.order import EpochOrder
 from triptych.data_modules.schedule import Schedule
+from triptych.data_modules.steps import StepDataset, Steps, step_loader
 
 
 class Numbered:
@@ -101,3 +105,52 @@ def test_small_sets_are_still_sorted_by_length_within_an_epoch():
         return np.mean([each.max() - each.mean() for each in lengths])
 
     assert spread(64) < spread(1) / 4
+
+
+def places_alone(step, places, samples):
+    """Stands for a BatchBuilder: gives back what it was asked for."""
+    return SimpleNamespace(places=list(places))
+
+
+def batches_of_ranks(sizes, world, accumulate, steps, weights=None):
+    schedule = schedule_of(sizes, 24, 4, weights)
+    parts = [StepDataset(places_alone, schedule, rank, world, accumulate) for rank in range(world)]
+    return [part[number].places for number in range(steps * accumulate) for part in parts]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "weights"),
+    [([size], None) for size in (1, 2, 7, 11, 50, 1000)]
+    + [([50, 13, 2], [5, 3, 2]), ([7, 500], [1, 9]), ([8, 43], [1, 1]), ([1, 1], [1, 1])],
+)
+def test_no_part_of_a_step_holds_a_sample_twice_that_need_not(sizes, weights):
+    """As ranks and accumulated batches take them, also where the step has more than there are."""
+    whole = [place for batch in batches_of_ranks(sizes, 1, 1, 40, weights) for place in batch]
+    for world, accumulate in ((2, 1), (1, 2), (4, 1), (2, 3), (4, 3)):
+        batches = batches_of_ranks(sizes, world, accumulate, 40, weights)
+        assert [place for batch in batches for place in batch] == whole
+        for batch in batches:
+            taken = Counter(place for place, _ in batch)
+            different = Counter(place for place, _ in set(batch))
+            assert all(different[n] == min(taken[n], sizes[n]) for n in taken)
+
+
+@pytest.mark.parametrize("size", [1, 7, 50])
+def test_loader_workers_change_nothing(size):
+    def places(workers):
+        dataset = StepDataset(places_alone, schedule_of([size], 8))
+        return [batch.places for batch in step_loader(dataset, Steps(3, 9), workers)]
+
+    assert places(2) == places(0)
+
+
+@pytest.mark.parametrize(("size", "batch"), [(29, 20), (17, 16), (7, 16), (290, 200)])
+def test_a_step_far_away_follows_few_epochs(size, batch, monkeypatch):
+    schedule = schedule_of([size], batch)
+    followed = []
+    numbers = EpochOrder.numbers
+    monkeypatch.setattr(
+        EpochOrder, "numbers", lambda self, *a: followed.append(a[0]) or numbers(self, *a)
+    )
+    schedule.locate(schedule.batch(10**7 + 3))
+    assert len(followed) <= 3 * batch

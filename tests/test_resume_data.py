@@ -314,6 +314,23 @@ def test_an_order_that_changed_is_told(recwarn):
         under({"world_size": 2}, mixed(a={}, b={})).load_state_dict(saved)
 
 
+def test_a_position_of_another_version_is_refused():
+    module = under({}, mixed(a={}))
+    before = {"order": module.state_dict()["order"]}  # as it was saved without a version
+    with pytest.raises(UserError, match="came in another order .version 1, now 2.*--model.weights"):
+        module.load_state_dict(before)
+    under({"state": SimpleNamespace(fn=TrainerFn.VALIDATING)}, module).load_state_dict(before)
+
+
+def test_a_set_smaller_than_a_step_is_told(caplog):
+    with caplog.at_level(logging.INFO):
+        under({"world_size": 3}, mixed(a={})).train_dataloader()
+        assert "'a' has 10 samples, and a step takes up to 12 of it" in caplog.text
+        caplog.clear()
+        under({"world_size": 2}, mixed(a={})).train_dataloader()
+        assert not caplog.text
+
+
 def test_samples_that_cannot_be_used_are_counted_and_end_a_run():
     module = mixed(a={})
     ids = torch.zeros(100, 1, dtype=torch.long)

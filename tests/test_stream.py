@@ -4,6 +4,7 @@ import functools
 import gzip
 import http.server
 import io
+import itertools
 import json
 import pickle
 import subprocess
@@ -11,6 +12,7 @@ import sys
 import tarfile
 import threading
 import tracemalloc
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -254,6 +256,35 @@ def test_workers_take_turns(tmp_path, known):
     dataset = stream(known, [str(tmp_path / "a.tar")], start=5, stop=10)
     loader = DataLoader(dataset, batch_size=None, num_workers=2)
     assert [batch.step for batch in loader] == [5, 6, 7, 8, 9]
+
+
+def keys_of(dataset, batches):
+    """Keys of the samples of the first batches of a reader, not decoded: [[key]]."""
+    from triptych.data_modules.stream import distinct
+
+    samples = dataset._samples(dataset.rank, dataset.world, [])
+    found = itertools.islice(distinct(samples, dataset.batch_size), batches)
+    return [[sample.key for sample in batch] for batch in found]
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+@pytest.mark.parametrize("size", [1, 2, 7, 50])
+def test_a_small_stream_has_every_sample_once_an_epoch(size, shards, tmp_path, known):
+    urls = [str(tmp_path / f"{number}.tar") for number in range(shards)]
+    for number, url in enumerate(urls):
+        Path(url).write_bytes(shard(range(size * number, size * (number + 1))))
+    everything = {f"{number:04d}" for number in range(size * shards)}
+    for batch in (1, 6, 16):
+        batches = keys_of(stream(known, urls, batch_size=batch), 3 * size * shards // batch + 3)
+        assert all(len(set(keys)) == min(batch, len(everything)) for keys in batches)
+        flat = list(itertools.chain(*batches))
+        epochs = range(0, len(flat) - len(everything) + 1, len(everything))
+        assert all(set(flat[n : n + len(everything)]) == everything for n in epochs)
+    # each of three readers takes a third of an epoch
+    thirds = [keys_of(stream(known, urls, batch_size=1, rank=r, world=3), 120) for r in range(3)]
+    assert {keys[0] for third in thirds for keys in third} == everything
+    first = [keys[0] for third in thirds for keys in third[: size * shards // 3]]
+    assert len(set(first)) == len(first)
 
 
 def test_broken_shards_are_counted_and_others_are_read(tmp_path, server, known):

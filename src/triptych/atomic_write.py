@@ -12,7 +12,7 @@ import os
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -32,18 +32,31 @@ def partial_name(path: Path) -> Path:
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """A file to write to that takes the name `path` when the block ends well, and else is removed.
 
-    It is forced to the disk before it gets its name. Missing folders are made.
+    It is forced to the disk before it gets its name. Missing folders are made, see `made`.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = partial_name(path)
+    with made(path.parent):
+        try:
+            with partial.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def made(folder: Path) -> Iterator[None]:
+    """Make a folder and its parents; those that are new and still empty are removed at the end."""
+    new = [each for each in [folder, *folder.parents] if not each.exists()]
     try:
-        with partial.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
     finally:
-        partial.unlink(missing_ok=True)
+        for each in new:
+            with suppress(OSError):  # it holds something
+                each.rmdir()
 
 
 class Lock:
@@ -79,26 +92,29 @@ class Lock:
 def alone_in(folder: Path) -> Iterator[None]:
     """Hold a folder, which is made, whose files have fixed temporary names: one process writes.
 
+    Where nothing was written, nothing is left of it, see `made`.
+
     Raises:
         UserError: another process holds it, or it cannot be written to.
     """
     lock = Lock(folder / LOCK)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        held = lock.acquire()
-    except OSError as error:
-        raise UserError(
-            f"{folder} is no folder to write to: {error.strerror}; choose another one."
-        ) from error
-    if not held:
-        raise UserError(
-            f"another process is writing to {folder}; wait for it, or choose another folder."
-        )
-    try:
-        yield
-    finally:
-        lock.path.unlink(missing_ok=True)
-        lock.release()
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(made(folder))
+            held = lock.acquire()
+        except OSError as error:
+            raise UserError(
+                f"{folder} is no folder to write to: {error.strerror}; choose another one."
+            ) from error
+        if not held:
+            raise UserError(
+                f"another process is writing to {folder}; wait for it, or choose another folder."
+            )
+        try:
+            yield
+        finally:
+            lock.path.unlink(missing_ok=True)
+            lock.release()
 
 
 def _locked(handle: int) -> bool:

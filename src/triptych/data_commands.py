@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from triptych.atomic_write import replacing
 from triptych.errors import UserError
 from triptych.limits import BATCH, COUNT, IMAGES, PROCESSES
 from triptych.trust import add_trust
@@ -186,8 +188,10 @@ def pack(parsed: argparse.Namespace) -> None:
         mend=True,
     ).open()
     origin = {
-        "source": parsed.source.resolve().name,
+        "source": str(parsed.source.resolve()),
+        "content": _content(parsed.source),
         "format": type(source).__name__,
+        "pictures": str(parsed.pictures.resolve()) if parsed.pictures else None,
         "split": parsed.split,
         "picture_column": parsed.picture_column,
         "caption_column": parsed.caption_column,
@@ -200,8 +204,14 @@ def pack(parsed: argparse.Namespace) -> None:
     samples = sum(shard.samples for shard in shards)
     print(f"{samples:,} samples in {len(shards):,} shards: {parsed.out}")
     _print_problems(lost)
-    if not samples:
-        raise UserError(f"no sample of {parsed.source} could be packed.")
+
+
+def _content(source: Path) -> int | None:
+    """A number that is another one when a file has other content; None of a folder."""
+    if source.is_dir():
+        return None
+    with source.open("rb") as file:
+        return int(hashlib.file_digest(file, "sha256").hexdigest()[:12], 16)
 
 
 def index(parsed: argparse.Namespace) -> None:
@@ -272,8 +282,9 @@ def inspect(parsed: argparse.Namespace) -> None:
         found = examine(source, parsed.samples, parsed.workers, progress)
     print("\n".join(_report(source, found)))
     if parsed.out:
-        parsed.out.parent.mkdir(parents=True, exist_ok=True)
-        contact_sheet(source, parsed.pictures).save(parsed.out)
+        sheet = contact_sheet(source, parsed.pictures)
+        with replacing(parsed.out) as file:
+            sheet.save(file, "PNG")
         print(f"pictures         {parsed.out}")
 
 
