@@ -34,7 +34,12 @@ def read_messages(messages: Sequence[Mapping[str, Any] | Message]) -> list[Messa
         UserError: a message has another shape, a picture cannot be read, or the last message is
             not the user's.
     """
-    read = [m if isinstance(m, Message) else _message(m, n + 1) for n, m in enumerate(messages)]
+    read = [
+        Message(m.role, [_part(part, n) for part in m.content])
+        if isinstance(m, Message)
+        else _message(m, n)
+        for n, m in enumerate(messages, 1)
+    ]
     if not read or read[-1].role != "user":
         raise UserError("a conversation ends with a message of the user; add one.")
     return read
@@ -51,8 +56,10 @@ def _message(message: Mapping[str, Any], number: int) -> Message:
 
 
 def _part(part: Any, number: int) -> str | Image.Image:
-    if isinstance(part, str | Image.Image):
+    if isinstance(part, str):
         return part
+    if isinstance(part, Picture):
+        return open_picture(part)
     kind = part.get("type") if isinstance(part, Mapping) else None
     if kind == "text" and isinstance(part.get("text"), str):
         return part["text"]
