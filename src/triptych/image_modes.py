@@ -15,13 +15,15 @@ shows the hidden colours: `alpha="drop"`.
 from __future__ import annotations
 
 import warnings
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 from PIL import Image
 
 from triptych.errors import PictureError
 from triptych.image_headers import DAMAGED
+
+if TYPE_CHECKING:
+    import numpy as np  # imported where it is used: `--help` needs none
 
 Alpha = Literal["white", "drop"]
 """Transparent pixels: composited over white, or opaque, in the colour that they hide."""
@@ -61,6 +63,8 @@ def to_rgb(image: Image.Image, alpha: Alpha = "white") -> Image.Image:
 
 def _reduce_depth(image: Image.Image) -> Image.Image:
     """An "I", "I;16" or "F" image as "L", or as "LA" where one grey level is transparent."""
+    import numpy as np
+
     values = np.asarray(image)
     grey = Image.fromarray(to_8_bits(values))
     level = image.info.get("transparency")
@@ -75,6 +79,8 @@ def to_8_bits(values: np.ndarray) -> np.ndarray:
     Raises:
         PictureError: they have none of those of this module.
     """
+    import numpy as np
+
     kind = values.dtype.kind
     if values.dtype == np.uint8:
         return values
@@ -102,12 +108,15 @@ def _range(least: Any, most: Any) -> str:
 
 
 def _from_16_bits(values: np.ndarray) -> np.ndarray:
-    return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    import numpy as np
+
+    table = ((np.arange(65_536) + 128) // 257).astype(np.uint8)
+    return table[values.astype(np.uint16)]
 
 
 def is_array(image: Any) -> bool:
-    """Whether it is a NumPy array, or a tensor; found out without importing torch."""
-    return isinstance(image, np.ndarray) or hasattr(image, "detach")
+    """Whether it is a NumPy array, or a tensor; found out without importing either."""
+    return hasattr(image, "__array__") and not isinstance(image, Image.Image)
 
 
 def from_array(array: Any) -> Image.Image:
@@ -118,6 +127,8 @@ def from_array(array: Any) -> Image.Image:
     Raises:
         PictureError: it has another shape, or values of an unknown range.
     """
+    import numpy as np
+
     shape = tuple(array.shape)
     if hasattr(array, "detach"):
         array = array.detach().cpu()
