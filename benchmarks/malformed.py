@@ -142,7 +142,7 @@ def _conversations() -> Iterator[tuple[str, Send]]:
         "http://127.0.0.1/a.png", "https://example.com/a.png", "file:///etc/passwd", "", "data:",
         "http://169.254.169.254/latest/meta-data", "ftp://example.com/a", "//example.com/a.png",
         "data:image/png;base64,", "data:image/png;base64,%%%", "data:text/html;base64,YQ==",
-        "data:image/png;base64," + good[:60], "data:image/png," + good, f"data:;base64,{good}",
+        "data:image/png;base64," + good[:60], "data:image/png," + good, f"data:;base64{good}",
         *(
             "data:image/png;base64," + base64.b64encode(data).decode()
             for _, data in _bad_pictures()

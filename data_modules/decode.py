@@ -36,12 +36,14 @@ class Decoder:
     """Decodes one picture to squares of one or several sizes.
 
     Args:
-        way: "pillow" is the published transform, call by call. "torchvision" takes about a third of
-            the time: libjpeg-turbo decodes JPEG, torch's vector code scales. By rounding it differs
-            on average by 0.005 to 0.03 of 255, and by up to 0.3 for some pictures that are more
-            than twice as high as wide. A JPEG of at least twice the side that is asked for is
-            decoded at a half, a quarter or an eighth where that divides its sides: of photographs
-            that differs by 0.2 to 1.5 of 255, about what quality 85 took from them.
+        way: "pillow" is the published transform, call by call: it drops the alpha channel, so that
+            transparent pixels show the colours they hide. "torchvision" composites them over white
+            and takes about a third of the time: libjpeg-turbo decodes JPEG, torch's vector code
+            scales. By rounding it differs on average by 0.005 to 0.03 of 255, and by up to 0.3 for
+            some pictures that are more than twice as high as wide. A JPEG of at least twice the
+            side that is asked for is decoded at a half, a quarter or an eighth where that divides
+            its sides: of photographs that differs by 0.2 to 1.5 of 255, about what quality 85 took
+            from them.
         max_pixels: width times height of the largest picture that is decoded.
     """
 
@@ -59,7 +61,7 @@ class Decoder:
             decode(header)
         places = [place_of_square(*upright_shape(header), size) for size in sizes]
         if self.way == "pillow":
-            picture = upright_rgb(header)
+            picture = upright_rgb(header, alpha="drop")
             return [square(picture, size) for size in sizes]
         pixels = pixels_of(data, header, max(sizes))
         squares = {

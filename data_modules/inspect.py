@@ -144,7 +144,7 @@ def contact_sheet(source: Source, pictures: int = 48, columns: int = 8) -> Image
     rows = -(-len(numbers) // columns)
     sheet = Image.new("RGB", (columns * wide + MARGIN, rows * high + MARGIN), "white")
     draw = ImageDraw.Draw(sheet)
-    decode = Decoder("pillow")
+    decode = Decoder()
     for place, number in enumerate(numbers):
         left, top = MARGIN + place % columns * wide, MARGIN + place // columns * high
         try:

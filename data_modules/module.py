@@ -102,7 +102,7 @@ class MixedDataModule(LightningDataModule):
             lengths of their captions.
         max_bad_fraction: end the run when more of the samples than this cannot be used.
         decode: how pictures become squares, see `Decoder`: "torchvision", or "pillow" for the
-            published transform to the bit.
+            published transform to the bit, which drops alpha channels.
         max_pixels: a picture of more pixels is a bad sample, and is not decoded.
     """
 

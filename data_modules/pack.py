@@ -20,10 +20,13 @@ from pathlib import Path
 from triptych.atomic_write import LOCK, alone_in
 from triptych.contracts import UserError
 from triptych.documents import read_text
+from triptych.errors import PictureError
+from triptych.image_reader import read_header
 from triptych.listing.tar import BLOCK
 from triptych.texts import split_lines
 from triptych.writing import announce, refuse_other_files
 
+from .decode import Decoder
 from .parallel import each
 from .records import parse
 from .source import CAPTIONS, BadSample, ImageRole, Source
@@ -193,6 +196,10 @@ def _picture(source: Source, number: int, role: ImageRole, prefix: str) -> tuple
     kind = kind_of(content)
     if kind is None:
         raise BadSample(source.key(number), f"{role} is no JPEG, PNG or WebP")
+    try:
+        read_header(content, Decoder().limits)
+    except PictureError as error:  # of no use to a run, which would leave it out
+        raise BadSample(source.key(number), f"{role} {error.reason}", error.detail) from error
     return prefix + kind, content
 
 

@@ -98,10 +98,12 @@ KINDS = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_both_ways_agree_with_the_published_transform(kind):
     data = KINDS[kind]
-    published = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
+    published = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+    if published.mode == "I;16":  # which the published conversion would clip
+        published = Image.fromarray(((np.asarray(published) + 128.0) // 257).astype(np.uint8))
     for size in (20, 36, 48, 90):
-        assert torch.equal(EXACT(data, size)[0], square(published, size))
-        found = difference(data, size)
+        assert torch.equal(EXACT(data, size)[0], square(published.convert("RGB"), size))
+        found = (FAST(data, size)[0].int() - square(read_image(data), size).int()).abs().float()
         if reduction_of(read_header(data), size) == 1:
             assert found.max() <= 2 and found.mean() < 0.03  # rounding, once in each direction
 

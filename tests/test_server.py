@@ -220,9 +220,14 @@ def test_preferences_that_change_nothing_are_accepted(server):
 
 
 def test_a_picture_is_never_fetched(server):
-    for url in ("http://127.0.0.1:1/a.png", "file:///etc/passwd", "data:text/html;base64,YQ=="):
+    for url, said in {
+        "http://127.0.0.1:1/a.png": "fetches no pictures",
+        "file:///etc/passwd": "fetches no pictures",
+        "/etc/passwd": "fetches no pictures",
+        "data:text/html;base64,YQ==": "is no picture that can be read",
+    }.items():
         part = {"type": "image_url", "image_url": {"url": url}}
-        with pytest.raises(openai.BadRequestError, match="fetches no pictures"):
+        with pytest.raises(openai.BadRequestError, match=said):
             server.openai().chat.completions.create(
                 model="tiny", messages=[{"role": "user", "content": [part]}]
             )

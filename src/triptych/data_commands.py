@@ -150,7 +150,8 @@ def _features_parser(commands) -> None:
         "--decode",
         choices=["torchvision", "pillow"],
         default="torchvision",
-        help="how pictures are read, as in training (default: %(default)s)",
+        help="how pictures are read, as in training; pillow is the published transform, which "
+        "drops alpha channels (default: %(default)s)",
     )
     parser.add_argument("--batch-size", type=BATCH, default=32, metavar="N", help="of each process")
     parser.add_argument(

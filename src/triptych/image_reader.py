@@ -1,10 +1,10 @@
-"""The one reader of image files, for every door they come through: path, bytes, shard, request.
+"""The one reader of images, for every door: path, bytes, data URL, shard, upload, image in memory.
 
 Formats are opened by their class, as `Image.open` tries formats that run other programs (EPS), and
 warns of large images by a limit of its own. Sizes and hidden work are judged before anything is
 decoded. Images are turned as their EXIF orientation says, as Hugging Face `datasets`, which the
-published code reads its images with, does since 2024; alpha channels and palettes' transparency
-are dropped, as "RGB" conversion by Pillow does.
+published code reads its images with, does since 2024. `image_modes` says what becomes of depths
+and of transparency.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from PIL import (
     BmpImagePlugin,
@@ -29,6 +30,7 @@ from triptych.documents import open_regular
 from triptych.errors import PictureError, UserError
 from triptych.image_headers import (
     DAMAGED,
+    ORIENTATION,
     TOO_MANY_SCANS,
     check_bmp,
     check_png,
@@ -36,8 +38,19 @@ from triptych.image_headers import (
     count_scans,
     find_orientation,
 )
+from triptych.image_modes import (
+    OUTDATED,
+    Alpha,
+    from_array,
+    is_array,
+    scale_transparent_colour,
+    to_rgb,
+)
+from triptych.image_urls import is_url, read_data_url
 
 MISSING = "does not exist"
+UNKNOWN = "is not an image"
+NO_PIXELS = "has no pixels"
 TOO_MANY_PIXELS = "has too many pixels"
 TOO_LARGE = "is too large"
 TOO_LONG = "is too long for its width"
@@ -101,8 +114,10 @@ class ImageLimits:
         """Refuse a size in pixels.
 
         Raises:
-            PictureError: there are too many of them, or one side is too long.
+            PictureError: there are too many or none of them, or one side is too long.
         """
+        if min(width, height) < 1:
+            raise PictureError(NO_PIXELS, f"{width}x{height}")
         if width * height > self.max_pixels:
             raise PictureError(TOO_MANY_PIXELS, f"{width}x{height}, at most {self.max_pixels}")
         if max(width, height) > self.max_side:
@@ -129,29 +144,38 @@ DEFAULT_LIMITS = ImageLimits()
 
 
 def read_image(
-    image: Image.Image | str | Path | bytes, limits: ImageLimits = DEFAULT_LIMITS
+    image: Any, limits: ImageLimits = DEFAULT_LIMITS, alpha: Alpha = "white"
 ) -> Image.Image:
-    """The image at its own size, upright, RGB.
+    """The image at its own size: upright, opaque, 8-bit RGB.
 
     Args:
-        image: a path, the bytes of a file, or an image in memory, which stays as it is turned.
+        image: a path; the bytes of a file; a data URL; a Pillow image of any mode, which is turned
+            as its EXIF orientation says; a NumPy array or a tensor, see `from_array`.
+        alpha: see `Alpha`; "drop" is for parity with the published code.
 
     Raises:
         PictureError: it cannot be read, is damaged, or is beyond `limits`.
     """
-    if isinstance(image, Image.Image):
-        limits.check_size(*image.size)
-        return to_rgb(image)
-    return upright_rgb(read_header(image, limits))
+    if is_array(image):
+        image = from_array(image)
+    if not isinstance(image, Image.Image):
+        return upright_rgb(read_header(image, limits), alpha)
+    limits.check_size(*image.size)
+    scale_transparent_colour(image)
+    decode(image)
+    read = _turned_rgb(image, _orientation_in_memory(image), alpha)
+    return read.copy() if read is image else read
 
 
-def read_header(image: str | Path | bytes, limits: ImageLimits = DEFAULT_LIMITS) -> Image.Image:
+def read_header(
+    image: str | Path | bytes | bytearray | memoryview, limits: ImageLimits = DEFAULT_LIMITS
+) -> Image.Image:
     """The image with its size, mode and metadata known, and nothing decoded.
 
     Raises:
         PictureError: as `read_image`; damage of the pixels is found when they are decoded.
     """
-    data = image if isinstance(image, bytes) else _read_file(image, limits.max_bytes)
+    data = _bytes_of(image, limits.max_bytes)
     if len(data) > limits.max_bytes:
         raise PictureError(TOO_LARGE, f"{len(data):,} bytes, at most {limits.max_bytes:,}")
     known = {name: FORMATS[name] for name in limits.formats}
@@ -168,21 +192,43 @@ def read_header(image: str | Path | bytes, limits: ImageLimits = DEFAULT_LIMITS)
     limits.check_size(*header.size)
     if name == "JPEG":
         limits.check_scans(found, *header.size)
+    scale_transparent_colour(header)
     moves = found == 2 if name == "GIF" else getattr(header, "is_animated", False)
     if moves and not limits.animated:
         raise PictureError(ANIMATED)
     return header
 
 
-def upright_rgb(header: Image.Image) -> Image.Image:
-    """Decode what `read_header` opened: upright, RGB.
+def upright_rgb(header: Image.Image, alpha: Alpha = "white") -> Image.Image:
+    """Decode what `read_header` opened: upright, opaque, 8-bit RGB.
 
     Raises:
         PictureError: it is damaged.
     """
     decode(header)
-    turn = TURNS.get(find_orientation(header.info))
-    return to_rgb(header if turn is None else header.transpose(turn))
+    return _turned_rgb(header, find_orientation(header.info), alpha)
+
+
+def _turned_rgb(image: Image.Image, orientation: int, alpha: Alpha) -> Image.Image:
+    """RGB, turned, without the metadata that said how; `image` itself where nothing is to do."""
+    read, turn = to_rgb(image, alpha), TURNS.get(orientation)
+    read = read if turn is None else read.transpose(turn)
+    outdated = set(OUTDATED) & set(image.info)
+    if outdated:
+        read = read.copy() if read is image else read
+    if read is not image:
+        read.info = {name: said for name, said in image.info.items() if name not in OUTDATED}
+    return read
+
+
+def _orientation_in_memory(image: Image.Image) -> int:
+    """EXIF orientation of a decoded Pillow image, from its file or set by `getexif`."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return image.getexif().get(ORIENTATION, 1)
+    except Exception:  # damaged EXIF says nothing; Pillow raises what its damage provokes
+        return 1
 
 
 def decode(header: Image.Image) -> None:
@@ -197,16 +243,14 @@ def decode(header: Image.Image) -> None:
         raise PictureError(DAMAGED, str(error)) from error
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """The one place where other modes become RGB.
-
-    Raises:
-        PictureError: it was not decoded yet, and is damaged.
-    """
-    decode(image)
-    with warnings.catch_warnings():  # of transparency that "RGB" has no room for
-        warnings.simplefilter("ignore", UserWarning)
-        return image.convert("RGB")
+def _bytes_of(image: Any, most: int) -> bytes:
+    if isinstance(image, bytes | bytearray | memoryview):
+        return bytes(image)
+    if isinstance(image, str) and is_url(image):
+        return read_data_url(image)
+    if not isinstance(image, str | Path):
+        raise PictureError(UNKNOWN, f"an object of type {type(image).__name__}")
+    return _read_file(image, most)
 
 
 def _read_file(path: str | Path, most: int) -> bytes:

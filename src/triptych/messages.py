@@ -37,7 +37,12 @@ def read_messages(messages: Sequence[Mapping[str, Any] | Message]) -> list[Messa
         UserError: a message has another shape, a picture or a text cannot be used, or the last
             message is not the user's.
     """
-    read = [m if isinstance(m, Message) else _message(m, n + 1) for n, m in enumerate(messages)]
+    read = [
+        Message(m.role, [_part(part, n) for part in m.content])
+        if isinstance(m, Message)
+        else _message(m, n)
+        for n, m in enumerate(messages, 1)
+    ]
     read = [_cleaned(message, number) for number, message in enumerate(read, 1)]
     if not read or read[-1].role != "user":
         raise UserError("a conversation ends with a message of the user; add one.")
@@ -66,8 +71,10 @@ def _cleaned(message: Message, number: int) -> Message:
 
 
 def _part(part: Any, number: int) -> str | Image.Image:
-    if isinstance(part, str | Image.Image):
+    if isinstance(part, str):
         return part
+    if isinstance(part, Picture):
+        return open_picture(part)
     kind = part.get("type") if isinstance(part, Mapping) else None
     if kind == "text" and isinstance(part.get("text"), str):
         return part["text"]

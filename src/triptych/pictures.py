@@ -11,11 +11,22 @@ from torch import Tensor
 
 from triptych.errors import PictureError, UserError
 from triptych.image_headers import DAMAGED
-from triptych.image_reader import MISSING, read_image
+from triptych.image_modes import RANGE, SHAPE
+from triptych.image_reader import MISSING, NO_PIXELS, TOO_LONG, UNKNOWN, read_image
+from triptych.image_urls import EXAMPLE, LINK, WRONG_DATA_URL, is_url
 from triptych.squares import square_image
 
-Picture = Image.Image | str | Path
-"""A picture, or the path of one."""
+Picture = Image.Image | str | Path | bytes | np.ndarray | Tensor
+"""All that `read_image` reads: an image in memory, its path, its file's bytes, or a data URL."""
+
+REMEDIES = {
+    RANGE: "convert it to 8 or 16 bits, or to floats from 0 to 1",
+    SHAPE: "give one image at a time",
+    UNKNOWN: "give a path, the bytes of a file, a data URL, a Pillow image, an array or a tensor",
+    WRONG_DATA_URL: f"give {EXAMPLE}",
+    NO_PIXELS: "give a whole one",
+    TOO_LONG: "cut it into pieces",
+}
 
 
 def open_picture(picture: Picture) -> Image.Image:
@@ -32,15 +43,20 @@ def open_picture(picture: Picture) -> Image.Image:
 
 def in_words(picture: Picture, error: PictureError) -> str:
     """The sentence of a command about a picture that cannot be used."""
-    name = "the picture" if isinstance(picture, Image.Image) else f"the picture {picture}"
+    named = isinstance(picture, Path) or (isinstance(picture, str) and not is_url(picture))
+    name = f"the picture {picture}" if named else "the picture"
     if error.reason == MISSING:
         return f"{name} does not exist; check the path."
     if error.reason == DAMAGED:
-        name = name if isinstance(picture, Image.Image) else str(picture)
+        name = str(picture) if named else name
         return (
             f"{name} is no picture that can be read ({error.detail}); "
             "give a whole PNG, JPEG or WebP."
         )
+    if error.reason == LINK:
+        return f"{name} {LINK}; download it and give its path, or give {EXAMPLE}"
+    if error.reason in REMEDIES:
+        return f"{name} {error}; {REMEDIES[error.reason]}."
     return f"{name} {error}; give a smaller or plainer one."
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from PIL import Image
 
+from triptych.image_modes import to_rgb
+
 
 def square_image(image: Image.Image, size: int) -> Image.Image:
     """The published transform: short side to `size` (bicubic), centre crop; RGB, `size` squared."""
-    image = image.convert("RGB")
+    image = to_rgb(image)
     if image.size == (size, size):
         return image
     (height, width), top, left = place_of_square(image.height, image.width, size)

@@ -14,7 +14,7 @@ from fastapi.responses import JSONResponse, Response
 
 from triptych.messages import Message
 from triptych.serving.context import Context
-from triptych.serving.images_in import read_data_url
+from triptych.serving.images_in import read_url
 from triptych.serving.problems import wrong
 from triptych.serving.schemas import ChatBody, ChatMessage, ImagePart, TextPart
 from triptych.serving.streams import event_stream
@@ -117,7 +117,7 @@ async def _read(context: Context, request: Request, messages: list[ChatMessage])
                 param = f"messages[{place}].content[{number}].image_url.url"
                 if len(files) == MOST_SHOWN:
                     raise wrong(param, f"there are more than {MOST_SHOWN} pictures; send fewer.")
-                files.append(read_data_url(part.image_url.url, param))
+                files.append(read_url(part.image_url.url, param))
                 places[param] = message.content, number
     images = await context.read_images(request, files, context.sizes.shown, list(places))
     for (content, number), image in zip(places.values(), images, strict=True):

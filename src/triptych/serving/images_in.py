@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
-import re
-
 from PIL import Image
 
 from triptych.errors import PictureError
@@ -18,6 +14,7 @@ from triptych.image_reader import (
     ImageLimits,
     read_image,
 )
+from triptych.image_urls import EXAMPLE, LINK, read_data_url
 from triptych.serving.problems import Problem, wrong
 from triptych.squares import square_image
 
@@ -34,7 +31,6 @@ CODES = {
     TOO_LONG: "image_too_thin",
     ANIMATED: "animated_image",
 }
-DATA_URL = re.compile(r"data:image/[a-zA-Z0-9.+-]+;base64,", re.ASCII)
 
 
 def read_picture(data: bytes, size: int | None, param: str) -> Image.Image:
@@ -70,20 +66,16 @@ def _problem(param: str, error: PictureError) -> Problem:
     )
 
 
-def read_data_url(url: str, param: str) -> bytes:
-    """The file that a data: URL holds.
+def read_url(url: str, param: str) -> bytes:
+    """The file that a data URL holds.
 
     Raises:
-        Problem: 400; it is another kind of URL, which this server does not fetch, or not base64.
+        Problem: 400; it is a link, which this server does not fetch, or a damaged data URL.
     """
-    head = DATA_URL.match(url)
-    if head is None:
-        raise wrong(
-            param,
-            f"{param}: this server fetches no pictures; send data:image/png;base64,... instead.",
-            "unsupported_image_url",
-        )
     try:
-        return base64.b64decode(url[head.end() :], validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise wrong(param, f"{param}: what follows base64, is not base64.") from error
+        return read_data_url(url)
+    except PictureError as error:
+        if error.reason == LINK:
+            said = f"{param}: this server fetches no pictures; send {EXAMPLE} instead."
+            raise wrong(param, said, "unsupported_image_url") from error
+        raise wrong(param, f"{param}: this {error}; send {EXAMPLE}", "invalid_image") from error
