@@ -47,7 +47,7 @@ ifneq ($(filter parity,$(MAKECMDGOALS)),)
   endif
 endif
 
-.PHONY: help setup $(STAGES) demo app pretrain-tiny parity bench bench-data bench-generate bench-serve attack torture study test test-slow test-portable lint audit clean
+.PHONY: help setup $(STAGES) demo app pretrain-tiny parity bench bench-data bench-generate bench-serve attack torture study test test-slow test-sweep test-portable lint audit clean
 
 help: ## Show this help
 	@grep -hE '^[a-z0-9-]+:.*## ' $(firstword $(MAKEFILE_LIST)) \
@@ -136,10 +136,13 @@ study: $(STAMP) ## Repeat the paper's study in small, hours: ARGS="--plan" says 
 PYTEST := .venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test: lint ## Lint, then run the test suite but for what is slow
-	OMP_NUM_THREADS=1 $(PYTEST) -m "not slow" $(ARGS)
+	OMP_NUM_THREADS=1 $(PYTEST) -m "not slow and not sweep" $(ARGS)
 
 test-slow: $(STAMP) $(BESIDE) ## Run the tests that take long, or that need what `make test` does not install
 	OMP_NUM_THREADS=1 $(PYTEST) -m slow $(ARGS)
+
+test-sweep: $(STAMP) ## Run every member of the tables that `make test` takes samples of, 10 minutes
+	OMP_NUM_THREADS=1 $(PYTEST) -m sweep $(ARGS)
 
 test-portable: $(STAMP) ## Run what depends on rounding as other processors would, on one and two threads
 	@.venv/bin/python scripts/portable.py $(ARGS)

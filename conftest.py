@@ -28,7 +28,10 @@ except ImportError as error:
 
 GPU = "need a CUDA device"
 BESIDE = Path(__file__).parent / ".venv" / "beside" / ".set-up"
-SLOW = "are slow (`make test-slow` runs them)"
+ELSEWHERE = {  # marker -> what runs its tests
+    "slow": "are slow (`make test-slow` runs them)",
+    "sweep": "are further members of tables (`make test-sweep` runs them)",
+}
 
 
 def _cuda() -> bool:
@@ -75,10 +78,11 @@ def pytest_collection_modifyitems(config, items):
 
 
 def pytest_deselected(items):
-    """Count what `-m "not slow"` leaves out."""
+    """Count what `-m "not slow and not sweep"` leaves out."""
     for item in items:
-        if item.config.option.markexpr == "not slow" and "slow" in item.keywords:
-            item.config.stash[LEFT_OUT][SLOW] += 1
+        for marker, reason in ELSEWHERE.items():
+            if f"not {marker}" in item.config.option.markexpr and marker in item.keywords:
+                item.config.stash[LEFT_OUT][reason] += 1
 
 
 def skipped(config) -> Counter:

@@ -26,7 +26,7 @@ from .identity import is_same
 from .sidecars import ENDING, Sidecar, read_metadata
 from .source import Source
 
-VERSION = 1
+VERSION = 2  # 2: images composited over white, 16 bits scaled
 FIELDS = {
     "version": int,
     "identity": dict,

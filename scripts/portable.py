@@ -44,7 +44,7 @@ def settings() -> list[dict[str, str]]:
 
 def run(setting: dict[str, str], arguments: list[str]) -> bool:
     """Run the tests under a setting and print a line; whether all passed."""
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "not slow", "--tb=short"]
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "not slow and not sweep", "--tb=short"]
     command += ["-p", "no:cacheprovider", "-p", "no:warnings"]
     if setting["OMP_NUM_THREADS"] == "1":
         command += ["-n", "2", "--dist", "loadfile"]

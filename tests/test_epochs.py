@@ -139,7 +139,7 @@ def test_no_part_of_a_step_holds_a_sample_twice_that_need_not(sizes, weights):
 def test_loader_workers_change_nothing(size):
     def places(workers):
         dataset = StepDataset(places_alone, schedule_of([size], 8))
-        return [batch.places for batch in step_loader(dataset, Steps(3, 9), workers)]
+        return [batch.places for batch in step_loader(dataset, Steps(lambda: 3, 9), workers)]
 
     assert places(2) == places(0)
 

@@ -359,7 +359,7 @@ def test_a_shard_that_changed_is_refused(world, weights):
         (lambda f: edit(f, shards=[]), r"manifest.json is damaged \('shards' is of"),
         (lambda f: edit(f, shards={"train-00002.tar": 5}), r"damaged \(shard 'train-00002.tar'"),
         (lambda f: edit(f, relative_rms_error="0"), "manifest.json is damaged"),
-        (lambda f: edit(f, version=99), "version 99, this program reads 1"),
+        (lambda f: edit(f, version=99), "version 99, this program reads 2"),
         (lambda f: edit(f, identity={"decode": "by hand"}), r"not those of this model \(encoder"),
     ],
 )

@@ -27,7 +27,7 @@ QUICK = {"weights", "encoder.init_args.width", "generation.init_args.dit", "pres
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in NAMES]
+    "name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.sweep) for n in NAMES]
 )
 def test_a_model_with_a_null_is_described_or_refused(name):
     try:
@@ -95,8 +95,8 @@ def namespaces(value):
     [
         ("--model.optimization.lr=null", "model.optimization.lr is null"),
         ("--data.batch_size=null", "data.batch_size is null"),
-        pytest.param("--model.weights=null", "has no weights for", marks=pytest.mark.slow),
-        pytest.param("--model.encoder=null", "which is null", marks=pytest.mark.slow),
+        pytest.param("--model.weights=null", "has no weights for", marks=pytest.mark.sweep),
+        pytest.param("--model.encoder=null", "which is null", marks=pytest.mark.sweep),
     ],
 )
 def test_a_fit_with_a_null_is_refused(flag, says, tmp_path, monkeypatch, capsys, shapes_folder):

@@ -48,11 +48,11 @@ OTHERS_OF_LIGHTNING = set(LIGHTNING_COMMANDS) - {"fit"}  # the same parser, seco
 
 
 def in_turn(cases):
-    """Each case with one kind of stream; with the other kinds where slow tests run, too."""
+    """Each case with one kind of stream; with the other kinds where sweeps run, too."""
     for number, case in enumerate(cases):
         for place, kind in enumerate(LOST):
             quick = place == number % len(LOST) and case[0] not in OTHERS_OF_LIGHTNING
-            marks = () if quick else pytest.mark.slow
+            marks = () if quick else pytest.mark.sweep
             yield pytest.param(case, kind, marks=marks, id=f"{number}-{kind}")
 
 
