@@ -105,7 +105,7 @@ def _fields() -> Iterator[tuple[str, Send]]:
 
     for fields in (
         {"prompt": ""}, {"prompt": " \n"}, {"prompt": None}, {"prompt": ["a", "b"]},
-        {"prompt": "a " * 20_000}, {"prompt": "circle " * 1_000}, {"prompt": "<|im_end|>"},
+        {"prompt": "a " * 20_000}, {"prompt": "circle " * 1_000}, {"prompt": "a\0b"},
         {"n": 0}, {"n": -1}, {"n": 10**30}, {"n": 1.5}, {"n": "2"}, {"n": True}, {"n": 100_000},
         {"size": "0x0"}, {"size": "99999x99999"}, {"size": "-1x-1"}, {"size": 48}, {"size": "x"},
         {"response_format": "url"}, {"output_format": "exe"}, {"background": "transparent"},
