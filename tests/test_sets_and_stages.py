@@ -169,7 +169,7 @@ def test_the_stages_tried_here_have_the_losses_of_all_recipes():
 @pytest.mark.parametrize(
     ("stage", "name"),
     [
-        pytest.param(*pair, marks=() if pair in QUICK else pytest.mark.slow)
+        pytest.param(*pair, marks=() if pair in QUICK else pytest.mark.sweep)
         for pair in [(stage, name) for stage in STAGES for name in SETS]
     ],
 )

@@ -189,10 +189,19 @@ def test_every_flag_of_lightning_is_tried_here():
     assert set(FLAGS) == set(inspect.signature(Trainer).parameters)
 
 
-@pytest.mark.slow
+def samples(cases, of=1):
+    """The first of every `of` cases; the others are for sweeps."""
+    marks = [pytest.mark.sweep if number % of else pytest.mark.slow for number in range(len(cases))]
+    return [pytest.param(*case, marks=mark) for case, mark in zip(cases, marks, strict=True)]
+
+
 @pytest.mark.parametrize(
     ("name", "value", "says"),
-    [(name, value, says) for name, cases in FLAGS.items() for value, says in cases],
+    [
+        case
+        for name, cases in FLAGS.items()
+        for case in samples([(name, *each) for each in cases], of=len(cases))
+    ],
 )
 def test_a_flag_works_or_is_refused_in_a_sentence(name, value, says, triptych, words, tmp_path):
     left, _ = tried(triptych, tmp_path, words, says, f"{name}={value}")
@@ -202,8 +211,9 @@ def test_a_flag_works_or_is_refused_in_a_sentence(name, value, says, triptych, w
         assert not left
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("flags", itertools.combinations(MEETING, 2), ids="+".join)
+@pytest.mark.parametrize(
+    "flags", samples([(pair,) for pair in itertools.combinations(MEETING, 2)], of=7)
+)
 def test_flags_meet(flags, triptych, words, tmp_path):
     tried(triptych, tmp_path, words, WORKS, *flags)
 
@@ -228,10 +238,12 @@ def test_a_fast_dev_run_leaves_nothing(triptych, words, tmp_path):
     assert not left and not list(tmp_path.iterdir())
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("command", ["validate", "test", "predict"])
+COMMANDS = ("validate", "test", "predict")
+OFTEN = ("logger=false", "enable_checkpointing=false", "fast_dev_run=true", "barebones=true")
+
+
 @pytest.mark.parametrize(
-    "flag", ["logger=false", "enable_checkpointing=false", "fast_dev_run=true", "barebones=true"]
+    ("command", "flag"), samples(list(itertools.product(COMMANDS, OFTEN)), of=5)
 )
 def test_other_commands_take_the_flags_too(command, flag, triptych, words, tmp_path):
     limits = [f"--trainer.limit_{name}_batches=1" for name in ("val", "test", "predict")]
