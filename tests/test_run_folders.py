@@ -143,7 +143,6 @@ REFUSED = [
     (["--ckpt_path={last}", "--model.stage=stage3", "--trainer.max_steps=9"], "is of stage"),
     (["--data.shards=nowhere"], "nowhere does not exist"),
     (["--model.weights.understanding=nope"], "nope does not exist"),
-    (["--trainer.callbacks+=SampleGrid"], "set --model.preview=true"),
 ]
 
 
