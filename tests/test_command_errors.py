@@ -164,7 +164,7 @@ WRONG = [
 ]
 
 
-# Each builds the parser anew, which takes a second: most are for `make test-slow`.
+# Each builds the parser anew, which takes a second: most are for `make test-sweep`.
 QUICK = [
     "--trainer.logger=5",
     "--trainer.callbacks=[7]",
@@ -180,7 +180,7 @@ QUICK = [
 
 @pytest.mark.parametrize(
     "flags",
-    [each if each in QUICK else pytest.param(each, marks=pytest.mark.slow) for each in WRONG],
+    [each if each in QUICK else pytest.param(each, marks=pytest.mark.sweep) for each in WRONG],
 )
 def test_no_wrong_value_of_a_run_ends_in_a_traceback(flags, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
