@@ -54,8 +54,8 @@ class Sheet:
 class SampleGrid(OptionalCallback):
     """Saves samples/step-00000100.png in the run's folder, and shows it in TensorBoard.
 
-    What is on it follows from the stage's losses: pictures for captions, or originals above edits
-    (generation), originals above reconstructions (decoding), answers about validation pictures
+    What is on it follows from the stage's losses: images for captions, or originals above edits
+    (generation), originals above reconstructions (decoding), answers about validation images
     (understanding; also as step-00000100.txt), or originals above the VAE's round trip above what a
     linear map reads from the encoder's features (encoding). Steps aside where the stage, the model
     or the validation samples have none of these. One sheet is made before the first step and one
@@ -64,10 +64,10 @@ class SampleGrid(OptionalCallback):
 
     Args:
         every: steps between sheets.
-        number: of pictures.
+        number: of images.
         prompts: captions to draw; null takes the first validation captions.
         seed: picture i starts from the noise of seed + i.
-        scale: how many times pictures are enlarged.
+        scale: how many times images are enlarged.
     """
 
     def __init__(
@@ -132,13 +132,13 @@ class SampleGrid(OptionalCallback):
         make = self._sheet.make
         try:
             with inspecting(trainer, module):
-                pictures, labels = make(self, module, self._samples)
+                images, labels = make(self, module, self._samples)
         except NotFiniteError as error:  # training may recover; the guard of it is NonFiniteGuard
             log.warning("no sheet at step %d: %s", trainer.global_step, error)
             return
         run = of_trainer(trainer)  # asks all ranks
         if trainer.is_global_zero and run is not None:
-            folder, sheet = run / "samples", grid(pictures, labels, COLUMNS, self.scale)
+            folder, sheet = run / "samples", grid(images, labels, COLUMNS, self.scale)
             folder.mkdir(parents=True, exist_ok=True)
             name = f"step-{trainer.global_step:08d}{suffix}"
             sheet.save(folder / f"{name}.png")
@@ -184,14 +184,14 @@ def reconstructed(options: SampleGrid, model: Any, samples: list[Any]) -> Labell
 
 
 def answered(options: SampleGrid, model: Any, samples: list[Any]) -> Labelled:
-    """Validation pictures with a question about each, the given and the right answer."""
-    pictures = squares(samples, model.preprocessing().understanding_size)
-    answers = model.answer(pictures, [sample.turn[0] for sample in samples])
+    """Validation images with a question about each, the given and the right answer."""
+    images = squares(samples, model.preprocessing().understanding_size)
+    answers = model.answer(images, [sample.turn[0] for sample in samples])
     labels = [
         f"Q: {sample.turn[0]}\nA: {given}\nright: {sample.turn[1]}"
         for sample, given in zip(samples, answers, strict=True)
     ]
-    return to_arrays(pictures), labels
+    return to_arrays(images), labels
 
 
 def encoded(options: SampleGrid, model: Any, samples: list[Any]) -> Labelled:

@@ -162,7 +162,7 @@ def remedy(source: Source) -> str:
 
 
 def home(source: Source) -> Path | None:
-    """Where the features of a source are looked for: features/ in the folder of all its shards."""
+    """Folder of the features of a source: features/ in the folder of all its shards."""
     paths = getattr(source, "paths", None)
     return common_folder(paths) / "features" if paths else None
 

@@ -438,7 +438,7 @@ class Evaluator(ABC):
     """Scores a model: used by the command line, and by a callback during training."""
 
     parts: tuple[str, ...] = ()
-    """What the model must have built: names of panels and parts."""
+    """Names of the panels and parts that the model must have built."""
 
     @abstractmethod
     def __call__(self, model: Any) -> dict[str, float]:
