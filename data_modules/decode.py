@@ -24,7 +24,6 @@ from triptych.pictures import square
 from triptych.squares import place_of_square
 
 DecodeWay = Literal["torchvision", "pillow"]
-FORMATS = ("JPEG", "PNG", "WEBP")
 SLOWER = (
     "JPEGs are decoded by Pillow; run `pip install 'triptych[fast]'` and batches of them take a "
     "tenth to a fifth less time."
@@ -77,7 +76,7 @@ class Decoder:
     @property
     def limits(self) -> ImageLimits:
         """Limits of the pictures of a data set."""
-        return ImageLimits(FORMATS, max_pixels=self.max_pixels)
+        return ImageLimits(max_pixels=self.max_pixels)
 
 
 @cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ def source_at(
     path = Path(path)
     columns: dict[str, Any] = {"picture_column": picture_column, "caption_column": caption_column}
     shards = MendedShards if mend else ShardFolder
-    if path.is_dir():
+    if os.path.isdir(path):
         if is_saved_dataset(path):
             return HuggingFaceTable(path, split, pictures=pictures, **columns)
         if holds_shards(path):
@@ -60,7 +61,7 @@ def source_at(
     suffix = path.suffix.lower()
     if suffix == SHARD_SUFFIX or path.name.lower().endswith(COMPRESSED):
         return shards(path)
-    if not path.exists():
+    if not os.path.exists(path):
         raise UserError(f"{path} does not exist; give a folder or a file.")
     if suffix == ".parquet":
         return ParquetTable(path, pictures, **columns)

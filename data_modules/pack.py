@@ -21,7 +21,7 @@ from triptych.atomic_write import LOCK, alone_in
 from triptych.contracts import UserError
 from triptych.documents import read_text
 from triptych.errors import PictureError
-from triptych.image_reader import read_header
+from triptych.image_reader import FORMAT_NAMES, format_of, read_header
 from triptych.listing.tar import BLOCK
 from triptych.texts import split_lines
 from triptych.writing import announce, refuse_other_files
@@ -137,14 +137,9 @@ def safe_key(key: str) -> str:
 
 
 def kind_of(picture: bytes) -> str | None:
-    """The kind of an encoded picture by its first bytes: jpg, png, webp or None."""
-    if picture.startswith(b"\xff\xd8\xff"):
-        return "jpg"
-    if picture.startswith(b"\x89PNG\r\n\x1a\n"):
-        return "png"
-    if picture[:4] == b"RIFF" and picture[8:12] == b"WEBP":
-        return "webp"
-    return None
+    """The suffix of an encoded image by its first bytes, such as jpg; None of other files."""
+    name = format_of(picture)
+    return name and {"JPEG": "jpg"}.get(name, name.lower())
 
 
 def members(source: Source, number: int) -> Iterator[tuple[str, bytes]]:
@@ -195,7 +190,7 @@ def _picture(source: Source, number: int, role: ImageRole, prefix: str) -> tuple
     content = source.image(number, role)
     kind = kind_of(content)
     if kind is None:
-        raise BadSample(source.key(number), f"{role} is no JPEG, PNG or WebP")
+        raise BadSample(source.key(number), f"{role} is no {FORMAT_NAMES}")
     try:
         read_header(content, Decoder().limits)
     except PictureError as error:  # of no use to a run, which would leave it out
@@ -276,10 +271,12 @@ def _take_up(folder: Path, plan: dict) -> dict[str, Packed]:
     differing = [name for name in plan if found.get(name) != plan[name]]
     if differing:
         name = differing[0]
-        label = LABELS.get(name, name)
+        how = f"{LABELS.get(name, name)} was {found.get(name)!r}, is {plan[name]!r}"
+        if name == "content":
+            how = f"{LABELS[name]} has changed since"
         raise UserError(
-            f"the folder {folder} holds shards that were packed otherwise ({label} was "
-            f"{found.get(name)!r}, is {plan[name]!r}); give another folder (--out), or delete it."
+            f"the folder {folder} holds shards that were packed otherwise ({how}); give another "
+            "folder (--out), or delete it."
         )
     # The last line may be half of one, after a crash: its shard is written again.
     return {

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from triptych.contracts import UserError
-from triptych.listing.folders import captioned
+from triptych.listing.folders import captioned, counted
 from triptych.listing.names import IMAGE_KINDS
 
 from .files import MAX_PICTURE_BYTES, MAX_TEXT_BYTES, read_inside
@@ -26,7 +26,10 @@ from .texts import captions_of, text_bytes
 
 log = logging.getLogger(__name__)
 
-TABLES = ("metadata.csv", "metadata.jsonl", "captions.jsonl")
+TABLES = (
+    *("metadata.csv", "metadata.jsonl", "metadata.ndjson"),
+    *("captions.jsonl", "captions.ndjson"),
+)
 CAPTIONS = ("text", "caption")  # columns, the first that is there
 
 
@@ -63,9 +66,9 @@ class PictureFolder(MemberSource):
             return self
         if not self.path.is_dir():
             raise UserError(f"the folder of pictures {self.path} does not exist.")
-        table = next((self.path / name for name in TABLES if (self.path / name).is_file()), None)
+        table = self._table()
         left_out = self._take_files() if table is None else self._take_table(table)
-        counts = ", ".join(f"{number} {reason}" for reason, number in (+left_out).items())
+        counts = counted(left_out)
         if not self._keys:
             raise UserError(
                 f"the folder {self.path} holds no picture ({', '.join(IMAGE_KINDS)}) with a "
@@ -75,6 +78,20 @@ class PictureFolder(MemberSource):
         if counts:
             log.warning("%s: left out: %s", self.path, counts)
         return self
+
+    def _table(self) -> Path | None:
+        """The table in the folder itself, whatever the case of its name.
+
+        Raises:
+            UserError: there are several.
+        """
+        names = [name for name in os.listdir(self.path) if name.lower() in TABLES]
+        found = sorted(name for name in names if (self.path / name).is_file())
+        if len(found) > 1:
+            raise UserError(
+                f"the folder {self.path} holds several tables, {' and '.join(found)}; keep one."
+            )
+        return self.path / found[0] if found else None
 
     def _take_files(self) -> Counter[str]:
         samples, left_out = captioned(self.path)

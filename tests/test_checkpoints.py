@@ -575,12 +575,14 @@ def test_a_frozen_part_without_weights_says_what_makes_it(left_out, command, wei
     ("name", "says"),
     [
         ("nowhere.safetensors", "nowhere.safetensors does not exist; `make train-stage1` makes it"),
-        ("broken.safetensors", "broken.safetensors is no safetensors file"),
+        ("broken.safetensors", r"broken.safetensors is no safetensors file .*download it again"),
+        ("torch.pt", r"torch.pt is no safetensors file .*save_file, .*`triptych export`"),
         ("a_folder", "a_folder is a folder"),
     ],
 )
 def test_files_that_cannot_be_read_are_named(name, says, weights, tmp_path):
     (tmp_path / "broken.safetensors").write_bytes(b"nothing of the kind")
+    torch.save({"queries": torch.zeros(1)}, tmp_path / "torch.pt")
     (tmp_path / "a_folder").mkdir()
     files = WeightFiles(**{**vars(weights), "understanding": str(tmp_path / name)})
     with pytest.raises(UserError, match=says):

@@ -15,15 +15,19 @@ from tars import write
 from triptych.cli import main
 from triptych.contracts import UserError
 from triptych.data_modules import BadSample, PictureFolder, ShardFolder
+from triptych.data_modules.decode import Decoder
 from triptych.data_modules.indexing import build_index
 from triptych.data_modules.opening import source_at
 from triptych.data_modules.pack import pack, safe_key
 from triptych.data_modules.tar_stream import Caps, read_samples
 from triptych.evaluation.picture_sources import read_pictures
 from triptych.evaluation.samples import images_by_stem
+from triptych.image_reader import FORMATS
 from triptych.listing import names, tar
 from triptych.listing.folders import list_images, walk
 from triptych.listing.shards import find_shards
+from triptych.pictures import open_picture
+from triptych.squares import square_image
 from triptych.using.requests import images_at
 
 
@@ -174,6 +178,70 @@ def test_links_are_followed_and_circles_end(tmp_path):
     assert states.pop("gone.jpg") == "unreadable" and set(states.values()) == {""}
 
 
+def test_links_that_lead_to_themselves_end_nothing(tmp_path, capsys):
+    folder = put(tmp_path / "set", "a.jpg", "a.txt", "b.jpg", "b.txt", "c.txt")
+    for name, to in {"x": "y", "y": "x", "c.jpg": "c.jpg", "d.tar": "d.tar"}.items():
+        (folder / name).symlink_to(to)
+    assert list(list_images(folder)) == ["a.jpg", "b.jpg", "c.jpg"]
+    (folder / "d.tar").unlink()
+    main(["data", "pack", str(folder), "--out", str(tmp_path / "out"), "--workers", "1"])
+    assert "1 picture is no file that can be read" in capsys.readouterr().out
+    assert len(ShardFolder(tmp_path / "out").open()) == 2
+
+
+def test_images_of_other_formats_are_named_by_every_door(tmp_path, caplog):
+    """By their suffix: a folder of scans must not become a smaller set without a word."""
+    folder = put(tmp_path / "set", "a.jpg", "a.txt")
+    for suffix in names.OTHER_SUFFIXES:
+        (folder / f"b{suffix.upper()}").write_bytes(b"x")
+    said = [f"1 {suffix}, a format that is not read" for suffix in names.OTHER_SUFFIXES]
+    for door in (list_images, lambda path: PictureFolder(path).open()):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            door(folder)
+        (record,) = caplog.records
+        assert all(each in record.getMessage() for each in said)
+    (folder / "a.jpg").unlink()
+    with pytest.raises(UserError, match=r"holds no picture .*1 \.tif, a format that is not read"):
+        PictureFolder(folder).open()
+
+
+@pytest.mark.parametrize("kind", [*FORMATS])
+def test_data_sets_take_every_format_that_other_doors_take(kind, tmp_path):
+    folder, suffix = tmp_path / "set", {"JPEG": "jpg"}.get(kind, kind.lower())
+    folder.mkdir()
+    (folder / f"a.{suffix}").write_bytes(image(3, kind))
+    (folder / "a.txt").write_text("a caption")
+    pack(source_at(folder).open(), tmp_path / "out", {}, workers=1)
+    source = ShardFolder(tmp_path / "out").open()
+    (pixels,) = Decoder("pillow")(source.image(0), 8)
+    assert source.image(0) == image(3, kind)
+    expected = square_image(open_picture(folder / f"a.{suffix}"), 8)
+    assert np.array_equal(pixels.permute(1, 2, 0), expected)
+    with tarfile.open(tmp_path / "out" / "shard-00000.tar") as packed:
+        assert f"a.{suffix}" in packed.getnames()
+
+
+@pytest.mark.parametrize("name", ["METADATA.CSV", "Metadata.Jsonl", "metadata.ndjson"])
+def test_a_table_is_found_whatever_the_case_of_its_name(name, tmp_path):
+    put(tmp_path, "a.jpg")
+    text = '{"file_name": "a.jpg", "text": "one"}\n'
+    text = "file_name,text\r\na.jpg,one\r\n" if name.endswith("CSV") else text
+    (tmp_path / name).write_text("\ufeff" + text, newline="")
+    assert samples_of(PictureFolder(tmp_path).open()) == [("a", "one")]
+
+
+def test_two_tables_of_one_folder_are_refused(tmp_path):
+    put(tmp_path, "a.jpg", "metadata.csv", "METADATA.jsonl")
+    with pytest.raises(UserError, match="several tables, METADATA.jsonl and metadata.csv; keep"):
+        PictureFolder(tmp_path).open()
+
+
+def test_a_folder_of_images_in_place_of_shards_says_what_makes_shards(tmp_path):
+    with pytest.raises(UserError, match="holds images and no .* `triptych data pack .*--out"):
+        find_shards(put(tmp_path, "a.jpg", "a.txt"))
+
+
 def test_the_order_is_that_of_the_paths_not_of_the_disk(tmp_path):
     order = [f"{n}.jpg" for n in (10, 9, 2, 1)] + ["B.jpg", "a.jpg", "A/z.jpg", "ä.jpg"]
     random.Random(0).shuffle(order)
@@ -269,7 +337,7 @@ def test_patterns(pattern, expected, tmp_path):
     ("files", "place", "says"),
     [
         ([], "nowhere", "nowhere does not exist"),
-        ([], "", "is empty of .*sub-folders included"),
+        ([], "", r"holds no \*\.tar shard, nor does a folder inside it"),
         (["0.tar"], "{0..2}.tar", "1.tar does not exist, which .*{0..2}.tar names"),
         (["0.tar"], "{0..2.tar", "braces of .* cannot be written out"),
         (["0.idx"], "*", "matches 0.idx, but no"),

@@ -1,5 +1,6 @@
 """generate, chat, edit, reconstruct as people call them."""
 
+import base64
 import json
 import os
 import re
@@ -351,6 +352,95 @@ def test_questions_in_json_lines(triptych):
     read = [json.loads(line) for line in out.splitlines()]
     assert [each["id"] for each in read] == ["a", "2", "c"]
     assert read[0] == {"id": "a", "answer": "two", "finish_reason": "stop"}
+
+
+def test_images_in_json_lines_are_paths_or_data_urls(triptych):
+    """And OpenAI's parts: all the same image, so the same answer."""
+    encoded = base64.b64encode(SAMPLES.read_bytes()).decode()
+    question = "how many shapes are there?"
+    urls = [f"data:image/png;base64,{encoded}", f"DATA:;BASE64,{encoded.rstrip('=')}"]
+    parts = [{"type": "image", "image": str(SAMPLES)}]
+    parts += [{"type": "image_url", "image_url": {"url": url}} for url in urls]
+    parts += [{"type": "image_url", "image_url": urls[0]}]
+    talks = [[part, {"type": "text", "text": question}] for part in parts]
+    asked = [{"image": image, "question": question} for image in (str(SAMPLES), [str(SAMPLES)])]
+    asked += [{"images": [url], "question": question} for url in urls]
+    asked += [{"messages": [{"role": "user", "content": talk}]} for talk in talks]
+    stdin = "\n".join(map(json.dumps, asked))
+    status, out, err = triptych("chat", "--jsonl", "-", "--max-tokens", 3, stdin=stdin)
+    assert status == 0, err
+    answers = [json.loads(line)["answer"] for line in out.splitlines()]
+    assert len(answers) == len(asked) and len(set(answers)) == 1
+
+
+def of_user(*content):
+    return {"messages": [{"role": "user", "content": list(content)}]}
+
+
+LINK = {"type": "image_url", "image_url": {"url": "HTTPS://a.org/b.png"}}
+PATH = {"type": "image_url", "image_url": {"url": str(SAMPLES)}}
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (of_user(), "message 1 is empty"),
+        (of_user("\u200b", "\u2028"), "message 1 is empty"),
+        (of_user("word " * 400), "tokens, the model takes"),
+        (of_user("a", LINK), "is a link, which is not fetched"),
+        (of_user("a", PATH), "its image_url is not a URL"),
+        (of_user("a", {"type": "input_audio"}), "a part of its content is neither"),
+        ({"messages": ["a"]}, "message 1 is not"),
+        ({"messages": [{"role": "tool", "content": "a"}]}, "the role 'tool' is none of"),
+        ({"question": "a", "image": "https://a.org/b.png"}, "is a link, which is not fetched"),
+        ({"question": "a", "image": "x" * 5000}, "xxx... does not exist"),
+        ({"question": "a", "image": ""}, "the picture '' does not exist"),
+        ({"question": "a", "image": "data:image/png;base64,_-"}, "is a damaged data URL"),
+    ],
+)
+def test_a_wrong_line_is_named_wherever_it_is_found_wrong(line, said, triptych):
+    stdin = "\n".join(map(json.dumps, [{"question": "fine?"}, line, {"question": "fine?"}]))
+    status, _, err = triptych("chat", "--jsonl", "-", "--max-tokens", 1, stdin=stdin)
+    assert status == 1 and "standard input:2: " in err and said in err
+    assert "Traceback" not in err
+
+
+def test_keys_that_nothing_reads_are_said_once(triptych, caplog):
+    lines = [{"question": "a", "imgae": "x", "image": None}, {"question": "b", "imgae": "y"}]
+    status, _, _ = triptych(
+        "chat", "--jsonl", "-", "--max-tokens", 1, stdin="\n".join(map(json.dumps, lines))
+    )
+    assert status == 0
+    assert [r.getMessage() for r in caplog.records if "is not read" in r.getMessage()] == [
+        "standard input:1: 'imgae' is not read; a line has id, image, images, messages, question"
+    ]
+
+
+LONG = "y" * 300  # longer than the name of any file
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["chat", SAMPLES, "really " * 60 + "?"], "the conversation has"),
+        (["chat", f"{LONG}.png", "what?"], "does not exist"),
+        (["edit", LONG, "make it blue"], "does not exist"),
+        (["reconstruct", LONG], "does not exist"),
+        (["generate", "--prompts", LONG], "File name too long"),
+        (["generate", "x", "--out", LONG], "File name too long"),
+        (["data", "pack", LONG, "--out", "out"], "does not exist"),
+        (["data", "pack", f"{{{LONG},b}}.tar", "--out", "out"], "does not exist"),
+        (["convert", LONG, "out"], "File name too long"),
+        (["data", "index", LONG], "does not exist"),
+        (["eval", "fid", "--pictures", LONG, "--reference", LONG], "does not exist"),
+        (["export", LONG, "--out", "a.safetensors"], "File name too long"),
+    ],
+)
+def test_texts_longer_than_names_of_files_are_no_traceback(arguments, said, triptych):
+    """A long question is asked for as a file first."""
+    status, out, err = triptych(*arguments)
+    assert (status, out) == (1, "") and said in err and "Traceback" not in err
+    assert not list(Path().iterdir())
 
 
 # --- mistakes -------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ wrong, 128 + N a training ended by signal N, 141 the reader of standard output l
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 
@@ -14,6 +15,12 @@ from triptych.errors import ConfigurationError, UserError
 from triptych.standard_streams import run
 from triptych.version import __version__
 
+# Of a path that the user gave, where no reader or writer has put it in words.
+OF_THE_SYSTEM = (
+    *(errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM, errno.EROFS),
+    *(errno.ENOSPC, errno.EDQUOT, errno.EIO),
+)
+LONGEST_SHOWN = 200  # characters of a path in a message
 LIGHTNING_COMMANDS = {
     "fit": "train: triptych fit --config conf/base.yaml --config conf/model/tiny.yaml "
     "--config conf/stage2.yaml",
@@ -162,6 +169,12 @@ def guarded(command: str, arguments: list[str]) -> None:
         stop(2 if isinstance(error, ConfigurationError) else 1, str(error))
     except (jsonargparse.ArgumentError, OmegaConfBaseException) as error:
         stop(2, plain(str(error)))
+    except OSError as error:
+        if error.errno not in OF_THE_SYSTEM or error.filename is None:
+            raise
+        name = os.fsdecode(error.filename)
+        name = name if len(name) <= LONGEST_SHOWN else f"{name[:LONGEST_SHOWN]}..."
+        stop(1, f"{name} cannot be read or written ({error.strerror}); give another path.")
     except ValueError as error:
         if not str(error).startswith("Does not validate"):
             raise

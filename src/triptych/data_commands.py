@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from triptych.atomic_write import replacing
 from triptych.errors import UserError
@@ -190,7 +192,7 @@ def pack(parsed: argparse.Namespace) -> None:
     ).open()
     origin = {
         "source": str(parsed.source.resolve()),
-        "content": _content(parsed.source),
+        "content": _content(parsed.source, parsed.out),
         "format": type(source).__name__,
         "pictures": str(parsed.pictures.resolve()) if parsed.pictures else None,
         "split": parsed.split,
@@ -207,12 +209,34 @@ def pack(parsed: argparse.Namespace) -> None:
     _print_problems(lost)
 
 
-def _content(source: Path) -> int | None:
-    """A number that is another one when a file has other content; None of a folder."""
-    if source.is_dir():
-        return None
-    with source.open("rb") as file:
-        return int(hashlib.file_digest(file, "sha256").hexdigest()[:12], 16)
+def _content(source: Path, out: Path) -> int:
+    """Hash of a file; of a folder or a pattern, of its files' names, sizes and times of change.
+
+    Args:
+        out: a folder that may lie in the source, and does not count.
+    """
+    from triptych.listing.folders import DATA_SUFFIXES, files_of
+    from triptych.listing.shards import find_shards
+
+    if os.path.isfile(source):
+        with source.open("rb") as file:
+            return _number(hashlib.file_digest(file, "sha256"))
+    if os.path.isdir(source):
+        files = [source / name for name in files_of(source, *DATA_SUFFIXES)]
+    else:
+        files = find_shards(source)
+    digest, own = hashlib.sha256(), os.path.realpath(out)
+    for file in files:
+        place = Path(os.path.realpath(file))
+        if place.is_file() and not place.is_relative_to(own):
+            found = place.stat()
+            said = f"\0{found.st_size}\0{found.st_mtime_ns}\0"
+            digest.update(os.fsencode(file) + said.encode())
+    return _number(digest)
+
+
+def _number(digest: Any) -> int:
+    return int(digest.hexdigest()[:12], 16)
 
 
 def index(parsed: argparse.Namespace) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import io
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,6 +77,13 @@ FORMATS = {
     "GIF": _Format(b"GIF8", GifImagePlugin.GifImageFile, count_gif_frames),
     "BMP": _Format(b"BM", BmpImagePlugin.BmpImageFile, check_bmp),
 }
+
+
+def _either(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:-1])} or {names[-1]}"
+
+
+FORMAT_NAMES = _either([*FORMATS])
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -167,6 +174,11 @@ def read_image(
     return read.copy() if read is image else read
 
 
+def format_of(data: bytes) -> str | None:
+    """The key of FORMATS of an encoded image, by its first bytes; None of other files."""
+    return next((name for name, each in FORMATS.items() if data.startswith(each.start)), None)
+
+
 def read_header(
     image: str | Path | bytes | bytearray | memoryview, limits: ImageLimits = DEFAULT_LIMITS
 ) -> Image.Image:
@@ -178,15 +190,14 @@ def read_header(
     data = _bytes_of(image, limits.max_bytes)
     if len(data) > limits.max_bytes:
         raise PictureError(TOO_LARGE, f"{len(data):,} bytes, at most {limits.max_bytes:,}")
-    known = {name: FORMATS[name] for name in limits.formats}
-    name = next((name for name in known if data.startswith(known[name].start)), None)
-    if name is None:
-        raise PictureError(DAMAGED, f"no {', '.join([*known][:-1])} or {[*known][-1]}")
-    found = known[name].check(data)
+    name = format_of(data)
+    if name not in limits.formats:
+        raise PictureError(DAMAGED, f"no {_either(limits.formats)}")
+    found = FORMATS[name].check(data)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            header = known[name].opened(io.BytesIO(data))
+            header = FORMATS[name].opened(io.BytesIO(data))
     except Exception as error:  # plugins raise SyntaxError, struct.error, ... on damaged headers
         raise PictureError(DAMAGED, str(error)) from error
     limits.check_size(*header.size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -53,13 +54,13 @@ def find_source(name: str | Path | Sequence[str | Path], ema: bool = False) -> S
     if not isinstance(name, str | Path):
         return Source([Path(each) for each in name])
     path = Path(name)
-    if path.suffix in (".yaml", ".yml") and path.is_file():
+    if path.suffix in (".yaml", ".yml") and os.path.isfile(path):
         found = Source([path])
-    elif (path / "model.yaml").is_file():
+    elif os.path.isfile(path / "model.yaml"):
         found = Source([path / "model.yaml"])
-    elif path.suffix == ".safetensors" and path.is_file():
+    elif path.suffix == ".safetensors" and os.path.isfile(path):
         found = _weight_file(path)
-    elif path.exists():
+    elif os.path.exists(path):
         return _checkpoint(path, ema)
     elif (preset := presets().get(str(name))) is not None:
         found = Source([preset])

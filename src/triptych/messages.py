@@ -9,6 +9,7 @@ from typing import Any
 from PIL import Image
 
 from triptych.contracts import UserError
+from triptych.image_urls import EXAMPLE, is_url
 from triptych.pictures import Picture, open_picture
 from triptych.texts import clean_text, without_controls
 
@@ -29,7 +30,8 @@ def read_messages(messages: Sequence[Mapping[str, Any] | Message]) -> list[Messa
     """A conversation in the shape of the OpenAI and transformers interfaces.
 
     A message is {"role": ..., "content": ...}; the content a text, or a list of texts, pictures,
-    {"type": "text", "text": ...} and {"type": "image", "image": picture or path}.
+    {"type": "text", "text": ...}, {"type": "image", "image": picture or path} and OpenAI's
+    {"type": "image_url", "image_url": {"url": data URL}}. OpenAI's "developer" is "system".
 
     Texts come out clean, see `texts`; what the model wrote itself is not refused for a NUL.
 
@@ -50,7 +52,10 @@ def read_messages(messages: Sequence[Mapping[str, Any] | Message]) -> list[Messa
 
 
 def _message(message: Mapping[str, Any], number: int) -> Message:
+    if not isinstance(message, Mapping):
+        raise UserError(f'message {number} is not {{"role": ..., "content": ...}}; correct it.')
     role, content = message.get("role"), message.get("content")
+    role = "system" if role == "developer" else role
     if role not in ROLES:
         raise UserError(f"message {number}: the role {role!r} is none of {', '.join(ROLES)}.")
     parts = [content] if isinstance(content, str) else content
@@ -80,7 +85,17 @@ def _part(part: Any, number: int) -> str | Image.Image:
         return part["text"]
     if kind == "image" and isinstance(part.get("image"), Picture):
         return open_picture(part["image"])
+    if kind == "image_url":
+        shown = part.get("image_url")
+        url = shown.get("url") if isinstance(shown, Mapping) else shown
+        if not isinstance(url, str) or not is_url(url):
+            raise UserError(
+                f"message {number}: its image_url is not a URL; give {EXAMPLE}, or a path as "
+                '{"type": "image", "image": ...}.'
+            )
+        return open_picture(url)
     raise UserError(
         f"message {number}: a part of its content is neither a text, nor a picture, nor "
-        '{"type": "text", "text": ...}, nor {"type": "image", "image": ...}.'
+        '{"type": "text", "text": ...}, nor {"type": "image", "image": ...}, nor '
+        '{"type": "image_url", "image_url": {"url": ...}}.'
     )

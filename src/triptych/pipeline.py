@@ -36,7 +36,7 @@ from triptych.pipeline_settings import (
     token_sampling,
     wanted_pictures,
 )
-from triptych.prompts import chat_ids
+from triptych.prompts import PromptError, chat_ids
 from triptych.quantizing import Quantize, require_quantizer
 from triptych.quantizing import quantize as quantize_part
 from triptych.sharding import compile_blocks
@@ -366,7 +366,13 @@ class UnifiedPipeline:
             [(m.role, [p if _is_text(p) else next(sizes) for p in m.content]) for m in talk]
             for talk in read
         ]
-        rows = [chat_ids(panel.understander.tokenizer, talk, panel.chat_tokens) for talk in turns]
+        rows = []
+        for number, talk in enumerate(turns):
+            try:
+                rows.append(chat_ids(panel.understander.tokenizer, talk, panel.chat_tokens))
+            except PromptError as error:
+                error.conversation = number
+                raise
         limits = [min(max_new_tokens, panel.chat_tokens - len(row)) for row in rows]
 
         def answer(on_text: Callable[[int, str], None] | None) -> list[Answer]:

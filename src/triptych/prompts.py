@@ -44,6 +44,9 @@ class PromptError(TextError):
         reason: a short phrase, the same for all texts with this fault, to count them by.
     """
 
+    conversation = 0
+    """The number of the conversation among those of a call, from 0."""
+
     def __init__(self, message: str, reason: str = "prompt is unusable") -> None:
         super().__init__(message, reason)
 

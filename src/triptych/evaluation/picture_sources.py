@@ -82,7 +82,7 @@ def read_pictures(source: Source) -> Iterator[Entry]:
     if not isinstance(source, str | Path):
         return _from_memory(source)
     path = Path(source)
-    if path.is_dir() and not holds_shards(path):
+    if os.path.isdir(path) and not holds_shards(path):
         return _from_folder(path)
     return _from_shards(path, find_shards(path))
 
@@ -224,7 +224,7 @@ def _read_meta(path: Path) -> dict[str, dict[str, str]]:
 
 def _from_shards(source: Path, shards: list[Path]) -> Iterator[Entry]:
     for shard in shards:
-        name = shard.relative_to(source).as_posix() if source.is_dir() else shard.name
+        name = shard.relative_to(source).as_posix() if os.path.isdir(source) else shard.name
         try:
             for group in mended(groups(scan(shard))):
                 key = f"{name}/{group.key.decode('utf-8', 'replace')}"

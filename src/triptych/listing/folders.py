@@ -15,11 +15,14 @@ from pathlib import Path
 
 from triptych.errors import UserError
 
-from .names import IMAGE_SUFFIXES, KINDS, is_hidden, kind_for, split_at_kind
+from .names import IMAGE_SUFFIXES, KINDS, OTHER_SUFFIXES, is_hidden, kind_for, split_at_kind
 
 log = logging.getLogger(__name__)
 
 SHARD_SUFFIX = ".tar"
+TEXT_SUFFIXES = (".txt", ".json", ".jsonl", ".ndjson", ".csv", ".tsv")
+DATA_SUFFIXES = (SHARD_SUFFIX, *IMAGE_SUFFIXES, *TEXT_SUFFIXES, ".parquet", ".arrow")
+"""Of the files of which data sets are made."""
 SHEET = "grid.png"  # of `triptych generate` and GenEval: images in one, not an image of its own
 
 SECOND_PICTURE = "second picture of one caption"
@@ -31,8 +34,8 @@ NO_PICTURE = "caption without a picture"
 def walk(folder: Path) -> Iterator[tuple[str, int]]:
     """(path in the folder, bytes) of all files that are not hidden, in no order.
 
-    A folder that several links lead to, or that holds itself, is entered once. Links to nothing,
-    named pipes and the like have 0 bytes: readers refuse them by name.
+    A folder that several links lead to, or that holds itself, is entered once. Links to nothing or
+    to themselves, named pipes and the like have 0 bytes: readers refuse them by name.
 
     Raises:
         UserError: a folder cannot be listed.
@@ -58,10 +61,15 @@ def _walk(folder: str, inside: str, seen: set[tuple[int, int]]) -> Iterator[tupl
         if is_hidden(os.fsencode(entry.name)):
             continue
         name = f"{inside}{entry.name}"
-        if entry.is_dir():
+        try:
+            is_folder = entry.is_dir()
+            size = entry.stat().st_size if not is_folder and entry.is_file() else 0
+        except OSError:  # a link that leads to itself, or that may not be followed
+            is_folder, size = False, 0
+        if is_folder:
             yield from _walk(folder, f"{name}/", seen)
         else:
-            yield name, entry.stat().st_size if entry.is_file() else 0
+            yield name, size
 
 
 def files_of(folder: Path, *suffixes: str) -> list[str]:
@@ -88,7 +96,9 @@ class FolderSample:
 
 
 def list_samples(folder: Path) -> tuple[list[FolderSample], Counter[str]]:
-    """Samples with an image, captioned or not, in the order of their keys; and captions without.
+    """Samples with an image, captioned or not, in the order of their keys; and what is left out.
+
+    Left out, by reason, are captions without an image, and images whose format is not read.
 
     "KEY.source.jpg" is a source only where KEY has an image too, and "KEY.target.jpg" an image of
     KEY only where KEY has a source, a caption or JSON: else they are images by their whole names.
@@ -97,13 +107,17 @@ def list_samples(folder: Path) -> tuple[list[FolderSample], Counter[str]]:
         UserError: a folder cannot be listed.
     """
     groups: dict[str, dict[str, list[tuple[str, int]]]] = {}
+    left_out: Counter[str] = Counter()
     for name, size in sorted(walk(folder)):
         key, kind = split_at_kind(os.fsencode(name))
-        if key:
+        suffix = os.path.splitext(name)[1].lower()
+        if suffix in OTHER_SUFFIXES:
+            left_out[f"{suffix}, a format that is not read"] += 1
+        elif key:
             groups.setdefault(os.fsdecode(key), {}).setdefault(kind, []).append((name, size))
     for key in list(groups):
         _take_apart(groups, key)
-    samples, left_out = [], Counter()
+    samples = []
     for key, files in sorted(groups.items()):
         chosen = {role: kind_for(role, files) for role in KINDS}
         if chosen["picture"] is None:
@@ -157,15 +171,26 @@ def captioned(folder: Path) -> tuple[list[FolderSample], Counter[str]]:
 def list_images(folder: Path) -> dict[str, FolderSample]:
     """Path in the folder of each image -> the sample it is of, sorted; sources of edits are none.
 
+    Images whose format is not read are said in the log.
+
     Raises:
         UserError: a folder cannot be listed.
     """
     found = {}
-    for sample in list_samples(folder)[0]:
+    samples, left_out = list_samples(folder)
+    del left_out[NO_PICTURE]
+    if left_out:
+        log.warning("%s: left out: %s", folder, counted(left_out))
+    for sample in samples:
         for name in (sample.files["picture"][0], *sample.others):
             if os.path.basename(name) != SHEET:
                 found[name] = sample
     return dict(sorted(found.items()))
+
+
+def counted(left_out: Counter[str]) -> str:
+    """How many files are left out for each reason, as messages say it."""
+    return ", ".join(f"{number} {reason}" for reason, number in (+left_out).items())
 
 
 def holds_shards(folder: Path) -> bool:

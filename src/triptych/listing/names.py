@@ -15,6 +15,11 @@ from collections.abc import Collection
 
 IMAGE_KINDS = ("jpg", "jpeg", "png", "webp", "bmp", "gif")
 IMAGE_SUFFIXES = tuple(f".{kind}" for kind in IMAGE_KINDS)
+OTHER_SUFFIXES = (
+    *(".tif", ".tiff", ".jfif", ".jpe", ".jp2", ".jxl", ".avif", ".heic", ".heif", ".svg"),
+    *(".ico", ".ppm", ".pgm", ".pbm", ".tga", ".psd", ".dng"),
+)
+"""Of images that are not read; those that lie in a folder are named."""
 KINDS = {
     "picture": (*(f"target.{kind}" for kind in IMAGE_KINDS), *IMAGE_KINDS),
     "source": tuple(f"source.{kind}" for kind in IMAGE_KINDS),

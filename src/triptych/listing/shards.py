@@ -13,7 +13,7 @@ from braceexpand import UnbalancedBracesError, braceexpand
 from triptych.errors import UserError
 
 from .folders import SHARD_SUFFIX, walk
-from .names import is_hidden
+from .names import IMAGE_SUFFIXES, is_hidden
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ def find_shards(source: str | Path, gzipped: bool = False) -> list[Path]:
         UserError: there is none, one of a brace pattern is missing, or all are compressed.
     """
     path = Path(source)
-    if path.is_dir():
+    if os.path.isdir(path):
         names = [os.path.join(path, name) for name, _ in walk(path)]
     elif os.path.lexists(path):
         return [path]
@@ -60,8 +60,15 @@ def find_shards(source: str | Path, gzipped: bool = False) -> list[Path]:
             f"the shards in {source} are {what}, and samples in them cannot be found by their "
             f"place; {remedy}."
         )
-    what = "is empty of *.tar shards, sub-folders included," if path.is_dir() else "does not exist"
-    if names and not path.is_dir():
+    what = "does not exist"
+    if os.path.isdir(path):
+        what = "holds no *.tar shard, nor does a folder inside it"
+        if any(name.lower().endswith(IMAGE_SUFFIXES) for name in names):
+            raise UserError(
+                f"the shard folder {source} holds images and no *.tar shard; make shards of it "
+                f"with `triptych data pack {source} --out FOLDER`."
+            )
+    if names and not os.path.isdir(path):
         what = f"matches {Path(names[0]).name}, but no *.tar file"
     raise UserError(
         f"the shard folder {source} {what}; give a folder of WebDataset shards (--data.shards)."

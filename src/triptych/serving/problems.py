@@ -94,4 +94,4 @@ def of_validation(errors: Sequence[Mapping[str, Any]]) -> Problem:
             said = "should be a JSON object"
         case _:
             said = first["msg"].removeprefix("Value error, ").removeprefix("Input ")
-    return wrong(param, f"{name}: {said[:1].lower()}{said[1:]}.")
+    return wrong(param, f"{name}: {said[:1].lower()}{said[1:].removesuffix('.')}.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -212,7 +213,7 @@ def pictures_of(paths: list[str]) -> list[dict[str, str]]:
 
 def _pictures_and_question(given: list[str], parser: Any) -> tuple[list[str], str | None]:
     """What is a file, or is called as one, is a picture; what is not, the question."""
-    pictures = [g for g in given if Path(g).suffix.lower() in PICTURES or Path(g).is_file()]
+    pictures = [g for g in given if Path(g).suffix.lower() in PICTURES or os.path.isfile(g)]
     questions = [g for g in given if g not in pictures]
     if len(questions) > 1 or (questions and questions[0] != given[-1]):
         parser.error(f"no picture is called {questions[0]!r}; give pictures, then one question")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -9,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from triptych.errors import UserError
+from triptych.image_urls import is_url
 from triptych.limits import IMAGES, SCALE, SEED, STEPS, Range
 from triptych.listing.folders import list_images
 from triptych.listing.names import IMAGE_SUFFIXES
 from triptych.prompt_files import read_entries, read_objects
 from triptych.texts import clean_text, is_blank
 
+LONGEST_SHOWN = 200  # characters of a path in a message
 # Option of a line -> what it may be.
 NUMBERS: dict[str, Range] = {
     "seed": SEED,
@@ -126,8 +129,12 @@ def existing(path: Any, where: str) -> Path:
     Raises:
         UserError: there is no file there.
     """
-    if not isinstance(path, str | Path) or not Path(path).is_file():
-        raise UserError(f"{where}the picture {path} does not exist; check the path.")
+    if not isinstance(path, str | Path) or not os.path.isfile(path):
+        shown = str(path) if len(str(path)) <= LONGEST_SHOWN else f"{str(path)[:LONGEST_SHOWN]}..."
+        what = f"picture {shown or repr(shown)}"
+        if is_url(str(path)):
+            raise UserError(f"{where}the {what} is a URL; save it and give the path of its file.")
+        raise UserError(f"{where}the {what} does not exist; check the path.")
     return Path(path)
 
 
@@ -138,7 +145,7 @@ def images_at(path: str) -> list[Path]:
         UserError: there is no such file, or no image in the folder.
     """
     folder = Path(path)
-    if not folder.is_dir():
+    if not os.path.isdir(path):
         return [existing(path, "")]
     found = [folder / name for name in list_images(folder)]
     if not found:

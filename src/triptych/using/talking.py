@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
 import re
 import sys
-from pathlib import Path
 from typing import Any
 
 from triptych.documents import read_standard_line
 from triptych.errors import UserError
+from triptych.image_urls import is_url
 from triptych.prompt_files import read_input, read_objects
 from triptych.standard_streams import output_lost
 from triptych.using.requests import existing, read_id, require_text
 
+log = logging.getLogger(__name__)
+
+KEYS = {"id", "question", "image", "images", "messages"}
+"""Of a JSON line."""
 HELP = "/image FILE shows a picture, /reset begins anew, /quit or Ctrl-D ends."
 
 
@@ -39,12 +45,14 @@ def read_questions(file: str) -> list[tuple[str, str, list[dict[str, Any]]]]:
     """
     lines: list[tuple[str, str, list[dict[str, Any]]]] = []
     places: dict[str, str] = {}
+    said: set[str] = set()
     for where, line in read_objects(file, read_input(file)):
         name = read_id(line, where) or re.search(r"\d+$", where)[0]
         if name in places:
             raise UserError(f"{where}: the id {name!r} is that of {places[name]} too.")
         places[name] = where
         lines.append((where, name, _messages(line, where)))
+        _say_unread(line, where, said)
     return lines
 
 
@@ -54,10 +62,24 @@ def _messages(line: dict[str, Any], where: str) -> list[dict[str, Any]]:
     if not isinstance(line.get("question"), str):
         raise UserError(f'{where} has no "question" and no "messages"; write one of them.')
     question = require_text(line["question"], f"{where}: the question", "ask something")
-    images = line.get("images", line.get("image", []))
-    images = images if isinstance(images, list) else [images]
-    shown = [{"type": "image", "image": str(existing(image, f"{where}: "))} for image in images]
+    images = line.get("images", line.get("image"))
+    images = images if isinstance(images, list) else [] if images is None else [images]
+    shown = [_shown(image, where) for image in images]
     return [{"role": "user", "content": [*shown, question]}]
+
+
+def _shown(image: Any, where: str) -> dict[str, Any]:
+    """A path or a data URL as a part of a message; a link is refused when it is read."""
+    if isinstance(image, str) and is_url(image):
+        return {"type": "image_url", "image_url": {"url": image}}
+    return {"type": "image", "image": str(existing(image, f"{where}: "))}
+
+
+def _say_unread(line: dict[str, Any], where: str, said: set[str]) -> None:
+    """Warn of keys that nothing reads, each once: a typing error would leave an image out."""
+    for key in sorted({*line} - KEYS - said):
+        log.warning("%s: %r is not read; a line has %s", where, key[:60], ", ".join(sorted(KEYS)))
+        said.add(key)
 
 
 def answer_lines(
@@ -72,6 +94,7 @@ def answer_lines(
         UserError: a conversation has another shape, is too long, or a picture is unreadable.
     """
     from triptych.messages import read_messages
+    from triptych.prompts import PromptError
 
     seed = options["seed"]
     for at in range(0, len(lines), batch_size):
@@ -85,9 +108,11 @@ def answer_lines(
             except UserError as error:
                 raise UserError(f"{where}: {error}") from error
         first = {} if seed is None else {"seed": seed + at}
-        for (_, name, _), answer in zip(
-            some, pipe.chat_batch(talks, **{**options, **first}), strict=True
-        ):
+        try:
+            answers = pipe.chat_batch(talks, **{**options, **first})
+        except PromptError as error:
+            raise UserError(f"{some[error.conversation][0]}: {error}") from error
+        for (_, name, _), answer in zip(some, answers, strict=True):
             told = {"id": name, "answer": answer.text, "finish_reason": answer.finish_reason}
             print(json.dumps(told, ensure_ascii=False), flush=True)
 
@@ -123,7 +148,7 @@ def converse(pipe: Any, pictures: list[str], options: dict[str, Any]) -> None:
                 file = existing(said.removeprefix("/image ").strip(), "")
                 readable(str(file))
                 shown.append({"type": "image", "image": str(file)})
-            elif said.startswith("/") and not Path(said).exists():
+            elif said.startswith("/") and not os.path.exists(said):
                 raise UserError(f"{said.split()[0]} is no command. {HELP}")
             else:
                 question = {"role": "user", "content": [*shown, said]}

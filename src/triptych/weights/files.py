@@ -292,4 +292,10 @@ def _open(path: Path, own: Collection[str] = ()) -> _File:
         open_regular(path).close()
         return _File(path, own)
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is no safetensors file ({error}).") from error
+        remedy = "copy or download it again"
+        if path.suffix.lower() != ".safetensors":
+            remedy = (
+                "save its tensors with safetensors.torch.save_file, or, of a checkpoint of ours, "
+                "with `triptych export`"
+            )
+        raise UserError(f"{path} is no safetensors file ({error}); {remedy}.") from error
