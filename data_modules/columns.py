@@ -42,10 +42,7 @@ def with_tokens(index: ShardIndex, tokenizer: str | Path) -> ShardIndex:
     digest = hashlib.blake2b(path.read_bytes(), digest_size=8).digest()
     if index.tokenizer == digest:
         return index
-    try:
-        reader = without_added_tokens(Tokenizer.from_file(str(path)))
-    except Exception as error:  # tokenizers knows no other kind
-        raise UserError(f"{path} is no tokenizer that can be read: {error}.") from error
+    reader = read_tokenizer(path)
     counts = np.zeros(len(index), np.uint32)
     with _opened(index) as file:
         for first in range(0, len(index), CAPTIONS):
@@ -71,12 +68,17 @@ def changed_samples(index: ShardIndex) -> list[str]:
         UserError: no checksums were taken, or the shard cannot be read.
     """
     if index.checksums is None:
-        raise UserError(
-            f"the index of {index.shard} has no checksums; take them while the shard is good: "
-            f"`triptych data index {index.shard.parent} --checksums`."
-        )
+        raise without_checksums(index.shard)
     then = index.checksums.tolist()
     return [index.key(row) for row, now in enumerate(_checksums(index)) if now != then[row]]
+
+
+def without_checksums(shard: Path) -> UserError:
+    """The refusal to verify a shard that has nothing to be verified by."""
+    return UserError(
+        f"the index of {shard} has no checksums; take them while the shard is good: "
+        f"`triptych data index {shard.parent} --checksums`."
+    )
 
 
 def _checksums(index: ShardIndex) -> Iterator[int]:
@@ -103,6 +105,19 @@ def _caption(index: ShardIndex, file: int, row: int) -> str:
         return max(captions_of(caption, ""), key=len)
     except (ValueError, KeyError, TypeError):  # BadSample too, which is a ValueError
         return ""
+
+
+def read_tokenizer(tokenizer: str | Path) -> Tokenizer:
+    """Read a tokenizer.json, or that of a folder; control tokens in a text are text.
+
+    Raises:
+        UserError: there is no such tokenizer, or it cannot be read.
+    """
+    path = _tokenizer_file(tokenizer)
+    try:
+        return without_added_tokens(Tokenizer.from_file(str(path)))
+    except Exception as error:  # tokenizers knows no other kind
+        raise UserError(f"{path} is no tokenizer that can be read: {error}.") from error
 
 
 def _tokenizer_file(tokenizer: str | Path) -> Path:

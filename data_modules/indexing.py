@@ -14,7 +14,7 @@ from triptych.contracts import UserError
 from triptych.listing.names import KINDS, kind_for
 from triptych.listing.tar import BLOCK, DOTTED, DUPLICATE, Group, groups, mended, scan
 
-from .columns import with_checksums, with_tokens
+from .columns import read_tokenizer, with_checksums, with_tokens, without_checksums
 from .identity import probe_of
 from .index import COLUMNS, Contents, Problem, ShardIndex, UnusableIndex, write_index
 from .parallel import each
@@ -115,9 +115,34 @@ def index_shards(
         workers: processes; None takes all cores.
         tokenizer: a tokenizer.json, or a folder with one, that counts the tokens of the captions.
         checksums: whether to take a checksum of each sample, which reads all of every shard.
+
+    Raises:
+        UserError: there is no such tokenizer; no index is written then.
     """
+    if tokenizer is not None:
+        read_tokenizer(tokenizer)
     work = partial(_complete_index, tokenizer=tokenizer, checksums=checksums)
     yield from each(work, shards, 1 if len(shards) < FEW else workers)
+
+
+def require_checksums(shards: Iterable[Path]) -> None:
+    """Find out that there is nothing to verify a shard by, before any index is written.
+
+    Raises:
+        UserError: a shard that can be read has no index, or one without checksums.
+    """
+    for shard in shards:
+        try:
+            index = ShardIndex.of(shard)
+        except UnusableIndex:
+            index = None
+        if index is not None and index.checksums is not None:
+            continue
+        try:
+            read_shard(shard)
+        except UserError:
+            continue  # damaged: said by whoever indexes it
+        raise without_checksums(shard)
 
 
 def open_indexes(shards: Sequence[Path], build: bool = True) -> list[ShardIndex]:

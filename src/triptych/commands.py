@@ -14,7 +14,7 @@ from triptych.limits import PORT, TRAINING_STEPS
 from triptych.measuring.command import evaluate
 from triptych.trust import add_trust
 from triptych.using.commands import chat, edit, generate, reconstruct
-from triptych.writing import announce, refuse_other_files
+from triptych.writing import announce, output_file, output_folder, refuse_other_files
 
 DEMO_FILES = re.compile(r"index\.html|scores\.json|\..*")
 DEMO_BYTES = 1_000_000
@@ -135,7 +135,7 @@ def export(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="triptych export", description=export.__doc__)
     parser.add_argument("checkpoint", type=Path, help="of a training run: file or folder")
     parser.add_argument(
-        "--out", type=Path, default=Path("weights.safetensors"), help="default %(default)s"
+        "--out", type=output_file, default=Path("weights.safetensors"), help="default %(default)s"
     )
     parser.add_argument("--ema", action="store_true", help="the moving average of the weights")
     parser.add_argument(
@@ -185,7 +185,9 @@ def parity(arguments: list[str]) -> None:
 def pretrain(arguments: list[str]) -> None:
     """All weights of the tiny preset from nothing, resumable: triptych pretrain"""
     parser = argparse.ArgumentParser(prog="triptych pretrain", description=pretrain.__doc__)
-    parser.add_argument("--runs", type=Path, default=Path("runs/pretrain"), help="working folder")
+    parser.add_argument(
+        "--runs", type=output_folder, default=Path("runs/pretrain"), help="working folder"
+    )
     parser.add_argument(
         "--steps", type=TRAINING_STEPS, help="cut every part to this many steps (a test)"
     )

@@ -16,6 +16,7 @@ from triptych.atomic_write import replacing
 from triptych.errors import UserError
 from triptych.limits import BATCH, COUNT, IMAGES, PROCESSES
 from triptych.trust import add_trust
+from triptych.writing import output_file
 
 FORMATTER = argparse.RawDescriptionHelpFormatter
 SOURCES = """\
@@ -109,7 +110,9 @@ def _inspect_parser(commands) -> None:
         epilog="example:\n  triptych data inspect data/photos --out photos.png --pictures 24",
     )
     parser.add_argument("source", type=Path, metavar="SOURCE")
-    parser.add_argument("--out", type=Path, metavar="FILE.png", help="sheet of pictures to write")
+    parser.add_argument(
+        "--out", type=output_file, metavar="FILE.png", help="sheet of pictures to write"
+    )
     parser.add_argument("--pictures", type=IMAGES, default=48, metavar="N", help="on the sheet")
     parser.add_argument(
         "--samples", type=COUNT, default=20000, metavar="N", help="to read, evenly spread"
@@ -241,10 +244,12 @@ def _number(digest: Any) -> int:
 
 def index(parsed: argparse.Namespace) -> None:
     """Index shards, and say what is wrong with them."""
-    from triptych.data_modules.indexing import index_shards
+    from triptych.data_modules.indexing import index_shards, require_checksums
     from triptych.listing.shards import find_shards
 
     shards = find_shards(parsed.folder)
+    if parsed.verify and not parsed.checksums:
+        require_checksums(shards)
     indexes, lost = [], Counter()
     problems: list[tuple[str, int | str, str, str]] = []
     with _progress("indexing") as progress:

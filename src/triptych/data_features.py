@@ -11,6 +11,7 @@ import json
 import math
 import re
 import warnings
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,8 @@ from typing import Any
 
 import torch
 from lightning import LightningDataModule, Trainer
-from lightning.pytorch.callbacks import BasePredictionWriter
+from lightning.pytorch.callbacks import BasePredictionWriter, Callback
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -30,15 +32,17 @@ from triptych.data_modules.features import MANIFEST, VERSION, digest, finished, 
 from triptych.data_modules.identity import stamp
 from triptych.data_modules.sidecars import DTYPES, ENDING, SidecarWriter, read_metadata
 from triptych.documents import parse_json
-from triptych.errors import PictureError
-from triptych.loading import describe_model
+from triptych.errors import PictureError, UserError
+from triptych.loading import BAD_VALUES, describe_model
 from triptych.modules.features import FeatureModule, Pictures
+from triptych.parser_errors import plain
 from triptych.pictures import stack_pictures
 from triptych.ranks import ending_together, take_over, watch_launched
 from triptych.run_folder import is_first_process
 from triptych.signals import ignore_in_worker, supervisor
 from triptych.version import __version__
-from triptych.writing import announce, refuse_other_files
+from triptych.weights import require_files
+from triptych.writing import announce, refuse_other_files, require_place
 
 # What lies in a folder of features; hidden files are not looked at.
 OURS = re.compile(rf"({re.escape(MANIFEST)}|.*{re.escape(ENDING)})(\.partial)?|\..*")
@@ -50,9 +54,14 @@ warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # as in lightning_cli
 
 def features(options: argparse.Namespace) -> None:
     """Do what `triptych data features` was asked for; `data_commands` has the options."""
-    source = ShardFolder(options.folder).open()
-    shard_names(source.paths)  # refuses equal ones before the model is read
     model = describe_model(options.config, options.flags, options.trust_class)
+    require_files(model.weights)
+    _trainer(options.accelerator, options.devices, options.precision)
+    if options.out is not None:
+        require_place("features", options.out)
+        refuse_other_files(options.out, OURS, "--out")
+    source = ShardFolder(options.folder).open()  # indexes shards that have no index yet
+    shard_names(source.paths)  # refuses equal ones before the weights are read
     module = FeatureModule(model, options.objective)
     made = Making(
         folder=options.out or home(source),
@@ -125,17 +134,8 @@ class Making:
             devices = min(devices, len(todo))  # whoever has no shard would not wait for the others
             with supervisor.handled():
                 watch_launched()
-                trainer = Trainer(
-                    accelerator=accelerator,
-                    devices=devices,
-                    strategy="ddp" if devices > 1 else "auto",
-                    precision=precision,
-                    callbacks=[WriteSidecars(self, source, todo, module.encoder.feature_shape)],
-                    logger=False,
-                    enable_checkpointing=False,
-                    enable_model_summary=False,
-                    use_distributed_sampler=False,
-                )
+                write = WriteSidecars(self, source, todo, module.encoder.feature_shape)
+                trainer = _trainer(accelerator, devices, precision, [write])
                 take_over(trainer)
                 read = PictureReader(source, Decoder(self.identity["decode"]), module.picture_size)
                 data = ShardPictures(read, todo, batch_size, workers)
@@ -195,6 +195,30 @@ class Making:
             f"{self.folder}: features of {samples} samples in {len(shards)} shards, {self.dtype}, "
             f"relative RMS error {error:.1e}; {unreadable} pictures could not be read"
         )
+
+
+def _trainer(
+    accelerator: str, devices: int, precision: str, callbacks: Sequence[Callback] = ()
+) -> Trainer:
+    """The trainer whose predict loop computes features.
+
+    Raises:
+        UserError: Lightning has no such accelerator or precision, or there are no such devices.
+    """
+    try:
+        return Trainer(
+            accelerator=accelerator,
+            devices=devices,
+            strategy="ddp" if devices > 1 else "auto",
+            precision=precision,
+            callbacks=[*callbacks],
+            logger=False,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+        )
+    except (MisconfigurationException, *BAD_VALUES) as error:
+        raise UserError(f"the features cannot be computed so: {plain(str(error))}") from error
 
 
 class WriteSidecars(BasePredictionWriter):

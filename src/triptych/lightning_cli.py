@@ -22,7 +22,8 @@ from triptych.ranks import take_over
 from triptych.run_folder import RunFolder
 from triptych.strategies import ShardedStrategy
 from triptych.trainer_flags import settle
-from triptych.weights import durable, find_all
+from triptych.weights import durable, require_files
+from triptych.weights.sharded import load_data
 
 # Lightning's own use of a torch function that is being renamed: nothing a user can act on.
 warnings.filterwarnings("ignore", message=".*LeafSpec.*")
@@ -190,7 +191,7 @@ class TriptychCLI(LightningCLI):
                 "--config conf/trainer/fsdp2.yaml, or name a file."
             )
         if isinstance(self.model, Panel):
-            find_all(self.model.weights)  # before data is made and memory taken
+            require_files(self.model.weights)
 
     def instantiate_trainer(self, **settings: Any) -> Trainer:
         trainer = super().instantiate_trainer(**settings)
@@ -298,4 +299,6 @@ def find_checkpoint(wanted: str, folders: set[Path]) -> str | None:
     # without a manifest: of an older version, for whoever reads it to judge
     if not path.exists() or durable.manifest_of(path).exists():
         durable.check(path)
+    elif path.is_file():
+        load_data(path, mmap=True)  # before data is made
     return str(path)

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import sys
+from argparse import ArgumentTypeError
 from pathlib import Path
 
 from triptych.errors import UserError
@@ -21,14 +22,7 @@ def announce(what: str, folder: Path, size: int) -> None:
     Raises:
         UserError: the folder can neither be made nor written to, or the disk has no room.
     """
-    place = next(each for each in [folder, *folder.absolute().parents] if os.path.lexists(each))
-    if not place.is_dir():
-        raise UserError(f"{what} cannot be written to {folder}: {place} is no folder.")
-    if not os.access(place, os.W_OK | os.X_OK):
-        raise UserError(
-            f"{what} cannot be written to {folder}: {place} is not yours to write to; name another "
-            "folder."
-        )
+    place = require_place(what, folder)
     free = shutil.disk_usage(place).free
     if size > free:
         raise UserError(
@@ -40,6 +34,46 @@ def announce(what: str, folder: Path, size: int) -> None:
         file=sys.stderr,
         flush=True,
     )
+
+
+def require_place(what: str, folder: Path) -> Path:
+    """The nearest folder that exists, `folder` or one above it. Nothing is made.
+
+    Raises:
+        UserError: the folder can neither be made nor written to.
+    """
+    place = next(each for each in [folder, *folder.absolute().parents] if os.path.lexists(each))
+    if not place.is_dir():
+        raise UserError(f"{what} cannot be written to {folder}: {place} is no folder.")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise UserError(
+            f"{what} cannot be written to {folder}: {place} is not yours to write to; name another "
+            "folder."
+        )
+    return place
+
+
+def output_file(text: str) -> Path:
+    """Path of a file to write, as a type for argparse: checked before any work. Nothing is made.
+
+    Raises:
+        ArgumentTypeError: it names something that is not a file, or its folder can neither be made
+            nor written to.
+    """
+    path = Path(text)
+    if path.exists() and not path.is_file():
+        raise ArgumentTypeError(f"{text} is a folder or a device; name a file")
+    output_folder(str(path.parent))
+    return path
+
+
+def output_folder(text: str) -> Path:
+    """The path of a folder to write to, as `output_file`."""
+    try:
+        require_place("what is made", Path(text))
+    except UserError as error:
+        raise ArgumentTypeError(str(error).rstrip(".")) from error
+    return Path(text)
 
 
 def refuse_other_files(folder: Path, ours: re.Pattern[str], flag: str) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from triptych.using.options import parse, parser_of
+from triptych.writing import output_file
 
 EXAMPLES = """\
   triptych eval compare a.json b.json c.json --out compare.json --picture compare.png
@@ -17,10 +18,10 @@ def compare(arguments: list[str]) -> None:
     """Reports of one benchmark in one table and one picture"""
     parser = parser_of("eval compare", "Compare reports of one benchmark.", EXAMPLES, model=False)
     parser.add_argument("reports", nargs="+", type=Path, metavar="REPORT")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="the table, as JSON")
+    parser.add_argument("--out", type=output_file, metavar="FILE", help="the table, as JSON")
     parser.add_argument(
         "--picture",
-        type=Path,
+        type=output_file,
         default=Path("compare.png"),
         metavar="FILE",
         help="bars with their intervals; default %(default)s",

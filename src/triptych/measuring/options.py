@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from triptych.errors import UserError
 from triptych.limits import COUNT
+from triptych.writing import output_file, output_folder
 
 if TYPE_CHECKING:
     from triptych.evaluation.judges import Judge
@@ -18,8 +19,10 @@ QWEN = "Qwen/Qwen2.5-VL-7B-Instruct"
 
 def add_report(parser: argparse.ArgumentParser) -> None:
     """The flags of what is written."""
-    parser.add_argument("--out", type=Path, metavar="FILE", help="the report, as JSON")
-    parser.add_argument("--page", type=Path, metavar="FILE", help="the report, as an HTML page")
+    parser.add_argument("--out", type=output_file, metavar="FILE", help="the report, as JSON")
+    parser.add_argument(
+        "--page", type=output_file, metavar="FILE", help="the report, as an HTML page"
+    )
 
 
 def add_pictures(parser: argparse.ArgumentParser, name: str) -> None:
@@ -30,7 +33,7 @@ def add_pictures(parser: argparse.ArgumentParser, name: str) -> None:
     )
     where.add_argument(
         "--pictures",
-        type=Path,
+        type=output_folder,
         metavar="DIR",
         default=Path("out", name),
         help="folder to make them in; what is done there is not done again; default %(default)s",
@@ -52,7 +55,7 @@ def add_judge(parser: argparse.ArgumentParser, default: str | None) -> None:
         "--judge-url", metavar="URL", help="endpoint that speaks OpenAI's; key: OPENAI_API_KEY"
     )
     judge.add_argument(
-        "--answers", type=Path, metavar="FILE", help="remembers them: nothing is asked twice"
+        "--answers", type=output_file, metavar="FILE", help="remembers them: nothing is asked twice"
     )
 
 

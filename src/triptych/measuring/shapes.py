@@ -6,7 +6,6 @@ import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from triptych.limits import ALL_IMAGES, IMAGES, SCALE, STEPS
@@ -14,6 +13,7 @@ from triptych.measuring.options import add_report, write
 from triptych.using.making import bar
 from triptych.using.options import add_parts, load, parse, parser_of
 from triptych.using.processes import run_shards, without
+from triptych.writing import output_folder
 
 if TYPE_CHECKING:
     from triptych.evaluation.report import Report
@@ -39,7 +39,7 @@ def shapes(arguments: list[str]) -> None:
     )
     parser.add_argument(
         "--pictures",
-        type=Path,
+        type=output_folder,
         metavar="DIR",
         help="keep the pictures here: a stopped run goes on with them, the page shows them",
     )

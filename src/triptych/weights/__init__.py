@@ -8,6 +8,7 @@ from triptych.weights.files import (
     load_tensors,
     load_weights,
     read_metadata,
+    require_files,
     save_weights,
     stored_names,
 )
@@ -20,6 +21,7 @@ __all__ = [
     "load_tensors",
     "load_weights",
     "read_metadata",
+    "require_files",
     "save_weights",
     "stored_names",
 ]

@@ -214,6 +214,17 @@ def find_all(sources: WeightFiles) -> dict[str, Path]:
     return {label: find(label, source) for label, source in named.items()}
 
 
+def require_files(sources: WeightFiles) -> None:
+    """Open the header of every weight file that is named, before data is made and memory taken.
+
+    Raises:
+        UserError: one does not exist, or is no safetensors file.
+    """
+    for path in find_all(sources).values():
+        with _opened(path):
+            pass
+
+
 def hold(sources: WeightFiles, beginning: str) -> bool:
     """Whether one of the files has a tensor whose full name begins so; reads the headers."""
     for path in find_all(sources).values():
@@ -266,7 +277,7 @@ class _File:
     """
 
     def __init__(self, path: Path, own: Collection[str]) -> None:
-        self.file = safe_open(path, framework="pt")
+        self.file = _opened(path)
         self.stored = list(self.file.keys())
         plain = plain_names(self.stored, expected(own), path)
         self.names = {plain[stored]: stored for stored in self.stored}
@@ -288,9 +299,13 @@ class _File:
 
 
 def _open(path: Path, own: Collection[str] = ()) -> _File:
+    return _File(path, own)
+
+
+def _opened(path: Path) -> safe_open:
     try:
         open_regular(path).close()
-        return _File(path, own)
+        return safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:
         remedy = "copy or download it again"
         if path.suffix.lower() != ".safetensors":

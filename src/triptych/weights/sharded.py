@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch.distributed.checkpoint import FileSystemReader, metadata, state_dict_loader
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import (
@@ -88,7 +89,7 @@ def load_data(path: Path, mmap: bool = False) -> dict[str, Any]:
         raise UserError(
             f"{path} is no checkpoint, or holds code beside data, and is not opened."
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
+    except (RuntimeError, EOFError, OSError, ValueError, SafetensorError) as error:
         raise UserError(
             f"{path} is no checkpoint or is cut off; take the one before it, or --ckpt_path=last."
         ) from error

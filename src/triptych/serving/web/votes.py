@@ -10,8 +10,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, Literal
 
+from triptych.atomic_write import made
 from triptych.contracts import UserError
 from triptych.documents import TEXT_BYTES, parse_json, read_bytes
 from triptych.evaluation.scoring import wilson
@@ -61,7 +63,7 @@ class Tally:
 
 
 class Votes:
-    """A file of votes, which only grows. Made where it is missing.
+    """A file of votes, which only grows. The first vote makes it where it is missing.
 
     Raises:
         UserError: the file cannot be read or written.
@@ -70,9 +72,12 @@ class Votes:
     def __init__(self, path: str | Path) -> None:
         self.path, self._writing = Path(path), threading.Lock()
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("ab"):
-                pass
+            if self.path.exists():
+                with self.path.open("ab"):
+                    pass
+            else:
+                with made(self.path.parent), TemporaryFile(dir=self.path.parent):
+                    pass
         except OSError as error:
             raise UserError(
                 f"votes cannot be kept in {path} ({error.strerror}); choose another file with "
@@ -90,7 +95,7 @@ class Votes:
             if any(each["trial"] == vote.trial for each in self.read()):
                 return False
             try:
-                with self.path.open("ab+") as file:
+                with made(self.path.parent), self.path.open("ab+") as file:
                     if file.tell() and not _ends_a_line(file):
                         line = b"\n" + line  # a machine died while writing; that line stays apart
                     file.write(line + b"\n")
