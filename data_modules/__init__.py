@@ -3,17 +3,22 @@
 if __name__ != "triptych.data_modules":
     raise ImportError(f"import this folder as 'triptych.data_modules', not as {__name__!r}")
 
-from .accumulation import AccumulationLoader
-from .bad_samples import BadSamples
-from .batches import BatchBuilder
-from .conversations import ConversationFile
-from .decode import Decoder
-from .edits import EditsDataModule
-from .module import Ingredient, MixedDataModule, ShapesDataModule, ShardDataModule
-from .pictures_folder import PictureFolder
-from .shards import ShardFolder
-from .source import BadSample, Sample, Source
-from .tasks import Reading
+from triptych.data_modules.accumulation import AccumulationLoader
+from triptych.data_modules.bad_samples import BadSamples
+from triptych.data_modules.batches import BatchBuilder
+from triptych.data_modules.conversations import ConversationFile
+from triptych.data_modules.decode import Decoder
+from triptych.data_modules.edits import EditsDataModule
+from triptych.data_modules.module import (
+    Ingredient,
+    MixedDataModule,
+    ShapesDataModule,
+    ShardDataModule,
+)
+from triptych.data_modules.pictures_folder import PictureFolder
+from triptych.data_modules.shards import ShardFolder
+from triptych.data_modules.source import BadSample, Sample, Source
+from triptych.data_modules.tasks import Reading
 
 __all__ = [
     "AccumulationLoader",
@@ -38,7 +43,7 @@ __all__ = [
 
 def __getattr__(name: str):
     if name == "StreamDataModule":  # see its file for why not before it is used
-        from .stream import StreamDataModule
+        from triptych.data_modules.stream import StreamDataModule
 
         return StreamDataModule
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -7,9 +7,8 @@ from collections import Counter
 from collections.abc import Sequence
 
 from triptych.contracts import Batch, Preprocessing, UserError
-
-from .source import BadSample
-from .tasks import Reading
+from triptych.data_modules.source import BadSample
+from triptych.data_modules.tasks import Reading
 
 log = logging.getLogger(__name__)
 

@@ -10,13 +10,12 @@ import torch
 from torch import Tensor
 
 from triptych.contracts import TEXT_TO_IMAGE, Batch, Preprocessing, UserError
+from triptych.data_modules.decode import Decoder
+from triptych.data_modules.source import BadSample, ImageRole
+from triptych.data_modules.tasks import Prompt, Reading
 from triptych.errors import PictureError
 from triptych.pictures import stack_pictures
 from triptych.prompts import IGNORED, IMAGE_PAD, PAD, pad, shared_tokens, token_id
-
-from .decode import Decoder
-from .source import BadSample, ImageRole
-from .tasks import Prompt, Reading
 
 
 @dataclass

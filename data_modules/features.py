@@ -20,11 +20,10 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 
 from triptych.contracts import Preprocessing, UserError
+from triptych.data_modules.identity import is_same
+from triptych.data_modules.sidecars import ENDING, Sidecar, read_metadata
+from triptych.data_modules.source import Source
 from triptych.documents import parse_json, read_json
-
-from .identity import is_same
-from .sidecars import ENDING, Sidecar, read_metadata
-from .source import Source
 
 VERSION = 2  # 2: images composited over white, 16 bits scaled
 FIELDS = {

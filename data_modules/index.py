@@ -34,12 +34,11 @@ from typing import NamedTuple
 import numpy as np
 
 from triptych.contracts import UserError
+from triptych.data_modules.identity import PROBE_BYTES, probe_of
+from triptych.data_modules.records import parse
 from triptych.documents import open_regular
 from triptych.listing.names import KINDS
 from triptych.listing.tar import BLOCK
-
-from .identity import PROBE_BYTES, probe_of
-from .records import parse
 
 SUFFIX = ".idx"
 MAGIC = b"TRIPTIDX"

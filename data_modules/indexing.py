@@ -11,13 +11,24 @@ from pathlib import Path
 import numpy as np
 
 from triptych.contracts import UserError
+from triptych.data_modules.columns import (
+    read_tokenizer,
+    with_checksums,
+    with_tokens,
+    without_checksums,
+)
+from triptych.data_modules.identity import probe_of
+from triptych.data_modules.index import (
+    COLUMNS,
+    Contents,
+    Problem,
+    ShardIndex,
+    UnusableIndex,
+    write_index,
+)
+from triptych.data_modules.parallel import each
 from triptych.listing.names import KINDS, kind_for
 from triptych.listing.tar import BLOCK, DOTTED, DUPLICATE, Group, groups, mended, scan
-
-from .columns import read_tokenizer, with_checksums, with_tokens, without_checksums
-from .identity import probe_of
-from .index import COLUMNS, Contents, Problem, ShardIndex, UnusableIndex, write_index
-from .parallel import each
 
 log = logging.getLogger(__name__)
 

@@ -11,12 +11,11 @@ from dataclasses import dataclass, field
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from triptych.data_modules.decode import Decoder
+from triptych.data_modules.parallel import each
+from triptych.data_modules.source import BadSample, Source
 from triptych.errors import PictureError
 from triptych.image_reader import read_header
-
-from .decode import Decoder
-from .parallel import each
-from .source import BadSample, Source
 
 CHUNK = 256  # samples, read by one process in a row
 SIDE = 160  # pixels of a picture on the sheet

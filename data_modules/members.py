@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from abc import abstractmethod
 
-from .records import parse
-from .source import BadSample, ImageRole, Source
-from .texts import captions_of
+from triptych.data_modules.records import parse
+from triptych.data_modules.source import BadSample, ImageRole, Source
+from triptych.data_modules.texts import captions_of
 
 
 class MemberSource(Source):

@@ -21,19 +21,17 @@ from triptych.contracts import (
     UserError,
     batches_in,
 )
-from triptych.shapes.shards import ensure_shapes
-
-from .accumulation import AccumulationLoader
-from .bad_samples import BadSamples, check_texts
-from .batches import BatchBuilder
-from .decode import Decoder, DecodeWay
-from .features import AUTO, NONE, use_features
-from .mixture import Mixture
-from .previews import Need, Preview, previews
-from .schedule import ORDER_VERSION, Schedule
-from .shards import ShardFolder
-from .source import Source
-from .steps import (
+from triptych.data_modules.accumulation import AccumulationLoader
+from triptych.data_modules.bad_samples import BadSamples, check_texts
+from triptych.data_modules.batches import BatchBuilder
+from triptych.data_modules.decode import Decoder, DecodeWay
+from triptych.data_modules.features import AUTO, NONE, use_features
+from triptych.data_modules.mixture import Mixture
+from triptych.data_modules.previews import Need, Preview, previews
+from triptych.data_modules.schedule import ORDER_VERSION, Schedule
+from triptych.data_modules.shards import ShardFolder
+from triptych.data_modules.source import Source
+from triptych.data_modules.steps import (
     EvaluationDataset,
     StepDataset,
     StepLoader,
@@ -41,7 +39,8 @@ from .steps import (
     step_loader,
     steps_of,
 )
-from .tasks import Reading
+from triptych.data_modules.tasks import Reading
+from triptych.shapes.shards import ensure_shapes
 
 log = logging.getLogger(__name__)
 

@@ -7,17 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from triptych.contracts import UserError
+from triptych.data_modules.conversations import ConversationFile
+from triptych.data_modules.pictures_folder import PictureFolder
+from triptych.data_modules.records import DELIMITERS
+from triptych.data_modules.shards import MendedShards, ShardFolder
+from triptych.data_modules.source import Source
+from triptych.data_modules.tables import HuggingFaceTable, ParquetTable, TextTable, is_saved_dataset
 from triptych.documents import open_regular
 from triptych.listing.folders import SHARD_SUFFIX, files_of, holds_shards
 from triptych.listing.names import IMAGE_SUFFIXES
 from triptych.listing.shards import COMPRESSED, find_shards
-
-from .conversations import ConversationFile
-from .pictures_folder import PictureFolder
-from .records import DELIMITERS
-from .shards import MendedShards, ShardFolder
-from .source import Source
-from .tables import HuggingFaceTable, ParquetTable, TextTable, is_saved_dataset
 
 JSON_LINES = (".jsonl", ".ndjson")
 

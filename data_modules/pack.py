@@ -19,18 +19,17 @@ from pathlib import Path
 
 from triptych.atomic_write import LOCK, alone_in
 from triptych.contracts import UserError
+from triptych.data_modules.decode import Decoder
+from triptych.data_modules.parallel import each
+from triptych.data_modules.records import parse
+from triptych.data_modules.source import CAPTIONS, BadSample, ImageRole, Source
+from triptych.data_modules.texts import REPLACEMENT, check_text
 from triptych.documents import read_text
 from triptych.errors import PictureError
 from triptych.image_reader import FORMAT_NAMES, format_of, read_header
 from triptych.listing.tar import BLOCK
 from triptych.texts import split_lines
 from triptych.writing import announce, refuse_other_files
-
-from .decode import Decoder
-from .parallel import each
-from .records import parse
-from .source import CAPTIONS, BadSample, ImageRole, Source
-from .texts import REPLACEMENT, check_text
 
 MANIFEST = "pack.jsonl"
 PARTIAL = ".partial"  # shards that are being written

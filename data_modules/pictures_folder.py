@@ -15,14 +15,13 @@ from pathlib import Path
 import numpy as np
 
 from triptych.contracts import UserError
+from triptych.data_modules.files import MAX_PICTURE_BYTES, MAX_TEXT_BYTES, read_inside
+from triptych.data_modules.members import MemberSource
+from triptych.data_modules.records import read_table
+from triptych.data_modules.source import ImageRole
+from triptych.data_modules.texts import captions_of, text_bytes
 from triptych.listing.folders import captioned, counted
 from triptych.listing.names import IMAGE_KINDS
-
-from .files import MAX_PICTURE_BYTES, MAX_TEXT_BYTES, read_inside
-from .members import MemberSource
-from .records import read_table
-from .source import ImageRole
-from .texts import captions_of, text_bytes
 
 log = logging.getLogger(__name__)
 

@@ -10,9 +10,8 @@ from typing import Literal
 from PIL import Image
 
 from triptych.contracts import IMAGE_TO_IMAGE, Preprocessing
-
-from .source import BadSample
-from .tasks import Reading
+from triptych.data_modules.source import BadSample
+from triptych.data_modules.tasks import Reading
 
 Need = Literal["caption", "picture", "turn", "edit"]
 LOOKED_AT = 2000

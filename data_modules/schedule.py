@@ -8,13 +8,12 @@ from functools import partial
 
 import numpy as np
 
+from triptych.data_modules.buckets import Buckets
+from triptych.data_modules.epochs import DistinctEpochs
+from triptych.data_modules.mixture import Mixture
+from triptych.data_modules.order import EpochOrder
+from triptych.data_modules.source import Source
 from triptych.randomness import mix
-
-from .buckets import Buckets
-from .epochs import DistinctEpochs
-from .mixture import Mixture
-from .order import EpochOrder
-from .source import Source
 
 ORDER_VERSION = 2  # of how positions become samples: runs of another one see some samples again
 

@@ -16,14 +16,13 @@ from typing import BinaryIO, Literal
 import numpy as np
 
 from triptych.contracts import UserError
+from triptych.data_modules.index import HeldIndex, ShardIndex
+from triptych.data_modules.indexing import open_indexes, read_shard
+from triptych.data_modules.members import MemberSource
+from triptych.data_modules.source import BadSample, ImageRole
 from triptych.documents import open_regular
 from triptych.listing.shards import find_shards
 from triptych.listing.tar import DOTTED
-
-from .index import HeldIndex, ShardIndex
-from .indexing import open_indexes, read_shard
-from .members import MemberSource
-from .source import BadSample, ImageRole
 
 log = logging.getLogger(__name__)
 

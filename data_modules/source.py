@@ -9,10 +9,9 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
+from triptych.data_modules.decode import Decoder
 from triptych.errors import PictureError
 from triptych.image_reader import read_image
-
-from .decode import Decoder
 
 CAPTIONS = ("caption", "text", "instruction")
 """Usual names of captions among the facts of a sample; the first that is there is taken."""

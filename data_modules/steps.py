@@ -9,10 +9,9 @@ from lightning import Trainer
 from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler
 
 from triptych.contracts import Batch, UserError
+from triptych.data_modules.batches import BatchBuilder
+from triptych.data_modules.schedule import Schedule
 from triptych.signals import ignore_in_worker
-
-from .batches import BatchBuilder
-from .schedule import Schedule
 
 # Validation draws must not depend on the step: their sample numbers start here.
 VALIDATION_SAMPLES = 1 << 40

@@ -33,17 +33,14 @@ from webdataset.filters import shuffle
 from webdataset.shardlists import expand_urls
 
 from triptych.contracts import TEXT_TO_IMAGE, Batch, Preprocessing, UserError
-from triptych.listing.shards import find_shards
-from triptych.randomness import mix
-
-from .accumulation import AccumulationLoader
-from .bad_samples import BadSamples, check_texts
-from .batches import BatchBuilder
-from .decode import Decoder
-from .previews import Need, Preview, previews
-from .source import BadSample
-from .steps import EvaluationDataset, StepLoader, require_steps, step_loader
-from .tar_stream import (
+from triptych.data_modules.accumulation import AccumulationLoader
+from triptych.data_modules.bad_samples import BadSamples, check_texts
+from triptych.data_modules.batches import BatchBuilder
+from triptych.data_modules.decode import Decoder
+from triptych.data_modules.previews import Need, Preview, previews
+from triptych.data_modules.source import BadSample
+from triptych.data_modules.steps import EvaluationDataset, StepLoader, require_steps, step_loader
+from triptych.data_modules.tar_stream import (
     BROKEN,
     Caps,
     Encoded,
@@ -52,7 +49,9 @@ from .tar_stream import (
     open_url,
     read_samples,
 )
-from .tasks import Reading
+from triptych.data_modules.tasks import Reading
+from triptych.listing.shards import find_shards
+from triptych.randomness import mix
 
 webdataset.utils.enforce_security = True  # also where someone imported it before us
 

@@ -14,13 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from triptych.contracts import UserError
+from triptych.data_modules.files import MAX_PICTURE_BYTES, read_inside
+from triptych.data_modules.records import read_table
+from triptych.data_modules.source import BadSample, ImageRole, Source
+from triptych.data_modules.texts import captions_of
 from triptych.documents import open_regular
 from triptych.listing.folders import files_of
-
-from .files import MAX_PICTURE_BYTES, read_inside
-from .records import read_table
-from .source import BadSample, ImageRole, Source
-from .texts import captions_of
 
 PICTURE_COLUMNS = ("image", "picture", "file_name", "image_path", "path", "img", "jpg", "png")
 CAPTION_COLUMNS = ("caption", "text", "txt", "prompt", "description")

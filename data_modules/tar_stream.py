@@ -16,6 +16,9 @@ from typing import BinaryIO
 from urllib.parse import urlparse
 
 from triptych.contracts import UserError
+from triptych.data_modules.indexing import TOO_LARGE
+from triptych.data_modules.shards import ShardFolder
+from triptych.data_modules.source import BadSample, ImageRole
 from triptych.documents import open_regular
 from triptych.listing.names import RECORDED, is_hidden, kind_for, split_at_first_dot
 from triptych.listing.shards import GZIPPED
@@ -41,10 +44,6 @@ from triptych.listing.tar import (
     read_names,
     sparse_map,
 )
-
-from .indexing import TOO_LARGE
-from .shards import ShardFolder
-from .source import BadSample, ImageRole
 
 TIMEOUT = 60.0  # seconds without a byte
 PASS = 1 << 20  # bytes that are read past at a time

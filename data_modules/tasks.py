@@ -26,6 +26,9 @@ from triptych.contracts import (
     Preprocessing,
     UserError,
 )
+from triptych.data_modules.features import FeatureCache
+from triptych.data_modules.source import BadSample, ImageRole, Source
+from triptych.data_modules.texts import MAX_CHARACTERS, clean
 from triptych.prompts import (
     GENERATION_INSTRUCTION,
     RECONSTRUCTION_INSTRUCTION,
@@ -35,10 +38,6 @@ from triptych.prompts import (
     reconstruction_ids,
 )
 from triptych.randomness import uniform
-
-from .features import FeatureCache
-from .source import BadSample, ImageRole, Source
-from .texts import MAX_CHARACTERS, clean
 
 DESCRIBE = "describe the picture"
 Turns = list[tuple[str, str]]

@@ -14,8 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from triptych.errors import UserError
-
-from .names import IMAGE_SUFFIXES, KINDS, OTHER_SUFFIXES, is_hidden, kind_for, split_at_kind
+from triptych.listing.names import (
+    IMAGE_SUFFIXES,
+    KINDS,
+    OTHER_SUFFIXES,
+    is_hidden,
+    kind_for,
+    split_at_kind,
+)
 
 log = logging.getLogger(__name__)
 

@@ -11,9 +11,8 @@ from pathlib import Path
 from braceexpand import UnbalancedBracesError, braceexpand
 
 from triptych.errors import UserError
-
-from .folders import SHARD_SUFFIX, walk
-from .names import IMAGE_SUFFIXES, is_hidden
+from triptych.listing.folders import SHARD_SUFFIX, walk
+from triptych.listing.names import IMAGE_SUFFIXES, is_hidden
 
 log = logging.getLogger(__name__)
 
