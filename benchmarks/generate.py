@@ -36,7 +36,6 @@ from drawing import draw_curves
 from recorded import machine, versions
 from torch import Tensor
 
-from triptych.contracts import UserError
 from triptych.evaluation.scoring import to_tensor, wilson
 from triptych.evaluation.shapes import Example, examples
 from triptych.loading import describe_model
@@ -47,6 +46,7 @@ from triptych.shapes.captions import request_of
 from triptych.shapes.checker import check
 from triptych.solvers import model_calls
 from triptych.turns import take_turns
+from triptych.utils.errors import UserError
 
 ROOT = Path(__file__).parent.parent
 PICTURES, IMAGES, PART = 16, 240, 60  # of a batch; that are scored; scored at a time

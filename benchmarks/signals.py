@@ -46,8 +46,8 @@ from safetensors.torch import load_file
 
 from triptych.callbacks import export
 from triptych.cli import main as triptych_main
-from triptych.errors import UserError
 from triptych.lightning_cli import TriptychCLI
+from triptych.utils.errors import UserError
 from triptych.weights import durable
 
 STARTING = ("parse", "rendezvous", "data", "setup", "sanity")

@@ -37,9 +37,9 @@ import yaml
 from lightning import Callback
 
 import triptych.callbacks
-from triptych.atomic_write import PARTIAL
 from triptych.cli import main as triptych_main
 from triptych.shapes.shards import ensure_shapes
+from triptych.utils.atomic_write import PARTIAL
 from triptych.weights import durable, files
 
 ROOT = Path(__file__).resolve().parent.parent

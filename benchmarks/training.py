@@ -47,11 +47,12 @@ from triptych import flops
 from triptych.backbones import EvaClip, LuminaNextDiT, QwenText, QwenVision, QwenVL, Vocabulary
 from triptych.backbones.attention import use_xformers
 from triptych.callbacks.peaks import dense_peak
-from triptych.contracts import TEXT_TO_IMAGE, Batch, UserError
+from triptych.contracts import TEXT_TO_IMAGE, Batch
 from triptych.freezing import freeze_all_but, make_optimizer
 from triptych.loading import describe_stage
 from triptych.modules import GenerationModule, UnderstandingModule, UnifiedModule
 from triptych.sharding import cast_frozen, compile_blocks
+from triptych.utils.errors import UserError
 
 ROOT = Path(__file__).parent.parent
 BATCH, QUERIES = 8, 64

@@ -19,9 +19,9 @@ from torch.distributed.checkpoint import CheckpointException
 
 from triptych.callbacks.checkpoint_io import BackgroundCheckpointIO, DurableCheckpointIO
 from triptych.callbacks.run_log import Row, complete_log, continue_log, pending_row
-from triptych.contracts import UserError
 from triptych.ranks import Agreement, take_over, watch_launched
-from triptych.signals import RESUME, Terminated, supervisor
+from triptych.utils.errors import UserError
+from triptych.utils.signals import RESUME, Terminated, supervisor
 from triptych.weights import WeightFiles, durable
 from triptych.weights.training import Base, check_base, frozen_base
 

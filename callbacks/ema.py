@@ -14,8 +14,8 @@ from torch.optim import Optimizer
 
 from triptych.callbacks.export import ExportWeights
 from triptych.callbacks.skipping import has_gradients, local, was_skipped
-from triptych.contracts import UserError
 from triptych.sharding import gathered, like
+from triptych.utils.errors import UserError
 from triptych.weights.checking import require_sound
 
 

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from triptych.callbacks.parts import part_of
 from triptych.callbacks.run_log import logs_step
-from triptych.contracts import UserError
+from triptych.utils.errors import UserError
 
 
 class GradientNorms(Callback):

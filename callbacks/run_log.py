@@ -15,7 +15,7 @@ from lightning import Trainer
 from lightning.fabric.utilities.apply_func import convert_tensors_to_scalars
 from lightning.pytorch.loggers import CSVLogger
 
-from triptych.atomic_write import replacing
+from triptych.utils.atomic_write import replacing
 
 Row = dict[str, Any]
 

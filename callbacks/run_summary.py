@@ -14,7 +14,7 @@ from triptych.callbacks.ema import EMA
 from triptych.callbacks.parts import part_of
 from triptych.callbacks.peaks import dense_peak, device_name
 from triptych.callbacks.skipping import local
-from triptych.contracts import UserError
+from triptych.utils.errors import UserError
 
 COLUMNS = ("part", "trained", "frozen", "dtype", "memory", "forward", "backward")
 DAY = 86400  # seconds

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from triptych.randomness import mix
+from triptych.utils.rng import mix
 
 
 class Buckets:

@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
-from triptych.contracts import UserError
 from triptych.data_modules.index import ROLES, ShardIndex, write_index
 from triptych.data_modules.records import parse
 from triptych.data_modules.texts import captions_of
-from triptych.documents import open_regular
-from triptych.tokens import without_added_tokens
+from triptych.utils.documents import open_regular
+from triptych.utils.errors import UserError
+from triptych.utils.tokens import without_added_tokens
 
 CHUNK = 1 << 20  # bytes read at a time
 LONGEST = 1 << 20  # bytes of a caption or JSON that is read at all

@@ -15,14 +15,14 @@ from pathlib import Path
 
 import numpy as np
 
-from triptych.contracts import UserError
 from triptych.data_modules.files import MAX_PICTURE_BYTES, read_inside
 from triptych.data_modules.lines import Lines
 from triptych.data_modules.records import NO_JSON, NO_OBJECT, parse
 from triptych.data_modules.source import CAPTIONS, BadSample, ImageRole, Source
 from triptych.data_modules.texts import captions_of, text_bytes
-from triptych.documents import read_bytes
-from triptych.texts import refuse_wide
+from triptych.utils.documents import read_bytes
+from triptych.utils.errors import UserError
+from triptych.utils.text import refuse_wide
 
 MARK = "<image>"  # where a question shows its picture; ours always opens the first question
 LARGEST_LIST = 4 << 30  # bytes of a .json, which is in memory whole

@@ -1,6 +1,6 @@
 """Encoded pictures to the squares that models take: uint8 [3,size,size], decoded once.
 
-The reader of `triptych.image_reader` judges and decodes them; large JPEGs go past Pillow where
+The reader of `triptych.utils.image_reader` judges and decodes them; large JPEGs go past Pillow where
 simplejpeg is installed.
 """
 
@@ -18,10 +18,16 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2.functional import resize_image
 
-from triptych.image_headers import find_orientation
-from triptych.image_reader import DEFAULT_LIMITS, ImageLimits, decode, read_header, upright_rgb
-from triptych.pictures import square
-from triptych.squares import place_of_square
+from triptych.utils.image_headers import find_orientation
+from triptych.utils.image_reader import (
+    DEFAULT_LIMITS,
+    ImageLimits,
+    decode,
+    read_header,
+    upright_rgb,
+)
+from triptych.utils.image_squares import place_of_square
+from triptych.utils.images import square
 
 DecodeWay = Literal["torchvision", "pillow"]
 SLOWER = (

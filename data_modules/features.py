@@ -19,11 +19,12 @@ import numpy as np
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 
-from triptych.contracts import Preprocessing, UserError
+from triptych.contracts import Preprocessing
 from triptych.data_modules.identity import is_same
 from triptych.data_modules.sidecars import ENDING, Sidecar, read_metadata
 from triptych.data_modules.source import Source
-from triptych.documents import parse_json, read_json
+from triptych.utils.documents import parse_json, read_json
+from triptych.utils.errors import UserError
 
 VERSION = 2  # 2: images composited over white, 16 bits scaled
 FIELDS = {

@@ -6,9 +6,9 @@ import os
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-from triptych.contracts import UserError
 from triptych.data_modules.source import BadSample
-from triptych.documents import open_regular
+from triptych.utils.documents import open_regular
+from triptych.utils.errors import UserError
 
 MAX_PICTURE_BYTES = 64 << 20
 MAX_TEXT_BYTES = 1 << 20

@@ -11,7 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from triptych.documents import open_regular
+from triptych.utils.documents import open_regular
 
 BLOCK = 64 * 1024  # bytes
 BLOCKS = 16  # read of a large file, the first and the last among them; smaller ones are read whole

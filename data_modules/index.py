@@ -33,12 +33,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from triptych.contracts import UserError
 from triptych.data_modules.identity import PROBE_BYTES, probe_of
 from triptych.data_modules.records import parse
-from triptych.documents import open_regular
-from triptych.listing.names import KINDS
-from triptych.listing.tar import BLOCK
+from triptych.utils.documents import open_regular
+from triptych.utils.errors import UserError
+from triptych.utils.listing.names import KINDS
+from triptych.utils.listing.tar import BLOCK
 
 SUFFIX = ".idx"
 MAGIC = b"TRIPTIDX"

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 
-from triptych.contracts import UserError
 from triptych.data_modules.columns import (
     read_tokenizer,
     with_checksums,
@@ -27,8 +26,9 @@ from triptych.data_modules.index import (
     write_index,
 )
 from triptych.data_modules.parallel import each
-from triptych.listing.names import KINDS, kind_for
-from triptych.listing.tar import BLOCK, DOTTED, DUPLICATE, Group, groups, mended, scan
+from triptych.utils.errors import UserError
+from triptych.utils.listing.names import KINDS, kind_for
+from triptych.utils.listing.tar import BLOCK, DOTTED, DUPLICATE, Group, groups, mended, scan
 
 log = logging.getLogger(__name__)
 

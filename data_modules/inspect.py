@@ -14,8 +14,8 @@ from PIL import Image, ImageDraw, ImageFont
 from triptych.data_modules.decode import Decoder
 from triptych.data_modules.parallel import each
 from triptych.data_modules.source import BadSample, Source
-from triptych.errors import PictureError
-from triptych.image_reader import read_header
+from triptych.utils.errors import PictureError
+from triptych.utils.image_reader import read_header
 
 CHUNK = 256  # samples, read by one process in a row
 SIDE = 160  # pixels of a picture on the sheet

@@ -17,10 +17,10 @@ from typing import BinaryIO
 
 import numpy as np
 
-from triptych.contracts import UserError
 from triptych.data_modules.index import index_places
 from triptych.data_modules.records import LONGEST, open_text, parse, skip_line
-from triptych.documents import open_regular
+from triptych.utils.documents import open_regular
+from triptych.utils.errors import UserError
 
 VERSION = 1
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from triptych.contracts import UserError
+from triptych.utils.errors import UserError
 
 PERIOD = 4096
 

@@ -6,17 +6,17 @@ import os
 from pathlib import Path
 from typing import Any
 
-from triptych.contracts import UserError
 from triptych.data_modules.conversations import ConversationFile
 from triptych.data_modules.pictures_folder import PictureFolder
 from triptych.data_modules.records import DELIMITERS
 from triptych.data_modules.shards import MendedShards, ShardFolder
 from triptych.data_modules.source import Source
 from triptych.data_modules.tables import HuggingFaceTable, ParquetTable, TextTable, is_saved_dataset
-from triptych.documents import open_regular
-from triptych.listing.folders import SHARD_SUFFIX, files_of, holds_shards
-from triptych.listing.names import IMAGE_SUFFIXES
-from triptych.listing.shards import COMPRESSED, find_shards
+from triptych.utils.documents import open_regular
+from triptych.utils.errors import UserError
+from triptych.utils.listing.folders import SHARD_SUFFIX, files_of, holds_shards
+from triptych.utils.listing.names import IMAGE_SUFFIXES
+from triptych.utils.listing.shards import COMPRESSED, find_shards
 
 JSON_LINES = (".jsonl", ".ndjson")
 

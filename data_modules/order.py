@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from triptych.randomness import mix
+from triptych.utils.rng import mix
 
 _PLAN, _WINDOW = 0, 1  # streams of random numbers
 

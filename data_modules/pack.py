@@ -17,19 +17,18 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from triptych.atomic_write import LOCK, alone_in
-from triptych.contracts import UserError
 from triptych.data_modules.decode import Decoder
 from triptych.data_modules.parallel import each
 from triptych.data_modules.records import parse
 from triptych.data_modules.source import CAPTIONS, BadSample, ImageRole, Source
 from triptych.data_modules.texts import REPLACEMENT, check_text
-from triptych.documents import read_text
-from triptych.errors import PictureError
-from triptych.image_reader import FORMAT_NAMES, format_of, read_header
-from triptych.listing.tar import BLOCK
-from triptych.texts import split_lines
-from triptych.writing import announce, refuse_other_files
+from triptych.utils.atomic_write import LOCK, alone_in
+from triptych.utils.disk_usage import announce, refuse_other_files
+from triptych.utils.documents import read_text
+from triptych.utils.errors import PictureError, UserError
+from triptych.utils.image_reader import FORMAT_NAMES, format_of, read_header
+from triptych.utils.listing.tar import BLOCK
+from triptych.utils.text import split_lines
 
 MANIFEST = "pack.jsonl"
 PARTIAL = ".partial"  # shards that are being written

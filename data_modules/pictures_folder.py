@@ -1,6 +1,6 @@
 """A plain folder of pictures with captions.
 
-Either KEY.txt or KEY.json beside each picture, in sub-folders too (see `triptych.listing.folders`),
+Either KEY.txt or KEY.json beside each picture, in sub-folders too (see `triptych.utils.listing.folders`),
 or one table in the layout of Hugging Face's ImageFolder: metadata.csv, metadata.jsonl or
 captions.jsonl, with `file_name` and `text`.
 """
@@ -14,14 +14,14 @@ from pathlib import Path
 
 import numpy as np
 
-from triptych.contracts import UserError
 from triptych.data_modules.files import MAX_PICTURE_BYTES, MAX_TEXT_BYTES, read_inside
 from triptych.data_modules.members import MemberSource
 from triptych.data_modules.records import read_table
 from triptych.data_modules.source import ImageRole
 from triptych.data_modules.texts import captions_of, text_bytes
-from triptych.listing.folders import captioned, counted
-from triptych.listing.names import IMAGE_KINDS
+from triptych.utils.errors import UserError
+from triptych.utils.listing.folders import captioned, counted
+from triptych.utils.listing.names import IMAGE_KINDS
 
 log = logging.getLogger(__name__)
 

@@ -10,9 +10,9 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from triptych.contracts import UserError
-from triptych.documents import open_regular
-from triptych.texts import HEAD, refuse_wide
+from triptych.utils.documents import open_regular
+from triptych.utils.errors import UserError
+from triptych.utils.text import HEAD, refuse_wide
 
 LONGEST = 1 << 20  # bytes of a line, or characters of a field, that are read
 

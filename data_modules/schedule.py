@@ -13,7 +13,7 @@ from triptych.data_modules.epochs import DistinctEpochs
 from triptych.data_modules.mixture import Mixture
 from triptych.data_modules.order import EpochOrder
 from triptych.data_modules.source import Source
-from triptych.randomness import mix
+from triptych.utils.rng import mix
 
 ORDER_VERSION = 2  # of how positions become samples: runs of another one see some samples again
 

@@ -1,7 +1,7 @@
 """Local WebDataset shards, read by position: an index says where every sample lies.
 
 A sample is the members of one key that stand together in a shard, whatever their order; their
-names say what they are, see `triptych.listing.names`. Nothing else is read, nothing is unpickled.
+names say what they are, see `triptych.utils.listing.names`. Nothing else is read, nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from typing import BinaryIO, Literal
 
 import numpy as np
 
-from triptych.contracts import UserError
 from triptych.data_modules.index import HeldIndex, ShardIndex
 from triptych.data_modules.indexing import open_indexes, read_shard
 from triptych.data_modules.members import MemberSource
 from triptych.data_modules.source import BadSample, ImageRole
-from triptych.documents import open_regular
-from triptych.listing.shards import find_shards
-from triptych.listing.tar import DOTTED
+from triptych.utils.documents import open_regular
+from triptych.utils.errors import UserError
+from triptych.utils.listing.shards import find_shards
+from triptych.utils.listing.tar import DOTTED
 
 log = logging.getLogger(__name__)
 

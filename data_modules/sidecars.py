@@ -20,7 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from triptych.contracts import UserError
+from triptych.utils.errors import UserError
 
 ENDING = ".features.safetensors"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}

@@ -10,8 +10,8 @@ import numpy as np
 from PIL import Image
 
 from triptych.data_modules.decode import Decoder
-from triptych.errors import PictureError
-from triptych.image_reader import read_image
+from triptych.utils.errors import PictureError
+from triptych.utils.image_reader import read_image
 
 CAPTIONS = ("caption", "text", "instruction")
 """Usual names of captions among the facts of a sample; the first that is there is taken."""

@@ -8,10 +8,11 @@ import torch
 from lightning import Trainer
 from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler
 
-from triptych.contracts import Batch, UserError
+from triptych.contracts import Batch
 from triptych.data_modules.batches import BatchBuilder
 from triptych.data_modules.schedule import Schedule
-from triptych.signals import ignore_in_worker
+from triptych.utils.errors import UserError
+from triptych.utils.signals import ignore_in_worker
 
 # Validation draws must not depend on the step: their sample numbers start here.
 VALIDATION_SAMPLES = 1 << 40

@@ -13,13 +13,13 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from triptych.contracts import UserError
 from triptych.data_modules.files import MAX_PICTURE_BYTES, read_inside
 from triptych.data_modules.records import read_table
 from triptych.data_modules.source import BadSample, ImageRole, Source
 from triptych.data_modules.texts import captions_of
-from triptych.documents import open_regular
-from triptych.listing.folders import files_of
+from triptych.utils.documents import open_regular
+from triptych.utils.errors import UserError
+from triptych.utils.listing.folders import files_of
 
 PICTURE_COLUMNS = ("image", "picture", "file_name", "image_path", "path", "img", "jpg", "png")
 CAPTION_COLUMNS = ("caption", "text", "txt", "prompt", "description")

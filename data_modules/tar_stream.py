@@ -15,14 +15,14 @@ from dataclasses import dataclass
 from typing import BinaryIO
 from urllib.parse import urlparse
 
-from triptych.contracts import UserError
 from triptych.data_modules.indexing import TOO_LARGE
 from triptych.data_modules.shards import ShardFolder
 from triptych.data_modules.source import BadSample, ImageRole
-from triptych.documents import open_regular
-from triptych.listing.names import RECORDED, is_hidden, kind_for, split_at_first_dot
-from triptych.listing.shards import GZIPPED
-from triptych.listing.tar import (
+from triptych.utils.documents import open_regular
+from triptych.utils.errors import UserError
+from triptych.utils.listing.names import RECORDED, is_hidden, kind_for, split_at_first_dot
+from triptych.utils.listing.shards import GZIPPED
+from triptych.utils.listing.tar import (
     BLOCK,
     DAMAGED,
     DOTTED,

@@ -24,7 +24,6 @@ from triptych.contracts import (
     TEXT_TO_IMAGE,
     TEXT_TO_TEXT,
     Preprocessing,
-    UserError,
 )
 from triptych.data_modules.features import FeatureCache
 from triptych.data_modules.source import BadSample, ImageRole, Source
@@ -37,7 +36,8 @@ from triptych.prompts import (
     generation_ids,
     reconstruction_ids,
 )
-from triptych.randomness import uniform
+from triptych.utils.errors import UserError
+from triptych.utils.rng import uniform
 
 DESCRIBE = "describe the picture"
 Turns = list[tuple[str, str]]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from triptych.data_modules.files import MAX_TEXT_BYTES
 from triptych.data_modules.source import BadSample
-from triptych.errors import TextError
-from triptych.texts import clean_text, decode_text, is_blank
+from triptych.utils.errors import TextError
+from triptych.utils.text import clean_text, decode_text, is_blank
 
 MAX_CHARACTERS = 20_000
 REPLACEMENT = "\ufffd"  # what others read bytes that are no UTF-8 as

@@ -13,8 +13,8 @@ import pytest
 from browser import chromium, open_page
 
 from triptych.cli import main
-from triptych.contracts import UserError
-from triptych.picture_settings import settings_of
+from triptych.utils.errors import UserError
+from triptych.utils.png_metadata import settings_of
 
 PROMPT = "a photo of a red circle left of a blue square"
 PATIENCE = 60_000  # milliseconds; what waits is far faster on a quiet machine

@@ -19,7 +19,7 @@ from torch.distributed import checkpoint as sharded_files
 
 from triptych.callbacks import EMA, Checkpoint, ExportWeights
 from triptych.commands import export
-from triptych.contracts import UserError
+from triptych.utils.errors import UserError
 from triptych.weights import WeightFiles, durable, read_metadata, save_weights
 
 TWO_PROCESSES = """

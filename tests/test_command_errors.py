@@ -6,11 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from triptych import limits
 from triptych.cli import main
-from triptych.errors import UserError
-from triptych.limits import Range
-from triptych.parser_errors import plain
 from triptych.pipeline_settings import (
     Settings,
     conversation_seeds,
@@ -18,6 +14,10 @@ from triptych.pipeline_settings import (
     wanted_pictures,
 )
 from triptych.solvers import require_steps
+from triptych.utils import limits
+from triptych.utils.errors import UserError
+from triptych.utils.limits import Range
+from triptych.utils.parser_errors import plain
 
 ROOT = Path(__file__).parent.parent
 FIT = [

@@ -27,9 +27,9 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from triptych.cli import main
-from triptych.contracts import UserError
 from triptych.loading import load_model
 from triptych.prompts import SPECIAL_TOKENS
+from triptych.utils.errors import UserError
 from triptych.weights import read_metadata
 from triptych.weights.convert import convert
 from triptych.weights.staging import Staging

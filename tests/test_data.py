@@ -13,7 +13,7 @@ import torch
 from builders import SIDE, builder, data, unified
 from PIL import Image
 
-from triptych.contracts import IMAGE_TO_TEXT, TEXT_TO_IMAGE, Preprocessing, UserError
+from triptych.contracts import IMAGE_TO_TEXT, TEXT_TO_IMAGE, Preprocessing
 from triptych.data_modules import (
     BadSample,
     BatchBuilder,
@@ -32,8 +32,9 @@ from triptych.data_modules.steps import (
     StepDataset,
     Steps,
 )
-from triptych.pictures import square
 from triptych.prompts import IGNORED
+from triptych.utils.errors import UserError
+from triptych.utils.images import square
 
 
 def encoded(kind, size=(20, 30), colour=(200, 30, 30)):

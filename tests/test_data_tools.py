@@ -13,11 +13,11 @@ import pytest
 from PIL import Image
 
 from triptych.cli import main
-from triptych.contracts import UserError
 from triptych.data_modules import ShardFolder
 from triptych.data_modules.inspect import contact_sheet, examine, repeated, spread
 from triptych.data_modules.opening import source_at
 from triptych.data_modules.pack import MANIFEST, pack, safe_key, skipped
+from triptych.utils.errors import UserError
 
 
 def encoded(number, kind="PNG", size=(20, 30)):

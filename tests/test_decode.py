@@ -12,10 +12,10 @@ import torch
 from PIL import Image, ImageOps
 
 from triptych.data_modules.decode import Decoder, fast_jpeg, reduction_of
-from triptych.errors import PictureError
-from triptych.image_reader import ImageLimits, read_header, read_image
-from triptych.pictures import square
-from triptych.squares import place_of_square
+from triptych.utils.errors import PictureError
+from triptych.utils.image_reader import ImageLimits, read_header, read_image
+from triptych.utils.image_squares import place_of_square
+from triptych.utils.images import square
 
 FAST, EXACT = Decoder("torchvision"), Decoder("pillow")
 
@@ -214,7 +214,7 @@ def test_a_strip_does_not_become_a_sea(decoder):
 BOMB = """
 import sys
 from triptych.data_modules.decode import Decoder
-from triptych.errors import PictureError
+from triptych.utils.errors import PictureError
 assert "simplejpeg" not in sys.modules  # imported at the first JPEG
 data, refused = open(sys.argv[1], "rb").read(), 0
 def peak():

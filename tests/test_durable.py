@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from triptych.callbacks.checkpoint_io import BackgroundCheckpointIO, DurableCheckpointIO
-from triptych.contracts import UserError
+from triptych.utils.errors import UserError
 from triptych.weights import durable
 from triptych.weights.training import read_checkpoint
 

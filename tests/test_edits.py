@@ -9,7 +9,6 @@ import pytest
 import webdataset
 from PIL import Image
 
-from triptych.contracts import UserError
 from triptych.data_modules import EditsDataModule, ShardFolder
 from triptych.evaluation.edits import edit_for, edits
 from triptych.pipeline import UnifiedPipeline
@@ -18,6 +17,7 @@ from triptych.shapes.checker import check, satisfies
 from triptych.shapes.edits import EDITS, refer, sample_edit
 from triptych.shapes.shards import ensure_edits, make_edit, make_edit_sample, write_shards
 from triptych.shapes.world import HELD_OUT_PAIRS, PLACES, Scene, Shape, draw
+from triptych.utils.errors import UserError
 
 EACH = 60
 

@@ -11,7 +11,6 @@ from closeness import assert_same_images
 from PIL import Image
 from test_evaluation import Perfect
 
-from triptych.contracts import UserError
 from triptych.evaluation import EditEval, FeatureDistance, ShapeEval, geneval
 from triptych.evaluation.comparison import short_names
 from triptych.evaluation.geneval import detection
@@ -20,7 +19,8 @@ from triptych.evaluation.shapes import question_answering_score
 from triptych.evaluation.shapes_verdicts import Plan, interval, report, verdicts
 from triptych.measuring.understanding import read_results
 from triptych.modules import UnifiedModule
-from triptych.picture_settings import settings_of
+from triptych.utils.errors import UserError
+from triptych.utils.png_metadata import settings_of
 
 FEW = ["--steps", "1", "--decoder-steps", "1"]
 BENCHMARKS = ["shapes", "geneval", "dpg", "wise", "fid", "understanding", "compare"]

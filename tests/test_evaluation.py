@@ -4,7 +4,6 @@ import numpy
 import pytest
 import torch
 
-from triptych.contracts import UserError
 from triptych.evaluation import EditEval, ShapeEval, evaluate_all
 from triptych.evaluation import shapes as scoring
 from triptych.evaluation.edits import edit_chance, edits
@@ -12,6 +11,7 @@ from triptych.evaluation.scoring import wilson
 from triptych.shapes.captions import TASKS, UNSEEN_TASKS
 from triptych.shapes.edits import EDITS
 from triptych.shapes.world import draw
+from triptych.utils.errors import UserError
 
 IMAGES = 36
 

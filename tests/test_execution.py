@@ -14,7 +14,7 @@ from diffusers.models import attention_processor
 from torch import nn
 
 from triptych.backbones.attention import probe_xformers, use_xformers
-from triptych.contracts import Condition, Part, UserError
+from triptych.contracts import Condition, Part
 from triptych.sampler import sample_flow
 from triptych.sharding import (
     Execution,
@@ -24,6 +24,7 @@ from triptych.sharding import (
     parameters_on_meta,
     recompute_blocks,
 )
+from triptych.utils.errors import UserError
 
 CPU = torch.device("cpu")
 

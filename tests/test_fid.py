@@ -9,10 +9,10 @@ import torch
 from PIL import Image
 from torchmetrics.image.kid import poly_mmd
 
-from triptych.contracts import UserError
 from triptych.evaluation import fid
 from triptych.evaluation.feature_space import EncoderSpace, FeatureSpace, InceptionSpace, extract
 from triptych.evaluation.picture_sources import read_pictures
+from triptych.utils.errors import UserError
 
 
 class Colours(FeatureSpace):
@@ -192,7 +192,7 @@ def test_results_name_prompts_and_missing_pictures(tmp_path):
 
 
 def test_captions_beside_and_inside(tmp_path):
-    from triptych.picture_settings import attach
+    from triptych.utils.png_metadata import attach
 
     plain("red").save(tmp_path / "a.jpg")
     (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfa red square\r\n")

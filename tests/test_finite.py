@@ -12,13 +12,12 @@ from safetensors.torch import load_file, save_file
 from servers import running
 
 from triptych.callbacks import EMA
-from triptych.contracts import UserError
-from triptych.errors import NotFiniteError
 from triptych.evaluation.clip_score import ClipJudge
 from triptych.evaluation.inception import load_inception
-from triptych.finite import all_finite, require_finite
 from triptych.pipeline import UnifiedPipeline
 from triptych.serving.context import Sizes
+from triptych.utils.errors import NotFiniteError, UserError
+from triptych.utils.finite import all_finite, require_finite
 from triptych.weights import WeightFiles, load_tensors, load_weights
 from triptych.weights.convert import convert
 from triptych.weights.training import export_checkpoint

@@ -13,13 +13,7 @@ from builders import SIDE, builder, unified
 from PIL import Image
 from tars import write
 
-from triptych.contracts import (
-    IMAGE_TO_IMAGE,
-    IMAGE_TO_TEXT,
-    TEXT_TO_IMAGE,
-    TEXT_TO_TEXT,
-    UserError,
-)
+from triptych.contracts import IMAGE_TO_IMAGE, IMAGE_TO_TEXT, TEXT_TO_IMAGE, TEXT_TO_TEXT
 from triptych.data_modules import (
     BadSample,
     BatchBuilder,
@@ -30,6 +24,7 @@ from triptych.data_modules import (
 )
 from triptych.data_modules import lines as lines_module
 from triptych.prompts import IGNORED
+from triptych.utils.errors import UserError
 
 RED, BLUE = (200, 30, 30), (30, 30, 200)
 

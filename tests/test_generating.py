@@ -9,12 +9,12 @@ from torch import nn
 
 from triptych import quantizing
 from triptych.backbones import vae as vae_file
-from triptych.contracts import UserError
-from triptych.picture_settings import settings_of
 from triptych.pipeline import UnifiedPipeline
 from triptych.sampler import noise_from_seeds
 from triptych.solvers import SAMPLERS, model_calls
 from triptych.turns import require_room
+from triptych.utils.errors import UserError
+from triptych.utils.png_metadata import settings_of
 
 PROMPTS = ["a red circle", "a blue square left of a large green triangle"]
 FEW = {"steps": 2, "decoder_steps": 2}

@@ -19,15 +19,15 @@ from triptych.data_modules.inspect import examine
 from triptych.data_modules.pack import pack
 from triptych.data_modules.source import BadSample
 from triptych.data_modules.tables import TextTable
-from triptych.errors import PictureError, UserError
 from triptych.evaluation.picture_sources import read_pictures
 from triptych.evaluation.samples import Sample, opened
-from triptych.image_modes import to_8_bits
-from triptych.image_reader import read_image
 from triptych.messages import Message, read_messages
-from triptych.pictures import open_picture
 from triptych.serving.images_in import read_picture, read_url
 from triptych.serving.problems import Problem
+from triptych.utils.errors import PictureError, UserError
+from triptych.utils.image_modes import to_8_bits
+from triptych.utils.image_reader import read_image
+from triptych.utils.images import open_picture
 
 WIDTH, HEIGHT = 10, 6
 RAMP = np.linspace(0, 255, HEIGHT * WIDTH).round().reshape(HEIGHT, WIDTH).astype(np.uint8)

@@ -14,17 +14,17 @@ from PIL import Image, ImageOps
 from triptych.data_modules.decode import Decoder
 from triptych.data_modules.source import BadSample
 from triptych.data_modules.tables import TextTable
-from triptych.errors import PictureError, UserError
 from triptych.evaluation.dpg.layout import tile_size
 from triptych.evaluation.picture_sources import read_pictures
 from triptych.evaluation.samples import Sample, opened
-from triptych.image_reader import ImageLimits, read_header, read_image
 from triptych.messages import read_messages
-from triptych.picture_settings import settings_of
-from triptych.pictures import open_picture
 from triptych.serving.images_in import read_picture
 from triptych.serving.problems import Problem
 from triptych.using.talking import readable
+from triptych.utils.errors import PictureError, UserError
+from triptych.utils.image_reader import ImageLimits, read_header, read_image
+from triptych.utils.images import open_picture
+from triptych.utils.png_metadata import settings_of
 
 
 def table_picture(path):

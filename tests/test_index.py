@@ -14,11 +14,11 @@ import pytest
 from tars import number_of, sample, write
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from triptych.contracts import UserError
 from triptych.data_modules import BadSample, ShardFolder, columns, identity, indexing, shards
 from triptych.data_modules.index import COLUMNS, Contents, ShardIndex, index_places, write_index
 from triptych.data_modules.indexing import build_index, index_shards
-from triptych.listing import tar
+from triptych.utils.errors import UserError
+from triptych.utils.listing import tar
 
 MB = 1 << 20
 

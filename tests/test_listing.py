@@ -13,7 +13,6 @@ from PIL import Image
 from tars import write
 
 from triptych.cli import main
-from triptych.contracts import UserError
 from triptych.data_modules import BadSample, PictureFolder, ShardFolder
 from triptych.data_modules.decode import Decoder
 from triptych.data_modules.indexing import build_index
@@ -22,13 +21,14 @@ from triptych.data_modules.pack import pack, safe_key
 from triptych.data_modules.tar_stream import Caps, read_samples
 from triptych.evaluation.picture_sources import read_pictures
 from triptych.evaluation.samples import images_by_stem
-from triptych.image_reader import FORMATS
-from triptych.listing import names, tar
-from triptych.listing.folders import list_images, walk
-from triptych.listing.shards import find_shards
-from triptych.pictures import open_picture
-from triptych.squares import square_image
 from triptych.using.requests import images_at
+from triptych.utils.errors import UserError
+from triptych.utils.image_reader import FORMATS
+from triptych.utils.image_squares import square_image
+from triptych.utils.images import open_picture
+from triptych.utils.listing import names, tar
+from triptych.utils.listing.folders import list_images, walk
+from triptych.utils.listing.shards import find_shards
 
 
 def image(number=0, kind="PNG"):

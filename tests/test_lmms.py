@@ -12,8 +12,8 @@ from types import ModuleType, SimpleNamespace
 import pytest
 from PIL import Image
 
-from triptych.contracts import UserError
 from triptych.messages import read_messages
+from triptych.utils.errors import UserError
 
 ROOT = Path(__file__).parent.parent
 

@@ -10,10 +10,10 @@ from safetensors.torch import load_file
 from test_end_to_end import own_shards
 
 from triptych.cli import main
-from triptych.contracts import UserError
 from triptych.loading import find_source
 from triptych.pipeline import UnifiedPipeline
-from triptych.resources import ASSETS
+from triptych.utils.errors import UserError
+from triptych.utils.paths import ASSETS
 from triptych.weights import save_weights
 
 CALLBACKS = ["Checkpoint", "ExportWeights"]

@@ -12,14 +12,15 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from triptych import backbones
-from triptych.contracts import Part, UserError
+from triptych.contracts import Part
 from triptych.loading import describe_model
 from triptych.modules.panel import Panel
 from triptych.pipeline import UnifiedPipeline
-from triptych.precision import STATISTICS, ExactBuffers
-from triptych.resources import presets
 from triptych.sharding import cast_frozen, parameters_on_meta
 from triptych.strategies import BlockFSDPStrategy
+from triptych.utils.errors import UserError
+from triptych.utils.paths import presets
+from triptych.utils.precision import STATISTICS, ExactBuffers
 from triptych.weights import WeightFiles, load_weights, save_weights
 
 BF16 = torch.bfloat16

@@ -10,9 +10,9 @@ from builders import ROOT
 from published import random, tower
 from safetensors.torch import load_file, save_file
 
-from triptych.contracts import UserError
 from triptych.loading import find_source, load_model
 from triptych.modules import UnifiedModule
+from triptych.utils.errors import UserError
 from triptych.weights import WeightFiles, hold, stored_names
 from triptych.weights.convert import convert_published
 from triptych.weights.files import _PARTS

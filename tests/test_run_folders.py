@@ -14,9 +14,9 @@ import yaml
 from builders import ROOT
 from forking import Forks
 
-from triptych.atomic_write import Lock, replacing
-from triptych.contracts import UserError
 from triptych.run_folder import sweep, take
+from triptych.utils.atomic_write import Lock, replacing
+from triptych.utils.errors import UserError
 from triptych.weights import durable
 from triptych.weights.staging import Staging
 
@@ -280,7 +280,7 @@ def test_a_lock_ends_with_its_process_and_guards_what_is_being_written(tmp_path)
     run = take([tmp_path])[1]
     run.lock.release()
     partial = run.path / "x.ckpt.partial"
-    code = "import sys; from triptych.atomic_write import Lock; from pathlib import Path\n"
+    code = "import sys; from triptych.utils.atomic_write import Lock; from pathlib import Path\n"
     code += "assert Lock(Path(sys.argv[1])).acquire(); print('held', flush=True); input()"
     other = subprocess.Popen(
         [sys.executable, "-c", code, run.path / ".lock"],
@@ -383,7 +383,7 @@ def test_a_shapes_world_that_two_make_at_once_is_made_once(tmp_path):
 HOLD = """
 import sys
 from pathlib import Path
-from triptych.atomic_write import LOCK, Lock
+from triptych.utils.atomic_write import LOCK, Lock
 assert Lock(Path(sys.argv[1]) / LOCK).acquire()
 print("held", flush=True)
 input()

@@ -20,10 +20,10 @@ from PIL import Image
 from servers import running, until
 
 from triptych.cli import main
-from triptych.picture_settings import settings_of
 from triptych.pipeline import UnifiedPipeline
 from triptych.prompts import chat_ids
 from triptych.serving.context import Sizes
+from triptych.utils.png_metadata import settings_of
 
 FAST = {"steps": 2, "decoder_steps": 2}
 

@@ -22,10 +22,12 @@ from transformers import (
 
 from triptych.backbones import DCAutoencoder, SanaDecoder, Siglip2
 from triptych.cli import main
-from triptych.contracts import TEXT_TO_IMAGE, ImageEncoder, UserError, pixels_to_unit
+from triptych.contracts import TEXT_TO_IMAGE, ImageEncoder
 from triptych.loading import describe_model
 from triptych.modules import PixelDecoderModule, UnifiedModule
-from triptych.randomness import uniform
+from triptych.utils.errors import UserError
+from triptych.utils.images import pixels_to_unit
+from triptych.utils.rng import uniform
 from triptych.weights import WeightFiles
 from triptych.weights.siglip_sana import convert_siglip_sana, full_names
 

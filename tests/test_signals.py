@@ -15,16 +15,18 @@ import pytest
 from builders import ROOT
 
 from triptych.data_modules.steps import step_loader
-from triptych.errors import UserError
 from triptych.ranks import ending_together, lost_contact
-from triptych.signals import ENDING
+from triptych.utils.errors import UserError
+from triptych.utils.signals import ENDING
 
 CODE = [p for folder in ("src", "callbacks", "data_modules") for p in (ROOT / folder).rglob("*.py")]
 
 
 def begun(body, env=None):
     """A process that runs `body`."""
-    code = "import os, signal, sys, threading, time\nfrom triptych.signals import supervisor\n"
+    code = (
+        "import os, signal, sys, threading, time\nfrom triptych.utils.signals import supervisor\n"
+    )
     return subprocess.Popen(
         [sys.executable, "-c", code + textwrap.dedent(body)],
         stdout=subprocess.PIPE,

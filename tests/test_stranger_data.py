@@ -11,7 +11,6 @@ from PIL import Image
 from safetensors.torch import save_file
 from tars import sample, write
 
-from triptych.contracts import UserError
 from triptych.data_modules import BadSample, ConversationFile, ShardFolder
 from triptych.data_modules.columns import with_checksums, with_tokens
 from triptych.data_modules.features import find_features, read_manifest
@@ -22,7 +21,8 @@ from triptych.data_modules.sidecars import Sidecar, read_metadata
 from triptych.data_modules.tar_stream import open_url
 from triptych.data_modules.tasks import Reading
 from triptych.evaluation.picture_sources import read_pictures
-from triptych.pictures import open_picture
+from triptych.utils.errors import UserError
+from triptych.utils.images import open_picture
 
 
 def png(colour=(9, 9, 9)):

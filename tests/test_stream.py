@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from triptych.contracts import TEXT_TO_IMAGE, UserError
+from triptych.contracts import TEXT_TO_IMAGE
 from triptych.data_modules.source import BadSample
 from triptych.data_modules.tar_stream import (
     Caps,
@@ -26,7 +26,8 @@ from triptych.data_modules.tar_stream import (
     open_url,
     read_samples,
 )
-from triptych.listing.tar import ZEROS
+from triptych.utils.errors import UserError
+from triptych.utils.listing.tar import ZEROS
 
 
 def encoded(number):

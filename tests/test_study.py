@@ -15,9 +15,9 @@ from study.__main__ import report
 from study.page import findings_table, sentence
 from study.plan import ARMS, Plan, Run
 
-from triptych.contracts import UserError
 from triptych.prompts import generation_ids
 from triptych.shapes.shards import make_sample
+from triptych.utils.errors import UserError
 
 SMALL = Plan(steps=2, seeds=(0,), images=6, prompts=6, each=2)
 

@@ -12,7 +12,7 @@ from builders import SIDE, builder
 from PIL import Image
 from tars import write
 
-from triptych.contracts import IMAGE_TO_TEXT, TEXT_TO_IMAGE, Preprocessing, UserError
+from triptych.contracts import IMAGE_TO_TEXT, TEXT_TO_IMAGE, Preprocessing
 from triptych.data_modules import ConversationFile, ShardFolder
 from triptych.data_modules.columns import with_tokens
 from triptych.data_modules.indexing import build_index
@@ -21,17 +21,17 @@ from triptych.data_modules.opening import source_at
 from triptych.data_modules.pack import pack, skipped
 from triptych.data_modules.tasks import Reading
 from triptych.data_modules.texts import captions_of
-from triptych.documents import parse_json, read_json, read_standard_line, read_text
-from triptych.errors import TextError
 from triptych.evaluation import dpg, geneval, wise
 from triptych.evaluation.picture_sources import read_pictures
 from triptych.messages import read_messages
-from triptych.prompt_files import read_input
 from triptych.serving.schemas import GenerationBody
 from triptych.serving.web.opening import read_prompts as read_page_prompts
-from triptych.texts import clean_text, decode_text, is_blank, numbered_lines, split_lines
 from triptych.using.requests import read_edits, read_prompts
 from triptych.using.talking import converse, read_questions
+from triptych.utils.documents import parse_json, read_json, read_standard_line, read_text
+from triptych.utils.errors import TextError, UserError
+from triptych.utils.prompt_files import read_input
+from triptych.utils.text import clean_text, decode_text, is_blank, numbered_lines, split_lines
 
 ROOT = Path(__file__).parent.parent
 # Every character that Python, or Unicode, counts as the end of a line, but \n.
@@ -161,8 +161,8 @@ def test_brackets_are_no_json(tmp_path):
 
 # File -> what it alone may use: standard input of people is read by `documents`.
 MAY = {
-    "src/triptych/documents.py": {"sys.stdin"},
-    "src/triptych/standard_streams.py": {"sys.stdin"},
+    "src/triptych/utils/documents.py": {"sys.stdin"},
+    "src/triptych/utils/standard_streams.py": {"sys.stdin"},
     "src/triptych/using/talking.py": {"sys.stdin"},  # whether it is a terminal
     "src/triptych/serving/decode_worker.py": {"sys.stdin"},  # of our own process
     "src/triptych/evaluation/geneval/detection.py": {"read_text"},  # a file of the package
@@ -185,7 +185,9 @@ def test_no_code_reads_text_by_other_rules(root):
                     found.add(f"{name}:{node.lineno} {each}")
             if last in ("splitlines", "readlines"):
                 found.add(f"{name}:{node.lineno} {last}")
-    assert not found, "read by triptych.documents, and cut by split_lines of triptych.texts"
+    assert not found, (
+        "read by triptych.utils.documents, and cut by split_lines of triptych.utils.text"
+    )
 
 
 # --- encodings ------------------------------------------------------------------------------------

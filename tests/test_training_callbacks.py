@@ -32,8 +32,8 @@ from triptych.callbacks.counting import step_flops
 from triptych.callbacks.frozen_check import checksum
 from triptych.callbacks.guards import Step
 from triptych.callbacks.peaks import dense_peak
-from triptych.contracts import UserError
-from triptych.randomness import normal
+from triptych.utils.errors import UserError
+from triptych.utils.rng import normal
 
 
 class Samples:

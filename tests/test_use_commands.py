@@ -16,9 +16,9 @@ from closeness import assert_same_images
 from PIL import Image
 
 from triptych.cli import main
-from triptych.picture_settings import settings_of
 from triptych.using import processes
 from triptych.using.output import Job, Output
+from triptych.utils.png_metadata import settings_of
 
 ROOT = Path(__file__).parent.parent
 SAMPLES = ROOT / "docs" / "images" / "samples.png"

@@ -108,7 +108,7 @@ def attacks(folder: Path) -> Iterator[tuple[str, Attack]]:
     Args:
         folder: an empty one, to write the strangers' files to.
     """
-    from triptych.resources import presets
+    from triptych.utils.paths import presets
 
     marker, here = folder / "it-ran", folder / "here"
     here.mkdir(parents=True)
@@ -212,7 +212,7 @@ def _sharded(run: Path, config: str, marker: Path) -> Path:
 
 def _tokenizer(folder: Path, marker: Path) -> Path:
     """The tiny preset's tokenizer with a module beside it, which its configuration names."""
-    from triptych.resources import ASSETS
+    from triptych.utils.paths import ASSETS
 
     shutil.copytree(ASSETS / "tiny" / "tokenizer", folder)
     (folder / "evil.py").write_text(f"open({str(marker)!r}, 'w').close()\nclass Evil: pass\n")

@@ -21,8 +21,8 @@ from pathlib import Path
 import yaml
 
 from study.plan import CURVE_IMAGES, ROOT, Plan, Run
-from triptych.contracts import UserError
 from triptych.evaluation.report import write_text
+from triptych.utils.errors import UserError
 from triptych.weights import durable
 
 SCORES = "scores.json"

@@ -18,12 +18,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from triptych import flops
 from triptych.contracts import TEXT_TO_IMAGE, Batch
-from triptych.documents import read_yaml
 from triptych.freezing import freeze_all_but
-from triptych.limits import COUNT
 from triptych.loading import describe_stage
 from triptych.modules import UnifiedModule
-from triptych.standard_streams import run
+from triptych.utils.documents import read_yaml
+from triptych.utils.limits import COUNT
+from triptych.utils.standard_streams import run
 
 PEAK = 989e12  # FLOP/s in bfloat16, dense: H100 SXM, H200
 MFU = 0.4  # what comparable runs reach of it, see docs/training_speed.md

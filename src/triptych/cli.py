@@ -10,10 +10,10 @@ import errno
 import os
 import sys
 
+from triptych import __version__
 from triptych.commands import COMMANDS
-from triptych.errors import ConfigurationError, UserError
-from triptych.standard_streams import run
-from triptych.version import __version__
+from triptych.utils.errors import ConfigurationError, UserError
+from triptych.utils.standard_streams import run
 
 # Of a path that the user gave, where no reader or writer has put it in words.
 OF_THE_SYSTEM = (
@@ -40,7 +40,7 @@ def alone(arguments: list[str]) -> bool:
 
 def run_lightning(arguments: list[str]) -> None:
     """fit, validate, test or predict, as one of several ranks or alone."""
-    from triptych.signals import supervisor
+    from triptych.utils.signals import supervisor
 
     # where a rank dies, torch's C++ would print its stack for each connection that breaks
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
@@ -64,8 +64,8 @@ def _run_lightning(arguments: list[str]) -> None:
     import triptych.data_modules  # noqa: F401
     from triptych.lightning_cli import TriptychCLI
     from triptych.modules import UnifiedModule
-    from triptych.parser_errors import plain
-    from triptych.parser_settings import MODE
+    from triptych.utils.parser_errors import plain
+    from triptych.utils.parser_settings import MODE
 
     sys.argv[1:] = arguments
     single = alone(arguments)
@@ -134,7 +134,7 @@ def require_documents(arguments: list[str]) -> None:
     Raises:
         UserError: a --config is missing or no mapping in YAML, or a value names a pipe or device.
     """
-    from triptych.documents import open_regular, read_yaml
+    from triptych.utils.documents import open_regular, read_yaml
 
     for name, value in named_values(arguments):
         if name == "--config":
@@ -158,7 +158,7 @@ def guarded(command: str, arguments: list[str]) -> None:
     import jsonargparse
     from omegaconf.errors import OmegaConfBaseException
 
-    from triptych.parser_errors import plain
+    from triptych.utils.parser_errors import plain
 
     try:
         if command in COMMANDS:

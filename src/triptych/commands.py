@@ -9,12 +9,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from triptych.errors import UserError
-from triptych.limits import PORT, TRAINING_STEPS
 from triptych.measuring.command import evaluate
 from triptych.trust import add_trust
 from triptych.using.commands import chat, edit, generate, reconstruct
-from triptych.writing import announce, output_file, output_folder, refuse_other_files
+from triptych.utils.disk_usage import announce, output_file, output_folder, refuse_other_files
+from triptych.utils.errors import UserError
+from triptych.utils.limits import PORT, TRAINING_STEPS
 
 DEMO_FILES = re.compile(r"index\.html|scores\.json|\..*")
 DEMO_BYTES = 1_000_000

@@ -17,8 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import register_dataclass
 
-from triptych.errors import UserError as UserError  # everyone's, so importable from here too
-from triptych.precision import ExactBuffers
+from triptych.utils.precision import ExactBuffers
 
 TEXT_TO_IMAGE = "text_to_image"
 IMAGE_TO_TEXT = "image_to_text"
@@ -383,28 +382,6 @@ class PixelDecoder(Part):
 OnPicture = Callable[[int, Callable[[], Tensor]], None]
 """Told of the number of the network call just made, from 0, and of what makes the pictures uint8
 [B,3,H,W] as they look then."""
-
-
-def pixels_to_unit(pixels: Tensor, size: int | None = None) -> Tensor:
-    """uint8 [B,3,H,W] -> float32 in [-1,1]; the one place where pictures become numbers.
-
-    `size` scales other pictures to [B,3,size,size], bicubic.
-    """
-    images = pixels.to(torch.float32) / 127.5 - 1.0
-    return images if size is None else scaled(images, size, -1.0)
-
-
-def scaled(images: Tensor, size: int, black: float) -> Tensor:
-    """float [B,3,H,W] from `black` to 1 -> [B,3,size,size], bicubic, cut off at the same ends."""
-    if images.shape[-2:] == (size, size):
-        return images
-    shape = (size, size)
-    return nn.functional.interpolate(images, shape, mode="bicubic", antialias=True).clamp(black, 1)
-
-
-def unit_to_pixels(images: Tensor) -> Tensor:
-    """float [B,3,H,W] in [-1,1] -> uint8, rounded and clamped."""
-    return ((images.float().clamp(-1, 1) + 1.0) * 127.5).round().to(torch.uint8)
 
 
 @dataclass

@@ -12,11 +12,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from triptych.atomic_write import replacing
-from triptych.errors import UserError
-from triptych.limits import BATCH, COUNT, IMAGES, PROCESSES
 from triptych.trust import add_trust
-from triptych.writing import output_file
+from triptych.utils.atomic_write import replacing
+from triptych.utils.disk_usage import output_file
+from triptych.utils.errors import UserError
+from triptych.utils.limits import BATCH, COUNT, IMAGES, PROCESSES
 
 FORMATTER = argparse.RawDescriptionHelpFormatter
 SOURCES = """\
@@ -218,8 +218,8 @@ def _content(source: Path, out: Path) -> int:
     Args:
         out: a folder that may lie in the source, and does not count.
     """
-    from triptych.listing.folders import DATA_SUFFIXES, files_of
-    from triptych.listing.shards import find_shards
+    from triptych.utils.listing.folders import DATA_SUFFIXES, files_of
+    from triptych.utils.listing.shards import find_shards
 
     if os.path.isfile(source):
         with source.open("rb") as file:
@@ -245,7 +245,7 @@ def _number(digest: Any) -> int:
 def index(parsed: argparse.Namespace) -> None:
     """Index shards, and say what is wrong with them."""
     from triptych.data_modules.indexing import index_shards, require_checksums
-    from triptych.listing.shards import find_shards
+    from triptych.utils.listing.shards import find_shards
 
     shards = find_shards(parsed.folder)
     if parsed.verify and not parsed.checksums:

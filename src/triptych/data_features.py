@@ -25,24 +25,24 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from triptych.atomic_write import alone_in, replacing
+from triptych import __version__
 from triptych.data_modules import BadSample, ShardFolder
 from triptych.data_modules.decode import Decoder
 from triptych.data_modules.features import MANIFEST, VERSION, digest, finished, home, shard_names
 from triptych.data_modules.identity import stamp
 from triptych.data_modules.sidecars import DTYPES, ENDING, SidecarWriter, read_metadata
-from triptych.documents import parse_json
-from triptych.errors import PictureError, UserError
 from triptych.loading import BAD_VALUES, describe_model
 from triptych.modules.features import FeatureModule, Pictures
-from triptych.parser_errors import plain
-from triptych.pictures import stack_pictures
 from triptych.ranks import ending_together, take_over, watch_launched
 from triptych.run_folder import is_first_process
-from triptych.signals import ignore_in_worker, supervisor
-from triptych.version import __version__
+from triptych.utils.atomic_write import alone_in, replacing
+from triptych.utils.disk_usage import announce, refuse_other_files, require_place
+from triptych.utils.documents import parse_json
+from triptych.utils.errors import PictureError, UserError
+from triptych.utils.images import stack_pictures
+from triptych.utils.parser_errors import plain
+from triptych.utils.signals import ignore_in_worker, supervisor
 from triptych.weights import require_files
-from triptych.writing import announce, refuse_other_files, require_place
 
 # What lies in a folder of features; hidden files are not looked at.
 OURS = re.compile(rf"({re.escape(MANIFEST)}|.*{re.escape(ENDING)})(\.partial)?|\..*")

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from triptych.contracts import UserError
+from triptych.utils.errors import UserError
 
 
 @dataclass

@@ -12,16 +12,16 @@ from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from triptych import run_folder
-from triptych.contracts import UserError
-from triptych.limits import RUN_SEED
 from triptych.loading import BAD_VALUES
 from triptych.modules.panel import Panel
-from triptych.nulls import require_values
-from triptych.parser_errors import plain, raised_in
 from triptych.ranks import take_over
 from triptych.run_folder import RunFolder
 from triptych.strategies import ShardedStrategy
 from triptych.trainer_flags import settle
+from triptych.utils.config_nulls import require_values
+from triptych.utils.errors import UserError
+from triptych.utils.limits import RUN_SEED
+from triptych.utils.parser_errors import plain, raised_in
 from triptych.weights import durable, require_files
 from triptych.weights.sharded import load_data
 

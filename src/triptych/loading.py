@@ -11,14 +11,14 @@ import jsonargparse
 import yaml
 from torch import Tensor
 
-from triptych.documents import read_yaml
-from triptych.errors import ConfigurationError, UserError
 from triptych.modules import UnifiedModule
-from triptych.nulls import require_values
-from triptych.parser_errors import plain
-from triptych.parser_settings import MODE
-from triptych.resources import presets
 from triptych.trust import plain_model
+from triptych.utils.config_nulls import require_values
+from triptych.utils.documents import read_yaml
+from triptych.utils.errors import ConfigurationError, UserError
+from triptych.utils.parser_errors import plain
+from triptych.utils.parser_settings import MODE
+from triptych.utils.paths import presets
 from triptych.weights import hold, read_metadata, stored_names
 from triptych.weights.durable import newest
 from triptych.weights.files import label_of

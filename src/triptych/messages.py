@@ -8,10 +8,10 @@ from typing import Any
 
 from PIL import Image
 
-from triptych.contracts import UserError
-from triptych.image_urls import EXAMPLE, is_url
-from triptych.pictures import Picture, open_picture
-from triptych.texts import clean_text, without_controls
+from triptych.utils.errors import UserError
+from triptych.utils.image_urls import EXAMPLE, is_url
+from triptych.utils.images import Picture, open_picture
+from triptych.utils.text import clean_text, without_controls
 
 ROLES = ("system", "user", "assistant")
 

@@ -19,13 +19,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from triptych.contracts import Condition, UserError
+from triptych import __version__
+from triptych.contracts import Condition
 from triptych.loading import find_source, load_model
 from triptych.messages import Message, read_messages
 from triptych.modules import UnifiedModule
 from triptych.modules.answering import Answer, write_answers
-from triptych.picture_settings import attach, shown_name
-from triptych.pictures import Picture, open_picture, square
 from triptych.pipeline_settings import (
     Settings,
     Wanted,
@@ -41,9 +40,11 @@ from triptych.quantizing import Quantize, require_quantizer
 from triptych.quantizing import quantize as quantize_part
 from triptych.sharding import compile_blocks
 from triptych.solvers import model_calls
-from triptych.streams import pieces
 from triptych.turns import require_room, take_turns
-from triptych.version import __version__
+from triptych.utils.callback_iterator import pieces
+from triptych.utils.errors import UserError
+from triptych.utils.images import Picture, open_picture, square
+from triptych.utils.png_metadata import attach, shown_name
 from triptych.weights.digest import weights_digest
 
 DTYPES = ("float32", "bfloat16", "float16")

@@ -7,8 +7,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
-from triptych.contracts import Sampling, UserError
-from triptych.limits import (
+from triptych.contracts import Sampling
+from triptych.sampler import require_interval
+from triptych.solvers import require_sampler, require_steps
+from triptych.utils.errors import UserError
+from triptych.utils.limits import (
     ALL_IMAGES,
     BATCH,
     IMAGES,
@@ -18,8 +21,6 @@ from triptych.limits import (
     TEMPERATURE,
     TOKENS,
 )
-from triptych.sampler import require_interval
-from triptych.solvers import require_sampler, require_steps
 
 
 @dataclass

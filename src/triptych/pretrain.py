@@ -18,8 +18,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from triptych.contracts import UserError
-from triptych.documents import read_json_lines, read_text
+from triptych.utils.documents import read_json_lines, read_text
+from triptych.utils.errors import UserError
 from triptych.weights import durable
 
 SEED = 0  # conf/base.yaml: seed_everything, of every initialization, order and draw

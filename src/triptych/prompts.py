@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from triptych.contracts import IGNORED as IGNORED
-from triptych.errors import TextError
-from triptych.texts import clean_text, is_blank
-from triptych.tokens import Control, encode, token_id
+from triptych.utils.errors import TextError
+from triptych.utils.text import clean_text, is_blank
+from triptych.utils.tokens import Control, encode, token_id
 
 IM_START, IM_END = Control("<|im_start|>"), Control("<|im_end|>")
 VISION_START, VISION_END = Control("<|vision_start|>"), Control("<|vision_end|>")

@@ -16,8 +16,8 @@ from lightning import Trainer
 from lightning.pytorch.strategies.launchers import subprocess_script
 from torch import distributed
 
-from triptych.errors import UserError
-from triptych.signals import GRACE, RESUME, Terminated, say, supervisor
+from triptych.utils.errors import UserError
+from triptych.utils.signals import GRACE, RESUME, Terminated, say, supervisor
 
 FAILED = "triptych/failed"  # key of the process group's store: status of the first that failed
 POLL_STORE = 1.0  # seconds between looks at it

@@ -17,8 +17,8 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
-from triptych.atomic_write import LOCK, PARTIAL, Lock
-from triptych.contracts import UserError
+from triptych.utils.atomic_write import LOCK, PARTIAL, Lock
+from triptych.utils.errors import UserError
 from triptych.weights import durable
 from triptych.weights.training import read_progress
 

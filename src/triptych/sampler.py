@@ -12,9 +12,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from triptych.contracts import Condition, UserError, VelocityModel, velocity_under
-from triptych.randomness import normal
+from triptych.contracts import Condition, VelocityModel, velocity_under
 from triptych.solvers import flow_solver
+from triptych.utils.errors import UserError
+from triptych.utils.rng import normal
 
 OnStep = Callable[[int, Tensor, Tensor], None]
 """Told of the number of the model call just made, from 0, of x after it, and of the features that x

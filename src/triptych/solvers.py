@@ -21,8 +21,8 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 
-from triptych.contracts import UserError
-from triptych.limits import STEPS
+from triptych.utils.errors import UserError
+from triptych.utils.limits import STEPS
 
 MULTISTEP = {"dpm++": DPMSolverMultistepScheduler, "unipc": UniPCMultistepScheduler}
 EPSILON = 1e-6  # the multistep ones take the logarithm of 1 - sigma; diffusers' own value

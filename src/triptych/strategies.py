@@ -22,9 +22,9 @@ from torch.distributed.fsdp.wrap import CustomPolicy
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from triptych.contracts import UserError
 from triptych.ranks import announce_failures
 from triptych.sharding import blocks_of, gathered, like, put
+from triptych.utils.errors import UserError
 from triptych.weights.sharded import REST, load_data, read_shards
 
 

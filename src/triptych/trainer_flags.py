@@ -19,8 +19,8 @@ from lightning.pytorch.callbacks import (
     ProgressBar,
 )
 
-from triptych.errors import UserError
-from triptych.limits import Range
+from triptych.utils.errors import UserError
+from triptych.utils.limits import Range
 
 log = logging.getLogger(__name__)
 

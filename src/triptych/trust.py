@@ -14,8 +14,8 @@ from typing import Any
 
 import yaml
 
-from triptych.documents import measure_yaml
-from triptych.errors import UserError
+from triptych.utils.documents import measure_yaml
+from triptych.utils.errors import UserError
 
 OWN = "triptych"
 NAMES_A_CLASS = ("class_path", "_target_")

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from triptych.contracts import Part, UserError
+from triptych.contracts import Part
+from triptych.utils.errors import UserError
 
 
 def take_turns(model: nn.Module, device: torch.device) -> None:

@@ -14,7 +14,8 @@ from diffusers.models.embeddings import (
 )
 from torch import Tensor, nn
 
-from triptych.contracts import UserError, Velocity, VelocityModel
+from triptych.contracts import Velocity, VelocityModel
+from triptych.utils.errors import UserError
 
 
 class LuminaNextDiT(VelocityModel):

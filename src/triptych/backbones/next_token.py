@@ -16,8 +16,8 @@ from transformers import (
 )
 
 from triptych.contracts import Sampling
-from triptych.finite import all_finite, require_finite
-from triptych.randomness import mix
+from triptych.utils.finite import all_finite, require_finite
+from triptych.utils.rng import mix
 
 
 def choice(sampling: Sampling) -> LogitsProcessorList:

@@ -20,8 +20,7 @@ from transformers import (
 )
 
 from triptych.backbones.next_token import Logits, Watch, choice, none_ends
-from triptych.contracts import Batch, Condition, Sampling, Understander, UserError
-from triptych.pretrained import load_pretrained
+from triptych.contracts import Batch, Condition, Sampling, Understander
 from triptych.prompts import (
     IGNORED,
     IM_END,
@@ -32,7 +31,9 @@ from triptych.prompts import (
     VISION_START,
     token_id,
 )
-from triptych.resources import PREFIX, locate
+from triptych.utils.errors import UserError
+from triptych.utils.paths import PREFIX, locate
+from triptych.utils.pretrained import load_pretrained
 
 
 @dataclass

@@ -5,7 +5,9 @@ from __future__ import annotations
 from torch import Tensor, nn
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
-from triptych.contracts import ImageEncoder, UserError, pixels_to_unit
+from triptych.contracts import ImageEncoder
+from triptych.utils.errors import UserError
+from triptych.utils.images import pixels_to_unit
 
 
 class Siglip2(ImageEncoder):

@@ -16,7 +16,6 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from triptych.contracts import UserError
 from triptych.evaluation.feature_space import batches
 from triptych.evaluation.intervals import bootstrap
 from triptych.evaluation.picture_sources import (
@@ -28,8 +27,9 @@ from triptych.evaluation.picture_sources import (
 )
 from triptych.evaluation.pretrained import require_weights
 from triptych.evaluation.report import Report
-from triptych.pretrained import load_pretrained
-from triptych.tokens import break_control_tokens
+from triptych.utils.errors import UserError
+from triptych.utils.pretrained import load_pretrained
+from triptych.utils.tokens import break_control_tokens
 
 
 class ClipJudge:

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from triptych.contracts import UserError
 from triptych.evaluation.feature_space import FeatureSpace, extract
 from triptych.evaluation.intervals import bootstrap
 from triptych.evaluation.picture_sources import Source, count_states, read_pictures, source_name
 from triptych.evaluation.report import Report
+from triptych.utils.errors import UserError
 
 
 def score(pictures: Source, space: FeatureSpace, batch_size: int = 64) -> Report:

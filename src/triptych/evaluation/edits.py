@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy
 
-from triptych.contracts import Evaluator, UserError
+from triptych.contracts import Evaluator
 from triptych.evaluation.scoring import (
     SEEDS,
     WORLD_SEED,
@@ -27,6 +27,7 @@ from triptych.shapes.checker import check, satisfies
 from triptych.shapes.edits import EDITS, Edit
 from triptych.shapes.shards import make_edit
 from triptych.shapes.world import draw
+from triptych.utils.errors import UserError
 
 
 class EditEval(Evaluator):

@@ -14,8 +14,8 @@ from typing import Any
 
 from PIL import Image
 
-from triptych.contracts import UserError
 from triptych.evaluation.judges import Answer, Judge, JudgeFailed, Question
+from triptych.utils.errors import UserError
 
 LONGEST_PAUSE = 60.0  # seconds
 # Failures one after the other, each after all its attempts, that mean that the endpoint is down.

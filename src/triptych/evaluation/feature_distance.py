@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import islice
 from typing import Any
 
-from triptych.contracts import Evaluator, UserError
+from triptych.contracts import Evaluator
 from triptych.evaluation.feature_space import EncoderSpace, extract
 from triptych.evaluation.fid import (
     KidSettings,
@@ -15,6 +15,7 @@ from triptych.evaluation.fid import (
 )
 from triptych.evaluation.picture_sources import Entry, read_pictures
 from triptych.pipeline import UnifiedPipeline
+from triptych.utils.errors import UserError
 
 
 class FeatureDistance(Evaluator):

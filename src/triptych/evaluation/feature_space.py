@@ -15,11 +15,11 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from triptych.contracts import UserError
 from triptych.evaluation.inception import PUBLISHED, Inception, load_inception
 from triptych.evaluation.picture_sources import Entry
 from triptych.evaluation.report import sha256
 from triptych.pipeline import UnifiedPipeline
+from triptych.utils.errors import UserError
 
 
 class FeatureSpace(ABC):

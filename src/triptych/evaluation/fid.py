@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance, poly_kernel
 
-from triptych.contracts import UserError
 from triptych.evaluation.feature_space import Extracted, FeatureSpace, extract
 from triptych.evaluation.picture_sources import (
     Source,
@@ -24,6 +23,7 @@ from triptych.evaluation.picture_sources import (
     source_name,
 )
 from triptych.evaluation.report import Report
+from triptych.utils.errors import UserError
 
 log = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.models import inception as stock
 
-from triptych.contracts import UserError
+from triptych.utils.errors import UserError
 from triptych.weights.checking import require_state
 from triptych.weights.prefixes import state_dict_in, with_plain_names
 

@@ -11,11 +11,11 @@ from typing import Any
 
 from PIL import Image
 
-from triptych.contracts import UserError
-from triptych.documents import parse_json
 from triptych.evaluation.report import write_text
 from triptych.evaluation.samples import read_text
-from triptych.texts import numbered_lines
+from triptych.utils.documents import parse_json
+from triptych.utils.errors import UserError
+from triptych.utils.text import numbered_lines
 
 
 class JudgeFailed(Exception):

@@ -10,10 +10,9 @@ from typing import Any
 import numpy
 from PIL import Image
 
-from triptych.contracts import UserError
-from triptych.errors import PictureError
-from triptych.image_reader import read_image
-from triptych.picture_settings import attach, settings_of
+from triptych.utils.errors import PictureError, UserError
+from triptych.utils.image_reader import read_image
+from triptych.utils.png_metadata import attach, settings_of
 
 
 class KeptPictures:

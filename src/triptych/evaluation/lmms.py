@@ -16,9 +16,9 @@ from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
 from lmms_eval.api.model import lmms
 from tqdm import tqdm
 
-from triptych.contracts import UserError
 from triptych.modules.answering import Answer
 from triptych.pipeline import UnifiedPipeline
+from triptych.utils.errors import UserError
 
 LONGEST_ANSWER = 128  # tokens, where a task does not say; that of the published evaluation
 # What lmms-eval ends answers at where a task says nothing, between its few-shot examples. Answers

@@ -11,8 +11,8 @@ from PIL import Image
 
 from triptych.evaluation.judges import BatchJudge, Question
 from triptych.evaluation.pretrained import load
-from triptych.picture_settings import shown_name
-from triptych.tokens import break_control_tokens
+from triptych.utils.png_metadata import shown_name
+from triptych.utils.tokens import break_control_tokens
 
 
 class QwenJudge(BatchJudge):

@@ -13,8 +13,7 @@ from typing import Any
 
 from PIL import Image
 
-from triptych.contracts import UserError
-from triptych.documents import (
+from triptych.utils.documents import (
     MIB,
     open_regular,
     parse_json,
@@ -23,15 +22,15 @@ from triptych.documents import (
     read_json_lines,
     read_text,
 )
-from triptych.errors import PictureError, TextError
-from triptych.image_reader import DEFAULT_LIMITS, read_image
-from triptych.listing.folders import FolderSample, holds_shards, list_images
-from triptych.listing.names import IMAGE_SUFFIXES, kind_for
-from triptych.listing.shards import find_shards
-from triptych.listing.tar import Group, groups, mended, scan
-from triptych.picture_settings import CHUNK
-from triptych.pictures import open_picture
-from triptych.texts import clean_text, decode_text, is_blank
+from triptych.utils.errors import PictureError, TextError, UserError
+from triptych.utils.image_reader import DEFAULT_LIMITS, read_image
+from triptych.utils.images import open_picture
+from triptych.utils.listing.folders import FolderSample, holds_shards, list_images
+from triptych.utils.listing.names import IMAGE_SUFFIXES, kind_for
+from triptych.utils.listing.shards import find_shards
+from triptych.utils.listing.tar import Group, groups, mended, scan
+from triptych.utils.png_metadata import CHUNK
+from triptych.utils.text import clean_text, decode_text, is_blank
 
 RESULTS = "results.jsonl"  # of `triptych generate`: one {"file": ..., "prompt": ...} a line
 META = "meta_data.json"  # of MJHQ-30K: {NAME: {"category": ..., "prompt": ...}}
@@ -69,7 +68,7 @@ class Entry:
 
 
 def read_pictures(source: Source) -> Iterator[Entry]:
-    """Every picture of a source, in the order of the names, as `triptych.listing` finds them.
+    """Every picture of a source, in the order of the names, as `triptych.utils.listing` finds them.
 
     Sources of edits are none. Folders: captions are taken from `results.jsonl` or `meta_data.json`
     in the folder, else from KEY.txt or KEY.json beside a picture, else from the settings that a PNG

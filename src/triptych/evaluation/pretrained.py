@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from triptych.contracts import UserError
-from triptych.pretrained import load_pretrained
+from triptych.utils.errors import UserError
+from triptych.utils.pretrained import load_pretrained
 from triptych.weights.checking import require_kind, require_sound
 from triptych.weights.safetensors_stream import read_header
 

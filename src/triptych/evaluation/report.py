@@ -15,12 +15,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from triptych.atomic_write import replacing
-from triptych.contracts import UserError
-from triptych.documents import TEXT_BYTES, read_json
+from triptych import __version__
 from triptych.evaluation.report_page import Row, render
-from triptych.picture_settings import shown_name
-from triptych.version import __version__
+from triptych.utils.atomic_write import replacing
+from triptych.utils.documents import TEXT_BYTES, read_json
+from triptych.utils.errors import UserError
+from triptych.utils.png_metadata import shown_name
 
 LIBRARIES = ("torch", "transformers", "diffusers")
 

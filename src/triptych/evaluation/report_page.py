@@ -13,9 +13,9 @@ from typing import Any
 
 from PIL import Image
 
-from triptych.contracts import UserError
-from triptych.pictures import open_picture
 from triptych.serving.page import STYLE
+from triptych.utils.errors import UserError
+from triptych.utils.images import open_picture
 
 SHOWN = 60  # pictures at most, evenly taken from all items
 THUMBNAIL = 192  # pixels of the long side

@@ -10,12 +10,12 @@ from typing import Any
 
 from PIL import Image
 
-from triptych import documents
-from triptych.contracts import UserError
-from triptych.documents import parse_json
-from triptych.listing.folders import list_images
-from triptych.pictures import open_picture
-from triptych.texts import clean_text, is_blank, numbered_lines
+from triptych.utils import documents
+from triptych.utils.documents import parse_json
+from triptych.utils.errors import UserError
+from triptych.utils.images import open_picture
+from triptych.utils.listing.folders import list_images
+from triptych.utils.text import clean_text, is_blank, numbered_lines
 
 SCORED, MISSING, UNREADABLE, WRONG_SIZE = "scored", "missing", "unreadable", "wrong_size"
 EXTRA, JUDGE_FAILED = "extra", "judge_failed"

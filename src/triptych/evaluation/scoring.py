@@ -8,8 +8,8 @@ import numpy
 import torch
 from torch import Tensor
 
-from triptych.contracts import UserError
 from triptych.shapes.world import PIXELS
+from triptych.utils.errors import UserError
 
 WORLD_SEED = 0  # the seed of the shards that the recipes make
 SEEDS = 1 << 20  # pictures of different `seed` share no noise

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import numpy
 
-from triptych.contracts import Evaluator, UserError
+from triptych.contracts import Evaluator
 from triptych.evaluation.scoring import (
     SEEDS,
     WORLD_SEED,
@@ -32,6 +32,7 @@ from triptych.shapes.checker import answer_is_right, chance_levels, shape_eval
 from triptych.shapes.questions import questions
 from triptych.shapes.shards import make_sample
 from triptych.shapes.world import Scene, draw
+from triptych.utils.errors import UserError
 
 QUESTIONS_PER_PICTURE = 2
 EDITS = 200  # scored among all scores, at most

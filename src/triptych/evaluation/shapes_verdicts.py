@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from triptych.contracts import UserError
 from triptych.evaluation.edits import by_kind, edit_chance, edit_for, edits
 from triptych.evaluation.intervals import bootstrap
 from triptych.evaluation.kept_pictures import KeptPictures
@@ -30,6 +29,7 @@ from triptych.evaluation.shapes import (
 )
 from triptych.shapes.captions import request_of
 from triptych.shapes.checker import answer_is_right, by_task, check
+from triptych.utils.errors import UserError
 
 SPLITS = {"shape_eval": "eval", "shape_eval_unseen": "unseen"}
 """Score -> the captions that it is about."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from triptych.using.options import parse, parser_of
-from triptych.writing import output_file
+from triptych.utils.disk_usage import output_file
 
 EXAMPLES = """\
   triptych eval compare a.json b.json c.json --out compare.json --picture compare.png

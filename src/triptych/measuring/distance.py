@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from triptych.limits import BATCH
 from triptych.measuring.options import add_report, device_of, hand_out
 from triptych.using.options import load, parse, parser_of
+from triptych.utils.limits import BATCH
 
 EXAMPLES = """\
   triptych eval fid --pictures out/made --reference data/true --out fid.json

@@ -6,9 +6,9 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from triptych.errors import UserError
-from triptych.limits import COUNT
-from triptych.writing import output_file, output_folder
+from triptych.utils.disk_usage import output_file, output_folder
+from triptych.utils.errors import UserError
+from triptych.utils.limits import COUNT
 
 if TYPE_CHECKING:
     from triptych.evaluation.judges import Judge

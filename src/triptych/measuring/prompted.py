@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from triptych.limits import IMAGES, TILES
 from triptych.measuring.options import (
     QWEN,
     add_judge,
@@ -20,6 +19,7 @@ from triptych.measuring.options import (
 )
 from triptych.measuring.pictures import Wanted, make_pictures
 from triptych.using.options import add_parts, add_sampling, parse, parser_of
+from triptych.utils.limits import IMAGES, TILES
 
 if TYPE_CHECKING:
     from triptych.evaluation.report import Report

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from triptych.limits import ALL_IMAGES, IMAGES, SCALE, STEPS
 from triptych.measuring.options import add_report, write
 from triptych.using.making import bar
 from triptych.using.options import add_parts, load, parse, parser_of
 from triptych.using.processes import run_shards, without
-from triptych.writing import output_folder
+from triptych.utils.disk_usage import output_folder
+from triptych.utils.limits import ALL_IMAGES, IMAGES, SCALE, STEPS
 
 if TYPE_CHECKING:
     from triptych.evaluation.report import Report

@@ -13,12 +13,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from triptych.documents import TEXT_BYTES, read_json
-from triptych.errors import UserError
-from triptych.limits import BATCH, COUNT
 from triptych.measuring.options import add_report, hand_out
-from triptych.picture_settings import shown_name
 from triptych.using.options import parse, parser_of
+from triptych.utils.documents import TEXT_BYTES, read_json
+from triptych.utils.errors import UserError
+from triptych.utils.limits import BATCH, COUNT
+from triptych.utils.png_metadata import shown_name
 
 if TYPE_CHECKING:
     from triptych.evaluation.report import Report

@@ -11,8 +11,8 @@ from torch import nn
 
 from triptych.contracts import Part
 from triptych.freezing import inert
-from triptych.precision import float32_by_default
-from triptych.randomness import mix
+from triptych.utils.precision import float32_by_default
+from triptych.utils.rng import mix
 from triptych.weights.files import full_name
 
 

@@ -14,11 +14,11 @@ from triptych.contracts import (
     OnPicture,
     PixelDecoder,
     Preprocessing,
-    UserError,
 )
 from triptych.freezing import Optimization
 from triptych.modules.panel import Metrics, Panel, target_features
 from triptych.sharding import Execution
+from triptych.utils.errors import UserError
 from triptych.weights import WeightFiles
 
 

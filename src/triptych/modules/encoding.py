@@ -7,11 +7,12 @@ from torch import Tensor, nn
 
 from triptych.backbones.eva_clip import EvaClip
 from triptych.backbones.vae import KLAutoencoder
-from triptych.contracts import TEXT_TO_IMAGE, Batch, Part, pixels_to_unit
+from triptych.contracts import TEXT_TO_IMAGE, Batch, Part
 from triptych.freezing import Optimization
 from triptych.modules.panel import Metrics, Panel
-from triptych.randomness import normal
 from triptych.sharding import Execution
+from triptych.utils.images import pixels_to_unit
+from triptych.utils.rng import normal
 from triptych.weights import WeightFiles
 
 

@@ -9,8 +9,9 @@ import torch
 from lightning import LightningModule
 from torch import Tensor
 
-from triptych.contracts import ImageEncoder, UserError
+from triptych.contracts import ImageEncoder
 from triptych.modules.unified import UnifiedModule
+from triptych.utils.errors import UserError
 
 
 @dataclass

@@ -15,18 +15,18 @@ from triptych.contracts import (
     ImageEncoder,
     Preprocessing,
     Understander,
-    UserError,
     VelocityModel,
 )
-from triptych.finite import all_finite, require_finite
 from triptych.freezing import Optimization
 from triptych.loss import OBJECTIVES, TimeSampling, mse, path, sample_time
 from triptych.modules.panel import Metrics, Panel, target_features
 from triptych.prompts import TemplateName
-from triptych.randomness import normal, uniform
 from triptych.sampler import OnStep, noise_from_seeds, sample_flow, sample_regression
 from triptych.sharding import Execution, whole
 from triptych.solvers import model_calls, require_sampler, require_steps
+from triptych.utils.errors import UserError
+from triptych.utils.finite import all_finite, require_finite
+from triptych.utils.rng import normal, uniform
 from triptych.weights import WeightFiles
 
 

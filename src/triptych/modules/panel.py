@@ -12,14 +12,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
 from triptych.backbones.attention import use_xformers
-from triptych.contracts import (
-    Batch,
-    ImageEncoder,
-    Part,
-    Preprocessing,
-    UserError,
-    batches_in,
-)
+from triptych.contracts import Batch, ImageEncoder, Part, Preprocessing, batches_in
 from triptych.freezing import (
     Optimization,
     freeze_all_but,
@@ -30,7 +23,6 @@ from triptych.freezing import (
 )
 from triptych.modules.building import build_own, build_part, start_at_random
 from triptych.modules.loss_weighting import Means, OptimizerStep
-from triptych.precision import ExactBuffers
 from triptych.sharding import (
     Execution,
     cast_frozen,
@@ -40,6 +32,8 @@ from triptych.sharding import (
     recompute_blocks,
     shard,
 )
+from triptych.utils.errors import UserError
+from triptych.utils.precision import ExactBuffers
 from triptych.weights import WeightFiles, find_all, load_tensors, load_weights, stored_names
 from triptych.weights.checking import require_state
 from triptych.weights.files import MADE_BY, full_name, label_of

@@ -10,8 +10,8 @@ from torchvision.transforms.functional import pil_to_tensor
 from triptych.contracts import IMAGE_TO_TEXT, Batch, Preprocessing, Understander
 from triptych.freezing import Optimization
 from triptych.modules.panel import Metrics, Panel
-from triptych.pictures import square
 from triptych.sharding import Execution
+from triptych.utils.images import square
 from triptych.weights import WeightFiles
 
 

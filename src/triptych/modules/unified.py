@@ -9,15 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
-from triptych.contracts import (
-    Batch,
-    Condition,
-    ImageEncoder,
-    OnPicture,
-    Preprocessing,
-    UserError,
-)
-from triptych.finite import require_finite
+from triptych.contracts import Batch, Condition, ImageEncoder, OnPicture, Preprocessing
 from triptych.freezing import Optimization
 from triptych.modules.answering import write_answers
 from triptych.modules.building import build_part
@@ -38,6 +30,8 @@ from triptych.prompts import (
     token_id,
 )
 from triptych.sharding import Execution, whole
+from triptych.utils.errors import UserError
+from triptych.utils.finite import require_finite
 from triptych.weights import WeightFiles
 
 # Which panels a loss needs beside its own.

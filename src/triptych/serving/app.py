@@ -13,6 +13,7 @@ from fastapi.responses import JSONResponse, Response
 from prometheus_client.exposition import choose_encoder
 from starlette.exceptions import HTTPException
 
+from triptych import __version__
 from triptych.pipeline import UnifiedPipeline
 from triptych.serving.admission import Admission
 from triptych.serving.chat_routes import chat_routes
@@ -26,7 +27,6 @@ from triptych.serving.picture_routes import picture_routes
 from triptych.serving.problems import Problem, of_status, of_validation
 from triptych.serving.scheduler import Scheduler
 from triptych.serving.works import perform
-from triptych.version import __version__
 
 
 @dataclass

@@ -6,8 +6,8 @@ import argparse
 import os
 from pathlib import Path
 
-from triptych.errors import UserError
 from triptych.trust import add_trust
+from triptych.utils.errors import UserError
 
 EXAMPLES = """\
 examples:

@@ -13,10 +13,10 @@ import signal
 import sys
 from typing import Any, BinaryIO
 
-from triptych.errors import PictureError
-from triptych.image_reader import read_header
 from triptych.serving.images_in import LIMITS, read_picture
 from triptych.serving.problems import Problem
+from triptych.utils.errors import PictureError
+from triptych.utils.image_reader import read_header
 
 MEMORY = 512 * 2**20
 """Bytes of private memory that the process may have."""

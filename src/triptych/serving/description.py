@@ -8,9 +8,9 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
+from triptych import __version__
 from triptych.serving import answers
 from triptych.serving.schemas import EditBody
-from triptych.version import __version__
 
 PICTURES = {
     "type": "array",

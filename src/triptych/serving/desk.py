@@ -10,11 +10,10 @@ from typing import Any
 
 from starlette.requests import Request
 
-from triptych.contracts import UserError
-from triptych.errors import NotFiniteError
 from triptych.serving.metrics import Metrics
 from triptych.serving.problems import Problem
 from triptych.serving.scheduler import Closing, Job, QueueFull, Scheduler, Work
+from triptych.utils.errors import NotFiniteError, UserError
 
 log = logging.getLogger("triptych.serving")
 SHUTTING_DOWN = "the server is shutting down; send this to another one, or later."

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from PIL import Image
 
-from triptych.errors import PictureError
-from triptych.image_headers import DAMAGED
-from triptych.image_reader import (
+from triptych.serving.problems import Problem, wrong
+from triptych.utils.errors import PictureError
+from triptych.utils.image_headers import DAMAGED
+from triptych.utils.image_reader import (
     ANIMATED,
     TOO_LARGE,
     TOO_LONG,
@@ -14,9 +15,8 @@ from triptych.image_reader import (
     ImageLimits,
     read_image,
 )
-from triptych.image_urls import EXAMPLE, LINK, read_data_url
-from triptych.serving.problems import Problem, wrong
-from triptych.squares import square_image
+from triptych.utils.image_squares import square_image
+from triptych.utils.image_urls import EXAMPLE, LINK, read_data_url
 
 LIMITS = ImageLimits(
     formats=("PNG", "JPEG", "WEBP", "GIF"),

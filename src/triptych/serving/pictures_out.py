@@ -8,7 +8,7 @@ from io import BytesIO
 
 from PIL import Image
 
-from triptych.picture_settings import CHUNK, attach
+from triptych.utils.png_metadata import CHUNK, attach
 
 
 def scaled(picture: Image.Image, side: int | None) -> Image.Image:

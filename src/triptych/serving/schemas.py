@@ -20,7 +20,7 @@ from pydantic import (
 )
 
 from triptych.solvers import SAMPLERS
-from triptych.texts import clean_text
+from triptych.utils.text import clean_text
 
 MOST_PICTURES = 10
 """Of one prompt, as of OpenAI's."""

@@ -15,10 +15,10 @@ import uvicorn
 from fastapi import FastAPI
 from starlette.types import ASGIApp
 
-from triptych.errors import UserError  # torch is imported when the port is open
 from triptych.serving.connections import Connections, most_connections
 from triptych.serving.logs import limit_logs, on_loop_error
 from triptych.serving.protocol import Protocol
+from triptych.utils.errors import UserError  # torch is imported when the port is open
 
 BACKLOG = 128
 """Connections that the system keeps until they are accepted, and that are accepted in one go: so

@@ -20,7 +20,6 @@ import numpy
 import webdataset
 from PIL import Image
 
-from triptych.documents import read_json
 from triptych.shapes.captions import (
     INSTRUCT_TASKS,
     SPLITS,
@@ -34,7 +33,8 @@ from triptych.shapes.edits import EDITS, Edit, sample_edit
 from triptych.shapes.edits import SPLITS as EDIT_SPLITS
 from triptych.shapes.questions import caption_questions, grid_reading, parse_reading, questions
 from triptych.shapes.world import draw
-from triptych.writing import announce
+from triptych.utils.disk_usage import announce
+from triptych.utils.documents import read_json
 
 VERSION = 7  # raise it whenever the same seed gives other samples
 MARKER = "shapes.json"

@@ -6,11 +6,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-from triptych.errors import UserError
-from triptych.limits import BATCH, IMAGES, PROBABILITY, SEED, STEPS, TEMPERATURE, TOKENS
-from triptych.listing.names import IMAGE_SUFFIXES
-from triptych.prompt_files import read_input
-from triptych.texts import clean_text
 from triptych.using import requests
 from triptych.using.making import jobs_of, make_all, settings_for
 from triptych.using.options import (
@@ -22,6 +17,11 @@ from triptych.using.options import (
 )
 from triptych.using.output import Job
 from triptych.using.requests import Request, existing, images_at
+from triptych.utils.errors import UserError
+from triptych.utils.limits import BATCH, IMAGES, PROBABILITY, SEED, STEPS, TEMPERATURE, TOKENS
+from triptych.utils.listing.names import IMAGE_SUFFIXES
+from triptych.utils.prompt_files import read_input
+from triptych.utils.text import clean_text
 
 PICTURES = {*IMAGE_SUFFIXES, ".tif", ".tiff"}  # names that are meant as those of pictures
 

@@ -13,12 +13,12 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from triptych.documents import open_regular
-from triptych.limits import ALL_IMAGES
 from triptych.using.options import SETTINGS, load, model_of
 from triptych.using.output import Job, Output
 from triptych.using.processes import run_shards, without
 from triptych.using.requests import Request
+from triptych.utils.documents import open_regular
+from triptych.utils.limits import ALL_IMAGES
 
 Make = Callable[[Any, list[Job], Callable], list]
 """(pipeline, jobs of equal settings, callback) -> their pictures."""

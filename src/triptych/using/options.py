@@ -6,10 +6,10 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from triptych.errors import UserError
-from triptych.limits import BATCH, PROCESSES, SCALE, SEED, STEPS
-from triptych.picture_settings import shown_name
 from triptych.trust import add_trust
+from triptych.utils.errors import UserError
+from triptych.utils.limits import BATCH, PROCESSES, SCALE, SEED, STEPS
+from triptych.utils.png_metadata import shown_name
 
 # Settings of a picture that are the same flag, key of a JSON line and argument of the pipeline.
 SETTINGS = ("steps", "guidance", "decoder_steps", "decoder_guidance", "sampler", "decoder_sampler")

@@ -16,9 +16,9 @@ from typing import Any
 
 from PIL import Image
 
-from triptych.errors import PictureError, UserError
-from triptych.image_reader import read_header, read_image
-from triptych.picture_settings import attach, settings_of
+from triptych.utils.errors import PictureError, UserError
+from triptych.utils.image_reader import read_header, read_image
+from triptych.utils.png_metadata import attach, settings_of
 
 SHOWN = 64  # pictures in a grid file, the first ones
 SIDE = 256  # pixels of each there, at most
@@ -172,7 +172,7 @@ def _sheet(jobs: Sequence[Job], folder: Path) -> Image.Image:
     """Pictures under what they were asked by; beside the pictures they were made from, if any."""
     import numpy as np
 
-    from triptych.sheets import grid
+    from triptych.utils.image_grid import grid
 
     def small(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
         return picture.resize(size, Image.Resampling.LANCZOS)
@@ -184,7 +184,7 @@ def _sheet(jobs: Sequence[Job], folder: Path) -> Image.Image:
     for job in jobs:
         beside = small(read_image(folder / job.file), size)
         if job.source is not None:
-            from triptych.pictures import open_picture
+            from triptych.utils.images import open_picture
 
             original = open_picture(job.source)
             side = min(original.size)

@@ -9,7 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 
-from triptych.errors import UserError
+from triptych.utils.errors import UserError
 
 
 def without(arguments: Sequence[str], flag: str) -> list[str]:

@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from triptych.errors import UserError
-from triptych.image_urls import is_url
-from triptych.limits import IMAGES, SCALE, SEED, STEPS, Range
-from triptych.listing.folders import list_images
-from triptych.listing.names import IMAGE_SUFFIXES
-from triptych.prompt_files import read_entries, read_objects
-from triptych.texts import clean_text, is_blank
+from triptych.utils.errors import UserError
+from triptych.utils.image_urls import is_url
+from triptych.utils.limits import IMAGES, SCALE, SEED, STEPS, Range
+from triptych.utils.listing.folders import list_images
+from triptych.utils.listing.names import IMAGE_SUFFIXES
+from triptych.utils.prompt_files import read_entries, read_objects
+from triptych.utils.text import clean_text, is_blank
 
 LONGEST_SHOWN = 200  # characters of a path in a message
 # Option of a line -> what it may be.

@@ -9,12 +9,12 @@ import re
 import sys
 from typing import Any
 
-from triptych.documents import read_standard_line
-from triptych.errors import UserError
-from triptych.image_urls import is_url
-from triptych.prompt_files import read_input, read_objects
-from triptych.standard_streams import output_lost
 from triptych.using.requests import existing, read_id, require_text
+from triptych.utils.documents import read_standard_line
+from triptych.utils.errors import UserError
+from triptych.utils.image_urls import is_url
+from triptych.utils.prompt_files import read_input, read_objects
+from triptych.utils.standard_streams import output_lost
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ def readable(picture: str) -> None:
     Raises:
         UserError: it cannot be read.
     """
-    from triptych.pictures import open_picture
+    from triptych.utils.images import open_picture
 
     open_picture(picture)
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from triptych.contracts import UserError
-from triptych.finite import all_finite
+from triptych.utils.errors import UserError
+from triptych.utils.finite import all_finite
 
 # Types by the names of torch ("bfloat16") and of safetensors ("BF16"), in small letters.
 _KINDS = {

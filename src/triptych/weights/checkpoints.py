@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from triptych.contracts import UserError
-from triptych.documents import open_regular, read_json
+from triptych.utils.documents import open_regular, read_json
+from triptych.utils.errors import UserError
 from triptych.weights.prefixes import plain_names, state_dict_in
 from triptych.weights.safetensors_stream import CHUNK, SIZES, Stored, read_header
 

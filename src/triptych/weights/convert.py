@@ -24,7 +24,7 @@ from typing import BinaryIO
 
 import yaml
 
-from triptych.contracts import UserError
+from triptych.utils.errors import UserError
 from triptych.weights import pieces, siglip_sana
 from triptych.weights.checking import require_floating
 from triptych.weights.checkpoints import fetch

@@ -22,9 +22,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from triptych.atomic_write import PARTIAL, replacing
-from triptych.contracts import UserError
-from triptych.documents import open_regular, read_json
+from triptych.utils.atomic_write import PARTIAL, replacing
+from triptych.utils.documents import open_regular, read_json
+from triptych.utils.errors import UserError
 
 log = logging.getLogger(__name__)
 

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from triptych.contracts import UserError
-from triptych.documents import parse_json
+from triptych.utils.documents import parse_json
+from triptych.utils.errors import UserError
 from triptych.weights import layouts, tokenizers
 from triptych.weights.convert import PUBLISHED
 from triptych.weights.files import expected, find_all

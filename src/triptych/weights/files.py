@@ -14,12 +14,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from triptych.atomic_write import replacing
-from triptych.contracts import UserError
-from triptych.documents import open_regular
-from triptych.precision import exported
-from triptych.resources import PREFIX, locate
 from triptych.sharding import put
+from triptych.utils.atomic_write import replacing
+from triptych.utils.documents import open_regular
+from triptych.utils.errors import UserError
+from triptych.utils.paths import PREFIX, locate
+from triptych.utils.precision import exported
 from triptych.weights.checking import require_kind, require_sound
 from triptych.weights.prefixes import plain_names, unknown_prefix
 from triptych.weights.safetensors_stream import DTYPES, Stored, write_tensors

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import torch
 
-from triptych.contracts import UserError
-from triptych.documents import read_json
+from triptych.utils.documents import read_json
+from triptych.utils.errors import UserError
 from triptych.weights.files import WeightFiles, _open, find_all
 
 REMEMBERED = 64 * 2**20  # bytes; smaller files are read in a fraction of a second, every time

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
-from triptych.contracts import UserError
+from triptych.utils.errors import UserError
 from triptych.weights.pieces import EMBEDDING, HEAD, Tensors
 from triptych.weights.safetensors_stream import Stored
 

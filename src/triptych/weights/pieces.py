@@ -26,7 +26,7 @@ from triptych.backbones import (
     SDXLDecoder,
     Vocabulary,
 )
-from triptych.contracts import UserError
+from triptych.utils.errors import UserError
 from triptych.weights import layouts
 from triptych.weights.checkpoints import read_json
 from triptych.weights.layouts import DIT, QUERIES, TOWER, UNDERSTANDER, UNET, UNPUBLISHED, VAE

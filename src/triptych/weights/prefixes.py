@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, TypeVar
 
-from triptych.errors import UserError
+from triptych.utils.errors import UserError
 
 T = TypeVar("T")
 

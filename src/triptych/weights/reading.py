@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from triptych.backbones import Vocabulary
-from triptych.contracts import UserError
-from triptych.documents import read_text
+from triptych.utils.documents import read_text
+from triptych.utils.errors import UserError
 from triptych.weights import layouts, pieces, tokenizers
 from triptych.weights.checkpoints import Archive, fetch, open_file, open_folder, read_json
 from triptych.weights.layouts import DIT, PUBLISHED_TOWER, QUERIES, TOWER, UNDERSTANDER

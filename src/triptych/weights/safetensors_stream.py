@@ -16,8 +16,8 @@ from typing import BinaryIO
 
 import torch
 
-from triptych.contracts import UserError
-from triptych.documents import open_regular, parse_json
+from triptych.utils.documents import open_regular, parse_json
+from triptych.utils.errors import UserError
 from triptych.weights.checking import sound_chunks
 
 CHUNK = 16 * 2**20  # bytes

@@ -24,8 +24,8 @@ from torch.distributed.checkpoint.default_planner import (
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.planner import ReadItem
 
-from triptych.contracts import UserError
-from triptych.documents import MIB, read_bytes
+from triptych.utils.documents import MIB, read_bytes
+from triptych.utils.errors import UserError
 
 INDEX = ".metadata"
 REST = "meta.pt"

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from triptych.contracts import UserError
+from triptych.utils.errors import UserError
 from triptych.weights.checking import require_floating
 from triptych.weights.checkpoints import Archive, fetch, open_folder, read_json
 from triptych.weights.files import label_of

@@ -6,9 +6,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from triptych.contracts import UserError
-from triptych.documents import TEXT_BYTES, read_bytes
-from triptych.pretrained import load_pretrained
+from triptych.utils.documents import TEXT_BYTES, read_bytes
+from triptych.utils.errors import UserError
+from triptych.utils.pretrained import load_pretrained
 
 # Everything that transformers' tokenizers and processors may read.
 FILES = (

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from triptych.contracts import UserError
-from triptych.picture_settings import shown_name
+from triptych.utils.errors import UserError
+from triptych.utils.png_metadata import shown_name
 from triptych.weights import durable
 from triptych.weights.files import WeightFiles, expected, full_name, label_of, save_weights
 from triptych.weights.fingerprint import fingerprint

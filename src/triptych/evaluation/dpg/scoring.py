@@ -9,7 +9,6 @@ from typing import Any
 
 from PIL import Image
 
-from triptych.contracts import UserError
 from triptych.evaluation.dpg.layout import (
     GRID,
     PACKAGED,
@@ -23,6 +22,7 @@ from triptych.evaluation.intervals import bootstrap
 from triptych.evaluation.judges import Answers, Judge
 from triptych.evaluation.report import Report
 from triptych.evaluation.samples import JUDGE_FAILED, SCORED, Sample, counts, opened
+from triptych.utils.errors import UserError
 
 INSTRUCTION = "{} Answer with yes or no."
 

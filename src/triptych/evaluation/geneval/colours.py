@@ -13,8 +13,8 @@ from torch import Tensor
 
 from triptych.evaluation.geneval.detection import Found
 from triptych.evaluation.pretrained import load
-from triptych.picture_settings import shown_name
-from triptych.tokens import break_control_tokens
+from triptych.utils.png_metadata import shown_name
+from triptych.utils.tokens import break_control_tokens
 
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
 BACKGROUND = "#999"

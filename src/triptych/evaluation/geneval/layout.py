@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from triptych.contracts import UserError
 from triptych.evaluation.report import write_text
 from triptych.evaluation.samples import (
     EXTRA,
@@ -25,6 +24,7 @@ from triptych.evaluation.samples import (
     prompt_of,
     read_json_lines,
 )
+from triptych.utils.errors import UserError
 
 PACKAGED = Path(__file__).parent / "evaluation_metadata.jsonl"
 """The 553 published prompts."""

@@ -10,7 +10,6 @@ from typing import Any
 
 from PIL import Image
 
-from triptych.contracts import UserError
 from triptych.evaluation.geneval.colours import ColourClassifier, crop
 from triptych.evaluation.geneval.detection import Detector, Found
 from triptych.evaluation.geneval.layout import (
@@ -24,6 +23,7 @@ from triptych.evaluation.intervals import bootstrap
 from triptych.evaluation.report import Report
 from triptych.evaluation.samples import SCORED, Sample, counts, opened, sizes
 from triptych.evaluation.scoring import wilson
+from triptych.utils.errors import UserError
 
 
 def score(

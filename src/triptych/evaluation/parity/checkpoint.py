@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from triptych.backbones import EvaClip, LuminaNextDiT, QwenText, QwenVision, QwenVL
-from triptych.contracts import UserError
 from triptych.evaluation.parity.checks import Checks
 from triptych.evaluation.parity.loading import fill, placed
 from triptych.evaluation.parity.recorded import Case
 from triptych.freezing import freeze_all_but
 from triptych.modules import GenerationModule, UnderstandingModule, UnifiedModule
 from triptych.prompts import IM_END, IMAGE_PAD, PAD, START_OF_IMAGE, VISION_END, VISION_START
+from triptych.utils.errors import UserError
 from triptych.weights import layouts
 
 # The published code writes these down; the cases have ids and no tokenizer to read them from.

@@ -9,7 +9,7 @@ from triptych.backbones import EvaClip
 from triptych.evaluation.parity.checks import Checks
 from triptych.evaluation.parity.loading import fill, placed
 from triptych.evaluation.parity.recorded import Case
-from triptych.pictures import square
+from triptych.utils.images import square
 from triptych.weights import layouts
 
 

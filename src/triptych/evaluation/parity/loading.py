@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from triptych.contracts import UserError
+from triptych.utils.errors import UserError
 from triptych.weights import layouts
 from triptych.weights.prefixes import with_plain_names
 

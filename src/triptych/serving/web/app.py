@@ -13,6 +13,7 @@ from types import FrameType
 import gradio as gr
 from fastapi import FastAPI
 
+from triptych import __version__
 from triptych.serving.admission import Admission
 from triptych.serving.gate import Gate
 from triptych.serving.hosts import Hosts
@@ -25,7 +26,6 @@ from triptych.serving.web.page import FOLDER, Page
 from triptych.serving.web.sources import Sources
 from triptych.serving.web.style import CSS, theme
 from triptych.serving.web.votes import Votes
-from triptych.version import __version__
 
 LARGEST_UPLOAD = 32 * 2**20
 """Bytes of a request."""

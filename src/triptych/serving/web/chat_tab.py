@@ -7,9 +7,9 @@ from typing import Any
 
 import gradio as gr
 
-from triptych.contracts import UserError
 from triptych.serving.web.numbers import slider
 from triptych.serving.web.page import ONE_AT_A_TIME, Page, in_words
+from triptych.utils.errors import UserError
 
 Turns = list[dict[str, Any]]
 """As `UnifiedPipeline.chat` takes them; pictures are paths."""

@@ -16,12 +16,12 @@ from typing import Any, Literal
 import gradio as gr
 from PIL import Image
 
-from triptych.contracts import UserError
-from triptych.picture_settings import CHUNK
 from triptych.serving.web.controls import SETTINGS, arguments, numbers, seed_row
 from triptych.serving.web.generate_tab import EXAMPLES
 from triptych.serving.web.page import ONE_AT_A_TIME, Page, in_words, new_seed, status
 from triptych.serving.web.votes import CRITERIA, Choice, Tally, Vote, next_prompt
+from triptych.utils.errors import UserError
+from triptych.utils.png_metadata import CHUNK
 
 BUTTONS = {
     "left": "← Left is better",

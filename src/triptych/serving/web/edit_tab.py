@@ -6,7 +6,6 @@ from functools import partial
 
 import gradio as gr
 
-from triptych.contracts import UserError
 from triptych.serving.web.controls import arguments, seed_row, sliders
 from triptych.serving.web.numbers import slider
 from triptych.serving.web.page import (
@@ -18,6 +17,7 @@ from triptych.serving.web.page import (
     until_stopped,
 )
 from triptych.serving.web.pictures import gallery_of, shown
+from triptych.utils.errors import UserError
 
 
 def picture_box(page: Page, label: str, name: str) -> gr.Image:

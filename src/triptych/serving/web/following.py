@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from PIL import Image
 
 from triptych.pipeline import Progress
-from triptych.streams import pieces
+from triptych.utils.callback_iterator import pieces
 
 PREVIEW_SHARE = 0.4
 """Most of a call's time that previews may take, after the first."""

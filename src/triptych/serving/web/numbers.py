@@ -8,8 +8,8 @@ from typing import Any
 
 import gradio as gr
 
-from triptych.errors import UserError
 from triptych.serving.web.page import in_words
+from triptych.utils.errors import UserError
 
 
 def slider(least: float, most: float, value: float, step: float, label: str, **options: Any):

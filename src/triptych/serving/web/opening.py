@@ -9,12 +9,12 @@ import socket
 from collections.abc import Sequence
 from pathlib import Path
 
-from triptych.contracts import UserError
-from triptych.documents import read_text
-from triptych.prompt_files import read_entries
 from triptych.serving.web.sources import Sources
 from triptych.serving.web.votes import Votes
-from triptych.texts import clean_text
+from triptych.utils.documents import read_text
+from triptych.utils.errors import UserError
+from triptych.utils.prompt_files import read_entries
+from triptych.utils.text import clean_text
 
 
 def show(

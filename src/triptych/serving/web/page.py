@@ -17,10 +17,10 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-from triptych.contracts import UserError
 from triptych.pipeline import Progress, UnifiedPipeline
 from triptych.serving.web.sources import Sources
 from triptych.serving.web.votes import Votes
+from triptych.utils.errors import UserError
 
 log = logging.getLogger(__name__)
 

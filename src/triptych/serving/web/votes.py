@@ -13,10 +13,10 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any, Literal
 
-from triptych.atomic_write import made
-from triptych.contracts import UserError
-from triptych.documents import TEXT_BYTES, parse_json, read_bytes
 from triptych.evaluation.scoring import wilson
+from triptych.utils.atomic_write import made
+from triptych.utils.documents import TEXT_BYTES, parse_json, read_bytes
+from triptych.utils.errors import UserError
 
 Choice = Literal["a", "b", "tie", "both bad"]
 CRITERIA = ("overall", "visual quality", "prompt alignment")

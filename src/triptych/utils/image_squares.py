@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from PIL import Image
 
-from triptych.image_modes import to_rgb
+from triptych.utils.image_modes import to_rgb
 
 
 def square_image(image: Image.Image, size: int) -> Image.Image:

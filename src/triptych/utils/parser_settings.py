@@ -7,7 +7,7 @@ from typing import Any
 import jsonargparse
 import yaml
 
-from triptych.documents import measure_yaml
+from triptych.utils.documents import measure_yaml
 
 MODE = "omegaconf+"
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from triptych.errors import UserError
+from triptych.utils.errors import UserError
 
 ZERO_WIDTH_SPACE = "\u200b"
 

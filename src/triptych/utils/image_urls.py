@@ -7,7 +7,7 @@ import binascii
 import re
 from urllib.parse import unquote_to_bytes
 
-from triptych.errors import PictureError
+from triptych.utils.errors import PictureError
 
 LINK = "is a link, which is not fetched"
 WRONG_DATA_URL = "is a damaged data URL"

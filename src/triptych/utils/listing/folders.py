@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from triptych.errors import UserError
-from triptych.listing.names import (
+from triptych.utils.errors import UserError
+from triptych.utils.listing.names import (
     IMAGE_SUFFIXES,
     KINDS,
     OTHER_SUFFIXES,

@@ -11,7 +11,7 @@ import re
 import unicodedata
 from collections.abc import Iterator
 
-from triptych.errors import TextError
+from triptych.utils.errors import TextError
 
 MARK = "\ufeff"  # the byte order mark
 # C0 and C1 without tab, line feed and carriage return; "delete" and the byte order mark.

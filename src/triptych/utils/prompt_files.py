@@ -7,15 +7,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from triptych.documents import (
+from triptych.utils.documents import (
     STDIN,
     parse_json,
     read_json_lines,
     read_standard_input,
     read_text,
 )
-from triptych.errors import UserError
-from triptych.texts import clean_text, numbered_lines
+from triptych.utils.errors import UserError
+from triptych.utils.text import clean_text, numbered_lines
 
 JSON_LINES = (".jsonl", ".ndjson")
 # Formats that hold no prompt a line; without this their lines would be drawn as prompts.

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from PIL import Image
 
-from triptych.errors import PictureError
-from triptych.image_headers import DAMAGED
+from triptych.utils.errors import PictureError
+from triptych.utils.image_headers import DAMAGED
 
 if TYPE_CHECKING:
     import numpy as np  # imported where it is used: `--help` needs none

@@ -10,7 +10,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from jsonargparse import Namespace
 
-from triptych.errors import ConfigurationError
+from triptych.utils.errors import ConfigurationError
 
 
 def require_values(settings: Any, kind: Any, name: str) -> None:

@@ -9,7 +9,7 @@ import sys
 from argparse import ArgumentTypeError
 from pathlib import Path
 
-from triptych.errors import UserError
+from triptych.utils.errors import UserError
 
 
 def announce(what: str, folder: Path, size: int) -> None:

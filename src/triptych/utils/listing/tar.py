@@ -15,9 +15,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from triptych.documents import open_regular
-from triptych.errors import UserError
-from triptych.listing.names import RECORDED, is_hidden, kind_for, split_at_first_dot, split_at_kind
+from triptych.utils.documents import open_regular
+from triptych.utils.errors import UserError
+from triptych.utils.listing.names import (
+    RECORDED,
+    is_hidden,
+    kind_for,
+    split_at_first_dot,
+    split_at_kind,
+)
 
 BLOCK = 512  # bytes; headers and payloads begin at its multiples
 RECORD = 20 * BLOCK  # what tar rounds up the size of an archive to

@@ -26,9 +26,9 @@ from PIL import (
     WebPImagePlugin,
 )
 
-from triptych.documents import open_regular
-from triptych.errors import PictureError, UserError
-from triptych.image_headers import (
+from triptych.utils.documents import open_regular
+from triptych.utils.errors import PictureError, UserError
+from triptych.utils.image_headers import (
     DAMAGED,
     ORIENTATION,
     TOO_MANY_SCANS,
@@ -38,7 +38,7 @@ from triptych.image_headers import (
     count_scans,
     find_orientation,
 )
-from triptych.image_modes import (
+from triptych.utils.image_modes import (
     OUTDATED,
     Alpha,
     from_array,
@@ -46,7 +46,7 @@ from triptych.image_modes import (
     scale_transparent_colour,
     to_rgb,
 )
-from triptych.image_urls import is_url, read_data_url
+from triptych.utils.image_urls import is_url, read_data_url
 
 MISSING = "does not exist"
 UNKNOWN = "is not an image"

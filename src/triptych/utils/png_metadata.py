@@ -10,9 +10,9 @@ from typing import Any
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from triptych.documents import parse_json
-from triptych.errors import PictureError, UserError
-from triptych.image_reader import read_header
+from triptych.utils.documents import parse_json
+from triptych.utils.errors import PictureError, UserError
+from triptych.utils.image_reader import read_header
 
 CHUNK = "triptych"
 

@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
-from triptych.errors import PictureError, UserError
-from triptych.image_headers import DAMAGED
-from triptych.image_modes import RANGE, SHAPE
-from triptych.image_reader import MISSING, NO_PIXELS, TOO_LONG, UNKNOWN, read_image
-from triptych.image_urls import EXAMPLE, LINK, WRONG_DATA_URL, is_url
-from triptych.squares import square_image
+from triptych.utils.errors import PictureError, UserError
+from triptych.utils.image_headers import DAMAGED
+from triptych.utils.image_modes import RANGE, SHAPE
+from triptych.utils.image_reader import MISSING, NO_PIXELS, TOO_LONG, UNKNOWN, read_image
+from triptych.utils.image_squares import square_image
+from triptych.utils.image_urls import EXAMPLE, LINK, WRONG_DATA_URL, is_url
 
 Picture = Image.Image | str | Path | bytes | np.ndarray | Tensor
 """All that `read_image` reads: an image in memory, its path, its file's bytes, or a data URL."""
@@ -72,3 +72,25 @@ def stack_pictures(pictures: list[Tensor]) -> Tensor:
     pixels takes to become a square of 448.
     """
     return torch.stack([picture.permute(1, 2, 0) for picture in pictures]).permute(0, 3, 1, 2)
+
+
+def pixels_to_unit(pixels: Tensor, size: int | None = None) -> Tensor:
+    """uint8 [B,3,H,W] -> float32 in [-1,1]; the one place where pictures become numbers.
+
+    `size` scales other pictures to [B,3,size,size], bicubic.
+    """
+    images = pixels.to(torch.float32) / 127.5 - 1.0
+    return images if size is None else scaled(images, size, -1.0)
+
+
+def scaled(images: Tensor, size: int, black: float) -> Tensor:
+    """float [B,3,H,W] from `black` to 1 -> [B,3,size,size], bicubic, cut off at the same ends."""
+    if images.shape[-2:] == (size, size):
+        return images
+    shape = (size, size)
+    return nn.functional.interpolate(images, shape, mode="bicubic", antialias=True).clamp(black, 1)
+
+
+def unit_to_pixels(images: Tensor) -> Tensor:
+    """float [B,3,H,W] in [-1,1] -> uint8, rounded and clamped."""
+    return ((images.float().clamp(-1, 1) + 1.0) * 127.5).round().to(torch.uint8)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
 
-from triptych.errors import UserError
+from triptych.utils.errors import UserError
 
 
 @dataclass(frozen=True)

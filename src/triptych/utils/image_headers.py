@@ -12,7 +12,7 @@ import struct
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from triptych.errors import PictureError
+from triptych.utils.errors import PictureError
 
 MAX_SCANS = 100
 MAX_PARTS = 2000  # segments, chunks or blocks, beside those of the pixels

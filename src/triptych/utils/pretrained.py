@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from triptych.documents import TEXT_BYTES, open_regular, read_json
-from triptych.errors import UserError
+from triptych.utils.documents import TEXT_BYTES, open_regular, read_json
+from triptych.utils.errors import UserError
 
 
 def load_pretrained(part: str, source: str | Path, **options: Any) -> Any:

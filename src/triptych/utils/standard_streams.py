@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable
 from typing import TextIO
 
-from triptych.errors import UserError
+from triptych.utils.errors import UserError
 
 READER_LEFT = 128 + 13  # what a shell reports of a program that SIGPIPE ended
 

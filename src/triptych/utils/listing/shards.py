@@ -10,9 +10,9 @@ from pathlib import Path
 
 from braceexpand import UnbalancedBracesError, braceexpand
 
-from triptych.errors import UserError
-from triptych.listing.folders import SHARD_SUFFIX, walk
-from triptych.listing.names import IMAGE_SUFFIXES, is_hidden
+from triptych.utils.errors import UserError
+from triptych.utils.listing.folders import SHARD_SUFFIX, walk
+from triptych.utils.listing.names import IMAGE_SUFFIXES, is_hidden
 
 log = logging.getLogger(__name__)
 

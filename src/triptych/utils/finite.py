@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from triptych.errors import NotFiniteError
+from triptych.utils.errors import NotFiniteError
 
 
 def all_finite(tensor: Tensor) -> Tensor:

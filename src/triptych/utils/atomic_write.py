@@ -16,7 +16,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from triptych.errors import UserError
+from triptych.utils.errors import UserError
 
 PARTIAL = ".partial"
 LOCK = ".lock"

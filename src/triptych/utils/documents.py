@@ -17,8 +17,8 @@ from typing import Any, BinaryIO
 
 import yaml
 
-from triptych.errors import UserError
-from triptych.texts import decode_text, numbered_lines
+from triptych.utils.errors import UserError
+from triptych.utils.text import decode_text, numbered_lines
 
 MIB = 2**20
 STDIN = "standard input"
