@@ -45,12 +45,12 @@ from PIL import Image
 from recorded import machine, versions
 from torchvision import transforms
 
-from triptych.contracts import TEXT_TO_IMAGE, Preprocessing
 from triptych.data_modules import BatchBuilder, Decoder, Reading, ShardFolder
 from triptych.data_modules.index import COLUMNS, Contents, write_index
 from triptych.data_modules.mixture import Mixture
 from triptych.data_modules.schedule import Schedule
 from triptych.data_modules.steps import StepDataset
+from triptych.interfaces import TEXT_TO_IMAGE, Preprocessing
 
 SIDES = {512: 32, 1024: 16, 2048: 8}  # pixels a side -> pictures of one round
 SQUARE = 448  # pixels

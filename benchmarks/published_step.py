@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 from triptych.backbones import QwenVL
 from triptych.backbones.qwen_vl import visible
-from triptych.contracts import Batch, Condition
+from triptych.interfaces import Batch, Condition
 from triptych.modules import UnifiedModule
 from triptych.prompts import IGNORED
 

@@ -47,8 +47,8 @@ from triptych import flops
 from triptych.backbones import EvaClip, LuminaNextDiT, QwenText, QwenVision, QwenVL, Vocabulary
 from triptych.backbones.attention import use_xformers
 from triptych.callbacks.peaks import dense_peak
-from triptych.contracts import TEXT_TO_IMAGE, Batch
 from triptych.freezing import freeze_all_but, make_optimizer
+from triptych.interfaces import TEXT_TO_IMAGE, Batch
 from triptych.loading import describe_stage
 from triptych.modules import GenerationModule, UnderstandingModule, UnifiedModule
 from triptych.sharding import cast_frozen, compile_blocks

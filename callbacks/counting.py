@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from triptych.callbacks.parts import part_of
-from triptych.contracts import batches_in
+from triptych.interfaces import batches_in
 
 OTHER = "other"  # what no part computed: losses, optimizer-free arithmetic between parts
 

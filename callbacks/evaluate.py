@@ -8,7 +8,7 @@ from lightning import LightningModule, Trainer
 
 from triptych.callbacks.optional import OptionalCallback, missing_parts
 from triptych.callbacks.pictures import inspecting
-from triptych.contracts import Evaluator
+from triptych.interfaces import Evaluator
 from triptych.utils.errors import UserError
 
 

@@ -8,7 +8,7 @@ from lightning import LightningModule, Trainer
 
 from triptych.callbacks.optional import OptionalCallback
 from triptych.callbacks.pictures import inspecting
-from triptych.contracts import TEXT_TO_IMAGE, batches_in
+from triptych.interfaces import TEXT_TO_IMAGE, batches_in
 from triptych.utils.errors import UserError
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from triptych.callbacks.skipping import forget, gradients, skip
-from triptych.contracts import batches_in
+from triptych.interfaces import batches_in
 from triptych.utils.errors import UserError
 
 log = logging.getLogger(__name__)

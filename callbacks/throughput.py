@@ -13,7 +13,7 @@ from torch import Tensor
 from triptych.callbacks.counting import StepFlops, step_flops
 from triptych.callbacks.peaks import dense_peak, device_name
 from triptych.callbacks.run_log import logs_step
-from triptych.contracts import batches_in
+from triptych.interfaces import batches_in
 
 log = logging.getLogger(__name__)
 PREFIX = "throughput"

@@ -8,7 +8,7 @@ from typing import Any
 from lightning import Trainer
 from lightning.pytorch.utilities import CombinedLoader
 
-from triptych.contracts import batches_in
+from triptych.interfaces import batches_in
 
 
 class AccumulationLoader(CombinedLoader):

@@ -6,9 +6,9 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 
-from triptych.contracts import Batch, Preprocessing
 from triptych.data_modules.source import BadSample
 from triptych.data_modules.tasks import Reading
+from triptych.interfaces import Batch, Preprocessing
 from triptych.utils.errors import UserError
 
 log = logging.getLogger(__name__)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from triptych.contracts import IMAGE_TO_IMAGE, TEXT_TO_IMAGE
 from triptych.data_modules.module import Ingredient, MixedDataModule
 from triptych.data_modules.shards import ShardFolder
+from triptych.interfaces import IMAGE_TO_IMAGE, TEXT_TO_IMAGE
 from triptych.shapes.shards import ensure_edits, ensure_shapes
 from triptych.utils.errors import UserError
 

@@ -13,7 +13,6 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import CombinedLoader
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
-from triptych.contracts import FAMILIES, TEXT_TO_IMAGE, TEXT_TO_TEXT, Preprocessing, batches_in
 from triptych.data_modules.accumulation import AccumulationLoader
 from triptych.data_modules.bad_samples import BadSamples, check_texts
 from triptych.data_modules.batches import BatchBuilder
@@ -33,6 +32,7 @@ from triptych.data_modules.steps import (
     steps_of,
 )
 from triptych.data_modules.tasks import Reading
+from triptych.interfaces import FAMILIES, TEXT_TO_IMAGE, TEXT_TO_TEXT, Preprocessing, batches_in
 from triptych.shapes.shards import ensure_shapes
 from triptych.utils.errors import UserError
 

@@ -9,9 +9,9 @@ from typing import Literal
 
 from PIL import Image
 
-from triptych.contracts import IMAGE_TO_IMAGE, Preprocessing
 from triptych.data_modules.source import BadSample
 from triptych.data_modules.tasks import Reading
+from triptych.interfaces import IMAGE_TO_IMAGE, Preprocessing
 
 Need = Literal["caption", "picture", "turn", "edit"]
 LOOKED_AT = 2000

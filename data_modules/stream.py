@@ -32,7 +32,6 @@ from torch.utils.data import IterableDataset, get_worker_info
 from webdataset.filters import shuffle
 from webdataset.shardlists import expand_urls
 
-from triptych.contracts import TEXT_TO_IMAGE, Batch, Preprocessing
 from triptych.data_modules.accumulation import AccumulationLoader
 from triptych.data_modules.bad_samples import BadSamples, check_texts
 from triptych.data_modules.batches import BatchBuilder
@@ -50,6 +49,7 @@ from triptych.data_modules.tar_stream import (
     read_samples,
 )
 from triptych.data_modules.tasks import Reading
+from triptych.interfaces import TEXT_TO_IMAGE, Batch, Preprocessing
 from triptych.utils.errors import UserError
 from triptych.utils.listing.shards import find_shards
 from triptych.utils.rng import mix

@@ -17,7 +17,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from triptych.contracts import (
+from triptych.data_modules.features import FeatureCache
+from triptych.data_modules.source import BadSample, ImageRole, Source
+from triptych.data_modules.texts import MAX_CHARACTERS, clean
+from triptych.interfaces import (
     FAMILIES,
     IMAGE_TO_IMAGE,
     IMAGE_TO_TEXT,
@@ -25,9 +28,6 @@ from triptych.contracts import (
     TEXT_TO_TEXT,
     Preprocessing,
 )
-from triptych.data_modules.features import FeatureCache
-from triptych.data_modules.source import BadSample, ImageRole, Source
-from triptych.data_modules.texts import MAX_CHARACTERS, clean
 from triptych.prompts import (
     GENERATION_INSTRUCTION,
     RECONSTRUCTION_INSTRUCTION,

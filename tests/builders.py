@@ -21,9 +21,9 @@ from triptych.backbones import (
     QwenVL,
     SDXLDecoder,
 )
-from triptych.contracts import IMAGE_TO_TEXT, TEXT_TO_IMAGE, Batch
 from triptych.data_modules import BatchBuilder, Reading, ShardDataModule
 from triptych.freezing import Optimization
+from triptych.interfaces import IMAGE_TO_TEXT, TEXT_TO_IMAGE, Batch
 from triptych.modules import (
     EncodingModule,
     GenerationModule,

@@ -12,9 +12,9 @@ from builders import builder, needed, unified
 from lightning import Callback, Trainer
 from PIL import Image
 
-from triptych.contracts import IMAGE_TO_IMAGE, IMAGE_TO_TEXT, TEXT_TO_IMAGE, Batch, batches_in
 from triptych.data_modules import AccumulationLoader, ConversationFile, ShardFolder
 from triptych.freezing import Optimization
+from triptych.interfaces import IMAGE_TO_IMAGE, IMAGE_TO_TEXT, TEXT_TO_IMAGE, Batch, batches_in
 from triptych.prompts import IGNORED
 from triptych.sharding import gathered
 from triptych.weights import WeightFiles

@@ -9,7 +9,7 @@ from builders import SIDE, built, decoder, dit, eva, shaken, understander, vae
 from torch import Tensor
 
 from triptych.backbones import DCAutoencoder, SanaDecoder, Siglip2
-from triptych.contracts import Part
+from triptych.interfaces import Part
 from triptych.modules.encoding import EncodingHeads
 
 Case = tuple[Part, Callable[[Part], Tensor]]

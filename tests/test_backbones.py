@@ -33,9 +33,9 @@ from triptych.backbones import (
     QwenVL,
 )
 from triptych.backbones.eva_clip import CLIP_MEAN, CLIP_STD
-from triptych.contracts import IMAGE_TO_TEXT
 from triptych.evaluation.parity.loading import fill, placed
 from triptych.evaluation.shapes import examples
+from triptych.interfaces import IMAGE_TO_TEXT
 from triptych.modules import UnderstandingModule
 from triptych.prompts import (
     PAD,

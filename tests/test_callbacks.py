@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from triptych.callbacks import EMA, Evaluate, SampleGrid
-from triptych.contracts import Evaluator
+from triptych.interfaces import Evaluator
 from triptych.utils.errors import UserError
 from triptych.utils.finite import require_finite
 from triptych.utils.image_grid import LEAST_WIDTH, MARGIN, above, grid

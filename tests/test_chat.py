@@ -9,7 +9,7 @@ from builders import built, understander
 from PIL import Image
 
 from triptych.backbones.next_token import choice
-from triptych.contracts import Sampling
+from triptych.interfaces import Sampling
 from triptych.modules import UnderstandingModule
 from triptych.modules.answering import Row
 from triptych.pipeline import UnifiedPipeline

@@ -73,7 +73,7 @@ MISSING = """Parser key "model.encoder":
     - Expected a <class 'NoneType'>
   Given value: nope.X"""
 BUILT = """Does not validate against any of the Union subtypes
-Subtypes: [<class 'triptych.contracts.ImageEncoder'>, <class 'NoneType'>]
+Subtypes: [<class 'triptych.interfaces.ImageEncoder'>, <class 'NoneType'>]
 Errors:
   - integer modulo by zero
   - Expected a <class 'NoneType'>

@@ -13,7 +13,7 @@ from parts import CASES, draw, pixels
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from triptych.contracts import TEXT_TO_IMAGE, Batch, Condition
+from triptych.interfaces import TEXT_TO_IMAGE, Batch, Condition
 from triptych.sampler import sample_flow
 from triptych.solvers import SAMPLERS
 

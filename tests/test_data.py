@@ -13,7 +13,6 @@ import torch
 from builders import SIDE, builder, data, unified
 from PIL import Image
 
-from triptych.contracts import IMAGE_TO_TEXT, TEXT_TO_IMAGE, Preprocessing
 from triptych.data_modules import (
     BadSample,
     BatchBuilder,
@@ -32,6 +31,7 @@ from triptych.data_modules.steps import (
     StepDataset,
     Steps,
 )
+from triptych.interfaces import IMAGE_TO_TEXT, TEXT_TO_IMAGE, Preprocessing
 from triptych.prompts import IGNORED
 from triptych.utils.errors import UserError
 from triptych.utils.images import square

@@ -14,7 +14,7 @@ from diffusers.models import attention_processor
 from torch import nn
 
 from triptych.backbones.attention import probe_xformers, use_xformers
-from triptych.contracts import Condition, Part
+from triptych.interfaces import Condition, Part
 from triptych.sampler import sample_flow
 from triptych.sharding import (
     Execution,

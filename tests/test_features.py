@@ -16,12 +16,12 @@ from closeness import assert_close
 from lightning import Trainer
 from safetensors.torch import load_file, save_file
 
-from triptych.contracts import TEXT_TO_IMAGE
 from triptych.data_features import Making
 from triptych.data_modules import BatchBuilder, Reading, ShardFolder
 from triptych.data_modules.decode import Decoder
 from triptych.data_modules.features import FeatureCache, find_features, home, use_features
 from triptych.data_modules.sidecars import Sidecar, SidecarWriter, dequantize, quantize
+from triptych.interfaces import TEXT_TO_IMAGE
 from triptych.modules.features import FeatureModule
 from triptych.utils.errors import UserError
 from triptych.weights import WeightFiles

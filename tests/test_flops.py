@@ -11,8 +11,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from triptych import flops
-from triptych.contracts import IMAGE_TO_TEXT, TEXT_TO_IMAGE, Batch
 from triptych.freezing import freeze_all_but
+from triptych.interfaces import IMAGE_TO_TEXT, TEXT_TO_IMAGE, Batch
 from triptych.loading import describe_stage
 
 TEXT, QUERIES = 135, 64  # tokens of a caption's prompt without [IMG], and what follows [IMG]

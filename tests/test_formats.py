@@ -13,7 +13,6 @@ from builders import SIDE, builder, unified
 from PIL import Image
 from tars import write
 
-from triptych.contracts import IMAGE_TO_IMAGE, IMAGE_TO_TEXT, TEXT_TO_IMAGE, TEXT_TO_TEXT
 from triptych.data_modules import (
     BadSample,
     BatchBuilder,
@@ -23,6 +22,7 @@ from triptych.data_modules import (
     ShardFolder,
 )
 from triptych.data_modules import lines as lines_module
+from triptych.interfaces import IMAGE_TO_IMAGE, IMAGE_TO_TEXT, TEXT_TO_IMAGE, TEXT_TO_TEXT
 from triptych.prompts import IGNORED
 from triptych.utils.errors import UserError
 

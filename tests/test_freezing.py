@@ -5,7 +5,6 @@ import torch
 from builders import FAST, batches, needed, unified
 from torch import nn
 
-from triptych.contracts import TEXT_TO_IMAGE
 from triptych.freezing import (
     Optimization,
     freeze_all_but,
@@ -14,6 +13,7 @@ from triptych.freezing import (
     make_optimizer,
     selected,
 )
+from triptych.interfaces import TEXT_TO_IMAGE
 from triptych.utils.errors import UserError
 
 NAMES = ["queries", "dit.layer.weight", "dit.layer.bias", "dither.weight", "unet.weight"]

@@ -23,7 +23,7 @@ from lightning import Trainer
 from PIL import Image
 
 from triptych.callbacks import WritePictures
-from triptych.contracts import IMAGE_TO_TEXT, TEXT_TO_IMAGE
+from triptych.interfaces import IMAGE_TO_TEXT, TEXT_TO_IMAGE
 from triptych.modules import (
     GenerationModule,
     PixelDecoderModule,

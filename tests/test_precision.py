@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from triptych import backbones
-from triptych.contracts import Part
+from triptych.interfaces import Part
 from triptych.loading import describe_model
 from triptych.modules.panel import Panel
 from triptych.pipeline import UnifiedPipeline

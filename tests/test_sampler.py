@@ -6,7 +6,7 @@ import pytest
 import torch
 from builders import built, dit, shaken
 
-from triptych.contracts import Condition, VelocityModel
+from triptych.interfaces import Condition, VelocityModel
 from triptych.loss import shift_time
 from triptych.sampler import noise_from_seeds, sample_flow, sample_regression
 from triptych.solvers import SAMPLERS, model_calls, times

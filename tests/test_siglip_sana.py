@@ -22,7 +22,7 @@ from transformers import (
 
 from triptych.backbones import DCAutoencoder, SanaDecoder, Siglip2
 from triptych.cli import main
-from triptych.contracts import TEXT_TO_IMAGE, ImageEncoder
+from triptych.interfaces import TEXT_TO_IMAGE, ImageEncoder
 from triptych.loading import describe_model
 from triptych.modules import PixelDecoderModule, UnifiedModule
 from triptych.utils.errors import UserError

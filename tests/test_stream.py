@@ -17,7 +17,6 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from triptych.contracts import TEXT_TO_IMAGE
 from triptych.data_modules.source import BadSample
 from triptych.data_modules.tar_stream import (
     Caps,
@@ -26,6 +25,7 @@ from triptych.data_modules.tar_stream import (
     open_url,
     read_samples,
 )
+from triptych.interfaces import TEXT_TO_IMAGE
 from triptych.utils.errors import UserError
 from triptych.utils.listing.tar import ZEROS
 
@@ -220,7 +220,7 @@ def test_what_s3_needs_is_said():
 def known(tokenizer):
     from builders import SIDE
 
-    from triptych.contracts import Preprocessing
+    from triptych.interfaces import Preprocessing
 
     return Preprocessing(tokenizer, max_tokens=256, picture_size=SIDE, understanding_size=SIDE)
 

@@ -12,7 +12,6 @@ from builders import SIDE, builder
 from PIL import Image
 from tars import write
 
-from triptych.contracts import IMAGE_TO_TEXT, TEXT_TO_IMAGE, Preprocessing
 from triptych.data_modules import ConversationFile, ShardFolder
 from triptych.data_modules.columns import with_tokens
 from triptych.data_modules.indexing import build_index
@@ -23,6 +22,7 @@ from triptych.data_modules.tasks import Reading
 from triptych.data_modules.texts import captions_of
 from triptych.evaluation import dpg, geneval, wise
 from triptych.evaluation.picture_sources import read_pictures
+from triptych.interfaces import IMAGE_TO_TEXT, TEXT_TO_IMAGE, Preprocessing
 from triptych.messages import read_messages
 from triptych.serving.schemas import GenerationBody
 from triptych.serving.web.opening import read_prompts as read_page_prompts

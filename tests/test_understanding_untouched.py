@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from triptych.backbones import QwenText, QwenVision
-from triptych.contracts import TEXT_TO_IMAGE
 from triptych.evaluation.parity.loading import placed
+from triptych.interfaces import TEXT_TO_IMAGE
 from triptych.prompts import PAD, conversation_ids, pad, token_id
 from triptych.weights import WeightFiles, layouts, save_weights
 

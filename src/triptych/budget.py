@@ -17,8 +17,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from triptych import flops
-from triptych.contracts import TEXT_TO_IMAGE, Batch
 from triptych.freezing import freeze_all_but
+from triptych.interfaces import TEXT_TO_IMAGE, Batch
 from triptych.loading import describe_stage
 from triptych.modules import UnifiedModule
 from triptych.utils.documents import read_yaml

@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from triptych import __version__
-from triptych.contracts import Condition
+from triptych.interfaces import Condition
 from triptych.loading import find_source, load_model
 from triptych.messages import Message, read_messages
 from triptych.modules import UnifiedModule

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
-from triptych.contracts import Sampling
+from triptych.interfaces import Sampling
 from triptych.sampler import require_interval
 from triptych.solvers import require_sampler, require_steps
 from triptych.utils.errors import UserError

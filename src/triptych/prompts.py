@@ -17,7 +17,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from triptych.contracts import IGNORED as IGNORED
+from triptych.interfaces import IGNORED as IGNORED
 from triptych.utils.errors import TextError
 from triptych.utils.text import clean_text, is_blank
 from triptych.utils.tokens import Control, encode, token_id

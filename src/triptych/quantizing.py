@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from triptych.contracts import Part
+from triptych.interfaces import Part
 from triptych.utils.errors import UserError
 
 Quantize = Literal["4bit", "8bit"]

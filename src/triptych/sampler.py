@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from triptych.contracts import Condition, VelocityModel, velocity_under
+from triptych.interfaces import Condition, VelocityModel, velocity_under
 from triptych.solvers import flow_solver
 from triptych.utils.errors import UserError
 from triptych.utils.rng import normal

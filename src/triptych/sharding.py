@@ -18,7 +18,7 @@ from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, Partial, Shard, distribute_tensor
 from torch.utils.checkpoint import checkpoint
 
-from triptych.contracts import Part
+from triptych.interfaces import Part
 
 
 @dataclass

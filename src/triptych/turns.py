@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from triptych.contracts import Part
+from triptych.interfaces import Part
 from triptych.utils.errors import UserError
 
 

@@ -1,4 +1,4 @@
-"""Networks, as plain `nn.Module`s behind the roles of `triptych.contracts`. No Lightning here."""
+"""Networks, as plain `nn.Module`s behind the roles of `triptych.interfaces`. No Lightning here."""
 
 from triptych.backbones.dc_ae import DCAutoencoder
 from triptych.backbones.dit import LuminaNextDiT

@@ -7,7 +7,7 @@ from diffusers import AutoencoderDC
 from torch import Tensor
 
 from triptych.backbones.vae import decoded
-from triptych.contracts import ImageEncoder
+from triptych.interfaces import ImageEncoder
 from triptych.utils.errors import UserError
 from triptych.utils.images import pixels_to_unit
 

@@ -14,7 +14,7 @@ from diffusers.models.embeddings import (
 )
 from torch import Tensor, nn
 
-from triptych.contracts import Velocity, VelocityModel
+from triptych.interfaces import Velocity, VelocityModel
 from triptych.utils.errors import UserError
 
 

@@ -6,7 +6,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from triptych.contracts import ImageEncoder
+from triptych.interfaces import ImageEncoder
 from triptych.utils.errors import UserError
 from triptych.utils.images import scaled
 

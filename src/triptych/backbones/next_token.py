@@ -15,7 +15,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from triptych.contracts import Sampling
+from triptych.interfaces import Sampling
 from triptych.utils.finite import all_finite, require_finite
 from triptych.utils.rng import mix
 

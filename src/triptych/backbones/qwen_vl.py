@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from triptych.backbones.next_token import Logits, Watch, choice, none_ends
-from triptych.contracts import Batch, Condition, Sampling, Understander
+from triptych.interfaces import Batch, Condition, Sampling, Understander
 from triptych.prompts import (
     IGNORED,
     IM_END,

@@ -9,7 +9,7 @@ from diffusers import SanaTransformer2DModel
 from torch import Tensor, nn
 
 from triptych.backbones.dc_ae import DCAutoencoder
-from triptych.contracts import Condition, OnPicture, PixelDecoder
+from triptych.interfaces import Condition, OnPicture, PixelDecoder
 from triptych.loss import TimeSampling, mse, path, sample_time
 from triptych.sampler import sample_flow
 from triptych.solvers import require_sampler, require_steps

@@ -9,7 +9,7 @@ from diffusers import DDPMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 
 from triptych.backbones.vae import KLAutoencoder
-from triptych.contracts import OnPicture, PixelDecoder
+from triptych.interfaces import OnPicture, PixelDecoder
 from triptych.loss import mse
 from triptych.sampler import OnStep
 from triptych.solvers import diffusion_solver, require_sampler, require_steps

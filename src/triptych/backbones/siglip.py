@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
-from triptych.contracts import ImageEncoder
+from triptych.interfaces import ImageEncoder
 from triptych.utils.errors import UserError
 from triptych.utils.images import pixels_to_unit
 

@@ -9,7 +9,7 @@ from diffusers import AutoencoderKL
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor, nn
 
-from triptych.contracts import ImageEncoder
+from triptych.interfaces import ImageEncoder
 from triptych.utils.errors import UserError
 from triptych.utils.finite import all_finite, require_finite
 from triptych.utils.images import pixels_to_unit, unit_to_pixels

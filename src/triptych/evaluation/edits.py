@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy
 
-from triptych.contracts import Evaluator
 from triptych.evaluation.scoring import (
     SEEDS,
     WORLD_SEED,
@@ -23,6 +22,7 @@ from triptych.evaluation.scoring import (
     to_tensor,
     wilson,
 )
+from triptych.interfaces import Evaluator
 from triptych.shapes.checker import check, satisfies
 from triptych.shapes.edits import EDITS, Edit
 from triptych.shapes.shards import make_edit

@@ -5,7 +5,6 @@ from __future__ import annotations
 from itertools import islice
 from typing import Any
 
-from triptych.contracts import Evaluator
 from triptych.evaluation.feature_space import EncoderSpace, extract
 from triptych.evaluation.fid import (
     KidSettings,
@@ -14,6 +13,7 @@ from triptych.evaluation.fid import (
     kernel_interval,
 )
 from triptych.evaluation.picture_sources import Entry, read_pictures
+from triptych.interfaces import Evaluator
 from triptych.pipeline import UnifiedPipeline
 from triptych.utils.errors import UserError
 

@@ -18,7 +18,6 @@ from typing import Any, Literal
 
 import numpy
 
-from triptych.contracts import Evaluator
 from triptych.evaluation.scoring import (
     SEEDS,
     WORLD_SEED,
@@ -27,6 +26,7 @@ from triptych.evaluation.scoring import (
     to_arrays,
     to_tensor,
 )
+from triptych.interfaces import Evaluator
 from triptych.shapes.captions import Request, request_of
 from triptych.shapes.checker import answer_is_right, chance_levels, shape_eval
 from triptych.shapes.questions import questions

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from triptych.contracts import Sampling, Understander
+from triptych.interfaces import Sampling, Understander
 from triptych.prompts import IM_END, PAD, pad, token_id
 
 

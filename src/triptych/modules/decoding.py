@@ -7,7 +7,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from triptych.contracts import (
+from triptych.freezing import Optimization
+from triptych.interfaces import (
     TEXT_TO_IMAGE,
     Batch,
     ImageEncoder,
@@ -15,7 +16,6 @@ from triptych.contracts import (
     PixelDecoder,
     Preprocessing,
 )
-from triptych.freezing import Optimization
 from triptych.modules.panel import Metrics, Panel, target_features
 from triptych.sharding import Execution
 from triptych.utils.errors import UserError

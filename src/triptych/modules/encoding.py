@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from triptych.backbones.eva_clip import EvaClip
 from triptych.backbones.vae import KLAutoencoder
-from triptych.contracts import TEXT_TO_IMAGE, Batch, Part
 from triptych.freezing import Optimization
+from triptych.interfaces import TEXT_TO_IMAGE, Batch, Part
 from triptych.modules.panel import Metrics, Panel
 from triptych.sharding import Execution
 from triptych.utils.images import pixels_to_unit

@@ -9,7 +9,7 @@ import torch
 from lightning import LightningModule
 from torch import Tensor
 
-from triptych.contracts import ImageEncoder
+from triptych.interfaces import ImageEncoder
 from triptych.modules.unified import UnifiedModule
 from triptych.utils.errors import UserError
 

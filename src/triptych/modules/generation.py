@@ -8,7 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from triptych.contracts import (
+from triptych.freezing import Optimization
+from triptych.interfaces import (
     TEXT_TO_IMAGE,
     Batch,
     Condition,
@@ -17,7 +18,6 @@ from triptych.contracts import (
     Understander,
     VelocityModel,
 )
-from triptych.freezing import Optimization
 from triptych.loss import OBJECTIVES, TimeSampling, mse, path, sample_time
 from triptych.modules.panel import Metrics, Panel, target_features
 from triptych.prompts import TemplateName

@@ -12,7 +12,6 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
 from triptych.backbones.attention import use_xformers
-from triptych.contracts import Batch, ImageEncoder, Part, Preprocessing, batches_in
 from triptych.freezing import (
     Optimization,
     freeze_all_but,
@@ -21,6 +20,7 @@ from triptych.freezing import (
     learning_rate_factor,
     make_optimizer,
 )
+from triptych.interfaces import Batch, ImageEncoder, Part, Preprocessing, batches_in
 from triptych.modules.building import build_own, build_part, start_at_random
 from triptych.modules.loss_weighting import Means, OptimizerStep
 from triptych.sharding import (

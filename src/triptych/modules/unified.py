@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
-from triptych.contracts import Batch, Condition, ImageEncoder, OnPicture, Preprocessing
 from triptych.freezing import Optimization
+from triptych.interfaces import Batch, Condition, ImageEncoder, OnPicture, Preprocessing
 from triptych.modules.answering import write_answers
 from triptych.modules.building import build_part
 from triptych.modules.decoding import PixelDecoderModule

@@ -7,11 +7,11 @@ import re
 import torch
 from torch import Tensor
 
-from triptych.contracts import Condition
 from triptych.evaluation.parity.checkpoint import Checkpoint
 from triptych.evaluation.parity.checks import Checks
 from triptych.evaluation.parity.recorded import Case, Tensors
 from triptych.evaluation.parity.seeing import Seen, check_seeing
+from triptych.interfaces import Condition
 from triptych.loss import mse, path, sample_time
 from triptych.prompts import PAD, pad, token_id
 from triptych.utils.errors import UserError
