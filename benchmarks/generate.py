@@ -41,10 +41,9 @@ from triptych.evaluation.shapes import Example, examples
 from triptych.loading import describe_model
 from triptych.modules import UnifiedModule
 from triptych.pipeline import UnifiedPipeline
-from triptych.sampler import noise_from_seeds, sample_flow
+from triptych.sampler import model_calls, noise_from_seeds, sample_flow
 from triptych.shapes.captions import request_of
 from triptych.shapes.checker import check
-from triptych.solvers import model_calls
 from triptych.turns import take_turns
 from triptych.utils.errors import UserError
 

@@ -13,7 +13,7 @@ from triptych.pipeline_settings import (
     token_sampling,
     wanted_pictures,
 )
-from triptych.solvers import require_steps
+from triptych.sampler import require_steps
 from triptych.utils import limits
 from triptych.utils.errors import UserError
 from triptych.utils.limits import Range

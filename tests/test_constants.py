@@ -14,8 +14,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from triptych.interfaces import TEXT_TO_IMAGE, Batch, Condition
-from triptych.sampler import sample_flow
-from triptych.solvers import SAMPLERS
+from triptych.sampler import SAMPLERS, sample_flow
 
 MADE = {torch.tensor, torch.as_tensor, torch.asarray, torch.from_numpy, torch.scalar_tensor}
 MADE |= {torch.frombuffer, Tensor.new_tensor}

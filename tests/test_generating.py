@@ -10,8 +10,7 @@ from torch import nn
 from triptych import quantizing
 from triptych.backbones import vae as vae_file
 from triptych.pipeline import UnifiedPipeline
-from triptych.sampler import noise_from_seeds
-from triptych.solvers import SAMPLERS, model_calls
+from triptych.sampler import SAMPLERS, model_calls, noise_from_seeds
 from triptych.turns import require_room
 from triptych.utils.errors import UserError
 from triptych.utils.png_metadata import settings_of

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from triptych.interfaces import Sampling
-from triptych.sampler import require_interval
-from triptych.solvers import require_sampler, require_steps
+from triptych.sampler import require_interval, require_sampler, require_steps
 from triptych.utils.errors import UserError
 from triptych.utils.limits import (
     ALL_IMAGES,

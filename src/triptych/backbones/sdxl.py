@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from triptych.backbones.vae import KLAutoencoder
 from triptych.interfaces import OnPicture, PixelDecoder
 from triptych.loss import mse
-from triptych.sampler import OnStep
-from triptych.solvers import diffusion_solver, require_sampler, require_steps
+from triptych.sampler import OnStep, diffusion_solver, require_sampler, require_steps
 from triptych.utils.errors import UserError
 from triptych.utils.rng import normal, uniform
 

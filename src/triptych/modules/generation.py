@@ -21,9 +21,16 @@ from triptych.interfaces import (
 from triptych.loss import OBJECTIVES, TimeSampling, mse, path, sample_time
 from triptych.modules.panel import Metrics, Panel, target_features
 from triptych.prompts import TemplateName
-from triptych.sampler import OnStep, noise_from_seeds, sample_flow, sample_regression
+from triptych.sampler import (
+    OnStep,
+    model_calls,
+    noise_from_seeds,
+    require_sampler,
+    require_steps,
+    sample_flow,
+    sample_regression,
+)
 from triptych.sharding import Execution, whole
-from triptych.solvers import model_calls, require_sampler, require_steps
 from triptych.utils.errors import UserError
 from triptych.utils.finite import all_finite, require_finite
 from triptych.utils.rng import normal, uniform

@@ -19,7 +19,7 @@ from pydantic import (
     WithJsonSchema,
 )
 
-from triptych.solvers import SAMPLERS
+from triptych.sampler import SAMPLERS
 from triptych.utils.text import clean_text
 
 MOST_PICTURES = 10

@@ -13,8 +13,7 @@ from triptych.evaluation.parity.recorded import Case, Tensors
 from triptych.evaluation.parity.seeing import Seen, check_seeing
 from triptych.interfaces import Condition
 from triptych.prompts import PAD, pad, token_id
-from triptych.sampler import OnStep, sample_flow
-from triptych.solvers import times
+from triptych.sampler import OnStep, sample_flow, times
 
 
 def recognizes(case: Case) -> bool:

@@ -7,8 +7,8 @@ from typing import Any
 import gradio as gr
 
 from triptych.pipeline import UnifiedPipeline
+from triptych.sampler import SAMPLERS
 from triptych.serving.web.numbers import number, slider
-from triptych.solvers import SAMPLERS
 
 SETTINGS = ("steps", "guidance", "sampler", "decoder_steps", "decoder_guidance", "decoder_sampler")
 STAGES = {"": "Features", "decoder_": "Pixels"}
