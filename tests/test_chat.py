@@ -8,7 +8,7 @@ import torch
 from builders import built, understander
 from PIL import Image
 
-from triptych.backbones.next_token import choice
+from triptych.backbones.token_sampling import choice
 from triptych.interfaces import Sampling
 from triptych.modules import UnderstandingModule
 from triptych.modules.answering import Row

@@ -19,7 +19,7 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from triptych.backbones.next_token import Logits, Watch, choice, none_ends
+from triptych.backbones.token_sampling import Logits, Watch, choice, none_ends
 from triptych.interfaces import Batch, Condition, Sampling, Understander
 from triptych.prompts import (
     IGNORED,
