@@ -58,12 +58,12 @@ EVENTS = ("term", "term-twice", "timeout", "term-last", "int", "usr1")
 FAILURES = ("kill-first", "kill-last", "refused", "mistake", "disk")
 STRATEGIES = {
     "ddp": {
-        "class_path": "triptych.strategies.LeanDDPStrategy",
+        "class_path": "triptych.training.strategies.LeanDDPStrategy",
         "init_args": {"process_group_backend": "gloo"},
     },
-    "fsdp2": {"class_path": "triptych.strategies.ShardedStrategy"},
+    "fsdp2": {"class_path": "triptych.training.strategies.ShardedStrategy"},
     "sharded": {
-        "class_path": "triptych.strategies.ShardedStrategy",
+        "class_path": "triptych.training.strategies.ShardedStrategy",
         "init_args": {"save_sharded": True},
     },
 }

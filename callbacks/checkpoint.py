@@ -19,7 +19,7 @@ from torch.distributed.checkpoint import CheckpointException
 
 from triptych.callbacks.checkpoint_io import BackgroundCheckpointIO, DurableCheckpointIO
 from triptych.callbacks.run_log import Row, complete_log, continue_log, pending_row
-from triptych.ranks import Agreement, take_over, watch_launched
+from triptych.training.ranks import Agreement, take_over, watch_launched
 from triptych.utils.errors import UserError
 from triptych.utils.signals import RESUME, Terminated, supervisor
 from triptych.weights import WeightFiles, durable

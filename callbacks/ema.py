@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from triptych.callbacks.export import ExportWeights
 from triptych.callbacks.skipping import has_gradients, local, was_skipped
-from triptych.sharding import gathered, like
+from triptych.training.fsdp import gathered, like
 from triptych.utils.errors import UserError
 from triptych.weights.checking import require_sound
 
@@ -57,7 +57,7 @@ class EMA(Callback):
         if isinstance(trainer.strategy, FSDPStrategy):
             raise UserError(
                 "EMA cannot follow the flattened parameters of FSDP1; use FSDP2 "
-                "(triptych.strategies.ShardedStrategy) or DDP, or leave the callback out."
+                "(triptych.training.strategies.ShardedStrategy) or DDP, or leave the callback out."
             )
         self._saves = trainer.is_global_zero
 

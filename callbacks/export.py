@@ -10,7 +10,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 
 from triptych.run_folder import of_trainer
-from triptych.sharding import gathered
+from triptych.training.fsdp import gathered
 from triptych.weights import durable, full_name, save_weights
 
 log = logging.getLogger(__name__)

@@ -22,7 +22,6 @@ from triptych.backbones import (
     SDXLDecoder,
 )
 from triptych.data_modules import BatchBuilder, Reading, ShardDataModule
-from triptych.freezing import Optimization
 from triptych.interfaces import IMAGE_TO_TEXT, TEXT_TO_IMAGE, Batch
 from triptych.modules import (
     EncodingModule,
@@ -32,6 +31,7 @@ from triptych.modules import (
     UnifiedModule,
 )
 from triptych.modules.encoding import EncodingHeads
+from triptych.training.optimizer import Optimization
 from triptych.weights import WeightFiles, save_weights
 from triptych.weights.files import MADE_BY, label_of
 

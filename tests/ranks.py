@@ -21,8 +21,9 @@ from lightning import Callback, Trainer
 from torch.distributed.tensor import DTensor
 
 from triptych.callbacks import Checkpoint
-from triptych.sharding import Execution, gathered
-from triptych.strategies import LeanDDPStrategy, ShardedStrategy
+from triptych.training.execution import Execution
+from triptych.training.fsdp import gathered
+from triptych.training.strategies import LeanDDPStrategy, ShardedStrategy
 from triptych.weights import WeightFiles
 
 STRATEGIES = {

@@ -23,7 +23,7 @@ from triptych.callbacks import (
     RunSummary,
     Throughput,
 )
-from triptych.sharding import gathered
+from triptych.training.fsdp import gathered
 from triptych.weights import WeightFiles
 
 

@@ -16,8 +16,9 @@ from triptych.interfaces import Part
 from triptych.loading import describe_model
 from triptych.modules.panel import Panel
 from triptych.pipeline import UnifiedPipeline
-from triptych.sharding import cast_frozen, parameters_on_meta
-from triptych.strategies import BlockFSDPStrategy
+from triptych.training.execution import cast_frozen
+from triptych.training.meta_init import parameters_on_meta
+from triptych.training.strategies import BlockFSDPStrategy
 from triptych.utils.errors import UserError
 from triptych.utils.paths import presets
 from triptych.utils.precision import STATISTICS, ExactBuffers

@@ -5,8 +5,8 @@ import torch
 from builders import ROOT
 
 from triptych.backbones import QwenText, QwenVision, QwenVL, Vocabulary
-from triptych.freezing import freeze_all_but
 from triptych.loading import describe_model
+from triptych.training.freezing import freeze_all_but
 from triptych.utils.errors import UserError
 
 # Counted in the published system: queries, DiT and its caption projection (diffusers' inert

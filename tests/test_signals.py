@@ -15,7 +15,7 @@ import pytest
 from builders import ROOT
 
 from triptych.data_modules.steps import step_loader
-from triptych.ranks import ending_together, lost_contact
+from triptych.training.ranks import ending_together, lost_contact
 from triptych.utils.errors import UserError
 from triptych.utils.signals import ENDING
 
@@ -248,7 +248,7 @@ def rank_of_two(body, rank, port):
     code = """
         from datetime import timedelta
         from torch import distributed
-        from triptych.ranks import announce_failures
+        from triptych.training.ranks import announce_failures
         distributed.init_process_group("gloo", timeout=timedelta(seconds=600))
         store = distributed.distributed_c10d._get_default_store()
         with supervisor.handled():

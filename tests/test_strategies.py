@@ -156,7 +156,7 @@ import torch
 from torch import distributed, multiprocessing
 from torch.nn.parallel import DistributedDataParallel
 
-from triptych.strategies import fix_buckets
+from triptych.training.strategies import fix_buckets
 
 
 class Model(torch.nn.Module):

@@ -19,12 +19,12 @@ from torch.distributed.checkpoint import metadata as index_classes
 
 from triptych.cli import main, takes_classes
 from triptych.loading import describe_model
+from triptych.training.sharded_checkpoint import INDEX, read_index, read_shards, read_shards_of
 from triptych.trust import plain_model
 from triptych.utils.errors import UserError
 from triptych.utils.paths import ASSETS, presets
 from triptych.utils.png_metadata import settings_of, shown_name
 from triptych.weights import durable
-from triptych.weights.sharded import INDEX, read_index, read_shards, read_shards_of
 
 ROOT = Path(__file__).parent.parent
 TINY = presets()["tiny"].resolve()

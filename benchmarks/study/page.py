@@ -90,7 +90,7 @@ interval alone: undecided where it includes no difference.</p>
 <h2>Understanding before and after</h2>
 {_understanding(results)}
 <h2>Cost</h2>
-<p>FLOPs by the formulas of triptych.flops; CPU seconds of `triptych fit` on one thread, with
+<p>FLOPs by the formulas of triptych.training.flops; CPU seconds of `triptych fit` on one thread, with
 imports and the curve's scores.</p>
 {_cost(results)}
 <h2>Samples</h2>

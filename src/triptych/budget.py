@@ -3,7 +3,7 @@
     python -m triptych.budget blip3o_8b stage2 --gpus 32
 
 prints the line that stands in the recipe. Generation and understanding by the formulas of
-`triptych.flops`, which tests compare with torch's counter; decoder and encoder counted on the meta
+`triptych.training.flops`, which tests compare with torch's counter; decoder and encoder counted on the meta
 device. Days are FLOPs over MFU times a peak: arithmetic, not a measurement.
 """
 
@@ -16,11 +16,11 @@ from pathlib import Path
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from triptych import flops
-from triptych.freezing import freeze_all_but
 from triptych.interfaces import TEXT_TO_IMAGE, Batch
 from triptych.loading import describe_stage
 from triptych.modules import UnifiedModule
+from triptych.training import flops
+from triptych.training.freezing import freeze_all_but
 from triptych.utils.documents import read_yaml
 from triptych.utils.limits import COUNT
 from triptych.utils.standard_streams import run

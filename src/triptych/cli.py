@@ -45,7 +45,7 @@ def run_lightning(arguments: list[str]) -> None:
     # where a rank dies, torch's C++ would print its stack for each connection that breaks
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     with supervisor.handled():  # from here on: importing torch takes seconds
-        from triptych.ranks import ending_together, watch_launched
+        from triptych.training.ranks import ending_together, watch_launched
 
         watch_launched()
         with ending_together():

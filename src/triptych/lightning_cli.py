@@ -14,16 +14,16 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from triptych import run_folder
 from triptych.loading import BAD_VALUES
 from triptych.modules.panel import Panel
-from triptych.ranks import take_over
 from triptych.run_folder import RunFolder
-from triptych.strategies import ShardedStrategy
 from triptych.trainer_flags import settle
+from triptych.training.ranks import take_over
+from triptych.training.sharded_checkpoint import load_data
+from triptych.training.strategies import ShardedStrategy
 from triptych.utils.config_nulls import require_values
 from triptych.utils.errors import UserError
 from triptych.utils.limits import RUN_SEED
 from triptych.utils.parser_errors import plain, raised_in
 from triptych.weights import durable, require_files
-from triptych.weights.sharded import load_data
 
 # Lightning's own use of a torch function that is being renamed: nothing a user can act on.
 warnings.filterwarnings("ignore", message=".*LeafSpec.*")

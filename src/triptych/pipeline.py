@@ -39,7 +39,7 @@ from triptych.prompts import PromptError, chat_ids
 from triptych.quantizing import Quantize, require_quantizer
 from triptych.quantizing import quantize as quantize_part
 from triptych.sampler import model_calls
-from triptych.sharding import compile_blocks
+from triptych.training.execution import compile_blocks
 from triptych.turns import require_room, take_turns
 from triptych.utils.callback_iterator import pieces
 from triptych.utils.errors import UserError

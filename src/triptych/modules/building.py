@@ -9,8 +9,8 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from triptych.freezing import inert
 from triptych.interfaces import Part
+from triptych.training.freezing import inert
 from triptych.utils.precision import float32_by_default
 from triptych.utils.rng import mix
 from triptych.weights.files import full_name

@@ -7,7 +7,6 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from triptych.freezing import Optimization
 from triptych.interfaces import (
     TEXT_TO_IMAGE,
     Batch,
@@ -17,7 +16,8 @@ from triptych.interfaces import (
     Preprocessing,
 )
 from triptych.modules.panel import Metrics, Panel, target_features
-from triptych.sharding import Execution
+from triptych.training.execution import Execution
+from triptych.training.optimizer import Optimization
 from triptych.utils.errors import UserError
 from triptych.weights import WeightFiles
 

@@ -8,7 +8,6 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from triptych.freezing import Optimization
 from triptych.interfaces import (
     TEXT_TO_IMAGE,
     Batch,
@@ -30,7 +29,9 @@ from triptych.sampler import (
     sample_flow,
     sample_regression,
 )
-from triptych.sharding import Execution, whole
+from triptych.training.execution import Execution
+from triptych.training.fsdp import whole
+from triptych.training.optimizer import Optimization
 from triptych.utils.errors import UserError
 from triptych.utils.finite import all_finite, require_finite
 from triptych.utils.rng import normal, uniform

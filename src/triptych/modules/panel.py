@@ -12,26 +12,14 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
 from triptych.backbones.attention import use_xformers
-from triptych.freezing import (
-    Optimization,
-    freeze_all_but,
-    frozen_modules,
-    inert,
-    learning_rate_factor,
-    make_optimizer,
-)
 from triptych.interfaces import Batch, ImageEncoder, Part, Preprocessing, batches_in
 from triptych.modules.building import build_own, build_part, start_at_random
 from triptych.modules.loss_weighting import Means, OptimizerStep
-from triptych.sharding import (
-    Execution,
-    cast_frozen,
-    compile_blocks,
-    materialize,
-    parameters_on_meta,
-    recompute_blocks,
-    shard,
-)
+from triptych.training.execution import Execution, cast_frozen, compile_blocks, recompute_blocks
+from triptych.training.freezing import freeze_all_but, frozen_modules, inert
+from triptych.training.fsdp import shard
+from triptych.training.meta_init import materialize, parameters_on_meta
+from triptych.training.optimizer import Optimization, learning_rate_factor, make_optimizer
 from triptych.utils.errors import UserError
 from triptych.utils.precision import ExactBuffers
 from triptych.weights import WeightFiles, find_all, load_tensors, load_weights, stored_names

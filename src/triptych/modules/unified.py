@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
-from triptych.freezing import Optimization
 from triptych.interfaces import Batch, Condition, ImageEncoder, OnPicture, Preprocessing
 from triptych.modules.answering import write_answers
 from triptych.modules.building import build_part
@@ -29,7 +28,9 @@ from triptych.prompts import (
     shared_tokens,
     token_id,
 )
-from triptych.sharding import Execution, whole
+from triptych.training.execution import Execution
+from triptych.training.fsdp import whole
+from triptych.training.optimizer import Optimization
 from triptych.utils.errors import UserError
 from triptych.utils.finite import require_finite
 from triptych.weights import WeightFiles

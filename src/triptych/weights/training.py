@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from triptych.training.sharded_checkpoint import REST, load_data, read_shards_of
 from triptych.utils.errors import UserError
 from triptych.utils.png_metadata import shown_name
 from triptych.weights import durable
 from triptych.weights.files import WeightFiles, expected, full_name, label_of, save_weights
 from triptych.weights.fingerprint import fingerprint
 from triptych.weights.prefixes import with_plain_names
-from triptych.weights.sharded import REST, load_data, read_shards_of
 
 Base = dict[str, dict[str, str]]
 """Label -> name of the file and sha256 of the weights that frozen parts came from."""

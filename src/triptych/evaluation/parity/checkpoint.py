@@ -14,9 +14,9 @@ from triptych.backbones import EvaClip, LuminaNextDiT, QwenText, QwenVision, Qwe
 from triptych.evaluation.parity.checks import Checks
 from triptych.evaluation.parity.loading import fill, placed
 from triptych.evaluation.parity.recorded import Case
-from triptych.freezing import freeze_all_but
 from triptych.modules import GenerationModule, UnderstandingModule, UnifiedModule
 from triptych.prompts import IM_END, IMAGE_PAD, PAD, START_OF_IMAGE, VISION_END, VISION_START
+from triptych.training.freezing import freeze_all_but
 from triptych.utils.errors import UserError
 from triptych.weights import layouts
 

@@ -22,10 +22,11 @@ from torch.distributed.fsdp.wrap import CustomPolicy
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from triptych.ranks import announce_failures
-from triptych.sharding import blocks_of, gathered, like, put
+from triptych.training.execution import blocks_of
+from triptych.training.fsdp import gathered, like, put
+from triptych.training.ranks import announce_failures
+from triptych.training.sharded_checkpoint import REST, load_data, read_shards
 from triptych.utils.errors import UserError
-from triptych.weights.sharded import REST, load_data, read_shards
 
 
 class _EndsTogether(Strategy):

@@ -20,8 +20,8 @@ from torch.nn.modules.module import (
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from triptych.callbacks.parts import part_of
 from triptych.interfaces import batches_in
+from triptych.training.part_names import part_of
 
 OTHER = "other"  # what no part computed: losses, optimizer-free arithmetic between parts
 

@@ -1,17 +1,15 @@
-"""What trains, what is frozen, and the optimizer of what trains."""
+"""Optimizer and learning-rate schedule."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from typing import Literal
 
 import torch
 from torch import nn
 
-from triptych.utils.errors import UserError
+from triptych.training.freezing import selected
 
 
 @dataclass
@@ -33,56 +31,6 @@ class Optimization:
     rates: dict[str, float] = field(default_factory=dict)
     """Parts that learn at a rate of their own: a pattern as in `trains`, and its peak instead of
     `lr`, on the same schedule. Where several match a parameter, the last one counts."""
-
-
-def selected(names: Iterable[str], patterns: Iterable[str], option: str = "trains") -> set[str]:
-    """The names under one of the patterns: a module path ("generation") or a glob ("*.dit.*").
-
-    Args:
-        option: where the patterns are from, for the message.
-
-    Raises:
-        UserError: a pattern matches nothing, so that a misspelling never freezes in silence.
-    """
-    names = list(names)
-    chosen: set[str] = set()
-    for pattern in patterns:
-        found = {
-            name for name in names if name.startswith(f"{pattern}.") or fnmatchcase(name, pattern)
-        }
-        if not found:
-            tops = sorted({name.split(".")[0] for name in names})
-            raise UserError(
-                f"{option}: {pattern!r} matches no parameter; the model's parts are {tops}."
-            )
-        chosen |= found
-    return chosen
-
-
-def inert(name: str) -> bool:
-    """Whether nothing uses a parameter: diffusers' pad_token stays frozen and is in no file."""
-    return name.endswith("dit.pad_token")
-
-
-def freeze_all_but(module: nn.Module, patterns: Iterable[str]) -> set[str]:
-    """Set requires_grad by `patterns`; returns the names of the parameters that train."""
-    parameters = dict(module.named_parameters())
-    trained = {name for name in selected(parameters, patterns) if not inert(name)}
-    for name, parameter in parameters.items():
-        parameter.requires_grad_(name in trained)
-    return trained
-
-
-def frozen_modules(module: nn.Module) -> list[nn.Module]:
-    """Largest submodules none of whose parameters train: they belong in evaluation mode."""
-    found = []
-    for child in module.children():
-        parameters = list(child.parameters())
-        if parameters and not any(p.requires_grad for p in parameters):
-            found.append(child)
-        else:
-            found.extend(frozen_modules(child))
-    return found
 
 
 def make_optimizer(module: nn.Module, settings: Optimization) -> torch.optim.AdamW:
