@@ -45,10 +45,10 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from safetensors.torch import load_file
 
 from triptych.callbacks import export
+from triptych.checkpoints import atomic_checkpoint
 from triptych.cli import main as triptych_main
 from triptych.lightning_cli import TriptychCLI
 from triptych.utils.errors import UserError
-from triptych.weights import durable
 
 STARTING = ("parse", "rendezvous", "data", "setup", "sanity")
 TRAINING = ("forward", "backward", "optimizer", "stepped", "validation", "save", "background")
@@ -179,8 +179,8 @@ def watch() -> None:
     cli.before_instantiate_classes = passing("parse", cli.before_instantiate_classes)
     group.init_process_group = passing("rendezvous", group.init_process_group)
     _DataConnector.prepare_data = passing("data", _DataConnector.prepare_data)
-    durable._Noting.write = passing("save", durable._Noting.write)
-    durable.put_folder = passing("save", durable.put_folder)
+    atomic_checkpoint._Noting.write = passing("save", atomic_checkpoint._Noting.write)
+    atomic_checkpoint.put_folder = passing("save", atomic_checkpoint.put_folder)
     export.save_weights = passing("export", export.save_weights)
     subprocess_script.subprocess = SimpleNamespace(Popen=Forked)
 
@@ -372,7 +372,7 @@ def attempt(task: tuple[Case, int, bool, float, Path]) -> dict[str, object]:
 
 def weights(runs: Path) -> dict[str, object] | None:
     """Trained tensors and optimizer of a run's last checkpoint, as bytes."""
-    last = durable.newest([runs / "run"])
+    last = atomic_checkpoint.newest([runs / "run"])
     if last is None:
         return None
     if last.is_dir():

@@ -11,8 +11,8 @@ import torch
 from lightning.fabric.plugins import CheckpointIO
 from lightning_utilities.core.apply_func import apply_to_collection
 
-from triptych.weights import durable
-from triptych.weights.training import read_checkpoint
+from triptych.checkpoints import atomic_checkpoint
+from triptych.checkpoints.training_checkpoint import read_checkpoint
 
 
 class DurableCheckpointIO(CheckpointIO):
@@ -32,7 +32,7 @@ class DurableCheckpointIO(CheckpointIO):
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
     ) -> None:
         step = checkpoint.get("global_step")
-        durable.write(Path(path), lambda file: torch.save(checkpoint, file), step)
+        atomic_checkpoint.write(Path(path), lambda file: torch.save(checkpoint, file), step)
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any | None = None, weights_only: bool | None = None
@@ -41,11 +41,11 @@ class DurableCheckpointIO(CheckpointIO):
         return read_checkpoint(Path(self.agree(str(path))))
 
     def remove_checkpoint(self, path: str | Path) -> None:
-        durable.remove(Path(path))
+        atomic_checkpoint.remove(Path(path))
 
     def link(self, path: str | Path, name: str | Path) -> None:
         """Make `name` a link to the checkpoint `path`."""
-        durable.link(Path(path), Path(name))
+        atomic_checkpoint.link(Path(path), Path(name))
 
 
 class BackgroundCheckpointIO(DurableCheckpointIO):
@@ -69,10 +69,10 @@ class BackgroundCheckpointIO(DurableCheckpointIO):
         self._after(lambda: super(BackgroundCheckpointIO, self).save_checkpoint(copy, path))
 
     def remove_checkpoint(self, path: str | Path) -> None:
-        self._after(lambda: durable.remove(Path(path)))
+        self._after(lambda: atomic_checkpoint.remove(Path(path)))
 
     def link(self, path: str | Path, name: str | Path) -> None:
-        self._after(lambda: durable.link(Path(path), Path(name)))
+        self._after(lambda: atomic_checkpoint.link(Path(path), Path(name)))
 
     def wait(self) -> None:
         """Wait for what is under way; raises what went wrong in it, once."""

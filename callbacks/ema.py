@@ -14,9 +14,9 @@ from torch.optim import Optimizer
 
 from triptych.callbacks.export import ExportWeights
 from triptych.callbacks.skipping import has_gradients, local, was_skipped
+from triptych.checkpoints.weight_checks import require_sound
 from triptych.training.fsdp import gathered, like
 from triptych.utils.errors import UserError
-from triptych.weights.checking import require_sound
 
 
 class EMA(Callback):

@@ -9,9 +9,9 @@ from typing import Literal
 import torch
 from lightning import Callback, LightningModule, Trainer
 
-from triptych.run_folder import of_trainer
+from triptych.checkpoints import atomic_checkpoint, full_name, save_weights
+from triptych.checkpoints.run_folder import of_trainer
 from triptych.training.fsdp import gathered
-from triptych.weights import durable, full_name, save_weights
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +66,6 @@ class ExportWeights(Callback):
         }
         if self._trained or not self.path.exists():
             save_weights(tensors, self.path, metadata, self.dtype)
-        if durable.run_number(self.path.parent) >= 0:
-            durable.link_newest(self.path.parent.parent / self.filename)
+        if atomic_checkpoint.run_number(self.path.parent) >= 0:
+            atomic_checkpoint.link_newest(self.path.parent.parent / self.filename)
         log.info("trained weights: %s", self.path)

@@ -17,8 +17,8 @@ from torch import Tensor
 from triptych.callbacks.ema import EMA
 from triptych.callbacks.optional import OptionalCallback, missing_parts
 from triptych.callbacks.pictures import inspecting, to_arrays
+from triptych.checkpoints.run_folder import of_trainer
 from triptych.interfaces import IMAGE_TO_TEXT, TEXT_TO_IMAGE
-from triptych.run_folder import of_trainer
 from triptych.utils.errors import NotFiniteError, UserError
 from triptych.utils.image_grid import above, grid
 from triptych.utils.images import square, unit_to_pixels

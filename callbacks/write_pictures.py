@@ -10,7 +10,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 from PIL import Image
 
-from triptych.run_folder import of_trainer
+from triptych.checkpoints.run_folder import of_trainer
 
 
 class WritePictures(BasePredictionWriter):

@@ -21,6 +21,8 @@ from triptych.backbones import (
     QwenVL,
     SDXLDecoder,
 )
+from triptych.checkpoints import WeightFiles, save_weights
+from triptych.checkpoints.weight_files import MADE_BY, label_of
 from triptych.data_modules import BatchBuilder, Reading, ShardDataModule
 from triptych.interfaces import IMAGE_TO_TEXT, TEXT_TO_IMAGE, Batch
 from triptych.modules import (
@@ -32,8 +34,6 @@ from triptych.modules import (
 )
 from triptych.modules.encoding import EncodingHeads
 from triptych.training.optimizer import Optimization
-from triptych.weights import WeightFiles, save_weights
-from triptych.weights.files import MADE_BY, label_of
 
 ROOT = Path(__file__).parent.parent
 SIDE = 48  # pixels

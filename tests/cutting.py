@@ -12,12 +12,12 @@ from builders import builder, needed, unified
 from lightning import Callback, Trainer
 from PIL import Image
 
+from triptych.checkpoints import WeightFiles
 from triptych.data_modules import AccumulationLoader, ConversationFile, ShardFolder
 from triptych.interfaces import IMAGE_TO_IMAGE, IMAGE_TO_TEXT, TEXT_TO_IMAGE, Batch, batches_in
 from triptych.prompts import IGNORED
 from triptych.training.fsdp import gathered
 from triptych.training.optimizer import Optimization
-from triptych.weights import WeightFiles
 
 STILL = Optimization(lr=0.0, schedule="constant")  # steps change nothing: gradients stay comparable
 TASKS = {

@@ -21,10 +21,10 @@ from lightning import Callback, Trainer
 from torch.distributed.tensor import DTensor
 
 from triptych.callbacks import Checkpoint
+from triptych.checkpoints import WeightFiles
 from triptych.training.execution import Execution
 from triptych.training.fsdp import gathered
 from triptych.training.strategies import LeanDDPStrategy, ShardedStrategy
-from triptych.weights import WeightFiles
 
 STRATEGIES = {
     "auto": lambda: "auto",

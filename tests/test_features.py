@@ -16,6 +16,9 @@ from closeness import assert_close
 from lightning import Trainer
 from safetensors.torch import load_file, save_file
 
+from triptych.checkpoints import WeightFiles
+from triptych.checkpoints import fingerprint as fingerprints
+from triptych.checkpoints.fingerprint import fingerprint
 from triptych.data_features import Making
 from triptych.data_modules import BatchBuilder, Reading, ShardFolder
 from triptych.data_modules.decode import Decoder
@@ -24,9 +27,6 @@ from triptych.data_modules.sidecars import Sidecar, SidecarWriter, dequantize, q
 from triptych.interfaces import TEXT_TO_IMAGE
 from triptych.modules.features import FeatureModule
 from triptych.utils.errors import UserError
-from triptych.weights import WeightFiles
-from triptych.weights import fingerprint as fingerprints
-from triptych.weights.fingerprint import fingerprint
 
 WAY = Decoder().way
 

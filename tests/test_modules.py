@@ -23,6 +23,7 @@ from lightning import Trainer
 from PIL import Image
 
 from triptych.callbacks import WritePictures
+from triptych.checkpoints import WeightFiles
 from triptych.interfaces import IMAGE_TO_TEXT, TEXT_TO_IMAGE
 from triptych.modules import (
     GenerationModule,
@@ -32,7 +33,6 @@ from triptych.modules import (
 )
 from triptych.prompts import PAD, pad, reconstruction_ids, token_id
 from triptych.utils.errors import UserError
-from triptych.weights import WeightFiles
 
 OBJECTIVES = ["clip_flow", "clip_mse", "vae_flow"]
 TASKS = {

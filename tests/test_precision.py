@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from triptych import backbones
+from triptych.checkpoints import WeightFiles, load_weights, save_weights
 from triptych.interfaces import Part
 from triptych.loading import describe_model
 from triptych.modules.panel import Panel
@@ -22,7 +23,6 @@ from triptych.training.strategies import BlockFSDPStrategy
 from triptych.utils.errors import UserError
 from triptych.utils.paths import presets
 from triptych.utils.precision import STATISTICS, ExactBuffers
-from triptych.weights import WeightFiles, load_weights, save_weights
 
 BF16 = torch.bfloat16
 ROUNDOFF = 2.0**-9  # of bfloat16: half of a unit in the last of its 8 bits

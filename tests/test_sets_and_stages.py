@@ -14,11 +14,11 @@ from lightning import Trainer
 from lightning.pytorch.loggers import CSVLogger
 from PIL import Image
 
+from triptych.checkpoints import WeightFiles
 from triptych.data_modules import ConversationFile, Ingredient, MixedDataModule, ShardFolder
 from triptych.data_modules.tables import TextTable
 from triptych.interfaces import IMAGE_TO_IMAGE, IMAGE_TO_TEXT, TEXT_TO_IMAGE, TEXT_TO_TEXT
 from triptych.utils.errors import UserError
-from triptych.weights import WeightFiles
 
 
 def configured():

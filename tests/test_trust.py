@@ -17,6 +17,7 @@ from torch import distributed
 from torch.distributed import checkpoint as sharded_files
 from torch.distributed.checkpoint import metadata as index_classes
 
+from triptych.checkpoints import atomic_checkpoint
 from triptych.cli import main, takes_classes
 from triptych.loading import describe_model
 from triptych.training.sharded_checkpoint import INDEX, read_index, read_shards, read_shards_of
@@ -24,7 +25,6 @@ from triptych.trust import plain_model
 from triptych.utils.errors import UserError
 from triptych.utils.paths import ASSETS, presets
 from triptych.utils.png_metadata import settings_of, shown_name
-from triptych.weights import durable
 
 ROOT = Path(__file__).parent.parent
 TINY = presets()["tiny"].resolve()
@@ -151,12 +151,12 @@ def run_of(stranger, folder: Path, marker: Path) -> Path:
     """A run's folder with a sharded checkpoint by a stranger, with a manifest that agrees."""
     run = folder / "run"
     checkpoint = run / "checkpoints" / "1.ckpt"
-    partial = durable.partial_of(checkpoint)
+    partial = atomic_checkpoint.partial_of(checkpoint)
     partial.mkdir(parents=True)
     save_sharded(partial, {"state_dict": {QUERIES: torch.zeros(16, 128)}})
     (run / "config.yaml").write_text(TINY.read_text())
     stranger(partial, marker)
-    durable.put_folder(partial, checkpoint)
+    atomic_checkpoint.put_folder(partial, checkpoint)
     return run
 
 

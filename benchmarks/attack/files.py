@@ -197,15 +197,15 @@ def _sharded(run: Path, config: str, marker: Path) -> Path:
     """A run's folder with a sharded checkpoint whose index is a pickle, with its manifest."""
     import torch
 
-    from triptych.weights import durable
+    from triptych.checkpoints import atomic_checkpoint
 
     checkpoint = run / "checkpoints" / "1.ckpt"
-    partial_folder = durable.partial_of(checkpoint)
+    partial_folder = atomic_checkpoint.partial_of(checkpoint)
     partial_folder.mkdir(parents=True)
     (partial_folder / ".metadata").write_bytes(pickle.dumps(_Code(marker)))
     (partial_folder / "__0_0.distcp").write_bytes(pickle.dumps(_Code(marker)))
     torch.save({"global_step": 1}, partial_folder / "meta.pt")
-    durable.put_folder(partial_folder, checkpoint)
+    atomic_checkpoint.put_folder(partial_folder, checkpoint)
     (run / "config.yaml").write_text(config)
     return run
 

@@ -116,12 +116,12 @@ def convert(arguments: list[str]) -> None:
         parser.error(f"a model file is converted alone, without {' '.join(parsed.source[1:])}")
     try:
         if back:
+            from triptych.checkpoints.published.export import export
             from triptych.loading import describe_model
-            from triptych.weights.export import export
 
             export(describe_model(parsed.source, flags, parsed.trust_class), parsed.target)
         else:
-            from triptych.weights import convert as conversion
+            from triptych.checkpoints.published import convert as conversion
 
             conversion.convert_published(
                 parsed.source, parsed.target, parsed.encoder, parsed.decoder
@@ -144,7 +144,7 @@ def export(arguments: list[str]) -> None:
     parsed = parser.parse_args(arguments)
     import torch
 
-    from triptych.weights.training import export_checkpoint
+    from triptych.checkpoints.training_checkpoint import export_checkpoint
 
     export_checkpoint(parsed.checkpoint, parsed.out, parsed.ema, getattr(torch, parsed.dtype))
     print(f"{parsed.out}: --model.weights.LABEL={parsed.out} reads it")

@@ -26,6 +26,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from triptych import __version__
+from triptych.checkpoints import require_files
+from triptych.checkpoints.run_folder import is_first_process
 from triptych.data_modules import BadSample, ShardFolder
 from triptych.data_modules.decode import Decoder
 from triptych.data_modules.features import MANIFEST, VERSION, digest, finished, home, shard_names
@@ -33,7 +35,6 @@ from triptych.data_modules.identity import stamp
 from triptych.data_modules.sidecars import DTYPES, ENDING, SidecarWriter, read_metadata
 from triptych.loading import BAD_VALUES, describe_model
 from triptych.modules.features import FeatureModule, Pictures
-from triptych.run_folder import is_first_process
 from triptych.training.ranks import ending_together, take_over, watch_launched
 from triptych.utils.atomic_write import alone_in, replacing
 from triptych.utils.disk_usage import announce, refuse_other_files, require_place
@@ -42,7 +43,6 @@ from triptych.utils.errors import PictureError, UserError
 from triptych.utils.images import stack_pictures
 from triptych.utils.parser_errors import plain
 from triptych.utils.signals import ignore_in_worker, supervisor
-from triptych.weights import require_files
 
 # What lies in a folder of features; hidden files are not looked at.
 OURS = re.compile(rf"({re.escape(MANIFEST)}|.*{re.escape(ENDING)})(\.partial)?|\..*")

@@ -137,7 +137,7 @@ register_dataclass(Condition)  # FSDP looks for the tensors in what a part retur
 class Part(ExactBuffers, ABC):
     """A network that is built late: the constructor takes configuration, `build` makes weights.
 
-    Building is not loading: `build` gives random weights; `triptych.weights` fills them. Constants
+    Building is not loading: `build` gives random weights; `triptych.checkpoints` fills them. Constants
     of the forward pass are buffers, float32 whatever the parameters are; those in no weight file
     are registered with `persistent=False`.
     """

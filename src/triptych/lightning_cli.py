@@ -11,10 +11,10 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from triptych import run_folder
+from triptych.checkpoints import atomic_checkpoint, require_files, run_folder
+from triptych.checkpoints.run_folder import RunFolder
 from triptych.loading import BAD_VALUES
 from triptych.modules.panel import Panel
-from triptych.run_folder import RunFolder
 from triptych.trainer_flags import settle
 from triptych.training.ranks import take_over
 from triptych.training.sharded_checkpoint import load_data
@@ -23,7 +23,6 @@ from triptych.utils.config_nulls import require_values
 from triptych.utils.errors import UserError
 from triptych.utils.limits import RUN_SEED
 from triptych.utils.parser_errors import plain, raised_in
-from triptych.weights import durable, require_files
 
 # Lightning's own use of a torch function that is being renamed: nothing a user can act on.
 warnings.filterwarnings("ignore", message=".*LeafSpec.*")
@@ -287,7 +286,7 @@ def find_checkpoint(wanted: str, folders: set[Path]) -> str | None:
         UserError: there is none, or it is damaged.
     """
     if wanted in ("last", "auto"):
-        found = durable.newest(folders)
+        found = atomic_checkpoint.newest(folders)
         if found or wanted == "auto":
             return found and str(found)
         where = " or ".join(str(folder) for folder in sorted(folders))
@@ -297,8 +296,8 @@ def find_checkpoint(wanted: str, folders: set[Path]) -> str | None:
         )
     path = Path(wanted).resolve()
     # without a manifest: of an older version, for whoever reads it to judge
-    if not path.exists() or durable.manifest_of(path).exists():
-        durable.check(path)
+    if not path.exists() or atomic_checkpoint.manifest_of(path).exists():
+        atomic_checkpoint.check(path)
     elif path.is_file():
         load_data(path, mmap=True)  # before data is made
     return str(path)

@@ -11,6 +11,10 @@ import jsonargparse
 import yaml
 from torch import Tensor
 
+from triptych.checkpoints import hold, read_metadata, stored_names
+from triptych.checkpoints.atomic_checkpoint import newest
+from triptych.checkpoints.training_checkpoint import read_trained
+from triptych.checkpoints.weight_files import label_of
 from triptych.modules import UnifiedModule
 from triptych.trust import plain_model
 from triptych.utils.config_nulls import require_values
@@ -19,10 +23,6 @@ from triptych.utils.errors import ConfigurationError, UserError
 from triptych.utils.parser_errors import plain
 from triptych.utils.parser_settings import MODE
 from triptych.utils.paths import presets
-from triptych.weights import hold, read_metadata, stored_names
-from triptych.weights.durable import newest
-from triptych.weights.files import label_of
-from triptych.weights.training import read_trained
 
 # What a part may raise that is made of values of the right types that make no sense together.
 BAD_VALUES = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)

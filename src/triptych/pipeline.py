@@ -20,6 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from triptych import __version__
+from triptych.checkpoints.digest import weights_digest
 from triptych.interfaces import Condition
 from triptych.loading import find_source, load_model
 from triptych.messages import Message, read_messages
@@ -45,7 +46,6 @@ from triptych.utils.callback_iterator import pieces
 from triptych.utils.errors import UserError
 from triptych.utils.images import Picture, open_picture, square
 from triptych.utils.png_metadata import attach, shown_name
-from triptych.weights.digest import weights_digest
 
 DTYPES = ("float32", "bfloat16", "float16")
 PREVIEW_STEPS = 4  # of the decoder, where it has more

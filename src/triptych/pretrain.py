@@ -18,9 +18,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from triptych.checkpoints import atomic_checkpoint
 from triptych.utils.documents import read_json_lines, read_text
 from triptych.utils.errors import UserError
-from triptych.weights import durable
 
 SEED = 0  # conf/base.yaml: seed_everything, of every initialization, order and draw
 
@@ -32,7 +32,7 @@ class Part:
     name: str
     steps: int
     label: str
-    """Of the weight file that it makes, see `triptych.weights.WeightFiles`."""
+    """Of the weight file that it makes, see `triptych.checkpoints.WeightFiles`."""
     needs: tuple[str, ...] = ()
     """Names of the parts whose weights it reads."""
     flags: tuple[str, ...] = ()
@@ -70,7 +70,7 @@ def run(runs: Path, steps: int | None = None, status_only: bool = False) -> None
 
 def weights_of(part: Part, runs: Path) -> Path | None:
     """What the last finished run of a part has trained."""
-    found = durable.in_runs(runs / part.name, "weights.safetensors")
+    found = atomic_checkpoint.in_runs(runs / part.name, "weights.safetensors")
     return found[-1] if found else None
 
 
@@ -80,7 +80,7 @@ def overview(runs: Path) -> str:
     for part in PLAN:
         if weights := weights_of(part, runs):
             state = f"done: {weights}"
-        elif checkpoint := durable.newest([runs / part.name]):
+        elif checkpoint := atomic_checkpoint.newest([runs / part.name]):
             state = f"interrupted: goes on from {checkpoint}"
         else:
             state = "to do"
@@ -143,7 +143,7 @@ def collect(runs: Path) -> Path:
     import torch
     from safetensors.torch import load_file
 
-    from triptych.weights import read_metadata, save_weights
+    from triptych.checkpoints import read_metadata, save_weights
 
     folder = runs / "assets"
     for part in PLAN:

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.models import inception as stock
 
+from triptych.checkpoints.key_prefixes import state_dict_in, with_plain_names
+from triptych.checkpoints.weight_checks import require_state
 from triptych.utils.errors import UserError
-from triptych.weights.checking import require_state
-from triptych.weights.prefixes import state_dict_in, with_plain_names
 
 SIZE = 299  # pixels a side
 WIDTH = 2048  # of its features

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from triptych.checkpoints.published.safetensors_stream import read_header
+from triptych.checkpoints.weight_checks import require_kind, require_sound
 from triptych.utils.errors import UserError
 from triptych.utils.pretrained import load_pretrained
-from triptych.weights.checking import require_kind, require_sound
-from triptych.weights.safetensors_stream import read_header
 
 
 def require_weights(model: nn.Module, source: str | Path) -> None:

@@ -9,11 +9,11 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from triptych.checkpoints.weight_files import full_name
 from triptych.interfaces import Part
 from triptych.training.freezing import inert
 from triptych.utils.precision import float32_by_default
 from triptych.utils.rng import mix
-from triptych.weights.files import full_name
 
 
 @contextmanager

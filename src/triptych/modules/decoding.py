@@ -7,6 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from triptych.checkpoints import WeightFiles
 from triptych.interfaces import (
     TEXT_TO_IMAGE,
     Batch,
@@ -19,7 +20,6 @@ from triptych.modules.panel import Metrics, Panel, target_features
 from triptych.training.execution import Execution
 from triptych.training.optimizer import Optimization
 from triptych.utils.errors import UserError
-from triptych.weights import WeightFiles
 
 
 class PixelDecoderModule(Panel):

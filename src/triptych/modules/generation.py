@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from triptych.checkpoints import WeightFiles
 from triptych.interfaces import (
     TEXT_TO_IMAGE,
     Batch,
@@ -35,7 +36,6 @@ from triptych.training.optimizer import Optimization
 from triptych.utils.errors import UserError
 from triptych.utils.finite import all_finite, require_finite
 from triptych.utils.rng import normal, uniform
-from triptych.weights import WeightFiles
 
 
 class GenerationModule(Panel):

@@ -12,6 +12,10 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
 from triptych.backbones.attention import use_xformers
+from triptych.checkpoints import WeightFiles, find_all, load_tensors, load_weights, stored_names
+from triptych.checkpoints.fingerprint import fingerprint
+from triptych.checkpoints.weight_checks import require_state
+from triptych.checkpoints.weight_files import MADE_BY, full_name, label_of
 from triptych.interfaces import Batch, ImageEncoder, Part, Preprocessing, batches_in
 from triptych.modules.building import build_own, build_part, start_at_random
 from triptych.modules.loss_weighting import Means, OptimizerStep
@@ -22,10 +26,6 @@ from triptych.training.meta_init import materialize, parameters_on_meta
 from triptych.training.optimizer import Optimization, learning_rate_factor, make_optimizer
 from triptych.utils.errors import UserError
 from triptych.utils.precision import ExactBuffers
-from triptych.weights import WeightFiles, find_all, load_tensors, load_weights, stored_names
-from triptych.weights.checking import require_state
-from triptych.weights.files import MADE_BY, full_name, label_of
-from triptych.weights.fingerprint import fingerprint
 
 Metrics = dict[str, Tensor]
 FSDP1 = "_fsdp_wrapped_module."  # what the older FSDP puts into the names of parameters
@@ -40,7 +40,7 @@ class Panel(ExactBuffers, LightningModule):
     Args:
         optimization: optimizer and schedule.
         trains: module paths or globs of what trains; None is everything.
-        weights: files to start from, by label; see `triptych.weights`.
+        weights: files to start from, by label; see `triptych.checkpoints`.
         seed: of every random draw in training.
         execution: dtype of what is frozen, compilation, and what is split over ranks.
     """

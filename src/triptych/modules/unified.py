@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
+from triptych.checkpoints import WeightFiles
 from triptych.interfaces import Batch, Condition, ImageEncoder, OnPicture, Preprocessing
 from triptych.modules.answering import write_answers
 from triptych.modules.building import build_part
@@ -33,7 +34,6 @@ from triptych.training.fsdp import whole
 from triptych.training.optimizer import Optimization
 from triptych.utils.errors import UserError
 from triptych.utils.finite import require_finite
-from triptych.weights import WeightFiles
 
 # Which panels a loss needs beside its own.
 NEEDS = {

@@ -7,6 +7,7 @@ import re
 import torch
 from torch import Tensor
 
+from triptych.checkpoints.published import key_mapping
 from triptych.evaluation.parity.checkpoint import Checkpoint
 from triptych.evaluation.parity.checks import Checks
 from triptych.evaluation.parity.recorded import Case, Tensors
@@ -15,7 +16,6 @@ from triptych.interfaces import Condition
 from triptych.loss import mse, path, sample_time
 from triptych.prompts import PAD, pad, token_id
 from triptych.utils.errors import UserError
-from triptych.weights import layouts
 
 
 def recognizes(case: Case) -> bool:
@@ -114,7 +114,7 @@ def check_gradients(case: Case, shared: Checkpoint, checks: Checks) -> None:
     """Recorded gradients in full, the norms of all, and that nothing else has one."""
     io = case.io
     gradients = {
-        layouts.published_key(name): layouts.to_published(name, parameter.grad)
+        key_mapping.published_key(name): key_mapping.to_published(name, parameter.grad)
         for name, parameter in shared.model.named_parameters()
         if parameter.grad is not None
     }

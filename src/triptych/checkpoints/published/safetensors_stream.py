@@ -16,9 +16,9 @@ from typing import BinaryIO
 
 import torch
 
+from triptych.checkpoints.weight_checks import sound_chunks
 from triptych.utils.documents import open_regular, parse_json
 from triptych.utils.errors import UserError
-from triptych.weights.checking import sound_chunks
 
 CHUNK = 16 * 2**20  # bytes
 LONGEST_HEADER = 100 * 2**20  # bytes; safetensors refuses more

@@ -11,13 +11,19 @@ from pathlib import Path
 from typing import Any
 
 from triptych.backbones import Vocabulary
+from triptych.checkpoints.published import components, key_mapping, tokenizer_files
+from triptych.checkpoints.published.archive import Archive, fetch, open_file, open_folder, read_json
+from triptych.checkpoints.published.components import Piece, Tensors, few, part, placed
+from triptych.checkpoints.published.key_mapping import (
+    DIT,
+    PUBLISHED_TOWER,
+    QUERIES,
+    TOWER,
+    UNDERSTANDER,
+)
+from triptych.checkpoints.published.new_tokens import with_new_rows
 from triptych.utils.documents import read_text
 from triptych.utils.errors import UserError
-from triptych.weights import layouts, pieces, tokenizers
-from triptych.weights.checkpoints import Archive, fetch, open_file, open_folder, read_json
-from triptych.weights.layouts import DIT, PUBLISHED_TOWER, QUERIES, TOWER, UNDERSTANDER
-from triptych.weights.new_tokens import with_new_rows
-from triptych.weights.pieces import Piece, Tensors, few, part, placed
 
 BLIP3O = ("blip3o_qwen", "blip3o_qwen_inference")
 STOCK = ("qwen2_5_vl",)
@@ -90,7 +96,7 @@ def read_checkpoint(folder: Path, found: Conversion, encoder: str | None) -> Non
     """
     kind = family(folder)
     config = read_json(folder / "config.json")
-    archive = open_folder(folder, layouts.MAIN_WEIGHTS).plain(_has_place)
+    archive = open_folder(folder, key_mapping.MAIN_WEIGHTS).plain(_has_place)
     found.sources += [*archive.paths, folder / "config.json"]
     tensors, unknown = placed(archive.tensors, str(folder))
     if unknown:
@@ -98,8 +104,8 @@ def read_checkpoint(folder: Path, found: Conversion, encoder: str | None) -> Non
     rows = (config.get("text_config") or config).get("vocab_size")
     if not isinstance(rows, int):
         raise UserError(f"{folder / 'config.json'} lacks 'vocab_size'; download it again.")
-    files = tokenizers.tokenizer_files(folder)
-    tokenizer = tokenizers.load(files, folder) if files else None
+    files = tokenizer_files.tokenizer_files(folder)
+    tokenizer = tokenizer_files.load(files, folder) if files else None
     checkpoint = Checkpoint(folder, config, archive, tensors, rows, files, tokenizer)
     if kind in BLIP3O:
         _read_blip3o(checkpoint, found, encoder)
@@ -124,11 +130,11 @@ def _read_blip3o(checkpoint: Checkpoint, found: Conversion, encoder: str | None)
         found.remarks.append(f"{folder} has no tokenizer files: name a tokenizer in model.yaml.")
     vocabulary = replace(vocabulary, rows=checkpoint.rows)
     text = part(tensors, UNDERSTANDER)
-    found.take("understanding", pieces.language_model(text, config, vocabulary, folder))
+    found.take("understanding", components.language_model(text, config, vocabulary, folder))
     found.tokenizer = checkpoint.files
 
     width = (config.get("text_config") or config)["hidden_size"]
-    generation = pieces.generation(part(tensors, QUERIES, DIT), config, width, folder)
+    generation = components.generation(part(tensors, QUERIES, DIT), config, width, folder)
     found.take("generation", generation)
     found.sections["negative"] = "prompt"  # as published weights are sampled and scored
 
@@ -143,7 +149,7 @@ def _read_blip3o(checkpoint: Checkpoint, found: Conversion, encoder: str | None)
             f"{folder} has no EVA tower: generation works, training and reconstruction need it "
             "(convert again with --encoder FILE)."
         )
-    found.take("encoder", pieces.tower(tower, pool, features, folder))
+    found.take("encoder", components.tower(tower, pool, features, folder))
 
 
 def _read_stock(checkpoint: Checkpoint, found: Conversion) -> None:
@@ -152,10 +158,10 @@ def _read_stock(checkpoint: Checkpoint, found: Conversion) -> None:
     if tokenizer is None:
         raise UserError(f"{folder} has no tokenizer files; download them beside the weights.")
     known = len(tokenizer)
-    found.tokenizer = tokenizers.with_added_tokens(tokenizer, checkpoint.files)
+    found.tokenizer = tokenizer_files.with_added_tokens(tokenizer, checkpoint.files)
     vocabulary = Vocabulary.of(tokenizer)
     as_it_is = replace(vocabulary, rows=checkpoint.rows)
-    piece = pieces.language_model(checkpoint.tensors, checkpoint.config, as_it_is, folder)
+    piece = components.language_model(checkpoint.tensors, checkpoint.config, as_it_is, folder)
     if vocabulary.rows > known and not piece.problems:
         piece.tensors = with_new_rows(piece.tensors, known, vocabulary.rows, folder)
         understander = piece.section["init_args"]["understander"]["init_args"]
@@ -170,7 +176,7 @@ def pooling_of(config: Mapping[str, Any], folder: Path) -> int:
         UserError: its `gen_pooling` is none that we know.
     """
     try:
-        return layouts.pooling(config)
+        return key_mapping.pooling(config)
     except (KeyError, ValueError, AttributeError) as error:
         raise UserError(
             f"{folder / 'config.json'}: gen_pooling is {config.get('gen_pooling')!r}, and only "
@@ -188,15 +194,15 @@ def read_tower(path: Path, found: Conversion, features: int, pool: int = 4) -> N
     Raises:
         UserError: it holds no weights, or they are no EVA tower of `features` channels.
     """
-    archive = open_folder(path, layouts.TOWER_WEIGHTS) if path.is_dir() else open_file(path)
+    archive = open_folder(path, key_mapping.TOWER_WEIGHTS) if path.is_dir() else open_file(path)
     found.sources += archive.paths
     tensors = archive.plain(lambda key: _has_place(_bare(key))).tensors
     bare = {_bare(key): stored for key, stored in tensors.items()}
     tensors, unknown = placed(bare, str(path))
-    unknown += [layouts.published_key(name) for name in tensors if not name.startswith(TOWER)]
+    unknown += [key_mapping.published_key(name) for name in tensors if not name.startswith(TOWER)]
     if unknown:
         found.problems.append(f"{path}: {few(unknown)} unexpected")
-    found.take("encoder", pieces.tower(part(tensors, TOWER), pool, features, path))
+    found.take("encoder", components.tower(part(tensors, TOWER), pool, features, path))
 
 
 def _bare(key: str) -> str:
@@ -209,7 +215,7 @@ def _is_in(parts: Collection[str]) -> Callable[[str], bool]:
 
 
 def _has_place(key: str) -> bool:
-    return layouts.place_of(key) is not None
+    return key_mapping.place_of(key) is not None
 
 
 def read_decoder(folder: Path, found: Conversion) -> None:
@@ -221,14 +227,14 @@ def read_decoder(folder: Path, found: Conversion) -> None:
         UserError: weights or sizes are not there, or it is no SDXL-like decoder.
     """
     unet, vae = (
-        open_folder(folder / name, layouts.DECODER_WEIGHTS).plain(_is_in(parts))
-        for name, parts in (("unet", layouts.UNET_PARTS), ("vae", layouts.VAE_PARTS))
+        open_folder(folder / name, key_mapping.DECODER_WEIGHTS).plain(_is_in(parts))
+        for name, parts in (("unet", key_mapping.UNET_PARTS), ("vae", key_mapping.VAE_PARTS))
     )
     found.sources += [*unet.paths, *vae.paths]
-    found.take("decoding", pieces.pixel_decoder(unet.tensors, vae.tensors, folder))
+    found.take("decoding", components.pixel_decoder(unet.tensors, vae.tensors, folder))
     small = {
         str(path.relative_to(folder)): read_text(path)
-        for place in layouts.DECODER_FOLDERS
+        for place in key_mapping.DECODER_FOLDERS
         for path in sorted((folder / place).glob("*.json"))
         if ".index." not in path.name
     }
@@ -239,7 +245,7 @@ def read_decoder(folder: Path, found: Conversion) -> None:
 
 
 def _compare_schedule(given: Mapping[str, Any], found: Conversion, folder: Path) -> None:
-    ours = layouts.SCHEDULE
+    ours = key_mapping.SCHEDULE
     other = {name: given[name] for name in ours if given.get(name, ours[name]) != ours[name]}
     if other:
         found.remarks.append(

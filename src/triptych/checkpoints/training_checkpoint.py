@@ -10,13 +10,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from triptych.checkpoints import atomic_checkpoint
+from triptych.checkpoints.fingerprint import fingerprint
+from triptych.checkpoints.key_prefixes import with_plain_names
+from triptych.checkpoints.weight_files import (
+    WeightFiles,
+    expected,
+    full_name,
+    label_of,
+    save_weights,
+)
 from triptych.training.sharded_checkpoint import REST, load_data, read_shards_of
 from triptych.utils.errors import UserError
 from triptych.utils.png_metadata import shown_name
-from triptych.weights import durable
-from triptych.weights.files import WeightFiles, expected, full_name, label_of, save_weights
-from triptych.weights.fingerprint import fingerprint
-from triptych.weights.prefixes import with_plain_names
 
 Base = dict[str, dict[str, str]]
 """Label -> name of the file and sha256 of the weights that frozen parts came from."""
@@ -30,8 +36,8 @@ def read_checkpoint(path: Path, mmap: bool = False) -> dict[str, Any]:
     Raises:
         UserError: it does not exist, is damaged, or holds more than data.
     """
-    if not path.exists() or durable.manifest_of(path.resolve()).exists():
-        durable.check(path)
+    if not path.exists() or atomic_checkpoint.manifest_of(path.resolve()).exists():
+        atomic_checkpoint.check(path)
     return load_data(path, mmap)
 
 
@@ -52,7 +58,7 @@ def read_progress(path: Path) -> Progress:
     Raises:
         UserError: it does not exist or is damaged.
     """
-    durable.check(path)
+    atomic_checkpoint.check(path)
     content = read_checkpoint(path / REST if path.is_dir() else path, mmap=True)
     loops = content.get("loops", {}).get("fit_loop", {})
     epochs = loops.get("epoch_progress", {}).get("current", {}).get("processed", 0)
@@ -145,5 +151,5 @@ def read_folder(path: Path) -> dict[str, Any]:
     Raises:
         UserError: it is damaged or no checkpoint.
     """
-    durable.check(path)
+    atomic_checkpoint.check(path)
     return {**load_data(path / REST), **read_shards_of(path, "state_dict")}

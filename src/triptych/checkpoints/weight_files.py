@@ -14,15 +14,15 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from triptych.checkpoints.key_prefixes import plain_names, unknown_prefix
+from triptych.checkpoints.published.safetensors_stream import DTYPES, Stored, write_tensors
+from triptych.checkpoints.weight_checks import require_kind, require_sound
 from triptych.training.fsdp import put
 from triptych.utils.atomic_write import replacing
 from triptych.utils.documents import open_regular
 from triptych.utils.errors import UserError
 from triptych.utils.paths import PREFIX, locate
 from triptych.utils.precision import exported
-from triptych.weights.checking import require_kind, require_sound
-from triptych.weights.prefixes import plain_names, unknown_prefix
-from triptych.weights.safetensors_stream import DTYPES, Stored, write_tensors
 
 MADE_BY = {
     "understanding": "make train-stage1",

@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import BinaryIO
 
+from triptych.checkpoints.atomic_checkpoint import discard
 from triptych.utils.atomic_write import LOCK, Lock
 from triptych.utils.documents import read_json
 from triptych.utils.errors import UserError
-from triptych.weights.durable import discard
 
 MANIFEST = "manifest.json"
 

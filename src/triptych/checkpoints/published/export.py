@@ -15,12 +15,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from triptych.utils.documents import parse_json
-from triptych.utils.errors import UserError
-from triptych.weights import layouts, tokenizers
-from triptych.weights.convert import PUBLISHED
-from triptych.weights.files import expected, find_all
-from triptych.weights.layouts import (
+from triptych.checkpoints.key_prefixes import with_plain_names
+from triptych.checkpoints.published import key_mapping, tokenizer_files
+from triptych.checkpoints.published.components import EMBEDDING, HEAD, Tensors, few, part
+from triptych.checkpoints.published.convert import PUBLISHED
+from triptych.checkpoints.published.key_mapping import (
     DECODER,
     DIT,
     QUERIES,
@@ -30,10 +29,11 @@ from triptych.weights.layouts import (
     UNPUBLISHED,
     VAE,
 )
-from triptych.weights.pieces import EMBEDDING, HEAD, Tensors, few, part
-from triptych.weights.prefixes import with_plain_names
-from triptych.weights.safetensors_stream import Stored, read_header, write_tensors
-from triptych.weights.staging import Staging, fingerprint, refuse_existing
+from triptych.checkpoints.published.safetensors_stream import Stored, read_header, write_tensors
+from triptych.checkpoints.published.staging import Staging, fingerprint, refuse_existing
+from triptych.checkpoints.weight_files import expected, find_all
+from triptych.utils.documents import parse_json
+from triptych.utils.errors import UserError
 
 SHARD = 5 * 10**9  # bytes, of a checkpoint whose shards nobody noted
 MAIN = (UNDERSTANDER, QUERIES, DIT, TOWER)
@@ -71,7 +71,9 @@ def export(model: Any, target: Path, say: Callable[[str], None] = print) -> None
     folders = [main_folder(model, tensors, notes.get("understanding", {}))]
     if part(tensors, UNET):
         folders += decoder_folders(model, tensors, notes.get("decoder", {}))
-    tokenizer = tokenizers.tokenizer_files(Path(model.understanding.understander.tokenizer_name))
+    tokenizer = tokenizer_files.tokenizer_files(
+        Path(model.understanding.understander.tokenizer_name)
+    )
     if not tokenizer:
         say("there are no tokenizer files where the model names them; add yours to the folder.")
     plan = fingerprint(paths.values(), "to published", sorted(tokenizer.items()))
@@ -179,19 +181,19 @@ def main_folder(model: Any, tensors: Tensors, notes: Mapping[str, Any]) -> Folde
 def _keys(tensors: Tensors) -> list[str]:
     """Published keys of everything but the tower, which is published in a file of its own."""
     own = part(tensors, UNDERSTANDER, QUERIES, DIT)
-    return [key for key in map(layouts.published_key, own) if key]
+    return [key for key in map(key_mapping.published_key, own) if key]
 
 
 def _covers(keys: list[str], tensors: Tensors) -> bool:
     """Whether the noted keys are those of these tensors; a tower may lie apart, a head be tied."""
-    names = {layouts.place_of(key).name for key in keys}
+    names = {key_mapping.place_of(key).name for key in keys}
     own = set(part(tensors, *MAIN))
     return names - {HEAD} <= own and {n for n in own - names if not n.startswith(TOWER)} <= {HEAD}
 
 
 def published(key: str, tensors: Tensors) -> Stored:
     """The tensor that stands under a published key."""
-    place = layouts.place_of(key)
+    place = key_mapping.place_of(key)
     stored = tensors.get(place.name) or tensors[EMBEDDING]  # only a tied head is not there
     if place.name == QUERIES:
         return stored.reshaped(1, *stored.shape)
@@ -217,7 +219,7 @@ def decoder_folders(model: Any, tensors: Tensors, notes: Mapping[str, Any]) -> l
 def decoder_configs(decoder: Any) -> dict[str, str]:
     """Small files of a decoder that was trained here."""
     vae = {**decoder.vae.vae.config, "scaling_factor": decoder.vae.scaling}
-    scheduler = {"_class_name": "EulerDiscreteScheduler", **layouts.SCHEDULE}
+    scheduler = {"_class_name": "EulerDiscreteScheduler", **key_mapping.SCHEDULE}
     scheduler["prediction_type"] = decoder.prediction
     configs = {
         "unet/config.json": {"_class_name": "UNet2DConditionModel", **decoder.unet.config},
@@ -231,7 +233,7 @@ def config_of(model: Any) -> dict[str, Any]:
     """config.json of a BLIP3-o whose parts come from different places."""
     understander = model.understanding.understander
     channels = model.generation.feature_shape[0]
-    return layouts.published_config(
+    return key_mapping.published_config(
         vars(understander.text),
         vars(understander.vision),
         vars(understander.vocabulary),

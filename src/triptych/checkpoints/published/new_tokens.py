@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import torch
 
+from triptych.checkpoints.published.components import EMBEDDING, HEAD, Tensors
+from triptych.checkpoints.published.safetensors_stream import Stored
 from triptych.utils.errors import UserError
-from triptych.weights.pieces import EMBEDDING, HEAD, Tensors
-from triptych.weights.safetensors_stream import Stored
 
 _TYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 

@@ -26,11 +26,19 @@ from triptych.backbones import (
     SDXLDecoder,
     Vocabulary,
 )
+from triptych.checkpoints.published import key_mapping
+from triptych.checkpoints.published.archive import read_json
+from triptych.checkpoints.published.key_mapping import (
+    DIT,
+    QUERIES,
+    TOWER,
+    UNDERSTANDER,
+    UNET,
+    UNPUBLISHED,
+    VAE,
+)
+from triptych.checkpoints.published.safetensors_stream import Stored
 from triptych.utils.errors import UserError
-from triptych.weights import layouts
-from triptych.weights.checkpoints import read_json
-from triptych.weights.layouts import DIT, QUERIES, TOWER, UNDERSTANDER, UNET, UNPUBLISHED, VAE
-from triptych.weights.safetensors_stream import Stored
 
 Tensors = dict[str, Stored]
 Shapes = dict[str, tuple[int, ...]]
@@ -61,7 +69,7 @@ def placed(tensors: Mapping[str, Stored], where: str) -> tuple[Tensors, list[str
     thirds: dict[str, dict[int, Stored]] = {}
     unknown = []
     for key, stored in tensors.items():
-        place = layouts.place_of(key)
+        place = key_mapping.place_of(key)
         if place is None:
             unknown.append(key)
         elif place.third is not None:
@@ -73,7 +81,7 @@ def placed(tensors: Mapping[str, Stored], where: str) -> tuple[Tensors, list[str
     for name, parts in thirds.items():
         if name in whole or set(parts) != {0, 2}:
             raise UserError(
-                f"{where}: {layouts.published_key(name)} is neither whole nor in q_bias and v_bias."
+                f"{where}: {key_mapping.published_key(name)} is neither whole nor in q_bias and v_bias."
             )
         whole[name] = fused_bias(parts[0], parts[2])
     if QUERIES in whole and len(whole[QUERIES].shape) == 3 and whole[QUERIES].shape[0] == 1:
@@ -132,7 +140,7 @@ def language_model(
         UserError: config.json lacks a size, or a tied head differs from the embedding.
     """
     try:
-        text, vision = layouts.text_arguments(config), layouts.vision_arguments(config)
+        text, vision = key_mapping.text_arguments(config), key_mapping.vision_arguments(config)
     except (KeyError, TypeError) as error:
         raise UserError(f"{where / 'config.json'} lacks {error}; download it again.") from error
     given = asdict(vocabulary)
@@ -157,7 +165,7 @@ def language_model(
             }
         },
     }
-    return Piece(tensors, section, compare(tensors, wanted, str(where), layouts.published_key))
+    return Piece(tensors, section, compare(tensors, wanted, str(where), key_mapping.published_key))
 
 
 def _check_tied(tensors: Tensors, where: Path) -> None:
@@ -178,12 +186,12 @@ def generation(tensors: Tensors, config: Mapping[str, Any], condition: int, wher
     """
     shapes = {name: stored.shape for name, stored in tensors.items()}
     try:
-        arguments = layouts.dit_arguments(shapes)
+        arguments = key_mapping.dit_arguments(shapes)
         channels = shapes[DIT + "dit.patch_embedder.proj.weight"][1]
-        queries = layouts.generation_arguments(config)["number_of_queries"]
+        queries = key_mapping.generation_arguments(config)["number_of_queries"]
     except (KeyError, IndexError) as error:
         name = str(error.args[0])
-        lacking = layouts.published_key(name) or name
+        lacking = key_mapping.published_key(name) or name
         raise UserError(
             f"{where} lacks {lacking}, which shows the sizes of the DiT; download it again."
         ) from error
@@ -203,7 +211,7 @@ def generation(tensors: Tensors, config: Mapping[str, Any], condition: int, wher
             "dit": {"class_path": "triptych.backbones.LuminaNextDiT", "init_args": arguments},
         },
     }
-    return Piece(tensors, section, compare(tensors, wanted, str(where), layouts.published_key))
+    return Piece(tensors, section, compare(tensors, wanted, str(where), key_mapping.published_key))
 
 
 def tower(tensors: Tensors, pool: int, features: int, where: Path) -> Piece:
@@ -224,7 +232,7 @@ def tower(tensors: Tensors, pool: int, features: int, where: Path) -> Piece:
     shapes = {name: stored.shape for name, stored in tensors.items()}
     try:
         head = 112 if shapes[TOWER + "pos_embed"][2] % 112 == 0 else shapes[TOWER + "pos_embed"][2]
-        arguments = layouts.tower_arguments(shapes, pool, head)
+        arguments = key_mapping.tower_arguments(shapes, pool, head)
     except (KeyError, IndexError, ValueError) as error:
         raise UserError(f"{where} is no EVA tower: it lacks {error}; check the file.") from error
     if arguments["width"] != features:
@@ -253,9 +261,9 @@ def pixel_decoder(unet: Mapping[str, Stored], vae: Mapping[str, Stored], folder:
     unet_config = read_json(folder / "unet" / "config.json")
     vae_config = read_json(folder / "vae" / "config.json")
     try:
-        decoder_arguments = layouts.decoder_arguments(unet_config)
+        decoder_arguments = key_mapping.decoder_arguments(unet_config)
         shrink = 2 ** (len(vae_config["block_out_channels"]) - 1)
-        vae_arguments = layouts.vae_arguments(vae_config, unet_config["sample_size"] * shrink)
+        vae_arguments = key_mapping.vae_arguments(vae_config, unet_config["sample_size"] * shrink)
         channels = unet_config["cross_attention_dim"]
     except (KeyError, TypeError, IndexError) as error:
         raise UserError(

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import torch
 
+from triptych.checkpoints.weight_files import WeightFiles, _open, find_all
 from triptych.utils.documents import read_json
 from triptych.utils.errors import UserError
-from triptych.weights.files import WeightFiles, _open, find_all
 
 REMEMBERED = 64 * 2**20  # bytes; smaller files are read in a fraction of a second, every time
 

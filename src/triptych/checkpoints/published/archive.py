@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
+from triptych.checkpoints.key_prefixes import plain_names, state_dict_in
+from triptych.checkpoints.published.safetensors_stream import CHUNK, SIZES, Stored, read_header
 from triptych.utils.documents import open_regular, read_json
 from triptych.utils.errors import UserError
-from triptych.weights.prefixes import plain_names, state_dict_in
-from triptych.weights.safetensors_stream import CHUNK, SIZES, Stored, read_header
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _TORCH_NAMES = {

@@ -17,10 +17,10 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
+from triptych.checkpoints import atomic_checkpoint
+from triptych.checkpoints.training_checkpoint import read_progress
 from triptych.utils.atomic_write import LOCK, PARTIAL, Lock
 from triptych.utils.errors import UserError
-from triptych.weights import durable
-from triptych.weights.training import read_progress
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +79,7 @@ def take(parents: Sequence[Path], wanted: Version | None = None) -> tuple[Versio
         )
     while True:  # another process may take the number in between
         taken = (folder for parent in parents for folder in parent.glob("version_*"))
-        number = max((durable.run_number(folder) for folder in taken), default=-1) + 1
+        number = max((atomic_checkpoint.run_number(folder) for folder in taken), default=-1) + 1
         if (run := _made(parents, number)) is not None:
             return number, run
 
@@ -149,7 +149,7 @@ def sweep(parents: Iterable[Path]) -> None:
             lock = Lock(mark)
             if lock.acquire():
                 for path in mark.parent.rglob(f"*{PARTIAL}"):
-                    durable.discard(path)
+                    atomic_checkpoint.discard(path)
                 lock.release()
 
 
@@ -171,7 +171,7 @@ def finished(checkpoint: Path, limits: Any) -> Path | None:
         or _reached(progress.epochs, limits.max_epochs)
         or _time_is_up(progress.callbacks.get("Timer"), limits.max_time)
     )
-    if not ended or durable.newest([folder], "checkpoints/*.ckpt") != checkpoint:
+    if not ended or atomic_checkpoint.newest([folder], "checkpoints/*.ckpt") != checkpoint:
         return None
     return folder
 

@@ -1,6 +1,6 @@
 """Weights on disk: safetensors whose keys are the names inside `UnifiedModule`."""
 
-from triptych.weights.files import (
+from triptych.checkpoints.weight_files import (
     WeightFiles,
     find_all,
     full_name,

@@ -17,15 +17,15 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
+from triptych.checkpoints.published.archive import Archive, fetch, open_folder, read_json
+from triptych.checkpoints.published.components import Tensors
+from triptych.checkpoints.published.key_mapping import TOWER, TOWER_WEIGHTS, VAE
+from triptych.checkpoints.published.reader import BLIP3O, STOCK
+from triptych.checkpoints.published.safetensors_stream import write_tensors
+from triptych.checkpoints.published.staging import Staging, fingerprint, refuse_existing
+from triptych.checkpoints.weight_checks import require_floating
+from triptych.checkpoints.weight_files import label_of
 from triptych.utils.errors import UserError
-from triptych.weights.checking import require_floating
-from triptych.weights.checkpoints import Archive, fetch, open_folder, read_json
-from triptych.weights.files import label_of
-from triptych.weights.layouts import TOWER, TOWER_WEIGHTS, VAE
-from triptych.weights.pieces import Tensors
-from triptych.weights.reading import BLIP3O, STOCK
-from triptych.weights.safetensors_stream import write_tensors
-from triptych.weights.staging import Staging, fingerprint, refuse_existing
 
 SIGLIP = ("siglip", "siglip_vision_model")  # `model_type` of a config.json
 # SigLIP 2 for pictures of any shape (NaFlex): its patches are cut before the tower sees them. The

@@ -24,22 +24,22 @@ from typing import BinaryIO
 
 import yaml
 
-from triptych.utils.errors import UserError
-from triptych.weights import pieces, siglip_sana
-from triptych.weights.checking import require_floating
-from triptych.weights.checkpoints import fetch
-from triptych.weights.files import MADE_BY, label_of
-from triptych.weights.layouts import DECODER
-from triptych.weights.pieces import Tensors
-from triptych.weights.reading import (
+from triptych.checkpoints.published import components, siglip_sana
+from triptych.checkpoints.published.archive import fetch
+from triptych.checkpoints.published.components import Tensors
+from triptych.checkpoints.published.key_mapping import DECODER
+from triptych.checkpoints.published.reader import (
     Conversion,
     check_widths,
     read_checkpoint,
     read_decoder,
     read_tower,
 )
-from triptych.weights.safetensors_stream import Stored, write_tensors
-from triptych.weights.staging import Staging, fingerprint, refuse_existing
+from triptych.checkpoints.published.safetensors_stream import Stored, write_tensors
+from triptych.checkpoints.published.staging import Staging, fingerprint, refuse_existing
+from triptych.checkpoints.weight_checks import require_floating
+from triptych.checkpoints.weight_files import MADE_BY, label_of
+from triptych.utils.errors import UserError
 
 # Under this name a weight file keeps what the way back needs: small files and the shards' layout.
 PUBLISHED = "published"
@@ -113,7 +113,7 @@ def convert(
                 "--decoder FOLDER)."
             )
     if encoder and "encoder" not in found.sections:
-        read_tower(fetch(encoder), found, features=pieces.PUBLISHED_FEATURES)
+        read_tower(fetch(encoder), found, features=components.PUBLISHED_FEATURES)
     if found.problems:
         raise UserError(
             f"{folder} does not hold what its config.json says: {'; '.join(found.problems)}; "
