@@ -32,7 +32,7 @@ from triptych.modules import (
     UnderstandingModule,
     UnifiedModule,
 )
-from triptych.modules.encoding import EncodingHeads
+from triptych.modules.encoder_training import EncodingHeads
 from triptych.training.optimizer import Optimization
 
 ROOT = Path(__file__).parent.parent

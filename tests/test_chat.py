@@ -11,7 +11,7 @@ from PIL import Image
 from triptych.backbones.token_sampling import choice
 from triptych.interfaces import Sampling
 from triptych.modules import UnderstandingModule
-from triptych.modules.answering import Row
+from triptych.modules.text_generation import Row
 from triptych.pipeline import UnifiedPipeline
 from triptych.prompts import PromptError, chat_ids, conversation_ids
 from triptych.utils.callback_iterator import pieces

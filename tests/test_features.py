@@ -25,7 +25,7 @@ from triptych.data_modules.decode import Decoder
 from triptych.data_modules.features import FeatureCache, find_features, home, use_features
 from triptych.data_modules.sidecars import Sidecar, SidecarWriter, dequantize, quantize
 from triptych.interfaces import TEXT_TO_IMAGE
-from triptych.modules.features import FeatureModule
+from triptych.modules.feature_extraction import FeatureModule
 from triptych.utils.errors import UserError
 
 WAY = Decoder().way

@@ -15,7 +15,7 @@ from triptych import backbones
 from triptych.checkpoints import WeightFiles, load_weights, save_weights
 from triptych.interfaces import Part
 from triptych.loading import describe_model
-from triptych.modules.panel import Panel
+from triptych.modules.base import Panel
 from triptych.pipeline import UnifiedPipeline
 from triptych.training.execution import cast_frozen
 from triptych.training.meta_init import parameters_on_meta

@@ -25,7 +25,7 @@ from triptych.interfaces import Condition
 from triptych.loading import find_source, load_model
 from triptych.messages import Message, read_messages
 from triptych.modules import UnifiedModule
-from triptych.modules.answering import Answer, write_answers
+from triptych.modules.text_generation import Answer, write_answers
 from triptych.pipeline_settings import (
     Settings,
     Wanted,

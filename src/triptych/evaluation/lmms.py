@@ -16,7 +16,7 @@ from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
 from lmms_eval.api.model import lmms
 from tqdm import tqdm
 
-from triptych.modules.answering import Answer
+from triptych.modules.text_generation import Answer
 from triptych.pipeline import UnifiedPipeline
 from triptych.utils.errors import UserError
 

@@ -16,7 +16,7 @@ from triptych.interfaces import (
     PixelDecoder,
     Preprocessing,
 )
-from triptych.modules.panel import Metrics, Panel, target_features
+from triptych.modules.base import Metrics, Panel, target_features
 from triptych.training.execution import Execution
 from triptych.training.optimizer import Optimization
 from triptych.utils.errors import UserError

@@ -19,7 +19,7 @@ from triptych.interfaces import (
     VelocityModel,
 )
 from triptych.loss import OBJECTIVES, TimeSampling, mse, path, sample_time
-from triptych.modules.panel import Metrics, Panel, target_features
+from triptych.modules.base import Metrics, Panel, target_features
 from triptych.prompts import TemplateName
 from triptych.sampler import (
     OnStep,

@@ -9,7 +9,7 @@ from torchvision.transforms.functional import pil_to_tensor
 
 from triptych.checkpoints import WeightFiles
 from triptych.interfaces import IMAGE_TO_TEXT, Batch, Preprocessing, Understander
-from triptych.modules.panel import Metrics, Panel
+from triptych.modules.base import Metrics, Panel
 from triptych.training.execution import Execution
 from triptych.training.optimizer import Optimization
 from triptych.utils.images import square

@@ -11,12 +11,12 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from triptych.checkpoints import WeightFiles
 from triptych.interfaces import Batch, Condition, ImageEncoder, OnPicture, Preprocessing
-from triptych.modules.answering import write_answers
-from triptych.modules.building import build_part
+from triptych.modules.base import Panel
 from triptych.modules.decoding import PixelDecoderModule
-from triptych.modules.encoding import EncodingModule
+from triptych.modules.encoder_training import EncodingModule
 from triptych.modules.generation import GenerationModule
-from triptych.modules.panel import Panel
+from triptych.modules.initialization import build_part
+from triptych.modules.text_generation import write_answers
 from triptych.modules.understanding import UnderstandingModule
 from triptych.prompts import (
     IMAGE_PAD,

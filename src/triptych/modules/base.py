@@ -17,7 +17,7 @@ from triptych.checkpoints.fingerprint import fingerprint
 from triptych.checkpoints.weight_checks import require_state
 from triptych.checkpoints.weight_files import MADE_BY, full_name, label_of
 from triptych.interfaces import Batch, ImageEncoder, Part, Preprocessing, batches_in
-from triptych.modules.building import build_own, build_part, start_at_random
+from triptych.modules.initialization import build_own, build_part, start_at_random
 from triptych.modules.loss_weighting import Means, OptimizerStep
 from triptych.training.execution import Execution, cast_frozen, compile_blocks, recompute_blocks
 from triptych.training.freezing import freeze_all_but, frozen_modules, inert

@@ -9,7 +9,7 @@ from triptych.backbones.eva_clip import EvaClip
 from triptych.backbones.vae import KLAutoencoder
 from triptych.checkpoints import WeightFiles
 from triptych.interfaces import TEXT_TO_IMAGE, Batch, Part
-from triptych.modules.panel import Metrics, Panel
+from triptych.modules.base import Metrics, Panel
 from triptych.training.execution import Execution
 from triptych.training.optimizer import Optimization
 from triptych.utils.images import pixels_to_unit
