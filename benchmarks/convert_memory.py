@@ -24,7 +24,7 @@ import torch
 
 from triptych.checkpoints.published import key_mapping
 from triptych.checkpoints.published.export import config_of, decoder_configs, shards
-from triptych.loading import describe_model
+from triptych.inference.loading import describe_model
 
 ROOT = Path(__file__).parent.parent
 SHARD = 5 * 10**9  # bytes, as transformers cuts them

@@ -38,13 +38,13 @@ from torch import Tensor
 
 from triptych.evaluation.scoring import to_tensor, wilson
 from triptych.evaluation.shapes import Example, examples
-from triptych.loading import describe_model
+from triptych.inference.loading import describe_model
+from triptych.inference.offload import take_turns
+from triptych.inference.pipeline import UnifiedPipeline
 from triptych.modules import UnifiedModule
-from triptych.pipeline import UnifiedPipeline
 from triptych.sampler import model_calls, noise_from_seeds, sample_flow
 from triptych.shapes.captions import request_of
 from triptych.shapes.checker import check
-from triptych.turns import take_turns
 from triptych.utils.errors import UserError
 
 ROOT = Path(__file__).parent.parent

@@ -45,8 +45,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from triptych.backbones import EvaClip, LuminaNextDiT, QwenText, QwenVision, QwenVL, Vocabulary
 from triptych.backbones.attention import use_xformers
+from triptych.inference.loading import describe_stage
 from triptych.interfaces import TEXT_TO_IMAGE, Batch
-from triptych.loading import describe_stage
 from triptych.modules import GenerationModule, UnderstandingModule, UnifiedModule
 from triptych.training import flops
 from triptych.training.device_peaks import dense_peak

@@ -42,7 +42,7 @@ def tokenizer():
 @pytest.fixture(scope="session")
 def pipe():
     """The tiny preset; no test changes it."""
-    from triptych.pipeline import UnifiedPipeline
+    from triptych.inference.pipeline import UnifiedPipeline
 
     return UnifiedPipeline.from_pretrained("tiny", device="cpu")
 
@@ -94,7 +94,7 @@ def inception_file(tmp_path_factory):
 def triptych(pipe, monkeypatch, capsys, tmp_path):
     """A function: runs a command in an empty folder -> (status, stdout, stderr), and counts."""
     from triptych.cli import main
-    from triptych.pipeline import UnifiedPipeline
+    from triptych.inference.pipeline import UnifiedPipeline
 
     monkeypatch.chdir(tmp_path)
     loaded = []

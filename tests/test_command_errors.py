@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from triptych.cli import main
-from triptych.pipeline_settings import (
+from triptych.inference.generation_config import (
     Settings,
     conversation_seeds,
     token_sampling,

@@ -30,7 +30,7 @@ from triptych.checkpoints import read_metadata
 from triptych.checkpoints.published.convert import convert
 from triptych.checkpoints.published.staging import Staging
 from triptych.cli import main
-from triptych.loading import load_model
+from triptych.inference.loading import load_model
 from triptych.prompts import SPECIAL_TOKENS
 from triptych.utils.errors import UserError
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from triptych.data_modules import EditsDataModule, ShardFolder
 from triptych.evaluation.edits import edit_for, edits
-from triptych.pipeline import UnifiedPipeline
+from triptych.inference.pipeline import UnifiedPipeline
 from triptych.shapes.captions import is_evaluation_scene
 from triptych.shapes.checker import check, satisfies
 from triptych.shapes.edits import EDITS, refer, sample_edit

@@ -265,7 +265,7 @@ def test_other_weight_files_are_refused(tmp_path):
 
 
 def test_features_of_our_own_encoder():
-    from triptych.pipeline import UnifiedPipeline
+    from triptych.inference.pipeline import UnifiedPipeline
 
     pipeline = UnifiedPipeline.from_pretrained("tiny", device="cpu")
     pictures = [plain("red").resize((48, 48)), plain("blue").resize((48, 48))]

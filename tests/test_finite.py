@@ -17,7 +17,7 @@ from triptych.checkpoints.published.convert import convert
 from triptych.checkpoints.training_checkpoint import export_checkpoint
 from triptych.evaluation.clip_score import ClipJudge
 from triptych.evaluation.inception import load_inception
-from triptych.pipeline import UnifiedPipeline
+from triptych.inference.pipeline import UnifiedPipeline
 from triptych.serving.context import Sizes
 from triptych.utils.errors import NotFiniteError, UserError
 from triptych.utils.finite import all_finite, require_finite

@@ -10,8 +10,8 @@ from published_step import published_loss, recomputing
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from triptych.inference.loading import describe_stage
 from triptych.interfaces import IMAGE_TO_TEXT, TEXT_TO_IMAGE, Batch
-from triptych.loading import describe_stage
 from triptych.training import flops
 from triptych.training.freezing import freeze_all_but
 

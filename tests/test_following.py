@@ -6,7 +6,7 @@ import time
 import pytest
 from PIL import Image
 
-from triptych.pipeline import Progress
+from triptych.inference.pipeline import Progress
 from triptych.serving.web.following import follow
 
 STEPS = 50

@@ -7,11 +7,11 @@ from builders import built, decoder, shaken, vae
 from closeness import assert_same_images, images_agree, levels
 from torch import nn
 
-from triptych import quantizing
 from triptych.backbones import vae as vae_file
-from triptych.pipeline import UnifiedPipeline
+from triptych.inference import quantization
+from triptych.inference.offload import require_room
+from triptych.inference.pipeline import UnifiedPipeline
 from triptych.sampler import SAMPLERS, model_calls, noise_from_seeds
-from triptych.turns import require_room
 from triptych.utils.errors import UserError
 from triptych.utils.png_metadata import settings_of
 
@@ -205,7 +205,7 @@ def test_too_many_pictures_at_once_are_told_what_to_lower(pipe, monkeypatch):
 def test_quantizing_wants_its_library_and_a_size_it_has(monkeypatch):
     with pytest.raises(UserError, match="quantize is '3bit'; choose from 4bit, 8bit"):
         UnifiedPipeline.from_pretrained("tiny", quantize="3bit")
-    monkeypatch.setattr(quantizing, "find_spec", lambda name: None)
+    monkeypatch.setattr(quantization, "find_spec", lambda name: None)
     with pytest.raises(
         UserError, match=r"needs bitsandbytes, .* pip install 'triptych\[quantize\]'"
     ):

@@ -21,7 +21,7 @@ from triptych.data_modules.source import BadSample
 from triptych.data_modules.tables import TextTable
 from triptych.evaluation.picture_sources import read_pictures
 from triptych.evaluation.samples import Sample, opened
-from triptych.messages import Message, read_messages
+from triptych.inference.chat_messages import Message, read_messages
 from triptych.serving.images_in import read_picture, read_url
 from triptych.serving.problems import Problem
 from triptych.utils.errors import PictureError, UserError

@@ -17,7 +17,7 @@ from triptych.data_modules.tables import TextTable
 from triptych.evaluation.dpg.layout import tile_size
 from triptych.evaluation.picture_sources import read_pictures
 from triptych.evaluation.samples import Sample, opened
-from triptych.messages import read_messages
+from triptych.inference.chat_messages import read_messages
 from triptych.serving.images_in import read_picture
 from triptych.serving.problems import Problem
 from triptych.using.talking import readable

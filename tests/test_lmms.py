@@ -12,7 +12,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 from PIL import Image
 
-from triptych.messages import read_messages
+from triptych.inference.chat_messages import read_messages
 from triptych.utils.errors import UserError
 
 ROOT = Path(__file__).parent.parent

@@ -11,8 +11,8 @@ from test_end_to_end import own_shards
 
 from triptych.checkpoints import save_weights
 from triptych.cli import main
-from triptych.loading import find_source
-from triptych.pipeline import UnifiedPipeline
+from triptych.inference.loading import find_source
+from triptych.inference.pipeline import UnifiedPipeline
 from triptych.utils.errors import UserError
 from triptych.utils.paths import ASSETS
 

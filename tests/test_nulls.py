@@ -6,7 +6,7 @@ from builders import ROOT
 from jsonargparse import Namespace
 
 from triptych.cli import main
-from triptych.loading import describe_model
+from triptych.inference.loading import describe_model
 from triptych.modules import UnifiedModule
 from triptych.utils.config_nulls import require_values
 from triptych.utils.errors import ConfigurationError, UserError

@@ -13,10 +13,10 @@ from torch import nn
 
 from triptych import backbones
 from triptych.checkpoints import WeightFiles, load_weights, save_weights
+from triptych.inference.loading import describe_model
+from triptych.inference.pipeline import UnifiedPipeline
 from triptych.interfaces import Part
-from triptych.loading import describe_model
 from triptych.modules.base import Panel
-from triptych.pipeline import UnifiedPipeline
 from triptych.training.execution import cast_frozen
 from triptych.training.meta_init import parameters_on_meta
 from triptych.training.strategies import BlockFSDPStrategy

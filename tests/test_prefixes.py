@@ -16,7 +16,7 @@ from triptych.checkpoints.key_prefixes import plain_names, state_dict_in
 from triptych.checkpoints.published.convert import convert_published
 from triptych.checkpoints.training_checkpoint import read_trained
 from triptych.checkpoints.weight_files import _PARTS
-from triptych.loading import find_source, load_model
+from triptych.inference.loading import find_source, load_model
 from triptych.modules import UnifiedModule
 from triptych.utils.errors import UserError
 

@@ -5,7 +5,7 @@ import torch
 from builders import ROOT
 
 from triptych.backbones import QwenText, QwenVision, QwenVL, Vocabulary
-from triptych.loading import describe_model
+from triptych.inference.loading import describe_model
 from triptych.training.freezing import freeze_all_but
 from triptych.utils.errors import UserError
 

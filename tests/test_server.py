@@ -20,7 +20,7 @@ from PIL import Image
 from servers import running, until
 
 from triptych.cli import main
-from triptych.pipeline import UnifiedPipeline
+from triptych.inference.pipeline import UnifiedPipeline
 from triptych.prompts import chat_ids
 from triptych.serving.context import Sizes
 from triptych.utils.png_metadata import settings_of

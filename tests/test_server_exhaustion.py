@@ -390,7 +390,7 @@ def test_every_whole_number_of_the_server_is_strict_and_bounded(server, value):
 def test_every_number_of_the_page_is_passed_on_unchanged_or_refused(tmp_path):
     import gradio
 
-    from triptych.pipeline import UnifiedPipeline
+    from triptych.inference.pipeline import UnifiedPipeline
     from triptych.serving.web.app import build
     from triptych.serving.web.page import Page
     from triptych.serving.web.sources import Sources

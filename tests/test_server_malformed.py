@@ -9,7 +9,7 @@ from malformed import by_hand, complaints, generated
 from serve import KEY, batches, load
 from servers import running
 
-from triptych.pipeline import UnifiedPipeline
+from triptych.inference.pipeline import UnifiedPipeline
 from triptych.serving.context import Sizes
 
 HAND_WRITTEN = dict(by_hand())

@@ -24,8 +24,8 @@ from triptych.backbones import DCAutoencoder, SanaDecoder, Siglip2
 from triptych.checkpoints import WeightFiles
 from triptych.checkpoints.published.siglip_sana import convert_siglip_sana, full_names
 from triptych.cli import main
+from triptych.inference.loading import describe_model
 from triptych.interfaces import TEXT_TO_IMAGE, ImageEncoder
-from triptych.loading import describe_model
 from triptych.modules import PixelDecoderModule, UnifiedModule
 from triptych.utils.errors import UserError
 from triptych.utils.images import pixels_to_unit

@@ -22,8 +22,8 @@ from triptych.data_modules.tasks import Reading
 from triptych.data_modules.texts import captions_of
 from triptych.evaluation import dpg, geneval, wise
 from triptych.evaluation.picture_sources import read_pictures
+from triptych.inference.chat_messages import read_messages
 from triptych.interfaces import IMAGE_TO_TEXT, TEXT_TO_IMAGE, Preprocessing
-from triptych.messages import read_messages
 from triptych.serving.schemas import GenerationBody
 from triptych.serving.web.opening import read_prompts as read_page_prompts
 from triptych.using.requests import read_edits, read_prompts

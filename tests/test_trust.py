@@ -19,9 +19,9 @@ from torch.distributed.checkpoint import metadata as index_classes
 
 from triptych.checkpoints import atomic_checkpoint
 from triptych.cli import main, takes_classes
-from triptych.loading import describe_model
+from triptych.inference.loading import describe_model
+from triptych.inference.trusted_config import plain_model
 from triptych.training.sharded_checkpoint import INDEX, read_index, read_shards, read_shards_of
-from triptych.trust import plain_model
 from triptych.utils.errors import UserError
 from triptych.utils.paths import ASSETS, presets
 from triptych.utils.png_metadata import settings_of, shown_name
@@ -612,4 +612,4 @@ def test_documents_are_read_by_their_reader():
             place
         )
         if name == "yaml.load":
-            assert place.startswith("src/triptych/trust.py"), place
+            assert place.startswith("src/triptych/inference/trusted_config.py"), place

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from triptych.loading import describe_stage
+from triptych.inference.loading import describe_stage
 from triptych.modules import UnifiedModule
 from triptych.training import flops
 from triptych.utils.errors import UserError

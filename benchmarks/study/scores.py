@@ -23,8 +23,8 @@ from triptych.evaluation.feature_space import EncoderSpace
 from triptych.evaluation.report import write_text
 from triptych.evaluation.scoring import mean
 from triptych.evaluation.shapes import ShapeEval, examples, question_answering_score
+from triptych.inference.pipeline import UnifiedPipeline
 from triptych.modules import UnifiedModule
-from triptych.pipeline import UnifiedPipeline
 from triptych.shapes.checker import read
 
 SHEET = 6  # captions on a sheet, one of each task

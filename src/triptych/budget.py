@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from triptych.inference.loading import describe_stage
 from triptych.interfaces import TEXT_TO_IMAGE, Batch
-from triptych.loading import describe_stage
 from triptych.modules import UnifiedModule
 from triptych.training import flops
 from triptych.training.freezing import freeze_all_but

@@ -9,8 +9,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from triptych.inference.trusted_config import add_trust
 from triptych.measuring.command import evaluate
-from triptych.trust import add_trust
 from triptych.using.commands import chat, edit, generate, reconstruct
 from triptych.utils.disk_usage import announce, output_file, output_folder, refuse_other_files
 from triptych.utils.errors import UserError
@@ -37,7 +37,9 @@ def _parser(name: str, command: Callable) -> argparse.ArgumentParser:
 
 def _load(parsed: argparse.Namespace, flags: list[str], parser: argparse.ArgumentParser):
     _refuse_unknown(flags, parser)
-    from triptych.loading import load_model  # torch takes seconds to import: after parsing
+    from triptych.inference.loading import (
+        load_model,  # torch takes seconds to import: after parsing
+    )
 
     return load_model(parsed.config or TINY, flags, trust_class=parsed.trust_class)
 
@@ -117,7 +119,7 @@ def convert(arguments: list[str]) -> None:
     try:
         if back:
             from triptych.checkpoints.published.export import export
-            from triptych.loading import describe_model
+            from triptych.inference.loading import describe_model
 
             export(describe_model(parsed.source, flags, parsed.trust_class), parsed.target)
         else:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from triptych.trust import add_trust
+from triptych.inference.trusted_config import add_trust
 from triptych.utils.atomic_write import replacing
 from triptych.utils.disk_usage import output_file
 from triptych.utils.errors import UserError

@@ -33,7 +33,7 @@ from triptych.data_modules.decode import Decoder
 from triptych.data_modules.features import MANIFEST, VERSION, digest, finished, home, shard_names
 from triptych.data_modules.identity import stamp
 from triptych.data_modules.sidecars import DTYPES, ENDING, SidecarWriter, read_metadata
-from triptych.loading import BAD_VALUES, describe_model
+from triptych.inference.loading import BAD_VALUES, describe_model
 from triptych.modules.feature_extraction import FeatureModule, Pictures
 from triptych.training.ranks import ending_together, take_over, watch_launched
 from triptych.utils.atomic_write import alone_in, replacing

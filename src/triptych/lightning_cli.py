@@ -13,7 +13,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from triptych.checkpoints import atomic_checkpoint, require_files, run_folder
 from triptych.checkpoints.run_folder import RunFolder
-from triptych.loading import BAD_VALUES
+from triptych.inference.loading import BAD_VALUES
 from triptych.modules.base import Panel
 from triptych.trainer_flags import settle
 from triptych.training.ranks import take_over

@@ -172,7 +172,7 @@ def attempts(part: Part, runs: Path) -> list[dict]:
 def scores(runs: Path, folder: Path) -> dict:
     """ShapeEval, reconstructions and questions of the collected weights."""
     from triptych.evaluation import evaluate_all
-    from triptych.loading import load_model
+    from triptych.inference.loading import load_model
 
     labels = sorted({part.label for part in PLAN})
     flags = [f"--model.weights.{label}={folder / label}.safetensors" for label in labels]

@@ -13,8 +13,8 @@ from triptych.evaluation.fid import (
     kernel_interval,
 )
 from triptych.evaluation.picture_sources import Entry, read_pictures
+from triptych.inference.pipeline import UnifiedPipeline
 from triptych.interfaces import Evaluator
-from triptych.pipeline import UnifiedPipeline
 from triptych.utils.errors import UserError
 
 

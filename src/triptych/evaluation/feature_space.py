@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from triptych.evaluation.inception import PUBLISHED, Inception, load_inception
 from triptych.evaluation.picture_sources import Entry
 from triptych.evaluation.report import sha256
-from triptych.pipeline import UnifiedPipeline
+from triptych.inference.pipeline import UnifiedPipeline
 from triptych.utils.errors import UserError
 
 

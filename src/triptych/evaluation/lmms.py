@@ -16,8 +16,8 @@ from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
 from lmms_eval.api.model import lmms
 from tqdm import tqdm
 
+from triptych.inference.pipeline import UnifiedPipeline
 from triptych.modules.text_generation import Answer
-from triptych.pipeline import UnifiedPipeline
 from triptych.utils.errors import UserError
 
 LONGEST_ANSWER = 128  # tokens, where a task does not say; that of the published evaluation

@@ -67,7 +67,7 @@ class PipelineJudge(BatchJudge):
     """The understanding of a model of ours.
 
     Args:
-        pipeline: a `triptych.pipeline.UnifiedPipeline`.
+        pipeline: a `triptych.inference.pipeline.UnifiedPipeline`.
         max_new_tokens: the longest answer.
         batch: questions at once.
     """

@@ -14,7 +14,7 @@ from prometheus_client.exposition import choose_encoder
 from starlette.exceptions import HTTPException
 
 from triptych import __version__
-from triptych.pipeline import UnifiedPipeline
+from triptych.inference.pipeline import UnifiedPipeline
 from triptych.serving.admission import Admission
 from triptych.serving.chat_routes import chat_routes
 from triptych.serving.context import Context, Sizes

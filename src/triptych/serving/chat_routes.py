@@ -12,7 +12,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
-from triptych.messages import Message
+from triptych.inference.chat_messages import Message
 from triptych.serving.context import Context
 from triptych.serving.images_in import read_url
 from triptych.serving.problems import wrong

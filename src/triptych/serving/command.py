@@ -6,7 +6,7 @@ import argparse
 import os
 from pathlib import Path
 
-from triptych.trust import add_trust
+from triptych.inference.trusted_config import add_trust
 from triptych.utils.errors import UserError
 
 EXAMPLES = """\
@@ -43,7 +43,7 @@ def serve(arguments: list[str]) -> None:
 
 
 def _app(parsed: argparse.Namespace, overrides: list[str]):
-    from triptych.pipeline import UnifiedPipeline
+    from triptych.inference.pipeline import UnifiedPipeline
     from triptych.serving.app import Limits, create_app
     from triptych.serving.context import Sizes
     from triptych.serving.hosts import Hosts

@@ -13,7 +13,7 @@ from anyio import CapacityLimiter
 from PIL import Image
 from starlette.requests import Request
 
-from triptych.pipeline import UnifiedPipeline
+from triptych.inference.pipeline import UnifiedPipeline
 from triptych.serving.decoder import Decoder
 from triptych.serving.desk import Desk
 from triptych.serving.metrics import Metrics

@@ -9,8 +9,8 @@ from typing import Any
 
 from PIL import Image
 
-from triptych.messages import Message
-from triptych.pipeline import Progress, UnifiedPipeline
+from triptych.inference.chat_messages import Message
+from triptych.inference.pipeline import Progress, UnifiedPipeline
 from triptych.serving.scheduler import Call
 
 

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from triptych.trust import add_trust
+from triptych.inference.trusted_config import add_trust
 from triptych.utils.errors import UserError
 from triptych.utils.limits import BATCH, PROCESSES, SCALE, SEED, STEPS
 from triptych.utils.png_metadata import shown_name
@@ -125,7 +125,7 @@ def load(parsed: argparse.Namespace, flags: list[str]):
     """
     import torch
 
-    from triptych.pipeline import UnifiedPipeline
+    from triptych.inference.pipeline import UnifiedPipeline
 
     try:
         device = torch.device(parsed.device) if parsed.device else None

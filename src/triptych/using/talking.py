@@ -93,7 +93,7 @@ def answer_lines(
     Raises:
         UserError: a conversation has another shape, is too long, or a picture is unreadable.
     """
-    from triptych.messages import read_messages
+    from triptych.inference.chat_messages import read_messages
     from triptych.prompts import PromptError
 
     seed = options["seed"]

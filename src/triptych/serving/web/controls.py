@@ -6,7 +6,7 @@ from typing import Any
 
 import gradio as gr
 
-from triptych.pipeline import UnifiedPipeline
+from triptych.inference.pipeline import UnifiedPipeline
 from triptych.sampler import SAMPLERS
 from triptych.serving.web.numbers import number, slider
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from triptych.pipeline import Progress
+from triptych.inference.pipeline import Progress
 from triptych.utils.callback_iterator import pieces
 
 PREVIEW_SHARE = 0.4

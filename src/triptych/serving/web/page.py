@@ -17,7 +17,7 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-from triptych.pipeline import Progress, UnifiedPipeline
+from triptych.inference.pipeline import Progress, UnifiedPipeline
 from triptych.serving.web.sources import Sources
 from triptych.serving.web.votes import Votes
 from triptych.utils.errors import UserError

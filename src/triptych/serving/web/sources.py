@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
-from triptych.pipeline import UnifiedPipeline
+from triptych.inference.pipeline import UnifiedPipeline
 
 
 class Sources:

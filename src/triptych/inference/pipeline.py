@@ -21,12 +21,8 @@ from torch import Tensor
 
 from triptych import __version__
 from triptych.checkpoints.digest import weights_digest
-from triptych.interfaces import Condition
-from triptych.loading import find_source, load_model
-from triptych.messages import Message, read_messages
-from triptych.modules import UnifiedModule
-from triptych.modules.text_generation import Answer, write_answers
-from triptych.pipeline_settings import (
+from triptych.inference.chat_messages import Message, read_messages
+from triptych.inference.generation_config import (
     Settings,
     Wanted,
     check_sampling,
@@ -36,12 +32,16 @@ from triptych.pipeline_settings import (
     token_sampling,
     wanted_pictures,
 )
+from triptych.inference.loading import find_source, load_model
+from triptych.inference.offload import require_room, take_turns
+from triptych.inference.quantization import Quantize, require_quantizer
+from triptych.inference.quantization import quantize as quantize_part
+from triptych.interfaces import Condition
+from triptych.modules import UnifiedModule
+from triptych.modules.text_generation import Answer, write_answers
 from triptych.prompts import PromptError, chat_ids
-from triptych.quantizing import Quantize, require_quantizer
-from triptych.quantizing import quantize as quantize_part
 from triptych.sampler import model_calls
 from triptych.training.execution import compile_blocks
-from triptych.turns import require_room, take_turns
 from triptych.utils.callback_iterator import pieces
 from triptych.utils.errors import UserError
 from triptych.utils.images import Picture, open_picture, square

@@ -15,8 +15,8 @@ from triptych.checkpoints import hold, read_metadata, stored_names
 from triptych.checkpoints.atomic_checkpoint import newest
 from triptych.checkpoints.training_checkpoint import read_trained
 from triptych.checkpoints.weight_files import label_of
+from triptych.inference.trusted_config import plain_model
 from triptych.modules import UnifiedModule
-from triptych.trust import plain_model
 from triptych.utils.config_nulls import require_values
 from triptych.utils.documents import read_yaml
 from triptych.utils.errors import ConfigurationError, UserError
