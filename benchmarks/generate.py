@@ -36,8 +36,8 @@ from drawing import draw_curves
 from recorded import machine, versions
 from torch import Tensor
 
-from triptych.evaluation.scoring import to_tensor, wilson
-from triptych.evaluation.shapes import Example, examples
+from triptych.evaluation.shapes.common import to_tensor, wilson
+from triptych.evaluation.shapes.shape_eval import Example, examples
 from triptych.inference.loading import describe_model
 from triptych.inference.offload import take_turns
 from triptych.inference.pipeline import UnifiedPipeline

@@ -81,7 +81,7 @@ def inception_file(tmp_path_factory):
     """Random weights in the layout of the file that torch-fidelity publishes."""
     import torch
 
-    from triptych.evaluation.inception import Inception
+    from triptych.evaluation.image_metrics.inception import Inception
 
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("inception") / "weights.pth"

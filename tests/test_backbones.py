@@ -34,7 +34,7 @@ from triptych.backbones import (
 )
 from triptych.backbones.eva_clip import CLIP_MEAN, CLIP_STD
 from triptych.evaluation.parity.loading import fill, placed
-from triptych.evaluation.shapes import examples
+from triptych.evaluation.shapes.shape_eval import examples
 from triptych.interfaces import IMAGE_TO_TEXT
 from triptych.modules import UnderstandingModule
 from triptych.prompts import (

@@ -10,7 +10,7 @@ import webdataset
 from PIL import Image
 
 from triptych.data_modules import EditsDataModule, ShardFolder
-from triptych.evaluation.edits import edit_for, edits
+from triptych.evaluation.shapes.edit_eval import edit_for, edits
 from triptych.inference.pipeline import UnifiedPipeline
 from triptych.shapes.captions import is_evaluation_scene
 from triptych.shapes.checker import check, satisfies

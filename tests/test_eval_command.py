@@ -15,8 +15,8 @@ from triptych.evaluation import EditEval, FeatureDistance, ShapeEval, geneval
 from triptych.evaluation.comparison import short_names
 from triptych.evaluation.geneval import detection
 from triptych.evaluation.report import Report, flat, nested
-from triptych.evaluation.shapes import question_answering_score
-from triptych.evaluation.shapes_verdicts import Plan, interval, report, verdicts
+from triptych.evaluation.shapes.all_scores import Plan, interval, report, verdicts
+from triptych.evaluation.shapes.shape_eval import question_answering_score
 from triptych.measuring.understanding import read_results
 from triptych.modules import UnifiedModule
 from triptych.utils.errors import UserError

@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from triptych.evaluation import EditEval, ShapeEval, evaluate_all
-from triptych.evaluation import shapes as scoring
-from triptych.evaluation.edits import edit_chance, edits
-from triptych.evaluation.scoring import wilson
+from triptych.evaluation.shapes import shape_eval as scoring
+from triptych.evaluation.shapes.common import wilson
+from triptych.evaluation.shapes.edit_eval import edit_chance, edits
 from triptych.shapes.captions import TASKS, UNSEEN_TASKS
 from triptych.shapes.edits import EDITS
 from triptych.shapes.world import draw

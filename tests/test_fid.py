@@ -9,9 +9,14 @@ import torch
 from PIL import Image
 from torchmetrics.image.kid import poly_mmd
 
-from triptych.evaluation import fid
-from triptych.evaluation.feature_space import EncoderSpace, FeatureSpace, InceptionSpace, extract
-from triptych.evaluation.picture_sources import read_pictures
+from triptych.evaluation.image_metrics import fid
+from triptych.evaluation.image_metrics.feature_space import (
+    EncoderSpace,
+    FeatureSpace,
+    InceptionSpace,
+    extract,
+)
+from triptych.evaluation.image_sources import read_pictures
 from triptych.utils.errors import UserError
 
 

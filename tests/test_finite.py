@@ -15,8 +15,8 @@ from triptych.callbacks import EMA
 from triptych.checkpoints import WeightFiles, load_tensors, load_weights
 from triptych.checkpoints.published.convert import convert
 from triptych.checkpoints.training_checkpoint import export_checkpoint
-from triptych.evaluation.clip_score import ClipJudge
-from triptych.evaluation.inception import load_inception
+from triptych.evaluation.image_metrics.clip_score import ClipJudge
+from triptych.evaluation.image_metrics.inception import load_inception
 from triptych.inference.pipeline import UnifiedPipeline
 from triptych.serving.context import Sizes
 from triptych.utils.errors import NotFiniteError, UserError

@@ -19,8 +19,8 @@ from triptych.data_modules.inspect import examine
 from triptych.data_modules.pack import pack
 from triptych.data_modules.source import BadSample
 from triptych.data_modules.tables import TextTable
-from triptych.evaluation.picture_sources import read_pictures
-from triptych.evaluation.samples import Sample, opened
+from triptych.evaluation.expected_images import Sample, opened
+from triptych.evaluation.image_sources import read_pictures
 from triptych.inference.chat_messages import Message, read_messages
 from triptych.serving.images_in import read_picture, read_url
 from triptych.serving.problems import Problem

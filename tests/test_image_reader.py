@@ -15,8 +15,8 @@ from triptych.data_modules.decode import Decoder
 from triptych.data_modules.source import BadSample
 from triptych.data_modules.tables import TextTable
 from triptych.evaluation.dpg.layout import tile_size
-from triptych.evaluation.picture_sources import read_pictures
-from triptych.evaluation.samples import Sample, opened
+from triptych.evaluation.expected_images import Sample, opened
+from triptych.evaluation.image_sources import read_pictures
 from triptych.inference.chat_messages import read_messages
 from triptych.serving.images_in import read_picture
 from triptych.serving.problems import Problem

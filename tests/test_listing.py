@@ -19,8 +19,8 @@ from triptych.data_modules.indexing import build_index
 from triptych.data_modules.opening import source_at
 from triptych.data_modules.pack import pack, safe_key
 from triptych.data_modules.tar_stream import Caps, read_samples
-from triptych.evaluation.picture_sources import read_pictures
-from triptych.evaluation.samples import images_by_stem
+from triptych.evaluation.expected_images import images_by_stem
+from triptych.evaluation.image_sources import read_pictures
 from triptych.using.requests import images_at
 from triptych.utils.errors import UserError
 from triptych.utils.image_reader import FORMATS

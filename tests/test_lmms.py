@@ -80,11 +80,11 @@ def adapter(monkeypatch):
         module = ModuleType(name)
         vars(module).update(content)
         monkeypatch.setitem(sys.modules, name, module)
-    monkeypatch.delitem(sys.modules, "triptych.evaluation.lmms", raising=False)
-    module = importlib.import_module("triptych.evaluation.lmms")
+    monkeypatch.delitem(sys.modules, "triptych.evaluation.lmms_eval.model", raising=False)
+    module = importlib.import_module("triptych.evaluation.lmms_eval.model")
     monkeypatch.setattr(module.UnifiedPipeline, "from_pretrained", Pipeline)
     yield module
-    sys.modules.pop("triptych.evaluation.lmms", None)
+    sys.modules.pop("triptych.evaluation.lmms_eval.model", None)
 
 
 def user_turn(*texts, pictures=0, kind="image"):

@@ -20,7 +20,7 @@ from triptych.data_modules.pack import pack, skipped
 from triptych.data_modules.sidecars import Sidecar, read_metadata
 from triptych.data_modules.tar_stream import open_url
 from triptych.data_modules.tasks import Reading
-from triptych.evaluation.picture_sources import read_pictures
+from triptych.evaluation.image_sources import read_pictures
 from triptych.utils.errors import UserError
 from triptych.utils.images import open_picture
 

@@ -255,7 +255,7 @@ def test_true_pictures_are_clear_and_find_themselves():
     import numpy
     from study.scores import clear, retrieval
 
-    from triptych.evaluation.shapes import examples
+    from triptych.evaluation.shapes.shape_eval import examples
 
     true = [each.picture for each in examples("eval", 6)]
     pictures = numpy.stack([[picture, picture] for picture in true])

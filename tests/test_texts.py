@@ -21,7 +21,7 @@ from triptych.data_modules.pack import pack, skipped
 from triptych.data_modules.tasks import Reading
 from triptych.data_modules.texts import captions_of
 from triptych.evaluation import dpg, geneval, wise
-from triptych.evaluation.picture_sources import read_pictures
+from triptych.evaluation.image_sources import read_pictures
 from triptych.inference.chat_messages import read_messages
 from triptych.interfaces import IMAGE_TO_TEXT, TEXT_TO_IMAGE, Preprocessing
 from triptych.serving.schemas import GenerationBody

@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from triptych.evaluation import wise
-from triptych.evaluation.endpoint import EndpointJudge
-from triptych.evaluation.judges import Answers, Judge
+from triptych.evaluation.judges.base import Answers, Judge
+from triptych.evaluation.judges.openai_api import EndpointJudge
 from triptych.evaluation.wise.protocols import read_legacy, read_verified
 from triptych.utils.errors import UserError
 

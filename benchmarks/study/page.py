@@ -14,7 +14,7 @@ from pathlib import Path
 from study.drawings import bars, curves
 from study.reading import MEASURES
 from study.runs import SHIPPED
-from triptych.serving.page import STYLE
+from triptych.evaluation.shapes.demo_page import STYLE
 
 SETTINGS = ("command", "plan", "machine", "versions")
 

@@ -59,7 +59,7 @@ def demo(arguments: list[str]) -> None:
     refuse_other_files(parsed.out, DEMO_FILES, "--out")
     announce("the demo", parsed.out, DEMO_BYTES)
     model = _load(parsed, flags, parser)
-    from triptych.serving.demo import make_demo
+    from triptych.evaluation.shapes.demo import make_demo
 
     scores = make_demo(model, parsed.out, started=started)
     print(json.dumps(scores))

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from triptych import __version__
-from triptych.evaluation.report_page import Row, render
+from triptych.evaluation.html_report import Row, render
 from triptych.utils.atomic_write import replacing
 from triptych.utils.documents import TEXT_BYTES, read_json
 from triptych.utils.errors import UserError

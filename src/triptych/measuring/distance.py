@@ -33,10 +33,10 @@ def fid(arguments: list[str]) -> None:
     parser.add_argument("--clip", type=Path, metavar="DIR", help="CLIP model, for the CLIP score")
     parser.add_argument("--batch-size", type=BATCH, default=64, help="default %(default)s")
     parsed, flags = parse(parser, arguments)
-    from triptych.evaluation import clip_score
-    from triptych.evaluation import fid as benchmark
-    from triptych.evaluation.feature_space import EncoderSpace, InceptionSpace
-    from triptych.evaluation.picture_sources import read_pictures
+    from triptych.evaluation.image_metrics import clip_score
+    from triptych.evaluation.image_metrics import fid as benchmark
+    from triptych.evaluation.image_metrics.feature_space import EncoderSpace, InceptionSpace
+    from triptych.evaluation.image_sources import read_pictures
     from triptych.evaluation.provenance import add_provenance
 
     for folder in (parsed.pictures, parsed.reference):

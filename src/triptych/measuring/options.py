@@ -11,7 +11,7 @@ from triptych.utils.errors import UserError
 from triptych.utils.limits import COUNT
 
 if TYPE_CHECKING:
-    from triptych.evaluation.judges import Judge
+    from triptych.evaluation.judges.base import Judge
     from triptych.evaluation.report import Report
 
 QWEN = "Qwen/Qwen2.5-VL-7B-Instruct"
@@ -84,12 +84,12 @@ def judge_of(parsed: argparse.Namespace) -> Judge:
         UserError: there is no such model.
     """
     if parsed.judge_url:
-        from triptych.evaluation.endpoint import EndpointJudge
+        from triptych.evaluation.judges.openai_api import EndpointJudge
 
         return EndpointJudge(parsed.judge_url, parsed.judge or QWEN)
     import torch
 
-    from triptych.evaluation.model_judges import QwenJudge
+    from triptych.evaluation.judges.local import QwenJudge
 
     source, device = named_or_here(parsed.judge, QWEN, "--judge"), device_of(parsed)
     return QwenJudge(source, device, torch.float32 if device == "cpu" else torch.bfloat16)

@@ -17,7 +17,7 @@ from triptych.utils.limits import ALL_IMAGES, IMAGES, SCALE, STEPS
 
 if TYPE_CHECKING:
     from triptych.evaluation.report import Report
-    from triptych.evaluation.shapes_verdicts import Plan, Verdict
+    from triptych.evaluation.shapes.all_scores import Plan, Verdict
 
 EXAMPLES = """\
   triptych eval shapes --out scores.json
@@ -48,7 +48,7 @@ def shapes(arguments: list[str]) -> None:
     add_parts(parser, "of the noise that pictures start from")
     parser.set_defaults(batch_size=64)
     parsed, flags = parse(parser, arguments)
-    from triptych.evaluation.shapes_verdicts import Plan, report
+    from triptych.evaluation.shapes.all_scores import Plan, report
 
     names = ("images", "per_caption", "seed", "batch_size", "steps", "guidance")
     plan = Plan(**{name: getattr(parsed, name) for name in names})
@@ -67,8 +67,8 @@ def _found(
     parsed: argparse.Namespace, flags: list[str], arguments: Sequence[str], plan: Plan
 ) -> tuple[list[Verdict], dict[str, Any]]:
     """All verdicts, by one process or several, and `_used`; a shard prints its own, one a line."""
-    from triptych.evaluation.kept_pictures import KeptPictures
-    from triptych.evaluation.shapes_verdicts import verdicts
+    from triptych.evaluation.image_cache import KeptPictures
+    from triptych.evaluation.shapes.all_scores import verdicts
 
     total = sum(len(numbers) for _, _, numbers in plan.work())
     found: list[Any] = []

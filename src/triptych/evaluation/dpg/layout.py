@@ -12,7 +12,7 @@ from typing import Any
 
 from PIL import Image
 
-from triptych.evaluation.samples import (
+from triptych.evaluation.expected_images import (
     EXTRA,
     Sample,
     find,

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from triptych.evaluation.geneval.detection import Found
-from triptych.evaluation.pretrained import load
+from triptych.evaluation.judges.hub import load
 from triptych.utils.png_metadata import shown_name
 from triptych.utils.tokens import break_control_tokens
 

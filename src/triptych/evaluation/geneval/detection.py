@@ -10,7 +10,7 @@ import numpy
 import torch
 from PIL import Image
 
-from triptych.evaluation.pretrained import load
+from triptych.evaluation.judges.hub import load
 from triptych.utils.errors import UserError
 from triptych.utils.png_metadata import shown_name
 

@@ -15,8 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from triptych.evaluation.report import write_text
-from triptych.evaluation.samples import (
+from triptych.evaluation.expected_images import (
     EXTRA,
     Sample,
     find,
@@ -24,6 +23,7 @@ from triptych.evaluation.samples import (
     prompt_of,
     read_json_lines,
 )
+from triptych.evaluation.report import write_text
 from triptych.utils.errors import UserError
 
 PACKAGED = Path(__file__).parent / "evaluation_metadata.jsonl"

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from PIL import Image
 
-from triptych.evaluation.judges import BatchJudge, Question
-from triptych.evaluation.pretrained import load
+from triptych.evaluation.judges.base import BatchJudge, Question
+from triptych.evaluation.judges.hub import load
 from triptych.utils.png_metadata import shown_name
 from triptych.utils.tokens import break_control_tokens
 

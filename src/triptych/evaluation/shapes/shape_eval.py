@@ -18,14 +18,7 @@ from typing import Any, Literal
 
 import numpy
 
-from triptych.evaluation.scoring import (
-    SEEDS,
-    WORLD_SEED,
-    batches,
-    mean,
-    to_arrays,
-    to_tensor,
-)
+from triptych.evaluation.shapes.common import SEEDS, WORLD_SEED, batches, mean, to_arrays, to_tensor
 from triptych.interfaces import Evaluator
 from triptych.shapes.captions import Request, request_of
 from triptych.shapes.checker import answer_is_right, chance_levels, shape_eval

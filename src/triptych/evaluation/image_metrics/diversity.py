@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from triptych.evaluation.feature_space import FeatureSpace, extract
-from triptych.evaluation.intervals import bootstrap
-from triptych.evaluation.picture_sources import Source, count_states, read_pictures, source_name
+from triptych.evaluation.image_metrics.feature_space import FeatureSpace, extract
+from triptych.evaluation.image_sources import Source, count_states, read_pictures, source_name
 from triptych.evaluation.report import Report
+from triptych.evaluation.statistics import bootstrap
 from triptych.utils.errors import UserError
 
 

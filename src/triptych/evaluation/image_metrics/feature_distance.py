@@ -5,14 +5,14 @@ from __future__ import annotations
 from itertools import islice
 from typing import Any
 
-from triptych.evaluation.feature_space import EncoderSpace, extract
-from triptych.evaluation.fid import (
+from triptych.evaluation.image_metrics.feature_space import EncoderSpace, extract
+from triptych.evaluation.image_metrics.fid import (
     KidSettings,
     frechet_distance,
     kernel_distance,
     kernel_interval,
 )
-from triptych.evaluation.picture_sources import Entry, read_pictures
+from triptych.evaluation.image_sources import Entry, read_pictures
 from triptych.inference.pipeline import UnifiedPipeline
 from triptych.interfaces import Evaluator
 from triptych.utils.errors import UserError

@@ -13,7 +13,7 @@ from typing import Any
 
 from PIL import Image
 
-from triptych.serving.page import STYLE
+from triptych.evaluation.shapes.demo_page import STYLE
 from triptych.utils.errors import UserError
 from triptych.utils.images import open_picture
 

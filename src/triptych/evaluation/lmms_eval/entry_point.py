@@ -8,4 +8,4 @@ from lmms_eval.models.registry_v2 import ModelManifest
 
 def manifest() -> ModelManifest:
     """The model `triptych` of `lmms_eval --model triptych`."""
-    return ModelManifest("triptych", chat_class_path="triptych.evaluation.lmms.Triptych")
+    return ModelManifest("triptych", chat_class_path="triptych.evaluation.lmms_eval.model.Triptych")

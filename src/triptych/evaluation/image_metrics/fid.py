@@ -15,13 +15,8 @@ from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance, poly_kernel
 
-from triptych.evaluation.feature_space import Extracted, FeatureSpace, extract
-from triptych.evaluation.picture_sources import (
-    Source,
-    count_states,
-    read_pictures,
-    source_name,
-)
+from triptych.evaluation.image_metrics.feature_space import Extracted, FeatureSpace, extract
+from triptych.evaluation.image_sources import Source, count_states, read_pictures, source_name
 from triptych.evaluation.report import Report
 from triptych.utils.errors import UserError
 

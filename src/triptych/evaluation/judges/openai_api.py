@@ -14,7 +14,7 @@ from typing import Any
 
 from PIL import Image
 
-from triptych.evaluation.judges import Answer, Judge, JudgeFailed, Question
+from triptych.evaluation.judges.base import Answer, Judge, JudgeFailed, Question
 from triptych.utils.errors import UserError
 
 LONGEST_PAUSE = 60.0  # seconds

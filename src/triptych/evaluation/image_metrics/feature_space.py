@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from triptych.evaluation.inception import PUBLISHED, Inception, load_inception
-from triptych.evaluation.picture_sources import Entry
+from triptych.evaluation.image_metrics.inception import PUBLISHED, Inception, load_inception
+from triptych.evaluation.image_sources import Entry
 from triptych.evaluation.report import sha256
 from triptych.inference.pipeline import UnifiedPipeline
 from triptych.utils.errors import UserError

@@ -16,17 +16,17 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from triptych.evaluation.feature_space import batches
-from triptych.evaluation.intervals import bootstrap
-from triptych.evaluation.picture_sources import (
+from triptych.evaluation.image_metrics.feature_space import batches
+from triptych.evaluation.image_sources import (
     Entry,
     Source,
     count_states,
     read_pictures,
     source_name,
 )
-from triptych.evaluation.pretrained import require_weights
+from triptych.evaluation.judges.hub import require_weights
 from triptych.evaluation.report import Report
+from triptych.evaluation.statistics import bootstrap
 from triptych.utils.errors import UserError
 from triptych.utils.pretrained import load_pretrained
 from triptych.utils.tokens import break_control_tokens

@@ -11,12 +11,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from triptych.evaluation.edits import by_kind, edit_chance, edit_for, edits
-from triptych.evaluation.intervals import bootstrap
-from triptych.evaluation.kept_pictures import KeptPictures
+from triptych.evaluation.image_cache import KeptPictures
 from triptych.evaluation.report import Report, nested
-from triptych.evaluation.scoring import SEEDS, batches, mean, wilson
-from triptych.evaluation.shapes import (
+from triptych.evaluation.shapes.common import SEEDS, batches, mean, wilson
+from triptych.evaluation.shapes.edit_eval import by_kind, edit_chance, edit_for, edits
+from triptych.evaluation.shapes.shape_eval import (
     EDITS,
     QUESTIONS_PER_PICTURE,
     answers_for,
@@ -27,6 +26,7 @@ from triptych.evaluation.shapes import (
     generate_for,
     reconstruct_for,
 )
+from triptych.evaluation.statistics import bootstrap
 from triptych.shapes.captions import request_of
 from triptych.shapes.checker import answer_is_right, by_task, check
 from triptych.utils.errors import UserError

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy
 
-from triptych.evaluation.scoring import wilson
-from triptych.evaluation.shapes import (
+from triptych.evaluation.shapes.common import wilson
+from triptych.evaluation.shapes.demo_page import Answered, Drawn, Rebuilt, Row, render
+from triptych.evaluation.shapes.shape_eval import (
     QUESTIONS_PER_PICTURE,
     Asked,
     Example,
@@ -24,7 +25,6 @@ from triptych.evaluation.shapes import (
     reconstruct_for,
     score_answers,
 )
-from triptych.serving.page import Answered, Drawn, Rebuilt, Row, render
 from triptych.shapes.captions import TASKS, request_of
 from triptych.shapes.checker import answer_is_right, check, shape_eval
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy
 
-from triptych.evaluation.scoring import (
+from triptych.evaluation.shapes.common import (
     SEEDS,
     WORLD_SEED,
     batches,
