@@ -264,7 +264,7 @@ def test_a_busy_port_is_named(tmp_path, capsys):
 
 
 def test_a_second_model_is_loaded_once_and_late():
-    from triptych.serving.web.sources import Sources
+    from triptych.serving.webui.models import Sources
 
     made = []
     sources = Sources({"first": lambda: made.append("first"), "second": lambda: made.append("2")})
@@ -277,7 +277,7 @@ def test_a_second_model_is_loaded_once_and_late():
 
 
 def test_prompts_are_gone_through_in_order():
-    from triptych.serving.web.votes import next_prompt
+    from triptych.serving.webui.votes import next_prompt
 
     assert next_prompt(["a", "b", "c"], {"a"}) == "b"
     with pytest.raises(UserError, match="all 2 prompts"):

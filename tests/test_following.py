@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from triptych.inference.pipeline import Progress
-from triptych.serving.web.following import follow
+from triptych.serving.webui.progress import follow
 
 STEPS = 50
 OPEN = threading.Event()

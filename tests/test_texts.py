@@ -24,8 +24,8 @@ from triptych.evaluation import dpg, geneval, wise
 from triptych.evaluation.image_sources import read_pictures
 from triptych.inference.chat_messages import read_messages
 from triptych.interfaces import IMAGE_TO_TEXT, TEXT_TO_IMAGE, Preprocessing
-from triptych.serving.schemas import GenerationBody
-from triptych.serving.web.opening import read_prompts as read_page_prompts
+from triptych.serving.http.request_schemas import GenerationBody
+from triptych.serving.webui.launch import read_prompts as read_page_prompts
 from triptych.using.requests import read_edits, read_prompts
 from triptych.using.talking import converse, read_questions
 from triptych.utils.documents import parse_json, read_json, read_standard_line, read_text
@@ -164,7 +164,7 @@ MAY = {
     "src/triptych/utils/documents.py": {"sys.stdin"},
     "src/triptych/utils/standard_streams.py": {"sys.stdin"},
     "src/triptych/using/talking.py": {"sys.stdin"},  # whether it is a terminal
-    "src/triptych/serving/decode_worker.py": {"sys.stdin"},  # of our own process
+    "src/triptych/serving/http/decode_worker.py": {"sys.stdin"},  # of our own process
     "src/triptych/evaluation/geneval/detection.py": {"read_text"},  # a file of the package
 }
 

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from triptych.serving.web.votes import Tally, Vote, Votes
+from triptych.serving.webui.votes import Tally, Vote, Votes
 from triptych.utils.errors import UserError
 
 FEW, MANY = {"model": "tiny", "steps": 4}, {"model": "tiny", "steps": 30}

@@ -84,8 +84,8 @@ def app(arguments: list[str]) -> None:
     configs = parsed.config or []
     source = parsed.source or (configs.pop(0) if configs else "tiny")
     _refuse_unknown(flags, parser)
-    from triptych.serving.web.opening import show  # torch takes seconds to import: after parsing
-    from triptych.serving.web.sources import find_sources
+    from triptych.serving.webui.launch import show  # torch takes seconds to import: after parsing
+    from triptych.serving.webui.models import find_sources
 
     overrides = [*(f"--config={each}" for each in configs), *flags]
     sources = find_sources(source, parsed.other, parsed.ema, overrides, parsed.trust_class)

@@ -27,7 +27,7 @@ def serve(arguments: list[str]) -> None:
     if unknown:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     try:
-        from triptych.serving.server import open_port, run
+        from triptych.serving.asgi.server import open_port, run
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("triptych"):
             raise
@@ -44,9 +44,9 @@ def serve(arguments: list[str]) -> None:
 
 def _app(parsed: argparse.Namespace, overrides: list[str]):
     from triptych.inference.pipeline import UnifiedPipeline
-    from triptych.serving.app import Limits, create_app
-    from triptych.serving.context import Sizes
-    from triptych.serving.hosts import Hosts
+    from triptych.serving.asgi.host_check import Hosts
+    from triptych.serving.http.app import Limits, create_app
+    from triptych.serving.http.context import Sizes
 
     pipeline = UnifiedPipeline.from_pretrained(
         parsed.source,
