@@ -46,8 +46,8 @@ from safetensors.torch import load_file
 
 from triptych.callbacks import export
 from triptych.checkpoints import atomic_checkpoint
-from triptych.cli import main as triptych_main
-from triptych.lightning_cli import TriptychCLI
+from triptych.cli.lightning import TriptychCLI
+from triptych.cli.main import main as triptych_main
 from triptych.utils.errors import UserError
 
 STARTING = ("parse", "rendezvous", "data", "setup", "sanity")

@@ -39,7 +39,7 @@ from lightning import Callback
 import triptych.callbacks
 from triptych.checkpoints import atomic_checkpoint
 from triptych.checkpoints import weight_files as files
-from triptych.cli import main as triptych_main
+from triptych.cli.main import main as triptych_main
 from triptych.shapes.shards import ensure_shapes
 from triptych.utils.atomic_write import PARTIAL
 

@@ -93,7 +93,7 @@ def inception_file(tmp_path_factory):
 @pytest.fixture
 def triptych(pipe, monkeypatch, capsys, tmp_path):
     """A function: runs a command in an empty folder -> (status, stdout, stderr), and counts."""
-    from triptych.cli import main
+    from triptych.cli.main import main
     from triptych.inference.pipeline import UnifiedPipeline
 
     monkeypatch.chdir(tmp_path)

@@ -12,7 +12,7 @@ import threading
 import pytest
 from browser import chromium, open_page
 
-from triptych.cli import main
+from triptych.cli.main import main
 from triptych.utils.errors import UserError
 from triptych.utils.png_metadata import settings_of
 

@@ -19,7 +19,7 @@ from torch.distributed import checkpoint as sharded_files
 
 from triptych.callbacks import EMA, Checkpoint, ExportWeights
 from triptych.checkpoints import WeightFiles, atomic_checkpoint, read_metadata, save_weights
-from triptych.commands import export
+from triptych.cli.commands import export
 from triptych.utils.errors import UserError
 
 TWO_PROCESSES = """
@@ -352,7 +352,7 @@ def test_a_disk_that_fills_up_ends_the_run_with_its_last_state(
 
 
 def test_a_checkpoint_is_found_for_a_run_that_goes_on(run, tmp_path):
-    from triptych.lightning_cli import find_checkpoint
+    from triptych.cli.lightning import find_checkpoint
 
     _, folder = run
     last = folder / "checkpoints" / "last.ckpt"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from triptych.cli import main
+from triptych.cli.main import main
 from triptych.inference.generation_config import (
     Settings,
     conversation_seeds,

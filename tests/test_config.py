@@ -7,7 +7,7 @@ import pytest
 import yaml
 from builders import ROOT
 
-from triptych.cli import alone, main
+from triptych.cli.main import alone, main
 from triptych.utils.parser_errors import plain
 
 CONF = ROOT / "conf"

@@ -29,7 +29,7 @@ from transformers import PreTrainedTokenizerFast
 from triptych.checkpoints import read_metadata
 from triptych.checkpoints.published.convert import convert
 from triptych.checkpoints.published.staging import Staging
-from triptych.cli import main
+from triptych.cli.main import main
 from triptych.inference.loading import load_model
 from triptych.prompts import SPECIAL_TOKENS
 from triptych.utils.errors import UserError

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from triptych.cli import main
+from triptych.cli.main import main
 from triptych.data_modules import ShardFolder
 from triptych.data_modules.inspect import contact_sheet, examine, repeated, spread
 from triptych.data_modules.opening import source_at
@@ -331,7 +331,7 @@ def test_bad_input_is_one_sentence(arguments, status, says, capsys, monkeypatch)
 
 
 def test_help_imports_no_torch():
-    code = "import sys; from triptych.cli import main; main(['data', 'pack', '--help'])"
+    code = "import sys; from triptych.cli.main import main; main(['data', 'pack', '--help'])"
     check = f"import atexit, sys; atexit.register(lambda: print('torch' in sys.modules)); {code}"
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True)
     assert done.stdout.endswith("False\n"), done.stderr
@@ -451,7 +451,7 @@ def test_every_option_of_pack_is_in_the_plan_or_changes_nothing(table, tmp_path)
     """A new option must be added to the plan, or here."""
     import argparse
 
-    from triptych.data_commands import _pack_parser
+    from triptych.cli.data import _pack_parser
 
     commands = argparse.ArgumentParser().add_subparsers()
     _pack_parser(commands)

@@ -30,7 +30,7 @@ os.execv(sys.argv[1], sys.argv[1:])
 """
 TWICE = """
 import sys
-from triptych.cli import main
+from triptych.cli.main import main
 for shards in ("empty", "nowhere"):
     try:
         main([*sys.argv[1:], f"--data.shards={shards}"])

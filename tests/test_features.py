@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from triptych.checkpoints import WeightFiles
 from triptych.checkpoints import fingerprint as fingerprints
 from triptych.checkpoints.fingerprint import fingerprint
-from triptych.data_features import Making
+from triptych.cli.data_features import Making
 from triptych.data_modules import BatchBuilder, Reading, ShardFolder
 from triptych.data_modules.decode import Decoder
 from triptych.data_modules.features import FeatureCache, find_features, home, use_features

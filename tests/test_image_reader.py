@@ -11,6 +11,7 @@ import pytest
 from bad_images import BAD, encoded, gif, jpeg, many_scans, overlapping_exif, png, segment
 from PIL import Image, ImageOps
 
+from triptych.cli.chat import readable
 from triptych.data_modules.decode import Decoder
 from triptych.data_modules.source import BadSample
 from triptych.data_modules.tables import TextTable
@@ -20,7 +21,6 @@ from triptych.evaluation.image_sources import read_pictures
 from triptych.inference.chat_messages import read_messages
 from triptych.serving.asgi.api_errors import Problem
 from triptych.serving.http.image_input import read_picture
-from triptych.using.talking import readable
 from triptych.utils.errors import PictureError, UserError
 from triptych.utils.image_reader import ImageLimits, read_header, read_image
 from triptych.utils.images import open_picture

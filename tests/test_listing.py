@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 from tars import write
 
-from triptych.cli import main
+from triptych.cli.input_files import images_at
+from triptych.cli.main import main
 from triptych.data_modules import BadSample, PictureFolder, ShardFolder
 from triptych.data_modules.decode import Decoder
 from triptych.data_modules.indexing import build_index
@@ -21,7 +22,6 @@ from triptych.data_modules.pack import pack, safe_key
 from triptych.data_modules.tar_stream import Caps, read_samples
 from triptych.evaluation.expected_images import images_by_stem
 from triptych.evaluation.image_sources import read_pictures
-from triptych.using.requests import images_at
 from triptych.utils.errors import UserError
 from triptych.utils.image_reader import FORMATS
 from triptych.utils.image_squares import square_image

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from test_end_to_end import own_shards
 
 from triptych.checkpoints import save_weights
-from triptych.cli import main
+from triptych.cli.main import main
 from triptych.inference.loading import find_source
 from triptych.inference.pipeline import UnifiedPipeline
 from triptych.utils.errors import UserError

@@ -5,7 +5,7 @@ import yaml
 from builders import ROOT
 from jsonargparse import Namespace
 
-from triptych.cli import main
+from triptych.cli.main import main
 from triptych.inference.loading import describe_model
 from triptych.modules import UnifiedModule
 from triptych.utils.config_nulls import require_values

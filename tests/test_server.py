@@ -19,7 +19,7 @@ from closeness import assert_same_images, images_agree
 from PIL import Image
 from servers import running, until
 
-from triptych.cli import main
+from triptych.cli.main import main
 from triptych.inference.pipeline import UnifiedPipeline
 from triptych.prompts import chat_ids
 from triptych.serving.http.context import Sizes

@@ -23,7 +23,7 @@ from transformers import (
 from triptych.backbones import DCAutoencoder, SanaDecoder, Siglip2
 from triptych.checkpoints import WeightFiles
 from triptych.checkpoints.published.siglip_sana import convert_siglip_sana, full_names
-from triptych.cli import main
+from triptych.cli.main import main
 from triptych.inference.loading import describe_model
 from triptych.interfaces import TEXT_TO_IMAGE, ImageEncoder
 from triptych.modules import PixelDecoderModule, UnifiedModule

@@ -17,8 +17,8 @@ from builders import ROOT
 from forking import Forks
 from PIL import Image
 
-from triptych.cli import LIGHTNING_COMMANDS
-from triptych.commands import COMMANDS
+from triptych.cli.commands import COMMANDS
+from triptych.cli.main import LIGHTNING_COMMANDS
 
 FEW = ["--steps", "1", "--decoder-steps", "1"]
 LOST = {"closed": 0, "full": 1, "broken": 141}  # status where all else went well

@@ -12,6 +12,8 @@ from builders import SIDE, builder
 from PIL import Image
 from tars import write
 
+from triptych.cli.chat import converse, read_questions
+from triptych.cli.input_files import read_edits, read_prompts
 from triptych.data_modules import ConversationFile, ShardFolder
 from triptych.data_modules.columns import with_tokens
 from triptych.data_modules.indexing import build_index
@@ -26,8 +28,6 @@ from triptych.inference.chat_messages import read_messages
 from triptych.interfaces import IMAGE_TO_TEXT, TEXT_TO_IMAGE, Preprocessing
 from triptych.serving.http.request_schemas import GenerationBody
 from triptych.serving.webui.launch import read_prompts as read_page_prompts
-from triptych.using.requests import read_edits, read_prompts
-from triptych.using.talking import converse, read_questions
 from triptych.utils.documents import parse_json, read_json, read_standard_line, read_text
 from triptych.utils.errors import TextError, UserError
 from triptych.utils.prompt_files import read_input
@@ -163,7 +163,7 @@ def test_brackets_are_no_json(tmp_path):
 MAY = {
     "src/triptych/utils/documents.py": {"sys.stdin"},
     "src/triptych/utils/standard_streams.py": {"sys.stdin"},
-    "src/triptych/using/talking.py": {"sys.stdin"},  # whether it is a terminal
+    "src/triptych/cli/chat.py": {"sys.stdin"},  # whether it is a terminal
     "src/triptych/serving/http/decode_worker.py": {"sys.stdin"},  # of our own process
     "src/triptych/evaluation/geneval/detection.py": {"read_text"},  # a file of the package
 }

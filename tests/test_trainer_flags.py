@@ -17,8 +17,8 @@ from test_end_to_end import run as run_program
 from test_sets_and_stages import configured
 
 from triptych.checkpoints.run_folder import of_trainer
+from triptych.cli.trainer_flags import settle
 from triptych.data_modules.steps import require_steps, steps_of
-from triptych.trainer_flags import settle
 from triptych.utils.errors import UserError
 
 WORKS = None

@@ -18,7 +18,7 @@ from torch.distributed import checkpoint as sharded_files
 from torch.distributed.checkpoint import metadata as index_classes
 
 from triptych.checkpoints import atomic_checkpoint
-from triptych.cli import main, takes_classes
+from triptych.cli.main import main, takes_classes
 from triptych.inference.loading import describe_model
 from triptych.inference.trusted_config import plain_model
 from triptych.training.sharded_checkpoint import INDEX, read_index, read_shards, read_shards_of

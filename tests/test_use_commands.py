@@ -15,9 +15,9 @@ import pytest
 from closeness import assert_same_images
 from PIL import Image
 
-from triptych.cli import main
-from triptych.using import processes
-from triptych.using.output import Job, Output
+from triptych.cli import workers
+from triptych.cli.main import main
+from triptych.cli.output_folder import Job, Output
 from triptych.utils.png_metadata import settings_of
 
 ROOT = Path(__file__).parent.parent
@@ -53,7 +53,7 @@ def test_the_examples_of_the_help_run(command, triptych):
 
 def test_help_needs_no_torch():
     code = (
-        "import sys; from triptych.cli import main\n"
+        "import sys; from triptych.cli.main import main\n"
         "try: main(['generate', '--help'])\n"
         "except SystemExit: pass\n"
         "assert not {'torch', 'transformers', 'lightning', 'numpy'} & set(sys.modules)"
@@ -244,22 +244,22 @@ def told(monkeypatch):
     """Lines of shards, which run SHARD."""
     start = subprocess.Popen
     monkeypatch.setattr(
-        processes.subprocess,
+        workers.subprocess,
         "Popen",
         lambda command, **more: start([sys.executable, "-c", SHARD, *command[3:]], **more),
     )
-    monkeypatch.setattr(processes, "_gpus", lambda: 0)
+    monkeypatch.setattr(workers, "_gpus", lambda: 0)
     return []
 
 
 def test_shards_run_at_once_and_are_heard(told):
-    processes.run_shards("generate", ["x"], 3, "asked", told.append)
+    workers.run_shards("generate", ["x"], 3, "asked", told.append)
     assert [line[:10] for line in sorted(told)] == ["1/3: asked", "2/3: asked", "3/3: asked"]
 
 
 def test_a_shard_that_fails_is_named_when_the_others_are_done(told):
     with pytest.raises(ValueError, match=r"shard 2/3 failed \(status 1\): there is no model. 2 of"):
-        processes.run_shards("generate", ["fail"], 3, None, told.append)
+        workers.run_shards("generate", ["fail"], 3, None, told.append)
     assert len(told) == 3
 
 
@@ -271,18 +271,18 @@ def test_ctrl_c_ends_all_shards(told):
 
     started = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
-        processes.run_shards("generate", ["wait"], 3, None, interrupt)
+        workers.run_shards("generate", ["wait"], 3, None, interrupt)
     assert time.monotonic() - started < 30
 
 
 def test_a_gpu_each_in_turn(monkeypatch):
-    monkeypatch.setattr(processes, "_gpus", lambda: 2)
+    monkeypatch.setattr(workers, "_gpus", lambda: 2)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert [processes._share(n, 3)["CUDA_VISIBLE_DEVICES"] for n in range(3)] == ["0", "1", "0"]
+    assert [workers._share(n, 3)["CUDA_VISIBLE_DEVICES"] for n in range(3)] == ["0", "1", "0"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
-    assert [processes._share(n, 2)["CUDA_VISIBLE_DEVICES"] for n in range(2)] == ["4", "7"]
-    assert processes.without(["a", "--processes", "2", "-n", "2", "--processes=3"], "--processes")
-    assert processes.without(["--processes", "2", "x"], "--processes") == ["x"]
+    assert [workers._share(n, 2)["CUDA_VISIBLE_DEVICES"] for n in range(2)] == ["4", "7"]
+    assert workers.without(["a", "--processes", "2", "-n", "2", "--processes=3"], "--processes")
+    assert workers.without(["--processes", "2", "x"], "--processes") == ["x"]
 
 
 # --- chat -----------------------------------------------------------------------------------------

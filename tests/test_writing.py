@@ -7,7 +7,7 @@ from collections import namedtuple
 import pytest
 from builders import unified
 
-from triptych.data_features import Making
+from triptych.cli.data_features import Making
 from triptych.data_modules import EditsDataModule, ShapesDataModule
 from triptych.data_modules.opening import source_at
 from triptych.data_modules.pack import pack

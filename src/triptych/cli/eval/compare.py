@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from triptych.using.options import parse, parser_of
+from triptych.cli.arguments import parse, parser_of
 from triptych.utils.disk_usage import output_file
 
 EXAMPLES = """\

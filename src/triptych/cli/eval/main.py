@@ -5,11 +5,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
-from triptych.measuring.compare import compare
-from triptych.measuring.distance import fid
-from triptych.measuring.prompted import dpg, geneval, wise
-from triptych.measuring.shapes import shapes
-from triptych.measuring.understanding import understanding
+from triptych.cli.eval.compare import compare
+from triptych.cli.eval.fid import fid
+from triptych.cli.eval.shapes import shapes
+from triptych.cli.eval.text_to_image import dpg, geneval, wise
+from triptych.cli.eval.understanding import understanding
 
 BENCHMARKS: dict[str, Callable[[list[str]], None]] = {
     "shapes": shapes,

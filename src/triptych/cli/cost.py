@@ -1,6 +1,6 @@
 """What a training run costs: GPU-days of a recipe, from the FLOPs of its steps.
 
-    python -m triptych.budget blip3o_8b stage2 --gpus 32
+    python -m triptych.cli.cost blip3o_8b stage2 --gpus 32
 
 prints the line that stands in the recipe. Generation and understanding by the formulas of
 `triptych.training.flops`, which tests compare with torch's counter; decoder and encoder counted on the meta

@@ -11,7 +11,7 @@ import os
 import sys
 
 from triptych import __version__
-from triptych.commands import COMMANDS
+from triptych.cli.commands import COMMANDS
 from triptych.utils.errors import ConfigurationError, UserError
 from triptych.utils.standard_streams import run
 
@@ -62,7 +62,7 @@ def _run_lightning(arguments: list[str]) -> None:
 
     import triptych.callbacks  # registers the short class names
     import triptych.data_modules  # noqa: F401
-    from triptych.lightning_cli import TriptychCLI
+    from triptych.cli.lightning import TriptychCLI
     from triptych.modules import UnifiedModule
     from triptych.utils.parser_errors import plain
     from triptych.utils.parser_settings import MODE

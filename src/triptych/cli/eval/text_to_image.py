@@ -7,7 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from triptych.measuring.options import (
+from triptych.cli.arguments import add_parts, add_sampling, parse, parser_of
+from triptych.cli.eval.arguments import (
     QWEN,
     add_judge,
     add_pictures,
@@ -17,8 +18,7 @@ from triptych.measuring.options import (
     judge_of,
     named_or_here,
 )
-from triptych.measuring.pictures import Wanted, make_pictures
-from triptych.using.options import add_parts, add_sampling, parse, parser_of
+from triptych.cli.eval.generate_images import Wanted, make_pictures
 from triptych.utils.limits import IMAGES, TILES
 
 if TYPE_CHECKING:

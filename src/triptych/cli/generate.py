@@ -6,17 +6,11 @@ import os
 from pathlib import Path
 from typing import Any
 
-from triptych.using import requests
-from triptych.using.making import jobs_of, make_all, settings_for
-from triptych.using.options import (
-    add_output,
-    add_sampling,
-    load,
-    parse,
-    parser_of,
-)
-from triptych.using.output import Job
-from triptych.using.requests import Request, existing, images_at
+from triptych.cli import input_files
+from triptych.cli.arguments import add_output, add_sampling, load, parse, parser_of
+from triptych.cli.input_files import Request, existing, images_at
+from triptych.cli.jobs import jobs_of, make_all, settings_for
+from triptych.cli.output_folder import Job
 from triptych.utils.errors import UserError
 from triptych.utils.limits import BATCH, IMAGES, PROBABILITY, SEED, STEPS, TEMPERATURE, TOKENS
 from triptych.utils.listing.names import IMAGE_SUFFIXES
@@ -72,7 +66,7 @@ def generate(arguments: list[str]) -> None:
     if not parsed.prompts and parsed.file is None:
         parser.error("give a prompt, or --prompts FILE")
     content = "" if parsed.file is None else read_input(parsed.file)
-    asked = requests.read_prompts(parsed.prompts, parsed.file, content)
+    asked = input_files.read_prompts(parsed.prompts, parsed.file, content)
     if parsed.negative:
         parsed.negative = clean_text(parsed.negative, "--negative")
 
@@ -111,13 +105,13 @@ def edit(arguments: list[str]) -> None:
     if parsed.jsonl is None:
         *pictures, instruction = parsed.given
         remedy = "say what to do with the picture"
-        instruction = requests.require_text(instruction, "the instruction", remedy)
+        instruction = input_files.require_text(instruction, "the instruction", remedy)
         found = [image for picture in pictures for image in images_at(picture)]
         asked = [Request(instruction, images=[image]) for image in found]
     else:
         content = read_input(parsed.jsonl)
         stdin = content if parsed.jsonl == "-" else None
-        asked = requests.read_edits(parsed.jsonl, content)
+        asked = input_files.read_edits(parsed.jsonl, content)
         if any(len(request.images) != 1 for request in asked) or not asked:
             raise UserError(f'every line of {parsed.jsonl} names one "image" to edit.')
 
@@ -185,7 +179,7 @@ def chat(arguments: list[str]) -> None:
         "top_p": parsed.top_p,
         "seed": parsed.seed,
     }
-    from triptych.using import talking
+    from triptych.cli import chat as talking
 
     if parsed.jsonl:
         lines = talking.read_questions(parsed.jsonl)
@@ -194,7 +188,7 @@ def chat(arguments: list[str]) -> None:
         return
     pictures, question = _pictures_and_question(parsed.given, parser)
     if question is not None:
-        question = requests.require_text(question, "the question", "ask something")
+        question = input_files.require_text(question, "the question", "ask something")
     for picture in pictures:
         existing(picture, "")
     if question is None:

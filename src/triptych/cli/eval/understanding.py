@@ -13,8 +13,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from triptych.measuring.options import add_report, hand_out
-from triptych.using.options import parse, parser_of
+from triptych.cli.arguments import parse, parser_of
+from triptych.cli.eval.arguments import add_report, hand_out
 from triptych.utils.documents import TEXT_BYTES, read_json
 from triptych.utils.errors import UserError
 from triptych.utils.limits import BATCH, COUNT

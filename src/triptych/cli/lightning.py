@@ -13,9 +13,9 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from triptych.checkpoints import atomic_checkpoint, require_files, run_folder
 from triptych.checkpoints.run_folder import RunFolder
+from triptych.cli.trainer_flags import settle
 from triptych.inference.loading import BAD_VALUES
 from triptych.modules.base import Panel
-from triptych.trainer_flags import settle
 from triptych.training.ranks import take_over
 from triptych.training.sharded_checkpoint import load_data
 from triptych.training.strategies import ShardedStrategy

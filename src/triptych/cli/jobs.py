@@ -13,10 +13,10 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from triptych.using.options import SETTINGS, load, model_of
-from triptych.using.output import Job, Output
-from triptych.using.processes import run_shards, without
-from triptych.using.requests import Request
+from triptych.cli.arguments import SETTINGS, load, model_of
+from triptych.cli.input_files import Request
+from triptych.cli.output_folder import Job, Output
+from triptych.cli.workers import run_shards, without
 from triptych.utils.documents import open_regular
 from triptych.utils.limits import ALL_IMAGES
 

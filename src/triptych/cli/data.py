@@ -320,7 +320,7 @@ def inspect(parsed: argparse.Namespace) -> None:
 
 def features(parsed: argparse.Namespace) -> None:
     """Image features of shards."""
-    from triptych.data_features import features as make
+    from triptych.cli.data_features import features as make
 
     make(parsed)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from triptych.measuring.options import add_report, device_of, hand_out
-from triptych.using.options import load, parse, parser_of
+from triptych.cli.arguments import load, parse, parser_of
+from triptych.cli.eval.arguments import add_report, device_of, hand_out
 from triptych.utils.limits import BATCH
 
 EXAMPLES = """\

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from triptych.using.making import make_all, settings_for
-from triptych.using.options import SETTINGS, model_of
-from triptych.using.output import Job
+from triptych.cli.arguments import SETTINGS, model_of
+from triptych.cli.jobs import make_all, settings_for
+from triptych.cli.output_folder import Job
 
 OF_A_SEED = 1 << 20  # seeds from one --seed to the next: they share no noise
 OF_A_PROMPT = 1 << 6  # seeds from one prompt to the next

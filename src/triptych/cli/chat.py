@@ -9,7 +9,7 @@ import re
 import sys
 from typing import Any
 
-from triptych.using.requests import existing, read_id, require_text
+from triptych.cli.input_files import existing, read_id, require_text
 from triptych.utils.documents import read_standard_line
 from triptych.utils.errors import UserError
 from triptych.utils.image_urls import is_url

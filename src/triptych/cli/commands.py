@@ -9,9 +9,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from triptych.cli.eval.main import evaluate
+from triptych.cli.generate import chat, edit, generate, reconstruct
 from triptych.inference.trusted_config import add_trust
-from triptych.measuring.command import evaluate
-from triptych.using.commands import chat, edit, generate, reconstruct
 from triptych.utils.disk_usage import announce, output_file, output_folder, refuse_other_files
 from triptych.utils.errors import UserError
 from triptych.utils.limits import PORT, TRAINING_STEPS
@@ -154,14 +154,14 @@ def export(arguments: list[str]) -> None:
 
 def serve(arguments: list[str]) -> None:
     """OpenAI's HTTP interface to a model: triptych serve --port 8000"""
-    from triptych.serving.command import serve as run
+    from triptych.cli.serve import serve as run
 
     run(arguments)
 
 
 def data(arguments: list[str]) -> None:
     """Data before training: pack, index, inspect, features: triptych data inspect FOLDER"""
-    from triptych.data_commands import run
+    from triptych.cli.data import run
 
     run(arguments)
 
@@ -195,7 +195,7 @@ def pretrain(arguments: list[str]) -> None:
     )
     parser.add_argument("--status", action="store_true", help="show what is done and stop")
     parsed = parser.parse_args(arguments)
-    from triptych.pretrain import run
+    from triptych.cli.pretrain_tiny import run
 
     run(parsed.runs, parsed.steps, parsed.status)
 

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from triptych.measuring.options import add_report, write
-from triptych.using.making import bar
-from triptych.using.options import add_parts, load, parse, parser_of
-from triptych.using.processes import run_shards, without
+from triptych.cli.arguments import add_parts, load, parse, parser_of
+from triptych.cli.eval.arguments import add_report, write
+from triptych.cli.jobs import bar
+from triptych.cli.workers import run_shards, without
 from triptych.utils.disk_usage import output_folder
 from triptych.utils.limits import ALL_IMAGES, IMAGES, SCALE, STEPS
 
@@ -56,7 +56,7 @@ def shapes(arguments: list[str]) -> None:
     if parsed.shard != (0, 1):  # one of several processes: whoever started it adds them up
         return
     whole = report(found, plan, parsed.pictures)
-    from triptych.using.options import model_of
+    from triptych.cli.arguments import model_of
 
     whole.settings |= used | model_of(parsed, flags)
     write(whole, parsed)
@@ -103,7 +103,7 @@ def _found(
 def _used(pipe: Any, plan: Plan) -> dict[str, Any]:
     """What the scores follow from, beside what was asked for: the model's own settings, its weights
     by digest."""
-    from triptych.using.making import digest_of
+    from triptych.cli.jobs import digest_of
 
     generation, decoder = pipe.model.generation, pipe.model.decoding.decoder
     return {
