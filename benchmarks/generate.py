@@ -43,8 +43,8 @@ from triptych.inference.offload import take_turns
 from triptych.inference.pipeline import UnifiedPipeline
 from triptych.modules import UnifiedModule
 from triptych.sampler import model_calls, noise_from_seeds, sample_flow
-from triptych.shapes.captions import request_of
-from triptych.shapes.checker import check
+from triptych.shapes_world.captions import request_of
+from triptych.shapes_world.checker import check
 from triptych.utils.errors import UserError
 
 ROOT = Path(__file__).parent.parent

@@ -40,7 +40,7 @@ import triptych.callbacks
 from triptych.checkpoints import atomic_checkpoint
 from triptych.checkpoints import weight_files as files
 from triptych.cli.main import main as triptych_main
-from triptych.shapes.shards import ensure_shapes
+from triptych.shapes_world.shards import ensure_shapes
 from triptych.utils.atomic_write import PARTIAL
 
 ROOT = Path(__file__).resolve().parent.parent

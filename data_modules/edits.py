@@ -7,7 +7,7 @@ from pathlib import Path
 from triptych.data_modules.module import Ingredient, MixedDataModule
 from triptych.data_modules.shards import ShardFolder
 from triptych.interfaces import IMAGE_TO_IMAGE, TEXT_TO_IMAGE
-from triptych.shapes.shards import ensure_edits, ensure_shapes
+from triptych.shapes_world.shards import ensure_edits, ensure_shapes
 from triptych.utils.errors import UserError
 
 

@@ -33,7 +33,7 @@ from triptych.data_modules.steps import (
 )
 from triptych.data_modules.tasks import Reading
 from triptych.interfaces import FAMILIES, TEXT_TO_IMAGE, TEXT_TO_TEXT, Preprocessing, batches_in
-from triptych.shapes.shards import ensure_shapes
+from triptych.shapes_world.shards import ensure_shapes
 from triptych.utils.errors import UserError
 
 log = logging.getLogger(__name__)

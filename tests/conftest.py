@@ -9,7 +9,7 @@ import pytest
 @pytest.fixture(scope="session")
 def shapes_folder(tmp_path_factory):
     """The shapes world in small: folders train (64), eval (16), unseen (8) and instruct (16)."""
-    from triptych.shapes.shards import ensure_shapes
+    from triptych.shapes_world.shards import ensure_shapes
 
     folder = tmp_path_factory.mktemp("world") / "shapes"
     return ensure_shapes(folder, train=64, evaluation=16, unseen=8, instruct=16)

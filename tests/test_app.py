@@ -226,7 +226,7 @@ def test_it_ends_cleanly(app):
 def red_circle(tmp_path_factory):
     from PIL import Image
 
-    from triptych.shapes.world import Shape, draw, scene_of
+    from triptych.shapes_world.world import Shape, draw, scene_of
 
     path = tmp_path_factory.mktemp("pictures") / "circle.png"
     shapes = [Shape("circle", "red", "large", row=1, column=1)]

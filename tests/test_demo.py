@@ -8,7 +8,7 @@ import pytest
 from test_evaluation import Noise, Perfect, Shuffled
 
 from triptych.evaluation.shapes.demo import make_demo
-from triptych.shapes.captions import TASKS
+from triptych.shapes_world.captions import TASKS
 
 IMAGES = 24
 

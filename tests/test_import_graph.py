@@ -189,5 +189,5 @@ def test_no_lightning_below_the_modules(name):
 
 def test_shapes_world_knows_the_model_in_its_tokenizer_only():
     for name, imports in CODE.items():
-        if room(name) == "shapes" and name != "triptych.shapes.tokenizer":
+        if room(name) == "shapes" and name != "triptych.shapes_world.tokenizer":
             assert not [i for i in imports if i.startswith(("transformers", "triptych.prompts"))]

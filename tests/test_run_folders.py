@@ -364,7 +364,7 @@ def test_nothing_is_ordered_by_time_stamps():
 
 
 def test_a_shapes_world_that_two_make_at_once_is_made_once(tmp_path):
-    from triptych.shapes.shards import ensure_shapes
+    from triptych.shapes_world.shards import ensure_shapes
 
     pids = []
     for _ in range(3):

@@ -16,7 +16,7 @@ from study.page import findings_table, sentence
 from study.plan import ARMS, Plan, Run
 
 from triptych.prompts import generation_ids
-from triptych.shapes.shards import make_sample
+from triptych.shapes_world.shards import make_sample
 from triptych.utils.errors import UserError
 
 SMALL = Plan(steps=2, seeds=(0,), images=6, prompts=6, each=2)

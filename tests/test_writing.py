@@ -13,7 +13,7 @@ from triptych.data_modules.opening import source_at
 from triptych.data_modules.pack import pack
 from triptych.data_modules.shards import ShardFolder
 from triptych.modules.feature_extraction import FeatureModule
-from triptych.shapes.shards import ensure_shapes
+from triptych.shapes_world.shards import ensure_shapes
 from triptych.utils.disk_usage import announce, in_units, refuse_other_files
 from triptych.utils.errors import UserError
 

@@ -25,7 +25,7 @@ from triptych.evaluation.shapes.common import mean
 from triptych.evaluation.shapes.shape_eval import ShapeEval, examples, question_answering_score
 from triptych.inference.pipeline import UnifiedPipeline
 from triptych.modules import UnifiedModule
-from triptych.shapes.checker import read
+from triptych.shapes_world.checker import read
 
 SHEET = 6  # captions on a sheet, one of each task
 APART = 1 << 30  # noises of other pictures than those that are scored for alignment

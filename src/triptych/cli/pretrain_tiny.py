@@ -113,7 +113,7 @@ def tokenizer_folder(runs: Path) -> Path:
 def make_tokenizer(runs: Path) -> None:
     """Train the tokenizer, in seconds, unless it is there."""
     if not (tokenizer_folder(runs) / "tokenizer.json").exists():
-        from triptych.shapes.tokenizer import train_tokenizer
+        from triptych.shapes_world.tokenizer import train_tokenizer
 
         train_tokenizer(tokenizer_folder(runs))
 

@@ -27,8 +27,8 @@ from triptych.evaluation.shapes.shape_eval import (
     reconstruct_for,
 )
 from triptych.evaluation.statistics import bootstrap
-from triptych.shapes.captions import request_of
-from triptych.shapes.checker import answer_is_right, by_task, check
+from triptych.shapes_world.captions import request_of
+from triptych.shapes_world.checker import answer_is_right, by_task, check
 from triptych.utils.errors import UserError
 
 SPLITS = {"shape_eval": "eval", "shape_eval_unseen": "unseen"}

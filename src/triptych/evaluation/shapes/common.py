@@ -8,7 +8,7 @@ import numpy
 import torch
 from torch import Tensor
 
-from triptych.shapes.world import PIXELS
+from triptych.shapes_world.world import PIXELS
 from triptych.utils.errors import UserError
 
 WORLD_SEED = 0  # the seed of the shards that the recipes make

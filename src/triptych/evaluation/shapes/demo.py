@@ -25,8 +25,8 @@ from triptych.evaluation.shapes.shape_eval import (
     reconstruct_for,
     score_answers,
 )
-from triptych.shapes.captions import TASKS, request_of
-from triptych.shapes.checker import answer_is_right, check, shape_eval
+from triptych.shapes_world.captions import TASKS, request_of
+from triptych.shapes_world.checker import answer_is_right, check, shape_eval
 
 SHOWN = 12  # captions, questions and reconstructions on the page
 SEEDS_SHOWN = 4

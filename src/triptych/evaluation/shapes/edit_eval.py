@@ -23,10 +23,10 @@ from triptych.evaluation.shapes.common import (
     wilson,
 )
 from triptych.interfaces import Evaluator
-from triptych.shapes.checker import check, satisfies
-from triptych.shapes.edits import EDITS, Edit
-from triptych.shapes.shards import make_edit
-from triptych.shapes.world import draw
+from triptych.shapes_world.checker import check, satisfies
+from triptych.shapes_world.edits import EDITS, Edit
+from triptych.shapes_world.shards import make_edit
+from triptych.shapes_world.world import draw
 from triptych.utils.errors import UserError
 
 

@@ -20,11 +20,11 @@ import numpy
 
 from triptych.evaluation.shapes.common import SEEDS, WORLD_SEED, batches, mean, to_arrays, to_tensor
 from triptych.interfaces import Evaluator
-from triptych.shapes.captions import Request, request_of
-from triptych.shapes.checker import answer_is_right, chance_levels, shape_eval
-from triptych.shapes.questions import questions
-from triptych.shapes.shards import make_sample
-from triptych.shapes.world import Scene, draw
+from triptych.shapes_world.captions import Request, request_of
+from triptych.shapes_world.checker import answer_is_right, chance_levels, shape_eval
+from triptych.shapes_world.questions import questions
+from triptych.shapes_world.shards import make_sample
+from triptych.shapes_world.world import Scene, draw
 from triptych.utils.errors import UserError
 
 QUESTIONS_PER_PICTURE = 2

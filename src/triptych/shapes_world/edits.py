@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy
 
-from triptych.shapes.captions import (
+from triptych.shapes_world.captions import (
     TASKS,
     Request,
     Wanted,
@@ -19,7 +19,7 @@ from triptych.shapes.captions import (
     request_of,
     sample,
 )
-from triptych.shapes.world import (
+from triptych.shapes_world.world import (
     COLOURS,
     GRID,
     HELD_OUT_PAIRS,

@@ -11,7 +11,7 @@ from functools import cache
 
 import numpy
 
-from triptych.shapes.world import (
+from triptych.shapes_world.world import (
     BACKGROUNDS,
     COLOURS,
     GRID,

@@ -9,7 +9,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from transformers import PreTrainedTokenizerFast
 
 from triptych.prompts import GENERATION_INSTRUCTION, PAD, SPECIAL_TOKENS, SYSTEM, user_turn
-from triptych.shapes.shards import make_sample
+from triptych.shapes_world.shards import make_sample
 
 # Words keep their leading space, numbers are single digits, newlines stand alone: the parts of
 # Qwen2's pattern that matter for short English.

@@ -11,8 +11,8 @@ from itertools import permutations
 
 import numpy
 
-from triptych.shapes.captions import TASKS, Request, Wanted
-from triptych.shapes.world import (
+from triptych.shapes_world.captions import TASKS, Request, Wanted
+from triptych.shapes_world.world import (
     BACKGROUNDS,
     CELL,
     COLOURS,

@@ -20,7 +20,7 @@ import numpy
 import webdataset
 from PIL import Image
 
-from triptych.shapes.captions import (
+from triptych.shapes_world.captions import (
     INSTRUCT_TASKS,
     SPLITS,
     TASKS,
@@ -29,10 +29,15 @@ from triptych.shapes.captions import (
     request_of,
     sample,
 )
-from triptych.shapes.edits import EDITS, Edit, sample_edit
-from triptych.shapes.edits import SPLITS as EDIT_SPLITS
-from triptych.shapes.questions import caption_questions, grid_reading, parse_reading, questions
-from triptych.shapes.world import draw
+from triptych.shapes_world.edits import EDITS, Edit, sample_edit
+from triptych.shapes_world.edits import SPLITS as EDIT_SPLITS
+from triptych.shapes_world.questions import (
+    caption_questions,
+    grid_reading,
+    parse_reading,
+    questions,
+)
+from triptych.shapes_world.world import draw
 from triptych.utils.disk_usage import announce
 from triptych.utils.documents import read_json
 

@@ -5,8 +5,16 @@ Every question has one right answer: "the circle" is only said where there is on
 
 import numpy
 
-from triptych.shapes.captions import INVERSE, NUMBERS, Request, Wanted, noun_phrase, pick, plural
-from triptych.shapes.world import COLOURS, HELD_OUT_PAIRS, KINDS, PLACES, Scene, Shape
+from triptych.shapes_world.captions import (
+    INVERSE,
+    NUMBERS,
+    Request,
+    Wanted,
+    noun_phrase,
+    pick,
+    plural,
+)
+from triptych.shapes_world.world import COLOURS, HELD_OUT_PAIRS, KINDS, PLACES, Scene, Shape
 
 ORDINALS = ("first", "second", "third", "fourth")
 MOST_QUESTIONS = 12  # each scene has more different questions than this
