@@ -3,22 +3,18 @@
 if __name__ != "triptych.data_modules":
     raise ImportError(f"import this folder as 'triptych.data_modules', not as {__name__!r}")
 
-from triptych.data_modules.accumulation import AccumulationLoader
-from triptych.data_modules.bad_samples import BadSamples
-from triptych.data_modules.batches import BatchBuilder
-from triptych.data_modules.conversations import ConversationFile
+from triptych.data_modules.batching.accumulation import AccumulationLoader
+from triptych.data_modules.batching.bad_samples import BadSamples
+from triptych.data_modules.batching.collate import BatchBuilder
+from triptych.data_modules.batching.tasks import Reading
 from triptych.data_modules.decode import Decoder
-from triptych.data_modules.edits import EditsDataModule
-from triptych.data_modules.module import (
-    Ingredient,
-    MixedDataModule,
-    ShapesDataModule,
-    ShardDataModule,
-)
-from triptych.data_modules.pictures_folder import PictureFolder
-from triptych.data_modules.shards import ShardFolder
-from triptych.data_modules.source import BadSample, Sample, Source
-from triptych.data_modules.tasks import Reading
+from triptych.data_modules.mixed import Ingredient, MixedDataModule
+from triptych.data_modules.shapes import EditsDataModule, ShapesDataModule
+from triptych.data_modules.sources.base import BadSample, Sample, Source
+from triptych.data_modules.sources.image_folder import PictureFolder
+from triptych.data_modules.sources.llava import ConversationFile
+from triptych.data_modules.sources.webdataset import ShardFolder
+from triptych.data_modules.webdataset import ShardDataModule
 
 __all__ = [
     "AccumulationLoader",
@@ -43,7 +39,7 @@ __all__ = [
 
 def __getattr__(name: str):
     if name == "StreamDataModule":  # see its file for why not before it is used
-        from triptych.data_modules.stream import StreamDataModule
+        from triptych.data_modules.streaming.datamodule import StreamDataModule
 
         return StreamDataModule
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -9,8 +9,8 @@ from typing import Literal
 
 from PIL import Image
 
-from triptych.data_modules.source import BadSample
-from triptych.data_modules.tasks import Reading
+from triptych.data_modules.batching.tasks import Reading
+from triptych.data_modules.sources.base import BadSample
 from triptych.interfaces import IMAGE_TO_IMAGE, Preprocessing
 
 Need = Literal["caption", "picture", "turn", "edit"]

@@ -25,7 +25,7 @@ import pytest
 from tars import number_of, sample
 
 from triptych.data_modules import BadSample, ShardFolder
-from triptych.data_modules.indexing import build_index
+from triptych.data_modules.shards.build_index import build_index
 from triptych.utils.errors import UserError
 from triptych.utils.listing.names import KINDS, split_at_first_dot
 

@@ -23,9 +23,9 @@ from triptych.data_modules import (
     ShardFolder,
     Source,
 )
-from triptych.data_modules.mixture import Mixture
-from triptych.data_modules.schedule import Schedule
-from triptych.data_modules.steps import (
+from triptych.data_modules.sampling.mixing import Mixture
+from triptych.data_modules.sampling.schedule import Schedule
+from triptych.data_modules.sampling.step_dataset import (
     VALIDATION_SAMPLES,
     EvaluationDataset,
     StepDataset,

@@ -14,9 +14,9 @@ from PIL import Image
 
 from triptych.cli.main import main
 from triptych.data_modules import ShardFolder
-from triptych.data_modules.inspect import contact_sheet, examine, repeated, spread
-from triptych.data_modules.opening import source_at
-from triptych.data_modules.pack import MANIFEST, pack, safe_key, skipped
+from triptych.data_modules.sources.detect import source_at
+from triptych.data_modules.tools.inspect import contact_sheet, examine, repeated, spread
+from triptych.data_modules.tools.pack import MANIFEST, pack, safe_key, skipped
 from triptych.utils.errors import UserError
 
 

@@ -22,8 +22,8 @@ from triptych.checkpoints.fingerprint import fingerprint
 from triptych.cli.data_features import Making
 from triptych.data_modules import BatchBuilder, Reading, ShardFolder
 from triptych.data_modules.decode import Decoder
-from triptych.data_modules.features import FeatureCache, find_features, home, use_features
-from triptych.data_modules.sidecars import Sidecar, SidecarWriter, dequantize, quantize
+from triptych.data_modules.features.cache import FeatureCache, find_features, home, use_features
+from triptych.data_modules.features.shard_file import Sidecar, SidecarWriter, dequantize, quantize
 from triptych.interfaces import TEXT_TO_IMAGE
 from triptych.modules.feature_extraction import FeatureModule
 from triptych.utils.errors import UserError

@@ -21,7 +21,7 @@ from triptych.data_modules import (
     Reading,
     ShardFolder,
 )
-from triptych.data_modules import lines as lines_module
+from triptych.data_modules.sources import jsonl_index as lines_module
 from triptych.interfaces import IMAGE_TO_IMAGE, IMAGE_TO_TEXT, TEXT_TO_IMAGE, TEXT_TO_TEXT
 from triptych.prompts import IGNORED
 from triptych.utils.errors import UserError

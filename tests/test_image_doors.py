@@ -15,10 +15,10 @@ from bad_images import png as black_png
 from PIL import Image
 
 from triptych.data_modules.decode import Decoder
-from triptych.data_modules.inspect import examine
-from triptych.data_modules.pack import pack
-from triptych.data_modules.source import BadSample
-from triptych.data_modules.tables import TextTable
+from triptych.data_modules.sources.base import BadSample
+from triptych.data_modules.sources.tables import TextTable
+from triptych.data_modules.tools.inspect import examine
+from triptych.data_modules.tools.pack import pack
 from triptych.evaluation.expected_images import Sample, opened
 from triptych.evaluation.image_sources import read_pictures
 from triptych.inference.chat_messages import Message, read_messages

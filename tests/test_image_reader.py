@@ -13,8 +13,8 @@ from PIL import Image, ImageOps
 
 from triptych.cli.chat import readable
 from triptych.data_modules.decode import Decoder
-from triptych.data_modules.source import BadSample
-from triptych.data_modules.tables import TextTable
+from triptych.data_modules.sources.base import BadSample
+from triptych.data_modules.sources.tables import TextTable
 from triptych.evaluation.dpg.layout import tile_size
 from triptych.evaluation.expected_images import Sample, opened
 from triptych.evaluation.image_sources import read_pictures

@@ -174,7 +174,7 @@ def test_arrow_points_down(importer, imported):
 
 def test_arrows_are_found():
     assert ("triptych.modules.generation", "triptych.loss") in ARROWS
-    assert ("triptych.data_modules.module", "triptych.data_modules.batches") in ARROWS
+    assert ("triptych.data_modules.mixed", "triptych.data_modules.batching.collate") in ARROWS
     assert ("triptych.cli.main", "triptych.callbacks") in ARROWS
 
 

@@ -16,10 +16,10 @@ from triptych.cli.input_files import images_at
 from triptych.cli.main import main
 from triptych.data_modules import BadSample, PictureFolder, ShardFolder
 from triptych.data_modules.decode import Decoder
-from triptych.data_modules.indexing import build_index
-from triptych.data_modules.opening import source_at
-from triptych.data_modules.pack import pack, safe_key
-from triptych.data_modules.tar_stream import Caps, read_samples
+from triptych.data_modules.shards.build_index import build_index
+from triptych.data_modules.sources.detect import source_at
+from triptych.data_modules.streaming.tar_stream import Caps, read_samples
+from triptych.data_modules.tools.pack import pack, safe_key
 from triptych.evaluation.expected_images import images_by_stem
 from triptych.evaluation.image_sources import read_pictures
 from triptych.utils.errors import UserError
@@ -396,7 +396,7 @@ def test_validation_shards_below_those_of_training_are_refused(tmp_path):
 
 
 def test_shards_of_equal_names_in_sub_folders_have_features_of_their_own(tmp_path):
-    from triptych.data_modules.features import home, shard_names
+    from triptych.data_modules.features.cache import home, shard_names
 
     for folder in ("a", "b"):
         shard(tmp_path / folder / "0.tar", folder)

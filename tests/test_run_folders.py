@@ -402,7 +402,7 @@ def test_a_folder_that_another_process_writes_is_refused(what, tmp_path, shapes_
         with pytest.raises(UserError, match=r"another process is (making|writing to) .*out"):
             if what == "pack":
                 from triptych.data_modules import ShardFolder
-                from triptych.data_modules.pack import pack
+                from triptych.data_modules.tools.pack import pack
 
                 pack(ShardFolder(shapes_folder / "eval").open(), folder, {}, 8)
             else:

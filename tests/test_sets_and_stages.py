@@ -16,7 +16,7 @@ from PIL import Image
 
 from triptych.checkpoints import WeightFiles
 from triptych.data_modules import ConversationFile, Ingredient, MixedDataModule, ShardFolder
-from triptych.data_modules.tables import TextTable
+from triptych.data_modules.sources.tables import TextTable
 from triptych.interfaces import IMAGE_TO_IMAGE, IMAGE_TO_TEXT, TEXT_TO_IMAGE, TEXT_TO_TEXT
 from triptych.utils.errors import UserError
 

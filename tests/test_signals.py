@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from builders import ROOT
 
-from triptych.data_modules.steps import step_loader
+from triptych.data_modules.sampling.step_dataset import step_loader
 from triptych.training.ranks import ending_together, lost_contact
 from triptych.utils.errors import UserError
 from triptych.utils.signals import ENDING
@@ -159,7 +159,7 @@ def test_a_loader_process_lives_through_a_signal_to_the_group():
     """`timeout` and a terminal send to every process of the group."""
     body = """
         import torch
-        from triptych.data_modules.steps import step_loader
+        from triptych.data_modules.sampling.step_dataset import step_loader
 
         class Pids(torch.utils.data.Dataset):
             def __len__(self):

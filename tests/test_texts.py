@@ -15,13 +15,13 @@ from tars import write
 from triptych.cli.chat import converse, read_questions
 from triptych.cli.input_files import read_edits, read_prompts
 from triptych.data_modules import ConversationFile, ShardFolder
-from triptych.data_modules.columns import with_tokens
-from triptych.data_modules.indexing import build_index
-from triptych.data_modules.inspect import examine
-from triptych.data_modules.opening import source_at
-from triptych.data_modules.pack import pack, skipped
-from triptych.data_modules.tasks import Reading
-from triptych.data_modules.texts import captions_of
+from triptych.data_modules.batching.clean_text import captions_of
+from triptych.data_modules.batching.tasks import Reading
+from triptych.data_modules.shards.build_index import build_index
+from triptych.data_modules.shards.index_columns import with_tokens
+from triptych.data_modules.sources.detect import source_at
+from triptych.data_modules.tools.inspect import examine
+from triptych.data_modules.tools.pack import pack, skipped
 from triptych.evaluation import dpg, geneval, wise
 from triptych.evaluation.image_sources import read_pictures
 from triptych.inference.chat_messages import read_messages

@@ -18,7 +18,7 @@ from test_sets_and_stages import configured
 
 from triptych.checkpoints.run_folder import of_trainer
 from triptych.cli.trainer_flags import settle
-from triptych.data_modules.steps import require_steps, steps_of
+from triptych.data_modules.sampling.step_dataset import require_steps, steps_of
 from triptych.utils.errors import UserError
 
 WORKS = None

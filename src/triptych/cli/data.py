@@ -181,9 +181,9 @@ def _add_workers(parser: argparse.ArgumentParser) -> None:
 
 def pack(parsed: argparse.Namespace) -> None:
     """Pictures and captions into shards."""
-    from triptych.data_modules.opening import source_at
-    from triptych.data_modules.pack import pack as write
-    from triptych.data_modules.pack import skipped
+    from triptych.data_modules.sources.detect import source_at
+    from triptych.data_modules.tools.pack import pack as write
+    from triptych.data_modules.tools.pack import skipped
 
     source = source_at(
         parsed.source,
@@ -244,7 +244,7 @@ def _number(digest: Any) -> int:
 
 def index(parsed: argparse.Namespace) -> None:
     """Index shards, and say what is wrong with them."""
-    from triptych.data_modules.indexing import index_shards, require_checksums
+    from triptych.data_modules.shards.build_index import index_shards, require_checksums
     from triptych.utils.listing.shards import find_shards
 
     shards = find_shards(parsed.folder)
@@ -281,8 +281,8 @@ def index(parsed: argparse.Namespace) -> None:
 
 def _verify(indexes: list, workers: int | None) -> None:
     """Name the samples that are not what they were when their checksums were taken."""
-    from triptych.data_modules.columns import changed_samples
     from triptych.data_modules.parallel import each
+    from triptych.data_modules.shards.index_columns import changed_samples
 
     changed = []
     with _progress("verifying") as progress:
@@ -304,8 +304,8 @@ def inspect(parsed: argparse.Namespace) -> None:
     """What is in a data set."""
     if parsed.out and parsed.out.suffix.lower() != ".png":
         raise UserError(f"the sheet {parsed.out} must be a .png (--out).")
-    from triptych.data_modules.inspect import contact_sheet, examine
-    from triptych.data_modules.opening import source_at
+    from triptych.data_modules.sources.detect import source_at
+    from triptych.data_modules.tools.inspect import contact_sheet, examine
 
     source = source_at(parsed.source).open()
     with _progress("reading") as progress:
@@ -328,7 +328,7 @@ def features(parsed: argparse.Namespace) -> None:
 def _report(source, found) -> Iterator[str]:
     """The lines that `inspect` prints."""
     from triptych.data_modules.decode import Decoder
-    from triptych.data_modules.inspect import histogram, repeated
+    from triptych.data_modules.tools.inspect import histogram, repeated
 
     shards = source.shard_sizes
     yield f"source           {source.name} ({type(source).__name__})"

@@ -30,9 +30,16 @@ from triptych.checkpoints import require_files
 from triptych.checkpoints.run_folder import is_first_process
 from triptych.data_modules import BadSample, ShardFolder
 from triptych.data_modules.decode import Decoder
-from triptych.data_modules.features import MANIFEST, VERSION, digest, finished, home, shard_names
-from triptych.data_modules.identity import stamp
-from triptych.data_modules.sidecars import DTYPES, ENDING, SidecarWriter, read_metadata
+from triptych.data_modules.features.cache import (
+    MANIFEST,
+    VERSION,
+    digest,
+    finished,
+    home,
+    shard_names,
+)
+from triptych.data_modules.features.shard_file import DTYPES, ENDING, SidecarWriter, read_metadata
+from triptych.data_modules.shards.identity import stamp
 from triptych.inference.loading import BAD_VALUES, describe_model
 from triptych.modules.feature_extraction import FeatureModule, Pictures
 from triptych.training.ranks import ending_together, take_over, watch_launched

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from triptych.data_modules.features import FeatureCache
-from triptych.data_modules.source import BadSample, ImageRole, Source
-from triptych.data_modules.texts import MAX_CHARACTERS, clean
+from triptych.data_modules.batching.clean_text import MAX_CHARACTERS, clean
+from triptych.data_modules.features.cache import FeatureCache
+from triptych.data_modules.sources.base import BadSample, ImageRole, Source
 from triptych.interfaces import (
     FAMILIES,
     IMAGE_TO_IMAGE,

@@ -32,14 +32,20 @@ from torch.utils.data import IterableDataset, get_worker_info
 from webdataset.filters import shuffle
 from webdataset.shardlists import expand_urls
 
-from triptych.data_modules.accumulation import AccumulationLoader
-from triptych.data_modules.bad_samples import BadSamples, check_texts
-from triptych.data_modules.batches import BatchBuilder
+from triptych.data_modules.batching.accumulation import AccumulationLoader
+from triptych.data_modules.batching.bad_samples import BadSamples, check_texts
+from triptych.data_modules.batching.collate import BatchBuilder
+from triptych.data_modules.batching.tasks import Reading
 from triptych.data_modules.decode import Decoder
 from triptych.data_modules.previews import Need, Preview, previews
-from triptych.data_modules.source import BadSample
-from triptych.data_modules.steps import EvaluationDataset, StepLoader, require_steps, step_loader
-from triptych.data_modules.tar_stream import (
+from triptych.data_modules.sampling.step_dataset import (
+    EvaluationDataset,
+    StepLoader,
+    require_steps,
+    step_loader,
+)
+from triptych.data_modules.sources.base import BadSample
+from triptych.data_modules.streaming.tar_stream import (
     BROKEN,
     Caps,
     Encoded,
@@ -48,7 +54,6 @@ from triptych.data_modules.tar_stream import (
     open_url,
     read_samples,
 )
-from triptych.data_modules.tasks import Reading
 from triptych.interfaces import TEXT_TO_IMAGE, Batch, Preprocessing
 from triptych.utils.errors import UserError
 from triptych.utils.listing.shards import find_shards

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
-from triptych.data_modules.files import MAX_PICTURE_BYTES, MAX_TEXT_BYTES, read_inside
-from triptych.data_modules.members import MemberSource
-from triptych.data_modules.records import read_table
-from triptych.data_modules.source import ImageRole
-from triptych.data_modules.texts import captions_of, text_bytes
+from triptych.data_modules.batching.clean_text import captions_of, text_bytes
+from triptych.data_modules.sources.base import ImageRole
+from triptych.data_modules.sources.members import MemberSource
+from triptych.data_modules.sources.records import read_table
+from triptych.data_modules.sources.safe_read import MAX_PICTURE_BYTES, MAX_TEXT_BYTES, read_inside
 from triptych.utils.errors import UserError
 from triptych.utils.listing.folders import captioned, counted
 from triptych.utils.listing.names import IMAGE_KINDS

@@ -19,9 +19,9 @@ import numpy as np
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 
-from triptych.data_modules.identity import is_same
-from triptych.data_modules.sidecars import ENDING, Sidecar, read_metadata
-from triptych.data_modules.source import Source
+from triptych.data_modules.features.shard_file import ENDING, Sidecar, read_metadata
+from triptych.data_modules.shards.identity import is_same
+from triptych.data_modules.sources.base import Source
 from triptych.interfaces import Preprocessing
 from triptych.utils.documents import parse_json, read_json
 from triptych.utils.errors import UserError

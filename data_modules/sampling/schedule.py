@@ -8,11 +8,11 @@ from functools import partial
 
 import numpy as np
 
-from triptych.data_modules.buckets import Buckets
-from triptych.data_modules.epochs import DistinctEpochs
-from triptych.data_modules.mixture import Mixture
-from triptych.data_modules.order import EpochOrder
-from triptych.data_modules.source import Source
+from triptych.data_modules.sampling.epoch_order import EpochOrder
+from triptych.data_modules.sampling.epochs import DistinctEpochs
+from triptych.data_modules.sampling.length_buckets import Buckets
+from triptych.data_modules.sampling.mixing import Mixture
+from triptych.data_modules.sources.base import Source
 from triptych.utils.rng import mix
 
 ORDER_VERSION = 2  # of how positions become samples: runs of another one see some samples again

@@ -9,9 +9,9 @@ from itertools import cycle
 import torch
 from torch import Tensor
 
+from triptych.data_modules.batching.tasks import Prompt, Reading
 from triptych.data_modules.decode import Decoder
-from triptych.data_modules.source import BadSample, ImageRole
-from triptych.data_modules.tasks import Prompt, Reading
+from triptych.data_modules.sources.base import BadSample, ImageRole
 from triptych.interfaces import TEXT_TO_IMAGE, Batch, Preprocessing
 from triptych.prompts import IGNORED, IMAGE_PAD, PAD, pad, shared_tokens, token_id
 from triptych.utils.errors import PictureError, UserError

@@ -5,25 +5,23 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from lightning import LightningDataModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import CombinedLoader
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
-from triptych.data_modules.accumulation import AccumulationLoader
-from triptych.data_modules.bad_samples import BadSamples, check_texts
-from triptych.data_modules.batches import BatchBuilder
+from triptych.data_modules.batching.accumulation import AccumulationLoader
+from triptych.data_modules.batching.bad_samples import BadSamples, check_texts
+from triptych.data_modules.batching.collate import BatchBuilder
+from triptych.data_modules.batching.tasks import Reading
 from triptych.data_modules.decode import Decoder, DecodeWay
-from triptych.data_modules.features import AUTO, NONE, use_features
-from triptych.data_modules.mixture import Mixture
+from triptych.data_modules.features.cache import AUTO, use_features
 from triptych.data_modules.previews import Need, Preview, previews
-from triptych.data_modules.schedule import ORDER_VERSION, Schedule
-from triptych.data_modules.shards import ShardFolder
-from triptych.data_modules.source import Source
-from triptych.data_modules.steps import (
+from triptych.data_modules.sampling.mixing import Mixture
+from triptych.data_modules.sampling.schedule import ORDER_VERSION, Schedule
+from triptych.data_modules.sampling.step_dataset import (
     EvaluationDataset,
     StepDataset,
     StepLoader,
@@ -31,9 +29,8 @@ from triptych.data_modules.steps import (
     step_loader,
     steps_of,
 )
-from triptych.data_modules.tasks import Reading
+from triptych.data_modules.sources.base import Source
 from triptych.interfaces import FAMILIES, TEXT_TO_IMAGE, TEXT_TO_TEXT, Preprocessing, batches_in
-from triptych.shapes_world.shards import ensure_shapes
 from triptych.utils.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -339,123 +336,3 @@ def check_pictures(reading: Reading, most: int = 2000) -> None:
 def alone_or_all(loaders: dict[str, StepLoader]) -> StepLoader | dict[str, StepLoader]:
     """The only loader, whose batches come as they are; or all, whose batches come in a dict."""
     return next(iter(loaders.values())) if len(loaders) == 1 else loaders
-
-
-class ShardDataModule(MixedDataModule):
-    """Captioned pictures (and conversations about them) from local WebDataset shards.
-
-    Args:
-        shards: folder, file or pattern of training shards, see `find_shards`.
-        val_shards: the same for validation; null validates on the first training samples.
-        tasks: what to make of the samples: "text_to_image", "image_to_image" (reconstruction, or
-            editing), "image_to_text" or "text_to_text". One batch holds both tasks of a family;
-            tasks of both families are joint training, with one batch of each in every step.
-        text_only, conversation, turns: see `Ingredient`.
-        features: of the training shards, see `Ingredient`; for validation "auto", unless "none".
-        batch_size, val_samples, num_workers, seed, bucket_batches, max_bad_fraction, decode,
-            max_pixels: see `MixedDataModule`.
-    """
-
-    def __init__(
-        self,
-        shards: str,
-        val_shards: str | None = None,
-        tasks: list[str] | None = None,
-        batch_size: int = 16,
-        val_samples: int = 256,
-        text_only: float = 0.0,
-        conversation: str = "conversation",
-        turns: int | None = None,
-        num_workers: int = 0,
-        seed: int = 0,
-        bucket_batches: int = 64,
-        max_bad_fraction: float = 0.01,
-        features: str = AUTO,
-        decode: DecodeWay = "torchvision",
-        max_pixels: int = Decoder.max_pixels,
-    ) -> None:
-        self.tasks = tasks or [TEXT_TO_IMAGE]
-
-        def datasets(place: str, features: str) -> dict[str, Ingredient]:
-            source, options = ShardFolder(place), (text_only, conversation, turns, features)
-            return {task: Ingredient(source, task, None, *options) for task in self.tasks}
-
-        super().__init__(
-            datasets(shards, features),
-            datasets(val_shards, NONE if features == NONE else AUTO) if val_shards else None,
-            batch_size,
-            val_samples,
-            num_workers,
-            seed,
-            bucket_batches,
-            max_bad_fraction,
-            decode,
-            max_pixels,
-        )
-
-    def setup(self, stage: str) -> None:
-        super().setup(stage)
-        trained, validated = (
-            {path.resolve() for each in datasets.values() for path in each.source.paths}
-            for datasets in (self.datasets, self.val_datasets)
-        )
-        if validated < trained:  # a sub-folder; all the same ones are meant
-            raise UserError(
-                f"the shards of validation ({len(validated)}, {min(validated)} for one) are among "
-                "those of training, whose sub-folders are read too; give each a folder of its own "
-                "(--data.shards, --data.val_shards)."
-            )
-
-
-class ShapesDataModule(ShardDataModule):
-    """The embedded shapes world: draws its shards once, then reads them like any others.
-
-    Args:
-        folder: where the shards are drawn: folder/train, /eval, /unseen and /instruct.
-        part: which of them to train on: "train", or "instruct" with short captions only.
-        pictures: number of training pictures.
-        world_seed: seed of the drawings.
-        tasks, batch_size, val_samples, text_only, conversation, turns, num_workers, seed,
-            bucket_batches, features: see `ShardDataModule`.
-    """
-
-    def __init__(
-        self,
-        folder: str = "data/shapes",
-        part: Literal["train", "instruct"] = "train",
-        pictures: int = 30000,
-        world_seed: int = 0,
-        tasks: list[str] | None = None,
-        batch_size: int = 16,
-        val_samples: int = 256,
-        text_only: float = 0.0,
-        conversation: str = "conversation",
-        turns: int | None = None,
-        num_workers: int = 0,
-        seed: int = 0,
-        bucket_batches: int = 1,
-        features: str = AUTO,
-    ) -> None:
-        root = Path(folder)
-        super().__init__(
-            str(root / part),
-            str(root / "eval"),
-            tasks,
-            batch_size,
-            val_samples,
-            text_only,
-            conversation,
-            turns,
-            num_workers,
-            seed,
-            bucket_batches,
-            features=features,
-        )
-        self.folder, self.pictures, self.world_seed = root, pictures, world_seed
-
-    def prepare_data(self) -> None:
-        try:
-            ensure_shapes(self.folder, train=self.pictures, seed=self.world_seed)
-        except ValueError as error:  # something else is in the folder
-            raise UserError(str(error)) from error
-        super().prepare_data()

@@ -6,8 +6,8 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 
-from triptych.data_modules.source import BadSample
-from triptych.data_modules.tasks import Reading
+from triptych.data_modules.batching.tasks import Reading
+from triptych.data_modules.sources.base import BadSample
 from triptych.interfaces import Batch, Preprocessing
 from triptych.utils.errors import UserError
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from triptych.data_modules.order import EpochOrder, keep
+from triptych.data_modules.sampling.epoch_order import EpochOrder, keep
 
 KEPT = 256  # epochs of a small data set that are held
 

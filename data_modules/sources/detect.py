@@ -6,12 +6,17 @@ import os
 from pathlib import Path
 from typing import Any
 
-from triptych.data_modules.conversations import ConversationFile
-from triptych.data_modules.pictures_folder import PictureFolder
-from triptych.data_modules.records import DELIMITERS
-from triptych.data_modules.shards import MendedShards, ShardFolder
-from triptych.data_modules.source import Source
-from triptych.data_modules.tables import HuggingFaceTable, ParquetTable, TextTable, is_saved_dataset
+from triptych.data_modules.sources.base import Source
+from triptych.data_modules.sources.image_folder import PictureFolder
+from triptych.data_modules.sources.llava import ConversationFile
+from triptych.data_modules.sources.records import DELIMITERS
+from triptych.data_modules.sources.tables import (
+    HuggingFaceTable,
+    ParquetTable,
+    TextTable,
+    is_saved_dataset,
+)
+from triptych.data_modules.sources.webdataset import MendedShards, ShardFolder
 from triptych.utils.documents import open_regular
 from triptych.utils.errors import UserError
 from triptych.utils.listing.folders import SHARD_SUFFIX, files_of, holds_shards

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from triptych.data_modules.decode import Decoder
 from triptych.data_modules.parallel import each
-from triptych.data_modules.source import BadSample, Source
+from triptych.data_modules.sources.base import BadSample, Source
 from triptych.utils.errors import PictureError
 from triptych.utils.image_reader import read_header
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from abc import abstractmethod
 
-from triptych.data_modules.records import parse
-from triptych.data_modules.source import BadSample, ImageRole, Source
-from triptych.data_modules.texts import captions_of
+from triptych.data_modules.batching.clean_text import captions_of
+from triptych.data_modules.sources.base import BadSample, ImageRole, Source
+from triptych.data_modules.sources.records import parse
 
 
 class MemberSource(Source):

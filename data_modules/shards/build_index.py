@@ -10,14 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from triptych.data_modules.columns import (
-    read_tokenizer,
-    with_checksums,
-    with_tokens,
-    without_checksums,
-)
-from triptych.data_modules.identity import probe_of
-from triptych.data_modules.index import (
+from triptych.data_modules.parallel import each
+from triptych.data_modules.shards.identity import probe_of
+from triptych.data_modules.shards.index import (
     COLUMNS,
     Contents,
     Problem,
@@ -25,7 +20,12 @@ from triptych.data_modules.index import (
     UnusableIndex,
     write_index,
 )
-from triptych.data_modules.parallel import each
+from triptych.data_modules.shards.index_columns import (
+    read_tokenizer,
+    with_checksums,
+    with_tokens,
+    without_checksums,
+)
 from triptych.utils.errors import UserError
 from triptych.utils.listing.names import KINDS, kind_for
 from triptych.utils.listing.tar import BLOCK, DOTTED, DUPLICATE, Group, groups, mended, scan

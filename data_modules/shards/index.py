@@ -33,8 +33,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from triptych.data_modules.identity import PROBE_BYTES, probe_of
-from triptych.data_modules.records import parse
+from triptych.data_modules.shards.identity import PROBE_BYTES, probe_of
+from triptych.data_modules.sources.records import parse
 from triptych.utils.documents import open_regular
 from triptych.utils.errors import UserError
 from triptych.utils.listing.names import KINDS

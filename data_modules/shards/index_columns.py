@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
-from triptych.data_modules.index import ROLES, ShardIndex, write_index
-from triptych.data_modules.records import parse
-from triptych.data_modules.texts import captions_of
+from triptych.data_modules.batching.clean_text import captions_of
+from triptych.data_modules.shards.index import ROLES, ShardIndex, write_index
+from triptych.data_modules.sources.records import parse
 from triptych.utils.documents import open_regular
 from triptych.utils.errors import UserError
 from triptych.utils.tokens import without_added_tokens

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from triptych.data_modules.files import MAX_TEXT_BYTES
-from triptych.data_modules.source import BadSample
+from triptych.data_modules.sources.base import BadSample
+from triptych.data_modules.sources.safe_read import MAX_TEXT_BYTES
 from triptych.utils.errors import TextError
 from triptych.utils.text import clean_text, decode_text, is_blank
 

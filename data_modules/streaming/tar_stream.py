@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from typing import BinaryIO
 from urllib.parse import urlparse
 
-from triptych.data_modules.indexing import TOO_LARGE
-from triptych.data_modules.shards import ShardFolder
-from triptych.data_modules.source import BadSample, ImageRole
+from triptych.data_modules.shards.build_index import TOO_LARGE
+from triptych.data_modules.sources.base import BadSample, ImageRole
+from triptych.data_modules.sources.webdataset import ShardFolder
 from triptych.utils.documents import open_regular
 from triptych.utils.errors import UserError
 from triptych.utils.listing.names import RECORDED, is_hidden, kind_for, split_at_first_dot

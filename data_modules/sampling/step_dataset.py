@@ -8,8 +8,8 @@ import torch
 from lightning import Trainer
 from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler
 
-from triptych.data_modules.batches import BatchBuilder
-from triptych.data_modules.schedule import Schedule
+from triptych.data_modules.batching.collate import BatchBuilder
+from triptych.data_modules.sampling.schedule import Schedule
 from triptych.interfaces import Batch
 from triptych.utils.errors import UserError
 from triptych.utils.signals import ignore_in_worker

@@ -6,7 +6,7 @@ import os
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-from triptych.data_modules.source import BadSample
+from triptych.data_modules.sources.base import BadSample
 from triptych.utils.documents import open_regular
 from triptych.utils.errors import UserError
 

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import numpy as np
 
-from triptych.data_modules.files import MAX_PICTURE_BYTES, read_inside
-from triptych.data_modules.lines import Lines
-from triptych.data_modules.records import NO_JSON, NO_OBJECT, parse
-from triptych.data_modules.source import CAPTIONS, BadSample, ImageRole, Source
-from triptych.data_modules.texts import captions_of, text_bytes
+from triptych.data_modules.batching.clean_text import captions_of, text_bytes
+from triptych.data_modules.sources.base import CAPTIONS, BadSample, ImageRole, Source
+from triptych.data_modules.sources.jsonl_index import Lines
+from triptych.data_modules.sources.records import NO_JSON, NO_OBJECT, parse
+from triptych.data_modules.sources.safe_read import MAX_PICTURE_BYTES, read_inside
 from triptych.utils.documents import read_bytes
 from triptych.utils.errors import UserError
 from triptych.utils.text import refuse_wide

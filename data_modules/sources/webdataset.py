@@ -15,10 +15,10 @@ from typing import BinaryIO, Literal
 
 import numpy as np
 
-from triptych.data_modules.index import HeldIndex, ShardIndex
-from triptych.data_modules.indexing import open_indexes, read_shard
-from triptych.data_modules.members import MemberSource
-from triptych.data_modules.source import BadSample, ImageRole
+from triptych.data_modules.shards.build_index import open_indexes, read_shard
+from triptych.data_modules.shards.index import HeldIndex, ShardIndex
+from triptych.data_modules.sources.base import BadSample, ImageRole
+from triptych.data_modules.sources.members import MemberSource
 from triptych.utils.documents import open_regular
 from triptych.utils.errors import UserError
 from triptych.utils.listing.shards import find_shards

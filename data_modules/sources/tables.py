@@ -13,10 +13,10 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from triptych.data_modules.files import MAX_PICTURE_BYTES, read_inside
-from triptych.data_modules.records import read_table
-from triptych.data_modules.source import BadSample, ImageRole, Source
-from triptych.data_modules.texts import captions_of
+from triptych.data_modules.batching.clean_text import captions_of
+from triptych.data_modules.sources.base import BadSample, ImageRole, Source
+from triptych.data_modules.sources.records import read_table
+from triptych.data_modules.sources.safe_read import MAX_PICTURE_BYTES, read_inside
 from triptych.utils.documents import open_regular
 from triptych.utils.errors import UserError
 from triptych.utils.listing.folders import files_of
