@@ -44,7 +44,7 @@ from lightning.pytorch.strategies.launchers import subprocess_script
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from safetensors.torch import load_file
 
-from triptych.callbacks import export
+from triptych.callbacks import export_weights
 from triptych.checkpoints import atomic_checkpoint
 from triptych.cli.lightning import TriptychCLI
 from triptych.cli.main import main as triptych_main
@@ -181,7 +181,7 @@ def watch() -> None:
     _DataConnector.prepare_data = passing("data", _DataConnector.prepare_data)
     atomic_checkpoint._Noting.write = passing("save", atomic_checkpoint._Noting.write)
     atomic_checkpoint.put_folder = passing("save", atomic_checkpoint.put_folder)
-    export.save_weights = passing("export", export.save_weights)
+    export_weights.save_weights = passing("export", export_weights.save_weights)
     subprocess_script.subprocess = SimpleNamespace(Popen=Forked)
 
 

@@ -17,8 +17,8 @@ from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.trainer.states import TrainerFn
 from torch.distributed.checkpoint import CheckpointException
 
-from triptych.callbacks.checkpoint_io import BackgroundCheckpointIO, DurableCheckpointIO
-from triptych.callbacks.run_log import Row, complete_log, continue_log, pending_row
+from triptych.callbacks._checkpoint_io import BackgroundCheckpointIO, DurableCheckpointIO
+from triptych.callbacks._resumed_log import Row, complete_log, continue_log, pending_row
 from triptych.checkpoints import WeightFiles, atomic_checkpoint
 from triptych.checkpoints.training_checkpoint import Base, check_base, frozen_base
 from triptych.training.ranks import Agreement, take_over, watch_launched

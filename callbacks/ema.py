@@ -12,8 +12,8 @@ from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor
 from torch.optim import Optimizer
 
-from triptych.callbacks.export import ExportWeights
-from triptych.callbacks.skipping import has_gradients, local, was_skipped
+from triptych.callbacks._skip_step import has_gradients, local, was_skipped
+from triptych.callbacks.export_weights import ExportWeights
 from triptych.checkpoints.weight_checks import require_sound
 from triptych.training.fsdp import gathered, like
 from triptych.utils.errors import UserError

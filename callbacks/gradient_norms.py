@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-from triptych.callbacks.run_log import logs_step
+from triptych.callbacks._resumed_log import logs_step
 from triptych.training.part_names import part_of
 from triptych.utils.errors import UserError
 

@@ -12,7 +12,7 @@ from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 
-from triptych.callbacks.skipping import forget, gradients, skip
+from triptych.callbacks._skip_step import forget, gradients, skip
 from triptych.interfaces import batches_in
 from triptych.utils.errors import UserError
 

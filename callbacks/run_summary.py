@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from lightning import Callback, LightningModule, Trainer
 
+from triptych.callbacks._skip_step import local
 from triptych.callbacks.ema import EMA
-from triptych.callbacks.skipping import local
 from triptych.training.device_peaks import dense_peak, device_name
 from triptych.training.flop_counter import OTHER, StepFlops, step_flops
 from triptych.training.part_names import part_of

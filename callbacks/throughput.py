@@ -10,7 +10,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from triptych.callbacks.run_log import logs_step
+from triptych.callbacks._resumed_log import logs_step
 from triptych.interfaces import batches_in
 from triptych.training.device_peaks import dense_peak, device_name
 from triptych.training.flop_counter import StepFlops, step_flops

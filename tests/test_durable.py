@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from triptych.callbacks.checkpoint_io import BackgroundCheckpointIO, DurableCheckpointIO
+from triptych.callbacks._checkpoint_io import BackgroundCheckpointIO, DurableCheckpointIO
 from triptych.checkpoints import atomic_checkpoint
 from triptych.checkpoints.training_checkpoint import read_checkpoint
 from triptych.utils.errors import UserError
