@@ -1,4 +1,22 @@
-"""Where data comes from. A new data set is a new file here, or a subclass in your own folder."""
+"""DataModules. A new data format is a subclass of `Source`, here or in your own folder.
+
+    mixed       MixedDataModule: several data sets by weight
+    webdataset  ShardDataModule: WebDataset shards
+    shapes      ShapesDataModule and EditsDataModule: the shapes world
+    sources     data sets as samples by number: WebDataset, folders, LLaVA files, tables
+    shards      index of a WebDataset shard
+    sampling    order of samples: mixing, epochs, length buckets
+    batching    samples to a Batch
+    features    cached image features
+    streaming   StreamDataModule: shards that cannot be seeked
+    tools       data pack and data inspect
+    decode      encoded images to uint8 squares
+    parallel    work over all cores, results in order
+    previews    samples for callbacks that show a data set
+
+From a step to its batch: sampling.schedule names the samples, a source reads them,
+batching.tasks makes prompts, decode makes pixels, batching.collate joins them.
+"""
 
 if __name__ != "triptych.data_modules":
     raise ImportError(f"import this folder as 'triptych.data_modules', not as {__name__!r}")

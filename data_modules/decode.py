@@ -1,7 +1,7 @@
 """Encoded pictures to the squares that models take: uint8 [3,size,size], decoded once.
 
-The reader of `triptych.utils.image_reader` judges and decodes them; large JPEGs go past Pillow where
-simplejpeg is installed.
+The reader of `triptych.utils.image_reader` judges and decodes them; large JPEGs go past Pillow
+where simplejpeg is installed.
 """
 
 from __future__ import annotations

@@ -99,8 +99,8 @@ def start(folder, command, environment, output, streams):
 
 def serve():
     import triptych.callbacks
-    import triptych.cli.lightning  # noqa: F401
-    import triptych.data_modules
+    import triptych.cli.lightning
+    import triptych.data_modules  # noqa: F401
 
     for line in sys.stdin:
         task = json.loads(line)

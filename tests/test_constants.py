@@ -21,7 +21,7 @@ MADE |= {torch.frombuffer, Tensor.new_tensor}
 READ = {Tensor.item, Tensor.tolist, Tensor.cpu, Tensor.numpy, Tensor.nonzero, Tensor.__bool__}
 READ |= {Tensor.__int__, Tensor.__float__, Tensor.__index__}
 # Data, not constants: the draws of a step, the grid of a sampler, the arguments of these tests.
-DATA = ("triptych/randomness.py", "triptych/solvers.py", "tests/parts.py")
+DATA = ("triptych/utils/rng.py", "triptych/sampler.py", "tests/parts.py")
 
 
 class Copies(TorchFunctionMode):

@@ -80,7 +80,7 @@ def check_text(text: object, key: str, what: str, most: int = MAX_TEXT_BYTES) ->
 
 
 def clean(text: object, key: str, what: str, most: int = MAX_CHARACTERS) -> str:
-    """`text` by `texts.clean_text`, as prompts are cleaned.
+    """`text` by `text.clean_text`, as prompts are cleaned.
 
     Args:
         text: of a caption, an instruction, a question or an answer, which `what` says.

@@ -1,6 +1,6 @@
 """What each task makes of a sample: its prompt, its labels, and which pictures it needs.
 
-Tasks come in two families (`contracts.FAMILIES`), one a loss. A batch mixes tasks of one family.
+Tasks come in two families (`interfaces.FAMILIES`), one a loss. A batch mixes tasks of one family.
 
     text_to_image    caption -> picture
     image_to_image   source picture, instruction -> picture; without a source picture the sample's
@@ -60,7 +60,7 @@ class Reading:
 
     Args:
         source: the samples, open.
-        task: a name of `contracts.FAMILIES`.
+        task: a name of `interfaces.FAMILIES`.
         name: what reports call it.
         text_only: share of image_to_text samples that talk about a caption, without a picture.
         conversation: the list of [question, answer] turns among a sample's facts to learn from.

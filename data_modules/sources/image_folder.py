@@ -1,8 +1,8 @@
 """A plain folder of pictures with captions.
 
-Either KEY.txt or KEY.json beside each picture, in sub-folders too (see `triptych.utils.listing.folders`),
-or one table in the layout of Hugging Face's ImageFolder: metadata.csv, metadata.jsonl or
-captions.jsonl, with `file_name` and `text`.
+Either KEY.txt or KEY.json beside each picture, in sub-folders too (see
+`triptych.utils.listing.folders`), or one table in the layout of Hugging Face's ImageFolder:
+metadata.csv, metadata.jsonl or captions.jsonl, with `file_name` and `text`.
 """
 
 from __future__ import annotations

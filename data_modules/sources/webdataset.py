@@ -1,7 +1,8 @@
 """Local WebDataset shards, read by position: an index says where every sample lies.
 
 A sample is the members of one key that stand together in a shard, whatever their order; their
-names say what they are, see `triptych.utils.listing.names`. Nothing else is read, nothing is unpickled.
+names say what they are, see `triptych.utils.listing.names`. Nothing else is read, nothing is
+unpickled.
 """
 
 from __future__ import annotations

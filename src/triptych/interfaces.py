@@ -137,9 +137,9 @@ register_dataclass(Condition)  # FSDP looks for the tensors in what a part retur
 class Part(ExactBuffers, ABC):
     """A network that is built late: the constructor takes configuration, `build` makes weights.
 
-    Building is not loading: `build` gives random weights; `triptych.checkpoints` fills them. Constants
-    of the forward pass are buffers, float32 whatever the parameters are; those in no weight file
-    are registered with `persistent=False`.
+    Building is not loading: `build` gives random weights; `triptych.checkpoints` fills them.
+    Constants of the forward pass are buffers, float32 whatever the parameters are; those in no
+    weight file are registered with `persistent=False`.
     """
 
     entry_points: tuple[str, ...] = ()
@@ -342,7 +342,7 @@ class PixelDecoder(Part):
     steps: int
     guidance: float
     sampler: str
-    """What `decode` does where it is not told; a sampler is one of `solvers.SAMPLERS`."""
+    """What `decode` does where it is not told; a sampler is one of `sampler.SAMPLERS`."""
 
     wants_null: bool = False
     """True while a decoder whose own null is a blank picture, not zeros, has not been given it."""
@@ -374,7 +374,7 @@ class PixelDecoder(Part):
         """features [B,C,h,w] -> pixels uint8 [B,3,H,W], each from its seed alone, within rounding.
 
         `null` [1,C,h,w] are the features that guidance leads away from; None is the decoder's own.
-        `sampler` is one of `solvers.SAMPLERS`. `on_picture` is called after every call of the
+        `sampler` is one of `sampler.SAMPLERS`. `on_picture` is called after every call of the
         network.
         """
 

@@ -136,7 +136,7 @@ def reconstruction_ids(
 
 
 def clean(text: str, what: str) -> str:
-    """The text of a user by `texts.clean_text`, for training and inference alike.
+    """The text of a user by `text.clean_text`, for training and inference alike.
 
     Raises:
         PromptError: it is none that a model can be given; `what` names it.
@@ -225,8 +225,8 @@ def chat_ids(
     As `conversation_ids`, with several pictures anywhere and a system message of one's own.
 
     Args:
-        messages: (role, pieces); a piece is a text, clean as of `messages.read_messages`, or the
-            number of tokens of a picture.
+        messages: (role, pieces); a piece is a text, clean as of `chat_messages.read_messages`, or
+            the number of tokens of a picture.
 
     Raises:
         PromptError: a message is empty, or `max_tokens` tokens leave no room for an answer.

@@ -1,8 +1,13 @@
-"""The sampler: integrates the learned velocity from noise (t = 1) to features (t = 0).
+"""Sampling: integrates the learned velocity from noise (t = 1) to features (t = 0).
 
-The integrator is a diffusers scheduler, see `solvers`; guidance is classifier-free (Ho & Salimans
-2022) with the null condition of training, which is zeros unless another is given. Seeds make noise,
-one per picture, so that a picture depends on its neighbours in the batch by rounding at most.
+Schedulers are those of diffusers, by name. "euler" is as published, first order. The others are of
+second order and need fewer steps: "heun" (Karras et al. 2022, arXiv 2206.00364), which calls the
+model twice a step, "dpm++" (Lu et al. 2022, arXiv 2211.01095) and "unipc" (Zhao et al. 2023, arXiv
+2302.04867), which call it once and remember the step before.
+
+Guidance is classifier-free (Ho & Salimans 2022) with the null condition of training, which is zeros
+unless another is given. Seeds make noise, one per image, so that an image depends on its neighbours
+in the batch by rounding at most.
 """
 
 from __future__ import annotations
@@ -54,7 +59,7 @@ def sample_flow(
     """Features [B,C,h,w] for `condition` [B,N,D], starting at `noise` [B,C,h,w].
 
     The grid of times is shifted as in training, see `loss.shift_time`; 1 is the published grid.
-    `sampler` is one of `solvers.SAMPLERS`; `solvers.model_calls` says how often it calls the model.
+    `sampler` is one of `SAMPLERS`; `model_calls` says how often it calls the model.
 
     guidance 1 needs one model call a step, any other value one call on a doubled batch:
     v = v_null + guidance * (v_condition - v_null). `on_step` is called after every call.

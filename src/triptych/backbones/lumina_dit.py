@@ -25,7 +25,7 @@ class LuminaNextDiT(VelocityModel):
         width, depth, heads: sizes of the transformer; width / heads is a multiple of 4.
         multiple_of: the feed-forward width, 8/3 of `width`, is rounded up to a multiple of this.
         ffn_width: the feed-forward width itself, in place of that rule. Published checkpoints
-            have 4864 or 7168, by the diffusers that made them; see `weights.layouts`.
+            have 4864 or 7168, by the diffusers that made them; see `key_mapping`.
         patch_size: side in feature tokens of one transformer token.
         gate_init: start value of the gates of the cross-attention (a tanh is taken). Published
             weights started at 0; small models trained for minutes then never learn to listen.

@@ -3,8 +3,8 @@
     python -m triptych.cli.cost blip3o_8b stage2 --gpus 32
 
 prints the line that stands in the recipe. Generation and understanding by the formulas of
-`triptych.training.flops`, which tests compare with torch's counter; decoder and encoder counted on the meta
-device. Days are FLOPs over MFU times a peak: arithmetic, not a measurement.
+`triptych.training.flops`, which tests compare with torch's counter; decoder and encoder counted on
+the meta device. Days are FLOPs over MFU times a peak: arithmetic, not a measurement.
 """
 
 from __future__ import annotations

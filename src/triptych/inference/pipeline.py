@@ -74,7 +74,7 @@ class UnifiedPipeline:
     Args:
         model: built, with weights, in evaluation mode.
         name: of the model, for the settings in pictures.
-        device: where to compute, if the model is not there; see `turns.take_turns`.
+        device: where to compute, if the model is not there; see `offload.take_turns`.
     """
 
     def __init__(
@@ -303,7 +303,7 @@ class UnifiedPipeline:
         seed: int | None = None,
         stream: bool = False,
     ) -> str | Iterator[str]:
-        """The answer to a conversation; see `messages.read_messages` for its shape.
+        """The answer to a conversation; see `chat_messages.read_messages` for its shape.
 
         Prompt and answer together have at most as many tokens as the model takes.
 

@@ -1,4 +1,4 @@
-"""What trains, what is frozen, and the optimizer of what trains."""
+"""Selection of the parameters that train; all others are frozen."""
 
 from __future__ import annotations
 

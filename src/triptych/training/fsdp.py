@@ -1,4 +1,4 @@
-"""How the parts compute, and how they lie on several devices: dtype, FSDP2, recompute, compile.
+"""FSDP2 sharding: parameters split over ranks, gathered and filled.
 
 No class is asked for by name here: a part says itself what its blocks are (`Part.blocks`).
 """
@@ -15,11 +15,6 @@ from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, Partial, Shard, distribute_tensor
 
 from triptych.interfaces import Part
-
-# Building -----------------------------------------------------------------------------------------
-
-
-# Sharding -----------------------------------------------------------------------------------------
 
 
 def shard(module: nn.Module, mesh: DeviceMesh, frozen: Literal["shard", "replicate"]) -> None:
@@ -121,6 +116,3 @@ def gathered(tree: Any, keep: bool = True) -> Any:
     if isinstance(full, DTensor):
         full = full.full_tensor()
     return full.cpu() if keep else None
-
-
-# Blocks -------------------------------------------------------------------------------------------

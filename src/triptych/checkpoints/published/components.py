@@ -80,9 +80,8 @@ def placed(tensors: Mapping[str, Stored], where: str) -> tuple[Tensors, list[str
             whole[place.name] = stored
     for name, parts in thirds.items():
         if name in whole or set(parts) != {0, 2}:
-            raise UserError(
-                f"{where}: {key_mapping.published_key(name)} is neither whole nor in q_bias and v_bias."
-            )
+            key = key_mapping.published_key(name)
+            raise UserError(f"{where}: {key} is neither whole nor in q_bias and v_bias.")
         whole[name] = fused_bias(parts[0], parts[2])
     if QUERIES in whole and len(whole[QUERIES].shape) == 3 and whole[QUERIES].shape[0] == 1:
         whole[QUERIES] = whole[QUERIES].reshaped(*whole[QUERIES].shape[1:])

@@ -124,7 +124,7 @@ class Triptych(lmms):
         return self.task_dict[task][split][number]
 
     def _messages(self, request: Instance, messages: Messages) -> list[dict[str, Any]]:
-        """lmms-eval's messages in the shape of `messages.read_messages`."""
+        """lmms-eval's messages in the shape of `chat_messages.read_messages`."""
         talk = [
             {"role": each["role"], "content": [_part(p, request) for p in each["content"]]}
             for each in messages

@@ -1,4 +1,4 @@
-"""Published tensors into our modules, by the names of `weights.layouts`."""
+"""Published tensors into our modules, by the names of `key_mapping`."""
 
 from __future__ import annotations
 
