@@ -583,5 +583,8 @@ def test_an_instruction_of_an_edit_is_not_learned_as_a_caption(tmp_path, tokeniz
     (tmp_path / "a.txt").unlink()
     facts = {"caption": "make it red", "conversation": [["what is it?", "a square"]]}
     (tmp_path / "a.json").write_text(json.dumps(facts))
-    reading = Reading(PictureFolder(tmp_path).open(), IMAGE_TO_TEXT)
-    assert "a square" in tokenizer.decode(reading.prompt(0, 0, known).ids)
+    for text_only in (0.0, 1.0):
+        reading = Reading(PictureFolder(tmp_path).open(), IMAGE_TO_TEXT, text_only=text_only)
+        prompt = reading.prompt(0, 0, known)
+        assert "a square" in tokenizer.decode(prompt.ids) and prompt.shown
+        assert "make it red" not in tokenizer.decode(prompt.ids)

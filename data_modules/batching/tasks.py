@@ -177,9 +177,14 @@ def image_to_text(
     if not reading.source.has(number, "picture"):
         return text_to_text(reading, number, sample, known, seed)
     facts = reading.facts(number)
-    if reading.source.has(number, "source") and not facts.get(reading.conversation):
+    is_edit = reading.source.has(number, "source")  # whose text is an instruction, not a caption
+    if is_edit and not facts.get(reading.conversation):
         raise BadSample(reading.source.key(number), "edit without a conversation to learn")
-    if reading.text_only and float(uniform(seed, "text-only", [sample])) < reading.text_only:
+    if (
+        not is_edit
+        and reading.text_only
+        and float(uniform(seed, "text-only", [sample])) < reading.text_only
+    ):
         told = facts.get("text_conversation")
         told = reading.checked(told, number) if told else None
         turns = about_caption(reading.caption(number, sample, seed), told)
