@@ -179,7 +179,7 @@ def watch() -> None:
     cli.before_instantiate_classes = passing("parse", cli.before_instantiate_classes)
     group.init_process_group = passing("rendezvous", group.init_process_group)
     _DataConnector.prepare_data = passing("data", _DataConnector.prepare_data)
-    atomic_checkpoint._Noting.write = passing("save", atomic_checkpoint._Noting.write)
+    atomic_checkpoint.HashingFile.write = passing("save", atomic_checkpoint.HashingFile.write)
     atomic_checkpoint.put_folder = passing("save", atomic_checkpoint.put_folder)
     export_weights.save_weights = passing("export", export_weights.save_weights)
     subprocess_script.subprocess = SimpleNamespace(Popen=Forked)

@@ -111,7 +111,7 @@ def watch_the_disk() -> None:
     """
     from lightning.fabric.loggers.csv_logs import _ExperimentWriter
 
-    write, write_tensors = atomic_checkpoint._Noting.write, files.write_tensors
+    write, write_tensors = atomic_checkpoint.HashingFile.write, files.write_tensors
 
     def cut(self, data):
         if FATE.moment_of("save"):
@@ -141,7 +141,7 @@ def watch_the_disk() -> None:
 
         setattr(owner, name, watched)
 
-    atomic_checkpoint._Noting.write, files.write_tensors = cut, cut_export
+    atomic_checkpoint.HashingFile.write, files.write_tensors = cut, cut_export
     around(os, "fsync", "rename")
     around(os, "replace", "rename")
     around(os, "symlink", "rename")

@@ -329,14 +329,14 @@ def test_an_interrupted_conversion_goes_on_and_writes_no_finished_file_again(rel
     assert not target.exists()
     finished = {path.stem for path in work.glob("*.safetensors")}
     assert finished == {"understanding", "encoder"}
-    (work / "decoder.safetensors.part").write_bytes(b"half")
+    (work / "decoder.safetensors.partial").write_bytes(b"half")
     (work / "encoder.safetensors").write_bytes(b"spoilt")
     before = (work / "understanding.safetensors").stat()
     said = quiet(release, target)
     after = (target / "understanding.safetensors").stat()
     assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
     assert said.count(", kept") == 1
-    assert not work.exists() and not list(target.glob("*.part"))
+    assert not work.exists() and not list(target.glob("*.partial"))
     quiet(release, tmp_path / "whole")
     assert same(tensors(target), tensors(tmp_path / "whole"))
 

@@ -249,7 +249,7 @@ def test_the_shapes_were_drawn_once_and_completely(chain):
     folder, _ = chain
     marker = json.loads((folder / "data" / "shapes" / "shapes.json").read_text())
     assert marker["samples"]["train"] == 48
-    assert not list((folder / "data").glob("shapes.tmp*"))
+    assert not list((folder / "data").glob("*.partial"))
 
 
 def test_a_users_own_callback_is_found_in_the_current_folder(chain):

@@ -22,7 +22,7 @@ import yaml
 
 from study.plan import CURVE_IMAGES, ROOT, Plan, Run
 from triptych.checkpoints import atomic_checkpoint
-from triptych.evaluation.report import write_text
+from triptych.utils.atomic_write import write_text
 from triptych.utils.errors import UserError
 
 SCORES = "scores.json"

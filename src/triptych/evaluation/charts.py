@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from triptych.evaluation.report import Interval
-from triptych.utils.atomic_write import replacing
+from triptych.utils.atomic_write import saving
 from triptych.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 Bar = tuple[float | None, Interval | None]
 """A height, None if there is none, and its interval."""
 
+COLOURS = (
+    *("#1f77b4", "#d62728", "#2ca02c", "#9467bd"),
+    *("#ff7f0e", "#17becf", "#8c564b", "#7f7f7f"),
+)
 DPI = 100
 THICKNESS, GAP, WIDTH = 0.16, 0.14, 7.6  # inches: of a bar, between groups, of a chart
 
@@ -54,13 +58,8 @@ def save_figure(figure: Figure, path: Path) -> None:
     Raises:
         UserError: the file cannot be written.
     """
-    try:
-        with replacing(path) as file:
-            write_figure(figure, file, "svg" if path.suffix.lower() == ".svg" else "png")
-    except OSError as error:
-        raise UserError(
-            f"{path} could not be written ({error.strerror}); make room or name another file."
-        ) from error
+    with saving(path) as file:
+        write_figure(figure, file, "svg" if path.suffix.lower() == ".svg" else "png")
 
 
 def draw_bars(path: Path, groups: Sequence[str], series: Mapping[str, Sequence[Bar]]) -> None:
@@ -86,7 +85,9 @@ def draw_bars(path: Path, groups: Sequence[str], series: Mapping[str, Sequence[B
     for number, (name, bars) in enumerate(series.items()):
         places = [row * pitch + (number + 0.5) * THICKNESS for row in range(len(groups))]
         lengths = [max(0.0, bar[0] or 0.0) / most for bar, most in zip(bars, longest, strict=True)]
-        axes.barh(places, lengths, 0.8 * THICKNESS, color=f"C{number}", label=name)
+        axes.barh(
+            places, lengths, 0.8 * THICKNESS, color=COLOURS[number % len(COLOURS)], label=name
+        )
         for place, bar, most in zip(places, bars, longest, strict=True):
             _annotate(axes, place, bar, most)
     middles = [row * pitch + len(series) * THICKNESS / 2 for row in range(len(groups))]

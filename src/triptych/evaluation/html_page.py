@@ -8,7 +8,7 @@ from typing import Any
 
 import jinja2
 
-from triptych.utils.image_urls import data_url
+from triptych.utils.images import data_url
 
 TEMPLATES = Path(__file__).parent / "templates"
 

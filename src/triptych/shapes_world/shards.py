@@ -6,12 +6,8 @@ made again byte for byte with the same versions of the libraries, and a larger o
 smaller one.
 """
 
-import errno
 import io
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -38,6 +34,7 @@ from triptych.shapes_world.questions import (
     questions,
 )
 from triptych.shapes_world.world import draw
+from triptych.utils.atomic_write import new_folder
 from triptych.utils.disk_usage import announce
 from triptych.utils.documents import read_json
 
@@ -141,7 +138,7 @@ def write_shards(
     """
     folder = Path(folder)
     _refuse_full(folder)
-    with _WhenComplete(folder) as unfinished, ExitStack() as files:
+    with new_folder(folder) as unfinished, ExitStack() as files:
         pattern = str(unfinished).replace("%", "%%") + f"/{split}-%05d.tar"
         with webdataset.ShardWriter(
             pattern,
@@ -214,7 +211,7 @@ def _ensure(
     if not _is_made(folder, marker_name, marker):
         _refuse_full(folder)
         announce(name, folder, _size_of(sizes, seed, make))
-        with _WhenComplete(folder) as unfinished:
+        with new_folder(folder) as unfinished:
             for split, samples in sizes.items():
                 per_shard = max(1, min(1000, -(-samples // FEWEST_SHARDS)))
                 write_shards(unfinished / split, split, samples, seed, per_shard, progress, make)
@@ -252,31 +249,3 @@ def _refuse_full(folder: Path) -> None:
         raise ValueError(
             f"{folder} exists and is not a shapes data set: choose an empty or new folder."
         )
-
-
-class _WhenComplete:
-    """A temporary folder next to `folder` that takes its name when the block ends well.
-
-    If another process has filled `folder` meanwhile, that one stays.
-    """
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-
-    def __enter__(self) -> Path:
-        self.folder.parent.mkdir(parents=True, exist_ok=True)
-        self.unfinished = Path(
-            tempfile.mkdtemp(prefix=f"{self.folder.name}.tmp", dir=self.folder.parent)
-        )
-        self.unfinished.chmod(0o755)  # mkdtemp makes it private
-        return self.unfinished
-
-    def __exit__(self, error, value, trace) -> None:
-        try:
-            if error is None:
-                os.rename(self.unfinished, self.folder)
-        except OSError as full:
-            if full.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                raise
-        finally:
-            shutil.rmtree(self.unfinished, ignore_errors=True)

@@ -4,13 +4,8 @@ from __future__ import annotations
 
 import base64
 import binascii
-import io
 import re
-from typing import Any
 from urllib.parse import unquote_to_bytes
-
-import numpy as np
-from PIL import Image
 
 from triptych.utils.errors import PictureError
 
@@ -51,30 +46,6 @@ def read_data_url(url: str) -> bytes:
         return base64.b64decode(data + b"=" * (-len(data) % 4), validate=True)
     except binascii.Error as error:
         raise PictureError(WRONG_DATA_URL, "what follows ;base64, is not base64") from error
-
-
-def data_url(
-    image: Image.Image | np.ndarray | bytes, file_format: str = "PNG", **saving: Any
-) -> str:
-    """A data URL that holds the image as a file.
-
-    Args:
-        image: an image, an array uint8 [H,W,3], or the bytes of a file of `file_format`.
-        file_format: Pillow's name of the format.
-        saving: Pillow's options of saving, such as `quality`.
-    """
-    if not isinstance(image, bytes):
-        image = encode_image(image, file_format, **saving)
-    return f"data:image/{file_format.lower()};base64,{base64.b64encode(image).decode()}"
-
-
-def encode_image(image: Image.Image | np.ndarray, file_format: str, **saving: Any) -> bytes:
-    """The bytes of an image file; the arguments are those of `data_url`."""
-    if isinstance(image, np.ndarray):
-        image = Image.fromarray(image)
-    file = io.BytesIO()
-    image.save(file, file_format, **saving)
-    return file.getvalue()
 
 
 def _scheme(text: str) -> str:

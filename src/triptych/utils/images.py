@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -94,3 +97,27 @@ def scaled(images: Tensor, size: int, black: float) -> Tensor:
 def unit_to_pixels(images: Tensor) -> Tensor:
     """float [B,3,H,W] in [-1,1] -> uint8, rounded and clamped."""
     return ((images.float().clamp(-1, 1) + 1.0) * 127.5).round().to(torch.uint8)
+
+
+def data_url(
+    image: Image.Image | np.ndarray | bytes, file_format: str = "PNG", **saving: Any
+) -> str:
+    """A data URL that holds the image as a file.
+
+    Args:
+        image: an image, an array uint8 [H,W,3], or the bytes of a file of `file_format`.
+        file_format: Pillow's name of the format.
+        saving: Pillow's options of saving, such as `quality`.
+    """
+    if not isinstance(image, bytes):
+        image = encode_image(image, file_format, **saving)
+    return f"data:image/{file_format.lower()};base64,{base64.b64encode(image).decode()}"
+
+
+def encode_image(image: Image.Image | np.ndarray, file_format: str, **saving: Any) -> bytes:
+    """The bytes of an image file; the arguments are those of `data_url`."""
+    if isinstance(image, np.ndarray):
+        image = Image.fromarray(image)
+    file = io.BytesIO()
+    image.save(file, file_format, **saving)
+    return file.getvalue()

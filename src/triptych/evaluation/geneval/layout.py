@@ -23,7 +23,7 @@ from triptych.evaluation.expected_images import (
     prompt_of,
     read_json_lines,
 )
-from triptych.evaluation.report import write_text
+from triptych.utils.atomic_write import write_text
 from triptych.utils.errors import UserError
 
 PACKAGED = Path(__file__).parent / "evaluation_metadata.jsonl"

@@ -13,7 +13,7 @@ from PIL import Image
 
 from triptych.evaluation.judges.base import Answer, Judge, JudgeFailed, Question
 from triptych.utils.errors import UserError
-from triptych.utils.image_urls import data_url
+from triptych.utils.images import data_url
 
 if TYPE_CHECKING:
     from openai.types.chat import ChatCompletionUserMessageParam

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,6 +26,7 @@ from triptych.evaluation.shapes.shape_eval import (
 )
 from triptych.shapes_world.captions import TASKS, request_of
 from triptych.shapes_world.checker import answer_is_right, check, shape_eval
+from triptych.utils.atomic_write import write_text
 
 SHOWN = 12  # captions, questions and reconstructions on the page
 SEEDS_SHOWN = 4
@@ -71,9 +71,8 @@ def make_demo(
         f"{len(samples)} samples for each score, {scores['seconds']:.0f} seconds in all.",
     )
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    _replace(folder / "index.html", page)
-    _replace(folder / "scores.json", json.dumps(scores, indent=2) + "\n")
+    write_text(folder / "index.html", page)
+    write_text(folder / "scores.json", json.dumps(scores, indent=2) + "\n")
     return scores
 
 
@@ -162,10 +161,3 @@ def _rebuilt(samples: Sequence[Example], rebuilt: numpy.ndarray) -> list[Rebuilt
         Rebuilt(s.picture, picture, check(picture, request_of(s.scene)))
         for s, picture in zip(samples, rebuilt, strict=True)
     ]
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    unfinished.write_text(text, encoding="utf-8")
-    os.replace(unfinished, path)
