@@ -169,8 +169,8 @@ def fit_arguments(plan: Plan, run: Run, folder: Path, world: Path) -> list[str]:
     """The `triptych fit` command line of a run; its settings are written beside its logs."""
     settings = folder / "study.yaml"
     write_text(settings, yaml.safe_dump(_settings(plan, run, world)))
-    configs = ["conf/base.yaml", "conf/model/tiny.yaml", f"conf/{run.arm.stage}.yaml"]
-    configs += ["conf/data/folder.yaml", str(settings)]
+    configs = ["base", "presets/tiny", f"stages/{run.arm.stage}", f"recipes/tiny/{run.arm.stage}"]
+    configs = [f"conf/{name}.yaml" for name in (*configs, "data/folder")] + [str(settings)]
     logger = ["--trainer.logger=CSVLogger", f"--trainer.logger.save_dir={folder.parent}"]
     return [
         "fit",
