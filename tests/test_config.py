@@ -330,3 +330,12 @@ def test_what_the_parser_says_becomes_its_cause_in_one_line():
     cause = "model.generation: GenerationModule: Option 'number_of_querys' is not accepted"
     assert plain(said).splitlines() == [cause, "  or: expected null"]
     assert plain(" one\n  sentence\n") == "one sentence"
+
+
+def test_optimizer_and_schedule_are_class_paths(triptych):
+    name = "--model.optimization"
+    flags = [f"{name}.optimizer=torch.optim.SGD", f"{name}.optimizer.momentum=0.9"]
+    flags += [f"{name}.schedule=torch.optim.lr_scheduler.StepLR", f"{name}.schedule.step_size=1"]
+    found = printed(triptych, *fit("stage2", *flags))["model"]["optimization"]
+    assert found["optimizer"]["init_args"]["momentum"] == 0.9
+    assert found["schedule"]["class_path"] == "torch.optim.lr_scheduler.StepLR"
