@@ -199,6 +199,8 @@ def _settings(plan: Plan, run: Run, world: Path) -> dict:
         "shards": str(world / "train"),
         "val_shards": str(world / "eval"),
     }
+    if run.arm.stage == "joint":
+        shards["text_only"] = 0.4  # as in conf/data/tiny/joint.yaml
     return {
         "seed_everything": run.seed,
         "data": {"init_args": {**shards, "bucket_batches": 1}},
