@@ -22,7 +22,16 @@ from triptych.utils.parser_errors import plain
 ROOT = Path(__file__).parent.parent
 FIT = [
     "fit",
-    *(f"--config={ROOT}/conf/{name}.yaml" for name in ("base", "model/tiny", "stage2")),
+    *(
+        f"--config={ROOT}/conf/{name}.yaml"
+        for name in (
+            "base",
+            "presets/tiny",
+            "stages/stage2",
+            "recipes/tiny/stage2",
+            "data/tiny/stage2",
+        )
+    ),
     "--model.preview=false",
 ]
 LARGE = "100000000000"
