@@ -267,7 +267,7 @@ def one_by_one(pipe: UnifiedPipeline, prompts: list[str], steps: int | None) -> 
 def random_pipeline(size: str, device: torch.device, low_memory: bool) -> UnifiedPipeline:
     """A preset with random weights, in bfloat16 on a GPU."""
     file = "tiny" if size == "tiny" else f"blip3o_{size}"
-    model = describe_model([ROOT / "conf" / "model" / f"{file}.yaml"])
+    model = describe_model([ROOT / "conf" / "presets" / f"{file}.yaml"])
     with torch.device("cpu" if low_memory else device):
         model.build()
     model = model.to(torch.float32 if device.type == "cpu" else torch.bfloat16)

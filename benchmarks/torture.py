@@ -192,7 +192,13 @@ def settings(folder: Path) -> Path:
 
 def command(config: Path, runs: Path | None, name: str = "fit") -> list[str]:
     """The arguments of a run that leaves everything under `runs`."""
-    names = ("base.yaml", "model/tiny.yaml", "stage2.yaml", "data/folder.yaml")
+    names = (
+        "base.yaml",
+        "presets/tiny.yaml",
+        "stages/stage2.yaml",
+        "recipes/tiny/stage2.yaml",
+        "data/folder.yaml",
+    )
     files = [ROOT / "conf" / each for each in names]
     words = [word for file in (*files, config) for word in ("--config", str(file))]
     if runs is None:

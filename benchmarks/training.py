@@ -87,7 +87,7 @@ def middle(words: int) -> UnifiedModule:
 
 def published(size: str) -> UnifiedModule:
     """Stage 2 of blip3o_4b or blip3o_8b, described."""
-    files = [ROOT / "conf" / "model" / f"blip3o_{size}.yaml", ROOT / "conf" / "stage2.yaml"]
+    files = [ROOT / "conf/presets" / f"blip3o_{size}.yaml", ROOT / "conf/stages/stage2.yaml"]
     return describe_stage(files, ["--model.preview=false"])
 
 
@@ -313,7 +313,7 @@ def on_gpu(size: str, batches: list[int], steps: int) -> list[dict]:
 
 def decoder_step(size: str, attention: str, steps: int, number: int = 4) -> dict:
     """The pixel decoder's step: xformers computes the UNet's and the VAE's attention, no other."""
-    files = [ROOT / "conf" / "model" / f"blip3o_{size}.yaml", ROOT / "conf" / "decoder.yaml"]
+    files = [ROOT / "conf/presets" / f"blip3o_{size}.yaml", ROOT / "conf/stages/decoder.yaml"]
     model = built(describe_stage(files), "cuda")
     cast_frozen(model, torch.bfloat16)
     found = {"step": "decoder", "batch": number, "attention": attention}

@@ -24,6 +24,7 @@ from triptych.utils.image_reader import (
     ImageLimits,
     decode,
     read_header,
+    read_image,
     upright_rgb,
 )
 from triptych.utils.image_squares import place_of_square
@@ -61,9 +62,7 @@ class Decoder:
         Raises:
             PictureError: it is damaged, or beyond `limits`.
         """
-        header = read_header(data, self.limits)
-        if header.format != "JPEG":  # how a PNG is turned may stand at its end
-            decode(header)
+        header = self._header(data)
         places = [place_of_square(*upright_shape(header), size) for size in sizes]
         if self.way == "pillow":
             picture = upright_rgb(header, alpha="drop")
@@ -73,6 +72,22 @@ class Decoder:
             size: cut(pixels, *place, size) for size, place in zip(sizes, places, strict=True)
         }
         return [squares[size] for size in sizes]
+
+    def whole(self, data: bytes) -> Image.Image:
+        """The image at its own size, RGB; transparency as in the squares.
+
+        Raises:
+            PictureError: it is damaged, or beyond `limits`.
+        """
+        if self.way == "pillow":
+            return upright_rgb(self._header(data), alpha="drop")
+        return read_image(data, self.limits)
+
+    def _header(self, data: bytes) -> Image.Image:
+        header = read_header(data, self.limits)
+        if header.format != "JPEG":  # how a PNG is turned may stand at its end
+            decode(header)
+        return header
 
     @property
     def hint(self) -> str:

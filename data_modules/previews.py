@@ -10,6 +10,7 @@ from typing import Literal
 from PIL import Image
 
 from triptych.data_modules.batching.tasks import Reading
+from triptych.data_modules.decode import Decoder
 from triptych.data_modules.sources.base import BadSample
 from triptych.interfaces import IMAGE_TO_IMAGE, Preprocessing
 
@@ -31,12 +32,17 @@ class Preview:
 
 
 def previews(
-    readings: Iterable[Reading], known: Preprocessing, number: int, needs: set[Need]
+    readings: Iterable[Reading],
+    known: Preprocessing,
+    number: int,
+    needs: set[Need],
+    decoder: Decoder,
 ) -> list[Preview]:
     """The first samples, at most `number`, that a model can take and that have all of `needs`.
 
     Args:
         readings: data sets of one family, open.
+        decoder: of the training batches: previews show what the model sees.
         needs: "caption": a text to draw; "picture": an image; "turn": a question about it; "edit":
             an image and the instruction that changes it.
     """
@@ -46,11 +52,13 @@ def previews(
             if len(found) == number:
                 return found
             with suppress(BadSample):
-                found.append(_preview(reading, place, known, needs))
+                found.append(_preview(reading, place, known, needs, decoder))
     return found
 
 
-def _preview(reading: Reading, number: int, known: Preprocessing, needs: set[Need]) -> Preview:
+def _preview(
+    reading: Reading, number: int, known: Preprocessing, needs: set[Need], decoder: Decoder
+) -> Preview:
     """One sample.
 
     Raises:
@@ -71,9 +79,9 @@ def _preview(reading: Reading, number: int, known: Preprocessing, needs: set[Nee
     if "turn" in needs:
         found.turn = reading.some(reading.turns_about(number, number, 0), number, 0)[0]
     if "edit" in needs:
-        found.picture = source.picture(number, "source")
+        found.picture = source.picture(number, "source", decoder)
     elif "picture" in needs:
         if not source.has(number, "picture"):
             raise BadSample(key, "no picture")
-        found.picture = source.picture(number)
+        found.picture = source.picture(number, decoder=decoder)
     return found

@@ -242,7 +242,7 @@ def test_a_stock_language_model_gets_the_tokens_that_generation_needs(nested, tm
     head = made[f"{prefix}lm_head.weight"]
     assert torch.equal(head, numbers["lm_head.weight"][: known + 3])
     model = load_model(
-        [ROOT / "conf/model/tiny.yaml", tmp_path / "ours" / "model.yaml"],
+        [ROOT / "conf/presets/tiny.yaml", tmp_path / "ours" / "model.yaml"],
         ["--model.generation=null", "--model.decoding=null", "--model.encoding=null"]
         + ["--model.encoder=null"]
         + [f"--model.weights.{label}=null" for label in ("generation", "encoder", "decoder")],
@@ -552,7 +552,7 @@ def test_weights_of_another_preset_are_refused_on_the_way_back(ours, tmp_path, c
 
 def test_what_was_never_published_is_refused_on_the_way_back(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
-    line = refused(capsys, tmp_path / "out", "conf/model/tiny.yaml", tmp_path / "out")
+    line = refused(capsys, tmp_path / "out", "conf/presets/tiny.yaml", tmp_path / "out")
     assert "that the published one lacks" in line
 
 

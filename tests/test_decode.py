@@ -262,3 +262,12 @@ def test_where_simplejpeg_is_not_installed_it_is_said(monkeypatch):
         assert Decoder("pillow").hint == ""
     fast_jpeg.cache_clear()
     assert Decoder().hint == ""
+
+
+@pytest.mark.parametrize(("way", "shown"), [("torchvision", 255), ("pillow", 10)])
+def test_a_preview_shows_transparency_as_the_model_sees_it(way, shown):
+    file = io.BytesIO()
+    Image.new("RGBA", (8, 8), (10, 10, 10, 0)).save(file, "PNG")
+    decoder = Decoder(way)
+    assert np.unique(np.array(decoder.whole(file.getvalue()))).tolist() == [shown]
+    assert decoder(file.getvalue(), 8)[0].unique().tolist() == [shown]

@@ -97,7 +97,16 @@ def fit(stage, folder, *more, shards=()):
     evaluated = [EVALUATE] if stage in ("stage2", "stage3") else []
     trainer = {**SHORT["trainer"], "callbacks": CALLBACKS + evaluated}
     short.write_text(yaml.safe_dump({"trainer": trainer}))
-    configs = [ROOT / "conf" / name for name in ("base.yaml", "model/tiny.yaml", f"{stage}.yaml")]
+    configs = [
+        ROOT / "conf" / name
+        for name in (
+            "base.yaml",
+            "presets/tiny.yaml",
+            f"stages/{stage}.yaml",
+            f"recipes/tiny/{stage}.yaml",
+            f"data/tiny/{stage}.yaml",
+        )
+    ]
     words = [word for path in configs for word in ("--config", path)]
     return ["fit", *words, *shards, "--config", short, "--data.init_args.batch_size=4", *more]
 
@@ -180,7 +189,7 @@ def chain(tmp_path_factory, shapes_folder):
             run,
             folder,
             *("generate", "a photo of a red circle", "two blue squares", "--steps", "2"),
-            *("--config", ROOT / "conf" / "model" / "tiny.yaml", "--seed", "7"),
+            *("--config", ROOT / "conf" / "presets" / "tiny.yaml", "--seed", "7"),
             *(*frozen, made["generation"]),
         )
     return folder, {name: process.result() for name, process in done.items()}

@@ -21,7 +21,7 @@ WITHIN = 1e-3  # of the counter: what the formulas leave out is less
 
 def preset(name):
     """Stage 2 of a published preset, not built."""
-    files = [ROOT / "conf" / "model" / f"{name}.yaml", ROOT / "conf" / "stage2.yaml"]
+    files = [ROOT / "conf" / "presets" / f"{name}.yaml", ROOT / "conf" / "stages" / "stage2.yaml"]
     return describe_stage(files, ["--model.preview=false"])
 
 

@@ -669,3 +669,24 @@ def test_a_shard_of_dotted_names_alone_is_refused_in_a_sentence_that_teaches(tmp
 def test_names_are_split(name, at_dot, at_kind):
     assert names.split_at_first_dot(name) == at_dot
     assert names.split_at_kind(name) == at_kind
+
+
+def test_a_table_captions_the_images_of_an_evaluation_too(tmp_path):
+    for number in range(3):
+        (tmp_path / f"{number}.png").write_bytes(image(number))
+    (tmp_path / "2.txt").write_text("three")
+    (tmp_path / "METADATA.csv").write_bytes(b"file_name,text\n0.png,zero\n1.png, two \n")
+    captions = {entry.key: entry.caption for entry in read_pictures(tmp_path)}
+    assert captions == {"0.png": "zero", "1.png": "two", "2.png": "three"}
+    loaded = PictureFolder(tmp_path).open()
+    assert [loaded.caption(n) for n in range(len(loaded))] == ["zero", "two"]
+
+
+@pytest.mark.parametrize("text", [b"", b" \n", "a".encode("utf-16"), b"\xff\xff"])
+def test_an_unusable_caption_is_that_of_no_reader(tmp_path, text):
+    (tmp_path / "0.png").write_bytes(image())
+    (tmp_path / "0.txt").write_bytes(text)
+    (entry,) = read_pictures(tmp_path)
+    assert entry.caption is None and "cannot be read" in entry.note
+    with pytest.raises(BadSample, match="caption is"):
+        PictureFolder(tmp_path).open().caption(0)

@@ -17,7 +17,7 @@ from triptych.utils.errors import UserError
 from triptych.utils.paths import ASSETS
 
 CALLBACKS = ["Checkpoint", "ExportWeights"]
-TINY = ROOT / "conf" / "model" / "tiny.yaml"
+TINY = ROOT / "conf" / "presets" / "tiny.yaml"
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,13 @@ def runs(tmp_path_factory, shapes_folder):
             }
             short = folder / "short.yaml"
             short.write_text(yaml.safe_dump({"trainer": trainer}))
-            files = [ROOT / "conf" / "base.yaml", TINY, ROOT / "conf" / "stage2.yaml"]
+            files = [
+                ROOT / "conf" / "base.yaml",
+                TINY,
+                ROOT / "conf" / "stages" / "stage2.yaml",
+                ROOT / "conf" / "recipes" / "tiny" / "stage2.yaml",
+                ROOT / "conf" / "data" / "tiny" / "stage2.yaml",
+            ]
             configs = [word for file in files for word in ("--config", file)]
             words = ["fit", *configs, *own_shards(shapes_folder), "--config", short]
             words += ["--data.batch_size=2", "--model.optimization.lr=0.1"]

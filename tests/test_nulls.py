@@ -11,7 +11,7 @@ from triptych.modules import UnifiedModule
 from triptych.utils.config_nulls import require_values
 from triptych.utils.errors import ConfigurationError, UserError
 
-TINY = ROOT / "conf/model/tiny.yaml"
+TINY = ROOT / "conf/presets/tiny.yaml"
 
 
 def leaves(settings, path=()):
@@ -101,7 +101,14 @@ def namespaces(value):
 )
 def test_a_fit_with_a_null_is_refused(flag, says, tmp_path, monkeypatch, capsys, shapes_folder):
     monkeypatch.chdir(tmp_path)
-    names = ("base.yaml", "model/tiny.yaml", "stage2.yaml", "data/folder.yaml")
+    names = (
+        "base.yaml",
+        "presets/tiny.yaml",
+        "stages/stage2.yaml",
+        "recipes/tiny/stage2.yaml",
+        "data/tiny/stage2.yaml",
+        "data/folder.yaml",
+    )
     configs = [word for name in names for word in ("--config", str(ROOT / "conf" / name))]
     with pytest.raises(SystemExit) as stopped:
         main(["fit", *configs, f"--data.shards={shapes_folder / 'train'}", flag])

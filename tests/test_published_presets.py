@@ -19,7 +19,7 @@ TOWER, UNET = 4_350_208_256, 2_525_520_644
 
 
 def described(preset, *flags):
-    return describe_model([ROOT / "conf" / "model" / f"{preset}.yaml"], flags)
+    return describe_model([ROOT / "conf" / "presets" / f"{preset}.yaml"], flags)
 
 
 def size(parameters):

@@ -9,8 +9,18 @@ from builders import ROOT
 from forking import Forks
 from PIL import Image
 
-MODEL = ["--config", ROOT / "conf/model/tiny.yaml"]
-STAGE2 = ["--config", ROOT / "conf/base.yaml", *MODEL, "--config", ROOT / "conf/stage2.yaml"]
+MODEL = ["--config", ROOT / "conf/presets/tiny.yaml"]
+STAGE2 = [
+    "--config",
+    ROOT / "conf/base.yaml",
+    *MODEL,
+    "--config",
+    ROOT / "conf/stages/stage2.yaml",
+    "--config",
+    ROOT / "conf/recipes/tiny/stage2.yaml",
+    "--config",
+    ROOT / "conf/data/tiny/stage2.yaml",
+]
 SHARDS = ["--config", ROOT / "conf/data/folder.yaml", "--data.shards=good"]
 FEW = ["--steps", 1, "--decoder-steps", 1]
 BAD_MODELS = [

@@ -69,8 +69,8 @@ def server():
 @pytest.fixture
 def short(monkeypatch):
     """Clients get half a second for everything."""
-    for name in ("protocol.HEADERS", "protocol.PATIENCE", "incoming.PATIENCE"):
-        monkeypatch.setattr(f"triptych.serving.{name}", 0.5)
+    for name in ("uvicorn_protocol.HEADERS", "uvicorn_protocol.PATIENCE", "request_body.PATIENCE"):
+        monkeypatch.setattr(f"triptych.serving.asgi.{name}", 0.5)
     monkeypatch.setattr("triptych.serving.asgi.uvicorn_protocol.SLOWEST", 2**30)
 
 

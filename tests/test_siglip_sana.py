@@ -325,8 +325,8 @@ def test_what_was_built_on_meta_computes_once_it_is_filled():
 
 @pytest.fixture(scope="module")
 def preset():
-    """conf/model/siglip2_sana.yaml, built on the meta device."""
-    model = describe_model([ROOT / "conf" / "model" / "siglip2_sana.yaml"])
+    """conf/presets/siglip2_sana.yaml, built on the meta device."""
+    model = describe_model([ROOT / "conf" / "presets" / "siglip2_sana.yaml"])
     with torch.device("meta"):
         model.build()
     return model
@@ -647,7 +647,13 @@ def fit(monkeypatch, tmp_path, shapes_folder):
 
     def run(stage, *flags):
         conf = ROOT / "conf"
-        files = ["base.yaml", "model/tiny.yaml", f"{stage}.yaml", "data/folder.yaml"]
+        files = [
+            "base.yaml",
+            "presets/tiny.yaml",
+            f"stages/{stage}.yaml",
+            f"recipes/tiny/{stage}.yaml",
+        ]
+        files.append("data/folder.yaml")
         words = [word for name in files for word in ("--config", str(conf / name))]
         data = [f"--data.shards={shapes_folder / 'train'}", "--data.batch_size=4"]
         main(["fit", *words, "--config", "short.yaml", *data, *flags])

@@ -44,7 +44,7 @@ def folder(tmp_path):
     return tmp_path
 
 
-CONFIGURED = ["--config", ROOT / "conf/base.yaml", "--config", ROOT / "conf/model/tiny.yaml"]
+CONFIGURED = ["--config", ROOT / "conf/base.yaml", "--config", ROOT / "conf/presets/tiny.yaml"]
 PRINTED = [
     ["--help"],
     ["--version"],

@@ -14,7 +14,7 @@ from tars import write
 
 from triptych.cli.chat import converse, read_questions
 from triptych.cli.input_files import read_edits, read_prompts
-from triptych.data_modules import ConversationFile, ShardFolder
+from triptych.data_modules import BadSample, ConversationFile, PictureFolder, ShardFolder
 from triptych.data_modules.batching.clean_text import captions_of
 from triptych.data_modules.batching.tasks import Reading
 from triptych.data_modules.shards.build_index import build_index
@@ -570,3 +570,18 @@ def test_generate_draws_each_prompt_once(triptych):
 def test_wrong_input_is_refused_by_its_place(triptych, command, content, says):
     status, out, err = triptych(*command.split(), stdin=content)
     assert status == 1 and says in err and "Traceback" not in err and not out
+
+
+def test_an_instruction_of_an_edit_is_not_learned_as_a_caption(tmp_path, tokenizer):
+    for name in ("a.source.png", "a.png"):
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    (tmp_path / "a.txt").write_text("make it red")
+    known = Preprocessing(tokenizer, max_tokens=256, picture_size=SIDE, image_tokens=1)
+    reading = Reading(PictureFolder(tmp_path).open(), IMAGE_TO_TEXT)
+    with pytest.raises(BadSample, match="edit without a conversation"):
+        reading.prompt(0, 0, known)
+    (tmp_path / "a.txt").unlink()
+    facts = {"caption": "make it red", "conversation": [["what is it?", "a square"]]}
+    (tmp_path / "a.json").write_text(json.dumps(facts))
+    reading = Reading(PictureFolder(tmp_path).open(), IMAGE_TO_TEXT)
+    assert "a square" in tokenizer.decode(reading.prompt(0, 0, known).ids)

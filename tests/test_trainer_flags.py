@@ -156,7 +156,14 @@ def words(tmp_path_factory, shapes_folder):
     }
     path = tmp_path_factory.mktemp("flags") / "small.yaml"
     path.write_text(yaml.safe_dump(settings))
-    names = ("base.yaml", "model/tiny.yaml", "stage2.yaml", "data/folder.yaml")
+    names = (
+        "base.yaml",
+        "presets/tiny.yaml",
+        "stages/stage2.yaml",
+        "recipes/tiny/stage2.yaml",
+        "data/tiny/stage2.yaml",
+        "data/folder.yaml",
+    )
     configs = [*(ROOT / "conf" / name for name in names), path]
     shards = [f"--data.{key}={shapes_folder / part}" for key, part in SHARDS.items()]
     return [*(word for config in configs for word in ("--config", config)), *shards]

@@ -235,7 +235,16 @@ def test_an_index_names_classes_of_an_index_alone(tmp_path):
 
 def test_a_checkpoint_that_is_a_folder_is_for_one_strategy(tmp_path, capsys, marker):
     run = run_of(pickled_index, tmp_path, marker)
-    files = [f"--config={ROOT}/conf/{name}.yaml" for name in ("base", "model/tiny", "stage2")]
+    files = [
+        f"--config={ROOT}/conf/{name}.yaml"
+        for name in (
+            "base",
+            "presets/tiny",
+            "stages/stage2",
+            "recipes/tiny/stage2",
+            "data/tiny/stage2",
+        )
+    ]
     said = refused(
         capsys,
         *("fit", *files, f"--ckpt_path={run}/checkpoints/1.ckpt"),
@@ -247,7 +256,15 @@ def test_a_checkpoint_that_is_a_folder_is_for_one_strategy(tmp_path, capsys, mar
 @pytest.mark.slow
 def test_fit_does_not_resume_from_a_strangers_pickle(tmp_path, marker, shapes_folder):
     run = run_of(pickled_index, tmp_path, marker)
-    names = ("base", "model/tiny", "stage2", "data/folder", "trainer/fsdp2")
+    names = (
+        "base",
+        "presets/tiny",
+        "stages/stage2",
+        "recipes/tiny/stage2",
+        "data/tiny/stage2",
+        "data/folder",
+        "trainer/fsdp2",
+    )
     done = subprocess.run(
         [
             *(sys.executable, "-P", "-m", "triptych", "fit"),

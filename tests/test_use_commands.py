@@ -139,7 +139,7 @@ def test_other_settings_are_not_mixed_in(triptych):
     before = Path("d/000000-000.png").read_bytes()
     for change, said in (
         (["--guidance", "2"], "guidance None then, 2.0 now"),
-        (["--config", ROOT / "conf" / "model" / "tiny.yaml"], "model 'tiny' then"),
+        (["--config", ROOT / "conf" / "presets" / "tiny.yaml"], "model 'tiny' then"),
         (["--model.generation.steps=9"], "flags None then"),
     ):
         status, _, err = triptych("generate", "a red circle", *FEW, "-o", "d", *change)

@@ -21,7 +21,7 @@ CURVE_IMAGES = 120  # pictures a point
 
 # Means of the shapes world's training samples, of which the tests draw some: tokens of a caption
 # in its template, how many of them begin every prompt; tokens of a conversation with its picture,
-# how many of them are learned, how many pictures it has (text_only of conf/joint.yaml).
+# how many of them are learned, how many pictures it has (text_only of conf/data/tiny/joint.yaml).
 CAPTION, SHARED = 41.0, 23.0
 CONVERSATION, LEARNED, PICTURES = 128.0, 42.0, 0.6
 
@@ -170,9 +170,11 @@ def describe(arm: Arm) -> tuple[UnifiedModule, int]:
     """An arm's model, of which nothing is built, and its batch size."""
     import yaml
 
-    stage = ROOT / "conf" / f"{arm.stage}.yaml"
-    model = describe_stage([ROOT / "conf/model/tiny.yaml", stage], arm.model_flags())
-    return model, yaml.safe_load(stage.read_text())["data"]["init_args"]["batch_size"]
+    conf = ROOT / "conf"
+    recipe = conf / "recipes" / "tiny" / f"{arm.stage}.yaml"
+    files = [conf / "presets" / "tiny.yaml", conf / "stages" / f"{arm.stage}.yaml", recipe]
+    model = describe_stage(files, arm.model_flags())
+    return model, yaml.safe_load(recipe.read_text())["data"]["init_args"]["batch_size"]
 
 
 def _generation_frozen(model: UnifiedModule) -> float:

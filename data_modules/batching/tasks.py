@@ -177,6 +177,8 @@ def image_to_text(
     if not reading.source.has(number, "picture"):
         return text_to_text(reading, number, sample, known, seed)
     facts = reading.facts(number)
+    if reading.source.has(number, "source") and not facts.get(reading.conversation):
+        raise BadSample(reading.source.key(number), "edit without a conversation to learn")
     if reading.text_only and float(uniform(seed, "text-only", [sample])) < reading.text_only:
         told = facts.get("text_conversation")
         told = reading.checked(told, number) if told else None

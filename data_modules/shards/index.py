@@ -33,12 +33,12 @@ from typing import NamedTuple
 import numpy as np
 
 from triptych.data_modules.shards.identity import PROBE_BYTES, probe_of
-from triptych.data_modules.sources.records import parse
 from triptych.utils.atomic_write import replacing
 from triptych.utils.documents import open_regular
 from triptych.utils.errors import UserError
 from triptych.utils.listing.names import KINDS
 from triptych.utils.listing.tar import BLOCK
+from triptych.utils.records import parse
 
 SUFFIX = ".idx"
 MAGIC = b"TRIPTIDX"

@@ -15,9 +15,9 @@ from tokenizers import Tokenizer
 
 from triptych.data_modules.batching.clean_text import captions_of
 from triptych.data_modules.shards.index import ROLES, ShardIndex, write_index
-from triptych.data_modules.sources.records import parse
 from triptych.utils.documents import open_regular
 from triptych.utils.errors import UserError
+from triptych.utils.records import parse
 from triptych.utils.tokens import without_added_tokens
 
 CHUNK = 1 << 20  # bytes read at a time

@@ -7,7 +7,6 @@ llava         conversation files in LLaVA's layout
 tables        CSV, JSON lines, Parquet, Hugging Face datasets
 detect        the source of a path
 members       samples that are files of one key
-records       rows of tables and JSON lines
 jsonl_index   JSON lines by number
 safe_read     reads the files that a data set names, and no others
 """

@@ -11,7 +11,6 @@ from PIL import Image
 
 from triptych.data_modules.decode import Decoder
 from triptych.utils.errors import PictureError
-from triptych.utils.image_reader import read_image
 
 CAPTIONS = ("caption", "text", "instruction")
 """Usual names of captions among the facts of a sample; the first that is there is taken."""
@@ -92,10 +91,12 @@ class Source(ABC):
         """What else is known: "conversation", a list of [question, answer], for one."""
         return {}
 
-    def picture(self, number: int, role: ImageRole = "picture") -> Image.Image:
-        """A picture, decoded at its own size, RGB."""
+    def picture(
+        self, number: int, role: ImageRole = "picture", decoder: Decoder | None = None
+    ) -> Image.Image:
+        """An image at its own size, RGB, with the limits and the alpha rule of `decoder`."""
         try:
-            return read_image(self.image(number, role), Decoder().limits)
+            return (decoder or Decoder()).whole(self.image(number, role))
         except PictureError as error:
             raise BadSample(self.key(number), f"{role} {error.reason}", error.detail) from error
 

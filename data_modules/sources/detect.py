@@ -9,7 +9,6 @@ from typing import Any
 from triptych.data_modules.sources.base import Source
 from triptych.data_modules.sources.image_folder import PictureFolder
 from triptych.data_modules.sources.llava import ConversationFile
-from triptych.data_modules.sources.records import DELIMITERS
 from triptych.data_modules.sources.tables import (
     HuggingFaceTable,
     ParquetTable,
@@ -22,6 +21,7 @@ from triptych.utils.errors import UserError
 from triptych.utils.listing.folders import SHARD_SUFFIX, files_of, holds_shards
 from triptych.utils.listing.names import IMAGE_SUFFIXES
 from triptych.utils.listing.shards import COMPRESSED, find_shards
+from triptych.utils.records import DELIMITERS
 
 JSON_LINES = (".jsonl", ".ndjson")
 

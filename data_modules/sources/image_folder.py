@@ -14,22 +14,17 @@ from pathlib import Path
 
 import numpy as np
 
-from triptych.data_modules.batching.clean_text import captions_of, text_bytes
+from triptych.data_modules.batching.clean_text import captions_of
 from triptych.data_modules.sources.base import ImageRole
 from triptych.data_modules.sources.members import MemberSource
-from triptych.data_modules.sources.records import read_table
-from triptych.data_modules.sources.safe_read import MAX_PICTURE_BYTES, MAX_TEXT_BYTES, read_inside
+from triptych.data_modules.sources.safe_read import MAX_PICTURE_BYTES, read_inside
+from triptych.utils.captions import MAX_TEXT_BYTES, text_bytes
 from triptych.utils.errors import UserError
 from triptych.utils.listing.folders import captioned, counted
 from triptych.utils.listing.names import IMAGE_KINDS
+from triptych.utils.listing.table import TABLES, caption_in, captioned_rows, find_table
 
 log = logging.getLogger(__name__)
-
-TABLES = (
-    *("metadata.csv", "metadata.jsonl", "metadata.ndjson"),
-    *("captions.jsonl", "captions.ndjson"),
-)
-CAPTIONS = ("text", "caption")  # columns, the first that is there
 
 
 class PictureFolder(MemberSource):
@@ -65,7 +60,7 @@ class PictureFolder(MemberSource):
             return self
         if not self.path.is_dir():
             raise UserError(f"the folder of pictures {self.path} does not exist.")
-        table = self._table()
+        table = find_table(self.path)
         left_out = self._take_files() if table is None else self._take_table(table)
         counts = counted(left_out)
         if not self._keys:
@@ -78,20 +73,6 @@ class PictureFolder(MemberSource):
             log.warning("%s: left out: %s", self.path, counts)
         return self
 
-    def _table(self) -> Path | None:
-        """The table in the folder itself, whatever the case of its name.
-
-        Raises:
-            UserError: there are several.
-        """
-        names = [name for name in os.listdir(self.path) if name.lower() in TABLES]
-        found = sorted(name for name in names if (self.path / name).is_file())
-        if len(found) > 1:
-            raise UserError(
-                f"the folder {self.path} holds several tables, {' and '.join(found)}; keep one."
-            )
-        return self.path / found[0] if found else None
-
     def _take_files(self) -> Counter[str]:
         samples, left_out = captioned(self.path)
         self._keys = [sample.key for sample in samples]
@@ -103,7 +84,7 @@ class PictureFolder(MemberSource):
         return left_out
 
     def _take_table(self, path: Path) -> Counter[str]:
-        rows, left_out = _rows_of(path)
+        rows, left_out = captioned_rows(path)
         stems = [os.path.splitext(row["file_name"])[0] for row in rows]
         counts = Counter(stems)
         self._keys = [
@@ -112,7 +93,7 @@ class PictureFolder(MemberSource):
         ]
         self._files = [{"picture": row["file_name"]} for row in rows]
         self._rows = rows
-        self._sizes = np.array([text_bytes(_caption(row)) for row in rows], np.int64)
+        self._sizes = np.array([text_bytes(caption_in(row)) for row in rows], np.int64)
         return left_out
 
     def __len__(self) -> int:
@@ -126,7 +107,7 @@ class PictureFolder(MemberSource):
 
     def captions(self, number: int) -> list[str]:
         if self._rows is not None:
-            return captions_of(_caption(self._rows[number]), self.key(number))
+            return captions_of(caption_in(self._rows[number]), self.key(number))
         return super().captions(number)
 
     def facts(self, number: int) -> dict:
@@ -144,25 +125,3 @@ class PictureFolder(MemberSource):
     def caption_sizes(self, numbers: np.ndarray) -> np.ndarray:
         """In bytes."""
         return self._sizes[np.asarray(numbers)]
-
-
-def _rows_of(path: Path) -> tuple[list[dict], Counter[str]]:
-    """The rows of a table that have a picture and a caption, and how many others, by reason."""
-    rows, seen, left_out = [], set(), Counter()
-    for row in read_table(path):
-        if isinstance(row, str):
-            left_out[row] += 1
-        elif not isinstance(row.get("file_name"), str):
-            left_out["row without file_name"] += 1
-        elif _caption(row) is None:
-            left_out["row without text"] += 1
-        elif row["file_name"] in seen:
-            left_out["second row of one picture"] += 1
-        else:
-            seen.add(row["file_name"])
-            rows.append(row)
-    return rows, left_out
-
-
-def _caption(row: dict) -> str | list | None:
-    return next((row[name] for name in CAPTIONS if isinstance(row.get(name), str | list)), None)

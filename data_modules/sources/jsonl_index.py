@@ -18,10 +18,10 @@ from typing import BinaryIO
 import numpy as np
 
 from triptych.data_modules.shards.index import index_places
-from triptych.data_modules.sources.records import LONGEST, open_text, parse, skip_line
 from triptych.utils.atomic_write import replacing
 from triptych.utils.documents import open_regular
 from triptych.utils.errors import UserError
+from triptych.utils.records import LONGEST, open_text, parse, skip_line
 
 VERSION = 1
 

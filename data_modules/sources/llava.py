@@ -15,13 +15,14 @@ from pathlib import Path
 
 import numpy as np
 
-from triptych.data_modules.batching.clean_text import captions_of, text_bytes
+from triptych.data_modules.batching.clean_text import captions_of
 from triptych.data_modules.sources.base import CAPTIONS, BadSample, ImageRole, Source
 from triptych.data_modules.sources.jsonl_index import Lines
-from triptych.data_modules.sources.records import NO_JSON, NO_OBJECT, parse
 from triptych.data_modules.sources.safe_read import MAX_PICTURE_BYTES, read_inside
+from triptych.utils.captions import text_bytes
 from triptych.utils.documents import read_bytes
 from triptych.utils.errors import UserError
+from triptych.utils.records import NO_JSON, NO_OBJECT, parse
 from triptych.utils.text import refuse_wide
 
 MARK = "<image>"  # where a question shows its picture; ours always opens the first question

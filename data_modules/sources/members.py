@@ -6,7 +6,7 @@ from abc import abstractmethod
 
 from triptych.data_modules.batching.clean_text import captions_of
 from triptych.data_modules.sources.base import BadSample, ImageRole, Source
-from triptych.data_modules.sources.records import parse
+from triptych.utils.records import parse
 
 
 class MemberSource(Source):

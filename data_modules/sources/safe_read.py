@@ -11,7 +11,6 @@ from triptych.utils.documents import open_regular
 from triptych.utils.errors import UserError
 
 MAX_PICTURE_BYTES = 64 << 20
-MAX_TEXT_BYTES = 1 << 20
 
 
 def read_inside(folder: Path, name: object, key: str, what: str, most: int) -> bytes:

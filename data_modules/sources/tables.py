@@ -15,11 +15,11 @@ from typing import Any
 
 from triptych.data_modules.batching.clean_text import captions_of
 from triptych.data_modules.sources.base import BadSample, ImageRole, Source
-from triptych.data_modules.sources.records import read_table
 from triptych.data_modules.sources.safe_read import MAX_PICTURE_BYTES, read_inside
 from triptych.utils.documents import open_regular
 from triptych.utils.errors import UserError
 from triptych.utils.listing.folders import files_of
+from triptych.utils.records import read_table
 
 PICTURE_COLUMNS = ("image", "picture", "file_name", "image_path", "path", "img", "jpg", "png")
 CAPTION_COLUMNS = ("caption", "text", "txt", "prompt", "description")

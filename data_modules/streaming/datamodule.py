@@ -253,8 +253,9 @@ class StreamDataModule(LightningDataModule):
     def preview(self, family: str, number: int, *needs: Need) -> list[Preview]:
         """Validation samples of a family to look at, see `previews`; none if none has `needs`."""
         reading = Reading(self.val_folder, self.task)
-        known = self.known
-        return previews([reading], known, number, set(needs)) if reading.family == family else []
+        if reading.family != family:
+            return []
+        return previews([reading], self.known, number, set(needs), Decoder())
 
     def require(self, trainer: Trainer) -> None:
         """Refuse settings of a fit that a stream cannot follow.

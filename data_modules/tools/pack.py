@@ -16,17 +16,18 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from triptych.data_modules.batching.clean_text import REPLACEMENT, check_text
+from triptych.data_modules.batching.clean_text import check_text
 from triptych.data_modules.decode import Decoder
 from triptych.data_modules.parallel import each
 from triptych.data_modules.sources.base import CAPTIONS, BadSample, ImageRole, Source
-from triptych.data_modules.sources.records import parse
 from triptych.utils.atomic_write import LOCK, alone_in, partial_of, replacing
+from triptych.utils.captions import REPLACEMENT
 from triptych.utils.disk_usage import announce, refuse_other_files
 from triptych.utils.documents import read_text
 from triptych.utils.errors import PictureError, UserError
 from triptych.utils.image_reader import FORMAT_NAMES, format_of, read_header
 from triptych.utils.listing.tar import BLOCK
+from triptych.utils.records import parse
 from triptych.utils.text import split_lines
 
 MANIFEST = "pack.jsonl"

@@ -186,8 +186,8 @@ class TriptychCLI(LightningCLI):
             and not isinstance(self.trainer.strategy, ShardedStrategy)
         ):  # Lightning's own strategies unpickle whatever such a folder holds
             raise UserError(
-                f"the checkpoint {wanted} is a folder, which TRAINER=fsdp2 alone reads; add "
-                "--config conf/trainer/fsdp2.yaml, or name a file."
+                f"the checkpoint {wanted} is a folder, which only fsdp2 reads; add "
+                "--hardware fsdp2, or name a file."
             )
         if isinstance(self.model, Panel):
             require_files(self.model.weights)

@@ -13,6 +13,7 @@ from typing import Any
 
 from PIL import Image
 
+from triptych.utils.captions import captions_of
 from triptych.utils.documents import (
     MIB,
     open_regular,
@@ -28,9 +29,9 @@ from triptych.utils.images import open_picture
 from triptych.utils.listing.folders import FolderSample, holds_shards, list_images
 from triptych.utils.listing.names import IMAGE_SUFFIXES, kind_for
 from triptych.utils.listing.shards import find_shards
+from triptych.utils.listing.table import caption_in, captioned_rows, find_table
 from triptych.utils.listing.tar import Group, groups, mended, scan
 from triptych.utils.png_metadata import CHUNK
-from triptych.utils.text import clean_text, decode_text, is_blank
 
 RESULTS = "results.jsonl"  # of `triptych generate`: one {"file": ..., "prompt": ...} a line
 META = "meta_data.json"  # of MJHQ-30K: {NAME: {"category": ..., "prompt": ...}}
@@ -71,9 +72,10 @@ def read_pictures(source: Source) -> Iterator[Entry]:
     """Every picture of a source, in the order of the names, as `triptych.utils.listing` finds them.
 
     Sources of edits are none. Folders: captions are taken from `results.jsonl` or `meta_data.json`
-    in the folder, else from KEY.txt or KEY.json beside a picture, else from the settings that a PNG
-    of ours carries. Categories are those of `meta_data.json`, else the names of the folders that
-    pictures lie in. Shards: names with dots in them are samples, too.
+    in the folder, else from its table (`triptych.utils.listing.table`), else from KEY.txt or
+    KEY.json beside a picture, else from the settings that a PNG of ours carries. Categories are
+    those of `meta_data.json`, else the names of the folders that pictures lie in. Shards: names
+    with dots in them are samples, too.
 
     Raises:
         UserError: there is no such folder, it holds no pictures, or a list in it is damaged.
@@ -111,12 +113,13 @@ def _from_memory(pictures: Iterable[Image.Image]) -> Iterator[Entry]:
 def _from_folder(folder: Path) -> Iterator[Entry]:
     prompts = _read_results(folder / RESULTS)
     known = _read_meta(folder / META)
+    table = _read_table(folder)
     found = list_images(folder)
     keys = sorted({*found, *prompts})
     if not keys:
         endings = ", ".join(IMAGE_SUFFIXES)
         raise UserError(f"{folder} holds no pictures ({endings}) and no .tar shards.")
-    return (_entry(folder, key, found.get(key), prompts, known) for key in keys)
+    return (_entry(folder, key, found.get(key), prompts, known, table) for key in keys)
 
 
 def _entry(
@@ -125,6 +128,7 @@ def _entry(
     sample: FolderSample | None,
     prompts: Mapping[str, str],
     known: Mapping[str, Mapping[str, str]],
+    table: Mapping[str, object],
 ) -> Entry:
     path = folder / key
     facts = known.get(path.stem, {})
@@ -145,10 +149,20 @@ def _entry(
         return entry
     if entry.caption is None:
         try:
-            entry.caption = _caption_beside(folder, sample) or _caption_inside(entry.picture)
+            if key in table:
+                entry.caption = captions_of(table[key], "it")[0]
+            else:
+                entry.caption = _caption_beside(folder, sample) or _caption_inside(entry.picture)
         except UserError as error:
             entry.note = f"its caption cannot be read: {error}"
     return entry
+
+
+def _read_table(folder: Path) -> dict[str, object]:
+    """File name -> caption or captions, of the table that the loader reads too."""
+    table = find_table(folder)
+    rows = captioned_rows(table)[0] if table else []
+    return {os.path.normpath(row["file_name"]): caption_in(row) for row in rows}
 
 
 def _caption_beside(folder: Path, sample: FolderSample | None) -> str | None:
@@ -162,23 +176,15 @@ def _caption_of(texts: Mapping[str, bytes]) -> str | None:
     """The caption of a sample: its .txt, else the "caption" of its .json, the first of several.
 
     Raises:
-        TextError: it cannot be read, or is blank.
+        TextError: none is usable.
     """
     if "txt" in texts:
-        caption = decode_text(texts["txt"], "it")
-    else:
-        try:
-            caption = parse_json(texts["json"], "json").get("caption")
-        except (KeyError, UserError):
-            return None
-    if isinstance(caption, list):
-        caption = next(iter(caption), None)
-    if not isinstance(caption, str):
+        return captions_of(texts["txt"], "it")[0]
+    try:
+        caption = parse_json(texts["json"], "json").get("caption")
+    except (KeyError, UserError):
         return None
-    caption = clean_text(caption, "it").strip()
-    if is_blank(caption):
-        raise TextError("it is blank.", "is blank")
-    return caption
+    return captions_of(caption, "it")[0] if isinstance(caption, str | list) else None
 
 
 def _caption_inside(picture: Image.Image) -> str | None:

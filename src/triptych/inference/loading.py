@@ -42,7 +42,7 @@ def find_source(name: str | Path | Sequence[str | Path], ema: bool = False) -> S
     """What a preset, a path or a run means as a model.
 
     Args:
-        name: a preset (a file of conf/model, such as "tiny"); a model file (.yaml); a folder that
+        name: a preset (a file of conf/presets, such as "tiny"); a model file (.yaml); a folder that
             `triptych convert` made; a run's folder, whose newest whole checkpoint is taken; a
             training checkpoint in such a folder; or a weight file (.safetensors) of a preset. A
             list of model files is read as one, later ones win.
@@ -135,7 +135,7 @@ def load_model(
     """The model that the `model` sections of `configs` describe, with its weights, to infer with.
 
     Args:
-        configs: YAML files such as conf/model/tiny.yaml or a run's config.yaml; later ones win.
+        configs: YAML files such as conf/presets/tiny.yaml or a run's config.yaml; later ones win.
         overrides: flags such as "--model.weights.generation=FILE".
         device: where to compute.
         trained: tensors by full name, in place of those in weight files.

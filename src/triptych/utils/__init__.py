@@ -2,6 +2,7 @@
 
 errors             UserError, one sentence for people, and its kinds
 atomic_write       atomic file writes, and locks that end with their process
+captions           captions, fit for a tokenizer
 callback_iterator  a callback-based call as an iterator
 config_nulls       nulls where a configuration must name a class
 disk_usage         announces what is about to be written; refuses wrong folders and full disks
@@ -23,6 +24,7 @@ png_metadata       generation metadata in a PNG text chunk
 precision          dtype of parameters; buffers stay float32
 pretrained         models and tokenizers of transformers, without their code
 prompt_files       prompt files: text, JSON lines, JSON
+records            rows of CSV and JSON lines, each by itself
 rng                random draws as pure functions of seed, stream and sample number
 signals            termination signals, and the processes of a run
 standard_streams   closed, full and truncated standard streams

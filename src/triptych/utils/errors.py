@@ -18,14 +18,15 @@ class TextError(UserError):
     Args:
         message: one sentence for whoever wrote it.
         reason: follows "the caption", the same for all texts with this fault: "holds a NUL".
+        detail: helps to find the cause; not counted.
     """
 
-    def __init__(self, message: str, reason: str) -> None:
+    def __init__(self, message: str, reason: str, detail: str = "") -> None:
         super().__init__(message)
-        self.reason = reason
+        self.reason, self.detail = reason, detail
 
     def __reduce__(self):
-        return type(self), (str(self), self.reason)
+        return type(self), (str(self), self.reason, self.detail)
 
 
 class PictureError(ValueError):

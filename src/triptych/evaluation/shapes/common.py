@@ -27,7 +27,7 @@ def to_arrays(batches: Iterable[Tensor]) -> numpy.ndarray:
         high, wide = pictures.shape[1:3]
         raise UserError(
             f"the shapes world is checked in pictures of {PIXELS}x{PIXELS} pixels, but the model "
-            f"makes {wide}x{high}; use a model of that size, such as conf/model/tiny.yaml."
+            f"makes {wide}x{high}; use a model of that size, such as conf/presets/tiny.yaml."
         )
     return pictures
 

@@ -22,7 +22,6 @@ LIMITS = ImageLimits(
     formats=("PNG", "JPEG", "WEBP", "GIF"),
     max_pixels=2**24,  # 4096 x 4096, or 64 MB while it is read
     max_side=16_384,
-    max_aspect=32,
     animated=False,
 )
 CODES = {
