@@ -8,11 +8,11 @@ from functools import cache
 from pathlib import Path
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from triptych.inference.loading import describe_stage
 from triptych.modules import UnifiedModule
 from triptych.training import flops
+from triptych.training.flop_counter import count_flops
 from triptych.utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -203,7 +203,7 @@ def _draws(model: UnifiedModule) -> int:
 def target_flops(model: UnifiedModule) -> float:
     """One picture through the encoder whose features are the target; counted, nothing computed."""
     encoder = model.target_encoder
-    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+    with torch.device("meta"):
         encoder.build()
-        encoder(torch.zeros(1, 3, encoder.image_size, encoder.image_size, dtype=torch.uint8))
-    return float(counter.get_total_flops())
+        pixels = torch.zeros(1, 3, encoder.image_size, encoder.image_size, dtype=torch.uint8)
+        return float(count_flops(lambda: encoder(pixels)))

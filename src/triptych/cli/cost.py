@@ -13,13 +13,13 @@ import argparse
 from dataclasses import dataclass
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from triptych.cli.recipes import recipe_of
 from triptych.inference.loading import describe_stage
 from triptych.interfaces import TEXT_TO_IMAGE, Batch
 from triptych.modules import UnifiedModule
 from triptych.training import flops
+from triptych.training.flop_counter import count_flops
 from triptych.training.freezing import freeze_all_but
 from triptych.utils.documents import read_yaml
 from triptych.utils.limits import COUNT
@@ -114,9 +114,7 @@ def counted(model: UnifiedModule, loss: str) -> float:
     pixels = torch.zeros(1, 3, side, side, dtype=torch.uint8)
     number = torch.zeros(1, dtype=torch.long)
     batch = Batch(TEXT_TO_IMAGE, ["one"], 1, number, ids, ids, target_pixels=pixels).to("meta")
-    with FlopCounterMode(display=False) as counter:
-        model.train().step(batch)[0].backward()
-    return counter.get_total_flops()
+    return count_flops(lambda: model.train().step(batch)[0].backward())
 
 
 def main() -> None:
