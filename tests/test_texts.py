@@ -303,7 +303,7 @@ def test_a_nul_in_a_file_is_refused_by_its_line(tmp_path):
         ("p.txt", prompts_of, r"p.txt:3: the prompt"),
         ("p.txt", read_page_prompts, r"p.txt:3: the prompt"),
         ("p.jsonl", prompts_of, r"p.jsonl:3: the prompt"),
-        ("n.jsonl", prompts_of, r"n.jsonl:1: negative"),
+        ("n.jsonl", prompts_of, r"n.jsonl:1: negative_prompt"),
         ("g.jsonl", geneval.read_prompts, "prompt 1 of .*g.jsonl"),
         ("g.jsonl", dpg.read_prompts, "prompt 1 of .*g.jsonl"),
         ("q.jsonl", lambda path: read_questions(str(path)), "q.jsonl:1: the question"),
