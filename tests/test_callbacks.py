@@ -14,7 +14,8 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader
 
-from triptych.callbacks import EMA, Evaluate, SampleGrid
+from triptych.callbacks import EMA, Evaluate
+from triptych.callbacks import SampleGrid as OwnSampleGrid
 from triptych.interfaces import Evaluator
 from triptych.utils.errors import UserError
 from triptych.utils.finite import require_finite
@@ -97,6 +98,11 @@ class Data(LightningDataModule):
             for n in range(min(number, 2))
             if "edit" not in needs
         ]
+
+
+def SampleGrid(**options):
+    """A SampleGrid that asks the model itself."""
+    return OwnSampleGrid(**options, previews=lambda model: model)
 
 
 class Score(Evaluator):

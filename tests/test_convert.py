@@ -30,7 +30,9 @@ from triptych.checkpoints import read_metadata
 from triptych.checkpoints.published.convert import convert
 from triptych.checkpoints.published.staging import Staging
 from triptych.cli.main import main
+from triptych.inference.generation_config import GenerationConfig
 from triptych.inference.loading import load_model
+from triptych.inference.model_inference import inference_of
 from triptych.prompts import SPECIAL_TOKENS
 from triptych.utils.errors import UserError
 
@@ -110,10 +112,19 @@ def test_the_model_file_makes_pictures_and_answers(ours):
     model = load_model([ours / "model.yaml"])
     assert model.encoder.built and model.generation.queries.shape == (published.N, published.H)
     assert model.generation.integer_times and model.generation.template == "published_inference"
-    pictures = model.generate(["a red circle"], [0], steps=2, decoder_steps=1)
+    pictures = inference_of(model).generate(
+        ["a red circle"],
+        seeds=[0],
+        config=GenerationConfig(num_inference_steps=2, decoder_num_inference_steps=1),
+    )
     assert pictures.shape == (1, 3, 16, 16) and pictures.dtype == torch.uint8
-    assert model.reconstruct(pictures, [0], steps=1).shape == pictures.shape
-    assert len(model.answer(None, ["what is it?"], max_new_tokens=2)) == 1
+    assert (
+        inference_of(model)
+        .reconstruct(pictures, seeds=[0], config=GenerationConfig(decoder_num_inference_steps=1))
+        .shape
+        == pictures.shape
+    )
+    assert len(inference_of(model).answer(None, ["what is it?"], max_new_tokens=2)) == 1
 
 
 @pytest.mark.parametrize("shards", [1, 3])
@@ -171,9 +182,13 @@ def test_without_a_tower_a_model_makes_pictures_and_says_that_it_cannot_reconstr
     quiet(release, tmp_path / "ours", decoder=str(decoder))
     model = load_model([tmp_path / "ours" / "model.yaml"])
     assert model.generation.dit.ffn_width == 384 and not model.encoder.built
-    pictures = model.generate(["a red circle"], [0], steps=1, decoder_steps=1)
+    pictures = inference_of(model).generate(
+        ["a red circle"],
+        seeds=[0],
+        config=GenerationConfig(num_inference_steps=1, decoder_num_inference_steps=1),
+    )
     with pytest.raises(UserError, match="no weights of its image encoder"):
-        model.reconstruct(pictures, [0])
+        inference_of(model).reconstruct(pictures, seeds=[0])
 
 
 @pytest.mark.parametrize("split", [False, True])

@@ -48,7 +48,7 @@ EVALUATE = {
     "init_args": {
         "evaluator": {
             "class_path": "triptych.evaluation.ShapeEval",
-            "init_args": {"images": 6, "steps": 2},
+            "init_args": {"images": 6, "generation_config": {"num_inference_steps": 2}},
         }
     },
 }
@@ -188,7 +188,13 @@ def chain(tmp_path_factory, shapes_folder):
         done["generate"] = pool.submit(
             run,
             folder,
-            *("generate", "a photo of a red circle", "two blue squares", "--steps", "2"),
+            *(
+                "generate",
+                "a photo of a red circle",
+                "two blue squares",
+                "--num-inference-steps",
+                "2",
+            ),
             *("--config", ROOT / "conf" / "presets" / "tiny.yaml", "--seed", "7"),
             *(*frozen, made["generation"]),
         )

@@ -99,7 +99,9 @@ def test_the_average_is_another_model(runs):
 def test_a_trained_model_keeps_its_other_panels_and_draws(runs):
     pipe = UnifiedPipeline.from_pretrained(runs / "version_1", device="cpu")
     assert torch.equal(pipe.model.generation.queries, trained(runs / "version_1"))
-    (picture,) = pipe.generate("a red circle", seeds=1, steps=1, decoder_steps=1)
+    (picture,) = pipe(
+        "a red circle", seed=1, num_inference_steps=1, decoder_num_inference_steps=1
+    ).images
     assert json.loads(picture.info["triptych"])["model"] == "version_1"
     assert pipe.chat([{"role": "user", "content": [picture, "how many?"]}])
 

@@ -142,11 +142,16 @@ def words(tmp_path_factory, shapes_folder):
             each["init_args"] = {"batches": 1, "times": [0.5]}
     callbacks = [each for each in callbacks if not each["class_path"].endswith("Evaluate")]
     dit = {"width": 32, "depth": 1, "heads": 2, "multiple_of": 16}
-    generation = {"number_of_queries": 2, "draws": 1, "steps": 1, "dit": {"init_args": dit}}
+    generation = {
+        "number_of_queries": 2,
+        "draws": 1,
+        "num_inference_steps": 1,
+        "dit": {"init_args": dit},
+    }
     settings = {
         "model": {
             "generation": {"init_args": generation},
-            "decoding": {"init_args": {"decoder": {"init_args": {"steps": 1}}}},
+            "decoding": {"init_args": {"decoder": {"init_args": {"num_inference_steps": 1}}}},
         },
         "data": {"init_args": {"batch_size": 2, "val_samples": 4}},
         "trainer": {

@@ -504,7 +504,17 @@ def test_a_tokenizers_code_does_not_run_and_nobody_is_asked(
     monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 10))
     flag = f"--model.understanding.understander.tokenizer={tokenizer_folder}"
     try:
-        main(["generate", "a red circle", "--steps", "1", "--decoder-steps", "1", flag])
+        main(
+            [
+                "generate",
+                "a red circle",
+                "--num-inference-steps",
+                "1",
+                "--decoder-num-inference-steps",
+                "1",
+                flag,
+            ]
+        )
     except SystemExit as ended:
         assert ended.code == 1
     assert sys.stdin.read() == "y\n" * 10
@@ -548,7 +558,7 @@ def test_images_and_results_do_not_say_where_a_model_lies(way, tmp_path, monkeyp
     shutil.copy(ROOT / "docs/images/samples.png", place / "mine.png")
     monkeypatch.chdir(place if way == "here" else place.parent)
     source = {"absolute": str(place), "relative": "./my-model/", "here": "."}[way]
-    short = ["--steps", "1", "--decoder-steps", "1", "--from", source]
+    short = ["--num-inference-steps", "1", "--decoder-num-inference-steps", "1", "--from", source]
     main(["generate", "a red circle", *short, "-o", str(tmp_path / "made")])
     main(["edit", str(place / "mine.png"), "add a star", *short, "-o", str(tmp_path / "edited")])
     files = [each for each in tmp_path.glob("*ed/*") if each.is_file() and each.name != "grid.png"]

@@ -22,6 +22,7 @@ from triptych.evaluation.image_metrics.diversity import mean_distance
 from triptych.evaluation.image_metrics.feature_space import EncoderSpace
 from triptych.evaluation.shapes.common import mean
 from triptych.evaluation.shapes.shape_eval import ShapeEval, examples, question_answering_score
+from triptych.inference.model_inference import inference_of
 from triptych.inference.pipeline import UnifiedPipeline
 from triptych.modules import UnifiedModule
 from triptych.shapes_world.checker import read
@@ -56,7 +57,8 @@ def paint(model: UnifiedModule, prompts: int, each: int) -> numpy.ndarray:
     samples = examples("eval", prompts)
     return numpy.stack(
         [
-            model.generate(
+            inference_of(model)
+            .generate(
                 [sample.caption] * each, seeds=[APART + number * each + n for n in range(each)]
             )
             .permute(0, 2, 3, 1)

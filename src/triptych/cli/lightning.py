@@ -11,10 +11,12 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from triptych.callbacks.sample_grid import SampleGrid
 from triptych.checkpoints import atomic_checkpoint, require_files, run_folder
 from triptych.checkpoints.run_folder import RunFolder
 from triptych.cli.trainer_flags import settle
 from triptych.inference.loading import BAD_VALUES
+from triptych.inference.model_inference import inference_of
 from triptych.modules.base import Panel
 from triptych.training.ranks import take_over
 from triptych.training.sharded_checkpoint import load_data
@@ -194,6 +196,9 @@ class TriptychCLI(LightningCLI):
 
     def instantiate_trainer(self, **settings: Any) -> Trainer:
         trainer = super().instantiate_trainer(**settings)
+        for callback in trainer.callbacks:  # it knows no inference code, and is handed it
+            if isinstance(callback, SampleGrid) and callback.previews is None:
+                callback.previews = inference_of
         take_over(trainer)
         return trainer
 

@@ -188,7 +188,9 @@ def describe_stage(
     try:
         values = parser.parse_args([*arguments, *overrides])
         require_values(values.model, UnifiedModule, "model")
-        return parser.instantiate_classes(values).model
+        model = parser.instantiate_classes(values).model
+        model.description = yaml.safe_load(parser.dump(values, skip_none=False))["model"]
+        return model
     except UserError:
         raise
     except (jsonargparse.ArgumentError, *BAD_VALUES) as error:

@@ -55,9 +55,12 @@ def make_demo(
     started = time.time() if started is None else started
     samples = examples("eval", max(images, SHOWN))
     shown = samples[:SHOWN]
-    pictures = generate_for(model, samples, batch_size, seed)
-    others = [generate_for(model, shown, batch_size, seed + n) for n in range(1, SEEDS_SHOWN)]
-    rebuilt = reconstruct_for(model, samples, batch_size, seed)
+    pictures = generate_for(model, samples, batch_size=batch_size, seed=seed)
+    others = [
+        generate_for(model, shown, batch_size=batch_size, seed=seed + n)
+        for n in range(1, SEEDS_SHOWN)
+    ]
+    rebuilt = reconstruct_for(model, samples, batch_size=batch_size, seed=seed)
     asked = ask_about(samples)
     given = answers_for(model, samples, asked, batch_size)
     scores = _scores(samples, pictures, rebuilt, asked, given)

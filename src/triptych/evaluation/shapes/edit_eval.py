@@ -22,6 +22,8 @@ from triptych.evaluation.shapes.common import (
     to_tensor,
     wilson,
 )
+from triptych.inference.generation_config import GenerationConfig, settings_alone
+from triptych.inference.model_inference import inference_of
 from triptych.interfaces import Evaluator
 from triptych.shapes_world.checker import check, satisfies
 from triptych.shapes_world.edits import EDITS, Edit
@@ -38,7 +40,7 @@ class EditEval(Evaluator):
         images: number of edits; the kinds come in turn.
         seed: of the noise that the pictures start from.
         batch_size: pictures at a time.
-        steps, guidance: of the sampler; null takes the model's own.
+        generation_config: settings of the images, see `GenerationConfig`; its seed stays null.
     """
 
     parts = ("understanding", "generation", "decoding")
@@ -48,16 +50,20 @@ class EditEval(Evaluator):
         images: int = 200,
         seed: int = 0,
         batch_size: int = 64,
-        steps: int | None = None,
-        guidance: float | None = None,
+        generation_config: GenerationConfig | None = None,
     ) -> None:
         self.images, self.seed, self.batch_size = images, seed, batch_size
-        self.steps, self.guidance = steps, guidance
+        self.generation_config = settings_alone(generation_config)
 
     def __call__(self, model: Any) -> dict[str, float]:
         asked = edits(self.images)
-        options = (self.batch_size, self.seed, self.steps, self.guidance)
-        results = edit_for(model, asked, *options)
+        results = edit_for(
+            model,
+            asked,
+            batch_size=self.batch_size,
+            seed=self.seed,
+            config=self.generation_config,
+        )
         right = [check(each, edit.request) for each, edit in zip(results, asked, strict=True)]
         share = mean(right)
         low, high = wilson(share, len(right))
@@ -67,10 +73,10 @@ class EditEval(Evaluator):
 def edit_for(
     model: Any,
     asked: Sequence[Edit],
+    *,
     batch_size: int = 64,
     seed: int = 0,
-    steps: int | None = None,
-    guidance: float | None = None,
+    config: GenerationConfig | None = None,
     numbers: Sequence[int] | None = None,
 ) -> numpy.ndarray:
     """The edited pictures, uint8 [N,48,48,3].
@@ -80,12 +86,11 @@ def edit_for(
     """
     numbers = range(len(asked)) if numbers is None else numbers
     return to_arrays(
-        model.edit(
+        inference_of(model).edit(
             to_tensor([draw(asked[n].source) for n in batch]),
             [asked[n].instruction for n in batch],
             seeds=[seed * SEEDS + numbers[n] for n in batch],
-            steps=steps,
-            guidance=guidance,
+            config=config,
         )
         for batch in batches(len(asked), batch_size)
     )

@@ -18,7 +18,16 @@ from typing import Any, Literal
 
 import numpy
 
-from triptych.evaluation.shapes.common import SEEDS, WORLD_SEED, batches, mean, to_arrays, to_tensor
+from triptych.evaluation.shapes.common import (
+    SEEDS,
+    WORLD_SEED,
+    batches,
+    mean,
+    to_arrays,
+    to_tensor,
+)
+from triptych.inference.generation_config import GenerationConfig, settings_alone
+from triptych.inference.model_inference import inference_of
 from triptych.interfaces import Evaluator
 from triptych.shapes_world.captions import Request, request_of
 from triptych.shapes_world.checker import answer_is_right, chance_levels, shape_eval
@@ -64,7 +73,7 @@ class ShapeEval(Evaluator):
         images: number of captions, and of pictures.
         seed: of the noise that the pictures start from.
         batch_size: pictures at a time.
-        steps, guidance: of the sampler; null takes the model's own.
+        generation_config: settings of the images, see `GenerationConfig`; its seed stays null.
     """
 
     parts = ("understanding", "generation", "decoding")
@@ -75,16 +84,19 @@ class ShapeEval(Evaluator):
         images: int = 240,
         seed: int = 0,
         batch_size: int = 64,
-        steps: int | None = None,
-        guidance: float | None = None,
+        generation_config: GenerationConfig | None = None,
     ) -> None:
         self.split, self.images, self.seed, self.batch_size = split, images, seed, batch_size
-        self.steps, self.guidance = steps, guidance
+        self.generation_config = settings_alone(generation_config)
 
     def __call__(self, model: Any) -> dict[str, float]:
         samples = examples(self.split, self.images)
         pictures = generate_for(
-            model, samples, self.batch_size, self.seed, self.steps, self.guidance
+            model,
+            samples,
+            batch_size=self.batch_size,
+            seed=self.seed,
+            config=self.generation_config,
         )
         return shape_eval(pictures, [sample.request for sample in samples])
 
@@ -124,10 +136,10 @@ def ask_about(samples: Sequence[Example]) -> list[Asked]:
 def generate_for(
     model: Any,
     samples: Sequence[Example],
+    *,
     batch_size: int = 64,
     seed: int = 0,
-    steps: int | None = None,
-    guidance: float | None = None,
+    config: GenerationConfig | None = None,
     numbers: Sequence[int] | None = None,
 ) -> numpy.ndarray:
     """One picture for each caption: uint8 [N,48,48,3].
@@ -137,11 +149,10 @@ def generate_for(
     """
     numbers = range(len(samples)) if numbers is None else numbers
     return to_arrays(
-        model.generate(
+        inference_of(model).generate(
             [samples[n].caption for n in batch],
             seeds=[seed * SEEDS + numbers[n] for n in batch],
-            steps=steps,
-            guidance=guidance,
+            config=config,
         )
         for batch in batches(len(samples), batch_size)
     )
@@ -150,6 +161,7 @@ def generate_for(
 def reconstruct_for(
     model: Any,
     samples: Sequence[Example],
+    *,
     batch_size: int = 64,
     seed: int = 0,
     numbers: Sequence[int] | None = None,
@@ -157,7 +169,7 @@ def reconstruct_for(
     """The true pictures through encoder and decoder: uint8 [N,48,48,3]; see `generate_for`."""
     numbers = range(len(samples)) if numbers is None else numbers
     return to_arrays(
-        model.reconstruct(
+        inference_of(model).reconstruct(
             to_tensor([samples[n].picture for n in batch]),
             seeds=[seed * SEEDS + numbers[n] for n in batch],
         )
@@ -172,7 +184,7 @@ def answers_for(
     return [
         answer
         for numbers in batches(len(asked), batch_size)
-        for answer in model.answer(
+        for answer in inference_of(model).answer(
             to_tensor([samples[asked[n].number].picture for n in numbers]),
             [asked[n].question for n in numbers],
             max_new_tokens=LONGEST_ANSWER,

@@ -62,10 +62,20 @@ def edit_tab(page: Page) -> None:
                 raise UserError("there is no picture to edit; put one into the box.")
             first = new_seed() if fresh or seed is None else seed
             call = partial(
-                page.pipe.edit, picture, instruction, count, first, **arguments(settings)
+                page.pipe.edit,
+                picture,
+                prompt=instruction,
+                num_images_per_prompt=count,
+                seed=first,
+                **arguments(settings),
             )
             for changes in shown(
-                page, lambda tell: call(callback=tell), instruction, first, gallery, line
+                page,
+                lambda tell: call(callback_on_step_end=tell).images,
+                instruction,
+                first,
+                gallery,
+                line,
             ):
                 yield {seed_box: first, **changes}
 
@@ -97,6 +107,6 @@ def reconstruct_tab(page: Page) -> None:
         with in_words():
             if picture is None:
                 raise UserError("there is no picture to reconstruct; put one into the box.")
-            return page.write(page.pipe.reconstruct(picture)[0], "reconstruction")
+            return page.write(page.pipe.reconstruct(picture).images[0], "reconstruction")
 
     run.click(make, picture, made, **ONE_AT_A_TIME)

@@ -32,9 +32,6 @@ def generate_tab(page: Page) -> None:
             count = slider(1, MOST_PICTURES, 4, 1, "Pictures")
             seed, fresh = seed_row()
             with gr.Accordion("Sampling", open=False):
-                negative = gr.Textbox(
-                    label="Negative prompt", info="what guidance leads away from; may be empty"
-                )
                 settings = sliders(page.pipe)
             gr.Examples(
                 [[text] for text in (page.prompts or EXAMPLES)[:SHOWN]], prompt, label="For example"
@@ -42,19 +39,23 @@ def generate_tab(page: Page) -> None:
         with gr.Column(scale=3, min_width=320):
             line, gallery = gallery_of(page)
 
-    def make(prompt, negative, count, seed, fresh, *settings):
+    def make(prompt, count, seed, fresh, *settings):
         with in_words():
             first = new_seed() if fresh or seed is None else seed
             call = partial(
-                page.pipe.generate,
+                page.pipe,
                 prompt,
-                count,
-                first,
-                negative=negative or None,
+                num_images_per_prompt=count,
+                seed=first,
                 **arguments(settings),
             )
             for changes in shown(
-                page, lambda tell: call(callback=tell), prompt, first, gallery, line
+                page,
+                lambda tell: call(callback_on_step_end=tell).images,
+                prompt,
+                first,
+                gallery,
+                line,
             ):
                 yield {seed_box: first, **changes}
 
@@ -63,7 +64,7 @@ def generate_tab(page: Page) -> None:
         [run.click, prompt.submit],
         stop,
         make,
-        [prompt, negative, count, seed, fresh, *settings],
+        [prompt, count, seed, fresh, *settings],
         [gallery, line, seed],
         line,
     )
