@@ -341,4 +341,4 @@ def test_every_number_of_a_flag_has_a_range():
                 assert isinstance(getattr(limits, kind, None), Range), (
                     f"{path}:{node.lineno} {kind}"
                 )
-    assert len(numbers) > 30
+    assert len(numbers) > 20
