@@ -36,8 +36,8 @@ from drawing import draw_curves
 from recorded import machine, versions
 from torch import Tensor
 
-from triptych.evaluation.shapes.common import to_tensor, wilson
 from triptych.evaluation.shapes.shape_eval import Example, examples
+from triptych.evaluation.statistics import wilson
 from triptych.inference import image_generation
 from triptych.inference.loading import describe_model
 from triptych.inference.offload import take_turns
@@ -47,6 +47,7 @@ from triptych.sampler import model_calls, noise_from_seeds, sample_flow
 from triptych.shapes_world.captions import request_of
 from triptych.shapes_world.checker import check
 from triptych.utils.errors import UserError
+from triptych.utils.images import to_arrays, to_tensor
 
 ROOT = Path(__file__).parent.parent
 PICTURES, IMAGES, PART = 16, 240, 60  # of a batch; that are scored; scored at a time
@@ -166,7 +167,7 @@ class Scored:
         return self._share(pictures, lambda sample: request_of(sample.scene))
 
     def _share(self, pictures: list[Tensor], request: Callable[[Example], object]) -> float:
-        shown = numpy.concatenate([part.permute(0, 2, 3, 1).numpy() for part in pictures])
+        shown = numpy.concatenate([to_arrays(part) for part in pictures])
         right = [check(p, request(s)) for p, s in zip(shown, self.samples, strict=True)]
         return sum(right) / len(right)
 

@@ -14,7 +14,7 @@ from browser import chromium, open_page
 
 from triptych.cli.main import main
 from triptych.utils.errors import UserError
-from triptych.utils.png_metadata import settings_of
+from triptych.utils.png_metadata import read_metadata
 
 PROMPT = "a photo of a red circle left of a blue square"
 PATIENCE = 60_000  # milliseconds; what waits is far faster on a quiet machine
@@ -102,7 +102,7 @@ def test_pictures_appear_step_by_step_and_carry_their_settings(window, tmp_path)
     with window.expect_download() as download:
         window.get_by_label("Download").first.click()
     download.value.save_as(tmp_path / "picture.png")
-    settings = settings_of(tmp_path / "picture.png")
+    settings = read_metadata(tmp_path / "picture.png")
     assert (settings["prompt"], settings["num_inference_steps"]) == (PROMPT, 6)
     assert f"seed {settings['seed']}" == seeds[1]
     window.keyboard.press("Escape")

@@ -21,7 +21,7 @@ from triptych.evaluation.shapes.shape_eval import question_answering_score
 from triptych.inference.generation_config import GenerationConfig
 from triptych.inference.model_inference import ModelInference
 from triptych.utils.errors import UserError
-from triptych.utils.png_metadata import settings_of
+from triptych.utils.png_metadata import read_metadata
 
 FEW = ["--num-inference-steps", "1", "--decoder-num-inference-steps", "1"]
 ONE = GenerationConfig(num_inference_steps=1)
@@ -68,7 +68,7 @@ def test_geneval_goes_on_where_it_was_stopped(triptych):
     assert list(sorted(first)) == [f"0000{p}/samples/000{n}.png" for p in (0, 1) for n in (0, 1)]
     prompts = geneval.read_prompts()[:2]
     assert json.loads(Path("g/00001/metadata.jsonl").read_text()) == prompts[1]
-    assert settings_of("g/00001/samples/0001.png")["seed"] == 65
+    assert read_metadata("g/00001/samples/0001.png")["seed"] == 65
     Path("g/00000/samples/0001.png").unlink()
     Path("g/00001/samples/0000.png").write_bytes(b"torn")
     status, _, err = triptych(*make, "--batch-size", 1)
@@ -84,13 +84,13 @@ def test_geneval_goes_on_where_it_was_stopped(triptych):
 def test_pictures_of_other_weights_are_not_mixed(triptych, monkeypatch):
     few = ["eval", "geneval", "--limit", 2, "-n", 1, "--num-inference-steps", 1, "--generate-only"]
     assert triptych(*few, "--pictures", "p")[0] == 0
-    made = settings_of("p/00000/samples/0000.png")["weights"]
+    made = read_metadata("p/00000/samples/0000.png")["weights"]
     Path("p/00001/samples/0000.png").unlink()
     monkeypatch.setattr("triptych.cli.jobs.digest_of", lambda pipe: "trained further")
     status, _, err = triptych(*few, "--pictures", "p")
     assert status == 1 and "p/00000/samples/0000.png was made with other weights" in err
     assert "delete it" in err and not Path("p/00001/samples/0000.png").exists()
-    assert settings_of("p/00000/samples/0000.png")["weights"] == made
+    assert read_metadata("p/00000/samples/0000.png")["weights"] == made
 
 
 @pytest.mark.slow
@@ -128,7 +128,7 @@ def test_dpg_grids_and_wise_pictures(triptych):
     (name,) = files("d")
     assert name == "one.png"
     assert Image.open(Path("d", name)).size == (96, 96)
-    made = settings_of(Path("d", name))
+    made = read_metadata(Path("d", name))
     assert (
         made["asked"]["seeds"] == [0, 1, 2, 3]
         and made["num_inference_steps"] == 1
@@ -141,7 +141,7 @@ def test_dpg_grids_and_wise_pictures(triptych):
     )
     assert status == 0, err
     assert set(files("w")) == {"3.png", "7.png"}
-    assert settings_of("w/7.png")["asked"]["seeds"] == [7 * 64]
+    assert read_metadata("w/7.png")["asked"]["seeds"] == [7 * 64]
 
 
 def test_geneval_scores_what_it_made_and_a_folder_that_is_there(triptych, monkeypatch):

@@ -6,8 +6,8 @@ import torch
 
 from triptych.evaluation import EditEval, ShapeEval, evaluate_all
 from triptych.evaluation.shapes import shape_eval as scoring
-from triptych.evaluation.shapes.common import wilson
 from triptych.evaluation.shapes.edit_eval import edit_chance, edits
+from triptych.evaluation.statistics import wilson
 from triptych.shapes_world.captions import TASKS, UNSEEN_TASKS
 from triptych.shapes_world.edits import EDITS
 from triptych.shapes_world.world import draw

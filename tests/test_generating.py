@@ -13,7 +13,7 @@ from triptych.inference.offload import require_room
 from triptych.inference.pipeline import UnifiedPipeline
 from triptych.sampler import SAMPLERS, model_calls, noise_from_seeds
 from triptych.utils.errors import UserError
-from triptych.utils.png_metadata import settings_of
+from triptych.utils.png_metadata import read_metadata
 
 PROMPTS = ["a red circle", "a blue square left of a large green triangle"]
 FEW = {"num_inference_steps": 2, "decoder_num_inference_steps": 2}
@@ -81,7 +81,7 @@ def test_samplers_are_chosen_for_either_diffusion_and_kept_in_the_file(pipe, sam
         hook.remove()
     assert calls == {"dit": model_calls(sampler, 3), "unet": model_calls(sampler, 1)}
     picture.save(tmp_path / "one.png")
-    known = settings_of(tmp_path / "one.png")
+    known = read_metadata(tmp_path / "one.png")
     assert (known["sampler"], known["decoder_sampler"]) == (sampler, sampler)
     assert known["guidance_interval"] == [0.1, 0.9] and known["num_inference_steps"] == 3
 

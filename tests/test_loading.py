@@ -1,7 +1,5 @@
 """What a name means as a model: presets, files, folders, runs and their checkpoints."""
 
-import json
-
 import pytest
 import torch
 import yaml
@@ -15,6 +13,7 @@ from triptych.inference.loading import find_source
 from triptych.inference.pipeline import UnifiedPipeline
 from triptych.utils.errors import UserError
 from triptych.utils.paths import ASSETS
+from triptych.utils.png_metadata import metadata_of
 
 CALLBACKS = ["Checkpoint", "ExportWeights"]
 TINY = ROOT / "conf" / "presets" / "tiny.yaml"
@@ -102,7 +101,7 @@ def test_a_trained_model_keeps_its_other_panels_and_draws(runs):
     (picture,) = pipe(
         "a red circle", seed=1, num_inference_steps=1, decoder_num_inference_steps=1
     ).images
-    assert json.loads(picture.info["triptych"])["model"] == "version_1"
+    assert metadata_of(picture)["model"] == "version_1"
     assert pipe.chat([{"role": "user", "content": [picture, "how many?"]}])
 
 

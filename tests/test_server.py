@@ -23,7 +23,7 @@ from triptych.cli.main import main
 from triptych.inference.pipeline import UnifiedPipeline
 from triptych.prompts import chat_ids
 from triptych.serving.http.context import Sizes
-from triptych.utils.png_metadata import settings_of
+from triptych.utils.png_metadata import read_metadata
 
 FAST = {"num_inference_steps": 2, "decoder_num_inference_steps": 2}
 
@@ -62,7 +62,7 @@ def test_pictures_are_those_of_the_pipeline(server, pipeline, tmp_path):
     assert_same_images([picture(item) for item in answer.data], direct)
     saved = tmp_path / "picture.png"
     saved.write_bytes(base64.b64decode(answer.data[1].b64_json))
-    assert settings_of(saved)["seed"] == 8 and settings_of(saved)["num_inference_steps"] == 2
+    assert read_metadata(saved)["seed"] == 8 and read_metadata(saved)["num_inference_steps"] == 2
 
 
 def test_without_a_seed_pictures_differ(server):
@@ -78,7 +78,7 @@ def test_another_size_is_scaled_and_keeps_the_settings(server, tmp_path):
     assert picture(answer.data[0]).size == (256, 256) and answer.size == "256x256"
     saved = tmp_path / "picture.png"
     saved.write_bytes(base64.b64decode(answer.data[0].b64_json))
-    assert settings_of(saved)["seed"] == 7
+    assert read_metadata(saved)["seed"] == 7
 
 
 @pytest.mark.parametrize(("kind", "name"), [("jpeg", "JPEG"), ("webp", "WEBP")])

@@ -24,7 +24,7 @@ from triptych.inference.trusted_config import plain_model
 from triptych.training.sharded_checkpoint import INDEX, read_index, read_shards, read_shards_of
 from triptych.utils.errors import UserError
 from triptych.utils.paths import ASSETS, presets
-from triptych.utils.png_metadata import settings_of, shown_name
+from triptych.utils.png_metadata import read_metadata, shown_name
 
 ROOT = Path(__file__).parent.parent
 TINY = presets()["tiny"].resolve()
@@ -567,7 +567,7 @@ def test_images_and_results_do_not_say_where_a_model_lies(way, tmp_path, monkeyp
     for file in files:
         content = file.read_bytes()
         assert b"private" not in content and str(tmp_path).encode() not in content
-    settings = settings_of(next((tmp_path / "made").glob("0*.png")))
+    settings = read_metadata(next((tmp_path / "made").glob("0*.png")))
     assert settings["model"] == "my-model" and len(settings["weights"]) == 16
 
 

@@ -18,7 +18,7 @@ from PIL import Image
 from triptych.cli import workers
 from triptych.cli.main import main
 from triptych.cli.output_folder import Job, Output
-from triptych.utils.png_metadata import settings_of
+from triptych.utils.png_metadata import read_metadata
 
 ROOT = Path(__file__).parent.parent
 SAMPLES = ROOT / "docs" / "images" / "samples.png"
@@ -77,7 +77,7 @@ def test_pictures_carry_what_made_them_and_are_listed(triptych):
     ]
     first, second = lines("a/results.jsonl")
     assert (first["prompt"], first["seed"], first["file"]) == ("a red  circle", 7, "000007-000.png")
-    assert second["settings"] == settings_of("a/000008-001.png")
+    assert second["settings"] == read_metadata("a/000008-001.png")
     assert (
         second["settings"]["num_inference_steps"] == 2
         and second["settings"]["guidance_scale"] == 3.0
@@ -210,7 +210,7 @@ def test_edits_and_reconstructions(triptych):
     status, out, err = triptych("edit", SAMPLES, SAMPLES, "make it blue", *FEW, "-o", "g")
     assert status == 0, err
     assert out.splitlines() == ["g/000000-000.png\tmake it blue", "g/000001-001.png\tmake it blue"]
-    (image,) = settings_of("g/000001-001.png")["asked"]["images"]
+    (image,) = read_metadata("g/000001-001.png")["asked"]["images"]
     assert image["name"] == SAMPLES.name and len(image["sha256"]) == 64
     assert Image.open("g/grid.png").width > 4 * 144
     status, out, err = triptych(

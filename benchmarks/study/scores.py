@@ -20,8 +20,8 @@ from torch.nn.functional import normalize
 
 from triptych.evaluation.image_metrics.diversity import mean_distance
 from triptych.evaluation.image_metrics.feature_space import EncoderSpace
-from triptych.evaluation.shapes.common import mean
 from triptych.evaluation.shapes.shape_eval import ShapeEval, examples, question_answering_score
+from triptych.evaluation.statistics import mean
 from triptych.inference.model_inference import inference_of
 from triptych.inference.pipeline import UnifiedPipeline
 from triptych.modules import UnifiedModule

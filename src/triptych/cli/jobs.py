@@ -20,6 +20,7 @@ from triptych.cli.workers import run_shards, without
 from triptych.inference.generation_config import SETTINGS
 from triptych.utils.documents import open_regular
 from triptych.utils.limits import ALL_IMAGES
+from triptych.utils.png_metadata import metadata_of
 
 Make = Callable[[Any, list[Job], Callable], list]
 """(pipeline, jobs of equal settings, callback) -> their pictures."""
@@ -141,7 +142,7 @@ def tell(output: Output, job: Job, picture: Any = None, weights: str | None = No
     """Save a picture, if it is new, and print its line."""
     path = output.folder / job.file
     if picture is not None:
-        settings = json.loads(picture.info.get("triptych", "{}")) | {"weights": weights}
+        settings = metadata_of(picture) | {"weights": weights}
         path = output.save(job, picture, settings)
     print(f"{path}\t{job.said}", flush=True)
 

@@ -18,7 +18,7 @@ from PIL import Image
 from triptych.utils.atomic_write import replacing
 from triptych.utils.errors import PictureError, UserError
 from triptych.utils.image_reader import read_header, read_image
-from triptych.utils.png_metadata import attach, settings_of
+from triptych.utils.png_metadata import embed_metadata, read_metadata
 
 SHOWN = 64  # pictures in a grid file, the first ones
 SIDE = 256  # pixels of each there, at most
@@ -87,7 +87,7 @@ class Output:
             return False  # damaged: made again
         other = "choose another folder with --out, or delete it"
         try:
-            asked = settings_of(path)["asked"]
+            asked = read_metadata(path)["asked"]
         except (UserError, KeyError) as error:
             raise UserError(f"{path} is a picture that this command did not make; {other}.") from (
                 error
@@ -111,7 +111,7 @@ class Output:
         """
         for job in self._ready():
             try:
-                made = settings_of(self.folder / job.file).get("weights", weights)
+                made = read_metadata(self.folder / job.file).get("weights", weights)
             except UserError:
                 continue  # damaged: made again
             if made != weights:
@@ -124,7 +124,7 @@ class Output:
     def save(self, job: Job, picture: Image.Image, settings: dict[str, Any]) -> Path:
         """Write a picture, whole or not at all, with its settings inside."""
         path = self.folder / job.file
-        attach(picture, {**settings, "id": job.id, "asked": job.asked})
+        embed_metadata(picture, {**settings, "id": job.id, "asked": job.asked})
         with replacing(path, durable=False) as file:
             picture.save(file, "PNG")
         return path
@@ -151,7 +151,7 @@ class Output:
 
 
 def _line(job: Job, folder: Path) -> dict[str, Any]:
-    settings = settings_of(folder / job.file)
+    settings = read_metadata(folder / job.file)
     top = {key: settings[key] for key in ("prompt", "seed") if key in settings}
     return {"id": job.id, **top, "file": job.file, "settings": settings}
 

@@ -2,7 +2,7 @@
 
 report           one report for every benchmark: JSON, table, page
 comparison       reports of one benchmark side by side
-statistics       bootstrap confidence intervals
+statistics       means and shares with confidence intervals
 provenance       origin of the images that a report scores
 expected_images  images that a benchmark expects in a folder
 image_sources    images to be scored, from folders, shards or memory

@@ -11,7 +11,7 @@ from PIL import Image
 from triptych.utils.atomic_write import replacing
 from triptych.utils.errors import PictureError, UserError
 from triptych.utils.image_reader import read_image
-from triptych.utils.png_metadata import attach, settings_of
+from triptych.utils.png_metadata import embed_metadata, read_metadata
 
 
 class KeptPictures:
@@ -37,7 +37,7 @@ class KeptPictures:
         except PictureError:
             return None
         asked = self._asked(prompt, seed)
-        found = settings_of(path)
+        found = read_metadata(path)
         for name in dict.fromkeys([*asked, *found]):
             if found.get(name) != asked.get(name):
                 raise UserError(
@@ -49,7 +49,7 @@ class KeptPictures:
     def save(self, file: str, prompt: str, seed: int, pixels: numpy.ndarray) -> None:
         """Write a picture uint8 [H,W,3]."""
         path = self.folder / file
-        image = attach(Image.fromarray(pixels), self._asked(prompt, seed))
+        image = embed_metadata(Image.fromarray(pixels), self._asked(prompt, seed))
         with replacing(path, durable=False) as file:
             image.save(file, "PNG")
 

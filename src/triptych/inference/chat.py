@@ -11,11 +11,11 @@ from PIL import Image
 from torch import Tensor
 
 from triptych.inference.chat_messages import Conversation, read_messages
-from triptych.inference.image_generation import resized
 from triptych.inference.image_requests import Seeds, seeds_for
 from triptych.interfaces import Sampling
 from triptych.modules.text_generation import Answer, write_answers
 from triptych.prompts import PromptError, chat_ids, conversation_ids
+from triptych.utils.images import scaled_pixels
 from triptych.utils.limits import PROBABILITY, TEMPERATURE, TOKENS
 
 OnText = Callable[[int, str], None]
@@ -91,7 +91,7 @@ def answer(
     ]
     shown = None
     if images is not None:
-        shown = facts.image_inputs(resized(images, facts.understanding_size))
+        shown = facts.image_inputs(scaled_pixels(images, facts.understanding_size))
     limits = [max_new_tokens] * len(rows)
     understander = model.understanding.understander
     return [each.text for each in write_answers(understander, rows, shown, limits, model.device)]

@@ -16,6 +16,7 @@ from triptych.inference.image_generation import condition, negative_condition, r
 from triptych.inference.image_requests import ImageRequest, chunks, ranges
 from triptych.interfaces import Condition
 from triptych.sampler import model_calls
+from triptych.utils.images import to_images
 
 PREVIEW_STEPS = 4  # of the decoder, where it has more
 
@@ -130,13 +131,8 @@ class ImageBatches:
         """Images of unfinished features, decoded in few steps."""
         steps = self.config.resolved(self.model)["decoder_num_inference_steps"]
         few = replace(self.config, decoder_num_inference_steps=min(PREVIEW_STEPS, steps))
-        return pil_images(self.model.decode(features, seeds, **few.of_decoder))
+        return to_images(self.model.decode(features, seeds, **few.of_decoder))
 
 
 def _shown(pixels: Callable[[], Tensor]) -> list[Image.Image]:
-    return pil_images(pixels())
-
-
-def pil_images(pixels: Tensor) -> list[Image.Image]:
-    """uint8 [B,3,H,W] as Pillow images."""
-    return [Image.fromarray(each.permute(1, 2, 0).cpu().numpy()) for each in pixels]
+    return to_images(pixels())

@@ -21,6 +21,7 @@ from triptych.prompts import (
 from triptych.training.fsdp import whole
 from triptych.utils.errors import UserError
 from triptych.utils.finite import require_finite
+from triptych.utils.images import scaled_pixels
 
 
 def prompt_rows(model: Any, prompts: list[str], with_image: bool = False) -> list[list[int]]:
@@ -47,7 +48,7 @@ def condition(model: Any, prompts: list[str], images: Tensor | None = None) -> C
     ids, mask = pad(rows, token_id(facts.tokenizer, PAD))
     shown: tuple[Tensor, ...] = ()
     if images is not None:
-        shown = facts.image_inputs(resized(images, facts.understanding_size))
+        shown = facts.image_inputs(scaled_pixels(images, facts.understanding_size))
     return model.understanding.understander.condition(
         ids.to(model.device),
         mask.to(model.device),
@@ -132,13 +133,3 @@ def reconstruct(
         null=model.negative_features(kind),
         **(config or GenerationConfig()).of_decoder,
     )
-
-
-def resized(images: Tensor, size: int) -> Tensor:
-    """uint8 [B,3,H,W] -> uint8 [B,3,size,size], bicubic."""
-    if images.shape[-2:] == (size, size):
-        return images
-    scaled = torch.nn.functional.interpolate(
-        images.float(), size=(size, size), mode="bicubic", antialias=True
-    )
-    return scaled.clamp(0, 255).round().to(torch.uint8)

@@ -11,9 +11,9 @@ from diffusers.utils import BaseOutput
 from PIL import Image
 from torch import Tensor
 
-from triptych.inference.image_batches import pil_images
 from triptych.utils.errors import UserError
-from triptych.utils.png_metadata import attach
+from triptych.utils.images import to_images
+from triptych.utils.png_metadata import embed_metadata
 
 OutputType = Literal["pil", "pt", "np"]
 
@@ -48,8 +48,8 @@ def image_output(
 ) -> ImageOutput | tuple:
     """Images uint8 [N,3,H,W] in the form that a call asks for."""
     if output_type == "pil":
-        pairs = zip(pil_images(pixels), metadata, strict=True)
-        images: Any = [attach(image, each) for image, each in pairs]
+        pairs = zip(to_images(pixels), metadata, strict=True)
+        images: Any = [embed_metadata(image, each) for image, each in pairs]
     else:
         images = pixels.to(torch.float32) / 255
         if output_type == "np":

@@ -6,7 +6,6 @@ made again byte for byte with the same versions of the libraries, and a larger o
 smaller one.
 """
 
-import io
 import json
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -14,7 +13,6 @@ from pathlib import Path
 
 import numpy
 import webdataset
-from PIL import Image
 
 from triptych.shapes_world.captions import (
     INSTRUCT_TASKS,
@@ -37,6 +35,7 @@ from triptych.shapes_world.world import draw
 from triptych.utils.atomic_write import new_folder
 from triptych.utils.disk_usage import announce
 from triptych.utils.documents import read_json
+from triptych.utils.images import encode_image
 
 VERSION = 7  # raise it whenever the same seed gives other samples
 MARKER = "shapes.json"
@@ -116,9 +115,7 @@ def make_edit_sample(split: str, index: int, seed: int) -> dict:
 
 def _jpeg(picture: numpy.ndarray) -> bytes:
     """JPEG without colour subsampling, which would smear the edges of small shapes."""
-    buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "JPEG", quality=95, subsampling=0)
-    return buffer.getvalue()
+    return encode_image(picture, "JPEG", quality=95, subsampling=0)
 
 
 def write_shards(

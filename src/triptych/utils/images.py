@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,27 @@ def in_words(picture: Picture, error: PictureError) -> str:
 
 def square(picture: Image.Image, size: int) -> Tensor:
     """The published transform, `square_image`, as uint8 [3,size,size]."""
-    return torch.from_numpy(np.array(square_image(picture, size))).permute(2, 0, 1)
+    return image_to_tensor(square_image(picture, size))
+
+
+def image_to_tensor(image: Image.Image) -> Tensor:
+    """An RGB image as uint8 [3,H,W]."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+def to_tensor(arrays: Sequence[np.ndarray]) -> Tensor:
+    """uint8 [H,W,3] each -> uint8 [B,3,H,W]."""
+    return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
+
+
+def to_arrays(pixels: Tensor) -> np.ndarray:
+    """uint8 [B,3,H,W] on any device -> uint8 [B,H,W,3]."""
+    return pixels.permute(0, 2, 3, 1).cpu().numpy()
+
+
+def to_images(pixels: Tensor) -> list[Image.Image]:
+    """uint8 [B,3,H,W] on any device -> RGB images."""
+    return [Image.fromarray(each) for each in to_arrays(pixels)]
 
 
 def stack_pictures(pictures: list[Tensor]) -> Tensor:
@@ -86,12 +107,19 @@ def pixels_to_unit(pixels: Tensor, size: int | None = None) -> Tensor:
     return images if size is None else scaled(images, size, -1.0)
 
 
-def scaled(images: Tensor, size: int, black: float) -> Tensor:
-    """float [B,3,H,W] from `black` to 1 -> [B,3,size,size], bicubic, cut off at the same ends."""
+def scaled(images: Tensor, size: int, black: float, white: float = 1.0) -> Tensor:
+    """float [B,3,H,W] from `black` to `white` -> [B,3,size,size], bicubic, cut off at these."""
     if images.shape[-2:] == (size, size):
         return images
-    shape = (size, size)
-    return nn.functional.interpolate(images, shape, mode="bicubic", antialias=True).clamp(black, 1)
+    resized = nn.functional.interpolate(images, (size, size), mode="bicubic", antialias=True)
+    return resized.clamp(black, white)
+
+
+def scaled_pixels(pixels: Tensor, size: int) -> Tensor:
+    """uint8 [B,3,H,W] -> uint8 [B,3,size,size], bicubic."""
+    if pixels.shape[-2:] == (size, size):
+        return pixels
+    return scaled(pixels.float(), size, 0, 255).round().to(torch.uint8)
 
 
 def unit_to_pixels(images: Tensor) -> Tensor:

@@ -7,7 +7,6 @@ there. Its seeds follow from its prompt's number alone, whatever else is made, a
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 from triptych.cli.arguments import generation_of, model_of
 from triptych.cli.jobs import make_all, settings_for
 from triptych.cli.output_folder import Job
+from triptych.utils.png_metadata import embed_metadata, metadata_of
 
 OF_A_SEED = 1 << 20  # seeds from one --seed to the next: they share no noise
 OF_A_PROMPT = 1 << 6  # seeds from one prompt to the next
@@ -97,7 +97,6 @@ def joined(tiles: Sequence[Any]) -> Any:
     from triptych.evaluation.dpg import join_grid
 
     grid = join_grid(tiles, round(len(tiles) ** 0.5))
-    settings = json.loads(tiles[0].info["triptych"])
-    del settings["seed"]  # one of several, which are in "asked"
-    grid.info["triptych"] = json.dumps(settings)
-    return grid
+    metadata = metadata_of(tiles[0]).copy()
+    del metadata["seed"]  # one of several, which are in "asked"
+    return embed_metadata(grid, metadata)

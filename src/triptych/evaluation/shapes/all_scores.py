@@ -13,7 +13,7 @@ from typing import Any
 
 from triptych.evaluation.image_cache import KeptPictures
 from triptych.evaluation.report import Report, nested
-from triptych.evaluation.shapes.common import SEEDS, batches, mean, wilson
+from triptych.evaluation.shapes.common import SEEDS, batches
 from triptych.evaluation.shapes.edit_eval import by_kind, edit_chance, edit_for, edits
 from triptych.evaluation.shapes.shape_eval import (
     EDITS,
@@ -26,7 +26,7 @@ from triptych.evaluation.shapes.shape_eval import (
     generate_for,
     reconstruct_for,
 )
-from triptych.evaluation.statistics import bootstrap
+from triptych.evaluation.statistics import bootstrap, mean, wilson
 from triptych.inference.generation_config import GenerationConfig
 from triptych.shapes_world.captions import request_of
 from triptych.shapes_world.checker import answer_is_right, by_task, check

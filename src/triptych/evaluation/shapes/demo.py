@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy
 
-from triptych.evaluation.shapes.common import wilson
 from triptych.evaluation.shapes.demo_page import Answered, Drawn, Rebuilt, Row, render
 from triptych.evaluation.shapes.shape_eval import (
     QUESTIONS_PER_PICTURE,
@@ -24,6 +23,7 @@ from triptych.evaluation.shapes.shape_eval import (
     reconstruct_for,
     score_answers,
 )
+from triptych.evaluation.statistics import wilson
 from triptych.shapes_world.captions import TASKS, request_of
 from triptych.shapes_world.checker import answer_is_right, check, shape_eval
 from triptych.utils.atomic_write import write_text

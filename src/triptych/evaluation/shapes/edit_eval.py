@@ -13,15 +13,8 @@ from typing import Any
 
 import numpy
 
-from triptych.evaluation.shapes.common import (
-    SEEDS,
-    WORLD_SEED,
-    batches,
-    mean,
-    to_arrays,
-    to_tensor,
-    wilson,
-)
+from triptych.evaluation.shapes.common import SEEDS, WORLD_SEED, batches, world_arrays
+from triptych.evaluation.statistics import mean, wilson
 from triptych.inference.generation_config import GenerationConfig, settings_alone
 from triptych.inference.model_inference import inference_of
 from triptych.interfaces import Evaluator
@@ -30,6 +23,7 @@ from triptych.shapes_world.edits import EDITS, Edit
 from triptych.shapes_world.shards import make_edit
 from triptych.shapes_world.world import draw
 from triptych.utils.errors import UserError
+from triptych.utils.images import to_tensor
 
 
 class EditEval(Evaluator):
@@ -85,7 +79,7 @@ def edit_for(
         numbers: of the edits, from 0 on if None: their noise follows from `seed` and these.
     """
     numbers = range(len(asked)) if numbers is None else numbers
-    return to_arrays(
+    return world_arrays(
         inference_of(model).edit(
             to_tensor([draw(asked[n].source) for n in batch]),
             [asked[n].instruction for n in batch],

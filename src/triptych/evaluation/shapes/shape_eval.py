@@ -18,14 +18,8 @@ from typing import Any, Literal
 
 import numpy
 
-from triptych.evaluation.shapes.common import (
-    SEEDS,
-    WORLD_SEED,
-    batches,
-    mean,
-    to_arrays,
-    to_tensor,
-)
+from triptych.evaluation.shapes.common import SEEDS, WORLD_SEED, batches, world_arrays
+from triptych.evaluation.statistics import mean
 from triptych.inference.generation_config import GenerationConfig, settings_alone
 from triptych.inference.model_inference import inference_of
 from triptych.interfaces import Evaluator
@@ -35,6 +29,7 @@ from triptych.shapes_world.questions import questions
 from triptych.shapes_world.shards import make_sample
 from triptych.shapes_world.world import Scene, draw
 from triptych.utils.errors import UserError
+from triptych.utils.images import to_tensor
 
 QUESTIONS_PER_PICTURE = 2
 EDITS = 200  # scored among all scores, at most
@@ -148,7 +143,7 @@ def generate_for(
         numbers: of the samples, from 0 on if None: their noise follows from `seed` and these.
     """
     numbers = range(len(samples)) if numbers is None else numbers
-    return to_arrays(
+    return world_arrays(
         inference_of(model).generate(
             [samples[n].caption for n in batch],
             seeds=[seed * SEEDS + numbers[n] for n in batch],
@@ -168,7 +163,7 @@ def reconstruct_for(
 ) -> numpy.ndarray:
     """The true pictures through encoder and decoder: uint8 [N,48,48,3]; see `generate_for`."""
     numbers = range(len(samples)) if numbers is None else numbers
-    return to_arrays(
+    return world_arrays(
         inference_of(model).reconstruct(
             to_tensor([samples[n].picture for n in batch]),
             seeds=[seed * SEEDS + numbers[n] for n in batch],
