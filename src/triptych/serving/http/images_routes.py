@@ -23,7 +23,7 @@ from triptych.serving.http.context import Context
 from triptych.serving.http.image_output import encode, scaled
 from triptych.serving.http.jobs import PictureWork
 from triptych.serving.http.request_schemas import EditBody, GenerationBody, PictureBody
-from triptych.serving.http.server_sent_events import event_stream, one_by_one
+from triptych.serving.http.server_sent_events import event_stream, one_by_one, sse_event
 from triptych.utils.errors import UserError
 
 MOST_EDITED = 16
@@ -140,10 +140,10 @@ async def _encoded(
 
 async def _events(
     context: Context, request: Request, body: PictureBody, work: PictureWork, event: str
-) -> AsyncIterator[str]:
+) -> AsyncIterator[bytes]:
     """Server-sent events: unfinished pictures as they come, then each finished one."""
 
-    async def told(kind: str, picture: Image.Image, **more: Any) -> str:
+    async def told(kind: str, picture: Image.Image, **more: Any) -> bytes:
         encoded, look = await _encoded(context, picture, body)
         content = {
             "type": f"{event}.{kind}",
@@ -152,7 +152,7 @@ async def _events(
             **look,
             **more,
         }
-        return f"event: {event}.{kind}\ndata: {json.dumps(content)}\n\n"
+        return sse_event(content, f"{event}.{kind}")
 
     async with aclosing(context.desk.events(request, work)) as events:
         async for kind, value in events:
