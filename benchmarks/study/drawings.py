@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -69,6 +70,6 @@ def _svg(figure: Figure, axes: Axes) -> str:
     axes.xaxis.label.set_color(INK)
     file = io.BytesIO()
     write_figure(figure, file, "svg")
-    text = file.getvalue().decode()
+    text = re.sub("<metadata>.*</metadata>", "", file.getvalue().decode(), flags=re.DOTALL)
     text = text[text.index("<svg") :].replace(INK, "var(--ink)").replace(RULE, "var(--line)")
-    return text.replace("<svg", "<svg role='img'", 1)
+    return " ".join(text.split()).replace("<svg", "<svg role='img'", 1)

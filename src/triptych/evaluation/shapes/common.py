@@ -1,18 +1,73 @@
-"""Seeds, batches and arrays, shared by all scores of the shapes world."""
+"""Settings, seeds, batches and arrays, shared by all scores of the shapes world."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import numpy
 from torch import Tensor
 
+from triptych.inference.generation_config import GenerationConfig, settings_alone
+from triptych.interfaces import Evaluator
 from triptych.shapes_world.world import PIXELS
 from triptych.utils.errors import UserError
 from triptych.utils.images import to_arrays
 
 WORLD_SEED = 0  # the seed of the shards that the recipes make
 SEEDS = 1 << 20  # pictures of different `seed` share no noise
+
+
+class ShapesEvaluator(Evaluator):
+    """A score of images that the model makes, one for each caption or instruction.
+
+    Args:
+        images: number of images.
+        seed: seed of their noise.
+        batch_size: number of images at a time.
+        generation_config: settings of the images, see `GenerationConfig`; its seed stays null.
+    """
+
+    parts = ("understanding", "generation", "decoding")
+
+    def __init__(
+        self,
+        images: int,
+        seed: int = 0,
+        batch_size: int = 64,
+        generation_config: GenerationConfig | None = None,
+    ) -> None:
+        self.images, self.seed, self.batch_size = images, seed, batch_size
+        self.generation_config = settings_alone(generation_config)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Arguments of the functions that make the images."""
+        return {
+            "batch_size": self.batch_size,
+            "seed": self.seed,
+            "config": self.generation_config,
+        }
+
+
+def make_in_batches(
+    make: Callable[[range, list[int]], Tensor],
+    images: int,
+    batch_size: int,
+    seed: int,
+    numbers: Sequence[int] | None,
+) -> numpy.ndarray:
+    """Images uint8 [N,48,48,3] that `make(places, seeds)` makes, uint8 [B,3,48,48] at a time.
+
+    Args:
+        numbers: numbers of the samples, from 0 on if None; their noise follows from `seed` and
+            these.
+    """
+    numbers = range(images) if numbers is None else numbers
+    return world_arrays(
+        make(batch, [seed * SEEDS + numbers[n] for n in batch])
+        for batch in batches(images, batch_size)
+    )
 
 
 def world_arrays(batches: Iterable[Tensor]) -> numpy.ndarray:

@@ -12,12 +12,12 @@ from functools import lru_cache
 from typing import Any
 
 import numpy
+from torch import Tensor
 
-from triptych.evaluation.shapes.common import SEEDS, WORLD_SEED, batches, world_arrays
+from triptych.evaluation.shapes.common import WORLD_SEED, ShapesEvaluator, make_in_batches
 from triptych.evaluation.statistics import mean, wilson
-from triptych.inference.generation_config import GenerationConfig, settings_alone
+from triptych.inference.generation_config import GenerationConfig
 from triptych.inference.model_inference import inference_of
-from triptych.interfaces import Evaluator
 from triptych.shapes_world.checker import check, satisfies
 from triptych.shapes_world.edits import EDITS, Edit
 from triptych.shapes_world.shards import make_edit
@@ -26,18 +26,14 @@ from triptych.utils.errors import UserError
 from triptych.utils.images import to_tensor
 
 
-class EditEval(Evaluator):
+class EditEval(ShapesEvaluator):
     """The share of edits that were followed, by kind, their "mean", and its 95% interval from
     "low" to "high".
 
     Args:
         images: number of edits; the kinds come in turn.
-        seed: of the noise that the pictures start from.
-        batch_size: pictures at a time.
-        generation_config: settings of the images, see `GenerationConfig`; its seed stays null.
+        seed, batch_size, generation_config: see `ShapesEvaluator`.
     """
-
-    parts = ("understanding", "generation", "decoding")
 
     def __init__(
         self,
@@ -46,18 +42,11 @@ class EditEval(Evaluator):
         batch_size: int = 64,
         generation_config: GenerationConfig | None = None,
     ) -> None:
-        self.images, self.seed, self.batch_size = images, seed, batch_size
-        self.generation_config = settings_alone(generation_config)
+        super().__init__(images, seed, batch_size, generation_config)
 
     def __call__(self, model: Any) -> dict[str, float]:
         asked = edits(self.images)
-        results = edit_for(
-            model,
-            asked,
-            batch_size=self.batch_size,
-            seed=self.seed,
-            config=self.generation_config,
-        )
+        results = edit_for(model, asked, **self.options)
         right = [check(each, edit.request) for each, edit in zip(results, asked, strict=True)]
         share = mean(right)
         low, high = wilson(share, len(right))
@@ -73,21 +62,14 @@ def edit_for(
     config: GenerationConfig | None = None,
     numbers: Sequence[int] | None = None,
 ) -> numpy.ndarray:
-    """The edited pictures, uint8 [N,48,48,3].
+    """The edited pictures, uint8 [N,48,48,3]; see `make_in_batches`."""
 
-    Args:
-        numbers: of the edits, from 0 on if None: their noise follows from `seed` and these.
-    """
-    numbers = range(len(asked)) if numbers is None else numbers
-    return world_arrays(
-        inference_of(model).edit(
-            to_tensor([draw(asked[n].source) for n in batch]),
-            [asked[n].instruction for n in batch],
-            seeds=[seed * SEEDS + numbers[n] for n in batch],
-            config=config,
-        )
-        for batch in batches(len(asked), batch_size)
-    )
+    def make(batch: range, seeds: list[int]) -> Tensor:
+        sources = to_tensor([draw(asked[n].source) for n in batch])
+        instructions = [asked[n].instruction for n in batch]
+        return inference_of(model).edit(sources, instructions, seeds=seeds, config=config)
+
+    return make_in_batches(make, len(asked), batch_size, seed, numbers)
 
 
 @lru_cache(maxsize=4)

@@ -17,12 +17,17 @@ from functools import lru_cache
 from typing import Any, Literal
 
 import numpy
+from torch import Tensor
 
-from triptych.evaluation.shapes.common import SEEDS, WORLD_SEED, batches, world_arrays
+from triptych.evaluation.shapes.common import (
+    WORLD_SEED,
+    ShapesEvaluator,
+    batches,
+    make_in_batches,
+)
 from triptych.evaluation.statistics import mean
-from triptych.inference.generation_config import GenerationConfig, settings_alone
+from triptych.inference.generation_config import GenerationConfig
 from triptych.inference.model_inference import inference_of
-from triptych.interfaces import Evaluator
 from triptych.shapes_world.captions import Request, request_of
 from triptych.shapes_world.checker import answer_is_right, chance_levels, shape_eval
 from triptych.shapes_world.questions import questions
@@ -60,18 +65,14 @@ class Asked:
     type: str
 
 
-class ShapeEval(Evaluator):
+class ShapeEval(ShapesEvaluator):
     """The share of generated pictures that show exactly what their caption asks, by task.
 
     Args:
         split: "eval" for held-out captions, "unseen" for pairs of colour and kind never trained.
         images: number of captions, and of pictures.
-        seed: of the noise that the pictures start from.
-        batch_size: pictures at a time.
-        generation_config: settings of the images, see `GenerationConfig`; its seed stays null.
+        seed, batch_size, generation_config: see `ShapesEvaluator`.
     """
-
-    parts = ("understanding", "generation", "decoding")
 
     def __init__(
         self,
@@ -81,18 +82,12 @@ class ShapeEval(Evaluator):
         batch_size: int = 64,
         generation_config: GenerationConfig | None = None,
     ) -> None:
-        self.split, self.images, self.seed, self.batch_size = split, images, seed, batch_size
-        self.generation_config = settings_alone(generation_config)
+        super().__init__(images, seed, batch_size, generation_config)
+        self.split = split
 
     def __call__(self, model: Any) -> dict[str, float]:
         samples = examples(self.split, self.images)
-        pictures = generate_for(
-            model,
-            samples,
-            batch_size=self.batch_size,
-            seed=self.seed,
-            config=self.generation_config,
-        )
+        pictures = generate_for(model, samples, **self.options)
         return shape_eval(pictures, [sample.request for sample in samples])
 
 
@@ -137,20 +132,13 @@ def generate_for(
     config: GenerationConfig | None = None,
     numbers: Sequence[int] | None = None,
 ) -> numpy.ndarray:
-    """One picture for each caption: uint8 [N,48,48,3].
+    """One picture for each caption, uint8 [N,48,48,3]; see `make_in_batches`."""
 
-    Args:
-        numbers: of the samples, from 0 on if None: their noise follows from `seed` and these.
-    """
-    numbers = range(len(samples)) if numbers is None else numbers
-    return world_arrays(
-        inference_of(model).generate(
-            [samples[n].caption for n in batch],
-            seeds=[seed * SEEDS + numbers[n] for n in batch],
-            config=config,
-        )
-        for batch in batches(len(samples), batch_size)
-    )
+    def make(batch: range, seeds: list[int]) -> Tensor:
+        captions = [samples[n].caption for n in batch]
+        return inference_of(model).generate(captions, seeds=seeds, config=config)
+
+    return make_in_batches(make, len(samples), batch_size, seed, numbers)
 
 
 def reconstruct_for(
@@ -161,15 +149,13 @@ def reconstruct_for(
     seed: int = 0,
     numbers: Sequence[int] | None = None,
 ) -> numpy.ndarray:
-    """The true pictures through encoder and decoder: uint8 [N,48,48,3]; see `generate_for`."""
-    numbers = range(len(samples)) if numbers is None else numbers
-    return world_arrays(
-        inference_of(model).reconstruct(
-            to_tensor([samples[n].picture for n in batch]),
-            seeds=[seed * SEEDS + numbers[n] for n in batch],
-        )
-        for batch in batches(len(samples), batch_size)
-    )
+    """The true pictures through encoder and decoder, uint8 [N,48,48,3]; see `make_in_batches`."""
+
+    def make(batch: range, seeds: list[int]) -> Tensor:
+        originals = to_tensor([samples[n].picture for n in batch])
+        return inference_of(model).reconstruct(originals, seeds=seeds)
+
+    return make_in_batches(make, len(samples), batch_size, seed, numbers)
 
 
 def answers_for(
