@@ -27,11 +27,13 @@ def draw_curves(
     """
     figure, rows = new_figure(WIDTH * len(panels), HEIGHT, ncols=len(panels), squeeze=False)
     for axes, (title, curves) in zip(rows[0], panels.items(), strict=True):
+        lowest = min(y for curve in curves.values() for _, y in curve)
+        floor = max(0.0, int(lowest * 10 - 0.5) / 10)  # a tenth, so that small steps look small
         for name, curve in curves.items():
-            axes.plot(*zip(*curve, strict=True), "o-", label=name)
+            axes.plot(*zip(*curve, strict=True), "o-", label=name, clip_on=False)
         if title in (bands or {}):
             axes.axhspan(*bands[title], color="#e6eef6", zorder=0)
-        axes.set(title=title, xlabel=below, xlim=(0, None), ylim=(None, 1))
+        axes.set(title=title, xlabel=below, xlim=(0, None), ylim=(floor, 1))
         axes.grid(axis="y", color="#dddddd")
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(loc="lower right", frameon=False)
