@@ -40,6 +40,12 @@ SIDE = 48  # pixels
 FAST = Optimization(lr=2e-3, final_lr=2e-3, warmup=0.0, schedule="constant")
 CAPTIONS = ["a photo of a red circle", "two blue squares", "a cat left of a large green triangle"]
 
+STAGE2 = (
+    *("base", "presets/tiny", "stages/stage2"),
+    *("recipes/tiny/stage2", "data/tiny/stage2"),
+)
+"""Files of conf/ that `fit --preset tiny --stage stage2` reads."""
+
 STAGES = {
     "encoder": {
         "losses": {"encoding": 1.0},
@@ -258,3 +264,9 @@ def trained_names(model: Any) -> set[str]:
 def relative(a: Tensor, b: Tensor) -> float:
     """Norm of the difference over the norm of `b`."""
     return ((a - b).norm() / b.norm()).item()
+
+
+def config_words(*files: str | Path) -> list[str]:
+    """`--config FILE` of each; a text is the name of a file in conf/, without its suffix."""
+    paths = [ROOT / "conf" / f"{each}.yaml" if isinstance(each, str) else each for each in files]
+    return [word for path in paths for word in ("--config", str(path))]

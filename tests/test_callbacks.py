@@ -70,7 +70,7 @@ class Model(LightningModule):
         self.prompts.append((prompts, seeds))
         return torch.stack([torch.full((3, SIDE, SIDE), 40 * s, dtype=torch.uint8) for s in seeds])
 
-    def reconstruct(self, pictures, seeds):
+    def reconstruct(self, pictures, seeds, config=None):
         return 255 - pictures
 
     def answer(self, pictures, questions):

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+from builders import STAGE2, config_words
 
 from triptych.cli.main import main
 from triptych.inference.chat import token_sampling
@@ -19,16 +20,7 @@ from triptych.utils.parser_errors import plain
 ROOT = Path(__file__).parent.parent
 FIT = [
     "fit",
-    *(
-        f"--config={ROOT}/conf/{name}.yaml"
-        for name in (
-            "base",
-            "presets/tiny",
-            "stages/stage2",
-            "recipes/tiny/stage2",
-            "data/tiny/stage2",
-        )
-    ),
+    *config_words(*STAGE2),
     "--model.preview=false",
 ]
 LARGE = "100000000000"

@@ -10,6 +10,7 @@ import webdataset
 from PIL import Image
 
 from triptych.data_modules import EditsDataModule, ShardFolder
+from triptych.evaluation.shapes.common import ImageOptions
 from triptych.evaluation.shapes.edit_eval import edit_for, edits
 from triptych.inference.generation_config import GenerationConfig
 from triptych.inference.pipeline import UnifiedPipeline
@@ -212,7 +213,9 @@ def test_a_batch_of_captions_and_edits_is_one_step(pipe, folder, tmp_path):
 
 def test_edits_are_scored_on_what_the_pipeline_makes(pipe):
     asked = edits(3)
-    results = edit_for(pipe.model, edits(3), config=GenerationConfig(num_inference_steps=2))
+    results = edit_for(
+        pipe.model, edits(3), ImageOptions(config=GenerationConfig(num_inference_steps=2))
+    )
     sources = [Image.fromarray(draw(edit.source)) for edit in asked]
     made = pipe.edit(
         sources, prompt=[edit.instruction for edit in asked], seed=0, num_inference_steps=2

@@ -41,7 +41,7 @@ class Perfect:
         self.seeds += seeds
         return scoring.to_tensor([self.drawn[prompt] for prompt in prompts])
 
-    def reconstruct(self, pictures, seeds):
+    def reconstruct(self, pictures, seeds, config=None):
         assert pictures.dtype == torch.uint8 and len(seeds) == len(pictures)
         return pictures
 
@@ -67,7 +67,7 @@ class Shuffled(Perfect):
         pictures = list(self.drawn.values())
         self.drawn = dict(zip(self.drawn, pictures[1:] + pictures[:1], strict=True))
 
-    def reconstruct(self, pictures, seeds):
+    def reconstruct(self, pictures, seeds, config=None):
         return pictures.roll(1, 0)
 
     def edit(self, pictures, instructions, seeds, config=None):

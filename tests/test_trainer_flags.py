@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
-from builders import ROOT, data, unified
+from builders import STAGE2, config_words, data, unified
 from forking import Forks
 from jsonargparse import Namespace
 from lightning import Callback, Trainer
@@ -161,17 +161,8 @@ def words(tmp_path_factory, shapes_folder):
     }
     path = tmp_path_factory.mktemp("flags") / "small.yaml"
     path.write_text(yaml.safe_dump(settings))
-    names = (
-        "base.yaml",
-        "presets/tiny.yaml",
-        "stages/stage2.yaml",
-        "recipes/tiny/stage2.yaml",
-        "data/tiny/stage2.yaml",
-        "data/folder.yaml",
-    )
-    configs = [*(ROOT / "conf" / name for name in names), path]
     shards = [f"--data.{key}={shapes_folder / part}" for key, part in SHARDS.items()]
-    return [*(word for config in configs for word in ("--config", config)), *shards]
+    return [*config_words(*STAGE2, "data/folder", path), *shards]
 
 
 SHARDS = {"shards": "train", "val_shards": "eval"}

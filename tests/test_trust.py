@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from builders import STAGE2, config_words
 from torch import distributed
 from torch.distributed import checkpoint as sharded_files
 from torch.distributed.checkpoint import metadata as index_classes
@@ -235,16 +236,7 @@ def test_an_index_names_classes_of_an_index_alone(tmp_path):
 
 def test_a_checkpoint_that_is_a_folder_is_for_one_strategy(tmp_path, capsys, marker):
     run = run_of(pickled_index, tmp_path, marker)
-    files = [
-        f"--config={ROOT}/conf/{name}.yaml"
-        for name in (
-            "base",
-            "presets/tiny",
-            "stages/stage2",
-            "recipes/tiny/stage2",
-            "data/tiny/stage2",
-        )
-    ]
+    files = config_words(*STAGE2)
     said = refused(
         capsys,
         *("fit", *files, f"--ckpt_path={run}/checkpoints/1.ckpt"),

@@ -13,7 +13,7 @@ from typing import Any
 
 from triptych.evaluation.image_cache import KeptPictures
 from triptych.evaluation.report import Report, nested
-from triptych.evaluation.shapes.common import SEEDS, batches
+from triptych.evaluation.shapes.common import SEEDS, ImageOptions, batches
 from triptych.evaluation.shapes.edit_eval import by_kind, edit_chance, edit_for, edits
 from triptych.evaluation.shapes.shape_eval import (
     EDITS,
@@ -218,14 +218,8 @@ def _generated(
     pictures = {n: kept.load(*asked[n]) for n in numbers} if kept else dict.fromkeys(numbers)
     left = [n for n, picture in pictures.items() if picture is None]
     if left:
-        made = generate_for(
-            model,
-            [samples[n] for n in left],
-            batch_size=len(left),
-            seed=plan.seed + copy,
-            config=plan.generation_config,
-            numbers=left,
-        )
+        options = ImageOptions(len(left), plan.seed + copy, plan.generation_config, left)
+        made = generate_for(model, [samples[n] for n in left], options)
         pictures |= zip(left, made, strict=True)
     if kept:
         for n in left:
@@ -238,7 +232,7 @@ def _reconstructed(
 ) -> list[bool]:
     samples = examples("eval", plan.images)[numbers.start : numbers.stop]
     # their noise does not depend on the plan's seed: it is of what the encoder keeps
-    pictures = reconstruct_for(model, samples, batch_size=len(numbers), numbers=numbers)
+    pictures = reconstruct_for(model, samples, ImageOptions(len(numbers), numbers=numbers))
     wanted = (request_of(sample.scene) for sample in samples)
     return [check(picture, request) for picture, request in zip(pictures, wanted, strict=True)]
 
@@ -256,12 +250,6 @@ def _edited(
     model: Any, plan: Plan, score: str, copy: int, numbers: range, kept: KeptPictures | None
 ) -> list[bool]:
     asked = edits(plan.sizes["edits"])[numbers.start : numbers.stop]
-    results = edit_for(
-        model,
-        asked,
-        batch_size=len(numbers),
-        seed=plan.seed,
-        config=plan.generation_config,
-        numbers=numbers,
-    )
+    options = ImageOptions(len(numbers), plan.seed, plan.generation_config, numbers)
+    results = edit_for(model, asked, options)
     return [check(each, edit.request) for each, edit in zip(results, asked, strict=True)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from dataclasses import dataclass
 
 import numpy
 from torch import Tensor
@@ -16,6 +16,17 @@ from triptych.utils.images import to_arrays
 
 WORLD_SEED = 0  # the seed of the shards that the recipes make
 SEEDS = 1 << 20  # pictures of different `seed` share no noise
+
+
+@dataclass(frozen=True)
+class ImageOptions:
+    """Settings of the images that a score makes."""
+
+    batch_size: int = 64
+    seed: int = 0
+    config: GenerationConfig | None = None
+    numbers: Sequence[int] | None = None
+    """Numbers of the samples, from 0 on if None; their noise follows from `seed` and these."""
 
 
 class ShapesEvaluator(Evaluator):
@@ -41,32 +52,19 @@ class ShapesEvaluator(Evaluator):
         self.generation_config = settings_alone(generation_config)
 
     @property
-    def options(self) -> dict[str, Any]:
-        """Arguments of the functions that make the images."""
-        return {
-            "batch_size": self.batch_size,
-            "seed": self.seed,
-            "config": self.generation_config,
-        }
+    def options(self) -> ImageOptions:
+        """Settings for the functions that make the images."""
+        return ImageOptions(self.batch_size, self.seed, self.generation_config)
 
 
 def make_in_batches(
-    make: Callable[[range, list[int]], Tensor],
-    images: int,
-    batch_size: int,
-    seed: int,
-    numbers: Sequence[int] | None,
+    make: Callable[[range, list[int]], Tensor], images: int, options: ImageOptions
 ) -> numpy.ndarray:
-    """Images uint8 [N,48,48,3] that `make(places, seeds)` makes, uint8 [B,3,48,48] at a time.
-
-    Args:
-        numbers: numbers of the samples, from 0 on if None; their noise follows from `seed` and
-            these.
-    """
-    numbers = range(images) if numbers is None else numbers
+    """Images uint8 [N,48,48,3] that `make(places, seeds)` makes, uint8 [B,3,48,48] at a time."""
+    numbers = range(images) if options.numbers is None else options.numbers
     return world_arrays(
-        make(batch, [seed * SEEDS + numbers[n] for n in batch])
-        for batch in batches(images, batch_size)
+        make(batch, [options.seed * SEEDS + numbers[n] for n in batch])
+        for batch in batches(images, options.batch_size)
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy
 
+from triptych.evaluation.shapes.common import ImageOptions
 from triptych.evaluation.shapes.demo_page import Answered, Drawn, Rebuilt, Row, render
 from triptych.evaluation.shapes.shape_eval import (
     QUESTIONS_PER_PICTURE,
@@ -55,12 +56,12 @@ def make_demo(
     started = time.time() if started is None else started
     samples = examples("eval", max(images, SHOWN))
     shown = samples[:SHOWN]
-    pictures = generate_for(model, samples, batch_size=batch_size, seed=seed)
+    pictures = generate_for(model, samples, ImageOptions(batch_size, seed))
     others = [
-        generate_for(model, shown, batch_size=batch_size, seed=seed + n)
+        generate_for(model, shown, ImageOptions(batch_size, seed + n))
         for n in range(1, SEEDS_SHOWN)
     ]
-    rebuilt = reconstruct_for(model, samples, batch_size=batch_size, seed=seed)
+    rebuilt = reconstruct_for(model, samples, ImageOptions(batch_size, seed))
     asked = ask_about(samples)
     given = answers_for(model, samples, asked, batch_size)
     scores = _scores(samples, pictures, rebuilt, asked, given)

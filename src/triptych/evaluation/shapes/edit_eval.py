@@ -14,7 +14,12 @@ from typing import Any
 import numpy
 from torch import Tensor
 
-from triptych.evaluation.shapes.common import WORLD_SEED, ShapesEvaluator, make_in_batches
+from triptych.evaluation.shapes.common import (
+    WORLD_SEED,
+    ImageOptions,
+    ShapesEvaluator,
+    make_in_batches,
+)
 from triptych.evaluation.statistics import mean, wilson
 from triptych.inference.generation_config import GenerationConfig
 from triptych.inference.model_inference import inference_of
@@ -46,7 +51,7 @@ class EditEval(ShapesEvaluator):
 
     def __call__(self, model: Any) -> dict[str, float]:
         asked = edits(self.images)
-        results = edit_for(model, asked, **self.options)
+        results = edit_for(model, asked, self.options)
         right = [check(each, edit.request) for each, edit in zip(results, asked, strict=True)]
         share = mean(right)
         low, high = wilson(share, len(right))
@@ -56,20 +61,16 @@ class EditEval(ShapesEvaluator):
 def edit_for(
     model: Any,
     asked: Sequence[Edit],
-    *,
-    batch_size: int = 64,
-    seed: int = 0,
-    config: GenerationConfig | None = None,
-    numbers: Sequence[int] | None = None,
+    options: ImageOptions,
 ) -> numpy.ndarray:
-    """The edited pictures, uint8 [N,48,48,3]; see `make_in_batches`."""
+    """The edited pictures, uint8 [N,48,48,3]; see `ImageOptions`."""
 
     def make(batch: range, seeds: list[int]) -> Tensor:
         sources = to_tensor([draw(asked[n].source) for n in batch])
         instructions = [asked[n].instruction for n in batch]
-        return inference_of(model).edit(sources, instructions, seeds=seeds, config=config)
+        return inference_of(model).edit(sources, instructions, seeds=seeds, config=options.config)
 
-    return make_in_batches(make, len(asked), batch_size, seed, numbers)
+    return make_in_batches(make, len(asked), options)
 
 
 @lru_cache(maxsize=4)

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from triptych.evaluation.shapes.common import (
     WORLD_SEED,
+    ImageOptions,
     ShapesEvaluator,
     batches,
     make_in_batches,
@@ -87,7 +88,7 @@ class ShapeEval(ShapesEvaluator):
 
     def __call__(self, model: Any) -> dict[str, float]:
         samples = examples(self.split, self.images)
-        pictures = generate_for(model, samples, **self.options)
+        pictures = generate_for(model, samples, self.options)
         return shape_eval(pictures, [sample.request for sample in samples])
 
 
@@ -126,36 +127,29 @@ def ask_about(samples: Sequence[Example]) -> list[Asked]:
 def generate_for(
     model: Any,
     samples: Sequence[Example],
-    *,
-    batch_size: int = 64,
-    seed: int = 0,
-    config: GenerationConfig | None = None,
-    numbers: Sequence[int] | None = None,
+    options: ImageOptions,
 ) -> numpy.ndarray:
-    """One picture for each caption, uint8 [N,48,48,3]; see `make_in_batches`."""
+    """One picture for each caption, uint8 [N,48,48,3]; see `ImageOptions`."""
 
     def make(batch: range, seeds: list[int]) -> Tensor:
         captions = [samples[n].caption for n in batch]
-        return inference_of(model).generate(captions, seeds=seeds, config=config)
+        return inference_of(model).generate(captions, seeds=seeds, config=options.config)
 
-    return make_in_batches(make, len(samples), batch_size, seed, numbers)
+    return make_in_batches(make, len(samples), options)
 
 
 def reconstruct_for(
     model: Any,
     samples: Sequence[Example],
-    *,
-    batch_size: int = 64,
-    seed: int = 0,
-    numbers: Sequence[int] | None = None,
+    options: ImageOptions,
 ) -> numpy.ndarray:
-    """The true pictures through encoder and decoder, uint8 [N,48,48,3]; see `make_in_batches`."""
+    """The true pictures through encoder and decoder, uint8 [N,48,48,3]; see `ImageOptions`."""
 
     def make(batch: range, seeds: list[int]) -> Tensor:
         originals = to_tensor([samples[n].picture for n in batch])
-        return inference_of(model).reconstruct(originals, seeds=seeds)
+        return inference_of(model).reconstruct(originals, seeds=seeds, config=options.config)
 
-    return make_in_batches(make, len(samples), batch_size, seed, numbers)
+    return make_in_batches(make, len(samples), options)
 
 
 def answers_for(
