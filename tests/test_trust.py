@@ -242,7 +242,7 @@ def test_a_checkpoint_that_is_a_folder_is_for_one_strategy(tmp_path, capsys, mar
         *("fit", *files, f"--ckpt_path={run}/checkpoints/1.ckpt"),
         *(f"--trainer.default_root_dir={tmp_path}", "--trainer.logger=false"),
     )
-    assert "TRAINER=fsdp2" in said
+    assert "--hardware fsdp2" in said
 
 
 @pytest.mark.slow

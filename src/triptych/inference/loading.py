@@ -18,7 +18,7 @@ from triptych.checkpoints.weight_files import label_of
 from triptych.inference.trusted_config import plain_model
 from triptych.modules import UnifiedModule
 from triptych.utils.config_nulls import require_values
-from triptych.utils.documents import read_yaml
+from triptych.utils.documents import parse_yaml, read_yaml
 from triptych.utils.errors import ConfigurationError, UserError
 from triptych.utils.parser_errors import plain
 from triptych.utils.parser_settings import MODE
@@ -189,7 +189,7 @@ def describe_stage(
         values = parser.parse_args([*arguments, *overrides])
         require_values(values.model, UnifiedModule, "model")
         model = parser.instantiate_classes(values).model
-        model.description = yaml.safe_load(parser.dump(values, skip_none=False))["model"]
+        model.description = parse_yaml(parser.dump(values, skip_none=False), "the model")["model"]
         return model
     except UserError:
         raise
