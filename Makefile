@@ -21,26 +21,7 @@ RUN := .venv/bin/python -P -m triptych
 STAGES := train-encoder train-decoder train-stage1 train-stage2 train-stage3 train-edits train-joint
 CODE := src callbacks data_modules tests benchmarks conftest.py
 
-# Bad input stops make here, before the environment is set up.
-ifneq ($(filter $(STAGES),$(MAKECMDGOALS)),)
-  PRESETS := $(basename $(notdir $(wildcard conf/model/*.yaml)))
-  ifeq ($(filter $(PRESET),$(PRESETS)),)
-    $(error PRESET '$(PRESET)' is unknown, choose one of: $(PRESETS))
-  endif
-  TRAINERS := $(basename $(notdir $(wildcard conf/trainer/*.yaml)))
-  ifneq ($(filter-out $(TRAINERS),$(TRAINER)),)
-    $(error TRAINER '$(TRAINER)' is unknown, choose one of: $(TRAINERS))
-  endif
-  ifneq ($(DATA),)
-    ifneq ($(shell [ -d "$(DATA)" ] && echo yes),yes)
-      $(error the DATA folder '$(DATA)' does not exist)
-    endif
-    ifneq ($(shell find -L "$(DATA)" -iname '*.tar' 2>/dev/null | grep -q . && echo yes),yes)
-      $(error the DATA folder '$(DATA)' holds no WebDataset shard (*.tar), nor does a folder inside it)
-    endif
-  endif
-endif
-
+# Bad input stops make here, before the environment is set up; that of a training, triptych itself.
 ifneq ($(filter parity,$(MAKECMDGOALS)),)
   ifneq ($(shell [ -d "$(CASES)" ] && echo yes),yes)
     $(error the CASES folder '$(CASES)' does not exist)
@@ -53,7 +34,7 @@ help: ## Show this help
 	@grep -hE '^[a-z0-9-]+:.*## ' $(firstword $(MAKEFILE_LIST)) \
 		| awk -F':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
 	@echo
-	@echo '  PRESET=tiny        the model: a file of conf/model'
+	@echo '  PRESET=tiny        the model: a file of conf/presets'
 	@echo '  TRAINER=ddp        on several devices: a file of conf/trainer'
 	@echo '  DATA=FOLDER        train on a folder of WebDataset shards instead of the shapes world'
 	@echo '  CASES=FOLDER       recorded cases for parity, a folder each (tests/data/parity)'
@@ -92,11 +73,8 @@ train-edits: ## Tune generation on edits of pictures, and captions so that it ke
 train-joint: ## Train understanding and generation together
 
 $(STAGES): $(STAMP)
-	$(RUN) fit --config conf/base.yaml --config conf/model/$(PRESET).yaml \
-		--config conf/$(@:train-%=%).yaml \
-		$(addprefix --config ,$(wildcard conf/recipes/$(PRESET)/$(@:train-%=%).yaml)) \
-		$(addprefix --config conf/trainer/,$(addsuffix .yaml,$(TRAINER))) \
-		$(if $(DATA),--config conf/data/folder.yaml --data.shards="$(DATA)") $(ARGS)
+	$(RUN) fit --preset "$(PRESET)" --stage $(@:train-%=%) $(if $(TRAINER),--hardware "$(TRAINER)") \
+		$(if $(DATA),--data-dir "$(DATA)") $(ARGS)
 
 demo: $(STAMP) ## Make pictures, answers and reconstructions with the shipped weights: out/demo
 	$(RUN) demo --out out/demo $(ARGS)

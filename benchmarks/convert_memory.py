@@ -49,7 +49,7 @@ def sparse(path: Path, shapes: dict[str, tuple[int, ...]]) -> int:
 
 def write_checkpoint(folder: Path) -> list[int]:
     """The published 4B in sparse files; returns the sizes of its weight files."""
-    model = describe_model([ROOT / "conf" / "model" / "blip3o_4b.yaml"])
+    model = describe_model([ROOT / "conf" / "presets" / "blip3o_4b.yaml"])
     with torch.device("meta"):
         model.build()
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}

@@ -36,8 +36,9 @@ from drawing import draw_curves
 from recorded import machine, versions
 from torch import Tensor
 
-from triptych.evaluation.shapes.common import to_tensor, wilson
 from triptych.evaluation.shapes.shape_eval import Example, examples
+from triptych.evaluation.statistics import wilson
+from triptych.inference import image_generation
 from triptych.inference.loading import describe_model
 from triptych.inference.offload import take_turns
 from triptych.inference.pipeline import UnifiedPipeline
@@ -46,6 +47,7 @@ from triptych.sampler import model_calls, noise_from_seeds, sample_flow
 from triptych.shapes_world.captions import request_of
 from triptych.shapes_world.checker import check
 from triptych.utils.errors import UserError
+from triptych.utils.images import to_arrays, to_tensor
 
 ROOT = Path(__file__).parent.parent
 PICTURES, IMAGES, PART = 16, 240, 60  # of a batch; that are scored; scored at a time
@@ -85,8 +87,8 @@ def batches(pipe: UnifiedPipeline, rounds: int) -> dict[str, float]:
     prompts = [sample.caption for sample in examples("eval", PICTURES)]
     seconds = race(
         {
-            "batch": lambda: pipe.generate(prompts, seeds=0),
-            "one by one": lambda: [pipe.generate(p, seeds=n) for n, p in enumerate(prompts)],
+            "batch": lambda: pipe(prompts, seed=0).images,
+            "one by one": lambda: [pipe(p, seed=n).images for n, p in enumerate(prompts)],
         },
         rounds,
     )
@@ -96,7 +98,9 @@ def batches(pipe: UnifiedPipeline, rounds: int) -> dict[str, float]:
 def loops(model: UnifiedModule, rounds: int) -> tuple[dict[str, float], float]:
     """Seconds of the sampling loop that keeps and of that which computes all; their difference."""
     generation = model.generation
-    condition = model.condition([sample.caption for sample in examples("eval", PICTURES)])
+    condition = image_generation.condition(
+        model, [sample.caption for sample in examples("eval", PICTURES)]
+    )
     noise = noise_from_seeds(generation.feature_shape, range(PICTURES))
 
     def loop(velocity: Callable) -> Tensor:
@@ -104,8 +108,8 @@ def loops(model: UnifiedModule, rounds: int) -> tuple[dict[str, float], float]:
             velocity,
             condition,
             noise,
-            generation.steps,
-            generation.guidance,
+            generation.num_inference_steps,
+            generation.guidance_scale,
             shift=generation.time_shift,
         )
 
@@ -128,7 +132,8 @@ class Scored:
         parts = [range(n, min(n + PART, images)) for n in range(0, images, PART)]
         self.seeds = [list(part) for part in parts]
         self.conditions = [
-            model.condition([self.samples[n].caption for n in part]) for part in parts
+            image_generation.condition(model, [self.samples[n].caption for n in part])
+            for part in parts
         ]
         with torch.no_grad():
             self.features = [
@@ -141,7 +146,7 @@ class Scored:
         sampler, steps = point
         return [
             self.model.generation.sample(
-                condition, [seed + n for n in seeds], steps, sampler=sampler
+                condition, [seed + n for n in seeds], num_inference_steps=steps, sampler=sampler
             )
             for condition, seeds in list(zip(self.conditions, self.seeds, strict=True))[:parts]
         ]
@@ -156,13 +161,13 @@ class Scored:
         """The share of right reconstructions."""
         sampler, steps = point
         pictures = [
-            self.model.decode(features, seeds, steps, sampler=sampler)
+            self.model.decode(features, seeds, num_inference_steps=steps, sampler=sampler)
             for features, seeds in zip(self.features, self.seeds, strict=True)
         ]
         return self._share(pictures, lambda sample: request_of(sample.scene))
 
     def _share(self, pictures: list[Tensor], request: Callable[[Example], object]) -> float:
-        shown = numpy.concatenate([part.permute(0, 2, 3, 1).numpy() for part in pictures])
+        shown = numpy.concatenate([to_arrays(part) for part in pictures])
         right = [check(p, request(s)) for p, s in zip(shown, self.samples, strict=True)]
         return sum(right) / len(right)
 
@@ -253,28 +258,28 @@ def one_by_one(pipe: UnifiedPipeline, prompts: list[str], steps: int | None) -> 
     """The published order: a picture at a time, and every step computes all of its caption."""
     generation = pipe.model.generation
     for seed, prompt in enumerate(prompts):
-        condition = pipe.model.condition([prompt])
+        condition = image_generation.condition(pipe.model, [prompt])
         features = sample_flow(
             lambda *call: generation.dit(*call),
             condition,
             noise_from_seeds(generation.feature_shape, [seed], condition.states.device),
-            steps or generation.steps,
-            generation.guidance,
+            steps or generation.num_inference_steps,
+            generation.guidance_scale,
         )
-        pipe.model.decode(features, [seed], steps)
+        pipe.model.decode(features, [seed], num_inference_steps=steps)
 
 
 def random_pipeline(size: str, device: torch.device, low_memory: bool) -> UnifiedPipeline:
     """A preset with random weights, in bfloat16 on a GPU."""
     file = "tiny" if size == "tiny" else f"blip3o_{size}"
-    model = describe_model([ROOT / "conf" / "model" / f"{file}.yaml"])
+    model = describe_model([ROOT / "conf" / "presets" / f"{file}.yaml"])
     with torch.device("cpu" if low_memory else device):
         model.build()
     model = model.to(torch.float32 if device.type == "cpu" else torch.bfloat16)
     model.requires_grad_(False).eval()
     if low_memory:
         take_turns(model, device)
-    return UnifiedPipeline(model, f"random {size}", device)
+    return UnifiedPipeline(model, name=f"random {size}", device=device)
 
 
 def at_full_size(size: str, device: torch.device, steps: int | None) -> dict[str, object]:
@@ -286,8 +291,12 @@ def at_full_size(size: str, device: torch.device, steps: int | None) -> dict[str
     prompts = [f"a picture, number {number}" for number in range(PICTURES)]
     for mode in ("normal", "low memory"):
         pipe = random_pipeline(size, device, mode == "low memory")
-        options = {"seeds": 0, "steps": steps, "decoder_steps": steps}
-        calls = {n: partial(pipe.generate, prompts[:n], **options) for n in (1, 4, 16)}
+        options = {
+            "seed": 0,
+            "num_inference_steps": steps,
+            "decoder_num_inference_steps": steps,
+        }
+        calls = {n: partial(pipe, prompts[:n], **options) for n in (1, 4, 16)}
         for number, call in calls.items():
             found[f"{mode}, batch of {number}"] = measured(call, number, device)
         if mode == "normal":

@@ -84,8 +84,8 @@ def _bodies() -> Iterator[tuple[str, Send]]:
             "a text": b'"a"',
             "a number": b"1",
             "NaN": b'{"prompt": NaN, "messages": NaN}',
-            "infinity": b'{"prompt": "a", "guidance": Infinity, "messages": Infinity}',
-            "too large a number": b'{"prompt": "a", "guidance": 1e999, "messages": 1e999}',
+            "infinity": b'{"prompt": "a", "guidance_scale": Infinity, "messages": Infinity}',
+            "too large a number": b'{"prompt": "a", "guidance_scale": 1e999, "messages": 1e999}',
             "a number of a million digits": b'{"prompt": "a", "n": ' + b"9" * 1_000_000 + b"}",
             "nested lists": b'{"prompt": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
             "nested objects": b'{"a":' * 50_000 + b"1" + b"}" * 50_000,
@@ -109,8 +109,10 @@ def _fields() -> Iterator[tuple[str, Send]]:
         {"n": 0}, {"n": -1}, {"n": 10**30}, {"n": 1.5}, {"n": "2"}, {"n": True}, {"n": 100_000},
         {"size": "0x0"}, {"size": "99999x99999"}, {"size": "-1x-1"}, {"size": 48}, {"size": "x"},
         {"response_format": "url"}, {"output_format": "exe"}, {"background": "transparent"},
-        {"seed": -1}, {"seed": 2**64}, {"steps": 0}, {"steps": 10**9}, {"guidance": -1},
-        {"guidance": 10**400}, {"decoder_steps": "many"}, {"sampler": "../../etc/passwd"},
+        {"seed": -1}, {"seed": 2**64}, {"num_inference_steps": 0},
+        {"num_inference_steps": 10**9}, {"guidance_scale": -1},
+        {"guidance_scale": 10**400}, {"decoder_num_inference_steps": "many"},
+        {"sampler": "../../etc/passwd"},
         {"model": "../../../etc/passwd"}, {"model": "gpt-4"}, {"negative_prompt": "a\0"},
         {"partial_images": 4}, {"stream": "yes"}, {"colour": "red"}, {"__class__": "a"},
         {"guidance_interval": [1]}, {"guidance_interval": [2, 3]}, {"output_compression": 101},
@@ -211,7 +213,8 @@ def _files() -> Iterator[tuple[str, Send]]:
     yield "a text as a picture", lambda c: c.post(EDITS, data={"prompt": "a", "image": "b"})
     yield "a file as a prompt", lambda c: c.post(EDITS, files={"prompt": b"a", "image": good})
     for fields in ({"n": "many"}, {"n": "0"}, {"seed": "-1"}, {"prompt": ""}, {"size": "1x1"},
-                   {"colour": "red"}, {"guidance": "nan"}, {"stream": "perhaps"}):  # fmt: skip
+                   {"colour": "red"}, {"guidance_scale": "nan"},
+                   {"stream": "perhaps"}):  # fmt: skip
         yield f"{fields} for an edit", form(named(good), **fields)
     yield "JSON for an edit", lambda client: client.post(EDITS, json={"prompt": "a"})
     for kind, content in (

@@ -179,7 +179,7 @@ def watch() -> None:
     cli.before_instantiate_classes = passing("parse", cli.before_instantiate_classes)
     group.init_process_group = passing("rendezvous", group.init_process_group)
     _DataConnector.prepare_data = passing("data", _DataConnector.prepare_data)
-    atomic_checkpoint._Noting.write = passing("save", atomic_checkpoint._Noting.write)
+    atomic_checkpoint.HashingFile.write = passing("save", atomic_checkpoint.HashingFile.write)
     atomic_checkpoint.put_folder = passing("save", atomic_checkpoint.put_folder)
     export_weights.save_weights = passing("export", export_weights.save_weights)
     subprocess_script.subprocess = SimpleNamespace(Popen=Forked)
@@ -210,24 +210,15 @@ class Forked:
 
 def run_rank(env: dict[str, str]) -> None:
     """Be a rank in this process, forked for it, to the end."""
-    status = 1
-    try:
+
+    def run() -> None:
         os.environ.clear()
         os.environ.update(env)
         FATE.rank = int(env.get("RANK", env.get("LOCAL_RANK", 0)))
         rank_zero_only.rank = FATE.rank  # Lightning reads it when it is imported
         triptych_main(ARGUMENTS)
-        status = 0
-    except SystemExit as error:
-        status = error.code or 0
-    except BaseException:
-        import traceback
 
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
+    torture.end_after(run)
 
 
 ARGUMENTS: list[str] = []
@@ -263,9 +254,7 @@ def start(case: Case, runs: Path, config: Path, fated: bool, draw: random.Random
             continue
         os.setpgid(0, pids[0] if pids else 0)
         FATE.first = pids[0] if pids else os.getpid()
-        with (runs / "out.txt").open("a") as out:
-            os.dup2(out.fileno(), 1)
-            os.dup2(out.fileno(), 2)
+        torture.write_output_to(runs)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         run_rank(own)
     return pids

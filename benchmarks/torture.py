@@ -25,9 +25,12 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: forks, and equal sums
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -111,7 +114,7 @@ def watch_the_disk() -> None:
     """
     from lightning.fabric.loggers.csv_logs import _ExperimentWriter
 
-    write, write_tensors = atomic_checkpoint._Noting.write, files.write_tensors
+    write, write_tensors = atomic_checkpoint.HashingFile.write, files.write_tensors
 
     def cut(self, data):
         if FATE.moment_of("save"):
@@ -141,7 +144,7 @@ def watch_the_disk() -> None:
 
         setattr(owner, name, watched)
 
-    atomic_checkpoint._Noting.write, files.write_tensors = cut, cut_export
+    atomic_checkpoint.HashingFile.write, files.write_tensors = cut, cut_export
     around(os, "fsync", "rename")
     around(os, "replace", "rename")
     around(os, "symlink", "rename")
@@ -192,7 +195,13 @@ def settings(folder: Path) -> Path:
 
 def command(config: Path, runs: Path | None, name: str = "fit") -> list[str]:
     """The arguments of a run that leaves everything under `runs`."""
-    names = ("base.yaml", "model/tiny.yaml", "stage2.yaml", "data/folder.yaml")
+    names = (
+        "base.yaml",
+        "presets/tiny.yaml",
+        "stages/stage2.yaml",
+        "recipes/tiny/stage2.yaml",
+        "data/folder.yaml",
+    )
     files = [ROOT / "conf" / each for each in names]
     words = [word for file in (*files, config) for word in ("--config", str(file))]
     if runs is None:
@@ -211,19 +220,33 @@ def start(config: Path, runs: Path, place: str = "", moment: int = 0) -> int:
     runs.mkdir(parents=True, exist_ok=True)
     if pid := os.fork():
         return pid
-    status = 1
-    try:
+
+    def run() -> None:
         FATE.seen.clear()
         FATE.place, FATE.moment = place, moment
-        with (runs / "out.txt").open("a") as out:
-            os.dup2(out.fileno(), 1)
-            os.dup2(out.fileno(), 2)
+        write_output_to(runs)
         triptych_main(command(config, runs))
         (runs / "moments.json").write_text(json.dumps(FATE.seen))
-        status = 0
-    except BaseException:
-        import traceback
 
+    end_after(run)
+
+
+def write_output_to(runs: Path) -> None:
+    """Let this process write all its output to a file of the run."""
+    with (runs / "out.txt").open("a") as out:
+        os.dup2(out.fileno(), 1)
+        os.dup2(out.fileno(), 2)
+
+
+def end_after(run: Callable[[], None]) -> NoReturn:
+    """Run in this forked process, and end it with the status of a command."""
+    status = 1
+    try:
+        run()
+        status = 0
+    except SystemExit as error:
+        status = error.code or 0
+    except BaseException:
         traceback.print_exc()
     finally:
         sys.stdout.flush()

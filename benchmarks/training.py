@@ -41,7 +41,6 @@ import torch
 from published_step import published_loss, recomputing
 from recorded import machine, versions
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from triptych.backbones import EvaClip, LuminaNextDiT, QwenText, QwenVision, QwenVL, Vocabulary
 from triptych.backbones.attention import use_xformers
@@ -51,6 +50,7 @@ from triptych.modules import GenerationModule, UnderstandingModule, UnifiedModul
 from triptych.training import flops
 from triptych.training.device_peaks import dense_peak
 from triptych.training.execution import cast_frozen, compile_blocks
+from triptych.training.flop_counter import count_flops
 from triptych.training.freezing import freeze_all_but
 from triptych.training.optimizer import make_optimizer
 from triptych.utils.errors import UserError
@@ -87,7 +87,7 @@ def middle(words: int) -> UnifiedModule:
 
 def published(size: str) -> UnifiedModule:
     """Stage 2 of blip3o_4b or blip3o_8b, described."""
-    files = [ROOT / "conf" / "model" / f"blip3o_{size}.yaml", ROOT / "conf" / "stage2.yaml"]
+    files = [ROOT / "conf/presets" / f"blip3o_{size}.yaml", ROOT / "conf/stages/stage2.yaml"]
     return describe_stage(files, ["--model.preview=false"])
 
 
@@ -259,9 +259,9 @@ def counted(model: UnifiedModule, batch: Batch) -> dict[str, float]:
     """Contestant -> FLOPs of a sample by torch's counter; model and batch on the meta device."""
     found = {}
     for name, (loss, each) in contestants(model, batch).items():
-        with FlopCounterMode(display=False) as counter, around(name, model):
-            loss(model, each).backward()
-        found[name] = counter.get_total_flops() / len(batch)
+        with around(name, model):
+            counts = count_flops(lambda loss=loss, each=each: loss(model, each).backward())
+        found[name] = counts / len(batch)
     return found
 
 
@@ -313,7 +313,7 @@ def on_gpu(size: str, batches: list[int], steps: int) -> list[dict]:
 
 def decoder_step(size: str, attention: str, steps: int, number: int = 4) -> dict:
     """The pixel decoder's step: xformers computes the UNet's and the VAE's attention, no other."""
-    files = [ROOT / "conf" / "model" / f"blip3o_{size}.yaml", ROOT / "conf" / "decoder.yaml"]
+    files = [ROOT / "conf/presets" / f"blip3o_{size}.yaml", ROOT / "conf/stages/decoder.yaml"]
     model = built(describe_stage(files), "cuda")
     cast_frozen(model, torch.bfloat16)
     found = {"step": "decoder", "batch": number, "attention": attention}

@@ -1,14 +1,12 @@
-"""Looks at a model in training, and at the pictures it makes."""
+"""Evaluation mode of a model in training."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import numpy as np
 import torch
 from lightning import LightningModule, Trainer
-from torch import Tensor
 
 
 @contextmanager
@@ -27,8 +25,3 @@ def inspecting(trainer: Trainer, module: LightningModule) -> Iterator[None]:
     finally:
         for each, training in modes:  # not module.train(): it would reach into frozen parts
             each.training = training
-
-
-def to_arrays(pictures: Tensor) -> np.ndarray:
-    """uint8 [B,3,H,W] on any device -> uint8 [B,H,W,3]."""
-    return pictures.permute(0, 2, 3, 1).cpu().numpy()

@@ -8,9 +8,9 @@ from typing import Any
 
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
-from PIL import Image
 
 from triptych.checkpoints.run_folder import of_trainer
+from triptych.utils.images import to_images
 
 
 class WritePictures(BasePredictionWriter):
@@ -39,7 +39,7 @@ class WritePictures(BasePredictionWriter):
             return
         folder = Path(self.folder) if self.folder is not None else run / "predictions"
         folder.mkdir(parents=True, exist_ok=True)
-        for key, picture in zip(prediction["keys"], prediction["pictures"], strict=True):
+        for key, image in zip(prediction["keys"], to_images(prediction["pictures"]), strict=True):
             # a key comes from somebody's shard: it may not leave the folder
             name = re.sub(r"[^\w.-]", "_", key).lstrip(".") or "_"
-            Image.fromarray(picture.permute(1, 2, 0).cpu().numpy()).save(folder / f"{name}.png")
+            image.save(folder / f"{name}.png")

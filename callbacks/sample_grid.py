@@ -14,14 +14,14 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
 from torch import Tensor
 
-from triptych.callbacks._evaluation_mode import inspecting, to_arrays
+from triptych.callbacks._evaluation_mode import inspecting
 from triptych.callbacks._optional import OptionalCallback, missing_parts
 from triptych.callbacks.ema import EMA
 from triptych.checkpoints.run_folder import of_trainer
 from triptych.interfaces import IMAGE_TO_TEXT, TEXT_TO_IMAGE
 from triptych.utils.errors import NotFiniteError, UserError
 from triptych.utils.image_grid import above, grid
-from triptych.utils.images import square, unit_to_pixels
+from triptych.utils.images import square, to_arrays, unit_to_pixels
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +68,8 @@ class SampleGrid(OptionalCallback):
         prompts: captions to draw; null takes the first validation captions.
         seed: picture i starts from the noise of seed + i.
         scale: how many times images are enlarged.
+        previews: gives the object that makes a model's images; the command line names
+            `triptych.inference.model_inference.inference_of` where the configuration does not.
     """
 
     def __init__(
@@ -77,17 +79,23 @@ class SampleGrid(OptionalCallback):
         prompts: list[str] | None = None,
         seed: int = 0,
         scale: int = 3,
+        previews: Callable[[Any], Any] | None = None,
     ) -> None:
         if every < 1 or number < 1 or scale < 1:
             raise UserError("SampleGrid: every, number and scale must be 1 or more.")
         self.every, self.number, self.prompts = every, number, prompts
-        self.seed, self.scale = seed, scale
+        self.seed, self.scale, self.previews = seed, scale, previews
         self._shown = -1  # the last step that has a sheet
         self._sheet: Sheet | None = None
         self._samples: list[Any] = []  # previews of the data
 
     def lacks(self, trainer: Trainer, module: LightningModule) -> str | None:
         """Choose the sheet of this stage, and its samples."""
+        if self.previews is None:
+            raise UserError(
+                "SampleGrid has nothing that makes images; give it "
+                "previews=triptych.inference.model_inference.inference_of."
+            )
         losses = getattr(module, "losses", {})
         sheets = [sheet for sheet in SHEETS if sheet.loss in losses]
         sheets = [sheet for sheet in sheets if sheet.loss == sheets[0].loss]
@@ -165,28 +173,32 @@ def generated(options: SampleGrid, model: Any, samples: list[Any]) -> Labelled:
     if prompts is None:
         prompts = [sample.text for sample in samples]
     prompts = prompts[: options.number]
-    return to_arrays(model.generate(prompts, seeds=seeds(options, len(prompts)))), prompts
+    return to_arrays(
+        options.previews(model).generate(prompts, seeds=seeds(options, len(prompts)))
+    ), prompts
 
 
 def edited(options: SampleGrid, model: Any, samples: list[Any]) -> Labelled:
     """Originals above what instructions make of them."""
     instructions = [sample.text for sample in samples]
     originals = squares(samples, model.picture_size)
-    shown = model.edit(originals, instructions, seeds(options, len(samples)))
+    shown = options.previews(model).edit(
+        originals, instructions, seeds=seeds(options, len(samples))
+    )
     return above(to_arrays(originals), to_arrays(shown)), instructions
 
 
 def reconstructed(options: SampleGrid, model: Any, samples: list[Any]) -> Labelled:
     """Originals above reconstructions."""
     originals = squares(samples, model.encoder.image_size)
-    shown = model.reconstruct(originals, seeds=seeds(options, len(originals)))
+    shown = options.previews(model).reconstruct(originals, seeds=seeds(options, len(originals)))
     return above(to_arrays(originals), to_arrays(shown)), labels_of(samples)
 
 
 def answered(options: SampleGrid, model: Any, samples: list[Any]) -> Labelled:
     """Validation images with a question about each, the given and the right answer."""
     images = squares(samples, model.preprocessing().understanding_size)
-    answers = model.answer(images, [sample.turn[0] for sample in samples])
+    answers = options.previews(model).answer(images, [sample.turn[0] for sample in samples])
     labels = [
         f"Q: {sample.turn[0]}\nA: {given}\nright: {sample.turn[1]}"
         for sample, given in zip(samples, answers, strict=True)

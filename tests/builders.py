@@ -40,6 +40,12 @@ SIDE = 48  # pixels
 FAST = Optimization(lr=2e-3, final_lr=2e-3, warmup=0.0, schedule="constant")
 CAPTIONS = ["a photo of a red circle", "two blue squares", "a cat left of a large green triangle"]
 
+STAGE2 = (
+    *("base", "presets/tiny", "stages/stage2"),
+    *("recipes/tiny/stage2", "data/tiny/stage2"),
+)
+"""Files of conf/ that `fit --preset tiny --stage stage2` reads."""
+
 STAGES = {
     "encoder": {
         "losses": {"encoding": 1.0},
@@ -117,7 +123,13 @@ def dit(**sizes: Any) -> LuminaNextDiT:
 def decoder(**sizes: Any) -> SDXLDecoder:
     """A UNet of two levels, 32 channels each, that takes 2 steps."""
     small = {"widths": [32, 32], "depths": [1, 1], "head_width": 16, "layers_per_block": 1}
-    small |= {"norm_groups": 8, "time_width": 16, "baseline_width": 16, "steps": 2, "guidance": 1.0}
+    small |= {
+        "norm_groups": 8,
+        "time_width": 16,
+        "baseline_width": 16,
+        "num_inference_steps": 2,
+        "guidance_scale": 1.0,
+    }
     return SDXLDecoder(vae(), **{**small, "prediction": "v_prediction", **sizes})
 
 
@@ -153,7 +165,7 @@ def unified(
             dit(**(dit_sizes or {})),
             number_of_queries=4,
             objective=objective,
-            steps=3,
+            num_inference_steps=3,
             max_tokens=256,
         ),
         decoding=PixelDecoderModule(decoder()),
@@ -228,13 +240,20 @@ def steps(model: Any, batch: Batch | list[Batch], number: int, lr: float = 2e-3)
 def decodes_each_by_its_seed(model: Any, guidance: float) -> None:
     """Check that a decoder of features [B,32,3,3] makes a picture from its seed alone."""
     features, seeds = torch.randn(4, 32, 3, 3), [5, 2, 5, 9]
-    together = model.decode(features, seeds, 2, guidance)
+    together = model.decode(features, seeds, num_inference_steps=2, guidance_scale=guidance)
     assert together.shape == (4, 3, SIDE, SIDE) and together.dtype == torch.uint8
-    assert torch.equal(together, model.decode(features, seeds, 2, guidance))
+    assert torch.equal(
+        together, model.decode(features, seeds, num_inference_steps=2, guidance_scale=guidance)
+    )
     for i, seed in enumerate(seeds[:2]):
-        alone = model.decode(features[i : i + 1], [seed], 2, guidance)[0]
+        alone = model.decode(
+            features[i : i + 1], [seed], num_inference_steps=2, guidance_scale=guidance
+        )[0]
         assert_same_images(alone, together[i])
-    assert not torch.equal(together[1], model.decode(features, [0] * 4, 2, guidance)[1])
+    assert not torch.equal(
+        together[1],
+        model.decode(features, [0] * 4, num_inference_steps=2, guidance_scale=guidance)[1],
+    )
 
 
 def trained_names(model: Any) -> set[str]:
@@ -245,3 +264,9 @@ def trained_names(model: Any) -> set[str]:
 def relative(a: Tensor, b: Tensor) -> float:
     """Norm of the difference over the norm of `b`."""
     return ((a - b).norm() / b.norm()).item()
+
+
+def config_words(*files: str | Path) -> list[str]:
+    """`--config FILE` of each; a text is the name of a file in conf/, without its suffix."""
+    paths = [ROOT / "conf" / f"{each}.yaml" if isinstance(each, str) else each for each in files]
+    return [word for path in paths for word in ("--config", str(path))]

@@ -32,22 +32,22 @@ class FakePipeline:
         assert self.gate.wait(20), "the test holds the pipeline up"
         self.steps_made += 1
 
-    def generate(self, prompts, seeds, batch_size, callback, **settings):
+    def __call__(self, prompts, *, seed, batch_size, generation_config, callback_on_step_end):
         if "bad" in prompts:
             raise PromptError("the prompt is bad; write another.")
         if "crash" in prompts:
             raise RuntimeError("/secret/path: a bug")
-        self.calls.append(SimpleNamespace(prompts=prompts, seeds=seeds, settings=settings))
-        pictures = [Image.new("RGB", (8, 8), (seed % 256, 0, 0)) for seed in seeds]
+        self.calls.append(SimpleNamespace(prompts=prompts, seeds=seed, settings=generation_config))
+        pictures = [Image.new("RGB", (8, 8), (each % 256, 0, 0)) for each in seed]
         for step in range(1, self.steps + 1):
             self._step()
-            callback(
+            callback_on_step_end(
                 SimpleNamespace(
                     stage="pixels", step=step, steps=self.steps,
-                    pictures=range(len(pictures)), preview=lambda: pictures,
+                    images=range(len(pictures)), preview=lambda: pictures,
                 )
             )  # fmt: skip
-        return pictures
+        return SimpleNamespace(images=pictures)
 
     def chat_batch(self, conversations, on_text, **settings):
         self.calls.append(SimpleNamespace(conversations=conversations, settings=settings))

@@ -14,7 +14,7 @@ from browser import chromium, open_page
 
 from triptych.cli.main import main
 from triptych.utils.errors import UserError
-from triptych.utils.png_metadata import settings_of
+from triptych.utils.png_metadata import read_metadata
 
 PROMPT = "a photo of a red circle left of a blue square"
 PATIENCE = 60_000  # milliseconds; what waits is far faster on a quiet machine
@@ -33,7 +33,11 @@ def app(tmp_path_factory):
     (folder / "prompts.txt").write_text(f"{PROMPT}\n\na photo of a green star\n")
     port, votes = free_port(), folder / "votes.jsonl"
     command = [sys.executable, "-m", "triptych", "app", "--port", str(port), "--votes", str(votes)]
-    command += ["--prompts", str(folder / "prompts.txt"), "--model.generation.steps=6"]
+    command += [
+        "--prompts",
+        str(folder / "prompts.txt"),
+        "--model.generation.num_inference_steps=6",
+    ]
     log = (folder / "log.txt").open("w+")
     process = subprocess.Popen(
         command,
@@ -98,8 +102,8 @@ def test_pictures_appear_step_by_step_and_carry_their_settings(window, tmp_path)
     with window.expect_download() as download:
         window.get_by_label("Download").first.click()
     download.value.save_as(tmp_path / "picture.png")
-    settings = settings_of(tmp_path / "picture.png")
-    assert (settings["prompt"], settings["steps"]) == (PROMPT, 6)
+    settings = read_metadata(tmp_path / "picture.png")
+    assert (settings["prompt"], settings["num_inference_steps"]) == (PROMPT, 6)
     assert f"seed {settings['seed']}" == seeds[1]
     window.keyboard.press("Escape")
 
@@ -190,9 +194,9 @@ def test_a_blind_vote_is_kept_once(window, app):
     (line,) = votes.read_text().splitlines()
     vote = json.loads(line)
     assert (vote["prompt"], vote["viewer"], vote["criterion"]) == (PROMPT, "Ada", "overall")
-    assert (vote["a"]["steps"], vote["b"]["steps"]) == (6, 1)
+    assert (vote["a"]["num_inference_steps"], vote["b"]["num_inference_steps"]) == (6, 1)
     assert vote["vote"] == vote["left"]
-    named = {"a": "tiny, steps 6", "b": "tiny, steps 1"}
+    named = {"a": "tiny, num inference steps 6", "b": "tiny, num inference steps 1"}
     assert f"Left: {named[vote['left']]}" in window.locator("#told").inner_text()
     assert window.locator("#vote-tie").is_disabled()
     window.click("#next")

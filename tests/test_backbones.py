@@ -383,14 +383,14 @@ def test_decoder_is_led_away_from_what_it_is_given():
     features, noise = torch.randn(2, 32, 3, 3), torch.randn(2, *model.vae.feature_shape)
     null = torch.randn(1, 32, 3, 3)
     zeros = model.sample(features, noise, 2, 3.0)
-    assert torch.equal(zeros, model.sample(features, noise, 2, 3.0, torch.zeros_like(null)))
-    led = model.sample(features, noise, 2, 3.0, null)
+    assert torch.equal(zeros, model.sample(features, noise, 2, 3.0, null=torch.zeros_like(null)))
+    led = model.sample(features, noise, 2, 3.0, null=null)
     assert relative(led, zeros) > 1e-3
     # one null for all pictures, and it matters to none where there is no guidance
-    assert torch.equal(led, model.sample(features, noise, 2, 3.0, null.expand(2, -1, -1, -1)))
+    assert torch.equal(led, model.sample(features, noise, 2, 3.0, null=null.expand(2, -1, -1, -1)))
     plain = model.sample(features, noise, 2, 1.0)
-    assert torch.equal(plain, model.sample(features, noise, 2, 1.0, null))
-    assert torch.allclose(plain, model.sample(features, noise, 2, 2.0, features), atol=1e-4)
+    assert torch.equal(plain, model.sample(features, noise, 2, 1.0, null=null))
+    assert torch.allclose(plain, model.sample(features, noise, 2, 2.0, null=features), atol=1e-4)
 
 
 @pytest.mark.parametrize("original", [None, 1024])
@@ -417,9 +417,9 @@ def test_decoder_refuses_sizes_that_do_not_fit():
 
 def test_decoder_refuses_no_steps():
     with pytest.raises(UserError, match="at least 1 step, not 0"):
-        decoder(steps=0)
+        decoder(num_inference_steps=0)
     with pytest.raises(UserError, match="at least 1 step, not 0"):
-        decoder().scheduler(steps=0)  # 0 is not "the default"
+        decoder().scheduler(num_inference_steps=0)  # 0 is not "the default"
 
 
 # --- Qwen -----------------------------------------------------------------------------------------

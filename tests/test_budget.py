@@ -11,7 +11,7 @@ RECIPES = sorted((ROOT / "conf" / "recipes" / "published").glob("*.yaml"))
 
 
 def test_every_stage_has_a_recipe():
-    stages = {path.stem for path in (ROOT / "conf").glob("*.yaml")} - {"base"}
+    stages = {path.stem for path in (ROOT / "conf" / "stages").glob("*.yaml")}
     assert {path.stem for path in RECIPES} == stages
 
 
@@ -27,7 +27,7 @@ def test_a_recipe_says_what_it_costs_at_both_sizes(path):
         assert written.pop() == written[0].replace("blip3o_4b", "blip3o_8b")
         lines.pop()
     for (preset, gpus), line in zip(lines, written, strict=True):
-        assert budget(ROOT, preset, path.stem, int(gpus)).line(preset) == line
+        assert budget(preset, path.stem, int(gpus)).line(preset) == line
 
 
 def test_days_are_work_over_speed():

@@ -14,7 +14,8 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader
 
-from triptych.callbacks import EMA, Evaluate, SampleGrid
+from triptych.callbacks import EMA, Evaluate
+from triptych.callbacks import SampleGrid as OwnSampleGrid
 from triptych.interfaces import Evaluator
 from triptych.utils.errors import UserError
 from triptych.utils.finite import require_finite
@@ -69,7 +70,7 @@ class Model(LightningModule):
         self.prompts.append((prompts, seeds))
         return torch.stack([torch.full((3, SIDE, SIDE), 40 * s, dtype=torch.uint8) for s in seeds])
 
-    def reconstruct(self, pictures, seeds):
+    def reconstruct(self, pictures, seeds, config=None):
         return 255 - pictures
 
     def answer(self, pictures, questions):
@@ -97,6 +98,11 @@ class Data(LightningDataModule):
             for n in range(min(number, 2))
             if "edit" not in needs
         ]
+
+
+def SampleGrid(**options):
+    """A SampleGrid that asks the model itself."""
+    return OwnSampleGrid(**options, previews=lambda model: model)
 
 
 class Score(Evaluator):

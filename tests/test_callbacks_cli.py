@@ -32,7 +32,7 @@ def test_the_documented_callback_ends_a_run_with_the_default_ones(tmp_path, shap
     (tmp_path / "stage.yaml").write_text(yaml.safe_dump(stage))
     result = run(
         tmp_path,
-        *("fit", "--config", ROOT / "conf/base.yaml", "--config", ROOT / "conf/model/tiny.yaml"),
+        *("fit", "--config", ROOT / "conf/base.yaml", "--config", ROOT / "conf/presets/tiny.yaml"),
         *("--config", "stage.yaml", *flags.split()),
         *("--trainer.callbacks+=FrozenCheck", "--trainer.callbacks+=EMA"),
         "--trainer.enable_progress_bar=false",

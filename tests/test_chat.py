@@ -9,6 +9,7 @@ from builders import built, understander
 from PIL import Image
 
 from triptych.backbones.token_sampling import choice
+from triptych.inference.model_inference import inference_of
 from triptych.inference.pipeline import UnifiedPipeline
 from triptych.interfaces import Sampling
 from triptych.modules import UnderstandingModule
@@ -111,20 +112,25 @@ def test_a_batch_answers_as_one_by_one(pipe):
     assert together == [pipe.chat_batch([talk], max_new_tokens=8)[0] for talk in talks]
     question = disc("green", (96, 48)), ["what colour is the circle?"]
     pixels = torch.from_numpy(np.array(question[0].crop((24, 0, 72, 48)))).permute(2, 0, 1)[None]
-    assert [together[2].text] == pipe.model.answer(pixels, question[1])
+    assert [together[2].text] == inference_of(pipe.model).answer(pixels, question[1])
 
 
 def test_nothing_of_a_picture_is_left_for_the_next_conversation(pipe):
-    fresh = pipe.chat_batch([asked("what colour is it?")], 8, 5.0, seed=1)
+    fresh = pipe.chat_batch(
+        [asked("what colour is it?")], max_new_tokens=8, temperature=5.0, seed=1
+    )
     pipe.chat(TALK)
-    assert pipe.chat_batch([asked("what colour is it?")], 8, 5.0, seed=1) == fresh
+    assert (
+        pipe.chat_batch([asked("what colour is it?")], max_new_tokens=8, temperature=5.0, seed=1)
+        == fresh
+    )
 
 
 def test_an_answer_counts_its_tokens_and_says_why_it_ended(pipe):
     (answer,) = pipe.chat_batch([TALK])
     assert (answer.completion_tokens, answer.finish_reason) == (1, "stop")
     assert 36 < answer.prompt_tokens < 120
-    long = pipe.chat_batch([TALK], 3, temperature=100.0, seed=2)[0]
+    long = pipe.chat_batch([TALK], max_new_tokens=3, temperature=100.0, seed=2)[0]
     assert (long.completion_tokens, long.finish_reason) == (3, "length")
 
 
@@ -140,11 +146,13 @@ def test_an_answer_ends_where_the_model_does(pipe, monkeypatch):
 
 def test_draws_follow_from_their_seed_alone(pipe):
     talks = [asked("what is it?"), TALK, TALK]
-    together = pipe.chat_batch(talks, 6, temperature=5.0, seed=[1, 2, 3])
+    together = pipe.chat_batch(talks, max_new_tokens=6, temperature=5.0, seed=[1, 2, 3])
     assert together[1].text != together[2].text
-    assert together[2] == pipe.chat_batch([TALK], 6, temperature=5.0, seed=3)[0]
-    assert together == pipe.chat_batch(talks, 6, temperature=5.0, seed=1)
-    assert pipe.chat(TALK, 6, temperature=0.01, seed=4) == pipe.chat(TALK, 6)
+    assert together[2] == pipe.chat_batch([TALK], max_new_tokens=6, temperature=5.0, seed=3)[0]
+    assert together == pipe.chat_batch(talks, max_new_tokens=6, temperature=5.0, seed=1)
+    assert pipe.chat(TALK, max_new_tokens=6, temperature=0.01, seed=4) == pipe.chat(
+        TALK, max_new_tokens=6
+    )
 
 
 def test_draws_have_the_probabilities_of_the_scores():
@@ -205,7 +213,11 @@ def test_pieces_of_a_batch_go_to_their_conversations(pipe):
     told = {0: "", 1: ""}
     talks = [asked("what is it?"), TALK]
     answers = pipe.chat_batch(
-        talks, 6, 5.0, seed=1, on_text=lambda n, piece: told.update({n: told[n] + piece})
+        talks,
+        max_new_tokens=6,
+        temperature=5.0,
+        seed=1,
+        on_text=lambda n, piece: told.update({n: told[n] + piece}),
     )
     assert [told[0], told[1]] == [answer.text for answer in answers]
 
@@ -213,7 +225,7 @@ def test_pieces_of_a_batch_go_to_their_conversations(pipe):
 def test_a_closed_answer_ends_and_the_next_one_comes(pipe, monkeypatch):
     expected = pipe.chat(TALK)
     monkeypatch.setattr(pipe.model.understanding, "chat_tokens", 100_000)
-    answer = pipe.chat(TALK, 100_000, temperature=100.0, seed=1, stream=True)
+    answer = pipe.chat(TALK, max_new_tokens=100_000, temperature=100.0, seed=1, stream=True)
     next(answer)
     answer.close()
     assert pipe.chat(TALK) == expected  # takes its turn after the other, which 100,000 tokens keep

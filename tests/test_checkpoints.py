@@ -20,6 +20,7 @@ from torch.distributed import checkpoint as sharded_files
 from triptych.callbacks import EMA, Checkpoint, ExportWeights
 from triptych.checkpoints import WeightFiles, atomic_checkpoint, read_metadata, save_weights
 from triptych.cli.commands import export
+from triptych.inference.model_inference import inference_of
 from triptych.utils.errors import UserError
 
 TWO_PROCESSES = """
@@ -519,8 +520,8 @@ def test_exported_weights_make_the_same_pictures(run, weights):
         "inference", weights=WeightFiles(**{**vars(weights), "generation": str(exported)})
     )
     again.configure_model()
-    expected = model.eval().generate(CAPTIONS, [0, 1, 2])
-    assert_same_images(again.eval().generate(CAPTIONS, [0, 1, 2]), expected)
+    expected = inference_of(model.eval()).generate(CAPTIONS, seeds=[0, 1, 2])
+    assert_same_images(inference_of(again.eval()).generate(CAPTIONS, seeds=[0, 1, 2]), expected)
 
 
 def test_the_encoder_stage_exports_running_statistics_and_no_heads(shapes_folder, tmp_path):

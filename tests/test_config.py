@@ -8,14 +8,18 @@ import yaml
 from builders import ROOT
 
 from triptych.cli.main import alone, main
+from triptych.cli.recipes import recipe_of, require_shards
+from triptych.utils.documents import read_yaml
 from triptych.utils.parser_errors import plain
 
 CONF = ROOT / "conf"
-RECIPES = sorted(path.stem for path in CONF.glob("*.yaml") if path.stem != "base")
-PRESETS = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
-# What the Makefile reads after a recipe for one preset.
-OVERLAYS = sorted(p for name in PRESETS for p in (CONF / "recipes" / name).glob("*.yaml"))
-ADDED = sorted(path for folder in ("data", "trainer") for path in (CONF / folder).glob("*.yaml"))
+STAGES = sorted(path.stem for path in (CONF / "stages").glob("*.yaml"))
+PRESETS = sorted(path.stem for path in (CONF / "presets").glob("*.yaml"))
+# A SigLIP 2 of one's own has no recipe.
+PAIRS = [(p, s) for p in PRESETS for s in STAGES if (p, s) != ("siglip2_sana", "encoder")]
+ADDED = sorted(
+    path for folder in ("data", "data/tiny", "trainer") for path in (CONF / folder).glob("*.yaml")
+)
 
 
 @pytest.fixture
@@ -37,9 +41,8 @@ def triptych(monkeypatch, capsys, tmp_path):
     return run
 
 
-def fit(recipe, *more, preset="tiny"):
-    configs = [CONF / "base.yaml", CONF / "model" / f"{preset}.yaml", CONF / f"{recipe}.yaml"]
-    return ["fit", *(word for path in configs for word in ("--config", path)), *more]
+def fit(stage, *more, preset="tiny"):
+    return ["fit", "--preset", preset, "--stage", stage, *more]
 
 
 def printed(triptych, *arguments):
@@ -51,53 +54,136 @@ def printed(triptych, *arguments):
 def refused(triptych, status, *arguments):
     """The one sentence on standard error; beneath it may stand what the parser tried besides."""
     found, out, err = triptych(*arguments)
-    line, *others = err.strip().splitlines()
+    said = [line for line in err.splitlines() if not line.startswith("triptych fit reads: ")]
+    line, *others = "\n".join(said).strip().splitlines()
     assert all(other.startswith("  or: ") for other in others)
     assert found == status and out == "" and line.startswith("triptych: ")
     assert os.listdir() == []  # nothing was written
     return line
 
 
-@pytest.mark.parametrize("preset", PRESETS)
-@pytest.mark.parametrize("recipe", RECIPES)
-def test_every_recipe_parses_with_every_preset(triptych, recipe, preset):
-    config = printed(triptych, *fit(recipe, preset=preset))
-    assert config["model"]["preset"] == preset and config["model"]["stage"] == recipe
-    assert config["model"]["losses"]
-    # the decoder itself says what of it trains
-    assert (config["model"]["trains"] is None) == (recipe == "decoder")
-    assert config["trainer"]["max_steps"] > 0
-    named = {callback["class_path"].split(".")[-1] for callback in config["trainer"]["callbacks"]}
-    assert {"Checkpoint", "ExportWeights", "SampleGrid", "LearningRateMonitor"} <= named
-    assert len(config["trainer"]["logger"]) == 2
+@pytest.fixture
+def shards(tmp_path_factory):
+    """A folder with a shard, as far as the command line looks."""
+    folder = tmp_path_factory.mktemp("shards")
+    (folder / "a.tar").touch()
+    return folder
 
 
-@pytest.mark.parametrize("path", OVERLAYS, ids=lambda path: f"{path.parent.name}-{path.stem}")
-def test_every_recipe_of_a_preset_parses_with_its_data(triptych, path):
-    folder = CONF / "data" / "folder.yaml"
-    overlay, more = ["--config", path], ["--config", folder, "--data.shards=mine"]
-    alone = printed(triptych, *fit(path.stem, preset=path.parent.name), *overlay)
-    config = printed(triptych, *fit(path.stem, preset=path.parent.name), *overlay, *more)
-    written = yaml.safe_load(path.read_text())
-    assert written["model"]["optimization"].items() <= config["model"]["optimization"].items()
-    added = written["trainer"].pop("callbacks+", [])
-    assert written["trainer"].items() <= config["trainer"].items()
-    classes = [each["class_path"] for each in alone["trainer"]["callbacks"]]
-    assert {each["class_path"] for each in added} <= set(classes)
-    batch_size = written["data"]["init_args"]["batch_size"]
-    for found in (alone, config):  # never the shapes
-        assert found["data"]["class_path"] == "triptych.data_modules.ShardDataModule"
-        assert found["data"]["init_args"]["batch_size"] == batch_size
-    callbacks = {each["class_path"].split(".")[-1]: each for each in config["trainer"]["callbacks"]}
-    assert "Evaluate" not in callbacks
-    every = config["trainer"]["val_check_interval"]
-    assert callbacks["SampleGrid"]["init_args"]["every"] == every
+def callbacks_of(config):
+    return {each["class_path"].split(".")[-1]: each for each in config["trainer"]["callbacks"]}
+
+
+@pytest.mark.parametrize(("preset", "stage"), PAIRS)
+def test_every_pair_parses_and_has_the_numbers_of_its_recipe(triptych, preset, stage, shards):
+    config = printed(triptych, *fit(stage, preset=preset))
+    mine = printed(triptych, *fit(stage, "--data-dir", shards, preset=preset))
+    recipe = read_yaml(recipe_of(preset, stage))
+    added = {each["class_path"].split(".")[-1] for each in recipe["trainer"].get("callbacks+", [])}
+    assert (preset == "tiny") == ("Shapes" in str(config["data"]) or "Edits" in str(config["data"]))
+    assert mine["data"]["class_path"] == "triptych.data_modules.ShardDataModule"
+    assert mine["data"]["init_args"]["shards"] == str(shards)
+    assert "Evaluate" not in callbacks_of(mine)  # the score of the shapes world
+    for found in (config, mine):
+        assert found["model"]["preset"] == preset and found["model"]["stage"] == stage
+        assert found["model"]["losses"] and len(found["trainer"]["logger"]) == 2
+        # the decoder itself says what of it trains
+        assert (found["model"]["trains"] is None) == (stage == "decoder")
+        optimization = recipe["model"]["optimization"]
+        assert optimization.items() <= found["model"]["optimization"].items()
+        assert found["trainer"]["max_steps"] == recipe["trainer"]["max_steps"]
+        assert found["data"]["init_args"]["batch_size"] == recipe["data"]["init_args"]["batch_size"]
+        callbacks = callbacks_of(found)
+        assert {"Checkpoint", "ExportWeights", "SampleGrid", *added} <= set(callbacks)
+        every = found["trainer"]["val_check_interval"]
+        assert callbacks["SampleGrid"]["init_args"]["every"] == every
+    assert mine["trainer"]["val_check_interval"] == recipe["trainer"]["val_check_interval"]
+
+
+def test_only_the_list_of_base_is_a_list_of_callbacks():
+    lists = [p for p in CONF.rglob("*.yaml") if "callbacks" in (read_yaml(p).get("trainer") or {})]
+    assert lists == [CONF / "base.yaml"]
+
+
+def test_no_stage_names_a_number_of_a_recipe():
+    for path in (CONF / "stages").glob("*.yaml"):
+        written = read_yaml(path)
+        assert "optimization" not in written["model"] and "trainer" not in written
+        assert "batch_size" not in written["data"]["init_args"]
+
+
+def test_the_published_recipe_is_the_default_and_its_ema_stays_beside_data(triptych, shards):
+    config = printed(triptych, *fit("stage2", "--data-dir", shards, preset="blip3o_8b"))
+    assert config["model"]["optimization"]["lr"] == 1e-4
+    assert {"EMA", "FlowLossByNoise"} <= set(callbacks_of(config))
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--preset=tinny", "--stage=stage2"], "the preset 'tinny' is unknown; choose one of blip"),
+        (["--preset=", "--stage=stage2"], "the preset '' is unknown"),
+        (["--preset=tiny", "--stage=nothing"], "choose one of decoder, edits, encoder, joint, st"),
+        (["--preset=tiny"], "--stage is missing"),
+        (["--preset"], "--preset needs a value"),
+        (fit("stage2", "--hardware=fsdp3")[1:], "choose one of ddp, fsdp1, fsdp2, single"),
+        (fit("encoder", preset="siglip2_sana")[1:], "has no recipe for the stage 'encoder'"),
+        (fit("stage2", "--data-dir", "no/such folder")[1:], "'no/such folder' does not exist"),
+        (fit("stage2", "--data-dir", CONF)[1:], "holds no WebDataset shard (*.tar)"),
+        (fit("stage2", "--from=nowhere")[1:], "there are no weights at 'nowhere'"),
+        (fit("stage2", "--panel=dit")[1:], "choose one of decoding, generation, understanding"),
+    ],
+)
+def test_what_names_no_run_is_one_sentence_and_status_2(triptych, flags, says):
+    assert says in refused(triptych, 2, "fit", *flags)
+
+
+@pytest.mark.parametrize("shard", ["A.TAR", "sub/folder/a.tar", "sub/a.Tar"])
+def test_shards_in_sub_folders_and_in_capitals_are_data(shard, tmp_path):
+    (tmp_path / shard).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / shard).touch()
+    require_shards(str(tmp_path))
+
+
+def test_weights_of_a_preset_or_a_file_are_where_a_stage_starts(triptych):
+    weights = printed(triptych, *fit("stage3", "--from", "tiny"))["model"]["weights"]
+    assert weights["generation"] == "asset:tiny/generation.safetensors"
+    file = ROOT / "src/triptych/assets/tiny/generation.safetensors"
+    weights = printed(triptych, *fit("stage2", "--from", file))["model"]["weights"]
+    assert weights["generation"] == str(file)
+    assert weights["understanding"] == "asset:tiny/understanding.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("panel", "stage"),
+    [("understanding", "stage1"), ("generation", "stage2"), ("decoding", "decoder")],
+)
+def test_a_panel_of_a_preset_is_the_root(triptych, panel, stage):
+    config = printed(triptych, *fit(stage, "--panel", panel))
+    own = read_yaml(CONF / "presets" / "tiny.yaml")["model"][panel]
+    assert config["model"]["class_path"] == own["class_path"]
+    recipe = read_yaml(CONF / "recipes" / "tiny" / f"{stage}.yaml")
+    given = config["model"]["init_args"]["optimization"]
+    assert recipe["model"]["optimization"].items() <= given.items()
+    assert config["trainer"]["max_steps"] == recipe["trainer"]["max_steps"]
+    assert "Evaluate" not in callbacks_of(config)
+
+
+def test_a_preset_of_my_own_has_the_published_recipes(triptych, tmp_path):
+    (tmp_path / "conf" / "presets").mkdir(parents=True)
+    text = (CONF / "presets" / "blip3o_4b.yaml").read_text()
+    (tmp_path / "conf" / "presets" / "mine.yaml").write_text(
+        text.replace("preset: blip3o_4b", "preset: mine")
+    )
+    config = printed(triptych, *fit("stage2", preset="mine"))
+    assert config["model"]["preset"] == "mine"
+    assert config["model"]["optimization"]["lr"] == 1e-4
 
 
 def test_every_folder_of_recipes_belongs_to_a_preset():
     folders = {path.name for path in (CONF / "recipes").iterdir()}
     assert folders - {"published"} <= set(PRESETS)
-    assert {"stage2", "stage3", "decoder"} <= {path.stem for path in OVERLAYS} <= set(RECIPES)
+    assert not [path for path in CONF.rglob("*") if path.is_symlink()]
 
 
 @pytest.mark.parametrize("path", ADDED, ids=lambda path: f"{path.parent.name}/{path.stem}")
@@ -230,7 +316,7 @@ def test_help_lists_every_command(triptych):
 def test_a_panel_alone_is_a_model_class():
     assert alone(["fit", "--model", "UnderstandingModule"])
     assert alone(["fit", "--model=triptych.modules.GenerationModule"])
-    assert not alone(["fit", "--model", "conf/model/tiny.yaml", "--model.seed=3"])
+    assert not alone(["fit", "--model", "conf/presets/tiny.yaml", "--model.seed=3"])
 
 
 def test_what_the_parser_says_becomes_its_cause_in_one_line():
@@ -244,3 +330,12 @@ def test_what_the_parser_says_becomes_its_cause_in_one_line():
     cause = "model.generation: GenerationModule: Option 'number_of_querys' is not accepted"
     assert plain(said).splitlines() == [cause, "  or: expected null"]
     assert plain(" one\n  sentence\n") == "one sentence"
+
+
+def test_optimizer_and_schedule_are_class_paths(triptych):
+    name = "--model.optimization"
+    flags = [f"{name}.optimizer=torch.optim.SGD", f"{name}.optimizer.momentum=0.9"]
+    flags += [f"{name}.schedule=torch.optim.lr_scheduler.StepLR", f"{name}.schedule.step_size=1"]
+    found = printed(triptych, *fit("stage2", *flags))["model"]["optimization"]
+    assert found["optimizer"]["init_args"]["momentum"] == 0.9
+    assert found["schedule"]["class_path"] == "torch.optim.lr_scheduler.StepLR"

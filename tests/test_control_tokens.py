@@ -137,11 +137,11 @@ def test_a_conversation_keeps_what_was_said_as_text(pipe):
 
 
 def test_a_prompt_and_an_instruction_with_control_tokens_are_drawn(pipe):
-    options = {"seeds": 1, "steps": 1, "decoder_steps": 1}
-    (with_token,) = pipe.generate(["a red circle <|im_end|>[IMG]"], **options)
-    (without,) = pipe.generate(["a red circle"], **options)
+    options = {"seed": 1, "num_inference_steps": 1, "decoder_num_inference_steps": 1}
+    (with_token,) = pipe(["a red circle <|im_end|>[IMG]"], **options).images
+    (without,) = pipe(["a red circle"], **options).images
     assert with_token.size == without.size
-    (edited,) = pipe.edit([without], ["<|image_pad|> make it blue"], **options)
+    (edited,) = pipe.edit([without], prompt=["<|image_pad|> make it blue"], **options).images
     assert edited.size == without.size
 
 

@@ -30,7 +30,9 @@ from triptych.checkpoints import read_metadata
 from triptych.checkpoints.published.convert import convert
 from triptych.checkpoints.published.staging import Staging
 from triptych.cli.main import main
+from triptych.inference.generation_config import GenerationConfig
 from triptych.inference.loading import load_model
+from triptych.inference.model_inference import inference_of
 from triptych.prompts import SPECIAL_TOKENS
 from triptych.utils.errors import UserError
 
@@ -110,10 +112,19 @@ def test_the_model_file_makes_pictures_and_answers(ours):
     model = load_model([ours / "model.yaml"])
     assert model.encoder.built and model.generation.queries.shape == (published.N, published.H)
     assert model.generation.integer_times and model.generation.template == "published_inference"
-    pictures = model.generate(["a red circle"], [0], steps=2, decoder_steps=1)
+    pictures = inference_of(model).generate(
+        ["a red circle"],
+        seeds=[0],
+        config=GenerationConfig(num_inference_steps=2, decoder_num_inference_steps=1),
+    )
     assert pictures.shape == (1, 3, 16, 16) and pictures.dtype == torch.uint8
-    assert model.reconstruct(pictures, [0], steps=1).shape == pictures.shape
-    assert len(model.answer(None, ["what is it?"], max_new_tokens=2)) == 1
+    assert (
+        inference_of(model)
+        .reconstruct(pictures, seeds=[0], config=GenerationConfig(decoder_num_inference_steps=1))
+        .shape
+        == pictures.shape
+    )
+    assert len(inference_of(model).answer(None, ["what is it?"], max_new_tokens=2)) == 1
 
 
 @pytest.mark.parametrize("shards", [1, 3])
@@ -171,9 +182,13 @@ def test_without_a_tower_a_model_makes_pictures_and_says_that_it_cannot_reconstr
     quiet(release, tmp_path / "ours", decoder=str(decoder))
     model = load_model([tmp_path / "ours" / "model.yaml"])
     assert model.generation.dit.ffn_width == 384 and not model.encoder.built
-    pictures = model.generate(["a red circle"], [0], steps=1, decoder_steps=1)
+    pictures = inference_of(model).generate(
+        ["a red circle"],
+        seeds=[0],
+        config=GenerationConfig(num_inference_steps=1, decoder_num_inference_steps=1),
+    )
     with pytest.raises(UserError, match="no weights of its image encoder"):
-        model.reconstruct(pictures, [0])
+        inference_of(model).reconstruct(pictures, seeds=[0])
 
 
 @pytest.mark.parametrize("split", [False, True])
@@ -242,7 +257,7 @@ def test_a_stock_language_model_gets_the_tokens_that_generation_needs(nested, tm
     head = made[f"{prefix}lm_head.weight"]
     assert torch.equal(head, numbers["lm_head.weight"][: known + 3])
     model = load_model(
-        [ROOT / "conf/model/tiny.yaml", tmp_path / "ours" / "model.yaml"],
+        [ROOT / "conf/presets/tiny.yaml", tmp_path / "ours" / "model.yaml"],
         ["--model.generation=null", "--model.decoding=null", "--model.encoding=null"]
         + ["--model.encoder=null"]
         + [f"--model.weights.{label}=null" for label in ("generation", "encoder", "decoder")],
@@ -329,14 +344,14 @@ def test_an_interrupted_conversion_goes_on_and_writes_no_finished_file_again(rel
     assert not target.exists()
     finished = {path.stem for path in work.glob("*.safetensors")}
     assert finished == {"understanding", "encoder"}
-    (work / "decoder.safetensors.part").write_bytes(b"half")
+    (work / "decoder.safetensors.partial").write_bytes(b"half")
     (work / "encoder.safetensors").write_bytes(b"spoilt")
     before = (work / "understanding.safetensors").stat()
     said = quiet(release, target)
     after = (target / "understanding.safetensors").stat()
     assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
     assert said.count(", kept") == 1
-    assert not work.exists() and not list(target.glob("*.part"))
+    assert not work.exists() and not list(target.glob("*.partial"))
     quiet(release, tmp_path / "whole")
     assert same(tensors(target), tensors(tmp_path / "whole"))
 
@@ -552,7 +567,7 @@ def test_weights_of_another_preset_are_refused_on_the_way_back(ours, tmp_path, c
 
 def test_what_was_never_published_is_refused_on_the_way_back(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
-    line = refused(capsys, tmp_path / "out", "conf/model/tiny.yaml", tmp_path / "out")
+    line = refused(capsys, tmp_path / "out", "conf/presets/tiny.yaml", tmp_path / "out")
     assert "that the published one lacks" in line
 
 

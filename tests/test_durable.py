@@ -121,7 +121,7 @@ def test_every_load_of_ours_is_of_data_alone():
 
 
 def test_a_full_disk_is_one_sentence_and_the_last_state_stays(run, monkeypatch):
-    write = atomic_checkpoint._Noting.write
+    write = atomic_checkpoint.HashingFile.write
 
     def full(self, data):
         if self.size > 100_000:
@@ -129,7 +129,7 @@ def test_a_full_disk_is_one_sentence_and_the_last_state_stays(run, monkeypatch):
             raise self.error
         return write(self, data)
 
-    monkeypatch.setattr(atomic_checkpoint._Noting, "write", full)
+    monkeypatch.setattr(atomic_checkpoint.HashingFile, "write", full)
     with pytest.raises(UserError, match=r"3\.ckpt could not be written \(No space left on device"):
         DurableCheckpointIO().save_checkpoint(state(3), run / "3.ckpt")
     assert not list(run.glob("3*")) and newest(run) == run / "2.ckpt"
@@ -177,7 +177,7 @@ def test_a_save_that_is_killed_leaves_the_last_state(when, run):
             os._exit(9)
 
         if when == "save":
-            atomic_checkpoint._Noting.write = lambda self, data: (
+            atomic_checkpoint.HashingFile.write = lambda self, data: (
                 self.file.write(b"half"),
                 os._exit(9),
             )

@@ -10,7 +10,9 @@ import webdataset
 from PIL import Image
 
 from triptych.data_modules import EditsDataModule, ShardFolder
+from triptych.evaluation.shapes.common import ImageOptions
 from triptych.evaluation.shapes.edit_eval import edit_for, edits
+from triptych.inference.generation_config import GenerationConfig
 from triptych.inference.pipeline import UnifiedPipeline
 from triptych.shapes_world.captions import is_evaluation_scene
 from triptych.shapes_world.checker import check, satisfies
@@ -211,9 +213,15 @@ def test_a_batch_of_captions_and_edits_is_one_step(pipe, folder, tmp_path):
 
 def test_edits_are_scored_on_what_the_pipeline_makes(pipe):
     asked = edits(3)
-    results = edit_for(pipe.model, edits(3), steps=2)
+    results = edit_for(
+        pipe.model, edits(3), ImageOptions(config=GenerationConfig(num_inference_steps=2))
+    )
     sources = [Image.fromarray(draw(edit.source)) for edit in asked]
-    made = pipe.edit(sources, [edit.instruction for edit in asked], seeds=0, steps=2)
+    made = pipe.edit(
+        sources, prompt=[edit.instruction for edit in asked], seed=0, num_inference_steps=2
+    ).images
     assert numpy.array_equal(results, numpy.stack([numpy.asarray(picture) for picture in made]))
-    others = pipe.edit(sources, [edits(4)[3].instruction] * 3, seeds=0, steps=2)
+    others = pipe.edit(
+        sources, prompt=[edits(4)[3].instruction] * 3, seed=0, num_inference_steps=2
+    ).images
     assert all(made[n].tobytes() != others[n].tobytes() for n in range(3))

@@ -48,7 +48,7 @@ EVALUATE = {
     "init_args": {
         "evaluator": {
             "class_path": "triptych.evaluation.ShapeEval",
-            "init_args": {"images": 6, "steps": 2},
+            "init_args": {"images": 6, "generation_config": {"num_inference_steps": 2}},
         }
     },
 }
@@ -97,7 +97,16 @@ def fit(stage, folder, *more, shards=()):
     evaluated = [EVALUATE] if stage in ("stage2", "stage3") else []
     trainer = {**SHORT["trainer"], "callbacks": CALLBACKS + evaluated}
     short.write_text(yaml.safe_dump({"trainer": trainer}))
-    configs = [ROOT / "conf" / name for name in ("base.yaml", "model/tiny.yaml", f"{stage}.yaml")]
+    configs = [
+        ROOT / "conf" / name
+        for name in (
+            "base.yaml",
+            "presets/tiny.yaml",
+            f"stages/{stage}.yaml",
+            f"recipes/tiny/{stage}.yaml",
+            f"data/tiny/{stage}.yaml",
+        )
+    ]
     words = [word for path in configs for word in ("--config", path)]
     return ["fit", *words, *shards, "--config", short, "--data.init_args.batch_size=4", *more]
 
@@ -179,8 +188,14 @@ def chain(tmp_path_factory, shapes_folder):
         done["generate"] = pool.submit(
             run,
             folder,
-            *("generate", "a photo of a red circle", "two blue squares", "--steps", "2"),
-            *("--config", ROOT / "conf" / "model" / "tiny.yaml", "--seed", "7"),
+            *(
+                "generate",
+                "a photo of a red circle",
+                "two blue squares",
+                "--num-inference-steps",
+                "2",
+            ),
+            *("--config", ROOT / "conf" / "presets" / "tiny.yaml", "--seed", "7"),
             *(*frozen, made["generation"]),
         )
     return folder, {name: process.result() for name, process in done.items()}
@@ -249,7 +264,7 @@ def test_the_shapes_were_drawn_once_and_completely(chain):
     folder, _ = chain
     marker = json.loads((folder / "data" / "shapes" / "shapes.json").read_text())
     assert marker["samples"]["train"] == 48
-    assert not list((folder / "data").glob("shapes.tmp*"))
+    assert not list((folder / "data").glob("*.partial"))
 
 
 def test_a_users_own_callback_is_found_in_the_current_folder(chain):

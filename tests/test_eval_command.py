@@ -18,11 +18,13 @@ from triptych.evaluation.geneval import detection
 from triptych.evaluation.report import Report, flat, nested
 from triptych.evaluation.shapes.all_scores import Plan, interval, report, verdicts
 from triptych.evaluation.shapes.shape_eval import question_answering_score
-from triptych.modules import UnifiedModule
+from triptych.inference.generation_config import GenerationConfig
+from triptych.inference.model_inference import ModelInference
 from triptych.utils.errors import UserError
-from triptych.utils.png_metadata import settings_of
+from triptych.utils.png_metadata import read_metadata
 
-FEW = ["--steps", "1", "--decoder-steps", "1"]
+FEW = ["--num-inference-steps", "1", "--decoder-num-inference-steps", "1"]
+ONE = GenerationConfig(num_inference_steps=1)
 BENCHMARKS = ["shapes", "geneval", "dpg", "wise", "fid", "understanding", "compare"]
 
 
@@ -66,7 +68,7 @@ def test_geneval_goes_on_where_it_was_stopped(triptych):
     assert list(sorted(first)) == [f"0000{p}/samples/000{n}.png" for p in (0, 1) for n in (0, 1)]
     prompts = geneval.read_prompts()[:2]
     assert json.loads(Path("g/00001/metadata.jsonl").read_text()) == prompts[1]
-    assert settings_of("g/00001/samples/0001.png")["seed"] == 65
+    assert read_metadata("g/00001/samples/0001.png")["seed"] == 65
     Path("g/00000/samples/0001.png").unlink()
     Path("g/00001/samples/0000.png").write_bytes(b"torn")
     status, _, err = triptych(*make, "--batch-size", 1)
@@ -80,15 +82,15 @@ def test_geneval_goes_on_where_it_was_stopped(triptych):
 
 
 def test_pictures_of_other_weights_are_not_mixed(triptych, monkeypatch):
-    few = ["eval", "geneval", "--limit", 2, "-n", 1, "--steps", 1, "--generate-only"]
+    few = ["eval", "geneval", "--limit", 2, "-n", 1, "--num-inference-steps", 1, "--generate-only"]
     assert triptych(*few, "--pictures", "p")[0] == 0
-    made = settings_of("p/00000/samples/0000.png")["weights"]
+    made = read_metadata("p/00000/samples/0000.png")["weights"]
     Path("p/00001/samples/0000.png").unlink()
     monkeypatch.setattr("triptych.cli.jobs.digest_of", lambda pipe: "trained further")
     status, _, err = triptych(*few, "--pictures", "p")
     assert status == 1 and "p/00000/samples/0000.png was made with other weights" in err
     assert "delete it" in err and not Path("p/00001/samples/0000.png").exists()
-    assert settings_of("p/00000/samples/0000.png")["weights"] == made
+    assert read_metadata("p/00000/samples/0000.png")["weights"] == made
 
 
 @pytest.mark.slow
@@ -126,8 +128,12 @@ def test_dpg_grids_and_wise_pictures(triptych):
     (name,) = files("d")
     assert name == "one.png"
     assert Image.open(Path("d", name)).size == (96, 96)
-    made = settings_of(Path("d", name))
-    assert made["asked"]["seeds"] == [0, 1, 2, 3] and made["steps"] == 1 and "seed" not in made
+    made = read_metadata(Path("d", name))
+    assert (
+        made["asked"]["seeds"] == [0, 1, 2, 3]
+        and made["num_inference_steps"] == 1
+        and "seed" not in made
+    )
     entries = [{"prompt_id": n, "Prompt": "a circle", "Explanation": "red"} for n in (7, 3)]
     Path("w.json").write_text(json.dumps(entries))
     status, _, err = triptych(
@@ -135,7 +141,7 @@ def test_dpg_grids_and_wise_pictures(triptych):
     )
     assert status == 0, err
     assert set(files("w")) == {"3.png", "7.png"}
-    assert settings_of("w/7.png")["asked"]["seeds"] == [7 * 64]
+    assert read_metadata("w/7.png")["asked"]["seeds"] == [7 * 64]
 
 
 def test_geneval_scores_what_it_made_and_a_folder_that_is_there(triptych, monkeypatch):
@@ -162,7 +168,7 @@ def test_geneval_scores_what_it_made_and_a_folder_that_is_there(triptych, monkey
     assert read["scores"] == {"single_object": 0.0, "overall": 0.0}
     assert [item["seeds"] for item in read["items"]] == [[0], [1]]
     (made,) = read["settings"]["made"]
-    assert made["pictures"] == 2 and made["steps"] == 1 and made["model"] == "tiny"
+    assert made["pictures"] == 2 and made["num_inference_steps"] == 1 and made["model"] == "tiny"
     assert "base64" in Path("r.html").read_text()
     Path("g/00000/samples/0001.png").unlink()
     status, out, err = triptych(
@@ -213,11 +219,11 @@ def test_verdicts_add_up_to_what_the_evaluators_say():
 
 
 def test_scores_do_not_depend_on_processes_or_batches(pipe):
-    plan = Plan(images=2, per_caption=2, steps=1)
+    plan = Plan(images=2, per_caption=2, generation_config=ONE)
     whole = list(verdicts(pipe.model, plan))
     parts = [v for k in range(3) for v in verdicts(pipe.model, plan, (k, 3))]
     assert sorted(parts) == sorted(whole)
-    smaller = Plan(images=2, per_caption=2, steps=1, batch_size=1)
+    smaller = Plan(images=2, per_caption=2, generation_config=ONE, batch_size=1)
     assert sorted(verdicts(pipe.model, smaller)) == sorted(whole)
     assert report(parts, plan).to_json() == report(whole, plan).to_json()
     assert report(whole, plan).numbers["shape_eval/mean"] == 4
@@ -238,7 +244,7 @@ def test_intervals_draw_captions_again():
 
 
 def test_shapes_keeps_scores_where_they_were(triptych):
-    shapes = ["eval", "shapes", "--images", 3, "--steps", 1]
+    shapes = ["eval", "shapes", "--images", 3, "--num-inference-steps", 1]
     status, out, err = triptych(*shapes, "--out", "a/s.json", "--pictures", "p", "--page", "s.html")
     assert status == 0, err
     read = json.loads(Path("a/s.json").read_text())
@@ -254,12 +260,14 @@ def test_shapes_keeps_scores_where_they_were(triptych):
     assert flat(read["scores"]) == Report.load("a/s.json").scores
     assert "shape_eval/mean" in err
     settings = Report.load("a/s.json").settings
-    assert settings["steps"] == 1 and settings["guidance"] == 3.0  # the model's own
+    assert (
+        settings["num_inference_steps"] == 1 and settings["guidance_scale"] == 3.0
+    )  # the model's own
     assert len(settings["weights"]) == 16
 
 
 def test_shapes_goes_on_with_the_pictures_that_are_there(triptych, monkeypatch):
-    shapes = ["eval", "shapes", "--images", 3, "--steps", 1, "--pictures", "p"]
+    shapes = ["eval", "shapes", "--images", 3, "--num-inference-steps", 1, "--pictures", "p"]
     status, first, err = triptych(*shapes)
     assert status == 0, err
     kept = files("p")
@@ -267,20 +275,20 @@ def test_shapes_goes_on_with_the_pictures_that_are_there(triptych, monkeypatch):
     Path("p/shape_eval/00001-0.png").unlink()
     Path("p/shape_eval_unseen/00002-0.png").write_bytes(b"torn")
     made = []
-    generate = UnifiedModule.generate
+    generate = ModelInference.generate
 
     def count(model, prompts, **options):
         made.extend(options["seeds"])
         return generate(model, prompts, **options)
 
-    monkeypatch.setattr(UnifiedModule, "generate", count)
+    monkeypatch.setattr(ModelInference, "generate", count)
     assert triptych(*shapes)[1] == first
     assert made == [1, 2]
     again = files("p")
     changed = {name for name in kept if again[name] != kept[name]}
     assert changed == {"shape_eval/00001-0.png", "shape_eval_unseen/00002-0.png"}
-    status, _, err = triptych(*shapes, "--guidance", 1)
-    assert status == 1 and "(guidance 3.0 then, 1.0 now); name another folder" in err
+    status, _, err = triptych(*shapes, "--guidance-scale", 1)
+    assert status == 1 and "(guidance_scale 3.0 then, 1.0 now); name another folder" in err
 
 
 # --- fid, understanding ---------------------------------------------------------------------------
@@ -320,10 +328,16 @@ def test_fid_of_other_networks(triptych, tmp_path, inception_file, clip_folder):
 
 def test_fid_during_training_falls_as_pictures_become_true(pipe, shapes_folder):
     def distance(**options):
-        evaluator = FeatureDistance(str(shapes_folder / "eval"), images=12, **options)
+        evaluator = FeatureDistance(
+            str(shapes_folder / "eval"), images=12, generation_config=GenerationConfig(**options)
+        )
         return evaluator(pipe.model)
 
-    good, again, poor = distance(steps=8), distance(steps=8), distance(steps=1, guidance=0.0)
+    good, again, poor = (
+        distance(num_inference_steps=8),
+        distance(num_inference_steps=8),
+        distance(num_inference_steps=1, guidance_scale=0.0),
+    )
     assert good == again and set(good) == {"FID", "KID", "KID_low", "KID_high"}
     assert good["FID"] < poor["FID"] and good["KID"] < poor["KID"]
     assert pipe.model.training is False

@@ -6,8 +6,8 @@ import torch
 
 from triptych.evaluation import EditEval, ShapeEval, evaluate_all
 from triptych.evaluation.shapes import shape_eval as scoring
-from triptych.evaluation.shapes.common import wilson
 from triptych.evaluation.shapes.edit_eval import edit_chance, edits
+from triptych.evaluation.statistics import wilson
 from triptych.shapes_world.captions import TASKS, UNSEEN_TASKS
 from triptych.shapes_world.edits import EDITS
 from triptych.shapes_world.world import draw
@@ -36,16 +36,16 @@ class Perfect:
         }
         self.sizes, self.seeds = [], []
 
-    def generate(self, prompts, seeds, steps=None, guidance=None):
+    def generate(self, prompts, seeds, config=None):
         self.sizes.append(len(prompts))
         self.seeds += seeds
         return scoring.to_tensor([self.drawn[prompt] for prompt in prompts])
 
-    def reconstruct(self, pictures, seeds):
+    def reconstruct(self, pictures, seeds, config=None):
         assert pictures.dtype == torch.uint8 and len(seeds) == len(pictures)
         return pictures
 
-    def edit(self, pictures, instructions, seeds, steps=None, guidance=None):
+    def edit(self, pictures, instructions, seeds, config=None):
         self.sizes.append(len(pictures))
         self.seeds += seeds
         pairs = zip(arrays_of(pictures), instructions, strict=True)
@@ -67,10 +67,10 @@ class Shuffled(Perfect):
         pictures = list(self.drawn.values())
         self.drawn = dict(zip(self.drawn, pictures[1:] + pictures[:1], strict=True))
 
-    def reconstruct(self, pictures, seeds):
+    def reconstruct(self, pictures, seeds, config=None):
         return pictures.roll(1, 0)
 
-    def edit(self, pictures, instructions, seeds, steps=None, guidance=None):
+    def edit(self, pictures, instructions, seeds, config=None):
         return pictures  # whatever it is told
 
     def answer(self, pictures, questions, max_new_tokens):
@@ -80,7 +80,7 @@ class Shuffled(Perfect):
 class Noise(Perfect):
     """Right or not by the seed alone."""
 
-    def generate(self, prompts, seeds, steps=None, guidance=None):
+    def generate(self, prompts, seeds, config=None):
         pictures = super().generate(prompts, seeds)
         pictures[torch.tensor(seeds) % 3 == 0] = 77
         return pictures
@@ -158,7 +158,7 @@ def test_samples_are_those_of_the_shards_and_begin_alike():
 
 def test_a_model_of_another_size_is_refused_in_one_sentence():
     class Large(Perfect):
-        def generate(self, prompts, seeds, steps=None, guidance=None):
+        def generate(self, prompts, seeds, config=None):
             return torch.zeros(len(prompts), 3, 64, 64, dtype=torch.uint8)
 
     with pytest.raises(UserError, match="48x48 pixels, but the model makes 64x64"):

@@ -274,9 +274,8 @@ def test_a_job_that_is_told_saves_and_goes_back_into_the_queue(job, tmp_path):
     fit, *after = lines(job.told)
     assert after == ["saved", "scontrol requeue 7"]
     assert fit == (
-        "fit -m triptych fit --config conf/base.yaml --config conf/model/blip3o_8b.yaml "
-        "--config conf/stage2.yaml --config conf/recipes/blip3o_8b/stage2.yaml "
-        "--config conf/trainer/ddp.yaml --trainer.num_nodes=4 --trainer.devices=8 --model.seed=1"
+        "fit -m triptych fit --preset blip3o_8b --stage stage2 --hardware ddp "
+        "--trainer.num_nodes=4 --trainer.devices=8 --model.seed=1"
     )
 
 

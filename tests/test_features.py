@@ -492,7 +492,7 @@ def run(folder, *arguments):
 @pytest.mark.slow
 def test_two_processes_make_features_that_training_finds(world, tmp_path):
     """Shards, features by two processes, stage 2 on them; then with another encoder."""
-    tiny = ["--config", ROOT / "conf" / "model" / "tiny.yaml"]
+    tiny = ["--config", ROOT / "conf" / "presets" / "tiny.yaml"]
     two = ("--devices", "2", "--accelerator", "cpu", "--batch-size", "3", "--dtype", "fp32")
     made = run(tmp_path, "data", "features", world / "train", *tiny, *two)
     assert made.returncode == 0, made.stderr[-3000:]
@@ -504,7 +504,16 @@ def test_two_processes_make_features_that_training_finds(world, tmp_path):
     for n in range(64):
         assert_close(pair.get(n), single.get(n))
 
-    configs = [ROOT / "conf" / name for name in ("base.yaml", "model/tiny.yaml", "stage2.yaml")]
+    configs = [
+        ROOT / "conf" / name
+        for name in (
+            "base.yaml",
+            "presets/tiny.yaml",
+            "stages/stage2.yaml",
+            "recipes/tiny/stage2.yaml",
+            "data/tiny/stage2.yaml",
+        )
+    ]
     fit = [
         "fit",
         *(word for path in configs for word in ("--config", path)),

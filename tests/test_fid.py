@@ -197,11 +197,11 @@ def test_results_name_prompts_and_missing_pictures(tmp_path):
 
 
 def test_captions_beside_and_inside(tmp_path):
-    from triptych.utils.png_metadata import attach
+    from triptych.utils.png_metadata import embed_metadata
 
     plain("red").save(tmp_path / "a.jpg")
     (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfa red square\r\n")
-    attach(plain("blue"), {"prompt": "a blue square"}).save(tmp_path / "b.png")
+    embed_metadata(plain("blue"), {"prompt": "a blue square"}).save(tmp_path / "b.png")
     plain("green").save(tmp_path / "c.png")
     captions = [entry.caption for entry in read_pictures(tmp_path)]
     assert captions == ["a red square", "a blue square", None]

@@ -17,6 +17,8 @@ from triptych.checkpoints.published.convert import convert
 from triptych.checkpoints.training_checkpoint import export_checkpoint
 from triptych.evaluation.image_metrics.clip_score import ClipJudge
 from triptych.evaluation.image_metrics.inception import load_inception
+from triptych.inference.generation_config import GenerationConfig
+from triptych.inference.model_inference import inference_of
 from triptych.inference.pipeline import UnifiedPipeline
 from triptych.serving.http.context import Sizes
 from triptych.utils.errors import NotFiniteError, UserError
@@ -186,15 +188,19 @@ def spoilt(pipe):
         model = copy.deepcopy(pipe.model)
         with torch.no_grad():
             model.get_submodule(path).weight.fill_(value)
-        return UnifiedPipeline(model, "spoilt")
+        return UnifiedPipeline(model, name="spoilt")
 
     return make
 
 
 CALLS = {
-    "generate": lambda pipe: pipe.generate(PROMPT, seeds=1, steps=2),
-    "edit": lambda pipe: pipe.edit(Image.new("RGB", (48, 48)), "make it blue", steps=2),
-    "reconstruct": lambda pipe: pipe.reconstruct(Image.new("RGB", (48, 48)), steps=2),
+    "generate": lambda pipe: pipe(PROMPT, seed=1, num_inference_steps=2).images,
+    "edit": lambda pipe: (
+        pipe.edit(Image.new("RGB", (48, 48)), prompt="make it blue", num_inference_steps=2).images
+    ),
+    "reconstruct": lambda pipe: (
+        pipe.reconstruct(Image.new("RGB", (48, 48)), decoder_num_inference_steps=2).images
+    ),
     "encode": lambda pipe: pipe.encode(Image.new("RGB", (48, 48))),
     "chat": lambda pipe: pipe.chat(TALK),
     "stream": lambda pipe: list(pipe.chat(TALK, stream=True)),
@@ -220,7 +226,7 @@ def test_a_call_that_computes_no_numbers_names_the_stage(spoilt, stage, value):
 def test_no_black_image_is_written(triptych, spoilt, monkeypatch, tmp_path):
     pipe = spoilt(STAGES["the decoder's pixels"])
     monkeypatch.setattr(UnifiedPipeline, "from_pretrained", lambda *_, **__: pipe)
-    status, _, error = triptych("generate", PROMPT, "--steps", 2, "-o", "out")
+    status, _, error = triptych("generate", PROMPT, "--num-inference-steps", 2, "-o", "out")
     assert status == 1 and error.startswith("triptych: the decoder's pixels are NaN")
     assert not list(tmp_path.rglob("*.png"))
 
@@ -228,7 +234,7 @@ def test_no_black_image_is_written(triptych, spoilt, monkeypatch, tmp_path):
 def test_the_server_answers_500_and_serves_on(spoilt):
     pipe = spoilt(STAGES["the decoder's pixels"])
     with running(pipe, Sizes.of(pipe)) as server:
-        asked = {"prompt": PROMPT, "steps": 2, "decoder_steps": 2}
+        asked = {"prompt": PROMPT, "num_inference_steps": 2, "decoder_num_inference_steps": 2}
         answer = httpx.post(f"{server.url}/v1/images/generations", json=asked, timeout=60)
         assert answer.status_code == 500
         assert answer.json()["error"]["code"] == "not_finite"
@@ -243,7 +249,11 @@ def test_the_checks_are_two_a_batch_however_many_steps(pipe, monkeypatch):
 
     def count(steps):
         asked.clear()
-        pipe.model.generate([PROMPT], [1], steps=steps, decoder_steps=steps)
+        inference_of(pipe.model).generate(
+            [PROMPT],
+            seeds=[1],
+            config=GenerationConfig(num_inference_steps=steps, decoder_num_inference_steps=steps),
+        )
         return len(asked)
 
     assert count(2) == count(3) == 2  # features and pixels

@@ -8,11 +8,11 @@ import torch
 from builders import ROOT, batches, needed, unified
 from published_step import published_loss, recomputing
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from triptych.inference.loading import describe_stage
 from triptych.interfaces import IMAGE_TO_TEXT, TEXT_TO_IMAGE, Batch
 from triptych.training import flops
+from triptych.training.flop_counter import count_flops
 from triptych.training.freezing import freeze_all_but
 
 TEXT, QUERIES = 135, 64  # tokens of a caption's prompt without [IMG], and what follows [IMG]
@@ -21,7 +21,7 @@ WITHIN = 1e-3  # of the counter: what the formulas leave out is less
 
 def preset(name):
     """Stage 2 of a published preset, not built."""
-    files = [ROOT / "conf" / "model" / f"{name}.yaml", ROOT / "conf" / "stage2.yaml"]
+    files = [ROOT / "conf" / "presets" / f"{name}.yaml", ROOT / "conf" / "stages" / "stage2.yaml"]
     return describe_stage(files, ["--model.preview=false"])
 
 
@@ -53,9 +53,7 @@ def one_sample(model, cached):
 
 def counted(loss):
     """FLOPs of `loss()` and of its backward pass."""
-    with FlopCounterMode(display=False) as counter:
-        loss().backward()
-    return counter.get_total_flops()
+    return count_flops(lambda: loss().backward())
 
 
 def parts(model):

@@ -142,3 +142,13 @@ def test_learning_rate_may_stay():
 def test_short_runs_have_a_learning_rate():
     factors = [learning_rate_factor(step, 1, Optimization()) for step in range(2)]
     assert all(torch.isfinite(torch.tensor(factors))) and factors[0] == 1.0
+
+
+def test_another_optimizer_has_the_same_groups():
+    model = torch.nn.Linear(3, 2)
+    settings = Optimization(lr=1e-3, weight_decay=0.1, optimizer=torch.optim.SGD)
+    ours = make_optimizer(model, Optimization(lr=1e-3, weight_decay=0.1)).param_groups
+    theirs = make_optimizer(model, settings).param_groups
+    assert [(g["lr"], g["weight_decay"]) for g in theirs] == [
+        (g["lr"], g["weight_decay"]) for g in ours
+    ]

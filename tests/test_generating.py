@@ -13,10 +13,10 @@ from triptych.inference.offload import require_room
 from triptych.inference.pipeline import UnifiedPipeline
 from triptych.sampler import SAMPLERS, model_calls, noise_from_seeds
 from triptych.utils.errors import UserError
-from triptych.utils.png_metadata import settings_of
+from triptych.utils.png_metadata import read_metadata
 
 PROMPTS = ["a red circle", "a blue square left of a large green triangle"]
-FEW = {"steps": 2, "decoder_steps": 2}
+FEW = {"num_inference_steps": 2, "decoder_num_inference_steps": 2}
 
 
 @pytest.fixture(scope="module")
@@ -27,11 +27,12 @@ def pipe():
 @pytest.fixture
 def conditions(pipe, monkeypatch):
     """How many prompts each pass of the language model had."""
-    asked, plain = [], pipe.model.condition
+    understander = pipe.model.understanding.understander
+    asked, plain = [], understander.condition
     monkeypatch.setattr(
-        pipe.model,
+        understander,
         "condition",
-        lambda texts, *more: asked.append(len(texts)) or plain(texts, *more),
+        lambda ids, *more, **named: asked.append(len(ids)) or plain(ids, *more, **named),
     )
     return asked
 
@@ -40,17 +41,19 @@ def conditions(pipe, monkeypatch):
 
 
 def test_a_prompt_is_read_once_for_all_its_pictures(pipe, conditions):
-    pipe.generate(PROMPTS, images_per_prompt=3, seeds=0, batch_size=2, negative="a cross", **FEW)
+    pipe(PROMPTS, num_images_per_prompt=3, seed=0, batch_size=2, negative_prompt="a cross", **FEW)
     assert conditions == [2, 1]  # the prompts, and what is not wanted
     conditions.clear()
-    pipe.generate([PROMPTS[1], PROMPTS[0], PROMPTS[1]], seeds=0, **FEW)
+    pipe([PROMPTS[1], PROMPTS[0], PROMPTS[1]], seed=0, **FEW)
     assert conditions == [2]
 
 
 def test_a_picture_is_that_of_its_seed_in_any_batch(pipe):
-    together = pipe.generate(PROMPTS, 2, seeds=5, **FEW)
-    assert images_agree(together, pipe.generate(PROMPTS, 2, seeds=5, batch_size=3, **FEW))
-    assert images_agree(together[3:], pipe.generate(PROMPTS[1], seeds=8, **FEW))
+    together = pipe(PROMPTS, num_images_per_prompt=2, seed=5, **FEW).images
+    assert images_agree(
+        together, pipe(PROMPTS, num_images_per_prompt=2, seed=5, batch_size=3, **FEW).images
+    )
+    assert images_agree(together[3:], pipe(PROMPTS[1], seed=8, **FEW).images)
     assert not images_agree(together[:1], together[1:2])
 
 
@@ -65,29 +68,29 @@ def test_samplers_are_chosen_for_either_diffusion_and_kept_in_the_file(pipe, sam
         network.register_forward_hook(lambda *_, name=name: calls.update({name: calls[name] + 1}))
         for name, network in networks.items()
     ]
-    (picture,) = pipe.generate(
+    (picture,) = pipe(
         PROMPTS[0],
-        seeds=1,
-        steps=3,
-        decoder_steps=1,
+        seed=1,
+        num_inference_steps=3,
+        decoder_num_inference_steps=1,
         sampler=sampler,
         decoder_sampler=sampler,
         guidance_interval=(0.1, 0.9),
-    )
+    ).images
     for hook in hooks:
         hook.remove()
     assert calls == {"dit": model_calls(sampler, 3), "unet": model_calls(sampler, 1)}
     picture.save(tmp_path / "one.png")
-    known = settings_of(tmp_path / "one.png")
+    known = read_metadata(tmp_path / "one.png")
     assert (known["sampler"], known["decoder_sampler"]) == (sampler, sampler)
-    assert known["guidance_interval"] == [0.1, 0.9] and known["steps"] == 3
+    assert known["guidance_interval"] == [0.1, 0.9] and known["num_inference_steps"] == 3
 
 
 def test_the_default_is_euler_as_published(pipe):
-    default = pipe.generate(PROMPTS[0], seeds=1, **FEW)
-    euler = pipe.generate(PROMPTS[0], seeds=1, sampler="euler", decoder_sampler="euler", **FEW)
+    default = pipe(PROMPTS[0], seed=1, **FEW).images
+    euler = pipe(PROMPTS[0], seed=1, sampler="euler", decoder_sampler="euler", **FEW).images
     assert default[0].tobytes() == euler[0].tobytes()
-    other = pipe.generate(PROMPTS[0], seeds=1, sampler="heun", **FEW)
+    other = pipe(PROMPTS[0], seed=1, sampler="heun", **FEW).images
     assert not images_agree(default, other)
 
 
@@ -97,20 +100,20 @@ def test_the_default_is_euler_as_published(pipe):
         ({"sampler": "rk4"}, "no sampler 'rk4'; choose from euler"),
         ({"decoder_sampler": ""}, "no sampler ''"),
         ({"guidance_interval": (0.5, 2)}, "guidance_interval is 0.5 to 2"),
-        ({"steps": 0}, "at least 1 step, not 0"),
-        ({"decoder_steps": -1}, "at least 1 step, not -1"),
+        ({"num_inference_steps": 0}, "num_inference_steps is 0"),
+        ({"decoder_num_inference_steps": -1}, "decoder_num_inference_steps is -1"),
         ({"batch_size": 0}, "batch_size is 0"),
     ],
 )
 def test_what_no_sampler_takes_is_refused_before_any_work(pipe, conditions, wrong, message):
     with pytest.raises(UserError, match=message):
-        pipe.generate(PROMPTS, **wrong)
+        pipe(PROMPTS, **wrong)
     assert conditions == []
 
 
 def test_a_decoder_of_second_order_is_nearer_to_the_limit_with_as_many_calls(pipe):
     model = pipe.model.decoding.decoder
-    features = pipe.encode(pipe.generate(PROMPTS, seeds=1, **FEW))
+    features = pipe.encode(pipe(PROMPTS, seed=1, **FEW).images)
     noise = noise_from_seeds(model.vae.feature_shape, [0, 1])
     limit = model.sample(features, noise, 60, sampler="dpm++")
     errors = {
@@ -125,14 +128,16 @@ def test_a_decoder_of_second_order_is_nearer_to_the_limit_with_as_many_calls(pip
 
 def test_progress_tells_of_both_networks_and_shows_the_pictures_so_far(pipe):
     told = []
-    pictures = pipe.generate(
+    pictures = pipe(
         PROMPTS,
-        seeds=3,
-        steps=3,
+        seed=3,
+        num_inference_steps=3,
         batch_size=1,
-        decoder_steps=2,
-        callback=lambda p: told.append((p.stage, p.step, p.steps, p.pictures, p.preview())),
-    )
+        decoder_num_inference_steps=2,
+        callback_on_step_end=lambda p: told.append(
+            (p.stage, p.step, p.steps, p.images, p.preview())
+        ),
+    ).images
     assert [each[:4] for each in told] == [
         *(("features", step, 3, range(n, n + 1)) for n in (0, 1) for step in (1, 2, 3)),
         *(("pixels", step, 2, range(n, n + 1)) for n in (0, 1) for step in (1, 2)),
@@ -140,20 +145,22 @@ def test_progress_tells_of_both_networks_and_shows_the_pictures_so_far(pipe):
     assert all(shown[0].size == pictures[0].size for *_, shown in told)
     # after the last step of a stage nothing changes any more
     assert images_agree(told[2][4], pictures[:1]) and images_agree(told[-1][4], pictures[1:])
-    assert images_agree(pipe.generate(PROMPTS, seeds=3, steps=3, decoder_steps=2), pictures)
+    assert images_agree(
+        pipe(PROMPTS, seed=3, num_inference_steps=3, decoder_num_inference_steps=2).images, pictures
+    )
 
 
 @pytest.mark.parametrize("stage", ["features", "pixels"])
 def test_a_callback_that_raises_ends_the_call_and_breaks_nothing(pipe, stage):
-    before = pipe.generate(PROMPTS[0], seeds=3, **FEW)
+    before = pipe(PROMPTS[0], seed=3, **FEW).images
 
     def leave(progress):
         if progress.stage == stage:
             raise ConnectionError("the client left")
 
     with pytest.raises(ConnectionError, match="the client left"):
-        pipe.generate(PROMPTS, seeds=3, callback=leave, **FEW)
-    assert before[0].tobytes() == pipe.generate(PROMPTS[0], seeds=3, **FEW)[0].tobytes()
+        pipe(PROMPTS, seed=3, callback_on_step_end=leave, **FEW)
+    assert before[0].tobytes() == pipe(PROMPTS[0], seed=3, **FEW).images[0].tobytes()
 
 
 # --- memory ---------------------------------------------------------------------------------------
@@ -161,7 +168,7 @@ def test_a_callback_that_raises_ends_the_call_and_breaks_nothing(pipe, stage):
 
 def test_in_low_memory_one_network_at_a_time_is_on_the_device(pipe, monkeypatch):
     # told apart from the CPU that they wait on
-    low = UnifiedPipeline.from_pretrained("tiny", device="cpu:0", low_memory=True)
+    low = UnifiedPipeline.from_pretrained("tiny", device="cpu:0", enable_model_cpu_offload=True)
     moves, plain = [], nn.Module.to
 
     def to(module, device):
@@ -169,7 +176,7 @@ def test_in_low_memory_one_network_at_a_time_is_on_the_device(pipe, monkeypatch)
         return plain(module, device)
 
     monkeypatch.setattr(nn.Module, "to", to)
-    pictures = low.generate(PROMPTS, 2, seeds=5, batch_size=4, **FEW)
+    pictures = low(PROMPTS, num_images_per_prompt=2, seed=5, batch_size=4, **FEW).images
     monkeypatch.undo()
     there = set()
     for name, device in moves:
@@ -183,13 +190,13 @@ def test_in_low_memory_one_network_at_a_time_is_on_the_device(pipe, monkeypatch)
         "Baseline",
         "KLAutoencoder",
     ]
-    assert images_agree(pictures, pipe.generate(PROMPTS, 2, seeds=5, **FEW))
+    assert images_agree(pictures, pipe(PROMPTS, num_images_per_prompt=2, seed=5, **FEW).images)
     assert low.encode(pictures[0]).shape == (1, *low.model.encoder.feature_shape)
 
 
 def test_weights_that_do_not_fit_a_gpu_are_refused_before_they_are_moved(pipe, monkeypatch):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2**20, 2**30))
-    with pytest.raises(UserError, match="0.0 GiB are free on cuda; load the model with low_memory"):
+    with pytest.raises(UserError, match="0.0 GiB are free on cuda; load the model with enable"):
         require_room(pipe.model, torch.device("cuda"))
 
 
@@ -198,8 +205,8 @@ def test_too_many_pictures_at_once_are_told_what_to_lower(pipe, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(pipe.model.generation, "sample", full)
-    with pytest.raises(UserError, match="16 pictures at once .* lower batch_size, or load the"):
-        pipe.generate(PROMPTS, **FEW)
+    with pytest.raises(UserError, match="16 images at once .* lower batch_size, or load the"):
+        pipe(PROMPTS, **FEW)
 
 
 def test_quantizing_wants_its_library_and_a_size_it_has(monkeypatch):
@@ -246,7 +253,11 @@ def test_a_decoder_shows_its_pictures_while_it_works():
     model.set_shapes((32, 3, 3))
     shaken(built(model), 0.02).eval()
     features, seen = torch.randn(2, 32, 3, 3), []
-    options = {"steps": 3, "guidance": 2.0, "on_picture": lambda n, make: seen.append((n, make()))}
+    options = {
+        "num_inference_steps": 3,
+        "guidance_scale": 2.0,
+        "on_picture": lambda n, make: seen.append((n, make())),
+    }
     pixels = model.decode(features, [0, 1], **options)
     assert [number for number, _ in seen] == [0, 1, 2]
     assert_same_images(seen[-1][1], pixels)
@@ -256,13 +267,18 @@ def test_a_model_in_bfloat16_does_all_that_one_in_float32_does():
     """What a GPU computes in by default."""
     pipe = UnifiedPipeline.from_pretrained("tiny", dtype="bfloat16")
     assert {parameter.dtype for parameter in pipe.model.parameters()} == {torch.bfloat16}
-    (picture,) = pipe.generate("a photo of a red circle", seeds=7, steps=10, negative="a cat")
+    (picture,) = pipe(
+        "a photo of a red circle", seed=7, num_inference_steps=10, negative_prompt="a cat"
+    ).images
     question = [{"role": "user", "content": [picture, "what colour is the circle?"]}]
     assert pipe.chat(question) == "red"
     assert pipe.encode(picture).dtype == torch.float32
-    difference = levels(picture) - levels(pipe.reconstruct(picture))
+    difference = levels(picture) - levels(pipe.reconstruct(picture).images)
     assert np.abs(difference).mean() < 20  # of 255: the decoder draws its picture anew
-    assert pipe.edit(picture, "make the circle blue", steps=2)[0].size == picture.size
+    assert (
+        pipe.edit(picture, prompt="make the circle blue", num_inference_steps=2).images[0].size
+        == picture.size
+    )
 
 
 def test_an_unknown_dtype_is_refused_before_anything_is_loaded():

@@ -24,7 +24,7 @@ from triptych.serving.http.image_input import read_picture
 from triptych.utils.errors import PictureError, UserError
 from triptych.utils.image_reader import ImageLimits, read_header, read_image
 from triptych.utils.images import open_picture
-from triptych.utils.png_metadata import settings_of
+from triptych.utils.png_metadata import read_metadata
 
 
 def table_picture(path):
@@ -185,7 +185,7 @@ def test_size_of_tiles_and_settings_come_from_headers_alone(bad_files):
     folder = bad_files["160 megapixels"].parent
     assert tile_size(folder, [Sample("k", "p", "image.png")]) == 0
     with pytest.raises(UserError, match="is no picture that can be read"):
-        settings_of(folder / "image.png")
+        read_metadata(folder / "image.png")
 
 
 def test_settings_of_another_shape_are_refused(tmp_path):
@@ -196,7 +196,7 @@ def test_settings_of_another_shape_are_refused(tmp_path):
         info.add_itxt("triptych", text)
         Image.new("RGB", (8, 8)).save(tmp_path / "a.png", pnginfo=info)
         with pytest.raises(UserError, match="says nothing of how it was made"):
-            settings_of(tmp_path / "a.png")
+            read_metadata(tmp_path / "a.png")
 
 
 @pytest.mark.parametrize(

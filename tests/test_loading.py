@@ -1,7 +1,5 @@
 """What a name means as a model: presets, files, folders, runs and their checkpoints."""
 
-import json
-
 import pytest
 import torch
 import yaml
@@ -15,9 +13,10 @@ from triptych.inference.loading import find_source
 from triptych.inference.pipeline import UnifiedPipeline
 from triptych.utils.errors import UserError
 from triptych.utils.paths import ASSETS
+from triptych.utils.png_metadata import metadata_of
 
 CALLBACKS = ["Checkpoint", "ExportWeights"]
-TINY = ROOT / "conf" / "model" / "tiny.yaml"
+TINY = ROOT / "conf" / "presets" / "tiny.yaml"
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +35,13 @@ def runs(tmp_path_factory, shapes_folder):
             }
             short = folder / "short.yaml"
             short.write_text(yaml.safe_dump({"trainer": trainer}))
-            files = [ROOT / "conf" / "base.yaml", TINY, ROOT / "conf" / "stage2.yaml"]
+            files = [
+                ROOT / "conf" / "base.yaml",
+                TINY,
+                ROOT / "conf" / "stages" / "stage2.yaml",
+                ROOT / "conf" / "recipes" / "tiny" / "stage2.yaml",
+                ROOT / "conf" / "data" / "tiny" / "stage2.yaml",
+            ]
             configs = [word for file in files for word in ("--config", file)]
             words = ["fit", *configs, *own_shards(shapes_folder), "--config", short]
             words += ["--data.batch_size=2", "--model.optimization.lr=0.1"]
@@ -93,8 +98,10 @@ def test_the_average_is_another_model(runs):
 def test_a_trained_model_keeps_its_other_panels_and_draws(runs):
     pipe = UnifiedPipeline.from_pretrained(runs / "version_1", device="cpu")
     assert torch.equal(pipe.model.generation.queries, trained(runs / "version_1"))
-    (picture,) = pipe.generate("a red circle", seeds=1, steps=1, decoder_steps=1)
-    assert json.loads(picture.info["triptych"])["model"] == "version_1"
+    (picture,) = pipe(
+        "a red circle", seed=1, num_inference_steps=1, decoder_num_inference_steps=1
+    ).images
+    assert metadata_of(picture)["model"] == "version_1"
     assert pipe.chat([{"role": "user", "content": [picture, "how many?"]}])
 
 

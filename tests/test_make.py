@@ -19,8 +19,6 @@ TARGETS = (
 def make(tmp_path):
     """Runs make in a bare folder that holds the Makefile and the presets, and no environment."""
     shutil.copy(ROOT / "Makefile", tmp_path)
-    for folder in ("model", "recipes", "trainer"):
-        shutil.copytree(ROOT / "conf" / folder, tmp_path / "conf" / folder)
     for name in ("setup.cfg", "constraints.txt", "pyproject.toml"):
         (tmp_path / name).touch()
     # The variables of a make around this test are not the user's.
@@ -51,43 +49,8 @@ def test_help_lists_every_target(make, words):
     assert [line.split()[0] for line in result.stdout.splitlines()[: len(TARGETS)]] == TARGETS
 
 
-def test_unknown_preset_names_the_known_ones(make, tmp_path):
-    line = refused(make("train-stage2", "PRESET=tinny"), tmp_path)
-    assert "'tinny' is unknown" in line and "tiny" in line.split("one of:")[1]
-
-
-def test_unknown_trainer_names_the_known_ones(make, tmp_path):
-    line = refused(make("train-stage2", "TRAINER=fsdp3"), tmp_path)
-    assert "'fsdp3' is unknown" in line and "ddp fsdp1 fsdp2 single" in line
-
-
 def test_a_folder_of_cases_that_is_not_there(make, tmp_path):
     assert "'nowhere' does not exist" in refused(make("parity", "CASES=nowhere"), tmp_path)
-
-
-def test_empty_preset(make, tmp_path):
-    assert "is unknown" in refused(make("train-stage1", "PRESET="), tmp_path)
-
-
-def test_missing_data_folder(make, tmp_path):
-    line = refused(make("train-stage2", "DATA=no/such folder"), tmp_path)
-    assert "'no/such folder' does not exist" in line
-
-
-def test_data_folder_without_shards(make, tmp_path):
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "picture.jpg").touch()
-    line = refused(make("train-stage2", "DATA=mine"), tmp_path)
-    assert "'mine' holds no WebDataset shard" in line
-
-
-@pytest.mark.parametrize("shard", ["A.TAR", "sub/folder/a.tar", "sub/a.Tar"])
-def test_shards_in_sub_folders_and_in_capitals_are_data(shard, trained, tmp_path):
-    (tmp_path / "mine" / "a.tar").unlink()
-    path = tmp_path / "mine" / shard
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.touch()
-    assert "--data.shards=mine" in trained("train-stage2")
 
 
 def test_python_that_is_not_there(make, tmp_path):
@@ -119,29 +82,17 @@ def trained(make, tmp_path):
 
 
 def test_training_command_is_the_plain_one(trained):
-    """Three configs, the data, ARGS last."""
+    """Preset, stage and data, ARGS last."""
     assert trained("train-stage2", "ARGS=--trainer.max_steps=3 --model.seed=1") == (
-        "-P -m triptych fit --config conf/base.yaml --config conf/model/tiny.yaml "
-        "--config conf/stage2.yaml --config conf/data/folder.yaml --data.shards=mine "
+        "-P -m triptych fit --preset tiny --stage stage2 --data-dir mine "
         "--trainer.max_steps=3 --model.seed=1"
     )
 
 
-def test_a_trainer_comes_after_the_recipe_and_before_the_data(trained):
+def test_a_trainer_is_the_hardware(trained):
     assert trained(
         "train-stage2", "PRESET=blip3o_8b", "TRAINER=ddp", "ARGS=--trainer.devices=2"
     ) == (
-        "-P -m triptych fit --config conf/base.yaml --config conf/model/blip3o_8b.yaml "
-        "--config conf/stage2.yaml --config conf/recipes/blip3o_8b/stage2.yaml "
-        "--config conf/trainer/ddp.yaml --config conf/data/folder.yaml --data.shards=mine "
+        "-P -m triptych fit --preset blip3o_8b --stage stage2 --hardware ddp --data-dir mine "
         "--trainer.devices=2"
-    )
-
-
-@pytest.mark.parametrize("preset", ["blip3o_4b", "blip3o_8b", "siglip2_sana"])
-def test_a_recipe_of_the_preset_comes_after_the_stage_and_before_the_data(trained, preset):
-    assert trained("train-stage2", f"PRESET={preset}", "ARGS=--model.seed=1") == (
-        f"-P -m triptych fit --config conf/base.yaml --config conf/model/{preset}.yaml "
-        f"--config conf/stage2.yaml --config conf/recipes/{preset}/stage2.yaml "
-        "--config conf/data/folder.yaml --data.shards=mine --model.seed=1"
     )

@@ -24,6 +24,8 @@ from PIL import Image
 
 from triptych.callbacks import WritePictures
 from triptych.checkpoints import WeightFiles
+from triptych.inference import image_generation
+from triptych.inference.model_inference import inference_of
 from triptych.interfaces import IMAGE_TO_TEXT, TEXT_TO_IMAGE
 from triptych.modules import (
     GenerationModule,
@@ -65,9 +67,9 @@ def test_each_objective_learns_and_makes_pictures(objective, weights, samples):
     losses = steps(model, batches(model, samples, TEXT_TO_IMAGE), 8)
     assert losses[-1] < 0.8 * losses[0]
     model.eval()
-    pictures = model.generate(CAPTIONS, [0, 1, 2])
+    pictures = inference_of(model).generate(CAPTIONS, seeds=[0, 1, 2])
     assert pictures.shape == (3, 3, SIDE, SIDE) and pictures.dtype == torch.uint8
-    features = model.generation.sample(model.condition(CAPTIONS), [0, 1, 2])
+    features = model.generation.sample(image_generation.condition(model, CAPTIONS), [0, 1, 2])
     assert features.shape == (3, *model.target_encoder.feature_shape)
     assert model.target_encoder.feature_shape == ((8, 6, 6) if "vae" in objective else (32, 3, 3))
 
@@ -147,26 +149,26 @@ def test_a_prompt_may_show_pictures(weights, samples):
 
 def guided(weights, negative, **settings):
     """A model whose decoder is guided away from `negative`."""
-    model = configured("stage2", weights, negative=negative, **settings).eval()
-    model.decoding.decoder.guidance = 3.0
+    model = configured("stage2", weights, decoder_negative=negative, **settings).eval()
+    model.decoding.decoder.guidance_scale = 3.0
     return model
 
 
 def test_negatives_are_of_three_kinds(weights):
     pictures = {}
-    for kind in ("own", "prompt", "blank"):
+    for kind in ("zeros", "space_prompt", "black_image"):
         model = guided(weights, kind)
         null = model.negative_features(kind)
-        assert (null is None) == (kind == "own")
+        assert (null is None) == (kind == "zeros")
         assert null is None or null.shape == (1, 32, 3, 3)
-        pictures[kind] = model.generate(CAPTIONS, [0, 1, 2])
-    assert not torch.equal(pictures["own"], pictures["prompt"])
-    assert not torch.equal(pictures["own"], pictures["blank"])
-    assert not torch.equal(pictures["prompt"], pictures["blank"])
+        pictures[kind] = inference_of(model).generate(CAPTIONS, seeds=[0, 1, 2])
+    assert not torch.equal(pictures["zeros"], pictures["space_prompt"])
+    assert not torch.equal(pictures["zeros"], pictures["black_image"])
+    assert not torch.equal(pictures["space_prompt"], pictures["black_image"])
 
 
 def test_the_negative_prompt_is_a_run_of_its_own_seed(weights):
-    model = guided(weights, "prompt", negative_seed=5)
+    model = guided(weights, "space_prompt", decoder_negative_seed=5)
     tokenizer = model.preprocessing().tokenizer
     ids = torch.tensor([[*tokenizer(" ")["input_ids"], token_id(tokenizer, "[IMG]")]])
     with torch.no_grad():
@@ -174,50 +176,58 @@ def test_the_negative_prompt_is_a_run_of_its_own_seed(weights):
             ids, torch.ones_like(ids), model.generation.queries
         )
     expected = model.generation.sample(condition, [5])
-    assert torch.equal(model.negative_features("prompt"), expected)
-    other = guided(weights, "prompt", negative_seed=6).negative_features("prompt")
+    assert torch.equal(model.negative_features("space_prompt"), expected)
+    other = guided(weights, "space_prompt", decoder_negative_seed=6).negative_features(
+        "space_prompt"
+    )
     assert not torch.equal(other, expected)
 
 
 def test_pictures_are_asked_for_by_the_template_of_inference(weights):
     model = configured("stage2", weights).eval()
     caption = " a red circle\n"
-    stripped = model.condition([caption]).states
-    assert torch.equal(stripped, model.condition(["a red circle"]).states)
+    stripped = image_generation.condition(model, [caption]).states
+    assert torch.equal(stripped, image_generation.condition(model, ["a red circle"]).states)
     model.generation.training_template = "published_training"
-    assert torch.equal(stripped, model.condition([caption]).states)
+    assert torch.equal(stripped, image_generation.condition(model, [caption]).states)
     model.generation.template = "published_inference"
-    assert not torch.equal(stripped, model.condition([caption]).states)
+    assert not torch.equal(stripped, image_generation.condition(model, [caption]).states)
 
 
 def test_the_negative_is_made_once_and_anew_after_training(weights, samples):
-    model = guided(weights, "prompt")
-    first = model.negative_features("prompt")
-    assert model.negative_features("prompt") is first
+    model = guided(weights, "space_prompt")
+    first = model.negative_features("space_prompt")
+    assert model.negative_features("space_prompt") is first
     with torch.no_grad():
         model.generation.queries.mul_(2)
     model.train().eval()
-    assert not torch.equal(model.negative_features("prompt"), first)
+    assert not torch.equal(model.negative_features("space_prompt"), first)
 
 
 def test_a_reconstruction_is_led_away_from_the_blank_picture(weights):
     pictures = torch.randint(0, 256, (2, 3, SIDE, SIDE), dtype=torch.uint8)
-    shown = {k: guided(weights, k).reconstruct(pictures, [0, 1]) for k in ("prompt", "blank")}
-    assert torch.equal(shown["prompt"], shown["blank"])
-    assert not torch.equal(shown["blank"], guided(weights, "own").reconstruct(pictures, [0, 1]))
+    shown = {
+        k: inference_of(guided(weights, k)).reconstruct(pictures, seeds=[0, 1])
+        for k in ("space_prompt", "black_image")
+    }
+    assert torch.equal(shown["space_prompt"], shown["black_image"])
+    assert not torch.equal(
+        shown["black_image"],
+        inference_of(guided(weights, "zeros")).reconstruct(pictures, seeds=[0, 1]),
+    )
 
 
 def test_a_picture_is_the_same_whatever_was_asked_before_or_beside(weights):
     """Neither the first picture nor its neighbours change another: each has its seed."""
-    model = guided(weights, "prompt")
-    together = model.generate(CAPTIONS, [7, 8, 9])
+    model = guided(weights, "space_prompt")
+    together = inference_of(model).generate(CAPTIONS, seeds=[7, 8, 9])
     for number in (2, 0, 1):
-        fresh = guided(weights, "prompt")
-        alone = fresh.generate(CAPTIONS[number : number + 1], [7 + number])[0]
+        fresh = guided(weights, "space_prompt")
+        alone = inference_of(fresh).generate(CAPTIONS[number : number + 1], seeds=[7 + number])[0]
         assert_same_images(alone, together[number])
-        again = model.generate(CAPTIONS[number : number + 1], [7 + number])[0]
+        again = inference_of(model).generate(CAPTIONS[number : number + 1], seeds=[7 + number])[0]
         assert torch.equal(again, alone)
-    other = model.generate(CAPTIONS[:1], [8])[0]
+    other = inference_of(model).generate(CAPTIONS[:1], seeds=[8])[0]
     assert (other.int() - together[0].int()).abs().max() > 1
 
 
@@ -291,7 +301,7 @@ def test_an_unknown_loss_is_refused():
 
 def test_generation_without_steps_is_refused():
     with pytest.raises(UserError, match="at least 1 step, not 0"):
-        GenerationModule(dit(), steps=0)
+        GenerationModule(dit(), num_inference_steps=0)
 
 
 def test_a_missing_panel_is_refused():
@@ -322,33 +332,33 @@ def whole(weights):
 
 
 def test_a_picture_is_that_of_its_prompt_and_seed(whole):
-    together = whole.generate(CAPTIONS, [4, 5, 6])
-    assert torch.equal(together, whole.generate(CAPTIONS, [4, 5, 6]))
+    together = inference_of(whole).generate(CAPTIONS, seeds=[4, 5, 6])
+    assert torch.equal(together, inference_of(whole).generate(CAPTIONS, seeds=[4, 5, 6]))
     for i, caption in enumerate(CAPTIONS[:2]):
-        alone = whole.generate([caption], [4 + i])[0]
+        alone = inference_of(whole).generate([caption], seeds=[4 + i])[0]
         assert_same_images(alone, together[i])
-    other = whole.generate(CAPTIONS[:1], [7])[0]
+    other = inference_of(whole).generate(CAPTIONS[:1], seeds=[7])[0]
     assert (other.int() - together[0].int()).abs().max() > 10
 
 
 def test_steps_and_guidance_are_options_of_a_call(whole):
-    condition = whole.condition(CAPTIONS[:1])
+    condition = image_generation.condition(whole, CAPTIONS[:1])
     sample = whole.generation.sample
     base = sample(condition, [0])
-    assert torch.equal(base, sample(condition, [0], steps=3, guidance=3.0))
-    assert not torch.equal(base, sample(condition, [0], steps=5))
-    assert not torch.equal(base, sample(condition, [0], guidance=1.0))
+    assert torch.equal(base, sample(condition, [0], num_inference_steps=3, guidance_scale=3.0))
+    assert not torch.equal(base, sample(condition, [0], num_inference_steps=5))
+    assert not torch.equal(base, sample(condition, [0], guidance_scale=1.0))
 
 
 def test_reconstructions_and_answers_have_the_right_shape(whole, samples):
     pixels = batches(whole, samples, TEXT_TO_IMAGE).target_pixels
-    shown = whole.reconstruct(pixels, [0, 1, 2, 3])
+    shown = inference_of(whole).reconstruct(pixels, seeds=[0, 1, 2, 3])
     assert shown.shape == pixels.shape and shown.dtype == torch.uint8
-    answers = whole.answer(pixels, ["what is it?"] * 4, 4)
+    answers = inference_of(whole).answer(pixels, ["what is it?"] * 4, max_new_tokens=4)
     assert len(answers) == 4 and all(isinstance(answer, str) for answer in answers)
     large = torch.nn.functional.interpolate(pixels, scale_factor=2)
-    assert len(whole.answer(large, ["what is it?"] * 4, 4)) == 4
-    assert len(whole.answer(None, ["what?"], 4)) == 1
+    assert len(inference_of(whole).answer(large, ["what is it?"] * 4, max_new_tokens=4)) == 4
+    assert len(inference_of(whole).answer(None, ["what?"], max_new_tokens=4)) == 1
 
 
 def test_predictions_are_pictures_named_by_their_samples(whole, shapes_folder, tmp_path):
@@ -367,9 +377,9 @@ def test_predictions_are_pictures_named_by_their_samples(whole, shapes_folder, t
 
 def test_an_empty_prompt_is_refused(whole):
     with pytest.raises(UserError, match="the prompt is empty"):
-        whole.generate([" "], [0])
+        inference_of(whole).generate([" "], seeds=[0])
     with pytest.raises(UserError, match="question 1 is empty"):
-        whole.answer(None, [""])
+        inference_of(whole).answer(None, [""])
 
 
 # --- each panel alone -----------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 import pytest
 import yaml
-from builders import ROOT
+from builders import ROOT, STAGE2, config_words
 from jsonargparse import Namespace
 
 from triptych.cli.main import main
@@ -11,7 +11,7 @@ from triptych.modules import UnifiedModule
 from triptych.utils.config_nulls import require_values
 from triptych.utils.errors import ConfigurationError, UserError
 
-TINY = ROOT / "conf/model/tiny.yaml"
+TINY = ROOT / "conf/presets/tiny.yaml"
 
 
 def leaves(settings, path=()):
@@ -101,8 +101,7 @@ def namespaces(value):
 )
 def test_a_fit_with_a_null_is_refused(flag, says, tmp_path, monkeypatch, capsys, shapes_folder):
     monkeypatch.chdir(tmp_path)
-    names = ("base.yaml", "model/tiny.yaml", "stage2.yaml", "data/folder.yaml")
-    configs = [word for name in names for word in ("--config", str(ROOT / "conf" / name))]
+    configs = config_words(*STAGE2, "data/folder")
     with pytest.raises(SystemExit) as stopped:
         main(["fit", *configs, f"--data.shards={shapes_folder / 'train'}", flag])
     said = capsys.readouterr().err

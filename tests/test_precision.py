@@ -13,7 +13,10 @@ from torch import nn
 
 from triptych import backbones
 from triptych.checkpoints import WeightFiles, load_weights, save_weights
+from triptych.inference import image_generation
+from triptych.inference.generation_config import GenerationConfig
 from triptych.inference.loading import describe_model
+from triptych.inference.model_inference import inference_of
 from triptych.inference.pipeline import UnifiedPipeline
 from triptych.interfaces import Part
 from triptych.modules.base import Panel
@@ -159,7 +162,7 @@ def same_buffers(model, exact):
 
 @pytest.mark.parametrize(("dtype", "low_memory"), [("bfloat16", False), ("float16", True)])
 def test_the_pipeline_loads_the_same_buffers_in_every_dtype(pipe, dtype, low_memory):
-    options = {"dtype": dtype, "low_memory": low_memory}
+    options = {"dtype": dtype, "enable_model_cpu_offload": low_memory}
     model = UnifiedPipeline.from_pretrained("tiny", device="cpu", **options).model
     assert {parameter.dtype for parameter in model.parameters()} == {getattr(torch, dtype)}
     same_buffers(model, pipe.model)
@@ -351,11 +354,15 @@ def test_a_part_computes_in_its_dtype_and_near_float32(name, dtype):
 def test_images_of_a_pipeline_in_half_precision(pipe, dtype):
     prompts = ["a photo of a red circle", "a blue square above a green circle"]
     half = UnifiedPipeline.from_pretrained("tiny", device="cpu", dtype=dtype)
-    exact = pipe.model.generate(prompts, [1, 2], steps=4)
-    found = half.model.generate(prompts, [1, 2], steps=4)
+    exact = inference_of(pipe.model).generate(
+        prompts, seeds=[1, 2], config=GenerationConfig(num_inference_steps=4)
+    )
+    found = inference_of(half.model).generate(
+        prompts, seeds=[1, 2], config=GenerationConfig(num_inference_steps=4)
+    )
     difference = (found.int() - exact.int()).abs().float()
     assert difference.mean() < (4 if dtype == BF16 else 1)  # of 255
     shown = pixels(2)
-    wanted = pipe.model.encode(shown)
-    assert half.model.encode(shown).dtype == torch.float32
-    assert relative(half.model.encode(shown), wanted) < 12 * ROUNDOFF
+    wanted = image_generation.encode(pipe.model, shown)
+    assert image_generation.encode(half.model, shown).dtype == torch.float32
+    assert relative(image_generation.encode(half.model, shown), wanted) < 12 * ROUNDOFF

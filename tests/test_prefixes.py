@@ -74,7 +74,7 @@ def test_a_prefix_that_nobody_knows_is_named(tensors, tmp_path):
     path = tmp_path / "w.safetensors"
     save_file(renamed(tensors, "student."), path)
     with pytest.raises(UserError, match=r"begin with 'student' .*save the weights without it"):
-        load_model([ROOT / "conf/model/tiny.yaml"], [f"--model.weights.generation={path}"])
+        load_model([ROOT / "conf/presets/tiny.yaml"], [f"--model.weights.generation={path}"])
 
 
 def test_a_name_with_and_without_its_prefix_is_refused(tensors, tmp_path):

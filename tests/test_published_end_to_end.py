@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 
 CONF = ROOT / "conf"
 MODEL = "weights/small/model.yaml"
-QUICK = ["--model.decoding.decoder.steps=1"]
+QUICK = ["--model.decoding.decoder.num_inference_steps=1"]
 
 
 def run(folder, *arguments, status=0):
@@ -51,7 +51,7 @@ def small(tmp_path_factory):
 
 def test_the_converted_model_makes_pictures(small):
     prompts = ["a red circle", "two blue squares"]
-    flags = ["--steps", 2, "--config", MODEL, *QUICK, "--model.encoder.heads=2"]
+    flags = ["--num-inference-steps", 2, "--config", MODEL, *QUICK, "--model.encoder.heads=2"]
     lines = [line.split("\t") for line in run(small, "generate", *prompts, *flags).splitlines()]
     assert [prompt for _, prompt in lines] == prompts
     first, second = (np.asarray(Image.open(small / path)) for path, _ in lines)
@@ -79,7 +79,7 @@ def test_stage_2_trains_from_the_converted_model(small, shapes_folder):
         *(f"--trainer.{name}={value}" for name, value in trainer.items()),
         f"--data.shards={shapes_folder / 'train'}",
         *("--data.batch_size=2", "--data.val_samples=2"),
-        *("--model.generation.steps=2", *QUICK),
+        *("--model.generation.num_inference_steps=2", *QUICK),
     )
     results = small / "runs" / "small" / "stage2" / "version_0"
     rows = list(csv.DictReader((results / "metrics.csv").open()))
@@ -106,7 +106,11 @@ def test_converted_back_it_is_the_release_again_byte_for_byte(small):
 @pytest.mark.parametrize(
     ("status", "says", "words"),
     [
-        (2, "at least 1 step, not 0", ["--config", MODEL, "--model.decoding.decoder.steps=0"]),
+        (
+            2,
+            "at least 1 step, not 0",
+            ["--config", MODEL, "--model.decoding.decoder.num_inference_steps=0"],
+        ),
         (1, "nowhere.yaml does not exist; check the path", ["--config", "nowhere.yaml"]),
         (2, "unrecognized arguments: --sead=7", ["--config", MODEL, "--sead=7"]),
     ],

@@ -19,7 +19,7 @@ TOWER, UNET = 4_350_208_256, 2_525_520_644
 
 
 def described(preset, *flags):
-    return describe_model([ROOT / "conf" / "model" / f"{preset}.yaml"], flags)
+    return describe_model([ROOT / "conf" / "presets" / f"{preset}.yaml"], flags)
 
 
 def size(parameters):
@@ -73,11 +73,15 @@ def test_no_trick_of_the_tiny_preset_is_on(preset):
 
 def test_pictures_are_sampled_as_the_released_weights_were_scored(preset):
     _, model = preset
-    assert model.negative == "prompt" and model.generation.integer_times
+    assert model.decoder_negative == "space_prompt" and model.generation.integer_times
     assert model.generation.template == "published_inference"
-    assert (model.generation.steps, model.generation.guidance) == (30, 3.0)
+    assert (model.generation.num_inference_steps, model.generation.guidance_scale) == (30, 3.0)
     decoder = model.decoding.decoder
-    assert (decoder.steps, decoder.guidance, decoder.original_size) == (50, 3.0, 1024)
+    assert (decoder.num_inference_steps, decoder.guidance_scale, decoder.original_size) == (
+        50,
+        3.0,
+        1024,
+    )
 
 
 def test_a_published_preset_without_tokenizer_says_so_where_it_is_needed():

@@ -9,10 +9,20 @@ from builders import ROOT
 from forking import Forks
 from PIL import Image
 
-MODEL = ["--config", ROOT / "conf/model/tiny.yaml"]
-STAGE2 = ["--config", ROOT / "conf/base.yaml", *MODEL, "--config", ROOT / "conf/stage2.yaml"]
+MODEL = ["--config", ROOT / "conf/presets/tiny.yaml"]
+STAGE2 = [
+    "--config",
+    ROOT / "conf/base.yaml",
+    *MODEL,
+    "--config",
+    ROOT / "conf/stages/stage2.yaml",
+    "--config",
+    ROOT / "conf/recipes/tiny/stage2.yaml",
+    "--config",
+    ROOT / "conf/data/tiny/stage2.yaml",
+]
 SHARDS = ["--config", ROOT / "conf/data/folder.yaml", "--data.shards=good"]
-FEW = ["--steps", 1, "--decoder-steps", 1]
+FEW = ["--num-inference-steps", 1, "--decoder-num-inference-steps", 1]
 BAD_MODELS = [
     ["--model.bogus=1"],
     ["--model.weights.generation=bad.safetensors"],
@@ -68,7 +78,8 @@ REFUSED = {
         *each(["generate", "a", *FEW, *DRAW], *BAD_MODELS, *BAD_SOURCES, *BAD_DEVICES),
         *each(["generate", "a", *FEW], *BAD_SOURCES),  # to the default folder
         *each(["generate", *DRAW], ["--prompts", "nowhere"], ["--prompts", "bad.jsonl"], [" "]),
-        *each(["generate", "a", *DRAW], ["--sampler", "bogus"], ["--steps", 0], ["--ema"]),
+        *each(["generate", "a", *DRAW], ["--sampler", "bogus"], ["--ema"]),
+        *each(["generate", "a", *DRAW], ["--num-inference-steps", 0]),
         *each(["generate", "a", *FEW], *(["--out", place] for place in BAD_PLACES)),
     ],
     "edit": [
@@ -82,7 +93,7 @@ REFUSED = {
         *each(["reconstruct", "red.png"], *(["--out", place] for place in BAD_PLACES)),
     ],
     "eval shapes": [
-        *each(SHAPES, *BAD_MODELS, *BAD_SOURCES, *BAD_DEVICES, ["--steps", 0]),
+        *each(SHAPES, *BAD_MODELS, *BAD_SOURCES, *BAD_DEVICES, ["--num-inference-steps", 0]),
         *each(SHAPES, *(["--out", place] for place in [*BAD_PLACES, "empty"])),
         *each(SHAPES, *(["--page", place] for place in [*BAD_PLACES, "empty"])),
         *each(SHAPES, *(["--pictures", place] for place in [*BAD_PLACES, "file"])),
@@ -162,7 +173,7 @@ REFUSED = {
 THEN = {
     "generate": ["generate", "a", *FEW, *DRAW],
     "edit": ["edit", "red.png", "b", *FEW, *DRAW],
-    "reconstruct": ["reconstruct", "red.png", "--steps", 1, *DRAW],
+    "reconstruct": ["reconstruct", "red.png", "--decoder-num-inference-steps", 1, *DRAW],
     "eval shapes": SHAPES,
     "data index": ["data", "index", "good", "--checksums"],
     "data inspect": [*INSPECT, "images"],

@@ -11,7 +11,7 @@ import time
 
 import pytest
 import yaml
-from builders import ROOT
+from builders import ROOT, STAGE2, config_words
 from forking import Forks
 
 from triptych.checkpoints import atomic_checkpoint
@@ -58,10 +58,7 @@ def words(tmp_path_factory, shapes_folder):
     """A short stage 2 with the loggers of conf/base.yaml."""
     path = tmp_path_factory.mktemp("small") / "small.yaml"
     path.write_text(yaml.safe_dump(SMALL))
-    names = ("base.yaml", "model/tiny.yaml", "stage2.yaml", "data/folder.yaml")
-    configs = [*(ROOT / "conf" / name for name in names), path]
-    configs = [word for config in configs for word in ("--config", config)]
-    return [*configs, f"--data.shards={shapes_folder / 'train'}"]
+    return [*config_words(*STAGE2, "data/folder", path), f"--data.shards={shapes_folder / 'train'}"]
 
 
 @pytest.fixture(scope="module")

@@ -108,7 +108,7 @@ def test_a_shifted_grid_is_that_of_training_and_still_ends_at_the_data():
 
 def test_guidance_one_is_one_call_a_step_on_the_batch_itself():
     model, shown = Stub(lambda x, t, c: torch.zeros_like(x)), []
-    sample_flow(model, told(2), noise(), 5, 1.0, lambda i, x, _: shown.append((i, x.shape)))
+    sample_flow(model, told(2), noise(), 5, 1.0, on_step=lambda i, x, _: shown.append((i, x.shape)))
     assert [len(x) for x, _, _ in model.calls] == [2] * 5
     assert all(torch.equal(c, told(2).states) for _, _, c in model.calls)
     assert shown == [(i, (2, 3, 4, 4)) for i in range(5)]
@@ -126,7 +126,9 @@ def test_guidance_is_its_formula_with_zeros_as_the_null_condition(guidance):
 
 
 def test_no_steps_are_refused():
-    with pytest.raises(UserError, match="at least 1 step, not 0, and at most 1,000; set --steps"):
+    with pytest.raises(
+        UserError, match="at least 1 step, not 0, and at most 1,000; set num_inference_steps"
+    ):
         times(0)
 
 
@@ -209,7 +211,7 @@ def test_each_step_tells_the_features_it_is_on_its_way_to():
     seen = []
     model = Stub(lambda x, t, c: torch.full_like(x, 0.5))
     start = noise()
-    sample_flow(model, told(2), start, 4, 1.0, lambda i, x, to: seen.append((i, x, to)))
+    sample_flow(model, told(2), start, 4, 1.0, on_step=lambda i, x, to: seen.append((i, x, to)))
     for index, x, estimate in seen:
         assert torch.allclose(x, start - 0.5 * (index + 1) / 4, atol=1e-5)
         assert torch.allclose(estimate, start - 0.5, atol=1e-5)
@@ -227,7 +229,12 @@ def test_a_loop_with_kept_keys_and_values_is_the_loop_that_computes_all(guidance
     shaken(built(model))
     condition, start = Condition(torch.randn(4, 6, 16)), noise(4, (5, 3, 3))
     null = torch.randn(1, 6, 16) if given else None
-    options = {"steps": 5, "guidance": guidance, "null": null, "sampler": "heun"}
+    options = {
+        "num_inference_steps": 5,
+        "guidance_scale": guidance,
+        "null": null,
+        "sampler": "heun",
+    }
     projected = []
     model.caption_projection.register_forward_hook(lambda _, a, out: projected.append(len(out)))
     kept = sample_flow(model, condition, start, **options)

@@ -23,9 +23,9 @@ from triptych.cli.main import main
 from triptych.inference.pipeline import UnifiedPipeline
 from triptych.prompts import chat_ids
 from triptych.serving.http.context import Sizes
-from triptych.utils.png_metadata import settings_of
+from triptych.utils.png_metadata import read_metadata
 
-FAST = {"steps": 2, "decoder_steps": 2}
+FAST = {"num_inference_steps": 2, "decoder_num_inference_steps": 2}
 
 
 @pytest.fixture(scope="module")
@@ -57,12 +57,12 @@ def test_pictures_are_those_of_the_pipeline(server, pipeline, tmp_path):
     answer = server.openai().images.generate(
         prompt="a photo of a red circle", n=2, model="tiny", extra_body={"seed": 7, **FAST}
     )
-    direct = pipeline.generate("a photo of a red circle", 2, seeds=7, **FAST)
+    direct = pipeline("a photo of a red circle", num_images_per_prompt=2, seed=7, **FAST).images
     assert [item.seed for item in answer.data] == [7, 8]
     assert_same_images([picture(item) for item in answer.data], direct)
     saved = tmp_path / "picture.png"
     saved.write_bytes(base64.b64decode(answer.data[1].b64_json))
-    assert settings_of(saved)["seed"] == 8 and settings_of(saved)["steps"] == 2
+    assert read_metadata(saved)["seed"] == 8 and read_metadata(saved)["num_inference_steps"] == 2
 
 
 def test_without_a_seed_pictures_differ(server):
@@ -78,7 +78,7 @@ def test_another_size_is_scaled_and_keeps_the_settings(server, tmp_path):
     assert picture(answer.data[0]).size == (256, 256) and answer.size == "256x256"
     saved = tmp_path / "picture.png"
     saved.write_bytes(base64.b64decode(answer.data[0].b64_json))
-    assert settings_of(saved)["seed"] == 7
+    assert read_metadata(saved)["seed"] == 7
 
 
 @pytest.mark.parametrize(("kind", "name"), [("jpeg", "JPEG"), ("webp", "WEBP")])
@@ -94,7 +94,7 @@ def test_edits_of_one_and_of_several_pictures(server, pipeline, tmp_path):
     path = tmp_path / "red.png"
     path.write_bytes(file("red"))
     one = client.images.edit(image=path.open("rb"), prompt="make it blue", extra_body=options)
-    direct = pipeline.edit(path, "make it blue", seeds=3, **FAST)[0]
+    direct = pipeline.edit(path, prompt="make it blue", seed=3, **FAST).images[0]
     assert_same_images(picture(one.data[0]), direct)
 
     several = client.images.edit(
@@ -111,7 +111,7 @@ def test_pictures_are_streamed_as_they_come(server):
     events = list(
         server.openai().images.generate(
             prompt="a red circle", stream=True, partial_images=1,
-            extra_body={"seed": 1, "steps": 2, "decoder_steps": 4},
+            extra_body={"seed": 1, "num_inference_steps": 2, "decoder_num_inference_steps": 4},
         )
     )  # fmt: skip
     assert [event.type for event in events] == [
@@ -122,7 +122,7 @@ def test_pictures_are_streamed_as_they_come(server):
 
 
 def test_chat_about_a_picture_alone_and_streamed(server, pipeline):
-    red = pipeline.generate("a photo of a red circle", seeds=1)[0]
+    red = pipeline("a photo of a red circle", seed=1).images[0]
     made = BytesIO()
     red.save(made, "PNG")
     question = "what colour is the circle?"
@@ -279,7 +279,12 @@ def test_what_runs_is_finished_at_a_signal(process):
     statuses = []
 
     def ask(steps):
-        body = {"prompt": "a red circle", "n": 4, "steps": steps, "decoder_steps": 4}
+        body = {
+            "prompt": "a red circle",
+            "n": 4,
+            "num_inference_steps": steps,
+            "decoder_num_inference_steps": 4,
+        }
         answer = httpx.post(f"{address}/v1/images/generations", json=body, timeout=60)
         statuses.append((answer.status_code, len(answer.json()["data"])))
 

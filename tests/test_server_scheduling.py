@@ -76,7 +76,7 @@ def test_other_settings_are_another_call_and_the_oldest_goes_first(fake, many):
         held(fake, server, many)
         asked = []
         for prompt, steps, n in [("a", 5, 2), ("b", 6, 1), ("c", 5, 3), ("d", 5, 2)]:
-            asked.append(many.submit(ask, server, prompt, steps=steps, n=n))
+            asked.append(many.submit(ask, server, prompt, num_inference_steps=steps, n=n))
             until(lambda: server.scheduler.waiting == len(asked))
         fake.gate.set()
         assert [each.result().status_code for each in asked] == [200] * 4

@@ -17,6 +17,8 @@ from PIL import Image
 from triptych.checkpoints import WeightFiles
 from triptych.data_modules import ConversationFile, Ingredient, MixedDataModule, ShardFolder
 from triptych.data_modules.sources.tables import TextTable
+from triptych.inference.generation_config import GenerationConfig
+from triptych.inference.model_inference import inference_of
 from triptych.interfaces import IMAGE_TO_IMAGE, IMAGE_TO_TEXT, TEXT_TO_IMAGE, TEXT_TO_TEXT
 from triptych.utils.errors import UserError
 
@@ -35,10 +37,14 @@ def made(class_path, settings):
     """A configured callback, made to show and score little."""
     name = class_path.rpartition(".")[2]
     if name == "SampleGrid":
-        settings = {"every": 1, "number": 2}
+        settings = {"every": 1, "number": 2, "previews": inference_of}
     if name == "Evaluate":
         of = settings["evaluator"]["class_path"]
-        settings = {"evaluator": resolve_name(of)(images=3, steps=1)}
+        settings = {
+            "evaluator": resolve_name(of)(
+                images=3, generation_config=GenerationConfig(num_inference_steps=1)
+            )
+        }
     if name == "FlowLossByNoise":
         settings = {"batches": 1, "times": [0.5]}
     return resolve_name(class_path)(**settings)
@@ -160,7 +166,7 @@ def fit(stage, source, task, weights, folder, steps=1):
 
 
 def test_the_stages_tried_here_have_the_losses_of_all_recipes():
-    recipes = [path for path in (ROOT / "conf").glob("*.yaml") if path.stem != "base"]
+    recipes = list((ROOT / "conf" / "stages").glob("*.yaml"))
     tried = [set(stage["losses"]) for stage in STAGES.values()]
     for path in recipes:
         assert set(yaml.safe_load(path.read_text())["model"]["losses"]) in tried, path

@@ -25,6 +25,7 @@ from triptych.checkpoints import WeightFiles
 from triptych.checkpoints.published.siglip_sana import convert_siglip_sana, full_names
 from triptych.cli.main import main
 from triptych.inference.loading import describe_model
+from triptych.inference.model_inference import inference_of
 from triptych.interfaces import TEXT_TO_IMAGE, ImageEncoder
 from triptych.modules import PixelDecoderModule, UnifiedModule
 from triptych.utils.errors import UserError
@@ -37,7 +38,14 @@ SIGLIP |= {"mlp_width": 64, "grid": 3}
 # 6x6 latents, the last of the four levels with attention
 DC_AE = {"image_size": SIDE, "latent_channels": 4, "block_widths": [16, 32, 32, 32]}
 DC_AE |= {"encoder_depths": [1] * 4, "decoder_depths": [1] * 4, "attention_levels": 1}
-SANA = {"width": 64, "depth": 2, "heads": 4, "cross_heads": 2, "caption_width": 48, "steps": 2}
+SANA = {
+    "width": 64,
+    "depth": 2,
+    "heads": 4,
+    "cross_heads": 2,
+    "caption_width": 48,
+    "num_inference_steps": 2,
+}
 
 
 def siglip(**sizes):
@@ -272,7 +280,7 @@ def test_guidance_is_against_the_black_picture():
     of_null = model.null.expand(2, -1, -1, -1)
 
     def shown(features, guidance):
-        return model.decode(features, [0, 1], 3, guidance)
+        return model.decode(features, [0, 1], num_inference_steps=3, guidance_scale=guidance)
 
     plain, guided = shown(features, 1.0), shown(features, 6.0)
     assert_same_images(shown(of_null, 1.0), shown(of_null, 6.0))
@@ -296,9 +304,9 @@ def test_decoder_refuses_sizes_that_do_not_fit():
 
 def test_decoder_refuses_no_steps():
     with pytest.raises(UserError, match="at least 1 step, not 0"):
-        sana(steps=0)
+        sana(num_inference_steps=0)
     with pytest.raises(UserError, match="at least 1 step, not 0"):
-        small_sana().decode(torch.randn(1, 32, 3, 3), [0], steps=0)
+        small_sana().decode(torch.randn(1, 32, 3, 3), [0], num_inference_steps=0)
 
 
 # --- built on meta --------------------------------------------------------------------------------
@@ -325,8 +333,8 @@ def test_what_was_built_on_meta_computes_once_it_is_filled():
 
 @pytest.fixture(scope="module")
 def preset():
-    """conf/model/siglip2_sana.yaml, built on the meta device."""
-    model = describe_model([ROOT / "conf" / "model" / "siglip2_sana.yaml"])
+    """conf/presets/siglip2_sana.yaml, built on the meta device."""
+    model = describe_model([ROOT / "conf" / "presets" / "siglip2_sana.yaml"])
     with torch.device("meta"):
         model.build()
     return model
@@ -369,7 +377,10 @@ def test_the_preset_generates_what_its_encoder_makes(preset):
     assert preset.generation.dit.dit.patch_embedder.proj.in_features == 1152
     assert preset.generation.dit.condition_width == 2048
     assert preset.generation.dit.dit.layers[0].feed_forward.linear_1.out_features == 4864
-    assert preset.decoding.decoder.guidance == 3.0 and preset.decoding.decoder.steps == 30
+    assert (
+        preset.decoding.decoder.guidance_scale == 3.0
+        and preset.decoding.decoder.num_inference_steps == 30
+    )
     assert preset.decoding.decoder.drop == 0.1
 
 
@@ -438,12 +449,12 @@ def test_the_panel_hands_over_the_black_picture_once(files, samples):
     calls = []
     model.encoder.register_forward_hook(lambda module, given, made: calls.append(len(given[0])))
     with torch.inference_mode():  # as in validation; training goes on afterwards
-        model.reconstruct(pictures(2), [0, 1])
+        inference_of(model).reconstruct(pictures(2), seeds=[0, 1])
     black = model.encoder(torch.zeros(1, 3, SIDE, SIDE, dtype=torch.uint8))[0]
     assert calls == [2, 1, 1]
     assert torch.equal(model.decoding.decoder.null, black)
     model.step(batch_of(samples))[0].backward()
-    model.reconstruct(pictures(2), [0, 1])
+    inference_of(model).reconstruct(pictures(2), seeds=[0, 1])
     assert calls == [2, 1, 1, 4, 2]
     assert not [name for name in model.trained_state() if "null" in name]
 
@@ -647,7 +658,13 @@ def fit(monkeypatch, tmp_path, shapes_folder):
 
     def run(stage, *flags):
         conf = ROOT / "conf"
-        files = ["base.yaml", "model/tiny.yaml", f"{stage}.yaml", "data/folder.yaml"]
+        files = [
+            "base.yaml",
+            "presets/tiny.yaml",
+            f"stages/{stage}.yaml",
+            f"recipes/tiny/{stage}.yaml",
+        ]
+        files.append("data/folder.yaml")
         words = [word for name in files for word in ("--config", str(conf / name))]
         data = [f"--data.shards={shapes_folder / 'train'}", "--data.batch_size=4"]
         main(["fit", *words, "--config", "short.yaml", *data, *flags])

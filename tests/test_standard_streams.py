@@ -20,7 +20,7 @@ from PIL import Image
 from triptych.cli.commands import COMMANDS
 from triptych.cli.main import LIGHTNING_COMMANDS
 
-FEW = ["--steps", "1", "--decoder-steps", "1"]
+FEW = ["--num-inference-steps", "1", "--decoder-num-inference-steps", "1"]
 LOST = {"closed": 0, "full": 1, "broken": 141}  # status where all else went well
 SAYS = {"full": "standard output could not be written (No space left on device)"}
 
@@ -44,7 +44,7 @@ def folder(tmp_path):
     return tmp_path
 
 
-CONFIGURED = ["--config", ROOT / "conf/base.yaml", "--config", ROOT / "conf/model/tiny.yaml"]
+CONFIGURED = ["--config", ROOT / "conf/base.yaml", "--config", ROOT / "conf/presets/tiny.yaml"]
 PRINTED = [
     ["--help"],
     ["--version"],
@@ -78,7 +78,7 @@ def test_what_is_printed_for_every_command(command, kind, forks, tmp_path):
 WORK = {
     "generate": ["generate", "--prompts", "prompts.txt", "--batch-size", 1, *FEW, "-o", "out"],
     "edit": ["edit", "red.png", "make it blue", *FEW, "-o", "out"],
-    "reconstruct": ["reconstruct", "red.png", "--steps", 1, "-o", "out"],
+    "reconstruct": ["reconstruct", "red.png", "--decoder-num-inference-steps", 1, "-o", "out"],
     "chat": ["chat", "red.png", "what is it?"],
     "chat lines": ["chat", "--jsonl", "questions.jsonl", "--batch-size", 1],
     "pack": ["data", "pack", ".", "--out", "out"],

@@ -12,7 +12,7 @@ import pytest
 from study import plan as planning
 from study import reading, runs
 from study.__main__ import report
-from study.page import findings_table, sentence
+from study.page import finding_cells, sentence
 from study.plan import ARMS, Plan, Run
 
 from triptych.prompts import generation_ids
@@ -232,7 +232,7 @@ def test_a_finding_is_written_from_its_numbers():
     assert found["verdict"] == "agrees" and found["difference"]["mean"] == pytest.approx(0.1)
     said = sentence(found)
     assert "clip_flow minus vae_flow +0.100" in said and "3 seeds" in said
-    assert "agrees: the interval lies above" in findings_table({"findings": [found]})
+    assert "agrees: the interval lies above" in finding_cells(found)[2]
     alone = reading.compare(finding, rows({"clip_flow": [0.5]}), {})
     assert alone["verdict"] == "undecided" and "not measured" in sentence(alone)
 

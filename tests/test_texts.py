@@ -24,7 +24,9 @@ from triptych.data_modules.tools.inspect import examine
 from triptych.data_modules.tools.pack import pack, skipped
 from triptych.evaluation import dpg, geneval, wise
 from triptych.evaluation.image_sources import read_pictures
+from triptych.inference import image_generation
 from triptych.inference.chat_messages import read_messages
+from triptych.inference.model_inference import inference_of
 from triptych.interfaces import IMAGE_TO_TEXT, TEXT_TO_IMAGE, Preprocessing
 from triptych.serving.http.request_schemas import GenerationBody
 from triptych.serving.webui.launch import read_prompts as read_page_prompts
@@ -273,12 +275,12 @@ def test_a_nul_and_half_a_character_are_refused_at_every_door(text, tmp_path, pi
     known = pipe.model.preprocessing()
     doors = [
         lambda: read_prompts([text], None),
-        lambda: pipe.generate(text),
-        lambda: pipe.generate("red", negative=text),
-        lambda: pipe.edit(Image.new("RGB", (9, 9)), text),
+        lambda: pipe(text).images,
+        lambda: pipe("red", negative_prompt=text).images,
+        lambda: pipe.edit(Image.new("RGB", (9, 9)), prompt=text).images,
         lambda: pipe.chat([{"role": "user", "content": text}]),
         lambda: pipe.chat([{"role": "user", "content": [{"type": "text", "text": text}]}]),
-        lambda: pipe.model.answer(None, [text]),
+        lambda: inference_of(pipe.model).answer(None, [text]),
         lambda: GenerationBody(prompt=text),
         lambda: captions_of(text, "k"),
         lambda: Reading(One(text), TEXT_TO_IMAGE).prompt(0, 0, known),
@@ -296,12 +298,12 @@ def test_a_nul_in_a_file_is_refused_by_its_line(tmp_path):
     (tmp_path / "g.jsonl").write_text(json.dumps(row))
     (tmp_path / "q.jsonl").write_text(json.dumps({"question": "a\0b"}))
     (tmp_path / "e.jsonl").write_text(json.dumps({"instruction": "a\0b", "image": __file__}))
-    (tmp_path / "n.jsonl").write_text(json.dumps({"prompt": "a", "negative": "a\0b"}))
+    (tmp_path / "n.jsonl").write_text(json.dumps({"prompt": "a", "negative_prompt": "a\0b"}))
     for name, read, place in [
         ("p.txt", prompts_of, r"p.txt:3: the prompt"),
         ("p.txt", read_page_prompts, r"p.txt:3: the prompt"),
         ("p.jsonl", prompts_of, r"p.jsonl:3: the prompt"),
-        ("n.jsonl", prompts_of, r"n.jsonl:1: negative"),
+        ("n.jsonl", prompts_of, r"n.jsonl:1: negative_prompt"),
         ("g.jsonl", geneval.read_prompts, "prompt 1 of .*g.jsonl"),
         ("g.jsonl", dpg.read_prompts, "prompt 1 of .*g.jsonl"),
         ("q.jsonl", lambda path: read_questions(str(path)), "q.jsonl:1: the question"),
@@ -363,7 +365,10 @@ def test_training_and_inference_read_the_same_tokens(tmp_path, pipe, given):
     trained = [Reading(shards, TEXT_TO_IMAGE).prompt(n, n, known).ids for n in range(len(ODD))]
     own = [Reading(One(text), TEXT_TO_IMAGE).prompt(0, 0, known).ids for text in ODD]
     assert own == trained
-    rows = pipe.model.prompt_rows
+
+    def rows(texts):
+        return image_generation.prompt_rows(pipe.model, texts)
+
     assert rows(ODD) == trained
     assert rows([each.text for each in read_prompts(ODD, None)]) == trained
     assert rows([GenerationBody(prompt=each).prompt for each in ODD]) == trained
@@ -547,7 +552,7 @@ def test_tokens_of_captions_are_counted_of_what_is_read(tmp_path, tokenizer):
 def test_generate_draws_each_prompt_once(triptych):
     Path("P.NDJSON").write_bytes(MARK + json_lines("red\u2028circle"))
     Path("p.txt").write_bytes(MARK + "red\u2028circle\r\na blue\x85square\r\n".encode())
-    few = ["--steps", "1", "--decoder-steps", "1"]
+    few = ["--num-inference-steps", "1", "--decoder-num-inference-steps", "1"]
     for name, number in [("P.NDJSON", 2), ("p.txt", 2)]:
         status, out, err = triptych("generate", "--prompts", name, *few, "-o", name + "-out")
         assert status == 0, err

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
-from builders import ROOT, data, unified
+from builders import STAGE2, config_words, data, unified
 from forking import Forks
 from jsonargparse import Namespace
 from lightning import Callback, Trainer
@@ -142,11 +142,16 @@ def words(tmp_path_factory, shapes_folder):
             each["init_args"] = {"batches": 1, "times": [0.5]}
     callbacks = [each for each in callbacks if not each["class_path"].endswith("Evaluate")]
     dit = {"width": 32, "depth": 1, "heads": 2, "multiple_of": 16}
-    generation = {"number_of_queries": 2, "draws": 1, "steps": 1, "dit": {"init_args": dit}}
+    generation = {
+        "number_of_queries": 2,
+        "draws": 1,
+        "num_inference_steps": 1,
+        "dit": {"init_args": dit},
+    }
     settings = {
         "model": {
             "generation": {"init_args": generation},
-            "decoding": {"init_args": {"decoder": {"init_args": {"steps": 1}}}},
+            "decoding": {"init_args": {"decoder": {"init_args": {"num_inference_steps": 1}}}},
         },
         "data": {"init_args": {"batch_size": 2, "val_samples": 4}},
         "trainer": {
@@ -156,10 +161,8 @@ def words(tmp_path_factory, shapes_folder):
     }
     path = tmp_path_factory.mktemp("flags") / "small.yaml"
     path.write_text(yaml.safe_dump(settings))
-    names = ("base.yaml", "model/tiny.yaml", "stage2.yaml", "data/folder.yaml")
-    configs = [*(ROOT / "conf" / name for name in names), path]
     shards = [f"--data.{key}={shapes_folder / part}" for key, part in SHARDS.items()]
-    return [*(word for config in configs for word in ("--config", config)), *shards]
+    return [*config_words(*STAGE2, "data/folder", path), *shards]
 
 
 SHARDS = {"shards": "train", "val_shards": "eval"}

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from builders import STAGE2, config_words
 from torch import distributed
 from torch.distributed import checkpoint as sharded_files
 from torch.distributed.checkpoint import metadata as index_classes
@@ -24,7 +25,7 @@ from triptych.inference.trusted_config import plain_model
 from triptych.training.sharded_checkpoint import INDEX, read_index, read_shards, read_shards_of
 from triptych.utils.errors import UserError
 from triptych.utils.paths import ASSETS, presets
-from triptych.utils.png_metadata import settings_of, shown_name
+from triptych.utils.png_metadata import read_metadata, shown_name
 
 ROOT = Path(__file__).parent.parent
 TINY = presets()["tiny"].resolve()
@@ -235,19 +236,27 @@ def test_an_index_names_classes_of_an_index_alone(tmp_path):
 
 def test_a_checkpoint_that_is_a_folder_is_for_one_strategy(tmp_path, capsys, marker):
     run = run_of(pickled_index, tmp_path, marker)
-    files = [f"--config={ROOT}/conf/{name}.yaml" for name in ("base", "model/tiny", "stage2")]
+    files = config_words(*STAGE2)
     said = refused(
         capsys,
         *("fit", *files, f"--ckpt_path={run}/checkpoints/1.ckpt"),
         *(f"--trainer.default_root_dir={tmp_path}", "--trainer.logger=false"),
     )
-    assert "TRAINER=fsdp2" in said
+    assert "--hardware fsdp2" in said
 
 
 @pytest.mark.slow
 def test_fit_does_not_resume_from_a_strangers_pickle(tmp_path, marker, shapes_folder):
     run = run_of(pickled_index, tmp_path, marker)
-    names = ("base", "model/tiny", "stage2", "data/folder", "trainer/fsdp2")
+    names = (
+        "base",
+        "presets/tiny",
+        "stages/stage2",
+        "recipes/tiny/stage2",
+        "data/tiny/stage2",
+        "data/folder",
+        "trainer/fsdp2",
+    )
     done = subprocess.run(
         [
             *(sys.executable, "-P", "-m", "triptych", "fit"),
@@ -487,7 +496,17 @@ def test_a_tokenizers_code_does_not_run_and_nobody_is_asked(
     monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 10))
     flag = f"--model.understanding.understander.tokenizer={tokenizer_folder}"
     try:
-        main(["generate", "a red circle", "--steps", "1", "--decoder-steps", "1", flag])
+        main(
+            [
+                "generate",
+                "a red circle",
+                "--num-inference-steps",
+                "1",
+                "--decoder-num-inference-steps",
+                "1",
+                flag,
+            ]
+        )
     except SystemExit as ended:
         assert ended.code == 1
     assert sys.stdin.read() == "y\n" * 10
@@ -531,7 +550,7 @@ def test_images_and_results_do_not_say_where_a_model_lies(way, tmp_path, monkeyp
     shutil.copy(ROOT / "docs/images/samples.png", place / "mine.png")
     monkeypatch.chdir(place if way == "here" else place.parent)
     source = {"absolute": str(place), "relative": "./my-model/", "here": "."}[way]
-    short = ["--steps", "1", "--decoder-steps", "1", "--from", source]
+    short = ["--num-inference-steps", "1", "--decoder-num-inference-steps", "1", "--from", source]
     main(["generate", "a red circle", *short, "-o", str(tmp_path / "made")])
     main(["edit", str(place / "mine.png"), "add a star", *short, "-o", str(tmp_path / "edited")])
     files = [each for each in tmp_path.glob("*ed/*") if each.is_file() and each.name != "grid.png"]
@@ -540,7 +559,7 @@ def test_images_and_results_do_not_say_where_a_model_lies(way, tmp_path, monkeyp
     for file in files:
         content = file.read_bytes()
         assert b"private" not in content and str(tmp_path).encode() not in content
-    settings = settings_of(next((tmp_path / "made").glob("0*.png")))
+    settings = read_metadata(next((tmp_path / "made").glob("0*.png")))
     assert settings["model"] == "my-model" and len(settings["weights"]) == 16
 
 

@@ -12,6 +12,7 @@ from triptych.backbones import QwenText, QwenVision
 from triptych.checkpoints import WeightFiles, save_weights
 from triptych.checkpoints.published import key_mapping
 from triptych.evaluation.parity.loading import placed
+from triptych.inference.model_inference import inference_of
 from triptych.interfaces import TEXT_TO_IMAGE
 from triptych.prompts import PAD, conversation_ids, pad, token_id
 
@@ -67,7 +68,9 @@ def test_answers_are_stock_qwens_token_for_token(seen, stock, trained):
     tokenizer, image_tokens = ours.tokenizer, ours.image_tokens() if seen else 0
     pictures = torch.randint(0, 256, (3, 3, SIDE, SIDE), generator=torch.Generator().manual_seed(0))
     pictures = pictures.to(torch.uint8)
-    trained.generate(CAPTIONS, [0, 1, 2])  # whatever generation leaves behind is not heard of
+    inference_of(trained).generate(
+        CAPTIONS, seeds=[0, 1, 2]
+    )  # whatever generation leaves behind is not heard of
     answers = []
     for number, question in enumerate(QUESTIONS):
         row, _ = conversation_ids(tokenizer, [(question, None)], 256, image_tokens)

@@ -18,11 +18,11 @@ from PIL import Image
 from triptych.cli import workers
 from triptych.cli.main import main
 from triptych.cli.output_folder import Job, Output
-from triptych.utils.png_metadata import settings_of
+from triptych.utils.png_metadata import read_metadata
 
 ROOT = Path(__file__).parent.parent
 SAMPLES = ROOT / "docs" / "images" / "samples.png"
-FEW = ["--steps", "2", "--decoder-steps", "1"]
+FEW = ["--num-inference-steps", "2", "--decoder-num-inference-steps", "1"]
 
 
 def lines(path):
@@ -77,15 +77,24 @@ def test_pictures_carry_what_made_them_and_are_listed(triptych):
     ]
     first, second = lines("a/results.jsonl")
     assert (first["prompt"], first["seed"], first["file"]) == ("a red  circle", 7, "000007-000.png")
-    assert second["settings"] == settings_of("a/000008-001.png")
-    assert second["settings"]["steps"] == 2 and second["settings"]["guidance"] == 3.0
+    assert second["settings"] == read_metadata("a/000008-001.png")
+    assert (
+        second["settings"]["num_inference_steps"] == 2
+        and second["settings"]["guidance_scale"] == 3.0
+    )
     assert Image.open("a/grid.png").width > 2 * 144
 
 
 def test_json_lines_say_what_differs(triptych):
     asked = [
-        {"id": "one", "prompt": "a red circle", "seed": 5, "n": 2, "steps": 3},
-        {"prompt": "two blue squares", "negative": "green", "guidance": 1},
+        {
+            "id": "one",
+            "prompt": "a red circle",
+            "seed": 5,
+            "num_images_per_prompt": 2,
+            "num_inference_steps": 3,
+        },
+        {"prompt": "two blue squares", "negative_prompt": "green", "guidance_scale": 1},
         {"prompt": "a green star"},
     ]
     Path("p.jsonl").write_text("\n\n".join(map(json.dumps, asked)))
@@ -100,9 +109,9 @@ def test_json_lines_say_what_differs(triptych):
     ]
     settings = [each["settings"] for each in read]
     assert [each["seed"] for each in settings] == [5, 6, 2, 3]
-    assert [each["steps"] for each in settings] == [3, 3, 2, 2]
-    assert [each["guidance"] for each in settings] == [3.0, 3.0, 1, 3.0]
-    assert [each["negative"] for each in settings] == [None, None, "green", None]
+    assert [each["num_inference_steps"] for each in settings] == [3, 3, 2, 2]
+    assert [each["guidance_scale"] for each in settings] == [3.0, 3.0, 1, 3.0]
+    assert [each["negative_prompt"] for each in settings] == [None, None, "green", None]
     assert len(out.splitlines()) == 4
 
 
@@ -138,9 +147,9 @@ def test_other_settings_are_not_mixed_in(triptych):
     triptych("generate", "a red circle", *FEW, "-o", "d")
     before = Path("d/000000-000.png").read_bytes()
     for change, said in (
-        (["--guidance", "2"], "guidance None then, 2.0 now"),
-        (["--config", ROOT / "conf" / "model" / "tiny.yaml"], "model 'tiny' then"),
-        (["--model.generation.steps=9"], "flags None then"),
+        (["--guidance-scale", "2"], "guidance_scale None then, 2.0 now"),
+        (["--config", ROOT / "conf" / "presets" / "tiny.yaml"], "model 'tiny' then"),
+        (["--model.generation.num_inference_steps=9"], "flags None then"),
     ):
         status, _, err = triptych("generate", "a red circle", *FEW, "-o", "d", *change)
         assert status == 1 and said in err and err.count("\n") == 1
@@ -152,7 +161,7 @@ def test_other_settings_are_not_mixed_in(triptych):
 
 def test_each_command_has_a_folder_of_its_own(triptych):
     paths = {}
-    for name, change in (("one", []), ("again", []), ("other", ["--guidance", "2"])):
+    for name, change in (("one", []), ("again", []), ("other", ["--guidance-scale", "2"])):
         status, out, _ = triptych("generate", "a red circle", *FEW, *change)
         assert status == 0
         paths[name] = out.partition("\t")[0]
@@ -161,7 +170,7 @@ def test_each_command_has_a_folder_of_its_own(triptych):
 
 
 def test_a_failure_on_the_way_leaves_what_was_done(triptych, pipe, monkeypatch):
-    make, calls = pipe.generate, []
+    make, calls = type(pipe).__call__, []
 
     def fail(*options, **more):
         calls.append(more)
@@ -169,7 +178,7 @@ def test_a_failure_on_the_way_leaves_what_was_done(triptych, pipe, monkeypatch):
             raise KeyboardInterrupt
         return make(*options, **more)
 
-    monkeypatch.setattr(pipe, "generate", fail)
+    monkeypatch.setattr(type(pipe), "__call__", fail)
     command = ("generate", "a red circle", "-n", 3, "--batch-size", 1, *FEW, "-o", "e")
     status, out, err = triptych(*command)
     assert status == 130 and "the same command goes on" in err
@@ -201,14 +210,21 @@ def test_edits_and_reconstructions(triptych):
     status, out, err = triptych("edit", SAMPLES, SAMPLES, "make it blue", *FEW, "-o", "g")
     assert status == 0, err
     assert out.splitlines() == ["g/000000-000.png\tmake it blue", "g/000001-001.png\tmake it blue"]
-    (image,) = settings_of("g/000001-001.png")["asked"]["images"]
+    (image,) = read_metadata("g/000001-001.png")["asked"]["images"]
     assert image["name"] == SAMPLES.name and len(image["sha256"]) == 64
     assert Image.open("g/grid.png").width > 4 * 144
-    status, out, err = triptych("reconstruct", SAMPLES, "--steps", "1", "-o", "h")
+    status, out, err = triptych(
+        "reconstruct", SAMPLES, "--decoder-num-inference-steps", "1", "-o", "h"
+    )
     assert status == 0, err
     assert out == f"h/000000-000-samples.png\t{SAMPLES}\n"
-    assert triptych("reconstruct", SAMPLES, "--steps", "1", "-o", "h")[1] == out
-    assert "steps 1 then, 2 now" in triptych("reconstruct", SAMPLES, "--steps", "2", "-o", "h")[2]
+    assert (
+        triptych("reconstruct", SAMPLES, "--decoder-num-inference-steps", "1", "-o", "h")[1] == out
+    )
+    assert (
+        "decoder_num_inference_steps 1 then, 2 now"
+        in triptych("reconstruct", SAMPLES, "--decoder-num-inference-steps", "2", "-o", "h")[2]
+    )
 
 
 def test_a_folder_stands_for_its_images(triptych):
@@ -216,7 +232,9 @@ def test_a_folder_stands_for_its_images(triptych):
         path = Path("in", name)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(SAMPLES.read_bytes())
-    status, out, err = triptych("reconstruct", "in", "--steps", "1", "-o", "h")
+    status, out, err = triptych(
+        "reconstruct", "in", "--decoder-num-inference-steps", "1", "-o", "h"
+    )
     assert status == 0, err
     assert [line.split("\t")[1] for line in out.splitlines()] == ["in/a/c.png", "in/b.1.PNG"]
     status, out, err = triptych("edit", "in", "make it blue", *FEW, "-o", "g")
@@ -452,7 +470,7 @@ def test_texts_longer_than_names_of_files_are_no_traceback(arguments, said, trip
         (2, ["generate"], "give a prompt, or --prompts"),
         (2, ["generate", "x", "-n", "0"], "'0' is not a whole number from 1 to"),
         (2, ["generate", "x", "--seed", "-1"], "'-1' is not a whole number from 0 to"),
-        (2, ["generate", "x", "--guidance", "nan"], "'nan' is not a number from 0 to 100"),
+        (2, ["generate", "x", "--guidance-scale", "nan"], "'nan' is not a number from 0 to 100"),
         (2, ["generate", "x", "--shard", "3/2"], "'3/2' is not K/N"),
         (2, ["generate", "x", "--shard", "1/2", "--processes", "2"], "not allowed with"),
         (2, ["generate", "x", "--config", "a", "--ema"], "give one of them"),

@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import re
+import sys
 import threading
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -12,7 +13,7 @@ import pytest
 from PIL import Image
 
 from triptych.evaluation import wise
-from triptych.evaluation.judges.base import Answers, Judge
+from triptych.evaluation.judges.base import Answers, Judge, JudgeFailed
 from triptych.evaluation.judges.openai_api import EndpointJudge
 from triptych.evaluation.wise.protocols import read_legacy, read_verified
 from triptych.utils.errors import UserError
@@ -78,7 +79,7 @@ def endpoint():
 
 
 def judge_at(server, **options):
-    options = {"timeout": TIMEOUT, "attempts": 3, "pause": 0.01, "batch": 4} | options
+    options = {"timeout": TIMEOUT, "attempts": 3, "batch": 4} | options
     return EndpointJudge(f"http://127.0.0.1:{server.server_port}/v1/", "judge-1", **options)
 
 
@@ -158,7 +159,7 @@ def test_time_outs_errors_and_nonsense_are_named_and_counted(endpoint, tmp_path)
     folder, prompts = make(tmp_path, BAD)
     answers = tmp_path / "answers.jsonl"
     run = {"prompts": prompts, "protocol": wise.LEGACY, "answers": answers}
-    report = wise.score(folder, judge_at(endpoint), **run)
+    report = wise.score(folder, judge_at(endpoint, batch=16), **run)
     states = {int(item["key"]): (item["state"], item["note"]) for item in report.items}
     scored = {number for number, (state, _) in states.items() if state == "scored"}
     assert scored == {8, 9, 10} and report.counts["scored"] == 3
@@ -178,7 +179,7 @@ def test_time_outs_errors_and_nonsense_are_named_and_counted(endpoint, tmp_path)
 
     # again: what was answered is not asked again, what failed is
     endpoint.asked.clear()
-    again = wise.score(folder, judge_at(endpoint), **run)
+    again = wise.score(folder, judge_at(endpoint, batch=16), **run)
     assert set(endpoint.asked) == {"slow", "broken", "empty", "garbled", "disliked"}
     assert again.to_json() == report.to_json()
 
@@ -201,10 +202,24 @@ def test_an_endpoint_that_refuses_or_is_down_ends_the_run(endpoint, tmp_path):
     with pytest.raises(UserError, match="none of the last 20 questions .*HTTP 500.*is kept"):
         wise.score(folder, judge_at(endpoint, attempts=1), prompts, wise.LEGACY)
     assert endpoint.asked["broken"] < 40
-    judge = judge_at(endpoint)
-    judge.base_url = "http://127.0.0.1:1/v1"  # where nothing listens
+    judge = EndpointJudge("http://127.0.0.1:1/v1", "judge-1", attempts=1)  # nothing listens there
     (failure,) = Answers().ask(judge, [(Image.new("RGB", (2, 2)), "Prompt: x")])
-    assert "gave no answer" in str(failure) and not isinstance(failure, str)
+    assert "gave no answer (" in str(failure) and "refused" in str(failure)
+    assert isinstance(failure, JudgeFailed)
+
+
+def test_no_key_is_sent_where_none_is_set(endpoint, monkeypatch):
+    monkeypatch.delenv("NO_KEY", raising=False)
+    judge = judge_at(endpoint, key_variable="NO_KEY")
+    assert judge.answer(Image.new("RGB", (2, 2)), "Prompt: good yes") == "yes"
+    (_, authorization, _) = endpoint.heard[0]
+    assert authorization is None
+
+
+def test_without_the_client_the_remedy_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "openai", None)
+    with pytest.raises(UserError, match=r"needs the package openai.*triptych\[eval\]"):
+        EndpointJudge("http://127.0.0.1:1/v1", "judge-1")
 
 
 @pytest.mark.parametrize(

@@ -161,7 +161,7 @@ def attacks(folder: Path) -> Iterator[tuple[str, Attack]]:
 
     tokenizer = _tokenizer(here / "tokenizer", marker)
     flag = f"--model.understanding.understander.tokenizer={tokenizer}"
-    short = ["--steps", "1", "--decoder-steps", "1"]
+    short = ["--num-inference-steps", "1", "--decoder-num-inference-steps", "1"]
     yield attack("a tokenizer with code", "generate", "x", *short, flag, statuses=(0, 1))
 
     for name, index in {
@@ -185,10 +185,12 @@ def attacks(folder: Path) -> Iterator[tuple[str, Attack]]:
 
     huge = here / "huge.png"
     huge.write_bytes(_png(16_000, 10_000))
-    yield attack("160 megapixels, reconstruct", "reconstruct", huge, "--steps", "1")
+    yield attack(
+        "160 megapixels, reconstruct", "reconstruct", huge, "--decoder-num-inference-steps", "1"
+    )
     yield attack("160 megapixels, chat", "chat", huge, "what is it?")
 
-    yield attack("100,000,000 steps", "generate", "x", "--steps", "100000000")
+    yield attack("100,000,000 steps", "generate", "x", "--num-inference-steps", "100000000")
     yield attack("1,000,000,000 images", "generate", "x", "-n", "1000000000")
     yield attack("a batch of 1,000,000,000", "generate", "x", "--batch-size", "1000000000")
 

@@ -19,7 +19,7 @@ from attack.target import Target, conversation, png, prompt
 
 Attack = Callable[[Target], Awaitable[str | None]]
 IMAGES, EDITS, CHATS = "/v1/images/generations", "/v1/images/edits", "/v1/chat/completions"
-FEW_STEPS = {"prompt": "blue", "steps": "2", "decoder_steps": "2"}
+FEW_STEPS = {"prompt": "blue", "num_inference_steps": "2", "decoder_num_inference_steps": "2"}
 SECONDS = 4.0
 """For which what is held open is held open."""
 
@@ -340,7 +340,7 @@ async def huge_numbers(target: Target) -> str | None:
         for value in (10**8, 10**30, 1.5, True, "2", -1, 1e300)
         if (name, value) != ("seed", 10**8)
     ]
-    fields += [{"size": "99999x99999"}, {"guidance": 1e300}]
+    fields += [{"size": "99999x99999"}, {"guidance_scale": 1e300}]
     requests = [post(IMAGES, json.dumps(prompt(**each)).encode()) for each in fields]
     requests.append(post(CHATS, json.dumps(conversation(max_tokens=10**9)).encode()))
     return expect([await status(target, request) for request in requests], 400)

@@ -124,7 +124,13 @@ def conversation(*files: bytes, **fields: object) -> dict[str, object]:
 
 def prompt(**fields: object) -> dict[str, object]:
     """The body of a small request for an image."""
-    return {"prompt": "a red circle", "steps": 2, "decoder_steps": 2, "seed": 1, **fields}
+    return {
+        "prompt": "a red circle",
+        "num_inference_steps": 2,
+        "decoder_num_inference_steps": 2,
+        "seed": 1,
+        **fields,
+    }
 
 
 async def good_request(target: Target, number: int = 0) -> float:

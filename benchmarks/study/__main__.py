@@ -13,8 +13,8 @@ from study.page import render, sentence
 from study.plan import ROOT, Plan, table
 from study.reading import read, write_runs
 from study.runs import done, work
-from triptych.evaluation.report import write_text
 from triptych.shapes_world.shards import ensure_shapes
+from triptych.utils.atomic_write import write_text
 from triptych.utils.errors import UserError
 
 

@@ -8,11 +8,11 @@ from functools import cache
 from pathlib import Path
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from triptych.inference.loading import describe_stage
 from triptych.modules import UnifiedModule
 from triptych.training import flops
+from triptych.training.flop_counter import count_flops
 from triptych.utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -21,7 +21,7 @@ CURVE_IMAGES = 120  # pictures a point
 
 # Means of the shapes world's training samples, of which the tests draw some: tokens of a caption
 # in its template, how many of them begin every prompt; tokens of a conversation with its picture,
-# how many of them are learned, how many pictures it has (text_only of conf/joint.yaml).
+# how many of them are learned, how many pictures it has (text_only of conf/data/tiny/joint.yaml).
 CAPTION, SHARED = 41.0, 23.0
 CONVERSATION, LEARNED, PICTURES = 128.0, 42.0, 0.6
 
@@ -170,9 +170,11 @@ def describe(arm: Arm) -> tuple[UnifiedModule, int]:
     """An arm's model, of which nothing is built, and its batch size."""
     import yaml
 
-    stage = ROOT / "conf" / f"{arm.stage}.yaml"
-    model = describe_stage([ROOT / "conf/model/tiny.yaml", stage], arm.model_flags())
-    return model, yaml.safe_load(stage.read_text())["data"]["init_args"]["batch_size"]
+    conf = ROOT / "conf"
+    recipe = conf / "recipes" / "tiny" / f"{arm.stage}.yaml"
+    files = [conf / "presets" / "tiny.yaml", conf / "stages" / f"{arm.stage}.yaml", recipe]
+    model = describe_stage(files, arm.model_flags())
+    return model, yaml.safe_load(recipe.read_text())["data"]["init_args"]["batch_size"]
 
 
 def _generation_frozen(model: UnifiedModule) -> float:
@@ -201,7 +203,7 @@ def _draws(model: UnifiedModule) -> int:
 def target_flops(model: UnifiedModule) -> float:
     """One picture through the encoder whose features are the target; counted, nothing computed."""
     encoder = model.target_encoder
-    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+    with torch.device("meta"):
         encoder.build()
-        encoder(torch.zeros(1, 3, encoder.image_size, encoder.image_size, dtype=torch.uint8))
-    return float(counter.get_total_flops())
+        pixels = torch.zeros(1, 3, encoder.image_size, encoder.image_size, dtype=torch.uint8)
+        return float(count_flops(lambda: encoder(pixels)))

@@ -14,7 +14,7 @@ from recorded import machine, versions
 from study.plan import ARMS, Plan, Run
 from study.runs import SCORES, SHIPPED, cpu_seconds, done
 from triptych.checkpoints import atomic_checkpoint
-from triptych.evaluation.shapes.common import mean
+from triptych.evaluation.statistics import mean
 from triptych.utils.errors import UserError
 
 # The 97.5% point of Student's t by degrees of freedom, from 1 on; the last serves for more, which

@@ -22,7 +22,7 @@ import yaml
 
 from study.plan import CURVE_IMAGES, ROOT, Plan, Run
 from triptych.checkpoints import atomic_checkpoint
-from triptych.evaluation.report import write_text
+from triptych.utils.atomic_write import write_text
 from triptych.utils.errors import UserError
 
 SCORES = "scores.json"
@@ -169,8 +169,8 @@ def fit_arguments(plan: Plan, run: Run, folder: Path, world: Path) -> list[str]:
     """The `triptych fit` command line of a run; its settings are written beside its logs."""
     settings = folder / "study.yaml"
     write_text(settings, yaml.safe_dump(_settings(plan, run, world)))
-    configs = ["conf/base.yaml", "conf/model/tiny.yaml", f"conf/{run.arm.stage}.yaml"]
-    configs += ["conf/data/folder.yaml", str(settings)]
+    configs = ["base", "presets/tiny", f"stages/{run.arm.stage}", f"recipes/tiny/{run.arm.stage}"]
+    configs = [f"conf/{name}.yaml" for name in (*configs, "data/folder")] + [str(settings)]
     logger = ["--trainer.logger=CSVLogger", f"--trainer.logger.save_dir={folder.parent}"]
     return [
         "fit",
@@ -199,6 +199,8 @@ def _settings(plan: Plan, run: Run, world: Path) -> dict:
         "shards": str(world / "train"),
         "val_shards": str(world / "eval"),
     }
+    if run.arm.stage == "joint":
+        shards["text_only"] = 0.4  # as in conf/data/tiny/joint.yaml
     return {
         "seed_everything": run.seed,
         "data": {"init_args": {**shards, "bucket_batches": 1}},

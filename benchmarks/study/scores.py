@@ -20,12 +20,13 @@ from torch.nn.functional import normalize
 
 from triptych.evaluation.image_metrics.diversity import mean_distance
 from triptych.evaluation.image_metrics.feature_space import EncoderSpace
-from triptych.evaluation.report import write_text
-from triptych.evaluation.shapes.common import mean
 from triptych.evaluation.shapes.shape_eval import ShapeEval, examples, question_answering_score
+from triptych.evaluation.statistics import mean
+from triptych.inference.model_inference import inference_of
 from triptych.inference.pipeline import UnifiedPipeline
 from triptych.modules import UnifiedModule
 from triptych.shapes_world.checker import read
+from triptych.utils.atomic_write import write_text
 
 SHEET = 6  # captions on a sheet, one of each task
 APART = 1 << 30  # noises of other pictures than those that are scored for alignment
@@ -56,7 +57,8 @@ def paint(model: UnifiedModule, prompts: int, each: int) -> numpy.ndarray:
     samples = examples("eval", prompts)
     return numpy.stack(
         [
-            model.generate(
+            inference_of(model)
+            .generate(
                 [sample.caption] * each, seeds=[APART + number * each + n for n in range(each)]
             )
             .permute(0, 2, 3, 1)

@@ -12,7 +12,6 @@ encoder, and how far the stored numbers are from the computed ones.
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from pathlib import Path
 
@@ -20,6 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from triptych.utils.atomic_write import AtomicFile, partial_of
 from triptych.utils.errors import UserError
 
 ENDING = ".features.safetensors"
@@ -51,12 +51,12 @@ class SidecarWriter:
 
     def __init__(self, path: Path, dtype: str, shape: tuple[int, int, int]) -> None:
         self.path, self.dtype, self.shape = path, DTYPES[dtype], tuple(shape)
-        self.partial = path.with_name(path.name + ".partial")
         self.keys: list[bytes] = []
         self.scales: list[Tensor] = []
         self.squares = self.errors = 0.0
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self.partial.open("wb")
+        self._atomic = AtomicFile(path, partial_of(path))
+        self._file = self._atomic.file
         self._file.write(bytes(HEADER))
 
     def add(self, keys: list[str], features: Tensor) -> None:
@@ -116,15 +116,11 @@ class SidecarWriter:
         assert len(text) == HEADER - 8, "the header outgrew its space"
         self._file.seek(0)
         self._file.write(len(text).to_bytes(8, "little") + text)
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-        os.replace(self.partial, self.path)
+        self._atomic.commit()
 
     def abandon(self) -> None:
         """Leave nothing behind."""
-        self._file.close()
-        self.partial.unlink(missing_ok=True)
+        self._atomic.discard()
 
 
 class Sidecar:

@@ -23,7 +23,6 @@ import json
 import mmap
 import os
 import struct
-import uuid
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -34,6 +33,7 @@ from typing import NamedTuple
 import numpy as np
 
 from triptych.data_modules.shards.identity import PROBE_BYTES, probe_of
+from triptych.utils.atomic_write import replacing
 from triptych.utils.documents import open_regular
 from triptych.utils.errors import UserError
 from triptych.utils.listing.names import KINDS
@@ -371,7 +371,6 @@ def write_index(shard: Path, contents: Contents) -> ShardIndex:
         except OSError as error:
             if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
                 raise
-        cached.parent.mkdir(parents=True, exist_ok=True)
         return ShardIndex(_write(cached, data), shard)
     except OSError as error:
         raise UserError(
@@ -381,15 +380,8 @@ def write_index(shard: Path, contents: Contents) -> ShardIndex:
 
 
 def _write(path: Path, data: bytes) -> Path:
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as file:
+        file.write(data)
     return path
 
 

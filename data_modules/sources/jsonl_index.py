@@ -9,15 +9,16 @@ file is made again.
 from __future__ import annotations
 
 import os
-import uuid
 from array import array
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
 from triptych.data_modules.shards.index import index_places
+from triptych.utils.atomic_write import replacing
 from triptych.utils.documents import open_regular
 from triptych.utils.errors import UserError
 from triptych.utils.records import LONGEST, open_text, parse, skip_line
@@ -116,13 +117,8 @@ def _kept(path: Path, head: list[int]) -> np.ndarray | None:
 def _keep(path: Path, table: np.ndarray) -> np.ndarray:
     """Write the table whole or not at all; without a place to write it to, it lives in memory."""
     for place in index_places(path):
-        temporary = place.with_name(f".{place.name}.{uuid.uuid4().hex}")
-        try:
-            place.parent.mkdir(parents=True, exist_ok=True)
-            with temporary.open("wb") as file:
+        with suppress(OSError):
+            with replacing(place, durable=False) as file:
                 np.save(file, table, allow_pickle=False)
-            os.replace(temporary, place)
             return np.load(place, mmap_mode="r", allow_pickle=False)
-        except OSError:
-            temporary.unlink(missing_ok=True)
     return table

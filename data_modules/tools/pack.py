@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import re
 import tarfile
 from collections import Counter
@@ -21,7 +20,7 @@ from triptych.data_modules.batching.clean_text import check_text
 from triptych.data_modules.decode import Decoder
 from triptych.data_modules.parallel import each
 from triptych.data_modules.sources.base import CAPTIONS, BadSample, ImageRole, Source
-from triptych.utils.atomic_write import LOCK, alone_in
+from triptych.utils.atomic_write import LOCK, alone_in, partial_of, replacing
 from triptych.utils.captions import REPLACEMENT
 from triptych.utils.disk_usage import announce, refuse_other_files
 from triptych.utils.documents import read_text
@@ -48,7 +47,9 @@ LABELS = {
     "caption_column": "--caption-column",
 }
 # Files that other commands lay beside the shards.
-OURS = re.compile(rf"shard-\d{{5,}}\.tar(\.idx)?|{MANIFEST}|features|\.(shard|pack|lock).*")
+OURS = re.compile(
+    rf"shard-\d{{5,}}\.tar(\.(idx|partial))?|{MANIFEST}|features|\.(shard|pack|lock).*"
+)
 
 
 @dataclass
@@ -209,27 +210,25 @@ class _Job:
         first = shard * self.samples_per_shard
         numbers = range(first, min(first + self.samples_per_shard, len(self.source)))
         path = self.folder / _name(shard)
-        partial = path.with_name(f".{path.name}{PARTIAL}")
         packed = Packed(path.name, 0)
         lost: Counter[str] = Counter()
-        try:
-            with tarfile.open(partial, "w", format=tarfile.USTAR_FORMAT) as tar:
-                for number in numbers:
-                    try:
-                        sample = list(members(self.source, number))
-                    except BadSample as bad:
-                        lost[bad.reason] += 1
-                        continue
-                    key = safe_key(self.source.key(number))
-                    for kind, content in sample:
-                        # no time, no owner: the same bytes every time
-                        info = tarfile.TarInfo(f"{key}.{kind}")
-                        info.size = len(content)
-                        tar.addfile(info, io.BytesIO(content))
-                    packed.samples += 1
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+        with (
+            replacing(path, partial_of(path), durable=False) as file,
+            tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar,
+        ):
+            for number in numbers:
+                try:
+                    sample = list(members(self.source, number))
+                except BadSample as bad:
+                    lost[bad.reason] += 1
+                    continue
+                key = safe_key(self.source.key(number))
+                for kind, content in sample:
+                    # no time, no owner: the same bytes every time
+                    info = tarfile.TarInfo(f"{key}.{kind}")
+                    info.size = len(content)
+                    tar.addfile(info, io.BytesIO(content))
+                packed.samples += 1
         packed.skipped = dict(lost)
         return packed
 

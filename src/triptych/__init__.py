@@ -16,4 +16,12 @@ shapes_world  synthetic data set with an exact checker
 utils         errors, images, files, text, random draws
 """
 
+import importlib
+
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str):
+    if name == "UnifiedPipeline":  # imports torch, which takes seconds
+        return importlib.import_module("triptych.inference.pipeline").UnifiedPipeline
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

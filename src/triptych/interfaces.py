@@ -339,8 +339,8 @@ class PixelDecoder(Part):
     trained_parts: tuple[str, ...]
     """Names of the submodules that train; what is left, such as a VAE, is frozen."""
 
-    steps: int
-    guidance: float
+    num_inference_steps: int
+    guidance_scale: float
     sampler: str
     """What `decode` does where it is not told; a sampler is one of `sampler.SAMPLERS`."""
 
@@ -365,10 +365,11 @@ class PixelDecoder(Part):
         self,
         features: Tensor,
         seeds: list[int],
-        steps: int | None,
-        guidance: float | None,
-        null: Tensor | None = None,
+        *,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
         sampler: str | None = None,
+        null: Tensor | None = None,
         on_picture: OnPicture | None = None,
     ) -> Tensor:
         """features [B,C,h,w] -> pixels uint8 [B,3,H,W], each from its seed alone, within rounding.

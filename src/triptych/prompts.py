@@ -98,13 +98,8 @@ def generation_ids(
         PromptError: the caption is empty, or the prompt has more than `max_tokens` tokens.
     """
     where = f" of sample {key!r}" if key else ""
-    caption = clean(caption, f"the prompt{where}")
-    if is_blank(caption):
-        raise PromptError(
-            f"the prompt{where} is empty; say what the picture should show.", "caption is empty"
-        )
-    if TEMPLATES[template].strip:
-        caption = caption.strip()
+    remedy = "say what the picture should show"
+    caption = _request(caption, "caption", f"the prompt{where}", remedy, TEMPLATES[template])
     turn = user_turn(GENERATION_INSTRUCTION.format(caption=caption))
     return _picture_request(tokenizer, turn, max_tokens, where, caption, TEMPLATES[template])
 
@@ -123,14 +118,8 @@ def reconstruction_ids(
         PromptError: the instruction is empty, or the prompt has more than `max_tokens` tokens.
     """
     where = f" of sample {key!r}" if key else ""
-    instruction = clean(instruction, f"the instruction{where}")
-    if is_blank(instruction):
-        raise PromptError(
-            f"the instruction{where} is empty; say what to do with the picture.",
-            "instruction is empty",
-        )
-    if TEMPLATES[template].strip:
-        instruction = instruction.strip()
+    what, remedy = f"the instruction{where}", "say what to do with the picture"
+    instruction = _request(instruction, "instruction", what, remedy, TEMPLATES[template])
     turn = user_turn(*picture(image_tokens), f"\n{instruction}")
     return _picture_request(tokenizer, turn, max_tokens, where, instruction, TEMPLATES[template])
 
@@ -150,6 +139,14 @@ def clean(text: str, what: str) -> str:
 def negative_ids(tokenizer) -> list[int]:
     """Ids of what the published decoder is guided away from: one space, outside of any chat."""
     return encode(tokenizer, (" ", START_OF_IMAGE))
+
+
+def _request(text: str, kind: str, what: str, remedy: str, template: Template) -> str:
+    """The text of a user, cleaned, and stripped if the template says so; it may not be blank."""
+    text = clean(text, what)
+    if is_blank(text):
+        raise PromptError(f"{what} is empty; {remedy}.", f"{kind} is empty")
+    return text.strip() if template.strip else text
 
 
 def _picture_request(

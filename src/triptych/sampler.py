@@ -29,7 +29,9 @@ from torch import Tensor
 
 from triptych.interfaces import Condition, VelocityModel, velocity_under
 from triptych.utils.errors import UserError
-from triptych.utils.limits import STEPS
+from triptych.utils.limits import INTERVAL, STEPS
+from triptych.utils.limits import SAMPLERS as SAMPLERS
+from triptych.utils.limits import require_sampler as require_sampler
 from triptych.utils.rng import normal
 
 OnStep = Callable[[int, Tensor, Tensor], None]
@@ -47,8 +49,9 @@ def sample_flow(
     model: VelocityModel | Callable[[Tensor, Tensor, Tensor], Tensor],
     condition: Condition,
     noise: Tensor,
-    steps: int,
-    guidance: float,
+    num_inference_steps: int,
+    guidance_scale: float,
+    *,
     on_step: OnStep | None = None,
     shift: float = 1.0,
     integer_times: bool = False,
@@ -61,8 +64,8 @@ def sample_flow(
     The grid of times is shifted as in training, see `loss.shift_time`; 1 is the published grid.
     `sampler` is one of `SAMPLERS`; `model_calls` says how often it calls the model.
 
-    guidance 1 needs one model call a step, any other value one call on a doubled batch:
-    v = v_null + guidance * (v_condition - v_null). `on_step` is called after every call.
+    guidance_scale 1 needs one model call a step, any other value one call on a doubled batch:
+    v = v_null + guidance_scale * (v_condition - v_null). `on_step` is called after every call.
     `null` [1,N,D] takes the place of zeros as the null condition.
     `guidance_interval` (low, high) in t keeps guidance to low <= t <= high (Kynkaanniemi et al.
     2024, arXiv 2404.07724); outside of it the model is called on the batch itself.
@@ -74,12 +77,13 @@ def sample_flow(
     Raises:
         UserError: there is no such sampler, there are no steps, or the interval is none.
     """
-    low, high = require_interval(guidance_interval)
-    solver = flow_solver(sampler, steps, shift)
+    low, high = (0.0, 1.0) if guidance_interval is None else guidance_interval
+    INTERVAL.require((low, high), "guidance_interval")
+    solver = flow_solver(sampler, num_inference_steps, shift)
     states = condition.states
     prepare = model.prepare if isinstance(model, VelocityModel) else velocity_under(model)
     plain = prepare(states)
-    if guidance != 1.0:
+    if guidance_scale != 1.0:
         guided = prepare(states, torch.zeros_like(states[:1]) if null is None else null)
     x = noise
     # float64: a thousand times t is then the integer again, not its neighbour in float32
@@ -88,9 +92,9 @@ def sample_flow(
     levels = (solver.timesteps / 1000).tolist()
     for index, (timestep, level) in enumerate(zip(solver.timesteps, levels, strict=True)):
         t = times[index].expand(len(x))
-        if guidance != 1.0 and low <= level <= high:
+        if guidance_scale != 1.0 and low <= level <= high:
             unguided, conditional = guided(x.repeat(2, 1, 1, 1), t.repeat(2)).chunk(2)
-            velocity = unguided + guidance * (conditional - unguided)
+            velocity = unguided + guidance_scale * (conditional - unguided)
         else:
             velocity = plain(x, t)
         velocity, before = velocity.float(), x
@@ -98,22 +102,6 @@ def sample_flow(
         if on_step is not None:
             on_step(index, x, before - level * velocity)
     return x
-
-
-def require_interval(interval: tuple[float, float] | None) -> tuple[float, float]:
-    """The interval of t in which guidance works; all of [0,1] for None.
-
-    Raises:
-        UserError: it is no interval in [0,1].
-    """
-    if interval is None:
-        return 0.0, 1.0
-    low, high = interval
-    if not 0 <= low <= high <= 1:
-        raise UserError(
-            f"guidance_interval is {low} to {high}; give two numbers from 0 to 1, the lower first."
-        )
-    return low, high
 
 
 @torch.no_grad()
@@ -130,19 +118,6 @@ MULTISTEP = {"dpm++": DPMSolverMultistepScheduler, "unipc": UniPCMultistepSchedu
 EPSILON = 1e-6  # the multistep ones take the logarithm of 1 - sigma; diffusers' own value
 
 
-SAMPLERS = ("euler", "heun", *MULTISTEP)
-
-
-def require_sampler(name: str) -> None:
-    """Check the name of a sampler.
-
-    Raises:
-        UserError: there is none of this name.
-    """
-    if name not in SAMPLERS:
-        raise UserError(f"there is no sampler {name!r}; choose from {', '.join(SAMPLERS)}.")
-
-
 def require_steps(steps: int) -> None:
     """Check the number of steps of a sampler.
 
@@ -152,7 +127,7 @@ def require_steps(steps: int) -> None:
     if steps not in STEPS:
         raise UserError(
             f"sampling takes at least 1 step, not {str(steps)[:40]}, and at most {STEPS.most:,}; "
-            "set --steps, or `steps` of the generation panel or the decoder."
+            "set num_inference_steps of the call, of the generation panel or of the decoder."
         )
 
 

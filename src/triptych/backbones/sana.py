@@ -31,7 +31,7 @@ class SanaDecoder(PixelDecoder):
         caption_width: width in which the transformer reads its condition.
         time_sampling: distribution of training times, see `loss.sample_time`.
         drop: probability of training on the null condition.
-        steps, guidance, sampler: defaults of `decode`.
+        num_inference_steps, guidance_scale, sampler: defaults of `decode`.
     """
 
     trained_parts = ("transformer", "connector")
@@ -47,8 +47,8 @@ class SanaDecoder(PixelDecoder):
         caption_width: int = 2304,
         time_sampling: TimeSampling = "uniform",
         drop: float = 0.1,
-        steps: int = 30,
-        guidance: float = 3.0,
+        num_inference_steps: int = 30,
+        guidance_scale: float = 3.0,
         sampler: str = "euler",
     ) -> None:
         super().__init__()
@@ -57,13 +57,14 @@ class SanaDecoder(PixelDecoder):
                 f"decoder width {width} is no multiple of heads {heads} and cross_heads "
                 f"{cross_heads}; change one of the three."
             )
-        require_steps(steps)
+        require_steps(num_inference_steps)
         require_sampler(sampler)
         self.vae = vae
         self.width, self.depth, self.heads, self.cross_heads = width, depth, heads, cross_heads
         self.mlp_ratio, self.caption_width = mlp_ratio, caption_width
         self.time_sampling, self.drop = time_sampling, drop
-        self.steps, self.guidance, self.sampler = steps, guidance, sampler
+        self.num_inference_steps, self.guidance_scale = num_inference_steps, guidance_scale
+        self.sampler = sampler
         # In no file: it follows from the encoder. A buffer, so that it moves with the module.
         self.register_buffer("null", None, persistent=False)
 
@@ -137,10 +138,11 @@ class SanaDecoder(PixelDecoder):
         self,
         features: Tensor,
         seeds: list[int],
-        steps: int | None = None,
-        guidance: float | None = None,
-        null: Tensor | None = None,
+        *,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
         sampler: str | None = None,
+        null: Tensor | None = None,
         on_picture: OnPicture | None = None,
     ) -> Tensor:
         def on_step(step: int, _: Tensor, latents: Tensor) -> None:
@@ -151,9 +153,9 @@ class SanaDecoder(PixelDecoder):
             self.velocity,
             Condition(self.connect(features)),
             normal(self.vae.feature_shape, 0, "decoder", seeds, features.device),
-            self.steps if steps is None else steps,
-            self.guidance if guidance is None else guidance,
-            on_step if on_picture else None,
+            self.num_inference_steps if num_inference_steps is None else num_inference_steps,
+            self.guidance_scale if guidance_scale is None else guidance_scale,
+            on_step=on_step if on_picture else None,
             null=self.connect(null),
             sampler=sampler or self.sampler,
         )

@@ -39,7 +39,7 @@ class SDXLDecoder(PixelDecoder):
             0 is SDXL. The baseline reaches in a minute what a small UNet needs hours for.
         feature_noise: deviation of noise added to the features in training, so that slightly
             wrong generated features still decode.
-        steps, guidance, sampler: defaults of `decode`.
+        num_inference_steps, guidance_scale, sampler: defaults of `decode`.
         original_size: side in pixels that the UNet is told its pictures had before they were
             scaled; None is the side of the pictures. Published: 1024, whatever is decoded.
     """
@@ -57,8 +57,8 @@ class SDXLDecoder(PixelDecoder):
         drop: float = 0.1,
         baseline_width: int = 0,
         feature_noise: float = 0.0,
-        steps: int = 50,
-        guidance: float = 3.0,
+        num_inference_steps: int = 50,
+        guidance_scale: float = 3.0,
         original_size: int | None = None,
         sampler: str = "euler",
     ) -> None:
@@ -67,14 +67,15 @@ class SDXLDecoder(PixelDecoder):
         self.widths, self.depths = widths or [320, 640, 1280], depths or [0, 2, 10]
         if len(self.widths) != len(self.depths):
             raise UserError(f"decoder widths {self.widths} and depths {self.depths} must pair up.")
-        require_steps(steps)
+        require_steps(num_inference_steps)
         require_sampler(sampler)
         one = isinstance(head_width, int)
         self.head_widths = [head_width] * len(self.widths) if one else head_width
         self.layers_per_block, self.original_size = layers_per_block, original_size
         self.norm_groups, self.time_width, self.prediction = norm_groups, time_width, prediction
         self.drop, self.baseline_width, self.feature_noise = drop, baseline_width, feature_noise
-        self.steps, self.guidance, self.sampler = steps, guidance, sampler
+        self.num_inference_steps, self.guidance_scale = num_inference_steps, guidance_scale
+        self.sampler = sampler
         self.trained_parts = ("unet", "baseline") if baseline_width else ("unet",)
 
     def set_shapes(self, feature_shape: tuple[int, int, int]) -> None:
@@ -166,10 +167,11 @@ class SDXLDecoder(PixelDecoder):
         self,
         features: Tensor,
         seeds: list[int],
-        steps: int | None = None,
-        guidance: float | None = None,
-        null: Tensor | None = None,
+        *,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
         sampler: str | None = None,
+        null: Tensor | None = None,
         on_picture: OnPicture | None = None,
     ) -> Tensor:
         def pixels(latents: Tensor) -> Tensor:
@@ -182,10 +184,11 @@ class SDXLDecoder(PixelDecoder):
         )
         noise = normal(self.vae.feature_shape, 0, "decoder", seeds, features.device)
         told = on_step if on_picture else None
-        return pixels(self.sample(features, noise, steps, guidance, null, sampler, told))
+        options = {"null": null, "sampler": sampler, "on_step": told}
+        return pixels(self.sample(features, noise, num_inference_steps, guidance_scale, **options))
 
-    def scheduler(self, steps: int | None = None, sampler: str | None = None) -> Any:
-        """The integrator of `sample`, set to `steps`.
+    def scheduler(self, num_inference_steps: int | None = None, sampler: str | None = None) -> Any:
+        """The integrator of `sample`, set to `num_inference_steps`.
 
         Euler's times are the published ones, which begin at 1000 - 1000/steps. The others begin at
         the noise that sampling starts from, without which few steps are of no use to them (Lin et
@@ -194,7 +197,7 @@ class SDXLDecoder(PixelDecoder):
         sampler = sampler or self.sampler
         return diffusion_solver(
             sampler,
-            self.steps if steps is None else steps,
+            self.num_inference_steps if num_inference_steps is None else num_inference_steps,
             num_train_timesteps=TRAIN_TIMES,
             **NOISE_SCHEDULE,
             prediction_type=self.prediction,
@@ -207,8 +210,9 @@ class SDXLDecoder(PixelDecoder):
         self,
         features: Tensor,
         noise: Tensor,
-        steps: int | None = None,
-        guidance: float | None = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        *,
         null: Tensor | None = None,
         sampler: str | None = None,
         on_step: OnStep | None = None,
@@ -218,21 +222,21 @@ class SDXLDecoder(PixelDecoder):
         Guidance leads away from `null` [1,C,h,w], zeros by default. `on_step` is called after every
         call of the UNet, with the latents and the clean ones that they are on their way to.
         """
-        guidance = self.guidance if guidance is None else guidance
+        scale = self.guidance_scale if guidance_scale is None else guidance_scale
         null = torch.zeros_like(features) if null is None else null.expand_as(features)
-        scheduler = self.scheduler(steps, sampler)
+        scheduler = self.scheduler(num_inference_steps, sampler)
         latents = noise * scheduler.init_noise_sigma
         told = scheduler.timesteps.to(features.device)
         for index, timestep in enumerate(scheduler.timesteps):
             inputs = scheduler.scale_model_input(latents, timestep)
             times = told[index].expand(len(inputs))
-            if guidance == 1.0:
+            if scale == 1.0:
                 predicted = self.denoise(inputs, times, features)
             else:
                 conditional, unconditional = self.denoise(
                     inputs.repeat(2, 1, 1, 1), times.repeat(2), torch.cat([features, null])
                 ).chunk(2)
-                predicted = guided(conditional, unconditional, guidance)
+                predicted = guided(conditional, unconditional, scale)
             predicted = predicted.float()
             latents = scheduler.step(predicted, timestep, latents, return_dict=False)[0]
             if on_step is not None:

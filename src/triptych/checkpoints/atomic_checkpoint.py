@@ -22,7 +22,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from triptych.utils.atomic_write import PARTIAL, replacing
+from triptych.utils.atomic_write import HashingFile, commit, partial_of, replacing, sync
 from triptych.utils.documents import open_regular, read_json
 from triptych.utils.errors import UserError
 
@@ -43,7 +43,7 @@ def write(path: Path, save: Callable[[BinaryIO], None], step: int | None = None)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("wb") as raw:
-            file = _Noting(raw)
+            file = HashingFile(raw)
             save(file)  # type: ignore[arg-type]
             raw.flush()
             os.fsync(raw.fileno())
@@ -69,7 +69,7 @@ def put_folder(partial: Path, path: Path, step: int | None = None) -> None:
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # hashing frees the GIL
             notes = list(pool.map(_sync_and_note, files))
         for folder in {partial, *(file.parent for file in files)}:
-            _sync(folder)
+            sync(folder)
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         names = [f"{path.name}/{file.relative_to(partial).as_posix()}" for file in files]
@@ -166,7 +166,7 @@ def link(path: Path, name: Path) -> None:
     partial = partial_of(name)
     partial.unlink(missing_ok=True)
     partial.symlink_to(os.path.relpath(path, name.parent))
-    os.replace(partial, name)
+    commit(partial, name)
 
 
 def link_newest(name: Path) -> None:
@@ -188,58 +188,19 @@ def manifest_of(path: Path) -> Path:
     return path.with_name(f"{path.name}.json")
 
 
-def partial_of(path: Path) -> Path:
-    """The name that a state has while it is written."""
-    return path.with_name(f"{path.name}{PARTIAL}")
-
-
-class _Noting:
-    """A file to write to that notes size, checksum and what went wrong."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self.file = file
-        self.size, self.state = 0, hashlib.sha256()
-        self.error: OSError | None = None
-
-    def write(self, data: bytes) -> int:
-        try:
-            self.file.write(data)
-        except OSError as error:
-            self.error = error
-            raise
-        self.state.update(data)
-        self.size += len(data)
-        return len(data)
-
-    def flush(self) -> None:
-        self.file.flush()
-
-    def note(self) -> dict[str, Any]:
-        return {"size": self.size, "sha256": self.state.hexdigest()}
-
-
 def _put(partial: Path, path: Path, notes: Notes, step: int | None) -> None:
     """Rename what is whole, then say so."""
     manifest = manifest_of(path)
     manifest.unlink(missing_ok=True)  # of a state of the same name
-    os.replace(partial, path)
-    _sync(path.parent)
+    commit(partial, path)
+    sync(path.parent)
     with replacing(manifest) as file:
         file.write(json.dumps({"step": step, "files": notes}, indent=1, sort_keys=True).encode())
-    _sync(path.parent)
-
-
-def _sync(path: Path) -> None:
-    """Force a file, or the names in a folder, to the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    sync(path.parent)
 
 
 def _sync_and_note(path: Path) -> dict[str, Any]:
-    _sync(path)
+    sync(path)
     stat = path.stat()
     return {"size": stat.st_size, "sha256": _digest(path, stat.st_size, stat.st_mtime_ns)}
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from triptych.checkpoints.weight_files import WeightFiles, _open, find_all
+from triptych.utils.atomic_write import replacing
 from triptych.utils.documents import read_json
 from triptych.utils.errors import UserError
 
@@ -57,10 +58,8 @@ def _digests(path: Path, beginning: str) -> dict[str, str]:
         pass  # not noted yet, or not readable: it is only a note
     digests = _read(path, beginning)
     try:
-        note.parent.mkdir(parents=True, exist_ok=True)
-        partial = note.with_name(f"{note.name}.{os.getpid()}")
-        partial.write_text(json.dumps({"of": known, "digests": digests}))
-        os.replace(partial, note)
+        with replacing(note, durable=False) as file:
+            file.write(json.dumps({"of": known, "digests": digests}).encode())
     except OSError:
         pass  # nowhere to note it: it is computed again next time
     return digests

@@ -3,6 +3,7 @@
 main            entry point, and the table of commands
 commands        demo, app, convert, export, parity, pretrain
 lightning       fit, validate, test, predict by Lightning's command line
+recipes         the files that --preset and --stage stand for
 trainer_flags   Trainer flags, reconciled or refused
 arguments       flags that several commands share
 generate        generate, edit, reconstruct

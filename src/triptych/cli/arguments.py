@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from triptych.inference.argument_names import remedy
+from triptych.inference.generation_config import FIELDS, SETTINGS, help_of, limit_of
 from triptych.inference.trusted_config import add_trust
 from triptych.utils.errors import UserError
-from triptych.utils.limits import BATCH, PROCESSES, SCALE, SEED, STEPS
+from triptych.utils.limits import BATCH, PROCESSES, SEED, Choice, Interval, Text
 from triptych.utils.png_metadata import shown_name
 
-# Settings of a picture that are the same flag, key of a JSON line and argument of the pipeline.
-SETTINGS = ("steps", "guidance", "decoder_steps", "decoder_guidance", "sampler", "decoder_sampler")
+METAVARS = {Choice: "NAME", Interval: "LOW,HIGH", Text: "TEXT"}
+"""Kind of a limit -> what `--help` shows for a value."""
 
 
 def parser_of(
@@ -57,15 +60,53 @@ def _add_model(model: argparse._ArgumentGroup) -> None:
     model.add_argument("--quantize", choices=["4bit", "8bit"], help="the language model's weights")
 
 
-def add_sampling(parser: argparse.ArgumentParser) -> None:
-    """The flags of pictures that are generated."""
-    making = parser.add_argument_group("how pictures are made (default: as the model says)")
-    making.add_argument("--steps", type=STEPS, help="of the generator of features")
-    making.add_argument("--guidance", type=SCALE, help="how closely it follows the text")
-    making.add_argument("--sampler", metavar="NAME", help="how it integrates: euler, heun, ...")
-    making.add_argument("--decoder-steps", type=STEPS, help="of the decoder")
-    making.add_argument("--decoder-guidance", type=SCALE)
-    making.add_argument("--decoder-sampler", metavar="NAME")
+def add_generation(parser: argparse.ArgumentParser, names: Sequence[str] = SETTINGS) -> None:
+    """Add a flag for each of these fields of `GenerationConfig`; its settings by default."""
+    group = parser.add_argument_group("generation (default of each: the model's own)")
+    for name in names:
+        limit = limit_of(name)
+        number = "N" if getattr(limit, "whole", False) else "X"
+        group.add_argument(
+            flag_of(name),
+            type=str if isinstance(limit, Choice) else limit,  # refused by the pipeline
+            metavar=METAVARS.get(type(limit), number),
+            help=f"{help_of(name)}, {limit}" if isinstance(limit, Choice) else help_of(name),
+        )
+
+
+def add_num_images_per_prompt(parser: argparse.ArgumentParser, default: int = 1) -> None:
+    """Add -n."""
+    name = "num_images_per_prompt"
+    parser.add_argument(
+        "-n",
+        flag_of(name),
+        type=limit_of(name),
+        default=default,
+        metavar="N",
+        help=f"{help_of(name)}; default %(default)s",
+    )
+
+
+def flag_of(name: str) -> str:
+    """The flag of a field of `GenerationConfig`."""
+    return f"--{name.replace('_', '-')}"
+
+
+def generation_of(parsed: argparse.Namespace) -> dict[str, Any]:
+    """Settings of images that were given as flags, by name of their field."""
+    given = {name: getattr(parsed, name, None) for name in SETTINGS}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _meant(parser: argparse.ArgumentParser, unknown: list[str]) -> str:
+    """The right flag for a wrong one that is named as in other libraries or older versions."""
+    known = [name for name in FIELDS if flag_of(name) in parser.format_help()]
+    for flag in unknown:
+        name = flag.partition("=")[0].removeprefix("--").replace("-", "_")
+        found = remedy(name, known)
+        if flag.startswith("--") and found.startswith("use "):
+            return f"; use {flag_of(found.removeprefix('use '))}"
+    return ""
 
 
 def add_output(parser: argparse.ArgumentParser, folder: str) -> None:
@@ -99,7 +140,7 @@ def parse(
     named = "source" in parsed
     unknown = [flag for flag in flags if not (named and flag.startswith("--model."))]
     if unknown:
-        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}{_meant(parser, unknown)}")
     if named and parsed.config and (parsed.ema or parsed.source != "tiny"):
         parser.error("--config names the model, and so do --from and --ema; give one of them.")
     return parsed, flags
@@ -136,7 +177,7 @@ def load(parsed: argparse.Namespace, flags: list[str]):
     if device is not None and device.type == "cuda":
         if (device.index or 0) >= torch.cuda.device_count():
             raise UserError(f"there is no GPU {parsed.device}; give another --device, or cpu.")
-    memory = {"low_memory": parsed.low_memory, "quantize": parsed.quantize}
+    memory = {"enable_model_cpu_offload": parsed.low_memory, "quantize": parsed.quantize}
     return UnifiedPipeline.from_pretrained(
         parsed.config or parsed.source,
         device=device,

@@ -15,10 +15,11 @@ from triptych.inference.trusted_config import add_trust
 from triptych.utils.disk_usage import announce, output_file, output_folder, refuse_other_files
 from triptych.utils.errors import UserError
 from triptych.utils.limits import PORT, TRAINING_STEPS
+from triptych.utils.paths import presets
 
 DEMO_FILES = re.compile(r"index\.html|scores\.json|\..*")
 DEMO_BYTES = 1_000_000
-TINY = ["conf/model/tiny.yaml"]
+PRESET = "tiny"
 
 
 def _parser(name: str, command: Callable) -> argparse.ArgumentParser:
@@ -29,7 +30,10 @@ def _parser(name: str, command: Callable) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--config", action="append", metavar="YAML", help=f"model files; default {TINY[0]}"
+        "--config",
+        action="append",
+        metavar="YAML",
+        help=f"model files; default the preset {PRESET}",
     )
     add_trust(parser)
     return parser
@@ -41,7 +45,7 @@ def _load(parsed: argparse.Namespace, flags: list[str], parser: argparse.Argumen
         load_model,  # torch takes seconds to import: after parsing
     )
 
-    return load_model(parsed.config or TINY, flags, trust_class=parsed.trust_class)
+    return load_model(parsed.config or [presets()[PRESET]], flags, trust_class=parsed.trust_class)
 
 
 def _refuse_unknown(flags: list[str], parser: argparse.ArgumentParser) -> None:

@@ -11,18 +11,19 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
+from triptych.cli.recipes import recipe_of
 from triptych.inference.loading import describe_stage
 from triptych.interfaces import TEXT_TO_IMAGE, Batch
 from triptych.modules import UnifiedModule
 from triptych.training import flops
+from triptych.training.flop_counter import count_flops
 from triptych.training.freezing import freeze_all_but
 from triptych.utils.documents import read_yaml
 from triptych.utils.limits import COUNT
+from triptych.utils.paths import conf_files, presets
 from triptych.utils.standard_streams import run
 
 PEAK = 989e12  # FLOP/s in bfloat16, dense: H100 SXM, H200
@@ -60,15 +61,14 @@ class Budget:
         )
 
 
-def budget(root: Path, preset: str, stage: str, gpus: int) -> Budget:
-    """Of the recipe in root/conf/recipes/PRESET/STAGE.yaml on `gpus`.
+def budget(preset: str, stage: str, gpus: int) -> Budget:
+    """Of the recipe of a preset for a stage on `gpus`, see `triptych.cli.recipes`.
 
     Raises:
         UserError: a configuration is missing or wrong.
     """
-    conf = root / "conf"
-    recipe = conf / "recipes" / preset / f"{stage}.yaml"
-    files = [conf / "model" / f"{preset}.yaml", conf / f"{stage}.yaml", recipe]
+    recipe = recipe_of(preset, stage)
+    files = [presets()[preset], conf_files(f"stages/{stage}.yaml")[stage], recipe]
     model = describe_stage(files, ["--model.preview=false"])
     settings = read_yaml(recipe)
     size, steps = settings["data"]["init_args"]["batch_size"], settings["trainer"]["max_steps"]
@@ -114,9 +114,7 @@ def counted(model: UnifiedModule, loss: str) -> float:
     pixels = torch.zeros(1, 3, side, side, dtype=torch.uint8)
     number = torch.zeros(1, dtype=torch.long)
     batch = Batch(TEXT_TO_IMAGE, ["one"], 1, number, ids, ids, target_pixels=pixels).to("meta")
-    with FlopCounterMode(display=False) as counter:
-        model.train().step(batch)[0].backward()
-    return counter.get_total_flops()
+    return count_flops(lambda: model.train().step(batch)[0].backward())
 
 
 def main() -> None:
@@ -128,7 +126,7 @@ def main() -> None:
     parser.add_argument("stage")
     parser.add_argument("--gpus", type=COUNT, required=True)
     parsed = parser.parse_args()
-    print(budget(Path(), parsed.preset, parsed.stage, parsed.gpus).line(parsed.preset))
+    print(budget(parsed.preset, parsed.stage, parsed.gpus).line(parsed.preset))
 
 
 if __name__ == "__main__":

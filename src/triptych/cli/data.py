@@ -129,7 +129,7 @@ def _features_parser(commands) -> None:
         description="Runs the frozen encoder over shards, once. Training finds FOLDER/features by "
         "itself, takes it if it is of\nthe model's encoder, and then neither decodes nor encodes "
         "pictures to be generated.",
-        epilog="example:\n  triptych data features data/photos --config conf/model/tiny.yaml\n"
+        epilog="example:\n  triptych data features data/photos --config conf/presets/tiny.yaml\n"
         "Any --model.x=y flag of `triptych fit` may follow. The same command goes on where it "
         "stopped.",
     )

@@ -7,12 +7,20 @@ from pathlib import Path
 from typing import Any
 
 from triptych.cli import input_files
-from triptych.cli.arguments import add_output, add_sampling, load, parse, parser_of
+from triptych.cli.arguments import (
+    add_generation,
+    add_num_images_per_prompt,
+    add_output,
+    load,
+    parse,
+    parser_of,
+)
 from triptych.cli.input_files import Request, existing, images_at
 from triptych.cli.jobs import jobs_of, make_all, settings_for
 from triptych.cli.output_folder import Job
+from triptych.inference.generation_config import DECODER_SETTINGS
 from triptych.utils.errors import UserError
-from triptych.utils.limits import BATCH, IMAGES, PROBABILITY, SEED, STEPS, TEMPERATURE, TOKENS
+from triptych.utils.limits import BATCH, PROBABILITY, SEED, TEMPERATURE, TOKENS
 from triptych.utils.listing.names import IMAGE_SUFFIXES
 from triptych.utils.prompt_files import read_input
 from triptych.utils.text import clean_text
@@ -23,7 +31,7 @@ GENERATE = """\
   triptych generate "a red circle left of a blue square" -n 4 --seed 7 -o out/circle
   printf 'a red circle\\ntwo blue squares\\n' | triptych generate --prompts - -o out/lines
   echo '{"id": "star", "prompt": "a green star", "seed": 3}' | triptych generate --prompts -
-  triptych generate "three red circles" --sampler heun --steps 10 --guidance 2 -o out/heun
+  triptych generate "three red circles" --sampler heun --num-inference-steps 10 -o out/heun
 
 The folder gets a PNG file a picture, with its settings inside, results.jsonl and grid.png. The
 same command again goes on where it was stopped: what is done is not done again."""
@@ -46,7 +54,7 @@ A model follows instructions only if it was trained on edits."""
 
 RECONSTRUCT = """\
   triptych reconstruct docs/images/samples.png -o out/reconstruct
-  triptych reconstruct docs/images/samples.png --steps 10 --seed 3 -o out/ten-steps
+  triptych reconstruct docs/images/samples.png --decoder-num-inference-steps 10 -o out/ten
 
 out/reconstruct/grid.png shows each picture beside what encoder and decoder make of it."""
 
@@ -58,30 +66,27 @@ def generate(arguments: list[str]) -> None:
     parser.add_argument(
         "--prompts", dest="file", metavar="FILE", help=".txt, .jsonl or .json; - is stdin"
     )
-    parser.add_argument("-n", "--number", type=IMAGES, default=1, help="pictures a prompt")
-    parser.add_argument("--negative", metavar="TEXT", help="what guidance leads away from")
+    add_num_images_per_prompt(parser)
     add_output(parser, "out/generate")
-    add_sampling(parser)
+    add_generation(parser)
     parsed, flags = parse(parser, arguments)
     if not parsed.prompts and parsed.file is None:
         parser.error("give a prompt, or --prompts FILE")
     content = "" if parsed.file is None else read_input(parsed.file)
     asked = input_files.read_prompts(parsed.prompts, parsed.file, content)
-    if parsed.negative:
-        parsed.negative = clean_text(parsed.negative, "--negative")
+    clean_negative_prompt(parsed)
 
     def check(pipe: Any) -> None:
-        negatives = {job.asked["negative"] for job in jobs if "negative" in job.asked}
-        pipe.model.prompt_rows([*(request.text for request in asked), *sorted(negatives)])
+        pipe.check_prompts([*(request.text for request in asked), *negative_prompts(jobs)])
 
     def make(pipe: Any, batch: list[Job], callback: Any) -> list:
-        return pipe.generate(
+        return pipe(
             [job.asked["prompt"] for job in batch],
-            seeds=[job.asked["seed"] for job in batch],
+            seed=[job.asked["seed"] for job in batch],
             batch_size=len(batch),
-            callback=callback,
+            callback_on_step_end=callback,
             **settings_for(batch[0]),
-        )
+        ).images
 
     jobs = jobs_of(asked, parsed, flags)
     stdin = content if parsed.file == "-" else None  # for processes that read it again
@@ -95,10 +100,11 @@ def edit(arguments: list[str]) -> None:
     parser.add_argument(
         "--jsonl", metavar="FILE", help='{"image": ..., "instruction": ...} a line; - is stdin'
     )
-    parser.add_argument("-n", "--number", type=IMAGES, default=1, help="pictures an edit")
+    add_num_images_per_prompt(parser)
     add_output(parser, "out/edit")
-    add_sampling(parser)
+    add_generation(parser)
     parsed, flags = parse(parser, arguments)
+    clean_negative_prompt(parsed)
     if (len(parsed.given) < 2) if parsed.jsonl is None else bool(parsed.given):
         parser.error("give pictures and then an instruction, or --jsonl FILE alone")
     stdin = None
@@ -116,17 +122,18 @@ def edit(arguments: list[str]) -> None:
             raise UserError(f'every line of {parsed.jsonl} names one "image" to edit.')
 
     def check(pipe: Any) -> None:
-        pipe.model.prompt_rows([request.text for request in asked], pictured=True)
+        pipe.check_prompts([request.text for request in asked], with_image=True)
+        pipe.check_prompts(negative_prompts(jobs))
 
     def make(pipe: Any, batch: list[Job], callback: Any) -> list:
         return pipe.edit(
             [job.source for job in batch],
-            [job.asked["instruction"] for job in batch],
-            seeds=[job.asked["seed"] for job in batch],
+            prompt=[job.asked["instruction"] for job in batch],
+            seed=[job.asked["seed"] for job in batch],
             batch_size=len(batch),
-            callback=callback,
+            callback_on_step_end=callback,
             **settings_for(batch[0]),
-        )
+        ).images
 
     jobs = jobs_of(asked, parsed, flags, "instruction")
     make_all("edit", arguments, jobs, parsed, flags, check, make, stdin)
@@ -136,16 +143,20 @@ def reconstruct(arguments: list[str]) -> None:
     """Pictures through encoder and decoder: triptych reconstruct picture.png -o out"""
     parser = parser_of("reconstruct", "What the image features keep of pictures.", RECONSTRUCT)
     parser.add_argument("pictures", nargs="+", metavar="IMAGE|FOLDER")
-    parser.add_argument("--steps", type=STEPS, help="of the decoder; default: as the model says")
     add_output(parser, "out/reconstruct")
+    add_generation(parser, DECODER_SETTINGS)
     parsed, flags = parse(parser, arguments)
-    parsed.number = 1
+    parsed.num_images_per_prompt = 1
     found = [image for picture in parsed.pictures for image in images_at(picture)]
     asked = [Request("", images=[image]) for image in found]
 
     def make(pipe: Any, batch: list[Job], callback: Any) -> list:
-        seeds = [job.asked["seed"] for job in batch]
-        return pipe.reconstruct([job.source for job in batch], seeds, parsed.steps, len(batch))
+        return pipe.reconstruct(
+            [job.source for job in batch],
+            seed=[job.asked["seed"] for job in batch],
+            batch_size=len(batch),
+            **settings_for(batch[0]),
+        ).images
 
     jobs = jobs_of(asked, parsed, flags)
     for job in jobs:
@@ -198,6 +209,21 @@ def chat(arguments: list[str]) -> None:
         talking.readable(picture)
     message = {"role": "user", "content": [*pictures_of(pictures), question]}
     print(load(parsed, flags).chat([message], **options))
+
+
+def clean_negative_prompt(parsed: Any) -> None:
+    """Clean the text of --negative-prompt, if it was given.
+
+    Raises:
+        UserError: it is no text that a model can be given.
+    """
+    if parsed.negative_prompt:
+        parsed.negative_prompt = clean_text(parsed.negative_prompt, "--negative-prompt")
+
+
+def negative_prompts(jobs: list[Job]) -> list[str]:
+    """Negative prompts of the jobs, each once."""
+    return sorted({job.asked["negative_prompt"] for job in jobs if "negative_prompt" in job.asked})
 
 
 def pictures_of(paths: list[str]) -> list[dict[str, str]]:

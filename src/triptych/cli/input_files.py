@@ -9,24 +9,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from triptych.inference.argument_names import MEANT
+from triptych.inference.generation_config import FIELDS, limit_of
 from triptych.utils.errors import UserError
 from triptych.utils.image_urls import is_url
-from triptych.utils.limits import IMAGES, SCALE, SEED, STEPS, Range
 from triptych.utils.listing.folders import list_images
 from triptych.utils.listing.names import IMAGE_SUFFIXES
 from triptych.utils.prompt_files import read_entries, read_objects
 from triptych.utils.text import clean_text, is_blank
 
 LONGEST_SHOWN = 200  # characters of a path in a message
-# Option of a line -> what it may be.
-NUMBERS: dict[str, Range] = {
-    "seed": SEED,
-    "n": IMAGES,
-    "steps": STEPS,
-    "guidance": SCALE,
-    "decoder_steps": STEPS,
-    "decoder_guidance": SCALE,
-}
 
 
 @dataclass
@@ -37,7 +29,7 @@ class Request:
     id: str | None = None
     images: list[Path] = field(default_factory=list)
     seed: int | None = None
-    n: int | None = None
+    num_images: int | None = None
     options: dict[str, Any] = field(default_factory=dict)
     """Settings that differ from those of the whole command."""
 
@@ -45,8 +37,8 @@ class Request:
 def read_prompts(texts: Sequence[str], file: str | None, content: str = "") -> list[Request]:
     """Prompts given as arguments, then those of a file; "-" is standard input.
 
-    An object of a file (see `prompt_files.read_entries`) has a prompt, and optionally id, seed, n,
-    negative, steps, guidance, decoder_steps, decoder_guidance.
+    An object of a file (see `prompt_files.read_entries`) has a prompt, and optionally an id and
+    any field of `GenerationConfig`.
 
     Args:
         content: of the file.
@@ -57,7 +49,7 @@ def read_prompts(texts: Sequence[str], file: str | None, content: str = "") -> l
     requests = [Request(require_text(text, "the prompt")) for text in texts]
     if file is not None:
         entries = read_entries(file, content)
-        requests += read_lines(entries, "prompt", {"negative"}, read_request)
+        requests += read_lines(entries, "prompt", set(), read_request)
     if not requests:
         raise UserError(f"there is no prompt in {file}; write one a line.")
     return requests
@@ -97,18 +89,21 @@ def read_lines(
 
 def read_request(line: dict[str, Any], where: str, text: str, more: set[str]) -> Request:
     """One line as a request."""
-    known = {text, "id", *NUMBERS, *more}
+    known = {text, "id", *FIELDS, *more}
     if unknown := sorted(set(line) - known):
+        if (meant := MEANT.get(unknown[0])) in known:
+            raise UserError(f"{where}: {unknown[0]!r} is unknown; use {meant}.")
         raise UserError(f"{where}: {unknown[0]!r} is none of {', '.join(sorted(known))}.")
     if not isinstance(line.get(text), str):
         raise UserError(f'{where} has no text "{text}"; write one.')
-    options = {key: line[key] for key in (*NUMBERS, *more) if line.get(key) is not None}
+    options = {key: line[key] for key in (*FIELDS, *more) if line.get(key) is not None}
     for key, value in options.items():
         options[key] = _checked(key, value, where)
-    seed, n = options.pop("seed", None), options.pop("n", None)
+    seed = options.pop("seed", None)
+    number = options.pop("num_images_per_prompt", None)
     images = [existing(image, f"{where}: ") for image in _listed(options.pop("image", []))]
     asked = require_text(line[text], f"{where}: the {text}")
-    return Request(asked, read_id(line, where), images, seed, n, options)
+    return Request(asked, read_id(line, where), images, seed, number, options)
 
 
 def read_id(line: dict[str, Any], where: str) -> str | None:
@@ -158,11 +153,11 @@ def _listed(value: Any) -> list[Any]:
 
 
 def _checked(key: str, value: Any, where: str) -> Any:
-    if key in NUMBERS:
-        NUMBERS[key].require(value, f"{where}: {key}")
+    if key in FIELDS:
+        limit_of(key).require(value, f"{where}: {key}")
     elif not isinstance(value, str | list if key == "image" else str):
         raise UserError(f"{where}: {key} is {value!r}, which is no text.")
-    return clean_text(value, f"{where}: {key}") if key == "negative" else value
+    return clean_text(value, f"{where}: {key}") if key == "negative_prompt" else value
 
 
 def require_text(text: str, what: str, remedy: str = "say what the picture should show") -> str:

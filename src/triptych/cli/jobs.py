@@ -13,12 +13,14 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from triptych.cli.arguments import SETTINGS, load, model_of
+from triptych.cli.arguments import generation_of, load, model_of
 from triptych.cli.input_files import Request
 from triptych.cli.output_folder import Job, Output
 from triptych.cli.workers import run_shards, without
+from triptych.inference.generation_config import SETTINGS
 from triptych.utils.documents import open_regular
 from triptych.utils.limits import ALL_IMAGES
+from triptych.utils.png_metadata import metadata_of
 
 Make = Callable[[Any, list[Job], Callable], list]
 """(pipeline, jobs of equal settings, callback) -> their pictures."""
@@ -28,14 +30,17 @@ def jobs_of(
     requests: Sequence[Request], parsed: Namespace, flags: list[str], said: str = "prompt"
 ) -> list[Job]:
     """One a picture; files are named by id, or else by seed and number of the picture."""
-    common = {key: getattr(parsed, key) for key in (*SETTINGS, "negative") if key in parsed}
+    common = generation_of(parsed)
     model = model_of(parsed, flags)
     jobs: list[Job] = []
-    ALL_IMAGES.require(sum(each.n or parsed.number for each in requests), "the number of images")
+    ALL_IMAGES.require(
+        sum(each.num_images or parsed.num_images_per_prompt for each in requests),
+        "the number of images",
+    )
     for number, request in enumerate(requests):
         seed = parsed.seed + len(jobs) if request.seed is None else request.seed
         images = [_noted(image) for image in request.images]
-        for copy in range(request.n or parsed.number):
+        for copy in range(request.num_images or parsed.num_images_per_prompt):
             stem = (
                 f"{request.id}-{copy:03d}" if request.id else f"{seed + copy:06d}-{len(jobs):03d}"
             )
@@ -44,12 +49,17 @@ def jobs_of(
                 **({said: request.text} if request.text else {}),
                 **({"images": images} if images else {}),
                 "seed": seed + copy,
-                **{key: value for key, value in given.items() if value is not None},
+                **{key: _as_json(value) for key, value in given.items() if value is not None},
                 **model,
             }
             source = request.images[0] if request.images else None
             jobs.append(Job(f"{stem}.png", request.id or str(number), asked, source))
     return jobs
+
+
+def _as_json(value: Any) -> Any:
+    """The value as results.jsonl gives it back."""
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _noted(image: Path) -> dict[str, str]:
@@ -132,7 +142,7 @@ def tell(output: Output, job: Job, picture: Any = None, weights: str | None = No
     """Save a picture, if it is new, and print its line."""
     path = output.folder / job.file
     if picture is not None:
-        settings = json.loads(picture.info.get("triptych", "{}")) | {"weights": weights}
+        settings = metadata_of(picture) | {"weights": weights}
         path = output.save(job, picture, settings)
     print(f"{path}\t{job.said}", flush=True)
 
@@ -141,7 +151,7 @@ def batches(jobs: Sequence[Job], size: int) -> Iterator[list[Job]]:
     """Neighbours whose settings are the same, at most `size`."""
 
     def settings(job: Job) -> list[Any]:
-        return [job.asked.get(key) for key in (*SETTINGS, "negative")]
+        return [job.asked.get(key) for key in SETTINGS]
 
     for _, alike in groupby(jobs, settings):
         some = list(alike)
@@ -150,7 +160,7 @@ def batches(jobs: Sequence[Job], size: int) -> Iterator[list[Job]]:
 
 def settings_for(job: Job) -> dict[str, Any]:
     """The pipeline's arguments of a job."""
-    return {key: job.asked[key] for key in (*SETTINGS, "negative") if key in job.asked}
+    return {key: job.asked[key] for key in SETTINGS if key in job.asked}
 
 
 @contextmanager

@@ -11,10 +11,12 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from triptych.callbacks.sample_grid import SampleGrid
 from triptych.checkpoints import atomic_checkpoint, require_files, run_folder
 from triptych.checkpoints.run_folder import RunFolder
 from triptych.cli.trainer_flags import settle
 from triptych.inference.loading import BAD_VALUES
+from triptych.inference.model_inference import inference_of
 from triptych.modules.base import Panel
 from triptych.training.ranks import take_over
 from triptych.training.sharded_checkpoint import load_data
@@ -186,14 +188,17 @@ class TriptychCLI(LightningCLI):
             and not isinstance(self.trainer.strategy, ShardedStrategy)
         ):  # Lightning's own strategies unpickle whatever such a folder holds
             raise UserError(
-                f"the checkpoint {wanted} is a folder, which TRAINER=fsdp2 alone reads; add "
-                "--config conf/trainer/fsdp2.yaml, or name a file."
+                f"the checkpoint {wanted} is a folder, which only fsdp2 reads; add "
+                "--hardware fsdp2, or name a file."
             )
         if isinstance(self.model, Panel):
             require_files(self.model.weights)
 
     def instantiate_trainer(self, **settings: Any) -> Trainer:
         trainer = super().instantiate_trainer(**settings)
+        for callback in trainer.callbacks:  # it knows no inference code, and is handed it
+            if isinstance(callback, SampleGrid) and callback.previews is None:
+                callback.previews = inference_of
         take_over(trainer)
         return trainer
 

@@ -22,8 +22,7 @@ OF_THE_SYSTEM = (
 )
 LONGEST_SHOWN = 200  # characters of a path in a message
 LIGHTNING_COMMANDS = {
-    "fit": "train: triptych fit --config conf/base.yaml --config conf/model/tiny.yaml "
-    "--config conf/stage2.yaml",
+    "fit": "train: triptych fit --preset tiny --stage stage2",
     "validate": "the losses on validation data",
     "test": "the losses on validation data, logged as test",
     "predict": "pictures for the captions of the validation data",
@@ -40,7 +39,10 @@ def alone(arguments: list[str]) -> bool:
 
 def run_lightning(arguments: list[str]) -> None:
     """fit, validate, test or predict, as one of several ranks or alone."""
+    from triptych.cli.recipes import expand
     from triptych.utils.signals import supervisor
+
+    expanded = expand(arguments)
 
     # where a rank dies, torch's C++ would print its stack for each connection that breaks
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
@@ -49,7 +51,7 @@ def run_lightning(arguments: list[str]) -> None:
 
         watch_launched()
         with ending_together():
-            _run_lightning(arguments)
+            _run_lightning(expanded.arguments())
 
 
 def _run_lightning(arguments: list[str]) -> None:
@@ -63,6 +65,7 @@ def _run_lightning(arguments: list[str]) -> None:
     import triptych.callbacks  # registers the short class names
     import triptych.data_modules  # noqa: F401
     from triptych.cli.lightning import TriptychCLI
+    from triptych.cli.recipes import HELP
     from triptych.modules import UnifiedModule
     from triptych.utils.parser_errors import plain
     from triptych.utils.parser_settings import MODE
@@ -76,7 +79,7 @@ def _run_lightning(arguments: list[str]) -> None:
             subclass_mode_data=True,
             auto_configure_optimizers=False,
             save_config_kwargs={"overwrite": True},
-            parser_kwargs={"parser_mode": MODE, "exit_on_error": False},
+            parser_kwargs={"parser_mode": MODE, "exit_on_error": False, "epilog": HELP},
         )
     except MisconfigurationException as error:
         raise UserError(f"the run cannot be as it is configured: {plain(str(error))}") from error
@@ -137,6 +140,8 @@ def require_documents(arguments: list[str]) -> None:
     from triptych.utils.documents import open_regular, read_yaml
 
     for name, value in named_values(arguments):
+        if "\n" in value:
+            continue  # a document itself, see `triptych.cli.recipes.panel_arguments`
         if name == "--config":
             read_yaml(value)
         elif os.path.exists(value) and not os.path.isdir(value):

@@ -7,18 +7,18 @@ What it was asked for lies inside of it, so that nothing else is needed to go on
 from __future__ import annotations
 
 import json
-import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from triptych.utils.atomic_write import replacing
 from triptych.utils.errors import PictureError, UserError
 from triptych.utils.image_reader import read_header, read_image
-from triptych.utils.png_metadata import attach, settings_of
+from triptych.utils.png_metadata import embed_metadata, read_metadata
 
 SHOWN = 64  # pictures in a grid file, the first ones
 SIDE = 256  # pixels of each there, at most
@@ -87,7 +87,7 @@ class Output:
             return False  # damaged: made again
         other = "choose another folder with --out, or delete it"
         try:
-            asked = settings_of(path)["asked"]
+            asked = read_metadata(path)["asked"]
         except (UserError, KeyError) as error:
             raise UserError(f"{path} is a picture that this command did not make; {other}.") from (
                 error
@@ -111,7 +111,7 @@ class Output:
         """
         for job in self._ready():
             try:
-                made = settings_of(self.folder / job.file).get("weights", weights)
+                made = read_metadata(self.folder / job.file).get("weights", weights)
             except UserError:
                 continue  # damaged: made again
             if made != weights:
@@ -124,9 +124,9 @@ class Output:
     def save(self, job: Job, picture: Image.Image, settings: dict[str, Any]) -> Path:
         """Write a picture, whole or not at all, with its settings inside."""
         path = self.folder / job.file
-        path.parent.mkdir(parents=True, exist_ok=True)
-        attach(picture, {**settings, "id": job.id, "asked": job.asked})
-        written(path, lambda unfinished: picture.save(unfinished, "PNG"))
+        embed_metadata(picture, {**settings, "id": job.id, "asked": job.asked})
+        with replacing(path, durable=False) as file:
+            picture.save(file, "PNG")
         return path
 
     def finish(self) -> None:
@@ -137,13 +137,11 @@ class Output:
         ready = self._ready()
         while ready:
             lines = [json.dumps(_line(job, self.folder), ensure_ascii=False) for job in ready]
-            text = "".join(f"{line}\n" for line in lines)
-            written(
-                self.folder / "results.jsonl", lambda path, text=text: path.write_text(text, "utf8")
-            )
+            with replacing(self.folder / "results.jsonl", durable=False) as file:
+                file.write("".join(f"{line}\n" for line in lines).encode())
             if self.sheet:
-                sheet = _sheet(ready[:SHOWN], self.folder)
-                written(self.folder / "grid.png", lambda path, sheet=sheet: sheet.save(path, "PNG"))
+                with replacing(self.folder / "grid.png", durable=False) as file:
+                    _sheet(ready[:SHOWN], self.folder).save(file, "PNG")
             if len(again := self._ready()) == len(ready):
                 return
             ready = again
@@ -152,18 +150,8 @@ class Output:
         return [job for job in self.jobs if (self.folder / job.file).is_file()]
 
 
-def written(path: Path, write: Callable[[Path], object]) -> None:
-    """A file under its name only when it is whole."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        write(unfinished)
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-
-
 def _line(job: Job, folder: Path) -> dict[str, Any]:
-    settings = settings_of(folder / job.file)
+    settings = read_metadata(folder / job.file)
     top = {key: settings[key] for key in ("prompt", "seed") if key in settings}
     return {"id": job.id, **top, "file": job.file, "settings": settings}
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from triptych.checkpoints import atomic_checkpoint
 from triptych.utils.documents import read_json_lines, read_text
 from triptych.utils.errors import UserError
+from triptych.utils.paths import presets
 
 SEED = 0  # conf/base.yaml: seed_everything, of every initialization, order and draw
 
@@ -98,8 +99,7 @@ def command(part: Part, runs: Path, steps: int | None) -> list[str]:
         if other.name in part.needs:
             flags.append(f"--model.weights.{other.label}={weights_of(other, runs)}")
     flags.append("--ckpt_path=auto")
-    configs = ["conf/base.yaml", "conf/model/tiny.yaml", f"conf/{part.name}.yaml"]
-    return ["fit", *(word for path in configs for word in ("--config", path)), *flags, *part.flags]
+    return ["fit", "--preset", "tiny", "--stage", part.name, *flags, *part.flags]
 
 
 TOKENIZER_FLAG = "model.understanding.init_args.understander.init_args.tokenizer"
@@ -177,7 +177,7 @@ def scores(runs: Path, folder: Path) -> dict:
     labels = sorted({part.label for part in PLAN})
     flags = [f"--model.weights.{label}={folder / label}.safetensors" for label in labels]
     flags.append(f"--{TOKENIZER_FLAG}={tokenizer_folder(runs)}")
-    return evaluate_all(load_model(["conf/model/tiny.yaml"], flags), images=600)
+    return evaluate_all(load_model([presets()["tiny"]], flags), images=600)
 
 
 def versions() -> dict[str, str]:

@@ -2,12 +2,13 @@
 
 report           one report for every benchmark: JSON, table, page
 comparison       reports of one benchmark side by side
-statistics       bootstrap confidence intervals
+statistics       means and shares with confidence intervals
 provenance       origin of the images that a report scores
 expected_images  images that a benchmark expects in a folder
 image_sources    images to be scored, from folders, shards or memory
 image_cache      images of an interrupted evaluation
-bar_chart        bar charts with intervals
+charts           charts by matplotlib: bars with intervals
+html_page        HTML pages from jinja2 templates, with one style sheet
 html_report      a report as an HTML page
 shapes           ShapeEval and EditEval, exact scores of the shapes world; the demo
 geneval          GenEval

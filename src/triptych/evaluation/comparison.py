@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from triptych.evaluation.bar_chart import draw_bars
-from triptych.evaluation.report import Report, write_text
+from triptych.evaluation.charts import draw_bars
+from triptych.evaluation.report import Report
+from triptych.utils.atomic_write import write_text
 from triptych.utils.errors import UserError
 
 

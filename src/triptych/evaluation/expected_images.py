@@ -131,6 +131,26 @@ def read_json_lines(path: Path, what: str) -> list[dict[str, Any]]:
     ]
 
 
+def read_entries(path: Path, what: str, keys: set[str]) -> list[dict[str, Any]]:
+    """Prompts as JSON lines, each with `keys`, "prompt" among them.
+
+    Args:
+        what: name of the file's content for messages, such as "the GenEval prompts".
+
+    Raises:
+        UserError: there is no such file, it holds no prompts, or one lacks a key or its text.
+    """
+    entries = read_json_lines(path, what)
+    for number, entry in enumerate(entries, 1):
+        place = f"prompt {number} of {path}"
+        if missing := keys - set(entry):
+            raise UserError(f"{place} has no {' nor '.join(sorted(missing))}.")
+        entry["prompt"] = prompt_of(entry["prompt"], place)
+    if not entries:
+        raise UserError(f"{path} holds no prompts.")
+    return entries
+
+
 def prompt_of(entry: Any, place: str) -> str:
     """A prompt of a file of prompts, as a tokenizer gets it.
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import io
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy
 from PIL import Image
 
+from triptych.utils.atomic_write import replacing
 from triptych.utils.errors import PictureError, UserError
 from triptych.utils.image_reader import read_image
-from triptych.utils.png_metadata import attach, settings_of
+from triptych.utils.png_metadata import embed_metadata, read_metadata
 
 
 class KeptPictures:
@@ -38,7 +37,7 @@ class KeptPictures:
         except PictureError:
             return None
         asked = self._asked(prompt, seed)
-        found = settings_of(path)
+        found = read_metadata(path)
         for name in dict.fromkeys([*asked, *found]):
             if found.get(name) != asked.get(name):
                 raise UserError(
@@ -50,12 +49,9 @@ class KeptPictures:
     def save(self, file: str, prompt: str, seed: int, pixels: numpy.ndarray) -> None:
         """Write a picture uint8 [H,W,3]."""
         path = self.folder / file
-        path.parent.mkdir(parents=True, exist_ok=True)
-        written = io.BytesIO()
-        attach(Image.fromarray(pixels), self._asked(prompt, seed)).save(written, "PNG")
-        unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-        unfinished.write_bytes(written.getvalue())
-        os.replace(unfinished, path)
+        image = embed_metadata(Image.fromarray(pixels), self._asked(prompt, seed))
+        with replacing(path, durable=False) as file:
+            image.save(file, "PNG")
 
     def _asked(self, prompt: str, seed: int) -> dict[str, Any]:
         return {"prompt": prompt, "seed": seed, **self.made}

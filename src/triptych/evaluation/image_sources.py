@@ -31,7 +31,7 @@ from triptych.utils.listing.names import IMAGE_SUFFIXES, kind_for
 from triptych.utils.listing.shards import find_shards
 from triptych.utils.listing.table import caption_in, captioned_rows, find_table
 from triptych.utils.listing.tar import Group, groups, mended, scan
-from triptych.utils.png_metadata import CHUNK
+from triptych.utils.png_metadata import metadata_of
 
 RESULTS = "results.jsonl"  # of `triptych generate`: one {"file": ..., "prompt": ...} a line
 META = "meta_data.json"  # of MJHQ-30K: {NAME: {"category": ..., "prompt": ...}}
@@ -190,7 +190,7 @@ def _caption_of(texts: Mapping[str, bytes]) -> str | None:
 def _caption_inside(picture: Image.Image) -> str | None:
     """Of a picture that `UnifiedPipeline.generate` made."""
     try:
-        return parse_json(picture.info[CHUNK], CHUNK)["prompt"]
+        return metadata_of(picture)["prompt"]
     except (KeyError, ValueError, TypeError):
         return None
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from triptych.evaluation.report import Report
 from triptych.utils.errors import UserError
-from triptych.utils.png_metadata import settings_of
+from triptych.utils.png_metadata import read_metadata
 
 OF_A_PICTURE = ("prompt", "seed", "id")
 
@@ -24,7 +24,7 @@ def add_provenance(report: Report) -> None:
         if item["state"] != "scored" or "picture" not in item:
             continue
         try:
-            made = settings_of(Path(report.settings["folder"]) / item["picture"])
+            made = read_metadata(Path(report.settings["folder"]) / item["picture"])
         except UserError:
             made = {"unknown": "the picture does not say"}
         asked = made.pop("asked", {})

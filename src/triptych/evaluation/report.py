@@ -17,7 +17,7 @@ from typing import Any
 
 from triptych import __version__
 from triptych.evaluation.html_report import Row, render
-from triptych.utils.atomic_write import replacing
+from triptych.utils.atomic_write import write_text
 from triptych.utils.documents import TEXT_BYTES, read_json
 from triptych.utils.errors import UserError
 from triptych.utils.png_metadata import shown_name
@@ -165,21 +165,6 @@ def sha256(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise UserError(f"{path}, an input of the evaluation, cannot be read ({error}).") from error
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all; its folder is made where missing.
-
-    Raises:
-        UserError: it cannot be written.
-    """
-    try:
-        with replacing(path) as file:
-            file.write(text.encode())
-    except OSError as error:
-        raise UserError(
-            f"{path} could not be written ({error.strerror}); make room or name another file."
-        ) from error
 
 
 def _plain(settings: Any) -> Any:

@@ -1,8 +1,8 @@
-"""How sure a mean is: intervals by drawing the items again."""
+"""Means and shares with their 95% confidence intervals."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy
 
@@ -32,3 +32,18 @@ def bootstrap(
         totals += weight * sums[drawn].sum(1) / sizes[drawn].sum(1)
     low, high = numpy.percentile(totals, [2.5, 97.5])
     return (float(low), float(high)) if low < high else None
+
+
+def mean(values: Iterable[float]) -> float:
+    """Of at least one value."""
+    values = list(values)
+    return sum(values) / len(values)
+
+
+def wilson(share: float, number: int) -> tuple[float, float]:
+    """The 95% interval of a share that was seen in `number` independent trials (Wilson 1927)."""
+    z2 = 1.96**2
+    middle = (share + z2 / (2 * number)) / (1 + z2 / number)
+    spread = share * (1 - share) / number + z2 / (4 * number**2)
+    half = (z2 * spread) ** 0.5 / (1 + z2 / number)
+    return max(0.0, middle - half), min(1.0, middle + half)

@@ -26,11 +26,16 @@ class Message:
     """Texts and pictures in the order in which the model reads them."""
 
 
-def read_messages(messages: Sequence[Mapping[str, Any] | Message]) -> list[Message]:
+Conversation = str | Sequence[Mapping[str, Any] | Message]
+"""A text, or messages of which the last is the user's."""
+
+
+def read_messages(messages: Conversation) -> list[Message]:
     """A conversation in the shape of the OpenAI and transformers interfaces.
 
-    A message is {"role": ..., "content": ...}; the content a text, or a list of texts, pictures,
-    {"type": "text", "text": ...}, {"type": "image", "image": picture or path} and OpenAI's
+    A text alone is a message of the user. A message is {"role": ..., "content": ...}; the content
+    a text, or a list of texts, images, {"type": "text", "text": ...}, {"type": "image", "image":
+    image or path}, where transformers' "path", "url" and "base64" do as well, and OpenAI's
     {"type": "image_url", "image_url": {"url": data URL}}. OpenAI's "developer" is "system".
 
     Texts come out clean, see `texts`; what the model wrote itself is not refused for a NUL.
@@ -39,6 +44,10 @@ def read_messages(messages: Sequence[Mapping[str, Any] | Message]) -> list[Messa
         UserError: a message has another shape, a picture or a text cannot be used, or the last
             message is not the user's.
     """
+    if isinstance(messages, str):
+        messages = [{"role": "user", "content": messages}]
+    if isinstance(messages, Mapping) or not isinstance(messages, Sequence):
+        raise UserError("a conversation is a text or a list of messages; give one of them.")
     read = [
         Message(m.role, [_part(part, n) for part in m.content])
         if isinstance(m, Message)
@@ -83,8 +92,11 @@ def _part(part: Any, number: int) -> str | Image.Image:
     kind = part.get("type") if isinstance(part, Mapping) else None
     if kind == "text" and isinstance(part.get("text"), str):
         return part["text"]
-    if kind == "image" and isinstance(part.get("image"), Picture):
-        return open_picture(part["image"])
+    if kind == "image":
+        given = [part[key] for key in ("image", "path", "url") if key in part]
+        given += [f"data:image/png;base64,{part['base64']}"] if "base64" in part else []
+        if len(given) == 1 and isinstance(given[0], Picture):
+            return open_picture(given[0])
     if kind == "image_url":
         shown = part.get("image_url")
         url = shown.get("url") if isinstance(shown, Mapping) else shown

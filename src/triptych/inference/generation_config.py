@@ -1,144 +1,141 @@
-"""What a call of the pipeline is asked for: checked, and laid out as single pictures."""
+"""Generation settings: one dataclass behind pipeline, command line, server, web page and scores.
+
+A field added here, with its limit and its help, is an argument of `UnifiedPipeline`, a flag of
+every command that makes images, a key of JSON lines and of HTTP requests, a control of the web
+page, and a key of evaluators' `generation_config`.
+"""
 
 from __future__ import annotations
 
-import secrets
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import accumulate
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
 
-from triptych.interfaces import Sampling
-from triptych.sampler import require_interval, require_sampler, require_steps
 from triptych.utils.errors import UserError
-from triptych.utils.limits import (
-    ALL_IMAGES,
-    BATCH,
-    IMAGES,
-    PROBABILITY,
-    SCALE,
-    SEED,
-    TEMPERATURE,
-    TOKENS,
-)
+from triptych.utils.limits import IMAGES, INTERVAL, SAMPLER, SCALE, SEED, STEPS, TEXT
+
+DECODER = "decoder_"
+"""Prefix of the fields of the decoder; the name behind it is that of its own setting."""
+CALL = ("num_images_per_prompt", "seed")
+"""Fields that say which images a call makes; all others say how each image is made."""
 
 
-@dataclass
-class Settings:
-    """How pictures are made; None is the model's own."""
-
-    steps: int | None
-    guidance: float | None
-    decoder_steps: int | None
-    decoder_guidance: float | None
-    negative: str | None
-    batch_size: int
-    sampler: str | None
-    decoder_sampler: str | None
-    guidance_interval: tuple[float, float] | None
-
-    def __post_init__(self) -> None:
-        check_sampling(self.steps, self.sampler)
-        check_sampling(self.decoder_steps, self.decoder_sampler)
-        require_interval(self.guidance_interval)
-        for name in ("guidance", "decoder_guidance"):
-            if (value := getattr(self, name)) is not None:
-                SCALE.require(value, name)
-        BATCH.require(self.batch_size, "batch_size")
+def _field(limit: Any, label: str, text: str, default: Any = None) -> Any:
+    return field(default=default, metadata={"limit": limit, "label": label, "help": text})
 
 
-def check_sampling(steps: int | None, sampler: str | None) -> None:
-    """Refuse what no sampler takes, before any work; None is the model's own.
-
-    Raises:
-        UserError: there are no steps, or there is no such sampler.
-    """
-    if steps is not None:
-        require_steps(steps)
-    if sampler is not None:
-        require_sampler(sampler)
-
-
-@dataclass
-class Wanted:
-    """One picture of a call."""
-
-    prompt: int
-    """Number of its prompt."""
-    text: str
-    seed: int
-
-
-def wanted_pictures(
-    texts: Sequence[str], images_per_prompt: int, seeds: int | Sequence[int] | None
-) -> list[Wanted]:
-    """One a picture; `seeds` are theirs, the first one's, or None for random ones.
-
-    Raises:
-        UserError: nothing is asked for, or the seeds are not as many as the pictures.
-    """
-    if not texts:
-        raise UserError("there is no prompt; give at least one.")
-    IMAGES.require(images_per_prompt, "images_per_prompt")
-    number = len(texts) * images_per_prompt
-    ALL_IMAGES.require(number, "the number of pictures of this call")
-    if seeds is None:
-        seeds = [secrets.randbits(32) for _ in range(number)]
-    seeds = _each(seeds, number)
-    if len(seeds) != number:
-        raise UserError(f"{len(seeds)} seeds for {number} pictures; give one each, or the first.")
-    return [
-        Wanted(n // images_per_prompt, texts[n // images_per_prompt], seed)
-        for n, seed in enumerate(seeds)
-    ]
-
-
-def conversation_seeds(seeds: int | Sequence[int] | None, number: int) -> Sequence[int]:
-    """One a conversation; as `wanted_pictures` takes them.
-
-    Raises:
-        UserError: there is no conversation, or the seeds are not as many.
-    """
-    if not number:
-        raise UserError("there is no conversation; give at least one.")
-    if seeds is None:
-        return [secrets.randbits(32) for _ in range(number)]
-    seeds = _each(seeds, number)
-    if len(seeds) != number:
-        raise UserError(f"{len(seeds)} seeds for {number} conversations; give one each.")
-    return seeds
-
-
-def _each(seeds: int | Sequence[int], number: int) -> Sequence[int]:
-    """The seeds, or `number` of them from the first on."""
-    if isinstance(seeds, Sequence):
-        for seed in seeds:
-            SEED.require(seed, "seed")
-        return seeds
-    SEED.require(seeds, "seed")
-    SEED.require(seeds + number - 1, "the last seed")
-    return range(seeds, seeds + number)
-
-
-def token_sampling(
-    max_new_tokens: int, temperature: float, top_p: float, seeds: Sequence[int]
-) -> Sampling:
-    """How the next token is chosen, a seed for each conversation.
+@dataclass(frozen=True, kw_only=True)
+class GenerationConfig:
+    """Generation settings; None is the model's own value. Names are those of diffusers.
 
     Raises:
         UserError: a value is out of its range.
     """
-    TOKENS.require(max_new_tokens, "max_new_tokens")
-    TEMPERATURE.require(temperature, "temperature")
-    PROBABILITY.require(top_p, "top_p")
-    return Sampling(temperature, top_p, seeds)
+
+    num_inference_steps: int | None = _field(
+        STEPS, "steps", "number of steps that make image features"
+    )
+    guidance_scale: float | None = _field(
+        SCALE, "guidance", "how closely image features follow the prompt"
+    )
+    guidance_interval: tuple[float, float] | None = _field(
+        INTERVAL,
+        "guidance interval",
+        "times from 0 to 1, 1 being noise, between which guidance works",
+    )
+    sampler: str | None = _field(SAMPLER, "sampler", "scheduler that integrates image features")
+    negative_prompt: str | None = _field(
+        TEXT, "negative prompt", "text that guidance leads away from"
+    )
+    decoder_num_inference_steps: int | None = _field(
+        STEPS, "steps", "number of steps of the decoder, from image features to pixels"
+    )
+    decoder_guidance_scale: float | None = _field(
+        SCALE, "guidance", "how closely the decoder follows image features"
+    )
+    decoder_sampler: str | None = _field(SAMPLER, "sampler", "scheduler of the decoder")
+    num_images_per_prompt: int = _field(IMAGES, "images", "number of images of each prompt", 1)
+    seed: int | list[int] | None = _field(
+        SEED,
+        "seed",
+        "seed of the first image, each next one has one more; or a list of one an image",
+    )
+
+    def __post_init__(self) -> None:
+        if self.negative_prompt == "":
+            object.__setattr__(self, "negative_prompt", None)
+        if isinstance(self.guidance_interval, list):  # as JSON has it
+            object.__setattr__(self, "guidance_interval", tuple(self.guidance_interval))
+        for each in fields(self):
+            value, limit = getattr(self, each.name), each.metadata["limit"]
+            if value is None:
+                continue
+            listed = each.name == "seed" and isinstance(value, Sequence)
+            for one in value if listed else [value]:
+                limit.require(one, each.name)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Values of all fields that say how an image is made, by name."""
+        return {name: getattr(self, name) for name in SETTINGS}
+
+    @property
+    def of_features(self) -> dict[str, Any]:
+        """Keyword arguments of `GenerationModule.sample`."""
+        return {name: getattr(self, name) for name in SETTINGS if _samples_features(name)}
+
+    @property
+    def of_decoder(self) -> dict[str, Any]:
+        """Keyword arguments of `PixelDecoder.decode`."""
+        return {name.removeprefix(DECODER): getattr(self, name) for name in DECODER_SETTINGS}
+
+    def resolved(self, model: Any) -> dict[str, Any]:
+        """`settings` with the values of a UnifiedModule in place of None."""
+        given = self.settings.items()
+        return {n: own_value(model, n) if value is None else value for n, value in given}
 
 
-def chunks(wanted: list[Wanted], size: int) -> Iterator[list[Wanted]]:
-    """Batches of `size` at most."""
-    return (wanted[at : at + size] for at in range(0, len(wanted), size))
+def own_value(model: Any, name: str) -> Any:
+    """The value that a UnifiedModule has of a setting itself; None where it has none."""
+    part = model.decoding.decoder if name.startswith(DECODER) else model.generation
+    return getattr(part, name.removeprefix(DECODER), None)
 
 
-def ranges(parts: list[list[Wanted]]) -> Iterator[range]:
-    """Which of the call's pictures each part is."""
-    ends = list(accumulate(map(len, parts)))
-    return (range(end - len(part), end) for part, end in zip(parts, ends, strict=True))
+def limit_of(name: str) -> Any:
+    """The limit of a field, of `utils.limits`."""
+    return FIELDS[name].metadata["limit"]
+
+
+def label_of(name: str) -> str:
+    """The short name of a field for people, which the web page shows."""
+    return FIELDS[name].metadata["label"]
+
+
+def help_of(name: str) -> str:
+    """The noun phrase that describes a field."""
+    return FIELDS[name].metadata["help"]
+
+
+FIELDS = {each.name: each for each in fields(GenerationConfig)}
+SETTINGS = tuple(name for name in FIELDS if name not in CALL)
+DECODER_SETTINGS = tuple(name for name in SETTINGS if name.startswith(DECODER))
+
+
+def _samples_features(name: str) -> bool:
+    """Whether a field is of the sampler of image features; a prompt is read before it."""
+    return name != "negative_prompt" and not name.startswith(DECODER)
+
+
+def settings_alone(config: GenerationConfig | None) -> GenerationConfig:
+    """The configuration of an evaluator, which decides number and seeds of images itself.
+
+    Raises:
+        UserError: it has a seed, or a number of images of each prompt.
+    """
+    config = config or GenerationConfig()
+    for name in CALL:
+        if getattr(config, name) != FIELDS[name].default:
+            raise UserError(
+                f"generation_config has {name}, which an evaluator decides itself; leave it out."
+            )
+    return config

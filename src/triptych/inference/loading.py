@@ -18,7 +18,7 @@ from triptych.checkpoints.weight_files import label_of
 from triptych.inference.trusted_config import plain_model
 from triptych.modules import UnifiedModule
 from triptych.utils.config_nulls import require_values
-from triptych.utils.documents import read_yaml
+from triptych.utils.documents import parse_yaml, read_yaml
 from triptych.utils.errors import ConfigurationError, UserError
 from triptych.utils.parser_errors import plain
 from triptych.utils.parser_settings import MODE
@@ -42,7 +42,7 @@ def find_source(name: str | Path | Sequence[str | Path], ema: bool = False) -> S
     """What a preset, a path or a run means as a model.
 
     Args:
-        name: a preset (a file of conf/model, such as "tiny"); a model file (.yaml); a folder that
+        name: a preset (a file of conf/presets, such as "tiny"); a model file (.yaml); a folder that
             `triptych convert` made; a run's folder, whose newest whole checkpoint is taken; a
             training checkpoint in such a folder; or a weight file (.safetensors) of a preset. A
             list of model files is read as one, later ones win.
@@ -135,7 +135,7 @@ def load_model(
     """The model that the `model` sections of `configs` describe, with its weights, to infer with.
 
     Args:
-        configs: YAML files such as conf/model/tiny.yaml or a run's config.yaml; later ones win.
+        configs: YAML files such as conf/presets/tiny.yaml or a run's config.yaml; later ones win.
         overrides: flags such as "--model.weights.generation=FILE".
         device: where to compute.
         trained: tensors by full name, in place of those in weight files.
@@ -188,7 +188,9 @@ def describe_stage(
     try:
         values = parser.parse_args([*arguments, *overrides])
         require_values(values.model, UnifiedModule, "model")
-        return parser.instantiate_classes(values).model
+        model = parser.instantiate_classes(values).model
+        model.description = parse_yaml(parser.dump(values, skip_none=False), "the model")["model"]
+        return model
     except UserError:
         raise
     except (jsonargparse.ArgumentError, *BAD_VALUES) as error:

@@ -1,8 +1,9 @@
-"""Low memory: the networks of a model are on the device in turn, each while it works."""
+"""CPU offload: the networks of a model are on the device in turn, each while it works."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import wraps
 from typing import Any
 
@@ -76,6 +77,22 @@ def require_room(model: nn.Module, device: torch.device) -> None:
     if needed > free:
         raise UserError(
             f"the weights take {needed / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are free on "
-            f"{device}; load the model with low_memory, quantize its language model to 8bit or "
-            "4bit, or use another device."
+            f"{device}; load the model with enable_model_cpu_offload, quantize its language model "
+            "to 8bit or 4bit, or use another device."
         )
+
+
+@contextmanager
+def sufficient_memory(batch_size: int, things: str = "images") -> Iterator[None]:
+    """Say what to lower where memory does not suffice."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        short = isinstance(error, torch.OutOfMemoryError | MemoryError)
+        if not short and "not enough memory" not in str(error):  # torch's words about a CPU's
+            raise
+        remedy = "lower batch_size" if things == "images" else "give fewer at once, or shorter ones"
+        raise UserError(
+            f"{batch_size} {things} at once need more memory than there is; {remedy}, or load the "
+            "model with enable_model_cpu_offload, or quantize its language model to 8bit or 4bit."
+        ) from error

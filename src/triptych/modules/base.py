@@ -23,7 +23,7 @@ from triptych.training.execution import Execution, cast_frozen, compile_blocks, 
 from triptych.training.freezing import freeze_all_but, frozen_modules, inert
 from triptych.training.fsdp import shard
 from triptych.training.meta_init import materialize, parameters_on_meta
-from triptych.training.optimizer import Optimization, learning_rate_factor, make_optimizer
+from triptych.training.optimizer import Optimization, make_optimizer, make_schedule
 from triptych.utils.errors import UserError
 from triptych.utils.precision import ExactBuffers
 
@@ -178,9 +178,7 @@ class Panel(ExactBuffers, LightningModule):
         steps = self.trainer.max_steps
         if steps < 1:
             raise UserError("set --trainer.max_steps: the learning-rate schedule needs its length.")
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: learning_rate_factor(step, steps, self.optimization)
-        )
+        schedule = make_schedule(optimizer, steps, self.optimization)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},

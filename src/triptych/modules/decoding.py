@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +13,6 @@ from triptych.interfaces import (
     TEXT_TO_IMAGE,
     Batch,
     ImageEncoder,
-    OnPicture,
     PixelDecoder,
     Preprocessing,
 )
@@ -64,16 +64,13 @@ class PixelDecoderModule(Panel):
         self,
         features: Tensor,
         seeds: list[int],
-        steps: int | None = None,
-        guidance: float | None = None,
-        null: Tensor | None = None,
+        *,
         encoder: ImageEncoder | None = None,
-        sampler: str | None = None,
-        on_picture: OnPicture | None = None,
+        **options: Any,
     ) -> Tensor:
-        """Features [B,C,h,w] -> pixels uint8 [B,3,H,W]; see `PixelDecoder.decode`."""
+        """Features [B,C,h,w] -> pixels uint8 [B,3,H,W]; `options` as of `PixelDecoder.decode`."""
         self._give_null(encoder or self.encoder)
-        return self.decoder.decode(features, seeds, steps, guidance, null, sampler, on_picture)
+        return self.decoder.decode(features, seeds, **options)
 
     def _give_null(self, encoder: ImageEncoder) -> None:
         """Once, to a decoder that guides against it: a blank picture, as the encoder sees it."""

@@ -53,7 +53,7 @@ class GenerationModule(Panel):
         drop: probability of training without condition, for guidance.
         draws: noises and times for each sample of a flow objective; its condition and its features
             are computed once. 1 as published.
-        steps, guidance, sampler: defaults of sampling; see `solvers`.
+        num_inference_steps, guidance_scale, sampler: defaults of sampling; see `sampler`.
         integer_times: sample as published, see `sampler.sample_flow`.
         template, training_template: how a caption is put to the language model when pictures are
             asked for, and when it is learned and validated: names of `prompts.TEMPLATES`. One
@@ -75,8 +75,8 @@ class GenerationModule(Panel):
         time_shift: float = 1.0,
         drop: float = 0.1,
         draws: int = 1,
-        steps: int = 30,
-        guidance: float = 3.0,
+        num_inference_steps: int = 30,
+        guidance_scale: float = 3.0,
         integer_times: bool = False,
         template: TemplateName = "inference",
         training_template: TemplateName = "inference",
@@ -90,14 +90,15 @@ class GenerationModule(Panel):
         execution: Execution | None = None,
         sampler: str = "euler",
     ) -> None:
-        require_steps(steps)
+        require_steps(num_inference_steps)
         require_sampler(sampler)
         super().__init__(optimization, trains or ["queries", "dit"], weights, seed, execution)
         self.dit, self.number_of_queries = dit, number_of_queries
         self.objective, self.query_std = OBJECTIVES[objective], query_std
         self.time_sampling, self.time_shift = time_sampling, time_shift
         self.drop, self.draws = drop, draws
-        self.steps, self.guidance, self.max_tokens = steps, guidance, max_tokens
+        self.num_inference_steps, self.guidance_scale = num_inference_steps, guidance_scale
+        self.max_tokens = max_tokens
         self.integer_times, self.sampler = integer_times, sampler
         self.template, self.training_template = template, training_template
         self.understander, self.encoder = understander, encoder
@@ -195,12 +196,13 @@ class GenerationModule(Panel):
         self,
         condition: Condition,
         seeds: list[int],
-        steps: int | None = None,
-        guidance: float | None = None,
-        on_step: OnStep | None = None,
-        null: Tensor | None = None,
+        *,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
         sampler: str | None = None,
         guidance_interval: tuple[float, float] | None = None,
+        null: Tensor | None = None,
+        on_step: OnStep | None = None,
     ) -> Tensor:
         """Features [B,C,h,w] for a condition [B,N,D], each from its seed alone, within rounding.
 
@@ -219,9 +221,9 @@ class GenerationModule(Panel):
                 self.dit,
                 condition,
                 noise_from_seeds(self.feature_shape, seeds, condition.states.device),
-                self.steps if steps is None else steps,
-                self.guidance if guidance is None else guidance,
-                on_step,
+                self.num_inference_steps if num_inference_steps is None else num_inference_steps,
+                self.guidance_scale if guidance_scale is None else guidance_scale,
+                on_step=on_step,
                 shift=self.time_shift,
                 integer_times=self.integer_times,
                 null=null,
@@ -234,11 +236,14 @@ class GenerationModule(Panel):
         require_finite(finite, "the generator's image features")
         return features
 
-    def model_calls(self, steps: int | None = None, sampler: str | None = None) -> int:
+    def model_calls(
+        self, num_inference_steps: int | None = None, sampler: str | None = None
+    ) -> int:
         """How often `sample` calls the velocity model."""
         if self.objective.loss == "mse":
             return 1
-        return model_calls(sampler or self.sampler, self.steps if steps is None else steps)
+        steps = self.num_inference_steps if num_inference_steps is None else num_inference_steps
+        return model_calls(sampler or self.sampler, steps)
 
     def preprocessing(self) -> Preprocessing:
         return Preprocessing(

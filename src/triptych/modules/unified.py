@@ -3,37 +3,25 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
 from triptych.checkpoints import WeightFiles
-from triptych.interfaces import Batch, Condition, ImageEncoder, OnPicture, Preprocessing
+from triptych.interfaces import Batch, ImageEncoder, Preprocessing
 from triptych.modules.base import Panel
 from triptych.modules.decoding import PixelDecoderModule
 from triptych.modules.encoder_training import EncodingModule
 from triptych.modules.generation import GenerationModule
 from triptych.modules.initialization import build_part
-from triptych.modules.text_generation import write_answers
 from triptych.modules.understanding import UnderstandingModule
-from triptych.prompts import (
-    IMAGE_PAD,
-    PAD,
-    conversation_ids,
-    generation_ids,
-    negative_ids,
-    pad,
-    reconstruction_ids,
-    shared_tokens,
-    token_id,
-)
+from triptych.prompts import negative_ids
 from triptych.training.execution import Execution
 from triptych.training.fsdp import whole
 from triptych.training.optimizer import Optimization
 from triptych.utils.errors import UserError
-from triptych.utils.finite import require_finite
 
 # Which panels a loss needs beside its own.
 NEEDS = {
@@ -59,12 +47,12 @@ class UnifiedModule(Panel):
             of the losses, as when they are trained alone.
         weights: files to start from, by label.
         preview: build also what turns features into pictures, for sample grids in training.
-        negative: features that the decoder's guidance leads away from. "own": the null that the
-            decoder trains with, zeros for SDXLDecoder, those of a black picture for SanaDecoder.
-            "prompt": generated for a single space outside of any chat, as published for generated
-            pictures. "blank": the encoder's `blank_features`, as published for reconstruction;
-            "prompt" also takes these there.
-        negative_seed: of the features of "prompt"; by default no picture's.
+        decoder_negative: features that the decoder's guidance leads away from. "zeros": those that
+            the decoder trains with, zeros for SDXLDecoder, of a black image for SanaDecoder.
+            "space_prompt": generated for a single space outside of any chat, as published for
+            generated images. "black_image": the encoder's `blank_features`, as published for
+            reconstruction; "space_prompt" also takes these there.
+        decoder_negative_seed: seed of the features of "space_prompt"; the default is no image's.
         preset, stage: names, noted in checkpoints and weight files.
         optimization, seed, execution: see `Panel`.
     """
@@ -80,8 +68,8 @@ class UnifiedModule(Panel):
         trains: list[str] | None = None,
         weights: WeightFiles | None = None,
         preview: bool = True,
-        negative: Literal["own", "prompt", "blank"] = "own",
-        negative_seed: int = -1,
+        decoder_negative: Literal["zeros", "space_prompt", "black_image"] = "zeros",
+        decoder_negative_seed: int = -1,
         preset: str = "custom",
         stage: str = "inference",
         optimization: Optimization | None = None,
@@ -95,7 +83,9 @@ class UnifiedModule(Panel):
         self.preset, self.stage = preset, stage
         self.left_out: set[str] = set()
         """Panels and parts that are not built, although the stage may use them."""
-        self.negative, self.negative_seed = negative, negative_seed
+        self.decoder_negative, self.decoder_negative_seed = decoder_negative, decoder_negative_seed
+        self.description: dict[str, Any] | None = None
+        """The `model` section that it was built from, where that is known."""
         self._negatives: dict[str, Tensor] = {}
         self._check_losses()
         if trains is None:
@@ -215,20 +205,6 @@ class UnifiedModule(Panel):
         parts = self.understanding.understander, self.target_encoder
         return self.generation.losses_at(batch, times, *parts)
 
-    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, object]:
-        """Pictures uint8 [B,3,H,W] for the prompts of a text_to_image batch, and their keys."""
-        condition = self.understanding.understander.condition(
-            batch.input_ids,
-            batch.attention_mask,
-            whole(self.generation.queries),
-            batch.understanding_pixels,
-            batch.image_grid_thw,
-            batch.shared,
-        )
-        seeds = batch.samples.tolist()
-        pictures = self.decode(self.generation.sample(condition, seeds), seeds)
-        return {"keys": batch.keys, "pictures": pictures}
-
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         super().on_save_checkpoint(checkpoint)
         checkpoint["triptych"] = {"preset": self.preset, "stage": self.stage}
@@ -272,98 +248,43 @@ class UnifiedModule(Panel):
         alike = all(each is encoders[0] for each in encoders)
         return encoders[0] if encoders and alike and "encoding" not in self.losses else None
 
-    # Inference ----------------------------------------------------------------------------------
+    # Prediction ---------------------------------------------------------------------------------
 
-    def prompt_rows(self, prompts: list[str], pictured: bool = False) -> list[list[int]]:
-        """Ids of generation prompts; `pictured` ones show a picture and say what to do to it.
-
-        Raises:
-            PromptError: a prompt is empty or too long.
-        """
-        known = self.preprocessing()
-        options = {"max_tokens": known.max_tokens, "template": known.template}
-        if pictured:
-            return [
-                reconstruction_ids(known.tokenizer, known.image_tokens, instruction=text, **options)
-                for text in prompts
-            ]
-        return [generation_ids(known.tokenizer, text, **options) for text in prompts]
-
-    @torch.no_grad()
-    def condition(self, prompts: list[str], pictures: Tensor | None = None) -> Condition:
-        """Condition [B,N,D] of prompts, or of instructions to pictures uint8 [B,3,H,W]."""
-        known = self.preprocessing()
-        rows = self.prompt_rows(prompts, pictured=pictures is not None)
-        ids, mask = pad(rows, token_id(known.tokenizer, PAD))
-        shown: tuple[Tensor, ...] = ()
-        if pictures is not None:
-            shown = known.image_inputs(_to_size(pictures, known.understanding_size))
-        return self.understanding.understander.condition(
-            ids.to(self.device),
-            mask.to(self.device),
+    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, object]:
+        """Images uint8 [B,3,H,W] for the prompts of a text_to_image batch, and their keys."""
+        condition = self.understanding.understander.condition(
+            batch.input_ids,
+            batch.attention_mask,
             whole(self.generation.queries),
-            *(each.to(self.device) for each in shown),
-            shared=shared_tokens(rows, picture=token_id(known.tokenizer, IMAGE_PAD)),
+            batch.understanding_pixels,
+            batch.image_grid_thw,
+            batch.shared,
         )
+        seeds = batch.samples.tolist()
+        pictures = self.decode(self.generation.sample(condition, seeds), seeds)
+        return {"keys": batch.keys, "pictures": pictures}
 
     @torch.no_grad()
-    def generate(
-        self,
-        prompts: list[str],
-        seeds: list[int],
-        steps: int | None = None,
-        guidance: float | None = None,
-        decoder_steps: int | None = None,
-        decoder_guidance: float | None = None,
-        sampler: str | None = None,
-        decoder_sampler: str | None = None,
-    ) -> Tensor:
-        """Pictures uint8 [B,3,H,W], each from its prompt and seed alone, within rounding."""
-        condition = self.condition(prompts)
-        features = self.generation.sample(condition, seeds, steps, guidance, sampler=sampler)
-        return self.decode(features, seeds, decoder_steps, decoder_guidance, decoder_sampler)
-
-    @torch.no_grad()
-    def edit(
-        self,
-        pictures: Tensor,
-        instructions: list[str],
-        seeds: list[int],
-        steps: int | None = None,
-        guidance: float | None = None,
-    ) -> Tensor:
-        """Pictures uint8 [B,3,H,W] changed as instructions say; as `generate`, of other sizes."""
-        condition = self.condition(instructions, pictures)
-        return self.decode(self.generation.sample(condition, seeds, steps, guidance), seeds)
-
-    @torch.no_grad()
-    def decode(
-        self,
-        features: Tensor,
-        seeds: list[int],
-        steps: int | None = None,
-        guidance: float | None = None,
-        sampler: str | None = None,
-        on_picture: OnPicture | None = None,
-    ) -> Tensor:
-        """Generated features [B,C,h,w] to pictures uint8 [B,3,H,W]; see `PixelDecoder.decode`."""
+    def decode(self, features: Tensor, seeds: list[int], **options: Any) -> Tensor:
+        """Generated features [B,C,h,w] to images uint8 [B,3,H,W]; see `PixelDecoder.decode`."""
         if self.generation is not None and self.generation.objective.target == "vae":
             return self.vae.decode(features)
-        null = self.negative_features(self.negative)
-        return self.decoding.decode(
-            features, seeds, steps, guidance, null, self.encoder, sampler, on_picture
-        )
+        null = self.negative_features(self.decoder_negative)
+        return self.decoding.decode(features, seeds, encoder=self.encoder, null=null, **options)
 
     @torch.no_grad()
     def negative_features(self, kind: str) -> Tensor | None:
-        """Features [1,C,h,w] of a kind of `negative`; None for the decoder's own.
+        """Features [1,C,h,w] of a kind of `decoder_negative`; None for the decoder's own.
 
-        Made once, whatever picture is asked for first, and kept until `train` or `eval` is called.
+        Made once, whatever image is asked for first, and kept until `train` or `eval` is called.
         """
-        if kind == "own":
+        if kind == "zeros":
             return None
         if kind not in self._negatives:
-            make = {"prompt": self._features_of_a_space, "blank": self.encoder.blank_features}
+            make = {
+                "space_prompt": self._features_of_a_space,
+                "black_image": self.encoder.blank_features,
+            }
             self._negatives[kind] = make[kind]().float()
         return self._negatives[kind]
 
@@ -372,76 +293,4 @@ class UnifiedModule(Panel):
         condition = self.understanding.understander.condition(
             ids, torch.ones_like(ids), whole(self.generation.queries)
         )
-        return self.generation.sample(condition, [self.negative_seed])
-
-    def require_encoder(self) -> None:
-        """Check that there is an image encoder.
-
-        Raises:
-            UserError: the model has no weights of it.
-        """
-        if not self.encoder.built:
-            raise UserError(
-                "this model has no weights of its image encoder; name them with "
-                "--model.weights.encoder=FILE."
-            )
-
-    @torch.no_grad()
-    def encode(self, pictures: Tensor) -> Tensor:
-        """Features float32 [B,C,h,w] of images uint8 [B,3,H,W], by the image encoder.
-
-        Raises:
-            UserError: the model has no weights of its encoder.
-            NotFiniteError: the features are NaN or infinite.
-        """
-        self.require_encoder()
-        features = self.encoder(pictures.to(self.device)).float()
-        require_finite(features, "the image encoder's features")
-        return features
-
-    @torch.no_grad()
-    def reconstruct(
-        self,
-        pictures: Tensor,
-        seeds: list[int],
-        steps: int | None = None,
-        sampler: str | None = None,
-    ) -> Tensor:
-        """Pictures uint8 [B,3,H,W] through encoder and decoder; uint8 [B,3,H,W]."""
-        features = self.encode(pictures)
-        null = self.negative_features("own" if self.negative == "own" else "blank")
-        return self.decoding.decode(features, seeds, steps, None, null, self.encoder, sampler)
-
-    @torch.no_grad()
-    def answer(
-        self, pictures: Tensor | None, questions: list[str], max_new_tokens: int = 64
-    ) -> list[str]:
-        """Answers to one question each about pictures uint8 [B,3,H,W] (None: about no picture)."""
-        known = self.preprocessing()
-        tokenizer, image_tokens = known.tokenizer, known.image_tokens
-        rows = [
-            conversation_ids(
-                tokenizer,
-                [(question, None)],
-                known.max_tokens,
-                image_tokens if pictures is not None else 0,
-            )[0]
-            for question in questions
-        ]
-        shown = None
-        if pictures is not None:
-            shown = known.image_inputs(_to_size(pictures, known.understanding_size))
-        limits = [max_new_tokens] * len(rows)
-        understander = self.understanding.understander
-        answers = write_answers(understander, rows, shown, limits, self.device)
-        return [answer.text for answer in answers]
-
-
-def _to_size(pictures: Tensor, size: int) -> Tensor:
-    """uint8 [B,3,H,W] -> uint8 [B,3,size,size], bicubic."""
-    if pictures.shape[-2:] == (size, size):
-        return pictures
-    scaled = torch.nn.functional.interpolate(
-        pictures.float(), size=(size, size), mode="bicubic", antialias=True
-    )
-    return scaled.clamp(0, 255).round().to(torch.uint8)
+        return self.generation.sample(condition, [self.decoder_negative_seed])

@@ -6,19 +6,13 @@ made again byte for byte with the same versions of the libraries, and a larger o
 smaller one.
 """
 
-import errno
-import io
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
 import numpy
 import webdataset
-from PIL import Image
 
 from triptych.shapes_world.captions import (
     INSTRUCT_TASKS,
@@ -38,8 +32,10 @@ from triptych.shapes_world.questions import (
     questions,
 )
 from triptych.shapes_world.world import draw
+from triptych.utils.atomic_write import new_folder
 from triptych.utils.disk_usage import announce
 from triptych.utils.documents import read_json
+from triptych.utils.images import encode_image
 
 VERSION = 7  # raise it whenever the same seed gives other samples
 MARKER = "shapes.json"
@@ -119,9 +115,7 @@ def make_edit_sample(split: str, index: int, seed: int) -> dict:
 
 def _jpeg(picture: numpy.ndarray) -> bytes:
     """JPEG without colour subsampling, which would smear the edges of small shapes."""
-    buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "JPEG", quality=95, subsampling=0)
-    return buffer.getvalue()
+    return encode_image(picture, "JPEG", quality=95, subsampling=0)
 
 
 def write_shards(
@@ -141,7 +135,7 @@ def write_shards(
     """
     folder = Path(folder)
     _refuse_full(folder)
-    with _WhenComplete(folder) as unfinished, ExitStack() as files:
+    with new_folder(folder) as unfinished, ExitStack() as files:
         pattern = str(unfinished).replace("%", "%%") + f"/{split}-%05d.tar"
         with webdataset.ShardWriter(
             pattern,
@@ -214,7 +208,7 @@ def _ensure(
     if not _is_made(folder, marker_name, marker):
         _refuse_full(folder)
         announce(name, folder, _size_of(sizes, seed, make))
-        with _WhenComplete(folder) as unfinished:
+        with new_folder(folder) as unfinished:
             for split, samples in sizes.items():
                 per_shard = max(1, min(1000, -(-samples // FEWEST_SHARDS)))
                 write_shards(unfinished / split, split, samples, seed, per_shard, progress, make)
@@ -252,31 +246,3 @@ def _refuse_full(folder: Path) -> None:
         raise ValueError(
             f"{folder} exists and is not a shapes data set: choose an empty or new folder."
         )
-
-
-class _WhenComplete:
-    """A temporary folder next to `folder` that takes its name when the block ends well.
-
-    If another process has filled `folder` meanwhile, that one stays.
-    """
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-
-    def __enter__(self) -> Path:
-        self.folder.parent.mkdir(parents=True, exist_ok=True)
-        self.unfinished = Path(
-            tempfile.mkdtemp(prefix=f"{self.folder.name}.tmp", dir=self.folder.parent)
-        )
-        self.unfinished.chmod(0o755)  # mkdtemp makes it private
-        return self.unfinished
-
-    def __exit__(self, error, value, trace) -> None:
-        try:
-            if error is None:
-                os.rename(self.unfinished, self.folder)
-        except OSError as full:
-            if full.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                raise
-        finally:
-            shutil.rmtree(self.unfinished, ignore_errors=True)

@@ -10,7 +10,10 @@ from transformers import PreTrainedTokenizerFast
 
 from triptych.prompts import GENERATION_INSTRUCTION, PAD, SPECIAL_TOKENS, SYSTEM, user_turn
 from triptych.shapes_world.shards import make_sample
+from triptych.utils.documents import read_text
+from triptych.utils.paths import locate
 
+CHAT_TEMPLATE = "asset:tiny/tokenizer/chat_template.jinja"
 # Words keep their leading space, numbers are single digits, newlines stand alone: the parts of
 # Qwen2's pattern that matter for short English.
 PATTERN = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+"
@@ -52,5 +55,6 @@ def train_tokenizer(folder: str | Path, vocabulary: int = 640, samples: int = 40
         additional_special_tokens=list(SPECIAL_TOKENS[1:]),
         model_max_length=256,
     )
+    fast.chat_template = read_text(locate(CHAT_TEMPLATE))
     fast.save_pretrained(str(folder))
     return fast

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +24,18 @@ from triptych.interfaces import batches_in
 from triptych.training.part_names import part_of
 
 OTHER = "other"  # what no part computed: losses, optimizer-free arithmetic between parts
+
+
+def count_flops(call: Callable[[], object]) -> int:
+    """FLOPs of all that `call` computes, backward passes included; nothing need be computed on the
+    meta device.
+
+    By torch's counter, which knows matrix products, convolutions and attention; the rest is noise
+    beside them.
+    """
+    with FlopCounterMode(display=False) as counter:
+        call()
+    return counter.get_total_flops()
 
 
 @dataclass(frozen=True)
@@ -59,8 +71,7 @@ def step_flops(trainer: Trainer, module: LightningModule, batch: Any) -> StepFlo
 def count(trainer: Trainer, module: LightningModule, batch: Any) -> StepFlops:
     """The FLOPs of a step; parameters, buffers, gradients and random numbers stay as they are.
 
-    By torch's counter, which knows matrix products, convolutions and attention; the rest is noise
-    beside them. Compiled parts are computed without compilation.
+    Counted as in `count_flops`. Compiled parts are computed without compilation.
     """
     batches = batches_in(batch)
     counter = FlopCounterMode(display=False)

@@ -5,7 +5,7 @@
     backward      to the inputs, the same for linear maps and twice as much for attention;
                   to the weights, the same again for linear maps
 
-This is how torch's FlopCounterMode counts, with which tests and `make bench` compare: a masked
+This is how `flop_counter.count_flops` counts, with which tests and `make bench` compare: a masked
 attention counts in full; norms, activations, softmax, rotary tables and biases count nothing. One
 sample is one picture with its prompt.
 """
@@ -40,7 +40,7 @@ class Cost:
 
 
 @dataclass(frozen=True)
-class StepFlops:
+class SampleFlops:
     """FLOPs of one training step for one sample, by part."""
 
     language_model: float
@@ -120,7 +120,7 @@ def generation_step(
     tokens: int,
     queries: int,
     shared: float = 0.0,
-) -> StepFlops:
+) -> SampleFlops:
     """Stages 2 and 3, the language model frozen: `GenerationModule.step` and its backward pass.
 
     Args:
@@ -131,7 +131,7 @@ def generation_step(
     own = tokens - shared
     asked = language_model(qwen, queries, tokens)
     made = velocity_model(dit, queries)
-    return StepFlops(
+    return SampleFlops(
         language_model=prompt(qwen, own, shared).forward + asked.forward + asked.backward_frozen,
         velocity_model=made.forward + made.backward,
         encoder=image_encoder(encoder).forward if encoder else 0.0,
@@ -140,11 +140,11 @@ def generation_step(
 
 def published_step(
     qwen: QwenVL, dit: LuminaNextDiT, encoder: EvaClip, tokens: int, queries: int
-) -> StepFlops:
+) -> SampleFlops:
     """The same as published: all tokens take part in the backward pass, the language model and the
     DiT are computed twice to save memory, logits are made and thrown away."""
     every, made = language_model(qwen, tokens + queries), velocity_model(dit, queries)
-    return StepFlops(
+    return SampleFlops(
         language_model=2 * every.forward + every.backward_frozen,
         velocity_model=2 * made.forward + made.backward,
         encoder=image_encoder(encoder).forward,

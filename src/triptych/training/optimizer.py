@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -11,10 +12,13 @@ from torch import nn
 
 from triptych.training.freezing import selected
 
+OptimizerCallable = Callable[[Iterable], torch.optim.Optimizer]
+LRSchedulerCallable = Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler]
+
 
 @dataclass
 class Optimization:
-    """AdamW and a learning-rate schedule over the run's `max_steps`.
+    """Optimizer and learning-rate schedule over the run's `max_steps`; AdamW by default.
 
     Defaults are those of the published stage 2: warm-up over 0.3% of the steps, then a cosine
     from `lr` to `final_lr`.
@@ -27,14 +31,18 @@ class Optimization:
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     weight_decay: float = 0.0
-    schedule: Literal["cosine", "constant"] = "cosine"
+    schedule: Literal["cosine", "constant"] | LRSchedulerCallable = "cosine"
+    """Or the class path of a scheduler of torch's kind, which is stepped once a step."""
+    optimizer: OptimizerCallable | None = None
+    """Class path of another optimizer, such as torch.optim.SGD. It is given the same groups, with
+    their `lr` and `weight_decay`; `betas` and `eps` are AdamW's only."""
     rates: dict[str, float] = field(default_factory=dict)
     """Parts that learn at a rate of their own: a pattern as in `trains`, and its peak instead of
     `lr`, on the same schedule. Where several match a parameter, the last one counts."""
 
 
-def make_optimizer(module: nn.Module, settings: Optimization) -> torch.optim.AdamW:
-    """AdamW over what trains; weight decay on matrices only. Fused where the device has it.
+def make_optimizer(module: nn.Module, settings: Optimization) -> torch.optim.Optimizer:
+    """The optimizer over what trains; weight decay on matrices only. Fused where the device has it.
 
     Raises:
         UserError: one of `settings.rates` is of nothing that trains.
@@ -56,12 +64,26 @@ def make_optimizer(module: nn.Module, settings: Optimization) -> torch.optim.Ada
         for rate in dict.fromkeys([settings.lr, *settings.rates.values()])
         for matrices in (True, False)
     ]
+    groups = [group for group in groups if group["params"]]
+    if settings.optimizer is not None:
+        return settings.optimizer(groups)
     return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
+        groups,
         lr=settings.lr,
         betas=settings.betas,
         eps=settings.eps,
         fused=True,
+    )
+
+
+def make_schedule(
+    optimizer: torch.optim.Optimizer, steps: int, settings: Optimization
+) -> torch.optim.lr_scheduler.LRScheduler:
+    """The schedule of learning rates over `steps`."""
+    if callable(settings.schedule):
+        return settings.schedule(optimizer)
+    return torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: learning_rate_factor(step, steps, settings)
     )
 
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import io
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -62,7 +66,27 @@ def in_words(picture: Picture, error: PictureError) -> str:
 
 def square(picture: Image.Image, size: int) -> Tensor:
     """The published transform, `square_image`, as uint8 [3,size,size]."""
-    return torch.from_numpy(np.array(square_image(picture, size))).permute(2, 0, 1)
+    return image_to_tensor(square_image(picture, size))
+
+
+def image_to_tensor(image: Image.Image) -> Tensor:
+    """An RGB image as uint8 [3,H,W]."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+def to_tensor(arrays: Sequence[np.ndarray]) -> Tensor:
+    """uint8 [H,W,3] each -> uint8 [B,3,H,W]."""
+    return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
+
+
+def to_arrays(pixels: Tensor) -> np.ndarray:
+    """uint8 [B,3,H,W] on any device -> uint8 [B,H,W,3]."""
+    return pixels.permute(0, 2, 3, 1).cpu().numpy()
+
+
+def to_images(pixels: Tensor) -> list[Image.Image]:
+    """uint8 [B,3,H,W] on any device -> RGB images."""
+    return [Image.fromarray(each) for each in to_arrays(pixels)]
 
 
 def stack_pictures(pictures: list[Tensor]) -> Tensor:
@@ -83,14 +107,45 @@ def pixels_to_unit(pixels: Tensor, size: int | None = None) -> Tensor:
     return images if size is None else scaled(images, size, -1.0)
 
 
-def scaled(images: Tensor, size: int, black: float) -> Tensor:
-    """float [B,3,H,W] from `black` to 1 -> [B,3,size,size], bicubic, cut off at the same ends."""
+def scaled(images: Tensor, size: int, black: float, white: float = 1.0) -> Tensor:
+    """float [B,3,H,W] from `black` to `white` -> [B,3,size,size], bicubic, cut off at these."""
     if images.shape[-2:] == (size, size):
         return images
-    shape = (size, size)
-    return nn.functional.interpolate(images, shape, mode="bicubic", antialias=True).clamp(black, 1)
+    resized = nn.functional.interpolate(images, (size, size), mode="bicubic", antialias=True)
+    return resized.clamp(black, white)
+
+
+def scaled_pixels(pixels: Tensor, size: int) -> Tensor:
+    """uint8 [B,3,H,W] -> uint8 [B,3,size,size], bicubic."""
+    if pixels.shape[-2:] == (size, size):
+        return pixels
+    return scaled(pixels.float(), size, 0, 255).round().to(torch.uint8)
 
 
 def unit_to_pixels(images: Tensor) -> Tensor:
     """float [B,3,H,W] in [-1,1] -> uint8, rounded and clamped."""
     return ((images.float().clamp(-1, 1) + 1.0) * 127.5).round().to(torch.uint8)
+
+
+def data_url(
+    image: Image.Image | np.ndarray | bytes, file_format: str = "PNG", **saving: Any
+) -> str:
+    """A data URL that holds the image as a file.
+
+    Args:
+        image: an image, an array uint8 [H,W,3], or the bytes of a file of `file_format`.
+        file_format: Pillow's name of the format.
+        saving: Pillow's options of saving, such as `quality`.
+    """
+    if not isinstance(image, bytes):
+        image = encode_image(image, file_format, **saving)
+    return f"data:image/{file_format.lower()};base64,{base64.b64encode(image).decode()}"
+
+
+def encode_image(image: Image.Image | np.ndarray, file_format: str, **saving: Any) -> bytes:
+    """The bytes of an image file; the arguments are those of `data_url`."""
+    if isinstance(image, np.ndarray):
+        image = Image.fromarray(image)
+    file = io.BytesIO()
+    image.save(file, file_format, **saving)
+    return file.getvalue()

@@ -62,10 +62,105 @@ class Range:
             raise UserError(f"{name} is {str(value)[:40]}; give {self}.")
 
 
+@dataclass(frozen=True)
+class Choice:
+    """One of some names; as the `type` of a flag it checks a text.
+
+    Args:
+        kind: noun for one of them.
+    """
+
+    kind: str
+    names: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"one of {', '.join(self.names)}"
+
+    def __call__(self, text: str) -> str:
+        """The name.
+
+        Raises:
+            argparse.ArgumentTypeError: there is none such.
+        """
+        if text not in self.names:
+            raise argparse.ArgumentTypeError(f"{text[:40]!r} is not {self}")
+        return text
+
+    def require(self, value: Any, name: str) -> None:
+        """Refuse any other value.
+
+        Raises:
+            UserError: it is another.
+        """
+        if value not in self.names:
+            raise UserError(
+                f"there is no {self.kind} {str(value)[:40]!r}; choose from {', '.join(self.names)}."
+            )
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Two numbers from 0 to 1, the lower first; as the `type` of a flag it reads LOW,HIGH."""
+
+    def __str__(self) -> str:
+        return "two numbers from 0 to 1, the lower first"
+
+    def __call__(self, text: str) -> tuple[float, float]:
+        """The pair that a text such as 0.1,0.8 is.
+
+        Raises:
+            argparse.ArgumentTypeError: it is none.
+        """
+        try:
+            low, high = (float(each) for each in text.split(","))
+            self.require((low, high), "the interval")
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text[:40]!r} is not {self}, as 0.1,0.8") from None
+        return low, high
+
+    def require(self, value: Any, name: str) -> None:
+        """Refuse what is no such pair.
+
+        Raises:
+            UserError: it is none.
+        """
+        pair = isinstance(value, list | tuple) and len(value) == 2
+        if not pair or not all(each in PORTION for each in value) or value[0] > value[1]:
+            shown = " to ".join(str(each)[:20] for each in value) if pair else str(value)[:40]
+            raise UserError(f"{name} is {shown}; give {self}.")
+
+
+@dataclass(frozen=True)
+class Text:
+    """A text that people wrote."""
+
+    def __str__(self) -> str:
+        return "a text"
+
+    def __call__(self, text: str) -> str:
+        """The text itself; models clean it."""
+        return text
+
+    def require(self, value: Any, name: str) -> None:
+        """Refuse what is no text.
+
+        Raises:
+            UserError: it is none.
+        """
+        if not isinstance(value, str):
+            raise UserError(f"{name} is {str(value)[:40]}; give {self}.")
+
+
 STEPS = Range(True, 1, 1000)
 """Of a sampler."""
 SCALE = Range(False, 0, 100)
 """Of guidance."""
+PORTION = Range(False, 0, 1)
+INTERVAL = Interval()
+SAMPLERS = ("euler", "heun", "dpm++", "unipc")
+"""Names of the schedulers in `sampler`."""
+SAMPLER = Choice("sampler", SAMPLERS)
+TEXT = Text()
 IMAGES = Range(True, 1, 10_000)
 """Images of one prompt."""
 ALL_IMAGES = Range(True, 1, 1_000_000)
@@ -86,3 +181,12 @@ PORT = Range(True, 0, 65_535)
 TILES = Range(True, 1, 16)
 """Images a side of one sheet."""
 TRAINING_STEPS = Range(True, 1, 1_000_000_000)
+
+
+def require_sampler(name: str) -> None:
+    """Check the name of a sampler.
+
+    Raises:
+        UserError: there is none of this name.
+    """
+    SAMPLER.require(name, "sampler")

@@ -25,8 +25,13 @@ def locate(name: str, made_by: str | None = None) -> Path:
 
 
 def presets() -> dict[str, Path]:
-    """Model files by name: those of the package, and of conf/model where the command runs."""
+    """Presets by name: those of the package, and of conf/presets where the command runs."""
+    return conf_files("presets/*.yaml")
+
+
+def conf_files(pattern: str) -> dict[str, Path]:
+    """Files of conf/ by their stems; those of the working folder win over the package's."""
     package = find_spec("triptych.conf")
     folders = [Path(place) for place in package.submodule_search_locations] if package else []
-    files = [file for folder in [*folders, Path("conf")] for file in folder.glob("model/*.yaml")]
-    return {file.stem: file for file in sorted(files)}
+    files = [sorted(folder.glob(pattern)) for folder in [*folders, Path("conf")]]
+    return {file.stem: file for found in files for file in found}

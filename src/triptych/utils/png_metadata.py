@@ -1,4 +1,4 @@
-"""What made a picture, kept inside its PNG file: a text chunk "triptych" of JSON."""
+"""Generation metadata: a dictionary in memory, a JSON text chunk "triptych" in a PNG file."""
 
 from __future__ import annotations
 
@@ -28,21 +28,30 @@ def shown_name(source: str | Path) -> str:
     return os.path.basename(os.path.abspath(source)) or "model"
 
 
-def attach(picture: Image.Image, settings: dict[str, Any]) -> Image.Image:
-    """The same picture; saved as PNG, it carries `settings`, which are also in its `info`."""
-    text = json.dumps(settings, ensure_ascii=False)
+def embed_metadata(image: Image.Image, metadata: dict[str, Any]) -> Image.Image:
+    """The same image; `metadata_of` it is this dictionary, and a PNG file of it carries it."""
     chunk = PngInfo()
-    chunk.add_itxt(CHUNK, text)  # UTF-8, unlike a plain text chunk
-    picture.encoderinfo = {"pnginfo": chunk}
-    picture.info[CHUNK] = text
-    return picture
+    chunk.add_itxt(CHUNK, json.dumps(metadata, ensure_ascii=False))  # UTF-8, unlike a plain chunk
+    image.encoderinfo = {"pnginfo": chunk}
+    image.info[CHUNK] = metadata
+    return image
 
 
-def settings_of(path: Path | str) -> dict[str, Any]:
-    """The settings that a picture file was made with.
+def metadata_of(image: Image.Image) -> dict[str, Any]:
+    """Metadata of an image in memory; empty if it has none.
 
     Raises:
-        UserError: it is no picture, or carries none.
+        UserError: the image was read from a file, whose text is not JSON.
+    """
+    found = image.info.get(CHUNK, {})
+    return parse_json(found, CHUNK) if isinstance(found, str | bytes) else found
+
+
+def read_metadata(path: Path | str) -> dict[str, Any]:
+    """Metadata that an image file was made with.
+
+    Raises:
+        UserError: it is not an image, or carries none.
     """
     try:
         text = read_header(path).info[CHUNK]

@@ -136,7 +136,9 @@ def _read_blip3o(checkpoint: Checkpoint, found: Conversion, encoder: str | None)
     width = (config.get("text_config") or config)["hidden_size"]
     generation = components.generation(part(tensors, QUERIES, DIT), config, width, folder)
     found.take("generation", generation)
-    found.sections["negative"] = "prompt"  # as published weights are sampled and scored
+    found.sections["decoder_negative"] = (
+        "space_prompt"  # as published weights are sampled and scored
+    )
 
     features = tensors[DIT + "dit.patch_embedder.proj.weight"].shape[1]
     pool = pooling_of(config, folder)

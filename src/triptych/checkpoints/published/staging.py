@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import BinaryIO
 
 from triptych.checkpoints.atomic_checkpoint import discard
-from triptych.utils.atomic_write import LOCK, Lock
+from triptych.utils.atomic_write import LOCK, HashingFile, Lock, commit, partial_of, replacing
 from triptych.utils.documents import read_json
 from triptych.utils.errors import UserError
 
@@ -54,7 +53,7 @@ class Staging:
 
     def __init__(self, target: Path, plan: str, size: int) -> None:
         refuse_existing(target)
-        self.target, self.folder = target, target.with_name(target.name + ".partial")
+        self.target, self.folder = target, partial_of(target)
         self.manifest = self.folder / MANIFEST
         self.finished: dict[str, dict] = {}
         self.lock = Lock(self.folder / LOCK)
@@ -63,7 +62,7 @@ class Staging:
             raise UserError(f"another process is making {target}; wait for it.")
         self._take_up(plan)
         try:
-            _require_space(target, size - sum(noted["bytes"] for noted in self.finished.values()))
+            _require_space(target, size - sum(noted["size"] for noted in self.finished.values()))
         except UserError:
             if not self.finished:
                 shutil.rmtree(self.folder)
@@ -91,48 +90,31 @@ class Staging:
         path = self.folder / name
         if name in self.finished and self._as_noted(path, self.finished[name]):
             return False
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name(path.name + ".part")
-        with unfinished.open("wb") as file:
-            hashing = _Hashing(file)
-            produce(hashing)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, path)
-        self.finished[name] = {"bytes": hashing.bytes, "sha256": hashing.hash.hexdigest()}
+        with replacing(path, partial_of(path)) as file:
+            hashing = HashingFile(file)
+            produce(hashing)  # type: ignore[arg-type]
+        self.finished[name] = hashing.note()
         self._note()
         return True
 
     def _as_noted(self, path: Path, noted: dict) -> bool:
-        if not path.is_file() or path.stat().st_size != noted["bytes"]:
+        if not path.is_file() or path.stat().st_size != noted["size"]:
             return False
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest() == noted["sha256"]
 
     def _note(self) -> None:
-        unfinished = self.manifest.with_name(MANIFEST + ".part")
-        unfinished.write_text(json.dumps({"plan": self.plan, "files": self.finished}, indent=1))
-        os.replace(unfinished, self.manifest)
+        text = json.dumps({"plan": self.plan, "files": self.finished}, indent=1)
+        with replacing(self.manifest, partial_of(self.manifest), durable=False) as file:
+            file.write(text.encode())
 
     def finish(self) -> None:
         """Everything is written: the folder appears under its name, whole."""
         refuse_existing(self.target)
-        os.replace(self.folder, self.target)
+        commit(self.folder, self.target)
         (self.target / MANIFEST).unlink()
         (self.target / LOCK).unlink()
         self.lock.release()
-
-
-class _Hashing:
-    """A file that is written and hashed at once."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self.file, self.hash, self.bytes = file, hashlib.sha256(), 0
-
-    def write(self, data: bytes) -> int:
-        self.hash.update(data)
-        self.bytes += len(data)
-        return self.file.write(data)
 
 
 def _require_space(folder: Path, wanted: int) -> None:

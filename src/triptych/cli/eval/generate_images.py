@@ -7,14 +7,14 @@ there. Its seeds follow from its prompt's number alone, whatever else is made, a
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from triptych.cli.arguments import SETTINGS, model_of
+from triptych.cli.arguments import generation_of, model_of
 from triptych.cli.jobs import make_all, settings_for
 from triptych.cli.output_folder import Job
+from triptych.utils.png_metadata import embed_metadata, metadata_of
 
 OF_A_SEED = 1 << 20  # seeds from one --seed to the next: they share no noise
 OF_A_PROMPT = 1 << 6  # seeds from one prompt to the next
@@ -37,8 +37,7 @@ class Wanted:
 
 def jobs_of(wanted: Sequence[Wanted], parsed: argparse.Namespace, flags: list[str]) -> list[Job]:
     """One a file."""
-    given = {key: getattr(parsed, key) for key in SETTINGS}
-    common = {key: value for key, value in given.items() if value is not None}
+    common = generation_of(parsed)
     jobs = []
     for each in wanted:
         seed = parsed.seed * OF_A_SEED + each.number * OF_A_PROMPT + each.first
@@ -66,17 +65,17 @@ def make_pictures(
     given["batch_size"] = max(1, parsed.batch_size // tiles)  # files at once
 
     def check(pipe: Any) -> None:
-        pipe.model.prompt_rows(list(dict.fromkeys(each.prompt for each in wanted)))
+        pipe.check_prompts(list(dict.fromkeys(each.prompt for each in wanted)))
 
     def make(pipe: Any, batch: list[Job], callback: Any) -> list[Any]:
-        made = pipe.generate(
+        made = pipe(
             [job.asked["prompt"] for job in batch],
-            images_per_prompt=tiles,
-            seeds=[seed for job in batch for seed in job.asked["seeds"]],
+            num_images_per_prompt=tiles,
+            seed=[seed for job in batch for seed in job.asked["seeds"]],
             batch_size=parsed.batch_size,
-            callback=None if tiles > 1 else callback,
+            callback_on_step_end=None if tiles > 1 else callback,
             **settings_for(batch[0]),
-        )
+        ).images
         return [joined(made[at : at + tiles]) for at in range(0, len(made), tiles)]
 
     make_all(
@@ -98,7 +97,6 @@ def joined(tiles: Sequence[Any]) -> Any:
     from triptych.evaluation.dpg import join_grid
 
     grid = join_grid(tiles, round(len(tiles) ** 0.5))
-    settings = json.loads(tiles[0].info["triptych"])
-    del settings["seed"]  # one of several, which are in "asked"
-    grid.info["triptych"] = json.dumps(settings)
-    return grid
+    metadata = metadata_of(tiles[0]).copy()
+    del metadata["seed"]  # one of several, which are in "asked"
+    return embed_metadata(grid, metadata)

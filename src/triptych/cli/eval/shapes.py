@@ -8,12 +8,20 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from triptych.cli.arguments import add_parts, load, parse, parser_of
+from triptych.cli.arguments import (
+    add_generation,
+    add_parts,
+    generation_of,
+    load,
+    parse,
+    parser_of,
+)
 from triptych.cli.eval.arguments import add_report, write
 from triptych.cli.jobs import bar
 from triptych.cli.workers import run_shards, without
+from triptych.inference.generation_config import GenerationConfig
 from triptych.utils.disk_usage import output_folder
-from triptych.utils.limits import ALL_IMAGES, IMAGES, SCALE, STEPS
+from triptych.utils.limits import ALL_IMAGES, IMAGES
 
 if TYPE_CHECKING:
     from triptych.evaluation.report import Report
@@ -43,15 +51,15 @@ def shapes(arguments: list[str]) -> None:
         metavar="DIR",
         help="keep the pictures here: a stopped run goes on with them, the page shows them",
     )
-    parser.add_argument("--steps", type=STEPS, help="of the generator of features")
-    parser.add_argument("--guidance", type=SCALE, help="how closely it follows the text")
     add_parts(parser, "of the noise that pictures start from")
+    add_generation(parser)
     parser.set_defaults(batch_size=64)
     parsed, flags = parse(parser, arguments)
     from triptych.evaluation.shapes.all_scores import Plan, report
 
-    names = ("images", "per_caption", "seed", "batch_size", "steps", "guidance")
-    plan = Plan(**{name: getattr(parsed, name) for name in names})
+    names = ("images", "per_caption", "seed", "batch_size")
+    config = GenerationConfig(**generation_of(parsed))
+    plan = Plan(**{name: getattr(parsed, name) for name in names}, generation_config=config)
     found, used = _found(parsed, flags, arguments, plan)
     if parsed.shard != (0, 1):  # one of several processes: whoever started it adds them up
         return
@@ -105,16 +113,7 @@ def _used(pipe: Any, plan: Plan) -> dict[str, Any]:
     by digest."""
     from triptych.cli.jobs import digest_of
 
-    generation, decoder = pipe.model.generation, pipe.model.decoding.decoder
-    return {
-        "steps": generation.steps if plan.steps is None else plan.steps,
-        "guidance": generation.guidance if plan.guidance is None else plan.guidance,
-        "sampler": generation.sampler,
-        "decoder_steps": decoder.steps,
-        "decoder_guidance": decoder.guidance,
-        "decoder_sampler": decoder.sampler,
-        "weights": digest_of(pipe),
-    }
+    return plan.generation_config.resolved(pipe.model) | {"weights": digest_of(pipe)}
 
 
 def _show(whole: Report) -> None:

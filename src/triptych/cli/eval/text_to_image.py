@@ -7,7 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from triptych.cli.arguments import add_parts, add_sampling, parse, parser_of
+from triptych.cli.arguments import (
+    add_generation,
+    add_num_images_per_prompt,
+    add_parts,
+    parse,
+    parser_of,
+)
 from triptych.cli.eval.arguments import (
     QWEN,
     add_judge,
@@ -19,7 +25,7 @@ from triptych.cli.eval.arguments import (
     named_or_here,
 )
 from triptych.cli.eval.generate_images import Wanted, make_pictures
-from triptych.utils.limits import IMAGES, TILES
+from triptych.utils.limits import TILES
 
 if TYPE_CHECKING:
     from triptych.evaluation.report import Report
@@ -54,7 +60,7 @@ The prompts have no licence, so you download them, from the WISE repository."""
 def geneval(arguments: list[str]) -> None:
     """553 prompts, 4 pictures each: are objects there, in number, colour and place?"""
     parser = _parser("geneval", "GenEval: objects, their number, colour and place.", GENEVAL)
-    parser.add_argument("-n", "--number", type=IMAGES, default=4, help="pictures a prompt")
+    add_num_images_per_prompt(parser, 4)
     parser.add_argument("--prompts", type=Path, metavar="FILE", help="in place of the published")
     judge = parser.add_argument_group(
         "who judges (a name on the hub that you give is downloaded; a default must be there)"
@@ -85,7 +91,7 @@ def geneval(arguments: list[str]) -> None:
         detector = benchmark.Mask2Former(sources[0], device)
         colours = benchmark.ClipColours(sources[1], device)
         return lambda folder: benchmark.score(
-            folder, detector, colours, prompts, parsed.number, limit=parsed.limit
+            folder, detector, colours, prompts, parsed.num_images_per_prompt, limit=parsed.limit
         )
 
     wanted = [
@@ -93,7 +99,7 @@ def geneval(arguments: list[str]) -> None:
             benchmark.sample_path(Path(), number, copy).as_posix(), entry["prompt"], number, copy
         )
         for number, entry in enumerate(entries)
-        for copy in range(parsed.number)
+        for copy in range(parsed.num_images_per_prompt)
     ]
 
     def beside(folder: Path) -> None:
@@ -192,7 +198,7 @@ def _parser(name: str, description: str, examples: str) -> argparse.ArgumentPars
     add_report(parser)
     add_pictures(parser, name)
     add_parts(parser, "of all pictures: each has its own, by its prompt's number")
-    add_sampling(parser)
+    add_generation(parser)
     return parser
 
 

@@ -17,8 +17,7 @@ from triptych.evaluation.expected_images import (
     Sample,
     find,
     images_by_stem,
-    prompt_of,
-    read_json_lines,
+    read_entries,
 )
 from triptych.utils.errors import PictureError, UserError
 from triptych.utils.image_reader import read_header
@@ -35,15 +34,7 @@ def read_prompts(path: str | Path = PACKAGED) -> list[dict[str, Any]]:
     Raises:
         UserError: there is no such file, or an entry is not of this shape.
     """
-    prompts = read_json_lines(Path(path), "the DPG prompts")
-    for number, entry in enumerate(prompts, 1):
-        place = f"prompt {number} of {path}"
-        if missing := {"item_id", "prompt"} - set(entry):
-            raise UserError(f"{place} has no {' nor '.join(sorted(missing))}.")
-        entry["prompt"] = prompt_of(entry["prompt"], place)
-    if not prompts:
-        raise UserError(f"{path} holds no prompts.")
-    return prompts
+    return read_entries(Path(path), "the DPG prompts", {"item_id", "prompt"})
 
 
 def grid_path(folder: Path, item_id: str) -> Path:

@@ -20,10 +20,10 @@ from triptych.evaluation.expected_images import (
     Sample,
     find,
     images_by_stem,
-    prompt_of,
+    read_entries,
     read_json_lines,
 )
-from triptych.evaluation.report import write_text
+from triptych.utils.atomic_write import write_text
 from triptych.utils.errors import UserError
 
 PACKAGED = Path(__file__).parent / "evaluation_metadata.jsonl"
@@ -37,15 +37,7 @@ def read_prompts(path: str | Path = PACKAGED) -> list[dict[str, Any]]:
     Raises:
         UserError: there is no such file, or an entry is not of this shape.
     """
-    prompts = read_json_lines(Path(path), "the GenEval prompts")
-    for number, entry in enumerate(prompts, 1):
-        place = f"prompt {number} of {path}"
-        if missing := {"tag", "prompt", "include"} - set(entry):
-            raise UserError(f"{place} has no {' nor '.join(sorted(missing))}.")
-        entry["prompt"] = prompt_of(entry["prompt"], place)
-    if not prompts:
-        raise UserError(f"{path} holds no prompts.")
-    return prompts
+    return read_entries(Path(path), "the GenEval prompts", {"tag", "prompt", "include"})
 
 
 def prompt_folder(folder: Path, number: int) -> Path:

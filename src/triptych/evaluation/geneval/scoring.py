@@ -21,8 +21,7 @@ from triptych.evaluation.geneval.layout import (
 )
 from triptych.evaluation.geneval.rules import OFFICIAL, Rules, objects_in, verdict
 from triptych.evaluation.report import Report
-from triptych.evaluation.shapes.common import wilson
-from triptych.evaluation.statistics import bootstrap
+from triptych.evaluation.statistics import bootstrap, wilson
 from triptych.utils.errors import UserError
 
 

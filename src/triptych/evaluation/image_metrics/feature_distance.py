@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -13,6 +14,7 @@ from triptych.evaluation.image_metrics.fid import (
     kernel_interval,
 )
 from triptych.evaluation.image_sources import Entry, read_pictures
+from triptych.inference.generation_config import GenerationConfig, settings_alone
 from triptych.inference.pipeline import UnifiedPipeline
 from triptych.interfaces import Evaluator
 from triptych.utils.errors import UserError
@@ -30,7 +32,7 @@ class FeatureDistance(Evaluator):
         images: the first so many of them.
         seed: of the first picture's noise; then one more each.
         batch_size: pictures at a time.
-        steps, guidance: of the sampler; null takes the model's own.
+        generation_config: settings of the images, see `GenerationConfig`; its seed stays null.
     """
 
     parts = ("understanding", "generation", "decoding")
@@ -41,13 +43,13 @@ class FeatureDistance(Evaluator):
         images: int = 240,
         seed: int = 0,
         batch_size: int = 64,
-        steps: int | None = None,
-        guidance: float | None = None,
+        generation_config: GenerationConfig | None = None,
     ) -> None:
         if images < 2:
             raise UserError(f"FID needs two pictures on either side; images is {images}.")
         self.reference, self.images, self.seed = reference, images, seed
-        self.batch_size, self.steps, self.guidance = batch_size, steps, guidance
+        self.batch_size = batch_size
+        self.generation_config = settings_alone(generation_config)
 
     def __call__(self, model: Any) -> dict[str, float]:
         pipeline = UnifiedPipeline(model)
@@ -60,13 +62,11 @@ class FeatureDistance(Evaluator):
                 "needs two at least."
             )
         captions = [entry.caption for entry in entries]
-        pictures = pipeline.generate(
+        pictures = pipeline(
             captions,
-            seeds=self.seed,
-            steps=self.steps,
-            guidance=self.guidance,
+            generation_config=replace(self.generation_config, seed=self.seed),
             batch_size=self.batch_size,
-        )
+        ).images
         true = extract(space, entries, self.batch_size).features
         made = extract(space, read_pictures(pictures), self.batch_size).features
         settings = KidSettings()

@@ -10,7 +10,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -20,6 +19,7 @@ from triptych.evaluation.image_sources import Entry
 from triptych.evaluation.report import sha256
 from triptych.inference.pipeline import UnifiedPipeline
 from triptych.utils.errors import UserError
+from triptych.utils.images import image_to_tensor
 
 
 class FeatureSpace(ABC):
@@ -78,10 +78,7 @@ class InceptionSpace(FeatureSpace):
 
     @torch.inference_mode()
     def __call__(self, pictures: Sequence[Image.Image]) -> Tensor:
-        scaled = [
-            Inception.scaled(torch.from_numpy(numpy.array(each)).permute(2, 0, 1)[None])
-            for each in pictures
-        ]
+        scaled = [Inception.scaled(image_to_tensor(each)[None]) for each in pictures]
         return self.network.network(torch.cat(scaled).to(self.device)).cpu()
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from PIL import Image
 
 from triptych.evaluation.expected_images import read_text
-from triptych.evaluation.report import write_text
+from triptych.utils.atomic_write import write_text
 from triptych.utils.documents import parse_json
 from triptych.utils.errors import UserError
 from triptych.utils.text import numbered_lines

@@ -81,7 +81,7 @@ class PipelineJudge(BatchJudge):
 
     def answers(self, questions: Sequence[Question]) -> list[str]:
         conversations = [[_turn(*question)] for question in questions]
-        given = self.pipeline.chat_batch(conversations, self.max_new_tokens)
+        given = self.pipeline.chat_batch(conversations, max_new_tokens=self.max_new_tokens)
         return [each.text for each in given]
 
 

@@ -3,61 +3,46 @@ serve`."""
 
 from __future__ import annotations
 
-import base64
-import io
 import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
 from triptych.evaluation.judges.base import Answer, Judge, JudgeFailed, Question
 from triptych.utils.errors import UserError
+from triptych.utils.images import data_url
 
-LONGEST_PAUSE = 60.0  # seconds
-# Failures one after the other, each after all its attempts, that mean that the endpoint is down.
-MOST_FAILURES = 20
+if TYPE_CHECKING:
+    from openai.types.chat import ChatCompletionUserMessageParam
 
-
+MAX_FAILURES = 20
+"""Failures in a row, each after all its attempts, that mean that the endpoint is down."""
 REFUSALS = {401, 403, 404}
 """HTTP statuses that every question would get."""
-PASSING = {408, 429, *range(500, 600)}
-"""HTTP statuses that may be over at the next attempt."""
-
-
-@dataclass
-class Trouble:
-    """What came in place of an answer."""
-
-    what: str
-    again: bool = True
-    """Whether another attempt may help."""
-    pause: float | None = None
-    """Seconds to wait before it, if the server says so."""
 
 
 class EndpointJudge(Judge):
     """Asks a model of an endpoint, several questions at a time.
 
-    Time-outs, broken connections, busy (429) and broken (5xx) servers are tried again after pauses
-    that double, or as long as the server asks for.
+    The `openai` client repeats requests that time out, lose their connection, or get 408, 409, 429
+    or 5xx; it waits longer each time, or as long as the server asks for.
 
     Args:
-        base_url: such as "https://api.openai.com/v1" or "http://127.0.0.1:8000/v1".
-        model: its name there.
-        key_variable: the environment variable with the key; it may be unset where none is needed.
-        batch: questions at a time.
+        base_url: address, such as "https://api.openai.com/v1" or "http://127.0.0.1:8000/v1".
+        model: name of the model there.
+        key_variable: environment variable with the key; may be unset where none is needed.
+        batch: number of questions at a time.
         timeout: seconds for one attempt.
-        attempts: how often a question is asked until it counts as failed.
-        pause: seconds before the second attempt.
-        temperature, max_tokens: of the answer.
+        attempts: number of attempts until a question counts as failed.
+        temperature: softmax temperature of the answers.
+        max_tokens: limit of an answer.
 
     Raises:
-        UserError: the endpoint refuses the key, the model or the address; or nothing comes back
-            from it any more.
+        UserError: the package `openai` is not installed; the endpoint refuses the key, the model
+            or the address; or it no longer responds.
     """
 
     def __init__(
@@ -68,19 +53,28 @@ class EndpointJudge(Judge):
         batch: int = 8,
         timeout: float = 120.0,
         attempts: int = 6,
-        pause: float = 1.0,
         temperature: float = 0.0,
         max_tokens: int = 2000,
     ) -> None:
-        import httpx
-
+        try:
+            import openai
+        except ImportError as error:
+            raise UserError(
+                "a judge at an endpoint needs the package openai, which is not installed; "
+                "pip install 'triptych[eval]' brings it."
+            ) from error
         self.base_url, self.model, self.batch = base_url.rstrip("/"), model, batch
-        self.attempts, self.pause = attempts, pause
         self.temperature, self.max_tokens = temperature, max_tokens
         self.name = f"{model} (at an endpoint)"
         key = os.environ.get(key_variable)
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
-        self._client = httpx.Client(timeout=timeout, headers=headers)
+        self._headers = {} if key else {"Authorization": openai.Omit()}
+        self._client = openai.OpenAI(
+            base_url=self.base_url,
+            api_key=key or "none",
+            timeout=timeout,
+            max_retries=attempts - 1,
+            http_client=openai.DefaultHttpxClient(event_hooks={"request": [self._check_running]}),
+        )
         self._failures = 0
         self._stopping = threading.Event()
 
@@ -103,60 +97,57 @@ class EndpointJudge(Judge):
                         told(number, done.result())
 
     def answer(self, picture: Image.Image, question: str) -> str:
-        request = self._request(picture, question)
-        for attempt in range(self.attempts):
-            said = self._post(request)
-            if isinstance(said, str):
-                self._failures = 0
-                return said
-            if not said.again or attempt + 1 == self.attempts:
-                break
-            pause = said.pause or self.pause * 2**attempt
-            if self._stopping.wait(min(LONGEST_PAUSE, pause)):
-                break
+        message: ChatCompletionUserMessageParam = {
+            "role": "user",
+            "content": [
+                {"type": "text", "text": question},
+                {"type": "image_url", "image_url": {"url": data_url(picture)}},
+            ],
+        }
+        answer, reason = self._request(message)
+        if answer is not None:
+            self._failures = 0
+            return answer
         self._failures += 1
-        if self._failures >= MOST_FAILURES:
+        if self._failures >= MAX_FAILURES:
             raise UserError(
-                f"{self.base_url} has answered none of the last {MOST_FAILURES} questions "
-                f"({said.what}); run again when it does: what it answered before is kept."
+                f"{self.base_url} has answered none of the last {MAX_FAILURES} questions "
+                f"({reason}); run again when it does: what it answered before is kept."
             )
-        raise JudgeFailed(f"{self.model} gave no answer ({said.what})")
+        raise JudgeFailed(f"{self.model} gave no answer ({reason})")
 
-    def _post(self, request: dict[str, Any]) -> str | Trouble:
-        """The answer, or what came in its place."""
-        import httpx
+    def _request(self, message: ChatCompletionUserMessageParam) -> tuple[str | None, str]:
+        """The answer, None if there is none, and the reason for that."""
+        from openai import APIConnectionError, APIStatusError
 
         try:
-            response = self._client.post(f"{self.base_url}/chat/completions", json=request)
-        except httpx.TransportError as error:
-            return Trouble(str(error) or type(error).__name__)
-        what = f"HTTP {response.status_code}: {' '.join(response.text.split())[:200]}"
+            response = self._client.chat.completions.with_raw_response.create(
+                model=self.model,
+                messages=[message],
+                temperature=self.temperature,
+                max_tokens=self.max_tokens,
+                extra_headers=self._headers,
+            ).http_response
+        except APIConnectionError as error:
+            return None, str(error.__cause__ or error) or type(error.__cause__).__name__
+        except APIStatusError as error:
+            response = error.response
+        reason = f"HTTP {response.status_code}: {' '.join(response.text.split())[:200]}"
         if response.status_code in REFUSALS:
             raise UserError(
-                f"{self.base_url} does not let {self.model} be asked ({what}); check the address, "
-                "the model's name and the key."
+                f"{self.base_url} does not let {self.model} be asked ({reason}); check the "
+                "address, the model's name and the key."
             )
         if response.status_code != 200:
-            asked_for = response.headers.get("retry-after", "")
-            pause = float(asked_for) if asked_for.isdigit() else None
-            return Trouble(what, again=response.status_code in PASSING, pause=pause)
+            return None, reason
+        # read here: the client's own parsing passes on bodies that lack what its types promise
         try:
             answer = response.json()["choices"][0]["message"]["content"]
         except (ValueError, KeyError, TypeError, IndexError):
             answer = None
-        return answer if isinstance(answer, str) else Trouble(what)
+        return (answer if isinstance(answer, str) else None), reason
 
-    def _request(self, picture: Image.Image, question: str) -> dict[str, Any]:
-        buffer = io.BytesIO()
-        picture.save(buffer, "PNG")
-        url = f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
-        content = [
-            {"type": "text", "text": question},
-            {"type": "image_url", "image_url": {"url": url}},
-        ]
-        return {
-            "model": self.model,
-            "messages": [{"role": "user", "content": content}],
-            "temperature": self.temperature,
-            "max_tokens": self.max_tokens,
-        }
+    def _check_running(self, request: Any) -> None:
+        """Called before each attempt: no question is repeated once the run is ending."""
+        if self._stopping.is_set():
+            raise JudgeFailed(f"{self.model} was not asked again: the run is ending")

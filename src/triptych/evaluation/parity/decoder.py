@@ -38,7 +38,7 @@ def check(case: Case, checks: Checks) -> None:
         io["noise"],
         steps,
         guidance,
-        null,
+        null=null,
         on_step=lambda step, x, _: after.update({step: x}),
     )
     watch.remove()

@@ -81,9 +81,9 @@ def sample(
         noise,
         case["steps"],
         case["guidance_scale"],
-        on_step,
-        generation.time_shift,
-        generation.integer_times,
+        on_step=on_step,
+        shift=generation.time_shift,
+        integer_times=generation.integer_times,
     )
 
 

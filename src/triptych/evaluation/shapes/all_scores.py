@@ -7,13 +7,13 @@ verdicts are the same bit by bit however many processes there are.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from triptych.evaluation.image_cache import KeptPictures
 from triptych.evaluation.report import Report, nested
-from triptych.evaluation.shapes.common import SEEDS, batches, mean, wilson
+from triptych.evaluation.shapes.common import SEEDS, ImageOptions, batches
 from triptych.evaluation.shapes.edit_eval import by_kind, edit_chance, edit_for, edits
 from triptych.evaluation.shapes.shape_eval import (
     EDITS,
@@ -26,7 +26,8 @@ from triptych.evaluation.shapes.shape_eval import (
     generate_for,
     reconstruct_for,
 )
-from triptych.evaluation.statistics import bootstrap
+from triptych.evaluation.statistics import bootstrap, mean, wilson
+from triptych.inference.generation_config import GenerationConfig
 from triptych.shapes_world.captions import request_of
 from triptych.shapes_world.checker import answer_is_right, by_task, check
 from triptych.utils.errors import UserError
@@ -48,12 +49,17 @@ class Plan:
     """Pictures for each caption: those of `seed`, of `seed` + 1, and so on."""
     seed: int = 0
     batch_size: int = 64
-    steps: int | None = None
-    guidance: float | None = None
+    generation_config: GenerationConfig = GenerationConfig()
 
     def __post_init__(self) -> None:
         if self.images < 2:  # chance is the picture of another caption
             raise UserError(f"the shapes world cannot be scored on {self.images} image; give 2.")
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All values, those of the images among them."""
+        own = {each.name: getattr(self, each.name) for each in fields(self)}
+        return own | own.pop("generation_config").settings
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -146,7 +152,7 @@ def report(found: Sequence[Verdict], plan: Plan, folder: Path | None = None) -> 
             if name in clusters
         },
         counts={"asked": len(found), "scored": len(found)},
-        settings={**asdict(plan), **({"folder": str(folder)} if folder else {})},
+        settings=plan.settings | ({"folder": str(folder)} if folder else {}),
         items=_items(ordered, plan.images, folder),
     )
 
@@ -212,8 +218,8 @@ def _generated(
     pictures = {n: kept.load(*asked[n]) for n in numbers} if kept else dict.fromkeys(numbers)
     left = [n for n, picture in pictures.items() if picture is None]
     if left:
-        options = (len(left), plan.seed + copy, plan.steps, plan.guidance, left)
-        made = generate_for(model, [samples[n] for n in left], *options)
+        options = ImageOptions(len(left), plan.seed + copy, plan.generation_config, left)
+        made = generate_for(model, [samples[n] for n in left], options)
         pictures |= zip(left, made, strict=True)
     if kept:
         for n in left:
@@ -226,7 +232,7 @@ def _reconstructed(
 ) -> list[bool]:
     samples = examples("eval", plan.images)[numbers.start : numbers.stop]
     # their noise does not depend on the plan's seed: it is of what the encoder keeps
-    pictures = reconstruct_for(model, samples, len(numbers), numbers=numbers)
+    pictures = reconstruct_for(model, samples, ImageOptions(len(numbers), numbers=numbers))
     wanted = (request_of(sample.scene) for sample in samples)
     return [check(picture, request) for picture, request in zip(pictures, wanted, strict=True)]
 
@@ -244,6 +250,6 @@ def _edited(
     model: Any, plan: Plan, score: str, copy: int, numbers: range, kept: KeptPictures | None
 ) -> list[bool]:
     asked = edits(plan.sizes["edits"])[numbers.start : numbers.stop]
-    options = (len(numbers), plan.seed, plan.steps, plan.guidance, numbers)
-    results = edit_for(model, asked, *options)
+    options = ImageOptions(len(numbers), plan.seed, plan.generation_config, numbers)
+    results = edit_for(model, asked, options)
     return [check(each, edit.request) for each, edit in zip(results, asked, strict=True)]

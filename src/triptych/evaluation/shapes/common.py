@@ -1,33 +1,81 @@
-"""What scores of the shapes world share: seeds, batches, pictures as arrays, shares."""
+"""Settings, seeds, batches and arrays, shared by all scores of the shapes world."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy
-import torch
 from torch import Tensor
 
+from triptych.inference.generation_config import GenerationConfig, settings_alone
+from triptych.interfaces import Evaluator
 from triptych.shapes_world.world import PIXELS
 from triptych.utils.errors import UserError
+from triptych.utils.images import to_arrays
 
 WORLD_SEED = 0  # the seed of the shards that the recipes make
 SEEDS = 1 << 20  # pictures of different `seed` share no noise
 
 
-def to_tensor(pictures: Sequence[numpy.ndarray]) -> Tensor:
-    """uint8 [H,W,3] each -> uint8 [B,3,H,W]."""
-    return torch.from_numpy(numpy.stack(pictures)).permute(0, 3, 1, 2).contiguous()
+@dataclass(frozen=True)
+class ImageOptions:
+    """Settings of the images that a score makes."""
+
+    batch_size: int = 64
+    seed: int = 0
+    config: GenerationConfig | None = None
+    numbers: Sequence[int] | None = None
+    """Numbers of the samples, from 0 on if None; their noise follows from `seed` and these."""
 
 
-def to_arrays(batches: Iterable[Tensor]) -> numpy.ndarray:
+class ShapesEvaluator(Evaluator):
+    """A score of images that the model makes, one for each caption or instruction.
+
+    Args:
+        images: number of images.
+        seed: seed of their noise.
+        batch_size: number of images at a time.
+        generation_config: settings of the images, see `GenerationConfig`; its seed stays null.
+    """
+
+    parts = ("understanding", "generation", "decoding")
+
+    def __init__(
+        self,
+        images: int,
+        seed: int = 0,
+        batch_size: int = 64,
+        generation_config: GenerationConfig | None = None,
+    ) -> None:
+        self.images, self.seed, self.batch_size = images, seed, batch_size
+        self.generation_config = settings_alone(generation_config)
+
+    @property
+    def options(self) -> ImageOptions:
+        """Settings for the functions that make the images."""
+        return ImageOptions(self.batch_size, self.seed, self.generation_config)
+
+
+def make_in_batches(
+    make: Callable[[range, list[int]], Tensor], images: int, options: ImageOptions
+) -> numpy.ndarray:
+    """Images uint8 [N,48,48,3] that `make(places, seeds)` makes, uint8 [B,3,48,48] at a time."""
+    numbers = range(images) if options.numbers is None else options.numbers
+    return world_arrays(
+        make(batch, [options.seed * SEEDS + numbers[n] for n in batch])
+        for batch in batches(images, options.batch_size)
+    )
+
+
+def world_arrays(batches: Iterable[Tensor]) -> numpy.ndarray:
     """uint8 [B,3,48,48] each -> uint8 [N,48,48,3]."""
-    pictures = numpy.concatenate([batch.permute(0, 2, 3, 1).cpu().numpy() for batch in batches])
+    pictures = numpy.concatenate([to_arrays(batch) for batch in batches])
     if pictures.shape[1:3] != (PIXELS, PIXELS):
         high, wide = pictures.shape[1:3]
         raise UserError(
             f"the shapes world is checked in pictures of {PIXELS}x{PIXELS} pixels, but the model "
-            f"makes {wide}x{high}; use a model of that size, such as conf/model/tiny.yaml."
+            f"makes {wide}x{high}; use a model of that size, such as conf/presets/tiny.yaml."
         )
     return pictures
 
@@ -35,18 +83,3 @@ def to_arrays(batches: Iterable[Tensor]) -> numpy.ndarray:
 def batches(number: int, batch_size: int) -> Iterable[range]:
     """The numbers from 0 to `number`, in runs of `batch_size`."""
     return (range(n, min(n + batch_size, number)) for n in range(0, number, batch_size))
-
-
-def mean(values: Iterable[float]) -> float:
-    """Of at least one value."""
-    values = list(values)
-    return sum(values) / len(values)
-
-
-def wilson(share: float, number: int) -> tuple[float, float]:
-    """The 95% interval of a share that was seen in `number` independent trials (Wilson 1927)."""
-    z2 = 1.96**2
-    middle = (share + z2 / (2 * number)) / (1 + z2 / number)
-    spread = share * (1 - share) / number + z2 / (4 * number**2)
-    half = (z2 * spread) ** 0.5 / (1 + z2 / number)
-    return max(0.0, middle - half), min(1.0, middle + half)

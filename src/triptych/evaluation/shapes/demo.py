@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 import numpy
 
-from triptych.evaluation.shapes.common import wilson
+from triptych.evaluation.shapes.common import ImageOptions
 from triptych.evaluation.shapes.demo_page import Answered, Drawn, Rebuilt, Row, render
 from triptych.evaluation.shapes.shape_eval import (
     QUESTIONS_PER_PICTURE,
@@ -25,8 +24,10 @@ from triptych.evaluation.shapes.shape_eval import (
     reconstruct_for,
     score_answers,
 )
+from triptych.evaluation.statistics import wilson
 from triptych.shapes_world.captions import TASKS, request_of
 from triptych.shapes_world.checker import answer_is_right, check, shape_eval
+from triptych.utils.atomic_write import write_text
 
 SHOWN = 12  # captions, questions and reconstructions on the page
 SEEDS_SHOWN = 4
@@ -55,9 +56,12 @@ def make_demo(
     started = time.time() if started is None else started
     samples = examples("eval", max(images, SHOWN))
     shown = samples[:SHOWN]
-    pictures = generate_for(model, samples, batch_size, seed)
-    others = [generate_for(model, shown, batch_size, seed + n) for n in range(1, SEEDS_SHOWN)]
-    rebuilt = reconstruct_for(model, samples, batch_size, seed)
+    pictures = generate_for(model, samples, ImageOptions(batch_size, seed))
+    others = [
+        generate_for(model, shown, ImageOptions(batch_size, seed + n))
+        for n in range(1, SEEDS_SHOWN)
+    ]
+    rebuilt = reconstruct_for(model, samples, ImageOptions(batch_size, seed))
     asked = ask_about(samples)
     given = answers_for(model, samples, asked, batch_size)
     scores = _scores(samples, pictures, rebuilt, asked, given)
@@ -71,9 +75,8 @@ def make_demo(
         f"{len(samples)} samples for each score, {scores['seconds']:.0f} seconds in all.",
     )
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    _replace(folder / "index.html", page)
-    _replace(folder / "scores.json", json.dumps(scores, indent=2) + "\n")
+    write_text(folder / "index.html", page)
+    write_text(folder / "scores.json", json.dumps(scores, indent=2) + "\n")
     return scores
 
 
@@ -162,10 +165,3 @@ def _rebuilt(samples: Sequence[Example], rebuilt: numpy.ndarray) -> list[Rebuilt
         Rebuilt(s.picture, picture, check(picture, request_of(s.scene)))
         for s, picture in zip(samples, rebuilt, strict=True)
     ]
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    unfinished.write_text(text, encoding="utf-8")
-    os.replace(unfinished, path)

@@ -12,52 +12,46 @@ from functools import lru_cache
 from typing import Any
 
 import numpy
+from torch import Tensor
 
 from triptych.evaluation.shapes.common import (
-    SEEDS,
     WORLD_SEED,
-    batches,
-    mean,
-    to_arrays,
-    to_tensor,
-    wilson,
+    ImageOptions,
+    ShapesEvaluator,
+    make_in_batches,
 )
-from triptych.interfaces import Evaluator
+from triptych.evaluation.statistics import mean, wilson
+from triptych.inference.generation_config import GenerationConfig
+from triptych.inference.model_inference import inference_of
 from triptych.shapes_world.checker import check, satisfies
 from triptych.shapes_world.edits import EDITS, Edit
 from triptych.shapes_world.shards import make_edit
 from triptych.shapes_world.world import draw
 from triptych.utils.errors import UserError
+from triptych.utils.images import to_tensor
 
 
-class EditEval(Evaluator):
+class EditEval(ShapesEvaluator):
     """The share of edits that were followed, by kind, their "mean", and its 95% interval from
     "low" to "high".
 
     Args:
         images: number of edits; the kinds come in turn.
-        seed: of the noise that the pictures start from.
-        batch_size: pictures at a time.
-        steps, guidance: of the sampler; null takes the model's own.
+        seed, batch_size, generation_config: see `ShapesEvaluator`.
     """
-
-    parts = ("understanding", "generation", "decoding")
 
     def __init__(
         self,
         images: int = 200,
         seed: int = 0,
         batch_size: int = 64,
-        steps: int | None = None,
-        guidance: float | None = None,
+        generation_config: GenerationConfig | None = None,
     ) -> None:
-        self.images, self.seed, self.batch_size = images, seed, batch_size
-        self.steps, self.guidance = steps, guidance
+        super().__init__(images, seed, batch_size, generation_config)
 
     def __call__(self, model: Any) -> dict[str, float]:
         asked = edits(self.images)
-        options = (self.batch_size, self.seed, self.steps, self.guidance)
-        results = edit_for(model, asked, *options)
+        results = edit_for(model, asked, self.options)
         right = [check(each, edit.request) for each, edit in zip(results, asked, strict=True)]
         share = mean(right)
         low, high = wilson(share, len(right))
@@ -67,28 +61,16 @@ class EditEval(Evaluator):
 def edit_for(
     model: Any,
     asked: Sequence[Edit],
-    batch_size: int = 64,
-    seed: int = 0,
-    steps: int | None = None,
-    guidance: float | None = None,
-    numbers: Sequence[int] | None = None,
+    options: ImageOptions,
 ) -> numpy.ndarray:
-    """The edited pictures, uint8 [N,48,48,3].
+    """The edited pictures, uint8 [N,48,48,3]; see `ImageOptions`."""
 
-    Args:
-        numbers: of the edits, from 0 on if None: their noise follows from `seed` and these.
-    """
-    numbers = range(len(asked)) if numbers is None else numbers
-    return to_arrays(
-        model.edit(
-            to_tensor([draw(asked[n].source) for n in batch]),
-            [asked[n].instruction for n in batch],
-            seeds=[seed * SEEDS + numbers[n] for n in batch],
-            steps=steps,
-            guidance=guidance,
-        )
-        for batch in batches(len(asked), batch_size)
-    )
+    def make(batch: range, seeds: list[int]) -> Tensor:
+        sources = to_tensor([draw(asked[n].source) for n in batch])
+        instructions = [asked[n].instruction for n in batch]
+        return inference_of(model).edit(sources, instructions, seeds=seeds, config=options.config)
+
+    return make_in_batches(make, len(asked), options)
 
 
 @lru_cache(maxsize=4)

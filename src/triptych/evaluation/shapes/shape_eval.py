@@ -17,15 +17,25 @@ from functools import lru_cache
 from typing import Any, Literal
 
 import numpy
+from torch import Tensor
 
-from triptych.evaluation.shapes.common import SEEDS, WORLD_SEED, batches, mean, to_arrays, to_tensor
-from triptych.interfaces import Evaluator
+from triptych.evaluation.shapes.common import (
+    WORLD_SEED,
+    ImageOptions,
+    ShapesEvaluator,
+    batches,
+    make_in_batches,
+)
+from triptych.evaluation.statistics import mean
+from triptych.inference.generation_config import GenerationConfig
+from triptych.inference.model_inference import inference_of
 from triptych.shapes_world.captions import Request, request_of
 from triptych.shapes_world.checker import answer_is_right, chance_levels, shape_eval
 from triptych.shapes_world.questions import questions
 from triptych.shapes_world.shards import make_sample
 from triptych.shapes_world.world import Scene, draw
 from triptych.utils.errors import UserError
+from triptych.utils.images import to_tensor
 
 QUESTIONS_PER_PICTURE = 2
 EDITS = 200  # scored among all scores, at most
@@ -56,18 +66,14 @@ class Asked:
     type: str
 
 
-class ShapeEval(Evaluator):
+class ShapeEval(ShapesEvaluator):
     """The share of generated pictures that show exactly what their caption asks, by task.
 
     Args:
         split: "eval" for held-out captions, "unseen" for pairs of colour and kind never trained.
         images: number of captions, and of pictures.
-        seed: of the noise that the pictures start from.
-        batch_size: pictures at a time.
-        steps, guidance: of the sampler; null takes the model's own.
+        seed, batch_size, generation_config: see `ShapesEvaluator`.
     """
-
-    parts = ("understanding", "generation", "decoding")
 
     def __init__(
         self,
@@ -75,17 +81,14 @@ class ShapeEval(Evaluator):
         images: int = 240,
         seed: int = 0,
         batch_size: int = 64,
-        steps: int | None = None,
-        guidance: float | None = None,
+        generation_config: GenerationConfig | None = None,
     ) -> None:
-        self.split, self.images, self.seed, self.batch_size = split, images, seed, batch_size
-        self.steps, self.guidance = steps, guidance
+        super().__init__(images, seed, batch_size, generation_config)
+        self.split = split
 
     def __call__(self, model: Any) -> dict[str, float]:
         samples = examples(self.split, self.images)
-        pictures = generate_for(
-            model, samples, self.batch_size, self.seed, self.steps, self.guidance
-        )
+        pictures = generate_for(model, samples, self.options)
         return shape_eval(pictures, [sample.request for sample in samples])
 
 
@@ -124,45 +127,29 @@ def ask_about(samples: Sequence[Example]) -> list[Asked]:
 def generate_for(
     model: Any,
     samples: Sequence[Example],
-    batch_size: int = 64,
-    seed: int = 0,
-    steps: int | None = None,
-    guidance: float | None = None,
-    numbers: Sequence[int] | None = None,
+    options: ImageOptions,
 ) -> numpy.ndarray:
-    """One picture for each caption: uint8 [N,48,48,3].
+    """One picture for each caption, uint8 [N,48,48,3]; see `ImageOptions`."""
 
-    Args:
-        numbers: of the samples, from 0 on if None: their noise follows from `seed` and these.
-    """
-    numbers = range(len(samples)) if numbers is None else numbers
-    return to_arrays(
-        model.generate(
-            [samples[n].caption for n in batch],
-            seeds=[seed * SEEDS + numbers[n] for n in batch],
-            steps=steps,
-            guidance=guidance,
-        )
-        for batch in batches(len(samples), batch_size)
-    )
+    def make(batch: range, seeds: list[int]) -> Tensor:
+        captions = [samples[n].caption for n in batch]
+        return inference_of(model).generate(captions, seeds=seeds, config=options.config)
+
+    return make_in_batches(make, len(samples), options)
 
 
 def reconstruct_for(
     model: Any,
     samples: Sequence[Example],
-    batch_size: int = 64,
-    seed: int = 0,
-    numbers: Sequence[int] | None = None,
+    options: ImageOptions,
 ) -> numpy.ndarray:
-    """The true pictures through encoder and decoder: uint8 [N,48,48,3]; see `generate_for`."""
-    numbers = range(len(samples)) if numbers is None else numbers
-    return to_arrays(
-        model.reconstruct(
-            to_tensor([samples[n].picture for n in batch]),
-            seeds=[seed * SEEDS + numbers[n] for n in batch],
-        )
-        for batch in batches(len(samples), batch_size)
-    )
+    """The true pictures through encoder and decoder, uint8 [N,48,48,3]; see `ImageOptions`."""
+
+    def make(batch: range, seeds: list[int]) -> Tensor:
+        originals = to_tensor([samples[n].picture for n in batch])
+        return inference_of(model).reconstruct(originals, seeds=seeds, config=options.config)
+
+    return make_in_batches(make, len(samples), options)
 
 
 def answers_for(
@@ -172,7 +159,7 @@ def answers_for(
     return [
         answer
         for numbers in batches(len(asked), batch_size)
-        for answer in model.answer(
+        for answer in inference_of(model).answer(
             to_tensor([samples[asked[n].number].picture for n in numbers]),
             [asked[n].question for n in numbers],
             max_new_tokens=LONGEST_ANSWER,

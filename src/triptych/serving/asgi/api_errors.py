@@ -8,6 +8,9 @@ from typing import Any
 
 from starlette.responses import JSONResponse
 
+from triptych.inference.argument_names import MEANT
+from triptych.inference.generation_config import SETTINGS
+
 TYPES = {401: "authentication_error", 429: "rate_limit_error"}
 # Where a sentence of our own is missing: what the status itself says.
 SENTENCES = {
@@ -85,7 +88,9 @@ def of_validation(errors: Sequence[Mapping[str, Any]]) -> Problem:
     name = (param or "the body")[:80]
     match first["type"]:
         case "extra_forbidden":
-            return wrong(name, f"{name} is unknown here; leave it out.", "unknown_parameter")
+            meant = MEANT.get(name)
+            hint = f"use {meant}" if meant in SETTINGS else "leave it out"
+            return wrong(name, f"{name} is unknown here; {hint}.", "unknown_parameter")
         case "missing":
             return wrong(param, f"{name} is missing; give it.", "missing_required_parameter")
         case "json_invalid":

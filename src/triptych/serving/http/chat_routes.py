@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 import time
 from collections.abc import AsyncIterator
@@ -18,7 +17,7 @@ from triptych.serving.http.context import Context
 from triptych.serving.http.image_input import read_url
 from triptych.serving.http.jobs import ChatSettings, ChatWork
 from triptych.serving.http.request_schemas import ChatBody, ChatMessage, ImagePart, TextPart
-from triptych.serving.http.server_sent_events import event_stream
+from triptych.serving.http.server_sent_events import event_stream, sse_event
 
 MOST_SHOWN = 16
 """Pictures in a conversation."""
@@ -60,16 +59,16 @@ def chat_routes(context: Context) -> APIRouter:
 
 async def _chunks(
     context: Context, request: Request, body: ChatBody, work: ChatWork, head: dict[str, Any]
-) -> AsyncIterator[str]:
+) -> AsyncIterator[bytes]:
     """Server-sent events: the role, the text in pieces, how it ended, what it cost, [DONE]."""
     told = body.stream_options is not None and bool(body.stream_options.include_usage)
 
-    def chunk(delta: dict[str, Any], finish_reason: str | None = None) -> str:
+    def chunk(delta: dict[str, Any], finish_reason: str | None = None) -> bytes:
         choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
         return data({"choices": [choice]} | ({"usage": None} if told else {}))
 
-    def data(content: dict[str, Any]) -> str:
-        return f"data: {json.dumps({**head, 'object': 'chat.completion.chunk', **content})}\n\n"
+    def data(content: dict[str, Any]) -> bytes:
+        return sse_event({**head, "object": "chat.completion.chunk", **content})
 
     opened = False
     async with aclosing(context.desk.events(request, work)) as events:
@@ -84,7 +83,7 @@ async def _chunks(
                 usage = _count(context, value)
                 if told:
                     yield data({"choices": [], "usage": usage})
-    yield "data: [DONE]\n\n"
+    yield sse_event("[DONE]")
 
 
 def _settings(body: ChatBody) -> ChatSettings:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import base64
-import json
-from io import BytesIO
 
 from PIL import Image
 
-from triptych.utils.png_metadata import CHUNK, attach
+from triptych.utils.images import encode_image
+from triptych.utils.png_metadata import embed_metadata, metadata_of
 
 
 def scaled(picture: Image.Image, side: int | None) -> Image.Image:
@@ -16,16 +15,11 @@ def scaled(picture: Image.Image, side: int | None) -> Image.Image:
     if side is None or picture.size == (side, side):
         return picture
     made = picture.resize((side, side), Image.Resampling.LANCZOS)
-    settings = picture.info.get(CHUNK)
-    return made if settings is None else attach(made, json.loads(settings))
+    return embed_metadata(made, metadata_of(picture))
 
 
 def encode(picture: Image.Image, file_format: str = "png", quality: int | None = None) -> str:
     """A file in base64; a PNG carries the settings that made it. `quality` is in percent."""
-    file = BytesIO()
-    if file_format == "png":
-        picture.save(file, "PNG")
-    else:
-        # A hundred percent is what OpenAI's interface has by default.
-        picture.save(file, file_format.upper(), quality=100 if quality is None else quality)
-    return base64.b64encode(file.getvalue()).decode()
+    # a hundred percent is what OpenAI's interface has by default
+    saving = {} if file_format == "png" else {"quality": 100 if quality is None else quality}
+    return base64.b64encode(encode_image(picture, file_format, **saving)).decode()

@@ -17,12 +17,14 @@ from pydantic import ValidationError
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
+from triptych.inference.generation_config import SETTINGS, GenerationConfig
 from triptych.serving.asgi.api_errors import Problem, of_validation, wrong
 from triptych.serving.http.context import Context
 from triptych.serving.http.image_output import encode, scaled
-from triptych.serving.http.jobs import PictureSettings, PictureWork
+from triptych.serving.http.jobs import PictureWork
 from triptych.serving.http.request_schemas import EditBody, GenerationBody, PictureBody
-from triptych.serving.http.server_sent_events import event_stream, one_by_one
+from triptych.serving.http.server_sent_events import event_stream, one_by_one, sse_event
+from triptych.utils.errors import UserError
 
 MOST_EDITED = 16
 """Pictures that one request for edits may ask for: pictures sent, times n."""
@@ -54,11 +56,7 @@ def picture_routes(context: Context) -> APIRouter:
         work = PictureWork(
             [body.prompt] * number,
             _seeds(body.seed, number),
-            settings=_settings(
-                body,
-                negative=body.negative_prompt,
-                guidance_interval=body.guidance_interval and tuple(body.guidance_interval),
-            ),
+            settings=_settings(body),
             partial=_partial(body),
         )
         return await _answer(context, request, body, work, "image_generation")
@@ -72,6 +70,8 @@ def picture_routes(context: Context) -> APIRouter:
         """Pictures changed as a prompt says. Of several pictures each is changed by itself; the
         answer has `n` of the first, then `n` of the second."""
         fields, files = await _form(request)
+        if "guidance_interval" in fields:
+            fields["guidance_interval"] = fields["guidance_interval"].split(",")
         try:
             body = EditBody.model_validate(fields, strict=False)
         except ValidationError as error:
@@ -140,10 +140,10 @@ async def _encoded(
 
 async def _events(
     context: Context, request: Request, body: PictureBody, work: PictureWork, event: str
-) -> AsyncIterator[str]:
+) -> AsyncIterator[bytes]:
     """Server-sent events: unfinished pictures as they come, then each finished one."""
 
-    async def told(kind: str, picture: Image.Image, **more: Any) -> str:
+    async def told(kind: str, picture: Image.Image, **more: Any) -> bytes:
         encoded, look = await _encoded(context, picture, body)
         content = {
             "type": f"{event}.{kind}",
@@ -152,7 +152,7 @@ async def _events(
             **look,
             **more,
         }
-        return f"event: {event}.{kind}\ndata: {json.dumps(content)}\n\n"
+        return sse_event(content, f"{event}.{kind}")
 
     async with aclosing(context.desk.events(request, work)) as events:
         async for kind, value in events:
@@ -183,16 +183,12 @@ def _partial(body: PictureBody) -> int:
     return (body.partial_images or 0) if body.stream else 0
 
 
-def _settings(body: PictureBody, **more: Any) -> PictureSettings:
-    return PictureSettings(
-        steps=body.steps,
-        guidance=body.guidance,
-        decoder_steps=body.decoder_steps,
-        decoder_guidance=body.decoder_guidance,
-        sampler=body.sampler,
-        decoder_sampler=body.decoder_sampler,
-        **more,
-    )
+def _settings(body: PictureBody) -> GenerationConfig:
+    try:
+        return GenerationConfig(**{name: getattr(body, name) for name in SETTINGS})
+    except UserError as error:
+        name = str(error).partition(" ")[0]
+        raise wrong(name if name in SETTINGS else None, str(error)) from error
 
 
 def _seeds(first: int | None, number: int) -> list[int]:

@@ -10,22 +10,9 @@ from typing import Any
 from PIL import Image
 
 from triptych.inference.chat_messages import Message
+from triptych.inference.generation_config import GenerationConfig
 from triptych.inference.pipeline import Progress, UnifiedPipeline
 from triptych.serving.http.batching import Call
-
-
-@dataclass(frozen=True)
-class PictureSettings:
-    """How pictures are made; None is the model's own. Names as of `UnifiedPipeline.generate`."""
-
-    steps: int | None = None
-    guidance: float | None = None
-    decoder_steps: int | None = None
-    decoder_guidance: float | None = None
-    negative: str | None = None
-    sampler: str | None = None
-    decoder_sampler: str | None = None
-    guidance_interval: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -44,7 +31,7 @@ class PictureWork:
     prompts: list[str]
     seeds: list[int]
     images: list[Image.Image] = field(default_factory=list)
-    settings: PictureSettings = PictureSettings()
+    settings: GenerationConfig = GenerationConfig()
     partial: int = 0
     """How many unfinished pictures the client wants to see of each."""
 
@@ -113,29 +100,28 @@ def _pictures(pipeline: UnifiedPipeline, max_batch: int, call: Call) -> Sequence
         call.proceed()
         shown = {
             place: index
-            for place in progress.pictures
+            for place in progress.images
             if (index := _partial_index(works[owners[place][0]].partial, progress)) is not None
         }
         if shown:
-            seen = dict(zip(progress.pictures, progress.preview(), strict=True))
+            seen = dict(zip(progress.images, progress.preview(), strict=True))
             for place, index in shown.items():
                 job, number = owners[place]
                 call.piece(job, Partial(seen[place], number, index))
 
     call.proceed()
     prompts = [prompt for work in works for prompt in work.prompts]
-    settings = asdict(works[0].settings)
-    options = {name: value for name, value in settings.items() if value is not None}
-    options |= {
-        "seeds": [seed for work in works for seed in work.seeds],
+    options = {
+        "generation_config": works[0].settings,
+        "seed": [seed for work in works for seed in work.seeds],
         "batch_size": max_batch,
-        "callback": callback,
+        "callback_on_step_end": callback,
     }
     if works[0].images:
         images = [image for work in works for image in work.images]
-        made = iter(pipeline.edit(images, prompts, **options))
+        made = iter(pipeline.edit(images, prompt=prompts, **options).images)
     else:
-        made = iter(pipeline.generate(prompts, **options))
+        made = iter(pipeline(prompts, **options).images)
     return [[next(made) for _ in work.prompts] for work in works]
 
 

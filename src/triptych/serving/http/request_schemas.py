@@ -17,9 +17,11 @@ from pydantic import (
     Field,
     Tag,
     WithJsonSchema,
+    create_model,
 )
 
-from triptych.sampler import SAMPLERS
+from triptych.inference.generation_config import SETTINGS, help_of, limit_of
+from triptych.utils.limits import Choice, Interval, Range
 from triptych.utils.text import clean_text
 
 MOST_PICTURES = 10
@@ -49,11 +51,8 @@ Text = Annotated[
 ]
 Word = Annotated[str, AfterValidator(clean_text), Field(max_length=512)]
 Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
-Steps = Annotated[int, Field(ge=1, le=250)]
-Sampler = Literal[SAMPLERS]
-Time = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-Interval = Annotated[list[Time], Field(min_length=2, max_length=2)]
-Guidance = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
+MOST_STEPS = 250
+"""Of a sampler, in one request."""
 
 
 class Body(BaseModel):
@@ -62,7 +61,33 @@ class Body(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, protected_namespaces=())
 
 
-class PictureBody(Body):
+def _type_of(limit: Any) -> Any:
+    """The type of a field of `GenerationConfig` in a request."""
+    match limit:
+        case Choice():
+            return Literal[limit.names]
+        case Interval():
+            time = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+            return Annotated[list[time], Field(min_length=2, max_length=2)]
+        case Range(whole=True):
+            return Annotated[int, Field(ge=limit.least, le=min(limit.most, MOST_STEPS))]
+        case Range():
+            return Annotated[float, Field(ge=limit.least, le=limit.most, allow_inf_nan=False)]
+    return Text
+
+
+SettingsBody = create_model(
+    "SettingsBody",
+    __base__=Body,
+    **{
+        name: (_type_of(limit_of(name)) | None, Field(None, description=help_of(name)))
+        for name in SETTINGS
+    },
+)
+"""All settings of `GenerationConfig`, beyond OpenAI's: clients send them by extra_body."""
+
+
+class PictureBody(SettingsBody):
     """What requests for pictures share."""
 
     prompt: Text
@@ -89,23 +114,13 @@ class PictureBody(Body):
     )
     user: Word | None = None
     safety_identifier: Word | None = None
-    # Beyond OpenAI's, by the client's extra_body.
+    # Beyond OpenAI's, too.
     seed: Seed | None = Field(None, description="Of the first picture; each next has one more.")
-    steps: Steps | None = Field(None, description="Of the generator of image features.")
-    guidance: Guidance | None = Field(None, description="Of the generator of image features.")
-    decoder_steps: Steps | None = None
-    decoder_guidance: Guidance | None = None
-    sampler: Sampler | None = Field(None, description="Of the generator of image features.")
-    decoder_sampler: Sampler | None = None
 
 
 class GenerationBody(PictureBody):
     """POST /v1/images/generations"""
 
-    negative_prompt: Text | None = Field(None, description="What guidance leads away from.")
-    guidance_interval: Interval | None = Field(
-        None, description="Times from 0 to 1, 1 being noise, between which guidance works."
-    )
     moderation: Literal["auto", "low"] | None = None  # a preference too
     style: Literal["vivid", "natural"] | None = None
 

@@ -1,4 +1,8 @@
-"""The bodies of answers, for the OpenAPI document."""
+"""Bodies of answers, for the OpenAPI document.
+
+Not `openai.types`, which allow every further field and leave most of them open: tests check answers
+against this document, and a server needs no client.
+"""
 
 from __future__ import annotations
 

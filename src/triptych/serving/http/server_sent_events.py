@@ -1,18 +1,31 @@
-"""Answers that come in pieces, as server-sent events."""
+"""Answers that come in pieces, as server-sent events.
+
+FastAPI frames the events. Its EventSourceResponse and that of sse-starlette are not used: they send
+pings beside the answer, which the limits of memory and of unread answers would not see, and the
+latter cancels open streams when the server is stopped, where this one lets them end.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from typing import Any
 
 from fastapi import Request
 from fastapi.responses import StreamingResponse
+from fastapi.sse import format_sse_event
 
 from triptych.serving.asgi.api_errors import Problem
 
 
-async def event_stream(request: Request, events: AsyncIterator[str]) -> StreamingResponse:
+def sse_event(data: dict[str, Any] | str, name: str | None = None) -> bytes:
+    """One event of JSON, or of a text as it is."""
+    text = data if isinstance(data, str) else json.dumps(data)
+    return format_sse_event(data_str=text, event=name)
+
+
+async def event_stream(request: Request, events: AsyncIterator[bytes]) -> StreamingResponse:
     """An answer of these events. Its first is waited for, so that what fails before fails with a
     status; what fails later is an event, which OpenAI's clients raise.
 
@@ -27,18 +40,20 @@ async def event_stream(request: Request, events: AsyncIterator[str]) -> Streamin
     )
 
 
-async def _rest(first: str, events: AsyncIterator[str]) -> AsyncIterator[str]:
+async def _rest(first: bytes, events: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     yield first
     try:
-        async for event in events:
-            yield event
+        async for each in events:
+            yield each
     except Problem as problem:
-        yield f"event: error\ndata: {json.dumps(problem.body)}\n\n"
+        yield sse_event(problem.body, "error")
     finally:
         await events.aclose()
 
 
-async def one_by_one(request: Request, parts: AsyncIterator[str]) -> AsyncIterator[str]:
+async def one_by_one(
+    request: Request, parts: AsyncIterator[bytes] | AsyncIterator[str]
+) -> AsyncIterator[bytes | str]:
     """Each part of an answer is made when the one before it has been sent."""
     ticket, connection = request.state.ticket, request.state.connection
     async with aclosing(parts):

@@ -7,7 +7,6 @@ order is drawn for each pair, and nobody is told which is which before the vote.
 from __future__ import annotations
 
 import html
-import json
 import secrets
 import uuid
 from dataclasses import dataclass
@@ -16,12 +15,12 @@ from typing import Any, Literal
 import gradio as gr
 from PIL import Image
 
-from triptych.serving.webui.controls import SETTINGS, arguments, numbers, seed_row
+from triptych.inference.generation_config import SETTINGS
+from triptych.serving.webui.controls import arguments, numbers, seed_row
 from triptych.serving.webui.generate_tab import EXAMPLES
 from triptych.serving.webui.session import ONE_AT_A_TIME, Page, in_words, new_seed, status
 from triptych.serving.webui.votes import CRITERIA, Choice, Tally, Vote, next_prompt
 from triptych.utils.errors import UserError
-from triptych.utils.png_metadata import CHUNK
 
 BUTTONS = {
     "left": "← Left is better",
@@ -69,8 +68,8 @@ def make_pair(
         )
     pictures, settings = {}, {}
     for side, (source, given) in sides.items():
-        picture = page.sources[source].generate(prompt, seeds=seed, **given)[0]
-        made_with = json.loads(picture.info[CHUNK])
+        output = page.sources[source](prompt, seed=seed, **given)
+        picture, made_with = output.images[0], output.metadata[0]
         settings[side] = {k: v for k, v in made_with.items() if k not in ("prompt", "seed")}
         settings[side]["model"] = source
         pictures[side] = picture.copy()  # a copy carries no settings: a download tells nothing

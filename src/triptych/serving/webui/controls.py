@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import argparse
+from collections.abc import Callable
 from typing import Any
 
 import gradio as gr
 
+from triptych.inference.generation_config import (
+    DECODER,
+    SETTINGS,
+    help_of,
+    label_of,
+    limit_of,
+    own_value,
+)
 from triptych.inference.pipeline import UnifiedPipeline
-from triptych.sampler import SAMPLERS
 from triptych.serving.webui.number_inputs import number, slider
+from triptych.utils.errors import UserError
+from triptych.utils.limits import Choice, Interval, Range
 
-SETTINGS = ("steps", "guidance", "sampler", "decoder_steps", "decoder_guidance", "decoder_sampler")
-STAGES = {"": "Features", "decoder_": "Pixels"}
+STAGES = {"": "Features", DECODER: "Pixels"}
 """Prefix of the settings of either diffusion -> what it makes."""
 MOST_STEPS, MOST_GUIDANCE = 250, 100
 LARGEST_SEED = 2**53 - 1
@@ -21,35 +31,74 @@ OWN = "the model's"
 
 def sliders(pipe: UnifiedPipeline) -> list[gr.components.Component]:
     """One control for each of SETTINGS, at the model's own values."""
-    made = []
-    parts = (pipe.model.generation, pipe.model.decoding.decoder)
-    for part, stage in zip(parts, STAGES.values(), strict=True):
-        with gr.Row():
-            most = max(100, part.steps)
-            steps = slider(1, most, part.steps, 1, f"{stage}: steps", min_width=140)
-            most = max(15, part.guidance)
-            guidance = slider(1, most, part.guidance, 0.1, f"{stage}: guidance", min_width=140)
-        sampler = gr.Dropdown(list(SAMPLERS), value=part.sampler, label=f"{stage}: sampler")
-        made += [steps, guidance, sampler]
-    return made
+
+    def control(name: str, limit: Any, label: str) -> gr.components.Component:
+        own = own_value(pipe.model, name)
+        match limit:
+            case Choice():
+                return gr.Dropdown(list(limit.names), value=own, label=label)
+            case Range(whole=True):
+                return slider(1, max(100, own), own, 1, label, min_width=140)
+            case Range():
+                return slider(1, max(15, own), own, 0.1, label, min_width=140)
+        return _textbox(name, label)
+
+    return _controls(control)
 
 
 def numbers() -> list[gr.components.Component]:
     """One control for each of SETTINGS; 0 or empty is the model's own."""
-    made = []
-    for stage in STAGES.values():
+
+    def control(name: str, limit: Any, label: str) -> gr.components.Component:
+        shown = {"info": f"0: {OWN}", "min_width": 110}
+        match limit:
+            case Choice():
+                choices = [(OWN, ""), *limit.names]
+                return gr.Dropdown(choices, value="", label=label, min_width=110)
+            case Range(whole=True):
+                return number(0, MOST_STEPS, label, whole=True, **shown)
+            case Range():
+                return number(0, MOST_GUIDANCE, label, whole=False, **shown)
+        return _textbox(name, label)
+
+    return _controls(control)
+
+
+def _controls(
+    control: Callable[[str, Any, str], gr.components.Component],
+) -> list[gr.components.Component]:
+    """`control` of each of SETTINGS, those of either diffusion in a row."""
+    made = {}
+    for prefix, stage in STAGES.items():
         with gr.Row():
-            own = {"info": f"0: {OWN}", "min_width": 110}
-            steps = number(0, MOST_STEPS, f"{stage}: steps", whole=True, **own)
-            guidance = number(0, MOST_GUIDANCE, "Guidance", whole=False, **own)
-            sampler = gr.Dropdown([(OWN, ""), *SAMPLERS], value="", label="Sampler", min_width=110)
-        made += [steps, guidance, sampler]
-    return made
+            for name in SETTINGS:
+                if name.startswith(DECODER) == bool(prefix):
+                    label = f"{stage}: {label_of(name)}"
+                    made[name] = control(name, limit_of(name), label)
+    return [made[name] for name in SETTINGS]
+
+
+def _textbox(name: str, label: str) -> gr.Textbox:
+    hint = "such as 0.1,0.8; " if isinstance(limit_of(name), Interval) else ""
+    return gr.Textbox(label=label, info=f"{help_of(name)}; {hint}may be empty", min_width=140)
 
 
 def arguments(values: tuple[Any, ...]) -> dict[str, Any]:
-    """What `UnifiedPipeline.generate` takes, of the values of `sliders` or `numbers`."""
-    return {name: value or None for name, value in zip(SETTINGS, values, strict=True)}
+    """Settings of `UnifiedPipeline`, of the values of `sliders` or `numbers`.
+
+    Raises:
+        UserError: a text does not say what it should.
+    """
+    return {name: _value(name, value) for name, value in zip(SETTINGS, values, strict=True)}
+
+
+def _value(name: str, value: Any) -> Any:
+    if not value or not isinstance(limit_of(name), Interval):
+        return value or None
+    try:
+        return limit_of(name)(value)
+    except argparse.ArgumentTypeError as error:
+        raise UserError(f"{label_of(name)}: {error}.") from error
 
 
 def seed_row() -> tuple[gr.Number, gr.Checkbox]:

@@ -6,17 +6,8 @@ from functools import partial
 
 import gradio as gr
 
-from triptych.serving.webui.controls import arguments, seed_row, sliders
-from triptych.serving.webui.gallery import gallery_of, shown
-from triptych.serving.webui.number_inputs import slider
-from triptych.serving.webui.session import (
-    MOST_PICTURES,
-    ONE_AT_A_TIME,
-    Page,
-    in_words,
-    new_seed,
-    until_stopped,
-)
+from triptych.serving.webui.gallery import gallery_of, run_call, sampling_controls
+from triptych.serving.webui.session import ONE_AT_A_TIME, Page, in_words, until_stopped
 from triptych.utils.errors import UserError
 
 
@@ -49,33 +40,25 @@ def edit_tab(page: Page) -> None:
             with gr.Row():
                 run = gr.Button("Edit", variant="primary", elem_id="edit")
                 stop = gr.Button("Stop")
-            count = slider(1, MOST_PICTURES, 4, 1, "Pictures")
-            seed, fresh = seed_row()
-            with gr.Accordion("Sampling", open=False):
-                settings = sliders(page.pipe)
+            controls = sampling_controls(page.pipe)
         with gr.Column(scale=3, min_width=320):
             line, gallery = gallery_of(page)
 
-    def make(picture, instruction, count, seed, fresh, *settings):
+    shown_in = line, gallery, controls[1]
+
+    def make(picture, instruction, *values):
         with in_words():
             if picture is None:
                 raise UserError("there is no picture to edit; put one into the box.")
-            first = new_seed() if fresh or seed is None else seed
-            call = partial(
-                page.pipe.edit, picture, instruction, count, first, **arguments(settings)
-            )
-            for changes in shown(
-                page, lambda tell: call(callback=tell), instruction, first, gallery, line
-            ):
-                yield {seed_box: first, **changes}
+            call = partial(page.pipe.edit, picture, prompt=instruction)
+            yield from run_call(page, call, instruction, values, shown_in)
 
-    seed_box = seed
     until_stopped(
         [run.click, instruction.submit],
         stop,
         make,
-        [picture, instruction, count, seed, fresh, *settings],
-        [gallery, line, seed],
+        [picture, instruction, *controls],
+        list(shown_in),
         line,
     )
 
@@ -97,6 +80,6 @@ def reconstruct_tab(page: Page) -> None:
         with in_words():
             if picture is None:
                 raise UserError("there is no picture to reconstruct; put one into the box.")
-            return page.write(page.pipe.reconstruct(picture)[0], "reconstruction")
+            return page.write(page.pipe.reconstruct(picture).images[0], "reconstruction")
 
     run.click(make, picture, made, **ONE_AT_A_TIME)

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import gradio as gr
 
+from triptych.inference.image_output import ImageOutput
+from triptych.inference.pipeline import UnifiedPipeline
+from triptych.serving.webui.controls import arguments, seed_row, sliders
+from triptych.serving.webui.number_inputs import slider
 from triptych.serving.webui.progress import Work, follow
-from triptych.serving.webui.session import Page, status
+from triptych.serving.webui.session import MOST_PICTURES, Page, new_seed, status
 
 
 def shown(
@@ -40,6 +45,44 @@ def shown(
                 ]
             ),
         }
+
+
+def sampling_controls(pipe: UnifiedPipeline) -> list[gr.components.Component]:
+    """Number of images, seed, whether each click takes a new one, and the sampling settings."""
+    count = slider(1, MOST_PICTURES, 4, 1, "Pictures")
+    seed, fresh = seed_row()
+    with gr.Accordion("Sampling", open=False):
+        settings = sliders(pipe)
+    return [count, seed, fresh, *settings]
+
+
+def run_call(
+    page: Page,
+    call: Callable[..., ImageOutput],
+    text: str,
+    values: Sequence[Any],
+    shown_in: tuple[gr.HTML, gr.Gallery, gr.Number],
+) -> Iterator[dict[gr.components.Component, Any]]:
+    """What changes on the page while a call of the pipeline makes images of `text`.
+
+    Args:
+        call: the call, but for what `sampling_controls` decide.
+        values: values of `sampling_controls`.
+        shown_in: line, gallery and seed.
+
+    Raises:
+        UserError: as the call.
+    """
+    count, seed, fresh, *settings = values
+    line, gallery, seed_box = shown_in
+    first = new_seed() if fresh or seed is None else seed
+    call = partial(call, num_images_per_prompt=count, seed=first, **arguments(settings))
+
+    def work(tell: Callable) -> Any:
+        return call(callback_on_step_end=tell).images
+
+    for changes in shown(page, work, text, first, gallery, line):
+        yield {seed_box: first, **changes}
 
 
 def _grid(pictures: list) -> gr.Gallery:

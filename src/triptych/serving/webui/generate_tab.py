@@ -6,10 +6,8 @@ from functools import partial
 
 import gradio as gr
 
-from triptych.serving.webui.controls import arguments, seed_row, sliders
-from triptych.serving.webui.gallery import gallery_of, shown
-from triptych.serving.webui.number_inputs import slider
-from triptych.serving.webui.session import MOST_PICTURES, Page, in_words, new_seed, until_stopped
+from triptych.serving.webui.gallery import gallery_of, run_call, sampling_controls
+from triptych.serving.webui.session import Page, in_words, until_stopped
 
 EXAMPLES = (
     "a photo of a red circle left of a blue square",
@@ -29,41 +27,17 @@ def generate_tab(page: Page) -> None:
             with gr.Row():
                 run = gr.Button("Generate", variant="primary", elem_id="generate")
                 stop = gr.Button("Stop", elem_id="generate-stop")
-            count = slider(1, MOST_PICTURES, 4, 1, "Pictures")
-            seed, fresh = seed_row()
-            with gr.Accordion("Sampling", open=False):
-                negative = gr.Textbox(
-                    label="Negative prompt", info="what guidance leads away from; may be empty"
-                )
-                settings = sliders(page.pipe)
+            controls = sampling_controls(page.pipe)
             gr.Examples(
                 [[text] for text in (page.prompts or EXAMPLES)[:SHOWN]], prompt, label="For example"
             )
         with gr.Column(scale=3, min_width=320):
             line, gallery = gallery_of(page)
 
-    def make(prompt, negative, count, seed, fresh, *settings):
-        with in_words():
-            first = new_seed() if fresh or seed is None else seed
-            call = partial(
-                page.pipe.generate,
-                prompt,
-                count,
-                first,
-                negative=negative or None,
-                **arguments(settings),
-            )
-            for changes in shown(
-                page, lambda tell: call(callback=tell), prompt, first, gallery, line
-            ):
-                yield {seed_box: first, **changes}
+    shown_in = line, gallery, controls[1]
 
-    seed_box = seed
-    until_stopped(
-        [run.click, prompt.submit],
-        stop,
-        make,
-        [prompt, negative, count, seed, fresh, *settings],
-        [gallery, line, seed],
-        line,
-    )
+    def make(prompt, *values):
+        with in_words():
+            yield from run_call(page, partial(page.pipe, prompt), prompt, values, shown_in)
+
+    until_stopped([run.click, prompt.submit], stop, make, [prompt, *controls], list(shown_in), line)

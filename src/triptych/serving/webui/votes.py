@@ -13,7 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any, Literal
 
-from triptych.evaluation.shapes.common import wilson
+from triptych.evaluation.statistics import wilson
 from triptych.utils.atomic_write import made
 from triptych.utils.documents import TEXT_BYTES, parse_json, read_bytes
 from triptych.utils.errors import UserError

@@ -1,0 +1,135 @@
+"""Images from a UnifiedModule, a batch of tensors at a time; `UnifiedPipeline` is built on this."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from triptych.inference.generation_config import GenerationConfig
+from triptych.interfaces import Condition
+from triptych.prompts import (
+    IMAGE_PAD,
+    PAD,
+    generation_ids,
+    pad,
+    reconstruction_ids,
+    shared_tokens,
+    token_id,
+)
+from triptych.training.fsdp import whole
+from triptych.utils.errors import UserError
+from triptych.utils.finite import require_finite
+from triptych.utils.images import scaled_pixels
+
+
+def prompt_rows(model: Any, prompts: list[str], with_image: bool = False) -> list[list[int]]:
+    """Token ids of generation prompts; those `with_image` show one and say how to change it.
+
+    Raises:
+        PromptError: a prompt is empty or too long.
+    """
+    facts = model.preprocessing()
+    options = {"max_tokens": facts.max_tokens, "template": facts.template}
+    if with_image:
+        return [
+            reconstruction_ids(facts.tokenizer, facts.image_tokens, instruction=text, **options)
+            for text in prompts
+        ]
+    return [generation_ids(facts.tokenizer, text, **options) for text in prompts]
+
+
+@torch.no_grad()
+def condition(model: Any, prompts: list[str], images: Tensor | None = None) -> Condition:
+    """Condition [B,N,D] of prompts, or of instructions to images uint8 [B,3,H,W]."""
+    facts = model.preprocessing()
+    rows = prompt_rows(model, prompts, with_image=images is not None)
+    ids, mask = pad(rows, token_id(facts.tokenizer, PAD))
+    shown: tuple[Tensor, ...] = ()
+    if images is not None:
+        shown = facts.image_inputs(scaled_pixels(images, facts.understanding_size))
+    return model.understanding.understander.condition(
+        ids.to(model.device),
+        mask.to(model.device),
+        whole(model.generation.queries),
+        *(each.to(model.device) for each in shown),
+        shared=shared_tokens(rows, picture=token_id(facts.tokenizer, IMAGE_PAD)),
+    )
+
+
+def negative_condition(model: Any, config: GenerationConfig) -> Tensor | None:
+    """Condition [1,N,D] of the negative prompt; None where there is none."""
+    if config.negative_prompt is None:
+        return None
+    return condition(model, [config.negative_prompt]).states
+
+
+@torch.no_grad()
+def generate(
+    model: Any, prompts: list[str], *, seeds: list[int], config: GenerationConfig | None = None
+) -> Tensor:
+    """Images uint8 [B,3,H,W], each from its prompt and seed alone, within rounding."""
+    return _generated(model, condition(model, prompts), seeds, config or GenerationConfig())
+
+
+@torch.no_grad()
+def edit(
+    model: Any,
+    images: Tensor,
+    prompts: list[str],
+    *,
+    seeds: list[int],
+    config: GenerationConfig | None = None,
+) -> Tensor:
+    """Images uint8 [B,3,H,W] changed as prompts say; the results have the model's own size."""
+    return _generated(model, condition(model, prompts, images), seeds, config or GenerationConfig())
+
+
+def _generated(model: Any, states: Condition, seeds: list[int], config: GenerationConfig) -> Tensor:
+    null = negative_condition(model, config)
+    features = model.generation.sample(states, seeds, null=null, **config.of_features)
+    return model.decode(features, seeds, **config.of_decoder)
+
+
+def require_encoder(model: Any) -> None:
+    """Check that there is an image encoder.
+
+    Raises:
+        UserError: the model has no weights of it.
+    """
+    if not model.encoder.built:
+        raise UserError(
+            "this model has no weights of its image encoder; name them with "
+            "--model.weights.encoder=FILE."
+        )
+
+
+@torch.no_grad()
+def encode(model: Any, images: Tensor) -> Tensor:
+    """Features float32 [B,C,h,w] of images uint8 [B,3,H,W], by the image encoder.
+
+    Raises:
+        UserError: the model has no weights of its encoder.
+        NotFiniteError: the features are NaN or infinite.
+    """
+    require_encoder(model)
+    features = model.encoder(images.to(model.device)).float()
+    require_finite(features, "the image encoder's features")
+    return features
+
+
+@torch.no_grad()
+def reconstruct(
+    model: Any, images: Tensor, *, seeds: list[int], config: GenerationConfig | None = None
+) -> Tensor:
+    """Images uint8 [B,3,H,W] through encoder and decoder; uint8 [B,3,H,W]."""
+    features = encode(model, images)
+    kind = "zeros" if model.decoder_negative == "zeros" else "black_image"
+    return model.decoding.decode(
+        features,
+        seeds,
+        encoder=model.encoder,
+        null=model.negative_features(kind),
+        **(config or GenerationConfig()).of_decoder,
+    )

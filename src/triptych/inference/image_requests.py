@@ -1,0 +1,104 @@
+"""The images of a call: a prompt and a seed for each, in batches."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+import torch
+
+from triptych.utils.errors import UserError
+from triptych.utils.limits import ALL_IMAGES, IMAGES, SEED
+
+Seeds = int | Sequence[int] | None
+Generators = torch.Generator | Sequence[torch.Generator] | None
+
+
+@dataclass
+class ImageRequest:
+    """One image of a call."""
+
+    number: int
+    """Number of its prompt in the call."""
+    prompt: str
+    seed: int
+
+
+def image_requests(
+    prompts: Sequence[str], num_images_per_prompt: int, seed: Seeds, generator: Generators = None
+) -> list[ImageRequest]:
+    """One request an image; images of one prompt are neighbours.
+
+    Args:
+        seed: seed of the first image, each next one has one more; or a list; None draws them.
+        generator: draws the seeds in place of `seed`; of a list each draws one.
+
+    Raises:
+        UserError: there is no prompt, or seeds or generators are not as many as images.
+    """
+    if not prompts:
+        raise UserError("there is no prompt; give at least one.")
+    IMAGES.require(num_images_per_prompt, "num_images_per_prompt")
+    number = len(prompts) * num_images_per_prompt
+    ALL_IMAGES.require(number, "the number of images of this call")
+    if generator is not None:
+        if seed is not None:
+            raise UserError("seed and generator both decide the noise; give one of them.")
+        seed = drawn_seeds(generator, number)
+    seeds = seeds_for(seed, number, "images")
+    return [
+        ImageRequest(n // num_images_per_prompt, prompts[n // num_images_per_prompt], seed)
+        for n, seed in enumerate(seeds)
+    ]
+
+
+def drawn_seeds(generator: Generators, number: int) -> list[int]:
+    """`number` seeds that follow from the state of a generator, or one from each of a list.
+
+    Raises:
+        UserError: a list has another length.
+    """
+    if isinstance(generator, torch.Generator):
+        return _draw(generator, number)
+    if len(generator) != number:
+        raise UserError(f"{len(generator)} generators for {number} images; give one each, or one.")
+    return [_draw(each, 1)[0] for each in generator]
+
+
+def _draw(generator: torch.Generator, number: int) -> list[int]:
+    options = {"generator": generator, "device": generator.device}
+    return torch.randint(0, 2**32, (number,), **options).tolist()
+
+
+def seeds_for(seed: Seeds, number: int, things: str) -> Sequence[int]:
+    """One seed for each of `number` things, which `things` names.
+
+    Raises:
+        UserError: there is nothing, a seed is out of range, or a list has another length.
+    """
+    if not number:
+        raise UserError(f"there are no {things}; give at least one.")
+    if seed is None:
+        return [secrets.randbits(32) for _ in range(number)]
+    if not isinstance(seed, Sequence):
+        SEED.require(seed, "seed")
+        SEED.require(seed + number - 1, "the last seed")
+        return range(seed, seed + number)
+    for each in seed:
+        SEED.require(each, "seed")
+    if len(seed) != number:
+        raise UserError(f"{len(seed)} seeds for {number} {things}; give one each, or the first.")
+    return seed
+
+
+def chunks(requests: list[ImageRequest], size: int) -> Iterator[list[ImageRequest]]:
+    """Batches of `size` at most."""
+    return (requests[at : at + size] for at in range(0, len(requests), size))
+
+
+def ranges(parts: list[list[ImageRequest]]) -> Iterator[range]:
+    """The numbers in the call of the images of each batch."""
+    ends = list(accumulate(map(len, parts)))
+    return (range(end - len(part), end) for part, end in zip(parts, ends, strict=True))
