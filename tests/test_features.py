@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from triptych.checkpoints import WeightFiles
 from triptych.checkpoints import fingerprint as fingerprints
 from triptych.checkpoints.fingerprint import fingerprint
-from triptych.cli.data_features import Making
+from triptych.cli.data.feature_extraction import Making
 from triptych.data_modules import BatchBuilder, Reading, ShardFolder
 from triptych.data_modules.decode import Decoder
 from triptych.data_modules.features.cache import FeatureCache, find_features, home, use_features
@@ -493,7 +493,7 @@ def run(folder, *arguments):
 def test_two_processes_make_features_that_training_finds(world, tmp_path):
     """Shards, features by two processes, stage 2 on them; then with another encoder."""
     tiny = ["--config", ROOT / "conf" / "model" / "tiny.yaml"]
-    two = ("--devices", "2", "--accelerator", "cpu", "--batch-size", "3", "--dtype", "fp32")
+    two = ("--devices", "2", "--device", "cpu", "--batch-size", "3", "--storage-dtype", "fp32")
     made = run(tmp_path, "data", "features", world / "train", *tiny, *two)
     assert made.returncode == 0, made.stderr[-3000:]
     assert made.stdout.count("features of 64 samples in 8 shards") == 1

@@ -119,7 +119,7 @@ def test_a_picture_does_not_depend_on_how_the_command_was_cut(triptych):
     prompts = ["a red circle", "two blue squares"]
     triptych("generate", *prompts, "-n", 2, *FEW, "-o", "whole")
     for part in ("1/3", "2/3", "3/3"):
-        assert triptych("generate", *prompts, "-n", 2, *FEW, "-o", "cut", "--shard", part)[0] == 0
+        assert triptych("generate", *prompts, "-n", 2, *FEW, "-o", "cut", "--part", part)[0] == 0
     assert lines("whole/results.jsonl") == lines("cut/results.jsonl")
     for each in lines("whole/results.jsonl"):
         assert_same_images(*(Image.open(Path(folder, each["file"])) for folder in ("whole", "cut")))
@@ -248,7 +248,7 @@ def test_a_folder_stands_for_its_images(triptych):
 # A command in place of `python -m triptych`: says its shard, and fails or waits as told.
 SHARD = """
 import os, sys, time
-shard = sys.argv[-1].removeprefix("--shard=")
+shard = sys.argv[-1].removeprefix("--part=")
 print(f"{shard}: {sys.stdin.read()} {os.environ['OMP_NUM_THREADS']}", flush=True)
 if "fail" in sys.argv and shard == "2/3":
     sys.exit("triptych: there is no model.")
@@ -450,7 +450,7 @@ LONG = "y" * 300  # longer than the name of any file
         (["data", "pack", f"{{{LONG},b}}.tar", "--out", "out"], "does not exist"),
         (["convert", LONG, "out"], "File name too long"),
         (["data", "index", LONG], "does not exist"),
-        (["eval", "fid", "--pictures", LONG, "--reference", LONG], "does not exist"),
+        (["eval", "fid", "--images-dir", LONG, "--reference", LONG], "does not exist"),
         (["export", LONG, "--out", "a.safetensors"], "File name too long"),
     ],
 )
@@ -471,8 +471,8 @@ def test_texts_longer_than_names_of_files_are_no_traceback(arguments, said, trip
         (2, ["generate", "x", "-n", "0"], "'0' is not a whole number from 1 to"),
         (2, ["generate", "x", "--seed", "-1"], "'-1' is not a whole number from 0 to"),
         (2, ["generate", "x", "--guidance-scale", "nan"], "'nan' is not a number from 0 to 100"),
-        (2, ["generate", "x", "--shard", "3/2"], "'3/2' is not K/N"),
-        (2, ["generate", "x", "--shard", "1/2", "--processes", "2"], "not allowed with"),
+        (2, ["generate", "x", "--part", "3/2"], "'3/2' is not K/N"),
+        (2, ["generate", "x", "--part", "1/2", "--processes", "2"], "not allowed with"),
         (2, ["generate", "x", "--config", "a", "--ema"], "give one of them"),
         (1, ["generate", ""], "the prompt is empty"),
         (1, ["generate", "--prompts", "no.txt"], "no.txt does not exist"),

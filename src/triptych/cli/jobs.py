@@ -13,7 +13,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from triptych.cli.arguments import generation_of, load, model_of
+from triptych.cli.arguments import generation_of, load_pipeline, model_of
 from triptych.cli.input_files import Request
 from triptych.cli.output_folder import Job, Output
 from triptych.cli.workers import run_shards, without
@@ -25,12 +25,10 @@ Make = Callable[[Any, list[Job], Callable], list]
 """(pipeline, jobs of equal settings, callback) -> their pictures."""
 
 
-def jobs_of(
-    requests: Sequence[Request], parsed: Namespace, flags: list[str], said: str = "prompt"
-) -> list[Job]:
+def jobs_of(requests: Sequence[Request], parsed: Namespace, said: str = "prompt") -> list[Job]:
     """One a picture; files are named by id, or else by seed and number of the picture."""
     common = generation_of(parsed)
-    model = model_of(parsed, flags)
+    model = model_of(parsed)
     jobs: list[Job] = []
     ALL_IMAGES.require(
         sum(each.num_images or parsed.num_images_per_prompt for each in requests),
@@ -72,7 +70,6 @@ def make_all(
     arguments: list[str],
     jobs: list[Job],
     parsed: Namespace,
-    flags: list[str],
     check: Callable[[Any], None],
     make: Make,
     stdin: str | None = None,
@@ -90,7 +87,7 @@ def make_all(
         UserError: something is wrong with what is asked, with the folder, or with a shard.
     """
     output = Output(parsed.out or Path("out", command, folder_name(jobs)), jobs, sheet)
-    part, parts = parsed.shard
+    part, parts = parsed.part
     mine = jobs[part::parts]
     left = output.left(mine)
     try:
@@ -110,7 +107,7 @@ def make_all(
                 if job.file not in waiting:
                     tell(output, job)
             if left:
-                pipe = load(parsed, flags)
+                pipe = load_pipeline(parsed)
                 weights = digest_of(pipe)
                 output.check_weights(weights)
                 check(pipe)

@@ -32,7 +32,7 @@ def run_shards(
     stdin: str | None,
     on_line: Callable[[str], None],
 ) -> None:
-    """Run `triptych COMMAND ARGUMENTS --shard K/N` for all K at once.
+    """Run `triptych COMMAND ARGUMENTS --part K/N` for all K at once.
 
     Each is given a GPU of its own, in turn, or its share of the CPU's cores. Ctrl-C ends all.
 
@@ -75,7 +75,7 @@ def _start(command: str, arguments: Sequence[str], shard: int, number: int) -> s
         [
             *(sys.executable, "-P", "-m", "triptych", command),
             *arguments,
-            f"--shard={shard + 1}/{number}",
+            f"--part={shard + 1}/{number}",
         ],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

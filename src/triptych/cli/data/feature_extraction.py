@@ -28,6 +28,7 @@ from torch.utils.data import DataLoader, Dataset
 from triptych import __version__
 from triptych.checkpoints import require_files
 from triptych.checkpoints.run_folder import is_first_process
+from triptych.cli.arguments import device_of
 from triptych.data_modules import BadSample, ShardFolder
 from triptych.data_modules.decode import Decoder
 from triptych.data_modules.features.cache import (
@@ -40,7 +41,7 @@ from triptych.data_modules.features.cache import (
 )
 from triptych.data_modules.features.shard_file import DTYPES, ENDING, SidecarWriter, read_metadata
 from triptych.data_modules.shards.identity import stamp
-from triptych.inference.loading import BAD_VALUES, describe_model
+from triptych.inference.loading import BAD_VALUES, describe_model, find_source
 from triptych.modules.feature_extraction import FeatureModule, Pictures
 from triptych.training.ranks import ending_together, take_over, watch_launched
 from triptych.utils.atomic_write import alone_in, replacing
@@ -59,29 +60,49 @@ warnings.filterwarnings("ignore", message="Couldn't infer the batch indices")
 warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # as in lightning_cli
 
 
-def features(options: argparse.Namespace) -> None:
-    """Do what `triptych data features` was asked for; `data_commands` has the options."""
-    model = describe_model(options.config, options.flags, options.trust_class)
+def extract(options: argparse.Namespace) -> None:
+    """Do what `triptych data features` was asked for; `features` has the options.
+
+    Raises:
+        UserError: there is no such model or device, or a flag has nothing to act on.
+    """
+    if options.low_memory or options.quantize:
+        raise UserError(
+            "only the encoder is loaded to compute features; leave out --low-memory and --quantize."
+        )
+    device, devices = device_of(options), options.devices
+    if device.index is not None and devices > 1:
+        raise UserError(
+            f"--device {device} is one GPU, and --devices is {devices}; give --device cuda."
+        )
+    devices = devices if device.index is None else [device.index]
+    accelerator = "gpu" if device.type == "cuda" else device.type
+    found = find_source(options.config or options.source, options.ema)
+    flags = [*found.overrides, *options.overrides]
+    if options.dtype not in (None, "float32"):
+        flags.append(f"--model.execution.frozen_dtype={options.dtype}")
+    model = describe_model(found.configs, flags, options.trust_class)
     require_files(model.weights)
-    _trainer(options.accelerator, options.devices, options.precision)
+    _trainer(accelerator, devices, options.precision)
     if options.out is not None:
         require_place("features", options.out)
         refuse_other_files(options.out, OURS, "--out")
     source = ShardFolder(options.folder).open()  # indexes shards that have no index yet
     shard_names(source.paths)  # refuses equal ones before the weights are read
-    module = FeatureModule(model, options.objective)
+    module = FeatureModule(model, options.encoder)
+    module.refuse_trained(found.trained)
     made = Making(
         folder=options.out or home(source),
         identity={**module.identity(), "decode": options.decode},
-        dtype=options.dtype,
+        dtype=options.storage_dtype,
     )
     line = made.extract(
         source,
         module,
         options.batch_size,
         options.workers or 0,
-        options.devices,
-        options.accelerator,
+        devices,
+        accelerator,
         options.precision,
     )
     if line:
@@ -106,7 +127,7 @@ class Making:
         module: FeatureModule,
         batch_size: int = 32,
         workers: int = 0,
-        devices: int = 1,
+        devices: int | list[int] = 1,
         accelerator: str = "auto",
         precision: str = "32-true",
     ) -> str | None:
@@ -133,12 +154,13 @@ class Making:
         module: FeatureModule,
         batch_size: int,
         workers: int,
-        devices: int,
+        devices: int | list[int],
         accelerator: str,
         precision: str,
     ) -> str | None:
         if todo := self.missing(source):
-            devices = min(devices, len(todo))  # whoever has no shard would not wait for the others
+            if isinstance(devices, int):  # whoever has no shard would not wait for the others
+                devices = min(devices, len(todo))
             with supervisor.handled():
                 watch_launched()
                 write = WriteSidecars(self, source, todo, module.encoder.feature_shape)
@@ -205,7 +227,10 @@ class Making:
 
 
 def _trainer(
-    accelerator: str, devices: int, precision: str, callbacks: Sequence[Callback] = ()
+    accelerator: str,
+    devices: int | list[int],
+    precision: str,
+    callbacks: Sequence[Callback] = (),
 ) -> Trainer:
     """The trainer whose predict loop computes features.
 
@@ -216,7 +241,7 @@ def _trainer(
         return Trainer(
             accelerator=accelerator,
             devices=devices,
-            strategy="ddp" if devices > 1 else "auto",
+            strategy="ddp" if isinstance(devices, int) and devices > 1 else "auto",
             precision=precision,
             callbacks=[*callbacks],
             logger=False,
