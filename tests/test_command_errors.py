@@ -222,13 +222,13 @@ def test_a_run_without_a_logger_is_one(logger, tmp_path, monkeypatch, shapes_fol
 
 FLAGS = {
     "generate x": ["--num-inference-steps", "--decoder-num-inference-steps", "-n",
-                   "--batch-size", "--processes", "--seed",
+                   "--batch-size", "--devices", "--num-nodes", "--seed",
                    "--guidance-scale", "--decoder-guidance-scale"],
     "edit x y": ["--num-inference-steps", "-n", "--seed"],
     "reconstruct x": ["--decoder-num-inference-steps", "--batch-size"],
     "chat x": ["--batch-size", "--max-tokens", "--temperature", "--top-p", "--seed"],
     "eval shapes": ["--num-captions", "-n", "--num-inference-steps", "--guidance-scale",
-                    "--batch-size", "--processes"],
+                    "--batch-size", "--devices"],
     "eval geneval": ["-n", "--limit", "--num-inference-steps"],
     "eval dpg": ["--grid", "--limit"],
     "eval fid": ["--batch-size"],

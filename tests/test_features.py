@@ -20,6 +20,7 @@ from triptych.checkpoints import WeightFiles
 from triptych.checkpoints import fingerprint as fingerprints
 from triptych.checkpoints.fingerprint import fingerprint
 from triptych.cli.data.feature_extraction import Making
+from triptych.cli.predict import Devices
 from triptych.data_modules import BatchBuilder, Reading, ShardFolder
 from triptych.data_modules.decode import Decoder
 from triptych.data_modules.features.cache import FeatureCache, find_features, home, use_features
@@ -44,7 +45,7 @@ def make(folder, weights, dtype="fp32", objective="clip", out=None):
     module = FeatureModule(unified("inference", weights=weights), objective)
     source = ShardFolder(folder).open()
     made = Making(out or home(source), {**module.identity(), "decode": WAY}, dtype)
-    assert made.extract(source, module, batch_size=4, accelerator="cpu")
+    assert made.extract(source, module, batch_size=4, devices=Devices("cpu"))
     return made.folder
 
 

@@ -17,6 +17,7 @@ pretrain_tiny   pretrain: weights of the tiny preset from scratch
 input_files     prompts, messages and edits from arguments and files
 jobs            generates the missing images of a command, in batches
 output_folder   output folder: done, missing, results.jsonl, grid.png
-workers         one command as several processes
+devices         --devices: items of a command shared out
+predict         items shared out by Trainer.predict
 cost            GPU-days of a recipe
 """

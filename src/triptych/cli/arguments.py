@@ -164,20 +164,32 @@ def add_parts(parser: argparse.ArgumentParser, seed: str, batch_size: int = 16) 
         "--seed", type=SEED, default=0, metavar="N", help=f"{seed}; default %(default)s"
     )
     add_batch_size(parser, "number of images made at once", batch_size)
-    parts = parser.add_mutually_exclusive_group()
-    parts.add_argument(
+    parser.add_argument(
         "--part",
         type=part,
         default=(0, 1),
         metavar="K/N",
         help="make only the K-th of N equal parts of the images; default 1/1, all of them",
     )
-    parts.add_argument(
-        "--processes",
+    add_devices(parser)
+
+
+def add_devices(parser: argparse.ArgumentParser) -> None:
+    """Add --devices and --num-nodes."""
+    parser.add_argument(
+        "--devices",
         type=PROCESSES,
         default=1,
         metavar="N",
-        help="number of processes, a GPU each; default %(default)s",
+        help="number of GPUs, or of processes on the CPU, of each machine; default %(default)s",
+    )
+    parser.add_argument(
+        "--num-nodes",
+        type=PROCESSES,
+        default=1,
+        metavar="N",
+        help="number of machines, each with --devices, started by torchrun or SLURM; default "
+        "%(default)s",
     )
 
 

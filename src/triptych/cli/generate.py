@@ -78,7 +78,7 @@ def generate(arguments: list[str]) -> None:
 
     jobs = jobs_of(asked, parsed)
     stdin = content if parsed.file == "-" else None  # for processes that read it again
-    make_all("generate", arguments, jobs, parsed, check, make, stdin)
+    make_all("generate", jobs, parsed, check, make, stdin)
 
 
 def edit(arguments: list[str]) -> None:
@@ -131,7 +131,7 @@ def edit(arguments: list[str]) -> None:
         ).images
 
     jobs = jobs_of(asked, parsed, "instruction")
-    make_all("edit", arguments, jobs, parsed, check, make, stdin)
+    make_all("edit", jobs, parsed, check, make, stdin)
 
 
 def reconstruct(arguments: list[str]) -> None:
@@ -162,7 +162,7 @@ def reconstruct(arguments: list[str]) -> None:
     jobs = jobs_of(asked, parsed)
     for job in jobs:
         job.file = f"{Path(job.file).stem}-{job.source.stem}.png"
-    make_all("reconstruct", arguments, jobs, parsed, lambda pipe: None, make)
+    make_all("reconstruct", jobs, parsed, lambda pipe: None, make)
 
 
 def clean_negative_prompt(parsed: Any) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from triptych.cli.arguments import add_batch_size, command_parser, parse
+from triptych.cli.arguments import add_batch_size, add_devices, command_parser, parse
 from triptych.cli.data.arguments import add_folder
 from triptych.utils.limits import PROCESSES
 
@@ -56,13 +56,7 @@ def features(arguments: list[str]) -> None:
         metavar="N",
         help="number of processes that decode images for each device; default none",
     )
-    parser.add_argument(
-        "--devices",
-        type=PROCESSES,
-        default=1,
-        metavar="N",
-        help="number of GPUs, or of processes on the CPU; default %(default)s",
-    )
+    add_devices(parser)
     parser.add_argument(
         "--precision",
         default="32-true",

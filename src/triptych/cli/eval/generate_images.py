@@ -48,8 +48,6 @@ def jobs_of(wanted: Sequence[Wanted], parsed: argparse.Namespace) -> list[Job]:
 
 
 def make_pictures(
-    name: str,
-    arguments: list[str],
     wanted: Sequence[Wanted],
     parsed: argparse.Namespace,
 ) -> None:
@@ -57,7 +55,7 @@ def make_pictures(
 
     Raises:
         UserError: the folder holds pictures of other settings, a prompt is too long for the model,
-            or a shard failed.
+            or a device failed.
     """
     tiles = wanted[0].tiles
     given = {**vars(parsed), "out": parsed.images_dir}
@@ -79,7 +77,6 @@ def make_pictures(
 
     make_all(
         "eval",
-        [name, *arguments, "--generate-only"],  # what the processes are told, if there are several
         jobs_of(wanted, parsed),
         argparse.Namespace(**given),
         check,

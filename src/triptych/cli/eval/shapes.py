@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,11 +14,12 @@ from triptych.cli.arguments import (
     command_parser,
     generation_of,
     load_pipeline,
+    model_of,
     parse,
 )
+from triptych.cli.devices import for_each
 from triptych.cli.eval.arguments import add_report, write
 from triptych.cli.jobs import bar
-from triptych.cli.workers import run_shards, without
 from triptych.inference.generation_config import GenerationConfig
 from triptych.utils.disk_usage import output_folder
 from triptych.utils.limits import ALL_IMAGES
@@ -30,10 +30,10 @@ if TYPE_CHECKING:
 
 EXAMPLES = """\
   triptych eval shapes --out scores.json
-  triptych eval shapes --from runs/tiny/stage2 --ema -n 4 --processes 2 --out scores.json
+  triptych eval shapes --from runs/tiny/stage2 --ema -n 4 --devices 2 --out scores.json
   triptych eval shapes --num-captions 12 --images-dir out/shapes --page shapes.html
 
-Scores are the same on every run, whatever the number of processes."""
+Scores are the same on every run, whatever the number of devices."""
 
 
 def shapes(arguments: list[str]) -> None:
@@ -67,52 +67,43 @@ def shapes(arguments: list[str]) -> None:
         batch_size=parsed.batch_size,
         generation_config=GenerationConfig(**generation_of(parsed)),
     )
-    found, used = _found(parsed, arguments, plan)
-    if parsed.part != (0, 1):  # one of several processes: whoever started it adds them up
+    if parsed.part != (0, 1) and parsed.images_dir is None:
+        parser.error("a part is not a whole score; give --images-dir, to keep its images")
+    found, used = _found(parsed, plan)
+    if parsed.part != (0, 1):
         return
     whole = report(found, plan, parsed.images_dir)
-    from triptych.cli.arguments import model_of
-
     whole.settings |= used | model_of(parsed)
     write(whole, parsed)
     _show(whole)
 
 
-def _found(
-    parsed: argparse.Namespace, arguments: Sequence[str], plan: Plan
-) -> tuple[list[Verdict], dict[str, Any]]:
-    """All verdicts, by one process or several, and `_used`; a shard prints its own, one a line."""
+def _found(parsed: argparse.Namespace, plan: Plan) -> tuple[list[Verdict], dict[str, Any]]:
+    """All verdicts of the plan, or those of the images of a part, and `_used`."""
     from triptych.evaluation.image_cache import KeptPictures
-    from triptych.evaluation.shapes.all_scores import verdicts
+    from triptych.evaluation.shapes.all_scores import SPLITS, verdicts
 
-    total = sum(len(numbers) for _, _, numbers in plan.work())
-    found: list[Any] = []
+    work = list(plan.work())
+    part, parts = parsed.part
+    mine = [n for n, (score, _, _) in enumerate(work) if parts == 1 or score in SPLITS]
+    mine = mine[part::parts]
     used: dict[str, Any] = {}
-    with bar(total, 0) as advance:
-        if parsed.processes > 1:
+    total = sum(len(work[n][2]) for n in mine)
+    with bar(total, 0, parsed.devices * parsed.num_nodes) as advance:
 
-            def told(line: str) -> None:
-                said = json.loads(line)
-                if isinstance(said, dict):
-                    used.update(said)
-                else:
-                    found.append(tuple(said))
-                    advance(1)
+        def load(device: Any) -> tuple[Any, KeptPictures | None]:
+            pipe = load_pipeline(parsed, device)
+            used.update(_used(pipe, plan))
+            return pipe, KeptPictures(parsed.images_dir, used) if parsed.images_dir else None
 
-            rest = without(arguments, "--processes")
-            run_shards("eval", ["shapes", *rest], parsed.processes, None, told)
-            return found, used
-        pipe = load_pipeline(parsed)
-        used = _used(pipe, plan)
-        if parsed.part != (0, 1):
-            print(json.dumps(used), flush=True)
-        kept = KeptPictures(parsed.images_dir, used) if parsed.images_dir else None
-        for verdict in verdicts(pipe.model, plan, parsed.part, kept):
-            found.append(verdict)
-            advance(1)
-            if parsed.part != (0, 1):
-                print(json.dumps(verdict), flush=True)
-    return found, used
+        def perform(loaded: tuple[Any, KeptPictures | None], number: int) -> list[Verdict]:
+            pipe, kept = loaded
+            found = list(verdicts(pipe.model, plan, (mine[number], len(work)), kept))
+            advance(len(found))
+            return found
+
+        found = for_each(parsed, len(mine), load, perform)
+    return [verdict for each in found for verdict in each], used
 
 
 def _used(pipe: Any, plan: Plan) -> dict[str, Any]:

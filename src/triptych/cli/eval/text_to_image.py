@@ -27,6 +27,7 @@ from triptych.cli.eval.arguments import (
 from triptych.cli.eval.generate_images import Wanted, make_pictures
 from triptych.utils.disk_usage import output_folder
 from triptych.utils.limits import TILES
+from triptych.utils.signals import is_first_rank
 
 if TYPE_CHECKING:
     from triptych.evaluation.report import Report
@@ -35,7 +36,7 @@ DETECTOR = "facebook/mask2former-swin-small-coco-instance"
 CLIP = "openai/clip-vit-large-patch14"
 
 GENEVAL = """\
-  triptych eval geneval --from runs/mine --processes 8 --out geneval.json \
+  triptych eval geneval --from runs/mine --devices 8 --out geneval.json \
 --detector facebook/mask2former-swin-small-coco-instance --clip openai/clip-vit-large-patch14
   triptych eval geneval --limit 2 -n 1 --generate-only --images-dir out/few
   triptych eval geneval --score-only --images-dir images --detector mask2former \
@@ -111,7 +112,7 @@ def geneval(arguments: list[str]) -> None:
         for number, entry in enumerate(entries):
             benchmark.write_metadata(folder, number, entry)
 
-    _run("geneval", arguments, wanted, parsed, scorer, beside)
+    _run(wanted, parsed, scorer, beside)
 
 
 def dpg(arguments: list[str]) -> None:
@@ -162,7 +163,7 @@ def dpg(arguments: list[str]) -> None:
         )
         for number, entry in enumerate(entries)
     ]
-    _run("dpg", arguments, wanted, parsed, scorer)
+    _run(wanted, parsed, scorer)
 
 
 def wise(arguments: list[str]) -> None:
@@ -210,7 +211,7 @@ def wise(arguments: list[str]) -> None:
         Wanted(benchmark.picture_path(Path(), each.number).as_posix(), each.text, each.number)
         for each in prompts
     ]
-    _run("wise", arguments, wanted, parsed, scorer)
+    _run(wanted, parsed, scorer)
 
 
 def _parser(name: str, description: str, examples: str) -> argparse.ArgumentParser:
@@ -240,8 +241,6 @@ def _only_makes(parsed: argparse.Namespace) -> bool:
 
 
 def _run(
-    name: str,
-    arguments: list[str],
     wanted: list[Wanted],
     parsed: argparse.Namespace,
     scorer: Callable[[], Callable[[Path], Report]],
@@ -253,9 +252,10 @@ def _run(
         scorer: loads who judges, before anything is made: it may not be there.
         beside: writes what belongs beside the pictures.
     """
-    score = None if _only_makes(parsed) else scorer()
+    judging = not _only_makes(parsed) and is_first_rank()
+    score = scorer() if judging else None
     if not parsed.score_only:
-        make_pictures(name, arguments, wanted, parsed)
+        make_pictures(wanted, parsed)
         beside(parsed.images_dir)
     if score is not None:
         from triptych.evaluation.provenance import add_provenance
