@@ -125,8 +125,7 @@ def predict(
     stdin: str | None = None,
 ) -> list[Any] | None:
     """Share items out over devices, see `devices.for_each`; None in all processes but the first."""
-    supervisor.resume = RESUME
-    with supervisor.handled():
+    with supervisor.handled(RESUME):
         watch_launched()
         trainer = Devices.of(parsed).trainer(most=number, progress_bar=False)
         take_over(trainer)

@@ -93,12 +93,18 @@ class Supervisor:
             self._timer = None
 
     @contextlib.contextmanager
-    def handled(self) -> Iterator[None]:
-        """Note signals inside of the block, in a process that exists for it."""
-        installed = self.install(owner=True)
+    def handled(self, resume: str | None = None) -> Iterator[None]:
+        """Note signals inside of the block, in a process that exists for it.
+
+        Args:
+            resume: what goes on with the work, in place of `resume`, inside of the block.
+        """
+        installed, before = self.install(owner=True), self.resume
+        self.resume = resume or before
         try:
             yield
         finally:
+            self.resume = before
             if installed:
                 self.restore()
 

@@ -131,8 +131,7 @@ class Making:
         devices: Devices,
     ) -> str | None:
         if todo := self.missing(source):
-            supervisor.resume = RESUME
-            with supervisor.handled():
+            with supervisor.handled(RESUME):
                 watch_launched()
                 write = WriteSidecars(self, source, todo, module.encoder.feature_shape)
                 trainer = devices.trainer([write], most=len(todo))
