@@ -23,7 +23,7 @@ from triptych.checkpoints import WeightFiles, atomic_checkpoint
 from triptych.checkpoints.training_checkpoint import Base, check_base, frozen_base
 from triptych.training.ranks import Agreement, take_over, watch_launched
 from triptych.utils.errors import UserError
-from triptych.utils.signals import RESUME, Terminated, supervisor
+from triptych.utils.signals import Terminated, supervisor
 
 log = logging.getLogger(__name__)
 
@@ -166,7 +166,7 @@ class Checkpoint(ModelCheckpoint):
         if not number or not self._between_steps or trainer.global_step == trainer.max_steps:
             return
         name = signal.Signals(number).name
-        sentence = f"{name}: the run ends after step {trainer.global_step}; {RESUME}."
+        sentence = f"{name}: the run ends after step {trainer.global_step}; {supervisor.resume}."
         raise supervisor.terminated(number, sentence if trainer.is_global_zero else None)
 
     def on_exception(

@@ -19,7 +19,7 @@ from torch.distributed import checkpoint as sharded_files
 
 from triptych.callbacks import EMA, Checkpoint, ExportWeights
 from triptych.checkpoints import WeightFiles, atomic_checkpoint, read_metadata, save_weights
-from triptych.cli.commands import export
+from triptych.cli.checkpoints import export
 from triptych.inference.model_inference import inference_of
 from triptych.utils.errors import UserError
 

@@ -61,7 +61,7 @@ def files(folder):
 
 
 def test_geneval_goes_on_where_it_was_stopped(triptych):
-    make = ["eval", "geneval", "--limit", 2, "-n", 2, *FEW, "--generate-only", "--pictures", "g"]
+    make = ["eval", "geneval", "--limit", 2, "-n", 2, *FEW, "--generate-only", "--images-dir", "g"]
     status, _, err = triptych(*make)
     assert status == 0, err
     first = files("g")
@@ -83,11 +83,11 @@ def test_geneval_goes_on_where_it_was_stopped(triptych):
 
 def test_pictures_of_other_weights_are_not_mixed(triptych, monkeypatch):
     few = ["eval", "geneval", "--limit", 2, "-n", 1, "--num-inference-steps", 1, "--generate-only"]
-    assert triptych(*few, "--pictures", "p")[0] == 0
+    assert triptych(*few, "--images-dir", "p")[0] == 0
     made = read_metadata("p/00000/samples/0000.png")["weights"]
     Path("p/00001/samples/0000.png").unlink()
     monkeypatch.setattr("triptych.cli.jobs.digest_of", lambda pipe: "trained further")
-    status, _, err = triptych(*few, "--pictures", "p")
+    status, _, err = triptych(*few, "--images-dir", "p")
     assert status == 1 and "p/00000/samples/0000.png was made with other weights" in err
     assert "delete it" in err and not Path("p/00001/samples/0000.png").exists()
     assert read_metadata("p/00000/samples/0000.png")["weights"] == made
@@ -96,7 +96,7 @@ def test_pictures_of_other_weights_are_not_mixed(triptych, monkeypatch):
 @pytest.mark.slow
 def test_a_killed_run_repeats_no_finished_picture(triptych):
     make = ["eval", "geneval", "--limit", "30", "-n", "1", *FEW, "--generate-only"]
-    make += ["--pictures", "g", "--device", "cpu"]
+    make += ["--images-dir", "g", "--device", "cpu"]
     command = [sys.executable, "-m", "triptych", *make, "--batch-size", "1"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as run:
         for _ in range(3):
@@ -112,9 +112,9 @@ def test_a_killed_run_repeats_no_finished_picture(triptych):
 
 def test_shards_make_the_pictures_of_one_process(triptych):
     make = ["eval", "geneval", "--limit", 1, *FEW, "--generate-only"]
-    triptych(*make, "--pictures", "whole")
+    triptych(*make, "--images-dir", "whole")
     for shard in ("1/2", "2/2"):
-        assert triptych(*make, "--pictures", "parts", "--shard", shard)[0] == 0
+        assert triptych(*make, "--images-dir", "parts", "--part", shard)[0] == 0
     for name in files("whole"):
         assert_same_images(*(Image.open(Path(each, name)) for each in ("whole", "parts")))
 
@@ -122,7 +122,7 @@ def test_shards_make_the_pictures_of_one_process(triptych):
 def test_dpg_grids_and_wise_pictures(triptych):
     Path("d.jsonl").write_text('{"item_id": "one", "prompt": "a red circle"}\n')
     status, _, err = triptych(
-        *("eval", "dpg", "--prompts", "d.jsonl", *FEW, "--generate-only", "--pictures", "d")
+        *("eval", "dpg", "--prompts", "d.jsonl", *FEW, "--generate-only", "--images-dir", "d")
     )
     assert status == 0, err
     (name,) = files("d")
@@ -137,7 +137,7 @@ def test_dpg_grids_and_wise_pictures(triptych):
     entries = [{"prompt_id": n, "Prompt": "a circle", "Explanation": "red"} for n in (7, 3)]
     Path("w.json").write_text(json.dumps(entries))
     status, _, err = triptych(
-        *("eval", "wise", "--prompts", "w.json", *FEW, "--generate-only", "--pictures", "w")
+        *("eval", "wise", "--prompts", "w.json", *FEW, "--generate-only", "--images-dir", "w")
     )
     assert status == 0, err
     assert set(files("w")) == {"3.png", "7.png"}
@@ -161,7 +161,7 @@ def test_geneval_scores_what_it_made_and_a_folder_that_is_there(triptych, monkey
     monkeypatch.setattr(geneval, "Mask2Former", lambda *_: Blind())
     monkeypatch.setattr(geneval, "ClipColours", lambda *_: Colours())
     make = ["eval", "geneval", "--limit", 1, "-n", 2, *FEW, "--out", "r.json", "--page", "r.html"]
-    status, out, err = triptych(*make, "--pictures", "g")
+    status, out, err = triptych(*make, "--images-dir", "g")
     assert status == 0, err
     assert "a blind detector" in out and "asked 2, scored 2" in out
     read = json.loads(Path("r.json").read_text())
@@ -172,7 +172,19 @@ def test_geneval_scores_what_it_made_and_a_folder_that_is_there(triptych, monkey
     assert "base64" in Path("r.html").read_text()
     Path("g/00000/samples/0001.png").unlink()
     status, out, err = triptych(
-        *("eval", "geneval", "--limit", 1, "-n", 2, "--images", "g", "--out", "s.json")
+        *(
+            "eval",
+            "geneval",
+            "--limit",
+            1,
+            "-n",
+            2,
+            "--score-only",
+            "--images-dir",
+            "g",
+            "--out",
+            "s.json",
+        )
     )
     assert status == 0, err
     assert "asked 2, scored 1, missing 1" in out
@@ -182,7 +194,7 @@ def test_geneval_scores_what_it_made_and_a_folder_that_is_there(triptych, monkey
     ("arguments", "said"),
     [
         (["geneval", "--prompts", "no.jsonl", "--generate-only"], "no.jsonl"),
-        (["geneval", "--images", "nowhere", "--generate-only"], "--images makes no pictures"),
+        (["geneval", "--score-only", "--part", "1/2"], "--score-only makes no images"),
         (["geneval", "--limit", "0"], "--limit"),
         (["dpg"], "--questions"),
         (["dpg", "--questions", "no.csv"], "no.csv"),
@@ -190,10 +202,10 @@ def test_geneval_scores_what_it_made_and_a_folder_that_is_there(triptych, monkey
         (["wise", "--prompts", "no.json", "--generate-only"], "no.json"),
         (["wise", "--prompts", "no.json"], "--judge"),
         (["geneval", "--limit", "1"], "--detector facebook/mask2former-swin-small-coco-instance"),
-        (["fid", "--pictures", "nowhere", "--reference", "nowhere"], "nowhere"),
-        (["shapes", "--images", "0"], "--images"),
+        (["fid", "--images-dir", "nowhere", "--reference", "nowhere"], "nowhere"),
+        (["shapes", "--num-captions", "0"], "--num-captions"),
         (["compare", "no.json"], "no.json"),
-        (["understanding", "--tasks", "mme", "--low-memory"], "--device"),
+        (["understanding", "--tasks", "mme", "--model.preset=x"], "no --model.x=y flags"),
     ],
 )
 def test_what_is_wrong_is_one_sentence(arguments, said, triptych, monkeypatch):
@@ -244,8 +256,10 @@ def test_intervals_draw_captions_again():
 
 
 def test_shapes_keeps_scores_where_they_were(triptych):
-    shapes = ["eval", "shapes", "--images", 3, "--num-inference-steps", 1]
-    status, out, err = triptych(*shapes, "--out", "a/s.json", "--pictures", "p", "--page", "s.html")
+    shapes = ["eval", "shapes", "--num-captions", 3, "--num-inference-steps", 1]
+    status, out, err = triptych(
+        *shapes, "--out", "a/s.json", "--images-dir", "p", "--page", "s.html"
+    )
     assert status == 0, err
     read = json.loads(Path("a/s.json").read_text())
     assert json.loads(out)["scores"] == read["scores"]
@@ -267,7 +281,16 @@ def test_shapes_keeps_scores_where_they_were(triptych):
 
 
 def test_shapes_goes_on_with_the_pictures_that_are_there(triptych, monkeypatch):
-    shapes = ["eval", "shapes", "--images", 3, "--num-inference-steps", 1, "--pictures", "p"]
+    shapes = [
+        "eval",
+        "shapes",
+        "--num-captions",
+        3,
+        "--num-inference-steps",
+        1,
+        "--images-dir",
+        "p",
+    ]
     status, first, err = triptych(*shapes)
     assert status == 0, err
     kept = files("p")
@@ -296,7 +319,7 @@ def test_shapes_goes_on_with_the_pictures_that_are_there(triptych, monkeypatch):
 
 def test_fid_of_two_folders(triptych, shapes_folder):
     status, out, err = triptych(
-        *("eval", "fid", "--pictures", shapes_folder / "unseen"),
+        *("eval", "fid", "--images-dir", shapes_folder / "unseen"),
         *("--reference", shapes_folder / "eval", "--out", "f.json"),
     )
     assert status == 0, err
@@ -312,7 +335,7 @@ def test_fid_of_other_networks(triptych, tmp_path, inception_file, clip_folder):
             (tmp_path / name / f"{colour}.txt").write_text(f"it is {colour}")
     (tmp_path / "made" / "lime.txt").unlink()
     networks = ("--inception", inception_file, "--clip", clip_folder)
-    asked = ("eval", "fid", "--pictures", "made", "--reference", "true", *networks)
+    asked = ("eval", "fid", "--images-dir", "made", "--reference", "true", *networks)
     status, out, err = triptych(*asked, "--out", "f.json")
     assert status == 0, err
     found = Report.load("f.json")

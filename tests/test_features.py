@@ -19,7 +19,8 @@ from safetensors.torch import load_file, save_file
 from triptych.checkpoints import WeightFiles
 from triptych.checkpoints import fingerprint as fingerprints
 from triptych.checkpoints.fingerprint import fingerprint
-from triptych.cli.data_features import Making
+from triptych.cli.data.feature_extraction import Making
+from triptych.cli.predict import Devices
 from triptych.data_modules import BatchBuilder, Reading, ShardFolder
 from triptych.data_modules.decode import Decoder
 from triptych.data_modules.features.cache import FeatureCache, find_features, home, use_features
@@ -44,7 +45,7 @@ def make(folder, weights, dtype="fp32", objective="clip", out=None):
     module = FeatureModule(unified("inference", weights=weights), objective)
     source = ShardFolder(folder).open()
     made = Making(out or home(source), {**module.identity(), "decode": WAY}, dtype)
-    assert made.extract(source, module, batch_size=4, accelerator="cpu")
+    assert made.extract(source, module, batch_size=4, devices=Devices("cpu"))
     return made.folder
 
 
@@ -493,7 +494,7 @@ def run(folder, *arguments):
 def test_two_processes_make_features_that_training_finds(world, tmp_path):
     """Shards, features by two processes, stage 2 on them; then with another encoder."""
     tiny = ["--config", ROOT / "conf" / "presets" / "tiny.yaml"]
-    two = ("--devices", "2", "--accelerator", "cpu", "--batch-size", "3", "--dtype", "fp32")
+    two = ("--devices", "2", "--device", "cpu", "--batch-size", "3", "--storage-dtype", "fp32")
     made = run(tmp_path, "data", "features", world / "train", *tiny, *two)
     assert made.returncode == 0, made.stderr[-3000:]
     assert made.stdout.count("features of 64 samples in 8 shards") == 1

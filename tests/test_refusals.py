@@ -31,7 +31,7 @@ BAD_MODELS = [
     ["--config", "nowhere.yaml"],
 ]
 BAD_SOURCES = [["--from", each] for each in ("nowhere", "bad.safetensors", "bad.ckpt")]
-BAD_DEVICES = [["--device", "bogus"], ["--shard", "3/2"], ["--batch-size", 0], ["--seed", "x"]]
+BAD_DEVICES = [["--device", "bogus"], ["--part", "3/2"], ["--batch-size", 0], ["--seed", "x"]]
 BAD_PLACES = ["file/new", "file/new/deeper"]
 
 
@@ -65,8 +65,8 @@ def each(command, *others):
     return [[*command, *other] for other in others]
 
 
-NEW_REPORT = ["--out", "new/scores.json", "--page", "new/page.html", "--pictures", "kept/images"]
-SHAPES = ["eval", "shapes", "--images", 2, *NEW_REPORT]
+NEW_REPORT = ["--out", "new/scores.json", "--page", "new/page.html", "--images-dir", "kept/images"]
+SHAPES = ["eval", "shapes", "--num-captions", 2, *NEW_REPORT]
 FEATURES = ["data", "features", "good", *MODEL]
 EXPORT = ["export", "--out", "new/weights.safetensors"]
 INSPECT = ["data", "inspect", "--out", "new/sheet.png"]
@@ -96,7 +96,7 @@ REFUSED = {
         *each(SHAPES, *BAD_MODELS, *BAD_SOURCES, *BAD_DEVICES, ["--num-inference-steps", 0]),
         *each(SHAPES, *(["--out", place] for place in [*BAD_PLACES, "empty"])),
         *each(SHAPES, *(["--page", place] for place in [*BAD_PLACES, "empty"])),
-        *each(SHAPES, *(["--pictures", place] for place in [*BAD_PLACES, "file"])),
+        *each(SHAPES, *(["--images-dir", place] for place in [*BAD_PLACES, "file"])),
     ],
     "eval others": [
         *each(
@@ -107,13 +107,13 @@ REFUSED = {
         *each(["eval", "wise", *NEW_REPORT], ["--prompts", "bad.json"], ["--prompts", "no"]),
         *each(
             ["eval", "fid", "--out", "new/scores.json", "--reference"],
-            ["images", "--pictures", "nowhere"],
-            ["images", "--pictures", "empty"],
-            ["images", "--pictures", "images", "--out", "empty"],
-            ["empty", "--pictures", "images"],
-            ["damaged", "--pictures", "images"],
+            ["images", "--images-dir", "nowhere"],
+            ["images", "--images-dir", "empty"],
+            ["images", "--images-dir", "images", "--out", "empty"],
+            ["empty", "--images-dir", "images"],
+            ["damaged", "--images-dir", "images"],
         ),
-        *each(["eval", "compare", "--picture", "new/x.png"], ["nowhere"], ["bad.json"]),
+        *each(["eval", "compare", "--chart", "new/x.png"], ["nowhere"], ["bad.json"]),
         ["eval", "understanding", "--out", "new/scores.json", "--tasks", "bogus"],
     ],
     "demo": [
@@ -149,7 +149,8 @@ REFUSED = {
         *each(["data", "features", *MODEL], ["nowhere"], ["empty"], ["damaged"]),
         *each(
             FEATURES, *BAD_MODELS, ["--precision", "bogus"],
-            ["--accelerator", "bogus"], ["--accelerator", "hpu"], ["--devices", 0],
+            ["--device", "bogus"], ["--device", "cuda:99"], ["--devices", 0],
+            ["--quantize", "4bit"], ["--low-memory"], ["--from", "nowhere"],
         ),
         *each(FEATURES, *(["--out", place] for place in [*BAD_PLACES, "others"])),
     ],

@@ -308,12 +308,12 @@ def test_what_runs_is_finished_at_a_signal(process):
 @pytest.mark.parametrize(
     ("arguments", "status", "says"),
     [
-        (["--port", "70000"], 1, "70000 is no port"),
+        (["--port", "70000"], 2, "'70000' is not a whole number"),
         (["--host", "no.such.host.invalid"], 1, "--host no.such.host.invalid"),
         (["--host", "192.0.2.1"], 1, "no address of this machine"),
         (["--port", "0", "--from", "nowhere"], 1, "there is no model at nowhere"),
-        (["--max-batch", "0"], 2, "invalid positive int"),
-        (["--timeout", "nan"], 2, "invalid positive float"),
+        (["--max-batch", "0"], 2, "'0' is not a whole number"),
+        (["--timeout", "nan"], 2, "'nan' is not a number"),
         (["--colour", "red"], 2, "unrecognized arguments: --colour"),
     ],
 )

@@ -17,8 +17,7 @@ from builders import ROOT
 from forking import Forks
 from PIL import Image
 
-from triptych.cli.commands import COMMANDS
-from triptych.cli.main import LIGHTNING_COMMANDS
+from triptych.cli.main import COMMANDS, LIGHTNING_COMMANDS
 
 FEW = ["--num-inference-steps", "1", "--decoder-num-inference-steps", "1"]
 LOST = {"closed": 0, "full": 1, "broken": 141}  # status where all else went well
@@ -84,7 +83,7 @@ WORK = {
     "pack": ["data", "pack", ".", "--out", "out"],
     "inspect": ["data", "inspect", ".", "--out", "out/sheet.png"],
     "export": ["export", "run.ckpt", "--out", "out/weights.safetensors"],
-    "eval": ["eval", "shapes", "--images", 2, "--out", "out/scores.json"],
+    "eval": ["eval", "shapes", "--num-captions", 2, "--out", "out/scores.json"],
     "parity": ["parity", "cases"],
 }
 MADE = {

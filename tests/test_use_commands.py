@@ -5,17 +5,14 @@ import json
 import os
 import re
 import shlex
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 from closeness import assert_same_images
 from PIL import Image
 
-from triptych.cli import workers
 from triptych.cli.main import main
 from triptych.cli.output_folder import Job, Output
 from triptych.utils.png_metadata import read_metadata
@@ -119,7 +116,7 @@ def test_a_picture_does_not_depend_on_how_the_command_was_cut(triptych):
     prompts = ["a red circle", "two blue squares"]
     triptych("generate", *prompts, "-n", 2, *FEW, "-o", "whole")
     for part in ("1/3", "2/3", "3/3"):
-        assert triptych("generate", *prompts, "-n", 2, *FEW, "-o", "cut", "--shard", part)[0] == 0
+        assert triptych("generate", *prompts, "-n", 2, *FEW, "-o", "cut", "--part", part)[0] == 0
     assert lines("whole/results.jsonl") == lines("cut/results.jsonl")
     for each in lines("whole/results.jsonl"):
         assert_same_images(*(Image.open(Path(folder, each["file"])) for folder in ("whole", "cut")))
@@ -241,66 +238,6 @@ def test_a_folder_stands_for_its_images(triptych):
     assert (status, len(out.splitlines())) == (0, 2), err
     Path("none").mkdir()
     assert "folder none holds no images" in triptych("reconstruct", "none", "-o", "i")[2]
-
-
-# --- processes ------------------------------------------------------------------------------------
-
-# A command in place of `python -m triptych`: says its shard, and fails or waits as told.
-SHARD = """
-import os, sys, time
-shard = sys.argv[-1].removeprefix("--shard=")
-print(f"{shard}: {sys.stdin.read()} {os.environ['OMP_NUM_THREADS']}", flush=True)
-if "fail" in sys.argv and shard == "2/3":
-    sys.exit("triptych: there is no model.")
-if "wait" in sys.argv:
-    time.sleep(60)
-"""
-
-
-@pytest.fixture
-def told(monkeypatch):
-    """Lines of shards, which run SHARD."""
-    start = subprocess.Popen
-    monkeypatch.setattr(
-        workers.subprocess,
-        "Popen",
-        lambda command, **more: start([sys.executable, "-c", SHARD, *command[3:]], **more),
-    )
-    monkeypatch.setattr(workers, "_gpus", lambda: 0)
-    return []
-
-
-def test_shards_run_at_once_and_are_heard(told):
-    workers.run_shards("generate", ["x"], 3, "asked", told.append)
-    assert [line[:10] for line in sorted(told)] == ["1/3: asked", "2/3: asked", "3/3: asked"]
-
-
-def test_a_shard_that_fails_is_named_when_the_others_are_done(told):
-    with pytest.raises(ValueError, match=r"shard 2/3 failed \(status 1\): there is no model. 2 of"):
-        workers.run_shards("generate", ["fail"], 3, None, told.append)
-    assert len(told) == 3
-
-
-def test_ctrl_c_ends_all_shards(told):
-    def interrupt(line):
-        told.append(line)
-        if len(told) == 3:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    started = time.monotonic()
-    with pytest.raises(KeyboardInterrupt):
-        workers.run_shards("generate", ["wait"], 3, None, interrupt)
-    assert time.monotonic() - started < 30
-
-
-def test_a_gpu_each_in_turn(monkeypatch):
-    monkeypatch.setattr(workers, "_gpus", lambda: 2)
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert [workers._share(n, 3)["CUDA_VISIBLE_DEVICES"] for n in range(3)] == ["0", "1", "0"]
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
-    assert [workers._share(n, 2)["CUDA_VISIBLE_DEVICES"] for n in range(2)] == ["4", "7"]
-    assert workers.without(["a", "--processes", "2", "-n", "2", "--processes=3"], "--processes")
-    assert workers.without(["--processes", "2", "x"], "--processes") == ["x"]
 
 
 # --- chat -----------------------------------------------------------------------------------------
@@ -450,7 +387,7 @@ LONG = "y" * 300  # longer than the name of any file
         (["data", "pack", f"{{{LONG},b}}.tar", "--out", "out"], "does not exist"),
         (["convert", LONG, "out"], "File name too long"),
         (["data", "index", LONG], "does not exist"),
-        (["eval", "fid", "--pictures", LONG, "--reference", LONG], "does not exist"),
+        (["eval", "fid", "--images-dir", LONG, "--reference", LONG], "does not exist"),
         (["export", LONG, "--out", "a.safetensors"], "File name too long"),
     ],
 )
@@ -471,8 +408,9 @@ def test_texts_longer_than_names_of_files_are_no_traceback(arguments, said, trip
         (2, ["generate", "x", "-n", "0"], "'0' is not a whole number from 1 to"),
         (2, ["generate", "x", "--seed", "-1"], "'-1' is not a whole number from 0 to"),
         (2, ["generate", "x", "--guidance-scale", "nan"], "'nan' is not a number from 0 to 100"),
-        (2, ["generate", "x", "--shard", "3/2"], "'3/2' is not K/N"),
-        (2, ["generate", "x", "--shard", "1/2", "--processes", "2"], "not allowed with"),
+        (2, ["generate", "x", "--part", "3/2"], "'3/2' is not K/N"),
+        (1, ["generate", "x", "--num-nodes", "2"], "waits for processes on other machines"),
+        (1, ["generate", "x", "--devices", "2", "--device", "cpu:0"], "is one GPU, and --devices"),
         (2, ["generate", "x", "--config", "a", "--ema"], "give one of them"),
         (1, ["generate", ""], "the prompt is empty"),
         (1, ["generate", "--prompts", "no.txt"], "no.txt does not exist"),

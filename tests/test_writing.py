@@ -7,7 +7,7 @@ from collections import namedtuple
 import pytest
 from builders import unified
 
-from triptych.cli.data_features import Making
+from triptych.cli.data.feature_extraction import Making
 from triptych.data_modules import EditsDataModule, ShapesDataModule
 from triptych.data_modules.sources.detect import source_at
 from triptych.data_modules.sources.webdataset import ShardFolder

@@ -80,7 +80,7 @@ class Table(Source):
         """Fix the columns of the picture and of the caption."""
         columns = list(columns)
         self.picture_column = self._column(
-            columns, self.picture_column, PICTURE_COLUMNS, "pictures", "--picture-column"
+            columns, self.picture_column, PICTURE_COLUMNS, "pictures", "--image-column"
         )
         self.caption_column = self._column(
             columns, self.caption_column, CAPTION_COLUMNS, "captions", "--caption-column"

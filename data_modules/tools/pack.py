@@ -41,9 +41,9 @@ LABELS = {
     "format": "the format of SOURCE",
     "samples": "the number of samples",
     "samples_per_shard": "--samples-per-shard",
-    "pictures": "--pictures",
+    "images_dir": "--images-dir",
     "split": "--split",
-    "picture_column": "--picture-column",
+    "image_column": "--image-column",
     "caption_column": "--caption-column",
 }
 # Files that other commands lay beside the shards.

@@ -1,4 +1,4 @@
-"""The flags that the commands share, and the model that they name."""
+"""Flags that several commands share, and the model that they name."""
 
 from __future__ import annotations
 
@@ -16,12 +16,23 @@ from triptych.utils.png_metadata import shown_name
 
 METAVARS = {Choice: "NAME", Interval: "LOW,HIGH", Text: "TEXT"}
 """Kind of a limit -> what `--help` shows for a value."""
+SHORTER = {"num_images_per_prompt": "--num-images"}
+"""Field of `GenerationConfig` -> its flag, where that is not its name."""
+PRESET = "tiny"
+"""Default of --from."""
+DTYPES = ("float32", "bfloat16", "float16")
 
 
-def parser_of(
+def command_parser(
     name: str, description: str, examples: str, model: bool = True
 ) -> argparse.ArgumentParser:
-    """A parser, with the flags that say which model, and where it runs, where there is a model."""
+    """Make the parser of a command.
+
+    Args:
+        description: one paragraph that says what the command does.
+        examples: command lines, and notes below them; they end the help.
+        model: add the flags that name a model, see `add_model_arguments`.
+    """
     flags = "Any --model.x=y flag of `triptych fit` may follow.\n\n" if model else ""
     parser = argparse.ArgumentParser(
         prog=f"triptych {name}",
@@ -31,33 +42,53 @@ def parser_of(
         allow_abbrev=False,
     )
     if model:
-        _add_model(parser.add_argument_group("which model"))
+        add_model_arguments(parser)
     return parser
 
 
-def _add_model(model: argparse._ArgumentGroup) -> None:
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that name a model and say how it runs; `load_pipeline` reads them."""
+    model = parser.add_argument_group("model")
     model.add_argument(
         "--from",
         dest="source",
-        default="tiny",
+        default=PRESET,
         metavar="SOURCE",
-        help="preset, folder of `triptych convert`, run's folder, checkpoint or weight file; "
-        "default %(default)s",
+        help="model to load: a preset, a folder of `triptych convert`, a run's folder, a "
+        "checkpoint or a weight file; default %(default)s",
     )
-    model.add_argument("--ema", action="store_true", help="a checkpoint's averaged weights")
+    model.add_argument(
+        "--ema",
+        action="store_true",
+        help="load the averaged weights of a checkpoint; default its last weights",
+    )
     model.add_argument(
         "--config",
         action="append",
         metavar="YAML",
-        help="model file, in place of --from; later ones win",
+        help="model file to load in place of --from; repeatable, later ones win",
     )
     add_trust(model)
-    model.add_argument("--device", help="such as cpu or cuda:1; default the first GPU if any")
-    model.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="of the weights")
     model.add_argument(
-        "--low-memory", action="store_true", help="panels are on the device only while they work"
+        "--device",
+        metavar="NAME",
+        help="device to compute on, such as cpu or cuda:1; default the first GPU if there is one",
     )
-    model.add_argument("--quantize", choices=["4bit", "8bit"], help="the language model's weights")
+    model.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        help="type of the weights; default bfloat16 on a GPU and float32 on the CPU",
+    )
+    model.add_argument(
+        "--low-memory",
+        action="store_true",
+        help="keep each network on the CPU and move it to the device only while it computes",
+    )
+    model.add_argument(
+        "--quantize",
+        choices=["4bit", "8bit"],
+        help="precision of the language model's weights, by bitsandbytes; default that of --dtype",
+    )
 
 
 def add_generation(parser: argparse.ArgumentParser, names: Sequence[str] = SETTINGS) -> None:
@@ -74,12 +105,13 @@ def add_generation(parser: argparse.ArgumentParser, names: Sequence[str] = SETTI
         )
 
 
-def add_num_images_per_prompt(parser: argparse.ArgumentParser, default: int = 1) -> None:
+def add_num_images(parser: argparse.ArgumentParser, default: int = 1) -> None:
     """Add -n."""
     name = "num_images_per_prompt"
     parser.add_argument(
         "-n",
         flag_of(name),
+        dest=name,
         type=limit_of(name),
         default=default,
         metavar="N",
@@ -89,7 +121,7 @@ def add_num_images_per_prompt(parser: argparse.ArgumentParser, default: int = 1)
 
 def flag_of(name: str) -> str:
     """The flag of a field of `GenerationConfig`."""
-    return f"--{name.replace('_', '-')}"
+    return SHORTER.get(name, f"--{name.replace('_', '-')}")
 
 
 def generation_of(parsed: argparse.Namespace) -> dict[str, Any]:
@@ -110,90 +142,141 @@ def _meant(parser: argparse.ArgumentParser, unknown: list[str]) -> str:
 
 
 def add_output(parser: argparse.ArgumentParser, folder: str) -> None:
-    """The flags of what is written, and by how many."""
+    """Add the flags of the folder to write, the seed, and the division of the work."""
     parser.add_argument(
-        "-o", "--out", type=Path, help=f"folder; default one in {folder} for each thing asked"
+        "-o",
+        "--out",
+        type=Path,
+        metavar="FOLDER",
+        help=f"folder to write; default {folder}/TEXT-DIGEST, one for each different command",
     )
-    add_parts(parser, "of the first picture; then +1")
+    add_parts(parser, "seed of the first image, the next one's being one more")
 
 
-def add_parts(parser: argparse.ArgumentParser, seed: str) -> None:
-    """The flags of how much is made at once, and by how many; `seed` says what that is of."""
-    parser.add_argument("--seed", type=SEED, default=0, help=seed)
+def add_parts(parser: argparse.ArgumentParser, seed: str, batch_size: int = 16) -> None:
+    """Add the flags of the seed and the division of the work.
+
+    Args:
+        seed: help of --seed.
+        batch_size: default of --batch-size.
+    """
     parser.add_argument(
-        "--batch-size", type=BATCH, default=16, help="pictures at once; default %(default)s"
+        "--seed", type=SEED, default=0, metavar="N", help=f"{seed}; default %(default)s"
     )
-    shards = parser.add_mutually_exclusive_group()
-    shards.add_argument(
-        "--shard", type=shard, default=(0, 1), metavar="K/N", help="make the K-th of N parts alone"
+    add_batch_size(parser, "number of images made at once", batch_size)
+    parser.add_argument(
+        "--part",
+        type=part,
+        default=(0, 1),
+        metavar="K/N",
+        help="make only the K-th of N equal parts of the images; default 1/1, all of them",
     )
-    shards.add_argument(
-        "--processes", type=PROCESSES, default=1, metavar="N", help="N shards at once, a GPU each"
+    add_devices(parser)
+
+
+def add_devices(parser: argparse.ArgumentParser) -> None:
+    """Add --devices and --num-nodes."""
+    parser.add_argument(
+        "--devices",
+        type=PROCESSES,
+        default=1,
+        metavar="N",
+        help="number of GPUs, or of processes on the CPU, of each machine; default %(default)s",
+    )
+    parser.add_argument(
+        "--num-nodes",
+        type=PROCESSES,
+        default=1,
+        metavar="N",
+        help="number of machines, each with --devices, started by torchrun or SLURM; default "
+        "%(default)s",
     )
 
 
-def parse(
-    parser: argparse.ArgumentParser, arguments: list[str]
-) -> tuple[argparse.Namespace, list[str]]:
-    """What was given, and the --model.x=y flags."""
+def add_batch_size(parser: argparse.ArgumentParser, text: str, default: int) -> None:
+    """Add --batch-size."""
+    parser.add_argument(
+        "--batch-size",
+        type=BATCH,
+        default=default,
+        metavar="N",
+        help=f"{text}; default %(default)s",
+    )
+
+
+def parse(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Namespace:
+    """Parse; `overrides` of the result are the --model.x=y flags of a command that has a model."""
     parsed, flags = parser.parse_known_intermixed_args(arguments)
-    named = "source" in parsed
+    named = "quantize" in parsed  # one of the flags of a model
     unknown = [flag for flag in flags if not (named and flag.startswith("--model."))]
     if unknown:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}{_meant(parser, unknown)}")
-    if named and parsed.config and (parsed.ema or parsed.source != "tiny"):
+    if named and parsed.config and (parsed.ema or parsed.source != PRESET):
         parser.error("--config names the model, and so do --from and --ema; give one of them.")
-    return parsed, flags
+    parsed.overrides = flags
+    return parsed
 
 
-def model_of(parsed: argparse.Namespace, flags: list[str]) -> dict[str, Any]:
-    """What names the model, for the settings of a picture; only what was given."""
+def model_of(parsed: argparse.Namespace) -> dict[str, Any]:
+    """Flags that name the model and were given, for the metadata of images and reports."""
     named: dict[str, Any] = {
         "model": list(map(shown_name, parsed.config))
         if parsed.config
         else shown_name(parsed.source)
     }
-    given = [f"{name}={shown_name(value)}" for name, _, value in (f.partition("=") for f in flags)]
+    pairs = (flag.partition("=") for flag in parsed.overrides)
+    given = [f"{name}={shown_name(value)}" for name, _, value in pairs]
     more = {"ema": parsed.ema, "flags": given, "dtype": parsed.dtype, "quantize": parsed.quantize}
     return named | {key: value for key, value in more.items() if value}
 
 
-def load(parsed: argparse.Namespace, flags: list[str]):
-    """The pipeline; torch is imported here, as it takes seconds.
+def load_pipeline(parsed: argparse.Namespace, device: Any = None):
+    """Load the model that the flags name; imports torch, which takes seconds.
+
+    Args:
+        device: torch device, in place of --device.
 
     Raises:
         UserError: there is no such model or device.
     """
-    import torch
-
     from triptych.inference.pipeline import UnifiedPipeline
 
-    try:
-        device = torch.device(parsed.device) if parsed.device else None
-    except RuntimeError as error:
-        raise UserError(f"there is no kind of device {parsed.device!r}; give cpu or cuda.") from (
-            error
-        )
-    if device is not None and device.type == "cuda":
-        if (device.index or 0) >= torch.cuda.device_count():
-            raise UserError(f"there is no GPU {parsed.device}; give another --device, or cpu.")
     memory = {"enable_model_cpu_offload": parsed.low_memory, "quantize": parsed.quantize}
     return UnifiedPipeline.from_pretrained(
         parsed.config or parsed.source,
-        device=device,
+        device=device or device_of(parsed),
         dtype=parsed.dtype,
         ema=parsed.ema,
-        overrides=flags,
+        overrides=parsed.overrides,
         trust_class=parsed.trust_class,
         **{key: value for key, value in memory.items() if value},
     )
 
 
-def shard(text: str) -> tuple[int, int]:
-    """ "2/8" as (1, 8): counted from 0."""
-    part, _, parts = text.partition("/")
+def device_of(parsed: argparse.Namespace) -> Any:
+    """The torch device of --device; the first GPU if there is one, else the CPU, by default.
+
+    Raises:
+        UserError: there is no such device.
+    """
+    import torch
+
     try:
-        k, n = PROCESSES(part), PROCESSES(parts)
+        device = torch.device(parsed.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError as error:
+        raise UserError(f"there is no kind of device {parsed.device!r}; give cpu or cuda.") from (
+            error
+        )
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"there is no GPU {parsed.device}; give another --device, or cpu.")
+    return device
+
+
+def part(text: str) -> tuple[int, int]:
+    """Read "2/8" as (1, 8): counted from 0."""
+    number, _, numbers = text.partition("/")
+    try:
+        k, n = PROCESSES(number), PROCESSES(numbers)
     except argparse.ArgumentTypeError:
         k, n = 1, 0
     if k > n:

@@ -1,4 +1,4 @@
-"""Conversations on a terminal, through a pipe, or as JSON lines."""
+"""`triptych chat`: conversations on a terminal, through a pipe, or as JSON lines."""
 
 from __future__ import annotations
 
@@ -7,20 +7,113 @@ import logging
 import os
 import re
 import sys
+from pathlib import Path
 from typing import Any
 
+from triptych.cli.arguments import add_batch_size, command_parser, load_pipeline, parse
 from triptych.cli.input_files import existing, read_id, require_text
 from triptych.utils.documents import read_standard_line
 from triptych.utils.errors import UserError
 from triptych.utils.image_urls import is_url
+from triptych.utils.limits import PROBABILITY, SEED, TEMPERATURE, TOKENS
+from triptych.utils.listing.names import IMAGE_SUFFIXES
 from triptych.utils.prompt_files import read_input, read_objects
 from triptych.utils.standard_streams import output_lost
 
 log = logging.getLogger(__name__)
 
+PICTURES = {*IMAGE_SUFFIXES, ".tif", ".tiff"}  # names that are meant as those of pictures
+EXAMPLES = """\
+  triptych chat docs/images/samples.png "how many shapes are there?"
+  echo "what colour is the circle?" | triptych chat docs/images/samples.png
+  triptych chat --jsonl - < /dev/null
+
+Without a question, a conversation begins: /image FILE shows a picture, /reset begins anew, /quit
+or Ctrl-D ends, Ctrl-C stops an answer. A JSON line is {"id": ..., "image": FILE, "question": ...},
+or has "images", or "messages" as OpenAI's; its answer is printed as a JSON line."""
+
 KEYS = {"id", "question", "image", "images", "messages"}
 """Of a JSON line."""
 HELP = "/image FILE shows a picture, /reset begins anew, /quit or Ctrl-D ends."
+
+
+def chat(arguments: list[str]) -> None:
+    """An answer about a picture, or a conversation: triptych chat picture.png "what is it?" """
+    parser = command_parser("chat", "Ask about images, or talk about them.", EXAMPLES)
+    parser.add_argument(
+        "given",
+        nargs="*",
+        metavar="IMAGE... QUESTION",
+        help="images to show and a question; without a question a conversation begins",
+    )
+    parser.add_argument(
+        "--jsonl", metavar="FILE", help="file of questions, one a line; - is standard input"
+    )
+    add_batch_size(parser, "number of questions of --jsonl answered at once", 16)
+    parser.add_argument(
+        "--max-tokens",
+        type=TOKENS,
+        default=256,
+        metavar="N",
+        help="largest number of tokens of an answer; default %(default)s",
+    )
+    parser.add_argument(
+        "--temperature",
+        type=TEMPERATURE,
+        default=0.0,
+        metavar="X",
+        help="temperature of the draw of each token, 0 taking the likeliest; default %(default)s",
+    )
+    parser.add_argument(
+        "--top-p",
+        type=PROBABILITY,
+        default=1.0,
+        metavar="X",
+        help="probability of the likeliest tokens among which one is drawn; default %(default)s",
+    )
+    parser.add_argument(
+        "--seed", type=SEED, metavar="N", help="seed of the draws; default a random one"
+    )
+    parsed = parse(parser, arguments)
+    if parsed.jsonl and parsed.given:
+        parser.error("give pictures and a question, or --jsonl FILE alone")
+    options = {
+        "max_new_tokens": parsed.max_tokens,
+        "temperature": parsed.temperature,
+        "top_p": parsed.top_p,
+        "seed": parsed.seed,
+    }
+    if parsed.jsonl:
+        lines = read_questions(parsed.jsonl)
+        if lines:
+            answer_lines(load_pipeline(parsed), lines, parsed.batch_size, options)
+        return
+    pictures, question = _pictures_and_question(parsed.given, parser)
+    if question is not None:
+        question = require_text(question, "the question", "ask something")
+    for picture in pictures:
+        existing(picture, "")
+    if question is None:
+        converse(load_pipeline(parsed), pictures, options)
+        return
+    for picture in pictures:
+        readable(picture)
+    message = {"role": "user", "content": [*pictures_of(pictures), question]}
+    print(load_pipeline(parsed).chat([message], **options))
+
+
+def pictures_of(paths: list[str]) -> list[dict[str, str]]:
+    """Parts of a message."""
+    return [{"type": "image", "image": path} for path in paths]
+
+
+def _pictures_and_question(given: list[str], parser: Any) -> tuple[list[str], str | None]:
+    """What is a file, or is called as one, is a picture; what is not, the question."""
+    pictures = [g for g in given if Path(g).suffix.lower() in PICTURES or os.path.isfile(g)]
+    questions = [g for g in given if g not in pictures]
+    if len(questions) > 1 or (questions and questions[0] != given[-1]):
+        parser.error(f"no picture is called {questions[0]!r}; give pictures, then one question")
+    return pictures, questions[0] if questions else None
 
 
 def readable(picture: str) -> None:

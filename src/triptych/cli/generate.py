@@ -1,31 +1,25 @@
-"""`triptych generate`, `chat`, `edit` and `reconstruct`: what is given, checked and handed on."""
+"""`triptych generate`, `edit` and `reconstruct`: images to a folder."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 from triptych.cli import input_files
 from triptych.cli.arguments import (
     add_generation,
-    add_num_images_per_prompt,
+    add_num_images,
     add_output,
-    load,
+    command_parser,
     parse,
-    parser_of,
 )
-from triptych.cli.input_files import Request, existing, images_at
+from triptych.cli.input_files import Request, images_at
 from triptych.cli.jobs import jobs_of, make_all, settings_for
 from triptych.cli.output_folder import Job
 from triptych.inference.generation_config import DECODER_SETTINGS
 from triptych.utils.errors import UserError
-from triptych.utils.limits import BATCH, PROBABILITY, SEED, TEMPERATURE, TOKENS
-from triptych.utils.listing.names import IMAGE_SUFFIXES
 from triptych.utils.prompt_files import read_input
 from triptych.utils.text import clean_text
-
-PICTURES = {*IMAGE_SUFFIXES, ".tif", ".tiff"}  # names that are meant as those of pictures
 
 GENERATE = """\
   triptych generate "a red circle left of a blue square" -n 4 --seed 7 -o out/circle
@@ -35,15 +29,6 @@ GENERATE = """\
 
 The folder gets a PNG file a picture, with its settings inside, results.jsonl and grid.png. The
 same command again goes on where it was stopped: what is done is not done again."""
-
-CHAT = """\
-  triptych chat docs/images/samples.png "how many shapes are there?"
-  echo "what colour is the circle?" | triptych chat docs/images/samples.png
-  triptych chat --jsonl - < /dev/null
-
-Without a question, a conversation begins: /image FILE shows a picture, /reset begins anew, /quit
-or Ctrl-D ends, Ctrl-C stops an answer. A JSON line is {"id": ..., "image": FILE, "question": ...},
-or has "images", or "messages" as OpenAI's; its answer is printed as a JSON line."""
 
 EDIT = """\
   triptych edit docs/images/samples.png "make the circle blue" -o out/edit
@@ -61,15 +46,18 @@ out/reconstruct/grid.png shows each picture beside what encoder and decoder make
 
 def generate(arguments: list[str]) -> None:
     """Pictures for prompts: triptych generate "a photo of a red circle" -n 4 --seed 7 -o out"""
-    parser = parser_of("generate", "Make pictures for prompts.", GENERATE)
-    parser.add_argument("prompts", nargs="*", metavar="PROMPT")
+    parser = command_parser("generate", "Make images of prompts.", GENERATE)
+    parser.add_argument("prompts", nargs="*", metavar="PROMPT", help="text of the images to make")
     parser.add_argument(
-        "--prompts", dest="file", metavar="FILE", help=".txt, .jsonl or .json; - is stdin"
+        "--prompts",
+        dest="file",
+        metavar="FILE",
+        help="file of prompts: .txt, .jsonl or .json; - is standard input",
     )
-    add_num_images_per_prompt(parser)
+    add_num_images(parser)
     add_output(parser, "out/generate")
     add_generation(parser)
-    parsed, flags = parse(parser, arguments)
+    parsed = parse(parser, arguments)
     if not parsed.prompts and parsed.file is None:
         parser.error("give a prompt, or --prompts FILE")
     content = "" if parsed.file is None else read_input(parsed.file)
@@ -88,22 +76,29 @@ def generate(arguments: list[str]) -> None:
             **settings_for(batch[0]),
         ).images
 
-    jobs = jobs_of(asked, parsed, flags)
+    jobs = jobs_of(asked, parsed)
     stdin = content if parsed.file == "-" else None  # for processes that read it again
-    make_all("generate", arguments, jobs, parsed, flags, check, make, stdin)
+    make_all("generate", jobs, parsed, check, make, stdin)
 
 
 def edit(arguments: list[str]) -> None:
     """A picture changed as you say: triptych edit picture.png "make the circle blue" -o out"""
-    parser = parser_of("edit", "Change pictures as an instruction says.", EDIT)
-    parser.add_argument("given", nargs="*", metavar="IMAGE|FOLDER... INSTRUCTION")
+    parser = command_parser("edit", "Change images by an instruction.", EDIT)
     parser.add_argument(
-        "--jsonl", metavar="FILE", help='{"image": ..., "instruction": ...} a line; - is stdin'
+        "given",
+        nargs="*",
+        metavar="IMAGE|FOLDER... INSTRUCTION",
+        help="images to change, or folders of them, and then the change to make",
     )
-    add_num_images_per_prompt(parser)
+    parser.add_argument(
+        "--jsonl",
+        metavar="FILE",
+        help='file of edits, {"image": ..., "instruction": ...} a line; - is standard input',
+    )
+    add_num_images(parser)
     add_output(parser, "out/edit")
     add_generation(parser)
-    parsed, flags = parse(parser, arguments)
+    parsed = parse(parser, arguments)
     clean_negative_prompt(parsed)
     if (len(parsed.given) < 2) if parsed.jsonl is None else bool(parsed.given):
         parser.error("give pictures and then an instruction, or --jsonl FILE alone")
@@ -135,17 +130,23 @@ def edit(arguments: list[str]) -> None:
             **settings_for(batch[0]),
         ).images
 
-    jobs = jobs_of(asked, parsed, flags, "instruction")
-    make_all("edit", arguments, jobs, parsed, flags, check, make, stdin)
+    jobs = jobs_of(asked, parsed, "instruction")
+    make_all("edit", jobs, parsed, check, make, stdin)
 
 
 def reconstruct(arguments: list[str]) -> None:
     """Pictures through encoder and decoder: triptych reconstruct picture.png -o out"""
-    parser = parser_of("reconstruct", "What the image features keep of pictures.", RECONSTRUCT)
-    parser.add_argument("pictures", nargs="+", metavar="IMAGE|FOLDER")
+    parser = command_parser(
+        "reconstruct",
+        "Encode images and decode them again, to see what image features keep.",
+        RECONSTRUCT,
+    )
+    parser.add_argument(
+        "pictures", nargs="+", metavar="IMAGE|FOLDER", help="images to reconstruct, or folders"
+    )
     add_output(parser, "out/reconstruct")
     add_generation(parser, DECODER_SETTINGS)
-    parsed, flags = parse(parser, arguments)
+    parsed = parse(parser, arguments)
     parsed.num_images_per_prompt = 1
     found = [image for picture in parsed.pictures for image in images_at(picture)]
     asked = [Request("", images=[image]) for image in found]
@@ -158,57 +159,10 @@ def reconstruct(arguments: list[str]) -> None:
             **settings_for(batch[0]),
         ).images
 
-    jobs = jobs_of(asked, parsed, flags)
+    jobs = jobs_of(asked, parsed)
     for job in jobs:
         job.file = f"{Path(job.file).stem}-{job.source.stem}.png"
-    make_all("reconstruct", arguments, jobs, parsed, flags, lambda pipe: None, make)
-
-
-def chat(arguments: list[str]) -> None:
-    """An answer about a picture, or a conversation: triptych chat picture.png "what is it?" """
-    parser = parser_of("chat", "Ask about pictures, or talk about them.", CHAT)
-    parser.add_argument("given", nargs="*", metavar="IMAGE... QUESTION")
-    parser.add_argument("--jsonl", metavar="FILE", help="questions, one a line; - is stdin")
-    parser.add_argument("--batch-size", type=BATCH, default=16, help="of --jsonl")
-    parser.add_argument(
-        "--max-tokens", type=TOKENS, default=256, help="of an answer; default %(default)s"
-    )
-    parser.add_argument(
-        "--temperature",
-        type=TEMPERATURE,
-        default=0.0,
-        help="0, the default, is the likeliest answer",
-    )
-    parser.add_argument("--top-p", type=PROBABILITY, default=1.0)
-    parser.add_argument("--seed", type=SEED, help="of answers that are drawn")
-    parsed, flags = parse(parser, arguments)
-    if parsed.jsonl and parsed.given:
-        parser.error("give pictures and a question, or --jsonl FILE alone")
-    options = {
-        "max_new_tokens": parsed.max_tokens,
-        "temperature": parsed.temperature,
-        "top_p": parsed.top_p,
-        "seed": parsed.seed,
-    }
-    from triptych.cli import chat as talking
-
-    if parsed.jsonl:
-        lines = talking.read_questions(parsed.jsonl)
-        if lines:
-            talking.answer_lines(load(parsed, flags), lines, parsed.batch_size, options)
-        return
-    pictures, question = _pictures_and_question(parsed.given, parser)
-    if question is not None:
-        question = input_files.require_text(question, "the question", "ask something")
-    for picture in pictures:
-        existing(picture, "")
-    if question is None:
-        talking.converse(load(parsed, flags), pictures, options)
-        return
-    for picture in pictures:
-        talking.readable(picture)
-    message = {"role": "user", "content": [*pictures_of(pictures), question]}
-    print(load(parsed, flags).chat([message], **options))
+    make_all("reconstruct", jobs, parsed, lambda pipe: None, make)
 
 
 def clean_negative_prompt(parsed: Any) -> None:
@@ -224,17 +178,3 @@ def clean_negative_prompt(parsed: Any) -> None:
 def negative_prompts(jobs: list[Job]) -> list[str]:
     """Negative prompts of the jobs, each once."""
     return sorted({job.asked["negative_prompt"] for job in jobs if "negative_prompt" in job.asked})
-
-
-def pictures_of(paths: list[str]) -> list[dict[str, str]]:
-    """Parts of a message."""
-    return [{"type": "image", "image": path} for path in paths]
-
-
-def _pictures_and_question(given: list[str], parser: Any) -> tuple[list[str], str | None]:
-    """What is a file, or is called as one, is a picture; what is not, the question."""
-    pictures = [g for g in given if Path(g).suffix.lower() in PICTURES or os.path.isfile(g)]
-    questions = [g for g in given if g not in pictures]
-    if len(questions) > 1 or (questions and questions[0] != given[-1]):
-        parser.error(f"no picture is called {questions[0]!r}; give pictures, then one question")
-    return pictures, questions[0] if questions else None

@@ -13,25 +13,24 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from triptych.cli.arguments import generation_of, load, model_of
+from triptych.cli.arguments import generation_of, load_pipeline, model_of
+from triptych.cli.devices import for_each
 from triptych.cli.input_files import Request
 from triptych.cli.output_folder import Job, Output
-from triptych.cli.workers import run_shards, without
 from triptych.inference.generation_config import SETTINGS
 from triptych.utils.documents import open_regular
 from triptych.utils.limits import ALL_IMAGES
 from triptych.utils.png_metadata import metadata_of
+from triptych.utils.signals import is_first_rank
 
 Make = Callable[[Any, list[Job], Callable], list]
 """(pipeline, jobs of equal settings, callback) -> their pictures."""
 
 
-def jobs_of(
-    requests: Sequence[Request], parsed: Namespace, flags: list[str], said: str = "prompt"
-) -> list[Job]:
+def jobs_of(requests: Sequence[Request], parsed: Namespace, said: str = "prompt") -> list[Job]:
     """One a picture; files are named by id, or else by seed and number of the picture."""
     common = generation_of(parsed)
-    model = model_of(parsed, flags)
+    model = model_of(parsed)
     jobs: list[Job] = []
     ALL_IMAGES.require(
         sum(each.num_images or parsed.num_images_per_prompt for each in requests),
@@ -70,10 +69,8 @@ def _noted(image: Path) -> dict[str, str]:
 
 def make_all(
     command: str,
-    arguments: list[str],
     jobs: list[Job],
     parsed: Namespace,
-    flags: list[str],
     check: Callable[[Any], None],
     make: Make,
     stdin: str | None = None,
@@ -88,42 +85,43 @@ def make_all(
         sheet: whether the folder gets a grid.png.
 
     Raises:
-        UserError: something is wrong with what is asked, with the folder, or with a shard.
+        UserError: something is wrong with what is asked, with the folder, or with a device.
+        SystemExit: in every process but the first of several.
     """
     output = Output(parsed.out or Path("out", command, folder_name(jobs)), jobs, sheet)
-    part, parts = parsed.shard
+    part, parts = parsed.part
     mine = jobs[part::parts]
     left = output.left(mine)
+    todo = list(batches(left, parsed.batch_size))
     try:
-        with bar(len(mine), len(mine) - len(left)) as advance:
-            if parsed.processes > 1 and left:
-                rest = without(arguments, "--processes")
+        with bar(len(mine), len(mine) - len(left), parsed.devices * parsed.num_nodes) as advance:
 
-                def told(line: str) -> None:
-                    print(line, flush=True)
-                    advance(1)
-
-                advance(len(left) - len(mine))  # shards tell of what was done, too
-                run_shards(command, rest, parsed.processes, stdin, told)
-                return
-            waiting = {job.file for job in left}
-            for job in mine:
-                if job.file not in waiting:
-                    tell(output, job)
-            if left:
-                pipe = load(parsed, flags)
+            def load(device: Any) -> tuple[Any, str]:
+                pipe = load_pipeline(parsed, device)
                 weights = digest_of(pipe)
                 output.check_weights(weights)
                 check(pipe)
-                for batch in batches(left, parsed.batch_size):
-                    pictures = make(pipe, batch, within(advance, len(batch)))
-                    for job, picture in zip(batch, pictures, strict=True):
-                        tell(output, job, picture, weights)
+                return pipe, weights
+
+            def perform(loaded: tuple[Any, str], number: int) -> None:
+                pipe, weights = loaded
+                batch = todo[number]
+                images = make(pipe, batch, within(advance, len(batch)))
+                for job, image in zip(batch, images, strict=True):
+                    tell(output, job, image, weights)
+
+            if is_first_rank():
+                waiting = {job.file for job in left}
+                for job in mine:
+                    if job.file not in waiting:
+                        tell(output, job)
+            for_each(parsed, len(todo), load, perform, stdin)
     except KeyboardInterrupt:
         print("triptych: interrupted; the same command goes on where it stopped.", file=sys.stderr)
         raise SystemExit(130) from None  # what a shell reports of a program that Ctrl-C ended
     finally:
-        output.finish()
+        if is_first_rank():
+            output.finish()
 
 
 def folder_name(jobs: Sequence[Job]) -> str:
@@ -164,16 +162,26 @@ def settings_for(job: Job) -> dict[str, Any]:
 
 
 @contextmanager
-def bar(total: int, done: int) -> Iterator[Callable[[float], None]]:
-    """A progress bar of pictures on standard error; nothing where that is no terminal."""
+def bar(total: int, done: int, devices: int = 1) -> Iterator[Callable[[float], None]]:
+    """A progress bar of images on standard error; nothing where that is not a terminal.
+
+    Args:
+        devices: number of them; each image of this process stands for one on every device.
+    """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
     console = Console(stderr=True)
     columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not sys.stderr.isatty()) as progress:
+    shown = sys.stderr.isatty() and is_first_rank()
+    with Progress(*columns, console=console, disable=not shown) as progress:
         task = progress.add_task("pictures", total=total, completed=done)
-        yield lambda pictures: progress.advance(task, pictures)
+        yield lambda images: progress.advance(task, min(images * devices, _left(progress, task)))
+
+
+def _left(progress: Any, task: Any) -> float:
+    [shown] = [each for each in progress.tasks if each.id == task]
+    return shown.total - shown.completed
 
 
 def within(advance: Callable[[float], None], pictures: int) -> Callable[[Any], None]:

@@ -9,9 +9,9 @@ from __future__ import annotations
 import errno
 import os
 import sys
+from pkgutil import resolve_name
 
 from triptych import __version__
-from triptych.cli.commands import COMMANDS
 from triptych.utils.errors import ConfigurationError, UserError
 from triptych.utils.standard_streams import run
 
@@ -21,6 +21,43 @@ OF_THE_SYSTEM = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EIO),
 )
 LONGEST_SHOWN = 200  # characters of a path in a message
+# Command -> (module:function, line of `triptych --help`), imported when it is called.
+COMMANDS = {
+    "generate": (
+        "generate:generate",
+        'images of prompts: triptych generate "a photo of a red circle" -n 4',
+    ),
+    "chat": ("chat:chat", 'answers about images: triptych chat image.png "what is it?"'),
+    "edit": ("generate:edit", 'changed images: triptych edit image.png "make the circle blue"'),
+    "reconstruct": (
+        "generate:reconstruct",
+        "images through encoder and decoder: triptych reconstruct x.png",
+    ),
+    "eval": ("eval.main:evaluate", "scores of a model: triptych eval shapes --out scores.json"),
+    "demo": ("demo:demo", "a page of images, answers and reconstructions: triptych demo"),
+    "app": ("app:app", "a web page to generate, chat, edit and compare: triptych app"),
+    "serve": ("serve:serve", "OpenAI's HTTP interface to a model: triptych serve --port 8000"),
+    "convert": (
+        "checkpoints:convert",
+        "published checkpoints to our files: triptych convert SOURCE TARGET",
+    ),
+    "export": (
+        "checkpoints:export",
+        "weights of a training checkpoint: triptych export last.ckpt --ema",
+    ),
+    "data": (
+        "data.main:data",
+        "data before training (pack, index, inspect, features): triptych data --help",
+    ),
+    "parity": (
+        "parity:parity",
+        "recorded values of published code against ours: triptych parity FOLDER",
+    ),
+    "pretrain": (
+        "pretrain_tiny:pretrain",
+        "all weights of the tiny preset from nothing: triptych pretrain",
+    ),
+}
 LIGHTNING_COMMANDS = {
     "fit": "train: triptych fit --preset tiny --stage stage2",
     "validate": "the losses on validation data",
@@ -87,8 +124,8 @@ def _run_lightning(arguments: list[str]) -> None:
 
 def overview() -> str:
     """The text of `triptych --help`."""
-    own = {name: command.__doc__.strip().partition("\n")[0] for name, command in COMMANDS.items()}
-    lines = [f"  {name:10} {text}" for name, text in {**LIGHTNING_COMMANDS, **own}.items()]
+    own = {name: text for name, (_, text) in COMMANDS.items()}
+    lines = [f"  {name:12} {text}" for name, text in {**LIGHTNING_COMMANDS, **own}.items()]
     return "\n".join(
         [
             f"triptych {__version__}: unified multimodal models in PyTorch Lightning",
@@ -167,7 +204,7 @@ def guarded(command: str, arguments: list[str]) -> None:
 
     try:
         if command in COMMANDS:
-            COMMANDS[command](arguments[1:])
+            resolve_name(f"triptych.cli.{COMMANDS[command][0]}")(arguments[1:])
         else:
             run_lightning(arguments)
     except UserError as error:

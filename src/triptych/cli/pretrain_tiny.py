@@ -19,9 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from triptych.checkpoints import atomic_checkpoint
+from triptych.cli.arguments import command_parser, parse
+from triptych.utils.disk_usage import output_folder
 from triptych.utils.documents import read_json_lines, read_text
 from triptych.utils.errors import UserError
 from triptych.utils.paths import presets
+from triptych.utils.limits import TRAINING_STEPS
 
 SEED = 0  # conf/base.yaml: seed_everything, of every initialization, order and draw
 
@@ -49,6 +52,38 @@ PLAN = (
     Part("stage2", 8000, "generation", ("encoder", "stage1", "decoder"), MANY),
     Part("stage3", 3400, "generation", ("encoder", "stage1", "decoder", "stage2"), MANY),
 )
+
+
+EXAMPLES = """\
+  triptych pretrain --status
+  triptych pretrain --runs runs/pretrain
+
+What is done is not done again, and an interrupted part resumes from its last checkpoint."""
+
+
+def pretrain(arguments: list[str]) -> None:
+    """Train all weights of the tiny preset from nothing."""
+    parser = command_parser(
+        "pretrain", "Train all weights of the tiny preset from nothing.", EXAMPLES, model=False
+    )
+    parser.add_argument(
+        "--runs",
+        type=output_folder,
+        default=Path("runs/pretrain"),
+        metavar="FOLDER",
+        help="folder of the runs; default %(default)s",
+    )
+    parser.add_argument(
+        "--steps",
+        type=TRAINING_STEPS,
+        metavar="N",
+        help="number of steps to cut every part to, for tests; default each part's own",
+    )
+    parser.add_argument(
+        "--status", action="store_true", help="print what is done, and train nothing"
+    )
+    parsed = parse(parser, arguments)
+    run(parsed.runs, parsed.steps, parsed.status)
 
 
 def run(runs: Path, steps: int | None = None, status_only: bool = False) -> None:

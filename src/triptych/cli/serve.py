@@ -1,4 +1,4 @@
-"""`triptych serve`: its arguments, and what they start."""
+"""`triptych serve`: OpenAI's HTTP interface to a model."""
 
 from __future__ import annotations
 
@@ -6,26 +6,26 @@ import argparse
 import os
 from pathlib import Path
 
-from triptych.inference.trusted_config import add_trust
+from triptych.cli.arguments import command_parser, load_pipeline, parse
 from triptych.utils.errors import UserError
+from triptych.utils.limits import COUNT, PORT, POSITIVE
 
 EXAMPLES = """\
-examples:
   triptych serve --port 8000
   triptych serve --from runs/tiny/stage2 --api-key SECRET --max-batch 32
+  triptych serve --from blip3o_8b --quantize 4bit
   curl localhost:8000/v1/images/generations -H "Content-Type: application/json" \\
     -d '{"prompt": "a photo of a red circle"}'
 
-Any --model.x=y flag of `triptych fit` may follow. See docs/server.md."""
+Ctrl-C ends it. See docs/server.md."""
 
 
 def serve(arguments: list[str]) -> None:
-    """Serve a model over OpenAI's HTTP interface."""
-    parser = _parser()
-    parsed, overrides = parser.parse_known_args(arguments)
-    unknown = [flag for flag in overrides if not flag.startswith("--model.")]
-    if unknown:
-        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    """Serve a model over OpenAI's HTTP interface until Ctrl-C."""
+    parser = command_parser("serve", "Serve a model over OpenAI's HTTP interface.", EXAMPLES)
+    _add_address(parser)
+    _add_limits(parser)
+    parsed = parse(parser, arguments)
     try:
         from triptych.serving.asgi.server import open_port, run
     except ModuleNotFoundError as error:
@@ -36,28 +36,21 @@ def serve(arguments: list[str]) -> None:
         ) from error
     bound = open_port(parsed.host, parsed.port)
     try:
-        app = _app(parsed, overrides)
+        app = _app(parsed)
     except KeyboardInterrupt:
         parser.exit(130, "triptych: interrupted while the model was loaded.\n")
     run(app, bound, parsed.max_connections)
 
 
-def _app(parsed: argparse.Namespace, overrides: list[str]):
-    from triptych.inference.pipeline import UnifiedPipeline
+def _app(parsed: argparse.Namespace):
     from triptych.serving.asgi.host_check import Hosts
     from triptych.serving.http.app import Limits, create_app
     from triptych.serving.http.context import Sizes
 
-    pipeline = UnifiedPipeline.from_pretrained(
-        parsed.source,
-        device=parsed.device,
-        dtype=parsed.dtype,
-        ema=parsed.ema,
-        overrides=overrides,
-        trust_class=parsed.trust_class,
-    )
-    # Clients see the name, in answers and in pictures: not where the files are.
-    pipeline.name = parsed.name or Path(parsed.source).name or "model"
+    pipeline = load_pipeline(parsed)
+    # Clients see the name, in answers and in images: not where the files are.
+    source = (parsed.config or [parsed.source])[-1]
+    pipeline.name = parsed.name or Path(source).name or "model"
     return create_app(
         pipeline,
         pipeline.name,
@@ -71,79 +64,91 @@ def _app(parsed: argparse.Namespace, overrides: list[str]):
     )  # fmt: skip
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="triptych serve",
-        description=serve.__doc__,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+def _add_address(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--name",
+        metavar="NAME",
+        help="name of the model for clients; default the last part of SOURCE",
     )
-    add = parser.add_argument
-    add(
-        "--from",
-        dest="source",
-        default="tiny",
-        metavar="SOURCE",
-        help="preset, model file, folder, checkpoint or weights; default %(default)s",
+    parser.add_argument(
+        "--host",
+        default="127.0.0.1",
+        metavar="ADDRESS",
+        help="address to listen on, 0.0.0.0 being every one; default %(default)s",
     )
-    add("--ema", action="store_true", help="the moving average of a training checkpoint")
-    add_trust(parser)
-    add("--device", help="such as cuda or cpu; the first GPU if there is one")
-    add("--dtype", choices=["float32", "float16", "bfloat16"], help="of the weights")
-    add("--name", help="of the model, for clients; by default the last part of SOURCE")
-    add("--host", default="127.0.0.1", help="default %(default)s; 0.0.0.0 is every address")
-    add("--port", type=int, default=8000, help="default %(default)s; 0 is any free one")
-    add(
+    parser.add_argument(
+        "--port",
+        type=PORT,
+        default=8000,
+        metavar="N",
+        help="port to listen on, 0 being any free one; default %(default)s",
+    )
+    parser.add_argument(
         "--api-key",
         metavar="KEY",
-        help="what clients must send; $TRIPTYCH_API_KEY, which other users do not see, by default",
+        help="key that clients must send; default $TRIPTYCH_API_KEY, which other users of the "
+        "machine cannot see",
     )
-    add(
+    parser.add_argument(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="further name in Host headers, and of pages that may use the server, * being every "
+        "one; repeatable",
+    )
+
+
+def _add_limits(parser: argparse.ArgumentParser) -> None:
+    limits = parser.add_argument_group("limits")
+    limits.add_argument(
         "--max-batch",
-        type=_positive(int),
+        type=COUNT,
         default=16,
         metavar="N",
-        help="most pictures or chats worked on together; default %(default)s",
+        help="largest number of images or chats computed together; default %(default)s",
     )
-    add(
+    limits.add_argument(
         "--max-queue",
-        type=_positive(int),
+        type=COUNT,
         default=64,
         metavar="N",
-        help="most pictures and chats that wait, then 429; default %(default)s",
+        help="largest number of images and chats that wait, beyond which the answer is 429; "
+        "default %(default)s",
     )
-    add(
+    limits.add_argument(
         "--max-wait-ms",
-        type=_positive(float),
+        type=POSITIVE,
         default=10,
         metavar="MS",
-        help="a request's wait for company when the model is idle; default %(default)s",
+        help="time to wait for more requests to batch, when the model is idle; default %(default)s",
     )
-    add(
+    limits.add_argument(
         "--timeout",
-        type=_positive(float),
+        type=POSITIVE,
         default=120,
         metavar="S",
-        help="seconds of a request, then 504; default %(default)s",
+        help="seconds that a request may take, beyond which the answer is 504; default %(default)s",
     )
-    add("--max-body-mb", type=_positive(float), default=20, metavar="MB",
-        help="size of a request, then 413; default %(default)s")  # fmt: skip
-    add("--max-memory-mb", type=_positive(float), default=384, metavar="MB",
-        help="memory of all requests in flight, then 429; default %(default)s")  # fmt: skip
-    add("--max-connections", type=_positive(int), metavar="N",
-        help="connections; default: half of the files that may be open, at most 512")  # fmt: skip
-    add("--allow-host", action="append", default=[], metavar="NAME",
-        help="further name in Host headers, and of pages that may use the server; * is every one; "
-        "may be repeated")  # fmt: skip
-    return parser
-
-
-def _positive(kind: type):
-    def read(text: str) -> float:
-        value = kind(text)
-        if not 0 < value < 1e9:
-            raise ValueError
-        return value
-
-    read.__name__ = f"positive {kind.__name__}"  # argparse's word for it
-    return read
+    limits.add_argument(
+        "--max-body-mb",
+        type=POSITIVE,
+        default=20,
+        metavar="MB",
+        help="largest size of a request, beyond which the answer is 413; default %(default)s",
+    )
+    limits.add_argument(
+        "--max-memory-mb",
+        type=POSITIVE,
+        default=384,
+        metavar="MB",
+        help="largest memory of all requests in flight, beyond which the answer is 429; default "
+        "%(default)s",
+    )
+    limits.add_argument(
+        "--max-connections",
+        type=COUNT,
+        metavar="N",
+        help="largest number of connections; default half of the files that may be open, at most "
+        "512",
+    )

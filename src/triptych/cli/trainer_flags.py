@@ -93,6 +93,11 @@ def launched() -> bool:
     return "MASTER_ADDR" in os.environ or any(each.detect() for each in _LAUNCHERS)
 
 
+def external_ranks() -> int | None:
+    """Number of the processes of a run that torchrun, SLURM or another launcher started, if any."""
+    return next((each().world_size() for each in _LAUNCHERS if each.detect()), None)
+
+
 def leave_out(trainer: Any, *classes: type) -> list[str]:
     """Take the callbacks of these classes out of the settings; returns their names."""
     callbacks = trainer.callbacks or []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -9,6 +10,7 @@ import torch
 from lightning import LightningModule
 from torch import Tensor
 
+from triptych.checkpoints import full_name
 from triptych.interfaces import ImageEncoder
 from triptych.modules.unified import UnifiedModule
 from triptych.utils.errors import UserError
@@ -32,19 +34,19 @@ class FeatureModule(LightningModule):
 
     Args:
         model: described, not built; nothing but the encoder is ever built.
-        objective: "clip" for its image encoder, "vae" for its VAE.
+        encoder: "clip" for its image encoder, "vae" for its VAE.
 
     Raises:
         UserError: the model has no such encoder.
     """
 
-    def __init__(self, model: UnifiedModule, objective: Literal["clip", "vae"] = "clip") -> None:
+    def __init__(self, model: UnifiedModule, encoder: Literal["clip", "vae"] = "clip") -> None:
         super().__init__()
-        part = "encoder" if objective == "clip" else "decoding"
+        part = "encoder" if encoder == "clip" else "decoding"
         if getattr(model, part) is None:
-            raise UserError(f"the model has no {part}, which objective {objective} needs.")
+            raise UserError(f"the model has no {part}, which the encoder {encoder!r} needs.")
         model.left_out = {"understanding", "encoder", "generation", "decoding", "vae"}
-        model.left_out -= {"encoder" if objective == "clip" else "vae"}
+        model.left_out -= {"encoder" if encoder == "clip" else "vae"}
         self.model = model
 
     @property
@@ -58,6 +60,22 @@ class FeatureModule(LightningModule):
     def identity(self) -> dict[str, Any]:
         """See `Panel.identity_of`; reads the weight files."""
         return self.model.identity_of(self.encoder, self.picture_size)
+
+    def refuse_trained(self, names: Iterable[str]) -> None:
+        """Refuse a training checkpoint that trained the encoder: its features are hashed by file.
+
+        Args:
+            names: full names of the tensors of the checkpoint.
+
+        Raises:
+            UserError: one is of the encoder.
+        """
+        path = next(n for n, module in self.model.named_modules() if module is self.encoder)
+        if any(name.startswith(full_name(path + ".")) for name in names):
+            raise UserError(
+                "the checkpoint trained the encoder, and features are told apart by weight files; "
+                "make one with `triptych export` and add --model.weights.encoder=FILE."
+            )
 
     def configure_model(self) -> None:
         self.model.configure_model()

@@ -17,7 +17,7 @@ from lightning.pytorch.strategies.launchers import subprocess_script
 from torch import distributed
 
 from triptych.utils.errors import UserError
-from triptych.utils.signals import GRACE, RESUME, Terminated, say, supervisor
+from triptych.utils.signals import GRACE, Terminated, say, supervisor
 
 FAILED = "triptych/failed"  # key of the process group's store: status of the first that failed
 POLL_STORE = 1.0  # seconds between looks at it
@@ -209,7 +209,7 @@ def _plain(error: BaseException) -> BaseException:
     if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker (pid"):
         return UserError(
             "a process that loads data was killed, maybe for want of memory; lower "
-            f"--data.num_workers or --data.batch_size; {RESUME}."
+            f"--data.num_workers or --data.batch_size; {supervisor.resume}."
         )
     return error
 
@@ -226,7 +226,7 @@ def _end(error: BaseException) -> NoReturn:
     if lost:
         if supervisor.is_family:
             time.sleep(GRACE)  # the supervisor knows better who ended, and ends this one
-        _fail(f"the connection to another rank broke, so this one ends; {RESUME}.")
+        _fail(f"the connection to another rank broke, so this one ends; {supervisor.resume}.")
     say(f"rank {distributed.get_rank()} failed:" if several_ranks() else "a rank failed:")
     traceback.print_exception(error)
     _fail(None)

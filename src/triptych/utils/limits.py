@@ -174,6 +174,7 @@ TOKENS = Range(True, 1, 100_000)
 TEMPERATURE = Range(False, 0, 100)
 PROBABILITY = Range(False, 0, 1, above=True)
 COUNT = Range(True, 1, 1_000_000_000)
+POSITIVE = Range(False, 0, 1_000_000_000, above=True)
 """Of what there is: the first N samples, N samples a shard; fewer are fewer."""
 PROCESSES = Range(True, 1, 1024)
 """Processes, devices, or parts of a whole."""

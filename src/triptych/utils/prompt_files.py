@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,9 @@ OTHER_FORMATS = (".csv", ".tsv", ".parquet", ".yaml", ".yml")
 # How JSON begins, as no prompt does: an object, a list of objects or of texts.
 _JSON = re.compile(r'\{|\[\s*([{"]|$)')
 
+STDIN_FILE = "TRIPTYCH_STDIN"
+"""Environment: file with the standard input of the process that started this one."""
+
 
 def read_input(file: str) -> str:
     """The text of a file, or of standard input for "-".
@@ -30,6 +34,8 @@ def read_input(file: str) -> str:
     Raises:
         UserError: it cannot be read, or is no UTF-8.
     """
+    if file == "-" and STDIN_FILE in os.environ:
+        return read_text(os.environ[STDIN_FILE])
     return read_standard_input() if file == "-" else read_text(file)
 
 

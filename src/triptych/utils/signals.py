@@ -25,7 +25,6 @@ ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 PARENT = "TRIPTYCH_FIRST_RANK"  # environment: the process that started the ranks of its machine
 POLL = 0.25  # seconds between looks at the other processes
 GRACE = 5.0  # seconds for processes to end by themselves
-RESUME = "--ckpt_path=auto resumes the run from the last whole checkpoint"
 
 
 class Terminated(SystemExit):
@@ -47,6 +46,8 @@ class Supervisor:
         """Seconds between a signal and the end, at the latest, of a process that defers it."""
         self.children: Sequence[Popen] = ()
         """The other ranks of this machine, where this process has started them."""
+        self.resume = "--ckpt_path=auto resumes the run from the last whole checkpoint"
+        """Part of the sentences about an early end: what goes on with the work."""
         self.announce: Callable[[int], object] | None = None
         """Tells the other ranks of the status with which this one ends, if they are connected."""
         self._parent: int | None = None
@@ -92,12 +93,18 @@ class Supervisor:
             self._timer = None
 
     @contextlib.contextmanager
-    def handled(self) -> Iterator[None]:
-        """Note signals inside of the block, in a process that exists for it."""
-        installed = self.install(owner=True)
+    def handled(self, resume: str | None = None) -> Iterator[None]:
+        """Note signals inside of the block, in a process that exists for it.
+
+        Args:
+            resume: what goes on with the work, in place of `resume`, inside of the block.
+        """
+        installed, before = self.install(owner=True), self.resume
+        self.resume = resume or before
         try:
             yield
         finally:
+            self.resume = before
             if installed:
                 self.restore()
 
@@ -152,7 +159,7 @@ class Supervisor:
         self.leave(
             128 + number,
             f"{signal.Signals(number).name}: still waiting after {limit:g} s, so this process ends "
-            f"at once; {RESUME}.",
+            f"at once; {self.resume}.",
         )
 
     # Processes ----------------------------------------------------------------------------------
@@ -207,7 +214,9 @@ class Supervisor:
             if self.received is not None:
                 self.leave(128 + self.received)
             speaks = os.environ.get("LOCAL_RANK") == "1"
-            self.leave(1, f"rank 0 has ended, so the others end; {RESUME}." if speaks else None)
+            self.leave(
+                1, f"rank 0 has ended, so the others end; {self.resume}." if speaks else None
+            )
 
     def _child_ended(self, place: int, code: int) -> None:
         if self.received is not None:
@@ -223,7 +232,7 @@ class Supervisor:
             how = f"was killed by {signal.Signals(-code).name}"
         except ValueError:
             how = f"ended with status {code}"
-        self.leave(1, f"rank {rank} {how}, so the others end; {RESUME}.")
+        self.leave(1, f"rank {rank} {how}, so the others end; {self.resume}.")
 
     # Ending -------------------------------------------------------------------------------------
 

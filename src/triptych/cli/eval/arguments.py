@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from triptych.utils.disk_usage import output_file, output_folder
+from triptych.cli.arguments import device_of
+from triptych.utils.disk_usage import output_file
 from triptych.utils.errors import UserError
 from triptych.utils.limits import COUNT
 
@@ -18,44 +19,55 @@ QWEN = "Qwen/Qwen2.5-VL-7B-Instruct"
 
 
 def add_report(parser: argparse.ArgumentParser) -> None:
-    """The flags of what is written."""
-    parser.add_argument("--out", type=output_file, metavar="FILE", help="the report, as JSON")
+    """Add the flags of the files to write."""
     parser.add_argument(
-        "--page", type=output_file, metavar="FILE", help="the report, as an HTML page"
+        "--out", type=output_file, metavar="FILE", help="JSON file of the report to write"
+    )
+    parser.add_argument(
+        "--page", type=output_file, metavar="FILE", help="HTML page of the report to write"
     )
 
 
-def add_pictures(parser: argparse.ArgumentParser, name: str) -> None:
-    """The flags of where the pictures of a benchmark are, and of how much of it is done."""
-    where = parser.add_mutually_exclusive_group()
-    where.add_argument(
-        "--images", type=Path, metavar="DIR", help="score the pictures that are in this folder"
-    )
-    where.add_argument(
-        "--pictures",
-        type=output_folder,
-        metavar="DIR",
+def add_images(parser: argparse.ArgumentParser, name: str) -> None:
+    """Add the flags of the images of a benchmark."""
+    parser.add_argument(
+        "--images-dir",
+        type=Path,
+        metavar="FOLDER",
         default=Path("out", name),
-        help="folder to make them in; what is done there is not done again; default %(default)s",
+        help="folder of the images; those that are there are not made again; default %(default)s",
     )
-    parser.add_argument("--generate-only", action="store_true", help="make them, score nothing")
-    parser.add_argument("--limit", type=COUNT, metavar="N", help="the first N prompts alone")
+    only = parser.add_mutually_exclusive_group()
+    only.add_argument(
+        "--generate-only", action="store_true", help="make the images without scoring them"
+    )
+    only.add_argument(
+        "--score-only", action="store_true", help="score the images of the folder, make none"
+    )
+    parser.add_argument(
+        "--limit", type=COUNT, metavar="N", help="number of prompts to use; default all"
+    )
 
 
 def add_judge(parser: argparse.ArgumentParser, default: str | None) -> None:
-    """The flags of who answers questions about pictures."""
-    judge = parser.add_argument_group("who judges")
+    """Add the flags of the judge, which answers questions about images."""
+    judge = parser.add_argument_group("judge")
     shown = f"; default {default}, if it is on this machine" if default else ""
     judge.add_argument(
         "--judge",
         metavar="MODEL",
-        help=f"folder, name on the hub, or its name at --judge-url{shown}",
+        help=f"judge: a folder, a name on the hub, or its name at --judge-url{shown}",
     )
     judge.add_argument(
-        "--judge-url", metavar="URL", help="endpoint that speaks OpenAI's; key: OPENAI_API_KEY"
+        "--judge-url",
+        metavar="URL",
+        help="address of an OpenAI-compatible server of the judge; its key is $OPENAI_API_KEY",
     )
     judge.add_argument(
-        "--answers", type=output_file, metavar="FILE", help="remembers them: nothing is asked twice"
+        "--answer-cache",
+        type=output_file,
+        metavar="FILE",
+        help="file that keeps the judge's answers, so that none is asked twice; default none",
     )
 
 
@@ -92,14 +104,7 @@ def judge_of(parsed: argparse.Namespace) -> Judge:
     from triptych.evaluation.judges.local import QwenJudge
 
     source, device = named_or_here(parsed.judge, QWEN, "--judge"), device_of(parsed)
-    return QwenJudge(source, device, torch.float32 if device == "cpu" else torch.bfloat16)
-
-
-def device_of(parsed: argparse.Namespace) -> str:
-    """Where judges compute: --device, else the first GPU if there is one."""
-    import torch
-
-    return parsed.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return QwenJudge(source, device, torch.float32 if device.type == "cpu" else torch.bfloat16)
 
 
 def hand_out(report: Report, parsed: argparse.Namespace) -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from triptych.cli.arguments import parse, parser_of
+from triptych.cli.arguments import command_parser, parse
 from triptych.utils.disk_usage import output_file
 
 EXAMPLES = """\
-  triptych eval compare a.json b.json c.json --out compare.json --picture compare.png
+  triptych eval compare a.json b.json c.json --out compare.json --chart compare.png
   triptych eval compare runs/*/scores.json --only mean
 
 The reports are of one benchmark. Settings in which they differ stand below the table."""
@@ -16,23 +16,31 @@ The reports are of one benchmark. Settings in which they differ stand below the 
 
 def compare(arguments: list[str]) -> None:
     """Reports of one benchmark in one table and one picture"""
-    parser = parser_of("eval compare", "Compare reports of one benchmark.", EXAMPLES, model=False)
-    parser.add_argument("reports", nargs="+", type=Path, metavar="REPORT")
-    parser.add_argument("--out", type=output_file, metavar="FILE", help="the table, as JSON")
+    parser = command_parser(
+        "eval compare", "Compare reports of one benchmark.", EXAMPLES, model=False
+    )
     parser.add_argument(
-        "--picture",
+        "reports", nargs="+", type=Path, metavar="REPORT", help="JSON files of reports to compare"
+    )
+    parser.add_argument(
+        "--out", type=output_file, metavar="FILE", help="JSON file of the table to write"
+    )
+    parser.add_argument(
+        "--chart",
         type=output_file,
         default=Path("compare.png"),
         metavar="FILE",
-        help="bars with their intervals; default %(default)s",
+        help="PNG file of the bar chart to write; default %(default)s",
     )
-    parser.add_argument("--only", metavar="TEXT", help="scores whose name contains it")
-    parsed, _ = parse(parser, arguments)
+    parser.add_argument(
+        "--only", metavar="TEXT", help="text in the names of the scores to show; default all scores"
+    )
+    parsed = parse(parser, arguments)
     from triptych.evaluation.comparison import Comparison
 
     found = Comparison.read(parsed.reports, parsed.only)
     print(found.table())
     if parsed.out:
         found.save(parsed.out)
-    found.draw(parsed.picture)
-    print(f"\n{parsed.picture}")
+    found.draw(parsed.chart)
+    print(f"\n{parsed.chart}")

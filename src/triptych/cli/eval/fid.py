@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from triptych.cli.arguments import load, parse, parser_of
-from triptych.cli.eval.arguments import add_report, device_of, hand_out
-from triptych.utils.limits import BATCH
+from triptych.cli.arguments import (
+    add_batch_size,
+    command_parser,
+    device_of,
+    load_pipeline,
+    parse,
+)
+from triptych.cli.eval.arguments import add_report, hand_out
 
 EXAMPLES = """\
-  triptych eval fid --pictures out/made --reference data/true --out fid.json
-  triptych eval fid --pictures out/made --reference data/shards \
+  triptych eval fid --images-dir out/made --reference data/true --out fid.json
+  triptych eval fid --images-dir out/made --reference data/shards \
 --inception weights-inception-2015-12-05-6726825d.pth
-  triptych eval fid --pictures MJHQ/made --reference MJHQ/true --clip clip-vit-large-patch14
+  triptych eval fid --images-dir MJHQ/made --reference MJHQ/true --clip clip-vit-large-patch14
 
 Without --inception, the features are those of the model's own image encoder, and the figures
 compare with each other alone. Folders of pictures or of shards; captions and categories as in
@@ -21,34 +26,56 @@ docs/metrics.md."""
 
 def fid(arguments: list[str]) -> None:
     """FID and KID of a folder of pictures against another, and CLIP score"""
-    parser = parser_of("eval fid", "FID and KID, and CLIP score where a model is named.", EXAMPLES)
+    parser = command_parser(
+        "eval fid", "FID and KID, and CLIP score where a model is named.", EXAMPLES
+    )
     add_report(parser)
     parser.add_argument(
-        "--pictures", type=Path, required=True, metavar="A", help="that were made: folder or shards"
+        "--images-dir",
+        type=Path,
+        required=True,
+        metavar="A",
+        help="folder of the generated images, or of shards of them",
     )
     parser.add_argument(
-        "--reference", type=Path, required=True, metavar="B", help="true ones: folder or shards"
+        "--reference",
+        type=Path,
+        required=True,
+        metavar="B",
+        help="folder of the real images, or of shards of them",
     )
-    parser.add_argument("--inception", type=Path, metavar="FILE", help="weights of FID's network")
-    parser.add_argument("--clip", type=Path, metavar="DIR", help="CLIP model, for the CLIP score")
-    parser.add_argument("--batch-size", type=BATCH, default=64, help="default %(default)s")
-    parsed, flags = parse(parser, arguments)
+    parser.add_argument(
+        "--inception",
+        type=Path,
+        metavar="FILE",
+        help="weight file of FID's Inception network; default the model's own image encoder",
+    )
+    parser.add_argument(
+        "--clip",
+        type=Path,
+        metavar="FOLDER",
+        help="folder of a CLIP model for the CLIP score; default no CLIP score",
+    )
+    add_batch_size(parser, "number of images read at once", 64)
+    parsed = parse(parser, arguments)
     from triptych.evaluation.image_metrics import clip_score
     from triptych.evaluation.image_metrics import fid as benchmark
     from triptych.evaluation.image_metrics.feature_space import EncoderSpace, InceptionSpace
     from triptych.evaluation.image_sources import read_pictures
     from triptych.evaluation.provenance import add_provenance
 
-    for folder in (parsed.pictures, parsed.reference):
+    for folder in (parsed.images_dir, parsed.reference):
         read_pictures(folder)  # finds the files, and refuses the folder before a model is loaded
     judge = clip_score.ClipJudge(parsed.clip, device_of(parsed)) if parsed.clip else None
     if parsed.inception:
         space = InceptionSpace(parsed.inception, device_of(parsed))
     else:
-        space = EncoderSpace(load(parsed, flags))
-    report = benchmark.score(parsed.pictures, parsed.reference, space, batch_size=parsed.batch_size)
+        space = EncoderSpace(load_pipeline(parsed))
+    report = benchmark.score(
+        parsed.images_dir, parsed.reference, space, batch_size=parsed.batch_size
+    )
     if judge is not None:
-        fits = clip_score.score(parsed.pictures, judge)
+        fits = clip_score.score(parsed.images_dir, judge)
         report.scores |= fits.scores
         report.intervals |= fits.intervals
         report.numbers |= fits.numbers

@@ -35,33 +35,30 @@ class Wanted:
     """How many are in it."""
 
 
-def jobs_of(wanted: Sequence[Wanted], parsed: argparse.Namespace, flags: list[str]) -> list[Job]:
+def jobs_of(wanted: Sequence[Wanted], parsed: argparse.Namespace) -> list[Job]:
     """One a file."""
     common = generation_of(parsed)
     jobs = []
     for each in wanted:
         seed = parsed.seed * OF_A_SEED + each.number * OF_A_PROMPT + each.first
         seeds = list(range(seed, seed + each.tiles))
-        asked = {"prompt": each.prompt, "seeds": seeds, **common, **model_of(parsed, flags)}
+        asked = {"prompt": each.prompt, "seeds": seeds, **common, **model_of(parsed)}
         jobs.append(Job(each.file, each.file.removesuffix(".png"), asked))
     return jobs
 
 
 def make_pictures(
-    name: str,
-    arguments: list[str],
     wanted: Sequence[Wanted],
     parsed: argparse.Namespace,
-    flags: list[str],
 ) -> None:
-    """Make those of a benchmark's files that are not done, in `parsed.pictures`.
+    """Make those of a benchmark's files that are not done, in `parsed.images_dir`.
 
     Raises:
         UserError: the folder holds pictures of other settings, a prompt is too long for the model,
-            or a shard failed.
+            or a device failed.
     """
     tiles = wanted[0].tiles
-    given = {**vars(parsed), "out": parsed.pictures}
+    given = {**vars(parsed), "out": parsed.images_dir}
     given["batch_size"] = max(1, parsed.batch_size // tiles)  # files at once
 
     def check(pipe: Any) -> None:
@@ -80,10 +77,8 @@ def make_pictures(
 
     make_all(
         "eval",
-        [name, *arguments, "--generate-only"],  # what the processes are told, if there are several
-        jobs_of(wanted, parsed, flags),
+        jobs_of(wanted, parsed),
         argparse.Namespace(**given),
-        flags,
         check,
         make,
         sheet=False,

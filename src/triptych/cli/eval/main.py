@@ -3,40 +3,36 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from pkgutil import resolve_name
 
-from triptych.cli.eval.compare import compare
-from triptych.cli.eval.fid import fid
-from triptych.cli.eval.shapes import shapes
-from triptych.cli.eval.text_to_image import dpg, geneval, wise
-from triptych.cli.eval.understanding import understanding
-
-BENCHMARKS: dict[str, Callable[[list[str]], None]] = {
-    "shapes": shapes,
-    "geneval": geneval,
-    "dpg": dpg,
-    "wise": wise,
-    "fid": fid,
-    "understanding": understanding,
-    "compare": compare,
+# Benchmark -> (module:function, line of `triptych eval --help`), imported when it is called.
+BENCHMARKS = {
+    "shapes": ("shapes:shapes", "held-out captions, reconstructions, questions, edits of shapes"),
+    "geneval": ("text_to_image:geneval", "553 prompts: objects, their number, colour and place"),
+    "dpg": ("text_to_image:dpg", "1,065 long prompts, a grid of images each"),
+    "wise": ("text_to_image:wise", "1,000 prompts that you download: meaning beyond the words"),
+    "fid": ("fid:fid", "FID and KID of a folder of images against another, and CLIP score"),
+    "understanding": ("understanding:understanding", "MME, MMMU and others, by lmms-eval"),
+    "compare": ("compare:compare", "reports of one benchmark in one table and one chart"),
 }
 
 
 def overview() -> str:
     """The text of `triptych eval --help`."""
-    first = {name: each.__doc__.partition("\n")[0] for name, each in BENCHMARKS.items()}
-    lines = [f"  {name:14} {line}" for name, line in first.items()]
+    lines = [f"  {name:14} {text}" for name, (_, text) in BENCHMARKS.items()]
     return "\n".join(["usage: triptych eval BENCHMARK [--help] ...", "", *lines])
 
 
 def evaluate(arguments: list[str]) -> None:
-    """Scores of a model: triptych eval shapes --out scores.json"""
+    """Run a benchmark."""
     name = arguments[0] if arguments else "--help"
     if name in ("-h", "--help"):
         print(overview())
     elif name in BENCHMARKS:
-        BENCHMARKS[name](arguments[1:])
+        resolve_name(f"triptych.cli.eval.{BENCHMARKS[name][0]}")(arguments[1:])
     else:
         known = ", ".join(BENCHMARKS)
-        print(f"triptych eval: {name!r} is no benchmark; choose one of {known}.", file=sys.stderr)
+        print(
+            f"triptych eval: {name!r} is not a benchmark; choose one of {known}.", file=sys.stderr
+        )
         raise SystemExit(2)

@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from triptych.cli.arguments import (
     add_generation,
+    add_num_images,
     add_parts,
+    command_parser,
     generation_of,
-    load,
+    load_pipeline,
+    model_of,
     parse,
-    parser_of,
 )
+from triptych.cli.devices import for_each
 from triptych.cli.eval.arguments import add_report, write
 from triptych.cli.jobs import bar
-from triptych.cli.workers import run_shards, without
 from triptych.inference.generation_config import GenerationConfig
 from triptych.utils.disk_usage import output_folder
-from triptych.utils.limits import ALL_IMAGES, IMAGES
+from triptych.utils.limits import ALL_IMAGES
 
 if TYPE_CHECKING:
     from triptych.evaluation.report import Report
@@ -29,83 +30,80 @@ if TYPE_CHECKING:
 
 EXAMPLES = """\
   triptych eval shapes --out scores.json
-  triptych eval shapes --from runs/tiny/stage2 --ema -n 4 --processes 2 --out scores.json
-  triptych eval shapes --images 12 --pictures out/shapes --page shapes.html
+  triptych eval shapes --from runs/tiny/stage2 --ema -n 4 --devices 2 --out scores.json
+  triptych eval shapes --num-captions 12 --images-dir out/shapes --page shapes.html
 
-Scores are the same on every run, whatever the number of processes."""
+Scores are the same on every run, whatever the number of devices."""
 
 
 def shapes(arguments: list[str]) -> None:
     """The shapes world: held-out captions, reconstructions, questions and edits"""
-    parser = parser_of("eval shapes", "Score a model on the shapes world.", EXAMPLES)
+    parser = command_parser("eval shapes", "Score a model on the shapes world.", EXAMPLES)
     add_report(parser)
     parser.add_argument(
-        "--images", type=ALL_IMAGES, default=600, help="captions; default %(default)s"
+        "--num-captions",
+        type=ALL_IMAGES,
+        default=600,
+        metavar="N",
+        help="number of captions of each score; default %(default)s",
     )
+    add_num_images(parser)
     parser.add_argument(
-        "-n", "--per-caption", type=IMAGES, default=1, help="pictures for each caption"
-    )
-    parser.add_argument(
-        "--pictures",
+        "--images-dir",
         type=output_folder,
-        metavar="DIR",
-        help="keep the pictures here: a stopped run goes on with them, the page shows them",
+        metavar="FOLDER",
+        help="folder to keep the images in: a stopped run resumes with them, and the page shows "
+        "them; default none is kept",
     )
-    add_parts(parser, "of the noise that pictures start from")
+    add_parts(parser, "seed of the noise that images start from", 64)
     add_generation(parser)
-    parser.set_defaults(batch_size=64)
-    parsed, flags = parse(parser, arguments)
+    parsed = parse(parser, arguments)
     from triptych.evaluation.shapes.all_scores import Plan, report
 
-    names = ("images", "per_caption", "seed", "batch_size")
-    config = GenerationConfig(**generation_of(parsed))
-    plan = Plan(**{name: getattr(parsed, name) for name in names}, generation_config=config)
-    found, used = _found(parsed, flags, arguments, plan)
-    if parsed.shard != (0, 1):  # one of several processes: whoever started it adds them up
+    plan = Plan(
+        images=parsed.num_captions,
+        per_caption=parsed.num_images_per_prompt,
+        seed=parsed.seed,
+        batch_size=parsed.batch_size,
+        generation_config=GenerationConfig(**generation_of(parsed)),
+    )
+    if parsed.part != (0, 1) and parsed.images_dir is None:
+        parser.error("a part is not a whole score; give --images-dir, to keep its images")
+    found, used = _found(parsed, plan)
+    if parsed.part != (0, 1):
         return
-    whole = report(found, plan, parsed.pictures)
-    from triptych.cli.arguments import model_of
-
-    whole.settings |= used | model_of(parsed, flags)
+    whole = report(found, plan, parsed.images_dir)
+    whole.settings |= used | model_of(parsed)
     write(whole, parsed)
     _show(whole)
 
 
-def _found(
-    parsed: argparse.Namespace, flags: list[str], arguments: Sequence[str], plan: Plan
-) -> tuple[list[Verdict], dict[str, Any]]:
-    """All verdicts, by one process or several, and `_used`; a shard prints its own, one a line."""
+def _found(parsed: argparse.Namespace, plan: Plan) -> tuple[list[Verdict], dict[str, Any]]:
+    """All verdicts of the plan, or those of the images of a part, and `_used`."""
     from triptych.evaluation.image_cache import KeptPictures
-    from triptych.evaluation.shapes.all_scores import verdicts
+    from triptych.evaluation.shapes.all_scores import SPLITS, verdicts
 
-    total = sum(len(numbers) for _, _, numbers in plan.work())
-    found: list[Any] = []
+    work = list(plan.work())
+    part, parts = parsed.part
+    mine = [n for n, (score, _, _) in enumerate(work) if parts == 1 or score in SPLITS]
+    mine = mine[part::parts]
     used: dict[str, Any] = {}
-    with bar(total, 0) as advance:
-        if parsed.processes > 1:
+    total = sum(len(work[n][2]) for n in mine)
+    with bar(total, 0, parsed.devices * parsed.num_nodes) as advance:
 
-            def told(line: str) -> None:
-                said = json.loads(line)
-                if isinstance(said, dict):
-                    used.update(said)
-                else:
-                    found.append(tuple(said))
-                    advance(1)
+        def load(device: Any) -> tuple[Any, KeptPictures | None]:
+            pipe = load_pipeline(parsed, device)
+            used.update(_used(pipe, plan))
+            return pipe, KeptPictures(parsed.images_dir, used) if parsed.images_dir else None
 
-            rest = without(arguments, "--processes")
-            run_shards("eval", ["shapes", *rest], parsed.processes, None, told)
-            return found, used
-        pipe = load(parsed, flags)
-        used = _used(pipe, plan)
-        if parsed.shard != (0, 1):
-            print(json.dumps(used), flush=True)
-        kept = KeptPictures(parsed.pictures, used) if parsed.pictures else None
-        for verdict in verdicts(pipe.model, plan, parsed.shard, kept):
-            found.append(verdict)
-            advance(1)
-            if parsed.shard != (0, 1):
-                print(json.dumps(verdict), flush=True)
-    return found, used
+        def perform(loaded: tuple[Any, KeptPictures | None], number: int) -> list[Verdict]:
+            pipe, kept = loaded
+            found = list(verdicts(pipe.model, plan, (mine[number], len(work)), kept))
+            advance(len(found))
+            return found
+
+        found = for_each(parsed, len(mine), load, perform)
+    return [verdict for each in found for verdict in each], used
 
 
 def _used(pipe: Any, plan: Plan) -> dict[str, Any]:

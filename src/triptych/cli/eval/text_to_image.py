@@ -9,23 +9,25 @@ from typing import TYPE_CHECKING, Any
 
 from triptych.cli.arguments import (
     add_generation,
-    add_num_images_per_prompt,
+    add_num_images,
     add_parts,
+    command_parser,
+    device_of,
     parse,
-    parser_of,
 )
 from triptych.cli.eval.arguments import (
     QWEN,
+    add_images,
     add_judge,
-    add_pictures,
     add_report,
-    device_of,
     hand_out,
     judge_of,
     named_or_here,
 )
 from triptych.cli.eval.generate_images import Wanted, make_pictures
+from triptych.utils.disk_usage import output_folder
 from triptych.utils.limits import TILES
+from triptych.utils.signals import is_first_rank
 
 if TYPE_CHECKING:
     from triptych.evaluation.report import Report
@@ -34,25 +36,27 @@ DETECTOR = "facebook/mask2former-swin-small-coco-instance"
 CLIP = "openai/clip-vit-large-patch14"
 
 GENEVAL = """\
-  triptych eval geneval --from runs/mine --processes 8 --out geneval.json \
+  triptych eval geneval --from runs/mine --devices 8 --out geneval.json \
 --detector facebook/mask2former-swin-small-coco-instance --clip openai/clip-vit-large-patch14
-  triptych eval geneval --limit 2 -n 1 --generate-only --pictures out/few
-  triptych eval geneval --images pictures --detector mask2former --clip clip-vit-large-patch14
+  triptych eval geneval --limit 2 -n 1 --generate-only --images-dir out/few
+  triptych eval geneval --score-only --images-dir images --detector mask2former \
+--clip clip-vit-large-patch14
 
 The folder is that of the original scorer, which reads it, too. A run that was stopped goes on."""
 
 DPG = """\
-  triptych eval dpg --from runs/mine --questions dpg_bench.csv --answers said.jsonl \
+  triptych eval dpg --from runs/mine --questions dpg_bench.csv --answer-cache said.jsonl \
 --judge Qwen/Qwen2.5-VL-7B-Instruct --out dpg.json
-  triptych eval dpg --from runs/mine --limit 2 --generate-only --pictures out/grids
-  triptych eval dpg --images grids --questions dpg_bench.csv --judge-url http://127.0.0.1:8000/v1
+  triptych eval dpg --from runs/mine --limit 2 --generate-only --images-dir out/grids
+  triptych eval dpg --score-only --images-dir grids --questions dpg_bench.csv \
+--judge-url http://127.0.0.1:8000/v1
 
 dpg_bench.csv is in the ELLA repository; it is asked for where grids are scored."""
 
 WISE = """\
   triptych eval wise --prompts cultural_common_sense.json natural_science.json --generate-only
   triptych eval wise --prompts *.json --protocol verified --judge qwen3.5-35b-a3b \
---judge-url http://127.0.0.1:8000/v1 --answers answers.jsonl --out wise.json
+--judge-url http://127.0.0.1:8000/v1 --answer-cache answers.jsonl --out wise.json
 
 The prompts have no licence, so you download them, from the WISE repository."""
 
@@ -60,22 +64,24 @@ The prompts have no licence, so you download them, from the WISE repository."""
 def geneval(arguments: list[str]) -> None:
     """553 prompts, 4 pictures each: are objects there, in number, colour and place?"""
     parser = _parser("geneval", "GenEval: objects, their number, colour and place.", GENEVAL)
-    add_num_images_per_prompt(parser, 4)
-    parser.add_argument("--prompts", type=Path, metavar="FILE", help="in place of the published")
+    add_num_images(parser, 4)
+    parser.add_argument(
+        "--prompts", type=Path, metavar="FILE", help="file of prompts; default the published ones"
+    )
     judge = parser.add_argument_group(
-        "who judges (a name on the hub that you give is downloaded; a default must be there)"
+        "judge (a name on the hub that you give is downloaded; a default must be on this machine)"
     )
     judge.add_argument(
         "--detector",
         metavar="MODEL",
-        help=f"folder or name on the hub of a Mask2Former; default {DETECTOR}",
+        help=f"Mask2Former that detects objects: a folder or a hub name; default {DETECTOR}",
     )
     judge.add_argument(
         "--clip",
         metavar="MODEL",
-        help=f"folder or name on the hub of the CLIP for colours; default {CLIP}",
+        help=f"CLIP that names colours: a folder or a hub name; default {CLIP}",
     )
-    parsed, flags = _parse(parser, arguments)
+    parsed = _parse(parser, arguments)
     from triptych.evaluation import geneval as benchmark
     from triptych.evaluation.geneval.layout import PACKAGED
 
@@ -106,17 +112,27 @@ def geneval(arguments: list[str]) -> None:
         for number, entry in enumerate(entries):
             benchmark.write_metadata(folder, number, entry)
 
-    _run("geneval", arguments, wanted, parsed, flags, scorer, beside)
+    _run(wanted, parsed, scorer, beside)
 
 
 def dpg(arguments: list[str]) -> None:
     """1,065 long prompts, a grid of 2x2 pictures each: does it show all that they say?"""
     parser = _parser("dpg", "DPG-Bench: long prompts, asked question by question.", DPG)
-    parser.add_argument("--grid", type=TILES, default=2, help="tiles a side; default 2")
-    parser.add_argument("--prompts", type=Path, metavar="FILE", help="in place of the published")
-    parser.add_argument("--questions", type=Path, metavar="FILE", help="dpg_bench.csv")
+    parser.add_argument(
+        "--grid",
+        type=TILES,
+        default=2,
+        metavar="N",
+        help="number of images on each side of a grid; default %(default)s",
+    )
+    parser.add_argument(
+        "--prompts", type=Path, metavar="FILE", help="file of prompts; default the published ones"
+    )
+    parser.add_argument(
+        "--questions", type=Path, metavar="FILE", help="dpg_bench.csv, the file of questions"
+    )
     add_judge(parser, QWEN)
-    parsed, flags = _parse(parser, arguments)
+    parsed = _parse(parser, arguments)
     if parsed.questions is None and not _only_makes(parsed):
         parser.error("give --questions dpg_bench.csv, or --generate-only")
     from triptych.evaluation import dpg as benchmark
@@ -134,7 +150,7 @@ def dpg(arguments: list[str]) -> None:
             parsed.questions,
             prompts,
             grid=parsed.grid,
-            answers=parsed.answers,
+            answers=parsed.answer_cache,
             limit=parsed.limit,
         )
 
@@ -147,24 +163,29 @@ def dpg(arguments: list[str]) -> None:
         )
         for number, entry in enumerate(entries)
     ]
-    _run("dpg", arguments, wanted, parsed, flags, scorer)
+    _run(wanted, parsed, scorer)
 
 
 def wise(arguments: list[str]) -> None:
     """1,000 prompts that you download: does a picture show what a prompt means?"""
     parser = _parser("wise", "WISE: what prompts mean rather than say.", WISE)
-    parser.add_argument("--prompts", type=Path, nargs="+", metavar="FILE", help="of WISE")
+    parser.add_argument(
+        "--prompts", type=Path, nargs="+", metavar="FILE", help="prompt files of WISE"
+    )
     parser.add_argument(
         "--protocol",
         choices=["legacy", "verified"],
         default="legacy",
-        help="their numbers do not compare; default %(default)s",
+        help="version of the benchmark, whose scores do not compare; default %(default)s",
     )
     parser.add_argument(
-        "--instructions", type=Path, metavar="FILE", help="what the judge is told, not our words"
+        "--instructions",
+        type=Path,
+        metavar="FILE",
+        help="file of the judge's instructions; default our wording",
     )
     add_judge(parser, None)
-    parsed, flags = _parse(parser, arguments)
+    parsed = _parse(parser, arguments)
     if not parsed.prompts:
         parser.error("give --prompts, the files that you downloaded from the WISE repository")
     if parsed.judge is None and not _only_makes(parsed):
@@ -182,7 +203,7 @@ def wise(arguments: list[str]) -> None:
             parsed.prompts,
             protocol,
             parsed.instructions,
-            parsed.answers,
+            parsed.answer_cache,
             parsed.limit,
         )
 
@@ -190,38 +211,38 @@ def wise(arguments: list[str]) -> None:
         Wanted(benchmark.picture_path(Path(), each.number).as_posix(), each.text, each.number)
         for each in prompts
     ]
-    _run("wise", arguments, wanted, parsed, flags, scorer)
+    _run(wanted, parsed, scorer)
 
 
 def _parser(name: str, description: str, examples: str) -> argparse.ArgumentParser:
-    parser = parser_of(f"eval {name}", description, examples)
+    parser = command_parser(f"eval {name}", description, examples)
     add_report(parser)
-    add_pictures(parser, name)
-    add_parts(parser, "of all pictures: each has its own, by its prompt's number")
+    add_images(parser, name)
+    add_parts(parser, "seed of all images: each has its own, by its prompt's number")
     add_generation(parser)
     return parser
 
 
-def _parse(
-    parser: argparse.ArgumentParser, arguments: list[str]
-) -> tuple[argparse.Namespace, list[str]]:
-    parsed, flags = parse(parser, arguments)
-    if parsed.images and _only_makes(parsed):
-        parser.error("--images makes no pictures; leave out --generate-only and --shard")
-    return parsed, flags
+def _parse(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Namespace:
+    parsed = parse(parser, arguments)
+    if parsed.score_only and parsed.part != (0, 1):
+        parser.error("--score-only makes no images; leave out --part")
+    if not parsed.score_only:
+        try:
+            output_folder(str(parsed.images_dir))
+        except argparse.ArgumentTypeError as error:
+            parser.error(f"argument --images-dir: {error}")
+    return parsed
 
 
 def _only_makes(parsed: argparse.Namespace) -> bool:
-    """Whether nothing is scored: a shard alone is no whole benchmark."""
-    return parsed.generate_only or parsed.shard != (0, 1)
+    """Whether nothing is scored: a part is not a whole benchmark."""
+    return parsed.generate_only or parsed.part != (0, 1)
 
 
 def _run(
-    name: str,
-    arguments: list[str],
     wanted: list[Wanted],
     parsed: argparse.Namespace,
-    flags: list[str],
     scorer: Callable[[], Callable[[Path], Report]],
     beside: Callable[[Path], Any] = lambda folder: None,
 ) -> None:
@@ -231,13 +252,14 @@ def _run(
         scorer: loads who judges, before anything is made: it may not be there.
         beside: writes what belongs beside the pictures.
     """
-    score = None if _only_makes(parsed) else scorer()
-    if parsed.images is None:
-        make_pictures(name, arguments, wanted, parsed, flags)
-        beside(parsed.pictures)
+    judging = not _only_makes(parsed) and is_first_rank()
+    score = scorer() if judging else None
+    if not parsed.score_only:
+        make_pictures(wanted, parsed)
+        beside(parsed.images_dir)
     if score is not None:
         from triptych.evaluation.provenance import add_provenance
 
-        report = score(parsed.images or parsed.pictures)
+        report = score(parsed.images_dir)
         add_provenance(report)
         hand_out(report, parsed)

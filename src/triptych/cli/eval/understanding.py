@@ -13,12 +13,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from triptych.cli.arguments import parse, parser_of
+from triptych.cli.arguments import add_batch_size, command_parser, model_of, parse
 from triptych.cli.eval.arguments import add_report, hand_out
 from triptych.utils.documents import TEXT_BYTES, read_json
 from triptych.utils.errors import UserError
-from triptych.utils.limits import BATCH, COUNT
-from triptych.utils.png_metadata import shown_name
+from triptych.utils.limits import COUNT
 
 if TYPE_CHECKING:
     from triptych.evaluation.report import Report
@@ -33,16 +32,24 @@ Several GPUs: --print, and torchrun in place of python."""
 
 def understanding(arguments: list[str]) -> None:
     """MME, MMMU and others, by lmms-eval where it is installed"""
-    parser = parser_of("eval understanding", "Run tasks of lmms-eval on a model.", EXAMPLES)
+    parser = command_parser("eval understanding", "Run tasks of lmms-eval on a model.", EXAMPLES)
     add_report(parser)
-    parser.add_argument("--tasks", required=True, metavar="A,B", help="as lmms-eval calls them")
-    parser.add_argument("--include", type=Path, metavar="DIR", help="of tasks of your own")
-    parser.add_argument("--batch-size", type=BATCH, default=16, help="default %(default)s")
-    parser.add_argument("--limit", type=COUNT, metavar="N", help="questions of each task")
-    parser.add_argument("--print", action="store_true", help="the command alone; run nothing")
-    parsed, flags = parse(parser, arguments)
-    if flags or parsed.config or parsed.low_memory or parsed.quantize:
-        parser.error("lmms-eval is told --from, --ema, --device and --dtype alone")
+    parser.add_argument(
+        "--tasks", required=True, metavar="A,B", help="tasks to run, by their names in lmms-eval"
+    )
+    parser.add_argument(
+        "--include", type=Path, metavar="FOLDER", help="folder of your own tasks; default none"
+    )
+    add_batch_size(parser, "number of questions answered at once", 16)
+    parser.add_argument(
+        "--limit", type=COUNT, metavar="N", help="number of questions of each task; default all"
+    )
+    parser.add_argument(
+        "--print", action="store_true", help="print the command of lmms-eval and do not run it"
+    )
+    parsed = parse(parser, arguments)
+    if parsed.overrides:
+        parser.error("lmms-eval takes no --model.x=y flags; write them in a file for --config")
     command = command_of(parsed)
     if parsed.print:
         print(shlex.join(["python", *command[1:]]))
@@ -55,25 +62,27 @@ def understanding(arguments: list[str]) -> None:
             raise UserError(f"lmms-eval failed (status {done.returncode}); it says why above.")
         report = read_results(Path(folder))
     report.settings["lmms_eval"] = version("lmms-eval")
-    report.settings["model"] = {
-        "source": shown_name(parsed.source),
-        "ema": parsed.ema,
-        "dtype": parsed.dtype,
-    }
+    report.settings |= model_of(parsed)
     hand_out(report, parsed)
 
 
 def command_of(parsed: argparse.Namespace) -> list[str]:
-    """What starts lmms-eval."""
-    model = {"source": parsed.source, "device": parsed.device, "dtype": parsed.dtype}
-    told = [f"{name}={value}" for name, value in model.items() if value]
-    told += ["ema=True"] if parsed.ema else []
-    told += [f"trust_class={'+'.join(parsed.trust_class)}"] if parsed.trust_class else []
+    """The command line of lmms-eval."""
+    given = {
+        "source": "+".join(parsed.config or [parsed.source]),
+        "device": parsed.device,
+        "dtype": parsed.dtype,
+        "ema": parsed.ema,
+        "low_memory": parsed.low_memory,
+        "quantize": parsed.quantize,
+        "trust_class": "+".join(parsed.trust_class),
+    }
+    model = [f"{name}={value}" for name, value in given.items() if value]
     limit = ["--limit", str(parsed.limit)] if parsed.limit else []
     include = ["--include_path", str(parsed.include)] if parsed.include else []
     return [
         *(sys.executable, "-P", "-m", "lmms_eval", "--model", "triptych"),
-        *("--model_args", ",".join(told), "--tasks", parsed.tasks),
+        *("--model_args", ",".join(model), "--tasks", parsed.tasks),
         *("--batch_size", str(parsed.batch_size), *limit, *include),
     ]
 

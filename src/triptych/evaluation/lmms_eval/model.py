@@ -32,8 +32,10 @@ class Triptych(lmms):
     """A model that answers conversations with pictures.
 
     Args (of `--model_args`):
-        source: preset, folder or checkpoint, as for `UnifiedPipeline.from_pretrained`.
-        device, dtype, ema: as there.
+        source: preset, folder or checkpoint, as for `UnifiedPipeline.from_pretrained`; several
+            model files with a + between them.
+        device, dtype, ema, quantize: as there.
+        low_memory: its enable_model_cpu_offload.
         batch_size: conversations at a time.
         system_prompt: in place of the model's own.
         seed: of the draws, where a task asks for a temperature.
@@ -54,6 +56,8 @@ class Triptych(lmms):
         system_prompt: str | None = None,
         seed: int = 0,
         trust_class: str = "",
+        low_memory: bool = False,
+        quantize: str | None = None,
     ) -> None:
         super().__init__()
         if not str(batch_size).isdigit() or max_batch_size is not None:
@@ -65,10 +69,12 @@ class Triptych(lmms):
         if self._world_size > 1 and device in (None, "cuda"):
             device = f"cuda:{os.environ['LOCAL_RANK']}"
         self.pipeline = UnifiedPipeline.from_pretrained(
-            source,
+            source.split("+") if "+" in source and source.endswith((".yaml", ".yml")) else source,
             device=device,
             dtype=dtype,
             ema=ema,
+            enable_model_cpu_offload=low_memory,
+            quantize=quantize,
             trust_class=[name for name in trust_class.split("+") if name],
         )
         self.device = self.pipeline.device  # lmms-eval's, for what processes tell each other

@@ -10,8 +10,6 @@ import argparse
 import json
 import math
 import re
-import warnings
-from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +17,7 @@ from typing import Any
 
 import torch
 from lightning import LightningDataModule, Trainer
-from lightning.pytorch.callbacks import BasePredictionWriter, Callback
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -28,6 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 from triptych import __version__
 from triptych.checkpoints import require_files
 from triptych.checkpoints.run_folder import is_first_process
+from triptych.cli.predict import RESUME, Devices
 from triptych.data_modules import BadSample, ShardFolder
 from triptych.data_modules.decode import Decoder
 from triptych.data_modules.features.cache import (
@@ -40,7 +38,7 @@ from triptych.data_modules.features.cache import (
 )
 from triptych.data_modules.features.shard_file import DTYPES, ENDING, SidecarWriter, read_metadata
 from triptych.data_modules.shards.identity import stamp
-from triptych.inference.loading import BAD_VALUES, describe_model
+from triptych.inference.loading import describe_model, find_source
 from triptych.modules.feature_extraction import FeatureModule, Pictures
 from triptych.training.ranks import ending_together, take_over, watch_launched
 from triptych.utils.atomic_write import alone_in, replacing
@@ -48,42 +46,43 @@ from triptych.utils.disk_usage import announce, refuse_other_files, require_plac
 from triptych.utils.documents import parse_json
 from triptych.utils.errors import PictureError, UserError
 from triptych.utils.images import stack_pictures
-from triptych.utils.parser_errors import plain
 from triptych.utils.signals import ignore_in_worker, supervisor
 
 # What lies in a folder of features; hidden files are not looked at.
 OURS = re.compile(rf"({re.escape(MANIFEST)}|.*{re.escape(ENDING)})(\.partial)?|\..*")
 
-# Lightning wants to know which rows of a data set a batch has; our batches say so themselves.
-warnings.filterwarnings("ignore", message="Couldn't infer the batch indices")
-warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # as in lightning_cli
 
+def extract(options: argparse.Namespace) -> None:
+    """Do what `triptych data features` was asked for; `features` has the options.
 
-def features(options: argparse.Namespace) -> None:
-    """Do what `triptych data features` was asked for; `data_commands` has the options."""
-    model = describe_model(options.config, options.flags, options.trust_class)
+    Raises:
+        UserError: there is no such model or device, or a flag has nothing to act on.
+    """
+    if options.low_memory or options.quantize:
+        raise UserError(
+            "only the encoder is loaded to compute features; leave out --low-memory and --quantize."
+        )
+    devices = Devices.of(options, options.precision)
+    found = find_source(options.config or options.source, options.ema)
+    flags = [*found.overrides, *options.overrides]
+    if options.dtype not in (None, "float32"):
+        flags.append(f"--model.execution.frozen_dtype={options.dtype}")
+    model = describe_model(found.configs, flags, options.trust_class)
     require_files(model.weights)
-    _trainer(options.accelerator, options.devices, options.precision)
+    devices.trainer()  # refuses what Lightning has not before anything is read
     if options.out is not None:
         require_place("features", options.out)
         refuse_other_files(options.out, OURS, "--out")
     source = ShardFolder(options.folder).open()  # indexes shards that have no index yet
     shard_names(source.paths)  # refuses equal ones before the weights are read
-    module = FeatureModule(model, options.objective)
+    module = FeatureModule(model, options.encoder)
+    module.refuse_trained(found.trained)
     made = Making(
         folder=options.out or home(source),
         identity={**module.identity(), "decode": options.decode},
-        dtype=options.dtype,
+        dtype=options.storage_dtype,
     )
-    line = made.extract(
-        source,
-        module,
-        options.batch_size,
-        options.workers or 0,
-        options.devices,
-        options.accelerator,
-        options.precision,
-    )
+    line = made.extract(source, module, options.batch_size, options.workers or 0, devices)
     if line:
         print(line)
 
@@ -106,9 +105,7 @@ class Making:
         module: FeatureModule,
         batch_size: int = 32,
         workers: int = 0,
-        devices: int = 1,
-        accelerator: str = "auto",
-        precision: str = "32-true",
+        devices: Devices | None = None,
     ) -> str | None:
         """Write what is missing, then the manifest; a line about it, in the first process.
 
@@ -123,9 +120,7 @@ class Making:
                 announce(f"features of {samples:,} samples", self.folder, size)
         # a process for each device comes here; the first one holds the folder for all
         with alone_in(self.folder) if is_first_process() else nullcontext():
-            return self._extract(
-                source, module, batch_size, workers, devices, accelerator, precision
-            )
+            return self._extract(source, module, batch_size, workers, devices or Devices())
 
     def _extract(
         self,
@@ -133,16 +128,13 @@ class Making:
         module: FeatureModule,
         batch_size: int,
         workers: int,
-        devices: int,
-        accelerator: str,
-        precision: str,
+        devices: Devices,
     ) -> str | None:
         if todo := self.missing(source):
-            devices = min(devices, len(todo))  # whoever has no shard would not wait for the others
-            with supervisor.handled():
+            with supervisor.handled(RESUME):
                 watch_launched()
                 write = WriteSidecars(self, source, todo, module.encoder.feature_shape)
-                trainer = _trainer(accelerator, devices, precision, [write])
+                trainer = devices.trainer([write], most=len(todo))
                 take_over(trainer)
                 read = PictureReader(source, Decoder(self.identity["decode"]), module.picture_size)
                 data = ShardPictures(read, todo, batch_size, workers)
@@ -152,7 +144,7 @@ class Making:
                     trainer.predict(module, data, return_predictions=False)
             if not trainer.is_global_zero:
                 return None
-        return self.write_manifest(precision)
+        return self.write_manifest(devices.precision)
 
     def missing(self, source: ShardFolder) -> list[int]:
         """Numbers of the shards whose features are not there yet, or do not hold."""
@@ -202,30 +194,6 @@ class Making:
             f"{self.folder}: features of {samples} samples in {len(shards)} shards, {self.dtype}, "
             f"relative RMS error {error:.1e}; {unreadable} pictures could not be read"
         )
-
-
-def _trainer(
-    accelerator: str, devices: int, precision: str, callbacks: Sequence[Callback] = ()
-) -> Trainer:
-    """The trainer whose predict loop computes features.
-
-    Raises:
-        UserError: Lightning has no such accelerator or precision, or there are no such devices.
-    """
-    try:
-        return Trainer(
-            accelerator=accelerator,
-            devices=devices,
-            strategy="ddp" if devices > 1 else "auto",
-            precision=precision,
-            callbacks=[*callbacks],
-            logger=False,
-            enable_checkpointing=False,
-            enable_model_summary=False,
-            use_distributed_sampler=False,
-        )
-    except (MisconfigurationException, *BAD_VALUES) as error:
-        raise UserError(f"the features cannot be computed so: {plain(str(error))}") from error
 
 
 class WriteSidecars(BasePredictionWriter):

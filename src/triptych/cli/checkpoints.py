@@ -1,0 +1,105 @@
+"""`triptych convert` and `export`: weights from one form to another."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from triptych.cli.arguments import DTYPES, command_parser, parse
+from triptych.inference.trusted_config import add_trust
+from triptych.utils.disk_usage import output_file
+
+CONVERT = """\
+  triptych convert BLIP3o/BLIP3o-Model-8B models/blip3o --encoder eva.pt
+  triptych convert models/blip3o/model.yaml published
+
+An interrupted conversion resumes where it was stopped. See docs/published_checkpoints.md. Any
+--model.x=y flag of `triptych fit` may follow a model file."""
+EXPORT = """\
+  triptych export runs/tiny/stage2 --ema --out stage2.safetensors
+  triptych generate "a red circle" --from stage2.safetensors"""
+
+
+def convert(arguments: list[str]) -> None:
+    """Convert a published checkpoint to our files, or a model file back."""
+    parser = command_parser(
+        "convert",
+        "Convert a published checkpoint to our files, or a model file back.",
+        CONVERT,
+        model=False,
+    )
+    parser.add_argument(
+        "source",
+        nargs="+",
+        metavar="SOURCE",
+        help="folder or hub id of BLIP3-o, of Qwen2.5-VL or of a pixel decoder; of SigLIP and of "
+        "SANA, together; or a model file (.yaml), which is written back as BLIP3-o is published",
+    )
+    parser.add_argument("target", type=Path, metavar="TARGET", help="folder to write")
+    parser.add_argument(
+        "--encoder",
+        metavar="SOURCE",
+        help="EVA tower that is published apart: a file, folder or hub id; default that of SOURCE",
+    )
+    parser.add_argument(
+        "--decoder",
+        metavar="SOURCE",
+        help="pixel decoder in place of that of SOURCE: a folder or hub id",
+    )
+    add_trust(parser)
+    parsed, flags = parser.parse_known_args(arguments)
+    back = parsed.source[0].endswith((".yaml", ".yml"))
+    unknown = [flag for flag in flags if not (back and flag.startswith("--model."))]
+    if unknown or (back and (parsed.encoder or parsed.decoder)):
+        parser.error(f"unrecognized arguments: {' '.join(unknown) or '--encoder or --decoder'}")
+    if back and parsed.source[1:]:
+        parser.error(f"a model file is converted alone, without {' '.join(parsed.source[1:])}")
+    try:
+        if back:
+            from triptych.checkpoints.published.export import export
+            from triptych.inference.loading import describe_model
+
+            export(describe_model(parsed.source, flags, parsed.trust_class), parsed.target)
+        else:
+            from triptych.checkpoints.published import convert as conversion
+
+            conversion.convert_published(
+                parsed.source, parsed.target, parsed.encoder, parsed.decoder
+            )
+    except KeyboardInterrupt:  # 130: what a shell reports of a program that Ctrl-C ended
+        parser.exit(130, "triptych: interrupted; the same command goes on where it stopped.\n")
+
+
+def export(arguments: list[str]) -> None:
+    """Write the weights of a training checkpoint for inference."""
+    parser = command_parser(
+        "export", "Write the weights of a training checkpoint for inference.", EXPORT, model=False
+    )
+    parser.add_argument(
+        "checkpoint",
+        type=Path,
+        metavar="CHECKPOINT",
+        help="checkpoint of a training run, a file or a folder",
+    )
+    parser.add_argument(
+        "--out",
+        type=output_file,
+        default=Path("weights.safetensors"),
+        metavar="FILE",
+        help="weight file to write; default %(default)s",
+    )
+    parser.add_argument(
+        "--ema", action="store_true", help="write the averaged weights; default the last weights"
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        default="float32",
+        help="type of the weights in the file; default %(default)s",
+    )
+    parsed = parse(parser, arguments)
+    import torch
+
+    from triptych.checkpoints.training_checkpoint import export_checkpoint
+
+    export_checkpoint(parsed.checkpoint, parsed.out, parsed.ema, getattr(torch, parsed.dtype))
+    print(f"{parsed.out}: --model.weights.LABEL={parsed.out} reads it")

@@ -1,0 +1,11 @@
+"""`triptych data`: what is done to data before training.
+
+main                table of commands
+arguments           flags that the commands share
+printing            progress bar, tables and counts of problems
+pack                data pack
+index               data index
+inspect             data inspect
+features            data features: its flags
+feature_extraction  data features: the encoder over shards by Trainer.predict
+"""

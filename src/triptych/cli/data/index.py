@@ -1,0 +1,99 @@
+"""`triptych data index`: where the samples of shards are, and the unusable ones."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+from triptych.cli.arguments import command_parser, parse
+from triptych.cli.data.arguments import add_folder, add_workers
+from triptych.cli.data.printing import print_problems, print_table, progress_bar
+from triptych.utils.errors import UserError
+
+EXAMPLES = """\
+  triptych data index data/photos
+
+Shards whose index is up to date are left alone. The status is 1 if nothing is usable."""
+
+
+def index(arguments: list[str]) -> None:
+    """Index shards, and say what is wrong with them."""
+    description = (
+        "Write SHARD.idx beside each shard, which says where its samples are. Training does so "
+        "by itself\nwhere there is none; do it here for large sets, and after shards changed."
+    )
+    parser = command_parser("data index", description, EXAMPLES, model=False)
+    add_folder(parser)
+    parser.add_argument(
+        "--tokenizer",
+        type=Path,
+        metavar="PATH",
+        help="tokenizer.json, or its folder, that counts the tokens of captions: batches of "
+        "captions of like length are then exact; default none",
+    )
+    parser.add_argument(
+        "--checksums",
+        action="store_true",
+        help="store a checksum of each sample, which reads everything",
+    )
+    parser.add_argument(
+        "--verify",
+        action="store_true",
+        help="compare each sample with its checksum, which reads everything",
+    )
+    add_workers(parser)
+    parsed = parse(parser, arguments)
+    from triptych.data_modules.shards.build_index import index_shards, require_checksums
+    from triptych.utils.listing.shards import find_shards
+
+    shards = find_shards(parsed.folder)
+    if parsed.verify and not parsed.checksums:
+        require_checksums(shards)
+    indexes, lost = [], Counter()
+    problems: list[tuple[str, int | str, str, str]] = []
+    with progress_bar("indexing") as progress:
+        built = index_shards(shards, parsed.workers, parsed.tokenizer, parsed.checksums)
+        for done, found in enumerate(built, 1):
+            progress(done, len(shards))
+            if isinstance(found, UserError):
+                problems.append((shards[done - 1].name, "all", str(found), ""))
+                continue
+            indexes.append(found)
+            for problem in found.problems:
+                lost[problem.reason] += problem.samples
+                first = ", ".join(problem.keys[:3])
+                problems.append((found.shard.name, problem.samples, problem.reason, first))
+    if problems:
+        print_table(("shard", "left out", "why", "first of them"), problems)
+    samples = sum(map(len, indexes))
+    print(f"{samples:,} samples in {len(indexes):,} of {len(shards):,} shards")
+    print_problems(lost)
+    if not samples:
+        why = ", ".join(f"{count:,} {reason}" for reason, count in lost.most_common())
+        raise UserError(
+            f"{parsed.folder} holds no usable sample: none with a picture (KEY.jpg, png or webp) "
+            f"and a caption (KEY.txt or KEY.json) next to it{why and f' ({why})'}."
+        )
+    if parsed.verify:
+        _verify(indexes, parsed.workers)
+
+
+def _verify(indexes: list, workers: int | None) -> None:
+    """Name the samples that are not what they were when their checksums were taken."""
+    from triptych.data_modules.parallel import each
+    from triptych.data_modules.shards.index_columns import changed_samples
+
+    changed = []
+    with progress_bar("verifying") as progress:
+        for done, keys in enumerate(each(changed_samples, indexes, workers), 1):
+            progress(done, len(indexes))
+            if keys:
+                shard = indexes[done - 1].shard.name
+                changed.append((shard, len(keys), "other bytes", ", ".join(keys[:3])))
+    if changed:
+        print_table(("shard", "changed", "how", "first of them"), changed)
+        raise UserError(
+            f"{sum(row[1] for row in changed):,} samples in {len(changed):,} shards are not what "
+            "they were when their checksums were taken; download those shards again."
+        )
+    print("all samples are as they were when their checksums were taken")

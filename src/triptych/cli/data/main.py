@@ -1,0 +1,37 @@
+"""The table of commands on data."""
+
+from __future__ import annotations
+
+import sys
+from pkgutil import resolve_name
+
+# Command -> (module:function, line of `triptych data --help`), imported when it is called.
+COMMANDS = {
+    "pack": ("pack:pack", "images and captions into shards"),
+    "index": ("index:index", "where the samples of shards are, and the unusable ones"),
+    "inspect": ("inspect:inspect", "counts, lengths, sizes, duplicates, an image grid"),
+    "features": ("features:features", "image features of shards, computed once"),
+}
+
+
+def overview() -> str:
+    """The text of `triptych data --help`."""
+    lines = [f"  {name:10} {text}" for name, (_, text) in COMMANDS.items()]
+    return "\n".join(["usage: triptych data COMMAND [--help] ...", "", *lines])
+
+
+def data(arguments: list[str]) -> None:
+    """Run a command on data."""
+    name = arguments[0] if arguments else "--help"
+    if name in ("-h", "--help"):
+        print(overview())
+        return
+    if name not in COMMANDS:
+        known = ", ".join(COMMANDS)
+        print(f"triptych data: {name!r} is not a command; choose one of {known}.", file=sys.stderr)
+        raise SystemExit(2)
+    try:
+        resolve_name(f"triptych.cli.data.{COMMANDS[name][0]}")(arguments[1:])
+    except KeyboardInterrupt:  # 130: what a shell reports of a program that Ctrl-C ended
+        print("triptych: interrupted; the same command goes on where it stopped.", file=sys.stderr)
+        raise SystemExit(130) from None

@@ -1,0 +1,119 @@
+"""`triptych data pack`: images and captions into shards."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+from triptych.cli.arguments import command_parser, parse
+from triptych.cli.data.arguments import SOURCES, add_source, add_workers
+from triptych.cli.data.printing import print_problems, progress_bar
+from triptych.utils.limits import COUNT
+
+EXAMPLES = """\
+  triptych data pack photos --out data/photos
+
+The same command resumes where it was stopped."""
+
+
+def pack(arguments: list[str]) -> None:
+    """Pack images and captions into shards."""
+    parsed = parse(pack_parser(), arguments)
+    from triptych.data_modules.sources.detect import source_at
+    from triptych.data_modules.tools.pack import pack as write
+    from triptych.data_modules.tools.pack import skipped
+
+    source = source_at(
+        parsed.source,
+        parsed.images_dir,
+        parsed.split,
+        parsed.image_column,
+        parsed.caption_column,
+        mend=True,
+    ).open()
+    origin = {
+        "source": str(parsed.source.resolve()),
+        "content": _content(parsed.source, parsed.out),
+        "format": type(source).__name__,
+        "images_dir": str(parsed.images_dir.resolve()) if parsed.images_dir else None,
+        "split": parsed.split,
+        "image_column": parsed.image_column,
+        "caption_column": parsed.caption_column,
+    }
+    with progress_bar("packing") as progress:
+        shards = write(
+            source, parsed.out, origin, parsed.samples_per_shard, parsed.workers, progress
+        )
+    lost = skipped(shards)
+    samples = sum(shard.samples for shard in shards)
+    print(f"{samples:,} samples in {len(shards):,} shards: {parsed.out}")
+    print_problems(lost)
+
+
+def pack_parser() -> argparse.ArgumentParser:
+    """Parser of `triptych data pack`."""
+    description = "Pack images and captions into WebDataset shards; image files stay as they are."
+    parser = command_parser("data pack", f"{description}\n\n{SOURCES}", EXAMPLES, model=False)
+    add_source(parser)
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="FOLDER", help="folder of the shards to write"
+    )
+    parser.add_argument(
+        "--samples-per-shard",
+        type=COUNT,
+        default=1000,
+        metavar="N",
+        help="number of samples of each shard; default %(default)s",
+    )
+    parser.add_argument(
+        "--images-dir",
+        type=Path,
+        metavar="FOLDER",
+        help="folder from which the paths of images in a file start; default that of the file",
+    )
+    for kind in ("image", "caption"):
+        parser.add_argument(
+            f"--{kind}-column",
+            metavar="NAME",
+            help=f"column of the {kind}s in a table; default the first of the usual names",
+        )
+    parser.add_argument(
+        "--split",
+        metavar="NAME",
+        help="split of a saved data set that has several; default the only one",
+    )
+    add_workers(parser)
+    return parser
+
+
+def _content(source: Path, out: Path) -> int:
+    """Hash of a file; of a folder or a pattern, of its files' names, sizes and times of change.
+
+    Args:
+        out: a folder that may lie in the source, and does not count.
+    """
+    from triptych.utils.listing.folders import DATA_SUFFIXES, files_of
+    from triptych.utils.listing.shards import find_shards
+
+    if os.path.isfile(source):
+        with source.open("rb") as file:
+            return _number(hashlib.file_digest(file, "sha256"))
+    if os.path.isdir(source):
+        files = [source / name for name in files_of(source, *DATA_SUFFIXES)]
+    else:
+        files = find_shards(source)
+    digest, own = hashlib.sha256(), os.path.realpath(out)
+    for file in files:
+        place = Path(os.path.realpath(file))
+        if place.is_file() and not place.is_relative_to(own):
+            found = place.stat()
+            said = f"\0{found.st_size}\0{found.st_mtime_ns}\0"
+            digest.update(os.fsencode(file) + said.encode())
+    return _number(digest)
+
+
+def _number(digest: Any) -> int:
+    return int(digest.hexdigest()[:12], 16)
