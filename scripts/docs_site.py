@@ -122,7 +122,7 @@ def reference(package: str) -> str:
             page.append(line)
             continue
         if not ROW.match(above):
-            page += ["| | |", "|---|---|"]
+            page += ["| module | contents |", "|---|---|"]
         name = f"{package}.{row[1]}"
         where = page_of(name).removeprefix("reference/") if name in nested else ""
         linked = name in public or name in nested
