@@ -28,7 +28,7 @@ ifneq ($(filter parity,$(MAKECMDGOALS)),)
   endif
 endif
 
-.PHONY: help setup $(STAGES) demo app pretrain-tiny parity bench bench-data bench-generate bench-serve attack torture study test test-slow test-sweep test-portable lint audit clean
+.PHONY: help setup $(STAGES) demo app pretrain-tiny parity bench bench-data bench-generate bench-serve attack torture study test test-slow test-sweep test-portable lint docs audit clean
 
 help: ## Show this help
 	@grep -hE '^[a-z0-9-]+:.*## ' $(firstword $(MAKEFILE_LIST)) \
@@ -134,9 +134,12 @@ lint: $(STAMP) ## Check style and formatting
 	.venv/bin/ruff check $(CODE)
 	.venv/bin/ruff format --check $(CODE)
 
+docs: $(STAMP) ## Build the documentation site and check its links: site/index.html
+	@NO_MKDOCS_2_WARNING=1 .venv/bin/python -m mkdocs build --strict $(ARGS)
+
 audit: $(STAMP) ## Look the locked packages up among known vulnerabilities; needs the network
 	@.venv/bin/python scripts/audit.py $(ARGS)
 
 clean: ## Delete caches and build leftovers; .venv, data, runs and out stay
-	rm -rf build dist .pytest_cache .ruff_cache src/*.egg-info
+	rm -rf build dist site .pytest_cache .ruff_cache src/*.egg-info
 	find src callbacks data_modules tests -name __pycache__ -prune -exec rm -rf {} +

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 TARGETS = (
     "help setup train-encoder train-decoder train-stage1 train-stage2 train-stage3 train-edits "
     "train-joint demo app pretrain-tiny parity bench bench-data bench-generate bench-serve "
-    "attack torture study test test-slow test-sweep test-portable lint audit clean"
+    "attack torture study test test-slow test-sweep test-portable lint docs audit clean"
 ).split()
 
 

@@ -204,8 +204,9 @@ class HuggingFaceTable(Table):
     """A data set that `datasets` saved to the disk (`save_to_disk`); nothing is downloaded.
 
     Args:
+        path: the saved folder.
         split: which part of a DatasetDict; None takes "train", or the only one.
-        path, pictures, picture_column, caption_column: see `Table`.
+        **columns: the other arguments of `Table`.
     """
 
     def __init__(self, path: str | Path, split: str | None = None, **columns: Any) -> None:

@@ -41,7 +41,7 @@ class Gate:
         api_key: what `Authorization: Bearer` must hold; None lets everyone in.
         max_body: bytes of a request's body.
         timeout: seconds from a request to the end of its answer; the deadline is in
-            scope["state"]["deadline"], as time of the event loop.
+            `scope["state"]["deadline"]`, as time of the event loop.
     """
 
     def __init__(

@@ -28,7 +28,7 @@ TOO_SLOW = Problem(
 class Protocol(H11Protocol):
     """A connection that waits for its client a limited time, and holds little for it.
 
-    Each request finds its connection as scope["state"]["connection"].
+    Each request finds its connection as `scope["state"]["connection"]`.
     """
 
     def __init__(self, *args, connections: Connections, **kwargs) -> None:

@@ -41,7 +41,7 @@ def follow(work: Work, closing: threading.Event) -> Iterator[Seen]:
     Closing the iterator ends the call at one of its next steps, and so does setting `closing`.
 
     Raises:
-        whatever `work` raises.
+        Exception: whatever `work` raises.
     """
 
     def run(tell: Callable[[Seen], None]) -> None:
