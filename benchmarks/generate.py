@@ -106,7 +106,7 @@ def loops(model: UnifiedModule, rounds: int) -> tuple[dict[str, float], float]:
             noise,
             generation.steps,
             generation.guidance,
-            shift=generation.time_shift,
+            shift=generation.shift,
         )
 
     def plain(*call: Tensor) -> Tensor:  # no `prepare`: a model that keeps nothing

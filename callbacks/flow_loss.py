@@ -36,8 +36,8 @@ class FlowLossByNoise(OptionalCallback):
         self.times, self.batches = list(times), batches
 
     def lacks(self, trainer: Trainer, module: LightningModule) -> str | None:
-        learnt = getattr(module, "losses", {"generation": 1.0})  # a panel alone: its only one
-        if not hasattr(module, "losses_at") or "generation" not in learnt:
+        learnt = getattr(module, "loss_weights", {"generation": 1.0})  # a panel alone: its only one
+        if not hasattr(module, "loss_at_timesteps") or "generation" not in learnt:
             return "the stage has no generation loss"
         return None
 
@@ -56,7 +56,7 @@ class FlowLossByNoise(OptionalCallback):
             if each.task != TEXT_TO_IMAGE:
                 continue
             with inspecting(trainer, module):
-                losses = module.losses_at(each, self.times)
+                losses = module.loss_at_timesteps(each, self.times)
             module.log_dict(
                 {f"val/flow/t={t:g}": loss for t, loss in zip(self.times, losses, strict=True)},
                 on_step=False,

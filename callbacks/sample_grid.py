@@ -63,32 +63,32 @@ class SampleGrid(OptionalCallback):
     step-00000100-ema.png, with their average.
 
     Args:
-        every: steps between sheets.
-        number: of images.
+        every_n_steps: steps between sheets.
+        num_samples: number of images.
         prompts: captions to draw; null takes the first validation captions.
         seed: picture i starts from the noise of seed + i.
-        scale: how many times images are enlarged.
+        upscale: how many times images are enlarged.
     """
 
     def __init__(
         self,
-        every: int = 100,
-        number: int = 12,
+        every_n_steps: int = 100,
+        num_samples: int = 12,
         prompts: list[str] | None = None,
         seed: int = 0,
-        scale: int = 3,
+        upscale: int = 3,
     ) -> None:
-        if every < 1 or number < 1 or scale < 1:
-            raise UserError("SampleGrid: every, number and scale must be 1 or more.")
-        self.every, self.number, self.prompts = every, number, prompts
-        self.seed, self.scale = seed, scale
+        if every_n_steps < 1 or num_samples < 1 or upscale < 1:
+            raise UserError("SampleGrid: every_n_steps, num_samples and upscale must be 1 or more.")
+        self.every_n_steps, self.num_samples, self.prompts = every_n_steps, num_samples, prompts
+        self.seed, self.upscale = seed, upscale
         self._shown = -1  # the last step that has a sheet
         self._sheet: Sheet | None = None
         self._samples: list[Any] = []  # previews of the data
 
     def lacks(self, trainer: Trainer, module: LightningModule) -> str | None:
         """Choose the sheet of this stage, and its samples."""
-        losses = getattr(module, "losses", {})
+        losses = getattr(module, "loss_weights", {})
         sheets = [sheet for sheet in SHEETS if sheet.loss in losses]
         sheets = [sheet for sheet in sheets if sheet.loss == sheets[0].loss]
         if not sheets:
@@ -100,7 +100,7 @@ class SampleGrid(OptionalCallback):
             if "caption" in self._sheet.needs and self.prompts is not None:
                 return None
             if preview is not None:
-                self._samples = preview(self._sheet.family, self.number, *self._sheet.needs)
+                self._samples = preview(self._sheet.family, self.num_samples, *self._sheet.needs)
             if self._samples:
                 return None
         wanted = " or ".join(sheet.wanted for sheet in sheets)
@@ -112,7 +112,7 @@ class SampleGrid(OptionalCallback):
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if trainer.global_step % self.every == 0 and trainer.global_step != self._shown:
+        if trainer.global_step % self.every_n_steps == 0 and trainer.global_step != self._shown:
             self._show(trainer, module)
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
@@ -138,7 +138,7 @@ class SampleGrid(OptionalCallback):
             return
         run = of_trainer(trainer)  # asks all ranks
         if trainer.is_global_zero and run is not None:
-            folder, sheet = run / "samples", grid(images, labels, COLUMNS, self.scale)
+            folder, sheet = run / "samples", grid(images, labels, COLUMNS, self.upscale)
             folder.mkdir(parents=True, exist_ok=True)
             name = f"step-{trainer.global_step:08d}{suffix}"
             sheet.save(folder / f"{name}.png")
@@ -164,7 +164,7 @@ def generated(options: SampleGrid, model: Any, samples: list[Any]) -> Labelled:
     prompts = options.prompts
     if prompts is None:
         prompts = [sample.text for sample in samples]
-    prompts = prompts[: options.number]
+    prompts = prompts[: options.num_samples]
     return to_arrays(model.generate(prompts, seeds=seeds(options, len(prompts)))), prompts
 
 

@@ -16,7 +16,7 @@ from triptych.data_modules.batching.accumulation import AccumulationLoader
 from triptych.data_modules.batching.bad_samples import BadSamples, check_texts
 from triptych.data_modules.batching.collate import BatchBuilder
 from triptych.data_modules.batching.tasks import Reading
-from triptych.data_modules.decode import Decoder, DecodeWay
+from triptych.data_modules.decode import Decoder, ImageBackend
 from triptych.data_modules.features.cache import AUTO, use_features
 from triptych.data_modules.previews import Need, Preview, previews
 from triptych.data_modules.sampling.mixing import Mixture
@@ -46,10 +46,10 @@ class Ingredient:
             "text_to_text".
         weight: share of the samples of its family, relative to the other data sets; null in all
             of them is in proportion to their numbers of samples. 0 leaves it out.
-        text_only: share of image_to_text samples that talk about the caption, without a picture.
-        conversation: the list of [question, answer] turns among a sample's facts to learn from;
-            a picture without it is described by its caption.
-        turns: take so many turns of a conversation, others every time; null takes all, in order.
+        text_only_ratio: share of image_to_text samples that talk about the caption, without image.
+        conversation_key: name, among a sample's facts, of its list of [question, answer] turns; an
+            image without it is described by its caption.
+        max_turns: take so many turns of a conversation, others each time; null takes all, in order.
         features: a folder that `triptych data features` made of these samples; "auto" takes
             features/ beside the shards if it is there, "none" encodes every picture anew.
     """
@@ -57,14 +57,21 @@ class Ingredient:
     source: Source
     task: str = TEXT_TO_IMAGE
     weight: float | None = None
-    text_only: float = 0.0
-    conversation: str = "conversation"
-    turns: int | None = None
+    text_only_ratio: float = 0.0
+    conversation_key: str = "conversation"
+    max_turns: int | None = None
     features: str = AUTO
 
     def reading(self, name: str) -> Reading:
         """The samples as the task reads them."""
-        return Reading(self.source, self.task, name, self.text_only, self.conversation, self.turns)
+        return Reading(
+            self.source,
+            self.task,
+            name,
+            self.text_only_ratio,
+            self.conversation_key,
+            self.max_turns,
+        )
 
 
 class MixedDataModule(LightningDataModule):
@@ -84,15 +91,15 @@ class MixedDataModule(LightningDataModule):
         val_datasets: what to validate on; null validates on the first training samples.
         batch_size: samples per batch and rank, of each family; a step takes as many batches as
             there are ranks, times trainer.accumulate_grad_batches.
-        val_samples: how many samples to validate on, of each family.
+        num_val_samples: how many samples to validate on, of each family.
         num_workers: loader processes.
         seed: of the order.
-        bucket_batches: sort captions by length among so many global batches, so that batches are
-            hardly padded; 1 leaves the order as it is, and so do data sets that do not know the
+        length_bucket_batches: sort captions by length among so many global batches, so that batches
+            are hardly padded; 1 leaves the order as it is, and so do data sets that do not know the
             lengths of their captions.
         max_bad_fraction: end the run when more of the samples than this cannot be used.
-        decode: how pictures become squares, see `Decoder`: "torchvision", or "pillow" for the
-            published transform to the bit, which drops alpha channels.
+        image_backend: library that makes images squares, see `Decoder`: "torchvision", or "pillow"
+            for the published transform to the bit, which drops alpha channels.
         max_pixels: a picture of more pixels is a bad sample, and is not decoded.
     """
 
@@ -101,19 +108,19 @@ class MixedDataModule(LightningDataModule):
         datasets: dict[str, Ingredient],
         val_datasets: dict[str, Ingredient] | None = None,
         batch_size: int = 16,
-        val_samples: int = 256,
+        num_val_samples: int = 256,
         num_workers: int = 0,
         seed: int = 0,
-        bucket_batches: int = 64,
+        length_bucket_batches: int = 64,
         max_bad_fraction: float = 0.01,
-        decode: DecodeWay = "torchvision",
+        image_backend: ImageBackend = "torchvision",
         max_pixels: int = Decoder.max_pixels,
     ) -> None:
         super().__init__()
         if not datasets:
             raise UserError("data.datasets is empty; name at least one data set.")
-        if batch_size < 1 or bucket_batches < 1:
-            raise UserError("data.batch_size and data.bucket_batches must be 1 or more.")
+        if batch_size < 1 or length_bucket_batches < 1:
+            raise UserError("data.batch_size and data.length_bucket_batches must be 1 or more.")
         self.datasets, self.val_datasets = datasets, val_datasets or datasets
         for name, each in [*self.datasets.items(), *self.val_datasets.items()]:
             if each.task not in FAMILIES:
@@ -121,10 +128,10 @@ class MixedDataModule(LightningDataModule):
                     f"data set {name!r}: the task {each.task!r} is unknown; choose one of "
                     f"{', '.join(FAMILIES)}."
                 )
-        self.batch_size, self.val_samples = batch_size, val_samples
+        self.batch_size, self.num_val_samples = batch_size, num_val_samples
         self.num_workers, self.seed = num_workers, seed
-        self.bucket_batches, self.max_bad_fraction = bucket_batches, max_bad_fraction
-        self.decoder = Decoder(decode, max_pixels)
+        self.length_bucket_batches, self.max_bad_fraction = length_bucket_batches, max_bad_fraction
+        self.decoder = Decoder(image_backend, max_pixels)
         self.known: Preprocessing | None = None
         self.readings: dict[str, list[Reading]] = {}
         """Family -> its data sets for training; empty before `setup`."""
@@ -286,7 +293,7 @@ class MixedDataModule(LightningDataModule):
             self.mixtures[family],
             self.batch_size * batches,
             self.seed,
-            self.bucket_batches,
+            self.length_bucket_batches,
         )
 
     def _order_digest(self) -> int:
@@ -299,7 +306,7 @@ class MixedDataModule(LightningDataModule):
             build = BatchBuilder(
                 self.val_readings[family], known, self.seed, self.decoder, replace_bad=False
             )
-            dataset = EvaluationDataset(build, self.batch_size, self.val_samples)
+            dataset = EvaluationDataset(build, self.batch_size, self.num_val_samples)
             return step_loader(dataset, None, self.num_workers)
 
         loaders = alone_or_all({family: loader(family) for family in self.val_readings})

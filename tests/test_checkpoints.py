@@ -60,7 +60,7 @@ Trainer(
     max_steps=6,
     logger=False,
     default_root_dir=folder,
-    callbacks=[Checkpoint(every=2), Told()],
+    callbacks=[Checkpoint(every_n_train_steps=2), Told()],
     enable_progress_bar=False,
     enable_model_summary=False,
 ).fit(Model(), ckpt_path=resumed[0] if resumed else None, weights_only=True)
@@ -108,7 +108,7 @@ def fit(
             "accelerator": "cpu",
             "logger": CSVLogger(folder, name="runs"),
             "callbacks": [
-                checkpoint or Checkpoint(every=3, keep=-1),
+                checkpoint or Checkpoint(every_n_train_steps=3, save_top_k=-1),
                 ExportWeights(),
                 *callbacks,
             ],
@@ -169,7 +169,7 @@ def test_a_checkpoint_names_the_seed_and_the_frozen_weights(run, weights):
 def test_last_is_a_link_and_old_ones_go_when_the_new_one_is_whole(
     background, shapes_folder, weights, tmp_path
 ):
-    checkpoint = Checkpoint(every=1, background=background)
+    checkpoint = Checkpoint(every_n_train_steps=1, save_async=background)
     model = fit(unified("stage2", weights=weights), shapes_folder, tmp_path, checkpoint=checkpoint)
     folder = tmp_path / "runs" / "version_0" / "checkpoints"
     assert os.readlink(folder / "last.ckpt") == "00000006.ckpt"
@@ -178,8 +178,8 @@ def test_last_is_a_link_and_old_ones_go_when_the_new_one_is_whole(
     assert names == whole | {"last.ckpt"}
     last = atomic_checkpoint.newest([tmp_path / "runs"])
     assert same(torch.load(last, weights_only=True)["state_dict"], trained(model))
-    with pytest.raises(UserError, match="keep is 1, but one alone may be damaged"):
-        Checkpoint(keep=1)
+    with pytest.raises(UserError, match="save_top_k is 1, but one alone may be damaged"):
+        Checkpoint(save_top_k=1)
 
 
 def test_resuming_is_bit_identical(run, shapes_folder, weights, tmp_path):
@@ -224,7 +224,7 @@ def test_the_last_step_is_saved_like_any_other(hook, settings, shapes_folder, we
 
     def run(name, every, stops=(), steps=6, **more):
         model = unified("stage2", weights=weights)
-        checkpoint = Checkpoint(every=every, keep=-1)
+        checkpoint = Checkpoint(every_n_train_steps=every, save_top_k=-1)
         more = {"callbacks": stops, "checkpoint": checkpoint, **settings, **more}
         fit(model, shapes_folder, tmp_path / name, steps, **more)
         folder = tmp_path / name / "runs" / "version_0" / "checkpoints"
@@ -425,7 +425,7 @@ def test_resuming_other_tasks_is_bit_identical(stage, weights, shapes_folder, tm
         ({"preset": "large"}, "checkpoint is of preset 'small', this run is of preset 'large'"),
         ({"dit_sizes": {"depth": 3}}, r"disagree on \d+ of \d+ trained tensors, generation\.dit"),
         ({"dit_sizes": {"width": 32}}, r"disagree on \d+ of \d+ trained tensors, generation\.dit"),
-        ({"trains": ["generation.queries"]}, r"disagree on \d+ of 1 trained tensors"),
+        ({"trainable": ["generation.queries"]}, r"disagree on \d+ of 1 trained tensors"),
     ],
 )
 def test_a_checkpoint_of_something_else_is_refused(
@@ -434,7 +434,7 @@ def test_a_checkpoint_of_something_else_is_refused(
     _, folder = run
     options = {"stage": "stage2", **settings}
     files = needed(weights, options["stage"])
-    if "trains" in settings:  # the rest of generation is then frozen and wants weights
+    if "trainable" in settings:  # the rest of generation is then frozen and wants weights
         files = WeightFiles(**{**vars(weights), "generation": str(folder / "weights.safetensors")})
     model = unified(**options, weights=files)
     with pytest.raises(UserError, match=says):

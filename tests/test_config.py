@@ -63,9 +63,9 @@ def refused(triptych, status, *arguments):
 def test_every_recipe_parses_with_every_preset(triptych, recipe, preset):
     config = printed(triptych, *fit(recipe, preset=preset))
     assert config["model"]["preset"] == preset and config["model"]["stage"] == recipe
-    assert config["model"]["losses"]
+    assert config["model"]["loss_weights"]
     # the decoder itself says what of it trains
-    assert (config["model"]["trains"] is None) == (recipe == "decoder")
+    assert (config["model"]["trainable"] is None) == (recipe == "decoder")
     assert config["trainer"]["max_steps"] > 0
     named = {callback["class_path"].split(".")[-1] for callback in config["trainer"]["callbacks"]}
     assert {"Checkpoint", "ExportWeights", "SampleGrid", "LearningRateMonitor"} <= named
@@ -91,7 +91,7 @@ def test_every_recipe_of_a_preset_parses_with_its_data(triptych, path):
     callbacks = {each["class_path"].split(".")[-1]: each for each in config["trainer"]["callbacks"]}
     assert "Evaluate" not in callbacks
     every = config["trainer"]["val_check_interval"]
-    assert callbacks["SampleGrid"]["init_args"]["every"] == every
+    assert callbacks["SampleGrid"]["init_args"]["every_n_steps"] == every
 
 
 def test_every_folder_of_recipes_belongs_to_a_preset():
@@ -124,7 +124,9 @@ def test_my_own_shards_take_the_place_of_the_shapes_and_keep_the_recipe(triptych
     assert config["class_path"] == "triptych.data_modules.ShardDataModule"
     options = config["init_args"]
     assert options["shards"] == "mine" and options["batch_size"] == 7
-    assert options["tasks"] == ["text_to_image", "image_to_text"] and options["text_only"] == 0.4
+    assert (
+        options["tasks"] == ["text_to_image", "image_to_text"] and options["text_only_ratio"] == 0.4
+    )
     assert "pictures" not in options and "folder" not in options
 
 
@@ -197,7 +199,7 @@ def test_an_unknown_command_is_one_sentence_and_status_2(triptych):
             "`triptych convert CHECKPOINT weights/blip3o_8b` makes it",
         ),
         (["convert", "nowhere", "out"], "nowhere does not exist and is no hub id"),
-        (fit("stage2", "--model.losses.generatoin=1.0"), "'generatoin' is no panel"),
+        (fit("stage2", "--model.loss_weights.generatoin=1.0"), "'generatoin' is no panel"),
     ],
 )
 def test_what_cannot_be_done_is_one_sentence_and_status_1(triptych, arguments, says):

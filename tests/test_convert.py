@@ -109,7 +109,7 @@ def test_a_release_becomes_four_weight_files_a_tokenizer_and_a_model_file(releas
 def test_the_model_file_makes_pictures_and_answers(ours):
     model = load_model([ours / "model.yaml"])
     assert model.encoder.built and model.generation.queries.shape == (published.N, published.H)
-    assert model.generation.integer_times and model.generation.template == "published_inference"
+    assert model.generation.integer_timesteps and model.generation.template == "published_inference"
     pictures = model.generate(["a red circle"], [0], steps=2, decoder_steps=1)
     assert pictures.shape == (1, 3, 16, 16) and pictures.dtype == torch.uint8
     assert model.reconstruct(pictures, [0], steps=1).shape == pictures.shape
@@ -544,7 +544,7 @@ def test_a_full_disk_is_noticed_before_anything_is_written(release, tmp_path, mo
 
 
 def test_weights_of_another_preset_are_refused_on_the_way_back(ours, tmp_path, capsys):
-    flag = "--model.generation.init_args.number_of_queries=5"
+    flag = "--model.generation.init_args.num_queries=5"
     target = tmp_path / "again"
     line = refused(capsys, target, ours / "model.yaml", target, flag)
     assert "1 tensor (generation.queries) of other sizes" in line

@@ -43,7 +43,7 @@ def make(folder, weights, dtype="fp32", objective="clip", out=None):
     """Features of the shards in `folder` by the small model; returns their folder."""
     module = FeatureModule(unified("inference", weights=weights), objective)
     source = ShardFolder(folder).open()
-    made = Making(out or home(source), {**module.identity(), "decode": WAY}, dtype)
+    made = Making(out or home(source), {**module.identity(), "image_backend": WAY}, dtype)
     assert made.extract(source, module, batch_size=4, accelerator="cpu")
     return made.folder
 
@@ -361,7 +361,10 @@ def test_a_shard_that_changed_is_refused(world, weights):
         (lambda f: edit(f, shards={"train-00002.tar": 5}), r"damaged \(shard 'train-00002.tar'"),
         (lambda f: edit(f, relative_rms_error="0"), "manifest.json is damaged"),
         (lambda f: edit(f, version=99), "version 99, this program reads 2"),
-        (lambda f: edit(f, identity={"decode": "by hand"}), r"not those of this model \(encoder"),
+        (
+            lambda f: edit(f, identity={"image_backend": "by hand"}),
+            r"not those of this model \(encoder",
+        ),
     ],
 )
 def test_folders_that_are_refused(spoil, says, world, weights):
@@ -389,7 +392,7 @@ def test_another_way_to_decode_is_refused(world, weights):
     make(world / "train", weights)
     source = ShardFolder(world / "train").open()
     known = unified("stage2", weights=weights).preprocessing()
-    with pytest.raises(UserError, match=rf"decode {WAY} and by hand"):
+    with pytest.raises(UserError, match=rf"image_backend {WAY} and by hand"):
         use_features([(source, "auto")], known, "by hand")
 
 

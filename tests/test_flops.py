@@ -22,7 +22,7 @@ WITHIN = 1e-3  # of the counter: what the formulas leave out is less
 def preset(name):
     """Stage 2 of a published preset, not built."""
     files = [ROOT / "conf" / "model" / f"{name}.yaml", ROOT / "conf" / "stage2.yaml"]
-    return describe_stage(files, ["--model.preview=false"])
+    return describe_stage(files, ["--model.build_decoder=false"])
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def stage2():
     model = preset("blip3o_8b")
     with torch.device("meta"):
         model.build()
-    model.trained = freeze_all_but(model, model.trains)
+    model.trained = freeze_all_but(model, model.trainable)
     return model.train()
 
 

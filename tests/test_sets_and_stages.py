@@ -35,7 +35,7 @@ def made(class_path, settings):
     """A configured callback, made to show and score little."""
     name = class_path.rpartition(".")[2]
     if name == "SampleGrid":
-        settings = {"every": 1, "number": 2}
+        settings = {"every_n_steps": 1, "num_samples": 2}
     if name == "Evaluate":
         of = settings["evaluator"]["class_path"]
         settings = {"evaluator": resolve_name(of)(images=3, steps=1)}
@@ -155,16 +155,16 @@ def fit(stage, source, task, weights, folder, steps=1):
         log_every_n_steps=1,
         enable_model_summary=False,
     )
-    data = MixedDataModule(datasets, batch_size=2, val_samples=2, bucket_batches=1)
+    data = MixedDataModule(datasets, batch_size=2, num_val_samples=2, length_bucket_batches=1)
     trainer.fit(model, datamodule=data)
     return trainer
 
 
 def test_the_stages_tried_here_have_the_losses_of_all_recipes():
     recipes = [path for path in (ROOT / "conf").glob("*.yaml") if path.stem != "base"]
-    tried = [set(stage["losses"]) for stage in STAGES.values()]
+    tried = [set(stage["loss_weights"]) for stage in STAGES.values()]
     for path in recipes:
-        assert set(yaml.safe_load(path.read_text())["model"]["losses"]) in tried, path
+        assert set(yaml.safe_load(path.read_text())["model"]["loss_weights"]) in tried, path
 
 
 @pytest.mark.parametrize(

@@ -220,7 +220,7 @@ def test_loss_is_finite_and_trains_transformer_and_connector_alone():
 
 
 def test_loss_of_no_velocity_is_the_mean_square_of_noise_minus_latents():
-    model = small_sana(drop=0.0)
+    model = small_sana(cond_drop_prob=0.0)
     features, pixels, samples = torch.randn(8, 32, 3, 3), pictures(8), torch.arange(8)
     seen = {}
 
@@ -370,7 +370,7 @@ def test_the_preset_generates_what_its_encoder_makes(preset):
     assert preset.generation.dit.condition_width == 2048
     assert preset.generation.dit.dit.layers[0].feed_forward.linear_1.out_features == 4864
     assert preset.decoding.decoder.guidance == 3.0 and preset.decoding.decoder.steps == 30
-    assert preset.decoding.decoder.drop == 0.1
+    assert preset.decoding.decoder.cond_drop_prob == 0.1
 
 
 # --- in the model ---------------------------------------------------------------------------------
@@ -389,7 +389,7 @@ def converted(sources, target):
 
 def paired(weights, **settings):
     """Encoder and decoder in their composer, in the stage that trains the decoder."""
-    options = {"losses": {"decoding": 1.0}, "stage": "decoder", **settings}
+    options = {"loss_weights": {"decoding": 1.0}, "stage": "decoder", **settings}
     model = UnifiedModule(
         encoder=siglip(), decoding=PixelDecoderModule(sana()), weights=weights, **options
     )
@@ -638,7 +638,7 @@ def fit(monkeypatch, tmp_path, shapes_folder):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["triptych"])
     short = {"max_steps": 1, "limit_val_batches": 1, "val_check_interval": 1}
-    sheets = {"every": 1, "number": 2}
+    sheets = {"every_n_steps": 1, "num_samples": 2}
     short["callbacks"] = [
         {"class_path": "triptych.callbacks.ExportWeights"},
         {"class_path": "triptych.callbacks.SampleGrid", "init_args": sheets},

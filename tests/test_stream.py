@@ -309,7 +309,7 @@ def test_a_module_validates_on_the_first_samples(tmp_path, known):
 
     for number in range(2):
         (tmp_path / f"{number}.tar").write_bytes(shard(range(10 * number, 10 * number + 10)))
-    module = StreamDataModule(str(tmp_path / "{0..1}.tar"), val_samples=12, batch_size=8)
+    module = StreamDataModule(str(tmp_path / "{0..1}.tar"), num_val_samples=12, batch_size=8)
     module.connect(known)
     module.setup("fit")
     assert [len(batch) for batch in module.val_dataloader()] == [8, 4]

@@ -62,9 +62,9 @@ class Reading:
         source: the samples, open.
         task: a name of `interfaces.FAMILIES`.
         name: what reports call it.
-        text_only: share of image_to_text samples that talk about a caption, without a picture.
-        conversation: the list of [question, answer] turns among a sample's facts to learn from.
-        turns: take so many turns of a conversation, others every time; None takes all, in order.
+        text_only_ratio: share of image_to_text samples that talk about a caption, without an image.
+        conversation_key: name, among a sample's facts, of its list of [question, answer] turns.
+        max_turns: take so many turns of a conversation, others each time; None takes all, in order.
         max_characters: of a caption or of one turn.
         features: of the pictures to make, computed before.
     """
@@ -72,9 +72,9 @@ class Reading:
     source: Source
     task: str
     name: str = ""
-    text_only: float = 0.0
-    conversation: str = "conversation"
-    turns: int | None = None
+    text_only_ratio: float = 0.0
+    conversation_key: str = "conversation"
+    max_turns: int | None = None
     max_characters: int = MAX_CHARACTERS
     features: FeatureCache | None = None
 
@@ -122,7 +122,7 @@ class Reading:
 
     def turns_about(self, number: int, sample: int, seed: int) -> Turns:
         """The conversation about a sample's image; a caption, where there is none."""
-        if turns := self.facts(number).get(self.conversation):
+        if turns := self.facts(number).get(self.conversation_key):
             return self.checked(turns, number)
         return [(DESCRIBE, self.caption(number, sample, seed))]
 
@@ -138,11 +138,11 @@ class Reading:
         return [(clean(q, key, "question", most), clean(a, key, "answer", most)) for q, a in turns]
 
     def some(self, turns: list, sample: int, seed: int) -> list:
-        """`self.turns` of the turns in an order of their own, which `sample` alone decides."""
-        if self.turns is None or not isinstance(turns, list):
+        """`self.max_turns` of the turns in an order of their own, which `sample` alone decides."""
+        if self.max_turns is None or not isinstance(turns, list):
             return turns  # `checked` refuses what is no list
         chosen = np.random.default_rng([seed, sample]).permutation(len(turns))
-        return [turns[n] for n in chosen[: self.turns]]
+        return [turns[n] for n in chosen[: self.max_turns]]
 
 
 def text_to_image(
@@ -177,7 +177,10 @@ def image_to_text(
     if not reading.source.has(number, "picture"):
         return text_to_text(reading, number, sample, known, seed)
     facts = reading.facts(number)
-    if reading.text_only and float(uniform(seed, "text-only", [sample])) < reading.text_only:
+    if (
+        reading.text_only_ratio
+        and float(uniform(seed, "text-only", [sample])) < reading.text_only_ratio
+    ):
         told = facts.get("text_conversation")
         told = reading.checked(told, number) if told else None
         turns = about_caption(reading.caption(number, sample, seed), told)
@@ -189,9 +192,11 @@ def image_to_text(
 def text_to_text(
     reading: Reading, number: int, sample: int, known: Preprocessing, seed: int
 ) -> Prompt:
-    turns = reading.facts(number).get(reading.conversation)
+    turns = reading.facts(number).get(reading.conversation_key)
     if not turns:
-        raise BadSample(reading.source.key(number), f"no {reading.conversation!r} to learn from")
+        raise BadSample(
+            reading.source.key(number), f"no {reading.conversation_key!r} to learn from"
+        )
     return conversation(reading, number, reading.some(turns, sample, seed), known, None)
 
 

@@ -152,7 +152,7 @@ def _features_parser(commands) -> None:
         help="of the numbers on disk; the manifest states the error (default: %(default)s)",
     )
     parser.add_argument(
-        "--decode",
+        "--image-backend",
         choices=["torchvision", "pillow"],
         default="torchvision",
         help="how pictures are read, as in training; pillow is the published transform, which "

@@ -72,7 +72,7 @@ def features(options: argparse.Namespace) -> None:
     module = FeatureModule(model, options.objective)
     made = Making(
         folder=options.out or home(source),
-        identity={**module.identity(), "decode": options.decode},
+        identity={**module.identity(), "image_backend": options.image_backend},
         dtype=options.dtype,
     )
     line = made.extract(
@@ -144,7 +144,9 @@ class Making:
                 write = WriteSidecars(self, source, todo, module.encoder.feature_shape)
                 trainer = _trainer(accelerator, devices, precision, [write])
                 take_over(trainer)
-                read = PictureReader(source, Decoder(self.identity["decode"]), module.picture_size)
+                read = PictureReader(
+                    source, Decoder(self.identity["image_backend"]), module.picture_size
+                )
                 data = ShardPictures(read, todo, batch_size, workers)
                 if hint := read.decode.hint:
                     rank_zero_info(hint)

@@ -162,7 +162,10 @@ def describe_model(
         UserError: a configuration is missing or wrong.
     """
     model = describe_stage(configs, overrides, trust_class)
-    model.losses, model.trains = {}, []  # all panels, none trains: each must find its weights
+    model.loss_weights, model.trainable = (
+        {},
+        [],
+    )  # all panels, none trains: each must find its weights
     return model
 
 

@@ -39,7 +39,7 @@ class Panel(ExactBuffers, LightningModule):
 
     Args:
         optimization: optimizer and schedule.
-        trains: module paths or globs of what trains; None is everything.
+        trainable: module paths or globs of what trains; None is everything.
         weights: files to start from, by label; see `triptych.checkpoints`.
         seed: of every random draw in training.
         execution: dtype of what is frozen, compilation, and what is split over ranks.
@@ -48,14 +48,14 @@ class Panel(ExactBuffers, LightningModule):
     def __init__(
         self,
         optimization: Optimization | None = None,
-        trains: list[str] | None = None,
+        trainable: list[str] | None = None,
         weights: WeightFiles | None = None,
         seed: int = 0,
         execution: Execution | None = None,
     ) -> None:
         super().__init__()
         self.optimization = optimization or Optimization()
-        self.trains = ["*"] if trains is None else trains
+        self.trainable = ["*"] if trainable is None else trainable
         self.weights, self.seed = weights or WeightFiles(), seed
         self.execution = execution or Execution()
         self.trained: set[str] | None = None
@@ -96,10 +96,10 @@ class Panel(ExactBuffers, LightningModule):
                 self.build()
             stored = stored_names(find_all(self.weights).values(), self)
             stored |= self.trained_before.keys()
-            freeze_all_but(self, self.trains)
+            freeze_all_but(self, self.trainable)
             self._require_weights(stored)  # before memory is taken
             start_at_random(self, stored)
-        self.trained = freeze_all_but(self, self.trains)
+        self.trained = freeze_all_but(self, self.trainable)
         execution = self.execution
         cast_frozen(self, self._frozen_dtype())
         self.trained_shapes = {name: t.shape for name, t in self.trained_state().items()}
@@ -113,7 +113,7 @@ class Panel(ExactBuffers, LightningModule):
             use_xformers(self, self._home())
         if execution.compile:
             compile_blocks(self, execution.compile_backend)
-        if execution.recompute:
+        if execution.activation_checkpointing:
             recompute_blocks(self)
         # Lightning does not call `train` before the first step: what is new is in training mode,
         # and a frozen encoder would normalize by its batches.
@@ -276,7 +276,7 @@ class Panel(ExactBuffers, LightningModule):
 
     def _shard(self, mesh: DeviceMesh) -> None:
         """Split over the ranks of `mesh`, which Lightning's ModelParallelStrategy brings."""
-        shard(self, mesh, self.execution.frozen)
+        shard(self, mesh, self.execution.frozen_params)
 
     def _frozen_dtype(self) -> torch.dtype:
         if self.execution.frozen_dtype is not None:

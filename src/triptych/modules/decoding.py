@@ -28,7 +28,7 @@ class PixelDecoderModule(Panel):
     Args:
         decoder: features to pixels.
         encoder: only when this panel is the root, alone.
-        optimization, trains, weights, seed, execution: see `Panel`; used when this is the root.
+        optimization, trainable, weights, seed, execution: see `Panel`; used when this is the root.
     """
 
     task = TEXT_TO_IMAGE
@@ -38,13 +38,15 @@ class PixelDecoderModule(Panel):
         decoder: PixelDecoder,
         encoder: ImageEncoder | None = None,
         optimization: Optimization | None = None,
-        trains: list[str] | None = None,
+        trainable: list[str] | None = None,
         weights: WeightFiles | None = None,
         seed: int = 0,
         execution: Execution | None = None,
     ) -> None:
         own = [f"decoder.{name}" for name in decoder.trained_parts]
-        super().__init__(optimization, own if trains is None else trains, weights, seed, execution)
+        super().__init__(
+            optimization, own if trainable is None else trainable, weights, seed, execution
+        )
         self.decoder, self.encoder = decoder, encoder
         if encoder is not None:
             decoder.set_shapes(encoder.feature_shape)

@@ -85,7 +85,7 @@ class EncodingModule(Panel):
         kl_weight: of the VAE's divergence from the unit Gaussian.
         feature_noise: deviation of noise on the features before the linear map: features that
             must survive noise are far apart, which a generator and a decoder both need.
-        optimization, trains, weights, seed, execution: see `Panel`.
+        optimization, trainable, weights, seed, execution: see `Panel`.
     """
 
     task = TEXT_TO_IMAGE
@@ -97,12 +97,12 @@ class EncodingModule(Panel):
         kl_weight: float = 1e-3,
         feature_noise: float = 0.3,
         optimization: Optimization | None = None,
-        trains: list[str] | None = None,
+        trainable: list[str] | None = None,
         weights: WeightFiles | None = None,
         seed: int = 0,
         execution: Execution | None = None,
     ) -> None:
-        super().__init__(optimization, trains, weights, seed, execution)
+        super().__init__(optimization, trainable, weights, seed, execution)
         self.heads, self.pixel_weight, self.kl_weight = heads, pixel_weight, kl_weight
         self.feature_noise = feature_noise
 

@@ -237,7 +237,7 @@ def config_of(model: Any) -> dict[str, Any]:
         vars(understander.text),
         vars(understander.vision),
         vars(understander.vocabulary),
-        queries=model.generation.number_of_queries,
+        queries=model.generation.num_queries,
         channels=channels,
         pool=model.encoder.pool,
     )

@@ -82,8 +82,8 @@ def sample(
         case["steps"],
         case["guidance_scale"],
         on_step,
-        generation.time_shift,
-        generation.integer_times,
+        generation.shift,
+        generation.integer_timesteps,
     )
 
 
