@@ -46,7 +46,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from triptych.backbones import EvaClip, LuminaNextDiT, QwenText, QwenVision, QwenVL, Vocabulary
 from triptych.backbones.attention import use_xformers
 from triptych.inference.loading import describe_stage
-from triptych.interfaces import TEXT_TO_IMAGE, Batch
+from triptych.interfaces import IMAGE_GENERATION, Batch
 from triptych.modules import GenerationModule, UnderstandingModule, UnifiedModule
 from triptych.training import flops
 from triptych.training.device_peaks import dense_peak
@@ -108,7 +108,7 @@ def drawn(model: UnifiedModule, size: int, tokens: int, shared: int, device: str
     ids[:, :shared] = ids[0, :shared]
     side = model.encoder.image_size
     return Batch(
-        TEXT_TO_IMAGE,
+        IMAGE_GENERATION,
         [str(number) for number in range(size)],
         0,
         torch.arange(size),
@@ -324,7 +324,7 @@ def decoder_step(size: str, attention: str, steps: int, number: int = 4) -> dict
             return {**found, "error": str(error)}
     side, optimizer = model.vae.image_size, make_optimizer(model, model.optimization)
     batch = Batch(
-        TEXT_TO_IMAGE,
+        IMAGE_GENERATION,
         [str(each) for each in range(number)],
         0,
         torch.arange(number),

@@ -8,7 +8,7 @@ from lightning import LightningModule, Trainer
 
 from triptych.callbacks._evaluation_mode import inspecting
 from triptych.callbacks._optional import OptionalCallback
-from triptych.interfaces import TEXT_TO_IMAGE, batches_in
+from triptych.interfaces import IMAGE_GENERATION, batches_in
 from triptych.utils.errors import UserError
 
 
@@ -53,7 +53,7 @@ class FlowLossByNoise(OptionalCallback):
         if self.batches is not None and batch_idx >= self.batches:
             return
         for each in batches_in(batch):
-            if each.task != TEXT_TO_IMAGE:
+            if each.objective != IMAGE_GENERATION:
                 continue
             with inspecting(trainer, module):
                 losses = module.loss_at_timesteps(each, self.times)

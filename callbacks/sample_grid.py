@@ -18,7 +18,7 @@ from triptych.callbacks._evaluation_mode import inspecting, to_arrays
 from triptych.callbacks._optional import OptionalCallback, missing_parts
 from triptych.callbacks.ema import EMA
 from triptych.checkpoints.run_folder import of_trainer
-from triptych.interfaces import IMAGE_TO_TEXT, TEXT_TO_IMAGE
+from triptych.interfaces import IMAGE_GENERATION, LANGUAGE_MODELING
 from triptych.utils.errors import NotFiniteError, UserError
 from triptych.utils.image_grid import above, grid
 from triptych.utils.images import square, unit_to_pixels
@@ -38,7 +38,7 @@ class Sheet:
         loss: the stage's loss that it shows.
         make: (options, model, samples) -> images and labels.
         parts: of the model, see `UnifiedModule.lacks`.
-        family: of the validation samples on it.
+        objective: of the validation samples on it.
         needs: what each of these has, see `data_modules.previews`.
         wanted: `needs` in words.
     """
@@ -46,7 +46,7 @@ class Sheet:
     loss: str
     make: Callable[[SampleGrid, Any, list[Any]], Labelled]
     parts: tuple[str, ...]
-    family: str
+    objective: str
     needs: tuple[str, ...]
     wanted: str
 
@@ -100,7 +100,7 @@ class SampleGrid(OptionalCallback):
             if "caption" in self._sheet.needs and self.prompts is not None:
                 return None
             if preview is not None:
-                self._samples = preview(self._sheet.family, self.num_samples, *self._sheet.needs)
+                self._samples = preview(self._sheet.objective, self.num_samples, *self._sheet.needs)
             if self._samples:
                 return None
         wanted = " or ".join(sheet.wanted for sheet in sheets)
@@ -209,18 +209,18 @@ def encoded(options: SampleGrid, model: Any, samples: list[Any]) -> Labelled:
 _DRAWS = ("understanding", "generation", "decoding")
 # A stage with several losses shows the first of these; of one loss the first that the data allows.
 SHEETS = (
-    Sheet("generation", generated, _DRAWS, TEXT_TO_IMAGE, ("caption",), "a caption"),
-    Sheet("generation", edited, _DRAWS, TEXT_TO_IMAGE, ("edit",), "an edit"),
+    Sheet("generation", generated, _DRAWS, IMAGE_GENERATION, ("caption",), "a caption"),
+    Sheet("generation", edited, _DRAWS, IMAGE_GENERATION, ("edit",), "an edit"),
     Sheet(
-        *("decoding", reconstructed, ("encoder", "decoding"), TEXT_TO_IMAGE),
+        *("decoding", reconstructed, ("encoder", "decoding"), IMAGE_GENERATION),
         *(("picture",), "an image"),
     ),
     Sheet(
-        *("understanding", answered, ("understanding",), IMAGE_TO_TEXT),
+        *("understanding", answered, ("understanding",), LANGUAGE_MODELING),
         *(("picture", "turn"), "an image with a question or a caption"),
     ),
     Sheet(
-        *("encoding", encoded, ("encoder", "vae", "encoding"), TEXT_TO_IMAGE),
+        *("encoding", encoded, ("encoder", "vae", "encoding"), IMAGE_GENERATION),
         *(("picture",), "an image"),
     ),
 )

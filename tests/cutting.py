@@ -80,7 +80,7 @@ def cut(
             batch = build(step, numbers, numbers)
             if text:
                 batch.labels[[n in silent for n in numbers]] = IGNORED
-            made[step][batch.task] = batch
+            made[step][batch.objective] = batch
     return [each if len(each) > 1 else next(iter(each.values())) for each in made]
 
 

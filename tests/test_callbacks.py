@@ -89,7 +89,7 @@ class Data(LightningDataModule):
     def train_dataloader(self):
         return DataLoader(range(8), batch_size=1)
 
-    def preview(self, family, number, *needs):
+    def preview(self, objective, number, *needs):
         turns = [("describe the picture", "caption 0"), ("what colour?", "red")]
         picture = Image.new("RGB", (64, 50), (200, 0, 0))
         return [

@@ -31,7 +31,13 @@ from triptych.data_modules.sampling.step_dataset import (
     StepDataset,
     Steps,
 )
-from triptych.interfaces import IMAGE_TO_TEXT, TEXT_TO_IMAGE, Preprocessing
+from triptych.interfaces import (
+    IMAGE_GENERATION,
+    IMAGE_TO_TEXT,
+    LANGUAGE_MODELING,
+    TEXT_TO_IMAGE,
+    Preprocessing,
+)
 from triptych.prompts import IGNORED
 from triptych.utils.errors import UserError
 from triptych.utils.images import square
@@ -298,7 +304,7 @@ def test_validation_takes_each_sample_once_with_numbers_of_its_own():
 def test_a_generation_batch_is_captions_and_pictures(samples, tokenizer):
     build = builder(samples, TEXT_TO_IMAGE, known(tokenizer))
     batch = build(7, [3, 0], [30, 31])
-    assert (batch.task, batch.step, len(batch)) == (TEXT_TO_IMAGE, 7, 2)
+    assert (batch.objective, batch.step, len(batch)) == (IMAGE_GENERATION, 7, 2)
     assert batch.keys == [samples.key(3), samples.key(0)] and batch.samples.tolist() == [30, 31]
     assert batch.target_pixels.shape == (2, 3, SIDE, SIDE)
     assert batch.target_pixels.dtype == torch.uint8 and batch.labels is None
@@ -453,7 +459,7 @@ def test_previews_are_those_of_the_validation_set(shapes_folder, tokenizer):
     module.connect(known(tokenizer))
     module.setup("fit")
     expected = ShardFolder(shapes_folder / "eval").open()
-    shown = module.preview(TEXT_TO_IMAGE, 3, "caption")
+    shown = module.preview(IMAGE_GENERATION, 3, "caption")
     assert [sample.text for sample in shown] == [expected.caption(n) for n in range(3)]
-    assert len(module.preview(TEXT_TO_IMAGE, 99, "caption")) == 16
-    assert module.preview(IMAGE_TO_TEXT, 3, "caption") == []
+    assert len(module.preview(IMAGE_GENERATION, 99, "caption")) == 16
+    assert module.preview(LANGUAGE_MODELING, 3, "caption") == []

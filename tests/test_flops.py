@@ -11,7 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from triptych.inference.loading import describe_stage
-from triptych.interfaces import IMAGE_TO_TEXT, TEXT_TO_IMAGE, Batch
+from triptych.interfaces import IMAGE_GENERATION, IMAGE_TO_TEXT, TEXT_TO_IMAGE, Batch
 from triptych.training import flops
 from triptych.training.freezing import freeze_all_but
 
@@ -40,7 +40,7 @@ def one_sample(model, cached):
     ids = torch.ones(1, TEXT + 1, dtype=torch.long)
     side = model.encoder.image_size
     return Batch(
-        TEXT_TO_IMAGE,
+        IMAGE_GENERATION,
         ["key"],
         0,
         torch.zeros(1, dtype=torch.long),

@@ -227,7 +227,7 @@ def test_a_run_goes_on_with_its_steps_cut_in_another_way(
 
 
 def test_a_joint_validation_sees_each_family_to_its_end(model_of, shapes_folder, talks):
-    """Twelve talks and sixteen images: in batches of any size one family ends before the other."""
+    """Twelve talks and sixteen images: in batches of any size one ends before the other."""
     model, found = model_of("joint"), []
     for batch_size in (16, 5, 3, 1):
         runner = trainer()

@@ -307,7 +307,7 @@ def test_a_missing_panel_is_refused():
 
 def test_a_batch_that_no_loss_takes_is_refused(weights, samples):
     model = configured("stage2", weights)
-    with pytest.raises(UserError, match="no loss of this stage takes image_to_text batches"):
+    with pytest.raises(UserError, match="no loss of this stage takes language_modeling batches"):
         model.step(batches(model, samples, IMAGE_TO_TEXT))
 
 

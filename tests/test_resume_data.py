@@ -276,16 +276,16 @@ def test_without_weights_data_sets_are_mixed_by_size():
     )
     module.setup("fit")
     assert {f: list(m.names) for f, m in module.mixtures.items()} == {
-        "text_to_image": ["large", "small"],
-        "image_to_text": ["text"],
+        "image_generation": ["large", "small"],
+        "language_modeling": ["text"],
     }
-    assert module.mixtures["text_to_image"].parts.tolist() == [3072, 1024]
+    assert module.mixtures["image_generation"].parts.tolist() == [3072, 1024]
 
 
 def test_both_families_make_joint_training():
     module = under({}, mixed(a={}, b={"task": "image_to_image"}, c={"task": "image_to_text"}))
     loaders = module.train_dataloader().iterables
-    assert list(loaders) == ["text_to_image", "image_to_text"]
+    assert list(loaders) == ["image_generation", "language_modeling"]
     assert [len(each.dataset.build.readings) for each in loaders.values()] == [2, 1]
 
 
@@ -335,14 +335,14 @@ def test_a_set_smaller_than_a_step_is_told(caplog):
 def test_samples_that_cannot_be_used_are_counted_and_end_a_run():
     module = mixed(a={})
     ids = torch.zeros(100, 1, dtype=torch.long)
-    batch = Batch("text_to_image", ["k"] * 100, 0, torch.arange(100), ids, ids)
+    batch = Batch("image_generation", ["k"] * 100, 0, torch.arange(100), ids, ids)
     batch.skipped = [("k", "picture is damaged")]
     for _ in range(3):
         assert module.on_after_batch_transfer(batch, 0) is batch
     assert module.bad_samples.skipped == 3
     batch.skipped *= 2
     with pytest.raises(UserError, match="max_bad_fraction 0.01 allows: 5 picture is damaged"):
-        module.on_after_batch_transfer({"text_to_image": batch}, 0)
+        module.on_after_batch_transfer({"image_generation": batch}, 0)
 
 
 def test_the_log_says_how_often_each_data_set_was_gone_through(
@@ -386,5 +386,5 @@ def test_the_log_says_how_often_each_data_set_was_gone_through(
 
 def test_more_ranks_than_samples_is_one_sentence():
     module = under({"world_size": 4}, mixed(a={"source": Listed("a", [3])}))
-    with pytest.raises(UserError, match="4 ranks for 3 samples of text_to_image"):
+    with pytest.raises(UserError, match="4 ranks for 3 samples of image_generation"):
         module.train_dataloader()

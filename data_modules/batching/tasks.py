@@ -1,6 +1,6 @@
 """What each task makes of a sample: its prompt, its labels, and which pictures it needs.
 
-Tasks come in two families (`interfaces.FAMILIES`), one a loss. A batch mixes tasks of one family.
+Tasks have two objectives (`interfaces.OBJECTIVE_OF_TASK`), a loss each. A batch mixes tasks of one.
 
     text_to_image    caption -> picture
     image_to_image   source picture, instruction -> picture; without a source picture the sample's
@@ -21,9 +21,9 @@ from triptych.data_modules.batching.clean_text import MAX_CHARACTERS, clean
 from triptych.data_modules.features.cache import FeatureCache
 from triptych.data_modules.sources.base import BadSample, ImageRole, Source
 from triptych.interfaces import (
-    FAMILIES,
     IMAGE_TO_IMAGE,
     IMAGE_TO_TEXT,
+    OBJECTIVE_OF_TASK,
     TEXT_TO_IMAGE,
     TEXT_TO_TEXT,
     Preprocessing,
@@ -60,7 +60,7 @@ class Reading:
 
     Args:
         source: the samples, open.
-        task: a name of `interfaces.FAMILIES`.
+        task: a name of `interfaces.OBJECTIVE_OF_TASK`.
         name: what reports call it.
         text_only_ratio: share of image_to_text samples that talk about a caption, without an image.
         conversation_key: name, among a sample's facts, of its list of [question, answer] turns.
@@ -79,13 +79,15 @@ class Reading:
     features: FeatureCache | None = None
 
     def __post_init__(self) -> None:
-        if self.task not in FAMILIES:
-            raise UserError(f"the task {self.task!r} is unknown; choose one of {list(FAMILIES)}.")
+        if self.task not in OBJECTIVE_OF_TASK:
+            raise UserError(
+                f"the task {self.task!r} is unknown; choose one of {list(OBJECTIVE_OF_TASK)}."
+            )
 
     @property
-    def family(self) -> str:
-        """TEXT_TO_IMAGE or IMAGE_TO_TEXT, see `Batch.task`."""
-        return FAMILIES[self.task]
+    def objective(self) -> str:
+        """IMAGE_GENERATION or LANGUAGE_MODELING, see `Batch.objective`."""
+        return OBJECTIVE_OF_TASK[self.task]
 
     def prompt(self, number: int, sample: int, known: Preprocessing, seed: int = 0) -> Prompt:
         """The prompt of sample `number` of the source, whose global sample number is `sample`.

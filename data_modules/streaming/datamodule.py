@@ -250,11 +250,13 @@ class StreamDataModule(LightningDataModule):
         """Take the model's tokenizer and sizes; done by `setup` under a Trainer."""
         self.known = known
 
-    def preview(self, family: str, number: int, *needs: Need) -> list[Preview]:
-        """Validation samples of a family to look at, see `previews`; none if none has `needs`."""
+    def preview(self, objective: str, number: int, *needs: Need) -> list[Preview]:
+        """Validation samples of an objective, see `previews`; none if none has `needs`."""
         reading = Reading(self.val_folder, self.task)
         known = self.known
-        return previews([reading], known, number, set(needs)) if reading.family == family else []
+        return (
+            previews([reading], known, number, set(needs)) if reading.objective == objective else []
+        )
 
     def require(self, trainer: Trainer) -> None:
         """Refuse settings of a fit that a stream cannot follow.

@@ -17,7 +17,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from triptych.inference.loading import describe_stage
-from triptych.interfaces import TEXT_TO_IMAGE, Batch
+from triptych.interfaces import IMAGE_GENERATION, Batch
 from triptych.modules import UnifiedModule
 from triptych.training import flops
 from triptych.training.freezing import freeze_all_but
@@ -113,7 +113,7 @@ def counted(model: UnifiedModule, loss: str) -> float:
     side, ids = model.picture_size, torch.ones(1, PROMPT, dtype=torch.long)
     pixels = torch.zeros(1, 3, side, side, dtype=torch.uint8)
     number = torch.zeros(1, dtype=torch.long)
-    batch = Batch(TEXT_TO_IMAGE, ["one"], 1, number, ids, ids, target_pixels=pixels).to("meta")
+    batch = Batch(IMAGE_GENERATION, ["one"], 1, number, ids, ids, target_pixels=pixels).to("meta")
     with FlopCounterMode(display=False) as counter:
         model.train().step(batch)[0].backward()
     return counter.get_total_flops()

@@ -135,7 +135,7 @@ class Panel(ExactBuffers, LightningModule):
         self._evaluated = Means()
 
     def validation_step(self, batch: Batch | dict[str, Batch], batch_idx: int) -> Tensor:
-        """The loss of the batch alone, of all families, scalar."""
+        """The loss of the batch alone, of all objectives, scalar."""
         losses = []
         for each in batches_in(batch):
             loss, metrics = self.step(each)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from triptych.checkpoints import WeightFiles
 from triptych.interfaces import (
-    TEXT_TO_IMAGE,
+    IMAGE_GENERATION,
     Batch,
     ImageEncoder,
     OnPicture,
@@ -31,7 +31,7 @@ class PixelDecoderModule(Panel):
         optimization, trainable, weights, seed, execution: see `Panel`; used when this is the root.
     """
 
-    task = TEXT_TO_IMAGE
+    batch_objective = IMAGE_GENERATION
 
     def __init__(
         self,

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from triptych.backbones.eva_clip import EvaClip
 from triptych.backbones.vae import KLAutoencoder
 from triptych.checkpoints import WeightFiles
-from triptych.interfaces import TEXT_TO_IMAGE, Batch, Part
+from triptych.interfaces import IMAGE_GENERATION, Batch, Part
 from triptych.modules.base import Metrics, Panel
 from triptych.training.execution import Execution
 from triptych.training.optimizer import Optimization
@@ -88,7 +88,7 @@ class EncodingModule(Panel):
         optimization, trainable, weights, seed, execution: see `Panel`.
     """
 
-    task = TEXT_TO_IMAGE
+    batch_objective = IMAGE_GENERATION
 
     def __init__(
         self,

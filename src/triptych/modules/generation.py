@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from triptych.checkpoints import WeightFiles
 from triptych.interfaces import (
-    TEXT_TO_IMAGE,
+    IMAGE_GENERATION,
     Batch,
     Condition,
     ImageEncoder,
@@ -63,7 +63,7 @@ class GenerationModule(Panel):
         optimization, trainable, weights, seed, execution: see `Panel`; used when this is the root.
     """
 
-    task = TEXT_TO_IMAGE
+    batch_objective = IMAGE_GENERATION
 
     def __init__(
         self,

@@ -8,7 +8,7 @@ from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 
 from triptych.checkpoints import WeightFiles
-from triptych.interfaces import IMAGE_TO_TEXT, Batch, Preprocessing, Understander
+from triptych.interfaces import LANGUAGE_MODELING, Batch, Preprocessing, Understander
 from triptych.modules.base import Metrics, Panel
 from triptych.training.execution import Execution
 from triptych.training.optimizer import Optimization
@@ -28,7 +28,7 @@ class UnderstandingModule(Panel):
         optimization, trainable, weights, seed, execution: see `Panel`; used when this is the root.
     """
 
-    task = IMAGE_TO_TEXT
+    batch_objective = LANGUAGE_MODELING
 
     def __init__(
         self,

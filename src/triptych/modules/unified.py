@@ -194,18 +194,18 @@ class UnifiedModule(Panel):
         return None
 
     def step(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Weighted sum of the losses that take this batch's task."""
+        """Weighted sum of the losses that take this batch's objective."""
         losses, metrics = [], {}
         for name, weight in self.loss_weights.items():
             panel = getattr(self, name)
-            if panel.task != batch.task:
+            if panel.batch_objective != batch.objective:
                 continue
             loss, more = self._panel_step(name, panel, batch)
             losses.append(weight * loss)
             metrics |= more
         if not losses:
             raise UserError(
-                f"no loss of this stage takes {batch.task} batches; see model.loss_weights."
+                f"no loss of this stage takes {batch.objective} batches; see model.loss_weights."
             )
         return torch.stack(losses).sum(), metrics
 
