@@ -39,7 +39,7 @@ AUTO, NONE = "auto", "none"
 OPEN = 64  # sidecars at a time, far below any limit on open files
 
 
-def digest(identity: dict[str, Any], dtype: str) -> str:
+def config_hash(identity: dict[str, Any], dtype: str) -> str:
     """A short name for what decides the numbers in a sidecar; each carries it."""
     text = json.dumps([VERSION, identity, dtype], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
@@ -62,7 +62,7 @@ class FeatureCache:
         manifest = read_manifest(folder)
         self.identity, self.dtype = manifest["identity"], manifest["dtype"]
         self.error: float = manifest["relative_rms_error"]
-        self._digest = digest(self.identity, self.dtype)
+        self._config_hash = config_hash(self.identity, self.dtype)
         self._ends = np.cumsum(source.shard_sizes)
         self._names = shard_names(source.paths)
         self._known = self._check(manifest["shards"])
@@ -104,7 +104,7 @@ class FeatureCache:
             return self._open[shard]
         path = self.folder / (self._names[shard] + ENDING)
         sidecar = Sidecar(path)
-        if sidecar.metadata.get("digest") != self._digest:
+        if sidecar.metadata.get("digest") != self._config_hash:
             raise UserError(
                 f"{path} is not of the run that made {self.folder / MANIFEST}; "
                 f"{remedy(self.source)}."

@@ -280,16 +280,16 @@ class ImageEncoder(Part):
         size, device = self.image_size, next(self.parameters()).device
         return self(torch.zeros(1, 3, size, size, dtype=torch.uint8, device=device))
 
-    def fingerprint(self) -> dict[str, Any]:
-        """What decides its features, beside its weights and the picture: class and settings.
+    def feature_config(self) -> dict[str, Any]:
+        """Class name and settings, which decide its features beside its weights and the image.
 
-        The settings are the constructor's arguments of plain types; an encoder keeps them as
-        attributes of the same names.
+        A class that moves to another module keeps its caches. The settings are the constructor's
+        arguments of plain types; an encoder keeps them as attributes of the same names.
         """
         plain = (bool, int, float, str, tuple, list, type(None))
         given = ((name, getattr(self, name, self)) for name in signature(type(self)).parameters)
         return {
-            "encoder": f"{type(self).__module__}.{type(self).__qualname__}",
+            "encoder": type(self).__qualname__,
             "feature_shape": self.feature_shape,
             "mean": self.mean,
             "std": self.std,

@@ -33,13 +33,13 @@ from triptych.data_modules.decode import Decoder
 from triptych.data_modules.features.cache import (
     MANIFEST,
     VERSION,
-    digest,
+    config_hash,
     finished,
     home,
     shard_names,
 )
 from triptych.data_modules.features.shard_file import DTYPES, ENDING, SidecarWriter, read_metadata
-from triptych.data_modules.shards.identity import stamp
+from triptych.data_modules.shards.identity import file_stamp
 from triptych.inference.loading import BAD_VALUES, describe_model
 from triptych.modules.feature_extraction import FeatureModule, Pictures
 from triptych.training.ranks import ending_together, take_over, watch_launched
@@ -97,8 +97,8 @@ class Making:
     dtype: str
 
     @property
-    def digest(self) -> str:
-        return digest(self.identity, self.dtype)
+    def config_hash(self) -> str:
+        return config_hash(self.identity, self.dtype)
 
     def extract(
         self,
@@ -162,7 +162,7 @@ class Making:
         return [
             shard
             for shard, samples in enumerate(source.shard_sizes)
-            if samples and not finished(source.paths[shard], sidecars[shard], self.digest)
+            if samples and not finished(source.paths[shard], sidecars[shard], self.config_hash)
         ]
 
     def sidecars(self, source: ShardFolder) -> list[Path]:
@@ -178,7 +178,7 @@ class Making:
         shards, squares, errors = {}, 0.0, 0.0
         for path in sorted(self.folder.glob("*" + ENDING)):
             said = read_metadata(path)
-            if said is None or said.get("digest") != self.digest:
+            if said is None or said.get("digest") != self.config_hash:
                 continue
             counts = {name: int(said[name]) for name in ("samples", "unreadable")}
             shards[path.name.removesuffix(ENDING)] = {**parse_json(said["shard"], path), **counts}
@@ -239,7 +239,7 @@ class WriteSidecars(BasePredictionWriter):
         super().__init__("batch")
         self.made, self.sidecars, self.shape = made, made.sidecars(source), shape
         # before they are read: one that changes meanwhile is then found to be another
-        self.stamps = {shard: stamp(source.paths[shard]) for shard in shards}
+        self.stamps = {shard: file_stamp(source.paths[shard]) for shard in shards}
         self._shard, self._writer, self._unreadable = -1, None, 0
 
     def write_on_batch_end(
@@ -268,7 +268,7 @@ class WriteSidecars(BasePredictionWriter):
         if self._writer is not None:
             self._writer.close(
                 {
-                    "digest": self.made.digest,
+                    "digest": self.made.config_hash,
                     "shard": json.dumps(self.stamps[self._shard]),
                     "samples": str(len(self._writer.keys)),
                     "unreadable": str(self._unreadable),

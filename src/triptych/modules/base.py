@@ -13,7 +13,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from triptych.backbones.attention import use_xformers
 from triptych.checkpoints import WeightFiles, find_all, load_tensors, load_weights, stored_names
-from triptych.checkpoints.fingerprint import fingerprint
+from triptych.checkpoints.fingerprint import weights_hash
 from triptych.checkpoints.weight_checks import require_state
 from triptych.checkpoints.weight_files import MADE_BY, full_name, label_of
 from triptych.interfaces import Batch, ImageEncoder, Part, Preprocessing, batches_in
@@ -238,16 +238,16 @@ class Panel(ExactBuffers, LightningModule):
         """
         return self if any(p.is_meta for p in self.parameters()) else super().cpu()
 
-    def identity_of(self, encoder: ImageEncoder, picture_size: int) -> dict[str, Any]:
+    def feature_config_of(self, encoder: ImageEncoder, picture_size: int) -> dict[str, Any]:
         """All that decides the features of a picture: settings, weights, and how it is cut.
 
         Reads the weight files; nothing need be built. Features of the same identity are the same.
         """
         path = next(name for name, module in self.named_modules() if module is encoder)
         return {
-            **encoder.fingerprint(),
+            **encoder.feature_config(),
             "picture_size": picture_size,
-            "weights": fingerprint(self.weights, full_name(path + ".")),
+            "weights": weights_hash(self.weights, full_name(path + ".")),
         }
 
     def train(self, mode: bool = True) -> Panel:

@@ -92,5 +92,5 @@ class PixelDecoderModule(Panel):
 
     def preprocessing(self) -> Preprocessing:
         size = self.encoder.image_size
-        identity = partial(self.identity_of, self.encoder, size)
+        identity = partial(self.feature_config_of, self.encoder, size)
         return Preprocessing(tokenizer=None, max_tokens=0, picture_size=size, features=identity)

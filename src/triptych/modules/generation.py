@@ -250,6 +250,6 @@ class GenerationModule(Panel):
             image_inputs=self.understander.image_inputs,
             template=self.template,
             training_template=self.training_template,
-            features=partial(self.identity_of, self.encoder, self.encoder.image_size),
+            features=partial(self.feature_config_of, self.encoder, self.encoder.image_size),
             pictures_too=False,
         )

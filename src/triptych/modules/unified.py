@@ -260,7 +260,7 @@ class UnifiedModule(Panel):
             known.template = self.generation.template
             known.training_template = self.generation.training_template
         if (encoder := self._encoder_of_targets()) is not None:
-            known.features = partial(self.identity_of, encoder, self.picture_size)
+            known.features = partial(self.feature_config_of, encoder, self.picture_size)
             known.pictures_too = "decoding" in self.loss_weights
         return known
 

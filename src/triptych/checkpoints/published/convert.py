@@ -36,7 +36,7 @@ from triptych.checkpoints.published.reader import (
     read_tower,
 )
 from triptych.checkpoints.published.safetensors_stream import Stored, write_tensors
-from triptych.checkpoints.published.staging import Staging, fingerprint, refuse_existing
+from triptych.checkpoints.published.staging import Staging, plan_hash, refuse_existing
 from triptych.checkpoints.weight_checks import require_floating
 from triptych.checkpoints.weight_files import MADE_BY, label_of
 from triptych.utils.errors import UserError
@@ -133,7 +133,7 @@ def _write(found: Conversion, target: Path, say: Callable[[str], None]) -> None:
     require_floating({name: stored.dtype for name, stored in found.tensors.items()}, target)
     text = model_file(found, target, labels)
     size = sum(stored.nbytes for stored in found.tensors.values())
-    staging = Staging(target, fingerprint(found.sources, "to ours", text), size)
+    staging = Staging(target, plan_hash(found.sources, "to ours", text), size)
     for label, tensors in labels.items():
         metadata = {"preset": target.name, "stage": "converted"}
         if label in found.published:

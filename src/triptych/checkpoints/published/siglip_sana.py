@@ -22,7 +22,7 @@ from triptych.checkpoints.published.components import Tensors
 from triptych.checkpoints.published.key_mapping import TOWER, TOWER_WEIGHTS, VAE
 from triptych.checkpoints.published.reader import BLIP3O, STOCK
 from triptych.checkpoints.published.safetensors_stream import write_tensors
-from triptych.checkpoints.published.staging import Staging, fingerprint, refuse_existing
+from triptych.checkpoints.published.staging import Staging, plan_hash, refuse_existing
 from triptych.checkpoints.weight_checks import require_floating
 from triptych.checkpoints.weight_files import label_of
 from triptych.utils.errors import UserError
@@ -139,7 +139,7 @@ def convert_siglip_sana(
             paths += archive.paths
     named = {name: found[key] for key, name in full_names(found).items()}
     require_floating({name: stored.dtype for name, stored in named.items()}, target)
-    staging = Staging(target, fingerprint(paths), sum(stored.nbytes for stored in named.values()))
+    staging = Staging(target, plan_hash(paths), sum(stored.nbytes for stored in named.values()))
     for beginning, remark in _REMARKS.items():
         if not any(name.startswith(beginning) for name in named):
             say(remark)
