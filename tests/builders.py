@@ -193,7 +193,7 @@ def needed(weights: WeightFiles, stage: str) -> WeightFiles:
     if stage in ("encoder", "stage1"):
         return WeightFiles()
     if stage == "decoder":
-        return WeightFiles(encoder=weights.encoder)
+        return WeightFiles(encoder=weights.encoder, vae=weights.vae)
     return weights
 
 

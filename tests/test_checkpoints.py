@@ -160,7 +160,7 @@ def test_a_checkpoint_names_the_seed_and_the_frozen_weights(run, weights):
     assert made["seed"] == model.seed == 0
     assert {label: note["file"] for label, note in made["base"].items()} == {
         label: Path(getattr(weights, label)).name
-        for label in ("understanding", "encoder", "decoder")
+        for label in ("understanding", "encoder", "vae", "decoder")
     }
     assert all(len(note["sha256"]) == 64 for note in made["base"].values())
 
@@ -537,6 +537,16 @@ def test_the_encoder_stage_exports_running_statistics_and_no_heads(shapes_folder
     assert_close(model.vae(pixels), decoder.vae(pixels))
 
 
+def test_a_vae_beside_an_encoder_that_holds_one_is_refused(weights, tmp_path):
+    both = tmp_path / "both.safetensors"
+    save_weights({**load_file(weights.encoder), **load_file(weights.vae)}, both, {}, torch.float32)
+    for vae in (None, str(both)):  # the file of a run that trained both, or of an older conversion
+        unified("decoder", weights=WeightFiles(encoder=str(both), vae=vae)).configure_model()
+    model = unified("decoder", weights=WeightFiles(encoder=str(both), vae=weights.vae))
+    with pytest.raises(UserError, match=r"both.safetensors \(encoder\) holds a VAE too"):
+        model.configure_model()
+
+
 def test_half_precision_exports_load_into_float32(run, weights, tmp_path):
     model, _ = run
     save_weights(trained(model), tmp_path / "half.safetensors", {}, torch.float16)
@@ -562,7 +572,12 @@ def test_weights_of_other_sizes_are_refused(run, weights):
 
 @pytest.mark.parametrize(
     ("left_out", "command"),
-    [("understanding", "stage1"), ("encoder", "encoder"), ("decoder", "decoder")],
+    [
+        ("understanding", "stage1"),
+        ("encoder", "encoder"),
+        ("vae", "encoder"),
+        ("decoder", "decoder"),
+    ],
 )
 def test_a_frozen_part_without_weights_says_what_makes_it(left_out, command, weights):
     model = unified("stage2", weights=WeightFiles(**{**vars(weights), left_out: None}))

@@ -82,7 +82,7 @@ def same(a, b):
 
 
 def test_a_release_becomes_four_weight_files_a_tokenizer_and_a_model_file(release, ours):
-    labels = ("understanding", "generation", "encoder", "decoder")
+    labels = ("understanding", "generation", "encoder", "vae", "decoder")
     assert set(contents(ours)) == {
         "model.yaml",
         "tokenizer/tokenizer.json",
@@ -99,7 +99,9 @@ def test_a_release_becomes_four_weight_files_a_tokenizer_and_a_model_file(releas
     encoder = load_file(ours / "encoder.safetensors")
     key = "blocks.1.attn.qkv.bias"
     assert torch.equal(encoder[f"encoder.tower.{key}"], before[TOWER + key])
-    assert any(name.startswith("decoding.decoder.vae.") for name in encoder)
+    assert all(name.startswith("encoder.") for name in encoder)
+    vae = load_file(ours / "vae.safetensors")
+    assert vae and all(name.startswith("decoding.decoder.vae.") for name in vae)
     assert read_metadata(ours / "decoder.safetensors")["stage"] == "converted"
     assert (ours / "tokenizer" / "tokenizer.json").read_bytes() == (
         release / "tokenizer.json"
@@ -294,7 +296,7 @@ def test_a_decoder_alone(tmp_path, ours):
     assert set(contents(tmp_path / "ours")) == {
         "model.yaml",
         "decoder.safetensors",
-        "encoder.safetensors",
+        "vae.safetensors",
     }
     assert same(
         load_file(tmp_path / "ours" / "decoder.safetensors"),
@@ -350,10 +352,10 @@ def test_ctrl_c_is_one_sentence(release, tmp_path, capsys, monkeypatch):
         with pytest.raises(SystemExit) as ended:
             main(["convert", str(release), str(tmp_path / "ours")])
     said = capsys.readouterr()
-    assert ended.value.code == 130 and said.out.count(" GB") == said.out.count("\n") == 4
+    assert ended.value.code == 130 and said.out.count(" GB") == said.out.count("\n") == 5
     assert said.err == "triptych: interrupted; the same command goes on where it stopped.\n"
     main(["convert", str(release), str(tmp_path / "ours")])
-    assert capsys.readouterr().out.count(", kept") == 4
+    assert capsys.readouterr().out.count(", kept") == 5
 
 
 def test_another_conversion_starts_over(release, tmp_path):

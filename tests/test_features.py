@@ -459,8 +459,7 @@ def test_a_weights_hash_is_of_the_numbers_alone(weights, tmp_path):
 def test_the_last_file_counts_as_when_weights_are_loaded(weights, tmp_path):
     name = "encoder.tower.pos_embed"
     save_file({name: load_file(weights.encoder)[name] + 1}, tmp_path / "late.safetensors")
-    both = WeightFiles(encoder=weights.encoder, generation=str(tmp_path / "late.safetensors"))
-    alone = WeightFiles(encoder=weights.encoder)
+    both, alone = replace(weights, generation=str(tmp_path / "late.safetensors")), weights
     assert weights_hash(both, "encoder.") != weights_hash(alone, "encoder.")
     assert weights_hash(both, "decoding.decoder.vae.") == weights_hash(
         alone, "decoding.decoder.vae."

@@ -423,7 +423,7 @@ def test_the_decoding_panel_trains_alone_and_reads_no_captions(shapes_folder, we
         eva(),
         optimization=FAST,
         trainable=["decoder.unet", "decoder.baseline"],
-        weights=WeightFiles(encoder=weights.encoder),
+        weights=WeightFiles(encoder=weights.encoder, vae=weights.vae),
     )
     metrics = fit(panel, shapes_folder, "decoder")
     assert metrics["train/decoding"] > 0

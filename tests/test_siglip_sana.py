@@ -381,9 +381,11 @@ def converted(sources, target):
     convert_siglip_sana([str(source) for source in sources], target)
     assert {path.name for path in target.iterdir()} == {
         "encoder.safetensors",
+        "vae.safetensors",
         "decoder.safetensors",
     }
-    files = {label: str(target / f"{label}.safetensors") for label in ("encoder", "decoder")}
+    labels = ("encoder", "vae", "decoder")
+    files = {label: str(target / f"{label}.safetensors") for label in labels}
     return WeightFiles(**files)
 
 
@@ -571,7 +573,7 @@ def test_convert_takes_both_library_folders_at_once(folders, files, tmp_path, ca
     main(["convert", str(folders / "siglip"), str(folders / "sana"), str(ours)])
     said = capsys.readouterr().out
     assert "no source has the connector: it starts at random" in said and "is complete" in said
-    for label in ("encoder", "decoder"):
+    for label in ("encoder", "vae", "decoder"):
         made, expected = ours / f"{label}.safetensors", getattr(files, label)
         assert made.read_bytes() == Path(expected).read_bytes()
     main(["convert", str(folders / "siglip"), str(tmp_path / "tower")])
@@ -658,7 +660,7 @@ def fit(monkeypatch, tmp_path, shapes_folder):
 
 @pytest.mark.slow
 def test_the_pair_takes_the_place_of_the_tiny_presets_by_flags(fit, files):
-    made = [*SWAP, f"--model.weights.encoder={files.encoder}"]
+    made = [*SWAP, *(f"--model.weights.{n}={getattr(files, n)}" for n in ("encoder", "vae"))]
     decoder = fit("decoder", *made) / "weights.safetensors"
     assert decoder.exists()
     stage2 = fit("stage2", *made, f"--model.weights.decoder={decoder}")

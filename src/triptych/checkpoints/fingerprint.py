@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from triptych.checkpoints.weight_files import WeightFiles, _open, find_all
+from triptych.checkpoints.weight_files import WeightFiles, _open, find_all, label_of
 from triptych.utils.documents import read_json
 from triptych.utils.errors import UserError
 
@@ -34,7 +34,7 @@ def weights_hash(sources: WeightFiles, beginning: str) -> str:
     if not digests:
         raise UserError(
             f"no weight file holds tensors of {beginning.rstrip('.')}; name one with "
-            "--model.weights.encoder=FILE."
+            f"--model.weights.{label_of(beginning)}=FILE."
         )
     text = "".join(f"{name} {digest}\n" for name, digest in sorted(digests.items()))
     return hashlib.sha256(text.encode()).hexdigest()

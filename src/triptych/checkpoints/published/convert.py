@@ -6,7 +6,8 @@
 
 become a folder with
 
-    understanding.safetensors  generation.safetensors  encoder.safetensors  decoder.safetensors
+    understanding.safetensors  generation.safetensors
+    encoder.safetensors  vae.safetensors  decoder.safetensors
     tokenizer/                 as it was
     model.yaml                 sizes as read from the checkpoint, for `triptych generate --config`
 
