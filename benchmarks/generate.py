@@ -110,7 +110,7 @@ def loops(model: UnifiedModule, rounds: int) -> tuple[dict[str, float], float]:
             noise,
             generation.num_inference_steps,
             generation.guidance_scale,
-            shift=generation.time_shift,
+            shift=generation.shift,
         )
 
     def plain(*call: Tensor) -> Tensor:  # no `prepare`: a model that keeps nothing

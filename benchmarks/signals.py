@@ -376,7 +376,7 @@ def prepare(folder: Path) -> None:
     trainer = config["trainer"]
     trainer["num_sanity_val_steps"] = 1
     # validations of two batches: one to end in the middle of
-    config["data"]["init_args"]["val_samples"] = 4
+    config["data"]["init_args"]["num_val_samples"] = 4
     trainer["callbacks"] = [
         {"class_path": "signals.Passes"},
         *(each for each in trainer["callbacks"] if "torture" not in each["class_path"]),
@@ -385,7 +385,7 @@ def prepare(folder: Path) -> None:
     triptych_main(torture.command(folder / "signals.yaml", None, "validate"))
     for callback in trainer["callbacks"]:
         if callback["class_path"].endswith("Checkpoint"):
-            callback["init_args"]["background"] = True
+            callback["init_args"]["save_async"] = True
     (folder / "background.yaml").write_text(yaml.safe_dump(config))
 
 

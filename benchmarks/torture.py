@@ -161,9 +161,9 @@ def settings(folder: Path) -> Path:
     dit = {"width": 32, "depth": 1, "heads": 2, "multiple_of": 16}
     config = {
         "model": {
-            "preview": False,
+            "build_decoder": False,
             "generation": {
-                "init_args": {"number_of_queries": 2, "draws": 1, "dit": {"init_args": dit}}
+                "init_args": {"num_queries": 2, "num_noise_samples": 1, "dit": {"init_args": dit}}
             },
         },
         "data": {
@@ -171,7 +171,7 @@ def settings(folder: Path) -> Path:
                 "shards": str(shapes / "train"),
                 "val_shards": str(shapes / "eval"),
                 "batch_size": 2,
-                "val_samples": 4,
+                "num_val_samples": 4,
             }
         },
         "trainer": {
@@ -183,7 +183,10 @@ def settings(folder: Path) -> Path:
             "enable_model_summary": False,
             "callbacks": [{"class_path": name} for name in callbacks]
             + [
-                {"class_path": "triptych.callbacks.Checkpoint", "init_args": {"every": EVERY}},
+                {
+                    "class_path": "triptych.callbacks.Checkpoint",
+                    "init_args": {"every_n_train_steps": EVERY},
+                },
                 {"class_path": "triptych.callbacks.ExportWeights"},
             ],
         },

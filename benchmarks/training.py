@@ -45,7 +45,7 @@ from torch import Tensor
 from triptych.backbones import EvaClip, LuminaNextDiT, QwenText, QwenVision, QwenVL, Vocabulary
 from triptych.backbones.attention import use_xformers
 from triptych.inference.loading import describe_stage
-from triptych.interfaces import TEXT_TO_IMAGE, Batch
+from triptych.interfaces import IMAGE_GENERATION, Batch
 from triptych.modules import GenerationModule, UnderstandingModule, UnifiedModule
 from triptych.training import flops
 from triptych.training.device_peaks import dense_peak
@@ -78,9 +78,9 @@ def middle(words: int) -> UnifiedModule:
         understanding=UnderstandingModule(QwenVL("", text, vision, vocabulary=vocabulary)),
         encoder=EvaClip(224, 14, 256, 8, 4, mlp_width=2176, pool=2),
         generation=GenerationModule(LuminaNextDiT(256, 6, 4, gate_init=1.0), QUERIES),
-        losses={"generation": 1.0},
-        trains=["generation"],
-        preview=False,
+        loss_weights={"generation": 1.0},
+        trainable=["generation"],
+        build_decoder=False,
         stage="stage2",
     )
 
@@ -88,7 +88,7 @@ def middle(words: int) -> UnifiedModule:
 def published(size: str) -> UnifiedModule:
     """Stage 2 of blip3o_4b or blip3o_8b, described."""
     files = [ROOT / "conf/presets" / f"blip3o_{size}.yaml", ROOT / "conf/stages/stage2.yaml"]
-    return describe_stage(files, ["--model.preview=false"])
+    return describe_stage(files, ["--model.build_decoder=false"])
 
 
 def built(model: UnifiedModule, device: str) -> UnifiedModule:
@@ -96,7 +96,7 @@ def built(model: UnifiedModule, device: str) -> UnifiedModule:
     torch.manual_seed(0)
     with torch.device(device):
         model.build()
-    model.trained = freeze_all_but(model, model.trains)
+    model.trained = freeze_all_but(model, model.trainable)
     return model.train()
 
 
@@ -108,7 +108,7 @@ def drawn(model: UnifiedModule, size: int, tokens: int, shared: int, device: str
     ids[:, :shared] = ids[0, :shared]
     side = model.encoder.image_size
     return Batch(
-        TEXT_TO_IMAGE,
+        IMAGE_GENERATION,
         [str(number) for number in range(size)],
         0,
         torch.arange(size),
@@ -268,7 +268,7 @@ def counted(model: UnifiedModule, batch: Batch) -> dict[str, float]:
 def by_formula(model: UnifiedModule, batch: Batch) -> dict[str, float]:
     """The same by formula."""
     qwen, dit, eva = model.understanding.understander, model.generation.dit, model.encoder
-    queries, tokens = model.generation.number_of_queries, batch.input_ids.shape[1]
+    queries, tokens = model.generation.num_queries, batch.input_ids.shape[1]
     once = flops.prompt(qwen, batch.shared).forward / len(batch)
     ours = {
         name: flops.generation_step(qwen, dit, encoder, tokens, queries, batch.shared).total + once
@@ -324,7 +324,7 @@ def decoder_step(size: str, attention: str, steps: int, number: int = 4) -> dict
             return {**found, "error": str(error)}
     side, optimizer = model.vae.image_size, make_optimizer(model, model.optimization)
     batch = Batch(
-        TEXT_TO_IMAGE,
+        IMAGE_GENERATION,
         [str(each) for each in range(number)],
         0,
         torch.arange(number),

@@ -34,44 +34,45 @@ _WRAPPERS = re.compile(r"(_fsdp_wrapped_module|_orig_mod|_checkpoint_wrapped_mod
 class Checkpoint(ModelCheckpoint):
     """Lightning's ModelCheckpoint with this project's promises: see docs/checkpoints.md.
 
-    A checkpoint every `every` steps, after the validation of that step if there is one, one of
-    the last step, and one when the run is interrupted (Ctrl-C), told to end (SIGTERM) or fails, so
-    that `--ckpt_path=last` goes on from there. last.ckpt is a link to the newest.
+    A checkpoint every `every_n_train_steps`, after the validation of that step if there is one, one
+    of the last step, and one when the run is interrupted (Ctrl-C), told to end (SIGTERM) or fails,
+    so that `--ckpt_path=last` resumes there. last.ckpt is a link to the newest.
 
     Args:
-        every: steps between checkpoints.
-        keep: how many of them stay, at least 2; -1 keeps all.
-        background: train on while a copy of the state is written.
+        every_n_train_steps: steps between checkpoints.
+        save_top_k: how many of them stay, at least 2; -1 keeps all.
+        save_async: train on while a copy of the state is written.
         end_within: seconds after a signal in which the run must have saved and ended; a process
             that still waits then ends without.
     """
 
     def __init__(
         self,
-        every: int = 500,
-        keep: int = 2,
-        background: bool = False,
+        every_n_train_steps: int = 500,
+        save_top_k: int = 2,
+        save_async: bool = False,
         end_within: float = 120.0,
     ) -> None:
-        if keep != -1 and keep < 2:
+        if save_top_k != -1 and save_top_k < 2:
             raise UserError(
-                f"Checkpoint: keep is {keep}, but one alone may be damaged; give 2 or more, or -1."
+                f"Checkpoint: save_top_k is {save_top_k}, but one alone may be damaged; give 2 or "
+                "more, or -1."
             )
         if end_within <= 0:
             raise UserError(f"Checkpoint: end_within must be above 0 seconds, not {end_within}.")
         super().__init__(
             filename="{step:08d}",
-            every_n_train_steps=every,
+            every_n_train_steps=every_n_train_steps,
             monitor="step",
             mode="max",
-            save_top_k=keep,
+            save_top_k=save_top_k,
             save_last="link",
             save_on_exception=True,
             save_on_train_epoch_end=False,
             auto_insert_metric_name=False,
             enable_version_counter=False,
         )
-        self.background, self.end_within = background, end_within
+        self.save_async, self.end_within = save_async, end_within
         self._agreement: Agreement | None = None
         self._handles_signals = False
         self._began = False
@@ -89,10 +90,10 @@ class Checkpoint(ModelCheckpoint):
         if isinstance(trainer.strategy.checkpoint_io, AsyncCheckpointIO):  # links before it wrote
             raise UserError(
                 "the plugin AsyncCheckpointIO does not go with the Checkpoint callback; leave it "
-                "out, and set background=true of the callback."
+                "out, and set save_async=true of the callback."
             )
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # else the user chose one
-            io = BackgroundCheckpointIO if self.background else DurableCheckpointIO
+            io = BackgroundCheckpointIO if self.save_async else DurableCheckpointIO
             trainer.strategy.checkpoint_io = io(agree=trainer.strategy.broadcast)
 
     # When ----------------------------------------------------------------------------------------
@@ -148,7 +149,7 @@ class Checkpoint(ModelCheckpoint):
         super().on_validation_end(trainer, module)
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
-        """Save the last step, whatever `every`."""
+        """Save the last step, whatever `every_n_train_steps`."""
         self._logged = True
         unsaved = self._last_global_step_saved != trainer.global_step
         if self._began and unsaved and not trainer.fast_dev_run:

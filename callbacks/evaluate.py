@@ -19,16 +19,18 @@ class Evaluate(OptionalCallback):
 
     Args:
         evaluator: for example triptych.evaluation.ShapeEval.
-        every: steps between scores during training; null scores before and after only.
+        every_n_steps: steps between scores during training; null scores before and after only.
         name: of the scores in the logs.
     """
 
     def __init__(
-        self, evaluator: Evaluator, every: int | None = None, name: str = "shape_eval"
+        self, evaluator: Evaluator, every_n_steps: int | None = None, name: str = "shape_eval"
     ) -> None:
-        if every is not None and every < 1:
-            raise UserError(f"Evaluate: every must be 1 or more, or null, not {every}.")
-        self.evaluator, self.every, self.name = evaluator, every, name
+        if every_n_steps is not None and every_n_steps < 1:
+            raise UserError(
+                f"Evaluate: every_n_steps must be 1 or more, or null, not {every_n_steps}."
+            )
+        self.evaluator, self.every_n_steps, self.name = evaluator, every_n_steps, name
         self.before: dict[str, float] | None = None
         self.after: dict[str, float] | None = None
         self._scored = -1  # the step of `after`
@@ -44,7 +46,7 @@ class Evaluate(OptionalCallback):
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        due = self.every is not None and trainer.global_step % self.every == 0
+        due = self.every_n_steps is not None and trainer.global_step % self.every_n_steps == 0
         if due and trainer.global_step != self._scored:
             self._score(trainer, module)
 

@@ -8,7 +8,7 @@ from lightning import LightningModule, Trainer
 
 from triptych.callbacks._evaluation_mode import inspecting
 from triptych.callbacks._optional import OptionalCallback
-from triptych.interfaces import TEXT_TO_IMAGE, batches_in
+from triptych.interfaces import IMAGE_GENERATION, batches_in
 from triptych.utils.errors import UserError
 
 
@@ -36,8 +36,8 @@ class FlowLossByNoise(OptionalCallback):
         self.times, self.batches = list(times), batches
 
     def lacks(self, trainer: Trainer, module: LightningModule) -> str | None:
-        learnt = getattr(module, "losses", {"generation": 1.0})  # a panel alone: its only one
-        if not hasattr(module, "losses_at") or "generation" not in learnt:
+        learnt = getattr(module, "loss_weights", {"generation": 1.0})  # a panel alone: its only one
+        if not hasattr(module, "loss_at_timesteps") or "generation" not in learnt:
             return "the stage has no generation loss"
         return None
 
@@ -53,10 +53,10 @@ class FlowLossByNoise(OptionalCallback):
         if self.batches is not None and batch_idx >= self.batches:
             return
         for each in batches_in(batch):
-            if each.task != TEXT_TO_IMAGE:
+            if each.objective != IMAGE_GENERATION:
                 continue
             with inspecting(trainer, module):
-                losses = module.losses_at(each, self.times)
+                losses = module.loss_at_timesteps(each, self.times)
             module.log_dict(
                 {f"val/flow/t={t:g}": loss for t, loss in zip(self.times, losses, strict=True)},
                 on_step=False,

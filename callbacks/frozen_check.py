@@ -22,13 +22,15 @@ class FrozenCheck(Callback):
     about 2^-64.
 
     Args:
-        every: steps between checks; null checks at the end only.
+        every_n_steps: steps between checks; null checks at the end only.
     """
 
-    def __init__(self, every: int | None = 1000) -> None:
-        if every is not None and every < 1:
-            raise UserError(f"FrozenCheck: every must be 1 or more, or null, not {every}.")
-        self.every = every
+    def __init__(self, every_n_steps: int | None = 1000) -> None:
+        if every_n_steps is not None and every_n_steps < 1:
+            raise UserError(
+                f"FrozenCheck: every_n_steps must be 1 or more, or null, not {every_n_steps}."
+            )
+        self.every_n_steps = every_n_steps
         self._names: list[str] = []
         self._start: Tensor | None = None
         self._checked = -1
@@ -41,7 +43,7 @@ class FrozenCheck(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        due = self.every is not None and trainer.global_step % self.every == 0
+        due = self.every_n_steps is not None and trainer.global_step % self.every_n_steps == 0
         if due and trainer.global_step != self._checked:
             self._check(trainer, module)
 

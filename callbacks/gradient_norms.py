@@ -17,17 +17,17 @@ from triptych.utils.errors import UserError
 class GradientNorms(Callback):
     """Logs grad_norm/PART and grad_norm/all, L2, before they are clipped.
 
-    Only in the steps that are logged (`log_every_n_steps`) or a multiple of that; nothing waits for
+    Only in the steps that are logged (`log_every_n_logs`) or a multiple of that; nothing waits for
     the device but the logger. Nothing under FSDP1, whose flattened parameters have no parts.
 
     Args:
-        every: of the logged steps, take one in so many.
+        every_n_logs: of the logged steps, take one in so many.
     """
 
-    def __init__(self, every: int = 1) -> None:
-        if every < 1:
-            raise UserError(f"GradientNorms: every must be 1 or more, not {every}.")
-        self.every = every
+    def __init__(self, every_n_logs: int = 1) -> None:
+        if every_n_logs < 1:
+            raise UserError(f"GradientNorms: every_n_logs must be 1 or more, not {every_n_logs}.")
+        self.every_n_logs = every_n_logs
         self._parts: dict[str, list[Tensor]] = {}
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
@@ -41,7 +41,7 @@ class GradientNorms(Callback):
     def on_before_optimizer_step(
         self, trainer: Trainer, module: LightningModule, optimizer: Optimizer
     ) -> None:
-        if not logs_step(trainer, trainer.global_step + 1, self.every):
+        if not logs_step(trainer, trainer.global_step + 1, self.every_n_logs):
             return
         norms = {part: norm_of(parameters) for part, parameters in self._parts.items()}
         norms = {part: norm for part, norm in norms.items() if norm is not None}

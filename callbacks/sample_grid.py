@@ -18,7 +18,7 @@ from triptych.callbacks._evaluation_mode import inspecting
 from triptych.callbacks._optional import OptionalCallback, missing_parts
 from triptych.callbacks.ema import EMA
 from triptych.checkpoints.run_folder import of_trainer
-from triptych.interfaces import IMAGE_TO_TEXT, TEXT_TO_IMAGE
+from triptych.interfaces import IMAGE_GENERATION, LANGUAGE_MODELING
 from triptych.utils.errors import NotFiniteError, UserError
 from triptych.utils.image_grid import above, grid
 from triptych.utils.images import square, to_arrays, unit_to_pixels
@@ -38,7 +38,7 @@ class Sheet:
         loss: the stage's loss that it shows.
         make: (options, model, samples) -> images and labels.
         parts: of the model, see `UnifiedModule.lacks`.
-        family: of the validation samples on it.
+        objective: of the validation samples on it.
         needs: what each of these has, see `data_modules.previews`.
         wanted: `needs` in words.
     """
@@ -46,7 +46,7 @@ class Sheet:
     loss: str
     make: Callable[[SampleGrid, Any, list[Any]], Labelled]
     parts: tuple[str, ...]
-    family: str
+    objective: str
     needs: tuple[str, ...]
     wanted: str
 
@@ -63,28 +63,28 @@ class SampleGrid(OptionalCallback):
     step-00000100-ema.png, with their average.
 
     Args:
-        every: steps between sheets.
-        number: of images.
+        every_n_steps: steps between sheets.
+        num_samples: number of images.
         prompts: captions to draw; null takes the first validation captions.
         seed: picture i starts from the noise of seed + i.
-        scale: how many times images are enlarged.
+        upscale: how many times images are enlarged.
         previews: gives the object that makes a model's images; the command line names
             `triptych.inference.model_inference.inference_of` where the configuration does not.
     """
 
     def __init__(
         self,
-        every: int = 100,
-        number: int = 12,
+        every_n_steps: int = 100,
+        num_samples: int = 12,
         prompts: list[str] | None = None,
         seed: int = 0,
-        scale: int = 3,
+        upscale: int = 3,
         previews: Callable[[Any], Any] | None = None,
     ) -> None:
-        if every < 1 or number < 1 or scale < 1:
-            raise UserError("SampleGrid: every, number and scale must be 1 or more.")
-        self.every, self.number, self.prompts = every, number, prompts
-        self.seed, self.scale, self.previews = seed, scale, previews
+        if every_n_steps < 1 or num_samples < 1 or upscale < 1:
+            raise UserError("SampleGrid: every_n_steps, num_samples and upscale must be 1 or more.")
+        self.every_n_steps, self.num_samples, self.prompts = every_n_steps, num_samples, prompts
+        self.seed, self.upscale, self.previews = seed, upscale, previews
         self._shown = -1  # the last step that has a sheet
         self._sheet: Sheet | None = None
         self._samples: list[Any] = []  # previews of the data
@@ -96,7 +96,7 @@ class SampleGrid(OptionalCallback):
                 "SampleGrid has nothing that makes images; give it "
                 "previews=triptych.inference.model_inference.inference_of."
             )
-        losses = getattr(module, "losses", {})
+        losses = getattr(module, "loss_weights", {})
         sheets = [sheet for sheet in SHEETS if sheet.loss in losses]
         sheets = [sheet for sheet in sheets if sheet.loss == sheets[0].loss]
         if not sheets:
@@ -108,7 +108,7 @@ class SampleGrid(OptionalCallback):
             if "caption" in self._sheet.needs and self.prompts is not None:
                 return None
             if preview is not None:
-                self._samples = preview(self._sheet.family, self.number, *self._sheet.needs)
+                self._samples = preview(self._sheet.objective, self.num_samples, *self._sheet.needs)
             if self._samples:
                 return None
         wanted = " or ".join(sheet.wanted for sheet in sheets)
@@ -120,7 +120,7 @@ class SampleGrid(OptionalCallback):
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if trainer.global_step % self.every == 0 and trainer.global_step != self._shown:
+        if trainer.global_step % self.every_n_steps == 0 and trainer.global_step != self._shown:
             self._show(trainer, module)
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
@@ -146,7 +146,7 @@ class SampleGrid(OptionalCallback):
             return
         run = of_trainer(trainer)  # asks all ranks
         if trainer.is_global_zero and run is not None:
-            folder, sheet = run / "samples", grid(images, labels, COLUMNS, self.scale)
+            folder, sheet = run / "samples", grid(images, labels, COLUMNS, self.upscale)
             folder.mkdir(parents=True, exist_ok=True)
             name = f"step-{trainer.global_step:08d}{suffix}"
             sheet.save(folder / f"{name}.png")
@@ -172,7 +172,7 @@ def generated(options: SampleGrid, model: Any, samples: list[Any]) -> Labelled:
     prompts = options.prompts
     if prompts is None:
         prompts = [sample.text for sample in samples]
-    prompts = prompts[: options.number]
+    prompts = prompts[: options.num_samples]
     return to_arrays(
         options.previews(model).generate(prompts, seeds=seeds(options, len(prompts)))
     ), prompts
@@ -221,18 +221,18 @@ def encoded(options: SampleGrid, model: Any, samples: list[Any]) -> Labelled:
 _DRAWS = ("understanding", "generation", "decoding")
 # A stage with several losses shows the first of these; of one loss the first that the data allows.
 SHEETS = (
-    Sheet("generation", generated, _DRAWS, TEXT_TO_IMAGE, ("caption",), "a caption"),
-    Sheet("generation", edited, _DRAWS, TEXT_TO_IMAGE, ("edit",), "an edit"),
+    Sheet("generation", generated, _DRAWS, IMAGE_GENERATION, ("caption",), "a caption"),
+    Sheet("generation", edited, _DRAWS, IMAGE_GENERATION, ("edit",), "an edit"),
     Sheet(
-        *("decoding", reconstructed, ("encoder", "decoding"), TEXT_TO_IMAGE),
+        *("decoding", reconstructed, ("encoder", "decoding"), IMAGE_GENERATION),
         *(("picture",), "an image"),
     ),
     Sheet(
-        *("understanding", answered, ("understanding",), IMAGE_TO_TEXT),
+        *("understanding", answered, ("understanding",), LANGUAGE_MODELING),
         *(("picture", "turn"), "an image with a question or a caption"),
     ),
     Sheet(
-        *("encoding", encoded, ("encoder", "vae", "encoding"), TEXT_TO_IMAGE),
+        *("encoding", encoded, ("encoder", "vae", "encoding"), IMAGE_GENERATION),
         *(("picture",), "an image"),
     ),
 )

@@ -30,7 +30,7 @@ from triptych.utils.image_reader import (
 from triptych.utils.image_squares import place_of_square
 from triptych.utils.images import square
 
-DecodeWay = Literal["torchvision", "pillow"]
+ImageBackend = Literal["torchvision", "pillow"]
 SLOWER = (
     "JPEGs are decoded by Pillow; run `pip install 'triptych[fast]'` and batches of them take a "
     "tenth to a fifth less time."
@@ -53,7 +53,7 @@ class Decoder:
         max_pixels: width times height of the largest picture that is decoded.
     """
 
-    way: DecodeWay = "torchvision"
+    way: ImageBackend = "torchvision"
     max_pixels: int = DEFAULT_LIMITS.max_pixels
 
     def __call__(self, data: bytes, *sizes: int) -> list[Tensor]:

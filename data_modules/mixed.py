@@ -16,7 +16,7 @@ from triptych.data_modules.batching.accumulation import AccumulationLoader
 from triptych.data_modules.batching.bad_samples import BadSamples, check_texts
 from triptych.data_modules.batching.collate import BatchBuilder
 from triptych.data_modules.batching.tasks import Reading
-from triptych.data_modules.decode import Decoder, DecodeWay
+from triptych.data_modules.decode import Decoder, ImageBackend
 from triptych.data_modules.features.cache import AUTO, use_features
 from triptych.data_modules.previews import Need, Preview, previews
 from triptych.data_modules.sampling.mixing import Mixture
@@ -30,7 +30,14 @@ from triptych.data_modules.sampling.step_dataset import (
     steps_of,
 )
 from triptych.data_modules.sources.base import Source
-from triptych.interfaces import FAMILIES, TEXT_TO_IMAGE, TEXT_TO_TEXT, Preprocessing, batches_in
+from triptych.interfaces import (
+    IMAGE_GENERATION,
+    OBJECTIVE_OF_TASK,
+    TEXT_TO_IMAGE,
+    TEXT_TO_TEXT,
+    Preprocessing,
+    batches_in,
+)
 from triptych.utils.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -44,12 +51,12 @@ class Ingredient:
         source: the samples: any `Source`, by class_path.
         task: what to make of them: "text_to_image", "image_to_image", "image_to_text" or
             "text_to_text".
-        weight: share of the samples of its family, relative to the other data sets; null in all
+        weight: share of the samples of its objective, relative to the other data sets; null in all
             of them is in proportion to their numbers of samples. 0 leaves it out.
-        text_only: share of image_to_text samples that talk about the caption, without a picture.
-        conversation: the list of [question, answer] turns among a sample's facts to learn from;
-            a picture without it is described by its caption.
-        turns: take so many turns of a conversation, others every time; null takes all, in order.
+        text_only_ratio: share of image_to_text samples that talk about the caption, without image.
+        conversation_key: name, among a sample's facts, of its list of [question, answer] turns; an
+            image without it is described by its caption.
+        max_turns: take so many turns of a conversation, others each time; null takes all, in order.
         features: a folder that `triptych data features` made of these samples; "auto" takes
             features/ beside the shards if it is there, "none" encodes every picture anew.
     """
@@ -57,21 +64,28 @@ class Ingredient:
     source: Source
     task: str = TEXT_TO_IMAGE
     weight: float | None = None
-    text_only: float = 0.0
-    conversation: str = "conversation"
-    turns: int | None = None
+    text_only_ratio: float = 0.0
+    conversation_key: str = "conversation"
+    max_turns: int | None = None
     features: str = AUTO
 
     def reading(self, name: str) -> Reading:
         """The samples as the task reads them."""
-        return Reading(self.source, self.task, name, self.text_only, self.conversation, self.turns)
+        return Reading(
+            self.source,
+            self.task,
+            name,
+            self.text_only_ratio,
+            self.conversation_key,
+            self.max_turns,
+        )
 
 
 class MixedDataModule(LightningDataModule):
     """Data sets of any formats and tasks, mixed by weight.
 
-    Tasks that make pictures are one family, tasks that write text the other. The data sets of a
-    family share its batches; where there are both, every step takes one batch of each: joint
+    Tasks that make images have one objective, tasks that write text the other. The data sets of an
+    objective share its batches; where there are both, every step takes one batch of each: joint
     training.
 
     Every sample comes once an epoch of its data set, whatever buckets, ranks and workers there are,
@@ -82,17 +96,17 @@ class MixedDataModule(LightningDataModule):
     Args:
         datasets: what to train on, by name.
         val_datasets: what to validate on; null validates on the first training samples.
-        batch_size: samples per batch and rank, of each family; a step takes as many batches as
+        batch_size: samples per batch and rank, of each objective; a step takes as many batches as
             there are ranks, times trainer.accumulate_grad_batches.
-        val_samples: how many samples to validate on, of each family.
+        num_val_samples: how many samples to validate on, of each objective.
         num_workers: loader processes.
         seed: of the order.
-        bucket_batches: sort captions by length among so many global batches, so that batches are
-            hardly padded; 1 leaves the order as it is, and so do data sets that do not know the
+        length_bucket_batches: sort captions by length among so many global batches, so that batches
+            are hardly padded; 1 leaves the order as it is, and so do data sets that do not know the
             lengths of their captions.
         max_bad_fraction: end the run when more of the samples than this cannot be used.
-        decode: how pictures become squares, see `Decoder`: "torchvision", or "pillow" for the
-            published transform to the bit, which drops alpha channels.
+        image_backend: library that makes images squares, see `Decoder`: "torchvision", or "pillow"
+            for the published transform to the bit, which drops alpha channels.
         max_pixels: a picture of more pixels is a bad sample, and is not decoded.
     """
 
@@ -101,30 +115,30 @@ class MixedDataModule(LightningDataModule):
         datasets: dict[str, Ingredient],
         val_datasets: dict[str, Ingredient] | None = None,
         batch_size: int = 16,
-        val_samples: int = 256,
+        num_val_samples: int = 256,
         num_workers: int = 0,
         seed: int = 0,
-        bucket_batches: int = 64,
+        length_bucket_batches: int = 64,
         max_bad_fraction: float = 0.01,
-        decode: DecodeWay = "torchvision",
+        image_backend: ImageBackend = "torchvision",
         max_pixels: int = Decoder.max_pixels,
     ) -> None:
         super().__init__()
         if not datasets:
             raise UserError("data.datasets is empty; name at least one data set.")
-        if batch_size < 1 or bucket_batches < 1:
-            raise UserError("data.batch_size and data.bucket_batches must be 1 or more.")
+        if batch_size < 1 or length_bucket_batches < 1:
+            raise UserError("data.batch_size and data.length_bucket_batches must be 1 or more.")
         self.datasets, self.val_datasets = datasets, val_datasets or datasets
         for name, each in [*self.datasets.items(), *self.val_datasets.items()]:
-            if each.task not in FAMILIES:
+            if each.task not in OBJECTIVE_OF_TASK:
                 raise UserError(
                     f"data set {name!r}: the task {each.task!r} is unknown; choose one of "
-                    f"{', '.join(FAMILIES)}."
+                    f"{', '.join(OBJECTIVE_OF_TASK)}."
                 )
-        self.batch_size, self.val_samples = batch_size, val_samples
+        self.batch_size, self.num_val_samples = batch_size, num_val_samples
         self.num_workers, self.seed = num_workers, seed
-        self.bucket_batches, self.max_bad_fraction = bucket_batches, max_bad_fraction
-        self.decoder = Decoder(decode, max_pixels)
+        self.length_bucket_batches, self.max_bad_fraction = length_bucket_batches, max_bad_fraction
+        self.decoder = Decoder(image_backend, max_pixels)
         self.known: Preprocessing | None = None
         self.readings: dict[str, list[Reading]] = {}
         """Family -> its data sets for training; empty before `setup`."""
@@ -137,9 +151,9 @@ class MixedDataModule(LightningDataModule):
         """Take the model's tokenizer and sizes; done by `setup` under a Trainer."""
         self.known = known
 
-    def preview(self, family: str, number: int, *needs: Need) -> list[Preview]:
-        """Validation samples of a family to look at, see `previews`; none if none has `needs`."""
-        readings = self.val_readings.get(family, [])
+    def preview(self, objective: str, number: int, *needs: Need) -> list[Preview]:
+        """Validation samples of an objective, see `previews`; none if none has `needs`."""
+        readings = self.val_readings.get(objective, [])
         return previews(readings, self.known, number, set(needs), self.decoder)
 
     def require(self, trainer: Trainer) -> None:
@@ -163,7 +177,7 @@ class MixedDataModule(LightningDataModule):
         self.val_readings = by_family(self.val_datasets)
         readings = by_family(self.datasets)
         self._take_features(readings)
-        self.mixtures = {family: Mixture(self.weights(family)) for family in readings}
+        self.mixtures = {objective: Mixture(self.weights(objective)) for objective in readings}
         for found in readings.values():
             for reading in found:
                 check_pictures(reading)
@@ -175,14 +189,14 @@ class MixedDataModule(LightningDataModule):
         accumulate, steps = trainer.accumulate_grad_batches, steps_of(trainer)
         rank, world = trainer.global_rank, trainer.world_size
 
-        def loader(family: str) -> StepLoader:
-            if (samples := sum(len(each.source) for each in self.readings[family])) < world:
+        def loader(objective: str) -> StepLoader:
+            if (samples := sum(len(each.source) for each in self.readings[objective])) < world:
                 raise UserError(
-                    f"there are {world} ranks for {samples} samples of {family}, so some would "
+                    f"there are {world} ranks for {samples} samples of {objective}, so some would "
                     "train on the same; lower --trainer.devices or add data."
                 )
-            build = BatchBuilder(self.readings[family], self.known, self.seed, self.decoder)
-            schedule = self.schedule(family)
+            build = BatchBuilder(self.readings[objective], self.known, self.seed, self.decoder)
+            schedule = self.schedule(objective)
             for name, (samples, taken) in schedule.crowded().items():
                 rank_zero_info(
                     f"data set {name!r} has {samples} samples, and a step takes up to {taken} of "
@@ -191,7 +205,7 @@ class MixedDataModule(LightningDataModule):
             dataset = StepDataset(build, schedule, rank, world, accumulate)
             return step_loader(dataset, steps, self.num_workers)
 
-        loaders = {family: loader(family) for family in self.readings}
+        loaders = {objective: loader(objective) for objective in self.readings}
         return AccumulationLoader(alone_or_all(loaders), trainer)
 
     def val_dataloader(self):
@@ -212,10 +226,10 @@ class MixedDataModule(LightningDataModule):
     def teardown(self, stage: str) -> None:
         if stage == "fit" and self.readings and self.trainer is not None:
             done = self.trainer.global_step
-            for family in self.readings:
-                epochs = self.schedule(family).epochs(done)
+            for objective in self.readings:
+                epochs = self.schedule(objective).epochs(done)
                 seen = ", ".join(f"{name} {number:.2f}" for name, number in epochs.items())
-                rank_zero_info(f"epochs gone through after {done} steps of {family}: {seen}")
+                rank_zero_info(f"epochs gone through after {done} steps of {objective}: {seen}")
         self.bad_samples.report()
 
     def state_dict(self) -> dict[str, int]:
@@ -247,11 +261,11 @@ class MixedDataModule(LightningDataModule):
         """Give features that were made before to those who read pictures to be made."""
         takers = [
             (reading, datasets[reading.name].features)
-            for datasets, families in (
+            for datasets, objectives in (
                 (self.datasets, readings),
                 (self.val_datasets, self.val_readings),
             )
-            for reading in families.get(TEXT_TO_IMAGE, [])
+            for reading in objectives.get(IMAGE_GENERATION, [])
         ]
         places = [(reading.source, where) for reading, where in takers]
         caches = use_features(places, self.known, self.decoder.way)
@@ -259,52 +273,58 @@ class MixedDataModule(LightningDataModule):
             reading.features = cache
         self.known = replace(self.known, features=None)  # of no use in a loader's process
 
-    def weights(self, family: str) -> dict[str, float]:
-        """Weights of a family's data sets by name; their sizes, where none is given.
+    def weights(self, objective: str) -> dict[str, float]:
+        """Weights of an objective's data sets by name; their sizes, where none is given.
 
         Raises:
             UserError: some have a weight and some have none.
         """
-        members = {n: each for n, each in self.datasets.items() if FAMILIES[each.task] == family}
+        members = {
+            n: each
+            for n, each in self.datasets.items()
+            if OBJECTIVE_OF_TASK[each.task] == objective
+        }
         without = [name for name, each in members.items() if each.weight is None]
         if without and len(without) < len(members):
             raise UserError(
                 f"data set {without[0]!r} has no weight, but others have one; give every data set "
-                "of a family a weight, or none of them."
+                "of an objective a weight, or none of them."
             )
         return {
             name: float(len(each.source) if each.weight is None else each.weight)
             for name, each in members.items()
         }
 
-    def schedule(self, family: str) -> Schedule:
-        """Which samples of a family make which step of this run."""
+    def schedule(self, objective: str) -> Schedule:
+        """The samples of an objective that make each step of this run."""
         batches = 1  # of a step, on all ranks together
         if self.trainer is not None:
             batches = self.trainer.world_size * self.trainer.accumulate_grad_batches
         return Schedule(
-            [reading.source for reading in self.readings[family]],
-            self.mixtures[family],
+            [reading.source for reading in self.readings[objective]],
+            self.mixtures[objective],
             self.batch_size * batches,
             self.seed,
-            self.bucket_batches,
+            self.length_bucket_batches,
         )
 
     def _order_digest(self) -> int:
         if self._digest is None:
-            self._digest = hash(tuple(self.schedule(family).digest() for family in self.readings))
+            self._digest = hash(
+                tuple(self.schedule(objective).digest() for objective in self.readings)
+            )
         return self._digest
 
     def _in_order(self, known: Preprocessing):
-        def loader(family: str) -> StepLoader:
+        def loader(objective: str) -> StepLoader:
             build = BatchBuilder(
-                self.val_readings[family], known, self.seed, self.decoder, replace_bad=False
+                self.val_readings[objective], known, self.seed, self.decoder, replace_bad=False
             )
-            dataset = EvaluationDataset(build, self.batch_size, self.val_samples)
+            dataset = EvaluationDataset(build, self.batch_size, self.num_val_samples)
             return step_loader(dataset, None, self.num_workers)
 
-        loaders = alone_or_all({family: loader(family) for family in self.val_readings})
-        # each family to its end: which samples are seen must not depend on the size of batches
+        loaders = alone_or_all({objective: loader(objective) for objective in self.val_readings})
+        # each objective to its end: which samples are seen must not depend on the size of batches
         return CombinedLoader(loaders, "max_size") if isinstance(loaders, dict) else loaders
 
 
@@ -314,7 +334,7 @@ def by_family(datasets: Mapping[str, Ingredient]) -> dict[str, list[Reading]]:
     for name, ingredient in datasets.items():
         ingredient.source.open()
         reading = ingredient.reading(name)
-        found.setdefault(reading.family, []).append(reading)
+        found.setdefault(reading.objective, []).append(reading)
     return found
 
 

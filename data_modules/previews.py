@@ -41,7 +41,7 @@ def previews(
     """The first samples, at most `number`, that a model can take and that have all of `needs`.
 
     Args:
-        readings: data sets of one family, open.
+        readings: data sets of one objective, open.
         decoder: of the training batches: previews show what the model sees.
         needs: "caption": a text to draw; "picture": an image; "turn": a question about it; "edit":
             an image and the instruction that changes it.

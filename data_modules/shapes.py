@@ -22,8 +22,8 @@ class ShapesDataModule(ShardDataModule):
         part: which of them to train on: "train", or "instruct" with short captions only.
         pictures: number of training pictures.
         world_seed: seed of the drawings.
-        tasks, batch_size, val_samples, text_only, conversation, turns, num_workers, seed,
-            bucket_batches, features: see `ShardDataModule`.
+        tasks, batch_size, num_val_samples, text_only_ratio, conversation_key, max_turns,
+            num_workers, seed, length_bucket_batches, features: see `ShardDataModule`.
     """
 
     def __init__(
@@ -34,13 +34,13 @@ class ShapesDataModule(ShardDataModule):
         world_seed: int = 0,
         tasks: list[str] | None = None,
         batch_size: int = 16,
-        val_samples: int = 256,
-        text_only: float = 0.0,
-        conversation: str = "conversation",
-        turns: int | None = None,
+        num_val_samples: int = 256,
+        text_only_ratio: float = 0.0,
+        conversation_key: str = "conversation",
+        max_turns: int | None = None,
         num_workers: int = 0,
         seed: int = 0,
-        bucket_batches: int = 1,
+        length_bucket_batches: int = 1,
         features: str = AUTO,
     ) -> None:
         root = Path(folder)
@@ -49,13 +49,13 @@ class ShapesDataModule(ShardDataModule):
             str(root / "eval"),
             tasks,
             batch_size,
-            val_samples,
-            text_only,
-            conversation,
-            turns,
+            num_val_samples,
+            text_only_ratio,
+            conversation_key,
+            max_turns,
             num_workers,
             seed,
-            bucket_batches,
+            length_bucket_batches,
             features=features,
         )
         self.folder, self.pictures, self.world_seed = root, pictures, world_seed
@@ -77,7 +77,7 @@ class EditsDataModule(MixedDataModule):
         pictures, changes: number of captioned pictures, and of edits, to train on.
         share: of the samples that are edits.
         world_seed: seed of the drawings.
-        batch_size, val_samples, num_workers, seed: see `MixedDataModule`.
+        batch_size, num_val_samples, num_workers, seed: see `MixedDataModule`.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class EditsDataModule(MixedDataModule):
         share: float = 0.6,
         world_seed: int = 0,
         batch_size: int = 16,
-        val_samples: int = 256,
+        num_val_samples: int = 256,
         num_workers: int = 0,
         seed: int = 0,
     ) -> None:
@@ -108,10 +108,10 @@ class EditsDataModule(MixedDataModule):
             datasets(self.folder / "train", self.edits / "train"),
             datasets(self.folder / "eval", self.edits / "eval"),
             batch_size,
-            val_samples,
+            num_val_samples,
             num_workers,
             seed,
-            bucket_batches=1,
+            length_bucket_batches=1,
         )
 
     def prepare_data(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from triptych.data_modules.decode import Decoder, DecodeWay
+from triptych.data_modules.decode import Decoder, ImageBackend
 from triptych.data_modules.features.cache import AUTO, NONE
 from triptych.data_modules.mixed import Ingredient, MixedDataModule
 from triptych.data_modules.sources.webdataset import ShardFolder
@@ -17,12 +17,12 @@ class ShardDataModule(MixedDataModule):
         shards: folder, file or pattern of training shards, see `find_shards`.
         val_shards: the same for validation; null validates on the first training samples.
         tasks: what to make of the samples: "text_to_image", "image_to_image" (reconstruction, or
-            editing), "image_to_text" or "text_to_text". One batch holds both tasks of a family;
-            tasks of both families are joint training, with one batch of each in every step.
-        text_only, conversation, turns: see `Ingredient`.
+            editing), "image_to_text" or "text_to_text". One batch holds both tasks of an objective;
+            tasks of both objectives are joint training, with one batch of each in every step.
+        text_only_ratio, conversation_key, max_turns: see `Ingredient`.
         features: of the training shards, see `Ingredient`; for validation "auto", unless "none".
-        batch_size, val_samples, num_workers, seed, bucket_batches, max_bad_fraction, decode,
-            max_pixels: see `MixedDataModule`.
+        batch_size, num_val_samples, num_workers, seed, length_bucket_batches, max_bad_fraction,
+            image_backend, max_pixels: see `MixedDataModule`.
     """
 
     def __init__(
@@ -31,34 +31,35 @@ class ShardDataModule(MixedDataModule):
         val_shards: str | None = None,
         tasks: list[str] | None = None,
         batch_size: int = 16,
-        val_samples: int = 256,
-        text_only: float = 0.0,
-        conversation: str = "conversation",
-        turns: int | None = None,
+        num_val_samples: int = 256,
+        text_only_ratio: float = 0.0,
+        conversation_key: str = "conversation",
+        max_turns: int | None = None,
         num_workers: int = 0,
         seed: int = 0,
-        bucket_batches: int = 64,
+        length_bucket_batches: int = 64,
         max_bad_fraction: float = 0.01,
         features: str = AUTO,
-        decode: DecodeWay = "torchvision",
+        image_backend: ImageBackend = "torchvision",
         max_pixels: int = Decoder.max_pixels,
     ) -> None:
         self.tasks = tasks or [TEXT_TO_IMAGE]
 
         def datasets(place: str, features: str) -> dict[str, Ingredient]:
-            source, options = ShardFolder(place), (text_only, conversation, turns, features)
+            source = ShardFolder(place)
+            options = text_only_ratio, conversation_key, max_turns, features
             return {task: Ingredient(source, task, None, *options) for task in self.tasks}
 
         super().__init__(
             datasets(shards, features),
             datasets(val_shards, NONE if features == NONE else AUTO) if val_shards else None,
             batch_size,
-            val_samples,
+            num_val_samples,
             num_workers,
             seed,
-            bucket_batches,
+            length_bucket_batches,
             max_bad_fraction,
-            decode,
+            image_backend,
             max_pixels,
         )
 

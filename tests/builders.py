@@ -37,7 +37,7 @@ from triptych.training.optimizer import Optimization
 
 ROOT = Path(__file__).parent.parent
 SIDE = 48  # pixels
-FAST = Optimization(lr=2e-3, final_lr=2e-3, warmup=0.0, schedule="constant")
+FAST = Optimization(lr=2e-3, min_lr=2e-3, warmup_ratio=0.0, lr_scheduler="constant")
 CAPTIONS = ["a photo of a red circle", "two blue squares", "a cat left of a large green triangle"]
 
 STAGE2 = (
@@ -48,18 +48,18 @@ STAGE2 = (
 
 STAGES = {
     "encoder": {
-        "losses": {"encoding": 1.0},
-        "trains": ["encoder", "decoding.decoder.vae", "encoding"],
+        "loss_weights": {"encoding": 1.0},
+        "trainable": ["encoder", "decoding.decoder.vae", "encoding"],
     },
     "decoder": {
-        "losses": {"decoding": 1.0},
-        "trains": ["decoding.decoder.unet", "decoding.decoder.baseline"],
+        "loss_weights": {"decoding": 1.0},
+        "trainable": ["decoding.decoder.unet", "decoding.decoder.baseline"],
     },
-    "stage1": {"losses": {"understanding": 1.0}, "trains": ["understanding"]},
-    "stage2": {"losses": {"generation": 1.0}, "trains": ["generation"]},
+    "stage1": {"loss_weights": {"understanding": 1.0}, "trainable": ["understanding"]},
+    "stage2": {"loss_weights": {"generation": 1.0}, "trainable": ["generation"]},
     "joint": {
-        "losses": {"understanding": 1.0, "generation": 1.0},
-        "trains": ["understanding", "generation"],
+        "loss_weights": {"understanding": 1.0, "generation": 1.0},
+        "trainable": ["understanding", "generation"],
     },
 }
 
@@ -157,13 +157,17 @@ def unified(
     **settings: Any,
 ) -> UnifiedModule:
     """The whole model for a stage of STAGES ("inference": none trains); nothing is built yet."""
-    options = {"optimization": FAST, **STAGES.get(stage, {"losses": {}, "trains": []}), **settings}
+    options = {
+        "optimization": FAST,
+        **STAGES.get(stage, {"loss_weights": {}, "trainable": []}),
+        **settings,
+    }
     return UnifiedModule(
         understanding=UnderstandingModule(understander(), max_tokens=256),
         encoder=eva(),
         generation=GenerationModule(
             dit(**(dit_sizes or {})),
-            number_of_queries=4,
+            num_queries=4,
             objective=objective,
             num_inference_steps=3,
             max_tokens=256,
@@ -201,14 +205,14 @@ def needed(weights: WeightFiles, stage: str) -> WeightFiles:
     if stage in ("encoder", "stage1"):
         return WeightFiles()
     if stage == "decoder":
-        return WeightFiles(encoder=weights.encoder)
+        return WeightFiles(encoder=weights.encoder, vae=weights.vae)
     return weights
 
 
 def data(folder: Path, stage: str = "stage2", **settings: Any) -> ShardDataModule:
     """The small shard folder as a stage reads it, four samples a batch."""
     tasks = {"stage1": [IMAGE_TO_TEXT], "joint": [TEXT_TO_IMAGE, IMAGE_TO_TEXT]}
-    options = {"tasks": tasks.get(stage, [TEXT_TO_IMAGE]), "batch_size": 4, "val_samples": 4}
+    options = {"tasks": tasks.get(stage, [TEXT_TO_IMAGE]), "batch_size": 4, "num_val_samples": 4}
     return ShardDataModule(str(folder / "train"), str(folder / "eval"), **{**options, **settings})
 
 
@@ -220,7 +224,7 @@ def builder(source: Any, task: str, known: Any, seed: int = 0, **options: Any) -
 
 def batches(model: Any, folder: Any, task: str, numbers: Any = range(4), step: int = 0) -> Batch:
     """One batch of `task`, of the samples at `numbers` of a ShardFolder."""
-    build = builder(folder, task, model.preprocessing(), text_only=0.4)
+    build = builder(folder, task, model.preprocessing(), text_only_ratio=0.4)
     return build(step, list(numbers), list(numbers))
 
 

@@ -19,7 +19,9 @@ from triptych.prompts import IGNORED
 from triptych.training.fsdp import gathered
 from triptych.training.optimizer import Optimization
 
-STILL = Optimization(lr=0.0, schedule="constant")  # steps change nothing: gradients stay comparable
+STILL = Optimization(
+    lr=0.0, lr_scheduler="constant"
+)  # steps change nothing: gradients stay comparable
 TASKS = {
     "stage1": [IMAGE_TO_TEXT],
     "stage2": [TEXT_TO_IMAGE],
@@ -47,10 +49,10 @@ def write_conversations(folder: Path, number: int = 12) -> Path:
 def described(stage: str, weights: WeightFiles, **settings: Any):
     """The model of a stage, not built; its decoder has no statistics of a batch."""
     known = "stage2" if stage == "stage3" else stage
-    settings = {"weights": needed(weights, known), "preview": False, **settings}
+    settings = {"weights": needed(weights, known), "build_decoder": False, **settings}
     model = unified(known, optimization=STILL, **settings)
     if stage == "decoder":
-        model.trains = ["decoding.decoder.unet"]
+        model.trainable = ["decoding.decoder.unet"]
         model.decoding.decoder.baseline_width = 0
     return model
 
@@ -78,7 +80,7 @@ def cut(
             batch = build(step, numbers, numbers)
             if text:
                 batch.labels[[n in silent for n in numbers]] = IGNORED
-            made[step][batch.task] = batch
+            made[step][batch.objective] = batch
     return [each if len(each) > 1 else next(iter(each.values())) for each in made]
 
 

@@ -98,7 +98,7 @@ def fit(
         accumulate_grad_batches=accumulate,
         default_root_dir=out / name,
         logger=False,
-        callbacks=[Checkpoint(every=every, keep=-1), watch],
+        callbacks=[Checkpoint(every_n_train_steps=every, save_top_k=-1), watch],
         enable_progress_bar=False,
         enable_model_summary=False,
         val_check_interval=2 * accumulate,
@@ -111,10 +111,10 @@ def fit(
     model = unified(
         stage,
         weights=needed(WeightFiles(**weights), stage),
-        preview=False,
+        build_decoder=False,
         execution=Execution(**(execution or {})),
     )
-    module = data(shapes, stage, batch_size=batch, bucket_batches=buckets)
+    module = data(shapes, stage, batch_size=batch, length_bucket_batches=buckets)
     trainer.fit(model, module, ckpt_path=resume and out / resume, weights_only=True)
     names = model.trained_state().keys()
     whole = trainer.strategy.lightning_module_state_dict()

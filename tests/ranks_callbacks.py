@@ -64,7 +64,7 @@ class Follows(Callback):
 
 def fit(shapes, out, name, weights, strategy, steps, counting=True, spoilt=None, resume=None):
     follows, guard = Follows(), NonFiniteGuard()
-    callbacks = [EMA(decay=0.9), guard, GradientNorms(), FrozenCheck(every=2)]
+    callbacks = [EMA(decay=0.9), guard, GradientNorms(), FrozenCheck(every_n_steps=2)]
     callbacks += [Throughput(), RunSummary()] if counting else []
     callbacks += [Spoils(spoilt, rank=1)] if spoilt else []
     trainer = Trainer(
@@ -73,7 +73,7 @@ def fit(shapes, out, name, weights, strategy, steps, counting=True, spoilt=None,
         strategy=STRATEGIES[strategy](),
         max_steps=steps,
         logger=CSVLogger(out, None, name),
-        callbacks=[*callbacks, follows, Checkpoint(every=2, keep=-1)],
+        callbacks=[*callbacks, follows, Checkpoint(every_n_train_steps=2, save_top_k=-1)],
         enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
@@ -83,7 +83,7 @@ def fit(shapes, out, name, weights, strategy, steps, counting=True, spoilt=None,
         gradient_clip_val=1.0,
         log_every_n_steps=1,
     )
-    model = unified("stage2", weights=needed(WeightFiles(**weights), "stage2"), preview=False)
+    model = unified("stage2", weights=needed(WeightFiles(**weights), "stage2"), build_decoder=False)
     trainer.fit(model, data(shapes, batch_size=2), ckpt_path=resume and out / resume)
     if trainer.is_global_zero:
         known = {"weights": follows.weights, "average": follows.average, "norms": follows.norms}

@@ -21,7 +21,7 @@ from triptych.data_modules import (
 from triptych.data_modules.batching.bad_samples import check_texts
 from triptych.data_modules.batching.clean_text import clean
 from triptych.data_modules.sampling.step_dataset import VALIDATION_SAMPLES
-from triptych.interfaces import TEXT_TO_IMAGE, Batch, Preprocessing
+from triptych.interfaces import IMAGE_GENERATION, TEXT_TO_IMAGE, Batch, Preprocessing
 from triptych.prompts import SPECIAL_TOKENS
 from triptych.utils.errors import UserError
 
@@ -50,7 +50,9 @@ def known(tokenizer):
 def batch_of(number, skipped=()):
     empty = torch.zeros(number, 0, dtype=torch.long)
     keys = [str(n) for n in range(number)]
-    return Batch(TEXT_TO_IMAGE, keys, 0, torch.arange(number), empty, empty, skipped=list(skipped))
+    return Batch(
+        IMAGE_GENERATION, keys, 0, torch.arange(number), empty, empty, skipped=list(skipped)
+    )
 
 
 def test_no_sample_stands_in_for_another_in_validation(tmp_path, known):

@@ -39,7 +39,7 @@ class Model(LightningModule):
 
     def __init__(self, *losses: str) -> None:
         super().__init__()
-        self.losses, self.preview = {name: 1.0 for name in losses}, True
+        self.loss_weights, self.build_decoder = {name: 1.0 for name in losses}, True
         self.weight = nn.Parameter(torch.zeros(()))
         self.frozen = nn.Dropout().eval()
         self.modes = []
@@ -59,7 +59,7 @@ class Model(LightningModule):
         return encode
 
     def lacks(self, *parts):
-        return None if self.preview else "the stage does without the decoding panel"
+        return None if self.build_decoder else "the stage does without the decoding panel"
 
     def preprocessing(self):
         return SimpleNamespace(understanding_size=SIDE)
@@ -90,7 +90,7 @@ class Data(LightningDataModule):
     def train_dataloader(self):
         return DataLoader(range(8), batch_size=1)
 
-    def preview(self, family, number, *needs):
+    def preview(self, objective, number, *needs):
         turns = [("describe the picture", "caption 0"), ("what colour?", "red")]
         picture = Image.new("RGB", (64, 50), (200, 0, 0))
         return [
@@ -163,7 +163,7 @@ def test_above_puts_a_line_of_paper_between():
 
 def test_sample_grid_draws_the_same_prompts_at_start_on_time_and_at_the_end(tmp_path):
     model = Model("generation")
-    run = fit(model, tmp_path, SampleGrid(every=3, number=5, seed=2), steps=4)
+    run = fit(model, tmp_path, SampleGrid(every_n_steps=3, num_samples=5, seed=2), steps=4)
     assert sheets(run) == [f"step-{n:08d}.png" for n in (0, 3, 4)]
     assert model.prompts == [(["caption 0", "caption 1"], [2, 3])] * 3
     assert (
@@ -176,7 +176,7 @@ def test_a_sheet_that_computes_no_numbers_is_left_out_and_training_goes_on(tmp_p
         def generate(self, prompts, seeds):
             require_finite(torch.tensor([float("nan")]), "the decoder's pixels")
 
-    run = fit(Spoilt("generation"), tmp_path, SampleGrid(every=2), steps=2)
+    run = fit(Spoilt("generation"), tmp_path, SampleGrid(every_n_steps=2), steps=2)
     assert not (run / "samples").exists()
     assert "no sheet at step 2: the decoder's pixels are NaN or infinite" in caplog.text
 
@@ -187,21 +187,21 @@ def test_sample_grid_disturbs_neither_modes_nor_random_numbers(tmp_path):
     fit(Model("generation"), tmp_path / "without")
     expected = torch.rand(1)
     torch.manual_seed(0)
-    fit(model, tmp_path / "with", SampleGrid(every=1, prompts=["a", "b"]))
+    fit(model, tmp_path / "with", SampleGrid(every_n_steps=1, prompts=["a", "b"]))
     assert torch.rand(1) == expected
     assert model.modes == [(True, False)] * 4
 
 
 def test_sample_grid_shows_once_a_step_when_gradients_accumulate(tmp_path):
     model = Model("generation")
-    fit(model, tmp_path, SampleGrid(every=1), steps=2, accumulate_grad_batches=3)
+    fit(model, tmp_path, SampleGrid(every_n_steps=1), steps=2, accumulate_grad_batches=3)
     assert len(model.prompts) == 3
 
 
 def test_tensorboard_gets_the_sheet(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    events = EventAccumulator(str(fit(Model("generation"), tmp_path, SampleGrid(every=2))))
+    events = EventAccumulator(str(fit(Model("generation"), tmp_path, SampleGrid(every_n_steps=2))))
     events.Reload()
     assert [event.step for event in events.Images("samples")] == [0, 2, 4]
 
@@ -215,7 +215,7 @@ def test_beside_ema_there_is_a_sheet_of_the_average_too(tmp_path):
             return value.expand(len(seeds), 3, SIDE, SIDE)
 
     model, ema = Shows("generation"), EMA(decay=0.8, warmup=False, export=False)
-    run = fit(model, tmp_path, SampleGrid(every=4, scale=1), ema)
+    run = fit(model, tmp_path, SampleGrid(every_n_steps=4, upscale=1), ema)
     names = [f"step-{n:08d}{suffix}.png" for n in (0, 4) for suffix in ("-ema", "")]
     assert sheets(run) == names
     shown = [np.asarray(Image.open(run / "samples" / n))[MARGIN + 5, MARGIN + 5, 0] for n in names]
@@ -224,21 +224,21 @@ def test_beside_ema_there_is_a_sheet_of_the_average_too(tmp_path):
 
 
 def test_a_decoding_stage_shows_originals_above_reconstructions(tmp_path):
-    run = fit(Model("decoding"), tmp_path, SampleGrid(every=9, scale=1), steps=1)
+    run = fit(Model("decoding"), tmp_path, SampleGrid(every_n_steps=9, upscale=1), steps=1)
     sheet = np.asarray(Image.open(run / "samples/step-00000001.png"))
     assert sheet[MARGIN + 5, MARGIN + 5].tolist() == [200, 0, 0]
     assert sheet[MARGIN + SIDE + 5, MARGIN + 5].tolist() == [55, 255, 255]
 
 
 def test_an_encoding_stage_shows_both_ways_back(tmp_path):
-    run = fit(Model("encoding"), tmp_path, SampleGrid(every=9, scale=1), steps=1)
+    run = fit(Model("encoding"), tmp_path, SampleGrid(every_n_steps=9, upscale=1), steps=1)
     sheet = np.asarray(Image.open(run / "samples/step-00000001.png"))
     column = [sheet[MARGIN + 5 + n * (SIDE + 1), MARGIN + 5].tolist() for n in range(3)]
     assert column == [[200, 0, 0], [55, 255, 255], [200, 0, 0]]
 
 
 def test_an_understanding_stage_writes_answers(tmp_path):
-    run = fit(Model("understanding"), tmp_path, SampleGrid(every=9), steps=1)
+    run = fit(Model("understanding"), tmp_path, SampleGrid(every_n_steps=9), steps=1)
     assert "step-00000001.png" in sheets(run)
     assert (run / "samples/step-00000001.txt").read_text().split("\n\n") == [
         "Q: describe the picture\nA: answer to describe the picture\nright: caption 0",
@@ -255,7 +255,7 @@ def test_sample_grid_steps_aside_and_says_once_why(tmp_path, caplog):
             return []
 
     blind = Model("generation")
-    blind.preview = False
+    blind.build_decoder = False
     for model, data, reason in (
         (Model("decoding"), Bare(), "no validation sample has an image"),
         (Model("generation"), Empty(), "no validation sample has a caption or an edit"),
@@ -263,20 +263,20 @@ def test_sample_grid_steps_aside_and_says_once_why(tmp_path, caplog):
         (blind, Data(), "the stage does without the decoding panel"),
     ):
         caplog.clear()
-        run = fit(model, tmp_path, SampleGrid(every=1), data=data, steps=2)
+        run = fit(model, tmp_path, SampleGrid(every_n_steps=1), data=data, steps=2)
         assert caplog.text.count("SampleGrid steps aside") == 1 and reason in caplog.text
         assert not (run / "samples").exists()
     run = fit(Model("generation"), tmp_path, SampleGrid(prompts=["mine"]), data=Bare(), steps=1)
     assert (run / "samples").exists()
     with pytest.raises(UserError, match="1 or more"):
-        SampleGrid(every=0)
+        SampleGrid(every_n_steps=0)
 
 
 # --- Evaluate -------------------------------------------------------------------------------------
 
 
 def test_evaluate_scores_before_on_time_and_after(tmp_path, capsys):
-    callback = Evaluate(Score(), every=2, name="exam")
+    callback = Evaluate(Score(), every_n_steps=2, name="exam")
     run = fit(Model("generation"), tmp_path, callback, steps=4)
     assert callback.evaluator.calls == 3  # step 4 is on time and the end at once
     assert callback.before["easy"] == 0 and callback.after["easy"] > 0.5
@@ -289,7 +289,7 @@ def test_evaluate_scores_before_on_time_and_after(tmp_path, capsys):
 
 def test_evaluate_steps_aside_in_a_stage_that_lacks_what_it_scores(tmp_path, caplog):
     blind = Model("generation")
-    blind.preview = False
+    blind.build_decoder = False
     callback = Evaluate(Score())
     callback.evaluator.parts = ("decoding",)
     fit(blind, tmp_path, callback, steps=1)

@@ -19,9 +19,9 @@ def test_the_documented_callback_ends_a_run_with_the_default_ones(tmp_path, shap
     stage = {  # stage 2 without its sheets and scores
         "model": {
             "stage": "stage2",
-            "losses": {"generation": 1.0},
+            "loss_weights": {"generation": 1.0},
             "weights": {"generation": None},
-            "preview": False,
+            "build_decoder": False,
         },
         "data": {
             "class_path": "triptych.data_modules.ShardDataModule",

@@ -61,7 +61,7 @@ Trainer(
     max_steps=6,
     logger=False,
     default_root_dir=folder,
-    callbacks=[Checkpoint(every=2), Told()],
+    callbacks=[Checkpoint(every_n_train_steps=2), Told()],
     enable_progress_bar=False,
     enable_model_summary=False,
 ).fit(Model(), ckpt_path=resumed[0] if resumed else None, weights_only=True)
@@ -109,7 +109,7 @@ def fit(
             "accelerator": "cpu",
             "logger": CSVLogger(folder, name="runs"),
             "callbacks": [
-                checkpoint or Checkpoint(every=3, keep=-1),
+                checkpoint or Checkpoint(every_n_train_steps=3, save_top_k=-1),
                 ExportWeights(),
                 *callbacks,
             ],
@@ -161,7 +161,7 @@ def test_a_checkpoint_names_the_seed_and_the_frozen_weights(run, weights):
     assert made["seed"] == model.seed == 0
     assert {label: note["file"] for label, note in made["base"].items()} == {
         label: Path(getattr(weights, label)).name
-        for label in ("understanding", "encoder", "decoder")
+        for label in ("understanding", "encoder", "vae", "decoder")
     }
     assert all(len(note["sha256"]) == 64 for note in made["base"].values())
 
@@ -170,7 +170,7 @@ def test_a_checkpoint_names_the_seed_and_the_frozen_weights(run, weights):
 def test_last_is_a_link_and_old_ones_go_when_the_new_one_is_whole(
     background, shapes_folder, weights, tmp_path
 ):
-    checkpoint = Checkpoint(every=1, background=background)
+    checkpoint = Checkpoint(every_n_train_steps=1, save_async=background)
     model = fit(unified("stage2", weights=weights), shapes_folder, tmp_path, checkpoint=checkpoint)
     folder = tmp_path / "runs" / "version_0" / "checkpoints"
     assert os.readlink(folder / "last.ckpt") == "00000006.ckpt"
@@ -179,8 +179,8 @@ def test_last_is_a_link_and_old_ones_go_when_the_new_one_is_whole(
     assert names == whole | {"last.ckpt"}
     last = atomic_checkpoint.newest([tmp_path / "runs"])
     assert same(torch.load(last, weights_only=True)["state_dict"], trained(model))
-    with pytest.raises(UserError, match="keep is 1, but one alone may be damaged"):
-        Checkpoint(keep=1)
+    with pytest.raises(UserError, match="save_top_k is 1, but one alone may be damaged"):
+        Checkpoint(save_top_k=1)
 
 
 def test_resuming_is_bit_identical(run, shapes_folder, weights, tmp_path):
@@ -225,7 +225,7 @@ def test_the_last_step_is_saved_like_any_other(hook, settings, shapes_folder, we
 
     def run(name, every, stops=(), steps=6, **more):
         model = unified("stage2", weights=weights)
-        checkpoint = Checkpoint(every=every, keep=-1)
+        checkpoint = Checkpoint(every_n_train_steps=every, save_top_k=-1)
         more = {"callbacks": stops, "checkpoint": checkpoint, **settings, **more}
         fit(model, shapes_folder, tmp_path / name, steps, **more)
         folder = tmp_path / name / "runs" / "version_0" / "checkpoints"
@@ -426,7 +426,7 @@ def test_resuming_other_tasks_is_bit_identical(stage, weights, shapes_folder, tm
         ({"preset": "large"}, "checkpoint is of preset 'small', this run is of preset 'large'"),
         ({"dit_sizes": {"depth": 3}}, r"disagree on \d+ of \d+ trained tensors, generation\.dit"),
         ({"dit_sizes": {"width": 32}}, r"disagree on \d+ of \d+ trained tensors, generation\.dit"),
-        ({"trains": ["generation.queries"]}, r"disagree on \d+ of 1 trained tensors"),
+        ({"trainable": ["generation.queries"]}, r"disagree on \d+ of 1 trained tensors"),
     ],
 )
 def test_a_checkpoint_of_something_else_is_refused(
@@ -435,7 +435,7 @@ def test_a_checkpoint_of_something_else_is_refused(
     _, folder = run
     options = {"stage": "stage2", **settings}
     files = needed(weights, options["stage"])
-    if "trains" in settings:  # the rest of generation is then frozen and wants weights
+    if "trainable" in settings:  # the rest of generation is then frozen and wants weights
         files = WeightFiles(**{**vars(weights), "generation": str(folder / "weights.safetensors")})
     model = unified(**options, weights=files)
     with pytest.raises(UserError, match=says):
@@ -539,6 +539,16 @@ def test_the_encoder_stage_exports_running_statistics_and_no_heads(shapes_folder
     assert_close(model.vae(pixels), decoder.vae(pixels))
 
 
+def test_a_vae_beside_an_encoder_that_holds_one_is_refused(weights, tmp_path):
+    both = tmp_path / "both.safetensors"
+    save_weights({**load_file(weights.encoder), **load_file(weights.vae)}, both, {}, torch.float32)
+    for vae in (None, str(both)):  # the file of a run that trained both, or of an older conversion
+        unified("decoder", weights=WeightFiles(encoder=str(both), vae=vae)).configure_model()
+    model = unified("decoder", weights=WeightFiles(encoder=str(both), vae=weights.vae))
+    with pytest.raises(UserError, match=r"both.safetensors \(encoder\) holds a VAE too"):
+        model.configure_model()
+
+
 def test_half_precision_exports_load_into_float32(run, weights, tmp_path):
     model, _ = run
     save_weights(trained(model), tmp_path / "half.safetensors", {}, torch.float16)
@@ -564,7 +574,12 @@ def test_weights_of_other_sizes_are_refused(run, weights):
 
 @pytest.mark.parametrize(
     ("left_out", "command"),
-    [("understanding", "stage1"), ("encoder", "encoder"), ("decoder", "decoder")],
+    [
+        ("understanding", "stage1"),
+        ("encoder", "encoder"),
+        ("vae", "encoder"),
+        ("decoder", "decoder"),
+    ],
 )
 def test_a_frozen_part_without_weights_says_what_makes_it(left_out, command, weights):
     model = unified("stage2", weights=WeightFiles(**{**vars(weights), left_out: None}))

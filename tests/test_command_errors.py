@@ -21,7 +21,7 @@ ROOT = Path(__file__).parent.parent
 FIT = [
     "fit",
     *config_words(*STAGE2),
-    "--model.preview=false",
+    "--model.build_decoder=false",
 ]
 LARGE = "100000000000"
 
@@ -140,9 +140,9 @@ WRONG = [
     "--model.generation=null",
     "--model.generation=[]",
     "--model.weights=7",
-    "--model.losses=7",
-    "--model.losses={nope: 1}",
-    "--model.trains=7",
+    "--model.loss_weights=7",
+    "--model.loss_weights={nope: 1}",
+    "--model.trainable=7",
     "--model.execution=7",
     "--data=null",
     "--data=7",

@@ -86,9 +86,9 @@ def test_every_pair_parses_and_has_the_numbers_of_its_recipe(triptych, preset, s
     assert "Evaluate" not in callbacks_of(mine)  # the score of the shapes world
     for found in (config, mine):
         assert found["model"]["preset"] == preset and found["model"]["stage"] == stage
-        assert found["model"]["losses"] and len(found["trainer"]["logger"]) == 2
+        assert found["model"]["loss_weights"] and len(found["trainer"]["logger"]) == 2
         # the decoder itself says what of it trains
-        assert (found["model"]["trains"] is None) == (stage == "decoder")
+        assert (found["model"]["trainable"] is None) == (stage == "decoder")
         optimization = recipe["model"]["optimization"]
         assert optimization.items() <= found["model"]["optimization"].items()
         assert found["trainer"]["max_steps"] == recipe["trainer"]["max_steps"]
@@ -96,7 +96,7 @@ def test_every_pair_parses_and_has_the_numbers_of_its_recipe(triptych, preset, s
         callbacks = callbacks_of(found)
         assert {"Checkpoint", "ExportWeights", "SampleGrid", *added} <= set(callbacks)
         every = found["trainer"]["val_check_interval"]
-        assert callbacks["SampleGrid"]["init_args"]["every"] == every
+        assert callbacks["SampleGrid"]["init_args"]["every_n_steps"] == every
     assert mine["trainer"]["val_check_interval"] == recipe["trainer"]["val_check_interval"]
 
 
@@ -210,7 +210,9 @@ def test_my_own_shards_take_the_place_of_the_shapes_and_keep_the_recipe(triptych
     assert config["class_path"] == "triptych.data_modules.ShardDataModule"
     options = config["init_args"]
     assert options["shards"] == "mine" and options["batch_size"] == 7
-    assert options["tasks"] == ["text_to_image", "image_to_text"] and options["text_only"] == 0.4
+    assert (
+        options["tasks"] == ["text_to_image", "image_to_text"] and options["text_only_ratio"] == 0.4
+    )
     assert "pictures" not in options and "folder" not in options
 
 
@@ -283,7 +285,7 @@ def test_an_unknown_command_is_one_sentence_and_status_2(triptych):
             "`triptych convert CHECKPOINT weights/blip3o_8b` makes it",
         ),
         (["convert", "nowhere", "out"], "nowhere does not exist and is no hub id"),
-        (fit("stage2", "--model.losses.generatoin=1.0"), "'generatoin' is no panel"),
+        (fit("stage2", "--model.loss_weights.generatoin=1.0"), "'generatoin' is no panel"),
     ],
 )
 def test_what_cannot_be_done_is_one_sentence_and_status_1(triptych, arguments, says):

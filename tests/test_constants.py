@@ -13,7 +13,7 @@ from parts import CASES, draw, pixels
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from triptych.interfaces import TEXT_TO_IMAGE, Batch, Condition
+from triptych.interfaces import IMAGE_GENERATION, Batch, Condition
 from triptych.sampler import SAMPLERS, sample_flow
 
 MADE = {torch.tensor, torch.as_tensor, torch.asarray, torch.from_numpy, torch.scalar_tensor}
@@ -68,7 +68,9 @@ def test_a_training_step_copies_its_draws_alone(stage):
         model.build()
     model.trained = {name for name, _ in model.named_parameters()}
     ids = torch.ones(2, 12, dtype=torch.long)
-    batch = Batch(TEXT_TO_IMAGE, ["a", "b"], 1, torch.arange(2), ids, ids, target_pixels=pixels())
+    batch = Batch(
+        IMAGE_GENERATION, ["a", "b"], 1, torch.arange(2), ids, ids, target_pixels=pixels()
+    )
     batch = batch.to("meta")
     with Copies() as copies:
         model.train().step(batch)[0].backward()

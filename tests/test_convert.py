@@ -84,7 +84,7 @@ def same(a, b):
 
 
 def test_a_release_becomes_four_weight_files_a_tokenizer_and_a_model_file(release, ours):
-    labels = ("understanding", "generation", "encoder", "decoder")
+    labels = ("understanding", "generation", "encoder", "vae", "decoder")
     assert set(contents(ours)) == {
         "model.yaml",
         "tokenizer/tokenizer.json",
@@ -101,7 +101,9 @@ def test_a_release_becomes_four_weight_files_a_tokenizer_and_a_model_file(releas
     encoder = load_file(ours / "encoder.safetensors")
     key = "blocks.1.attn.qkv.bias"
     assert torch.equal(encoder[f"encoder.tower.{key}"], before[TOWER + key])
-    assert any(name.startswith("decoding.decoder.vae.") for name in encoder)
+    assert all(name.startswith("encoder.") for name in encoder)
+    vae = load_file(ours / "vae.safetensors")
+    assert vae and all(name.startswith("decoding.decoder.vae.") for name in vae)
     assert read_metadata(ours / "decoder.safetensors")["stage"] == "converted"
     assert (ours / "tokenizer" / "tokenizer.json").read_bytes() == (
         release / "tokenizer.json"
@@ -111,7 +113,7 @@ def test_a_release_becomes_four_weight_files_a_tokenizer_and_a_model_file(releas
 def test_the_model_file_makes_pictures_and_answers(ours):
     model = load_model([ours / "model.yaml"])
     assert model.encoder.built and model.generation.queries.shape == (published.N, published.H)
-    assert model.generation.integer_times and model.generation.template == "published_inference"
+    assert model.generation.integer_timesteps and model.generation.template == "published_inference"
     pictures = inference_of(model).generate(
         ["a red circle"],
         seeds=[0],
@@ -309,7 +311,7 @@ def test_a_decoder_alone(tmp_path, ours):
     assert set(contents(tmp_path / "ours")) == {
         "model.yaml",
         "decoder.safetensors",
-        "encoder.safetensors",
+        "vae.safetensors",
     }
     assert same(
         load_file(tmp_path / "ours" / "decoder.safetensors"),
@@ -365,10 +367,10 @@ def test_ctrl_c_is_one_sentence(release, tmp_path, capsys, monkeypatch):
         with pytest.raises(SystemExit) as ended:
             main(["convert", str(release), str(tmp_path / "ours")])
     said = capsys.readouterr()
-    assert ended.value.code == 130 and said.out.count(" GB") == said.out.count("\n") == 4
+    assert ended.value.code == 130 and said.out.count(" GB") == said.out.count("\n") == 5
     assert said.err == "triptych: interrupted; the same command goes on where it stopped.\n"
     main(["convert", str(release), str(tmp_path / "ours")])
-    assert capsys.readouterr().out.count(", kept") == 4
+    assert capsys.readouterr().out.count(", kept") == 5
 
 
 def test_another_conversion_starts_over(release, tmp_path):
@@ -559,7 +561,7 @@ def test_a_full_disk_is_noticed_before_anything_is_written(release, tmp_path, mo
 
 
 def test_weights_of_another_preset_are_refused_on_the_way_back(ours, tmp_path, capsys):
-    flag = "--model.generation.init_args.number_of_queries=5"
+    flag = "--model.generation.init_args.num_queries=5"
     target = tmp_path / "again"
     line = refused(capsys, target, ours / "model.yaml", target, flag)
     assert "1 tensor (generation.queries) of other sizes" in line

@@ -31,7 +31,13 @@ from triptych.data_modules.sampling.step_dataset import (
     StepDataset,
     Steps,
 )
-from triptych.interfaces import IMAGE_TO_TEXT, TEXT_TO_IMAGE, Preprocessing
+from triptych.interfaces import (
+    IMAGE_GENERATION,
+    IMAGE_TO_TEXT,
+    LANGUAGE_MODELING,
+    TEXT_TO_IMAGE,
+    Preprocessing,
+)
 from triptych.prompts import IGNORED
 from triptych.utils.errors import UserError
 from triptych.utils.images import square
@@ -298,7 +304,7 @@ def test_validation_takes_each_sample_once_with_numbers_of_its_own():
 def test_a_generation_batch_is_captions_and_pictures(samples, tokenizer):
     build = builder(samples, TEXT_TO_IMAGE, known(tokenizer))
     batch = build(7, [3, 0], [30, 31])
-    assert (batch.task, batch.step, len(batch)) == (TEXT_TO_IMAGE, 7, 2)
+    assert (batch.objective, batch.step, len(batch)) == (IMAGE_GENERATION, 7, 2)
     assert batch.keys == [samples.key(3), samples.key(0)] and batch.samples.tolist() == [30, 31]
     assert batch.target_pixels.shape == (2, 3, SIDE, SIDE)
     assert batch.target_pixels.dtype == torch.uint8 and batch.labels is None
@@ -330,7 +336,7 @@ def test_captions_are_put_as_the_generator_says_in_training_and_in_prediction(sh
 
 def test_an_understanding_batch_is_conversations(samples, tokenizer):
     model = unified("stage1")
-    build = builder(samples, IMAGE_TO_TEXT, model.preprocessing(), text_only=0.4)
+    build = builder(samples, IMAGE_TO_TEXT, model.preprocessing(), text_only_ratio=0.4)
     batch = build(0, range(8), range(8))
     seeing = len(batch.image_grid_thw)
     assert 0 < seeing < 8 and len(batch.understanding_pixels) == 36 * seeing
@@ -354,7 +360,7 @@ def test_an_understanding_batch_is_conversations(samples, tokenizer):
 
 def test_who_is_blind_depends_on_the_sample_alone(samples):
     model = unified("stage1")
-    build = builder(samples, IMAGE_TO_TEXT, model.preprocessing(), text_only=0.4)
+    build = builder(samples, IMAGE_TO_TEXT, model.preprocessing(), text_only_ratio=0.4)
     together = build(0, range(8), range(8))
     apart = [build(0, [n], [n]) for n in range(8)]
     assert len(together.image_grid_thw) == sum(b.image_grid_thw is not None for b in apart)
@@ -362,20 +368,20 @@ def test_who_is_blind_depends_on_the_sample_alone(samples):
 
 def test_text_only_batches_have_no_pictures(samples):
     model = unified("stage1")
-    batch = builder(samples, IMAGE_TO_TEXT, model.preprocessing(), text_only=1.0)(0, [1], [1])
+    batch = builder(samples, IMAGE_TO_TEXT, model.preprocessing(), text_only_ratio=1.0)(0, [1], [1])
     assert batch.understanding_pixels is None and batch.image_grid_thw is None
 
 
 def test_another_conversation_of_the_shard_may_be_learned(samples):
     known = replace(unified("stage1").preprocessing(), max_tokens=512)  # all twelve of them
-    batch = builder(samples, IMAGE_TO_TEXT, known, conversation="questions")(0, [2], [2])
+    batch = builder(samples, IMAGE_TO_TEXT, known, conversation_key="questions")(0, [2], [2])
     answers = "".join(answer + "<|im_end|>" for _, answer in samples.facts(2)["questions"])
     assert known.tokenizer.decode(batch.labels[batch.labels != IGNORED]) == answers
 
 
 def test_some_turns_of_a_conversation_are_others_every_time(samples, tokenizer):
     known = unified("stage1").preprocessing()
-    build = builder(samples, IMAGE_TO_TEXT, known, conversation="questions", turns=3)
+    build = builder(samples, IMAGE_TO_TEXT, known, conversation_key="questions", max_turns=3)
 
     def asked(sample):
         text = tokenizer.decode(build(0, [2], [sample]).input_ids[0])
@@ -438,7 +444,7 @@ def test_an_unknown_task_is_refused():
 
 def test_a_loader_worker_gives_the_same_batches(shapes_folder, tokenizer):
     def first(workers):
-        module = data(shapes_folder, "stage2", num_workers=workers, val_samples=4)
+        module = data(shapes_folder, "stage2", num_workers=workers, num_val_samples=4)
         module.connect(known(tokenizer))
         module.setup("fit")
         return next(iter(module.val_dataloader()))
@@ -453,7 +459,7 @@ def test_previews_are_those_of_the_validation_set(shapes_folder, tokenizer):
     module.connect(known(tokenizer))
     module.setup("fit")
     expected = ShardFolder(shapes_folder / "eval").open()
-    shown = module.preview(TEXT_TO_IMAGE, 3, "caption")
+    shown = module.preview(IMAGE_GENERATION, 3, "caption")
     assert [sample.text for sample in shown] == [expected.caption(n) for n in range(3)]
-    assert len(module.preview(TEXT_TO_IMAGE, 99, "caption")) == 16
-    assert module.preview(IMAGE_TO_TEXT, 3, "caption") == []
+    assert len(module.preview(IMAGE_GENERATION, 99, "caption")) == 16
+    assert module.preview(LANGUAGE_MODELING, 3, "caption") == []

@@ -172,7 +172,7 @@ def test_edits_are_made_once_and_other_folders_are_left_alone(folder, tmp_path):
 
 def test_captions_and_edits_come_in_their_shares(tmp_path):
     data = EditsDataModule(str(tmp_path / "shapes"), str(tmp_path / "edits"), share=0.25)
-    assert data.weights("text_to_image") == {"captions": 0.75, "edits": 0.25}
+    assert data.weights("image_generation") == {"captions": 0.75, "edits": 0.25}
     tasks = {name: each.task for name, each in data.datasets.items()}
     assert tasks == {"captions": "text_to_image", "edits": "image_to_image"}
     for share in (0, 1):

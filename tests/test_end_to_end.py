@@ -39,9 +39,12 @@ for shards in ("empty", "nowhere"):
 """
 STEPS = 3
 CALLBACKS = [
-    {"class_path": "triptych.callbacks.Checkpoint", "init_args": {"every": 2}},
+    {"class_path": "triptych.callbacks.Checkpoint", "init_args": {"every_n_train_steps": 2}},
     {"class_path": "triptych.callbacks.ExportWeights"},
-    {"class_path": "triptych.callbacks.SampleGrid", "init_args": {"every": 2, "number": 2}},
+    {
+        "class_path": "triptych.callbacks.SampleGrid",
+        "init_args": {"every_n_steps": 2, "num_samples": 2},
+    },
 ]
 EVALUATE = {
     "class_path": "triptych.callbacks.Evaluate",

@@ -117,7 +117,7 @@ def test_the_start_of_a_part_does_not_depend_on_what_else_is_built(weights):
     starts = []
     for files in (weights, type(weights)(understanding=weights.understanding)):
         trains = ["generation", "encoder", "decoding"] if files is not weights else ["generation"]
-        model = unified("stage2", weights=files, trains=trains)
+        model = unified("stage2", weights=files, trainable=trains)
         model.configure_model()
         starts.append(dict(model.generation.named_parameters()))
     assert all(torch.equal(p, starts[1][name]) for name, p in starts[0].items())

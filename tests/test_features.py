@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from triptych.checkpoints import WeightFiles
 from triptych.checkpoints import fingerprint as fingerprints
-from triptych.checkpoints.fingerprint import fingerprint
+from triptych.checkpoints.fingerprint import weights_hash
 from triptych.cli.data.feature_extraction import Making
 from triptych.cli.predict import Devices
 from triptych.data_modules import BatchBuilder, Reading, ShardFolder
@@ -44,7 +44,7 @@ def make(folder, weights, dtype="fp32", objective="clip", out=None):
     """Features of the shards in `folder` by the small model; returns their folder."""
     module = FeatureModule(unified("inference", weights=weights), objective)
     source = ShardFolder(folder).open()
-    made = Making(out or home(source), {**module.identity(), "decode": WAY}, dtype)
+    made = Making(out or home(source), {**module.identity(), "image_backend": WAY}, dtype)
     assert made.extract(source, module, batch_size=4, devices=Devices("cpu"))
     return made.folder
 
@@ -336,7 +336,7 @@ def test_another_transform_or_shape_is_refused(settings, world, weights):
 
 def test_another_objective_is_refused(world, weights):
     make(world / "train", weights, objective="vae")
-    refused(world, weights, r"not those of this model \(encoder \S+KLAutoencoder and \S+EvaClip\)")
+    refused(world, weights, r"not those of this model \(encoder KLAutoencoder and EvaClip\)")
 
 
 def test_a_shard_that_changed_is_refused(world, weights):
@@ -362,7 +362,10 @@ def test_a_shard_that_changed_is_refused(world, weights):
         (lambda f: edit(f, shards={"train-00002.tar": 5}), r"damaged \(shard 'train-00002.tar'"),
         (lambda f: edit(f, relative_rms_error="0"), "manifest.json is damaged"),
         (lambda f: edit(f, version=99), "version 99, this program reads 2"),
-        (lambda f: edit(f, identity={"decode": "by hand"}), r"not those of this model \(encoder"),
+        (
+            lambda f: edit(f, identity={"image_backend": "by hand"}),
+            r"not those of this model \(encoder",
+        ),
     ],
 )
 def test_folders_that_are_refused(spoil, says, world, weights):
@@ -390,7 +393,7 @@ def test_another_way_to_decode_is_refused(world, weights):
     make(world / "train", weights)
     source = ShardFolder(world / "train").open()
     known = unified("stage2", weights=weights).preprocessing()
-    with pytest.raises(UserError, match=rf"decode {WAY} and by hand"):
+    with pytest.raises(UserError, match=rf"image_backend {WAY} and by hand"):
         use_features([(source, "auto")], known, "by hand")
 
 
@@ -427,10 +430,14 @@ def test_features_can_be_switched_off(world, weights):
     assert [reading.features for reading in readings] == [None]
 
 
-# --- fingerprints ---------------------------------------------------------------------------------
+# --- what decides features -----------------------------------------------------------------------
 
 
-def test_a_fingerprint_is_of_the_numbers_alone(weights, tmp_path):
+def test_a_feature_config_names_the_class_wherever_it_lives():
+    assert unified("stage2").encoder.feature_config()["encoder"] == "EvaClip"
+
+
+def test_a_weights_hash_is_of_the_numbers_alone(weights, tmp_path):
     tensors = load_file(weights.encoder)
     half = {name: t.half() if t.is_floating_point() else t for name, t in tensors.items()}
     save_file(half, tmp_path / "half.safetensors")
@@ -439,7 +446,7 @@ def test_a_fingerprint_is_of_the_numbers_alone(weights, tmp_path):
     half["encoder.tower.pos_embed"][0, 0, 0] += 1
     save_file(half, tmp_path / "moved.safetensors")
     first, same, moved, own = (
-        fingerprint(WeightFiles(encoder=str(path)), "encoder.")
+        weights_hash(WeightFiles(encoder=str(path)), "encoder.")
         for path in (
             *(tmp_path / f"{n}.safetensors" for n in ("half", "same", "moved")),
             weights.encoder,
@@ -447,16 +454,17 @@ def test_a_fingerprint_is_of_the_numbers_alone(weights, tmp_path):
     )
     assert first == same and len({first, moved, own}) == 3
     split = WeightFiles(generation=str(tmp_path / "half.safetensors"))
-    assert fingerprint(split, "encoder.") == first  # whatever file holds them
+    assert weights_hash(split, "encoder.") == first  # whatever file holds them
 
 
 def test_the_last_file_counts_as_when_weights_are_loaded(weights, tmp_path):
     name = "encoder.tower.pos_embed"
     save_file({name: load_file(weights.encoder)[name] + 1}, tmp_path / "late.safetensors")
-    both = WeightFiles(encoder=weights.encoder, generation=str(tmp_path / "late.safetensors"))
-    alone = WeightFiles(encoder=weights.encoder)
-    assert fingerprint(both, "encoder.") != fingerprint(alone, "encoder.")
-    assert fingerprint(both, "decoding.decoder.vae.") == fingerprint(alone, "decoding.decoder.vae.")
+    both, alone = replace(weights, generation=str(tmp_path / "late.safetensors")), weights
+    assert weights_hash(both, "encoder.") != weights_hash(alone, "encoder.")
+    assert weights_hash(both, "decoding.decoder.vae.") == weights_hash(
+        alone, "decoding.decoder.vae."
+    )
 
 
 def test_big_files_are_read_once(weights, tmp_path, monkeypatch):
@@ -464,16 +472,16 @@ def test_big_files_are_read_once(weights, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     path = shutil.copy(weights.encoder, tmp_path / "e.safetensors")
     files = WeightFiles(encoder=str(path))
-    first = fingerprint(files, "encoder.")
-    monkeypatch.setattr(fingerprints, "digest", lambda tensor: "read again")
-    assert fingerprint(files, "encoder.") == first
+    first = weights_hash(files, "encoder.")
+    monkeypatch.setattr(fingerprints, "tensor_hash", lambda tensor: "read again")
+    assert weights_hash(files, "encoder.") == first
     os.utime(path, ns=(0, 5))
-    assert fingerprint(files, "encoder.") != first
+    assert weights_hash(files, "encoder.") != first
 
 
 def test_weights_that_no_file_holds_are_asked_for(weights):
     with pytest.raises(UserError, match="no weight file holds tensors of encoder; name one"):
-        fingerprint(WeightFiles(), "encoder.")
+        weights_hash(WeightFiles(), "encoder.")
 
 
 # --- the command line -----------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from published_step import published_loss, recomputing
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from triptych.inference.loading import describe_stage
-from triptych.interfaces import IMAGE_TO_TEXT, TEXT_TO_IMAGE, Batch
+from triptych.interfaces import IMAGE_GENERATION, IMAGE_TO_TEXT, TEXT_TO_IMAGE, Batch
 from triptych.training import flops
 from triptych.training.flop_counter import count_flops
 from triptych.training.freezing import freeze_all_but
@@ -22,7 +22,7 @@ WITHIN = 1e-3  # of the counter: what the formulas leave out is less
 def preset(name):
     """Stage 2 of a published preset, not built."""
     files = [ROOT / "conf" / "presets" / f"{name}.yaml", ROOT / "conf" / "stages" / "stage2.yaml"]
-    return describe_stage(files, ["--model.preview=false"])
+    return describe_stage(files, ["--model.build_decoder=false"])
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def stage2():
     model = preset("blip3o_8b")
     with torch.device("meta"):
         model.build()
-    model.trained = freeze_all_but(model, model.trains)
+    model.trained = freeze_all_but(model, model.trainable)
     return model.train()
 
 
@@ -40,7 +40,7 @@ def one_sample(model, cached):
     ids = torch.ones(1, TEXT + 1, dtype=torch.long)
     side = model.encoder.image_size
     return Batch(
-        TEXT_TO_IMAGE,
+        IMAGE_GENERATION,
         ["key"],
         0,
         torch.zeros(1, dtype=torch.long),

@@ -22,7 +22,14 @@ from triptych.data_modules import (
     ShardFolder,
 )
 from triptych.data_modules.sources import jsonl_index as lines_module
-from triptych.interfaces import IMAGE_TO_IMAGE, IMAGE_TO_TEXT, TEXT_TO_IMAGE, TEXT_TO_TEXT
+from triptych.interfaces import (
+    IMAGE_GENERATION,
+    IMAGE_TO_IMAGE,
+    IMAGE_TO_TEXT,
+    LANGUAGE_MODELING,
+    TEXT_TO_IMAGE,
+    TEXT_TO_TEXT,
+)
 from triptych.prompts import IGNORED
 from triptych.utils.errors import UserError
 
@@ -267,7 +274,7 @@ def test_folders_of_pictures_that_are_refused(tmp_path):
 def test_an_edit_shows_the_source_and_makes_the_target(folder, known):
     source = ConversationFile(folder / "talk.jsonl").open()
     batch = builder(source, IMAGE_TO_IMAGE, known)(0, [2], [0])
-    assert batch.task == TEXT_TO_IMAGE and batch.labels is None
+    assert batch.objective == IMAGE_GENERATION and batch.labels is None
     shown = "<|image_pad|>" * known.image_tokens
     assert texts(batch, known.tokenizer) == [
         "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
@@ -317,7 +324,7 @@ def test_text_to_text_reads_no_pictures(folder, known):
     source = ConversationFile(folder / "talk.jsonl").open()
     source.image = None
     batch = builder(source, TEXT_TO_TEXT, known)(0, [1], [0])
-    assert batch.task == IMAGE_TO_TEXT and batch.understanding_pixels is None
+    assert batch.objective == LANGUAGE_MODELING and batch.understanding_pixels is None
     batch = builder(source, TEXT_TO_TEXT, known)(0, [1, 3], [0, 1])
     assert batch.skipped == [("talk-0000003", "no 'conversation' to learn from")]
 

@@ -36,7 +36,7 @@ def test_a_pattern_that_matches_nothing_is_named():
 
 
 def test_a_misspelled_stage_is_refused(weights):
-    model = unified("stage2", weights=weights, trains=["generation.queris"])
+    model = unified("stage2", weights=weights, trainable=["generation.queris"])
     with pytest.raises(UserError, match="'generation.queris' matches no parameter"):
         model.configure_model()
 
@@ -76,13 +76,13 @@ def test_a_stage_that_does_not_say_what_trains_leaves_it_to_the_panels_of_its_lo
         "stage2": ["generation.queries", "generation.dit"],
         "decoder": ["decoding.decoder.unet", "decoding.decoder.baseline"],
     }
-    assert {stage: unified(stage, trains=None).trains for stage in own} == own
-    both = unified("joint", trains=None).trains
+    assert {stage: unified(stage, trainable=None).trainable for stage in own} == own
+    both = unified("joint", trainable=None).trainable
     assert both == own["stage1"] + own["stage2"]
 
 
 def test_the_unused_pad_token_never_trains(weights):
-    model = unified("stage2", weights=weights, trains=["generation"])
+    model = unified("stage2", weights=weights, trainable=["generation"])
     model.configure_model()
     assert not model.generation.dit.dit.pad_token.requires_grad
     assert not any("pad_token" in name for name in model.trained)
@@ -108,7 +108,7 @@ def test_parts_may_learn_at_rates_of_their_own(weights):
     model = unified("joint", weights=weights)
     model.configure_model()
     rates = {"understanding": 1e-4, "*.embed_tokens.*": 1e-5}
-    optimizer = make_optimizer(model, Optimization(lr=1e-3, rates=rates))
+    optimizer = make_optimizer(model, Optimization(lr=1e-3, lr_overrides=rates))
     rate_of = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
     found = {name: rate_of.pop(id(p)) for name, p in model.named_parameters() if id(p) in rate_of}
     assert found.keys() == model.trained and not rate_of
@@ -121,12 +121,12 @@ def test_parts_may_learn_at_rates_of_their_own(weights):
 def test_a_rate_of_what_does_not_train_is_refused(weights):
     model = unified("stage2", weights=weights)
     model.configure_model()
-    with pytest.raises(UserError, match="rates, of what trains: 'understanding' matches no"):
-        make_optimizer(model, Optimization(rates={"understanding": 1e-4}))
+    with pytest.raises(UserError, match="lr_overrides, of what trains: 'understanding' matches no"):
+        make_optimizer(model, Optimization(lr_overrides={"understanding": 1e-4}))
 
 
 def test_learning_rate_warms_up_then_falls_to_its_end():
-    settings = Optimization(lr=1e-3, final_lr=1e-5, warmup=0.1)
+    settings = Optimization(lr=1e-3, min_lr=1e-5, warmup_ratio=0.1)
     factors = [learning_rate_factor(step, 100, settings) for step in range(101)]
     assert factors[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
     assert factors[10] == 1.0 and max(factors) == 1.0

@@ -121,7 +121,7 @@ def test_the_language_model_is_configured_by_config_json(nested):
 
 def test_what_blip3o_adds_to_config_json():
     config = {"n_query": 64, "gen_pooling": "early_pool2d_4"}
-    assert key_mapping.generation_arguments(config) == {"number_of_queries": 64}
+    assert key_mapping.generation_arguments(config) == {"num_queries": 64}
     assert key_mapping.pooling(config) == 4
 
 

@@ -172,12 +172,14 @@ def test_a_validation_has_one_value_whatever_the_size_of_batches(stage, pieces):
 # --- from data sets -------------------------------------------------------------------------------
 
 
-def mixed(talks, shapes_folder, batch_size, val_samples=8, joint=False):
+def mixed(talks, shapes_folder, batch_size, num_val_samples=8, joint=False):
     """Talks, and in joint training captioned images, in their order as it is drawn."""
     sets = {"talks": Ingredient(ConversationFile(str(talks)), IMAGE_TO_TEXT)}
     if joint:
         sets["shapes"] = Ingredient(ShardFolder(str(shapes_folder / "eval")), TEXT_TO_IMAGE)
-    return MixedDataModule(sets, batch_size=batch_size, val_samples=val_samples, bucket_batches=1)
+    return MixedDataModule(
+        sets, batch_size=batch_size, num_val_samples=num_val_samples, length_bucket_batches=1
+    )
 
 
 @pytest.mark.parametrize("stage", ["stage1", "joint"])
@@ -203,7 +205,7 @@ def test_a_run_goes_on_with_its_steps_cut_in_another_way(
 ):
     def run(accumulate, steps, folder, **options):
         seen = Steps()
-        checkpoint = Checkpoint(every=1, background=False)
+        checkpoint = Checkpoint(every_n_train_steps=1, save_async=False)
         runner = trainer(
             (seen, checkpoint),
             max_steps=steps,
@@ -225,7 +227,7 @@ def test_a_run_goes_on_with_its_steps_cut_in_another_way(
 
 
 def test_a_joint_validation_sees_each_family_to_its_end(model_of, shapes_folder, talks):
-    """Twelve talks and sixteen images: in batches of any size one family ends before the other."""
+    """Twelve talks and sixteen images: in batches of any size one ends before the other."""
     model, found = model_of("joint"), []
     for batch_size in (16, 5, 3, 1):
         runner = trainer()

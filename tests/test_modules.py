@@ -103,9 +103,9 @@ def test_draws_of_a_sample_share_its_condition_and_average_its_losses(weights, s
     qwen.condition = lambda ids, *rest: asked.append(len(ids)) or condition(ids, *rest)
     numbers = batch.samples
     with torch.no_grad():
-        model.generation.draws = 2
+        model.generation.num_noise_samples = 2
         together = model.step(batch)[0]
-        model.generation.draws = 1
+        model.generation.num_noise_samples = 1
         alone = []
         for draw in range(2):
             batch.samples = 2 * numbers + draw
@@ -117,12 +117,12 @@ def test_draws_of_a_sample_share_its_condition_and_average_its_losses(weights, s
 def test_drop_is_the_null_condition(weights, samples):
     model = configured("stage2", weights)
     batch = batches(model, samples, TEXT_TO_IMAGE)
-    model.generation.drop = 1.0
+    model.generation.cond_drop_prob = 1.0
     with torch.no_grad():
         before = model.step(batch)[0]
         model.generation.queries.mul_(2)
         assert torch.equal(model.step(batch)[0], before)
-        model.generation.drop = 0.0
+        model.generation.cond_drop_prob = 0.0
         assert not torch.equal(model.step(batch)[0], before)
 
 
@@ -245,7 +245,7 @@ def test_a_stage_trains_its_parts_and_nothing_else(stage, weights, samples):
     allowed = set(model.trained_state())
     assert changed <= allowed
     assert model.trained <= allowed
-    for part in STAGES[stage]["trains"]:
+    for part in STAGES[stage]["trainable"]:
         assert any(name.startswith(part) for name in changed)
     frozen = before.keys() - allowed
     assert all(torch.equal(before[name], after[name]) for name in frozen)
@@ -286,7 +286,7 @@ def test_losses_are_weighted(weights, samples):
     batch = batches(model, samples, TEXT_TO_IMAGE)
     with torch.no_grad():
         once = model.step(batch)[0]
-        model.losses = {"generation": 0.5}
+        model.loss_weights = {"generation": 0.5}
         half, metrics = model.step(batch)
     assert torch.equal(half, 0.5 * once) and torch.equal(metrics["generation"], once)
 
@@ -296,7 +296,7 @@ def test_losses_are_weighted(weights, samples):
 
 def test_an_unknown_loss_is_refused():
     with pytest.raises(UserError, match="'generatoin' is no panel; choose from"):
-        unified(losses={"generatoin": 1.0})
+        unified(loss_weights={"generatoin": 1.0})
 
 
 def test_generation_without_steps_is_refused():
@@ -306,18 +306,18 @@ def test_generation_without_steps_is_refused():
 
 def test_a_missing_panel_is_refused():
     with pytest.raises(UserError, match="understanding loss needs the panel 'understanding'"):
-        UnifiedModule(losses={"understanding": 1.0})
+        UnifiedModule(loss_weights={"understanding": 1.0})
     with pytest.raises(UserError, match="generation loss needs the panel 'encoder'"):
         UnifiedModule(
             understanding=UnderstandingModule(understander()),
             generation=GenerationModule(dit()),
-            losses={"generation": 1.0},
+            loss_weights={"generation": 1.0},
         )
 
 
 def test_a_batch_that_no_loss_takes_is_refused(weights, samples):
     model = configured("stage2", weights)
-    with pytest.raises(UserError, match="no loss of this stage takes image_to_text batches"):
+    with pytest.raises(UserError, match="no loss of this stage takes language_modeling batches"):
         model.step(batches(model, samples, IMAGE_TO_TEXT))
 
 
@@ -415,7 +415,7 @@ def test_the_understanding_panel_trains_alone(shapes_folder):
 def test_the_generation_panel_trains_alone(objective, shapes_folder, weights):
     panel = GenerationModule(
         dit(),
-        number_of_queries=4,
+        num_queries=4,
         objective=objective,
         understander=understander(),
         encoder=eva(),
@@ -432,8 +432,8 @@ def test_the_decoding_panel_trains_alone_and_reads_no_captions(shapes_folder, we
         decoder(),
         eva(),
         optimization=FAST,
-        trains=["decoder.unet", "decoder.baseline"],
-        weights=WeightFiles(encoder=weights.encoder),
+        trainable=["decoder.unet", "decoder.baseline"],
+        weights=WeightFiles(encoder=weights.encoder, vae=weights.vae),
     )
     metrics = fit(panel, shapes_folder, "decoder")
     assert metrics["train/decoding"] > 0

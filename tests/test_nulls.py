@@ -44,12 +44,15 @@ def test_a_model_with_a_null_is_described_or_refused(name):
         ({"preset": None}, UnifiedModule, "section.preset is null"),
         ({"optimization": {"lr": None}}, UnifiedModule, "section.optimization.lr is null"),
         ({"optimization": {"betas": [0.9, None]}}, UnifiedModule, "betas.1 is null"),
-        ({"losses": {"generation": None}}, UnifiedModule, "losses.generation is null"),
+        ({"loss_weights": {"generation": None}}, UnifiedModule, "loss_weights.generation is null"),
         (None, UnifiedModule, "section is null"),
         (
-            {"class_path": "triptych.callbacks.Checkpoint", "init_args": {"every": None}},
+            {
+                "class_path": "triptych.callbacks.Checkpoint",
+                "init_args": {"every_n_train_steps": None},
+            },
             object,
-            "section.every is null",
+            "section.every_n_train_steps is null",
         ),
         (
             {
@@ -69,7 +72,7 @@ def test_the_null_is_named(settings, kind, says):
 @pytest.mark.parametrize(
     "settings",
     [
-        {"weights": None, "trains": None, "optimization": None, "execution": None},
+        {"weights": None, "trainable": None, "optimization": None, "execution": None},
         {"weights": {"encoder": None}},
         {
             "class_path": "lightning.pytorch.callbacks.ModelCheckpoint",

@@ -11,7 +11,7 @@ from published import random, tower
 from safetensors.torch import load_file, save_file
 
 from triptych.checkpoints import WeightFiles, hold, stored_names
-from triptych.checkpoints.fingerprint import fingerprint
+from triptych.checkpoints.fingerprint import weights_hash
 from triptych.checkpoints.key_prefixes import plain_names, state_dict_in
 from triptych.checkpoints.published.convert import convert_published
 from triptych.checkpoints.training_checkpoint import read_trained
@@ -56,7 +56,7 @@ def test_a_weight_file_is_known_by_every_reader(before, inside, tensors, tmp_pat
     files = WeightFiles(generation=str(path))
     assert hold(files, "generation.") and not hold(files, "encoder.")
     whole = WeightFiles(generation="asset:tiny/generation.safetensors")
-    assert fingerprint(files, "generation.") == fingerprint(whole, "generation.")
+    assert weights_hash(files, "generation.") == weights_hash(whole, "generation.")
 
 
 @pytest.mark.parametrize(("before", "inside"), [(BEFORE[-1], ""), ("", "module"), ("", INSIDE[-1])])

@@ -78,7 +78,7 @@ def test_stage_2_trains_from_the_converted_model(small, shapes_folder):
         *(word for file in files for word in ("--config", file)),
         *(f"--trainer.{name}={value}" for name, value in trainer.items()),
         f"--data.shards={shapes_folder / 'train'}",
-        *("--data.batch_size=2", "--data.val_samples=2"),
+        *("--data.batch_size=2", "--data.num_val_samples=2"),
         *("--model.generation.num_inference_steps=2", *QUICK),
     )
     results = small / "runs" / "small" / "stage2" / "version_0"

@@ -65,7 +65,9 @@ def test_shapes_between_the_panels_are_the_published_ones(preset):
 def test_no_trick_of_the_tiny_preset_is_on(preset):
     _, model = preset
     assert not model.encoder.standardize and model.decoding.decoder.baseline is None
-    assert model.generation.query_std == 1.0 and model.generation.time_sampling == "uniform"
+    assert (
+        model.generation.query_init_std == 1.0 and model.generation.timestep_sampling == "uniform"
+    )
     assert model.generation.dit.gate_init == 0.0
     assert model.understanding.understander.text.rms_norm_eps == 1e-6
     assert model.decoding.decoder.prediction == "epsilon"
@@ -73,7 +75,7 @@ def test_no_trick_of_the_tiny_preset_is_on(preset):
 
 def test_pictures_are_sampled_as_the_released_weights_were_scored(preset):
     _, model = preset
-    assert model.decoder_negative == "space_prompt" and model.generation.integer_times
+    assert model.decoder_negative == "space_prompt" and model.generation.integer_timesteps
     assert model.generation.template == "published_inference"
     assert (model.generation.num_inference_steps, model.generation.guidance_scale) == (30, 3.0)
     decoder = model.decoding.decoder

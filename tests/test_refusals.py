@@ -156,7 +156,7 @@ REFUSED = {
     ],
     "pretrain": each(["pretrain"], *(["--runs", place] for place in BAD_PLACES), ["--steps", 0]),
     "fit": [
-        *each(["fit", *STAGE2, "--model.preview=false"], *BAD_MODELS, ["--trainer.bogus=1"]),
+        *each(["fit", *STAGE2, "--model.build_decoder=false"], *BAD_MODELS, ["--trainer.bogus=1"]),
         *each(
             ["fit", *STAGE2, *SHARDS],
             ["--ckpt_path=bad.ckpt"], ["--ckpt_path=nowhere"], ["--ckpt_path=last"],

@@ -62,10 +62,10 @@ def ids_alone(step, places, samples):
     return SimpleNamespace(ids=torch.tensor(rows))
 
 
-def part(rank, world, bucket_batches=1, seed=0):
+def part(rank, world, length_bucket_batches=1, seed=0):
     """The dataset of one rank in a mixture of three data sets."""
     sources = [Listed(name, sizes) for name, sizes in SIZES.items()]
-    schedule = Schedule(sources, MIXTURE, GLOBAL_BATCH, seed, bucket_batches)
+    schedule = Schedule(sources, MIXTURE, GLOBAL_BATCH, seed, length_bucket_batches)
     return StepDataset(ids_alone, schedule, rank, world)
 
 
@@ -75,10 +75,10 @@ def rows_of(parts, first, last):
     return torch.cat(found) if found else torch.empty(0, 3, dtype=torch.long)
 
 
-def loaded(world, workers, bucket_batches, first, last):
+def loaded(world, workers, length_bucket_batches, first, last):
     """The same through real loaders with worker processes."""
     loaders = [
-        step_loader(part(rank, world, bucket_batches), Steps(lambda: first, last), workers)
+        step_loader(part(rank, world, length_bucket_batches), Steps(lambda: first, last), workers)
         for rank in range(world)
     ]
     return torch.cat([batch.ids for parts in zip(*loaders, strict=True) for batch in parts])
@@ -88,26 +88,26 @@ NEXT = -(-200 // GLOBAL_BATCH)  # batches of the next 200 samples
 STOPS = np.random.default_rng(4).integers(0, 5000, 50).tolist()
 
 
-@pytest.mark.parametrize("bucket_batches", [1, 8])
-def test_a_run_goes_on_with_the_next_sample_wherever_it_stopped(bucket_batches):
-    twice = [part(rank, 2, bucket_batches) for rank in range(2)]
+@pytest.mark.parametrize("length_bucket_batches", [1, 8])
+def test_a_run_goes_on_with_the_next_sample_wherever_it_stopped(length_bucket_batches):
+    twice = [part(rank, 2, length_bucket_batches) for rank in range(2)]
     for stop in STOPS:
         expected = rows_of(twice, stop, stop + NEXT)  # by who was there before
         for world in (1, 2, 4):
-            resumed = [part(rank, world, bucket_batches) for rank in range(world)]
+            resumed = [part(rank, world, length_bucket_batches) for rank in range(world)]
             assert torch.equal(rows_of(resumed, stop, stop + NEXT), expected)
 
 
-@pytest.mark.parametrize("bucket_batches", [1, 8])
-def test_nothing_is_lost_or_repeated_by_a_stop(bucket_batches):
-    whole = rows_of([part(0, 1, bucket_batches)], 0, 96)
+@pytest.mark.parametrize("length_bucket_batches", [1, 8])
+def test_nothing_is_lost_or_repeated_by_a_stop(length_bucket_batches):
+    whole = rows_of([part(0, 1, length_bucket_batches)], 0, 96)
     positions = set(whole[:, 0].tolist())
     assert len(positions) == 96 * GLOBAL_BATCH
-    whole_windows = (96 - bucket_batches + 1) * GLOBAL_BATCH  # the last one may be cut
+    whole_windows = (96 - length_bucket_batches + 1) * GLOBAL_BATCH  # the last one may be cut
     assert positions >= set(range(whole_windows))
     for stop in (1, 50, 95):
-        before = rows_of([part(r, 2, bucket_batches) for r in range(2)], 0, stop)
-        after = rows_of([part(r, 4, bucket_batches) for r in range(4)], stop, 96)
+        before = rows_of([part(r, 2, length_bucket_batches) for r in range(2)], 0, stop)
+        after = rows_of([part(r, 4, length_bucket_batches) for r in range(4)], stop, 96)
         assert torch.equal(torch.cat([before, after]), whole)
 
 
@@ -145,7 +145,7 @@ def test_data_sets_that_do_not_know_lengths_are_not_sorted():
     sources = [Listed("a", [50]), Listed("b", [50], lengths=False)]
     for chosen, sorts in ((sources[:1], True), (sources, False)):
         mixture = Mixture({source.name: 1 for source in chosen})
-        schedule = Schedule(chosen, mixture, 8, bucket_batches=4)
+        schedule = Schedule(chosen, mixture, 8, length_bucket_batches=4)
         assert (schedule.buckets is not None) == sorts
     assert schedule.batch(3).tolist() == list(range(24, 32))
 
@@ -189,7 +189,7 @@ class Captioned(Listed):
         return self.measured[numbers]
 
 
-def padding(tokenizer, measure, world, bucket_batches=64):
+def padding(tokenizer, measure, world, length_bucket_batches=64):
     """Shares of padding in the tokens of captions, and of whole prompts, as ranks pad them."""
     total = 128 * RANK_BATCH * world  # the batch in which an epoch ends is not sorted
     sources = [
@@ -197,7 +197,7 @@ def padding(tokenizer, measure, world, bucket_batches=64):
         Captioned("short", 15, 4, int(total * 0.12), measure),
     ]
     mixture = Mixture({source.name: len(source) for source in sources})
-    schedule = Schedule(sources, mixture, RANK_BATCH * world, 0, bucket_batches)
+    schedule = Schedule(sources, mixture, RANK_BATCH * world, 0, length_bucket_batches)
     template = len(generation_ids(tokenizer, "the", 64)) - 1
     counts = [
         np.array([len(ids) for ids in tokenizer(s.captions, add_special_tokens=False)["input_ids"]])
@@ -224,7 +224,7 @@ def test_padding_is_at_most_three_percent_where_tokens_were_counted(tokenizer, w
     captions, prompts = padding(tokenizer, tokens, world)
     assert prompts < captions <= 0.03
     # it is the sorting that does it
-    assert padding(tokenizer, tokens, world, bucket_batches=1)[1] > 0.25
+    assert padding(tokenizer, tokens, world, length_bucket_batches=1)[1] > 0.25
 
 
 def test_bytes_stand_for_tokens_where_they_were_not_counted(tokenizer):
@@ -276,16 +276,16 @@ def test_without_weights_data_sets_are_mixed_by_size():
     )
     module.setup("fit")
     assert {f: list(m.names) for f, m in module.mixtures.items()} == {
-        "text_to_image": ["large", "small"],
-        "image_to_text": ["text"],
+        "image_generation": ["large", "small"],
+        "language_modeling": ["text"],
     }
-    assert module.mixtures["text_to_image"].parts.tolist() == [3072, 1024]
+    assert module.mixtures["image_generation"].parts.tolist() == [3072, 1024]
 
 
 def test_both_families_make_joint_training():
     module = under({}, mixed(a={}, b={"task": "image_to_image"}, c={"task": "image_to_text"}))
     loaders = module.train_dataloader().iterables
-    assert list(loaders) == ["text_to_image", "image_to_text"]
+    assert list(loaders) == ["image_generation", "language_modeling"]
     assert [len(each.dataset.build.readings) for each in loaders.values()] == [2, 1]
 
 
@@ -335,14 +335,14 @@ def test_a_set_smaller_than_a_step_is_told(caplog):
 def test_samples_that_cannot_be_used_are_counted_and_end_a_run():
     module = mixed(a={})
     ids = torch.zeros(100, 1, dtype=torch.long)
-    batch = Batch("text_to_image", ["k"] * 100, 0, torch.arange(100), ids, ids)
+    batch = Batch("image_generation", ["k"] * 100, 0, torch.arange(100), ids, ids)
     batch.skipped = [("k", "picture is damaged")]
     for _ in range(3):
         assert module.on_after_batch_transfer(batch, 0) is batch
     assert module.bad_samples.skipped == 3
     batch.skipped *= 2
     with pytest.raises(UserError, match="max_bad_fraction 0.01 allows: 5 picture is damaged"):
-        module.on_after_batch_transfer({"text_to_image": batch}, 0)
+        module.on_after_batch_transfer({"image_generation": batch}, 0)
 
 
 def test_the_log_says_how_often_each_data_set_was_gone_through(
@@ -354,9 +354,9 @@ def test_the_log_says_how_often_each_data_set_was_gone_through(
             "instruct": Ingredient(ShardFolder(shapes_folder / "instruct"), weight=1),
         },
         batch_size=8,
-        val_samples=2,
+        num_val_samples=2,
     )
-    model = unified("stage2", weights=weights, preview=False)
+    model = unified("stage2", weights=weights, build_decoder=False)
     trainer = Trainer(
         max_steps=4,
         accelerator="cpu",
@@ -386,5 +386,5 @@ def test_the_log_says_how_often_each_data_set_was_gone_through(
 
 def test_more_ranks_than_samples_is_one_sentence():
     module = under({"world_size": 4}, mixed(a={"source": Listed("a", [3])}))
-    with pytest.raises(UserError, match="4 ranks for 3 samples of text_to_image"):
+    with pytest.raises(UserError, match="4 ranks for 3 samples of image_generation"):
         module.train_dataloader()

@@ -23,9 +23,9 @@ from triptych.utils.errors import UserError
 DIT = {"width": 32, "depth": 1, "heads": 2, "multiple_of": 16}
 SMALL = {
     "model": {
-        "preview": False,
+        "build_decoder": False,
         "generation": {
-            "init_args": {"number_of_queries": 2, "draws": 1, "dit": {"init_args": DIT}}
+            "init_args": {"num_queries": 2, "num_noise_samples": 1, "dit": {"init_args": DIT}}
         },
     },
     "data": {"init_args": {"batch_size": 2}},
@@ -37,7 +37,10 @@ SMALL = {
         "enable_progress_bar": False,
         "callbacks": [
             {"class_path": "triptych.callbacks.EMA"},
-            {"class_path": "triptych.callbacks.Checkpoint", "init_args": {"every": 2}},
+            {
+                "class_path": "triptych.callbacks.Checkpoint",
+                "init_args": {"every_n_train_steps": 2},
+            },
             {"class_path": "triptych.callbacks.ExportWeights"},
         ],
     },

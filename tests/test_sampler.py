@@ -81,7 +81,7 @@ def test_closed_form_velocity_reaches_the_target_gaussian():
 def test_published_sampling_tells_the_model_whole_times():
     """And moves by the exact ones."""
     model = Stub(lambda x, t, c: torch.ones_like(x))
-    end = sample_flow(model, told(2), noise(), 30, 1.0, integer_times=True)
+    end = sample_flow(model, told(2), noise(), 30, 1.0, integer_timesteps=True)
     asked = [(1000 * t).float().tolist() for _, t, _ in model.calls]
     assert asked == [[float(1000 * k // 30)] * 2 for k in range(30, 0, -1)]
     assert torch.allclose(end, noise() - 1, atol=1e-5)

@@ -160,16 +160,16 @@ def fit(stage, source, task, weights, folder, steps=1):
         log_every_n_steps=1,
         enable_model_summary=False,
     )
-    data = MixedDataModule(datasets, batch_size=2, val_samples=2, bucket_batches=1)
+    data = MixedDataModule(datasets, batch_size=2, num_val_samples=2, length_bucket_batches=1)
     trainer.fit(model, datamodule=data)
     return trainer
 
 
 def test_the_stages_tried_here_have_the_losses_of_all_recipes():
     recipes = list((ROOT / "conf" / "stages").glob("*.yaml"))
-    tried = [set(stage["losses"]) for stage in STAGES.values()]
+    tried = [set(stage["loss_weights"]) for stage in STAGES.values()]
     for path in recipes:
-        assert set(yaml.safe_load(path.read_text())["model"]["losses"]) in tried, path
+        assert set(yaml.safe_load(path.read_text())["model"]["loss_weights"]) in tried, path
 
 
 @pytest.mark.parametrize(

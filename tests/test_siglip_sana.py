@@ -228,7 +228,7 @@ def test_loss_is_finite_and_trains_transformer_and_connector_alone():
 
 
 def test_loss_of_no_velocity_is_the_mean_square_of_noise_minus_latents():
-    model = small_sana(drop=0.0)
+    model = small_sana(cond_drop_prob=0.0)
     features, pixels, samples = torch.randn(8, 32, 3, 3), pictures(8), torch.arange(8)
     seen = {}
 
@@ -381,7 +381,7 @@ def test_the_preset_generates_what_its_encoder_makes(preset):
         preset.decoding.decoder.guidance_scale == 3.0
         and preset.decoding.decoder.num_inference_steps == 30
     )
-    assert preset.decoding.decoder.drop == 0.1
+    assert preset.decoding.decoder.cond_drop_prob == 0.1
 
 
 # --- in the model ---------------------------------------------------------------------------------
@@ -392,15 +392,17 @@ def converted(sources, target):
     convert_siglip_sana([str(source) for source in sources], target)
     assert {path.name for path in target.iterdir()} == {
         "encoder.safetensors",
+        "vae.safetensors",
         "decoder.safetensors",
     }
-    files = {label: str(target / f"{label}.safetensors") for label in ("encoder", "decoder")}
+    labels = ("encoder", "vae", "decoder")
+    files = {label: str(target / f"{label}.safetensors") for label in labels}
     return WeightFiles(**files)
 
 
 def paired(weights, **settings):
     """Encoder and decoder in their composer, in the stage that trains the decoder."""
-    options = {"losses": {"decoding": 1.0}, "stage": "decoder", **settings}
+    options = {"loss_weights": {"decoding": 1.0}, "stage": "decoder", **settings}
     model = UnifiedModule(
         encoder=siglip(), decoding=PixelDecoderModule(sana()), weights=weights, **options
     )
@@ -582,7 +584,7 @@ def test_convert_takes_both_library_folders_at_once(folders, files, tmp_path, ca
     main(["convert", str(folders / "siglip"), str(folders / "sana"), str(ours)])
     said = capsys.readouterr().out
     assert "no source has the connector: it starts at random" in said and "is complete" in said
-    for label in ("encoder", "decoder"):
+    for label in ("encoder", "vae", "decoder"):
         made, expected = ours / f"{label}.safetensors", getattr(files, label)
         assert made.read_bytes() == Path(expected).read_bytes()
     main(["convert", str(folders / "siglip"), str(tmp_path / "tower")])
@@ -649,7 +651,7 @@ def fit(monkeypatch, tmp_path, shapes_folder):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["triptych"])
     short = {"max_steps": 1, "limit_val_batches": 1, "val_check_interval": 1}
-    sheets = {"every": 1, "number": 2}
+    sheets = {"every_n_steps": 1, "num_samples": 2}
     short["callbacks"] = [
         {"class_path": "triptych.callbacks.ExportWeights"},
         {"class_path": "triptych.callbacks.SampleGrid", "init_args": sheets},
@@ -675,7 +677,7 @@ def fit(monkeypatch, tmp_path, shapes_folder):
 
 @pytest.mark.slow
 def test_the_pair_takes_the_place_of_the_tiny_presets_by_flags(fit, files):
-    made = [*SWAP, f"--model.weights.encoder={files.encoder}"]
+    made = [*SWAP, *(f"--model.weights.{n}={getattr(files, n)}" for n in ("encoder", "vae"))]
     decoder = fit("decoder", *made) / "weights.safetensors"
     assert decoder.exists()
     stage2 = fit("stage2", *made, f"--model.weights.decoder={decoder}")

@@ -350,7 +350,7 @@ def test_conversations_of_another_shape_are_bad_samples(key, turns, folder, know
     shards = ShardFolder(write(folder / "a.tar", [("a.png", png()), ("a.json", facts)])).open()
     share = 1.0 if key == "text_conversation" else 0.0
     for most in (None, 2):
-        reading = Reading(shards, "image_to_text", text_only=share, turns=most)
+        reading = Reading(shards, "image_to_text", text_only_ratio=share, max_turns=most)
         with pytest.raises(BadSample, match="conversation|question|answer"):
             reading.prompt(0, 0, known)
 

@@ -15,7 +15,12 @@ TWO = [
     {"name": "ddp", "strategy": "ddp", **STEPS},
     {"name": "fsdp2", "strategy": "fsdp2", **STEPS},
     {"name": "files", "strategy": "fsdp2_files", **STEPS},
-    {"name": "replicated", "strategy": "fsdp2", "steps": 2, "execution": {"frozen": "replicate"}},
+    {
+        "name": "replicated",
+        "strategy": "fsdp2",
+        "steps": 2,
+        "execution": {"frozen_params": "replicate"},
+    },
     {"name": "joint_fsdp2", "strategy": "fsdp2", "stage": "joint", "steps": 1},
     {"name": "decoder_ddp", "strategy": "ddp", "stage": "decoder", "steps": 1},
     {"name": "decoder_fsdp2", "strategy": "fsdp2", "stage": "decoder", "steps": 1},

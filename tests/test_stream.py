@@ -25,7 +25,7 @@ from triptych.data_modules.streaming.tar_stream import (
     open_url,
     read_samples,
 )
-from triptych.interfaces import TEXT_TO_IMAGE
+from triptych.interfaces import IMAGE_GENERATION
 from triptych.utils.errors import UserError
 from triptych.utils.listing.tar import ZEROS
 
@@ -309,11 +309,11 @@ def test_a_module_validates_on_the_first_samples(tmp_path, known):
 
     for number in range(2):
         (tmp_path / f"{number}.tar").write_bytes(shard(range(10 * number, 10 * number + 10)))
-    module = StreamDataModule(str(tmp_path / "{0..1}.tar"), val_samples=12, batch_size=8)
+    module = StreamDataModule(str(tmp_path / "{0..1}.tar"), num_val_samples=12, batch_size=8)
     module.connect(known)
     module.setup("fit")
     assert [len(batch) for batch in module.val_dataloader()] == [8, 4]
-    assert module.preview(TEXT_TO_IMAGE, 11, "caption")[-1].text == "10"
+    assert module.preview(IMAGE_GENERATION, 11, "caption")[-1].text == "10"
 
 
 @pytest.mark.parametrize(

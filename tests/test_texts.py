@@ -588,8 +588,10 @@ def test_an_instruction_of_an_edit_is_not_learned_as_a_caption(tmp_path, tokeniz
     (tmp_path / "a.txt").unlink()
     facts = {"caption": "make it red", "conversation": [["what is it?", "a square"]]}
     (tmp_path / "a.json").write_text(json.dumps(facts))
-    for text_only in (0.0, 1.0):
-        reading = Reading(PictureFolder(tmp_path).open(), IMAGE_TO_TEXT, text_only=text_only)
+    for text_only_ratio in (0.0, 1.0):
+        reading = Reading(
+            PictureFolder(tmp_path).open(), IMAGE_TO_TEXT, text_only_ratio=text_only_ratio
+        )
         prompt = reading.prompt(0, 0, known)
         assert "a square" in tokenizer.decode(prompt.ids) and prompt.shown
         assert "make it red" not in tokenizer.decode(prompt.ids)

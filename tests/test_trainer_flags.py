@@ -111,7 +111,7 @@ FLAGS = {
     ],
     "detect_anomaly": [("true", WORKS), ("false", WORKS)],
     "barebones": [("true", WORKS), ("false", WORKS)],
-    "plugins": [("[]", WORKS), ("AsyncCheckpointIO", "background=true"), ("nope", "plugins")],
+    "plugins": [("[]", WORKS), ("AsyncCheckpointIO", "save_async=true"), ("nope", "plugins")],
     "sync_batchnorm": [("true", WORKS), ("false", WORKS)],
     "reload_dataloaders_every_n_epochs": [("1", WORKS), ("0", WORKS), ("-1", "from 0")],
     "default_root_dir": [("null", WORKS), ("elsewhere", "for a run without loggers")],
@@ -137,14 +137,14 @@ def words(tmp_path_factory, shapes_folder):
     callbacks = [{"class_path": name, "init_args": more} for name, more in configured().items()]
     for each in callbacks:
         if each["class_path"].endswith("SampleGrid"):
-            each["init_args"] = {"every": 9, "number": 1}
+            each["init_args"] = {"every_n_steps": 9, "num_samples": 1}
         if each["class_path"].endswith("FlowLossByNoise"):
             each["init_args"] = {"batches": 1, "times": [0.5]}
     callbacks = [each for each in callbacks if not each["class_path"].endswith("Evaluate")]
     dit = {"width": 32, "depth": 1, "heads": 2, "multiple_of": 16}
     generation = {
-        "number_of_queries": 2,
-        "draws": 1,
+        "num_queries": 2,
+        "num_noise_samples": 1,
         "num_inference_steps": 1,
         "dit": {"init_args": dit},
     }
@@ -153,7 +153,7 @@ def words(tmp_path_factory, shapes_folder):
             "generation": {"init_args": generation},
             "decoding": {"init_args": {"decoder": {"init_args": {"num_inference_steps": 1}}}},
         },
-        "data": {"init_args": {"batch_size": 2, "val_samples": 4}},
+        "data": {"init_args": {"batch_size": 2, "num_val_samples": 4}},
         "trainer": {
             **{"max_steps": 2, "val_check_interval": 1, "log_every_n_steps": 1},
             "callbacks": callbacks,
@@ -249,7 +249,7 @@ def test_other_commands_take_the_flags_too(command, flag, triptych, words, tmp_p
     weights = "--model.weights.generation=asset:tiny/generation.safetensors"
     size = [  # of the preset, as its weights are
         f"--model.generation.init_args.{key}"
-        for key in ("number_of_queries=16", "dit.init_args.width=192", "dit.init_args.depth=6")
+        for key in ("num_queries=16", "dit.init_args.width=192", "dit.init_args.depth=6")
     ]
     size += [
         f"--model.generation.init_args.dit.init_args.{key}" for key in ("heads=6", "multiple_of=32")
@@ -310,7 +310,7 @@ def test_the_same_batches_come_again(flag, shapes_folder, weights, tmp_path):
         **{"enable_checkpointing": False, "enable_progress_bar": False, "limit_val_batches": 0},
         **{"enable_model_summary": False, "default_root_dir": tmp_path},
     )
-    model = unified("stage2", weights=weights, preview=False)
+    model = unified("stage2", weights=weights, build_decoder=False)
     trainer.fit(model, datamodule=data(shapes_folder, num_workers=0))
     assert trainer.global_step == 5
     first, second = keys.seen[:2]

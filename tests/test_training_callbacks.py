@@ -677,15 +677,15 @@ class Writes(Callback):
 
 @pytest.mark.parametrize(("step", "found"), [(1, 2), (3, 4), (5, 5)])
 def test_a_frozen_tensor_that_changes_ends_the_run(tmp_path, step, found):
-    check = FrozenCheck(every=2)
+    check = FrozenCheck(every_n_steps=2)
     with pytest.raises(UserError, match=rf"frozen\.weight is frozen.* step {found}, with 0 other"):
         fit(Line(), tmp_path, Writes(step, 1e-6), check, steps=5)
 
 
 def test_frozen_tensors_that_stay_end_nothing(tmp_path):
-    fit(Line(), tmp_path, FrozenCheck(every=2), steps=5)
+    fit(Line(), tmp_path, FrozenCheck(every_n_steps=2), steps=5)
     with pytest.raises(UserError, match="1 or more"):
-        FrozenCheck(every=0)
+        FrozenCheck(every_n_steps=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64, torch.uint8])

@@ -368,7 +368,7 @@ PLACES = {
             "dict_kwargs": {"x": {"class_path": "stranger.X"}},
         }
     },
-    "a list": {"trains": [{"class_path": "stranger.X"}]},
+    "a list": {"trainable": [{"class_path": "stranger.X"}]},
     "_target_": {"encoder": {"_target_": "stranger.X"}},
     "JSON in a text": {"encoder": '{"class_path": "stranger.X"}'},
     "escaped JSON in a text": {"encoder": '{"class_path": "stranger\\u002eX"}'},

@@ -37,7 +37,7 @@ def trained(stock, weights, samples, tmp_path_factory):
     ours = tmp_path_factory.mktemp("ours") / "understanding.safetensors"
     tensors = placed(load_file(stock / "model.safetensors"))
     save_weights(tensors, ours, {}, torch.float32)
-    files = WeightFiles(str(ours), weights.encoder, weights.decoder)
+    files = WeightFiles(**{**vars(weights), "understanding": str(ours)})
     model = unified("stage2", weights=files)
     model.configure_model()
     before = model.generation.queries.detach().clone()

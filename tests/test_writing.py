@@ -36,7 +36,7 @@ def features(folder):
     model = unified("inference")
     module = FeatureModule(model, "clip")
     source = ShardFolder(shapes / "train").open()
-    Making(folder, {"decode": "pillow"}, "fp32").extract(source, module)
+    Making(folder, {"image_backend": "pillow"}, "fp32").extract(source, module)
 
 
 DOORS = {"shapes": draw, "edits": draw_edits, "pack": pack_table, "features": features}

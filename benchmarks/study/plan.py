@@ -21,7 +21,8 @@ CURVE_IMAGES = 120  # pictures a point
 
 # Means of the shapes world's training samples, of which the tests draw some: tokens of a caption
 # in its template, how many of them begin every prompt; tokens of a conversation with its picture,
-# how many of them are learned, how many pictures it has (text_only of conf/data/tiny/joint.yaml).
+# how many of them are learned, how many images it has (text_only_ratio of
+# conf/data/tiny/joint.yaml).
 CAPTION, SHARED = 41.0, 23.0
 CONVERSATION, LEARNED, PICTURES = 128.0, 42.0, 0.6
 
@@ -52,7 +53,10 @@ TOKENS_OF_FOUR = "--model.generation.init_args.dit.init_args.patch_size=2"
 
 # Queries and DiT learn at the rate of the other arms, so that the order alone differs; the language
 # model, which has learned already, at that of joint.yaml.
-RATES = ("--model.optimization.lr=3e-3", '--model.optimization.rates={"understanding": 5e-4}')
+RATES = (
+    "--model.optimization.lr=3e-3",
+    '--model.optimization.lr_overrides={"understanding": 5e-4}',
+)
 
 ARMS = (
     Arm("clip_flow", "stage2", "clip_flow", "CLIP features, flow matching; sequential"),
@@ -180,24 +184,22 @@ def describe(arm: Arm) -> tuple[UnifiedModule, int]:
 def _generation_frozen(model: UnifiedModule) -> float:
     """A caption through the frozen language model, its draws through the DiT."""
     qwen, panel = model.understanding.understander, model.generation
-    step = flops.generation_step(
-        qwen, panel.dit, None, CAPTION, panel.number_of_queries, shared=SHARED
-    )
+    step = flops.generation_step(qwen, panel.dit, None, CAPTION, panel.num_queries, shared=SHARED)
     return step.language_model + _draws(model) * step.velocity_model + target_flops(model)
 
 
 def _generation_trained(model: UnifiedModule) -> float:
     """The same where the language model learns: all tokens take part in the backward pass."""
     qwen, panel = model.understanding.understander, model.generation
-    every = flops.language_model(qwen, CAPTION + panel.number_of_queries)
-    made = flops.velocity_model(panel.dit, panel.number_of_queries)
+    every = flops.language_model(qwen, CAPTION + panel.num_queries)
+    made = flops.velocity_model(panel.dit, panel.num_queries)
     velocity = _draws(model) * (made.forward + made.backward)
     return every.forward + every.backward + velocity + target_flops(model)
 
 
 def _draws(model: UnifiedModule) -> int:
     """Noises for each sample; a regression has none."""
-    return model.generation.draws if model.generation.objective.loss == "flow" else 1
+    return model.generation.num_noise_samples if model.generation.objective.loss == "flow" else 1
 
 
 def target_flops(model: UnifiedModule) -> float:

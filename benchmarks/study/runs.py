@@ -191,19 +191,19 @@ def _settings(plan: Plan, run: Run, world: Path) -> dict:
     }
     callbacks = {
         "triptych.callbacks.NonFiniteGuard": {},
-        "triptych.callbacks.Checkpoint": {"every": every},
+        "triptych.callbacks.Checkpoint": {"every_n_train_steps": every},
         "triptych.callbacks.ExportWeights": {},
-        "triptych.callbacks.Evaluate": {"evaluator": evaluator, "every": every},
+        "triptych.callbacks.Evaluate": {"evaluator": evaluator, "every_n_steps": every},
     }
     shards = {
         "shards": str(world / "train"),
         "val_shards": str(world / "eval"),
     }
     if run.arm.stage == "joint":
-        shards["text_only"] = 0.4  # as in conf/data/tiny/joint.yaml
+        shards["text_only_ratio"] = 0.4  # as in conf/data/tiny/joint.yaml
     return {
         "seed_everything": run.seed,
-        "data": {"init_args": {**shards, "bucket_batches": 1}},
+        "data": {"init_args": {**shards, "length_bucket_batches": 1}},
         "trainer": {
             "accelerator": "cpu",
             "max_steps": run.steps,

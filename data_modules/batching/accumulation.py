@@ -18,7 +18,7 @@ class AccumulationLoader(CombinedLoader):
     For each one returned another is fetched, so that workers keep loading evenly.
 
     Args:
-        loaders: a loader, or loaders by family for joint training; the shortest ends the epoch.
+        loaders: a loader, or loaders by objective for joint training; the shortest ends the epoch.
         trainer: says how many batches make a step (`accumulate_grad_batches`), and how many an
             epoch has at most.
     """
@@ -62,6 +62,6 @@ class AccumulationLoader(CombinedLoader):
         batches = [each for batch in step for each in batches_in(batch)]
         elements: Counter[str] = Counter()
         for each in batches:
-            elements[each.task] += int(each.elements)
+            elements[each.objective] += int(each.elements)
         for each in batches:
-            each.step_elements = elements[each.task]
+            each.step_elements = elements[each.objective]

@@ -12,7 +12,7 @@ from torch import Tensor
 from triptych.data_modules.batching.tasks import Prompt, Reading
 from triptych.data_modules.decode import Decoder
 from triptych.data_modules.sources.base import BadSample, ImageRole
-from triptych.interfaces import TEXT_TO_IMAGE, Batch, Preprocessing
+from triptych.interfaces import IMAGE_GENERATION, Batch, Preprocessing
 from triptych.prompts import IGNORED, IMAGE_PAD, PAD, pad, shared_tokens, token_id
 from triptych.utils.errors import PictureError, UserError
 from triptych.utils.images import stack_pictures
@@ -34,7 +34,7 @@ class Example:
 
 @dataclass
 class BatchBuilder:
-    """Builds batches of tasks of one family from their sources; picklable, for loader workers.
+    """Builds batches of tasks of one objective from their sources; picklable, for loader workers.
 
     Args:
         readings: the sources, open, each with its task; a batch may hold samples of all of them.
@@ -45,7 +45,7 @@ class BatchBuilder:
             keeps batches equal on all ranks; else the batch is smaller, and no sample counts twice.
 
     Raises:
-        UserError: the tasks are of two families, or the model takes no pictures in its prompts.
+        UserError: the tasks are of two objectives, or the model takes no pictures in its prompts.
     """
 
     readings: list[Reading]
@@ -56,16 +56,16 @@ class BatchBuilder:
 
     def __post_init__(self) -> None:
         tasks = [reading.task for reading in self.readings]
-        if len({reading.family for reading in self.readings}) != 1:
+        if len({reading.objective for reading in self.readings}) != 1:
             raise UserError(
                 f"tasks {tasks} have different losses and so cannot share a batch; "
-                "build a batch for each family."
+                "build a batch for each objective."
             )
 
     @property
-    def family(self) -> str:
-        """`Batch.task` of every batch."""
-        return self.readings[0].family
+    def objective(self) -> str:
+        """`Batch.objective` of every batch."""
+        return self.readings[0].objective
 
     def __call__(
         self, step: int, places: Sequence[tuple[int, int]], samples: Sequence[int]
@@ -111,7 +111,7 @@ class BatchBuilder:
         prompt = reading.prompt(number, sample, known, self.seed)
         features: Tensor | None = None
         target: ImageRole | None = None
-        if self.family == TEXT_TO_IMAGE:
+        if self.objective == IMAGE_GENERATION:
             features = reading.features and reading.features.get(number)
             target = "picture" if features is None or known.pictures_too else None
         sizes: dict[ImageRole, list[int]] = {}  # role -> sizes: each picture is decoded once
@@ -150,7 +150,7 @@ class BatchBuilder:
         shown = [example.shown for example in examples if example.shown is not None]
         patches, grids = known.image_inputs(stack_pictures(shown)) if shown else (None, None)
         batch = Batch(
-            self.family,
+            self.objective,
             [example.key for example in examples],
             step,
             samples,
@@ -160,7 +160,7 @@ class BatchBuilder:
             image_grid_thw=grids,
             skipped=skipped,
         )
-        if self.family == TEXT_TO_IMAGE:
+        if self.objective == IMAGE_GENERATION:
             if known.tokenizer is not None:
                 placeholder = token_id(known.tokenizer, IMAGE_PAD)
                 batch.shared = shared_tokens([prompt.ids for prompt in prompts], placeholder)

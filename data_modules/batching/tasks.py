@@ -1,6 +1,6 @@
 """What each task makes of a sample: its prompt, its labels, and which pictures it needs.
 
-Tasks come in two families (`interfaces.FAMILIES`), one a loss. A batch mixes tasks of one family.
+Tasks have two objectives (`interfaces.OBJECTIVE_OF_TASK`), a loss each. A batch mixes tasks of one.
 
     text_to_image    caption -> picture
     image_to_image   source picture, instruction -> picture; without a source picture the sample's
@@ -21,9 +21,9 @@ from triptych.data_modules.batching.clean_text import MAX_CHARACTERS, clean
 from triptych.data_modules.features.cache import FeatureCache
 from triptych.data_modules.sources.base import BadSample, ImageRole, Source
 from triptych.interfaces import (
-    FAMILIES,
     IMAGE_TO_IMAGE,
     IMAGE_TO_TEXT,
+    OBJECTIVE_OF_TASK,
     TEXT_TO_IMAGE,
     TEXT_TO_TEXT,
     Preprocessing,
@@ -60,11 +60,11 @@ class Reading:
 
     Args:
         source: the samples, open.
-        task: a name of `interfaces.FAMILIES`.
+        task: a name of `interfaces.OBJECTIVE_OF_TASK`.
         name: what reports call it.
-        text_only: share of image_to_text samples that talk about a caption, without a picture.
-        conversation: the list of [question, answer] turns among a sample's facts to learn from.
-        turns: take so many turns of a conversation, others every time; None takes all, in order.
+        text_only_ratio: share of image_to_text samples that talk about a caption, without an image.
+        conversation_key: name, among a sample's facts, of its list of [question, answer] turns.
+        max_turns: take so many turns of a conversation, others each time; None takes all, in order.
         max_characters: of a caption or of one turn.
         features: of the pictures to make, computed before.
     """
@@ -72,20 +72,22 @@ class Reading:
     source: Source
     task: str
     name: str = ""
-    text_only: float = 0.0
-    conversation: str = "conversation"
-    turns: int | None = None
+    text_only_ratio: float = 0.0
+    conversation_key: str = "conversation"
+    max_turns: int | None = None
     max_characters: int = MAX_CHARACTERS
     features: FeatureCache | None = None
 
     def __post_init__(self) -> None:
-        if self.task not in FAMILIES:
-            raise UserError(f"the task {self.task!r} is unknown; choose one of {list(FAMILIES)}.")
+        if self.task not in OBJECTIVE_OF_TASK:
+            raise UserError(
+                f"the task {self.task!r} is unknown; choose one of {list(OBJECTIVE_OF_TASK)}."
+            )
 
     @property
-    def family(self) -> str:
-        """TEXT_TO_IMAGE or IMAGE_TO_TEXT, see `Batch.task`."""
-        return FAMILIES[self.task]
+    def objective(self) -> str:
+        """IMAGE_GENERATION or LANGUAGE_MODELING, see `Batch.objective`."""
+        return OBJECTIVE_OF_TASK[self.task]
 
     def prompt(self, number: int, sample: int, known: Preprocessing, seed: int = 0) -> Prompt:
         """The prompt of sample `number` of the source, whose global sample number is `sample`.
@@ -122,7 +124,7 @@ class Reading:
 
     def turns_about(self, number: int, sample: int, seed: int) -> Turns:
         """The conversation about a sample's image; a caption, where there is none."""
-        if turns := self.facts(number).get(self.conversation):
+        if turns := self.facts(number).get(self.conversation_key):
             return self.checked(turns, number)
         return [(DESCRIBE, self.caption(number, sample, seed))]
 
@@ -138,11 +140,11 @@ class Reading:
         return [(clean(q, key, "question", most), clean(a, key, "answer", most)) for q, a in turns]
 
     def some(self, turns: list, sample: int, seed: int) -> list:
-        """`self.turns` of the turns in an order of their own, which `sample` alone decides."""
-        if self.turns is None or not isinstance(turns, list):
+        """`self.max_turns` of the turns in an order of their own, which `sample` alone decides."""
+        if self.max_turns is None or not isinstance(turns, list):
             return turns  # `checked` refuses what is no list
         chosen = np.random.default_rng([seed, sample]).permutation(len(turns))
-        return [turns[n] for n in chosen[: self.turns]]
+        return [turns[n] for n in chosen[: self.max_turns]]
 
 
 def text_to_image(
@@ -178,12 +180,12 @@ def image_to_text(
         return text_to_text(reading, number, sample, known, seed)
     facts = reading.facts(number)
     is_edit = reading.source.has(number, "source")  # whose text is an instruction, not a caption
-    if is_edit and not facts.get(reading.conversation):
+    if is_edit and not facts.get(reading.conversation_key):
         raise BadSample(reading.source.key(number), "edit without a conversation to learn")
     if (
         not is_edit
-        and reading.text_only
-        and float(uniform(seed, "text-only", [sample])) < reading.text_only
+        and reading.text_only_ratio
+        and float(uniform(seed, "text-only", [sample])) < reading.text_only_ratio
     ):
         told = facts.get("text_conversation")
         told = reading.checked(told, number) if told else None
@@ -196,9 +198,11 @@ def image_to_text(
 def text_to_text(
     reading: Reading, number: int, sample: int, known: Preprocessing, seed: int
 ) -> Prompt:
-    turns = reading.facts(number).get(reading.conversation)
+    turns = reading.facts(number).get(reading.conversation_key)
     if not turns:
-        raise BadSample(reading.source.key(number), f"no {reading.conversation!r} to learn from")
+        raise BadSample(
+            reading.source.key(number), f"no {reading.conversation_key!r} to learn from"
+        )
     return conversation(reading, number, reading.some(turns, sample, seed), known, None)
 
 

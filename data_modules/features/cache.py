@@ -39,7 +39,7 @@ AUTO, NONE = "auto", "none"
 OPEN = 64  # sidecars at a time, far below any limit on open files
 
 
-def digest(identity: dict[str, Any], dtype: str) -> str:
+def config_hash(identity: dict[str, Any], dtype: str) -> str:
     """A short name for what decides the numbers in a sidecar; each carries it."""
     text = json.dumps([VERSION, identity, dtype], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
@@ -62,7 +62,7 @@ class FeatureCache:
         manifest = read_manifest(folder)
         self.identity, self.dtype = manifest["identity"], manifest["dtype"]
         self.error: float = manifest["relative_rms_error"]
-        self._digest = digest(self.identity, self.dtype)
+        self._config_hash = config_hash(self.identity, self.dtype)
         self._ends = np.cumsum(source.shard_sizes)
         self._names = shard_names(source.paths)
         self._known = self._check(manifest["shards"])
@@ -104,7 +104,7 @@ class FeatureCache:
             return self._open[shard]
         path = self.folder / (self._names[shard] + ENDING)
         sidecar = Sidecar(path)
-        if sidecar.metadata.get("digest") != self._digest:
+        if sidecar.metadata.get("digest") != self._config_hash:
             raise UserError(
                 f"{path} is not of the run that made {self.folder / MANIFEST}; "
                 f"{remedy(self.source)}."
@@ -210,14 +210,14 @@ def find_features(source: Source, where: str = AUTO) -> FeatureCache | None:
 
 
 def use_features(
-    sources: Sequence[tuple[Source, str]], known: Preprocessing, decode: str
+    sources: Sequence[tuple[Source, str]], known: Preprocessing, image_backend: str
 ) -> list[FeatureCache | None]:
     """The caches that a run takes, one a source; they agree with each other and with the model.
 
     Args:
         sources: the run's sources, open, with where to look, see `find_features`.
         known: of the model; `known.features` is what a cache must be of.
-        decode: how the run reads pictures of samples without features.
+        image_backend: how the run reads pictures of samples without features.
 
     Raises:
         UserError: a cache does not hold, or the first point in which it disagrees.
@@ -235,13 +235,13 @@ def use_features(
         if (id(source), where) not in caches:
             caches[id(source), where] = find_features(source, where)
     found = [cache for cache in caches.values() if cache is not None]
-    _agree(found, known, decode)
+    _agree(found, known, image_backend)
     for cache in found:
         rank_zero_info(f"features from {cache}")
     return [caches[id(source), where] for source, where in sources]
 
 
-def _agree(found: list[FeatureCache], known: Preprocessing, decode: str) -> None:
+def _agree(found: list[FeatureCache], known: Preprocessing, image_backend: str) -> None:
     for other in found[1:]:
         if point := difference(found[0].identity, other.identity):
             raise UserError(
@@ -250,7 +250,7 @@ def _agree(found: list[FeatureCache], known: Preprocessing, decode: str) -> None
             )
     if not found:
         return
-    if point := difference(found[0].identity, {**known.features(), "decode": decode}):
+    if point := difference(found[0].identity, {**known.features(), "image_backend": image_backend}):
         raise UserError(
             f"the features in {found[0].folder} are not those of this model ({point}); "
             f"{remedy(found[0].source)}."

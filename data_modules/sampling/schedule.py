@@ -35,7 +35,7 @@ class Schedule:
         mixture: their shares, in the same order.
         global_batch: samples of a step on all ranks together.
         seed: of the order.
-        bucket_batches: global batches among which samples are sorted by length; 1 is none.
+        length_bucket_batches: global batches among which samples are sorted by length; 1 is none.
     """
 
     def __init__(
@@ -44,17 +44,24 @@ class Schedule:
         mixture: Mixture,
         global_batch: int,
         seed: int = 0,
-        bucket_batches: int = 1,
+        length_bucket_batches: int = 1,
     ) -> None:
         self.sources, self.mixture, self.global_batch = sources, mixture, global_batch
         self.lengths = [int(np.sum(source.shard_sizes)) for source in sources]
         self.orders = [self._epochs(place, seed) for place in range(len(sources))]
         known = all(source.caption_sizes(np.zeros(1, np.int64)) is not None for source in sources)
-        bucketed = known and bucket_batches > 1
+        bucketed = known and length_bucket_batches > 1
         self.buckets = None
         if bucketed:
-            self.buckets = Buckets(self.sizes, global_batch, seed, bucket_batches, self.same_epochs)
-        self._made_of = (ORDER_VERSION, seed, global_batch, bucket_batches if bucketed else 1)
+            self.buckets = Buckets(
+                self.sizes, global_batch, seed, length_bucket_batches, self.same_epochs
+            )
+        self._made_of = (
+            ORDER_VERSION,
+            seed,
+            global_batch,
+            length_bucket_batches if bucketed else 1,
+        )
 
     def batch(self, step: int) -> np.ndarray:
         """Positions of the samples of global batch `step`, int64 [global_batch]."""

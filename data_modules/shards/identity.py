@@ -41,7 +41,7 @@ def _probe(path: Path, size: int, mtime_ns: int) -> bytes:
     return digest.digest()
 
 
-def stamp(path: Path) -> dict[str, Any]:
+def file_stamp(path: Path) -> dict[str, Any]:
     """Identity of a file as it is now: "size" and "mtime_ns", and "probe" in hexadecimal."""
     status = path.stat()
     probe = probe_of(path).hex()
@@ -49,7 +49,7 @@ def stamp(path: Path) -> dict[str, Any]:
 
 
 def is_same(path: Path, known: dict[str, Any]) -> bool:
-    """Whether a file is the one that a `stamp` was taken of; read only where its time differs."""
+    """Whether a file is the one that a stamp was taken of; read only where its time differs."""
     status = path.stat()
     if status.st_size != known.get("size"):
         return False

@@ -214,7 +214,7 @@ class StreamDataModule(LightningDataModule):
             `urls`.
         task: text_to_image, image_to_image or image_to_text.
         batch_size: samples per step and rank.
-        val_samples: how many samples to validate on; they are kept in memory, still encoded.
+        num_val_samples: how many samples to validate on; they are kept in memory, still encoded.
         buffer: samples that wait in memory to be drawn from, of each worker, still encoded.
         max_picture_bytes, max_text_bytes: larger members are read past.
         max_bad_fraction: end the run when more of the samples than this cannot be used.
@@ -228,7 +228,7 @@ class StreamDataModule(LightningDataModule):
         val_urls: str | list[str] | None = None,
         task: Task = TEXT_TO_IMAGE,
         batch_size: int = 16,
-        val_samples: int = 64,
+        num_val_samples: int = 64,
         buffer: int = 256,
         max_picture_bytes: int = 64 << 20,
         max_text_bytes: int = 1 << 20,
@@ -238,7 +238,7 @@ class StreamDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         self.urls, self.val_urls = expanded(urls), expanded(val_urls or urls)
-        self.task, self.batch_size, self.val_samples = task, batch_size, val_samples
+        self.task, self.batch_size, self.num_val_samples = task, batch_size, num_val_samples
         self.buffer, self.num_workers, self.seed = buffer, num_workers, seed
         self.caps = Caps(max_picture_bytes, max_text_bytes)
         self.max_bad_fraction = max_bad_fraction
@@ -250,10 +250,10 @@ class StreamDataModule(LightningDataModule):
         """Take the model's tokenizer and sizes; done by `setup` under a Trainer."""
         self.known = known
 
-    def preview(self, family: str, number: int, *needs: Need) -> list[Preview]:
-        """Validation samples of a family to look at, see `previews`; none if none has `needs`."""
+    def preview(self, objective: str, number: int, *needs: Need) -> list[Preview]:
+        """Validation samples of an objective, see `previews`; none if none has `needs`."""
         reading = Reading(self.val_folder, self.task)
-        if reading.family != family:
+        if reading.objective != objective:
             return []
         return previews([reading], self.known, number, set(needs), Decoder())
 
@@ -325,7 +325,7 @@ class StreamDataModule(LightningDataModule):
     def _in_order(self, known: Preprocessing) -> StepLoader:
         readings = [Reading(self.val_folder, self.task)]
         build = BatchBuilder(readings, known, self.seed, replace_bad=False)
-        dataset = EvaluationDataset(build, self.batch_size, self.val_samples)
+        dataset = EvaluationDataset(build, self.batch_size, self.num_val_samples)
         return step_loader(dataset, None, self.num_workers)
 
     def _first_samples(self) -> list[Encoded]:
@@ -340,9 +340,9 @@ class StreamDataModule(LightningDataModule):
             for sample in samples_at(url, self.caps):
                 if isinstance(sample, BadSample):
                     last = sample
-                elif len(found) < self.val_samples:
+                elif len(found) < self.num_val_samples:
                     found.append(sample)
-                if len(found) >= self.val_samples:
+                if len(found) >= self.num_val_samples:
                     return found
         if not found:
             raise UserError(

@@ -23,12 +23,14 @@ TEXT_TO_IMAGE = "text_to_image"
 IMAGE_TO_TEXT = "image_to_text"
 TEXT_TO_TEXT = "text_to_text"
 IMAGE_TO_IMAGE = "image_to_image"
-# Task -> the family whose loss it takes, `Batch.task`; tasks of one family may mix in a batch.
-FAMILIES = {
-    TEXT_TO_IMAGE: TEXT_TO_IMAGE,
-    IMAGE_TO_IMAGE: TEXT_TO_IMAGE,
-    IMAGE_TO_TEXT: IMAGE_TO_TEXT,
-    TEXT_TO_TEXT: IMAGE_TO_TEXT,
+IMAGE_GENERATION = "image_generation"
+LANGUAGE_MODELING = "language_modeling"
+# The loss of a task, `Batch.objective`; tasks of one objective may mix in a batch.
+OBJECTIVE_OF_TASK = {
+    TEXT_TO_IMAGE: IMAGE_GENERATION,
+    IMAGE_TO_IMAGE: IMAGE_GENERATION,
+    IMAGE_TO_TEXT: LANGUAGE_MODELING,
+    TEXT_TO_TEXT: LANGUAGE_MODELING,
 }
 
 IGNORED = -100  # in labels: no loss is taken
@@ -38,9 +40,9 @@ IGNORED = -100  # in labels: no loss is taken
 class Batch:
     """One training batch. The DataModule builds it; Lightning moves it to the device whole."""
 
-    task: str
-    """The family of the samples' tasks: TEXT_TO_IMAGE (pictures are made, also from pictures) or
-    IMAGE_TO_TEXT (text is written, also without a picture); see FAMILIES."""
+    objective: str
+    """IMAGE_GENERATION (images are targets, also those of edits) or LANGUAGE_MODELING (text is the
+    target, with or without an image); see OBJECTIVE_OF_TASK."""
     keys: list[str]
     """[B] names of the samples in their shards: a bad loss can be traced to its pictures."""
     step: int
@@ -72,8 +74,8 @@ class Batch:
     epochs: dict[str, float] = field(default_factory=dict)
     """In training: how often each data set, by name, has been gone through after this batch."""
     step_elements: int | None = None
-    """`elements` of all micro-batches of this family in the optimizer step, on this rank; counted
-    ahead by `data_modules.AccumulationLoader`, None where another loader is used."""
+    """`elements` of all micro-batches of this objective in the optimizer step, on this rank;
+    counted ahead by `data_modules.AccumulationLoader`, None where another loader is used."""
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -112,7 +114,7 @@ READ_BY_THE_HOST = ("samples", "has_features")
 
 
 def batches_in(batch: Batch | dict[str, Batch | None]) -> list[Batch]:
-    """The batch; of joint training and validation those of all families that have one left."""
+    """The batch; of joint training and validation those of all objectives that have one left."""
     if isinstance(batch, dict):
         return [each for each in batch.values() if each is not None]
     return [batch]
@@ -278,16 +280,16 @@ class ImageEncoder(Part):
         size, device = self.image_size, next(self.parameters()).device
         return self(torch.zeros(1, 3, size, size, dtype=torch.uint8, device=device))
 
-    def fingerprint(self) -> dict[str, Any]:
-        """What decides its features, beside its weights and the picture: class and settings.
+    def feature_config(self) -> dict[str, Any]:
+        """Class name and settings, which decide its features beside its weights and the image.
 
-        The settings are the constructor's arguments of plain types; an encoder keeps them as
-        attributes of the same names.
+        A class that moves to another module keeps its caches. The settings are the constructor's
+        arguments of plain types; an encoder keeps them as attributes of the same names.
         """
         plain = (bool, int, float, str, tuple, list, type(None))
         given = ((name, getattr(self, name, self)) for name in signature(type(self)).parameters)
         return {
-            "encoder": f"{type(self).__module__}.{type(self).__qualname__}",
+            "encoder": type(self).__qualname__,
             "feature_shape": self.feature_shape,
             "mean": self.mean,
             "std": self.std,

@@ -17,7 +17,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-TimeSampling = Literal["uniform", "logit_normal"]
+TimestepSampling = Literal["uniform", "logit_normal"]
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,9 @@ def shift_time(t, shift: float):
     return shift * t / (1 + (shift - 1) * t)
 
 
-def sample_time(uniform: Tensor, normal: Tensor, how: TimeSampling, shift: float = 1.0) -> Tensor:
+def sample_time(
+    uniform: Tensor, normal: Tensor, how: TimestepSampling, shift: float = 1.0
+) -> Tensor:
     """t [B] in (0,1] from draws u ~ U[0,1) and n ~ N(0,1), both [B].
 
     "uniform": the 1000 discrete times 1/1000 ... 1000/1000, as published. In float64: a

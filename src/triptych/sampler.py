@@ -54,7 +54,7 @@ def sample_flow(
     *,
     on_step: OnStep | None = None,
     shift: float = 1.0,
-    integer_times: bool = False,
+    integer_timesteps: bool = False,
     null: Tensor | None = None,
     sampler: str = "euler",
     guidance_interval: tuple[float, float] | None = None,
@@ -70,7 +70,7 @@ def sample_flow(
     `guidance_interval` (low, high) in t keeps guidance to low <= t <= high (Kynkaanniemi et al.
     2024, arXiv 2404.07724); outside of it the model is called on the batch itself.
 
-    `integer_times` tells the model 966 for 966.67 thousandths, while x moves by the exact times:
+    `integer_timesteps` tells the model 966 for 966.67 thousandths; x moves by the exact times:
     published sampling does, so published weights were scored so. Off by default, since training
     tells exact times.
 
@@ -87,7 +87,7 @@ def sample_flow(
         guided = prepare(states, torch.zeros_like(states[:1]) if null is None else null)
     x = noise
     # float64: a thousand times t is then the integer again, not its neighbour in float32
-    told = solver.timesteps.trunc().double() if integer_times else solver.timesteps
+    told = solver.timesteps.trunc().double() if integer_timesteps else solver.timesteps
     times = (told / 1000).to(x.device)
     levels = (solver.timesteps / 1000).tolist()
     for index, (timestep, level) in enumerate(zip(solver.timesteps, levels, strict=True)):

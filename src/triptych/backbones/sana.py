@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from triptych.backbones.dc_ae import DCAutoencoder
 from triptych.interfaces import Condition, OnPicture, PixelDecoder
-from triptych.loss import TimeSampling, mse, path, sample_time
+from triptych.loss import TimestepSampling, mse, path, sample_time
 from triptych.sampler import require_sampler, require_steps, sample_flow
 from triptych.utils.errors import UserError
 from triptych.utils.rng import normal, uniform
@@ -29,8 +29,8 @@ class SanaDecoder(PixelDecoder):
             numbers of heads.
         mlp_ratio: hidden width of its convolutional feed-forward network over `width`.
         caption_width: width in which the transformer reads its condition.
-        time_sampling: distribution of training times, see `loss.sample_time`.
-        drop: probability of training on the null condition.
+        timestep_sampling: distribution of training times, see `loss.sample_time`.
+        cond_drop_prob: probability of training on the null condition.
         num_inference_steps, guidance_scale, sampler: defaults of `decode`.
     """
 
@@ -45,8 +45,8 @@ class SanaDecoder(PixelDecoder):
         cross_heads: int = 20,
         mlp_ratio: float = 2.5,
         caption_width: int = 2304,
-        time_sampling: TimeSampling = "uniform",
-        drop: float = 0.1,
+        timestep_sampling: TimestepSampling = "uniform",
+        cond_drop_prob: float = 0.1,
         num_inference_steps: int = 30,
         guidance_scale: float = 3.0,
         sampler: str = "euler",
@@ -62,7 +62,7 @@ class SanaDecoder(PixelDecoder):
         self.vae = vae
         self.width, self.depth, self.heads, self.cross_heads = width, depth, heads, cross_heads
         self.mlp_ratio, self.caption_width = mlp_ratio, caption_width
-        self.time_sampling, self.drop = time_sampling, drop
+        self.timestep_sampling, self.cond_drop_prob = timestep_sampling, cond_drop_prob
         self.num_inference_steps, self.guidance_scale = num_inference_steps, guidance_scale
         self.sampler = sampler
         # In no file: it follows from the encoder. A buffer, so that it moves with the module.
@@ -112,13 +112,13 @@ class SanaDecoder(PixelDecoder):
         with torch.no_grad():
             latents = self.vae(pixels).float()
         device = latents.device
-        dropped = uniform(seed, "decoder-drop", samples, device) < self.drop
+        dropped = uniform(seed, "decoder-drop", samples, device) < self.cond_drop_prob
         features = torch.where(dropped[:, None, None, None], self.null, features)
         noise = normal(latents.shape[1:], seed, "decoder-noise", samples, device)
         t = sample_time(
             uniform(seed, "decoder-time", samples, device),
             normal((), seed, "decoder-time-normal", samples, device),
-            self.time_sampling,
+            self.timestep_sampling,
         )
         x_t, target = path(latents, noise, t)
         return mse(self.velocity(x_t, t, self.connect(features)), target)

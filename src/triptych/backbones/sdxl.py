@@ -33,7 +33,7 @@ class SDXLDecoder(PixelDecoder):
         head_width, layers_per_block, norm_groups, time_width: as in diffusers; head_width is one
             number, or one a level.
         prediction: what the UNet predicts, "epsilon" as published or "v_prediction".
-        drop: probability of training without condition.
+        cond_drop_prob: probability of training without condition.
         baseline_width: hidden width of a per-token network that predicts the latents from the
             features alone; the UNet then denoises what is left, normalized to unit variance.
             0 is SDXL. The baseline reaches in a minute what a small UNet needs hours for.
@@ -54,7 +54,7 @@ class SDXLDecoder(PixelDecoder):
         norm_groups: int = 32,
         time_width: int = 256,
         prediction: Literal["epsilon", "v_prediction"] = "epsilon",
-        drop: float = 0.1,
+        cond_drop_prob: float = 0.1,
         baseline_width: int = 0,
         feature_noise: float = 0.0,
         num_inference_steps: int = 50,
@@ -73,7 +73,8 @@ class SDXLDecoder(PixelDecoder):
         self.head_widths = [head_width] * len(self.widths) if one else head_width
         self.layers_per_block, self.original_size = layers_per_block, original_size
         self.norm_groups, self.time_width, self.prediction = norm_groups, time_width, prediction
-        self.drop, self.baseline_width, self.feature_noise = drop, baseline_width, feature_noise
+        self.cond_drop_prob, self.feature_noise = cond_drop_prob, feature_noise
+        self.baseline_width = baseline_width
         self.num_inference_steps, self.guidance_scale = num_inference_steps, guidance_scale
         self.sampler = sampler
         self.trained_parts = ("unet", "baseline") if baseline_width else ("unet",)
@@ -130,7 +131,7 @@ class SDXLDecoder(PixelDecoder):
             features = features + self.feature_noise * normal(
                 features.shape[1:], seed, "decoder-feature", samples, device
             )
-        dropped = uniform(seed, "decoder-drop", samples, device) < self.drop
+        dropped = uniform(seed, "decoder-drop", samples, device) < self.cond_drop_prob
         features = torch.where(dropped[:, None, None, None], 0.0, features)
         baseline_loss = latents.new_zeros(())
         if self.baseline is not None:

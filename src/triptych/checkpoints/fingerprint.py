@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from triptych.checkpoints.weight_files import WeightFiles, _open, find_all
+from triptych.checkpoints.weight_files import WeightFiles, _open, find_all, label_of
 from triptych.utils.atomic_write import replacing
 from triptych.utils.documents import read_json
 from triptych.utils.errors import UserError
@@ -19,7 +19,7 @@ from triptych.utils.errors import UserError
 REMEMBERED = 64 * 2**20  # bytes; smaller files are read in a fraction of a second, every time
 
 
-def fingerprint(sources: WeightFiles, beginning: str) -> str:
+def weights_hash(sources: WeightFiles, beginning: str) -> str:
     """SHA-256 over the tensors of `sources` whose full names start with `beginning`.
 
     It depends on the numbers, not on how they are stored: neither on file names, nor on which
@@ -35,7 +35,7 @@ def fingerprint(sources: WeightFiles, beginning: str) -> str:
     if not digests:
         raise UserError(
             f"no weight file holds tensors of {beginning.rstrip('.')}; name one with "
-            "--model.weights.encoder=FILE."
+            f"--model.weights.{label_of(beginning)}=FILE."
         )
     text = "".join(f"{name} {digest}\n" for name, digest in sorted(digests.items()))
     return hashlib.sha256(text.encode()).hexdigest()
@@ -69,14 +69,16 @@ def _read(path: Path, beginning: str) -> dict[str, str]:
     with _open(path) as file:
         names = [name for name in file.names if name.startswith(beginning)]
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # hashing frees the GIL
-            digests: Iterable[str] = pool.map(lambda name: digest(file.get_tensor(name)), names)
+            digests: Iterable[str] = pool.map(
+                lambda name: tensor_hash(file.get_tensor(name)), names
+            )
             return {
                 name.removeprefix(beginning): each
                 for name, each in zip(names, digests, strict=True)
             }
 
 
-def digest(tensor: torch.Tensor) -> str:
+def tensor_hash(tensor: torch.Tensor) -> str:
     """SHA-256 of shape and numbers, as float32 if they are floating-point ones."""
     if tensor.is_floating_point():
         tensor = tensor.float()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from triptych.checkpoints import atomic_checkpoint
-from triptych.checkpoints.fingerprint import fingerprint
+from triptych.checkpoints.fingerprint import weights_hash
 from triptych.checkpoints.key_prefixes import with_plain_names
 from triptych.checkpoints.weight_files import (
     WeightFiles,
@@ -68,13 +68,13 @@ def read_progress(path: Path) -> Progress:
 def frozen_base(sources: WeightFiles, frozen: Iterable[str]) -> Base:
     """File and checksum, by label, of the weights that the parameters named `frozen` came from.
 
-    The checksum is of the numbers, see `fingerprint`; those of big files are remembered.
+    The checksum is of the numbers, see `weights_hash`; those of big files are remembered.
     """
     labels = {label_of(full_name(name)) for name in frozen}
     return {
         label: {
             "file": shown_name(source),
-            "sha256": fingerprint(WeightFiles(**{label: source}), ""),
+            "sha256": weights_hash(WeightFiles(**{label: source}), ""),
         }
         for label, source in asdict(sources).items()
         if source is not None and label in labels

@@ -27,6 +27,7 @@ from triptych.utils.precision import exported
 MADE_BY = {
     "understanding": "make train-stage1",
     "encoder": "make train-encoder",
+    "vae": "make train-encoder",
     "decoder": "make train-decoder",
     "generation": "make train-stage2",
 }
@@ -41,7 +42,9 @@ class WeightFiles:
 
     understanding: str | None = None
     encoder: str | None = None
-    """Image encoder and VAE."""
+    vae: str | None = None
+    """The autoencoder of the decoder. Null where the encoder's file holds it too, as that of a run
+    which trained both and those of older conversions do."""
     decoder: str | None = None
     generation: str | None = None
 
@@ -68,7 +71,7 @@ def full_name(name: str) -> str:
 def label_of(name: str) -> str:
     """The label of the file that a parameter of `UnifiedModule` belongs in."""
     if name.startswith("decoding."):
-        return "encoder" if ".vae." in name else "decoder"
+        return "vae" if ".vae." in name else "decoder"
     top = name.split(".")[0]
     return top if top in MADE_BY else "encoder"
 
@@ -127,6 +130,7 @@ def load_weights(module: nn.Module, sources: WeightFiles) -> set[str]:
     own = _places(module)
     parts = _parts(own)
     filled: set[str] = set()
+    require_one_vae(sources)
     for label, path in find_all(sources).items():
         with _open(path, own) as file:
             for name in file.names:
@@ -218,11 +222,32 @@ def require_files(sources: WeightFiles) -> None:
     """Open the header of every weight file that is named, before data is made and memory taken.
 
     Raises:
-        UserError: one does not exist, or is no safetensors file.
+        UserError: one does not exist, is no safetensors file, or holds another one's VAE.
     """
     for path in find_all(sources).values():
         with _opened(path):
             pass
+    require_one_vae(sources)
+
+
+def require_one_vae(sources: WeightFiles) -> None:
+    """Refuse an encoder's file that holds a VAE beside another file for the VAE.
+
+    Raises:
+        UserError: so it is; which of the two is meant, nobody can tell.
+    """
+    found = find_all(sources)
+    encoder, vae = found.get("encoder"), found.get("vae")
+    if encoder is None or vae is None or encoder.resolve() == vae.resolve():
+        return
+    with _open(encoder) as file:
+        held = [name for name in file.names if label_of(name) == "vae"]
+    if held:
+        raise UserError(
+            f"{encoder} (encoder) holds a VAE too ({held[0]}), and {vae} is named for it; name one "
+            f"file for both, by --model.weights.vae={encoder}, or leave the other out, by "
+            "--model.weights.vae=null."
+        )
 
 
 def hold(sources: WeightFiles, beginning: str) -> bool:

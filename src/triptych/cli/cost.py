@@ -16,7 +16,7 @@ import torch
 
 from triptych.cli.recipes import recipe_of
 from triptych.inference.loading import describe_stage
-from triptych.interfaces import TEXT_TO_IMAGE, Batch
+from triptych.interfaces import IMAGE_GENERATION, Batch
 from triptych.modules import UnifiedModule
 from triptych.training import flops
 from triptych.training.flop_counter import count_flops
@@ -69,10 +69,10 @@ def budget(preset: str, stage: str, gpus: int) -> Budget:
     """
     recipe = recipe_of(preset, stage)
     files = [presets()[preset], conf_files(f"stages/{stage}.yaml")[stage], recipe]
-    model = describe_stage(files, ["--model.preview=false"])
+    model = describe_stage(files, ["--model.build_decoder=false"])
     settings = read_yaml(recipe)
     size, steps = settings["data"]["init_args"]["batch_size"], settings["trainer"]["max_steps"]
-    costs = [_of_loss(model, name) for name in model.losses]
+    costs = [_of_loss(model, name) for name in model.loss_weights]
     cached, live = (sum(cost) for cost in zip(*costs, strict=True))
     return Budget(gpus, size, steps, cached, live if live != cached else None)
 
@@ -92,9 +92,9 @@ def _of_loss(model: UnifiedModule, loss: str) -> tuple[float, float]:
 
 def _of_generation(model: UnifiedModule) -> tuple[float, float]:
     qwen, dit = model.understanding.understander, model.generation.dit
-    queries = model.generation.number_of_queries
+    queries = model.generation.num_queries
     encoder = flops.image_encoder(model.encoder).forward
-    if any(path.startswith("understanding") for path in model.trains):
+    if any(path.startswith("understanding") for path in model.trainable):
         every, made = (
             flops.language_model(qwen, PROMPT + queries),
             flops.velocity_model(dit, queries),
@@ -109,11 +109,11 @@ def counted(model: UnifiedModule, loss: str) -> float:
     """FLOPs of one step of a loss of pictures, backward pass included, by torch's counter."""
     with torch.device("meta"):
         model.build()
-    model.trained = freeze_all_but(model, model.trains)
+    model.trained = freeze_all_but(model, model.trainable)
     side, ids = model.picture_size, torch.ones(1, PROMPT, dtype=torch.long)
     pixels = torch.zeros(1, 3, side, side, dtype=torch.uint8)
     number = torch.zeros(1, dtype=torch.long)
-    batch = Batch(TEXT_TO_IMAGE, ["one"], 1, number, ids, ids, target_pixels=pixels).to("meta")
+    batch = Batch(IMAGE_GENERATION, ["one"], 1, number, ids, ids, target_pixels=pixels).to("meta")
     return count_flops(lambda: model.train().step(batch)[0].backward())
 
 

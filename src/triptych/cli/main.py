@@ -172,15 +172,17 @@ def require_documents(arguments: list[str]) -> None:
     """Refuse configurations that are none, before the parser opens them.
 
     Raises:
-        UserError: a --config is missing or no mapping in YAML, or a value names a pipe or device.
+        UserError: a --config is missing, no mapping in YAML or of an older version, or a value
+            names a pipe or device.
     """
+    from triptych.utils.config_versions import require_current
     from triptych.utils.documents import open_regular, read_yaml
 
     for name, value in named_values(arguments):
         if "\n" in value:
             continue  # a document itself, see `triptych.cli.recipes.panel_arguments`
         if name == "--config":
-            read_yaml(value)
+            require_current(read_yaml(value), value)
         elif os.path.exists(value) and not os.path.isdir(value):
             open_regular(value).close()
 

@@ -23,8 +23,8 @@ from triptych.cli.arguments import command_parser, parse
 from triptych.utils.disk_usage import output_folder
 from triptych.utils.documents import read_json_lines, read_text
 from triptych.utils.errors import UserError
-from triptych.utils.paths import presets
 from triptych.utils.limits import TRAINING_STEPS
+from triptych.utils.paths import presets
 
 SEED = 0  # conf/base.yaml: seed_everything, of every initialization, order and draw
 

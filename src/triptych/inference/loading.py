@@ -18,6 +18,7 @@ from triptych.checkpoints.weight_files import label_of
 from triptych.inference.trusted_config import plain_model
 from triptych.modules import UnifiedModule
 from triptych.utils.config_nulls import require_values
+from triptych.utils.config_versions import require_current
 from triptych.utils.documents import parse_yaml, read_yaml
 from triptych.utils.errors import ConfigurationError, UserError
 from triptych.utils.parser_errors import plain
@@ -162,7 +163,10 @@ def describe_model(
         UserError: a configuration is missing or wrong.
     """
     model = describe_stage(configs, overrides, trust_class)
-    model.losses, model.trains = {}, []  # all panels, none trains: each must find its weights
+    model.loss_weights, model.trainable = (
+        {},
+        [],
+    )  # all panels, none trains: each must find its weights
     return model
 
 
@@ -173,7 +177,7 @@ def describe_stage(
 
     Raises:
         UserError: a configuration is missing, or names a class that is not trusted.
-        ConfigurationError: one is wrong.
+        ConfigurationError: one is wrong, or of an older version.
     """
     more = [flag.partition("=")[2] for flag in overrides if flag.startswith("--config=")]
     configs = [*configs, *more]
@@ -181,7 +185,10 @@ def describe_stage(
     parser = jsonargparse.ArgumentParser(parser_mode=MODE, exit_on_error=False)
     parser.add_argument("--config", action="config")
     parser.add_class_arguments(UnifiedModule, "model")
-    sections = plain_model([read_yaml(config) for config in configs], configs, trust_class)
+    documents = [read_yaml(config) for config in configs]
+    for document, name in zip(documents, configs, strict=True):
+        require_current(document, name)
+    sections = plain_model(documents, configs, trust_class)
     arguments: list[str] = []
     for section in sections:
         arguments += ["--config", yaml.safe_dump({"model": section})]

@@ -48,7 +48,7 @@ def save_model(model: Any, folder: str | Path, description: dict[str, Any] | Non
         if tensors:
             files[label] = str(home / f"{label}.safetensors")
             save_weights(tensors, Path(files[label]), metadata, dtype)
-    section = {**description, "weights": files, "losses": {}, "trains": None}
+    section = {**description, "weights": files, "loss_weights": {}, "trainable": None}
     if model.understanding is not None:
         understander = section["understanding"]["init_args"]["understander"]["init_args"]
         understander["tokenizer"] = str(home / "tokenizer")

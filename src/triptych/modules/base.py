@@ -13,7 +13,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from triptych.backbones.attention import use_xformers
 from triptych.checkpoints import WeightFiles, find_all, load_tensors, load_weights, stored_names
-from triptych.checkpoints.fingerprint import fingerprint
+from triptych.checkpoints.fingerprint import weights_hash
 from triptych.checkpoints.weight_checks import require_state
 from triptych.checkpoints.weight_files import MADE_BY, full_name, label_of
 from triptych.interfaces import Batch, ImageEncoder, Part, Preprocessing, batches_in
@@ -39,7 +39,7 @@ class Panel(ExactBuffers, LightningModule):
 
     Args:
         optimization: optimizer and schedule.
-        trains: module paths or globs of what trains; None is everything.
+        trainable: module paths or globs of what trains; None is everything.
         weights: files to start from, by label; see `triptych.checkpoints`.
         seed: of every random draw in training.
         execution: dtype of what is frozen, compilation, and what is split over ranks.
@@ -48,14 +48,14 @@ class Panel(ExactBuffers, LightningModule):
     def __init__(
         self,
         optimization: Optimization | None = None,
-        trains: list[str] | None = None,
+        trainable: list[str] | None = None,
         weights: WeightFiles | None = None,
         seed: int = 0,
         execution: Execution | None = None,
     ) -> None:
         super().__init__()
         self.optimization = optimization or Optimization()
-        self.trains = ["*"] if trains is None else trains
+        self.trainable = ["*"] if trainable is None else trainable
         self.weights, self.seed = weights or WeightFiles(), seed
         self.execution = execution or Execution()
         self.trained: set[str] | None = None
@@ -96,10 +96,10 @@ class Panel(ExactBuffers, LightningModule):
                 self.build()
             stored = stored_names(find_all(self.weights).values(), self)
             stored |= self.trained_before.keys()
-            freeze_all_but(self, self.trains)
+            freeze_all_but(self, self.trainable)
             self._require_weights(stored)  # before memory is taken
             start_at_random(self, stored)
-        self.trained = freeze_all_but(self, self.trains)
+        self.trained = freeze_all_but(self, self.trainable)
         execution = self.execution
         cast_frozen(self, self._frozen_dtype())
         self.trained_shapes = {name: t.shape for name, t in self.trained_state().items()}
@@ -113,7 +113,7 @@ class Panel(ExactBuffers, LightningModule):
             use_xformers(self, self._home())
         if execution.compile:
             compile_blocks(self, execution.compile_backend)
-        if execution.recompute:
+        if execution.activation_checkpointing:
             recompute_blocks(self)
         # Lightning does not call `train` before the first step: what is new is in training mode,
         # and a frozen encoder would normalize by its batches.
@@ -135,7 +135,7 @@ class Panel(ExactBuffers, LightningModule):
         self._evaluated = Means()
 
     def validation_step(self, batch: Batch | dict[str, Batch], batch_idx: int) -> Tensor:
-        """The loss of the batch alone, of all families, scalar."""
+        """The loss of the batch alone, of all objectives, scalar."""
         losses = []
         for each in batches_in(batch):
             loss, metrics = self.step(each)
@@ -236,16 +236,16 @@ class Panel(ExactBuffers, LightningModule):
         """
         return self if any(p.is_meta for p in self.parameters()) else super().cpu()
 
-    def identity_of(self, encoder: ImageEncoder, picture_size: int) -> dict[str, Any]:
+    def feature_config_of(self, encoder: ImageEncoder, picture_size: int) -> dict[str, Any]:
         """All that decides the features of a picture: settings, weights, and how it is cut.
 
         Reads the weight files; nothing need be built. Features of the same identity are the same.
         """
         path = next(name for name, module in self.named_modules() if module is encoder)
         return {
-            **encoder.fingerprint(),
+            **encoder.feature_config(),
             "picture_size": picture_size,
-            "weights": fingerprint(self.weights, full_name(path + ".")),
+            "weights": weights_hash(self.weights, full_name(path + ".")),
         }
 
     def train(self, mode: bool = True) -> Panel:
@@ -274,7 +274,7 @@ class Panel(ExactBuffers, LightningModule):
 
     def _shard(self, mesh: DeviceMesh) -> None:
         """Split over the ranks of `mesh`, which Lightning's ModelParallelStrategy brings."""
-        shard(self, mesh, self.execution.frozen)
+        shard(self, mesh, self.execution.frozen_params)
 
     def _frozen_dtype(self) -> torch.dtype:
         if self.execution.frozen_dtype is not None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from triptych.checkpoints import WeightFiles
 from triptych.interfaces import (
-    TEXT_TO_IMAGE,
+    IMAGE_GENERATION,
     Batch,
     ImageEncoder,
     PixelDecoder,
@@ -28,23 +28,25 @@ class PixelDecoderModule(Panel):
     Args:
         decoder: features to pixels.
         encoder: only when this panel is the root, alone.
-        optimization, trains, weights, seed, execution: see `Panel`; used when this is the root.
+        optimization, trainable, weights, seed, execution: see `Panel`; used when this is the root.
     """
 
-    task = TEXT_TO_IMAGE
+    batch_objective = IMAGE_GENERATION
 
     def __init__(
         self,
         decoder: PixelDecoder,
         encoder: ImageEncoder | None = None,
         optimization: Optimization | None = None,
-        trains: list[str] | None = None,
+        trainable: list[str] | None = None,
         weights: WeightFiles | None = None,
         seed: int = 0,
         execution: Execution | None = None,
     ) -> None:
         own = [f"decoder.{name}" for name in decoder.trained_parts]
-        super().__init__(optimization, own if trains is None else trains, weights, seed, execution)
+        super().__init__(
+            optimization, own if trainable is None else trainable, weights, seed, execution
+        )
         self.decoder, self.encoder = decoder, encoder
         if encoder is not None:
             decoder.set_shapes(encoder.feature_shape)
@@ -87,5 +89,5 @@ class PixelDecoderModule(Panel):
 
     def preprocessing(self) -> Preprocessing:
         size = self.encoder.image_size
-        identity = partial(self.identity_of, self.encoder, size)
+        identity = partial(self.feature_config_of, self.encoder, size)
         return Preprocessing(tokenizer=None, max_tokens=0, picture_size=size, features=identity)

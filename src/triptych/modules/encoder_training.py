@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from triptych.backbones.eva_clip import EvaClip
 from triptych.backbones.vae import KLAutoencoder
 from triptych.checkpoints import WeightFiles
-from triptych.interfaces import TEXT_TO_IMAGE, Batch, Part
+from triptych.interfaces import IMAGE_GENERATION, Batch, Part
 from triptych.modules.base import Metrics, Panel
 from triptych.training.execution import Execution
 from triptych.training.optimizer import Optimization
@@ -85,10 +85,10 @@ class EncodingModule(Panel):
         kl_weight: of the VAE's divergence from the unit Gaussian.
         feature_noise: deviation of noise on the features before the linear map: features that
             must survive noise are far apart, which a generator and a decoder both need.
-        optimization, trains, weights, seed, execution: see `Panel`.
+        optimization, trainable, weights, seed, execution: see `Panel`.
     """
 
-    task = TEXT_TO_IMAGE
+    batch_objective = IMAGE_GENERATION
 
     def __init__(
         self,
@@ -97,12 +97,12 @@ class EncodingModule(Panel):
         kl_weight: float = 1e-3,
         feature_noise: float = 0.3,
         optimization: Optimization | None = None,
-        trains: list[str] | None = None,
+        trainable: list[str] | None = None,
         weights: WeightFiles | None = None,
         seed: int = 0,
         execution: Execution | None = None,
     ) -> None:
-        super().__init__(optimization, trains, weights, seed, execution)
+        super().__init__(optimization, trainable, weights, seed, execution)
         self.heads, self.pixel_weight, self.kl_weight = heads, pixel_weight, kl_weight
         self.feature_noise = feature_noise
 

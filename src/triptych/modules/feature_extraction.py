@@ -58,8 +58,8 @@ class FeatureModule(LightningModule):
         return self.model.picture_size
 
     def identity(self) -> dict[str, Any]:
-        """See `Panel.identity_of`; reads the weight files."""
-        return self.model.identity_of(self.encoder, self.picture_size)
+        """See `Panel.feature_config_of`; reads the weight files."""
+        return self.model.feature_config_of(self.encoder, self.picture_size)
 
     def refuse_trained(self, names: Iterable[str]) -> None:
         """Refuse a training checkpoint that trained the encoder: its features are hashed by file.

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from triptych.checkpoints import WeightFiles
 from triptych.interfaces import (
-    TEXT_TO_IMAGE,
+    IMAGE_GENERATION,
     Batch,
     Condition,
     ImageEncoder,
@@ -18,7 +18,7 @@ from triptych.interfaces import (
     Understander,
     VelocityModel,
 )
-from triptych.loss import OBJECTIVES, TimeSampling, mse, path, sample_time
+from triptych.loss import OBJECTIVES, TimestepSampling, mse, path, sample_time
 from triptych.modules.base import Metrics, Panel, target_features
 from triptych.prompts import TemplateName
 from triptych.sampler import (
@@ -43,48 +43,48 @@ class GenerationModule(Panel):
 
     Args:
         dit: the velocity model.
-        number_of_queries: N.
+        num_queries: N.
         objective: "clip_flow" (CLIP features, flow matching), "clip_mse" (CLIP features,
             regression) or "vae_flow" (VAE latents, flow matching).
-        query_std: deviation of the queries' initialization; 1 as published.
-        time_sampling: distribution of training times, see `loss.sample_time`.
-        time_shift: moves times towards noise, in training and in sampling alike, see
+        query_init_std: deviation of the queries' initialization; 1 as published.
+        timestep_sampling: distribution of training times, see `loss.sample_time`.
+        shift: moves times towards noise, in training and in sampling alike, see
             `loss.shift_time`; 1 as published.
-        drop: probability of training without condition, for guidance.
-        draws: noises and times for each sample of a flow objective; its condition and its features
-            are computed once. 1 as published.
+        cond_drop_prob: probability of training without condition, for guidance.
+        num_noise_samples: noises and times for each sample of a flow objective; its condition and
+            its features are computed once. 1 as published.
         num_inference_steps, guidance_scale, sampler: defaults of sampling; see `sampler`.
-        integer_times: sample as published, see `sampler.sample_flow`.
+        integer_timesteps: sample as published, see `sampler.sample_flow`.
         template, training_template: how a caption is put to the language model when pictures are
             asked for, and when it is learned and validated: names of `prompts.TEMPLATES`. One
             template for both, unless a training run of the published code goes on: there, training
             had two tokens more than sampling.
         understander, encoder: only when this panel is the root, alone.
-        optimization, trains, weights, seed, execution: see `Panel`; used when this is the root.
+        optimization, trainable, weights, seed, execution: see `Panel`; used when this is the root.
     """
 
-    task = TEXT_TO_IMAGE
+    batch_objective = IMAGE_GENERATION
 
     def __init__(
         self,
         dit: VelocityModel,
-        number_of_queries: int = 64,
+        num_queries: int = 64,
         objective: Literal["clip_flow", "clip_mse", "vae_flow"] = "clip_flow",
-        query_std: float = 1.0,
-        time_sampling: TimeSampling = "uniform",
-        time_shift: float = 1.0,
-        drop: float = 0.1,
-        draws: int = 1,
+        query_init_std: float = 1.0,
+        timestep_sampling: TimestepSampling = "uniform",
+        shift: float = 1.0,
+        cond_drop_prob: float = 0.1,
+        num_noise_samples: int = 1,
         num_inference_steps: int = 30,
         guidance_scale: float = 3.0,
-        integer_times: bool = False,
+        integer_timesteps: bool = False,
         template: TemplateName = "inference",
         training_template: TemplateName = "inference",
         max_tokens: int = 512,
         understander: Understander | None = None,
         encoder: ImageEncoder | None = None,
         optimization: Optimization | None = None,
-        trains: list[str] | None = None,
+        trainable: list[str] | None = None,
         weights: WeightFiles | None = None,
         seed: int = 0,
         execution: Execution | None = None,
@@ -92,14 +92,14 @@ class GenerationModule(Panel):
     ) -> None:
         require_steps(num_inference_steps)
         require_sampler(sampler)
-        super().__init__(optimization, trains or ["queries", "dit"], weights, seed, execution)
-        self.dit, self.number_of_queries = dit, number_of_queries
-        self.objective, self.query_std = OBJECTIVES[objective], query_std
-        self.time_sampling, self.time_shift = time_sampling, time_shift
-        self.drop, self.draws = drop, draws
+        super().__init__(optimization, trainable or ["queries", "dit"], weights, seed, execution)
+        self.dit, self.num_queries = dit, num_queries
+        self.objective, self.query_init_std = OBJECTIVES[objective], query_init_std
+        self.timestep_sampling, self.shift = timestep_sampling, shift
+        self.cond_drop_prob, self.num_noise_samples = cond_drop_prob, num_noise_samples
         self.num_inference_steps, self.guidance_scale = num_inference_steps, guidance_scale
         self.max_tokens = max_tokens
-        self.integer_times, self.sampler = integer_times, sampler
+        self.integer_timesteps, self.sampler = integer_timesteps, sampler
         self.template, self.training_template = template, training_template
         self.understander, self.encoder = understander, encoder
         if understander is not None and encoder is not None:
@@ -111,7 +111,7 @@ class GenerationModule(Panel):
         self.dit.set_shapes(feature_shape, condition_width)
 
     def build_own(self) -> None:
-        start = torch.randn(self.number_of_queries, self.condition_width) * self.query_std
+        start = torch.randn(self.num_queries, self.condition_width) * self.query_init_std
         self.queries = nn.Parameter(start)
 
     def step(
@@ -140,7 +140,7 @@ class GenerationModule(Panel):
         return loss, {"generation": loss.detach()}
 
     @torch.no_grad()
-    def losses_at(
+    def loss_at_timesteps(
         self,
         batch: Batch,
         times: list[float],
@@ -175,20 +175,20 @@ class GenerationModule(Panel):
 
     def _flow(self, batch: Batch, features: Tensor, condition: Condition):
         device, samples = features.device, batch.samples
-        if self.draws > 1:
-            features = features.repeat_interleave(self.draws, 0)
-            condition = Condition(condition.states.repeat_interleave(self.draws, 0))
-            numbers = torch.arange(self.draws, device=samples.device)
-            samples = (samples[:, None] * self.draws + numbers).flatten()
+        if self.num_noise_samples > 1:
+            features = features.repeat_interleave(self.num_noise_samples, 0)
+            condition = Condition(condition.states.repeat_interleave(self.num_noise_samples, 0))
+            numbers = torch.arange(self.num_noise_samples, device=samples.device)
+            samples = (samples[:, None] * self.num_noise_samples + numbers).flatten()
         noise = normal(features.shape[1:], self.seed, "noise", samples, device)
         t = sample_time(
             uniform(self.seed, "time", samples, device),
             normal((), self.seed, "time-normal", samples, device),
-            self.time_sampling,
-            self.time_shift,
+            self.timestep_sampling,
+            self.shift,
         )
         x_t, target = path(features, noise, t)
-        dropped = uniform(self.seed, "drop", samples, device) < self.drop
+        dropped = uniform(self.seed, "drop", samples, device) < self.cond_drop_prob
         return x_t, t, target, condition.drop(dropped)
 
     @torch.no_grad()
@@ -224,8 +224,8 @@ class GenerationModule(Panel):
                 self.num_inference_steps if num_inference_steps is None else num_inference_steps,
                 self.guidance_scale if guidance_scale is None else guidance_scale,
                 on_step=on_step,
-                shift=self.time_shift,
-                integer_times=self.integer_times,
+                shift=self.shift,
+                integer_timesteps=self.integer_timesteps,
                 null=null,
                 sampler=sampler or self.sampler,
                 guidance_interval=guidance_interval,
@@ -255,6 +255,6 @@ class GenerationModule(Panel):
             image_inputs=self.understander.image_inputs,
             template=self.template,
             training_template=self.training_template,
-            features=partial(self.identity_of, self.encoder, self.encoder.image_size),
+            features=partial(self.feature_config_of, self.encoder, self.encoder.image_size),
             pictures_too=False,
         )

@@ -1,16 +1,16 @@
 """Loss weighting: each element weighs the same, however an optimizer step or a data set is cut.
 
 An element is what a loss is the mean of (`Batch.elements`): a token to learn in text, a sample in
-images. The loss of an optimizer step is, for each family of batches,
+images. The loss of an optimizer step is, for each objective of batches,
 
     sum of (elements * mean loss) over its micro-batches and ranks / sum of elements over the same
 
-and the sum of these over the families. Two denominators are why gradients cannot be divided after
+and the sum of these over the objectives. Two denominators are why gradients cannot be divided after
 the backward pass, where those of both losses are one sum: each micro-batch is weighted before it.
 So the number of elements must be known ahead. The loader counts those of this rank
-(`data_modules.accumulation`), and one all-reduce for each step and family, on the device, adds up
-the ranks. Nothing is kept from one step to the next, and whatever looks at gradients before the
-optimizer does (clipping, norms, guards, a scaler) sees those of the whole step.
+(`data_modules.accumulation`), and one all-reduce for each step and objective adds up, on the
+device, the ranks. Nothing is kept from one step to the next, and whatever looks at gradients
+before the optimizer does (clipping, norms, guards, a scaler) sees those of the whole step.
 """
 
 from __future__ import annotations
@@ -26,25 +26,25 @@ class Means:
     """Means of a loss and of metrics over the elements of many batches."""
 
     def __init__(self) -> None:
-        self._sums: dict[str, dict[str, Tensor]] = {}  # family -> name -> sum, float64 []
-        self._elements: dict[str, Tensor] = {}  # family -> number, float64 []
+        self._sums: dict[str, dict[str, Tensor]] = {}  # objective -> name -> sum, float64 []
+        self._elements: dict[str, Tensor] = {}  # objective -> number, float64 []
 
     def add(self, batch: Batch, loss: Tensor, metrics: dict[str, Tensor]) -> None:
         """Take in the means, scalars, over one batch. Nothing waits for the device."""
         number = _count(batch.elements, loss.device).double()
-        sums = self._sums.setdefault(batch.task, {})
+        sums = self._sums.setdefault(batch.objective, {})
         for name, value in {"loss": loss, **metrics}.items():
             sums[name] = sums.get(name, 0.0) + value.detach() * number
-        self._elements[batch.task] = self._elements.get(batch.task, 0.0) + number
+        self._elements[batch.objective] = self._elements.get(batch.objective, 0.0) + number
 
     def over_all_ranks(self) -> dict[str, Tensor]:
-        """The means, float32 scalars by name; "loss" is the sum of those of the families.
+        """The means, float32 scalars by name; "loss" is the sum of those of the objectives.
 
-        All ranks must call, with the same families and names.
+        All ranks must call, with the same objectives and names.
         """
         means: dict[str, Tensor] = {}
-        for family, sums in self._sums.items():
-            total = torch.stack([self._elements[family], *sums.values()])
+        for objective, sums in self._sums.items():
+            total = torch.stack([self._elements[objective], *sums.values()])
             _add_ranks(total)
             # without an element the sums are 0, and so are the means
             found = (total[1:] / total[0].clamp(min=1)).float().unbind()
@@ -65,7 +65,9 @@ class OptimizerStep:
         self.micro_batches = micro_batches
         self.means = Means()
         """Of all micro-batches so far, on this rank."""
-        self._elements: dict[str, Tensor] = {}  # family -> of the whole step on all ranks, int64 []
+        self._elements: dict[
+            str, Tensor
+        ] = {}  # objective -> of the whole step on all ranks, int64 []
 
     def weighted(self, batch: Batch, loss: Tensor, metrics: dict[str, Tensor]) -> Tensor:
         """The loss of which to take the gradient of a micro-batch, scalar.
@@ -81,11 +83,11 @@ class OptimizerStep:
             UserError: gradients accumulate, and the loader has not counted ahead.
         """
         self.means.add(batch, loss, metrics)
-        if batch.task not in self._elements:
+        if batch.objective not in self._elements:
             number = _count(self._on_this_rank(batch), loss.device)
             _add_ranks(number)
-            self._elements[batch.task] = number
-        share = batch.elements / self._elements[batch.task].clamp(min=1)
+            self._elements[batch.objective] = number
+        share = batch.elements / self._elements[batch.objective].clamp(min=1)
         return loss * (share * self.micro_batches * _ranks())
 
     def _on_this_rank(self, batch: Batch) -> Tensor | int:

@@ -8,7 +8,7 @@ from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 
 from triptych.checkpoints import WeightFiles
-from triptych.interfaces import IMAGE_TO_TEXT, Batch, Preprocessing, Understander
+from triptych.interfaces import LANGUAGE_MODELING, Batch, Preprocessing, Understander
 from triptych.modules.base import Metrics, Panel
 from triptych.training.execution import Execution
 from triptych.training.optimizer import Optimization
@@ -25,24 +25,24 @@ class UnderstandingModule(Panel):
             max_tokens. Pictures that keep their shape take more tokens than in training.
         pictures_first: in chat, the pictures of a message come before its text, wherever it has
             them: all that a small model was trained on are pictures that open a question.
-        optimization, trains, weights, seed, execution: see `Panel`; used when this is the root.
+        optimization, trainable, weights, seed, execution: see `Panel`; used when this is the root.
     """
 
-    task = IMAGE_TO_TEXT
+    batch_objective = LANGUAGE_MODELING
 
     def __init__(
         self,
         understander: Understander,
         max_tokens: int = 512,
         optimization: Optimization | None = None,
-        trains: list[str] | None = None,
+        trainable: list[str] | None = None,
         weights: WeightFiles | None = None,
         seed: int = 0,
         execution: Execution | None = None,
         chat_tokens: int | None = None,
         pictures_first: bool = False,
     ) -> None:
-        super().__init__(optimization, trains, weights, seed, execution)
+        super().__init__(optimization, trainable, weights, seed, execution)
         self.understander, self.max_tokens = understander, max_tokens
         self.chat_tokens, self.pictures_first = chat_tokens or max_tokens, pictures_first
 

@@ -35,18 +35,18 @@ NEEDS = {
 class UnifiedModule(Panel):
     """Understanding, generation and decoding in one LightningModule.
 
-    A stage is a choice of `losses` and `trains`. Sequential training runs stages one after the
-    other, each with one loss; joint training has two losses in one run.
+    A stage is a choice of `loss_weights` and `trainable`. Sequential training runs stages one after
+    the other, each with one loss; joint training has two losses in one run.
 
     Args:
         understanding, generation, decoding: the three panels.
         encoder: the image encoder whose features are generated and decoded.
         encoding: the training of encoder and VAE.
-        losses: weight of each panel's loss in this stage, by panel name.
-        trains: module paths or globs of what trains in this stage; None leaves it to the panels
+        loss_weights: weight of each panel's loss in this stage, by panel name.
+        trainable: module paths or globs of what trains in this stage; None leaves it to the panels
             of the losses, as when they are trained alone.
         weights: files to start from, by label.
-        preview: build also what turns features into pictures, for sample grids in training.
+        build_decoder: build also what turns features into pictures, for sample grids in training.
         decoder_negative: features that the decoder's guidance leads away from. "zeros": those that
             the decoder trains with, zeros for SDXLDecoder, of a black image for SanaDecoder.
             "space_prompt": generated for a single space outside of any chat, as published for
@@ -64,10 +64,10 @@ class UnifiedModule(Panel):
         generation: GenerationModule | None = None,
         decoding: PixelDecoderModule | None = None,
         encoding: EncodingModule | None = None,
-        losses: dict[str, float] | None = None,
-        trains: list[str] | None = None,
+        loss_weights: dict[str, float] | None = None,
+        trainable: list[str] | None = None,
         weights: WeightFiles | None = None,
-        preview: bool = True,
+        build_decoder: bool = True,
         decoder_negative: Literal["zeros", "space_prompt", "black_image"] = "zeros",
         decoder_negative_seed: int = -1,
         preset: str = "custom",
@@ -76,10 +76,10 @@ class UnifiedModule(Panel):
         seed: int = 0,
         execution: Execution | None = None,
     ) -> None:
-        super().__init__(optimization, trains, weights, seed, execution)
+        super().__init__(optimization, trainable, weights, seed, execution)
         self.understanding, self.generation = understanding, generation
         self.encoder, self.decoding, self.encoding = encoder, decoding, encoding
-        self.losses, self.preview = dict(losses or {}), preview
+        self.loss_weights, self.build_decoder = dict(loss_weights or {}), build_decoder
         self.preset, self.stage = preset, stage
         self.left_out: set[str] = set()
         """Panels and parts that are not built, although the stage may use them."""
@@ -88,21 +88,23 @@ class UnifiedModule(Panel):
         """The `model` section that it was built from, where that is known."""
         self._negatives: dict[str, Tensor] = {}
         self._check_losses()
-        if trains is None:
-            self.trains = self._what_panels_train()
+        if trainable is None:
+            self.trainable = self._what_panels_train()
         self._connect()
 
     def _check_losses(self) -> None:
-        for name in self.losses:
+        for name in self.loss_weights:
             if name not in NEEDS:
-                raise UserError(f"losses: {name!r} is no panel; choose from {sorted(NEEDS)}.")
+                raise UserError(f"loss_weights: {name!r} is no panel; choose from {sorted(NEEDS)}.")
             for panel in sorted(NEEDS[name]):
                 if getattr(self, "decoding" if panel == "vae" else panel) is None:
                     raise UserError(f"the {name} loss needs the panel {panel!r}, which is null.")
 
     def _what_panels_train(self) -> list[str]:
         """What the panels of this stage's losses train when they are alone."""
-        return [f"{name}.{path}" for name in self.losses for path in getattr(self, name).trains]
+        return [
+            f"{name}.{path}" for name in self.loss_weights for path in getattr(self, name).trainable
+        ]
 
     def _connect(self) -> None:
         """Tell each part the shapes of its neighbours, so that no width is written twice."""
@@ -151,7 +153,9 @@ class UnifiedModule(Panel):
                 build_part(name, part)
 
     def _shard(self, mesh: DeviceMesh) -> None:
-        if "encoding" in self.losses:  # sets weights of the VAE by hand, and shares its batches
+        if (
+            "encoding" in self.loss_weights
+        ):  # sets weights of the VAE by hand, and shares its batches
             raise UserError(
                 "the encoder and the VAE train on one device, or on several by DDP; "
                 "set --trainer.strategy=auto or TRAINER=ddp."
@@ -160,11 +164,13 @@ class UnifiedModule(Panel):
 
     def _wanted(self) -> set[str]:
         """The panels and parts that this stage computes with; without losses, all of them."""
-        if not self.losses:
+        if not self.loss_weights:
             return {"understanding", "encoder", "generation", "decoding", "vae"} - self.left_out
-        wanted = set().union(*(NEEDS[name] for name in self.losses))
+        wanted = set().union(*(NEEDS[name] for name in self.loss_weights))
         if "generation" in wanted:
-            wanted |= {"decoding"} if self.preview else {"vae"} & {self.generation.objective.target}
+            wanted |= (
+                {"decoding"} if self.build_decoder else {"vae"} & {self.generation.objective.target}
+            )
         return wanted
 
     def lacks(self, *parts: str) -> str | None:
@@ -173,22 +179,24 @@ class UnifiedModule(Panel):
             if getattr(self, "decoding" if part == "vae" else part) is None:
                 return f"the model's {part} is null"
             if part not in self._wanted():
-                hint = "; --model.preview=true builds it" if part == "decoding" else ""
+                hint = "; --model.build_decoder=true builds it" if part == "decoding" else ""
                 return f"the stage {self.stage!r} does without the {part} panel{hint}"
         return None
 
     def step(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Weighted sum of the losses that take this batch's task."""
+        """Weighted sum of the losses that take this batch's objective."""
         losses, metrics = [], {}
-        for name, weight in self.losses.items():
+        for name, weight in self.loss_weights.items():
             panel = getattr(self, name)
-            if panel.task != batch.task:
+            if panel.batch_objective != batch.objective:
                 continue
             loss, more = self._panel_step(name, panel, batch)
             losses.append(weight * loss)
             metrics |= more
         if not losses:
-            raise UserError(f"no loss of this stage takes {batch.task} batches; see model.losses.")
+            raise UserError(
+                f"no loss of this stage takes {batch.objective} batches; see model.loss_weights."
+            )
         return torch.stack(losses).sum(), metrics
 
     def _panel_step(self, name: str, panel: Panel, batch: Batch):
@@ -200,10 +208,10 @@ class UnifiedModule(Panel):
             return panel.step(batch, self.encoder, self.vae)
         return panel.step(batch)
 
-    def losses_at(self, batch: Batch, times: list[float]) -> Tensor:
-        """The generation loss at fixed times, [len(times)]; see `GenerationModule.losses_at`."""
+    def loss_at_timesteps(self, batch: Batch, times: list[float]) -> Tensor:
+        """The generation loss at fixed times, [len(times)], as `GenerationModule` has it."""
         parts = self.understanding.understander, self.target_encoder
-        return self.generation.losses_at(batch, times, *parts)
+        return self.generation.loss_at_timesteps(batch, times, *parts)
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         super().on_save_checkpoint(checkpoint)
@@ -228,8 +236,8 @@ class UnifiedModule(Panel):
             known.template = self.generation.template
             known.training_template = self.generation.training_template
         if (encoder := self._encoder_of_targets()) is not None:
-            known.features = partial(self.identity_of, encoder, self.picture_size)
-            known.pictures_too = "decoding" in self.losses
+            known.features = partial(self.feature_config_of, encoder, self.picture_size)
+            known.pictures_too = "decoding" in self.loss_weights
         return known
 
     @property
@@ -244,9 +252,9 @@ class UnifiedModule(Panel):
     def _encoder_of_targets(self) -> ImageEncoder | None:
         """The one frozen encoder whose features all losses of pictures take; else None."""
         of_loss = {"generation": lambda: self.target_encoder, "decoding": lambda: self.encoder}
-        encoders = [of_loss[name]() for name in self.losses if name in of_loss]
+        encoders = [of_loss[name]() for name in self.loss_weights if name in of_loss]
         alike = all(each is encoders[0] for each in encoders)
-        return encoders[0] if encoders and alike and "encoding" not in self.losses else None
+        return encoders[0] if encoders and alike and "encoding" not in self.loss_weights else None
 
     # Prediction ---------------------------------------------------------------------------------
 

@@ -21,10 +21,10 @@ class Execution:
     frozen_dtype: Literal["float32", "bfloat16", "float16"] | None = None
     """Of the parameters of what does not train; what trains stays in float32. None is bfloat16
     where the Trainer's precision is bf16-mixed, else float32."""
-    frozen: Literal["shard", "replicate"] = "shard"
+    frozen_params: Literal["shard", "replicate"] = "shard"
     """Under FSDP2: what does not train is split over the ranks, or each has it whole, which costs
     memory and saves gathering it in every step."""
-    recompute: bool = False
+    activation_checkpointing: bool = False
     """Compute the blocks of what trains again in the backward pass instead of keeping their
     activations: memory for a third more arithmetic."""
     compile: bool = False

@@ -10,7 +10,7 @@ from torch import nn
 from triptych.utils.errors import UserError
 
 
-def selected(names: Iterable[str], patterns: Iterable[str], option: str = "trains") -> set[str]:
+def selected(names: Iterable[str], patterns: Iterable[str], option: str = "trainable") -> set[str]:
     """The names under one of the patterns: a module path ("generation") or a glob ("*.dit.*").
 
     Args:

@@ -17,13 +17,15 @@ from torch.distributed.tensor import DTensor, Partial, Shard, distribute_tensor
 from triptych.interfaces import Part
 
 
-def shard(module: nn.Module, mesh: DeviceMesh, frozen: Literal["shard", "replicate"]) -> None:
+def shard(
+    module: nn.Module, mesh: DeviceMesh, frozen_params: Literal["shard", "replicate"]
+) -> None:
     """Split parameters over the ranks of `mesh`, in place (FSDP2, Zhao et al. 2023, 2304.11277).
 
     A block of a part is gathered when it computes, and so is what a part has outside of its
     blocks. Parameters outside of parts, such as the queries, are split too; see `whole`.
     """
-    kept = {p for p in module.parameters() if frozen == "replicate" and not p.requires_grad}
+    kept = {p for p in module.parameters() if frozen_params == "replicate" and not p.requires_grad}
     parts = [each for each in module.modules() if isinstance(each, Part) and each.built]
     for part in reversed(parts):  # inner ones first
         for unit in [*part.blocks(), *_tops(part)]:

@@ -21,23 +21,23 @@ class Optimization:
     """Optimizer and learning-rate schedule over the run's `max_steps`; AdamW by default.
 
     Defaults are those of the published stage 2: warm-up over 0.3% of the steps, then a cosine
-    from `lr` to `final_lr`.
+    from `lr` to `min_lr`.
     """
 
     lr: float = 1e-4
-    final_lr: float = 1e-5
-    warmup: float = 0.003
+    min_lr: float = 1e-5
+    warmup_ratio: float = 0.003
     """Share of the steps that warm up linearly from 0."""
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     weight_decay: float = 0.0
-    schedule: Literal["cosine", "constant"] | LRSchedulerCallable = "cosine"
+    lr_scheduler: Literal["cosine", "constant"] | LRSchedulerCallable = "cosine"
     """Or the class path of a scheduler of torch's kind, which is stepped once a step."""
     optimizer: OptimizerCallable | None = None
     """Class path of another optimizer, such as torch.optim.SGD. It is given the same groups, with
     their `lr` and `weight_decay`; `betas` and `eps` are AdamW's only."""
-    rates: dict[str, float] = field(default_factory=dict)
-    """Parts that learn at a rate of their own: a pattern as in `trains`, and its peak instead of
+    lr_overrides: dict[str, float] = field(default_factory=dict)
+    """Parts that learn at a rate of their own: a pattern as in `trainable`, and its peak instead of
     `lr`, on the same schedule. Where several match a parameter, the last one counts."""
 
 
@@ -45,12 +45,12 @@ def make_optimizer(module: nn.Module, settings: Optimization) -> torch.optim.Opt
     """The optimizer over what trains; weight decay on matrices only. Fused where the device has it.
 
     Raises:
-        UserError: one of `settings.rates` is of nothing that trains.
+        UserError: one of `settings.lr_overrides` is of nothing that trains.
     """
     trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
     rates = dict.fromkeys(trained, settings.lr)
-    for pattern, rate in settings.rates.items():
-        rates |= dict.fromkeys(selected(trained, [pattern], "rates, of what trains"), rate)
+    for pattern, rate in settings.lr_overrides.items():
+        rates |= dict.fromkeys(selected(trained, [pattern], "lr_overrides, of what trains"), rate)
     groups = [
         {
             "params": [
@@ -61,7 +61,7 @@ def make_optimizer(module: nn.Module, settings: Optimization) -> torch.optim.Opt
             "weight_decay": settings.weight_decay if matrices else 0.0,
             "lr": rate,
         }
-        for rate in dict.fromkeys([settings.lr, *settings.rates.values()])
+        for rate in dict.fromkeys([settings.lr, *settings.lr_overrides.values()])
         for matrices in (True, False)
     ]
     groups = [group for group in groups if group["params"]]
@@ -80,20 +80,20 @@ def make_schedule(
     optimizer: torch.optim.Optimizer, steps: int, settings: Optimization
 ) -> torch.optim.lr_scheduler.LRScheduler:
     """The schedule of learning rates over `steps`."""
-    if callable(settings.schedule):
-        return settings.schedule(optimizer)
+    if callable(settings.lr_scheduler):
+        return settings.lr_scheduler(optimizer)
     return torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: learning_rate_factor(step, steps, settings)
     )
 
 
 def learning_rate_factor(step: int, steps: int, settings: Optimization) -> float:
-    """Factor on `lr` at `step` of `steps`: linear warm-up, then cosine to final_lr or constant."""
-    warmup = max(1, round(settings.warmup * steps))
+    """Factor on `lr` at `step` of `steps`: linear warm-up, then cosine to min_lr or constant."""
+    warmup = max(1, round(settings.warmup_ratio * steps))
     if step < warmup:
         return (step + 1) / warmup
-    if settings.schedule == "constant":
+    if settings.lr_scheduler == "constant":
         return 1.0
-    floor = settings.final_lr / settings.lr
+    floor = settings.min_lr / settings.lr
     progress = min(1.0, (step - warmup) / max(1, steps - warmup))
     return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))

@@ -5,6 +5,7 @@ atomic_write       atomic file writes, and locks that end with their process
 captions           captions, fit for a tokenizer
 callback_iterator  a callback-based call as an iterator
 config_nulls       nulls where a configuration must name a class
+config_versions    refuses configurations of older versions
 disk_usage         announces what is about to be written; refuses wrong folders and full disks
 documents          YAML, JSON and text files of strangers, bounded and checked
 finite             refuses NaN and infinite results by the name of the stage

@@ -187,7 +187,7 @@ def generation(tensors: Tensors, config: Mapping[str, Any], condition: int, wher
     try:
         arguments = key_mapping.dit_arguments(shapes)
         channels = shapes[DIT + "dit.patch_embedder.proj.weight"][1]
-        queries = key_mapping.generation_arguments(config)["number_of_queries"]
+        queries = key_mapping.generation_arguments(config)["num_queries"]
     except (KeyError, IndexError) as error:
         name = str(error.args[0])
         lacking = key_mapping.published_key(name) or name
@@ -202,9 +202,9 @@ def generation(tensors: Tensors, config: Mapping[str, Any], condition: int, wher
     section = {
         "class_path": "triptych.modules.GenerationModule",
         "init_args": {
-            "number_of_queries": queries,
+            "num_queries": queries,
             # As published weights are sampled and scored; what trains on them learns what is asked.
-            "integer_times": True,
+            "integer_timesteps": True,
             "template": "published_inference",
             "training_template": "published_inference",
             "dit": {"class_path": "triptych.backbones.LuminaNextDiT", "init_args": arguments},

@@ -6,7 +6,8 @@
 
 become a folder with
 
-    understanding.safetensors  generation.safetensors  encoder.safetensors  decoder.safetensors
+    understanding.safetensors  generation.safetensors
+    encoder.safetensors  vae.safetensors  decoder.safetensors
     tokenizer/                 as it was
     model.yaml                 sizes as read from the checkpoint, for `triptych generate --config`
 
@@ -36,7 +37,7 @@ from triptych.checkpoints.published.reader import (
     read_tower,
 )
 from triptych.checkpoints.published.safetensors_stream import Stored, write_tensors
-from triptych.checkpoints.published.staging import Staging, fingerprint, refuse_existing
+from triptych.checkpoints.published.staging import Staging, plan_hash, refuse_existing
 from triptych.checkpoints.weight_checks import require_floating
 from triptych.checkpoints.weight_files import MADE_BY, label_of
 from triptych.utils.errors import UserError
@@ -133,7 +134,7 @@ def _write(found: Conversion, target: Path, say: Callable[[str], None]) -> None:
     require_floating({name: stored.dtype for name, stored in found.tensors.items()}, target)
     text = model_file(found, target, labels)
     size = sum(stored.nbytes for stored in found.tensors.values())
-    staging = Staging(target, fingerprint(found.sources, "to ours", text), size)
+    staging = Staging(target, plan_hash(found.sources, "to ours", text), size)
     for label, tensors in labels.items():
         metadata = {"preset": target.name, "stage": "converted"}
         if label in found.published:

@@ -30,7 +30,7 @@ from triptych.checkpoints.published.key_mapping import (
     VAE,
 )
 from triptych.checkpoints.published.safetensors_stream import Stored, read_header, write_tensors
-from triptych.checkpoints.published.staging import Staging, fingerprint, refuse_existing
+from triptych.checkpoints.published.staging import Staging, plan_hash, refuse_existing
 from triptych.checkpoints.weight_files import expected, find_all
 from triptych.utils.documents import parse_json
 from triptych.utils.errors import UserError
@@ -76,7 +76,7 @@ def export(model: Any, target: Path, say: Callable[[str], None] = print) -> None
     )
     if not tokenizer:
         say("there are no tokenizer files where the model names them; add yours to the folder.")
-    plan = fingerprint(paths.values(), "to published", sorted(tokenizer.items()))
+    plan = plan_hash(paths.values(), "to published", sorted(tokenizer.items()))
     staging = Staging(target, plan, sum(stored.nbytes for stored in tensors.values()))
     for folder in folders:
         folder.write(staging, say)
@@ -237,7 +237,7 @@ def config_of(model: Any) -> dict[str, Any]:
         vars(understander.text),
         vars(understander.vision),
         vars(understander.vocabulary),
-        queries=model.generation.number_of_queries,
+        queries=model.generation.num_queries,
         channels=channels,
         pool=model.encoder.pool,
     )

@@ -161,7 +161,7 @@ def vision_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def generation_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments of `GenerationModule` from the same config.json."""
-    return {"number_of_queries": config["n_query"]}
+    return {"num_queries": config["n_query"]}
 
 
 def pooling(config: Mapping[str, Any]) -> int:

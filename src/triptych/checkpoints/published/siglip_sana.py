@@ -22,7 +22,7 @@ from triptych.checkpoints.published.components import Tensors
 from triptych.checkpoints.published.key_mapping import TOWER, TOWER_WEIGHTS, VAE
 from triptych.checkpoints.published.reader import BLIP3O, STOCK
 from triptych.checkpoints.published.safetensors_stream import write_tensors
-from triptych.checkpoints.published.staging import Staging, fingerprint, refuse_existing
+from triptych.checkpoints.published.staging import Staging, plan_hash, refuse_existing
 from triptych.checkpoints.weight_checks import require_floating
 from triptych.checkpoints.weight_files import label_of
 from triptych.utils.errors import UserError
@@ -117,13 +117,12 @@ def recognised(source: Path) -> bool:
 def convert_siglip_sana(
     sources: Sequence[str], target: Path, say: Callable[[str], None] = print
 ) -> None:
-    """Make the folder `target` with the weight files `encoder` and `decoder`, tensors as published.
+    """Make the folder `target` with the files `encoder`, `vae` and `decoder`, tensors as published.
 
     Args:
         sources: folders or hub ids, any of the joint release, a transformers folder of SigLIP, and
-            a diffusers folder of SANA (the one with `transformer/` and `vae/` in it). The file
-            `encoder` takes the tower and the VAE, so give all that a model needs at once; later
-            ones win.
+            a diffusers folder of SANA (the one with `transformer/` and `vae/` in it). Later ones
+            win.
         target: must not exist.
         say: told about progress and what is lacking, a line each.
 
@@ -139,11 +138,11 @@ def convert_siglip_sana(
             paths += archive.paths
     named = {name: found[key] for key, name in full_names(found).items()}
     require_floating({name: stored.dtype for name, stored in named.items()}, target)
-    staging = Staging(target, fingerprint(paths), sum(stored.nbytes for stored in named.values()))
+    staging = Staging(target, plan_hash(paths), sum(stored.nbytes for stored in named.values()))
     for beginning, remark in _REMARKS.items():
         if not any(name.startswith(beginning) for name in named):
             say(remark)
-    for label in ("encoder", "decoder"):
+    for label in ("encoder", "vae", "decoder"):
         tensors = {name: stored for name, stored in named.items() if label_of(name) == label}
         if tensors:
             metadata = {"preset": target.name, "stage": "converted"}
@@ -152,7 +151,7 @@ def convert_siglip_sana(
             gigabytes = sum(stored.nbytes for stored in tensors.values()) / 1e9
             say(f"{label}.safetensors: {len(tensors)} tensors, {gigabytes:.2f} GB")
     staging.finish()
-    say(f"{target} is complete; name its files with --model.weights.encoder and .decoder.")
+    say(f"{target} is complete; name its files with --model.weights.encoder, .vae and .decoder.")
 
 
 def _parts(source: Path) -> Iterator[tuple[Archive, str]]:

@@ -21,7 +21,7 @@ from triptych.utils.errors import UserError
 MANIFEST = "manifest.json"
 
 
-def fingerprint(files: Iterable[Path], *more: object) -> str:
+def plan_hash(files: Iterable[Path], *more: object) -> str:
     """What a run depends on, in one word: names, sizes and times of its inputs, its options."""
     stats = [(str(path.resolve()), path.stat()) for path in sorted(set(files))]
     known = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
@@ -43,7 +43,7 @@ class Staging:
 
     Args:
         target: folder to make.
-        plan: see `fingerprint`; finished files are kept only where it is the same.
+        plan: see `plan_hash`; finished files are kept only where it is the same.
         size: bytes of everything that will be written, about.
 
     Raises:

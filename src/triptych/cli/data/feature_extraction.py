@@ -31,13 +31,13 @@ from triptych.data_modules.decode import Decoder
 from triptych.data_modules.features.cache import (
     MANIFEST,
     VERSION,
-    digest,
+    config_hash,
     finished,
     home,
     shard_names,
 )
 from triptych.data_modules.features.shard_file import DTYPES, ENDING, SidecarWriter, read_metadata
-from triptych.data_modules.shards.identity import stamp
+from triptych.data_modules.shards.identity import file_stamp
 from triptych.inference.loading import describe_model, find_source
 from triptych.modules.feature_extraction import FeatureModule, Pictures
 from triptych.training.ranks import ending_together, take_over, watch_launched
@@ -79,7 +79,7 @@ def extract(options: argparse.Namespace) -> None:
     module.refuse_trained(found.trained)
     made = Making(
         folder=options.out or home(source),
-        identity={**module.identity(), "decode": options.decode},
+        identity={**module.identity(), "image_backend": options.image_backend},
         dtype=options.storage_dtype,
     )
     line = made.extract(source, module, options.batch_size, options.workers or 0, devices)
@@ -96,8 +96,8 @@ class Making:
     dtype: str
 
     @property
-    def digest(self) -> str:
-        return digest(self.identity, self.dtype)
+    def config_hash(self) -> str:
+        return config_hash(self.identity, self.dtype)
 
     def extract(
         self,
@@ -136,7 +136,9 @@ class Making:
                 write = WriteSidecars(self, source, todo, module.encoder.feature_shape)
                 trainer = devices.trainer([write], most=len(todo))
                 take_over(trainer)
-                read = PictureReader(source, Decoder(self.identity["decode"]), module.picture_size)
+                read = PictureReader(
+                    source, Decoder(self.identity["image_backend"]), module.picture_size
+                )
                 data = ShardPictures(read, todo, batch_size, workers)
                 if hint := read.decode.hint:
                     rank_zero_info(hint)
@@ -152,7 +154,7 @@ class Making:
         return [
             shard
             for shard, samples in enumerate(source.shard_sizes)
-            if samples and not finished(source.paths[shard], sidecars[shard], self.digest)
+            if samples and not finished(source.paths[shard], sidecars[shard], self.config_hash)
         ]
 
     def sidecars(self, source: ShardFolder) -> list[Path]:
@@ -168,7 +170,7 @@ class Making:
         shards, squares, errors = {}, 0.0, 0.0
         for path in sorted(self.folder.glob("*" + ENDING)):
             said = read_metadata(path)
-            if said is None or said.get("digest") != self.digest:
+            if said is None or said.get("digest") != self.config_hash:
                 continue
             counts = {name: int(said[name]) for name in ("samples", "unreadable")}
             shards[path.name.removesuffix(ENDING)] = {**parse_json(said["shard"], path), **counts}
@@ -205,7 +207,7 @@ class WriteSidecars(BasePredictionWriter):
         super().__init__("batch")
         self.made, self.sidecars, self.shape = made, made.sidecars(source), shape
         # before they are read: one that changes meanwhile is then found to be another
-        self.stamps = {shard: stamp(source.paths[shard]) for shard in shards}
+        self.stamps = {shard: file_stamp(source.paths[shard]) for shard in shards}
         self._shard, self._writer, self._unreadable = -1, None, 0
 
     def write_on_batch_end(
@@ -234,7 +236,7 @@ class WriteSidecars(BasePredictionWriter):
         if self._writer is not None:
             self._writer.close(
                 {
-                    "digest": self.made.digest,
+                    "digest": self.made.config_hash,
                     "shard": json.dumps(self.stamps[self._shard]),
                     "samples": str(len(self._writer.keys)),
                     "unreadable": str(self._unreadable),

@@ -43,7 +43,7 @@ def features(arguments: list[str]) -> None:
         help="type of the numbers on disk, whose error the manifest states; default %(default)s",
     )
     parser.add_argument(
-        "--decode",
+        "--image-backend",
         choices=["torchvision", "pillow"],
         default="torchvision",
         help="decoder of image files, as in training; pillow is the published transform, which "

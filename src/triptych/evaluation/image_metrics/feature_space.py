@@ -50,7 +50,7 @@ class EncoderSpace(FeatureSpace):
         name = type(encoder).__name__
         self.label = f"{name} features of {pipeline.name}, not comparable with published figures"
         self.settings = {
-            "features": encoder.fingerprint() | {"weights_sha256": _sha256(encoder)},
+            "features": encoder.feature_config() | {"weights_sha256": _sha256(encoder)},
             "model": pipeline.name,
             "pool": pool,
         }

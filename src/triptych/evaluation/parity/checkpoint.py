@@ -97,7 +97,7 @@ class Checkpoint:
                     **key_mapping.dit_arguments(shapes), patch_size=case["config_dit"]["patch_size"]
                 ),
                 **key_mapping.generation_arguments(config),
-                integer_times=True,
+                integer_timesteps=True,
             ),
         )
         model.build()

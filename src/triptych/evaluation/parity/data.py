@@ -60,7 +60,7 @@ def check_batch(case: Case, tokenizer: RecordedTokenizer, checks: Checks) -> Non
     """The collated training batch: rows, labels, mask, where the queries begin."""
     io = case.io
     rows = training_rows(case, tokenizer)
-    placeholders = [QUERY_ID] * number_of_queries(case)
+    placeholders = [QUERY_ID] * num_queries(case)
     ids, mask = pad([row + placeholders for row in rows], case["pad_token_id"])
     checks.same("input_ids", ids, io["input_ids"])
     checks.same("attention_mask", mask.bool(), io["attention_mask"])
@@ -74,13 +74,13 @@ def check_batch(case: Case, tokenizer: RecordedTokenizer, checks: Checks) -> Non
     checks.same("labels", pad(labels, IGNORED)[0], io["labels"])
 
 
-def number_of_queries(case: Case) -> int:
+def num_queries(case: Case) -> int:
     return int((case.io["input_ids"] == QUERY_ID).sum(1).max())
 
 
 def training_rows(case: Case, tokenizer: RecordedTokenizer) -> list[list[int]]:
     """Prompts as trained with, `[IMG]` included."""
-    limit = case["model_max_length"] - number_of_queries(case)
+    limit = case["model_max_length"] - num_queries(case)
     captions = iter(case["captions"])
     rows = []
     for kind, conversation in zip(case["kinds"], case["conversations"], strict=True):

@@ -82,8 +82,8 @@ def sample(
         case["steps"],
         case["guidance_scale"],
         on_step=on_step,
-        shift=generation.time_shift,
-        integer_times=generation.integer_times,
+        shift=generation.shift,
+        integer_timesteps=generation.integer_timesteps,
     )
 
 
