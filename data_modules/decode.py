@@ -19,7 +19,15 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2.functional import resize_image
 
 from triptych.image_headers import find_orientation
-from triptych.image_reader import DEFAULT_LIMITS, ImageLimits, decode, read_header, upright_rgb
+from triptych.image_modes import Alpha
+from triptych.image_reader import (
+    DEFAULT_LIMITS,
+    ImageLimits,
+    decode,
+    read_header,
+    read_image,
+    upright_rgb,
+)
 from triptych.pictures import square
 from triptych.squares import place_of_square
 
@@ -61,13 +69,26 @@ class Decoder:
             decode(header)
         places = [place_of_square(*upright_shape(header), size) for size in sizes]
         if self.way == "pillow":
-            picture = upright_rgb(header, alpha="drop")
+            picture = upright_rgb(header, self.alpha)
             return [square(picture, size) for size in sizes]
         pixels = pixels_of(data, header, max(sizes))
         squares = {
             size: cut(pixels, *place, size) for size, place in zip(sizes, places, strict=True)
         }
         return [squares[size] for size in sizes]
+
+    def whole(self, data: bytes) -> Image.Image:
+        """The image at its own size, RGB: the colours of the squares, for people to look at.
+
+        Raises:
+            PictureError: it is damaged, or beyond `limits`.
+        """
+        return read_image(data, self.limits, self.alpha)
+
+    @property
+    def alpha(self) -> Alpha:
+        """Treatment of transparent pixels."""
+        return "drop" if self.way == "pillow" else "white"
 
     @property
     def hint(self) -> str:
@@ -78,6 +99,9 @@ class Decoder:
     def limits(self) -> ImageLimits:
         """Limits of the pictures of a data set."""
         return ImageLimits(FORMATS, max_pixels=self.max_pixels)
+
+
+DEFAULT_DECODER = Decoder()
 
 
 @cache

@@ -149,7 +149,8 @@ class MixedDataModule(LightningDataModule):
 
     def preview(self, family: str, number: int, *needs: Need) -> list[Preview]:
         """Validation samples of a family to look at, see `previews`; none if none has `needs`."""
-        return previews(self.val_readings.get(family, []), self.known, number, set(needs))
+        readings = self.val_readings.get(family, [])
+        return previews(readings, self.known, number, set(needs), self.decoder)
 
     def require(self, trainer: Trainer) -> None:
         """Refuse settings of a fit that this data cannot follow; see `require_steps`."""

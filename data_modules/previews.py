@@ -11,6 +11,7 @@ from PIL import Image
 
 from triptych.contracts import IMAGE_TO_IMAGE, Preprocessing
 
+from .decode import DEFAULT_DECODER, Decoder
 from .source import BadSample
 from .tasks import Reading
 
@@ -32,7 +33,11 @@ class Preview:
 
 
 def previews(
-    readings: Iterable[Reading], known: Preprocessing, number: int, needs: set[Need]
+    readings: Iterable[Reading],
+    known: Preprocessing,
+    number: int,
+    needs: set[Need],
+    decode: Decoder = DEFAULT_DECODER,
 ) -> list[Preview]:
     """The first samples, at most `number`, that a model can take and that have all of `needs`.
 
@@ -40,6 +45,7 @@ def previews(
         readings: data sets of one family, open.
         needs: "caption": a text to draw; "picture": an image; "turn": a question about it; "edit":
             an image and the instruction that changes it.
+        decode: decoder of the batches, so that images look as the model sees them.
     """
     found: list[Preview] = []
     for reading in readings:
@@ -47,11 +53,13 @@ def previews(
             if len(found) == number:
                 return found
             with suppress(BadSample):
-                found.append(_preview(reading, place, known, needs))
+                found.append(_preview(reading, place, known, needs, decode))
     return found
 
 
-def _preview(reading: Reading, number: int, known: Preprocessing, needs: set[Need]) -> Preview:
+def _preview(
+    reading: Reading, number: int, known: Preprocessing, needs: set[Need], decode: Decoder
+) -> Preview:
     """One sample.
 
     Raises:
@@ -72,9 +80,9 @@ def _preview(reading: Reading, number: int, known: Preprocessing, needs: set[Nee
     if "turn" in needs:
         found.turn = reading.some(reading.turns_about(number, number, 0), number, 0)[0]
     if "edit" in needs:
-        found.picture = source.picture(number, "source")
+        found.picture = source.picture(number, "source", decode)
     elif "picture" in needs:
         if not source.has(number, "picture"):
             raise BadSample(key, "no picture")
-        found.picture = source.picture(number)
+        found.picture = source.picture(number, decode=decode)
     return found

@@ -10,9 +10,8 @@ import numpy as np
 from PIL import Image
 
 from triptych.errors import PictureError
-from triptych.image_reader import read_image
 
-from .decode import Decoder
+from .decode import DEFAULT_DECODER, Decoder
 
 CAPTIONS = ("caption", "text", "instruction")
 """Usual names of captions among the facts of a sample; the first that is there is taken."""
@@ -93,10 +92,12 @@ class Source(ABC):
         """What else is known: "conversation", a list of [question, answer], for one."""
         return {}
 
-    def picture(self, number: int, role: ImageRole = "picture") -> Image.Image:
-        """A picture, decoded at its own size, RGB."""
+    def picture(
+        self, number: int, role: ImageRole = "picture", decode: Decoder = DEFAULT_DECODER
+    ) -> Image.Image:
+        """An image at its own size, RGB, in the colours that a model sees through `decode`."""
         try:
-            return read_image(self.image(number, role), Decoder().limits)
+            return decode.whole(self.image(number, role))
         except PictureError as error:
             raise BadSample(self.key(number), f"{role} {error.reason}", error.detail) from error
 

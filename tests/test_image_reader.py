@@ -211,7 +211,7 @@ def test_settings_of_another_shape_are_refused(tmp_path):
 )
 def test_codes_of_the_server(name, code):
     with pytest.raises(Problem) as found:
-        read_picture({**BAD, "thin": (png(3300, 100), "")}[name][0], 48, "image")
+        read_picture({**BAD, "thin": (png(10_100, 100), "")}[name][0], 48, "image")
     assert found.value.code == code and found.value.status == 400
 
 

@@ -76,7 +76,8 @@ COMPOSITION_ROOT = {
 }
 EXCEPTIONS = {
     "data_modules": {
-        *("atomic_write", "contracts", "documents", "errors", "image_headers", "image_reader"),
+        *("atomic_write", "contracts", "documents", "errors", "image_headers", "image_modes"),
+        "image_reader",
         *(
             "listing",
             "pictures",

@@ -40,13 +40,15 @@ from triptych.image_headers import (
 )
 from triptych.image_modes import (
     OUTDATED,
+    RANGE,
+    SHAPE,
     Alpha,
     from_array,
     is_array,
     scale_transparent_colour,
     to_rgb,
 )
-from triptych.image_urls import is_url, read_data_url
+from triptych.image_urls import EXAMPLE, WRONG_DATA_URL, is_url, read_data_url
 
 MISSING = "does not exist"
 UNKNOWN = "is not an image"
@@ -56,6 +58,19 @@ TOO_LARGE = "is too large"
 TOO_LONG = "is too long for its width"
 ANIMATED = "is animated"
 SCANS_OF_LARGEST = 20  # passes over an image of the most pixels, more over a smaller one
+# Long side over short side, for every door: a thin line becomes huge when its short side is
+# enlarged to that of a square. Painted hand scrolls (22), webtoon strips and screenshots of whole
+# web pages (about 40) stay below it; the vision tower refuses what is longer than 200.
+MAX_ASPECT = 100
+REMEDIES = {
+    RANGE: "convert it to 8 or 16 bits, or to floats from 0 to 1",
+    SHAPE: "give one image at a time",
+    UNKNOWN: "give a path, the bytes of a file, a data URL, a Pillow image, an array or a tensor",
+    WRONG_DATA_URL: f"give {EXAMPLE}",
+    NO_PIXELS: "give a whole one",
+    TOO_LONG: "cut it into pieces",
+}
+"""Reason of a `PictureError` -> the remedy, as every door words it."""
 
 
 class _Jpeg(JpegImagePlugin.JpegImageFile):
@@ -98,8 +113,6 @@ class ImageLimits:
         max_pixels: width times height. Each scan of a JPEG is a pass over
             them, see SCANS_OF_LARGEST.
         max_side: longest side in pixels.
-        max_aspect: long side over short side: a thin line becomes huge when its short side is
-            enlarged to that of a square.
         animated: take the first frame of an animated image, rather than refuse it.
     """
 
@@ -107,7 +120,6 @@ class ImageLimits:
     max_bytes: int = 64 << 20
     max_pixels: int = 100_000_000
     max_side: int = 65_535
-    max_aspect: int = 100
     animated: bool = True
 
     def check_size(self, width: int, height: int) -> None:
@@ -124,9 +136,9 @@ class ImageLimits:
             raise PictureError(
                 TOO_MANY_PIXELS, f"{width}x{height}, at most {self.max_side} on a side"
             )
-        if max(width, height) > self.max_aspect * min(width, height):
+        if max(width, height) > MAX_ASPECT * min(width, height):
             raise PictureError(
-                TOO_LONG, f"{width}x{height}, at most {self.max_aspect} times as long as wide"
+                TOO_LONG, f"{width}x{height}, at most {MAX_ASPECT} times as long as wide"
             )
 
     def check_scans(self, scans: int, width: int, height: int) -> None:

@@ -11,22 +11,12 @@ from torch import Tensor
 
 from triptych.errors import PictureError, UserError
 from triptych.image_headers import DAMAGED
-from triptych.image_modes import RANGE, SHAPE
-from triptych.image_reader import MISSING, NO_PIXELS, TOO_LONG, UNKNOWN, read_image
-from triptych.image_urls import EXAMPLE, LINK, WRONG_DATA_URL, is_url
+from triptych.image_reader import MISSING, REMEDIES, read_image
+from triptych.image_urls import EXAMPLE, LINK, is_url
 from triptych.squares import square_image
 
 Picture = Image.Image | str | Path | bytes | np.ndarray | Tensor
 """All that `read_image` reads: an image in memory, its path, its file's bytes, or a data URL."""
-
-REMEDIES = {
-    RANGE: "convert it to 8 or 16 bits, or to floats from 0 to 1",
-    SHAPE: "give one image at a time",
-    UNKNOWN: "give a path, the bytes of a file, a data URL, a Pillow image, an array or a tensor",
-    WRONG_DATA_URL: f"give {EXAMPLE}",
-    NO_PIXELS: "give a whole one",
-    TOO_LONG: "cut it into pieces",
-}
 
 
 def open_picture(picture: Picture) -> Image.Image:

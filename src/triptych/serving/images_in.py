@@ -8,6 +8,7 @@ from triptych.errors import PictureError
 from triptych.image_headers import DAMAGED
 from triptych.image_reader import (
     ANIMATED,
+    REMEDIES,
     TOO_LARGE,
     TOO_LONG,
     TOO_MANY_PIXELS,
@@ -22,7 +23,6 @@ LIMITS = ImageLimits(
     formats=("PNG", "JPEG", "WEBP", "GIF"),
     max_pixels=2**24,  # 4096 x 4096, or 64 MB while it is read
     max_side=16_384,
-    max_aspect=32,
     animated=False,
 )
 CODES = {
@@ -61,7 +61,7 @@ def _problem(param: str, error: PictureError) -> Problem:
         )
     return wrong(
         param,
-        f"{param}: the picture {error}; send another.",
+        f"{param}: the picture {error}; {REMEDIES.get(error.reason, 'send another')}.",
         CODES.get(error.reason, "invalid_image"),
     )
 
