@@ -16,7 +16,7 @@ from triptych.prompts import IGNORED, IMAGE_PAD, PAD, pad, shared_tokens, token_
 
 from .decode import Decoder
 from .source import BadSample, ImageRole
-from .tasks import Prompt, Reading
+from .tasks import SHOWING, Prompt, Reading
 
 
 @dataclass
@@ -159,6 +159,7 @@ class BatchBuilder:
             mask,
             understanding_pixels=patches,
             image_grid_thw=grids,
+            may_show=any(reading.task in SHOWING for reading in self.readings),
             skipped=skipped,
         )
         if self.family == TEXT_TO_IMAGE:

@@ -40,6 +40,8 @@ from .features import FeatureCache
 from .source import BadSample, ImageRole, Source
 from .texts import MAX_CHARACTERS, clean
 
+SHOWING = (IMAGE_TO_IMAGE, IMAGE_TO_TEXT)
+"""Tasks whose prompts may hold an image."""
 DESCRIBE = "describe the picture"
 Turns = list[tuple[str, str]]
 
