@@ -15,10 +15,10 @@ from tokenizers import Tokenizer
 
 from triptych.contracts import UserError
 from triptych.documents import open_regular
+from triptych.listing.records import parse
 from triptych.tokens import without_added_tokens
 
 from .index import ROLES, ShardIndex, write_index
-from .records import parse
 from .texts import captions_of
 
 CHUNK = 1 << 20  # bytes read at a time

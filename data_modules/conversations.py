@@ -17,13 +17,14 @@ import numpy as np
 
 from triptych.contracts import UserError
 from triptych.documents import read_bytes
+from triptych.listing.captions import text_bytes
+from triptych.listing.records import NO_JSON, NO_OBJECT, parse
 from triptych.texts import refuse_wide
 
 from .files import MAX_PICTURE_BYTES, read_inside
 from .lines import Lines
-from .records import NO_JSON, NO_OBJECT, parse
 from .source import CAPTIONS, BadSample, ImageRole, Source
-from .texts import captions_of, text_bytes
+from .texts import captions_of
 
 MARK = "<image>"  # where a question shows its picture; ours always opens the first question
 LARGEST_LIST = 4 << 30  # bytes of a .json, which is in memory whole

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import BinaryIO
 
 from triptych.contracts import UserError
 from triptych.documents import open_regular
+from triptych.listing.names import is_inside
 
 from .source import BadSample
 
 MAX_PICTURE_BYTES = 64 << 20
-MAX_TEXT_BYTES = 1 << 20
 
 
 def read_inside(folder: Path, name: object, key: str, what: str, most: int) -> bytes:
@@ -27,11 +27,10 @@ def read_inside(folder: Path, name: object, key: str, what: str, most: int) -> b
     """
     if not isinstance(name, str) or not name:
         raise BadSample(key, f"{what} is no path", repr(name)[:100])
-    path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts:
+    if not is_inside(name):
         raise BadSample(key, f"{what} lies outside of the data set's folder", name)
     try:
-        with open_regular(folder / path) as file:
+        with open_regular(folder / name) as file:
             size = os.fstat(file.fileno()).st_size
             if size > most:
                 raise BadSample(key, f"{what} is too large", f"{size:,} bytes of {most:,}")

@@ -36,10 +36,10 @@ import numpy as np
 from triptych.contracts import UserError
 from triptych.documents import open_regular
 from triptych.listing.names import KINDS
+from triptych.listing.records import parse
 from triptych.listing.tar import BLOCK
 
 from .identity import PROBE_BYTES, probe_of
-from .records import parse
 
 SUFFIX = ".idx"
 MAGIC = b"TRIPTIDX"

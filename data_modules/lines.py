@@ -19,9 +19,9 @@ import numpy as np
 
 from triptych.contracts import UserError
 from triptych.documents import open_regular
+from triptych.listing.records import LONGEST, open_text, parse, skip_line
 
 from .index import index_places
-from .records import LONGEST, open_text, parse, skip_line
 
 VERSION = 1
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from abc import abstractmethod
 
-from .records import parse
+from triptych.listing.captions import captions_in, facts_in
+
 from .source import BadSample, ImageRole, Source
-from .texts import captions_of
+from .texts import blamed_on
 
 
 class MemberSource(Source):
@@ -34,26 +35,18 @@ class MemberSource(Source):
         return self.captions(number)[0]
 
     def captions(self, number: int) -> list[str]:
-        """KEY.txt, else the "caption" of KEY.json, which may be a list of several."""
-        caption: object = self._read(number, "txt", self.max_text_bytes)
-        if caption is None:
-            caption = self.facts(number).get("caption")
-        if caption is None:
-            raise BadSample(self.key(number), "no caption", "neither a .txt nor a JSON 'caption'")
-        return captions_of(caption, self.key(number))
+        """By the rule of `listing.captions`."""
+        key = self.key(number)
+        with blamed_on(key):
+            found = captions_in(lambda role: self._read(number, role, self.max_text_bytes))
+        if not found:
+            raise BadSample(key, "no caption", "neither a .txt nor a JSON 'caption'")
+        return found
 
     def facts(self, number: int) -> dict:
         """KEY.json, {} where there is none."""
-        text = self._read(number, "json", self.max_text_bytes)
-        if text is None:
-            return {}
-        try:
-            facts = parse(text)
-        except ValueError as error:
-            raise BadSample(self.key(number), "its .json is no JSON", str(error)) from error
-        if not isinstance(facts, dict):
-            raise BadSample(self.key(number), "its .json is no JSON object")
-        return facts
+        with blamed_on(self.key(number)):
+            return facts_in(self._read(number, "json", self.max_text_bytes))
 
     def image(self, number: int, role: ImageRole = "picture") -> bytes:
         picture = self._read(number, role, self.max_picture_bytes)

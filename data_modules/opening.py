@@ -9,11 +9,11 @@ from triptych.contracts import UserError
 from triptych.documents import open_regular
 from triptych.listing.folders import SHARD_SUFFIX, files_of, holds_shards
 from triptych.listing.names import IMAGE_SUFFIXES
+from triptych.listing.records import DELIMITERS
 from triptych.listing.shards import COMPRESSED, find_shards
 
 from .conversations import ConversationFile
 from .pictures_folder import PictureFolder
-from .records import DELIMITERS
 from .shards import MendedShards, ShardFolder
 from .source import Source
 from .tables import HuggingFaceTable, ParquetTable, TextTable, is_saved_dataset

@@ -22,15 +22,16 @@ from triptych.contracts import UserError
 from triptych.documents import read_text
 from triptych.errors import PictureError
 from triptych.image_reader import read_header
+from triptych.listing.captions import REPLACEMENT
+from triptych.listing.records import parse
 from triptych.listing.tar import BLOCK
 from triptych.texts import split_lines
 from triptych.writing import announce, refuse_other_files
 
 from .decode import Decoder
 from .parallel import each
-from .records import parse
 from .source import CAPTIONS, BadSample, ImageRole, Source
-from .texts import REPLACEMENT, check_text
+from .texts import check_text
 
 MANIFEST = "pack.jsonl"
 PARTIAL = ".partial"  # shards that are being written

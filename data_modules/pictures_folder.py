@@ -15,19 +15,17 @@ from pathlib import Path
 import numpy as np
 
 from triptych.contracts import UserError
+from triptych.listing.captions import MAX_TEXT_BYTES, text_bytes
 from triptych.listing.folders import captioned
 from triptych.listing.names import IMAGE_KINDS
+from triptych.listing.tables import TABLES, caption_in, find_table, read_rows
 
-from .files import MAX_PICTURE_BYTES, MAX_TEXT_BYTES, read_inside
+from .files import MAX_PICTURE_BYTES, read_inside
 from .members import MemberSource
-from .records import read_table
 from .source import ImageRole
-from .texts import captions_of, text_bytes
+from .texts import captions_of
 
 log = logging.getLogger(__name__)
-
-TABLES = ("metadata.csv", "metadata.jsonl", "captions.jsonl")
-CAPTIONS = ("text", "caption")  # columns, the first that is there
 
 
 class PictureFolder(MemberSource):
@@ -63,7 +61,7 @@ class PictureFolder(MemberSource):
             return self
         if not self.path.is_dir():
             raise UserError(f"the folder of pictures {self.path} does not exist.")
-        table = next((self.path / name for name in TABLES if (self.path / name).is_file()), None)
+        table = find_table(self.path)
         left_out = self._take_files() if table is None else self._take_table(table)
         counts = ", ".join(f"{number} {reason}" for reason, number in (+left_out).items())
         if not self._keys:
@@ -87,7 +85,7 @@ class PictureFolder(MemberSource):
         return left_out
 
     def _take_table(self, path: Path) -> Counter[str]:
-        rows, left_out = _rows_of(path)
+        rows, left_out = read_rows(path)
         stems = [os.path.splitext(row["file_name"])[0] for row in rows]
         counts = Counter(stems)
         self._keys = [
@@ -96,7 +94,7 @@ class PictureFolder(MemberSource):
         ]
         self._files = [{"picture": row["file_name"]} for row in rows]
         self._rows = rows
-        self._sizes = np.array([text_bytes(_caption(row)) for row in rows], np.int64)
+        self._sizes = np.array([text_bytes(caption_in(row)) for row in rows], np.int64)
         return left_out
 
     def __len__(self) -> int:
@@ -110,7 +108,7 @@ class PictureFolder(MemberSource):
 
     def captions(self, number: int) -> list[str]:
         if self._rows is not None:
-            return captions_of(_caption(self._rows[number]), self.key(number))
+            return captions_of(caption_in(self._rows[number]), self.key(number))
         return super().captions(number)
 
     def facts(self, number: int) -> dict:
@@ -128,25 +126,3 @@ class PictureFolder(MemberSource):
     def caption_sizes(self, numbers: np.ndarray) -> np.ndarray:
         """In bytes."""
         return self._sizes[np.asarray(numbers)]
-
-
-def _rows_of(path: Path) -> tuple[list[dict], Counter[str]]:
-    """The rows of a table that have a picture and a caption, and how many others, by reason."""
-    rows, seen, left_out = [], set(), Counter()
-    for row in read_table(path):
-        if isinstance(row, str):
-            left_out[row] += 1
-        elif not isinstance(row.get("file_name"), str):
-            left_out["row without file_name"] += 1
-        elif _caption(row) is None:
-            left_out["row without text"] += 1
-        elif row["file_name"] in seen:
-            left_out["second row of one picture"] += 1
-        else:
-            seen.add(row["file_name"])
-            rows.append(row)
-    return rows, left_out
-
-
-def _caption(row: dict) -> str | list | None:
-    return next((row[name] for name in CAPTIONS if isinstance(row.get(name), str | list)), None)

@@ -16,9 +16,9 @@ from typing import Any
 from triptych.contracts import UserError
 from triptych.documents import open_regular
 from triptych.listing.folders import files_of
+from triptych.listing.records import read_table
 
 from .files import MAX_PICTURE_BYTES, read_inside
-from .records import read_table
 from .source import BadSample, ImageRole, Source
 from .texts import captions_of
 

@@ -1,10 +1,12 @@
 """One lister: every kind of folder and shard through every door that takes one."""
 
 import io
+import json
 import logging
 import os
 import random
 import tarfile
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -601,3 +603,88 @@ def test_a_shard_of_dotted_names_alone_is_refused_in_a_sentence_that_teaches(tmp
 def test_names_are_split(name, at_dot, at_kind):
     assert names.split_at_first_dot(name) == at_dot
     assert names.split_at_kind(name) == at_kind
+
+
+# --- captions in a folder, for loader and evaluation ---------------------------------------------
+
+CSV = b"file_name,text\na.jpg,one\nsub/b.jpg,two\n./c.jpg,three\nd.jpg,\nz.jpg,gone\n"
+JSONL = b"".join(
+    json.dumps({"file_name": name, "text": text}).encode() + b"\n"
+    for name, text in [
+        ("a.jpg", "one"),
+        ("sub/b.jpg", ["two", "or more"]),
+        ("./c.jpg", "three"),
+        ("d.jpg", " "),
+        ("z.jpg", "gone"),
+    ]
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("metadata.csv", CSV), ("metadata.jsonl", JSONL), ("captions.jsonl", JSONL)],
+)
+def test_a_table_of_captions_is_read_by_loader_and_evaluation(name, content, tmp_path):
+    put(tmp_path, "a.jpg", "sub/b.jpg", "c.jpg", "d.jpg", "e.jpg", "e.txt")
+    (tmp_path / name).write_bytes(content)
+    found = {entry.key: entry for entry in read_pictures(tmp_path)}
+    captions = {key: entry.caption for key, entry in found.items()}
+    expected = {"a.jpg": "one", "sub/b.jpg": "two", "c.jpg": "three"}
+    assert captions == {**expected, "d.jpg": None, "e.jpg": None, "z.jpg": None}
+    assert found["z.jpg"].state == "missing" and name in found["z.jpg"].note
+    assert [key for key, entry in found.items() if entry.state] == ["z.jpg"]
+    source = PictureFolder(tmp_path).open()
+    loaded = {}
+    for number in range(len(source)):
+        with suppress(BadSample):
+            source.image(number)
+            loaded[source.key(number)] = source.caption(number)
+    assert loaded == {"a": "one", "sub/b": "two", "./c": "three"}
+
+
+def test_what_a_table_leaves_out_and_what_is_wrong_with_a_caption_is_said(tmp_path, caplog):
+    put(tmp_path, "a.jpg", "b.jpg")
+    rows = [{"file_name": "a.jpg", "text": "\u2800"}, {"text": "x"}, {"file_name": "../o.jpg"}]
+    rows += [{"file_name": "../o.jpg", "text": "outside"}]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    entries = {entry.key: entry for entry in read_pictures(tmp_path)}
+    assert "1 row without file_name, 1 row without text" in caplog.text
+    assert entries["a.jpg"].note == "its caption cannot be read: caption is blank."
+    assert entries["../o.jpg"].state == "unreadable" and "outside" in entries["../o.jpg"].note
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.txt", b""),
+        ("a.txt", b"   "),
+        ("a.txt", "caf\xe9".encode("utf-16")),
+        ("a.txt", b"caf\xe9"),
+        ("a.txt", b"a\0b"),
+        ("a.txt", "\ufffd\ufffd".encode()),
+        ("a.txt", b" red\x07circle \r\n"),
+        ("a.json", b'{"caption": ["", "second"]}'),
+        ("a.json", b'{"caption": []}'),
+        ("a.json", b'{"caption": 5}'),
+        ("a.json", b'{"caption": "a", "caption": "b"}'),
+        ("a.json", b"{"),
+        ("a.json", b"[]"),
+        ("a.json", b"{}"),
+    ],
+)
+def test_evaluation_has_the_caption_of_the_loader_or_its_reason(name, content, tmp_path):
+    """Folder and shard: a list whose first caption is empty had none in evaluation."""
+    folder = put(tmp_path / "in", "a.jpg")
+    (folder / name).write_bytes(content)
+    (tmp_path / "out").mkdir()
+    with tarfile.open(tmp_path / "out" / "0.tar", "w") as tar:
+        for member in ("a.jpg", name):
+            tar.add(folder / member, member)
+    try:
+        caption, reason = PictureFolder(folder).open().caption(0), ""
+    except BadSample as bad:
+        caption, reason = None, bad.reason
+    for source in (folder, tmp_path / "out"):
+        (entry,) = read_pictures(source)
+        assert entry.caption == caption and entry.picture is not None
+        assert reason in entry.note or (reason == "no caption" and not entry.note)

@@ -5,10 +5,11 @@ What cannot be read is handed on as such, so that whoever scores names and count
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from PIL import Image
@@ -25,13 +26,16 @@ from triptych.documents import (
 )
 from triptych.errors import PictureError, TextError
 from triptych.image_reader import DEFAULT_LIMITS, read_image
+from triptych.listing.captions import captions_in, captions_of
 from triptych.listing.folders import FolderSample, holds_shards, list_images
-from triptych.listing.names import IMAGE_SUFFIXES, kind_for
+from triptych.listing.names import IMAGE_SUFFIXES, is_inside, kind_for
 from triptych.listing.shards import find_shards
+from triptych.listing.tables import caption_in, find_table, read_rows
 from triptych.listing.tar import Group, groups, mended, scan
 from triptych.picture_settings import CHUNK
 from triptych.pictures import open_picture
-from triptych.texts import clean_text, decode_text, is_blank
+
+log = logging.getLogger(__name__)
 
 RESULTS = "results.jsonl"  # of `triptych generate`: one {"file": ..., "prompt": ...} a line
 META = "meta_data.json"  # of MJHQ-30K: {NAME: {"category": ..., "prompt": ...}}
@@ -71,10 +75,11 @@ class Entry:
 def read_pictures(source: Source) -> Iterator[Entry]:
     """Every picture of a source, in the order of the names, as `triptych.listing` finds them.
 
-    Sources of edits are none. Folders: captions are taken from `results.jsonl` or `meta_data.json`
-    in the folder, else from KEY.txt or KEY.json beside a picture, else from the settings that a PNG
-    of ours carries. Categories are those of `meta_data.json`, else the names of the folders that
-    pictures lie in. Shards: names with dots in them are samples, too.
+    Sources of edits are none. Folders: captions are taken from `results.jsonl` or
+    `meta_data.json` in the folder, else as the loader takes them (`triptych.listing`: from its
+    table, where it has one, else from KEY.txt or KEY.json), else from the settings that a PNG
+    of ours carries. Categories are those of `meta_data.json`, else the names of the folders
+    that pictures lie in. Shards: names with dots in them are samples, too.
 
     Raises:
         UserError: there is no such folder, it holds no pictures, or a list in it is damaged.
@@ -110,34 +115,66 @@ def _from_memory(pictures: Iterable[Image.Image]) -> Iterator[Entry]:
 
 
 def _from_folder(folder: Path) -> Iterator[Entry]:
-    prompts = _read_results(folder / RESULTS)
-    known = _read_meta(folder / META)
+    lists = _Lists.of(folder)
     found = list_images(folder)
-    keys = sorted({*found, *prompts})
+    keys = sorted({*found, *lists.keys})
     if not keys:
         endings = ", ".join(IMAGE_SUFFIXES)
         raise UserError(f"{folder} holds no pictures ({endings}) and no .tar shards.")
-    return (_entry(folder, key, found.get(key), prompts, known) for key in keys)
+    return (_entry(folder, key, found.get(key), lists) for key in keys)
 
 
-def _entry(
-    folder: Path,
-    key: str,
-    sample: FolderSample | None,
-    prompts: Mapping[str, str],
-    known: Mapping[str, Mapping[str, str]],
-) -> Entry:
+@dataclass
+class _Lists:
+    """Captions and categories that files of a folder give to its images."""
+
+    prompts: Mapping[str, str]
+    """Path in the folder -> prompt, of `results.jsonl`."""
+    known: Mapping[str, Mapping[str, str]]
+    """Name without suffix -> {"category", "prompt"}, of `meta_data.json`."""
+    table: Path | None
+    """As the loader's; its captions stand for those beside the images."""
+    rows: Mapping[str, str | list]
+    """Path in the folder -> caption, as it stands in the table."""
+
+    @classmethod
+    def of(cls, folder: Path) -> _Lists:
+        table = find_table(folder)
+        found: list[dict[str, Any]] = []
+        if table is not None:
+            found, left_out = read_rows(table)
+            if left_out:
+                counts = ", ".join(f"{number} {reason}" for reason, number in left_out.items())
+                log.warning("%s: left out: %s", table, counts)
+        rows = {PurePosixPath(row["file_name"]).as_posix(): caption_in(row) for row in found}
+        return cls(_read_results(folder / RESULTS), _read_meta(folder / META), table, rows)
+
+    @property
+    def keys(self) -> set[str]:
+        """The images that they name."""
+        return {*self.prompts, *self.rows}
+
+    def name_of(self, key: str) -> str:
+        """The list that names an image."""
+        return RESULTS if key in self.prompts or self.table is None else self.table.name
+
+
+def _entry(folder: Path, key: str, sample: FolderSample | None, lists: _Lists) -> Entry:
     path = folder / key
-    facts = known.get(path.stem, {})
+    facts = lists.known.get(path.stem, {})
     entry = Entry(
         key,
         None,
-        caption=prompts.get(key, facts.get("prompt")),
+        caption=lists.prompts.get(key, facts.get("prompt")),
         category=facts.get("category") or (path.parent.name if path.parent != folder else None),
         in_folder=True,
     )
+    if not is_inside(key):
+        entry.state, entry.in_folder = "unreadable", False
+        entry.note = f"{lists.name_of(key)} names it, but it lies outside of the folder"
+        return entry
     if not os.path.lexists(path):
-        entry.state, entry.note = "missing", f"{RESULTS} names it, but it is not there"
+        entry.state, entry.note = "missing", f"{lists.name_of(key)} names it, but it is not there"
         return entry
     try:
         entry.picture = open_picture(path)
@@ -146,40 +183,24 @@ def _entry(
         return entry
     if entry.caption is None:
         try:
-            entry.caption = _caption_beside(folder, sample) or _caption_inside(entry.picture)
+            if lists.table is None:
+                found = _captions_beside(folder, sample)
+            else:
+                found = captions_of(lists.rows[key]) if key in lists.rows else []
+            entry.caption = found[0] if found else _caption_inside(entry.picture)
         except UserError as error:
             entry.note = f"its caption cannot be read: {error}"
     return entry
 
 
-def _caption_beside(folder: Path, sample: FolderSample | None) -> str | None:
+def _captions_beside(folder: Path, sample: FolderSample | None) -> list[str]:
     if sample is None or sample.ambiguous:
-        return None
-    files = {role: sample.files[role][0] for role in ("txt", "json") if role in sample.files}
-    return _caption_of({role: read_bytes(folder / name, MIB) for role, name in files.items()})
+        return []
 
+    def read(role: str) -> bytes | None:
+        return read_bytes(folder / sample.files[role][0], MIB) if role in sample.files else None
 
-def _caption_of(texts: Mapping[str, bytes]) -> str | None:
-    """The caption of a sample: its .txt, else the "caption" of its .json, the first of several.
-
-    Raises:
-        TextError: it cannot be read, or is blank.
-    """
-    if "txt" in texts:
-        caption = decode_text(texts["txt"], "it")
-    else:
-        try:
-            caption = parse_json(texts["json"], "json").get("caption")
-        except (KeyError, UserError):
-            return None
-    if isinstance(caption, list):
-        caption = next(iter(caption), None)
-    if not isinstance(caption, str):
-        return None
-    caption = clean_text(caption, "it").strip()
-    if is_blank(caption):
-        raise TextError("it is blank.", "is blank")
-    return caption
+    return captions_in(read)
 
 
 def _caption_inside(picture: Image.Image) -> str | None:
@@ -238,7 +259,6 @@ def _from_shards(source: Path, shards: list[Path]) -> Iterator[Entry]:
 
 
 def _sample(key: str, shard: Path, group: Group, kind: str) -> Entry:
-    texts = {role: group.members[role] for role in ("txt", "json") if role in group.members}
     with open_regular(shard) as file:
 
         def read(place: tuple[int, int], most: int) -> bytes:
@@ -248,7 +268,10 @@ def _sample(key: str, shard: Path, group: Group, kind: str) -> Entry:
         picture = read(group.members[kind], DEFAULT_LIMITS.max_bytes)
         entry = Entry(key, None)
         try:
-            entry.caption = _caption_of({role: read(place, MIB) for role, place in texts.items()})
+            captions = captions_in(
+                lambda role: read(group.members[role], MIB) if role in group.members else None
+            )
+            entry.caption = captions[0] if captions else None
         except TextError as error:
             entry.note = f"its caption cannot be read: {error}"
     try:

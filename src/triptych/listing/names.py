@@ -12,6 +12,7 @@ in webdataset; in a folder, at the suffix: "photo v1.0.jpg" is the image of "pho
 from __future__ import annotations
 
 from collections.abc import Collection
+from pathlib import PurePosixPath
 
 IMAGE_KINDS = ("jpg", "jpeg", "png", "webp", "bmp", "gif")
 IMAGE_SUFFIXES = tuple(f".{kind}" for kind in IMAGE_KINDS)
@@ -38,6 +39,12 @@ def is_hidden(name: bytes) -> bool:
         (part.startswith(b".") and part not in (b".", b"..")) or part.lower() in CLUTTER
         for part in name.split(b"/")
     )
+
+
+def is_inside(name: str) -> bool:
+    """Whether a path that a list gives stays in the folder of the list."""
+    path = PurePosixPath(name)
+    return not path.is_absolute() and ".." not in path.parts
 
 
 def split_at_first_dot(name: bytes) -> tuple[bytes, str]:

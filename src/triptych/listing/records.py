@@ -10,8 +10,8 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from triptych.contracts import UserError
 from triptych.documents import open_regular
+from triptych.errors import UserError
 from triptych.texts import HEAD, refuse_wide
 
 LONGEST = 1 << 20  # bytes of a line, or characters of a field, that are read
