@@ -6,7 +6,8 @@ Tasks come in two families (`contracts.FAMILIES`), one a loss. A batch mixes tas
     image_to_image   source picture, instruction -> picture; without a source picture the sample's
                      own one is to be reconstructed
     image_to_text    picture, questions -> answers; the caption where there is no conversation,
-                     and no picture where the sample has none
+                     and no picture where the sample has none; the instruction of an edit is no
+                     caption
     text_to_text     questions -> answers
 """
 
@@ -42,6 +43,8 @@ from .texts import MAX_CHARACTERS, clean
 
 SHOWING = (IMAGE_TO_IMAGE, IMAGE_TO_TEXT)
 """Tasks whose prompts may hold an image."""
+INSTRUCTION = "caption is the instruction of an edit"
+EDITS_APART = "edits need the task image_to_image, in a data set of their own"
 DESCRIBE = "describe the picture"
 Turns = list[tuple[str, str]]
 
@@ -109,8 +112,10 @@ class Reading:
         """The caption or instruction, fit for a tokenizer; of several, the one that `sample` draws.
 
         Raises:
-            BadSample: it cannot be used.
+            BadSample: it cannot be used, or the task describes images and it is an instruction.
         """
+        if self.task == IMAGE_TO_TEXT and self.source.has(number, "source"):
+            raise BadSample(self.source.key(number), INSTRUCTION, EDITS_APART)
         captions = self.source.captions(number)
         drawn = 0
         if len(captions) > 1:

@@ -127,7 +127,6 @@ READS = {
     "llava": IMAGE_TO_TEXT,
     "texts": TEXT_TO_TEXT,
     "table": IMAGE_TO_TEXT,
-    "edits": IMAGE_TO_TEXT,
 }
 SERVED = {"stage2": DRAWS, "stage1": READS, "decoder": DRAWS, "encoder": DRAWS, "joint": DRAWS}
 # Pairs that train without a sheet: nothing in the set can be shown.
