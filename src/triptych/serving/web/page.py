@@ -19,7 +19,9 @@ from PIL import Image
 
 from triptych.contracts import UserError
 from triptych.pipeline import Progress, UnifiedPipeline
+from triptych.serving.context import Sizes
 from triptych.serving.web.sources import Sources
+from triptych.serving.web.uploads import Uploads
 from triptych.serving.web.votes import Votes
 
 log = logging.getLogger(__name__)
@@ -44,6 +46,8 @@ class Page:
     """That viewers of pairs go through; may be empty."""
     folder: Path
     """Where pictures are written for the browser; goes when the page ends."""
+    uploads: Uploads = field(default_factory=Uploads)
+    """Decodes what viewers upload."""
     closing: threading.Event = field(default_factory=threading.Event)
     """Set when the page ends: what still computes stops at its next step."""
 
@@ -54,6 +58,11 @@ class Page:
     def pipe(self) -> UnifiedPipeline:
         """The model that all tabs use."""
         return self.sources[self.sources.names[0]]
+
+    @property
+    def sizes(self) -> Sizes:
+        """Sides of the images that the model is shown."""
+        return Sizes.of(self.pipe)
 
     @property
     def look(self) -> list[str]:
