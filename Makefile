@@ -35,8 +35,8 @@ ifneq ($(filter $(STAGES),$(MAKECMDGOALS)),)
     ifneq ($(shell [ -d "$(DATA)" ] && echo yes),yes)
       $(error the DATA folder '$(DATA)' does not exist)
     endif
-    ifneq ($(shell ls "$(DATA)" | grep -q '[.]tar$$' && echo yes),yes)
-      $(error the DATA folder '$(DATA)' holds no WebDataset shard (*.tar))
+    ifneq ($(shell find -L "$(DATA)" -iname '*.tar' 2>/dev/null | grep -q . && echo yes),yes)
+      $(error the DATA folder '$(DATA)' holds no WebDataset shard (*.tar), nor does a folder inside it)
     endif
   endif
 endif

@@ -22,9 +22,9 @@ from pathlib import Path
 
 import torch
 
-from triptych.loading import describe_model
-from triptych.weights import layouts
-from triptych.weights.export import config_of, decoder_configs, shards
+from triptych.checkpoints.published import key_mapping
+from triptych.checkpoints.published.export import config_of, decoder_configs, shards
+from triptych.inference.loading import describe_model
 
 ROOT = Path(__file__).parent.parent
 SHARD = 5 * 10**9  # bytes, as transformers cuts them
@@ -56,13 +56,13 @@ def write_checkpoint(folder: Path) -> list[int]:
     main: dict[str, tuple[int, ...]] = {}
     decoder: dict[str, dict[str, tuple[int, ...]]] = {"unet": {}, "vae": {}}
     for name, shape in shapes.items():
-        key = layouts.published_key(name)
-        if name.startswith(layouts.UNET):
-            decoder["unet"][name.removeprefix(layouts.UNET)] = shape
-        elif name.startswith(layouts.VAE):
-            decoder["vae"][name.removeprefix(layouts.VAE)] = shape
+        key = key_mapping.published_key(name)
+        if name.startswith(key_mapping.UNET):
+            decoder["unet"][name.removeprefix(key_mapping.UNET)] = shape
+        elif name.startswith(key_mapping.VAE):
+            decoder["vae"][name.removeprefix(key_mapping.VAE)] = shape
         elif key is not None:
-            main[key] = (1, *shape) if name == layouts.QUERIES else shape
+            main[key] = (1, *shape) if name == key_mapping.QUERIES else shape
     sizes = {key: 2 * torch.Size(shape).numel() for key, shape in main.items()}
     files = shards(sizes, "model", SHARD)
     found = [

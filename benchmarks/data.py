@@ -45,12 +45,12 @@ from PIL import Image
 from recorded import machine, versions
 from torchvision import transforms
 
-from triptych.contracts import TEXT_TO_IMAGE, Preprocessing
 from triptych.data_modules import BatchBuilder, Decoder, Reading, ShardFolder
-from triptych.data_modules.index import COLUMNS, Contents, write_index
-from triptych.data_modules.mixture import Mixture
-from triptych.data_modules.schedule import Schedule
-from triptych.data_modules.steps import StepDataset
+from triptych.data_modules.sampling.mixing import Mixture
+from triptych.data_modules.sampling.schedule import Schedule
+from triptych.data_modules.sampling.step_dataset import StepDataset
+from triptych.data_modules.shards.index import COLUMNS, Contents, write_index
+from triptych.interfaces import TEXT_TO_IMAGE, Preprocessing
 
 SIDES = {512: 32, 1024: 16, 2048: 8}  # pixels a side -> pictures of one round
 SQUARE = 448  # pixels
@@ -216,7 +216,7 @@ def loaders(work: Path, rounds: int) -> dict[int, dict[str, float]]:
 
 def features_against_live(work: Path, rounds: int) -> dict[str, float]:
     """Seconds a picture: cached bf16 features, and decoding at 1024 pixels."""
-    from triptych.data_modules.sidecars import ENDING, Sidecar, SidecarWriter
+    from triptych.data_modules.features.shard_file import ENDING, Sidecar, SidecarWriter
 
     folder = work / "1024"
     source = ShardFolder(folder).open()
@@ -249,8 +249,8 @@ SEEK = """
 import sys, time
 from pathlib import Path
 from triptych.data_modules import ShardFolder
-from triptych.data_modules.mixture import Mixture
-from triptych.data_modules.schedule import Schedule
+from triptych.data_modules.sampling.mixing import Mixture
+from triptych.data_modules.sampling.schedule import Schedule
 
 def peak():
     (line,) = [s for s in Path("/proc/self/status").read_text().split("\\n") if "VmHWM" in s]

@@ -36,17 +36,16 @@ from drawing import draw_curves
 from recorded import machine, versions
 from torch import Tensor
 
-from triptych.contracts import UserError
-from triptych.evaluation.scoring import to_tensor, wilson
-from triptych.evaluation.shapes import Example, examples
-from triptych.loading import describe_model
+from triptych.evaluation.shapes.common import to_tensor, wilson
+from triptych.evaluation.shapes.shape_eval import Example, examples
+from triptych.inference.loading import describe_model
+from triptych.inference.offload import take_turns
+from triptych.inference.pipeline import UnifiedPipeline
 from triptych.modules import UnifiedModule
-from triptych.pipeline import UnifiedPipeline
-from triptych.sampler import noise_from_seeds, sample_flow
-from triptych.shapes.captions import request_of
-from triptych.shapes.checker import check
-from triptych.solvers import model_calls
-from triptych.turns import take_turns
+from triptych.sampler import model_calls, noise_from_seeds, sample_flow
+from triptych.shapes_world.captions import request_of
+from triptych.shapes_world.checker import check
+from triptych.utils.errors import UserError
 
 ROOT = Path(__file__).parent.parent
 PICTURES, IMAGES, PART = 16, 240, 60  # of a batch; that are scored; scored at a time

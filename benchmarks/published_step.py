@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 from triptych.backbones import QwenVL
-from triptych.backbones.qwen_vl import visible
-from triptych.contracts import Batch, Condition
+from triptych.backbones.qwen2_5_vl import visible
+from triptych.interfaces import Batch, Condition
 from triptych.modules import UnifiedModule
 from triptych.prompts import IGNORED
 

@@ -44,11 +44,11 @@ from lightning.pytorch.strategies.launchers import subprocess_script
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from safetensors.torch import load_file
 
-from triptych.callbacks import export
-from triptych.cli import main as triptych_main
-from triptych.errors import UserError
-from triptych.lightning_cli import TriptychCLI
-from triptych.weights import durable
+from triptych.callbacks import export_weights
+from triptych.checkpoints import atomic_checkpoint
+from triptych.cli.lightning import TriptychCLI
+from triptych.cli.main import main as triptych_main
+from triptych.utils.errors import UserError
 
 STARTING = ("parse", "rendezvous", "data", "setup", "sanity")
 TRAINING = ("forward", "backward", "optimizer", "stepped", "validation", "save", "background")
@@ -58,12 +58,12 @@ EVENTS = ("term", "term-twice", "timeout", "term-last", "int", "usr1")
 FAILURES = ("kill-first", "kill-last", "refused", "mistake", "disk")
 STRATEGIES = {
     "ddp": {
-        "class_path": "triptych.strategies.LeanDDPStrategy",
+        "class_path": "triptych.training.strategies.LeanDDPStrategy",
         "init_args": {"process_group_backend": "gloo"},
     },
-    "fsdp2": {"class_path": "triptych.strategies.ShardedStrategy"},
+    "fsdp2": {"class_path": "triptych.training.strategies.ShardedStrategy"},
     "sharded": {
-        "class_path": "triptych.strategies.ShardedStrategy",
+        "class_path": "triptych.training.strategies.ShardedStrategy",
         "init_args": {"save_sharded": True},
     },
 }
@@ -179,9 +179,9 @@ def watch() -> None:
     cli.before_instantiate_classes = passing("parse", cli.before_instantiate_classes)
     group.init_process_group = passing("rendezvous", group.init_process_group)
     _DataConnector.prepare_data = passing("data", _DataConnector.prepare_data)
-    durable._Noting.write = passing("save", durable._Noting.write)
-    durable.put_folder = passing("save", durable.put_folder)
-    export.save_weights = passing("export", export.save_weights)
+    atomic_checkpoint._Noting.write = passing("save", atomic_checkpoint._Noting.write)
+    atomic_checkpoint.put_folder = passing("save", atomic_checkpoint.put_folder)
+    export_weights.save_weights = passing("export", export_weights.save_weights)
     subprocess_script.subprocess = SimpleNamespace(Popen=Forked)
 
 
@@ -372,7 +372,7 @@ def attempt(task: tuple[Case, int, bool, float, Path]) -> dict[str, object]:
 
 def weights(runs: Path) -> dict[str, object] | None:
     """Trained tensors and optimizer of a run's last checkpoint, as bytes."""
-    last = durable.newest([runs / "run"])
+    last = atomic_checkpoint.newest([runs / "run"])
     if last is None:
         return None
     if last.is_dir():

@@ -37,10 +37,11 @@ import yaml
 from lightning import Callback
 
 import triptych.callbacks
-from triptych.atomic_write import PARTIAL
-from triptych.cli import main as triptych_main
-from triptych.shapes.shards import ensure_shapes
-from triptych.weights import durable, files
+from triptych.checkpoints import atomic_checkpoint
+from triptych.checkpoints import weight_files as files
+from triptych.cli.main import main as triptych_main
+from triptych.shapes_world.shards import ensure_shapes
+from triptych.utils.atomic_write import PARTIAL
 
 ROOT = Path(__file__).resolve().parent.parent
 PLACES = ("time", "step", "save", "rename", "validation", "log", "folder", "export")
@@ -110,7 +111,7 @@ def watch_the_disk() -> None:
     """
     from lightning.fabric.loggers.csv_logs import _ExperimentWriter
 
-    write, write_tensors = durable._Noting.write, files.write_tensors
+    write, write_tensors = atomic_checkpoint._Noting.write, files.write_tensors
 
     def cut(self, data):
         if FATE.moment_of("save"):
@@ -140,7 +141,7 @@ def watch_the_disk() -> None:
 
         setattr(owner, name, watched)
 
-    durable._Noting.write, files.write_tensors = cut, cut_export
+    atomic_checkpoint._Noting.write, files.write_tensors = cut, cut_export
     around(os, "fsync", "rename")
     around(os, "replace", "rename")
     around(os, "symlink", "rename")
@@ -263,7 +264,7 @@ def tortured(runs: Path, place: str, often: int, draw: random.Random) -> int:
 def results(runs: Path) -> dict[str, object]:
     """All that must be equal, of a run that is done."""
     folders = sorted((runs / "run").glob("version_*"), key=lambda p: int(p.name.split("_")[1]))
-    last = durable.newest([runs / "run"])
+    last = atomic_checkpoint.newest([runs / "run"])
     state = torch.load(last, weights_only=True)
     samples: dict[str, str] = {}
     for folder in folders:

@@ -11,7 +11,7 @@ does weighs little. A step is forward, backward, clipping and the optimizer.
 
 Their gradients are compared before anything is timed. Beside them: seconds of each part, memory
 (peak resident set of a step above the one before it), FLOPs by torch's counter against the
-formulas of `triptych.flops`, and FLOPs of a sample at 8B, counted on the meta device.
+formulas of `triptych.training.flops`, and FLOPs of a sample at 8B, counted on the meta device.
 
     python benchmarks/training.py --out benchmarks/results/training.json
     python benchmarks/training.py --device cuda --size 8b      # on a GPU; never run so far
@@ -43,15 +43,17 @@ from recorded import machine, versions
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from triptych import flops
 from triptych.backbones import EvaClip, LuminaNextDiT, QwenText, QwenVision, QwenVL, Vocabulary
 from triptych.backbones.attention import use_xformers
-from triptych.callbacks.peaks import dense_peak
-from triptych.contracts import TEXT_TO_IMAGE, Batch, UserError
-from triptych.freezing import freeze_all_but, make_optimizer
-from triptych.loading import describe_stage
+from triptych.inference.loading import describe_stage
+from triptych.interfaces import TEXT_TO_IMAGE, Batch
 from triptych.modules import GenerationModule, UnderstandingModule, UnifiedModule
-from triptych.sharding import cast_frozen, compile_blocks
+from triptych.training import flops
+from triptych.training.device_peaks import dense_peak
+from triptych.training.execution import cast_frozen, compile_blocks
+from triptych.training.freezing import freeze_all_but
+from triptych.training.optimizer import make_optimizer
+from triptych.utils.errors import UserError
 
 ROOT = Path(__file__).parent.parent
 BATCH, QUERIES = 8, 64

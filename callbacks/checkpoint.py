@@ -17,13 +17,13 @@ from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.trainer.states import TrainerFn
 from torch.distributed.checkpoint import CheckpointException
 
-from triptych.callbacks.checkpoint_io import BackgroundCheckpointIO, DurableCheckpointIO
-from triptych.callbacks.run_log import Row, complete_log, continue_log, pending_row
-from triptych.contracts import UserError
-from triptych.ranks import Agreement, take_over, watch_launched
-from triptych.signals import RESUME, Terminated, supervisor
-from triptych.weights import WeightFiles, durable
-from triptych.weights.training import Base, check_base, frozen_base
+from triptych.callbacks._checkpoint_io import BackgroundCheckpointIO, DurableCheckpointIO
+from triptych.callbacks._resumed_log import Row, complete_log, continue_log, pending_row
+from triptych.checkpoints import WeightFiles, atomic_checkpoint
+from triptych.checkpoints.training_checkpoint import Base, check_base, frozen_base
+from triptych.training.ranks import Agreement, take_over, watch_launched
+from triptych.utils.errors import UserError
+from triptych.utils.signals import RESUME, Terminated, supervisor
 
 log = logging.getLogger(__name__)
 
@@ -208,7 +208,7 @@ class Checkpoint(ModelCheckpoint):
 
     def _save_folder(self, trainer: Trainer, path: Path) -> None:
         """Let all ranks write their files into a folder that gets its name when all are done."""
-        partial = durable.partial_of(path)
+        partial = atomic_checkpoint.partial_of(path)
         if trainer.is_global_zero:
             shutil.rmtree(partial, ignore_errors=True)
         trainer.strategy.barrier()
@@ -218,7 +218,7 @@ class Checkpoint(ModelCheckpoint):
             raise _not_written(path, error) from error
         trainer.strategy.barrier()
         if trainer.is_global_zero:
-            durable.put_folder(partial, path, trainer.global_step)
+            atomic_checkpoint.put_folder(partial, path, trainer.global_step)
         trainer.strategy.barrier()
         self._last_checkpoint_saved = str(path)
 
@@ -292,9 +292,9 @@ class Checkpoint(ModelCheckpoint):
 def _not_written(path: Path, error: OSError | CheckpointException) -> UserError:
     """The sentence for a disk that failed on this rank, or on another."""
     if isinstance(error, OSError):
-        return durable.not_written(path, error)
+        return atomic_checkpoint.not_written(path, error)
     rank, (cause, _) = next(iter(error.failures.items()))
-    return durable.not_written(path, OSError(f"rank {rank}: {cause}"))
+    return atomic_checkpoint.not_written(path, OSError(f"rank {rank}: {cause}"))
 
 
 def writes_folders(strategy: Strategy) -> bool:

@@ -12,11 +12,11 @@ from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor
 from torch.optim import Optimizer
 
-from triptych.callbacks.export import ExportWeights
-from triptych.callbacks.skipping import has_gradients, local, was_skipped
-from triptych.contracts import UserError
-from triptych.sharding import gathered, like
-from triptych.weights.checking import require_sound
+from triptych.callbacks._skip_step import has_gradients, local, was_skipped
+from triptych.callbacks.export_weights import ExportWeights
+from triptych.checkpoints.weight_checks import require_sound
+from triptych.training.fsdp import gathered, like
+from triptych.utils.errors import UserError
 
 
 class EMA(Callback):
@@ -57,7 +57,7 @@ class EMA(Callback):
         if isinstance(trainer.strategy, FSDPStrategy):
             raise UserError(
                 "EMA cannot follow the flattened parameters of FSDP1; use FSDP2 "
-                "(triptych.strategies.ShardedStrategy) or DDP, or leave the callback out."
+                "(triptych.training.strategies.ShardedStrategy) or DDP, or leave the callback out."
             )
         self._saves = trainer.is_global_zero
 

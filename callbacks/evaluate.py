@@ -6,9 +6,10 @@ from typing import Any
 
 from lightning import LightningModule, Trainer
 
-from triptych.callbacks.optional import OptionalCallback, missing_parts
-from triptych.callbacks.pictures import inspecting
-from triptych.contracts import Evaluator, UserError
+from triptych.callbacks._evaluation_mode import inspecting
+from triptych.callbacks._optional import OptionalCallback, missing_parts
+from triptych.interfaces import Evaluator
+from triptych.utils.errors import UserError
 
 
 class Evaluate(OptionalCallback):

@@ -6,9 +6,10 @@ from typing import Any
 
 from lightning import LightningModule, Trainer
 
-from triptych.callbacks.optional import OptionalCallback
-from triptych.callbacks.pictures import inspecting
-from triptych.contracts import TEXT_TO_IMAGE, UserError, batches_in
+from triptych.callbacks._evaluation_mode import inspecting
+from triptych.callbacks._optional import OptionalCallback
+from triptych.interfaces import TEXT_TO_IMAGE, batches_in
+from triptych.utils.errors import UserError
 
 
 class FlowLossByNoise(OptionalCallback):

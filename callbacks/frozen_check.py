@@ -8,8 +8,8 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from triptych.callbacks.skipping import local
-from triptych.contracts import UserError
+from triptych.callbacks._skip_step import local
+from triptych.utils.errors import UserError
 
 CHUNK = 1 << 24  # elements summed at a time: the sums are in int64, four times bfloat16
 

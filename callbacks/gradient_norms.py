@@ -9,9 +9,9 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-from triptych.callbacks.parts import part_of
-from triptych.callbacks.run_log import logs_step
-from triptych.contracts import UserError
+from triptych.callbacks._resumed_log import logs_step
+from triptych.training.part_names import part_of
+from triptych.utils.errors import UserError
 
 
 class GradientNorms(Callback):

@@ -12,8 +12,9 @@ from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 
-from triptych.callbacks.skipping import forget, gradients, skip
-from triptych.contracts import UserError, batches_in
+from triptych.callbacks._skip_step import forget, gradients, skip
+from triptych.interfaces import batches_in
+from triptych.utils.errors import UserError
 
 log = logging.getLogger(__name__)
 

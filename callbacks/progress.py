@@ -7,7 +7,7 @@ from typing import Any
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 
-from triptych.callbacks.run_log import logs_step
+from triptych.callbacks._resumed_log import logs_step
 
 
 class ProgressBar(RichProgressBar):

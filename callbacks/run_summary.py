@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from lightning import Callback, LightningModule, Trainer
 
-from triptych.callbacks.counting import OTHER, StepFlops, step_flops
+from triptych.callbacks._skip_step import local
 from triptych.callbacks.ema import EMA
-from triptych.callbacks.parts import part_of
-from triptych.callbacks.peaks import dense_peak, device_name
-from triptych.callbacks.skipping import local
-from triptych.contracts import UserError
+from triptych.training.device_peaks import dense_peak, device_name
+from triptych.training.flop_counter import OTHER, StepFlops, step_flops
+from triptych.training.part_names import part_of
+from triptych.utils.errors import UserError
 
 COLUMNS = ("part", "trained", "frozen", "dtype", "memory", "forward", "backward")
 DAY = 86400  # seconds

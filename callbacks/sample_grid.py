@@ -14,14 +14,14 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
 from torch import Tensor
 
+from triptych.callbacks._evaluation_mode import inspecting, to_arrays
+from triptych.callbacks._optional import OptionalCallback, missing_parts
 from triptych.callbacks.ema import EMA
-from triptych.callbacks.optional import OptionalCallback, missing_parts
-from triptych.callbacks.pictures import inspecting, to_arrays
-from triptych.contracts import IMAGE_TO_TEXT, TEXT_TO_IMAGE, UserError, unit_to_pixels
-from triptych.errors import NotFiniteError
-from triptych.pictures import square
-from triptych.run_folder import of_trainer
-from triptych.sheets import above, grid
+from triptych.checkpoints.run_folder import of_trainer
+from triptych.interfaces import IMAGE_TO_TEXT, TEXT_TO_IMAGE
+from triptych.utils.errors import NotFiniteError, UserError
+from triptych.utils.image_grid import above, grid
+from triptych.utils.images import square, unit_to_pixels
 
 log = logging.getLogger(__name__)
 

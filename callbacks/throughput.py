@@ -10,10 +10,10 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from triptych.callbacks.counting import StepFlops, step_flops
-from triptych.callbacks.peaks import dense_peak, device_name
-from triptych.callbacks.run_log import logs_step
-from triptych.contracts import batches_in
+from triptych.callbacks._resumed_log import logs_step
+from triptych.interfaces import batches_in
+from triptych.training.device_peaks import dense_peak, device_name
+from triptych.training.flop_counter import StepFlops, step_flops
 
 log = logging.getLogger(__name__)
 PREFIX = "throughput"

@@ -1,19 +1,38 @@
-"""Where data comes from. A new data set is a new file here, or a subclass in your own folder."""
+"""DataModules. A new data format is a subclass of `Source`, here or in your own folder.
+
+    mixed       MixedDataModule: several data sets by weight
+    webdataset  ShardDataModule: WebDataset shards
+    shapes      ShapesDataModule and EditsDataModule: the shapes world
+    sources     data sets as samples by number: WebDataset, folders, LLaVA files, tables
+    shards      index of a WebDataset shard
+    sampling    order of samples: mixing, epochs, length buckets
+    batching    samples to a Batch
+    features    cached image features
+    streaming   StreamDataModule: shards that cannot be seeked
+    tools       data pack and data inspect
+    decode      encoded images to uint8 squares
+    parallel    work over all cores, results in order
+    previews    samples for callbacks that show a data set
+
+From a step to its batch: sampling.schedule names the samples, a source reads them,
+batching.tasks makes prompts, decode makes pixels, batching.collate joins them.
+"""
 
 if __name__ != "triptych.data_modules":
     raise ImportError(f"import this folder as 'triptych.data_modules', not as {__name__!r}")
 
-from .accumulation import AccumulationLoader
-from .bad_samples import BadSamples
-from .batches import BatchBuilder
-from .conversations import ConversationFile
-from .decode import Decoder
-from .edits import EditsDataModule
-from .module import Ingredient, MixedDataModule, ShapesDataModule, ShardDataModule
-from .pictures_folder import PictureFolder
-from .shards import ShardFolder
-from .source import BadSample, Sample, Source
-from .tasks import Reading
+from triptych.data_modules.batching.accumulation import AccumulationLoader
+from triptych.data_modules.batching.bad_samples import BadSamples
+from triptych.data_modules.batching.collate import BatchBuilder
+from triptych.data_modules.batching.tasks import Reading
+from triptych.data_modules.decode import Decoder
+from triptych.data_modules.mixed import Ingredient, MixedDataModule
+from triptych.data_modules.shapes import EditsDataModule, ShapesDataModule
+from triptych.data_modules.sources.base import BadSample, Sample, Source
+from triptych.data_modules.sources.image_folder import PictureFolder
+from triptych.data_modules.sources.llava import ConversationFile
+from triptych.data_modules.sources.webdataset import ShardFolder
+from triptych.data_modules.webdataset import ShardDataModule
 
 __all__ = [
     "AccumulationLoader",
@@ -38,7 +57,7 @@ __all__ = [
 
 def __getattr__(name: str):
     if name == "StreamDataModule":  # see its file for why not before it is used
-        from .stream import StreamDataModule
+        from triptych.data_modules.streaming.datamodule import StreamDataModule
 
         return StreamDataModule
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,7 +1,7 @@
 """Encoded pictures to the squares that models take: uint8 [3,size,size], decoded once.
 
-The reader of `triptych.image_reader` judges and decodes them; large JPEGs go past Pillow where
-simplejpeg is installed.
+The reader of `triptych.utils.image_reader` judges and decodes them; large JPEGs go past Pillow
+where simplejpeg is installed.
 """
 
 from __future__ import annotations
@@ -18,9 +18,8 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2.functional import resize_image
 
-from triptych.image_headers import find_orientation
-from triptych.image_modes import Alpha
-from triptych.image_reader import (
+from triptych.utils.image_headers import find_orientation
+from triptych.utils.image_reader import (
     DEFAULT_LIMITS,
     ImageLimits,
     decode,
@@ -28,11 +27,10 @@ from triptych.image_reader import (
     read_image,
     upright_rgb,
 )
-from triptych.pictures import square
-from triptych.squares import place_of_square
+from triptych.utils.image_squares import place_of_square
+from triptych.utils.images import square
 
 DecodeWay = Literal["torchvision", "pillow"]
-FORMATS = ("JPEG", "PNG", "WEBP")
 SLOWER = (
     "JPEGs are decoded by Pillow; run `pip install 'triptych[fast]'` and batches of them take a "
     "tenth to a fifth less time."
@@ -64,12 +62,10 @@ class Decoder:
         Raises:
             PictureError: it is damaged, or beyond `limits`.
         """
-        header = read_header(data, self.limits)
-        if header.format != "JPEG":  # how a PNG is turned may stand at its end
-            decode(header)
+        header = self._header(data)
         places = [place_of_square(*upright_shape(header), size) for size in sizes]
         if self.way == "pillow":
-            picture = upright_rgb(header, self.alpha)
+            picture = upright_rgb(header, alpha="drop")
             return [square(picture, size) for size in sizes]
         pixels = pixels_of(data, header, max(sizes))
         squares = {
@@ -78,17 +74,20 @@ class Decoder:
         return [squares[size] for size in sizes]
 
     def whole(self, data: bytes) -> Image.Image:
-        """The image at its own size, RGB: the colours of the squares, for people to look at.
+        """The image at its own size, RGB; transparency as in the squares.
 
         Raises:
             PictureError: it is damaged, or beyond `limits`.
         """
-        return read_image(data, self.limits, self.alpha)
+        if self.way == "pillow":
+            return upright_rgb(self._header(data), alpha="drop")
+        return read_image(data, self.limits)
 
-    @property
-    def alpha(self) -> Alpha:
-        """Treatment of transparent pixels."""
-        return "drop" if self.way == "pillow" else "white"
+    def _header(self, data: bytes) -> Image.Image:
+        header = read_header(data, self.limits)
+        if header.format != "JPEG":  # how a PNG is turned may stand at its end
+            decode(header)
+        return header
 
     @property
     def hint(self) -> str:
@@ -98,10 +97,7 @@ class Decoder:
     @property
     def limits(self) -> ImageLimits:
         """Limits of the pictures of a data set."""
-        return ImageLimits(FORMATS, max_pixels=self.max_pixels)
-
-
-DEFAULT_DECODER = Decoder()
+        return ImageLimits(max_pixels=self.max_pixels)
 
 
 @cache

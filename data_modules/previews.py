@@ -9,11 +9,10 @@ from typing import Literal
 
 from PIL import Image
 
-from triptych.contracts import IMAGE_TO_IMAGE, Preprocessing
-
-from .decode import DEFAULT_DECODER, Decoder
-from .source import BadSample
-from .tasks import Reading
+from triptych.data_modules.batching.tasks import Reading
+from triptych.data_modules.decode import Decoder
+from triptych.data_modules.sources.base import BadSample
+from triptych.interfaces import IMAGE_TO_IMAGE, Preprocessing
 
 Need = Literal["caption", "picture", "turn", "edit"]
 LOOKED_AT = 2000
@@ -37,15 +36,15 @@ def previews(
     known: Preprocessing,
     number: int,
     needs: set[Need],
-    decode: Decoder = DEFAULT_DECODER,
+    decoder: Decoder,
 ) -> list[Preview]:
     """The first samples, at most `number`, that a model can take and that have all of `needs`.
 
     Args:
         readings: data sets of one family, open.
+        decoder: of the training batches: previews show what the model sees.
         needs: "caption": a text to draw; "picture": an image; "turn": a question about it; "edit":
             an image and the instruction that changes it.
-        decode: decoder of the batches, so that images look as the model sees them.
     """
     found: list[Preview] = []
     for reading in readings:
@@ -53,12 +52,12 @@ def previews(
             if len(found) == number:
                 return found
             with suppress(BadSample):
-                found.append(_preview(reading, place, known, needs, decode))
+                found.append(_preview(reading, place, known, needs, decoder))
     return found
 
 
 def _preview(
-    reading: Reading, number: int, known: Preprocessing, needs: set[Need], decode: Decoder
+    reading: Reading, number: int, known: Preprocessing, needs: set[Need], decoder: Decoder
 ) -> Preview:
     """One sample.
 
@@ -80,9 +79,9 @@ def _preview(
     if "turn" in needs:
         found.turn = reading.some(reading.turns_about(number, number, 0), number, 0)[0]
     if "edit" in needs:
-        found.picture = source.picture(number, "source", decode)
+        found.picture = source.picture(number, "source", decoder)
     elif "picture" in needs:
         if not source.has(number, "picture"):
             raise BadSample(key, "no picture")
-        found.picture = source.picture(number, decode=decode)
+        found.picture = source.picture(number, decoder=decoder)
     return found

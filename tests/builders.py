@@ -21,9 +21,10 @@ from triptych.backbones import (
     QwenVL,
     SDXLDecoder,
 )
-from triptych.contracts import IMAGE_TO_TEXT, TEXT_TO_IMAGE, Batch
+from triptych.checkpoints import WeightFiles, save_weights
+from triptych.checkpoints.weight_files import MADE_BY, label_of
 from triptych.data_modules import BatchBuilder, Reading, ShardDataModule
-from triptych.freezing import Optimization
+from triptych.interfaces import IMAGE_TO_TEXT, TEXT_TO_IMAGE, Batch
 from triptych.modules import (
     EncodingModule,
     GenerationModule,
@@ -31,9 +32,8 @@ from triptych.modules import (
     UnderstandingModule,
     UnifiedModule,
 )
-from triptych.modules.encoding import EncodingHeads
-from triptych.weights import WeightFiles, save_weights
-from triptych.weights.files import MADE_BY, label_of
+from triptych.modules.encoder_training import EncodingHeads
+from triptych.training.optimizer import Optimization
 
 ROOT = Path(__file__).parent.parent
 SIDE = 48  # pixels

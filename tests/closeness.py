@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from triptych.shapes.checker import read
-from triptych.shapes.world import PIXELS
+from triptych.shapes_world.checker import read
+from triptych.shapes_world.world import PIXELS
 
 PART = 1e-3  # of the pixels, rounded up
 

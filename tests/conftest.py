@@ -9,7 +9,7 @@ import pytest
 @pytest.fixture(scope="session")
 def shapes_folder(tmp_path_factory):
     """The shapes world in small: folders train (64), eval (16), unseen (8) and instruct (16)."""
-    from triptych.shapes.shards import ensure_shapes
+    from triptych.shapes_world.shards import ensure_shapes
 
     folder = tmp_path_factory.mktemp("world") / "shapes"
     return ensure_shapes(folder, train=64, evaluation=16, unseen=8, instruct=16)
@@ -42,7 +42,7 @@ def tokenizer():
 @pytest.fixture(scope="session")
 def pipe():
     """The tiny preset; no test changes it."""
-    from triptych.pipeline import UnifiedPipeline
+    from triptych.inference.pipeline import UnifiedPipeline
 
     return UnifiedPipeline.from_pretrained("tiny", device="cpu")
 
@@ -81,7 +81,7 @@ def inception_file(tmp_path_factory):
     """Random weights in the layout of the file that torch-fidelity publishes."""
     import torch
 
-    from triptych.evaluation.inception import Inception
+    from triptych.evaluation.image_metrics.inception import Inception
 
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("inception") / "weights.pth"
@@ -93,8 +93,8 @@ def inception_file(tmp_path_factory):
 @pytest.fixture
 def triptych(pipe, monkeypatch, capsys, tmp_path):
     """A function: runs a command in an empty folder -> (status, stdout, stderr), and counts."""
-    from triptych.cli import main
-    from triptych.pipeline import UnifiedPipeline
+    from triptych.cli.main import main
+    from triptych.inference.pipeline import UnifiedPipeline
 
     monkeypatch.chdir(tmp_path)
     loaded = []

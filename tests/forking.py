@@ -76,7 +76,7 @@ def start(folder, command, environment, output, streams):
         os.dup2(output.fileno(), 2)
         from lightning.fabric.utilities.rank_zero import rank_zero_only
 
-        from triptych.cli import main
+        from triptych.cli.main import main
 
         rank_zero_only.rank = int(environment.get("RANK", 0))  # it is read at the import
         if streams:
@@ -99,8 +99,8 @@ def start(folder, command, environment, output, streams):
 
 def serve():
     import triptych.callbacks
-    import triptych.data_modules
-    import triptych.lightning_cli  # noqa: F401
+    import triptych.cli.lightning
+    import triptych.data_modules  # noqa: F401
 
     for line in sys.stdin:
         task = json.loads(line)

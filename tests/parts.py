@@ -9,8 +9,8 @@ from builders import SIDE, built, decoder, dit, eva, shaken, understander, vae
 from torch import Tensor
 
 from triptych.backbones import DCAutoencoder, SanaDecoder, Siglip2
-from triptych.contracts import Part
-from triptych.modules.encoding import EncodingHeads
+from triptych.interfaces import Part
+from triptych.modules.encoder_training import EncodingHeads
 
 Case = tuple[Part, Callable[[Part], Tensor]]
 """A built part in evaluation mode, and a call of it that makes a tensor."""

@@ -21,9 +21,10 @@ from lightning import Callback, Trainer
 from torch.distributed.tensor import DTensor
 
 from triptych.callbacks import Checkpoint
-from triptych.sharding import Execution, gathered
-from triptych.strategies import LeanDDPStrategy, ShardedStrategy
-from triptych.weights import WeightFiles
+from triptych.checkpoints import WeightFiles
+from triptych.training.execution import Execution
+from triptych.training.fsdp import gathered
+from triptych.training.strategies import LeanDDPStrategy, ShardedStrategy
 
 STRATEGIES = {
     "auto": lambda: "auto",
@@ -155,14 +156,6 @@ def run_ranks(script: str, plan: Path) -> list[str]:
     return said
 
 
-def settings_of(case: dict[str, Any]) -> dict[str, Any]:
-    """Settings of the model of a case, which comes from a JSON file."""
-    settings = dict(case.get("settings", {}))
-    if "execution" in settings:
-        settings["execution"] = Execution(**settings["execution"])
-    return settings
-
-
 def run_case(case: dict[str, Any], models: dict[Any, Any], plan: dict[str, Any]) -> Any:
     """Train or validate on this rank's pieces of a batch, see `cutting.cut`."""
     strategy, stage, pieces = (
@@ -170,13 +163,11 @@ def run_case(case: dict[str, Any], models: dict[Any, Any], plan: dict[str, Any])
         case["stage"],
         case["pieces"][int(os.environ["RANK"])],
     )
-    name = (strategy, stage, json.dumps(case.get("settings")))
-    if name not in models:
-        models[name] = described(stage, WeightFiles(**plan["weights"]), **settings_of(case))
-    model = models[name]
+    if (strategy, stage) not in models:
+        models[strategy, stage] = described(stage, WeightFiles(**plan["weights"]))
+    model = models[strategy, stage]
     shapes, talks = Path(plan["shapes"]), Path(plan["talks"])
-    tasks = case.get("tasks") and [case["tasks"][int(os.environ["RANK"])]]
-    batches = cut(model, stage, shapes, talks, pieces, case.get("silent", []), tasks)
+    batches = cut(model, stage, shapes, talks, pieces, case.get("silent", []))
     options = {"devices": 2, "strategy": STRATEGIES[strategy]()}
     if case.get("validate"):
         return validated(model, batches, **options)

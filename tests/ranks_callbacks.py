@@ -23,8 +23,8 @@ from triptych.callbacks import (
     RunSummary,
     Throughput,
 )
-from triptych.sharding import gathered
-from triptych.weights import WeightFiles
+from triptych.checkpoints import WeightFiles
+from triptych.training.fsdp import gathered
 
 
 class Spoils(Callback):

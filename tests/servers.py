@@ -12,9 +12,9 @@ from openai import OpenAI
 from PIL import Image
 
 from triptych.prompts import PromptError
-from triptych.serving.app import create_app
-from triptych.serving.context import Sizes
-from triptych.serving.server import Server, open_port
+from triptych.serving.asgi.server import Server, open_port
+from triptych.serving.http.app import create_app
+from triptych.serving.http.context import Sizes
 
 SIZES = Sizes(made=8, edited=8, shown=8)
 

@@ -33,9 +33,9 @@ from triptych.backbones import (
     QwenVL,
 )
 from triptych.backbones.eva_clip import CLIP_MEAN, CLIP_STD
-from triptych.contracts import IMAGE_TO_TEXT, UserError, pixels_to_unit
 from triptych.evaluation.parity.loading import fill, placed
-from triptych.evaluation.shapes import examples
+from triptych.evaluation.shapes.shape_eval import examples
+from triptych.interfaces import IMAGE_TO_TEXT
 from triptych.modules import UnderstandingModule
 from triptych.prompts import (
     PAD,
@@ -45,6 +45,8 @@ from triptych.prompts import (
     reconstruction_ids,
     token_id,
 )
+from triptych.utils.errors import UserError
+from triptych.utils.images import pixels_to_unit
 
 
 def drawn(number):

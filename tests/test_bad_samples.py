@@ -10,7 +10,6 @@ from builders import SIDE, builder
 from PIL import Image
 from tars import write
 
-from triptych.contracts import TEXT_TO_IMAGE, Batch, Preprocessing, UserError
 from triptych.data_modules import (
     BadSample,
     BadSamples,
@@ -19,10 +18,12 @@ from triptych.data_modules import (
     Reading,
     ShardFolder,
 )
-from triptych.data_modules.bad_samples import check_texts
-from triptych.data_modules.steps import VALIDATION_SAMPLES
-from triptych.data_modules.texts import clean
+from triptych.data_modules.batching.bad_samples import check_texts
+from triptych.data_modules.batching.clean_text import clean
+from triptych.data_modules.sampling.step_dataset import VALIDATION_SAMPLES
+from triptych.interfaces import TEXT_TO_IMAGE, Batch, Preprocessing
 from triptych.prompts import SPECIAL_TOKENS
+from triptych.utils.errors import UserError
 
 
 def picture(shade):

@@ -5,7 +5,7 @@ import re
 import pytest
 from builders import ROOT
 
-from triptych.budget import Budget, budget
+from triptych.cli.cost import Budget, budget
 
 RECIPES = sorted((ROOT / "conf" / "recipes" / "published").glob("*.yaml"))
 

@@ -15,9 +15,10 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from triptych.callbacks import EMA, Evaluate, SampleGrid
-from triptych.contracts import Evaluator, UserError
-from triptych.finite import require_finite
-from triptych.sheets import LEAST_WIDTH, MARGIN, above, grid
+from triptych.interfaces import Evaluator
+from triptych.utils.errors import UserError
+from triptych.utils.finite import require_finite
+from triptych.utils.image_grid import LEAST_WIDTH, MARGIN, above, grid
 
 SIDE = 48
 

@@ -8,13 +8,14 @@ import torch
 from builders import built, understander
 from PIL import Image
 
-from triptych.backbones.next_token import choice
-from triptych.contracts import Sampling, UserError
+from triptych.backbones.token_sampling import choice
+from triptych.inference.pipeline import UnifiedPipeline
+from triptych.interfaces import Sampling
 from triptych.modules import UnderstandingModule
-from triptych.modules.answering import Row
-from triptych.pipeline import UnifiedPipeline
+from triptych.modules.text_generation import Row
 from triptych.prompts import PromptError, chat_ids, conversation_ids
-from triptych.streams import pieces
+from triptych.utils.callback_iterator import pieces
+from triptych.utils.errors import UserError
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,8 @@ import pytest
 import yaml
 from builders import ROOT
 
-from triptych.cli import alone, main
-from triptych.parser_errors import plain
+from triptych.cli.main import alone, main
+from triptych.utils.parser_errors import plain
 
 CONF = ROOT / "conf"
 RECIPES = sorted(path.stem for path in CONF.glob("*.yaml") if path.stem != "base")

@@ -19,7 +19,7 @@ from triptych.prompts import (
     reconstruction_ids,
     user_turn,
 )
-from triptych.tokens import Control, break_control_tokens, encode, encode_text
+from triptych.utils.tokens import Control, break_control_tokens, encode, encode_text
 
 QWEN = Path(__file__).parent / "data/parity/data/tokenizer.json"
 # Tokens of Qwen2.5 and Qwen3 that no tokenizer file here has; all but the first unmarked.

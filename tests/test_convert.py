@@ -26,13 +26,13 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
-from triptych.cli import main
-from triptych.contracts import UserError
-from triptych.loading import load_model
+from triptych.checkpoints import read_metadata
+from triptych.checkpoints.published.convert import convert
+from triptych.checkpoints.published.staging import Staging
+from triptych.cli.main import main
+from triptych.inference.loading import load_model
 from triptych.prompts import SPECIAL_TOKENS
-from triptych.weights import read_metadata
-from triptych.weights.convert import convert
-from triptych.weights.staging import Staging
+from triptych.utils.errors import UserError
 
 
 @pytest.fixture(scope="module")

@@ -24,10 +24,10 @@ import tarfile
 import pytest
 from tars import number_of, sample
 
-from triptych.contracts import UserError
 from triptych.data_modules import BadSample, ShardFolder
-from triptych.data_modules.indexing import build_index
-from triptych.listing.names import KINDS, split_at_first_dot
+from triptych.data_modules.shards.build_index import build_index
+from triptych.utils.errors import UserError
+from triptych.utils.listing.names import KINDS, split_at_first_dot
 
 SAMPLES = 12
 FORMATS = {

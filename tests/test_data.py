@@ -13,7 +13,6 @@ import torch
 from builders import SIDE, builder, data, unified
 from PIL import Image
 
-from triptych.contracts import IMAGE_TO_TEXT, TEXT_TO_IMAGE, Preprocessing, UserError
 from triptych.data_modules import (
     BadSample,
     BatchBuilder,
@@ -24,16 +23,18 @@ from triptych.data_modules import (
     ShardFolder,
     Source,
 )
-from triptych.data_modules.mixture import Mixture
-from triptych.data_modules.schedule import Schedule
-from triptych.data_modules.steps import (
+from triptych.data_modules.sampling.mixing import Mixture
+from triptych.data_modules.sampling.schedule import Schedule
+from triptych.data_modules.sampling.step_dataset import (
     VALIDATION_SAMPLES,
     EvaluationDataset,
     StepDataset,
     Steps,
 )
-from triptych.pictures import square
+from triptych.interfaces import IMAGE_TO_TEXT, TEXT_TO_IMAGE, Preprocessing
 from triptych.prompts import IGNORED
+from triptych.utils.errors import UserError
+from triptych.utils.images import square
 
 
 def encoded(kind, size=(20, 30), colour=(200, 30, 30)):
@@ -160,7 +161,7 @@ def test_names_never_become_files_and_nothing_is_unpickled(tmp_path):
     ("prepare", "says"),
     [
         (lambda f: None, "does not exist"),
-        (lambda f: f.mkdir(), r"is empty of \*.tar shards"),
+        (lambda f: f.mkdir(), r"holds no \*.tar shard"),
         (lambda f: write(f / "a.tar", [("a.png", encoded("PNG"))]), "hold no sample with a pict"),
         (lambda f: write(f / "a.tar", plain(0)).write_bytes(b"no tar"), "a.tar is damaged"),
         (lambda f: cut(write(f / "a.tar", plain(0))), r"1 sample .1 truncated."),

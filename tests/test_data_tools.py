@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from triptych.cli import main
-from triptych.contracts import UserError
+from triptych.cli.main import main
 from triptych.data_modules import ShardFolder
-from triptych.data_modules.inspect import contact_sheet, examine, repeated, spread
-from triptych.data_modules.opening import source_at
-from triptych.data_modules.pack import MANIFEST, pack, safe_key, skipped
+from triptych.data_modules.sources.detect import source_at
+from triptych.data_modules.tools.inspect import contact_sheet, examine, repeated, spread
+from triptych.data_modules.tools.pack import MANIFEST, pack, safe_key, skipped
+from triptych.utils.errors import UserError
 
 
 def encoded(number, kind="PNG", size=(20, 30)):
@@ -125,7 +125,7 @@ def test_samples_that_cannot_be_packed_are_counted(table, tmp_path):
     shards = packed(table, tmp_path / "out")
     assert skipped(shards) == {
         "picture is missing": 1,
-        "picture is no JPEG, PNG or WebP": 1,
+        "picture is no JPEG, PNG, WEBP, GIF or BMP": 1,
         "picture lies outside of the data set's folder": 1,
     }
     folder = ShardFolder(tmp_path / "out").open()
@@ -331,7 +331,7 @@ def test_bad_input_is_one_sentence(arguments, status, says, capsys, monkeypatch)
 
 
 def test_help_imports_no_torch():
-    code = "import sys; from triptych.cli import main; main(['data', 'pack', '--help'])"
+    code = "import sys; from triptych.cli.main import main; main(['data', 'pack', '--help'])"
     check = f"import atexit, sys; atexit.register(lambda: print('torch' in sys.modules)); {code}"
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True)
     assert done.stdout.endswith("False\n"), done.stderr
@@ -416,14 +416,42 @@ def test_a_plan_knows_its_source(table, tmp_path, capsys):
     table.write_text(table.read_text().replace("caption 3", "another 3"))
     with pytest.raises(SystemExit):
         main(["data", "pack", str(table), *out])
-    assert "the content of SOURCE was" in capsys.readouterr().err
+    assert "the content of SOURCE has changed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("change", ["caption", "image", "added", "index", "packed inside"])
+def test_a_plan_knows_what_is_in_a_folder(change, tmp_path, capsys):
+    """But neither what indexing lays beside shards, nor the folder that is packed to."""
+    folder = tmp_path / "set"
+    folder.mkdir()
+    for key in "ab":
+        (folder / f"{key}.png").write_bytes(encoded(1))
+        (folder / f"{key}.txt").write_text("one")
+    out = folder / "out" if change == "packed inside" else tmp_path / "out"
+    command = ["data", "pack", str(folder), "--out", str(out), "--workers", "1"]
+    main(command)
+    if change == "caption":
+        (folder / "a.txt").write_text("two")
+    elif change == "image":
+        (folder / "a.png").write_bytes(encoded(2) + b"\0")
+    elif change == "added":
+        (folder / "c.txt").write_text("one")
+    elif change == "index":
+        (folder / "b.tar.idx").write_bytes(b"x")
+    if change in ("index", "packed inside"):
+        return main(command)
+    before = files(out)
+    with pytest.raises(SystemExit):
+        main(command)
+    assert "the content of SOURCE has changed" in capsys.readouterr().err
+    assert files(out) == before
 
 
 def test_every_option_of_pack_is_in_the_plan_or_changes_nothing(table, tmp_path):
     """A new option must be added to the plan, or here."""
     import argparse
 
-    from triptych.data_commands import _pack_parser
+    from triptych.cli.data import _pack_parser
 
     commands = argparse.ArgumentParser().add_subparsers()
     _pack_parser(commands)

@@ -12,10 +12,10 @@ import torch
 from PIL import Image, ImageOps
 
 from triptych.data_modules.decode import Decoder, fast_jpeg, reduction_of
-from triptych.errors import PictureError
-from triptych.image_reader import ImageLimits, read_header, read_image
-from triptych.pictures import square
-from triptych.squares import place_of_square
+from triptych.utils.errors import PictureError
+from triptych.utils.image_reader import ImageLimits, read_header, read_image
+from triptych.utils.image_squares import place_of_square
+from triptych.utils.images import square
 
 FAST, EXACT = Decoder("torchvision"), Decoder("pillow")
 
@@ -168,7 +168,7 @@ def test_half_a_file_is_refused(kind, decoder):
         decoder(KINDS[kind][: len(KINDS[kind]) // 2], 48)
 
 
-@pytest.mark.parametrize("data", [b"", b"text", b"\xff\xd8\xff", encoded(RGB, "GIF"), b"RIFF" * 9])
+@pytest.mark.parametrize("data", [b"", b"text", b"\xff\xd8\xff", encoded(RGB, "TIFF"), b"RIFF" * 9])
 def test_other_files_are_refused(data):
     with pytest.raises(PictureError, match="is damaged"):
         FAST(data, 48)
@@ -214,7 +214,7 @@ def test_a_strip_does_not_become_a_sea(decoder):
 BOMB = """
 import sys
 from triptych.data_modules.decode import Decoder
-from triptych.errors import PictureError
+from triptych.utils.errors import PictureError
 assert "simplejpeg" not in sys.modules  # imported at the first JPEG
 data, refused = open(sys.argv[1], "rb").read(), 0
 def peak():
@@ -262,3 +262,12 @@ def test_where_simplejpeg_is_not_installed_it_is_said(monkeypatch):
         assert Decoder("pillow").hint == ""
     fast_jpeg.cache_clear()
     assert Decoder().hint == ""
+
+
+@pytest.mark.parametrize(("way", "shown"), [("torchvision", 255), ("pillow", 10)])
+def test_a_preview_shows_transparency_as_the_model_sees_it(way, shown):
+    file = io.BytesIO()
+    Image.new("RGBA", (8, 8), (10, 10, 10, 0)).save(file, "PNG")
+    decoder = Decoder(way)
+    assert np.unique(np.array(decoder.whole(file.getvalue()))).tolist() == [shown]
+    assert decoder(file.getvalue(), 8)[0].unique().tolist() == [shown]

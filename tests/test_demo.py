@@ -7,8 +7,8 @@ import time
 import pytest
 from test_evaluation import Noise, Perfect, Shuffled
 
-from triptych.serving.demo import make_demo
-from triptych.shapes.captions import TASKS
+from triptych.evaluation.shapes.demo import make_demo
+from triptych.shapes_world.captions import TASKS
 
 IMAGES = 24
 

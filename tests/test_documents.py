@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from triptych.documents import (
+from triptych.utils.documents import (
     DEPTH,
     open_regular,
     parse_json,
@@ -16,7 +16,7 @@ from triptych.documents import (
     read_json,
     read_yaml,
 )
-from triptych.errors import UserError
+from triptych.utils.errors import UserError
 
 
 def nested_aliases(merge: bool = False) -> str:

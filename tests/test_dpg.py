@@ -5,10 +5,10 @@ import json
 import pytest
 from PIL import Image
 
-from triptych.contracts import UserError
 from triptych.evaluation import dpg
 from triptych.evaluation.dpg.questions import Proposition, held, read_answer
-from triptych.evaluation.judges import Answers, Judge, JudgeFailed
+from triptych.evaluation.judges.base import Answers, Judge, JudgeFailed
+from triptych.utils.errors import UserError
 
 COLOURS = {"red": (255, 0, 0), "blue": (0, 0, 255), "green": (0, 255, 0)}
 HEAD = "item_id,text,keywords,proposition_id,dependency,category_broad,category_detailed,"
@@ -202,7 +202,7 @@ def test_the_packaged_prompts_are_the_published_ones():
 def test_a_model_of_ours_can_judge():
     from types import SimpleNamespace
 
-    from triptych.evaluation.model_judges import PipelineJudge
+    from triptych.evaluation.judges.local import PipelineJudge
 
     class Pipeline:
         name = "tiny"

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from triptych.callbacks.checkpoint_io import BackgroundCheckpointIO, DurableCheckpointIO
-from triptych.contracts import UserError
-from triptych.weights import durable
-from triptych.weights.training import read_checkpoint
+from triptych.callbacks._checkpoint_io import BackgroundCheckpointIO, DurableCheckpointIO
+from triptych.checkpoints import atomic_checkpoint
+from triptych.checkpoints.training_checkpoint import read_checkpoint
+from triptych.utils.errors import UserError
 
 ROOT = Path(__file__).parent.parent
 
@@ -38,7 +38,7 @@ def step_of(path):
 
 
 def newest(run):
-    return durable.newest([run.parent.parent])
+    return atomic_checkpoint.newest([run.parent.parent])
 
 
 def test_a_state_is_whole_has_a_manifest_and_leaves_nothing_else(run):
@@ -72,7 +72,7 @@ def test_a_damaged_manifest_is_found(run, content):
     (run / "2.ckpt.json").write_text(content)
     assert newest(run) == run / "1.ckpt"
     with pytest.raises(UserError, match=r"manifest of the checkpoint .*2\.ckpt is damaged"):
-        durable.check(run / "2.ckpt")
+        atomic_checkpoint.check(run / "2.ckpt")
 
 
 def test_a_cut_off_or_missing_file_is_found(run):
@@ -121,7 +121,7 @@ def test_every_load_of_ours_is_of_data_alone():
 
 
 def test_a_full_disk_is_one_sentence_and_the_last_state_stays(run, monkeypatch):
-    write = durable._Noting.write
+    write = atomic_checkpoint._Noting.write
 
     def full(self, data):
         if self.size > 100_000:
@@ -129,7 +129,7 @@ def test_a_full_disk_is_one_sentence_and_the_last_state_stays(run, monkeypatch):
             raise self.error
         return write(self, data)
 
-    monkeypatch.setattr(durable._Noting, "write", full)
+    monkeypatch.setattr(atomic_checkpoint._Noting, "write", full)
     with pytest.raises(UserError, match=r"3\.ckpt could not be written \(No space left on device"):
         DurableCheckpointIO().save_checkpoint(state(3), run / "3.ckpt")
     assert not list(run.glob("3*")) and newest(run) == run / "2.ckpt"
@@ -161,7 +161,7 @@ def test_a_read_only_folder_is_one_sentence(run, monkeypatch):
 
 def test_an_error_that_is_none_of_the_disk_is_not_called_one(run):
     with pytest.raises(ZeroDivisionError):
-        durable.write(run / "3.ckpt", lambda file: 1 / 0)
+        atomic_checkpoint.write(run / "3.ckpt", lambda file: 1 / 0)
     assert not list(run.glob("3*"))
 
 
@@ -177,10 +177,13 @@ def test_a_save_that_is_killed_leaves_the_last_state(when, run):
             os._exit(9)
 
         if when == "save":
-            durable._Noting.write = lambda self, data: (self.file.write(b"half"), os._exit(9))
+            atomic_checkpoint._Noting.write = lambda self, data: (
+                self.file.write(b"half"),
+                os._exit(9),
+            )
         else:
-            durable.os.replace = end
-        durable.write(run / "2.ckpt", lambda file: file.write(b"x" * 10_000))
+            atomic_checkpoint.os.replace = end
+        atomic_checkpoint.write(run / "2.ckpt", lambda file: file.write(b"x" * 10_000))
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 9
     left = newest(run)
@@ -199,28 +202,28 @@ def folder_state(partial, text):
 
 def test_a_folder_gets_the_same_treatment(run, caplog):
     path = run / "3.ckpt"
-    folder_state(durable.partial_of(path), b"abc")
+    folder_state(atomic_checkpoint.partial_of(path), b"abc")
     assert newest(run) == run / "2.ckpt"
-    durable.put_folder(durable.partial_of(path), path)
-    assert newest(run) == path and not durable.partial_of(path).exists()
+    atomic_checkpoint.put_folder(atomic_checkpoint.partial_of(path), path)
+    assert newest(run) == path and not atomic_checkpoint.partial_of(path).exists()
     shard = path / "inner" / "__0_0.distcp"
     shard.write_bytes(shard.read_bytes()[:-1] + b"X")
     assert newest(run) == run / "2.ckpt"
     assert "3.ckpt/inner/__0_0.distcp is not as it was written" in caplog.text
-    durable.remove(path)
-    assert not path.exists() and not durable.manifest_of(path).exists()
+    atomic_checkpoint.remove(path)
+    assert not path.exists() and not atomic_checkpoint.manifest_of(path).exists()
 
 
 def test_the_name_of_a_folder_can_be_taken_again(run):
     for text in (b"old", b"new"):
-        folder_state(durable.partial_of(run / "3.ckpt"), text)
-        durable.put_folder(durable.partial_of(run / "3.ckpt"), run / "3.ckpt")
+        folder_state(atomic_checkpoint.partial_of(run / "3.ckpt"), text)
+        atomic_checkpoint.put_folder(atomic_checkpoint.partial_of(run / "3.ckpt"), run / "3.ckpt")
     assert (run / "3.ckpt" / "meta.pt").read_bytes() == b"new" and newest(run) == run / "3.ckpt"
 
 
 def test_a_link_moves_in_one_step_and_stands_for_its_state(run):
     for step in (1, 2):
-        durable.link(run / f"{step}.ckpt", run / "last.ckpt")
+        atomic_checkpoint.link(run / f"{step}.ckpt", run / "last.ckpt")
         assert step_of(run / "last.ckpt") == step
     assert os.readlink(run / "last.ckpt") == "2.ckpt"
     os.truncate(run / "2.ckpt", 10)

@@ -9,15 +9,15 @@ import pytest
 import webdataset
 from PIL import Image
 
-from triptych.contracts import UserError
 from triptych.data_modules import EditsDataModule, ShardFolder
-from triptych.evaluation.edits import edit_for, edits
-from triptych.pipeline import UnifiedPipeline
-from triptych.shapes.captions import is_evaluation_scene
-from triptych.shapes.checker import check, satisfies
-from triptych.shapes.edits import EDITS, refer, sample_edit
-from triptych.shapes.shards import ensure_edits, make_edit, make_edit_sample, write_shards
-from triptych.shapes.world import HELD_OUT_PAIRS, PLACES, Scene, Shape, draw
+from triptych.evaluation.shapes.edit_eval import edit_for, edits
+from triptych.inference.pipeline import UnifiedPipeline
+from triptych.shapes_world.captions import is_evaluation_scene
+from triptych.shapes_world.checker import check, satisfies
+from triptych.shapes_world.edits import EDITS, refer, sample_edit
+from triptych.shapes_world.shards import ensure_edits, make_edit, make_edit_sample, write_shards
+from triptych.shapes_world.world import HELD_OUT_PAIRS, PLACES, Scene, Shape, draw
+from triptych.utils.errors import UserError
 
 EACH = 60
 

@@ -30,7 +30,7 @@ os.execv(sys.argv[1], sys.argv[1:])
 """
 TWICE = """
 import sys
-from triptych.cli import main
+from triptych.cli.main import main
 for shards in ("empty", "nowhere"):
     try:
         main([*sys.argv[1:], f"--data.shards={shards}"])
@@ -285,6 +285,6 @@ def test_bad_data_is_one_sentence_and_status_1(chain):
     result = chain[1]["bad data"]
     assert [line for line in result.stdout.splitlines() if "status" in line] == ["status 1"] * 2
     said = [line for line in result.stderr.splitlines() if line.startswith("triptych: ")]
-    assert "the shard folder empty is empty of *.tar shards" in said[0]
+    assert "the shard folder empty holds no *.tar shard" in said[0]
     assert "the shard folder nowhere does not exist" in said[1]
     assert "Traceback" not in result.stderr

@@ -7,10 +7,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from triptych.data_modules.mixture import Mixture
-from triptych.data_modules.order import EpochOrder
-from triptych.data_modules.schedule import Schedule
-from triptych.data_modules.steps import StepDataset, Steps, step_loader
+from triptych.data_modules.sampling.epoch_order import EpochOrder
+from triptych.data_modules.sampling.mixing import Mixture
+from triptych.data_modules.sampling.schedule import Schedule
+from triptych.data_modules.sampling.step_dataset import StepDataset, Steps, step_loader
 
 
 class Numbered:

@@ -11,16 +11,16 @@ from closeness import assert_same_images
 from PIL import Image
 from test_evaluation import Perfect
 
-from triptych.contracts import UserError
+from triptych.cli.eval.understanding import read_results
 from triptych.evaluation import EditEval, FeatureDistance, ShapeEval, geneval
 from triptych.evaluation.comparison import short_names
 from triptych.evaluation.geneval import detection
 from triptych.evaluation.report import Report, flat, nested
-from triptych.evaluation.shapes import question_answering_score
-from triptych.evaluation.shapes_verdicts import Plan, interval, report, verdicts
-from triptych.measuring.understanding import read_results
+from triptych.evaluation.shapes.all_scores import Plan, interval, report, verdicts
+from triptych.evaluation.shapes.shape_eval import question_answering_score
 from triptych.modules import UnifiedModule
-from triptych.picture_settings import settings_of
+from triptych.utils.errors import UserError
+from triptych.utils.png_metadata import settings_of
 
 FEW = ["--steps", "1", "--decoder-steps", "1"]
 BENCHMARKS = ["shapes", "geneval", "dpg", "wise", "fid", "understanding", "compare"]
@@ -31,7 +31,7 @@ BENCHMARKS = ["shapes", "geneval", "dpg", "wise", "fid", "understanding", "compa
 
 def test_help_needs_no_torch():
     code = (
-        "import sys\nfrom triptych.cli import main\n"
+        "import sys\nfrom triptych.cli.main import main\n"
         f"for name in {BENCHMARKS}:\n"
         "    try: main(['eval', name, '--help'])\n"
         "    except SystemExit as end: assert not end.code\n"
@@ -84,7 +84,7 @@ def test_pictures_of_other_weights_are_not_mixed(triptych, monkeypatch):
     assert triptych(*few, "--pictures", "p")[0] == 0
     made = settings_of("p/00000/samples/0000.png")["weights"]
     Path("p/00001/samples/0000.png").unlink()
-    monkeypatch.setattr("triptych.using.making.digest_of", lambda pipe: "trained further")
+    monkeypatch.setattr("triptych.cli.jobs.digest_of", lambda pipe: "trained further")
     status, _, err = triptych(*few, "--pictures", "p")
     assert status == 1 and "p/00000/samples/0000.png was made with other weights" in err
     assert "delete it" in err and not Path("p/00001/samples/0000.png").exists()
@@ -342,7 +342,7 @@ def test_understanding_says_what_it_would_run(triptych, monkeypatch):
     assert status == 0
     assert shlex.split(out)[:5] == ["python", "-P", "-m", "lmms_eval", "--model"]
     assert "source=runs/mine,ema=True" in out
-    monkeypatch.setattr("triptych.measuring.understanding.find_spec", lambda name: None)
+    monkeypatch.setattr("triptych.cli.eval.understanding.find_spec", lambda name: None)
     status, _, err = triptych(*asked)
     assert status == 1 and "pip install lmms-eval" in err
 

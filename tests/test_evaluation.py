@@ -4,14 +4,14 @@ import numpy
 import pytest
 import torch
 
-from triptych.contracts import UserError
 from triptych.evaluation import EditEval, ShapeEval, evaluate_all
-from triptych.evaluation import shapes as scoring
-from triptych.evaluation.edits import edit_chance, edits
-from triptych.evaluation.scoring import wilson
-from triptych.shapes.captions import TASKS, UNSEEN_TASKS
-from triptych.shapes.edits import EDITS
-from triptych.shapes.world import draw
+from triptych.evaluation.shapes import shape_eval as scoring
+from triptych.evaluation.shapes.common import wilson
+from triptych.evaluation.shapes.edit_eval import edit_chance, edits
+from triptych.shapes_world.captions import TASKS, UNSEEN_TASKS
+from triptych.shapes_world.edits import EDITS
+from triptych.shapes_world.world import draw
+from triptych.utils.errors import UserError
 
 IMAGES = 36
 

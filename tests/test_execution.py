@@ -14,16 +14,11 @@ from diffusers.models import attention_processor
 from torch import nn
 
 from triptych.backbones.attention import probe_xformers, use_xformers
-from triptych.contracts import Condition, Part, UserError
+from triptych.interfaces import Condition, Part
 from triptych.sampler import sample_flow
-from triptych.sharding import (
-    Execution,
-    blocks_of,
-    compile_blocks,
-    materialize,
-    parameters_on_meta,
-    recompute_blocks,
-)
+from triptych.training.execution import Execution, blocks_of, compile_blocks, recompute_blocks
+from triptych.training.meta_init import materialize, parameters_on_meta
+from triptych.utils.errors import UserError
 
 CPU = torch.device("cpu")
 

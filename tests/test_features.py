@@ -16,16 +16,17 @@ from closeness import assert_close
 from lightning import Trainer
 from safetensors.torch import load_file, save_file
 
-from triptych.contracts import TEXT_TO_IMAGE, UserError
-from triptych.data_features import Making
+from triptych.checkpoints import WeightFiles
+from triptych.checkpoints import fingerprint as fingerprints
+from triptych.checkpoints.fingerprint import fingerprint
+from triptych.cli.data_features import Making
 from triptych.data_modules import BatchBuilder, Reading, ShardFolder
 from triptych.data_modules.decode import Decoder
-from triptych.data_modules.features import FeatureCache, find_features, home, use_features
-from triptych.data_modules.sidecars import Sidecar, SidecarWriter, dequantize, quantize
-from triptych.modules.features import FeatureModule
-from triptych.weights import WeightFiles
-from triptych.weights import fingerprint as fingerprints
-from triptych.weights.fingerprint import fingerprint
+from triptych.data_modules.features.cache import FeatureCache, find_features, home, use_features
+from triptych.data_modules.features.shard_file import Sidecar, SidecarWriter, dequantize, quantize
+from triptych.interfaces import TEXT_TO_IMAGE
+from triptych.modules.feature_extraction import FeatureModule
+from triptych.utils.errors import UserError
 
 WAY = Decoder().way
 

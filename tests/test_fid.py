@@ -9,10 +9,15 @@ import torch
 from PIL import Image
 from torchmetrics.image.kid import poly_mmd
 
-from triptych.contracts import UserError
-from triptych.evaluation import fid
-from triptych.evaluation.feature_space import EncoderSpace, FeatureSpace, InceptionSpace, extract
-from triptych.evaluation.picture_sources import read_pictures
+from triptych.evaluation.image_metrics import fid
+from triptych.evaluation.image_metrics.feature_space import (
+    EncoderSpace,
+    FeatureSpace,
+    InceptionSpace,
+    extract,
+)
+from triptych.evaluation.image_sources import read_pictures
+from triptych.utils.errors import UserError
 
 
 class Colours(FeatureSpace):
@@ -192,7 +197,7 @@ def test_results_name_prompts_and_missing_pictures(tmp_path):
 
 
 def test_captions_beside_and_inside(tmp_path):
-    from triptych.picture_settings import attach
+    from triptych.utils.png_metadata import attach
 
     plain("red").save(tmp_path / "a.jpg")
     (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfa red square\r\n")
@@ -265,7 +270,7 @@ def test_other_weight_files_are_refused(tmp_path):
 
 
 def test_features_of_our_own_encoder():
-    from triptych.pipeline import UnifiedPipeline
+    from triptych.inference.pipeline import UnifiedPipeline
 
     pipeline = UnifiedPipeline.from_pretrained("tiny", device="cpu")
     pictures = [plain("red").resize((48, 48)), plain("blue").resize((48, 48))]

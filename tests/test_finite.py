@@ -12,16 +12,15 @@ from safetensors.torch import load_file, save_file
 from servers import running
 
 from triptych.callbacks import EMA
-from triptych.contracts import UserError
-from triptych.errors import NotFiniteError
-from triptych.evaluation.clip_score import ClipJudge
-from triptych.evaluation.inception import load_inception
-from triptych.finite import all_finite, require_finite
-from triptych.pipeline import UnifiedPipeline
-from triptych.serving.context import Sizes
-from triptych.weights import WeightFiles, load_tensors, load_weights
-from triptych.weights.convert import convert
-from triptych.weights.training import export_checkpoint
+from triptych.checkpoints import WeightFiles, load_tensors, load_weights
+from triptych.checkpoints.published.convert import convert
+from triptych.checkpoints.training_checkpoint import export_checkpoint
+from triptych.evaluation.image_metrics.clip_score import ClipJudge
+from triptych.evaluation.image_metrics.inception import load_inception
+from triptych.inference.pipeline import UnifiedPipeline
+from triptych.serving.http.context import Sizes
+from triptych.utils.errors import NotFiniteError, UserError
+from triptych.utils.finite import all_finite, require_finite
 
 NAME = "generation.queries"
 FLOATING = [torch.float64, torch.float32, torch.bfloat16, torch.float16]

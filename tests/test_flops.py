@@ -10,10 +10,10 @@ from published_step import published_loss, recomputing
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from triptych import flops
-from triptych.contracts import IMAGE_TO_TEXT, TEXT_TO_IMAGE, Batch
-from triptych.freezing import freeze_all_but
-from triptych.loading import describe_stage
+from triptych.inference.loading import describe_stage
+from triptych.interfaces import IMAGE_TO_TEXT, TEXT_TO_IMAGE, Batch
+from triptych.training import flops
+from triptych.training.freezing import freeze_all_but
 
 TEXT, QUERIES = 135, 64  # tokens of a caption's prompt without [IMG], and what follows [IMG]
 WITHIN = 1e-3  # of the counter: what the formulas leave out is less

@@ -6,8 +6,8 @@ import time
 import pytest
 from PIL import Image
 
-from triptych.pipeline import Progress
-from triptych.serving.web.following import follow
+from triptych.inference.pipeline import Progress
+from triptych.serving.webui.progress import follow
 
 STEPS = 50
 OPEN = threading.Event()

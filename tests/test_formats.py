@@ -13,13 +13,6 @@ from builders import SIDE, builder, unified
 from PIL import Image
 from tars import write
 
-from triptych.contracts import (
-    IMAGE_TO_IMAGE,
-    IMAGE_TO_TEXT,
-    TEXT_TO_IMAGE,
-    TEXT_TO_TEXT,
-    UserError,
-)
 from triptych.data_modules import (
     BadSample,
     BatchBuilder,
@@ -28,9 +21,10 @@ from triptych.data_modules import (
     Reading,
     ShardFolder,
 )
-from triptych.data_modules import lines as lines_module
-from triptych.data_modules.bad_samples import check_texts
+from triptych.data_modules.sources import jsonl_index as lines_module
+from triptych.interfaces import IMAGE_TO_IMAGE, IMAGE_TO_TEXT, TEXT_TO_IMAGE, TEXT_TO_TEXT
 from triptych.prompts import IGNORED
+from triptych.utils.errors import UserError
 
 RED, BLUE = (200, 30, 30), (30, 30, 200)
 
@@ -340,35 +334,6 @@ def test_tasks_of_a_family_mix_in_a_batch(folder, samples, known):
     model.build()
     loss, _ = model.step(batch)
     assert torch.isfinite(loss)
-
-
-def edited(folder, shard):
-    """An edit of a conversation file or of a shard, with a conversation or without."""
-    talk = {"conversation": [["What is it?", "red"]]}
-    if not shard:
-        record = {"source": "a.png", "target": "a.png", "instruction": "make it blue"}
-        (folder / "a.png").write_bytes(picture())
-        turns = [{"from": "human", "value": "What is it?"}, {"from": "gpt", "value": "red"}]
-        lines = [record, {**record, "conversations": turns}]
-        (folder / "edits.jsonl").write_text("\n".join(map(json.dumps, lines)))
-        return ConversationFile(folder / "edits.jsonl").open()
-    pixels = [("source.png", picture()), ("png", picture(BLUE)), ("txt", b"make it blue")]
-    names = [(f"{key}.{kind}", content) for key in "kl" for kind, content in pixels]
-    write(folder / "a.tar", [*names, ("l.json", json.dumps(talk).encode())])
-    return ShardFolder(folder).open()
-
-
-@pytest.mark.parametrize("text_only", [0.0, 1.0])
-@pytest.mark.parametrize("shard", [False, True])
-def test_the_instruction_of_an_edit_is_no_caption(shard, text_only, tmp_path, known):
-    source = edited(tmp_path, shard)
-    reading = Reading(source, IMAGE_TO_TEXT, "mine", text_only=text_only)
-    with pytest.raises(BadSample, match="instruction of an edit .edits need the task image_to_im"):
-        reading.prompt(0, 0, known)
-    if not text_only:  # what is said about the edited image is learned
-        assert "What is it?" in known.tokenizer.decode(reading.prompt(1, 1, known).ids)
-    with pytest.raises(UserError, match="of mine cannot be used.*caption is the instruction of an"):
-        check_texts([reading], known, 0.01)
 
 
 def test_tasks_of_two_families_do_not(samples, known):

@@ -5,15 +5,10 @@ import torch
 from builders import FAST, batches, needed, unified
 from torch import nn
 
-from triptych.contracts import TEXT_TO_IMAGE, UserError
-from triptych.freezing import (
-    Optimization,
-    freeze_all_but,
-    frozen_modules,
-    learning_rate_factor,
-    make_optimizer,
-    selected,
-)
+from triptych.interfaces import TEXT_TO_IMAGE
+from triptych.training.freezing import freeze_all_but, frozen_modules, selected
+from triptych.training.optimizer import Optimization, learning_rate_factor, make_optimizer
+from triptych.utils.errors import UserError
 
 NAMES = ["queries", "dit.layer.weight", "dit.layer.bias", "dither.weight", "unet.weight"]
 

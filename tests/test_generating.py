@@ -7,14 +7,13 @@ from builders import built, decoder, shaken, vae
 from closeness import assert_same_images, images_agree, levels
 from torch import nn
 
-from triptych import quantizing
 from triptych.backbones import vae as vae_file
-from triptych.contracts import UserError
-from triptych.picture_settings import settings_of
-from triptych.pipeline import UnifiedPipeline
-from triptych.sampler import noise_from_seeds
-from triptych.solvers import SAMPLERS, model_calls
-from triptych.turns import require_room
+from triptych.inference import quantization
+from triptych.inference.offload import require_room
+from triptych.inference.pipeline import UnifiedPipeline
+from triptych.sampler import SAMPLERS, model_calls, noise_from_seeds
+from triptych.utils.errors import UserError
+from triptych.utils.png_metadata import settings_of
 
 PROMPTS = ["a red circle", "a blue square left of a large green triangle"]
 FEW = {"steps": 2, "decoder_steps": 2}
@@ -206,7 +205,7 @@ def test_too_many_pictures_at_once_are_told_what_to_lower(pipe, monkeypatch):
 def test_quantizing_wants_its_library_and_a_size_it_has(monkeypatch):
     with pytest.raises(UserError, match="quantize is '3bit'; choose from 4bit, 8bit"):
         UnifiedPipeline.from_pretrained("tiny", quantize="3bit")
-    monkeypatch.setattr(quantizing, "find_spec", lambda name: None)
+    monkeypatch.setattr(quantization, "find_spec", lambda name: None)
     with pytest.raises(
         UserError, match=r"needs bitsandbytes, .* pip install 'triptych\[quantize\]'"
     ):

@@ -8,7 +8,6 @@ import pytest
 from drawn_scenes import Pixels, TrueBoxes, scenes
 from PIL import Image
 
-from triptych.contracts import UserError
 from triptych.evaluation import geneval
 from triptych.evaluation.geneval.colours import COLOURS, crop
 from triptych.evaluation.geneval.detection import OBJECT_NAMES, Found, box_of
@@ -20,6 +19,7 @@ from triptych.evaluation.geneval.rules import (
     relations_of,
     verdict,
 )
+from triptych.utils.errors import UserError
 
 
 @pytest.fixture(scope="module")

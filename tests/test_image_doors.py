@@ -14,23 +14,20 @@ import torch
 from bad_images import png as black_png
 from PIL import Image
 
-from triptych.contracts import TEXT_TO_IMAGE, Preprocessing
 from triptych.data_modules.decode import Decoder
-from triptych.data_modules.inspect import examine
-from triptych.data_modules.module import Ingredient, MixedDataModule
-from triptych.data_modules.pack import pack
-from triptych.data_modules.pictures_folder import PictureFolder
-from triptych.data_modules.source import BadSample
-from triptych.data_modules.tables import TextTable
-from triptych.errors import PictureError, UserError
-from triptych.evaluation.picture_sources import read_pictures
-from triptych.evaluation.samples import Sample, opened
-from triptych.image_modes import to_8_bits
-from triptych.image_reader import MAX_ASPECT, read_image
-from triptych.messages import Message, read_messages
-from triptych.pictures import open_picture
-from triptych.serving.images_in import read_picture, read_url
-from triptych.serving.problems import Problem
+from triptych.data_modules.sources.base import BadSample
+from triptych.data_modules.sources.tables import TextTable
+from triptych.data_modules.tools.inspect import examine
+from triptych.data_modules.tools.pack import pack
+from triptych.evaluation.expected_images import Sample, opened
+from triptych.evaluation.image_sources import read_pictures
+from triptych.inference.chat_messages import Message, read_messages
+from triptych.serving.asgi.api_errors import Problem
+from triptych.serving.http.image_input import read_picture, read_url
+from triptych.utils.errors import PictureError, UserError
+from triptych.utils.image_modes import to_8_bits
+from triptych.utils.image_reader import read_image
+from triptych.utils.images import open_picture
 
 WIDTH, HEIGHT = 10, 6
 RAMP = np.linspace(0, 255, HEIGHT * WIDTH).round().reshape(HEIGHT, WIDTH).astype(np.uint8)
@@ -278,22 +275,6 @@ def test_the_published_transform_drops_the_alpha_channel():
     left = (WIDTH - HEIGHT) // 2
     assert np.array_equal(found.permute(1, 2, 0), COLOURS[:, left : left + HEIGHT])
     assert np.array_equal(read_image(content, alpha="drop"), RGB)
-
-
-@pytest.mark.parametrize("way", ["pillow", "torchvision"])
-def test_images_to_look_at_have_the_colours_that_the_model_sees(way, tmp_path):
-    (tmp_path / "a.png").write_bytes(FILES["RGBA"][1])
-    (tmp_path / "a.txt").write_text("a caption")
-    data = MixedDataModule({"a": Ingredient(PictureFolder(tmp_path))}, batch_size=1, decode=way)
-    data.connect(Preprocessing(None, max_tokens=0, picture_size=HEIGHT))
-    data.prepare_data()
-    data.setup("fit")
-    (preview,) = data.preview(TEXT_TO_IMAGE, 1, "picture")
-    (batch,) = data.val_dataloader()
-    seen = batch.target_pixels[0].permute(1, 2, 0)
-    left = (WIDTH - HEIGHT) // 2
-    assert np.array_equal(np.asarray(preview.picture)[:, left : left + HEIGHT], seen)
-    assert (preview.picture.getpixel((4, 0)) == RGB.getpixel((4, 0))) == (way == "pillow")
 
 
 # --- orientation ----------------------------------------------------------------------------------
@@ -564,23 +545,6 @@ def test_every_door_refuses_a_line(shape, door, tmp_path):
         (FILE_DOORS | {"loader": of_loader})[door](path)
     said = getattr(found.value, "message", None) or str(found.value)
     assert "too long for its width" in said or door in ("benchmark", "shard to score")
-
-
-@pytest.mark.parametrize("door", FILE_DOORS)
-def test_every_door_reads_a_scroll_at_the_limit(door, tmp_path):
-    """The server's limit was a third of that of the others."""
-    (tmp_path / "scroll.png").write_bytes(black_png(3 * MAX_ASPECT, 3))
-    assert FILE_DOORS[door](tmp_path / "scroll.png").size == (3 * MAX_ASPECT, 3)
-
-
-def test_the_remedy_is_the_same_in_the_server_and_the_commands(tmp_path):
-    (tmp_path / "line.png").write_bytes(black_png(1, 5000))
-    url = url_of(black_png(1, 5000))
-    sentence = "is too long for its width (1x5000, at most 100 times as long as wide); cut it into"
-    assert sentence in refused_by("command", url)
-    with pytest.raises(Problem) as found:
-        FILE_DOORS["server"](tmp_path / "line.png")
-    assert sentence in found.value.message
 
 
 def test_lines_are_counted_by_a_name_of_their_own(tmp_path):

@@ -1,6 +1,7 @@
-"""Who knows whom: every import in the code points down, and nothing runs in a circle."""
+"""Imports point down one ordered list, without circles; package docstrings list their modules."""
 
 import ast
+import re
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -10,102 +11,30 @@ ROOT = Path(__file__).parent.parent
 SOURCES = {"triptych": "src/triptych"} | {
     f"triptych.{folder}": folder for folder in ("callbacks", "data_modules")
 }
-# A room may import its own layer and the layers above it in this list, but for EXCEPTIONS.
-LAYERS = [
-    [
-        "atomic_write",
-        "contracts",
-        "documents",
-        "errors",
-        "finite",
-        "image_headers",
-        "image_modes",
-        "image_reader",
-        "image_urls",
-        "limits",
-        "listing",
-        "picture_settings",
-        "precision",
-        "randomness",
-        "resources",
-        "signals",
-        "squares",
-        "standard_streams",
-        "streams",
-        "texts",
-        "tokens",
-        "version",
-        "writing",
-    ],
-    [
-        "loss",
-        "sampler",
-        "solvers",
-        "prompts",
-        "prompt_files",
-        "pictures",
-        "messages",
-        "nulls",
-        "parser_errors",
-        "parser_settings",
-        "pipeline_settings",
-        "pretrained",
-        "sheets",
-        "freezing",
-        "sharding",
-        "trust",
-        "turns",
-        "quantizing",
-    ],
-    ["backbones", "weights", "shapes", "flops"],
-    ["modules"],
-    ["loading", "ranks", "run_folder", "strategies", "trainer_flags"],
-    ["pipeline"],
-    ["evaluation", "serving", "budget"],
-    ["data_features"],
-    ["data_commands", "using"],
-    ["measuring"],
-    ["commands", "lightning_cli", "pretrain"],
-    ["cli"],
-    ["__main__"],
+# A name may import only names before it; only the last one imports the two plug-ins.
+ORDER = [
+    "utils",
+    "loss",
+    "interfaces",
+    "prompts",
+    "sampler",
+    "shapes_world",
+    "backbones",
+    "data_modules",
+    "training",
+    "checkpoints",
+    "callbacks",
+    "modules",
+    "inference",
+    "evaluation",
+    "serving",
+    "cli",
 ]
-COMPOSITION_ROOT = {
-    "cli": {"callbacks", "data_modules"},
-    "data_commands": {"data_modules"},
-    "data_features": {"data_modules"},
+PLUG_INS = {
+    "data_modules": {"utils", "interfaces", "prompts", "shapes_world"},
+    "callbacks": {"utils", "interfaces", "training", "checkpoints"},
 }
-EXCEPTIONS = {
-    "data_modules": {
-        *("atomic_write", "contracts", "documents", "errors", "image_headers", "image_modes"),
-        "image_reader",
-        *(
-            "listing",
-            "pictures",
-            "prompts",
-            "randomness",
-            "shapes",
-            "signals",
-            "squares",
-            "texts",
-            "tokens",
-            "writing",
-        ),
-    },
-    "callbacks": {
-        *("atomic_write", "contracts", "documents", "errors", "pictures", "ranks", "run_folder"),
-        *("sheets", "sampler", "sharding", "signals", "weights"),
-    },
-    "shapes": {"documents", "prompts", "writing"},  # of prompts the tokenizer alone, see below
-    "backbones": {
-        *("contracts", "documents", "finite", "limits", "loss", "pretrained", "prompts"),
-        *("randomness", "resources", "sampler", "solvers"),
-    },
-    "modules": {room for layer in LAYERS[:3] for room in layer} - {"shapes"},
-    "ranks": {"errors", "signals"},
-    "strategies": {"contracts", "ranks", "sharding", "weights"},
-    "loading": {room for layer in LAYERS[:4] for room in layer} - {"shapes"},
-    "pipeline": {room for layer in LAYERS[:5] for room in layer} - {"shapes"},
-}
+OUTSIDE = {"triptych", "triptych.__main__"}  # the version, and the command
 
 
 def imports_of(name: str, path: Path) -> set[str]:
@@ -122,29 +51,30 @@ def imports_of(name: str, path: Path) -> set[str]:
     return found
 
 
-def read_code() -> dict[str, set[str]]:
-    """Module name -> what it imports, for every file of the package."""
+def read_files() -> dict[str, Path]:
+    """Module name -> file, of the whole package."""
     files = {}
     for package, folder in SOURCES.items():
         for path in sorted((ROOT / folder).rglob("*.py")):
             parts = path.relative_to(ROOT / folder).with_suffix("").parts
             files[".".join([package, *parts]).removesuffix(".__init__")] = path
-    return {name: imports_of(name, path) for name, path in files.items()}
+    return files
 
 
-CODE = read_code()
+FILES = read_files()
+CODE = {name: imports_of(name, path) for name, path in FILES.items()}
 
 
 def target(imported: str) -> str | None:
-    """The module of ours behind "triptych.loss.mse"; None for other people's."""
+    """The module of ours behind "triptych.loss.mse"; None for those of others."""
     while imported and imported not in CODE:
         imported = imported.rpartition(".")[0]
     return imported or None
 
 
 def room(name: str) -> str:
-    """The file or folder under src/triptych (or callbacks, data_modules) that a module is in."""
-    return name.split(".")[1] if "." in name else "version"  # triptych/__init__ names the version
+    """The file or folder directly under the package."""
+    return name.split(".")[1]
 
 
 ARROWS = sorted(
@@ -159,36 +89,60 @@ ARROWS = sorted(
 
 def allowed(importer: str) -> set[str]:
     """The rooms that a room may import."""
-    if importer in EXCEPTIONS:
-        return EXCEPTIONS[importer] | {importer}
-    for number, layer in enumerate(LAYERS):
-        if importer in layer:
-            plug_in = COMPOSITION_ROOT.get(importer, set())
-            return {room for layer in LAYERS[: number + 1] for room in layer} | plug_in
-    raise AssertionError(f"{importer} has no layer yet: give it one in LAYERS")
+    if importer in PLUG_INS:
+        return PLUG_INS[importer] | {importer}
+    before = set(ORDER[: ORDER.index(importer) + 1])
+    return before if importer == ORDER[-1] else before - set(PLUG_INS)
 
 
 @pytest.mark.parametrize(("importer", "imported"), ARROWS)
 def test_arrow_points_down(importer, imported):
-    assert room(imported) in allowed(room(importer)), f"{importer} may not import {imported}"
+    if importer not in OUTSIDE and imported not in OUTSIDE:
+        assert room(imported) in allowed(room(importer)), f"{importer} may not import {imported}"
 
 
 def test_arrows_are_found():
     assert ("triptych.modules.generation", "triptych.loss") in ARROWS
-    assert ("triptych.data_modules.module", "triptych.data_modules.batches") in ARROWS
-    assert ("triptych.cli", "triptych.callbacks") in ARROWS
+    assert ("triptych.data_modules.mixed", "triptych.data_modules.batching.collate") in ARROWS
+    assert ("triptych.cli.main", "triptych.callbacks") in ARROWS
+
+
+def test_every_room_is_in_the_list():
+    assert {room(name) for name in FILES if name not in OUTSIDE} <= set(ORDER)
 
 
 def test_no_cycle():
     TopologicalSorter({name: {b for a, b in ARROWS if a == name} for name in CODE}).prepare()
 
 
-@pytest.mark.parametrize("name", [n for n in CODE if room(n) in sum(LAYERS[:3], [])])
-def test_no_lightning_below_the_modules(name):
+@pytest.mark.parametrize(
+    "name",
+    [n for n in CODE if n not in OUTSIDE and room(n) in ORDER[: ORDER.index("backbones") + 1]],
+)
+def test_no_lightning_below_the_training(name):
     assert not [i for i in CODE[name] if "lightning" in i.split(".")[0]]
 
 
-def test_shapes_world_knows_the_model_in_its_tokenizer_only():
+def test_shapes_world_imports_prompts_in_its_tokenizer_only():
     for name, imports in CODE.items():
-        if room(name) == "shapes" and name != "triptych.shapes.tokenizer":
+        if name.startswith("triptych.shapes_world.") and not name.endswith(".tokenizer"):
             assert not [i for i in imports if i.startswith(("transformers", "triptych.prompts"))]
+
+
+def test_serving_packages_do_not_know_each_other():
+    for importer, imported in ARROWS:
+        pair = {f"triptych.serving.{part}" for part in ("http", "webui")}
+        found = {p for p in pair for name in (importer, imported) if name.startswith(p)}
+        assert found != pair, f"{importer} may not import {imported}"
+
+
+@pytest.mark.parametrize("name", [n for n, path in FILES.items() if path.name == "__init__.py"])
+def test_package_docstring_lists_its_modules(name):
+    there = {
+        module.rpartition(".")[2]
+        for module in FILES
+        if module.rpartition(".")[0] == name and not module.endswith("__main__")
+    } - (set(PLUG_INS) if name == "triptych" else set())
+    docstring = ast.get_docstring(ast.parse(FILES[name].read_text()), clean=False) or ""
+    listed = set(re.findall(r"^ *(\w+)  +\S", docstring, re.M))
+    assert listed == there

@@ -14,11 +14,20 @@ import pytest
 from tars import number_of, sample, write
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from triptych.contracts import UserError
-from triptych.data_modules import BadSample, ShardFolder, columns, identity, indexing, shards
-from triptych.data_modules.index import COLUMNS, Contents, ShardIndex, index_places, write_index
-from triptych.data_modules.indexing import build_index, index_shards
-from triptych.listing import tar
+from triptych.data_modules import BadSample, ShardFolder
+from triptych.data_modules.shards import build_index as indexing
+from triptych.data_modules.shards import identity, index_columns
+from triptych.data_modules.shards.build_index import build_index, index_shards
+from triptych.data_modules.shards.index import (
+    COLUMNS,
+    Contents,
+    ShardIndex,
+    index_places,
+    write_index,
+)
+from triptych.data_modules.sources import webdataset as shards
+from triptych.utils.errors import UserError
+from triptych.utils.listing import tar
 
 MB = 1 << 20
 
@@ -340,7 +349,7 @@ def test_a_copied_shard_of_a_folder_that_cannot_be_written_to(tmp_path, monkeypa
     def denied(place, data):
         raise OSError(errno.EROFS, "Read-only file system", str(place))
 
-    monkeypatch.setattr("triptych.data_modules.index._write", denied)
+    monkeypatch.setattr("triptych.data_modules.shards.index._write", denied)
     assert len(ShardFolder(tmp_path).open()) == 1 and "another time stamp" in caplog.text
 
 
@@ -496,7 +505,7 @@ def test_an_index_may_get_tokens_while_it_is_in_use(tokenizer, tmp_path):
 def test_tokens_are_counted_once_for_each_tokenizer(tokenizer, tmp_path, monkeypatch):
     (path,) = shards_of(tmp_path / "shards", 1)
     first = next(index_shards([path], tokenizer=tokenizer))
-    monkeypatch.setattr(columns, "write_index", None)
+    monkeypatch.setattr(index_columns, "write_index", None)
     assert next(index_shards([path], tokenizer=tokenizer)).tokenizer == first.tokenizer
     monkeypatch.undo()
     words = Tokenizer(models.WordLevel({"!": 0}, unk_token="!"))
@@ -511,15 +520,15 @@ def test_tokens_are_counted_once_for_each_tokenizer(tokenizer, tmp_path, monkeyp
 def test_checksums_tell_which_samples_are_other_ones_now(tmp_path):
     path = write(tmp_path / "a.tar", [m for n in range(5) for m in sample(n)])
     with pytest.raises(UserError, match="has no checksums; take them"):
-        columns.changed_samples(build_index(path))
+        index_columns.changed_samples(build_index(path))
     index = next(index_shards([path], checksums=True))
-    assert columns.changed_samples(index) == []
+    assert index_columns.changed_samples(index) == []
     content, status = bytearray(path.read_bytes()), path.stat()
     offset, size = index.member(3, "txt")
     content[offset + size - 1] ^= 1
     path.write_bytes(content)
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))  # as a failing disk does it
-    assert columns.changed_samples(ShardIndex.of(path)) == ["00000003"]
+    assert index_columns.changed_samples(ShardIndex.of(path)) == ["00000003"]
 
 
 # --- what it costs --------------------------------------------------------------------------------

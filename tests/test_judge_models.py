@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 from triptych.evaluation.geneval.colours import COLOURS, ClipColours
-from triptych.evaluation.judges import Answers
-from triptych.evaluation.model_judges import QwenJudge
+from triptych.evaluation.judges.base import Answers
+from triptych.evaluation.judges.local import QwenJudge
 
 TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"

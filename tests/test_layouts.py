@@ -5,8 +5,8 @@ import torch
 from builders import built, understander, unified
 
 from triptych.backbones import QwenText, QwenVision
-from triptych.weights import layouts
-from triptych.weights.layouts import Place, place_of, published_key
+from triptych.checkpoints.published import key_mapping
+from triptych.checkpoints.published.key_mapping import Place, place_of, published_key
 
 OURS = "understanding.understander.model."
 NAMES = {
@@ -34,7 +34,7 @@ def test_a_name_there_and_back(key, name):
     assert published_key(name) == key
 
 
-@pytest.mark.parametrize("prefix", ["", layouts.PUBLISHED_TOWER])
+@pytest.mark.parametrize("prefix", ["", key_mapping.PUBLISHED_TOWER])
 def test_the_tower_alone_has_no_prefix_and_maybe_two_biases(prefix):
     for key in ("cls_token", "patch_embed.proj.bias", "blocks.0.mlp.fc1.weight"):
         assert place_of(prefix + key) == Place("encoder.tower." + key)
@@ -45,7 +45,7 @@ def test_the_tower_alone_has_no_prefix_and_maybe_two_biases(prefix):
 
 
 def test_two_biases_make_one():
-    fused = layouts.fuse_bias({0: torch.tensor([1.0, 2.0]), 2: torch.tensor([3.0, 4.0])})
+    fused = key_mapping.fuse_bias({0: torch.tensor([1.0, 2.0]), 2: torch.tensor([3.0, 4.0])})
     assert fused.tolist() == [1, 2, 0, 0, 3, 4]
 
 
@@ -62,20 +62,20 @@ def test_names_since_transformers_4_52():
 
 def test_queries_lose_and_gain_their_batch_axis():
     published = torch.randn(1, 4, 8)
-    ours = layouts.from_published("generation.queries", published)
+    ours = key_mapping.from_published("generation.queries", published)
     assert ours.shape == (4, 8)
-    assert torch.equal(layouts.to_published("generation.queries", ours), published)
+    assert torch.equal(key_mapping.to_published("generation.queries", ours), published)
     other = torch.randn(1, 1, 8)
-    assert layouts.from_published("encoder.tower.cls_token", other) is other
+    assert key_mapping.from_published("encoder.tower.cls_token", other) is other
 
 
 def test_every_parameter_that_was_published_has_a_key():
     model = built(unified("inference"))
     names = [name for name, _ in model.named_parameters()]
     without = {name for name in names if published_key(name) is None}
-    assert layouts.UNPUBLISHED <= without
+    assert key_mapping.UNPUBLISHED <= without
     assert all(
-        n in layouts.UNPUBLISHED or n.startswith(("decoding.", "encoding.")) for n in without
+        n in key_mapping.UNPUBLISHED or n.startswith(("decoding.", "encoding.")) for n in without
     )
     keys = [published_key(name) for name in names if name not in without]
     assert len(keys) == len(set(keys))
@@ -90,14 +90,14 @@ def test_sizes_are_read_from_the_tensors():
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
     dit, tower = model.generation.dit, model.encoder
     ffn = dit.dit.layers[0].feed_forward.linear_1.out_features
-    assert layouts.dit_arguments(shapes) == {
+    assert key_mapping.dit_arguments(shapes) == {
         "width": dit.width,
         "depth": dit.depth,
         "heads": dit.heads,
         "ffn_width": ffn,
     }
-    assert layouts.condition_width(shapes) == 64
-    assert layouts.tower_arguments(shapes, tower.pool, head_width=16) == {
+    assert key_mapping.condition_width(shapes) == 64
+    assert key_mapping.tower_arguments(shapes, tower.pool, head_width=16) == {
         name: getattr(tower, name)
         for name in ("image_size", "patch_size", "width", "depth", "heads", "mlp_width", "pool")
     }
@@ -114,15 +114,15 @@ def test_the_language_model_is_configured_by_config_json(nested):
             "rope_theta": rope["rope_theta"],
             "rope_scaling": {"type": "default", "mrope_section": rope["mrope_section"]},
         }
-    arguments = layouts.text_arguments(config)
+    arguments = key_mapping.text_arguments(config)
     assert QwenText(**arguments, initializer_range=0.06) == ours.text
-    assert QwenVision(**layouts.vision_arguments(config)) == ours.vision
+    assert QwenVision(**key_mapping.vision_arguments(config)) == ours.vision
 
 
 def test_what_blip3o_adds_to_config_json():
     config = {"n_query": 64, "gen_pooling": "early_pool2d_4"}
-    assert layouts.generation_arguments(config) == {"number_of_queries": 64}
-    assert layouts.pooling(config) == 4
+    assert key_mapping.generation_arguments(config) == {"number_of_queries": 64}
+    assert key_mapping.pooling(config) == 4
 
 
 def test_the_decoder_of_sdxl():
@@ -135,6 +135,6 @@ def test_the_decoder_of_sdxl():
         "norm_num_groups": 32,
         "addition_time_embed_dim": 256,
     }
-    arguments = layouts.decoder_arguments(unet)
+    arguments = key_mapping.decoder_arguments(unet)
     assert arguments["widths"] == [320, 640, 1280] and arguments["depths"] == [0, 2, 10]
     assert arguments["head_width"] == [64, 64, 64] and arguments["time_width"] == 256

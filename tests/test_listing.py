@@ -1,12 +1,10 @@
 """One lister: every kind of folder and shard through every door that takes one."""
 
 import io
-import json
 import logging
 import os
 import random
 import tarfile
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -14,19 +12,23 @@ import pytest
 from PIL import Image
 from tars import write
 
-from triptych.cli import main
-from triptych.contracts import UserError
+from triptych.cli.input_files import images_at
+from triptych.cli.main import main
 from triptych.data_modules import BadSample, PictureFolder, ShardFolder
-from triptych.data_modules.indexing import build_index
-from triptych.data_modules.opening import source_at
-from triptych.data_modules.pack import pack, safe_key
-from triptych.data_modules.tar_stream import Caps, read_samples
-from triptych.evaluation.picture_sources import read_pictures
-from triptych.evaluation.samples import images_by_stem
-from triptych.listing import names, tar
-from triptych.listing.folders import list_images, walk
-from triptych.listing.shards import find_shards
-from triptych.using.requests import images_at
+from triptych.data_modules.decode import Decoder
+from triptych.data_modules.shards.build_index import build_index
+from triptych.data_modules.sources.detect import source_at
+from triptych.data_modules.streaming.tar_stream import Caps, read_samples
+from triptych.data_modules.tools.pack import pack, safe_key
+from triptych.evaluation.expected_images import images_by_stem
+from triptych.evaluation.image_sources import read_pictures
+from triptych.utils.errors import UserError
+from triptych.utils.image_reader import FORMATS
+from triptych.utils.image_squares import square_image
+from triptych.utils.images import open_picture
+from triptych.utils.listing import names, tar
+from triptych.utils.listing.folders import list_images, walk
+from triptych.utils.listing.shards import find_shards
 
 
 def image(number=0, kind="PNG"):
@@ -176,6 +178,70 @@ def test_links_are_followed_and_circles_end(tmp_path):
     assert states.pop("gone.jpg") == "unreadable" and set(states.values()) == {""}
 
 
+def test_links_that_lead_to_themselves_end_nothing(tmp_path, capsys):
+    folder = put(tmp_path / "set", "a.jpg", "a.txt", "b.jpg", "b.txt", "c.txt")
+    for name, to in {"x": "y", "y": "x", "c.jpg": "c.jpg", "d.tar": "d.tar"}.items():
+        (folder / name).symlink_to(to)
+    assert list(list_images(folder)) == ["a.jpg", "b.jpg", "c.jpg"]
+    (folder / "d.tar").unlink()
+    main(["data", "pack", str(folder), "--out", str(tmp_path / "out"), "--workers", "1"])
+    assert "1 picture is no file that can be read" in capsys.readouterr().out
+    assert len(ShardFolder(tmp_path / "out").open()) == 2
+
+
+def test_images_of_other_formats_are_named_by_every_door(tmp_path, caplog):
+    """By their suffix: a folder of scans must not become a smaller set without a word."""
+    folder = put(tmp_path / "set", "a.jpg", "a.txt")
+    for suffix in names.OTHER_SUFFIXES:
+        (folder / f"b{suffix.upper()}").write_bytes(b"x")
+    said = [f"1 {suffix}, a format that is not read" for suffix in names.OTHER_SUFFIXES]
+    for door in (list_images, lambda path: PictureFolder(path).open()):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            door(folder)
+        (record,) = caplog.records
+        assert all(each in record.getMessage() for each in said)
+    (folder / "a.jpg").unlink()
+    with pytest.raises(UserError, match=r"holds no picture .*1 \.tif, a format that is not read"):
+        PictureFolder(folder).open()
+
+
+@pytest.mark.parametrize("kind", [*FORMATS])
+def test_data_sets_take_every_format_that_other_doors_take(kind, tmp_path):
+    folder, suffix = tmp_path / "set", {"JPEG": "jpg"}.get(kind, kind.lower())
+    folder.mkdir()
+    (folder / f"a.{suffix}").write_bytes(image(3, kind))
+    (folder / "a.txt").write_text("a caption")
+    pack(source_at(folder).open(), tmp_path / "out", {}, workers=1)
+    source = ShardFolder(tmp_path / "out").open()
+    (pixels,) = Decoder("pillow")(source.image(0), 8)
+    assert source.image(0) == image(3, kind)
+    expected = square_image(open_picture(folder / f"a.{suffix}"), 8)
+    assert np.array_equal(pixels.permute(1, 2, 0), expected)
+    with tarfile.open(tmp_path / "out" / "shard-00000.tar") as packed:
+        assert f"a.{suffix}" in packed.getnames()
+
+
+@pytest.mark.parametrize("name", ["METADATA.CSV", "Metadata.Jsonl", "metadata.ndjson"])
+def test_a_table_is_found_whatever_the_case_of_its_name(name, tmp_path):
+    put(tmp_path, "a.jpg")
+    text = '{"file_name": "a.jpg", "text": "one"}\n'
+    text = "file_name,text\r\na.jpg,one\r\n" if name.endswith("CSV") else text
+    (tmp_path / name).write_text("\ufeff" + text, newline="")
+    assert samples_of(PictureFolder(tmp_path).open()) == [("a", "one")]
+
+
+def test_two_tables_of_one_folder_are_refused(tmp_path):
+    put(tmp_path, "a.jpg", "metadata.csv", "METADATA.jsonl")
+    with pytest.raises(UserError, match="several tables, METADATA.jsonl and metadata.csv; keep"):
+        PictureFolder(tmp_path).open()
+
+
+def test_a_folder_of_images_in_place_of_shards_says_what_makes_shards(tmp_path):
+    with pytest.raises(UserError, match="holds images and no .* `triptych data pack .*--out"):
+        find_shards(put(tmp_path, "a.jpg", "a.txt"))
+
+
 def test_the_order_is_that_of_the_paths_not_of_the_disk(tmp_path):
     order = [f"{n}.jpg" for n in (10, 9, 2, 1)] + ["B.jpg", "a.jpg", "A/z.jpg", "ä.jpg"]
     random.Random(0).shuffle(order)
@@ -271,7 +337,7 @@ def test_patterns(pattern, expected, tmp_path):
     ("files", "place", "says"),
     [
         ([], "nowhere", "nowhere does not exist"),
-        ([], "", "is empty of .*sub-folders included"),
+        ([], "", r"holds no \*\.tar shard, nor does a folder inside it"),
         (["0.tar"], "{0..2}.tar", "1.tar does not exist, which .*{0..2}.tar names"),
         (["0.tar"], "{0..2.tar", "braces of .* cannot be written out"),
         (["0.idx"], "*", "matches 0.idx, but no"),
@@ -330,7 +396,7 @@ def test_validation_shards_below_those_of_training_are_refused(tmp_path):
 
 
 def test_shards_of_equal_names_in_sub_folders_have_features_of_their_own(tmp_path):
-    from triptych.data_modules.features import home, shard_names
+    from triptych.data_modules.features.cache import home, shard_names
 
     for folder in ("a", "b"):
         shard(tmp_path / folder / "0.tar", folder)
@@ -605,86 +671,22 @@ def test_names_are_split(name, at_dot, at_kind):
     assert names.split_at_kind(name) == at_kind
 
 
-# --- captions in a folder, for loader and evaluation ---------------------------------------------
-
-CSV = b"file_name,text\na.jpg,one\nsub/b.jpg,two\n./c.jpg,three\nd.jpg,\nz.jpg,gone\n"
-JSONL = b"".join(
-    json.dumps({"file_name": name, "text": text}).encode() + b"\n"
-    for name, text in [
-        ("a.jpg", "one"),
-        ("sub/b.jpg", ["two", "or more"]),
-        ("./c.jpg", "three"),
-        ("d.jpg", " "),
-        ("z.jpg", "gone"),
-    ]
-)
+def test_a_table_captions_the_images_of_an_evaluation_too(tmp_path):
+    for number in range(3):
+        (tmp_path / f"{number}.png").write_bytes(image(number))
+    (tmp_path / "2.txt").write_text("three")
+    (tmp_path / "METADATA.csv").write_bytes(b"file_name,text\n0.png,zero\n1.png, two \n")
+    captions = {entry.key: entry.caption for entry in read_pictures(tmp_path)}
+    assert captions == {"0.png": "zero", "1.png": "two", "2.png": "three"}
+    loaded = PictureFolder(tmp_path).open()
+    assert [loaded.caption(n) for n in range(len(loaded))] == ["zero", "two"]
 
 
-@pytest.mark.parametrize(
-    ("name", "content"),
-    [("metadata.csv", CSV), ("metadata.jsonl", JSONL), ("captions.jsonl", JSONL)],
-)
-def test_a_table_of_captions_is_read_by_loader_and_evaluation(name, content, tmp_path):
-    put(tmp_path, "a.jpg", "sub/b.jpg", "c.jpg", "d.jpg", "e.jpg", "e.txt")
-    (tmp_path / name).write_bytes(content)
-    found = {entry.key: entry for entry in read_pictures(tmp_path)}
-    captions = {key: entry.caption for key, entry in found.items()}
-    expected = {"a.jpg": "one", "sub/b.jpg": "two", "c.jpg": "three"}
-    assert captions == {**expected, "d.jpg": None, "e.jpg": None, "z.jpg": None}
-    assert found["z.jpg"].state == "missing" and name in found["z.jpg"].note
-    assert [key for key, entry in found.items() if entry.state] == ["z.jpg"]
-    source = PictureFolder(tmp_path).open()
-    loaded = {}
-    for number in range(len(source)):
-        with suppress(BadSample):
-            source.image(number)
-            loaded[source.key(number)] = source.caption(number)
-    assert loaded == {"a": "one", "sub/b": "two", "./c": "three"}
-
-
-def test_what_a_table_leaves_out_and_what_is_wrong_with_a_caption_is_said(tmp_path, caplog):
-    put(tmp_path, "a.jpg", "b.jpg")
-    rows = [{"file_name": "a.jpg", "text": "\u2800"}, {"text": "x"}, {"file_name": "../o.jpg"}]
-    rows += [{"file_name": "../o.jpg", "text": "outside"}]
-    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    entries = {entry.key: entry for entry in read_pictures(tmp_path)}
-    assert "1 row without file_name, 1 row without text" in caplog.text
-    assert entries["a.jpg"].note == "its caption cannot be read: caption is blank."
-    assert entries["../o.jpg"].state == "unreadable" and "outside" in entries["../o.jpg"].note
-
-
-@pytest.mark.parametrize(
-    ("name", "content"),
-    [
-        ("a.txt", b""),
-        ("a.txt", b"   "),
-        ("a.txt", "caf\xe9".encode("utf-16")),
-        ("a.txt", b"caf\xe9"),
-        ("a.txt", b"a\0b"),
-        ("a.txt", "\ufffd\ufffd".encode()),
-        ("a.txt", b" red\x07circle \r\n"),
-        ("a.json", b'{"caption": ["", "second"]}'),
-        ("a.json", b'{"caption": []}'),
-        ("a.json", b'{"caption": 5}'),
-        ("a.json", b'{"caption": "a", "caption": "b"}'),
-        ("a.json", b"{"),
-        ("a.json", b"[]"),
-        ("a.json", b"{}"),
-    ],
-)
-def test_evaluation_has_the_caption_of_the_loader_or_its_reason(name, content, tmp_path):
-    """Folder and shard: a list whose first caption is empty had none in evaluation."""
-    folder = put(tmp_path / "in", "a.jpg")
-    (folder / name).write_bytes(content)
-    (tmp_path / "out").mkdir()
-    with tarfile.open(tmp_path / "out" / "0.tar", "w") as tar:
-        for member in ("a.jpg", name):
-            tar.add(folder / member, member)
-    try:
-        caption, reason = PictureFolder(folder).open().caption(0), ""
-    except BadSample as bad:
-        caption, reason = None, bad.reason
-    for source in (folder, tmp_path / "out"):
-        (entry,) = read_pictures(source)
-        assert entry.caption == caption and entry.picture is not None
-        assert reason in entry.note or (reason == "no caption" and not entry.note)
+@pytest.mark.parametrize("text", [b"", b" \n", "a".encode("utf-16"), b"\xff\xff"])
+def test_an_unusable_caption_is_that_of_no_reader(tmp_path, text):
+    (tmp_path / "0.png").write_bytes(image())
+    (tmp_path / "0.txt").write_bytes(text)
+    (entry,) = read_pictures(tmp_path)
+    assert entry.caption is None and "cannot be read" in entry.note
+    with pytest.raises(BadSample, match="caption is"):
+        PictureFolder(tmp_path).open().caption(0)

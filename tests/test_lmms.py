@@ -12,8 +12,8 @@ from types import ModuleType, SimpleNamespace
 import pytest
 from PIL import Image
 
-from triptych.contracts import UserError
-from triptych.messages import read_messages
+from triptych.inference.chat_messages import read_messages
+from triptych.utils.errors import UserError
 
 ROOT = Path(__file__).parent.parent
 
@@ -80,11 +80,11 @@ def adapter(monkeypatch):
         module = ModuleType(name)
         vars(module).update(content)
         monkeypatch.setitem(sys.modules, name, module)
-    monkeypatch.delitem(sys.modules, "triptych.evaluation.lmms", raising=False)
-    module = importlib.import_module("triptych.evaluation.lmms")
+    monkeypatch.delitem(sys.modules, "triptych.evaluation.lmms_eval.model", raising=False)
+    module = importlib.import_module("triptych.evaluation.lmms_eval.model")
     monkeypatch.setattr(module.UnifiedPipeline, "from_pretrained", Pipeline)
     yield module
-    sys.modules.pop("triptych.evaluation.lmms", None)
+    sys.modules.pop("triptych.evaluation.lmms_eval.model", None)
 
 
 def user_turn(*texts, pictures=0, kind="image"):

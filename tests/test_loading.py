@@ -9,12 +9,12 @@ from builders import ROOT
 from safetensors.torch import load_file
 from test_end_to_end import own_shards
 
-from triptych.cli import main
-from triptych.contracts import UserError
-from triptych.loading import find_source
-from triptych.pipeline import UnifiedPipeline
-from triptych.resources import ASSETS
-from triptych.weights import save_weights
+from triptych.checkpoints import save_weights
+from triptych.cli.main import main
+from triptych.inference.loading import find_source
+from triptych.inference.pipeline import UnifiedPipeline
+from triptych.utils.errors import UserError
+from triptych.utils.paths import ASSETS
 
 CALLBACKS = ["Checkpoint", "ExportWeights"]
 TINY = ROOT / "conf" / "model" / "tiny.yaml"

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from triptych.loss import OBJECTIVES, mse, path, sample_time, shift_time
-from triptych.randomness import normal, uniform
+from triptych.utils.rng import normal, uniform
 
 MANY = 4000
 

@@ -20,8 +20,9 @@ from cutting import (
 from lightning import Callback
 
 from triptych.callbacks import Checkpoint, GradientNorms, SpikeGuard
-from triptych.contracts import IMAGE_TO_TEXT, TEXT_TO_IMAGE, UserError
 from triptych.data_modules import ConversationFile, Ingredient, MixedDataModule, ShardFolder
+from triptych.interfaces import IMAGE_TO_TEXT, TEXT_TO_IMAGE
+from triptych.utils.errors import UserError
 
 STAGES = list(TASKS)
 CUTS = [(8,), (4, 4), (2, 2, 2, 2), (1,) * 8, (3, 5), (1, 4, 3)]

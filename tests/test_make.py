@@ -81,6 +81,15 @@ def test_data_folder_without_shards(make, tmp_path):
     assert "'mine' holds no WebDataset shard" in line
 
 
+@pytest.mark.parametrize("shard", ["A.TAR", "sub/folder/a.tar", "sub/a.Tar"])
+def test_shards_in_sub_folders_and_in_capitals_are_data(shard, trained, tmp_path):
+    (tmp_path / "mine" / "a.tar").unlink()
+    path = tmp_path / "mine" / shard
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    assert "--data.shards=mine" in trained("train-stage2")
+
+
 def test_python_that_is_not_there(make, tmp_path):
     result = make("setup", "PYTHON=no-such-python")
     assert result.returncode == 2

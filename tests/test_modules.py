@@ -23,7 +23,8 @@ from lightning import Trainer
 from PIL import Image
 
 from triptych.callbacks import WritePictures
-from triptych.contracts import IMAGE_TO_TEXT, TEXT_TO_IMAGE, UserError
+from triptych.checkpoints import WeightFiles
+from triptych.interfaces import IMAGE_TO_TEXT, TEXT_TO_IMAGE
 from triptych.modules import (
     GenerationModule,
     PixelDecoderModule,
@@ -31,7 +32,7 @@ from triptych.modules import (
     UnifiedModule,
 )
 from triptych.prompts import PAD, pad, reconstruction_ids, token_id
-from triptych.weights import WeightFiles
+from triptych.utils.errors import UserError
 
 OBJECTIVES = ["clip_flow", "clip_mse", "vae_flow"]
 TASKS = {

@@ -5,11 +5,11 @@ import yaml
 from builders import ROOT
 from jsonargparse import Namespace
 
-from triptych.cli import main
-from triptych.errors import ConfigurationError, UserError
-from triptych.loading import describe_model
+from triptych.cli.main import main
+from triptych.inference.loading import describe_model
 from triptych.modules import UnifiedModule
-from triptych.nulls import require_values
+from triptych.utils.config_nulls import require_values
+from triptych.utils.errors import ConfigurationError, UserError
 
 TINY = ROOT / "conf/model/tiny.yaml"
 

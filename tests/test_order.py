@@ -5,10 +5,10 @@ import pickle
 import numpy as np
 import pytest
 
-from triptych.contracts import UserError
-from triptych.data_modules.buckets import Buckets
-from triptych.data_modules.mixture import PERIOD, Mixture
-from triptych.data_modules.order import EpochOrder
+from triptych.data_modules.sampling.epoch_order import EpochOrder
+from triptych.data_modules.sampling.length_buckets import Buckets
+from triptych.data_modules.sampling.mixing import PERIOD, Mixture
+from triptych.utils.errors import UserError
 
 UNEQUAL = np.random.default_rng(7).integers(0, 400, 60)
 

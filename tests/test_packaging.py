@@ -47,7 +47,7 @@ def test_plug_in_folders_have_one_name(folder, monkeypatch):
 
 def test_console_script_and_module_are_the_same_command():
     (script,) = entry_points(group="console_scripts", name="triptych")
-    assert script.value == "triptych.cli:main"
+    assert script.value == "triptych.cli.main:main"
     assert (Path(sys.executable).parent / "triptych").exists()
 
 

@@ -14,7 +14,7 @@ from diffusers.models.embeddings import PixArtAlphaTextProjection, get_2d_rotary
 from published import CASES
 from safetensors.torch import load_file, save_file
 
-from triptych.cli import main
+from triptych.cli.main import main
 from triptych.evaluation.parity import run_cases
 from triptych.evaluation.parity.checks import Checks, relative_error
 

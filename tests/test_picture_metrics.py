@@ -8,9 +8,9 @@ from PIL import Image
 from torchmetrics.functional.multimodal import clip_score as reference
 from torchvision.transforms.functional import pil_to_tensor
 
-from triptych.contracts import UserError
-from triptych.evaluation import clip_score, diversity
-from triptych.evaluation.feature_space import FeatureSpace
+from triptych.evaluation.image_metrics import clip_score, diversity
+from triptych.evaluation.image_metrics.feature_space import FeatureSpace
+from triptych.utils.errors import UserError
 
 CAPTIONS = ["a red square", "blue", "something green", "a long and winding caption " * 3]
 

@@ -7,8 +7,8 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import center_crop, resize
 
-from triptych.pictures import square
-from triptych.squares import square_image
+from triptych.utils.image_squares import square_image
+from triptych.utils.images import square
 
 
 def ramp(width, height):

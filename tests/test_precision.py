@@ -12,15 +12,17 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from triptych import backbones
-from triptych.contracts import Part, UserError
-from triptych.loading import describe_model
-from triptych.modules.panel import Panel
-from triptych.pipeline import UnifiedPipeline
-from triptych.precision import STATISTICS, ExactBuffers
-from triptych.resources import presets
-from triptych.sharding import cast_frozen, parameters_on_meta
-from triptych.strategies import BlockFSDPStrategy
-from triptych.weights import WeightFiles, load_weights, save_weights
+from triptych.checkpoints import WeightFiles, load_weights, save_weights
+from triptych.inference.loading import describe_model
+from triptych.inference.pipeline import UnifiedPipeline
+from triptych.interfaces import Part
+from triptych.modules.base import Panel
+from triptych.training.execution import cast_frozen
+from triptych.training.meta_init import parameters_on_meta
+from triptych.training.strategies import BlockFSDPStrategy
+from triptych.utils.errors import UserError
+from triptych.utils.paths import presets
+from triptych.utils.precision import STATISTICS, ExactBuffers
 
 BF16 = torch.bfloat16
 ROUNDOFF = 2.0**-9  # of bfloat16: half of a unit in the last of its 8 bits

@@ -10,15 +10,15 @@ from builders import ROOT
 from published import random, tower
 from safetensors.torch import load_file, save_file
 
-from triptych.contracts import UserError
-from triptych.loading import find_source, load_model
+from triptych.checkpoints import WeightFiles, hold, stored_names
+from triptych.checkpoints.fingerprint import fingerprint
+from triptych.checkpoints.key_prefixes import plain_names, state_dict_in
+from triptych.checkpoints.published.convert import convert_published
+from triptych.checkpoints.training_checkpoint import read_trained
+from triptych.checkpoints.weight_files import _PARTS
+from triptych.inference.loading import find_source, load_model
 from triptych.modules import UnifiedModule
-from triptych.weights import WeightFiles, hold, stored_names
-from triptych.weights.convert import convert_published
-from triptych.weights.files import _PARTS
-from triptych.weights.fingerprint import fingerprint
-from triptych.weights.prefixes import plain_names, state_dict_in
-from triptych.weights.training import read_trained
+from triptych.utils.errors import UserError
 
 TINY = ROOT / "src/triptych/assets/tiny"
 BEFORE = [

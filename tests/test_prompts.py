@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from triptych.contracts import UserError
 from triptych.prompts import (
     IGNORED,
     PAD,
@@ -16,6 +15,7 @@ from triptych.prompts import (
     reconstruction_ids,
     token_id,
 )
+from triptych.utils.errors import UserError
 
 PUBLISHED = (
     "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"

@@ -16,7 +16,7 @@ from builders import ROOT
 from PIL import Image
 from safetensors.torch import load_file
 
-from triptych.weights import read_metadata
+from triptych.checkpoints import read_metadata
 
 pytestmark = pytest.mark.slow
 

@@ -5,9 +5,9 @@ import torch
 from builders import ROOT
 
 from triptych.backbones import QwenText, QwenVision, QwenVL, Vocabulary
-from triptych.contracts import UserError
-from triptych.freezing import freeze_all_but
-from triptych.loading import describe_model
+from triptych.inference.loading import describe_model
+from triptych.training.freezing import freeze_all_but
+from triptych.utils.errors import UserError
 
 # Counted in the published system: queries, DiT and its caption projection (diffusers' inert
 # pad_token is none of it); the frozen EVA tower; the UNet of the decoder.

@@ -10,7 +10,7 @@ from builders import ROOT
 
 SCRIPT = """
 import json, sys
-from triptych.pipeline import UnifiedPipeline
+from triptych.inference.pipeline import UnifiedPipeline
 
 prompts = ["a photo of a red circle", "a photo of two blue squares"]
 bits = [None, *sys.argv[1:]]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from triptych.randomness import mix, normal, uniform
+from triptych.utils.rng import mix, normal, uniform
 
 
 def test_same_arguments_same_numbers_and_the_global_generator_is_left_alone():

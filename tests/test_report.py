@@ -7,9 +7,9 @@ import numpy
 import pytest
 from PIL import Image
 
-from triptych.contracts import UserError
-from triptych.evaluation.intervals import bootstrap
 from triptych.evaluation.report import Report, sha256
+from triptych.evaluation.statistics import bootstrap
+from triptych.utils.errors import UserError
 
 
 def example(folder, prompts):

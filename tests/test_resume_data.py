@@ -11,12 +11,13 @@ from lightning import Trainer
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.trainer.states import TrainerFn
 
-from triptych.contracts import Batch, Preprocessing, UserError
 from triptych.data_modules import Ingredient, MixedDataModule, ShardFolder, Source
-from triptych.data_modules.mixture import Mixture
-from triptych.data_modules.schedule import Schedule
-from triptych.data_modules.steps import StepDataset, Steps, step_loader
+from triptych.data_modules.sampling.mixing import Mixture
+from triptych.data_modules.sampling.schedule import Schedule
+from triptych.data_modules.sampling.step_dataset import StepDataset, Steps, step_loader
+from triptych.interfaces import Batch, Preprocessing
 from triptych.prompts import generation_ids
+from triptych.utils.errors import UserError
 
 GLOBAL_BATCH = 24
 SIZES = {

@@ -14,11 +14,11 @@ import yaml
 from builders import ROOT
 from forking import Forks
 
-from triptych.atomic_write import Lock, replacing
-from triptych.contracts import UserError
-from triptych.run_folder import sweep, take
-from triptych.weights import durable
-from triptych.weights.staging import Staging
+from triptych.checkpoints import atomic_checkpoint
+from triptych.checkpoints.published.staging import Staging
+from triptych.checkpoints.run_folder import sweep, take
+from triptych.utils.atomic_write import Lock, replacing
+from triptych.utils.errors import UserError
 
 DIT = {"width": 32, "depth": 1, "heads": 2, "multiple_of": 16}
 SMALL = {
@@ -268,7 +268,7 @@ def test_runs_that_end_at_once_agree_on_the_newest(tmp_path):
             (run / "weights.safetensors").unlink(missing_ok=True)
             if (pid := os.fork()) == 0:
                 (run / "weights.safetensors").write_text(str(number))
-                durable.link_newest(tmp_path / "weights.safetensors")
+                atomic_checkpoint.link_newest(tmp_path / "weights.safetensors")
                 os._exit(0)
             pids.append(pid)
         assert all(os.waitpid(pid, 0)[1] == 0 for pid in pids)
@@ -280,7 +280,7 @@ def test_a_lock_ends_with_its_process_and_guards_what_is_being_written(tmp_path)
     run = take([tmp_path])[1]
     run.lock.release()
     partial = run.path / "x.ckpt.partial"
-    code = "import sys; from triptych.atomic_write import Lock; from pathlib import Path\n"
+    code = "import sys; from triptych.utils.atomic_write import Lock; from pathlib import Path\n"
     code += "assert Lock(Path(sys.argv[1])).acquire(); print('held', flush=True); input()"
     other = subprocess.Popen(
         [sys.executable, "-c", code, run.path / ".lock"],
@@ -316,21 +316,21 @@ def saved(folder, number, steps, **manifest):
     """Checkpoints of a run; the later a step, the older its file, and its `saved` if given."""
     for step in steps:
         path = folder / f"version_{number}" / "checkpoints" / f"{step:08d}.ckpt"
-        durable.write(path, lambda file: file.write(b"state"), step)
+        atomic_checkpoint.write(path, lambda file: file.write(b"state"), step)
         if manifest:  # of an older version: by the clock, and without a step
-            note = json.loads(durable.manifest_of(path).read_text())
+            note = json.loads(atomic_checkpoint.manifest_of(path).read_text())
             del note["step"]
             note["saved"] = 10**18 - step * 10**9 - number * 10**12
-            durable.manifest_of(path).write_text(json.dumps(note))
+            atomic_checkpoint.manifest_of(path).write_text(json.dumps(note))
         then = time.time() - 1000 * step - 10**6 * number
         os.utime(path, (then, then))
-        os.utime(durable.manifest_of(path), (then, then))
+        os.utime(atomic_checkpoint.manifest_of(path), (then, then))
 
 
 @pytest.mark.parametrize("manifest", [{}, {"old": True}])
 def test_the_newest_is_by_run_and_step_whatever_the_clock_says(manifest, tmp_path):
     def newest():
-        found = durable.newest([tmp_path])
+        found = atomic_checkpoint.newest([tmp_path])
         return found.parent.parent.name, int(found.stem)
 
     saved(tmp_path, 2, (4, 10), **manifest)
@@ -342,15 +342,15 @@ def test_the_newest_is_by_run_and_step_whatever_the_clock_says(manifest, tmp_pat
     assert newest() == ("version_10", 2)
     os.truncate(tmp_path / "version_10" / "checkpoints" / "00000002.ckpt", 1)
     assert newest() == ("version_2", 10)
-    one = durable.newest([tmp_path / "version_2"], "checkpoints/*.ckpt")
+    one = atomic_checkpoint.newest([tmp_path / "version_2"], "checkpoints/*.ckpt")
     assert one.stem == "00000010"
 
 
 def test_the_step_of_a_manifest_counts_more_than_the_name(tmp_path):
     folder = tmp_path / "version_0" / "checkpoints"
     for name, step in (("b", 3), ("a", 12), ("c", 7)):
-        durable.write(folder / f"{name}.ckpt", lambda file: file.write(b"state"), step)
-    assert durable.newest([tmp_path]).stem == "a"
+        atomic_checkpoint.write(folder / f"{name}.ckpt", lambda file: file.write(b"state"), step)
+    assert atomic_checkpoint.newest([tmp_path]).stem == "a"
 
 
 def test_nothing_is_ordered_by_time_stamps():
@@ -364,7 +364,7 @@ def test_nothing_is_ordered_by_time_stamps():
 
 
 def test_a_shapes_world_that_two_make_at_once_is_made_once(tmp_path):
-    from triptych.shapes.shards import ensure_shapes
+    from triptych.shapes_world.shards import ensure_shapes
 
     pids = []
     for _ in range(3):
@@ -383,7 +383,7 @@ def test_a_shapes_world_that_two_make_at_once_is_made_once(tmp_path):
 HOLD = """
 import sys
 from pathlib import Path
-from triptych.atomic_write import LOCK, Lock
+from triptych.utils.atomic_write import LOCK, Lock
 assert Lock(Path(sys.argv[1]) / LOCK).acquire()
 print("held", flush=True)
 input()
@@ -402,7 +402,7 @@ def test_a_folder_that_another_process_writes_is_refused(what, tmp_path, shapes_
         with pytest.raises(UserError, match=r"another process is (making|writing to) .*out"):
             if what == "pack":
                 from triptych.data_modules import ShardFolder
-                from triptych.data_modules.pack import pack
+                from triptych.data_modules.tools.pack import pack
 
                 pack(ShardFolder(shapes_folder / "eval").open(), folder, {}, 8)
             else:

@@ -6,10 +6,17 @@ import pytest
 import torch
 from builders import built, dit, shaken
 
-from triptych.contracts import Condition, UserError, VelocityModel
+from triptych.interfaces import Condition, VelocityModel
 from triptych.loss import shift_time
-from triptych.sampler import noise_from_seeds, sample_flow, sample_regression
-from triptych.solvers import SAMPLERS, model_calls, times
+from triptych.sampler import (
+    SAMPLERS,
+    model_calls,
+    noise_from_seeds,
+    sample_flow,
+    sample_regression,
+    times,
+)
+from triptych.utils.errors import UserError
 
 
 class Stub(VelocityModel):

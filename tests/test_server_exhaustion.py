@@ -17,10 +17,11 @@ import pytest
 from PIL import Image
 from servers import FakePipeline, running, until
 
-from triptych.serving import admission, connections, decoder, hosts, logs
-from triptych.serving.app import Limits
-from triptych.serving.images_in import read_picture
-from triptych.serving.problems import Problem
+from triptych.serving.asgi import admission, connections, host_check, log_limits
+from triptych.serving.asgi.api_errors import Problem
+from triptych.serving.http import image_decoder
+from triptych.serving.http.app import Limits
+from triptych.serving.http.image_input import read_picture
 
 GENERATE = "/v1/images/generations"
 CHAT = "/v1/chat/completions"
@@ -68,9 +69,9 @@ def server():
 @pytest.fixture
 def short(monkeypatch):
     """Clients get half a second for everything."""
-    for name in ("protocol.HEADERS", "protocol.PATIENCE", "incoming.PATIENCE"):
-        monkeypatch.setattr(f"triptych.serving.{name}", 0.5)
-    monkeypatch.setattr("triptych.serving.protocol.SLOWEST", 2**30)
+    for name in ("uvicorn_protocol.HEADERS", "uvicorn_protocol.PATIENCE", "request_body.PATIENCE"):
+        monkeypatch.setattr(f"triptych.serving.asgi.{name}", 0.5)
+    monkeypatch.setattr("triptych.serving.asgi.uvicorn_protocol.SLOWEST", 2**30)
 
 
 def image_chat(data: bytes) -> dict:
@@ -222,14 +223,14 @@ def test_the_default_bound_leaves_half_of_the_files():
 
 def test_what_cannot_be_accepted_is_logged_once_in_a_while(caplog):
     loop = asyncio.new_event_loop()
-    logs.limit_logs()
+    log_limits.limit_logs()
     context = {
         "message": "socket.accept() out of system resource",
         "exception": OSError(24, "full"),
     }
     with caplog.at_level(logging.WARNING):
         for _ in range(1000):
-            logs.on_loop_error(loop, context)
+            log_limits.on_loop_error(loop, context)
     loop.close()
     assert [record.getMessage() for record in caplog.records] == [
         "no connection can be accepted: full; retrying every second"
@@ -243,7 +244,7 @@ def decode(files, size=16, limit=10**9):
     """What a decoder makes of files, in an event loop of its own."""
 
     async def work():
-        made = decoder.Decoder()
+        made = image_decoder.Decoder()
         ticket = admission.Admission(1, limit).admit(lambda: None)
         try:
             return await made.read(files, size, [f"image {n}" for n in range(len(files))], ticket)
@@ -263,17 +264,17 @@ def test_images_are_those_of_the_reader(size):
 
 def test_an_image_that_takes_too_long_is_refused_and_the_next_is_read(monkeypatch):
     large = file((1200, 1200), "WEBP", lossless=True, quality=0, method=0)
-    monkeypatch.setattr(decoder, "SECONDS", 0.02)
+    monkeypatch.setattr(image_decoder, "SECONDS", 0.02)
     with pytest.raises(Problem, match="seconds to decode") as caught:
         decode([large])
     assert (caught.value.status, caught.value.code) == (400, "image_too_slow")
-    monkeypatch.setattr(decoder, "SECONDS", 4.0)
+    monkeypatch.setattr(image_decoder, "SECONDS", 4.0)
     assert decode([large])[0].size == (16, 16)
 
 
 def test_a_worker_is_small():
     """It would take seconds to start, and hundreds of megabytes, with torch."""
-    code = "import sys, triptych.serving.decode_worker; print('torch' in sys.modules)"
+    code = "import sys, triptych.serving.http.decode_worker; print('torch' in sys.modules)"
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ended.stdout == "False\n"
 
@@ -286,7 +287,7 @@ def test_memory_is_reserved_for_what_is_decoded():
 
 def test_a_worker_that_is_killed_refuses_its_image_alone():
     async def work():
-        made = decoder.Decoder()
+        made = image_decoder.Decoder()
         ticket = admission.Admission(1, 10**9).admit(lambda: None)
         large = file((1500, 1500), "WEBP", lossless=True, quality=0, method=0)
         first = asyncio.create_task(made.read([large], 16, ["image"], ticket))
@@ -333,7 +334,7 @@ def test_a_worker_that_is_killed_refuses_its_image_alone():
     ],
 )
 def test_hosts(bound, allowed, host, passes):
-    check = hosts.Hosts(bound, allowed).check
+    check = host_check.Hosts(bound, allowed).check
     if passes:
         check({b"host": host.encode(), b"origin": f"http://{host}".encode()})
     else:
@@ -358,10 +359,10 @@ def test_hosts(bound, allowed, host, passes):
 def test_origins(allowed, origin, passes):
     headers = {b"host": b"localhost:8000", b"origin": origin.encode()}
     if passes:
-        hosts.Hosts(allowed=allowed).check(headers)
+        host_check.Hosts(allowed=allowed).check(headers)
     else:
         with pytest.raises(Problem) as caught:
-            hosts.Hosts(allowed=allowed).check(headers)
+            host_check.Hosts(allowed=allowed).check(headers)
         assert caught.value.status == 403
 
 
@@ -390,11 +391,11 @@ def test_every_whole_number_of_the_server_is_strict_and_bounded(server, value):
 def test_every_number_of_the_page_is_passed_on_unchanged_or_refused(tmp_path):
     import gradio
 
-    from triptych.pipeline import UnifiedPipeline
-    from triptych.serving.web.app import build
-    from triptych.serving.web.page import Page
-    from triptych.serving.web.sources import Sources
-    from triptych.serving.web.votes import Votes
+    from triptych.inference.pipeline import UnifiedPipeline
+    from triptych.serving.webui.app import build
+    from triptych.serving.webui.models import Sources
+    from triptych.serving.webui.session import Page
+    from triptych.serving.webui.votes import Votes
 
     sources = Sources({"tiny": lambda: UnifiedPipeline.from_pretrained("tiny")})
     blocks = build(Page(sources, Votes(tmp_path / "votes.jsonl"), [], tmp_path))

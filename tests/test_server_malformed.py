@@ -9,8 +9,8 @@ from malformed import by_hand, complaints, generated
 from serve import KEY, batches, load
 from servers import running
 
-from triptych.pipeline import UnifiedPipeline
-from triptych.serving.context import Sizes
+from triptych.inference.pipeline import UnifiedPipeline
+from triptych.serving.http.context import Sizes
 
 HAND_WRITTEN = dict(by_hand())
 

@@ -8,7 +8,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from servers import FakePipeline, running, until
 
-from triptych.serving.app import Limits
+from triptych.serving.http.app import Limits
 
 
 def ask(server, prompt="a", **fields):

@@ -14,10 +14,11 @@ from lightning import Trainer
 from lightning.pytorch.loggers import CSVLogger
 from PIL import Image
 
-from triptych.contracts import IMAGE_TO_IMAGE, IMAGE_TO_TEXT, TEXT_TO_IMAGE, TEXT_TO_TEXT, UserError
+from triptych.checkpoints import WeightFiles
 from triptych.data_modules import ConversationFile, Ingredient, MixedDataModule, ShardFolder
-from triptych.data_modules.tables import TextTable
-from triptych.weights import WeightFiles
+from triptych.data_modules.sources.tables import TextTable
+from triptych.interfaces import IMAGE_TO_IMAGE, IMAGE_TO_TEXT, TEXT_TO_IMAGE, TEXT_TO_TEXT
+from triptych.utils.errors import UserError
 
 
 def configured():
@@ -127,6 +128,7 @@ READS = {
     "llava": IMAGE_TO_TEXT,
     "texts": TEXT_TO_TEXT,
     "table": IMAGE_TO_TEXT,
+    "edits": IMAGE_TO_TEXT,
 }
 SERVED = {"stage2": DRAWS, "stage1": READS, "decoder": DRAWS, "encoder": DRAWS, "joint": DRAWS}
 # Pairs that train without a sheet: nothing in the set can be shown.

@@ -11,7 +11,7 @@ import pytest
 import webdataset
 from PIL import Image
 
-from triptych.shapes.captions import (
+from triptych.shapes_world.captions import (
     TASKS,
     UNSEEN_TASKS,
     Request,
@@ -25,7 +25,7 @@ from triptych.shapes.captions import (
     request_of,
     sample,
 )
-from triptych.shapes.checker import (
+from triptych.shapes_world.checker import (
     answer_is_right,
     chance_levels,
     check,
@@ -33,15 +33,15 @@ from triptych.shapes.checker import (
     satisfies,
     shape_eval,
 )
-from triptych.shapes.questions import (
+from triptych.shapes_world.questions import (
     MOST_QUESTIONS,
     caption_questions,
     grid_reading,
     parse_reading,
     questions,
 )
-from triptych.shapes.shards import ensure_shapes, make_sample, write_shards
-from triptych.shapes.world import (
+from triptych.shapes_world.shards import ensure_shapes, make_sample, write_shards
+from triptych.shapes_world.world import (
     BACKGROUNDS,
     HELD_OUT_PAIRS,
     PIXELS,

@@ -21,13 +21,15 @@ from transformers import (
 )
 
 from triptych.backbones import DCAutoencoder, SanaDecoder, Siglip2
-from triptych.cli import main
-from triptych.contracts import TEXT_TO_IMAGE, ImageEncoder, UserError, pixels_to_unit
-from triptych.loading import describe_model
+from triptych.checkpoints import WeightFiles
+from triptych.checkpoints.published.siglip_sana import convert_siglip_sana, full_names
+from triptych.cli.main import main
+from triptych.inference.loading import describe_model
+from triptych.interfaces import TEXT_TO_IMAGE, ImageEncoder
 from triptych.modules import PixelDecoderModule, UnifiedModule
-from triptych.randomness import uniform
-from triptych.weights import WeightFiles
-from triptych.weights.siglip_sana import convert_siglip_sana, full_names
+from triptych.utils.errors import UserError
+from triptych.utils.images import pixels_to_unit
+from triptych.utils.rng import uniform
 
 # 6x6 patches of 8 pixels, pooled to 3x3 features
 SIGLIP = {"image_size": SIDE, "patch_size": 8, "width": 32, "depth": 3, "heads": 2}

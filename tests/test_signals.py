@@ -14,17 +14,19 @@ from pathlib import Path
 import pytest
 from builders import ROOT
 
-from triptych.data_modules.steps import step_loader
-from triptych.errors import UserError
-from triptych.ranks import ending_together, lost_contact
-from triptych.signals import ENDING
+from triptych.data_modules.sampling.step_dataset import step_loader
+from triptych.training.ranks import ending_together, lost_contact
+from triptych.utils.errors import UserError
+from triptych.utils.signals import ENDING
 
 CODE = [p for folder in ("src", "callbacks", "data_modules") for p in (ROOT / folder).rglob("*.py")]
 
 
 def begun(body, env=None):
     """A process that runs `body`."""
-    code = "import os, signal, sys, threading, time\nfrom triptych.signals import supervisor\n"
+    code = (
+        "import os, signal, sys, threading, time\nfrom triptych.utils.signals import supervisor\n"
+    )
     return subprocess.Popen(
         [sys.executable, "-c", code + textwrap.dedent(body)],
         stdout=subprocess.PIPE,
@@ -157,7 +159,7 @@ def test_a_loader_process_lives_through_a_signal_to_the_group():
     """`timeout` and a terminal send to every process of the group."""
     body = """
         import torch
-        from triptych.data_modules.steps import step_loader
+        from triptych.data_modules.sampling.step_dataset import step_loader
 
         class Pids(torch.utils.data.Dataset):
             def __len__(self):
@@ -196,7 +198,7 @@ def test_every_trainer_is_kept_from_handling_signals():
 
 def test_handlers_are_set_in_one_place():
     alone = {"signals.py"}
-    serving = {"server.py", "app.py", "processes.py"}  # commands without ranks
+    serving = {"server.py", "app.py", "workers.py"}  # commands without ranks
     for path in CODE:
         if path.name not in alone | serving:
             assert "signal.signal(" not in path.read_text(), path
@@ -246,7 +248,7 @@ def rank_of_two(body, rank, port):
     code = """
         from datetime import timedelta
         from torch import distributed
-        from triptych.ranks import announce_failures
+        from triptych.training.ranks import announce_failures
         distributed.init_process_group("gloo", timeout=timedelta(seconds=600))
         store = distributed.distributed_c10d._get_default_store()
         with supervisor.handled():

@@ -1,17 +1,24 @@
 """Every command with closed, full and broken standard streams: no traceback, the usual statuses."""
 
 import os
+import shlex
 import shutil
+import signal
+import socket
 import subprocess
 import sys
+import time
+from contextlib import suppress
 
+import httpx
 import pytest
+import torch
 from builders import ROOT
 from forking import Forks
 from PIL import Image
 
-from triptych.cli import LIGHTNING_COMMANDS
-from triptych.commands import COMMANDS
+from triptych.cli.commands import COMMANDS
+from triptych.cli.main import LIGHTNING_COMMANDS
 
 FEW = ["--steps", "1", "--decoder-steps", "1"]
 LOST = {"closed": 0, "full": 1, "broken": 141}  # status where all else went well
@@ -31,6 +38,8 @@ def folder(tmp_path):
     question = '{"image": "red.png", "question": "what is it?"}\n'
     (tmp_path / "questions.jsonl").write_text(question * 3)
     shutil.copytree(ROOT / "tests/data/parity/dit", tmp_path / "cases/dit")
+    run = {"global_step": 1, "state_dict": {"generation.queries": torch.zeros(2)}}
+    torch.save(run, tmp_path / "run.ckpt")
     (tmp_path / "prompts.txt").write_text("a red circle\na blue square\n")
     return tmp_path
 
@@ -73,12 +82,18 @@ WORK = {
     "chat": ["chat", "red.png", "what is it?"],
     "chat lines": ["chat", "--jsonl", "questions.jsonl", "--batch-size", 1],
     "pack": ["data", "pack", ".", "--out", "out"],
+    "inspect": ["data", "inspect", ".", "--out", "out/sheet.png"],
+    "export": ["export", "run.ckpt", "--out", "out/weights.safetensors"],
+    "eval": ["eval", "shapes", "--images", 2, "--out", "out/scores.json"],
     "parity": ["parity", "cases"],
 }
 MADE = {
     "generate": {"000000-000.png", "000001-001.png", "grid.png", "results.jsonl"},
     "edit": {"000000-000.png", "grid.png", "results.jsonl"},
     "reconstruct": {"000000-000-red.png", "grid.png", "results.jsonl"},
+    "inspect": {"sheet.png"},
+    "export": {"weights.safetensors"},
+    "eval": {"scores.json"},
 }
 
 
@@ -134,6 +149,35 @@ def triptych(*words, folder, **streams):
         [sys.executable, "-m", "triptych", *words],
         cwd=folder, env=environment, stderr=subprocess.PIPE, text=True, timeout=60, **streams,
     )  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", LOST)
+@pytest.mark.parametrize("command", ["serve", "app"])
+def test_a_server_works_and_ends_without_its_output(command, kind, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    words = [sys.executable, "-m", "triptych", command, "--port", str(port)]
+    output = {"closed": ">&-", "full": "> /dev/full", "broken": "> pipe"}[kind]
+    script = f"mkfifo pipe; true < pipe & exec {shlex.join(words)} <&- {output}"
+    if kind != "broken":
+        script = script.partition("& ")[2]
+    with (tmp_path / "said").open("w") as said:
+        process = subprocess.Popen(["bash", "-c", script], cwd=tmp_path, stderr=said)
+    try:
+        for _ in range(300):
+            with suppress(httpx.TransportError):
+                answer = httpx.get(f"http://127.0.0.1:{port}/", timeout=5)
+                break
+            assert process.poll() is None, (tmp_path / "said").read_text()
+            time.sleep(0.2)
+        assert answer.status_code < 500
+    finally:
+        process.terminate()
+        status = process.wait(30)
+    assert "Traceback" not in (tmp_path / "said").read_text()
+    assert status in {0, LOST[kind], 128 + signal.SIGTERM}
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])

@@ -11,18 +11,18 @@ from PIL import Image
 from safetensors.torch import save_file
 from tars import sample, write
 
-from triptych.contracts import UserError
 from triptych.data_modules import BadSample, ConversationFile, ShardFolder
-from triptych.data_modules.columns import with_checksums, with_tokens
-from triptych.data_modules.features import find_features, read_manifest
-from triptych.data_modules.indexing import build_index
-from triptych.data_modules.opening import source_at
-from triptych.data_modules.pack import pack, skipped
-from triptych.data_modules.sidecars import Sidecar, read_metadata
-from triptych.data_modules.tar_stream import open_url
-from triptych.data_modules.tasks import Reading
-from triptych.evaluation.picture_sources import read_pictures
-from triptych.pictures import open_picture
+from triptych.data_modules.batching.tasks import Reading
+from triptych.data_modules.features.cache import find_features, read_manifest
+from triptych.data_modules.features.shard_file import Sidecar, read_metadata
+from triptych.data_modules.shards.build_index import build_index
+from triptych.data_modules.shards.index_columns import with_checksums, with_tokens
+from triptych.data_modules.sources.detect import source_at
+from triptych.data_modules.streaming.tar_stream import open_url
+from triptych.data_modules.tools.pack import pack, skipped
+from triptych.evaluation.image_sources import read_pictures
+from triptych.utils.errors import UserError
+from triptych.utils.images import open_picture
 
 
 def png(colour=(9, 9, 9)):
@@ -386,7 +386,7 @@ def test_a_manifest_of_packing_that_is_none(line, folder):
 
 @pytest.mark.parametrize("problems", ['[["a", 1]]', '[["a", "b", []]]', "5", "[" * 10_000, "[5]"])
 def test_problems_of_an_index_that_are_none(problems, tmp_path):
-    from triptych.data_modules import index
+    from triptych.data_modules.shards import index
 
     path = write(tmp_path / "a.tar", sample(1))
     contents = build_index(path).contents()

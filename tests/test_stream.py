@@ -17,16 +17,17 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from triptych.contracts import TEXT_TO_IMAGE, UserError
-from triptych.data_modules.source import BadSample
-from triptych.data_modules.tar_stream import (
+from triptych.data_modules.sources.base import BadSample
+from triptych.data_modules.streaming.tar_stream import (
     Caps,
     StreamedSamples,
     check_url,
     open_url,
     read_samples,
 )
-from triptych.listing.tar import ZEROS
+from triptych.interfaces import TEXT_TO_IMAGE
+from triptych.utils.errors import UserError
+from triptych.utils.listing.tar import ZEROS
 
 
 def encoded(number):
@@ -219,13 +220,13 @@ def test_what_s3_needs_is_said():
 def known(tokenizer):
     from builders import SIDE
 
-    from triptych.contracts import Preprocessing
+    from triptych.interfaces import Preprocessing
 
     return Preprocessing(tokenizer, max_tokens=256, picture_size=SIDE, understanding_size=SIDE)
 
 
 def stream(known, urls, **settings):
-    from triptych.data_modules.stream import ShardStream
+    from triptych.data_modules.streaming.datamodule import ShardStream
 
     options = {"batch_size": 4, "start": 0, "stop": 6, "buffer": 16}
     return ShardStream(urls, "text_to_image", known, **{**options, **settings})
@@ -260,7 +261,7 @@ def test_workers_take_turns(tmp_path, known):
 
 def keys_of(dataset, batches):
     """Keys of the samples of the first batches of a reader, not decoded: [[key]]."""
-    from triptych.data_modules.stream import distinct
+    from triptych.data_modules.streaming.datamodule import distinct
 
     samples = dataset._samples(dataset.rank, dataset.world, [])
     found = itertools.islice(distinct(samples, dataset.batch_size), batches)

@@ -15,9 +15,9 @@ from study.__main__ import report
 from study.page import findings_table, sentence
 from study.plan import ARMS, Plan, Run
 
-from triptych.contracts import UserError
 from triptych.prompts import generation_ids
-from triptych.shapes.shards import make_sample
+from triptych.shapes_world.shards import make_sample
+from triptych.utils.errors import UserError
 
 SMALL = Plan(steps=2, seeds=(0,), images=6, prompts=6, each=2)
 
@@ -255,7 +255,7 @@ def test_true_pictures_are_clear_and_find_themselves():
     import numpy
     from study.scores import clear, retrieval
 
-    from triptych.evaluation.shapes import examples
+    from triptych.evaluation.shapes.shape_eval import examples
 
     true = [each.picture for each in examples("eval", 6)]
     pictures = numpy.stack([[picture, picture] for picture in true])

@@ -12,26 +12,26 @@ from builders import SIDE, builder
 from PIL import Image
 from tars import write
 
-from triptych.contracts import IMAGE_TO_TEXT, TEXT_TO_IMAGE, Preprocessing, UserError
-from triptych.data_modules import ConversationFile, ShardFolder
-from triptych.data_modules.columns import with_tokens
-from triptych.data_modules.indexing import build_index
-from triptych.data_modules.inspect import examine
-from triptych.data_modules.opening import source_at
-from triptych.data_modules.pack import pack, skipped
-from triptych.data_modules.tasks import Reading
-from triptych.data_modules.texts import captions_of
-from triptych.documents import parse_json, read_json, read_standard_line, read_text
-from triptych.errors import TextError
+from triptych.cli.chat import converse, read_questions
+from triptych.cli.input_files import read_edits, read_prompts
+from triptych.data_modules import BadSample, ConversationFile, PictureFolder, ShardFolder
+from triptych.data_modules.batching.clean_text import captions_of
+from triptych.data_modules.batching.tasks import Reading
+from triptych.data_modules.shards.build_index import build_index
+from triptych.data_modules.shards.index_columns import with_tokens
+from triptych.data_modules.sources.detect import source_at
+from triptych.data_modules.tools.inspect import examine
+from triptych.data_modules.tools.pack import pack, skipped
 from triptych.evaluation import dpg, geneval, wise
-from triptych.evaluation.picture_sources import read_pictures
-from triptych.messages import read_messages
-from triptych.prompt_files import read_input
-from triptych.serving.schemas import GenerationBody
-from triptych.serving.web.opening import read_prompts as read_page_prompts
-from triptych.texts import clean_text, decode_text, is_blank, numbered_lines, split_lines
-from triptych.using.requests import read_edits, read_prompts
-from triptych.using.talking import converse, read_questions
+from triptych.evaluation.image_sources import read_pictures
+from triptych.inference.chat_messages import read_messages
+from triptych.interfaces import IMAGE_TO_TEXT, TEXT_TO_IMAGE, Preprocessing
+from triptych.serving.http.request_schemas import GenerationBody
+from triptych.serving.webui.launch import read_prompts as read_page_prompts
+from triptych.utils.documents import parse_json, read_json, read_standard_line, read_text
+from triptych.utils.errors import TextError, UserError
+from triptych.utils.prompt_files import read_input
+from triptych.utils.text import clean_text, decode_text, is_blank, numbered_lines, split_lines
 
 ROOT = Path(__file__).parent.parent
 # Every character that Python, or Unicode, counts as the end of a line, but \n.
@@ -161,10 +161,10 @@ def test_brackets_are_no_json(tmp_path):
 
 # File -> what it alone may use: standard input of people is read by `documents`.
 MAY = {
-    "src/triptych/documents.py": {"sys.stdin"},
-    "src/triptych/standard_streams.py": {"sys.stdin"},
-    "src/triptych/using/talking.py": {"sys.stdin"},  # whether it is a terminal
-    "src/triptych/serving/decode_worker.py": {"sys.stdin"},  # of our own process
+    "src/triptych/utils/documents.py": {"sys.stdin"},
+    "src/triptych/utils/standard_streams.py": {"sys.stdin"},
+    "src/triptych/cli/chat.py": {"sys.stdin"},  # whether it is a terminal
+    "src/triptych/serving/http/decode_worker.py": {"sys.stdin"},  # of our own process
     "src/triptych/evaluation/geneval/detection.py": {"read_text"},  # a file of the package
 }
 
@@ -185,7 +185,9 @@ def test_no_code_reads_text_by_other_rules(root):
                     found.add(f"{name}:{node.lineno} {each}")
             if last in ("splitlines", "readlines"):
                 found.add(f"{name}:{node.lineno} {last}")
-    assert not found, "read by triptych.documents, and cut by split_lines of triptych.texts"
+    assert not found, (
+        "read by triptych.utils.documents, and cut by split_lines of triptych.utils.text"
+    )
 
 
 # --- encodings ------------------------------------------------------------------------------------
@@ -568,3 +570,18 @@ def test_generate_draws_each_prompt_once(triptych):
 def test_wrong_input_is_refused_by_its_place(triptych, command, content, says):
     status, out, err = triptych(*command.split(), stdin=content)
     assert status == 1 and says in err and "Traceback" not in err and not out
+
+
+def test_an_instruction_of_an_edit_is_not_learned_as_a_caption(tmp_path, tokenizer):
+    for name in ("a.source.png", "a.png"):
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    (tmp_path / "a.txt").write_text("make it red")
+    known = Preprocessing(tokenizer, max_tokens=256, picture_size=SIDE, image_tokens=1)
+    reading = Reading(PictureFolder(tmp_path).open(), IMAGE_TO_TEXT)
+    with pytest.raises(BadSample, match="edit without a conversation"):
+        reading.prompt(0, 0, known)
+    (tmp_path / "a.txt").unlink()
+    facts = {"caption": "make it red", "conversation": [["what is it?", "a square"]]}
+    (tmp_path / "a.json").write_text(json.dumps(facts))
+    reading = Reading(PictureFolder(tmp_path).open(), IMAGE_TO_TEXT)
+    assert "a square" in tokenizer.decode(reading.prompt(0, 0, known).ids)

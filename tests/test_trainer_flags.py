@@ -16,10 +16,10 @@ from lightning import Callback, Trainer
 from test_end_to_end import run as run_program
 from test_sets_and_stages import configured
 
-from triptych.contracts import UserError
-from triptych.data_modules.steps import require_steps, steps_of
-from triptych.run_folder import of_trainer
-from triptych.trainer_flags import settle
+from triptych.checkpoints.run_folder import of_trainer
+from triptych.cli.trainer_flags import settle
+from triptych.data_modules.sampling.step_dataset import require_steps, steps_of
+from triptych.utils.errors import UserError
 
 WORKS = None
 MY_LOGGER = """

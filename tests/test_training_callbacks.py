@@ -28,12 +28,12 @@ from triptych.callbacks import (
     SpikeGuard,
     Throughput,
 )
-from triptych.callbacks.counting import step_flops
 from triptych.callbacks.frozen_check import checksum
 from triptych.callbacks.guards import Step
-from triptych.callbacks.peaks import dense_peak
-from triptych.contracts import UserError
-from triptych.randomness import normal
+from triptych.training.device_peaks import dense_peak
+from triptych.training.flop_counter import step_flops
+from triptych.utils.errors import UserError
+from triptych.utils.rng import normal
 
 
 class Samples:

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from triptych.callbacks import ProgressBar
-from triptych.contracts import TEXT_TO_IMAGE
+from triptych.interfaces import TEXT_TO_IMAGE
 from triptych.prompts import IMAGE_PAD, generation_ids, pad, shared_tokens, token_id
 
 OBJECTIVES = ["clip_flow", "clip_mse", "vae_flow"]

@@ -17,14 +17,14 @@ from torch import distributed
 from torch.distributed import checkpoint as sharded_files
 from torch.distributed.checkpoint import metadata as index_classes
 
-from triptych.cli import main, takes_classes
-from triptych.contracts import UserError
-from triptych.loading import describe_model
-from triptych.picture_settings import settings_of, shown_name
-from triptych.resources import ASSETS, presets
-from triptych.trust import plain_model
-from triptych.weights import durable
-from triptych.weights.sharded import INDEX, read_index, read_shards, read_shards_of
+from triptych.checkpoints import atomic_checkpoint
+from triptych.cli.main import main, takes_classes
+from triptych.inference.loading import describe_model
+from triptych.inference.trusted_config import plain_model
+from triptych.training.sharded_checkpoint import INDEX, read_index, read_shards, read_shards_of
+from triptych.utils.errors import UserError
+from triptych.utils.paths import ASSETS, presets
+from triptych.utils.png_metadata import settings_of, shown_name
 
 ROOT = Path(__file__).parent.parent
 TINY = presets()["tiny"].resolve()
@@ -151,12 +151,12 @@ def run_of(stranger, folder: Path, marker: Path) -> Path:
     """A run's folder with a sharded checkpoint by a stranger, with a manifest that agrees."""
     run = folder / "run"
     checkpoint = run / "checkpoints" / "1.ckpt"
-    partial = durable.partial_of(checkpoint)
+    partial = atomic_checkpoint.partial_of(checkpoint)
     partial.mkdir(parents=True)
     save_sharded(partial, {"state_dict": {QUERIES: torch.zeros(16, 128)}})
     (run / "config.yaml").write_text(TINY.read_text())
     stranger(partial, marker)
-    durable.put_folder(partial, checkpoint)
+    atomic_checkpoint.put_folder(partial, checkpoint)
     return run
 
 
@@ -606,10 +606,10 @@ def test_pickles_are_read_by_those_who_check_them():
 
 def test_documents_are_read_by_their_reader():
     for place, name, _ in CALLS:
-        if place.startswith("src/triptych/documents.py"):
+        if place.startswith("src/triptych/utils/documents.py"):
             continue
         assert name not in ("yaml.safe_load", "yaml.unsafe_load", "json.load", "OmegaConf.load"), (
             place
         )
         if name == "yaml.load":
-            assert place.startswith("src/triptych/trust.py"), place
+            assert place.startswith("src/triptych/inference/trusted_config.py"), place

@@ -9,10 +9,11 @@ from safetensors.torch import load_file
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from triptych.backbones import QwenText, QwenVision
-from triptych.contracts import TEXT_TO_IMAGE
+from triptych.checkpoints import WeightFiles, save_weights
+from triptych.checkpoints.published import key_mapping
 from triptych.evaluation.parity.loading import placed
+from triptych.interfaces import TEXT_TO_IMAGE
 from triptych.prompts import PAD, conversation_ids, pad, token_id
-from triptych.weights import WeightFiles, layouts, save_weights
 
 QUESTIONS = ["what colour is it?", "how many shapes are there in this picture?", "where?"]
 NEW_TOKENS = 12
@@ -47,9 +48,9 @@ def trained(stock, weights, samples, tmp_path_factory):
 def test_config_json_says_the_sizes_that_we_built(stock):
     config = json.loads((stock / "config.json").read_text())
     ours = understander(rms_norm_eps=1e-5)
-    text = QwenText(**layouts.text_arguments(config), initializer_range=0.06)
+    text = QwenText(**key_mapping.text_arguments(config), initializer_range=0.06)
     assert text == ours.text
-    assert QwenVision(**layouts.vision_arguments(config)) == ours.vision
+    assert QwenVision(**key_mapping.vision_arguments(config)) == ours.vision
 
 
 def test_weights_are_untouched_bit_for_bit(stock, trained):

@@ -1,5 +1,6 @@
 """generate, chat, edit, reconstruct as people call them."""
 
+import base64
 import json
 import os
 import re
@@ -14,10 +15,10 @@ import pytest
 from closeness import assert_same_images
 from PIL import Image
 
-from triptych.cli import main
-from triptych.picture_settings import settings_of
-from triptych.using import processes
-from triptych.using.output import Job, Output
+from triptych.cli import workers
+from triptych.cli.main import main
+from triptych.cli.output_folder import Job, Output
+from triptych.utils.png_metadata import settings_of
 
 ROOT = Path(__file__).parent.parent
 SAMPLES = ROOT / "docs" / "images" / "samples.png"
@@ -52,7 +53,7 @@ def test_the_examples_of_the_help_run(command, triptych):
 
 def test_help_needs_no_torch():
     code = (
-        "import sys; from triptych.cli import main\n"
+        "import sys; from triptych.cli.main import main\n"
         "try: main(['generate', '--help'])\n"
         "except SystemExit: pass\n"
         "assert not {'torch', 'transformers', 'lightning', 'numpy'} & set(sys.modules)"
@@ -243,22 +244,22 @@ def told(monkeypatch):
     """Lines of shards, which run SHARD."""
     start = subprocess.Popen
     monkeypatch.setattr(
-        processes.subprocess,
+        workers.subprocess,
         "Popen",
         lambda command, **more: start([sys.executable, "-c", SHARD, *command[3:]], **more),
     )
-    monkeypatch.setattr(processes, "_gpus", lambda: 0)
+    monkeypatch.setattr(workers, "_gpus", lambda: 0)
     return []
 
 
 def test_shards_run_at_once_and_are_heard(told):
-    processes.run_shards("generate", ["x"], 3, "asked", told.append)
+    workers.run_shards("generate", ["x"], 3, "asked", told.append)
     assert [line[:10] for line in sorted(told)] == ["1/3: asked", "2/3: asked", "3/3: asked"]
 
 
 def test_a_shard_that_fails_is_named_when_the_others_are_done(told):
     with pytest.raises(ValueError, match=r"shard 2/3 failed \(status 1\): there is no model. 2 of"):
-        processes.run_shards("generate", ["fail"], 3, None, told.append)
+        workers.run_shards("generate", ["fail"], 3, None, told.append)
     assert len(told) == 3
 
 
@@ -270,18 +271,18 @@ def test_ctrl_c_ends_all_shards(told):
 
     started = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
-        processes.run_shards("generate", ["wait"], 3, None, interrupt)
+        workers.run_shards("generate", ["wait"], 3, None, interrupt)
     assert time.monotonic() - started < 30
 
 
 def test_a_gpu_each_in_turn(monkeypatch):
-    monkeypatch.setattr(processes, "_gpus", lambda: 2)
+    monkeypatch.setattr(workers, "_gpus", lambda: 2)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert [processes._share(n, 3)["CUDA_VISIBLE_DEVICES"] for n in range(3)] == ["0", "1", "0"]
+    assert [workers._share(n, 3)["CUDA_VISIBLE_DEVICES"] for n in range(3)] == ["0", "1", "0"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
-    assert [processes._share(n, 2)["CUDA_VISIBLE_DEVICES"] for n in range(2)] == ["4", "7"]
-    assert processes.without(["a", "--processes", "2", "-n", "2", "--processes=3"], "--processes")
-    assert processes.without(["--processes", "2", "x"], "--processes") == ["x"]
+    assert [workers._share(n, 2)["CUDA_VISIBLE_DEVICES"] for n in range(2)] == ["4", "7"]
+    assert workers.without(["a", "--processes", "2", "-n", "2", "--processes=3"], "--processes")
+    assert workers.without(["--processes", "2", "x"], "--processes") == ["x"]
 
 
 # --- chat -----------------------------------------------------------------------------------------
@@ -351,6 +352,95 @@ def test_questions_in_json_lines(triptych):
     read = [json.loads(line) for line in out.splitlines()]
     assert [each["id"] for each in read] == ["a", "2", "c"]
     assert read[0] == {"id": "a", "answer": "two", "finish_reason": "stop"}
+
+
+def test_images_in_json_lines_are_paths_or_data_urls(triptych):
+    """And OpenAI's parts: all the same image, so the same answer."""
+    encoded = base64.b64encode(SAMPLES.read_bytes()).decode()
+    question = "how many shapes are there?"
+    urls = [f"data:image/png;base64,{encoded}", f"DATA:;BASE64,{encoded.rstrip('=')}"]
+    parts = [{"type": "image", "image": str(SAMPLES)}]
+    parts += [{"type": "image_url", "image_url": {"url": url}} for url in urls]
+    parts += [{"type": "image_url", "image_url": urls[0]}]
+    talks = [[part, {"type": "text", "text": question}] for part in parts]
+    asked = [{"image": image, "question": question} for image in (str(SAMPLES), [str(SAMPLES)])]
+    asked += [{"images": [url], "question": question} for url in urls]
+    asked += [{"messages": [{"role": "user", "content": talk}]} for talk in talks]
+    stdin = "\n".join(map(json.dumps, asked))
+    status, out, err = triptych("chat", "--jsonl", "-", "--max-tokens", 3, stdin=stdin)
+    assert status == 0, err
+    answers = [json.loads(line)["answer"] for line in out.splitlines()]
+    assert len(answers) == len(asked) and len(set(answers)) == 1
+
+
+def of_user(*content):
+    return {"messages": [{"role": "user", "content": list(content)}]}
+
+
+LINK = {"type": "image_url", "image_url": {"url": "HTTPS://a.org/b.png"}}
+PATH = {"type": "image_url", "image_url": {"url": str(SAMPLES)}}
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (of_user(), "message 1 is empty"),
+        (of_user("\u200b", "\u2028"), "message 1 is empty"),
+        (of_user("word " * 400), "tokens, the model takes"),
+        (of_user("a", LINK), "is a link, which is not fetched"),
+        (of_user("a", PATH), "its image_url is not a URL"),
+        (of_user("a", {"type": "input_audio"}), "a part of its content is neither"),
+        ({"messages": ["a"]}, "message 1 is not"),
+        ({"messages": [{"role": "tool", "content": "a"}]}, "the role 'tool' is none of"),
+        ({"question": "a", "image": "https://a.org/b.png"}, "is a link, which is not fetched"),
+        ({"question": "a", "image": "x" * 5000}, "xxx... does not exist"),
+        ({"question": "a", "image": ""}, "the picture '' does not exist"),
+        ({"question": "a", "image": "data:image/png;base64,_-"}, "is a damaged data URL"),
+    ],
+)
+def test_a_wrong_line_is_named_wherever_it_is_found_wrong(line, said, triptych):
+    stdin = "\n".join(map(json.dumps, [{"question": "fine?"}, line, {"question": "fine?"}]))
+    status, _, err = triptych("chat", "--jsonl", "-", "--max-tokens", 1, stdin=stdin)
+    assert status == 1 and "standard input:2: " in err and said in err
+    assert "Traceback" not in err
+
+
+def test_keys_that_nothing_reads_are_said_once(triptych, caplog):
+    lines = [{"question": "a", "imgae": "x", "image": None}, {"question": "b", "imgae": "y"}]
+    status, _, _ = triptych(
+        "chat", "--jsonl", "-", "--max-tokens", 1, stdin="\n".join(map(json.dumps, lines))
+    )
+    assert status == 0
+    assert [r.getMessage() for r in caplog.records if "is not read" in r.getMessage()] == [
+        "standard input:1: 'imgae' is not read; a line has id, image, images, messages, question"
+    ]
+
+
+LONG = "y" * 300  # longer than the name of any file
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["chat", SAMPLES, "really " * 60 + "?"], "the conversation has"),
+        (["chat", f"{LONG}.png", "what?"], "does not exist"),
+        (["edit", LONG, "make it blue"], "does not exist"),
+        (["reconstruct", LONG], "does not exist"),
+        (["generate", "--prompts", LONG], "File name too long"),
+        (["generate", "x", "--out", LONG], "File name too long"),
+        (["data", "pack", LONG, "--out", "out"], "does not exist"),
+        (["data", "pack", f"{{{LONG},b}}.tar", "--out", "out"], "does not exist"),
+        (["convert", LONG, "out"], "File name too long"),
+        (["data", "index", LONG], "does not exist"),
+        (["eval", "fid", "--pictures", LONG, "--reference", LONG], "does not exist"),
+        (["export", LONG, "--out", "a.safetensors"], "File name too long"),
+    ],
+)
+def test_texts_longer_than_names_of_files_are_no_traceback(arguments, said, triptych):
+    """A long question is asked for as a file first."""
+    status, out, err = triptych(*arguments)
+    assert (status, out) == (1, "") and said in err and "Traceback" not in err
+    assert not list(Path().iterdir())
 
 
 # --- mistakes -------------------------------------------------------------------------------------

@@ -5,8 +5,8 @@ import threading
 
 import pytest
 
-from triptych.contracts import UserError
-from triptych.serving.web.votes import Tally, Vote, Votes
+from triptych.serving.webui.votes import Tally, Vote, Votes
+from triptych.utils.errors import UserError
 
 FEW, MANY = {"model": "tiny", "steps": 4}, {"model": "tiny", "steps": 30}
 

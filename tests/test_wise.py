@@ -11,11 +11,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from PIL import Image
 
-from triptych.contracts import UserError
 from triptych.evaluation import wise
-from triptych.evaluation.endpoint import EndpointJudge
-from triptych.evaluation.judges import Answers, Judge
+from triptych.evaluation.judges.base import Answers, Judge
+from triptych.evaluation.judges.openai_api import EndpointJudge
 from triptych.evaluation.wise.protocols import read_legacy, read_verified
+from triptych.utils.errors import UserError
 
 TIMEOUT = 0.8
 

@@ -7,15 +7,15 @@ from collections import namedtuple
 import pytest
 from builders import unified
 
-from triptych.contracts import UserError
-from triptych.data_features import Making
+from triptych.cli.data_features import Making
 from triptych.data_modules import EditsDataModule, ShapesDataModule
-from triptych.data_modules.opening import source_at
-from triptych.data_modules.pack import pack
-from triptych.data_modules.shards import ShardFolder
-from triptych.modules.features import FeatureModule
-from triptych.shapes.shards import ensure_shapes
-from triptych.writing import announce, in_units, refuse_other_files
+from triptych.data_modules.sources.detect import source_at
+from triptych.data_modules.sources.webdataset import ShardFolder
+from triptych.data_modules.tools.pack import pack
+from triptych.modules.feature_extraction import FeatureModule
+from triptych.shapes_world.shards import ensure_shapes
+from triptych.utils.disk_usage import announce, in_units, refuse_other_files
+from triptych.utils.errors import UserError
 
 
 def draw(folder):

@@ -108,7 +108,7 @@ def attacks(folder: Path) -> Iterator[tuple[str, Attack]]:
     Args:
         folder: an empty one, to write the strangers' files to.
     """
-    from triptych.resources import presets
+    from triptych.utils.paths import presets
 
     marker, here = folder / "it-ran", folder / "here"
     here.mkdir(parents=True)
@@ -197,22 +197,22 @@ def _sharded(run: Path, config: str, marker: Path) -> Path:
     """A run's folder with a sharded checkpoint whose index is a pickle, with its manifest."""
     import torch
 
-    from triptych.weights import durable
+    from triptych.checkpoints import atomic_checkpoint
 
     checkpoint = run / "checkpoints" / "1.ckpt"
-    partial_folder = durable.partial_of(checkpoint)
+    partial_folder = atomic_checkpoint.partial_of(checkpoint)
     partial_folder.mkdir(parents=True)
     (partial_folder / ".metadata").write_bytes(pickle.dumps(_Code(marker)))
     (partial_folder / "__0_0.distcp").write_bytes(pickle.dumps(_Code(marker)))
     torch.save({"global_step": 1}, partial_folder / "meta.pt")
-    durable.put_folder(partial_folder, checkpoint)
+    atomic_checkpoint.put_folder(partial_folder, checkpoint)
     (run / "config.yaml").write_text(config)
     return run
 
 
 def _tokenizer(folder: Path, marker: Path) -> Path:
     """The tiny preset's tokenizer with a module beside it, which its configuration names."""
-    from triptych.resources import ASSETS
+    from triptych.utils.paths import ASSETS
 
     shutil.copytree(ASSETS / "tiny" / "tokenizer", folder)
     (folder / "evil.py").write_text(f"open({str(marker)!r}, 'w').close()\nclass Evil: pass\n")

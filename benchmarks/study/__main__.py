@@ -13,9 +13,9 @@ from study.page import render, sentence
 from study.plan import ROOT, Plan, table
 from study.reading import read, write_runs
 from study.runs import done, work
-from triptych.contracts import UserError
 from triptych.evaluation.report import write_text
-from triptych.shapes.shards import ensure_shapes
+from triptych.shapes_world.shards import ensure_shapes
+from triptych.utils.errors import UserError
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from study.drawings import bars, curves
 from study.reading import MEASURES
 from study.runs import SHIPPED
-from triptych.serving.page import STYLE
+from triptych.evaluation.shapes.demo_page import STYLE
 
 SETTINGS = ("command", "plan", "machine", "versions")
 
@@ -90,8 +90,8 @@ interval alone: undecided where it includes no difference.</p>
 <h2>Understanding before and after</h2>
 {_understanding(results)}
 <h2>Cost</h2>
-<p>FLOPs by the formulas of triptych.flops; CPU seconds of `triptych fit` on one thread, with
-imports and the curve's scores.</p>
+<p>FLOPs by the formulas of triptych.training.flops; CPU seconds of `triptych fit` on one thread,
+with imports and the curve's scores.</p>
 {_cost(results)}
 <h2>Samples</h2>
 <p>The first {plan["each"]} pictures of the same captions from the same noise, none picked.</p>

@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from triptych import flops
-from triptych.contracts import UserError
-from triptych.loading import describe_stage
+from triptych.inference.loading import describe_stage
 from triptych.modules import UnifiedModule
+from triptych.training import flops
+from triptych.utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 POINTS = 5  # of a learning curve, beside the one at step 0

@@ -13,9 +13,9 @@ from recorded import machine, versions
 
 from study.plan import ARMS, Plan, Run
 from study.runs import SCORES, SHIPPED, cpu_seconds, done
-from triptych.contracts import UserError
-from triptych.evaluation.scoring import mean
-from triptych.weights import durable
+from triptych.checkpoints import atomic_checkpoint
+from triptych.evaluation.shapes.common import mean
+from triptych.utils.errors import UserError
 
 # The 97.5% point of Student's t by degrees of freedom, from 1 on; the last serves for more, which
 # makes intervals a little too wide.
@@ -224,7 +224,7 @@ def _scores(folder: Path) -> dict[str, dict[str, float]]:
 def curve(folder: Path, steps: int) -> list[tuple[float, float]]:
     """(share of the run's compute, ShapeEval) by the log of its last attempt, which holds all."""
     points: dict[int, float] = {}
-    for log in durable.in_runs(folder, "metrics.csv"):
+    for log in atomic_checkpoint.in_runs(folder, "metrics.csv"):
         for row in csv.DictReader(log.open()):
             if row.get("shape_eval/mean"):
                 points[int(row["step"])] = float(row["shape_eval/mean"])

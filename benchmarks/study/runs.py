@@ -21,9 +21,9 @@ from pathlib import Path
 import yaml
 
 from study.plan import CURVE_IMAGES, ROOT, Plan, Run
-from triptych.contracts import UserError
+from triptych.checkpoints import atomic_checkpoint
 from triptych.evaluation.report import write_text
-from triptych.weights import durable
+from triptych.utils.errors import UserError
 
 SCORES = "scores.json"
 SHIPPED = "shipped"  # the weights that come with the preset, scored like a run
@@ -216,7 +216,7 @@ def _settings(plan: Plan, run: Run, world: Path) -> dict:
 
 def newest(folder: Path) -> Path:
     """The folder of the run's last attempt that was finished."""
-    return durable.in_runs(folder, "weights.safetensors")[-1].parent
+    return atomic_checkpoint.in_runs(folder, "weights.safetensors")[-1].parent
 
 
 def note(folder: Path, entry: dict) -> None:

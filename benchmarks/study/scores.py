@@ -18,14 +18,14 @@ import torch
 from PIL import Image
 from torch.nn.functional import normalize
 
-from triptych.evaluation.diversity import mean_distance
-from triptych.evaluation.feature_space import EncoderSpace
+from triptych.evaluation.image_metrics.diversity import mean_distance
+from triptych.evaluation.image_metrics.feature_space import EncoderSpace
 from triptych.evaluation.report import write_text
-from triptych.evaluation.scoring import mean
-from triptych.evaluation.shapes import ShapeEval, examples, question_answering_score
+from triptych.evaluation.shapes.common import mean
+from triptych.evaluation.shapes.shape_eval import ShapeEval, examples, question_answering_score
+from triptych.inference.pipeline import UnifiedPipeline
 from triptych.modules import UnifiedModule
-from triptych.pipeline import UnifiedPipeline
-from triptych.shapes.checker import read
+from triptych.shapes_world.checker import read
 
 SHEET = 6  # captions on a sheet, one of each task
 APART = 1 << 30  # noises of other pictures than those that are scored for alignment

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from triptych.evaluation.shapes import ask_about, examples
+from triptych.evaluation.shapes.shape_eval import ask_about, examples
 
 FOLDER = Path("out/shapes_questions")
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from PIL import Image
 
-from triptych.shapes.checker import answer_is_right
+from triptych.shapes_world.checker import answer_is_right
 
 
 def picture(document: dict[str, Any]) -> list[Image.Image]:

@@ -1,10 +1,19 @@
-"""triptych: unified multimodal models in PyTorch Lightning.
+"""Unified multimodal models in PyTorch Lightning: models that understand images and make them.
 
-Three panels, one picture: understanding (an LLM that reads text and images), generation (learned
-queries and a diffusion transformer that makes image features) and decoding (features to pixels).
-Importing this package imports no torch; take what you need from its modules.
+interfaces    data that flows (Batch, Condition), tasks, and base classes of the parts
+loss          flow-matching and regression losses; the sign convention
+sampler       schedulers by name, and the guided sampling loop
+prompts       chat templates and control tokens, for training and inference
+backbones     networks as plain modules, without Lightning
+modules       LightningModules: understanding, generation, decoding, and the unified model
+training      optimizer, freezing, precision, FSDP2, ranks, FLOPs
+checkpoints   weight files, training checkpoints, run folders; published/ reads released layouts
+inference     pipeline, model loading, chat messages, CPU offload, quantization
+evaluation    benchmarks and their reports
+serving       OpenAI-compatible HTTP server, and the Gradio web page
+cli           the `triptych` command: every command and every flag
+shapes_world  synthetic data set with an exact checker
+utils         errors, images, files, text, random draws
 """
 
-from triptych.version import __version__
-
-__all__ = ["__version__"]
+__version__ = "0.1.0"

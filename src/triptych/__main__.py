@@ -9,7 +9,7 @@ if not sys.flags.safe_path:
     del sys.path[0]
     os.environ["PYTHONSAFEPATH"] = "1"
 
-from triptych.cli import main  # noqa: E402
+from triptych.cli.main import main  # noqa: E402
 
 if __name__ == "__main__":
     main()

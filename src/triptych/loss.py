@@ -6,7 +6,7 @@
 
 This is rectified flow (Liu et al. 2022, arXiv 2209.03003) in the orientation of diffusers and of
 BLIP3-o. The sampler integrates the same velocity from t = 1 down to t = 0.
-Shape letters: see `triptych.contracts`.
+Shape letters: see `triptych.interfaces`.
 """
 
 from __future__ import annotations

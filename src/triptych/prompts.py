@@ -17,10 +17,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from triptych.contracts import IGNORED as IGNORED
-from triptych.errors import TextError
-from triptych.texts import clean_text, is_blank
-from triptych.tokens import Control, encode, token_id
+from triptych.interfaces import IGNORED as IGNORED
+from triptych.utils.errors import TextError
+from triptych.utils.text import clean_text, is_blank
+from triptych.utils.tokens import Control, encode, token_id
 
 IM_START, IM_END = Control("<|im_start|>"), Control("<|im_end|>")
 VISION_START, VISION_END = Control("<|vision_start|>"), Control("<|vision_end|>")
@@ -43,6 +43,9 @@ class PromptError(TextError):
         message: one sentence for whoever wrote it.
         reason: a short phrase, the same for all texts with this fault, to count them by.
     """
+
+    conversation = 0
+    """The number of the conversation among those of a call, from 0."""
 
     def __init__(self, message: str, reason: str = "prompt is unusable") -> None:
         super().__init__(message, reason)
@@ -133,7 +136,7 @@ def reconstruction_ids(
 
 
 def clean(text: str, what: str) -> str:
-    """The text of a user by `texts.clean_text`, for training and inference alike.
+    """The text of a user by `text.clean_text`, for training and inference alike.
 
     Raises:
         PromptError: it is none that a model can be given; `what` names it.
@@ -222,8 +225,8 @@ def chat_ids(
     As `conversation_ids`, with several pictures anywhere and a system message of one's own.
 
     Args:
-        messages: (role, pieces); a piece is a text, clean as of `messages.read_messages`, or the
-            number of tokens of a picture.
+        messages: (role, pieces); a piece is a text, clean as of `chat_messages.read_messages`, or
+            the number of tokens of a picture.
 
     Raises:
         PromptError: a message is empty, or `max_tokens` tokens leave no room for an answer.

@@ -1,20 +1,36 @@
-"""The sampler: integrates the learned velocity from noise (t = 1) to features (t = 0).
+"""Sampling: integrates the learned velocity from noise (t = 1) to features (t = 0).
 
-The integrator is a diffusers scheduler, see `solvers`; guidance is classifier-free (Ho & Salimans
-2022) with the null condition of training, which is zeros unless another is given. Seeds make noise,
-one per picture, so that a picture depends on its neighbours in the batch by rounding at most.
+Schedulers are those of diffusers, by name. "euler" is as published, first order. The others are of
+second order and need fewer steps: "heun" (Karras et al. 2022, arXiv 2206.00364), which calls the
+model twice a step, "dpm++" (Lu et al. 2022, arXiv 2211.01095) and "unipc" (Zhao et al. 2023, arXiv
+2302.04867), which call it once and remember the step before.
+
+Guidance is classifier-free (Ho & Salimans 2022) with the null condition of training, which is zeros
+unless another is given. Seeds make noise, one per image, so that an image depends on its neighbours
+in the batch by rounding at most.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
+import numpy as np
 import torch
+from diffusers import (
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FlowMatchHeunDiscreteScheduler,
+    HeunDiscreteScheduler,
+    UniPCMultistepScheduler,
+)
 from torch import Tensor
 
-from triptych.contracts import Condition, UserError, VelocityModel, velocity_under
-from triptych.randomness import normal
-from triptych.solvers import flow_solver
+from triptych.interfaces import Condition, VelocityModel, velocity_under
+from triptych.utils.errors import UserError
+from triptych.utils.limits import STEPS
+from triptych.utils.rng import normal
 
 OnStep = Callable[[int, Tensor, Tensor], None]
 """Told of the number of the model call just made, from 0, of x after it, and of the features that x
@@ -43,7 +59,7 @@ def sample_flow(
     """Features [B,C,h,w] for `condition` [B,N,D], starting at `noise` [B,C,h,w].
 
     The grid of times is shifted as in training, see `loss.shift_time`; 1 is the published grid.
-    `sampler` is one of `solvers.SAMPLERS`; `solvers.model_calls` says how often it calls the model.
+    `sampler` is one of `SAMPLERS`; `model_calls` says how often it calls the model.
 
     guidance 1 needs one model call a step, any other value one call on a doubled batch:
     v = v_null + guidance * (v_condition - v_null). `on_step` is called after every call.
@@ -106,3 +122,96 @@ def sample_regression(model: VelocityModel, condition: Condition, shape: tuple) 
     states = condition.states
     start = states.new_zeros((len(states), *shape), dtype=torch.float32)
     return model(start, start.new_ones(len(states)), states).float()
+
+
+MULTISTEP = {"dpm++": DPMSolverMultistepScheduler, "unipc": UniPCMultistepScheduler}
+
+
+EPSILON = 1e-6  # the multistep ones take the logarithm of 1 - sigma; diffusers' own value
+
+
+SAMPLERS = ("euler", "heun", *MULTISTEP)
+
+
+def require_sampler(name: str) -> None:
+    """Check the name of a sampler.
+
+    Raises:
+        UserError: there is none of this name.
+    """
+    if name not in SAMPLERS:
+        raise UserError(f"there is no sampler {name!r}; choose from {', '.join(SAMPLERS)}.")
+
+
+def require_steps(steps: int) -> None:
+    """Check the number of steps of a sampler.
+
+    Raises:
+        UserError: it is out of range.
+    """
+    if steps not in STEPS:
+        raise UserError(
+            f"sampling takes at least 1 step, not {str(steps)[:40]}, and at most {STEPS.most:,}; "
+            "set --steps, or `steps` of the generation panel or the decoder."
+        )
+
+
+def model_calls(sampler: str, steps: int) -> int:
+    """How often `steps` steps call the model; the last one of Heun is of first order."""
+    return 2 * steps - 1 if sampler == "heun" else steps
+
+
+def times(steps: int) -> np.ndarray:
+    """The published grid of a flow: `steps` values from 1 down to 1/steps; then comes 0.
+
+    Raises:
+        UserError: there are no steps.
+    """
+    require_steps(steps)
+    return np.linspace(1.0, 1.0 / steps, steps)
+
+
+def flow_solver(name: str, steps: int, shift: float = 1.0) -> Any:
+    """A scheduler for a velocity, on the published grid shifted as `loss.shift_time` does.
+
+    Its `timesteps` are 1000 t, one for each call of the model. It stays on the CPU whatever the
+    device of the samples, where its numbers become arguments of kernels: nobody waits for them.
+
+    Raises:
+        UserError: there is no such sampler, or there are no steps.
+    """
+    require_sampler(name)
+    solver = FlowMatchEulerDiscreteScheduler(shift=shift)
+    solver.set_timesteps(sigmas=times(steps))
+    # The grids that diffusers makes for the others begin at 0.999, are of whole thousandths, or are
+    # shifted twice: all take Euler's.
+    levels, sigmas = solver.timesteps, solver.sigmas
+    if name == "heun":
+        solver = FlowMatchHeunDiscreteScheduler()
+        solver.set_timesteps(steps)
+        solver.timesteps = torch.cat([levels[:1], levels[1:].repeat_interleave(2)])
+        solver.sigmas = torch.cat([sigmas[:1], sigmas[1:-1].repeat_interleave(2), sigmas[-1:]])
+    elif name in MULTISTEP:
+        solver = MULTISTEP[name](prediction_type="flow_prediction", use_flow_sigmas=True)
+        solver.set_timesteps(steps)
+        solver.timesteps, solver.sigmas = levels, sigmas
+        solver.sigmas[0] -= EPSILON
+    solver.set_begin_index(0)  # else the first step looks it up, for which a GPU is waited for
+    return solver
+
+
+def diffusion_solver(name: str, steps: int, **options: Any) -> Any:
+    """A scheduler for a network that predicts noise or "v"; `options` are those of diffusers.
+
+    On the CPU, as a `flow_solver`.
+
+    Raises:
+        UserError: there is no such sampler, or there are no steps.
+    """
+    require_sampler(name)
+    require_steps(steps)
+    kinds = {"euler": EulerDiscreteScheduler, "heun": HeunDiscreteScheduler, **MULTISTEP}
+    solver = kinds[name](**options)
+    solver.set_timesteps(steps)
+    solver.set_begin_index(0)
+    return solver

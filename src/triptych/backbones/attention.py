@@ -8,7 +8,7 @@ import torch
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0, XFormersAttnProcessor
 from torch import nn
 
-from triptych.contracts import UserError
+from triptych.utils.errors import UserError
 
 REMEDY = "leave model.execution.attention at sdpa, which needs nothing"
 

@@ -7,7 +7,9 @@ from diffusers import AutoencoderDC
 from torch import Tensor
 
 from triptych.backbones.vae import decoded
-from triptych.contracts import ImageEncoder, UserError, pixels_to_unit
+from triptych.interfaces import ImageEncoder
+from triptych.utils.errors import UserError
+from triptych.utils.images import pixels_to_unit
 
 SCALE_OF_ATTENTION = (5,)  # one convolution of 5x5 beside the plain queries, keys and values
 

@@ -6,7 +6,9 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from triptych.contracts import ImageEncoder, UserError, scaled
+from triptych.interfaces import ImageEncoder
+from triptych.utils.errors import UserError
+from triptych.utils.images import scaled
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)

@@ -9,11 +9,11 @@ from diffusers import SanaTransformer2DModel
 from torch import Tensor, nn
 
 from triptych.backbones.dc_ae import DCAutoencoder
-from triptych.contracts import Condition, OnPicture, PixelDecoder, UserError
+from triptych.interfaces import Condition, OnPicture, PixelDecoder
 from triptych.loss import TimeSampling, mse, path, sample_time
-from triptych.randomness import normal, uniform
-from triptych.sampler import sample_flow
-from triptych.solvers import require_sampler, require_steps
+from triptych.sampler import require_sampler, require_steps, sample_flow
+from triptych.utils.errors import UserError
+from triptych.utils.rng import normal, uniform
 
 
 class SanaDecoder(PixelDecoder):

@@ -9,11 +9,11 @@ from diffusers import DDPMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 
 from triptych.backbones.vae import KLAutoencoder
-from triptych.contracts import OnPicture, PixelDecoder, UserError
+from triptych.interfaces import OnPicture, PixelDecoder
 from triptych.loss import mse
-from triptych.randomness import normal, uniform
-from triptych.sampler import OnStep
-from triptych.solvers import diffusion_solver, require_sampler, require_steps
+from triptych.sampler import OnStep, diffusion_solver, require_sampler, require_steps
+from triptych.utils.errors import UserError
+from triptych.utils.rng import normal, uniform
 
 NOISE_SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 TRAIN_TIMES = 1000

@@ -9,8 +9,10 @@ from diffusers import AutoencoderKL
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor, nn
 
-from triptych.contracts import ImageEncoder, UserError, pixels_to_unit, unit_to_pixels
-from triptych.finite import all_finite, require_finite
+from triptych.interfaces import ImageEncoder
+from triptych.utils.errors import UserError
+from triptych.utils.finite import all_finite, require_finite
+from triptych.utils.images import pixels_to_unit, unit_to_pixels
 
 AT_ONCE = 2**22  # pixels decoded at once, 4 pictures of 1024: the VAE's memory is far above theirs
 

@@ -1,8 +1,27 @@
-"""Scores of a model: one file a benchmark."""
+"""Benchmarks and their reports.
 
-from triptych.evaluation.edits import EditEval
-from triptych.evaluation.feature_distance import FeatureDistance
-from triptych.evaluation.shapes import ShapeEval
-from triptych.evaluation.shapes_verdicts import evaluate_all
+report           one report for every benchmark: JSON, table, page
+comparison       reports of one benchmark side by side
+statistics       bootstrap confidence intervals
+provenance       origin of the images that a report scores
+expected_images  images that a benchmark expects in a folder
+image_sources    images to be scored, from folders, shards or memory
+image_cache      images of an interrupted evaluation
+bar_chart        bar charts with intervals
+html_report      a report as an HTML page
+shapes           ShapeEval and EditEval, exact scores of the shapes world; the demo
+geneval          GenEval
+dpg              DPG-Bench
+wise             WISE
+image_metrics    FID, KID, CLIP score, diversity
+judges           models that answer questions about images
+lmms_eval        our models inside lmms-eval
+parity           recorded cases of the published code
+"""
+
+from triptych.evaluation.image_metrics.feature_distance import FeatureDistance
+from triptych.evaluation.shapes.all_scores import evaluate_all
+from triptych.evaluation.shapes.edit_eval import EditEval
+from triptych.evaluation.shapes.shape_eval import ShapeEval
 
 __all__ = ["EditEval", "FeatureDistance", "ShapeEval", "evaluate_all"]

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from triptych.contracts import UserError
-from triptych.evaluation.bars import draw_bars
+from triptych.evaluation.bar_chart import draw_bars
 from triptych.evaluation.report import Report, write_text
+from triptych.utils.errors import UserError
 
 
 @dataclass

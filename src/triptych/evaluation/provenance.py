@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from triptych.contracts import UserError
 from triptych.evaluation.report import Report
-from triptych.picture_settings import settings_of
+from triptych.utils.errors import UserError
+from triptych.utils.png_metadata import settings_of
 
 OF_A_PICTURE = ("prompt", "seed", "id")
 

@@ -15,11 +15,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from triptych.contracts import UserError
-from triptych.documents import TEXT_BYTES, read_json
-from triptych.evaluation.report_page import Row, render
-from triptych.picture_settings import shown_name
-from triptych.version import __version__
+from triptych import __version__
+from triptych.evaluation.html_report import Row, render
+from triptych.utils.atomic_write import replacing
+from triptych.utils.documents import TEXT_BYTES, read_json
+from triptych.utils.errors import UserError
+from triptych.utils.png_metadata import shown_name
 
 LIBRARIES = ("torch", "transformers", "diffusers")
 
@@ -167,11 +168,18 @@ def sha256(path: Path) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all; its folder is made where missing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    unfinished.write_text(text, encoding="utf-8")
-    os.replace(unfinished, path)
+    """Write a file whole or not at all; its folder is made where missing.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    try:
+        with replacing(path) as file:
+            file.write(text.encode())
+    except OSError as error:
+        raise UserError(
+            f"{path} could not be written ({error.strerror}); make room or name another file."
+        ) from error
 
 
 def _plain(settings: Any) -> Any:

@@ -1,7 +1,19 @@
-"""The LightningModules: three panels, the training of their encoder, and their composer."""
+"""The LightningModules: three panels, the training of their encoder, and their composer.
+
+base                building, loading, freezing and logging, shared by all
+understanding       the understanding panel: a vision-language model
+generation          the generation panel: queries and DiT; its step is the one to read first
+decoding            the decoding panel: a pixel decoder
+unified             UnifiedModule, the composer of the panels
+encoder_training    training of the image encoder and the VAE
+feature_extraction  the frozen encoder alone, for `triptych data features`
+initialization      parts on the meta device, and the weights they start from
+loss_weighting      weights of batches within a step and a validation
+text_generation     answers in text, batched and streamed
+"""
 
 from triptych.modules.decoding import PixelDecoderModule
-from triptych.modules.encoding import EncodingModule
+from triptych.modules.encoder_training import EncodingModule
 from triptych.modules.generation import GenerationModule
 from triptych.modules.understanding import UnderstandingModule
 from triptych.modules.unified import UnifiedModule

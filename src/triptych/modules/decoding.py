@@ -7,19 +7,19 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from triptych.contracts import (
+from triptych.checkpoints import WeightFiles
+from triptych.interfaces import (
     TEXT_TO_IMAGE,
     Batch,
     ImageEncoder,
     OnPicture,
     PixelDecoder,
     Preprocessing,
-    UserError,
 )
-from triptych.freezing import Optimization
-from triptych.modules.panel import Metrics, Panel, target_features
-from triptych.sharding import Execution
-from triptych.weights import WeightFiles
+from triptych.modules.base import Metrics, Panel, target_features
+from triptych.training.execution import Execution
+from triptych.training.optimizer import Optimization
+from triptych.utils.errors import UserError
 
 
 class PixelDecoderModule(Panel):

@@ -8,26 +8,34 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from triptych.contracts import (
+from triptych.checkpoints import WeightFiles
+from triptych.interfaces import (
     TEXT_TO_IMAGE,
     Batch,
     Condition,
     ImageEncoder,
     Preprocessing,
     Understander,
-    UserError,
     VelocityModel,
 )
-from triptych.finite import all_finite, require_finite
-from triptych.freezing import Optimization
 from triptych.loss import OBJECTIVES, TimeSampling, mse, path, sample_time
-from triptych.modules.panel import Metrics, Panel, target_features
+from triptych.modules.base import Metrics, Panel, target_features
 from triptych.prompts import TemplateName
-from triptych.randomness import normal, uniform
-from triptych.sampler import OnStep, noise_from_seeds, sample_flow, sample_regression
-from triptych.sharding import Execution, whole
-from triptych.solvers import model_calls, require_sampler, require_steps
-from triptych.weights import WeightFiles
+from triptych.sampler import (
+    OnStep,
+    model_calls,
+    noise_from_seeds,
+    require_sampler,
+    require_steps,
+    sample_flow,
+    sample_regression,
+)
+from triptych.training.execution import Execution
+from triptych.training.fsdp import whole
+from triptych.training.optimizer import Optimization
+from triptych.utils.errors import UserError
+from triptych.utils.finite import all_finite, require_finite
+from triptych.utils.rng import normal, uniform
 
 
 class GenerationModule(Panel):
@@ -118,7 +126,8 @@ class GenerationModule(Panel):
             batch.input_ids,
             batch.attention_mask,
             whole(self.queries),
-            *batch.shown,
+            batch.understanding_pixels,
+            batch.image_grid_thw,
             batch.shared,
         )
         features = target_features(batch, encoder)
@@ -151,7 +160,8 @@ class GenerationModule(Panel):
             batch.input_ids,
             batch.attention_mask,
             whole(self.queries),
-            *batch.shown,
+            batch.understanding_pixels,
+            batch.image_grid_thw,
         )
         features = target_features(batch, encoder or self.encoder)
         noise = normal(features.shape[1:], self.seed, "loss-at", batch.samples, features.device)

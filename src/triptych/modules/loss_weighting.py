@@ -18,7 +18,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, distributed
 
-from triptych.contracts import Batch, UserError
+from triptych.interfaces import Batch
+from triptych.utils.errors import UserError
 
 
 class Means:

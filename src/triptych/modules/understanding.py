@@ -7,12 +7,12 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 
-from triptych.contracts import IMAGE_TO_TEXT, Batch, Preprocessing, Understander
-from triptych.freezing import Optimization
-from triptych.modules.panel import Metrics, Panel
-from triptych.pictures import square
-from triptych.sharding import Execution
-from triptych.weights import WeightFiles
+from triptych.checkpoints import WeightFiles
+from triptych.interfaces import IMAGE_TO_TEXT, Batch, Preprocessing, Understander
+from triptych.modules.base import Metrics, Panel
+from triptych.training.execution import Execution
+from triptych.training.optimizer import Optimization
+from triptych.utils.images import square
 
 
 class UnderstandingModule(Panel):

@@ -9,22 +9,14 @@ import torch
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
-from triptych.contracts import (
-    Batch,
-    Condition,
-    ImageEncoder,
-    OnPicture,
-    Preprocessing,
-    UserError,
-)
-from triptych.finite import require_finite
-from triptych.freezing import Optimization
-from triptych.modules.answering import write_answers
-from triptych.modules.building import build_part
+from triptych.checkpoints import WeightFiles
+from triptych.interfaces import Batch, Condition, ImageEncoder, OnPicture, Preprocessing
+from triptych.modules.base import Panel
 from triptych.modules.decoding import PixelDecoderModule
-from triptych.modules.encoding import EncodingModule
+from triptych.modules.encoder_training import EncodingModule
 from triptych.modules.generation import GenerationModule
-from triptych.modules.panel import Panel
+from triptych.modules.initialization import build_part
+from triptych.modules.text_generation import write_answers
 from triptych.modules.understanding import UnderstandingModule
 from triptych.prompts import (
     IMAGE_PAD,
@@ -37,8 +29,11 @@ from triptych.prompts import (
     shared_tokens,
     token_id,
 )
-from triptych.sharding import Execution, whole
-from triptych.weights import WeightFiles
+from triptych.training.execution import Execution
+from triptych.training.fsdp import whole
+from triptych.training.optimizer import Optimization
+from triptych.utils.errors import UserError
+from triptych.utils.finite import require_finite
 
 # Which panels a loss needs beside its own.
 NEEDS = {
@@ -226,7 +221,8 @@ class UnifiedModule(Panel):
             batch.input_ids,
             batch.attention_mask,
             whole(self.generation.queries),
-            *batch.shown,
+            batch.understanding_pixels,
+            batch.image_grid_thw,
             batch.shared,
         )
         seeds = batch.samples.tolist()

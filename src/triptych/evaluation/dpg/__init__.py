@@ -2,6 +2,10 @@
 
 The published judge is mPLUG-large; here it is whichever the user names, so a score is never the
 official number, and says who judged.
+
+    layout     folder layout and prompts
+    questions  questions and their dependencies
+    scoring    scores of a folder
 """
 
 from triptych.evaluation.dpg.layout import grid_path, join_grid, read_prompts

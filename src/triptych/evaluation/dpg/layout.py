@@ -12,9 +12,7 @@ from typing import Any
 
 from PIL import Image
 
-from triptych.contracts import UserError
-from triptych.errors import PictureError
-from triptych.evaluation.samples import (
+from triptych.evaluation.expected_images import (
     EXTRA,
     Sample,
     find,
@@ -22,7 +20,8 @@ from triptych.evaluation.samples import (
     prompt_of,
     read_json_lines,
 )
-from triptych.image_reader import read_header
+from triptych.utils.errors import PictureError, UserError
+from triptych.utils.image_reader import read_header
 
 PACKAGED = Path(__file__).parent / "prompts.jsonl"
 """The 1,065 published prompts."""

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from triptych.contracts import UserError
-from triptych.evaluation.samples import read_text
+from triptych.evaluation.expected_images import read_text
+from triptych.utils.errors import UserError
 
 COLUMNS = {"item_id", "proposition_id", "dependency", "tuple", "question_natural_language"}
 

@@ -9,7 +9,6 @@ from typing import Any
 
 from PIL import Image
 
-from triptych.contracts import UserError
 from triptych.evaluation.dpg.layout import (
     GRID,
     PACKAGED,
@@ -19,10 +18,11 @@ from triptych.evaluation.dpg.layout import (
     tile_size,
 )
 from triptych.evaluation.dpg.questions import Proposition, held, read_answer, read_questions
-from triptych.evaluation.intervals import bootstrap
-from triptych.evaluation.judges import Answers, Judge
+from triptych.evaluation.expected_images import JUDGE_FAILED, SCORED, Sample, counts, opened
+from triptych.evaluation.judges.base import Answers, Judge
 from triptych.evaluation.report import Report
-from triptych.evaluation.samples import JUDGE_FAILED, SCORED, Sample, counts, opened
+from triptych.evaluation.statistics import bootstrap
+from triptych.utils.errors import UserError
 
 INSTRUCTION = "{} Answer with yes or no."
 

@@ -2,6 +2,12 @@
 
 The rules are the published ones; the detector and the colour classifier are whatever the user
 names, so a score here is never the official number, and says who judged.
+
+    layout     folder layout, prompts and metadata
+    detection  object detection
+    colours    color classification
+    rules      the published rules
+    scoring    scores of a folder
 """
 
 from triptych.evaluation.geneval.colours import ClipColours, ColourClassifier

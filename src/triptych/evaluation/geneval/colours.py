@@ -12,9 +12,9 @@ from PIL import Image
 from torch import Tensor
 
 from triptych.evaluation.geneval.detection import Found
-from triptych.evaluation.pretrained import load
-from triptych.picture_settings import shown_name
-from triptych.tokens import break_control_tokens
+from triptych.evaluation.judges.hub import load
+from triptych.utils.png_metadata import shown_name
+from triptych.utils.tokens import break_control_tokens
 
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
 BACKGROUND = "#999"

@@ -10,9 +10,9 @@ import numpy
 import torch
 from PIL import Image
 
-from triptych.contracts import UserError
-from triptych.evaluation.pretrained import load
-from triptych.picture_settings import shown_name
+from triptych.evaluation.judges.hub import load
+from triptych.utils.errors import UserError
+from triptych.utils.png_metadata import shown_name
 
 OBJECT_NAMES = (Path(__file__).parent / "object_names.txt").read_text().split("\n")[:80]
 """GenEval's names of the 80 COCO classes, in COCO's order."""

@@ -15,9 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from triptych.contracts import UserError
-from triptych.evaluation.report import write_text
-from triptych.evaluation.samples import (
+from triptych.evaluation.expected_images import (
     EXTRA,
     Sample,
     find,
@@ -25,6 +23,8 @@ from triptych.evaluation.samples import (
     prompt_of,
     read_json_lines,
 )
+from triptych.evaluation.report import write_text
+from triptych.utils.errors import UserError
 
 PACKAGED = Path(__file__).parent / "evaluation_metadata.jsonl"
 """The 553 published prompts."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from PIL import Image
 
-from triptych.contracts import UserError
+from triptych.evaluation.expected_images import SCORED, Sample, counts, opened, sizes
 from triptych.evaluation.geneval.colours import ColourClassifier, crop
 from triptych.evaluation.geneval.detection import Detector, Found
 from triptych.evaluation.geneval.layout import (
@@ -20,10 +20,10 @@ from triptych.evaluation.geneval.layout import (
     read_prompts,
 )
 from triptych.evaluation.geneval.rules import OFFICIAL, Rules, objects_in, verdict
-from triptych.evaluation.intervals import bootstrap
 from triptych.evaluation.report import Report
-from triptych.evaluation.samples import SCORED, Sample, counts, opened, sizes
-from triptych.evaluation.scoring import wilson
+from triptych.evaluation.shapes.common import wilson
+from triptych.evaluation.statistics import bootstrap
+from triptych.utils.errors import UserError
 
 
 def score(

@@ -4,6 +4,20 @@ A folder of cases holds what the published BLIP3-o computed, in float32 on one t
 with random weights. Each family of cases has a file here that runs its inputs through the
 classes which train and generate, and says how far every recorded quantity is off. Sizes are read
 from the case alone.
+
+    report      runs every case of a folder
+    recorded    a recorded case on disk
+    checks      distances and tolerances
+    checkpoint  the checkpoint that cases share
+    loading     published tensors into our modules
+    data        captions and images to ids and pixels
+    dit         DiT forward and gradients
+    eva_clip    EVA-CLIP features
+    decoder     the pixel decoder
+    chat        greedy answers
+    seeing      images for the language model
+    training    one training step
+    generating  sampling
 """
 
 from triptych.evaluation.parity.report import Report, run_cases

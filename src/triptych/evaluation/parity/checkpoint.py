@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from triptych.backbones import EvaClip, LuminaNextDiT, QwenText, QwenVision, QwenVL
-from triptych.contracts import UserError
+from triptych.checkpoints.published import key_mapping
 from triptych.evaluation.parity.checks import Checks
 from triptych.evaluation.parity.loading import fill, placed
 from triptych.evaluation.parity.recorded import Case
-from triptych.freezing import freeze_all_but
 from triptych.modules import GenerationModule, UnderstandingModule, UnifiedModule
 from triptych.prompts import IM_END, IMAGE_PAD, PAD, START_OF_IMAGE, VISION_END, VISION_START
-from triptych.weights import layouts
+from triptych.training.freezing import freeze_all_but
+from triptych.utils.errors import UserError
 
 # The published code writes these down; the cases have ids and no tokenizer to read them from.
 START_OF_IMAGE_ID = 151665
@@ -81,7 +81,7 @@ class Checkpoint:
     def model(self) -> UnifiedModule:
         case, shapes = self.case, {name: tensor.shape for name, tensor in self.weights.items()}
         config = case["config_llm"]
-        text, vision = layouts.text_arguments(config), layouts.vision_arguments(config)
+        text, vision = key_mapping.text_arguments(config), key_mapping.vision_arguments(config)
         # Any size that fits: recorded pictures bring their own.
         image_size = vision["patch_size"] * vision["spatial_merge_size"]
         understander = QwenVL("", QwenText(**text), QwenVision(**vision), image_size)
@@ -89,12 +89,14 @@ class Checkpoint:
         head_width = case["config_eva"]["vision_cfg"]["head_width"]
         model = UnifiedModule(
             understanding=UnderstandingModule(understander),
-            encoder=EvaClip(**layouts.tower_arguments(shapes, layouts.pooling(config), head_width)),
+            encoder=EvaClip(
+                **key_mapping.tower_arguments(shapes, key_mapping.pooling(config), head_width)
+            ),
             generation=GenerationModule(
                 LuminaNextDiT(
-                    **layouts.dit_arguments(shapes), patch_size=case["config_dit"]["patch_size"]
+                    **key_mapping.dit_arguments(shapes), patch_size=case["config_dit"]["patch_size"]
                 ),
-                **layouts.generation_arguments(config),
+                **key_mapping.generation_arguments(config),
                 integer_times=True,
             ),
         )
@@ -133,7 +135,7 @@ def check(case: Case, shared: Checkpoint, checks: Checks) -> None:
     own = {
         name: parameter
         for name, parameter in shared.model.named_parameters()
-        if name not in layouts.UNPUBLISHED
+        if name not in key_mapping.UNPUBLISHED
     }
     checks.same("names", sorted(own), sorted(shared.weights))
     checks.same(
@@ -142,7 +144,7 @@ def check(case: Case, shared: Checkpoint, checks: Checks) -> None:
         [list(shared.weights[name].shape) for name in sorted(own)],
     )
     back = {
-        layouts.published_key(name): layouts.to_published(name, parameter.detach())
+        key_mapping.published_key(name): key_mapping.to_published(name, parameter.detach())
         for name, parameter in own.items()
     }
     checks.same("published names again", sorted(back), sorted(shared.published))
@@ -151,7 +153,7 @@ def check(case: Case, shared: Checkpoint, checks: Checks) -> None:
     ]
     checks.same("published tensors again, bit for bit", unequal, [])
     checks.same("queries", len(shared.model.generation.queries), case["n_query"])
-    arguments = layouts.dit_arguments({name: each.shape for name, each in own.items()})
+    arguments = key_mapping.dit_arguments({name: each.shape for name, each in own.items()})
     checks.same("feed-forward width", arguments["ffn_width"], case["ffn_inner_dim"])
 
 

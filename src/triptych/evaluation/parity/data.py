@@ -5,11 +5,9 @@ from __future__ import annotations
 from PIL import Image
 from transformers import PreTrainedTokenizerFast
 
-from triptych.contracts import UserError
 from triptych.evaluation.parity.checkpoint import QUERY_ID, START_OF_IMAGE_ID
 from triptych.evaluation.parity.checks import Checks
 from triptych.evaluation.parity.recorded import Case
-from triptych.pictures import square
 from triptych.prompts import (
     IGNORED,
     IM_START,
@@ -19,6 +17,8 @@ from triptych.prompts import (
     reconstruction_ids,
     token_id,
 )
+from triptych.utils.errors import UserError
+from triptych.utils.images import square
 
 
 def recognizes(case: Case) -> bool:

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from triptych.backbones import KLAutoencoder, SDXLDecoder
 from triptych.backbones.sdxl import guided
+from triptych.checkpoints.published import key_mapping
 from triptych.evaluation.parity.checks import Checks
 from triptych.evaluation.parity.loading import fill
 from triptych.evaluation.parity.recorded import Case, Tensors
-from triptych.weights import layouts
 
 
 def recognizes(case: Case) -> bool:
@@ -56,18 +56,18 @@ def check(case: Case, checks: Checks) -> None:
 
 def build(case: Case) -> SDXLDecoder:
     """UNet and VAE with the weights of the case."""
-    vae = KLAutoencoder(**layouts.vae_arguments(case["vae_config"], case["height"]))
+    vae = KLAutoencoder(**key_mapping.vae_arguments(case["vae_config"], case["height"]))
     model = SDXLDecoder(
         vae,
-        **layouts.decoder_arguments(case["unet_config"]),
+        **key_mapping.decoder_arguments(case["unet_config"]),
         original_size=case["original_size"][0],
     )
     tokens, channels = case.io["cond"].shape[1:]
     model.set_shapes((channels, math.isqrt(tokens), math.isqrt(tokens)))
     model.build()
     unet, autoencoder = case.file("unet").all(), case.file("vae").all()
-    fill(model.unet, layouts.UNET, {layouts.UNET + k: v for k, v in unet.items()})
-    fill(model.vae.vae, layouts.VAE, {layouts.VAE + k: v for k, v in autoencoder.items()})
+    fill(model.unet, key_mapping.UNET, {key_mapping.UNET + k: v for k, v in unet.items()})
+    fill(model.vae.vae, key_mapping.VAE, {key_mapping.VAE + k: v for k, v in autoencoder.items()})
     return model.eval()
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from triptych.backbones import LuminaNextDiT
+from triptych.checkpoints.published import key_mapping
 from triptych.evaluation.parity.checks import Checks
 from triptych.evaluation.parity.loading import fill, placed
 from triptych.evaluation.parity.recorded import Case
-from triptych.weights import layouts
 
 
 def recognizes(case: Case) -> bool:
@@ -19,10 +19,12 @@ def check(case: Case, checks: Checks) -> None:
     io = case.io
     weights = placed({f"model.dit.{k}": v for k, v in case.file("weights").all().items()})
     shapes = {name: tensor.shape for name, tensor in weights.items()}
-    model = LuminaNextDiT(**layouts.dit_arguments(shapes), patch_size=case["config"]["patch_size"])
-    model.set_shapes(tuple(io["x"].shape[1:]), layouts.condition_width(shapes))
+    model = LuminaNextDiT(
+        **key_mapping.dit_arguments(shapes), patch_size=case["config"]["patch_size"]
+    )
+    model.set_shapes(tuple(io["x"].shape[1:]), key_mapping.condition_width(shapes))
     model.build()
-    fill(model, layouts.DIT, weights)
+    fill(model, key_mapping.DIT, weights)
     checks.same("feed-forward width", model.ffn_width, case["ffn_inner_dim"])
 
     x, condition = io["x"].requires_grad_(), io["z_latents"].requires_grad_()
@@ -35,5 +37,5 @@ def check(case: Case, checks: Checks) -> None:
     checks.gradient("gradient of z_latents", condition.grad, io["grad.z_latents"])
     parameters = dict(model.named_parameters())
     for match in io.matching(r"grad\.(model\..*)"):
-        name = layouts.place_of(f"model.dit.{match[1]}").name.removeprefix(layouts.DIT)
+        name = key_mapping.place_of(f"model.dit.{match[1]}").name.removeprefix(key_mapping.DIT)
         checks.gradient(f"gradient of {match[1]}", parameters[name].grad, io[match[0]])

@@ -6,11 +6,11 @@ import torch
 from PIL import Image
 
 from triptych.backbones import EvaClip
+from triptych.checkpoints.published import key_mapping
 from triptych.evaluation.parity.checks import Checks
 from triptych.evaluation.parity.loading import fill, placed
 from triptych.evaluation.parity.recorded import Case
-from triptych.pictures import square
-from triptych.weights import layouts
+from triptych.utils.images import square
 
 
 def recognizes(case: Case) -> bool:
@@ -47,7 +47,7 @@ def tower(published: dict[str, torch.Tensor], pool: int, head_width: int) -> Eva
     """The tower with published weights."""
     weights = placed(published)
     shapes = {name: tensor.shape for name, tensor in weights.items()}
-    model = EvaClip(**layouts.tower_arguments(shapes, pool, head_width))
+    model = EvaClip(**key_mapping.tower_arguments(shapes, pool, head_width))
     model.build()
     fill(model, "encoder.", weights)
     return model.eval()

@@ -7,14 +7,13 @@ import re
 import torch
 from torch import Tensor
 
-from triptych.contracts import Condition
 from triptych.evaluation.parity.checkpoint import START_OF_IMAGE_ID, Checkpoint
 from triptych.evaluation.parity.checks import Checks
 from triptych.evaluation.parity.recorded import Case, Tensors
 from triptych.evaluation.parity.seeing import Seen, check_seeing
+from triptych.interfaces import Condition
 from triptych.prompts import PAD, pad, token_id
-from triptych.sampler import OnStep, sample_flow
-from triptych.solvers import times
+from triptych.sampler import OnStep, sample_flow, times
 
 
 def recognizes(case: Case) -> bool:

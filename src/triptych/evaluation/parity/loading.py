@@ -1,4 +1,4 @@
-"""Published tensors into our modules, by the names of `weights.layouts`."""
+"""Published tensors into our modules, by the names of `key_mapping`."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from triptych.contracts import UserError
-from triptych.weights import layouts
-from triptych.weights.prefixes import with_plain_names
+from triptych.checkpoints.key_prefixes import with_plain_names
+from triptych.checkpoints.published import key_mapping
+from triptych.utils.errors import UserError
 
 
 def placed(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -18,19 +18,19 @@ def placed(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         UserError: a key has no place in the model.
     """
-    known = lambda key: layouts.place_of(key) is not None  # noqa: E731
+    known = lambda key: key_mapping.place_of(key) is not None  # noqa: E731
     published = with_plain_names(published, known, "the published checkpoint")
     whole: dict[str, Tensor] = {}
     thirds: dict[str, dict[int, Tensor]] = {}
     for key, tensor in published.items():
-        place = layouts.place_of(key)
+        place = key_mapping.place_of(key)
         if place is None:
             raise UserError(f"the published tensor {key} has no place in the model.")
         if place.third is None:
-            whole[place.name] = layouts.from_published(place.name, tensor)
+            whole[place.name] = key_mapping.from_published(place.name, tensor)
         else:
             thirds.setdefault(place.name, {})[place.third] = tensor
-    return whole | {name: layouts.fuse_bias(parts) for name, parts in thirds.items()}
+    return whole | {name: key_mapping.fuse_bias(parts) for name, parts in thirds.items()}
 
 
 @torch.no_grad()
@@ -41,7 +41,7 @@ def fill(module: nn.Module, prefix: str, tensors: Mapping[str, Tensor]) -> None:
         UserError: a parameter is not given, has another shape, or more is given.
     """
     own = {prefix + name: parameter for name, parameter in module.named_parameters()}
-    wanted = own.keys() - layouts.UNPUBLISHED
+    wanted = own.keys() - key_mapping.UNPUBLISHED
     strange = sorted(wanted ^ tensors.keys())
     if strange:
         raise UserError(f"the weights of the case and the model disagree on {strange[0]}.")

@@ -10,8 +10,8 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from triptych.contracts import UserError
-from triptych.documents import read_json
+from triptych.utils.documents import read_json
+from triptych.utils.errors import UserError
 
 
 class Tensors:

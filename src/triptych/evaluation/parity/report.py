@@ -11,7 +11,6 @@ from pathlib import Path
 
 import torch
 
-from triptych.contracts import UserError
 from triptych.evaluation.parity import (
     chat,
     checkpoint,
@@ -25,6 +24,7 @@ from triptych.evaluation.parity import (
 from triptych.evaluation.parity.checkpoint import Checkpoint
 from triptych.evaluation.parity.checks import Checks, Quantity
 from triptych.evaluation.parity.recorded import Case, read_cases
+from triptych.utils.errors import UserError
 
 # Each file says by `recognizes` which cases are its own, and runs one by `check`.
 ALONE = (dit, eva_clip, decoder, data)

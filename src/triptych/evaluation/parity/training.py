@@ -7,14 +7,15 @@ import re
 import torch
 from torch import Tensor
 
-from triptych.contracts import Condition, UserError
+from triptych.checkpoints.published import key_mapping
 from triptych.evaluation.parity.checkpoint import Checkpoint
 from triptych.evaluation.parity.checks import Checks
 from triptych.evaluation.parity.recorded import Case, Tensors
 from triptych.evaluation.parity.seeing import Seen, check_seeing
+from triptych.interfaces import Condition
 from triptych.loss import mse, path, sample_time
 from triptych.prompts import PAD, pad, token_id
-from triptych.weights import layouts
+from triptych.utils.errors import UserError
 
 
 def recognizes(case: Case) -> bool:
@@ -113,7 +114,7 @@ def check_gradients(case: Case, shared: Checkpoint, checks: Checks) -> None:
     """Recorded gradients in full, the norms of all, and that nothing else has one."""
     io = case.io
     gradients = {
-        layouts.published_key(name): layouts.to_published(name, parameter.grad)
+        key_mapping.published_key(name): key_mapping.to_published(name, parameter.grad)
         for name, parameter in shared.model.named_parameters()
         if parameter.grad is not None
     }

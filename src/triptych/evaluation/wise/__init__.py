@@ -2,6 +2,10 @@
 
 Two protocols, whose numbers do not compare: the legacy one of the paper, and the verified one. The
 prompts and the published instructions to the judge have no licence; the user downloads them.
+
+    layout     folder layout and prompts
+    protocols  both published protocols: judge prompt, parsing, weights
+    scoring    scores of a folder
 """
 
 from triptych.evaluation.wise.layout import picture_path, read_prompts

@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from triptych.contracts import UserError
-from triptych.documents import read_json
-from triptych.evaluation.samples import EXTRA, Sample, find, images_by_stem, prompt_of
+from triptych.evaluation.expected_images import EXTRA, Sample, find, images_by_stem, prompt_of
 from triptych.evaluation.wise.protocols import LEGACY, Protocol
+from triptych.utils.documents import read_json
+from triptych.utils.errors import UserError
 
 LAST = 1000
 FIELDS = ("prompt_id", "Prompt", "Explanation")

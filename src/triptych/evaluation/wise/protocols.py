@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from triptych.contracts import UserError
-from triptych.evaluation.samples import read_text
+from triptych.evaluation.expected_images import read_text
+from triptych.utils.errors import UserError
 
 ASPECTS = {"consistency": 0.7, "realism": 0.2, "aesthetic quality": 0.1}
 """What the legacy judge rates from 0 to 2, and its weight in the WiScore."""

@@ -9,10 +9,10 @@ from typing import Any
 
 from PIL import Image
 
-from triptych.evaluation.intervals import bootstrap
-from triptych.evaluation.judges import Answers, Judge
+from triptych.evaluation.expected_images import JUDGE_FAILED, SCORED, Sample, counts, opened, sizes
+from triptych.evaluation.judges.base import Answers, Judge
 from triptych.evaluation.report import Report
-from triptych.evaluation.samples import JUDGE_FAILED, SCORED, Sample, counts, opened, sizes
+from triptych.evaluation.statistics import bootstrap
 from triptych.evaluation.wise.layout import Prompt, read_folder, read_prompts
 from triptych.evaluation.wise.protocols import Protocol, read_instructions
 

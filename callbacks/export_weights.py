@@ -1,0 +1,71 @@
+"""Writes what a stage trained as safetensors, for the next stage and for inference."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Literal
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+
+from triptych.checkpoints import atomic_checkpoint, full_name, save_weights
+from triptych.checkpoints.run_folder import of_trainer
+from triptych.training.fsdp import gathered
+
+log = logging.getLogger(__name__)
+
+
+class ExportWeights(Callback):
+    """At the end of a fit, the trained parameters and buffers go to weights.safetensors.
+
+    runs/PRESET/STAGE/weights.safetensors, where the next stage looks, is a link to that of the
+    newest run. A fit that finds nothing left to train writes what its run lacks.
+
+    Args:
+        filename: inside the run's folder.
+        dtype: of the floating tensors in the file.
+        leave_out: parts that nothing reads afterwards, such as the heads of the encoder's training.
+    """
+
+    def __init__(
+        self,
+        filename: str = "weights.safetensors",
+        dtype: Literal["float32", "float16", "bfloat16"] = "float32",
+        leave_out: tuple[str, ...] = ("encoding",),
+    ) -> None:
+        self.filename, self.dtype = filename, getattr(torch, dtype)
+        self.leave_out = leave_out
+        self.path: Path | None = None
+        self._trained = False
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        self._trained = True
+
+    def on_fit_end(self, trainer: Trainer, module: LightningModule) -> None:
+        folder = of_trainer(trainer)  # asks all ranks, so before any of them leaves
+        names = module.trained_state().keys()
+        state = trainer.strategy.lightning_module_state_dict()  # so does this, if they are split
+        state = {name: tensor for name, tensor in state.items() if name in names}
+        state = gathered(state, keep=trainer.is_global_zero)
+        if folder is None or not trainer.is_global_zero:
+            return
+        if trainer.global_step == 0:
+            log.warning("nothing was trained, so %s is not written.", self.filename)
+            return
+        self.path = folder / self.filename
+        metadata = {
+            "preset": getattr(module, "preset", "custom"),
+            "stage": getattr(module, "stage", type(module).__name__),
+            "steps": str(trainer.global_step),
+        }
+        tensors = {
+            full_name(name): tensor
+            for name, tensor in state.items()
+            if full_name(name).split(".")[0] not in self.leave_out
+        }
+        if self._trained or not self.path.exists():
+            save_weights(tensors, self.path, metadata, self.dtype)
+        if atomic_checkpoint.run_number(self.path.parent) >= 0:
+            atomic_checkpoint.link_newest(self.path.parent.parent / self.filename)
+        log.info("trained weights: %s", self.path)

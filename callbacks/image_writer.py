@@ -1,0 +1,45 @@
+"""Saves the pictures that `triptych predict` makes."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import BasePredictionWriter
+from PIL import Image
+
+from triptych.checkpoints.run_folder import of_trainer
+
+
+class WritePictures(BasePredictionWriter):
+    """KEY.png in `folder` for every sample.
+
+    Args:
+        folder: where to; null is predictions/ in the run's folder.
+    """
+
+    def __init__(self, folder: str | None = None) -> None:
+        super().__init__("batch")
+        self.folder = folder
+
+    def write_on_batch_end(
+        self,
+        trainer: Trainer,
+        module: LightningModule,
+        prediction: Any,
+        batch_indices: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int,
+    ) -> None:
+        run = of_trainer(trainer)
+        if self.folder is None and run is None:
+            return
+        folder = Path(self.folder) if self.folder is not None else run / "predictions"
+        folder.mkdir(parents=True, exist_ok=True)
+        for key, picture in zip(prediction["keys"], prediction["pictures"], strict=True):
+            # a key comes from somebody's shard: it may not leave the folder
+            name = re.sub(r"[^\w.-]", "_", key).lstrip(".") or "_"
+            Image.fromarray(picture.permute(1, 2, 0).cpu().numpy()).save(folder / f"{name}.png")

@@ -1,0 +1,67 @@
+"""Lookahead over the micro-batches of an optimizer step: how many elements its losses average."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from typing import Any
+
+from lightning import Trainer
+from lightning.pytorch.utilities import CombinedLoader
+
+from triptych.interfaces import batches_in
+
+
+class AccumulationLoader(CombinedLoader):
+    """Training loaders of `Batch` that count `Batch.step_elements`; one batch of each at a time.
+
+    All micro-batches of an optimizer step are held on the host before its first one is returned.
+    For each one returned another is fetched, so that workers keep loading evenly.
+
+    Args:
+        loaders: a loader, or loaders by family for joint training; the shortest ends the epoch.
+        trainer: says how many batches make a step (`accumulate_grad_batches`), and how many an
+            epoch has at most.
+    """
+
+    def __init__(self, loaders: Any, trainer: Trainer) -> None:
+        super().__init__(loaders, "min_size")
+        self.trainer = trainer
+        self._held: deque[Any] = deque()
+        self._number: int | None = None  # of the next batch in its epoch, as Lightning counts
+
+    def __iter__(self) -> AccumulationLoader:
+        super().__iter__()
+        self._held.clear()
+        self._number = None
+        return self
+
+    def __next__(self) -> Any:
+        if self._number is None:  # a resumed run may begin inside of an epoch
+            self._number = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        micro_batches = self.trainer.accumulate_grad_batches
+        while len(self._held) < micro_batches:
+            try:
+                self._held.append(super().__next__())
+            except StopIteration:
+                break
+        if not self._held:
+            raise StopIteration
+        if self._number % micro_batches == 0:
+            left = self.trainer.num_training_batches - self._number
+            self._count([batch for batch, *_ in self._held][: int(min(micro_batches, left))])
+        self._number += 1
+        return self._held.popleft()
+
+    def reset(self) -> None:
+        super().reset()
+        self._held.clear()
+
+    @staticmethod
+    def _count(step: list[Any]) -> None:
+        """Fill in `step_elements` of the micro-batches of one step."""
+        batches = [each for batch in step for each in batches_in(batch)]
+        elements: Counter[str] = Counter()
+        for each in batches:
+            elements[each.task] += int(each.elements)
+        for each in batches:
+            each.step_elements = elements[each.task]

@@ -1,0 +1,190 @@
+"""From sample numbers to a `Batch`: prompts and pictures of each sample, bad ones replaced."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import cycle
+
+import torch
+from torch import Tensor
+
+from triptych.data_modules.batching.tasks import Prompt, Reading
+from triptych.data_modules.decode import Decoder
+from triptych.data_modules.sources.base import BadSample, ImageRole
+from triptych.interfaces import TEXT_TO_IMAGE, Batch, Preprocessing
+from triptych.prompts import IGNORED, IMAGE_PAD, PAD, pad, shared_tokens, token_id
+from triptych.utils.errors import PictureError, UserError
+from triptych.utils.images import stack_pictures
+
+
+@dataclass
+class Example:
+    """One sample as the model takes it."""
+
+    key: str
+    prompt: Prompt
+    shown: Tensor | None = None
+    """uint8 [3,s,s], the picture in the prompt."""
+    target: Tensor | None = None
+    """uint8 [3,S,S], the picture to make."""
+    features: Tensor | None = None
+    """[C,h,w], what the encoder makes of that picture, if it was computed before."""
+
+
+@dataclass
+class BatchBuilder:
+    """Builds batches of tasks of one family from their sources; picklable, for loader workers.
+
+    Args:
+        readings: the sources, open, each with its task; a batch may hold samples of all of them.
+        known: the model's tokenizer, limits and picture sizes.
+        seed: of the choices that a task makes.
+        decode: from encoded pictures to squares.
+        replace_bad: whether a good sample of a batch stands in for one that cannot be used, which
+            keeps batches equal on all ranks; else the batch is smaller, and no sample counts twice.
+
+    Raises:
+        UserError: the tasks are of two families, or the model takes no pictures in its prompts.
+    """
+
+    readings: list[Reading]
+    known: Preprocessing
+    seed: int = 0
+    decode: Decoder = field(default_factory=Decoder)
+    replace_bad: bool = True
+
+    def __post_init__(self) -> None:
+        tasks = [reading.task for reading in self.readings]
+        if len({reading.family for reading in self.readings}) != 1:
+            raise UserError(
+                f"tasks {tasks} have different losses and so cannot share a batch; "
+                "build a batch for each family."
+            )
+
+    @property
+    def family(self) -> str:
+        """`Batch.task` of every batch."""
+        return self.readings[0].family
+
+    def __call__(
+        self, step: int, places: Sequence[tuple[int, int]], samples: Sequence[int]
+    ) -> Batch:
+        """Batch `step` of the samples at `places`, whose global sample numbers are `samples`.
+
+        Args:
+            places: (number of the reading, number of the sample in its source).
+
+        A sample that cannot be used is named in `Batch.skipped`. With `replace_bad`, a good one of
+        the batch stands in for it, under the global sample number of the one that it replaces: the
+        copy meets another noise than the original.
+
+        Raises:
+            UserError: no sample of the batch can be used.
+        """
+        examples: list[Example | None] = []
+        skipped = []
+        for (reading, number), sample in zip(places, samples, strict=True):
+            try:
+                examples.append(self._example(self.readings[reading], number, sample))
+            except BadSample as bad:
+                examples.append(None)
+                skipped.append((bad.key, bad.reason))
+                last = bad
+        good = [example for example in examples if example is not None]
+        if not good:
+            raise UserError(
+                f"none of the {len(examples)} samples of batch {step} can be used; the last of "
+                f"them: {last}."
+            )
+        numbers = list(samples)
+        if self.replace_bad:
+            stand_ins = cycle(good)
+            good = [example if example is not None else next(stand_ins) for example in examples]
+        else:
+            rows = zip(examples, numbers, strict=True)
+            numbers = [number for example, number in rows if example is not None]
+        return self._batch(step, good, torch.tensor(numbers, dtype=torch.long), skipped)
+
+    def _example(self, reading: Reading, number: int, sample: int) -> Example:
+        known = self.known
+        prompt = reading.prompt(number, sample, known, self.seed)
+        features: Tensor | None = None
+        target: ImageRole | None = None
+        if self.family == TEXT_TO_IMAGE:
+            features = reading.features and reading.features.get(number)
+            target = "picture" if features is None or known.pictures_too else None
+        sizes: dict[ImageRole, list[int]] = {}  # role -> sizes: each picture is decoded once
+        if prompt.shown:
+            sizes.setdefault(prompt.shown, []).append(known.understanding_size)
+        if target:
+            sizes.setdefault(target, []).append(known.picture_size)
+        squares = {role: self._squares(reading, number, role, sizes[role]) for role in sizes}
+        return Example(
+            reading.source.key(number),
+            prompt,
+            squares[prompt.shown][0] if prompt.shown else None,
+            squares[target][-1] if target else None,
+            features,
+        )
+
+    def _squares(
+        self, reading: Reading, number: int, role: ImageRole, sizes: list[int]
+    ) -> list[Tensor]:
+        data = reading.source.image(number, role)
+        try:
+            return self.decode(data, *sizes)
+        except PictureError as error:
+            key = reading.source.key(number)
+            raise BadSample(key, f"{role} {error.reason}", error.detail) from error
+
+    def _batch(
+        self, step: int, examples: list[Example], samples: Tensor, skipped: list[tuple[str, str]]
+    ) -> Batch:
+        known = self.known
+        prompts = [example.prompt for example in examples]
+        if known.tokenizer is None:
+            ids = mask = torch.zeros((len(examples), 0), dtype=torch.long)
+        else:
+            ids, mask = pad([prompt.ids for prompt in prompts], token_id(known.tokenizer, PAD))
+        shown = [example.shown for example in examples if example.shown is not None]
+        patches, grids = known.image_inputs(stack_pictures(shown)) if shown else (None, None)
+        batch = Batch(
+            self.family,
+            [example.key for example in examples],
+            step,
+            samples,
+            ids,
+            mask,
+            understanding_pixels=patches,
+            image_grid_thw=grids,
+            skipped=skipped,
+        )
+        if self.family == TEXT_TO_IMAGE:
+            if known.tokenizer is not None:
+                placeholder = token_id(known.tokenizer, IMAGE_PAD)
+                batch.shared = shared_tokens([prompt.ids for prompt in prompts], placeholder)
+            batch.target_pixels, _ = stack([example.target for example in examples], stack_pictures)
+            batch.target_features, batch.has_features = stack(
+                [example.features for example in examples]
+            )
+        else:
+            batch.labels = pad([prompt.labels for prompt in prompts], IGNORED)[0]
+        return batch
+
+
+def stack(
+    rows: list[Tensor | None], join: Callable[[list[Tensor]], Tensor] = torch.stack
+) -> tuple[Tensor | None, Tensor | None]:
+    """Rows of one shape as a batch, zeros in the place of None, and which of them are there, [B].
+
+    The batch is None if no row is there; which are is None if all are.
+    """
+    there = [row for row in rows if row is not None]
+    if not there:
+        return None, None
+    if len(there) == len(rows):
+        return join(rows), None
+    empty = torch.zeros_like(there[0])
+    batch = join([empty if row is None else row for row in rows])
+    return batch, torch.tensor([row is not None for row in rows])

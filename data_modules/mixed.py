@@ -1,0 +1,339 @@
+"""The DataModules: data sets in, batches out, at a position that is a function of the step."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from lightning import LightningDataModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import CombinedLoader
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+
+from triptych.data_modules.batching.accumulation import AccumulationLoader
+from triptych.data_modules.batching.bad_samples import BadSamples, check_texts
+from triptych.data_modules.batching.collate import BatchBuilder
+from triptych.data_modules.batching.tasks import Reading
+from triptych.data_modules.decode import Decoder, DecodeWay
+from triptych.data_modules.features.cache import AUTO, use_features
+from triptych.data_modules.previews import Need, Preview, previews
+from triptych.data_modules.sampling.mixing import Mixture
+from triptych.data_modules.sampling.schedule import ORDER_VERSION, Schedule
+from triptych.data_modules.sampling.step_dataset import (
+    EvaluationDataset,
+    StepDataset,
+    StepLoader,
+    require_steps,
+    step_loader,
+    steps_of,
+)
+from triptych.data_modules.sources.base import Source
+from triptych.interfaces import FAMILIES, TEXT_TO_IMAGE, TEXT_TO_TEXT, Preprocessing, batches_in
+from triptych.utils.errors import UserError
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Ingredient:
+    """One data set of a mixture.
+
+    Args:
+        source: the samples: any `Source`, by class_path.
+        task: what to make of them: "text_to_image", "image_to_image", "image_to_text" or
+            "text_to_text".
+        weight: share of the samples of its family, relative to the other data sets; null in all
+            of them is in proportion to their numbers of samples. 0 leaves it out.
+        text_only: share of image_to_text samples that talk about the caption, without a picture.
+        conversation: the list of [question, answer] turns among a sample's facts to learn from;
+            a picture without it is described by its caption.
+        turns: take so many turns of a conversation, others every time; null takes all, in order.
+        features: a folder that `triptych data features` made of these samples; "auto" takes
+            features/ beside the shards if it is there, "none" encodes every picture anew.
+    """
+
+    source: Source
+    task: str = TEXT_TO_IMAGE
+    weight: float | None = None
+    text_only: float = 0.0
+    conversation: str = "conversation"
+    turns: int | None = None
+    features: str = AUTO
+
+    def reading(self, name: str) -> Reading:
+        """The samples as the task reads them."""
+        return Reading(self.source, self.task, name, self.text_only, self.conversation, self.turns)
+
+
+class MixedDataModule(LightningDataModule):
+    """Data sets of any formats and tasks, mixed by weight.
+
+    Tasks that make pictures are one family, tasks that write text the other. The data sets of a
+    family share its batches; where there are both, every step takes one batch of each: joint
+    training.
+
+    Every sample comes once an epoch of its data set, whatever buckets, ranks and workers there are,
+    and no step takes a sample twice, unless it takes more of a data set than that has; the
+    log says how often each was gone through (`data/epochs/NAME`). A resumed run goes on with the
+    next sample, also on other ranks and workers, as long as the samples of a step are as many.
+
+    Args:
+        datasets: what to train on, by name.
+        val_datasets: what to validate on; null validates on the first training samples.
+        batch_size: samples per batch and rank, of each family; a step takes as many batches as
+            there are ranks, times trainer.accumulate_grad_batches.
+        val_samples: how many samples to validate on, of each family.
+        num_workers: loader processes.
+        seed: of the order.
+        bucket_batches: sort captions by length among so many global batches, so that batches are
+            hardly padded; 1 leaves the order as it is, and so do data sets that do not know the
+            lengths of their captions.
+        max_bad_fraction: end the run when more of the samples than this cannot be used.
+        decode: how pictures become squares, see `Decoder`: "torchvision", or "pillow" for the
+            published transform to the bit, which drops alpha channels.
+        max_pixels: a picture of more pixels is a bad sample, and is not decoded.
+    """
+
+    def __init__(
+        self,
+        datasets: dict[str, Ingredient],
+        val_datasets: dict[str, Ingredient] | None = None,
+        batch_size: int = 16,
+        val_samples: int = 256,
+        num_workers: int = 0,
+        seed: int = 0,
+        bucket_batches: int = 64,
+        max_bad_fraction: float = 0.01,
+        decode: DecodeWay = "torchvision",
+        max_pixels: int = Decoder.max_pixels,
+    ) -> None:
+        super().__init__()
+        if not datasets:
+            raise UserError("data.datasets is empty; name at least one data set.")
+        if batch_size < 1 or bucket_batches < 1:
+            raise UserError("data.batch_size and data.bucket_batches must be 1 or more.")
+        self.datasets, self.val_datasets = datasets, val_datasets or datasets
+        for name, each in [*self.datasets.items(), *self.val_datasets.items()]:
+            if each.task not in FAMILIES:
+                raise UserError(
+                    f"data set {name!r}: the task {each.task!r} is unknown; choose one of "
+                    f"{', '.join(FAMILIES)}."
+                )
+        self.batch_size, self.val_samples = batch_size, val_samples
+        self.num_workers, self.seed = num_workers, seed
+        self.bucket_batches, self.max_bad_fraction = bucket_batches, max_bad_fraction
+        self.decoder = Decoder(decode, max_pixels)
+        self.known: Preprocessing | None = None
+        self.readings: dict[str, list[Reading]] = {}
+        """Family -> its data sets for training; empty before `setup`."""
+        self.val_readings: dict[str, list[Reading]] = {}
+        self.mixtures: dict[str, Mixture] = {}
+        self.bad_samples = BadSamples(max_bad_fraction)
+        self._digest: int | None = None
+
+    def connect(self, known: Preprocessing) -> None:
+        """Take the model's tokenizer and sizes; done by `setup` under a Trainer."""
+        self.known = known
+
+    def preview(self, family: str, number: int, *needs: Need) -> list[Preview]:
+        """Validation samples of a family to look at, see `previews`; none if none has `needs`."""
+        readings = self.val_readings.get(family, [])
+        return previews(readings, self.known, number, set(needs), self.decoder)
+
+    def require(self, trainer: Trainer) -> None:
+        """Refuse settings of a fit that this data cannot follow; see `require_steps`."""
+        require_steps(trainer)
+
+    # Lightning hooks ----------------------------------------------------------------------------
+
+    def prepare_data(self) -> None:
+        """Open all data in one process first: what it builds, such as an index, is built once."""
+        for ingredient in [*self.datasets.values(), *self.val_datasets.values()]:
+            ingredient.source.open()
+
+    def setup(self, stage: str) -> None:
+        if self.known is None:
+            self.connect(self.trainer.lightning_module.preprocessing())
+        if self.readings:
+            return
+        if hint := self.decoder.hint:
+            rank_zero_info(hint)
+        self.val_readings = by_family(self.val_datasets)
+        readings = by_family(self.datasets)
+        self._take_features(readings)
+        self.mixtures = {family: Mixture(self.weights(family)) for family in readings}
+        for found in readings.values():
+            for reading in found:
+                check_pictures(reading)
+            check_texts(found, self.known, self.max_bad_fraction, self.seed)
+        self.readings = readings
+
+    def train_dataloader(self) -> AccumulationLoader:
+        trainer = self.trainer
+        accumulate, steps = trainer.accumulate_grad_batches, steps_of(trainer)
+        rank, world = trainer.global_rank, trainer.world_size
+
+        def loader(family: str) -> StepLoader:
+            if (samples := sum(len(each.source) for each in self.readings[family])) < world:
+                raise UserError(
+                    f"there are {world} ranks for {samples} samples of {family}, so some would "
+                    "train on the same; lower --trainer.devices or add data."
+                )
+            build = BatchBuilder(self.readings[family], self.known, self.seed, self.decoder)
+            schedule = self.schedule(family)
+            for name, (samples, taken) in schedule.crowded().items():
+                rank_zero_info(
+                    f"data set {name!r} has {samples} samples, and a step takes up to {taken} of "
+                    "it: its batches hold samples more than once."
+                )
+            dataset = StepDataset(build, schedule, rank, world, accumulate)
+            return step_loader(dataset, steps, self.num_workers)
+
+        loaders = {family: loader(family) for family in self.readings}
+        return AccumulationLoader(alone_or_all(loaders), trainer)
+
+    def val_dataloader(self):
+        return self._in_order(self.known)
+
+    def test_dataloader(self):
+        return self.val_dataloader()
+
+    def predict_dataloader(self):
+        """The validation captions, put to the model as whoever asks for a picture puts them."""
+        return self._in_order(replace(self.known, training_template=self.known.template))
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        for each in batches_in(batch):
+            self.bad_samples.count(each)
+        return batch
+
+    def teardown(self, stage: str) -> None:
+        if stage == "fit" and self.readings and self.trainer is not None:
+            done = self.trainer.global_step
+            for family in self.readings:
+                epochs = self.schedule(family).epochs(done)
+                seen = ", ".join(f"{name} {number:.2f}" for name, number in epochs.items())
+                rank_zero_info(f"epochs gone through after {done} steps of {family}: {seen}")
+        self.bad_samples.report()
+
+    def state_dict(self) -> dict[str, int]:
+        return {"version": ORDER_VERSION, "order": self._order_digest()}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """A position is all that a run needs to go on, if the order is still the same.
+
+        Raises:
+            UserError: a run is to go on in an order that this version of the program has not.
+        """
+        if self.trainer is None or self.trainer.state.fn != TrainerFn.FITTING:
+            return
+        if (version := state.get("version", 1)) != ORDER_VERSION:
+            raise UserError(
+                f"the checkpoint was made when samples came in another order (version {version}, "
+                f"now {ORDER_VERSION}), so its run cannot go on with the next sample; start a new "
+                "one from its weights (--model.weights)."
+            )
+        if state["order"] != self._order_digest():
+            rank_zero_warn(
+                "the data, its weights, its seed or the samples of a step are others than when "
+                "the checkpoint was made: some samples of this epoch will come again or not at all."
+            )
+
+    # Others -------------------------------------------------------------------------------------
+
+    def _take_features(self, readings: dict[str, list[Reading]]) -> None:
+        """Give features that were made before to those who read pictures to be made."""
+        takers = [
+            (reading, datasets[reading.name].features)
+            for datasets, families in (
+                (self.datasets, readings),
+                (self.val_datasets, self.val_readings),
+            )
+            for reading in families.get(TEXT_TO_IMAGE, [])
+        ]
+        places = [(reading.source, where) for reading, where in takers]
+        caches = use_features(places, self.known, self.decoder.way)
+        for (reading, _), cache in zip(takers, caches, strict=True):
+            reading.features = cache
+        self.known = replace(self.known, features=None)  # of no use in a loader's process
+
+    def weights(self, family: str) -> dict[str, float]:
+        """Weights of a family's data sets by name; their sizes, where none is given.
+
+        Raises:
+            UserError: some have a weight and some have none.
+        """
+        members = {n: each for n, each in self.datasets.items() if FAMILIES[each.task] == family}
+        without = [name for name, each in members.items() if each.weight is None]
+        if without and len(without) < len(members):
+            raise UserError(
+                f"data set {without[0]!r} has no weight, but others have one; give every data set "
+                "of a family a weight, or none of them."
+            )
+        return {
+            name: float(len(each.source) if each.weight is None else each.weight)
+            for name, each in members.items()
+        }
+
+    def schedule(self, family: str) -> Schedule:
+        """Which samples of a family make which step of this run."""
+        batches = 1  # of a step, on all ranks together
+        if self.trainer is not None:
+            batches = self.trainer.world_size * self.trainer.accumulate_grad_batches
+        return Schedule(
+            [reading.source for reading in self.readings[family]],
+            self.mixtures[family],
+            self.batch_size * batches,
+            self.seed,
+            self.bucket_batches,
+        )
+
+    def _order_digest(self) -> int:
+        if self._digest is None:
+            self._digest = hash(tuple(self.schedule(family).digest() for family in self.readings))
+        return self._digest
+
+    def _in_order(self, known: Preprocessing):
+        def loader(family: str) -> StepLoader:
+            build = BatchBuilder(
+                self.val_readings[family], known, self.seed, self.decoder, replace_bad=False
+            )
+            dataset = EvaluationDataset(build, self.batch_size, self.val_samples)
+            return step_loader(dataset, None, self.num_workers)
+
+        loaders = alone_or_all({family: loader(family) for family in self.val_readings})
+        # each family to its end: which samples are seen must not depend on the size of batches
+        return CombinedLoader(loaders, "max_size") if isinstance(loaders, dict) else loaders
+
+
+def by_family(datasets: Mapping[str, Ingredient]) -> dict[str, list[Reading]]:
+    """Family -> its data sets, opened."""
+    found: dict[str, list[Reading]] = {}
+    for name, ingredient in datasets.items():
+        ingredient.source.open()
+        reading = ingredient.reading(name)
+        found.setdefault(reading.family, []).append(reading)
+    return found
+
+
+def check_pictures(reading: Reading, most: int = 2000) -> None:
+    """Refuse a task that needs pictures where the first `most` samples have none.
+
+    Raises:
+        UserError: they have none.
+    """
+    if reading.task == TEXT_TO_TEXT:
+        return
+    looked_at = range(min(most, len(reading.source)))
+    if not any(reading.source.has(number, "picture") for number in looked_at):
+        raise UserError(
+            f"data set {reading.name!r} has no pictures, which {reading.task} needs; "
+            "give it the task text_to_text, or another source."
+        )
+
+
+def alone_or_all(loaders: dict[str, StepLoader]) -> StepLoader | dict[str, StepLoader]:
+    """The only loader, whose batches come as they are; or all, whose batches come in a dict."""
+    return next(iter(loaders.values())) if len(loaders) == 1 else loaders

@@ -1,0 +1,123 @@
+"""The shapes world as training data: captioned images, and edits of images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from triptych.data_modules.features.cache import AUTO
+from triptych.data_modules.mixed import Ingredient, MixedDataModule
+from triptych.data_modules.sources.webdataset import ShardFolder
+from triptych.data_modules.webdataset import ShardDataModule
+from triptych.interfaces import IMAGE_TO_IMAGE, TEXT_TO_IMAGE
+from triptych.shapes_world.shards import ensure_edits, ensure_shapes
+from triptych.utils.errors import UserError
+
+
+class ShapesDataModule(ShardDataModule):
+    """The embedded shapes world: draws its shards once, then reads them like any others.
+
+    Args:
+        folder: where the shards are drawn: folder/train, /eval, /unseen and /instruct.
+        part: which of them to train on: "train", or "instruct" with short captions only.
+        pictures: number of training pictures.
+        world_seed: seed of the drawings.
+        tasks, batch_size, val_samples, text_only, conversation, turns, num_workers, seed,
+            bucket_batches, features: see `ShardDataModule`.
+    """
+
+    def __init__(
+        self,
+        folder: str = "data/shapes",
+        part: Literal["train", "instruct"] = "train",
+        pictures: int = 30000,
+        world_seed: int = 0,
+        tasks: list[str] | None = None,
+        batch_size: int = 16,
+        val_samples: int = 256,
+        text_only: float = 0.0,
+        conversation: str = "conversation",
+        turns: int | None = None,
+        num_workers: int = 0,
+        seed: int = 0,
+        bucket_batches: int = 1,
+        features: str = AUTO,
+    ) -> None:
+        root = Path(folder)
+        super().__init__(
+            str(root / part),
+            str(root / "eval"),
+            tasks,
+            batch_size,
+            val_samples,
+            text_only,
+            conversation,
+            turns,
+            num_workers,
+            seed,
+            bucket_batches,
+            features=features,
+        )
+        self.folder, self.pictures, self.world_seed = root, pictures, world_seed
+
+    def prepare_data(self) -> None:
+        try:
+            ensure_shapes(self.folder, train=self.pictures, seed=self.world_seed)
+        except ValueError as error:  # something else is in the folder
+            raise UserError(str(error)) from error
+        super().prepare_data()
+
+
+class EditsDataModule(MixedDataModule):
+    """Draws the shapes world and its edits once, then reads them like any other data sets.
+
+    Args:
+        folder: where the captioned pictures are drawn, see `ShapesDataModule`.
+        edits: where the edits are drawn: edits/train and edits/eval.
+        pictures, changes: number of captioned pictures, and of edits, to train on.
+        share: of the samples that are edits.
+        world_seed: seed of the drawings.
+        batch_size, val_samples, num_workers, seed: see `MixedDataModule`.
+    """
+
+    def __init__(
+        self,
+        folder: str = "data/shapes",
+        edits: str = "data/edits",
+        pictures: int = 30000,
+        changes: int = 40000,
+        share: float = 0.6,
+        world_seed: int = 0,
+        batch_size: int = 16,
+        val_samples: int = 256,
+        num_workers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        if not 0 < share < 1:
+            raise UserError(f"data.share is {share}; give a share between 0 and 1.")
+        self.folder, self.edits = Path(folder), Path(edits)
+        self.pictures, self.changes, self.world_seed = pictures, changes, world_seed
+
+        def datasets(pictures: Path, edits: Path) -> dict[str, Ingredient]:
+            return {
+                "captions": Ingredient(ShardFolder(pictures), TEXT_TO_IMAGE, 1 - share),
+                "edits": Ingredient(ShardFolder(edits), IMAGE_TO_IMAGE, share),
+            }
+
+        super().__init__(
+            datasets(self.folder / "train", self.edits / "train"),
+            datasets(self.folder / "eval", self.edits / "eval"),
+            batch_size,
+            val_samples,
+            num_workers,
+            seed,
+            bucket_batches=1,
+        )
+
+    def prepare_data(self) -> None:
+        try:
+            ensure_shapes(self.folder, train=self.pictures, seed=self.world_seed)
+            ensure_edits(self.edits, train=self.changes, seed=self.world_seed)
+        except ValueError as error:  # something else is in a folder
+            raise UserError(str(error)) from error
+        super().prepare_data()

@@ -1,0 +1,211 @@
+"""Indexes of shards that have none yet, many shards at a time."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from triptych.data_modules.parallel import each
+from triptych.data_modules.shards.identity import probe_of
+from triptych.data_modules.shards.index import (
+    COLUMNS,
+    Contents,
+    Problem,
+    ShardIndex,
+    UnusableIndex,
+    write_index,
+)
+from triptych.data_modules.shards.index_columns import (
+    read_tokenizer,
+    with_checksums,
+    with_tokens,
+    without_checksums,
+)
+from triptych.utils.errors import UserError
+from triptych.utils.listing.names import KINDS, kind_for
+from triptych.utils.listing.tar import BLOCK, DOTTED, DUPLICATE, Group, groups, mended, scan
+
+log = logging.getLogger(__name__)
+
+NAMED = 5  # keys that are kept for each problem
+FEW = 4  # shards, for which no processes are started
+
+TOO_LARGE = "member too large"
+
+
+def build_index(shard: str | Path) -> ShardIndex:
+    """Scan a shard, write its index, and open it.
+
+    Raises:
+        UserError: the shard is no tar, is gzipped, cannot be read or changes meanwhile; or the
+            index cannot be written.
+    """
+    shard = Path(shard)
+    return write_index(shard, read_shard(shard))
+
+
+def read_shard(shard: Path, mend: bool = False) -> Contents:
+    """The samples of a shard, and what is wrong with the others.
+
+    Args:
+        mend: whether names with dots in them are samples too, see `tar.mended`.
+    """
+    try:
+        before = shard.stat()
+    except OSError as error:
+        raise UserError(f"the shard {shard} cannot be read: {error.strerror}.") from error
+    rows: list[list[int]] = []
+    keys: list[bytes] = []
+    end = 0
+    seen: set[bytes] = set()
+    condemned: set[bytes] = set()
+    lost: dict[str, tuple[int, list[str]]] = {}
+    found = groups(scan(shard))
+    for group in mended(found) if mend else found:
+        reason = _reason(group, seen)
+        seen.add(group.key)
+        if not reason:
+            end += len(group.key)
+            keys.append(group.key)
+            rows.append([end, *_places(group)])
+        elif not (group.fault and group.key in condemned):  # both halves of one damaged sample
+            number, names = lost.setdefault(reason, (0, []))
+            those = group.whole_names() if reason == DOTTED else [group]
+            names += [each.key.decode("utf-8", "backslashreplace") for each in those]
+            lost[reason] = number + len(those), names[:NAMED]
+            condemned.add(group.key)
+    probe = probe_of(shard)
+    after = shard.stat()
+    if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+        raise UserError(f"the shard {shard} is being written to; index it when it is complete.")
+    return Contents(
+        before.st_size,
+        before.st_mtime_ns,
+        np.array(rows, "<u4").reshape(-1, COLUMNS),
+        b"".join(keys),
+        [Problem(reason, number, names) for reason, (number, names) in sorted(lost.items())],
+        probe=probe,
+    )
+
+
+def _reason(group: Group, seen: set[bytes]) -> str:
+    """Why a group of members is no sample; "" if it is one."""
+    if not group.fault and group.key in seen:
+        return DUPLICATE
+    places = group.members.values()
+    too_large = any(size >= 1 << 32 or offset // BLOCK >= 1 << 32 for offset, size in places)
+    return group.reason or (TOO_LARGE if too_large else "")
+
+
+def _places(group: Group) -> list[int]:
+    """First block and size of the member of each role."""
+    places = []
+    for role in KINDS:
+        offset, size = group.members.get(kind_for(role, group.members), (0, 0))
+        places += [offset // BLOCK, size]
+    return places
+
+
+def index_shards(
+    shards: Sequence[Path],
+    workers: int | None = None,
+    tokenizer: str | Path | None = None,
+    checksums: bool = False,
+) -> Iterator[ShardIndex | UserError]:
+    """Indexes of shards, in their order: those that are there and right, new ones for the others.
+
+    A shard that cannot be indexed gives its error, so that it does not stop the others. Each index
+    is written when its shard is done: a run that was interrupted goes on where it stopped.
+
+    Args:
+        workers: processes; None takes all cores.
+        tokenizer: a tokenizer.json, or a folder with one, that counts the tokens of the captions.
+        checksums: whether to take a checksum of each sample, which reads all of every shard.
+
+    Raises:
+        UserError: there is no such tokenizer; no index is written then.
+    """
+    if tokenizer is not None:
+        read_tokenizer(tokenizer)
+    work = partial(_complete_index, tokenizer=tokenizer, checksums=checksums)
+    yield from each(work, shards, 1 if len(shards) < FEW else workers)
+
+
+def require_checksums(shards: Iterable[Path]) -> None:
+    """Find out that there is nothing to verify a shard by, before any index is written.
+
+    Raises:
+        UserError: a shard that can be read has no index, or one without checksums.
+    """
+    for shard in shards:
+        try:
+            index = ShardIndex.of(shard)
+        except UnusableIndex:
+            index = None
+        if index is not None and index.checksums is not None:
+            continue
+        try:
+            read_shard(shard)
+        except UserError:
+            continue  # damaged: said by whoever indexes it
+        raise without_checksums(shard)
+
+
+def open_indexes(shards: Sequence[Path], build: bool = True) -> list[ShardIndex]:
+    """Indexes of shards; those that are missing are built, with a progress bar.
+
+    Raises:
+        UserError: the first shard that has no index and cannot get one (or must not, without
+            `build`), or whose index is stale, damaged or something else.
+    """
+    found = [ShardIndex.of(shard) for shard in shards]
+    missing = [shard for shard, index in zip(shards, found, strict=True) if index is None]
+    if missing and not build:
+        raise UserError(
+            f"{len(missing)} of {len(shards)} shards have no index, first {missing[0]}; run "
+            f"`triptych data index {missing[0].parent}`."
+        )
+    if copies := [index.shard for index in found if index is not None and index.renewed]:
+        log.warning(
+            "%d shards have another time stamp than when they were indexed, but the same size and "
+            "content: taken as they are, %s for one",
+            len(copies),
+            copies[0],
+        )
+    built = list(_shown(index_shards(missing), len(missing)))
+    for index in built:
+        if isinstance(index, UserError):
+            raise index
+    fresh = iter(built)
+    return [next(fresh) if index is None else index for index in found]
+
+
+def _complete_index(
+    shard: Path, tokenizer: str | Path | None, checksums: bool
+) -> ShardIndex | UserError:
+    try:
+        try:
+            index = ShardIndex.of(shard)
+        except UnusableIndex:
+            index = None
+        index = build_index(shard) if index is None else index
+        if tokenizer is not None:
+            index = with_tokens(index, tokenizer)
+        return with_checksums(index) if checksums else index
+    except UserError as error:
+        return error
+
+
+def _shown(results: Iterable, total: int) -> Iterable:
+    """The same results, with a progress bar if someone may look at it."""
+    if not (total and sys.stderr.isatty()):
+        return results
+    from rich.console import Console
+    from rich.progress import track
+
+    return track(results, "indexing shards", total, console=Console(stderr=True))

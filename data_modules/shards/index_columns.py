@@ -1,0 +1,136 @@
+"""What an index may hold beside places: tokens of the captions, checksums of the samples."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from triptych.data_modules.batching.clean_text import captions_of
+from triptych.data_modules.shards.index import ROLES, ShardIndex, write_index
+from triptych.utils.documents import open_regular
+from triptych.utils.errors import UserError
+from triptych.utils.records import parse
+from triptych.utils.tokens import without_added_tokens
+
+CHUNK = 1 << 20  # bytes read at a time
+LONGEST = 1 << 20  # bytes of a caption or JSON that is read at all
+CAPTIONS = 1000  # tokenized at a time
+
+
+def with_tokens(index: ShardIndex, tokenizer: str | Path) -> ShardIndex:
+    """The index with the number of tokens of each caption, counted unless they are there.
+
+    Batches can then be made of captions of like length, exactly; bytes are but a guess at it. No
+    special tokens are counted. A caption that cannot be read has 0.
+
+    Args:
+        tokenizer: a tokenizer.json, or a folder with one.
+
+    Raises:
+        UserError: there is no such tokenizer, or the shard cannot be read.
+    """
+    path = _tokenizer_file(tokenizer)
+    digest = hashlib.blake2b(path.read_bytes(), digest_size=8).digest()
+    if index.tokenizer == digest:
+        return index
+    reader = read_tokenizer(path)
+    counts = np.zeros(len(index), np.uint32)
+    with _opened(index) as file:
+        for first in range(0, len(index), CAPTIONS):
+            rows = range(first, min(first + CAPTIONS, len(index)))
+            texts = [_caption(index, file, row) for row in rows]
+            read = reader.encode_batch(texts, add_special_tokens=False)
+            counts[first : first + CAPTIONS] = [len(text.ids) for text in read]
+    return write_index(index.shard, replace(index.contents(), tokens=counts, tokenizer=digest))
+
+
+def with_checksums(index: ShardIndex) -> ShardIndex:
+    """The index with a checksum of each sample, taken unless they are there; reads all members."""
+    if index.checksums is not None:
+        return index
+    sums = np.array(list(_checksums(index)), np.uint32)
+    return write_index(index.shard, replace(index.contents(), checksums=sums))
+
+
+def changed_samples(index: ShardIndex) -> list[str]:
+    """Keys of samples whose members are not what they were when their checksum was taken.
+
+    Raises:
+        UserError: no checksums were taken, or the shard cannot be read.
+    """
+    if index.checksums is None:
+        raise without_checksums(index.shard)
+    then = index.checksums.tolist()
+    return [index.key(row) for row, now in enumerate(_checksums(index)) if now != then[row]]
+
+
+def without_checksums(shard: Path) -> UserError:
+    """The refusal to verify a shard that has nothing to be verified by."""
+    return UserError(
+        f"the index of {shard} has no checksums; take them while the shard is good: "
+        f"`triptych data index {shard.parent} --checksums`."
+    )
+
+
+def _checksums(index: ShardIndex) -> Iterator[int]:
+    with _opened(index) as file:
+        for row in range(len(index)):
+            found = 0
+            for role in ROLES:
+                offset, size = index.member(row, role) or (0, 0)
+                for start in range(offset, offset + size, CHUNK):
+                    length = min(CHUNK, offset + size - start)
+                    found = zlib.crc32(os.pread(file, length, start), found)
+            yield found
+
+
+def _caption(index: ShardIndex, file: int, row: int) -> str:
+    """The caption of a sample, the longest of several, "" where it has none that can be read."""
+    place = index.member(row, "txt") or index.member(row, "json")
+    if place is None or place[1] > LONGEST:
+        return ""
+    caption: object = os.pread(file, place[1], place[0])
+    try:
+        if index.member(row, "txt") is None:
+            caption = parse(caption)["caption"]
+        return max(captions_of(caption, ""), key=len)
+    except (ValueError, KeyError, TypeError):  # BadSample too, which is a ValueError
+        return ""
+
+
+def read_tokenizer(tokenizer: str | Path) -> Tokenizer:
+    """Read a tokenizer.json, or that of a folder; control tokens in a text are text.
+
+    Raises:
+        UserError: there is no such tokenizer, or it cannot be read.
+    """
+    path = _tokenizer_file(tokenizer)
+    try:
+        return without_added_tokens(Tokenizer.from_file(str(path)))
+    except Exception as error:  # tokenizers knows no other kind
+        raise UserError(f"{path} is no tokenizer that can be read: {error}.") from error
+
+
+def _tokenizer_file(tokenizer: str | Path) -> Path:
+    path = Path(tokenizer)
+    path = path / "tokenizer.json" if path.is_dir() else path
+    if not path.is_file():
+        raise UserError(f"the tokenizer {tokenizer} is no tokenizer.json, nor a folder with one.")
+    return path
+
+
+@contextmanager
+def _opened(index: ShardIndex) -> Iterator[int]:
+    try:
+        with open_regular(index.shard) as file:
+            yield file.fileno()
+    except OSError as error:
+        raise UserError(f"the shard {index.shard} cannot be read: {error.strerror}.") from error

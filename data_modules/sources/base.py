@@ -1,0 +1,120 @@
+"""The role of a data set: samples by number, read piece by piece. A new format is a subclass."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from PIL import Image
+
+from triptych.data_modules.decode import Decoder
+from triptych.utils.errors import PictureError
+
+CAPTIONS = ("caption", "text", "instruction")
+"""Usual names of captions among the facts of a sample; the first that is there is taken."""
+ImageRole = Literal["picture", "source"]
+"""What a picture is for: the one a caption is about, or the one that an edit starts from."""
+
+
+class BadSample(ValueError):
+    """One sample cannot be used; training goes on without it, and counts it by its reason.
+
+    Args:
+        key: name of the sample.
+        reason: a short phrase, the same for all samples with this fault: "picture is damaged".
+        detail: what else helps to find the cause; logged, not counted.
+    """
+
+    def __init__(self, key: str, reason: str, detail: str = "") -> None:
+        super().__init__(f"sample {key}: {reason}" + (f" ({detail})" if detail else ""))
+        self.key, self.reason, self.detail = key, reason, detail
+
+    def __reduce__(self):
+        return type(self), (self.key, self.reason, self.detail)
+
+
+@dataclass
+class Sample:
+    """One decoded sample, to look at."""
+
+    key: str
+    caption: str
+    picture: Image.Image
+    facts: dict
+
+
+class Source(ABC):
+    """Samples by number. The constructor takes configuration; `open` finds and checks the data.
+
+    Picklable once open, for loader workers. Every method that reads a sample raises `BadSample`
+    where that sample, and no other, is unusable. What a task does not use is never read.
+    """
+
+    name: str
+    """What reports and error messages call it."""
+
+    @abstractmethod
+    def open(self) -> Source:
+        """Find the data; idempotent; returns self.
+
+        Raises:
+            UserError: nothing is there, or nothing in it is usable.
+        """
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Number of samples."""
+
+    @abstractmethod
+    def key(self, number: int) -> str:
+        """Name of sample `number`, unique in this source."""
+
+    @abstractmethod
+    def caption(self, number: int) -> str:
+        """The caption, or the instruction of an edit."""
+
+    def captions(self, number: int) -> list[str]:
+        """All captions of the sample, at least one; a task draws one of them each time."""
+        return [self.caption(number)]
+
+    @abstractmethod
+    def image(self, number: int, role: ImageRole = "picture") -> bytes:
+        """The file of a picture, still encoded."""
+
+    def has(self, number: int, role: ImageRole) -> bool:
+        """Whether a sample has a picture of this role; found out without reading it."""
+        return role == "picture"
+
+    def facts(self, number: int) -> dict:
+        """What else is known: "conversation", a list of [question, answer], for one."""
+        return {}
+
+    def picture(
+        self, number: int, role: ImageRole = "picture", decoder: Decoder | None = None
+    ) -> Image.Image:
+        """An image at its own size, RGB, with the limits and the alpha rule of `decoder`."""
+        try:
+            return (decoder or Decoder()).whole(self.image(number, role))
+        except PictureError as error:
+            raise BadSample(self.key(number), f"{role} {error.reason}", error.detail) from error
+
+    def __getitem__(self, number: int) -> Sample:
+        return Sample(
+            self.key(number), self.caption(number), self.picture(number), self.facts(number)
+        )
+
+    @property
+    def shard_sizes(self) -> np.ndarray:
+        """int64 [shards], samples of each shard; numbers count through them in this order.
+
+        Reads in one shard are near each other: the order of training visits few shards at a time.
+        """
+        return np.array([len(self)], dtype=np.int64)
+
+    def caption_sizes(self, numbers: np.ndarray) -> np.ndarray | None:
+        """int64 [n], how long the captions are, in tokens if known, else in bytes; without reading
+        them, so None where that is not possible. Batches are made of samples of like size.
+        """
+        return None

@@ -1,0 +1,87 @@
+"""Which source a path is: what the data commands take."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from triptych.data_modules.sources.base import Source
+from triptych.data_modules.sources.image_folder import PictureFolder
+from triptych.data_modules.sources.llava import ConversationFile
+from triptych.data_modules.sources.tables import (
+    HuggingFaceTable,
+    ParquetTable,
+    TextTable,
+    is_saved_dataset,
+)
+from triptych.data_modules.sources.webdataset import MendedShards, ShardFolder
+from triptych.utils.documents import open_regular
+from triptych.utils.errors import UserError
+from triptych.utils.listing.folders import SHARD_SUFFIX, files_of, holds_shards
+from triptych.utils.listing.names import IMAGE_SUFFIXES
+from triptych.utils.listing.shards import COMPRESSED, find_shards
+from triptych.utils.records import DELIMITERS
+
+JSON_LINES = (".jsonl", ".ndjson")
+
+
+def source_at(
+    path: str | Path,
+    pictures: str | Path | None = None,
+    split: str | None = None,
+    picture_column: str | None = None,
+    caption_column: str | None = None,
+    mend: bool = False,
+) -> Source:
+    """The source at a path, not open yet.
+
+    A folder of shards, of pictures with captions, of Parquet files, or that `datasets` saved; a
+    shard, or a pattern of them; a CSV or Parquet file; JSON lines of captions, of LLaVA
+    conversations or of edits. Suffixes are compared without regard to case.
+
+    Args:
+        pictures: folder that the paths in a table or in a conversation file count from.
+        split: of a saved DatasetDict.
+        picture_column, caption_column: of a table.
+        mend: whether names in shards that have dots in them are samples too.
+
+    Raises:
+        UserError: it is none of these.
+    """
+    path = Path(path)
+    columns: dict[str, Any] = {"picture_column": picture_column, "caption_column": caption_column}
+    shards = MendedShards if mend else ShardFolder
+    if os.path.isdir(path):
+        if is_saved_dataset(path):
+            return HuggingFaceTable(path, split, pictures=pictures, **columns)
+        if holds_shards(path):
+            return shards(path)
+        if files_of(path, ".parquet"):
+            return ParquetTable(path, pictures or path, **columns)
+        if files_of(path, *COMPRESSED) and not files_of(path, *IMAGE_SUFFIXES):
+            find_shards(path)  # which says what to do about them
+        return PictureFolder(path)
+    suffix = path.suffix.lower()
+    if suffix == SHARD_SUFFIX or path.name.lower().endswith(COMPRESSED):
+        return shards(path)
+    if not os.path.exists(path):
+        raise UserError(f"{path} does not exist; give a folder or a file.")
+    if suffix == ".parquet":
+        return ParquetTable(path, pictures, **columns)
+    named = any(columns.values())
+    if suffix in DELIMITERS or (suffix in JSON_LINES and (named or not _usual(path))):
+        return TextTable(path, pictures, **columns)
+    if suffix in (".json", *JSON_LINES):
+        return ConversationFile(path, pictures or path.parent)
+    raise UserError(
+        f"{path} is of no known kind; give a folder, or a .tar, .csv, .tsv, .json, .jsonl, .ndjson "
+        "or .parquet."
+    )
+
+
+def _usual(path: Path) -> bool:
+    """Whether JSON lines begin with a record that a `ConversationFile` reads."""
+    with open_regular(path) as file:
+        first = file.readline(1 << 20)
+    return any(b'"%s"' % name in first for name in (b"conversations", b"instruction", b"image"))

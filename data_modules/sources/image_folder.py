@@ -1,0 +1,127 @@
+"""A plain folder of pictures with captions.
+
+Either KEY.txt or KEY.json beside each picture, in sub-folders too (see
+`triptych.utils.listing.folders`), or one table in the layout of Hugging Face's ImageFolder:
+metadata.csv, metadata.jsonl or captions.jsonl, with `file_name` and `text`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+
+from triptych.data_modules.batching.clean_text import captions_of
+from triptych.data_modules.sources.base import ImageRole
+from triptych.data_modules.sources.members import MemberSource
+from triptych.data_modules.sources.safe_read import MAX_PICTURE_BYTES, read_inside
+from triptych.utils.captions import MAX_TEXT_BYTES, text_bytes
+from triptych.utils.errors import UserError
+from triptych.utils.listing.folders import captioned, counted
+from triptych.utils.listing.names import IMAGE_KINDS
+from triptych.utils.listing.table import TABLES, caption_in, captioned_rows, find_table
+
+log = logging.getLogger(__name__)
+
+
+class PictureFolder(MemberSource):
+    """Pictures with captions, in the order of their keys or of the table's rows.
+
+    Keys are the pictures' paths in the folder, without the ending. The names of all pictures, and
+    a table, are held in memory: for more than a few million pictures use shards.
+
+    Args:
+        path: the folder.
+        max_picture_bytes: a larger picture is a bad sample, and is not read.
+        max_text_bytes: the same for captions and JSON.
+
+    Raises:
+        UserError: there is no such folder, or no picture with a caption in it.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        max_picture_bytes: int = MAX_PICTURE_BYTES,
+        max_text_bytes: int = MAX_TEXT_BYTES,
+    ) -> None:
+        self.path, self.name = Path(path), str(path)
+        self.max_picture_bytes, self.max_text_bytes = max_picture_bytes, max_text_bytes
+        self._keys: list[str] = []
+        self._files: list[dict[str, str]] = []  # role -> path in the folder
+        self._rows: list[dict] | None = None  # of the table
+        self._sizes = np.zeros(0, np.int64)
+
+    def open(self) -> PictureFolder:
+        if self._keys:
+            return self
+        if not self.path.is_dir():
+            raise UserError(f"the folder of pictures {self.path} does not exist.")
+        table = find_table(self.path)
+        left_out = self._take_files() if table is None else self._take_table(table)
+        counts = counted(left_out)
+        if not self._keys:
+            raise UserError(
+                f"the folder {self.path} holds no picture ({', '.join(IMAGE_KINDS)}) with a "
+                f"caption{counts and f' ({counts})'}: put KEY.txt beside KEY.jpg, or name both in "
+                f"{TABLES[0]} (file_name,text)."
+            )
+        if counts:
+            log.warning("%s: left out: %s", self.path, counts)
+        return self
+
+    def _take_files(self) -> Counter[str]:
+        samples, left_out = captioned(self.path)
+        self._keys = [sample.key for sample in samples]
+        self._files = [
+            {role: name for role, (name, _) in sample.files.items()} for sample in samples
+        ]
+        captions = [sample.files.get("txt") or sample.files["json"] for sample in samples]
+        self._sizes = np.array([size for _, size in captions], np.int64)
+        return left_out
+
+    def _take_table(self, path: Path) -> Counter[str]:
+        rows, left_out = captioned_rows(path)
+        stems = [os.path.splitext(row["file_name"])[0] for row in rows]
+        counts = Counter(stems)
+        self._keys = [
+            stem if counts[stem] == 1 else row["file_name"]
+            for stem, row in zip(stems, rows, strict=True)
+        ]
+        self._files = [{"picture": row["file_name"]} for row in rows]
+        self._rows = rows
+        self._sizes = np.array([text_bytes(caption_in(row)) for row in rows], np.int64)
+        return left_out
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def key(self, number: int) -> str:
+        return self._keys[number]
+
+    def caption(self, number: int) -> str:
+        return self.captions(number)[0]
+
+    def captions(self, number: int) -> list[str]:
+        if self._rows is not None:
+            return captions_of(caption_in(self._rows[number]), self.key(number))
+        return super().captions(number)
+
+    def facts(self, number: int) -> dict:
+        """The columns of the table, or KEY.json."""
+        return super().facts(number) if self._rows is None else self._rows[number]
+
+    def has(self, number: int, role: ImageRole) -> bool:
+        return role in self._files[number]
+
+    def _read(self, number: int, role: str, most: int) -> bytes | None:
+        name = self._files[number].get(role)
+        what = {"txt": "caption", "json": "its .json"}.get(role, role)
+        return name and read_inside(self.path, name, self.key(number), what, most)
+
+    def caption_sizes(self, numbers: np.ndarray) -> np.ndarray:
+        """In bytes."""
+        return self._sizes[np.asarray(numbers)]

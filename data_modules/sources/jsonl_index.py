@@ -1,0 +1,128 @@
+"""The records of a JSONL file by number: one pass finds where each begins, later runs know it.
+
+What was found is kept as NAME.jsonl.idx beside the file, or where `index_places` says when that
+folder cannot be written to: an int64 table whose first row is (size, mtime in ns, VERSION) of the
+file, and each other row (offset, bytes, size of its text) of a record. One that does not fit the
+file is made again.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from array import array
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from triptych.data_modules.shards.index import index_places
+from triptych.utils.documents import open_regular
+from triptych.utils.errors import UserError
+from triptych.utils.records import LONGEST, open_text, parse, skip_line
+
+VERSION = 1
+
+
+class Lines:
+    """Records of a JSONL file; picklable, for loader workers.
+
+    Args:
+        path: the file.
+        measure: how much text is in a record, in bytes; called once a record.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+
+    def __init__(self, path: Path, measure: Callable[[object], int]) -> None:
+        self.path = path
+        self._file: BinaryIO | None = None
+        try:
+            with open_text(path) as file:
+                found = os.fstat(file.fileno())
+            head = [found.st_size, found.st_mtime_ns, VERSION]
+            self.table = _kept(path, head)
+            if self.table is None:
+                self.table = _keep(path, _scan(path, measure, head))
+        except OSError as error:
+            raise UserError(f"{path} cannot be read ({error.strerror}); check the path.") from error
+
+    def __len__(self) -> int:
+        return len(self.table) - 1
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_file": None}  # open files do not travel
+
+    def __del__(self) -> None:
+        if getattr(self, "_file", None) is not None:
+            self._file.close()
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """int64 [records], bytes of text."""
+        return self.table[1:, 2]
+
+    def __getitem__(self, number: int) -> object:
+        """Record `number`.
+
+        Raises:
+            ValueError: it is no JSON, or longer than LONGEST.
+        """
+        offset, length, _ = self.table[1 + number].tolist()
+        if length > LONGEST:
+            raise ValueError(f"{length:,} bytes, at most {LONGEST:,} are read")
+        if self._file is None:
+            self._file = open_regular(self.path)
+        return parse(os.pread(self._file.fileno(), length, offset))
+
+
+def _scan(path: Path, measure: Callable[[object], int], head: list[int]) -> np.ndarray:
+    """The table of a file as it is now; blank lines are no records."""
+    rows = array("q", head)
+    with open_regular(path) as file:
+        while True:
+            offset = file.tell()
+            line = file.readline(LONGEST + 1)
+            if not line:
+                return np.array(rows, np.int64).reshape(-1, len(head))
+            if not line.endswith(b"\n") and len(line) > LONGEST:
+                rows.extend((offset, len(line) + skip_line(file), 0))
+            elif line.strip():
+                rows.extend((offset, len(line), _measured(line, measure)))
+
+
+def _measured(line: bytes, measure: Callable[[object], int]) -> int:
+    try:
+        return measure(parse(line))
+    except ValueError:
+        return 0
+
+
+def _kept(path: Path, head: list[int]) -> np.ndarray | None:
+    """The table of an earlier run, mapped, if it is of this file as it is now."""
+    for place in index_places(path):
+        try:
+            open_regular(place).close()
+            table = np.load(place, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, EOFError):  # UserError too, which is a ValueError
+            continue
+        if table.ndim == 2 and len(table) and table.dtype == np.int64 and table[0].tolist() == head:
+            return table
+    return None
+
+
+def _keep(path: Path, table: np.ndarray) -> np.ndarray:
+    """Write the table whole or not at all; without a place to write it to, it lives in memory."""
+    for place in index_places(path):
+        temporary = place.with_name(f".{place.name}.{uuid.uuid4().hex}")
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            with temporary.open("wb") as file:
+                np.save(file, table, allow_pickle=False)
+            os.replace(temporary, place)
+            return np.load(place, mmap_mode="r", allow_pickle=False)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+    return table

@@ -1,0 +1,185 @@
+"""Conversation files in the layout of LLaVA, with the paths of their pictures; and edits.
+
+One JSON list, or JSONL with a record a line:
+
+    {"image": "coco/1.jpg", "conversations": [{"from": "human", "value": "<image>\\nWhat is it?"},
+                                              {"from": "gpt", "value": "A circle."}]}
+    {"conversations": [...]}                                                   without a picture
+    {"image": "1.jpg", "caption": "a red circle"}                              or "text"
+    {"source": "1.jpg", "instruction": "make it blue", "target": "2.jpg"}      an edit
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from triptych.data_modules.batching.clean_text import captions_of
+from triptych.data_modules.sources.base import CAPTIONS, BadSample, ImageRole, Source
+from triptych.data_modules.sources.jsonl_index import Lines
+from triptych.data_modules.sources.safe_read import MAX_PICTURE_BYTES, read_inside
+from triptych.utils.captions import text_bytes
+from triptych.utils.documents import read_bytes
+from triptych.utils.errors import UserError
+from triptych.utils.records import NO_JSON, NO_OBJECT, parse
+from triptych.utils.text import refuse_wide
+
+MARK = "<image>"  # where a question shows its picture; ours always opens the first question
+LARGEST_LIST = 4 << 30  # bytes of a .json, which is in memory whole
+ASKS, ANSWERS = ("human", "user"), ("gpt", "assistant")
+
+
+class ConversationFile(Source):
+    """The records of a conversation file; keys are NAME-NUMBER, counted from 0.
+
+    A JSONL file is never in memory whole: a first pass finds where its lines begin (see `lines`).
+
+    Args:
+        path: a .json file with a list, or .jsonl.
+        pictures: the folder that the records' picture paths start from; null is that of the file.
+        max_picture_bytes: a larger picture is a bad sample, and is not read.
+
+    Raises:
+        UserError: there is no such file, or it holds no records.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        pictures: str | Path | None = None,
+        max_picture_bytes: int = MAX_PICTURE_BYTES,
+    ) -> None:
+        self.path = Path(path)
+        self.pictures = Path(pictures) if pictures is not None else self.path.parent
+        self.name = str(path)
+        self.max_picture_bytes = max_picture_bytes
+        self._records: Lines | list | None = None
+        self._last: tuple[int, dict] = (-1, {})
+
+    def open(self) -> ConversationFile:
+        if self._records is None:
+            if not self.pictures.is_dir():
+                raise UserError(
+                    f"the folder of pictures {self.pictures} of {self.path} does not exist."
+                )
+            listed = self.path.suffix.lower() == ".json"
+            records = _list(self.path) if listed else Lines(self.path, record_bytes)
+            if not len(records):
+                raise UserError(f"the conversation file {self.path} is empty.")
+            self._records = records
+        return self
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def key(self, number: int) -> str:
+        return f"{self.path.stem}-{number:07d}"
+
+    def caption(self, number: int) -> str:
+        return self.captions(number)[0]
+
+    def captions(self, number: int) -> list[str]:
+        record = self._record(number)
+        for field in CAPTIONS:
+            if isinstance(record.get(field), str | list):
+                return captions_of(record[field], self.key(number))
+        raise BadSample(self.key(number), "no caption", f"none of {', '.join(CAPTIONS)}")
+
+    def facts(self, number: int) -> dict:
+        """The record, its "conversations" as "conversation": [[question, answer], ...]."""
+        record = self._record(number)
+        if "conversations" not in record:
+            return record
+        shows = self.has(number, "picture")
+        turns = turns_of(record["conversations"], self.key(number), shows)
+        return {**record, "conversation": turns}
+
+    def has(self, number: int, role: ImageRole) -> bool:
+        return bool(picture_path(self._record(number), role, self.key(number)))
+
+    def image(self, number: int, role: ImageRole = "picture") -> bytes:
+        key = self.key(number)
+        path = picture_path(self._record(number), role, key)
+        if not path:
+            raise BadSample(key, f"no {role}")
+        return read_inside(self.pictures, path, key, role, self.max_picture_bytes)
+
+    def caption_sizes(self, numbers: np.ndarray) -> np.ndarray:
+        """In bytes of all the text of a record."""
+        if isinstance(self._records, Lines):
+            return np.asarray(self._records.sizes[np.asarray(numbers)])
+        return np.array([record_bytes(self._records[number]) for number in numbers], np.int64)
+
+    def _record(self, number: int) -> dict:
+        if self._last[0] != number:  # a task asks several times in a row
+            try:
+                record = self._records[number]
+            except (OSError, ValueError) as error:
+                raise BadSample(self.key(number), NO_JSON, str(error)) from error
+            if not isinstance(record, dict):
+                raise BadSample(self.key(number), NO_OBJECT)
+            self._last = number, record
+        return self._last[1]
+
+
+def picture_path(record: dict, role: ImageRole, key: str) -> object:
+    """The path of a picture as the record gives it; None where it has none.
+
+    Raises:
+        BadSample: there are several.
+    """
+    path = record.get("source") if role == "source" else record.get("image", record.get("target"))
+    if isinstance(path, list):
+        if len(path) > 1:
+            raise BadSample(key, "more than one picture", f"{len(path)} of them")
+        path = path[0] if path else None
+    return path
+
+
+def turns_of(conversations: object, key: str, shows: bool) -> list[tuple[str, str]]:
+    """(question, answer) pairs of LLaVA's list of messages, which a system message may open.
+
+    Raises:
+        BadSample: questions and answers do not take turns, or a picture is missing.
+    """
+    try:
+        messages = [(message["from"], message["value"]) for message in conversations]
+        if messages and messages[0][0] == "system":
+            messages = messages[1:]
+        asked, answered = messages[::2], messages[1::2]
+        fitting = len(asked) == len(answered) and bool(asked)
+        fitting = fitting and all(who in ASKS for who, _ in asked)
+        fitting = fitting and all(who in ANSWERS for who, _ in answered)
+        texts = [text for _, text in asked + answered]
+    except (TypeError, KeyError) as error:
+        raise BadSample(key, "conversation is no list of messages", repr(error)) from error
+    if not fitting or not all(isinstance(text, str) for text in texts):
+        raise BadSample(key, "questions and answers do not take turns")
+    if not shows and any(MARK in text for _, text in asked):
+        raise BadSample(key, "conversation shows a picture that is not there")
+    questions = [text.replace(MARK, "").strip() for _, text in asked]
+    return list(zip(questions, (text for _, text in answered), strict=True))
+
+
+def record_bytes(record: object) -> int:
+    """Bytes of all the text of a record; 0 of one that is unusable."""
+    if not isinstance(record, dict):
+        return 0
+    texts = [record.get(field) for field in CAPTIONS]
+    conversations = record.get("conversations")
+    if isinstance(conversations, list):
+        texts += [turn.get("value") for turn in conversations if isinstance(turn, dict)]
+    return text_bytes(texts)
+
+
+def _list(path: Path) -> list:
+    content = read_bytes(path, LARGEST_LIST)
+    refuse_wide(content, path)
+    try:
+        records = parse(content)
+    except ValueError as error:
+        raise UserError(f"{path} is no JSON that can be read: {error}.") from error
+    if not isinstance(records, list):
+        raise UserError(f"{path} is no JSON list of records; give one record a line as .jsonl.")
+    return records

@@ -1,0 +1,193 @@
+"""Local WebDataset shards, read by position: an index says where every sample lies.
+
+A sample is the members of one key that stand together in a shard, whatever their order; their
+names say what they are, see `triptych.utils.listing.names`. Nothing else is read, nothing is
+unpickled.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import Counter, OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+import numpy as np
+
+from triptych.data_modules.shards.build_index import open_indexes, read_shard
+from triptych.data_modules.shards.index import HeldIndex, ShardIndex
+from triptych.data_modules.sources.base import BadSample, ImageRole
+from triptych.data_modules.sources.members import MemberSource
+from triptych.utils.documents import open_regular
+from triptych.utils.errors import UserError
+from triptych.utils.listing.shards import find_shards
+from triptych.utils.listing.tar import DOTTED
+
+log = logging.getLogger(__name__)
+
+MOST_OPEN = 64  # shards, and as many indexes: far below any limit on open files
+
+
+class ShardFolder(MemberSource):
+    """All complete samples of shards, by number.
+
+    Args:
+        source: a folder with *.tar files, in sub-folders too, one tar file, a pattern (see
+            `find_shards`), or a list of them.
+        index: "build" indexes shards that have no index yet; "require" refuses them.
+        max_picture_bytes: a larger picture is a bad sample, and is not read.
+        max_text_bytes: the same for captions and JSON.
+
+    Raises:
+        UserError: there is no shard, a shard is no readable tar, an index is older than its shard,
+            or no sample has both a picture and a caption.
+    """
+
+    def __init__(
+        self,
+        source: str | Path | Sequence[str | Path],
+        index: Literal["build", "require"] = "build",
+        max_picture_bytes: int = 64 << 20,
+        max_text_bytes: int = 1 << 20,
+    ) -> None:
+        self.sources = [source] if isinstance(source, (str, Path)) else list(source)
+        self.name = ", ".join(map(str, self.sources))
+        self.index = index
+        self.max_picture_bytes, self.max_text_bytes = max_picture_bytes, max_text_bytes
+        self.indexes: list[ShardIndex] = []
+        self._ends = np.zeros(0, np.int64)  # of the numbers in each shard
+        self._tokens = False  # whether the captions of all shards were counted in tokens
+        self._files: OrderedDict[int, BinaryIO] = OrderedDict()  # shard -> file, last used last
+        self._mapped: OrderedDict[int, ShardIndex] = OrderedDict()  # the same for indexes
+
+    def open(self) -> ShardFolder:
+        if self.indexes:
+            return self
+        paths = dict.fromkeys(path for source in self.sources for path in find_shards(source))
+        indexes = self._open_indexes(list(paths))
+        self._ends = np.cumsum([len(index) for index in indexes], dtype=np.int64)
+        lost = _summary(indexes)
+        if not self._ends[-1]:
+            raise UserError(
+                f"the shards in {self.name} hold no sample with a picture (KEY.jpg, png or webp) "
+                f"and a caption (KEY.txt or KEY.json) next to it{lost and f': {lost}'}."
+            )
+        if lost:
+            log.warning("%s: %s left out; `triptych data index` names them", self.name, lost)
+        # Decided once: tokens that are counted while a run is on must not change its order.
+        self._tokens = all(index.tokenizer is not None for index in indexes)
+        self.indexes = indexes
+        return self
+
+    def _open_indexes(self, paths: list[Path]) -> list[ShardIndex]:
+        return open_indexes(paths, build=self.index == "build")
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def __getstate__(self) -> dict:
+        # open files do not travel to loader workers
+        return {**self.__dict__, "_files": OrderedDict(), "_mapped": OrderedDict()}
+
+    def __del__(self) -> None:
+        for file in self._files.values():
+            file.close()
+
+    @property
+    def paths(self) -> list[Path]:
+        """The shards, in the order of their samples."""
+        return [index.shard for index in self.indexes]
+
+    @property
+    def shard_sizes(self) -> np.ndarray:
+        return np.diff(self._ends, prepend=0)
+
+    def caption_sizes(self, numbers: np.ndarray) -> np.ndarray:
+        """In tokens if they were counted for all shards, else in bytes of KEY.txt or KEY.json."""
+        shards, rows = self.locate(numbers)
+        sizes = np.empty(len(shards), np.int64)
+        for shard in np.unique(shards):
+            here = shards == shard
+            sizes[here] = self._index(int(shard)).caption_sizes(rows[here], self._tokens)
+        return sizes
+
+    def locate(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Samples by number -> which shard each is in, and its row in the index of that shard."""
+        numbers = np.asarray(numbers, np.int64)
+        shards = np.searchsorted(self._ends, numbers, side="right")
+        return shards, numbers - np.concatenate([[0], self._ends])[shards]
+
+    def key(self, number: int) -> str:
+        index, row, _ = self._place(number)
+        return index.key(row)
+
+    def has(self, number: int, role: ImageRole) -> bool:
+        index, row, _ = self._place(number)
+        return index.member(row, role) is not None
+
+    def _read(self, number: int, role: str, most: int) -> bytes | None:
+        """A member of a sample, None where it has none."""
+        index, row, shard = self._place(number)
+        place = index.member(row, role)
+        if place is None:
+            return None
+        offset, size = place
+        if size > most:
+            raise BadSample(index.key(row), f"{role} is too large", f"{size:,} bytes of {most:,}")
+        try:
+            content = os.pread(self._file(shard).fileno(), size, offset)
+        except (OSError, UserError) as error:
+            raise BadSample(index.key(row), "shard cannot be read", str(error)) from error
+        if len(content) < size:
+            raise BadSample(index.key(row), "shard became shorter", str(index.shard))
+        return content
+
+    def _place(self, number: int) -> tuple[ShardIndex, int, int]:
+        if not 0 <= number < len(self):
+            raise IndexError(f"sample {number} of {len(self)}")
+        shard = int(np.searchsorted(self._ends, number, side="right"))
+        first = int(self._ends[shard - 1]) if shard else 0
+        return self._index(shard), int(number) - first, shard
+
+    def _index(self, shard: int) -> ShardIndex:
+        if shard not in self._mapped:
+            if len(self._mapped) >= MOST_OPEN:
+                self._mapped.popitem(last=False)[1].release()
+            self._mapped[shard] = self.indexes[shard]
+        self._mapped.move_to_end(shard)
+        return self._mapped[shard]
+
+    def _file(self, shard: int) -> BinaryIO:
+        if shard not in self._files:
+            if len(self._files) >= MOST_OPEN:
+                self._files.popitem(last=False)[1].close()
+            self._files[shard] = open_regular(self.indexes[shard].shard)
+        self._files.move_to_end(shard)
+        return self._files[shard]
+
+
+class MendedShards(ShardFolder):
+    """Shards to be packed anew: names with dots in them are samples, too; see `tar.mended`."""
+
+    def _open_indexes(self, paths: list[Path]) -> list[ShardIndex]:
+        return [
+            HeldIndex(index.shard, read_shard(index.shard, mend=True))
+            if any(problem.reason == DOTTED for problem in index.problems)
+            else index
+            for index in super()._open_indexes(paths)
+        ]
+
+
+def _summary(indexes: list[ShardIndex]) -> str:
+    """What all the indexes leave out: "3 samples (2 no caption, 1 truncated)"."""
+    counts = Counter()
+    for index in indexes:
+        for problem in index.problems:
+            counts[problem.reason] += problem.samples
+    if not counts:
+        return ""
+    reasons = ", ".join(f"{number:,} {reason}" for reason, number in counts.most_common())
+    total = sum(counts.values())
+    return f"{total:,} {'sample' if total == 1 else 'samples'} ({reasons})"

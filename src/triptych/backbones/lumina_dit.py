@@ -1,0 +1,248 @@
+"""The velocity model: diffusers' Lumina-Next DiT behind a caption projection."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from diffusers import LuminaNextDiT2DModel
+from diffusers.models.attention_processor import Attention, LuminaAttnProcessor2_0
+from diffusers.models.embeddings import (
+    LuminaPatchEmbed,
+    PixArtAlphaTextProjection,
+    get_2d_rotary_pos_embed_lumina,
+)
+from torch import Tensor, nn
+
+from triptych.interfaces import Velocity, VelocityModel
+from triptych.utils.errors import UserError
+
+
+class LuminaNextDiT(VelocityModel):
+    """Lumina-Next DiT with cross-attention on the projected condition. Defaults as published.
+
+    Args:
+        width, depth, heads: sizes of the transformer; width / heads is a multiple of 4.
+        multiple_of: the feed-forward width, 8/3 of `width`, is rounded up to a multiple of this.
+        ffn_width: the feed-forward width itself, in place of that rule. Published checkpoints
+            have 4864 or 7168, by the diffusers that made them; see `key_mapping`.
+        patch_size: side in feature tokens of one transformer token.
+        gate_init: start value of the gates of the cross-attention (a tanh is taken). Published
+            weights started at 0; small models trained for minutes then never learn to listen.
+        position_std: deviation of a learned vector for each token's place, added to its patch; 0
+            for none, as published. Rotary positions are relative, and where a caption says what
+            goes where the tokens are all noise: a small model then draws anywhere.
+    """
+
+    def __init__(
+        self,
+        width: int = 1792,
+        depth: int = 24,
+        heads: int = 28,
+        multiple_of: int = 256,
+        patch_size: int = 1,
+        gate_init: float = 0.0,
+        ffn_width: int | None = None,
+        position_std: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if width % heads or (width // heads) % 4:
+            raise UserError(f"DiT width {width} / heads {heads} must be a multiple of 4.")
+        self.width, self.depth, self.heads = width, depth, heads
+        self.multiple_of, self.patch_size, self.gate_init = multiple_of, patch_size, gate_init
+        self.ffn_width, self.position_std = ffn_width, position_std
+
+    def set_shapes(self, feature_shape: tuple[int, int, int], condition_width: int) -> None:
+        channels, height, width = feature_shape
+        if height != width or height % self.patch_size:
+            raise UserError(
+                f"a {height}x{width} feature grid does not fit DiT patch_size {self.patch_size}."
+            )
+        self.feature_shape, self.condition_width = feature_shape, condition_width
+
+    def build(self) -> None:
+        channels, side, _ = self.feature_shape
+        self.caption_projection = PixArtAlphaTextProjection(self.condition_width, self.width)
+        self.dit = LuminaNextDiT2DModel(
+            sample_size=side,
+            patch_size=self.patch_size,
+            in_channels=channels,
+            hidden_size=self.width,
+            num_layers=self.depth,
+            num_attention_heads=self.heads,
+            num_kv_heads=self.heads,
+            **self._ffn(),
+            norm_eps=1e-5,
+            learn_sigma=False,
+            qk_norm=True,
+            cross_attention_dim=self.width,
+        )
+        tokens = side // self.patch_size
+        table = get_2d_rotary_pos_embed_lumina(self.width // self.heads, tokens, tokens)
+        # [side,side,head_dim/2,2], real and imaginary part
+        self.register_buffer("rotary", torch.view_as_real(table), persistent=False)
+        # Declared by diffusers, used by nothing: without this its memory is never written.
+        nn.init.zeros_(self.dit.pad_token)
+        self.dit.pad_token.requires_grad_(False)
+        for number, layer in enumerate(self.dit.layers):
+            nn.init.constant_(layer.gate, self.gate_init)
+            layer.attn1.set_processor(LuminaAttention())
+            layer.attn2.set_processor(LuminaAttention(number, layer.norm1_context))
+        if self.position_std:
+            self.dit.patch_embedder = PlacedPatchEmbed(
+                self.patch_size, channels, self.width, side // self.patch_size, self.position_std
+            )
+
+    def blocks(self) -> list[nn.Module]:
+        return list(self.dit.layers)
+
+    @property
+    def feed_forward_width(self) -> int:
+        """As given, or by diffusers' rule."""
+        rule = 8 * self.width // 3
+        return self.ffn_width or -(-rule // self.multiple_of) * self.multiple_of
+
+    def _ffn(self) -> dict[str, Any]:
+        """diffusers rounds `ffn_dim_multiplier` * 8/3 `width` up to a multiple of `multiple_of`."""
+        if self.ffn_width is None:
+            return {"multiple_of": self.multiple_of}
+        rule = 8 * self.width // 3
+        return {
+            "multiple_of": self.ffn_width,
+            "ffn_dim_multiplier": min(1.0, self.ffn_width / rule),
+        }
+
+    def forward(self, x_t: Tensor, t: Tensor, condition: Tensor | KeptCaption) -> Tensor:
+        if isinstance(condition, KeptCaption):
+            caption, mask = condition.pooled(self.caption_projection, self.dit.dtype)
+            keeping = {"kept": condition}
+        else:
+            caption, keeping = self.caption_projection(condition.to(self.dit.dtype)), {}
+            mask = torch.ones(caption.shape[:2], device=caption.device)
+        return self.dit(
+            x_t.to(self.dit.dtype),
+            (1000 * t).float(),
+            caption,
+            mask,
+            torch.view_as_complex(self.rotary),
+            cross_attention_kwargs=keeping,
+            return_dict=False,
+        )[0]
+
+    def prepare(self, condition: Tensor, null: Tensor | None = None) -> Velocity:
+        """The caption is projected once, its keys and values in each block are computed once.
+
+        Equal to `forward` but for rounding. The first call of what is returned computes them, so
+        that a block whose parameters are split over ranks is gathered then as ever.
+        """
+        kept = KeptCaption(condition, null)
+        return lambda x_t, t: self(x_t, t, kept)
+
+
+class KeptCaption:
+    """What the network makes of a condition [B,N,D] alone, from its first call on.
+
+    With a `null` [1,N,D], which is computed as one row, it has 2B rows: first the null's.
+    """
+
+    def __init__(self, condition: Tensor, null: Tensor | None) -> None:
+        self.rows = None
+        if null is not None:
+            number = len(condition)
+            self.rows = torch.arange(1 - number, number + 1, device=condition.device).clamp_min(0)
+            condition = torch.cat([null, condition])
+        self.condition, self.caption = condition, None
+        self.attentions: dict[int, KeptAttention] = {}
+
+    def pooled(self, projection: nn.Module, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """The mean of the projected caption [rows,1,D], and the mask [rows,N] of the caption.
+
+        One token stands in for N: of the caption itself diffusers' network needs the mean alone
+        once keys and values are there.
+        """
+        if self.caption is None:
+            self.caption = projection(self.condition.to(dtype))
+            self.mean = self.spread(self.caption.mean(1, keepdim=True))
+            self.mask = self.mean.new_ones(len(self.mean), self.caption.shape[1])
+        return self.mean, self.mask
+
+    def spread(self, each: Tensor) -> Tensor:
+        """Rows of the null and of B conditions -> all rows."""
+        return each if self.rows is None else each[self.rows]
+
+    def attention(self, layer: int, attn: Attention, norm: nn.Module) -> KeptAttention:
+        """`attn` with the caption's keys and values computed."""
+        if layer not in self.attentions:
+            caption = norm(self.caption)
+            key, value = attn.norm_k(attn.to_k(caption)), attn.to_v(caption)
+            self.attentions[layer] = KeptAttention(attn, self.spread(key), self.spread(value))
+        return self.attentions[layer]
+
+
+class KeptAttention:
+    """A diffusers Attention that knows its keys and values [rows,N,D], whatever it is shown."""
+
+    norm_k = None  # they are normalized
+
+    def __init__(self, attn: Attention, key: Tensor, value: Tensor) -> None:
+        self.to_q, self.norm_q, self.heads, self.scale = (
+            attn.to_q,
+            attn.norm_q,
+            attn.heads,
+            attn.scale,
+        )
+        self.key, self.value = key, value
+
+    def to_k(self, shown: Tensor) -> Tensor:
+        return self.key
+
+    def to_v(self, shown: Tensor) -> Tensor:
+        return self.value
+
+
+class LuminaAttention(LuminaAttnProcessor2_0):
+    """diffusers' attention of Lumina; to the caption of a `KeptCaption`, if one is given.
+
+    Args:
+        layer, norm: number of the block and its norm of the caption; none for self-attention,
+            which is the same for any caption.
+    """
+
+    def __init__(self, layer: int = 0, norm: nn.Module | None = None) -> None:
+        super().__init__()
+        self.layer, self.norm = layer, norm
+
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        query_rotary_emb: Tensor | None = None,
+        key_rotary_emb: Tensor | None = None,
+        kept: KeptCaption | None = None,
+    ) -> Tensor:
+        if kept is not None and self.norm is not None:
+            attn = kept.attention(self.layer, attn, self.norm)
+        return super().__call__(
+            attn,
+            hidden_states,
+            encoder_hidden_states,
+            attention_mask,
+            query_rotary_emb,
+            key_rotary_emb,
+        )
+
+
+class PlacedPatchEmbed(LuminaPatchEmbed):
+    """diffusers' patches, each with the learned vector of its place added: [B,side*side,width]."""
+
+    def __init__(
+        self, patch_size: int, channels: int, width: int, side: int, position_std: float
+    ) -> None:
+        super().__init__(patch_size=patch_size, in_channels=channels, embed_dim=width)
+        self.position = nn.Parameter(torch.randn(side * side, width) * position_std)
+
+    def forward(self, x: Tensor, freqs_cis: Tensor):
+        patches, *rest = super().forward(x, freqs_cis)
+        return patches + self.position, *rest

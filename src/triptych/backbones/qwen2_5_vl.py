@@ -1,0 +1,472 @@
+"""The understander: transformers' Qwen2.5-VL, and how the latent queries run through it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    GenerationConfig,
+    LogitsProcessorList,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2VLImageProcessor,
+    StoppingCriteriaList,
+)
+
+from triptych.backbones.token_sampling import Logits, Watch, choice, none_ends
+from triptych.interfaces import Batch, Condition, Sampling, Understander
+from triptych.prompts import (
+    IGNORED,
+    IM_END,
+    IMAGE_PAD,
+    PAD,
+    START_OF_IMAGE,
+    VISION_END,
+    VISION_START,
+    token_id,
+)
+from triptych.utils.errors import UserError
+from triptych.utils.paths import PREFIX, locate
+from triptych.utils.pretrained import load_pretrained
+
+
+@dataclass
+class QwenText:
+    """Sizes of the language model; the defaults are Qwen2.5-VL-7B's. Names as in transformers."""
+
+    hidden_size: int = 3584
+    intermediate_size: int = 18944
+    num_hidden_layers: int = 28
+    num_attention_heads: int = 28
+    num_key_value_heads: int = 4
+    max_position_embeddings: int = 128000
+    rope_theta: float = 1e6
+    mrope_section: list[int] = field(default_factory=lambda: [16, 24, 24])
+    tie_word_embeddings: bool = False
+    rms_norm_eps: float = 1e-5
+    """transformers' default; the config.json of every published Qwen2.5-VL says 1e-6."""
+    initializer_range: float = 0.02
+    """Deviation of new weights, vision tower included; narrow models learn faster from more."""
+
+
+@dataclass
+class QwenVision:
+    """Sizes of the vision tower; the defaults are Qwen2.5-VL's. Names as in transformers."""
+
+    depth: int = 32
+    hidden_size: int = 1280
+    intermediate_size: int = 3420
+    num_heads: int = 16
+    patch_size: int = 14
+    spatial_merge_size: int = 2
+    temporal_patch_size: int = 2
+    window_size: int = 112
+    fullatt_block_indexes: list[int] = field(default_factory=lambda: [7, 15, 23, 31])
+
+
+@dataclass
+class Vocabulary:
+    """What the network must know of its tokenizer; the defaults are the published tokenizer's.
+
+    Written down in a preset, it lets the network be built where the tokenizer is not at hand.
+    """
+
+    rows: int = 151668
+    """Rows of the embedding; at least as many as the tokenizer has tokens."""
+    pad: int = 151643
+    im_end: int = 151645
+    vision_start: int = 151652
+    vision_end: int = 151653
+    image_pad: int = 151655
+    start_of_image: int = 151665
+
+    @classmethod
+    def of(cls, tokenizer: Any) -> Vocabulary:
+        """The vocabulary of a tokenizer that knows all special tokens."""
+        ids = {name: token_id(tokenizer, token) for name, token in SPECIAL_IDS.items()}
+        return cls(rows=len(tokenizer), **ids)
+
+
+# Field of Vocabulary -> token.
+SPECIAL_IDS = {
+    "pad": PAD,
+    "im_end": IM_END,
+    "vision_start": VISION_START,
+    "vision_end": VISION_END,
+    "image_pad": IMAGE_PAD,
+    "start_of_image": START_OF_IMAGE,
+}
+
+
+class QwenVL(Understander):
+    """Qwen2.5-VL with its tokenizer and picture processor.
+
+    Args:
+        tokenizer: folder or hub id; `asset:` names one inside the package.
+        text, vision: sizes.
+        image_size: side in pixels to which a picture is scaled before it is cut into patches;
+            a multiple of patch_size * spatial_merge_size.
+        vocabulary: rows of the embedding and ids of special tokens. None reads them from the
+            tokenizer when the network is built; given, the tokenizer must agree with them when it
+            is first used, and building needs no tokenizer.
+        min_pixels, max_pixels: in conversations, pictures keep their shape and are scaled to an
+            area between these, as Qwen2.5-VL was made for; both None: they are squares there too.
+        picture_positions: of a picture in the prompt of a condition: "line" as published, one
+            token after the other as if it were text; "grid" by rows and columns, as the language
+            model has learned pictures and answers about them.
+    """
+
+    def __init__(
+        self,
+        tokenizer: str,
+        text: QwenText,
+        vision: QwenVision,
+        image_size: int = 448,
+        vocabulary: Vocabulary | None = None,
+        min_pixels: int | None = None,
+        max_pixels: int | None = None,
+        picture_positions: Literal["line", "grid"] = "line",
+    ) -> None:
+        super().__init__()
+        unit = vision.patch_size * vision.spatial_merge_size
+        if image_size % unit:
+            raise UserError(
+                f"understander image_size {image_size} is not a multiple of {unit}, which is "
+                f"patch_size {vision.patch_size} x spatial_merge_size {vision.spatial_merge_size}; "
+                "change one of the three."
+            )
+        both = min_pixels is not None and max_pixels is not None
+        if (min_pixels, max_pixels) != (None, None) and not (both and 0 < min_pixels <= max_pixels):
+            raise UserError(
+                f"understander min_pixels {min_pixels} and max_pixels {max_pixels}: give both, the "
+                "first the smaller, or neither."
+            )
+        self.min_pixels, self.max_pixels = min_pixels, max_pixels
+        self.tokenizer_name, self.given_vocabulary = tokenizer, vocabulary
+        self.text, self.vision, self.image_size = text, vision, image_size
+        self.picture_positions = picture_positions
+        self.width = text.hidden_size
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        name = self.tokenizer_name
+        if name.startswith(PREFIX):
+            name = str(locate(name, made_by="make pretrain-tiny"))
+        try:
+            tokenizer = load_pretrained("AutoTokenizer", name)
+        except UserError as error:
+            raise UserError(
+                f"there is no tokenizer at {name}: name a folder or hub id "
+                f"(`triptych convert` makes a folder of a published checkpoint); {error}"
+            ) from error
+        if self.given_vocabulary is not None:
+            _check_vocabulary(self.given_vocabulary, tokenizer)
+        return tokenizer
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """As given, or as the tokenizer has it."""
+        return self.given_vocabulary or Vocabulary.of(self.tokenizer)
+
+    @cached_property
+    def processor(self) -> Qwen2VLImageProcessor:
+        """Cuts pictures into patches; pictures come at `image_size` already."""
+        return self._processor(do_resize=False)
+
+    @cached_property
+    def chat_processor(self) -> Qwen2VLImageProcessor:
+        """The same, and scales pictures to multiples of a token's side; they keep their shape."""
+        return self._processor(
+            size={"shortest_edge": self.min_pixels, "longest_edge": self.max_pixels}
+        )
+
+    def _processor(self, **options: Any) -> Qwen2VLImageProcessor:
+        return Qwen2VLImageProcessor(
+            patch_size=self.vision.patch_size,
+            temporal_patch_size=self.vision.temporal_patch_size,
+            merge_size=self.vision.spatial_merge_size,
+            **options,
+        )
+
+    def config(self) -> Qwen2_5_VLConfig:
+        """The transformers configuration of these sizes."""
+        text = asdict(self.text)
+        rope = {
+            "rope_type": "default",
+            "rope_theta": text.pop("rope_theta"),
+            "mrope_section": text.pop("mrope_section"),
+        }
+        tied = text.pop("tie_word_embeddings")
+        known = self.vocabulary
+        ids = {
+            "bos_token_id": known.pad,
+            "eos_token_id": known.im_end,
+            "pad_token_id": known.pad,
+        }
+        return Qwen2_5_VLConfig(
+            text_config={
+                **text,
+                **ids,
+                "vocab_size": known.rows,
+                "rope_parameters": rope,
+                "tie_word_embeddings": tied,
+            },
+            vision_config={
+                **asdict(self.vision),
+                "out_hidden_size": self.text.hidden_size,
+                "hidden_act": "silu",
+                "initializer_range": self.text.initializer_range,
+            },
+            image_token_id=known.image_pad,
+            vision_start_token_id=known.vision_start,
+            vision_end_token_id=known.vision_end,
+            tie_word_embeddings=tied,
+        )
+
+    def build(self) -> None:
+        self.model = Qwen2_5_VLForConditionalGeneration(self.config())
+        self.model.generation_config = GenerationConfig(
+            do_sample=False,
+            eos_token_id=self.vocabulary.im_end,
+            pad_token_id=self.vocabulary.pad,
+        )
+
+    def blocks(self) -> list[nn.Module]:
+        blocks = [*self.model.model.language_model.layers, *self.model.model.visual.blocks]
+        if not self.text.tie_word_embeddings:  # as large as several layers, each
+            blocks += [self.model.model.language_model.embed_tokens, self.model.lm_head]
+        return blocks
+
+    def image_tokens(self) -> int:
+        side = self.image_size // (self.vision.patch_size * self.vision.spatial_merge_size)
+        return side * side
+
+    def image_inputs(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
+        out = self.processor(images=list(pictures), return_tensors="pt")
+        return out["pixel_values"], out["image_grid_thw"]
+
+    def chat_inputs(self, pictures: Sequence[Tensor]) -> tuple[Tensor, Tensor, list[int]] | None:
+        if self.max_pixels is None:
+            return None
+        try:
+            out = self.chat_processor(images=list(pictures), return_tensors="pt")
+        except ValueError as error:  # more than 200 times as long as wide
+            raise UserError(f"a picture cannot be shown to the model: {error}.") from error
+        grids = out["image_grid_thw"]
+        return out["pixel_values"], grids, (grids.prod(1) // self._patches_of_a_token).tolist()
+
+    @property
+    def _patches_of_a_token(self) -> int:
+        return self.vision.spatial_merge_size**2
+
+    def condition(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        queries: Tensor,
+        understanding_pixels: Tensor | None = None,
+        image_grid_thw: Tensor | None = None,
+        shared: int = 0,
+    ) -> Condition:
+        """Outputs (after the final norm) at `queries` [N,D], put after each prompt [B,T].
+
+        Attention is causal, so the prompt does not see the queries: while the language model is
+        frozen, the prompt runs without gradient into a key-value cache, its first `shared` tokens
+        once for all rows, and only the queries carry gradient; the result and the queries' gradient
+        are those of the whole pass, which is made when the language model, or an adapter in it,
+        trains. Logits are never made. Nothing here asks the device, pictures apart.
+
+        Positions are explicit and one-dimensional, counted without the padding; also where the
+        prompt holds pictures, as published, unless `picture_positions` is "grid".
+        """
+        language_model = self.model.model.language_model
+        batch, length = input_ids.shape
+        number = len(queries)
+        queries = queries.to(self.model.dtype).expand(batch, -1, -1)
+        pictures = understanding_pixels is not None
+        starts = attention_mask.sum(1, keepdim=True)
+        steps = torch.arange(max(length, number), device=input_ids.device)
+        prompt_positions, query_positions = (
+            steps[:length].expand(batch, -1),
+            starts + steps[:number],
+        )
+        if pictures and self.picture_positions == "grid":
+            prompt_positions, shorter = self.model.model.get_rope_index(
+                input_ids,
+                self._token_types(input_ids),
+                image_grid_thw,
+                attention_mask=attention_mask,
+            )
+            query_positions = (query_positions + shorter).expand(3, -1, -1)
+        mask = torch.cat([attention_mask, attention_mask.new_ones(batch, number)], 1)
+        learning = self.model.model if pictures else language_model
+
+        if torch.is_grad_enabled() and any(p.requires_grad for p in learning.parameters()):
+            prompt = self.embed(input_ids, understanding_pixels, image_grid_thw)
+            states = language_model(
+                inputs_embeds=torch.cat([prompt, queries], 1),
+                attention_mask=visible(mask, length + number),
+                position_ids=torch.cat([prompt_positions, query_positions], -1),
+                use_cache=False,
+            ).last_hidden_state[:, length:]
+            return Condition(states)
+
+        with torch.no_grad(), _keys_alone(language_model.layers[-1]):
+            prompt = self.embed(input_ids, understanding_pixels, image_grid_thw)
+            cache = self._prompt_cache(prompt, attention_mask, prompt_positions, shared)
+        states = language_model(
+            inputs_embeds=queries,
+            attention_mask=visible(mask, number),
+            position_ids=query_positions,
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state
+        return Condition(states)
+
+    def embed(
+        self,
+        input_ids: Tensor,
+        understanding_pixels: Tensor | None = None,
+        image_grid_thw: Tensor | None = None,
+    ) -> Tensor:
+        """Embeddings [B,T,D] of prompts [B,T], pictures in their placeholders.
+
+        Raises:
+            UserError: there are more or fewer placeholders than the pictures make tokens.
+        """
+        embeddings = self.model.model.language_model.embed_tokens(input_ids)
+        if understanding_pixels is None:
+            return embeddings
+        features = self.image_features(understanding_pixels, image_grid_thw).to(embeddings.dtype)
+        places = self._token_types(input_ids).bool()
+        if int(places.sum()) != len(features):
+            raise UserError(
+                f"the pictures make {len(features)} tokens, the prompts hold {int(places.sum())} "
+                f"placeholders; put one {IMAGE_PAD} a token where the picture is shown."
+            )
+        return embeddings.masked_scatter(places[..., None], features)
+
+    def image_features(self, understanding_pixels: Tensor, image_grid_thw: Tensor) -> Tensor:
+        """What the vision tower makes of all pictures, one after the other: [tokens,D]."""
+        out = self.model.model.get_image_features(
+            understanding_pixels, image_grid_thw, return_dict=True
+        )
+        return torch.cat(list(out.pooler_output))
+
+    def _prompt_cache(self, prompt: Tensor, attention_mask: Tensor, positions: Tensor, shared: int):
+        """Keys and values of the prompts; the `shared` tokens they begin with computed once."""
+        language_model = self.model.model.language_model
+        batch, length = attention_mask.shape
+        cache = None
+        if shared:
+            cache = language_model(
+                inputs_embeds=prompt[:1, :shared],
+                attention_mask={"full_attention": None},
+                position_ids=positions[..., :1, :shared],
+                use_cache=True,
+            ).past_key_values
+            cache.batch_repeat_interleave(batch)
+        return language_model(
+            inputs_embeds=prompt[:, shared:],
+            attention_mask=visible(attention_mask, length - shared),
+            position_ids=positions[..., shared:],
+            past_key_values=cache,
+            use_cache=True,
+        ).past_key_values
+
+    def lm_loss(self, batch: Batch) -> Tensor:
+        """Mean cross entropy; logits are made only where a label is."""
+        states = self.model.model(
+            input_ids=batch.input_ids,
+            attention_mask=batch.attention_mask,
+            pixel_values=batch.understanding_pixels,
+            image_grid_thw=batch.image_grid_thw,
+            mm_token_type_ids=self._token_types(batch.input_ids),
+            use_cache=False,
+        ).last_hidden_state
+        learned = batch.labels[:, 1:] != IGNORED
+        logits = self.model.lm_head(states[:, :-1][learned])
+        targets = batch.labels[:, 1:][learned]
+        total = torch.nn.functional.cross_entropy(logits.float(), targets, reduction="sum")
+        return total / max(1, len(targets))
+
+    def answer(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        understanding_pixels: Tensor | None,
+        image_grid_thw: Tensor | None,
+        max_new_tokens: int,
+        sampling: Sampling | None = None,
+        on_tokens: Callable[[list[int]], list[bool]] | None = None,
+    ) -> Tensor:
+        # `generate` encodes pictures as soon as the arguments are named, even as None
+        pictures = {}
+        if understanding_pixels is not None:
+            pictures = {
+                "pixel_values": understanding_pixels,
+                "image_grid_thw": image_grid_thw,
+                "mm_token_type_ids": self._token_types(input_ids),
+            }
+        logits = Logits()
+        new = self.model.generate(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            max_new_tokens=max_new_tokens,
+            logits_processor=LogitsProcessorList([logits, *choice(sampling or Sampling())]),
+            stopping_criteria=StoppingCriteriaList([Watch(on_tokens or none_ends, logits)]),
+            **pictures,
+        )
+        return new[:, input_ids.shape[1] :]
+
+    def _token_types(self, input_ids: Tensor) -> Tensor:
+        """1 on picture tokens, 0 on text: what transformers builds the M-RoPE positions from."""
+        return (input_ids == self.model.config.image_token_id).int()
+
+
+@contextmanager
+def _keys_alone(layer: nn.Module) -> Iterator[None]:
+    """The last layer fills the cache and leaves out its feed-forward part, whose outputs no key and
+    no value depends on. Not so a compiled layer: what was compiled here might be kept for later."""
+    if "forward" in vars(layer) or layer._compiled_call_impl is not None:
+        yield
+        return
+    layer.mlp.forward = torch.zeros_like
+    try:
+        yield
+    finally:
+        del layer.mlp.forward
+
+
+def visible(mask: Tensor, number: int) -> dict[str, Tensor]:
+    """Which of K tokens the last `number` see, bool [B,1,number,K]: none to come, no padding.
+
+    `mask` [B,K] is 1 on tokens, 0 on padding. As transformers takes masks that are ready: to make
+    its own it asks the device whether anything is masked, and the host waits for the answer.
+    """
+    tokens = torch.arange(mask.shape[1], device=mask.device)
+    past = tokens <= tokens[-number:, None]
+    return {"full_attention": past & mask.bool()[:, None, None]}
+
+
+def _check_vocabulary(given: Vocabulary, tokenizer: Any) -> None:
+    """Refuse a tokenizer whose ids are not those that the network was built with."""
+    found = Vocabulary.of(tokenizer)
+    wrong = [
+        f"{one.name} {getattr(found, one.name)} instead of {getattr(given, one.name)}"
+        for one in fields(Vocabulary)
+        if one.name != "rows" and getattr(found, one.name) != getattr(given, one.name)
+    ]
+    if found.rows > given.rows:
+        wrong.append(f"{found.rows} tokens for {given.rows} rows")
+    if wrong:
+        raise UserError(
+            f"the tokenizer of {tokenizer.name_or_path} is not the one of this model: it has "
+            f"{', '.join(wrong)}; name the tokenizer that belongs to the weights."
+        )

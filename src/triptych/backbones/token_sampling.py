@@ -1,0 +1,78 @@
+"""How transformers' `generate` is told to draw tokens by seed, and watched while it does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import (
+    LogitsProcessor,
+    LogitsProcessorList,
+    StoppingCriteria,
+    TemperatureLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from triptych.interfaces import Sampling
+from triptych.utils.finite import all_finite, require_finite
+from triptych.utils.rng import mix
+
+
+def choice(sampling: Sampling) -> LogitsProcessorList:
+    """What greedy decoding does to scores to draw as `sampling` says; nothing at temperature 0."""
+    if sampling.temperature == 0:
+        return LogitsProcessorList()
+    steps = [TemperatureLogitsWarper(float(sampling.temperature))]
+    if sampling.top_p < 1:
+        steps.append(TopPLogitsWarper(float(sampling.top_p)))
+    return LogitsProcessorList([*steps, Gumbel(sampling.seeds)])
+
+
+class Gumbel(LogitsProcessor):
+    """Adds noise by which the highest score is a draw from the scores' softmax (Gumbel 1954).
+
+    transformers draws from the global generator, all rows together; here each row has its own.
+    """
+
+    def __init__(self, seeds: Sequence[int]) -> None:
+        # On the CPU whatever the device: the same draws on every machine.
+        self.generators = [torch.Generator().manual_seed(mix(seed)) for seed in seeds]
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        waits = [torch.empty(scores.shape[1]).exponential_(generator=g) for g in self.generators]
+        return scores - torch.stack(waits).log().to(scores.device)
+
+
+class Logits(LogitsProcessor):
+    """Notes whether the logits of the last step were finite; `Watch` reads it."""
+
+    finite: Tensor
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        self.finite = all_finite(scores)
+        return scores
+
+
+class Watch(StoppingCriteria):
+    """Tells of the tokens [B] of every step; what it is told ends rows.
+
+    Raises:
+        NotFiniteError: when called after logits that are NaN or infinite.
+    """
+
+    def __init__(self, on_tokens: Callable[[list[int]], list[bool]], logits: Logits) -> None:
+        self.on_tokens, self.logits = on_tokens, logits
+
+    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
+        # in one piece: the GPU is waited for once a step
+        *tokens, finite = torch.cat([input_ids[:, -1], self.logits.finite[None]]).cpu()
+        require_finite(finite.bool(), "the language model's logits")
+        enough = self.on_tokens([int(token) for token in tokens])
+        return torch.tensor(enough, device=input_ids.device)
+
+
+def none_ends(tokens: list[int]) -> list[bool]:
+    """For `Watch`, where nobody ends a row before its last token."""
+    return [False] * len(tokens)

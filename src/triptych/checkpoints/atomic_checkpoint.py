@@ -1,0 +1,263 @@
+"""Saved states that nothing can hurt: a killed process, a full disk, a flipped byte.
+
+A state is a file, or a folder of files where every rank writes its own. It is written under a
+temporary name, forced to the disk and renamed; last comes its manifest, NAME.json, with its step
+and the size and the SHA-256 of every file. So a state has its name only when it is whole, and
+counts only when its manifest agrees. Which state is the newest is a matter of run and step, never
+of the clock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from triptych.utils.atomic_write import PARTIAL, replacing
+from triptych.utils.documents import open_regular, read_json
+from triptych.utils.errors import UserError
+
+log = logging.getLogger(__name__)
+
+Notes = Mapping[str, Mapping[str, Any]]
+"""File name, relative to the folder of the state -> its size in bytes and its sha256."""
+
+
+def write(path: Path, save: Callable[[BinaryIO], None], step: int | None = None) -> None:
+    """Let `save` write the file `path`, the state after `step` steps.
+
+    Raises:
+        UserError: the disk is full or the folder cannot be written; what was there before stays.
+    """
+    partial = partial_of(path)
+    file = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("wb") as raw:
+            file = _Noting(raw)
+            save(file)  # type: ignore[arg-type]
+            raw.flush()
+            os.fsync(raw.fileno())
+        _put(partial, path, {path.name: file.note()}, step)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        # torch's writer answers an error of the disk with one of its own, which says nothing
+        cause = file.error if file is not None and file.error is not None else error
+        if isinstance(cause, OSError):
+            raise not_written(path, cause) from error
+        raise
+
+
+def put_folder(partial: Path, path: Path, step: int | None = None) -> None:
+    """Give the folder `partial`, which is complete after `step` steps, its name `path`.
+
+    Raises:
+        UserError: the disk is full or the folder cannot be written.
+    """
+    try:
+        files = sorted(file for file in partial.rglob("*") if file.is_file())
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # hashing frees the GIL
+            notes = list(pool.map(_sync_and_note, files))
+        for folder in {partial, *(file.parent for file in files)}:
+            _sync(folder)
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        names = [f"{path.name}/{file.relative_to(partial).as_posix()}" for file in files]
+        _put(partial, path, dict(zip(names, notes, strict=True)), step)
+    except OSError as error:
+        raise not_written(path, error) from error
+
+
+def not_written(path: Path, error: OSError) -> UserError:
+    """What to say of a state that the disk did not take."""
+    return UserError(
+        f"{path} could not be written ({error.strerror or error}); make room or choose another "
+        "folder, and resume with --ckpt_path=last: the last whole checkpoint is untouched."
+    )
+
+
+def check(path: Path) -> None:
+    """Compare a state with its manifest; a link stands for what it points to.
+
+    Raises:
+        UserError: it does not exist, has no manifest, or is damaged.
+    """
+    path = path.resolve()
+    if not path.exists():
+        raise UserError(f"the checkpoint {path} does not exist; check the path.")
+    if not manifest_of(path).exists():
+        raise UserError(
+            f"the checkpoint {path} has no manifest: its save was cut off, or it was not made here."
+        )
+    try:
+        notes: Notes = dict(read_json(manifest_of(path))["files"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"the manifest of the checkpoint {path} is damaged.") from error
+    for name, note in notes.items():
+        file = path.parent / name
+        try:
+            stat = file.stat()
+            good = stat.st_size == note["size"]
+            good = good and _digest(file, stat.st_size, stat.st_mtime_ns) == note["sha256"]
+        except (OSError, KeyError, TypeError):
+            good = False
+        if not good:
+            raise UserError(f"the checkpoint {path} is damaged: {name} is not as it was written.")
+
+
+def newest(folders: Iterable[Path], pattern: str = "*/checkpoints/*.ckpt") -> Path | None:
+    """The whole state of the highest step in the highest run under `folders`, or None.
+
+    What is damaged is named in the log, and the one before it is taken.
+    """
+    found = [
+        manifest.with_suffix("")
+        for folder in folders
+        for manifest in folder.glob(manifest_of(Path(pattern)).as_posix())
+    ]
+    for path in sorted(found, key=_order, reverse=True):
+        try:
+            check(path)
+        except UserError as error:
+            log.warning("%s The checkpoint before it is taken.", error)
+        else:
+            return path
+    return None
+
+
+def run_number(folder: Path) -> int:
+    """N of a run's folder version_N; -1 of any other."""
+    number = folder.name.removeprefix("version_")
+    return int(number) if number != folder.name and number.isdecimal() else -1
+
+
+def in_runs(parent: Path, name: str) -> list[Path]:
+    """The files version_N/NAME that there are under `parent`, in the order of N."""
+    runs = sorted(parent.glob("version_*"), key=run_number)
+    return [run / name for run in runs if (run / name).exists()]
+
+
+def remove(path: Path) -> None:
+    """Delete a state, its manifest first: half of a state is none."""
+    manifest_of(path).unlink(missing_ok=True)
+    discard(path)
+
+
+def discard(path: Path) -> None:
+    """Delete a file, a link or a folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def link(path: Path, name: Path) -> None:
+    """Make `name` a link to the state `path` beside it, in one step."""
+    partial = partial_of(name)
+    partial.unlink(missing_ok=True)
+    partial.symlink_to(os.path.relpath(path, name.parent))
+    os.replace(partial, name)
+
+
+def link_newest(name: Path) -> None:
+    """Make `name` a link to the file of that name in the highest run beside it, version_N/NAME.
+
+    Runs that end together agree without a lock: each looks again after it has linked, so that the
+    last one to link has seen all of them.
+    """
+    while True:
+        newest = in_runs(name.parent, name.name)[-1]
+        if name.is_symlink() and os.readlink(name) == os.path.relpath(newest, name.parent):
+            return
+        with contextlib.suppress(FileExistsError, FileNotFoundError):  # another one links too
+            link(newest, name)
+
+
+def manifest_of(path: Path) -> Path:
+    """Where the manifest of a state lies."""
+    return path.with_name(f"{path.name}.json")
+
+
+def partial_of(path: Path) -> Path:
+    """The name that a state has while it is written."""
+    return path.with_name(f"{path.name}{PARTIAL}")
+
+
+class _Noting:
+    """A file to write to that notes size, checksum and what went wrong."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self.size, self.state = 0, hashlib.sha256()
+        self.error: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        try:
+            self.file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+        self.state.update(data)
+        self.size += len(data)
+        return len(data)
+
+    def flush(self) -> None:
+        self.file.flush()
+
+    def note(self) -> dict[str, Any]:
+        return {"size": self.size, "sha256": self.state.hexdigest()}
+
+
+def _put(partial: Path, path: Path, notes: Notes, step: int | None) -> None:
+    """Rename what is whole, then say so."""
+    manifest = manifest_of(path)
+    manifest.unlink(missing_ok=True)  # of a state of the same name
+    os.replace(partial, path)
+    _sync(path.parent)
+    with replacing(manifest) as file:
+        file.write(json.dumps({"step": step, "files": notes}, indent=1, sort_keys=True).encode())
+    _sync(path.parent)
+
+
+def _sync(path: Path) -> None:
+    """Force a file, or the names in a folder, to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _sync_and_note(path: Path) -> dict[str, Any]:
+    _sync(path)
+    stat = path.stat()
+    return {"size": stat.st_size, "sha256": _digest(path, stat.st_size, stat.st_mtime_ns)}
+
+
+@lru_cache
+def _digest(path: Path, size: int, modified: int) -> str:
+    """SHA-256 of a file, read once for the same size and time of change."""
+    with open_regular(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _order(path: Path) -> tuple[int, int, str]:
+    """Run and step of a state, by its manifest; by its name where that does not say."""
+    try:
+        step = read_json(manifest_of(path))["step"]
+    except (OSError, ValueError, KeyError, TypeError):
+        step = None
+    if not isinstance(step, int):
+        digits = re.search(r"\d+", path.name)
+        step = int(digits[0]) if digits else -1
+    return run_number(path.parent.parent), step, path.name

@@ -1,0 +1,295 @@
+"""The pieces of a published model as they are found on disk, under our names and checked.
+
+A piece knows its tensors, the sizes to write into a model file, and what is wrong with it. Which
+tensors there should be, and of which shape, is asked of our own classes, built from the published
+configuration on the meta device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from triptych.backbones import (
+    EvaClip,
+    KLAutoencoder,
+    LuminaNextDiT,
+    QwenText,
+    QwenVision,
+    QwenVL,
+    SDXLDecoder,
+    Vocabulary,
+)
+from triptych.checkpoints.published import key_mapping
+from triptych.checkpoints.published.archive import read_json
+from triptych.checkpoints.published.key_mapping import (
+    DIT,
+    QUERIES,
+    TOWER,
+    UNDERSTANDER,
+    UNET,
+    UNPUBLISHED,
+    VAE,
+)
+from triptych.checkpoints.published.safetensors_stream import Stored
+from triptych.utils.errors import UserError
+
+Tensors = dict[str, Stored]
+Shapes = dict[str, tuple[int, ...]]
+EMBEDDING = UNDERSTANDER + "model.language_model.embed_tokens.weight"
+HEAD = UNDERSTANDER + "lm_head.weight"
+# The sizes of the published tower, for checkpoints that come without it.
+PUBLISHED_FEATURES = 1792
+NAMED = 3  # how many tensors a complaint names
+
+
+@dataclass
+class Piece:
+    """One part of a model: its tensors by full name, and its section of a model file."""
+
+    tensors: Tensors
+    section: dict[str, Any]
+    problems: list[str] = field(default_factory=list)
+    """Of its names and shapes; empty where all is well."""
+
+
+def placed(tensors: Mapping[str, Stored], where: str) -> tuple[Tensors, list[str]]:
+    """Tensors by full name in our shapes, and the keys that have no place in the model.
+
+    Raises:
+        UserError: two keys mean the same tensor.
+    """
+    whole: Tensors = {}
+    thirds: dict[str, dict[int, Stored]] = {}
+    unknown = []
+    for key, stored in tensors.items():
+        place = key_mapping.place_of(key)
+        if place is None:
+            unknown.append(key)
+        elif place.third is not None:
+            thirds.setdefault(place.name, {})[place.third] = stored
+        elif place.name in whole:
+            raise UserError(f"{where} holds {key} twice, under an old and a new name; remove one.")
+        else:
+            whole[place.name] = stored
+    for name, parts in thirds.items():
+        if name in whole or set(parts) != {0, 2}:
+            key = key_mapping.published_key(name)
+            raise UserError(f"{where}: {key} is neither whole nor in q_bias and v_bias.")
+        whole[name] = fused_bias(parts[0], parts[2])
+    if QUERIES in whole and len(whole[QUERIES].shape) == 3 and whole[QUERIES].shape[0] == 1:
+        whole[QUERIES] = whole[QUERIES].reshaped(*whole[QUERIES].shape[1:])
+    return whole, unknown
+
+
+def fused_bias(query: Stored, value: Stored) -> Stored:
+    """`layouts.fuse_bias` on bytes: zero is zero in every number format."""
+    return Stored(
+        query.dtype,
+        (3 * query.shape[0],),
+        lambda: chain(query.chunks(), iter([bytes(query.nbytes)]), value.chunks()),
+    )
+
+
+def part(tensors: Mapping[str, Stored], *beginnings: str) -> Tensors:
+    """The tensors whose full names begin so."""
+    return {name: stored for name, stored in tensors.items() if name.startswith(beginnings)}
+
+
+def shapes_of(module: nn.Module, prefix: str) -> Shapes:
+    """Shapes of a module's parameters by full name, without those that were never published."""
+    found = {prefix + name: tuple(p.shape) for name, p in module.named_parameters()}
+    return {name: shape for name, shape in found.items() if name not in UNPUBLISHED}
+
+
+def compare(
+    found: Mapping[str, Stored], wanted: Shapes, where: str, named: Callable[[str], str | None]
+) -> list[str]:
+    """What is missing, unexpected or of another shape, each with a count and a few names."""
+    missing = [named(name) for name in wanted if name not in found]
+    unexpected = [named(name) for name in found if name not in wanted]
+    other = [
+        f"{named(name)} {list(found[name].shape)} instead of {list(shape)}"
+        for name, shape in wanted.items()
+        if name in found and found[name].shape != shape
+    ]
+    kinds = {"missing": missing, "unexpected": unexpected, "of another shape": other}
+    return [f"{where}: {few(names)} {kind}" for kind, names in kinds.items() if names]
+
+
+def few(names: Iterable[str | None]) -> str:
+    """ "5 tensors (a, b, c, ...)" """
+    names = sorted(str(name) for name in names)
+    shown = ", ".join(names[:NAMED]) + (", ..." if len(names) > NAMED else "")
+    return f"{len(names)} tensor{'s' * (len(names) != 1)} ({shown})"
+
+
+def language_model(
+    tensors: Tensors, config: Mapping[str, Any], vocabulary: Vocabulary, where: Path
+) -> Piece:
+    """Qwen2.5-VL: everything under the understander.
+
+    Raises:
+        UserError: config.json lacks a size, or a tied head differs from the embedding.
+    """
+    try:
+        text, vision = key_mapping.text_arguments(config), key_mapping.vision_arguments(config)
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{where / 'config.json'} lacks {error}; download it again.") from error
+    given = asdict(vocabulary)
+    model = QwenVL("", QwenText(**text), QwenVision(**vision), vocabulary=vocabulary)
+    with torch.device("meta"):
+        model.build()
+    if text["tie_word_embeddings"] and HEAD in tensors:
+        _check_tied(tensors, where)
+        tensors = {name: stored for name, stored in tensors.items() if name != HEAD}
+    wanted = shapes_of(model.model, UNDERSTANDER)
+    section = {
+        "class_path": "triptych.modules.UnderstandingModule",
+        "init_args": {
+            "understander": {
+                "class_path": "triptych.backbones.QwenVL",
+                "init_args": {
+                    "image_size": model.image_size,
+                    "text": text,
+                    "vision": vision,
+                    "vocabulary": given,
+                },
+            }
+        },
+    }
+    return Piece(tensors, section, compare(tensors, wanted, str(where), key_mapping.published_key))
+
+
+def _check_tied(tensors: Tensors, where: Path) -> None:
+    head, embedding = tensors[HEAD], tensors.get(EMBEDDING)
+    same = embedding is not None and (head.dtype, head.shape) == (embedding.dtype, embedding.shape)
+    if not same or any(a != b for a, b in zip(head.chunks(), embedding.chunks(), strict=True)):
+        raise UserError(
+            f"{where}: config.json ties lm_head.weight to the embeddings, but the two differ; "
+            "take the config.json that belongs to the weights."
+        )
+
+
+def generation(tensors: Tensors, config: Mapping[str, Any], condition: int, where: Path) -> Piece:
+    """Queries and DiT, for a language model of width `condition`.
+
+    Raises:
+        UserError: what shows the sizes of the DiT is not there.
+    """
+    shapes = {name: stored.shape for name, stored in tensors.items()}
+    try:
+        arguments = key_mapping.dit_arguments(shapes)
+        channels = shapes[DIT + "dit.patch_embedder.proj.weight"][1]
+        queries = key_mapping.generation_arguments(config)["number_of_queries"]
+    except (KeyError, IndexError) as error:
+        name = str(error.args[0])
+        lacking = key_mapping.published_key(name) or name
+        raise UserError(
+            f"{where} lacks {lacking}, which shows the sizes of the DiT; download it again."
+        ) from error
+    dit = LuminaNextDiT(**arguments)
+    dit.set_shapes((channels, 8, 8), condition)  # no parameter depends on the side of the grid
+    with torch.device("meta"):
+        dit.build()
+    wanted = {QUERIES: (queries, condition), **shapes_of(dit, DIT)}
+    section = {
+        "class_path": "triptych.modules.GenerationModule",
+        "init_args": {
+            "number_of_queries": queries,
+            # As published weights are sampled and scored; what trains on them learns what is asked.
+            "integer_times": True,
+            "template": "published_inference",
+            "training_template": "published_inference",
+            "dit": {"class_path": "triptych.backbones.LuminaNextDiT", "init_args": arguments},
+        },
+    }
+    return Piece(tensors, section, compare(tensors, wanted, str(where), key_mapping.published_key))
+
+
+def tower(tensors: Tensors, pool: int, features: int, where: Path) -> Piece:
+    """The EVA tower; without tensors the published sizes, for a model that only generates.
+
+    Args:
+        pool: side of the pooling.
+        features: channels of what the DiT generates.
+
+    Raises:
+        UserError: what shows the sizes of the tower is not there, or they are not the DiT's.
+    """
+    if not tensors:
+        arguments: dict[str, Any] = {"width": features, "pool": pool}
+        if features != PUBLISHED_FEATURES:
+            arguments["heads"] = 1  # never built, and every width is a multiple of it
+        return Piece({}, _encoder_section(arguments))
+    shapes = {name: stored.shape for name, stored in tensors.items()}
+    try:
+        head = 112 if shapes[TOWER + "pos_embed"][2] % 112 == 0 else shapes[TOWER + "pos_embed"][2]
+        arguments = key_mapping.tower_arguments(shapes, pool, head)
+    except (KeyError, IndexError, ValueError) as error:
+        raise UserError(f"{where} is no EVA tower: it lacks {error}; check the file.") from error
+    if arguments["width"] != features:
+        raise UserError(
+            f"{where}: the tower makes {arguments['width']} features and the model {features}; "
+            "name the tower that belongs to it."
+        )
+    encoder = EvaClip(**arguments)
+    with torch.device("meta"):
+        encoder.build()
+    wanted = shapes_of(encoder.tower, TOWER)
+    named = lambda name: name.removeprefix(TOWER)  # noqa: E731
+    return Piece(tensors, _encoder_section(arguments), compare(tensors, wanted, str(where), named))
+
+
+def _encoder_section(arguments: dict[str, Any]) -> dict[str, Any]:
+    return {"class_path": "triptych.backbones.EvaClip", "init_args": arguments}
+
+
+def pixel_decoder(unet: Mapping[str, Stored], vae: Mapping[str, Stored], folder: Path) -> Piece:
+    """UNet and VAE of a diffusers folder.
+
+    Raises:
+        UserError: a config.json lacks a size.
+    """
+    unet_config = read_json(folder / "unet" / "config.json")
+    vae_config = read_json(folder / "vae" / "config.json")
+    try:
+        decoder_arguments = key_mapping.decoder_arguments(unet_config)
+        shrink = 2 ** (len(vae_config["block_out_channels"]) - 1)
+        vae_arguments = key_mapping.vae_arguments(vae_config, unet_config["sample_size"] * shrink)
+        channels = unet_config["cross_attention_dim"]
+    except (KeyError, TypeError, IndexError) as error:
+        raise UserError(
+            f"{folder}: unet/config.json or vae/config.json is not of an SDXL-like decoder "
+            f"({error} is missing); check the folder."
+        ) from error
+    decoder = SDXLDecoder(KLAutoencoder(**vae_arguments), **decoder_arguments)
+    decoder.set_shapes((channels, 8, 8))
+    with torch.device("meta"):
+        decoder.build()
+    tensors = {UNET + key: stored for key, stored in unet.items()}
+    tensors |= {VAE + key: stored for key, stored in vae.items()}
+    wanted = shapes_of(decoder.unet, UNET) | shapes_of(decoder.vae.vae, VAE)
+    section = {
+        "class_path": "triptych.modules.PixelDecoderModule",
+        "init_args": {
+            "decoder": {
+                "class_path": "triptych.backbones.SDXLDecoder",
+                "init_args": {
+                    **decoder_arguments,
+                    "vae": {
+                        "class_path": "triptych.backbones.KLAutoencoder",
+                        "init_args": vae_arguments,
+                    },
+                },
+            }
+        },
+    }
+    named = lambda name: name.replace(UNET, "unet/").replace(VAE, "vae/")  # noqa: E731
+    return Piece(tensors, section, compare(tensors, wanted, str(folder), named))

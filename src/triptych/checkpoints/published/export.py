@@ -1,0 +1,243 @@
+"""Our weight files back to the published layout, as the published code reads it.
+
+What a conversion noted (config.json, which shard holds which tensor, the decoder's small files)
+is in the metadata of the weight files and is used again, so that the way there and back gives the
+same bytes. What was trained here from other beginnings gets a config.json made from its sizes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from triptych.checkpoints.key_prefixes import with_plain_names
+from triptych.checkpoints.published import key_mapping, tokenizer_files
+from triptych.checkpoints.published.components import EMBEDDING, HEAD, Tensors, few, part
+from triptych.checkpoints.published.convert import PUBLISHED
+from triptych.checkpoints.published.key_mapping import (
+    DECODER,
+    DIT,
+    QUERIES,
+    TOWER,
+    UNDERSTANDER,
+    UNET,
+    UNPUBLISHED,
+    VAE,
+)
+from triptych.checkpoints.published.safetensors_stream import Stored, read_header, write_tensors
+from triptych.checkpoints.published.staging import Staging, fingerprint, refuse_existing
+from triptych.checkpoints.weight_files import expected, find_all
+from triptych.utils.documents import parse_json
+from triptych.utils.errors import UserError
+
+SHARD = 5 * 10**9  # bytes, of a checkpoint whose shards nobody noted
+MAIN = (UNDERSTANDER, QUERIES, DIT, TOWER)
+
+
+def export(model: Any, target: Path, say: Callable[[str], None] = print) -> None:
+    """Write the weight files that `model` names into the folder `target` as BLIP3-o is published.
+
+    Args:
+        model: a `UnifiedModule` with all panels that is not built yet.
+        say: told about progress, a line each.
+
+    Raises:
+        UserError: a weight file is missing or does not fit the model, or the model has something
+            that was never published; then there is no `target`.
+    """
+    refuse_existing(target)
+    if model.understanding is None or model.generation is None:
+        raise UserError("the published layout needs the understanding and the generation panel.")
+    paths = find_all(model.weights)
+    tensors: Tensors = {}
+    notes: dict[str, dict[str, Any]] = {}
+    for label, path in paths.items():
+        found, metadata = read_header(path)
+        tensors |= with_plain_names(found, expected(), path)
+        if PUBLISHED in metadata:
+            notes[label] = parse_json(metadata[PUBLISHED], path)
+    tensors = {name: stored for name, stored in tensors.items() if name not in UNPUBLISHED}
+    if not part(tensors, TOWER):
+        model.left_out = {"encoder"}
+    with torch.device("meta"):
+        model.build()
+    _check(model, tensors)
+
+    folders = [main_folder(model, tensors, notes.get("understanding", {}))]
+    if part(tensors, UNET):
+        folders += decoder_folders(model, tensors, notes.get("decoder", {}))
+    tokenizer = tokenizer_files.tokenizer_files(
+        Path(model.understanding.understander.tokenizer_name)
+    )
+    if not tokenizer:
+        say("there are no tokenizer files where the model names them; add yours to the folder.")
+    plan = fingerprint(paths.values(), "to published", sorted(tokenizer.items()))
+    staging = Staging(target, plan, sum(stored.nbytes for stored in tensors.values()))
+    for folder in folders:
+        folder.write(staging, say)
+    for name, content in tokenizer.items():
+        staging.write(name, lambda file, content=content: file.write(content))
+    staging.finish()
+    say(f"{target} is complete.")
+
+
+def _check(model: nn.Module, tensors: Tensors) -> None:
+    """Everything that the model is made of is there, fits, and has a published place."""
+    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    tied = model.understanding.understander.text.tie_word_embeddings
+    optional = UNPUBLISHED | ({HEAD} if tied else set())
+    strange = [
+        name
+        for name in {*wanted, *tensors} - UNPUBLISHED
+        if not name.startswith((*MAIN, UNET, VAE))
+    ]
+    if strange:
+        raise UserError(
+            f"this model has {few(strange)} that the published one lacks; only a model of the "
+            "published kind can be written so."
+        )
+    missing = [name for name in wanted if name not in tensors and name not in optional]
+    other = [n for n, stored in tensors.items() if n not in wanted or stored.shape != wanted[n]]
+    if missing or other:
+        said = f"{few(missing)} missing" if missing else f"{few(other)} of other sizes"
+        raise UserError(
+            f"the weight files do not fill the model: {said}; name files that belong to it with "
+            "--model.weights.LABEL=FILE."
+        )
+
+
+class Folder:
+    """A folder of the published layout: small files by name, and weights by file and key."""
+
+    def __init__(self, place: str, small: Mapping[str, str]) -> None:
+        self.place, self.small = place, dict(small)
+        self.weights: dict[str, dict[str, Stored]] = {}
+        self.metadata: dict[str, dict[str, str]] = {}
+
+    def lay_out(
+        self, tensors: Mapping[str, Stored], stem: str, noted: Mapping[str, Any] | None
+    ) -> None:
+        """Spread tensors by published key over the files that were noted, or over new shards."""
+        if noted and set(noted["files"]) == set(tensors):
+            files, index = noted["files"], noted["index"]
+            self.metadata = noted["metadata"]
+        else:
+            files = shards({key: stored.nbytes for key, stored in tensors.items()}, stem)
+            index = f"{stem}.safetensors.index.json" if len(set(files.values())) > 1 else None
+        for key, name in files.items():
+            self.weights.setdefault(name, {})[key] = tensors[key]
+        if index:
+            total = sum(stored.nbytes for stored in tensors.values())
+            content = {"metadata": {"total_size": total}, "weight_map": dict(sorted(files.items()))}
+            self.small[index] = json.dumps(content, indent=2) + "\n"
+
+    def write(self, staging: Staging, say: Callable[[str], None]) -> None:
+        """Write it all, the weights last."""
+        for name, text in self.small.items():
+            staging.write(self.place + name, lambda file, text=text: file.write(text.encode()))
+        for name, tensors in self.weights.items():
+            metadata = self.metadata.get(name, {"format": "pt"})
+            made = staging.write(
+                self.place + name,
+                lambda file, tensors=tensors, metadata=metadata: write_tensors(
+                    file, tensors, metadata
+                ),
+            )
+            gigabytes = sum(stored.nbytes for stored in tensors.values()) / 1e9
+            kept = "" if made else ", kept"
+            say(f"{self.place}{name}: {len(tensors)} tensors, {gigabytes:.2f} GB{kept}")
+
+
+def shards(sizes: Mapping[str, int], stem: str, limit: int = SHARD) -> dict[str, str]:
+    """Key -> file name, filled one after the other to at most `limit` bytes each."""
+    numbers, number, filled = {}, 1, 0
+    for key, size in sizes.items():
+        if filled and filled + size > limit:
+            number, filled = number + 1, 0
+        numbers[key], filled = number, filled + size
+    if number == 1:
+        return dict.fromkeys(sizes, f"{stem}.safetensors")
+    return {key: f"{stem}-{n:05d}-of-{number:05d}.safetensors" for key, n in numbers.items()}
+
+
+def main_folder(model: Any, tensors: Tensors, notes: Mapping[str, Any]) -> Folder:
+    """The checkpoint itself."""
+    small = notes.get("files", {})
+    noted = notes.get("weights")
+    if noted is None:  # the language model came from elsewhere: its config.json is not BLIP3-o's
+        small = {"config.json": json.dumps(config_of(model), indent=2) + "\n"}
+    folder = Folder("", small)
+    keys = list(noted["files"]) if noted else []
+    keys = keys if keys and _covers(keys, tensors) else _keys(tensors)
+    folder.lay_out({key: published(key, tensors) for key in keys}, "model", noted)
+    return folder
+
+
+def _keys(tensors: Tensors) -> list[str]:
+    """Published keys of everything but the tower, which is published in a file of its own."""
+    own = part(tensors, UNDERSTANDER, QUERIES, DIT)
+    return [key for key in map(key_mapping.published_key, own) if key]
+
+
+def _covers(keys: list[str], tensors: Tensors) -> bool:
+    """Whether the noted keys are those of these tensors; a tower may lie apart, a head be tied."""
+    names = {key_mapping.place_of(key).name for key in keys}
+    own = set(part(tensors, *MAIN))
+    return names - {HEAD} <= own and {n for n in own - names if not n.startswith(TOWER)} <= {HEAD}
+
+
+def published(key: str, tensors: Tensors) -> Stored:
+    """The tensor that stands under a published key."""
+    place = key_mapping.place_of(key)
+    stored = tensors.get(place.name) or tensors[EMBEDDING]  # only a tied head is not there
+    if place.name == QUERIES:
+        return stored.reshaped(1, *stored.shape)
+    if place.third is None:
+        return stored
+    # The key third is dropped: a bias on keys changes no softmax, see `layouts.fuse_bias`.
+    width = stored.shape[0] // 3
+    return stored.rows(place.third * width, (place.third + 1) * width)
+
+
+def decoder_folders(model: Any, tensors: Tensors, notes: Mapping[str, Any]) -> list[Folder]:
+    """`diffusion-decoder/`: the small files, unet/ and vae/."""
+    small = notes.get("files") or decoder_configs(model.decoding.decoder)
+    folders = [Folder(f"{DECODER}/", small)]
+    for name, prefix in (("unet", UNET), ("vae", VAE)):
+        folder = Folder(f"{DECODER}/{name}/", {})
+        inside = {n.removeprefix(prefix): stored for n, stored in part(tensors, prefix).items()}
+        folder.lay_out(inside, "diffusion_pytorch_model", notes.get(name))
+        folders.append(folder)
+    return folders
+
+
+def decoder_configs(decoder: Any) -> dict[str, str]:
+    """Small files of a decoder that was trained here."""
+    vae = {**decoder.vae.vae.config, "scaling_factor": decoder.vae.scaling}
+    scheduler = {"_class_name": "EulerDiscreteScheduler", **key_mapping.SCHEDULE}
+    scheduler["prediction_type"] = decoder.prediction
+    configs = {
+        "unet/config.json": {"_class_name": "UNet2DConditionModel", **decoder.unet.config},
+        "vae/config.json": {"_class_name": "AutoencoderKL", **vae},
+        "scheduler/scheduler_config.json": scheduler,
+    }
+    return {name: json.dumps(config, indent=2) + "\n" for name, config in configs.items()}
+
+
+def config_of(model: Any) -> dict[str, Any]:
+    """config.json of a BLIP3-o whose parts come from different places."""
+    understander = model.understanding.understander
+    channels = model.generation.feature_shape[0]
+    return key_mapping.published_config(
+        vars(understander.text),
+        vars(understander.vision),
+        vars(understander.vocabulary),
+        queries=model.generation.number_of_queries,
+        channels=channels,
+        pool=model.encoder.pool,
+    )

@@ -1,0 +1,188 @@
+"""Published weights of SigLIP 2 and SANA, as weight files of ours.
+
+There was a joint release of the two, whose keys are
+
+    encoder.model.*              transformers' SiglipVisionModel
+    transformer.transformer.*    diffusers' SanaTransformer2DModel
+    transformer.connector.*      two linear layers and a norm; published nowhere else
+    vae.*                        diffusers' AutoencoderDC
+
+A library folder holds the same tensors without the beginning.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+from triptych.checkpoints.published.archive import Archive, fetch, open_folder, read_json
+from triptych.checkpoints.published.components import Tensors
+from triptych.checkpoints.published.key_mapping import TOWER, TOWER_WEIGHTS, VAE
+from triptych.checkpoints.published.reader import BLIP3O, STOCK
+from triptych.checkpoints.published.safetensors_stream import write_tensors
+from triptych.checkpoints.published.staging import Staging, fingerprint, refuse_existing
+from triptych.checkpoints.weight_checks import require_floating
+from triptych.checkpoints.weight_files import label_of
+from triptych.utils.errors import UserError
+
+SIGLIP = ("siglip", "siglip_vision_model")  # `model_type` of a config.json
+# SigLIP 2 for pictures of any shape (NaFlex): its patches are cut before the tower sees them. The
+# SigLIP 2 of fixed resolution call themselves `siglip`.
+NAFLEX = ("siglip2", "siglip2_vision_model")
+RELEASED_TOWER = "encoder.model."
+RELEASED_TRANSFORMER = "transformer.transformer."
+RELEASED_VAE = "vae."
+# (released beginning, ours)
+_BEGINNINGS = (
+    (RELEASED_TRANSFORMER, "decoding.decoder.transformer."),
+    ("transformer.connector.", "decoding.decoder.connector."),
+    (RELEASED_VAE, VAE),
+)
+# A folder inside a diffusers pipeline -> the class whose weights it holds, and their beginning.
+_PIPELINE = {
+    "transformer": ("SanaTransformer2DModel", RELEASED_TRANSFORMER),
+    "vae": ("AutoencoderDC", RELEASED_VAE),
+}
+# Where our names begin -> what to know when there are none.
+_REMARKS = {
+    TOWER: "no source is a SigLIP: encoding needs one (convert again and name both).",
+    "decoding.decoder.transformer.": "no source is a SANA: pictures need one (convert again and "
+    "name both).",
+    "decoding.decoder.connector.": "no source has the connector: it starts at random, and the "
+    "decoder has to be trained before it shows anything.",
+    VAE: "no source has SANA's autoencoder: pictures need one.",
+}
+# Of a whole SigLIP, and what `Siglip2` does not build: all that comes after the features.
+_UNUSED = re.compile(r"text_model\.|logit_(scale|bias)$|post_layernorm\.|head\.|.*\.position_ids$")
+_TOWER_LAYER = re.compile(re.escape(TOWER) + r"encoder\.layers\.(\d+)\.")
+# What transformers and diffusers call the weights of a model.
+FOLDER_WEIGHTS = (
+    *TOWER_WEIGHTS,
+    ("diffusion_pytorch_model.safetensors.index.json", "diffusion_pytorch_model.safetensors"),
+)
+
+
+def full_names(keys: Iterable[str]) -> dict[str, str]:
+    """Released key -> full name inside `UnifiedModule`, for the keys that the model has use for.
+
+    Raises:
+        UserError: a key is of neither SigLIP nor SANA.
+    """
+    names = {key: _full_name(key) for key in keys}
+    layers = {key: _TOWER_LAYER.match(name) for key, name in names.items() if name}
+    last = max((int(layer[1]) for layer in layers.values() if layer), default=None)
+    return {
+        key: names[key] for key, layer in layers.items() if layer is None or int(layer[1]) != last
+    }
+
+
+def _full_name(key: str) -> str | None:
+    """The full name of any tensor but those of the tower's last layer; None for an unused one."""
+    for released, ours in _BEGINNINGS:
+        if key.startswith(released):
+            return ours + key.removeprefix(released)
+    # the wrapper `vision_model` comes and goes with the version of transformers
+    name = key.removeprefix(RELEASED_TOWER).removeprefix("vision_model.")
+    if key.startswith(RELEASED_TOWER) and _UNUSED.match(name):
+        return None
+    if key.startswith(RELEASED_TOWER) and name.startswith(("embeddings.", "encoder.layers.")):
+        return TOWER + name
+    raise UserError(f"{key} is no tensor of SigLIP 2 or SANA: this is another checkpoint.")
+
+
+def recognised(source: Path) -> bool:
+    """Whether a source is for `convert_siglip_sana`, by its folders, config.json or key names.
+
+    Raises:
+        UserError: its config.json or its weights cannot be read, or it is a NaFlex SigLIP 2.
+    """
+    if (source / "transformer").is_dir():
+        return True
+    config = source / "config.json"
+    kind = str(read_json(config).get("model_type")) if config.is_file() else ""
+    if kind in NAFLEX:
+        raise UserError(
+            f"{config} is of a NaFlex SigLIP 2 ({kind}), which takes pictures of any shape, and "
+            "ours is of fixed resolution; take such a checkpoint (siglip), as "
+            "google/siglip2-so400m-patch16-512 is."
+        )
+    if kind in (*SIGLIP, *BLIP3O, *STOCK):
+        return kind in SIGLIP
+    names = (source / name for pair in FOLDER_WEIGHTS for name in pair)
+    return any(name.is_file() for name in names) and _joint(_opened(source, ""))
+
+
+def convert_siglip_sana(
+    sources: Sequence[str], target: Path, say: Callable[[str], None] = print
+) -> None:
+    """Make the folder `target` with the weight files `encoder` and `decoder`, tensors as published.
+
+    Args:
+        sources: folders or hub ids, any of the joint release, a transformers folder of SigLIP, and
+            a diffusers folder of SANA (the one with `transformer/` and `vae/` in it). The file
+            `encoder` takes the tower and the VAE, so give all that a model needs at once; later
+            ones win.
+        target: must not exist.
+        say: told about progress and what is lacking, a line each.
+
+    Raises:
+        UserError: a source has no weights or is another model, or there is no room.
+    """
+    refuse_existing(target)
+    found: Tensors = {}  # by released key
+    paths: list[Path] = []
+    for source in sources:
+        for archive, beginning in _parts(fetch(source)):
+            found |= {beginning + key: stored for key, stored in archive.tensors.items()}
+            paths += archive.paths
+    named = {name: found[key] for key, name in full_names(found).items()}
+    require_floating({name: stored.dtype for name, stored in named.items()}, target)
+    staging = Staging(target, fingerprint(paths), sum(stored.nbytes for stored in named.values()))
+    for beginning, remark in _REMARKS.items():
+        if not any(name.startswith(beginning) for name in named):
+            say(remark)
+    for label in ("encoder", "decoder"):
+        tensors = {name: stored for name, stored in named.items() if label_of(name) == label}
+        if tensors:
+            metadata = {"preset": target.name, "stage": "converted"}
+            write = partial(write_tensors, tensors=tensors, metadata=metadata)
+            staging.write(f"{label}.safetensors", write)
+            gigabytes = sum(stored.nbytes for stored in tensors.values()) / 1e9
+            say(f"{label}.safetensors: {len(tensors)} tensors, {gigabytes:.2f} GB")
+    staging.finish()
+    say(f"{target} is complete; name its files with --model.weights.encoder and .decoder.")
+
+
+def _parts(source: Path) -> Iterator[tuple[Archive, str]]:
+    """The parts of a source, each with the beginning that its keys have in the joint release."""
+    inside = [name for name in _PIPELINE if (source / name).is_dir()]
+    for name in inside:
+        wanted, beginning = _PIPELINE[name]
+        found = read_json(source / name / "config.json").get("_class_name")
+        if found != wanted:
+            raise UserError(
+                f"{source / name} is of a {found}, and SANA has a {wanted}; name a folder of SANA."
+            )
+        yield _opened(source / name, beginning), beginning
+    if not inside:
+        joint = _opened(source, "")
+        yield (joint, "") if _joint(joint) else (_opened(source, RELEASED_TOWER), RELEASED_TOWER)
+
+
+def _opened(folder: Path, beginning: str) -> Archive:
+    """The weights of a folder, whose keys have a place after `beginning`."""
+
+    def known(key: str) -> bool:
+        try:
+            return _full_name(beginning + key) is not None
+        except UserError:
+            return False
+
+    return open_folder(folder, FOLDER_WEIGHTS).plain(known)
+
+
+def _joint(archive: Archive) -> bool:
+    beginnings = (RELEASED_TOWER, *(released for released, _ in _BEGINNINGS))
+    return any(key.startswith(beginnings) for key in archive.tensors)

@@ -1,0 +1,146 @@
+"""A folder that is complete or absent: files gather beside it and the last step is a rename.
+
+An interrupted run leaves `NAME.partial` with the files that were finished and a manifest of their
+sizes and checksums. The same run goes on from there; another one starts over.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import BinaryIO
+
+from triptych.checkpoints.atomic_checkpoint import discard
+from triptych.utils.atomic_write import LOCK, Lock
+from triptych.utils.documents import read_json
+from triptych.utils.errors import UserError
+
+MANIFEST = "manifest.json"
+
+
+def fingerprint(files: Iterable[Path], *more: object) -> str:
+    """What a run depends on, in one word: names, sizes and times of its inputs, its options."""
+    stats = [(str(path.resolve()), path.stat()) for path in sorted(set(files))]
+    known = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
+    return hashlib.sha256(repr((known, more)).encode()).hexdigest()
+
+
+def refuse_existing(target: Path) -> None:
+    """Stop before work whose result would have no place.
+
+    Raises:
+        UserError: the target exists already and is no empty folder.
+    """
+    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+        raise UserError(f"{target} exists already; name another folder, or remove it first.")
+
+
+class Staging:
+    """The files of `target` while they are made.
+
+    Args:
+        target: folder to make.
+        plan: see `fingerprint`; finished files are kept only where it is the same.
+        size: bytes of everything that will be written, about.
+
+    Raises:
+        UserError: the target exists, its `.partial` folder is not of our making, or the disk has
+            no room for it.
+    """
+
+    def __init__(self, target: Path, plan: str, size: int) -> None:
+        refuse_existing(target)
+        self.target, self.folder = target, target.with_name(target.name + ".partial")
+        self.manifest = self.folder / MANIFEST
+        self.finished: dict[str, dict] = {}
+        self.lock = Lock(self.folder / LOCK)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if not self.lock.acquire():
+            raise UserError(f"another process is making {target}; wait for it.")
+        self._take_up(plan)
+        try:
+            _require_space(target, size - sum(noted["bytes"] for noted in self.finished.values()))
+        except UserError:
+            if not self.finished:
+                shutil.rmtree(self.folder)
+            raise
+        self.plan = plan
+        self._note()
+
+    def _take_up(self, plan: str) -> None:
+        try:
+            known = read_json(self.manifest)
+        except (OSError, ValueError):
+            known = None
+        own = [path for path in self.folder.iterdir() if path.name != LOCK]
+        if known is None and own:
+            self.lock.path.unlink()
+            raise UserError(f"{self.folder} is in the way and not ours to delete; move it away.")
+        if known and known["plan"] == plan:
+            self.finished = known["files"]
+        else:
+            for path in own:
+                discard(path)
+
+    def write(self, name: str, produce: Callable[[BinaryIO], None]) -> bool:
+        """Make one file by `produce(file)`; returns False where it was finished before."""
+        path = self.folder / name
+        if name in self.finished and self._as_noted(path, self.finished[name]):
+            return False
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_name(path.name + ".part")
+        with unfinished.open("wb") as file:
+            hashing = _Hashing(file)
+            produce(hashing)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+        self.finished[name] = {"bytes": hashing.bytes, "sha256": hashing.hash.hexdigest()}
+        self._note()
+        return True
+
+    def _as_noted(self, path: Path, noted: dict) -> bool:
+        if not path.is_file() or path.stat().st_size != noted["bytes"]:
+            return False
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest() == noted["sha256"]
+
+    def _note(self) -> None:
+        unfinished = self.manifest.with_name(MANIFEST + ".part")
+        unfinished.write_text(json.dumps({"plan": self.plan, "files": self.finished}, indent=1))
+        os.replace(unfinished, self.manifest)
+
+    def finish(self) -> None:
+        """Everything is written: the folder appears under its name, whole."""
+        refuse_existing(self.target)
+        os.replace(self.folder, self.target)
+        (self.target / MANIFEST).unlink()
+        (self.target / LOCK).unlink()
+        self.lock.release()
+
+
+class _Hashing:
+    """A file that is written and hashed at once."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.hash, self.bytes = file, hashlib.sha256(), 0
+
+    def write(self, data: bytes) -> int:
+        self.hash.update(data)
+        self.bytes += len(data)
+        return self.file.write(data)
+
+
+def _require_space(folder: Path, wanted: int) -> None:
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if free < wanted:
+        raise UserError(
+            f"the disk of {folder} has {free / 1e9:.1f} GB left and this takes "
+            f"{wanted / 1e9:.1f} GB; make room, or name a target on another disk."
+        )

@@ -1,0 +1,316 @@
+"""Reading and writing weight files.
+
+A file holds full parameter and buffer names (`generation.queries`), so that it says itself where
+its tensors belong, and a model is put together from several files: one a stage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from triptych.checkpoints.key_prefixes import plain_names, unknown_prefix
+from triptych.checkpoints.published.safetensors_stream import DTYPES, Stored, write_tensors
+from triptych.checkpoints.weight_checks import require_kind, require_sound
+from triptych.training.fsdp import put
+from triptych.utils.atomic_write import replacing
+from triptych.utils.documents import open_regular
+from triptych.utils.errors import UserError
+from triptych.utils.paths import PREFIX, locate
+from triptych.utils.precision import exported
+
+MADE_BY = {
+    "understanding": "make train-stage1",
+    "encoder": "make train-encoder",
+    "decoder": "make train-decoder",
+    "generation": "make train-stage2",
+}
+
+
+@dataclass
+class WeightFiles:
+    """The files that a model starts from: safetensors, or `asset:NAME` inside the package.
+
+    A file may hold tensors of several parts; null leaves its parts at their random start.
+    """
+
+    understanding: str | None = None
+    encoder: str | None = None
+    """Image encoder and VAE."""
+    decoder: str | None = None
+    generation: str | None = None
+
+
+# Where the parts of a panel that is trained alone stand inside `UnifiedModule`.
+_HOMES = {
+    "understander": "understanding.",
+    "queries": "generation.",
+    "dit": "generation.",
+    "decoder": "decoding.",
+    "heads": "encoding.",
+}
+
+
+# What full names begin with.
+_PARTS = {"understanding", "encoder", "generation", "decoding", "encoding", "vae"}
+
+
+def full_name(name: str) -> str:
+    """The name inside `UnifiedModule` of a parameter of any root module."""
+    return _HOMES.get(name.split(".")[0], "") + name
+
+
+def label_of(name: str) -> str:
+    """The label of the file that a parameter of `UnifiedModule` belongs in."""
+    if name.startswith("decoding."):
+        return "encoder" if ".vae." in name else "decoder"
+    top = name.split(".")[0]
+    return top if top in MADE_BY else "encoder"
+
+
+def save_weights(
+    tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str], dtype: torch.dtype
+) -> None:
+    """Write `tensors` to `path`, whole or not at all; see `exported` for their dtypes.
+
+    The same tensors and metadata make the same bytes.
+
+    Raises:
+        UserError: a number is NaN or infinite, the disk is full, or the folder cannot be written;
+            what was there before stays.
+    """
+    stored = {name: stored_as(t, exported(name, t, dtype)) for name, t in tensors.items()}
+    try:
+        with replacing(path) as file:
+            write_tensors(file, stored, metadata)
+    except OSError as error:
+        raise UserError(
+            f"{path} could not be written ({error.strerror or error}); make room or choose another "
+            "folder."
+        ) from error
+
+
+def stored_as(tensor: Tensor, dtype: torch.dtype) -> Stored:
+    """A tensor for `write_tensors`, cast to `dtype`."""
+
+    def chunks() -> Iterator[memoryview]:
+        whole = tensor.detach().to("cpu", dtype).contiguous()
+        if whole.numel():
+            yield memoryview(whole.reshape(-1).view(torch.uint8).numpy())
+
+    return Stored(DTYPES[dtype], tuple(tensor.shape), chunks)
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """What `save_weights` noted: stage, preset, step."""
+    with _open(path) as file:
+        return file.metadata() or {}
+
+
+def load_weights(module: nn.Module, sources: WeightFiles) -> set[str]:
+    """Fill `module` in place, one tensor at a time; returns the full names that were filled.
+
+    Of a parameter that is split over ranks, each rank reads its own rows alone.
+
+    Names under a part that this model does not have (a panel that a stage leaves out) are passed
+    over; any other unknown name, and any other shape, is an error.
+
+    Raises:
+        UserError: a file is missing, is no safetensors file, does not fit the model, or holds
+            numbers that cannot be weights.
+    """
+    own = _places(module)
+    parts = _parts(own)
+    filled: set[str] = set()
+    for label, path in find_all(sources).items():
+        with _open(path, own) as file:
+            for name in file.names:
+                if name.split(".")[0] not in parts or _left_out(name, own):
+                    continue
+                _fill(own, name, file, label, path)
+                filled.add(name)
+    return filled
+
+
+def load_tensors(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
+    """Fill `module` in place with tensors by full name; those of parts it lacks are passed over.
+
+    Raises:
+        UserError: one does not fit the model, or holds numbers that cannot be weights; `source`
+            says where it is from.
+    """
+    own = _places(module)
+    parts = _parts(own)
+    for name, tensor in tensors.items():
+        if name.split(".")[0] not in parts or _left_out(name, own):
+            continue
+        if name not in own or own[name].shape != tensor.shape:
+            wanted = list(own[name].shape) if name in own else "nothing of that name"
+            raise UserError(
+                f"{source}: {name} has shape {list(tensor.shape)}, this model wants {wanted}: it "
+                "was made with another preset or other sizes."
+            )
+        require_kind(name, tensor.dtype, own[name].dtype, source)
+        put(own[name], tuple(tensor.shape), lambda rows, t=tensor: t[rows] if t.dim() else t)
+        require_sound(name, own[name], source)
+
+
+def stored_names(paths: Iterable[Path], module: nn.Module | None = None) -> set[str]:
+    """Full names of all tensors of the files; reads the headers.
+
+    Raises:
+        UserError: a file is no safetensors file, or has no name of any part of a model, nor of
+            `module`.
+    """
+    found: set[str] = set()
+    own = {} if module is None else _places(module)
+    for path in paths:
+        with _open(path, own) as file:
+            found |= file.names.keys()
+            if file.names and not _parts(file.names) & (_PARTS | _parts(own)):
+                raise UserError(f"{path}: {unknown_prefix(min(file.stored))}.")
+    return found
+
+
+def expected(own: Collection[str] = ()) -> Callable[[str], bool]:
+    """Whether a full name is in `own`, or of a part of `UnifiedModule` with nothing in `own`."""
+    absent = _PARTS - _parts(own)
+    return lambda name: name in own or name.split(".")[0] in absent
+
+
+def _parts(names: Iterable[str]) -> set[str]:
+    return {name.split(".")[0] for name in names}
+
+
+def find(label: str, source: str) -> Path:
+    """The weight file behind `source`.
+
+    Raises:
+        UserError: it does not exist; the commands that make it are named.
+    """
+    path = Path(source)
+    # `triptych convert` names its files by their labels
+    converted = not source.startswith(PREFIX) and path.name == f"{label}.safetensors"
+    if converted and not path.exists():
+        raise UserError(
+            f"{path} does not exist; `triptych convert CHECKPOINT {path.parent}` makes it of a "
+            f"published checkpoint, `{MADE_BY[label]}` trains it."
+        )
+    return locate(source, made_by=MADE_BY[label])
+
+
+def find_all(sources: WeightFiles) -> dict[str, Path]:
+    """The weight files by label, of those that are named; cheap, for a check before long work.
+
+    Raises:
+        UserError: one does not exist.
+    """
+    named = {label: source for label, source in asdict(sources).items() if source is not None}
+    return {label: find(label, source) for label, source in named.items()}
+
+
+def require_files(sources: WeightFiles) -> None:
+    """Open the header of every weight file that is named, before data is made and memory taken.
+
+    Raises:
+        UserError: one does not exist, or is no safetensors file.
+    """
+    for path in find_all(sources).values():
+        with _opened(path):
+            pass
+
+
+def hold(sources: WeightFiles, beginning: str) -> bool:
+    """Whether one of the files has a tensor whose full name begins so; reads the headers."""
+    for path in find_all(sources).values():
+        with _open(path) as file:
+            if any(name.startswith(beginning) for name in file.names):
+                return True
+    return False
+
+
+def _places(module: nn.Module) -> dict[str, Tensor]:
+    """By full name, what a file can fill: not the buffers that a network computes for itself."""
+    own = dict(module.named_parameters())
+    for path, each in module.named_modules():
+        for name, buffer in each.named_buffers(recurse=False):
+            if name not in each._non_persistent_buffers_set:
+                own[f"{path}.{name}" if path else name] = buffer
+    return {full_name(name): tensor for name, tensor in own.items()}
+
+
+def _left_out(name: str, own: Mapping[str, Tensor]) -> bool:
+    """Whether `name` lies under a submodule that this model was built without."""
+    prefix = ".".join(name.split(".")[:3])
+    return not any(other.startswith(prefix) for other in own)
+
+
+def _fill(own: Mapping[str, Tensor], name: str, file: _File, label: str, path: Path) -> None:
+    if name not in own:
+        raise UserError(
+            f"{path} ({label}) holds {name}, which this model does not have: "
+            "it was made with another preset or other sizes; retrain it or change --model.weights."
+        )
+    stored = file.get_slice(name)
+    shape = tuple(stored.get_shape())
+    if own[name].shape != shape:
+        raise UserError(
+            f"{path} ({label}): {name} has shape {list(shape)}, this model wants "
+            f"{list(own[name].shape)}: it was made with another preset or other sizes; "
+            f"retrain it (`{MADE_BY.get(label, 'triptych fit')}`) or undo the change."
+        )
+    require_kind(name, stored.get_dtype(), own[name].dtype, f"{path} ({label})")
+    put(own[name], shape, lambda rows: stored[rows] if shape else file.get_tensor(name))
+    require_sound(name, own[name], f"{path} ({label})")
+
+
+class _File:
+    """An open weight file, by names without the prefixes of wrappers.
+
+    Args:
+        own: names of the model that is to be filled, if there is one.
+    """
+
+    def __init__(self, path: Path, own: Collection[str]) -> None:
+        self.file = _opened(path)
+        self.stored = list(self.file.keys())
+        plain = plain_names(self.stored, expected(own), path)
+        self.names = {plain[stored]: stored for stored in self.stored}
+
+    def __enter__(self) -> _File:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.file.__exit__(*error)
+
+    def metadata(self) -> dict[str, str] | None:
+        return self.file.metadata()
+
+    def get_slice(self, name: str):
+        return self.file.get_slice(self.names[name])
+
+    def get_tensor(self, name: str) -> Tensor:
+        return self.file.get_tensor(self.names[name])
+
+
+def _open(path: Path, own: Collection[str] = ()) -> _File:
+    return _File(path, own)
+
+
+def _opened(path: Path) -> safe_open:
+    try:
+        open_regular(path).close()
+        return safe_open(path, framework="pt")
+    except (SafetensorError, OSError) as error:
+        remedy = "copy or download it again"
+        if path.suffix.lower() != ".safetensors":
+            remedy = (
+                "save its tensors with safetensors.torch.save_file, or, of a checkpoint of ours, "
+                "with `triptych export`"
+            )
+        raise UserError(f"{path} is no safetensors file ({error}); {remedy}.") from error

@@ -1,0 +1,11 @@
+"""`triptych eval`: benchmarks from the command line to a report.
+
+main             table of benchmarks
+arguments        flags that benchmarks share
+shapes           eval shapes
+text_to_image    eval geneval, dpg and wise
+generate_images  images of a benchmark in its published layout
+fid              eval fid
+understanding    eval understanding
+compare          eval compare
+"""

@@ -1,0 +1,104 @@
+"""The pictures of a benchmark, made in its published layout: batched, sharded, resumable.
+
+Every file is a `Job` of `triptych generate`: it holds what it was asked for, and is whole or not
+there. Its seeds follow from its prompt's number alone, whatever else is made, and by how many.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from triptych.cli.arguments import SETTINGS, model_of
+from triptych.cli.jobs import make_all, settings_for
+from triptych.cli.output_folder import Job
+
+OF_A_SEED = 1 << 20  # seeds from one --seed to the next: they share no noise
+OF_A_PROMPT = 1 << 6  # seeds from one prompt to the next
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A file of a benchmark."""
+
+    file: str
+    """Its path in the folder of pictures."""
+    prompt: str
+    number: int
+    """Of the prompt, counted from 0 over all that the benchmark has."""
+    first: int = 0
+    """Of the prompt's pictures, the first that is in the file."""
+    tiles: int = 1
+    """How many are in it."""
+
+
+def jobs_of(wanted: Sequence[Wanted], parsed: argparse.Namespace, flags: list[str]) -> list[Job]:
+    """One a file."""
+    given = {key: getattr(parsed, key) for key in SETTINGS}
+    common = {key: value for key, value in given.items() if value is not None}
+    jobs = []
+    for each in wanted:
+        seed = parsed.seed * OF_A_SEED + each.number * OF_A_PROMPT + each.first
+        seeds = list(range(seed, seed + each.tiles))
+        asked = {"prompt": each.prompt, "seeds": seeds, **common, **model_of(parsed, flags)}
+        jobs.append(Job(each.file, each.file.removesuffix(".png"), asked))
+    return jobs
+
+
+def make_pictures(
+    name: str,
+    arguments: list[str],
+    wanted: Sequence[Wanted],
+    parsed: argparse.Namespace,
+    flags: list[str],
+) -> None:
+    """Make those of a benchmark's files that are not done, in `parsed.pictures`.
+
+    Raises:
+        UserError: the folder holds pictures of other settings, a prompt is too long for the model,
+            or a shard failed.
+    """
+    tiles = wanted[0].tiles
+    given = {**vars(parsed), "out": parsed.pictures}
+    given["batch_size"] = max(1, parsed.batch_size // tiles)  # files at once
+
+    def check(pipe: Any) -> None:
+        pipe.model.prompt_rows(list(dict.fromkeys(each.prompt for each in wanted)))
+
+    def make(pipe: Any, batch: list[Job], callback: Any) -> list[Any]:
+        made = pipe.generate(
+            [job.asked["prompt"] for job in batch],
+            images_per_prompt=tiles,
+            seeds=[seed for job in batch for seed in job.asked["seeds"]],
+            batch_size=parsed.batch_size,
+            callback=None if tiles > 1 else callback,
+            **settings_for(batch[0]),
+        )
+        return [joined(made[at : at + tiles]) for at in range(0, len(made), tiles)]
+
+    make_all(
+        "eval",
+        [name, *arguments, "--generate-only"],  # what the processes are told, if there are several
+        jobs_of(wanted, parsed, flags),
+        argparse.Namespace(**given),
+        flags,
+        check,
+        make,
+        sheet=False,
+    )
+
+
+def joined(tiles: Sequence[Any]) -> Any:
+    """A square of pictures as one, with the settings of its first; one alone as it is."""
+    if len(tiles) == 1:
+        return tiles[0]
+    from triptych.evaluation.dpg import join_grid
+
+    grid = join_grid(tiles, round(len(tiles) ** 0.5))
+    settings = json.loads(tiles[0].info["triptych"])
+    del settings["seed"]  # one of several, which are in "asked"
+    grid.info["triptych"] = json.dumps(settings)
+    return grid

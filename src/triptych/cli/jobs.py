@@ -1,0 +1,183 @@
+"""Makes the pictures of a command: what is left, in batches or shards, with a bar."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import sys
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from triptych.cli.arguments import SETTINGS, load, model_of
+from triptych.cli.input_files import Request
+from triptych.cli.output_folder import Job, Output
+from triptych.cli.workers import run_shards, without
+from triptych.utils.documents import open_regular
+from triptych.utils.limits import ALL_IMAGES
+
+Make = Callable[[Any, list[Job], Callable], list]
+"""(pipeline, jobs of equal settings, callback) -> their pictures."""
+
+
+def jobs_of(
+    requests: Sequence[Request], parsed: Namespace, flags: list[str], said: str = "prompt"
+) -> list[Job]:
+    """One a picture; files are named by id, or else by seed and number of the picture."""
+    common = {key: getattr(parsed, key) for key in (*SETTINGS, "negative") if key in parsed}
+    model = model_of(parsed, flags)
+    jobs: list[Job] = []
+    ALL_IMAGES.require(sum(each.n or parsed.number for each in requests), "the number of images")
+    for number, request in enumerate(requests):
+        seed = parsed.seed + len(jobs) if request.seed is None else request.seed
+        images = [_noted(image) for image in request.images]
+        for copy in range(request.n or parsed.number):
+            stem = (
+                f"{request.id}-{copy:03d}" if request.id else f"{seed + copy:06d}-{len(jobs):03d}"
+            )
+            given = {**common, **request.options}
+            asked = {
+                **({said: request.text} if request.text else {}),
+                **({"images": images} if images else {}),
+                "seed": seed + copy,
+                **{key: value for key, value in given.items() if value is not None},
+                **model,
+            }
+            source = request.images[0] if request.images else None
+            jobs.append(Job(f"{stem}.png", request.id or str(number), asked, source))
+    return jobs
+
+
+def _noted(image: Path) -> dict[str, str]:
+    """What tells an image from others, without where it lies."""
+    with open_regular(image) as file:
+        return {"name": image.name, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def make_all(
+    command: str,
+    arguments: list[str],
+    jobs: list[Job],
+    parsed: Namespace,
+    flags: list[str],
+    check: Callable[[Any], None],
+    make: Make,
+    stdin: str | None = None,
+    sheet: bool = True,
+) -> None:
+    """Make those of `jobs` that are not done, and tell of each: its path, a tab, its text.
+
+    Args:
+        check: refuses, by the loaded model, what cannot be made, before anything is.
+        make: makes the pictures of one batch.
+        stdin: what was read of it, for processes that read it again.
+        sheet: whether the folder gets a grid.png.
+
+    Raises:
+        UserError: something is wrong with what is asked, with the folder, or with a shard.
+    """
+    output = Output(parsed.out or Path("out", command, folder_name(jobs)), jobs, sheet)
+    part, parts = parsed.shard
+    mine = jobs[part::parts]
+    left = output.left(mine)
+    try:
+        with bar(len(mine), len(mine) - len(left)) as advance:
+            if parsed.processes > 1 and left:
+                rest = without(arguments, "--processes")
+
+                def told(line: str) -> None:
+                    print(line, flush=True)
+                    advance(1)
+
+                advance(len(left) - len(mine))  # shards tell of what was done, too
+                run_shards(command, rest, parsed.processes, stdin, told)
+                return
+            waiting = {job.file for job in left}
+            for job in mine:
+                if job.file not in waiting:
+                    tell(output, job)
+            if left:
+                pipe = load(parsed, flags)
+                weights = digest_of(pipe)
+                output.check_weights(weights)
+                check(pipe)
+                for batch in batches(left, parsed.batch_size):
+                    pictures = make(pipe, batch, within(advance, len(batch)))
+                    for job, picture in zip(batch, pictures, strict=True):
+                        tell(output, job, picture, weights)
+    except KeyboardInterrupt:
+        print("triptych: interrupted; the same command goes on where it stopped.", file=sys.stderr)
+        raise SystemExit(130) from None  # what a shell reports of a program that Ctrl-C ended
+    finally:
+        output.finish()
+
+
+def folder_name(jobs: Sequence[Job]) -> str:
+    """The same for the same command, and another for another: its text, and a digest of all."""
+    asked = json.dumps([job.asked for job in jobs], sort_keys=True)
+    words = re.findall(r"\w+", jobs[0].said)[:6]
+    return f"{'-'.join(words)[:60]}-{hashlib.sha256(asked.encode()).hexdigest()[:8]}"
+
+
+def digest_of(pipe: Any) -> str:
+    """What tells a pipeline's weights from others."""
+    return pipe.digest
+
+
+def tell(output: Output, job: Job, picture: Any = None, weights: str | None = None) -> None:
+    """Save a picture, if it is new, and print its line."""
+    path = output.folder / job.file
+    if picture is not None:
+        settings = json.loads(picture.info.get("triptych", "{}")) | {"weights": weights}
+        path = output.save(job, picture, settings)
+    print(f"{path}\t{job.said}", flush=True)
+
+
+def batches(jobs: Sequence[Job], size: int) -> Iterator[list[Job]]:
+    """Neighbours whose settings are the same, at most `size`."""
+
+    def settings(job: Job) -> list[Any]:
+        return [job.asked.get(key) for key in (*SETTINGS, "negative")]
+
+    for _, alike in groupby(jobs, settings):
+        some = list(alike)
+        yield from (some[at : at + size] for at in range(0, len(some), size))
+
+
+def settings_for(job: Job) -> dict[str, Any]:
+    """The pipeline's arguments of a job."""
+    return {key: job.asked[key] for key in (*SETTINGS, "negative") if key in job.asked}
+
+
+@contextmanager
+def bar(total: int, done: int) -> Iterator[Callable[[float], None]]:
+    """A progress bar of pictures on standard error; nothing where that is no terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not sys.stderr.isatty()) as progress:
+        task = progress.add_task("pictures", total=total, completed=done)
+        yield lambda pictures: progress.advance(task, pictures)
+
+
+def within(advance: Callable[[float], None], pictures: int) -> Callable[[Any], None]:
+    """A pipeline's callback that moves the bar inside a batch: half for features, half for pixels.
+
+    The bar counts whole pictures only, and shows the nearest below.
+    """
+    told = 0.0
+
+    def callback(progress: Any) -> None:
+        nonlocal told
+        half = 0.5 * progress.step / progress.steps
+        reached = pictures * (half if progress.stage == "features" else 0.5 + half)
+        advance(reached - told)
+        told = reached
+
+    return callback

@@ -1,0 +1,303 @@
+"""Lightning's command line with our rules: one folder a run, short errors."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import Namespace
+from lightning import LightningModule, Trainer
+from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from triptych.checkpoints import atomic_checkpoint, require_files, run_folder
+from triptych.checkpoints.run_folder import RunFolder
+from triptych.cli.trainer_flags import settle
+from triptych.inference.loading import BAD_VALUES
+from triptych.modules.base import Panel
+from triptych.training.ranks import take_over
+from triptych.training.sharded_checkpoint import load_data
+from triptych.training.strategies import ShardedStrategy
+from triptych.utils.config_nulls import require_values
+from triptych.utils.errors import UserError
+from triptych.utils.limits import RUN_SEED
+from triptych.utils.parser_errors import plain, raised_in
+
+# Lightning's own use of a torch function that is being renamed: nothing a user can act on.
+warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+# On purpose: what is frozen is in evaluation mode.
+warnings.filterwarnings("ignore", message=".*module.*in eval mode at the start of training.*")
+# The run's folder is new: there is only the lock in it.
+warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")
+# Nothing of ours changes what a part returns in place.
+warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
+# On purpose: every rank validates on the same samples.
+warnings.filterwarnings("ignore", message=".*when logging on epoch level in distributed setting.*")
+
+# What a run may leave in its folder, for the last line of a fit.
+RESULTS = (
+    "weights.safetensors",
+    "weights_ema.safetensors",
+    "samples",
+    "checkpoints",
+    "metrics.csv",
+    "config.yaml",
+)
+
+
+# What jsonargparse and Lightning raise for values that make no run.
+REFUSALS = (MisconfigurationException, ImportError, *BAD_VALUES)
+
+
+class RunConfig(SaveConfigCallback):
+    """Writes config.yaml into the run's folder, and notes whether the run began."""
+
+    began = False
+
+    def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
+        folder = run_folder.of_trainer(trainer)  # asks all ranks
+        if folder is None or self.already_saved or not trainer.is_global_zero:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        self.parser.save(self.config, folder / self.config_filename, skip_none=False)
+        self.already_saved = True
+
+    def _note(self, trainer: Any, *_: Any) -> None:
+        self.began = self.began or not trainer.sanity_checking
+
+    on_train_batch_start = on_validation_batch_start = _note
+    on_test_batch_start = on_predict_batch_start = _note
+
+
+class TriptychCLI(LightningCLI):
+    """Lightning's command line, with one folder a run and our rules for checkpoints.
+
+    The folder is taken at the start, and removed if the run is refused before its first batch.
+    """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        self.run: RunFolder | None = None
+        self.record: RunConfig | None = None
+        options["save_config_callback"] = self.recorder
+        try:
+            super().__init__(*arguments, **options)
+        except BaseException as error:
+            began = self.record is not None and self.record.began
+            if self.run is not None and not began:
+                self.run.remove()
+            if (sentence := refusal(error, began)) is not None:
+                raise sentence from error
+            raise
+        finally:
+            if self.run is not None:
+                self.run.lock.release()
+
+    def recorder(self, parser: Any, config: Any, **_: Any) -> RunConfig:
+        """The callback that writes config.yaml, without the run's folder: that is not repeated."""
+        self.record = RunConfig(parser, self.recorded)
+        return self.record
+
+    def parse_arguments(self, parser, args) -> None:
+        try:
+            super().parse_arguments(parser, args)
+        except RecursionError as error:
+            raise UserError("the configuration's ${...} go round in a circle.") from error
+        settings = self.config[self.config.subcommand]
+        for name in ("trainer", "model", "data"):
+            section = settings.get(name)
+            if section is not None and not isinstance(section, Namespace):
+                raise UserError(
+                    f"{name} is {str(section)[:60]!r}, not a mapping of names to values; correct "
+                    "the configuration that says so."
+                )
+            require_values(section, self._model_class if name == "model" else Any, name)
+        if settings.get("ckpt_path") == "":
+            raise UserError("--ckpt_path is empty; name a file, or last, or leave it out.")
+        seed = settings.get("seed_everything")
+        if isinstance(seed, int) and not isinstance(seed, bool):
+            RUN_SEED.require(seed, "--seed_everything")
+
+    def _parse_ckpt_path(self) -> None:
+        # Lightning merges a checkpoint's hyper-parameters over the command line here, silently:
+        # `--model.x` would be ignored on resume. The configuration is what the user says.
+        return
+
+    def before_instantiate_classes(self) -> None:
+        settings = self.config[self.subcommand]
+        settings.weights_only = True  # a checkpoint is data, never code
+        settle(settings.trainer)
+        one_seed_for_all(settings)
+        parents = parents_of(settings.trainer, run_name(settings.model))
+        if settings.get("ckpt_path"):
+            settings.ckpt_path = find_checkpoint(settings.ckpt_path, set(parents))
+        resumes = self.subcommand == "fit" and settings.get("ckpt_path")
+        if resumes and settings.trainer.enable_checkpointing is False:
+            raise UserError(
+                "a run that goes on from --ckpt_path needs its Checkpoint callback, which checks "
+                "that it goes on exactly; leave out --trainer.enable_checkpointing=false."
+            )
+        self.recorded = settings.clone()
+        for init in loggers_of(self.recorded.trainer):
+            init.version = None
+        if not settings.trainer.fast_dev_run:  # which leaves nothing
+            self.find_folder(settings, parents)
+
+    def find_folder(self, settings: Any, parents: list[Path]) -> None:
+        """Take a new folder for the run, or take up that of a run with nothing left to train.
+
+        The first process decides for all ranks: the others write nothing, and learn the folder
+        from it when they have met.
+        """
+        trainer, first = settings.trainer, run_folder.is_first_process()
+        if first:
+            for parent in parents:
+                run_folder.require_writable(parent)
+            run_folder.sweep(parents)
+        if self.subcommand == "fit" and settings.get("ckpt_path"):
+            done = run_folder.finished(Path(settings.ckpt_path), trainer)
+            if done is not None:
+                self.run = run_folder.take_up(done) if first else None
+                self.save_config_callback = None
+                trainer.logger, trainer.default_root_dir = False, str(done)  # its log stays
+                return
+        if not first:
+            return
+        loggers = loggers_of(trainer)
+        named = [init.version for init in loggers if init.get("version") is not None]
+        version, self.run = run_folder.take(parents, named[0] if named else None)
+        for init in loggers:
+            init.version = version
+        trainer.default_root_dir = str(self.run.path)
+
+    def instantiate_classes(self) -> None:
+        try:
+            super().instantiate_classes()
+        except UserError:
+            raise
+        except REFUSALS as error:
+            if not raised_in(error, ("jsonargparse", "lightning", "triptych")):
+                raise  # in a class of the user's own: where, they want to know
+            raise UserError(f"the configuration is wrong: {plain(str(error))}") from error
+        wanted = self.config[self.subcommand].get("ckpt_path")
+        if (
+            wanted
+            and Path(wanted).is_dir()
+            and not isinstance(self.trainer.strategy, ShardedStrategy)
+        ):  # Lightning's own strategies unpickle whatever such a folder holds
+            raise UserError(
+                f"the checkpoint {wanted} is a folder, which TRAINER=fsdp2 alone reads; add "
+                "--config conf/trainer/fsdp2.yaml, or name a file."
+            )
+        if isinstance(self.model, Panel):
+            require_files(self.model.weights)
+
+    def instantiate_trainer(self, **settings: Any) -> Trainer:
+        trainer = super().instantiate_trainer(**settings)
+        take_over(trainer)
+        return trainer
+
+    def before_fit(self) -> None:
+        require = getattr(self.datamodule, "require", None)
+        if require is not None:
+            require(self.trainer)  # before data is made
+
+    def after_fit(self) -> None:
+        folder = run_folder.of_trainer(self.trainer)
+        if folder is not None and self.trainer.is_global_zero:
+            made = [name for name in RESULTS if (Path(folder) / name).exists()]
+            print(f"run folder {folder}: {', '.join(made)}")
+
+
+def refusal(error: BaseException, began: bool) -> UserError | None:
+    """The sentence for what Lightning has against a configuration; None for other errors.
+
+    Args:
+        began: whether batches were computed; then only its callbacks still find out such things.
+    """
+    if isinstance(error, UserError) or not isinstance(error, REFUSALS):
+        return None
+    if not raised_in(error, ("lightning.pytorch.callbacks" if began else "lightning",)):
+        return None
+    return UserError(f"the run cannot be as it is configured: {plain(str(error))}")
+
+
+def run_name(model) -> str:
+    """PRESET/STAGE, or the name of a panel that is trained alone."""
+    if "class_path" in model:
+        return model.class_path.rpartition(".")[2]
+    return f"{model.preset}/{model.stage}"
+
+
+def loggers_of(trainer: Any) -> list[Any]:
+    """The settings of the loggers that write into a folder."""
+    loggers = trainer.logger if isinstance(trainer.logger, list) else [trainer.logger]
+    return [
+        logger.init_args
+        for logger in loggers
+        if hasattr(logger, "init_args") and "save_dir" in logger.init_args
+    ]
+
+
+def parents_of(trainer: Any, name: str) -> list[Path]:
+    """Where a run's folder is made: runs/PRESET/STAGE, for each logger.
+
+    Loggers without a name get that of the run. Without a logger of ours, there is one folder.
+    """
+    if trainer.logger in (None, True):  # Lightning's own would share a folder
+        trainer.logger = Namespace(
+            class_path="lightning.pytorch.loggers.CSVLogger",
+            init_args=Namespace(
+                save_dir=trainer.default_root_dir or "runs", name=None, version=None
+            ),
+        )
+    loggers = loggers_of(trainer)
+    for init in loggers:
+        init.name = init.get("name") or name
+    if not loggers:
+        return [Path(trainer.default_root_dir or "runs") / name]
+    parents = list(dict.fromkeys(Path(init.save_dir) / init.name for init in loggers))
+    named = trainer.default_root_dir
+    if named is not None and Path(named) not in [Path(init.save_dir) for init in loggers]:
+        raise UserError(
+            "--trainer.default_root_dir is for a run without loggers; name the folder with "
+            "save_dir in each of trainer.logger, or leave them out with --trainer.logger=true."
+        )
+    return parents
+
+
+def one_seed_for_all(settings) -> None:
+    """Give the seed of the run to model and data that name none of their own."""
+    seed = settings.get("seed_everything")
+    if not isinstance(seed, int) or isinstance(seed, bool):
+        return
+    for part in (settings.model, settings.get("data")):
+        init = part.get("init_args", part) if part is not None else {}
+        if init.get("seed") == 0:
+            init.seed = seed
+
+
+def find_checkpoint(wanted: str, folders: set[Path]) -> str | None:
+    """The checkpoint at a path, links followed; for "last" the newest whole one in `folders`.
+
+    "auto" is the same for a job that is started again and again: None while there is none.
+
+    Raises:
+        UserError: there is none, or it is damaged.
+    """
+    if wanted in ("last", "auto"):
+        found = atomic_checkpoint.newest(folders)
+        if found or wanted == "auto":
+            return found and str(found)
+        where = " or ".join(str(folder) for folder in sorted(folders))
+        raise UserError(
+            f"--ckpt_path=last: there is no whole checkpoint under {where}; start without it, or "
+            "name a file."
+        )
+    path = Path(wanted).resolve()
+    # without a manifest: of an older version, for whoever reads it to judge
+    if not path.exists() or atomic_checkpoint.manifest_of(path).exists():
+        atomic_checkpoint.check(path)
+    elif path.is_file():
+        load_data(path, mmap=True)  # before data is made
+    return str(path)

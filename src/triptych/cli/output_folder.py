@@ -1,0 +1,198 @@
+"""The folder that pictures are written to: what is done, what is left, results.jsonl, grid.png.
+
+A picture is written under another name and then renamed: under its own it is whole or not there.
+What it was asked for lies inside of it, so that nothing else is needed to go on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from triptych.utils.errors import PictureError, UserError
+from triptych.utils.image_reader import read_header, read_image
+from triptych.utils.png_metadata import attach, settings_of
+
+SHOWN = 64  # pictures in a grid file, the first ones
+SIDE = 256  # pixels of each there, at most
+
+
+@dataclass
+class Job:
+    """One picture to make."""
+
+    file: str
+    id: str
+    asked: dict[str, Any]
+    """All that was given and decides the picture: prompt, seed, settings, model."""
+    source: Path | None = None
+    """The picture it is made from."""
+
+    @property
+    def said(self) -> str:
+        """What it was asked by, in one line."""
+        text = self.asked.get("prompt") or self.asked.get("instruction") or str(self.source)
+        return " ".join(text.split())
+
+
+class Output:
+    """A folder of pictures.
+
+    Args:
+        folder: made with the first picture.
+        jobs: all pictures of the command, those of other shards too.
+        sheet: whether there is a grid.png of them; other people's scorers take it for a picture.
+
+    Raises:
+        UserError: the folder cannot be written to, or two pictures have one name.
+    """
+
+    def __init__(self, folder: Path, jobs: Sequence[Job], sheet: bool = True) -> None:
+        self.folder, self.jobs, self.sheet = folder, list(jobs), sheet
+        files = [job.file for job in self.jobs]
+        if len(set(files)) < len(files):
+            twice = next(file for file in files if files.count(file) > 1)
+            raise UserError(f"two pictures would be called {twice}; give their lines other ids.")
+        place = next(each for each in [folder, *folder.absolute().parents] if each.exists())
+        try:
+            tempfile.TemporaryFile(dir=place).close()
+        except OSError as error:
+            raise UserError(
+                f"the folder {folder} cannot be written to ({error.strerror}); choose another "
+                "with --out."
+            ) from error
+
+    def left(self, jobs: Sequence[Job]) -> list[Job]:
+        """Those of `jobs` that are not done.
+
+        Raises:
+            UserError: under a name lies another picture.
+        """
+        return [job for job in jobs if not self._done(job)]
+
+    def _done(self, job: Job) -> bool:
+        path = self.folder / job.file
+        if not path.is_file():
+            return False
+        try:
+            read_image(path)
+        except PictureError:
+            return False  # damaged: made again
+        other = "choose another folder with --out, or delete it"
+        try:
+            asked = settings_of(path)["asked"]
+        except (UserError, KeyError) as error:
+            raise UserError(f"{path} is a picture that this command did not make; {other}.") from (
+                error
+            )
+        for key in dict.fromkeys([*asked, *job.asked]):
+            if asked.get(key) != job.asked.get(key):
+                raise UserError(
+                    f"{path} was made with other settings ({key} {asked.get(key)!r} then, "
+                    f"{job.asked.get(key)!r} now); {other}."
+                )
+        return True
+
+    def check_weights(self, weights: str) -> None:
+        """Refuse to mix pictures of several weights, such as before and after more training.
+
+        Args:
+            weights: the digest of those that are loaded.
+
+        Raises:
+            UserError: a picture that is done says that it was made with others.
+        """
+        for job in self._ready():
+            try:
+                made = settings_of(self.folder / job.file).get("weights", weights)
+            except UserError:
+                continue  # damaged: made again
+            if made != weights:
+                raise UserError(
+                    f"{self.folder / job.file} was made with other weights than those of this "
+                    "model, or in another precision; choose another folder with --out, or delete "
+                    "it."
+                )
+
+    def save(self, job: Job, picture: Image.Image, settings: dict[str, Any]) -> Path:
+        """Write a picture, whole or not at all, with its settings inside."""
+        path = self.folder / job.file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        attach(picture, {**settings, "id": job.id, "asked": job.asked})
+        written(path, lambda unfinished: picture.save(unfinished, "PNG"))
+        return path
+
+    def finish(self) -> None:
+        """Write results.jsonl and grid.png of all that is done, by whichever shards.
+
+        Shards may end together: the last to write has looked after all others were done.
+        """
+        ready = self._ready()
+        while ready:
+            lines = [json.dumps(_line(job, self.folder), ensure_ascii=False) for job in ready]
+            text = "".join(f"{line}\n" for line in lines)
+            written(
+                self.folder / "results.jsonl", lambda path, text=text: path.write_text(text, "utf8")
+            )
+            if self.sheet:
+                sheet = _sheet(ready[:SHOWN], self.folder)
+                written(self.folder / "grid.png", lambda path, sheet=sheet: sheet.save(path, "PNG"))
+            if len(again := self._ready()) == len(ready):
+                return
+            ready = again
+
+    def _ready(self) -> list[Job]:
+        return [job for job in self.jobs if (self.folder / job.file).is_file()]
+
+
+def written(path: Path, write: Callable[[Path], object]) -> None:
+    """A file under its name only when it is whole."""
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        write(unfinished)
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _line(job: Job, folder: Path) -> dict[str, Any]:
+    settings = settings_of(folder / job.file)
+    top = {key: settings[key] for key in ("prompt", "seed") if key in settings}
+    return {"id": job.id, **top, "file": job.file, "settings": settings}
+
+
+def _sheet(jobs: Sequence[Job], folder: Path) -> Image.Image:
+    """Pictures under what they were asked by; beside the pictures they were made from, if any."""
+    import numpy as np
+
+    from triptych.utils.image_grid import grid
+
+    def small(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
+        return picture.resize(size, Image.Resampling.LANCZOS)
+
+    first = read_header(folder / jobs[0].file)
+    shrink = max(1.0, max(first.size) / SIDE)
+    size = tuple(max(1, round(side / shrink)) for side in first.size)
+    shown = []
+    for job in jobs:
+        beside = small(read_image(folder / job.file), size)
+        if job.source is not None:
+            from triptych.utils.images import open_picture
+
+            original = open_picture(job.source)
+            side = min(original.size)
+            left, top = (original.width - side) // 2, (original.height - side) // 2
+            original = original.crop((left, top, left + side, top + side))
+            beside = np.concatenate([np.array(small(original, size)), np.array(beside)], axis=1)
+        shown.append(np.array(beside))
+    scale = max(1, 144 // size[0])
+    columns = 4 if jobs[0].source is not None else 8
+    labels = [job.said for job in jobs]
+    return grid(np.stack(shown), labels, min(columns, len(jobs)), scale)

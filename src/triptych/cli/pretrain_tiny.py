@@ -1,0 +1,195 @@
+"""Makes all weights of the tiny preset from nothing: `make pretrain-tiny`.
+
+Each part is an ordinary `triptych fit` in a process of its own; a part that is done is not done
+again, a part that was interrupted goes on from its last checkpoint. At the end the weights, cast
+to float16, and a record of how they were made lie in one folder, ready to be shipped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from triptych.checkpoints import atomic_checkpoint
+from triptych.utils.documents import read_json_lines, read_text
+from triptych.utils.errors import UserError
+
+SEED = 0  # conf/base.yaml: seed_everything, of every initialization, order and draw
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of the work: a stage, how long, and whose weights it starts from."""
+
+    name: str
+    steps: int
+    label: str
+    """Of the weight file that it makes, see `triptych.checkpoints.WeightFiles`."""
+    needs: tuple[str, ...] = ()
+    """Names of the parts whose weights it reads."""
+    flags: tuple[str, ...] = ()
+    """What it trains on, where it is not its stage's own."""
+
+
+# A generator learns 30,000 pictures by heart before it learns what captions have in common.
+MANY = ("--data.init_args.folder=data/shapes_100k", "--data.init_args.pictures=100000")
+PLAN = (
+    Part("encoder", 1500, "encoder"),
+    Part("stage1", 3800, "understanding"),
+    Part("decoder", 1000, "decoder", ("encoder",)),
+    Part("stage2", 8000, "generation", ("encoder", "stage1", "decoder"), MANY),
+    Part("stage3", 3400, "generation", ("encoder", "stage1", "decoder", "stage2"), MANY),
+)
+
+
+def run(runs: Path, steps: int | None = None, status_only: bool = False) -> None:
+    """Do what is left of `PLAN` under the folder `runs`, each part cut to `steps` if given.
+
+    Raises:
+        UserError: a part failed; what is done stays, the same command goes on.
+    """
+    print(overview(runs))
+    if status_only:
+        return
+    make_tokenizer(runs)
+    for part in PLAN:
+        if weights_of(part, runs) is None:
+            train(part, runs, steps)
+            print(overview(runs))
+    folder = collect(runs)
+    print(f"weights and provenance.json are in {folder}; copy them over src/triptych/assets/tiny.")
+
+
+def weights_of(part: Part, runs: Path) -> Path | None:
+    """What the last finished run of a part has trained."""
+    found = atomic_checkpoint.in_runs(runs / part.name, "weights.safetensors")
+    return found[-1] if found else None
+
+
+def overview(runs: Path) -> str:
+    """A table of what is done and what is left."""
+    lines = [f"{'part':10} {'steps':>6}  state"]
+    for part in PLAN:
+        if weights := weights_of(part, runs):
+            state = f"done: {weights}"
+        elif checkpoint := atomic_checkpoint.newest([runs / part.name]):
+            state = f"interrupted: goes on from {checkpoint}"
+        else:
+            state = "to do"
+        lines.append(f"{part.name:10} {part.steps:6}  {state}")
+    return "\n".join(lines)
+
+
+def command(part: Part, runs: Path, steps: int | None) -> list[str]:
+    """The `triptych fit` arguments of a part."""
+    flags = [f"--trainer.max_steps={steps or part.steps}"]
+    for logger_flag in ("=CSVLogger", f".save_dir={runs}", f".name={part.name}"):
+        flags.append(f"--trainer.logger{logger_flag}")
+    flags.append(f"--{TOKENIZER_FLAG}={tokenizer_folder(runs)}")
+    for other in PLAN:
+        if other.name in part.needs:
+            flags.append(f"--model.weights.{other.label}={weights_of(other, runs)}")
+    flags.append("--ckpt_path=auto")
+    configs = ["conf/base.yaml", "conf/model/tiny.yaml", f"conf/{part.name}.yaml"]
+    return ["fit", *(word for path in configs for word in ("--config", path)), *flags, *part.flags]
+
+
+TOKENIZER_FLAG = "model.understanding.init_args.understander.init_args.tokenizer"
+
+
+def tokenizer_folder(runs: Path) -> Path:
+    """Where the tokenizer is made."""
+    return runs / "tokenizer"
+
+
+def make_tokenizer(runs: Path) -> None:
+    """Train the tokenizer, in seconds, unless it is there."""
+    if not (tokenizer_folder(runs) / "tokenizer.json").exists():
+        from triptych.shapes_world.tokenizer import train_tokenizer
+
+        train_tokenizer(tokenizer_folder(runs))
+
+
+def train(part: Part, runs: Path, steps: int | None) -> None:
+    """Run one part and note its command and time beside its weights."""
+    arguments = command(part, runs, steps)
+    print("triptych " + shlex.join(arguments), flush=True)
+    started = time.time()
+    result = subprocess.run([sys.executable, "-P", "-m", "triptych", *arguments], check=False)
+    seconds = round(time.time() - started)
+    log = runs / part.name / "attempts.jsonl"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a") as file:
+        entry = {"command": "triptych " + shlex.join(arguments), "seconds": seconds}
+        entry |= {"commit": commit(), "status": result.returncode}
+        file.write(json.dumps(entry) + "\n")
+    if result.returncode:
+        raise UserError(
+            f"{part.name} stopped with status {result.returncode} after {seconds} s; "
+            "`make pretrain-tiny` goes on where it stopped."
+        )
+
+
+def collect(runs: Path) -> Path:
+    """Cast the last weights of each label to float16, score them, and write provenance.json."""
+    import torch
+    from safetensors.torch import load_file
+
+    from triptych.checkpoints import read_metadata, save_weights
+
+    folder = runs / "assets"
+    for part in PLAN:
+        source = weights_of(part, runs)
+        target = folder / f"{part.label}.safetensors"
+        save_weights(load_file(source), target, read_metadata(source), torch.float16)
+    files = sorted(folder.glob("*.safetensors"))
+    record = {
+        "seed": SEED,
+        "parts": {part.name: attempts(part, runs) for part in PLAN},
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, no GPU used",
+        "versions": versions(),
+        "sha256": {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files},
+        "scores": scores(runs, folder),
+    }
+    (folder / "provenance.json").write_text(json.dumps(record, indent=1))
+    return folder
+
+
+def attempts(part: Part, runs: Path) -> list[dict]:
+    """What `train` noted of a part: more than one entry where it was interrupted."""
+    path = runs / part.name / "attempts.jsonl"
+    return [line for _, line in read_json_lines(read_text(path), path)]
+
+
+def scores(runs: Path, folder: Path) -> dict:
+    """ShapeEval, reconstructions and questions of the collected weights."""
+    from triptych.evaluation import evaluate_all
+    from triptych.inference.loading import load_model
+
+    labels = sorted({part.label for part in PLAN})
+    flags = [f"--model.weights.{label}={folder / label}.safetensors" for label in labels]
+    flags.append(f"--{TOKENIZER_FLAG}={tokenizer_folder(runs)}")
+    return evaluate_all(load_model(["conf/model/tiny.yaml"], flags), images=600)
+
+
+def versions() -> dict[str, str]:
+    """The packages that decide numbers."""
+    from importlib.metadata import version
+
+    return {name: version(name) for name in ("torch", "transformers", "diffusers", "timm")}
+
+
+def commit() -> str:
+    """The commit of the working tree, or "unknown" outside of git."""
+    result = subprocess.run(
+        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+    )
+    return result.stdout.strip() or "unknown"

@@ -1,0 +1,157 @@
+"""The pictures that a benchmark asks for, and what is wrong with the folder they should lie in."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from triptych.utils import documents
+from triptych.utils.documents import parse_json
+from triptych.utils.errors import UserError
+from triptych.utils.images import open_picture
+from triptych.utils.listing.folders import list_images
+from triptych.utils.text import clean_text, is_blank, numbered_lines
+
+SCORED, MISSING, UNREADABLE, WRONG_SIZE = "scored", "missing", "unreadable", "wrong_size"
+EXTRA, JUDGE_FAILED = "extra", "judge_failed"
+# In the order in which reports count them.
+STATES = (SCORED, MISSING, UNREADABLE, WRONG_SIZE, JUDGE_FAILED, EXTRA)
+
+
+@dataclass
+class Sample:
+    """A picture that is asked for, or that lies there unasked."""
+
+    key: str
+    prompt: str
+    picture: str
+    """Path in the folder of pictures."""
+    state: str = SCORED
+    """SCORED until something is found wrong with it; see STATES."""
+    note: str = ""
+    """What was found wrong with it, or why it scored as it did."""
+    score: float | None = None
+    size: tuple[int, int] | None = None
+    """Width and height in pixels, once it was opened."""
+
+    def item(self, **more: Any) -> dict[str, Any]:
+        """As in `Report.items`."""
+        there = {} if self.state == MISSING else {"picture": self.picture}
+        score = {} if self.score is None else {"score": self.score}
+        names = {"key": self.key, "prompt": self.prompt, "state": self.state}
+        return names | score | there | {"note": self.note} | more
+
+    def leave_out(self, state: str, note: str) -> None:
+        """It is not scored, and this is why."""
+        self.state, self.note, self.score = state, note, None
+
+
+def find(folder: Path, samples: Iterable[Sample]) -> None:
+    """Mark those that are not there.
+
+    Raises:
+        UserError: there is no such folder, or none of them is in it.
+    """
+    if not folder.is_dir():
+        raise UserError(f"the folder of pictures {folder} does not exist; check the path.")
+    asked = [sample for sample in samples if sample.state != EXTRA]
+    for sample in asked:
+        if not (folder / sample.picture).is_file():
+            sample.leave_out(MISSING, f"there is no {sample.picture}")
+    if asked and all(sample.state == MISSING for sample in asked):
+        raise UserError(
+            f"{folder} has none of the {len(asked)} pictures that are asked for, such as "
+            f"{asked[0].picture}; give the folder that they were made in."
+        )
+
+
+def images_by_stem(folder: Path) -> tuple[dict[str, str], list[str]]:
+    """Stem -> name of the images that lie in a folder itself, and further ones of the same stems.
+
+    None where there is no folder.
+    """
+    found: dict[str, str] = {}
+    others = []
+    for name in list_images(folder) if folder.is_dir() else ():
+        if "/" not in name and found.setdefault(Path(name).stem, name) != name:
+            others.append(name)
+    return found, others
+
+
+def opened(
+    folder: Path, sample: Sample, fits: Callable[[tuple[int, int]], str] = lambda size: ""
+) -> Image.Image | None:
+    """Its picture in RGB; or None, and it is marked.
+
+    Args:
+        fits: says what is wrong with a (width, height), nothing if it is right.
+    """
+    try:
+        picture = open_picture(folder / sample.picture)
+    except UserError:
+        sample.leave_out(UNREADABLE, f"{sample.picture} is torn, or is no picture")
+        return None
+    sample.size = picture.size
+    if wrong := fits(picture.size):
+        sample.leave_out(WRONG_SIZE, f"{sample.picture} {wrong}")
+        return None
+    return picture
+
+
+def counts(samples: Sequence[Sample]) -> dict[str, int]:
+    """How many are "asked" for, and how many are in each of STATES."""
+    found = Counter(sample.state for sample in samples)
+    asked = len(samples) - found[EXTRA]
+    return {"asked": asked} | {state: found[state] for state in STATES}
+
+
+def sizes(samples: Iterable[Sample]) -> dict[str, int]:
+    """How many of the scored pictures have each size, such as {"1024x1024": 2212}."""
+    found = Counter(s.size for s in samples if s.state == SCORED and s.size is not None)
+    return {f"{width}x{height}": number for (width, height), number in sorted(found.items())}
+
+
+def read_json_lines(path: Path, what: str) -> list[dict[str, Any]]:
+    """One JSON object a line.
+
+    Args:
+        what: the file holds, for messages, such as "the GenEval prompts".
+
+    Raises:
+        UserError: there is no such file, or a line is no JSON object.
+    """
+    return [
+        parse_json(line, f"line {number} of {path}, {what},")
+        for number, line in numbered_lines(read_text(path, what))
+    ]
+
+
+def prompt_of(entry: Any, place: str) -> str:
+    """A prompt of a file of prompts, as a tokenizer gets it.
+
+    Raises:
+        UserError: it is none that a model can be given; `place` names it.
+    """
+    if not isinstance(entry, str):
+        raise UserError(f"{place} is {entry!r}, which is no text; correct it.")
+    text = clean_text(entry, place)
+    if is_blank(text):
+        raise UserError(f"{place} is empty; say what the picture should show.")
+    return text
+
+
+def read_text(path: Path, what: str) -> str:
+    """A text file.
+
+    Raises:
+        UserError: there is no such file, or it is no UTF-8 text.
+    """
+    try:
+        return documents.read_text(path)
+    except UserError as error:
+        raise UserError(f"{what}: {error}") from error

@@ -1,0 +1,137 @@
+"""CLIP score: how well pictures fit their captions, by a CLIP model that the user names.
+
+100 max(cos, 0) between picture and caption (Hessel et al. 2021, arXiv 2104.08718; with 100 as in
+torchmetrics, for their 2.5), a mean over pictures. Computed here: torchmetrics gives the mean
+alone, without which picture it came from, and fails with the outputs of transformers 5.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import cosine_similarity
+
+from triptych.evaluation.image_metrics.feature_space import batches
+from triptych.evaluation.image_sources import (
+    Entry,
+    Source,
+    count_states,
+    read_pictures,
+    source_name,
+)
+from triptych.evaluation.judges.hub import require_weights
+from triptych.evaluation.report import Report
+from triptych.evaluation.statistics import bootstrap
+from triptych.utils.errors import UserError
+from triptych.utils.pretrained import load_pretrained
+from triptych.utils.tokens import break_control_tokens
+
+
+class ClipJudge:
+    """A CLIP model of transformers, from a folder on disk.
+
+    Args:
+        folder: what `CLIPModel.from_pretrained` and `CLIPProcessor.from_pretrained` read.
+        device: where to compute.
+
+    Raises:
+        UserError: the folder holds no CLIP model.
+    """
+
+    def __init__(self, folder: str | Path, device: str | torch.device = "cpu") -> None:
+        self.folder, self.device = Path(folder), torch.device(device)
+        try:
+            self.model = load_pretrained("CLIPModel", folder, local_files_only=True)
+            self.processor = load_pretrained("CLIPProcessor", folder, local_files_only=True)
+        except UserError as error:
+            raise UserError(
+                f"{folder} is no folder with a CLIP model and its processor ({error}); "
+                "download one, such as openai/clip-vit-large-patch14, and name its folder."
+            ) from error
+        require_weights(self.model, folder)
+        self.model = self.model.eval().to(self.device)
+        self.most_tokens = self.model.config.text_config.max_position_embeddings
+
+    @torch.inference_mode()
+    def __call__(self, pictures: Sequence[Image.Image], captions: Sequence[str]) -> Tensor:
+        """Scores [B] from 0 to 100, one a pair; captions are cut off where `is_cut` says."""
+        images = self.processor.image_processor(list(pictures), return_tensors="pt")
+        words = self.processor.tokenizer(
+            [break_control_tokens(self.processor.tokenizer, caption) for caption in captions],
+            return_tensors="pt",
+            padding=True,
+            truncation=True,
+            max_length=self.most_tokens,
+        )
+        seen = self.model.get_image_features(**images.to(self.device)).pooler_output
+        read = self.model.get_text_features(**words.to(self.device)).pooler_output
+        return 100 * cosine_similarity(seen, read).clamp(min=0).cpu()
+
+    def is_cut(self, caption: str) -> bool:
+        """Whether the caption has more tokens than the model reads, 77 for most."""
+        tokenizer = self.processor.tokenizer
+        text = break_control_tokens(tokenizer, caption)
+        return len(tokenizer(text)["input_ids"]) > self.most_tokens
+
+
+def score(pictures: Source, judge: ClipJudge, batch_size: int = 32) -> Report:
+    """The CLIP score of pictures and the captions that belong to them; see `read_pictures`.
+
+    Pictures without a caption are counted as such; captions that are too long for the model are
+    scored by their beginning and counted as "cut_captions".
+
+    Raises:
+        UserError: no picture can be scored.
+    """
+    entries = []
+    for batch in batches(read_pictures(pictures), batch_size):
+        entries += _scored(batch, judge)
+    marks = [(entry, mark) for entry, mark in entries if mark is not None]
+    if not marks:
+        raise UserError(
+            f"none of the {len(entries)} pictures in {source_name(pictures)} can be read and has a "
+            "caption; put a .txt file beside each, or a results.jsonl into the folder."
+        )
+    values = [mark for _, mark in marks]
+    return Report(
+        benchmark="clip_score",
+        scores={"CLIP score": sum(values) / len(values)},
+        judged_by=f"CLIP model {judge.folder.name}",
+        intervals={"CLIP score": bootstrap([_by_caption(marks)], [1.0])},
+        numbers={"CLIP score": len(values)},
+        counts={
+            "asked": len(entries),
+            "scored": len(values),
+            **count_states(entry for entry, _ in entries),
+            "without_caption": sum(entry.state == "without_caption" for entry, _ in entries),
+            "cut_captions": sum(judge.is_cut(entry.caption) for entry, _ in marks),
+        },
+        settings={"folder": source_name(pictures), "clip": judge.folder},
+        items=[entry.item(**({} if mark is None else {"score": mark})) for entry, mark in entries],
+    )
+
+
+def _scored(batch: list[Entry], judge: ClipJudge) -> Iterator[tuple[Entry, float | None]]:
+    """The entries without their pictures, and scores of those that have one."""
+    for entry in batch:
+        if entry.picture is not None and not entry.caption:
+            entry.state, entry.note = "without_caption", "nothing says what it should show"
+    ready = [entry for entry in batch if not entry.state]
+    marks = []
+    if ready:
+        marks = judge([e.picture for e in ready], [e.caption for e in ready]).tolist()
+    by_key = {entry.key: mark for entry, mark in zip(ready, marks, strict=True)}
+    for entry in batch:
+        entry.picture = None
+        yield entry, by_key.get(entry.key)
+
+
+def _by_caption(marks: list[tuple[Entry, float]]) -> list[list[float]]:
+    """Scores of the pictures of one caption together: they depend on each other."""
+    ordered = sorted(marks, key=lambda pair: pair[0].caption)
+    return [[mark for _, mark in group] for _, group in groupby(ordered, lambda p: p[0].caption)]

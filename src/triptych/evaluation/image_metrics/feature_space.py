@@ -1,0 +1,134 @@
+"""Where pictures are compared: features of one network, and what a report says of it."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from triptych.evaluation.image_metrics.inception import PUBLISHED, Inception, load_inception
+from triptych.evaluation.image_sources import Entry
+from triptych.evaluation.report import sha256
+from triptych.inference.pipeline import UnifiedPipeline
+from triptych.utils.errors import UserError
+
+
+class FeatureSpace(ABC):
+    """Pictures in, one vector each out."""
+
+    label: str
+    """What distances in it are called in a report, and whether they compare with published ones."""
+    settings: dict[str, Any]
+    """What decides its features, for a report."""
+
+    @abstractmethod
+    def __call__(self, pictures: Sequence[Image.Image]) -> Tensor:
+        """Features float32 [B,F] on the CPU, of pictures in RGB of any sizes."""
+
+
+class EncoderSpace(FeatureSpace):
+    """The features that a model of ours generates: those of its image encoder.
+
+    Args:
+        pipeline: its image encoder must have weights.
+        pool: "mean" is one vector [C] a picture, the mean over the grid; "grid" the whole grid
+            [C*h*w], which also tells where something is.
+    """
+
+    def __init__(self, pipeline: UnifiedPipeline, pool: Literal["mean", "grid"] = "mean") -> None:
+        self.pipeline, self.pool = pipeline, pool
+        encoder = pipeline.model.encoder
+        name = type(encoder).__name__
+        self.label = f"{name} features of {pipeline.name}, not comparable with published figures"
+        self.settings = {
+            "features": encoder.fingerprint() | {"weights_sha256": _sha256(encoder)},
+            "model": pipeline.name,
+            "pool": pool,
+        }
+
+    def __call__(self, pictures: Sequence[Image.Image]) -> Tensor:
+        features = self.pipeline.encode(pictures, batch_size=len(pictures)).cpu()
+        return features.mean((2, 3)) if self.pool == "mean" else features.flatten(1)
+
+
+class InceptionSpace(FeatureSpace):
+    """The features that FID is defined by: the pool before Inception's last layer, [2048].
+
+    Args:
+        weights: the file of its weights; see `inception.load_inception`.
+        device: where to compute.
+    """
+
+    def __init__(self, weights: str | Path, device: str | torch.device = "cpu") -> None:
+        self.device = torch.device(device)
+        self.network = load_inception(weights).to(self.device)
+        published = sha256(Path(weights)).startswith(PUBLISHED)
+        kind = "published" if published else "another file than the published, not comparable"
+        self.label = f"Inception features (weights: {kind})"
+        self.settings = {"features": "Inception", "weights": Path(weights), "scaling": "antialias"}
+
+    @torch.inference_mode()
+    def __call__(self, pictures: Sequence[Image.Image]) -> Tensor:
+        scaled = [
+            Inception.scaled(torch.from_numpy(numpy.array(each)).permute(2, 0, 1)[None])
+            for each in pictures
+        ]
+        return self.network.network(torch.cat(scaled).to(self.device)).cpu()
+
+
+def _sha256(module: nn.Module) -> str:
+    """Of its numbers as they are in memory, dtype included: a checkpoint may have changed them."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+@dataclass
+class Extracted:
+    """Features of a source's pictures."""
+
+    features: Tensor
+    """float32 [N,F]"""
+    entries: list[Entry]
+    """[N], without their pictures."""
+    left_out: list[Entry]
+    """Those that could not be read."""
+
+
+def extract(space: FeatureSpace, entries: Iterable[Entry], batch_size: int = 64) -> Extracted:
+    """Features of all pictures, `batch_size` of which are in memory at once.
+
+    Raises:
+        UserError: not one of them can be read.
+    """
+    features, kept, left_out = [], [], []
+    for batch in batches(entries, batch_size):
+        readable = [entry for entry in batch if entry.picture is not None]
+        left_out += [entry for entry in batch if entry.picture is None]
+        if readable:
+            features.append(space([entry.picture for entry in readable]))
+        for entry in readable:
+            entry.picture = None
+        kept += readable
+    if not kept:
+        why = f": {left_out[0].note}" if left_out else ""
+        raise UserError(f"none of {len(left_out)} pictures can be read{why}.")
+    return Extracted(torch.cat(features), kept, left_out)
+
+
+def batches(entries: Iterable[Entry], size: int) -> Iterator[list[Entry]]:
+    """`size` at a time, read only when they are wanted."""
+    iterator = iter(entries)
+    while batch := list(islice(iterator, size)):
+        yield batch

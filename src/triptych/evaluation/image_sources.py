@@ -1,0 +1,263 @@
+"""Pictures to be scored, of a folder, of WebDataset shards or from memory, read one at a time.
+
+What cannot be read is handed on as such, so that whoever scores names and counts it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from triptych.utils.captions import captions_of
+from triptych.utils.documents import (
+    MIB,
+    open_regular,
+    parse_json,
+    read_bytes,
+    read_json,
+    read_json_lines,
+    read_text,
+)
+from triptych.utils.errors import PictureError, TextError, UserError
+from triptych.utils.image_reader import DEFAULT_LIMITS, read_image
+from triptych.utils.images import open_picture
+from triptych.utils.listing.folders import FolderSample, holds_shards, list_images
+from triptych.utils.listing.names import IMAGE_SUFFIXES, kind_for
+from triptych.utils.listing.shards import find_shards
+from triptych.utils.listing.table import caption_in, captioned_rows, find_table
+from triptych.utils.listing.tar import Group, groups, mended, scan
+from triptych.utils.png_metadata import CHUNK
+
+RESULTS = "results.jsonl"  # of `triptych generate`: one {"file": ..., "prompt": ...} a line
+META = "meta_data.json"  # of MJHQ-30K: {NAME: {"category": ..., "prompt": ...}}
+
+Source = str | Path | Iterable[Image.Image]
+"""A folder of pictures, a folder or file of WebDataset shards, or the pictures themselves."""
+
+
+@dataclass
+class Entry:
+    """One picture of a source."""
+
+    key: str
+    """Its path below the folder; SHARD/KEY; or its number."""
+    picture: Image.Image | None
+    """In RGB; None if it is missing or unreadable."""
+    state: str = ""
+    """Why there is none: "missing" or "unreadable"."""
+    note: str = ""
+    """The same at length."""
+    caption: str | None = None
+    """What it shows or should show, where its folder says so."""
+    category: str | None = None
+    """The one that its folder names, or stands for."""
+    in_folder: bool = False
+    """So that a report's page can show it."""
+
+    def item(self, **more: Any) -> dict[str, Any]:
+        """What a report says of it."""
+        said = {"key": self.key, "state": self.state or "scored"}
+        if self.in_folder and self.state != "missing":
+            said["picture"] = self.key
+        named = {"prompt": self.caption, "note": self.note or None}
+        return said | {name: value for name, value in named.items() if value is not None} | more
+
+
+def read_pictures(source: Source) -> Iterator[Entry]:
+    """Every picture of a source, in the order of the names, as `triptych.utils.listing` finds them.
+
+    Sources of edits are none. Folders: captions are taken from `results.jsonl` or `meta_data.json`
+    in the folder, else from its table (`triptych.utils.listing.table`), else from KEY.txt or
+    KEY.json beside a picture, else from the settings that a PNG of ours carries. Categories are
+    those of `meta_data.json`, else the names of the folders that pictures lie in. Shards: names
+    with dots in them are samples, too.
+
+    Raises:
+        UserError: there is no such folder, it holds no pictures, or a list in it is damaged.
+    """
+    if not isinstance(source, str | Path):
+        return _from_memory(source)
+    path = Path(source)
+    if os.path.isdir(path) and not holds_shards(path):
+        return _from_folder(path)
+    return _from_shards(path, find_shards(path))
+
+
+def source_name(source: Source) -> str:
+    """What a report calls it."""
+    return str(source) if isinstance(source, str | Path) else "pictures in memory"
+
+
+def count_states(entries: Iterable[Entry]) -> dict[str, int]:
+    """How many of the entries are missing and how many unreadable."""
+    states = [entry.state for entry in entries]
+    return {state: states.count(state) for state in ("missing", "unreadable")}
+
+
+def _from_memory(pictures: Iterable[Image.Image]) -> Iterator[Entry]:
+    for number, picture in enumerate(pictures):
+        try:
+            yield Entry(str(number), read_image(picture))
+        except PictureError as error:
+            yield Entry(str(number), None, "unreadable", str(error))
+
+
+# --- folders --------------------------------------------------------------------------------------
+
+
+def _from_folder(folder: Path) -> Iterator[Entry]:
+    prompts = _read_results(folder / RESULTS)
+    known = _read_meta(folder / META)
+    table = _read_table(folder)
+    found = list_images(folder)
+    keys = sorted({*found, *prompts})
+    if not keys:
+        endings = ", ".join(IMAGE_SUFFIXES)
+        raise UserError(f"{folder} holds no pictures ({endings}) and no .tar shards.")
+    return (_entry(folder, key, found.get(key), prompts, known, table) for key in keys)
+
+
+def _entry(
+    folder: Path,
+    key: str,
+    sample: FolderSample | None,
+    prompts: Mapping[str, str],
+    known: Mapping[str, Mapping[str, str]],
+    table: Mapping[str, object],
+) -> Entry:
+    path = folder / key
+    facts = known.get(path.stem, {})
+    entry = Entry(
+        key,
+        None,
+        caption=prompts.get(key, facts.get("prompt")),
+        category=facts.get("category") or (path.parent.name if path.parent != folder else None),
+        in_folder=True,
+    )
+    if not os.path.lexists(path):
+        entry.state, entry.note = "missing", f"{RESULTS} names it, but it is not there"
+        return entry
+    try:
+        entry.picture = open_picture(path)
+    except UserError as error:
+        entry.state, entry.note = "unreadable", str(error)
+        return entry
+    if entry.caption is None:
+        try:
+            if key in table:
+                entry.caption = captions_of(table[key], "it")[0]
+            else:
+                entry.caption = _caption_beside(folder, sample) or _caption_inside(entry.picture)
+        except UserError as error:
+            entry.note = f"its caption cannot be read: {error}"
+    return entry
+
+
+def _read_table(folder: Path) -> dict[str, object]:
+    """File name -> caption or captions, of the table that the loader reads too."""
+    table = find_table(folder)
+    rows = captioned_rows(table)[0] if table else []
+    return {os.path.normpath(row["file_name"]): caption_in(row) for row in rows}
+
+
+def _caption_beside(folder: Path, sample: FolderSample | None) -> str | None:
+    if sample is None or sample.ambiguous:
+        return None
+    files = {role: sample.files[role][0] for role in ("txt", "json") if role in sample.files}
+    return _caption_of({role: read_bytes(folder / name, MIB) for role, name in files.items()})
+
+
+def _caption_of(texts: Mapping[str, bytes]) -> str | None:
+    """The caption of a sample: its .txt, else the "caption" of its .json, the first of several.
+
+    Raises:
+        TextError: none is usable.
+    """
+    if "txt" in texts:
+        return captions_of(texts["txt"], "it")[0]
+    try:
+        caption = parse_json(texts["json"], "json").get("caption")
+    except (KeyError, UserError):
+        return None
+    return captions_of(caption, "it")[0] if isinstance(caption, str | list) else None
+
+
+def _caption_inside(picture: Image.Image) -> str | None:
+    """Of a picture that `UnifiedPipeline.generate` made."""
+    try:
+        return parse_json(picture.info[CHUNK], CHUNK)["prompt"]
+    except (KeyError, ValueError, TypeError):
+        return None
+
+
+def _read_results(path: Path) -> dict[str, str]:
+    """File -> prompt."""
+    if not path.is_file():
+        return {}
+    try:
+        read = (line for _, line in read_json_lines(read_text(path), path))
+        return {line["file"]: line["prompt"] for line in read}
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f'{path} is damaged ({error!r}); each line is {{"file": ..., "prompt": ...}}.'
+        ) from error
+
+
+def _read_meta(path: Path) -> dict[str, dict[str, str]]:
+    """Name without ending -> {"category", "prompt"}."""
+    if not path.is_file():
+        return {}
+    try:
+        read = read_json(path)
+        return {
+            name: {key: facts[key] for key in ("category", "prompt")}
+            for name, facts in read.items()
+        }
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f'{path} is damaged ({error!r}); it is {{NAME: {{"category": ..., "prompt": ...}}}}.'
+        ) from error
+
+
+# --- shards ---------------------------------------------------------------------------------------
+
+
+def _from_shards(source: Path, shards: list[Path]) -> Iterator[Entry]:
+    for shard in shards:
+        name = shard.relative_to(source).as_posix() if os.path.isdir(source) else shard.name
+        try:
+            for group in mended(groups(scan(shard))):
+                key = f"{name}/{group.key.decode('utf-8', 'replace')}"
+                if group.fault:
+                    note = f"the shard is damaged: {group.fault}"
+                    yield Entry(key, None, "unreadable", note)
+                elif (kind := kind_for("picture", group.members)) is not None:
+                    yield _sample(key, shard, group, kind)
+        except (OSError, UserError) as error:
+            yield Entry(name, None, "unreadable", f"the shard is damaged: {error}")
+
+
+def _sample(key: str, shard: Path, group: Group, kind: str) -> Entry:
+    texts = {role: group.members[role] for role in ("txt", "json") if role in group.members}
+    with open_regular(shard) as file:
+
+        def read(place: tuple[int, int], most: int) -> bytes:
+            offset, size = place  # a byte more than may be, so that the reader says so
+            return os.pread(file.fileno(), min(size, most + 1), offset)
+
+        picture = read(group.members[kind], DEFAULT_LIMITS.max_bytes)
+        entry = Entry(key, None)
+        try:
+            entry.caption = _caption_of({role: read(place, MIB) for role, place in texts.items()})
+        except TextError as error:
+            entry.note = f"its caption cannot be read: {error}"
+    try:
+        entry.picture = read_image(picture)
+    except PictureError:
+        entry.state, entry.note = "unreadable", f"its .{kind} is no picture, or damaged"
+    return entry

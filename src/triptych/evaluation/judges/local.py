@@ -1,0 +1,90 @@
+"""Judges that compute here: a vision-language model of transformers, or a model of ours."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from triptych.evaluation.judges.base import BatchJudge, Question
+from triptych.evaluation.judges.hub import load
+from triptych.utils.png_metadata import shown_name
+from triptych.utils.tokens import break_control_tokens
+
+
+class QwenJudge(BatchJudge):
+    """A vision-language model of transformers; DPG's default here is Qwen2.5-VL.
+
+    Args:
+        source: a folder, or a name on the hub such as Qwen/Qwen2.5-VL-7B-Instruct, which is
+            downloaded if it is not there.
+        device, dtype: where and in what to compute.
+        max_new_tokens: the longest answer.
+        batch: questions at once: memory grows with it.
+
+    Raises:
+        UserError: there is no such model.
+    """
+
+    def __init__(
+        self,
+        source: str | Path,
+        device: str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        max_new_tokens: int = 16,
+        batch: int = 8,
+    ) -> None:
+        self.processor = load("AutoProcessor", source, padding_side="left")
+        self.model = load("AutoModelForImageTextToText", source, dtype=dtype).eval().to(device)
+        self.name, self.batch = f"{shown_name(source)} (transformers)", batch
+        self.max_new_tokens = max_new_tokens
+
+    def settings(self) -> dict[str, Any]:
+        return {"max_new_tokens": self.max_new_tokens}
+
+    @torch.no_grad()
+    def answers(self, questions: Sequence[Question]) -> list[str]:
+        tokenizer = self.processor.tokenizer
+        turns = [[_turn(p, break_control_tokens(tokenizer, text))] for p, text in questions]
+        texts = self.processor.apply_chat_template(
+            turns, add_generation_prompt=True, tokenize=False
+        )
+        inputs = self.processor(
+            text=texts,
+            images=[picture for picture, _ in questions],
+            padding=True,
+            return_tensors="pt",
+        ).to(self.model.device)
+        written = self.model.generate(**inputs, max_new_tokens=self.max_new_tokens, do_sample=False)
+        new = written[:, inputs["input_ids"].shape[1] :]
+        return self.processor.batch_decode(new, skip_special_tokens=True)
+
+
+class PipelineJudge(BatchJudge):
+    """The understanding of a model of ours.
+
+    Args:
+        pipeline: a `triptych.inference.pipeline.UnifiedPipeline`.
+        max_new_tokens: the longest answer.
+        batch: questions at once.
+    """
+
+    def __init__(self, pipeline: Any, max_new_tokens: int = 16, batch: int = 8) -> None:
+        self.pipeline, self.max_new_tokens, self.batch = pipeline, max_new_tokens, batch
+        self.name = f"{pipeline.name} (triptych)"
+
+    def settings(self) -> dict[str, Any]:
+        return {"max_new_tokens": self.max_new_tokens}
+
+    def answers(self, questions: Sequence[Question]) -> list[str]:
+        conversations = [[_turn(*question)] for question in questions]
+        given = self.pipeline.chat_batch(conversations, self.max_new_tokens)
+        return [each.text for each in given]
+
+
+def _turn(picture: Image.Image, question: str) -> dict[str, Any]:
+    content = [{"type": "image", "image": picture}, {"type": "text", "text": question}]
+    return {"role": "user", "content": content}

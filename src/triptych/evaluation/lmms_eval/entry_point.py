@@ -1,0 +1,11 @@
+"""What lmms-eval reads at its start, through the entry point group `lmms_eval.models`.
+
+Apart from `lmms`, since every run of lmms-eval imports this, whichever model it is about.
+"""
+
+from lmms_eval.models.registry_v2 import ModelManifest
+
+
+def manifest() -> ModelManifest:
+    """The model `triptych` of `lmms_eval --model triptych`."""
+    return ModelManifest("triptych", chat_class_path="triptych.evaluation.lmms_eval.model.Triptych")

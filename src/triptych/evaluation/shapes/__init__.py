@@ -1,0 +1,9 @@
+"""Scores of the shapes world.
+
+shape_eval  accuracy of generation, questions and reconstruction, and of chance
+edit_eval   accuracy of edits
+all_scores  every score, in batches that processes share
+common      seeds, batches and arrays
+demo        the demo: scores and examples
+demo_page   the demo's HTML page
+"""

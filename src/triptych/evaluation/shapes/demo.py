@@ -1,0 +1,171 @@
+"""The demo: scores a trained shapes model and shows what it does, on one page, in a minute."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy
+
+from triptych.evaluation.shapes.common import wilson
+from triptych.evaluation.shapes.demo_page import Answered, Drawn, Rebuilt, Row, render
+from triptych.evaluation.shapes.shape_eval import (
+    QUESTIONS_PER_PICTURE,
+    Asked,
+    Example,
+    answers_for,
+    ask_about,
+    chance,
+    examples,
+    generate_for,
+    reconstruct_for,
+    score_answers,
+)
+from triptych.shapes_world.captions import TASKS, request_of
+from triptych.shapes_world.checker import answer_is_right, check, shape_eval
+
+SHOWN = 12  # captions, questions and reconstructions on the page
+SEEDS_SHOWN = 4
+FIRST_QUESTIONS = slice(0, SHOWN * QUESTIONS_PER_PICTURE, QUESTIONS_PER_PICTURE)  # one a picture
+
+
+def make_demo(
+    model: Any,
+    folder: str | Path,
+    seed: int = 0,
+    images: int = 240,
+    batch_size: int = 64,
+    started: float | None = None,
+) -> dict[str, Any]:
+    """Write FOLDER/index.html and FOLDER/scores.json, and return the scores.
+
+    Args:
+        model: a built UnifiedModule in evaluation mode.
+        folder: made where it is missing.
+        seed: of the noise that pictures start from.
+        images: evaluation samples behind each score, 12 or more; 240 take the tiny preset 30 s
+            on one CPU core.
+        batch_size: pictures at a time.
+        started: `time.time()` from which "seconds" counts; None is now.
+    """
+    started = time.time() if started is None else started
+    samples = examples("eval", max(images, SHOWN))
+    shown = samples[:SHOWN]
+    pictures = generate_for(model, samples, batch_size, seed)
+    others = [generate_for(model, shown, batch_size, seed + n) for n in range(1, SEEDS_SHOWN)]
+    rebuilt = reconstruct_for(model, samples, batch_size, seed)
+    asked = ask_about(samples)
+    given = answers_for(model, samples, asked, batch_size)
+    scores = _scores(samples, pictures, rebuilt, asked, given)
+    scores["seconds"] = round(time.time() - started, 1)
+    page = render(
+        "triptych: one small model that reads and makes pictures",
+        _rows(scores),
+        _drawn(shown, numpy.stack([pictures[:SHOWN], *others], axis=1)),
+        _answered(samples, asked[FIRST_QUESTIONS], given[FIRST_QUESTIONS]),
+        _rebuilt(shown, rebuilt[:SHOWN]),
+        f"{len(samples)} samples for each score, {scores['seconds']:.0f} seconds in all.",
+    )
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    _replace(folder / "index.html", page)
+    _replace(folder / "scores.json", json.dumps(scores, indent=2) + "\n")
+    return scores
+
+
+def _scores(
+    samples: Sequence[Example],
+    pictures: numpy.ndarray,
+    rebuilt: numpy.ndarray,
+    asked: Sequence[Asked],
+    given: Sequence[str],
+) -> dict[str, Any]:
+    """What scores.json holds, but for the seconds."""
+    right = [check(p, request_of(s.scene)) for p, s in zip(rebuilt, samples, strict=True)]
+    types = score_answers(asked, given)
+    expected = chance(len(samples))
+    scores = {
+        "shape_eval": shape_eval(pictures, [sample.request for sample in samples]),
+        "reconstruction": sum(right) / len(right),
+        "question_answering": types.pop("mean"),
+    }
+    numbers = {
+        "shape_eval": len(samples),
+        "reconstruction": len(samples),
+        "question_answering": len(asked),
+    }
+    means = scores | {"shape_eval": scores["shape_eval"]["mean"]}
+    return scores | {
+        "intervals": {name: wilson(means[name], number) for name, number in numbers.items()},
+        "numbers": numbers,
+        "question_types": types,
+        "chance": expected | {"question_answering": expected["question_answering"]["mean"]},
+    }
+
+
+def _rows(scores: dict[str, Any]) -> list[Row]:
+    """The table: six tasks, their mean, reconstructions, answers."""
+    numbers, chances = scores["numbers"], scores["chance"]
+    tasks = [
+        _row(
+            task.replace("_", " "),
+            scores["shape_eval"][task],
+            numbers["shape_eval"] // len(TASKS),
+            chances["shape_eval"][task],
+        )
+        for task in TASKS
+    ]
+    totals = [
+        ("text to picture, mean", scores["shape_eval"]["mean"], "shape_eval"),
+        ("reconstruction", scores["reconstruction"], "reconstruction"),
+        ("question answering", scores["question_answering"], "question_answering"),
+    ]
+    chances = chances | {"shape_eval": chances["shape_eval"]["mean"]}
+    return tasks + [
+        _row(name, score, numbers[key], chances[key], total=True) for name, score, key in totals
+    ]
+
+
+def _row(name: str, score: float, number: int, by_chance: float, total: bool = False) -> Row:
+    return Row(name, score, wilson(score, number), number, by_chance, total)
+
+
+def _drawn(samples: Sequence[Example], pictures: numpy.ndarray) -> list[Drawn]:
+    """Pictures uint8 [N,seeds,48,48,3] of the samples' captions, two captions of each task."""
+    return [
+        Drawn(s.caption, s.request.task, drawn, [check(picture, s.request) for picture in drawn])
+        for s, drawn in zip(samples, pictures, strict=True)
+    ]
+
+
+def _answered(
+    samples: Sequence[Example], asked: Sequence[Asked], given: Sequence[str]
+) -> list[Answered]:
+    return [
+        Answered(
+            samples[turn.number].picture,
+            turn.question,
+            answer,
+            turn.answer,
+            answer_is_right(answer, turn.answer),
+        )
+        for turn, answer in zip(asked, given, strict=True)
+    ]
+
+
+def _rebuilt(samples: Sequence[Example], rebuilt: numpy.ndarray) -> list[Rebuilt]:
+    return [
+        Rebuilt(s.picture, picture, check(picture, request_of(s.scene)))
+        for s, picture in zip(samples, rebuilt, strict=True)
+    ]
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    unfinished.write_text(text, encoding="utf-8")
+    os.replace(unfinished, path)

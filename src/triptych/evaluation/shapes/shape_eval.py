@@ -1,0 +1,229 @@
+"""How often a model is right in the shapes world, and how often chance would be.
+
+Three questions, one for each panel: does a generated picture show what its caption asks, does a
+reconstruction show the scene of its original, is an answer about a picture the expected one.
+Edits have a file of their own. The samples are drawn in memory, in the order of the evaluation
+shards, and none is a training sample. A score follows from the weights and a seed alone: batch
+size, threads and processor change images by rounding, which shows only where a verdict is close.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Literal
+
+import numpy
+
+from triptych.evaluation.shapes.common import SEEDS, WORLD_SEED, batches, mean, to_arrays, to_tensor
+from triptych.interfaces import Evaluator
+from triptych.shapes_world.captions import Request, request_of
+from triptych.shapes_world.checker import answer_is_right, chance_levels, shape_eval
+from triptych.shapes_world.questions import questions
+from triptych.shapes_world.shards import make_sample
+from triptych.shapes_world.world import Scene, draw
+from triptych.utils.errors import UserError
+
+QUESTIONS_PER_PICTURE = 2
+EDITS = 200  # scored among all scores, at most
+LONGEST_ANSWER = 16  # tokens; the tiny tokenizer needs 6 for "a large orange triangle"
+
+
+@dataclass(frozen=True)
+class Example:
+    """One evaluation sample."""
+
+    caption: str
+    request: Request
+    scene: Scene
+
+    @property
+    def picture(self) -> numpy.ndarray:
+        """The true picture, uint8 [48,48,3]."""
+        return draw(self.scene)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question about picture `number` of the evaluation samples."""
+
+    number: int
+    question: str
+    answer: str
+    type: str
+
+
+class ShapeEval(Evaluator):
+    """The share of generated pictures that show exactly what their caption asks, by task.
+
+    Args:
+        split: "eval" for held-out captions, "unseen" for pairs of colour and kind never trained.
+        images: number of captions, and of pictures.
+        seed: of the noise that the pictures start from.
+        batch_size: pictures at a time.
+        steps, guidance: of the sampler; null takes the model's own.
+    """
+
+    parts = ("understanding", "generation", "decoding")
+
+    def __init__(
+        self,
+        split: Literal["eval", "unseen"] = "eval",
+        images: int = 240,
+        seed: int = 0,
+        batch_size: int = 64,
+        steps: int | None = None,
+        guidance: float | None = None,
+    ) -> None:
+        self.split, self.images, self.seed, self.batch_size = split, images, seed, batch_size
+        self.steps, self.guidance = steps, guidance
+
+    def __call__(self, model: Any) -> dict[str, float]:
+        samples = examples(self.split, self.images)
+        pictures = generate_for(
+            model, samples, self.batch_size, self.seed, self.steps, self.guidance
+        )
+        return shape_eval(pictures, [sample.request for sample in samples])
+
+
+# --- samples --------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=8)
+def examples(split: str, number: int) -> tuple[Example, ...]:
+    """The first `number` samples of "eval" or "unseen", the tasks in turn."""
+    if number < 1:
+        raise UserError(f"the shapes world cannot be scored on {number} images; give 1 or more.")
+    return tuple(_example(split, index) for index in range(number))
+
+
+def _example(split: str, index: int) -> Example:
+    facts = json.loads(make_sample(split, index, WORLD_SEED)["json"])
+    return Example(
+        facts["caption"], Request.from_dict(facts["request"]), Scene.from_dict(facts["scene"])
+    )
+
+
+def ask_about(samples: Sequence[Example]) -> list[Asked]:
+    """Two random questions about each sample; they depend on its number alone."""
+    return [
+        Asked(number, *turn)
+        for number, sample in enumerate(samples)
+        for turn in questions(
+            sample.scene, numpy.random.default_rng([WORLD_SEED, number]), QUESTIONS_PER_PICTURE
+        )
+    ]
+
+
+# --- what the model makes of them -----------------------------------------------------------------
+
+
+def generate_for(
+    model: Any,
+    samples: Sequence[Example],
+    batch_size: int = 64,
+    seed: int = 0,
+    steps: int | None = None,
+    guidance: float | None = None,
+    numbers: Sequence[int] | None = None,
+) -> numpy.ndarray:
+    """One picture for each caption: uint8 [N,48,48,3].
+
+    Args:
+        numbers: of the samples, from 0 on if None: their noise follows from `seed` and these.
+    """
+    numbers = range(len(samples)) if numbers is None else numbers
+    return to_arrays(
+        model.generate(
+            [samples[n].caption for n in batch],
+            seeds=[seed * SEEDS + numbers[n] for n in batch],
+            steps=steps,
+            guidance=guidance,
+        )
+        for batch in batches(len(samples), batch_size)
+    )
+
+
+def reconstruct_for(
+    model: Any,
+    samples: Sequence[Example],
+    batch_size: int = 64,
+    seed: int = 0,
+    numbers: Sequence[int] | None = None,
+) -> numpy.ndarray:
+    """The true pictures through encoder and decoder: uint8 [N,48,48,3]; see `generate_for`."""
+    numbers = range(len(samples)) if numbers is None else numbers
+    return to_arrays(
+        model.reconstruct(
+            to_tensor([samples[n].picture for n in batch]),
+            seeds=[seed * SEEDS + numbers[n] for n in batch],
+        )
+        for batch in batches(len(samples), batch_size)
+    )
+
+
+def answers_for(
+    model: Any, samples: Sequence[Example], asked: Sequence[Asked], batch_size: int = 64
+) -> list[str]:
+    """The model's answer to each question."""
+    return [
+        answer
+        for numbers in batches(len(asked), batch_size)
+        for answer in model.answer(
+            to_tensor([samples[asked[n].number].picture for n in numbers]),
+            [asked[n].question for n in numbers],
+            max_new_tokens=LONGEST_ANSWER,
+        )
+    ]
+
+
+# --- scores ---------------------------------------------------------------------------------------
+
+
+def question_answering_score(
+    model: Any, images: int = 240, batch_size: int = 64
+) -> dict[str, float]:
+    """The share of right answers about held-out pictures by type, and the "mean" of all."""
+    samples = examples("eval", images)
+    asked = ask_about(samples)
+    return score_answers(asked, answers_for(model, samples, asked, batch_size))
+
+
+def score_answers(asked: Sequence[Asked], given: Sequence[str]) -> dict[str, float]:
+    """The share of right answers by type of question, and the "mean" over all questions."""
+    pairs = zip(asked, given, strict=True)
+    return by_type(asked, [answer_is_right(answer, turn.answer) for turn, answer in pairs])
+
+
+def by_type(asked: Sequence[Asked], right: Sequence[bool]) -> dict[str, float]:
+    """The share of `right` by type of question, and the "mean" over all questions."""
+    of_type = defaultdict(list)
+    for turn, each in zip(asked, right, strict=True):
+        of_type[turn.type].append(each)
+    return {name: mean(of_type[name]) for name in sorted(of_type)} | {"mean": mean(right)}
+
+
+def chance(images: int = 240, split: str = "eval") -> dict[str, Any]:
+    """What each score is for a model that has learned nothing of its input.
+
+    Pictures: the true picture of another sample. Answers: always the most frequent one of that
+    type among these very questions, which is a little more than chance.
+    """
+    samples = examples(split, images)
+    pictures, scenes = zip(*((sample.picture, sample.scene) for sample in samples), strict=True)
+    asked = ask_about(samples)
+    return {
+        "shape_eval": chance_levels(pictures, [sample.request for sample in samples]),
+        "reconstruction": chance_levels(pictures, [request_of(s) for s in scenes])["description"],
+        "question_answering": score_answers(asked, _most_frequent(asked)),
+    }
+
+
+def _most_frequent(asked: Sequence[Asked]) -> list[str]:
+    counts = defaultdict(Counter)
+    for turn in asked:
+        counts[turn.type][turn.answer] += 1
+    return [counts[turn.type].most_common(1)[0][0] for turn in asked]

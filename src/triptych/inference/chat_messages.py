@@ -1,0 +1,101 @@
+"""Chat messages as people and clients write them, read into one shape."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image
+
+from triptych.utils.errors import UserError
+from triptych.utils.image_urls import EXAMPLE, is_url
+from triptych.utils.images import Picture, open_picture
+from triptych.utils.text import clean_text, without_controls
+
+ROLES = ("system", "user", "assistant")
+
+
+@dataclass
+class Message:
+    """One turn of a conversation."""
+
+    role: str
+    """One of ROLES."""
+    content: list[str | Image.Image]
+    """Texts and pictures in the order in which the model reads them."""
+
+
+def read_messages(messages: Sequence[Mapping[str, Any] | Message]) -> list[Message]:
+    """A conversation in the shape of the OpenAI and transformers interfaces.
+
+    A message is {"role": ..., "content": ...}; the content a text, or a list of texts, pictures,
+    {"type": "text", "text": ...}, {"type": "image", "image": picture or path} and OpenAI's
+    {"type": "image_url", "image_url": {"url": data URL}}. OpenAI's "developer" is "system".
+
+    Texts come out clean, see `texts`; what the model wrote itself is not refused for a NUL.
+
+    Raises:
+        UserError: a message has another shape, a picture or a text cannot be used, or the last
+            message is not the user's.
+    """
+    read = [
+        Message(m.role, [_part(part, n) for part in m.content])
+        if isinstance(m, Message)
+        else _message(m, n)
+        for n, m in enumerate(messages, 1)
+    ]
+    read = [_cleaned(message, number) for number, message in enumerate(read, 1)]
+    if not read or read[-1].role != "user":
+        raise UserError("a conversation ends with a message of the user; add one.")
+    return read
+
+
+def _message(message: Mapping[str, Any], number: int) -> Message:
+    if not isinstance(message, Mapping):
+        raise UserError(f'message {number} is not {{"role": ..., "content": ...}}; correct it.')
+    role, content = message.get("role"), message.get("content")
+    role = "system" if role == "developer" else role
+    if role not in ROLES:
+        raise UserError(f"message {number}: the role {role!r} is none of {', '.join(ROLES)}.")
+    parts = [content] if isinstance(content, str) else content
+    if not isinstance(parts, Sequence):
+        raise UserError(f"message {number}: its content is neither a text nor a list of parts.")
+    return Message(role, [_part(part, number) for part in parts])
+
+
+def _cleaned(message: Message, number: int) -> Message:
+    def cleaned(part: str | Image.Image) -> str | Image.Image:
+        if not isinstance(part, str):
+            return part
+        if message.role == "assistant":
+            return without_controls(part)
+        return clean_text(part, f"message {number}")
+
+    return Message(message.role, [cleaned(part) for part in message.content])
+
+
+def _part(part: Any, number: int) -> str | Image.Image:
+    if isinstance(part, str):
+        return part
+    if isinstance(part, Picture):
+        return open_picture(part)
+    kind = part.get("type") if isinstance(part, Mapping) else None
+    if kind == "text" and isinstance(part.get("text"), str):
+        return part["text"]
+    if kind == "image" and isinstance(part.get("image"), Picture):
+        return open_picture(part["image"])
+    if kind == "image_url":
+        shown = part.get("image_url")
+        url = shown.get("url") if isinstance(shown, Mapping) else shown
+        if not isinstance(url, str) or not is_url(url):
+            raise UserError(
+                f"message {number}: its image_url is not a URL; give {EXAMPLE}, or a path as "
+                '{"type": "image", "image": ...}.'
+            )
+        return open_picture(url)
+    raise UserError(
+        f"message {number}: a part of its content is neither a text, nor a picture, nor "
+        '{"type": "text", "text": ...}, nor {"type": "image", "image": ...}, nor '
+        '{"type": "image_url", "image_url": {"url": ...}}.'
+    )

@@ -1,0 +1,198 @@
+"""The whole model at inference: from a preset, a folder or a checkpoint to a ready model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import jsonargparse
+import yaml
+from torch import Tensor
+
+from triptych.checkpoints import hold, read_metadata, stored_names
+from triptych.checkpoints.atomic_checkpoint import newest
+from triptych.checkpoints.training_checkpoint import read_trained
+from triptych.checkpoints.weight_files import label_of
+from triptych.inference.trusted_config import plain_model
+from triptych.modules import UnifiedModule
+from triptych.utils.config_nulls import require_values
+from triptych.utils.documents import read_yaml
+from triptych.utils.errors import ConfigurationError, UserError
+from triptych.utils.parser_errors import plain
+from triptych.utils.parser_settings import MODE
+from triptych.utils.paths import presets
+
+# What a part may raise that is made of values of the right types that make no sense together.
+BAD_VALUES = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+
+
+@dataclass
+class Source:
+    """Where a model comes from: what `load_model` takes."""
+
+    configs: list[Path]
+    overrides: list[str] = field(default_factory=list)
+    trained: dict[str, Tensor] = field(default_factory=dict)
+    """Tensors of a training checkpoint, by full name; they win over those of weight files."""
+
+
+def find_source(name: str | Path | Sequence[str | Path], ema: bool = False) -> Source:
+    """What a preset, a path or a run means as a model.
+
+    Args:
+        name: a preset (a file of conf/model, such as "tiny"); a model file (.yaml); a folder that
+            `triptych convert` made; a run's folder, whose newest whole checkpoint is taken; a
+            training checkpoint in such a folder; or a weight file (.safetensors) of a preset. A
+            list of model files is read as one, later ones win.
+        ema: the moving average in place of the weights themselves, of a training checkpoint.
+
+    Raises:
+        UserError: it is none of these, or has no EMA.
+    """
+    if not isinstance(name, str | Path):
+        return Source([Path(each) for each in name])
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml") and os.path.isfile(path):
+        found = Source([path])
+    elif os.path.isfile(path / "model.yaml"):
+        found = Source([path / "model.yaml"])
+    elif path.suffix == ".safetensors" and os.path.isfile(path):
+        found = _weight_file(path)
+    elif os.path.exists(path):
+        return _checkpoint(path, ema)
+    elif (preset := presets().get(str(name))) is not None:
+        found = Source([preset])
+    else:
+        raise UserError(
+            f"there is no model at {name}; give a preset ({', '.join(sorted(presets()))}), a model "
+            "file, a folder made by `triptych convert`, a run's folder, or a checkpoint."
+        )
+    if ema:
+        raise UserError(f"{name} is no training checkpoint, and has no EMA; leave ema out.")
+    return found
+
+
+def _weight_file(path: Path) -> Source:
+    """The preset that a weight file says it is of, with this file in place of its own."""
+    preset = read_metadata(path).get("preset", "unnamed")
+    if preset not in presets():
+        raise UserError(
+            f"{path} says that it is of the preset {preset!r}, which is none of "
+            f"{', '.join(sorted(presets()))}; give the model file and "
+            f"--model.weights.LABEL={path}."
+        )
+    labels = {label_of(tensor) for tensor in stored_names([path])}
+    return Source([presets()[preset]], [f"--model.weights.{label}={path}" for label in labels])
+
+
+def _checkpoint(path: Path, ema: bool) -> Source:
+    """The checkpoint at `path`, or the newest in that folder, and the config.yaml of its run."""
+    if path.is_file() and path.suffix != ".ckpt":
+        raise UserError(
+            f"{path} is no model; give a preset, a model file (.yaml), a weight file "
+            "(.safetensors), a checkpoint (.ckpt) or a folder of one."
+        )
+    checkpoint = path
+    if path.is_dir() and not (path / "meta.pt").is_file():
+        patterns = ("checkpoints/*.ckpt", "*/checkpoints/*.ckpt")
+        found = [newest([path], pattern) for pattern in patterns]
+        checkpoint = next((each for each in found if each is not None), None)
+        if checkpoint is None:
+            raise UserError(
+                f"{path} holds no model: neither model.yaml, which `triptych convert` writes, nor "
+                "checkpoints/*.ckpt of a training run."
+            )
+    config = next(
+        (
+            folder / "config.yaml"
+            for folder in checkpoint.resolve().parents[:2]
+            if (folder / "config.yaml").is_file()
+        ),
+        None,
+    )
+    if config is None:
+        raise UserError(
+            f"{checkpoint} lies in no run's folder, so its configuration is unknown; make weights "
+            "of it with `triptych export`, and name them with --model.weights.LABEL=FILE."
+        )
+    if "class_path" in (read_yaml(config).get("model") or {}):
+        raise UserError(
+            f"{checkpoint} is of one panel that was trained alone; make weights of it with "
+            "`triptych export`, and name them with --model.weights.LABEL=FILE."
+        )
+    return Source([config], trained=read_trained(checkpoint, ema)[0])
+
+
+def load_model(
+    configs: Sequence[str | Path],
+    overrides: Sequence[str] = (),
+    device: str = "cpu",
+    trained: Mapping[str, Tensor] | None = None,
+    trust_class: Sequence[str] = (),
+) -> UnifiedModule:
+    """The model that the `model` sections of `configs` describe, with its weights, to infer with.
+
+    Args:
+        configs: YAML files such as conf/model/tiny.yaml or a run's config.yaml; later ones win.
+        overrides: flags such as "--model.weights.generation=FILE".
+        device: where to compute.
+        trained: tensors by full name, in place of those in weight files.
+        trust_class: packages or classes, beside triptych's own, that `configs` may name.
+
+    Raises:
+        UserError: a file is missing, or a model section is wrong.
+    """
+    model = describe_model(configs, overrides, trust_class)
+    model.trained_before = dict(trained or {})
+    given = (name.startswith("encoder.") for name in model.trained_before)
+    if not any(given) and not hold(model.weights, "encoder."):
+        model.left_out = {"encoder"}  # generation and chat do without
+    model.configure_model()
+    return model.requires_grad_(False).eval().to(device)
+
+
+def describe_model(
+    configs: Sequence[str | Path], overrides: Sequence[str] = (), trust_class: Sequence[str] = ()
+) -> UnifiedModule:
+    """The same model before anything is built: its parts know their sizes, there are no weights.
+
+    Raises:
+        UserError: a configuration is missing or wrong.
+    """
+    model = describe_stage(configs, overrides, trust_class)
+    model.losses, model.trains = {}, []  # all panels, none trains: each must find its weights
+    return model
+
+
+def describe_stage(
+    configs: Sequence[str | Path], overrides: Sequence[str] = (), trust_class: Sequence[str] = ()
+) -> UnifiedModule:
+    """The model of a training run, before anything is built; its losses say which panels it has.
+
+    Raises:
+        UserError: a configuration is missing, or names a class that is not trusted.
+        ConfigurationError: one is wrong.
+    """
+    more = [flag.partition("=")[2] for flag in overrides if flag.startswith("--config=")]
+    configs = [*configs, *more]
+    overrides = [flag for flag in overrides if not flag.startswith("--config=")]
+    parser = jsonargparse.ArgumentParser(parser_mode=MODE, exit_on_error=False)
+    parser.add_argument("--config", action="config")
+    parser.add_class_arguments(UnifiedModule, "model")
+    sections = plain_model([read_yaml(config) for config in configs], configs, trust_class)
+    arguments: list[str] = []
+    for section in sections:
+        arguments += ["--config", yaml.safe_dump({"model": section})]
+    try:
+        values = parser.parse_args([*arguments, *overrides])
+        require_values(values.model, UnifiedModule, "model")
+        return parser.instantiate_classes(values).model
+    except UserError:
+        raise
+    except (jsonargparse.ArgumentError, *BAD_VALUES) as error:
+        names = ", ".join(str(config) for config in configs)
+        raise ConfigurationError(
+            f"the model's configuration ({names}) is wrong: {plain(str(error))}"
+        ) from error

@@ -1,0 +1,81 @@
+"""Low memory: the networks of a model are on the device in turn, each while it works."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from triptych.interfaces import Part
+from triptych.utils.errors import UserError
+
+
+def take_turns(model: nn.Module, device: torch.device) -> None:
+    """Let each network of `model`, which lies on the CPU, come to `device` when it is called.
+
+    It stays there until another is called, and brings along what it is called with. For whoever
+    calls it nothing changes.
+    """
+    turns = Turns(device)
+    for part in model.modules():
+        if not isinstance(part, Part) or not part.built:
+            continue
+        children = list(part.children())
+        if any(isinstance(child, Part) for child in children):  # a decoder, and its VAE inside
+            networks = [child for child in children if not isinstance(child, Part)]
+            for network in networks:
+                network.forward = turns.of(networks, network.forward)
+            for name, buffer in part.named_buffers(recurse=False):
+                setattr(part, name, buffer.to(device))  # small, and meets what comes from there
+        else:
+            for name in ("forward", *part.entry_points):
+                setattr(part, name, turns.of([part], getattr(part, name)))
+
+
+class Turns:
+    """Whose turn on the device it is."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.there: list[nn.Module] = []
+
+    def of(self, networks: list[nn.Module], method: Callable) -> Callable:
+        """`method`, which wants `networks` on the device and no others."""
+
+        @wraps(method)
+        def call(*args: Any, **named: Any) -> Any:
+            if self.there is not networks:
+                for network in self.there:
+                    network.to("cpu")
+                for network in networks:
+                    network.to(self.device)
+                self.there = networks
+            args, named = tree_map(self._brought, (args, named))
+            return method(*args, **named)
+
+        return call
+
+    def _brought(self, each: Any) -> Any:
+        return each.to(self.device) if isinstance(each, Tensor) else each
+
+
+def require_room(model: nn.Module, device: torch.device) -> None:
+    """Check, before anything is moved, that the weights fit on a GPU.
+
+    Raises:
+        UserError: they do not.
+    """
+    if device.type != "cuda":
+        return
+    free, _ = torch.cuda.mem_get_info(device)
+    needed = sum(p.numel() * p.element_size() for p in model.parameters())
+    if needed > free:
+        raise UserError(
+            f"the weights take {needed / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are free on "
+            f"{device}; load the model with low_memory, quantize its language model to 8bit or "
+            "4bit, or use another device."
+        )

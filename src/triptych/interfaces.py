@@ -1,0 +1,422 @@
+"""What flows between the parts, and the roles that parts play: dataclasses and abstract classes.
+
+Shape letters, used in the whole package:
+    B batch, T text tokens, N queries, D width of the language model,
+    C feature channels, h w feature grid, H W pixels, Z latent channels, S sum of image patches.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from inspect import signature
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import register_dataclass
+
+from triptych.utils.precision import ExactBuffers
+
+TEXT_TO_IMAGE = "text_to_image"
+IMAGE_TO_TEXT = "image_to_text"
+TEXT_TO_TEXT = "text_to_text"
+IMAGE_TO_IMAGE = "image_to_image"
+# Task -> the family whose loss it takes, `Batch.task`; tasks of one family may mix in a batch.
+FAMILIES = {
+    TEXT_TO_IMAGE: TEXT_TO_IMAGE,
+    IMAGE_TO_IMAGE: TEXT_TO_IMAGE,
+    IMAGE_TO_TEXT: IMAGE_TO_TEXT,
+    TEXT_TO_TEXT: IMAGE_TO_TEXT,
+}
+
+IGNORED = -100  # in labels: no loss is taken
+
+
+@dataclass
+class Batch:
+    """One training batch. The DataModule builds it; Lightning moves it to the device whole."""
+
+    task: str
+    """The family of the samples' tasks: TEXT_TO_IMAGE (pictures are made, also from pictures) or
+    IMAGE_TO_TEXT (text is written, also without a picture); see FAMILIES."""
+    keys: list[str]
+    """[B] names of the samples in their shards: a bad loss can be traced to its pictures."""
+    step: int
+    """Number of this batch since the start of training, equal on every rank."""
+    samples: Tensor
+    """[B] int64, global sample numbers since the start of training: the source of every draw."""
+    input_ids: Tensor
+    """[B,T] int64, right-padded."""
+    attention_mask: Tensor
+    """[B,T] int64, 1 on tokens, 0 on padding."""
+    shared: int = 0
+    """How many tokens, text alone, all prompts begin with alike and go on after; see
+    `prompts.shared_tokens`. Counted by the loader: a device that is asked makes the host wait."""
+    labels: Tensor | None = None
+    """[B,T] int64, IGNORED where no loss is taken."""
+    understanding_pixels: Tensor | None = None
+    """[S,patch] float32, the patches of all images as the understander's processor cuts them."""
+    image_grid_thw: Tensor | None = None
+    """[images,3] int64, grid of patches (time, height, width) of each image."""
+    target_pixels: Tensor | None = None
+    """[B,3,H,W] uint8, the pictures to generate, encode or reconstruct. Those whose features came
+    along are black, or None if all did, unless the model wants `Preprocessing.pictures_too`."""
+    target_features: Tensor | None = None
+    """[B,C,h,w], features of the pictures when they were computed before."""
+    has_features: Tensor | None = None
+    """[B] bool, which rows of `target_features` were; None if all."""
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+    """(key, reason) of samples that could not be used; others of the batch stand in for them."""
+    epochs: dict[str, float] = field(default_factory=dict)
+    """In training: how often each data set, by name, has been gone through after this batch."""
+    step_elements: int | None = None
+    """`elements` of all micro-batches of this family in the optimizer step, on this rank; counted
+    ahead by `data_modules.AccumulationLoader`, None where another loader is used."""
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @property
+    def elements(self) -> Tensor | int:
+        """Number of equal terms that a loss of this batch is the mean of.
+
+        In text: the tokens to learn, int64 [] on the labels' device. In images: the samples; all of
+        them have equally many features or pixels.
+        """
+        return len(self) if self.labels is None else (self.labels[:, 1:] != IGNORED).sum()
+
+    def to(self, device: torch.device | str, **options: Any) -> Batch:
+        """The batch on `device`, but for what the host reads: reading it back would make it wait.
+
+        Copies do not wait either, if they come from pinned memory.
+        """
+        options = {"non_blocking": torch.device(device).type == "cuda", **options}
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        moved = {
+            name: tensor.to(device, **options)
+            for name, tensor in tensors.items()
+            if name not in READ_BY_THE_HOST
+        }
+        return replace(self, **moved)
+
+    def pin_memory(self) -> Batch:
+        """The batch in pinned memory, as torch's DataLoader asks for it."""
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **{name: tensor.pin_memory() for name, tensor in tensors.items()})
+
+
+# Fields of Batch that decide on the host what is drawn and what is encoded.
+READ_BY_THE_HOST = ("samples", "has_features")
+
+
+def batches_in(batch: Batch | dict[str, Batch | None]) -> list[Batch]:
+    """The batch; of joint training and validation those of all families that have one left."""
+    if isinstance(batch, dict):
+        return [each for each in batch.values() if each is not None]
+    return [batch]
+
+
+@dataclass
+class Condition:
+    """What the generator is told: the language model's outputs at the query positions."""
+
+    states: Tensor
+    """[B,N,D]"""
+
+    def drop(self, dropped: Tensor) -> Condition:
+        """The null condition (zeros) where `dropped` [B] is True: classifier-free guidance."""
+        keep = (~dropped).to(self.states.dtype)[:, None, None]
+        return Condition(self.states * keep)
+
+
+register_dataclass(Condition)  # FSDP looks for the tensors in what a part returns
+
+
+class Part(ExactBuffers, ABC):
+    """A network that is built late: the constructor takes configuration, `build` makes weights.
+
+    Building is not loading: `build` gives random weights; `triptych.checkpoints` fills them.
+    Constants of the forward pass are buffers, float32 whatever the parameters are; those in no
+    weight file are registered with `persistent=False`.
+    """
+
+    entry_points: tuple[str, ...] = ()
+    """Methods beside `forward` that others call and that compute with parameters: where these are
+    split over ranks, they are gathered here. What such a method returns is tensors, or a dataclass
+    that `torch.utils._pytree` knows."""
+
+    @abstractmethod
+    def build(self) -> None:
+        """Create the parameters on torch's current default device.
+
+        Parts inside of this one that are built already stay as they are.
+        """
+
+    def blocks(self) -> list[nn.Module]:
+        """Submodules that are called one after the other and hold most of the parameters.
+
+        Each is split over ranks, recomputed and compiled on its own. Only of a built part.
+        """
+        return []
+
+    @property
+    def built(self) -> bool:
+        """Whether `build` has run; parts inside of this one are asked themselves."""
+        own = (child for child in self.children() if not isinstance(child, Part))
+        own_parameters = (parameter for child in own for parameter in child.parameters())
+        return bool(self._parameters) or next(own_parameters, None) is not None
+
+
+@dataclass
+class Sampling:
+    """How the tokens of an answer are chosen; as it is by default, always the likeliest."""
+
+    temperature: float = 0.0
+    """Above 0 tokens are drawn, the likelier the more often; the lower, the more so."""
+    top_p: float = 1.0
+    """Drawn from the likeliest tokens that together have this probability."""
+    seeds: Sequence[int] = ()
+    """One a row, when tokens are drawn: a row's draws depend on its own alone."""
+
+
+class Understander(Part):
+    """Reads text and images. Its width and tokenizer come from its configuration."""
+
+    entry_points = ("condition", "lm_loss", "answer")
+
+    width: int
+    """D"""
+
+    @property
+    @abstractmethod
+    def tokenizer(self) -> Any:
+        """A transformers tokenizer that knows the chat template's special tokens."""
+
+    @abstractmethod
+    def condition(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        queries: Tensor,
+        understanding_pixels: Tensor | None = None,
+        image_grid_thw: Tensor | None = None,
+        shared: int = 0,
+    ) -> Condition:
+        """Outputs at `queries` [N,D], placed after each right-padded prompt [B,T].
+
+        Pictures, if any, fill the placeholders of the prompts in order; as in `Batch`, and as
+        there the first `shared` tokens are the same in all prompts.
+        """
+
+    @abstractmethod
+    def lm_loss(self, batch: Batch) -> Tensor:
+        """Mean cross entropy over `batch.labels`; scalar, and 0, not NaN, if there is no label."""
+
+    @abstractmethod
+    def image_inputs(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
+        """uint8 [B,3,H,W] -> patches [S,patch] float32 and grids [B,3] int64."""
+
+    @abstractmethod
+    def image_tokens(self) -> int:
+        """How many placeholder tokens one picture takes in the prompt."""
+
+    def chat_inputs(self, pictures: Sequence[Tensor]) -> tuple[Tensor, Tensor, list[int]] | None:
+        """As `image_inputs`, of pictures uint8 [3,H,W] of any shapes, which they keep.
+
+        Also how many placeholder tokens each takes. None: this model sees squares alone.
+
+        Raises:
+            UserError: a picture has a shape that cannot be shown.
+        """
+        return None
+
+    @abstractmethod
+    def answer(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        understanding_pixels: Tensor | None,
+        image_grid_thw: Tensor | None,
+        max_new_tokens: int,
+        sampling: Sampling | None = None,
+        on_tokens: Callable[[list[int]], list[bool]] | None = None,
+    ) -> Tensor:
+        """Continuation of left-padded prompts [B,T], greedy by default; the new tokens only.
+
+        `on_tokens` is told of the B tokens of every step, and says which rows need no more; what
+        it raises ends the call. Rows that have ended are given padding.
+
+        Raises:
+            NotFiniteError: logits are NaN or infinite.
+        """
+
+
+class ImageEncoder(Part):
+    """Pixels in, feature grid out. Frozen targets for the generator, input for the decoder."""
+
+    entry_points = ("blank_features",)
+
+    feature_shape: tuple[int, int, int]
+    """(C, h, w), known from the configuration alone."""
+    image_size: int
+    """Side in pixels of the square picture that the encoder sees."""
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    """How colours in [0,1] are shifted and scaled; these are what `pixels_to_unit` does."""
+
+    @abstractmethod
+    def forward(self, pixels: Tensor) -> Tensor:
+        """uint8 [B,3,H,W] of any size -> features float [B,C,h,w]."""
+
+    def blank_features(self) -> Tensor:
+        """Features [1,C,h,w] of a picture that shows nothing, for a decoder to keep away from.
+
+        A black one, unless an encoder was published with another.
+        """
+        size, device = self.image_size, next(self.parameters()).device
+        return self(torch.zeros(1, 3, size, size, dtype=torch.uint8, device=device))
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What decides its features, beside its weights and the picture: class and settings.
+
+        The settings are the constructor's arguments of plain types; an encoder keeps them as
+        attributes of the same names.
+        """
+        plain = (bool, int, float, str, tuple, list, type(None))
+        given = ((name, getattr(self, name, self)) for name in signature(type(self)).parameters)
+        return {
+            "encoder": f"{type(self).__module__}.{type(self).__qualname__}",
+            "feature_shape": self.feature_shape,
+            "mean": self.mean,
+            "std": self.std,
+            **{name: value for name, value in given if isinstance(value, plain)},
+        }
+
+
+class VelocityModel(Part):
+    """Predicts the velocity of the flow for noisy features under a condition."""
+
+    @abstractmethod
+    def set_shapes(self, feature_shape: tuple[int, int, int], condition_width: int) -> None:
+        """Learn, before `build`, what is generated and how wide its condition is."""
+
+    @abstractmethod
+    def forward(self, x_t: Tensor, t: Tensor, condition: Tensor) -> Tensor:
+        """x_t [B,C,h,w], t [B] in [0,1] (1 is noise), condition [B,N,D] -> velocity [B,C,h,w].
+
+        t may be float64: 1000 t is then an exact integer wherever that was drawn.
+        """
+
+    def prepare(self, condition: Tensor, null: Tensor | None = None) -> Velocity:
+        """The velocity of x_t and t alone, for many calls under one condition [B,N,D].
+
+        A model may keep what depends on the condition only. With a `null` [1,N,D], x_t and t have
+        twice the rows: first those under it, then those under the condition.
+        """
+        return velocity_under(self)(condition, null)
+
+
+Velocity = Callable[[Tensor, Tensor], Tensor]
+"""(x_t [B,C,h,w], t [B]) -> velocity [B,C,h,w]"""
+
+
+def velocity_under(model: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Callable[..., Velocity]:
+    """What `VelocityModel.prepare` is of a model that keeps nothing."""
+
+    def prepare(condition: Tensor, null: Tensor | None = None) -> Velocity:
+        if null is not None:
+            condition = torch.cat([null.expand_as(condition), condition])
+        return lambda x_t, t: model(x_t, t, condition)
+
+    return prepare
+
+
+class PixelDecoder(Part):
+    """Features to pixels."""
+
+    trained_parts: tuple[str, ...]
+    """Names of the submodules that train; what is left, such as a VAE, is frozen."""
+
+    steps: int
+    guidance: float
+    sampler: str
+    """What `decode` does where it is not told; a sampler is one of `sampler.SAMPLERS`."""
+
+    wants_null: bool = False
+    """True while a decoder whose own null is a blank picture, not zeros, has not been given it."""
+
+    @abstractmethod
+    def set_shapes(self, feature_shape: tuple[int, int, int]) -> None:
+        """Learn, before `build`, the shape of the features that will be decoded."""
+
+    def set_null(self, features: Tensor) -> None:
+        """The encoder's `blank_features`, [C,h,w]; called before first use if `wants_null`."""
+        raise NotImplementedError
+
+    @abstractmethod
+    def loss(self, features: Tensor, pixels: Tensor, seed: int, samples: Tensor) -> Tensor:
+        """Training loss for features [B,C,h,w] of pictures uint8 [B,3,H,W]; scalar, a mean over
+        samples."""
+
+    @abstractmethod
+    def decode(
+        self,
+        features: Tensor,
+        seeds: list[int],
+        steps: int | None,
+        guidance: float | None,
+        null: Tensor | None = None,
+        sampler: str | None = None,
+        on_picture: OnPicture | None = None,
+    ) -> Tensor:
+        """features [B,C,h,w] -> pixels uint8 [B,3,H,W], each from its seed alone, within rounding.
+
+        `null` [1,C,h,w] are the features that guidance leads away from; None is the decoder's own.
+        `sampler` is one of `sampler.SAMPLERS`. `on_picture` is called after every call of the
+        network.
+        """
+
+
+OnPicture = Callable[[int, Callable[[], Tensor]], None]
+"""Told of the number of the network call just made, from 0, and of what makes the pictures uint8
+[B,3,H,W] as they look then."""
+
+
+@dataclass
+class Preprocessing:
+    """What a DataModule must know of the model to build batches; handed over by the model."""
+
+    tokenizer: Any
+    """A transformers tokenizer; None where captions are not read."""
+    max_tokens: int
+    """Longest prompt, `[IMG]` included, or conversation, that the model takes."""
+    picture_size: int
+    """Side in pixels of `Batch.target_pixels`."""
+    understanding_size: int = 0
+    """Side in pixels of the pictures given to `image_inputs`."""
+    image_tokens: int = 0
+    """Placeholder tokens of one picture in a prompt."""
+    image_inputs: Any = None
+    """uint8 [B,3,H,W] -> (patches [S,patch], grids [B,3]); see `Understander.image_inputs`."""
+    template: str = "inference"
+    """How a caption is put to the model that makes a picture of it: of `prompts.TEMPLATES`."""
+    training_template: str = "inference"
+    """The same while that is learned and validated."""
+    features: Callable[[], dict[str, Any]] | None = None
+    """The identity that `Batch.target_features` must have to stand for this model's own, by name
+    of its points; reads weight files. None where no step takes features."""
+    pictures_too: bool = True
+    """Whether steps want the pictures also of samples that bring their features."""
+
+
+class Evaluator(ABC):
+    """Scores a model: used by the command line, and by a callback during training."""
+
+    parts: tuple[str, ...] = ()
+    """Names of the panels and parts that the model must have built."""
+
+    @abstractmethod
+    def __call__(self, model: Any) -> dict[str, float]:
+        """Scores of a built UnifiedModule in evaluation mode, by name; higher is better."""

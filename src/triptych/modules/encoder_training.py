@@ -1,0 +1,156 @@
+"""Training of the image encoder and the VAE, for presets that cannot download them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from triptych.backbones.eva_clip import EvaClip
+from triptych.backbones.vae import KLAutoencoder
+from triptych.checkpoints import WeightFiles
+from triptych.interfaces import TEXT_TO_IMAGE, Batch, Part
+from triptych.modules.base import Metrics, Panel
+from triptych.training.execution import Execution
+from triptych.training.optimizer import Optimization
+from triptych.utils.images import pixels_to_unit
+from triptych.utils.rng import normal
+
+
+class TextTower(nn.Module):
+    """A small bidirectional transformer over caption ids [B,T]; mean-pooled to [B,width]."""
+
+    def __init__(self, vocabulary: int, width: int, depth: int, max_tokens: int) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(vocabulary, width)
+        self.positions = nn.Parameter(torch.randn(max_tokens, width) * 0.02)
+        layer = nn.TransformerEncoderLayer(
+            width, max(1, width // 32), 4 * width, 0.0, batch_first=True, norm_first=True
+        )
+        self.layers = nn.TransformerEncoder(layer, depth, enable_nested_tensor=False)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        x = self.embed(input_ids) + self.positions[: input_ids.shape[1]]
+        x = self.layers(x, src_key_padding_mask=attention_mask == 0)
+        weight = attention_mask[..., None].to(x.dtype)
+        return (x * weight).sum(1) / weight.sum(1)
+
+
+class EncodingHeads(Part):
+    """What the encoder's training needs and inference does not.
+
+    Args:
+        vocabulary: number of token ids.
+        width, depth: sizes of the text tower.
+        joint_width: width of the space where pictures and captions meet.
+        max_tokens: longest caption prompt.
+    """
+
+    def __init__(
+        self,
+        vocabulary: int = 1024,
+        width: int = 64,
+        depth: int = 2,
+        joint_width: int = 64,
+        max_tokens: int = 256,
+    ) -> None:
+        super().__init__()
+        self.vocabulary, self.width, self.depth = vocabulary, width, depth
+        self.joint_width, self.max_tokens = joint_width, max_tokens
+
+    def set_shapes(self, feature_shape: tuple[int, int, int], image_size: int) -> None:
+        """Shape (C,h,w) of the encoder's features and side of its pictures; before `build`."""
+        self.feature_shape, self.image_size = feature_shape, image_size
+
+    def build(self) -> None:
+        channels, side, _ = self.feature_shape
+        cell = self.image_size // side
+        self.text = TextTower(self.vocabulary, self.width, self.depth, self.max_tokens)
+        self.text_projection = nn.Linear(self.width, self.joint_width)
+        self.image_projection = nn.Linear(channels, self.joint_width)
+        # CLIP's start (Radford et al. 2021): temperature 0.07
+        self.log_scale = nn.Parameter(torch.tensor(1 / 0.07).log())
+        self.pixels = nn.Conv2d(channels, 3 * cell * cell, 1)
+
+
+class EncodingModule(Panel):
+    """CLIP's contrastive loss, pixels from features by a linear map, and the VAE's loss.
+
+    The linear map makes each feature token tell what its part of the picture looks like; the
+    contrastive loss makes it tell what the caption says. Encoder and VAE share the batch, not
+    their gradients.
+
+    Args:
+        heads: text tower and projections, thrown away afterwards.
+        pixel_weight: of the encoder's pixel loss against the contrastive loss.
+        kl_weight: of the VAE's divergence from the unit Gaussian.
+        feature_noise: deviation of noise on the features before the linear map: features that
+            must survive noise are far apart, which a generator and a decoder both need.
+        optimization, trains, weights, seed, execution: see `Panel`.
+    """
+
+    task = TEXT_TO_IMAGE
+
+    def __init__(
+        self,
+        heads: EncodingHeads,
+        pixel_weight: float = 20.0,
+        kl_weight: float = 1e-3,
+        feature_noise: float = 0.3,
+        optimization: Optimization | None = None,
+        trains: list[str] | None = None,
+        weights: WeightFiles | None = None,
+        seed: int = 0,
+        execution: Execution | None = None,
+    ) -> None:
+        super().__init__(optimization, trains, weights, seed, execution)
+        self.heads, self.pixel_weight, self.kl_weight = heads, pixel_weight, kl_weight
+        self.feature_noise = feature_noise
+
+    def step(self, batch: Batch, encoder: EvaClip, vae: KLAutoencoder) -> tuple[Tensor, Metrics]:
+        """Three losses of captioned pictures [B,3,H,W] uint8, summed."""
+        if self.training and batch.step == 0 and vae.linear_skip:
+            vae.start_from_principal_components(batch.target_pixels)
+        images = pixels_to_unit(batch.target_pixels)
+        features = encoder(batch.target_pixels)
+        contrastive, accuracy = self.contrastive(features, batch)
+        noisy = features + self.feature_noise * normal(
+            features.shape[1:], self.seed, "encoder-feature", batch.samples, features.device
+        )
+        cell = images.shape[-1] // features.shape[-1]
+        shown = nn.functional.pixel_shuffle(self.heads.pixels(noisy), cell)
+        pixel = nn.functional.mse_loss(shown, images)
+        reconstruction, divergence = self.autoencode(vae, batch, images)
+        loss = contrastive + self.pixel_weight * pixel
+        loss = loss + reconstruction + self.kl_weight * divergence
+        return loss, {
+            "contrastive": contrastive.detach(),
+            "retrieval": accuracy,
+            "pixel_mse": pixel.detach(),
+            "vae_reconstruction": reconstruction.detach(),
+            "vae_kl": divergence.detach(),
+        }
+
+    def contrastive(self, features: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """CLIP's symmetric cross entropy, and how often a picture finds its caption."""
+        heads = self.heads
+        image = nn.functional.normalize(heads.image_projection(features.mean((2, 3))), dim=-1)
+        text = heads.text_projection(heads.text(batch.input_ids, batch.attention_mask))
+        logits = heads.log_scale.exp().clamp(max=100) * image @ nn.functional.normalize(text).T
+        truth = torch.arange(len(logits), device=logits.device)
+        loss = nn.functional.cross_entropy(logits, truth)
+        loss = (loss + nn.functional.cross_entropy(logits.T, truth)) / 2
+        return loss, (logits.argmax(1) == truth).float().mean()
+
+    def autoencode(self, vae: KLAutoencoder, batch: Batch, images: Tensor):
+        """Reconstruction (L1 + 5 MSE) from a posterior sample, and mean KL per latent number."""
+        posterior = vae.posterior(batch.target_pixels)
+        draw = normal(
+            posterior.mean.shape[1:], self.seed, "vae", batch.samples, posterior.mean.device
+        )
+        latents = posterior.mean + posterior.std * draw
+        vae.standardize(posterior.mean.detach())  # keeps the running statistics
+        shown = vae.images(latents)
+        reconstruction = nn.functional.l1_loss(shown, images) + 5 * nn.functional.mse_loss(
+            shown, images
+        )
+        return reconstruction, posterior.kl().mean() / posterior.mean[0].numel()

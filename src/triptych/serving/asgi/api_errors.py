@@ -1,0 +1,97 @@
+"""What went wrong, as OpenAI's clients read it: {"error": {message, type, param, code}}."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import Any
+
+from starlette.responses import JSONResponse
+
+TYPES = {401: "authentication_error", 429: "rate_limit_error"}
+# Where a sentence of our own is missing: what the status itself says.
+SENTENCES = {
+    404: "there is nothing at this address; see /openapi.json for what there is.",
+    405: "this address does not take this method; see /openapi.json for what it takes.",
+}
+CODES = {404: "not_found", 405: "method_not_allowed"}
+
+
+class Problem(Exception):
+    """An answer that is no success.
+
+    Args:
+        status: of HTTP.
+        message: one sentence for whoever wrote the client; nothing of this server's inside.
+        code: a word for programs.
+        param: the field of the request that is wrong.
+        headers: of the answer.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        code: str | None = None,
+        param: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.message, self.code, self.param = status, message, code, param
+        self.headers = dict(headers or {})
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """As JSON."""
+        kind = "server_error" if self.status >= 500 else "invalid_request_error"
+        return {
+            "error": {
+                "message": self.message,
+                "type": TYPES.get(self.status, kind),
+                "param": self.param,
+                "code": self.code,
+            }
+        }
+
+    @property
+    def reason(self) -> bytes:
+        """The status in words, for a connection without a framework."""
+        return HTTPStatus(self.status).phrase.encode()
+
+    def response(self) -> JSONResponse:
+        """As an answer."""
+        return JSONResponse(self.body, self.status, self.headers)
+
+
+def wrong(param: str | None, message: str, code: str = "invalid_value") -> Problem:
+    """400: a field of the request has a wrong value."""
+    return Problem(400, message, code, param)
+
+
+def of_status(status: int, headers: Mapping[str, str] | None = None) -> Problem:
+    """What the framework answers by itself: unknown addresses and methods."""
+    sentence = SENTENCES.get(status, "the request cannot be read.")
+    return Problem(status, sentence, CODES.get(status, "bad_request"), headers=headers)
+
+
+def of_validation(errors: Sequence[Mapping[str, Any]]) -> Problem:
+    """400 for the first of pydantic's errors: which field, and what it should be."""
+    first = errors[0]
+    # <text> and the like are branches of our unions, not places in the request.
+    place = [part for part in first["loc"] if not str(part).startswith("<")]
+    place = place[1:] if place[:1] == ["body"] else place
+    param = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place)
+    param = param.removeprefix(".") or None
+    name = (param or "the body")[:80]
+    match first["type"]:
+        case "extra_forbidden":
+            return wrong(name, f"{name} is unknown here; leave it out.", "unknown_parameter")
+        case "missing":
+            return wrong(param, f"{name} is missing; give it.", "missing_required_parameter")
+        case "json_invalid":
+            return wrong(None, "the body is not valid JSON.", "invalid_json")
+        case "model_type" | "model_attributes_type":
+            said = "should be a JSON object"
+        case _:
+            said = first["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    return wrong(param, f"{name}: {said[:1].lower()}{said[1:].removesuffix('.')}.")

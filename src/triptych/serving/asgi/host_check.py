@@ -1,0 +1,79 @@
+"""Host and Origin checks: a web page elsewhere must not reach this server through a browser."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import socket
+from collections.abc import Iterable, Mapping
+
+from triptych.serving.asgi.api_errors import Problem
+
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([^:\[\]/@?#\s]+))(?::[0-9]{1,5})?", re.ASCII)
+
+
+class Hosts:
+    """Names by which a server may be addressed.
+
+    Args:
+        bound: address or name that the server listens at. At every address (0.0.0.0 or ::), any IP
+            address and this machine's name are allowed too: neither can be pointed here by the
+            owner of another domain.
+        allowed: further names; "*" allows every host and origin.
+    """
+
+    def __init__(self, bound: str = "127.0.0.1", allowed: Iterable[str] = ()) -> None:
+        self.named = {name.lower().strip("[]").rstrip(".") for name in allowed}
+        self.any = "*" in self.named
+        self.everywhere = bound in ("", "0.0.0.0", "::")
+        self.names = {*LOOPBACK, *self.named, bound.lower()}
+        if self.everywhere:
+            self.names |= {socket.gethostname().lower(), socket.getfqdn().lower()}
+
+    def check(self, headers: Mapping[bytes, bytes]) -> None:
+        """Refuse requests for other hosts, and of pages of other origins.
+
+        A request without Host (HTTP/1.0) passes: no browser sends one.
+
+        Raises:
+            Problem: 421 or 403.
+        """
+        host = headers.get(b"host", b"").decode("latin-1")
+        origin = headers.get(b"origin", b"").decode("latin-1")
+        if b"host" in headers and not self._allows_host(host):
+            raise Problem(
+                421,
+                "this server has another name; start it with --allow-host NAME to allow this one.",
+                "host_not_allowed",
+            )
+        if b"origin" in headers and not self._allows_origin(origin, host):
+            raise Problem(
+                403,
+                "pages of other origins may not use this server; start it with --allow-host NAME "
+                "to allow the host of a page.",
+                "origin_not_allowed",
+            )
+
+    def _allows_host(self, header: str) -> bool:
+        name = _name(header)
+        return self.any or name in self.names or (self.everywhere and _is_address(name))
+
+    def _allows_origin(self, header: str, host: str) -> bool:
+        """The server's own page, or one whose host is allowed explicitly."""
+        origin = header.lower().partition("://")[2]
+        return self.any or origin == host.lower() or _name(origin) in self.named
+
+
+def _name(host: str) -> str:
+    """The name of "name:port", in lower case; empty if it is malformed."""
+    found = HOST.fullmatch(host.lower())
+    return (found[1] or found[2]).rstrip(".") if found else ""
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True

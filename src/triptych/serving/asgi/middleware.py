@@ -1,0 +1,253 @@
+"""ASGI middleware: Host check, admission, API key, body limits, request ids and metrics."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import logging
+import secrets
+import time
+from collections.abc import Callable
+from typing import Any
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from triptych.serving.asgi.admission import SMALL, Admission, Ticket
+from triptych.serving.asgi.api_errors import Problem, wrong
+from triptych.serving.asgi.host_check import Hosts
+from triptych.serving.asgi.request_body import ClientLeft, Incoming
+
+log = logging.getLogger("triptych.serving")
+LEFT = 499
+"""nginx' number for a client that left, for metrics alone."""
+OPEN = ("/health", "/metrics", "/openapi.json")
+"""Addresses that ask for no key."""
+DRAINED = 8
+"""Times the limit of a body up to which a refused one is read, and thrown away."""
+FORM_COPIES, JSON_COPIES = 3, 4
+"""Bytes of memory for each byte of a body: itself, and its copies while it is read."""
+MOST_VALUES = 2**16
+"""In a body of JSON: each becomes an object, and may become an error, of a hundred times its size.
+"""
+
+
+class Gate:
+    """ASGI middleware.
+
+    Args:
+        answered: called with the route, method and status of each answer, and its seconds.
+        admission: what all requests together may hold.
+        hosts: names by which the server may be addressed.
+        api_key: what `Authorization: Bearer` must hold; None lets everyone in.
+        max_body: bytes of a request's body.
+        timeout: seconds from a request to the end of its answer; the deadline is in
+            scope["state"]["deadline"], as time of the event loop.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        answered: Callable[[str, str, int, float], None],
+        admission: Admission,
+        hosts: Hosts,
+        api_key: str | None,
+        max_body: int,
+        timeout: float,
+    ) -> None:
+        self.app, self.answered, self.admission, self.hosts = app, answered, admission, hosts
+        self.key = None if api_key is None else api_key.encode()
+        self.max_body, self.timeout = max_body, timeout
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self.app(scope, receive, send)
+            return
+        if scope["type"] != "http":
+            return  # a websocket, which nothing here has
+        started, number, status = time.monotonic(), f"req_{secrets.token_hex(12)}", 0
+        done = False
+
+        async def answer(message: Message) -> None:
+            nonlocal status, done
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message["headers"], (b"x-request-id", number.encode())]
+            done = message["type"] == "http.response.body" and not message.get("more_body")
+            await send(message)
+
+        state = scope.setdefault("state", {})
+        state["deadline"] = asyncio.get_running_loop().time() + self.timeout
+        connection = state["connection"]
+        ticket: Ticket | None = None
+        headers = {name.lower(): value for name, value in scope["headers"]}
+        incoming = Incoming(headers, receive, self.timeout)
+        try:
+            try:
+                self.hosts.check(headers)
+                state["ticket"] = ticket = self._admit(incoming, connection)
+                body = await self._read(scope, headers, incoming, ticket)
+            except Problem as problem:
+                raise await self._refusal(problem, incoming, connection, ticket) from None
+            unread = [body]
+            del body
+            await self._serve(scope, unread, receive, answer, lambda: done)
+        except Problem as problem:
+            await problem.response()(scope, receive, answer)
+        except ClientLeft:
+            status = LEFT
+        except Exception:
+            log.exception("request %s failed", number)
+            if status:
+                raise  # in the middle of an answer: the connection breaks, as it must
+            problem = Problem(
+                500, f"the server failed at this request; its log names it {number}.", "failed"
+            )
+            await problem.response()(scope, receive, answer)
+        finally:
+            if ticket is not None:
+                await self._leave(connection, ticket)
+            route = getattr(scope.get("route"), "path", "other")
+            self.answered(route, _method(scope), status, time.monotonic() - started)
+
+    def _admit(self, incoming: Incoming, connection: Any) -> Ticket | None:
+        """A ticket for a request with a body; none for one without, which is answered at once.
+
+        Raises:
+            Problem: 429.
+        """
+        if incoming.complete:
+            return None
+        connection.ticket = self.admission.admit(connection.abort)
+        return connection.ticket
+
+    async def _read(
+        self,
+        scope: Scope,
+        headers: dict[bytes, bytes],
+        incoming: Incoming,
+        ticket: Ticket | None,
+    ) -> bytes:
+        """The body of a request that may pass. Memory for it is reserved before it comes, or as it
+        comes in chunks.
+
+        Raises:
+            Problem: 400, 401, 408, 413, 415, 429.
+            ClientLeft: the connection was closed before its end.
+        """
+        if scope["path"] not in OPEN and not self._knows_key(headers):
+            raise Problem(
+                401,
+                "the API key is missing or wrong; send it as Authorization: Bearer KEY.",
+                "invalid_api_key",
+                headers={"www-authenticate": "Bearer"},
+            )
+        if headers.get(b"content-encoding", b"identity").lower() != b"identity":
+            raise Problem(415, "the body is compressed; send it as it is.", "unsupported_encoding")
+        if ticket is None:
+            return b""
+        kind = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
+        copies = FORM_COPIES if kind == b"multipart/form-data" else JSON_COPIES
+        self._reserve(ticket, incoming.declared, copies)
+        body = bytearray()
+        ticket.stall(True)
+        async for part in incoming.parts():
+            body += part
+            self._reserve(ticket, len(body), copies)
+        ticket.stall(False)
+        if copies == JSON_COPIES and sum(map(body.count, b"[{,")) > MOST_VALUES:
+            raise wrong(None, f"the body has more than {MOST_VALUES} values; send fewer.")
+        return bytes(body)
+
+    def _reserve(self, ticket: Ticket, size: int, copies: int) -> None:
+        """Reserve memory for a body of so many bytes, if it is not reserved yet.
+
+        Raises:
+            Problem: 413, 429.
+        """
+        if size > self.max_body:
+            raise Problem(
+                413,
+                f"the body is larger than {self.max_body / 2**20:g} MB; send smaller pictures.",
+                "body_too_large",
+            )
+        if (more := copies * max(0, size - SMALL) - ticket.held) > 0:
+            ticket.reserve(more)
+
+    async def _refusal(
+        self, problem: Problem, incoming: Incoming, connection: Any, ticket: Ticket | None
+    ) -> Problem:
+        """The problem as an answer to a request whose body may still be coming.
+
+        Raises:
+            ClientLeft: the connection was closed before its end.
+        """
+        if ticket is not None:
+            self._close(connection, ticket)  # what still comes is not kept
+        if problem.status == 408 or not await incoming.discard(DRAINED * self.max_body):
+            problem.headers["connection"] = "close"
+        return problem
+
+    async def _leave(self, connection: Any, ticket: Ticket) -> None:
+        """Give back what the request holds, when its answer has left this process."""
+        try:
+            await connection.flushed()
+        finally:
+            self._close(connection, ticket)
+
+    def _close(self, connection: Any, ticket: Ticket) -> None:
+        ticket.close()
+        if connection.ticket is ticket:
+            connection.ticket = None
+
+    async def _serve(
+        self,
+        scope: Scope,
+        unread: list[bytes],
+        receive: Receive,
+        send: Send,
+        done: Callable[[], bool],
+    ) -> None:
+        """Let the application answer; stop it, wherever it is, when the client leaves.
+
+        Args:
+            unread: the body, which is taken from here.
+            done: whether the answer is complete.
+
+        Raises:
+            ClientLeft: before the end of the answer.
+        """
+        left = asyncio.create_task(_until_left(receive))
+
+        async def replay() -> Message:
+            if unread:
+                return {"type": "http.request", "body": unread.pop(), "more_body": False}
+            await asyncio.wait([left])
+            return {"type": "http.disconnect"}
+
+        work = asyncio.create_task(self.app(scope, replay, send))
+        try:
+            await asyncio.wait([work, left], return_when=asyncio.FIRST_COMPLETED)
+            if not work.done() and not done():
+                raise ClientLeft
+            await work
+        finally:
+            left.cancel()
+            work.cancel()
+            await asyncio.wait([work])
+
+    def _knows_key(self, headers: dict[bytes, bytes]) -> bool:
+        if self.key is None:
+            return True
+        scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
+        return hmac.compare_digest(given.strip(), self.key) and scheme.lower() == b"bearer"
+
+
+async def _until_left(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def _method(scope: Scope) -> str:
+    """Of the metrics: made-up methods must not make up series."""
+    known = ("GET", "POST", "HEAD", "OPTIONS", "PUT", "DELETE", "PATCH")
+    return scope["method"] if scope["method"] in known else "other"

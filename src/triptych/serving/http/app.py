@@ -1,0 +1,172 @@
+"""The server as an ASGI application: routes, errors, the pipeline's thread."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from prometheus_client.exposition import choose_encoder
+from starlette.exceptions import HTTPException
+
+from triptych import __version__
+from triptych.inference.pipeline import UnifiedPipeline
+from triptych.serving.asgi.admission import Admission
+from triptych.serving.asgi.api_errors import Problem, of_status, of_validation
+from triptych.serving.asgi.host_check import Hosts
+from triptych.serving.asgi.middleware import Gate
+from triptych.serving.http.batching import Scheduler
+from triptych.serving.http.chat_routes import chat_routes
+from triptych.serving.http.context import Context, Sizes
+from triptych.serving.http.dispatcher import Desk
+from triptych.serving.http.images_routes import picture_routes
+from triptych.serving.http.jobs import perform
+from triptych.serving.http.metrics import Metrics
+from triptych.serving.http.openapi import describe
+
+
+@dataclass
+class Limits:
+    """What a server takes on."""
+
+    max_batch: int = 16
+    """Most pictures or conversations that are worked on together."""
+    max_queue: int = 64
+    """Most pictures and conversations that wait; the next request is told to come again."""
+    max_wait_ms: float = 10
+    """Milliseconds that a request waits for company when the model is idle."""
+    timeout: float = 120
+    """Seconds from a request to the end of its answer."""
+    max_body_mb: float = 20
+    """Megabytes of a request's body."""
+    max_memory_mb: float = 384
+    """Megabytes that bodies, images and answers of all requests take together."""
+
+
+def create_app(
+    pipeline: UnifiedPipeline,
+    name: str,
+    sizes: Sizes,
+    limits: Limits | None = None,
+    api_key: str | None = None,
+    hosts: Hosts | None = None,
+) -> FastAPI:
+    """The application. Its `state.context.scheduler` works from start-up to shutdown.
+
+    Args:
+        pipeline: works in one thread of its own.
+        name: of the model, as clients give it.
+        sizes: of its pictures.
+        limits: what it takes on.
+        api_key: what clients must know; None lets everyone in.
+        hosts: names by which clients may address the server; by default those of this machine for
+            itself.
+    """
+    limits = limits or Limits()
+    metrics = Metrics()
+    scheduler = Scheduler(
+        partial(perform, pipeline, limits.max_batch),
+        limits.max_batch,
+        limits.max_queue,
+        limits.max_wait_ms / 1000,
+        metrics,
+    )
+    admission = Admission(
+        limits.max_queue + limits.max_batch,
+        int(limits.max_memory_mb * 2**20),
+        lambda reason: metrics.rejected.labels(reason).inc(),
+    )
+    desk = Desk(scheduler, metrics, limits.timeout)
+    context = Context(name, sizes, desk, scheduler, metrics)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        scheduler.start()
+        yield
+        scheduler.close()
+        await context.decoder.close()
+
+    app = FastAPI(
+        title="triptych",
+        version=__version__,
+        lifespan=lifespan,
+        docs_url=None,  # these pages would load scripts from elsewhere
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    app.state.context, app.state.admission = context, admission
+    app.add_middleware(
+        Gate,
+        answered=metrics.answered,
+        admission=admission,
+        hosts=hosts or Hosts(),
+        api_key=api_key,
+        max_body=int(limits.max_body_mb * 2**20),
+        timeout=limits.timeout,
+    )
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _unknown)
+    app.include_router(picture_routes(context))
+    app.include_router(chat_routes(context))
+    _add_small_routes(app, context)
+    app.openapi = partial(describe, app, api_key is not None)
+    return app
+
+
+async def _invalid(request: Request, error: RequestValidationError) -> Response:
+    """A body that does not fit, or was sent as something else than JSON."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json" and error.errors()[0]["loc"] == ("body",):
+        problem = Problem(415, "send the request as application/json.", "unsupported_media_type")
+        return problem.response()
+    return of_validation(error.errors()).response()
+
+
+async def _unknown(request: Request, error: HTTPException) -> Response:
+    return of_status(error.status_code, error.headers).response()
+
+
+def _add_small_routes(app: FastAPI, context: Context) -> None:
+    model = {
+        "id": context.name,
+        "object": "model",
+        "created": context.started,
+        "owned_by": "triptych",
+    }
+
+    async def models() -> Response:
+        """The models that this server has: one."""
+        return JSONResponse({"object": "list", "data": [model]})
+
+    async def one_model(name: str) -> Response:
+        """The model of this name."""
+        context.check_model(name)
+        return JSONResponse(model)
+
+    async def health() -> Response:
+        """200 as long as new work is taken, 503 from the first signal to stop."""
+        draining = context.scheduler.closing
+        body = {
+            "status": "draining" if draining else "ready",
+            "queue": context.scheduler.waiting,
+        }
+        return JSONResponse(body, 503 if draining else 200)
+
+    async def metrics(request: Request) -> Response:
+        """Counters in Prometheus' text format."""
+        encode, content_type = choose_encoder(request.headers.get("accept", ""))
+        return Response(encode(context.metrics.registry), headers={"content-type": content_type})
+
+    common = (400, 401, 403, 404, 408, 413, 415, 421, 429, 500)
+    for path, answer, documented in (
+        ("/v1/models", models, context.documented("ModelList", common)),
+        ("/v1/models/{name:path}", one_model, context.documented("Model", common)),
+        ("/health", health, context.documented("Health", (403, 408, 413, 415, 421, 429, 500))),
+        ("/metrics", metrics, {"response_class": Response}),
+    ):
+        app.add_api_route(path, answer, methods=["GET"], **documented)
+        app.add_api_route(path, answer, methods=["HEAD"], include_in_schema=False)

@@ -1,0 +1,136 @@
+"""POST /v1/chat/completions"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response
+
+from triptych.inference.chat_messages import Message
+from triptych.serving.asgi.api_errors import wrong
+from triptych.serving.http.context import Context
+from triptych.serving.http.image_input import read_url
+from triptych.serving.http.jobs import ChatSettings, ChatWork
+from triptych.serving.http.request_schemas import ChatBody, ChatMessage, ImagePart, TextPart
+from triptych.serving.http.server_sent_events import event_stream
+
+MOST_SHOWN = 16
+"""Pictures in a conversation."""
+
+
+def chat_routes(context: Context) -> APIRouter:
+    """The route of conversations."""
+    router = APIRouter()
+
+    @router.post("/v1/chat/completions", **context.documented("ChatCompletion"))
+    async def complete(request: Request, body: ChatBody) -> Response:
+        """An answer to a conversation, which may show pictures."""
+        context.check_model(body.model)
+        if body.stream_options is not None and not body.stream:
+            raise wrong("stream_options", "stream_options is for streams; set stream as well.")
+        messages = await _read(context, request, body.messages)
+        work = ChatWork(messages, body.seed, _settings(body))
+        head = {
+            "id": f"chatcmpl-{secrets.token_hex(12)}",
+            "created": int(time.time()),
+            "model": context.name,
+        }
+        if body.stream:
+            return await event_stream(request, _chunks(context, request, body, work, head))
+        answer = await context.desk.result(request, work)
+        choice = {
+            "index": 0,
+            "message": {"role": "assistant", "content": answer.text, "refusal": None},
+            "logprobs": None,
+            "finish_reason": answer.finish_reason,
+        }
+        usage = _count(context, answer)
+        return JSONResponse(
+            {**head, "object": "chat.completion", "choices": [choice], "usage": usage}
+        )
+
+    return router
+
+
+async def _chunks(
+    context: Context, request: Request, body: ChatBody, work: ChatWork, head: dict[str, Any]
+) -> AsyncIterator[str]:
+    """Server-sent events: the role, the text in pieces, how it ended, what it cost, [DONE]."""
+    told = body.stream_options is not None and bool(body.stream_options.include_usage)
+
+    def chunk(delta: dict[str, Any], finish_reason: str | None = None) -> str:
+        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
+        return data({"choices": [choice]} | ({"usage": None} if told else {}))
+
+    def data(content: dict[str, Any]) -> str:
+        return f"data: {json.dumps({**head, 'object': 'chat.completion.chunk', **content})}\n\n"
+
+    opened = False
+    async with aclosing(context.desk.events(request, work)) as events:
+        async for kind, value in events:
+            if not opened:
+                yield chunk({"role": "assistant", "content": ""})
+                opened = True
+            if kind == "piece":
+                yield chunk({"content": value})
+            else:
+                yield chunk({}, value.finish_reason)
+                usage = _count(context, value)
+                if told:
+                    yield data({"choices": [], "usage": usage})
+    yield "data: [DONE]\n\n"
+
+
+def _settings(body: ChatBody) -> ChatSettings:
+    own = ChatSettings()
+    return ChatSettings(
+        body.max_completion_tokens or body.max_tokens or own.max_new_tokens,
+        own.temperature if body.temperature is None else body.temperature,
+        own.top_p if body.top_p is None else body.top_p,
+    )
+
+
+async def _read(context: Context, request: Request, messages: list[ChatMessage]) -> list[Message]:
+    """The conversation as the pipeline takes it, its images decoded."""
+    read = [
+        Message(
+            "system" if message.role == "developer" else message.role,
+            [message.content] if isinstance(message.content, str) else [*message.content],
+        )
+        for message in messages
+    ]
+    if read[-1].role != "user":
+        raise wrong("messages", "the last message is not the user's; add one.")
+    places: dict[str, tuple[list[Any], int]] = {}
+    files: list[bytes] = []
+    for place, message in enumerate(read):
+        for number, part in enumerate(message.content):
+            if isinstance(part, TextPart):
+                message.content[number] = part.text
+            elif isinstance(part, ImagePart):
+                param = f"messages[{place}].content[{number}].image_url.url"
+                if len(files) == MOST_SHOWN:
+                    raise wrong(param, f"there are more than {MOST_SHOWN} pictures; send fewer.")
+                files.append(read_url(part.image_url.url, param))
+                places[param] = message.content, number
+    images = await context.read_images(request, files, context.sizes.shown, list(places))
+    for (content, number), image in zip(places.values(), images, strict=True):
+        content[number] = image
+    return read
+
+
+def _count(context: Context, answer: Any) -> dict[str, int]:
+    tokens = context.metrics.tokens
+    tokens.labels("prompt").inc(answer.prompt_tokens)
+    tokens.labels("completion").inc(answer.completion_tokens)
+    return {
+        "prompt_tokens": answer.prompt_tokens,
+        "completion_tokens": answer.completion_tokens,
+        "total_tokens": answer.prompt_tokens + answer.completion_tokens,
+    }

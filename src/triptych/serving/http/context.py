@@ -1,0 +1,115 @@
+"""What the routes share."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from anyio import CapacityLimiter
+from PIL import Image
+from starlette.requests import Request
+
+from triptych.inference.pipeline import UnifiedPipeline
+from triptych.serving.asgi.api_errors import Problem
+from triptych.serving.http.batching import Scheduler
+from triptych.serving.http.dispatcher import Desk
+from triptych.serving.http.image_decoder import Decoder
+from triptych.serving.http.metrics import Metrics
+
+STATUSES = {
+    400: "The request is wrong; `param` names the field.",
+    401: "The API key is missing or wrong.",
+    403: "A page of another origin asks; see `--allow-host`.",
+    404: "There is no such model or address.",
+    408: "The body came too slowly.",
+    413: "The body is too large, or needs more memory than the server has for all requests.",
+    415: "The body is of another kind than this address takes.",
+    421: "`Host` names another server; see `--allow-host`.",
+    429: "The server is busy; `Retry-After` says when to come again.",
+    500: "The server failed; its log tells more.",
+    503: "The server shuts down, or lacks memory.",
+    504: "The answer was not ready in time.",
+}
+
+
+@dataclass
+class Sizes:
+    """Sides in pixels of a model's pictures, which are squares."""
+
+    made: int
+    edited: int
+    """To which pictures are brought that it changes."""
+    shown: int | None
+    """To which pictures of conversations are brought; None leaves them their shapes."""
+
+    @classmethod
+    def of(cls, pipeline: UnifiedPipeline) -> Sizes:
+        """Those of a pipeline's model."""
+        understander = pipeline.model.understanding.understander
+        side = understander.image_size
+        example = torch.zeros(3, side, side, dtype=torch.uint8)
+        squares = understander.chat_inputs([example]) is None
+        return cls(pipeline.model.vae.image_size, side, side if squares else None)
+
+
+@dataclass
+class Context:
+    """The model as clients know it, and who works for them."""
+
+    name: str
+    """Of the model."""
+    sizes: Sizes
+    desk: Desk
+    scheduler: Scheduler
+    metrics: Metrics
+    decoder: Decoder = field(default_factory=Decoder)
+    encoders: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(2))
+    """Threads that encode images; each holds several times the bytes of one."""
+    large_encoders: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(1))
+    """The same for large images, behind which small ones must not wait."""
+    started: int = field(default_factory=lambda: int(time.time()))
+
+    def check_model(self, name: str | None) -> None:
+        """Refuse names of other models.
+
+        Raises:
+            Problem: 404.
+        """
+        if name not in (None, self.name):
+            raise Problem(
+                404, f"this server has no such model; it has {self.name}.", "model_not_found",
+                "model",
+            )  # fmt: skip
+
+    async def read_images(
+        self, request: Request, files: Sequence[bytes], size: int | None, params: Sequence[str]
+    ) -> list[Image.Image]:
+        """The images of a request, before its deadline.
+
+        Raises:
+            Problem: as `Decoder.read`; 504.
+        """
+        try:
+            async with asyncio.timeout_at(request.state.deadline):
+                return await self.decoder.read(files, size, params, request.state.ticket)
+        except TimeoutError as error:
+            raise self.desk.too_late() from error
+
+    def documented(self, schema: str, errors: tuple[int, ...] = tuple(STATUSES)) -> dict[str, Any]:
+        """What the OpenAPI document says of a route that answers with a schema of it."""
+        return {
+            "response_model": None,
+            "responses": {200: {"content": _json(schema), "description": "Done."}}
+            | {
+                status: {"content": _json("ErrorBody"), "description": STATUSES[status]}
+                for status in errors
+            },
+        }
+
+
+def _json(schema: str) -> dict[str, Any]:
+    return {"application/json": {"schema": {"$ref": f"#/components/schemas/{schema}"}}}

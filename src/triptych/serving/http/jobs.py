@@ -1,0 +1,148 @@
+"""What requests ask of the pipeline, and how it does the work of several of them in one call."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Hashable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from PIL import Image
+
+from triptych.inference.chat_messages import Message
+from triptych.inference.pipeline import Progress, UnifiedPipeline
+from triptych.serving.http.batching import Call
+
+
+@dataclass(frozen=True)
+class PictureSettings:
+    """How pictures are made; None is the model's own. Names as of `UnifiedPipeline.generate`."""
+
+    steps: int | None = None
+    guidance: float | None = None
+    decoder_steps: int | None = None
+    decoder_guidance: float | None = None
+    negative: str | None = None
+    sampler: str | None = None
+    decoder_sampler: str | None = None
+    guidance_interval: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class ChatSettings:
+    """How answers are written. Names as of `UnifiedPipeline.chat`."""
+
+    max_new_tokens: int = 256
+    temperature: float = 0.0
+    top_p: float = 1.0
+
+
+@dataclass
+class PictureWork:
+    """Pictures, each from its prompt, its seed and, if there are any, its image."""
+
+    prompts: list[str]
+    seeds: list[int]
+    images: list[Image.Image] = field(default_factory=list)
+    settings: PictureSettings = PictureSettings()
+    partial: int = 0
+    """How many unfinished pictures the client wants to see of each."""
+
+    @property
+    def size(self) -> int:
+        return len(self.prompts)
+
+    @property
+    def kind(self) -> Hashable:
+        return "edit" if self.images else "generate", self.settings
+
+
+@dataclass
+class ChatWork:
+    """An answer to a conversation."""
+
+    messages: list[Message]
+    seed: int | None = None
+    """Of the draws; None draws it."""
+    settings: ChatSettings = ChatSettings()
+    size: int = 1
+
+    @property
+    def kind(self) -> Hashable:
+        return "chat", self.settings
+
+
+@dataclass
+class Partial:
+    """An unfinished picture."""
+
+    picture: Image.Image
+    number: int
+    """Of the picture in its request."""
+    index: int
+    """How many unfinished ones of this picture came before."""
+
+
+def perform(pipeline: UnifiedPipeline, max_batch: int, call: Call) -> Sequence[Any]:
+    """Results of a call's works, which are of one kind: lists of pictures, or answers."""
+    if isinstance(call.works[0], ChatWork):
+        return _answers(pipeline, call)
+    return _pictures(pipeline, max_batch, call)
+
+
+def _answers(pipeline: UnifiedPipeline, call: Call) -> Sequence[Any]:
+    def on_text(number: int, piece: str) -> None:
+        call.proceed()
+        call.piece(number, piece)
+
+    call.proceed()
+    works: list[ChatWork] = call.works
+    return pipeline.chat_batch(
+        [work.messages for work in works],
+        **asdict(works[0].settings),
+        seed=[secrets.randbits(32) if work.seed is None else work.seed for work in works],
+        on_text=on_text,
+    )
+
+
+def _pictures(pipeline: UnifiedPipeline, max_batch: int, call: Call) -> Sequence[list[Image.Image]]:
+    works: list[PictureWork] = call.works
+    owners = [(job, n) for job, work in enumerate(works) for n in range(work.size)]
+
+    def callback(progress: Progress) -> None:
+        call.proceed()
+        shown = {
+            place: index
+            for place in progress.pictures
+            if (index := _partial_index(works[owners[place][0]].partial, progress)) is not None
+        }
+        if shown:
+            seen = dict(zip(progress.pictures, progress.preview(), strict=True))
+            for place, index in shown.items():
+                job, number = owners[place]
+                call.piece(job, Partial(seen[place], number, index))
+
+    call.proceed()
+    prompts = [prompt for work in works for prompt in work.prompts]
+    settings = asdict(works[0].settings)
+    options = {name: value for name, value in settings.items() if value is not None}
+    options |= {
+        "seeds": [seed for work in works for seed in work.seeds],
+        "batch_size": max_batch,
+        "callback": callback,
+    }
+    if works[0].images:
+        images = [image for work in works for image in work.images]
+        made = iter(pipeline.edit(images, prompts, **options))
+    else:
+        made = iter(pipeline.generate(prompts, **options))
+    return [[next(made) for _ in work.prompts] for work in works]
+
+
+def _partial_index(wanted: int, progress: Progress) -> int | None:
+    """Which of `wanted` unfinished pictures this step gives: they are evenly spread over the
+    decoder's steps, where a look costs least."""
+    if progress.stage != "pixels":
+        return None
+    steps = [progress.steps * (n + 1) // (wanted + 1) for n in range(wanted)]
+    return steps.index(progress.step) if progress.step in steps else None

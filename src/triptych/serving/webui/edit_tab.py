@@ -1,0 +1,102 @@
+"""The tab that changes a picture as an instruction says."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import gradio as gr
+
+from triptych.serving.webui.controls import arguments, seed_row, sliders
+from triptych.serving.webui.gallery import gallery_of, shown
+from triptych.serving.webui.number_inputs import slider
+from triptych.serving.webui.session import (
+    MOST_PICTURES,
+    ONE_AT_A_TIME,
+    Page,
+    in_words,
+    new_seed,
+    until_stopped,
+)
+from triptych.utils.errors import UserError
+
+
+def picture_box(page: Page, label: str, name: str) -> gr.Image:
+    """Where a viewer puts a picture; it is read by `open_picture`, which says what is wrong."""
+    box = gr.Image(
+        label=label,
+        type="filepath",
+        sources=["upload", "clipboard"],
+        height=280,
+        elem_id=name,
+        elem_classes=page.look,
+    )
+    # gradio's own opens the file, and answers one that is no picture with a traceback in the log
+    box.preprocess = lambda payload: payload and payload.path
+    return box
+
+
+def edit_tab(page: Page) -> None:
+    """Inside a `gr.Tab`: picture and instruction on the left, pictures on the right."""
+    with gr.Row():
+        with gr.Column(scale=2, min_width=320):
+            picture = picture_box(page, "Picture", "edit-picture")
+            instruction = gr.Textbox(
+                label="Instruction",
+                lines=2,
+                placeholder="make the circle blue",
+                elem_id="edit-instruction",
+            )
+            with gr.Row():
+                run = gr.Button("Edit", variant="primary", elem_id="edit")
+                stop = gr.Button("Stop")
+            count = slider(1, MOST_PICTURES, 4, 1, "Pictures")
+            seed, fresh = seed_row()
+            with gr.Accordion("Sampling", open=False):
+                settings = sliders(page.pipe)
+        with gr.Column(scale=3, min_width=320):
+            line, gallery = gallery_of(page)
+
+    def make(picture, instruction, count, seed, fresh, *settings):
+        with in_words():
+            if picture is None:
+                raise UserError("there is no picture to edit; put one into the box.")
+            first = new_seed() if fresh or seed is None else seed
+            call = partial(
+                page.pipe.edit, picture, instruction, count, first, **arguments(settings)
+            )
+            for changes in shown(
+                page, lambda tell: call(callback=tell), instruction, first, gallery, line
+            ):
+                yield {seed_box: first, **changes}
+
+    seed_box = seed
+    until_stopped(
+        [run.click, instruction.submit],
+        stop,
+        make,
+        [picture, instruction, count, seed, fresh, *settings],
+        [gallery, line, seed],
+        line,
+    )
+
+
+def reconstruct_tab(page: Page) -> None:
+    """Inside a `gr.Tab`: a picture, and what the model's features keep of it."""
+    with gr.Row():
+        picture = picture_box(page, "Picture", "reconstruct-picture")
+        made = gr.Image(
+            label="Through encoder and decoder",
+            height=280,
+            elem_classes=page.look,
+            interactive=False,
+            buttons=["download", "fullscreen"],
+        )
+    run = gr.Button("Reconstruct", variant="primary", elem_id="reconstruct")
+
+    def make(picture):
+        with in_words():
+            if picture is None:
+                raise UserError("there is no picture to reconstruct; put one into the box.")
+            return page.write(page.pipe.reconstruct(picture)[0], "reconstruction")
+
+    run.click(make, picture, made, **ONE_AT_A_TIME)

@@ -1,0 +1,87 @@
+"""Following a call of the pipeline while it runs, and ending it when nobody waits any more."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from PIL import Image
+
+from triptych.inference.pipeline import Progress
+from triptych.utils.callback_iterator import pieces
+
+PREVIEW_SHARE = 0.4
+"""Most of a call's time that previews may take, after the first."""
+REST = 0.05
+"""Seconds between two words of a call; steps that come faster are passed."""
+
+Work = Callable[[Callable[[Progress], None]], list[Image.Image]]
+"""A call of the pipeline that is given its callback."""
+
+
+@dataclass
+class Seen:
+    """How far a call has come."""
+
+    progress: Progress | None
+    """None when it is done."""
+    pictures: list[Image.Image] | None
+    """As they look now, or as they are when it is done; None: as before."""
+
+
+class Stopped(Exception):
+    """The page ends."""
+
+
+def follow(work: Work, closing: threading.Event) -> Iterator[Seen]:
+    """Run `work` in a thread and yield what there is to see; the finished pictures come last.
+
+    Closing the iterator ends the call at one of its next steps, and so does setting `closing`.
+
+    Raises:
+        whatever `work` raises.
+    """
+
+    def run(tell: Callable[[Seen], None]) -> None:
+        pace = _Pace()
+
+        def callback(progress: Progress) -> None:
+            if closing.is_set():
+                raise Stopped
+            pictures = pace.preview(progress)
+            if pictures is not None or pace.rested():
+                tell(Seen(progress, pictures))
+
+        tell(Seen(None, work(callback)))
+
+    try:
+        yield from pieces(run)
+    except Stopped:
+        return
+
+
+class _Pace:
+    """How much is told: the first preview at once, later ones from their share of the time."""
+
+    def __init__(self) -> None:
+        self.started, self.spent, self.told = time.perf_counter(), 0.0, 0.0
+
+    def preview(self, progress: Progress) -> list[Image.Image] | None:
+        """The pictures as they look, unless previews have taken too long already."""
+        now = time.perf_counter()
+        if self.spent > PREVIEW_SHARE * (now - self.started):
+            return None
+        pictures = progress.preview()
+        self.told = time.perf_counter()
+        self.spent += self.told - now
+        return pictures
+
+    def rested(self) -> bool:
+        """Whether it is time for another word; then its time is noted."""
+        now = time.perf_counter()
+        if now - self.told < REST:
+            return False
+        self.told = now
+        return True

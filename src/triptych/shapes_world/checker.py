@@ -1,0 +1,199 @@
+"""Reads a picture back into a scene, from its pixels alone, and scores pictures with that.
+
+Every cell is compared with the drawing of each kind, colour and size. A cell that no drawing fits
+makes the whole picture unclear, and an unclear picture satisfies no request. The limits below
+leave room for JPEG, mild noise and blur, and pictures made by a model.
+"""
+
+from collections.abc import Sequence
+from functools import cache
+from itertools import permutations
+
+import numpy
+
+from triptych.shapes_world.captions import TASKS, Request, Wanted
+from triptych.shapes_world.world import (
+    BACKGROUNDS,
+    CELL,
+    COLOURS,
+    GRID,
+    KINDS,
+    PIXELS,
+    SIZES,
+    Scene,
+    Shape,
+    cell_picture,
+    mask,
+)
+
+# All in units of 255 per channel.
+BACKGROUND_LIMIT = 40  # largest channel difference of the background from its name
+SHAPE_LIMIT = 22  # mean absolute difference of a cell from the drawing of a shape
+EMPTY_LIMIT = 14  # mean absolute difference of a cell from the plain background
+SPECK = 64  # a pixel of an empty cell this far from the background is a speck
+MOST_SPECKS = 6  # a pixel or two may be wrong; a dot of 3x3 pixels is an object
+LEAST_OVERLAP = 0.7  # intersection over union of the foreground and the shape
+
+Look = tuple[str, str, str]  # kind, colour, size
+
+
+@cache
+def _looks() -> list[Look]:
+    return [(kind, colour, size) for kind in KINDS for colour in COLOURS for size in SIZES]
+
+
+@cache
+def _drawings(background: str) -> numpy.ndarray:
+    """What a cell can look like: float32 [48 looks, 768 values]."""
+    drawn = [cell_picture(kind, colour, size, background) for kind, colour, size in _looks()]
+    return numpy.stack(drawn).reshape(len(drawn), -1).astype(numpy.float32)
+
+
+@cache
+def _covers() -> numpy.ndarray:
+    """The pixels that belong to each look: bool [48, 256]."""
+    covers = [mask(kind, size).reshape(-1) >= 0.5 for kind, _, size in _looks()]
+    return numpy.stack(covers)
+
+
+@cache
+def _rim() -> numpy.ndarray:
+    """The outermost pixels of all cells, which no shape covers: bool [48, 48]."""
+    inside = numpy.arange(PIXELS) % CELL
+    edge = (inside == 0) | (inside == CELL - 1)
+    return edge[:, None] | edge[None, :]
+
+
+def _background_name(seen: numpy.ndarray) -> str | None:
+    """The name of a background colour, or None if it has none."""
+    for name, colour in BACKGROUNDS.items():
+        if numpy.abs(seen - colour).max() <= BACKGROUND_LIMIT:
+            return name
+    return None
+
+
+def read(picture: numpy.ndarray) -> Scene | None:
+    """The scene that a picture shows, or None if any part of it is unclear.
+
+    The picture is uint8 [48, 48, 3]. The scene may have from zero to nine shapes.
+    """
+    if picture.shape != (PIXELS, PIXELS, 3) or picture.dtype != numpy.uint8:
+        raise ValueError(
+            f"The checker reads uint8 pictures of shape {(PIXELS, PIXELS, 3)}, "
+            f"but got {picture.dtype} {picture.shape}."
+        )
+    seen = numpy.median(picture[_rim()].astype(numpy.float32), axis=0)
+    background = _background_name(seen)
+    if background is None:
+        return None
+    cells = picture.reshape(GRID, CELL, GRID, CELL, 3).swapaxes(1, 2).astype(numpy.float32)
+    cells = cells.reshape(GRID**2, CELL**2, 3)
+    ground = numpy.array(BACKGROUNDS[background], dtype=numpy.float32)
+
+    away = numpy.abs(cells - seen)  # [9, 256, 3]; an even tint of the background is no object
+    specks = (away.max(axis=2) > SPECK).sum(axis=1)
+    empty = (away.mean(axis=(1, 2)) <= EMPTY_LIMIT) & (specks <= MOST_SPECKS)
+
+    # The nearest drawing in squares, |cell - drawing|^2 less |cell|^2, which is the same for all.
+    flat, drawings = cells.reshape(GRID**2, -1), _drawings(background)
+    nearest = ((drawings**2).sum(axis=1) - 2 * flat @ drawings.T).argmin(axis=1)  # [9]
+
+    shapes = []
+    for cell in numpy.flatnonzero(~empty):
+        kind, colour, size = _looks()[nearest[cell]]
+        error = numpy.abs(flat[cell] - drawings[nearest[cell]]).mean()
+        axis = numpy.array(COLOURS[colour], dtype=numpy.float32) - ground
+        foreground = (cells[cell] - ground) @ axis >= 0.5 * (axis @ axis)  # nearer to the colour
+        cover = _covers()[nearest[cell]]
+        overlap = (foreground & cover).sum() / (foreground | cover).sum()
+        if error > SHAPE_LIMIT or overlap < LEAST_OVERLAP:
+            return None
+        shapes.append(Shape(kind, colour, size, *divmod(int(cell), GRID)))
+    return Scene(tuple(shapes), background)
+
+
+def satisfies(scene: Scene, request: Request) -> bool:
+    """Does the scene show exactly what the request asks, and nothing else?"""
+    if len(scene.shapes) != request.total or request.background not in (None, scene.background):
+        return False
+    slots = [i for i, wanted in enumerate(request.wanted) for _ in range(wanted.count)]
+    return any(
+        all(_fits(shape, request.wanted[i]) for i, shape in zip(slots, order, strict=True))
+        and _related(
+            [shape for i, shape in zip(slots, order, strict=True) if i == 0],
+            [shape for i, shape in zip(slots, order, strict=True) if i == 1],
+            request.relation,
+        )
+        for order in permutations(scene.shapes)
+    )
+
+
+def _fits(shape: Shape, wanted: Wanted) -> bool:
+    return (
+        shape.kind == wanted.kind
+        and wanted.colour in (None, shape.colour)
+        and wanted.size in (None, shape.size)
+        and wanted.place in (None, shape.place)
+    )
+
+
+def _related(first: list[Shape], second: list[Shape], relation: str | None) -> bool:
+    """Is each of the first in the relation to each of the second?"""
+    holds = {
+        None: lambda a, b: True,
+        "left of": lambda a, b: a.column < b.column,
+        "right of": lambda a, b: a.column > b.column,
+        "above": lambda a, b: a.row < b.row,
+        "below": lambda a, b: a.row > b.row,
+    }[relation]
+    return all(holds(a, b) for a in first for b in second)
+
+
+def check(picture: numpy.ndarray, request: Request) -> bool:
+    """Does the picture (uint8 [48, 48, 3]) show exactly what the request asks?"""
+    scene = read(picture)
+    return scene is not None and satisfies(scene, request)
+
+
+def shape_eval(pictures: Sequence[numpy.ndarray], requests: Sequence[Request]) -> dict[str, float]:
+    """The share of right pictures for each task, and their unweighted "mean".
+
+    Tasks without a request are left out.
+    """
+    right = [check(picture, request) for picture, request in zip(pictures, requests, strict=True)]
+    return by_task(right, requests)
+
+
+def chance_levels(
+    pictures: Sequence[numpy.ndarray], requests: Sequence[Request]
+) -> dict[str, float]:
+    """The scores that right pictures get on average with another request's picture each.
+
+    This is the exact mean over all shuffles that move every picture; it needs two pairs.
+    """
+    scenes = [read(picture) for picture in pictures]
+    rates = []
+    for i, request in enumerate(requests):
+        others = scenes[:i] + scenes[i + 1 :]
+        rates.append(sum(s is not None and satisfies(s, request) for s in others) / len(others))
+    return by_task(rates, requests)
+
+
+def by_task(scores: Sequence[float], requests: Sequence[Request]) -> dict[str, float]:
+    """The mean score of each task that is there, in the order of TASKS, and their "mean"."""
+    means = {}
+    for task in (*TASKS, "description"):
+        of_task = [s for s, request in zip(scores, requests, strict=True) if request.task == task]
+        if of_task:
+            means[task] = sum(of_task) / len(of_task)
+    six = [means[task] for task in TASKS if task in means]
+    return means | ({"mean": sum(six) / len(six)} if six else {})
+
+
+def answer_is_right(given: str, expected: str) -> bool:
+    """Are the two answers the same, but for case, spaces and full stops at the end?"""
+    return _plain(given) == _plain(expected)
+
+
+def _plain(answer: str) -> str:
+    return " ".join(answer.lower().split()).rstrip(".").rstrip()

@@ -1,0 +1,208 @@
+"""Questions with short exact answers, about a picture (from its scene) or about a caption.
+
+Every question has one right answer: "the circle" is only said where there is one circle.
+"""
+
+import numpy
+
+from triptych.shapes_world.captions import (
+    INVERSE,
+    NUMBERS,
+    Request,
+    Wanted,
+    noun_phrase,
+    pick,
+    plural,
+)
+from triptych.shapes_world.world import COLOURS, HELD_OUT_PAIRS, KINDS, PLACES, Scene, Shape
+
+ORDINALS = ("first", "second", "third", "fourth")
+MOST_QUESTIONS = 12  # each scene has more different questions than this
+
+Turn = tuple[str, str, str]  # question, answer, type
+
+
+def questions(
+    scene: Scene, rng: numpy.random.Generator, number: int, practice: bool = False
+) -> list[Turn]:
+    """`number` different questions about a picture: (question, answer, type).
+
+    `practice` asks more often what is hard to learn: what is where, what is there, and relations.
+    """
+    if not 0 <= number <= MOST_QUESTIONS:
+        raise ValueError(f"Ask for 0 to {MOST_QUESTIONS} questions about a picture, not {number}.")
+    makers = _PRACTICE if practice else _MAKERS
+    turns: dict[str, Turn] = {}
+    while len(turns) < number:
+        turn = pick(rng, makers)(scene, rng)
+        if turn:
+            turns.setdefault(turn[0], turn)
+    return list(turns.values())
+
+
+def grid_reading(scene: Scene) -> tuple[str, str]:
+    """The question that asks for all nine cells, and its answer: place and content of each."""
+    found = {shape.place: f"{shape.size} {shape.colour} {shape.kind}" for shape in scene.shapes}
+    return "read the grid", ", ".join(f"{p}: {found.get(p, 'nothing')}" for p in PLACES)
+
+
+def _alone(scene: Scene, attribute: str) -> list[Shape]:
+    """The shapes that no other shape of the scene shares the attribute with."""
+    values = [getattr(shape, attribute) for shape in scene.shapes]
+    return [s for s, value in zip(scene.shapes, values, strict=True) if values.count(value) == 1]
+
+
+def _what_colour(scene, rng):
+    alone = _alone(scene, "kind")
+    if alone:
+        shape = pick(rng, alone)
+        return f"what colour is the {shape.kind}?", shape.colour, "colour"
+
+
+def _what_shape(scene, rng):
+    alone = _alone(scene, "colour")
+    if alone:
+        shape = pick(rng, alone)
+        return f"what shape is {shape.colour}?", shape.kind, "shape"
+
+
+def _what_size(scene, rng):
+    alone = _alone(scene, "kind")
+    if alone:
+        shape = pick(rng, alone)
+        return f"what size is the {shape.kind}?", shape.size, "size"
+
+
+def _where(scene, rng):
+    alone = _alone(scene, "kind")
+    if alone:
+        shape = pick(rng, alone)
+        return f"where is the {shape.kind}?", shape.place, "place"
+
+
+def _how_many(scene, rng):
+    return "how many shapes are there?", NUMBERS[len(scene.shapes)], "count"
+
+
+def _how_many_kind(scene, rng):
+    # Half of the time a kind that is there: else the answer would mostly be "zero".
+    kind = pick(rng, scene.shapes).kind if rng.random() < 0.5 else pick(rng, KINDS)
+    count = sum(shape.kind == kind for shape in scene.shapes)
+    return f"how many {plural(kind)} are there?", NUMBERS[count], "count"
+
+
+def _how_many_colour(scene, rng):
+    colour = pick(rng, scene.shapes).colour if rng.random() < 0.5 else pick(rng, tuple(COLOURS))
+    count = sum(shape.colour == colour for shape in scene.shapes)
+    return f"how many {colour} shapes are there?", NUMBERS[count], "count"
+
+
+def _background(scene, rng):
+    return "what is the background?", scene.background, "background"
+
+
+def _is_there(scene, rng):
+    """Half yes and half no; a no shares the colour or the kind with a shape of the scene."""
+    shape = pick(rng, scene.shapes)
+    colour, kind, there = shape.colour, shape.kind, rng.random() < 0.5
+    if not there:
+        pairs = {(s.colour, s.kind) for s in scene.shapes} | set(HELD_OUT_PAIRS)
+        near = [(c, kind) for c in COLOURS] + [(colour, k) for k in KINDS]
+        colour, kind = pick(rng, [pair for pair in near if pair not in pairs])
+    return f"is there {noun_phrase(Wanted(kind, colour))}?", "yes" if there else "no", "existence"
+
+
+def _what_is_at(scene, rng):
+    """Half of the time a cell with a shape in it."""
+    place = pick(rng, scene.shapes).place if rng.random() < 0.5 else pick(rng, PLACES)
+    found = [s for s in scene.shapes if s.place == place]
+    answer = noun_phrase(Wanted(found[0].kind, found[0].colour, found[0].size)) if found else ""
+    return f"what is at the {place}?", answer or "nothing", "content"
+
+
+def _is_related(scene, rng):
+    """Half yes and half no, never about an axis on which the two shapes are level."""
+    alone = _alone(scene, "kind")
+    if len(alone) < 2:
+        return None
+    first, second = (alone[i] for i in rng.permutation(len(alone))[:2])
+    true = []
+    if first.column != second.column:
+        true.append("left of" if first.column < second.column else "right of")
+    if first.row != second.row:
+        true.append("above" if first.row < second.row else "below")
+    relation, holds = pick(rng, true), rng.random() < 0.5
+    asked = relation if holds else INVERSE[relation]
+    return f"is the {first.kind} {asked} the {second.kind}?", "yes" if holds else "no", "relation"
+
+
+_MAKERS = (
+    *(_what_colour, _what_shape, _what_size, _where, _how_many, _how_many_kind, _how_many_colour),
+    *(_background, _is_there, _what_is_at, _is_related),
+)
+_PRACTICE = (*_MAKERS, *2 * (_where, _is_there, _what_is_at, _is_related))
+
+
+def parse_reading(request: Request) -> tuple[str, str]:
+    """The question that asks for all that a caption says, and its answer with fixed slots.
+
+    Each shape is "number size colour kind place", where "any" and "anywhere" stand for what is
+    not said; then come the relation and the background. What a relation says of each of its shapes
+    stands in the slot of the place, "anywhere left": a generator that has learned to draw things
+    in places can so draw them in relations.
+    """
+    places = [wanted.place or "anywhere" for wanted in request.wanted]
+    if request.relation:
+        sides = (request.relation, INVERSE[request.relation])
+        places = [f"anywhere {side.removesuffix(' of')}" for side in sides]
+    listed = ", ".join(
+        f"{NUMBERS[w.count]} {w.size or 'any'} {w.colour or 'any'} {w.kind} {place}"
+        for w, place in zip(request.wanted, places, strict=True)
+    )
+    relation = "any relation"
+    if request.relation:
+        relation = f"{request.wanted[0].kind} {request.relation} {request.wanted[1].kind}"
+    background = request.background or "any"
+    noun = "shape" if request.total == 1 else "shapes"
+    answer = f"{NUMBERS[request.total]} {noun}: {listed}. {relation}. {background} background."
+    return "list the shapes", answer
+
+
+def caption_questions(
+    request: Request, rng: numpy.random.Generator, number: int
+) -> list[tuple[str, str]]:
+    """At most `number` different questions that a caption alone answers ("any": it says not)."""
+    turns = _caption_turns(request)
+    return [turns[i] for i in rng.permutation(len(turns))[:number]]
+
+
+def _caption_turns(request: Request) -> list[tuple[str, str]]:
+    """All questions that there are about a caption."""
+    turns = [
+        ("how many shapes are there?", NUMBERS[request.total]),
+        ("what is the background?", request.background or "any"),
+    ]
+    kinds = [wanted.kind for wanted in request.wanted]
+    for ordinal, wanted in zip(ORDINALS, request.wanted, strict=False):
+        turns += [
+            (f"what shape is {ordinal}?", wanted.kind),
+            (f"what colour is {ordinal}?", wanted.colour or "any"),
+            (f"what size is {ordinal}?", wanted.size or "any"),
+        ]
+        if wanted.place:
+            turns += [
+                (f"where is {ordinal}?", wanted.place),
+                (f"what is at the {wanted.place}?", noun_phrase(wanted)),
+            ]
+        if kinds.count(wanted.kind) == 1 and wanted.count == 1:
+            turns.append((f"what colour is the {wanted.kind}?", wanted.colour or "any"))
+    for kind in KINDS:
+        count = sum(w.count for w in request.wanted if w.kind == kind)
+        turns.append((f"how many {plural(kind)} are there?", NUMBERS[count]))
+    if request.relation:
+        first, second = request.wanted[:2]
+        turns += [
+            (f"what is {request.relation} the {second.kind}?", noun_phrase(first)),
+            (f"what is {INVERSE[request.relation]} the {first.kind}?", noun_phrase(second)),
+        ]
+    return turns

@@ -1,0 +1,56 @@
+"""The tiny preset's tokenizer: byte-level BPE in Qwen's layout, trained on the shapes world."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from triptych.prompts import GENERATION_INSTRUCTION, PAD, SPECIAL_TOKENS, SYSTEM, user_turn
+from triptych.shapes_world.shards import make_sample
+
+# Words keep their leading space, numbers are single digits, newlines stand alone: the parts of
+# Qwen2's pattern that matter for short English.
+PATTERN = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+"
+
+
+def texts(samples: int, seed: int):
+    """All texts of `samples` training samples, with the templates around them."""
+    yield "".join((*SYSTEM, *user_turn(GENERATION_INSTRUCTION)))
+    for index in range(samples):
+        facts = json.loads(make_sample("train", index, seed)["json"])
+        yield facts["caption"]
+        yield facts["long_caption"]
+        for question, answer in facts["conversation"] + facts["text_conversation"]:
+            yield question
+            yield answer
+
+
+def train_tokenizer(folder: str | Path, vocabulary: int = 640, samples: int = 4000, seed: int = 0):
+    """Train and save a tokenizer of at most `vocabulary` tokens; any text can be encoded."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(PATTERN), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=list(SPECIAL_TOKENS),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts(samples, seed), trainer)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        eos_token="<|im_end|>",
+        additional_special_tokens=list(SPECIAL_TOKENS[1:]),
+        model_max_length=256,
+    )
+    fast.save_pretrained(str(folder))
+    return fast

@@ -1,0 +1,60 @@
+"""Selection of the parameters that train; all others are frozen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
+
+from torch import nn
+
+from triptych.utils.errors import UserError
+
+
+def selected(names: Iterable[str], patterns: Iterable[str], option: str = "trains") -> set[str]:
+    """The names under one of the patterns: a module path ("generation") or a glob ("*.dit.*").
+
+    Args:
+        option: where the patterns are from, for the message.
+
+    Raises:
+        UserError: a pattern matches nothing, so that a misspelling never freezes in silence.
+    """
+    names = list(names)
+    chosen: set[str] = set()
+    for pattern in patterns:
+        found = {
+            name for name in names if name.startswith(f"{pattern}.") or fnmatchcase(name, pattern)
+        }
+        if not found:
+            tops = sorted({name.split(".")[0] for name in names})
+            raise UserError(
+                f"{option}: {pattern!r} matches no parameter; the model's parts are {tops}."
+            )
+        chosen |= found
+    return chosen
+
+
+def inert(name: str) -> bool:
+    """Whether nothing uses a parameter: diffusers' pad_token stays frozen and is in no file."""
+    return name.endswith("dit.pad_token")
+
+
+def freeze_all_but(module: nn.Module, patterns: Iterable[str]) -> set[str]:
+    """Set requires_grad by `patterns`; returns the names of the parameters that train."""
+    parameters = dict(module.named_parameters())
+    trained = {name for name in selected(parameters, patterns) if not inert(name)}
+    for name, parameter in parameters.items():
+        parameter.requires_grad_(name in trained)
+    return trained
+
+
+def frozen_modules(module: nn.Module) -> list[nn.Module]:
+    """Largest submodules none of whose parameters train: they belong in evaluation mode."""
+    found = []
+    for child in module.children():
+        parameters = list(child.parameters())
+        if parameters and not any(p.requires_grad for p in parameters):
+            found.append(child)
+        else:
+            found.extend(frozen_modules(child))
+    return found

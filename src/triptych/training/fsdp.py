@@ -1,0 +1,118 @@
+"""FSDP2 sharding: parameters split over ranks, gathered and filled.
+
+No class is asked for by name here: a part says itself what its blocks are (`Part.blocks`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor, Partial, Shard, distribute_tensor
+
+from triptych.interfaces import Part
+
+
+def shard(module: nn.Module, mesh: DeviceMesh, frozen: Literal["shard", "replicate"]) -> None:
+    """Split parameters over the ranks of `mesh`, in place (FSDP2, Zhao et al. 2023, 2304.11277).
+
+    A block of a part is gathered when it computes, and so is what a part has outside of its
+    blocks. Parameters outside of parts, such as the queries, are split too; see `whole`.
+    """
+    kept = {p for p in module.parameters() if frozen == "replicate" and not p.requires_grad}
+    parts = [each for each in module.modules() if isinstance(each, Part) and each.built]
+    for part in reversed(parts):  # inner ones first
+        for unit in [*part.blocks(), *_tops(part)]:
+            if any(p not in kept and not isinstance(p, DTensor) for p in unit.parameters()):
+                # Also the last unit gives back what it gathered: weights that are exchanged
+                # between steps (a moving average) must never meet an old gathered copy.
+                fully_shard(unit, mesh=mesh, reshard_after_forward=True, ignored_params=kept)
+        for name in part.entry_points:
+            register_fsdp_forward_method(part, name)
+    for each in module.modules():
+        if isinstance(each, Part):
+            continue
+        for name, parameter in each.named_parameters(recurse=False):
+            if parameter.requires_grad and not isinstance(parameter, DTensor):
+                split = _split(parameter, mesh)
+                setattr(each, name, nn.Parameter(split, parameter.requires_grad))
+
+
+def _tops(part: Part) -> list[nn.Module]:
+    """The part; or its own children, if parts in it are also called on their own.
+
+    FSDP2 wants the outermost unit to be called first.
+    """
+    children = list(part.children())
+    if not any(isinstance(child, Part) for child in children):
+        return [part]
+    return [child for child in children if not isinstance(child, Part)]
+
+
+def _split(parameter: Tensor, mesh: DeviceMesh) -> DTensor:
+    if parameter.is_meta:
+        rows = own_rows(len(parameter), mesh)
+        local = parameter.new_empty(len(range(*rows.indices(len(parameter)))), *parameter.shape[1:])
+        return DTensor.from_local(
+            local, mesh, [Shard(0)], shape=parameter.shape, stride=parameter.stride()
+        )
+    return distribute_tensor(parameter.detach().to(mesh.device_type), mesh, [Shard(0)])
+
+
+def own_rows(rows: int, mesh: DeviceMesh) -> slice:
+    """Which of `rows` lie on this rank: as `torch.chunk` cuts them."""
+    chunk = -(-rows // mesh.size())
+    start = min(mesh.get_local_rank() * chunk, rows)
+    return slice(start, min(start + chunk, rows))
+
+
+@torch.no_grad()
+def put(target: Tensor, shape: tuple[int, ...], read: Callable[[slice], Tensor]) -> None:
+    """Fill `target` with what `read` gives for a slice of rows; of a sharded one, its own alone."""
+    if not isinstance(target, DTensor):
+        target.copy_(read(slice(None)) if shape else read(...))
+    elif len(local := target.to_local()):
+        local.copy_(read(own_rows(shape[0], target.device_mesh)))
+
+
+def like(full: Tensor, target: Tensor) -> Tensor:
+    """`full`, which every rank has, split as `target` is."""
+    if not isinstance(target, DTensor):
+        return full
+    rows = own_rows(len(full), target.device_mesh)
+    local = full[rows].to(target.device)
+    return DTensor.from_local(
+        local, target.device_mesh, target.placements, shape=full.shape, stride=full.stride()
+    )
+
+
+def whole(parameter: Tensor) -> Tensor:
+    """`parameter` itself or, where it is split over ranks, gathered; its gradient is their mean."""
+    if not isinstance(parameter, DTensor):
+        return parameter
+    gathered = parameter.full_tensor(grad_placements=[Partial()])
+    ranks = parameter.device_mesh.size()
+    if gathered.requires_grad:
+        gathered.register_hook(lambda gradient: gradient / ranks)
+    return gathered
+
+
+def gathered(tree: Any, keep: bool = True) -> Any:
+    """`tree` (dicts, lists) with sharded tensors whole on the CPU; all ranks must call it.
+
+    Ranks that do not `keep` the result get None in place of tensors, and hold one at a time.
+    """
+    if isinstance(tree, dict):
+        return {name: gathered(value, keep) for name, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return type(tree)(gathered(value, keep) for value in tree)
+    if not isinstance(tree, Tensor):
+        return tree
+    full = tree.detach()
+    if isinstance(full, DTensor):
+        full = full.full_tensor()
+    return full.cpu() if keep else None

@@ -1,0 +1,106 @@
+"""What a command writes is said before: where, about how much, and whether that is a mistake."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sys
+from argparse import ArgumentTypeError
+from pathlib import Path
+
+from triptych.utils.errors import UserError
+
+
+def announce(what: str, folder: Path, size: int) -> None:
+    """Say on standard error what is about to be written; refuse where it cannot be.
+
+    Args:
+        what: is written, such as "the shapes world".
+        size: bytes of all of it, about.
+
+    Raises:
+        UserError: the folder can neither be made nor written to, or the disk has no room.
+    """
+    place = require_place(what, folder)
+    free = shutil.disk_usage(place).free
+    if size > free:
+        raise UserError(
+            f"{what} takes about {in_units(size)}, and the disk of {place} has {in_units(free)} "
+            "left; make room, or name a folder on another disk."
+        )
+    print(
+        f"triptych: writing {what} (about {in_units(size)}) to {folder}",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
+def require_place(what: str, folder: Path) -> Path:
+    """The nearest folder that exists, `folder` or one above it. Nothing is made.
+
+    Raises:
+        UserError: the folder can neither be made nor written to.
+    """
+    place = next(each for each in [folder, *folder.absolute().parents] if os.path.lexists(each))
+    if not place.is_dir():
+        raise UserError(f"{what} cannot be written to {folder}: {place} is no folder.")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise UserError(
+            f"{what} cannot be written to {folder}: {place} is not yours to write to; name another "
+            "folder."
+        )
+    return place
+
+
+def output_file(text: str) -> Path:
+    """Path of a file to write, as a type for argparse: checked before any work. Nothing is made.
+
+    Raises:
+        ArgumentTypeError: it names something that is not a file, or its folder can neither be made
+            nor written to.
+    """
+    path = Path(text)
+    if path.exists() and not path.is_file():
+        raise ArgumentTypeError(f"{text} is a folder or a device; name a file")
+    output_folder(str(path.parent))
+    return path
+
+
+def output_folder(text: str) -> Path:
+    """The path of a folder to write to, as `output_file`."""
+    try:
+        require_place("what is made", Path(text))
+    except UserError as error:
+        raise ArgumentTypeError(str(error).rstrip(".")) from error
+    return Path(text)
+
+
+def refuse_other_files(folder: Path, ours: re.Pattern[str], flag: str) -> list[str]:
+    """Names in a folder, all of which match `ours`; none where there is no folder.
+
+    Raises:
+        UserError: it is no folder, or holds something else, so that its name is likely a mistake.
+    """
+    try:
+        names = sorted(path.name for path in folder.iterdir())
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise UserError(f"{flag} {folder} is no folder to write to: {error.strerror}.") from error
+    for name in names:
+        if not ours.fullmatch(name):
+            raise UserError(
+                f"the folder {folder} holds something else already, {name} for one; give an empty "
+                f"folder or a new one ({flag})."
+            )
+    return names
+
+
+def in_units(size: float) -> str:
+    """A number of bytes for people: "243 MB"."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if size >= 10 or unit == "bytes" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"

@@ -1,0 +1,313 @@
+"""Documents of people and of downloads: text, YAML and JSON, bounded and checked before use.
+
+Whoever reads a file that was not made by this very process reads it here: a pipe is refused
+instead of waited for, and a document that would take all memory is refused before it is built.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import yaml
+
+from triptych.utils.errors import UserError
+from triptych.utils.text import decode_text, numbered_lines
+
+MIB = 2**20
+STDIN = "standard input"
+YAML_BYTES = MIB
+JSON_BYTES = 32 * MIB
+TEXT_BYTES = 256 * MIB
+DEPTH = 64
+"""Levels of mappings and lists in each other."""
+NODES = 100_000
+"""Values of a YAML document, each alias counted as what it stands for."""
+LONG = 64
+"""Characters: a text counts as one value more for each of these."""
+
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+_TYPES = {dict: "object", list: "list"}
+
+
+def open_regular(path: str | Path) -> BinaryIO:
+    """Open a regular file for reading; anything else is refused at once, without waiting for it.
+
+    Raises:
+        UserError: there is no such file, it is no regular file, or it may not be read.
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError as error:
+        raise UserError(f"{path} does not exist; check the path.") from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{path} cannot be opened ({reason}); give a file.") from error
+    mode = os.fstat(handle).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(handle)
+        raise UserError(f"{path} is {_KINDS.get(stat.S_IFMT(mode), 'no file')}; give a file.")
+    return os.fdopen(handle, "rb")
+
+
+def read_bytes(path: str | Path, largest: int) -> bytes:
+    """The content of a regular file of at most `largest` bytes.
+
+    Raises:
+        UserError: as `open_regular`, or it is larger or cannot be read.
+    """
+    try:
+        with open_regular(path) as file:
+            if (size := os.fstat(file.fileno()).st_size) <= largest:
+                content = file.read(largest + 1)
+                size = len(content)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); check the disk.") from error
+    if size > largest:
+        raise UserError(
+            f"{path} has {size:,} bytes, and at most {largest:,} are read; it is no such file."
+        )
+    return content
+
+
+def read_text(path: str | Path, largest: int = TEXT_BYTES) -> str:
+    """The text of a file in UTF-8, with or without a byte order mark.
+
+    Raises:
+        UserError: as `read_bytes`, or it is no UTF-8.
+    """
+    return decode_text(read_bytes(path, largest), path)
+
+
+def read_standard_input(largest: int = TEXT_BYTES) -> str:
+    """The text of standard input, by the rules of `read_text`.
+
+    Raises:
+        UserError: it is closed, has more than `largest` bytes, or is no UTF-8.
+    """
+    content = _standard_input().read(largest + 1)
+    if len(content) > largest:
+        raise UserError(f"standard input has more than {largest:,} bytes; give less at once.")
+    return decode_text(content, STDIN)
+
+
+def read_standard_line() -> str | None:
+    """The next line of standard input, None at its end.
+
+    Raises:
+        UserError: it is closed, longer than 1 MiB, or no UTF-8.
+    """
+    line = _standard_input().readline(MIB + 1)
+    if len(line) > MIB:
+        raise UserError(f"a line of standard input has more than {MIB:,} bytes; shorten it.")
+    return decode_text(line, STDIN) if line else None
+
+
+def _standard_input() -> BinaryIO:
+    if sys.stdin is None:
+        raise UserError("standard input is closed; give a file, or open it.")
+    return sys.stdin.buffer
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """The mapping in a YAML file of at most 1 MiB.
+
+    Raises:
+        UserError: as `read_text` and `parse_yaml`.
+    """
+    return parse_yaml(read_text(path, YAML_BYTES), path)
+
+
+def parse_yaml(text: str, what: object) -> dict[str, Any]:
+    """The mapping that a YAML document is; `what` names it in errors.
+
+    Raises:
+        UserError: it is broken, no mapping, nested too deep, or too large with aliases followed.
+    """
+    content = load_yaml(text, what)
+    if not isinstance(content, dict):
+        found = {type(None): "empty", list: "a list", str: "a text"}.get(type(content), "a number")
+        raise UserError(
+            f"{what} is {found}, not a mapping of names to values; correct it or download it again."
+        )
+    for key in content:
+        if not isinstance(key, str):
+            raise UserError(f"{what}: the key {key!r} is no name; put it in quotes or correct it.")
+    return content
+
+
+def load_yaml(text: str, what: object, loader: type | None = None) -> Any:
+    """Any value of a YAML document, within the same bounds; `loader` is a safe one.
+
+    Raises:
+        UserError: it is broken, nested too deep, or too large once aliases are followed.
+    """
+    loader = loader or getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    try:
+        measure_yaml(text, what, loader)
+        return yaml.load(text, Loader=loader)  # a safe loader: no tag makes an object
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f" at line {mark.line + 1}" if mark else ""
+        problem = " ".join(str(error.problem or error.context).split())
+        raise UserError(f"{what} is no YAML{where} ({problem}); correct it.") from error
+    except (yaml.YAMLError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        reason = " ".join(
+            str(error).split()
+        )  # ValueError: the 40th of May, a number of 5,000 digits
+        raise UserError(f"{what} is no YAML ({reason}); correct it.") from error
+
+
+@dataclass
+class _Open:
+    """A mapping or list whose end has not come yet."""
+
+    anchor: str | None
+    before: int
+    """Values of the document up to here."""
+    keys: set[str] | None
+    """Of a mapping."""
+    at_key: bool = True
+
+
+def measure_yaml(text: str, what: object, loader: type) -> None:
+    """Refuse what would grow out of bounds, from the parser's events: nothing is built yet.
+
+    Raises:
+        UserError: it is nested too deep, or too large once aliases are followed, or a key is twice.
+        yaml.YAMLError: it is broken.
+    """
+    sizes: dict[str, int] = {}  # of what each anchor names, aliases followed
+    opened: list[_Open] = []
+    total = 0
+    for event in yaml.parse(text, Loader=loader):
+        line = event.start_mark.line + 1
+        if isinstance(event, yaml.NodeEvent) and opened and opened[-1].keys is not None:
+            _take_key(opened[-1], event, what)
+        if isinstance(event, yaml.AliasEvent):
+            if event.anchor in (each.anchor for each in opened):
+                raise UserError(f"{what}: the alias *{event.anchor} at line {line} holds itself.")
+            total += sizes.get(event.anchor, 1)  # an unknown one is the loader's to refuse
+        elif isinstance(event, yaml.ScalarEvent):
+            size = 1 + len(event.value) // LONG
+            total += size
+            if event.anchor:
+                sizes[event.anchor] = size
+        elif isinstance(event, yaml.CollectionStartEvent):
+            keys = set() if isinstance(event, yaml.MappingStartEvent) else None
+            opened.append(_Open(event.anchor, total, keys))
+            total += 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            ended = opened.pop()
+            if ended.anchor:
+                sizes[ended.anchor] = total - ended.before
+        if len(opened) > DEPTH:
+            raise UserError(f"{what} is nested more than {DEPTH} levels deep at line {line}.")
+        if total > NODES:
+            raise UserError(
+                f"{what} has more than {NODES:,} values, its aliases followed (line {line}); "
+                "write it shorter."
+            )
+
+
+def _take_key(mapping: _Open, event: yaml.NodeEvent, what: object) -> None:
+    """Keys and values come in turn; a key that comes twice would hide the first."""
+    if mapping.at_key and isinstance(event, yaml.ScalarEvent) and event.value != "<<":
+        if event.value in mapping.keys:
+            line = event.start_mark.line + 1
+            raise UserError(f"{what}: the key {event.value!r} at line {line} is there twice.")
+        mapping.keys.add(event.value)
+    mapping.at_key = not mapping.at_key
+
+
+def read_json(path: str | Path, kind: type = dict, largest: int = JSON_BYTES) -> Any:
+    """The object (or, by `kind`, the list) in a JSON file.
+
+    Raises:
+        UserError: as `read_text` and `parse_json`.
+    """
+    return parse_json(read_text(path, largest), path, kind)
+
+
+def read_json_lines(text: str, name: object) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(NAME:NUMBER, object) of the lines of a text that are not blank.
+
+    Raises:
+        UserError: as `parse_json`; it names the line.
+    """
+    for number, line in numbered_lines(text):
+        yield f"{name}:{number}", parse_json(line, f"{name}:{number}")
+
+
+def parse_json(text: str | bytes, what: object, kind: type = dict) -> Any:
+    """The value of a JSON text; `what` names it in errors.
+
+    Args:
+        text: bytes are UTF-8.
+        kind: dict or list, whichever it must be; `object` for any.
+
+    Raises:
+        UserError: it is broken, of another kind, or nested too deep.
+    """
+    if isinstance(text, bytes):
+        text = decode_text(text, what)
+    try:
+        content = json.loads(text, object_pairs_hook=_object)
+        # each level has a bracket of its own: few texts need the walk
+        if text.count("[") + text.count("{") > DEPTH and _deeper(content):
+            raise RecursionError
+        if "\\u" in text:
+            json.dumps(content, ensure_ascii=False).encode()
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"{what} is no JSON at line {error.lineno} ({error.msg}); correct it or download it "
+            "again."
+        ) from error
+    except UnicodeEncodeError as error:
+        raise UserError(f"{what} holds half a character, a lone surrogate; correct it.") from error
+    except RecursionError as error:
+        raise UserError(
+            f"{what} is nested more than {DEPTH} levels deep; it is no such file."
+        ) from error
+    except ValueError as error:  # a number of more than 4,300 digits, a key that is there twice
+        raise UserError(f"{what} is no JSON ({error}); correct it.") from error
+    if not isinstance(content, kind):
+        raise UserError(f"{what} is no JSON {_TYPES[kind]}; correct it or download it again.")
+    return content
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in found if keys.count(key) > 1)
+        raise ValueError(f"the key {twice[:60]!r} is there twice")
+    return found
+
+
+def _deeper(content: Any) -> bool:
+    level = [content]
+    for _ in range(DEPTH + 1):
+        level = [
+            child
+            for node in level
+            if isinstance(node, dict | list)
+            for child in (node.values() if isinstance(node, dict) else node)
+        ]
+        if not level:
+            return False
+    return True

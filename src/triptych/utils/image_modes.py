@@ -1,0 +1,158 @@
+"""Pixels of any mode and depth as 8-bit RGB: the one place where images are converted.
+
+Ranges, by the type of the numbers:
+
+- 8 bits (and 1 bit) stay as they are; 16 bits unsigned are divided by 257 and rounded;
+- other whole numbers (Pillow's "I", int32, whole floats above 1) are of 8 bits where none is above
+  255, as Pillow's own conversion writes them, of 16 bits where none is above 65,535;
+- floats from 0 to 1 are multiplied by 255 and rounded;
+- all others are refused: nothing is clipped.
+
+Transparent pixels are composited over white. The published code drops the alpha channel, which
+shows the hidden colours: `alpha="drop"`.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any, Literal
+
+from PIL import Image
+
+from triptych.utils.errors import PictureError
+from triptych.utils.image_headers import DAMAGED
+
+if TYPE_CHECKING:
+    import numpy as np  # imported where it is used: `--help` needs none
+
+Alpha = Literal["white", "drop"]
+"""Transparent pixels: composited over white, or opaque, in the colour that they hide."""
+
+RANGE = "has pixels of an unknown range"
+SHAPE = "is not of the shape of an image"
+CHANNELS = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
+# Metadata that no longer holds once an image is upright and opaque.
+OUTDATED = ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp", "transparency")
+GREY_LEVELS = {"L;2": 85, "L;4": 17}  # raw modes of PNG: 255 over their largest number
+
+
+def to_rgb(image: Image.Image, alpha: Alpha = "white") -> Image.Image:
+    """8-bit RGB of a decoded image of any Pillow mode; an opaque RGB image itself.
+
+    Raises:
+        PictureError: its pixels have an unknown range, or its palette or transparency is damaged.
+    """
+    try:
+        if image.mode.startswith("I") or image.mode == "F":
+            image = _reduce_depth(image)
+        elif image.mode == "La":  # premultiplied, which Pillow converts to nothing else
+            image = image.convert("LA")
+        if alpha == "white" and image.has_transparency_data:
+            clear = image.convert("RGBA")
+            image = Image.new("RGB", clear.size, "white")
+            image.paste(clear, mask=clear)
+            return image
+        with warnings.catch_warnings():  # of transparency that "RGB" has no room for
+            warnings.simplefilter("ignore", UserWarning)
+            return image if image.mode == "RGB" else image.convert("RGB")
+    except (ValueError, TypeError, OverflowError, OSError) as error:
+        if isinstance(error, PictureError):
+            raise
+        raise PictureError(DAMAGED, str(error)) from error
+
+
+def _reduce_depth(image: Image.Image) -> Image.Image:
+    """An "I", "I;16" or "F" image as "L", or as "LA" where one grey level is transparent."""
+    import numpy as np
+
+    values = np.asarray(image)
+    grey = Image.fromarray(to_8_bits(values))
+    level = image.info.get("transparency")
+    if isinstance(level, int):
+        grey.putalpha(Image.fromarray(np.where(values == level, 0, 255).astype(np.uint8)))
+    return grey
+
+
+def to_8_bits(values: np.ndarray) -> np.ndarray:
+    """uint8 of the same shape, scaled from the range that the type and the values have.
+
+    Raises:
+        PictureError: they have none of those of this module.
+    """
+    import numpy as np
+
+    kind = values.dtype.kind
+    if values.dtype == np.uint8:
+        return values
+    if kind == "b":
+        return values.astype(np.uint8) * np.uint8(255)
+    if kind not in "uif":
+        raise PictureError(RANGE, f"numbers of type {values.dtype}")
+    least, most = (values.min(), values.max()) if values.size else (0, 0)
+    if kind == "u" and values.dtype.itemsize == 2:
+        return _from_16_bits(values)
+    if not (least >= 0 and most <= 65_535):  # also where one is not a number
+        raise PictureError(RANGE, f"{_range(least, most)}, {KNOWN_RANGES}")
+    if kind == "f" and most <= 1:
+        return np.rint(values * values.dtype.type(255)).astype(np.uint8)
+    if kind == "f" and (values != np.rint(values)).any():
+        raise PictureError(RANGE, f"fractions {_range(least, most)}, {KNOWN_RANGES}")
+    return values.astype(np.uint8) if most <= 255 else _from_16_bits(values)
+
+
+KNOWN_RANGES = "neither 8 nor 16 bits, nor floats from 0 to 1"
+
+
+def _range(least: Any, most: Any) -> str:
+    return f"from {least:g} to {most:g}"
+
+
+def _from_16_bits(values: np.ndarray) -> np.ndarray:
+    import numpy as np
+
+    table = ((np.arange(65_536) + 128) // 257).astype(np.uint8)
+    return table[values.astype(np.uint16)]
+
+
+def is_array(image: Any) -> bool:
+    """Whether it is a NumPy array, or a tensor; found out without importing either."""
+    return hasattr(image, "__array__") and not isinstance(image, Image.Image)
+
+
+def from_array(array: Any) -> Image.Image:
+    """The image in a NumPy array [H,W] or [H,W,C], or in a tensor [H,W] or [C,H,W], of 8 bits.
+
+    One channel is grey, two are grey and alpha, three RGB, four RGBA.
+
+    Raises:
+        PictureError: it has another shape, or values of an unknown range.
+    """
+    import numpy as np
+
+    shape = tuple(array.shape)
+    if hasattr(array, "detach"):
+        array = array.detach().cpu()
+        array = (array.float() if array.is_floating_point() else array).numpy()
+        array = np.moveaxis(array, 0, -1) if array.ndim == 3 else array
+        layout = "a tensor is [H,W] or [C,H,W]"
+    else:
+        layout = "an array is [H,W] or [H,W,C]"
+    channels = array.shape[2] if array.ndim == 3 else 1
+    if array.ndim not in (2, 3) or channels not in CHANNELS or not array.size:
+        raise PictureError(SHAPE, f"{list(shape)}; {layout}, with 1 to 4 channels")
+    values = to_8_bits(array.reshape(*array.shape[:2], channels))
+    values = np.ascontiguousarray(values[..., 0] if channels == 1 else values)
+    return Image.fromarray(values, CHANNELS[channels])
+
+
+def scale_transparent_colour(header: Image.Image) -> None:
+    """Bring the transparent colour of a PNG to the 8 bits to which Pillow scales its pixels.
+
+    Pillow leaves it as the file has it. Known before the image is decoded only.
+    """
+    tiles = getattr(header, "tile", None)
+    raw, colour = tiles[0][3] if tiles else None, header.info.get("transparency")
+    if raw == "RGB;16B" and isinstance(colour, tuple):
+        header.info["transparency"] = tuple(level >> 8 for level in colour)
+    elif isinstance(raw, str) and raw in GREY_LEVELS and isinstance(colour, int):
+        header.info["transparency"] = colour * GREY_LEVELS[raw]

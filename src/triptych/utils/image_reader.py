@@ -1,0 +1,285 @@
+"""The one reader of images, for every door: path, bytes, data URL, shard, upload, image in memory.
+
+Formats are opened by their class, as `Image.open` tries formats that run other programs (EPS), and
+warns of large images by a limit of its own. Sizes and hidden work are judged before anything is
+decoded. Images are turned as their EXIF orientation says, as Hugging Face `datasets`, which the
+published code reads its images with, does since 2024. `image_modes` says what becomes of depths
+and of transparency.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import (
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    JpegImagePlugin,
+    PngImagePlugin,
+    WebPImagePlugin,
+)
+
+from triptych.utils.documents import open_regular
+from triptych.utils.errors import PictureError, UserError
+from triptych.utils.image_headers import (
+    DAMAGED,
+    ORIENTATION,
+    TOO_MANY_SCANS,
+    check_bmp,
+    check_png,
+    count_gif_frames,
+    count_scans,
+    find_orientation,
+)
+from triptych.utils.image_modes import (
+    OUTDATED,
+    Alpha,
+    from_array,
+    is_array,
+    scale_transparent_colour,
+    to_rgb,
+)
+from triptych.utils.image_urls import is_url, read_data_url
+
+MISSING = "does not exist"
+UNKNOWN = "is not an image"
+NO_PIXELS = "has no pixels"
+TOO_MANY_PIXELS = "has too many pixels"
+TOO_LARGE = "is too large"
+TOO_LONG = "is too long for its width"
+ANIMATED = "is animated"
+SCANS_OF_LARGEST = 20  # passes over an image of the most pixels, more over a smaller one
+
+
+class _Jpeg(JpegImagePlugin.JpegImageFile):
+    def _read_dpi_from_exif(self) -> None:
+        """Not read: the resolution is of no use, and EXIF of 64 kB can take hundreds of MB."""
+
+
+@dataclass(frozen=True)
+class _Format:
+    start: bytes
+    opened: Callable[[io.BytesIO], Image.Image]
+    check: Callable[[bytes], int | None]
+
+
+FORMATS = {
+    "JPEG": _Format(b"\xff\xd8\xff", _Jpeg, count_scans),
+    "PNG": _Format(b"\x89PNG", PngImagePlugin.PngImageFile, check_png),
+    "WEBP": _Format(b"RIFF", WebPImagePlugin.WebPImageFile, lambda data: None),
+    "GIF": _Format(b"GIF8", GifImagePlugin.GifImageFile, count_gif_frames),
+    "BMP": _Format(b"BM", BmpImagePlugin.BmpImageFile, check_bmp),
+}
+
+
+def _either(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:-1])} or {names[-1]}"
+
+
+FORMAT_NAMES = _either([*FORMATS])
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+@dataclass(frozen=True)
+class ImageLimits:
+    """Limits of an image, judged from its headers.
+
+    Args:
+        formats: keys of FORMATS.
+        max_bytes: size of the file.
+        max_pixels: width times height. Each scan of a JPEG is a pass over
+            them, see SCANS_OF_LARGEST.
+        max_side: longest side in pixels.
+        max_aspect: long side over short side: a thin line becomes huge when its short side is
+            enlarged to that of a square.
+        animated: take the first frame of an animated image, rather than refuse it.
+    """
+
+    formats: tuple[str, ...] = tuple(FORMATS)
+    max_bytes: int = 64 << 20
+    max_pixels: int = 100_000_000
+    max_side: int = 65_535
+    max_aspect: int = 100
+    animated: bool = True
+
+    def check_size(self, width: int, height: int) -> None:
+        """Refuse a size in pixels.
+
+        Raises:
+            PictureError: there are too many or none of them, or one side is too long.
+        """
+        if min(width, height) < 1:
+            raise PictureError(NO_PIXELS, f"{width}x{height}")
+        if width * height > self.max_pixels:
+            raise PictureError(TOO_MANY_PIXELS, f"{width}x{height}, at most {self.max_pixels}")
+        if max(width, height) > self.max_side:
+            raise PictureError(
+                TOO_MANY_PIXELS, f"{width}x{height}, at most {self.max_side} on a side"
+            )
+        if max(width, height) > self.max_aspect * min(width, height):
+            raise PictureError(
+                TOO_LONG, f"{width}x{height}, at most {self.max_aspect} times as long as wide"
+            )
+
+    def check_scans(self, scans: int, width: int, height: int) -> None:
+        """Refuse a JPEG of many scans, each of which is a pass over all pixels.
+
+        Raises:
+            PictureError: there are too many of them for its size.
+        """
+        most = SCANS_OF_LARGEST * self.max_pixels // max(width * height, 1)
+        if scans > most:
+            raise PictureError(TOO_MANY_SCANS, f"{scans} of {width}x{height}, at most {most}")
+
+
+DEFAULT_LIMITS = ImageLimits()
+
+
+def read_image(
+    image: Any, limits: ImageLimits = DEFAULT_LIMITS, alpha: Alpha = "white"
+) -> Image.Image:
+    """The image at its own size: upright, opaque, 8-bit RGB.
+
+    Args:
+        image: a path; the bytes of a file; a data URL; a Pillow image of any mode, which is turned
+            as its EXIF orientation says; a NumPy array or a tensor, see `from_array`.
+        alpha: see `Alpha`; "drop" is for parity with the published code.
+
+    Raises:
+        PictureError: it cannot be read, is damaged, or is beyond `limits`.
+    """
+    if is_array(image):
+        image = from_array(image)
+    if not isinstance(image, Image.Image):
+        return upright_rgb(read_header(image, limits), alpha)
+    limits.check_size(*image.size)
+    scale_transparent_colour(image)
+    decode(image)
+    read = _turned_rgb(image, _orientation_in_memory(image), alpha)
+    return read.copy() if read is image else read
+
+
+def format_of(data: bytes) -> str | None:
+    """The key of FORMATS of an encoded image, by its first bytes; None of other files."""
+    return next((name for name, each in FORMATS.items() if data.startswith(each.start)), None)
+
+
+def read_header(
+    image: str | Path | bytes | bytearray | memoryview, limits: ImageLimits = DEFAULT_LIMITS
+) -> Image.Image:
+    """The image with its size, mode and metadata known, and nothing decoded.
+
+    Raises:
+        PictureError: as `read_image`; damage of the pixels is found when they are decoded.
+    """
+    data = _bytes_of(image, limits.max_bytes)
+    if len(data) > limits.max_bytes:
+        raise PictureError(TOO_LARGE, f"{len(data):,} bytes, at most {limits.max_bytes:,}")
+    name = format_of(data)
+    if name not in limits.formats:
+        raise PictureError(DAMAGED, f"no {_either(limits.formats)}")
+    found = FORMATS[name].check(data)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            header = FORMATS[name].opened(io.BytesIO(data))
+    except Exception as error:  # plugins raise SyntaxError, struct.error, ... on damaged headers
+        raise PictureError(DAMAGED, str(error)) from error
+    limits.check_size(*header.size)
+    if name == "JPEG":
+        limits.check_scans(found, *header.size)
+    scale_transparent_colour(header)
+    moves = found == 2 if name == "GIF" else getattr(header, "is_animated", False)
+    if moves and not limits.animated:
+        raise PictureError(ANIMATED)
+    return header
+
+
+def upright_rgb(header: Image.Image, alpha: Alpha = "white") -> Image.Image:
+    """Decode what `read_header` opened: upright, opaque, 8-bit RGB.
+
+    Raises:
+        PictureError: it is damaged.
+    """
+    decode(header)
+    return _turned_rgb(header, find_orientation(header.info), alpha)
+
+
+def _turned_rgb(image: Image.Image, orientation: int, alpha: Alpha) -> Image.Image:
+    """RGB, turned, without the metadata that said how; `image` itself where nothing is to do."""
+    read, turn = to_rgb(image, alpha), TURNS.get(orientation)
+    read = read if turn is None else read.transpose(turn)
+    outdated = set(OUTDATED) & set(image.info)
+    if outdated:
+        read = read.copy() if read is image else read
+    if read is not image:
+        read.info = {name: said for name, said in image.info.items() if name not in OUTDATED}
+    return read
+
+
+def _orientation_in_memory(image: Image.Image) -> int:
+    """EXIF orientation of a decoded Pillow image, from its file or set by `getexif`."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return image.getexif().get(ORIENTATION, 1)
+    except Exception:  # damaged EXIF says nothing; Pillow raises what its damage provokes
+        return 1
+
+
+def decode(header: Image.Image) -> None:
+    """Decode in place; once it is done, nothing.
+
+    Raises:
+        PictureError: it is damaged.
+    """
+    try:
+        header.load()
+    except Exception as error:  # OSError mostly, and whatever else damage provokes
+        raise PictureError(DAMAGED, str(error)) from error
+
+
+def _bytes_of(image: Any, most: int) -> bytes:
+    if isinstance(image, bytes | bytearray | memoryview):
+        return bytes(image)
+    if isinstance(image, str) and is_url(image):
+        return read_data_url(image)
+    if not isinstance(image, str | Path):
+        raise PictureError(UNKNOWN, f"an object of type {type(image).__name__}")
+    return _read_file(image, most)
+
+
+def _read_file(path: str | Path, most: int) -> bytes:
+    """The bytes of a regular file; one of more than `most` is not read.
+
+    Raises:
+        PictureError: there is none, or it cannot be read.
+    """
+    try:
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > most:
+                raise PictureError(TOO_LARGE, f"{size:,} bytes, at most {most:,}")
+            return file.read(most + 1)
+    except UserError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            raise PictureError(MISSING) from error
+        why = getattr(error.__cause__, "strerror", None) or "not a regular file"
+        raise PictureError(DAMAGED, why) from error
+    except OSError as error:
+        raise PictureError(DAMAGED, error.strerror or str(error)) from error

@@ -1,0 +1,53 @@
+"""Data URLs (RFC 2397), which hold a file, told apart from links, which are not fetched."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from urllib.parse import unquote_to_bytes
+
+from triptych.utils.errors import PictureError
+
+LINK = "is a link, which is not fetched"
+WRONG_DATA_URL = "is a damaged data URL"
+EXAMPLE = "data:image/png;base64,..."
+SCHEME = re.compile(r"\s*([a-zA-Z][a-zA-Z0-9+.-]*):")
+FETCHED = ("http", "https", "ftp", "ftps", "file", "blob", "s3", "gs", "hf")
+LONGEST_HEAD = 1000  # characters before the comma
+
+
+def is_url(text: str) -> bool:
+    """Whether a text is a data URL or a link, rather than a path."""
+    return _scheme(text) in ("data", *FETCHED)
+
+
+def read_data_url(url: str) -> bytes:
+    """The file that a data URL holds, whatever media type it names.
+
+    Read as browsers do: letters of either case in what comes before the comma, percent encoding,
+    white space, and base64 without its padding.
+
+    Raises:
+        PictureError: it is a link or no URL, or a data URL that says neither an image nor base64.
+    """
+    if _scheme(url) != "data":
+        raise PictureError(LINK, f"give {EXAMPLE}")
+    head, comma, content = url.strip().partition(",")
+    if not comma or len(head) > LONGEST_HEAD:
+        raise PictureError(WRONG_DATA_URL, f"it has no comma, as {EXAMPLE} has")
+    data = unquote_to_bytes(content) if "%" in content else content.encode("utf-8", "replace")
+    if head.rpartition(";")[2].strip().lower() != "base64":
+        if data.isascii() and b"\0" not in data:
+            raise PictureError(WRONG_DATA_URL, "it has no ;base64 before its comma, and holds text")
+        return data
+    data = data.translate(None, b" \t\n\f\r").rstrip(b"=")
+    try:
+        return base64.b64decode(data + b"=" * (-len(data) % 4), validate=True)
+    except binascii.Error as error:
+        raise PictureError(WRONG_DATA_URL, "what follows ;base64, is not base64") from error
+
+
+def _scheme(text: str) -> str:
+    match = SCHEME.match(text)
+    return match[1].lower() if match else ""

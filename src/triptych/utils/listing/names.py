@@ -1,0 +1,74 @@
+"""Role of a file by its name: image, source of an edit, caption or JSON, in a folder or a shard.
+
+    KEY.jpg|jpeg|png|webp|bmp|gif   the image (or KEY.target.jpg, ...)
+    KEY.source.jpg                  the image that an edit starts from
+    KEY.txt                         the caption, or the instruction of an edit
+    KEY.json                        all else; its "caption" stands in for a missing KEY.txt
+
+Suffixes are compared without regard to case. In a shard, KEY ends at the first dot of the name, as
+in webdataset; in a folder, at the suffix: "photo v1.0.jpg" is the image of "photo v1.0".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+IMAGE_KINDS = ("jpg", "jpeg", "png", "webp", "bmp", "gif")
+IMAGE_SUFFIXES = tuple(f".{kind}" for kind in IMAGE_KINDS)
+OTHER_SUFFIXES = (
+    *(".tif", ".tiff", ".jfif", ".jpe", ".jp2", ".jxl", ".avif", ".heic", ".heif", ".svg"),
+    *(".ico", ".ppm", ".pgm", ".pbm", ".tga", ".psd", ".dng"),
+)
+"""Of images that are not read; those that lie in a folder are named."""
+KINDS = {
+    "picture": (*(f"target.{kind}" for kind in IMAGE_KINDS), *IMAGE_KINDS),
+    "source": tuple(f"source.{kind}" for kind in IMAGE_KINDS),
+    "txt": ("txt",),
+    "json": ("json",),
+}
+"""Role -> kinds of files that have it, the preferred first. All other files are ignored."""
+RECORDED = frozenset(kind for kinds in KINDS.values() for kind in kinds)
+_LONGEST_FIRST = sorted(RECORDED, key=len, reverse=True)
+
+# Left by systems, not by people; names that begin with a dot are hidden anyway.
+CLUTTER = frozenset(
+    (b"__macosx", b"@eadir", b"thumbs.db", b"desktop.ini", b"$recycle.bin", b"lost+found")
+    + (b"system volume information",)
+)
+
+
+def is_hidden(name: bytes) -> bool:
+    """Whether a path is hidden, or lies in a hidden folder: .ipynb_checkpoints/a.jpg, ._a.jpg."""
+    return any(
+        (part.startswith(b".") and part not in (b".", b"..")) or part.lower() in CLUTTER
+        for part in name.split(b"/")
+    )
+
+
+def split_at_first_dot(name: bytes) -> tuple[bytes, str]:
+    """b"folder/KEY.source.jpg" -> (b"folder/KEY", "source.jpg"), as webdataset does.
+
+    The key is empty where there is none: a name without a dot, or that begins with one.
+    """
+    folder, slash, file = name.rpartition(b"/")
+    stem, dot, kind = file.partition(b".")
+    if not (stem and dot):
+        return b"", ""
+    return folder + slash + stem, kind.decode("ascii", "replace").lower()
+
+
+def split_at_kind(name: bytes) -> tuple[bytes, str]:
+    """b"folder/photo v1.0.jpg" -> (b"folder/photo v1.0", "jpg"), by the longest of RECORDED.
+
+    The key is empty where the name has no such end, or nothing before it.
+    """
+    folder, slash, file = name.rpartition(b"/")
+    end = file.lower()
+    kind = next((kind for kind in _LONGEST_FIRST if end.endswith(b"." + kind.encode())), "")
+    stem = file[: -len(kind) - 1] if kind else b""
+    return (folder + slash + stem, kind) if stem else (b"", "")
+
+
+def kind_for(role: str, kinds: Collection[str]) -> str | None:
+    """The preferred one of `kinds` that has a role, whatever their order; None where none has."""
+    return next((kind for kind in KINDS[role] if kind in kinds), None)

@@ -1,0 +1,32 @@
+"""Where files are: `asset:NAME` is a file inside the package, anything else a path."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+
+from triptych.utils.errors import UserError
+
+ASSETS = Path(__file__).parent.parent / "assets"
+PREFIX = "asset:"
+
+
+def locate(name: str, made_by: str | None = None) -> Path:
+    """The existing file or folder behind `name`.
+
+    Raises:
+        UserError: it does not exist; `made_by`, a command, is named as the remedy.
+    """
+    path = ASSETS / name.removeprefix(PREFIX) if name.startswith(PREFIX) else Path(name)
+    if not path.exists():
+        remedy = f"; `{made_by}` makes it" if made_by else "; check the path"
+        raise UserError(f"{path} does not exist{remedy}.")
+    return path
+
+
+def presets() -> dict[str, Path]:
+    """Model files by name: those of the package, and of conf/model where the command runs."""
+    package = find_spec("triptych.conf")
+    folders = [Path(place) for place in package.submodule_search_locations] if package else []
+    files = [file for folder in [*folders, Path("conf")] for file in folder.glob("model/*.yaml")]
+    return {file.stem: file for file in sorted(files)}

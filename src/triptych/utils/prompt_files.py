@@ -1,0 +1,90 @@
+"""Files of prompts, by suffix: a prompt a line, JSON lines, or a JSON list."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from triptych.utils.documents import (
+    STDIN,
+    parse_json,
+    read_json_lines,
+    read_standard_input,
+    read_text,
+)
+from triptych.utils.errors import UserError
+from triptych.utils.text import clean_text, numbered_lines
+
+JSON_LINES = (".jsonl", ".ndjson")
+# Formats that hold no prompt a line; without this their lines would be drawn as prompts.
+OTHER_FORMATS = (".csv", ".tsv", ".parquet", ".yaml", ".yml")
+# How JSON begins, as no prompt does: an object, a list of objects or of texts.
+_JSON = re.compile(r'\{|\[\s*([{"]|$)')
+
+
+def read_input(file: str) -> str:
+    """The text of a file, or of standard input for "-".
+
+    Raises:
+        UserError: it cannot be read, or is no UTF-8.
+    """
+    return read_standard_input() if file == "-" else read_text(file)
+
+
+def read_entries(file: str, content: str) -> Iterator[tuple[str, str | dict[str, Any]]]:
+    """(place, prompt or object) of the entries of a file of prompts; blank lines are none.
+
+    .jsonl and .ndjson have a JSON object a line, .json has a list of objects or texts, and other
+    files have a prompt a line. Standard input ("-") is JSON lines if it begins with "{".
+
+    Raises:
+        UserError: the file is of another format, or a line is none of its own.
+    """
+    name, suffix = place_name(file), Path(file).suffix.lower()
+    if suffix in OTHER_FORMATS:
+        raise UserError(
+            f"{name} is a {suffix} file; give prompts a line as .txt, or as .jsonl, .ndjson, .json."
+        )
+    if suffix == ".json":
+        for number, entry in enumerate(parse_json(content, name, list), 1):
+            if not isinstance(entry, str | dict):
+                raise UserError(f"{name}: entry {number} is neither a text nor an object.")
+            yield f"{name}: entry {number}", _cleaned(entry, f"{name}: entry {number}")
+    elif suffix in JSON_LINES or (file == "-" and content.lstrip().startswith("{")):
+        yield from read_json_lines(content, name)
+    else:
+        for number, line in numbered_lines(content):
+            place = f"{name}:{number}"
+            if _JSON.match(line):
+                remedy = "give it as .jsonl, a JSON object a line"
+                if file == "-":
+                    remedy = "give JSON lines alone, or prompts alone"
+                raise UserError(f"{place} begins with {line[0]!r}, as JSON does; {remedy}.")
+            yield place, _cleaned(line, place)
+
+
+def _cleaned(entry: str | dict[str, Any], place: str) -> str | dict[str, Any]:
+    """A prompt as a tokenizer gets it; the texts of an object are for its reader to clean."""
+    return clean_text(entry, f"{place}: the prompt").strip() if isinstance(entry, str) else entry
+
+
+def read_objects(file: str, content: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(place, object) of JSON lines, or of the JSON list that a .json file is.
+
+    Raises:
+        UserError: an entry is no JSON object.
+    """
+    if Path(file).suffix.lower() != ".json":
+        yield from read_json_lines(content, place_name(file))
+        return
+    for place, entry in read_entries(file, content):
+        if not isinstance(entry, dict):
+            raise UserError(f"{place} is no JSON object; correct it.")
+        yield place, entry
+
+
+def place_name(file: str) -> str:
+    """A file as messages call it."""
+    return STDIN if file == "-" else file
