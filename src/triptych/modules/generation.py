@@ -126,8 +126,7 @@ class GenerationModule(Panel):
             batch.input_ids,
             batch.attention_mask,
             whole(self.queries),
-            batch.understanding_pixels,
-            batch.image_grid_thw,
+            *batch.shown,
             batch.shared,
         )
         features = target_features(batch, encoder)
@@ -160,8 +159,7 @@ class GenerationModule(Panel):
             batch.input_ids,
             batch.attention_mask,
             whole(self.queries),
-            batch.understanding_pixels,
-            batch.image_grid_thw,
+            *batch.shown,
         )
         features = target_features(batch, encoder or self.encoder)
         noise = normal(features.shape[1:], self.seed, "loss-at", batch.samples, features.device)
