@@ -18,7 +18,7 @@ from triptych.checkpoints.training_checkpoint import export_checkpoint
 from triptych.evaluation.image_metrics.clip_score import ClipJudge
 from triptych.evaluation.image_metrics.inception import load_inception
 from triptych.inference.pipeline import UnifiedPipeline
-from triptych.serving.http.context import Sizes
+from triptych.serving.images.sizes import Sizes
 from triptych.utils.errors import NotFiniteError, UserError
 from triptych.utils.finite import all_finite, require_finite
 

@@ -22,7 +22,7 @@ from servers import running, until
 from triptych.cli.main import main
 from triptych.inference.pipeline import UnifiedPipeline
 from triptych.prompts import chat_ids
-from triptych.serving.http.context import Sizes
+from triptych.serving.images.sizes import Sizes
 from triptych.utils.png_metadata import settings_of
 
 FAST = {"steps": 2, "decoder_steps": 2}

@@ -46,7 +46,7 @@ def _app(parsed: argparse.Namespace, overrides: list[str]):
     from triptych.inference.pipeline import UnifiedPipeline
     from triptych.serving.asgi.host_check import Hosts
     from triptych.serving.http.app import Limits, create_app
-    from triptych.serving.http.context import Sizes
+    from triptych.serving.images.sizes import Sizes
 
     pipeline = UnifiedPipeline.from_pretrained(
         parsed.source,

@@ -21,7 +21,7 @@ from triptych.utils.errors import UserError
 
 
 def picture_box(page: Page, label: str, name: str) -> gr.Image:
-    """Where a viewer puts a picture; it is read by `open_picture`, which says what is wrong."""
+    """Where a viewer puts a picture; `Page.uploads` reads it, which says what is wrong."""
     box = gr.Image(
         label=label,
         type="filepath",
@@ -60,9 +60,10 @@ def edit_tab(page: Page) -> None:
         with in_words():
             if picture is None:
                 raise UserError("there is no picture to edit; put one into the box.")
+            (shown_to_model,) = page.uploads.read([picture], page.sizes.edited)
             first = new_seed() if fresh or seed is None else seed
             call = partial(
-                page.pipe.edit, picture, instruction, count, first, **arguments(settings)
+                page.pipe.edit, shown_to_model, instruction, count, first, **arguments(settings)
             )
             for changes in shown(
                 page, lambda tell: call(callback=tell), instruction, first, gallery, line
@@ -97,6 +98,7 @@ def reconstruct_tab(page: Page) -> None:
         with in_words():
             if picture is None:
                 raise UserError("there is no picture to reconstruct; put one into the box.")
-            return page.write(page.pipe.reconstruct(picture)[0], "reconstruction")
+            image = page.uploads.read([picture], page.pipe.model.encoder.image_size)
+            return page.write(page.pipe.reconstruct(image)[0], "reconstruction")
 
     run.click(make, picture, made, **ONE_AT_A_TIME)
