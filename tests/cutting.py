@@ -31,16 +31,22 @@ TASKS = {
 }
 
 
-def write_conversations(folder: Path, number: int = 12) -> Path:
-    """A LLaVA file whose answers are in turn one word, and ever more."""
+def write_conversations(folder: Path, number: int = 12, pictured: int | None = None) -> Path:
+    """A LLaVA file whose answers are in turn one word, and ever more.
+
+    Args:
+        pictured: conversations with an image, the first ones; None is all.
+    """
     talks = []
     for n in range(number):
         Image.new("RGB", (48, 48), (20 * n, 90, 200 - 10 * n)).save(folder / f"{n}.png")
         answer = "red" if n % 2 else "one blue square" + " and a red circle" * n
-        turns = [("human", "<image>\nwhat is it?"), ("gpt", answer)]
+        about = pictured is None or n < pictured
+        turns = [("human", "<image>\n" * about + "what is it?"), ("gpt", answer)]
         turns += [("human", "and now?"), ("gpt", "the same")] * (n % 3)
         shown = [{"from": who, "value": text} for who, text in turns]
-        talks.append({"image": f"{n}.png", "conversations": shown})
+        image = {"image": f"{n}.png"} if about else {}
+        talks.append({**image, "conversations": shown})
     file = folder / "talks.jsonl"
     file.write_text("\n".join(map(json.dumps, talks)))
     return file
@@ -64,15 +70,18 @@ def cut(
     talks: Path,
     pieces: list[list[int]],
     silent: tuple[int, ...] = (),
+    tasks: list[str] | None = None,
 ) -> list[Any]:
     """The samples of each piece as a batch, in joint training a dict of two.
 
     Args:
         pieces: numbers of samples.
         silent: samples of which nothing is learned, though they are in text batches.
+        tasks: of the samples, of one family, in place of those of the stage; other ranks may show
+            images even if none of these does.
     """
     made: list[dict[str, Batch]] = [{} for _ in pieces]
-    for task in TASKS[stage]:
+    for task in tasks or TASKS[stage]:
         text = task == IMAGE_TO_TEXT
         source = ConversationFile(str(talks)) if text else ShardFolder(str(shapes / "train"))
         build = builder(source.open(), task, model.preprocessing())
@@ -80,6 +89,7 @@ def cut(
             batch = build(step, numbers, numbers)
             if text:
                 batch.labels[[n in silent for n in numbers]] = IGNORED
+            batch.may_show |= tasks is not None
             made[step][batch.objective] = batch
     return [each if len(each) > 1 else next(iter(each.values())) for each in made]
 

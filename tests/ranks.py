@@ -156,6 +156,14 @@ def run_ranks(script: str, plan: Path) -> list[str]:
     return said
 
 
+def settings_of(case: dict[str, Any]) -> dict[str, Any]:
+    """Settings of the model of a case, which comes from a JSON file."""
+    settings = dict(case.get("settings", {}))
+    if "execution" in settings:
+        settings["execution"] = Execution(**settings["execution"])
+    return settings
+
+
 def run_case(case: dict[str, Any], models: dict[Any, Any], plan: dict[str, Any]) -> Any:
     """Train or validate on this rank's pieces of a batch, see `cutting.cut`."""
     strategy, stage, pieces = (
@@ -163,11 +171,13 @@ def run_case(case: dict[str, Any], models: dict[Any, Any], plan: dict[str, Any])
         case["stage"],
         case["pieces"][int(os.environ["RANK"])],
     )
-    if (strategy, stage) not in models:
-        models[strategy, stage] = described(stage, WeightFiles(**plan["weights"]))
-    model = models[strategy, stage]
+    name = (strategy, stage, json.dumps(case.get("settings")))
+    if name not in models:
+        models[name] = described(stage, WeightFiles(**plan["weights"]), **settings_of(case))
+    model = models[name]
     shapes, talks = Path(plan["shapes"]), Path(plan["talks"])
-    batches = cut(model, stage, shapes, talks, pieces, case.get("silent", []))
+    tasks = case.get("tasks") and [case["tasks"][int(os.environ["RANK"])]]
+    batches = cut(model, stage, shapes, talks, pieces, case.get("silent", []), tasks)
     options = {"devices": 2, "strategy": STRATEGIES[strategy]()}
     if case.get("validate"):
         return validated(model, batches, **options)

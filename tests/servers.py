@@ -14,7 +14,7 @@ from PIL import Image
 from triptych.prompts import PromptError
 from triptych.serving.asgi.server import Server, open_port
 from triptych.serving.http.app import create_app
-from triptych.serving.http.context import Sizes
+from triptych.serving.images.sizes import Sizes
 
 SIZES = Sizes(made=8, edited=8, shown=8)
 

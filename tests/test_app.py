@@ -10,9 +10,14 @@ import sys
 import threading
 
 import pytest
+from bad_images import encoded, gif, large_png
 from browser import chromium, open_page
+from PIL import Image
 
 from triptych.cli.main import main
+from triptych.serving.images import image_decoder
+from triptych.serving.images.image_input import read_picture
+from triptych.serving.webui.models import Sources
 from triptych.utils.errors import UserError
 from triptych.utils.png_metadata import read_metadata
 
@@ -167,7 +172,7 @@ def test_an_edit_makes_pictures_and_a_broken_file_a_sentence(window, red_circle,
     window.locator("#edit-picture img").wait_for(state="attached")
     window.fill("#edit-instruction textarea", "make the circle blue")
     window.click("#edit")
-    told(window, "broken.png is no picture that can be read")
+    told(window, "broken.png: this is no picture that can be read")
     window.locator("#edit-picture [aria-label='Remove Image']").click()
     window.set_input_files("#edit-picture input[type=file]", red_circle)
     window.locator("#edit-picture img").wait_for()
@@ -254,6 +259,83 @@ def test_what_is_wrong_is_said_before_anything_is_shown(arguments, sentence, tmp
         main(["app", "--port", str(free_port()), *kept, *given])
     assert stopped.value.code == 1
     assert sentence.format(folder=tmp_path) in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def tabs(pipe, tmp_path_factory):
+    """Page of the tiny preset, and its event handlers by the box that an image is put into."""
+    from triptych.serving.webui.app import build
+    from triptych.serving.webui.session import Page
+    from triptych.serving.webui.votes import Votes
+
+    folder = tmp_path_factory.mktemp("page")
+    page = Page(Sources({"tiny": lambda: pipe}), Votes(folder / "votes.jsonl"), [], folder)
+    boxes = ("edit-picture", "reconstruct-picture", "question")
+    handlers = {
+        each.inputs[0].elem_id: each.fn
+        for each in build(page).fns.values()
+        if each.inputs and getattr(each.inputs[0], "elem_id", None) in boxes
+    }
+    yield page, handlers
+    page.uploads.close()
+
+
+def put_into(tabs, box, path):
+    """All that changes on the page when an image is put into a box and the model is asked."""
+    handler, path = tabs[1][box], str(path)
+    if box == "edit-picture":
+        return list(handler(path, "make it blue", 1, 5, False, *[None] * 9))
+    if box == "question":
+        return list(handler({"text": "what is it?", "files": [path]}, [], 4, 0.0))
+    return handler(path)
+
+
+TAB_BOXES = ("edit-picture", "reconstruct-picture", "question")
+
+
+@pytest.mark.parametrize("box", TAB_BOXES)
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("text", "put.png: this is no picture that can be read; send a whole PNG"),
+        ("20 megapixels", "put.png: the picture has too many pixels"),
+        ("animated", "put.png: the picture is animated"),
+        ("slow", "put.png: the image takes more than 0.02 seconds to decode"),
+    ],
+)
+def test_uploads_have_the_limits_of_the_server(tabs, box, name, sentence, tmp_path, monkeypatch):
+    """The page decoded them itself, as long as that took, up to 100 megapixels."""
+    import gradio
+
+    path, noise = tmp_path / "put.png", Image.effect_noise((1200, 1200), 90).convert("RGB")
+    path.write_bytes(
+        {
+            "text": lambda: b"no image",
+            "20 megapixels": lambda: large_png(5000, 4000),
+            "animated": lambda: gif(frames=3),
+            "slow": lambda: encoded(noise, "WEBP", lossless=True, quality=0, method=0),
+        }[name]()
+    )
+    if name == "slow":
+        monkeypatch.setattr(image_decoder, "SECONDS", 0.02)
+    with pytest.raises(gradio.Error) as told_so:
+        put_into(tabs, box, path)
+    assert sentence in str(told_so.value) and str(tmp_path) not in str(told_so.value)
+
+
+def test_uploads_are_shown_to_the_model_as_the_server_shows_them(tabs, red_circle):
+    page, _ = tabs
+    for size in (None, 48):
+        (found,) = page.uploads.read([str(red_circle)], size)
+        expected = read_picture(red_circle.read_bytes(), size, "image")
+        assert found.size == expected.size and found.tobytes() == expected.tobytes()
+    made = Image.open(put_into(tabs, "reconstruct-picture", red_circle))
+    assert made.tobytes() == page.pipe.reconstruct(red_circle)[0].tobytes()
+    last = put_into(tabs, "question", red_circle)[-1]
+    (talk,) = [value for value in last.values() if value and "content" in value[-1]][:1]
+    asked = [{"type": "image", "image": red_circle}, {"type": "text", "text": "what is it?"}]
+    said = page.pipe.chat([{"role": "user", "content": asked}], max_new_tokens=4, temperature=0.0)
+    assert talk[-1]["content"] == str(said)
 
 
 def test_a_busy_port_is_named(tmp_path, capsys):

@@ -20,7 +20,7 @@ from triptych.evaluation.image_metrics.inception import load_inception
 from triptych.inference.generation_config import GenerationConfig
 from triptych.inference.model_inference import inference_of
 from triptych.inference.pipeline import UnifiedPipeline
-from triptych.serving.http.context import Sizes
+from triptych.serving.images.sizes import Sizes
 from triptych.utils.errors import NotFiniteError, UserError
 from triptych.utils.finite import all_finite, require_finite
 

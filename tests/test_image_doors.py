@@ -23,7 +23,7 @@ from triptych.evaluation.expected_images import Sample, opened
 from triptych.evaluation.image_sources import read_pictures
 from triptych.inference.chat_messages import Message, read_messages
 from triptych.serving.asgi.api_errors import Problem
-from triptych.serving.http.image_input import read_picture, read_url
+from triptych.serving.images.image_input import read_picture, read_url
 from triptych.utils.errors import PictureError, UserError
 from triptych.utils.image_modes import to_8_bits
 from triptych.utils.image_reader import read_image

@@ -20,7 +20,7 @@ from triptych.evaluation.expected_images import Sample, opened
 from triptych.evaluation.image_sources import read_pictures
 from triptych.inference.chat_messages import read_messages
 from triptych.serving.asgi.api_errors import Problem
-from triptych.serving.http.image_input import read_picture
+from triptych.serving.images.image_input import read_picture
 from triptych.utils.errors import PictureError, UserError
 from triptych.utils.image_reader import ImageLimits, read_header, read_image
 from triptych.utils.images import open_picture

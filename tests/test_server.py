@@ -22,7 +22,7 @@ from servers import running, until
 from triptych.cli.main import main
 from triptych.inference.pipeline import UnifiedPipeline
 from triptych.prompts import chat_ids
-from triptych.serving.http.context import Sizes
+from triptych.serving.images.sizes import Sizes
 from triptych.utils.png_metadata import read_metadata
 
 FAST = {"num_inference_steps": 2, "decoder_num_inference_steps": 2}

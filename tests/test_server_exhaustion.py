@@ -19,9 +19,9 @@ from servers import FakePipeline, running, until
 
 from triptych.serving.asgi import admission, connections, host_check, log_limits
 from triptych.serving.asgi.api_errors import Problem
-from triptych.serving.http import image_decoder
 from triptych.serving.http.app import Limits
-from triptych.serving.http.image_input import read_picture
+from triptych.serving.images import image_decoder
+from triptych.serving.images.image_input import read_picture
 
 GENERATE = "/v1/images/generations"
 CHAT = "/v1/chat/completions"
@@ -274,7 +274,7 @@ def test_an_image_that_takes_too_long_is_refused_and_the_next_is_read(monkeypatc
 
 def test_a_worker_is_small():
     """It would take seconds to start, and hundreds of megabytes, with torch."""
-    code = "import sys, triptych.serving.http.decode_worker; print('torch' in sys.modules)"
+    code = "import sys, triptych.serving.images.decode_worker; print('torch' in sys.modules)"
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ended.stdout == "False\n"
 

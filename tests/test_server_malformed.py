@@ -10,7 +10,7 @@ from serve import KEY, batches, load
 from servers import running
 
 from triptych.inference.pipeline import UnifiedPipeline
-from triptych.serving.http.context import Sizes
+from triptych.serving.images.sizes import Sizes
 
 HAND_WRITTEN = dict(by_hand())
 

@@ -155,6 +155,56 @@ def test_fsdp2_splits_everything_or_what_trains_alone(fits):
     assert replicate["here"] == pytest.approx(replicate["all"] - trained / 2, rel=1e-2)
 
 
+FROZEN_TOWER = {"trains": ["understanding.understander.model.model.language_model", "generation"]}
+TRAINED_TOWER = {"trains": ["understanding.understander.model.model.visual", "generation"]}
+EDITS = ["image_to_image", "text_to_image"]  # of the first rank, of the second
+ONE_SEES = [
+    {"strategy": strategy, "stage": stage, "pieces": EVEN, "settings": settings, **more}
+    for strategy, stage, settings, more in [
+        ("ddp", "stage1", {}, {}),
+        ("fsdp2", "stage1", {}, {}),
+        ("fsdp2", "stage1", {"execution": {"recompute": True}}, {}),
+        ("fsdp2", "joint", FROZEN_TOWER, {}),
+        ("fsdp2", "joint", TRAINED_TOWER, {}),
+        ("ddp", "joint", TRAINED_TOWER, {"tasks": EDITS}),
+        ("fsdp2", "joint", TRAINED_TOWER, {"tasks": EDITS}),
+        ("fsdp2", "stage2", {}, {"tasks": EDITS}),
+    ]
+]
+
+
+@pytest.fixture(scope="module")
+def seen_by_one(shapes_folder, weights, tmp_path_factory):
+    """Results of ONE_SEES, and the conversations: the first rank's have images, no others."""
+    out = tmp_path_factory.mktemp("one-sees")
+    talks = write_conversations(out, 8, pictured=4)
+    plan = {"shapes": str(shapes_folder), "out": str(out), "weights": asdict(weights), "fits": []}
+    plan |= {"talks": str(talks), "cut": ONE_SEES}
+    (out / "plan.json").write_text(json.dumps(plan))
+    ranks.run_ranks("ranks.py", out / "plan.json")
+    return torch.load(out / "cut.pt", weights_only=True), talks
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(len(ONE_SEES)))
+def test_a_rank_without_images_waits_for_no_other(number, seen_by_one, shapes_folder, weights):
+    """Blocks of a split vision tower were gathered by one rank alone: an error, or no end."""
+    (found, talks), case = seen_by_one, ONE_SEES[number]
+    model = described(case["stage"], weights, **ranks.settings_of(case))
+    where = (model, case["stage"], shapes_folder, talks)
+    halves = case.get("tasks") and zip(case["pieces"], case["tasks"], strict=True)
+    batches = [cut(*where, piece, tasks=[task])[0] for piece, task in halves or ()]
+    results = [plain(model, batch) for batch in batches or cut(*where, [list(range(8))])]
+    names = {name for gradients, _ in results for name in gradients}
+    gradients = {
+        name: sum(each[name] for each, _ in results if name in each) / len(results)
+        for name in names
+    }
+    assert apart(found[number]["gradients"][0], gradients) < 1e-6
+    loss = sum(loss for _, loss in results) / len(results)
+    assert found[number]["losses"] == pytest.approx([loss], rel=1e-6)
+
+
 THREE = """
 import os
 import torch

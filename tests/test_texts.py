@@ -166,7 +166,7 @@ MAY = {
     "src/triptych/utils/documents.py": {"sys.stdin"},
     "src/triptych/utils/standard_streams.py": {"sys.stdin"},
     "src/triptych/cli/chat.py": {"sys.stdin"},  # whether it is a terminal
-    "src/triptych/serving/http/decode_worker.py": {"sys.stdin"},  # of our own process
+    "src/triptych/serving/images/decode_worker.py": {"sys.stdin"},  # of our own process
     "src/triptych/evaluation/geneval/detection.py": {"read_text"},  # a file of the package
 }
 

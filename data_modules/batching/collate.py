@@ -9,7 +9,7 @@ from itertools import cycle
 import torch
 from torch import Tensor
 
-from triptych.data_modules.batching.tasks import Prompt, Reading
+from triptych.data_modules.batching.tasks import SHOWING, Prompt, Reading
 from triptych.data_modules.decode import Decoder
 from triptych.data_modules.sources.base import BadSample, ImageRole
 from triptych.interfaces import IMAGE_GENERATION, Batch, Preprocessing
@@ -158,6 +158,7 @@ class BatchBuilder:
             mask,
             understanding_pixels=patches,
             image_grid_thw=grids,
+            may_show=any(reading.task in SHOWING for reading in self.readings),
             skipped=skipped,
         )
         if self.objective == IMAGE_GENERATION:

@@ -39,6 +39,8 @@ from triptych.prompts import (
 from triptych.utils.errors import UserError
 from triptych.utils.rng import uniform
 
+SHOWING = (IMAGE_TO_IMAGE, IMAGE_TO_TEXT)
+"""Tasks whose prompts may hold an image."""
 DESCRIBE = "describe the picture"
 Turns = list[tuple[str, str]]
 

@@ -14,7 +14,7 @@ from inspect import signature
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.utils._pytree import register_dataclass
 
 from triptych.utils.precision import ExactBuffers
@@ -62,6 +62,9 @@ class Batch:
     """[S,patch] float32, the patches of all images as the understander's processor cuts them."""
     image_grid_thw: Tensor | None = None
     """[images,3] int64, grid of patches (time, height, width) of each image."""
+    may_show: bool = False
+    """Whether a task of this objective shows images in its prompts; equal on every rank, also where
+    this batch holds none."""
     target_pixels: Tensor | None = None
     """[B,3,H,W] uint8, the pictures to generate, encode or reconstruct. Those whose features came
     along are black, or None if all did, unless the model wants `Preprocessing.pictures_too`."""
@@ -89,6 +92,18 @@ class Batch:
         """
         return len(self) if self.labels is None else (self.labels[:, 1:] != IGNORED).sum()
 
+    @property
+    def shown(self) -> tuple[Tensor | None, Tensor | None]:
+        """`understanding_pixels` and `image_grid_thw`.
+
+        Empty instead of None where another rank may show images: a vision tower whose parameters
+        are split, or whose gradients are summed, has to run on every rank.
+        """
+        if self.understanding_pixels is None and self.may_show and _several_ranks():
+            empty = self.input_ids.new_zeros(0, 3)
+            return empty.float(), empty
+        return self.understanding_pixels, self.image_grid_thw
+
     def to(self, device: torch.device | str, **options: Any) -> Batch:
         """The batch on `device`, but for what the host reads: reading it back would make it wait.
 
@@ -107,6 +122,11 @@ class Batch:
         """The batch in pinned memory, as torch's DataLoader asks for it."""
         tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
         return replace(self, **{name: tensor.pin_memory() for name, tensor in tensors.items()})
+
+
+def _several_ranks() -> bool:
+    ready = distributed.is_available() and distributed.is_initialized()
+    return ready and distributed.get_world_size() > 1
 
 
 # Fields of Batch that decide on the host what is drawn and what is encoded.
@@ -209,7 +229,8 @@ class Understander(Part):
         """Outputs at `queries` [N,D], placed after each right-padded prompt [B,T].
 
         Pictures, if any, fill the placeholders of the prompts in order; as in `Batch`, and as
-        there the first `shared` tokens are the same in all prompts.
+        there the first `shared` tokens are the same in all prompts. Pixels may be empty, see
+        `Batch.shown`.
         """
 
     @abstractmethod

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import (
     GenerationConfig,
     LogitsProcessorList,
@@ -353,11 +354,35 @@ class QwenVL(Understander):
         return embeddings.masked_scatter(places[..., None], features)
 
     def image_features(self, understanding_pixels: Tensor, image_grid_thw: Tensor) -> Tensor:
-        """What the vision tower makes of all pictures, one after the other: [tokens,D]."""
+        """Outputs of the vision tower for all images, one after the other: [tokens,D].
+
+        Without images (empty pixels, see `Batch.shown`) there are none; where other ranks wait for
+        the tower, it runs on a blank token, with gradients of zero.
+        """
+        number = None
+        if not len(understanding_pixels):
+            number = 0
+            understanding_pixels, image_grid_thw = self._blank_token(understanding_pixels.device)
+            if not self._ranks_wait_for_tower():
+                return understanding_pixels.new_zeros(0, self.width)
         out = self.model.model.get_image_features(
             understanding_pixels, image_grid_thw, return_dict=True
         )
-        return torch.cat(list(out.pooler_output))
+        return torch.cat(list(out.pooler_output))[:number]
+
+    def _blank_token(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Patches and grid of an image of one token, in the mean colour."""
+        vision, side = self.vision, self.vision.spatial_merge_size
+        numbers = 3 * vision.temporal_patch_size * vision.patch_size**2
+        grids = torch.tensor([[1, side, side]], device=device)
+        return torch.zeros(side * side, numbers, device=device), grids
+
+    def _ranks_wait_for_tower(self) -> bool:
+        """Whether its parameters are split over ranks, or its gradients summed over them."""
+        parameters = list(self.model.model.visual.parameters())
+        if any(isinstance(parameter, DTensor) for parameter in parameters):
+            return True
+        return torch.is_grad_enabled() and any(p.requires_grad for p in parameters)
 
     def _prompt_cache(self, prompt: Tensor, attention_mask: Tensor, positions: Tensor, shared: int):
         """Keys and values of the prompts; the `shared` tokens they begin with computed once."""
@@ -382,11 +407,14 @@ class QwenVL(Understander):
 
     def lm_loss(self, batch: Batch) -> Tensor:
         """Mean cross entropy; logits are made only where a label is."""
+        pixels, grids = batch.shown
+        inputs = {"pixel_values": pixels, "image_grid_thw": grids}
+        if pixels is not None and not len(pixels):
+            inputs = {"inputs_embeds": self.embed(batch.input_ids, pixels, grids)}
         states = self.model.model(
             input_ids=batch.input_ids,
             attention_mask=batch.attention_mask,
-            pixel_values=batch.understanding_pixels,
-            image_grid_thw=batch.image_grid_thw,
+            **inputs,
             mm_token_type_ids=self._token_types(batch.input_ids),
             use_cache=False,
         ).last_hidden_state

@@ -45,7 +45,7 @@ def serve(arguments: list[str]) -> None:
 def _app(parsed: argparse.Namespace):
     from triptych.serving.asgi.host_check import Hosts
     from triptych.serving.http.app import Limits, create_app
-    from triptych.serving.http.context import Sizes
+    from triptych.serving.images.sizes import Sizes
 
     pipeline = load_pipeline(parsed)
     # Clients see the name, in answers and in images: not where the files are.

@@ -127,8 +127,7 @@ class GenerationModule(Panel):
             batch.input_ids,
             batch.attention_mask,
             whole(self.queries),
-            batch.understanding_pixels,
-            batch.image_grid_thw,
+            *batch.shown,
             batch.shared,
         )
         features = target_features(batch, encoder)
@@ -161,8 +160,7 @@ class GenerationModule(Panel):
             batch.input_ids,
             batch.attention_mask,
             whole(self.queries),
-            batch.understanding_pixels,
-            batch.image_grid_thw,
+            *batch.shown,
         )
         features = target_features(batch, encoder or self.encoder)
         noise = normal(features.shape[1:], self.seed, "loss-at", batch.samples, features.device)

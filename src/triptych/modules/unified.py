@@ -264,8 +264,7 @@ class UnifiedModule(Panel):
             batch.input_ids,
             batch.attention_mask,
             whole(self.generation.queries),
-            batch.understanding_pixels,
-            batch.image_grid_thw,
+            *batch.shown,
             batch.shared,
         )
         seeds = batch.samples.tolist()

@@ -45,7 +45,7 @@ class LeanDDPStrategy(_EndsTogether, DDPStrategy):
 
     Args:
         find_unused_parameters: allow steps in which something that trains takes no part, such as
-            the vision tower in batches of texts alone.
+            the vision tower where all data sets are texts alone.
         process_group_backend: null chooses by the device.
     """
 

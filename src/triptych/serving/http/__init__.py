@@ -10,10 +10,7 @@ openapi             the OpenAPI document
 dispatcher          submits jobs and awaits results
 batching            dynamic batching: a bounded queue and one worker thread
 jobs                jobs, and the pipeline calls that serve several at once
-image_input         images of clients
 image_output        images for clients
-image_decoder       image decoding in processes that can be killed
-decode_worker       the decoding process
 server_sent_events  streamed responses
 metrics             Prometheus metrics
 """

@@ -21,12 +21,13 @@ from triptych.serving.asgi.host_check import Hosts
 from triptych.serving.asgi.middleware import Gate
 from triptych.serving.http.batching import Scheduler
 from triptych.serving.http.chat_routes import chat_routes
-from triptych.serving.http.context import Context, Sizes
+from triptych.serving.http.context import Context
 from triptych.serving.http.dispatcher import Desk
 from triptych.serving.http.images_routes import picture_routes
 from triptych.serving.http.jobs import perform
 from triptych.serving.http.metrics import Metrics
 from triptych.serving.http.openapi import describe
+from triptych.serving.images.sizes import Sizes
 
 
 @dataclass

@@ -14,10 +14,10 @@ from fastapi.responses import JSONResponse, Response
 from triptych.inference.chat_messages import Message
 from triptych.serving.asgi.api_errors import wrong
 from triptych.serving.http.context import Context
-from triptych.serving.http.image_input import read_url
 from triptych.serving.http.jobs import ChatSettings, ChatWork
 from triptych.serving.http.request_schemas import ChatBody, ChatMessage, ImagePart, TextPart
 from triptych.serving.http.server_sent_events import event_stream, sse_event
+from triptych.serving.images.image_input import read_url
 
 MOST_SHOWN = 16
 """Pictures in a conversation."""

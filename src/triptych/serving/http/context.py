@@ -8,17 +8,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from anyio import CapacityLimiter
 from PIL import Image
 from starlette.requests import Request
 
-from triptych.inference.pipeline import UnifiedPipeline
 from triptych.serving.asgi.api_errors import Problem
 from triptych.serving.http.batching import Scheduler
 from triptych.serving.http.dispatcher import Desk
-from triptych.serving.http.image_decoder import Decoder
 from triptych.serving.http.metrics import Metrics
+from triptych.serving.images.image_decoder import Decoder
+from triptych.serving.images.sizes import Sizes
 
 STATUSES = {
     400: "The request is wrong; `param` names the field.",
@@ -34,26 +33,6 @@ STATUSES = {
     503: "The server shuts down, or lacks memory.",
     504: "The answer was not ready in time.",
 }
-
-
-@dataclass
-class Sizes:
-    """Sides in pixels of a model's pictures, which are squares."""
-
-    made: int
-    edited: int
-    """To which pictures are brought that it changes."""
-    shown: int | None
-    """To which pictures of conversations are brought; None leaves them their shapes."""
-
-    @classmethod
-    def of(cls, pipeline: UnifiedPipeline) -> Sizes:
-        """Those of a pipeline's model."""
-        understander = pipeline.model.understanding.understander
-        side = understander.image_size
-        example = torch.zeros(3, side, side, dtype=torch.uint8)
-        squares = understander.chat_inputs([example]) is None
-        return cls(pipeline.model.vae.image_size, side, side if squares else None)
 
 
 @dataclass

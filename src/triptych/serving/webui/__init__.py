@@ -12,6 +12,7 @@ controls       sampling controls
 number_inputs  numeric inputs without rounding
 gallery        images that appear step by step
 progress       progress and cancellation of a call
+uploads        images of viewers, decoded by the limits of the HTTP server
 votes          votes in a file of JSON lines
 style          colors and fonts
 """

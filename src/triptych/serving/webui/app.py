@@ -116,4 +116,7 @@ def serve(
         shown_host = "127.0.0.1" if host in ("0.0.0.0", "::") else host
         with suppress(KeyboardInterrupt):  # before the server answers it, or passed on by uvicorn
             print(f"http://{shown_host}:{port}  votes: {votes.path}  Ctrl-C ends it", flush=True)
-            PageServer(app, page).run(sockets=[bound])
+            try:
+                PageServer(app, page).run(sockets=[bound])
+            finally:
+                page.uploads.close()

@@ -12,7 +12,7 @@ from triptych.serving.webui.session import ONE_AT_A_TIME, Page, in_words
 from triptych.utils.errors import UserError
 
 Turns = list[dict[str, Any]]
-"""As `UnifiedPipeline.chat` takes them; pictures are paths."""
+"""As `UnifiedPipeline.chat` takes them, with paths of images in place of images."""
 
 
 def chat_tab(page: Page) -> None:
@@ -46,7 +46,7 @@ def chat_tab(page: Page) -> None:
         with in_words():
             asked = [*before, _question(message)]
             pieces = page.pipe.chat(  # what is wrong is said now, while it is still in the box
-                asked, max_new_tokens=length, temperature=temperature, stream=True
+                _decoded(page, asked), max_new_tokens=length, temperature=temperature, stream=True
             )
             with closing(pieces):
                 yield {talk: _shown(asked), turns: asked, box: None}
@@ -78,6 +78,22 @@ def _question(message: dict[str, Any]) -> dict[str, Any]:
         raise UserError("the question is empty; ask something.")
     pictures = [{"type": "image", "image": file} for file in message["files"]]
     return {"role": "user", "content": [*pictures, {"type": "text", "text": text}]}
+
+
+def _decoded(page: Page, turns: Turns) -> Turns:
+    """The turns with their images decoded.
+
+    Raises:
+        UserError: as `Uploads.read`.
+    """
+    parts = [part for turn in turns for part in _parts(turn["content"])]
+    paths = list(dict.fromkeys(part["image"] for part in parts if part["type"] == "image"))
+    images = dict(zip(paths, page.uploads.read(paths, page.sizes.shown), strict=True))
+
+    def decoded(part: dict[str, Any]) -> dict[str, Any]:
+        return {**part, "image": images[part["image"]]} if part["type"] == "image" else part
+
+    return [{**turn, "content": [*map(decoded, _parts(turn["content"]))]} for turn in turns]
 
 
 def _shown(turns: Turns) -> list[dict[str, Any]]:

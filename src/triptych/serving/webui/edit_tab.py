@@ -12,7 +12,7 @@ from triptych.utils.errors import UserError
 
 
 def picture_box(page: Page, label: str, name: str) -> gr.Image:
-    """Where a viewer puts a picture; it is read by `open_picture`, which says what is wrong."""
+    """Where a viewer puts a picture; `Page.uploads` reads it, which says what is wrong."""
     box = gr.Image(
         label=label,
         type="filepath",
@@ -50,7 +50,8 @@ def edit_tab(page: Page) -> None:
         with in_words():
             if picture is None:
                 raise UserError("there is no picture to edit; put one into the box.")
-            call = partial(page.pipe.edit, picture, prompt=instruction)
+            (image,) = page.uploads.read([picture], page.sizes.edited)
+            call = partial(page.pipe.edit, image, prompt=instruction)
             yield from run_call(page, call, instruction, values, shown_in)
 
     until_stopped(
@@ -80,6 +81,7 @@ def reconstruct_tab(page: Page) -> None:
         with in_words():
             if picture is None:
                 raise UserError("there is no picture to reconstruct; put one into the box.")
-            return page.write(page.pipe.reconstruct(picture).images[0], "reconstruction")
+            image = page.uploads.read([picture], page.pipe.model.encoder.image_size)
+            return page.write(page.pipe.reconstruct(image).images[0], "reconstruction")
 
     run.click(make, picture, made, **ONE_AT_A_TIME)

@@ -18,7 +18,9 @@ import gradio as gr
 from PIL import Image
 
 from triptych.inference.pipeline import Progress, UnifiedPipeline
+from triptych.serving.images.sizes import Sizes
 from triptych.serving.webui.models import Sources
+from triptych.serving.webui.uploads import Uploads
 from triptych.serving.webui.votes import Votes
 from triptych.utils.errors import UserError
 
@@ -44,6 +46,8 @@ class Page:
     """That viewers of pairs go through; may be empty."""
     folder: Path
     """Where pictures are written for the browser; goes when the page ends."""
+    uploads: Uploads = field(default_factory=Uploads)
+    """Decodes what viewers upload."""
     closing: threading.Event = field(default_factory=threading.Event)
     """Set when the page ends: what still computes stops at its next step."""
 
@@ -54,6 +58,11 @@ class Page:
     def pipe(self) -> UnifiedPipeline:
         """The model that all tabs use."""
         return self.sources[self.sources.names[0]]
+
+    @property
+    def sizes(self) -> Sizes:
+        """Sides of the images that the model is shown."""
+        return Sizes.of(self.pipe)
 
     @property
     def look(self) -> list[str]:

@@ -20,7 +20,7 @@ from triptych.serving.asgi.api_errors import Problem, wrong
 WORKERS = 2
 SECONDS = 4.0
 """Seconds of CPU for an image; the largest ones take a quarter of it."""
-COMMAND = (sys.executable, "-P", "-m", "triptych.serving.http.decode_worker")
+COMMAND = (sys.executable, "-P", "-m", "triptych.serving.images.decode_worker")
 
 
 class Crashed(Exception):

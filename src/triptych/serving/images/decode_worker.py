@@ -14,7 +14,7 @@ import sys
 from typing import Any, BinaryIO
 
 from triptych.serving.asgi.api_errors import Problem
-from triptych.serving.http.image_input import LIMITS, read_picture
+from triptych.serving.images.image_input import LIMITS, read_picture
 from triptych.utils.errors import PictureError
 from triptych.utils.image_reader import read_header
 
