@@ -50,8 +50,8 @@ def edit_tab(page: Page) -> None:
         with in_words():
             if picture is None:
                 raise UserError("there is no picture to edit; put one into the box.")
-            (image,) = page.uploads.read([picture], page.sizes.edited)
-            call = partial(page.pipe.edit, image, prompt=instruction)
+            (decoded,) = page.uploads.read([picture], page.sizes.edited)
+            call = partial(page.pipe.edit, decoded, prompt=instruction)
             yield from run_call(page, call, instruction, values, shown_in)
 
     until_stopped(
@@ -81,7 +81,7 @@ def reconstruct_tab(page: Page) -> None:
         with in_words():
             if picture is None:
                 raise UserError("there is no picture to reconstruct; put one into the box.")
-            image = page.uploads.read([picture], page.pipe.model.encoder.image_size)
-            return page.write(page.pipe.reconstruct(image).images[0], "reconstruction")
+            decoded = page.uploads.read([picture], page.pipe.model.encoder.image_size)
+            return page.write(page.pipe.reconstruct(decoded).images[0], "reconstruction")
 
     run.click(make, picture, made, **ONE_AT_A_TIME)
