@@ -66,17 +66,17 @@ $(STAMP): setup.cfg constraints.txt pyproject.toml
 
 train-encoder: ## Train the image encoder and the VAE from scratch
 train-decoder: ## Train the pixel decoder: features to pixels
-train-stage1: ## Train understanding: the language model reads pictures and captions
+train-stage1: ## Train understanding: the language model reads images and captions
 train-stage2: ## Train generation: queries and DiT, from captions to image features
 train-stage3: ## Tune generation on a smaller curated set, from your stage 2
-train-edits: ## Tune generation on edits of pictures, and captions so that it keeps them
+train-edits: ## Tune generation on edits of images, and captions so that it keeps them
 train-joint: ## Train understanding and generation together
 
 $(STAGES): $(STAMP)
 	$(RUN) fit --preset "$(PRESET)" --stage $(@:train-%=%) $(if $(TRAINER),--hardware "$(TRAINER)") \
 		$(if $(DATA),--data-dir "$(DATA)") $(ARGS)
 
-demo: $(STAMP) ## Make pictures, answers and reconstructions with the shipped weights: out/demo
+demo: $(STAMP) ## Make images, answers and reconstructions with the shipped weights: out/demo
 	$(RUN) demo --out out/demo $(ARGS)
 
 app: $(STAMP) ## Show a web page to generate, chat, edit and compare: ARGS="--port=7861"
@@ -96,7 +96,7 @@ bench-data: $(STAMP) ## Compare the data loader with webdataset and datasets; en
 
 bench-generate: $(STAMP) ## Compare batches, kept captions and samplers; ends with JSON
 	@.venv/bin/python benchmarks/generate.py --out benchmarks/results/generate.json \
-		--picture docs/images/samplers.png $(ARGS)
+		--figure docs/images/samplers.png $(ARGS)
 
 bench-serve: $(STAMP) ## Load the server for a minute, then send it nonsense; ends with JSON
 	@.venv/bin/python benchmarks/serve.py --out benchmarks/results/serve.json $(ARGS)

@@ -1,6 +1,6 @@
 """How fast data becomes batches, against `webdataset` and Hugging Face `datasets`; ratios.
 
-Drawn JPEGs (gradients and noise, quality 90) of 512, 1024 and 2048 pixels a side become pictures of
+Drawn JPEGs (gradients and noise, quality 90) of 512, 1024 and 2048 pixels a side become images of
 448: one process, one thread, the contestants in turn in every round, medians over the rounds, in
 seconds of the processor, so that what else the machine does weighs little.
 
@@ -52,11 +52,11 @@ from triptych.data_modules.sampling.step_dataset import StepDataset
 from triptych.data_modules.shards.index import COLUMNS, Contents, write_index
 from triptych.interfaces import TEXT_TO_IMAGE, Preprocessing
 
-SIDES = {512: 32, 1024: 16, 2048: 8}  # pixels a side -> pictures of one round
+SIDES = {512: 32, 1024: 16, 2048: 8}  # pixels a side -> images of one round
 SQUARE = 448  # pixels
 BATCH = 8
-DRAWN = 32  # different pictures of each size
-FEATURES = (1792, 8, 8)  # of one picture, as BLIP3-o has them
+DRAWN = 32  # different images of each size
+FEATURES = (1792, 8, 8)  # of one image, as BLIP3-o has them
 SHARDS, SAMPLES = 3000, 10_000  # of the 30 million
 # Mean and deviation of the published image encoder's pixels.
 MEAN, DEVIATION = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -82,20 +82,20 @@ LIMITS = {"startup_s": 2.0, "seek_s": 1.0, "seek_mb": 200.0}
 def draw(side: int, number: int) -> bytes:
     """A JPEG with the frequencies of a photograph: gradients, blobs and fine noise."""
     random = np.random.default_rng([side, number])
-    picture = np.zeros((side, side, 3), np.float32)
+    image = np.zeros((side, side, 3), np.float32)
     for cells in (4, 16, 64, side // 2):
         noise = random.normal(size=(cells, cells, 3)).clip(-2, 2) * 32 + 128
         layer = Image.fromarray(noise.astype(np.uint8)).resize((side, side), Image.BICUBIC)
-        picture += (np.asarray(layer, np.float32) - 128) * (1.5 if cells < 64 else 0.4)
+        image += (np.asarray(layer, np.float32) - 128) * (1.5 if cells < 64 else 0.4)
     buffer = io.BytesIO()
-    Image.fromarray((picture + 128).clip(0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=90)
+    Image.fromarray((image + 128).clip(0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=90)
     return buffer.getvalue()
 
 
-def write_shard(path: Path, pictures: list[bytes]) -> None:
+def write_shard(path: Path, images: list[bytes]) -> None:
     with tarfile.open(path, "w") as tar:
-        for number, picture in enumerate(pictures):
-            for kind, content in (("jpg", picture), ("txt", b"a drawn picture")):
+        for number, image in enumerate(images):
+            for kind, content in (("jpg", image), ("txt", b"a drawn image")):
                 info = tarfile.TarInfo(f"{path.stem}_{number:06d}.{kind}")
                 info.size = len(content)
                 tar.addfile(info, io.BytesIO(content))
@@ -108,7 +108,7 @@ def ours(folder: Path) -> Iterator:
     """Our loader, as a DataLoader's worker runs it."""
     source = ShardFolder(folder).open()
     schedule = Schedule([source], Mixture({"drawn": 1.0}), BATCH)
-    known = Preprocessing(tokenizer=None, max_tokens=512, picture_size=SQUARE)
+    known = Preprocessing(tokenizer=None, max_tokens=512, image_size=SQUARE)
     batches = StepDataset(BatchBuilder([Reading(source, TEXT_TO_IMAGE)], known), schedule)
     step = 0
     while True:
@@ -150,15 +150,15 @@ def with_our_decoder(folder: Path) -> Iterator:
     return iter(webdataset_samples(folder).map(decode).batched(BATCH, collation_fn=torch.stack))
 
 
-def hugging_face(folder: Path, pictures: list[bytes]) -> Iterator:
+def hugging_face(folder: Path, images: list[bytes]) -> Iterator:
     import datasets
 
     datasets.disable_progress_bars()
     place = folder / "datasets"
     features = {"image": datasets.Image(), "txt": datasets.Value("string")}
     columns = {
-        "image": [{"bytes": picture, "path": None} for picture in pictures],
-        "txt": ["a drawn picture"] * len(pictures),
+        "image": [{"bytes": image, "path": None} for image in images],
+        "txt": ["a drawn image"] * len(images),
     }
     made = datasets.Dataset.from_dict(columns, features=datasets.Features(features))
     made.save_to_disk(str(place))
@@ -170,44 +170,44 @@ def hugging_face(folder: Path, pictures: list[bytes]) -> Iterator:
         for _ in range(BATCH):
             place = number % len(rows)
             row = [rows[place] for _ in range(5)][-1]
-            picture = row["image"].convert("RGB")
-            batch.append([transform(picture) for _ in range(2)][-1])
+            image = row["image"].convert("RGB")
+            batch.append([transform(image) for _ in range(2)][-1])
             number += 1
         yield torch.stack(batch)
 
 
-def in_turn(contestants: dict[str, Iterator], pictures: int, rounds: int) -> dict[str, float]:
-    """Median processor seconds a picture of each, after one batch that does not count."""
+def in_turn(contestants: dict[str, Iterator], images: int, rounds: int) -> dict[str, float]:
+    """Median processor seconds an image of each, after one batch that does not count."""
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     for stream in contestants.values():
         next(stream)
     for _ in range(rounds):
         for name, stream in contestants.items():
             started = time.process_time()
-            for _ in range(pictures // BATCH):
+            for _ in range(images // BATCH):
                 next(stream)
-            seconds[name].append((time.process_time() - started) / pictures)
+            seconds[name].append((time.process_time() - started) / images)
     return {name: statistics.median(found) for name, found in seconds.items()}
 
 
 def loaders(work: Path, rounds: int) -> dict[int, dict[str, float]]:
-    """Side -> contestant -> seconds a picture."""
+    """Side -> contestant -> seconds an image."""
     found = {}
     for side, in_round in SIDES.items():
         folder = work / str(side)
         folder.mkdir()
-        pictures = [draw(side, number) for number in range(DRAWN)]
+        images = [draw(side, number) for number in range(DRAWN)]
         for shard in range(4):
-            write_shard(folder / f"{shard:05d}.tar", pictures[shard::4])
+            write_shard(folder / f"{shard:05d}.tar", images[shard::4])
         contestants = {
             "loader": ours(folder),
             "webdataset": with_pillow(folder),
             "same_decoder": with_our_decoder(folder),
-            "hf_datasets": hugging_face(folder, pictures),
+            "hf_datasets": hugging_face(folder, images),
         }
         found[side] = in_turn(contestants, in_round, rounds)
         shown = ", ".join(f"{name} {1000 * each:.1f}" for name, each in found[side].items())
-        print(f"{side:5} px, ms a picture: {shown}", flush=True)
+        print(f"{side:5} px, ms an image: {shown}", flush=True)
     return found
 
 
@@ -215,7 +215,7 @@ def loaders(work: Path, rounds: int) -> dict[int, dict[str, float]]:
 
 
 def features_against_live(work: Path, rounds: int) -> dict[str, float]:
-    """Seconds a picture: cached bf16 features, and decoding at 1024 pixels."""
+    """Seconds an image: cached bf16 features, and decoding at 1024 pixels."""
     from triptych.data_modules.features.shard_file import ENDING, Sidecar, SidecarWriter
 
     folder = work / "1024"
@@ -282,9 +282,9 @@ def start(work: Path, tries: int = 3) -> float:
     """Seconds until the first caption of 1,000 indexed shards, imports not counted; the median."""
     folder = work / "thousand"
     folder.mkdir()
-    picture = draw(64, 0)
+    image = draw(64, 0)
     for shard in range(1000):
-        write_shard(folder / f"{shard:05d}.tar", [picture] * 4)
+        write_shard(folder / f"{shard:05d}.tar", [image] * 4)
     ShardFolder(folder).open()  # builds the indexes
     return statistics.median(measured(START, folder)[0] for _ in range(tries))
 
@@ -354,11 +354,11 @@ def main() -> None:
             "machine": before,
             "versions": versions(*PACKAGES),
             "figures": figures,
-            "ms_a_picture": {
+            "ms_an_image": {
                 side: {name: round(1000 * each, 3) for name, each in found.items()}
                 for side, found in seconds.items()
             },
-            "us_a_picture_features": round(1e6 * features["features"], 1),
+            "us_an_image_features": round(1e6 * features["features"], 1),
         }
         parsed.out.parent.mkdir(parents=True, exist_ok=True)
         parsed.out.write_text(json.dumps(record, indent=1) + "\n")

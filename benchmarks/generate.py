@@ -1,6 +1,6 @@
-"""How fast pictures are made, and how many steps they need; the tiny preset, one thread.
+"""How fast images are made, and how many steps they need; the tiny preset, one thread.
 
-    batch     16 pictures in one batch against one by one, `pipe.generate` from prompt to picture
+    batch     16 images in one batch against one by one, `pipe.generate` from prompt to image
     loop      the generator's sampling loop with what is kept of a caption against the same loop
               that computes all of it in every step, in seconds of the processor
     curve     samplers and steps against ShapeEval, on the same captions and seeds; and the time of
@@ -50,7 +50,7 @@ from triptych.utils.errors import UserError
 from triptych.utils.images import to_arrays, to_tensor
 
 ROOT = Path(__file__).parent.parent
-PICTURES, IMAGES, PART = 16, 240, 60  # of a batch; that are scored; scored at a time
+BATCH, IMAGES, PART = 16, 240, 60  # of a batch; that are scored; scored at a time
 REFERENCE = ("euler", 30)
 CURVE = [
     *(("euler", steps) for steps in (20, 15, 10, 7, 5)),
@@ -83,8 +83,8 @@ def race(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, float
 
 
 def batches(pipe: UnifiedPipeline, rounds: int) -> dict[str, float]:
-    """Seconds a picture, in a batch and one by one."""
-    prompts = [sample.caption for sample in examples("eval", PICTURES)]
+    """Seconds an image, in a batch and one by one."""
+    prompts = [sample.caption for sample in examples("eval", BATCH)]
     seconds = race(
         {
             "batch": lambda: pipe(prompts, seed=0).images,
@@ -92,16 +92,16 @@ def batches(pipe: UnifiedPipeline, rounds: int) -> dict[str, float]:
         },
         rounds,
     )
-    return {name: each / PICTURES for name, each in seconds.items()}
+    return {name: each / BATCH for name, each in seconds.items()}
 
 
 def loops(model: UnifiedModule, rounds: int) -> tuple[dict[str, float], float]:
     """Seconds of the sampling loop that keeps and of that which computes all; their difference."""
     generation = model.generation
     condition = image_generation.condition(
-        model, [sample.caption for sample in examples("eval", PICTURES)]
+        model, [sample.caption for sample in examples("eval", BATCH)]
     )
-    noise = noise_from_seeds(generation.feature_shape, range(PICTURES))
+    noise = noise_from_seeds(generation.feature_shape, range(BATCH))
 
     def loop(velocity: Callable) -> Tensor:
         return sample_flow(
@@ -125,7 +125,7 @@ def loops(model: UnifiedModule, rounds: int) -> tuple[dict[str, float], float]:
 
 
 class Scored:
-    """Held-out captions, their conditions and the features of their pictures, made once."""
+    """Held-out captions, their conditions and the features of their images, made once."""
 
     def __init__(self, model: UnifiedModule, images: int) -> None:
         self.model, self.samples = model, examples("eval", images)
@@ -137,7 +137,7 @@ class Scored:
         ]
         with torch.no_grad():
             self.features = [
-                model.encoder(to_tensor([self.samples[n].picture for n in part])).float()
+                model.encoder(to_tensor([self.samples[n].image for n in part])).float()
                 for part in parts
             ]
 
@@ -152,22 +152,22 @@ class Scored:
         ]
 
     def generated(self, point: Point, seed: int = 0) -> float:
-        """ShapeEval of pictures made so."""
+        """ShapeEval of images made so."""
         features = self.sampled(point, seed)
-        pictures = [self.model.decode(*each) for each in zip(features, self.seeds, strict=True)]
-        return self._share(pictures, lambda sample: sample.request)
+        images = [self.model.decode(*each) for each in zip(features, self.seeds, strict=True)]
+        return self._share(images, lambda sample: sample.request)
 
     def reconstructed(self, point: Point) -> float:
         """The share of right reconstructions."""
         sampler, steps = point
-        pictures = [
+        images = [
             self.model.decode(features, seeds, num_inference_steps=steps, sampler=sampler)
             for features, seeds in zip(self.features, self.seeds, strict=True)
         ]
-        return self._share(pictures, lambda sample: request_of(sample.scene))
+        return self._share(images, lambda sample: request_of(sample.scene))
 
-    def _share(self, pictures: list[Tensor], request: Callable[[Example], object]) -> float:
-        shown = numpy.concatenate([to_arrays(part) for part in pictures])
+    def _share(self, images: list[Tensor], request: Callable[[Example], object]) -> float:
+        shown = numpy.concatenate([to_arrays(part) for part in images])
         right = [check(p, request(s)) for p, s in zip(shown, self.samples, strict=True)]
         return sum(right) / len(right)
 
@@ -225,26 +225,26 @@ def curves(scores: dict[str, float]) -> dict[str, list[tuple[int, float]]]:
     return {sampler: sorted(points) for sampler, points in found.items()}
 
 
-def on_cpu(rounds: int, images: int, picture: Path | None) -> dict[str, object]:
+def on_cpu(rounds: int, images: int, figure: Path | None) -> dict[str, object]:
     pipe = UnifiedPipeline.from_pretrained("tiny", device="cpu")
-    a_picture = batches(pipe, rounds)
+    an_image = batches(pipe, rounds)
     loop, difference = loops(pipe.model, rounds)
     scored = Scored(pipe.model, images)
     found, decoder = solvers(scored, rounds), decoders(scored)
-    if picture:
+    if figure:
         titles = f"generator: ShapeEval, {images} captions", f"decoder: reconstruction, {images}"
         draw_curves(
-            picture,
+            figure,
             {titles[0]: curves(found["scores"]), titles[1]: curves(decoder)},
             "calls of the network",
             {titles[0]: found["interval"]},
         )
     return {
-        "batch_speedup": a_picture["one by one"] / a_picture["batch"],
+        "batch_speedup": an_image["one by one"] / an_image["batch"],
         "loop_speedup": loop["recomputed"] / loop["kept"],
         "max_difference": difference,
         "solver_speedup_at_equal_score": found["speedup"],
-        "seconds_a_picture": a_picture,
+        "seconds_an_image": an_image,
         "seconds_of_loop": loop,
         "solvers": found,
         "decoder": decoder,
@@ -255,7 +255,7 @@ def on_cpu(rounds: int, images: int, picture: Path | None) -> dict[str, object]:
 
 
 def one_by_one(pipe: UnifiedPipeline, prompts: list[str], steps: int | None) -> None:
-    """The published order: a picture at a time, and every step computes all of its caption."""
+    """The published order: an image at a time, and every step computes all of its caption."""
     generation = pipe.model.generation
     for seed, prompt in enumerate(prompts):
         condition = image_generation.condition(pipe.model, [prompt])
@@ -283,12 +283,12 @@ def random_pipeline(size: str, device: torch.device, low_memory: bool) -> Unifie
 
 
 def at_full_size(size: str, device: torch.device, steps: int | None) -> dict[str, object]:
-    """Pictures a second and peak memory with random weights; NOT RUN ON A GPU SO FAR.
+    """Images a second and peak memory with random weights; NOT RUN ON A GPU SO FAR.
 
     `steps` of both samplers are the model's own, unless a trial on the CPU wants fewer.
     """
     found: dict[str, object] = {}
-    prompts = [f"a picture, number {number}" for number in range(PICTURES)]
+    prompts = [f"an image, number {number}" for number in range(BATCH)]
     for mode in ("normal", "low memory"):
         pipe = random_pipeline(size, device, mode == "low memory")
         options = {
@@ -305,17 +305,17 @@ def at_full_size(size: str, device: torch.device, steps: int | None) -> dict[str
     return found
 
 
-def measured(call: Callable[[], object], pictures: int, device: torch.device) -> dict[str, object]:
-    """Pictures a second, and peak memory on a GPU; the first call does not count."""
+def measured(call: Callable[[], object], images: int, device: torch.device) -> dict[str, object]:
+    """Images a second, and peak memory on a GPU; the first call does not count."""
     call()
     if device.type == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
     started = time.perf_counter()
-    call()  # ends with pictures on the host: nothing is left to wait for
+    call()  # ends with images on the host: nothing is left to wait for
     seconds = time.perf_counter() - started
     peak = torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else None
-    return {"pictures_a_second": pictures / seconds, "peak_gib": peak}
+    return {"images_a_second": images / seconds, "peak_gib": peak}
 
 
 def main() -> None:
@@ -324,7 +324,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, help="JSON file, with the machine as well")
-    parser.add_argument("--picture", type=Path, help="PNG file of the curves")
+    parser.add_argument("--figure", type=Path, help="PNG file of the curves")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--images", type=int, default=IMAGES, help="scored")
     parser.add_argument("--device", default="cpu", help="cuda: random weights of --size")
@@ -342,7 +342,7 @@ def main() -> None:
             raise SystemExit(str(error)) from error
         figures: dict[str, object] = {"random_weights": found}
     else:
-        figures = on_cpu(parsed.rounds, parsed.images, parsed.picture)
+        figures = on_cpu(parsed.rounds, parsed.images, parsed.figure)
         missed = [name for name, least in TARGETS.items() if figures[name] < least]
         figures["missed"] = missed + ["max_difference"] * (figures["max_difference"] > 1e-5)
     figures["versions"] = versions(*PACKAGES)

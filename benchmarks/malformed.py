@@ -25,7 +25,7 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-PICTURES, EDITS, CHATS = "/v1/images/generations", "/v1/images/edits", "/v1/chat/completions"
+GENERATIONS, EDITS, CHATS = "/v1/images/generations", "/v1/images/edits", "/v1/chat/completions"
 JSON = {"content-type": "application/json"}
 CHECKS = [
     not_a_server_error,
@@ -73,7 +73,7 @@ def _raw(path: str, content, **headers: str) -> Send:
 
 
 def _bodies() -> Iterator[tuple[str, Send]]:
-    for path in (PICTURES, CHATS):
+    for path in (GENERATIONS, CHATS):
         for name, content in {
             "no body": b"",
             "half an object": b'{"prompt": "a"',
@@ -100,8 +100,8 @@ def _bodies() -> Iterator[tuple[str, Send]]:
 
 
 def _fields() -> Iterator[tuple[str, Send]]:
-    def picture(**fields) -> Send:
-        return lambda client: client.post(PICTURES, json={"prompt": "a red circle"} | fields)
+    def image(**fields) -> Send:
+        return lambda client: client.post(GENERATIONS, json={"prompt": "a red circle"} | fields)
 
     for fields in (
         {"prompt": ""}, {"prompt": " \n"}, {"prompt": None}, {"prompt": ["a", "b"]},
@@ -117,7 +117,7 @@ def _fields() -> Iterator[tuple[str, Send]]:
         {"partial_images": 4}, {"stream": "yes"}, {"colour": "red"}, {"__class__": "a"},
         {"guidance_interval": [1]}, {"guidance_interval": [2, 3]}, {"output_compression": 101},
     ):  # fmt: skip
-        yield f"{json.dumps(fields)[:60]} for pictures", picture(**fields)
+        yield f"{json.dumps(fields)[:60]} for images", image(**fields)
 
 
 def _chat(**fields) -> Send:
@@ -147,11 +147,11 @@ def _conversations() -> Iterator[tuple[str, Send]]:
         "data:image/png;base64," + good[:60], "data:image/png," + good, f"data:;base64{good}",
         *(
             "data:image/png;base64," + base64.b64encode(data).decode()
-            for _, data in _bad_pictures()
+            for _, data in _bad_images()
         ),
     ):  # fmt: skip
         part = {"type": "image_url", "image_url": {"url": url}}
-        yield f"a picture at {url[:40]!r}", _chat(messages=[{"role": "user", "content": [part]}])
+        yield f"an image at {url[:40]!r}", _chat(messages=[{"role": "user", "content": [part]}])
 
 
 def _png(width: int, height: int, data: bytes | None = None) -> bytes:
@@ -168,21 +168,21 @@ def _png(width: int, height: int, data: bytes | None = None) -> bytes:
 
 
 def _saved(kind: str, frames: int = 1) -> bytes:
-    pictures = [Image.new("RGB", (48, 48), (80 * n, 0, 0)) for n in range(frames)]
+    images = [Image.new("RGB", (48, 48), (80 * n, 0, 0)) for n in range(frames)]
     file = BytesIO()
-    pictures[0].save(file, kind, save_all=frames > 1, append_images=pictures[1:])
+    images[0].save(file, kind, save_all=frames > 1, append_images=images[1:])
     return file.getvalue()
 
 
-def _bad_pictures() -> Iterator[tuple[str, bytes]]:
+def _bad_images() -> Iterator[tuple[str, bytes]]:
     yield "nothing", b""
-    yield "a text", b"this is no picture"
+    yield "a text", b"this is no image"
     yield "a script", b"<svg xmlns='http://www.w3.org/2000/svg' onload='alert(1)'/>"
     yield "a program", b"\x7fELF" + bytes(200)
     yield "a head alone", b"\x89PNG\r\n\x1a\n"
     yield "a bomb by its header", _png(50_000, 50_000, zlib.compress(bytes(1_000)))
     yield "a bomb", _png(30_000, 1_000, zlib.compress(bytes(90_001_000), 9))
-    yield "a picture without pixels", _png(48, 48, b"")
+    yield "an image without pixels", _png(48, 48, b"")
     yield "no width", _png(0, 48, zlib.compress(b""))
     yield "a line", _png(10_000, 1)
     yield "half a PNG", _saved("PNG")[:-40]
@@ -202,15 +202,15 @@ def _files() -> Iterator[tuple[str, Send]]:
         return [(field, (name, data, "image/png"))]
 
     good = _png(48, 48)
-    for name, data in _bad_pictures():
-        yield f"{name} as a picture", form(named(data))
+    for name, data in _bad_images():
+        yield f"{name} as an image", form(named(data))
     for path in ("../../../../etc/passwd", "/etc/passwd", "..\\..\\a", "a\0.png", "a" * 5_000):
-        yield f"no picture named {path[:20]!r}", form(named(b"no picture", path))
-    yield "no picture", form([("nothing", ("a.txt", b"a"))])
+        yield f"no image named {path[:20]!r}", form(named(b"no image", path))
+    yield "no image", form([("nothing", ("a.txt", b"a"))])
     yield "a mask", form(named(good) + named(good, field="mask"))
-    yield "too many pictures", form(named(good, field="image[]") * 17)
+    yield "too many images", form(named(good, field="image[]") * 17)
     yield "too many results", form(named(good, field="image[]") * 3, n="10")
-    yield "a text as a picture", lambda c: c.post(EDITS, data={"prompt": "a", "image": "b"})
+    yield "a text as an image", lambda c: c.post(EDITS, data={"prompt": "a", "image": "b"})
     yield "a file as a prompt", lambda c: c.post(EDITS, files={"prompt": b"a", "image": good})
     for fields in ({"n": "many"}, {"n": "0"}, {"seed": "-1"}, {"prompt": ""}, {"size": "1x1"},
                    {"colour": "red"}, {"guidance_scale": "nan"},
@@ -227,17 +227,17 @@ def _files() -> Iterator[tuple[str, Send]]:
     ):
         yield f"a broken form, {content[:20]!r}", _raw(EDITS, content, **{"content-type": kind})
     yield "a form of many fields", form(named(good), **{f"f{n}": "1" for n in range(200)})
-    yield "too large a picture", form(named(good + bytes(21 * 2**20)))
+    yield "too large an image", form(named(good + bytes(21 * 2**20)))
 
 
 def _addresses() -> Iterator[tuple[str, Send]]:
     for method, path in (
-        ("GET", PICTURES), ("PUT", PICTURES), ("DELETE", CHATS), ("OPTIONS", EDITS),
+        ("GET", GENERATIONS), ("PUT", GENERATIONS), ("DELETE", CHATS), ("OPTIONS", EDITS),
         ("PATCH", "/v1/models"), ("POST", "/health"), ("BREW", "/metrics"), ("GET", "/"),
         ("GET", "/v1"), ("GET", "/v1/models/other"), ("GET", "/v1/models/..%2f..%2fetc%2fpasswd"),
         ("GET", "/../../etc/passwd"), ("GET", "/%2e%2e/%2e%2e/etc/passwd"), ("GET", "/%00"),
         ("GET", "/docs"), ("GET", "/v1/files"), ("POST", "/v1/embeddings"),
-        ("POST", PICTURES + "/"), ("GET", "/v1//models"), ("GET", "/" + "a" * 10_000),
+        ("POST", GENERATIONS + "/"), ("GET", "/v1//models"), ("GET", "/" + "a" * 10_000),
     ):  # fmt: skip
         yield f"{method} {path[:40]}", lambda client, m=method, p=path: client.request(m, p)
     for value in ("", "Bearer", "Bearer wrong", "Basic c2VjcmV0", "Bearer \xe9", "key"):
@@ -284,7 +284,7 @@ def generated(address: str, key: str, number: int) -> Iterator[tuple[str, list[s
 
     most = min(20, -(-number // 3))  # a round; some give fewer
     for round_number in range(3 * -(-number // most)):
-        path = (PICTURES, EDITS, CHATS)[round_number % 3]
+        path = (GENERATIONS, EDITS, CHATS)[round_number % 3]
         attack(schema[path]["POST"], min(most, number - len(results)), round_number)
         if len(results) >= number:
             break

@@ -2,7 +2,7 @@
 
 Every token of every row goes through the language model with gradient, each layer computed again in
 the backward pass; logits of all positions and their cross entropy are made and thrown away; the
-DiT's layers are computed again too; pictures go through the encoder whenever they are met.
+DiT's layers are computed again too; images go through the encoder whenever they are met.
 The loss and its gradients are those of `GenerationModule.step`.
 """
 

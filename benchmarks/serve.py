@@ -1,6 +1,6 @@
 """`triptych serve` under load, and under malformed requests: python benchmarks/serve.py
 
-A server of the tiny preset is started as people start it. Many clients at once ask for pictures,
+A server of the tiny preset is started as people start it. Many clients at once ask for images,
 edits and answers for a while, each next one when it has its last; then come requests that no server
 should accept. The last line is JSON.
 """
@@ -69,7 +69,7 @@ def metric(address: str, name: str, **labels: str) -> float:
 
 
 def a_request(draw: random.Random, file: bytes) -> tuple[str, dict]:
-    """Path and arguments of one of many kinds: 70% pictures, 20% chats, 10% edits."""
+    """Path and arguments of one of many kinds: 70% images, 20% chats, 10% edits."""
     text = f"a photo of a {draw.choice(COLOURS)} circle"
     kind = draw.random()
     if kind < 0.7:
@@ -100,8 +100,8 @@ def fault(answer: httpx.Response) -> str | None:
 
 async def load(address: str, pid: int, clients: int, seconds: float) -> dict[str, object]:
     """Ask for `seconds` from `clients` at once."""
-    picture = BytesIO()
-    Image.new("RGB", (48, 48), "red").save(picture, "PNG")
+    image = BytesIO()
+    Image.new("RGB", (48, 48), "red").save(image, "PNG")
     latencies: dict[str, list[float]] = {}
     statuses: Counter[int] = Counter()
     faults: list[str] = []
@@ -111,7 +111,7 @@ async def load(address: str, pid: int, clients: int, seconds: float) -> dict[str
     async def ask(number: int, http: httpx.AsyncClient) -> None:
         draw = random.Random(number)
         while time.monotonic() < begin + seconds:
-            path, arguments = a_request(draw, picture.getvalue())
+            path, arguments = a_request(draw, image.getvalue())
             sent = time.monotonic()
             try:
                 answer = await http.post(path, **arguments)
@@ -171,7 +171,7 @@ def percentiles(values: list[float]) -> dict[str, float]:
 def batches(address: str, seconds: float) -> dict[str, object]:
     """What the server counted."""
     found: dict[str, object] = {
-        "pictures_per_s": round(metric(address, "triptych_pictures_total") / seconds, 2)
+        "images_per_s": round(metric(address, "triptych_images_total") / seconds, 2)
     }
     for kind in ("generate", "edit", "chat"):
         calls = metric(address, "triptych_batch_size_count", kind=kind)

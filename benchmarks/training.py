@@ -101,7 +101,7 @@ def built(model: UnifiedModule, device: str) -> UnifiedModule:
 
 
 def drawn(model: UnifiedModule, size: int, tokens: int, shared: int, device: str) -> Batch:
-    """A batch of random prompts of `tokens`, alike in the first `shared`, and random pictures."""
+    """A batch of random prompts of `tokens`, alike in the first `shared`, and random images."""
     draw = torch.Generator().manual_seed(0)
     words = model.understanding.understander.vocabulary.rows - 6  # the last are special
     ids = torch.randint(words, (size, tokens), generator=draw)
@@ -121,7 +121,7 @@ def drawn(model: UnifiedModule, size: int, tokens: int, shared: int, device: str
 
 @torch.no_grad()
 def with_features(model: UnifiedModule, batch: Batch) -> Batch:
-    """The same batch with its features in the place of its pictures."""
+    """The same batch with its features in the place of its images."""
     features = model.encoder(batch.target_pixels).float().contiguous()
     return Batch(**{**vars(batch), "target_pixels": None, "target_features": features})
 

@@ -31,7 +31,7 @@ from triptych.callbacks.flow_loss import FlowLossByNoise
 from triptych.callbacks.frozen_check import FrozenCheck
 from triptych.callbacks.gradient_norms import GradientNorms
 from triptych.callbacks.guards import NonFiniteGuard, SpikeGuard
-from triptych.callbacks.image_writer import WritePictures
+from triptych.callbacks.image_writer import WriteImages
 from triptych.callbacks.progress import ProgressBar
 from triptych.callbacks.run_summary import RunSummary
 from triptych.callbacks.sample_grid import SampleGrid
@@ -51,5 +51,5 @@ __all__ = [
     "SampleGrid",
     "SpikeGuard",
     "Throughput",
-    "WritePictures",
+    "WriteImages",
 ]

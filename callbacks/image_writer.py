@@ -1,4 +1,4 @@
-"""Saves the pictures that `triptych predict` makes."""
+"""Saves the images that `triptych predict` makes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from triptych.checkpoints.run_folder import of_trainer
 from triptych.utils.images import to_images
 
 
-class WritePictures(BasePredictionWriter):
+class WriteImages(BasePredictionWriter):
     """KEY.png in `folder` for every sample.
 
     Args:
@@ -39,7 +39,7 @@ class WritePictures(BasePredictionWriter):
             return
         folder = Path(self.folder) if self.folder is not None else run / "predictions"
         folder.mkdir(parents=True, exist_ok=True)
-        for key, image in zip(prediction["keys"], to_images(prediction["pictures"]), strict=True):
+        for key, image in zip(prediction["keys"], to_images(prediction["images"]), strict=True):
             # a key comes from somebody's shard: it may not leave the folder
             name = re.sub(r"[^\w.-]", "_", key).lstrip(".") or "_"
             image.save(folder / f"{name}.png")

@@ -66,7 +66,7 @@ class SampleGrid(OptionalCallback):
         every_n_steps: steps between sheets.
         num_samples: number of images.
         prompts: captions to draw; null takes the first validation captions.
-        seed: picture i starts from the noise of seed + i.
+        seed: image i starts from the noise of seed + i.
         upscale: how many times images are enlarged.
         previews: gives the object that makes a model's images; the command line names
             `triptych.inference.model_inference.inference_of` where the configuration does not.
@@ -168,7 +168,7 @@ def to_tensorboard(trainer: Trainer, sheet: Image.Image, tag: str) -> None:
 
 
 def generated(options: SampleGrid, model: Any, samples: list[Any]) -> Labelled:
-    """One picture for each prompt."""
+    """One image for each prompt."""
     prompts = options.prompts
     if prompts is None:
         prompts = [sample.text for sample in samples]
@@ -181,7 +181,7 @@ def generated(options: SampleGrid, model: Any, samples: list[Any]) -> Labelled:
 def edited(options: SampleGrid, model: Any, samples: list[Any]) -> Labelled:
     """Originals above what instructions make of them."""
     instructions = [sample.text for sample in samples]
-    originals = squares(samples, model.picture_size)
+    originals = squares(samples, model.image_size)
     shown = options.previews(model).edit(
         originals, instructions, seeds=seeds(options, len(samples))
     )
@@ -225,27 +225,27 @@ SHEETS = (
     Sheet("generation", edited, _DRAWS, IMAGE_GENERATION, ("edit",), "an edit"),
     Sheet(
         *("decoding", reconstructed, ("encoder", "decoding"), IMAGE_GENERATION),
-        *(("picture",), "an image"),
+        *(("image",), "an image"),
     ),
     Sheet(
         *("understanding", answered, ("understanding",), LANGUAGE_MODELING),
-        *(("picture", "turn"), "an image with a question or a caption"),
+        *(("image", "turn"), "an image with a question or a caption"),
     ),
     Sheet(
         *("encoding", encoded, ("encoder", "vae", "encoding"), IMAGE_GENERATION),
-        *(("picture",), "an image"),
+        *(("image",), "an image"),
     ),
 )
 
 
 def seeds(options: SampleGrid, number: int) -> list[int]:
-    """One seed for each picture, the same at every step."""
+    """One seed for each image, the same at every step."""
     return [options.seed + n for n in range(number)]
 
 
 def squares(samples: list[Any], size: int) -> Tensor:
     """The samples' images, cropped square: uint8 [B,3,size,size]."""
-    return torch.stack([square(sample.picture, size) for sample in samples])
+    return torch.stack([square(sample.image, size) for sample in samples])
 
 
 def labels_of(samples: list[Any]) -> list[str]:

@@ -29,7 +29,7 @@ from triptych.data_modules.decode import Decoder
 from triptych.data_modules.mixed import Ingredient, MixedDataModule
 from triptych.data_modules.shapes import EditsDataModule, ShapesDataModule
 from triptych.data_modules.sources.base import BadSample, Sample, Source
-from triptych.data_modules.sources.image_folder import PictureFolder
+from triptych.data_modules.sources.image_folder import ImageFolder
 from triptych.data_modules.sources.llava import ConversationFile
 from triptych.data_modules.sources.webdataset import ShardFolder
 from triptych.data_modules.webdataset import ShardDataModule
@@ -44,7 +44,7 @@ __all__ = [
     "EditsDataModule",
     "Ingredient",
     "MixedDataModule",
-    "PictureFolder",
+    "ImageFolder",
     "Reading",
     "Sample",
     "ShapesDataModule",

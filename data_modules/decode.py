@@ -1,4 +1,4 @@
-"""Encoded pictures to the squares that models take: uint8 [3,size,size], decoded once.
+"""Encoded images to the squares that models take: uint8 [3,size,size], decoded once.
 
 The reader of `triptych.utils.image_reader` judges and decodes them; large JPEGs go past Pillow
 where simplejpeg is installed.
@@ -39,34 +39,34 @@ SLOWER = (
 
 @dataclass(frozen=True)
 class Decoder:
-    """Decodes one picture to squares of one or several sizes.
+    """Decodes one image to squares of one or several sizes.
 
     Args:
         way: "pillow" is the published transform, call by call: it drops the alpha channel, so that
             transparent pixels show the colours they hide. "torchvision" composites them over white
             and takes about a third of the time: libjpeg-turbo decodes JPEG, torch's vector code
             scales. By rounding it differs on average by 0.005 to 0.03 of 255, and by up to 0.3 for
-            some pictures that are more than twice as high as wide. A JPEG of at least twice the
+            some images that are more than twice as high as wide. A JPEG of at least twice the
             side that is asked for is decoded at a half, a quarter or an eighth where that divides
             its sides: of photographs that differs by 0.2 to 1.5 of 255, about what quality 85 took
             from them.
-        max_pixels: width times height of the largest picture that is decoded.
+        max_pixels: width times height of the largest image that is decoded.
     """
 
     way: ImageBackend = "torchvision"
     max_pixels: int = DEFAULT_LIMITS.max_pixels
 
     def __call__(self, data: bytes, *sizes: int) -> list[Tensor]:
-        """The picture as uint8 [3,size,size] for each of `sizes`, decoded once.
+        """The image as uint8 [3,size,size] for each of `sizes`, decoded once.
 
         Raises:
-            PictureError: it is damaged, or beyond `limits`.
+            ImageError: it is damaged, or beyond `limits`.
         """
         header = self._header(data)
         places = [place_of_square(*upright_shape(header), size) for size in sizes]
         if self.way == "pillow":
-            picture = upright_rgb(header, alpha="drop")
-            return [square(picture, size) for size in sizes]
+            image = upright_rgb(header, alpha="drop")
+            return [square(image, size) for size in sizes]
         pixels = pixels_of(data, header, max(sizes))
         squares = {
             size: cut(pixels, *place, size) for size, place in zip(sizes, places, strict=True)
@@ -77,7 +77,7 @@ class Decoder:
         """The image at its own size, RGB; transparency as in the squares.
 
         Raises:
-            PictureError: it is damaged, or beyond `limits`.
+            ImageError: it is damaged, or beyond `limits`.
         """
         if self.way == "pillow":
             return upright_rgb(self._header(data), alpha="drop")
@@ -96,7 +96,7 @@ class Decoder:
 
     @property
     def limits(self) -> ImageLimits:
-        """Limits of the pictures of a data set."""
+        """Limits of the images of a data set."""
         return ImageLimits(max_pixels=self.max_pixels)
 
 
@@ -104,7 +104,7 @@ class Decoder:
 def fast_jpeg() -> Callable[..., np.ndarray] | None:
     """The decoder of simplejpeg: libjpeg-turbo, which goes from bytes to an array at once.
 
-    None where it is not installed. Looked for at the first picture, not when this is imported.
+    None where it is not installed. Looked for at the first image, not when this is imported.
     """
     try:
         from simplejpeg import decode_jpeg
@@ -114,7 +114,7 @@ def fast_jpeg() -> Callable[..., np.ndarray] | None:
 
 
 def upright_shape(header: Image.Image) -> tuple[int, int]:
-    """(height, width) of the picture once it is turned."""
+    """(height, width) of the image once it is turned."""
     width, height = header.size
     return (width, height) if find_orientation(header.info) in (5, 6, 7, 8) else (height, width)
 
@@ -151,7 +151,7 @@ def reduction_of(header: Image.Image, size: int) -> int:
     """By how much a JPEG is made smaller while it is decoded, so that `size` is left.
 
     Only if that divides both sides: libjpeg fills up a last block that is not whole, and what is
-    then scaled is a little wider than the picture.
+    then scaled is a little wider than the image.
     """
     return next(
         (

@@ -58,7 +58,7 @@ class Ingredient:
             image without it is described by its caption.
         max_turns: take so many turns of a conversation, others each time; null takes all, in order.
         features: a folder that `triptych data features` made of these samples; "auto" takes
-            features/ beside the shards if it is there, "none" encodes every picture anew.
+            features/ beside the shards if it is there, "none" encodes every image anew.
     """
 
     source: Source
@@ -107,7 +107,7 @@ class MixedDataModule(LightningDataModule):
         max_bad_fraction: end the run when more of the samples than this cannot be used.
         image_backend: library that makes images squares, see `Decoder`: "torchvision", or "pillow"
             for the published transform to the bit, which drops alpha channels.
-        max_pixels: a picture of more pixels is a bad sample, and is not decoded.
+        max_pixels: an image of more pixels is a bad sample, and is not decoded.
     """
 
     def __init__(
@@ -180,7 +180,7 @@ class MixedDataModule(LightningDataModule):
         self.mixtures = {objective: Mixture(self.weights(objective)) for objective in readings}
         for found in readings.values():
             for reading in found:
-                check_pictures(reading)
+                check_images(reading)
             check_texts(found, self.known, self.max_bad_fraction, self.seed)
         self.readings = readings
 
@@ -215,7 +215,7 @@ class MixedDataModule(LightningDataModule):
         return self.val_dataloader()
 
     def predict_dataloader(self):
-        """The validation captions, put to the model as whoever asks for a picture puts them."""
+        """The validation captions, put to the model as whoever asks for an image puts them."""
         return self._in_order(replace(self.known, training_template=self.known.template))
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
@@ -258,7 +258,7 @@ class MixedDataModule(LightningDataModule):
     # Others -------------------------------------------------------------------------------------
 
     def _take_features(self, readings: dict[str, list[Reading]]) -> None:
-        """Give features that were made before to those who read pictures to be made."""
+        """Give features that were made before to those who read images to be made."""
         takers = [
             (reading, datasets[reading.name].features)
             for datasets, objectives in (
@@ -338,8 +338,8 @@ def by_family(datasets: Mapping[str, Ingredient]) -> dict[str, list[Reading]]:
     return found
 
 
-def check_pictures(reading: Reading, most: int = 2000) -> None:
-    """Refuse a task that needs pictures where the first `most` samples have none.
+def check_images(reading: Reading, most: int = 2000) -> None:
+    """Refuse a task that needs images where the first `most` samples have none.
 
     Raises:
         UserError: they have none.
@@ -347,9 +347,9 @@ def check_pictures(reading: Reading, most: int = 2000) -> None:
     if reading.task == TEXT_TO_TEXT:
         return
     looked_at = range(min(most, len(reading.source)))
-    if not any(reading.source.has(number, "picture") for number in looked_at):
+    if not any(reading.source.has(number, "image") for number in looked_at):
         raise UserError(
-            f"data set {reading.name!r} has no pictures, which {reading.task} needs; "
+            f"data set {reading.name!r} has no images, which {reading.task} needs; "
             "give it the task text_to_text, or another source."
         )
 

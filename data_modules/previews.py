@@ -14,7 +14,7 @@ from triptych.data_modules.decode import Decoder
 from triptych.data_modules.sources.base import BadSample
 from triptych.interfaces import IMAGE_TO_IMAGE, Preprocessing
 
-Need = Literal["caption", "picture", "turn", "edit"]
+Need = Literal["caption", "image", "turn", "edit"]
 LOOKED_AT = 2000
 """Samples of a data set: where none of these serves, none is expected to."""
 
@@ -26,7 +26,7 @@ class Preview:
     key: str
     text: str = ""
     """The caption, or the instruction of an edit."""
-    picture: Image.Image | None = None
+    image: Image.Image | None = None
     turn: tuple[str, str] | None = None
     """A question about the image, and its answer."""
 
@@ -43,7 +43,7 @@ def previews(
     Args:
         readings: data sets of one objective, open.
         decoder: of the training batches: previews show what the model sees.
-        needs: "caption": a text to draw; "picture": an image; "turn": a question about it; "edit":
+        needs: "caption": a text to draw; "image": an image; "turn": a question about it; "edit":
             an image and the instruction that changes it.
     """
     found: list[Preview] = []
@@ -79,9 +79,9 @@ def _preview(
     if "turn" in needs:
         found.turn = reading.some(reading.turns_about(number, number, 0), number, 0)[0]
     if "edit" in needs:
-        found.picture = source.picture(number, "source", decoder)
-    elif "picture" in needs:
-        if not source.has(number, "picture"):
-            raise BadSample(key, "no picture")
-        found.picture = source.picture(number, decoder=decoder)
+        found.image = source.image(number, "source", decoder)
+    elif "image" in needs:
+        if not source.has(number, "image"):
+            raise BadSample(key, "no image")
+        found.image = source.image(number, decoder=decoder)
     return found

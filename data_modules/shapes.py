@@ -20,7 +20,7 @@ class ShapesDataModule(ShardDataModule):
     Args:
         folder: where the shards are drawn: folder/train, /eval, /unseen and /instruct.
         part: which of them to train on: "train", or "instruct" with short captions only.
-        pictures: number of training pictures.
+        images: number of training images.
         world_seed: seed of the drawings.
         tasks, batch_size, num_val_samples, text_only_ratio, conversation_key, max_turns,
             num_workers, seed, length_bucket_batches, features: see `ShardDataModule`.
@@ -30,7 +30,7 @@ class ShapesDataModule(ShardDataModule):
         self,
         folder: str = "data/shapes",
         part: Literal["train", "instruct"] = "train",
-        pictures: int = 30000,
+        images: int = 30000,
         world_seed: int = 0,
         tasks: list[str] | None = None,
         batch_size: int = 16,
@@ -58,11 +58,11 @@ class ShapesDataModule(ShardDataModule):
             length_bucket_batches,
             features=features,
         )
-        self.folder, self.pictures, self.world_seed = root, pictures, world_seed
+        self.folder, self.images, self.world_seed = root, images, world_seed
 
     def prepare_data(self) -> None:
         try:
-            ensure_shapes(self.folder, train=self.pictures, seed=self.world_seed)
+            ensure_shapes(self.folder, train=self.images, seed=self.world_seed)
         except ValueError as error:  # something else is in the folder
             raise UserError(str(error)) from error
         super().prepare_data()
@@ -72,9 +72,9 @@ class EditsDataModule(MixedDataModule):
     """Draws the shapes world and its edits once, then reads them like any other data sets.
 
     Args:
-        folder: where the captioned pictures are drawn, see `ShapesDataModule`.
+        folder: where the captioned images are drawn, see `ShapesDataModule`.
         edits: where the edits are drawn: edits/train and edits/eval.
-        pictures, changes: number of captioned pictures, and of edits, to train on.
+        images, changes: number of captioned images, and of edits, to train on.
         share: of the samples that are edits.
         world_seed: seed of the drawings.
         batch_size, num_val_samples, num_workers, seed: see `MixedDataModule`.
@@ -84,7 +84,7 @@ class EditsDataModule(MixedDataModule):
         self,
         folder: str = "data/shapes",
         edits: str = "data/edits",
-        pictures: int = 30000,
+        images: int = 30000,
         changes: int = 40000,
         share: float = 0.6,
         world_seed: int = 0,
@@ -96,11 +96,11 @@ class EditsDataModule(MixedDataModule):
         if not 0 < share < 1:
             raise UserError(f"data.share is {share}; give a share between 0 and 1.")
         self.folder, self.edits = Path(folder), Path(edits)
-        self.pictures, self.changes, self.world_seed = pictures, changes, world_seed
+        self.images, self.changes, self.world_seed = images, changes, world_seed
 
-        def datasets(pictures: Path, edits: Path) -> dict[str, Ingredient]:
+        def datasets(images: Path, edits: Path) -> dict[str, Ingredient]:
             return {
-                "captions": Ingredient(ShardFolder(pictures), TEXT_TO_IMAGE, 1 - share),
+                "captions": Ingredient(ShardFolder(images), TEXT_TO_IMAGE, 1 - share),
                 "edits": Ingredient(ShardFolder(edits), IMAGE_TO_IMAGE, share),
             }
 
@@ -116,7 +116,7 @@ class EditsDataModule(MixedDataModule):
 
     def prepare_data(self) -> None:
         try:
-            ensure_shapes(self.folder, train=self.pictures, seed=self.world_seed)
+            ensure_shapes(self.folder, train=self.images, seed=self.world_seed)
             ensure_edits(self.edits, train=self.changes, seed=self.world_seed)
         except ValueError as error:  # something else is in a folder
             raise UserError(str(error)) from error

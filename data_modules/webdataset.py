@@ -11,7 +11,7 @@ from triptych.utils.errors import UserError
 
 
 class ShardDataModule(MixedDataModule):
-    """Captioned pictures (and conversations about them) from local WebDataset shards.
+    """Captioned images (and conversations about them) from local WebDataset shards.
 
     Args:
         shards: folder, file or pattern of training shards, see `find_shards`.

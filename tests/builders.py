@@ -1,6 +1,6 @@
 """Very small models with random weights: what many tests start from.
 
-The classes are those of the tiny preset, made smaller still; pictures have 48 pixels a side.
+The classes are those of the tiny preset, made smaller still; images have 48 pixels a side.
 """
 
 from __future__ import annotations
@@ -242,7 +242,7 @@ def steps(model: Any, batch: Batch | list[Batch], number: int, lr: float = 2e-3)
 
 
 def decodes_each_by_its_seed(model: Any, guidance: float) -> None:
-    """Check that a decoder of features [B,32,3,3] makes a picture from its seed alone."""
+    """Check that a decoder of features [B,32,3,3] makes an image from its seed alone."""
     features, seeds = torch.randn(4, 32, 3, 3), [5, 2, 5, 9]
     together = model.decode(features, seeds, num_inference_steps=2, guidance_scale=guidance)
     assert together.shape == (4, 3, SIDE, SIDE) and together.dtype == torch.uint8

@@ -31,17 +31,17 @@ TASKS = {
 }
 
 
-def write_conversations(folder: Path, number: int = 12, pictured: int | None = None) -> Path:
+def write_conversations(folder: Path, number: int = 12, with_image: int | None = None) -> Path:
     """A LLaVA file whose answers are in turn one word, and ever more.
 
     Args:
-        pictured: conversations with an image, the first ones; None is all.
+        with_image: conversations with an image, the first ones; None is all.
     """
     talks = []
     for n in range(number):
         Image.new("RGB", (48, 48), (20 * n, 90, 200 - 10 * n)).save(folder / f"{n}.png")
         answer = "red" if n % 2 else "one blue square" + " and a red circle" * n
-        about = pictured is None or n < pictured
+        about = with_image is None or n < with_image
         turns = [("human", "<image>\n" * about + "what is it?"), ("gpt", answer)]
         turns += [("human", "and now?"), ("gpt", "the same")] * (n % 3)
         shown = [{"from": who, "value": text} for who, text in turns]

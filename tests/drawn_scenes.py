@@ -42,7 +42,7 @@ MIDDLE = (80, 80, 120, 120)
 
 @dataclass
 class Scene:
-    """A picture for an entry of the prompt file, and the right verdict on it."""
+    """An image for an entry of the prompt file, and the right verdict on it."""
 
     entry: dict
     right: bool
@@ -52,20 +52,20 @@ class Scene:
     """Of the scene: its background, and its shapes, follow from it."""
 
     def draw(self) -> tuple[Image.Image, list[Found]]:
-        """The picture, and what a good detector finds: the doubtful things first."""
+        """The image, and what a good detector finds: the doubtful things first."""
         backgrounds = [rgb for name, rgb in RGB.items() if name not in self._colours()]
-        picture = Image.new("RGB", (SIZE, SIZE), backgrounds[self.number % len(backgrounds)])
-        # a mark of its own, so that no two scenes are the same picture
-        picture.putpixel((SIZE - 1, SIZE - 1), (self.number, 0, 0))
+        image = Image.new("RGB", (SIZE, SIZE), backgrounds[self.number % len(backgrounds)])
+        # a mark of its own, so that no two scenes are the same image
+        image.putpixel((SIZE - 1, SIZE - 1), (self.number, 0, 0))
         found = self._doubtful()
         for index, (name, colour, box) in enumerate(self.objects):
             shape = Image.new("1", (SIZE, SIZE))
             pen = ImageDraw.Draw(shape)
             inside = (box[0], box[1], box[2] - 1, box[3] - 1)
             (pen.ellipse if (self.number + index) % 2 else pen.rectangle)(inside, fill=1)
-            picture.paste(RGB[colour], mask=shape)
+            image.paste(RGB[colour], mask=shape)
             found.append(Found(name, 0.99 - 0.01 * index, box, numpy.array(shape)))
-        return picture, found
+        return image, found
 
     def _colours(self):
         return {colour for _, colour, _ in self.objects}
@@ -125,10 +125,10 @@ class TrueBoxes(Detector):
 
     def __init__(self, drawn):
         scenes_drawn = (scene.draw() for scene in drawn)
-        self.known = {picture.tobytes(): found for picture, found in scenes_drawn}
+        self.known = {image.tobytes(): found for image, found in scenes_drawn}
 
-    def detect(self, picture):
-        return self.known[picture.tobytes()]
+    def detect(self, image):
+        return self.known[image.tobytes()]
 
 
 class Pixels(ColourClassifier):

@@ -38,16 +38,16 @@ class FakePipeline:
         if "crash" in prompts:
             raise RuntimeError("/secret/path: a bug")
         self.calls.append(SimpleNamespace(prompts=prompts, seeds=seed, settings=generation_config))
-        pictures = [Image.new("RGB", (8, 8), (each % 256, 0, 0)) for each in seed]
+        images = [Image.new("RGB", (8, 8), (each % 256, 0, 0)) for each in seed]
         for step in range(1, self.steps + 1):
             self._step()
             callback_on_step_end(
                 SimpleNamespace(
                     stage="pixels", step=step, steps=self.steps,
-                    images=range(len(pictures)), preview=lambda: pictures,
+                    images=range(len(images)), preview=lambda: images,
                 )
             )  # fmt: skip
-        return SimpleNamespace(images=pictures)
+        return SimpleNamespace(images=images)
 
     def chat_batch(self, conversations, on_text, **settings):
         self.calls.append(SimpleNamespace(conversations=conversations, settings=settings))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def sample(number: int, key: str | None = None, repeat: int = 100) -> list[tuple[str, bytes]]:
-    """Members (name, content) of one sample; its picture is no picture, but names the sample."""
+    """Members (name, content) of one sample; its image is no image, but names the sample."""
     key = f"{number:08d}" if key is None else key
     stamp = f"{number:08d}"
     return [

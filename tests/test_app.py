@@ -16,7 +16,7 @@ from PIL import Image
 
 from triptych.cli.main import main
 from triptych.serving.images import image_decoder
-from triptych.serving.images.image_input import read_picture
+from triptych.serving.images.image_input import read_request_image
 from triptych.serving.webui.models import Sources
 from triptych.utils.errors import UserError
 from triptych.utils.png_metadata import read_metadata
@@ -83,31 +83,31 @@ def told(page, sentence):
 
 
 @pytest.mark.browser
-def test_pictures_appear_step_by_step_and_carry_their_settings(window, tmp_path):
+def test_images_appear_step_by_step_and_carry_their_settings(window, tmp_path):
     tab(window, "Generate")
     window.fill("#generate-prompt textarea", PROMPT)
     window.evaluate(
         """() => {
             window.shown = [];
-            new MutationObserver(() => document.querySelectorAll('.pictures img').forEach(
+            new MutationObserver(() => document.querySelectorAll('.images img').forEach(
                 each => window.shown.includes(each.src) || window.shown.push(each.src)
             )).observe(document.body, {subtree: true, childList: true, attributes: true});
         }"""
     )
     window.click("#generate")
-    window.get_by_text(re.compile(r"4 pictures in [\d.]+ s")).wait_for()
+    window.get_by_text(re.compile(r"4 images in [\d.]+ s")).wait_for()
     shown = window.evaluate("() => window.shown")
     assert [src for src in shown if "preview" in src] == shown[: len(shown) - 4]
     assert len(shown) >= 8
     seeds = window.locator(".caption-label").all_inner_texts()
     assert len(seeds) == 4 and all(re.fullmatch(r"seed \d+", each) for each in seeds)
-    picture = window.locator("button.thumbnail-item img").nth(1)
-    assert picture.evaluate("each => getComputedStyle(each).imageRendering") == "pixelated"
-    picture.click()
+    image = window.locator("button.thumbnail-item img").nth(1)
+    assert image.evaluate("each => getComputedStyle(each).imageRendering") == "pixelated"
+    image.click()
     with window.expect_download() as download:
         window.get_by_label("Download").first.click()
-    download.value.save_as(tmp_path / "picture.png")
-    settings = read_metadata(tmp_path / "picture.png")
+    download.value.save_as(tmp_path / "image.png")
+    settings = read_metadata(tmp_path / "image.png")
     assert (settings["prompt"], settings["num_inference_steps"]) == (PROMPT, 6)
     assert f"seed {settings['seed']}" == seeds[1]
     window.keyboard.press("Escape")
@@ -117,7 +117,7 @@ def test_pictures_appear_step_by_step_and_carry_their_settings(window, tmp_path)
 def test_stop_ends_a_call_and_the_next_one_runs(window):
     tab(window, "Generate")
     window.fill("#generate-prompt textarea", PROMPT)
-    count = window.get_by_label("number input for Pictures").locator("visible=true")
+    count = window.get_by_label("number input for Images").locator("visible=true")
     count.fill("16")
     window.click("#generate")
     window.get_by_text(re.compile(r"features: step \d of 6")).wait_for()
@@ -125,7 +125,7 @@ def test_stop_ends_a_call_and_the_next_one_runs(window):
     window.get_by_text("stopped", exact=True).wait_for()
     count.fill("1")
     window.click("#generate")
-    window.get_by_text("1 picture in").wait_for()
+    window.get_by_text("1 image in").wait_for()
     assert window.locator("button.thumbnail-item").count() <= 1
 
 
@@ -134,14 +134,14 @@ def test_what_is_wrong_with_a_prompt_is_one_sentence(window):
     tab(window, "Generate")
     window.fill("#generate-prompt textarea", "  ")
     window.click("#generate")
-    told(window, "the prompt is empty; say what the picture should show.")
+    told(window, "the prompt is empty; say what the image should show.")
     window.fill("#generate-prompt textarea", "circle " * 500)
     window.click("#generate")
     told(window, "tokens")
 
 
 @pytest.mark.browser
-def test_questions_about_a_picture_in_several_turns(window, red_circle):
+def test_questions_about_an_image_in_several_turns(window, red_circle):
     tab(window, "Chat")
     window.set_input_files("#question input[type=file]", red_circle)
     window.locator("#question .thumbnail-image, #question img").first.wait_for()
@@ -156,28 +156,28 @@ def test_questions_about_a_picture_in_several_turns(window, red_circle):
     assert "red" in answers.nth(0).inner_text()
     assert window.locator("#talk img").count() == 1
     window.click("#chat-clear")
-    window.get_by_text("Put a picture into the box below").wait_for()
+    window.get_by_text("Put an image into the box below").wait_for()
     window.fill("#question textarea", " ")
     window.keyboard.press("Enter")
     told(window, "the question is empty")
 
 
 @pytest.mark.browser
-def test_an_edit_makes_pictures_and_a_broken_file_a_sentence(window, red_circle, tmp_path):
+def test_an_edit_makes_images_and_a_broken_file_a_sentence(window, red_circle, tmp_path):
     tab(window, "Edit")
     window.click("#edit")
-    told(window, "there is no picture to edit")
-    (tmp_path / "broken.png").write_text("no picture")
-    window.set_input_files("#edit-picture input[type=file]", tmp_path / "broken.png")
-    window.locator("#edit-picture img").wait_for(state="attached")
+    told(window, "there is no image to edit")
+    (tmp_path / "broken.png").write_text("no image")
+    window.set_input_files("#edit-image input[type=file]", tmp_path / "broken.png")
+    window.locator("#edit-image img").wait_for(state="attached")
     window.fill("#edit-instruction textarea", "make the circle blue")
     window.click("#edit")
-    told(window, "broken.png: this is no picture that can be read")
-    window.locator("#edit-picture [aria-label='Remove Image']").click()
-    window.set_input_files("#edit-picture input[type=file]", red_circle)
-    window.locator("#edit-picture img").wait_for()
+    told(window, "broken.png: this is no image that can be read")
+    window.locator("#edit-image [aria-label='Remove Image']").click()
+    window.set_input_files("#edit-image input[type=file]", red_circle)
+    window.locator("#edit-image img").wait_for()
     window.click("#edit")
-    window.locator("[role=tabpanel]:visible").get_by_text(re.compile("4 pictures in")).wait_for()
+    window.locator("[role=tabpanel]:visible").get_by_text(re.compile("4 images in")).wait_for()
 
 
 @pytest.mark.browser
@@ -191,7 +191,7 @@ def test_a_blind_vote_is_kept_once(window, app):
     steps.nth(1).fill("1")
     window.get_by_label("Your name").fill("Ada")
     window.click("#show-pair")
-    window.locator("#right-picture img").wait_for()
+    window.locator("#right-image img").wait_for()
     told_before = window.locator("#told").inner_text()
     window.locator("#vote-left:enabled").dblclick()
     window.get_by_text("95% interval").wait_for()
@@ -216,8 +216,8 @@ def test_a_blind_vote_is_kept_once(window, app):
 @pytest.mark.browser
 def test_a_reconstruction(window, red_circle):
     tab(window, "Reconstruct")
-    window.set_input_files("#reconstruct-picture input[type=file]", red_circle)
-    window.locator("#reconstruct-picture img").wait_for()
+    window.set_input_files("#reconstruct-image input[type=file]", red_circle)
+    window.locator("#reconstruct-image img").wait_for()
     window.click("#reconstruct")
     window.locator("img[src*='reconstruction']").wait_for()
 
@@ -237,7 +237,7 @@ def red_circle(tmp_path_factory):
 
     from triptych.shapes_world.world import Shape, draw, scene_of
 
-    path = tmp_path_factory.mktemp("pictures") / "circle.png"
+    path = tmp_path_factory.mktemp("images") / "circle.png"
     shapes = [Shape("circle", "red", "large", row=1, column=1)]
     Image.fromarray(draw(scene_of(shapes, "grey"))).save(path)
     return path
@@ -270,7 +270,7 @@ def tabs(pipe, tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("page")
     page = Page(Sources({"tiny": lambda: pipe}), Votes(folder / "votes.jsonl"), [], folder)
-    boxes = ("edit-picture", "reconstruct-picture", "question")
+    boxes = ("edit-image", "reconstruct-image", "question")
     handlers = {
         each.inputs[0].elem_id: each.fn
         for each in build(page).fns.values()
@@ -283,23 +283,23 @@ def tabs(pipe, tmp_path_factory):
 def put_into(tabs, box, path):
     """All that changes on the page when an image is put into a box and the model is asked."""
     handler, path = tabs[1][box], str(path)
-    if box == "edit-picture":
+    if box == "edit-image":
         return list(handler(path, "make it blue", 1, 5, False, *[None] * 9))
     if box == "question":
         return list(handler({"text": "what is it?", "files": [path]}, [], 4, 0.0))
     return handler(path)
 
 
-TAB_BOXES = ("edit-picture", "reconstruct-picture", "question")
+TAB_BOXES = ("edit-image", "reconstruct-image", "question")
 
 
 @pytest.mark.parametrize("box", TAB_BOXES)
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
-        ("text", "put.png: this is no picture that can be read; send a whole PNG"),
-        ("20 megapixels", "put.png: the picture has too many pixels"),
-        ("animated", "put.png: the picture is animated"),
+        ("text", "put.png: this is no image that can be read; send a whole PNG"),
+        ("20 megapixels", "put.png: the image has too many pixels"),
+        ("animated", "put.png: the image is animated"),
         ("slow", "put.png: the image takes more than 0.02 seconds to decode"),
     ],
 )
@@ -327,9 +327,9 @@ def test_uploads_are_shown_to_the_model_as_the_server_shows_them(tabs, red_circl
     page, _ = tabs
     for size in (None, 48):
         (found,) = page.uploads.read([str(red_circle)], size)
-        expected = read_picture(red_circle.read_bytes(), size, "image")
+        expected = read_request_image(red_circle.read_bytes(), size, "image")
         assert found.size == expected.size and found.tobytes() == expected.tobytes()
-    made = Image.open(put_into(tabs, "reconstruct-picture", red_circle))
+    made = Image.open(put_into(tabs, "reconstruct-image", red_circle))
     assert made.tobytes() == page.pipe.reconstruct(red_circle)[0].tobytes()
     last = put_into(tabs, "question", red_circle)[-1]
     (talk,) = [value for value in last.values() if value and "content" in value[-1]][:1]

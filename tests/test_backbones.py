@@ -50,9 +50,9 @@ from triptych.utils.images import pixels_to_unit
 
 
 def drawn(number):
-    """Pictures of the shapes world: uint8 [N,3,48,48]."""
-    pictures = np.stack([example.picture for example in examples("eval", number)])
-    return torch.from_numpy(pictures).permute(0, 3, 1, 2)
+    """Images of the shapes world: uint8 [N,3,48,48]."""
+    images = np.stack([example.image for example in examples("eval", number)])
+    return torch.from_numpy(images).permute(0, 3, 1, 2)
 
 
 # --- DiT ------------------------------------------------------------------------------------------
@@ -238,7 +238,7 @@ def test_eva_of_nothing_is_the_mean_colour():
     assert relative(blank, model(grey)) < 0.1 * relative(blank, black)
 
 
-def test_an_encoder_sees_nothing_in_a_black_picture():
+def test_an_encoder_sees_nothing_in_a_black_image():
     model = built(vae()).eval()
     blank = model.blank_features()
     assert blank.shape == (1, *model.feature_shape)
@@ -251,7 +251,7 @@ def test_eva_knows_its_feature_shape_before_it_is_built():
         assert built(model).eval()(drawn(2)).shape == (2, *model.feature_shape)
 
 
-def test_eva_takes_pictures_of_any_size():
+def test_eva_takes_images_of_any_size():
     large = drawn(1).repeat_interleave(2, 2).repeat_interleave(2, 3)
     model = built(eva()).eval()
     assert relative(model(large), model(drawn(1))) < 0.2
@@ -266,11 +266,11 @@ def test_eva_pools_row_by_row():
 
 def test_eva_standardizes_its_channels():
     model = shaken(built(eva()), 0.1).train()
-    pictures = drawn(32)
+    images = drawn(32)
     with torch.no_grad():
-        raw = model.pool_tokens(model.tokens(pictures))
+        raw = model.pool_tokens(model.tokens(images))
         features = [model.norm(raw) for _ in range(300)][0]  # running statistics take a while
-        shown = model.eval()(pictures)
+        shown = model.eval()(images)
     assert features.mean((0, 2, 3)).abs().max() < 1e-4
     assert (features.var((0, 2, 3)) - 1).abs().max() < 0.02
     assert (shown.var((0, 2, 3)) - 1).abs().max() < 0.05
@@ -294,7 +294,7 @@ def test_eva_refuses_sizes_that_do_not_fit():
         {"linear_skip": False, "block_widths": [16, 32], "patch_size": 4, "norm_groups": 4},
     ],
 )
-def test_vae_round_trip_has_the_pictures_shape(sizes):
+def test_vae_round_trip_has_the_images_shape(sizes):
     model = built(vae(**sizes)).eval()
     latents = model(drawn(2))
     assert model.feature_shape == (8, 6, 6) and latents.shape == (2, 8, 6, 6)
@@ -313,11 +313,11 @@ def test_vae_defaults_are_sdxls():
 @pytest.mark.parametrize(("channels", "least"), [(8, 22.0), (32, 28.0)])
 def test_vae_on_principal_components_shows_scenes_it_has_not_seen(channels, least):
     model = built(vae(latent_channels=channels)).eval()
-    pictures = drawn(96)
-    model.start_from_principal_components(pictures[:64])
-    latents = model.posterior(pictures[:64]).mean.detach()
+    images = drawn(96)
+    model.start_from_principal_components(images[:64])
+    latents = model.posterior(images[:64]).mean.detach()
     assert torch.allclose(latents.var((0, 2, 3)), torch.ones(channels), atol=0.01)
-    unseen = pictures[64:]
+    unseen = images[64:]
     error = (model.images(model.posterior(unseen).mean) - pixels_to_unit(unseen)) / 2
     assert -10 * math.log10(error.detach().square().mean()) > least
 
@@ -374,7 +374,7 @@ def test_decoder_loss_is_a_function_of_seed_and_samples():
 
 
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
-def test_decoding_a_picture_does_not_depend_on_its_neighbours(guidance):
+def test_decoding_an_image_does_not_depend_on_its_neighbours(guidance):
     decodes_each_by_its_seed(small_decoder(), guidance)
 
 
@@ -386,7 +386,7 @@ def test_decoder_is_led_away_from_what_it_is_given():
     assert torch.equal(zeros, model.sample(features, noise, 2, 3.0, null=torch.zeros_like(null)))
     led = model.sample(features, noise, 2, 3.0, null=null)
     assert relative(led, zeros) > 1e-3
-    # one null for all pictures, and it matters to none where there is no guidance
+    # one null for all images, and it matters to none where there is no guidance
     assert torch.equal(led, model.sample(features, noise, 2, 3.0, null=null.expand(2, -1, -1, -1)))
     plain = model.sample(features, noise, 2, 1.0)
     assert torch.equal(plain, model.sample(features, noise, 2, 1.0, null=null))
@@ -442,20 +442,20 @@ def prompts(tokenizer, kind):
 
 
 def mixed_prompts(qwen):
-    """Ids, mask, patches and grids of three prompts; the first and the last show a picture."""
-    tokenizer, pictures = qwen.tokenizer, drawn(2)
+    """Ids, mask, patches and grids of three prompts; the first and the last show an image."""
+    tokenizer, images = qwen.tokenizer, drawn(2)
     shown = reconstruction_ids(tokenizer, qwen.image_tokens(), 256)
     rows = [shown, generation_ids(tokenizer, CAPTIONS[0], 256), shown]
-    return *pad(rows, token_id(tokenizer, PAD)), *qwen.image_inputs(pictures)
+    return *pad(rows, token_id(tokenizer, PAD)), *qwen.image_inputs(images)
 
 
-def test_language_model_refuses_pictures_that_do_not_fit():
+def test_language_model_refuses_images_that_do_not_fit():
     match = "understander image_size 56 is not a multiple of 16, which is patch_size 8 x"
     with pytest.raises(UserError, match=match):
         QwenVL("", QwenText(), QwenVision(patch_size=8), image_size=56)
 
 
-def test_condition_on_pictures_from_a_cached_prompt_is_that_of_the_whole_pass(qwen):
+def test_condition_on_images_from_a_cached_prompt_is_that_of_the_whole_pass(qwen):
     ids, mask, patches, grids = mixed_prompts(qwen)
     start, pull = torch.randn(4, 64), torch.randn(3, 4, 64)
     results = {}
@@ -469,28 +469,26 @@ def test_condition_on_pictures_from_a_cached_prompt_is_that_of_the_whole_pass(qw
     qwen.zero_grad()
     assert torch.allclose(results[False][0], results[True][0], atol=1e-5)
     assert relative(results[False][1], results[True][1]) <= 1e-5
-    # the same words with another picture are another condition
+    # the same words with another image are another condition
     assert relative(results[True][0][0], results[True][0][2]) > 1e-3
 
 
-def test_pictures_in_a_batch_of_prompts_stay_with_their_prompt(qwen):
+def test_images_in_a_batch_of_prompts_stay_with_their_prompt(qwen):
     qwen.requires_grad_(False)
     ids, mask, patches, grids = mixed_prompts(qwen)
     queries = torch.randn(4, 64)
     together = qwen.condition(ids, mask, queries, patches, grids).states
     own = len(patches) // 2
     inputs = [(patches[:own], grids[:1]), (None, None), (patches[own:], grids[1:])]
-    for i, pictures in enumerate(inputs):
+    for i, images in enumerate(inputs):
         length = int(mask[i].sum())
-        alone = qwen.condition(
-            ids[i : i + 1, :length], mask[i : i + 1, :length], queries, *pictures
-        )
+        alone = qwen.condition(ids[i : i + 1, :length], mask[i : i + 1, :length], queries, *images)
         assert torch.allclose(together[i], alone.states[0], atol=1e-5)
     twice = qwen.condition(ids[[0, 0]], mask[[0, 0]], queries, patches, grids).states
-    assert torch.allclose(twice, together[[0, 2]], atol=1e-5)  # equal ids, unequal pictures
+    assert torch.allclose(twice, together[[0, 2]], atol=1e-5)  # equal ids, unequal images
 
 
-def test_condition_on_a_picture_has_one_dimensional_positions(qwen):
+def test_condition_on_an_image_has_one_dimensional_positions(qwen):
     ids, mask, patches, grids = mixed_prompts(qwen)
     length, queries = int(mask[0].sum()), torch.randn(4, 64)
     with torch.no_grad():
@@ -502,19 +500,19 @@ def test_condition_on_a_picture_has_one_dimensional_positions(qwen):
     assert torch.allclose(ours, expected, atol=1e-5)
 
 
-def test_condition_on_a_picture_may_have_positions_by_row_and_column(qwen, monkeypatch):
+def test_condition_on_an_image_may_have_positions_by_row_and_column(qwen, monkeypatch):
     ids, mask, patches, grids = mixed_prompts(qwen)
     length, queries = int(mask[0].sum()), torch.randn(4, 64)
     line = qwen.condition(ids, mask, queries, patches, grids).states
-    monkeypatch.setattr(qwen, "picture_positions", "grid")
-    picture = (ids[0] == qwen.vocabulary.image_pad).nonzero().flatten()
-    first, side = int(picture[0]), 3
-    assert len(picture) == side * side
+    monkeypatch.setattr(qwen, "image_positions", "grid")
+    image = (ids[0] == qwen.vocabulary.image_pad).nonzero().flatten()
+    first, side = int(image[0]), 3
+    assert len(image) == side * side
     # text before it counts on; it takes as many positions as it has rows, and so does what follows
     own = torch.arange(length + 4).expand(3, -1).clone()
-    own[:, picture] = first
-    own[1, picture] += torch.arange(side * side) // side
-    own[2, picture] += torch.arange(side * side) % side
+    own[:, image] = first
+    own[1, image] += torch.arange(side * side) // side
+    own[2, image] += torch.arange(side * side) % side
     own[:, first + side * side :] -= side * side - side
     with torch.no_grad():
         embeds = qwen.embed(ids[:1, :length], patches[: len(patches) // 2], grids[:1])
@@ -527,11 +525,11 @@ def test_condition_on_a_picture_may_have_positions_by_row_and_column(qwen, monke
         results[trains] = qwen.condition(ids, mask, queries, patches, grids, shared=2).states
         assert torch.allclose(results[trains][:1], expected, atol=1e-5)
     assert torch.allclose(results[True], results[False], atol=1e-5)
-    assert torch.allclose(results[False][1], line[1], atol=1e-5)  # a prompt without a picture
+    assert torch.allclose(results[False][1], line[1], atol=1e-5)  # a prompt without an image
     assert relative(results[False][0], line[0]) > 1e-3
 
 
-def test_pictures_without_a_place_in_the_prompt_are_refused(qwen):
+def test_images_without_a_place_in_the_prompt_are_refused(qwen):
     ids, mask, patches, grids = mixed_prompts(qwen)
     with pytest.raises(UserError, match="18 tokens, the prompts hold 9 placeholders"):
         qwen.condition(ids[:1], mask[:1], torch.randn(4, 64), patches, grids)
@@ -582,7 +580,7 @@ def test_condition_is_what_transformers_says_of_the_same_sequence(qwen):
 
 def test_lm_loss_is_transformers_own(qwen, samples):
     batch = batches(UnderstandingModule(qwen, 256), samples, IMAGE_TO_TEXT, range(6))
-    assert 0 < len(batch.image_grid_thw) < 6  # some without picture
+    assert 0 < len(batch.image_grid_thw) < 6  # some without image
     with torch.no_grad():
         expected = qwen.model(
             input_ids=batch.input_ids,
@@ -599,8 +597,8 @@ def test_lm_loss_is_transformers_own(qwen, samples):
 def test_answers_of_a_batch_are_those_one_at_a_time(seen, samples):
     qwen = built(understander(initializer_range=0.3), seed=3).eval()
     tokenizer = qwen.tokenizer
-    questions = ["what colour is it?", "how many shapes are there in this picture?", "where?"]
-    pictures = drawn(3)
+    questions = ["what colour is it?", "how many shapes are there in this image?", "where?"]
+    images = drawn(3)
     rows = [
         conversation_ids(tokenizer, [(q, None)], 256, qwen.image_tokens() if seen else 0)[0]
         for q in questions
@@ -608,7 +606,7 @@ def test_answers_of_a_batch_are_those_one_at_a_time(seen, samples):
 
     def answers(numbers):
         ids, mask = pad([rows[n] for n in numbers], token_id(tokenizer, PAD), left=True)
-        patches, grids = qwen.image_inputs(pictures[numbers]) if seen else (None, None)
+        patches, grids = qwen.image_inputs(images[numbers]) if seen else (None, None)
         return qwen.answer(ids, mask, patches, grids, 8)
 
     together = answers([0, 1, 2])
@@ -625,7 +623,7 @@ def test_image_tokens_are_as_many_as_the_tower_makes(qwen):
     assert len(patches) // 4 == 2 * qwen.image_tokens() == 18
 
 
-def test_reading_pictures_depends_on_the_pictures(qwen, samples):
+def test_reading_images_depends_on_the_images(qwen, samples):
     batch = batches(UnderstandingModule(qwen, 256), samples, IMAGE_TO_TEXT, range(6))
     with torch.no_grad():
         before = qwen.lm_loss(batch)

@@ -26,17 +26,17 @@ from triptych.prompts import SPECIAL_TOKENS
 from triptych.utils.errors import UserError
 
 
-def picture(shade):
+def image(shade):
     buffer = io.BytesIO()
     Image.new("RGB", (SIDE, SIDE), (shade, shade, shade)).save(buffer, "PNG")
     return buffer.getvalue()
 
 
 def shard(folder, captions, damaged=()):
-    """A shard of gray pictures, sample n of shade n."""
+    """A shard of gray images, sample n of shade n."""
     members = []
     for number, caption in enumerate(captions):
-        content = b"no picture" if number in damaged else picture(number)
+        content = b"no image" if number in damaged else image(number)
         members += [(f"{number:03d}.png", content), (f"{number:03d}.txt", caption.encode())]
     write(folder / "a.tar", members)
     return ShardFolder(folder).open()
@@ -44,7 +44,7 @@ def shard(folder, captions, damaged=()):
 
 @pytest.fixture
 def known(tokenizer):
-    return Preprocessing(tokenizer, max_tokens=256, picture_size=SIDE)
+    return Preprocessing(tokenizer, max_tokens=256, image_size=SIDE)
 
 
 def batch_of(number, skipped=()):
@@ -73,8 +73,8 @@ def test_good_samples_stand_in_for_bad_ones(tmp_path, known):
     source = shard(tmp_path, captions, damaged=(1, 3))
     batch = builder(source, TEXT_TO_IMAGE, known)(0, range(7), range(100, 107))
     assert batch.skipped == [
-        ("001", "picture is damaged"),
-        ("003", "picture is damaged"),
+        ("001", "image is damaged"),
+        ("003", "image is damaged"),
         ("005", "prompt is too long for the model"),
         ("006", "caption is empty"),
     ]
@@ -86,7 +86,7 @@ def test_good_samples_stand_in_for_bad_ones(tmp_path, known):
 
 def test_a_batch_without_a_good_sample_is_an_error(tmp_path, known):
     build = builder(shard(tmp_path, ["a", "b"], damaged=(0, 1)), TEXT_TO_IMAGE, known)
-    with pytest.raises(UserError, match="none of the 2 samples of batch 9 .* 001: picture is dam"):
+    with pytest.raises(UserError, match="none of the 2 samples of batch 9 .* 001: image is dam"):
         build(9, [0, 1], [0, 1])
 
 
@@ -157,7 +157,7 @@ def test_captions_that_are_none(text, says):
 
 
 @pytest.mark.parametrize("token", SPECIAL_TOKENS)
-def test_a_caption_cannot_end_its_turn_or_stand_for_a_picture(token, tmp_path, known):
+def test_a_caption_cannot_end_its_turn_or_stand_for_an_image(token, tmp_path, known):
     source = shard(tmp_path, ["good", f"a {token} b"])
     batch = builder(source, TEXT_TO_IMAGE, known)(0, [0, 1], [0, 1])
     assert not batch.skipped

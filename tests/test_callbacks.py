@@ -70,10 +70,10 @@ class Model(LightningModule):
         self.prompts.append((prompts, seeds))
         return torch.stack([torch.full((3, SIDE, SIDE), 40 * s, dtype=torch.uint8) for s in seeds])
 
-    def reconstruct(self, pictures, seeds, config=None):
-        return 255 - pictures
+    def reconstruct(self, images, seeds, config=None):
+        return 255 - images
 
-    def answer(self, pictures, questions):
+    def answer(self, images, questions):
         return [f"answer to {question}" for question in questions]
 
     def training_step(self, batch, batch_idx):
@@ -91,10 +91,10 @@ class Data(LightningDataModule):
         return DataLoader(range(8), batch_size=1)
 
     def preview(self, objective, number, *needs):
-        turns = [("describe the picture", "caption 0"), ("what colour?", "red")]
-        picture = Image.new("RGB", (64, 50), (200, 0, 0))
+        turns = [("describe the image", "caption 0"), ("what colour?", "red")]
+        image = Image.new("RGB", (64, 50), (200, 0, 0))
         return [
-            SimpleNamespace(key=str(n), text=f"caption {n}", picture=picture, turn=turns[n])
+            SimpleNamespace(key=str(n), text=f"caption {n}", image=image, turn=turns[n])
             for n in range(min(number, 2))
             if "edit" not in needs
         ]
@@ -139,10 +139,10 @@ def sheets(run):
 # --- drawing --------------------------------------------------------------------------------------
 
 
-def test_grid_places_enlarged_pictures_with_room_for_long_labels():
-    pictures = np.zeros((3, 16, 16, 3), np.uint8)
-    pictures[2] = 90
-    sheet = np.asarray(grid(pictures, ["a", "b " * 200, "c"], columns=2, scale=4))
+def test_grid_places_enlarged_images_with_room_for_long_labels():
+    images = np.zeros((3, 16, 16, 3), np.uint8)
+    images[2] = 90
+    sheet = np.asarray(grid(images, ["a", "b " * 200, "c"], columns=2, scale=4))
     assert sheet.shape[1] == 2 * (LEAST_WIDTH + MARGIN) + MARGIN
     assert (sheet[MARGIN : MARGIN + 64, MARGIN : MARGIN + 64] == 0).all()
     gray = (sheet == 90).all(axis=2)
@@ -208,7 +208,7 @@ def test_tensorboard_gets_the_sheet(tmp_path):
 
 def test_beside_ema_there_is_a_sheet_of_the_average_too(tmp_path):
     class Shows(Model):
-        """Pictures as bright as the weight, which goes from 0 towards 1."""
+        """Images as bright as the weight, which goes from 0 towards 1."""
 
         def generate(self, prompts, seeds):
             value = (255 * self.weight.detach()).to(torch.uint8)
@@ -241,7 +241,7 @@ def test_an_understanding_stage_writes_answers(tmp_path):
     run = fit(Model("understanding"), tmp_path, SampleGrid(every_n_steps=9), steps=1)
     assert "step-00000001.png" in sheets(run)
     assert (run / "samples/step-00000001.txt").read_text().split("\n\n") == [
-        "Q: describe the picture\nA: answer to describe the picture\nright: caption 0",
+        "Q: describe the image\nA: answer to describe the image\nright: caption 0",
         "Q: what colour?\nA: answer to what colour?\nright: red\n",
     ]
 

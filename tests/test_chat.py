@@ -26,11 +26,11 @@ def pipe():
 
 def disc(colour="red", size=(48, 48)):
     """A disc on black."""
-    picture = Image.new("RGB", size)
+    image = Image.new("RGB", size)
     y, x = np.ogrid[: size[1], : size[0]]
     inside = (x - size[0] / 2) ** 2 + (y - size[1] / 2) ** 2 < (min(size) / 4) ** 2
-    picture.paste(colour, mask=Image.fromarray((inside * 255).astype(np.uint8)))
-    return picture
+    image.paste(colour, mask=Image.fromarray((inside * 255).astype(np.uint8)))
+    return image
 
 
 def asked(*content):
@@ -48,7 +48,7 @@ TALK = [
 # --- prompts --------------------------------------------------------------------------------------
 
 
-def test_a_question_about_a_picture_is_put_as_in_training(tokenizer):
+def test_a_question_about_an_image_is_put_as_in_training(tokenizer):
     expected, _ = conversation_ids(tokenizer, [("what colour is it?", None)], 256, 9)
     assert chat_ids(tokenizer, [("user", [9, "what colour is it?"])], 256) == expected
     turns = [("what is it?", "a circle"), ("what colour?", None)]
@@ -87,15 +87,15 @@ def test_a_prompt_leaves_room_for_an_answer(tokenizer):
 # --- answers --------------------------------------------------------------------------------------
 
 
-def test_a_picture_is_seen(pipe):
+def test_an_image_is_seen(pipe):
     assert pipe.chat(asked(disc("red"), "what colour is the circle?")) == "red"
     assert pipe.chat(asked(disc("blue"), "what colour is the circle?")) == "blue"
 
 
-def test_a_picture_after_its_question_is_seen_as_before_it(pipe, monkeypatch):
+def test_an_image_after_its_question_is_seen_as_before_it(pipe, monkeypatch):
     question = "what colour is the circle?"
     assert pipe.chat(asked(question, disc("blue"))) == "blue"
-    monkeypatch.setattr(pipe.model.understanding, "pictures_first", False)
+    monkeypatch.setattr(pipe.model.understanding, "images_first", False)
     before, after = asked(disc("blue"), question), asked(question, disc("blue"))
     answers = [pipe.chat_batch([talk])[0].text for talk in (before, after)]
     assert answers[0] == "blue" != answers[1]  # as the model was not trained
@@ -115,7 +115,7 @@ def test_a_batch_answers_as_one_by_one(pipe):
     assert [together[2].text] == inference_of(pipe.model).answer(pixels, question[1])
 
 
-def test_nothing_of_a_picture_is_left_for_the_next_conversation(pipe):
+def test_nothing_of_an_image_is_left_for_the_next_conversation(pipe):
     fresh = pipe.chat_batch(
         [asked("what colour is it?")], max_new_tokens=8, temperature=5.0, seed=1
     )
@@ -254,10 +254,10 @@ def test_an_error_on_the_way_is_raised_where_pieces_are_read(pipe):
         next(told)
 
 
-# --- pictures in their own shape ------------------------------------------------------------------
+# --- images in their own shape ------------------------------------------------------------------
 
 
-def test_pictures_keep_their_shape_where_the_model_takes_it(tokenizer):
+def test_images_keep_their_shape_where_the_model_takes_it(tokenizer):
     qwen = built(understander(min_pixels=48 * 48, max_pixels=96 * 96)).eval()
     panel = UnderstandingModule(qwen)
     shapes = [(48, 48), (100, 30), (400, 100), (10, 10)]

@@ -511,7 +511,7 @@ def test_the_average_is_exported_from_a_checkpoint(shapes_folder, weights, tmp_p
     assert same(load_file(out), ema.average) and not same(load_file(out), trained(model))
 
 
-def test_exported_weights_make_the_same_pictures(run, weights):
+def test_exported_weights_make_the_same_images(run, weights):
     model, folder = run
     exported = folder / "weights.safetensors"
     assert read_metadata(exported) == {"preset": "small", "stage": "stage2", "steps": "6"}

@@ -213,7 +213,7 @@ def test_my_own_shards_take_the_place_of_the_shapes_and_keep_the_recipe(triptych
     assert (
         options["tasks"] == ["text_to_image", "image_to_text"] and options["text_only_ratio"] == 0.4
     )
-    assert "pictures" not in options and "folder" not in options
+    assert "images" not in options and "folder" not in options
 
 
 def test_flags_win_over_files_and_later_files_over_earlier(triptych, tmp_path):

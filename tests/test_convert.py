@@ -110,21 +110,21 @@ def test_a_release_becomes_four_weight_files_a_tokenizer_and_a_model_file(releas
     ).read_bytes()
 
 
-def test_the_model_file_makes_pictures_and_answers(ours):
+def test_the_model_file_makes_images_and_answers(ours):
     model = load_model([ours / "model.yaml"])
     assert model.encoder.built and model.generation.queries.shape == (published.N, published.H)
     assert model.generation.integer_timesteps and model.generation.template == "published_inference"
-    pictures = inference_of(model).generate(
+    images = inference_of(model).generate(
         ["a red circle"],
         seeds=[0],
         config=GenerationConfig(num_inference_steps=2, decoder_num_inference_steps=1),
     )
-    assert pictures.shape == (1, 3, 16, 16) and pictures.dtype == torch.uint8
+    assert images.shape == (1, 3, 16, 16) and images.dtype == torch.uint8
     assert (
         inference_of(model)
-        .reconstruct(pictures, seeds=[0], config=GenerationConfig(decoder_num_inference_steps=1))
+        .reconstruct(images, seeds=[0], config=GenerationConfig(decoder_num_inference_steps=1))
         .shape
-        == pictures.shape
+        == images.shape
     )
     assert len(inference_of(model).answer(None, ["what is it?"], max_new_tokens=2)) == 1
 
@@ -177,20 +177,20 @@ def test_a_tied_head_that_is_present_stays_in_the_way_back_and_out_of_our_file(t
     assert contents(tmp_path / "again") == contents(release)
 
 
-def test_without_a_tower_a_model_makes_pictures_and_says_that_it_cannot_reconstruct(tmp_path):
+def test_without_a_tower_a_model_makes_images_and_says_that_it_cannot_reconstruct(tmp_path):
     release = tmp_path / "release"
     write_checkpoint(release, random(language_model() | generator(384)))
     decoder = published.write_decoder(tmp_path / "emu", variant=None)
     quiet(release, tmp_path / "ours", decoder=str(decoder))
     model = load_model([tmp_path / "ours" / "model.yaml"])
     assert model.generation.dit.ffn_width == 384 and not model.encoder.built
-    pictures = inference_of(model).generate(
+    images = inference_of(model).generate(
         ["a red circle"],
         seeds=[0],
         config=GenerationConfig(num_inference_steps=1, decoder_num_inference_steps=1),
     )
     with pytest.raises(UserError, match="no weights of its image encoder"):
-        inference_of(model).reconstruct(pictures, seeds=[0])
+        inference_of(model).reconstruct(images, seeds=[0])
 
 
 @pytest.mark.parametrize("split", [False, True])

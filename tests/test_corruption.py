@@ -4,7 +4,7 @@ What a wrong byte does depends on where it is:
 
 - in a header (name, size, checksum, any field): the checksum of the header is wrong. The member is
   lost, and with it the samples on both sides, each of which may be the one that it belonged to.
-- in a payload of a picture or text: nothing in a tar file tells. The index is as before; a picture
+- in a payload of an image or text: nothing in a tar file tells. The index is as before; an image
   may fail to decode, a caption may be another text (`ShardIndex.checksums` tells).
 - in the padding behind a payload: nothing at all.
 - in the zeros that end the archive: they may have been a header, and the last sample is given up.
@@ -90,13 +90,13 @@ def lost(index):
 
 
 def check_pairs(path):
-    """Every sample that can be had is one sample's picture, caption and facts."""
+    """Every sample that can be had is one sample's image, caption and facts."""
     try:
         folder = ShardFolder(path).open()
     except UserError:
         return
     for n in range(len(folder)):
-        numbers = {number_of(folder.image(n))}
+        numbers = {number_of(folder.image_bytes(n))}
         with contextlib.suppress(BadSample):  # the caption has lost its name
             numbers.add(number_of(folder.caption(n).encode()))
         with contextlib.suppress(BadSample):  # the wrong byte is in the JSON

@@ -44,7 +44,7 @@ from triptych.utils.images import square
 
 
 def encoded(kind, size=(20, 30), colour=(200, 30, 30)):
-    """A picture of one colour in a file format."""
+    """An image of one colour in a file format."""
     buffer = io.BytesIO()
     Image.new("RGB", size, colour).save(buffer, kind)
     return buffer.getvalue()
@@ -68,7 +68,7 @@ def plain(number, caption=None):
 
 
 def known(tokenizer, **settings):
-    options = {"max_tokens": 256, "picture_size": SIDE, "understanding_size": SIDE}
+    options = {"max_tokens": 256, "image_size": SIDE, "understanding_size": SIDE}
     return Preprocessing(tokenizer, **{**options, **settings})
 
 
@@ -102,8 +102,8 @@ def test_every_kind_of_sample_is_read(tmp_path):
     assert found["k"].facts["more"] == 1 and found["w"].facts == {"fact": 2}
     assert found["p"].facts == {}
     for sample in found.values():
-        assert sample.picture.mode == "RGB" and sample.picture.size == (20, 30)
-        assert np.abs(np.array(sample.picture)[0, 0].astype(int) - (200, 30, 30)).max() < 10
+        assert sample.image.mode == "RGB" and sample.image.size == (20, 30)
+        assert np.abs(np.array(sample.image)[0, 0].astype(int) - (200, 30, 30)).max() < 10
 
 
 def test_shards_may_be_unequal_and_numbers_may_have_holes(tmp_path):
@@ -124,13 +124,13 @@ def test_a_source_may_be_a_folder_a_file_or_a_pattern(tmp_path):
 
 
 def test_incomplete_samples_are_left_out_and_counted(tmp_path, caplog):
-    picture, caption = plain(1)
+    image, caption = plain(1)
     lonely = [(name.replace("00001", "00002"), content) for name, content in [caption]]
-    blind = [(name.replace("00001", "00003"), content) for name, content in [picture]]
-    write(tmp_path / "a.tar", [picture, caption, *lonely, *blind])
+    blind = [(name.replace("00001", "00003"), content) for name, content in [image]]
+    write(tmp_path / "a.tar", [image, caption, *lonely, *blind])
     with caplog.at_level("WARNING"):
         assert len(ShardFolder(tmp_path).open()) == 1
-    assert "2 samples (1 no caption, 1 no picture) left out" in caplog.text
+    assert "2 samples (1 no caption, 1 no image) left out" in caplog.text
 
 
 def test_names_never_become_files_and_nothing_is_unpickled(tmp_path):
@@ -191,9 +191,9 @@ def cut(path):
     ("members", "read", "says"),
     [
         (
-            [("k.png", b"no picture"), ("k.txt", b"a")],
-            lambda f: f.picture(0),
-            "k: picture is damaged",
+            [("k.png", b"no image"), ("k.txt", b"a")],
+            lambda f: f.image(0),
+            "k: image is damaged",
         ),
         ([("k.png", b""), ("k.json", b"{")], lambda f: f.facts(0), "its .json is no JSON"),
         (
@@ -210,10 +210,10 @@ def test_a_broken_sample_is_named(members, read, says, tmp_path):
 
 
 def test_a_folder_travels_to_workers_without_its_open_files(samples):
-    samples.picture(0)
+    samples.image(0)
     copy = pickle.loads(pickle.dumps(samples))
     assert samples._files and not copy._files
-    assert copy[5].picture.tobytes() == samples[5].picture.tobytes()
+    assert copy[5].image.tobytes() == samples[5].image.tobytes()
 
 
 # --- who gets which sample when -------------------------------------------------------------------
@@ -301,7 +301,7 @@ def test_validation_takes_each_sample_once_with_numbers_of_its_own():
 # --- batches --------------------------------------------------------------------------------------
 
 
-def test_a_generation_batch_is_captions_and_pictures(samples, tokenizer):
+def test_a_generation_batch_is_captions_and_images(samples, tokenizer):
     build = builder(samples, TEXT_TO_IMAGE, known(tokenizer))
     batch = build(7, [3, 0], [30, 31])
     assert (batch.objective, batch.step, len(batch)) == (IMAGE_GENERATION, 7, 2)
@@ -309,7 +309,7 @@ def test_a_generation_batch_is_captions_and_pictures(samples, tokenizer):
     assert batch.target_pixels.shape == (2, 3, SIDE, SIDE)
     assert batch.target_pixels.dtype == torch.uint8 and batch.labels is None
     shown = batch.target_pixels[0].permute(1, 2, 0).numpy()
-    assert np.array_equal(shown, np.array(samples.picture(3)))
+    assert np.array_equal(shown, np.array(samples.image(3)))
     for row, mask, number in zip(batch.input_ids, batch.attention_mask, (3, 0), strict=True):
         text = tokenizer.decode(row[mask.bool()])
         assert f"caption: {samples.caption(number)}<|im_end|>" in text and text.endswith("[IMG]")
@@ -344,18 +344,18 @@ def test_an_understanding_batch_is_conversations(samples, tokenizer):
     assert (batch.labels[batch.attention_mask == 0] == IGNORED).all()
     learned = batch.labels != IGNORED
     assert torch.equal(batch.labels[learned], batch.input_ids[learned])
-    pictures = 0
+    images = 0
     for row, labels, mask, number in zip(
         batch.input_ids, batch.labels, batch.attention_mask, range(8), strict=True
     ):
         text, facts = tokenizer.decode(row[mask.bool()]), samples.facts(number)
         turns = facts["conversation" if "<|image_pad|>" in text else "text_conversation"]
-        pictures += "<|image_pad|>" in text
+        images += "<|image_pad|>" in text
         assert text.count("<|image_pad|>") in (0, 9)
         answers = "".join(answer.strip() + "<|im_end|>" for _, answer in turns)
         assert tokenizer.decode(labels[labels != IGNORED]) == answers
         assert all(question.strip() in text for question, _ in turns[1:])
-    assert pictures == seeing
+    assert images == seeing
 
 
 def test_who_is_blind_depends_on_the_sample_alone(samples):
@@ -366,7 +366,7 @@ def test_who_is_blind_depends_on_the_sample_alone(samples):
     assert len(together.image_grid_thw) == sum(b.image_grid_thw is not None for b in apart)
 
 
-def test_text_only_batches_have_no_pictures(samples):
+def test_text_only_batches_have_no_images(samples):
     model = unified("stage1")
     batch = builder(samples, IMAGE_TO_TEXT, model.preprocessing(), text_only_ratio=1.0)(0, [1], [1])
     assert batch.understanding_pixels is None and batch.image_grid_thw is None
@@ -395,16 +395,16 @@ def test_some_turns_of_a_conversation_are_others_every_time(samples, tokenizer):
     assert taken[0] == asked(0) and taken[0] != taken[1]
 
 
-def test_pictures_without_conversation_are_described(tmp_path):
+def test_images_without_conversation_are_described(tmp_path):
     write(tmp_path / "a.tar", plain(1, "a red thing"))
     model = unified("stage1")
     build = builder(ShardFolder(tmp_path).open(), IMAGE_TO_TEXT, model.preprocessing())
     batch = build(0, [0], [0])
     text = model.preprocessing().tokenizer.decode(batch.input_ids[0])
-    assert "describe the picture" in text and text.endswith("a red thing<|im_end|>")
+    assert "describe the image" in text and text.endswith("a red thing<|im_end|>")
 
 
-def test_a_picture_of_any_shape_is_brought_to_the_published_square(tmp_path, tokenizer):
+def test_an_image_of_any_shape_is_brought_to_the_published_square(tmp_path, tokenizer):
     pixels = np.random.default_rng(0).integers(0, 256, (90, 150, 3), np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")

@@ -21,7 +21,7 @@ from triptych.utils.errors import UserError
 
 
 def encoded(number, kind="PNG", size=(20, 30)):
-    """A picture whose colour is its number."""
+    """An image whose colour is its number."""
     buffer = io.BytesIO()
     Image.new("RGB", size, (number, 10, 200)).save(buffer, kind)
     return buffer.getvalue()
@@ -29,7 +29,7 @@ def encoded(number, kind="PNG", size=(20, 30)):
 
 @pytest.fixture
 def table(tmp_path):
-    """A CSV of seven pictures in three formats."""
+    """A CSV of seven images in three formats."""
     folder = tmp_path / "table"
     folder.mkdir()
     kinds = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP"}
@@ -54,7 +54,7 @@ def packed(table, out, workers=1, size=3):
 # --- pack -----------------------------------------------------------------------------------------
 
 
-def test_pictures_are_packed_as_they_are(table, tmp_path):
+def test_images_are_packed_as_they_are(table, tmp_path):
     shards = packed(table, tmp_path / "out")
     assert [(shard.shard, shard.samples) for shard in shards] == [
         ("shard-00000.tar", 3),
@@ -64,7 +64,7 @@ def test_pictures_are_packed_as_they_are(table, tmp_path):
     folder = ShardFolder(tmp_path / "out").open()
     for number in range(7):
         kind = ["jpg", "png", "webp"][number % 3]
-        assert folder.image(number) == (table.parent / f"{number}.{kind}").read_bytes()
+        assert folder.image_bytes(number) == (table.parent / f"{number}.{kind}").read_bytes()
         assert folder.caption(number) == f"caption {number}, of\nseveral lines"
         assert folder.key(number) == f"{number:09d}"
 
@@ -118,15 +118,15 @@ def test_other_contents_are_never_mixed_in(table, tmp_path, prepare):
 
 def test_samples_that_cannot_be_packed_are_counted(table, tmp_path):
     (table.parent / "1.png").unlink()
-    (table.parent / "2.webp").write_bytes(b"no picture")
+    (table.parent / "2.webp").write_bytes(b"no image")
     (tmp_path / "secret.png").write_bytes(encoded(99))
     with table.open("a") as file:
         file.write("../secret.png,out of the folder,x\n")
     shards = packed(table, tmp_path / "out")
     assert skipped(shards) == {
-        "picture is missing": 1,
-        "picture is no JPEG, PNG, WEBP, GIF or BMP": 1,
-        "picture lies outside of the data set's folder": 1,
+        "image is missing": 1,
+        "image is no JPEG, PNG, WEBP, GIF or BMP": 1,
+        "image lies outside of the data set's folder": 1,
     }
     folder = ShardFolder(tmp_path / "out").open()
     assert [folder.key(n)[-1] for n in range(len(folder))] == ["0", "3", "4", "5", "6"]
@@ -157,7 +157,7 @@ def test_json_lines_of_captions(table, tmp_path):
     path.write_text("\n".join(map(json.dumps, lines)))
     source = source_at(path).open()
     assert [source.caption(n) for n in range(len(source))] == ["line 0", "line 3"]
-    assert source.image(1) == (table.parent / "3.jpg").read_bytes()
+    assert source.image_bytes(1) == (table.parent / "3.jpg").read_bytes()
 
 
 def test_conversations_and_edits_are_packed(table, tmp_path):
@@ -169,15 +169,15 @@ def test_conversations_and_edits_are_packed(table, tmp_path):
     ]
     path = table.parent / "talks.jsonl"
     path.write_text("\n".join(map(json.dumps, records)))
-    assert skipped(packed(path, tmp_path / "out")) == {"no picture": 1}
+    assert skipped(packed(path, tmp_path / "out")) == {"no image": 1}
     folder = ShardFolder(tmp_path / "out").open()
     assert folder.facts(0)["conversation"] == [["What?", "A square."]]
     assert folder.caption(1) == "more red"
-    assert folder.image(1, "source") == (table.parent / "1.png").read_bytes()
-    assert folder.image(1) == (table.parent / "2.webp").read_bytes()
+    assert folder.image_bytes(1, "source") == (table.parent / "1.png").read_bytes()
+    assert folder.image_bytes(1) == (table.parent / "2.webp").read_bytes()
 
 
-def test_a_folder_of_pictures(tmp_path):
+def test_a_folder_of_images(tmp_path):
     for name in ("a b", "sub/c"):
         path = tmp_path / "photos" / f"{name}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -201,7 +201,7 @@ def test_a_parquet_file_of_a_hugging_face_data_set(tmp_path):
     packed(tmp_path / "data", tmp_path / "out", workers=2, size=2)
     folder = ShardFolder(tmp_path / "out").open()
     assert [folder.caption(n) for n in range(5)] == [f"row {n}" for n in range(5)]
-    assert [folder.image(n) for n in range(5)] == [encoded(n) for n in range(5)]
+    assert [folder.image_bytes(n) for n in range(5)] == [encoded(n) for n in range(5)]
 
 
 def test_a_data_set_that_hugging_face_saved(tmp_path):
@@ -213,7 +213,7 @@ def test_a_data_set_that_hugging_face_saved(tmp_path):
     data.save_to_disk(str(tmp_path / "data"))
     source = source_at(tmp_path / "data").open()
     assert [source.caption(n) for n in range(len(source))] == ["d", "b", "a"]
-    assert source.image(0) == encoded(3)
+    assert source.image_bytes(0) == encoded(3)
     assert len(source_at(tmp_path / "data", split="test").open()) == 4
     with pytest.raises(UserError, match="no split 'val'; choose one of train, test"):
         source_at(tmp_path / "data", split="val").open()
@@ -227,18 +227,18 @@ def test_what_is_there_is_counted(table, tmp_path):
     (table.parent / "4.png").write_bytes(encoded(4)[:20])
     found = examine(source_at(table).open(), workers=2)
     assert found.samples == 7 and found.words == [5] * 7
-    assert found.problems == {"picture is damaged": 1}
+    assert found.problems == {"image is damaged": 1}
     assert found.sizes == [(20, 30)] * 6 and found.formats == {"JPEG": 3, "WEBP": 2, "PNG": 1}
-    assert repeated(found.keys) == repeated(found.captions) == 0 and repeated(found.pictures) == 1
+    assert repeated(found.keys) == repeated(found.captions) == 0 and repeated(found.images) == 1
 
 
 def test_many_samples_are_read_in_part():
     assert spread(10, 4) == [0, 2, 5, 7] and spread(3, 4) == [0, 1, 2] and spread(0, 4) == []
 
 
-def test_the_sheet_shows_pictures_and_says_what_is_broken(table):
-    (table.parent / "1.png").write_bytes(b"no picture")
-    sheet = np.array(contact_sheet(source_at(table).open(), pictures=7, columns=4))
+def test_the_sheet_shows_images_and_says_what_is_broken(table):
+    (table.parent / "1.png").write_bytes(b"no image")
+    sheet = np.array(contact_sheet(source_at(table).open(), images=7, columns=4))
     assert sheet[60, 60].tolist() != [255, 255, 255]
     assert np.abs(sheet[60, 60].astype(int) - [0, 10, 200]).max() < 6
     red = (sheet == [255, 0, 0]).all(-1)
@@ -269,7 +269,7 @@ def test_pack_index_inspect(table, tmp_path, capsys):
     sheet = tmp_path / "sheet.png"
     out, _ = run(capsys, "inspect", tmp_path / "out", "--out", sheet, "--workers", 1)
     assert "samples          7\n" in out and "shards           3, samples in each: 1 to 3" in out
-    assert "0 keys, 0 captions, 0 pictures" in out and "left out         nothing" in out
+    assert "0 keys, 0 captions, 0 images" in out and "left out         nothing" in out
     assert Image.open(sheet).width > 1000
 
 
@@ -341,8 +341,8 @@ def test_help_imports_no_torch():
 
 @pytest.fixture
 def conversation(tmp_path):
-    """A LLaVA file whose picture is in another folder; beside it, one of the same name."""
-    for name, number in (("pictures", 1), ("others", 2)):
+    """A LLaVA file whose image is in another folder; beside it, one of the same name."""
+    for name, number in (("images", 1), ("others", 2)):
         (tmp_path / name).mkdir()
         (tmp_path / name / "a.png").write_bytes(encoded(number))
     turns = [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": "red"}]
@@ -363,7 +363,7 @@ def test_a_refused_pack_leaves_nothing_and_the_right_command_then_works(
     with pytest.raises(SystemExit) as ended:
         main(command)
     assert ended.value.code in (1, 2) and not out.parent.exists()
-    main([*command, "--images-dir", str(tmp_path / "pictures")])
+    main([*command, "--images-dir", str(tmp_path / "images")])
     assert len(ShardFolder(out).open()) == 3
 
 

@@ -1,4 +1,4 @@
-"""Encoded pictures to squares: two ways that agree, every kind of file, and what is refused."""
+"""Encoded images to squares: two ways that agree, every kind of file, and what is refused."""
 
 import io
 import struct
@@ -12,7 +12,7 @@ import torch
 from PIL import Image, ImageOps
 
 from triptych.data_modules.decode import Decoder, fast_jpeg, reduction_of
-from triptych.utils.errors import PictureError
+from triptych.utils.errors import ImageError
 from triptych.utils.image_reader import ImageLimits, read_header, read_image
 from triptych.utils.image_squares import place_of_square
 from triptych.utils.images import square
@@ -29,9 +29,9 @@ def photo(width, height, seed=0):
     return Image.fromarray(noisy.clip(0, 255).astype(np.uint8))
 
 
-def encoded(picture, kind, **options):
+def encoded(image, kind, **options):
     buffer = io.BytesIO()
-    picture.save(buffer, kind, **options)
+    image.save(buffer, kind, **options)
     return buffer.getvalue()
 
 
@@ -164,18 +164,18 @@ def test_the_place_of_the_square_is_the_published_one(shape):
 @pytest.mark.parametrize("decoder", [FAST, EXACT])
 @pytest.mark.parametrize("kind", ["jpeg", "png", "webp"])
 def test_half_a_file_is_refused(kind, decoder):
-    with pytest.raises(PictureError, match="is damaged"):
+    with pytest.raises(ImageError, match="is damaged"):
         decoder(KINDS[kind][: len(KINDS[kind]) // 2], 48)
 
 
 @pytest.mark.parametrize("data", [b"", b"text", b"\xff\xd8\xff", encoded(RGB, "TIFF"), b"RIFF" * 9])
 def test_other_files_are_refused(data):
-    with pytest.raises(PictureError, match="is damaged"):
+    with pytest.raises(ImageError, match="is damaged"):
         FAST(data, 48)
 
 
 def test_no_damage_ends_the_process():
-    """torchvision's PNG decoder does, on a wrong checksum; nothing but PictureError gets out."""
+    """torchvision's PNG decoder does, on a wrong checksum; nothing but ImageError gets out."""
     rng, decode = np.random.default_rng(0), Decoder(max_pixels=1_000_000)
     refused = 0
     for _ in range(400):
@@ -184,7 +184,7 @@ def test_no_damage_ends_the_process():
             data[place] = rng.integers(256)
         try:
             decode(bytes(data), 48)
-        except PictureError:
+        except ImageError:
             refused += 1
     assert 0 < refused < 400
 
@@ -199,22 +199,22 @@ def test_damaged_exif_is_upright():
 def test_too_many_pixels_are_refused_by_the_header():
     data = encoded(Image.new("L", (400, 300)), "PNG")
     assert Decoder(max_pixels=120_000)(data, 48)
-    with pytest.raises(PictureError, match="has too many pixels .400x300, at most 119999"):
+    with pytest.raises(ImageError, match="has too many pixels .400x300, at most 119999"):
         Decoder(max_pixels=119_999)(data, 48)
-    with pytest.raises(PictureError, match="has too many pixels"):
+    with pytest.raises(ImageError, match="has too many pixels"):
         read_image(data, ImageLimits(max_pixels=119_999))
 
 
 @pytest.mark.parametrize("decoder", [FAST, EXACT])
 def test_a_strip_does_not_become_a_sea(decoder):
-    with pytest.raises(PictureError, match="too long for its width .50000x2"):
+    with pytest.raises(ImageError, match="too long for its width .50000x2"):
         decoder(encoded(Image.new("L", (50_000, 2)), "PNG"), 448)
 
 
 BOMB = """
 import sys
 from triptych.data_modules.decode import Decoder
-from triptych.utils.errors import PictureError
+from triptych.utils.errors import ImageError
 assert "simplejpeg" not in sys.modules  # imported at the first JPEG
 data, refused = open(sys.argv[1], "rb").read(), 0
 def peak():
@@ -223,7 +223,7 @@ before = peak()
 for way in ("torchvision", "pillow"):
     try:
         Decoder(way)(data, 448)
-    except PictureError as error:
+    except ImageError as error:
         refused += "too many pixels" in str(error)
 print(refused, peak() - before)
 """

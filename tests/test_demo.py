@@ -16,7 +16,7 @@ IMAGES = 24
 def test_a_perfect_model_has_a_green_page(tmp_path):
     started = time.time() - 100
     folder = tmp_path / "new/demo"
-    scores = make_demo(Perfect(IMAGES), folder, images=IMAGES, started=started)
+    scores = make_demo(Perfect(IMAGES), folder, num_images=IMAGES, started=started)
     saved = json.loads((folder / "scores.json").read_text())
     assert list(saved["shape_eval"]) == [*TASKS, "mean"]
     assert saved["shape_eval"]["mean"] == saved["reconstruction"] == 1.0
@@ -35,9 +35,9 @@ def test_a_perfect_model_has_a_green_page(tmp_path):
 
 
 def test_the_page_needs_nothing_else(tmp_path):
-    make_demo(Noise(IMAGES), tmp_path, images=IMAGES)
+    make_demo(Noise(IMAGES), tmp_path, num_images=IMAGES)
     page = (tmp_path / "index.html").read_text()
-    written = re.sub(r"base64,[\w+/=]*", "", page)  # pictures may hold "//" by chance
+    written = re.sub(r"base64,[\w+/=]*", "", page)  # images may hold "//" by chance
     assert not re.search(r"https?:|//\w|<script|<link|url\(|@import", written)
     sources = re.findall(r"src='([^']*)'", page)
     assert len(sources) == 48 + 12 + 24
@@ -45,8 +45,8 @@ def test_the_page_needs_nothing_else(tmp_path):
     assert "image-rendering: pixelated" in page and "prefers-color-scheme: dark" in page
 
 
-def test_wrong_pictures_and_answers_are_marked(tmp_path):
-    scores = make_demo(Shuffled(IMAGES), tmp_path, images=IMAGES)
+def test_wrong_images_and_answers_are_marked(tmp_path):
+    scores = make_demo(Shuffled(IMAGES), tmp_path, num_images=IMAGES)
     page = (tmp_path / "index.html").read_text()
     assert scores["reconstruction"] < 0.1
     assert page.count("class='wrong'") > 40
@@ -55,8 +55,8 @@ def test_wrong_pictures_and_answers_are_marked(tmp_path):
 
 def test_what_a_model_says_cannot_change_the_page(tmp_path):
     class Hostile(Perfect):
-        def answer(self, pictures, questions, max_new_tokens):
+        def answer(self, images, questions, max_new_tokens):
             return ["<script>alert('x')</script>"] * len(questions)
 
-    make_demo(Hostile(IMAGES), tmp_path, images=IMAGES)
+    make_demo(Hostile(IMAGES), tmp_path, num_images=IMAGES)
     assert "<script" not in (tmp_path / "index.html").read_text()

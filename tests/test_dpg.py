@@ -23,21 +23,21 @@ c,t,k,1,0,other,count,other - count (thing),Is it lost?
 
 
 class Looks(Judge):
-    """Says whether the picture has the colour of the question; mumbles and gets lost if told so."""
+    """Says whether the image has the colour of the question; mumbles and gets lost if told so."""
 
     name = "eyes"
 
     def __init__(self):
         self.asked = []
 
-    def answer(self, picture, question):
+    def answer(self, image, question):
         self.asked.append(question)
         word = question.split("?")[0].split()[-1]
         if word == "lost":
             raise JudgeFailed("no answer")
         if word == "mumbled":
             return "Yes and no."
-        return "Yes." if picture.getpixel((0, 0)) == COLOURS[word] else "no"
+        return "Yes." if image.getpixel((0, 0)) == COLOURS[word] else "no"
 
 
 @pytest.fixture
@@ -123,10 +123,10 @@ def test_a_scoring_that_was_stopped_goes_on(files):
     folder, options = files
 
     class Stops(Looks):
-        def answer(self, picture, question):
+        def answer(self, image, question):
             if len(self.asked) == 5:
                 raise KeyboardInterrupt
-            return super().answer(picture, question)
+            return super().answer(image, question)
 
     with pytest.raises(KeyboardInterrupt):
         dpg.score(folder, Stops(), **options)
@@ -142,7 +142,7 @@ def test_a_scoring_that_was_stopped_goes_on(files):
     assert len(last.asked) == 1  # of all, only the failure is asked again, of four equal tiles
 
 
-def test_answers_of_other_judges_pictures_and_questions_are_not_taken(tmp_path):
+def test_answers_of_other_judges_images_and_questions_are_not_taken(tmp_path):
     memory, judge, other = Answers(tmp_path / "a.jsonl"), Looks(), Looks()
     other.name = "other eyes"
     red, blue = (Image.new("RGB", (2, 2), COLOURS[name]) for name in ("red", "blue"))
@@ -159,7 +159,7 @@ def test_answers_of_other_judges_pictures_and_questions_are_not_taken(tmp_path):
         Answers(tmp_path / "a.jsonl")
 
 
-def test_pictures_of_the_wrong_size_or_number_are_named(files):
+def test_images_of_the_wrong_size_or_number_are_named(files):
     folder, options = files
     write(folder, "a", "red", "red", "red", "red", side=4)
     write(folder, "stray", "red", "red", "red", "red")
@@ -214,6 +214,6 @@ def test_a_model_of_ours_can_judge():
             return [SimpleNamespace(text=text.upper()) for text in texts]
 
     judge = PipelineJudge(Pipeline(), batch=2)
-    picture = Image.new("RGB", (2, 2))
-    assert Answers().ask(judge, [(picture, word) for word in "abcab"]) == list("ABCAB")
+    image = Image.new("RGB", (2, 2))
+    assert Answers().ask(judge, [(image, word) for word in "abcab"]) == list("ABCAB")
     assert Pipeline.sizes == [2, 1]

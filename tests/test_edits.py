@@ -139,7 +139,7 @@ def folder(tmp_path_factory):
     return ensure_edits(tmp_path_factory.mktemp("world") / "edits", 24, 12)
 
 
-def test_shards_hold_both_pictures_and_the_instruction(folder):
+def test_shards_hold_both_images_and_the_instruction(folder):
     rows = list(
         webdataset.WebDataset(
             sorted(map(str, (folder / "train").glob("*.tar"))), shardshuffle=False
@@ -155,8 +155,8 @@ def test_shards_hold_both_pictures_and_the_instruction(folder):
         )["jpg"]
     source = ShardFolder(folder / "eval").open()
     first = make_edit("eval", 0, 0)
-    assert check(numpy.asarray(source.picture(0)), first.request)
-    assert not check(numpy.asarray(source.picture(0, "source")), first.request)
+    assert check(numpy.asarray(source.image(0)), first.request)
+    assert not check(numpy.asarray(source.image(0, "source")), first.request)
 
 
 def test_edits_are_made_once_and_other_folders_are_left_alone(folder, tmp_path):
@@ -189,7 +189,7 @@ def test_captions_and_edits_come_in_their_shares(tmp_path):
 @pytest.fixture(scope="module")
 def pipe():
     """The tiny preset as the recipe of edits sets it."""
-    grid = "--model.understanding.init_args.understander.init_args.picture_positions=grid"
+    grid = "--model.understanding.init_args.understander.init_args.image_positions=grid"
     return UnifiedPipeline.from_pretrained("tiny", overrides=[grid])
 
 
@@ -220,7 +220,7 @@ def test_edits_are_scored_on_what_the_pipeline_makes(pipe):
     made = pipe.edit(
         sources, prompt=[edit.instruction for edit in asked], seed=0, num_inference_steps=2
     ).images
-    assert numpy.array_equal(results, numpy.stack([numpy.asarray(picture) for picture in made]))
+    assert numpy.array_equal(results, numpy.stack([numpy.asarray(image) for image in made]))
     others = pipe.edit(
         sources, prompt=[edits(4)[3].instruction] * 3, seed=0, num_inference_steps=2
     ).images

@@ -1,6 +1,6 @@
 """Every stage through the real command line, in processes of their own, each on the one before.
 
-A run takes a few steps on a few pictures; what is tested is that the stages fit together, that a
+A run takes a few steps on a few images; what is tested is that the stages fit together, that a
 run leaves what it promises, and that Ctrl-C loses nothing.
 """
 
@@ -168,7 +168,7 @@ def chain(tmp_path_factory, shapes_folder):
             done[name or stage] = pool.submit(run, folder, *arguments)
 
         # the encoder's run draws the shapes world first, as `make` does
-        start("encoder", "--data.init_args.pictures=48", shards=())
+        start("encoder", "--data.init_args.images=48", shards=())
         start("stage1")
         done["encoder"].result()
         start("decoder", made["encoder"])

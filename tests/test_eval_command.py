@@ -1,4 +1,4 @@
-"""triptych eval as people call it: pictures in published layouts, scores, comparisons."""
+"""triptych eval as people call it: images in published layouts, scores, comparisons."""
 
 import json
 import shlex
@@ -50,7 +50,7 @@ def test_an_unknown_benchmark_is_named(triptych):
     assert status == 2 and "genevil" in err and "geneval" in err
 
 
-# --- pictures -------------------------------------------------------------------------------------
+# --- images -------------------------------------------------------------------------------------
 
 
 def files(folder):
@@ -81,7 +81,7 @@ def test_geneval_goes_on_where_it_was_stopped(triptych):
     assert len(triptych.loaded) == 2  # nothing was left: the model is not even read
 
 
-def test_pictures_of_other_weights_are_not_mixed(triptych, monkeypatch):
+def test_images_of_other_weights_are_not_mixed(triptych, monkeypatch):
     few = ["eval", "geneval", "--limit", 2, "-n", 1, "--num-inference-steps", 1, "--generate-only"]
     assert triptych(*few, "--images-dir", "p")[0] == 0
     made = read_metadata("p/00000/samples/0000.png")["weights"]
@@ -94,7 +94,7 @@ def test_pictures_of_other_weights_are_not_mixed(triptych, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_killed_run_repeats_no_finished_picture(triptych):
+def test_a_killed_run_repeats_no_finished_image(triptych):
     make = ["eval", "geneval", "--limit", "30", "-n", "1", *FEW, "--generate-only"]
     make += ["--images-dir", "g", "--device", "cpu"]
     command = [sys.executable, "-m", "triptych", *make, "--batch-size", "1"]
@@ -110,7 +110,7 @@ def test_a_killed_run_repeats_no_finished_picture(triptych):
     assert len(again) == 30 and {name: again[name] for name in done} == done
 
 
-def test_shards_make_the_pictures_of_one_process(triptych):
+def test_shards_make_the_images_of_one_process(triptych):
     make = ["eval", "geneval", "--limit", 1, *FEW, "--generate-only"]
     triptych(*make, "--images-dir", "whole")
     for shard in ("1/2", "2/2"):
@@ -119,7 +119,7 @@ def test_shards_make_the_pictures_of_one_process(triptych):
         assert_same_images(*(Image.open(Path(each, name)) for each in ("whole", "parts")))
 
 
-def test_dpg_grids_and_wise_pictures(triptych):
+def test_dpg_grids_and_wise_images(triptych):
     Path("d.jsonl").write_text('{"item_id": "one", "prompt": "a red circle"}\n')
     status, _, err = triptych(
         *("eval", "dpg", "--prompts", "d.jsonl", *FEW, "--generate-only", "--images-dir", "d")
@@ -148,7 +148,7 @@ def test_geneval_scores_what_it_made_and_a_folder_that_is_there(triptych, monkey
     class Blind(geneval.Detector):
         name, classes = "a blind detector", frozenset(detection.OBJECT_NAMES)
 
-        def detect(self, picture):
+        def detect(self, image):
             return []
 
     class Colours(geneval.ColourClassifier):
@@ -168,7 +168,7 @@ def test_geneval_scores_what_it_made_and_a_folder_that_is_there(triptych, monkey
     assert read["scores"] == {"single_object": 0.0, "overall": 0.0}
     assert [item["seeds"] for item in read["items"]] == [[0], [1]]
     (made,) = read["settings"]["made"]
-    assert made["pictures"] == 2 and made["num_inference_steps"] == 1 and made["model"] == "tiny"
+    assert made["images"] == 2 and made["num_inference_steps"] == 1 and made["model"] == "tiny"
     assert "base64" in Path("r.html").read_text()
     Path("g/00000/samples/0001.png").unlink()
     status, out, err = triptych(
@@ -220,35 +220,35 @@ def test_what_is_wrong_is_one_sentence(arguments, said, triptych, monkeypatch):
 
 
 def test_verdicts_add_up_to_what_the_evaluators_say():
-    plan = Plan(images=12)
+    plan = Plan(num_images=12)
     whole = report(list(verdicts(Perfect(12), plan)), plan)
     scores = nested(whole.scores)
-    assert scores["shape_eval"] == ShapeEval(images=12)(Perfect(12))
-    assert scores["edits"] == EditEval(images=12)(Perfect(12))
+    assert scores["shape_eval"] == ShapeEval(num_images=12)(Perfect(12))
+    assert scores["edits"] == EditEval(num_images=12)(Perfect(12))
     assert scores["question_answering"] == question_answering_score(Perfect(12), 12)
     assert whole.intervals["shape_eval/mean"] == pytest.approx((0.757, 1.0), abs=1e-3)
     assert whole.numbers["question_answering/mean"] == 24
 
 
 def test_scores_do_not_depend_on_processes_or_batches(pipe):
-    plan = Plan(images=2, per_caption=2, generation_config=ONE)
+    plan = Plan(num_images=2, per_caption=2, generation_config=ONE)
     whole = list(verdicts(pipe.model, plan))
     parts = [v for k in range(3) for v in verdicts(pipe.model, plan, (k, 3))]
     assert sorted(parts) == sorted(whole)
-    smaller = Plan(images=2, per_caption=2, generation_config=ONE, batch_size=1)
+    smaller = Plan(num_images=2, per_caption=2, generation_config=ONE, batch_size=1)
     assert sorted(verdicts(pipe.model, smaller)) == sorted(whole)
     assert report(parts, plan).to_json() == report(whole, plan).to_json()
     assert report(whole, plan).numbers["shape_eval/mean"] == 4
 
 
-def test_copies_of_a_caption_are_the_pictures_of_later_seeds():
+def test_copies_of_a_caption_are_the_images_of_later_seeds():
     model = Perfect(6)
-    list(verdicts(model, Plan(images=6, per_caption=2, seed=3)))
+    list(verdicts(model, Plan(num_images=6, per_caption=2, seed=3)))
     assert model.seeds[:12] == [(3 + copy) * (1 << 20) + n for copy in (0, 1) for n in range(6)]
 
 
 def test_intervals_draw_captions_again():
-    same = [[[1.0, 1.0], [0.0, 0.0]] * 20]  # pictures of one caption are alike: half as many count
+    same = [[[1.0, 1.0], [0.0, 0.0]] * 20]  # images of one caption are alike: half as many count
     low, high = interval(same)
     alone = interval([[[value] for cluster in same[0] for value in cluster]])
     assert high - low > 1.2 * (alone[1] - alone[0])
@@ -280,7 +280,7 @@ def test_shapes_keeps_scores_where_they_were(triptych):
     assert len(settings["weights"]) == 16
 
 
-def test_shapes_goes_on_with_the_pictures_that_are_there(triptych, monkeypatch):
+def test_shapes_goes_on_with_the_images_that_are_there(triptych, monkeypatch):
     shapes = [
         "eval",
         "shapes",
@@ -342,14 +342,14 @@ def test_fid_of_other_networks(triptych, tmp_path, inception_file, clip_folder):
     assert set(found.scores) == {"FID", "KID", "CLIP score"}
     assert found.numbers["CLIP score"] == 2 and found.counts["without_caption"] == 1
     assert clip_folder.name in found.judged_by and "not comparable" in out
-    assert found.settings["made"] == [{"pictures": 3, "unknown": "the picture does not say"}]
+    assert found.settings["made"] == [{"images": 3, "unknown": "the image does not say"}]
     assert not triptych.loaded  # no model is needed
 
     status, _, err = triptych(*asked[:-1], tmp_path)
     assert status == 1 and str(tmp_path) in err.strip().splitlines()[-1]
 
 
-def test_fid_during_training_falls_as_pictures_become_true(pipe, shapes_folder):
+def test_fid_during_training_falls_as_images_become_true(pipe, shapes_folder):
     def distance(**options):
         evaluator = FeatureDistance(
             str(shapes_folder / "eval"), images=12, generation_config=GenerationConfig(**options)
@@ -366,10 +366,10 @@ def test_fid_during_training_falls_as_pictures_become_true(pipe, shapes_folder):
     assert pipe.model.training is False
 
 
-def test_fid_during_training_needs_pictures_with_captions(pipe, tmp_path):
+def test_fid_during_training_needs_images_with_captions(pipe, tmp_path):
     for n in range(3):
         Image.new("RGB", (48, 48)).save(tmp_path / f"{n}.png")
-    with pytest.raises(UserError, match="0 pictures with captions"):
+    with pytest.raises(UserError, match="0 images with captions"):
         FeatureDistance(str(tmp_path))(pipe.model)
 
 
@@ -404,7 +404,7 @@ def saved(path, share, **settings):
     )
 
 
-def test_compare_makes_one_table_and_one_picture(triptych):
+def test_compare_makes_one_table_and_one_image(triptych):
     saved("runs/a/s.json", 0.5, steps=10, seed=0)
     saved("runs/b/s.json", 0.75, steps=30, seed=0)
     status, out, err = triptych(
@@ -416,9 +416,9 @@ def test_compare_makes_one_table_and_one_picture(triptych):
     assert lines[1].split("  ")[0] == "all/mean"
     assert "0.5000 (0.4000 to 0.5000)" in lines[1] and "0.7500" in lines[1]
     assert "steps: 10, 30" in lines and "chance" not in out and "seed" not in out
-    picture = Image.open("compare.png").convert("RGB")
-    blue = sum(pixel == (31, 119, 180) for pixel in picture.get_flattened_data())
-    red = sum(pixel == (214, 39, 40) for pixel in picture.get_flattened_data())
+    image = Image.open("compare.png").convert("RGB")
+    blue = sum(pixel == (31, 119, 180) for pixel in image.get_flattened_data())
+    red = sum(pixel == (214, 39, 40) for pixel in image.get_flattened_data())
     assert red > blue > 5000
     read = json.loads(Path("c.json").read_text())
     assert read["reports"]["b"]["scores"] == {"all/mean": 0.75, "all/one": 1.0}

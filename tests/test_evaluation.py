@@ -16,23 +16,23 @@ from triptych.utils.errors import UserError
 IMAGES = 36
 
 
-def arrays_of(pictures):
-    return pictures.permute(0, 2, 3, 1).contiguous().numpy()
+def arrays_of(images):
+    return images.permute(0, 2, 3, 1).contiguous().numpy()
 
 
 class Perfect:
     """Draws, rebuilds and answers as the shapes world itself does."""
 
-    def __init__(self, images=IMAGES):
-        samples = scoring.examples("eval", images) + scoring.examples("unseen", images)
-        self.drawn = {sample.caption: sample.picture for sample in samples}
-        asked = scoring.ask_about(samples[:images])
+    def __init__(self, num_images=IMAGES):
+        samples = scoring.examples("eval", num_images) + scoring.examples("unseen", num_images)
+        self.drawn = {sample.caption: sample.image for sample in samples}
+        asked = scoring.ask_about(samples[:num_images])
         self.known = {
-            (samples[turn.number].picture.tobytes(), turn.question): turn.answer for turn in asked
+            (samples[turn.number].image.tobytes(), turn.question): turn.answer for turn in asked
         }
         self.after = {
             (draw(edit.source).tobytes(), edit.instruction): draw(edit.target)
-            for edit in edits(images)
+            for edit in edits(num_images)
         }
         self.sizes, self.seeds = [], []
 
@@ -41,39 +41,39 @@ class Perfect:
         self.seeds += seeds
         return scoring.to_tensor([self.drawn[prompt] for prompt in prompts])
 
-    def reconstruct(self, pictures, seeds, config=None):
-        assert pictures.dtype == torch.uint8 and len(seeds) == len(pictures)
-        return pictures
+    def reconstruct(self, images, seeds, config=None):
+        assert images.dtype == torch.uint8 and len(seeds) == len(images)
+        return images
 
-    def edit(self, pictures, instructions, seeds, config=None):
-        self.sizes.append(len(pictures))
+    def edit(self, images, instructions, seeds, config=None):
+        self.sizes.append(len(images))
         self.seeds += seeds
-        pairs = zip(arrays_of(pictures), instructions, strict=True)
+        pairs = zip(arrays_of(images), instructions, strict=True)
         return scoring.to_tensor([self.after[p.tobytes(), text] for p, text in pairs])
 
-    def answer(self, pictures, questions, max_new_tokens):
-        arrays = arrays_of(pictures)
+    def answer(self, images, questions, max_new_tokens):
+        arrays = arrays_of(images)
         return [
-            self.known[picture.tobytes(), question].upper() + "."
-            for picture, question in zip(arrays, questions, strict=True)
+            self.known[image.tobytes(), question].upper() + "."
+            for image, question in zip(arrays, questions, strict=True)
         ]
 
 
 class Shuffled(Perfect):
-    """Gives every caption the picture of another one, and every picture its neighbour's."""
+    """Gives every caption the image of another one, and every image its neighbour's."""
 
-    def __init__(self, images=IMAGES):
-        super().__init__(images)
-        pictures = list(self.drawn.values())
-        self.drawn = dict(zip(self.drawn, pictures[1:] + pictures[:1], strict=True))
+    def __init__(self, num_images=IMAGES):
+        super().__init__(num_images)
+        images = list(self.drawn.values())
+        self.drawn = dict(zip(self.drawn, images[1:] + images[:1], strict=True))
 
-    def reconstruct(self, pictures, seeds, config=None):
-        return pictures.roll(1, 0)
+    def reconstruct(self, images, seeds, config=None):
+        return images.roll(1, 0)
 
-    def edit(self, pictures, instructions, seeds, config=None):
-        return pictures  # whatever it is told
+    def edit(self, images, instructions, seeds, config=None):
+        return images  # whatever it is told
 
-    def answer(self, pictures, questions, max_new_tokens):
+    def answer(self, images, questions, max_new_tokens):
         return ["yes"] * len(questions)
 
 
@@ -81,9 +81,9 @@ class Noise(Perfect):
     """Right or not by the seed alone."""
 
     def generate(self, prompts, seeds, config=None):
-        pictures = super().generate(prompts, seeds)
-        pictures[torch.tensor(seeds) % 3 == 0] = 77
-        return pictures
+        images = super().generate(prompts, seeds)
+        images[torch.tensor(seeds) % 3 == 0] = 77
+        return images
 
 
 def test_a_perfect_model_has_full_scores():
@@ -119,8 +119,8 @@ def test_chance_is_below_a_perfect_model_and_counts_every_type():
 @pytest.mark.parametrize("batch_size", [1, 7, 64])
 def test_the_batch_size_changes_nothing(batch_size):
     model, whole = Noise(), Noise()
-    score = ShapeEval(images=20, batch_size=batch_size, seed=1)(model)
-    assert score == ShapeEval(images=20, batch_size=20, seed=1)(whole)
+    score = ShapeEval(num_images=20, batch_size=batch_size, seed=1)(model)
+    assert score == ShapeEval(num_images=20, batch_size=20, seed=1)(whole)
     assert 0 < score["mean"] < 1
     assert model.seeds == whole.seeds and sum(model.sizes) == 20
     assert max(model.sizes) == min(batch_size, 20)
@@ -128,12 +128,14 @@ def test_the_batch_size_changes_nothing(batch_size):
 
 def test_edits_are_the_same_in_batches_of_any_size_and_begin_alike():
     model, whole = Perfect(), Perfect()
-    assert EditEval(images=20, batch_size=7, seed=1)(model) == EditEval(images=20, seed=1)(whole)
+    assert EditEval(num_images=20, batch_size=7, seed=1)(model) == EditEval(num_images=20, seed=1)(
+        whole
+    )
     assert model.sizes == [7, 7, 6] and whole.sizes == [20]
     assert model.seeds == whole.seeds and len(set(model.seeds)) == 20
     assert edits(10) == edits(20)[:10]
-    with pytest.raises(UserError, match="0 pictures"):
-        EditEval(images=0)(model)
+    with pytest.raises(UserError, match="0 images"):
+        EditEval(num_images=0)(model)
 
 
 def test_an_edit_of_what_was_not_asked_seldom_counts():
@@ -144,8 +146,8 @@ def test_an_edit_of_what_was_not_asked_seldom_counts():
 
 def test_seeds_share_no_noise():
     first, second = Perfect(), Perfect()
-    ShapeEval(images=20, seed=0)(first)
-    ShapeEval(images=20, seed=1)(second)
+    ShapeEval(num_images=20, seed=0)(first)
+    ShapeEval(num_images=20, seed=1)(second)
     assert not set(first.seeds) & set(second.seeds)
 
 
@@ -162,9 +164,9 @@ def test_a_model_of_another_size_is_refused_in_one_sentence():
             return torch.zeros(len(prompts), 3, 64, 64, dtype=torch.uint8)
 
     with pytest.raises(UserError, match="48x48 pixels, but the model makes 64x64"):
-        ShapeEval(images=6)(Large())
+        ShapeEval(num_images=6)(Large())
     with pytest.raises(UserError, match="0 images"):
-        ShapeEval(images=0)(Perfect())
+        ShapeEval(num_images=0)(Perfect())
 
 
 def test_wilson_has_the_published_values():

@@ -270,7 +270,7 @@ def test_a_folder_of_other_features_is_not_overwritten(world, weights):
         make(world / "train", weights, "bf16")
 
 
-def test_pictures_that_cannot_be_read_are_absent_and_counted(world, weights):
+def test_images_that_cannot_be_read_are_absent_and_counted(world, weights):
     shard = world / "train" / "train-00000.tar"
     with tarfile.open(shard) as tar:
         bad = next(member for member in tar if not member.name.endswith((".txt", ".json")))

@@ -1,4 +1,4 @@
-"""FID, KID and what they are measured on: formulas, seeds, small samples, damaged pictures."""
+"""FID, KID and what they are measured on: formulas, seeds, small samples, damaged images."""
 
 import json
 import shutil
@@ -16,7 +16,7 @@ from triptych.evaluation.image_metrics.feature_space import (
     InceptionSpace,
     extract,
 )
-from triptych.evaluation.image_sources import read_pictures
+from triptych.evaluation.image_sources import read_images
 from triptych.utils.errors import UserError
 
 
@@ -28,10 +28,10 @@ class Colours(FeatureSpace):
     def __init__(self):
         self.batches = []
 
-    def __call__(self, pictures):
-        self.batches.append(len(pictures))
+    def __call__(self, images):
+        self.batches.append(len(images))
         return torch.stack(
-            [torch.tensor(numpy.array(p)).float().mean((0, 1)) / 255 for p in pictures]
+            [torch.tensor(numpy.array(p)).float().mean((0, 1)) / 255 for p in images]
         )
 
 
@@ -44,7 +44,7 @@ def plain(colour):
     return Image.new("RGB", (4, 4), colour)
 
 
-def write_pictures(folder, number, seed):
+def write_images(folder, number, seed):
     folder.mkdir(parents=True)
     rng = numpy.random.default_rng(seed)
     for n in range(number):
@@ -68,7 +68,7 @@ def test_fid_is_the_distance_between_the_gaussians():
     assert fid.frechet_distance(made, true) == pytest.approx(expected.item(), rel=1e-6)
 
 
-def test_fid_of_equal_pictures_is_nothing():
+def test_fid_of_equal_images_is_nothing():
     features = normal(50, 5, 0)
     assert fid.frechet_distance(features, features) == pytest.approx(0, abs=1e-9)
 
@@ -116,8 +116,8 @@ def test_interval_of_kid_is_that_of_the_plain_formula(monkeypatch):
     assert fid._mean_within(features, weights).item() == pytest.approx(expected.item())
 
 
-def test_too_few_pictures_for_the_features_are_said():
-    assert "20 pictures are too few for 30 features" in fid.small_sample(
+def test_too_few_images_for_the_features_are_said():
+    assert "20 images are too few for 30 features" in fid.small_sample(
         normal(20, 30, 0), normal(99, 30, 1)
     )
     assert fid.small_sample(normal(31, 30, 0), normal(99, 30, 1)) is None
@@ -127,8 +127,8 @@ def test_too_few_pictures_for_the_features_are_said():
 
 
 def test_a_report_counts_what_it_could_not_read(tmp_path):
-    made, true = write_pictures(tmp_path / "made", 12, 0), write_pictures(tmp_path / "true", 9, 1)
-    (made / "005.png").write_bytes(b"no picture")
+    made, true = write_images(tmp_path / "made", 12, 0), write_images(tmp_path / "true", 9, 1)
+    (made / "005.png").write_bytes(b"no image")
     report = fid.score(made, true, Colours(), batch_size=4)
     assert list(report.scores) == ["FID", "KID"]
     assert report.numbers == {"FID": 11, "KID": 11}
@@ -142,7 +142,7 @@ def test_a_report_counts_what_it_could_not_read(tmp_path):
 
 
 def test_batches_change_nothing(tmp_path):
-    made, true = write_pictures(tmp_path / "made", 12, 0), write_pictures(tmp_path / "true", 9, 1)
+    made, true = write_images(tmp_path / "made", 12, 0), write_images(tmp_path / "true", 9, 1)
     space = Colours()
     one, many = (fid.score(made, true, space, batch_size=size).to_json() for size in (1, 5))
     assert one == many
@@ -152,13 +152,13 @@ def test_batches_change_nothing(tmp_path):
 def test_mjhq_layout_is_scored_by_category(tmp_path):
     true = tmp_path / "true"
     for seed, category in enumerate(("animals", "food")):
-        write_pictures(true / category, 6, seed)
+        write_images(true / category, 6, seed)
         for path in (true / category).iterdir():
             path.rename(path.with_stem(f"{category}-{path.stem}"))
     made = tmp_path / "made"
     shutil.copytree(true, made)
     meta = {p.stem: {"category": p.parent.name, "prompt": "a"} for p in true.rglob("*.png")}
-    for path in list(made.rglob("*.png")):  # made pictures lie flat; the list names categories
+    for path in list(made.rglob("*.png")):  # made images lie flat; the list names categories
         path.rename(made / path.name)
     for folder in (true, made):
         (folder / "meta_data.json").write_text(json.dumps(meta))
@@ -170,27 +170,27 @@ def test_mjhq_layout_is_scored_by_category(tmp_path):
 
 
 def test_small_samples_are_warned_of(tmp_path):
-    pictures = [plain((n, n, n)) for n in range(3)]
-    report = fid.score(pictures, pictures, Colours())
-    assert report.settings["warnings"][0].startswith("FID: 3 pictures are too few for 3 features")
+    images = [plain((n, n, n)) for n in range(3)]
+    report = fid.score(images, images, Colours())
+    assert report.settings["warnings"][0].startswith("FID: 3 images are too few for 3 features")
 
 
-def test_one_picture_is_refused():
-    with pytest.raises(UserError, match="two pictures on either side; there are 1"):
+def test_one_image_is_refused():
+    with pytest.raises(UserError, match="two images on either side; there are 1"):
         fid.score([plain("red")], [plain("red")] * 3, Colours())
 
 
 # --- sources --------------------------------------------------------------------------------------
 
 
-def test_results_name_prompts_and_missing_pictures(tmp_path):
-    folder = write_pictures(tmp_path / "made", 2, 0)
+def test_results_name_prompts_and_missing_images(tmp_path):
+    folder = write_images(tmp_path / "made", 2, 0)
     (folder / "below").mkdir()
     for sheet in ("grid.png", "below/grid.png"):
         plain("red").save(folder / sheet)
     lines = [{"file": f"{n:03}.png", "prompt": f"prompt {n}"} for n in range(3)]
     (folder / "results.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    entries = list(read_pictures(folder))
+    entries = list(read_images(folder))
     assert [e.key for e in entries] == ["000.png", "001.png", "002.png"]
     assert [e.caption for e in entries] == ["prompt 0", "prompt 1", "prompt 2"]
     assert [e.state for e in entries] == ["", "", "missing"]
@@ -203,21 +203,21 @@ def test_captions_beside_and_inside(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfa red square\r\n")
     embed_metadata(plain("blue"), {"prompt": "a blue square"}).save(tmp_path / "b.png")
     plain("green").save(tmp_path / "c.png")
-    captions = [entry.caption for entry in read_pictures(tmp_path)]
+    captions = [entry.caption for entry in read_images(tmp_path)]
     assert captions == ["a red square", "a blue square", None]
 
 
 def test_shards_are_read_and_their_damage_named(tmp_path, shapes_folder):
     folder = tmp_path / "shards"
     shutil.copytree(shapes_folder / "eval", folder)
-    whole = list(read_pictures(folder))
-    assert len(whole) == 16 and all(e.picture is not None and e.caption for e in whole)
+    whole = list(read_images(folder))
+    assert len(whole) == 16 and all(e.image is not None and e.caption for e in whole)
     shard = sorted(folder.glob("*.tar"))[0]
     content = shard.read_bytes()
     for cut in (5000, 5120, 5200):  # inside a file, after one, inside a header
         shard.write_bytes(content[:cut])
-        *_, last = read_pictures(shard)
-        assert last.picture is None and last.state == "unreadable", cut
+        *_, last = read_images(shard)
+        assert last.image is None and last.state == "unreadable", cut
         assert last.key.startswith(f"{shard.name}/") and "damaged: truncated" in last.note
 
 
@@ -228,31 +228,31 @@ def test_shards_are_read_and_their_damage_named(tmp_path, shapes_folder):
 def test_damaged_lists_are_refused(tmp_path, name, content, message):
     (tmp_path / name).write_text(content)
     with pytest.raises(UserError, match=message):
-        read_pictures(tmp_path)
+        read_images(tmp_path)
 
 
 def test_empty_and_absent_folders_are_refused(tmp_path):
-    with pytest.raises(UserError, match="holds no pictures"):
-        read_pictures(tmp_path)
+    with pytest.raises(UserError, match="holds no images"):
+        read_images(tmp_path)
     with pytest.raises(UserError, match="does not exist"):
-        read_pictures(tmp_path / "no")
+        read_images(tmp_path / "no")
 
 
-def test_a_folder_of_damaged_pictures_is_refused(tmp_path):
-    (tmp_path / "a.png").write_bytes(b"no picture")
-    with pytest.raises(UserError, match="none of 1 pictures can be read"):
-        extract(Colours(), read_pictures(tmp_path))
-    with pytest.raises(UserError, match="none of 0 pictures can be read"):
-        extract(Colours(), read_pictures([]))
+def test_a_folder_of_damaged_images_is_refused(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match="none of 1 images can be read"):
+        extract(Colours(), read_images(tmp_path))
+    with pytest.raises(UserError, match="none of 0 images can be read"):
+        extract(Colours(), read_images([]))
 
 
 # --- feature spaces -------------------------------------------------------------------------------
 
 
-def test_inception_features_of_pictures_of_any_size(inception_file):
+def test_inception_features_of_images_of_any_size(inception_file):
     space = InceptionSpace(inception_file)
-    pictures = [plain("red").resize((40, 30)), plain("blue")]
-    together, alone = space(pictures), space(pictures[1:])
+    images = [plain("red").resize((40, 30)), plain("blue")]
+    together, alone = space(images), space(images[1:])
     assert together.shape == (2, 2048) and together.dtype == torch.float32
     torch.testing.assert_close(together[1], alone[0])
     assert "not comparable" in space.label
@@ -273,10 +273,10 @@ def test_features_of_our_own_encoder():
     from triptych.inference.pipeline import UnifiedPipeline
 
     pipeline = UnifiedPipeline.from_pretrained("tiny", device="cpu")
-    pictures = [plain("red").resize((48, 48)), plain("blue").resize((48, 48))]
+    images = [plain("red").resize((48, 48)), plain("blue").resize((48, 48))]
     mean, grid = EncoderSpace(pipeline), EncoderSpace(pipeline, pool="grid")
     width, high, wide = pipeline.model.encoder.feature_shape
-    assert mean(pictures).shape == (2, width)
-    assert grid(pictures).shape == (2, width * high * wide)
+    assert mean(images).shape == (2, width)
+    assert grid(images).shape == (2, width * high * wide)
     assert mean.label.startswith("EvaClip features of tiny, not comparable")
     assert len(mean.settings["features"]["weights_sha256"]) == 64

@@ -68,7 +68,7 @@ def test_a_step_on_cached_features(stage2):
     assert found <= 4.1e12
 
 
-def test_a_step_on_pictures(stage2):
+def test_a_step_on_images(stage2):
     model = stage2
     found = counted(lambda: model.step(one_sample(model, cached=False))[0])
     formula = flops.generation_step(*parts(model), model.encoder, TEXT + 1, QUERIES)
@@ -102,11 +102,11 @@ def test_a_step_of_stage_1_costs_what_the_formula_says(weights, samples):
     model.build()
     batch = batches(model, samples, IMAGE_TO_TEXT, range(4))
     size, tokens = len(batch), batch.input_ids.shape[1]
-    learned, pictures = int((batch.labels[:, 1:] != -100).sum()), len(batch.image_grid_thw)
+    learned, images = int((batch.labels[:, 1:] != -100).sum()), len(batch.image_grid_thw)
     with sdpa_kernel(SDPBackend.MATH):  # a fused kernel computes scores again to go backward
         found = counted(lambda: model.step(batch)[0])
     qwen = model.understanding.understander
-    formula = flops.understanding_step(qwen, tokens, learned / size, pictures / size)
+    formula = flops.understanding_step(qwen, tokens, learned / size, images / size)
     assert found == pytest.approx(size * formula, rel=0.02)
 
 

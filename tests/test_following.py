@@ -13,7 +13,7 @@ STEPS = 50
 OPEN = threading.Event()
 
 
-def picture(shade):
+def image(shade):
     return Image.new("RGB", (4, 4), (shade, 0, 0))
 
 
@@ -25,16 +25,16 @@ def work(done, wait=None):
             if wait:
                 wait()
             done.append(step)
-            callback(Progress("features", step, STEPS, range(1), lambda s=step: [picture(s)]))
-        return [picture(255)]
+            callback(Progress("features", step, STEPS, range(1), lambda s=step: [image(s)]))
+        return [image(255)]
 
     return call
 
 
-def test_previews_come_first_and_the_picture_last():
+def test_previews_come_first_and_the_image_last():
     *before, last = follow(work([]), OPEN)
-    assert before[0].progress.step == 1 and before[0].pictures is not None
-    assert last.progress is None and last.pictures[0].getpixel((0, 0)) == (255, 0, 0)
+    assert before[0].progress.step == 1 and before[0].images is not None
+    assert last.progress is None and last.images[0].getpixel((0, 0)) == (255, 0, 0)
     steps = [seen.progress.step for seen in before]
     assert steps == sorted(steps)
 
@@ -79,7 +79,7 @@ def test_costly_previews_are_made_once():
     def slow():
         made.append(1)
         time.sleep(0.3)
-        return [picture(1)]
+        return [image(1)]
 
     def call(callback):
         for step in range(1, STEPS + 1):

@@ -1,4 +1,4 @@
-"""Conversation files, folders of pictures, edits; and what each task makes of them."""
+"""Conversation files, folders of images, edits; and what each task makes of them."""
 
 import csv
 import io
@@ -17,7 +17,7 @@ from triptych.data_modules import (
     BadSample,
     BatchBuilder,
     ConversationFile,
-    PictureFolder,
+    ImageFolder,
     Reading,
     ShardFolder,
 )
@@ -36,7 +36,7 @@ from triptych.utils.errors import UserError
 RED, BLUE = (200, 30, 30), (30, 30, 200)
 
 
-def picture(colour=RED, kind="PNG"):
+def image(colour=RED, kind="PNG"):
     buffer = io.BytesIO()
     Image.new("RGB", (SIDE, SIDE), colour).save(buffer, kind)
     return buffer.getvalue()
@@ -58,10 +58,10 @@ RECORDS = [
 
 @pytest.fixture
 def folder(tmp_path):
-    """Two pictures, and RECORDS as JSON and as JSONL."""
+    """Two images, and RECORDS as JSON and as JSONL."""
     (tmp_path / "a").mkdir()
-    (tmp_path / "a" / "red.png").write_bytes(picture())
-    (tmp_path / "blue.png").write_bytes(picture(BLUE))
+    (tmp_path / "a" / "red.png").write_bytes(image())
+    (tmp_path / "blue.png").write_bytes(image(BLUE))
     save(tmp_path / "talk.jsonl", RECORDS)
     (tmp_path / "talk.json").write_text(json.dumps(RECORDS))
     return tmp_path
@@ -93,14 +93,14 @@ def test_every_kind_of_record_is_read(folder, name):
     assert len(source) == 4 and source.key(2) == "talk-0000002"
     assert source.facts(0)["conversation"] == [("What colour?", "Red.")]
     assert source.facts(1)["conversation"] == [("Say yes.", "yes"), ("Say no.", "no")]
-    assert [source.has(n, "picture") for n in range(4)] == [True, False, True, True]
+    assert [source.has(n, "image") for n in range(4)] == [True, False, True, True]
     assert [source.has(n, "source") for n in range(4)] == [False, False, True, False]
-    assert source.image(2, "source") == picture() and source.image(2) == picture(BLUE)
+    assert source.image_bytes(2, "source") == image() and source.image_bytes(2) == image(BLUE)
     assert (source.caption(2), source.caption(3)) == ("make it blue", "a blue square")
     sizes = source.caption_sizes(np.arange(4))
     assert sizes.dtype == np.int64 and sizes.tolist() == [24, 20, 12, 15]
-    with pytest.raises(BadSample, match="no picture"):
-        source.image(1)
+    with pytest.raises(BadSample, match="no image"):
+        source.image_bytes(1)
     with pytest.raises(BadSample, match="no caption"):
         source.caption(1)
 
@@ -146,28 +146,26 @@ def test_one_bad_line_harms_no_other(tmp_path):
 def test_a_conversation_file_travels_to_workers(folder):
     source = ConversationFile(folder / "talk.jsonl").open()
     source.caption(3)
-    assert pickle.loads(pickle.dumps(source)).image(0) == picture()
+    assert pickle.loads(pickle.dumps(source)).image(0) == image()
 
 
 @pytest.mark.parametrize(
     "path", ["../secret.png", "/etc/passwd", "a/../../secret.png", "a", "", "a\0b", 5, "no.png"]
 )
-def test_pictures_outside_of_the_folder_are_never_read(folder, path):
+def test_images_outside_of_the_folder_are_never_read(folder, path):
     inside = folder / "inside"
     inside.mkdir()
     (inside / "a").mkdir()
-    (folder / "secret.png").write_bytes(picture())
+    (folder / "secret.png").write_bytes(image())
     save(inside / "t.jsonl", [{"image": path, "caption": "x"}])
-    with pytest.raises(
-        BadSample, match="picture (lies outside|is no|cannot be|is missing)|no pict"
-    ):
+    with pytest.raises(BadSample, match="image (lies outside|is no|cannot be|is missing)|no pict"):
         ConversationFile(inside / "t.jsonl").open().image(0)
 
 
-def test_a_large_picture_is_not_read(folder):
-    source = ConversationFile(folder / "talk.json", max_picture_bytes=20).open()
-    with pytest.raises(BadSample, match="picture is too large"):
-        source.image(0)
+def test_a_large_image_is_not_read(folder):
+    source = ConversationFile(folder / "talk.json", max_image_bytes=20).open()
+    with pytest.raises(BadSample, match="image is too large"):
+        source.image_bytes(0)
 
 
 @pytest.mark.parametrize(
@@ -177,7 +175,7 @@ def test_a_large_picture_is_not_read(folder):
         (talk("a", "b")[::-1], "do not take turns"),
         ([], "do not take turns"),
         (talk("a", 3), "do not take turns"),
-        (talk("<image>a", "b"), "a picture that is not there"),
+        (talk("<image>a", "b"), "an image that is not there"),
         ("hello", "no list of messages"),
         ([{"value": "a"}], "no list of messages"),
     ],
@@ -188,14 +186,14 @@ def test_conversations_that_are_none(tmp_path, messages, says):
         source.facts(0)
 
 
-def test_a_system_message_is_left_out_and_two_pictures_are_refused(tmp_path):
+def test_a_system_message_is_left_out_and_two_images_are_refused(tmp_path):
     messages = [{"from": "system", "value": "be nice"}, *talk("a", "b")]
     records = [{"conversations": messages}, {"image": ["1.png", "2.png"]}, {"image": ["1.png"]}]
     source = ConversationFile(save(tmp_path / "t.jsonl", records)).open()
     assert source.facts(0)["conversation"] == [("a", "b")]
-    with pytest.raises(BadSample, match="more than one picture"):
-        source.has(1, "picture")
-    assert source.has(2, "picture")
+    with pytest.raises(BadSample, match="more than one image"):
+        source.has(1, "image")
+    assert source.has(2, "image")
 
 
 @pytest.mark.parametrize(
@@ -215,24 +213,24 @@ def test_conversation_files_that_are_refused(tmp_path, content, name, says):
         ConversationFile(tmp_path / name).open()
 
 
-# --- folders of pictures --------------------------------------------------------------------------
+# --- folders of images --------------------------------------------------------------------------
 
 
-def test_a_folder_with_texts_beside_pictures(tmp_path, caplog):
+def test_a_folder_with_texts_beside_images(tmp_path, caplog):
     (tmp_path / "sub").mkdir()
     for name, colour in [("b.png", RED), ("sub/a.JPG", BLUE), ("lone.png", RED), ("b.webp", RED)]:
         kind = {"png": "PNG", "jpg": "JPEG", "webp": "WEBP"}[name.lower().split(".")[1]]
-        (tmp_path / name).write_bytes(picture(colour, kind))
+        (tmp_path / name).write_bytes(image(colour, kind))
     (tmp_path / "b.txt").write_text(" red one\n")
     (tmp_path / "sub" / "a.txt").write_text("blue")
     with caplog.at_level("WARNING"):
-        source = PictureFolder(tmp_path).open()
+        source = ImageFolder(tmp_path).open()
     assert [source.key(n) for n in range(len(source))] == ["b", "sub/a"]
     assert [source.caption(n) for n in range(2)] == ["red one", "blue"]
-    assert source.picture(1).size == (SIDE, SIDE) and source.facts(0) == {}
+    assert source.image(1).size == (SIDE, SIDE) and source.facts(0) == {}
     assert source.caption_sizes(np.array([1, 0])).tolist() == [4, 9]
-    assert "1 second picture of one caption" in caplog.text
-    assert "1 picture without a caption" in caplog.text
+    assert "1 second image of one caption" in caplog.text
+    assert "1 image without a caption" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["metadata.csv", "metadata.jsonl", "captions.jsonl"])
@@ -251,21 +249,21 @@ def test_a_folder_with_a_table(folder, name, caplog):
     else:
         save(folder / name, [*rows, {"file_name": "x.png"}, {"text": "y"}])
     with caplog.at_level("WARNING"):
-        source = PictureFolder(folder).open()
-    assert len(source) == 3 and "1 second row of one picture" in caplog.text
+        source = ImageFolder(folder).open()
+    assert len(source) == 3 and "1 second row of one image" in caplog.text
     assert source.caption(0) == "größer, blue" and source.facts(1)["style"] == "round"
-    assert source.image(1) == picture() and source.key(1) == "a/red"
+    assert source.image_bytes(1) == image() and source.key(1) == "a/red"
     assert source.caption_sizes(np.array([0])).tolist() == [14]
     with pytest.raises(BadSample, match="lies outside"):
-        source.image(2)
+        source.image_bytes(2)
 
 
-def test_folders_of_pictures_that_are_refused(tmp_path):
+def test_folders_of_images_that_are_refused(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
-        PictureFolder(tmp_path / "none").open()
-    (tmp_path / "a.png").write_bytes(picture())
-    with pytest.raises(UserError, match=r"holds no picture .* put KEY.txt beside"):
-        PictureFolder(tmp_path).open()
+        ImageFolder(tmp_path / "none").open()
+    (tmp_path / "a.png").write_bytes(image())
+    with pytest.raises(UserError, match=r"holds no image .* put KEY.txt beside"):
+        ImageFolder(tmp_path).open()
 
 
 # --- tasks ----------------------------------------------------------------------------------------
@@ -286,7 +284,7 @@ def test_an_edit_shows_the_source_and_makes_the_target(folder, known):
     assert torch.equal(batch.understanding_pixels, known.image_inputs(red[None])[0])
 
 
-def test_a_picture_without_source_is_reconstructed_and_decoded_once(folder, known):
+def test_an_image_without_source_is_reconstructed_and_decoded_once(folder, known):
     source = ConversationFile(folder / "talk.jsonl").open()
     build = BatchBuilder([Reading(source, IMAGE_TO_IMAGE)], known)
     asked = []
@@ -298,18 +296,18 @@ def test_a_picture_without_source_is_reconstructed_and_decoded_once(folder, know
     build.decode = decode
     batch = build(0, [(0, 3)], [0])
     assert "Please reconstruct the given image." in texts(batch, known.tokenizer)[0]
-    assert asked == [(known.understanding_size, known.picture_size)]
+    assert asked == [(known.understanding_size, known.image_size)]
 
 
 def test_members_of_an_edit_in_a_shard(tmp_path, known):
-    names = [("k.source.png", picture()), ("k.png", picture(BLUE)), ("k.txt", b"make it blue")]
+    names = [("k.source.png", image()), ("k.png", image(BLUE)), ("k.txt", b"make it blue")]
     write(tmp_path / "a.tar", names)
     batch = builder(ShardFolder(tmp_path).open(), IMAGE_TO_IMAGE, known)(0, [0], [0])
     assert "make it blue" in texts(batch, known.tokenizer)[0]
     assert batch.target_pixels[0, :, 5, 5].tolist() == list(BLUE)
 
 
-def test_conversations_with_and_without_pictures_share_a_batch(folder, known):
+def test_conversations_with_and_without_images_share_a_batch(folder, known):
     source = ConversationFile(folder / "talk.jsonl").open()
     batch = builder(source, IMAGE_TO_TEXT, known)(0, [0, 1, 3], [0, 1, 2])
     first, second, third = texts(batch, known.tokenizer)
@@ -320,7 +318,7 @@ def test_conversations_with_and_without_pictures_share_a_batch(folder, known):
     assert known.tokenizer.decode(learned) == "yes<|im_end|>no<|im_end|>"
 
 
-def test_text_to_text_reads_no_pictures(folder, known):
+def test_text_to_text_reads_no_images(folder, known):
     source = ConversationFile(folder / "talk.jsonl").open()
     source.image = None
     batch = builder(source, TEXT_TO_TEXT, known)(0, [1], [0])

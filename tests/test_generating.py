@@ -1,4 +1,4 @@
-"""Making pictures: samplers, word of every step, what is computed once, low memory."""
+"""Making images: samplers, word of every step, what is computed once, low memory."""
 
 import numpy as np
 import pytest
@@ -40,7 +40,7 @@ def conditions(pipe, monkeypatch):
 # --- once, and not again --------------------------------------------------------------------------
 
 
-def test_a_prompt_is_read_once_for_all_its_pictures(pipe, conditions):
+def test_a_prompt_is_read_once_for_all_its_images(pipe, conditions):
     pipe(PROMPTS, num_images_per_prompt=3, seed=0, batch_size=2, negative_prompt="a cross", **FEW)
     assert conditions == [2, 1]  # the prompts, and what is not wanted
     conditions.clear()
@@ -48,7 +48,7 @@ def test_a_prompt_is_read_once_for_all_its_pictures(pipe, conditions):
     assert conditions == [2]
 
 
-def test_a_picture_is_that_of_its_seed_in_any_batch(pipe):
+def test_an_image_is_that_of_its_seed_in_any_batch(pipe):
     together = pipe(PROMPTS, num_images_per_prompt=2, seed=5, **FEW).images
     assert images_agree(
         together, pipe(PROMPTS, num_images_per_prompt=2, seed=5, batch_size=3, **FEW).images
@@ -68,7 +68,7 @@ def test_samplers_are_chosen_for_either_diffusion_and_kept_in_the_file(pipe, sam
         network.register_forward_hook(lambda *_, name=name: calls.update({name: calls[name] + 1}))
         for name, network in networks.items()
     ]
-    (picture,) = pipe(
+    (image,) = pipe(
         PROMPTS[0],
         seed=1,
         num_inference_steps=3,
@@ -80,7 +80,7 @@ def test_samplers_are_chosen_for_either_diffusion_and_kept_in_the_file(pipe, sam
     for hook in hooks:
         hook.remove()
     assert calls == {"dit": model_calls(sampler, 3), "unet": model_calls(sampler, 1)}
-    picture.save(tmp_path / "one.png")
+    image.save(tmp_path / "one.png")
     known = read_metadata(tmp_path / "one.png")
     assert (known["sampler"], known["decoder_sampler"]) == (sampler, sampler)
     assert known["guidance_interval"] == [0.1, 0.9] and known["num_inference_steps"] == 3
@@ -126,9 +126,9 @@ def test_a_decoder_of_second_order_is_nearer_to_the_limit_with_as_many_calls(pip
 # --- word of every step ---------------------------------------------------------------------------
 
 
-def test_progress_tells_of_both_networks_and_shows_the_pictures_so_far(pipe):
+def test_progress_tells_of_both_networks_and_shows_the_images_so_far(pipe):
     told = []
-    pictures = pipe(
+    images = pipe(
         PROMPTS,
         seed=3,
         num_inference_steps=3,
@@ -142,11 +142,11 @@ def test_progress_tells_of_both_networks_and_shows_the_pictures_so_far(pipe):
         *(("features", step, 3, range(n, n + 1)) for n in (0, 1) for step in (1, 2, 3)),
         *(("pixels", step, 2, range(n, n + 1)) for n in (0, 1) for step in (1, 2)),
     ]
-    assert all(shown[0].size == pictures[0].size for *_, shown in told)
+    assert all(shown[0].size == images[0].size for *_, shown in told)
     # after the last step of a stage nothing changes any more
-    assert images_agree(told[2][4], pictures[:1]) and images_agree(told[-1][4], pictures[1:])
+    assert images_agree(told[2][4], images[:1]) and images_agree(told[-1][4], images[1:])
     assert images_agree(
-        pipe(PROMPTS, seed=3, num_inference_steps=3, decoder_num_inference_steps=2).images, pictures
+        pipe(PROMPTS, seed=3, num_inference_steps=3, decoder_num_inference_steps=2).images, images
     )
 
 
@@ -176,7 +176,7 @@ def test_in_low_memory_one_network_at_a_time_is_on_the_device(pipe, monkeypatch)
         return plain(module, device)
 
     monkeypatch.setattr(nn.Module, "to", to)
-    pictures = low(PROMPTS, num_images_per_prompt=2, seed=5, batch_size=4, **FEW).images
+    images = low(PROMPTS, num_images_per_prompt=2, seed=5, batch_size=4, **FEW).images
     monkeypatch.undo()
     there = set()
     for name, device in moves:
@@ -190,8 +190,8 @@ def test_in_low_memory_one_network_at_a_time_is_on_the_device(pipe, monkeypatch)
         "Baseline",
         "KLAutoencoder",
     ]
-    assert images_agree(pictures, pipe(PROMPTS, num_images_per_prompt=2, seed=5, **FEW).images)
-    assert low.encode(pictures[0]).shape == (1, *low.model.encoder.feature_shape)
+    assert images_agree(images, pipe(PROMPTS, num_images_per_prompt=2, seed=5, **FEW).images)
+    assert low.encode(images[0]).shape == (1, *low.model.encoder.feature_shape)
 
 
 def test_weights_that_do_not_fit_a_gpu_are_refused_before_they_are_moved(pipe, monkeypatch):
@@ -200,7 +200,7 @@ def test_weights_that_do_not_fit_a_gpu_are_refused_before_they_are_moved(pipe, m
         require_room(pipe.model, torch.device("cuda"))
 
 
-def test_too_many_pictures_at_once_are_told_what_to_lower(pipe, monkeypatch):
+def test_too_many_images_at_once_are_told_what_to_lower(pipe, monkeypatch):
     def full(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
@@ -233,7 +233,7 @@ def test_latents_are_decoded_a_few_at_a_time(monkeypatch):
     assert_same_images(parts, whole)
 
 
-def test_large_pictures_are_decoded_in_tiles_and_encoded_whole():
+def test_large_images_are_decoded_in_tiles_and_encoded_whole():
     torch.manual_seed(0)
     plain = built(vae(block_widths=[32, 32], linear_skip=False, patch_size=1)).eval()
     tiled = vae(block_widths=[32, 32], linear_skip=False, patch_size=1, tile=24)
@@ -248,7 +248,7 @@ def test_large_pictures_are_decoded_in_tiles_and_encoded_whole():
         vae(block_widths=[32, 32], linear_skip=False, patch_size=1, tile=25)
 
 
-def test_a_decoder_shows_its_pictures_while_it_works():
+def test_a_decoder_shows_its_images_while_it_works():
     model = decoder()
     model.set_shapes((32, 3, 3))
     shaken(built(model), 0.02).eval()
@@ -256,7 +256,7 @@ def test_a_decoder_shows_its_pictures_while_it_works():
     options = {
         "num_inference_steps": 3,
         "guidance_scale": 2.0,
-        "on_picture": lambda n, make: seen.append((n, make())),
+        "on_image": lambda n, make: seen.append((n, make())),
     }
     pixels = model.decode(features, [0, 1], **options)
     assert [number for number, _ in seen] == [0, 1, 2]
@@ -267,17 +267,17 @@ def test_a_model_in_bfloat16_does_all_that_one_in_float32_does():
     """What a GPU computes in by default."""
     pipe = UnifiedPipeline.from_pretrained("tiny", dtype="bfloat16")
     assert {parameter.dtype for parameter in pipe.model.parameters()} == {torch.bfloat16}
-    (picture,) = pipe(
+    (image,) = pipe(
         "a photo of a red circle", seed=7, num_inference_steps=10, negative_prompt="a cat"
     ).images
-    question = [{"role": "user", "content": [picture, "what colour is the circle?"]}]
+    question = [{"role": "user", "content": [image, "what colour is the circle?"]}]
     assert pipe.chat(question) == "red"
-    assert pipe.encode(picture).dtype == torch.float32
-    difference = levels(picture) - levels(pipe.reconstruct(picture).images)
-    assert np.abs(difference).mean() < 20  # of 255: the decoder draws its picture anew
+    assert pipe.encode(image).dtype == torch.float32
+    difference = levels(image) - levels(pipe.reconstruct(image).images)
+    assert np.abs(difference).mean() < 20  # of 255: the decoder draws its image anew
     assert (
-        pipe.edit(picture, prompt="make the circle blue", num_inference_steps=2).images[0].size
-        == picture.size
+        pipe.edit(image, prompt="make the circle blue", num_inference_steps=2).images[0].size
+        == image.size
     )
 
 

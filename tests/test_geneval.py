@@ -24,17 +24,17 @@ from triptych.utils.errors import UserError
 
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory):
-    """(folder, its prompt file, the scenes), one picture a prompt."""
+    """(folder, its prompt file, the scenes), one image a prompt."""
     folder = tmp_path_factory.mktemp("drawn")
     made = scenes()
     for number, scene in enumerate(made):
-        write_metadata(folder / "pictures", number, scene.entry)
-        path = geneval.sample_path(folder / "pictures", number, 0)
+        write_metadata(folder / "images", number, scene.entry)
+        path = geneval.sample_path(folder / "images", number, 0)
         path.parent.mkdir(parents=True)
         scene.draw()[0].save(path)
     prompts = folder / "prompts.jsonl"
     prompts.write_text("".join(json.dumps(scene.entry) + "\n" for scene in made))
-    return folder / "pictures", prompts, made
+    return folder / "images", prompts, made
 
 
 def score(folder, prompts, made, **options):
@@ -60,7 +60,7 @@ def test_every_verdict_on_sixty_drawn_scenes_is_right(drawn):
     assert report.to_json() == score(*drawn).to_json()
 
 
-def test_a_wrong_picture_says_what_is_wrong(drawn):
+def test_a_wrong_image_says_what_is_wrong(drawn):
     notes = [item["note"] for item in score(*drawn).items if item["score"] == 0]
     assert len(notes) == 30 and all(notes)
     assert any("wanted, 0 found" in note for note in notes)
@@ -107,14 +107,14 @@ def test_bad_input_is_told_in_one_sentence(drawn, tmp_path):
     folder, prompts, made = drawn
     with pytest.raises(UserError, match="prompts of nowhere|nowhere.*does not exist"):
         score(folder, tmp_path / "nowhere.jsonl", made)
-    with pytest.raises(UserError, match="folder of pictures .*absent does not exist"):
+    with pytest.raises(UserError, match="folder of images .*absent does not exist"):
         score(tmp_path / "absent", prompts, made)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="none of the 60 pictures"):
+    with pytest.raises(UserError, match="none of the 60 images"):
         score(tmp_path / "empty", prompts, made)
     others = tmp_path / "others.jsonl"
     others.write_text("".join(reversed(prompts.read_text().splitlines(keepends=True))))
-    with pytest.raises(UserError, match="give the prompt file that the pictures were made from"):
+    with pytest.raises(UserError, match="give the prompt file that the images were made from"):
         score(folder, others, made)
     others.write_text('{"tag": "colors"}\n')
     with pytest.raises(UserError, match="prompt 1 of .* has no include nor prompt"):
@@ -200,11 +200,11 @@ def test_only_the_most_confident_are_asked_for_their_colour():
 
 
 def test_a_crop_keeps_the_object_alone():
-    picture = Image.new("RGB", (20, 20), "red")
+    image = Image.new("RGB", (20, 20), "red")
     mask = numpy.zeros((20, 20), bool)
     mask[5:10, 5:15] = True
-    picture.paste("blue", (5, 5, 15, 10))
-    cut = crop(picture, Found("cat", 0.9, (0, 0, 20, 10), mask))
+    image.paste("blue", (5, 5, 15, 10))
+    cut = crop(image, Found("cat", 0.9, (0, 0, 20, 10), mask))
     assert cut.size == (20, 10)
     assert {rgb for _, rgb in cut.getcolors()} == {(0, 0, 255), (153, 153, 153)}
     assert box_of(mask) == (5, 5, 15, 10)

@@ -20,14 +20,14 @@ from triptych.data_modules.sources.tables import TextTable
 from triptych.data_modules.tools.inspect import examine
 from triptych.data_modules.tools.pack import pack
 from triptych.evaluation.expected_images import Sample, opened
-from triptych.evaluation.image_sources import read_pictures
+from triptych.evaluation.image_sources import read_images
 from triptych.inference.chat_messages import Message, read_messages
 from triptych.serving.asgi.api_errors import Problem
-from triptych.serving.images.image_input import read_picture, read_url
-from triptych.utils.errors import PictureError, UserError
+from triptych.serving.images.image_input import read_request_image, read_url
+from triptych.utils.errors import ImageError, UserError
 from triptych.utils.image_modes import to_8_bits
 from triptych.utils.image_reader import read_image
-from triptych.utils.images import open_picture
+from triptych.utils.images import open_image
 
 WIDTH, HEIGHT = 10, 6
 RAMP = np.linspace(0, 255, HEIGHT * WIDTH).round().reshape(HEIGHT, WIDTH).astype(np.uint8)
@@ -48,27 +48,27 @@ def in_messages(part, shape):
 
 
 def of_folder(path):
-    (entry,) = read_pictures(path.parent)
-    if entry.picture is None:
+    (entry,) = read_images(path.parent)
+    if entry.image is None:
         raise UserError(entry.note)
-    return entry.picture
+    return entry.image
 
 
 def of_shard(path):
     with tarfile.open(path.parent / "a.tar", "w") as tar:
         tar.add(path, f"a{path.suffix}")
     try:
-        (entry,) = read_pictures(path.parent / "a.tar")
+        (entry,) = read_images(path.parent / "a.tar")
     finally:
         (path.parent / "a.tar").unlink()
-    if entry.picture is None:
+    if entry.image is None:
         raise UserError(entry.note)
-    return entry.picture
+    return entry.image
 
 
 def of_table(path):
     (path.parent / "t.jsonl").write_text(json.dumps({"image": path.name, "caption": "c"}))
-    return TextTable(path.parent / "t.jsonl").open().picture(0)
+    return TextTable(path.parent / "t.jsonl").open().image(0)
 
 
 def of_loader(path):
@@ -103,17 +103,19 @@ FILE_DOORS = {
     "Pillow, loaded": lambda path: read_image(loaded(path)),
     "Pillow, copied": lambda path: read_image(lazily(path).copy()),
     "twice": lambda path: read_image(read_image(path)),
-    "command": open_picture,
+    "command": open_image,
     "message, path": lambda path: in_messages(path, "mapping"),
     "message, Pillow": lambda path: in_messages(lazily(path), "plain"),
     "message, Pillow in a mapping": lambda path: in_messages(lazily(path), "mapping"),
     "Message": lambda path: in_messages(lazily(path), "Message"),
     "message, data URL": lambda path: in_messages(url_of(path.read_bytes()), "mapping"),
-    "server": lambda path: read_picture(path.read_bytes(), None, "image"),
-    "server, URL": lambda path: read_picture(read_url(url_of(path.read_bytes()), "u"), None, "u"),
+    "server": lambda path: read_request_image(path.read_bytes(), None, "image"),
+    "server, URL": lambda path: read_request_image(
+        read_url(url_of(path.read_bytes()), "u"), None, "u"
+    ),
     "folder to score": of_folder,
     "shard to score": of_shard,
-    "images to score": lambda path: next(iter(read_pictures([lazily(path)]))).picture,
+    "images to score": lambda path: next(iter(read_images([lazily(path)]))).image,
     "benchmark": of_benchmark,
     "table": of_table,
 }
@@ -409,10 +411,10 @@ def test_16_bits_are_rounded():
 )
 def test_what_has_no_known_range_is_refused(values):
     with pytest.raises(UserError, match="unknown range .*convert it to 8 or 16 bits"):
-        open_picture(values)
+        open_image(values)
     if values.dtype.kind in "if" and abs(np.nan_to_num(values)).max() < 2**31:
         image = Image.fromarray(values.astype(np.int32 if values.dtype.kind == "i" else np.float32))
-        with pytest.raises(PictureError, match="unknown range"):
+        with pytest.raises(ImageError, match="unknown range"):
             read_image(image)
 
 
@@ -440,10 +442,10 @@ def test_arrays_and_tensors(kind, channels):
     tensor = torch.from_numpy(values)
     tensor = tensor.movedim(-1, 0) if channels else tensor
     for given in (values, tensor, tensor.clone()):
-        assert difference(pixels_of(open_picture(given)), expected) == 0
+        assert difference(pixels_of(open_image(given)), expected) == 0
         assert difference(pixels_of(in_messages(given, "mapping")), expected) == 0
-        (entry,) = read_pictures([given])
-        assert difference(pixels_of(entry.picture), expected) == 0
+        (entry,) = read_images([given])
+        assert difference(pixels_of(entry.image), expected) == 0
 
 
 def test_other_arrays():
@@ -454,12 +456,12 @@ def test_other_arrays():
     assert difference(pixels_of(read_image(graph)), RAMP) == 0
     for shape in [(3, 6, 10), (2, 6, 10, 3), (10,), (), (0, 5, 3), (4, 4, 5)]:
         with pytest.raises(UserError, match="not of the shape of an image"):
-            open_picture(np.zeros(shape, np.uint8))
+            open_image(np.zeros(shape, np.uint8))
     with pytest.raises(UserError, match="not of the shape of an image"):
-        open_picture(torch.zeros(6, 10, 3))
+        open_image(torch.zeros(6, 10, 3))
     for other in (None, 5, {}, object()):
         with pytest.raises(UserError, match="is not an image .*give a path"):
-            open_picture(other)
+            open_image(other)
 
 
 # --- data URLs ------------------------------------------------------------------------------------
@@ -487,8 +489,8 @@ BAD_URLS = {
     "not base64": ("data:image/png;base64,!!!!", "is not base64"),
     "a letter too many": ("data:image/png;base64,AAAAA", "is not base64"),
     "other letters": ("data:image/png;base64,é" + TEXT, "is not base64"),
-    "no image": ("data:image/png;base64,aGVsbG8=", "no picture that can be read"),
-    "nothing": ("data:image/png;base64,", "no picture that can be read"),
+    "no image": ("data:image/png;base64,aGVsbG8=", "no image that can be read"),
+    "nothing": ("data:image/png;base64,", "no image that can be read"),
     "drawing": ("data:image/svg+xml,<svg/>", "no ;base64 before its comma"),
 }
 LINKS = ["http://a.example/b.png", "https://a.example/?data:,", "HTTPS://A.EXAMPLE", "ftp://a/b"]
@@ -497,18 +499,18 @@ LINKS = ["http://a.example/b.png", "https://a.example/?data:,", "HTTPS://A.EXAMP
 def refused_by(door, url):
     if door == "server":
         with pytest.raises(Problem) as found:
-            read_picture(read_url(url, "url"), None, "url")
+            read_request_image(read_url(url, "url"), None, "url")
         return found.value.message
     with pytest.raises(UserError) as found:
-        open_picture(url) if door == "command" else in_messages(url, "mapping")
+        open_image(url) if door == "command" else in_messages(url, "mapping")
     return str(found.value)
 
 
 @pytest.mark.parametrize("name", GOOD_URLS)
 def test_data_urls_are_read_by_their_content(name):
     url = GOOD_URLS[name]
-    assert np.array_equal(open_picture(url), COLOURS)
-    assert np.array_equal(read_picture(read_url(url, "url"), None, "url"), COLOURS)
+    assert np.array_equal(open_image(url), COLOURS)
+    assert np.array_equal(read_request_image(read_url(url, "url"), None, "url"), COLOURS)
     assert np.array_equal(in_messages(url, "mapping"), COLOURS)
 
 
@@ -538,10 +540,10 @@ def test_every_door_refuses_a_line(shape, door, tmp_path):
     path = tmp_path / "line.png"
     path.write_bytes(black_png(*shape))
     if door == "images to score":
-        (entry,) = read_pictures([lazily(path)])
+        (entry,) = read_images([lazily(path)])
         assert entry.state == "unreadable" and "too long for its width" in entry.note
         return
-    with pytest.raises((PictureError, UserError, BadSample, Problem)) as found:
+    with pytest.raises((ImageError, UserError, BadSample, Problem)) as found:
         (FILE_DOORS | {"loader": of_loader})[door](path)
     said = getattr(found.value, "message", None) or str(found.value)
     assert "too long for its width" in said or door in ("benchmark", "shard to score")
@@ -553,7 +555,7 @@ def test_lines_are_counted_by_a_name_of_their_own(tmp_path):
     rows = [json.dumps({"image": f"{n}.png", "caption": "c"}) for n in range(3)]
     (tmp_path / "t.jsonl").write_text("\n".join(rows))
     source = TextTable(tmp_path / "t.jsonl").open()
-    named = {"picture is too long for its width": 2}
+    named = {"image is too long for its width": 2}
     assert examine(source, workers=1).problems == named
     (packed,) = pack(source, tmp_path / "shards", {}, workers=1)
     assert packed.samples == 1 and packed.skipped == named
@@ -561,4 +563,4 @@ def test_lines_are_counted_by_a_name_of_their_own(tmp_path):
 
 def test_images_without_pixels_are_refused():
     with pytest.raises(UserError, match="has no pixels"):
-        open_picture(Image.new("RGB", (0, 5)))
+        open_image(Image.new("RGB", (0, 5)))

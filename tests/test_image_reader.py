@@ -17,19 +17,19 @@ from triptych.data_modules.sources.base import BadSample
 from triptych.data_modules.sources.tables import TextTable
 from triptych.evaluation.dpg.layout import tile_size
 from triptych.evaluation.expected_images import Sample, opened
-from triptych.evaluation.image_sources import read_pictures
+from triptych.evaluation.image_sources import read_images
 from triptych.inference.chat_messages import read_messages
 from triptych.serving.asgi.api_errors import Problem
-from triptych.serving.images.image_input import read_picture
-from triptych.utils.errors import PictureError, UserError
+from triptych.serving.images.image_input import read_request_image
+from triptych.utils.errors import ImageError, UserError
 from triptych.utils.image_reader import ImageLimits, read_header, read_image
-from triptych.utils.images import open_picture
+from triptych.utils.images import open_image
 from triptych.utils.png_metadata import read_metadata
 
 
-def table_picture(path):
+def table_image(path):
     (path.parent / "t.jsonl").write_text(json.dumps({"image": path.name, "caption": "c"}))
-    return TextTable(path.parent / "t.jsonl").open().picture(0)
+    return TextTable(path.parent / "t.jsonl").open().image(0)
 
 
 def message(path):
@@ -44,25 +44,25 @@ def benchmark(path):
 
 
 def scored(path):
-    (entry,) = read_pictures(path.parent)
-    if entry.picture is None:
+    (entry,) = read_images(path.parent)
+    if entry.image is None:
         raise UserError(entry.note)
 
 
 DOORS = {
     "reader, path": read_image,
     "reader, bytes": lambda path: read_image(path.read_bytes()),
-    "command": open_picture,
+    "command": open_image,
     "terminal": readable,
     "conversation": message,
     "loader": lambda path: Decoder()(path.read_bytes(), 48),
     "loader, pillow": lambda path: Decoder("pillow")(path.read_bytes(), 48),
-    "table": table_picture,
-    "server": lambda path: read_picture(path.read_bytes(), 48, "image"),
+    "table": table_image,
+    "server": lambda path: read_request_image(path.read_bytes(), 48, "image"),
     "benchmark": benchmark,
     "metric": scored,
 }
-REFUSALS = (PictureError, UserError, BadSample, Problem)
+REFUSALS = (ImageError, UserError, BadSample, Problem)
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +87,7 @@ def test_every_door_refuses_it_at_once(name, door, bad_files):
 
 @pytest.mark.parametrize("name", BAD)
 def test_the_reader_says_what_is_wrong(name):
-    with pytest.raises(PictureError, match=BAD[name][1]):
+    with pytest.raises(ImageError, match=BAD[name][1]):
         read_image(BAD[name][0])
 
 
@@ -106,7 +106,7 @@ def test_what_is_no_regular_file_is_refused_at_once(kind, door, tmp_path):
     else:
         path = "a\0.png"
     before = time.monotonic()
-    with pytest.raises((PictureError, UserError)):
+    with pytest.raises((ImageError, UserError)):
         DOORS[door](path)
     assert time.monotonic() - before < 1
 
@@ -128,7 +128,7 @@ def test_usual_progressive_files_are_read(scans):
 def test_scans_are_judged_by_size():
     data = many_scans(60)
     assert read_header(data, ImageLimits(max_pixels=3_000_000))
-    with pytest.raises(PictureError, match="has too many scans .60 of 1000x1000, at most 40"):
+    with pytest.raises(ImageError, match="has too many scans .60 of 1000x1000, at most 40"):
         read_header(data, ImageLimits(max_pixels=2_000_000))
 
 
@@ -151,7 +151,7 @@ def test_orientation_in_xmp():
 @pytest.mark.parametrize("kind", ["GIF", "BMP", "PNG", "WEBP", "JPEG"])
 def test_formats_of_commands_and_data_sets(kind, tmp_path):
     Image.new("RGB", (64, 48), "red").save(tmp_path / f"a.{kind.lower()}")
-    assert open_picture(tmp_path / f"a.{kind.lower()}").size == (64, 48)
+    assert open_image(tmp_path / f"a.{kind.lower()}").size == (64, 48)
     (pixels,) = Decoder()((tmp_path / f"a.{kind.lower()}").read_bytes(), 48)  # of data sets
     assert pixels.shape == (3, 48, 48) and pixels[0].min() > 250 and pixels[1:].max() < 5
 
@@ -167,7 +167,7 @@ def test_animated_images_are_for_whom_they_suit():
         ),
     ):
         assert read_image(data).size == (64, 48)
-        with pytest.raises(PictureError, match="is animated"):
+        with pytest.raises(ImageError, match="is animated"):
             read_image(data, ImageLimits(animated=False))
     assert read_image(gif(), ImageLimits(animated=False)).size == (64, 48)
 
@@ -175,16 +175,16 @@ def test_animated_images_are_for_whom_they_suit():
 def test_images_in_memory_have_the_same_limits(tmp_path):
     (tmp_path / "large.png").write_bytes(BAD["160 megapixels"][0])
     (tmp_path / "torn.png").write_bytes(encoded(Image.new("RGB", (640, 480)), "PNG")[:-40])
-    for name, words in {"large.png": "too many pixels", "torn.png": "no picture"}.items():
+    for name, words in {"large.png": "too many pixels", "torn.png": "no image"}.items():
         with Image.open(tmp_path / name) as lazy, pytest.raises(UserError, match=words):
-            open_picture(lazy)
-    assert open_picture(Image.new("L", (64, 48))).mode == "RGB"
+            open_image(lazy)
+    assert open_image(Image.new("L", (64, 48))).mode == "RGB"
 
 
 def test_size_of_tiles_and_settings_come_from_headers_alone(bad_files):
     folder = bad_files["160 megapixels"].parent
     assert tile_size(folder, [Sample("k", "p", "image.png")]) == 0
-    with pytest.raises(UserError, match="is no picture that can be read"):
+    with pytest.raises(UserError, match="is no image that can be read"):
         read_metadata(folder / "image.png")
 
 
@@ -210,7 +210,7 @@ def test_settings_of_another_shape_are_refused(tmp_path):
 )
 def test_codes_of_the_server(name, code):
     with pytest.raises(Problem) as found:
-        read_picture({**BAD, "thin": (png(10_100, 100), "")}[name][0], 48, "image")
+        read_request_image({**BAD, "thin": (png(10_100, 100), "")}[name][0], 48, "image")
     assert found.value.code == code and found.value.status == 400
 
 

@@ -58,21 +58,21 @@ def test_members_are_where_tarfile_finds_them(form, key, tmp_path):
     members = [member for n in range(5) for member in sample(n, key.format(n), repeat=1 + 50 * n)]
     index = build_index(write(tmp_path / "a.tar", members, format=form))
     assert index.keys() == [key.format(n) for n in range(5)] and index.problems == []
-    roles = {"jpg": "picture", "json": "json", "txt": "txt"}
+    roles = {"jpg": "image", "json": "json", "txt": "txt"}
     with tarfile.open(tmp_path / "a.tar") as archive:
         for n, member in enumerate(archive):
             role = roles[member.name.rpartition(".")[2]]
             assert index.member(n // 3, role) == (member.offset_data, member.size)
 
 
-def test_roles_of_pictures(tmp_path):
+def test_roles_of_images(tmp_path):
     names = ["a.source.PNG", "a.target.jpg", "a.txt", "b.png", "b.jpg", "b.json", "b.npy", "b.pkl"]
     index = build_index(write(tmp_path / "a.tar", [(name, name.encode()) for name in names]))
     folder = ShardFolder(tmp_path).open()
-    assert [folder.image(n) for n in (0, 1)] == [b"a.target.jpg", b"b.jpg"]  # jpg before png
-    assert folder.image(0, "source") == b"a.source.PNG"
+    assert [folder.image_bytes(n) for n in (0, 1)] == [b"a.target.jpg", b"b.jpg"]  # jpg before png
+    assert folder.image_bytes(0, "source") == b"a.source.PNG"
     with pytest.raises(BadSample, match="sample b: no source"):
-        folder.image(1, "source")
+        folder.image_bytes(1, "source")
     assert index.keys() == ["a", "b"]
 
 
@@ -89,7 +89,7 @@ def test_what_is_left_out_is_counted_by_reason_with_the_first_names(tmp_path):
     index = build_index(write(tmp_path / "a.tar", members))
     assert index.keys() == ["00000001", "00000002"]
     assert problems(index) == {
-        "no picture": (1, ["blind"]),
+        "no image": (1, ["blind"]),
         "no caption": (7, ["l0", "l1", "l2", "l3", "l4"]),
         "two members of one kind": (1, ["twice"]),
         "duplicate key": (1, ["00000001"]),
@@ -252,13 +252,13 @@ def test_members_above_the_limits_are_not_read(tmp_path, memory):
             ("b.json", b"[" * MB),
         ],
     )
-    folder = ShardFolder(path, max_picture_bytes=MB).open()
+    folder = ShardFolder(path, max_image_bytes=MB).open()
     tracemalloc.reset_peak()
     before = tracemalloc.get_traced_memory()[0]
     with pytest.raises(BadSample, match=r"a: txt is too large \(10,485,760 bytes of 1,048,576\)"):
         folder.caption(0)
-    with pytest.raises(BadSample, match="b: picture is too large"):
-        folder.image(1)
+    with pytest.raises(BadSample, match="b: image is too large"):
+        folder.image_bytes(1)
     assert tracemalloc.get_traced_memory()[1] - before < MB
     with pytest.raises(BadSample, match="b: its .json is no JSON"):  # nested a million deep
         folder.facts(1)
@@ -559,10 +559,10 @@ def test_open_files_are_few(tmp_path, monkeypatch):
     folder = ShardFolder(tmp_path).open()
     before = len(os.listdir("/proc/self/fd"))
     for n in [*range(18), 0, 17, 5]:
-        assert folder.key(n) == number_of(folder.image(n)) == f"{n:08d}"
+        assert folder.key(n) == number_of(folder.image_bytes(n)) == f"{n:08d}"
     assert len(os.listdir("/proc/self/fd")) <= before + 2 * 3
     again = pickle.loads(pickle.dumps(folder))
-    assert again.key(17) == number_of(again.image(17)) == "00000017"
+    assert again.key(17) == number_of(again.image_bytes(17)) == "00000017"
 
 
 def test_a_shard_that_shrinks_or_goes_away_makes_bad_samples(tmp_path):
@@ -571,9 +571,9 @@ def test_a_shard_that_shrinks_or_goes_away_makes_bad_samples(tmp_path):
     os.truncate(one, 600)
     two.unlink()
     with pytest.raises(BadSample, match="00000001: shard became shorter"):
-        folder.image(1)
+        folder.image_bytes(1)
     with pytest.raises(BadSample, match="00000002: shard cannot be read"):
-        folder.image(2)
+        folder.image_bytes(2)
 
 
 @pytest.mark.linux
@@ -597,7 +597,7 @@ def test_thirty_million_samples_fit_in_little_memory(tmp_path):
     folder = ShardFolder(tmp_path).open()
     assert len(folder) == 30_000_000 and len(folder.shard_sizes) == number
     for n in np.random.default_rng(0).integers(0, len(folder), 200).tolist():
-        assert folder.key(n) == f"{n % samples:08d}" and folder.image(n) == bytes(512)
+        assert folder.key(n) == f"{n % samples:08d}" and folder.image_bytes(n) == bytes(512)
         assert folder.caption_sizes(np.array([n])).tolist() == [n % samples % 300]
     assert memory_peak() - before < 200 * MB
 

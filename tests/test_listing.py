@@ -14,18 +14,18 @@ from tars import write
 
 from triptych.cli.input_files import images_at
 from triptych.cli.main import main
-from triptych.data_modules import BadSample, PictureFolder, ShardFolder
+from triptych.data_modules import BadSample, ImageFolder, ShardFolder
 from triptych.data_modules.decode import Decoder
 from triptych.data_modules.shards.build_index import build_index
 from triptych.data_modules.sources.detect import source_at
 from triptych.data_modules.streaming.tar_stream import Caps, read_samples
 from triptych.data_modules.tools.pack import pack, safe_key
 from triptych.evaluation.expected_images import images_by_stem
-from triptych.evaluation.image_sources import read_pictures
+from triptych.evaluation.image_sources import read_images
 from triptych.utils.errors import UserError
 from triptych.utils.image_reader import FORMATS
 from triptych.utils.image_squares import square_image
-from triptych.utils.images import open_picture
+from triptych.utils.images import open_image
 from triptych.utils.listing import names, tar
 from triptych.utils.listing.folders import list_images, walk
 from triptych.utils.listing.shards import find_shards
@@ -106,40 +106,40 @@ def folder(request, tmp_path):
 def test_every_door_finds_the_same_files_of_a_folder(folder, tmp_path):
     path, images, keys = folder
     assert list(list_images(path)) == images
-    assert [entry.key for entry in read_pictures(path)] == images
-    assert all(entry.picture is not None for entry in read_pictures(path))
+    assert [entry.key for entry in read_images(path)] == images
+    assert all(entry.image is not None for entry in read_images(path))
     assert [each.relative_to(path).as_posix() for each in images_at(str(path))] == images
     flat = [name for name in images if "/" not in name]
     first, others = images_by_stem(path)
     assert sorted([*first.values(), *others]) == flat
     source = source_at(path).open()
-    assert isinstance(source, PictureFolder)
+    assert isinstance(source, ImageFolder)
     assert [source.key(n) for n in range(len(source))] == keys
     captions = [caption.lower() for _, caption in samples_of(source)]
     assert captions == [f"{key.rpartition('/')[2]}.txt".lower() for key in keys]
     pack(source, tmp_path / "out", {}, workers=1)
     packed = ShardFolder(tmp_path / "out").open()
     assert [packed.key(n) for n in range(len(packed))] == [safe_key(key) for key in keys]
-    assert [packed.image(n) for n in range(len(packed))] == [
-        source.image(n) for n in range(len(source))
+    assert [packed.image_bytes(n) for n in range(len(packed))] == [
+        source.image_bytes(n) for n in range(len(source))
     ]
 
 
 def test_captions_of_a_folder_are_those_of_the_loader(folder):
     path, _, _ = folder
-    scored = {entry.caption for entry in read_pictures(path)} - {None}
+    scored = {entry.caption for entry in read_images(path)} - {None}
     assert scored == {caption for _, caption in samples_of(source_at(path).open())}
 
 
 def test_what_a_folder_leaves_out_is_counted_by_reason(tmp_path, caplog):
     put(tmp_path, "a.jpg", "a.png", "a.txt", "b.jpg", "c.txt", "d.jpg", "d.txt", "d.TXT")
     with caplog.at_level(logging.WARNING):
-        assert samples_of(PictureFolder(tmp_path).open()) == [("a", "a.txt")]
+        assert samples_of(ImageFolder(tmp_path).open()) == [("a", "a.txt")]
     for reason in (
-        "1 second picture of one caption",
-        "1 picture without a caption",
-        "1 caption without a picture",
-        "1 picture with two captions that differ in case",
+        "1 second image of one caption",
+        "1 image without a caption",
+        "1 caption without an image",
+        "1 image with two captions that differ in case",
     ):
         assert reason in caplog.text
 
@@ -149,21 +149,21 @@ def test_json_beside_an_image_is_that_of_a_shard(tmp_path):
     (tmp_path / "a.JSON").write_text('{"caption": "of JSON", "more": 1}')
     (tmp_path / "b.json").write_text('{"caption": "not this"}')
     (tmp_path / "c.json").write_text("{}")
-    source = PictureFolder(tmp_path).open()
+    source = ImageFolder(tmp_path).open()
     assert [source.caption(n) for n in (0, 1)] == ["of JSON", "b.txt"]
     assert source.facts(0)["more"] == 1
     with pytest.raises(BadSample, match="c: no caption"):
         source.caption(2)
-    assert [entry.caption for entry in read_pictures(tmp_path)] == ["of JSON", "b.txt", None]
+    assert [entry.caption for entry in read_images(tmp_path)] == ["of JSON", "b.txt", None]
 
 
 def test_an_edit_in_a_folder_has_its_source(tmp_path):
     put(tmp_path, "e.txt")
     (tmp_path / "e.source.png").write_bytes(image(1))
     (tmp_path / "e.target.PNG").write_bytes(image(2))
-    source = PictureFolder(tmp_path).open()
+    source = ImageFolder(tmp_path).open()
     assert source.has(0, "source")
-    assert (source.image(0, "source"), source.image(0)) == (image(1), image(2))
+    assert (source.image_bytes(0, "source"), source.image_bytes(0)) == (image(1), image(2))
 
 
 def test_links_are_followed_and_circles_end(tmp_path):
@@ -174,7 +174,7 @@ def test_links_are_followed_and_circles_end(tmp_path):
     (folder / "b.jpg").symlink_to(folder / "a.jpg")
     (folder / "gone.jpg").symlink_to(tmp_path / "nothing")
     assert list(list_images(folder)) == ["a.jpg", "b.jpg", "gone.jpg", "linked/x.jpg"]
-    states = {entry.key: entry.state for entry in read_pictures(folder)}
+    states = {entry.key: entry.state for entry in read_images(folder)}
     assert states.pop("gone.jpg") == "unreadable" and set(states.values()) == {""}
 
 
@@ -185,7 +185,7 @@ def test_links_that_lead_to_themselves_end_nothing(tmp_path, capsys):
     assert list(list_images(folder)) == ["a.jpg", "b.jpg", "c.jpg"]
     (folder / "d.tar").unlink()
     main(["data", "pack", str(folder), "--out", str(tmp_path / "out"), "--workers", "1"])
-    assert "1 picture is no file that can be read" in capsys.readouterr().out
+    assert "1 image is no file that can be read" in capsys.readouterr().out
     assert len(ShardFolder(tmp_path / "out").open()) == 2
 
 
@@ -195,15 +195,15 @@ def test_images_of_other_formats_are_named_by_every_door(tmp_path, caplog):
     for suffix in names.OTHER_SUFFIXES:
         (folder / f"b{suffix.upper()}").write_bytes(b"x")
     said = [f"1 {suffix}, a format that is not read" for suffix in names.OTHER_SUFFIXES]
-    for door in (list_images, lambda path: PictureFolder(path).open()):
+    for door in (list_images, lambda path: ImageFolder(path).open()):
         caplog.clear()
         with caplog.at_level(logging.WARNING):
             door(folder)
         (record,) = caplog.records
         assert all(each in record.getMessage() for each in said)
     (folder / "a.jpg").unlink()
-    with pytest.raises(UserError, match=r"holds no picture .*1 \.tif, a format that is not read"):
-        PictureFolder(folder).open()
+    with pytest.raises(UserError, match=r"holds no image .*1 \.tif, a format that is not read"):
+        ImageFolder(folder).open()
 
 
 @pytest.mark.parametrize("kind", [*FORMATS])
@@ -214,9 +214,9 @@ def test_data_sets_take_every_format_that_other_doors_take(kind, tmp_path):
     (folder / "a.txt").write_text("a caption")
     pack(source_at(folder).open(), tmp_path / "out", {}, workers=1)
     source = ShardFolder(tmp_path / "out").open()
-    (pixels,) = Decoder("pillow")(source.image(0), 8)
-    assert source.image(0) == image(3, kind)
-    expected = square_image(open_picture(folder / f"a.{suffix}"), 8)
+    (pixels,) = Decoder("pillow")(source.image_bytes(0), 8)
+    assert source.image_bytes(0) == image(3, kind)
+    expected = square_image(open_image(folder / f"a.{suffix}"), 8)
     assert np.array_equal(pixels.permute(1, 2, 0), expected)
     with tarfile.open(tmp_path / "out" / "shard-00000.tar") as packed:
         assert f"a.{suffix}" in packed.getnames()
@@ -228,13 +228,13 @@ def test_a_table_is_found_whatever_the_case_of_its_name(name, tmp_path):
     text = '{"file_name": "a.jpg", "text": "one"}\n'
     text = "file_name,text\r\na.jpg,one\r\n" if name.endswith("CSV") else text
     (tmp_path / name).write_text("\ufeff" + text, newline="")
-    assert samples_of(PictureFolder(tmp_path).open()) == [("a", "one")]
+    assert samples_of(ImageFolder(tmp_path).open()) == [("a", "one")]
 
 
 def test_two_tables_of_one_folder_are_refused(tmp_path):
     put(tmp_path, "a.jpg", "metadata.csv", "METADATA.jsonl")
     with pytest.raises(UserError, match="several tables, METADATA.jsonl and metadata.csv; keep"):
-        PictureFolder(tmp_path).open()
+        ImageFolder(tmp_path).open()
 
 
 def test_a_folder_of_images_in_place_of_shards_says_what_makes_shards(tmp_path):
@@ -252,9 +252,9 @@ def test_the_order_is_that_of_the_paths_not_of_the_disk(tmp_path):
 def test_names_that_are_no_utf8_are_read(tmp_path):
     for name in (b"caf\xe9.jpg", b"caf\xe9.txt"):
         Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name)).write_bytes(image())
-    source = PictureFolder(tmp_path).open()
-    assert len(source) == 1 and source.image(0) == image()
-    assert len(list(read_pictures(tmp_path))) == 1
+    source = ImageFolder(tmp_path).open()
+    assert len(source) == 1 and source.image_bytes(0) == image()
+    assert len(list(read_images(tmp_path))) == 1
 
 
 def test_a_folder_that_cannot_be_listed_is_named(tmp_path):
@@ -273,7 +273,7 @@ def test_keys_of_dotted_names_are_packed_apart(tmp_path):
 def test_two_rows_of_one_stem_stay_two_samples(tmp_path):
     put(tmp_path, "a.jpg", "a.png")
     (tmp_path / "metadata.csv").write_text("file_name,text\na.jpg,one\na.png,two\n")
-    source = PictureFolder(tmp_path).open()
+    source = ImageFolder(tmp_path).open()
     assert samples_of(source) == [("a.jpg", "one"), ("a.png", "two")]
 
 
@@ -306,7 +306,7 @@ def test_every_door_finds_the_same_shards(place, tmp_path):
     source = source_at(folder).open()
     assert isinstance(source, ShardFolder) and source.paths == found
     expected = [f"{name}/k{n}" for n, name in enumerate(PLACES[place])]
-    assert [entry.key for entry in read_pictures(folder)] == expected
+    assert [entry.key for entry in read_images(folder)] == expected
     main(["data", "index", str(folder)])
     main(["data", "inspect", str(folder), "--workers", "1"])
     main(["data", "pack", str(folder), "--out", str(tmp_path / "out"), "--workers", "1"])
@@ -373,13 +373,13 @@ def test_a_folder_of_both_says_what_is_not_read(files, kind, says, tmp_path, cap
     put(tmp_path, *files)
     if kind == "shards":
         shard(tmp_path / "0.tar")
-    for door in (source_at, lambda path: list(read_pictures(path))):
+    for door in (source_at, lambda path: list(read_images(path))):
         caplog.clear()
         with caplog.at_level(logging.WARNING):
             found = door(tmp_path)
         assert says in caplog.text
     assert len(found) == 1
-    assert isinstance(source_at(tmp_path), {"shards": ShardFolder, "images": PictureFolder}[kind])
+    assert isinstance(source_at(tmp_path), {"shards": ShardFolder, "images": ImageFolder}[kind])
 
 
 def test_validation_shards_below_those_of_training_are_refused(tmp_path):
@@ -430,11 +430,13 @@ def test_the_order_of_members_decides_nothing(seed, tmp_path):
     random.Random(seed).shuffle(members)
     path = write(tmp_path / "0.tar", members)
     source = ShardFolder(path).open()
-    assert source.image(0) == image(2, "JPEG") and source.image(0, "source") == image(1, "JPEG")
+    assert source.image_bytes(0) == image(2, "JPEG") and source.image_bytes(0, "source") == image(
+        1, "JPEG"
+    )
     assert source.caption(0) == "make it blue"
-    (entry,) = read_pictures(path)
+    (entry,) = read_images(path)
     assert entry.caption == "make it blue"
-    assert np.array(entry.picture)[0, 0, 0] == np.array(Image.open(io.BytesIO(EDIT[1][1])))[0, 0, 0]
+    assert np.array(entry.image)[0, 0, 0] == np.array(Image.open(io.BytesIO(EDIT[1][1])))[0, 0, 0]
     (streamed,) = stream(path)
     assert streamed.members["target.jpg"] == image(2, "JPEG")
 
@@ -462,7 +464,7 @@ def test_tars_of_the_oldest_format_are_read(door, signed, tmp_path):
     keys = {
         "index": lambda: build_index(path).keys(),
         "stream": lambda: [one.key for one in stream(path)],
-        "eval": lambda: [entry.key.removeprefix("0.tar/") for entry in read_pictures(path)],
+        "eval": lambda: [entry.key.removeprefix("0.tar/") for entry in read_images(path)],
     }[door]()
     assert keys == ["größe"]
 
@@ -486,7 +488,7 @@ def test_names_of_every_format_are_keys_and_no_files(form, key, tmp_path):
     path = tmp_path / "in" / "0.tar"
     write(path, [(f"{key}.jpg", image(kind="JPEG")), (f"{key}.TXT", b"k")], format=form)
     assert build_index(path).keys() == [one.key for one in stream(path)] == [key]
-    assert [entry.key for entry in read_pictures(path)] == [f"0.tar/{key}"]
+    assert [entry.key for entry in read_images(path)] == [f"0.tar/{key}"]
     assert {each.name for each in tmp_path.rglob("*")} == {"in", "0.tar", "0.tar.idx"}
 
 
@@ -496,7 +498,7 @@ def test_hidden_members_of_a_shard_are_left_out(name, tmp_path):
     path = write(tmp_path / "0.tar", [(name, image()), (f"{stem}.txt", b"x"), *PAIR])
     assert build_index(path).keys() == [one.key for one in stream(path)] == ["k"]
     assert build_index(path).problems == []
-    assert [entry.key for entry in read_pictures(path)] == ["0.tar/k"]
+    assert [entry.key for entry in read_images(path)] == ["0.tar/k"]
 
 
 def odd_member(name, kind):
@@ -535,7 +537,7 @@ def test_members_that_are_no_plain_files_are_named(kind, reason, name, tmp_path)
     assert index.keys() == ["k"] and [tuple(p) for p in index.problems] == [(reason, 1, ["a"])]
     bad, good = stream(path)
     assert (bad.key, bad.reason, good.key) == ("a", reason, "k")
-    lost, kept = read_pictures(path)
+    lost, kept = read_images(path)
     assert lost.state == "unreadable" and reason in lost.note and kept.state == ""
 
 
@@ -585,7 +587,7 @@ def test_what_is_compressed_under_the_name_of_a_tar_is_called_so(what, tmp_path)
     path.write_bytes(compressors()[what](path.read_bytes()))
     with pytest.raises(UserError, match=f"0.tar is .*{what}.*unpack it"):
         build_index(path)
-    (entry,) = read_pictures(path)
+    (entry,) = read_images(path)
     assert what in entry.note
 
 
@@ -634,13 +636,11 @@ def test_dots_in_names_of_a_shard_are_taught_and_mended(dotted, tmp_path, capsys
     ]
     main(["data", "index", str(dotted)])
     assert "first dot" in capsys.readouterr().out
-    assert [entry.key for entry in read_pictures(dotted)] == [
-        f"0.tar/{key}" for key in [*first, "k"]
-    ]
+    assert [entry.key for entry in read_images(dotted)] == [f"0.tar/{key}" for key in [*first, "k"]]
     main(["data", "pack", str(dotted), "--out", str(tmp_path / "out"), "--workers", "2"])
     packed = ShardFolder(tmp_path / "out").open()
     assert [packed.caption(n) for n in range(5)] == ["0", "1", "2", "3", "k"]
-    assert [packed.image(n) for n in range(4)] == [image(n, "JPEG") for n in range(4)]
+    assert [packed.image_bytes(n) for n in range(4)] == [image(n, "JPEG") for n in range(4)]
 
 
 def test_a_shard_of_dotted_names_alone_is_refused_in_a_sentence_that_teaches(tmp_path, capsys):
@@ -676,9 +676,9 @@ def test_a_table_captions_the_images_of_an_evaluation_too(tmp_path):
         (tmp_path / f"{number}.png").write_bytes(image(number))
     (tmp_path / "2.txt").write_text("three")
     (tmp_path / "METADATA.csv").write_bytes(b"file_name,text\n0.png,zero\n1.png, two \n")
-    captions = {entry.key: entry.caption for entry in read_pictures(tmp_path)}
+    captions = {entry.key: entry.caption for entry in read_images(tmp_path)}
     assert captions == {"0.png": "zero", "1.png": "two", "2.png": "three"}
-    loaded = PictureFolder(tmp_path).open()
+    loaded = ImageFolder(tmp_path).open()
     assert [loaded.caption(n) for n in range(len(loaded))] == ["zero", "two"]
 
 
@@ -686,7 +686,7 @@ def test_a_table_captions_the_images_of_an_evaluation_too(tmp_path):
 def test_an_unusable_caption_is_that_of_no_reader(tmp_path, text):
     (tmp_path / "0.png").write_bytes(image())
     (tmp_path / "0.txt").write_bytes(text)
-    (entry,) = read_pictures(tmp_path)
+    (entry,) = read_images(tmp_path)
     assert entry.caption is None and "cannot be read" in entry.note
     with pytest.raises(BadSample, match="caption is"):
-        PictureFolder(tmp_path).open().caption(0)
+        ImageFolder(tmp_path).open().caption(0)

@@ -42,7 +42,7 @@ class Lmms:
 
 
 class Pipeline:
-    """Answers with the last text, and the number of pictures; remembers what it was asked."""
+    """Answers with the last text, and the number of images; remembers what it was asked."""
 
     device = "cpu"
 
@@ -87,8 +87,8 @@ def adapter(monkeypatch):
     sys.modules.pop("triptych.evaluation.lmms_eval.model", None)
 
 
-def user_turn(*texts, pictures=0, kind="image"):
-    shown = [{"type": kind, "url": Image.new("RGB", (4, 4))} for _ in range(pictures)]
+def user_turn(*texts, images=0, kind="image"):
+    shown = [{"type": kind, "url": Image.new("RGB", (4, 4))} for _ in range(images)]
     return [{"role": "user", "content": [*shown, *({"type": "text", "text": t} for t in texts)]}]
 
 
@@ -104,7 +104,7 @@ def model_of(adapter, documents, **options):
 
 
 def plain(document, **_):
-    return user_turn(document, pictures=1)
+    return user_turn(document, images=1)
 
 
 def test_answers_come_in_the_order_of_the_requests(adapter):
@@ -157,7 +157,7 @@ def test_rounds_see_what_was_said(adapter):
     def make(document, round_idx=None, previous_output=None, previous_round_info=None):
         seen.append((round_idx, previous_output, previous_round_info))
         if round_idx is None:
-            return user_turn(document, pictures=1)
+            return user_turn(document, images=1)
         return user_turn(f"round {round_idx}"), round_idx == 2, previous_output, {"at": round_idx}
 
     model = model_of(adapter, ["start"])
@@ -171,7 +171,7 @@ def test_what_cannot_be_answered_is_named(adapter):
     with pytest.raises(UserError, match="task task, test document 1: the conversation is too long"):
         model.generate_until([request(n, plain) for n in range(2)])
     with pytest.raises(UserError, match="document 0: it shows a video"):
-        model.generate_until([request(0, lambda d: user_turn(d, pictures=1, kind="video"))])
+        model.generate_until([request(0, lambda d: user_turn(d, images=1, kind="video"))])
     with pytest.raises(UserError, match="the task wants 5 beams"):
         model.generate_until([request(0, plain, num_beams=5)])
     with pytest.raises(UserError, match="the task task compares likelihoods"):
@@ -209,4 +209,4 @@ def test_lmms_eval_itself_runs_our_task(tmp_path):
     subprocess.run(command, **options)
     (report,) = (tmp_path / "results").rglob("*results.json")
     scores = json.loads(report.read_text())["results"]["shapes_questions"]
-    assert scores["right,none"] > 0.7  # 0.925 over 60 pictures
+    assert scores["right,none"] > 0.7  # 0.925 over 60 images

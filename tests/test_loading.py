@@ -98,11 +98,11 @@ def test_the_average_is_another_model(runs):
 def test_a_trained_model_keeps_its_other_panels_and_draws(runs):
     pipe = UnifiedPipeline.from_pretrained(runs / "version_1", device="cpu")
     assert torch.equal(pipe.model.generation.queries, trained(runs / "version_1"))
-    (picture,) = pipe(
+    (image,) = pipe(
         "a red circle", seed=1, num_inference_steps=1, decoder_num_inference_steps=1
     ).images
-    assert metadata_of(picture)["model"] == "version_1"
-    assert pipe.chat([{"role": "user", "content": [picture, "how many?"]}])
+    assert metadata_of(image)["model"] == "version_1"
+    assert pipe.chat([{"role": "user", "content": [image, "how many?"]}])
 
 
 def test_what_is_no_model_is_one_sentence(tmp_path):

@@ -17,7 +17,7 @@ def test_path_goes_from_data_to_noise():
     assert torch.equal(target, noise - data)
 
 
-def test_path_moves_with_its_velocity_and_each_picture_has_its_time():
+def test_path_moves_with_its_velocity_and_each_image_has_its_time():
     data, noise = torch.randn(2, 3, 4, 4).double(), torch.randn(2, 3, 4, 4).double()
     t = torch.tensor([0.25, 0.5], dtype=torch.float64)
     here, velocity = path(data, noise, t)

@@ -22,7 +22,7 @@ from closeness import assert_same_images
 from lightning import Trainer
 from PIL import Image
 
-from triptych.callbacks import WritePictures
+from triptych.callbacks import WriteImages
 from triptych.checkpoints import WeightFiles
 from triptych.inference import image_generation
 from triptych.inference.model_inference import inference_of
@@ -62,13 +62,13 @@ def snapshot(model, names=None):
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
-def test_each_objective_learns_and_makes_pictures(objective, weights, samples):
+def test_each_objective_learns_and_makes_images(objective, weights, samples):
     model = configured("stage2", weights, objective=objective)
     losses = steps(model, batches(model, samples, TEXT_TO_IMAGE), 8)
     assert losses[-1] < 0.8 * losses[0]
     model.eval()
-    pictures = inference_of(model).generate(CAPTIONS, seeds=[0, 1, 2])
-    assert pictures.shape == (3, 3, SIDE, SIDE) and pictures.dtype == torch.uint8
+    images = inference_of(model).generate(CAPTIONS, seeds=[0, 1, 2])
+    assert images.shape == (3, 3, SIDE, SIDE) and images.dtype == torch.uint8
     features = model.generation.sample(image_generation.condition(model, CAPTIONS), [0, 1, 2])
     assert features.shape == (3, *model.target_encoder.feature_shape)
     assert model.target_encoder.feature_shape == ((8, 6, 6) if "vae" in objective else (32, 3, 3))
@@ -126,7 +126,7 @@ def test_drop_is_the_null_condition(weights, samples):
         assert not torch.equal(model.step(batch)[0], before)
 
 
-def test_a_prompt_may_show_pictures(weights, samples):
+def test_a_prompt_may_show_images(weights, samples):
     """Image to image: the batch brings patches, and the queries' outputs depend on them."""
     model = configured("stage2", weights)
     known = model.preprocessing()
@@ -141,7 +141,7 @@ def test_a_prompt_may_show_pictures(weights, samples):
         first = model.step(batch)[0]
         batch.understanding_pixels = batch.understanding_pixels.flip(0)
         assert not torch.equal(model.step(batch)[0], first)
-    assert model.predict_step(batch, 0)["pictures"].shape == (4, 3, SIDE, SIDE)
+    assert model.predict_step(batch, 0)["images"].shape == (4, 3, SIDE, SIDE)
 
 
 # --- the negative of the decoder ------------------------------------------------------------------
@@ -155,16 +155,16 @@ def guided(weights, negative, **settings):
 
 
 def test_negatives_are_of_three_kinds(weights):
-    pictures = {}
+    images = {}
     for kind in ("zeros", "space_prompt", "black_image"):
         model = guided(weights, kind)
         null = model.negative_features(kind)
         assert (null is None) == (kind == "zeros")
         assert null is None or null.shape == (1, 32, 3, 3)
-        pictures[kind] = inference_of(model).generate(CAPTIONS, seeds=[0, 1, 2])
-    assert not torch.equal(pictures["zeros"], pictures["space_prompt"])
-    assert not torch.equal(pictures["zeros"], pictures["black_image"])
-    assert not torch.equal(pictures["space_prompt"], pictures["black_image"])
+        images[kind] = inference_of(model).generate(CAPTIONS, seeds=[0, 1, 2])
+    assert not torch.equal(images["zeros"], images["space_prompt"])
+    assert not torch.equal(images["zeros"], images["black_image"])
+    assert not torch.equal(images["space_prompt"], images["black_image"])
 
 
 def test_the_negative_prompt_is_a_run_of_its_own_seed(weights):
@@ -183,7 +183,7 @@ def test_the_negative_prompt_is_a_run_of_its_own_seed(weights):
     assert not torch.equal(other, expected)
 
 
-def test_pictures_are_asked_for_by_the_template_of_inference(weights):
+def test_images_are_asked_for_by_the_template_of_inference(weights):
     model = configured("stage2", weights).eval()
     caption = " a red circle\n"
     stripped = image_generation.condition(model, [caption]).states
@@ -204,21 +204,21 @@ def test_the_negative_is_made_once_and_anew_after_training(weights, samples):
     assert not torch.equal(model.negative_features("space_prompt"), first)
 
 
-def test_a_reconstruction_is_led_away_from_the_blank_picture(weights):
-    pictures = torch.randint(0, 256, (2, 3, SIDE, SIDE), dtype=torch.uint8)
+def test_a_reconstruction_is_led_away_from_the_blank_image(weights):
+    images = torch.randint(0, 256, (2, 3, SIDE, SIDE), dtype=torch.uint8)
     shown = {
-        k: inference_of(guided(weights, k)).reconstruct(pictures, seeds=[0, 1])
+        k: inference_of(guided(weights, k)).reconstruct(images, seeds=[0, 1])
         for k in ("space_prompt", "black_image")
     }
     assert torch.equal(shown["space_prompt"], shown["black_image"])
     assert not torch.equal(
         shown["black_image"],
-        inference_of(guided(weights, "zeros")).reconstruct(pictures, seeds=[0, 1]),
+        inference_of(guided(weights, "zeros")).reconstruct(images, seeds=[0, 1]),
     )
 
 
-def test_a_picture_is_the_same_whatever_was_asked_before_or_beside(weights):
-    """Neither the first picture nor its neighbours change another: each has its seed."""
+def test_an_image_is_the_same_whatever_was_asked_before_or_beside(weights):
+    """Neither the first image nor its neighbours change another: each has its seed."""
     model = guided(weights, "space_prompt")
     together = inference_of(model).generate(CAPTIONS, seeds=[7, 8, 9])
     for number in (2, 0, 1):
@@ -331,7 +331,7 @@ def whole(weights):
     return model.requires_grad_(False).eval()
 
 
-def test_a_picture_is_that_of_its_prompt_and_seed(whole):
+def test_an_image_is_that_of_its_prompt_and_seed(whole):
     together = inference_of(whole).generate(CAPTIONS, seeds=[4, 5, 6])
     assert torch.equal(together, inference_of(whole).generate(CAPTIONS, seeds=[4, 5, 6]))
     for i, caption in enumerate(CAPTIONS[:2]):
@@ -361,15 +361,15 @@ def test_reconstructions_and_answers_have_the_right_shape(whole, samples):
     assert len(inference_of(whole).answer(None, ["what?"], max_new_tokens=4)) == 1
 
 
-def test_predictions_are_pictures_named_by_their_samples(whole, shapes_folder, tmp_path):
+def test_predictions_are_images_named_by_their_samples(whole, shapes_folder, tmp_path):
     trainer = Trainer(
         accelerator="cpu",
         logger=False,
-        callbacks=[WritePictures(str(tmp_path / "out"))],
+        callbacks=[WriteImages(str(tmp_path / "out"))],
         enable_progress_bar=False,
     )
     (prediction,) = trainer.predict(whole, data(shapes_folder), weights_only=True)
-    assert prediction["pictures"].shape == (4, 3, SIDE, SIDE)
+    assert prediction["images"].shape == (4, 3, SIDE, SIDE)
     shown = sorted((tmp_path / "out").iterdir())
     assert [path.stem for path in shown] == sorted(prediction["keys"])
     assert all(Image.open(path).size == (SIDE, SIDE) for path in shown)

@@ -252,5 +252,5 @@ def test_some_of_the_published_cases_alone(tmp_path, capsys):
     for name in ("full_train_i2i", "tiny_model"):
         shutil.copytree(CASES / name, tmp_path / name)
     status, lines, error = run(tmp_path, capsys)
-    assert status == 2 and "takes its pictures from full_train_t2i, which is not there" in error
+    assert status == 2 and "takes its images from full_train_t2i, which is not there" in error
     assert json.loads(lines[-1])["cases"] == 1 and json.loads(lines[-1])["failed"] == []

@@ -52,7 +52,7 @@ def test_published_training_cuts_the_end_of_a_long_prompt(tokenizer):
         generation_ids(tokenizer, "red " * 30, 40, template="published_inference")
 
 
-def test_the_prompt_that_shows_a_picture(tokenizer):
+def test_the_prompt_that_shows_an_image(tokenizer):
     ids = reconstruction_ids(tokenizer, 3, 256)
     assert tokenizer.decode(ids) == (
         "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"

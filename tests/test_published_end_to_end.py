@@ -49,7 +49,7 @@ def small(tmp_path_factory):
     return folder
 
 
-def test_the_converted_model_makes_pictures(small):
+def test_the_converted_model_makes_images(small):
     prompts = ["a red circle", "two blue squares"]
     flags = ["--num-inference-steps", 2, "--config", MODEL, *QUICK, "--model.encoder.heads=2"]
     lines = [line.split("\t") for line in run(small, "generate", *prompts, *flags).splitlines()]

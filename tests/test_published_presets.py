@@ -73,7 +73,7 @@ def test_no_trick_of_the_tiny_preset_is_on(preset):
     assert model.decoding.decoder.prediction == "epsilon"
 
 
-def test_pictures_are_sampled_as_the_released_weights_were_scored(preset):
+def test_images_are_sampled_as_the_released_weights_were_scored(preset):
     _, model = preset
     assert model.decoder_negative == "space_prompt" and model.generation.integer_timesteps
     assert model.generation.template == "published_inference"

@@ -22,9 +22,9 @@ def example(folder, prompts):
         counts={"asked": 5, "scored": 4, "missing": 1, "unreadable": 0},
         settings={"folder": str(folder), "prompts": prompts, "seed": 3},
         items=[
-            {"key": "a", "prompt": "<b> & c", "state": "scored", "score": 1.0, "picture": "a.png"},
+            {"key": "a", "prompt": "<b> & c", "state": "scored", "score": 1.0, "image": "a.png"},
             {"key": "b", "prompt": "gone", "state": "missing", "note": "there is no b.png"},
-            {"key": "c", "prompt": "torn", "state": "unreadable", "picture": "c.png"},
+            {"key": "c", "prompt": "torn", "state": "unreadable", "image": "c.png"},
         ],
     )
 
@@ -81,7 +81,7 @@ def test_the_page_needs_nothing_else_and_escapes_what_it_shows(report, tmp_path)
     page = (tmp_path / "page.html").read_text()
     assert "&lt;b&gt; &amp; c" in page and "<b> & c" not in page
     assert page.count("data:image/jpeg;base64,") == 1  # of three: one is missing, one is torn
-    assert "no picture that can be read" in page
+    assert "no image that can be read" in page
     assert "http" not in page and "<script" not in page
     assert page.count("<meter") == 1  # the distance has no bar
 

@@ -31,8 +31,8 @@ MIXTURE = Mixture({"eleven": 5, "even": 3, "tiny": 0.3})
 class Listed(Source):
     """Samples that are known by name and number alone."""
 
-    def __init__(self, name="listed", sizes=(10,), lengths=True, pictures=True):
-        self.name, self.sizes, self.lengths, self.pictures = name, sizes, lengths, pictures
+    def __init__(self, name="listed", sizes=(10,), lengths=True, images=True):
+        self.name, self.sizes, self.lengths, self.images = name, sizes, lengths, images
 
     def open(self):
         return self
@@ -43,10 +43,10 @@ class Listed(Source):
     def key(self, number):
         return f"{self.name}-{number}"
 
-    caption = image = key
+    caption = image_bytes = key
 
     def has(self, number, role):
-        return self.pictures and role == "picture"
+        return self.images and role == "image"
 
     @property
     def shard_sizes(self):
@@ -235,7 +235,7 @@ def test_bytes_stand_for_tokens_where_they_were_not_counted(tokenizer):
 
 
 def known():
-    return Preprocessing(None, max_tokens=256, picture_size=SIDE)
+    return Preprocessing(None, max_tokens=256, image_size=SIDE)
 
 
 def mixed(**ingredients):
@@ -298,7 +298,7 @@ def test_both_families_make_joint_training():
         ({"a": {"weight": 1}, "b": {"weight": 1e-5}}, "'b' has less than 1/4096"),
         ({"a": {"weight": 1}, "b": {}}, "'b' has no weight, but others have one"),
         ({"a": {"task": "image_to_video"}}, "'a': the task 'image_to_video' is unknown"),
-        ({"a": {"source": Listed(pictures=False)}}, "'a' has no pictures, which text_to_image"),
+        ({"a": {"source": Listed(images=False)}}, "'a' has no images, which text_to_image"),
         ({"a": {"source": ShardFolder("nowhere")}}, "nowhere does not exist"),
     ],
 )
@@ -336,12 +336,12 @@ def test_samples_that_cannot_be_used_are_counted_and_end_a_run():
     module = mixed(a={})
     ids = torch.zeros(100, 1, dtype=torch.long)
     batch = Batch("image_generation", ["k"] * 100, 0, torch.arange(100), ids, ids)
-    batch.skipped = [("k", "picture is damaged")]
+    batch.skipped = [("k", "image is damaged")]
     for _ in range(3):
         assert module.on_after_batch_transfer(batch, 0) is batch
     assert module.bad_samples.skipped == 3
     batch.skipped *= 2
-    with pytest.raises(UserError, match="max_bad_fraction 0.01 allows: 5 picture is damaged"):
+    with pytest.raises(UserError, match="max_bad_fraction 0.01 allows: 5 image is damaged"):
         module.on_after_batch_transfer({"image_generation": batch}, 0)
 
 

@@ -1,4 +1,4 @@
-"""The sampler: equations whose solution is known, guidance by its formula, seeds by picture."""
+"""The sampler: equations whose solution is known, guidance by its formula, seeds by image."""
 
 import math
 
@@ -132,7 +132,7 @@ def test_no_steps_are_refused():
         times(0)
 
 
-def test_noise_of_a_picture_is_that_of_its_seed():
+def test_noise_of_an_image_is_that_of_its_seed():
     together = noise_from_seeds((3, 4, 4), [7, 8, 9, 7])
     assert torch.equal(together[2], noise_from_seeds((3, 4, 4), [9])[0])
     assert torch.equal(together[0], together[3])
@@ -140,7 +140,7 @@ def test_noise_of_a_picture_is_that_of_its_seed():
 
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
-def test_a_picture_does_not_depend_on_its_neighbours(guidance):
+def test_an_image_does_not_depend_on_its_neighbours(guidance):
     model = dit()
     model.set_shapes((5, 3, 3), 16)
     built(model)

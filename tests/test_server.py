@@ -39,7 +39,7 @@ def server(pipeline):
         yield server
 
 
-def picture(item) -> Image.Image:
+def image(item) -> Image.Image:
     return Image.open(BytesIO(base64.b64decode(item.b64_json)))
 
 
@@ -53,30 +53,30 @@ def data_url(data: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(data).decode()
 
 
-def test_pictures_are_those_of_the_pipeline(server, pipeline, tmp_path):
+def test_images_are_those_of_the_pipeline(server, pipeline, tmp_path):
     answer = server.openai().images.generate(
         prompt="a photo of a red circle", n=2, model="tiny", extra_body={"seed": 7, **FAST}
     )
     direct = pipeline("a photo of a red circle", num_images_per_prompt=2, seed=7, **FAST).images
     assert [item.seed for item in answer.data] == [7, 8]
-    assert_same_images([picture(item) for item in answer.data], direct)
-    saved = tmp_path / "picture.png"
+    assert_same_images([image(item) for item in answer.data], direct)
+    saved = tmp_path / "image.png"
     saved.write_bytes(base64.b64decode(answer.data[1].b64_json))
     assert read_metadata(saved)["seed"] == 8 and read_metadata(saved)["num_inference_steps"] == 2
 
 
-def test_without_a_seed_pictures_differ(server):
+def test_without_a_seed_images_differ(server):
     answer = server.openai().images.generate(prompt="a red circle", n=2, extra_body=FAST)
     assert answer.data[0].seed != answer.data[1].seed
-    assert not images_agree(*(picture(item) for item in answer.data))
+    assert not images_agree(*(image(item) for item in answer.data))
 
 
 def test_another_size_is_scaled_and_keeps_the_settings(server, tmp_path):
     answer = server.openai().images.generate(
         prompt="a red circle", size="256x256", extra_body={"seed": 7, **FAST}
     )
-    assert picture(answer.data[0]).size == (256, 256) and answer.size == "256x256"
-    saved = tmp_path / "picture.png"
+    assert image(answer.data[0]).size == (256, 256) and answer.size == "256x256"
+    saved = tmp_path / "image.png"
     saved.write_bytes(base64.b64decode(answer.data[0].b64_json))
     assert read_metadata(saved)["seed"] == 7
 
@@ -86,16 +86,16 @@ def test_other_file_formats(server, kind, name):
     answer = server.openai().images.generate(
         prompt="a red circle", output_format=kind, output_compression=50, extra_body=FAST
     )
-    assert picture(answer.data[0]).format == name and answer.output_format == kind
+    assert image(answer.data[0]).format == name and answer.output_format == kind
 
 
-def test_edits_of_one_and_of_several_pictures(server, pipeline, tmp_path):
+def test_edits_of_one_and_of_several_images(server, pipeline, tmp_path):
     client, options = server.openai(), {"seed": 3, **FAST}
     path = tmp_path / "red.png"
     path.write_bytes(file("red"))
     one = client.images.edit(image=path.open("rb"), prompt="make it blue", extra_body=options)
     direct = pipeline.edit(path, prompt="make it blue", seed=3, **FAST).images[0]
-    assert_same_images(picture(one.data[0]), direct)
+    assert_same_images(image(one.data[0]), direct)
 
     several = client.images.edit(
         image=[("../../etc/passwd", file("red")), ("b.png", file("green"))],
@@ -104,10 +104,10 @@ def test_edits_of_one_and_of_several_pictures(server, pipeline, tmp_path):
         extra_body=options,
     )
     assert [item.seed for item in several.data] == [3, 4, 5, 6]
-    assert_same_images(picture(several.data[0]), direct)
+    assert_same_images(image(several.data[0]), direct)
 
 
-def test_pictures_are_streamed_as_they_come(server):
+def test_images_are_streamed_as_they_come(server):
     events = list(
         server.openai().images.generate(
             prompt="a red circle", stream=True, partial_images=1,
@@ -117,11 +117,11 @@ def test_pictures_are_streamed_as_they_come(server):
     assert [event.type for event in events] == [
         "image_generation.partial_image", "image_generation.completed",
     ]  # fmt: skip
-    first, last = (picture(event) for event in events)
+    first, last = (image(event) for event in events)
     assert first.size == last.size and not images_agree(first, last)
 
 
-def test_chat_about_a_picture_alone_and_streamed(server, pipeline):
+def test_chat_about_an_image_alone_and_streamed(server, pipeline):
     red = pipeline("a photo of a red circle", seed=1).images[0]
     made = BytesIO()
     red.save(made, "PNG")
@@ -219,12 +219,12 @@ def test_preferences_that_change_nothing_are_accepted(server):
     assert len(answer.data) == 1
 
 
-def test_a_picture_is_never_fetched(server):
+def test_an_image_is_never_fetched(server):
     for url, said in {
-        "http://127.0.0.1:1/a.png": "fetches no pictures",
-        "file:///etc/passwd": "fetches no pictures",
-        "/etc/passwd": "fetches no pictures",
-        "data:text/html;base64,YQ==": "is no picture that can be read",
+        "http://127.0.0.1:1/a.png": "fetches no images",
+        "file:///etc/passwd": "fetches no images",
+        "/etc/passwd": "fetches no images",
+        "data:text/html;base64,YQ==": "is no image that can be read",
     }.items():
         part = {"type": "image_url", "image_url": {"url": url}}
         with pytest.raises(openai.BadRequestError, match=said):

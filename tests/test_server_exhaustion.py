@@ -21,7 +21,7 @@ from triptych.serving.asgi import admission, connections, host_check, log_limits
 from triptych.serving.asgi.api_errors import Problem
 from triptych.serving.http.app import Limits
 from triptych.serving.images import image_decoder
-from triptych.serving.images.image_input import read_picture
+from triptych.serving.images.image_input import read_request_image
 
 GENERATE = "/v1/images/generations"
 CHAT = "/v1/chat/completions"
@@ -258,7 +258,7 @@ def decode(files, size=16, limit=10**9):
 def test_images_are_those_of_the_reader(size):
     files = [file(), file((48, 60), "JPEG"), file((48, 48), "WEBP", lossless=True)]
     for made, data in zip(decode(files, size), files, strict=True):
-        expected = read_picture(data, size, "image")
+        expected = read_request_image(data, size, "image")
         assert made.size == expected.size and made.tobytes() == expected.tobytes()
 
 

@@ -12,7 +12,7 @@ from triptych.serving.http.app import Limits
 
 
 def ask(server, prompt="a", **fields):
-    """The answer to a request for pictures."""
+    """The answer to a request for images."""
     with server.http() as client:
         return client.post("/v1/images/generations", json={"prompt": prompt, **fields})
 
@@ -61,7 +61,7 @@ def test_requests_that_wait_together_are_one_call(fake, many):
         ]
         assert sample(server, "triptych_batch_size_sum", kind="generate") == 6
         assert sample(server, "triptych_batch_size_count", kind="generate") == 2
-        assert sample(server, "triptych_pictures_total") == 6
+        assert sample(server, "triptych_images_total") == 6
 
 
 def test_requests_that_arrive_at_an_idle_server_wait_for_each_other(fake, many):
@@ -192,7 +192,7 @@ def test_a_stream_fails_with_a_status_before_it_begins_and_with_an_event_after(f
             list(server.openai().images.generate(prompt="slower", stream=True, partial_images=2))
 
 
-def test_unfinished_pictures_are_streamed(fake):
+def test_unfinished_images_are_streamed(fake):
     with running(fake) as server:
         stream = server.openai().images.generate(
             prompt="a", stream=True, partial_images=2, extra_body={"seed": 9}

@@ -59,7 +59,7 @@ def records(folder, rows):
     return ConversationFile(folder / "set.jsonl")
 
 
-def pictures(folder, number=4):
+def images(folder, number=4):
     """Names of small image files in `folder`."""
     for n in range(number):
         Image.new("RGB", (52, 48), (60 * n, 90, 200)).save(folder / f"{n}.png")
@@ -75,7 +75,7 @@ def captioned(folder, shapes):
 
 
 def llava(folder, shapes):
-    names = pictures(folder)
+    names = images(folder)
     return records(folder, [{"image": n, "conversations": said("<image>\nwhat?")} for n in names])
 
 
@@ -84,13 +84,13 @@ def texts(folder, shapes):
 
 
 def table(folder, shapes):
-    rows = [{"image": name, "caption": "two blue squares"} for name in pictures(folder)]
+    rows = [{"image": name, "caption": "two blue squares"} for name in images(folder)]
     (folder / "table.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return TextTable(folder / "table.jsonl")
 
 
 def edits(folder, shapes):
-    first, *others = pictures(folder)
+    first, *others = images(folder)
     return records(
         folder,
         [{"source": first, "instruction": "make it blue", "target": name} for name in others],
@@ -98,7 +98,7 @@ def edits(folder, shapes):
 
 
 def plain(folder, shapes):
-    return records(folder, [{"image": name} for name in pictures(folder)])
+    return records(folder, [{"image": name} for name in images(folder)])
 
 
 def featured(folder, shapes):

@@ -65,9 +65,9 @@ def world():
     return [sample(rng, task) for _ in range(PER_TASK) for task in TASKS]
 
 
-def through_jpeg(picture):
+def through_jpeg(image):
     buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "JPEG", quality=95, subsampling=0)
+    Image.fromarray(image).save(buffer, "JPEG", quality=95, subsampling=0)
     return numpy.asarray(Image.open(buffer))
 
 
@@ -81,15 +81,15 @@ def test_scene_survives_json():
 
 
 def test_checker_reads_every_task_after_jpeg(world):
-    pictures = [through_jpeg(draw(scene)) for _, _, scene in world]
-    scores = shape_eval(pictures, [request for _, request, _ in world])
+    images = [through_jpeg(draw(scene)) for _, _, scene in world]
+    scores = shape_eval(images, [request for _, request, _ in world])
     assert list(scores) == [*TASKS, "mean"]
     assert min(scores.values()) >= 0.99
-    exact = [read(p) == scene for p, (_, _, scene) in zip(pictures, world, strict=True)]
+    exact = [read(p) == scene for p, (_, _, scene) in zip(images, world, strict=True)]
     assert sum(exact) >= 0.99 * len(exact)
     described = [
-        check(picture, request_of(scene))
-        for picture, (_, _, scene) in zip(pictures[:PER_TASK], world, strict=False)
+        check(image, request_of(scene))
+        for image, (_, _, scene) in zip(images[:PER_TASK], world, strict=False)
     ]
     assert sum(described) >= 0.99 * PER_TASK
 
@@ -99,13 +99,13 @@ def test_checker_bears_noise_and_an_even_tint(world):
     requests = [request for _, request, _ in world[:600]]
     clean = [draw(scene).astype(float) for _, _, scene in world[:600]]
     for change in (lambda p: p + rng.normal(0, 8, p.shape), lambda p: 0.93 * p + 0.07 * 128):
-        pictures = [change(p).round().clip(0, 255).astype(numpy.uint8) for p in clean]
-        assert shape_eval(pictures, requests)["mean"] >= 0.95
+        images = [change(p).round().clip(0, 255).astype(numpy.uint8) for p in clean]
+        assert shape_eval(images, requests)["mean"] >= 0.95
 
 
 def test_shuffled_captions_score_low(world):
-    pictures = [draw(scene) for _, _, scene in world[:300]]
-    levels = chance_levels(pictures, [request for _, request, _ in world[:300]])
+    images = [draw(scene) for _, _, scene in world[:300]]
+    levels = chance_levels(images, [request for _, request, _ in world[:300]])
     assert list(levels) == [*TASKS, "mean"]
     assert max(levels.values()) <= 0.1
     assert 0 < levels["mean"]
@@ -117,24 +117,24 @@ def test_garbage_satisfies_nothing(world):
     grey_noise = rng.normal(128, 40, (PIXELS, PIXELS, 3)).clip(0, 255).astype(numpy.uint8)
     blanks = [numpy.full((PIXELS, PIXELS, 3), c, numpy.uint8) for c in BACKGROUNDS.values()]
     half = ((draw(TWO).astype(int) + draw(Scene((RED_CIRCLE,), "white"))) // 2).astype(numpy.uint8)
-    for picture in (noise, grey_noise, *blanks, half):
-        assert not any(check(picture, request) for _, request, _ in world[:60])
+    for image in (noise, grey_noise, *blanks, half):
+        assert not any(check(image, request) for _, request, _ in world[:60])
     assert read(noise) is None
     assert read(blanks[0]) == Scene((), "white")
 
 
 def test_checker_rejects_a_stray_blob_and_a_blurred_shape():
     request = parse("a red circle and a blue square")
-    picture = draw(TWO)
-    assert check(picture, request)
-    stray = picture.copy()
+    image = draw(TWO)
+    assert check(image, request)
+    stray = image.copy()
     stray[40:44, 40:44] = (215, 30, 35)
     assert not check(stray, request)
-    mush = numpy.asarray(Image.fromarray(picture).resize((6, 6)).resize((PIXELS, PIXELS)))
+    mush = numpy.asarray(Image.fromarray(image).resize((6, 6)).resize((PIXELS, PIXELS)))
     assert not check(mush, request)
 
 
-def test_checker_refuses_other_pictures():
+def test_checker_refuses_other_images():
     with pytest.raises(ValueError, match="48"):
         read(numpy.zeros((32, 32, 3), numpy.uint8))
     with pytest.raises(ValueError, match="float64"):
@@ -269,7 +269,7 @@ def all_questions(scene):
     return turns
 
 
-def test_questions_about_a_picture():
+def test_questions_about_an_image():
     turns = all_questions(TWO)
     expected = {
         "what colour is the circle?": "red",

@@ -65,8 +65,8 @@ def small_sana(**sizes):
     return model
 
 
-def pictures(number, side=SIDE):
-    """Random pictures uint8 [N,3,side,side]."""
+def images(number, side=SIDE):
+    """Random images uint8 [N,3,side,side]."""
     generator = torch.Generator().manual_seed(number)
     return torch.randint(0, 256, (number, 3, side, side), dtype=torch.uint8, generator=generator)
 
@@ -117,7 +117,7 @@ def library_sana():
 
 
 def released_features(tower, pixels):
-    """What the published encoder makes of pictures: tokens and pooled features."""
+    """What the published encoder makes of images: tokens and pooled features."""
     with torch.no_grad():
         states = tower(pixels_to_unit(pixels), output_hidden_states=True).hidden_states
     grid = states[-2].transpose(1, 2).unflatten(2, (6, 6))
@@ -138,21 +138,21 @@ def test_features_are_the_pooled_hidden_states_before_the_last_layer():
     missing, unused = ours.tower.load_state_dict(theirs.state_dict(), strict=False)
     assert not missing
     assert all(n.startswith(("encoder.layers.2.", "post_layernorm.", "head.")) for n in unused)
-    tokens, features = released_features(theirs, pictures(2))
-    assert torch.equal(ours.tokens(pictures(2)), tokens)
-    assert torch.equal(ours(pictures(2)), features)
+    tokens, features = released_features(theirs, images(2))
+    assert torch.equal(ours.tokens(images(2)), tokens)
+    assert torch.equal(ours(images(2)), features)
 
 
-def test_pictures_become_numbers_as_in_siglips_own_processor():
+def test_images_become_numbers_as_in_siglips_own_processor():
     processor = SiglipImageProcessor(size={"height": SIDE, "width": SIDE})
-    theirs = processor(images=list(pictures(2)), return_tensors="pt")["pixel_values"]
-    assert torch.allclose(pixels_to_unit(pictures(2)), theirs, atol=1e-7)  # one rounding
+    theirs = processor(images=list(images(2)), return_tensors="pt")["pixel_values"]
+    assert torch.allclose(pixels_to_unit(images(2)), theirs, atol=1e-7)  # one rounding
 
 
 def test_encoder_knows_its_feature_shape_before_it_is_built():
     assert Siglip2().feature_shape == (1152, 8, 8) and not Siglip2().built
     for model in (siglip(), siglip(grid=4), siglip(patch_size=16, width=48)):
-        assert built(model).eval()(pictures(2, 64)).shape == (2, *model.feature_shape)
+        assert built(model).eval()(images(2, 64)).shape == (2, *model.feature_shape)
 
 
 def test_encoder_refuses_sizes_that_do_not_fit():
@@ -174,8 +174,8 @@ def test_autoencoder_is_diffusers_with_scaled_latents():
     ours = built(DCAutoencoder(**DC_AE)).eval()
     ours.vae.load_state_dict(theirs.state_dict())
     with torch.no_grad():
-        latents = ours(pictures(2))
-        raw = theirs.encode(pixels_to_unit(pictures(2))).latent
+        latents = ours(images(2))
+        raw = theirs.encode(pixels_to_unit(images(2))).latent
         shown = theirs.decode(raw).sample
     assert latents.shape == (2, *ours.feature_shape) == (2, 4, 6, 6)
     assert torch.equal(latents, raw * 0.41407)
@@ -218,7 +218,7 @@ def test_connector_starts_at_the_published_scale():
 
 def test_loss_is_finite_and_trains_transformer_and_connector_alone():
     model = small_sana()
-    loss = model.loss(torch.randn(4, 32, 3, 3), pictures(4), 0, torch.arange(4))
+    loss = model.loss(torch.randn(4, 32, 3, 3), images(4), 0, torch.arange(4))
     loss.backward()
     assert loss.shape == () and loss.isfinite()
     for name, parameter in model.named_parameters():
@@ -229,7 +229,7 @@ def test_loss_is_finite_and_trains_transformer_and_connector_alone():
 
 def test_loss_of_no_velocity_is_the_mean_square_of_noise_minus_latents():
     model = small_sana(cond_drop_prob=0.0)
-    features, pixels, samples = torch.randn(8, 32, 3, 3), pictures(8), torch.arange(8)
+    features, pixels, samples = torch.randn(8, 32, 3, 3), images(8), torch.arange(8)
     seen = {}
 
     def record(module, given):
@@ -249,7 +249,7 @@ def test_loss_of_no_velocity_is_the_mean_square_of_noise_minus_latents():
 
 def test_loss_is_a_function_of_seed_and_samples():
     model = small_sana()
-    features, pixels = torch.randn(4, 32, 3, 3), pictures(4)
+    features, pixels = torch.randn(4, 32, 3, 3), images(4)
 
     def loss(seed, samples):
         with torch.no_grad():
@@ -260,13 +260,13 @@ def test_loss_is_a_function_of_seed_and_samples():
     assert loss(0, [0, 1, 2, 3]) != loss(0, [4, 5, 6, 7])
 
 
-def test_one_sample_in_ten_trains_on_the_black_picture():
+def test_one_sample_in_ten_trains_on_the_black_image():
     model = small_sana()
     seen = []
     model.connector.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
     features = torch.randn(300, 32, 3, 3)
     with torch.no_grad():
-        model.loss(features, pictures(1).expand(300, -1, -1, -1), 0, torch.arange(300))
+        model.loss(features, images(1).expand(300, -1, -1, -1), 0, torch.arange(300))
     rows = seen[0].transpose(1, 2).unflatten(2, (3, 3))
     null = (rows == model.null).flatten(1).all(1)
     assert torch.equal(rows[~null], features[~null])
@@ -274,7 +274,7 @@ def test_one_sample_in_ten_trains_on_the_black_picture():
     assert 15 <= null.sum() <= 45  # 30, give or take three deviations
 
 
-def test_guidance_is_against_the_black_picture():
+def test_guidance_is_against_the_black_image():
     model = small_sana()
     features = torch.randn(2, 32, 3, 3)
     of_null = model.null.expand(2, -1, -1, -1)
@@ -291,7 +291,7 @@ def test_guidance_is_against_the_black_picture():
 
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
-def test_a_picture_depends_on_its_seed_and_not_on_its_neighbours(guidance):
+def test_an_image_depends_on_its_seed_and_not_on_its_neighbours(guidance):
     decodes_each_by_its_seed(small_sana(), guidance)
 
 
@@ -314,7 +314,7 @@ def test_decoder_refuses_no_steps():
 
 def test_what_was_built_on_meta_computes_once_it_is_filled():
     encoder, decoder = shaken(built(siglip())), small_sana()
-    features = encoder(pictures(2)).detach()
+    features = encoder(images(2)).detach()
     twins = siglip(), sana()
     twins[1].set_shapes((32, 3, 3))
     for twin, original in zip(twins, (encoder, decoder), strict=True):
@@ -327,7 +327,7 @@ def test_what_was_built_on_meta_computes_once_it_is_filled():
             assert name not in original.state_dict()
             buffer.fill_(-1)
     twins[1].set_null(decoder.null)
-    assert torch.equal(twins[0](pictures(2)), features)
+    assert torch.equal(twins[0](images(2)), features)
     assert torch.equal(twins[1].decode(features, [0, 1]), decoder.decode(features, [0, 1]))
 
 
@@ -411,7 +411,7 @@ def paired(weights, **settings):
 
 
 def batch_of(samples):
-    """A batch of captioned pictures, as the DataModule builds it for any model of this size."""
+    """A batch of captioned images, as the DataModule builds it for any model of this size."""
     return batches(unified("stage2"), samples, TEXT_TO_IMAGE)
 
 
@@ -446,17 +446,17 @@ def test_the_stage_trains_what_the_decoder_says(files, samples):
     assert changed == model.trained
 
 
-def test_the_panel_hands_over_the_black_picture_once(files, samples):
+def test_the_panel_hands_over_the_black_image_once(files, samples):
     model = paired(files)
     calls = []
     model.encoder.register_forward_hook(lambda module, given, made: calls.append(len(given[0])))
     with torch.inference_mode():  # as in validation; training goes on afterwards
-        inference_of(model).reconstruct(pictures(2), seeds=[0, 1])
+        inference_of(model).reconstruct(images(2), seeds=[0, 1])
     black = model.encoder(torch.zeros(1, 3, SIDE, SIDE, dtype=torch.uint8))[0]
     assert calls == [2, 1, 1]
     assert torch.equal(model.decoding.decoder.null, black)
     model.step(batch_of(samples))[0].backward()
-    inference_of(model).reconstruct(pictures(2), seeds=[0, 1])
+    inference_of(model).reconstruct(images(2), seeds=[0, 1])
     assert calls == [2, 1, 1, 4, 2]
     assert not [name for name in model.trained_state() if "null" in name]
 
@@ -473,7 +473,7 @@ class Colours(ImageEncoder):
         return self.mix(nn.functional.adaptive_avg_pool2d(pixels_to_unit(pixels), 3))
 
 
-def test_an_encoder_of_ones_own_has_a_black_picture_for_the_decoder():
+def test_an_encoder_of_ones_own_has_a_black_image_for_the_decoder():
     panel = PixelDecoderModule(sana(), built(Colours()))
     panel.decoder.build()
     pixels = panel.decode(torch.zeros(2, 32, 3, 3), [0, 1])
@@ -483,7 +483,7 @@ def test_an_encoder_of_ones_own_has_a_black_picture_for_the_decoder():
     assert torch.allclose(panel.decoder.null, black[:, None, None].expand(32, 3, 3), atol=1e-6)
 
 
-def test_a_decoder_that_wants_a_blank_picture_needs_the_encoder():
+def test_a_decoder_that_wants_a_blank_image_needs_the_encoder():
     panel = PixelDecoderModule(sana(), siglip())
     with pytest.raises(UserError, match="no weights of its image encoder.*weights.encoder=FILE"):
         panel.decode(torch.zeros(1, 32, 3, 3), [0])
@@ -494,14 +494,14 @@ def test_a_decoder_that_wants_a_blank_picture_needs_the_encoder():
 
 def assert_computes_as(model, tower, transformer, vae):
     """The model's parts do what the library's models do."""
-    _, features = released_features(tower, pictures(2))
+    _, features = released_features(tower, images(2))
     x, t, condition = torch.randn(2, 4, 6, 6), torch.tensor([0.5, 1.0]), torch.randn(2, 9, 48)
     decoder = model.decoding.decoder.eval()
     with torch.no_grad():
-        latents = vae.encode(pixels_to_unit(pictures(2))).latent * decoder.vae.scaling
+        latents = vae.encode(pixels_to_unit(images(2))).latent * decoder.vae.scaling
         velocity = transformer(x, condition, 1000 * t).sample
-        assert_close(model.encoder(pictures(2)), features)
-        assert_close(decoder.vae(pictures(2)), latents)
+        assert_close(model.encoder(images(2)), features)
+        assert_close(decoder.vae(images(2)), latents)
         assert_close(decoder.velocity(x, t, condition), velocity)
 
 

@@ -20,9 +20,9 @@ from triptych.data_modules.shards.index_columns import with_checksums, with_toke
 from triptych.data_modules.sources.detect import source_at
 from triptych.data_modules.streaming.tar_stream import open_url
 from triptych.data_modules.tools.pack import pack, skipped
-from triptych.evaluation.image_sources import read_pictures
+from triptych.evaluation.image_sources import read_images
 from triptych.utils.errors import UserError
-from triptych.utils.images import open_picture
+from triptych.utils.images import open_image
 
 
 def png(colour=(9, 9, 9)):
@@ -40,7 +40,7 @@ def conversations(path):
 
 
 def score(path):
-    next(entry for entry in read_pictures(path.parent) if entry.state == "unreadable")
+    next(entry for entry in read_images(path.parent) if entry.state == "unreadable")
     raise UserError("unreadable")
 
 
@@ -54,7 +54,7 @@ DOORS = {
     "a.parquet": [lambda path: source_at(path).open(), lambda path: source_at(path.parent).open()],
     "manifest.json": [lambda path: read_manifest(path.parent)],
     "a.tar.features.safetensors": [lambda path: Sidecar(path) if read_metadata(path) else fail()],
-    "a.png": [open_picture],
+    "a.png": [open_image],
     "tokenizer.json": [lambda path: with_tokens(build_index(a_shard(path.parent)), path)],
 }
 
@@ -154,11 +154,11 @@ LINES = {
     '{"image": "a.png", "caption": null}': "caption",
     '{"image": "a.png", "caption": {"text": "x"}}': "caption",
     '{"image": "a.png"}': "caption",
-    '{"image": {}, "caption": "x"}': "picture",
-    '{"image": 5, "caption": "x"}': "picture is no path",
-    '{"image": ["a.png", "a.png"], "caption": "x"}': "picture",
-    '{"image": "", "caption": "x"}': "picture",
-    '{"caption": "x"}': "picture",
+    '{"image": {}, "caption": "x"}': "image",
+    '{"image": 5, "caption": "x"}': "image is no path",
+    '{"image": ["a.png", "a.png"], "caption": "x"}': "image",
+    '{"image": "", "caption": "x"}': "image",
+    '{"caption": "x"}': "image",
     '{"image": "../../etc/passwd", "caption": "x"}': "outside",
     '{"image": "/etc/passwd", "caption": "x"}': "outside",
     '{"image": "a.png\\u0000", "caption": "x"}': "no file that can be read",
@@ -187,7 +187,7 @@ def packed(source, out):
     return [shards.caption(n) for n in range(len(shards))], lost
 
 
-@pytest.mark.parametrize("columns", [{}, {"picture_column": "image", "caption_column": "caption"}])
+@pytest.mark.parametrize("columns", [{}, {"image_column": "image", "caption_column": "caption"}])
 @pytest.mark.parametrize("number", range(len(LINES)))
 def test_a_bad_line_costs_one_sample(number, columns, folder):
     line, why = [*LINES.items()][number]
@@ -219,12 +219,12 @@ def table(folder, name, *rows, head=b"file_name,text"):
         (b'a.png,"' + b"x" * (3 << 20) + b'"', "record is too long"),
         (b"a.png,caf\xe9", "caption is no UTF-8"),
         (b"a.png,\xff\xfe\x00 other encoding, of a long text that is readable", "caption is no"),
-        (b"\xff.png,x", "picture is missing"),
+        (b"\xff.png,x", "image is missing"),
         (b"a.png", "caption is no text"),
         (b"/etc/passwd,x", "outside"),
         (b"../a.png,x", "outside"),
         (b"a.png\x00,x", "no file that can be read"),
-        (b",x", "picture is no path"),
+        (b",x", "image is no path"),
     ],
 )
 def test_a_bad_row_of_a_csv_costs_one_sample(row, why, folder):

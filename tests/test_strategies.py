@@ -177,7 +177,7 @@ ONE_SEES = [
 def seen_by_one(shapes_folder, weights, tmp_path_factory):
     """Results of ONE_SEES, and the conversations: the first rank's have images, no others."""
     out = tmp_path_factory.mktemp("one-sees")
-    talks = write_conversations(out, 8, pictured=4)
+    talks = write_conversations(out, 8, with_image=4)
     plan = {"shapes": str(shapes_folder), "out": str(out), "weights": asdict(weights), "fits": []}
     plan |= {"talks": str(talks), "cut": ONE_SEES}
     (out / "plan.json").write_text(json.dumps(plan))

@@ -31,14 +31,14 @@ from triptych.utils.listing.tar import ZEROS
 
 
 def encoded(number):
-    """A picture whose colour is its number."""
+    """An image whose colour is its number."""
     buffer = io.BytesIO()
     Image.new("RGB", (40, 30), (number, 10, 200)).save(buffer, "PNG")
     return buffer.getvalue()
 
 
 def sample(number):
-    """Members of a sample whose caption is the number of its picture."""
+    """Members of a sample whose caption is the number of its image."""
     return [(f"{number:04d}.png", encoded(number)), (f"{number:04d}.txt", str(number).encode())]
 
 
@@ -87,8 +87,8 @@ def test_samples_come_as_they_are():
     assert [one.key for one in good] == ["0000", "0001", "0002", "0003"] and not bad
     source = StreamedSamples("s", good, Caps())
     assert [source.caption(n) for n in range(4)] == list("0123")
-    assert source.image(2) == encoded(2)
-    assert source.has(0, "picture") and not source.has(0, "source")
+    assert source.image_bytes(2) == encoded(2)
+    assert source.has(0, "image") and not source.has(0, "source")
 
 
 def test_wherever_a_shard_is_cut_off_no_sample_is_partial_or_wrongly_paired():
@@ -137,7 +137,7 @@ def test_only_known_kinds_are_kept_and_incomplete_samples_are_named():
         ("d", ["json", "png"]),
         ("0005", ["png", "txt"]),
     ]
-    assert bad == ["no picture", "no caption", "duplicate key"]
+    assert bad == ["no image", "no caption", "duplicate key"]
 
 
 def test_large_members_are_read_past():
@@ -158,7 +158,7 @@ def test_a_bomb_is_never_held(tmp_path):
     tracemalloc.start()
     try:
         with open_url(str(path)) as file:
-            found = list(read_samples(file, Caps(picture=1 << 20)))
+            found = list(read_samples(file, Caps(image=1 << 20)))
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -222,7 +222,7 @@ def known(tokenizer):
 
     from triptych.interfaces import Preprocessing
 
-    return Preprocessing(tokenizer, max_tokens=256, picture_size=SIDE, understanding_size=SIDE)
+    return Preprocessing(tokenizer, max_tokens=256, image_size=SIDE, understanding_size=SIDE)
 
 
 def stream(known, urls, **settings):

@@ -251,16 +251,16 @@ def test_diversity_in_pixels():
     assert pixel_diversity(numpy.stack([[black, white], [white, white]])) == 0.5
 
 
-def test_true_pictures_are_clear_and_find_themselves():
+def test_true_images_are_clear_and_find_themselves():
     import numpy
     from study.scores import clear, retrieval
 
     from triptych.evaluation.shapes.shape_eval import examples
 
-    true = [each.picture for each in examples("eval", 6)]
-    pictures = numpy.stack([[picture, picture] for picture in true])
-    assert clear(pictures) == 1.0 == retrieval(pictures, true)
-    assert retrieval(pictures[[1, 0, 2, 3, 4, 5]], true) == 4 / 6
-    pictures[0, 0] //= 2  # no background of that colour
-    pictures[1, 1] = pictures[1, 1, 0, 0]  # plain
-    assert clear(pictures) == 10 / 12
+    true = [each.image for each in examples("eval", 6)]
+    images = numpy.stack([[image, image] for image in true])
+    assert clear(images) == 1.0 == retrieval(images, true)
+    assert retrieval(images[[1, 0, 2, 3, 4, 5]], true) == 4 / 6
+    images[0, 0] //= 2  # no background of that colour
+    images[1, 1] = images[1, 1, 0, 0]  # plain
+    assert clear(images) == 10 / 12

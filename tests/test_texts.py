@@ -14,7 +14,7 @@ from tars import write
 
 from triptych.cli.chat import converse, read_questions
 from triptych.cli.input_files import read_edits, read_prompts
-from triptych.data_modules import BadSample, ConversationFile, PictureFolder, ShardFolder
+from triptych.data_modules import BadSample, ConversationFile, ImageFolder, ShardFolder
 from triptych.data_modules.batching.clean_text import captions_of
 from triptych.data_modules.batching.tasks import Reading
 from triptych.data_modules.shards.build_index import build_index
@@ -23,7 +23,7 @@ from triptych.data_modules.sources.detect import source_at
 from triptych.data_modules.tools.inspect import examine
 from triptych.data_modules.tools.pack import pack, skipped
 from triptych.evaluation import dpg, geneval, wise
-from triptych.evaluation.image_sources import read_pictures
+from triptych.evaluation.image_sources import read_images
 from triptych.inference import image_generation
 from triptych.inference.chat_messages import read_messages
 from triptych.inference.model_inference import inference_of
@@ -434,7 +434,7 @@ def test_each_kind_of_caption_is_counted_by_its_own_name(tmp_path, tokenizer):
         assert examine(source, workers=0).problems == REASONS
         lost = pack(source, tmp_path / f"out-{type(source).__name__}", {}, workers=0)
         assert skipped(lost) == REASONS and lost[0].samples == 2
-    known = Preprocessing(tokenizer, max_tokens=8192, picture_size=SIDE)
+    known = Preprocessing(tokenizer, max_tokens=8192, image_size=SIDE)
     batch = builder(shards, TEXT_TO_IMAGE, known)(0, range(len(KINDS)), range(len(KINDS)))
     assert Counter(reason for _, reason in batch.skipped) == REASONS
     assert [shards.caption(number) for number in (8, 9)] == ["with mark", "x" * 5000]
@@ -452,7 +452,7 @@ def test_scores_read_captions_by_the_same_rule(tmp_path):
         members += [(f"{number}.png", png()), (f"{number}.txt", content)]
     write(shards / "a.tar", members)
     for folder in (plain, shards):
-        entries = sorted(read_pictures(folder), key=lambda entry: entry.key)
+        entries = sorted(read_images(folder), key=lambda entry: entry.key)
         expected = {str(n): reason is None for n, reason in enumerate(KINDS.values())}
         found = {Path(each.key).stem: each.caption is not None for each in entries}
         assert found == expected
@@ -581,8 +581,8 @@ def test_an_instruction_of_an_edit_is_not_learned_as_a_caption(tmp_path, tokeniz
     for name in ("a.source.png", "a.png"):
         Image.new("RGB", (8, 8)).save(tmp_path / name)
     (tmp_path / "a.txt").write_text("make it red")
-    known = Preprocessing(tokenizer, max_tokens=256, picture_size=SIDE, image_tokens=1)
-    reading = Reading(PictureFolder(tmp_path).open(), IMAGE_TO_TEXT)
+    known = Preprocessing(tokenizer, max_tokens=256, image_size=SIDE, image_tokens=1)
+    reading = Reading(ImageFolder(tmp_path).open(), IMAGE_TO_TEXT)
     with pytest.raises(BadSample, match="edit without a conversation"):
         reading.prompt(0, 0, known)
     (tmp_path / "a.txt").unlink()
@@ -590,7 +590,7 @@ def test_an_instruction_of_an_edit_is_not_learned_as_a_caption(tmp_path, tokeniz
     (tmp_path / "a.json").write_text(json.dumps(facts))
     for text_only_ratio in (0.0, 1.0):
         reading = Reading(
-            PictureFolder(tmp_path).open(), IMAGE_TO_TEXT, text_only_ratio=text_only_ratio
+            ImageFolder(tmp_path).open(), IMAGE_TO_TEXT, text_only_ratio=text_only_ratio
         )
         prompt = reading.prompt(0, 0, known)
         assert "a square" in tokenizer.decode(prompt.ids) and prompt.shown

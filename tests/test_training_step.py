@@ -176,7 +176,7 @@ def test_shared_tokens():
     assert shared_tokens([[1, 2, 3, 4], [1, 2, 5, 4]], None) == 2
     assert shared_tokens([[1, 2], [1, 2]], None) == 1  # something is left over
     assert shared_tokens([[1, 2, 3], [1, 2]], None) == 1
-    assert shared_tokens([[1, 9, 3], [1, 9, 4]], picture=9) == 1
+    assert shared_tokens([[1, 9, 3], [1, 9, 4]], image=9) == 1
     assert shared_tokens([[1, 2], [3, 2]], None) == 0
     assert shared_tokens([[7]], None) == shared_tokens([[1, 2, 3]], None) == 0
 

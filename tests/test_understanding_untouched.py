@@ -16,7 +16,7 @@ from triptych.inference.model_inference import inference_of
 from triptych.interfaces import TEXT_TO_IMAGE
 from triptych.prompts import PAD, conversation_ids, pad, token_id
 
-QUESTIONS = ["what colour is it?", "how many shapes are there in this picture?", "where?"]
+QUESTIONS = ["what colour is it?", "how many shapes are there in this image?", "where?"]
 NEW_TOKENS = 12
 DIFFERENT = {"initializer_range": 0.3}  # wide enough for answers that are not one token repeated
 
@@ -66,8 +66,8 @@ def test_answers_are_stock_qwens_token_for_token(seen, stock, trained):
     qwen = Qwen2_5_VLForConditionalGeneration.from_pretrained(stock).eval()
     ours = trained.understanding.understander
     tokenizer, image_tokens = ours.tokenizer, ours.image_tokens() if seen else 0
-    pictures = torch.randint(0, 256, (3, 3, SIDE, SIDE), generator=torch.Generator().manual_seed(0))
-    pictures = pictures.to(torch.uint8)
+    images = torch.randint(0, 256, (3, 3, SIDE, SIDE), generator=torch.Generator().manual_seed(0))
+    images = images.to(torch.uint8)
     inference_of(trained).generate(
         CAPTIONS, seeds=[0, 1, 2]
     )  # whatever generation leaves behind is not heard of
@@ -75,7 +75,7 @@ def test_answers_are_stock_qwens_token_for_token(seen, stock, trained):
     for number, question in enumerate(QUESTIONS):
         row, _ = conversation_ids(tokenizer, [(question, None)], 256, image_tokens)
         ids, mask = pad([row], token_id(tokenizer, PAD), left=True)
-        shown = ours.image_inputs(pictures[number : number + 1]) if seen else (None, None)
+        shown = ours.image_inputs(images[number : number + 1]) if seen else (None, None)
         inputs = {"input_ids": ids, "attention_mask": mask}
         if seen:
             types = (ids == qwen.config.image_token_id).int()

@@ -59,10 +59,10 @@ def test_help_needs_no_torch():
     assert done.returncode == 0, done.stderr
 
 
-# --- a folder of pictures -------------------------------------------------------------------------
+# --- a folder of images -------------------------------------------------------------------------
 
 
-def test_pictures_carry_what_made_them_and_are_listed(triptych):
+def test_images_carry_what_made_them_and_are_listed(triptych):
     status, out, _ = triptych("generate", "a red  circle", "-n", 2, "--seed", 7, *FEW, "-o", "a")
     assert status == 0
     assert out == "a/000007-000.png\ta red circle\na/000008-001.png\ta red circle\n"
@@ -112,7 +112,7 @@ def test_json_lines_say_what_differs(triptych):
     assert len(out.splitlines()) == 4
 
 
-def test_a_picture_does_not_depend_on_how_the_command_was_cut(triptych):
+def test_an_image_does_not_depend_on_how_the_command_was_cut(triptych):
     prompts = ["a red circle", "two blue squares"]
     triptych("generate", *prompts, "-n", 2, *FEW, "-o", "whole")
     for part in ("1/3", "2/3", "3/3"):
@@ -349,7 +349,7 @@ PATH = {"type": "image_url", "image_url": {"url": str(SAMPLES)}}
         ({"messages": [{"role": "tool", "content": "a"}]}, "the role 'tool' is none of"),
         ({"question": "a", "image": "https://a.org/b.png"}, "is a link, which is not fetched"),
         ({"question": "a", "image": "x" * 5000}, "xxx... does not exist"),
-        ({"question": "a", "image": ""}, "the picture '' does not exist"),
+        ({"question": "a", "image": ""}, "the image '' does not exist"),
         ({"question": "a", "image": "data:image/png;base64,_-"}, "is a damaged data URL"),
     ],
 )
@@ -423,12 +423,12 @@ def test_texts_longer_than_names_of_files_are_no_traceback(arguments, said, trip
         (1, ["generate", "x", "--out", "empty.txt"], "empty.txt cannot be written to"),
         (1, ["edit", "no.png", "make it blue"], "no.png does not exist"),
         (1, ["edit", SAMPLES, " "], "the instruction is empty"),
-        (2, ["edit", SAMPLES], "give pictures and then an instruction"),
+        (2, ["edit", SAMPLES], "give images and then an instruction"),
         (1, ["edit", "--jsonl", "edit.jsonl"], 'names one "image"'),
         (1, ["reconstruct", "no.png"], "no.png does not exist"),
-        (1, ["chat", "empty.txt", "what?"], "empty.txt is no picture that can be read"),
+        (1, ["chat", "empty.txt", "what?"], "empty.txt is no image that can be read"),
         (1, ["chat", "no.png", "what?"], "no.png does not exist"),
-        (2, ["chat", "what?", "where?"], "no picture is called 'what?'"),
+        (2, ["chat", "what?", "where?"], "no image is called 'what?'"),
         (2, ["chat", "what?", "--top-p", "0"], "--top-p"),
         (1, ["chat", "--jsonl", "key.jsonl"], 'key.jsonl:1 has no "question"'),
     ],
@@ -455,7 +455,7 @@ def test_mistakes_are_one_sentence_before_the_model_is_loaded(triptych, status, 
         (["edit", SAMPLES, "circle " * 300], "tokens, the model takes 256"),
     ],
 )
-def test_mistakes_that_the_model_knows_are_told_before_any_picture(triptych, arguments, said):
+def test_mistakes_that_the_model_knows_are_told_before_any_image(triptych, arguments, said):
     status, out, err = triptych(*arguments, "-o", "none")
     assert (status, out) == (1, "") and said in err
     assert not list(Path("none").glob("0*"))

@@ -53,7 +53,7 @@ def test_every_file_of_conf_is_in_the_wheel(installed):
 
 
 def test_a_stage_trains(installed):
-    flags = ["--trainer.max_steps=2", "--data.pictures=200", "--trainer.callbacks=ExportWeights"]
+    flags = ["--trainer.max_steps=2", "--data.images=200", "--trainer.callbacks=ExportWeights"]
     done = installed("fit", "--preset", "tiny", "--stage", "stage2", *flags)
     assert str(installed.site) in done.stderr  # the files of the wheel, not of the checkout
     assert (installed.work / "runs" / "tiny" / "stage2" / "weights.safetensors").is_file()

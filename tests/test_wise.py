@@ -84,17 +84,17 @@ def judge_at(server, **options):
 
 
 def make(folder, texts):
-    """Pictures and a prompt file for {number: text}."""
-    (folder / "pictures").mkdir(parents=True)
+    """Images and a prompt file for {number: text}."""
+    (folder / "images").mkdir(parents=True)
     for number in texts:
         colour = (number % 256, number // 256, 0)
-        Image.new("RGB", (6, 4), colour).save(wise.picture_path(folder / "pictures", number))
+        Image.new("RGB", (6, 4), colour).save(wise.image_path(folder / "images", number))
     prompts = [
         {"prompt_id": number, "Prompt": text, "Explanation": f"meaning {number}"}
         for number, text in texts.items()
     ]
     (folder / "prompts.json").write_text(json.dumps(prompts))
-    return folder / "pictures", [folder / "prompts.json"]
+    return folder / "images", [folder / "prompts.json"]
 
 
 def grades(*three):
@@ -143,7 +143,7 @@ def test_scores_are_the_published_weighted_sums(endpoint, tmp_path, monkeypatch)
 BAD = {
     2: "slow",
     3: "broken",
-    4: "nonsense I like this picture.",
+    4: "nonsense I like this image.",
     5: "empty",
     6: "garbled",
     7: "disliked",
@@ -168,7 +168,7 @@ def test_time_outs_errors_and_nonsense_are_named_and_counted(endpoint, tmp_path)
     for number, said in {
         2: "gave no answer (timed out)",
         3: "gave no answer (HTTP 500",
-        4: "not understood: 'I like this picture.'",
+        4: "not understood: 'I like this image.'",
         5: "gave no answer (HTTP 200",
         7: "gave no answer (HTTP 400",
         12: "not understood",
@@ -287,7 +287,7 @@ def test_instructions_of_the_users_own_are_asked_and_named(endpoint, tmp_path):
 class Nobody(Judge):
     name = "nobody"
 
-    def answer(self, picture, question):
+    def answer(self, image, question):
         raise AssertionError("it is asked only once everything else is known to be right")
 
 
@@ -309,14 +309,14 @@ def test_bad_files_and_folders_are_told_in_one_sentence(tmp_path):
         wise.score(folder, Nobody(), prompts * 2, wise.LEGACY)
     with pytest.raises(UserError, match="no WISE prompts"):
         wise.score(folder, Nobody(), [], wise.LEGACY)
-    with pytest.raises(UserError, match="none of the 2 pictures"):
+    with pytest.raises(UserError, match="none of the 2 images"):
         wise.score(tmp_path, Nobody(), prompts, wise.LEGACY)
 
 
 def test_a_half_finished_folder_is_counted(endpoint, tmp_path):
     folder, prompts = make(tmp_path, {n: f"good {grades(2, 2, 2)}" for n in range(1, 6)})
-    wise.picture_path(folder, 2).unlink()
-    wise.picture_path(folder, 3).write_bytes(b"torn")
+    wise.image_path(folder, 2).unlink()
+    wise.image_path(folder, 3).write_bytes(b"torn")
     Image.new("RGB", (4, 4)).save(folder / "stray.png")
     report = wise.score(folder, judge_at(endpoint), prompts, wise.LEGACY)
     expected = {"asked": 5, "scored": 3, "missing": 1, "unreadable": 1, "extra": 1}

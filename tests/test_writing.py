@@ -19,11 +19,11 @@ from triptych.utils.errors import UserError
 
 
 def draw(folder):
-    ShapesDataModule(str(folder), pictures=8).prepare_data()
+    ShapesDataModule(str(folder), images=8).prepare_data()
 
 
 def draw_edits(folder):
-    EditsDataModule(str(folder), str(folder.parent / "edits"), pictures=8, changes=8).prepare_data()
+    EditsDataModule(str(folder), str(folder.parent / "edits"), images=8, changes=8).prepare_data()
 
 
 def pack_table(folder):

@@ -363,7 +363,7 @@ async def methods(target: Target) -> str | None:
 async def mixed_requests(target: Target) -> str | None:
     """A thousand requests of all kinds; the server's memory is the same after them as before."""
     draw, todo, sizes = random.Random(0), iter(range(1000)), []
-    streamed, picture = conversation(png(64, 48), stream=True), png(300, 200)
+    streamed, image = conversation(png(64, 48), stream=True), png(300, 200)
 
     async def ask(client: httpx.AsyncClient) -> None:
         for number in todo:
@@ -371,7 +371,7 @@ async def mixed_requests(target: Target) -> str | None:
             if kind == 0:
                 await client.post(CHATS, json=streamed)
             elif kind == 1:
-                await client.post(EDITS, data=FEW_STEPS, files={"image": picture})
+                await client.post(EDITS, data=FEW_STEPS, files={"image": image})
             elif kind == 2:
                 await client.post(CHATS, json=conversation(bytes(100_000)))
             elif kind == 3:

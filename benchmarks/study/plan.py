@@ -17,18 +17,18 @@ from triptych.utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 POINTS = 5  # of a learning curve, beside the one at step 0
-CURVE_IMAGES = 120  # pictures a point
+CURVE_IMAGES = 120  # images a point
 
 # Means of the shapes world's training samples, of which the tests draw some: tokens of a caption
-# in its template, how many of them begin every prompt; tokens of a conversation with its picture,
+# in its template, how many of them begin every prompt; tokens of a conversation with its image,
 # how many of them are learned, how many images it has (text_only_ratio of
 # conf/data/tiny/joint.yaml).
 CAPTION, SHARED = 41.0, 23.0
-CONVERSATION, LEARNED, PICTURES = 128.0, 42.0, 0.6
+CONVERSATION, LEARNED, IMAGES = 128.0, 42.0, 0.6
 
 # Of one thread of a 2-core machine, for --plan alone: results hold what was measured instead.
 CPU_SECONDS_A_STEP = 0.9  # of clip_flow, 64 samples, beside another run
-CPU_SECONDS_A_PICTURE = 0.09  # generated, decoded and checked
+CPU_SECONDS_AN_IMAGE = 0.09  # generated, decoded and checked
 CPU_SECONDS_TO_START = 30.0  # of a fit and of its scoring: imports, weights
 
 
@@ -100,8 +100,8 @@ class Plan:
     Args:
         steps: of clip_flow; the other arms get as many as cost the same FLOPs.
         seeds: of initialization, noise and order of samples; each arm has all of them.
-        images: pictures, and held-out captions, that a finished run is scored with.
-        prompts, each: captions whose diversity is measured, and pictures for each.
+        images: images, and held-out captions, that a finished run is scored with.
+        prompts, each: captions whose diversity is measured, and images for each.
     """
 
     steps: int = 800
@@ -133,10 +133,10 @@ class Plan:
 
     def cpu_seconds(self) -> float:
         """Of a run, roughly; all arms compute the same."""
-        pictures = (POINTS + 1) * CURVE_IMAGES + self.images + self.prompts * self.each
+        images = (POINTS + 1) * CURVE_IMAGES + self.images + self.prompts * self.each
         return (
             self.steps * CPU_SECONDS_A_STEP
-            + pictures * CPU_SECONDS_A_PICTURE
+            + images * CPU_SECONDS_AN_IMAGE
             + 2 * CPU_SECONDS_TO_START
         )
 
@@ -165,7 +165,7 @@ def step_flops(arm: Arm) -> float:
     model, size = describe(arm)
     if arm.stage == "joint":
         qwen = model.understanding.understander
-        understanding = flops.understanding_step(qwen, CONVERSATION, LEARNED, PICTURES)
+        understanding = flops.understanding_step(qwen, CONVERSATION, LEARNED, IMAGES)
         return size * (_generation_trained(model) + understanding)
     return size * _generation_frozen(model)
 
@@ -203,7 +203,7 @@ def _draws(model: UnifiedModule) -> int:
 
 
 def target_flops(model: UnifiedModule) -> float:
-    """One picture through the encoder whose features are the target; counted, nothing computed."""
+    """One image through the encoder whose features are the target; counted, nothing computed."""
     encoder = model.target_encoder
     with torch.device("meta"):
         encoder.build()

@@ -22,9 +22,9 @@ from triptych.utils.errors import UserError
 STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 
 MEASURES = {
-    "alignment": "ShapeEval, held-out captions: share of pictures right",
-    "retrieval": "retrieval: share of pictures whose nearest true one is that of their caption",
-    "clear": "quality: share of pictures that show shapes and nothing that is none",
+    "alignment": "ShapeEval, held-out captions: share of images right",
+    "retrieval": "retrieval: share of images whose nearest true one is that of their caption",
+    "clear": "quality: share of images that show shapes and nothing that is none",
     "diversity_pixels": "diversity in pixels: mean absolute difference, 0 to 1",
     "diversity_features": "diversity in the image encoder's features: cosine distance, 0 to 2",
     "understanding": "question answering: share of answers right",
@@ -68,19 +68,19 @@ FINDINGS = (
         "vae_flow",
     ),
     Finding(
-        "Flow matching gives better aligned pictures than regression",
+        "Flow matching gives better aligned images than regression",
         "alignment",
         "clip_flow",
         "clip_mse",
     ),
     Finding(
-        "Flow matching gives pictures of better quality than regression",
+        "Flow matching gives images of better quality than regression",
         "clear",
         "clip_flow",
         "clip_mse",
     ),
     Finding(
-        "Flow matching gives more diverse pictures than regression (in pixels)",
+        "Flow matching gives more diverse images than regression (in pixels)",
         "diversity_pixels",
         "clip_flow",
         "clip_mse",

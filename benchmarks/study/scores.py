@@ -29,31 +29,31 @@ from triptych.shapes_world.checker import read
 from triptych.utils.atomic_write import write_text
 
 SHEET = 6  # captions on a sheet, one of each task
-APART = 1 << 30  # noises of other pictures than those that are scored for alignment
+APART = 1 << 30  # noises of other images than those that are scored for alignment
 
 
-def score(model: UnifiedModule, images: int, prompts: int, each: int, sheet: Path) -> dict:
+def score(model: UnifiedModule, num_images: int, prompts: int, each: int, sheet: Path) -> dict:
     """All scores of a model.
 
     Args:
-        images: pictures of as many held-out captions for alignment, and pictures asked about.
-        prompts, each: captions, and pictures of each, for all other measures of pictures.
-        sheet: where the first pictures of them are saved.
+        num_images: images of as many held-out captions for alignment, and images asked about.
+        prompts, each: captions, and images of each, for all other measures of images.
+        sheet: where the first images of them are saved.
     """
-    pictures = paint(model, prompts, each)
-    draw_sheet(pictures[:SHEET], sheet)
+    images = paint(model, prompts, each)
+    draw_sheet(images[:SHEET], sheet)
     return {
-        "alignment": ShapeEval("eval", images)(model),
-        "understanding": question_answering_score(model, images),
-        "clear": clear(pictures),
-        "retrieval": retrieval(pictures, [each.picture for each in examples("eval", prompts)]),
-        "diversity_pixels": pixel_diversity(pictures),
-        "diversity_features": feature_diversity(pictures),
+        "alignment": ShapeEval("eval", num_images)(model),
+        "understanding": question_answering_score(model, num_images),
+        "clear": clear(images),
+        "retrieval": retrieval(images, [each.image for each in examples("eval", prompts)]),
+        "diversity_pixels": pixel_diversity(images),
+        "diversity_features": feature_diversity(images),
     }
 
 
 def paint(model: UnifiedModule, prompts: int, each: int) -> numpy.ndarray:
-    """Several pictures of each caption, uint8 [prompts,each,48,48,3]."""
+    """Several images of each caption, uint8 [prompts,each,48,48,3]."""
     samples = examples("eval", prompts)
     return numpy.stack(
         [
@@ -68,43 +68,43 @@ def paint(model: UnifiedModule, prompts: int, each: int) -> numpy.ndarray:
     )
 
 
-def clear(pictures: numpy.ndarray) -> float:
-    """The share of pictures uint8 [P,K,48,48,3] that show shapes, and nothing that is none: sharp
+def clear(images: numpy.ndarray) -> float:
+    """The share of images uint8 [P,K,48,48,3] that show shapes, and nothing that is none: sharp
     and whole, whatever was asked for."""
-    scenes = [read(picture) for of_caption in pictures for picture in of_caption]
+    scenes = [read(image) for of_caption in images for image in of_caption]
     return mean(scene is not None and len(scene.shapes) > 0 for scene in scenes)
 
 
-def retrieval(pictures: numpy.ndarray, true: Sequence[numpy.ndarray]) -> float:
-    """The share of pictures whose nearest one among the captions' true pictures is that of their
+def retrieval(images: numpy.ndarray, true: Sequence[numpy.ndarray]) -> float:
+    """The share of images whose nearest one among the captions' true images is that of their
     own caption: alignment without all or nothing.
 
-    Nearest by the cosine between the shipped image encoder's features, averaged over the picture,
+    Nearest by the cosine between the shipped image encoder's features, averaged over the image,
     less the mean of the true ones. Chance is 1/P.
 
     Args:
-        pictures: uint8 [P,K,H,W,3].
-        true: P pictures uint8 [H,W,3].
+        images: uint8 [P,K,H,W,3].
+        true: P images uint8 [H,W,3].
     """
     space = EncoderSpace(UnifiedPipeline.from_pretrained("tiny", device="cpu"))
-    known = space([Image.fromarray(picture) for picture in true])
+    known = space([Image.fromarray(image) for image in true])
     centre = known.mean(0)
     right = []
-    for number, of_caption in enumerate(pictures):
-        made = space([Image.fromarray(picture) for picture in of_caption])
+    for number, of_caption in enumerate(images):
+        made = space([Image.fromarray(image) for image in of_caption])
         near = normalize(made - centre, dim=1) @ normalize(known - centre, dim=1).T
         right += (near.argmax(1) == number).tolist()
     return mean(right)
 
 
-def pixel_diversity(pictures: numpy.ndarray) -> float:
-    """Mean absolute difference of pixels, from 0 to 1, over all pairs of pictures of a caption and
+def pixel_diversity(images: numpy.ndarray) -> float:
+    """Mean absolute difference of pixels, from 0 to 1, over all pairs of images of a caption and
     over captions: knows nothing of any representation.
 
     Args:
-        pictures: uint8 [P,K,H,W,3].
+        images: uint8 [P,K,H,W,3].
     """
-    as_real = pictures.astype(numpy.float64) / 255
+    as_real = images.astype(numpy.float64) / 255
     return mean(
         float(numpy.abs(first - second).mean())
         for of_caption in as_real
@@ -112,19 +112,19 @@ def pixel_diversity(pictures: numpy.ndarray) -> float:
     )
 
 
-def feature_diversity(pictures: numpy.ndarray) -> float:
+def feature_diversity(images: numpy.ndarray) -> float:
     """Mean cosine distance in the shipped image encoder's grid of features, as `diversity.score`
     has it: the features that two of the objectives generate."""
     space = EncoderSpace(UnifiedPipeline.from_pretrained("tiny", device="cpu"), pool="grid")
     return mean(
-        mean_distance(space([Image.fromarray(picture) for picture in of_caption]))
-        for of_caption in pictures
+        mean_distance(space([Image.fromarray(image) for image in of_caption]))
+        for of_caption in images
     )
 
 
-def draw_sheet(pictures: numpy.ndarray, path: Path) -> None:
+def draw_sheet(images: numpy.ndarray, path: Path) -> None:
     """A row for each caption: uint8 [P,K,H,W,3]."""
-    rows = [numpy.concatenate(list(of_caption), axis=1) for of_caption in pictures]
+    rows = [numpy.concatenate(list(of_caption), axis=1) for of_caption in images]
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(numpy.concatenate(rows)).save(path)
 

@@ -68,7 +68,7 @@ class BadSamples:
         return self.reasons.total()
 
     def summary(self) -> str:
-        """Counts by reason, the most frequent first: "3 picture is damaged, 1 caption is empty"."""
+        """Counts by reason, the most frequent first: "3 image is damaged, 1 caption is empty"."""
         return ", ".join(f"{number} {reason}" for reason, number in self.reasons.most_common())
 
     def report(self) -> None:
@@ -86,7 +86,7 @@ def check_texts(
 ) -> None:
     """Refuse texts that the model cannot take before a run starts; log it where they are few.
 
-    Makes the prompts of the first `most` samples of each reading; reads no pictures.
+    Makes the prompts of the first `most` samples of each reading; reads no images.
 
     Raises:
         UserError: more than `max_fraction` of them cannot be used.

@@ -1,4 +1,4 @@
-"""From sample numbers to a `Batch`: prompts and pictures of each sample, bad ones replaced."""
+"""From sample numbers to a `Batch`: prompts and images of each sample, bad ones replaced."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from triptych.data_modules.decode import Decoder
 from triptych.data_modules.sources.base import BadSample, ImageRole
 from triptych.interfaces import IMAGE_GENERATION, Batch, Preprocessing
 from triptych.prompts import IGNORED, IMAGE_PAD, PAD, pad, shared_tokens, token_id
-from triptych.utils.errors import PictureError, UserError
-from triptych.utils.images import stack_pictures
+from triptych.utils.errors import ImageError, UserError
+from triptych.utils.images import stack_images
 
 
 @dataclass
@@ -25,11 +25,11 @@ class Example:
     key: str
     prompt: Prompt
     shown: Tensor | None = None
-    """uint8 [3,s,s], the picture in the prompt."""
+    """uint8 [3,s,s], the image in the prompt."""
     target: Tensor | None = None
-    """uint8 [3,S,S], the picture to make."""
+    """uint8 [3,S,S], the image to make."""
     features: Tensor | None = None
-    """[C,h,w], what the encoder makes of that picture, if it was computed before."""
+    """[C,h,w], what the encoder makes of that image, if it was computed before."""
 
 
 @dataclass
@@ -38,14 +38,14 @@ class BatchBuilder:
 
     Args:
         readings: the sources, open, each with its task; a batch may hold samples of all of them.
-        known: the model's tokenizer, limits and picture sizes.
+        known: the model's tokenizer, limits and image sizes.
         seed: of the choices that a task makes.
-        decode: from encoded pictures to squares.
+        decode: from encoded images to squares.
         replace_bad: whether a good sample of a batch stands in for one that cannot be used, which
             keeps batches equal on all ranks; else the batch is smaller, and no sample counts twice.
 
     Raises:
-        UserError: the tasks are of two objectives, or the model takes no pictures in its prompts.
+        UserError: the tasks are of two objectives, or the model takes no images in its prompts.
     """
 
     readings: list[Reading]
@@ -113,12 +113,12 @@ class BatchBuilder:
         target: ImageRole | None = None
         if self.objective == IMAGE_GENERATION:
             features = reading.features and reading.features.get(number)
-            target = "picture" if features is None or known.pictures_too else None
-        sizes: dict[ImageRole, list[int]] = {}  # role -> sizes: each picture is decoded once
+            target = "image" if features is None or known.images_too else None
+        sizes: dict[ImageRole, list[int]] = {}  # role -> sizes: each image is decoded once
         if prompt.shown:
             sizes.setdefault(prompt.shown, []).append(known.understanding_size)
         if target:
-            sizes.setdefault(target, []).append(known.picture_size)
+            sizes.setdefault(target, []).append(known.image_size)
         squares = {role: self._squares(reading, number, role, sizes[role]) for role in sizes}
         return Example(
             reading.source.key(number),
@@ -131,10 +131,10 @@ class BatchBuilder:
     def _squares(
         self, reading: Reading, number: int, role: ImageRole, sizes: list[int]
     ) -> list[Tensor]:
-        data = reading.source.image(number, role)
+        data = reading.source.image_bytes(number, role)
         try:
             return self.decode(data, *sizes)
-        except PictureError as error:
+        except ImageError as error:
             key = reading.source.key(number)
             raise BadSample(key, f"{role} {error.reason}", error.detail) from error
 
@@ -148,7 +148,7 @@ class BatchBuilder:
         else:
             ids, mask = pad([prompt.ids for prompt in prompts], token_id(known.tokenizer, PAD))
         shown = [example.shown for example in examples if example.shown is not None]
-        patches, grids = known.image_inputs(stack_pictures(shown)) if shown else (None, None)
+        patches, grids = known.image_inputs(stack_images(shown)) if shown else (None, None)
         batch = Batch(
             self.objective,
             [example.key for example in examples],
@@ -165,7 +165,7 @@ class BatchBuilder:
             if known.tokenizer is not None:
                 placeholder = token_id(known.tokenizer, IMAGE_PAD)
                 batch.shared = shared_tokens([prompt.ids for prompt in prompts], placeholder)
-            batch.target_pixels, _ = stack([example.target for example in examples], stack_pictures)
+            batch.target_pixels, _ = stack([example.target for example in examples], stack_images)
             batch.target_features, batch.has_features = stack(
                 [example.features for example in examples]
             )

@@ -1,12 +1,12 @@
-"""What each task makes of a sample: its prompt, its labels, and which pictures it needs.
+"""What each task makes of a sample: its prompt, its labels, and which images it needs.
 
 Tasks have two objectives (`interfaces.OBJECTIVE_OF_TASK`), a loss each. A batch mixes tasks of one.
 
-    text_to_image    caption -> picture
-    image_to_image   source picture, instruction -> picture; without a source picture the sample's
+    text_to_image    caption -> image
+    image_to_image   source image, instruction -> image; without a source image the sample's
                      own one is to be reconstructed
-    image_to_text    picture, questions -> answers; the caption where there is no conversation,
-                     and no picture where the sample has none
+    image_to_text    image, questions -> answers; the caption where there is no conversation,
+                     and no image where the sample has none
     text_to_text     questions -> answers
 """
 
@@ -41,7 +41,7 @@ from triptych.utils.rng import uniform
 
 SHOWING = (IMAGE_TO_IMAGE, IMAGE_TO_TEXT)
 """Tasks whose prompts may hold an image."""
-DESCRIBE = "describe the picture"
+DESCRIBE = "describe the image"
 Turns = list[tuple[str, str]]
 
 
@@ -51,9 +51,9 @@ class Prompt:
 
     ids: list[int]
     labels: list[int] | None = None
-    """What it learns to write, IGNORED elsewhere; None where a picture is to be made."""
+    """What it learns to write, IGNORED elsewhere; None where an image is to be made."""
     shown: ImageRole | None = None
-    """The picture that the prompt holds placeholders for."""
+    """The image that the prompt holds placeholders for."""
 
 
 @dataclass
@@ -68,7 +68,7 @@ class Reading:
         conversation_key: name, among a sample's facts, of its list of [question, answer] turns.
         max_turns: take so many turns of a conversation, others each time; None takes all, in order.
         max_characters: of a caption or of one turn.
-        features: of the pictures to make, computed before.
+        features: of the images to make, computed before.
     """
 
     source: Source
@@ -94,7 +94,7 @@ class Reading:
     def prompt(self, number: int, sample: int, known: Preprocessing, seed: int = 0) -> Prompt:
         """The prompt of sample `number` of the source, whose global sample number is `sample`.
 
-        Pictures are not read.
+        Images are not read.
 
         Raises:
             BadSample: the sample has no text for this task, or one that the model cannot take.
@@ -160,7 +160,7 @@ def text_to_image(
 def image_to_image(
     reading: Reading, number: int, sample: int, known: Preprocessing, seed: int
 ) -> Prompt:
-    shown: ImageRole = "source" if reading.source.has(number, "source") else "picture"
+    shown: ImageRole = "source" if reading.source.has(number, "source") else "image"
     instruction = RECONSTRUCTION_INSTRUCTION
     if shown == "source":
         instruction = reading.caption(number, sample, seed, "instruction")
@@ -178,7 +178,7 @@ def image_to_image(
 def image_to_text(
     reading: Reading, number: int, sample: int, known: Preprocessing, seed: int
 ) -> Prompt:
-    if not reading.source.has(number, "picture"):
+    if not reading.source.has(number, "image"):
         return text_to_text(reading, number, sample, known, seed)
     facts = reading.facts(number)
     is_edit = reading.source.has(number, "source")  # whose text is an instruction, not a caption
@@ -194,7 +194,7 @@ def image_to_text(
         turns = about_caption(reading.caption(number, sample, seed), told)
         return conversation(reading, number, turns, known, None)
     turns = reading.some(reading.turns_about(number, sample, seed), sample, seed)
-    return conversation(reading, number, turns, known, "picture")
+    return conversation(reading, number, turns, known, "image")
 
 
 def text_to_text(
@@ -211,7 +211,7 @@ def text_to_text(
 def conversation(
     reading: Reading, number: int, turns: object, known: Preprocessing, shown: ImageRole | None
 ) -> Prompt:
-    """The prompt of `turns` about the picture `shown`, if any."""
+    """The prompt of `turns` about the image `shown`, if any."""
     ids, labels = conversation_ids(
         known.tokenizer,
         reading.checked(turns, number),

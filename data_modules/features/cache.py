@@ -1,7 +1,7 @@
 """Features computed once, found beside the shards: whose they are, whether they still hold.
 
 A folder of sidecars (see `sidecars`) with a manifest.json. The manifest's "identity" is all that
-decides the features of a picture; only a cache that agrees in every point with the model that is
+decides the features of an image; only a cache that agrees in every point with the model that is
 trained is used. `triptych data features` makes such a folder.
 """
 
@@ -217,7 +217,7 @@ def use_features(
     Args:
         sources: the run's sources, open, with where to look, see `find_features`.
         known: of the model; `known.features` is what a cache must be of.
-        image_backend: how the run reads pictures of samples without features.
+        image_backend: how the run reads images of samples without features.
 
     Raises:
         UserError: a cache does not hold, or the first point in which it disagrees.

@@ -5,7 +5,7 @@ Tensors of SHARD.features.safetensors:
     scales    [N,C] float32, of int8 only: a feature is its int8 times the scale of its channel
     keys      uint8, the UTF-8 keys of the samples one after the other, zeros at the end
     key_ends  [N] int64, where each key ends
-Samples whose pictures could not be read have no row. The metadata says of which shard, of which
+Samples whose images could not be read have no row. The metadata says of which shard, of which
 encoder, and how far the stored numbers are from the computed ones.
 """
 

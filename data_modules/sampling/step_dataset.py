@@ -22,7 +22,7 @@ class StepDataset(Dataset):
     """Item k is this rank's k-th batch of the run: a pure function of (schedule, k, rank).
 
     The ranks, and the batches whose gradients are accumulated, take equal consecutive parts of a
-    global batch, so that the same pictures meet the same noise in the same step however they are
+    global batch, so that the same images meet the same noise in the same step however they are
     spread.
 
     Args:

@@ -6,7 +6,7 @@ sample is first asked for. All numbers are little-endian:
 
     header    72 bytes, see `_HEADER`
     rows      uint32 [samples, 9]: where the key ends in the keys, then for each role in KINDS
-              (picture, source, txt, json) the first block of 512 bytes and the size in bytes;
+              (image, source, txt, json) the first block of 512 bytes and the size in bytes;
               block 0 stands for a member that is not there
     tokens    uint32 [samples], tokens of each caption; only where they were counted
     checksums uint32 [samples], CRC-32 over all members of a sample; only where they were asked for
@@ -235,7 +235,7 @@ class ShardIndex:
         """(offset, size) in bytes of a member in the shard, None where the sample has none.
 
         Args:
-            role: "picture", "source", "txt" or "json".
+            role: "image", "source", "txt" or "json".
         """
         column = 1 + 2 * ROLES.index(role)
         block, size = self._rows[row, column : column + 2].tolist()

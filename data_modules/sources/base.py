@@ -10,12 +10,12 @@ import numpy as np
 from PIL import Image
 
 from triptych.data_modules.decode import Decoder
-from triptych.utils.errors import PictureError
+from triptych.utils.errors import ImageError
 
 CAPTIONS = ("caption", "text", "instruction")
 """Usual names of captions among the facts of a sample; the first that is there is taken."""
-ImageRole = Literal["picture", "source"]
-"""What a picture is for: the one a caption is about, or the one that an edit starts from."""
+ImageRole = Literal["image", "source"]
+"""What an image is for: the one a caption is about, or the one that an edit starts from."""
 
 
 class BadSample(ValueError):
@@ -23,7 +23,7 @@ class BadSample(ValueError):
 
     Args:
         key: name of the sample.
-        reason: a short phrase, the same for all samples with this fault: "picture is damaged".
+        reason: a short phrase, the same for all samples with this fault: "image is damaged".
         detail: what else helps to find the cause; logged, not counted.
     """
 
@@ -41,7 +41,7 @@ class Sample:
 
     key: str
     caption: str
-    picture: Image.Image
+    image: Image.Image
     facts: dict
 
 
@@ -80,29 +80,29 @@ class Source(ABC):
         return [self.caption(number)]
 
     @abstractmethod
-    def image(self, number: int, role: ImageRole = "picture") -> bytes:
-        """The file of a picture, still encoded."""
+    def image_bytes(self, number: int, role: ImageRole = "image") -> bytes:
+        """The file of an image, still encoded."""
 
     def has(self, number: int, role: ImageRole) -> bool:
-        """Whether a sample has a picture of this role; found out without reading it."""
-        return role == "picture"
+        """Whether a sample has an image of this role; found out without reading it."""
+        return role == "image"
 
     def facts(self, number: int) -> dict:
         """What else is known: "conversation", a list of [question, answer], for one."""
         return {}
 
-    def picture(
-        self, number: int, role: ImageRole = "picture", decoder: Decoder | None = None
+    def image(
+        self, number: int, role: ImageRole = "image", decoder: Decoder | None = None
     ) -> Image.Image:
         """An image at its own size, RGB, with the limits and the alpha rule of `decoder`."""
         try:
-            return (decoder or Decoder()).whole(self.image(number, role))
-        except PictureError as error:
+            return (decoder or Decoder()).whole(self.image_bytes(number, role))
+        except ImageError as error:
             raise BadSample(self.key(number), f"{role} {error.reason}", error.detail) from error
 
     def __getitem__(self, number: int) -> Sample:
         return Sample(
-            self.key(number), self.caption(number), self.picture(number), self.facts(number)
+            self.key(number), self.caption(number), self.image(number), self.facts(number)
         )
 
     @property

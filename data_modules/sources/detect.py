@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from triptych.data_modules.sources.base import Source
-from triptych.data_modules.sources.image_folder import PictureFolder
+from triptych.data_modules.sources.image_folder import ImageFolder
 from triptych.data_modules.sources.llava import ConversationFile
 from triptych.data_modules.sources.tables import (
     HuggingFaceTable,
@@ -28,52 +28,52 @@ JSON_LINES = (".jsonl", ".ndjson")
 
 def source_at(
     path: str | Path,
-    pictures: str | Path | None = None,
+    images: str | Path | None = None,
     split: str | None = None,
-    picture_column: str | None = None,
+    image_column: str | None = None,
     caption_column: str | None = None,
     mend: bool = False,
 ) -> Source:
     """The source at a path, not open yet.
 
-    A folder of shards, of pictures with captions, of Parquet files, or that `datasets` saved; a
+    A folder of shards, of images with captions, of Parquet files, or that `datasets` saved; a
     shard, or a pattern of them; a CSV or Parquet file; JSON lines of captions, of LLaVA
     conversations or of edits. Suffixes are compared without regard to case.
 
     Args:
-        pictures: folder that the paths in a table or in a conversation file count from.
+        images: folder that the paths in a table or in a conversation file count from.
         split: of a saved DatasetDict.
-        picture_column, caption_column: of a table.
+        image_column, caption_column: of a table.
         mend: whether names in shards that have dots in them are samples too.
 
     Raises:
         UserError: it is none of these.
     """
     path = Path(path)
-    columns: dict[str, Any] = {"picture_column": picture_column, "caption_column": caption_column}
+    columns: dict[str, Any] = {"image_column": image_column, "caption_column": caption_column}
     shards = MendedShards if mend else ShardFolder
     if os.path.isdir(path):
         if is_saved_dataset(path):
-            return HuggingFaceTable(path, split, pictures=pictures, **columns)
+            return HuggingFaceTable(path, split, images=images, **columns)
         if holds_shards(path):
             return shards(path)
         if files_of(path, ".parquet"):
-            return ParquetTable(path, pictures or path, **columns)
+            return ParquetTable(path, images or path, **columns)
         if files_of(path, *COMPRESSED) and not files_of(path, *IMAGE_SUFFIXES):
             find_shards(path)  # which says what to do about them
-        return PictureFolder(path)
+        return ImageFolder(path)
     suffix = path.suffix.lower()
     if suffix == SHARD_SUFFIX or path.name.lower().endswith(COMPRESSED):
         return shards(path)
     if not os.path.exists(path):
         raise UserError(f"{path} does not exist; give a folder or a file.")
     if suffix == ".parquet":
-        return ParquetTable(path, pictures, **columns)
+        return ParquetTable(path, images, **columns)
     named = any(columns.values())
     if suffix in DELIMITERS or (suffix in JSON_LINES and (named or not _usual(path))):
-        return TextTable(path, pictures, **columns)
+        return TextTable(path, images, **columns)
     if suffix in (".json", *JSON_LINES):
-        return ConversationFile(path, pictures or path.parent)
+        return ConversationFile(path, images or path.parent)
     raise UserError(
         f"{path} is of no known kind; give a folder, or a .tar, .csv, .tsv, .json, .jsonl, .ndjson "
         "or .parquet."

@@ -1,6 +1,6 @@
-"""A plain folder of pictures with captions.
+"""A plain folder of images with captions.
 
-Either KEY.txt or KEY.json beside each picture, in sub-folders too (see
+Either KEY.txt or KEY.json beside each image, in sub-folders too (see
 `triptych.utils.listing.folders`), or one table in the layout of Hugging Face's ImageFolder:
 metadata.csv, metadata.jsonl or captions.jsonl, with `file_name` and `text`.
 """
@@ -17,7 +17,7 @@ import numpy as np
 from triptych.data_modules.batching.clean_text import captions_of
 from triptych.data_modules.sources.base import ImageRole
 from triptych.data_modules.sources.members import MemberSource
-from triptych.data_modules.sources.safe_read import MAX_PICTURE_BYTES, read_inside
+from triptych.data_modules.sources.safe_read import MAX_IMAGE_BYTES, read_inside
 from triptych.utils.captions import MAX_TEXT_BYTES, text_bytes
 from triptych.utils.errors import UserError
 from triptych.utils.listing.folders import captioned, counted
@@ -27,45 +27,45 @@ from triptych.utils.listing.table import TABLES, caption_in, captioned_rows, fin
 log = logging.getLogger(__name__)
 
 
-class PictureFolder(MemberSource):
-    """Pictures with captions, in the order of their keys or of the table's rows.
+class ImageFolder(MemberSource):
+    """Images with captions, in the order of their keys or of the table's rows.
 
-    Keys are the pictures' paths in the folder, without the ending. The names of all pictures, and
-    a table, are held in memory: for more than a few million pictures use shards.
+    Keys are the images' paths in the folder, without the ending. The names of all images, and
+    a table, are held in memory: for more than a few million images use shards.
 
     Args:
         path: the folder.
-        max_picture_bytes: a larger picture is a bad sample, and is not read.
+        max_image_bytes: a larger image is a bad sample, and is not read.
         max_text_bytes: the same for captions and JSON.
 
     Raises:
-        UserError: there is no such folder, or no picture with a caption in it.
+        UserError: there is no such folder, or no image with a caption in it.
     """
 
     def __init__(
         self,
         path: str | Path,
-        max_picture_bytes: int = MAX_PICTURE_BYTES,
+        max_image_bytes: int = MAX_IMAGE_BYTES,
         max_text_bytes: int = MAX_TEXT_BYTES,
     ) -> None:
         self.path, self.name = Path(path), str(path)
-        self.max_picture_bytes, self.max_text_bytes = max_picture_bytes, max_text_bytes
+        self.max_image_bytes, self.max_text_bytes = max_image_bytes, max_text_bytes
         self._keys: list[str] = []
         self._files: list[dict[str, str]] = []  # role -> path in the folder
         self._rows: list[dict] | None = None  # of the table
         self._sizes = np.zeros(0, np.int64)
 
-    def open(self) -> PictureFolder:
+    def open(self) -> ImageFolder:
         if self._keys:
             return self
         if not self.path.is_dir():
-            raise UserError(f"the folder of pictures {self.path} does not exist.")
+            raise UserError(f"the folder of images {self.path} does not exist.")
         table = find_table(self.path)
         left_out = self._take_files() if table is None else self._take_table(table)
         counts = counted(left_out)
         if not self._keys:
             raise UserError(
-                f"the folder {self.path} holds no picture ({', '.join(IMAGE_KINDS)}) with a "
+                f"the folder {self.path} holds no image ({', '.join(IMAGE_KINDS)}) with a "
                 f"caption{counts and f' ({counts})'}: put KEY.txt beside KEY.jpg, or name both in "
                 f"{TABLES[0]} (file_name,text)."
             )
@@ -91,7 +91,7 @@ class PictureFolder(MemberSource):
             stem if counts[stem] == 1 else row["file_name"]
             for stem, row in zip(stems, rows, strict=True)
         ]
-        self._files = [{"picture": row["file_name"]} for row in rows]
+        self._files = [{"image": row["file_name"]} for row in rows]
         self._rows = rows
         self._sizes = np.array([text_bytes(caption_in(row)) for row in rows], np.int64)
         return left_out

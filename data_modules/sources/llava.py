@@ -1,10 +1,10 @@
-"""Conversation files in the layout of LLaVA, with the paths of their pictures; and edits.
+"""Conversation files in the layout of LLaVA, with the paths of their images; and edits.
 
 One JSON list, or JSONL with a record a line:
 
     {"image": "coco/1.jpg", "conversations": [{"from": "human", "value": "<image>\\nWhat is it?"},
                                               {"from": "gpt", "value": "A circle."}]}
-    {"conversations": [...]}                                                   without a picture
+    {"conversations": [...]}                                                   without an image
     {"image": "1.jpg", "caption": "a red circle"}                              or "text"
     {"source": "1.jpg", "instruction": "make it blue", "target": "2.jpg"}      an edit
 """
@@ -18,14 +18,14 @@ import numpy as np
 from triptych.data_modules.batching.clean_text import captions_of
 from triptych.data_modules.sources.base import CAPTIONS, BadSample, ImageRole, Source
 from triptych.data_modules.sources.jsonl_index import Lines
-from triptych.data_modules.sources.safe_read import MAX_PICTURE_BYTES, read_inside
+from triptych.data_modules.sources.safe_read import MAX_IMAGE_BYTES, read_inside
 from triptych.utils.captions import text_bytes
 from triptych.utils.documents import read_bytes
 from triptych.utils.errors import UserError
 from triptych.utils.records import NO_JSON, NO_OBJECT, parse
 from triptych.utils.text import refuse_wide
 
-MARK = "<image>"  # where a question shows its picture; ours always opens the first question
+MARK = "<image>"  # where a question shows its image; ours always opens the first question
 LARGEST_LIST = 4 << 30  # bytes of a .json, which is in memory whole
 ASKS, ANSWERS = ("human", "user"), ("gpt", "assistant")
 
@@ -37,8 +37,8 @@ class ConversationFile(Source):
 
     Args:
         path: a .json file with a list, or .jsonl.
-        pictures: the folder that the records' picture paths start from; null is that of the file.
-        max_picture_bytes: a larger picture is a bad sample, and is not read.
+        images: the folder that the records' image paths start from; null is that of the file.
+        max_image_bytes: a larger image is a bad sample, and is not read.
 
     Raises:
         UserError: there is no such file, or it holds no records.
@@ -47,21 +47,21 @@ class ConversationFile(Source):
     def __init__(
         self,
         path: str | Path,
-        pictures: str | Path | None = None,
-        max_picture_bytes: int = MAX_PICTURE_BYTES,
+        images: str | Path | None = None,
+        max_image_bytes: int = MAX_IMAGE_BYTES,
     ) -> None:
         self.path = Path(path)
-        self.pictures = Path(pictures) if pictures is not None else self.path.parent
+        self.images = Path(images) if images is not None else self.path.parent
         self.name = str(path)
-        self.max_picture_bytes = max_picture_bytes
+        self.max_image_bytes = max_image_bytes
         self._records: Lines | list | None = None
         self._last: tuple[int, dict] = (-1, {})
 
     def open(self) -> ConversationFile:
         if self._records is None:
-            if not self.pictures.is_dir():
+            if not self.images.is_dir():
                 raise UserError(
-                    f"the folder of pictures {self.pictures} of {self.path} does not exist."
+                    f"the folder of images {self.images} of {self.path} does not exist."
                 )
             listed = self.path.suffix.lower() == ".json"
             records = _list(self.path) if listed else Lines(self.path, record_bytes)
@@ -91,19 +91,19 @@ class ConversationFile(Source):
         record = self._record(number)
         if "conversations" not in record:
             return record
-        shows = self.has(number, "picture")
+        shows = self.has(number, "image")
         turns = turns_of(record["conversations"], self.key(number), shows)
         return {**record, "conversation": turns}
 
     def has(self, number: int, role: ImageRole) -> bool:
-        return bool(picture_path(self._record(number), role, self.key(number)))
+        return bool(image_path(self._record(number), role, self.key(number)))
 
-    def image(self, number: int, role: ImageRole = "picture") -> bytes:
+    def image_bytes(self, number: int, role: ImageRole = "image") -> bytes:
         key = self.key(number)
-        path = picture_path(self._record(number), role, key)
+        path = image_path(self._record(number), role, key)
         if not path:
             raise BadSample(key, f"no {role}")
-        return read_inside(self.pictures, path, key, role, self.max_picture_bytes)
+        return read_inside(self.images, path, key, role, self.max_image_bytes)
 
     def caption_sizes(self, numbers: np.ndarray) -> np.ndarray:
         """In bytes of all the text of a record."""
@@ -123,8 +123,8 @@ class ConversationFile(Source):
         return self._last[1]
 
 
-def picture_path(record: dict, role: ImageRole, key: str) -> object:
-    """The path of a picture as the record gives it; None where it has none.
+def image_path(record: dict, role: ImageRole, key: str) -> object:
+    """The path of an image as the record gives it; None where it has none.
 
     Raises:
         BadSample: there are several.
@@ -132,7 +132,7 @@ def picture_path(record: dict, role: ImageRole, key: str) -> object:
     path = record.get("source") if role == "source" else record.get("image", record.get("target"))
     if isinstance(path, list):
         if len(path) > 1:
-            raise BadSample(key, "more than one picture", f"{len(path)} of them")
+            raise BadSample(key, "more than one image", f"{len(path)} of them")
         path = path[0] if path else None
     return path
 
@@ -141,7 +141,7 @@ def turns_of(conversations: object, key: str, shows: bool) -> list[tuple[str, st
     """(question, answer) pairs of LLaVA's list of messages, which a system message may open.
 
     Raises:
-        BadSample: questions and answers do not take turns, or a picture is missing.
+        BadSample: questions and answers do not take turns, or an image is missing.
     """
     try:
         messages = [(message["from"], message["value"]) for message in conversations]
@@ -157,7 +157,7 @@ def turns_of(conversations: object, key: str, shows: bool) -> list[tuple[str, st
     if not fitting or not all(isinstance(text, str) for text in texts):
         raise BadSample(key, "questions and answers do not take turns")
     if not shows and any(MARK in text for _, text in asked):
-        raise BadSample(key, "conversation shows a picture that is not there")
+        raise BadSample(key, "conversation shows an image that is not there")
     questions = [text.replace(MARK, "").strip() for _, text in asked]
     return list(zip(questions, (text for _, text in answered), strict=True))
 

@@ -15,7 +15,7 @@ class MemberSource(Source):
     A subclass reads them by role; what they mean is decided here.
     """
 
-    max_picture_bytes: int
+    max_image_bytes: int
     max_text_bytes: int
 
     @abstractmethod
@@ -23,7 +23,7 @@ class MemberSource(Source):
         """The file of a role, None where a sample has none.
 
         Args:
-            role: of `names.KINDS`: "picture", "source", "txt" or "json".
+            role: of `names.KINDS`: "image", "source", "txt" or "json".
             most: bytes; a larger file is not read.
 
         Raises:
@@ -55,8 +55,8 @@ class MemberSource(Source):
             raise BadSample(self.key(number), "its .json is no JSON object")
         return facts
 
-    def image(self, number: int, role: ImageRole = "picture") -> bytes:
-        picture = self._read(number, role, self.max_picture_bytes)
-        if picture is None:
+    def image_bytes(self, number: int, role: ImageRole = "image") -> bytes:
+        image = self._read(number, role, self.max_image_bytes)
+        if image is None:
             raise BadSample(self.key(number), f"no {role}")
-        return picture
+        return image

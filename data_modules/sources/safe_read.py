@@ -10,14 +10,14 @@ from triptych.data_modules.sources.base import BadSample
 from triptych.utils.documents import open_regular
 from triptych.utils.errors import UserError
 
-MAX_PICTURE_BYTES = 64 << 20
+MAX_IMAGE_BYTES = 64 << 20
 
 
 def read_inside(folder: Path, name: object, key: str, what: str, most: int) -> bytes:
     """The file `name`, a relative path that a data set gives, in `folder`.
 
     Args:
-        key: of the sample, and `what` the file is to it: "picture".
+        key: of the sample, and `what` the file is to it: "image".
         most: bytes; a larger file is not read.
 
     Raises:

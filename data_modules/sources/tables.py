@@ -1,4 +1,4 @@
-"""Tables of pictures and captions: CSV, JSON lines, Parquet, Hugging Face datasets on the disk.
+"""Tables of images and captions: CSV, JSON lines, Parquet, Hugging Face datasets on the disk.
 
 These are read in order to be packed into shards (`triptych data pack`). They work as sources of
 training too, but a table in memory is no way to hold a large data set.
@@ -15,26 +15,26 @@ from typing import Any
 
 from triptych.data_modules.batching.clean_text import captions_of
 from triptych.data_modules.sources.base import BadSample, ImageRole, Source
-from triptych.data_modules.sources.safe_read import MAX_PICTURE_BYTES, read_inside
+from triptych.data_modules.sources.safe_read import MAX_IMAGE_BYTES, read_inside
 from triptych.utils.documents import open_regular
 from triptych.utils.errors import UserError
 from triptych.utils.listing.folders import files_of
 from triptych.utils.records import read_table
 
-PICTURE_COLUMNS = ("image", "picture", "file_name", "image_path", "path", "img", "jpg", "png")
+IMAGE_COLUMNS = ("image", "picture", "file_name", "image_path", "path", "img", "jpg", "png")
 CAPTION_COLUMNS = ("caption", "text", "txt", "prompt", "description")
 NEED = "needs the package {}, which is not installed; run `pip install 'triptych[data]'`."
 
 
 class Table(Source):
-    """Rows with a picture, or the path of one, and a caption.
+    """Rows with an image, or the path of one, and a caption.
 
     Keys are the numbers of the rows.
 
     Args:
         path: the table.
-        pictures: folder that paths of pictures count from; None is the table's own.
-        picture_column, caption_column: None takes the first of the usual names.
+        images: folder that paths of images count from; None is the table's own.
+        image_column, caption_column: None takes the first of the usual names.
 
     Raises:
         UserError: there is no such table, or it has no such column.
@@ -43,17 +43,17 @@ class Table(Source):
     def __init__(
         self,
         path: str | Path,
-        pictures: str | Path | None = None,
-        picture_column: str | None = None,
+        images: str | Path | None = None,
+        image_column: str | None = None,
         caption_column: str | None = None,
     ) -> None:
         self.path, self.name = Path(path), str(path)
-        self.pictures = Path(pictures) if pictures else self.path.parent
-        self.picture_column, self.caption_column = picture_column, caption_column
+        self.images = Path(images) if images else self.path.parent
+        self.image_column, self.caption_column = image_column, caption_column
 
     @abstractmethod
     def row(self, number: int) -> dict[str, Any]:
-        """Column -> value; a picture as a path, as bytes, or as {"bytes": ..., "path": ...}."""
+        """Column -> value; an image as a path, as bytes, or as {"bytes": ..., "path": ...}."""
 
     def key(self, number: int) -> str:
         return f"{number:09d}"
@@ -64,23 +64,23 @@ class Table(Source):
     def captions(self, number: int) -> list[str]:
         return captions_of(self.row(number)[self.caption_column], self.key(number))
 
-    def image(self, number: int, role: ImageRole = "picture") -> bytes:
-        if role != "picture":
+    def image_bytes(self, number: int, role: ImageRole = "image") -> bytes:
+        if role != "image":
             raise BadSample(self.key(number), f"no {role}")
-        value = self.row(number)[self.picture_column]
+        value = self.row(number)[self.image_column]
         if isinstance(value, dict):
             value = value.get("bytes") or value.get("path")
-        if isinstance(value, bytes) and len(value) <= MAX_PICTURE_BYTES:
+        if isinstance(value, bytes) and len(value) <= MAX_IMAGE_BYTES:
             return value
         if isinstance(value, bytes):
             raise BadSample(self.key(number), f"{role} is too large", f"{len(value):,} bytes")
-        return read_inside(self.pictures, value, self.key(number), role, MAX_PICTURE_BYTES)
+        return read_inside(self.images, value, self.key(number), role, MAX_IMAGE_BYTES)
 
     def _choose(self, columns: Iterable[str]) -> None:
-        """Fix the columns of the picture and of the caption."""
+        """Fix the columns of the image and of the caption."""
         columns = list(columns)
-        self.picture_column = self._column(
-            columns, self.picture_column, PICTURE_COLUMNS, "pictures", "--image-column"
+        self.image_column = self._column(
+            columns, self.image_column, IMAGE_COLUMNS, "images", "--image-column"
         )
         self.caption_column = self._column(
             columns, self.caption_column, CAPTION_COLUMNS, "captions", "--caption-column"
@@ -116,7 +116,7 @@ class TextTable(Table):
         if not names:
             raise UserError(f"the table {self.path} has no rows with named columns.")
         self._choose(names)
-        columns = (self.picture_column, self.caption_column)
+        columns = (self.image_column, self.caption_column)
         self._rows = [
             row if isinstance(row, str) else {name: row.get(name) for name in columns}
             for row in rows
@@ -156,7 +156,7 @@ class ParquetTable(Table):
                 names = file.schema_arrow.names
                 if number == 0:
                     self._choose(names)
-                for name in (self.picture_column, self.caption_column):
+                for name in (self.image_column, self.caption_column):
                     if name not in names:
                         raise UserError(
                             f"the Parquet file {path} has no column {name!r}, which {files[0]} "
@@ -190,7 +190,7 @@ class ParquetTable(Table):
         """The rows of a row group, or what is wrong with it."""
         from pyarrow import ArrowException, parquet
 
-        columns = [self.picture_column, self.caption_column]
+        columns = [self.image_column, self.caption_column]
         try:
             with parquet.ParquetFile(path) as file:
                 table = file.read_row_group(group, columns)
@@ -235,10 +235,10 @@ class HuggingFaceTable(Table):
                 )
             data = data[split]
         self._choose(data.column_names)
-        data = data.select_columns([self.picture_column, self.caption_column])
-        if isinstance(data.features[self.picture_column], datasets.Image):
+        data = data.select_columns([self.image_column, self.caption_column])
+        if isinstance(data.features[self.image_column], datasets.Image):
             # the files as they are, not decoded
-            data = data.cast_column(self.picture_column, datasets.Image(decode=False))
+            data = data.cast_column(self.image_column, datasets.Image(decode=False))
         self._data = data
         return self
 

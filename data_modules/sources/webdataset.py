@@ -37,25 +37,25 @@ class ShardFolder(MemberSource):
         source: a folder with *.tar files, in sub-folders too, one tar file, a pattern (see
             `find_shards`), or a list of them.
         index: "build" indexes shards that have no index yet; "require" refuses them.
-        max_picture_bytes: a larger picture is a bad sample, and is not read.
+        max_image_bytes: a larger image is a bad sample, and is not read.
         max_text_bytes: the same for captions and JSON.
 
     Raises:
         UserError: there is no shard, a shard is no readable tar, an index is older than its shard,
-            or no sample has both a picture and a caption.
+            or no sample has both an image and a caption.
     """
 
     def __init__(
         self,
         source: str | Path | Sequence[str | Path],
         index: Literal["build", "require"] = "build",
-        max_picture_bytes: int = 64 << 20,
+        max_image_bytes: int = 64 << 20,
         max_text_bytes: int = 1 << 20,
     ) -> None:
         self.sources = [source] if isinstance(source, (str, Path)) else list(source)
         self.name = ", ".join(map(str, self.sources))
         self.index = index
-        self.max_picture_bytes, self.max_text_bytes = max_picture_bytes, max_text_bytes
+        self.max_image_bytes, self.max_text_bytes = max_image_bytes, max_text_bytes
         self.indexes: list[ShardIndex] = []
         self._ends = np.zeros(0, np.int64)  # of the numbers in each shard
         self._tokens = False  # whether the captions of all shards were counted in tokens
@@ -71,7 +71,7 @@ class ShardFolder(MemberSource):
         lost = _summary(indexes)
         if not self._ends[-1]:
             raise UserError(
-                f"the shards in {self.name} hold no sample with a picture (KEY.jpg, png or webp) "
+                f"the shards in {self.name} hold no sample with an image (KEY.jpg, png or webp) "
                 f"and a caption (KEY.txt or KEY.json) next to it{lost and f': {lost}'}."
             )
         if lost:

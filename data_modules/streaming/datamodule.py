@@ -77,7 +77,7 @@ class ShardStream(IterableDataset):
     Args:
         urls: the shards.
         task: see `Reading`.
-        known: the model's tokenizer, limits and picture sizes.
+        known: the model's tokenizer, limits and image sizes.
         batch_size: samples of this rank.
         start, stop: steps of the run that are left.
         rank, world: of this process.
@@ -216,7 +216,7 @@ class StreamDataModule(LightningDataModule):
         batch_size: samples per step and rank.
         num_val_samples: how many samples to validate on; they are kept in memory, still encoded.
         buffer: samples that wait in memory to be drawn from, of each worker, still encoded.
-        max_picture_bytes, max_text_bytes: larger members are read past.
+        max_image_bytes, max_text_bytes: larger members are read past.
         max_bad_fraction: end the run when more of the samples than this cannot be used.
         num_workers: loader processes.
         seed: of the draw.
@@ -230,7 +230,7 @@ class StreamDataModule(LightningDataModule):
         batch_size: int = 16,
         num_val_samples: int = 64,
         buffer: int = 256,
-        max_picture_bytes: int = 64 << 20,
+        max_image_bytes: int = 64 << 20,
         max_text_bytes: int = 1 << 20,
         max_bad_fraction: float = 0.01,
         num_workers: int = 0,
@@ -240,7 +240,7 @@ class StreamDataModule(LightningDataModule):
         self.urls, self.val_urls = expanded(urls), expanded(val_urls or urls)
         self.task, self.batch_size, self.num_val_samples = task, batch_size, num_val_samples
         self.buffer, self.num_workers, self.seed = buffer, num_workers, seed
-        self.caps = Caps(max_picture_bytes, max_text_bytes)
+        self.caps = Caps(max_image_bytes, max_text_bytes)
         self.max_bad_fraction = max_bad_fraction
         self.bad_samples = BadSamples(max_bad_fraction)
         self.known: Preprocessing | None = None
@@ -312,7 +312,7 @@ class StreamDataModule(LightningDataModule):
         return self.val_dataloader()
 
     def predict_dataloader(self) -> StepLoader:
-        """The validation captions, put to the model as whoever asks for a picture puts them."""
+        """The validation captions, put to the model as whoever asks for an image puts them."""
         return self._in_order(replace(self.known, training_template=self.known.template))
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:

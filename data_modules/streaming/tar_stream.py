@@ -67,11 +67,11 @@ class Encoded:
 class Caps:
     """Larger members are never held in memory; in bytes."""
 
-    picture: int = 64 << 20
+    image: int = 64 << 20
     text: int = 1 << 20
 
     def of(self, kind: str) -> int:
-        return self.text if kind in ("txt", "json") else self.picture
+        return self.text if kind in ("txt", "json") else self.image
 
 
 def check_url(url: str) -> None:
@@ -235,7 +235,7 @@ class StreamedSamples(ShardFolder):
     """Samples in memory, read like those of a folder of shards."""
 
     def __init__(self, name: str, samples: list[Encoded], caps: Caps) -> None:
-        super().__init__(name, max_picture_bytes=caps.picture, max_text_bytes=caps.text)
+        super().__init__(name, max_image_bytes=caps.image, max_text_bytes=caps.text)
         self.samples = samples
 
     def open(self) -> StreamedSamples:

@@ -1,4 +1,4 @@
-"""What is in a data set: counts, lengths, sizes, duplicates, and a sheet of pictures to look at."""
+"""What is in a data set: counts, lengths, sizes, duplicates, and a sheet of images to look at."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from PIL import Image, ImageDraw, ImageFont
 from triptych.data_modules.decode import Decoder
 from triptych.data_modules.parallel import each
 from triptych.data_modules.sources.base import BadSample, Source
-from triptych.utils.errors import PictureError
+from triptych.utils.errors import ImageError
 from triptych.utils.image_reader import read_header
 
 CHUNK = 256  # samples, read by one process in a row
-SIDE = 160  # pixels of a picture on the sheet
+SIDE = 160  # pixels of an image on the sheet
 LINES = 3  # of its caption
 MARGIN = 8
 WORDS = (0, 1, 5, 10, 20, 40, 80, 160, 320)  # where the bars of the histogram begin
@@ -33,15 +33,15 @@ class Findings:
     """Of each caption."""
     caption_bytes: list[int] = field(default_factory=list)
     sizes: list[tuple[int, int]] = field(default_factory=list)
-    """Width and height of each picture, in pixels."""
-    picture_bytes: list[int] = field(default_factory=list)
+    """Width and height of each image, in pixels."""
+    image_bytes: list[int] = field(default_factory=list)
     formats: Counter[str] = field(default_factory=Counter)
     problems: Counter[str] = field(default_factory=Counter)
     """reason -> samples"""
     keys: Counter[bytes] = field(default_factory=Counter)
-    """Hashes, as those of `captions` and `pictures`: how often each came."""
+    """Hashes, as those of `captions` and `images`: how often each came."""
     captions: Counter[bytes] = field(default_factory=Counter)
-    pictures: Counter[bytes] = field(default_factory=Counter)
+    images: Counter[bytes] = field(default_factory=Counter)
 
     def add(self, other: Findings) -> None:
         for name, value in vars(other).items():
@@ -59,7 +59,7 @@ def examine(
 ) -> Findings:
     """Read `most` samples of an open source, evenly spread; all where there are no more.
 
-    Pictures are opened, which finds their size, but not decoded.
+    Images are opened, which finds their size, but not decoded.
     """
     numbers = spread(len(source), most)
     chunks = [numbers[first : first + CHUNK] for first in range(0, len(numbers), CHUNK)]
@@ -89,23 +89,23 @@ class _Look:
                 found.words.append(len(caption.split()))
                 found.caption_bytes.append(len(caption.encode("utf-8", "replace")))
                 found.captions[_hash(caption.encode("utf-8", "replace"))] += 1
-                if source.has(number, "picture"):
-                    self._picture(found, number)
+                if source.has(number, "image"):
+                    self._image(found, number)
             except BadSample as bad:
                 found.problems[bad.reason] += 1
         return found
 
-    def _picture(self, found: Findings, number: int) -> None:
-        content = self.source.image(number)
+    def _image(self, found: Findings, number: int) -> None:
+        content = self.source.image_bytes(number)
         try:
-            picture = read_header(content, Decoder().limits)
-        except PictureError as error:
+            image = read_header(content, Decoder().limits)
+        except ImageError as error:
             key = self.source.key(number)
-            raise BadSample(key, f"picture {error.reason}", error.detail) from error
-        found.sizes.append(picture.size)
-        found.formats[picture.format] += 1
-        found.picture_bytes.append(len(content))
-        found.pictures[_hash(content)] += 1
+            raise BadSample(key, f"image {error.reason}", error.detail) from error
+        found.sizes.append(image.size)
+        found.formats[image.format] += 1
+        found.image_bytes.append(len(content))
+        found.images[_hash(content)] += 1
 
 
 def _hash(content: bytes) -> bytes:
@@ -130,12 +130,12 @@ def histogram(values: Sequence[int], width: int = 40) -> list[str]:
     return lines
 
 
-def contact_sheet(source: Source, pictures: int = 48, columns: int = 8) -> Image.Image:
-    """Pictures as the model gets them (short side scaled, centre cropped), captions below.
+def contact_sheet(source: Source, images: int = 48, columns: int = 8) -> Image.Image:
+    """Images as the model gets them (short side scaled, centre cropped), captions below.
 
     Evenly spread over the source; where one cannot be read, the sheet says why.
     """
-    numbers = spread(len(source), pictures)
+    numbers = spread(len(source), images)
     font = ImageFont.load_default(12)
     line = sum(font.getmetrics())
     wide, high = SIDE + MARGIN, SIDE + MARGIN + LINES * line + MARGIN
@@ -147,9 +147,9 @@ def contact_sheet(source: Source, pictures: int = 48, columns: int = 8) -> Image
     for place, number in enumerate(numbers):
         left, top = MARGIN + place % columns * wide, MARGIN + place // columns * high
         try:
-            (square,) = decode(source.image(number), SIDE)
+            (square,) = decode(source.image_bytes(number), SIDE)
             sheet.paste(Image.fromarray(square.permute(1, 2, 0).numpy()), (left, top))
-        except (BadSample, PictureError) as bad:
+        except (BadSample, ImageError) as bad:
             draw.rectangle((left, top, left + SIDE - 1, top + SIDE - 1), outline="red")
             draw.multiline_text((left + 4, top + 4), _wrapped(bad.reason, font), "red", font)
         try:
@@ -161,7 +161,7 @@ def contact_sheet(source: Source, pictures: int = 48, columns: int = 8) -> Image
 
 
 def _wrapped(text: str, font: ImageFont.FreeTypeFont) -> str:
-    """`text` in LINES lines that are as wide as a picture; shortened where it is longer."""
+    """`text` in LINES lines that are as wide as an image; shortened where it is longer."""
     letters = int(SIDE / font.getlength("abcdefghijklmnopqrstuvwxyz ") * 27)
     plain = "".join(one if one.isprintable() else " " for one in text[:1000])
     lines = textwrap.wrap(plain, letters, max_lines=LINES, placeholder=" ...")

@@ -1,4 +1,4 @@
-"""Any source into WebDataset shards: pictures as they are, the same bytes every time.
+"""Any source into WebDataset shards: images as they are, the same bytes every time.
 
 Shard k holds the samples k*n ... of the source, in their order. So shards can be written by several
 processes, and a run that was stopped goes on with the shards that are missing.
@@ -24,7 +24,7 @@ from triptych.utils.atomic_write import LOCK, alone_in, partial_of, replacing
 from triptych.utils.captions import REPLACEMENT
 from triptych.utils.disk_usage import announce, refuse_other_files
 from triptych.utils.documents import read_text
-from triptych.utils.errors import PictureError, UserError
+from triptych.utils.errors import ImageError, UserError
 from triptych.utils.image_reader import FORMAT_NAMES, format_of, read_header
 from triptych.utils.listing.tar import BLOCK
 from triptych.utils.records import parse
@@ -136,22 +136,22 @@ def safe_key(key: str) -> str:
     return f"{safe[: LONGEST_KEY - len(mark) - 1]}-{mark}"
 
 
-def kind_of(picture: bytes) -> str | None:
+def kind_of(image: bytes) -> str | None:
     """The suffix of an encoded image by its first bytes, such as jpg; None of other files."""
-    name = format_of(picture)
+    name = format_of(image)
     return name and {"JPEG": "jpg"}.get(name, name.lower())
 
 
 def members(source: Source, number: int) -> Iterator[tuple[str, bytes]]:
-    """(kind, content) of the members of a sample: pictures, caption, what else is known.
+    """(kind, content) of the members of a sample: images, caption, what else is known.
 
     Raises:
-        BadSample: there is no picture, or it is none that shards can hold.
+        BadSample: there is no image, or it is none that shards can hold.
     """
     facts = source.facts(number)
     if source.has(number, "source"):
-        yield _picture(source, number, "source", "source.")
-    yield _picture(source, number, "picture", "")
+        yield _image(source, number, "source", "source.")
+    yield _image(source, number, "image", "")
     try:
         captions = source.captions(number)
     except BadSample:
@@ -184,16 +184,16 @@ def _readable(text: str) -> str:
     return re.sub("[\udc80-\udcff]", REPLACEMENT, text)
 
 
-def _picture(source: Source, number: int, role: ImageRole, prefix: str) -> tuple[str, bytes]:
+def _image(source: Source, number: int, role: ImageRole, prefix: str) -> tuple[str, bytes]:
     if not source.has(number, role):
         raise BadSample(source.key(number), f"no {role}")
-    content = source.image(number, role)
+    content = source.image_bytes(number, role)
     kind = kind_of(content)
     if kind is None:
         raise BadSample(source.key(number), f"{role} is no {FORMAT_NAMES}")
     try:
         read_header(content, Decoder().limits)
-    except PictureError as error:  # of no use to a run, which would leave it out
+    except ImageError as error:  # of no use to a run, which would leave it out
         raise BadSample(source.key(number), f"{role} {error.reason}", error.detail) from error
     return prefix + kind, content
 

@@ -1,6 +1,6 @@
-"""Write the pictures and questions of `shapes_questions.yaml`: those of our own evaluation.
+"""Write the images and questions of `shapes_questions.yaml`: those of our own evaluation.
 
-.venv/bin/python docs/lmms_eval/make_questions.py [PICTURES]
+.venv/bin/python docs/lmms_eval/make_questions.py [IMAGES]
 """
 
 import json
@@ -14,19 +14,19 @@ from triptych.evaluation.shapes.shape_eval import ask_about, examples
 FOLDER = Path("out/shapes_questions")
 
 
-def main(pictures: int) -> None:
-    """Two questions about each of the first held-out samples, `pictures` in number."""
+def main(images: int) -> None:
+    """Two questions about each of the first held-out samples, `images` in number."""
     FOLDER.mkdir(parents=True, exist_ok=True)
-    samples = examples("eval", pictures)
-    paths = [FOLDER / f"{n:04}.png" for n in range(pictures)]
+    samples = examples("eval", images)
+    paths = [FOLDER / f"{n:04}.png" for n in range(images)]
     for sample, path in zip(samples, paths, strict=True):
-        Image.fromarray(sample.picture).save(path)
+        Image.fromarray(sample.image).save(path)
     lines = [
-        {"picture": str(paths[asked.number]), "question": asked.question, "answer": asked.answer}
+        {"image": str(paths[asked.number]), "question": asked.question, "answer": asked.answer}
         for asked in ask_about(samples)
     ]
     (FOLDER / "questions.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
-    print(f"{len(lines)} questions about {pictures} pictures in {FOLDER}")
+    print(f"{len(lines)} questions about {images} images in {FOLDER}")
 
 
 if __name__ == "__main__":

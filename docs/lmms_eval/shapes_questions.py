@@ -7,9 +7,9 @@ from PIL import Image
 from triptych.shapes_world.checker import answer_is_right
 
 
-def picture(document: dict[str, Any]) -> list[Image.Image]:
+def image(document: dict[str, Any]) -> list[Image.Image]:
     """The one that the question is about."""
-    return [Image.open(document["picture"]).convert("RGB")]
+    return [Image.open(document["image"]).convert("RGB")]
 
 
 def question(document: dict[str, Any], lmms_eval_specific_kwargs: object = None) -> str:

@@ -44,7 +44,7 @@ class Batch:
     """IMAGE_GENERATION (images are targets, also those of edits) or LANGUAGE_MODELING (text is the
     target, with or without an image); see OBJECTIVE_OF_TASK."""
     keys: list[str]
-    """[B] names of the samples in their shards: a bad loss can be traced to its pictures."""
+    """[B] names of the samples in their shards: a bad loss can be traced to its images."""
     step: int
     """Number of this batch since the start of training, equal on every rank."""
     samples: Tensor
@@ -66,10 +66,10 @@ class Batch:
     """Whether a task of this objective shows images in its prompts; equal on every rank, also where
     this batch holds none."""
     target_pixels: Tensor | None = None
-    """[B,3,H,W] uint8, the pictures to generate, encode or reconstruct. Those whose features came
-    along are black, or None if all did, unless the model wants `Preprocessing.pictures_too`."""
+    """[B,3,H,W] uint8, the images to generate, encode or reconstruct. Those whose features came
+    along are black, or None if all did, unless the model wants `Preprocessing.images_too`."""
     target_features: Tensor | None = None
-    """[B,C,h,w], features of the pictures when they were computed before."""
+    """[B,C,h,w], features of the images when they were computed before."""
     has_features: Tensor | None = None
     """[B] bool, which rows of `target_features` were; None if all."""
     skipped: list[tuple[str, str]] = field(default_factory=list)
@@ -228,7 +228,7 @@ class Understander(Part):
     ) -> Condition:
         """Outputs at `queries` [N,D], placed after each right-padded prompt [B,T].
 
-        Pictures, if any, fill the placeholders of the prompts in order; as in `Batch`, and as
+        Images, if any, fill the placeholders of the prompts in order; as in `Batch`, and as
         there the first `shared` tokens are the same in all prompts. Pixels may be empty, see
         `Batch.shown`.
         """
@@ -238,20 +238,20 @@ class Understander(Part):
         """Mean cross entropy over `batch.labels`; scalar, and 0, not NaN, if there is no label."""
 
     @abstractmethod
-    def image_inputs(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
+    def image_inputs(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """uint8 [B,3,H,W] -> patches [S,patch] float32 and grids [B,3] int64."""
 
     @abstractmethod
     def image_tokens(self) -> int:
-        """How many placeholder tokens one picture takes in the prompt."""
+        """How many placeholder tokens one image takes in the prompt."""
 
-    def chat_inputs(self, pictures: Sequence[Tensor]) -> tuple[Tensor, Tensor, list[int]] | None:
-        """As `image_inputs`, of pictures uint8 [3,H,W] of any shapes, which they keep.
+    def chat_inputs(self, images: Sequence[Tensor]) -> tuple[Tensor, Tensor, list[int]] | None:
+        """As `image_inputs`, of images uint8 [3,H,W] of any shapes, which they keep.
 
         Also how many placeholder tokens each takes. None: this model sees squares alone.
 
         Raises:
-            UserError: a picture has a shape that cannot be shown.
+            UserError: an image has a shape that cannot be shown.
         """
         return None
 
@@ -284,7 +284,7 @@ class ImageEncoder(Part):
     feature_shape: tuple[int, int, int]
     """(C, h, w), known from the configuration alone."""
     image_size: int
-    """Side in pixels of the square picture that the encoder sees."""
+    """Side in pixels of the square image that the encoder sees."""
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
     """How colours in [0,1] are shifted and scaled; these are what `pixels_to_unit` does."""
@@ -294,7 +294,7 @@ class ImageEncoder(Part):
         """uint8 [B,3,H,W] of any size -> features float [B,C,h,w]."""
 
     def blank_features(self) -> Tensor:
-        """Features [1,C,h,w] of a picture that shows nothing, for a decoder to keep away from.
+        """Features [1,C,h,w] of an image that shows nothing, for a decoder to keep away from.
 
         A black one, unless an encoder was published with another.
         """
@@ -368,7 +368,7 @@ class PixelDecoder(Part):
     """What `decode` does where it is not told; a sampler is one of `sampler.SAMPLERS`."""
 
     wants_null: bool = False
-    """True while a decoder whose own null is a blank picture, not zeros, has not been given it."""
+    """True while a decoder whose own null is a blank image, not zeros, has not been given it."""
 
     @abstractmethod
     def set_shapes(self, feature_shape: tuple[int, int, int]) -> None:
@@ -380,7 +380,7 @@ class PixelDecoder(Part):
 
     @abstractmethod
     def loss(self, features: Tensor, pixels: Tensor, seed: int, samples: Tensor) -> Tensor:
-        """Training loss for features [B,C,h,w] of pictures uint8 [B,3,H,W]; scalar, a mean over
+        """Training loss for features [B,C,h,w] of images uint8 [B,3,H,W]; scalar, a mean over
         samples."""
 
     @abstractmethod
@@ -393,18 +393,18 @@ class PixelDecoder(Part):
         guidance_scale: float | None = None,
         sampler: str | None = None,
         null: Tensor | None = None,
-        on_picture: OnPicture | None = None,
+        on_image: OnImage | None = None,
     ) -> Tensor:
         """features [B,C,h,w] -> pixels uint8 [B,3,H,W], each from its seed alone, within rounding.
 
         `null` [1,C,h,w] are the features that guidance leads away from; None is the decoder's own.
-        `sampler` is one of `sampler.SAMPLERS`. `on_picture` is called after every call of the
+        `sampler` is one of `sampler.SAMPLERS`. `on_image` is called after every call of the
         network.
         """
 
 
-OnPicture = Callable[[int, Callable[[], Tensor]], None]
-"""Told of the number of the network call just made, from 0, and of what makes the pictures uint8
+OnImage = Callable[[int, Callable[[], Tensor]], None]
+"""Told of the number of the network call just made, from 0, and of what makes the images uint8
 [B,3,H,W] as they look then."""
 
 
@@ -416,23 +416,23 @@ class Preprocessing:
     """A transformers tokenizer; None where captions are not read."""
     max_tokens: int
     """Longest prompt, `[IMG]` included, or conversation, that the model takes."""
-    picture_size: int
+    image_size: int
     """Side in pixels of `Batch.target_pixels`."""
     understanding_size: int = 0
-    """Side in pixels of the pictures given to `image_inputs`."""
+    """Side in pixels of the images given to `image_inputs`."""
     image_tokens: int = 0
-    """Placeholder tokens of one picture in a prompt."""
+    """Placeholder tokens of one image in a prompt."""
     image_inputs: Any = None
     """uint8 [B,3,H,W] -> (patches [S,patch], grids [B,3]); see `Understander.image_inputs`."""
     template: str = "inference"
-    """How a caption is put to the model that makes a picture of it: of `prompts.TEMPLATES`."""
+    """How a caption is put to the model that makes an image of it: of `prompts.TEMPLATES`."""
     training_template: str = "inference"
     """The same while that is learned and validated."""
     features: Callable[[], dict[str, Any]] | None = None
     """The identity that `Batch.target_features` must have to stand for this model's own, by name
     of its points; reads weight files. None where no step takes features."""
-    pictures_too: bool = True
-    """Whether steps want the pictures also of samples that bring their features."""
+    images_too: bool = True
+    """Whether steps want the images also of samples that bring their features."""
 
 
 class Evaluator(ABC):

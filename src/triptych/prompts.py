@@ -75,8 +75,8 @@ TEMPLATES: dict[TemplateName, Template] = {
 }
 
 
-def picture(image_tokens: int) -> Pieces:
-    """The placeholder of one picture inside a user turn."""
+def image(image_tokens: int) -> Pieces:
+    """The placeholder of one image inside a user turn."""
     return (VISION_START, *[IMAGE_PAD] * image_tokens, VISION_END)
 
 
@@ -92,16 +92,16 @@ def generation_ids(
     key: str | None = None,
     template: TemplateName = "inference",
 ) -> list[int]:
-    """Ids of the prompt that asks for a picture, `[IMG]` included.
+    """Ids of the prompt that asks for an image, `[IMG]` included.
 
     Raises:
         PromptError: the caption is empty, or the prompt has more than `max_tokens` tokens.
     """
     where = f" of sample {key!r}" if key else ""
-    remedy = "say what the picture should show"
+    remedy = "say what the image should show"
     caption = _request(caption, "caption", f"the prompt{where}", remedy, TEMPLATES[template])
     turn = user_turn(GENERATION_INSTRUCTION.format(caption=caption))
-    return _picture_request(tokenizer, turn, max_tokens, where, caption, TEMPLATES[template])
+    return _image_request(tokenizer, turn, max_tokens, where, caption, TEMPLATES[template])
 
 
 def reconstruction_ids(
@@ -112,16 +112,16 @@ def reconstruction_ids(
     template: TemplateName = "inference",
     key: str | None = None,
 ) -> list[int]:
-    """Ids of the prompt that shows a picture and asks for one, `[IMG]` included.
+    """Ids of the prompt that shows an image and asks for one, `[IMG]` included.
 
     Raises:
         PromptError: the instruction is empty, or the prompt has more than `max_tokens` tokens.
     """
     where = f" of sample {key!r}" if key else ""
-    what, remedy = f"the instruction{where}", "say what to do with the picture"
+    what, remedy = f"the instruction{where}", "say what to do with the image"
     instruction = _request(instruction, "instruction", what, remedy, TEMPLATES[template])
-    turn = user_turn(*picture(image_tokens), f"\n{instruction}")
-    return _picture_request(tokenizer, turn, max_tokens, where, instruction, TEMPLATES[template])
+    turn = user_turn(*image(image_tokens), f"\n{instruction}")
+    return _image_request(tokenizer, turn, max_tokens, where, instruction, TEMPLATES[template])
 
 
 def clean(text: str, what: str) -> str:
@@ -149,7 +149,7 @@ def _request(text: str, kind: str, what: str, remedy: str, template: Template) -
     return text.strip() if template.strip else text
 
 
-def _picture_request(
+def _image_request(
     tokenizer, turn: Pieces, max_tokens: int, where: str, shown: str, template: Template
 ) -> list[int]:
     ids = encode(tokenizer, (*SYSTEM, *turn, *((IM_END, "\n") if template.ends_answer else ())))
@@ -172,9 +172,9 @@ def conversation_ids(
     image_tokens: int = 0,
     key: str | None = None,
 ) -> tuple[list[int], list[int]]:
-    """Ids and labels of a conversation of (question, answer) turns about at most one picture.
+    """Ids and labels of a conversation of (question, answer) turns about at most one image.
 
-    The picture (`image_tokens` > 0) opens the first question. An answer of None, allowed in the
+    The image (`image_tokens` > 0) opens the first question. An answer of None, allowed in the
     last turn only, leaves the header open for the model to go on. Only answers carry labels.
 
     Raises:
@@ -198,7 +198,7 @@ def conversation_ids(
             raise PromptError(
                 f"question {number + 1}{where} is empty; ask something.", "question is empty"
             )
-        shown = picture(image_tokens) if image_tokens and number == 0 else ()
+        shown = image(image_tokens) if image_tokens and number == 0 else ()
         add((*prefix, *user_turn(*shown, question.strip())), learned=False)
         if answer is not None:
             add((answer.strip(), IM_END), learned=True)
@@ -219,11 +219,11 @@ def chat_ids(
 ) -> list[int]:
     """Ids of a conversation that the model goes on with: the header of its answer is open.
 
-    As `conversation_ids`, with several pictures anywhere and a system message of one's own.
+    As `conversation_ids`, with several images anywhere and a system message of one's own.
 
     Args:
         messages: (role, pieces); a piece is a text, clean as of `chat_messages.read_messages`, or
-            the number of tokens of a picture.
+            the number of tokens of an image.
 
     Raises:
         PromptError: a message is empty, or `max_tokens` tokens leave no room for an answer.
@@ -251,7 +251,7 @@ def chat_ids(
 
 def _shown(piece: str | int) -> Pieces:
     """A piece of a message for `chat_ids`; a `Control` that comes with one is text as well."""
-    return picture(piece) if isinstance(piece, int) else (str(piece),)
+    return image(piece) if isinstance(piece, int) else (str(piece),)
 
 
 def _stripped(pieces: Sequence[str]) -> Pieces:
@@ -266,8 +266,8 @@ def _stripped(pieces: Sequence[str]) -> Pieces:
     return tuple(left)
 
 
-def shared_tokens(rows: Sequence[Sequence[int]], picture: int | None) -> int:
-    """How many ids all rows begin with alike, up to the first `picture` placeholder.
+def shared_tokens(rows: Sequence[Sequence[int]], image: int | None) -> int:
+    """How many ids all rows begin with alike, up to the first `image` placeholder.
 
     At least one id of each row is left over. A single row shares nothing.
     """
@@ -275,7 +275,7 @@ def shared_tokens(rows: Sequence[Sequence[int]], picture: int | None) -> int:
         return 0
     longest = min(len(row) for row in rows) - 1
     for number, ids in enumerate(zip(*rows, strict=False)):
-        if number == longest or len(set(ids)) > 1 or ids[0] == picture:
+        if number == longest or len(set(ids)) > 1 or ids[0] == image:
             return number
     return 0
 

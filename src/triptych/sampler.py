@@ -36,7 +36,7 @@ from triptych.utils.rng import normal
 
 OnStep = Callable[[int, Tensor, Tensor], None]
 """Told of the number of the model call just made, from 0, of x after it, and of the features that x
-was on its way to: x_t - t v, what a picture looks like at that moment."""
+was on its way to: x_t - t v, what an image looks like at that moment."""
 
 
 def noise_from_seeds(shape: tuple[int, ...], seeds: Sequence[int], device=None) -> Tensor:

@@ -106,21 +106,21 @@ SPECIAL_IDS = {
 
 
 class QwenVL(Understander):
-    """Qwen2.5-VL with its tokenizer and picture processor.
+    """Qwen2.5-VL with its tokenizer and image processor.
 
     Args:
         tokenizer: folder or hub id; `asset:` names one inside the package.
         text, vision: sizes.
-        image_size: side in pixels to which a picture is scaled before it is cut into patches;
+        image_size: side in pixels to which an image is scaled before it is cut into patches;
             a multiple of patch_size * spatial_merge_size.
         vocabulary: rows of the embedding and ids of special tokens. None reads them from the
             tokenizer when the network is built; given, the tokenizer must agree with them when it
             is first used, and building needs no tokenizer.
-        min_pixels, max_pixels: in conversations, pictures keep their shape and are scaled to an
+        min_pixels, max_pixels: in conversations, images keep their shape and are scaled to an
             area between these, as Qwen2.5-VL was made for; both None: they are squares there too.
-        picture_positions: of a picture in the prompt of a condition: "line" as published, one
+        image_positions: of an image in the prompt of a condition: "line" as published, one
             token after the other as if it were text; "grid" by rows and columns, as the language
-            model has learned pictures and answers about them.
+            model has learned images and answers about them.
     """
 
     def __init__(
@@ -132,7 +132,7 @@ class QwenVL(Understander):
         vocabulary: Vocabulary | None = None,
         min_pixels: int | None = None,
         max_pixels: int | None = None,
-        picture_positions: Literal["line", "grid"] = "line",
+        image_positions: Literal["line", "grid"] = "line",
     ) -> None:
         super().__init__()
         unit = vision.patch_size * vision.spatial_merge_size
@@ -151,7 +151,7 @@ class QwenVL(Understander):
         self.min_pixels, self.max_pixels = min_pixels, max_pixels
         self.tokenizer_name, self.given_vocabulary = tokenizer, vocabulary
         self.text, self.vision, self.image_size = text, vision, image_size
-        self.picture_positions = picture_positions
+        self.image_positions = image_positions
         self.width = text.hidden_size
 
     @cached_property
@@ -177,12 +177,12 @@ class QwenVL(Understander):
 
     @cached_property
     def processor(self) -> Qwen2VLImageProcessor:
-        """Cuts pictures into patches; pictures come at `image_size` already."""
+        """Cuts images into patches; images come at `image_size` already."""
         return self._processor(do_resize=False)
 
     @cached_property
     def chat_processor(self) -> Qwen2VLImageProcessor:
-        """The same, and scales pictures to multiples of a token's side; they keep their shape."""
+        """The same, and scales images to multiples of a token's side; they keep their shape."""
         return self._processor(
             size={"shortest_edge": self.min_pixels, "longest_edge": self.max_pixels}
         )
@@ -248,17 +248,17 @@ class QwenVL(Understander):
         side = self.image_size // (self.vision.patch_size * self.vision.spatial_merge_size)
         return side * side
 
-    def image_inputs(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
-        out = self.processor(images=list(pictures), return_tensors="pt")
+    def image_inputs(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        out = self.processor(images=list(images), return_tensors="pt")
         return out["pixel_values"], out["image_grid_thw"]
 
-    def chat_inputs(self, pictures: Sequence[Tensor]) -> tuple[Tensor, Tensor, list[int]] | None:
+    def chat_inputs(self, images: Sequence[Tensor]) -> tuple[Tensor, Tensor, list[int]] | None:
         if self.max_pixels is None:
             return None
         try:
-            out = self.chat_processor(images=list(pictures), return_tensors="pt")
+            out = self.chat_processor(images=list(images), return_tensors="pt")
         except ValueError as error:  # more than 200 times as long as wide
-            raise UserError(f"a picture cannot be shown to the model: {error}.") from error
+            raise UserError(f"an image cannot be shown to the model: {error}.") from error
         grids = out["image_grid_thw"]
         return out["pixel_values"], grids, (grids.prod(1) // self._patches_of_a_token).tolist()
 
@@ -281,23 +281,23 @@ class QwenVL(Understander):
         frozen, the prompt runs without gradient into a key-value cache, its first `shared` tokens
         once for all rows, and only the queries carry gradient; the result and the queries' gradient
         are those of the whole pass, which is made when the language model, or an adapter in it,
-        trains. Logits are never made. Nothing here asks the device, pictures apart.
+        trains. Logits are never made. Nothing here asks the device, images apart.
 
         Positions are explicit and one-dimensional, counted without the padding; also where the
-        prompt holds pictures, as published, unless `picture_positions` is "grid".
+        prompt holds images, as published, unless `image_positions` is "grid".
         """
         language_model = self.model.model.language_model
         batch, length = input_ids.shape
         number = len(queries)
         queries = queries.to(self.model.dtype).expand(batch, -1, -1)
-        pictures = understanding_pixels is not None
+        images = understanding_pixels is not None
         starts = attention_mask.sum(1, keepdim=True)
         steps = torch.arange(max(length, number), device=input_ids.device)
         prompt_positions, query_positions = (
             steps[:length].expand(batch, -1),
             starts + steps[:number],
         )
-        if pictures and self.picture_positions == "grid":
+        if images and self.image_positions == "grid":
             prompt_positions, shorter = self.model.model.get_rope_index(
                 input_ids,
                 self._token_types(input_ids),
@@ -306,7 +306,7 @@ class QwenVL(Understander):
             )
             query_positions = (query_positions + shorter).expand(3, -1, -1)
         mask = torch.cat([attention_mask, attention_mask.new_ones(batch, number)], 1)
-        learning = self.model.model if pictures else language_model
+        learning = self.model.model if images else language_model
 
         if torch.is_grad_enabled() and any(p.requires_grad for p in learning.parameters()):
             prompt = self.embed(input_ids, understanding_pixels, image_grid_thw)
@@ -336,10 +336,10 @@ class QwenVL(Understander):
         understanding_pixels: Tensor | None = None,
         image_grid_thw: Tensor | None = None,
     ) -> Tensor:
-        """Embeddings [B,T,D] of prompts [B,T], pictures in their placeholders.
+        """Embeddings [B,T,D] of prompts [B,T], images in their placeholders.
 
         Raises:
-            UserError: there are more or fewer placeholders than the pictures make tokens.
+            UserError: there are more or fewer placeholders than the images make tokens.
         """
         embeddings = self.model.model.language_model.embed_tokens(input_ids)
         if understanding_pixels is None:
@@ -348,8 +348,8 @@ class QwenVL(Understander):
         places = self._token_types(input_ids).bool()
         if int(places.sum()) != len(features):
             raise UserError(
-                f"the pictures make {len(features)} tokens, the prompts hold {int(places.sum())} "
-                f"placeholders; put one {IMAGE_PAD} a token where the picture is shown."
+                f"the images make {len(features)} tokens, the prompts hold {int(places.sum())} "
+                f"placeholders; put one {IMAGE_PAD} a token where the image is shown."
             )
         return embeddings.masked_scatter(places[..., None], features)
 
@@ -434,10 +434,10 @@ class QwenVL(Understander):
         sampling: Sampling | None = None,
         on_tokens: Callable[[list[int]], list[bool]] | None = None,
     ) -> Tensor:
-        # `generate` encodes pictures as soon as the arguments are named, even as None
-        pictures = {}
+        # `generate` encodes images as soon as the arguments are named, even as None
+        images = {}
         if understanding_pixels is not None:
-            pictures = {
+            images = {
                 "pixel_values": understanding_pixels,
                 "image_grid_thw": image_grid_thw,
                 "mm_token_type_ids": self._token_types(input_ids),
@@ -449,12 +449,12 @@ class QwenVL(Understander):
             max_new_tokens=max_new_tokens,
             logits_processor=LogitsProcessorList([logits, *choice(sampling or Sampling())]),
             stopping_criteria=StoppingCriteriaList([Watch(on_tokens or none_ends, logits)]),
-            **pictures,
+            **images,
         )
         return new[:, input_ids.shape[1] :]
 
     def _token_types(self, input_ids: Tensor) -> Tensor:
-        """1 on picture tokens, 0 on text: what transformers builds the M-RoPE positions from."""
+        """1 on image tokens, 0 on text: what transformers builds the M-RoPE positions from."""
         return (input_ids == self.model.config.image_token_id).int()
 
 

@@ -9,7 +9,7 @@ from diffusers import SanaTransformer2DModel
 from torch import Tensor, nn
 
 from triptych.backbones.dc_ae import DCAutoencoder
-from triptych.interfaces import Condition, OnPicture, PixelDecoder
+from triptych.interfaces import Condition, OnImage, PixelDecoder
 from triptych.loss import TimestepSampling, mse, path, sample_time
 from triptych.sampler import require_sampler, require_steps, sample_flow
 from triptych.utils.errors import UserError
@@ -19,7 +19,7 @@ from triptych.utils.rng import normal, uniform
 class SanaDecoder(PixelDecoder):
     """Flow matching in the latents of a DC-AE; the feature tokens stand in for SANA's caption.
 
-    The null condition is not zeros but the encoder's features of a blank picture, which the panel
+    The null condition is not zeros but the encoder's features of a blank image, which the panel
     hands over. The defaults are SANA 1600M at 512 pixels (Xie et al. 2024, arXiv 2410.10629), and
     the connector that BLIP3-o puts before it.
 
@@ -143,10 +143,10 @@ class SanaDecoder(PixelDecoder):
         guidance_scale: float | None = None,
         sampler: str | None = None,
         null: Tensor | None = None,
-        on_picture: OnPicture | None = None,
+        on_image: OnImage | None = None,
     ) -> Tensor:
         def on_step(step: int, _: Tensor, latents: Tensor) -> None:
-            on_picture(step, lambda: self.vae.decode(latents))
+            on_image(step, lambda: self.vae.decode(latents))
 
         null = self.null[None] if null is None else null
         latents = sample_flow(
@@ -155,7 +155,7 @@ class SanaDecoder(PixelDecoder):
             normal(self.vae.feature_shape, 0, "decoder", seeds, features.device),
             self.num_inference_steps if num_inference_steps is None else num_inference_steps,
             self.guidance_scale if guidance_scale is None else guidance_scale,
-            on_step=on_step if on_picture else None,
+            on_step=on_step if on_image else None,
             null=self.connect(null),
             sampler=sampler or self.sampler,
         )

@@ -9,7 +9,7 @@ from diffusers import DDPMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 
 from triptych.backbones.vae import KLAutoencoder
-from triptych.interfaces import OnPicture, PixelDecoder
+from triptych.interfaces import OnImage, PixelDecoder
 from triptych.loss import mse
 from triptych.sampler import OnStep, diffusion_solver, require_sampler, require_steps
 from triptych.utils.errors import UserError
@@ -40,8 +40,8 @@ class SDXLDecoder(PixelDecoder):
         feature_noise: deviation of noise added to the features in training, so that slightly
             wrong generated features still decode.
         num_inference_steps, guidance_scale, sampler: defaults of `decode`.
-        original_size: side in pixels that the UNet is told its pictures had before they were
-            scaled; None is the side of the pictures. Published: 1024, whatever is decoded.
+        original_size: side in pixels that the UNet is told its images had before they were
+            scaled; None is the side of the images. Published: 1024, whatever is decoded.
     """
 
     def __init__(
@@ -173,18 +173,16 @@ class SDXLDecoder(PixelDecoder):
         guidance_scale: float | None = None,
         sampler: str | None = None,
         null: Tensor | None = None,
-        on_picture: OnPicture | None = None,
+        on_image: OnImage | None = None,
     ) -> Tensor:
         def pixels(latents: Tensor) -> Tensor:
             if self.baseline is not None:
                 latents = self.baseline(features) + self.baseline.restore(latents)
             return self.vae.decode(latents)
 
-        on_step = on_picture and (
-            lambda step, _, latents: on_picture(step, lambda: pixels(latents))
-        )
+        on_step = on_image and (lambda step, _, latents: on_image(step, lambda: pixels(latents)))
         noise = normal(self.vae.feature_shape, 0, "decoder", seeds, features.device)
-        told = on_step if on_picture else None
+        told = on_step if on_image else None
         options = {"null": null, "sampler": sampler, "on_step": told}
         return pixels(self.sample(features, noise, num_inference_steps, guidance_scale, **options))
 

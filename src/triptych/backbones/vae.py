@@ -14,7 +14,7 @@ from triptych.utils.errors import UserError
 from triptych.utils.finite import all_finite, require_finite
 from triptych.utils.images import pixels_to_unit, unit_to_pixels
 
-AT_ONCE = 2**22  # pixels decoded at once, 4 pictures of 1024: the VAE's memory is far above theirs
+AT_ONCE = 2**22  # pixels decoded at once, 4 images of 1024: the VAE's memory is far above theirs
 
 
 class KLAutoencoder(ImageEncoder):
@@ -28,12 +28,12 @@ class KLAutoencoder(ImageEncoder):
         patch_size: pixels folded into channels before the first convolution (1 is SDXL). A small
             autoencoder on patches trains in minutes where one on pixels needs hours.
         linear_skip: add a learned linear map from each patch to its latent, and back. Needs a
-            single level. Patches of simple pictures are nearly a linear subspace: the maps find
+            single level. Patches of simple images are nearly a linear subspace: the maps find
             it in minutes and the networks learn what is left.
         scaling: factor from raw to unit-variance latents; SDXL's is 0.13025. None learns a
             running mean and deviation per channel with the autoencoder.
-        tile: larger pictures are decoded in overlapping tiles of this side in pixels, which are
-            blended where they meet: memory stops growing with the picture.
+        tile: larger images are decoded in overlapping tiles of this side in pixels, which are
+            blended where they meet: memory stops growing with the image.
     """
 
     entry_points = (*ImageEncoder.entry_points, "decode")
@@ -121,7 +121,7 @@ class KLAutoencoder(ImageEncoder):
     def start_from_principal_components(self, pixels: Tensor) -> None:
         """Set the linear maps to the leading principal components of the patches of `pixels`.
 
-        Whitened: each raw latent starts with unit variance over pictures uint8 [B,3,H,W].
+        Whitened: each raw latent starts with unit variance over images uint8 [B,3,H,W].
         """
         patches = nn.functional.pixel_unshuffle(pixels_to_unit(pixels), self.patch_size)
         rows = patches.permute(0, 2, 3, 1).flatten(0, 2)

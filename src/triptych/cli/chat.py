@@ -22,23 +22,23 @@ from triptych.utils.standard_streams import output_lost
 
 log = logging.getLogger(__name__)
 
-PICTURES = {*IMAGE_SUFFIXES, ".tif", ".tiff"}  # names that are meant as those of pictures
+IMAGES = {*IMAGE_SUFFIXES, ".tif", ".tiff"}  # names that are meant as those of images
 EXAMPLES = """\
   triptych chat docs/images/samples.png "how many shapes are there?"
   echo "what colour is the circle?" | triptych chat docs/images/samples.png
   triptych chat --jsonl - < /dev/null
 
-Without a question, a conversation begins: /image FILE shows a picture, /reset begins anew, /quit
+Without a question, a conversation begins: /image FILE shows an image, /reset begins anew, /quit
 or Ctrl-D ends, Ctrl-C stops an answer. A JSON line is {"id": ..., "image": FILE, "question": ...},
 or has "images", or "messages" as OpenAI's; its answer is printed as a JSON line."""
 
 KEYS = {"id", "question", "image", "images", "messages"}
 """Of a JSON line."""
-HELP = "/image FILE shows a picture, /reset begins anew, /quit or Ctrl-D ends."
+HELP = "/image FILE shows an image, /reset begins anew, /quit or Ctrl-D ends."
 
 
 def chat(arguments: list[str]) -> None:
-    """An answer about a picture, or a conversation: triptych chat picture.png "what is it?" """
+    """An answer about an image, or a conversation: triptych chat image.png "what is it?" """
     parser = command_parser("chat", "Ask about images, or talk about them.", EXAMPLES)
     parser.add_argument(
         "given",
@@ -76,7 +76,7 @@ def chat(arguments: list[str]) -> None:
     )
     parsed = parse(parser, arguments)
     if parsed.jsonl and parsed.given:
-        parser.error("give pictures and a question, or --jsonl FILE alone")
+        parser.error("give images and a question, or --jsonl FILE alone")
     options = {
         "max_new_tokens": parsed.max_tokens,
         "temperature": parsed.temperature,
@@ -88,43 +88,43 @@ def chat(arguments: list[str]) -> None:
         if lines:
             answer_lines(load_pipeline(parsed), lines, parsed.batch_size, options)
         return
-    pictures, question = _pictures_and_question(parsed.given, parser)
+    images, question = _images_and_question(parsed.given, parser)
     if question is not None:
         question = require_text(question, "the question", "ask something")
-    for picture in pictures:
-        existing(picture, "")
+    for image in images:
+        existing(image, "")
     if question is None:
-        converse(load_pipeline(parsed), pictures, options)
+        converse(load_pipeline(parsed), images, options)
         return
-    for picture in pictures:
-        readable(picture)
-    message = {"role": "user", "content": [*pictures_of(pictures), question]}
+    for image in images:
+        readable(image)
+    message = {"role": "user", "content": [*images_of(images), question]}
     print(load_pipeline(parsed).chat([message], **options))
 
 
-def pictures_of(paths: list[str]) -> list[dict[str, str]]:
+def images_of(paths: list[str]) -> list[dict[str, str]]:
     """Parts of a message."""
     return [{"type": "image", "image": path} for path in paths]
 
 
-def _pictures_and_question(given: list[str], parser: Any) -> tuple[list[str], str | None]:
-    """What is a file, or is called as one, is a picture; what is not, the question."""
-    pictures = [g for g in given if Path(g).suffix.lower() in PICTURES or os.path.isfile(g)]
-    questions = [g for g in given if g not in pictures]
+def _images_and_question(given: list[str], parser: Any) -> tuple[list[str], str | None]:
+    """What is a file, or is called as one, is an image; what is not, the question."""
+    images = [g for g in given if Path(g).suffix.lower() in IMAGES or os.path.isfile(g)]
+    questions = [g for g in given if g not in images]
     if len(questions) > 1 or (questions and questions[0] != given[-1]):
-        parser.error(f"no picture is called {questions[0]!r}; give pictures, then one question")
-    return pictures, questions[0] if questions else None
+        parser.error(f"no image is called {questions[0]!r}; give images, then one question")
+    return images, questions[0] if questions else None
 
 
-def readable(picture: str) -> None:
-    """Check the picture before the model is loaded.
+def readable(image: str) -> None:
+    """Check the image before the model is loaded.
 
     Raises:
         UserError: it cannot be read.
     """
-    from triptych.utils.images import open_picture
+    from triptych.utils.images import open_image
 
-    open_picture(picture)
+    open_image(image)
 
 
 # --- JSON lines -----------------------------------------------------------------------------------
@@ -134,7 +134,7 @@ def read_questions(file: str) -> list[tuple[str, str, list[dict[str, Any]]]]:
     """(file:line, id, messages) of every line; the id is the line's number where it has none.
 
     Raises:
-        UserError: a line is no question, names a picture that is not there, or has another's id.
+        UserError: a line is no question, names an image that is not there, or has another's id.
     """
     lines: list[tuple[str, str, list[dict[str, Any]]]] = []
     places: dict[str, str] = {}
@@ -184,7 +184,7 @@ def answer_lines(
     """Print the answers as JSON lines, in order, as batches are done.
 
     Raises:
-        UserError: a conversation has another shape, is too long, or a picture is unreadable.
+        UserError: a conversation has another shape, is too long, or an image is unreadable.
     """
     from triptych.inference.chat_messages import read_messages
     from triptych.prompts import PromptError
@@ -213,7 +213,7 @@ def answer_lines(
 # --- a conversation -------------------------------------------------------------------------------
 
 
-def converse(pipe: Any, pictures: list[str], options: dict[str, Any]) -> None:
+def converse(pipe: Any, images: list[str], options: dict[str, Any]) -> None:
     """Read questions and print answers as they are written, until the input ends.
 
     From a pipe, every line is a question, and what is wrong ends the command.
@@ -225,7 +225,7 @@ def converse(pipe: Any, pictures: list[str], options: dict[str, Any]) -> None:
     if asking:
         print(HELP, file=sys.stderr)
     messages: list[dict[str, Any]] = []
-    shown: list[Any] = [{"type": "image", "image": picture} for picture in pictures]
+    shown: list[Any] = [{"type": "image", "image": image} for image in images]
     while not output_lost() and (said := _line(asking)) is not None:
         try:
             if not said:
@@ -236,7 +236,7 @@ def converse(pipe: Any, pictures: list[str], options: dict[str, Any]) -> None:
                 return
             if said == "/reset":
                 messages = []
-                shown = [{"type": "image", "image": picture} for picture in pictures]
+                shown = [{"type": "image", "image": image} for image in images]
             elif said.startswith("/image "):
                 file = existing(said.removeprefix("/image ").strip(), "")
                 readable(str(file))

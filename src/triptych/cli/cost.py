@@ -106,11 +106,11 @@ def _of_generation(model: UnifiedModule) -> tuple[float, float]:
 
 
 def counted(model: UnifiedModule, loss: str) -> float:
-    """FLOPs of one step of a loss of pictures, backward pass included, by torch's counter."""
+    """FLOPs of one step of a loss of images, backward pass included, by torch's counter."""
     with torch.device("meta"):
         model.build()
     model.trained = freeze_all_but(model, model.trainable)
-    side, ids = model.picture_size, torch.ones(1, PROMPT, dtype=torch.long)
+    side, ids = model.image_size, torch.ones(1, PROMPT, dtype=torch.long)
     pixels = torch.zeros(1, 3, side, side, dtype=torch.uint8)
     number = torch.zeros(1, dtype=torch.long)
     batch = Batch(IMAGE_GENERATION, ["one"], 1, number, ids, ids, target_pixels=pixels).to("meta")

@@ -27,7 +27,7 @@ GENERATE = """\
   echo '{"id": "star", "prompt": "a green star", "seed": 3}' | triptych generate --prompts -
   triptych generate "three red circles" --sampler heun --num-inference-steps 10 -o out/heun
 
-The folder gets a PNG file a picture, with its settings inside, results.jsonl and grid.png. The
+The folder gets a PNG file an image, with its settings inside, results.jsonl and grid.png. The
 same command again goes on where it was stopped: what is done is not done again."""
 
 EDIT = """\
@@ -41,11 +41,11 @@ RECONSTRUCT = """\
   triptych reconstruct docs/images/samples.png -o out/reconstruct
   triptych reconstruct docs/images/samples.png --decoder-num-inference-steps 10 -o out/ten
 
-out/reconstruct/grid.png shows each picture beside what encoder and decoder make of it."""
+out/reconstruct/grid.png shows each image beside what encoder and decoder make of it."""
 
 
 def generate(arguments: list[str]) -> None:
-    """Pictures for prompts: triptych generate "a photo of a red circle" -n 4 --seed 7 -o out"""
+    """Images for prompts: triptych generate "a photo of a red circle" -n 4 --seed 7 -o out"""
     parser = command_parser("generate", "Make images of prompts.", GENERATE)
     parser.add_argument("prompts", nargs="*", metavar="PROMPT", help="text of the images to make")
     parser.add_argument(
@@ -82,7 +82,7 @@ def generate(arguments: list[str]) -> None:
 
 
 def edit(arguments: list[str]) -> None:
-    """A picture changed as you say: triptych edit picture.png "make the circle blue" -o out"""
+    """An image changed as you say: triptych edit image.png "make the circle blue" -o out"""
     parser = command_parser("edit", "Change images by an instruction.", EDIT)
     parser.add_argument(
         "given",
@@ -101,13 +101,13 @@ def edit(arguments: list[str]) -> None:
     parsed = parse(parser, arguments)
     clean_negative_prompt(parsed)
     if (len(parsed.given) < 2) if parsed.jsonl is None else bool(parsed.given):
-        parser.error("give pictures and then an instruction, or --jsonl FILE alone")
+        parser.error("give images and then an instruction, or --jsonl FILE alone")
     stdin = None
     if parsed.jsonl is None:
-        *pictures, instruction = parsed.given
-        remedy = "say what to do with the picture"
+        *paths, instruction = parsed.given
+        remedy = "say what to do with the image"
         instruction = input_files.require_text(instruction, "the instruction", remedy)
-        found = [image for picture in pictures for image in images_at(picture)]
+        found = [image for path in paths for image in images_at(path)]
         asked = [Request(instruction, images=[image]) for image in found]
     else:
         content = read_input(parsed.jsonl)
@@ -135,20 +135,20 @@ def edit(arguments: list[str]) -> None:
 
 
 def reconstruct(arguments: list[str]) -> None:
-    """Pictures through encoder and decoder: triptych reconstruct picture.png -o out"""
+    """Images through encoder and decoder: triptych reconstruct image.png -o out"""
     parser = command_parser(
         "reconstruct",
         "Encode images and decode them again, to see what image features keep.",
         RECONSTRUCT,
     )
     parser.add_argument(
-        "pictures", nargs="+", metavar="IMAGE|FOLDER", help="images to reconstruct, or folders"
+        "images", nargs="+", metavar="IMAGE|FOLDER", help="images to reconstruct, or folders"
     )
     add_output(parser, "out/reconstruct")
     add_generation(parser, DECODER_SETTINGS)
     parsed = parse(parser, arguments)
     parsed.num_images_per_prompt = 1
-    found = [image for picture in parsed.pictures for image in images_at(picture)]
+    found = [image for path in parsed.images for image in images_at(path)]
     asked = [Request("", images=[image]) for image in found]
 
     def make(pipe: Any, batch: list[Job], callback: Any) -> list:

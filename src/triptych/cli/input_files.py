@@ -23,7 +23,7 @@ LONGEST_SHOWN = 200  # characters of a path in a message
 
 @dataclass
 class Request:
-    """A text, pictures it is about, and how many pictures are to be made of it."""
+    """A text, images it is about, and how many images are to be made of it."""
 
     text: str
     id: str | None = None
@@ -119,14 +119,14 @@ def read_id(line: dict[str, Any], where: str) -> str | None:
 
 
 def existing(path: Any, where: str) -> Path:
-    """A picture's path.
+    """An image's path.
 
     Raises:
         UserError: there is no file there.
     """
     if not isinstance(path, str | Path) or not os.path.isfile(path):
         shown = str(path) if len(str(path)) <= LONGEST_SHOWN else f"{str(path)[:LONGEST_SHOWN]}..."
-        what = f"picture {shown or repr(shown)}"
+        what = f"image {shown or repr(shown)}"
         if is_url(str(path)):
             raise UserError(f"{where}the {what} is a URL; save it and give the path of its file.")
         raise UserError(f"{where}the {what} does not exist; check the path.")
@@ -160,7 +160,7 @@ def _checked(key: str, value: Any, where: str) -> Any:
     return clean_text(value, f"{where}: {key}") if key == "negative_prompt" else value
 
 
-def require_text(text: str, what: str, remedy: str = "say what the picture should show") -> str:
+def require_text(text: str, what: str, remedy: str = "say what the image should show") -> str:
     """A text of a user, clean, before anything is loaded.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Makes the pictures of a command: what is left, in batches or shards, with a bar."""
+"""Makes the images of a command: what is left, in batches or shards, with a bar."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from triptych.utils.png_metadata import metadata_of
 from triptych.utils.signals import is_first_rank
 
 Make = Callable[[Any, list[Job], Callable], list]
-"""(pipeline, jobs of equal settings, callback) -> their pictures."""
+"""(pipeline, jobs of equal settings, callback) -> their images."""
 
 
 def jobs_of(requests: Sequence[Request], parsed: Namespace, said: str = "prompt") -> list[Job]:
-    """One a picture; files are named by id, or else by seed and number of the picture."""
+    """One an image; files are named by id, or else by seed and number of the image."""
     common = generation_of(parsed)
     model = model_of(parsed)
     jobs: list[Job] = []
@@ -80,7 +80,7 @@ def make_all(
 
     Args:
         check: refuses, by the loaded model, what cannot be made, before anything is.
-        make: makes the pictures of one batch.
+        make: makes the images of one batch.
         stdin: what was read of it, for processes that read it again.
         sheet: whether the folder gets a grid.png.
 
@@ -136,12 +136,12 @@ def digest_of(pipe: Any) -> str:
     return pipe.digest
 
 
-def tell(output: Output, job: Job, picture: Any = None, weights: str | None = None) -> None:
-    """Save a picture, if it is new, and print its line."""
+def tell(output: Output, job: Job, image: Any = None, weights: str | None = None) -> None:
+    """Save an image, if it is new, and print its line."""
     path = output.folder / job.file
-    if picture is not None:
-        settings = metadata_of(picture) | {"weights": weights}
-        path = output.save(job, picture, settings)
+    if image is not None:
+        settings = metadata_of(image) | {"weights": weights}
+        path = output.save(job, image, settings)
     print(f"{path}\t{job.said}", flush=True)
 
 
@@ -175,7 +175,7 @@ def bar(total: int, done: int, devices: int = 1) -> Iterator[Callable[[float], N
     columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     shown = sys.stderr.isatty() and is_first_rank()
     with Progress(*columns, console=console, disable=not shown) as progress:
-        task = progress.add_task("pictures", total=total, completed=done)
+        task = progress.add_task("images", total=total, completed=done)
         yield lambda images: progress.advance(task, min(images * devices, _left(progress, task)))
 
 
@@ -184,17 +184,17 @@ def _left(progress: Any, task: Any) -> float:
     return shown.total - shown.completed
 
 
-def within(advance: Callable[[float], None], pictures: int) -> Callable[[Any], None]:
+def within(advance: Callable[[float], None], images: int) -> Callable[[Any], None]:
     """A pipeline's callback that moves the bar inside a batch: half for features, half for pixels.
 
-    The bar counts whole pictures only, and shows the nearest below.
+    The bar counts whole images only, and shows the nearest below.
     """
     told = 0.0
 
     def callback(progress: Any) -> None:
         nonlocal told
         half = 0.5 * progress.step / progress.steps
-        reached = pictures * (half if progress.stage == "features" else 0.5 + half)
+        reached = images * (half if progress.stage == "features" else 0.5 + half)
         advance(reached - told)
         told = reached
 

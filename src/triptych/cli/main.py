@@ -62,7 +62,7 @@ LIGHTNING_COMMANDS = {
     "fit": "train: triptych fit --preset tiny --stage stage2",
     "validate": "the losses on validation data",
     "test": "the losses on validation data, logged as test",
-    "predict": "pictures for the captions of the validation data",
+    "predict": "images for the captions of the validation data",
 }
 
 

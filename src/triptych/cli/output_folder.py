@@ -1,6 +1,6 @@
-"""The folder that pictures are written to: what is done, what is left, results.jsonl, grid.png.
+"""The folder that images are written to: what is done, what is left, results.jsonl, grid.png.
 
-A picture is written under another name and then renamed: under its own it is whole or not there.
+An image is written under another name and then renamed: under its own it is whole or not there.
 What it was asked for lies inside of it, so that nothing else is needed to go on.
 """
 
@@ -16,24 +16,24 @@ from typing import Any
 from PIL import Image
 
 from triptych.utils.atomic_write import replacing
-from triptych.utils.errors import PictureError, UserError
+from triptych.utils.errors import ImageError, UserError
 from triptych.utils.image_reader import read_header, read_image
 from triptych.utils.png_metadata import embed_metadata, read_metadata
 
-SHOWN = 64  # pictures in a grid file, the first ones
+SHOWN = 64  # images in a grid file, the first ones
 SIDE = 256  # pixels of each there, at most
 
 
 @dataclass
 class Job:
-    """One picture to make."""
+    """One image to make."""
 
     file: str
     id: str
     asked: dict[str, Any]
-    """All that was given and decides the picture: prompt, seed, settings, model."""
+    """All that was given and decides the image: prompt, seed, settings, model."""
     source: Path | None = None
-    """The picture it is made from."""
+    """The image it is made from."""
 
     @property
     def said(self) -> str:
@@ -43,15 +43,15 @@ class Job:
 
 
 class Output:
-    """A folder of pictures.
+    """A folder of images.
 
     Args:
-        folder: made with the first picture.
-        jobs: all pictures of the command, those of other shards too.
-        sheet: whether there is a grid.png of them; other people's scorers take it for a picture.
+        folder: made with the first image.
+        jobs: all images of the command, those of other shards too.
+        sheet: whether there is a grid.png of them; other people's scorers take it for an image.
 
     Raises:
-        UserError: the folder cannot be written to, or two pictures have one name.
+        UserError: the folder cannot be written to, or two images have one name.
     """
 
     def __init__(self, folder: Path, jobs: Sequence[Job], sheet: bool = True) -> None:
@@ -59,7 +59,7 @@ class Output:
         files = [job.file for job in self.jobs]
         if len(set(files)) < len(files):
             twice = next(file for file in files if files.count(file) > 1)
-            raise UserError(f"two pictures would be called {twice}; give their lines other ids.")
+            raise UserError(f"two images would be called {twice}; give their lines other ids.")
         place = next(each for each in [folder, *folder.absolute().parents] if each.exists())
         try:
             tempfile.TemporaryFile(dir=place).close()
@@ -73,7 +73,7 @@ class Output:
         """Those of `jobs` that are not done.
 
         Raises:
-            UserError: under a name lies another picture.
+            UserError: under a name lies another image.
         """
         return [job for job in jobs if not self._done(job)]
 
@@ -83,13 +83,13 @@ class Output:
             return False
         try:
             read_image(path)
-        except PictureError:
+        except ImageError:
             return False  # damaged: made again
         other = "choose another folder with --out, or delete it"
         try:
             asked = read_metadata(path)["asked"]
         except (UserError, KeyError) as error:
-            raise UserError(f"{path} is a picture that this command did not make; {other}.") from (
+            raise UserError(f"{path} is an image that this command did not make; {other}.") from (
                 error
             )
         for key in dict.fromkeys([*asked, *job.asked]):
@@ -101,13 +101,13 @@ class Output:
         return True
 
     def check_weights(self, weights: str) -> None:
-        """Refuse to mix pictures of several weights, such as before and after more training.
+        """Refuse to mix images of several weights, such as before and after more training.
 
         Args:
             weights: the digest of those that are loaded.
 
         Raises:
-            UserError: a picture that is done says that it was made with others.
+            UserError: an image that is done says that it was made with others.
         """
         for job in self._ready():
             try:
@@ -121,12 +121,12 @@ class Output:
                     "it."
                 )
 
-    def save(self, job: Job, picture: Image.Image, settings: dict[str, Any]) -> Path:
-        """Write a picture, whole or not at all, with its settings inside."""
+    def save(self, job: Job, image: Image.Image, settings: dict[str, Any]) -> Path:
+        """Write an image, whole or not at all, with its settings inside."""
         path = self.folder / job.file
-        embed_metadata(picture, {**settings, "id": job.id, "asked": job.asked})
+        embed_metadata(image, {**settings, "id": job.id, "asked": job.asked})
         with replacing(path, durable=False) as file:
-            picture.save(file, "PNG")
+            image.save(file, "PNG")
         return path
 
     def finish(self) -> None:
@@ -157,13 +157,13 @@ def _line(job: Job, folder: Path) -> dict[str, Any]:
 
 
 def _sheet(jobs: Sequence[Job], folder: Path) -> Image.Image:
-    """Pictures under what they were asked by; beside the pictures they were made from, if any."""
+    """Images under what they were asked by; beside the images they were made from, if any."""
     import numpy as np
 
     from triptych.utils.image_grid import grid
 
-    def small(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
-        return picture.resize(size, Image.Resampling.LANCZOS)
+    def small(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+        return image.resize(size, Image.Resampling.LANCZOS)
 
     first = read_header(folder / jobs[0].file)
     shrink = max(1.0, max(first.size) / SIDE)
@@ -172,9 +172,9 @@ def _sheet(jobs: Sequence[Job], folder: Path) -> Image.Image:
     for job in jobs:
         beside = small(read_image(folder / job.file), size)
         if job.source is not None:
-            from triptych.utils.images import open_picture
+            from triptych.utils.images import open_image
 
-            original = open_picture(job.source)
+            original = open_image(job.source)
             side = min(original.size)
             left, top = (original.width - side) // 2, (original.height - side) // 2
             original = original.crop((left, top, left + side, top + side))

@@ -43,8 +43,8 @@ class Part:
     """What it trains on, where it is not its stage's own."""
 
 
-# A generator learns 30,000 pictures by heart before it learns what captions have in common.
-MANY = ("--data.init_args.folder=data/shapes_100k", "--data.init_args.pictures=100000")
+# A generator learns 30,000 images by heart before it learns what captions have in common.
+MANY = ("--data.init_args.folder=data/shapes_100k", "--data.init_args.images=100000")
 PLAN = (
     Part("encoder", 1500, "encoder"),
     Part("stage1", 3800, "understanding"),

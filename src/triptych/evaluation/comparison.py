@@ -87,7 +87,7 @@ class Comparison:
         write_text(path, json.dumps(whole, indent=2, ensure_ascii=False) + "\n")
 
     def draw(self, path: Path) -> None:
-        """The same as a picture, a group of bars for each score."""
+        """The same as an image, a group of bars for each score."""
         series = {
             name: [(report.scores.get(each), report.intervals.get(each)) for each in self.scores]
             for name, report in self.reports.items()

@@ -1,4 +1,4 @@
-"""The pictures that a benchmark asks for, and what is wrong with the folder they should lie in."""
+"""The images that a benchmark asks for, and what is wrong with the folder they should lie in."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from PIL import Image
 from triptych.utils import documents
 from triptych.utils.documents import parse_json
 from triptych.utils.errors import UserError
-from triptych.utils.images import open_picture
+from triptych.utils.images import open_image
 from triptych.utils.listing.folders import list_images
 from triptych.utils.text import clean_text, is_blank, numbered_lines
 
@@ -25,12 +25,12 @@ STATES = (SCORED, MISSING, UNREADABLE, WRONG_SIZE, JUDGE_FAILED, EXTRA)
 
 @dataclass
 class Sample:
-    """A picture that is asked for, or that lies there unasked."""
+    """An image that is asked for, or that lies there unasked."""
 
     key: str
     prompt: str
-    picture: str
-    """Path in the folder of pictures."""
+    image: str
+    """Path in the folder of images."""
     state: str = SCORED
     """SCORED until something is found wrong with it; see STATES."""
     note: str = ""
@@ -41,7 +41,7 @@ class Sample:
 
     def item(self, **more: Any) -> dict[str, Any]:
         """As in `Report.items`."""
-        there = {} if self.state == MISSING else {"picture": self.picture}
+        there = {} if self.state == MISSING else {"image": self.image}
         score = {} if self.score is None else {"score": self.score}
         names = {"key": self.key, "prompt": self.prompt, "state": self.state}
         return names | score | there | {"note": self.note} | more
@@ -58,15 +58,15 @@ def find(folder: Path, samples: Iterable[Sample]) -> None:
         UserError: there is no such folder, or none of them is in it.
     """
     if not folder.is_dir():
-        raise UserError(f"the folder of pictures {folder} does not exist; check the path.")
+        raise UserError(f"the folder of images {folder} does not exist; check the path.")
     asked = [sample for sample in samples if sample.state != EXTRA]
     for sample in asked:
-        if not (folder / sample.picture).is_file():
-            sample.leave_out(MISSING, f"there is no {sample.picture}")
+        if not (folder / sample.image).is_file():
+            sample.leave_out(MISSING, f"there is no {sample.image}")
     if asked and all(sample.state == MISSING for sample in asked):
         raise UserError(
-            f"{folder} has none of the {len(asked)} pictures that are asked for, such as "
-            f"{asked[0].picture}; give the folder that they were made in."
+            f"{folder} has none of the {len(asked)} images that are asked for, such as "
+            f"{asked[0].image}; give the folder that they were made in."
         )
 
 
@@ -86,21 +86,21 @@ def images_by_stem(folder: Path) -> tuple[dict[str, str], list[str]]:
 def opened(
     folder: Path, sample: Sample, fits: Callable[[tuple[int, int]], str] = lambda size: ""
 ) -> Image.Image | None:
-    """Its picture in RGB; or None, and it is marked.
+    """Its image in RGB; or None, and it is marked.
 
     Args:
         fits: says what is wrong with a (width, height), nothing if it is right.
     """
     try:
-        picture = open_picture(folder / sample.picture)
+        image = open_image(folder / sample.image)
     except UserError:
-        sample.leave_out(UNREADABLE, f"{sample.picture} is torn, or is no picture")
+        sample.leave_out(UNREADABLE, f"{sample.image} is torn, or is no image")
         return None
-    sample.size = picture.size
-    if wrong := fits(picture.size):
-        sample.leave_out(WRONG_SIZE, f"{sample.picture} {wrong}")
+    sample.size = image.size
+    if wrong := fits(image.size):
+        sample.leave_out(WRONG_SIZE, f"{sample.image} {wrong}")
         return None
-    return picture
+    return image
 
 
 def counts(samples: Sequence[Sample]) -> dict[str, int]:
@@ -111,7 +111,7 @@ def counts(samples: Sequence[Sample]) -> dict[str, int]:
 
 
 def sizes(samples: Iterable[Sample]) -> dict[str, int]:
-    """How many of the scored pictures have each size, such as {"1024x1024": 2212}."""
+    """How many of the scored images have each size, such as {"1024x1024": 2212}."""
     found = Counter(s.size for s in samples if s.state == SCORED and s.size is not None)
     return {f"{width}x{height}": number for (width, height), number in sorted(found.items())}
 
@@ -161,7 +161,7 @@ def prompt_of(entry: Any, place: str) -> str:
         raise UserError(f"{place} is {entry!r}, which is no text; correct it.")
     text = clean_text(entry, place)
     if is_blank(text):
-        raise UserError(f"{place} is empty; say what the picture should show.")
+        raise UserError(f"{place} is empty; say what the image should show.")
     return text
 
 

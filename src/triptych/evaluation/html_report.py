@@ -12,9 +12,9 @@ from PIL import Image
 
 from triptych.evaluation.html_page import render_page
 from triptych.utils.errors import UserError
-from triptych.utils.images import open_picture
+from triptych.utils.images import open_image
 
-SHOWN = 60  # pictures at most, evenly taken from all items
+SHOWN = 60  # images at most, evenly taken from all items
 THUMBNAIL = 192  # pixels of the long side
 
 
@@ -47,7 +47,7 @@ def render(
         folder: folder of the images.
         settings: shown as JSON.
     """
-    items = [item for item in items if item.get("picture")]
+    items = [item for item in items if item.get("image")]
     number = min(SHOWN, len(items))
     return render_page(
         "report.html",
@@ -67,7 +67,7 @@ def _card(item: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     return {
         "heading": item.get("prompt", item.get("key", "")),
         "frame": "left-out" if score is None else {0: "wrong", 1: "right"}.get(score, "half"),
-        "thumbnail": _thumbnail(folder / item["picture"]),
+        "thumbnail": _thumbnail(folder / item["image"]),
         "lines": [line for line in lines if line],
     }
 
@@ -75,7 +75,7 @@ def _card(item: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 def _thumbnail(path: Path) -> Image.Image | None:
     """The image, scaled down; None if it cannot be read."""
     try:
-        image = open_picture(path)
+        image = open_image(path)
     except UserError:
         return None
     image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)

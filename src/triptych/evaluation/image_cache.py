@@ -1,4 +1,4 @@
-"""Pictures of a score in a folder: what a stopped run has made is not made again."""
+"""Images of a score in a folder: what a stopped run has made is not made again."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ import numpy
 from PIL import Image
 
 from triptych.utils.atomic_write import replacing
-from triptych.utils.errors import PictureError, UserError
+from triptych.utils.errors import ImageError, UserError
 from triptych.utils.image_reader import read_image
 from triptych.utils.png_metadata import embed_metadata, read_metadata
 
 
-class KeptPictures:
+class KeptImages:
     """Each a PNG file that says what made it, whole or not there.
 
     Args:
         folder: where they are; made with the first.
-        made: what decides a picture beside its prompt and seed: settings, a digest of the weights.
+        made: what decides an image beside its prompt and seed: settings, a digest of the weights.
     """
 
     def __init__(self, folder: Path, made: dict[str, Any]) -> None:
         self.folder, self.made = folder, made
 
     def load(self, file: str, prompt: str, seed: int) -> numpy.ndarray | None:
-        """The picture uint8 [H,W,3] of that name; None if it is not there, or damaged.
+        """The image uint8 [H,W,3] of that name; None if it is not there, or damaged.
 
         Raises:
             UserError: it is another one.
@@ -34,7 +34,7 @@ class KeptPictures:
         path = self.folder / file
         try:
             pixels = numpy.array(read_image(path))
-        except PictureError:
+        except ImageError:
             return None
         asked = self._asked(prompt, seed)
         found = read_metadata(path)
@@ -47,7 +47,7 @@ class KeptPictures:
         return pixels
 
     def save(self, file: str, prompt: str, seed: int, pixels: numpy.ndarray) -> None:
-        """Write a picture uint8 [H,W,3]."""
+        """Write an image uint8 [H,W,3]."""
         path = self.folder / file
         image = embed_metadata(Image.fromarray(pixels), self._asked(prompt, seed))
         with replacing(path, durable=False) as file:

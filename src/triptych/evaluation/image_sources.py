@@ -1,4 +1,4 @@
-"""Pictures to be scored, of a folder, of WebDataset shards or from memory, read one at a time.
+"""Images to be scored, of a folder, of WebDataset shards or from memory, read one at a time.
 
 What cannot be read is handed on as such, so that whoever scores names and counts it.
 """
@@ -23,9 +23,9 @@ from triptych.utils.documents import (
     read_json_lines,
     read_text,
 )
-from triptych.utils.errors import PictureError, TextError, UserError
+from triptych.utils.errors import ImageError, TextError, UserError
 from triptych.utils.image_reader import DEFAULT_LIMITS, read_image
-from triptych.utils.images import open_picture
+from triptych.utils.images import open_image
 from triptych.utils.listing.folders import FolderSample, holds_shards, list_images
 from triptych.utils.listing.names import IMAGE_SUFFIXES, kind_for
 from triptych.utils.listing.shards import find_shards
@@ -37,16 +37,16 @@ RESULTS = "results.jsonl"  # of `triptych generate`: one {"file": ..., "prompt":
 META = "meta_data.json"  # of MJHQ-30K: {NAME: {"category": ..., "prompt": ...}}
 
 Source = str | Path | Iterable[Image.Image]
-"""A folder of pictures, a folder or file of WebDataset shards, or the pictures themselves."""
+"""A folder of images, a folder or file of WebDataset shards, or the images themselves."""
 
 
 @dataclass
 class Entry:
-    """One picture of a source."""
+    """One image of a source."""
 
     key: str
     """Its path below the folder; SHARD/KEY; or its number."""
-    picture: Image.Image | None
+    image: Image.Image | None
     """In RGB; None if it is missing or unreadable."""
     state: str = ""
     """Why there is none: "missing" or "unreadable"."""
@@ -63,22 +63,22 @@ class Entry:
         """What a report says of it."""
         said = {"key": self.key, "state": self.state or "scored"}
         if self.in_folder and self.state != "missing":
-            said["picture"] = self.key
+            said["image"] = self.key
         named = {"prompt": self.caption, "note": self.note or None}
         return said | {name: value for name, value in named.items() if value is not None} | more
 
 
-def read_pictures(source: Source) -> Iterator[Entry]:
-    """Every picture of a source, in the order of the names, as `triptych.utils.listing` finds them.
+def read_images(source: Source) -> Iterator[Entry]:
+    """Every image of a source, in the order of the names, as `triptych.utils.listing` finds them.
 
     Sources of edits are none. Folders: captions are taken from `results.jsonl` or `meta_data.json`
     in the folder, else from its table (`triptych.utils.listing.table`), else from KEY.txt or
-    KEY.json beside a picture, else from the settings that a PNG of ours carries. Categories are
-    those of `meta_data.json`, else the names of the folders that pictures lie in. Shards: names
+    KEY.json beside an image, else from the settings that a PNG of ours carries. Categories are
+    those of `meta_data.json`, else the names of the folders that images lie in. Shards: names
     with dots in them are samples, too.
 
     Raises:
-        UserError: there is no such folder, it holds no pictures, or a list in it is damaged.
+        UserError: there is no such folder, it holds no images, or a list in it is damaged.
     """
     if not isinstance(source, str | Path):
         return _from_memory(source)
@@ -90,7 +90,7 @@ def read_pictures(source: Source) -> Iterator[Entry]:
 
 def source_name(source: Source) -> str:
     """What a report calls it."""
-    return str(source) if isinstance(source, str | Path) else "pictures in memory"
+    return str(source) if isinstance(source, str | Path) else "images in memory"
 
 
 def count_states(entries: Iterable[Entry]) -> dict[str, int]:
@@ -99,11 +99,11 @@ def count_states(entries: Iterable[Entry]) -> dict[str, int]:
     return {state: states.count(state) for state in ("missing", "unreadable")}
 
 
-def _from_memory(pictures: Iterable[Image.Image]) -> Iterator[Entry]:
-    for number, picture in enumerate(pictures):
+def _from_memory(images: Iterable[Image.Image]) -> Iterator[Entry]:
+    for number, image in enumerate(images):
         try:
-            yield Entry(str(number), read_image(picture))
-        except PictureError as error:
+            yield Entry(str(number), read_image(image))
+        except ImageError as error:
             yield Entry(str(number), None, "unreadable", str(error))
 
 
@@ -118,7 +118,7 @@ def _from_folder(folder: Path) -> Iterator[Entry]:
     keys = sorted({*found, *prompts})
     if not keys:
         endings = ", ".join(IMAGE_SUFFIXES)
-        raise UserError(f"{folder} holds no pictures ({endings}) and no .tar shards.")
+        raise UserError(f"{folder} holds no images ({endings}) and no .tar shards.")
     return (_entry(folder, key, found.get(key), prompts, known, table) for key in keys)
 
 
@@ -143,7 +143,7 @@ def _entry(
         entry.state, entry.note = "missing", f"{RESULTS} names it, but it is not there"
         return entry
     try:
-        entry.picture = open_picture(path)
+        entry.image = open_image(path)
     except UserError as error:
         entry.state, entry.note = "unreadable", str(error)
         return entry
@@ -152,7 +152,7 @@ def _entry(
             if key in table:
                 entry.caption = captions_of(table[key], "it")[0]
             else:
-                entry.caption = _caption_beside(folder, sample) or _caption_inside(entry.picture)
+                entry.caption = _caption_beside(folder, sample) or _caption_inside(entry.image)
         except UserError as error:
             entry.note = f"its caption cannot be read: {error}"
     return entry
@@ -187,10 +187,10 @@ def _caption_of(texts: Mapping[str, bytes]) -> str | None:
     return captions_of(caption, "it")[0] if isinstance(caption, str | list) else None
 
 
-def _caption_inside(picture: Image.Image) -> str | None:
-    """Of a picture that `UnifiedPipeline.generate` made."""
+def _caption_inside(image: Image.Image) -> str | None:
+    """Of an image that `UnifiedPipeline.generate` made."""
     try:
-        return metadata_of(picture)["prompt"]
+        return metadata_of(image)["prompt"]
     except (KeyError, ValueError, TypeError):
         return None
 
@@ -236,7 +236,7 @@ def _from_shards(source: Path, shards: list[Path]) -> Iterator[Entry]:
                 if group.fault:
                     note = f"the shard is damaged: {group.fault}"
                     yield Entry(key, None, "unreadable", note)
-                elif (kind := kind_for("picture", group.members)) is not None:
+                elif (kind := kind_for("image", group.members)) is not None:
                     yield _sample(key, shard, group, kind)
         except (OSError, UserError) as error:
             yield Entry(name, None, "unreadable", f"the shard is damaged: {error}")
@@ -250,14 +250,14 @@ def _sample(key: str, shard: Path, group: Group, kind: str) -> Entry:
             offset, size = place  # a byte more than may be, so that the reader says so
             return os.pread(file.fileno(), min(size, most + 1), offset)
 
-        picture = read(group.members[kind], DEFAULT_LIMITS.max_bytes)
+        image = read(group.members[kind], DEFAULT_LIMITS.max_bytes)
         entry = Entry(key, None)
         try:
             entry.caption = _caption_of({role: read(place, MIB) for role, place in texts.items()})
         except TextError as error:
             entry.note = f"its caption cannot be read: {error}"
     try:
-        entry.picture = read_image(picture)
-    except PictureError:
-        entry.state, entry.note = "unreadable", f"its .{kind} is no picture, or damaged"
+        entry.image = read_image(image)
+    except ImageError:
+        entry.state, entry.note = "unreadable", f"its .{kind} is no image, or damaged"
     return entry

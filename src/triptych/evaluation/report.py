@@ -32,7 +32,7 @@ class Report:
     """What a benchmark found.
 
     `settings` hold everything that decides the scores. A value of type Path is an input, such as a
-    prompt file or a folder of weights: `to_json` adds its SHA-256. The folder of the pictures that
+    prompt file or a folder of weights: `to_json` adds its SHA-256. The folder of the images that
     are scored is no such input; it is a text, under the name "folder".
     """
 
@@ -51,8 +51,8 @@ class Report:
     """Of items: "asked", "scored", and what became of the others: "missing", "unreadable", ..."""
     settings: dict[str, Any] = field(default_factory=dict)
     items: list[dict[str, Any]] = field(default_factory=list)
-    """One a picture: "key", "prompt", "state" ("scored" or a name of `counts`), "score" where it
-    has one, "picture" (its path in settings["folder"]) and a "note"."""
+    """One an image: "key", "prompt", "state" ("scored" or a name of `counts`), "score" where it
+    has one, "image" (its path in settings["folder"]) and a "note"."""
 
     def __post_init__(self) -> None:
         self.intervals = {k: each for k, each in self.intervals.items() if each is not None}
@@ -119,7 +119,7 @@ class Report:
         )
 
     def page(self, path: str | Path) -> None:
-        """Write one HTML file that needs nothing else, with small pictures of some items."""
+        """Write one HTML file that needs nothing else, with small images of some items."""
         rows = [Row(name, score, *self.score_cells(name)) for name, score in self.scores.items()]
         judged = f"Judged by {self.judged_by}. {self.coverage().capitalize()}."
         folder = Path(self.settings.get("folder", "."))

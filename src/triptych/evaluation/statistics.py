@@ -18,7 +18,7 @@ def bootstrap(
 
     Args:
         groups: of each group its clusters, of each cluster its values. Clusters, such as the
-            pictures of one prompt, are drawn whole, as their values depend on each other; groups,
+            images of one prompt, are drawn whole, as their values depend on each other; groups,
             such as the tasks of a benchmark, are fixed.
         weights: one a group.
         seed: of the draws: equal values give equal intervals.

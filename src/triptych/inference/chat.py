@@ -50,7 +50,7 @@ def prepare_answers(
     seeds = seeds_for(seed, len(conversations), "conversations")
     sampling = token_sampling(max_new_tokens, temperature, top_p, seeds)
     read = [read_messages(each) for each in conversations]
-    if panel.pictures_first:
+    if panel.images_first:
         read = [[replace(m, content=sorted(m.content, key=_is_text)) for m in t] for t in read]
     images = [part for talk in read for m in talk for part in m.content if not _is_text(part)]
     shown, tokens = panel.show(images) if images else (None, [])

@@ -10,7 +10,7 @@ from PIL import Image
 
 from triptych.utils.errors import UserError
 from triptych.utils.image_urls import EXAMPLE, is_url
-from triptych.utils.images import Picture, open_picture
+from triptych.utils.images import ImageInput, open_image
 from triptych.utils.text import clean_text, without_controls
 
 ROLES = ("system", "user", "assistant")
@@ -23,7 +23,7 @@ class Message:
     role: str
     """One of ROLES."""
     content: list[str | Image.Image]
-    """Texts and pictures in the order in which the model reads them."""
+    """Texts and images in the order in which the model reads them."""
 
 
 Conversation = str | Sequence[Mapping[str, Any] | Message]
@@ -41,7 +41,7 @@ def read_messages(messages: Conversation) -> list[Message]:
     Texts come out clean, see `texts`; what the model wrote itself is not refused for a NUL.
 
     Raises:
-        UserError: a message has another shape, a picture or a text cannot be used, or the last
+        UserError: a message has another shape, an image or a text cannot be used, or the last
             message is not the user's.
     """
     if isinstance(messages, str):
@@ -87,16 +87,16 @@ def _cleaned(message: Message, number: int) -> Message:
 def _part(part: Any, number: int) -> str | Image.Image:
     if isinstance(part, str):
         return part
-    if isinstance(part, Picture):
-        return open_picture(part)
+    if isinstance(part, ImageInput):
+        return open_image(part)
     kind = part.get("type") if isinstance(part, Mapping) else None
     if kind == "text" and isinstance(part.get("text"), str):
         return part["text"]
     if kind == "image":
         given = [part[key] for key in ("image", "path", "url") if key in part]
         given += [f"data:image/png;base64,{part['base64']}"] if "base64" in part else []
-        if len(given) == 1 and isinstance(given[0], Picture):
-            return open_picture(given[0])
+        if len(given) == 1 and isinstance(given[0], ImageInput):
+            return open_image(given[0])
     if kind == "image_url":
         shown = part.get("image_url")
         url = shown.get("url") if isinstance(shown, Mapping) else shown
@@ -105,9 +105,9 @@ def _part(part: Any, number: int) -> str | Image.Image:
                 f"message {number}: its image_url is not a URL; give {EXAMPLE}, or a path as "
                 '{"type": "image", "image": ...}.'
             )
-        return open_picture(url)
+        return open_image(url)
     raise UserError(
-        f"message {number}: a part of its content is neither a text, nor a picture, nor "
+        f"message {number}: a part of its content is neither a text, nor an image, nor "
         '{"type": "text", "text": ...}, nor {"type": "image", "image": ...}, nor '
         '{"type": "image_url", "image_url": {"url": ...}}.'
     )

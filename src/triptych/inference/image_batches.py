@@ -113,7 +113,7 @@ class ImageBatches:
         calls = model_calls(own["decoder_sampler"], own["decoder_num_inference_steps"])
         for some, part, numbers in zip(features, parts, ranges(parts), strict=True):
 
-            def on_picture(step: int, pixels: Callable[[], Tensor], images=numbers) -> None:
+            def on_image(step: int, pixels: Callable[[], Tensor], images=numbers) -> None:
                 shown = partial(_shown, pixels)
                 self.callback(Progress("pixels", step + 1, calls, images, shown))
 
@@ -121,7 +121,7 @@ class ImageBatches:
                 self.model.decode(
                     some,
                     [each.seed for each in part],
-                    on_picture=on_picture if self.callback else None,
+                    on_image=on_image if self.callback else None,
                     **self.config.of_decoder,
                 )
             )

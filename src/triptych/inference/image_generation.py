@@ -54,7 +54,7 @@ def condition(model: Any, prompts: list[str], images: Tensor | None = None) -> C
         mask.to(model.device),
         whole(model.generation.queries),
         *(each.to(model.device) for each in shown),
-        shared=shared_tokens(rows, picture=token_id(facts.tokenizer, IMAGE_PAD)),
+        shared=shared_tokens(rows, image=token_id(facts.tokenizer, IMAGE_PAD)),
     )
 
 

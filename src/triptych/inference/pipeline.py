@@ -38,7 +38,7 @@ from triptych.inference.pretrained import PretrainedModel
 from triptych.modules.text_generation import Answer
 from triptych.utils.callback_iterator import pieces
 from triptych.utils.errors import UserError
-from triptych.utils.images import Picture, open_picture, square
+from triptych.utils.images import ImageInput, open_image, square
 from triptych.utils.limits import BATCH
 
 
@@ -96,7 +96,7 @@ class UnifiedPipeline(PretrainedModel):
     @named_arguments("edit", FIELDS)
     def edit(
         self,
-        image: Picture | Sequence[Picture],
+        image: ImageInput | Sequence[ImageInput],
         *,
         prompt: str | Sequence[str] = (),
         generation_config: GenerationConfig | None = None,
@@ -132,7 +132,7 @@ class UnifiedPipeline(PretrainedModel):
     @named_arguments("reconstruct", DECODER_SETTINGS)
     def reconstruct(
         self,
-        image: Picture | Sequence[Picture],
+        image: ImageInput | Sequence[ImageInput],
         *,
         seed: Seeds = 0,
         batch_size: int = 16,
@@ -161,7 +161,7 @@ class UnifiedPipeline(PretrainedModel):
 
     @named_arguments("encode")
     @torch.no_grad()
-    def encode(self, image: Picture | Sequence[Picture], *, batch_size: int = 16) -> Tensor:
+    def encode(self, image: ImageInput | Sequence[ImageInput], *, batch_size: int = 16) -> Tensor:
         """Features float32 [B,C,h,w] of images, those that are generated and decoded.
 
         Raises:
@@ -295,10 +295,10 @@ def _requests(
     return image_requests(prompts, config.num_images_per_prompt, config.seed, generator)
 
 
-def _listed(image: Picture | Sequence[Picture]) -> list[Picture]:
-    return [image] if isinstance(image, Picture) else list(image)
+def _listed(image: ImageInput | Sequence[ImageInput]) -> list[ImageInput]:
+    return [image] if isinstance(image, ImageInput) else list(image)
 
 
-def _squares(images: Sequence[Picture], size: int) -> Tensor:
+def _squares(images: Sequence[ImageInput], size: int) -> Tensor:
     """uint8 [B,3,size,size]."""
-    return torch.stack([square(open_picture(image), size) for image in images])
+    return torch.stack([square(open_image(image), size) for image in images])

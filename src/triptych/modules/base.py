@@ -236,15 +236,15 @@ class Panel(ExactBuffers, LightningModule):
         """
         return self if any(p.is_meta for p in self.parameters()) else super().cpu()
 
-    def feature_config_of(self, encoder: ImageEncoder, picture_size: int) -> dict[str, Any]:
-        """All that decides the features of a picture: settings, weights, and how it is cut.
+    def feature_config_of(self, encoder: ImageEncoder, image_size: int) -> dict[str, Any]:
+        """All that decides the features of an image: settings, weights, and how it is cut.
 
         Reads the weight files; nothing need be built. Features of the same identity are the same.
         """
         path = next(name for name, module in self.named_modules() if module is encoder)
         return {
             **encoder.feature_config(),
-            "picture_size": picture_size,
+            "image_size": image_size,
             "weights": weights_hash(self.weights, full_name(path + ".")),
         }
 
@@ -301,7 +301,7 @@ class Panel(ExactBuffers, LightningModule):
 
 @torch.no_grad()
 def target_features(batch: Batch, encoder: ImageEncoder) -> Tensor:
-    """Features float32 [B,C,h,w]: those that the batch brings, of other pictures the encoder's.
+    """Features float32 [B,C,h,w]: those that the batch brings, of other images the encoder's.
 
     Contiguous in both cases: what follows computes other bits on another layout.
     """

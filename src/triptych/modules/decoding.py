@@ -23,7 +23,7 @@ from triptych.utils.errors import UserError
 
 
 class PixelDecoderModule(Panel):
-    """Trains the diffusion decoder on features of the pictures that it must give back.
+    """Trains the diffusion decoder on features of the images that it must give back.
 
     Args:
         decoder: features to pixels.
@@ -52,10 +52,10 @@ class PixelDecoderModule(Panel):
             decoder.set_shapes(encoder.feature_shape)
 
     def step(self, batch: Batch, encoder: ImageEncoder | None = None) -> tuple[Tensor, Metrics]:
-        """Pictures uint8 [B,3,H,W] -> features [B,C,h,w] -> the decoder's diffusion loss."""
+        """Images uint8 [B,3,H,W] -> features [B,C,h,w] -> the decoder's diffusion loss."""
         encoder = encoder or self.encoder
         if batch.target_pixels is None:
-            raise UserError("the decoder trains on pictures, but the batch brings none.")
+            raise UserError("the decoder trains on images, but the batch brings none.")
         features = target_features(batch, encoder)
         self._give_null(encoder)
         loss = self.decoder.loss(features, batch.target_pixels, self.seed, batch.samples)
@@ -75,13 +75,13 @@ class PixelDecoderModule(Panel):
         return self.decoder.decode(features, seeds, **options)
 
     def _give_null(self, encoder: ImageEncoder) -> None:
-        """Once, to a decoder that guides against it: a blank picture, as the encoder sees it."""
+        """Once, to a decoder that guides against it: a blank image, as the encoder sees it."""
         if not self.decoder.wants_null:
             return
         if not encoder.built:
             raise UserError(
                 "this model has no weights of its image encoder, and its decoder guides against "
-                "what that makes of a blank picture; name them with --model.weights.encoder=FILE."
+                "what that makes of a blank image; name them with --model.weights.encoder=FILE."
             )
         # Outside inference mode even in validation: training goes on with these features.
         with torch.inference_mode(False), torch.no_grad():
@@ -90,4 +90,4 @@ class PixelDecoderModule(Panel):
     def preprocessing(self) -> Preprocessing:
         size = self.encoder.image_size
         identity = partial(self.feature_config_of, self.encoder, size)
-        return Preprocessing(tokenizer=None, max_tokens=0, picture_size=size, features=identity)
+        return Preprocessing(tokenizer=None, max_tokens=0, image_size=size, features=identity)

@@ -41,7 +41,7 @@ class EncodingHeads(Part):
     Args:
         vocabulary: number of token ids.
         width, depth: sizes of the text tower.
-        joint_width: width of the space where pictures and captions meet.
+        joint_width: width of the space where images and captions meet.
         max_tokens: longest caption prompt.
     """
 
@@ -58,7 +58,7 @@ class EncodingHeads(Part):
         self.joint_width, self.max_tokens = joint_width, max_tokens
 
     def set_shapes(self, feature_shape: tuple[int, int, int], image_size: int) -> None:
-        """Shape (C,h,w) of the encoder's features and side of its pictures; before `build`."""
+        """Shape (C,h,w) of the encoder's features and side of its images; before `build`."""
         self.feature_shape, self.image_size = feature_shape, image_size
 
     def build(self) -> None:
@@ -75,7 +75,7 @@ class EncodingHeads(Part):
 class EncodingModule(Panel):
     """CLIP's contrastive loss, pixels from features by a linear map, and the VAE's loss.
 
-    The linear map makes each feature token tell what its part of the picture looks like; the
+    The linear map makes each feature token tell what its part of the image looks like; the
     contrastive loss makes it tell what the caption says. Encoder and VAE share the batch, not
     their gradients.
 
@@ -107,7 +107,7 @@ class EncodingModule(Panel):
         self.feature_noise = feature_noise
 
     def step(self, batch: Batch, encoder: EvaClip, vae: KLAutoencoder) -> tuple[Tensor, Metrics]:
-        """Three losses of captioned pictures [B,3,H,W] uint8, summed."""
+        """Three losses of captioned images [B,3,H,W] uint8, summed."""
         if self.training and batch.step == 0 and vae.linear_skip:
             vae.start_from_principal_components(batch.target_pixels)
         images = pixels_to_unit(batch.target_pixels)
@@ -131,7 +131,7 @@ class EncodingModule(Panel):
         }
 
     def contrastive(self, features: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        """CLIP's symmetric cross entropy, and how often a picture finds its caption."""
+        """CLIP's symmetric cross entropy, and how often an image finds its caption."""
         heads = self.heads
         image = nn.functional.normalize(heads.image_projection(features.mean((2, 3))), dim=-1)
         text = heads.text_projection(heads.text(batch.input_ids, batch.attention_mask))

@@ -17,8 +17,8 @@ from triptych.utils.errors import UserError
 
 
 @dataclass
-class Pictures:
-    """Pictures of one shard."""
+class Images:
+    """Images of one shard."""
 
     shard: int
     keys: list[str]
@@ -30,7 +30,7 @@ class Pictures:
 
 
 class FeatureModule(LightningModule):
-    """One frozen encoder of a model, for `Trainer.predict`: Pictures -> features [B,C,h,w].
+    """One frozen encoder of a model, for `Trainer.predict`: Images -> features [B,C,h,w].
 
     Args:
         model: described, not built; nothing but the encoder is ever built.
@@ -54,12 +54,12 @@ class FeatureModule(LightningModule):
         return self.model.vae if "encoder" in self.model.left_out else self.model.encoder
 
     @property
-    def picture_size(self) -> int:
-        return self.model.picture_size
+    def image_size(self) -> int:
+        return self.model.image_size
 
     def identity(self) -> dict[str, Any]:
         """See `Panel.feature_config_of`; reads the weight files."""
-        return self.model.feature_config_of(self.encoder, self.picture_size)
+        return self.model.feature_config_of(self.encoder, self.image_size)
 
     def refuse_trained(self, names: Iterable[str]) -> None:
         """Refuse a training checkpoint that trained the encoder: its features are hashed by file.
@@ -80,7 +80,7 @@ class FeatureModule(LightningModule):
     def configure_model(self) -> None:
         self.model.configure_model()
 
-    def predict_step(self, batch: Pictures, batch_idx: int) -> Tensor:
+    def predict_step(self, batch: Images, batch_idx: int) -> Tensor:
         if not len(batch.keys):
             return torch.zeros(0, *self.encoder.feature_shape)
         return self.encoder(batch.pixels).float()

@@ -55,7 +55,7 @@ class GenerationModule(Panel):
             its features are computed once. 1 as published.
         num_inference_steps, guidance_scale, sampler: defaults of sampling; see `sampler`.
         integer_timesteps: sample as published, see `sampler.sample_flow`.
-        template, training_template: how a caption is put to the language model when pictures are
+        template, training_template: how a caption is put to the language model when images are
             asked for, and when it is learned and validated: names of `prompts.TEMPLATES`. One
             template for both, unless a training run of the published code goes on: there, training
             had two tokens more than sampling.
@@ -247,12 +247,12 @@ class GenerationModule(Panel):
         return Preprocessing(
             tokenizer=self.understander.tokenizer,
             max_tokens=self.max_tokens,
-            picture_size=self.encoder.image_size,
+            image_size=self.encoder.image_size,
             understanding_size=self.understander.image_size,
             image_tokens=self.understander.image_tokens(),
             image_inputs=self.understander.image_inputs,
             template=self.template,
             training_template=self.training_template,
             features=partial(self.feature_config_of, self.encoder, self.encoder.image_size),
-            pictures_too=False,
+            images_too=False,
         )

@@ -29,7 +29,7 @@ class Answer:
 def write_answers(
     understander: Understander,
     prompts: Sequence[Sequence[int]],
-    pictures: tuple[Tensor, Tensor] | None,
+    images: tuple[Tensor, Tensor] | None,
     limits: Sequence[int],
     device: torch.device,
     sampling: Sampling | None = None,
@@ -39,7 +39,7 @@ def write_answers(
 
     Args:
         prompts: ids whose last turn is open, of any lengths.
-        pictures: those of all prompts in order, as `Understander.image_inputs` gives them.
+        images: those of all prompts in order, as `Understander.image_inputs` gives them.
         limits: most new tokens, one each.
         on_text: told of (number of the prompt, new piece of its answer); an answer's pieces are
             its text, and none ends inside a character. What it raises ends the call.
@@ -58,7 +58,7 @@ def write_answers(
     understander.answer(
         ids.to(device),
         mask.to(device),
-        *((None, None) if pictures is None else (each.to(device) for each in pictures)),
+        *((None, None) if images is None else (each.to(device) for each in images)),
         max(limits),
         sampling=sampling,
         on_tokens=take,

@@ -16,15 +16,15 @@ from triptych.utils.images import square
 
 
 class UnderstandingModule(Panel):
-    """Next-token cross entropy on the answers of conversations, with and without pictures.
+    """Next-token cross entropy on the answers of conversations, with and without images.
 
     Args:
         understander: the language model with its vision tower.
         max_tokens: longest prompt or conversation.
         chat_tokens: longest conversation with the model's answer to it, when it is used; None is
-            max_tokens. Pictures that keep their shape take more tokens than in training.
-        pictures_first: in chat, the pictures of a message come before its text, wherever it has
-            them: all that a small model was trained on are pictures that open a question.
+            max_tokens. Images that keep their shape take more tokens than in training.
+        images_first: in chat, the images of a message come before its text, wherever it has
+            them: all that a small model was trained on are images that open a question.
         optimization, trainable, weights, seed, execution: see `Panel`; used when this is the root.
     """
 
@@ -40,38 +40,38 @@ class UnderstandingModule(Panel):
         seed: int = 0,
         execution: Execution | None = None,
         chat_tokens: int | None = None,
-        pictures_first: bool = False,
+        images_first: bool = False,
     ) -> None:
         super().__init__(optimization, trainable, weights, seed, execution)
         self.understander, self.max_tokens = understander, max_tokens
-        self.chat_tokens, self.pictures_first = chat_tokens or max_tokens, pictures_first
+        self.chat_tokens, self.images_first = chat_tokens or max_tokens, images_first
 
     def step(self, batch: Batch) -> tuple[Tensor, Metrics]:
         loss = self.understander.lm_loss(batch)
         return loss, {"understanding": loss.detach()}
 
-    def show(self, pictures: list[Image.Image]) -> tuple[tuple[Tensor, Tensor], list[int]]:
-        """Pictures of a conversation as the understander takes them, and the tokens of each.
+    def show(self, images: list[Image.Image]) -> tuple[tuple[Tensor, Tensor], list[int]]:
+        """Images of a conversation as the understander takes them, and the tokens of each.
 
         Squares, as in training, unless the understander takes them in their own shapes.
 
         Raises:
-            UserError: a picture has a shape that cannot be shown.
+            UserError: an image has a shape that cannot be shown.
         """
         understander = self.understander
-        shown = understander.chat_inputs([pil_to_tensor(each) for each in pictures])
+        shown = understander.chat_inputs([pil_to_tensor(each) for each in images])
         if shown is not None:
             patches, grids, tokens = shown
             return (patches, grids), tokens
-        squares = torch.stack([square(each, understander.image_size) for each in pictures])
-        return understander.image_inputs(squares), [understander.image_tokens()] * len(pictures)
+        squares = torch.stack([square(each, understander.image_size) for each in images])
+        return understander.image_inputs(squares), [understander.image_tokens()] * len(images)
 
     def preprocessing(self) -> Preprocessing:
         understander = self.understander
         return Preprocessing(
             tokenizer=understander.tokenizer,
             max_tokens=self.max_tokens,
-            picture_size=understander.image_size,
+            image_size=understander.image_size,
             understanding_size=understander.image_size,
             image_tokens=understander.image_tokens(),
             image_inputs=understander.image_inputs,

@@ -46,7 +46,7 @@ class UnifiedModule(Panel):
         trainable: module paths or globs of what trains in this stage; None leaves it to the panels
             of the losses, as when they are trained alone.
         weights: files to start from, by label.
-        build_decoder: build also what turns features into pictures, for sample grids in training.
+        build_decoder: build also what turns features into images, for sample grids in training.
         decoder_negative: features that the decoder's guidance leads away from. "zeros": those that
             the decoder trains with, zeros for SDXLDecoder, of a black image for SanaDecoder.
             "space_prompt": generated for a single space outside of any chat, as published for
@@ -231,26 +231,26 @@ class UnifiedModule(Panel):
         if self.understanding is None:
             raise UserError("the model needs the understanding panel for its tokenizer.")
         known = self.understanding.preprocessing()
-        known.picture_size = self.picture_size
+        known.image_size = self.image_size
         if self.generation is not None:
             known.template = self.generation.template
             known.training_template = self.generation.training_template
         if (encoder := self._encoder_of_targets()) is not None:
-            known.features = partial(self.feature_config_of, encoder, self.picture_size)
-            known.pictures_too = "decoding" in self.loss_weights
+            known.features = partial(self.feature_config_of, encoder, self.image_size)
+            known.images_too = "decoding" in self.loss_weights
         return known
 
     @property
-    def picture_size(self) -> int:
-        """Side in pixels of the pictures that are encoded."""
+    def image_size(self) -> int:
+        """Side in pixels of the images that are encoded."""
         if self.encoder is not None:
             return self.encoder.image_size
         if self.decoding is not None:
             return self.vae.image_size
-        return self.understanding.preprocessing().picture_size
+        return self.understanding.preprocessing().image_size
 
     def _encoder_of_targets(self) -> ImageEncoder | None:
-        """The one frozen encoder whose features all losses of pictures take; else None."""
+        """The one frozen encoder whose features all losses of images take; else None."""
         of_loss = {"generation": lambda: self.target_encoder, "decoding": lambda: self.encoder}
         encoders = [of_loss[name]() for name in self.loss_weights if name in of_loss]
         alike = all(each is encoders[0] for each in encoders)
@@ -268,8 +268,8 @@ class UnifiedModule(Panel):
             batch.shared,
         )
         seeds = batch.samples.tolist()
-        pictures = self.decode(self.generation.sample(condition, seeds), seeds)
-        return {"keys": batch.keys, "pictures": pictures}
+        images = self.decode(self.generation.sample(condition, seeds), seeds)
+        return {"keys": batch.keys, "images": images}
 
     @torch.no_grad()
     def decode(self, features: Tensor, seeds: list[int], **options: Any) -> Tensor:

@@ -1,7 +1,7 @@
-"""What a caption asks of a picture, the captions themselves, and which of them are for training.
+"""What a caption asks of an image, the captions themselves, and which of them are for training.
 
 The six tasks are those of GenEval. A `Request` is the meaning of a caption and it is exact: the
-picture must contain the wanted shapes and no others. `parse` is the inverse of the captions.
+image must contain the wanted shapes and no others. `parse` is the inverse of the captions.
 """
 
 import re
@@ -57,7 +57,7 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Request:
-    """What a picture must show. A relation is between wanted[0] and wanted[1], in that order."""
+    """What an image must show. A relation is between wanted[0] and wanted[1], in that order."""
 
     task: str
     wanted: tuple[Wanted, ...]
@@ -66,7 +66,7 @@ class Request:
 
     @property
     def total(self) -> int:
-        """The number of shapes in the picture."""
+        """The number of shapes in the image."""
         return sum(wanted.count for wanted in self.wanted)
 
     def to_dict(self) -> dict:
@@ -100,12 +100,12 @@ def is_evaluation(request: Request) -> bool:
 
 
 def is_evaluation_scene(scene: Scene) -> bool:
-    """Is this picture kept for evaluation? True for one in eight."""
+    """Is this image kept for evaluation? True for one in eight."""
     return is_evaluation(request_of(scene))
 
 
 def asks_held_out(request: Request) -> bool:
-    """Does the request name a (colour, kind) pair that is not in the training pictures?"""
+    """Does the request name a (colour, kind) pair that is not in the training images?"""
     return any((wanted.colour, wanted.kind) in HELD_OUT_PAIRS for wanted in request.wanted)
 
 
@@ -283,9 +283,9 @@ def _draw_request(rng: numpy.random.Generator, task: str, split: str) -> Request
 
 @cache
 def _cells_in(relation: str) -> tuple[tuple[int, int], ...]:
-    """Pairs of cells in a relation, on opposite sides of the picture.
+    """Pairs of cells in a relation, on opposite sides of the image.
 
-    So a relation says of each shape in which third of the picture it is to be, as people compose
+    So a relation says of each shape in which third of the image it is to be, as people compose
     one; of nearer pairs, which the checker takes as well, it would say much less.
     """
     pairs = []

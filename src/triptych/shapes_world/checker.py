@@ -1,8 +1,8 @@
-"""Reads a picture back into a scene, from its pixels alone, and scores pictures with that.
+"""Reads an image back into a scene, from its pixels alone, and scores images with that.
 
 Every cell is compared with the drawing of each kind, colour and size. A cell that no drawing fits
-makes the whole picture unclear, and an unclear picture satisfies no request. The limits below
-leave room for JPEG, mild noise and blur, and pictures made by a model.
+makes the whole image unclear, and an unclear image satisfies no request. The limits below
+leave room for JPEG, mild noise and blur, and images made by a model.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ from triptych.shapes_world.world import (
     SIZES,
     Scene,
     Shape,
-    cell_picture,
+    cell_image,
     mask,
 )
 
@@ -45,7 +45,7 @@ def _looks() -> list[Look]:
 @cache
 def _drawings(background: str) -> numpy.ndarray:
     """What a cell can look like: float32 [48 looks, 768 values]."""
-    drawn = [cell_picture(kind, colour, size, background) for kind, colour, size in _looks()]
+    drawn = [cell_image(kind, colour, size, background) for kind, colour, size in _looks()]
     return numpy.stack(drawn).reshape(len(drawn), -1).astype(numpy.float32)
 
 
@@ -72,21 +72,21 @@ def _background_name(seen: numpy.ndarray) -> str | None:
     return None
 
 
-def read(picture: numpy.ndarray) -> Scene | None:
-    """The scene that a picture shows, or None if any part of it is unclear.
+def read(image: numpy.ndarray) -> Scene | None:
+    """The scene that an image shows, or None if any part of it is unclear.
 
-    The picture is uint8 [48, 48, 3]. The scene may have from zero to nine shapes.
+    The image is uint8 [48, 48, 3]. The scene may have from zero to nine shapes.
     """
-    if picture.shape != (PIXELS, PIXELS, 3) or picture.dtype != numpy.uint8:
+    if image.shape != (PIXELS, PIXELS, 3) or image.dtype != numpy.uint8:
         raise ValueError(
-            f"The checker reads uint8 pictures of shape {(PIXELS, PIXELS, 3)}, "
-            f"but got {picture.dtype} {picture.shape}."
+            f"The checker reads uint8 images of shape {(PIXELS, PIXELS, 3)}, "
+            f"but got {image.dtype} {image.shape}."
         )
-    seen = numpy.median(picture[_rim()].astype(numpy.float32), axis=0)
+    seen = numpy.median(image[_rim()].astype(numpy.float32), axis=0)
     background = _background_name(seen)
     if background is None:
         return None
-    cells = picture.reshape(GRID, CELL, GRID, CELL, 3).swapaxes(1, 2).astype(numpy.float32)
+    cells = image.reshape(GRID, CELL, GRID, CELL, 3).swapaxes(1, 2).astype(numpy.float32)
     cells = cells.reshape(GRID**2, CELL**2, 3)
     ground = numpy.array(BACKGROUNDS[background], dtype=numpy.float32)
 
@@ -149,29 +149,27 @@ def _related(first: list[Shape], second: list[Shape], relation: str | None) -> b
     return all(holds(a, b) for a in first for b in second)
 
 
-def check(picture: numpy.ndarray, request: Request) -> bool:
-    """Does the picture (uint8 [48, 48, 3]) show exactly what the request asks?"""
-    scene = read(picture)
+def check(image: numpy.ndarray, request: Request) -> bool:
+    """Does the image (uint8 [48, 48, 3]) show exactly what the request asks?"""
+    scene = read(image)
     return scene is not None and satisfies(scene, request)
 
 
-def shape_eval(pictures: Sequence[numpy.ndarray], requests: Sequence[Request]) -> dict[str, float]:
-    """The share of right pictures for each task, and their unweighted "mean".
+def shape_eval(images: Sequence[numpy.ndarray], requests: Sequence[Request]) -> dict[str, float]:
+    """The share of right images for each task, and their unweighted "mean".
 
     Tasks without a request are left out.
     """
-    right = [check(picture, request) for picture, request in zip(pictures, requests, strict=True)]
+    right = [check(image, request) for image, request in zip(images, requests, strict=True)]
     return by_task(right, requests)
 
 
-def chance_levels(
-    pictures: Sequence[numpy.ndarray], requests: Sequence[Request]
-) -> dict[str, float]:
-    """The scores that right pictures get on average with another request's picture each.
+def chance_levels(images: Sequence[numpy.ndarray], requests: Sequence[Request]) -> dict[str, float]:
+    """The scores that right images get on average with another request's image each.
 
-    This is the exact mean over all shuffles that move every picture; it needs two pairs.
+    This is the exact mean over all shuffles that move every image; it needs two pairs.
     """
-    scenes = [read(picture) for picture in pictures]
+    scenes = [read(image) for image in images]
     rates = []
     for i, request in enumerate(requests):
         others = scenes[:i] + scenes[i + 1 :]

@@ -1,6 +1,6 @@
-"""Edits of scenes: an instruction, the scene before it, and what the picture must show after it.
+"""Edits of scenes: an instruction, the scene before it, and what the image must show after it.
 
-The meaning of an edit is exact, like that of a caption: a `Request` which the edited picture must
+The meaning of an edit is exact, like that of a caption: a `Request` which the edited image must
 satisfy, everything else unchanged. The shape that is meant is named so that no other is.
 """
 

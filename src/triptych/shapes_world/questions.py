@@ -1,4 +1,4 @@
-"""Questions with short exact answers, about a picture (from its scene) or about a caption.
+"""Questions with short exact answers, about an image (from its scene) or about a caption.
 
 Every question has one right answer: "the circle" is only said where there is one circle.
 """
@@ -25,12 +25,12 @@ Turn = tuple[str, str, str]  # question, answer, type
 def questions(
     scene: Scene, rng: numpy.random.Generator, number: int, practice: bool = False
 ) -> list[Turn]:
-    """`number` different questions about a picture: (question, answer, type).
+    """`number` different questions about an image: (question, answer, type).
 
     `practice` asks more often what is hard to learn: what is where, what is there, and relations.
     """
     if not 0 <= number <= MOST_QUESTIONS:
-        raise ValueError(f"Ask for 0 to {MOST_QUESTIONS} questions about a picture, not {number}.")
+        raise ValueError(f"Ask for 0 to {MOST_QUESTIONS} questions about an image, not {number}.")
     makers = _PRACTICE if practice else _MAKERS
     turns: dict[str, Turn] = {}
     while len(turns) < number:

@@ -1,6 +1,6 @@
 """Writes the shapes world as WebDataset tar shards.
 
-A sample is KEY.jpg (the picture), KEY.txt (its caption) and KEY.json (all there is to know about
+A sample is KEY.jpg (the image), KEY.txt (its caption) and KEY.json (all there is to know about
 it). Sample i of a split depends on the seed, the split and i alone, so that a data set can be
 made again byte for byte with the same versions of the libraries, and a larger one begins with the
 smaller one.
@@ -42,7 +42,7 @@ MARKER = "shapes.json"
 EDITS_VERSION = 1
 EDITS_MARKER = "edits.json"
 LONG_CAPTIONS = 0.2  # share of the training captions
-PICTURE_TURNS = 3  # beside the reading of all nine cells, which opens or ends a conversation
+IMAGE_TURNS = 3  # beside the reading of all nine cells, which opens or ends a conversation
 QUESTIONS = 12  # and the reading: a second conversation, of which a batch takes some turns
 CAPTION_TURNS = 4
 BLOCK = 512  # bytes that members of a tar are rounded up to, each behind a header of one
@@ -58,9 +58,9 @@ def make_sample(split: str, index: int, seed: int) -> dict:
     long_caption = describe(scene, rng)
     if split == "train" and rng.random() < LONG_CAPTIONS:
         caption, request = long_caption, request_of(scene)
-    turns = [(question, answer) for question, answer, _ in questions(scene, rng, PICTURE_TURNS)]
+    turns = [(question, answer) for question, answer, _ in questions(scene, rng, IMAGE_TURNS)]
     reading = [grid_reading(scene)]
-    # Half of the time the questions come first: they must be answered from the picture alone.
+    # Half of the time the questions come first: they must be answered from the image alone.
     turns = reading + turns if rng.random() < 0.5 else turns + reading
     facts = {
         "task": request.task,
@@ -95,7 +95,7 @@ def make_edit(split: str, index: int, seed: int) -> Edit:
 
 def make_edit_sample(split: str, index: int, seed: int) -> dict:
     """Edit `index` of a split, as `make_sample`: KEY.txt is its instruction, KEY.source.jpg the
-    picture before and KEY.jpg the one after."""
+    image before and KEY.jpg the one after."""
     edit = make_edit(split, index, seed)
     facts = {
         "task": edit.kind,
@@ -113,9 +113,9 @@ def make_edit_sample(split: str, index: int, seed: int) -> dict:
     }
 
 
-def _jpeg(picture: numpy.ndarray) -> bytes:
+def _jpeg(image: numpy.ndarray) -> bytes:
     """JPEG without colour subsampling, which would smear the edges of small shapes."""
-    return encode_image(picture, "JPEG", quality=95, subsampling=0)
+    return encode_image(image, "JPEG", quality=95, subsampling=0)
 
 
 def write_shards(

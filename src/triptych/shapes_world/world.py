@@ -1,7 +1,7 @@
 """Scenes of one to four shapes on a 3x3 grid, and how they are drawn.
 
-A picture is uint8 [48, 48, 3]. It is cut in nine cells of 16 pixels, and each shape sits in the
-middle of its own cell. There is no jitter, so that a program can read a picture exactly.
+An image is uint8 [48, 48, 3]. It is cut in nine cells of 16 pixels, and each shape sits in the
+middle of its own cell. There is no jitter, so that a program can read an image exactly.
 """
 
 from dataclasses import asdict, dataclass
@@ -57,7 +57,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Scene:
-    """Everything there is to know about a picture. The shapes are in reading order."""
+    """Everything there is to know about an image. The shapes are in reading order."""
 
     shapes: tuple[Shape, ...]
     background: str
@@ -101,7 +101,7 @@ def mask(kind: str, size: str) -> numpy.ndarray:
 
 
 @cache
-def cell_picture(kind: str, colour: str, size: str, background: str) -> numpy.ndarray:
+def cell_image(kind: str, colour: str, size: str, background: str) -> numpy.ndarray:
     """One cell with one shape in it: uint8 [16, 16, 3]."""
     cover = mask(kind, size)[:, :, None]
     mixed = cover * COLOURS[colour] + (1 - cover) * BACKGROUNDS[background]
@@ -110,16 +110,16 @@ def cell_picture(kind: str, colour: str, size: str, background: str) -> numpy.nd
 
 @cache
 def _empty(background: str) -> numpy.ndarray:
-    """A picture without shapes: uint8 [48, 48, 3]."""
+    """An image without shapes: uint8 [48, 48, 3]."""
     return numpy.full((PIXELS, PIXELS, 3), BACKGROUNDS[background], dtype=numpy.uint8)
 
 
 def draw(scene: Scene) -> numpy.ndarray:
-    """The picture of a scene: uint8 [48, 48, 3]."""
-    picture = _empty(scene.background).copy()
+    """The image of a scene: uint8 [48, 48, 3]."""
+    image = _empty(scene.background).copy()
     for shape in scene.shapes:
         top, left = CELL * shape.row, CELL * shape.column
-        picture[top : top + CELL, left : left + CELL] = cell_picture(
+        image[top : top + CELL, left : left + CELL] = cell_image(
             shape.kind, shape.colour, shape.size, scene.background
         )
-    return picture
+    return image

@@ -7,7 +7,7 @@
 
 This is how `flop_counter.count_flops` counts, with which tests and `make bench` compare: a masked
 attention counts in full; norms, activations, softmax, rotary tables and biases count nothing. One
-sample is one picture with its prompt.
+sample is one image with its prompt.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def logits(qwen: QwenVL, tokens: int) -> Cost:
 
 
 def vision_tower(qwen: QwenVL) -> Cost:
-    """One picture through the language model's own vision tower, its tokens merged."""
+    """One image through the language model's own vision tower, its tokens merged."""
     vision, side = qwen.vision, qwen.image_size // qwen.vision.patch_size
     width, patches = vision.hidden_size, side * side
     block = 4 * width**2 + 3 * width * vision.intermediate_size
@@ -91,7 +91,7 @@ def vision_tower(qwen: QwenVL) -> Cost:
 
 
 def image_encoder(eva: EvaClip) -> Cost:
-    """One picture through the image encoder."""
+    """One image through the image encoder."""
     side = eva.image_size // eva.patch_size
     patches, tokens = side * side, side * side + 1  # and CLS
     weights = eva.depth * (4 * eva.width**2 + 2 * eva.width * eva.mlp_width)
@@ -152,10 +152,10 @@ def published_step(
     )
 
 
-def understanding_step(qwen: QwenVL, tokens: int, learned: int, pictures: int = 1) -> float:
-    """Stage 1, everything trains: `tokens` with those of `pictures`, logits where it is learned."""
+def understanding_step(qwen: QwenVL, tokens: int, learned: int, images: int = 1) -> float:
+    """Stage 1, everything trains: `tokens` with those of `images`, logits where it is learned."""
     text, seen, out = language_model(qwen, tokens), vision_tower(qwen), logits(qwen, learned)
     return sum(
         times * (cost.forward + cost.backward)
-        for times, cost in ((1, text), (pictures, seen), (1, out))
+        for times, cost in ((1, text), (images, seen), (1, out))
     )

@@ -29,7 +29,7 @@ class TextError(UserError):
         return type(self), (str(self), self.reason, self.detail)
 
 
-class PictureError(ValueError):
+class ImageError(ValueError):
     """An image that cannot be used; each door turns it into its own form.
 
     Args:

@@ -1,4 +1,4 @@
-"""Draws pictures with labels under them on one sheet."""
+"""Draws images with labels under them on one sheet."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ def above(*rows: np.ndarray) -> np.ndarray:
     return np.concatenate(parts[:-1], axis=1)
 
 
-def grid(pictures: np.ndarray, labels: Sequence[str], columns: int, scale: int = 1) -> Image.Image:
-    """Pictures uint8 [N,H,W,3], `scale` times enlarged without smoothing, a label under each."""
+def grid(images: np.ndarray, labels: Sequence[str], columns: int, scale: int = 1) -> Image.Image:
+    """Images uint8 [N,H,W,3], `scale` times enlarged without smoothing, a label under each."""
     font = ImageFont.load_default(FONT_SIZE)
-    high, wide = pictures.shape[1] * scale, pictures.shape[2] * scale
+    high, wide = images.shape[1] * scale, images.shape[2] * scale
     width = max(wide, LEAST_WIDTH)
     wrapped = [_wrap(label, width, font) for label in labels]
-    rows = [range(n, min(n + columns, len(pictures))) for n in range(0, len(pictures), columns)]
+    rows = [range(n, min(n + columns, len(images))) for n in range(0, len(images), columns)]
     heights = [_height([wrapped[n] for n in row], font) + high + 2 * MARGIN for row in rows]
-    size = (min(columns, len(pictures)) * (width + MARGIN) + MARGIN, sum(heights) + MARGIN)
+    size = (min(columns, len(images)) * (width + MARGIN) + MARGIN, sum(heights) + MARGIN)
     sheet = Image.new("RGB", size, PAPER)
     pen = ImageDraw.Draw(sheet)
     top = MARGIN
     for row, height in zip(rows, heights, strict=True):
         for column, number in enumerate(row):
             left = MARGIN + column * (width + MARGIN)
-            picture = Image.fromarray(pictures[number])
-            sheet.paste(picture.resize((wide, high), Image.Resampling.NEAREST), (left, top))
+            image = Image.fromarray(images[number])
+            sheet.paste(image.resize((wide, high), Image.Resampling.NEAREST), (left, top))
             pen.rectangle((left - 1, top - 1, left + wide, top + high), outline=FRAME)
             pen.text((left, top + high + MARGIN // 2), wrapped[number], INK, font)
         top += height

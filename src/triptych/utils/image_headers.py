@@ -12,7 +12,7 @@ import struct
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from triptych.utils.errors import PictureError
+from triptych.utils.errors import ImageError
 
 MAX_SCANS = 100
 MAX_PARTS = 2000  # segments, chunks or blocks, beside those of the pixels
@@ -43,7 +43,7 @@ def count_scans(data: bytes) -> int:
     the compressed pixels: those of most files are never looked at.
 
     Raises:
-        PictureError: there are too many scans or segments, or too much metadata.
+        ImageError: there are too many scans or segments, or too much metadata.
     """
     place, scans, metadata, exif, junk = 2, 0, 0, 0, 0
     several, components = False, 0
@@ -60,13 +60,13 @@ def count_scans(data: bytes) -> int:
             continue
         length = int.from_bytes(data[place : place + 2])
         if length < 2 or junk > MAX_JUNK:
-            raise PictureError(DAMAGED, "a JPEG segment of no length, or bytes between them")
+            raise ImageError(DAMAGED, "a JPEG segment of no length, or bytes between them")
         if kind in FRAMES:
             several, components = kind in PROGRESSIVE, int.from_bytes(data[place + 7 : place + 8])
         elif kind == SOS:
             scans += 1
             if scans > MAX_SCANS:
-                raise PictureError(TOO_MANY_SCANS, f"more than {MAX_SCANS}")
+                raise ImageError(TOO_MANY_SCANS, f"more than {MAX_SCANS}")
             if not several and int.from_bytes(data[place + 2 : place + 3]) >= components:
                 return scans
             several = True
@@ -74,16 +74,16 @@ def count_scans(data: bytes) -> int:
             metadata += length
             exif += length if kind == APP1 and data.startswith(b"Exif", place + 2) else 0
             if metadata > MAX_METADATA or exif > MAX_EXIF:
-                raise PictureError(TOO_MUCH_METADATA, "in JPEG segments")
+                raise ImageError(TOO_MUCH_METADATA, "in JPEG segments")
         place += length
-    raise PictureError(TOO_MUCH_METADATA, f"more than {MAX_PARTS:,} JPEG segments")
+    raise ImageError(TOO_MUCH_METADATA, f"more than {MAX_PARTS:,} JPEG segments")
 
 
 def check_png(data: bytes) -> None:
     """Refuse a PNG of too many chunks, or of too much text.
 
     Raises:
-        PictureError: it is one.
+        ImageError: it is one.
     """
     place, parts, metadata, texts = 8, 0, 0, 0
     most = MAX_PARTS + len(data) // 1024  # pixels come in chunks too, of some kilobytes each
@@ -97,14 +97,14 @@ def check_png(data: bytes) -> None:
             metadata += length
             texts += kind in (b"zTXt", b"iTXt", b"iCCP")
         if parts > most or metadata > MAX_METADATA or texts > MAX_COMPRESSED_TEXTS:
-            raise PictureError(TOO_MUCH_METADATA, "in PNG chunks")
+            raise ImageError(TOO_MUCH_METADATA, "in PNG chunks")
 
 
 def count_gif_frames(data: bytes) -> int:
     """Images in a GIF: 0, 1, or 2 for any larger number.
 
     Raises:
-        PictureError: there are too many blocks of metadata, or of pixels.
+        ImageError: there are too many blocks of metadata, or of pixels.
     """
     place = 13 + _colours(data, 10)
     extensions = pixels = frames = 0
@@ -123,7 +123,7 @@ def count_gif_frames(data: bytes) -> int:
             place += 1 + data[place]
             extensions, pixels = extensions + (kind == ord("!")), pixels + (kind == ord(","))
             if extensions > MAX_PARTS or pixels > MAX_PARTS + len(data) // 64:
-                raise PictureError(TOO_MUCH_METADATA, "in GIF blocks")
+                raise ImageError(TOO_MUCH_METADATA, "in GIF blocks")
         place += 1
     return frames
 
@@ -138,10 +138,10 @@ def check_bmp(data: bytes) -> None:
     """Refuse a compressed BMP, which Pillow decodes in Python, run by run.
 
     Raises:
-        PictureError: it is one.
+        ImageError: it is one.
     """
     if int.from_bytes(data[14:18], "little") >= 40 and data[30:31] in (b"\1", b"\2"):
-        raise PictureError("is of an unknown format", "a compressed BMP")
+        raise ImageError("is of an unknown format", "a compressed BMP")
 
 
 def find_orientation(info: Mapping[str, Any]) -> int:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from PIL import Image
 
-from triptych.utils.errors import PictureError
+from triptych.utils.errors import ImageError
 from triptych.utils.image_headers import DAMAGED
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def to_rgb(image: Image.Image, alpha: Alpha = "white") -> Image.Image:
     """8-bit RGB of a decoded image of any Pillow mode; an opaque RGB image itself.
 
     Raises:
-        PictureError: its pixels have an unknown range, or its palette or transparency is damaged.
+        ImageError: its pixels have an unknown range, or its palette or transparency is damaged.
     """
     try:
         if image.mode.startswith("I") or image.mode == "F":
@@ -56,9 +56,9 @@ def to_rgb(image: Image.Image, alpha: Alpha = "white") -> Image.Image:
             warnings.simplefilter("ignore", UserWarning)
             return image if image.mode == "RGB" else image.convert("RGB")
     except (ValueError, TypeError, OverflowError, OSError) as error:
-        if isinstance(error, PictureError):
+        if isinstance(error, ImageError):
             raise
-        raise PictureError(DAMAGED, str(error)) from error
+        raise ImageError(DAMAGED, str(error)) from error
 
 
 def _reduce_depth(image: Image.Image) -> Image.Image:
@@ -77,7 +77,7 @@ def to_8_bits(values: np.ndarray) -> np.ndarray:
     """uint8 of the same shape, scaled from the range that the type and the values have.
 
     Raises:
-        PictureError: they have none of those of this module.
+        ImageError: they have none of those of this module.
     """
     import numpy as np
 
@@ -87,16 +87,16 @@ def to_8_bits(values: np.ndarray) -> np.ndarray:
     if kind == "b":
         return values.astype(np.uint8) * np.uint8(255)
     if kind not in "uif":
-        raise PictureError(RANGE, f"numbers of type {values.dtype}")
+        raise ImageError(RANGE, f"numbers of type {values.dtype}")
     least, most = (values.min(), values.max()) if values.size else (0, 0)
     if kind == "u" and values.dtype.itemsize == 2:
         return _from_16_bits(values)
     if not (least >= 0 and most <= 65_535):  # also where one is not a number
-        raise PictureError(RANGE, f"{_range(least, most)}, {KNOWN_RANGES}")
+        raise ImageError(RANGE, f"{_range(least, most)}, {KNOWN_RANGES}")
     if kind == "f" and most <= 1:
         return np.rint(values * values.dtype.type(255)).astype(np.uint8)
     if kind == "f" and (values != np.rint(values)).any():
-        raise PictureError(RANGE, f"fractions {_range(least, most)}, {KNOWN_RANGES}")
+        raise ImageError(RANGE, f"fractions {_range(least, most)}, {KNOWN_RANGES}")
     return values.astype(np.uint8) if most <= 255 else _from_16_bits(values)
 
 
@@ -125,7 +125,7 @@ def from_array(array: Any) -> Image.Image:
     One channel is grey, two are grey and alpha, three RGB, four RGBA.
 
     Raises:
-        PictureError: it has another shape, or values of an unknown range.
+        ImageError: it has another shape, or values of an unknown range.
     """
     import numpy as np
 
@@ -139,7 +139,7 @@ def from_array(array: Any) -> Image.Image:
         layout = "an array is [H,W] or [H,W,C]"
     channels = array.shape[2] if array.ndim == 3 else 1
     if array.ndim not in (2, 3) or channels not in CHANNELS or not array.size:
-        raise PictureError(SHAPE, f"{list(shape)}; {layout}, with 1 to 4 channels")
+        raise ImageError(SHAPE, f"{list(shape)}; {layout}, with 1 to 4 channels")
     values = to_8_bits(array.reshape(*array.shape[:2], channels))
     values = np.ascontiguousarray(values[..., 0] if channels == 1 else values)
     return Image.fromarray(values, CHANNELS[channels])

@@ -27,7 +27,7 @@ from PIL import (
 )
 
 from triptych.utils.documents import open_regular
-from triptych.utils.errors import PictureError, UserError
+from triptych.utils.errors import ImageError, UserError
 from triptych.utils.image_headers import (
     DAMAGED,
     ORIENTATION,
@@ -121,18 +121,18 @@ class ImageLimits:
         """Refuse a size in pixels.
 
         Raises:
-            PictureError: there are too many or none of them, or one side is too long.
+            ImageError: there are too many or none of them, or one side is too long.
         """
         if min(width, height) < 1:
-            raise PictureError(NO_PIXELS, f"{width}x{height}")
+            raise ImageError(NO_PIXELS, f"{width}x{height}")
         if width * height > self.max_pixels:
-            raise PictureError(TOO_MANY_PIXELS, f"{width}x{height}, at most {self.max_pixels}")
+            raise ImageError(TOO_MANY_PIXELS, f"{width}x{height}, at most {self.max_pixels}")
         if max(width, height) > self.max_side:
-            raise PictureError(
+            raise ImageError(
                 TOO_MANY_PIXELS, f"{width}x{height}, at most {self.max_side} on a side"
             )
         if max(width, height) > self.max_aspect * min(width, height):
-            raise PictureError(
+            raise ImageError(
                 TOO_LONG, f"{width}x{height}, at most {self.max_aspect} times as long as wide"
             )
 
@@ -140,11 +140,11 @@ class ImageLimits:
         """Refuse a JPEG of many scans, each of which is a pass over all pixels.
 
         Raises:
-            PictureError: there are too many of them for its size.
+            ImageError: there are too many of them for its size.
         """
         most = SCANS_OF_LARGEST * self.max_pixels // max(width * height, 1)
         if scans > most:
-            raise PictureError(TOO_MANY_SCANS, f"{scans} of {width}x{height}, at most {most}")
+            raise ImageError(TOO_MANY_SCANS, f"{scans} of {width}x{height}, at most {most}")
 
 
 DEFAULT_LIMITS = ImageLimits()
@@ -161,7 +161,7 @@ def read_image(
         alpha: see `Alpha`; "drop" is for parity with the published code.
 
     Raises:
-        PictureError: it cannot be read, is damaged, or is beyond `limits`.
+        ImageError: it cannot be read, is damaged, or is beyond `limits`.
     """
     if is_array(image):
         image = from_array(image)
@@ -185,28 +185,28 @@ def read_header(
     """The image with its size, mode and metadata known, and nothing decoded.
 
     Raises:
-        PictureError: as `read_image`; damage of the pixels is found when they are decoded.
+        ImageError: as `read_image`; damage of the pixels is found when they are decoded.
     """
     data = _bytes_of(image, limits.max_bytes)
     if len(data) > limits.max_bytes:
-        raise PictureError(TOO_LARGE, f"{len(data):,} bytes, at most {limits.max_bytes:,}")
+        raise ImageError(TOO_LARGE, f"{len(data):,} bytes, at most {limits.max_bytes:,}")
     name = format_of(data)
     if name not in limits.formats:
-        raise PictureError(DAMAGED, f"no {_either(limits.formats)}")
+        raise ImageError(DAMAGED, f"no {_either(limits.formats)}")
     found = FORMATS[name].check(data)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             header = FORMATS[name].opened(io.BytesIO(data))
     except Exception as error:  # plugins raise SyntaxError, struct.error, ... on damaged headers
-        raise PictureError(DAMAGED, str(error)) from error
+        raise ImageError(DAMAGED, str(error)) from error
     limits.check_size(*header.size)
     if name == "JPEG":
         limits.check_scans(found, *header.size)
     scale_transparent_colour(header)
     moves = found == 2 if name == "GIF" else getattr(header, "is_animated", False)
     if moves and not limits.animated:
-        raise PictureError(ANIMATED)
+        raise ImageError(ANIMATED)
     return header
 
 
@@ -214,7 +214,7 @@ def upright_rgb(header: Image.Image, alpha: Alpha = "white") -> Image.Image:
     """Decode what `read_header` opened: upright, opaque, 8-bit RGB.
 
     Raises:
-        PictureError: it is damaged.
+        ImageError: it is damaged.
     """
     decode(header)
     return _turned_rgb(header, find_orientation(header.info), alpha)
@@ -246,12 +246,12 @@ def decode(header: Image.Image) -> None:
     """Decode in place; once it is done, nothing.
 
     Raises:
-        PictureError: it is damaged.
+        ImageError: it is damaged.
     """
     try:
         header.load()
     except Exception as error:  # OSError mostly, and whatever else damage provokes
-        raise PictureError(DAMAGED, str(error)) from error
+        raise ImageError(DAMAGED, str(error)) from error
 
 
 def _bytes_of(image: Any, most: int) -> bytes:
@@ -260,7 +260,7 @@ def _bytes_of(image: Any, most: int) -> bytes:
     if isinstance(image, str) and is_url(image):
         return read_data_url(image)
     if not isinstance(image, str | Path):
-        raise PictureError(UNKNOWN, f"an object of type {type(image).__name__}")
+        raise ImageError(UNKNOWN, f"an object of type {type(image).__name__}")
     return _read_file(image, most)
 
 
@@ -268,18 +268,18 @@ def _read_file(path: str | Path, most: int) -> bytes:
     """The bytes of a regular file; one of more than `most` is not read.
 
     Raises:
-        PictureError: there is none, or it cannot be read.
+        ImageError: there is none, or it cannot be read.
     """
     try:
         with open_regular(path) as file:
             size = os.fstat(file.fileno()).st_size
             if size > most:
-                raise PictureError(TOO_LARGE, f"{size:,} bytes, at most {most:,}")
+                raise ImageError(TOO_LARGE, f"{size:,} bytes, at most {most:,}")
             return file.read(most + 1)
     except UserError as error:
         if isinstance(error.__cause__, FileNotFoundError):
-            raise PictureError(MISSING) from error
+            raise ImageError(MISSING) from error
         why = getattr(error.__cause__, "strerror", None) or "not a regular file"
-        raise PictureError(DAMAGED, why) from error
+        raise ImageError(DAMAGED, why) from error
     except OSError as error:
-        raise PictureError(DAMAGED, error.strerror or str(error)) from error
+        raise ImageError(DAMAGED, error.strerror or str(error)) from error

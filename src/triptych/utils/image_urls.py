@@ -7,7 +7,7 @@ import binascii
 import re
 from urllib.parse import unquote_to_bytes
 
-from triptych.utils.errors import PictureError
+from triptych.utils.errors import ImageError
 
 LINK = "is a link, which is not fetched"
 WRONG_DATA_URL = "is a damaged data URL"
@@ -29,23 +29,23 @@ def read_data_url(url: str) -> bytes:
     white space, and base64 without its padding.
 
     Raises:
-        PictureError: it is a link or no URL, or a data URL that says neither an image nor base64.
+        ImageError: it is a link or no URL, or a data URL that says neither an image nor base64.
     """
     if _scheme(url) != "data":
-        raise PictureError(LINK, f"give {EXAMPLE}")
+        raise ImageError(LINK, f"give {EXAMPLE}")
     head, comma, content = url.strip().partition(",")
     if not comma or len(head) > LONGEST_HEAD:
-        raise PictureError(WRONG_DATA_URL, f"it has no comma, as {EXAMPLE} has")
+        raise ImageError(WRONG_DATA_URL, f"it has no comma, as {EXAMPLE} has")
     data = unquote_to_bytes(content) if "%" in content else content.encode("utf-8", "replace")
     if head.rpartition(";")[2].strip().lower() != "base64":
         if data.isascii() and b"\0" not in data:
-            raise PictureError(WRONG_DATA_URL, "it has no ;base64 before its comma, and holds text")
+            raise ImageError(WRONG_DATA_URL, "it has no ;base64 before its comma, and holds text")
         return data
     data = data.translate(None, b" \t\n\f\r").rstrip(b"=")
     try:
         return base64.b64decode(data + b"=" * (-len(data) % 4), validate=True)
     except binascii.Error as error:
-        raise PictureError(WRONG_DATA_URL, "what follows ;base64, is not base64") from error
+        raise ImageError(WRONG_DATA_URL, "what follows ;base64, is not base64") from error
 
 
 def _scheme(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Pictures as people have them, made into the squares that models take."""
+"""Images as people have them, made into the squares that models take."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from triptych.utils.errors import PictureError, UserError
+from triptych.utils.errors import ImageError, UserError
 from triptych.utils.image_headers import DAMAGED
 from triptych.utils.image_modes import RANGE, SHAPE
 from triptych.utils.image_reader import MISSING, NO_PIXELS, TOO_LONG, UNKNOWN, read_image
 from triptych.utils.image_squares import square_image
 from triptych.utils.image_urls import EXAMPLE, LINK, WRONG_DATA_URL, is_url
 
-Picture = Image.Image | str | Path | bytes | np.ndarray | Tensor
+ImageInput = Image.Image | str | Path | bytes | np.ndarray | Tensor
 """All that `read_image` reads: an image in memory, its path, its file's bytes, or a data URL."""
 
 REMEDIES = {
@@ -33,29 +33,28 @@ REMEDIES = {
 }
 
 
-def open_picture(picture: Picture) -> Image.Image:
-    """The picture, read whole, upright (a camera's orientation applied), in RGB.
+def open_image(image: ImageInput) -> Image.Image:
+    """The image, read whole, upright (a camera's orientation applied), in RGB.
 
     Raises:
-        UserError: it does not exist, is no picture, is damaged, or is beyond `DEFAULT_LIMITS`.
+        UserError: it does not exist, is no image, is damaged, or is beyond `DEFAULT_LIMITS`.
     """
     try:
-        return read_image(picture)
-    except PictureError as error:
-        raise UserError(in_words(picture, error)) from error
+        return read_image(image)
+    except ImageError as error:
+        raise UserError(in_words(image, error)) from error
 
 
-def in_words(picture: Picture, error: PictureError) -> str:
-    """The sentence of a command about a picture that cannot be used."""
-    named = isinstance(picture, Path) or (isinstance(picture, str) and not is_url(picture))
-    name = f"the picture {picture}" if named else "the picture"
+def in_words(image: ImageInput, error: ImageError) -> str:
+    """The sentence of a command about an image that cannot be used."""
+    named = isinstance(image, Path) or (isinstance(image, str) and not is_url(image))
+    name = f"the image {image}" if named else "the image"
     if error.reason == MISSING:
         return f"{name} does not exist; check the path."
     if error.reason == DAMAGED:
-        name = str(picture) if named else name
+        name = str(image) if named else name
         return (
-            f"{name} is no picture that can be read ({error.detail}); "
-            "give a whole PNG, JPEG or WebP."
+            f"{name} is no image that can be read ({error.detail}); give a whole PNG, JPEG or WebP."
         )
     if error.reason == LINK:
         return f"{name} {LINK}; download it and give its path, or give {EXAMPLE}"
@@ -64,9 +63,9 @@ def in_words(picture: Picture, error: PictureError) -> str:
     return f"{name} {error}; give a smaller or plainer one."
 
 
-def square(picture: Image.Image, size: int) -> Tensor:
+def square(image: Image.Image, size: int) -> Tensor:
     """The published transform, `square_image`, as uint8 [3,size,size]."""
-    return image_to_tensor(square_image(picture, size))
+    return image_to_tensor(square_image(image, size))
 
 
 def image_to_tensor(image: Image.Image) -> Tensor:
@@ -89,19 +88,19 @@ def to_images(pixels: Tensor) -> list[Image.Image]:
     return [Image.fromarray(each) for each in to_arrays(pixels)]
 
 
-def stack_pictures(pictures: list[Tensor]) -> Tensor:
+def stack_images(images: list[Tensor]) -> Tensor:
     """uint8 [3,H,W] each as [B,3,H,W], channels last in memory, as decoders leave them.
 
-    `torch.stack` would bring the channels forward, a tenth of the time that a picture of 512
+    `torch.stack` would bring the channels forward, a tenth of the time that an image of 512
     pixels takes to become a square of 448.
     """
-    return torch.stack([picture.permute(1, 2, 0) for picture in pictures]).permute(0, 3, 1, 2)
+    return torch.stack([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2)
 
 
 def pixels_to_unit(pixels: Tensor, size: int | None = None) -> Tensor:
-    """uint8 [B,3,H,W] -> float32 in [-1,1]; the one place where pictures become numbers.
+    """uint8 [B,3,H,W] -> float32 in [-1,1]; the one place where images become numbers.
 
-    `size` scales other pictures to [B,3,size,size], bicubic.
+    `size` scales other images to [B,3,size,size], bicubic.
     """
     images = pixels.to(torch.float32) / 127.5 - 1.0
     return images if size is None else scaled(images, size, -1.0)

@@ -11,7 +11,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from triptych.utils.documents import parse_json
-from triptych.utils.errors import PictureError, UserError
+from triptych.utils.errors import ImageError, UserError
 from triptych.utils.image_reader import read_header
 
 CHUNK = "triptych"
@@ -55,8 +55,8 @@ def read_metadata(path: Path | str) -> dict[str, Any]:
     """
     try:
         text = read_header(path).info[CHUNK]
-    except PictureError as error:
-        raise UserError(f"{path} is no picture that can be read ({error}).") from error
+    except ImageError as error:
+        raise UserError(f"{path} is no image that can be read ({error}).") from error
     except KeyError:
         text = ""
     try:

@@ -110,7 +110,7 @@ def convert(
             read_decoder(inside, found)
         else:
             found.remarks.append(
-                f"{folder} has no {DECODER} folder: pictures need one (convert again with "
+                f"{folder} has no {DECODER} folder: images need one (convert again with "
                 "--decoder FOLDER)."
             )
     if encoder and "encoder" not in found.sections:

@@ -28,7 +28,7 @@ from triptych.checkpoints.weight_files import label_of
 from triptych.utils.errors import UserError
 
 SIGLIP = ("siglip", "siglip_vision_model")  # `model_type` of a config.json
-# SigLIP 2 for pictures of any shape (NaFlex): its patches are cut before the tower sees them. The
+# SigLIP 2 for images of any shape (NaFlex): its patches are cut before the tower sees them. The
 # SigLIP 2 of fixed resolution call themselves `siglip`.
 NAFLEX = ("siglip2", "siglip2_vision_model")
 RELEASED_TOWER = "encoder.model."
@@ -48,11 +48,11 @@ _PIPELINE = {
 # Where our names begin -> what to know when there are none.
 _REMARKS = {
     TOWER: "no source is a SigLIP: encoding needs one (convert again and name both).",
-    "decoding.decoder.transformer.": "no source is a SANA: pictures need one (convert again and "
+    "decoding.decoder.transformer.": "no source is a SANA: images need one (convert again and "
     "name both).",
     "decoding.decoder.connector.": "no source has the connector: it starts at random, and the "
     "decoder has to be trained before it shows anything.",
-    VAE: "no source has SANA's autoencoder: pictures need one.",
+    VAE: "no source has SANA's autoencoder: images need one.",
 }
 # Of a whole SigLIP, and what `Siglip2` does not build: all that comes after the features.
 _UNUSED = re.compile(r"text_model\.|logit_(scale|bias)$|post_layernorm\.|head\.|.*\.position_ids$")
@@ -104,7 +104,7 @@ def recognised(source: Path) -> bool:
     kind = str(read_json(config).get("model_type")) if config.is_file() else ""
     if kind in NAFLEX:
         raise UserError(
-            f"{config} is of a NaFlex SigLIP 2 ({kind}), which takes pictures of any shape, and "
+            f"{config} is of a NaFlex SigLIP 2 ({kind}), which takes images of any shape, and "
             "ours is of fixed resolution; take such a checkpoint (siglip), as "
             "google/siglip2-so400m-patch16-512 is."
         )

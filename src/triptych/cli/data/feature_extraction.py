@@ -39,13 +39,13 @@ from triptych.data_modules.features.cache import (
 from triptych.data_modules.features.shard_file import DTYPES, ENDING, SidecarWriter, read_metadata
 from triptych.data_modules.shards.identity import file_stamp
 from triptych.inference.loading import describe_model, find_source
-from triptych.modules.feature_extraction import FeatureModule, Pictures
+from triptych.modules.feature_extraction import FeatureModule, Images
 from triptych.training.ranks import ending_together, take_over, watch_launched
 from triptych.utils.atomic_write import alone_in, replacing
 from triptych.utils.disk_usage import announce, refuse_other_files, require_place
 from triptych.utils.documents import parse_json
-from triptych.utils.errors import PictureError, UserError
-from triptych.utils.images import stack_pictures
+from triptych.utils.errors import ImageError, UserError
+from triptych.utils.images import stack_images
 from triptych.utils.signals import ignore_in_worker, supervisor
 
 # What lies in a folder of features; hidden files are not looked at.
@@ -136,10 +136,10 @@ class Making:
                 write = WriteSidecars(self, source, todo, module.encoder.feature_shape)
                 trainer = devices.trainer([write], most=len(todo))
                 take_over(trainer)
-                read = PictureReader(
-                    source, Decoder(self.identity["image_backend"]), module.picture_size
+                read = ImageReader(
+                    source, Decoder(self.identity["image_backend"]), module.image_size
                 )
-                data = ShardPictures(read, todo, batch_size, workers)
+                data = ShardImages(read, todo, batch_size, workers)
                 if hint := read.decode.hint:
                     rank_zero_info(hint)
                 with ending_together():
@@ -194,7 +194,7 @@ class Making:
             file.write(json.dumps(manifest, indent=1).encode())
         return (
             f"{self.folder}: features of {samples} samples in {len(shards)} shards, {self.dtype}, "
-            f"relative RMS error {error:.1e}; {unreadable} pictures could not be read"
+            f"relative RMS error {error:.1e}; {unreadable} images could not be read"
         )
 
 
@@ -211,7 +211,7 @@ class WriteSidecars(BasePredictionWriter):
         self._shard, self._writer, self._unreadable = -1, None, 0
 
     def write_on_batch_end(
-        self, trainer, module, prediction: Tensor, indices, batch: Pictures, *numbers: int
+        self, trainer, module, prediction: Tensor, indices, batch: Images, *numbers: int
     ) -> None:
         if batch.shard != self._shard:
             self._finish()
@@ -246,38 +246,36 @@ class WriteSidecars(BasePredictionWriter):
 
 
 @dataclass(frozen=True)
-class PictureReader:
-    """A shard's pictures by number, as squares uint8 [3,size,size]; those that can be read."""
+class ImageReader:
+    """A shard's images by number, as squares uint8 [3,size,size]; those that can be read."""
 
     source: ShardFolder
     decode: Decoder
     size: int
 
-    def __call__(self, shard: int, numbers: range) -> Pictures:
-        keys, pictures = [], []
+    def __call__(self, shard: int, numbers: range) -> Images:
+        keys, images = [], []
         for number in numbers:
             try:
-                pictures += self.decode(self.source.image(number), self.size)
-            except (BadSample, PictureError):
+                images += self.decode(self.source.image_bytes(number), self.size)
+            except (BadSample, ImageError):
                 continue
             keys.append(self.source.key(number))
         none = torch.zeros(0, 3, self.size, self.size, dtype=torch.uint8)
-        pixels = stack_pictures(pictures) if pictures else none
-        return Pictures(shard, keys, pixels, len(numbers) - len(keys))
+        pixels = stack_images(images) if images else none
+        return Images(shard, keys, pixels, len(numbers) - len(keys))
 
 
-class ShardPictures(LightningDataModule):
-    """The pictures of shards, in order; every process takes shards of its own."""
+class ShardImages(LightningDataModule):
+    """The images of shards, in order; every process takes shards of its own."""
 
-    def __init__(
-        self, read: PictureReader, shards: list[int], batch_size: int, workers: int
-    ) -> None:
+    def __init__(self, read: ImageReader, shards: list[int], batch_size: int, workers: int) -> None:
         super().__init__()
         self.read, self.shards, self.batch_size, self.workers = read, shards, batch_size, workers
 
     def predict_dataloader(self) -> DataLoader:
         mine = self.shards[self.trainer.global_rank :: self.trainer.world_size]
-        dataset = PictureBatches(self.read, mine, self.batch_size)
+        dataset = ImageBatches(self.read, mine, self.batch_size)
         return DataLoader(
             dataset,
             batch_size=None,
@@ -286,10 +284,10 @@ class ShardPictures(LightningDataModule):
         )
 
 
-class PictureBatches(Dataset):
-    """Item k is a batch of the pictures of one shard."""
+class ImageBatches(Dataset):
+    """Item k is a batch of the images of one shard."""
 
-    def __init__(self, read: PictureReader, shards: list[int], batch_size: int) -> None:
+    def __init__(self, read: ImageReader, shards: list[int], batch_size: int) -> None:
         self.read = read
         ends = [0, *read.source.shard_sizes.cumsum().tolist()]
         self.batches = [
@@ -301,7 +299,7 @@ class PictureBatches(Dataset):
     def __len__(self) -> int:
         return len(self.batches)
 
-    def __getitem__(self, index: int) -> Pictures:
+    def __getitem__(self, index: int) -> Images:
         return self.read(*self.batches[index])
 
 

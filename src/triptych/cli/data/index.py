@@ -71,7 +71,7 @@ def index(arguments: list[str]) -> None:
     if not samples:
         why = ", ".join(f"{count:,} {reason}" for reason, count in lost.most_common())
         raise UserError(
-            f"{parsed.folder} holds no usable sample: none with a picture (KEY.jpg, png or webp) "
+            f"{parsed.folder} holds no usable sample: none with an image (KEY.jpg, png or webp) "
             f"and a caption (KEY.txt or KEY.json) next to it{why and f' ({why})'}."
         )
     if parsed.verify:

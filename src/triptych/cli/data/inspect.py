@@ -57,7 +57,7 @@ def inspect(arguments: list[str]) -> None:
         sheet = contact_sheet(source, parsed.num_images)
         with replacing(parsed.out) as file:
             sheet.save(file, "PNG")
-        print(f"pictures         {parsed.out}")
+        print(f"images         {parsed.out}")
 
 
 def report(source, found) -> Iterator[str]:
@@ -79,14 +79,14 @@ def report(source, found) -> Iterator[str]:
         widths, heights = zip(*found.sizes, strict=True)
         formats = ", ".join(f"{name} {count:,}" for name, count in found.formats.most_common())
         yield f"formats          {formats}"
-        yield f"picture width    {_range(widths)} pixels"
-        yield f"picture height   {_range(heights)} pixels"
+        yield f"image width    {_range(widths)} pixels"
+        yield f"image height   {_range(heights)} pixels"
         common = Counter(found.sizes).most_common(5)
         yield "common sizes     " + ", ".join(f"{w}x{h} ({n:,})" for (w, h), n in common)
-        yield f"picture bytes    {_range(found.picture_bytes)}"
+        yield f"image bytes    {_range(found.image_bytes)}"
     yield (
         f"repeated         {repeated(found.keys):,} keys, {repeated(found.captions):,} captions, "
-        f"{repeated(found.pictures):,} pictures (same bytes)"
+        f"{repeated(found.images):,} images (same bytes)"
     )
     problems = found.problems.copy()
     for index in getattr(source, "indexes", []):  # of shards

@@ -1,4 +1,4 @@
-"""`triptych eval compare`: reports in one table and one picture."""
+"""`triptych eval compare`: reports in one table and one image."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ The reports are of one benchmark. Settings in which they differ stand below the 
 
 
 def compare(arguments: list[str]) -> None:
-    """Reports of one benchmark in one table and one picture"""
+    """Reports of one benchmark in one table and one image"""
     parser = command_parser(
         "eval compare", "Compare reports of one benchmark.", EXAMPLES, model=False
     )

@@ -1,4 +1,4 @@
-"""`triptych eval fid`: how far pictures are from true ones, and from their captions."""
+"""`triptych eval fid`: how far images are from true ones, and from their captions."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ EXAMPLES = """\
   triptych eval fid --images-dir MJHQ/made --reference MJHQ/true --clip clip-vit-large-patch14
 
 Without --inception, the features are those of the model's own image encoder, and the figures
-compare with each other alone. Folders of pictures or of shards; captions and categories as in
+compare with each other alone. Folders of images or of shards; captions and categories as in
 docs/metrics.md."""
 
 
 def fid(arguments: list[str]) -> None:
-    """FID and KID of a folder of pictures against another, and CLIP score"""
+    """FID and KID of a folder of images against another, and CLIP score"""
     parser = command_parser(
         "eval fid", "FID and KID, and CLIP score where a model is named.", EXAMPLES
     )
@@ -61,11 +61,11 @@ def fid(arguments: list[str]) -> None:
     from triptych.evaluation.image_metrics import clip_score
     from triptych.evaluation.image_metrics import fid as benchmark
     from triptych.evaluation.image_metrics.feature_space import EncoderSpace, InceptionSpace
-    from triptych.evaluation.image_sources import read_pictures
+    from triptych.evaluation.image_sources import read_images
     from triptych.evaluation.provenance import add_provenance
 
     for folder in (parsed.images_dir, parsed.reference):
-        read_pictures(folder)  # finds the files, and refuses the folder before a model is loaded
+        read_images(folder)  # finds the files, and refuses the folder before a model is loaded
     judge = clip_score.ClipJudge(parsed.clip, device_of(parsed)) if parsed.clip else None
     if parsed.inception:
         space = InceptionSpace(parsed.inception, device_of(parsed))

@@ -1,4 +1,4 @@
-"""The pictures of a benchmark, made in its published layout: batched, sharded, resumable.
+"""The images of a benchmark, made in its published layout: batched, sharded, resumable.
 
 Every file is a `Job` of `triptych generate`: it holds what it was asked for, and is whole or not
 there. Its seeds follow from its prompt's number alone, whatever else is made, and by how many.
@@ -25,12 +25,12 @@ class Wanted:
     """A file of a benchmark."""
 
     file: str
-    """Its path in the folder of pictures."""
+    """Its path in the folder of images."""
     prompt: str
     number: int
     """Of the prompt, counted from 0 over all that the benchmark has."""
     first: int = 0
-    """Of the prompt's pictures, the first that is in the file."""
+    """Of the prompt's images, the first that is in the file."""
     tiles: int = 1
     """How many are in it."""
 
@@ -47,14 +47,14 @@ def jobs_of(wanted: Sequence[Wanted], parsed: argparse.Namespace) -> list[Job]:
     return jobs
 
 
-def make_pictures(
+def make_images(
     wanted: Sequence[Wanted],
     parsed: argparse.Namespace,
 ) -> None:
     """Make those of a benchmark's files that are not done, in `parsed.images_dir`.
 
     Raises:
-        UserError: the folder holds pictures of other settings, a prompt is too long for the model,
+        UserError: the folder holds images of other settings, a prompt is too long for the model,
             or a device failed.
     """
     tiles = wanted[0].tiles
@@ -86,7 +86,7 @@ def make_pictures(
 
 
 def joined(tiles: Sequence[Any]) -> Any:
-    """A square of pictures as one, with the settings of its first; one alone as it is."""
+    """A square of images as one, with the settings of its first; one alone as it is."""
     if len(tiles) == 1:
         return tiles[0]
     from triptych.evaluation.dpg import join_grid

@@ -80,7 +80,7 @@ def shapes(arguments: list[str]) -> None:
 
 def _found(parsed: argparse.Namespace, plan: Plan) -> tuple[list[Verdict], dict[str, Any]]:
     """All verdicts of the plan, or those of the images of a part, and `_used`."""
-    from triptych.evaluation.image_cache import KeptPictures
+    from triptych.evaluation.image_cache import KeptImages
     from triptych.evaluation.shapes.all_scores import SPLITS, verdicts
 
     work = list(plan.work())
@@ -91,12 +91,12 @@ def _found(parsed: argparse.Namespace, plan: Plan) -> tuple[list[Verdict], dict[
     total = sum(len(work[n][2]) for n in mine)
     with bar(total, 0, parsed.devices * parsed.num_nodes) as advance:
 
-        def load(device: Any) -> tuple[Any, KeptPictures | None]:
+        def load(device: Any) -> tuple[Any, KeptImages | None]:
             pipe = load_pipeline(parsed, device)
             used.update(_used(pipe, plan))
-            return pipe, KeptPictures(parsed.images_dir, used) if parsed.images_dir else None
+            return pipe, KeptImages(parsed.images_dir, used) if parsed.images_dir else None
 
-        def perform(loaded: tuple[Any, KeptPictures | None], number: int) -> list[Verdict]:
+        def perform(loaded: tuple[Any, KeptImages | None], number: int) -> list[Verdict]:
             pipe, kept = loaded
             found = list(verdicts(pipe.model, plan, (mine[number], len(work)), kept))
             advance(len(found))

@@ -1,4 +1,4 @@
-"""`triptych eval geneval`, `dpg` and `wise`: pictures for published prompts, made and judged."""
+"""`triptych eval geneval`, `dpg` and `wise`: images for published prompts, made and judged."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from triptych.cli.eval.arguments import (
     judge_of,
     named_or_here,
 )
-from triptych.cli.eval.generate_images import Wanted, make_pictures
+from triptych.cli.eval.generate_images import Wanted, make_images
 from triptych.utils.disk_usage import output_folder
 from triptych.utils.limits import TILES
 from triptych.utils.signals import is_first_rank
@@ -62,7 +62,7 @@ The prompts have no licence, so you download them, from the WISE repository."""
 
 
 def geneval(arguments: list[str]) -> None:
-    """553 prompts, 4 pictures each: are objects there, in number, colour and place?"""
+    """553 prompts, 4 images each: are objects there, in number, colour and place?"""
     parser = _parser("geneval", "GenEval: objects, their number, colour and place.", GENEVAL)
     add_num_images(parser, 4)
     parser.add_argument(
@@ -116,7 +116,7 @@ def geneval(arguments: list[str]) -> None:
 
 
 def dpg(arguments: list[str]) -> None:
-    """1,065 long prompts, a grid of 2x2 pictures each: does it show all that they say?"""
+    """1,065 long prompts, a grid of 2x2 images each: does it show all that they say?"""
     parser = _parser("dpg", "DPG-Bench: long prompts, asked question by question.", DPG)
     parser.add_argument(
         "--grid",
@@ -167,7 +167,7 @@ def dpg(arguments: list[str]) -> None:
 
 
 def wise(arguments: list[str]) -> None:
-    """1,000 prompts that you download: does a picture show what a prompt means?"""
+    """1,000 prompts that you download: does an image show what a prompt means?"""
     parser = _parser("wise", "WISE: what prompts mean rather than say.", WISE)
     parser.add_argument(
         "--prompts", type=Path, nargs="+", metavar="FILE", help="prompt files of WISE"
@@ -208,7 +208,7 @@ def wise(arguments: list[str]) -> None:
         )
 
     wanted = [
-        Wanted(benchmark.picture_path(Path(), each.number).as_posix(), each.text, each.number)
+        Wanted(benchmark.image_path(Path(), each.number).as_posix(), each.text, each.number)
         for each in prompts
     ]
     _run(wanted, parsed, scorer)
@@ -250,12 +250,12 @@ def _run(
 
     Args:
         scorer: loads who judges, before anything is made: it may not be there.
-        beside: writes what belongs beside the pictures.
+        beside: writes what belongs beside the images.
     """
     judging = not _only_makes(parsed) and is_first_rank()
     score = scorer() if judging else None
     if not parsed.score_only:
-        make_pictures(wanted, parsed)
+        make_images(wanted, parsed)
         beside(parsed.images_dir)
     if score is not None:
         from triptych.evaluation.provenance import add_provenance

@@ -1,4 +1,4 @@
-"""DPG-Bench (arXiv 2403.05135): do pictures show what long prompts say, asked question by question?
+"""DPG-Bench (arXiv 2403.05135): do images show what long prompts say, asked question by question?
 
 The published judge is mPLUG-large; here it is whichever the user names, so a score is never the
 official number, and says who judged.

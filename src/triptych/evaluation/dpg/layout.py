@@ -1,4 +1,4 @@
-"""The folder that DPG-Bench reads: one picture a prompt, a grid of several tiles.
+"""The folder that DPG-Bench reads: one image a prompt, a grid of several tiles.
 
 partiprompts32.png    2x2 tiles of one size, named as the prompt's text file
 """
@@ -19,7 +19,7 @@ from triptych.evaluation.expected_images import (
     images_by_stem,
     read_entries,
 )
-from triptych.utils.errors import PictureError, UserError
+from triptych.utils.errors import ImageError, UserError
 from triptych.utils.image_reader import read_header
 
 PACKAGED = Path(__file__).parent / "prompts.jsonl"
@@ -38,19 +38,19 @@ def read_prompts(path: str | Path = PACKAGED) -> list[dict[str, Any]]:
 
 
 def grid_path(folder: Path, item_id: str) -> Path:
-    """The file of a prompt's pictures."""
+    """The file of a prompt's images."""
     return folder / f"{item_id}.png"
 
 
 def join_grid(tiles: Sequence[Image.Image], grid: int = GRID) -> Image.Image:
-    """Pictures of one size, line by line, as one.
+    """Images of one size, line by line, as one.
 
     Raises:
         UserError: they are not `grid` times `grid`, or not of one size.
     """
     width, height = tiles[0].size
     if len(tiles) != grid**2 or any(tile.size != (width, height) for tile in tiles):
-        raise UserError(f"a grid of {grid}x{grid} needs {grid**2} pictures of one size.")
+        raise UserError(f"a grid of {grid}x{grid} needs {grid**2} images of one size.")
     joined = Image.new("RGB", (grid * width, grid * height))
     for number, tile in enumerate(tiles):
         joined.paste(tile, (number % grid * width, number // grid * height))
@@ -65,7 +65,7 @@ def split_grid(joined: Image.Image, grid: int = GRID) -> list[Image.Image]:
 
 
 def read_folder(folder: Path, prompts: Sequence[dict[str, Any]]) -> list[Sample]:
-    """The asked pictures, one a prompt, then those that lie there beyond them.
+    """The asked images, one a prompt, then those that lie there beyond them.
 
     Raises:
         UserError: it is no such folder.
@@ -79,30 +79,30 @@ def read_folder(folder: Path, prompts: Sequence[dict[str, Any]]) -> list[Sample]
     extra += [name for stem, name in there.items() if stem not in asked]
     for name in sorted(extra):
         sample = Sample(name, "", name)
-        sample.leave_out(EXTRA, f"{name} belongs to no prompt, or to one that has a picture")
+        sample.leave_out(EXTRA, f"{name} belongs to no prompt, or to one that has an image")
         samples.append(sample)
     find(folder, samples)
     return samples
 
 
 def tile_size(folder: Path, samples: Sequence[Sample], grid: int = GRID) -> int:
-    """The side of the tiles of most pictures, read from the files' first bytes.
+    """The side of the tiles of most images, read from the files' first bytes.
 
     Raises:
-        UserError: most pictures are no square of `grid` times `grid` tiles.
+        UserError: most images are no square of `grid` times `grid` tiles.
     """
     sizes: Counter[tuple[int, int]] = Counter()
     for sample in samples:
         try:
-            sizes[read_header(folder / sample.picture).size] += 1
-        except PictureError:  # missing or torn, which is counted when it is opened whole
+            sizes[read_header(folder / sample.image).size] += 1
+        except ImageError:  # missing or torn, which is counted when it is opened whole
             continue
     if not sizes:
         return 0
     (width, height), _ = sizes.most_common(1)[0]
     if width != height or width % grid:
         raise UserError(
-            f"most pictures of {folder} have {width}x{height} pixels, which are no {grid}x{grid} "
+            f"most images of {folder} have {width}x{height} pixels, which are no {grid}x{grid} "
             "square tiles; give the size of a tile, or the grid that they are."
         )
     return width // grid

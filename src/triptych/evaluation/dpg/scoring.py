@@ -39,7 +39,7 @@ def score(
 ) -> Report:
     """DPG of a finished folder: the share of propositions that hold, and of yes by category.
 
-    A picture's score is the mean of its tiles', a tile's the mean of its propositions', 0 where one
+    An image's score is the mean of its tiles', a tile's the mean of its propositions', 0 where one
     hangs on another that does not hold; categories are shares of the answers themselves, over all
     tiles. (The official script skips the first question of its file, and takes categories from the
     last tile alone.) From 0 to 1; published numbers are in hundredths.
@@ -48,8 +48,8 @@ def score(
         folder: as `layout` describes it.
         questions: dpg_bench.csv, which is not packaged.
         prompts: what the folder was made from.
-        tile: side of a tile in pixels; None takes what most pictures have.
-        grid: 1 where each prompt has a single picture.
+        tile: side of a tile in pixels; None takes what most images have.
+        grid: 1 where each prompt has a single image.
         answers: file that remembers what the judge said: a scoring that was stopped goes on.
         limit: only so many prompts, the first ones.
 
@@ -157,10 +157,10 @@ def _of_categories(
 def _summary(
     samples: Sequence[Sample], by_category: Mapping[str, list[list[float]]]
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, int]]:
-    """Scores, intervals and numbers: "overall" of pictures, categories of answers."""
+    """Scores, intervals and numbers: "overall" of images, categories of answers."""
     groups = {name: by_category[name] for name in sorted(by_category)}
-    if pictures := [[sample.score] for sample in samples if sample.score is not None]:
-        groups = {"overall": pictures} | groups
+    if images := [[sample.score] for sample in samples if sample.score is not None]:
+        groups = {"overall": images} | groups
     numbers = {name: sum(map(len, clusters)) for name, clusters in groups.items()}
     scores = {name: sum(map(sum, some)) / numbers[name] for name, some in groups.items()}
     intervals = {name: bootstrap([clusters], [1.0]) for name, clusters in groups.items()}

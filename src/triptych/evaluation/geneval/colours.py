@@ -21,12 +21,12 @@ BACKGROUND = "#999"
 TEMPLATES = ("a photo of a {} {}", "a photo of a {}-colored {}", "a photo of a {} object")
 
 
-def crop(picture: Image.Image, found: Found) -> Image.Image:
+def crop(image: Image.Image, found: Found) -> Image.Image:
     """The object alone: what is not of its mask becomes grey, then its box is cut out."""
     if found.mask is not None:
-        blank = Image.new("RGB", picture.size, BACKGROUND)
-        picture = Image.composite(picture, blank, Image.fromarray(found.mask))
-    return picture.crop(found.box)
+        blank = Image.new("RGB", image.size, BACKGROUND)
+        image = Image.composite(image, blank, Image.fromarray(found.mask))
+    return image.crop(found.box)
 
 
 class ColourClassifier(ABC):

@@ -1,4 +1,4 @@
-"""Who finds the objects in a picture."""
+"""Who finds the objects in an image."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Box = tuple[float, float, float, float]
 
 @dataclass
 class Found:
-    """An object in a picture."""
+    """An object in an image."""
 
     name: str
     confidence: float
@@ -33,7 +33,7 @@ class Found:
 
 
 class Detector(ABC):
-    """Finds objects in pictures."""
+    """Finds objects in images."""
 
     name: str
     """For reports."""
@@ -41,8 +41,8 @@ class Detector(ABC):
     """The names of all objects that it knows: what it does not know cannot be judged."""
 
     @abstractmethod
-    def detect(self, picture: Image.Image) -> list[Found]:
-        """The objects in an RGB picture, the doubtful ones too; the rules have thresholds."""
+    def detect(self, image: Image.Image) -> list[Found]:
+        """The objects in an RGB image, the doubtful ones too; the rules have thresholds."""
 
 
 class Mask2Former(Detector):
@@ -56,7 +56,7 @@ class Mask2Former(Detector):
             facebook/mask2former-swin-small-coco-instance.
         device: where to compute.
         floor: the lowest confidence of what is returned: each object costs a mask of the
-            picture's size.
+            image's size.
 
     Raises:
         UserError: there is no such model, or it does not know COCO's 80 classes.
@@ -70,12 +70,12 @@ class Mask2Former(Detector):
         _check_order(self.model.config.id2label, source)
 
     @torch.no_grad()
-    def detect(self, picture: Image.Image) -> list[Found]:
-        inputs = self.processor(images=picture, return_tensors="pt").to(self.model.device)
+    def detect(self, image: Image.Image) -> list[Found]:
+        inputs = self.processor(images=image, return_tensors="pt").to(self.model.device)
         result = self.processor.post_process_instance_segmentation(
             self.model(**inputs),
             threshold=self.floor,
-            target_sizes=[picture.size[::-1]],
+            target_sizes=[image.size[::-1]],
             return_binary_maps=True,
         )[0]
         segments = result["segments_info"]

@@ -1,7 +1,7 @@
-"""The folder that GenEval reads: one numbered folder a prompt, with its metadata and pictures.
+"""The folder that GenEval reads: one numbered folder a prompt, with its metadata and images.
 
     00000/metadata.jsonl      the first line of the prompt file
-    00000/samples/0000.png    its first picture, and so on
+    00000/samples/0000.png    its first image, and so on
 
 The original scorer reads what is written here, and its own generator's names of five digits are
 read too.
@@ -41,24 +41,24 @@ def read_prompts(path: str | Path = PACKAGED) -> list[dict[str, Any]]:
 
 
 def prompt_folder(folder: Path, number: int) -> Path:
-    """Where prompt `number`, counted from 0, has its pictures."""
+    """Where prompt `number`, counted from 0, has its images."""
     return folder / f"{number:05d}"
 
 
 def sample_path(folder: Path, number: int, sample: int) -> Path:
-    """The file of picture `sample` of prompt `number`, both counted from 0."""
+    """The file of image `sample` of prompt `number`, both counted from 0."""
     return prompt_folder(folder, number) / "samples" / f"{sample:04d}.png"
 
 
 def write_metadata(folder: Path, number: int, entry: dict[str, Any]) -> None:
-    """Write what the original scorer reads beside the pictures of a prompt."""
+    """Write what the original scorer reads beside the images of a prompt."""
     write_text(prompt_folder(folder, number) / "metadata.jsonl", json.dumps(entry) + "\n")
 
 
 def read_folder(
     folder: Path, prompts: Sequence[dict[str, Any]], images_per_prompt: int
 ) -> list[list[Sample]]:
-    """The asked pictures of each prompt, then those that lie there beyond them.
+    """The asked images of each prompt, then those that lie there beyond them.
 
     Raises:
         UserError: it is no such folder, or was made from other prompts.
@@ -92,7 +92,7 @@ def _samples(folder: Path, number: int, prompt: str, images: int) -> list[Sample
         for key, path in zip(keys, [*paths, *extra], strict=True)
     ]
     for sample in found[images:]:
-        sample.leave_out(EXTRA, f"{sample.picture} is beyond the {images} pictures of its prompt")
+        sample.leave_out(EXTRA, f"{sample.image} is beyond the {images} images of its prompt")
     return found
 
 
@@ -103,5 +103,5 @@ def _check_metadata(path: Path, number: int, entry: dict[str, Any]) -> None:
     if written.get("prompt") != entry["prompt"]:
         raise UserError(
             f"{path} says {written.get('prompt')!r}, but prompt {number} is {entry['prompt']!r}; "
-            "give the prompt file that the pictures were made from."
+            "give the prompt file that the images were made from."
         )

@@ -1,4 +1,4 @@
-"""When a picture is right: GenEval's published rules over what a detector found.
+"""When an image is right: GenEval's published rules over what a detector found.
 
 Everything in "include" must hold and nothing in "exclude" may; only the most confident objects of
 a class are looked at, as many as are asked for. Source: evaluate_images.py of djghosh13/geneval

@@ -1,4 +1,4 @@
-"""A folder of pictures scored."""
+"""A folder of images scored."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ def score(
     rules: Rules = OFFICIAL,
     limit: int | None = None,
 ) -> Report:
-    """GenEval of a finished folder: the share of right pictures by task, and the mean of tasks.
+    """GenEval of a finished folder: the share of right images by task, and the mean of tasks.
 
-    Intervals of tasks are Wilson's, as if pictures were independent; the overall one draws whole
+    Intervals of tasks are Wilson's, as if images were independent; the overall one draws whole
     prompts again.
 
     Args:
         folder: as `layout` describes it.
         prompts: what it was made from.
-        images_per_prompt: how many pictures each prompt should have.
+        images_per_prompt: how many images each prompt should have.
         limit: only so many prompts, the first ones.
 
     Raises:
@@ -55,8 +55,8 @@ def score(
     samples = read_folder(folder, entries, images_per_prompt)
     for entry, some in zip(entries, samples, strict=True):
         for sample in some:
-            if sample.state == SCORED and (picture := opened(folder, sample)) is not None:
-                right, sample.note = judge(picture, entry, detector, colours, rules)
+            if sample.state == SCORED and (image := opened(folder, sample)) is not None:
+                right, sample.note = judge(image, entry, detector, colours, rules)
                 sample.score = float(right)
     scores, intervals, numbers = summary([entry["tag"] for entry in entries], samples)
     flat = [sample for some in samples for sample in some]
@@ -81,19 +81,19 @@ def score(
 
 
 def judge(
-    picture: Image.Image,
+    image: Image.Image,
     entry: dict[str, Any],
     detector: Detector,
     colours: ColourClassifier,
     rules: Rules,
 ) -> tuple[bool, str]:
-    """Whether an RGB picture shows what an entry of the prompt file wants, and what is wrong."""
+    """Whether an RGB image shows what an entry of the prompt file wants, and what is wrong."""
 
     def colours_of(found: Sequence[Found]) -> list[str]:
-        return colours.classify([crop(picture, one) for one in found], found[0].name)
+        return colours.classify([crop(image, one) for one in found], found[0].name)
 
     return verdict(
-        objects_in(detector.detect(picture), entry["tag"], rules), entry, colours_of, rules
+        objects_in(detector.detect(image), entry["tag"], rules), entry, colours_of, rules
     )
 
 

@@ -1,8 +1,8 @@
-"""CLIP score: how well pictures fit their captions, by a CLIP model that the user names.
+"""CLIP score: how well images fit their captions, by a CLIP model that the user names.
 
-100 max(cos, 0) between picture and caption (Hessel et al. 2021, arXiv 2104.08718; with 100 as in
-torchmetrics, for their 2.5), a mean over pictures. Computed here: torchmetrics gives the mean
-alone, without which picture it came from, and fails with the outputs of transformers 5.
+100 max(cos, 0) between image and caption (Hessel et al. 2021, arXiv 2104.08718; with 100 as in
+torchmetrics, for their 2.5), a mean over images. Computed here: torchmetrics gives the mean
+alone, without which image it came from, and fails with the outputs of transformers 5.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from triptych.evaluation.image_sources import (
     Entry,
     Source,
     count_states,
-    read_pictures,
+    read_images,
     source_name,
 )
 from triptych.evaluation.judges.hub import require_weights
@@ -58,9 +58,9 @@ class ClipJudge:
         self.most_tokens = self.model.config.text_config.max_position_embeddings
 
     @torch.inference_mode()
-    def __call__(self, pictures: Sequence[Image.Image], captions: Sequence[str]) -> Tensor:
+    def __call__(self, images: Sequence[Image.Image], captions: Sequence[str]) -> Tensor:
         """Scores [B] from 0 to 100, one a pair; captions are cut off where `is_cut` says."""
-        images = self.processor.image_processor(list(pictures), return_tensors="pt")
+        inputs = self.processor.image_processor(list(images), return_tensors="pt")
         words = self.processor.tokenizer(
             [break_control_tokens(self.processor.tokenizer, caption) for caption in captions],
             return_tensors="pt",
@@ -68,7 +68,7 @@ class ClipJudge:
             truncation=True,
             max_length=self.most_tokens,
         )
-        seen = self.model.get_image_features(**images.to(self.device)).pooler_output
+        seen = self.model.get_image_features(**inputs.to(self.device)).pooler_output
         read = self.model.get_text_features(**words.to(self.device)).pooler_output
         return 100 * cosine_similarity(seen, read).clamp(min=0).cpu()
 
@@ -79,22 +79,22 @@ class ClipJudge:
         return len(tokenizer(text)["input_ids"]) > self.most_tokens
 
 
-def score(pictures: Source, judge: ClipJudge, batch_size: int = 32) -> Report:
-    """The CLIP score of pictures and the captions that belong to them; see `read_pictures`.
+def score(images: Source, judge: ClipJudge, batch_size: int = 32) -> Report:
+    """The CLIP score of images and the captions that belong to them; see `read_images`.
 
-    Pictures without a caption are counted as such; captions that are too long for the model are
+    Images without a caption are counted as such; captions that are too long for the model are
     scored by their beginning and counted as "cut_captions".
 
     Raises:
-        UserError: no picture can be scored.
+        UserError: no image can be scored.
     """
     entries = []
-    for batch in batches(read_pictures(pictures), batch_size):
+    for batch in batches(read_images(images), batch_size):
         entries += _scored(batch, judge)
     marks = [(entry, mark) for entry, mark in entries if mark is not None]
     if not marks:
         raise UserError(
-            f"none of the {len(entries)} pictures in {source_name(pictures)} can be read and has a "
+            f"none of the {len(entries)} images in {source_name(images)} can be read and has a "
             "caption; put a .txt file beside each, or a results.jsonl into the folder."
         )
     values = [mark for _, mark in marks]
@@ -111,27 +111,27 @@ def score(pictures: Source, judge: ClipJudge, batch_size: int = 32) -> Report:
             "without_caption": sum(entry.state == "without_caption" for entry, _ in entries),
             "cut_captions": sum(judge.is_cut(entry.caption) for entry, _ in marks),
         },
-        settings={"folder": source_name(pictures), "clip": judge.folder},
+        settings={"folder": source_name(images), "clip": judge.folder},
         items=[entry.item(**({} if mark is None else {"score": mark})) for entry, mark in entries],
     )
 
 
 def _scored(batch: list[Entry], judge: ClipJudge) -> Iterator[tuple[Entry, float | None]]:
-    """The entries without their pictures, and scores of those that have one."""
+    """The entries without their images, and scores of those that have one."""
     for entry in batch:
-        if entry.picture is not None and not entry.caption:
+        if entry.image is not None and not entry.caption:
             entry.state, entry.note = "without_caption", "nothing says what it should show"
     ready = [entry for entry in batch if not entry.state]
     marks = []
     if ready:
-        marks = judge([e.picture for e in ready], [e.caption for e in ready]).tolist()
+        marks = judge([e.image for e in ready], [e.caption for e in ready]).tolist()
     by_key = {entry.key: mark for entry, mark in zip(ready, marks, strict=True)}
     for entry in batch:
-        entry.picture = None
+        entry.image = None
         yield entry, by_key.get(entry.key)
 
 
 def _by_caption(marks: list[tuple[Entry, float]]) -> list[list[float]]:
-    """Scores of the pictures of one caption together: they depend on each other."""
+    """Scores of the images of one caption together: they depend on each other."""
     ordered = sorted(marks, key=lambda pair: pair[0].caption)
     return [[mark for _, mark in group] for _, group in groupby(ordered, lambda p: p[0].caption)]

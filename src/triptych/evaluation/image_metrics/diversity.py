@@ -1,4 +1,4 @@
-"""How different the pictures of one prompt are: a model that always paints the same has none."""
+"""How different the images of one prompt are: a model that always paints the same has none."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from triptych.evaluation.image_metrics.feature_space import FeatureSpace, extract
-from triptych.evaluation.image_sources import Source, count_states, read_pictures, source_name
+from triptych.evaluation.image_sources import Source, count_states, read_images, source_name
 from triptych.evaluation.report import Report
 from triptych.evaluation.statistics import bootstrap
 from triptych.utils.errors import UserError
 
 
-def score(pictures: Source, space: FeatureSpace, batch_size: int = 64) -> Report:
-    """The mean distance between the pictures of a prompt, a mean over prompts.
+def score(images: Source, space: FeatureSpace, batch_size: int = 64) -> Report:
+    """The mean distance between the images of a prompt, a mean over prompts.
 
-    0 is one picture over and over. A high figure alone is no merit: noise is diverse too.
+    0 is one image over and over. A high figure alone is no merit: noise is diverse too.
 
     Args:
-        pictures: with their prompts, several for each; see `read_pictures`.
+        images: with their prompts, several for each; see `read_images`.
         space: where they are compared. `EncoderSpace(..., pool="grid")` also sees where things
             are.
-        batch_size: pictures at a time; changes nothing but rounding, speed and memory.
+        batch_size: images at a time; changes nothing but rounding, speed and memory.
 
     Raises:
-        UserError: no prompt has two pictures that can be read.
+        UserError: no prompt has two images that can be read.
     """
-    found = extract(space, read_pictures(pictures), batch_size)
+    found = extract(space, read_images(images), batch_size)
     rows = defaultdict(list)
     for row, entry in enumerate(found.entries):
         if entry.caption:
@@ -42,10 +42,10 @@ def score(pictures: Source, space: FeatureSpace, batch_size: int = 64) -> Report
             distances[prompt] = mean_distance(found.features[numbers])
         else:
             alone = found.entries[numbers[0]]
-            alone.state, alone.note = "alone", "its prompt has no other picture that can be read"
+            alone.state, alone.note = "alone", "its prompt has no other image that can be read"
     if not distances:
         raise UserError(
-            f"no prompt has two pictures that can be read in {source_name(pictures)}; make several "
+            f"no prompt has two images that can be read in {source_name(images)}; make several "
             "for each."
         )
     states = [entry.state for entry in found.entries]
@@ -63,7 +63,7 @@ def score(pictures: Source, space: FeatureSpace, batch_size: int = 64) -> Report
             "alone": states.count("alone"),
             "prompts": len(distances),
         },
-        settings={"folder": source_name(pictures), **space.settings},
+        settings={"folder": source_name(images), **space.settings},
         items=[
             entry.item(**({} if entry.state else {"score": distances[entry.caption]}))
             for entry in [*found.entries, *found.left_out]

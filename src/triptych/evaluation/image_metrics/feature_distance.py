@@ -13,7 +13,7 @@ from triptych.evaluation.image_metrics.fid import (
     kernel_distance,
     kernel_interval,
 )
-from triptych.evaluation.image_sources import Entry, read_pictures
+from triptych.evaluation.image_sources import Entry, read_images
 from triptych.inference.generation_config import GenerationConfig, settings_alone
 from triptych.inference.pipeline import UnifiedPipeline
 from triptych.interfaces import Evaluator
@@ -21,17 +21,17 @@ from triptych.utils.errors import UserError
 
 
 class FeatureDistance(Evaluator):
-    """How far pictures for the captions of true ones are from these: "FID", "KID" and its 95%
+    """How far images for the captions of true ones are from these: "FID", "KID" and its 95%
     interval from "KID_low" to "KID_high".
 
-    The features are the encoder's as it is: figures compare while it is frozen. With fewer pictures
+    The features are the encoder's as it is: figures compare while it is frozen. With fewer images
     than features FID is mostly bias, which stays the same from score to score; KID has none.
 
     Args:
-        reference: folder of pictures or of shards, with captions; see `picture_sources`.
+        reference: folder of images or of shards, with captions; see `image_sources`.
         images: the first so many of them.
-        seed: of the first picture's noise; then one more each.
-        batch_size: pictures at a time.
+        seed: of the first image's noise; then one more each.
+        batch_size: images at a time.
         generation_config: settings of the images, see `GenerationConfig`; its seed stays null.
     """
 
@@ -46,7 +46,7 @@ class FeatureDistance(Evaluator):
         generation_config: GenerationConfig | None = None,
     ) -> None:
         if images < 2:
-            raise UserError(f"FID needs two pictures on either side; images is {images}.")
+            raise UserError(f"FID needs two images on either side; images is {images}.")
         self.reference, self.images, self.seed = reference, images, seed
         self.batch_size = batch_size
         self.generation_config = settings_alone(generation_config)
@@ -54,21 +54,21 @@ class FeatureDistance(Evaluator):
     def __call__(self, model: Any) -> dict[str, float]:
         pipeline = UnifiedPipeline(model)
         space = EncoderSpace(pipeline)
-        # before any picture is made: the folder may be of no use
-        entries = list(islice(filter(_usable, read_pictures(self.reference)), self.images))
+        # before any image is made: the folder may be of no use
+        entries = list(islice(filter(_usable, read_images(self.reference)), self.images))
         if len(entries) < 2:
             raise UserError(
-                f"{self.reference} has {len(entries)} pictures with captions that can be read; FID "
+                f"{self.reference} has {len(entries)} images with captions that can be read; FID "
                 "needs two at least."
             )
         captions = [entry.caption for entry in entries]
-        pictures = pipeline(
+        images = pipeline(
             captions,
             generation_config=replace(self.generation_config, seed=self.seed),
             batch_size=self.batch_size,
         ).images
         true = extract(space, entries, self.batch_size).features
-        made = extract(space, read_pictures(pictures), self.batch_size).features
+        made = extract(space, read_images(images), self.batch_size).features
         settings = KidSettings()
         low, high = kernel_interval(made, true, settings)
         return {
@@ -80,4 +80,4 @@ class FeatureDistance(Evaluator):
 
 
 def _usable(entry: Entry) -> bool:
-    return entry.picture is not None and bool(entry.caption)
+    return entry.image is not None and bool(entry.caption)

@@ -1,4 +1,4 @@
-"""Where pictures are compared: features of one network, and what a report says of it."""
+"""Where images are compared: features of one network, and what a report says of it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from triptych.utils.images import image_to_tensor
 
 
 class FeatureSpace(ABC):
-    """Pictures in, one vector each out."""
+    """Images in, one vector each out."""
 
     label: str
     """What distances in it are called in a report, and whether they compare with published ones."""
@@ -31,8 +31,8 @@ class FeatureSpace(ABC):
     """What decides its features, for a report."""
 
     @abstractmethod
-    def __call__(self, pictures: Sequence[Image.Image]) -> Tensor:
-        """Features float32 [B,F] on the CPU, of pictures in RGB of any sizes."""
+    def __call__(self, images: Sequence[Image.Image]) -> Tensor:
+        """Features float32 [B,F] on the CPU, of images in RGB of any sizes."""
 
 
 class EncoderSpace(FeatureSpace):
@@ -40,7 +40,7 @@ class EncoderSpace(FeatureSpace):
 
     Args:
         pipeline: its image encoder must have weights.
-        pool: "mean" is one vector [C] a picture, the mean over the grid; "grid" the whole grid
+        pool: "mean" is one vector [C] an image, the mean over the grid; "grid" the whole grid
             [C*h*w], which also tells where something is.
     """
 
@@ -55,8 +55,8 @@ class EncoderSpace(FeatureSpace):
             "pool": pool,
         }
 
-    def __call__(self, pictures: Sequence[Image.Image]) -> Tensor:
-        features = self.pipeline.encode(pictures, batch_size=len(pictures)).cpu()
+    def __call__(self, images: Sequence[Image.Image]) -> Tensor:
+        features = self.pipeline.encode(images, batch_size=len(images)).cpu()
         return features.mean((2, 3)) if self.pool == "mean" else features.flatten(1)
 
 
@@ -77,8 +77,8 @@ class InceptionSpace(FeatureSpace):
         self.settings = {"features": "Inception", "weights": Path(weights), "scaling": "antialias"}
 
     @torch.inference_mode()
-    def __call__(self, pictures: Sequence[Image.Image]) -> Tensor:
-        scaled = [Inception.scaled(image_to_tensor(each)[None]) for each in pictures]
+    def __call__(self, images: Sequence[Image.Image]) -> Tensor:
+        scaled = [Inception.scaled(image_to_tensor(each)[None]) for each in images]
         return self.network.network(torch.cat(scaled).to(self.device)).cpu()
 
 
@@ -93,34 +93,34 @@ def _sha256(module: nn.Module) -> str:
 
 @dataclass
 class Extracted:
-    """Features of a source's pictures."""
+    """Features of a source's images."""
 
     features: Tensor
     """float32 [N,F]"""
     entries: list[Entry]
-    """[N], without their pictures."""
+    """[N], without their images."""
     left_out: list[Entry]
     """Those that could not be read."""
 
 
 def extract(space: FeatureSpace, entries: Iterable[Entry], batch_size: int = 64) -> Extracted:
-    """Features of all pictures, `batch_size` of which are in memory at once.
+    """Features of all images, `batch_size` of which are in memory at once.
 
     Raises:
         UserError: not one of them can be read.
     """
     features, kept, left_out = [], [], []
     for batch in batches(entries, batch_size):
-        readable = [entry for entry in batch if entry.picture is not None]
-        left_out += [entry for entry in batch if entry.picture is None]
+        readable = [entry for entry in batch if entry.image is not None]
+        left_out += [entry for entry in batch if entry.image is None]
         if readable:
-            features.append(space([entry.picture for entry in readable]))
+            features.append(space([entry.image for entry in readable]))
         for entry in readable:
-            entry.picture = None
+            entry.image = None
         kept += readable
     if not kept:
         why = f": {left_out[0].note}" if left_out else ""
-        raise UserError(f"none of {len(left_out)} pictures can be read{why}.")
+        raise UserError(f"none of {len(left_out)} images can be read{why}.")
     return Extracted(torch.cat(features), kept, left_out)
 
 

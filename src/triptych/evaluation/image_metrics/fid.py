@@ -1,6 +1,6 @@
-"""How far made pictures are from true ones: FID and KID, over all and by category.
+"""How far made images are from true ones: FID and KID, over all and by category.
 
-Both come from torchmetrics. Neither says anything alone: FID falls with the number of pictures,
+Both come from torchmetrics. Neither says anything alone: FID falls with the number of images,
 and each figure holds in one feature space only. So a report names both.
 """
 
@@ -16,7 +16,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance, poly_kernel
 
 from triptych.evaluation.image_metrics.feature_space import Extracted, FeatureSpace, extract
-from triptych.evaluation.image_sources import Source, count_states, read_pictures, source_name
+from triptych.evaluation.image_sources import Source, count_states, read_images, source_name
 from triptych.evaluation.report import Report
 from triptych.utils.errors import UserError
 
@@ -27,8 +27,8 @@ BLOCK = 1024  # rows of a kernel matrix in memory
 
 @dataclass(frozen=True)
 class KidSettings:
-    """How KID is averaged: over `subsets` random subsets of `subset_size` pictures, as published
-    (Binkowski et al. 2018, arXiv 1801.01401); fewer where there are fewer pictures."""
+    """How KID is averaged: over `subsets` random subsets of `subset_size` images, as published
+    (Binkowski et al. 2018, arXiv 1801.01401); fewer where there are fewer images."""
 
     subset_size: int = 1000
     subsets: int = 100
@@ -38,25 +38,25 @@ class KidSettings:
 
 
 def score(
-    pictures: Source,
+    images: Source,
     reference: Source,
     space: FeatureSpace,
     kid: KidSettings | None = None,
     batch_size: int = 64,
 ) -> Report:
-    """FID and KID of `pictures` against `reference`, over all and for each category that both have.
+    """FID and KID of `images` against `reference`, over all and for each category that both have.
 
     Args:
-        pictures, reference: folders of pictures, of shards, or pictures; see `read_pictures`.
+        images, reference: folders of images, of shards, or images; see `read_images`.
         space: where they are compared.
         kid: how KID is averaged; None is as published.
-        batch_size: pictures at a time; changes nothing but rounding, speed and memory.
+        batch_size: images at a time; changes nothing but rounding, speed and memory.
 
     Raises:
-        UserError: one of the two is missing or has fewer than two pictures that can be read.
+        UserError: one of the two is missing or has fewer than two images that can be read.
     """
     kid = kid or KidSettings()
-    entries = read_pictures(pictures), read_pictures(reference)
+    entries = read_images(images), read_images(reference)
     made, true = (extract(space, each, batch_size) for each in entries)
     report = Report(
         benchmark="fid",
@@ -70,7 +70,7 @@ def score(
             "reference_left_out": len(true.left_out),
         },
         settings={
-            "folder": source_name(pictures),
+            "folder": source_name(images),
             "reference": source_name(reference),
             **space.settings,
             "kid_subset_size": min(kid.subset_size, len(made.features), len(true.features)),
@@ -90,10 +90,10 @@ def _add(report: Report, name: str, made: Tensor, true: Tensor, kid: KidSettings
     """Both distances between features [N,F] and [M,F], under "FID" and "KID" and the name."""
     number = min(len(made), len(true))
     if number < 2:
-        where = name.removeprefix(", ") or "all pictures"
+        where = name.removeprefix(", ") or "all images"
         if not name:
-            raise UserError(f"FID needs two pictures on either side; there are {number}.")
-        _warn(report, f"{where}: fewer than two pictures, left out")
+            raise UserError(f"FID needs two images on either side; there are {number}.")
+        _warn(report, f"{where}: fewer than two images, left out")
         return
     report.scores[f"FID{name}"] = frechet_distance(made, true)
     report.scores[f"KID{name}"] = kernel_distance(made, true, kid)
@@ -118,7 +118,7 @@ def small_sample(made: Tensor, true: Tensor) -> str | None:
     if number > width:
         return None
     return (
-        f"{number} pictures are too few for {width} features: the covariance is singular, and FID "
+        f"{number} images are too few for {width} features: the covariance is singular, and FID "
         "is far too high and compares only with FID over equally many; read KID"
     )
 
@@ -154,10 +154,10 @@ def kernel_distance(made: Tensor, true: Tensor, settings: KidSettings) -> float:
 
 
 def kernel_interval(made: Tensor, true: Tensor, settings: KidSettings) -> tuple[float, float]:
-    """The 95% interval of KID: both sets of pictures drawn again, the whole sets at once.
+    """The 95% interval of KID: both sets of images drawn again, the whole sets at once.
 
-    It takes the sets for independent: of pictures and their own reconstructions it is too wide.
-    A picture that is drawn twice is not paired with itself: that would bias every draw upwards
+    It takes the sets for independent: of images and their own reconstructions it is too wide.
+    An image that is drawn twice is not paired with itself: that would bias every draw upwards
     (Arcones and Gine 1992, on the bootstrap of U-statistics).
     """
     rng = numpy.random.default_rng(settings.seed)
@@ -176,9 +176,9 @@ def kernel_interval(made: Tensor, true: Tensor, settings: KidSettings) -> tuple[
 
 
 def _mean_within(features: Tensor, weights: Tensor) -> Tensor:
-    """Weighted mean of the kernel over pairs of different pictures; weights [R,N] -> [R].
+    """Weighted mean of the kernel over pairs of different images; weights [R,N] -> [R].
 
-    nan where one picture was drawn every time: there are no such pairs.
+    nan where one image was drawn every time: there are no such pairs.
     """
     total = _sum_across(features, features, weights, weights)
     square = weights.square()

@@ -1,4 +1,4 @@
-"""Models that answer questions about pictures, and a memory of what they answered."""
+"""Models that answer questions about images, and a memory of what they answered."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Answer = str | JudgeFailed
 
 
 class Judge(ABC):
-    """Answers questions about pictures."""
+    """Answers questions about images."""
 
     name: str
     """For reports, and for what is remembered: other judges give other answers."""
@@ -39,7 +39,7 @@ class Judge(ABC):
         return {}
 
     @abstractmethod
-    def answer(self, picture: Image.Image, question: str) -> str:
+    def answer(self, image: Image.Image, question: str) -> str:
         """What it says, as it says it.
 
         Raises:
@@ -66,8 +66,8 @@ class BatchJudge(Judge):
     def answers(self, questions: Sequence[Question]) -> list[str]:
         """Its answers to at most `batch` questions."""
 
-    def answer(self, picture: Image.Image, question: str) -> str:
-        (answer,) = self.answers([(picture, question)])
+    def answer(self, image: Image.Image, question: str) -> str:
+        (answer,) = self.answers([(image, question)])
         return answer
 
     def ask(self, questions: Sequence[Question], told: Callable[[int, Answer], None]) -> None:
@@ -131,8 +131,8 @@ class Answers:
         if whole != text:  # the last line was cut off
             write_text(path, whole)
 
-    def _key(self, judge: Judge, picture: Image.Image, question: str) -> str:
-        asked = json.dumps([judge.name, judge.settings(), question, picture.size])
+    def _key(self, judge: Judge, image: Image.Image, question: str) -> str:
+        asked = json.dumps([judge.name, judge.settings(), question, image.size])
         digest = hashlib.sha256(asked.encode())
-        digest.update(picture.tobytes())
+        digest.update(image.tobytes())
         return digest.hexdigest()

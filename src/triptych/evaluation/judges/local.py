@@ -54,7 +54,7 @@ class QwenJudge(BatchJudge):
         )
         inputs = self.processor(
             text=texts,
-            images=[picture for picture, _ in questions],
+            images=[image for image, _ in questions],
             padding=True,
             return_tensors="pt",
         ).to(self.model.device)
@@ -85,6 +85,6 @@ class PipelineJudge(BatchJudge):
         return [each.text for each in given]
 
 
-def _turn(picture: Image.Image, question: str) -> dict[str, Any]:
-    content = [{"type": "image", "image": picture}, {"type": "text", "text": question}]
+def _turn(image: Image.Image, question: str) -> dict[str, Any]:
+    content = [{"type": "image", "image": image}, {"type": "text", "text": question}]
     return {"role": "user", "content": content}

@@ -96,12 +96,12 @@ class EndpointJudge(Judge):
                     if not done.cancelled() and done.exception() is None:
                         told(number, done.result())
 
-    def answer(self, picture: Image.Image, question: str) -> str:
+    def answer(self, image: Image.Image, question: str) -> str:
         message: ChatCompletionUserMessageParam = {
             "role": "user",
             "content": [
                 {"type": "text", "text": question},
-                {"type": "image_url", "image_url": {"url": data_url(picture)}},
+                {"type": "image_url", "image_url": {"url": data_url(image)}},
             ],
         }
         answer, reason = self._request(message)

@@ -29,7 +29,7 @@ Messages = Sequence[Mapping[str, Any]]
 
 
 class Triptych(lmms):
-    """A model that answers conversations with pictures.
+    """A model that answers conversations with images.
 
     Args (of `--model_args`):
         source: preset, folder or checkpoint, as for `UnifiedPipeline.from_pretrained`; several
@@ -43,7 +43,7 @@ class Triptych(lmms):
             triptych's own; several with a + between them.
     """
 
-    is_simple = False  # conversations, not a text and pictures beside it
+    is_simple = False  # conversations, not a text and images beside it
 
     def __init__(
         self,
@@ -203,7 +203,7 @@ def _part(part: Mapping[str, Any], request: Instance) -> dict[str, Any]:
     if part["type"] == "image":
         return {"type": "image", "image": part["url"]}
     raise UserError(
-        f"{_where(request)}: it shows a {part['type']}, but the model reads texts and pictures "
+        f"{_where(request)}: it shows a {part['type']}, but the model reads texts and images "
         "alone; choose another task."
     )
 

@@ -7,7 +7,7 @@ import torch
 from triptych.backbones import QwenVL
 from triptych.evaluation.parity.checkpoint import Checkpoint
 from triptych.evaluation.parity.checks import Checks
-from triptych.evaluation.parity.generating import see_picture
+from triptych.evaluation.parity.generating import see_image
 from triptych.evaluation.parity.recorded import Case, Tensors
 from triptych.evaluation.parity.seeing import Seen
 
@@ -22,12 +22,12 @@ def check(case: Case, shared: Checkpoint, checks: Checks) -> None:
     """Greedy answers, the positions of their prompts, and what they were chosen by."""
     io, understander = case.io, shared.understander
     understander.model.generation_config.eos_token_id = None  # as recorded: never stop
-    picture = see_picture(io, shared, checks)
+    image = see_image(io, shared, checks)
     for match in io.matching(r"(.*)\.first_logits"):
         name = match[1]
         ids, output = io[f"{name}.input_ids"], io[f"{name}.output_ids"]
         types = (ids == understander.model.config.image_token_id).int()
-        seen = picture if bool(types.any()) else (None, None)
+        seen = image if bool(types.any()) else (None, None)
         mask = torch.ones_like(ids)
         answer = understander.answer(ids, mask, *seen, output.shape[1])
         checks.same(f"{name}: output_ids", answer, output)
@@ -47,16 +47,16 @@ def check_logits(io: Tensors, understander: QwenVL, name: str, seen: Seen, check
     """The logits behind each greedy token, in one pass over prompt and recorded answer."""
     prompt, output = io[f"{name}.input_ids"], io[f"{name}.output_ids"]
     ids = torch.cat([prompt, output[:, :-1]], 1)
-    pictures = {}
+    images = {}
     if seen[0] is not None:
-        pictures = {"pixel_values": seen[0], "image_grid_thw": seen[1]}
+        images = {"pixel_values": seen[0], "image_grid_thw": seen[1]}
     logits = understander.model(
         input_ids=ids,
         attention_mask=torch.ones_like(ids),
         mm_token_type_ids=(ids == understander.model.config.image_token_id).int(),
         logits_to_keep=output.shape[1],
         use_cache=False,
-        **pictures,
+        **images,
     ).logits
     checks.values(f"{name}: first_logits", logits[:, 0], io[f"{name}.first_logits"])
     chosen = logits.gather(2, output[..., None])[0, :, 0]

@@ -82,7 +82,7 @@ class Checkpoint:
         case, shapes = self.case, {name: tensor.shape for name, tensor in self.weights.items()}
         config = case["config_llm"]
         text, vision = key_mapping.text_arguments(config), key_mapping.vision_arguments(config)
-        # Any size that fits: recorded pictures bring their own.
+        # Any size that fits: recorded images bring their own.
         image_size = vision["patch_size"] * vision["spatial_merge_size"]
         understander = QwenVL("", QwenText(**text), QwenVision(**vision), image_size)
         understander.tokenizer = PublishedIds({**config, "vocab_size": case["vocab_size"]})

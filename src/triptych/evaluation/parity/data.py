@@ -1,4 +1,4 @@
-"""From captions and pictures to ids and pixels: templates, truncation, collation, transform."""
+"""From captions and images to ids and pixels: templates, truncation, collation, transform."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class RecordedTokenizer:
 
 
 def check(case: Case, checks: Checks) -> None:
-    """Prompts of training and of inference, the batch they make, the picture transform."""
+    """Prompts of training and of inference, the batch they make, the image transform."""
     tokenizer = RecordedTokenizer(case)
     check_batch(case, tokenizer, checks)
     check_inference(case, tokenizer, checks)
@@ -100,7 +100,7 @@ def training_rows(case: Case, tokenizer: RecordedTokenizer) -> list[list[int]]:
 def published_labels(row: list[int], start: int) -> list[int]:
     """The answer's turn, header and `[IMG]` included, which the published code labels.
 
-    Nothing learns from it: only the loss of the picture is used, so ours has no such labels.
+    Nothing learns from it: only the loss of the image is used, so ours has no such labels.
     """
     turns = [place for place, number in enumerate(row) if number == start]
     # A turn has a system message, a question and an answer; a cut row may have lost the last.
@@ -120,15 +120,15 @@ def check_inference(case: Case, tokenizer: RecordedTokenizer, checks: Checks) ->
 
 
 def check_transform(case: Case, checks: Checks) -> None:
-    """A picture brought to the square that the language model sees."""
+    """An image brought to the square that the language model sees."""
     io = case.io
     if "und_source_u8" not in io:
         return
     side = 448  # written down in the published code, recorded in no case
-    picture = square(Image.fromarray(io["und_source_u8"].numpy()), side).permute(1, 2, 0)
+    image = square(Image.fromarray(io["und_source_u8"].numpy()), side).permute(1, 2, 0)
     corner, center = io["und_corner_u8"], io["und_center_u8"]
-    checks.same("und_corner_u8", picture[: corner.shape[0], : corner.shape[1]], corner)
+    checks.same("und_corner_u8", image[: corner.shape[0], : corner.shape[1]], corner)
     top, left = ((side - size) // 2 for size in center.shape[:2])
-    middle = picture[top : top + center.shape[0], left : left + center.shape[1]]
+    middle = image[top : top + center.shape[0], left : left + center.shape[1]]
     checks.same("und_center_u8", middle, center)
-    checks.values("und_mean", picture.double().mean((0, 1)), io["und_mean"])
+    checks.values("und_mean", image.double().mean((0, 1)), io["und_mean"])

@@ -1,4 +1,4 @@
-"""The pixel decoder: what its UNet is told, guided Euler steps, the picture."""
+"""The pixel decoder: what its UNet is told, guided Euler steps, the image."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The EVA tower: tokens, pooled features, and how a picture is brought to it."""
+"""The EVA tower: tokens, pooled features, and how an image is brought to it."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ def check(case: Case, checks: Checks) -> None:
     split = tower(_split_bias(published), case["pool"], head_width)
     checks.values("output with biases q and v", split.image_tokens(images), io["output"])
 
-    picture = Image.fromarray(io["image_u8"].numpy())
+    image = Image.fromarray(io["image_u8"].numpy())
     for name, shown in (
-        ("image_preprocessed", picture),
-        ("image_gray_preprocessed", picture.convert("L")),
+        ("image_preprocessed", image),
+        ("image_gray_preprocessed", image.convert("L")),
     ):
         pixels = square(shown, io[name].shape[-1])[None]
         checks.values(name, model.clip_normalize(pixels / 255), io[name])
-    pixels = square(picture, model.image_size)[None]
+    pixels = square(image, model.image_size)[None]
     checks.values("normalized by the encoder", model.normalize(pixels), io["image_preprocessed"])
 
 

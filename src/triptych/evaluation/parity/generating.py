@@ -29,7 +29,7 @@ def check(case: Case, shared: Checkpoint, checks: Checks) -> None:
     grid = torch.from_numpy(times(steps)).float()
     checks.values("sigmas", torch.cat([grid, torch.zeros(1)]), io["sigmas"])
     checks.values("timesteps", 1000 * grid, io["timesteps"])
-    seen = see_picture(io, shared, checks)
+    seen = see_image(io, shared, checks)
 
     prompts = [match[1] for match in io.matching(r"(.*)\.query_hidden")]
     image_id = shared.understander.model.config.image_token_id
@@ -50,12 +50,12 @@ def check(case: Case, shared: Checkpoint, checks: Checks) -> None:
     checks.values("all in one batch: latents", latents, recorded)
 
 
-def see_picture(io: Tensors, shared: Checkpoint, checks: Checks) -> Seen:
-    """The picture that prompts of a case show, if any."""
-    if "picture_u8" not in io:
+def see_image(io: Tensors, shared: Checkpoint, checks: Checks) -> Seen:
+    """The image that prompts of a case show, if any."""
+    if "image_u8" not in io:
         return None, None
     return check_seeing(
-        shared, io["picture_u8"][None], io["pixel_values"], io["image_grid_thw"], checks
+        shared, io["image_u8"][None], io["pixel_values"], io["image_grid_thw"], checks
     )
 
 

@@ -147,7 +147,7 @@ def _lack(case: Case, kinds: dict, shared: Checkpoint | None) -> str | None:
         return f"{case.name} needs the checkpoint that cases share, which is not there"
     source = training.borrowed_from(case) if kind is training else None
     if source is not None and source not in kinds:
-        return f"{case.name} takes its pictures from {source}, which is not there"
+        return f"{case.name} takes its images from {source}, which is not there"
     return None
 
 

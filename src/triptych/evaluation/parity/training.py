@@ -31,7 +31,7 @@ def check(case: Case, shared: Checkpoint, checks: Checks) -> None:
     starts = io["i_s_pos"].tolist()
     rows = [row[:start].tolist() for row, start in zip(io["input_ids"], starts, strict=True)]
     ids, mask = pad(rows, token_id(understander.tokenizer, PAD))
-    seen = see_pictures(io, shared, checks)
+    seen = see_images(io, shared, checks)
 
     with torch.no_grad():
         embeddings = understander.embed(ids, *seen)
@@ -71,11 +71,11 @@ def check(case: Case, shared: Checkpoint, checks: Checks) -> None:
     check_gradients(case, shared, checks)
 
 
-def see_pictures(io: Tensors, shared: Checkpoint, checks: Checks) -> Seen:
-    """The pictures that prompts of a case show, if any."""
+def see_images(io: Tensors, shared: Checkpoint, checks: Checks) -> Seen:
+    """The images that prompts of a case show, if any."""
     if "und_image" not in io:
         return None, None
-    seen = check_seeing(shared, io["und_pictures_u8"], io["und_image"], io["grid_thw"], checks)
+    seen = check_seeing(shared, io["und_images_u8"], io["und_image"], io["grid_thw"], checks)
     with torch.no_grad():
         features = shared.understander.image_features(*seen)
     checks.values("und_features", features, io["und_features"])
@@ -94,14 +94,14 @@ def check_whole_pass(shared: Checkpoint, inputs: tuple, io: Tensors, checks: Che
 
 
 def recorded_images(case: Case, shared: Checkpoint) -> Tensor:
-    """The normalized target pictures, which one case may have from another."""
+    """The normalized target images, which one case may have from another."""
     if "gen_image" in case.io:
         return case.io["gen_image"].float()
     return shared.siblings[borrowed_from(case)].io["gen_image"].float()
 
 
 def borrowed_from(case: Case) -> str | None:
-    """The name of the case whose target pictures this one takes; None where it has its own."""
+    """The name of the case whose target images this one takes; None where it has its own."""
     if "gen_image" in case.io:
         return None
     named = re.search(r"(\S+)/io", case["gen_image"])

@@ -11,13 +11,13 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from triptych.evaluation.image_cache import KeptPictures
+from triptych.evaluation.image_cache import KeptImages
 from triptych.evaluation.report import Report, nested
 from triptych.evaluation.shapes.common import SEEDS, ImageOptions, batches
 from triptych.evaluation.shapes.edit_eval import by_kind, edit_chance, edit_for, edits
 from triptych.evaluation.shapes.shape_eval import (
     EDITS,
-    QUESTIONS_PER_PICTURE,
+    QUESTIONS_PER_IMAGE,
     answers_for,
     ask_about,
     by_type,
@@ -43,17 +43,19 @@ Verdict = tuple[str, int, int, bool]
 class Plan:
     """What is scored; the batch size decides no score, but how images are rounded."""
 
-    images: int = 600
+    num_images: int = 600
     """Captions, reconstructions and half of the questions; edits are EDITS at most."""
     per_caption: int = 1
-    """Pictures for each caption: those of `seed`, of `seed` + 1, and so on."""
+    """Images for each caption: those of `seed`, of `seed` + 1, and so on."""
     seed: int = 0
     batch_size: int = 64
     generation_config: GenerationConfig = GenerationConfig()
 
     def __post_init__(self) -> None:
-        if self.images < 2:  # chance is the picture of another caption
-            raise UserError(f"the shapes world cannot be scored on {self.images} image; give 2.")
+        if self.num_images < 2:  # chance is the image of another caption
+            raise UserError(
+                f"the shapes world cannot be scored on {self.num_images} image; give 2."
+            )
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -65,11 +67,11 @@ class Plan:
     def sizes(self) -> dict[str, int]:
         """Items of each score, of one copy."""
         return {
-            "shape_eval": self.images,
-            "shape_eval_unseen": self.images,
-            "reconstruction": self.images,
-            "question_answering": self.images * QUESTIONS_PER_PICTURE,
-            "edits": min(self.images, EDITS),
+            "shape_eval": self.num_images,
+            "shape_eval_unseen": self.num_images,
+            "reconstruction": self.num_images,
+            "question_answering": self.num_images * QUESTIONS_PER_IMAGE,
+            "edits": min(self.num_images, EDITS),
         }
 
     def work(self) -> Iterator[tuple[str, int, range]]:
@@ -81,7 +83,7 @@ class Plan:
 
 
 def verdicts(
-    model: Any, plan: Plan, part: tuple[int, int] = (0, 1), kept: KeptPictures | None = None
+    model: Any, plan: Plan, part: tuple[int, int] = (0, 1), kept: KeptImages | None = None
 ) -> Iterator[Verdict]:
     """Those of every N-th batch, beginning with the K-th; part is (K, N), counted from 0."""
     judge = {
@@ -98,19 +100,19 @@ def verdicts(
 def report(found: Sequence[Verdict], plan: Plan, folder: Path | None = None) -> Report:
     """All scores, those of chance beside them, with 95% intervals.
 
-    Wilson's, where each value is of a sample of its own; else samples (captions, or the pictures
+    Wilson's, where each value is of a sample of its own; else samples (captions, or the images
     that questions are about) are drawn again, tasks are fixed.
 
     Args:
         found: all verdicts of the plan, in any order.
-        folder: where the pictures were kept.
+        folder: where the images were kept.
     """
     ordered = sorted(found, key=lambda each: (each[0], each[2], each[1]))
     right = {score: [each[3] for each in ordered if each[0] == score] for score in plan.sizes}
     scores: dict[str, float] = {}
     clusters: dict[str, list[list[list[float]]]] = {}
     for score, split in SPLITS.items():
-        asked = [each.request for each in examples(split, plan.images)]
+        asked = [each.request for each in examples(split, plan.num_images)]
         repeated = [request for request in asked for _ in range(plan.per_caption)]
         tasks = by_task(right[score], repeated)
         values = _runs(right[score], plan.per_caption)
@@ -124,14 +126,14 @@ def report(found: Sequence[Verdict], plan: Plan, folder: Path | None = None) -> 
         scores |= {f"{score}/{task}": value for task, value in tasks.items()}
     scores["reconstruction"] = mean(right["reconstruction"])
     clusters["reconstruction"] = [_runs(right["reconstruction"], 1)]
-    turns = ask_about(examples("eval", plan.images))
+    turns = ask_about(examples("eval", plan.num_images))
     for name, value in by_type(turns, right["question_answering"]).items():
         of_type = [n for n, turn in enumerate(turns) if name in (turn.type, "mean")]
-        pictures: dict[int, list[float]] = {}
+        images: dict[int, list[float]] = {}
         for n in of_type:
-            pictures.setdefault(turns[n].number, []).append(float(right["question_answering"][n]))
+            images.setdefault(turns[n].number, []).append(float(right["question_answering"][n]))
         scores[f"question_answering/{name}"] = value
-        clusters[f"question_answering/{name}"] = [list(pictures.values())]
+        clusters[f"question_answering/{name}"] = [list(images.values())]
     asked_edits = edits(plan.sizes["edits"])
     scores |= {f"edits/{k}": v for k, v in by_kind(asked_edits, right["edits"]).items()}
     for kind in {edit.kind for edit in asked_edits}:
@@ -140,11 +142,11 @@ def report(found: Sequence[Verdict], plan: Plan, folder: Path | None = None) -> 
     scores["edits/mean"] = mean(right["edits"])
     clusters["edits/mean"] = [_runs(right["edits"], 1)]
     scores["edits/low"], scores["edits/high"] = wilson(scores["edits/mean"], len(right["edits"]))
-    by_chance = {**chance(plan.images), "edits": edit_chance(plan.sizes["edits"])}
+    by_chance = {**chance(plan.num_images), "edits": edit_chance(plan.sizes["edits"])}
     return Report(
         benchmark="shapes",
         scores=scores | _flat("chance", by_chance),
-        judged_by="the shapes world's own checker, which reads every picture's scene",
+        judged_by="the shapes world's own checker, which reads every image's scene",
         intervals={name: interval(clusters[name]) for name in scores if name in clusters},
         numbers={
             name: sum(len(values) for group in clusters[name] for values in group)
@@ -153,13 +155,13 @@ def report(found: Sequence[Verdict], plan: Plan, folder: Path | None = None) -> 
         },
         counts={"asked": len(found), "scored": len(found)},
         settings=plan.settings | ({"folder": str(folder)} if folder else {}),
-        items=_items(ordered, plan.images, folder),
+        items=_items(ordered, plan.num_images, folder),
     )
 
 
-def evaluate_all(model: Any, images: int = 240, batch_size: int = 64) -> dict[str, Any]:
+def evaluate_all(model: Any, num_images: int = 240, batch_size: int = 64) -> dict[str, Any]:
     """Every score of the shapes world, and chance beside it; nested dicts."""
-    plan = Plan(images, batch_size=batch_size)
+    plan = Plan(num_images, batch_size=batch_size)
     return nested(report(list(verdicts(model, plan)), plan).scores)
 
 
@@ -176,8 +178,8 @@ def interval(groups: Sequence[Sequence[Sequence[float]]]) -> tuple[float, float]
     return bootstrap(groups, [1 / len(groups)] * len(groups))
 
 
-def picture_file(score: str, copy: int, number: int) -> str:
-    """Where the picture for a caption is kept, below the folder."""
+def image_file(score: str, copy: int, number: int) -> str:
+    """Where the image for a caption is kept, below the folder."""
     return f"{score}/{number:05d}-{copy}.png"
 
 
@@ -186,15 +188,17 @@ def _runs(values: Sequence[bool], length: int) -> list[list[float]]:
     return [floats[at : at + length] for at in range(0, len(floats), length)]
 
 
-def _items(ordered: Sequence[Verdict], images: int, folder: Path | None) -> list[dict[str, Any]]:
-    """One a picture for a caption."""
+def _items(
+    ordered: Sequence[Verdict], num_images: int, folder: Path | None
+) -> list[dict[str, Any]]:
+    """One an image for a caption."""
     found = []
     for score, copy, number, right in ordered:
         if score in SPLITS:
-            file = picture_file(score, copy, number)
-            prompt = examples(SPLITS[score], images)[number].caption
+            file = image_file(score, copy, number)
+            prompt = examples(SPLITS[score], num_images)[number].caption
             item = {"key": file.removesuffix(".png"), "prompt": prompt, "state": "scored"}
-            found.append(item | {"score": float(right)} | ({"picture": file} if folder else {}))
+            found.append(item | {"score": float(right)} | ({"image": file} if folder else {}))
     return found
 
 
@@ -208,46 +212,46 @@ def _flat(name: str, value: Any) -> dict[str, float]:
 
 
 def _generated(
-    model: Any, plan: Plan, score: str, copy: int, numbers: range, kept: KeptPictures | None
+    model: Any, plan: Plan, score: str, copy: int, numbers: range, kept: KeptImages | None
 ) -> list[bool]:
-    samples = examples(SPLITS[score], plan.images)
+    samples = examples(SPLITS[score], plan.num_images)
     asked = {
-        n: (picture_file(score, copy, n), samples[n].caption, (plan.seed + copy) * SEEDS + n)
+        n: (image_file(score, copy, n), samples[n].caption, (plan.seed + copy) * SEEDS + n)
         for n in numbers
     }
-    pictures = {n: kept.load(*asked[n]) for n in numbers} if kept else dict.fromkeys(numbers)
-    left = [n for n, picture in pictures.items() if picture is None]
+    images = {n: kept.load(*asked[n]) for n in numbers} if kept else dict.fromkeys(numbers)
+    left = [n for n, image in images.items() if image is None]
     if left:
         options = ImageOptions(len(left), plan.seed + copy, plan.generation_config, left)
         made = generate_for(model, [samples[n] for n in left], options)
-        pictures |= zip(left, made, strict=True)
+        images |= zip(left, made, strict=True)
     if kept:
         for n in left:
-            kept.save(*asked[n], pictures[n])
-    return [check(pictures[n], samples[n].request) for n in numbers]
+            kept.save(*asked[n], images[n])
+    return [check(images[n], samples[n].request) for n in numbers]
 
 
 def _reconstructed(
-    model: Any, plan: Plan, score: str, copy: int, numbers: range, kept: KeptPictures | None
+    model: Any, plan: Plan, score: str, copy: int, numbers: range, kept: KeptImages | None
 ) -> list[bool]:
-    samples = examples("eval", plan.images)[numbers.start : numbers.stop]
+    samples = examples("eval", plan.num_images)[numbers.start : numbers.stop]
     # their noise does not depend on the plan's seed: it is of what the encoder keeps
-    pictures = reconstruct_for(model, samples, ImageOptions(len(numbers), numbers=numbers))
+    images = reconstruct_for(model, samples, ImageOptions(len(numbers), numbers=numbers))
     wanted = (request_of(sample.scene) for sample in samples)
-    return [check(picture, request) for picture, request in zip(pictures, wanted, strict=True)]
+    return [check(image, request) for image, request in zip(images, wanted, strict=True)]
 
 
 def _answered(
-    model: Any, plan: Plan, score: str, copy: int, numbers: range, kept: KeptPictures | None
+    model: Any, plan: Plan, score: str, copy: int, numbers: range, kept: KeptImages | None
 ) -> list[bool]:
-    samples = examples("eval", plan.images)
+    samples = examples("eval", plan.num_images)
     turns = ask_about(samples)[numbers.start : numbers.stop]
     given = answers_for(model, samples, turns, len(numbers))
     return [answer_is_right(g, turn.answer) for g, turn in zip(given, turns, strict=True)]
 
 
 def _edited(
-    model: Any, plan: Plan, score: str, copy: int, numbers: range, kept: KeptPictures | None
+    model: Any, plan: Plan, score: str, copy: int, numbers: range, kept: KeptImages | None
 ) -> list[bool]:
     asked = edits(plan.sizes["edits"])[numbers.start : numbers.stop]
     options = ImageOptions(len(numbers), plan.seed, plan.generation_config, numbers)

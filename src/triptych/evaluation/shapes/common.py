@@ -15,7 +15,7 @@ from triptych.utils.errors import UserError
 from triptych.utils.images import to_arrays
 
 WORLD_SEED = 0  # the seed of the shards that the recipes make
-SEEDS = 1 << 20  # pictures of different `seed` share no noise
+SEEDS = 1 << 20  # images of different `seed` share no noise
 
 
 @dataclass(frozen=True)
@@ -70,14 +70,14 @@ def make_in_batches(
 
 def world_arrays(batches: Iterable[Tensor]) -> numpy.ndarray:
     """uint8 [B,3,48,48] each -> uint8 [N,48,48,3]."""
-    pictures = numpy.concatenate([to_arrays(batch) for batch in batches])
-    if pictures.shape[1:3] != (PIXELS, PIXELS):
-        high, wide = pictures.shape[1:3]
+    images = numpy.concatenate([to_arrays(batch) for batch in batches])
+    if images.shape[1:3] != (PIXELS, PIXELS):
+        high, wide = images.shape[1:3]
         raise UserError(
-            f"the shapes world is checked in pictures of {PIXELS}x{PIXELS} pixels, but the model "
+            f"the shapes world is checked in images of {PIXELS}x{PIXELS} pixels, but the model "
             f"makes {wide}x{high}; use a model of that size, such as conf/presets/tiny.yaml."
         )
-    return pictures
+    return images
 
 
 def batches(number: int, batch_size: int) -> Iterable[range]:

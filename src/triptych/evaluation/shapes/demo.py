@@ -13,7 +13,7 @@ import numpy
 from triptych.evaluation.shapes.common import ImageOptions
 from triptych.evaluation.shapes.demo_page import Answered, Drawn, Rebuilt, Row, render
 from triptych.evaluation.shapes.shape_eval import (
-    QUESTIONS_PER_PICTURE,
+    QUESTIONS_PER_IMAGE,
     Asked,
     Example,
     answers_for,
@@ -31,14 +31,14 @@ from triptych.utils.atomic_write import write_text
 
 SHOWN = 12  # captions, questions and reconstructions on the page
 SEEDS_SHOWN = 4
-FIRST_QUESTIONS = slice(0, SHOWN * QUESTIONS_PER_PICTURE, QUESTIONS_PER_PICTURE)  # one a picture
+FIRST_QUESTIONS = slice(0, SHOWN * QUESTIONS_PER_IMAGE, QUESTIONS_PER_IMAGE)  # one an image
 
 
 def make_demo(
     model: Any,
     folder: str | Path,
     seed: int = 0,
-    images: int = 240,
+    num_images: int = 240,
     batch_size: int = 64,
     started: float | None = None,
 ) -> dict[str, Any]:
@@ -47,16 +47,16 @@ def make_demo(
     Args:
         model: a built UnifiedModule in evaluation mode.
         folder: made where it is missing.
-        seed: of the noise that pictures start from.
-        images: evaluation samples behind each score, 12 or more; 240 take the tiny preset 30 s
+        seed: of the noise that images start from.
+        num_images: evaluation samples behind each score, 12 or more; 240 take the tiny preset 30 s
             on one CPU core.
-        batch_size: pictures at a time.
+        batch_size: images at a time.
         started: `time.time()` from which "seconds" counts; None is now.
     """
     started = time.time() if started is None else started
-    samples = examples("eval", max(images, SHOWN))
+    samples = examples("eval", max(num_images, SHOWN))
     shown = samples[:SHOWN]
-    pictures = generate_for(model, samples, ImageOptions(batch_size, seed))
+    images = generate_for(model, samples, ImageOptions(batch_size, seed))
     others = [
         generate_for(model, shown, ImageOptions(batch_size, seed + n))
         for n in range(1, SEEDS_SHOWN)
@@ -64,12 +64,12 @@ def make_demo(
     rebuilt = reconstruct_for(model, samples, ImageOptions(batch_size, seed))
     asked = ask_about(samples)
     given = answers_for(model, samples, asked, batch_size)
-    scores = _scores(samples, pictures, rebuilt, asked, given)
+    scores = _scores(samples, images, rebuilt, asked, given)
     scores["seconds"] = round(time.time() - started, 1)
     page = render(
-        "triptych: one small model that reads and makes pictures",
+        "triptych: one small model that reads and makes images",
         _rows(scores),
-        _drawn(shown, numpy.stack([pictures[:SHOWN], *others], axis=1)),
+        _drawn(shown, numpy.stack([images[:SHOWN], *others], axis=1)),
         _answered(samples, asked[FIRST_QUESTIONS], given[FIRST_QUESTIONS]),
         _rebuilt(shown, rebuilt[:SHOWN]),
         f"{len(samples)} samples for each score, {scores['seconds']:.0f} seconds in all.",
@@ -82,7 +82,7 @@ def make_demo(
 
 def _scores(
     samples: Sequence[Example],
-    pictures: numpy.ndarray,
+    images: numpy.ndarray,
     rebuilt: numpy.ndarray,
     asked: Sequence[Asked],
     given: Sequence[str],
@@ -92,7 +92,7 @@ def _scores(
     types = score_answers(asked, given)
     expected = chance(len(samples))
     scores = {
-        "shape_eval": shape_eval(pictures, [sample.request for sample in samples]),
+        "shape_eval": shape_eval(images, [sample.request for sample in samples]),
         "reconstruction": sum(right) / len(right),
         "question_answering": types.pop("mean"),
     }
@@ -123,7 +123,7 @@ def _rows(scores: dict[str, Any]) -> list[Row]:
         for task in TASKS
     ]
     totals = [
-        ("text to picture, mean", scores["shape_eval"]["mean"], "shape_eval"),
+        ("text to image, mean", scores["shape_eval"]["mean"], "shape_eval"),
         ("reconstruction", scores["reconstruction"], "reconstruction"),
         ("question answering", scores["question_answering"], "question_answering"),
     ]
@@ -137,11 +137,11 @@ def _row(name: str, score: float, number: int, by_chance: float, total: bool = F
     return Row(name, score, wilson(score, number), number, by_chance, total)
 
 
-def _drawn(samples: Sequence[Example], pictures: numpy.ndarray) -> list[Drawn]:
-    """Pictures uint8 [N,seeds,48,48,3] of the samples' captions, two captions of each task."""
+def _drawn(samples: Sequence[Example], images: numpy.ndarray) -> list[Drawn]:
+    """Images uint8 [N,seeds,48,48,3] of the samples' captions, two captions of each task."""
     return [
-        Drawn(s.caption, s.request.task, drawn, [check(picture, s.request) for picture in drawn])
-        for s, drawn in zip(samples, pictures, strict=True)
+        Drawn(s.caption, s.request.task, drawn, [check(image, s.request) for image in drawn])
+        for s, drawn in zip(samples, images, strict=True)
     ]
 
 
@@ -150,7 +150,7 @@ def _answered(
 ) -> list[Answered]:
     return [
         Answered(
-            samples[turn.number].picture,
+            samples[turn.number].image,
             turn.question,
             answer,
             turn.answer,
@@ -162,6 +162,6 @@ def _answered(
 
 def _rebuilt(samples: Sequence[Example], rebuilt: numpy.ndarray) -> list[Rebuilt]:
     return [
-        Rebuilt(s.picture, picture, check(picture, request_of(s.scene)))
-        for s, picture in zip(samples, rebuilt, strict=True)
+        Rebuilt(s.image, image, check(image, request_of(s.scene)))
+        for s, image in zip(samples, rebuilt, strict=True)
     ]

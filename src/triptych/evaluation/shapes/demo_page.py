@@ -24,19 +24,19 @@ class Row:
 
 @dataclass
 class Drawn:
-    """Pictures uint8 [K,48,48,3] for one caption, and the checker's verdict on each."""
+    """Images uint8 [K,48,48,3] for one caption, and the checker's verdict on each."""
 
     caption: str
     task: str
-    pictures: numpy.ndarray
+    images: numpy.ndarray
     right: Sequence[bool]
 
 
 @dataclass
 class Answered:
-    """A question about a picture uint8 [48,48,3]."""
+    """A question about an image uint8 [48,48,3]."""
 
-    picture: numpy.ndarray
+    image: numpy.ndarray
     question: str
     given: str
     expected: str
@@ -45,10 +45,10 @@ class Answered:
 
 @dataclass
 class Rebuilt:
-    """A picture uint8 [48,48,3] and what encoder and decoder make of it."""
+    """An image uint8 [48,48,3] and what encoder and decoder make of it."""
 
     original: numpy.ndarray
-    picture: numpy.ndarray
+    image: numpy.ndarray
     right: bool
 
 

@@ -1,4 +1,4 @@
-"""How often a model changes a picture of the shapes world as an instruction says.
+"""How often a model changes an image of the shapes world as an instruction says.
 
 A result counts only if it shows the whole edited scene: what was to change has changed, and all
 else, the background included, has not. The edits are drawn in memory, in the order of the
@@ -36,21 +36,21 @@ class EditEval(ShapesEvaluator):
     "low" to "high".
 
     Args:
-        images: number of edits; the kinds come in turn.
+        num_images: number of edits; the kinds come in turn.
         seed, batch_size, generation_config: see `ShapesEvaluator`.
     """
 
     def __init__(
         self,
-        images: int = 200,
+        num_images: int = 200,
         seed: int = 0,
         batch_size: int = 64,
         generation_config: GenerationConfig | None = None,
     ) -> None:
-        super().__init__(images, seed, batch_size, generation_config)
+        super().__init__(num_images, seed, batch_size, generation_config)
 
     def __call__(self, model: Any) -> dict[str, float]:
-        asked = edits(self.images)
+        asked = edits(self.num_images)
         results = edit_for(model, asked, self.options)
         right = [check(each, edit.request) for each, edit in zip(results, asked, strict=True)]
         share = mean(right)
@@ -63,7 +63,7 @@ def edit_for(
     asked: Sequence[Edit],
     options: ImageOptions,
 ) -> numpy.ndarray:
-    """The edited pictures, uint8 [N,48,48,3]; see `ImageOptions`."""
+    """The edited images, uint8 [N,48,48,3]; see `ImageOptions`."""
 
     def make(batch: range, seeds: list[int]) -> Tensor:
         sources = to_tensor([draw(asked[n].source) for n in batch])
@@ -77,18 +77,18 @@ def edit_for(
 def edits(number: int) -> tuple[Edit, ...]:
     """The first `number` evaluation edits, the kinds in turn."""
     if number < 1:
-        raise UserError(f"edits cannot be scored on {number} pictures; give 1 or more.")
+        raise UserError(f"edits cannot be scored on {number} images; give 1 or more.")
     return tuple(make_edit("eval", index, WORLD_SEED) for index in range(number))
 
 
-def edit_chance(images: int = 200) -> dict[str, float]:
+def edit_chance(num_images: int = 200) -> dict[str, float]:
     """What models score that do not look at the instruction, or at neither of the two.
 
-    "source": the picture is given back unchanged. "another": the instruction is ignored and another
-    edit of the same picture made, the mean over random ones of the same kind. "unrelated": a right
-    result of another picture's edit, the mean over all of them.
+    "source": the image is given back unchanged. "another": the instruction is ignored and another
+    edit of the same image made, the mean over random ones of the same kind. "unrelated": a right
+    result of another image's edit, the mean over all of them.
     """
-    asked = edits(images)
+    asked = edits(num_images)
     return {
         "source": mean(satisfies(edit.source, edit.request) for edit in asked),
         "another": mean(
@@ -105,7 +105,7 @@ def edit_chance(images: int = 200) -> dict[str, float]:
 
 
 def other_edit(edit: Edit, number: int) -> Edit:
-    """A random edit of the same kind and picture, which `number` decides; it may be the same."""
+    """A random edit of the same kind and image, which `number` decides; it may be the same."""
     return EDITS[edit.kind](edit.source, numpy.random.default_rng([WORLD_SEED, number]))
 
 

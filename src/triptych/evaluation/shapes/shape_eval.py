@@ -1,7 +1,7 @@
 """How often a model is right in the shapes world, and how often chance would be.
 
-Three questions, one for each panel: does a generated picture show what its caption asks, does a
-reconstruction show the scene of its original, is an answer about a picture the expected one.
+Three questions, one for each panel: does a generated image show what its caption asks, does a
+reconstruction show the scene of its original, is an answer about an image the expected one.
 Edits have a file of their own. The samples are drawn in memory, in the order of the evaluation
 shards, and none is a training sample. A score follows from the weights and a seed alone: batch
 size, threads and processor change images by rounding, which shows only where a verdict is close.
@@ -37,7 +37,7 @@ from triptych.shapes_world.world import Scene, draw
 from triptych.utils.errors import UserError
 from triptych.utils.images import to_tensor
 
-QUESTIONS_PER_PICTURE = 2
+QUESTIONS_PER_IMAGE = 2
 EDITS = 200  # scored among all scores, at most
 LONGEST_ANSWER = 16  # tokens; the tiny tokenizer needs 6 for "a large orange triangle"
 
@@ -51,14 +51,14 @@ class Example:
     scene: Scene
 
     @property
-    def picture(self) -> numpy.ndarray:
-        """The true picture, uint8 [48,48,3]."""
+    def image(self) -> numpy.ndarray:
+        """The true image, uint8 [48,48,3]."""
         return draw(self.scene)
 
 
 @dataclass(frozen=True)
 class Asked:
-    """A question about picture `number` of the evaluation samples."""
+    """A question about image `number` of the evaluation samples."""
 
     number: int
     question: str
@@ -67,29 +67,29 @@ class Asked:
 
 
 class ShapeEval(ShapesEvaluator):
-    """The share of generated pictures that show exactly what their caption asks, by task.
+    """The share of generated images that show exactly what their caption asks, by task.
 
     Args:
         split: "eval" for held-out captions, "unseen" for pairs of colour and kind never trained.
-        images: number of captions, and of pictures.
+        num_images: number of captions, and of images.
         seed, batch_size, generation_config: see `ShapesEvaluator`.
     """
 
     def __init__(
         self,
         split: Literal["eval", "unseen"] = "eval",
-        images: int = 240,
+        num_images: int = 240,
         seed: int = 0,
         batch_size: int = 64,
         generation_config: GenerationConfig | None = None,
     ) -> None:
-        super().__init__(images, seed, batch_size, generation_config)
+        super().__init__(num_images, seed, batch_size, generation_config)
         self.split = split
 
     def __call__(self, model: Any) -> dict[str, float]:
-        samples = examples(self.split, self.images)
-        pictures = generate_for(model, samples, self.options)
-        return shape_eval(pictures, [sample.request for sample in samples])
+        samples = examples(self.split, self.num_images)
+        images = generate_for(model, samples, self.options)
+        return shape_eval(images, [sample.request for sample in samples])
 
 
 # --- samples --------------------------------------------------------------------------------------
@@ -116,7 +116,7 @@ def ask_about(samples: Sequence[Example]) -> list[Asked]:
         Asked(number, *turn)
         for number, sample in enumerate(samples)
         for turn in questions(
-            sample.scene, numpy.random.default_rng([WORLD_SEED, number]), QUESTIONS_PER_PICTURE
+            sample.scene, numpy.random.default_rng([WORLD_SEED, number]), QUESTIONS_PER_IMAGE
         )
     ]
 
@@ -129,7 +129,7 @@ def generate_for(
     samples: Sequence[Example],
     options: ImageOptions,
 ) -> numpy.ndarray:
-    """One picture for each caption, uint8 [N,48,48,3]; see `ImageOptions`."""
+    """One image for each caption, uint8 [N,48,48,3]; see `ImageOptions`."""
 
     def make(batch: range, seeds: list[int]) -> Tensor:
         captions = [samples[n].caption for n in batch]
@@ -143,10 +143,10 @@ def reconstruct_for(
     samples: Sequence[Example],
     options: ImageOptions,
 ) -> numpy.ndarray:
-    """The true pictures through encoder and decoder, uint8 [N,48,48,3]; see `ImageOptions`."""
+    """The true images through encoder and decoder, uint8 [N,48,48,3]; see `ImageOptions`."""
 
     def make(batch: range, seeds: list[int]) -> Tensor:
-        originals = to_tensor([samples[n].picture for n in batch])
+        originals = to_tensor([samples[n].image for n in batch])
         return inference_of(model).reconstruct(originals, seeds=seeds, config=options.config)
 
     return make_in_batches(make, len(samples), options)
@@ -160,7 +160,7 @@ def answers_for(
         answer
         for numbers in batches(len(asked), batch_size)
         for answer in inference_of(model).answer(
-            to_tensor([samples[asked[n].number].picture for n in numbers]),
+            to_tensor([samples[asked[n].number].image for n in numbers]),
             [asked[n].question for n in numbers],
             max_new_tokens=LONGEST_ANSWER,
         )
@@ -171,10 +171,10 @@ def answers_for(
 
 
 def question_answering_score(
-    model: Any, images: int = 240, batch_size: int = 64
+    model: Any, num_images: int = 240, batch_size: int = 64
 ) -> dict[str, float]:
-    """The share of right answers about held-out pictures by type, and the "mean" of all."""
-    samples = examples("eval", images)
+    """The share of right answers about held-out images by type, and the "mean" of all."""
+    samples = examples("eval", num_images)
     asked = ask_about(samples)
     return score_answers(asked, answers_for(model, samples, asked, batch_size))
 
@@ -193,18 +193,18 @@ def by_type(asked: Sequence[Asked], right: Sequence[bool]) -> dict[str, float]:
     return {name: mean(of_type[name]) for name in sorted(of_type)} | {"mean": mean(right)}
 
 
-def chance(images: int = 240, split: str = "eval") -> dict[str, Any]:
+def chance(num_images: int = 240, split: str = "eval") -> dict[str, Any]:
     """What each score is for a model that has learned nothing of its input.
 
-    Pictures: the true picture of another sample. Answers: always the most frequent one of that
+    Images: the true image of another sample. Answers: always the most frequent one of that
     type among these very questions, which is a little more than chance.
     """
-    samples = examples(split, images)
-    pictures, scenes = zip(*((sample.picture, sample.scene) for sample in samples), strict=True)
+    samples = examples(split, num_images)
+    images, scenes = zip(*((sample.image, sample.scene) for sample in samples), strict=True)
     asked = ask_about(samples)
     return {
-        "shape_eval": chance_levels(pictures, [sample.request for sample in samples]),
-        "reconstruction": chance_levels(pictures, [request_of(s) for s in scenes])["description"],
+        "shape_eval": chance_levels(images, [sample.request for sample in samples]),
+        "reconstruction": chance_levels(images, [request_of(s) for s in scenes])["description"],
         "question_answering": score_answers(asked, _most_frequent(asked)),
     }
 

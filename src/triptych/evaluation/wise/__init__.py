@@ -1,4 +1,4 @@
-"""WISE (arXiv 2503.07265): do pictures show what a prompt means rather than says?
+"""WISE (arXiv 2503.07265): do images show what a prompt means rather than says?
 
 Two protocols, whose numbers do not compare: the legacy one of the paper, and the verified one. The
 prompts and the published instructions to the judge have no licence; the user downloads them.
@@ -8,7 +8,7 @@ prompts and the published instructions to the judge have no licence; the user do
     scoring    scores of a folder
 """
 
-from triptych.evaluation.wise.layout import picture_path, read_prompts
+from triptych.evaluation.wise.layout import image_path, read_prompts
 from triptych.evaluation.wise.protocols import LEGACY, PROTOCOLS, VERIFIED, Protocol
 from triptych.evaluation.wise.scoring import score
 
@@ -17,7 +17,7 @@ __all__ = [
     "PROTOCOLS",
     "VERIFIED",
     "Protocol",
-    "picture_path",
+    "image_path",
     "read_prompts",
     "score",
 ]

@@ -1,6 +1,6 @@
-"""The prompts of WISE, as they are downloaded, and the folder of their pictures.
+"""The prompts of WISE, as they are downloaded, and the folder of their images.
 
-1.png ... 1000.png    one picture a prompt, named by its number
+1.png ... 1000.png    one image a prompt, named by its number
 """
 
 from __future__ import annotations
@@ -50,13 +50,13 @@ def read_prompts(paths: Sequence[str | Path], protocol: Protocol) -> dict[int, P
     return dict(sorted(found.items()))
 
 
-def picture_path(folder: Path, number: int) -> Path:
-    """The file of a prompt's picture."""
+def image_path(folder: Path, number: int) -> Path:
+    """The file of a prompt's image."""
     return folder / f"{number}.png"
 
 
 def read_folder(folder: Path, prompts: Mapping[int, Prompt]) -> list[Sample]:
-    """The asked pictures, one a prompt, then those that lie there beyond them.
+    """The asked images, one a prompt, then those that lie there beyond them.
 
     Raises:
         UserError: it is no such folder.
@@ -64,11 +64,11 @@ def read_folder(folder: Path, prompts: Mapping[int, Prompt]) -> list[Sample]:
     there, extra = images_by_stem(folder)
     samples = []
     for prompt in prompts.values():
-        name = there.pop(str(prompt.number), picture_path(folder, prompt.number).name)
+        name = there.pop(str(prompt.number), image_path(folder, prompt.number).name)
         samples.append(Sample(str(prompt.number), prompt.text, name))
     for name in sorted([*there.values(), *extra]):
         samples.append(Sample(name, "", name))
-        samples[-1].leave_out(EXTRA, f"{name} belongs to no prompt, or to one that has a picture")
+        samples[-1].leave_out(EXTRA, f"{name} belongs to no prompt, or to one that has an image")
     find(folder, samples)
     return samples
 

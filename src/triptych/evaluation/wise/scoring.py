@@ -1,4 +1,4 @@
-"""A folder of pictures scored by a judge."""
+"""A folder of images scored by a judge."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from triptych.evaluation.statistics import bootstrap
 from triptych.evaluation.wise.layout import Prompt, read_folder, read_prompts
 from triptych.evaluation.wise.protocols import Protocol, read_instructions
 
-AT_ONCE = 4  # times the judge's batch: pictures in memory
+AT_ONCE = 4  # times the judge's batch: images in memory
 
 
 def score(
@@ -49,8 +49,8 @@ def score(
     memory = Answers(answers)
     some: list[tuple[Sample, Image.Image]] = []
     for sample in samples:
-        if sample.state == SCORED and (picture := opened(folder, sample)) is not None:
-            some.append((sample, picture))
+        if sample.state == SCORED and (image := opened(folder, sample)) is not None:
+            some.append((sample, image))
         if len(some) == AT_ONCE * judge.batch:
             _judge(some, known, told, protocol, judge, memory)
             some = []
@@ -86,10 +86,10 @@ def _judge(
     memory: Answers,
 ) -> None:
     questions = []
-    for sample, picture in some:
+    for sample, image in some:
         prompt = known[int(sample.key)]
         question = told.replace("{prompt}", prompt.text)
-        questions.append((picture, question.replace("{explanation}", prompt.explanation)))
+        questions.append((image, question.replace("{explanation}", prompt.explanation)))
     for (sample, _), answer in zip(some, memory.ask(judge, questions), strict=True):
         if not isinstance(answer, str):
             sample.leave_out(JUDGE_FAILED, str(answer))

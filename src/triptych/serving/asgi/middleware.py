@@ -167,7 +167,7 @@ class Gate:
         if size > self.max_body:
             raise Problem(
                 413,
-                f"the body is larger than {self.max_body / 2**20:g} MB; send smaller pictures.",
+                f"the body is larger than {self.max_body / 2**20:g} MB; send smaller images.",
                 "body_too_large",
             )
         if (more := copies * max(0, size - SMALL) - ticket.held) > 0:

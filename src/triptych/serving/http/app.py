@@ -23,7 +23,7 @@ from triptych.serving.http.batching import Scheduler
 from triptych.serving.http.chat_routes import chat_routes
 from triptych.serving.http.context import Context
 from triptych.serving.http.dispatcher import Desk
-from triptych.serving.http.images_routes import picture_routes
+from triptych.serving.http.images_routes import image_routes
 from triptych.serving.http.jobs import perform
 from triptych.serving.http.metrics import Metrics
 from triptych.serving.http.openapi import describe
@@ -35,9 +35,9 @@ class Limits:
     """What a server takes on."""
 
     max_batch: int = 16
-    """Most pictures or conversations that are worked on together."""
+    """Most images or conversations that are worked on together."""
     max_queue: int = 64
-    """Most pictures and conversations that wait; the next request is told to come again."""
+    """Most images and conversations that wait; the next request is told to come again."""
     max_wait_ms: float = 10
     """Milliseconds that a request waits for company when the model is idle."""
     timeout: float = 120
@@ -61,7 +61,7 @@ def create_app(
     Args:
         pipeline: works in one thread of its own.
         name: of the model, as clients give it.
-        sizes: of its pictures.
+        sizes: of its images.
         limits: what it takes on.
         api_key: what clients must know; None lets everyone in.
         hosts: names by which clients may address the server; by default those of this machine for
@@ -111,7 +111,7 @@ def create_app(
     )
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _unknown)
-    app.include_router(picture_routes(context))
+    app.include_router(image_routes(context))
     app.include_router(chat_routes(context))
     _add_small_routes(app, context)
     app.openapi = partial(describe, app, api_key is not None)

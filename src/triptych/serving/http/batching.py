@@ -29,7 +29,7 @@ class Work(Protocol):
     """What one request asks for."""
 
     size: int
-    """In pictures or conversations."""
+    """In images or conversations."""
 
     @property
     def kind(self) -> Hashable:
@@ -99,8 +99,8 @@ class Scheduler:
         perform: does the work of a call, and returns a result for each of its jobs. It is only
             ever called by the one thread. When it fails, jobs that were together are tried one by
             one, so that none fails for its neighbour's sake.
-        max_batch: most pictures or conversations in a call. A single job may be larger.
-        max_queue: most pictures or conversations that wait. A single job may be larger.
+        max_batch: most images or conversations in a call. A single job may be larger.
+        max_queue: most images or conversations that wait. A single job may be larger.
         max_wait: seconds that a job waits for company, if the thread has nothing else to do.
     """
 
@@ -136,7 +136,7 @@ class Scheduler:
 
     @property
     def queued(self) -> int:
-        """Pictures and conversations in the queue."""
+        """Images and conversations in the queue."""
         return sum(job.work.size for job in self._queue)
 
     @property
@@ -191,7 +191,7 @@ class Scheduler:
             finally:
                 with self._changed:
                     self._running = []
-                del jobs  # results and pictures are not kept until the next work comes
+                del jobs  # results and images are not kept until the next work comes
 
     def _next(self) -> list[Job]:
         """The oldest job and what can be done with it; waits for it. Nothing: the end."""

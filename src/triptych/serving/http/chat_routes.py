@@ -20,7 +20,7 @@ from triptych.serving.http.server_sent_events import event_stream, sse_event
 from triptych.serving.images.image_input import read_url
 
 MOST_SHOWN = 16
-"""Pictures in a conversation."""
+"""Images in a conversation."""
 
 
 def chat_routes(context: Context) -> APIRouter:
@@ -29,7 +29,7 @@ def chat_routes(context: Context) -> APIRouter:
 
     @router.post("/v1/chat/completions", **context.documented("ChatCompletion"))
     async def complete(request: Request, body: ChatBody) -> Response:
-        """An answer to a conversation, which may show pictures."""
+        """An answer to a conversation, which may show images."""
         context.check_model(body.model)
         if body.stream_options is not None and not body.stream:
             raise wrong("stream_options", "stream_options is for streams; set stream as well.")
@@ -115,7 +115,7 @@ async def _read(context: Context, request: Request, messages: list[ChatMessage])
             elif isinstance(part, ImagePart):
                 param = f"messages[{place}].content[{number}].image_url.url"
                 if len(files) == MOST_SHOWN:
-                    raise wrong(param, f"there are more than {MOST_SHOWN} pictures; send fewer.")
+                    raise wrong(param, f"there are more than {MOST_SHOWN} images; send fewer.")
                 files.append(read_url(part.image_url.url, param))
                 places[param] = message.content, number
     images = await context.read_images(request, files, context.sizes.shown, list(places))

@@ -101,7 +101,7 @@ def _refused(error: UserError) -> Problem:
         log.error("memory does not suffice: %s", error)
         return Problem(
             503,
-            "the server's memory does not suffice for this; ask for fewer pictures at once.",
+            "the server's memory does not suffice for this; ask for fewer images at once.",
             "out_of_memory",
             headers={"x-should-retry": "false"},
         )

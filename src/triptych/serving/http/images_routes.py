@@ -21,19 +21,19 @@ from triptych.inference.generation_config import SETTINGS, GenerationConfig
 from triptych.serving.asgi.api_errors import Problem, of_validation, wrong
 from triptych.serving.http.context import Context
 from triptych.serving.http.image_output import encode, scaled
-from triptych.serving.http.jobs import PictureWork
-from triptych.serving.http.request_schemas import EditBody, GenerationBody, PictureBody
+from triptych.serving.http.jobs import ImageWork
+from triptych.serving.http.request_schemas import EditBody, GenerationBody, ImageBody
 from triptych.serving.http.server_sent_events import event_stream, one_by_one, sse_event
 from triptych.utils.errors import UserError
 
 MOST_EDITED = 16
-"""Pictures that one request for edits may ask for: pictures sent, times n."""
+"""Images that one request for edits may ask for: images sent, times n."""
 LARGE = 1024
 """Side in pixels of images above which encoding takes long."""
 MOST_FIELDS = 64
 """Of a form, beside its files."""
 SIDES = range(16, 2049)
-"""In pixels, to which a picture is scaled if its `size` is asked for."""
+"""In pixels, to which an image is scaled if its `size` is asked for."""
 
 
 class FormInMemory(MultiPartParser):
@@ -43,17 +43,17 @@ class FormInMemory(MultiPartParser):
     """Bytes of a file above which it would be written to the disk; 0 is never."""
 
 
-def picture_routes(context: Context) -> APIRouter:
-    """The routes of pictures."""
+def image_routes(context: Context) -> APIRouter:
+    """The routes of images."""
     router = APIRouter()
 
     @router.post("/v1/images/generations", **context.documented("ImageList"))
     async def generate(request: Request, body: GenerationBody) -> Response:
-        """Pictures for a prompt."""
+        """Images for a prompt."""
         context.check_model(body.model)
         _side(body)
         number = body.n or 1
-        work = PictureWork(
+        work = ImageWork(
             [body.prompt] * number,
             _seeds(body.seed, number),
             settings=_settings(body),
@@ -67,7 +67,7 @@ def picture_routes(context: Context) -> APIRouter:
         **context.documented("ImageList"),
     )
     async def edit(request: Request) -> Response:
-        """Pictures changed as a prompt says. Of several pictures each is changed by itself; the
+        """Images changed as a prompt says. Of several images each is changed by itself; the
         answer has `n` of the first, then `n` of the second."""
         fields, files = await _form(request)
         if "guidance_interval" in fields:
@@ -79,17 +79,17 @@ def picture_routes(context: Context) -> APIRouter:
         context.check_model(body.model)
         _side(body)
         if not files:
-            raise wrong("image", "image is missing; send a picture.", "missing_required_parameter")
+            raise wrong("image", "image is missing; send an image.", "missing_required_parameter")
         number = body.n or 1
         if len(files) * number > MOST_EDITED:
             raise wrong(
-                "n", f"{len(files)} pictures times {number}; ask for at most {MOST_EDITED} in all."
+                "n", f"{len(files)} images times {number}; ask for at most {MOST_EDITED} in all."
             )
         images = await context.read_images(
             request, files, context.sizes.edited, ["image"] * len(files)
         )
         images = [image for image in images for _ in range(number)]
-        work = PictureWork(
+        work = ImageWork(
             [body.prompt] * len(images),
             _seeds(body.seed, len(images)),
             images,
@@ -102,49 +102,49 @@ def picture_routes(context: Context) -> APIRouter:
 
 
 async def _answer(
-    context: Context, request: Request, body: PictureBody, work: PictureWork, event: str
+    context: Context, request: Request, body: ImageBody, work: ImageWork, event: str
 ) -> Response:
     shown = work.size * (1 + work.partial)
     request.state.ticket.reserve(3 * shown * context.sizes.made**2)
     if body.stream:
         return await event_stream(request, _events(context, request, body, work, event))
-    pictures = await context.desk.result(request, work)
-    parts = _image_list(context, pictures, body, work.seeds)
+    images = await context.desk.result(request, work)
+    parts = _image_list(context, images, body, work.seeds)
     return StreamingResponse(one_by_one(request, parts), media_type="application/json")
 
 
 async def _image_list(
-    context: Context, pictures: list[Image.Image], body: PictureBody, seeds: list[int]
+    context: Context, images: list[Image.Image], body: ImageBody, seeds: list[int]
 ) -> AsyncIterator[str]:
     """JSON in parts, an image each."""
     yield json.dumps({"created": int(time.time())}).removesuffix("}") + ', "data": ['
-    for number, (picture, seed) in enumerate(zip(pictures, seeds, strict=True)):
-        content, look = await _encoded(context, picture, body)
+    for number, (image, seed) in enumerate(zip(images, seeds, strict=True)):
+        content, look = await _encoded(context, image, body)
         yield ", " * (number > 0) + json.dumps({"b64_json": content, "seed": seed})
     yield "], " + json.dumps(look).removeprefix("{")
 
 
 async def _encoded(
-    context: Context, picture: Image.Image, body: PictureBody
+    context: Context, image: Image.Image, body: ImageBody
 ) -> tuple[str, dict[str, str]]:
     """The file that is asked for, in base64, and the fields that describe it."""
 
     def make() -> tuple[str, dict[str, str]]:
-        made = scaled(picture, _side(body))
+        made = scaled(image, _side(body))
         return encode(made, *_file(body)), _look(body, made)
 
-    large = (_side(body) or picture.width) > LARGE
+    large = (_side(body) or image.width) > LARGE
     limiter = context.large_encoders if large else context.encoders
     return await to_thread.run_sync(make, limiter=limiter)
 
 
 async def _events(
-    context: Context, request: Request, body: PictureBody, work: PictureWork, event: str
+    context: Context, request: Request, body: ImageBody, work: ImageWork, event: str
 ) -> AsyncIterator[bytes]:
-    """Server-sent events: unfinished pictures as they come, then each finished one."""
+    """Server-sent events: unfinished images as they come, then each finished one."""
 
-    async def told(kind: str, picture: Image.Image, **more: Any) -> bytes:
-        encoded, look = await _encoded(context, picture, body)
+    async def told(kind: str, image: Image.Image, **more: Any) -> bytes:
+        encoded, look = await _encoded(context, image, body)
         content = {
             "type": f"{event}.{kind}",
             "b64_json": encoded,
@@ -158,32 +158,32 @@ async def _events(
         async for kind, value in events:
             if kind == "piece":
                 yield await told(
-                    "partial_image", value.picture,
+                    "partial_image", value.image,
                     partial_image_index=value.index, seed=work.seeds[value.number],
                 )  # fmt: skip
             else:
-                for picture, seed in zip(value, work.seeds, strict=True):
-                    yield await told("completed", picture, seed=seed)
+                for image, seed in zip(value, work.seeds, strict=True):
+                    yield await told("completed", image, seed=seed)
 
 
-def _look(body: PictureBody, picture: Image.Image) -> dict[str, str]:
+def _look(body: ImageBody, image: Image.Image) -> dict[str, str]:
     return {
         "background": "opaque",
         "output_format": _file(body)[0],
         "quality": "auto",
-        "size": f"{picture.width}x{picture.height}",
+        "size": f"{image.width}x{image.height}",
     }
 
 
-def _file(body: PictureBody) -> tuple[str, int | None]:
+def _file(body: ImageBody) -> tuple[str, int | None]:
     return body.output_format or "png", body.output_compression
 
 
-def _partial(body: PictureBody) -> int:
+def _partial(body: ImageBody) -> int:
     return (body.partial_images or 0) if body.stream else 0
 
 
-def _settings(body: PictureBody) -> GenerationConfig:
+def _settings(body: ImageBody) -> GenerationConfig:
     try:
         return GenerationConfig(**{name: getattr(body, name) for name in SETTINGS})
     except UserError as error:
@@ -197,7 +197,7 @@ def _seeds(first: int | None, number: int) -> list[int]:
     return list(range(first, first + number))
 
 
-def _side(body: PictureBody) -> int | None:
+def _side(body: ImageBody) -> int | None:
     """The side in pixels that is asked for; None is the model's own."""
     if body.size in (None, "auto"):
         return None
@@ -205,14 +205,14 @@ def _side(body: PictureBody) -> int | None:
     if width != height or width not in SIDES:
         raise wrong(
             "size",
-            f"size: this model makes square pictures; ask for a square of {SIDES[0]} to "
+            f"size: this model makes square images; ask for a square of {SIDES[0]} to "
             f"{SIDES[-1]} pixels a side, or for auto.",
         )
     return width
 
 
 async def _form(request: Request) -> tuple[dict[str, Any], list[bytes]]:
-    """Fields and pictures of a form, the latter as `image` or `image[]`, as the client sends them.
+    """Fields and images of a form, the latter as `image` or `image[]`, as the client sends them.
 
     Names of files are not looked at.
     """

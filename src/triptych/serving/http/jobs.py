@@ -25,15 +25,15 @@ class ChatSettings:
 
 
 @dataclass
-class PictureWork:
-    """Pictures, each from its prompt, its seed and, if there are any, its image."""
+class ImageWork:
+    """Images, each from its prompt, its seed and, if there are any, its image."""
 
     prompts: list[str]
     seeds: list[int]
     images: list[Image.Image] = field(default_factory=list)
     settings: GenerationConfig = GenerationConfig()
     partial: int = 0
-    """How many unfinished pictures the client wants to see of each."""
+    """How many unfinished images the client wants to see of each."""
 
     @property
     def size(self) -> int:
@@ -61,20 +61,20 @@ class ChatWork:
 
 @dataclass
 class Partial:
-    """An unfinished picture."""
+    """An unfinished image."""
 
-    picture: Image.Image
+    image: Image.Image
     number: int
-    """Of the picture in its request."""
+    """Of the image in its request."""
     index: int
-    """How many unfinished ones of this picture came before."""
+    """How many unfinished ones of this image came before."""
 
 
 def perform(pipeline: UnifiedPipeline, max_batch: int, call: Call) -> Sequence[Any]:
-    """Results of a call's works, which are of one kind: lists of pictures, or answers."""
+    """Results of a call's works, which are of one kind: lists of images, or answers."""
     if isinstance(call.works[0], ChatWork):
         return _answers(pipeline, call)
-    return _pictures(pipeline, max_batch, call)
+    return _images(pipeline, max_batch, call)
 
 
 def _answers(pipeline: UnifiedPipeline, call: Call) -> Sequence[Any]:
@@ -92,8 +92,8 @@ def _answers(pipeline: UnifiedPipeline, call: Call) -> Sequence[Any]:
     )
 
 
-def _pictures(pipeline: UnifiedPipeline, max_batch: int, call: Call) -> Sequence[list[Image.Image]]:
-    works: list[PictureWork] = call.works
+def _images(pipeline: UnifiedPipeline, max_batch: int, call: Call) -> Sequence[list[Image.Image]]:
+    works: list[ImageWork] = call.works
     owners = [(job, n) for job, work in enumerate(works) for n in range(work.size)]
 
     def callback(progress: Progress) -> None:
@@ -126,7 +126,7 @@ def _pictures(pipeline: UnifiedPipeline, max_batch: int, call: Call) -> Sequence
 
 
 def _partial_index(wanted: int, progress: Progress) -> int | None:
-    """Which of `wanted` unfinished pictures this step gives: they are evenly spread over the
+    """Which of `wanted` unfinished images this step gives: they are evenly spread over the
     decoder's steps, where a look costs least."""
     if progress.stage != "pixels":
         return None

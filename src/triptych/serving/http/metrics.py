@@ -27,13 +27,13 @@ class Metrics(Observer):
         )  # fmt: skip
         self.queue = self._make(Gauge, "queue_length", "Requests that wait for the model.")
         self.batches = self._make(
-            Histogram, "batch_size", "Pictures or conversations in a call of the model.", ["kind"],
+            Histogram, "batch_size", "Images or conversations in a call of the model.", ["kind"],
             buckets=SIZES,
         )  # fmt: skip
         self.work = self._make(
             Histogram, "batch_seconds", "A call of the model.", ["kind"], buckets=SECONDS
         )
-        self.pictures = self._make(Counter, "pictures", "Pictures made.")
+        self.images = self._make(Counter, "images", "Images made.")
         self.tokens = self._make(Counter, "tokens", "Tokens of chats.", ["kind"])
         self.rejected = self._make(
             Counter, "rejected", "Requests that found no place, or a server that shuts down.",
@@ -61,4 +61,4 @@ class Metrics(Observer):
         self.batches.labels(kind).observe(size)
         self.work.labels(kind).observe(seconds)
         if kind != "chat":
-            self.pictures.inc(size)
+            self.images.inc(size)

@@ -12,7 +12,7 @@ from triptych import __version__
 from triptych.serving.http import response_schemas
 from triptych.serving.http.request_schemas import EditBody
 
-PICTURES = {
+IMAGES = {
     "type": "array",
     "items": {"type": "string", "format": "binary"},
     "minItems": 1,
@@ -30,7 +30,7 @@ def describe(app: FastAPI, needs_key: bool) -> dict[str, Any]:
     ]
     schemas = models_json_schema(modes, ref_template="#/components/schemas/{model}")[1]["$defs"]
     form = schemas.pop("EditBody")
-    form["properties"] |= {"image": PICTURES}
+    form["properties"] |= {"image": IMAGES}
     form["required"] = [*form["required"], "image"]
     components = document.setdefault("components", {})
     components.setdefault("schemas", {}).update(schemas)

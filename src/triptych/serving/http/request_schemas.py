@@ -24,7 +24,7 @@ from triptych.inference.generation_config import SETTINGS, help_of, limit_of
 from triptych.utils.limits import Choice, Interval, Range
 from triptych.utils.text import clean_text
 
-MOST_PICTURES = 10
+MAX_IMAGES = 10
 """Of one prompt, as of OpenAI's."""
 MOST_TOKENS = 4096
 """Of an answer."""
@@ -87,25 +87,25 @@ SettingsBody = create_model(
 """All settings of `GenerationConfig`, beyond OpenAI's: clients send them by extra_body."""
 
 
-class PictureBody(SettingsBody):
-    """What requests for pictures share."""
+class ImageBody(SettingsBody):
+    """What requests for images share."""
 
     prompt: Text
     model: Word | None = Field(None, description="This server's only one by default.")
-    n: int | None = Field(None, ge=1, le=MOST_PICTURES, description="Pictures; 1 by default.")
+    n: int | None = Field(None, ge=1, le=MAX_IMAGES, description="Images; 1 by default.")
     size: str | None = Field(
         None,
         pattern=r"^(auto|[0-9]{1,5}x[0-9]{1,5})$",
         description="auto is the model's own; another square is scaled.",
     )
     response_format: unsupported(
-        "b64_json", instead="it keeps no pictures, so there is no URL: ask for b64_json"
+        "b64_json", instead="it keeps no images, so there is no URL: ask for b64_json"
     ) = None
     output_format: Literal["png", "jpeg", "webp"] | None = None
     output_compression: int | None = Field(
         None, ge=0, le=100, description="Quality in percent, of jpeg and webp."
     )
-    background: unsupported("auto", "opaque", instead="its pictures are opaque") = None
+    background: unsupported("auto", "opaque", instead="its images are opaque") = None
     stream: bool | None = None
     partial_images: int | None = Field(None, ge=0, le=3, description="When streaming.")
     # Preferences that change nothing here.
@@ -115,18 +115,18 @@ class PictureBody(SettingsBody):
     user: Word | None = None
     safety_identifier: Word | None = None
     # Beyond OpenAI's, too.
-    seed: Seed | None = Field(None, description="Of the first picture; each next has one more.")
+    seed: Seed | None = Field(None, description="Of the first image; each next has one more.")
 
 
-class GenerationBody(PictureBody):
+class GenerationBody(ImageBody):
     """POST /v1/images/generations"""
 
     moderation: Literal["auto", "low"] | None = None  # a preference too
     style: Literal["vivid", "natural"] | None = None
 
 
-class EditBody(PictureBody):
-    """POST /v1/images/edits, beside its pictures."""
+class EditBody(ImageBody):
+    """POST /v1/images/edits, beside its images."""
 
     input_fidelity: Literal["high", "low"] | None = None  # a preference too
 
@@ -139,17 +139,17 @@ class TextPart(Body):
 
 
 class ImageUrl(Body):
-    """A picture that is written into its URL."""
+    """An image that is written into its URL."""
 
     url: str = Field(
         description="data:image/png;base64,... and nothing else: this server fetches nothing.",
         json_schema_extra={"pattern": "^data:"},
     )
-    detail: Literal["auto", "low", "high"] | None = None  # every picture is seen at one size
+    detail: Literal["auto", "low", "high"] | None = None  # every image is seen at one size
 
 
 class ImagePart(Body):
-    """A picture in a message."""
+    """An image in a message."""
 
     type: Literal["image_url"]
     image_url: ImageUrl
@@ -157,7 +157,7 @@ class ImagePart(Body):
 
 def _kind_of_part(part: Any) -> str:
     kind = part.get("type") if isinstance(part, dict) else None
-    return "<picture>" if kind == "image_url" else "<text>"
+    return "<image>" if kind == "image_url" else "<text>"
 
 
 def _kind_of_content(content: Any) -> str:
@@ -165,7 +165,7 @@ def _kind_of_content(content: Any) -> str:
 
 
 Part = Annotated[
-    Annotated[TextPart, Tag("<text>")] | Annotated[ImagePart, Tag("<picture>")],
+    Annotated[TextPart, Tag("<text>")] | Annotated[ImagePart, Tag("<image>")],
     Discriminator(_kind_of_part),
 ]
 Content = Annotated[

@@ -26,18 +26,18 @@ class ErrorBody(BaseModel):
     error: ErrorDetail
 
 
-class Picture(BaseModel):
-    """A picture, and the seed that makes it again."""
+class ImageInput(BaseModel):
+    """An image, and the seed that makes it again."""
 
     b64_json: str
     seed: int
 
 
 class ImageList(BaseModel):
-    """The pictures of a request."""
+    """The images of a request."""
 
     created: int
-    data: list[Picture]
+    data: list[ImageInput]
     background: Literal["opaque"]
     output_format: Literal["png", "jpeg", "webp"]
     quality: Literal["auto"]

@@ -14,8 +14,8 @@ import sys
 from typing import Any, BinaryIO
 
 from triptych.serving.asgi.api_errors import Problem
-from triptych.serving.images.image_input import LIMITS, read_picture
-from triptych.utils.errors import PictureError
+from triptych.serving.images.image_input import LIMITS, read_request_image
+from triptych.utils.errors import ImageError
 from triptych.utils.image_reader import read_header
 
 MEMORY = 512 * 2**20
@@ -47,7 +47,7 @@ def _measured(files: list[bytes]) -> tuple[dict[str, Any], bytes]:
     for data in files:
         try:
             header = read_header(data, LIMITS)
-        except PictureError:
+        except ImageError:
             continue
         pixels += header.width * header.height
     return {"pixels": pixels}, b""
@@ -55,7 +55,7 @@ def _measured(files: list[bytes]) -> tuple[dict[str, Any], bytes]:
 
 def _read(data: bytes, request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
     try:
-        image = read_picture(data, request["size"], request["param"])
+        image = read_request_image(data, request["size"], request["param"])
     except Problem as problem:
         return {"problem": [problem.message, problem.code]}, b""
     return {"size": image.size}, image.tobytes()

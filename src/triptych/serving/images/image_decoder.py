@@ -47,14 +47,14 @@ class Decoder:
     async def read(
         self, files: Sequence[bytes], size: int | None, params: Sequence[str], ticket: Ticket
     ) -> list[Image.Image]:
-        """The images of a request, as `read_picture` gives them; memory for them is reserved.
+        """The images of a request, as `read_request_image` gives them; memory for them is reserved.
 
         Args:
             params: the field of each file, for messages.
 
         Raises:
-            Problem: 400, as `read_picture`, or the decoder took too long or broke; 413 or 429,
-                there is no memory for the result.
+            Problem: 400, as `read_request_image`, or the decoder took too long or broke; 413 or
+                429, there is no memory for the result.
         """
         if not files:
             return []

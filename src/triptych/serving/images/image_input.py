@@ -1,11 +1,11 @@
-"""Pictures that clients send: read once, checked before anything is unpacked, kept small."""
+"""Images that clients send: read once, checked before anything is unpacked, kept small."""
 
 from __future__ import annotations
 
 from PIL import Image
 
 from triptych.serving.asgi.api_errors import Problem, wrong
-from triptych.utils.errors import PictureError
+from triptych.utils.errors import ImageError
 from triptych.utils.image_headers import DAMAGED
 from triptych.utils.image_reader import (
     ANIMATED,
@@ -32,35 +32,35 @@ CODES = {
 }
 
 
-def read_picture(data: bytes, size: int | None, param: str) -> Image.Image:
-    """The picture in a file, upright, RGB.
+def read_request_image(data: bytes, size: int | None, param: str) -> Image.Image:
+    """The image in a file, upright, RGB.
 
     Args:
-        size: the side in pixels of the squares that the model sees; the rest of the picture is let
-            go, so that what waits in the queue is small. None: it sees pictures in their shapes.
+        size: the side in pixels of the squares that the model sees; the rest of the image is let
+            go, so that what waits in the queue is small. None: it sees images in their shapes.
 
     Raises:
-        Problem: 400; it is no picture, a damaged, an animated or a too large one.
+        Problem: 400; it is no image, a damaged, an animated or a too large one.
     """
     try:
         upright = read_image(data, LIMITS)
-    except PictureError as error:
+    except ImageError as error:
         raise _problem(param, error) from error
     if size is None:
         return upright
     return square_image(upright, size)
 
 
-def _problem(param: str, error: PictureError) -> Problem:
+def _problem(param: str, error: ImageError) -> Problem:
     if error.reason == DAMAGED:  # Pillow's words for it help nobody
         return wrong(
             param,
-            f"{param}: this is no picture that can be read; send a whole PNG, JPEG, WebP or GIF.",
+            f"{param}: this is no image that can be read; send a whole PNG, JPEG, WebP or GIF.",
             "invalid_image",
         )
     return wrong(
         param,
-        f"{param}: the picture {error}; send another.",
+        f"{param}: the image {error}; send another.",
         CODES.get(error.reason, "invalid_image"),
     )
 
@@ -73,8 +73,8 @@ def read_url(url: str, param: str) -> bytes:
     """
     try:
         return read_data_url(url)
-    except PictureError as error:
+    except ImageError as error:
         if error.reason == LINK:
-            said = f"{param}: this server fetches no pictures; send {EXAMPLE} instead."
+            said = f"{param}: this server fetches no images; send {EXAMPLE} instead."
             raise wrong(param, said, "unsupported_image_url") from error
         raise wrong(param, f"{param}: this {error}; send {EXAMPLE}", "invalid_image") from error

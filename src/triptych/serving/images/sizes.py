@@ -11,13 +11,13 @@ from triptych.inference.pipeline import UnifiedPipeline
 
 @dataclass
 class Sizes:
-    """Sides in pixels of a model's pictures, which are squares."""
+    """Sides in pixels of a model's images, which are squares."""
 
     made: int
     edited: int
-    """To which pictures are brought that it changes."""
+    """To which images are brought that it changes."""
     shown: int | None
-    """To which pictures of conversations are brought; None leaves them their shapes."""
+    """To which images of conversations are brought; None leaves them their shapes."""
 
     @classmethod
     def of(cls, pipeline: UnifiedPipeline) -> Sizes:

@@ -1,4 +1,4 @@
-"""The tab that answers questions about pictures, in several turns."""
+"""The tab that answers questions about images, in several turns."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ Turns = list[dict[str, Any]]
 
 
 def chat_tab(page: Page) -> None:
-    """Inside a `gr.Tab`: the conversation, and a box for text and pictures below it."""
+    """Inside a `gr.Tab`: the conversation, and a box for text and images below it."""
     talk = gr.Chatbot(
         show_label=False,
         height=480,
         buttons=["copy"],
-        placeholder="Put a picture into the box below and ask about it.",
+        placeholder="Put an image into the box below and ask about it.",
         elem_classes=page.look,
         elem_id="talk",
         feedback_options=None,
@@ -72,12 +72,12 @@ def chat_tab(page: Page) -> None:
 
 
 def _question(message: dict[str, Any]) -> dict[str, Any]:
-    """One turn of the viewer: pictures first, then what is asked about them."""
+    """One turn of the viewer: images first, then what is asked about them."""
     text = (message["text"] or "").strip()
     if not text:
         raise UserError("the question is empty; ask something.")
-    pictures = [{"type": "image", "image": file} for file in message["files"]]
-    return {"role": "user", "content": [*pictures, {"type": "text", "text": text}]}
+    images = [{"type": "image", "image": file} for file in message["files"]]
+    return {"role": "user", "content": [*images, {"type": "text", "text": text}]}
 
 
 def _decoded(page: Page, turns: Turns) -> Turns:

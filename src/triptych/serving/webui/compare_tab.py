@@ -1,4 +1,4 @@
-"""The tab that shows pictures of two models or settings side by side, and takes votes.
+"""The tab that shows images of two models or settings side by side, and takes votes.
 
 As in the human study of arXiv 2505.09568: both sides get the same prompt and the same seed, the
 order is drawn for each pair, and nobody is told which is which before the vote.
@@ -33,7 +33,7 @@ Side = Literal["a", "b"]
 
 @dataclass
 class Pair:
-    """Two pictures of one prompt, as one viewer sees them."""
+    """Two images of one prompt, as one viewer sees them."""
 
     trial: str
     prompt: str
@@ -41,7 +41,7 @@ class Pair:
     a: dict[str, Any]
     b: dict[str, Any]
     left: Side
-    pictures: dict[Side, Image.Image]
+    images: dict[Side, Image.Image]
 
     @property
     def right(self) -> Side:
@@ -55,7 +55,7 @@ class Pair:
 def make_pair(
     page: Page, prompt: str, seed: int, sides: dict[Side, tuple[str, dict[str, Any]]]
 ) -> Pair:
-    """Pictures of both sides (name of a source, arguments of `generate`), in an order by chance.
+    """Images of both sides (name of a source, arguments of `generate`), in an order by chance.
 
     Raises:
         UserError: both sides are the same, a source has no model, or as
@@ -66,19 +66,19 @@ def make_pair(
             "both sides are the same; choose another model or other settings under 'What is "
             "compared'."
         )
-    pictures, settings = {}, {}
+    images, settings = {}, {}
     for side, (source, given) in sides.items():
         output = page.sources[source](prompt, seed=seed, **given)
-        picture, made_with = output.images[0], output.metadata[0]
+        image, made_with = output.images[0], output.metadata[0]
         settings[side] = {k: v for k, v in made_with.items() if k not in ("prompt", "seed")}
         settings[side]["model"] = source
-        pictures[side] = picture.copy()  # a copy carries no settings: a download tells nothing
+        images[side] = image.copy()  # a copy carries no settings: a download tells nothing
     left = secrets.choice(("a", "b"))
-    return Pair(uuid.uuid4().hex, prompt, seed, settings["a"], settings["b"], left, pictures)
+    return Pair(uuid.uuid4().hex, prompt, seed, settings["a"], settings["b"], left, images)
 
 
 def compare_tab(page: Page) -> None:
-    """Inside a `gr.Tab`: what is compared, a pair of pictures, the vote, the tally."""
+    """Inside a `gr.Tab`: what is compared, a pair of images, the vote, the tally."""
     with gr.Row(equal_height=False):
         prompt = gr.Textbox(
             label="Prompt", placeholder=EXAMPLES[0], elem_id="compare-prompt", scale=3
@@ -95,8 +95,8 @@ def compare_tab(page: Page) -> None:
         following = gr.Button("Next prompt of the list", visible=bool(page.prompts), elem_id="next")
     line = gr.HTML(status(None), padding=False)
     with gr.Row():
-        left = _picture(page, "Left", "left-picture")
-        right = _picture(page, "Right", "right-picture")
+        left = _image(page, "Left", "left-image")
+        right = _image(page, "Right", "right-image")
     with gr.Row():
         votes = {
             name: gr.Button(text, interactive=False, elem_id=f"vote-{name.replace(' ', '-')}")
@@ -105,14 +105,14 @@ def compare_tab(page: Page) -> None:
     told = gr.HTML(padding=False, elem_id="told")
     pair = gr.State(None)
 
-    def pictures(prompt, seed, fresh, *sides):
+    def images(prompt, seed, fresh, *sides):
         with in_words():
             yield {
                 pair: None,
                 left: None,
                 right: None,
                 told: "",
-                line: status(None, "making both pictures"),
+                line: status(None, "making both images"),
                 **{button: gr.Button(interactive=False) for button in votes.values()},
             }
             number = new_seed() if fresh or seed is None else seed
@@ -129,8 +129,8 @@ def compare_tab(page: Page) -> None:
             yield {
                 pair: made,
                 seed_box: number,
-                left: page.write(made.pictures[made.left], "left"),
-                right: page.write(made.pictures[made.right], "right"),
+                left: page.write(made.images[made.left], "left"),
+                right: page.write(made.images[made.right], "right"),
                 line: status(None, f"{made.prompt} · seed {number}"),
                 **{button: gr.Button(interactive=True) for button in votes.values()},
             }
@@ -164,7 +164,7 @@ def compare_tab(page: Page) -> None:
 
     seed_box = seed
     making = {
-        "fn": pictures,
+        "fn": images,
         "inputs": [prompt, seed, fresh, *first, *second],
         "outputs": [pair, left, right, told, line, seed, *votes.values()],
         "show_progress": "minimal",
@@ -191,7 +191,7 @@ def _side(label: str, names: list[str], name: str) -> list[gr.components.Compone
         return [source, *numbers()]
 
 
-def _picture(page: Page, label: str, name: str) -> gr.Image:
+def _image(page: Page, label: str, name: str) -> gr.Image:
     return gr.Image(
         label=label,
         height=360,

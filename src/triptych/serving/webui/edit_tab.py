@@ -1,4 +1,4 @@
-"""The tab that changes a picture as an instruction says."""
+"""The tab that changes an image as an instruction says."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from triptych.serving.webui.session import ONE_AT_A_TIME, Page, in_words, until_
 from triptych.utils.errors import UserError
 
 
-def picture_box(page: Page, label: str, name: str) -> gr.Image:
-    """Where a viewer puts a picture; `Page.uploads` reads it, which says what is wrong."""
+def image_box(page: Page, label: str, name: str) -> gr.Image:
+    """Where a viewer puts an image; `Page.uploads` reads it, which says what is wrong."""
     box = gr.Image(
         label=label,
         type="filepath",
@@ -21,16 +21,16 @@ def picture_box(page: Page, label: str, name: str) -> gr.Image:
         elem_id=name,
         elem_classes=page.look,
     )
-    # gradio's own opens the file, and answers one that is no picture with a traceback in the log
+    # gradio's own opens the file, and answers one that is no image with a traceback in the log
     box.preprocess = lambda payload: payload and payload.path
     return box
 
 
 def edit_tab(page: Page) -> None:
-    """Inside a `gr.Tab`: picture and instruction on the left, pictures on the right."""
+    """Inside a `gr.Tab`: image and instruction on the left, images on the right."""
     with gr.Row():
         with gr.Column(scale=2, min_width=320):
-            picture = picture_box(page, "Picture", "edit-picture")
+            image = image_box(page, "ImageInput", "edit-image")
             instruction = gr.Textbox(
                 label="Instruction",
                 lines=2,
@@ -46,11 +46,11 @@ def edit_tab(page: Page) -> None:
 
     shown_in = line, gallery, controls[1]
 
-    def make(picture, instruction, *values):
+    def make(image, instruction, *values):
         with in_words():
-            if picture is None:
-                raise UserError("there is no picture to edit; put one into the box.")
-            (decoded,) = page.uploads.read([picture], page.sizes.edited)
+            if image is None:
+                raise UserError("there is no image to edit; put one into the box.")
+            (decoded,) = page.uploads.read([image], page.sizes.edited)
             call = partial(page.pipe.edit, decoded, prompt=instruction)
             yield from run_call(page, call, instruction, values, shown_in)
 
@@ -58,16 +58,16 @@ def edit_tab(page: Page) -> None:
         [run.click, instruction.submit],
         stop,
         make,
-        [picture, instruction, *controls],
+        [image, instruction, *controls],
         list(shown_in),
         line,
     )
 
 
 def reconstruct_tab(page: Page) -> None:
-    """Inside a `gr.Tab`: a picture, and what the model's features keep of it."""
+    """Inside a `gr.Tab`: an image, and what the model's features keep of it."""
     with gr.Row():
-        picture = picture_box(page, "Picture", "reconstruct-picture")
+        image = image_box(page, "ImageInput", "reconstruct-image")
         made = gr.Image(
             label="Through encoder and decoder",
             height=280,
@@ -77,11 +77,11 @@ def reconstruct_tab(page: Page) -> None:
         )
     run = gr.Button("Reconstruct", variant="primary", elem_id="reconstruct")
 
-    def make(picture):
+    def make(image):
         with in_words():
-            if picture is None:
-                raise UserError("there is no picture to reconstruct; put one into the box.")
-            decoded = page.uploads.read([picture], page.pipe.model.encoder.image_size)
+            if image is None:
+                raise UserError("there is no image to reconstruct; put one into the box.")
+            decoded = page.uploads.read([image], page.pipe.model.encoder.image_size)
             return page.write(page.pipe.reconstruct(decoded).images[0], "reconstruction")
 
-    run.click(make, picture, made, **ONE_AT_A_TIME)
+    run.click(make, image, made, **ONE_AT_A_TIME)

@@ -1,4 +1,4 @@
-"""A call of the pipeline, shown while it runs: its pictures appear step by step in a gallery."""
+"""A call of the pipeline, shown while it runs: its images appear step by step in a gallery."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from triptych.inference.pipeline import UnifiedPipeline
 from triptych.serving.webui.controls import arguments, seed_row, sliders
 from triptych.serving.webui.number_inputs import slider
 from triptych.serving.webui.progress import Work, follow
-from triptych.serving.webui.session import MOST_PICTURES, Page, new_seed, status
+from triptych.serving.webui.session import MAX_IMAGES, Page, new_seed, status
 
 
 def shown(
     page: Page, work: Work, text: str, seed: int, gallery: gr.Gallery, line: gr.HTML
 ) -> Iterator[dict[gr.components.Component, Any]]:
-    """What changes on the page while `work` makes pictures of `text` from `seed` on.
+    """What changes on the page while `work` makes images of `text` from `seed` on.
 
     Raises:
         UserError: as the call.
@@ -30,18 +30,18 @@ def shown(
     for seen in follow(work, page.closing):
         if seen.progress is not None:
             changes: dict[gr.components.Component, Any] = {line: status(seen.progress)}
-            if seen.pictures is not None:
-                changes[gallery] = _grid([page.write(each, "preview") for each in seen.pictures])
+            if seen.images is not None:
+                changes[gallery] = _grid([page.write(each, "preview") for each in seen.images])
             yield changes
             continue
         taken = time.perf_counter() - started
-        number = len(seen.pictures)
+        number = len(seen.images)
         yield {
-            line: status(None, f"{number} picture{'s' * (number > 1)} in {taken:.1f} s"),
+            line: status(None, f"{number} image{'s' * (number > 1)} in {taken:.1f} s"),
             gallery: _grid(
                 [
                     (page.write(each, f"{text} seed {seed + n}"), f"seed {seed + n}")
-                    for n, each in enumerate(seen.pictures)
+                    for n, each in enumerate(seen.images)
                 ]
             ),
         }
@@ -49,7 +49,7 @@ def shown(
 
 def sampling_controls(pipe: UnifiedPipeline) -> list[gr.components.Component]:
     """Number of images, seed, whether each click takes a new one, and the sampling settings."""
-    count = slider(1, MOST_PICTURES, 4, 1, "Pictures")
+    count = slider(1, MAX_IMAGES, 4, 1, "Images")
     seed, fresh = seed_row()
     with gr.Accordion("Sampling", open=False):
         settings = sliders(pipe)
@@ -85,9 +85,9 @@ def run_call(
         yield {seed_box: first, **changes}
 
 
-def _grid(pictures: list) -> gr.Gallery:
+def _grid(images: list) -> gr.Gallery:
     """As large as they go."""
-    return gr.Gallery(pictures, columns=math.ceil(math.sqrt(len(pictures))))
+    return gr.Gallery(images, columns=math.ceil(math.sqrt(len(images))))
 
 
 def gallery_of(page: Page) -> tuple[gr.HTML, gr.Gallery]:

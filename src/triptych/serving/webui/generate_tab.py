@@ -1,4 +1,4 @@
-"""The tab that makes pictures of a prompt."""
+"""The tab that makes images of a prompt."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SHOWN = 6
 
 
 def generate_tab(page: Page) -> None:
-    """Inside a `gr.Tab`: prompt and settings on the left, pictures on the right."""
+    """Inside a `gr.Tab`: prompt and settings on the left, images on the right."""
     with gr.Row():
         with gr.Column(scale=2, min_width=320):
             prompt = gr.Textbox(

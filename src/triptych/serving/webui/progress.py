@@ -27,7 +27,7 @@ class Seen:
 
     progress: Progress | None
     """None when it is done."""
-    pictures: list[Image.Image] | None
+    images: list[Image.Image] | None
     """As they look now, or as they are when it is done; None: as before."""
 
 
@@ -36,7 +36,7 @@ class Stopped(Exception):
 
 
 def follow(work: Work, closing: threading.Event) -> Iterator[Seen]:
-    """Run `work` in a thread and yield what there is to see; the finished pictures come last.
+    """Run `work` in a thread and yield what there is to see; the finished images come last.
 
     Closing the iterator ends the call at one of its next steps, and so does setting `closing`.
 
@@ -50,9 +50,9 @@ def follow(work: Work, closing: threading.Event) -> Iterator[Seen]:
         def callback(progress: Progress) -> None:
             if closing.is_set():
                 raise Stopped
-            pictures = pace.preview(progress)
-            if pictures is not None or pace.rested():
-                tell(Seen(progress, pictures))
+            images = pace.preview(progress)
+            if images is not None or pace.rested():
+                tell(Seen(progress, images))
 
         tell(Seen(None, work(callback)))
 
@@ -69,14 +69,14 @@ class _Pace:
         self.started, self.spent, self.told = time.perf_counter(), 0.0, 0.0
 
     def preview(self, progress: Progress) -> list[Image.Image] | None:
-        """The pictures as they look, unless previews have taken too long already."""
+        """The images as they look, unless previews have taken too long already."""
         now = time.perf_counter()
         if self.spent > PREVIEW_SHARE * (now - self.started):
             return None
-        pictures = progress.preview()
+        images = progress.preview()
         self.told = time.perf_counter()
         self.spent += self.told - now
-        return pictures
+        return images
 
     def rested(self) -> bool:
         """Whether it is time for another word; then its time is noted."""

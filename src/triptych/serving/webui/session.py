@@ -1,4 +1,4 @@
-"""What all tabs of the page share: models, a folder of pictures, and errors as sentences."""
+"""What all tabs of the page share: models, a folder of images, and errors as sentences."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ log = logging.getLogger(__name__)
 FOLDER = "triptych-app-"
 """How the names of folders begin that hold what the page writes and what it is given."""
 SMALL = 256
-"""Pictures of fewer pixels a side are enlarged as squares, not blurred."""
-MOST_PICTURES = 16
+"""Images of fewer pixels a side are enlarged as squares, not blurred."""
+MAX_IMAGES = 16
 MODEL_TURN = "model"
 """Events of this name take turns: one computes, others wait."""
 ONE_AT_A_TIME = {"concurrency_id": MODEL_TURN, "concurrency_limit": 1}
@@ -45,7 +45,7 @@ class Page:
     prompts: Sequence[str]
     """That viewers of pairs go through; may be empty."""
     folder: Path
-    """Where pictures are written for the browser; goes when the page ends."""
+    """Where images are written for the browser; goes when the page ends."""
     uploads: Uploads = field(default_factory=Uploads)
     """Decodes what viewers upload."""
     closing: threading.Event = field(default_factory=threading.Event)
@@ -66,20 +66,20 @@ class Page:
 
     @property
     def look(self) -> list[str]:
-        """CSS classes of a component that shows pictures of this model."""
-        return ["pictures", *(["pixelated"] if self.pipe.model.picture_size < SMALL else [])]
+        """CSS classes of a component that shows images of this model."""
+        return ["images", *(["pixelated"] if self.pipe.model.image_size < SMALL else [])]
 
-    def write(self, picture: Image.Image, name: str) -> str:
-        """The path of a new PNG file, with the settings that the picture carries."""
+    def write(self, image: Image.Image, name: str) -> str:
+        """The path of a new PNG file, with the settings that the image carries."""
         folder = self.folder / str(next(self._numbers))
         folder.mkdir()
         path = folder / f"{_file_name(name)}.png"
-        picture.save(path)
+        image.save(path)
         return str(path)
 
 
 def _file_name(text: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:60] or "picture"
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:60] or "image"
 
 
 @contextmanager

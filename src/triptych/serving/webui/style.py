@@ -25,12 +25,12 @@ CSS = """
 .heading h1 { font-size: 1.5rem; font-weight: 650; margin: 0; }
 .heading p { color: var(--body-text-color-subdued); margin: 2px 0 0; }
 .pixelated img { image-rendering: pixelated; }
-.pictures .preview img, .pictures .image-frame img {
+.images .preview img, .images .image-frame img {
   width: 100%; height: 100%; object-fit: contain;
 }
-.pixelated.pictures .message img { min-width: 160px; }
-.pictures [aria-label="Share"], .pictures [title="Share"] { display: none; }
-.pictures .caption-label {
+.pixelated.images .message img { min-width: 160px; }
+.images [aria-label="Share"], .images [title="Share"] { display: none; }
+.images .caption-label {
   background: rgb(0 0 0 / 55%); border: 0; color: white; font-size: .7rem; padding: 1px 6px;
 }
 .status { color: var(--body-text-color-subdued); font-size: .875rem; height: 1.75rem; }

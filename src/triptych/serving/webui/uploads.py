@@ -39,7 +39,7 @@ class Uploads:
         """The images in files, upright, RGB.
 
         Args:
-            size: see `read_picture`.
+            size: see `read_request_image`.
 
         Raises:
             UserError: one of them is no image, damaged, or beyond the limits of the server.

@@ -1,4 +1,4 @@
-"""Votes of viewers on pairs of pictures: a file of one JSON object a line, and what it says."""
+"""Votes of viewers on pairs of images: a file of one JSON object a line, and what it says."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CRITERIA = ("overall", "visual quality", "prompt alignment")
 
 @dataclass
 class Vote:
-    """What one viewer thought of one pair of pictures."""
+    """What one viewer thought of one pair of images."""
 
     trial: str
     """Of this pair as it was shown to this viewer; counted once, however often it comes."""

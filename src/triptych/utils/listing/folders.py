@@ -31,10 +31,10 @@ DATA_SUFFIXES = (SHARD_SUFFIX, *IMAGE_SUFFIXES, *TEXT_SUFFIXES, ".parquet", ".ar
 """Of the files of which data sets are made."""
 SHEET = "grid.png"  # of `triptych generate` and GenEval: images in one, not an image of its own
 
-SECOND_PICTURE = "second picture of one caption"
-TWO_CAPTIONS = "picture with two captions that differ in case"
-NO_CAPTION = "picture without a caption"
-NO_PICTURE = "caption without a picture"
+SECOND_IMAGE = "second image of one caption"
+TWO_CAPTIONS = "image with two captions that differ in case"
+NO_CAPTION = "image without a caption"
+NO_IMAGE = "caption without an image"
 
 
 def walk(folder: Path) -> Iterator[tuple[str, int]]:
@@ -94,7 +94,7 @@ class FolderSample:
     key: str
     """Path in the folder, without the suffix of its image."""
     files: dict[str, tuple[str, int]]
-    """Role, as in `names.KINDS`, -> (path in the folder, bytes); each has a "picture"."""
+    """Role, as in `names.KINDS`, -> (path in the folder, bytes); each has a "image"."""
     others: list[str]
     """Further images of the key, which have no role."""
     ambiguous: bool = False
@@ -126,12 +126,12 @@ def list_samples(folder: Path) -> tuple[list[FolderSample], Counter[str]]:
     samples = []
     for key, files in sorted(groups.items()):
         chosen = {role: kind_for(role, files) for role in KINDS}
-        if chosen["picture"] is None:
-            left_out[NO_PICTURE] += "txt" in files
+        if chosen["image"] is None:
+            left_out[NO_IMAGE] += "txt" in files
             continue
         roles = {role: files[kind][0] for role, kind in chosen.items() if kind}
         taken = {name for name, _ in roles.values()}
-        images = [kind for kind in files if kind in (*KINDS["picture"], *KINDS["source"])]
+        images = [kind for kind in files if kind in (*KINDS["image"], *KINDS["source"])]
         others = [name for kind in images for name, _ in files[kind] if name not in taken]
         twice = any(len(files.get(kind, ())) > 1 for kind in ("txt", "json"))
         samples.append(FolderSample(key, roles, others, twice))
@@ -143,7 +143,7 @@ def _take_apart(groups: dict[str, dict[str, list[tuple[str, int]]]], key: str) -
     files = groups[key]
     has = {role: kind_for(role, files) is not None for role in KINDS}
     for word, belongs in (
-        ("source", has["picture"]),
+        ("source", has["image"]),
         ("target", has["source"] or has["txt"] or has["json"]),
     ):
         for kind in [] if belongs else [kind for kind in files if kind.startswith(f"{word}.")]:
@@ -164,7 +164,7 @@ def captioned(folder: Path) -> tuple[list[FolderSample], Counter[str]]:
     found, left_out = list_samples(folder)
     samples = []
     for sample in found:
-        left_out[SECOND_PICTURE] += len(sample.others)
+        left_out[SECOND_IMAGE] += len(sample.others)
         if sample.ambiguous:
             left_out[TWO_CAPTIONS] += 1
         elif "txt" in sample.files or "json" in sample.files:
@@ -184,11 +184,11 @@ def list_images(folder: Path) -> dict[str, FolderSample]:
     """
     found = {}
     samples, left_out = list_samples(folder)
-    del left_out[NO_PICTURE]
+    del left_out[NO_IMAGE]
     if left_out:
         log.warning("%s: left out: %s", folder, counted(left_out))
     for sample in samples:
-        for name in (sample.files["picture"][0], *sample.others):
+        for name in (sample.files["image"][0], *sample.others):
             if os.path.basename(name) != SHEET:
                 found[name] = sample
     return dict(sorted(found.items()))

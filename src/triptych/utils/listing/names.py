@@ -21,7 +21,7 @@ OTHER_SUFFIXES = (
 )
 """Of images that are not read; those that lie in a folder are named."""
 KINDS = {
-    "picture": (*(f"target.{kind}" for kind in IMAGE_KINDS), *IMAGE_KINDS),
+    "image": (*(f"target.{kind}" for kind in IMAGE_KINDS), *IMAGE_KINDS),
     "source": tuple(f"source.{kind}" for kind in IMAGE_KINDS),
     "txt": ("txt",),
     "json": ("json",),

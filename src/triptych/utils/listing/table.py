@@ -45,7 +45,7 @@ def captioned_rows(path: Path) -> tuple[list[dict], Counter[str]]:
         elif caption_in(row) is None:
             left_out["row without text"] += 1
         elif row["file_name"] in seen:
-            left_out["second row of one picture"] += 1
+            left_out["second row of one image"] += 1
         else:
             seen.add(row["file_name"])
             rows.append(row)

@@ -38,7 +38,7 @@ LINK = "a member is a link"
 SPARSE = "a member is a sparse file"
 NO_FILE = "a member is no regular file"
 DUPLICATE = "duplicate key"
-NO_PICTURE = "no picture"
+NO_IMAGE = "no image"
 NO_CAPTION = "no caption"
 DOTTED = (
     "dot inside of a name: names in a shard end at their first dot; `triptych data pack` writes "
@@ -83,16 +83,16 @@ class Group:
 
     @property
     def reason(self) -> str:
-        """Why it is no sample of a picture and a caption; "" if it is one."""
+        """Why it is no sample of an image and a caption; "" if it is one."""
         if self.fault:
             return self.fault
-        if kind_for("picture", self.members) is None:
-            return DOTTED if self._has_dotted_picture() else NO_PICTURE
+        if kind_for("image", self.members) is None:
+            return DOTTED if self._has_dotted_image() else NO_IMAGE
         return "" if "txt" in self.members or "json" in self.members else NO_CAPTION
 
-    def _has_dotted_picture(self) -> bool:
+    def _has_dotted_image(self) -> bool:
         kinds = {split_at_kind(member.name)[1] for member in self.dotted}
-        return kind_for("picture", kinds) is not None
+        return kind_for("image", kinds) is not None
 
     def whole_names(self) -> list[Group]:
         """The samples that its `dotted` members are if names end where their kind begins."""
@@ -167,7 +167,7 @@ def groups(events: Iterable[Member | Damage]) -> Iterator[Group]:
 
 
 def mended(found: Iterable[Group]) -> Iterator[Group]:
-    """The same groups, those without a picture for the dots in their names taken apart."""
+    """The same groups, those without an image for the dots in their names taken apart."""
     for group in found:
         if group.reason == DOTTED:
             yield from group.whole_names()

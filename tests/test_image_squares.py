@@ -1,4 +1,4 @@
-"""The published transform: rounding of sides and of the crop, and every kind of picture."""
+"""The published transform: rounding of sides and of the crop, and every kind of image."""
 
 import numpy as np
 import pytest
@@ -12,14 +12,14 @@ from triptych.utils.images import square
 
 
 def ramp(width, height):
-    """A picture whose red is its column and whose green is its row."""
+    """An image whose red is its column and whose green is its row."""
     columns, rows = np.meshgrid(np.arange(width), np.arange(height))
     return Image.fromarray(np.stack([columns, rows, 0 * rows], -1).astype(np.uint8))
 
 
 def test_a_square_of_the_right_size_is_left_alone():
-    picture = ramp(20, 20)
-    assert torch.equal(square(picture, 20).permute(1, 2, 0), torch.from_numpy(np.array(picture)))
+    image = ramp(20, 20)
+    assert torch.equal(square(image, 20).permute(1, 2, 0), torch.from_numpy(np.array(image)))
 
 
 @pytest.mark.parametrize(
@@ -33,13 +33,13 @@ def test_half_a_pixel_of_the_crop_goes_to_the_even_side(width, left):
 
 def test_the_long_side_is_rounded_down():
     """150x90 at 448 is 746 wide, not 747: all columns of the crop lie half a pixel elsewhere."""
-    picture = ramp(150, 90)
-    wide = picture.resize((746, 448), Image.Resampling.BICUBIC).crop((149, 0, 149 + 448, 448))
-    assert torch.equal(square(picture, 448).permute(1, 2, 0), torch.from_numpy(np.array(wide)))
+    image = ramp(150, 90)
+    wide = image.resize((746, 448), Image.Resampling.BICUBIC).crop((149, 0, 149 + 448, 448))
+    assert torch.equal(square(image, 448).permute(1, 2, 0), torch.from_numpy(np.array(wide)))
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P"])
-def test_every_picture_has_three_colours(mode):
+def test_every_image_has_three_colours(mode):
     assert square(ramp(30, 20).convert(mode), 10).shape == (3, 10, 10)
 
 

@@ -36,7 +36,7 @@ class Tensors:
         return self.model.get_text_features(ids, mask).pooler_output
 
 
-def picture(number):
+def image(number):
     generator = torch.Generator().manual_seed(number)
     pixels = torch.randint(0, 255, (20, 20 + number, 3), generator=generator, dtype=torch.uint8)
     return Image.fromarray(pixels.numpy())
@@ -45,7 +45,7 @@ def picture(number):
 def write(folder, captions):
     lines = []
     for number, caption in enumerate(captions):
-        picture(number).save(folder / f"{number}.png")
+        image(number).save(folder / f"{number}.png")
         lines.append(json.dumps({"file": f"{number}.png", "prompt": caption}))
     (folder / "results.jsonl").write_text("\n".join(lines))
     return folder
@@ -56,11 +56,9 @@ def write(folder, captions):
 
 def test_scores_are_those_of_torchmetrics(judge):
     captions = CAPTIONS[:3]  # its own cut of long ones drops the end token, ours keeps it
-    marks = judge([picture(n) for n in range(3)], captions)
+    marks = judge([image(n) for n in range(3)], captions)
     expected = [
-        reference(
-            pil_to_tensor(picture(n)), caption, lambda: (Tensors(judge.model), judge.processor)
-        )
+        reference(pil_to_tensor(image(n)), caption, lambda: (Tensors(judge.model), judge.processor))
         for n, caption in enumerate(captions)
     ]
     assert len(set(marks.tolist())) > 1
@@ -69,9 +67,9 @@ def test_scores_are_those_of_torchmetrics(judge):
 
 def test_a_report_of_clip_scores(judge, tmp_path):
     folder = write(tmp_path, CAPTIONS)
-    (folder / "1.png").write_bytes(b"no picture")
+    (folder / "1.png").write_bytes(b"no image")
     (folder / "2.png").unlink()
-    picture(9).save(folder / "9.png")
+    image(9).save(folder / "9.png")
     reports = [clip_score.score(folder, judge, batch_size) for batch_size in (1, 3)]
     assert reports[0].scores["CLIP score"] == pytest.approx(reports[1].scores["CLIP score"])
     report = reports[1]
@@ -92,9 +90,9 @@ def test_a_report_of_clip_scores(judge, tmp_path):
     assert set(json.loads(report.to_json())["sha256"]) == {"clip"}
 
 
-def test_pictures_without_captions_are_refused(judge):
-    with pytest.raises(UserError, match="none of the 2 pictures in pictures in memory"):
-        clip_score.score([picture(0), picture(1)], judge)
+def test_images_without_captions_are_refused(judge):
+    with pytest.raises(UserError, match="none of the 2 images in images in memory"):
+        clip_score.score([image(0), image(1)], judge)
 
 
 def test_other_folders_are_no_clip(tmp_path):
@@ -110,12 +108,12 @@ class Corner(FeatureSpace):
 
     label, settings = "corners", {}
 
-    def __call__(self, pictures):
-        return torch.tensor([p.getpixel((0, 0)) for p in pictures]).float()
+    def __call__(self, images):
+        return torch.tensor([p.getpixel((0, 0)) for p in images]).float()
 
 
 def coloured(folder, colours):
-    """Pictures by prompt -> colours, in a folder with its results.jsonl."""
+    """Images by prompt -> colours, in a folder with its results.jsonl."""
     lines = []
     for prompt, number, colour in (
         (p, n, c) for p, of in colours.items() for n, c in enumerate(of)
@@ -127,7 +125,7 @@ def coloured(folder, colours):
     return folder
 
 
-def test_distance_is_over_pairs_of_different_pictures():
+def test_distance_is_over_pairs_of_different_images():
     assert diversity.mean_distance(torch.eye(4)) == pytest.approx(1)
     assert diversity.mean_distance(torch.ones(4, 3)) == pytest.approx(0)
     three = torch.tensor([[1.0, 0.0], [2.0, 0.0], [0.0, 5.0]])
@@ -140,7 +138,7 @@ def test_diversity_of_prompts(tmp_path):
         tmp_path,
         {"same": [red] * 3, "other": [red, green, blue], "single": [red], "two": [red] * 2},
     )
-    (folder / "two-1.png").write_bytes(b"no picture")
+    (folder / "two-1.png").write_bytes(b"no image")
     report = diversity.score(folder, Corner(), batch_size=2)
     assert report.scores == {"diversity": pytest.approx(0.5)}
     assert report.numbers == {"diversity": 2}
@@ -155,7 +153,7 @@ def test_diversity_of_prompts(tmp_path):
     assert low == pytest.approx(0) and high == pytest.approx(1)  # two prompts tell little
 
 
-def test_one_picture_a_prompt_is_refused(tmp_path):
+def test_one_image_a_prompt_is_refused(tmp_path):
     folder = coloured(tmp_path, {"a": [(1, 2, 3)], "b": [(4, 5, 6)]})
-    with pytest.raises(UserError, match="no prompt has two pictures"):
+    with pytest.raises(UserError, match="no prompt has two images"):
         diversity.score(folder, Corner())
