@@ -1,4 +1,4 @@
-"""How a checkpoint reaches the disk: whole, in one step, at once or behind the training."""
+"""Checkpoint I/O: atomic writes, in the foreground or in a background thread."""
 
 from __future__ import annotations
 
@@ -49,9 +49,9 @@ class DurableCheckpointIO(CheckpointIO):
 
 
 class BackgroundCheckpointIO(DurableCheckpointIO):
-    """The same in a thread: training waits for a copy in memory alone, not for the disk.
+    """Background checkpoint writer: training waits only for a copy in memory, not for the disk.
 
-    What comes after a save (the link to it, the removal of an older one) waits its turn in the
+    Work after a save (the link to it, the removal of an older one) waits its turn in the
     same thread, and does not happen if the save failed. A failure is raised by the next call, at
     the latest when the run ends.
     """
@@ -75,7 +75,7 @@ class BackgroundCheckpointIO(DurableCheckpointIO):
         self._after(lambda: atomic_checkpoint.link(Path(path), Path(name)))
 
     def wait(self) -> None:
-        """Wait for what is under way; raises what went wrong in it, once."""
+        """Wait for running saves; raise their first error, once."""
         last, self._last = self._last, None
         if last is not None:
             last.result()

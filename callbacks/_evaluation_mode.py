@@ -11,7 +11,7 @@ from lightning import LightningModule, Trainer
 
 @contextmanager
 def inspecting(trainer: Trainer, module: LightningModule) -> Iterator[None]:
-    """Evaluation mode, no gradients, the run's precision; the run goes on as if nothing was.
+    """Enter evaluation mode without gradients, in the run's precision; restore all state at exit.
 
     Every rank must enter and compute the same: parts may be sharded over them.
     """

@@ -12,9 +12,9 @@ log = logging.getLogger(__name__)
 
 
 class OptionalCallback(Callback):
-    """Leaves a run whose data, stage or model lacks what the callback needs, and says so once.
+    """Callback that is disabled, with one message, if data, stage or model lack its requirements.
 
-    A subclass says what that is; everything else in it may then rely on it.
+    A subclass defines the requirements; everything else in it may then rely on them.
     """
 
     serves: tuple[str, ...] = ("fit",)

@@ -29,7 +29,7 @@ def logs_step(trainer: Trainer, step: int, every: int = 1) -> bool:
 
 
 def pending_row(trainer: Trainer) -> Row:
-    """What Lightning will log of the training step that just ended; empty if it will not."""
+    """Row that Lightning will log for the training step that just ended; empty if it will not."""
     connector = trainer._logger_connector
     if not connector.should_update_logs:
         return {}
@@ -38,12 +38,12 @@ def pending_row(trainer: Trainer) -> Row:
 
 
 def continue_log(trainer: Trainer, checkpoint: Path, pending: Row, validation_due: bool) -> None:
-    """Begin this run's logs with the steps before the checkpoint that it goes on from.
+    """Begin this run's logs with the steps before the checkpoint that it resumes from.
 
     Args:
-        checkpoint: its path; the log of its run lies in the folder above.
-        pending: the row of its step, if it was saved before that was logged.
-        validation_due: the validation of its step comes again.
+        checkpoint: path of the checkpoint; the log of its run is in the folder above.
+        pending: row of the checkpoint's step, if it was saved before that was logged.
+        validation_due: whether the validation of the checkpoint's step is run again.
     """
     if not trainer.is_global_zero:
         return
@@ -67,8 +67,8 @@ def complete_log(trainer: Trainer, checkpoint: Path, pending: Row) -> None:
     """Add the row that the log of a checkpoint's run lacks, if it was cut off before that row.
 
     Args:
-        checkpoint: its path; the log of its run lies in the folder above.
-        pending: the row of its step, if it was saved before that was logged.
+        checkpoint: path of the checkpoint; the log of its run is in the folder above.
+        pending: row of the checkpoint's step, if it was saved before that was logged.
     """
     log = checkpoint.parent.parent / METRICS
     if not trainer.is_global_zero or not pending:
@@ -95,7 +95,7 @@ def rows_before(checkpoint: Path, step: int, pending: Row) -> list[Row]:
 
 
 def rows_of(folder: Path) -> list[Row]:
-    """The rows of a metrics.csv, values as they are written; a row that was cut off is left out."""
+    """Read the rows of a metrics.csv, values as they are written; an incomplete row is skipped."""
     try:
         text = (folder / METRICS).read_bytes().decode()
     except FileNotFoundError:

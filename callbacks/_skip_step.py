@@ -1,9 +1,9 @@
-"""How a step that must not be taken is left out: weights and optimizer state stay, bit for bit.
+"""Skip an optimizer step: weights and optimizer state stay, bit for bit.
 
-A fused optimizer of torch has the switch for it, made for float16's scaler: where its attribute
+torch's fused optimizers have a switch, made for float16's scaler: where the attribute
 `found_inf` is 1, the kernel writes nothing and its step count stays. That is a number on the
-device, so the host need not wait for it. Others are given no gradients; that needs the answer on
-the host, a wait in each step on a GPU.
+device: no synchronization. For other optimizers the gradients are removed; that needs the answer
+on the host, a device synchronization in each step on a GPU.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 
 def skip(optimizer: Optimizer, bad: Tensor) -> None:
-    """Leave out the optimizer's next step if `bad`, a bool scalar on the device of its parameters.
+    """Skip the optimizer's next step if `bad`, a bool scalar on the device of its parameters.
 
     Several callers in one step: one of them suffices.
     """
@@ -27,9 +27,9 @@ def skip(optimizer: Optimizer, bad: Tensor) -> None:
 
 
 def was_skipped(optimizer: Optimizer) -> Tensor | None:
-    """Whether this batch's step is none: 1.0 or 0.0 on the device; None if nobody asked for it.
+    """Whether this batch's step is skipped: 1.0 or 0.0 on the device; None if `skip` did not run.
 
-    An optimizer that is not fused tells by `has_gradients`.
+    For an optimizer that is not fused, `has_gradients` is the answer.
     """
     return getattr(optimizer, "found_inf", None)
 

@@ -1,4 +1,4 @@
-"""When a run's state is saved, what else it holds, and what may go on from it."""
+"""Checkpoint schedule, additional state, and checks before a run resumes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from triptych.utils.signals import Terminated, supervisor
 
 log = logging.getLogger(__name__)
 
-# What strategies and torch.compile put between the names of modules.
+# Prefixes that strategies and torch.compile put between the names of modules.
 _WRAPPERS = re.compile(r"(_fsdp_wrapped_module|_orig_mod|_checkpoint_wrapped_module)\.")
 
 
@@ -249,7 +249,7 @@ class Checkpoint(ModelCheckpoint):
     def on_load_checkpoint(
         self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Refuse what could not go on exactly.
+        """Refuse a checkpoint from which this run could not resume exactly.
 
         Raises:
             UserError: the checkpoint is of another seed or rests on other frozen weights.
@@ -277,7 +277,7 @@ class Checkpoint(ModelCheckpoint):
         """Nothing: see `state_dict`; older checkpoints hold paths."""
 
     def _frozen_base(self, trainer: Trainer, module: LightningModule) -> Base:
-        """What the frozen parts came from; all ranks ask, the first one reads."""
+        """Source of the frozen weights; all ranks call, the first one reads."""
         if self._base is None:
             frozen = [
                 _WRAPPERS.sub("", name)
@@ -307,8 +307,8 @@ def writes_folders(strategy: Strategy) -> bool:
 def recut(fit_loop: dict[str, Any], step: int, micro_batches: int) -> None:
     """Let the saved state of Lightning's loops count `step` steps of `micro_batches` batches each.
 
-    A step of the same samples may be cut otherwise in the run that goes on, as on fewer ranks.
-    Lightning (2.6) counts batches alone: its steps would begin and end in the middle of ours.
+    A step of the same samples may be cut otherwise in the resumed run, as on fewer ranks.
+    Lightning (2.6) counts only batches: its steps would begin and end in the middle of ours.
     """
     training = fit_loop["epoch_loop.batch_progress"]
     if training["current"]["processed"] != training["total"]["processed"]:
@@ -320,11 +320,11 @@ def recut(fit_loop: dict[str, Any], step: int, micro_batches: int) -> None:
 
 
 def between_steps(fit_loop: dict[str, Any], step: int, validation_due: bool) -> None:
-    """Let the saved state of Lightning's loops say: `step` steps are done, nothing else is begun.
+    """Set the saved state of Lightning's loops to: `step` steps are done, nothing else is begun.
 
-    Lightning (2.6) goes on from where a save found it; then the numbers of the steps that follow
-    are off by one, or a validation is left out, or only its other half is made. There are two
-    states that it goes on from exactly: the end of a batch, and a validation in its first batch.
+    Lightning (2.6) resumes inside an unfinished step; then the numbers of the steps that follow
+    are off by one, or a validation is skipped, or only its other half is run. There are two
+    states from which it resumes exactly: the end of a batch, and a validation in its first batch.
     """
     training = fit_loop["epoch_loop.batch_progress"]
     for count in (training["total"], training["current"]):

@@ -20,23 +20,23 @@ from triptych.utils.errors import UserError
 
 
 class EMA(Callback):
-    """Keeps a float32 average of the parameters that train, and of nothing else.
+    """Exponential moving average, in float32, of only the parameters that train.
 
         average <- average + (1 - decay) * (weights - average)      after each step
 
     In float32 whatever the weights: in bfloat16 it would stand still, as a change of 1e-4 of a
     number is below its last bit. Validation, test and prediction use the average, sample sheets
     show both. The fit ends with weights_ema.safetensors beside weights.safetensors. A step that a
-    guard left out changes no average. Of sharded parameters each rank keeps its part.
+    guard skipped changes no average. For sharded parameters each rank stores its part.
 
     A checkpoint holds the average under `checkpoint["callbacks"]["EMA"]`: "average" (parameter
     name -> whole float32 tensor) and "steps".
 
     Args:
-        decay: what is kept of the average in a step.
-        warmup: begin with a shorter memory, so that the random start is forgotten early: step n
+        decay: weight of the old average in a step.
+        warmup: whether to begin with a shorter memory, to forget the random start early: step n
             decays by min(decay, (1 + n) / (10 + n)).
-        export: also write weights_ema.safetensors at the end of a fit.
+        export: whether to write weights_ema.safetensors too at the end of a fit.
     """
 
     def __init__(self, decay: float = 0.9999, warmup: bool = True, export: bool = True) -> None:
@@ -80,7 +80,7 @@ class EMA(Callback):
 
     @torch.no_grad()
     def _attach(self, module: LightningModule) -> None:
-        """Begin with the weights as they are, or with what a checkpoint brought."""
+        """Begin with the current weights, or with the average from a checkpoint."""
         trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
         self._parameters = list(trained.values())
         if self._loaded is None:

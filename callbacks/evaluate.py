@@ -13,9 +13,9 @@ from triptych.utils.errors import UserError
 
 
 class Evaluate(OptionalCallback):
-    """Runs an evaluator, logs its scores as NAME/SCORE, and prints what the training changed.
+    """Runs an evaluator, logs its scores as NAME/SCORE, and prints the change by the training.
 
-    Steps aside in a stage that does not build what the evaluator needs.
+    Disabled in a stage that does not build the parts that the evaluator needs.
 
     Args:
         evaluator: for example triptych.evaluation.ShapeEval.

@@ -1,4 +1,4 @@
-"""Writes what a stage trained as safetensors, for the next stage and for inference."""
+"""Export of the trained weights as safetensors, for the next stage and for inference."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ log = logging.getLogger(__name__)
 
 
 class ExportWeights(Callback):
-    """At the end of a fit, the trained parameters and buffers go to weights.safetensors.
+    """Export of the trained parameters and buffers to weights.safetensors at the end of a fit.
 
     runs/PRESET/STAGE/weights.safetensors, where the next stage looks, is a link to that of the
     newest run. A fit that finds nothing left to train writes what its run lacks.
 
     Args:
-        filename: inside the run's folder.
-        dtype: of the floating tensors in the file.
+        filename: name of the file inside the run's folder.
+        dtype: dtype of the floating tensors in the file.
         leave_out: parts that nothing reads afterwards, such as the heads of the encoder's training.
     """
 

@@ -1,4 +1,4 @@
-"""Where on the way from noise to features a generator errs."""
+"""Validation flow-matching loss at fixed noise levels."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class FlowLossByNoise(OptionalCallback):
 
     Args:
         times: the noise levels, in (0,1].
-        batches: only the first so many of a validation; null takes all.
+        batches: maximum number of batches of a validation, the first ones; null takes all.
     """
 
     serves = ("fit", "validate")

@@ -15,7 +15,7 @@ CHUNK = 1 << 24  # elements summed at a time: the sums are in int64, four times 
 
 
 class FrozenCheck(Callback):
-    """Ends the run if a frozen parameter, or a buffer beside it, is not what it was at the start.
+    """Ends the run if a frozen parameter, or a buffer beside it, differs from its initial value.
 
     Takes a checksum of each tensor's bits, on the device: the sum of its words, and the sum of its
     words each times its place. A change of one word always shows, and any other but for a chance of

@@ -1,4 +1,4 @@
-"""How large gradients are, in the whole and part by part."""
+"""Gradient norms of the model and of each part."""
 
 from __future__ import annotations
 
@@ -52,9 +52,9 @@ class GradientNorms(Callback):
 
 
 def norm_of(parameters: list[Tensor]) -> Tensor | None:
-    """L2 norm of their gradients, a scalar; None if there is no gradient.
+    """L2 norm of the parameters' gradients, a scalar; None if there is no gradient.
 
-    Of sharded parameters that of the whole: all ranks must call.
+    For sharded parameters, the norm of the whole gradient: all ranks must call.
     """
     gradients = [p.grad for p in parameters if p.grad is not None]
     if not gradients:

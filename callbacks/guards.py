@@ -61,7 +61,7 @@ class Guard(Callback):
 
     @abstractmethod
     def complaint(self) -> str:
-        """What is wrong with a bad step: "the loss ..."."""
+        """Reason why a step is bad: "the loss ..."."""
 
     def on_train_batch_start(
         self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int
@@ -92,7 +92,7 @@ class Guard(Callback):
         self._unread.append(Step(trainer.global_step + 1, keys, bad))
 
     def judged(self, loss: Tensor, bad: Tensor) -> None:
-        """For a guard that learns from the steps: this one's loss and what was decided."""
+        """Update a guard that learns from the steps with the loss of this step and its verdict."""
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
         self._read(trainer)
@@ -131,7 +131,7 @@ class Guard(Callback):
 
 
 class NonFiniteGuard(Guard):
-    """Leaves out steps whose loss or gradient norm is not finite.
+    """Guard that skips steps whose loss or gradient norm is not finite.
 
     Args:
         patience: this many such steps in a row end the run.
@@ -145,12 +145,12 @@ class NonFiniteGuard(Guard):
 
 
 class SpikeGuard(Guard):
-    """Leaves out steps whose loss is far above its running mean.
+    """Guard that skips steps with a loss far above its running mean.
 
     Args:
-        factor: of the mean; a loss above is a spike.
-        memory: steps that the running mean looks back, roughly; none is left out before as many.
-        patience: this many spikes in a row end the run.
+        factor: multiple of the mean above which a loss is a spike.
+        memory: steps that the running mean looks back, roughly; no step is skipped before as many.
+        patience: number of spikes in a row that ends the run.
     """
 
     def __init__(self, factor: float = 3.0, memory: int = 100, patience: int = 10) -> None:

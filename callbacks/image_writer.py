@@ -14,10 +14,10 @@ from triptych.utils.images import to_images
 
 
 class WriteImages(BasePredictionWriter):
-    """KEY.png in `folder` for every sample.
+    """Prediction writer: saves KEY.png in `folder` for every sample.
 
     Args:
-        folder: where to; null is predictions/ in the run's folder.
+        folder: output folder; null is predictions/ in the run's folder.
     """
 
     def __init__(self, folder: str | None = None) -> None:

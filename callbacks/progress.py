@@ -14,7 +14,7 @@ class ProgressBar(RichProgressBar):
     """Lightning's bar, counting a run's steps.
 
     A run is one long epoch that ends at max_steps, whatever passes over the data it makes;
-    Lightning's "Epoch 0/-2" would say nothing. Losses are read from the device only in steps that
+    Lightning's "Epoch 0/-2" is meaningless. Losses are read from the device only in steps that
     are logged, as reading one waits for it.
     """
 

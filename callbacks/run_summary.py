@@ -1,4 +1,4 @@
-"""What a run is about to do: what trains, how much memory and arithmetic, how long."""
+"""Summary of a run before it starts: trainable parameters, memory, FLOPs and duration."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class RunSummary(Callback):
     def _lines(
         self, trainer: Trainer, module: LightningModule, flops: StepFlops | None
     ) -> list[str]:
-        """What stands below the table."""
+        """Text below the table."""
         lines = [memory_line(trainer, module)]
         if flops is None:
             return lines
@@ -77,7 +77,7 @@ class RunSummary(Callback):
 
 @dataclass
 class Part:
-    """Parameters of a part, as they lie on this device."""
+    """Parameter counts of a part and its size on this device."""
 
     trained: int = 0
     frozen: int = 0
@@ -101,7 +101,7 @@ def parts(module: LightningModule) -> dict[str, Part]:
 
 
 def memory_line(trainer: Trainer, module: LightningModule) -> str:
-    """What a device holds in training but for activations."""
+    """Memory of a device in training, except for activations."""
     own = [local(p) for p in module.parameters()]
     trained = sum(p.nbytes for p in own if p.requires_grad)
     sizes = {"weights": sum(p.nbytes for p in own), "gradients": trained}

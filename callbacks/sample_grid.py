@@ -1,4 +1,4 @@
-"""Shows during a fit what the model makes: the same prompts and seeds again and again."""
+"""Sample grids during a fit: the same prompts and seeds again and again."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Labelled = tuple[np.ndarray, list[str]]  # images uint8 [N,H,W,3] and a label fo
 
 @dataclass(frozen=True)
 class Sheet:
-    """One kind of sheet: what it shows of a stage, and what that takes.
+    """One kind of sheet: its contents and its requirements.
 
     Args:
         loss: the stage's loss that it shows.
@@ -54,10 +54,10 @@ class Sheet:
 class SampleGrid(OptionalCallback):
     """Saves samples/step-00000100.png in the run's folder, and shows it in TensorBoard.
 
-    What is on it follows from the stage's losses: images for captions, or originals above edits
+    The contents follow from the stage's losses: images for captions, or originals above edits
     (generation), originals above reconstructions (decoding), answers about validation images
     (understanding; also as step-00000100.txt), or originals above the VAE's round trip above what a
-    linear map reads from the encoder's features (encoding). Steps aside where the stage, the model
+    linear map reads from the encoder's features (encoding). Disabled if the stage, the model
     or the validation samples have none of these. One sheet is made before the first step and one
     after the last. Beside `EMA` each sheet is made twice: with the weights and, as
     step-00000100-ema.png, with their average.

@@ -1,4 +1,4 @@
-"""How fast a training runs."""
+"""Training throughput: steps, samples and FLOPs per second."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ class Throughput(Callback):
 
 
 def now(device: torch.device) -> float:
-    """Seconds, when the device has done what it was given."""
+    """Time in seconds, after a synchronization with the device."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()

@@ -47,7 +47,7 @@ class Decoder:
             and takes about a third of the time: libjpeg-turbo decodes JPEG, torch's vector code
             scales. By rounding it differs on average by 0.005 to 0.03 of 255, and by up to 0.3 for
             some images that are more than twice as high as wide. A JPEG of at least twice the
-            side that is asked for is decoded at a half, a quarter or an eighth where that divides
+            requested side is decoded at a half, a quarter or an eighth where that divides
             its sides: of photographs that differs by 0.2 to 1.5 of 255, about what quality 85 took
             from them.
         max_pixels: width times height of the largest image that is decoded.
@@ -91,7 +91,7 @@ class Decoder:
 
     @property
     def hint(self) -> str:
-        """How to read images faster; "" where that is done."""
+        """Advice to read images faster; "" if they already are."""
         return SLOWER if self.way == "torchvision" and fast_jpeg() is None else ""
 
     @property

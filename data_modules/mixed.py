@@ -49,10 +49,10 @@ class Ingredient:
 
     Args:
         source: the samples: any `Source`, by class_path.
-        task: what to make of them: "text_to_image", "image_to_image", "image_to_text" or
+        task: task of the samples: "text_to_image", "image_to_image", "image_to_text" or
             "text_to_text".
         weight: share of the samples of its objective, relative to the other data sets; null in all
-            of them is in proportion to their numbers of samples. 0 leaves it out.
+            of them is in proportion to their numbers of samples. 0 excludes it.
         text_only_ratio: share of image_to_text samples that talk about the caption, without image.
         conversation_key: name, among a sample's facts, of its list of [question, answer] turns; an
             image without it is described by its caption.
@@ -90,12 +90,12 @@ class MixedDataModule(LightningDataModule):
 
     Every sample comes once an epoch of its data set, whatever buckets, ranks and workers there are,
     and no step takes a sample twice, unless it takes more of a data set than that has; the
-    log says how often each was gone through (`data/epochs/NAME`). A resumed run goes on with the
+    log says how often each was gone through (`data/epochs/NAME`). A resumed run continues with the
     next sample, also on other ranks and workers, as long as the samples of a step are as many.
 
     Args:
-        datasets: what to train on, by name.
-        val_datasets: what to validate on; null validates on the first training samples.
+        datasets: training data sets, by name.
+        val_datasets: validation data sets; null validates on the first training samples.
         batch_size: samples per batch and rank, of each objective; a step takes as many batches as
             there are ranks, times trainer.accumulate_grad_batches.
         num_val_samples: how many samples to validate on, of each objective.
@@ -107,7 +107,7 @@ class MixedDataModule(LightningDataModule):
         max_bad_fraction: end the run when more of the samples than this cannot be used.
         image_backend: library that makes images squares, see `Decoder`: "torchvision", or "pillow"
             for the published transform to the bit, which drops alpha channels.
-        max_pixels: an image of more pixels is a bad sample, and is not decoded.
+        max_pixels: pixel limit; a larger image is a bad sample, and is not decoded.
     """
 
     def __init__(
@@ -215,7 +215,7 @@ class MixedDataModule(LightningDataModule):
         return self.val_dataloader()
 
     def predict_dataloader(self):
-        """The validation captions, put to the model as whoever asks for an image puts them."""
+        """The validation captions, in the prompt template of inference."""
         return self._in_order(replace(self.known, training_template=self.known.template))
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
@@ -236,10 +236,10 @@ class MixedDataModule(LightningDataModule):
         return {"version": ORDER_VERSION, "order": self._order_digest()}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """A position is all that a run needs to go on, if the order is still the same.
+        """Check that a run can resume: a position is sufficient if the order is still the same.
 
         Raises:
-            UserError: a run is to go on in an order that this version of the program has not.
+            UserError: the order of the resumed run is of another version of the program.
         """
         if self.trainer is None or self.trainer.state.fn != TrainerFn.FITTING:
             return
@@ -258,7 +258,7 @@ class MixedDataModule(LightningDataModule):
     # Others -------------------------------------------------------------------------------------
 
     def _take_features(self, readings: dict[str, list[Reading]]) -> None:
-        """Give features that were made before to those who read images to be made."""
+        """Give cached features to the readers of target images."""
         takers = [
             (reading, datasets[reading.name].features)
             for datasets, objectives in (

@@ -1,4 +1,4 @@
-"""Samples to look at: whatever callbacks want to show of a data set, asked for in one place."""
+"""Preview samples of a data set for callbacks."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LOOKED_AT = 2000
 
 @dataclass
 class Preview:
-    """One sample, with what was asked for; the rest may be there or not."""
+    """One sample with the requested contents; others may be there or not."""
 
     key: str
     text: str = ""
@@ -68,7 +68,7 @@ def _preview(
     is_edit = reading.task == IMAGE_TO_IMAGE and source.has(number, "source")
     if "edit" in needs and not is_edit or "caption" in needs and is_edit:
         raise BadSample(key, "is an edit or is none")
-    # as whoever asks for an image puts it
+    # in the prompt template of inference
     reading.prompt(number, number, replace(known, training_template=known.template))
     found = Preview(key)
     try:

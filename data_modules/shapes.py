@@ -18,10 +18,10 @@ class ShapesDataModule(ShardDataModule):
     """The embedded shapes world: draws its shards once, then reads them like any others.
 
     Args:
-        folder: where the shards are drawn: folder/train, /eval, /unseen and /instruct.
-        part: which of them to train on: "train", or "instruct" with short captions only.
+        folder: folder of the drawn shards: folder/train, /eval, /unseen and /instruct.
+        part: training split: "train", or "instruct" with short captions only.
         images: number of training images.
-        world_seed: seed of the drawings.
+        world_seed: random seed of the drawings.
         tasks, batch_size, num_val_samples, text_only_ratio, conversation_key, max_turns,
             num_workers, seed, length_bucket_batches, features: see `ShardDataModule`.
     """
@@ -72,11 +72,11 @@ class EditsDataModule(MixedDataModule):
     """Draws the shapes world and its edits once, then reads them like any other data sets.
 
     Args:
-        folder: where the captioned images are drawn, see `ShapesDataModule`.
-        edits: where the edits are drawn: edits/train and edits/eval.
+        folder: folder of the captioned images, see `ShapesDataModule`.
+        edits: folder of the edits: edits/train and edits/eval.
         images, changes: number of captioned images, and of edits, to train on.
         share: of the samples that are edits.
-        world_seed: seed of the drawings.
+        world_seed: random seed of the drawings.
         batch_size, num_val_samples, num_workers, seed: see `MixedDataModule`.
     """
 

@@ -15,8 +15,8 @@ class ShardDataModule(MixedDataModule):
 
     Args:
         shards: folder, file or pattern of training shards, see `find_shards`.
-        val_shards: the same for validation; null validates on the first training samples.
-        tasks: what to make of the samples: "text_to_image", "image_to_image" (reconstruction, or
+        val_shards: validation shards; null validates on the first training samples.
+        tasks: tasks of the samples: "text_to_image", "image_to_image" (reconstruction, or
             editing), "image_to_text" or "text_to_text". One batch holds both tasks of an objective;
             tasks of both objectives are joint training, with one batch of each in every step.
         text_only_ratio, conversation_key, max_turns: see `Ingredient`.

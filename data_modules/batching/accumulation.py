@@ -19,8 +19,8 @@ class AccumulationLoader(CombinedLoader):
 
     Args:
         loaders: a loader, or loaders by objective for joint training; the shortest ends the epoch.
-        trainer: says how many batches make a step (`accumulate_grad_batches`), and how many an
-            epoch has at most.
+        trainer: the trainer, which sets the number of batches in a step
+            (`accumulate_grad_batches`), and the most in an epoch.
     """
 
     def __init__(self, loaders: Any, trainer: Trainer) -> None:

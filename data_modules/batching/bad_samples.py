@@ -1,4 +1,4 @@
-"""How many samples could not be used, and when that is too many."""
+"""Counter of unusable samples, with a limit on their fraction."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class BadSamples:
 
     Args:
         max_fraction: the largest share of samples that may be skipped.
-        logged: so many are logged by name, the others are only counted.
+        logged: number of bad samples that are logged by name; the others are only counted.
         fewest: samples that must have been seen before a share of them means anything.
     """
 
@@ -51,10 +51,10 @@ class BadSamples:
         self.reasons[reason] += 1
 
     def judge(self, which: str) -> None:
-        """Refuse to go on after too many.
+        """Stop the run if too many samples are unusable.
 
         Raises:
-            UserError: they are more than `max_fraction`, and enough were seen to say so.
+            UserError: they are more than `max_fraction`, and enough were seen to judge.
         """
         if self.seen >= self.fewest and self.skipped > self.max_fraction * self.seen:
             raise UserError(
@@ -72,7 +72,7 @@ class BadSamples:
         return ", ".join(f"{number} {reason}" for reason, number in self.reasons.most_common())
 
     def report(self) -> None:
-        """Log the totals, if there is anything to say."""
+        """Log the totals, if any sample was skipped."""
         if self.skipped:
             log.warning("%d of %d samples left out: %s", self.skipped, self.seen, self.summary())
 

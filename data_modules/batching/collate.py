@@ -29,7 +29,7 @@ class Example:
     target: Tensor | None = None
     """uint8 [3,S,S], the image to make."""
     features: Tensor | None = None
-    """[C,h,w], what the encoder makes of that image, if it was computed before."""
+    """Cached features [C,h,w] of that image, if they were computed before."""
 
 
 @dataclass
@@ -39,9 +39,9 @@ class BatchBuilder:
     Args:
         readings: the sources, open, each with its task; a batch may hold samples of all of them.
         known: the model's tokenizer, limits and image sizes.
-        seed: of the choices that a task makes.
-        decode: from encoded images to squares.
-        replace_bad: whether a good sample of a batch stands in for one that cannot be used, which
+        seed: random seed of the choices that a task makes.
+        decode: decoder from encoded images to squares.
+        replace_bad: whether a good sample of a batch replaces one that cannot be used, which
             keeps batches equal on all ranks; else the batch is smaller, and no sample counts twice.
 
     Raises:

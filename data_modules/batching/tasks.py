@@ -1,4 +1,4 @@
-"""What each task makes of a sample: its prompt, its labels, and which images it needs.
+"""Tasks: the prompt, the labels and the images that each task makes of a sample.
 
 Tasks have two objectives (`interfaces.OBJECTIVE_OF_TASK`), a loss each. A batch mixes tasks of one.
 
@@ -47,11 +47,11 @@ Turns = list[tuple[str, str]]
 
 @dataclass
 class Prompt:
-    """What the language model reads of one sample."""
+    """Token ids of one sample for the language model."""
 
     ids: list[int]
     labels: list[int] | None = None
-    """What it learns to write, IGNORED elsewhere; None where an image is to be made."""
+    """Target ids of the answer, IGNORED elsewhere; None for a sample of image generation."""
     shown: ImageRole | None = None
     """The image that the prompt holds placeholders for."""
 
@@ -144,7 +144,7 @@ class Reading:
     def some(self, turns: list, sample: int, seed: int) -> list:
         """`self.max_turns` of the turns in an order of their own, which `sample` alone decides."""
         if self.max_turns is None or not isinstance(turns, list):
-            return turns  # `checked` refuses what is no list
+            return turns  # `checked` refuses what is not a list
         chosen = np.random.default_rng([seed, sample]).permutation(len(turns))
         return [turns[n] for n in chosen[: self.max_turns]]
 

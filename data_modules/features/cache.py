@@ -49,7 +49,7 @@ class FeatureCache:
     """The features of a source's samples, by number. Picklable, for loader workers.
 
     Args:
-        folder: with manifest.json and sidecars.
+        folder: folder with manifest.json and sidecars.
         source: the samples, open; those of shards that the folder does not know have no features.
 
     Raises:
@@ -154,7 +154,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def remedy(source: Source) -> str:
-    """What to do about a cache that does not hold."""
+    """Remedy for a cache that is unusable, for messages."""
     return (
         f"run `triptych data features {source.name}` with this model, or train without them: "
         "--data.features=none"

@@ -44,9 +44,9 @@ class SidecarWriter:
     """Writes one sidecar, in as little memory as a batch takes; there is no file until `close`.
 
     Args:
-        path: of the sidecar.
+        path: path of the sidecar.
         dtype: "fp32", "bf16" or "int8".
-        shape: (C,h,w).
+        shape: shape (C,h,w) of one sample's features.
     """
 
     def __init__(self, path: Path, dtype: str, shape: tuple[int, int, int]) -> None:
@@ -124,7 +124,7 @@ class SidecarWriter:
 
 
 class Sidecar:
-    """One sidecar, open: its pages are read when their features are asked for.
+    """One sidecar, open: its pages are read on demand.
 
     Raises:
         UserError: the file is missing, cut off, or no sidecar.
@@ -164,7 +164,7 @@ class Sidecar:
 
 
 def read_metadata(path: Path) -> dict[str, str] | None:
-    """The metadata of a sidecar; None where there is no whole one."""
+    """Read the metadata of a sidecar; None if it is missing or incomplete."""
     if not path.is_file():  # safe_open would wait for the writer of a FIFO
         return None
     try:

@@ -3,7 +3,7 @@
 A full permutation would read all over the disk, and would have to be held. Here shards are
 permuted, some of them are gone through side by side, and the samples of a *window*, one stretch
 of each of them, are permuted: reads stay near each other, neighbours in a shard are strangers in
-training. A window is made when it is first asked for; what came before it is never looked at.
+training. A window is computed at its first use, without those before it.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ class EpochOrder:
     several.
 
     Args:
-        shard_sizes: int64 [shards], samples of each shard; numbers count through them.
-        seed: of the order.
-        interleave: how many shards are gone through side by side: as many as a window touches.
-        window: about how many samples are permuted together.
+        shard_sizes: int64 [shards], number of samples of each shard; numbers count through them.
+        seed: random seed of the order.
+        interleave: number of shards that are read side by side: as many as a window touches.
+        window: approximate number of samples that are permuted together.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class EpochOrder:
         return numbers
 
     def _plan(self, epoch: int) -> _Plan:
-        """Who goes side by side with whom in an epoch, and where in each shard it starts."""
+        """Interleaving plan of an epoch: groups of shards, and the start within each shard."""
         draws = np.random.default_rng(mix(self.seed, _PLAN, epoch))
         shuffled = draws.permutation(len(self._sizes))
         return _Plan(

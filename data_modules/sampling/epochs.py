@@ -20,14 +20,14 @@ class DistinctEpochs:
     comes again after all others, so that a part of the batch, as a rank takes it, holds one twice
     only if it is larger than the data set itself.
 
-    Of a data set of two batches or more, the few samples that change places are looked up. The
+    For a data set of two batches or more, the few samples that change places are looked up. The
     epochs of a smaller one are followed from the last that began with a batch.
 
     Args:
-        order: of each epoch by itself.
+        order: sample order within each epoch.
         border: epoch -> (samples of the epochs before it, samples of its own and the next ones) in
             the batch where it begins.
-        most: samples of this data set in a batch, at most.
+        most: maximum number of samples of this data set in a batch.
     """
 
     def __init__(

@@ -10,7 +10,7 @@ from triptych.utils.rng import mix
 
 
 class Buckets:
-    """Which positions of the run make its global batches, sorted by length within windows.
+    """Length buckets: global batches of positions, sorted by length within windows.
 
     A window is at most `batches` global batches, which `bounds` says may change places. Its
     positions are sorted by size, cut into global batches, and these come in a random order; so
@@ -19,11 +19,11 @@ class Buckets:
     batch, whose sizes are yet nearer to each other.
 
     Args:
-        sizes: positions [n] -> lengths [n] of their samples.
-        global_batch: samples of a step on all ranks together.
-        seed: of the order of batches.
-        batches: global batches in a window, at most.
-        bounds: step -> the batches [start, stop) around it that windows lie within.
+        sizes: function from positions [n] to lengths [n] of their samples.
+        global_batch: number of samples of a step on all ranks together.
+        seed: random seed of the order of batches.
+        batches: maximum number of global batches in a window.
+        bounds: function from a step to the batches [start, stop) around it that bound windows.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Which data set a sample of the run comes from, as a pure function of its position."""
+"""Mixture weights: the data set of a sample as a pure function of its position."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ class Mixture:
     position each data set has been given its share of the samples within less than one sample.
 
     Args:
-        weights: of each data set, by name; relative to each other. 0 leaves a data set out.
+        weights: weight of each data set, by name; relative to each other. 0 excludes a data set.
 
     Raises:
-        UserError: a weight is negative or no number, all are 0, or one is so small that it rounds
+        UserError: a weight is negative or not a number, all are 0, or one is so small that it
+            rounds
             to nothing.
     """
 
@@ -35,7 +36,7 @@ class Mixture:
         self._rank = np.take_along_axis(before, self._table[:, None], axis=1)[:, 0] - 1
 
     def locate(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Who gives the samples at `positions` [n], and how many it gave before; int64 [n] each."""
+        """Data set of each of `positions` [n], and samples taken from it before; int64 [n] each."""
         period, slot = np.divmod(np.asarray(positions, np.int64), PERIOD)
         chosen = self._table[slot]
         return chosen, period * self.parts[chosen] + self._rank[slot]

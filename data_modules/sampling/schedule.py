@@ -1,4 +1,4 @@
-"""Which samples make which batch of a run: mixture, order of epochs and length buckets together."""
+"""Global batch schedule: mixture, epoch order and length buckets combined."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ ORDER_VERSION = 2  # of how positions become samples: runs of another one see so
 
 
 class Schedule:
-    """From the step of a run to its samples, and nothing to remember on the way.
+    """Stateless map from the step of a run to its samples.
 
     A sample of the run has a *position*, its global sample number, which is the source of every
     draw about it. Batch k holds `global_batch` positions, without buckets those from
-    k * global_batch on. So a run that goes on elsewhere, on more ranks or fewer workers, goes on
-    with what the other would have seen next.
+    k * global_batch on. So a run resumed elsewhere, on more ranks or fewer workers, continues
+    with the samples that the other would have read next.
 
     Every sample of a data set comes once before any comes again, whatever the buckets; and no batch
     holds a sample twice, unless it takes more of a data set than that has. A window of buckets
-    therefore lies within one epoch of each data set: a small one that comes often makes it short.
+    therefore stays within one epoch of each data set: a small one that comes often makes it short.
 
     Args:
         sources: the data sets, open.
@@ -82,7 +82,7 @@ class Schedule:
         return chosen, numbers
 
     def sizes(self, positions: np.ndarray) -> np.ndarray:
-        """How long the captions of the samples at `positions` [n] are, int64 [n]."""
+        """Caption lengths of the samples at `positions` [n], int64 [n]."""
         chosen, numbers = self.locate(positions)
         sizes = np.empty(len(chosen), np.int64)
         for place in np.unique(chosen).tolist():
@@ -91,7 +91,7 @@ class Schedule:
         return sizes
 
     def epochs(self, step: int) -> dict[str, float]:
-        """How often each data set, by name, has been gone through before `step`."""
+        """Number of epochs of each data set, by name, completed before `step`."""
         given = self.mixture.given(step * self.global_batch).tolist()
         return {
             name: number / length

@@ -1,4 +1,4 @@
-"""What a DataLoader reads: training batches by step, evaluation batches in order."""
+"""Datasets of a DataLoader: training batches by step, evaluation batches in order."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class StepDataset(Dataset):
     spread.
 
     Args:
-        build: makes batches.
-        schedule: of global batches, one an optimizer step.
-        rank, world: of this process.
-        accumulate: batches of a rank in one global batch.
+        build: batch builder.
+        schedule: schedule of global batches, one per optimizer step.
+        rank, world: rank of this process and number of ranks.
+        accumulate: number of batches of a rank in one global batch.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class Steps(SequentialSampler):
     Sequential by its class too, which is what Lightning wants of batches to overfit.
 
     Args:
-        position: batches of the epoch that are done; asked whenever an epoch begins.
+        position: function that returns the finished batches of an epoch; called when one begins.
         stop: batches in an epoch.
     """
 
@@ -155,7 +155,7 @@ def require_steps(trainer: Trainer) -> None:
 class StepLoader(DataLoader):
     """A loader of whole batches that Lightning knows to be resumable.
 
-    There is no state to keep: a resumed run makes a new loader that starts at its global step.
+    There is no state to save: a resumed run makes a new loader that starts at its global step.
     """
 
     def state_dict(self) -> dict:

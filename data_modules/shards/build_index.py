@@ -42,7 +42,7 @@ def build_index(shard: str | Path) -> ShardIndex:
     """Scan a shard, write its index, and open it.
 
     Raises:
-        UserError: the shard is no tar, is gzipped, cannot be read or changes meanwhile; or the
+        UserError: the shard is not a tar, is gzipped, cannot be read or changes meanwhile; or the
             index cannot be written.
     """
     shard = Path(shard)
@@ -50,7 +50,7 @@ def build_index(shard: str | Path) -> ShardIndex:
 
 
 def read_shard(shard: Path, mend: bool = False) -> Contents:
-    """The samples of a shard, and what is wrong with the others.
+    """The samples of a shard, and the problems of the others.
 
     Args:
         mend: whether names with dots in them are samples too, see `tar.mended`.
@@ -94,7 +94,7 @@ def read_shard(shard: Path, mend: bool = False) -> Contents:
 
 
 def _reason(group: Group, seen: set[bytes]) -> str:
-    """Why a group of members is no sample; "" if it is one."""
+    """Reason why a group of members is not a sample; "" if it is one."""
     if not group.fault and group.key in seen:
         return DUPLICATE
     places = group.members.values()
@@ -120,15 +120,15 @@ def index_shards(
     """Indexes of shards, in their order: those that are there and right, new ones for the others.
 
     A shard that cannot be indexed gives its error, so that it does not stop the others. Each index
-    is written when its shard is done: a run that was interrupted goes on where it stopped.
+    is written when its shard is done: an interrupted run resumes at the next shard.
 
     Args:
-        workers: processes; None takes all cores.
+        workers: number of processes; None takes all cores.
         tokenizer: a tokenizer.json, or a folder with one, that counts the tokens of the captions.
         checksums: whether to take a checksum of each sample, which reads all of every shard.
 
     Raises:
-        UserError: there is no such tokenizer; no index is written then.
+        UserError: the tokenizer does not exist; no index is written then.
     """
     if tokenizer is not None:
         read_tokenizer(tokenizer)
@@ -152,7 +152,7 @@ def require_checksums(shards: Iterable[Path]) -> None:
         try:
             read_shard(shard)
         except UserError:
-            continue  # damaged: said by whoever indexes it
+            continue  # damaged: reported when it is indexed
         raise without_checksums(shard)
 
 

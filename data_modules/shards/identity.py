@@ -22,7 +22,7 @@ def probe_of(path: Path) -> bytes:
     """PROBE_BYTES that stand for the size of a file and for blocks of it, evenly spread.
 
     Raises:
-        UserError: it is no regular file, or cannot be opened.
+        UserError: it is not a regular file, or cannot be opened.
         OSError: it cannot be read.
     """
     status = path.stat()

@@ -1,15 +1,15 @@
-"""The index of a shard: one small binary file that says where its samples lie and what is lost.
+"""Index of a shard: one small binary file with the places of its samples and its problems.
 
-It lies beside the shard as NAME.tar.idx, or in the user's cache folder where the shards cannot be
-written to. Opening one reads its header and nothing else; the rest is mapped into memory when a
-sample is first asked for. All numbers are little-endian:
+It is stored beside the shard as NAME.tar.idx, or in the user's cache folder where the shards
+cannot be written to. Opening one reads only its header; the rest is mapped into memory when a
+sample is first read. All numbers are little-endian:
 
     header    72 bytes, see `_HEADER`
     rows      uint32 [samples, 9]: where the key ends in the keys, then for each role in KINDS
               (image, source, txt, json) the first block of 512 bytes and the size in bytes;
               block 0 stands for a member that is not there
-    tokens    uint32 [samples], tokens of each caption; only where they were counted
-    checksums uint32 [samples], CRC-32 over all members of a sample; only where they were asked for
+    tokens    uint32 [samples], tokens of each caption; only if they were counted
+    checksums uint32 [samples], CRC-32 over all members of a sample; only if they were requested
     keys      the keys, one after the other, as the archive has them
     probe     16 bytes, see identity.py; where the shard was read by a triptych that takes it
     problems  JSON, [[reason, samples, [some of their keys]], ...]; nothing where all is well
@@ -48,12 +48,12 @@ COLUMNS = 1 + 2 * len(ROLES)
 
 
 class Problem(NamedTuple):
-    """Samples that the index leaves out."""
+    """Samples that the index excludes."""
 
     reason: str
     samples: int
     keys: list[str]
-    """Of the first few."""
+    """Keys of the first few."""
 
 
 class UnusableIndex(UserError):
@@ -62,7 +62,7 @@ class UnusableIndex(UserError):
 
 @dataclass
 class Contents:
-    """All that an index file says about a shard."""
+    """Content of an index file."""
 
     shard_size: int
     """Bytes of the shard when it was read."""
@@ -76,7 +76,7 @@ class Contents:
     """Digest of the tokenizer that counted `tokens`, see columns.py."""
     checksums: np.ndarray | None = None
     probe: bytes = b""
-    """Of the shard, see identity.py."""
+    """Probe of the shard, see identity.py."""
 
 
 class _Header(NamedTuple):
@@ -98,14 +98,14 @@ _TOKENS, _CHECKSUMS, _PROBE = 1, 2, 4  # flags
 
 
 class ShardIndex:
-    """An index file, opened by its header alone; use `ShardIndex.of(shard)`.
+    """An index file of which only the header is read on opening; use `ShardIndex.of(shard)`.
 
-    Rows are the complete samples of the shard in file order. What is read is mapped into memory
-    at its first use, checked once, and let go by `release`.
+    Rows are the complete samples of the shard in file order. Columns are mapped into memory
+    at their first use, checked once, and let go by `release`.
 
     Raises:
         UnusableIndex: the file is damaged.
-        UserError: the file is no index of ours.
+        UserError: the file is not an index of ours.
     """
 
     def __init__(self, path: Path, shard: Path) -> None:
@@ -186,7 +186,7 @@ class ShardIndex:
 
     @property
     def probe(self) -> bytes:
-        """Of the shard when it was read, see identity.py; b"" in an index that has none."""
+        """Probe of the shard when it was read, see identity.py; b"" in an index that has none."""
         if not self._header.flags & _PROBE:
             return b""
         start = self._layout["probe"]
@@ -204,7 +204,7 @@ class ShardIndex:
 
     @property
     def problems(self) -> list[Problem]:
-        """What is left out, by reason; read without mapping the rest."""
+        """Excluded samples, by reason; read without mapping the rest."""
         if not self._header.problems_size:
             return []
         try:
@@ -291,7 +291,7 @@ class ShardIndex:
         return self._map
 
     def _follow(self, header: _Header) -> None:
-        """Go on with a file that was written again, with tokens for one, since it was opened."""
+        """Reopen a file that was written again, with tokens for one, since it was opened."""
         same = ["shard_size", "samples", "keys_size"]
         if not header.flags & self._header.flags & _PROBE:
             same.append("mtime_ns")  # a copied shard's index is written anew, see `_renew`
@@ -350,7 +350,7 @@ class HeldIndex(ShardIndex):
 
 
 def index_places(shard: Path) -> Iterator[Path]:
-    """Where the index of a shard may be: beside it, else in the user's cache folder."""
+    """Candidate places of a shard's index: beside it, else in the user's cache folder."""
     yield Path(f"{shard}{SUFFIX}")
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     name = hashlib.blake2b(os.fsencode(shard.resolve()), digest_size=16).hexdigest()
@@ -420,7 +420,7 @@ def _header_crc(header: _Header) -> int:
 
 @lru_cache(maxsize=4096)
 def _layout(header: _Header) -> dict[str, int]:
-    """Where each section begins, in bytes; "end" is the size of the file."""
+    """Start of each section, in bytes; "end" is the size of the file."""
     sizes = {
         "rows": 4 * COLUMNS * header.samples,
         "tokens": 4 * header.samples if header.flags & _TOKENS else 0,

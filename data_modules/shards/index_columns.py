@@ -1,4 +1,4 @@
-"""What an index may hold beside places: tokens of the captions, checksums of the samples."""
+"""Optional columns of an index: tokens of the captions, checksums of the samples."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ def with_tokens(index: ShardIndex, tokenizer: str | Path) -> ShardIndex:
     special tokens are counted. A caption that cannot be read has 0.
 
     Args:
-        tokenizer: a tokenizer.json, or a folder with one.
+        tokenizer: path of a tokenizer.json, or of a folder with one.
 
     Raises:
-        UserError: there is no such tokenizer, or the shard cannot be read.
+        UserError: the tokenizer does not exist, or the shard cannot be read.
     """
     path = _tokenizer_file(tokenizer)
     digest = hashlib.blake2b(path.read_bytes(), digest_size=8).digest()
@@ -61,7 +61,7 @@ def with_checksums(index: ShardIndex) -> ShardIndex:
 
 
 def changed_samples(index: ShardIndex) -> list[str]:
-    """Keys of samples whose members are not what they were when their checksum was taken.
+    """Keys of samples whose members have changed since their checksum was taken.
 
     Raises:
         UserError: no checksums were taken, or the shard cannot be read.
@@ -110,7 +110,7 @@ def read_tokenizer(tokenizer: str | Path) -> Tokenizer:
     """Read a tokenizer.json, or that of a folder; control tokens in a text are text.
 
     Raises:
-        UserError: there is no such tokenizer, or it cannot be read.
+        UserError: the tokenizer does not exist, or cannot be read.
     """
     path = _tokenizer_file(tokenizer)
     try:

@@ -15,16 +15,16 @@ from triptych.utils.errors import ImageError
 CAPTIONS = ("caption", "text", "instruction")
 """Usual names of captions among the facts of a sample; the first that is there is taken."""
 ImageRole = Literal["image", "source"]
-"""What an image is for: the one a caption is about, or the one that an edit starts from."""
+"""Role of an image in a sample: the target that a caption describes, or the source of an edit."""
 
 
 class BadSample(ValueError):
-    """One sample cannot be used; training goes on without it, and counts it by its reason.
+    """An unusable sample; training continues without it, and counts it by its reason.
 
     Args:
         key: name of the sample.
-        reason: a short phrase, the same for all samples with this fault: "image is damaged".
-        detail: what else helps to find the cause; logged, not counted.
+        reason: short phrase shared by all samples with this fault: "image is damaged".
+        detail: further help to find the cause; logged, not counted.
     """
 
     def __init__(self, key: str, reason: str, detail: str = "") -> None:
@@ -49,11 +49,11 @@ class Source(ABC):
     """Samples by number. The constructor takes configuration; `open` finds and checks the data.
 
     Picklable once open, for loader workers. Every method that reads a sample raises `BadSample`
-    where that sample, and no other, is unusable. What a task does not use is never read.
+    where that sample, and no other, is unusable. Data that a task does not use is never read.
     """
 
     name: str
-    """What reports and error messages call it."""
+    """Name in reports and error messages."""
 
     @abstractmethod
     def open(self) -> Source:
@@ -88,7 +88,7 @@ class Source(ABC):
         return role == "image"
 
     def facts(self, number: int) -> dict:
-        """What else is known: "conversation", a list of [question, answer], for one."""
+        """Additional metadata, such as "conversation", a list of [question, answer]."""
         return {}
 
     def image(

@@ -1,4 +1,4 @@
-"""Which source a path is: what the data commands take."""
+"""Detection of the source at a path, for the data commands."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ def source_at(
     conversations or of edits. Suffixes are compared without regard to case.
 
     Args:
-        images: folder that the paths in a table or in a conversation file count from.
-        split: of a saved DatasetDict.
-        image_column, caption_column: of a table.
+        images: folder that the paths in a table or in a conversation file are relative to.
+        split: split of a saved DatasetDict.
+        image_column, caption_column: column names of a table.
         mend: whether names in shards that have dots in them are samples too.
 
     Raises:
-        UserError: it is none of these.
+        UserError: the path is none of these.
     """
     path = Path(path)
     columns: dict[str, Any] = {"image_column": image_column, "caption_column": caption_column}

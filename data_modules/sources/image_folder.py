@@ -35,11 +35,11 @@ class ImageFolder(MemberSource):
 
     Args:
         path: the folder.
-        max_image_bytes: a larger image is a bad sample, and is not read.
-        max_text_bytes: the same for captions and JSON.
+        max_image_bytes: size limit; a larger image is a bad sample, and is not read.
+        max_text_bytes: the same limit for captions and JSON.
 
     Raises:
-        UserError: there is no such folder, or no image with a caption in it.
+        UserError: the folder does not exist, or has no image with a caption.
     """
 
     def __init__(

@@ -1,6 +1,6 @@
-"""The records of a JSONL file by number: one pass finds where each begins, later runs know it.
+"""JSONL records by number: a first pass finds the start of each, later runs reuse the index.
 
-What was found is kept as NAME.jsonl.idx beside the file, or where `index_places` says when that
+The index is stored as NAME.jsonl.idx beside the file, or where `index_places` says when that
 folder cannot be written to: an int64 table whose first row is (size, mtime in ns, VERSION) of the
 file, and each other row (offset, bytes, size of its text) of a record. One that does not fit the
 file is made again.
@@ -31,7 +31,7 @@ class Lines:
 
     Args:
         path: the file.
-        measure: how much text is in a record, in bytes; called once a record.
+        measure: function that returns the bytes of text in a record; called once a record.
 
     Raises:
         UserError: the file cannot be read.
@@ -69,7 +69,7 @@ class Lines:
         """Record `number`.
 
         Raises:
-            ValueError: it is no JSON, or longer than LONGEST.
+            ValueError: it is not JSON, or longer than LONGEST.
         """
         offset, length, _ = self.table[1 + number].tolist()
         if length > LONGEST:
@@ -80,7 +80,7 @@ class Lines:
 
 
 def _scan(path: Path, measure: Callable[[object], int], head: list[int]) -> np.ndarray:
-    """The table of a file as it is now; blank lines are no records."""
+    """Build the table of a file as it is now; blank lines are not records."""
     rows = array("q", head)
     with open_regular(path) as file:
         while True:

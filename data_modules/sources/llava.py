@@ -33,15 +33,15 @@ ASKS, ANSWERS = ("human", "user"), ("gpt", "assistant")
 class ConversationFile(Source):
     """The records of a conversation file; keys are NAME-NUMBER, counted from 0.
 
-    A JSONL file is never in memory whole: a first pass finds where its lines begin (see `lines`).
+    A JSONL file is never in memory whole: a first pass finds the start of each line (see `lines`).
 
     Args:
         path: a .json file with a list, or .jsonl.
-        images: the folder that the records' image paths start from; null is that of the file.
-        max_image_bytes: a larger image is a bad sample, and is not read.
+        images: folder that the records' image paths are relative to; null is that of the file.
+        max_image_bytes: size limit; a larger image is a bad sample, and is not read.
 
     Raises:
-        UserError: there is no such file, or it holds no records.
+        UserError: the file does not exist, or holds no records.
     """
 
     def __init__(

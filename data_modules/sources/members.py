@@ -1,4 +1,4 @@
-"""Sources whose samples are files of one key, in a folder or a shard: one rule of what each is."""
+"""Sources whose samples are files of one key, in a folder or a shard, with fixed roles."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from triptych.utils.records import parse
 class MemberSource(Source):
     """Samples of an image, a caption, JSON, and the source of an edit, see `listing.names`.
 
-    A subclass reads them by role; what they mean is decided here.
+    A subclass reads them by role; their meaning is decided here.
     """
 
     max_image_bytes: int
@@ -23,8 +23,8 @@ class MemberSource(Source):
         """The file of a role, None where a sample has none.
 
         Args:
-            role: of `names.KINDS`: "image", "source", "txt" or "json".
-            most: bytes; a larger file is not read.
+            role: a role of `names.KINDS`: "image", "source", "txt" or "json".
+            most: size limit in bytes; a larger file is not read.
 
         Raises:
             BadSample: it is larger, or cannot be read.

@@ -17,11 +17,11 @@ def read_inside(folder: Path, name: object, key: str, what: str, most: int) -> b
     """The file `name`, a relative path that a data set gives, in `folder`.
 
     Args:
-        key: of the sample, and `what` the file is to it: "image".
-        most: bytes; a larger file is not read.
+        key: key of the sample, and `what` names the role of the file: "image".
+        most: size limit in bytes; a larger file is not read.
 
     Raises:
-        BadSample: the path leaves the folder, or there is no such file, or it is too large.
+        BadSample: the path leaves the folder, or the file does not exist or is too large.
     """
     if not isinstance(name, str) or not name:
         raise BadSample(key, f"{what} is no path", repr(name)[:100])

@@ -1,7 +1,7 @@
 """Tables of images and captions: CSV, JSON lines, Parquet, Hugging Face datasets on the disk.
 
 These are read in order to be packed into shards (`triptych data pack`). They work as sources of
-training too, but a table in memory is no way to hold a large data set.
+training too, but a large data set should not be held as a table in memory.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ class Table(Source):
 
     Args:
         path: the table.
-        images: folder that paths of images count from; None is the table's own.
-        image_column, caption_column: None takes the first of the usual names.
+        images: folder that image paths are relative to; None is the table's own.
+        image_column, caption_column: column names; None takes the first of the usual names.
 
     Raises:
-        UserError: there is no such table, or it has no such column.
+        UserError: the table does not exist, or has no such column.
     """
 
     def __init__(
@@ -187,7 +187,7 @@ class ParquetTable(Table):
         return rows[number - (self._ends[group - 1] if group else 0)]
 
     def _rows_of(self, path: Path, group: int) -> list[dict[str, Any]] | str:
-        """The rows of a row group, or what is wrong with it."""
+        """The rows of a row group, or its problem."""
         from pyarrow import ArrowException, parquet
 
         columns = [self.image_column, self.caption_column]
@@ -250,12 +250,12 @@ class HuggingFaceTable(Table):
 
         try:
             return self._data[number]
-        except (OSError, ValueError, ArrowException) as error:  # text that is no UTF-8, for one
+        except (OSError, ValueError, ArrowException) as error:  # invalid UTF-8, for one
             raise BadSample(self.key(number), "row cannot be read", str(error)) from error
 
 
 def _values(column: Any) -> list[Any]:
-    """An Arrow column as Python has it; bytes of a text that are no UTF-8 become surrogates.
+    """Convert an Arrow column to Python values; bytes that are not UTF-8 become surrogates.
 
     Arrow does not look into texts, and Python would refuse all rows for one of them.
     """

@@ -1,7 +1,7 @@
-"""Local WebDataset shards, read by position: an index says where every sample lies.
+"""Local WebDataset shards, read by position: an index stores the place of every sample.
 
 A sample is the members of one key that stand together in a shard, whatever their order; their
-names say what they are, see `triptych.utils.listing.names`. Nothing else is read, nothing is
+names give their roles, see `triptych.utils.listing.names`. Nothing else is read, nothing is
 unpickled.
 """
 
@@ -36,12 +36,12 @@ class ShardFolder(MemberSource):
     Args:
         source: a folder with *.tar files, in sub-folders too, one tar file, a pattern (see
             `find_shards`), or a list of them.
-        index: "build" indexes shards that have no index yet; "require" refuses them.
-        max_image_bytes: a larger image is a bad sample, and is not read.
-        max_text_bytes: the same for captions and JSON.
+        index: policy for missing indexes: "build" makes them; "require" refuses such shards.
+        max_image_bytes: size limit; a larger image is a bad sample, and is not read.
+        max_text_bytes: the same limit for captions and JSON.
 
     Raises:
-        UserError: there is no shard, a shard is no readable tar, an index is older than its shard,
+        UserError: there is no shard, a shard is an unreadable tar or newer than its index,
             or no sample has both an image and a caption.
     """
 
@@ -181,7 +181,7 @@ class MendedShards(ShardFolder):
 
 
 def _summary(indexes: list[ShardIndex]) -> str:
-    """What all the indexes leave out: "3 samples (2 no caption, 1 truncated)"."""
+    """Summary of the samples that the indexes exclude: "3 samples (2 no caption, 1 truncated)"."""
     counts = Counter()
     for index in indexes:
         for problem in index.problems:

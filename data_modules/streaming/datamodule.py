@@ -2,7 +2,7 @@
 
 Shards are dealt to the loader workers of all ranks in another order every epoch, where there are
 fewer of them in parts, and samples are shuffled in a buffer. So every sample comes once an epoch.
-But workers whose shards are small begin the next epoch before the others, and a resumed run goes on
+But workers whose shards are small begin the next epoch before the others, and a run resumes
 at its step with another draw. Shards on a disk are better read by a `ShardDataModule`, which
 promises more.
 """
@@ -76,14 +76,14 @@ class ShardStream(IterableDataset):
 
     Args:
         urls: the shards.
-        task: see `Reading`.
+        task: task of the samples, see `Reading`.
         known: the model's tokenizer, limits and image sizes.
-        batch_size: samples of this rank.
-        start, stop: steps of the run that are left.
-        rank, world: of this process.
-        seed: of the draw, together with all of the above.
-        buffer: samples, still encoded, that wait to be drawn from.
-        caps: largest members.
+        batch_size: number of samples of this rank.
+        start, stop: range of the remaining steps of the run.
+        rank, world: rank of this process and number of ranks.
+        seed: random seed of the draw, together with all of the above.
+        buffer: number of samples, still encoded, in the shuffle buffer.
+        caps: size limits of members.
     """
 
     urls: list[str]
@@ -123,7 +123,7 @@ class ShardStream(IterableDataset):
     def _samples(
         self, reader: int, readers: int, problems: list[BadSample]
     ) -> Iterator[tuple[str, Encoded]]:
-        """Samples with their shards, in random order; what is wrong with others goes to `problems`.
+        """Samples with their shards, in random order; the problems of others go to `problems`.
 
         The buffer is emptied at the end of an epoch, before the next one begins.
         """
@@ -170,9 +170,9 @@ class ShardStream(IterableDataset):
 
 
 def distinct(samples: Iterator[tuple[str, Encoded]], size: int) -> Iterator[list[Encoded]]:
-    """Batches of different samples, told apart by shard and key.
+    """Group samples into batches without duplicates, compared by shard and key.
 
-    One that its batch holds already is put off to the next; a whole batch of those says that there
+    A duplicate within a batch is put off to the next; a whole batch of duplicates means that there
     are fewer samples than a batch takes, and fills it.
     """
     later: deque[tuple[str, Encoded]] = deque()
@@ -205,11 +205,11 @@ class StreamDataModule(LightningDataModule):
     """Samples from shards that cannot be seeked, without an index.
 
     Shards are WebDataset tars, gzipped or not, at http(s)://, s3://, gs://, hf:// or in files.
-    Their order is random; see the module's docstring for what is not promised.
+    Their order is random; the module's docstring lists the missing guarantees.
 
     Args:
-        urls: the shards; "https://host/{00000..00099}.tar" names a hundred. Without a scheme also
-            a folder, or a pattern.
+        urls: addresses of the shards; "https://host/{00000..00099}.tar" names a hundred. Without a
+            scheme also a folder, or a pattern.
         val_urls: shards to validate on, their first samples; null takes those of the first of
             `urls`.
         task: text_to_image, image_to_image or image_to_text.
@@ -312,7 +312,7 @@ class StreamDataModule(LightningDataModule):
         return self.val_dataloader()
 
     def predict_dataloader(self) -> StepLoader:
-        """The validation captions, put to the model as whoever asks for an image puts them."""
+        """The validation captions, in the prompt template of inference."""
         return self._in_order(replace(self.known, training_template=self.known.template))
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:

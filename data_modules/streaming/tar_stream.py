@@ -1,6 +1,6 @@
-"""Shards that cannot be seeked: samples as they come by, with the distrust of tar.py.
+"""Tar streams of shards that cannot be seeked, validated like tar.py.
 
-What is too large is read past, never held. At the first damage the rest of the shard is given up:
+Oversized members are skipped, never held. At the first damage the rest of the shard is given up:
 there is no telling what was lost, and the next shard is a draw away.
 """
 
@@ -47,7 +47,7 @@ from triptych.utils.listing.tar import (
 
 TIMEOUT = 60.0  # seconds without a byte
 PASS = 1 << 20  # bytes that are read past at a time
-# What goes wrong with a file that is far away, or compressed.
+# Errors of a file that is remote, or compressed.
 BROKEN = (OSError, EOFError, UserError, zlib.error, http.client.HTTPException)
 # Schemes, and the package that opens them where it is not the standard library.
 SCHEMES = {"": None, "file": None, "http": None, "https": None}
@@ -119,7 +119,7 @@ def open_url(url: str) -> BinaryIO:
 
 
 def read_samples(file: BinaryIO, caps: Caps) -> Iterator[Encoded | BadSample]:
-    """The samples of a shard, and what is wrong with the others.
+    """The samples of a shard, and the problems of the others.
 
     Members are grouped as in tar.py: a sample next to damage, such as the last one of a shard that
     is cut off, never comes out.
@@ -147,7 +147,7 @@ def _fault(group: Group, members: dict[str, bytes | None], seen: set[bytes]) -> 
 def _members(
     file: BinaryIO, contents: dict[int, bytes | None], caps: Caps
 ) -> Iterator[Member | Damage]:
-    """Members in file order; what they hold goes to `contents` by their place."""
+    """Members in file order; their contents go to `contents` by their place."""
     position = 0
     said: dict[str, bytes] = {}
     try:

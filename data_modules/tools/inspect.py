@@ -1,4 +1,4 @@
-"""What is in a data set: counts, lengths, sizes, duplicates, and a sheet of images to look at."""
+"""Data set statistics: counts, lengths, sizes, duplicates, and a sheet of images to look at."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ WORDS = (0, 1, 5, 10, 20, 40, 80, 160, 320)  # where the bars of the histogram b
 
 @dataclass
 class Findings:
-    """What was read of some samples."""
+    """Statistics of some samples."""
 
     samples: int = 0
     words: list[int] = field(default_factory=list)
-    """Of each caption."""
+    """Word count of each caption."""
     caption_bytes: list[int] = field(default_factory=list)
     sizes: list[tuple[int, int]] = field(default_factory=list)
     """Width and height of each image, in pixels."""
@@ -57,7 +57,7 @@ def examine(
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Findings:
-    """Read `most` samples of an open source, evenly spread; all where there are no more.
+    """Read `most` samples of an open source, evenly spread; all if there are not more.
 
     Images are opened, which finds their size, but not decoded.
     """
@@ -113,12 +113,12 @@ def _hash(content: bytes) -> bytes:
 
 
 def repeated(counts: Counter[bytes]) -> int:
-    """How many samples repeat one that came before."""
+    """Number of samples that repeat an earlier one."""
     return sum(counts.values()) - len(counts)
 
 
 def histogram(values: Sequence[int], width: int = 40) -> list[str]:
-    """Lines of a bar chart of how many values lie between the numbers of WORDS."""
+    """Lines of a histogram of the values, with the numbers of WORDS as bin edges."""
     edges = [*WORDS, np.inf]
     counts = np.histogram(values, edges)[0]
     lines = []

@@ -1,7 +1,7 @@
 """Any source into WebDataset shards: images as they are, the same bytes every time.
 
 Shard k holds the samples k*n ... of the source, in their order. So shards can be written by several
-processes, and a run that was stopped goes on with the shards that are missing.
+processes, and a stopped run resumes with the shards that are missing.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ MANIFEST = "pack.jsonl"
 PARTIAL = ".partial"  # shards that are being written
 LOOKED_AT = 16  # samples, from which the size of all is guessed
 LONGEST_KEY = 80  # characters: with a kind behind it, it fits into a plain tar header
-# What messages call the points of a plan.
+# Names in messages for the points of a plan.
 LABELS = {
     "source": "SOURCE",
     "content": "the content of SOURCE",
@@ -54,7 +54,7 @@ OURS = re.compile(
 
 @dataclass
 class Packed:
-    """What one shard holds."""
+    """Contents of one shard."""
 
     shard: str
     samples: int
@@ -70,14 +70,14 @@ def pack(
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Packed]:
-    """Write FOLDER/shard-00000.tar and so on; shards that are complete already are left alone.
+    """Write FOLDER/shard-00000.tar and so on; complete shards are skipped.
 
     Args:
         source: the samples, open.
-        origin: what tells this source from others, and every option that changes what is packed;
+        origin: identity of this source, and every option that changes what is packed;
             must be JSON.
-        workers: processes; None takes all cores.
-        progress: called with the number of shards that are done, and of all.
+        workers: number of processes; None takes all cores.
+        progress: callback that receives the number of shards that are done, and of all.
 
     Raises:
         UserError: the folder holds something else, or shards of another source; or no sample can
@@ -117,7 +117,7 @@ def pack(
 
 
 def skipped(shards: Iterable[Packed]) -> Counter[str]:
-    """How many samples were left out, by reason."""
+    """Number of skipped samples, by reason."""
     total: Counter[str] = Counter()
     for shard in shards:
         total.update(shard.skipped)
@@ -146,7 +146,7 @@ def members(source: Source, number: int) -> Iterator[tuple[str, bytes]]:
     """(kind, content) of the members of a sample: images, caption, what else is known.
 
     Raises:
-        BadSample: there is no image, or it is none that shards can hold.
+        BadSample: there is no image, or not one that shards can hold.
     """
     facts = source.facts(number)
     if source.has(number, "source"):
@@ -168,19 +168,19 @@ def members(source: Source, number: int) -> Iterator[tuple[str, bytes]]:
 
 
 def _json(facts: dict, key: str) -> bytes:
-    """Facts as JSON that everyone can read; U+FFFD for bytes of a column that are no UTF-8."""
+    """Facts as JSON that everyone can read; U+FFFD for bytes of a column that are not UTF-8."""
     facts = {
         name: _readable(value) if isinstance(value, str) else value for name, value in facts.items()
     }
     try:
         text = json.dumps(facts, ensure_ascii=False, sort_keys=True, allow_nan=False)
-    except (ValueError, TypeError, RecursionError) as error:  # not a number, for one
+    except (ValueError, TypeError, RecursionError) as error:  # NaN, for one
         raise BadSample(key, "facts are no JSON", str(error)) from error
     return check_text(text, key, "its JSON").encode()
 
 
 def _readable(text: str) -> str:
-    """A column that nothing is learned from; bytes that are no UTF-8 came as surrogates."""
+    """Clean a column that is not trained on; bytes that are not UTF-8 came as surrogates."""
     return re.sub("[\udc80-\udcff]", REPLACEMENT, text)
 
 
@@ -291,7 +291,7 @@ def _parsed(line: str) -> dict | None:
 
 
 def _packed(line: dict | None) -> Packed | None:
-    """The shard that a line of the manifest tells of; None where it tells of none."""
+    """The shard in a line of the manifest; None if the line holds none."""
     try:
         return Packed(str(line["shard"]), int(line["samples"]), dict(line["skipped"]))
     except (KeyError, TypeError, ValueError):

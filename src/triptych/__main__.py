@@ -4,7 +4,7 @@ import os
 import sys
 
 # Python puts the current folder first for `-m`: a file there would be taken for any module that is
-# not yet imported. Processes that this one starts are told not to.
+# not yet imported. Processes started by this one run with the same protection.
 if not sys.flags.safe_path:
     del sys.path[0]
     os.environ["PYTHONSAFEPATH"] = "1"

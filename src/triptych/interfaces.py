@@ -1,4 +1,4 @@
-"""What flows between the parts, and the roles that parts play: dataclasses and abstract classes.
+"""Shared dataclasses and abstract base classes: the interfaces between models and data.
 
 Shape letters, used in the whole package:
     B batch, T text tokens, N queries, D width of the language model,
@@ -54,8 +54,8 @@ class Batch:
     attention_mask: Tensor
     """[B,T] int64, 1 on tokens, 0 on padding."""
     shared: int = 0
-    """How many tokens, text alone, all prompts begin with alike and go on after; see
-    `prompts.shared_tokens`. Counted by the loader: a device that is asked makes the host wait."""
+    """Length of the text prefix shared by all prompts of the batch; see `prompts.shared_tokens`.
+    Counted by the loader: counting on the device would synchronize with the host."""
     labels: Tensor | None = None
     """[B,T] int64, IGNORED where no loss is taken."""
     understanding_pixels: Tensor | None = None
@@ -105,9 +105,9 @@ class Batch:
         return self.understanding_pixels, self.image_grid_thw
 
     def to(self, device: torch.device | str, **options: Any) -> Batch:
-        """The batch on `device`, but for what the host reads: reading it back would make it wait.
+        """Move to `device`, except fields read on the host: reading them back would synchronize.
 
-        Copies do not wait either, if they come from pinned memory.
+        Copies do not synchronize either, if they come from pinned memory.
         """
         options = {"non_blocking": torch.device(device).type == "cuda", **options}
         tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
@@ -129,7 +129,7 @@ def _several_ranks() -> bool:
     return ready and distributed.get_world_size() > 1
 
 
-# Fields of Batch that decide on the host what is drawn and what is encoded.
+# Fields of Batch that the host reads to draw noise and to encode images.
 READ_BY_THE_HOST = ("samples", "has_features")
 
 
@@ -142,7 +142,7 @@ def batches_in(batch: Batch | dict[str, Batch | None]) -> list[Batch]:
 
 @dataclass
 class Condition:
-    """What the generator is told: the language model's outputs at the query positions."""
+    """Conditioning of the generator: the language model's hidden states at the query positions."""
 
     states: Tensor
     """[B,N,D]"""
@@ -165,8 +165,8 @@ class Part(ExactBuffers, ABC):
     """
 
     entry_points: tuple[str, ...] = ()
-    """Methods beside `forward` that others call and that compute with parameters: where these are
-    split over ranks, they are gathered here. What such a method returns is tensors, or a dataclass
+    """Methods beside `forward` that are called from outside and use parameters: FSDP gathers the
+    parameters for these calls too. Such a method returns tensors, or a dataclass
     that `torch.utils._pytree` knows."""
 
     @abstractmethod
@@ -185,7 +185,7 @@ class Part(ExactBuffers, ABC):
 
     @property
     def built(self) -> bool:
-        """Whether `build` has run; parts inside of this one are asked themselves."""
+        """Whether `build` has run; parts inside of this one are not considered."""
         own = (child for child in self.children() if not isinstance(child, Part))
         own_parameters = (parameter for child in own for parameter in child.parameters())
         return bool(self._parameters) or next(own_parameters, None) is not None
@@ -193,14 +193,14 @@ class Part(ExactBuffers, ABC):
 
 @dataclass
 class Sampling:
-    """How the tokens of an answer are chosen; as it is by default, always the likeliest."""
+    """Token sampling parameters. The default is greedy decoding."""
 
     temperature: float = 0.0
-    """Above 0 tokens are drawn, the likelier the more often; the lower, the more so."""
+    """Softmax temperature; 0 is greedy decoding."""
     top_p: float = 1.0
     """Drawn from the likeliest tokens that together have this probability."""
     seeds: Sequence[int] = ()
-    """One a row, when tokens are drawn: a row's draws depend on its own alone."""
+    """Random seeds, one for each row, when tokens are sampled: a row depends only on its own."""
 
 
 class Understander(Part):
@@ -243,12 +243,12 @@ class Understander(Part):
 
     @abstractmethod
     def image_tokens(self) -> int:
-        """How many placeholder tokens one image takes in the prompt."""
+        """Number of placeholder tokens of one image in the prompt."""
 
     def chat_inputs(self, images: Sequence[Tensor]) -> tuple[Tensor, Tensor, list[int]] | None:
-        """As `image_inputs`, of images uint8 [3,H,W] of any shapes, which they keep.
+        """Patches and grid like `image_inputs`, for uint8 images [3,H,W] that keep their shapes.
 
-        Also how many placeholder tokens each takes. None: this model sees squares alone.
+        The list holds the number of placeholder tokens of each. None: only squares are supported.
 
         Raises:
             UserError: an image has a shape that cannot be shown.
@@ -268,8 +268,8 @@ class Understander(Part):
     ) -> Tensor:
         """Continuation of left-padded prompts [B,T], greedy by default; the new tokens only.
 
-        `on_tokens` is told of the B tokens of every step, and says which rows need no more; what
-        it raises ends the call. Rows that have ended are given padding.
+        `on_tokens` receives the B tokens of every step and returns the rows that are finished; an
+        exception it raises ends the call. Finished rows are filled with padding.
 
         Raises:
             NotFiniteError: logits are NaN or infinite.
@@ -282,12 +282,12 @@ class ImageEncoder(Part):
     entry_points = ("blank_features",)
 
     feature_shape: tuple[int, int, int]
-    """(C, h, w), known from the configuration alone."""
+    """(C, h, w), derived from the configuration without building."""
     image_size: int
     """Side in pixels of the square image that the encoder sees."""
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    """How colours in [0,1] are shifted and scaled; these are what `pixels_to_unit` does."""
+    """Normalization of colours in [0,1]; the defaults equal `pixels_to_unit`."""
 
     @abstractmethod
     def forward(self, pixels: Tensor) -> Tensor:
@@ -323,7 +323,7 @@ class VelocityModel(Part):
 
     @abstractmethod
     def set_shapes(self, feature_shape: tuple[int, int, int], condition_width: int) -> None:
-        """Learn, before `build`, what is generated and how wide its condition is."""
+        """Set the shape of the target and the width of the condition, before `build`."""
 
     @abstractmethod
     def forward(self, x_t: Tensor, t: Tensor, condition: Tensor) -> Tensor:
@@ -333,9 +333,9 @@ class VelocityModel(Part):
         """
 
     def prepare(self, condition: Tensor, null: Tensor | None = None) -> Velocity:
-        """The velocity of x_t and t alone, for many calls under one condition [B,N,D].
+        """Velocity as a function of only x_t and t, for many calls under one condition [B,N,D].
 
-        A model may keep what depends on the condition only. With a `null` [1,N,D], x_t and t have
+        A model may cache what depends only on the condition. With a `null` [1,N,D], x_t and t have
         twice the rows: first those under it, then those under the condition.
         """
         return velocity_under(self)(condition, null)
@@ -346,7 +346,7 @@ Velocity = Callable[[Tensor, Tensor], Tensor]
 
 
 def velocity_under(model: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Callable[..., Velocity]:
-    """What `VelocityModel.prepare` is of a model that keeps nothing."""
+    """Default `VelocityModel.prepare`, for a model that caches nothing."""
 
     def prepare(condition: Tensor, null: Tensor | None = None) -> Velocity:
         if null is not None:
@@ -360,12 +360,12 @@ class PixelDecoder(Part):
     """Features to pixels."""
 
     trained_parts: tuple[str, ...]
-    """Names of the submodules that train; what is left, such as a VAE, is frozen."""
+    """Names of the submodules that train; others, such as a VAE, are frozen."""
 
     num_inference_steps: int
     guidance_scale: float
     sampler: str
-    """What `decode` does where it is not told; a sampler is one of `sampler.SAMPLERS`."""
+    """Default sampler of `decode`, one of `sampler.SAMPLERS`."""
 
     wants_null: bool = False
     """True while a decoder whose own null is a blank image, not zeros, has not been given it."""
@@ -395,7 +395,7 @@ class PixelDecoder(Part):
         null: Tensor | None = None,
         on_image: OnImage | None = None,
     ) -> Tensor:
-        """features [B,C,h,w] -> pixels uint8 [B,3,H,W], each from its seed alone, within rounding.
+        """Decode features [B,C,h,w] to uint8 [B,3,H,W], each from only its seed, within rounding.
 
         `null` [1,C,h,w] are the features that guidance leads away from; None is the decoder's own.
         `sampler` is one of `sampler.SAMPLERS`. `on_image` is called after every call of the
@@ -404,13 +404,13 @@ class PixelDecoder(Part):
 
 
 OnImage = Callable[[int, Callable[[], Tensor]], None]
-"""Told of the number of the network call just made, from 0, and of what makes the images uint8
-[B,3,H,W] as they look then."""
+"""Called after each network call as (index from 0, function that returns the current images uint8
+[B,3,H,W])."""
 
 
 @dataclass
 class Preprocessing:
-    """What a DataModule must know of the model to build batches; handed over by the model."""
+    """Model settings that a DataModule needs to build batches; provided by the model."""
 
     tokenizer: Any
     """A transformers tokenizer; None where captions are not read."""
@@ -425,7 +425,7 @@ class Preprocessing:
     image_inputs: Any = None
     """uint8 [B,3,H,W] -> (patches [S,patch], grids [B,3]); see `Understander.image_inputs`."""
     template: str = "inference"
-    """How a caption is put to the model that makes an image of it: of `prompts.TEMPLATES`."""
+    """Prompt template of captions for image generation, one of `prompts.TEMPLATES`."""
     training_template: str = "inference"
     """The same while that is learned and validated."""
     features: Callable[[], dict[str, Any]] | None = None

@@ -22,10 +22,10 @@ TimestepSampling = Literal["uniform", "logit_normal"]
 
 @dataclass(frozen=True)
 class Objective:
-    """What is generated and by which loss; the paper's section 3 compares the three below."""
+    """Training objective: target features and loss; section 3 of the paper compares the three."""
 
     target: Literal["clip", "vae"]
-    """Whose features are generated: the image encoder's, or the VAE's latents."""
+    """Source of the target features: the image encoder, or the VAE's latents."""
     loss: Literal["flow", "mse"]
     """Flow matching from noise, or regression in one pass."""
 
@@ -46,7 +46,7 @@ def path(features: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
 def shift_time(t, shift: float):
     """shift * t / (1 + (shift - 1) * t) (Esser et al. 2024, arXiv 2403.03206, eq. 23).
 
-    A shift above 1 moves times towards noise. What is decided at time t is what a signal-to-noise
+    A shift above 1 moves times towards noise. At time t a model learns what a signal-to-noise
     ratio of (1 - t) / t leaves open, and redundant features are readable through strong noise.
     """
     return shift * t / (1 + (shift - 1) * t)
@@ -58,7 +58,7 @@ def sample_time(
     """t [B] in (0,1] from draws u ~ U[0,1) and n ~ N(0,1), both [B].
 
     "uniform": the 1000 discrete times 1/1000 ... 1000/1000, as published. In float64: a
-    model is told 1000 t, which for ten of them would be no integer in float32.
+    model receives 1000 t, which for ten of them would not be an integer in float32.
     "logit_normal": sigmoid(n), denser in the middle (Esser et al. 2024, arXiv 2403.03206).
     Both are then shifted, see `shift_time`; 1 shifts nothing.
     """

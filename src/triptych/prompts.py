@@ -5,7 +5,7 @@ control token (`tokens.encode`). A generation prompt is
 
     <|im_start|>system ... <|im_end|> <|im_start|>user ... <|im_end|> <|im_start|>assistant [IMG]
 
-and the latent queries follow `[IMG]`. How it is written in detail is a `Template`.
+and the latent queries follow `[IMG]`. A `Template` sets the details.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class PromptError(TextError):
     """A caption or conversation that makes no prompt.
 
     Args:
-        message: one sentence for whoever wrote it.
+        message: one sentence for the author of the text.
         reason: a short phrase, the same for all texts with this fault, to count them by.
     """
 
@@ -53,24 +53,24 @@ class PromptError(TextError):
 
 @dataclass(frozen=True)
 class Template:
-    """How a generation prompt is written, where the published code and we do not agree."""
+    """Details of a generation prompt in which the published code differs from ours."""
 
     ends_answer: bool = False
     """Put `<|im_end|>` and a newline between the header of the answer and `[IMG]`."""
     strip: bool = True
-    """Leave out white space around the caption, which says nothing."""
+    """Strip the white space around the caption."""
     cut: bool = False
     """Cut a prompt that is too long, its end and so the header of the answer, not refuse it."""
 
 
 TemplateName = Literal["inference", "published_inference", "published_training"]
 TEMPLATES: dict[TemplateName, Template] = {
-    # For training and inference alike: what was learned is what is asked.
+    # For training and inference alike.
     "inference": Template(),
-    # To the character what released weights were scored with.
+    # The exact prompt that released weights were scored with.
     "published_inference": Template(strip=False),
-    # What they were trained with; two tokens more than they are then asked with. Only to go on
-    # with a published training run, or to compare with one.
+    # The training template of the published code; two tokens longer than at inference. Only to
+    # resume a published training run, or to compare with one.
     "published_training": Template(ends_answer=True, strip=False, cut=True),
 }
 
@@ -137,7 +137,7 @@ def clean(text: str, what: str) -> str:
 
 
 def negative_ids(tokenizer) -> list[int]:
-    """Ids of what the published decoder is guided away from: one space, outside of any chat."""
+    """Ids of the published decoder's negative prompt: one space, outside of any chat."""
     return encode(tokenizer, (" ", START_OF_IMAGE))
 
 
@@ -175,7 +175,7 @@ def conversation_ids(
     """Ids and labels of a conversation of (question, answer) turns about at most one image.
 
     The image (`image_tokens` > 0) opens the first question. An answer of None, allowed in the
-    last turn only, leaves the header open for the model to go on. Only answers carry labels.
+    last turn only, leaves the header open for the model to continue. Only answers carry labels.
 
     Raises:
         PromptError: a question is empty, or there are more than `max_tokens` tokens.
@@ -217,12 +217,12 @@ def chat_ids(
     messages: Sequence[tuple[str, Sequence[str | int]]],
     max_tokens: int,
 ) -> list[int]:
-    """Ids of a conversation that the model goes on with: the header of its answer is open.
+    """Ids of a conversation for the model to continue: the header of its answer is open.
 
-    As `conversation_ids`, with several images anywhere and a system message of one's own.
+    Like `conversation_ids`, with several images anywhere and a custom system message.
 
     Args:
-        messages: (role, pieces); a piece is a text, clean as of `chat_messages.read_messages`, or
+        messages: (role, pieces); a piece is a text, cleaned by `chat_messages.read_messages`, or
             the number of tokens of an image.
 
     Raises:
@@ -267,7 +267,7 @@ def _stripped(pieces: Sequence[str]) -> Pieces:
 
 
 def shared_tokens(rows: Sequence[Sequence[int]], image: int | None) -> int:
-    """How many ids all rows begin with alike, up to the first `image` placeholder.
+    """Length of the common prefix of all rows, up to the first `image` placeholder.
 
     At least one id of each row is left over. A single row shares nothing.
     """
@@ -281,7 +281,7 @@ def shared_tokens(rows: Sequence[Sequence[int]], image: int | None) -> int:
 
 
 def pad(rows: Sequence[Sequence[int]], value: int, left: bool = False) -> tuple[Tensor, Tensor]:
-    """Rows of ids to int64 [B,T] filled with `value`, and the mask [B,T] of what is not filling."""
+    """Pad rows of ids to int64 [B,T] with `value`; return them and the mask [B,T] of the ids."""
     longest = max(len(row) for row in rows)
     padded = torch.full((len(rows), longest), value, dtype=torch.long)
     mask = torch.zeros((len(rows), longest), dtype=torch.long)

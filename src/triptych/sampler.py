@@ -35,12 +35,12 @@ from triptych.utils.limits import require_sampler as require_sampler
 from triptych.utils.rng import normal
 
 OnStep = Callable[[int, Tensor, Tensor], None]
-"""Told of the number of the model call just made, from 0, of x after it, and of the features that x
-was on its way to: x_t - t v, what an image looks like at that moment."""
+"""Called after each model call as (index from 0, x after it, estimate of the clean features
+x_t - t v, the image as it looks at that moment)."""
 
 
 def noise_from_seeds(shape: tuple[int, ...], seeds: Sequence[int], device=None) -> Tensor:
-    """Starting noise [len(seeds), *shape]; row i depends on seeds[i] alone."""
+    """Starting noise [len(seeds), *shape]; row i depends only on seeds[i]."""
     return normal(shape, 0, "sampler", seeds, device)
 
 
@@ -62,7 +62,7 @@ def sample_flow(
     """Features [B,C,h,w] for `condition` [B,N,D], starting at `noise` [B,C,h,w].
 
     The grid of times is shifted as in training, see `loss.shift_time`; 1 is the published grid.
-    `sampler` is one of `SAMPLERS`; `model_calls` says how often it calls the model.
+    `sampler` is one of `SAMPLERS`; `model_calls` gives its number of model calls.
 
     guidance_scale 1 needs one model call a step, any other value one call on a doubled batch:
     v = v_null + guidance_scale * (v_condition - v_null). `on_step` is called after every call.
@@ -72,10 +72,10 @@ def sample_flow(
 
     `integer_timesteps` tells the model 966 for 966.67 thousandths; x moves by the exact times:
     published sampling does, so published weights were scored so. Off by default, since training
-    tells exact times.
+    passes exact times.
 
     Raises:
-        UserError: there is no such sampler, there are no steps, or the interval is none.
+        UserError: the sampler is unknown, there are no steps, or the interval is invalid.
     """
     low, high = (0.0, 1.0) if guidance_interval is None else guidance_interval
     INTERVAL.require((low, high), "guidance_interval")
@@ -132,7 +132,7 @@ def require_steps(steps: int) -> None:
 
 
 def model_calls(sampler: str, steps: int) -> int:
-    """How often `steps` steps call the model; the last one of Heun is of first order."""
+    """Number of model calls of `steps` steps; the last step of Heun is of first order."""
     return 2 * steps - 1 if sampler == "heun" else steps
 
 
@@ -150,10 +150,10 @@ def flow_solver(name: str, steps: int, shift: float = 1.0) -> Any:
     """A scheduler for a velocity, on the published grid shifted as `loss.shift_time` does.
 
     Its `timesteps` are 1000 t, one for each call of the model. It stays on the CPU whatever the
-    device of the samples, where its numbers become arguments of kernels: nobody waits for them.
+    device of the samples, and its numbers become arguments of kernels: no synchronization.
 
     Raises:
-        UserError: there is no such sampler, or there are no steps.
+        UserError: the sampler is unknown, or there are no steps.
     """
     require_sampler(name)
     solver = FlowMatchEulerDiscreteScheduler(shift=shift)
@@ -178,10 +178,10 @@ def flow_solver(name: str, steps: int, shift: float = 1.0) -> Any:
 def diffusion_solver(name: str, steps: int, **options: Any) -> Any:
     """A scheduler for a network that predicts noise or "v"; `options` are those of diffusers.
 
-    On the CPU, as a `flow_solver`.
+    Stored on the CPU, like a `flow_solver`.
 
     Raises:
-        UserError: there is no such sampler, or there are no steps.
+        UserError: the sampler is unknown, or there are no steps.
     """
     require_sampler(name)
     require_steps(steps)

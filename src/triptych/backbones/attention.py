@@ -1,4 +1,4 @@
-"""Which kernel computes attention: torch's, or xformers' where it is installed and works."""
+"""Attention kernels: torch's, or xformers' where it is installed and works."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ REMEDY = "leave model.execution.attention at sdpa, which needs nothing"
 
 
 def use_xformers(module: nn.Module, device: torch.device) -> int:
-    """Let xformers compute the plain attention of diffusers' networks; returns how many layers.
+    """Use xformers for the plain attention of diffusers' networks; return the number of layers.
 
     That is the UNet's and the VAE's. Other layers do more inside of their attention (rotary
-    positions, normalized queries), which diffusers' processor for xformers would leave out.
+    positions, normalized queries), which diffusers' processor for xformers would skip.
 
     Raises:
         UserError: xformers is not installed, or its kernels do not run on `device`.

@@ -24,7 +24,7 @@ class DCAutoencoder(ImageEncoder):
         latent_channels: Z.
         block_widths: channels of each level; every level after the first halves the side.
         encoder_depths, decoder_depths: blocks of each level.
-        attention_levels: so many of the last levels have linear attention, the others
+        attention_levels: number of last levels with linear attention; the others have
             convolutions.
         scaling: factor from raw to unit-variance latents.
     """

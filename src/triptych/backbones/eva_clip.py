@@ -105,7 +105,7 @@ class EvaClip(ImageEncoder):
         return self.tower.forward_features(images.to(self.tower.pos_embed.dtype))[:, 1:]
 
     def blank_features(self) -> Tensor:
-        """As published: features of an all-zero normalized image, the mean colour, not black."""
+        """Features of an all-zero normalized image, as published: the mean colour, not black."""
         parameter = self.tower.pos_embed
         images = parameter.new_zeros(1, 3, self.image_size, self.image_size)
         return self.norm(self.pool_tokens(self.image_tokens(images)))

@@ -98,7 +98,7 @@ class LuminaNextDiT(VelocityModel):
 
     @property
     def feed_forward_width(self) -> int:
-        """As given, or by diffusers' rule."""
+        """Hidden width of the feed-forward part, by diffusers' rule if it is not given."""
         rule = 8 * self.width // 3
         return self.ffn_width or -(-rule // self.multiple_of) * self.multiple_of
 
@@ -140,7 +140,7 @@ class LuminaNextDiT(VelocityModel):
 
 
 class KeptCaption:
-    """What the network makes of a condition [B,N,D] alone, from its first call on.
+    """Cached results that depend only on a condition [B,N,D], from the first call on.
 
     With a `null` [1,N,D], which is computed as one row, it has 2B rows: first the null's.
     """
@@ -157,8 +157,8 @@ class KeptCaption:
     def pooled(self, projection: nn.Module, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """The mean of the projected caption [rows,1,D], and the mask [rows,N] of the caption.
 
-        One token stands in for N: of the caption itself diffusers' network needs the mean alone
-        once keys and values are there.
+        One token stands in for N: diffusers' network needs only the mean of the caption
+        itself once keys and values are cached.
         """
         if self.caption is None:
             self.caption = projection(self.condition.to(dtype))

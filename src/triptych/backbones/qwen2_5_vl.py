@@ -73,9 +73,9 @@ class QwenVision:
 
 @dataclass
 class Vocabulary:
-    """What the network must know of its tokenizer; the defaults are the published tokenizer's.
+    """Token ids and size that the network needs; the defaults are the published tokenizer's.
 
-    Written down in a preset, it lets the network be built where the tokenizer is not at hand.
+    In a preset, they let the network be built without the tokenizer's files.
     """
 
     rows: int = 151668
@@ -110,17 +110,17 @@ class QwenVL(Understander):
 
     Args:
         tokenizer: folder or hub id; `asset:` names one inside the package.
-        text, vision: sizes.
+        text, vision: sizes of the language model and the vision tower.
         image_size: side in pixels to which an image is scaled before it is cut into patches;
             a multiple of patch_size * spatial_merge_size.
         vocabulary: rows of the embedding and ids of special tokens. None reads them from the
             tokenizer when the network is built; given, the tokenizer must agree with them when it
             is first used, and building needs no tokenizer.
-        min_pixels, max_pixels: in conversations, images keep their shape and are scaled to an
-            area between these, as Qwen2.5-VL was made for; both None: they are squares there too.
-        image_positions: of an image in the prompt of a condition: "line" as published, one
-            token after the other as if it were text; "grid" by rows and columns, as the language
-            model has learned images and answers about them.
+        min_pixels, max_pixels: area limits of images in conversations, which keep their shape, as
+            Qwen2.5-VL was made for; both None: images are squares there too.
+        image_positions: positions of an image in the prompt of a condition: "line" as published,
+            one token after the other as if it were text; "grid" by rows and columns, like those of
+            the images that the language model has learned to answer about.
     """
 
     def __init__(
@@ -172,7 +172,7 @@ class QwenVL(Understander):
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
-        """As given, or as the tokenizer has it."""
+        """Vocabulary as configured, or as read from the tokenizer."""
         return self.given_vocabulary or Vocabulary.of(self.tokenizer)
 
     @cached_property
@@ -182,7 +182,7 @@ class QwenVL(Understander):
 
     @cached_property
     def chat_processor(self) -> Qwen2VLImageProcessor:
-        """The same, and scales images to multiples of a token's side; they keep their shape."""
+        """Processor that also scales images to multiples of a token's side, keeping their shape."""
         return self._processor(
             size={"shortest_edge": self.min_pixels, "longest_edge": self.max_pixels}
         )
@@ -460,8 +460,8 @@ class QwenVL(Understander):
 
 @contextmanager
 def _keys_alone(layer: nn.Module) -> Iterator[None]:
-    """The last layer fills the cache and leaves out its feed-forward part, whose outputs no key and
-    no value depends on. Not so a compiled layer: what was compiled here might be kept for later."""
+    """Skip the feed-forward part of the last layer while the cache is filled: no key and no value
+    depends on it. A compiled layer stays as it is: code compiled here might be reused later."""
     if "forward" in vars(layer) or layer._compiled_call_impl is not None:
         yield
         return
@@ -473,10 +473,10 @@ def _keys_alone(layer: nn.Module) -> Iterator[None]:
 
 
 def visible(mask: Tensor, number: int) -> dict[str, Tensor]:
-    """Which of K tokens the last `number` see, bool [B,1,number,K]: none to come, no padding.
+    """Attention mask of the last `number` of K tokens, bool [B,1,number,K]: causal, no padding.
 
-    `mask` [B,K] is 1 on tokens, 0 on padding. As transformers takes masks that are ready: to make
-    its own it asks the device whether anything is masked, and the host waits for the answer.
+    `mask` [B,K] is 1 on tokens, 0 on padding. A ready mask in the format of transformers: to make
+    its own it asks the device whether anything is masked, which synchronizes with the host.
     """
     tokens = torch.arange(mask.shape[1], device=mask.device)
     past = tokens <= tokens[-number:, None]

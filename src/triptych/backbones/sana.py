@@ -1,4 +1,4 @@
-"""The alternative pixel decoder: diffusers' SANA transformer, told what to draw by features."""
+"""Alternative pixel decoder: diffusers' SANA transformer, conditioned on features."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class SanaDecoder(PixelDecoder):
         if not self.vae.built:
             self.vae.build()
         latent_channels, side, _ = self.vae.feature_shape
-        # Without interpolation_scale there is no table of positions: the convolutions tell them.
+        # Without interpolation_scale there is no table of positions: the convolutions encode them.
         self.transformer = SanaTransformer2DModel(
             in_channels=latent_channels,
             out_channels=latent_channels,
@@ -102,7 +102,7 @@ class SanaDecoder(PixelDecoder):
             nn.Linear(self.caption_width, self.caption_width),
             nn.RMSNorm(self.caption_width, eps=1e-5),
         )
-        # As published: the scale of the text features that SANA was trained on.
+        # The published scale of the text features that SANA was trained on.
         nn.init.constant_(self.connector[-1].weight, math.sqrt(5.5))
 
     def blocks(self) -> list[nn.Module]:

@@ -22,7 +22,7 @@ TRAIN_TIMES = 1000
 class SDXLDecoder(PixelDecoder):
     """A UNet that denoises VAE latents under cross-attention on the feature tokens.
 
-    As in SDXL the pooled condition (here the mean of the tokens) and the six size numbers
+    Like SDXL, the pooled condition (here the mean of the tokens) and the six size numbers
     (original size, crop, target size) join the time embedding. The null condition is zeros in
     training; `decode` takes others.
 
@@ -30,18 +30,18 @@ class SDXLDecoder(PixelDecoder):
         vae: the autoencoder whose latents are denoised.
         widths: channels of each level; every level after the first halves the side.
         depths: transformer layers of each level, 0 for a level of convolutions only.
-        head_width, layers_per_block, norm_groups, time_width: as in diffusers; head_width is one
-            number, or one a level.
-        prediction: what the UNet predicts, "epsilon" as published or "v_prediction".
+        head_width, layers_per_block, norm_groups, time_width: sizes as in diffusers; head_width is
+            one number, or one a level.
+        prediction: target of the UNet, "epsilon" as published or "v_prediction".
         cond_drop_prob: probability of training without condition.
         baseline_width: hidden width of a per-token network that predicts the latents from the
-            features alone; the UNet then denoises what is left, normalized to unit variance.
+            features only; the UNet then denoises the residual, normalized to unit variance.
             0 is SDXL. The baseline reaches in a minute what a small UNet needs hours for.
         feature_noise: deviation of noise added to the features in training, so that slightly
             wrong generated features still decode.
         num_inference_steps, guidance_scale, sampler: defaults of `decode`.
-        original_size: side in pixels that the UNet is told its images had before they were
-            scaled; None is the side of the images. Published: 1024, whatever is decoded.
+        original_size: side in pixels that conditions the UNet as the size of the images before they
+            were scaled; None is the side of the images. Published: 1024, whatever is decoded.
     """
 
     def __init__(
@@ -216,7 +216,7 @@ class SDXLDecoder(PixelDecoder):
         sampler: str | None = None,
         on_step: OnStep | None = None,
     ) -> Tensor:
-        """What the UNet makes of unit noise [B,Z,a,a] under features [B,C,h,w]: [B,Z,a,a].
+        """Denoise unit noise [B,Z,a,a] under features [B,C,h,w] to latents [B,Z,a,a].
 
         Guidance leads away from `null` [1,C,h,w], zeros by default. `on_step` is called after every
         call of the UNet, with the latents and the clean ones that they are on their way to.
@@ -256,7 +256,7 @@ def guided(conditional: Tensor, unconditional: Tensor, guidance: float) -> Tenso
 
 
 class Baseline(nn.Module):
-    """Latents [B,Z,a,a] from features [B,C,h,w], token by token, and the scale of what is left."""
+    """Latents [B,Z,a,a] from features [B,C,h,w], token by token, and the scale of the residual."""
 
     def __init__(self, decoder: SDXLDecoder) -> None:
         super().__init__()

@@ -17,8 +17,8 @@ class Siglip2(ImageEncoder):
     layer but one (transformers' `hidden_states[-2]`), pooled from 32x32 to 8x8 tokens of 1152.
 
     Args:
-        image_size, patch_size: pixels; image_size is a multiple of patch_size.
-        width, depth, heads, mlp_width: sizes of the whole tower. What comes after the features,
+        image_size, patch_size: sides in pixels; image_size is a multiple of patch_size.
+        width, depth, heads, mlp_width: sizes of the whole tower. The layers after the features,
             its last layer, final norm and pooling head, is neither built nor loaded.
         grid: side of the feature grid.
     """

@@ -1,4 +1,4 @@
-"""How transformers' `generate` is told to draw tokens by seed, and watched while it does."""
+"""Token sampling by seed for transformers' `generate`, and a callback for its tokens."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from triptych.utils.rng import mix
 
 
 def choice(sampling: Sampling) -> LogitsProcessorList:
-    """What greedy decoding does to scores to draw as `sampling` says; nothing at temperature 0."""
+    """Logits processors that sample as `sampling` says; an empty list at temperature 0."""
     if sampling.temperature == 0:
         return LogitsProcessorList()
     steps = [TemperatureLogitsWarper(float(sampling.temperature))]
@@ -56,10 +56,10 @@ class Logits(LogitsProcessor):
 
 
 class Watch(StoppingCriteria):
-    """Tells of the tokens [B] of every step; what it is told ends rows.
+    """Stopping criterion that passes the tokens [B] of every step to a callback, which ends rows.
 
     Raises:
-        NotFiniteError: when called after logits that are NaN or infinite.
+        NotFiniteError: logits were NaN or infinite before the call.
     """
 
     def __init__(self, on_tokens: Callable[[list[int]], list[bool]], logits: Logits) -> None:

@@ -22,17 +22,17 @@ class KLAutoencoder(ImageEncoder):
 
     Args:
         image_size: side in pixels.
-        latent_channels: Z.
+        latent_channels: number Z of latent channels.
         block_widths: channels of each level; every level after the first halves the side.
-        layers_per_block, norm_groups: as in diffusers.
+        layers_per_block, norm_groups: sizes as in diffusers.
         patch_size: pixels folded into channels before the first convolution (1 is SDXL). A small
             autoencoder on patches trains in minutes where one on pixels needs hours.
-        linear_skip: add a learned linear map from each patch to its latent, and back. Needs a
-            single level. Patches of simple images are nearly a linear subspace: the maps find
-            it in minutes and the networks learn what is left.
+        linear_skip: whether to add a learned linear map from each patch to its latent, and back.
+            Needs a single level. Patches of simple images are nearly a linear subspace: the maps
+            find it in minutes and the networks learn what is left.
         scaling: factor from raw to unit-variance latents; SDXL's is 0.13025. None learns a
             running mean and deviation per channel with the autoencoder.
-        tile: larger images are decoded in overlapping tiles of this side in pixels, which are
+        tile: side in pixels of overlapping tiles, in which larger images are decoded; these are
             blended where they meet: memory stops growing with the image.
     """
 
@@ -91,7 +91,7 @@ class KLAutoencoder(ImageEncoder):
         if self.linear_skip:
             self.skip_in = nn.Conv2d(channels, self.latent_channels, 1)
             self.skip_out = nn.Conv2d(self.latent_channels, channels, 1)
-            # The networks start silent and nearly noiseless: the linear maps alone at first.
+            # The networks start silent and nearly noiseless: only the linear maps at first.
             nn.init.zeros_(self.vae.quant_conv.weight)
             nn.init.zeros_(self.vae.quant_conv.bias)
             nn.init.constant_(self.vae.quant_conv.bias[self.latent_channels :], -5.0)

@@ -1,9 +1,9 @@
-"""Saved states that nothing can hurt: a killed process, a full disk, a flipped byte.
+"""Crash-safe checkpoint writes, against a killed process, a full disk or a flipped byte.
 
 A state is a file, or a folder of files where every rank writes its own. It is written under a
 temporary name, forced to the disk and renamed; last comes its manifest, NAME.json, with its step
 and the size and the SHA-256 of every file. So a state has its name only when it is whole, and
-counts only when its manifest agrees. Which state is the newest is a matter of run and step, never
+counts only when its manifest agrees. The newest state is a matter of run and step, never
 of the clock.
 """
 
@@ -36,7 +36,7 @@ def write(path: Path, save: Callable[[BinaryIO], None], step: int | None = None)
     """Let `save` write the file `path`, the state after `step` steps.
 
     Raises:
-        UserError: the disk is full or the folder cannot be written; what was there before stays.
+        UserError: the disk is full or the folder cannot be written; an older state stays.
     """
     partial = partial_of(path)
     file = None
@@ -79,7 +79,7 @@ def put_folder(partial: Path, path: Path, step: int | None = None) -> None:
 
 
 def not_written(path: Path, error: OSError) -> UserError:
-    """What to say of a state that the disk did not take."""
+    """Error for a state that could not be written to the disk."""
     return UserError(
         f"{path} could not be written ({error.strerror or error}); make room or choose another "
         "folder, and resume with --ckpt_path=last: the last whole checkpoint is untouched."
@@ -118,7 +118,7 @@ def check(path: Path) -> None:
 def newest(folders: Iterable[Path], pattern: str = "*/checkpoints/*.ckpt") -> Path | None:
     """The whole state of the highest step in the highest run under `folders`, or None.
 
-    What is damaged is named in the log, and the one before it is taken.
+    A damaged state is named in the log, and the one before it is taken.
     """
     found = [
         manifest.with_suffix("")
@@ -184,12 +184,12 @@ def link_newest(name: Path) -> None:
 
 
 def manifest_of(path: Path) -> Path:
-    """Where the manifest of a state lies."""
+    """Path of the manifest of a state."""
     return path.with_name(f"{path.name}.json")
 
 
 def _put(partial: Path, path: Path, notes: Notes, step: int | None) -> None:
-    """Rename what is whole, then say so."""
+    """Rename a complete state, then write its manifest."""
     manifest = manifest_of(path)
     manifest.unlink(missing_ok=True)  # of a state of the same name
     commit(partial, path)
@@ -213,7 +213,7 @@ def _digest(path: Path, size: int, modified: int) -> str:
 
 
 def _order(path: Path) -> tuple[int, int, str]:
-    """Run and step of a state, by its manifest; by its name where that does not say."""
+    """Run and step of a state, from its manifest, else from its name."""
     try:
         step = read_json(manifest_of(path))["step"]
     except (OSError, ValueError, KeyError, TypeError):

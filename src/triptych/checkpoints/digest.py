@@ -1,4 +1,4 @@
-"""Tells weights from others, whichever file they came from."""
+"""Digest of weights, whichever file they came from."""
 
 from __future__ import annotations
 

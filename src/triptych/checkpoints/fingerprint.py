@@ -88,5 +88,5 @@ def tensor_hash(tensor: torch.Tensor) -> str:
 
 
 def cache_folder() -> Path:
-    """Where notes that can be made again are kept: $XDG_CACHE_HOME/triptych."""
+    """Cache folder for files that can be made again: $XDG_CACHE_HOME/triptych."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "triptych"

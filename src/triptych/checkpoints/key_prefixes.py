@@ -59,7 +59,7 @@ def with_plain_names(
 
 
 def state_dict_in(content: Any, where: object) -> Any:
-    """The state dict inside what a training saved (`{"state_dict": ..., "epoch": ...}`).
+    """The state dict inside a training checkpoint (`{"state_dict": ..., "epoch": ...}`).
 
     Raises:
         UserError: there are several, such as weights and their average.

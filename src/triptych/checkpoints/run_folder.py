@@ -85,7 +85,7 @@ def take(parents: Sequence[Path], wanted: Version | None = None) -> tuple[Versio
 
 
 def folder_of(parent: Path, version: Version) -> Path:
-    """Where Lightning's loggers put a run of that version."""
+    """Folder in which Lightning's loggers put a run of that version."""
     return parent / (version if isinstance(version, str) else f"version_{version}")
 
 
@@ -114,7 +114,7 @@ def _made(parents: Sequence[Path], version: Version) -> RunFolder | None:
 def of_trainer(trainer: Trainer) -> Path | None:
     """The folder that a run's files go to; None in a fast_dev_run, which leaves nothing.
 
-    Of the first logger that has a folder for each run; without one, the trainer's
+    The folder of the first logger that has one for each run; without one, the trainer's
     default_root_dir. Every rank must call: the first one knows.
     """
     if trainer.fast_dev_run:

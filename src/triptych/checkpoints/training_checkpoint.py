@@ -1,4 +1,4 @@
-"""Checkpoints of our own training: reading them, what they rest on, and weights out of them."""
+"""Training checkpoints: reading, their frozen base weights, and export of weights."""
 
 from __future__ import annotations
 
@@ -100,10 +100,10 @@ def check_base(made: Base, own: Base) -> None:
 def read_trained(path: Path, average: bool) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The trained tensors of a checkpoint, a file or a folder, by full name, and its origin.
 
-    No model is built. The heads of the encoder's training are left out: nothing reads them.
+    No model is built. The heads of the encoder's training are excluded: nothing reads them.
 
     Args:
-        average: the EMA in place of the weights themselves.
+        average: whether to read the EMA in place of the weights themselves.
 
     Raises:
         UserError: the checkpoint is missing or damaged, or has no EMA.
@@ -135,11 +135,11 @@ def export_checkpoint(path: Path, out: Path, average: bool, dtype: torch.dtype) 
     """Write the weights of a checkpoint, a file or a folder, as a weight file for inference.
 
     Args:
-        average: the EMA in place of the weights themselves.
+        average: whether to read the EMA in place of the weights themselves.
         dtype: of the floating-point tensors in the file.
 
     Raises:
-        UserError: as `read_trained`, a weight is not finite, or `out` cannot be written.
+        UserError: an error of `read_trained`, a weight is not finite, or `out` cannot be written.
     """
     tensors, origin = read_trained(path, average)
     save_weights(tensors, out, origin, dtype)

@@ -32,8 +32,8 @@ def require_kind(name: str, stored: str | torch.dtype, wanted: torch.dtype, sour
     """Check that a tensor stored as `stored` holds the kind of numbers that a `wanted` one has.
 
     Args:
-        stored: torch's type, or safetensors' name of it.
-        source: where the tensor is from.
+        stored: type of the stored tensor: torch's type, or safetensors' name of it.
+        source: file of the tensor, for the message.
 
     Raises:
         UserError: it holds another kind.
@@ -81,7 +81,7 @@ def require_state(given: Mapping[str, Tensor], own: Mapping[str, Tensor], source
 
 
 def require_floating(types: Mapping[str, str], source: object) -> None:
-    """Check, by headers alone, that tensors are weights: name -> safetensors' name of its type.
+    """Check, from only headers, that tensors are weights: name -> safetensors' name of its type.
 
     Raises:
         UserError: one is not of floating-point numbers.
@@ -91,7 +91,7 @@ def require_floating(types: Mapping[str, str], source: object) -> None:
 
 
 def sound_chunks(name: str, stored: str, chunks: Iterable[Bytes]) -> Iterator[Bytes]:
-    """The bytes of a tensor of type `stored`, each chunk checked before it goes on.
+    """Check the bytes of a tensor of type `stored`, chunk by chunk, and yield them.
 
     Raises:
         UserError: a number is NaN or infinite.

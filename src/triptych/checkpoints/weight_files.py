@@ -49,7 +49,7 @@ class WeightFiles:
     generation: str | None = None
 
 
-# Where the parts of a panel that is trained alone stand inside `UnifiedModule`.
+# Prefixes in `UnifiedModule` of the parts of a panel that is trained as the root.
 _HOMES = {
     "understander": "understanding.",
     "queries": "generation.",
@@ -59,7 +59,7 @@ _HOMES = {
 }
 
 
-# What full names begin with.
+# First words of full names.
 _PARTS = {"understanding", "encoder", "generation", "decoding", "encoding", "vae"}
 
 
@@ -85,7 +85,7 @@ def save_weights(
 
     Raises:
         UserError: a number is NaN or infinite, the disk is full, or the folder cannot be written;
-            what was there before stays.
+            an older file stays.
     """
     stored = {name: stored_as(t, exported(name, t, dtype)) for name, t in tensors.items()}
     try:
@@ -110,7 +110,7 @@ def stored_as(tensor: Tensor, dtype: torch.dtype) -> Stored:
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """What `save_weights` noted: stage, preset, step."""
+    """Metadata written by `save_weights`: stage, preset, step."""
     with _open(path) as file:
         return file.metadata() or {}
 
@@ -118,13 +118,13 @@ def read_metadata(path: Path) -> dict[str, str]:
 def load_weights(module: nn.Module, sources: WeightFiles) -> set[str]:
     """Fill `module` in place, one tensor at a time; returns the full names that were filled.
 
-    Of a parameter that is split over ranks, each rank reads its own rows alone.
+    For a parameter that is split over ranks, each rank reads only its own rows.
 
-    Names under a part that this model does not have (a panel that a stage leaves out) are passed
+    Names under a part that this model does not have (a panel that a stage excludes) are passed
     over; any other unknown name, and any other shape, is an error.
 
     Raises:
-        UserError: a file is missing, is no safetensors file, does not fit the model, or holds
+        UserError: a file is missing, is not a safetensors file, does not fit the model, or holds
             numbers that cannot be weights.
     """
     own = _places(module)
@@ -168,7 +168,7 @@ def stored_names(paths: Iterable[Path], module: nn.Module | None = None) -> set[
     """Full names of all tensors of the files; reads the headers.
 
     Raises:
-        UserError: a file is no safetensors file, or has no name of any part of a model, nor of
+        UserError: a file is not a safetensors file, or has no name of any part of a model, nor of
             `module`.
     """
     found: set[str] = set()
@@ -260,7 +260,7 @@ def hold(sources: WeightFiles, beginning: str) -> bool:
 
 
 def _places(module: nn.Module) -> dict[str, Tensor]:
-    """By full name, what a file can fill: not the buffers that a network computes for itself."""
+    """Tensors by full name that a file can fill: not the buffers that a network computes."""
     own = dict(module.named_parameters())
     for path, each in module.named_modules():
         for name, buffer in each.named_buffers(recurse=False):
@@ -270,7 +270,7 @@ def _places(module: nn.Module) -> dict[str, Tensor]:
 
 
 def _left_out(name: str, own: Mapping[str, Tensor]) -> bool:
-    """Whether `name` lies under a submodule that this model was built without."""
+    """Whether `name` is under a submodule that this model was built without."""
     prefix = ".".join(name.split(".")[:3])
     return not any(other.startswith(prefix) for other in own)
 

@@ -237,7 +237,7 @@ def load_pipeline(parsed: argparse.Namespace, device: Any = None):
         device: torch device, in place of --device.
 
     Raises:
-        UserError: there is no such model or device.
+        UserError: the model or the device does not exist.
     """
     from triptych.inference.pipeline import UnifiedPipeline
 

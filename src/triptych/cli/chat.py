@@ -33,7 +33,7 @@ or Ctrl-D ends, Ctrl-C stops an answer. A JSON line is {"id": ..., "image": FILE
 or has "images", or "messages" as OpenAI's; its answer is printed as a JSON line."""
 
 KEYS = {"id", "question", "image", "images", "messages"}
-"""Of a JSON line."""
+"""Keys of a JSON line."""
 HELP = "/image FILE shows an image, /reset begins anew, /quit or Ctrl-D ends."
 
 
@@ -134,7 +134,7 @@ def read_questions(file: str) -> list[tuple[str, str, list[dict[str, Any]]]]:
     """(file:line, id, messages) of every line; the id is the line's number where it has none.
 
     Raises:
-        UserError: a line is no question, names an image that is not there, or has another's id.
+        UserError: a line is not a question, names a missing image, or repeats another's id.
     """
     lines: list[tuple[str, str, list[dict[str, Any]]]] = []
     places: dict[str, str] = {}
@@ -216,7 +216,7 @@ def answer_lines(
 def converse(pipe: Any, images: list[str], options: dict[str, Any]) -> None:
     """Read questions and print answers as they are written, until the input ends.
 
-    From a pipe, every line is a question, and what is wrong ends the command.
+    From a pipe, every line is a question, and an error ends the command.
 
     Raises:
         UserError: something is wrong with what came through a pipe.

@@ -1,8 +1,8 @@
-"""What a training run costs: GPU-days of a recipe, from the FLOPs of its steps.
+"""Cost of a training run: GPU-days of a recipe, from the FLOPs of its steps.
 
     python -m triptych.cli.cost blip3o_8b stage2 --gpus 32
 
-prints the line that stands in the recipe. Generation and understanding by the formulas of
+prints the budget line of the recipe. Generation and understanding by the formulas of
 `triptych.training.flops`, which tests compare with torch's counter; decoder and encoder counted on
 the meta device. Days are FLOPs over MFU times a peak: arithmetic, not a measurement.
 """
@@ -35,7 +35,7 @@ SECONDS = 24 * 3600
 
 @dataclass(frozen=True)
 class Budget:
-    """Of one run. FLOPs are those of a sample, or of one of each kind in joint training."""
+    """Budget of one run. FLOPs are per sample, or per one of each kind in joint training."""
 
     gpus: int
     batch_size: int
@@ -45,11 +45,11 @@ class Budget:
     """The same where features are made in every step, not read; None where there are none."""
 
     def days(self, of_sample: float) -> float:
-        """Of the whole run on all GPUs."""
+        """GPU-days of the whole run, summed over all GPUs."""
         return of_sample * self.batch_size * self.steps / (PEAK * MFU * SECONDS)
 
     def line(self, preset: str) -> str:
-        """As it stands in a recipe."""
+        """Comment line of a recipe."""
 
         def cost(of_sample: float) -> str:
             return f"{self.days(of_sample):.2f} days ({of_sample / 1e12:.2f} TFLOP a sample)"

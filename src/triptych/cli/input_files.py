@@ -1,4 +1,4 @@
-"""What is asked of a model, read from arguments, text files and JSON lines."""
+"""Requests to a model, read from arguments, text files and JSON lines."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LONGEST_SHOWN = 200  # characters of a path in a message
 
 @dataclass
 class Request:
-    """A text, images it is about, and how many images are to be made of it."""
+    """A text, the images it is about, and the number of images to make."""
 
     text: str
     id: str | None = None
@@ -41,7 +41,7 @@ def read_prompts(texts: Sequence[str], file: str | None, content: str = "") -> l
     any field of `GenerationConfig`.
 
     Args:
-        content: of the file.
+        content: text of the file.
 
     Raises:
         UserError: there is no prompt, a prompt cannot be used, or a line is wrong.
@@ -70,10 +70,10 @@ def read_lines(
     more: set[str],
     read: Callable[..., Request],
 ) -> list[Request]:
-    """Entries of a file as requests; `text` is the key of what is said, `more` other keys.
+    """Entries of a file as requests; `text` is the key of the prompt, `more` other keys.
 
     Raises:
-        UserError: one is no such object, or two have one id; the file and line are named.
+        UserError: one is not such an object, or two have one id; the file and line are named.
     """
     requests, lines = [], {}
     for where, line in entries:
@@ -119,10 +119,10 @@ def read_id(line: dict[str, Any], where: str) -> str | None:
 
 
 def existing(path: Any, where: str) -> Path:
-    """An image's path.
+    """Check that the path of an image exists.
 
     Raises:
-        UserError: there is no file there.
+        UserError: the file does not exist.
     """
     if not isinstance(path, str | Path) or not os.path.isfile(path):
         shown = str(path) if len(str(path)) <= LONGEST_SHOWN else f"{str(path)[:LONGEST_SHOWN]}..."
@@ -137,7 +137,7 @@ def images_at(path: str) -> list[Path]:
     """An image file, or the images of a folder in the order of their paths.
 
     Raises:
-        UserError: there is no such file, or no image in the folder.
+        UserError: the file does not exist, or the folder has no image.
     """
     folder = Path(path)
     if not os.path.isdir(path):

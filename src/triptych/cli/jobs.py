@@ -1,4 +1,4 @@
-"""Makes the images of a command: what is left, in batches or shards, with a bar."""
+"""Image jobs of a command: unfinished ones are run in batches or shards, with a progress bar."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def _as_json(value: Any) -> Any:
 
 
 def _noted(image: Path) -> dict[str, str]:
-    """What tells an image from others, without where it lies."""
+    """Identity of an input image, independent of its folder."""
     with open_regular(image) as file:
         return {"name": image.name, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
@@ -76,13 +76,13 @@ def make_all(
     stdin: str | None = None,
     sheet: bool = True,
 ) -> None:
-    """Make those of `jobs` that are not done, and tell of each: its path, a tab, its text.
+    """Make the unfinished `jobs`, and report each: its path, a tab, its text.
 
     Args:
-        check: refuses, by the loaded model, what cannot be made, before anything is.
-        make: makes the images of one batch.
-        stdin: what was read of it, for processes that read it again.
-        sheet: whether the folder gets a grid.png.
+        check: function that refuses, by the loaded model, impossible jobs before any is made.
+        make: function that makes the images of one batch.
+        stdin: content of standard input, for processes that read it again.
+        sheet: whether to write a grid.png to the folder.
 
     Raises:
         UserError: something is wrong with what is asked, with the folder, or with a device.
@@ -132,7 +132,7 @@ def folder_name(jobs: Sequence[Job]) -> str:
 
 
 def digest_of(pipe: Any) -> str:
-    """What tells a pipeline's weights from others."""
+    """Hash of a pipeline's weights."""
     return pipe.digest
 
 

@@ -37,7 +37,7 @@ warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a vi
 # On purpose: every rank validates on the same samples.
 warnings.filterwarnings("ignore", message=".*when logging on epoch level in distributed setting.*")
 
-# What a run may leave in its folder, for the last line of a fit.
+# Result files of a run, for the last line of a fit.
 RESULTS = (
     "weights.safetensors",
     "weights_ema.safetensors",
@@ -48,7 +48,7 @@ RESULTS = (
 )
 
 
-# What jsonargparse and Lightning raise for values that make no run.
+# Exceptions of jsonargparse and Lightning for values that make no run.
 REFUSALS = (MisconfigurationException, ImportError, *BAD_VALUES)
 
 
@@ -228,7 +228,7 @@ def refusal(error: BaseException, began: bool) -> UserError | None:
 
 
 def run_name(model) -> str:
-    """PRESET/STAGE, or the name of a panel that is trained alone."""
+    """Name of a run: PRESET/STAGE, or the name of a panel that is the root."""
     if "class_path" in model:
         return model.class_path.rpartition(".")[2]
     return f"{model.preset}/{model.stage}"
@@ -245,7 +245,7 @@ def loggers_of(trainer: Any) -> list[Any]:
 
 
 def parents_of(trainer: Any, name: str) -> list[Path]:
-    """Where a run's folder is made: runs/PRESET/STAGE, for each logger.
+    """Parent folders of a run's folder: runs/PRESET/STAGE, for each logger.
 
     Loggers without a name get that of the run. Without a logger of ours, there is one folder.
     """
@@ -300,7 +300,7 @@ def find_checkpoint(wanted: str, folders: set[Path]) -> str | None:
             "name a file."
         )
     path = Path(wanted).resolve()
-    # without a manifest: of an older version, for whoever reads it to judge
+    # without a manifest: of an older version, for its reader to judge
     if not path.exists() or atomic_checkpoint.manifest_of(path).exists():
         atomic_checkpoint.check(path)
     elif path.is_file():

@@ -15,7 +15,7 @@ from triptych import __version__
 from triptych.utils.errors import ConfigurationError, UserError
 from triptych.utils.standard_streams import run
 
-# Of a path that the user gave, where no reader or writer has put it in words.
+# System errors of a path that the user gave, where no reader or writer has put them in words.
 OF_THE_SYSTEM = (
     *(errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM, errno.EROFS),
     *(errno.ENOSPC, errno.EDQUOT, errno.EIO),
@@ -67,7 +67,7 @@ LIGHTNING_COMMANDS = {
 
 
 def alone(arguments: list[str]) -> bool:
-    """Whether --model names a class: then that panel is the root, trained alone."""
+    """Whether --model names a class: then that panel is the root, trained without others."""
     return any(
         name == "--model" and not value.endswith((".yaml", ".yml"))
         for name, value in named_values(arguments)
@@ -75,7 +75,7 @@ def alone(arguments: list[str]) -> bool:
 
 
 def run_lightning(arguments: list[str]) -> None:
-    """fit, validate, test or predict, as one of several ranks or alone."""
+    """Run fit, validate, test or predict, as one of several ranks or the only process."""
     from triptych.cli.recipes import expand
     from triptych.utils.signals import supervisor
 
@@ -146,7 +146,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def dispatch(arguments: list[str]) -> None:
-    """Do what the first of the arguments says."""
+    """Run the command named by the first argument."""
     command = arguments[0] if arguments else "--help"
     if takes_classes(command, arguments) and os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # last: a file there is in the place of no other module
@@ -198,7 +198,7 @@ def named_values(arguments: list[str]) -> list[tuple[str, str]]:
 
 
 def guarded(command: str, arguments: list[str]) -> None:
-    """Run a command; what the user got wrong becomes one sentence and an exit status."""
+    """Run a command; a user's error becomes one sentence and an exit status."""
     import jsonargparse
     from omegaconf.errors import OmegaConfBaseException
 
@@ -226,6 +226,6 @@ def guarded(command: str, arguments: list[str]) -> None:
 
 
 def stop(status: int, sentence: str) -> None:
-    """Say what is wrong on standard error and exit."""
+    """Print an error on standard error and exit."""
     print(f"triptych: {sentence}", file=sys.stderr)
     sys.exit(status)

@@ -1,7 +1,7 @@
-"""The folder that images are written to: what is done, what is left, results.jsonl, grid.png.
+"""Output folder of images: finished and remaining jobs, results.jsonl, grid.png.
 
 An image is written under another name and then renamed: under its own it is whole or not there.
-What it was asked for lies inside of it, so that nothing else is needed to go on.
+An image file stores its request, so that nothing else is needed to resume.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Job:
 
     @property
     def said(self) -> str:
-        """What it was asked by, in one line."""
+        """Request of the image, in one line."""
         text = self.asked.get("prompt") or self.asked.get("instruction") or str(self.source)
         return " ".join(text.split())
 
@@ -46,7 +46,7 @@ class Output:
     """A folder of images.
 
     Args:
-        folder: made with the first image.
+        folder: path of the folder, which is made with the first image.
         jobs: all images of the command, those of other shards too.
         sheet: whether there is a grid.png of them; other people's scorers take it for an image.
 
@@ -70,10 +70,10 @@ class Output:
             ) from error
 
     def left(self, jobs: Sequence[Job]) -> list[Job]:
-        """Those of `jobs` that are not done.
+        """Unfinished jobs among `jobs`.
 
         Raises:
-            UserError: under a name lies another image.
+            UserError: another image is stored under a job's name.
         """
         return [job for job in jobs if not self._done(job)]
 
@@ -157,7 +157,7 @@ def _line(job: Job, folder: Path) -> dict[str, Any]:
 
 
 def _sheet(jobs: Sequence[Job], folder: Path) -> Image.Image:
-    """Images under what they were asked by; beside the images they were made from, if any."""
+    """Grid of images labelled with their requests, beside the source images, if any."""
     import numpy as np
 
     from triptych.utils.image_grid import grid

@@ -1,8 +1,8 @@
-"""Makes all weights of the tiny preset from nothing: `make pretrain-tiny`.
+"""Training of all weights of the tiny preset from nothing: `make pretrain-tiny`.
 
-Each part is an ordinary `triptych fit` in a process of its own; a part that is done is not done
-again, a part that was interrupted goes on from its last checkpoint. At the end the weights, cast
-to float16, and a record of how they were made lie in one folder, ready to be shipped.
+Each part is an ordinary `triptych fit` in a process of its own; a finished part is skipped,
+an interrupted part resumes from its last checkpoint. At the end the weights, cast
+to float16, and a record of how they were made are in one folder, ready to be shipped.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ class Part:
     name: str
     steps: int
     label: str
-    """Of the weight file that it makes, see `triptych.checkpoints.WeightFiles`."""
+    """Label of the weight file that it makes, see `triptych.checkpoints.WeightFiles`."""
     needs: tuple[str, ...] = ()
     """Names of the parts whose weights it reads."""
     flags: tuple[str, ...] = ()
-    """What it trains on, where it is not its stage's own."""
+    """Data flags of the part, if it does not train on its stage's own data."""
 
 
 # A generator learns 30,000 images by heart before it learns what captions have in common.
@@ -87,10 +87,10 @@ def pretrain(arguments: list[str]) -> None:
 
 
 def run(runs: Path, steps: int | None = None, status_only: bool = False) -> None:
-    """Do what is left of `PLAN` under the folder `runs`, each part cut to `steps` if given.
+    """Train the unfinished parts of `PLAN` in the folder `runs`, each cut to `steps` if given.
 
     Raises:
-        UserError: a part failed; what is done stays, the same command goes on.
+        UserError: a part failed; finished parts stay, the same command resumes.
     """
     print(overview(runs))
     if status_only:
@@ -105,13 +105,13 @@ def run(runs: Path, steps: int | None = None, status_only: bool = False) -> None
 
 
 def weights_of(part: Part, runs: Path) -> Path | None:
-    """What the last finished run of a part has trained."""
+    """Weights from the last finished run of a part."""
     found = atomic_checkpoint.in_runs(runs / part.name, "weights.safetensors")
     return found[-1] if found else None
 
 
 def overview(runs: Path) -> str:
-    """A table of what is done and what is left."""
+    """A table of finished and remaining parts."""
     lines = [f"{'part':10} {'steps':>6}  state"]
     for part in PLAN:
         if weights := weights_of(part, runs):
@@ -141,7 +141,7 @@ TOKENIZER_FLAG = "model.understanding.init_args.understander.init_args.tokenizer
 
 
 def tokenizer_folder(runs: Path) -> Path:
-    """Where the tokenizer is made."""
+    """Folder of the tokenizer."""
     return runs / "tokenizer"
 
 
@@ -199,7 +199,7 @@ def collect(runs: Path) -> Path:
 
 
 def attempts(part: Part, runs: Path) -> list[dict]:
-    """What `train` noted of a part: more than one entry where it was interrupted."""
+    """Attempts at a part that `train` recorded: several if it was interrupted."""
     path = runs / part.name / "attempts.jsonl"
     return [line for _, line in read_json_lines(read_text(path), path)]
 

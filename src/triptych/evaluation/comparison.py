@@ -26,10 +26,10 @@ class Comparison:
         """Read report files, named by the parts of their paths that differ.
 
         Args:
-            only: scores whose name contains this; None takes all. Those of chance are left out.
+            only: part of the names of the scores; None takes all. Those of chance are excluded.
 
         Raises:
-            UserError: a file is no report, they are of several benchmarks, or no score is left.
+            UserError: a file is not a report, they are of several benchmarks, or no score is left.
         """
         reports = dict(zip(short_names(paths), map(Report.load, paths), strict=True))
         kinds = sorted({report.benchmark for report in reports.values()})
@@ -96,7 +96,7 @@ class Comparison:
 
 
 def short_names(paths: Sequence[Path]) -> list[str]:
-    """Paths without what all of them begin and end with.
+    """Paths without their common beginning and end.
 
     Raises:
         UserError: one is given twice.

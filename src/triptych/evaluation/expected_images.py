@@ -1,4 +1,4 @@
-"""The images that a benchmark asks for, and what is wrong with the folder they should lie in."""
+"""Expected images of a benchmark, and the problems of the folder that should hold them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ STATES = (SCORED, MISSING, UNREADABLE, WRONG_SIZE, JUDGE_FAILED, EXTRA)
 
 @dataclass
 class Sample:
-    """An image that is asked for, or that lies there unasked."""
+    """An expected image, or an unexpected file in the folder."""
 
     key: str
     prompt: str
@@ -34,13 +34,13 @@ class Sample:
     state: str = SCORED
     """SCORED until something is found wrong with it; see STATES."""
     note: str = ""
-    """What was found wrong with it, or why it scored as it did."""
+    """Problem of the image, or reason for its score."""
     score: float | None = None
     size: tuple[int, int] | None = None
     """Width and height in pixels, once it was opened."""
 
     def item(self, **more: Any) -> dict[str, Any]:
-        """As in `Report.items`."""
+        """Entry of `Report.items`."""
         there = {} if self.state == MISSING else {"image": self.image}
         score = {} if self.score is None else {"score": self.score}
         names = {"key": self.key, "prompt": self.prompt, "state": self.state}
@@ -52,10 +52,10 @@ class Sample:
 
 
 def find(folder: Path, samples: Iterable[Sample]) -> None:
-    """Mark those that are not there.
+    """Mark the missing images.
 
     Raises:
-        UserError: there is no such folder, or none of them is in it.
+        UserError: the folder does not exist, or none of them is in it.
     """
     if not folder.is_dir():
         raise UserError(f"the folder of images {folder} does not exist; check the path.")
@@ -71,9 +71,9 @@ def find(folder: Path, samples: Iterable[Sample]) -> None:
 
 
 def images_by_stem(folder: Path) -> tuple[dict[str, str], list[str]]:
-    """Stem -> name of the images that lie in a folder itself, and further ones of the same stems.
+    """Map stems to names of images directly in a folder; also list further ones of equal stems.
 
-    None where there is no folder.
+    Empty if the folder does not exist.
     """
     found: dict[str, str] = {}
     others = []
@@ -89,7 +89,7 @@ def opened(
     """Its image in RGB; or None, and it is marked.
 
     Args:
-        fits: says what is wrong with a (width, height), nothing if it is right.
+        fits: function that returns the problem of a (width, height), nothing if it is right.
     """
     try:
         image = open_image(folder / sample.image)
@@ -104,26 +104,26 @@ def opened(
 
 
 def counts(samples: Sequence[Sample]) -> dict[str, int]:
-    """How many are "asked" for, and how many are in each of STATES."""
+    """Number of "asked" images, and of those in each of STATES."""
     found = Counter(sample.state for sample in samples)
     asked = len(samples) - found[EXTRA]
     return {"asked": asked} | {state: found[state] for state in STATES}
 
 
 def sizes(samples: Iterable[Sample]) -> dict[str, int]:
-    """How many of the scored images have each size, such as {"1024x1024": 2212}."""
+    """Number of scored images of each size, such as {"1024x1024": 2212}."""
     found = Counter(s.size for s in samples if s.state == SCORED and s.size is not None)
     return {f"{width}x{height}": number for (width, height), number in sorted(found.items())}
 
 
 def read_json_lines(path: Path, what: str) -> list[dict[str, Any]]:
-    """One JSON object a line.
+    """Read one JSON object a line.
 
     Args:
-        what: the file holds, for messages, such as "the GenEval prompts".
+        what: description of the file, for messages, such as "the GenEval prompts".
 
     Raises:
-        UserError: there is no such file, or a line is no JSON object.
+        UserError: the file does not exist, or a line is not a JSON object.
     """
     return [
         parse_json(line, f"line {number} of {path}, {what},")
@@ -166,10 +166,10 @@ def prompt_of(entry: Any, place: str) -> str:
 
 
 def read_text(path: Path, what: str) -> str:
-    """A text file.
+    """Read a text file.
 
     Raises:
-        UserError: there is no such file, or it is no UTF-8 text.
+        UserError: the file does not exist, or is not UTF-8 text.
     """
     try:
         return documents.read_text(path)

@@ -1,4 +1,4 @@
-"""Images of a score in a folder: what a stopped run has made is not made again."""
+"""Image cache of a score in a folder: a stopped run resumes with its images."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from triptych.utils.png_metadata import embed_metadata, read_metadata
 
 
 class KeptImages:
-    """Each a PNG file that says what made it, whole or not there.
+    """Cache of generated images: PNG files that store their settings, whole or not there.
 
     Args:
-        folder: where they are; made with the first.
-        made: what decides an image beside its prompt and seed: settings, a digest of the weights.
+        folder: folder of the files; made with the first.
+        made: settings of the images beside prompt and seed, and a digest of the weights.
     """
 
     def __init__(self, folder: Path, made: dict[str, Any]) -> None:

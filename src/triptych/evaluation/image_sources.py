@@ -1,6 +1,6 @@
 """Images to be scored, of a folder, of WebDataset shards or from memory, read one at a time.
 
-What cannot be read is handed on as such, so that whoever scores names and counts it.
+Unreadable images are passed on as such, so that each metric names and counts them.
 """
 
 from __future__ import annotations
@@ -53,14 +53,14 @@ class Entry:
     note: str = ""
     """The same at length."""
     caption: str | None = None
-    """What it shows or should show, where its folder says so."""
+    """Caption of the image, if its folder has one."""
     category: str | None = None
     """The one that its folder names, or stands for."""
     in_folder: bool = False
     """So that a report's page can show it."""
 
     def item(self, **more: Any) -> dict[str, Any]:
-        """What a report says of it."""
+        """Entry of a report."""
         said = {"key": self.key, "state": self.state or "scored"}
         if self.in_folder and self.state != "missing":
             said["image"] = self.key
@@ -69,16 +69,16 @@ class Entry:
 
 
 def read_images(source: Source) -> Iterator[Entry]:
-    """Every image of a source, in the order of the names, as `triptych.utils.listing` finds them.
+    """Read every image of a source in the order of the names, as `triptych.utils.listing` does.
 
-    Sources of edits are none. Folders: captions are taken from `results.jsonl` or `meta_data.json`
+    Sources of edits are excluded. Folders: captions come from `results.jsonl` or `meta_data.json`
     in the folder, else from its table (`triptych.utils.listing.table`), else from KEY.txt or
     KEY.json beside an image, else from the settings that a PNG of ours carries. Categories are
     those of `meta_data.json`, else the names of the folders that images lie in. Shards: names
     with dots in them are samples, too.
 
     Raises:
-        UserError: there is no such folder, it holds no images, or a list in it is damaged.
+        UserError: the folder does not exist or holds no images, or a list in it is damaged.
     """
     if not isinstance(source, str | Path):
         return _from_memory(source)
@@ -89,12 +89,12 @@ def read_images(source: Source) -> Iterator[Entry]:
 
 
 def source_name(source: Source) -> str:
-    """What a report calls it."""
+    """Name of a source in a report."""
     return str(source) if isinstance(source, str | Path) else "images in memory"
 
 
 def count_states(entries: Iterable[Entry]) -> dict[str, int]:
-    """How many of the entries are missing and how many unreadable."""
+    """Number of missing entries, and of unreadable ones."""
     states = [entry.state for entry in entries]
     return {state: states.count(state) for state in ("missing", "unreadable")}
 
@@ -188,7 +188,7 @@ def _caption_of(texts: Mapping[str, bytes]) -> str | None:
 
 
 def _caption_inside(image: Image.Image) -> str | None:
-    """Of an image that `UnifiedPipeline.generate` made."""
+    """Prompt of an image that `UnifiedPipeline.generate` made, from its metadata."""
     try:
         return metadata_of(image)["prompt"]
     except (KeyError, ValueError, TypeError):
@@ -247,7 +247,7 @@ def _sample(key: str, shard: Path, group: Group, kind: str) -> Entry:
     with open_regular(shard) as file:
 
         def read(place: tuple[int, int], most: int) -> bytes:
-            offset, size = place  # a byte more than may be, so that the reader says so
+            offset, size = place  # one byte above the limit, so that the reader refuses it
             return os.pread(file.fileno(), min(size, most + 1), offset)
 
         image = read(group.members[kind], DEFAULT_LIMITS.max_bytes)

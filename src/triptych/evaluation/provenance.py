@@ -1,4 +1,4 @@
-"""How the images that a report is about were made, as they themselves say."""
+"""Provenance of the images that a report is about, from their own metadata."""
 
 from __future__ import annotations
 

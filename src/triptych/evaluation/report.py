@@ -1,4 +1,4 @@
-"""One shape for the result of every benchmark: scores, how they came about, and what was left out.
+"""Report of any benchmark: scores, how they came about, and what was excluded.
 
 A report says over how many items each score is, and names and counts what could not be scored; it
 holds no date and no duration, so that equal runs give equal bytes.
@@ -29,26 +29,26 @@ Interval = tuple[float, float]
 
 @dataclass
 class Report:
-    """What a benchmark found.
+    """Result of a benchmark.
 
     `settings` hold everything that decides the scores. A value of type Path is an input, such as a
     prompt file or a folder of weights: `to_json` adds its SHA-256. The folder of the images that
-    are scored is no such input; it is a text, under the name "folder".
+    are scored is not such an input; it is a text, under the name "folder".
     """
 
     benchmark: str
-    """Its name, and its protocol where there are several."""
+    """Name of the benchmark, and its protocol if there are several."""
     scores: dict[str, float]
-    """By name. A score over no items at all is left out, never 0. "GROUP/NAME" is one of a group,
+    """Scores by name. One over no items is excluded, never 0. "GROUP/NAME" is one of a group,
     which is an object of its own in the JSON."""
     judged_by: str
-    """Who decided: detector, judge, checker; two reports by different judges do not compare."""
+    """Name of the detector, judge or checker; reports by different judges do not compare."""
     intervals: dict[str, Interval | None] = field(default_factory=dict)
-    """95% intervals of scores, by the same names; those that are None are left out."""
+    """95% intervals of scores, by the same names; those that are None are excluded."""
     numbers: dict[str, int] = field(default_factory=dict)
     """Over how many items each score is, by the same names."""
     counts: dict[str, int] = field(default_factory=dict)
-    """Of items: "asked", "scored", and what became of the others: "missing", "unreadable", ..."""
+    """Numbers of items: "asked", "scored", and the others: "missing", "unreadable", ..."""
     settings: dict[str, Any] = field(default_factory=dict)
     items: list[dict[str, Any]] = field(default_factory=list)
     """One an image: "key", "prompt", "state" ("scored" or a name of `counts`), "score" where it
@@ -77,10 +77,10 @@ class Report:
 
     @classmethod
     def load(cls, path: str | Path) -> Report:
-        """Read what `save` wrote; versions and hashes stay in the file.
+        """Read a file written by `save`; versions and hashes stay in the file.
 
         Raises:
-            UserError: there is no such file, or it is no report.
+            UserError: the file does not exist, or is not a report.
         """
         read = read_json(path, largest=TEXT_BYTES)
         try:
@@ -94,7 +94,7 @@ class Report:
         return cls(**kept)
 
     def table(self) -> str:
-        """The scores as plain text, one a line, with interval and number, and what was left out."""
+        """Scores as plain text, one a line, with interval and number, and the excluded items."""
         rows = [("", "score", "95% interval", "of")]
         rows += [(name, *self.score_cells(name)) for name in self.scores]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -151,10 +151,10 @@ def flat(scores: Mapping[str, Any]) -> dict[str, float]:
 
 
 def sha256(path: Path) -> str:
-    """Of a file; of a folder, of the names and hashes of the files in it.
+    """Hash of a file; for a folder, of the names and hashes of the files in it.
 
     Raises:
-        UserError: there is nothing there.
+        UserError: the path does not exist.
     """
     try:
         if path.is_dir():

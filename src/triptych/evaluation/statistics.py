@@ -14,14 +14,14 @@ def bootstrap(
 ) -> tuple[float, float] | None:
     """The 95% interval of a weighted sum of group means (percentile bootstrap, Efron 1979).
 
-    None where every draw is the same, as of equal values: that says nothing of how sure they are.
+    None if every draw is the same, as of equal values: that does not measure their uncertainty.
 
     Args:
-        groups: of each group its clusters, of each cluster its values. Clusters, such as the
+        groups: clusters of each group, and values of each cluster. Clusters, such as the
             images of one prompt, are drawn whole, as their values depend on each other; groups,
             such as the tasks of a benchmark, are fixed.
-        weights: one a group.
-        seed: of the draws: equal values give equal intervals.
+        weights: weights of the groups, one each.
+        seed: random seed of the draws: equal values give equal intervals.
     """
     generator = numpy.random.default_rng(seed)
     totals = numpy.zeros(DRAWS)

@@ -38,7 +38,7 @@ def read_messages(messages: Conversation) -> list[Message]:
     image or path}, where transformers' "path", "url" and "base64" do as well, and OpenAI's
     {"type": "image_url", "image_url": {"url": data URL}}. OpenAI's "developer" is "system".
 
-    Texts come out clean, see `texts`; what the model wrote itself is not refused for a NUL.
+    Texts are cleaned, see `texts`; the model's own answers are not refused for a NUL.
 
     Raises:
         UserError: a message has another shape, an image or a text cannot be used, or the last

@@ -25,13 +25,13 @@ from triptych.utils.parser_errors import plain
 from triptych.utils.parser_settings import MODE
 from triptych.utils.paths import presets
 
-# What a part may raise that is made of values of the right types that make no sense together.
+# Exceptions of a part whose values are of the right types but make no sense together.
 BAD_VALUES = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
 @dataclass
 class Source:
-    """Where a model comes from: what `load_model` takes."""
+    """Source of a model: the arguments of `load_model`."""
 
     configs: list[Path]
     overrides: list[str] = field(default_factory=list)
@@ -40,17 +40,17 @@ class Source:
 
 
 def find_source(name: str | Path | Sequence[str | Path], ema: bool = False) -> Source:
-    """What a preset, a path or a run means as a model.
+    """Resolve a preset, a path or a run to a model source.
 
     Args:
         name: a preset (a file of conf/presets, such as "tiny"); a model file (.yaml); a folder that
             `triptych convert` made; a run's folder, whose newest whole checkpoint is taken; a
             training checkpoint in such a folder; or a weight file (.safetensors) of a preset. A
             list of model files is read as one, later ones win.
-        ema: the moving average in place of the weights themselves, of a training checkpoint.
+        ema: whether to take the moving average of a training checkpoint instead of its weights.
 
     Raises:
-        UserError: it is none of these, or has no EMA.
+        UserError: the name is none of these, or has no EMA.
     """
     if not isinstance(name, str | Path):
         return Source([Path(each) for each in name])
@@ -76,7 +76,7 @@ def find_source(name: str | Path | Sequence[str | Path], ema: bool = False) -> S
 
 
 def _weight_file(path: Path) -> Source:
-    """The preset that a weight file says it is of, with this file in place of its own."""
+    """Source for the preset named in a weight file, with this file in place of its own."""
     preset = read_metadata(path).get("preset", "unnamed")
     if preset not in presets():
         raise UserError(
@@ -133,13 +133,13 @@ def load_model(
     trained: Mapping[str, Tensor] | None = None,
     trust_class: Sequence[str] = (),
 ) -> UnifiedModule:
-    """The model that the `model` sections of `configs` describe, with its weights, to infer with.
+    """Build the model described by the `model` sections of `configs`, with weights, for inference.
 
     Args:
         configs: YAML files such as conf/presets/tiny.yaml or a run's config.yaml; later ones win.
         overrides: flags such as "--model.weights.generation=FILE".
-        device: where to compute.
-        trained: tensors by full name, in place of those in weight files.
+        device: device to compute on.
+        trained: tensors by full name that replace those in weight files.
         trust_class: packages or classes, beside triptych's own, that `configs` may name.
 
     Raises:
@@ -157,7 +157,7 @@ def load_model(
 def describe_model(
     configs: Sequence[str | Path], overrides: Sequence[str] = (), trust_class: Sequence[str] = ()
 ) -> UnifiedModule:
-    """The same model before anything is built: its parts know their sizes, there are no weights.
+    """Describe the same model before anything is built: sizes are set, there are no weights.
 
     Raises:
         UserError: a configuration is missing or wrong.
@@ -173,7 +173,7 @@ def describe_model(
 def describe_stage(
     configs: Sequence[str | Path], overrides: Sequence[str] = (), trust_class: Sequence[str] = ()
 ) -> UnifiedModule:
-    """The model of a training run, before anything is built; its losses say which panels it has.
+    """Describe the model of a training run, before anything is built; its losses set its panels.
 
     Raises:
         UserError: a configuration is missing, or names a class that is not trusted.

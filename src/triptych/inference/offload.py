@@ -16,10 +16,9 @@ from triptych.utils.errors import UserError
 
 
 def take_turns(model: nn.Module, device: torch.device) -> None:
-    """Let each network of `model`, which lies on the CPU, come to `device` when it is called.
+    """Offload the networks of `model`, on the CPU; each moves to `device` when it is called.
 
-    It stays there until another is called, and brings along what it is called with. For whoever
-    calls it nothing changes.
+    It stays there until another is called, and moves its inputs too. Callers need not change.
     """
     turns = Turns(device)
     for part in model.modules():
@@ -38,7 +37,7 @@ def take_turns(model: nn.Module, device: torch.device) -> None:
 
 
 class Turns:
-    """Whose turn on the device it is."""
+    """CPU offloader: records which networks are on the device."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device

@@ -81,7 +81,8 @@ class UnifiedPipeline(PretrainedModel):
             settings: fields of `GenerationConfig`, such as num_inference_steps and guidance_scale.
 
         Raises:
-            UserError: a prompt is empty or too long, or a number makes no sense; before any work.
+            UserError: a prompt is empty or too long, or an argument is out of range. Raised before
+        any computation.
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         config = replace(generation_config or GenerationConfig(), **settings)
@@ -140,13 +141,13 @@ class UnifiedPipeline(PretrainedModel):
         return_dict: bool = True,
         **settings: Any,
     ) -> ImageOutput | tuple:
-        """Images through the image encoder and the decoder: what the features keep of them.
+        """Pass images through the image encoder and the decoder, to see what the features keep.
 
         Args:
             settings: fields of `GenerationConfig` that begin with decoder_.
 
         Raises:
-            UserError: an image cannot be read, there is no such sampler, or the model has no
+            UserError: an image cannot be read, the sampler is unknown, or the model has no
                 encoder.
         """
         images, config = _listed(image), GenerationConfig(**settings)
@@ -205,8 +206,8 @@ class UnifiedPipeline(PretrainedModel):
             stream: give pieces of the answer as they are written; closing the iterator ends it.
 
         Raises:
-            UserError: the conversation has another shape, is too long, or an image is unreadable;
-                or a number makes no sense. Before any work, also when streaming.
+            UserError: the conversation is malformed or too long, an image is unreadable,
+                or an argument is out of range. Raised before any computation, also when streaming.
         """
         answer = self._answering([messages], max_new_tokens, temperature, top_p, seed)
         if not stream:
@@ -224,7 +225,7 @@ class UnifiedPipeline(PretrainedModel):
         seed: Seeds = None,
         on_text: OnText | None = None,
     ) -> list[Answer]:
-        """Answers to several conversations, written at once; as `chat`.
+        """Answer several conversations in one batch, with the options of `chat`.
 
         Args:
             seed: one for each conversation; or the first one's, the next one's being one more.

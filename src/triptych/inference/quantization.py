@@ -20,10 +20,10 @@ CHOICES = ("4bit", "8bit")
 
 
 def require_quantizer(bits: str) -> None:
-    """Check, before anything is loaded, that weights can be made so small.
+    """Check that quantization is available, before anything is loaded.
 
     Raises:
-        UserError: there is no such choice, or the library is not installed.
+        UserError: the precision is unknown, or the library is not installed.
     """
     if bits not in CHOICES:
         raise UserError(f"quantize is {bits!r}; choose from {', '.join(CHOICES)}.")

@@ -46,11 +46,11 @@ def plain_model(
     it. Resolvers such as `${oc.env:HOME}`, which read this machine, are refused.
 
     Args:
-        names: of the files, for errors.
+        names: names of the files, for errors.
         trusted: packages and classes, by dotted name, beside triptych's own.
 
     Raises:
-        UserError: a section is no mapping, or holds what is not read here.
+        UserError: a section is not a mapping, or holds what is not read here.
     """
     allowed = [OWN, *trusted]
     sections = []
@@ -109,7 +109,7 @@ def _class_paths(value: Any, where: str) -> Iterator[tuple[str, str]]:
     if isinstance(value, dict):
         for key, each in value.items():
             if key in NAMES_A_CLASS and isinstance(each, str):
-                if "." in each:  # a name alone is looked for among classes that are known
+                if "." in each:  # a name without a dot is looked up among classes that are known
                     yield f"{where}.{key}", each
             else:
                 yield from _class_paths(each, f"{where}.{key}")
@@ -124,10 +124,10 @@ def _class_paths(value: Any, where: str) -> Iterator[tuple[str, str]]:
 
 
 def _inner(text: str, where: str) -> Any:
-    """What a text is as YAML, as the parser tries it, or the text; all values are texts."""
+    """Value of a text that the parser would read as YAML, or the text; all values are texts."""
     try:
         measure_yaml(text, where, yaml.BaseLoader)
-        inner = yaml.load(text, Loader=yaml.BaseLoader)  # makes texts, lists and mappings alone
+        inner = yaml.load(text, Loader=yaml.BaseLoader)  # makes only texts, lists and mappings
     except yaml.YAMLError:
         return text
     return inner if isinstance(inner, dict | list) else text

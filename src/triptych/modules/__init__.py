@@ -6,7 +6,7 @@ generation          the generation panel: queries and DiT; its step is the one t
 decoding            the decoding panel: a pixel decoder
 unified             UnifiedModule, the composer of the panels
 encoder_training    training of the image encoder and the VAE
-feature_extraction  the frozen encoder alone, for `triptych data features`
+feature_extraction  only the frozen encoder, for `triptych data features`
 initialization      parts on the meta device, and the weights they start from
 loss_weighting      weights of batches within a step and a validation
 text_generation     answers in text, batched and streamed

@@ -1,4 +1,4 @@
-"""What every LightningModule of ours shares: building, loading, freezing, optimizing, logging."""
+"""Base LightningModule: building, loading, freezing, optimizing and logging."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ FSDP1 = "_fsdp_wrapped_module."  # what the older FSDP puts into the names of pa
 class Panel(ExactBuffers, LightningModule):
     """A LightningModule made of parts that are built late.
 
-    A subclass writes `step`, the maths of one loss; the composer calls it. What a batch weighs
-    among others is decided in `loss_weighting` alone.
+    A subclass writes `step`, the maths of one loss; the composer calls it. The weight of a batch
+    among others is set only in `loss_weighting`.
 
     Args:
         optimization: optimizer and schedule.
         trainable: module paths or globs of what trains; None is everything.
         weights: files to start from, by label; see `triptych.checkpoints`.
-        seed: of every random draw in training.
-        execution: dtype of what is frozen, compilation, and what is split over ranks.
+        seed: random seed of all draws in training.
+        execution: dtype of frozen parts, compilation, and sharding over ranks.
     """
 
     def __init__(
@@ -62,14 +62,14 @@ class Panel(ExactBuffers, LightningModule):
         self.trained_before: dict[str, Tensor] = {}
         """By full name, tensors of a training checkpoint that win over those of `weights`."""
         self.trained_shapes: dict[str, torch.Size] = {}
-        """Of `trained_state`, whole; some strategies show a rank its own part alone."""
+        """Full shapes of `trained_state`; some strategies show a rank only its own part."""
 
     def step(self, batch: Batch) -> tuple[Tensor, Metrics]:
         """Loss and metrics of one batch: scalars, means over `batch.elements`."""
         raise NotImplementedError
 
     def preprocessing(self) -> Preprocessing:
-        """What the DataModule must know to build this panel's batches."""
+        """Settings that the DataModule needs to build this panel's batches."""
         raise UserError(f"{type(self).__name__} says nothing of its inputs; train it composed.")
 
     def build(self) -> None:
@@ -283,7 +283,7 @@ class Panel(ExactBuffers, LightningModule):
         return torch.bfloat16 if mixed else torch.float32
 
     def _home(self) -> torch.device:
-        """Where this rank computes; the CPU without a Trainer."""
+        """Device of this rank; the CPU without a Trainer."""
         trainer = self._trainer
         return torch.device("cpu") if trainer is None else trainer.strategy.root_device
 
@@ -301,9 +301,9 @@ class Panel(ExactBuffers, LightningModule):
 
 @torch.no_grad()
 def target_features(batch: Batch, encoder: ImageEncoder) -> Tensor:
-    """Features float32 [B,C,h,w]: those that the batch brings, of other images the encoder's.
+    """Features float32 [B,C,h,w]: cached ones of the batch, else the encoder's.
 
-    Contiguous in both cases: what follows computes other bits on another layout.
+    Contiguous in both cases: another memory layout would change the bits of later computations.
     """
     if batch.target_features is None:
         return encoder(batch.target_pixels).float().contiguous()

@@ -23,7 +23,7 @@ from triptych.utils.errors import UserError
 
 
 class PixelDecoderModule(Panel):
-    """Trains the diffusion decoder on features of the images that it must give back.
+    """Training of the diffusion decoder: images are reconstructed from their own features.
 
     Args:
         decoder: features to pixels.
@@ -83,7 +83,7 @@ class PixelDecoderModule(Panel):
                 "this model has no weights of its image encoder, and its decoder guides against "
                 "what that makes of a blank image; name them with --model.weights.encoder=FILE."
             )
-        # Outside inference mode even in validation: training goes on with these features.
+        # Outside inference mode even in validation: training uses these features afterwards.
         with torch.inference_mode(False), torch.no_grad():
             self.decoder.set_null(encoder.blank_features().float()[0])
 

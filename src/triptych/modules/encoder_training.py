@@ -36,13 +36,13 @@ class TextTower(nn.Module):
 
 
 class EncodingHeads(Part):
-    """What the encoder's training needs and inference does not.
+    """Networks that the encoder's training needs and inference does not.
 
     Args:
         vocabulary: number of token ids.
         width, depth: sizes of the text tower.
-        joint_width: width of the space where images and captions meet.
-        max_tokens: longest caption prompt.
+        joint_width: width of the joint embedding space of images and captions.
+        max_tokens: length limit of a caption prompt.
     """
 
     def __init__(
@@ -75,14 +75,14 @@ class EncodingHeads(Part):
 class EncodingModule(Panel):
     """CLIP's contrastive loss, pixels from features by a linear map, and the VAE's loss.
 
-    The linear map makes each feature token tell what its part of the image looks like; the
-    contrastive loss makes it tell what the caption says. Encoder and VAE share the batch, not
+    The linear map makes each feature token encode the look of its part of the image; the
+    contrastive loss makes it encode the caption. Encoder and VAE share the batch, not
     their gradients.
 
     Args:
         heads: text tower and projections, thrown away afterwards.
-        pixel_weight: of the encoder's pixel loss against the contrastive loss.
-        kl_weight: of the VAE's divergence from the unit Gaussian.
+        pixel_weight: weight of the encoder's pixel loss against the contrastive loss.
+        kl_weight: weight of the VAE's divergence from the unit Gaussian.
         feature_noise: deviation of noise on the features before the linear map: features that
             must survive noise are far apart, which a generator and a decoder both need.
         optimization, trainable, weights, seed, execution: see `Panel`.

@@ -26,14 +26,14 @@ class Images:
     pixels: Tensor
     """uint8 [B,3,H,W]; B may be 0."""
     unreadable: int
-    """How many more were tried."""
+    """Number of further images that were tried and could not be read."""
 
 
 class FeatureModule(LightningModule):
     """One frozen encoder of a model, for `Trainer.predict`: Images -> features [B,C,h,w].
 
     Args:
-        model: described, not built; nothing but the encoder is ever built.
+        model: model that is described, not built; only its encoder is ever built.
         encoder: "clip" for its image encoder, "vae" for its VAE.
 
     Raises:

@@ -106,7 +106,7 @@ class GenerationModule(Panel):
             self.set_shapes(encoder.feature_shape, understander.width)
 
     def set_shapes(self, feature_shape: tuple[int, int, int], condition_width: int) -> None:
-        """What is generated (C,h,w) and the width D of the condition; before `build`."""
+        """Set the target shape (C,h,w) and the width D of the condition; before `build`."""
         self.feature_shape, self.condition_width = feature_shape, condition_width
         self.dit.set_shapes(feature_shape, condition_width)
 
@@ -148,11 +148,11 @@ class GenerationModule(Panel):
     ) -> Tensor:
         """Flow loss at each of the `times` in (0,1], float32 [len(times)]; nothing is dropped.
 
-        Sample i has the same noise at all times, which follows from `batch.samples` alone: two
+        Sample i has the same noise at all times, derived only from `batch.samples`: two
         models, or one at two steps, are compared on the same numbers.
 
         Raises:
-            UserError: the objective is no flow.
+            UserError: the objective is not a flow.
         """
         if self.objective.loss != "flow":
             raise UserError("the loss at a noise level is that of a flow; this objective is none.")
@@ -202,7 +202,7 @@ class GenerationModule(Panel):
         null: Tensor | None = None,
         on_step: OnStep | None = None,
     ) -> Tensor:
-        """Features [B,C,h,w] for a condition [B,N,D], each from its seed alone, within rounding.
+        """Features [B,C,h,w] for a condition [B,N,D], each from only its seed, within rounding.
 
         `null` [1,N,D] is the condition that guidance leads away from; zeros by default. See
         `sampler.sample_flow` for the rest.
@@ -237,7 +237,7 @@ class GenerationModule(Panel):
     def model_calls(
         self, num_inference_steps: int | None = None, sampler: str | None = None
     ) -> int:
-        """How often `sample` calls the velocity model."""
+        """Number of calls of the velocity model in `sample`."""
         if self.objective.loss == "mse":
             return 1
         steps = self.num_inference_steps if num_inference_steps is None else num_inference_steps

@@ -18,9 +18,9 @@ from triptych.utils.rng import mix
 
 @contextmanager
 def draws_of(name: str) -> Iterator[None]:
-    """Draws inside follow from torch's seed and `name` alone, whatever was built before.
+    """Make draws inside depend only on torch's seed and `name`, whatever was built before.
 
-    What is built inside is float32: casts come later, and leave buffers alone.
+    Parameters built inside are float32: casts come later, and exclude buffers.
     """
     seed = mix(torch.initial_seed(), zlib.crc32(name.encode()))
     with torch.random.fork_rng(devices=[]), float32_by_default():
@@ -45,7 +45,7 @@ def build_own(panel: nn.Module) -> None:
 
 
 def start_at_random(root: nn.Module, stored: set[str]) -> None:
-    """Give numbers to what was built on meta and is not, or not whole, in `stored` (full names).
+    """Initialize modules built on meta that are not, or not whole, in `stored` (full names).
 
     Only one part at a time is whole in memory, and only if it starts from nothing.
     """

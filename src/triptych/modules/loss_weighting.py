@@ -1,6 +1,6 @@
 """Loss weighting: each element weighs the same, however an optimizer step or a data set is cut.
 
-An element is what a loss is the mean of (`Batch.elements`): a token to learn in text, a sample in
+A loss is a mean over elements (`Batch.elements`): a token to learn in text, a sample in
 images. The loss of an optimizer step is, for each objective of batches,
 
     sum of (elements * mean loss) over its micro-batches and ranks / sum of elements over the same
@@ -64,7 +64,7 @@ class OptimizerStep:
     def __init__(self, micro_batches: int) -> None:
         self.micro_batches = micro_batches
         self.means = Means()
-        """Of all micro-batches so far, on this rank."""
+        """Running means over all micro-batches so far, on this rank."""
         self._elements: dict[
             str, Tensor
         ] = {}  # objective -> of the whole step on all ranks, int64 []

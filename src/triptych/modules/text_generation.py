@@ -15,7 +15,7 @@ from triptych.prompts import IM_END, PAD, pad, token_id
 
 @dataclass
 class Answer:
-    """What the model wrote."""
+    """Generated text with its token counts."""
 
     text: str
     prompt_tokens: int
@@ -38,11 +38,12 @@ def write_answers(
     """Answer prompts of ids, all in one batch.
 
     Args:
-        prompts: ids whose last turn is open, of any lengths.
-        images: those of all prompts in order, as `Understander.image_inputs` gives them.
-        limits: most new tokens, one each.
-        on_text: told of (number of the prompt, new piece of its answer); an answer's pieces are
-            its text, and none ends inside a character. What it raises ends the call.
+        prompts: token ids whose last turn is open, of any lengths.
+        images: patches and grids of the images of all prompts, in order, as returned by
+            `Understander.image_inputs`.
+        limits: maximum numbers of new tokens, one for each prompt.
+        on_text: callback that receives (prompt index, new piece of its answer); an answer's pieces
+            join to its text, and none ends inside a character. An exception ends the call.
     """
     tokenizer = understander.tokenizer
     ids, mask = pad(prompts, token_id(tokenizer, PAD), left=True)
@@ -70,13 +71,13 @@ def write_answers(
 
 
 class Row:
-    """One answer while it is written: its tokens, why it ended, and what was told of its text."""
+    """Streaming state of one answer: its tokens, finish reason, and the text already emitted."""
 
     def __init__(self, tokenizer: Any, limit: int) -> None:
         self.tokenizer, self.limit, self.end = tokenizer, limit, token_id(tokenizer, IM_END)
         self.tokens: list[int] = []
         self.finished: Literal["stop", "length"] | None = None
-        # Tokens before `told` are told as text, but for white space at the end, which is `held`:
+        # Tokens before `told` are emitted as text, but for white space at the end, which is `held`:
         # more text may follow it, or none. Those from `start` are decoded again with new ones,
         # since a tokenizer may write a token otherwise when it comes first.
         self.start = self.told = 0
@@ -98,7 +99,7 @@ class Row:
         return self._decode(self.tokens).strip()
 
     def new_text(self) -> str:
-        """What can be told since the last call: no character half, no white space at either end."""
+        """New text since the last call: complete characters only, no white space at either end."""
         if self.told == len(self.tokens):
             return ""
         before = self._decode(self.tokens[self.start : self.told])

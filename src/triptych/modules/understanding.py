@@ -20,8 +20,8 @@ class UnderstandingModule(Panel):
 
     Args:
         understander: the language model with its vision tower.
-        max_tokens: longest prompt or conversation.
-        chat_tokens: longest conversation with the model's answer to it, when it is used; None is
+        max_tokens: length limit of a prompt or conversation.
+        chat_tokens: length limit of a conversation with the answer at inference; None is
             max_tokens. Images that keep their shape take more tokens than in training.
         images_first: in chat, the images of a message come before its text, wherever it has
             them: all that a small model was trained on are images that open a question.

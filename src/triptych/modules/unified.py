@@ -1,4 +1,4 @@
-"""The composer: which panels there are, what a stage trains, and the whole model at inference."""
+"""UnifiedModule: composition of the panels, training stages, and inference of the whole model."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from triptych.training.fsdp import whole
 from triptych.training.optimizer import Optimization
 from triptych.utils.errors import UserError
 
-# Which panels a loss needs beside its own.
+# Panels that a loss needs beside its own.
 NEEDS = {
     "understanding": {"understanding"},
     "generation": {"understanding", "encoder", "generation"},
@@ -101,13 +101,13 @@ class UnifiedModule(Panel):
                     raise UserError(f"the {name} loss needs the panel {panel!r}, which is null.")
 
     def _what_panels_train(self) -> list[str]:
-        """What the panels of this stage's losses train when they are alone."""
+        """Default trainable paths of the panels of this stage's losses."""
         return [
             f"{name}.{path}" for name in self.loss_weights for path in getattr(self, name).trainable
         ]
 
     def _connect(self) -> None:
-        """Tell each part the shapes of its neighbours, so that no width is written twice."""
+        """Set in each part the shapes of its neighbours, so that no width is written twice."""
         for panel in (self.understanding, self.generation, self.decoding, self.encoding):
             if panel is not None:
                 panel.seed = self.seed
@@ -141,7 +141,7 @@ class UnifiedModule(Panel):
 
     @property
     def target_encoder(self) -> ImageEncoder:
-        """Whose features are generated: the image encoder, or the VAE."""
+        """Encoder of the generated features: the image encoder, or the VAE."""
         return self.vae if self.generation.objective.target == "vae" else self.encoder
 
     def build(self) -> None:
@@ -283,7 +283,7 @@ class UnifiedModule(Panel):
     def negative_features(self, kind: str) -> Tensor | None:
         """Features [1,C,h,w] of a kind of `decoder_negative`; None for the decoder's own.
 
-        Made once, whatever image is asked for first, and kept until `train` or `eval` is called.
+        Computed once, whatever the first image, and cached until `train` or `eval` is called.
         """
         if kind == "zeros":
             return None

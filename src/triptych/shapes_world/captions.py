@@ -1,4 +1,4 @@
-"""What a caption asks of an image, the captions themselves, and which of them are for training.
+"""Captions: their meaning, their texts, and the split into training and evaluation.
 
 The six tasks are those of GenEval. A `Request` is the meaning of a caption and it is exact: the
 image must contain the wanted shapes and no others. `parse` is the inverse of the captions.
@@ -57,7 +57,7 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Request:
-    """What an image must show. A relation is between wanted[0] and wanted[1], in that order."""
+    """Requirements on an image. A relation is between wanted[0] and wanted[1], in that order."""
 
     task: str
     wanted: tuple[Wanted, ...]
@@ -83,7 +83,7 @@ class Request:
 
 
 def is_evaluation(request: Request) -> bool:
-    """Is this meaning kept for evaluation? True for one in eight, whatever the wording.
+    """Whether this meaning is reserved for evaluation: one in eight, whatever the wording.
 
     Requests that only name kinds and counts ("a circle") are always for training.
     """
@@ -100,12 +100,12 @@ def is_evaluation(request: Request) -> bool:
 
 
 def is_evaluation_scene(scene: Scene) -> bool:
-    """Is this image kept for evaluation? True for one in eight."""
+    """Whether this image is reserved for evaluation: one in eight."""
     return is_evaluation(request_of(scene))
 
 
 def asks_held_out(request: Request) -> bool:
-    """Does the request name a (colour, kind) pair that is not in the training images?"""
+    """Whether the request names a (colour, kind) pair that is not in the training images."""
     return any((wanted.colour, wanted.kind) in HELD_OUT_PAIRS for wanted in request.wanted)
 
 
@@ -273,7 +273,7 @@ def _draw_request(rng: numpy.random.Generator, task: str, split: str) -> Request
             wanted.reverse()
     relation = None
     if task == "position":
-        # Which shape goes left depends on the word and on which comes first, and with words in
+        # The shape that goes left depends on the word and on which comes first, and with words in
         # balance neither says anything without the other: no gradient tells a generator to listen
         # to either. So in "train" most relations begin with the left or the upper shape.
         begin = split == "train" and rng.random() < 0.6

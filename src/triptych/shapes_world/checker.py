@@ -1,4 +1,4 @@
-"""Reads an image back into a scene, from its pixels alone, and scores images with that.
+"""Reads an image back into a scene, from only its pixels, and scores images with that.
 
 Every cell is compared with the drawing of each kind, colour and size. A cell that no drawing fits
 makes the whole image unclear, and an unclear image satisfies no request. The limits below
@@ -44,7 +44,7 @@ def _looks() -> list[Look]:
 
 @cache
 def _drawings(background: str) -> numpy.ndarray:
-    """What a cell can look like: float32 [48 looks, 768 values]."""
+    """Drawings of a cell: float32 [48 looks, 768 values]."""
     drawn = [cell_image(kind, colour, size, background) for kind, colour, size in _looks()]
     return numpy.stack(drawn).reshape(len(drawn), -1).astype(numpy.float32)
 
@@ -90,7 +90,7 @@ def read(image: numpy.ndarray) -> Scene | None:
     cells = cells.reshape(GRID**2, CELL**2, 3)
     ground = numpy.array(BACKGROUNDS[background], dtype=numpy.float32)
 
-    away = numpy.abs(cells - seen)  # [9, 256, 3]; an even tint of the background is no object
+    away = numpy.abs(cells - seen)  # [9, 256, 3]; an even tint of the background is not an object
     specks = (away.max(axis=2) > SPECK).sum(axis=1)
     empty = (away.mean(axis=(1, 2)) <= EMPTY_LIMIT) & (specks <= MOST_SPECKS)
 
@@ -113,7 +113,7 @@ def read(image: numpy.ndarray) -> Scene | None:
 
 
 def satisfies(scene: Scene, request: Request) -> bool:
-    """Does the scene show exactly what the request asks, and nothing else?"""
+    """Whether the scene shows exactly what the request asks, and nothing else."""
     if len(scene.shapes) != request.total or request.background not in (None, scene.background):
         return False
     slots = [i for i, wanted in enumerate(request.wanted) for _ in range(wanted.count)]
@@ -138,7 +138,7 @@ def _fits(shape: Shape, wanted: Wanted) -> bool:
 
 
 def _related(first: list[Shape], second: list[Shape], relation: str | None) -> bool:
-    """Is each of the first in the relation to each of the second?"""
+    """Whether each of the first is in the relation to each of the second."""
     holds = {
         None: lambda a, b: True,
         "left of": lambda a, b: a.column < b.column,
@@ -150,7 +150,7 @@ def _related(first: list[Shape], second: list[Shape], relation: str | None) -> b
 
 
 def check(image: numpy.ndarray, request: Request) -> bool:
-    """Does the image (uint8 [48, 48, 3]) show exactly what the request asks?"""
+    """Whether the image (uint8 [48, 48, 3]) shows exactly what the request asks."""
     scene = read(image)
     return scene is not None and satisfies(scene, request)
 
@@ -158,7 +158,7 @@ def check(image: numpy.ndarray, request: Request) -> bool:
 def shape_eval(images: Sequence[numpy.ndarray], requests: Sequence[Request]) -> dict[str, float]:
     """The share of right images for each task, and their unweighted "mean".
 
-    Tasks without a request are left out.
+    Tasks without a request are excluded.
     """
     right = [check(image, request) for image, request in zip(images, requests, strict=True)]
     return by_task(right, requests)
@@ -189,7 +189,7 @@ def by_task(scores: Sequence[float], requests: Sequence[Request]) -> dict[str, f
 
 
 def answer_is_right(given: str, expected: str) -> bool:
-    """Are the two answers the same, but for case, spaces and full stops at the end?"""
+    """Whether the two answers are the same, but for case, spaces and full stops at the end."""
     return _plain(given) == _plain(expected)
 
 

@@ -1,4 +1,4 @@
-"""Edits of scenes: an instruction, the scene before it, and what the image must show after it.
+"""Edits of scenes: an instruction, the scene before it, and the requirements on the result.
 
 The meaning of an edit is exact, like that of a caption: a `Request` which the edited image must
 satisfy, everything else unchanged. The shape that is meant is named so that no other is.
@@ -38,14 +38,14 @@ STEPS = {"left of": (0, -1), "right of": (0, 1), "above": (-1, 0), "below": (1, 
 
 @dataclass(frozen=True)
 class Edit:
-    """`source` changed as `instruction` says. `target` is one right result of perhaps several."""
+    """`source` edited by `instruction`. `target` is one right result of perhaps several."""
 
     kind: str
     instruction: str
     source: Scene
     target: Scene
     request: Request
-    """What a right result shows."""
+    """Requirements on a right result."""
 
 
 def sample_edit(rng: numpy.random.Generator, kind: str, split: str = "train") -> Edit:
@@ -86,7 +86,7 @@ def refer(scene: Scene, shape: Shape, rng: numpy.random.Generator) -> str:
 
 
 def _is_alone(scene: Scene, shape: Shape, attributes: tuple[str, ...]) -> bool:
-    """Does no other shape share all these attributes?"""
+    """Whether no other shape shares all these attributes."""
     looks = [tuple(getattr(each, name) for name in attributes) for each in scene.shapes]
     return looks.count(tuple(getattr(shape, name) for name in attributes)) == 1
 

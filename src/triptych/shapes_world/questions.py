@@ -147,7 +147,7 @@ def parse_reading(request: Request) -> tuple[str, str]:
     """The question that asks for all that a caption says, and its answer with fixed slots.
 
     Each shape is "number size colour kind place", where "any" and "anywhere" stand for what is
-    not said; then come the relation and the background. What a relation says of each of its shapes
+    not said; then come the relation and the background. The side of each shape in a relation
     stands in the slot of the place, "anywhere left": a generator that has learned to draw things
     in places can so draw them in relations.
     """
@@ -171,7 +171,7 @@ def parse_reading(request: Request) -> tuple[str, str]:
 def caption_questions(
     request: Request, rng: numpy.random.Generator, number: int
 ) -> list[tuple[str, str]]:
-    """At most `number` different questions that a caption alone answers ("any": it says not)."""
+    """At most `number` different questions that only a caption answers ("any": it says not)."""
     turns = _caption_turns(request)
     return [turns[i] for i in rng.permutation(len(turns))[:number]]
 

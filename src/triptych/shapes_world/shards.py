@@ -1,7 +1,7 @@
 """Writes the shapes world as WebDataset tar shards.
 
 A sample is KEY.jpg (the image), KEY.txt (its caption) and KEY.json (all there is to know about
-it). Sample i of a split depends on the seed, the split and i alone, so that a data set can be
+it). Sample i of a split depends only on the seed, the split and i, so that a data set can be
 made again byte for byte with the same versions of the libraries, and a larger one begins with the
 smaller one.
 """
@@ -60,7 +60,7 @@ def make_sample(split: str, index: int, seed: int) -> dict:
         caption, request = long_caption, request_of(scene)
     turns = [(question, answer) for question, answer, _ in questions(scene, rng, IMAGE_TURNS)]
     reading = [grid_reading(scene)]
-    # Half of the time the questions come first: they must be answered from the image alone.
+    # Half of the time the questions come first: they must be answered from only the image.
     turns = reading + turns if rng.random() < 0.5 else turns + reading
     facts = {
         "task": request.task,

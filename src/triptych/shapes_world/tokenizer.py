@@ -14,7 +14,7 @@ from triptych.utils.documents import read_text
 from triptych.utils.paths import locate
 
 CHAT_TEMPLATE = "asset:tiny/tokenizer/chat_template.jinja"
-# Words keep their leading space, numbers are single digits, newlines stand alone: the parts of
+# Words keep their leading space, numbers are single digits, newlines are separate: the parts of
 # Qwen2's pattern that matter for short English.
 PATTERN = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+"
 

@@ -1,4 +1,4 @@
-"""Scenes of one to four shapes on a 3x3 grid, and how they are drawn.
+"""Scenes of one to four shapes on a 3x3 grid, and their drawing.
 
 An image is uint8 [48, 48, 3]. It is cut in nine cells of 16 pixels, and each shape sits in the
 middle of its own cell. There is no jitter, so that a program can read an image exactly.
@@ -79,7 +79,7 @@ def scene_of(shapes, background: str) -> Scene:
 
 @cache
 def mask(kind: str, size: str) -> numpy.ndarray:
-    """How much of each pixel of a cell the shape covers: float [16, 16] in [0, 1]."""
+    """Coverage of each pixel of a cell by the shape: float [16, 16] in [0, 1]."""
     width = CELL * SUPERSAMPLING
     across = SIZES[size] * SUPERSAMPLING
     low, high = (width - across) // 2, (width + across) // 2 - 1

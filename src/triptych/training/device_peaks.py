@@ -1,4 +1,4 @@
-"""What a device can do at most, for model FLOPs utilization (MFU)."""
+"""Peak FLOP/s of devices, for model FLOPs utilization (MFU)."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import re
 import torch
 
 # Dense bfloat16 tensor peaks in FLOP/s, with float32 accumulation, from NVIDIA's and AMD's data
-# sheets. Where a sheet states the figure "with sparsity", as most do since Hopper, this is half of
-# it. The first pattern that occurs in torch.cuda.get_device_name counts.
+# sheets. A figure stated "with sparsity", as on most sheets since Hopper, is halved here. The
+# first pattern that occurs in torch.cuda.get_device_name counts.
 DENSE_PEAKS = (
     (r"\bGB200\b", 2500e12),
     (r"\bB200\b", 2250e12),
@@ -39,5 +39,5 @@ def dense_peak(name: str) -> float | None:
 
 
 def device_name(device: torch.device) -> str:
-    """As torch knows it, "NVIDIA H100 80GB HBM3", or "cpu"."""
+    """Device name from torch, such as "NVIDIA H100 80GB HBM3", or "cpu"."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

@@ -16,10 +16,10 @@ from triptych.interfaces import Part
 
 @dataclass
 class Execution:
-    """How the parts compute; what they compute stays the same, but for rounding."""
+    """Execution options: precision, compilation and sharding; results are equal to rounding."""
 
     frozen_dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    """Of the parameters of what does not train; what trains stays in float32. None is bfloat16
+    """Dtype of frozen parameters; trainable ones stay in float32. None is bfloat16
     where the Trainer's precision is bf16-mixed, else float32."""
     frozen_params: Literal["shard", "replicate"] = "shard"
     """Under FSDP2: what does not train is split over the ranks, or each has it whole, which costs
@@ -30,20 +30,20 @@ class Execution:
     compile: bool = False
     """torch.compile, block by block."""
     compile_backend: str = "inductor"
-    """Of torch.compile; "eager" and "aot_eager" need no C++ compiler."""
+    """Backend of torch.compile; "eager" and "aot_eager" need no C++ compiler."""
     attention: Literal["sdpa", "xformers"] = "sdpa"
     """torch's, or xformers' for the UNet and the VAE, refused where it does not work."""
 
 
 def cast_frozen(module: nn.Module, dtype: torch.dtype) -> None:
-    """Frozen parameters of floating numbers as `dtype`; buffers keep theirs, tables need it."""
+    """Cast frozen floating-point parameters to `dtype`; buffers keep theirs, tables need it."""
     for parameter in module.parameters():
         if not parameter.requires_grad and parameter.is_floating_point():
             parameter.data = parameter.data.to(dtype)
 
 
 def recompute_blocks(module: nn.Module) -> None:
-    """Keep no activations inside the blocks that train; they are computed again when needed."""
+    """Activation checkpointing: recompute the activations of blocks that train when needed."""
     for block in blocks_of(module):
         if any(p.requires_grad for p in block.parameters()):
             block.forward = _recomputed(block.forward)
@@ -60,7 +60,7 @@ def _recomputed(forward: Callable) -> Callable:
 
 
 def compile_blocks(module: nn.Module, backend: str = "inductor") -> None:
-    """torch.compile of every block, in place: names and checkpoints stay what they are."""
+    """Apply torch.compile to every block, in place: names and checkpoints do not change."""
     blocks = blocks_of(module)
     # All layers of a network share one code, which dynamo compiles once for each layer number that
     # it sees; beyond its limit it would run the other layers uncompiled.

@@ -100,10 +100,10 @@ def _undone(module: LightningModule) -> Iterator[None]:
 
 
 class _Parts:
-    """Whose FLOPs the counter counts at the moment.
+    """Attribution of the FLOPs being counted to parts of the model.
 
-    Forward it is the part whose module runs. Backward it is the part whose output had its gradient
-    computed last: autograd goes through the parts in the opposite order.
+    Forward, they belong to the part whose module runs. Backward, they belong to the part whose
+    output had its gradient computed last: autograd visits the parts in the opposite order.
     """
 
     def __init__(self, module: LightningModule, counter: FlopCounterMode) -> None:
@@ -132,7 +132,7 @@ class _Parts:
         self._now = self.backward
 
     def settle(self) -> None:
-        """Credit what was counted since the last time."""
+        """Credit the FLOPs counted since the last call."""
         total = self._counter.get_total_flops()
         if total > self._counted:
             self._now[self._running[-1]] += total - self._counted

@@ -30,7 +30,7 @@ class Cost:
 
     @property
     def backward_frozen(self) -> float:
-        """To the inputs alone: of a frozen part with something that learns before it."""
+        """Backward cost to the inputs only: a frozen part after a trainable one."""
         return self.linear + 2 * self.attention
 
     @property
@@ -54,7 +54,7 @@ class SampleFlops:
 
 
 def language_model(qwen: QwenVL, tokens: int, before: int = 0) -> Cost:
-    """`tokens` through the language model, behind `before` that lie in its cache; no logits."""
+    """Cost of `tokens` through the language model, after `before` cached tokens; no logits."""
     text = qwen.text
     keys = text.hidden_size // text.num_attention_heads * text.num_key_value_heads
     attention = (
@@ -66,7 +66,7 @@ def language_model(qwen: QwenVL, tokens: int, before: int = 0) -> Cost:
 
 
 def prompt(qwen: QwenVL, tokens: int, before: int = 0) -> Cost:
-    """The same where only keys and values are wanted: the last feed-forward part is left out."""
+    """Cost of filling only the key-value cache: the last feed-forward part is skipped."""
     whole = language_model(qwen, tokens, before)
     last = 3 * qwen.text.hidden_size * qwen.text.intermediate_size
     return Cost(whole.linear - 2 * last * tokens, whole.attention)
@@ -101,7 +101,7 @@ def image_encoder(eva: EvaClip) -> Cost:
 
 
 def velocity_model(dit: LuminaNextDiT, queries: int) -> Cost:
-    """One noised feature grid through the DiT, told by `queries` outputs of the language model."""
+    """Cost of one noised feature grid through the DiT, conditioned on `queries` hidden states."""
     channels, side, _ = dit.feature_shape
     width, told = dit.width, min(dit.width, 1024)  # diffusers' width of time and pooled condition
     tokens, patch = (side // dit.patch_size) ** 2, channels * dit.patch_size**2
@@ -124,9 +124,9 @@ def generation_step(
     """Stages 2 and 3, the language model frozen: `GenerationModule.step` and its backward pass.
 
     Args:
-        encoder: None if the features are cached.
-        tokens: of the prompt, `[IMG]` included.
-        shared: of these, how many are computed for a whole batch; they are left out here.
+        encoder: the image encoder; None if the features are cached.
+        tokens: number of tokens of the prompt, `[IMG]` included.
+        shared: number of these computed once for a whole batch; they are excluded here.
     """
     own = tokens - shared
     asked = language_model(qwen, queries, tokens)

@@ -14,7 +14,7 @@ def selected(names: Iterable[str], patterns: Iterable[str], option: str = "train
     """The names under one of the patterns: a module path ("generation") or a glob ("*.dit.*").
 
     Args:
-        option: where the patterns are from, for the message.
+        option: name of the setting that holds the patterns, for the message.
 
     Raises:
         UserError: a pattern matches nothing, so that a misspelling never freezes in silence.

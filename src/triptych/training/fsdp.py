@@ -1,6 +1,6 @@
 """FSDP2 sharding: parameters split over ranks, gathered and filled.
 
-No class is asked for by name here: a part says itself what its blocks are (`Part.blocks`).
+No class is named here: a part defines its own blocks (`Part.blocks`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def shard(
 ) -> None:
     """Split parameters over the ranks of `mesh`, in place (FSDP2, Zhao et al. 2023, 2304.11277).
 
-    A block of a part is gathered when it computes, and so is what a part has outside of its
+    A block of a part is gathered when it computes, and so are parameters of a part outside of its
     blocks. Parameters outside of parts, such as the queries, are split too; see `whole`.
     """
     kept = {p for p in module.parameters() if frozen_params == "replicate" and not p.requires_grad}
@@ -66,7 +66,7 @@ def _split(parameter: Tensor, mesh: DeviceMesh) -> DTensor:
 
 
 def own_rows(rows: int, mesh: DeviceMesh) -> slice:
-    """Which of `rows` lie on this rank: as `torch.chunk` cuts them."""
+    """Slice of `rows` stored on this rank, cut like `torch.chunk`."""
     chunk = -(-rows // mesh.size())
     start = min(mesh.get_local_rank() * chunk, rows)
     return slice(start, min(start + chunk, rows))
@@ -74,7 +74,7 @@ def own_rows(rows: int, mesh: DeviceMesh) -> slice:
 
 @torch.no_grad()
 def put(target: Tensor, shape: tuple[int, ...], read: Callable[[slice], Tensor]) -> None:
-    """Fill `target` with what `read` gives for a slice of rows; of a sharded one, its own alone."""
+    """Fill `target` by `read` of slices of rows; a sharded target reads only its own rows."""
     if not isinstance(target, DTensor):
         target.copy_(read(slice(None)) if shape else read(...))
     elif len(local := target.to_local()):

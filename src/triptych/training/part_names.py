@@ -8,7 +8,7 @@ from lightning import LightningModule
 def part_of(module: LightningModule, name: str) -> str:
     """The part that a parameter or submodule belongs to: "generation.dit" for its every layer.
 
-    Panels are opened, what is in them is not; of a panel that trains alone, "dit".
+    Panels are opened, their parts are not; in a panel that is the root, the name is "dit".
     """
     words, place = name.split("."), module
     for number, word in enumerate(words, 1):

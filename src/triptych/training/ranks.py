@@ -99,7 +99,7 @@ def several_ranks() -> bool:
 
 
 def announce_failures() -> None:
-    """Once the process group is up: end when another rank says that it failed.
+    """Watch for failures of other ranks once the process group is up; end when one fails.
 
     So also those end that wait in a collective which does not notice, as NCCL's do not.
     """
@@ -112,8 +112,8 @@ def announce_failures() -> None:
 def _store() -> distributed.Store:
     """A connection of its own to the process group's store.
 
-    Whoever waits in the group's own one keeps it locked: the main thread, while the ranks find each
-    other.
+    A thread that waits in the group's own one holds its lock: the main thread, while the ranks
+    find each other.
     """
     return _connection(distributed.distributed_c10d._get_default_store())
 
@@ -134,7 +134,7 @@ def _listen(store: distributed.Store) -> None:
 
 
 def _announce(status: int, sentence: str | None = None) -> int | None:
-    """Say why this rank ends and tell the others with which status, unless another was first.
+    """Print why this rank ends and send the others its status, unless another was first.
 
     Returns:
         The status of the one that was first, once it has said why; None if that is this one, or
@@ -173,7 +173,7 @@ def _asked(question: Callable[[], int | None]) -> int | None:
 
 
 def _announce_and_stay(status: int) -> None:
-    """Tell the other ranks, and stay until all can have heard of it."""
+    """Notify the other ranks, and stay until all can have heard of it."""
     if _announce(status) is None:
         _stay()
 
@@ -185,7 +185,7 @@ def _stay() -> None:
 
 @contextlib.contextmanager
 def ending_together() -> Iterator[None]:
-    """Run the block as one of several ranks: they all end, and one of them says why.
+    """Run the block as one of several ranks: they all end, and one of them reports the reason.
 
     An exception ends the process here if there are other ranks. The sentence of a UserError is said
     once; a connection that broke because another rank died is one sentence; any other
@@ -233,7 +233,7 @@ def _end(error: BaseException) -> NoReturn:
 
 
 def _fail(sentence: str | None) -> NoReturn:
-    """End with the first rank's status; only the first says why."""
+    """End with the first rank's status; only the first reports the reason."""
     status = _announce(1, sentence)
     if status is None:
         _stay()

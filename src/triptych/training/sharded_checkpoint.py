@@ -1,6 +1,6 @@
-"""Checkpoints that are folders, a file a rank: torch's format, read as data alone.
+"""Sharded checkpoints: a folder with a file per rank in torch's format, read as data only.
 
-torch unpickles the index `.metadata` and whatever is no tensor without asking what they hold, and
+torch unpickles the index `.metadata` and every non-tensor without asking what they hold, and
 a pickle can name any function. Here the index is made of the classes of an index and nothing else,
 and the rest is read by torch's own reader of data.
 """
@@ -29,7 +29,7 @@ from triptych.utils.errors import UserError
 
 INDEX = ".metadata"
 REST = "meta.pt"
-"""Beside the shards: what a checkpoint holds beside tensors."""
+"""File beside the shards with a checkpoint's non-tensor data."""
 
 _INDEX_BYTES = 256 * MIB
 _ALLOWED = {
@@ -59,16 +59,16 @@ def read_shards(path: Path, state: dict[str, Any]) -> None:
     """Fill the tensors of `state` in place; every rank calls.
 
     Raises:
-        UserError: the folder is no checkpoint, is damaged, holds more than data, or does not fit.
+        UserError: the folder is not a checkpoint, is damaged or misfit, or holds more than data.
     """
     _load(path, state, _DataPlanner())
 
 
 def read_shards_of(path: Path, key: str) -> dict[str, Any]:
-    """What lies under `key`, whole, in this process alone.
+    """State stored under `key`, unsharded, in this process only.
 
     Raises:
-        UserError: the folder is no checkpoint, is damaged, or holds more than data.
+        UserError: the folder is not a checkpoint, is damaged, or holds more than data.
     """
     state: dict[str, Any] = {}
     _load(path, state, _WholeDataPlanner(keys={key}), no_dist=True)
@@ -111,7 +111,7 @@ class _Reader(FileSystemReader):
 
 
 class _DataPlanner(DefaultLoadPlanner):
-    """torch's planner, which reads what is no tensor as data: numbers, texts, lists of them."""
+    """torch's planner, reading non-tensors as data: numbers, texts, lists of them."""
 
     def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
         data = torch.load(value, map_location="cpu", weights_only=True)
@@ -150,7 +150,7 @@ class _IndexUnpickler(pickle.Unpickler):
 
 
 def read_index(path: Path) -> metadata.Metadata:
-    """The index of the folder `path`: which tensor lies where in which file.
+    """Index of the folder `path`: the file and place of each tensor.
 
     Raises:
         UserError: it is missing, or names anything but tensors in the files of that folder.

@@ -38,7 +38,7 @@ class _EndsTogether(Strategy):
 
 
 class LeanDDPStrategy(_EndsTogether, DDPStrategy):
-    """DDP that leaves alone what does not train.
+    """DDP that ignores frozen parameters.
 
     Every rank reads frozen parts from the same files: they need neither be sent at the start nor
     with every step's buffers, and have no place in the gradients' buckets.
@@ -46,7 +46,7 @@ class LeanDDPStrategy(_EndsTogether, DDPStrategy):
     Args:
         find_unused_parameters: allow steps in which something that trains takes no part, such as
             the vision tower where all data sets are texts alone.
-        process_group_backend: null chooses by the device.
+        process_group_backend: communication backend; null chooses by the device.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class LeanDDPStrategy(_EndsTogether, DDPStrategy):
 def fix_buckets(model: DistributedDataParallel) -> None:
     """Settle which gradients are summed together, before the first step; on all ranks.
 
-    DDP lays out its buckets anew after the first step of a process, and where a gradient lies
+    DDP lays out its buckets anew after the first step of a process, and the bucket of a gradient
     decides in which order the ranks' numbers are added. So from three ranks on a resumed run would
     round its first step in another way than the run that was not interrupted. A backward pass of
     zeros, from the last parameter to the first, stands for the first step.
@@ -91,9 +91,9 @@ def fix_buckets(model: DistributedDataParallel) -> None:
 
 
 class BlockFSDPStrategy(_EndsTogether, FSDPStrategy):
-    """FSDP1 with a unit a block, so that frozen and trained blocks never share one.
+    """FSDP1 with one unit per block, so that frozen and trained blocks never share one.
 
-    What is outside of blocks makes one more unit, gathered for the whole step; it holds trained
+    Parameters outside of blocks make one more unit, gathered for the whole step; it holds trained
     and frozen parameters of one dtype. Outside of steps parts cannot be called. Not tested.
     """
 
@@ -117,13 +117,13 @@ class ShardedStrategy(_EndsTogether, ModelParallelStrategy):
     """FSDP2 over all ranks of all nodes; `Panel.configure_model` shards.
 
     A checkpoint holds what trains and its optimizer, as with any other strategy. Whole, it is the
-    very file that one process writes, so a run goes on with another strategy or number of ranks.
+    very file that one process writes, so a run resumes with another strategy or number of ranks.
 
     Args:
-        save_sharded: a folder to which each rank writes its own part, instead of one whole file
+        save_sharded: whether each rank writes its own part to a folder, instead of one whole file
             that is gathered on the first rank. Such a folder, too, is read by any number of ranks,
             but only by this strategy.
-        process_group_backend: null chooses by the device.
+        process_group_backend: communication backend; null chooses by the device.
     """
 
     def __init__(
@@ -210,7 +210,7 @@ _TENSORS = ("state_dict", "optimizer_states")
 
 
 def _tensors(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a checkpoint lies in shards."""
+    """Tensor entries of a checkpoint, which are stored in shards."""
     states = checkpoint.get("optimizer_states", [])
     optimizers = {f"optimizer_{number}": state for number, state in enumerate(states)}
     return {"state_dict": checkpoint["state_dict"], **optimizers}

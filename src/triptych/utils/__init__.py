@@ -14,7 +14,7 @@ image_headers      structure of image files, checked before decoding
 image_modes        pixels of any mode and depth as 8-bit RGB
 image_reader       the one reader of images: path, bytes, data URL, array, tensor
 image_squares      the published square transform, with Pillow only
-image_urls         data URLs, told apart from links
+image_urls         data URLs, as opposed to links
 images             images as tensors: opening, scaling, conversion
 limits             ranges of all numbers that people give
 listing            data-set files: which count, and the role of each

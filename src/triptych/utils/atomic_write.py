@@ -212,7 +212,7 @@ class Lock:
 def alone_in(folder: Path) -> Iterator[None]:
     """Hold a folder, which is made, whose files have fixed temporary names: one process writes.
 
-    Where nothing was written, nothing is left of it, see `made`.
+    If nothing was written, the folder is removed again, see `made`.
 
     Raises:
         UserError: another process holds it, or it cannot be written to.

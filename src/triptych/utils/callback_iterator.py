@@ -1,4 +1,4 @@
-"""What a call tells while it runs, as an iterator."""
+"""Turn a callback-based call into an iterator."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class _Closed(Exception):
 
 
 def pieces(run: Callable[[Callable[[T], None]], object]) -> Iterator[T]:
-    """All that `run(tell)` tells, as it comes; `run` works in a thread of its own.
+    """Yield everything that `run(tell)` passes to `tell`; `run` works in a thread of its own.
 
-    What `run` raises is raised here. Closing the iterator makes the next `tell` raise in `run`,
+    Exceptions of `run` are raised here. Closing the iterator makes the next `tell` raise in `run`,
     which so ends.
     """
     told: queue.SimpleQueue[tuple[str, object]] = queue.SimpleQueue()

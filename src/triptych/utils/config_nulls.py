@@ -16,12 +16,12 @@ from triptych.utils.errors import ConfigurationError
 def require_values(settings: Any, kind: Any, name: str) -> None:
     """Refuse null for an argument whose annotation does not allow it, anywhere in `settings`.
 
-    Looks into classes and dataclasses of triptych, and leaves others to themselves.
+    Checks the classes and dataclasses of triptych, and ignores others.
 
     Args:
         settings: a value as the parser gives it: a Namespace, list, mapping or plain value.
-        kind: its annotation.
-        name: of the option, "model".
+        kind: annotation of the argument.
+        name: name of the option, "model".
 
     Raises:
         ConfigurationError: the first null that is not allowed.
@@ -52,7 +52,7 @@ def _allows_null(kind: Any) -> bool:
 
 
 def _inner(kind: Any) -> Any:
-    """The annotation of what a list or mapping holds."""
+    """The annotation of the elements of a list or mapping."""
     held = [get_args(each)[-1] for each in _members(kind) if get_args(each)]
     return held[0] if len(held) == 1 else Any
 

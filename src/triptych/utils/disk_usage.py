@@ -1,4 +1,4 @@
-"""What a command writes is said before: where, about how much, and whether that is a mistake."""
+"""Disk usage of a command, announced before it writes: the folder, the size, likely mistakes."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from triptych.utils.errors import UserError
 
 
 def announce(what: str, folder: Path, size: int) -> None:
-    """Say on standard error what is about to be written; refuse where it cannot be.
+    """Announce on standard error a coming write; refuse an impossible one.
 
     Args:
-        what: is written, such as "the shapes world".
-        size: bytes of all of it, about.
+        what: description of the output, such as "the shapes world".
+        size: approximate number of bytes of all of it.
 
     Raises:
         UserError: the folder can neither be made nor written to, or the disk has no room.
@@ -77,10 +77,10 @@ def output_folder(text: str) -> Path:
 
 
 def refuse_other_files(folder: Path, ours: re.Pattern[str], flag: str) -> list[str]:
-    """Names in a folder, all of which match `ours`; none where there is no folder.
+    """Names in a folder, all of which match `ours`; none if the folder does not exist.
 
     Raises:
-        UserError: it is no folder, or holds something else, so that its name is likely a mistake.
+        UserError: it is not a folder, or holds other files, so that its name is likely a mistake.
     """
     try:
         names = sorted(path.name for path in folder.iterdir())

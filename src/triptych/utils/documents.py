@@ -1,6 +1,6 @@
 """Documents of people and of downloads: text, YAML and JSON, bounded and checked before use.
 
-Whoever reads a file that was not made by this very process reads it here: a pipe is refused
+All files that were not made by this very process are read here: a pipe is refused
 instead of waited for, and a document that would take all memory is refused before it is built.
 """
 
@@ -28,7 +28,7 @@ TEXT_BYTES = 256 * MIB
 DEPTH = 64
 """Levels of mappings and lists in each other."""
 NODES = 100_000
-"""Values of a YAML document, each alias counted as what it stands for."""
+"""Maximum number of values of a YAML document, each alias counted as its target."""
 LONG = 64
 """Characters: a text counts as one value more for each of these."""
 
@@ -46,7 +46,7 @@ def open_regular(path: str | Path) -> BinaryIO:
     """Open a regular file for reading; anything else is refused at once, without waiting for it.
 
     Raises:
-        UserError: there is no such file, it is no regular file, or it may not be read.
+        UserError: the file does not exist, is not a regular file, or may not be read.
     """
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -66,7 +66,7 @@ def read_bytes(path: str | Path, largest: int) -> bytes:
     """The content of a regular file of at most `largest` bytes.
 
     Raises:
-        UserError: as `open_regular`, or it is larger or cannot be read.
+        UserError: an error of `open_regular`, or it is larger or cannot be read.
     """
     try:
         with open_regular(path) as file:
@@ -86,7 +86,7 @@ def read_text(path: str | Path, largest: int = TEXT_BYTES) -> str:
     """The text of a file in UTF-8, with or without a byte order mark.
 
     Raises:
-        UserError: as `read_bytes`, or it is no UTF-8.
+        UserError: an error of `read_bytes`, or it is not UTF-8.
     """
     return decode_text(read_bytes(path, largest), path)
 
@@ -95,7 +95,7 @@ def read_standard_input(largest: int = TEXT_BYTES) -> str:
     """The text of standard input, by the rules of `read_text`.
 
     Raises:
-        UserError: it is closed, has more than `largest` bytes, or is no UTF-8.
+        UserError: it is closed, has more than `largest` bytes, or is not UTF-8.
     """
     content = _standard_input().read(largest + 1)
     if len(content) > largest:
@@ -125,7 +125,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     """The mapping in a YAML file of at most 1 MiB.
 
     Raises:
-        UserError: as `read_text` and `parse_yaml`.
+        UserError: an error of `read_text` or `parse_yaml`.
     """
     return parse_yaml(read_text(path, YAML_BYTES), path)
 
@@ -180,7 +180,7 @@ class _Open:
     before: int
     """Values of the document up to here."""
     keys: set[str] | None
-    """Of a mapping."""
+    """Keys of a mapping; None for other values."""
     at_key: bool = True
 
 
@@ -238,7 +238,7 @@ def read_json(path: str | Path, kind: type = dict, largest: int = JSON_BYTES) ->
     """The object (or, by `kind`, the list) in a JSON file.
 
     Raises:
-        UserError: as `read_text` and `parse_json`.
+        UserError: an error of `read_text` or `parse_json`.
     """
     return parse_json(read_text(path, largest), path, kind)
 
@@ -247,7 +247,7 @@ def read_json_lines(text: str, name: object) -> Iterator[tuple[str, dict[str, An
     """(NAME:NUMBER, object) of the lines of a text that are not blank.
 
     Raises:
-        UserError: as `parse_json`; it names the line.
+        UserError: an error of `parse_json`; it names the line.
     """
     for number, line in numbered_lines(text):
         yield f"{name}:{number}", parse_json(line, f"{name}:{number}")
@@ -257,7 +257,7 @@ def parse_json(text: str | bytes, what: object, kind: type = dict) -> Any:
     """The value of a JSON text; `what` names it in errors.
 
     Args:
-        text: bytes are UTF-8.
+        text: JSON text; bytes are UTF-8.
         kind: dict or list, whichever it must be; `object` for any.
 
     Raises:

@@ -1,10 +1,10 @@
-"""What the user got wrong; apart from `contracts`, as torch takes seconds to import."""
+"""Errors of the user's input; without torch, which takes seconds to import."""
 
 
 class UserError(ValueError):
     """Something the user gave is wrong; the message is one sentence that names it and the remedy.
 
-    The command line prints the message alone, without a traceback, and exits with status 1.
+    The command line prints only the message, without a traceback, and exits with status 1.
     """
 
 
@@ -16,7 +16,7 @@ class TextError(UserError):
     """A text that cannot be used.
 
     Args:
-        message: one sentence for whoever wrote it.
+        message: one sentence for the author of the text.
         reason: follows "the caption", the same for all texts with this fault: "holds a NUL".
         detail: helps to find the cause; not counted.
     """
@@ -46,4 +46,4 @@ class ImageError(ValueError):
 
 
 class NotFiniteError(UserError):
-    """What a model computed is NaN or infinite; the message names the stage."""
+    """A computed result is NaN or infinite; the message names the stage."""

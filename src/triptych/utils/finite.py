@@ -1,4 +1,4 @@
-"""Checks that what a model computed is finite: refused with the name of the stage."""
+"""Checks that computed results are finite: refused with the name of the stage."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def all_finite(tensor: Tensor) -> Tensor:
 
 
 def require_finite(made: Tensor, stage: str) -> None:
-    """Check what a stage of the model made, once a batch: a GPU is waited for.
+    """Check the result of a stage of the model, once a batch: synchronizes with a GPU.
 
     Args:
         made: the numbers; or, bool [], whether all are finite.

@@ -104,10 +104,10 @@ class ImageLimits:
         max_bytes: size of the file.
         max_pixels: width times height. Each scan of a JPEG is a pass over
             them, see SCANS_OF_LARGEST.
-        max_side: longest side in pixels.
+        max_side: limit of the longer side in pixels.
         max_aspect: long side over short side: a thin line becomes huge when its short side is
             enlarged to that of a square.
-        animated: take the first frame of an animated image, rather than refuse it.
+        animated: whether to take the first frame of an animated image, rather than refuse it.
     """
 
     formats: tuple[str, ...] = tuple(FORMATS)
@@ -158,7 +158,7 @@ def read_image(
     Args:
         image: a path; the bytes of a file; a data URL; a Pillow image of any mode, which is turned
             as its EXIF orientation says; a NumPy array or a tensor, see `from_array`.
-        alpha: see `Alpha`; "drop" is for parity with the published code.
+        alpha: treatment of transparency, see `Alpha`; "drop" is for parity with the published code.
 
     Raises:
         ImageError: it cannot be read, is damaged, or is beyond `limits`.
@@ -185,7 +185,7 @@ def read_header(
     """The image with its size, mode and metadata known, and nothing decoded.
 
     Raises:
-        ImageError: as `read_image`; damage of the pixels is found when they are decoded.
+        ImageError: an error of `read_image`; damage of the pixels is found when they are decoded.
     """
     data = _bytes_of(image, limits.max_bytes)
     if len(data) > limits.max_bytes:
@@ -221,7 +221,7 @@ def upright_rgb(header: Image.Image, alpha: Alpha = "white") -> Image.Image:
 
 
 def _turned_rgb(image: Image.Image, orientation: int, alpha: Alpha) -> Image.Image:
-    """RGB, turned, without the metadata that said how; `image` itself where nothing is to do."""
+    """RGB, turned, without orientation metadata; `image` itself if it already is."""
     read, turn = to_rgb(image, alpha), TURNS.get(orientation)
     read = read if turn is None else read.transpose(turn)
     outdated = set(OUTDATED) & set(image.info)

@@ -1,4 +1,4 @@
-"""The square that a model sees of an image, with Pillow alone: no torch, so that it starts fast."""
+"""Square crop of an image for a model, only with Pillow: without torch, so that it starts fast."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def square_image(image: Image.Image, size: int) -> Image.Image:
 
 
 def place_of_square(height: int, width: int, size: int) -> tuple[tuple[int, int], int, int]:
-    """Where `square_image` cuts: ((height, width) after scaling, top, left).
+    """Resize and crop parameters of `square_image`: ((height, width) after scaling, top, left).
 
-    As torchvision's `resize` and `center_crop`: the long side is rounded down, half a pixel of the
-    crop to even.
+    Equal to torchvision's `resize` and `center_crop`: the long side is rounded down, half a pixel
+    of the crop to even.
     """
     short = min(height, width)
     scaled = (size * height // short, size * width // short)

@@ -1,4 +1,4 @@
-"""Data URLs (RFC 2397), which hold a file, told apart from links, which are not fetched."""
+"""Data URLs (RFC 2397), which hold a file, as opposed to links, which are not fetched."""
 
 from __future__ import annotations
 

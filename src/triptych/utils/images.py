@@ -37,7 +37,7 @@ def open_image(image: ImageInput) -> Image.Image:
     """The image, read whole, upright (a camera's orientation applied), in RGB.
 
     Raises:
-        UserError: it does not exist, is no image, is damaged, or is beyond `DEFAULT_LIMITS`.
+        UserError: it does not exist, is not an image, is damaged, or is beyond `DEFAULT_LIMITS`.
     """
     try:
         return read_image(image)

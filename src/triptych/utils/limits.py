@@ -152,9 +152,9 @@ class Text:
 
 
 STEPS = Range(True, 1, 1000)
-"""Of a sampler."""
+"""Number of steps of a sampler."""
 SCALE = Range(False, 0, 100)
-"""Of guidance."""
+"""Scale of guidance."""
 PORTION = Range(False, 0, 1)
 INTERVAL = Interval()
 SAMPLERS = ("euler", "heun", "dpm++", "unipc")
@@ -168,14 +168,14 @@ ALL_IMAGES = Range(True, 1, 1_000_000)
 BATCH = Range(True, 1, 4096)
 SEED = Range(True, 0, 2**63 - 1)
 RUN_SEED = Range(True, 0, 2**32 - 1)
-"""Of a training run: NumPy takes no larger one."""
+"""Seed of a training run: NumPy takes no larger one."""
 TOKENS = Range(True, 1, 100_000)
-"""Of an answer."""
+"""Number of tokens of an answer."""
 TEMPERATURE = Range(False, 0, 100)
 PROBABILITY = Range(False, 0, 1, above=True)
 COUNT = Range(True, 1, 1_000_000_000)
 POSITIVE = Range(False, 0, 1_000_000_000, above=True)
-"""Of what there is: the first N samples, N samples a shard; fewer are fewer."""
+"""Number of existing things: the first N samples, N samples a shard; fewer are fewer."""
 PROCESSES = Range(True, 1, 1024)
 """Processes, devices, or parts of a whole."""
 PORT = Range(True, 0, 65_535)

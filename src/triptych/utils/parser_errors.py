@@ -1,4 +1,4 @@
-"""The parser's errors for people: every cause, the one that tells most first."""
+"""Readable parser errors: every cause, the most informative one first."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class _Line:
 
 
 def plain(message: str) -> str:
-    """One line for the cause that tells most, then "or: ..." for each other one.
+    """One line for the most informative cause, then "or: ..." for each other one.
 
     The parser tries a value against every type that an option may have, and lists why none fits,
     causes in causes, each with the part of the option's name that it is about.
@@ -41,12 +41,12 @@ def plain(message: str) -> str:
     first, *others = sorted(places, key=lambda said: places[said])
     shared = first.partition(": ")[0] + ": "
     if shared not in (each[: len(shared)] for each in others) and (built := _BUILT.search(message)):
-        first = f"{built[1]}: {first}"  # made of a value that no option's name is told of
+        first = f"{built[1]}: {first}"  # made from a value whose option is not named
     return "\n".join([first, *(f"  or: {each.removeprefix(shared)}" for each in others)])
 
 
 def raised_in(error: BaseException, packages: tuple[str, ...]) -> bool:
-    """Whether one of the packages, or modules in them, raised it, and not what it called."""
+    """Whether one of the packages, or modules in them, raised it, and not their callees."""
     at = error.__traceback__
     while at is not None and at.tb_next is not None:
         at = at.tb_next
@@ -94,7 +94,7 @@ def _causes(lines: list[_Line]) -> list[tuple[list[str], str]]:
 
 
 def _tells(text: str) -> int:
-    """How little a cause tells by itself: what an option could also have been, last."""
+    """Sort key of causes, the most informative first: the other types of an option come last."""
     for place, beginning in enumerate(("Expected a path but", "Expected a <class 'NoneType'>")):
         if text.startswith(beginning):
             return 100 - place

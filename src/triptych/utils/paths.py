@@ -1,4 +1,4 @@
-"""Where files are: `asset:NAME` is a file inside the package, anything else a path."""
+"""File paths: `asset:NAME` is a file inside the package, anything else a path."""
 
 from __future__ import annotations
 

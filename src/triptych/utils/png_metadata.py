@@ -18,9 +18,9 @@ CHUNK = "triptych"
 
 
 def shown_name(source: str | Path) -> str:
-    """The name of a file, folder, preset or hub id in what is passed on: a path's last part alone.
+    """Public name of a file, folder, preset or hub id: of a path, only the last part.
 
-    Where it lies on this machine is nobody's business; a digest of its content tells it from
+    The folder on this machine stays private; a digest of the content tells it from
     another one of that name.
     """
     if not os.path.exists(source) and not os.path.isabs(source):

@@ -20,9 +20,9 @@ STATISTICS = ("running_mean", "running_var")
 
 
 class ExactBuffers(nn.Module):
-    """A module whose buffers, and those of all modules in it, no cast makes less than float32.
+    """A module whose buffers stay at least float32 in every cast, as do those of inner modules.
 
-    `to`, `half`, `bfloat16` and Lightning's precision plugins cast the parameters alone; `double`
+    `to`, `half`, `bfloat16` and Lightning's precision plugins cast only the parameters; `double`
     widens the buffers too. Whole and complex numbers keep their dtype.
     """
 

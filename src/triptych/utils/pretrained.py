@@ -10,17 +10,17 @@ from triptych.utils.errors import UserError
 
 
 def load_pretrained(part: str, source: str | Path, **options: Any) -> Any:
-    """A model, processor or tokenizer of transformers; the only place that loads one.
+    """Load a model, processor or tokenizer of transformers; the only place that loads one.
 
-    Code that comes with the files (`auto_map`) is neither run nor asked about, and weights are read
-    from safetensors alone.
+    Code that comes with the files (`auto_map`) is never run, nor asked about, and weights are read
+    only from safetensors.
 
     Args:
-        part: its class, by name: importing all of transformers takes seconds.
+        part: class name, as text: importing all of transformers takes seconds.
         source: a folder, or a name on the hub.
 
     Raises:
-        UserError: there is none, or its files are damaged, or it is nothing without its own code.
+        UserError: it does not exist, its files are damaged, or it needs its own code.
         ImportError: it needs a library that is not installed.
     """
     import transformers

@@ -21,7 +21,7 @@ from triptych.utils.text import clean_text, numbered_lines
 JSON_LINES = (".jsonl", ".ndjson")
 # Formats that hold no prompt a line; without this their lines would be drawn as prompts.
 OTHER_FORMATS = (".csv", ".tsv", ".parquet", ".yaml", ".yml")
-# How JSON begins, as no prompt does: an object, a list of objects or of texts.
+# First characters of JSON, which no prompt has: an object, a list of objects or of texts.
 _JSON = re.compile(r'\{|\[\s*([{"]|$)')
 
 STDIN_FILE = "TRIPTYCH_STDIN"
@@ -32,7 +32,7 @@ def read_input(file: str) -> str:
     """The text of a file, or of standard input for "-".
 
     Raises:
-        UserError: it cannot be read, or is no UTF-8.
+        UserError: it cannot be read, or is not UTF-8.
     """
     if file == "-" and STDIN_FILE in os.environ:
         return read_text(os.environ[STDIN_FILE])
@@ -80,7 +80,7 @@ def read_objects(file: str, content: str) -> Iterator[tuple[str, dict[str, Any]]
     """(place, object) of JSON lines, or of the JSON list that a .json file is.
 
     Raises:
-        UserError: an entry is no JSON object.
+        UserError: an entry is not a JSON object.
     """
     if Path(file).suffix.lower() != ".json":
         yield from read_json_lines(content, place_name(file))

@@ -36,14 +36,14 @@ def _generators(seed: int, stream: str, samples: Tensor | Iterable[int]):
 
 
 def normal(shape: tuple[int, ...], seed: int, stream: str, samples, device=None) -> Tensor:
-    """Standard normal [len(samples), *shape], float32; row i depends on samples[i] alone."""
+    """Standard normal [len(samples), *shape], float32; row i depends only on samples[i]."""
     generators = _generators(seed, stream, samples)
     rows = [torch.randn(shape, generator=g, dtype=torch.float32) for g in generators]
     return torch.stack(rows).to(device, non_blocking=True)
 
 
 def uniform(seed: int, stream: str, samples, device=None) -> Tensor:
-    """Uniform in [0,1), [len(samples)], float32; entry i depends on samples[i] alone."""
+    """Uniform in [0,1), [len(samples)], float32; entry i depends only on samples[i]."""
     generators = _generators(seed, stream, samples)
     rows = [torch.rand((), generator=g, dtype=torch.float32) for g in generators]
     return torch.stack(rows).to(device, non_blocking=True)

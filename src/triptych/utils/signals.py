@@ -1,10 +1,10 @@
 """Termination signals, and the processes that a run consists of.
 
-A handler sets a flag and nothing else. What follows is done by a thread, which reads signals from
+A handler only sets a flag. The work is done by a thread, which reads signals from
 the file that Python's C handler writes them to: so a signal is answered also while the main thread
 waits inside of a collective, where no Python code runs. Once training has begun, the flag is read
 between two steps, by all ranks together (`triptych.callbacks.Checkpoint`), and a time limit ends
-whoever still waits then. At any other time the process ends at once.
+processes that still wait then. At any other time the process ends at once.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Supervisor:
         self.resume = "--ckpt_path=auto resumes the run from the last whole checkpoint"
         """Part of the sentences about an early end: what goes on with the work."""
         self.announce: Callable[[int], object] | None = None
-        """Tells the other ranks of the status with which this one ends, if they are connected."""
+        """Function that sends the exit status of this rank to the others, if they are connected."""
         self._parent: int | None = None
         self._owner = False
         self._before: dict[int, Any] = {}
@@ -222,7 +222,7 @@ class Supervisor:
         if self.received is not None:
             return
         number = code - 128 if code > 128 else -code
-        if number in ENDING:  # a signal to that rank alone; this one may be about to end as well
+        if number in ENDING:  # a signal to only that rank; this one may be about to end as well
             self._begin(number, GRACE)
             return
         rank = int(os.environ.get("NODE_RANK", 0)) * (len(self.children) + 1) + place
@@ -244,7 +244,7 @@ class Supervisor:
     def leave(self, status: int, sentence: str | None = None, announce: bool = False) -> NoReturn:
         """End this process and those that it has started, without unwinding.
 
-        The first caller's status and sentence hold. With `announce` the other ranks are told.
+        The first caller's status and sentence hold. With `announce` the other ranks are notified.
         """
         self._exit.acquire()
         if sentence is not None:

@@ -1,9 +1,9 @@
 """Standard input, output and error of a command: closed, full or cut off, no command breaks by it.
 
-A stream that is closed when the command begins is as /dev/null. What can no longer be written to
-standard output (`triptych ... | head -1`, a full disk) is dropped, while the command goes on with
+A stream that is closed when the command begins is as /dev/null. Output that cannot be written to
+standard output (`triptych ... | head -1`, a full disk) is dropped, while the command continues with
 what it writes to files; its exit status then says that its output was lost: 141 where the reader
-had left, as of a program that SIGPIPE ended, and 1 with a sentence for any other reason.
+had left, like a program that SIGPIPE ended, and 1 with a sentence for any other reason.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def run(command: Callable[[], None]) -> None:
     """Run a command with the process's own streams made safe; ends the process if output was lost.
 
     Raises:
-        SystemExit: of the command, or because its output was lost.
+        SystemExit: the command raised it, or its output was lost.
     """
     for descriptor in (0, 1, 2):
         _open_if_closed(descriptor)

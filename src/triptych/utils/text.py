@@ -28,7 +28,7 @@ _MARKS = {
     b"\xff\xfe": "UTF-16",
     b"\xfe\xff": "UTF-16",
 }
-HEAD = 4096  # bytes, by which an encoding is told
+HEAD = 4096  # bytes, from which an encoding is detected
 
 
 def refuse_wide(data: bytes, what: object) -> None:

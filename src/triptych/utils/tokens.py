@@ -52,7 +52,7 @@ def encode(tokenizer: Any, pieces: Iterable[str]) -> list[int]:
 
 
 def encode_text(tokenizer: Any, text: str) -> list[int]:
-    """Ids of a text alone; the characters of a control token in it are characters."""
+    """Ids of only a text; the characters of a control token in it are characters."""
     backend = tokenizer.backend_tokenizer
     controls = set(backend.get_added_tokens_decoder()) - {tokenizer.unk_token_id}
     read = without_added_tokens(backend).encode(text, add_special_tokens=False)

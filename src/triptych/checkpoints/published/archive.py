@@ -46,7 +46,7 @@ class Archive:
         return replace(self, tensors=tensors, files={names[k]: f for k, f in self.files.items()})
 
     def layout(self) -> dict[str, Any]:
-        """What the way back needs to make the same files, for JSON."""
+        """Metadata that an export needs to make the same files, for JSON."""
         return {"files": self.files, "metadata": self.metadata, "index": self.index}
 
 
@@ -80,7 +80,7 @@ def open_folder(folder: Path, stems: Sequence[tuple[str, str]]) -> Archive:
         stems: pairs of names: of the index of shards, and of the file when there is a single one.
 
     Raises:
-        UserError: none is there, or a file is missing, cut off or not what the index says.
+        UserError: none is there, or a file is missing, cut off or disagrees with the index.
     """
     for index, single in stems:
         if (folder / index).is_file():

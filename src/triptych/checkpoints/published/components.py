@@ -1,7 +1,7 @@
 """The pieces of a published model as they are found on disk, under our names and checked.
 
-A piece knows its tensors, the sizes to write into a model file, and what is wrong with it. Which
-tensors there should be, and of which shape, is asked of our own classes, built from the published
+A piece knows its tensors, the sizes to write into a model file, and its problems. The expected
+tensors and their shapes come from our own classes, built from the published
 configuration on the meta device.
 """
 
@@ -56,7 +56,7 @@ class Piece:
     tensors: Tensors
     section: dict[str, Any]
     problems: list[str] = field(default_factory=list)
-    """Of its names and shapes; empty where all is well."""
+    """Problems of its names and shapes; empty if it is valid."""
 
 
 def placed(tensors: Mapping[str, Stored], where: str) -> tuple[Tensors, list[str]]:
@@ -111,7 +111,7 @@ def shapes_of(module: nn.Module, prefix: str) -> Shapes:
 def compare(
     found: Mapping[str, Stored], wanted: Shapes, where: str, named: Callable[[str], str | None]
 ) -> list[str]:
-    """What is missing, unexpected or of another shape, each with a count and a few names."""
+    """Missing, unexpected and reshaped tensors, each with a count and a few names."""
     missing = [named(name) for name in wanted if name not in found]
     unexpected = [named(name) for name in found if name not in wanted]
     other = [
@@ -181,7 +181,7 @@ def generation(tensors: Tensors, config: Mapping[str, Any], condition: int, wher
     """Queries and DiT, for a language model of width `condition`.
 
     Raises:
-        UserError: what shows the sizes of the DiT is not there.
+        UserError: the tensors that show the sizes of the DiT are missing.
     """
     shapes = {name: stored.shape for name, stored in tensors.items()}
     try:
@@ -203,7 +203,7 @@ def generation(tensors: Tensors, config: Mapping[str, Any], condition: int, wher
         "class_path": "triptych.modules.GenerationModule",
         "init_args": {
             "num_queries": queries,
-            # As published weights are sampled and scored; what trains on them learns what is asked.
+            # Published weights are sampled and scored so; further training uses the same template.
             "integer_timesteps": True,
             "template": "published_inference",
             "training_template": "published_inference",
@@ -218,10 +218,10 @@ def tower(tensors: Tensors, pool: int, features: int, where: Path) -> Piece:
 
     Args:
         pool: side of the pooling.
-        features: channels of what the DiT generates.
+        features: number of channels of the features that the DiT generates.
 
     Raises:
-        UserError: what shows the sizes of the tower is not there, or they are not the DiT's.
+        UserError: the tensors that show the tower's sizes are missing, or they are not the DiT's.
     """
     if not tensors:
         arguments: dict[str, Any] = {"width": features, "pool": pool}

@@ -13,7 +13,7 @@ become a folder with
 
 Bytes are copied, never computed with, so number formats and values stay what they were; the only
 new numbers are the embeddings of tokens that a stock Qwen2.5-VL lacks. Every key and every shape
-is checked before the first byte is written. What is SigLIP or SANA goes to siglip_sana.py.
+is checked before the first byte is written. SigLIP and SANA are in siglip_sana.py.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from triptych.checkpoints.weight_checks import require_floating
 from triptych.checkpoints.weight_files import MADE_BY, label_of
 from triptych.utils.errors import UserError
 
-# Under this name a weight file keeps what the way back needs: small files and the shards' layout.
+# Metadata key of a weight file for the data of an export: small files and the shards' layout.
 PUBLISHED = "published"
 
 
@@ -85,13 +85,13 @@ def convert(
     decoder: str | None = None,
     say: Callable[[str], None] = print,
 ) -> None:
-    """Make the folder `target` of what is published in `source`.
+    """Convert the published checkpoint `source` to the folder `target`.
 
     Args:
         source: folder or hub id, of one of the kinds above.
         encoder: file, folder or hub id of the EVA tower, which is published apart.
         decoder: folder or hub id of a pixel decoder, in place of the one inside `source`.
-        say: told about progress and remarks, a line each.
+        say: callback for progress and remarks, a line each.
 
     Raises:
         UserError: something does not fit; then there is no `target`.

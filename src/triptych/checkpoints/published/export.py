@@ -1,8 +1,8 @@
 """Our weight files back to the published layout, as the published code reads it.
 
-What a conversion noted (config.json, which shard holds which tensor, the decoder's small files)
+The notes of a conversion (config.json, which shard holds which tensor, the decoder's small files)
 is in the metadata of the weight files and is used again, so that the way there and back gives the
-same bytes. What was trained here from other beginnings gets a config.json made from its sizes.
+same bytes. Weights trained here from other beginnings get a config.json made from their sizes.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def export(model: Any, target: Path, say: Callable[[str], None] = print) -> None
 
     Args:
         model: a `UnifiedModule` with all panels that is not built yet.
-        say: told about progress, a line each.
+        say: callback for progress, a line each.
 
     Raises:
         UserError: a weight file is missing or does not fit the model, or the model has something
@@ -87,7 +87,7 @@ def export(model: Any, target: Path, say: Callable[[str], None] = print) -> None
 
 
 def _check(model: nn.Module, tensors: Tensors) -> None:
-    """Everything that the model is made of is there, fits, and has a published place."""
+    """Check that all tensors of the model are there, fit, and have a published place."""
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     tied = model.understanding.understander.text.tie_word_embeddings
     optional = UNPUBLISHED | ({HEAD} if tied else set())
@@ -185,7 +185,7 @@ def _keys(tensors: Tensors) -> list[str]:
 
 
 def _covers(keys: list[str], tensors: Tensors) -> bool:
-    """Whether the noted keys are those of these tensors; a tower may lie apart, a head be tied."""
+    """Whether the noted keys are those of these tensors; a tower may be apart, a head be tied."""
     names = {key_mapping.place_of(key).name for key in keys}
     own = set(part(tensors, *MAIN))
     return names - {HEAD} <= own and {n for n in own - names if not n.startswith(TOWER)} <= {HEAD}

@@ -1,4 +1,4 @@
-"""Names and sizes of the published BLIP3-o checkpoints, and where they stand in `UnifiedModule`.
+"""Names and sizes of the published BLIP3-o checkpoints, mapped to those of `UnifiedModule`.
 
 Pure names, shapes and configuration: nothing here opens a file. The published checkpoint is
 transformers 4.51's Qwen2.5-VL with more keys beside it:
@@ -10,7 +10,7 @@ transformers 4.51's Qwen2.5-VL with more keys beside it:
     model.dit.model.*                             the DiT, its caption projection inside
     model.gen_vision_tower.vision_tower.model.*   the EVA tower, or without prefix in its own file
 
-The pixel decoder lies in a folder of its own, under diffusers' names: `unet/` and `vae/`.
+The pixel decoder is in a folder of its own, under diffusers' names: `unet/` and `vae/`.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ _BEGINNINGS = (
 )
 _BARE_TOWER = re.compile(r"(cls_token|pos_embed)$|(patch_embed|blocks)\.")
 _SPLIT_BIAS = re.compile(r"(.*\.attn\.)([qv])_bias$")
-# What the keys of diffusers' UNet and VAE begin with.
+# Prefixes of the keys of diffusers' UNet and VAE.
 UNET_PARTS = ("conv_in", "time_embedding", "add_embedding", "down_blocks", "mid_block")
 UNET_PARTS += ("up_blocks", "conv_norm_out", "conv_out")
 VAE_PARTS = ("encoder", "decoder", "quant_conv", "post_quant_conv")
@@ -61,7 +61,7 @@ UNPUBLISHED = {DIT + "dit.pad_token"}
 
 @dataclass(frozen=True)
 class Place:
-    """Where a published tensor belongs."""
+    """Destination of a published tensor."""
 
     name: str
     """Full name inside `UnifiedModule`."""
@@ -210,7 +210,7 @@ def tower_arguments(
 
 
 def _count(shapes: Mapping[str, Sequence[int]], beginning: str) -> int:
-    """How many numbered modules there are under `beginning`."""
+    """Number of numbered modules under `beginning`."""
     rest = (name.removeprefix(beginning) for name in shapes if name.startswith(beginning))
     return len({name.split(".")[0] for name in rest})
 
@@ -263,8 +263,8 @@ def published_config(
 
     Args:
         text, vision, vocabulary: fields of `QwenText`, `QwenVision` and `Vocabulary`.
-        queries: how many.
-        channels: of the features that are generated.
+        queries: number of latent queries.
+        channels: number of channels of the generated features.
         pool: side of the pooling of the tower's tokens.
     """
     text = dict(text)
@@ -322,7 +322,7 @@ DECODER_WEIGHTS = tuple(
     for variant in (".bf16", "")
 )
 DECODER_FOLDERS = ("", "unet", "vae", "scheduler", "feature_extractor", "safety_checker")
-# How the decoder samples, in the words of a scheduler_config.json.
+# Sampling settings of the decoder, in the words of a scheduler_config.json.
 SCHEDULE = {
     "beta_start": 0.00085,
     "beta_end": 0.012,

@@ -17,7 +17,7 @@ def with_new_rows(tensors: Tensors, known: int, rows: int, where: object) -> Ten
     """Cut the vocabulary to `rows`, of which those from `known` on are new.
 
     New rows of the embedding are the mean of the rows before them. The head keeps the rows that
-    stood there, as in the published training: nobody ever reads what they say.
+    stood there, as in the published training: their logits are never read.
 
     Raises:
         UserError: the vocabulary has fewer rows than that, or is of a type that has no mean.

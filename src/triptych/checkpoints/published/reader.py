@@ -1,4 +1,4 @@
-"""What is published, read: a checkpoint, a tower, a decoder, as pieces of one model.
+"""Reader of published checkpoints, towers and decoders, as pieces of one model.
 
 Only headers and small files are read here; the tensors stay on the disk.
 """
@@ -31,7 +31,7 @@ STOCK = ("qwen2_5_vl",)
 
 @dataclass
 class Conversion:
-    """What was found: the model's sections, its tensors by full name, and remarks."""
+    """Result of reading: the model's sections, its tensors by full name, and remarks."""
 
     sections: dict[str, Any] = field(default_factory=dict)
     tensors: Tensors = field(default_factory=dict)
@@ -82,14 +82,14 @@ class Checkpoint:
     archive: Archive
     tensors: Tensors
     rows: int
-    """Of the vocabulary."""
+    """Number of rows of the vocabulary."""
     files: dict[str, bytes]
-    """Of the tokenizer; empty where there is none."""
+    """Files of the tokenizer, by name; empty if there is none."""
     tokenizer: Any
 
 
 def read_checkpoint(folder: Path, found: Conversion, encoder: str | None) -> None:
-    """BLIP3-o or a stock Qwen2.5-VL, whatever config.json says; `encoder` names a tower apart.
+    """BLIP3-o or a stock Qwen2.5-VL, whatever its config.json; `encoder` names a tower apart.
 
     Raises:
         UserError: it is neither, or what shows the sizes is not there.
@@ -114,7 +114,7 @@ def read_checkpoint(folder: Path, found: Conversion, encoder: str | None) -> Non
     small = [folder / "config.json", folder / "generation_config.json"]
     found.published["understanding"] = {
         "files": {path.name: read_text(path) for path in small if path.is_file()},
-        # what is stock is never written back as it was
+        # a stock model is never written back as it was
         "weights": archive.layout() if kind in BLIP3O else None,
     }
 
@@ -190,11 +190,11 @@ def read_tower(path: Path, found: Conversion, features: int, pool: int = 4) -> N
     """Add an EVA tower, a file or a folder of its own; keys that are not its own are problems.
 
     Args:
-        features: channels of what the model generates, which the tower must make.
+        features: number of channels of the model's features, which the tower must make.
         pool: side of the pooling over its tokens.
 
     Raises:
-        UserError: it holds no weights, or they are no EVA tower of `features` channels.
+        UserError: it holds no weights, or they are not an EVA tower of `features` channels.
     """
     archive = open_folder(path, key_mapping.TOWER_WEIGHTS) if path.is_dir() else open_file(path)
     found.sources += archive.paths
@@ -226,7 +226,7 @@ def read_decoder(folder: Path, found: Conversion) -> None:
     A schedule of its own is remarked on where it is not the one that our decoder samples with.
 
     Raises:
-        UserError: weights or sizes are not there, or it is no SDXL-like decoder.
+        UserError: weights or sizes are missing, or it is not an SDXL-like decoder.
     """
     unet, vae = (
         open_folder(folder / name, key_mapping.DECODER_WEIGHTS).plain(_is_in(parts))
@@ -257,7 +257,7 @@ def _compare_schedule(given: Mapping[str, Any], found: Conversion, folder: Path)
 
 
 def check_widths(found: Conversion, folder: Path) -> None:
-    """The decoder must take what is generated."""
+    """Check that the decoder takes the generated features."""
     features = found.tensors.get(DIT + "dit.patch_embedder.proj.weight")
     keys = [name for name in found.tensors if name.endswith("attn2.to_k.weight") and "unet" in name]
     if features and keys and found.tensors[keys[0]].shape[1] != features.shape[1]:

@@ -1,4 +1,4 @@
-"""safetensors files as streams of bytes: a header that is read alone, a writer that holds a chunk.
+"""safetensors files as byte streams: a reader of only the header, a writer that holds a chunk.
 
 safetensors' own `save_file` wants every tensor in memory at once, and its `safe_open` maps the
 file, whose touched pages count as memory of the process; converting tens of gigabytes wants
@@ -27,7 +27,7 @@ SIZES = {
     **{"U64": 8, "I64": 8, "F64": 8, "F32": 4, "U32": 4, "I32": 4, "BF16": 2, "F16": 2},
     **{"U16": 2, "I16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "I8": 1, "U8": 1, "BOOL": 1},
 }
-# What torch calls them.
+# Names of torch for the types.
 DTYPES = {
     **{torch.uint64: "U64", torch.int64: "I64", torch.float64: "F64", torch.float32: "F32"},
     **{torch.uint32: "U32", torch.int32: "I32", torch.bfloat16: "BF16", torch.float16: "F16"},
@@ -39,10 +39,10 @@ LAYOUT = {name: number for number, name in enumerate(SIZES)}
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor that lies somewhere on disk: what it is, and how to read its bytes."""
+    """A tensor on disk: its type and shape, and the place of its bytes."""
 
     dtype: str
-    """As safetensors names it: "BF16"."""
+    """Type by its safetensors name: "BF16"."""
     shape: tuple[int, ...]
     chunks: Callable[[], Iterator[bytes | memoryview]]
     """Its bytes in row-major order, read anew by every call."""
@@ -73,10 +73,10 @@ class Stored:
 
 
 def read_header(path: Path) -> tuple[dict[str, Stored], dict[str, str]]:
-    """The tensors of a file by name, and its metadata; reads the header alone.
+    """The tensors of a file by name, and its metadata; reads only the header.
 
     Raises:
-        UserError: the file is missing, is no safetensors file, or is cut off.
+        UserError: the file is missing, is not a safetensors file, or is cut off.
     """
     try:
         with open_regular(path) as file:

@@ -45,7 +45,7 @@ _PIPELINE = {
     "transformer": ("SanaTransformer2DModel", RELEASED_TRANSFORMER),
     "vae": ("AutoencoderDC", RELEASED_VAE),
 }
-# Where our names begin -> what to know when there are none.
+# Prefix of our names -> remark if there are none.
 _REMARKS = {
     TOWER: "no source is a SigLIP: encoding needs one (convert again and name both).",
     "decoding.decoder.transformer.": "no source is a SANA: images need one (convert again and "
@@ -54,10 +54,10 @@ _REMARKS = {
     "decoder has to be trained before it shows anything.",
     VAE: "no source has SANA's autoencoder: images need one.",
 }
-# Of a whole SigLIP, and what `Siglip2` does not build: all that comes after the features.
+# Keys of a whole SigLIP that `Siglip2` does not build: all that comes after the features.
 _UNUSED = re.compile(r"text_model\.|logit_(scale|bias)$|post_layernorm\.|head\.|.*\.position_ids$")
 _TOWER_LAYER = re.compile(re.escape(TOWER) + r"encoder\.layers\.(\d+)\.")
-# What transformers and diffusers call the weights of a model.
+# File names of transformers and diffusers for the weights of a model.
 FOLDER_WEIGHTS = (
     *TOWER_WEIGHTS,
     ("diffusion_pytorch_model.safetensors.index.json", "diffusion_pytorch_model.safetensors"),
@@ -123,8 +123,8 @@ def convert_siglip_sana(
         sources: folders or hub ids, any of the joint release, a transformers folder of SigLIP, and
             a diffusers folder of SANA (the one with `transformer/` and `vae/` in it). Later ones
             win.
-        target: must not exist.
-        say: told about progress and what is lacking, a line each.
+        target: path of the folder, which must not exist.
+        say: callback for progress and missing parts, a line each.
 
     Raises:
         UserError: a source has no weights or is another model, or there is no room.

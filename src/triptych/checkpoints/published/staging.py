@@ -1,7 +1,7 @@
 """A folder that is complete or absent: files gather beside it and the last step is a rename.
 
 An interrupted run leaves `NAME.partial` with the files that were finished and a manifest of their
-sizes and checksums. The same run goes on from there; another one starts over.
+sizes and checksums. The same run resumes from there; another one starts over.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ MANIFEST = "manifest.json"
 
 
 def plan_hash(files: Iterable[Path], *more: object) -> str:
-    """What a run depends on, in one word: names, sizes and times of its inputs, its options."""
+    """Hash of the inputs of a run: names, sizes and times of its files, and its options."""
     stats = [(str(path.resolve()), path.stat()) for path in sorted(set(files))]
     known = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
     return hashlib.sha256(repr((known, more)).encode()).hexdigest()
 
 
 def refuse_existing(target: Path) -> None:
-    """Stop before work whose result would have no place.
+    """Stop if the target folder exists, before any work.
 
     Raises:
-        UserError: the target exists already and is no empty folder.
+        UserError: the target exists already and is not an empty folder.
     """
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise UserError(f"{target} exists already; name another folder, or remove it first.")

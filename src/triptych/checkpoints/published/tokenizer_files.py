@@ -36,7 +36,7 @@ def tokenizer_files(folder: Path) -> dict[str, bytes]:
 
 
 def load(files: dict[str, bytes], where: Path) -> Any:
-    """The tokenizer behind the files alone, whatever config.json says beside them.
+    """Load the tokenizer from only these files, whatever config.json says beside them.
 
     Raises:
         UserError: transformers cannot read them.

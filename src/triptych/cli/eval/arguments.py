@@ -1,4 +1,4 @@
-"""What the benchmarks' flags have in common, and what becomes of a report."""
+"""Shared flags of the benchmarks, and output of their reports."""
 
 from __future__ import annotations
 
@@ -90,10 +90,10 @@ def named_or_here(named: str | None, default: str, flag: str) -> str:
 
 
 def judge_of(parsed: argparse.Namespace) -> Judge:
-    """The judge that was named, or Qwen2.5-VL.
+    """Load the named judge, or Qwen2.5-VL.
 
     Raises:
-        UserError: there is no such model.
+        UserError: the model does not exist.
     """
     if parsed.judge_url:
         from triptych.evaluation.judges.openai_api import EndpointJudge
@@ -108,13 +108,13 @@ def judge_of(parsed: argparse.Namespace) -> Judge:
 
 
 def hand_out(report: Report, parsed: argparse.Namespace) -> None:
-    """Write what was asked for, and print the table."""
+    """Write the requested files, and print the table."""
     write(report, parsed)
     print(report.table())
 
 
 def write(report: Report, parsed: argparse.Namespace) -> None:
-    """The files that were asked for."""
+    """Write the requested files."""
     if parsed.out:
         report.save(parsed.out)
     if parsed.page:

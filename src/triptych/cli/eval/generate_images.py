@@ -1,7 +1,8 @@
-"""The images of a benchmark, made in its published layout: batched, sharded, resumable.
+"""Benchmark images in their published layout: batched, sharded, resumable.
 
-Every file is a `Job` of `triptych generate`: it holds what it was asked for, and is whole or not
-there. Its seeds follow from its prompt's number alone, whatever else is made, and by how many.
+Every file is a `Job` of `triptych generate`: it holds its request, and is whole or not
+there. Its seeds follow only from its prompt's number, whatever else is made, on any number of
+processes.
 """
 
 from __future__ import annotations
@@ -28,11 +29,11 @@ class Wanted:
     """Its path in the folder of images."""
     prompt: str
     number: int
-    """Of the prompt, counted from 0 over all that the benchmark has."""
+    """Index of the prompt, counted from 0 over the whole benchmark."""
     first: int = 0
-    """Of the prompt's images, the first that is in the file."""
+    """Index of the first image in the file among the prompt's images."""
     tiles: int = 1
-    """How many are in it."""
+    """Number of images in the file."""
 
 
 def jobs_of(wanted: Sequence[Wanted], parsed: argparse.Namespace) -> list[Job]:
@@ -86,7 +87,7 @@ def make_images(
 
 
 def joined(tiles: Sequence[Any]) -> Any:
-    """A square of images as one, with the settings of its first; one alone as it is."""
+    """Join a square of images, with the settings of the first; return a single image unchanged."""
     if len(tiles) == 1:
         return tiles[0]
     from triptych.evaluation.dpg import join_grid

@@ -107,8 +107,8 @@ def _found(parsed: argparse.Namespace, plan: Plan) -> tuple[list[Verdict], dict[
 
 
 def _used(pipe: Any, plan: Plan) -> dict[str, Any]:
-    """What the scores follow from, beside what was asked for: the model's own settings, its weights
-    by digest."""
+    """Settings that determine the scores beside the request: the model's own settings, and the
+    digest of its weights."""
     from triptych.cli.jobs import digest_of
 
     return plan.generation_config.resolved(pipe.model) | {"weights": digest_of(pipe)}

@@ -246,11 +246,11 @@ def _run(
     scorer: Callable[[], Callable[[Path], Report]],
     beside: Callable[[Path], Any] = lambda folder: None,
 ) -> None:
-    """Make what is left, and score the folder.
+    """Make the missing images, and score the folder.
 
     Args:
-        scorer: loads who judges, before anything is made: it may not be there.
-        beside: writes what belongs beside the images.
+        scorer: function that loads the judge, before any image is made: it may be missing.
+        beside: function that writes the files beside the images.
     """
     judging = not _only_makes(parsed) and is_first_rank()
     score = scorer() if judging else None

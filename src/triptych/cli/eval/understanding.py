@@ -1,4 +1,4 @@
-"""`triptych eval understanding`: lmms-eval, told which model, and its results as a report."""
+"""`triptych eval understanding`: run lmms-eval on a model, and report its results."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def command_of(parsed: argparse.Namespace) -> list[str]:
 
 
 def read_results(folder: Path) -> Report:
-    """What lmms-eval wrote: a score for each metric that is a number, named TASK/METRIC.
+    """Read the results of lmms-eval: a score per numeric metric, named TASK/METRIC.
 
     Raises:
         UserError: it wrote no results.

@@ -29,10 +29,10 @@ GRID = 2
 
 
 def read_prompts(path: str | Path = PACKAGED) -> list[dict[str, Any]]:
-    """Prompts: "item_id" and "prompt" each.
+    """Read the prompts: "item_id" and "prompt" each.
 
     Raises:
-        UserError: there is no such file, or an entry is not of this shape.
+        UserError: the file does not exist, or an entry is not of this shape.
     """
     return read_entries(Path(path), "the DPG prompts", {"item_id", "prompt"})
 
@@ -65,10 +65,10 @@ def split_grid(joined: Image.Image, grid: int = GRID) -> list[Image.Image]:
 
 
 def read_folder(folder: Path, prompts: Sequence[dict[str, Any]]) -> list[Sample]:
-    """The asked images, one a prompt, then those that lie there beyond them.
+    """Expected images, one per prompt, then unexpected ones in the folder.
 
     Raises:
-        UserError: it is no such folder.
+        UserError: the folder does not exist or has none of them.
     """
     there, extra = images_by_stem(folder)
     asked = {str(entry["item_id"]): entry["prompt"] for entry in prompts}
@@ -89,7 +89,7 @@ def tile_size(folder: Path, samples: Sequence[Sample], grid: int = GRID) -> int:
     """The side of the tiles of most images, read from the files' first bytes.
 
     Raises:
-        UserError: most images are no square of `grid` times `grid` tiles.
+        UserError: most images are not squares of `grid` times `grid` tiles.
     """
     sizes: Counter[tuple[int, int]] = Counter()
     for sample in samples:

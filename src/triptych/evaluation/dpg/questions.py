@@ -16,10 +16,10 @@ COLUMNS = {"item_id", "proposition_id", "dependency", "tuple", "question_natural
 
 @dataclass(frozen=True)
 class Proposition:
-    """Something that a prompt says, and how one asks for it."""
+    """A proposition of a prompt, and its question."""
 
     number: int
-    """Of its prompt's propositions."""
+    """Number of the proposition in its prompt."""
     parents: tuple[int, ...]
     """Those that must hold for this one to hold."""
     category: str
@@ -31,7 +31,7 @@ def read_questions(path: str | Path) -> dict[str, list[Proposition]]:
     """The published question file, dpg_bench.csv: the propositions of each prompt.
 
     Raises:
-        UserError: there is no such file, or it has not the published columns.
+        UserError: the file does not exist, or lacks the published columns.
     """
     path = Path(path)
     rows = csv.DictReader(io.StringIO(read_text(path, "the DPG questions"), newline="\n"))
@@ -65,20 +65,20 @@ def _rows(rows: csv.DictReader, path: Path) -> Iterator[dict[str, str]]:
 
 
 def read_answer(answer: str) -> bool | None:
-    """Yes or no; None for everything else: what is not understood is not scored."""
+    """Parse yes or no; None for everything else, which is not scored."""
     return {"yes": True, "no": False}.get(answer.strip(" \n\t.!\"'*").lower())
 
 
 def held(
     propositions: Sequence[Proposition], answers: Mapping[int, bool | None]
 ) -> dict[int, bool | None]:
-    """Which propositions hold: answered yes, as all they depend on, and what that depends on.
+    """Propositions that hold: answered yes, as all they depend on, and what that depends on.
 
     One answered no, or under one that does not hold, does not hold; None where an answer is wanting
     and nothing else decides (Kleene's logic).
 
     Args:
-        answers: by number.
+        answers: answers by number of the proposition; None is a missing one.
     """
     by_number = {each.number: each for each in propositions}
     known: dict[int, bool | None] = {}

@@ -37,21 +37,21 @@ def score(
     answers: str | Path | None = None,
     limit: int | None = None,
 ) -> Report:
-    """DPG of a finished folder: the share of propositions that hold, and of yes by category.
+    """DPG score of a finished folder: the share of propositions that hold, and of yes by category.
 
     An image's score is the mean of its tiles', a tile's the mean of its propositions', 0 where one
     hangs on another that does not hold; categories are shares of the answers themselves, over all
     tiles. (The official script skips the first question of its file, and takes categories from the
-    last tile alone.) From 0 to 1; published numbers are in hundredths.
+    only the last tile.) From 0 to 1; published numbers are in hundredths.
 
     Args:
-        folder: as `layout` describes it.
-        questions: dpg_bench.csv, which is not packaged.
-        prompts: what the folder was made from.
-        tile: side of a tile in pixels; None takes what most images have.
-        grid: 1 where each prompt has a single image.
-        answers: file that remembers what the judge said: a scoring that was stopped goes on.
-        limit: only so many prompts, the first ones.
+        folder: folder of images in the layout of `layout`.
+        questions: path of dpg_bench.csv, which is not packaged.
+        prompts: prompt file that the folder was made from.
+        tile: side of a tile in pixels; None takes that of most images.
+        grid: tiles per side; 1 if each prompt has a single image.
+        answers: file that caches the judge's answers: a stopped scoring resumes.
+        limit: maximum number of prompts, the first ones.
 
     Raises:
         UserError: a file is missing, or lacks questions about some prompts.
@@ -111,7 +111,7 @@ def judge_tiles(
     judge: Judge,
     memory: Answers,
 ) -> list[dict[int, bool | None]]:
-    """What the judge says of each tile, by proposition; None where it said neither yes nor no."""
+    """Answers of the judge for each tile, by proposition; None if one was neither yes nor no."""
     asked = [(tile, INSTRUCTION.format(each.question)) for tile in tiles for each in propositions]
     answers = iter(memory.ask(judge, asked))
     return [

@@ -1,4 +1,4 @@
-"""GenEval (arXiv 2310.11513): are the asked objects there, in number, colour and place?
+"""GenEval (arXiv 2310.11513): presence of the requested objects, in number, colour and place.
 
 The rules are the published ones; the detector and the colour classifier are whatever the user
 names, so a score here is never the official number, and says who judged.

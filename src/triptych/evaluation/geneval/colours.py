@@ -1,4 +1,4 @@
-"""Which colour an object has."""
+"""Classification of an object's colour."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TEMPLATES = ("a photo of a {} {}", "a photo of a {}-colored {}", "a photo of a {
 
 
 def crop(image: Image.Image, found: Found) -> Image.Image:
-    """The object alone: what is not of its mask becomes grey, then its box is cut out."""
+    """Cut out the object's box, with all pixels outside of its mask grey."""
     if found.mask is not None:
         blank = Image.new("RGB", image.size, BACKGROUND)
         image = Image.composite(image, blank, Image.fromarray(found.mask))
@@ -41,15 +41,15 @@ class ColourClassifier(ABC):
 
 
 class ClipColours(ColourClassifier):
-    """CLIP, asked which of three sentences about each colour fits best, as officially.
+    """CLIP colour classifier: the best of three sentences about each colour, as officially.
 
     Args:
         source: a folder, or a name on the hub such as openai/clip-vit-large-patch14, the official
             one, which is downloaded if it is not there.
-        device: where to compute.
+        device: device to compute on.
 
     Raises:
-        UserError: there is no such model.
+        UserError: the model does not exist.
     """
 
     def __init__(self, source: str | Path, device: str = "cpu") -> None:

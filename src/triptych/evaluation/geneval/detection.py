@@ -1,4 +1,4 @@
-"""Who finds the objects in an image."""
+"""Object detectors."""
 
 from __future__ import annotations
 
@@ -54,12 +54,12 @@ class Mask2Former(Detector):
     Args:
         source: a folder; or a name on the hub, which is downloaded if it is not there, such as
             facebook/mask2former-swin-small-coco-instance.
-        device: where to compute.
-        floor: the lowest confidence of what is returned: each object costs a mask of the
+        device: device to compute on.
+        floor: lowest confidence of returned objects: each costs a mask of the
             image's size.
 
     Raises:
-        UserError: there is no such model, or it does not know COCO's 80 classes.
+        UserError: the model does not exist, or does not know COCO's 80 classes.
     """
 
     def __init__(self, source: str | Path, device: str = "cpu", floor: float = 0.1) -> None:

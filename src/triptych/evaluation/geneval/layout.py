@@ -32,16 +32,16 @@ IMAGES_PER_PROMPT = 4
 
 
 def read_prompts(path: str | Path = PACKAGED) -> list[dict[str, Any]]:
-    """Prompts with what is checked: "tag", "prompt", "include" and, for some, "exclude".
+    """Read the prompts and their checks: "tag", "prompt", "include" and, for some, "exclude".
 
     Raises:
-        UserError: there is no such file, or an entry is not of this shape.
+        UserError: the file does not exist, or an entry is not of this shape.
     """
     return read_entries(Path(path), "the GenEval prompts", {"tag", "prompt", "include"})
 
 
 def prompt_folder(folder: Path, number: int) -> Path:
-    """Where prompt `number`, counted from 0, has its images."""
+    """Folder of the images of prompt `number`, counted from 0."""
     return folder / f"{number:05d}"
 
 
@@ -51,17 +51,17 @@ def sample_path(folder: Path, number: int, sample: int) -> Path:
 
 
 def write_metadata(folder: Path, number: int, entry: dict[str, Any]) -> None:
-    """Write what the original scorer reads beside the images of a prompt."""
+    """Write the metadata that the original scorer reads beside the images of a prompt."""
     write_text(prompt_folder(folder, number) / "metadata.jsonl", json.dumps(entry) + "\n")
 
 
 def read_folder(
     folder: Path, prompts: Sequence[dict[str, Any]], images_per_prompt: int
 ) -> list[list[Sample]]:
-    """The asked images of each prompt, then those that lie there beyond them.
+    """Expected images of each prompt, then unexpected ones in the folder.
 
     Raises:
-        UserError: it is no such folder, or was made from other prompts.
+        UserError: the folder does not exist or has none of them, or was made from other prompts.
     """
     samples = [
         _samples(folder, number, entry["prompt"], images_per_prompt)

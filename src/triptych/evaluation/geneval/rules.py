@@ -1,8 +1,8 @@
-"""When an image is right: GenEval's published rules over what a detector found.
+"""GenEval's published rules: correctness of an image, from the objects that a detector found.
 
 Everything in "include" must hold and nothing in "exclude" may; only the most confident objects of
-a class are looked at, as many as are asked for. Source: evaluate_images.py of djghosh13/geneval
-(MIT), said again in our own words; its options are the fields of `Rules`, with their defaults.
+a class are looked at, up to the wanted number. Source: evaluate_images.py of djghosh13/geneval
+(MIT), rewritten; its options are the fields of `Rules`, with their defaults.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ class Rules:
     """An object that overlaps a more confident one of its class by this much (IoU) is the same;
     at 1 none is."""
     margin: float = 0.1
-    """Of the two objects' summed sides: this far, centres are not beside each other yet."""
+    """Fraction of the objects' summed sides within which centres are not beside each other."""
 
 
 OFFICIAL = Rules()
 
 
 def objects_in(found: Sequence[Found], tag: str, rules: Rules = OFFICIAL) -> dict[str, list[Found]]:
-    """What counts as seen, by name, the most confident first."""
+    """Objects that count as seen, by name, the most confident first."""
     threshold = rules.counting_confidence if tag == "counting" else rules.confidence
     by_name = defaultdict(list)
     for one in sorted(found, key=lambda one: -one.confidence):
@@ -54,11 +54,11 @@ def verdict(
     colours: Colours,
     rules: Rules = OFFICIAL,
 ) -> tuple[bool, str]:
-    """Whether the objects are as wanted, and what is wrong, a sentence a fault.
+    """Whether the objects are as wanted, and the faults, a sentence each.
 
     Args:
-        wanted: an entry of the prompt file.
-        colours: asked only where the number of objects is right.
+        wanted: entry of the prompt file with the requirements.
+        colours: colour classifier, used only if the number of objects is right.
     """
     faults = []
     groups: list[Sequence[Found] | None] = []  # those of each clause that holds: positions refer
@@ -101,10 +101,10 @@ def _fault(
 
 
 def relations_of(a: Box, b: Box, margin: float = 0.1) -> set[str]:
-    """Where box `a` is seen from box `b`: none, one or two of left of, right of, above, below.
+    """Relations of box `a` to box `b`: none, one or two of left of, right of, above, below.
 
     The distance of the centres is shortened, along each axis, by `margin` of the summed sides; a
-    relation holds where what is left is more than half of the whole distance.
+    relation holds if the rest is more than half of the whole distance.
     """
     found = set()
     offsets, rests = [], []
@@ -125,7 +125,7 @@ def relations_of(a: Box, b: Box, margin: float = 0.1) -> set[str]:
 
 
 def intersection_over_union(a: Box, b: Box) -> float:
-    """Of boxes whose last row and column belong to them, as the official code counts them."""
+    """IoU of boxes whose last row and column belong to them, as the official code counts them."""
     inner = (max(a[0], b[0]), max(a[1], b[1]), min(a[2], b[2]), min(a[3], b[3]))
     both = _area(inner)
     return both / (_area(a) + _area(b) - both)
@@ -136,7 +136,7 @@ def _area(box: Box) -> float:
 
 
 def _apart(objects: Sequence[Found], overlap: float) -> list[Found]:
-    """Those that overlap no more confident one that is kept."""
+    """Non-maximum suppression: objects that overlap no more confident remaining one."""
     if overlap == 1:
         return list(objects)
     kept: list[Found] = []

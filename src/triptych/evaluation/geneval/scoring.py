@@ -34,16 +34,16 @@ def score(
     rules: Rules = OFFICIAL,
     limit: int | None = None,
 ) -> Report:
-    """GenEval of a finished folder: the share of right images by task, and the mean of tasks.
+    """GenEval score of a finished folder: the share of right images by task, and the tasks' mean.
 
     Intervals of tasks are Wilson's, as if images were independent; the overall one draws whole
     prompts again.
 
     Args:
-        folder: as `layout` describes it.
-        prompts: what it was made from.
-        images_per_prompt: how many images each prompt should have.
-        limit: only so many prompts, the first ones.
+        folder: folder of images in the layout of `layout`.
+        prompts: prompt file that it was made from.
+        images_per_prompt: number of expected images per prompt.
+        limit: maximum number of prompts, the first ones.
 
     Raises:
         UserError: the prompt file is missing or asks for what the detector does not know, the
@@ -87,7 +87,7 @@ def judge(
     colours: ColourClassifier,
     rules: Rules,
 ) -> tuple[bool, str]:
-    """Whether an RGB image shows what an entry of the prompt file wants, and what is wrong."""
+    """Whether an RGB image meets an entry of the prompt file, and its faults."""
 
     def colours_of(found: Sequence[Found]) -> list[str]:
         return colours.classify([crop(image, one) for one in found], found[0].name)
@@ -105,8 +105,8 @@ def summary(
     There is no "overall" while a tag has no score: it would be that of another benchmark.
 
     Args:
-        tags: one a prompt.
-        samples: of each prompt; those without a score are left out.
+        tags: tags of the prompts, one each.
+        samples: samples of each prompt; those without a score are excluded.
     """
     prompts: dict[str, list[list[float]]] = defaultdict(list)
     for tag, some in zip(tags, samples, strict=True):

@@ -1,8 +1,8 @@
 """CLIP score: how well images fit their captions, by a CLIP model that the user names.
 
 100 max(cos, 0) between image and caption (Hessel et al. 2021, arXiv 2104.08718; with 100 as in
-torchmetrics, for their 2.5), a mean over images. Computed here: torchmetrics gives the mean
-alone, without which image it came from, and fails with the outputs of transformers 5.
+torchmetrics, for their 2.5), a mean over images. Computed here: torchmetrics gives only the
+mean, without which image it came from, and fails with the outputs of transformers 5.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ class ClipJudge:
     """A CLIP model of transformers, from a folder on disk.
 
     Args:
-        folder: what `CLIPModel.from_pretrained` and `CLIPProcessor.from_pretrained` read.
-        device: where to compute.
+        folder: path for `CLIPModel.from_pretrained` and `CLIPProcessor.from_pretrained`.
+        device: device to compute on.
 
     Raises:
         UserError: the folder holds no CLIP model.

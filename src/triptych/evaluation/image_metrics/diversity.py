@@ -1,4 +1,4 @@
-"""How different the images of one prompt are: a model that always paints the same has none."""
+"""Diversity of the images of one prompt: a model that always paints the same has none."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from triptych.utils.errors import UserError
 def score(images: Source, space: FeatureSpace, batch_size: int = 64) -> Report:
     """The mean distance between the images of a prompt, a mean over prompts.
 
-    0 is one image over and over. A high figure alone is no merit: noise is diverse too.
+    0 is one image over and over. A high figure is not a merit by itself: noise is diverse too.
 
     Args:
-        images: with their prompts, several for each; see `read_images`.
-        space: where they are compared. `EncoderSpace(..., pool="grid")` also sees where things
+        images: images with their prompts, several for each; see `read_images`.
+        space: feature space of distances. `EncoderSpace(..., pool="grid")` also sees where things
             are.
-        batch_size: images at a time; changes nothing but rounding, speed and memory.
+        batch_size: images at a time; affects only rounding, speed and memory.
 
     Raises:
         UserError: no prompt has two images that can be read.

@@ -21,7 +21,7 @@ from triptych.utils.errors import UserError
 
 
 class FeatureDistance(Evaluator):
-    """How far images for the captions of true ones are from these: "FID", "KID" and its 95%
+    """Distance of generated images to real ones with the same captions: "FID", "KID" and its 95%
     interval from "KID_low" to "KID_high".
 
     The features are the encoder's as it is: figures compare while it is frozen. With fewer images
@@ -29,8 +29,8 @@ class FeatureDistance(Evaluator):
 
     Args:
         reference: folder of images or of shards, with captions; see `image_sources`.
-        images: the first so many of them.
-        seed: of the first image's noise; then one more each.
+        images: maximum number of them, the first ones.
+        seed: random seed of the first image's noise; then one more each.
         batch_size: images at a time.
         generation_config: settings of the images, see `GenerationConfig`; its seed stays null.
     """

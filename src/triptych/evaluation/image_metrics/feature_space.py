@@ -1,4 +1,4 @@
-"""Where images are compared: features of one network, and what a report says of it."""
+"""Feature spaces of image metrics: features of one network, and their entry in a report."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class FeatureSpace(ABC):
     """Images in, one vector each out."""
 
     label: str
-    """What distances in it are called in a report, and whether they compare with published ones."""
+    """Name of the network in a report, and whether distances compare with published ones."""
     settings: dict[str, Any]
-    """What decides its features, for a report."""
+    """Settings that determine the features, for a report."""
 
     @abstractmethod
     def __call__(self, images: Sequence[Image.Image]) -> Tensor:
@@ -41,7 +41,7 @@ class EncoderSpace(FeatureSpace):
     Args:
         pipeline: its image encoder must have weights.
         pool: "mean" is one vector [C] an image, the mean over the grid; "grid" the whole grid
-            [C*h*w], which also tells where something is.
+            [C*h*w], which also encodes where something is.
     """
 
     def __init__(self, pipeline: UnifiedPipeline, pool: Literal["mean", "grid"] = "mean") -> None:
@@ -64,8 +64,8 @@ class InceptionSpace(FeatureSpace):
     """The features that FID is defined by: the pool before Inception's last layer, [2048].
 
     Args:
-        weights: the file of its weights; see `inception.load_inception`.
-        device: where to compute.
+        weights: file of the network's weights; see `inception.load_inception`.
+        device: device to compute on.
     """
 
     def __init__(self, weights: str | Path, device: str | torch.device = "cpu") -> None:
@@ -83,7 +83,7 @@ class InceptionSpace(FeatureSpace):
 
 
 def _sha256(module: nn.Module) -> str:
-    """Of its numbers as they are in memory, dtype included: a checkpoint may have changed them."""
+    """Hash of a module's numbers in memory, dtype included: a checkpoint may have changed them."""
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())

@@ -1,6 +1,6 @@
-"""How far made images are from true ones: FID and KID, over all and by category.
+"""Distance between generated and real images: FID and KID, over all and by category.
 
-Both come from torchmetrics. Neither says anything alone: FID falls with the number of images,
+Both come from torchmetrics. Neither suffices by itself: FID falls with the number of images,
 and each figure holds in one feature space only. So a report names both.
 """
 
@@ -27,14 +27,14 @@ BLOCK = 1024  # rows of a kernel matrix in memory
 
 @dataclass(frozen=True)
 class KidSettings:
-    """How KID is averaged: over `subsets` random subsets of `subset_size` images, as published
+    """KID averaging: over `subsets` random subsets of `subset_size` images, as published
     (Binkowski et al. 2018, arXiv 1801.01401); fewer where there are fewer images."""
 
     subset_size: int = 1000
     subsets: int = 100
     seed: int = 0
     draws: int = 500
-    """Of the bootstrap behind its interval."""
+    """Number of bootstrap draws behind the interval."""
 
 
 def score(
@@ -48,9 +48,9 @@ def score(
 
     Args:
         images, reference: folders of images, of shards, or images; see `read_images`.
-        space: where they are compared.
-        kid: how KID is averaged; None is as published.
-        batch_size: images at a time; changes nothing but rounding, speed and memory.
+        space: feature space of the distances.
+        kid: averaging of KID; None is as published.
+        batch_size: images at a time; affects only rounding, speed and memory.
 
     Raises:
         UserError: one of the two is missing or has fewer than two images that can be read.
@@ -109,7 +109,7 @@ def _warn(report: Report, warning: str) -> None:
 
 
 def small_sample(made: Tensor, true: Tensor) -> str | None:
-    """What is to be said of FID between so few features [N,F] and [M,F]; None if there are enough.
+    """Warning about FID between so few features [N,F] and [M,F]; None if there are enough.
 
     A covariance of F features has at most N - 1 directions: with N <= F it is singular, and FID is
     dominated by its bias, which differs with N.
@@ -127,7 +127,7 @@ def small_sample(made: Tensor, true: Tensor) -> str | None:
 
 
 class _Ready(nn.Identity):
-    """Tells torchmetrics that what it is given are features already: one pass serves both."""
+    """Identity network for torchmetrics, whose input is features already: one pass serves both."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

@@ -2,7 +2,7 @@
 
 torch-fidelity has it too, but unpickles weight files, which can run any code; torchvision's
 differs in how it pools. So this is torchvision's, with the three poolings of TensorFlow's network
-of 2015 (Heusel et al. 2017, arXiv 1706.08500), and files are read as data alone.
+of 2015 (Heusel et al. 2017, arXiv 1706.08500), and files are read as data only.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Models that answer questions about images, and a memory of what they answered."""
+"""Judges: models that answer questions about images, and a cache of their answers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from triptych.utils.text import numbered_lines
 
 
 class JudgeFailed(Exception):
-    """A judge could not be asked; the message says why."""
+    """A request to a judge failed; the message gives the reason."""
 
 
 Question = tuple[Image.Image, str]
@@ -30,24 +30,24 @@ class Judge(ABC):
     """Answers questions about images."""
 
     name: str
-    """For reports, and for what is remembered: other judges give other answers."""
+    """Name in reports and cached answers: other judges give other answers."""
     batch: int = 1
-    """How many questions it works on at once."""
+    """Number of questions that are asked at once."""
 
     def settings(self) -> dict[str, Any]:
-        """What decides its answers, beside its name; for reports and for what is remembered."""
+        """Settings that determine the answers, beside the name; for reports and cached answers."""
         return {}
 
     @abstractmethod
     def answer(self, image: Image.Image, question: str) -> str:
-        """What it says, as it says it.
+        """Answer a question about an image, unprocessed.
 
         Raises:
-            JudgeFailed: it could not be asked.
+            JudgeFailed: the question could not be asked.
         """
 
     def ask(self, questions: Sequence[Question], told: Callable[[int, Answer], None]) -> None:
-        """Ask all questions; `told` gets each number and answer, in any order, as they come."""
+        """Ask all questions; `told` receives each number and answer, in any order, as they come."""
         for number, question in enumerate(questions):
             told(number, self.attempt(question))
 
@@ -77,16 +77,16 @@ class BatchJudge(Judge):
 
 
 class Answers:
-    """What judges answered, in a file: nothing is asked, nor paid, twice.
+    """Cache of judges' answers, in a file: nothing is asked, nor paid, twice.
 
     One JSON object a line, added as soon as it is known. A line that was cut off, by a full disk or
     a killed process, is asked again.
 
     Args:
-        path: None keeps the answers in memory alone.
+        path: cache file; None holds the answers only in memory.
 
     Raises:
-        UserError: the file is no such memory.
+        UserError: the file is not such a cache.
     """
 
     def __init__(self, path: str | Path | None = None) -> None:
@@ -96,7 +96,7 @@ class Answers:
             self._read(self.path)
 
     def ask(self, judge: Judge, questions: Sequence[Question]) -> list[Answer]:
-        """The answers to questions, from memory where it has them; failures are not kept."""
+        """The answers to questions, from the cache where it has them; failures are not stored."""
         keys = [self._key(judge, *question) for question in questions]
         asked = {key: q for key, q in zip(keys, questions, strict=True) if key not in self.known}
         given: dict[str, Answer] = {}

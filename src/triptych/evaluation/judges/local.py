@@ -21,12 +21,12 @@ class QwenJudge(BatchJudge):
     Args:
         source: a folder, or a name on the hub such as Qwen/Qwen2.5-VL-7B-Instruct, which is
             downloaded if it is not there.
-        device, dtype: where and in what to compute.
-        max_new_tokens: the longest answer.
-        batch: questions at once: memory grows with it.
+        device, dtype: device and number format of the computation.
+        max_new_tokens: length limit of an answer.
+        batch: number of questions at once: memory grows with it.
 
     Raises:
-        UserError: there is no such model.
+        UserError: the model does not exist.
     """
 
     def __init__(

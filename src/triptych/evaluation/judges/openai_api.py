@@ -25,7 +25,7 @@ REFUSALS = {401, 403, 404}
 
 
 class EndpointJudge(Judge):
-    """Asks a model of an endpoint, several questions at a time.
+    """Judge at an OpenAI-compatible endpoint, asked several questions at a time.
 
     The `openai` client repeats requests that time out, lose their connection, or get 408, 409, 429
     or 5xx; it waits longer each time, or as long as the server asks for.

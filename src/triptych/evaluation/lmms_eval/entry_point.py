@@ -1,4 +1,4 @@
-"""What lmms-eval reads at its start, through the entry point group `lmms_eval.models`.
+"""Plugin that lmms-eval loads at its start, through the entry point group `lmms_eval.models`.
 
 Apart from `lmms`, since every run of lmms-eval imports this, whichever model it is about.
 """

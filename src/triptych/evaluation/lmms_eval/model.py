@@ -3,7 +3,7 @@
 lmms_eval --model triptych --model_args source=tiny --tasks mme
 
 lmms-eval prepares questions and scores answers; here conversations go into `UnifiedPipeline` and
-answers come out. Imported by lmms-eval alone, through `lmms_entry`.
+answers come out. Imported only by lmms-eval, through `lmms_entry`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from triptych.modules.text_generation import Answer
 from triptych.utils.errors import UserError
 
 LONGEST_ANSWER = 128  # tokens, where a task does not say; that of the published evaluation
-# What lmms-eval ends answers at where a task says nothing, between its few-shot examples. Answers
+# Default stop text of lmms-eval for tasks without one, between its few-shot examples. Answers
 # of chat models hold empty lines, and its own adapters do not end them there either.
 DEFAULT_END = "\n\n"
 
@@ -77,7 +77,7 @@ class Triptych(lmms):
             quantize=quantize,
             trust_class=[name for name in trust_class.split("+") if name],
         )
-        self.device = self.pipeline.device  # lmms-eval's, for what processes tell each other
+        self.device = self.pipeline.device  # lmms-eval's, for communication between processes
 
     def generate_until(self, requests: list[Instance]) -> list[GenerationResult]:
         """Answers in the order of the requests."""

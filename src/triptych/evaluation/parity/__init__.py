@@ -2,8 +2,8 @@
 
 A folder of cases holds what the published BLIP3-o computed, in float32 on one thread, at tiny size
 with random weights. Each family of cases has a file here that runs its inputs through the
-classes which train and generate, and says how far every recorded quantity is off. Sizes are read
-from the case alone.
+classes which train and generate, and reports the error of every recorded quantity. Sizes are
+read only from the case.
 
     report      runs every case of a folder
     recorded    a recorded case on disk

@@ -1,4 +1,4 @@
-"""Answers in words: greedy tokens, logits, positions, what the vision tower sees."""
+"""Text answers: greedy tokens, logits, positions, inputs of the vision tower."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def recognizes(case: Case) -> bool:
 
 @torch.no_grad()
 def check(case: Case, shared: Checkpoint, checks: Checks) -> None:
-    """Greedy answers, the positions of their prompts, and what they were chosen by."""
+    """Greedy answers, the positions of their prompts, and their logits."""
     io, understander = case.io, shared.understander
     understander.model.generation_config.eos_token_id = None  # as recorded: never stop
     image = see_image(io, shared, checks)

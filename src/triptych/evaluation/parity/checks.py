@@ -1,4 +1,4 @@
-"""How far a quantity is off, and how far it may be.
+"""Errors of quantities, and their tolerances.
 
 The bounds are of the greatest absolute error, relative to the greatest absolute value recorded.
 """
@@ -80,7 +80,7 @@ def relative_error(ours: Tensor, recorded: Tensor) -> float:
 
 
 def differences(ours, recorded) -> int:
-    """How many entries of two nested lists, or of two values, are not the same."""
+    """Number of entries of two nested lists, or of two values, that are not the same."""
     if isinstance(ours, list) and isinstance(recorded, list):
         paired = sum(differences(a, b) for a, b in zip(ours, recorded, strict=False))
         return paired + abs(len(ours) - len(recorded))

@@ -109,7 +109,7 @@ def published_labels(row: list[int], start: int) -> list[int]:
 
 
 def check_inference(case: Case, tokenizer: RecordedTokenizer, checks: Checks) -> None:
-    """The prompts that released weights are asked with."""
+    """Check the prompts of released weights at inference."""
     for index, (caption, prompt) in enumerate(
         zip(case["captions"], case["inference_prompts"], strict=True)
     ):

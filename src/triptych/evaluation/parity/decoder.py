@@ -1,4 +1,4 @@
-"""The pixel decoder: what its UNet is told, guided Euler steps, the image."""
+"""Pixel decoder parity: inputs of its UNet, guided Euler steps, the image."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def check_schedules(io: Tensors, model: SDXLDecoder, steps: int, checks: Checks)
 
 
 def check_first_call(io: Tensors, call: tuple, guidance: float, checks: Checks) -> None:
-    """What the UNet is told, and what it says: [conditional, negative]."""
+    """Check inputs and output of the UNet: [conditional, negative]."""
     (sample, timesteps), named, output = call
     added = named["added_cond_kwargs"]
     checks.values("first_model_input", sample, io["first_model_input"])

@@ -1,4 +1,4 @@
-"""The DiT alone: forward and gradients, whatever the width of its feed-forward layers."""
+"""DiT parity: forward and gradients, whatever the width of its feed-forward layers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from triptych.evaluation.parity.recorded import Case
 
 
 def recognizes(case: Case) -> bool:
-    """Whether the case records a DiT alone."""
+    """Whether the case records only a DiT."""
     return case.has_file("weights.safetensors") and "z_latents" in case.io
 
 

@@ -14,7 +14,7 @@ from triptych.utils.images import square
 
 
 def recognizes(case: Case) -> bool:
-    """Whether the case records an EVA tower alone."""
+    """Whether the case records only an EVA tower."""
     return case.has_file("weights.safetensors") and "cls_and_patches" in case.io
 
 

@@ -23,7 +23,7 @@ def recognizes(case: Case) -> bool:
 
 @torch.no_grad()
 def check(case: Case, shared: Checkpoint, checks: Checks) -> None:
-    """Every prompt alone, and then all of them in one batch."""
+    """Check every prompt by itself, and then all of them in one batch."""
     io = case.io
     steps = case["steps"]
     grid = torch.from_numpy(times(steps)).float()
@@ -73,7 +73,7 @@ def sample(
     noise: Tensor,
     on_step: OnStep | None = None,
 ) -> Tensor:
-    """As `GenerationModule.sample`, from recorded noise."""
+    """Sample like `GenerationModule.sample`, from recorded noise."""
     generation = shared.model.generation
     return sample_flow(
         generation.dit,
@@ -90,7 +90,7 @@ def sample(
 def check_sampling(
     case: Case, shared: Checkpoint, name: str, condition: Condition, checks: Checks
 ) -> None:
-    """What the DiT is told at each step, and what each recorded step leaves."""
+    """Check the DiT's timestep at each step, and the result of each recorded step."""
     io, told, after = case.io, [], {}
     watch = shared.model.generation.dit.dit.register_forward_pre_hook(
         lambda _, arguments: told.append(arguments[1][0].item())

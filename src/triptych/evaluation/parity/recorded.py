@@ -15,7 +15,7 @@ from triptych.utils.errors import UserError
 
 
 class Tensors:
-    """The tensors of a safetensors file, read when asked for.
+    """The tensors of a safetensors file, read on demand.
 
     Raises:
         UserError: the file is missing or damaged, or lacks the tensor.
@@ -91,7 +91,7 @@ def read_cases(folder: Path) -> list[Case]:
     """The cases of a folder, by name.
 
     Raises:
-        UserError: there is no such folder, there are no cases in it, or one is damaged.
+        UserError: the folder does not exist, there are no cases in it, or one is damaged.
     """
     if not folder.is_dir():
         raise UserError(f"the folder of cases {folder} does not exist.")

@@ -1,4 +1,4 @@
-"""Runs every case of a folder, and says in a table and in one line of JSON how it went."""
+"""Runs every case of a folder, and reports the results as a table and one line of JSON."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ WITH_CHECKPOINT = (checkpoint, training, generating, chat)
 
 @dataclass
 class Report:
-    """What came of a folder of cases."""
+    """Results of a folder of cases."""
 
     cases: int
-    """How many were run."""
+    """Number of cases that were run."""
     quantities: list[Quantity]
     left_out: dict[str, str]
     """Why a case could not be run, by its name: another, which it builds on, is not there."""
@@ -126,7 +126,7 @@ def _check(kind, case: Case, shared: Checkpoint | None, checks: Checks) -> None:
 
 
 def _kind(case: Case):
-    """The file here that a case belongs to, by what it holds, whatever its name."""
+    """The checking file of a case, by its content, whatever its name."""
     for kind in (*WITH_CHECKPOINT, *ALONE):
         if kind.recognizes(case):
             return kind
@@ -153,7 +153,7 @@ def _lack(case: Case, kinds: dict, shared: Checkpoint | None) -> str | None:
 
 @contextmanager
 def _single_thread():
-    """As the cases were recorded: the order of a sum depends on the number of threads."""
+    """Use one thread, as in the recording: the order of a sum depends on the number of threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

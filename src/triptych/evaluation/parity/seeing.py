@@ -28,7 +28,7 @@ def check_seeing(
 
 
 def _resized(image: Tensor, height: int, width: int) -> Tensor:
-    """As the published processor does where the sides are no multiple of its grid."""
+    """Resize like the published processor if the sides are not multiples of its grid."""
     if image.shape[:2] == (height, width):
         return image
     resized = Image.fromarray(image.numpy()).resize((width, height), Image.Resampling.BICUBIC)

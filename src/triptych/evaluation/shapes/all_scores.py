@@ -1,6 +1,6 @@
 """Every score of the shapes world as single verdicts, which processes can share out.
 
-Work is cut into batches that depend on the settings alone; a process takes whole ones, so that the
+Work is cut into batches that depend only on the settings; a process takes whole ones, so that the
 verdicts are the same bit by bit however many processes there are.
 """
 
@@ -41,10 +41,10 @@ Verdict = tuple[str, int, int, bool]
 
 @dataclass(frozen=True)
 class Plan:
-    """What is scored; the batch size decides no score, but how images are rounded."""
+    """Scoring plan; the batch size decides no score, but how images are rounded."""
 
     num_images: int = 600
-    """Captions, reconstructions and half of the questions; edits are EDITS at most."""
+    """Number of captions, reconstructions and half of the questions; edits are EDITS at most."""
     per_caption: int = 1
     """Images for each caption: those of `seed`, of `seed` + 1, and so on."""
     seed: int = 0
@@ -105,7 +105,7 @@ def report(found: Sequence[Verdict], plan: Plan, folder: Path | None = None) -> 
 
     Args:
         found: all verdicts of the plan, in any order.
-        folder: where the images were kept.
+        folder: folder of the stored images.
     """
     ordered = sorted(found, key=lambda each: (each[0], each[2], each[1]))
     right = {score: [each[3] for each in ordered if each[0] == score] for score in plan.sizes}
@@ -168,7 +168,7 @@ def evaluate_all(model: Any, num_images: int = 240, batch_size: int = 64) -> dic
 def interval(groups: Sequence[Sequence[Sequence[float]]]) -> tuple[float, float] | None:
     """The 95% interval of the mean of group means; see `report`.
 
-    Where all values are the same, drawing again says nothing: Wilson's then, of the clusters.
+    Bootstrap of equal values gives an interval of zero width: Wilson's then, of the clusters.
     """
     clusters = [cluster for group in groups for cluster in group]
     values = [value for cluster in clusters for value in cluster]
@@ -179,7 +179,7 @@ def interval(groups: Sequence[Sequence[Sequence[float]]]) -> tuple[float, float]
 
 
 def image_file(score: str, copy: int, number: int) -> str:
-    """Where the image for a caption is kept, below the folder."""
+    """Path of the image for a caption, relative to the folder."""
     return f"{score}/{number:05d}-{copy}.png"
 
 

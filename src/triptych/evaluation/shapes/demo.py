@@ -1,4 +1,4 @@
-"""The demo: scores a trained shapes model and shows what it does, on one page, in a minute."""
+"""Demo: scores a trained shapes model and shows its results, on one page, in a minute."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ def make_demo(
 
     Args:
         model: a built UnifiedModule in evaluation mode.
-        folder: made where it is missing.
-        seed: of the noise that images start from.
+        folder: output folder, made if it is missing.
+        seed: random seed of the noise that images start from.
         num_images: evaluation samples behind each score, 12 or more; 240 take the tiny preset 30 s
             on one CPU core.
         batch_size: images at a time.
-        started: `time.time()` from which "seconds" counts; None is now.
+        started: start time from `time.time()` of "seconds"; None is now.
     """
     started = time.time() if started is None else started
     samples = examples("eval", max(num_images, SHOWN))
@@ -87,7 +87,7 @@ def _scores(
     asked: Sequence[Asked],
     given: Sequence[str],
 ) -> dict[str, Any]:
-    """What scores.json holds, but for the seconds."""
+    """Content of scores.json, except for the seconds."""
     right = [check(p, request_of(s.scene)) for p, s in zip(rebuilt, samples, strict=True)]
     types = score_answers(asked, given)
     expected = chance(len(samples))

@@ -1,7 +1,7 @@
-"""How often a model changes an image of the shapes world as an instruction says.
+"""Accuracy of edits in the shapes world.
 
-A result counts only if it shows the whole edited scene: what was to change has changed, and all
-else, the background included, has not. The edits are drawn in memory, in the order of the
+A result counts only if it shows the whole edited scene: the requested change was made, and all
+else, the background included, is unchanged. The edits are drawn in memory, in the order of the
 evaluation shards, and neither of an edit's scenes is in training.
 """
 
@@ -82,7 +82,7 @@ def edits(number: int) -> tuple[Edit, ...]:
 
 
 def edit_chance(num_images: int = 200) -> dict[str, float]:
-    """What models score that do not look at the instruction, or at neither of the two.
+    """Scores of models that do not look at the instruction, or at neither of the two.
 
     "source": the image is given back unchanged. "another": the instruction is ignored and another
     edit of the same image made, the mean over random ones of the same kind. "unrelated": a right

@@ -1,9 +1,9 @@
-"""How often a model is right in the shapes world, and how often chance would be.
+"""Accuracy in the shapes world, and that of chance.
 
 Three questions, one for each panel: does a generated image show what its caption asks, does a
 reconstruction show the scene of its original, is an answer about an image the expected one.
 Edits have a file of their own. The samples are drawn in memory, in the order of the evaluation
-shards, and none is a training sample. A score follows from the weights and a seed alone: batch
+shards, and none is a training sample. A score follows only from the weights and a seed: batch
 size, threads and processor change images by rounding, which shows only where a verdict is close.
 """
 
@@ -111,7 +111,7 @@ def _example(split: str, index: int) -> Example:
 
 
 def ask_about(samples: Sequence[Example]) -> list[Asked]:
-    """Two random questions about each sample; they depend on its number alone."""
+    """Two random questions about each sample; they depend only on its number."""
     return [
         Asked(number, *turn)
         for number, sample in enumerate(samples)
@@ -194,7 +194,7 @@ def by_type(asked: Sequence[Asked], right: Sequence[bool]) -> dict[str, float]:
 
 
 def chance(num_images: int = 240, split: str = "eval") -> dict[str, Any]:
-    """What each score is for a model that has learned nothing of its input.
+    """Scores of a model that has learned nothing of its input.
 
     Images: the true image of another sample. Answers: always the most frequent one of that
     type among these very questions, which is a little more than chance.

@@ -20,7 +20,7 @@ FIELDS = ("prompt_id", "Prompt", "Explanation")
 
 @dataclass(frozen=True)
 class Prompt:
-    """What is asked, and what it means."""
+    """A prompt and its meaning."""
 
     number: int
     text: str
@@ -56,10 +56,10 @@ def image_path(folder: Path, number: int) -> Path:
 
 
 def read_folder(folder: Path, prompts: Mapping[int, Prompt]) -> list[Sample]:
-    """The asked images, one a prompt, then those that lie there beyond them.
+    """Expected images, one per prompt, then unexpected ones in the folder.
 
     Raises:
-        UserError: it is no such folder.
+        UserError: the folder does not exist or has none of them.
     """
     there, extra = images_by_stem(folder)
     samples = []

@@ -1,7 +1,7 @@
-"""The two protocols of WISE: what the judge is told, how its answer is read, what counts how much.
+"""Protocols of WISE: instructions to the judge, parsing of its answers, and weights of scores.
 
-The instructions are ours, in our own words: the published texts have no licence. Whoever wants the
-published scale gives the published text as a file, and a report says which it was.
+The instructions are ours, in our own words: the published texts have no licence. For the
+published scale, give the published text as a file; a report names the file.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from triptych.evaluation.expected_images import read_text
 from triptych.utils.errors import UserError
 
 ASPECTS = {"consistency": 0.7, "realism": 0.2, "aesthetic quality": 0.1}
-"""What the legacy judge rates from 0 to 2, and its weight in the WiScore."""
+"""Aspects that the legacy judge rates from 0 to 2, and their weights in the WiScore."""
 
 LEGACY_INSTRUCTIONS = """You grade a picture that was generated from a prompt. Be strict: in \
 doubt, give the lower grade, and a 2 only to what leaves nothing to be desired.
@@ -56,10 +56,10 @@ class Protocol:
     ends: Mapping[str, int]
     """Category -> the number of its last prompt; the categories follow each other from 1 on."""
     weights: Mapping[str, float]
-    """Of the categories in the overall score."""
+    """Weights of the categories in the overall score."""
 
     def category(self, number: int) -> str:
-        """Of a prompt, by its number."""
+        """Category of a prompt, by its number."""
         return next(name for name, end in self.ends.items() if number <= end)
 
 
@@ -76,7 +76,7 @@ def read_legacy(answer: str) -> float | None:
 
 
 def read_verified(answer: str) -> float | None:
-    """0 or 1: the answer alone, or behind the word score."""
+    """Parse 0 or 1: the only word of the answer, or behind the word score."""
     said = _said(answer).strip()
     behind = re.findall(r"(?i)\bscore[\s:*=\"']+(-?[\d.]*\d)", said)
     grade = said if not behind else behind[0] if len(behind) == 1 else None
@@ -87,7 +87,7 @@ def read_instructions(path: str | Path) -> str:
     """A text for the judge with {prompt} and {explanation} in it.
 
     Raises:
-        UserError: there is no such file, or it says nowhere where the prompt belongs.
+        UserError: the file does not exist, or has no place for the prompt.
     """
     text = read_text(Path(path), "the instructions to the judge")
     if "{prompt}" not in text:
@@ -98,7 +98,7 @@ def read_instructions(path: str | Path) -> str:
 
 
 def _said(answer: str) -> str:
-    """An answer without what a model thought before it."""
+    """An answer without the model's reasoning before it."""
     return answer.rpartition("</think>")[2]
 
 

@@ -28,16 +28,16 @@ def score(
     answers: str | Path | None = None,
     limit: int | None = None,
 ) -> Report:
-    """WISE of a finished folder: the mean score by category, and their weighted sum.
+    """WISE score of a finished folder: the mean by category, and the weighted sum.
 
     Args:
-        folder: as `layout` describes it.
-        prompts: the files of the WISE repository that it was made from.
-        protocol: LEGACY or VERIFIED.
-        instructions: file with what the judge is told; None takes our own words, which give
+        folder: folder of images in the layout of `layout`.
+        prompts: files of the WISE repository that the folder was made from.
+        protocol: scoring protocol, LEGACY or VERIFIED.
+        instructions: file with instructions to the judge; None takes our own words, which give
             another scale than the published ones.
-        answers: file that remembers what the judge said: nothing is paid twice.
-        limit: only so many prompts, those of the smallest numbers.
+        answers: file that caches the judge's answers: nothing is paid twice.
+        limit: maximum number of prompts, those of the smallest numbers.
 
     Raises:
         UserError: a file or the folder is missing or of another shape.

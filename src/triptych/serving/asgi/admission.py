@@ -20,7 +20,7 @@ SMALL = 2**16
 
 
 class Ticket:
-    """An admitted request: what it holds, and since when its client keeps the server waiting."""
+    """An admitted request: its reserved bytes, and since when its client has stalled."""
 
     def __init__(self, admission: Admission, drop: Callable[[], None]) -> None:
         self._admission, self._drop = admission, drop
@@ -28,7 +28,7 @@ class Ticket:
         self.stalled_since: float | None = None
 
     def reserve(self, size: int, small: int = 0) -> None:
-        """Hold so many bytes more; the first `small` of them are free.
+        """Reserve so many bytes more; the first `small` of them are free.
 
         Raises:
             Problem: there is no room for them now (429), or never (413).
@@ -41,7 +41,7 @@ class Ticket:
         self._take(size)
 
     def release(self, size: int) -> None:
-        """Give back a part of what is held."""
+        """Release a part of the reserved bytes."""
         self._take(-min(size, self.held))
 
     def stall(self, waiting: bool) -> None:
@@ -68,9 +68,9 @@ class Admission:
     """The tickets of one server.
 
     Args:
-        max_requests: most requests in flight: being received, waiting, worked on or answered.
-        max_bytes: most bytes of bodies, images and answers that they hold together.
-        rejected: called with the reason, "requests" or "memory", of each refusal.
+        max_requests: limit of requests in flight: received, waiting, worked on or answered.
+        max_bytes: limit of the bytes of bodies, images and answers that they hold together.
+        rejected: callback with the reason, "requests" or "memory", of each refusal.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""What went wrong, as OpenAI's clients read it: {"error": {message, type, param, code}}."""
+"""API errors in the format of OpenAI's clients: {"error": {message, type, param, code}}."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from triptych.inference.argument_names import MEANT
 from triptych.inference.generation_config import SETTINGS
 
 TYPES = {401: "authentication_error", 429: "rate_limit_error"}
-# Where a sentence of our own is missing: what the status itself says.
+# Default sentences by status, for errors without a sentence of our own.
 SENTENCES = {
     404: "there is nothing at this address; see /openapi.json for what there is.",
     405: "this address does not take this method; see /openapi.json for what it takes.",
@@ -21,14 +21,14 @@ CODES = {404: "not_found", 405: "method_not_allowed"}
 
 
 class Problem(Exception):
-    """An answer that is no success.
+    """An error response.
 
     Args:
-        status: of HTTP.
-        message: one sentence for whoever wrote the client; nothing of this server's inside.
-        code: a word for programs.
-        param: the field of the request that is wrong.
-        headers: of the answer.
+        status: status code of HTTP.
+        message: one sentence for the author of the client; nothing internal to the server.
+        code: short code for programs.
+        param: field of the request that is wrong.
+        headers: headers of the response.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class Problem(Exception):
 
     @property
     def body(self) -> dict[str, Any]:
-        """As JSON."""
+        """Body for JSON."""
         kind = "server_error" if self.status >= 500 else "invalid_request_error"
         return {
             "error": {
@@ -62,7 +62,7 @@ class Problem(Exception):
         return HTTPStatus(self.status).phrase.encode()
 
     def response(self) -> JSONResponse:
-        """As an answer."""
+        """Response with this error."""
         return JSONResponse(self.body, self.status, self.headers)
 
 
@@ -72,13 +72,13 @@ def wrong(param: str | None, message: str, code: str = "invalid_value") -> Probl
 
 
 def of_status(status: int, headers: Mapping[str, str] | None = None) -> Problem:
-    """What the framework answers by itself: unknown addresses and methods."""
+    """Error for a status of the framework itself: unknown addresses and methods."""
     sentence = SENTENCES.get(status, "the request cannot be read.")
     return Problem(status, sentence, CODES.get(status, "bad_request"), headers=headers)
 
 
 def of_validation(errors: Sequence[Mapping[str, Any]]) -> Problem:
-    """400 for the first of pydantic's errors: which field, and what it should be."""
+    """400 for the first of pydantic's errors: the field, and its allowed values."""
     first = errors[0]
     # <text> and the like are branches of our unions, not places in the request.
     place = [part for part in first["loc"] if not str(part).startswith("<")]

@@ -12,10 +12,10 @@ MOST = 512
 
 
 class Connection(Protocol):
-    """What is known of a connection here."""
+    """Interface of an open connection."""
 
     ticket: Ticket | None
-    """Of the admitted request on it."""
+    """Ticket of the admitted request on it."""
 
     def abort(self) -> None:
         """Close it at once, whatever was not sent."""

@@ -19,7 +19,7 @@ from triptych.serving.asgi.request_body import ClientLeft, Incoming
 
 log = logging.getLogger("triptych.serving")
 LEFT = 499
-"""nginx' number for a client that left, for metrics alone."""
+"""nginx' status for a client that left, only for metrics."""
 OPEN = ("/health", "/metrics", "/openapi.json")
 """Addresses that ask for no key."""
 DRAINED = 8
@@ -32,15 +32,15 @@ MOST_VALUES = 2**16
 
 
 class Gate:
-    """ASGI middleware.
+    """ASGI middleware: admission, allowed hosts, API key, body size limit and timeout.
 
     Args:
-        answered: called with the route, method and status of each answer, and its seconds.
-        admission: what all requests together may hold.
+        answered: callback with the route, method and status of each answer, and its seconds.
+        admission: bounds on all requests together.
         hosts: names by which the server may be addressed.
-        api_key: what `Authorization: Bearer` must hold; None lets everyone in.
-        max_body: bytes of a request's body.
-        timeout: seconds from a request to the end of its answer; the deadline is in
+        api_key: expected key in `Authorization: Bearer`; None allows every client.
+        max_body: size limit of a request's body in bytes.
+        timeout: limit in seconds from a request to the end of its answer; the deadline is in
             `scope["state"]["deadline"]`, as time of the event loop.
     """
 
@@ -188,7 +188,7 @@ class Gate:
         return problem
 
     async def _leave(self, connection: Any, ticket: Ticket) -> None:
-        """Give back what the request holds, when its answer has left this process."""
+        """Release what the request holds, when its answer has left this process."""
         try:
             await connection.flushed()
         finally:
@@ -248,6 +248,6 @@ async def _until_left(receive: Receive) -> None:
 
 
 def _method(scope: Scope) -> str:
-    """Of the metrics: made-up methods must not make up series."""
+    """Method label of the metrics: made-up methods must not make up series."""
     known = ("GET", "POST", "HEAD", "OPTIONS", "PUT", "DELETE", "PATCH")
     return scope["method"] if scope["method"] in known else "other"

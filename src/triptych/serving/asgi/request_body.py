@@ -16,11 +16,11 @@ class ClientLeft(Exception):
 
 
 class Incoming:
-    """Receives a body within its time limit: `PATIENCE` seconds, and more as it comes.
+    """Receiver of a request body with a time limit: `PATIENCE` seconds, and more as it comes.
 
     Args:
-        headers: of the request, their names in lower case.
-        timeout: seconds after which even a fast body is too slow.
+        headers: headers of the request, their names in lower case.
+        timeout: time limit in seconds even for a fast body.
     """
 
     def __init__(self, headers: Mapping[bytes, bytes], receive: Receive, timeout: float) -> None:
@@ -31,11 +31,11 @@ class Incoming:
         self.complete = not self.declared and b"transfer-encoding" not in headers
         """Whether all of it has come."""
         self._waits = b"expect" in headers
-        """Whether the client sends it only when it is asked to."""
+        """Whether the client waits for "100 Continue" before it sends the body."""
         self._started, self._size = asyncio.get_running_loop().time(), 0
 
     async def parts(self) -> AsyncIterator[bytes]:
-        """What is still to come.
+        """Yield the remaining parts of the body.
 
         Raises:
             Problem: 408; it comes too slowly.

@@ -58,12 +58,12 @@ def _not_open(host: str, port: int, error: OSError) -> UserError:
 
 
 class BoundedServer(uvicorn.Server):
-    """uvicorn's, with bounds on its connections and on the time that each may take.
+    """uvicorn's server with bounds on its connections and on the time that each may take.
 
     Args:
         app: an ASGI application.
-        max_connections: by default as the process's files allow.
-        options: of uvicorn.Config.
+        max_connections: bound on open connections; by default as the process's files allow.
+        options: options of uvicorn.Config.
     """
 
     def __init__(self, app: ASGIApp, max_connections: int | None = None, **options: Any) -> None:

@@ -35,7 +35,7 @@ class Protocol(H11Protocol):
         super().__init__(*args, **kwargs)
         self.app_state = self.app_state | {"connection": self}
         self.ticket: Ticket | None = None
-        """Of the admitted request that is being answered."""
+        """Ticket of the admitted request that is being answered."""
         self._bound = connections
         self._header_timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None

@@ -32,12 +32,12 @@ from triptych.serving.images.sizes import Sizes
 
 @dataclass
 class Limits:
-    """What a server takes on."""
+    """Limits of a server."""
 
     max_batch: int = 16
-    """Most images or conversations that are worked on together."""
+    """Maximum number of images or conversations in a batch."""
     max_queue: int = 64
-    """Most images and conversations that wait; the next request is told to come again."""
+    """Maximum number of queued images and conversations; further requests are refused."""
     max_wait_ms: float = 10
     """Milliseconds that a request waits for company when the model is idle."""
     timeout: float = 120
@@ -56,14 +56,14 @@ def create_app(
     api_key: str | None = None,
     hosts: Hosts | None = None,
 ) -> FastAPI:
-    """The application. Its `state.context.scheduler` works from start-up to shutdown.
+    """Build the application. Its `state.context.scheduler` works from start-up to shutdown.
 
     Args:
-        pipeline: works in one thread of its own.
-        name: of the model, as clients give it.
-        sizes: of its images.
-        limits: what it takes on.
-        api_key: what clients must know; None lets everyone in.
+        pipeline: the pipeline, which works in one thread of its own.
+        name: model name, as clients give it.
+        sizes: image sizes of the model.
+        limits: limits of the server.
+        api_key: key that clients must send; None allows every client.
         hosts: names by which clients may address the server; by default those of this machine for
             itself.
     """

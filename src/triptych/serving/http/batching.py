@@ -1,4 +1,4 @@
-"""Who is served when: a queue with a bound, and one thread that works for several requests at once.
+"""Dynamic batching: a bounded queue and one worker thread.
 
 Work that arrives together and is of one kind is done in one call. The oldest work is always in the
 next call, so that nothing waits forever behind work of another kind.
@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 
 class QueueFull(Exception):
-    """There is no place in the queue."""
+    """The queue is full."""
 
 
 class Closing(Exception):
@@ -22,14 +22,14 @@ class Closing(Exception):
 
 
 class Abandoned(Exception):
-    """Nobody waits for what is being done any more."""
+    """No client waits for the running batch any more."""
 
 
 class Work(Protocol):
-    """What one request asks for."""
+    """Work of one request."""
 
     size: int
-    """In images or conversations."""
+    """Number of images or conversations."""
 
     @property
     def kind(self) -> Hashable:
@@ -38,7 +38,7 @@ class Work(Protocol):
 
 @dataclass(eq=False)
 class Job:
-    """One request's work, from the queue to its end. The thread tells of it by these calls."""
+    """One request's work, from the queue to its end. The thread reports on it by these calls."""
 
     work: Work
     done: Callable[[Any], None]
@@ -62,7 +62,7 @@ class Call:
 
     @property
     def works(self) -> list[Any]:
-        """What each job asks for."""
+        """Work of each job."""
         return [job.work for job in self.jobs]
 
     def proceed(self) -> None:
@@ -83,7 +83,7 @@ class Call:
 
 
 class Observer:
-    """What a scheduler tells of its work, for metrics; this one ignores it all."""
+    """Observer of a scheduler, for metrics; this one ignores all events."""
 
     def queued(self, length: int) -> None:
         """The queue has this many jobs now."""
@@ -99,9 +99,9 @@ class Scheduler:
         perform: does the work of a call, and returns a result for each of its jobs. It is only
             ever called by the one thread. When it fails, jobs that were together are tried one by
             one, so that none fails for its neighbour's sake.
-        max_batch: most images or conversations in a call. A single job may be larger.
-        max_queue: most images or conversations that wait. A single job may be larger.
-        max_wait: seconds that a job waits for company, if the thread has nothing else to do.
+        max_batch: limit of images or conversations in a call. A single job may be larger.
+        max_queue: limit of images or conversations that wait. A single job may be larger.
+        max_wait: time in seconds to wait for more jobs to batch, if the thread is idle.
     """
 
     def __init__(
@@ -149,7 +149,7 @@ class Scheduler:
         """Put a job at the end of the queue.
 
         Raises:
-            QueueFull: as many wait already.
+            QueueFull: the queue is full.
             Closing: `close` was called.
         """
         with self._changed:

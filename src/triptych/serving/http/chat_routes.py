@@ -60,7 +60,7 @@ def chat_routes(context: Context) -> APIRouter:
 async def _chunks(
     context: Context, request: Request, body: ChatBody, work: ChatWork, head: dict[str, Any]
 ) -> AsyncIterator[bytes]:
-    """Server-sent events: the role, the text in pieces, how it ended, what it cost, [DONE]."""
+    """Server-sent events: the role, the text in pieces, the finish reason, the usage, [DONE]."""
     told = body.stream_options is not None and bool(body.stream_options.include_usage)
 
     def chunk(delta: dict[str, Any], finish_reason: str | None = None) -> bytes:

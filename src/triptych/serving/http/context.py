@@ -1,4 +1,4 @@
-"""What the routes share."""
+"""Shared state of the routes."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ STATUSES = {
 
 @dataclass
 class Context:
-    """The model as clients know it, and who works for them."""
+    """The served model, and the components that process requests."""
 
     name: str
-    """Of the model."""
+    """Name of the model."""
     sizes: Sizes
     desk: Desk
     scheduler: Scheduler
@@ -70,7 +70,7 @@ class Context:
         """The images of a request, before its deadline.
 
         Raises:
-            Problem: as `Decoder.read`; 504.
+            Problem: an error of `Decoder.read`; 504.
         """
         try:
             async with asyncio.timeout_at(request.state.deadline):
@@ -79,7 +79,7 @@ class Context:
             raise self.desk.too_late() from error
 
     def documented(self, schema: str, errors: tuple[int, ...] = tuple(STATUSES)) -> dict[str, Any]:
-        """What the OpenAPI document says of a route that answers with a schema of it."""
+        """OpenAPI description of a route that answers with one of its schemas."""
         return {
             "response_model": None,
             "responses": {200: {"content": _json(schema), "description": "Done."}}

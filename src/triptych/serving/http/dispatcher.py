@@ -23,14 +23,14 @@ class Desk:
     """Takes requests' work to the scheduler.
 
     Args:
-        timeout: seconds from a request to the end of its answer.
+        timeout: limit in seconds from a request to the end of its answer.
     """
 
     def __init__(self, scheduler: Scheduler, metrics: Metrics, timeout: float) -> None:
         self.scheduler, self.metrics, self.timeout = scheduler, metrics, timeout
 
     async def result(self, request: Request, work: Work) -> Any:
-        """What `perform` made of the work.
+        """Await the result of `perform` for the work.
 
         Raises:
             Problem: the queue is full (429), the server shuts down (503), time is over (504), or

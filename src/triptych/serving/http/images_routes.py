@@ -31,9 +31,9 @@ MOST_EDITED = 16
 LARGE = 1024
 """Side in pixels of images above which encoding takes long."""
 MOST_FIELDS = 64
-"""Of a form, beside its files."""
+"""Maximum number of fields of a form, beside its files."""
 SIDES = range(16, 2049)
-"""In pixels, to which an image is scaled if its `size` is asked for."""
+"""Allowed sides in pixels for the requested `size` of an image."""
 
 
 class FormInMemory(MultiPartParser):
@@ -67,7 +67,7 @@ def image_routes(context: Context) -> APIRouter:
         **context.documented("ImageList"),
     )
     async def edit(request: Request) -> Response:
-        """Images changed as a prompt says. Of several images each is changed by itself; the
+        """Edit images by a prompt. Several images are edited one by one; the
         answer has `n` of the first, then `n` of the second."""
         fields, files = await _form(request)
         if "guidance_interval" in fields:
@@ -127,7 +127,7 @@ async def _image_list(
 async def _encoded(
     context: Context, image: Image.Image, body: ImageBody
 ) -> tuple[str, dict[str, str]]:
-    """The file that is asked for, in base64, and the fields that describe it."""
+    """The requested file, in base64, and the fields that describe it."""
 
     def make() -> tuple[str, dict[str, str]]:
         made = scaled(image, _side(body))
@@ -198,7 +198,7 @@ def _seeds(first: int | None, number: int) -> list[int]:
 
 
 def _side(body: ImageBody) -> int | None:
-    """The side in pixels that is asked for; None is the model's own."""
+    """The requested side in pixels; None is the model's own."""
     if body.size in (None, "auto"):
         return None
     width, height = (int(side) for side in body.size.split("x"))

@@ -1,4 +1,4 @@
-"""What requests ask of the pipeline, and how it does the work of several of them in one call."""
+"""Jobs of requests for the pipeline, and their execution in batches."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from triptych.serving.http.batching import Call
 
 @dataclass(frozen=True)
 class ChatSettings:
-    """How answers are written. Names as of `UnifiedPipeline.chat`."""
+    """Chat settings. Named like the arguments of `UnifiedPipeline.chat`."""
 
     max_new_tokens: int = 256
     temperature: float = 0.0
@@ -33,7 +33,7 @@ class ImageWork:
     images: list[Image.Image] = field(default_factory=list)
     settings: GenerationConfig = GenerationConfig()
     partial: int = 0
-    """How many unfinished images the client wants to see of each."""
+    """Number of unfinished images that the client requests of each."""
 
     @property
     def size(self) -> int:
@@ -50,7 +50,7 @@ class ChatWork:
 
     messages: list[Message]
     seed: int | None = None
-    """Of the draws; None draws it."""
+    """Random seed of the sampling; None draws it."""
     settings: ChatSettings = ChatSettings()
     size: int = 1
 
@@ -65,9 +65,9 @@ class Partial:
 
     image: Image.Image
     number: int
-    """Of the image in its request."""
+    """Index of the image in its request."""
     index: int
-    """How many unfinished ones of this image came before."""
+    """Number of earlier unfinished images of this image."""
 
 
 def perform(pipeline: UnifiedPipeline, max_batch: int, call: Call) -> Sequence[Any]:
@@ -126,8 +126,8 @@ def _images(pipeline: UnifiedPipeline, max_batch: int, call: Call) -> Sequence[l
 
 
 def _partial_index(wanted: int, progress: Progress) -> int | None:
-    """Which of `wanted` unfinished images this step gives: they are evenly spread over the
-    decoder's steps, where a look costs least."""
+    """Index among `wanted` unfinished images of this step: they are evenly spread over the
+    decoder's steps, which are the cheapest to look at."""
     if progress.stage != "pixels":
         return None
     steps = [progress.steps * (n + 1) // (wanted + 1) for n in range(wanted)]

@@ -1,4 +1,4 @@
-"""What the server counts, in Prometheus' form."""
+"""Server metrics in the Prometheus format."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The OpenAPI document: what the framework sees in the routes, and what it cannot see there."""
+"""The OpenAPI document: generated from the routes, with additions."""
 
 from __future__ import annotations
 

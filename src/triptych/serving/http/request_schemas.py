@@ -25,11 +25,11 @@ from triptych.utils.limits import Choice, Interval, Range
 from triptych.utils.text import clean_text
 
 MAX_IMAGES = 10
-"""Of one prompt, as of OpenAI's."""
+"""Maximum number of images of one prompt, as in OpenAI's API."""
 MOST_TOKENS = 4096
-"""Of an answer."""
+"""Maximum number of tokens of an answer."""
 LONGEST_TEXT = 32_000
-"""In characters, as of OpenAI's; most models take less, and say so."""
+"""Maximum length in characters, as in OpenAI's API; most models have a lower limit."""
 LARGEST_SEED = 2**63 - 1
 
 
@@ -56,7 +56,7 @@ MOST_STEPS = 250
 
 
 class Body(BaseModel):
-    """What all bodies share: JSON's own types, and no unknown fields."""
+    """Base class of all bodies: JSON's own types, and no unknown fields."""
 
     model_config = ConfigDict(extra="forbid", strict=True, protected_namespaces=())
 
@@ -88,7 +88,7 @@ SettingsBody = create_model(
 
 
 class ImageBody(SettingsBody):
-    """What requests for images share."""
+    """Base class of requests for images."""
 
     prompt: Text
     model: Word | None = Field(None, description="This server's only one by default.")
@@ -181,7 +181,7 @@ class ChatMessage(Body):
     role: Literal["system", "developer", "user", "assistant"]
     content: Content
     name: Word | None = None
-    # What the client's own objects of answers hold when they are sent back.
+    # Fields of a client's earlier answers, when they are sent back.
     refusal: None = None
     annotations: unsupported([]) = None
     audio: None = None
@@ -190,7 +190,7 @@ class ChatMessage(Body):
 
 
 class StreamOptions(Body):
-    """What a stream tells beside the text."""
+    """Options of a stream, beside the text."""
 
     include_usage: bool | None = None
     include_obfuscation: unsupported(False) = None

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 
 class ErrorDetail(BaseModel):
-    """What is wrong."""
+    """Details of an error."""
 
     message: str
     type: str
@@ -21,7 +21,7 @@ class ErrorDetail(BaseModel):
 
 
 class ErrorBody(BaseModel):
-    """Every answer that is no success."""
+    """Body of every error response."""
 
     error: ErrorDetail
 
@@ -45,7 +45,7 @@ class ImageList(BaseModel):
 
 
 class Answer(BaseModel):
-    """What the model said."""
+    """Message of the model."""
 
     role: Literal["assistant"]
     content: str

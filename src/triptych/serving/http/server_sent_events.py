@@ -26,11 +26,11 @@ def sse_event(data: dict[str, Any] | str, name: str | None = None) -> bytes:
 
 
 async def event_stream(request: Request, events: AsyncIterator[bytes]) -> StreamingResponse:
-    """An answer of these events. Its first is waited for, so that what fails before fails with a
-    status; what fails later is an event, which OpenAI's clients raise.
+    """Stream events as a response. The first is awaited, so that an early failure has a
+    status; a later failure is an event, which OpenAI's clients raise.
 
     Raises:
-        Problem: of the first event.
+        Problem: the first event is an error.
     """
     first = await anext(events)
     return StreamingResponse(

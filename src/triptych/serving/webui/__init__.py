@@ -19,5 +19,5 @@ style          colors and fonts
 
 import os
 
-# Read when gradio is imported: it tells nobody that it runs, and asks nobody for newer versions.
+# Read when gradio is imported: it sends no telemetry, and does not look for newer versions.
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")

@@ -72,7 +72,7 @@ def chat_tab(page: Page) -> None:
 
 
 def _question(message: dict[str, Any]) -> dict[str, Any]:
-    """One turn of the viewer: images first, then what is asked about them."""
+    """One turn of the viewer: images first, then the question about them."""
     text = (message["text"] or "").strip()
     if not text:
         raise UserError("the question is empty; ask something.")

@@ -1,7 +1,7 @@
 """The tab that shows images of two models or settings side by side, and takes votes.
 
-As in the human study of arXiv 2505.09568: both sides get the same prompt and the same seed, the
-order is drawn for each pair, and nobody is told which is which before the vote.
+The human study of arXiv 2505.09568 is the model: both sides get the same prompt and seed, the
+order is drawn for each pair, and the sides are revealed only after the vote.
 """
 
 from __future__ import annotations
@@ -72,13 +72,13 @@ def make_pair(
         image, made_with = output.images[0], output.metadata[0]
         settings[side] = {k: v for k, v in made_with.items() if k not in ("prompt", "seed")}
         settings[side]["model"] = source
-        images[side] = image.copy()  # a copy carries no settings: a download tells nothing
+        images[side] = image.copy()  # a copy carries no settings: a download reveals nothing
     left = secrets.choice(("a", "b"))
     return Pair(uuid.uuid4().hex, prompt, seed, settings["a"], settings["b"], left, images)
 
 
 def compare_tab(page: Page) -> None:
-    """Inside a `gr.Tab`: what is compared, a pair of images, the vote, the tally."""
+    """Inside a `gr.Tab`: the two sides, a pair of images, the vote, the tally."""
     with gr.Row(equal_height=False):
         prompt = gr.Textbox(
             label="Prompt", placeholder=EXAMPLES[0], elem_id="compare-prompt", scale=3

@@ -22,7 +22,7 @@ from triptych.utils.errors import UserError
 from triptych.utils.limits import Choice, Interval, Range
 
 STAGES = {"": "Features", DECODER: "Pixels"}
-"""Prefix of the settings of either diffusion -> what it makes."""
+"""Prefix of the settings of either diffusion -> its output."""
 MOST_STEPS, MOST_GUIDANCE = 250, 100
 LARGEST_SEED = 2**53 - 1
 """Up to which a browser shows every number exactly."""

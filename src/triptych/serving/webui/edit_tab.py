@@ -1,4 +1,4 @@
-"""The tab that changes an image as an instruction says."""
+"""The tab that edits an image by an instruction."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def image_box(page: Page, label: str, name: str) -> gr.Image:
         elem_id=name,
         elem_classes=page.look,
     )
-    # gradio's own opens the file, and answers one that is no image with a traceback in the log
+    # gradio's own opens the file, and answers a non-image with a traceback in the log
     box.preprocess = lambda payload: payload and payload.path
     return box
 
@@ -65,7 +65,7 @@ def edit_tab(page: Page) -> None:
 
 
 def reconstruct_tab(page: Page) -> None:
-    """Inside a `gr.Tab`: an image, and what the model's features keep of it."""
+    """Inside a `gr.Tab`: an image, and its reconstruction from the model's features."""
     with gr.Row():
         image = image_box(page, "ImageInput", "reconstruct-image")
         made = gr.Image(

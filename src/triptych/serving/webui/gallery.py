@@ -21,10 +21,10 @@ from triptych.serving.webui.session import MAX_IMAGES, Page, new_seed, status
 def shown(
     page: Page, work: Work, text: str, seed: int, gallery: gr.Gallery, line: gr.HTML
 ) -> Iterator[dict[gr.components.Component, Any]]:
-    """What changes on the page while `work` makes images of `text` from `seed` on.
+    """Updates of the page while `work` makes images of `text` from `seed` on.
 
     Raises:
-        UserError: as the call.
+        UserError: an error of the call.
     """
     started = time.perf_counter()
     for seen in follow(work, page.closing):
@@ -71,7 +71,7 @@ def run_call(
         shown_in: line, gallery and seed.
 
     Raises:
-        UserError: as the call.
+        UserError: an error of the call.
     """
     count, seed, fresh, *settings = values
     line, gallery, seed_box = shown_in
@@ -86,7 +86,7 @@ def run_call(
 
 
 def _grid(images: list) -> gr.Gallery:
-    """As large as they go."""
+    """Gallery in a square grid, so that images are as large as possible."""
     return gr.Gallery(images, columns=math.ceil(math.sqrt(len(images))))
 
 

@@ -1,6 +1,6 @@
-"""What is needed before there is a page: a free port, a file of votes, prompts and models.
+"""Preparation of the page: a free port, a file of votes, prompts and models.
 
-Gradio takes seconds to import, so what is wrong is said before.
+Arguments are validated before importing Gradio, which is slow.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ def show(
     """Show the page until Ctrl-C or SIGTERM.
 
     Args:
-        sources: the first is loaded now.
+        sources: models; the first is loaded now.
         votes: file that votes are added to.
         prompts: file of prompts that viewers of pairs go through.
-        host, port: where browsers find it.
+        host, port: address of the page.
         allowed: further hosts that browsers may address it by.
 
     Raises:
-        UserError: the port is busy, votes cannot be kept, prompts cannot be read, or there is no
-            such model.
+        UserError: the port is busy, votes cannot be stored, prompts cannot be read, or the
+            model does not exist.
     """
     require_free(host, port)
     kept, listed = Votes(votes), read_prompts(prompts)

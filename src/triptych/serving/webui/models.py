@@ -1,4 +1,4 @@
-"""Models that the page shows, by name; each is loaded when it is first asked for."""
+"""Models that the page shows, by name; each is loaded at its first use."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from triptych.inference.pipeline import UnifiedPipeline
 
 
 class Sources:
-    """Models by the names that viewers may read; each is loaded when it is first asked for."""
+    """Models by the names that viewers may read; each is loaded at its first use."""
 
     def __init__(self, loaders: Mapping[str, Callable[[], UnifiedPipeline]]) -> None:
         self._loaders, self._loaded = dict(loaders), {}

@@ -23,12 +23,12 @@ Work = Callable[[Callable[[Progress], None]], list[Image.Image]]
 
 @dataclass
 class Seen:
-    """How far a call has come."""
+    """Progress of a call."""
 
     progress: Progress | None
     """None when it is done."""
     images: list[Image.Image] | None
-    """As they look now, or as they are when it is done; None: as before."""
+    """Current images, finished ones when it is done; None: unchanged."""
 
 
 class Stopped(Exception):
@@ -63,7 +63,7 @@ def follow(work: Work, closing: threading.Event) -> Iterator[Seen]:
 
 
 class _Pace:
-    """How much is told: the first preview at once, later ones from their share of the time."""
+    """Rate limiter of previews: the first at once, later ones within a fraction of the run time."""
 
     def __init__(self) -> None:
         self.started, self.spent, self.told = time.perf_counter(), 0.0, 0.0

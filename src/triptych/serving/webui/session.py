@@ -1,4 +1,4 @@
-"""What all tabs of the page share: models, a folder of images, and errors as sentences."""
+"""Shared state of all tabs of the page: models, a folder of images, and errors as sentences."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from triptych.utils.errors import UserError
 log = logging.getLogger(__name__)
 
 FOLDER = "triptych-app-"
-"""How the names of folders begin that hold what the page writes and what it is given."""
+"""Prefix of the folders that hold files written by the page and uploads."""
 SMALL = 256
 """Images of fewer pixels a side are enlarged as squares, not blurred."""
 MAX_IMAGES = 16
@@ -38,14 +38,14 @@ ONE_AT_A_TIME = {"concurrency_id": MODEL_TURN, "concurrency_limit": 1}
 
 @dataclass
 class Page:
-    """What the tabs work with."""
+    """Shared state of the tabs."""
 
     sources: Sources
     votes: Votes
     prompts: Sequence[str]
     """That viewers of pairs go through; may be empty."""
     folder: Path
-    """Where images are written for the browser; goes when the page ends."""
+    """Folder of images for the browser; removed when the page ends."""
     uploads: Uploads = field(default_factory=Uploads)
     """Decodes what viewers upload."""
     closing: threading.Event = field(default_factory=threading.Event)
@@ -84,7 +84,7 @@ def _file_name(text: str) -> str:
 
 @contextmanager
 def in_words() -> Iterator[None]:
-    """What goes wrong inside is told to the viewer in one sentence, never with a traceback."""
+    """Show errors to the viewer in one sentence, never with a traceback."""
     try:
         yield
     except UserError as error:
@@ -108,7 +108,7 @@ def new_seed() -> int:
 
 
 def status(progress: Progress | None, done: str = "") -> str:
-    """HTML: a bar that says how far a call has come; `done` once it is."""
+    """HTML of a progress bar of a call; `done` once it is."""
     if progress is None:
         return f'<div class="status">{html.escape(done)}</div>'
     share = progress.step / progress.steps
@@ -121,7 +121,7 @@ def status(progress: Progress | None, done: str = "") -> str:
 def until_stopped(
     triggers: list[Any], stop: gr.Button, make: Callable, inputs: list, outputs: list, line: Any
 ) -> None:
-    """Let `triggers` start `make`, which tells on `line` how far it is, and `stop` end it."""
+    """Let `triggers` start `make`, which shows its progress on `line`, and `stop` end it."""
     running = gr.on(
         triggers,
         make,

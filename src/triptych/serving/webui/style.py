@@ -1,4 +1,4 @@
-"""How the page looks: system fonts, dark and light by the viewer's own setting."""
+"""Style of the page: system fonts, dark and light by the viewer's own setting."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Votes of viewers on pairs of images: a file of one JSON object a line, and what it says."""
+"""Votes of viewers on pairs of images: a file of one JSON object a line, and its tally."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from triptych.utils.errors import UserError
 
 Choice = Literal["a", "b", "tie", "both bad"]
 CRITERIA = ("overall", "visual quality", "prompt alignment")
-"""What viewers judge; the last two are the questions of the human study of arXiv 2505.09568."""
+"""Criteria of a vote; the last two are the questions of the human study of arXiv 2505.09568."""
 
 
 @dataclass
 class Vote:
-    """What one viewer thought of one pair of images."""
+    """Vote of one viewer on one pair of images."""
 
     trial: str
-    """Of this pair as it was shown to this viewer; counted once, however often it comes."""
+    """Id of this pair as shown to this viewer; counted once, however often it comes."""
     prompt: str
     seed: int
     criterion: str
@@ -52,7 +52,7 @@ class Tally:
 
     @property
     def share(self) -> float | None:
-        """Of side a among the votes that prefer a side; None where there is none."""
+        """Share of side a among the votes that prefer a side; None if there are none."""
         decided = self.a + self.b
         return self.a / decided if decided else None
 
@@ -122,7 +122,7 @@ class Votes:
         return list(found.values())
 
     def tally(self, a: dict[str, Any], b: dict[str, Any], criterion: str) -> Tally:
-        """What viewers said of two sides, whichever of them was called the first."""
+        """Tally of votes on two sides, whichever of them was called the first."""
         count: Counter[str] = Counter()
         for each in self.read():
             if each["criterion"] == criterion and (each["a"], each["b"]) == (a, b):

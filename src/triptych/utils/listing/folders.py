@@ -1,6 +1,6 @@
 """Files of a folder, and the images and captioned samples among them.
 
-Hidden files and folders are left out (`names.is_hidden`), sub-folders are included, links are
+Hidden files and folders are skipped (`names.is_hidden`), sub-folders are included, links are
 followed, and paths are in the order of their code points.
 """
 
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 SHARD_SUFFIX = ".tar"
 TEXT_SUFFIXES = (".txt", ".json", ".jsonl", ".ndjson", ".csv", ".tsv")
 DATA_SUFFIXES = (SHARD_SUFFIX, *IMAGE_SUFFIXES, *TEXT_SUFFIXES, ".parquet", ".arrow")
-"""Of the files of which data sets are made."""
+"""Suffixes of the files of which data sets are made."""
 SHEET = "grid.png"  # of `triptych generate` and GenEval: images in one, not an image of its own
 
 SECOND_IMAGE = "second image of one caption"
@@ -102,9 +102,9 @@ class FolderSample:
 
 
 def list_samples(folder: Path) -> tuple[list[FolderSample], Counter[str]]:
-    """Samples with an image, captioned or not, in the order of their keys; and what is left out.
+    """Samples with an image, captioned or not, in the order of their keys; and skipped files.
 
-    Left out, by reason, are captions without an image, and images whose format is not read.
+    Skipped, by reason, are captions without an image, and images whose format is not read.
 
     "KEY.source.jpg" is a source only where KEY has an image too, and "KEY.target.jpg" an image of
     KEY only where KEY has a source, a caption or JSON: else they are images by their whole names.
@@ -139,7 +139,7 @@ def list_samples(folder: Path) -> tuple[list[FolderSample], Counter[str]]:
 
 
 def _take_apart(groups: dict[str, dict[str, list[tuple[str, int]]]], key: str) -> None:
-    """Give images that are no part of an edit their whole names for keys."""
+    """Give images that are not part of an edit their whole names for keys."""
     files = groups[key]
     has = {role: kind_for(role, files) is not None for role in KINDS}
     for word, belongs in (
@@ -156,7 +156,7 @@ def _take_apart(groups: dict[str, dict[str, list[tuple[str, int]]]], key: str) -
 
 
 def captioned(folder: Path) -> tuple[list[FolderSample], Counter[str]]:
-    """Samples that have a caption or JSON, by key; and how many files are left out, by reason.
+    """Samples that have a caption or JSON, by key; and the numbers of skipped files, by reason.
 
     Raises:
         UserError: a folder cannot be listed.
@@ -177,7 +177,7 @@ def captioned(folder: Path) -> tuple[list[FolderSample], Counter[str]]:
 def list_images(folder: Path) -> dict[str, FolderSample]:
     """Path in the folder of each image -> the sample it is of, sorted; sources of edits are none.
 
-    Images whose format is not read are said in the log.
+    Images whose format is not read are logged.
 
     Raises:
         UserError: a folder cannot be listed.
@@ -195,14 +195,14 @@ def list_images(folder: Path) -> dict[str, FolderSample]:
 
 
 def counted(left_out: Counter[str]) -> str:
-    """How many files are left out for each reason, as messages say it."""
+    """Number of skipped files for each reason, in the words of messages."""
     return ", ".join(f"{number} {reason}" for reason, number in (+left_out).items())
 
 
 def holds_shards(folder: Path) -> bool:
-    """Whether a folder is one of shards, rather than of images; said in the log where it has both.
+    """Whether a folder is one of shards, rather than of images; logged if it has both.
 
-    It is if a shard lies in it directly, or if there are shards below it and no images.
+    It is if a shard is directly in it, or if there are shards below it and no images.
 
     Raises:
         UserError: a folder cannot be listed.

@@ -19,7 +19,7 @@ OTHER_SUFFIXES = (
     *(".tif", ".tiff", ".jfif", ".jpe", ".jp2", ".jxl", ".avif", ".heic", ".heif", ".svg"),
     *(".ico", ".ppm", ".pgm", ".pbm", ".tga", ".psd", ".dng"),
 )
-"""Of images that are not read; those that lie in a folder are named."""
+"""Suffixes of images that are not read; those in a folder are named."""
 KINDS = {
     "image": (*(f"target.{kind}" for kind in IMAGE_KINDS), *IMAGE_KINDS),
     "source": tuple(f"source.{kind}" for kind in IMAGE_KINDS),
@@ -38,7 +38,7 @@ CLUTTER = frozenset(
 
 
 def is_hidden(name: bytes) -> bool:
-    """Whether a path is hidden, or lies in a hidden folder: .ipynb_checkpoints/a.jpg, ._a.jpg."""
+    """Whether a path is hidden, or in a hidden folder: .ipynb_checkpoints/a.jpg, ._a.jpg."""
     return any(
         (part.startswith(b".") and part not in (b".", b"..")) or part.lower() in CLUTTER
         for part in name.split(b"/")

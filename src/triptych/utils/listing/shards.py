@@ -23,15 +23,15 @@ COMPRESSED = (*GZIPPED, ".tar.zst", ".tar.bz2", ".tar.xz", ".tar.lz4", ".tbz2", 
 def find_shards(source: str | Path, gzipped: bool = False) -> list[Path]:
     """Shards, sorted: all in a folder and its sub-folders, all that match a pattern, or one file.
 
-    ".tar" is compared without regard to case. Hidden files and folders are left out. Patterns have
+    ".tar" is compared without regard to case. Hidden files and folders are skipped. Patterns have
     *, ?, [...], ** and braces: "set/{00000..00099}.tar", whose files must all be there. Compressed
-    shards are left out, and said to be.
+    shards are skipped, with a message.
 
     Args:
-        gzipped: whether gzipped shards are wanted too, as of a stream.
+        gzipped: whether to include gzipped shards, as for a stream.
 
     Raises:
-        UserError: there is none, one of a brace pattern is missing, or all are compressed.
+        UserError: no shard is found, one of a brace pattern is missing, or all are compressed.
     """
     path = Path(source)
     if os.path.isdir(path):

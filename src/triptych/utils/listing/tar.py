@@ -1,8 +1,8 @@
-"""Tar archives read with distrust: members, where they lie, and where the archive is damaged.
+"""Tar archives read with distrust: members, their places, and damage of the archive.
 
 Python's tarfile ends at the first damaged header, and hands out members that are cut off. This
-scanner verifies the checksum of every header, goes on at the next good one after damage, and says
-where damage was, so that nothing on its two sides is ever joined into one sample.
+scanner verifies the checksum of every header, resumes at the next good one after damage, and
+reports the damage, so that nothing on its two sides is ever joined into one sample.
 """
 
 from __future__ import annotations
@@ -51,9 +51,9 @@ class Member(NamedTuple):
 
     name: bytes
     offset: int
-    """Of the payload, in bytes from the start of the archive."""
+    """Offset of the payload, in bytes from the start of the archive."""
     size: int
-    """Of the payload, in bytes."""
+    """Size of the payload, in bytes."""
     renamed: bool
     """Whether the name came from an extra header of its own: pax, or GNU's long names."""
     fault: str = ""
@@ -77,13 +77,13 @@ class Group:
     fault: str = ""
     """Why the group must not be used, whatever its members are."""
     renamed: bool = False
-    """As in its first `Member`."""
+    """Whether a header renamed it, from its first `Member`."""
     dotted: list[Member] = field(default_factory=list)
     """Members of other kinds that would be of RECORDED if names ended at their last dot."""
 
     @property
     def reason(self) -> str:
-        """Why it is no sample of an image and a caption; "" if it is one."""
+        """Reason why it is not a sample of an image and a caption; "" if it is one."""
         if self.fault:
             return self.fault
         if kind_for("image", self.members) is None:
@@ -114,11 +114,11 @@ class Group:
 def scan(path: Path) -> Iterator[Member | Damage]:
     """The members of an archive in file order, and the damage between them.
 
-    A member that runs past the end of the file comes out too, followed by `Damage`, so that the
+    A member that runs past the end of the file is yielded too, followed by `Damage`, so that the
     sample it belongs to is known. Reads headers only, unless it must look for the next one.
 
     Raises:
-        UserError: the file cannot be read, or is no tar archive at all, or is gzipped.
+        UserError: the file cannot be read, or is not a tar archive at all, or is gzipped.
     """
     with open_regular(path) as opened:
         file = opened.fileno()
@@ -197,11 +197,11 @@ COMPRESSED = {
     b"\x1f\x9d": "compressed with compress",
     b"PK\x03\x04": "a zip archive",
 }
-"""First bytes of a file -> what it is."""
+"""First bytes of a file -> its kind."""
 
 
 def _check_start(path: Path, file: int, end: int) -> None:
-    """Refuse what is no tar archive by name; a damaged one has a good header somewhere."""
+    """Refuse a file that is not a tar archive; a damaged archive has a good header somewhere."""
     start = os.pread(file, BLOCK, 0)
     if not start:
         raise UserError(f"the shard {path} is empty; download it again, or remove it.")
@@ -254,15 +254,15 @@ def _walk(file: int, end: int) -> Iterator[Member | Damage]:
                 zeros = header is None and not _is_zero(file, payload, end)
                 yield Damage(ZEROS if zeros else TRUNCATED)
             return
-        # Zeros alone may be a hole that a download left, or the end of an archive that another
-        # one was appended to: not to be told apart.
+        # Only zeros may be a hole that a download left, or the end of an archive that another
+        # one was appended to: the two cannot be distinguished.
         yield Damage(ZEROS if header is None and not any(block) else DAMAGED)
         position, said = following, {}
     yield Damage(TRUNCATED)  # a whole archive ends with zeros
 
 
 def member_of(header: _Header, said: dict[str, bytes], payload: int, size: int) -> Member:
-    """The member that a header is of, with what headers of names said about it."""
+    """The member of a header, with the fields from headers of names."""
     fault = ""
     if header.type == OLD_SPARSE or any(key.startswith("GNU.sparse.") for key in said):
         fault = SPARSE
@@ -273,7 +273,7 @@ def member_of(header: _Header, said: dict[str, bytes], payload: int, size: int) 
 
 
 def sparse_map(header: bytes, read: Callable[[int], bytes], position: int) -> int:
-    """Bytes of the blocks that go on with the map of GNU's old sparse files, from `position` on."""
+    """Size of the blocks that continue the map of GNU's old sparse files, from `position` on."""
     size, continues = 0, header[482:483] == b"\1"
     while continues:
         block = read(position + size)
@@ -283,7 +283,7 @@ def sparse_map(header: bytes, read: Callable[[int], bytes], position: int) -> in
 
 
 def parse_header(block: bytes) -> _Header | None:
-    """A header, None where its checksum is wrong or it is no header.
+    """Parse a header; None if its checksum is wrong or it is not a header.
 
     In the oldest format, of Unix v7, headers have nothing but the checksum to know them by. It is
     the sum of bytes, which some old programs took for signed ones.
@@ -320,7 +320,7 @@ def payload_size(header: _Header, said: dict[str, bytes]) -> int:
 
 
 def read_names(kind: bytes, payload: bytes) -> dict[str, bytes] | None:
-    """What a header of names says about the next member; None where it makes no sense."""
+    """Fields that a header of names sets on the next member; None if it makes no sense."""
     if kind == b"L":
         return {"path": payload.rstrip(b"\0")}
     found: dict[str, bytes] = {}
@@ -352,7 +352,7 @@ def _is_zero(file: int, start: int, end: int) -> bool:
 
 
 def _next_header(file: int, start: int, end: int) -> int | None:
-    """Where the first good header at or after `start` is, in bytes."""
+    """Offset of the first good header at or after `start`, in bytes."""
     octal = np.isin(np.arange(256), list(b"01234567 \0"))
     for position in range(start, end, CHUNK):
         chunk = os.pread(file, CHUNK, position)
