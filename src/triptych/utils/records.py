@@ -24,10 +24,10 @@ TOO_LONG = "record is too long"
 
 
 def parse(line: bytes) -> object:
-    """A JSON record; bytes that are no UTF-8 become surrogates, which no text may hold.
+    """Parse a JSON record; bytes that are not UTF-8 become surrogates, which no text may hold.
 
     Raises:
-        ValueError: it is no JSON, has a key twice, or is nested too deep.
+        ValueError: it is not JSON, has a key twice, or is nested too deep.
     """
     try:
         text = line.decode("utf-8-sig", "surrogateescape")
@@ -46,7 +46,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def read_table(path: Path) -> Iterator[dict[str, Any] | str]:
     """The rows of a CSV or TSV with a line of names, or of JSON lines; a reason for each bad one.
 
-    Bytes that are no UTF-8 become surrogates: apart from text, and in paths what they are.
+    Bytes that are not UTF-8 become surrogates: apart from text, and in paths what they are.
 
     Raises:
         UserError: the file cannot be read, or the names of a CSV cannot.

@@ -1,7 +1,7 @@
 """`triptych data features`: the frozen encoder over shards, once, by Lightning's predict loop.
 
-Each process takes whole shards and writes one sidecar a shard; what is finished is not done again,
-so an interrupted run goes on, and several machines may each take a part of the shards.
+Each process takes whole shards and writes one sidecar a shard; finished shards are skipped,
+so an interrupted run resumes, and several machines may each take a part of the shards.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from triptych.utils.errors import ImageError, UserError
 from triptych.utils.images import stack_images
 from triptych.utils.signals import ignore_in_worker, supervisor
 
-# What lies in a folder of features; hidden files are not looked at.
+# Names of the files in a folder of features; hidden files are not looked at.
 OURS = re.compile(rf"({re.escape(MANIFEST)}|.*{re.escape(ENDING)})(\.partial)?|\..*")
 
 
@@ -107,7 +107,7 @@ class Making:
         workers: int = 0,
         devices: Devices | None = None,
     ) -> str | None:
-        """Write what is missing, then the manifest; a line about it, in the first process.
+        """Write missing sidecars, then the manifest; return a line about it, in the first process.
 
         Raises:
             UserError: another process is writing there.
@@ -166,7 +166,7 @@ class Making:
         return math.prod(module.encoder.feature_shape) * DTYPES[self.dtype].itemsize
 
     def write_manifest(self, precision: str) -> str:
-        """Take together what the sidecars say; returns a line about it."""
+        """Write the manifest from the sidecars; return a line about it."""
         shards, squares, errors = {}, 0.0, 0.0
         for path in sorted(self.folder.glob("*" + ENDING)):
             said = read_metadata(path)
@@ -304,7 +304,7 @@ class ImageBatches(Dataset):
 
 
 def versions() -> dict[str, str]:
-    """What made the features, for the record."""
+    """Versions of the software that made the features, for the record."""
     from importlib.metadata import version
 
     packages = ("torch", "timm", "transformers", "diffusers", "pillow")

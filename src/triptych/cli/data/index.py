@@ -17,7 +17,7 @@ Shards whose index is up to date are left alone. The status is 1 if nothing is u
 
 
 def index(arguments: list[str]) -> None:
-    """Index shards, and say what is wrong with them."""
+    """Index shards, and report their problems."""
     description = (
         "Write SHARD.idx beside each shard, which says where its samples are. Training does so "
         "by itself\nwhere there is none; do it here for large sets, and after shards changed."
@@ -79,7 +79,7 @@ def index(arguments: list[str]) -> None:
 
 
 def _verify(indexes: list, workers: int | None) -> None:
-    """Name the samples that are not what they were when their checksums were taken."""
+    """Name the samples that have changed since their checksums were taken."""
     from triptych.data_modules.parallel import each
     from triptych.data_modules.shards.index_columns import changed_samples
 

@@ -93,7 +93,7 @@ def _content(source: Path, out: Path) -> int:
     """Hash of a file; of a folder or a pattern, of its files' names, sizes and times of change.
 
     Args:
-        out: a folder that may lie in the source, and does not count.
+        out: output folder, which is ignored if it is inside the source.
     """
     from triptych.utils.listing.folders import DATA_SUFFIXES, files_of
     from triptych.utils.listing.shards import find_shards

@@ -27,7 +27,7 @@ def print_table(head: tuple[str, ...], rows: list[tuple]) -> None:
 
 
 def _shown(text: str) -> str:
-    """Names from an archive, without what a terminal would take for commands."""
+    """Names from an archive, without control characters of a terminal."""
     from rich.markup import escape
 
     return escape("".join(one if one.isprintable() else "?" for one in text))

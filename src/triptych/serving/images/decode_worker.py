@@ -42,7 +42,7 @@ def _answer(request: dict[str, Any], requests: BinaryIO, answers: BinaryIO) -> N
 
 
 def _measured(files: list[bytes]) -> tuple[dict[str, Any], bytes]:
-    """Pixels that the headers of files tell of; a broken file counts none."""
+    """Number of pixels in the headers of files; a broken file counts none."""
     pixels = 0
     for data in files:
         try:

@@ -47,10 +47,10 @@ class Decoder:
     async def read(
         self, files: Sequence[bytes], size: int | None, params: Sequence[str], ticket: Ticket
     ) -> list[Image.Image]:
-        """The images of a request, as `read_request_image` gives them; memory for them is reserved.
+        """Decode the images of a request with `read_request_image`; memory for them is reserved.
 
         Args:
-            params: the field of each file, for messages.
+            params: field name of each file, for messages.
 
         Raises:
             Problem: 400, as `read_request_image`, or the decoder took too long or broke; 413 or
@@ -63,7 +63,7 @@ class Decoder:
             answer, _ = await self._ask(0, {"measure": True}, files)
             pixels = answer["pixels"]
         except Crashed:
-            pass  # which file it was is found below
+            pass  # the file that caused it is found below
         images = []
         for data, param in zip(files, params, strict=True):
             try:
@@ -91,10 +91,10 @@ class Decoder:
         files: Sequence[bytes],
         ticket: Ticket | None = None,
     ) -> tuple[dict[str, Any], bytes]:
-        """A worker's answer. Of those who wait, who asks at the lowest cost gets a worker first.
+        """Answer of a worker. Among waiting callers, the one of the lowest cost gets one first.
 
         Raises:
-            Crashed: there is none.
+            Crashed: no worker is left to answer.
             Problem: 413 or 429; there is no memory for the bytes of the answer.
         """
         worker = await self._take(cost)

@@ -33,14 +33,14 @@ CODES = {
 
 
 def read_request_image(data: bytes, size: int | None, param: str) -> Image.Image:
-    """The image in a file, upright, RGB.
+    """Read the image in a file, upright, RGB.
 
     Args:
-        size: the side in pixels of the squares that the model sees; the rest of the image is let
-            go, so that what waits in the queue is small. None: it sees images in their shapes.
+        size: side in pixels of the squares that the model sees; the rest of the image is
+            dropped, so that queued requests are small. None: it sees images in their shapes.
 
     Raises:
-        Problem: 400; it is no image, a damaged, an animated or a too large one.
+        Problem: 400; it is not an image, or a damaged, an animated or a too large one.
     """
     try:
         upright = read_image(data, LIMITS)
