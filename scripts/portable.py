@@ -11,20 +11,20 @@ import time
 from itertools import product
 
 TESTS = [
-    "tests/test_backbones.py",
-    "tests/test_chat.py",
-    "tests/test_eval_command.py::test_shards_make_the_images_of_one_process",
-    "tests/test_features.py::test_cached_features_are_the_live_ones",
-    "tests/test_generating.py",
-    "tests/test_modules.py",
-    "tests/test_parity.py",
+    "tests/backbones/test_backbones.py",
+    "tests/inference/test_chat.py",
+    "tests/cli/test_eval.py::test_shards_make_the_images_of_one_process",
+    "tests/data_modules/test_features.py::test_cached_features_are_the_live_ones",
+    "tests/inference/test_pipeline_generation.py",
+    "tests/modules/test_modules.py",
+    "tests/evaluation/test_parity.py",
     "tests/test_sampler.py",
-    "tests/test_server.py::test_chat_about_an_image_alone_and_streamed",
-    "tests/test_server.py::test_edits_of_one_and_of_several_images",
-    "tests/test_server.py::test_images_are_those_of_the_pipeline",
-    "tests/test_siglip_sana.py",
-    "tests/test_understanding_untouched.py",
-    "tests/test_use_commands.py::test_an_image_does_not_depend_on_how_the_command_was_cut",
+    "tests/serving/test_http.py::test_chat_about_an_image_alone_and_streamed",
+    "tests/serving/test_http.py::test_edits_of_one_and_of_several_images",
+    "tests/serving/test_http.py::test_images_are_those_of_the_pipeline",
+    "tests/backbones/test_siglip2_sana.py",
+    "tests/modules/test_understanding_untouched.py",
+    "tests/cli/test_generate.py::test_an_image_does_not_depend_on_how_the_command_was_cut",
 ]
 MKL = {"default": "SSE4_2", "avx2": "AVX2"}  # which follows ATen's choice
 

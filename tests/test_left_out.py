@@ -83,7 +83,7 @@ def test_no_test_skips_itself():
     asks = re.compile(r"pytest\.(skip|importorskip|xfail)\(|mark\.(skip|skipif|xfail)\b")
     found = [
         path.name
-        for path in (ROOT / "tests").glob("*.py")
+        for path in (ROOT / "tests").rglob("*.py")
         if path.name != "test_left_out.py" and asks.search(path.read_text())
     ]
     assert found == []

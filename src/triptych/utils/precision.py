@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 # Endings of the buffers that weight files hold, those of batch norms; all others are computed when
-# a network is built. tests/test_precision.py checks that no part has another.
+# a network is built. tests/utils/test_precision.py checks that no part has another.
 STATISTICS = ("running_mean", "running_var")
 
 

@@ -1,0 +1,25 @@
+"""Ten runs that are killed and go on: nothing differs from a run that was left alone."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TORTURE = Path(__file__).parents[2] / "benchmarks" / "torture.py"
+
+
+@pytest.mark.slow
+def test_killed_runs_end_as_if_nothing_had_happened():
+    done = subprocess.run(
+        [sys.executable, TORTURE, "--runs", "8"], capture_output=True, text=True, timeout=1200
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["runs"] == result["identical"] == 8
+    assert sum(result["kills"].values()) >= 8 and result["average_included"]
+    assert set(result["kills"]) == {
+        *("time", "step", "save", "rename"),
+        *("validation", "log", "folder", "export"),
+    }
