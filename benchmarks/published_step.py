@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -85,5 +86,6 @@ def recomputing(model: UnifiedModule) -> Iterator[None]:
 
 def published_loss(model: UnifiedModule, batch: Batch) -> Tensor:
     """The loss of a text_to_image batch; call its `backward` inside `recomputing` too."""
-    whole = WholePass(model.understanding.understander)
-    return model.generation.step(batch, whole, model.target_encoder)[0]
+    understander = model.understanding.understander
+    with patch.object(understander, "condition", WholePass(understander).condition):
+        return model.generation.step(batch)[0]

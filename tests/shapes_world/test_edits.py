@@ -203,7 +203,7 @@ def test_a_batch_of_captions_and_edits_is_one_step(pipe, folder, tmp_path):
     assert len(batch.image_grid_thw) == 8 == len(batch) // 2
     model = pipe.model
     model.generation.requires_grad_(True)
-    loss, _ = model.generation.step(batch, model.understanding.understander, model.encoder)
+    loss, _ = model.generation.step(batch)
     loss.backward()
     pull = model.generation.queries.grad.abs().sum()
     model.generation.zero_grad()

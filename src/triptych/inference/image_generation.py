@@ -129,7 +129,6 @@ def reconstruct(
     return model.decoding.decode(
         features,
         seeds,
-        encoder=model.encoder,
         null=model.negative_features(kind),
         **(config or GenerationConfig()).of_decoder,
     )

@@ -49,35 +49,37 @@ class PixelDecoderModule(Panel):
         )
         self.decoder, self.encoder = decoder, encoder
         if encoder is not None:
-            decoder.set_shapes(encoder.feature_shape)
+            self.connect(encoder)
 
-    def step(self, batch: Batch, encoder: ImageEncoder | None = None) -> tuple[Tensor, Metrics]:
+    def connect(self, encoder: ImageEncoder) -> None:
+        """Set the encoder of the features to decode, before `build`.
+
+        It is kept in a tuple: its owner has registered it as its child.
+        """
+        self._neighbours = (encoder,)
+        self.decoder.set_shapes(encoder.feature_shape)
+
+    def step(self, batch: Batch) -> tuple[Tensor, Metrics]:
         """Images uint8 [B,3,H,W] -> features [B,C,h,w] -> the decoder's diffusion loss."""
-        encoder = encoder or self.encoder
+        (encoder,) = self._neighbours
         if batch.target_pixels is None:
             raise UserError("the decoder trains on images, but the batch brings none.")
         features = target_features(batch, encoder)
-        self._give_null(encoder)
+        self._give_null()
         loss = self.decoder.loss(features, batch.target_pixels, self.seed, batch.samples)
         return loss, {"decoding": loss.detach()}
 
     @torch.no_grad()
-    def decode(
-        self,
-        features: Tensor,
-        seeds: list[int],
-        *,
-        encoder: ImageEncoder | None = None,
-        **options: Any,
-    ) -> Tensor:
+    def decode(self, features: Tensor, seeds: list[int], **options: Any) -> Tensor:
         """Features [B,C,h,w] -> pixels uint8 [B,3,H,W]; `options` as of `PixelDecoder.decode`."""
-        self._give_null(encoder or self.encoder)
+        self._give_null()
         return self.decoder.decode(features, seeds, **options)
 
-    def _give_null(self, encoder: ImageEncoder) -> None:
+    def _give_null(self) -> None:
         """Once, to a decoder that guides against it: a blank image, as the encoder sees it."""
         if not self.decoder.wants_null:
             return
+        (encoder,) = self._neighbours
         if not encoder.built:
             raise UserError(
                 "this model has no weights of its image encoder, and its decoder guides against "
@@ -88,6 +90,7 @@ class PixelDecoderModule(Panel):
             self.decoder.set_null(encoder.blank_features().float()[0])
 
     def preprocessing(self) -> Preprocessing:
-        size = self.encoder.image_size
-        identity = partial(self.feature_config_of, self.encoder, size)
+        (encoder,) = self._neighbours
+        size = encoder.image_size
+        identity = partial(self.feature_config_of, encoder, size)
         return Preprocessing(tokenizer=None, max_tokens=0, image_size=size, features=identity)

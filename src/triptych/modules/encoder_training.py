@@ -106,8 +106,17 @@ class EncodingModule(Panel):
         self.heads, self.pixel_weight, self.kl_weight = heads, pixel_weight, kl_weight
         self.feature_noise = feature_noise
 
-    def step(self, batch: Batch, encoder: EvaClip, vae: KLAutoencoder) -> tuple[Tensor, Metrics]:
+    def connect(self, encoder: EvaClip, vae: KLAutoencoder) -> None:
+        """Set the encoder and the VAE that are trained, before `build`.
+
+        They are kept in a tuple: their owner has registered them as its children.
+        """
+        self._neighbours = encoder, vae
+        self.heads.set_shapes(encoder.feature_shape, encoder.image_size)
+
+    def step(self, batch: Batch) -> tuple[Tensor, Metrics]:
         """Three losses of captioned images [B,3,H,W] uint8, summed."""
+        encoder, vae = self._neighbours
         if self.training and batch.step == 0 and vae.linear_skip:
             vae.start_from_principal_components(batch.target_pixels)
         images = pixels_to_unit(batch.target_pixels)
@@ -119,7 +128,7 @@ class EncodingModule(Panel):
         cell = images.shape[-1] // features.shape[-1]
         shown = nn.functional.pixel_shuffle(self.heads.pixels(noisy), cell)
         pixel = nn.functional.mse_loss(shown, images)
-        reconstruction, divergence = self.autoencode(vae, batch, images)
+        reconstruction, divergence = self.autoencode(batch, images)
         loss = contrastive + self.pixel_weight * pixel
         loss = loss + reconstruction + self.kl_weight * divergence
         return loss, {
@@ -141,8 +150,9 @@ class EncodingModule(Panel):
         loss = (loss + nn.functional.cross_entropy(logits.T, truth)) / 2
         return loss, (logits.argmax(1) == truth).float().mean()
 
-    def autoencode(self, vae: KLAutoencoder, batch: Batch, images: Tensor):
+    def autoencode(self, batch: Batch, images: Tensor) -> tuple[Tensor, Tensor]:
         """Reconstruction (L1 + 5 MSE) from a posterior sample, and mean KL per latent number."""
+        _, vae = self._neighbours
         posterior = vae.posterior(batch.target_pixels)
         draw = normal(
             posterior.mean.shape[1:], self.seed, "vae", batch.samples, posterior.mean.device

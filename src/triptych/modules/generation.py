@@ -103,50 +103,52 @@ class GenerationModule(Panel):
         self.template, self.training_template = template, training_template
         self.understander, self.encoder = understander, encoder
         if understander is not None and encoder is not None:
-            self.set_shapes(encoder.feature_shape, understander.width)
+            self.connect(understander, encoder)
 
-    def set_shapes(self, feature_shape: tuple[int, int, int], condition_width: int) -> None:
-        """Set the target shape (C,h,w) and the width D of the condition; before `build`."""
-        self.feature_shape, self.condition_width = feature_shape, condition_width
-        self.dit.set_shapes(feature_shape, condition_width)
+    def connect(self, understander: Understander, encoder: ImageEncoder) -> None:
+        """Set the language model and the encoder of the target features, before `build`.
+
+        They are kept in a tuple: their owner has registered them as its children.
+        """
+        self._neighbours = understander, encoder
+        self.feature_shape, self.condition_width = encoder.feature_shape, understander.width
+        self.dit.set_shapes(self.feature_shape, self.condition_width)
 
     def build_own(self) -> None:
         start = torch.randn(self.num_queries, self.condition_width) * self.query_init_std
         self.queries = nn.Parameter(start)
 
-    def step(
-        self,
-        batch: Batch,
-        understander: Understander | None = None,
-        encoder: ImageEncoder | None = None,
-    ) -> tuple[Tensor, Metrics]:
-        """Prompt [B,T] -> condition [B,N,D]; features [B,C,h,w] -> x_t, target; loss."""
-        understander = understander or self.understander
-        encoder = encoder or self.encoder
+    def step(self, batch: Batch) -> tuple[Tensor, Metrics]:
+        """Prompt [B,T] -> condition [B,N,D]; features [B,C,h,w] -> x_t, target; loss.
+
+        A flow objective has R = `num_noise_samples` rows for each sample in place of one.
+        """
+        understander, encoder = self._neighbours
+        queries = whole(self.queries)
         condition = understander.condition(
-            batch.input_ids,
-            batch.attention_mask,
-            whole(self.queries),
-            *batch.shown,
-            batch.shared,
+            batch.input_ids, batch.attention_mask, queries, *batch.shown, batch.shared
         )
         features = target_features(batch, encoder)
         if self.objective.loss == "mse":
             x_t, t, target = torch.zeros_like(features), features.new_ones(len(batch)), features
         else:
-            x_t, t, target, condition = self._flow(batch, features, condition)
+            repeats, seed, device = self.num_noise_samples, self.seed, features.device
+            samples = repeated_samples(batch.samples, repeats)  # [B*R]
+            features = features.repeat_interleave(repeats, 0)
+            condition = Condition(condition.states.repeat_interleave(repeats, 0))
+            noise = normal(features.shape[1:], seed, "noise", samples, device)
+            u = uniform(seed, "time", samples, device)
+            n = normal((), seed, "time-normal", samples, device)
+            t = sample_time(u, n, self.timestep_sampling, self.shift)
+            x_t, target = path(features, noise, t)
+            dropped = uniform(seed, "drop", samples, device) < self.cond_drop_prob
+            condition = condition.drop(dropped)
         loss = mse(self.dit(x_t, t, condition.states), target)
         return loss, {"generation": loss.detach()}
 
     @torch.no_grad()
-    def loss_at_timesteps(
-        self,
-        batch: Batch,
-        times: list[float],
-        understander: Understander | None = None,
-        encoder: ImageEncoder | None = None,
-    ) -> Tensor:
-        """Flow loss at each of the `times` in (0,1], float32 [len(times)]; nothing is dropped.
+    def loss_at_timesteps(self, batch: Batch, timesteps: list[float]) -> Tensor:
+        """Flow loss at each of `timesteps` in (0,1], float32 [len(timesteps)]; nothing is dropped.
 
         Sample i has the same noise at all times, derived only from `batch.samples`: two
         models, or one at two steps, are compared on the same numbers.
@@ -156,38 +158,18 @@ class GenerationModule(Panel):
         """
         if self.objective.loss != "flow":
             raise UserError("the loss at a noise level is that of a flow; this objective is none.")
-        condition = (understander or self.understander).condition(
-            batch.input_ids,
-            batch.attention_mask,
-            whole(self.queries),
-            *batch.shown,
+        understander, encoder = self._neighbours
+        condition = understander.condition(
+            batch.input_ids, batch.attention_mask, whole(self.queries), *batch.shown
         )
-        features = target_features(batch, encoder or self.encoder)
+        features = target_features(batch, encoder)
         noise = normal(features.shape[1:], self.seed, "loss-at", batch.samples, features.device)
         losses = []
-        for time in times:
-            t = torch.full((len(batch),), time, dtype=torch.float64, device=features.device)
+        for timestep in timesteps:
+            t = torch.full((len(batch),), timestep, dtype=torch.float64, device=features.device)
             x_t, target = path(features, noise, t)
             losses.append(mse(self.dit(x_t, t, condition.states), target))
         return torch.stack(losses)
-
-    def _flow(self, batch: Batch, features: Tensor, condition: Condition):
-        device, samples = features.device, batch.samples
-        if self.num_noise_samples > 1:
-            features = features.repeat_interleave(self.num_noise_samples, 0)
-            condition = Condition(condition.states.repeat_interleave(self.num_noise_samples, 0))
-            numbers = torch.arange(self.num_noise_samples, device=samples.device)
-            samples = (samples[:, None] * self.num_noise_samples + numbers).flatten()
-        noise = normal(features.shape[1:], self.seed, "noise", samples, device)
-        t = sample_time(
-            uniform(self.seed, "time", samples, device),
-            normal((), self.seed, "time-normal", samples, device),
-            self.timestep_sampling,
-            self.shift,
-        )
-        x_t, target = path(features, noise, t)
-        dropped = uniform(self.seed, "drop", samples, device) < self.cond_drop_prob
-        return x_t, t, target, condition.drop(dropped)
 
     @torch.no_grad()
     def sample(
@@ -244,15 +226,21 @@ class GenerationModule(Panel):
         return model_calls(sampler or self.sampler, steps)
 
     def preprocessing(self) -> Preprocessing:
+        understander, encoder = self._neighbours
         return Preprocessing(
-            tokenizer=self.understander.tokenizer,
+            tokenizer=understander.tokenizer,
             max_tokens=self.max_tokens,
-            image_size=self.encoder.image_size,
-            understanding_size=self.understander.image_size,
-            image_tokens=self.understander.image_tokens(),
-            image_inputs=self.understander.image_inputs,
+            image_size=encoder.image_size,
+            understanding_size=understander.image_size,
+            image_tokens=understander.image_tokens(),
+            image_inputs=understander.image_inputs,
             template=self.template,
             training_template=self.training_template,
-            features=partial(self.feature_config_of, self.encoder, self.encoder.image_size),
+            features=partial(self.feature_config_of, encoder, encoder.image_size),
             images_too=False,
         )
+
+
+def repeated_samples(samples: Tensor, repeats: int) -> Tensor:
+    """Sample numbers [B] -> numbers [B*repeats] that draw noise, `repeats` for each sample."""
+    return (samples[:, None] * repeats + torch.arange(repeats, device=samples.device)).flatten()

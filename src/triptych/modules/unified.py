@@ -107,7 +107,7 @@ class UnifiedModule(Panel):
         ]
 
     def _connect(self) -> None:
-        """Set in each part the shapes of its neighbours, so that no width is written twice."""
+        """Connect each panel to its neighbours, from which it derives shapes and widths."""
         for panel in (self.understanding, self.generation, self.decoding, self.encoding):
             if panel is not None:
                 panel.seed = self.seed
@@ -116,15 +116,13 @@ class UnifiedModule(Panel):
                 self._require_encoder("generation")
             elif self.decoding is None:
                 raise UserError("generation makes features of the VAE, and decoding is null.")
-            self.generation.set_shapes(
-                self.target_encoder.feature_shape, self.understanding.understander.width
-            )
+            self.generation.connect(self.understanding.understander, self.target_encoder)
         if self.decoding is not None:
             self._require_encoder("decoding")
-            self.decoding.decoder.set_shapes(self.encoder.feature_shape)
+            self.decoding.connect(self.encoder)
         if self.encoding is not None:
             self._require_encoder("encoding")
-            self.encoding.heads.set_shapes(self.encoder.feature_shape, self.encoder.image_size)
+            self.encoding.connect(self.encoder, self.vae)
 
     def _require_encoder(self, panel: str) -> None:
         if self.encoder is None:
@@ -190,7 +188,7 @@ class UnifiedModule(Panel):
             panel = getattr(self, name)
             if panel.batch_objective != batch.objective:
                 continue
-            loss, more = self._panel_step(name, panel, batch)
+            loss, more = panel.step(batch)
             losses.append(weight * loss)
             metrics |= more
         if not losses:
@@ -199,19 +197,9 @@ class UnifiedModule(Panel):
             )
         return torch.stack(losses).sum(), metrics
 
-    def _panel_step(self, name: str, panel: Panel, batch: Batch):
-        if name == "generation":
-            return panel.step(batch, self.understanding.understander, self.target_encoder)
-        if name == "decoding":
-            return panel.step(batch, self.encoder)
-        if name == "encoding":
-            return panel.step(batch, self.encoder, self.vae)
-        return panel.step(batch)
-
-    def loss_at_timesteps(self, batch: Batch, times: list[float]) -> Tensor:
-        """The generation loss at fixed times, [len(times)], as `GenerationModule` has it."""
-        parts = self.understanding.understander, self.target_encoder
-        return self.generation.loss_at_timesteps(batch, times, *parts)
+    def loss_at_timesteps(self, batch: Batch, timesteps: list[float]) -> Tensor:
+        """Generation loss at fixed times [len(timesteps)]; see `GenerationModule`."""
+        return self.generation.loss_at_timesteps(batch, timesteps)
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         super().on_save_checkpoint(checkpoint)
@@ -277,7 +265,7 @@ class UnifiedModule(Panel):
         if self.generation is not None and self.generation.objective.target == "vae":
             return self.vae.decode(features)
         null = self.negative_features(self.decoder_negative)
-        return self.decoding.decode(features, seeds, encoder=self.encoder, null=null, **options)
+        return self.decoding.decode(features, seeds, null=null, **options)
 
     @torch.no_grad()
     def negative_features(self, kind: str) -> Tensor | None:
