@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.utils._pytree import register_dataclass
 
+from triptych.utils.errors import UserError
 from triptych.utils.precision import ExactBuffers
 
 TEXT_TO_IMAGE = "text_to_image"
@@ -182,6 +183,17 @@ class Part(ExactBuffers, ABC):
         Each is split over ranks, recomputed and compiled on its own. Only of a built part.
         """
         return []
+
+    def called_modules(self) -> list[nn.Module]:
+        """Modules whose calls, together, compute with all parameters: this one, or its children.
+
+        The children where this one is never called itself (it has neither a `forward` nor
+        `entry_points`), or where parts inside of it are also called on their own.
+        """
+        children = list(self.children())
+        own = [child for child in children if not isinstance(child, Part)]
+        called = type(self).forward is not nn.Module.forward or self.entry_points
+        return [self] if called and len(own) == len(children) else own
 
     @property
     def built(self) -> bool:
@@ -360,7 +372,10 @@ class PixelDecoder(Part):
     """Features to pixels."""
 
     trained_parts: tuple[str, ...]
-    """Names of the submodules that train; others, such as a VAE, are frozen."""
+    """Names of the submodules that train; others are frozen."""
+
+    latent: bool = True
+    """Whether it generates latents of a VAE, and needs one; False for one that makes pixels."""
 
     num_inference_steps: int
     guidance_scale: float
@@ -373,6 +388,23 @@ class PixelDecoder(Part):
     @abstractmethod
     def set_shapes(self, feature_shape: tuple[int, int, int]) -> None:
         """Learn, before `build`, the shape of the features that will be decoded."""
+
+    def connect(self, vae: ImageEncoder | None) -> None:
+        """Set the VAE whose latents are generated, before `build`.
+
+        It is kept in a tuple: its owner has registered it as its child.
+
+        Raises:
+            UserError: there is none, and the decoder is a latent one.
+        """
+        if vae is None and self.latent:
+            raise UserError("the decoder makes latents of a VAE, and vae is null; name one.")
+        self._neighbours = (vae,)
+
+    @property
+    def vae(self) -> ImageEncoder | None:
+        """The VAE whose latents are generated."""
+        return self._neighbours[0]
 
     def set_null(self, features: Tensor) -> None:
         """The encoder's `blank_features`, [C,h,w]; called before first use if `wants_null`."""

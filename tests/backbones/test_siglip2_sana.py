@@ -52,8 +52,14 @@ def siglip(**sizes):
     return Siglip2(**{**SIGLIP, **sizes})
 
 
+def dc_ae():
+    return DCAutoencoder(**DC_AE)
+
+
 def sana(**sizes):
-    return SanaDecoder(DCAutoencoder(**DC_AE), **{**SANA, **sizes})
+    model = SanaDecoder(**{**SANA, **sizes})
+    model.connect(dc_ae())
+    return model
 
 
 def small_sana(**sizes):
@@ -205,13 +211,13 @@ def test_velocity_is_that_of_diffusers_behind_the_connector():
     hidden = hidden * (hidden.square().mean(-1, keepdim=True) + 1e-5).rsqrt() * norm.weight
     with torch.no_grad():
         expected = theirs(x, hidden, torch.tensor([250.0, 1000.0])).sample
-        assert torch.allclose(ours.velocity(x, t, ours.connect(features)), expected, atol=1e-5)
+        assert torch.allclose(ours.velocity(x, t, ours.condition(features)), expected, atol=1e-5)
 
 
 def test_connector_starts_at_the_published_scale():
     model = sana()
     model.set_shapes((32, 3, 3))
-    condition = built(model).connect(torch.randn(4, 32, 3, 3))
+    condition = built(model).condition(torch.randn(4, 32, 3, 3))
     assert condition.shape == (4, 9, 48)
     assert condition.square().mean().item() == pytest.approx(5.5, rel=0.01)
 
@@ -317,6 +323,7 @@ def test_what_was_built_on_meta_computes_once_it_is_filled():
     features = encoder(images(2)).detach()
     twins = siglip(), sana()
     twins[1].set_shapes((32, 3, 3))
+    twins[1].connect(decoder.vae)
     for twin, original in zip(twins, (encoder, decoder), strict=True):
         with torch.device("meta"):
             twin.build()
@@ -369,7 +376,7 @@ def test_the_preset_has_the_published_sizes(preset):
     caption = 2304
     linear = (width + 1) * caption + (caption + 1) * caption
     assert size(decoder.connector) == linear + caption == 7_969_536
-    assert size(decoder.vae) == 312_250_275 and decoder.vae.feature_shape == (32, 16, 16)
+    assert size(preset.vae) == 312_250_275 and preset.vae.feature_shape == (32, 16, 16)
 
 
 def test_the_preset_generates_what_its_encoder_makes(preset):
@@ -404,7 +411,11 @@ def paired(weights, **settings):
     """Encoder and decoder in their composer, in the stage that trains the decoder."""
     options = {"loss_weights": {"decoding": 1.0}, "stage": "decoder", **settings}
     model = UnifiedModule(
-        encoder=siglip(), decoding=PixelDecoderModule(sana()), weights=weights, **options
+        encoder=siglip(),
+        vae=dc_ae(),
+        decoding=PixelDecoderModule(sana()),
+        weights=weights,
+        **options,
     )
     model.configure_model()
     return model
@@ -436,7 +447,7 @@ def test_the_stage_trains_what_the_decoder_says(files, samples):
     model = paired(files).train()
     beginnings = {".".join(name.split(".")[:3]) for name in model.trained}
     assert beginnings == {"decoding.decoder.transformer", "decoding.decoder.connector"}
-    assert not model.encoder.training and not model.decoding.decoder.vae.vae.training
+    assert not model.encoder.training and not model.vae.vae.training
     before = {name: tensor.clone() for name, tensor in model.named_parameters()}
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 1e-3)
     loss, _ = model.step(batch_of(samples))
@@ -474,7 +485,7 @@ class Colours(ImageEncoder):
 
 
 def test_an_encoder_of_ones_own_has_a_black_image_for_the_decoder():
-    panel = PixelDecoderModule(sana(), built(Colours()))
+    panel = PixelDecoderModule(sana(), built(Colours()), built(dc_ae()))
     panel.decoder.build()
     pixels = panel.decode(torch.zeros(2, 32, 3, 3), [0, 1])
     assert pixels.shape == (2, 3, SIDE, SIDE)
@@ -484,7 +495,7 @@ def test_an_encoder_of_ones_own_has_a_black_image_for_the_decoder():
 
 
 def test_a_decoder_that_wants_a_blank_image_needs_the_encoder():
-    panel = PixelDecoderModule(sana(), siglip())
+    panel = PixelDecoderModule(sana(), siglip(), dc_ae())
     with pytest.raises(UserError, match="no weights of its image encoder.*weights.encoder=FILE"):
         panel.decode(torch.zeros(1, 32, 3, 3), [0])
 
@@ -545,7 +556,7 @@ def test_the_joint_release_becomes_weight_files(wrapper, tmp_path):
     assert_computes_as(model, tower, transformer, vae)
     features = torch.randn(2, 32, 3, 3)
     tokens = features.flatten(2).transpose(1, 2)
-    assert_close(model.decoding.decoder.connect(features), connector(tokens))
+    assert_close(model.decoding.decoder.condition(features), connector(tokens))
 
 
 def test_names_that_nothing_reads_are_left_out():
@@ -640,8 +651,8 @@ SWAP = [
     *(f"--model.encoder.{name}={value}" for name, value in SIGLIP.items()),
     "--model.decoding.decoder=triptych.backbones.SanaDecoder",
     *(f"--model.decoding.decoder.{name}={value}" for name, value in SANA.items()),
-    "--model.decoding.decoder.vae=triptych.backbones.DCAutoencoder",
-    *(f"--model.decoding.decoder.vae.{name}={value}" for name, value in DC_AE.items()),
+    "--model.vae=triptych.backbones.DCAutoencoder",
+    *(f"--model.vae.{name}={value}" for name, value in DC_AE.items()),
 ]
 
 

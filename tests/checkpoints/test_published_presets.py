@@ -59,7 +59,7 @@ def test_shapes_between_the_panels_are_the_published_ones(preset):
     assert model.generation.dit.dit.layers[0].feed_forward.linear_1.out_features == 4864
     add = model.decoding.decoder.unet.add_embedding.linear_1
     assert (add.in_features, add.out_features) == (3328, 1280)
-    assert model.decoding.decoder.vae.image_size == 1024
+    assert model.vae.image_size == 1024
 
 
 def test_no_trick_of_the_tiny_preset_is_on(preset):

@@ -145,4 +145,4 @@ def test_features_of_a_checkpoint_that_trained_the_encoder_are_refused(weights):
     module = FeatureModule(model, "vae")
     module.refuse_trained(["generation.queries", "encoder.tower.pos_embed"])
     with pytest.raises(UserError, match="the checkpoint trained the encoder"):
-        module.refuse_trained(["decoding.decoder.vae.decoder.conv_in.weight"])
+        module.refuse_trained(["vae.decoder.conv_in.weight"])

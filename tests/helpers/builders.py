@@ -24,7 +24,7 @@ from triptych.backbones import (
 from triptych.checkpoints import WeightFiles, save_weights
 from triptych.checkpoints.weight_files import MADE_BY, label_of
 from triptych.data_modules import BatchBuilder, Reading, ShardDataModule
-from triptych.interfaces import IMAGE_TO_TEXT, TEXT_TO_IMAGE, Batch
+from triptych.interfaces import IMAGE_TO_TEXT, TEXT_TO_IMAGE, Batch, PixelDecoder
 from triptych.modules import (
     EncodingModule,
     GenerationModule,
@@ -49,7 +49,7 @@ STAGE2 = (
 STAGES = {
     "encoder": {
         "loss_weights": {"encoding": 1.0},
-        "trainable": ["encoder", "decoding.decoder.vae", "encoding"],
+        "trainable": ["encoder", "vae", "encoding"],
     },
     "decoder": {
         "loss_weights": {"decoding": 1.0},
@@ -121,7 +121,7 @@ def dit(**sizes: Any) -> LuminaNextDiT:
 
 
 def decoder(**sizes: Any) -> SDXLDecoder:
-    """A UNet of two levels, 32 channels each, that takes 2 steps."""
+    """A UNet of two levels, 32 channels each, that takes 2 steps; a `vae` is connected."""
     small = {"widths": [32, 32], "depths": [1, 1], "head_width": 16, "layers_per_block": 1}
     small |= {
         "norm_groups": 8,
@@ -130,12 +130,16 @@ def decoder(**sizes: Any) -> SDXLDecoder:
         "num_inference_steps": 2,
         "guidance_scale": 1.0,
     }
-    return SDXLDecoder(vae(), **{**small, "prediction": "v_prediction", **sizes})
+    model = SDXLDecoder(**{**small, "prediction": "v_prediction", **sizes})
+    model.connect(vae())
+    return model
 
 
 def built(part: Any, seed: int = 0) -> Any:
-    """`part`, built with the random weights of `seed`."""
+    """`part`, built with the random weights of `seed`; of a decoder also its VAE."""
     torch.manual_seed(seed)
+    if isinstance(part, PixelDecoder):
+        part.vae.build()
     part.build()
     return part
 
@@ -144,7 +148,10 @@ def built(part: Any, seed: int = 0) -> Any:
 def shaken(module: Any, deviation: float = 0.1, seed: int = 0) -> Any:
     """`module` with random numbers in every parameter: nothing hides behind a zero start."""
     generator = torch.Generator().manual_seed(seed)
-    for parameter in module.parameters():
+    parameters = [*module.parameters()]
+    if isinstance(module, PixelDecoder):
+        parameters = [*module.vae.eval().parameters(), *parameters]
+    for parameter in parameters:
         parameter.add_(deviation * torch.randn(parameter.shape, generator=generator))
     return module.eval()
 
@@ -172,6 +179,7 @@ def unified(
             num_inference_steps=3,
             max_tokens=256,
         ),
+        vae=vae(),
         decoding=PixelDecoderModule(decoder()),
         encoding=EncodingModule(EncodingHeads(640, 32, 1, 32, 256)),
         weights=weights,

@@ -98,12 +98,13 @@ def unet() -> Case:
 
 def sana() -> Case:
     def call(part: Part) -> Tensor:
-        told = part.connect(draw(2, 32, 3, 3).to(on(part)))
+        told = part.condition(draw(2, 32, 3, 3).to(on(part)))
         given = draw(2, *part.vae.feature_shape), torch.full((2,), 0.3)
         return part.velocity(*(each.to(on(part)) for each in given), told)
 
     sizes = {"width": 64, "depth": 2, "heads": 4, "cross_heads": 2, "caption_width": 48}
-    part = SanaDecoder(dc_ae(), **sizes)
+    part = SanaDecoder(**sizes)
+    part.connect(dc_ae())
     part.set_shapes((32, 3, 3))
     return shaken(built(part), 0.05), call
 

@@ -175,7 +175,7 @@ STAGES = {
     "the language model's outputs": ("understanding.understander.model.model.language_model.norm"),
     "the generator's image features": "generation.dit.dit.norm_out.linear_2",
     "the image encoder's features": "encoder.tower.patch_embed.proj",
-    "the decoder's pixels": "decoding.decoder.vae.skip_out",
+    "the decoder's pixels": "vae.skip_out",
     "the language model's logits": "understanding.understander.model.lm_head",
 }
 

@@ -8,7 +8,6 @@ import torch
 from diffusers import SanaTransformer2DModel
 from torch import Tensor, nn
 
-from triptych.backbones.dc_ae import DCAutoencoder
 from triptych.interfaces import Condition, OnImage, PixelDecoder
 from triptych.loss import TimestepSampling, mse, path, sample_time
 from triptych.sampler import require_sampler, require_steps, sample_flow
@@ -24,7 +23,6 @@ class SanaDecoder(PixelDecoder):
     the connector that BLIP3-o puts before it.
 
     Args:
-        vae: the autoencoder whose latents are generated.
         width, depth, heads, cross_heads: sizes of the transformer; width is a multiple of both
             numbers of heads.
         mlp_ratio: hidden width of its convolutional feed-forward network over `width`.
@@ -38,7 +36,6 @@ class SanaDecoder(PixelDecoder):
 
     def __init__(
         self,
-        vae: DCAutoencoder,
         width: int = 2240,
         depth: int = 20,
         heads: int = 70,
@@ -59,7 +56,6 @@ class SanaDecoder(PixelDecoder):
             )
         require_steps(num_inference_steps)
         require_sampler(sampler)
-        self.vae = vae
         self.width, self.depth, self.heads, self.cross_heads = width, depth, heads, cross_heads
         self.mlp_ratio, self.caption_width = mlp_ratio, caption_width
         self.timestep_sampling, self.cond_drop_prob = timestep_sampling, cond_drop_prob
@@ -79,8 +75,6 @@ class SanaDecoder(PixelDecoder):
         self.null = features
 
     def build(self) -> None:
-        if not self.vae.built:
-            self.vae.build()
         latent_channels, side, _ = self.vae.feature_shape
         # Without interpolation_scale there is no table of positions: the convolutions encode them.
         self.transformer = SanaTransformer2DModel(
@@ -121,9 +115,9 @@ class SanaDecoder(PixelDecoder):
             self.timestep_sampling,
         )
         x_t, target = path(latents, noise, t)
-        return mse(self.velocity(x_t, t, self.connect(features)), target)
+        return mse(self.velocity(x_t, t, self.condition(features)), target)
 
-    def connect(self, features: Tensor) -> Tensor:
+    def condition(self, features: Tensor) -> Tensor:
         """Features [B,C,h,w] -> the transformer's condition [B,h*w,caption_width], row by row."""
         tokens = features.flatten(2).transpose(1, 2)
         return self.connector(tokens.to(self.transformer.dtype))
@@ -151,12 +145,12 @@ class SanaDecoder(PixelDecoder):
         null = self.null[None] if null is None else null
         latents = sample_flow(
             self.velocity,
-            Condition(self.connect(features)),
+            Condition(self.condition(features)),
             normal(self.vae.feature_shape, 0, "decoder", seeds, features.device),
             self.num_inference_steps if num_inference_steps is None else num_inference_steps,
             self.guidance_scale if guidance_scale is None else guidance_scale,
             on_step=on_step if on_image else None,
-            null=self.connect(null),
+            null=self.condition(null),
             sampler=sampler or self.sampler,
         )
         return self.vae.decode(latents)

@@ -8,7 +8,6 @@ import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 
-from triptych.backbones.vae import KLAutoencoder
 from triptych.interfaces import OnImage, PixelDecoder
 from triptych.loss import mse
 from triptych.sampler import OnStep, diffusion_solver, require_sampler, require_steps
@@ -27,7 +26,6 @@ class SDXLDecoder(PixelDecoder):
     training; `decode` takes others.
 
     Args:
-        vae: the autoencoder whose latents are denoised.
         widths: channels of each level; every level after the first halves the side.
         depths: transformer layers of each level, 0 for a level of convolutions only.
         head_width, layers_per_block, norm_groups, time_width: sizes as in diffusers; head_width is
@@ -46,7 +44,6 @@ class SDXLDecoder(PixelDecoder):
 
     def __init__(
         self,
-        vae: KLAutoencoder,
         widths: list[int] | None = None,
         depths: list[int] | None = None,
         head_width: int | list[int] = 64,
@@ -63,7 +60,6 @@ class SDXLDecoder(PixelDecoder):
         sampler: str = "euler",
     ) -> None:
         super().__init__()
-        self.vae = vae
         self.widths, self.depths = widths or [320, 640, 1280], depths or [0, 2, 10]
         if len(self.widths) != len(self.depths):
             raise UserError(f"decoder widths {self.widths} and depths {self.depths} must pair up.")
@@ -83,8 +79,6 @@ class SDXLDecoder(PixelDecoder):
         self.feature_shape = feature_shape
 
     def build(self) -> None:
-        if not self.vae.built:
-            self.vae.build()
         latent_channels, side, _ = self.vae.feature_shape
         feature_channels = self.feature_shape[0]
         self.unet = UNet2DConditionModel(

@@ -70,9 +70,9 @@ def full_name(name: str) -> str:
 
 def label_of(name: str) -> str:
     """The label of the file that a parameter of `UnifiedModule` belongs in."""
-    if name.startswith("decoding."):
-        return "vae" if ".vae." in name else "decoder"
     top = name.split(".")[0]
+    if top == "decoding":
+        return "decoder"
     return top if top in MADE_BY else "encoder"
 
 
@@ -134,7 +134,7 @@ def load_weights(module: nn.Module, sources: WeightFiles) -> set[str]:
     for label, path in find_all(sources).items():
         with _open(path, own) as file:
             for name in file.names:
-                if name.split(".")[0] not in parts or _left_out(name, own):
+                if name.split(".")[0] not in parts:
                     continue
                 _fill(own, name, file, label, path)
                 filled.add(name)
@@ -151,7 +151,7 @@ def load_tensors(module: nn.Module, tensors: Mapping[str, Tensor], source: str) 
     own = _places(module)
     parts = _parts(own)
     for name, tensor in tensors.items():
-        if name.split(".")[0] not in parts or _left_out(name, own):
+        if name.split(".")[0] not in parts:
             continue
         if name not in own or own[name].shape != tensor.shape:
             wanted = list(own[name].shape) if name in own else "nothing of that name"
@@ -267,12 +267,6 @@ def _places(module: nn.Module) -> dict[str, Tensor]:
             if name not in each._non_persistent_buffers_set:
                 own[f"{path}.{name}" if path else name] = buffer
     return {full_name(name): tensor for name, tensor in own.items()}
-
-
-def _left_out(name: str, own: Mapping[str, Tensor]) -> bool:
-    """Whether `name` is under a submodule that this model was built without."""
-    prefix = ".".join(name.split(".")[:3])
-    return not any(other.startswith(prefix) for other in own)
 
 
 def _fill(own: Mapping[str, Tensor], name: str, file: _File, label: str, path: Path) -> None:

@@ -33,9 +33,9 @@ PANELS = {
         "understander": ("understanding", "init_args", "understander"),
         "encoder": ("encoder",),
     },
-    "decoding": {"encoder": ("encoder",)},
+    "decoding": {"encoder": ("encoder",), "vae": ("vae",)},
 }
-USED_WEIGHTS = {"generation": ("understanding", "encoder"), "decoding": ("encoder",)}
+USED_WEIGHTS = {"generation": ("understanding", "encoder"), "decoding": ("encoder", "vae")}
 
 
 @dataclass

@@ -24,16 +24,15 @@ def take_turns(model: nn.Module, device: torch.device) -> None:
     for part in model.modules():
         if not isinstance(part, Part) or not part.built:
             continue
-        children = list(part.children())
-        if any(isinstance(child, Part) for child in children):  # a decoder, and its VAE inside
-            networks = [child for child in children if not isinstance(child, Part)]
+        networks = part.called_modules()
+        if networks == [part]:
+            for name in ("forward", *part.entry_points):
+                setattr(part, name, turns.of(networks, getattr(part, name)))
+        else:  # such as a decoder
             for network in networks:
                 network.forward = turns.of(networks, network.forward)
             for name, buffer in part.named_buffers(recurse=False):
                 setattr(part, name, buffer.to(device))  # small, and meets what comes from there
-        else:
-            for name in ("forward", *part.entry_points):
-                setattr(part, name, turns.of([part], getattr(part, name)))
 
 
 class Turns:

@@ -27,7 +27,7 @@ class PixelDecoderModule(Panel):
 
     Args:
         decoder: features to pixels.
-        encoder: only when this panel is the root, alone.
+        encoder, vae: only when this panel is the root, alone.
         optimization, trainable, weights, seed, execution: see `Panel`; used when this is the root.
     """
 
@@ -37,6 +37,7 @@ class PixelDecoderModule(Panel):
         self,
         decoder: PixelDecoder,
         encoder: ImageEncoder | None = None,
+        vae: ImageEncoder | None = None,
         optimization: Optimization | None = None,
         trainable: list[str] | None = None,
         weights: WeightFiles | None = None,
@@ -47,17 +48,18 @@ class PixelDecoderModule(Panel):
         super().__init__(
             optimization, own if trainable is None else trainable, weights, seed, execution
         )
-        self.decoder, self.encoder = decoder, encoder
+        self.vae, self.decoder, self.encoder = vae, decoder, encoder
         if encoder is not None:
-            self.connect(encoder)
+            self.connect(encoder, vae)
 
-    def connect(self, encoder: ImageEncoder) -> None:
-        """Set the encoder of the features to decode, before `build`.
+    def connect(self, encoder: ImageEncoder, vae: ImageEncoder | None) -> None:
+        """Set the encoder of the features to decode and the VAE of the decoder, before `build`.
 
-        It is kept in a tuple: its owner has registered it as its child.
+        The encoder is kept in a tuple: its owner has registered it as its child.
         """
         self._neighbours = (encoder,)
         self.decoder.set_shapes(encoder.feature_shape)
+        self.decoder.connect(vae)
 
     def step(self, batch: Batch) -> tuple[Tensor, Metrics]:
         """Images uint8 [B,3,H,W] -> features [B,C,h,w] -> the decoder's diffusion loss."""

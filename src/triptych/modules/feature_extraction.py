@@ -10,7 +10,6 @@ import torch
 from lightning import LightningModule
 from torch import Tensor
 
-from triptych.checkpoints import full_name
 from triptych.interfaces import ImageEncoder
 from triptych.modules.unified import UnifiedModule
 from triptych.utils.errors import UserError
@@ -42,16 +41,15 @@ class FeatureModule(LightningModule):
 
     def __init__(self, model: UnifiedModule, encoder: Literal["clip", "vae"] = "clip") -> None:
         super().__init__()
-        part = "encoder" if encoder == "clip" else "decoding"
-        if getattr(model, part) is None:
-            raise UserError(f"the model has no {part}, which the encoder {encoder!r} needs.")
-        model.left_out = {"understanding", "encoder", "generation", "decoding", "vae"}
-        model.left_out -= {"encoder" if encoder == "clip" else "vae"}
+        self.part = "encoder" if encoder == "clip" else "vae"
+        if getattr(model, self.part) is None:
+            raise UserError(f"the model has no {self.part}, which the encoder {encoder!r} needs.")
+        model.left_out = {"understanding", "encoder", "generation", "decoding", "vae"} - {self.part}
         self.model = model
 
     @property
     def encoder(self) -> ImageEncoder:
-        return self.model.vae if "encoder" in self.model.left_out else self.model.encoder
+        return getattr(self.model, self.part)
 
     @property
     def image_size(self) -> int:
@@ -70,8 +68,7 @@ class FeatureModule(LightningModule):
         Raises:
             UserError: one is of the encoder.
         """
-        path = next(n for n, module in self.model.named_modules() if module is self.encoder)
-        if any(name.startswith(full_name(path + ".")) for name in names):
+        if any(name.startswith(f"{self.part}.") for name in names):
             raise UserError(
                 "the checkpoint trained the encoder, and features are told apart by weight files; "
                 "make one with `triptych export` and add --model.weights.encoder=FILE."

@@ -41,6 +41,7 @@ class UnifiedModule(Panel):
     Args:
         understanding, generation, decoding: the three panels.
         encoder: the image encoder whose features are generated and decoded.
+        vae: the autoencoder whose latents the decoder makes, or, in their stead, the generator.
         encoding: the training of encoder and VAE.
         loss_weights: weight of each panel's loss in this stage, by panel name.
         trainable: module paths or globs of what trains in this stage; None leaves it to the panels
@@ -61,6 +62,7 @@ class UnifiedModule(Panel):
         self,
         understanding: UnderstandingModule | None = None,
         encoder: ImageEncoder | None = None,
+        vae: ImageEncoder | None = None,
         generation: GenerationModule | None = None,
         decoding: PixelDecoderModule | None = None,
         encoding: EncodingModule | None = None,
@@ -78,7 +80,8 @@ class UnifiedModule(Panel):
     ) -> None:
         super().__init__(optimization, trainable, weights, seed, execution)
         self.understanding, self.generation = understanding, generation
-        self.encoder, self.decoding, self.encoding = encoder, decoding, encoding
+        self.encoder, self.vae = encoder, vae
+        self.decoding, self.encoding = decoding, encoding
         self.loss_weights, self.build_decoder = dict(loss_weights or {}), build_decoder
         self.preset, self.stage = preset, stage
         self.left_out: set[str] = set()
@@ -97,7 +100,7 @@ class UnifiedModule(Panel):
             if name not in NEEDS:
                 raise UserError(f"loss_weights: {name!r} is no panel; choose from {sorted(NEEDS)}.")
             for panel in sorted(NEEDS[name]):
-                if getattr(self, "decoding" if panel == "vae" else panel) is None:
+                if getattr(self, panel) is None:
                     raise UserError(f"the {name} loss needs the panel {panel!r}, which is null.")
 
     def _what_panels_train(self) -> list[str]:
@@ -114,12 +117,12 @@ class UnifiedModule(Panel):
         if self.generation is not None and self.understanding is not None:
             if self.generation.objective.target != "vae":
                 self._require_encoder("generation")
-            elif self.decoding is None:
-                raise UserError("generation makes features of the VAE, and decoding is null.")
+            elif self.vae is None:
+                raise UserError("generation makes latents of the VAE, and vae is null; name one.")
             self.generation.connect(self.understanding.understander, self.target_encoder)
         if self.decoding is not None:
             self._require_encoder("decoding")
-            self.decoding.connect(self.encoder)
+            self.decoding.connect(self.encoder, self.vae)
         if self.encoding is not None:
             self._require_encoder("encoding")
             self.encoding.connect(self.encoder, self.vae)
@@ -133,21 +136,16 @@ class UnifiedModule(Panel):
         return super().train(mode)
 
     @property
-    def vae(self):
-        """The decoder's autoencoder."""
-        return self.decoding.decoder.vae
-
-    @property
     def target_encoder(self) -> ImageEncoder:
         """Encoder of the generated features: the image encoder, or the VAE."""
         return self.vae if self.generation.objective.target == "vae" else self.encoder
 
     def build(self) -> None:
-        for name in ("understanding", "encoder", "generation", "decoding", "encoding", "vae"):
-            part = getattr(self, name) if name != "vae" or self.decoding is not None else None
-            if isinstance(part, Panel) and name in self._wanted():
+        for name in sorted(self._wanted()):
+            part = getattr(self, name)
+            if isinstance(part, Panel):
                 part.build()
-            elif part is not None and name in self._wanted():
+            elif part is not None:
                 build_part(name, part)
 
     def _shard(self, mesh: DeviceMesh) -> None:
@@ -165,16 +163,17 @@ class UnifiedModule(Panel):
         if not self.loss_weights:
             return {"understanding", "encoder", "generation", "decoding", "vae"} - self.left_out
         wanted = set().union(*(NEEDS[name] for name in self.loss_weights))
-        if "generation" in wanted:
-            wanted |= (
-                {"decoding"} if self.build_decoder else {"vae"} & {self.generation.objective.target}
-            )
+        if "generation" in wanted and self.build_decoder:
+            wanted.add("decoding")
+        latents = "generation" in wanted and self.generation.objective.target == "vae"
+        if "decoding" in wanted or latents:
+            wanted.add("vae")
         return wanted
 
     def lacks(self, *parts: str) -> str | None:
         """Why this stage cannot compute with some of its panels and parts; None if it can."""
         for part in parts:
-            if getattr(self, "decoding" if part == "vae" else part) is None:
+            if getattr(self, part) is None:
                 return f"the model's {part} is null"
             if part not in self._wanted():
                 hint = "; --model.build_decoder=true builds it" if part == "decoding" else ""
@@ -233,7 +232,7 @@ class UnifiedModule(Panel):
         """Side in pixels of the images that are encoded."""
         if self.encoder is not None:
             return self.encoder.image_size
-        if self.decoding is not None:
+        if self.vae is not None:
             return self.vae.image_size
         return self.understanding.preprocessing().image_size
 

@@ -28,7 +28,7 @@ def shard(
     kept = {p for p in module.parameters() if frozen_params == "replicate" and not p.requires_grad}
     parts = [each for each in module.modules() if isinstance(each, Part) and each.built]
     for part in reversed(parts):  # inner ones first
-        for unit in [*part.blocks(), *_tops(part)]:
+        for unit in [*part.blocks(), *part.called_modules()]:  # FSDP2 wants the outer ones first
             if any(p not in kept and not isinstance(p, DTensor) for p in unit.parameters()):
                 # Also the last unit gives back what it gathered: weights that are exchanged
                 # between steps (a moving average) must never meet an old gathered copy.
@@ -42,17 +42,6 @@ def shard(
             if parameter.requires_grad and not isinstance(parameter, DTensor):
                 split = _split(parameter, mesh)
                 setattr(each, name, nn.Parameter(split, parameter.requires_grad))
-
-
-def _tops(part: Part) -> list[nn.Module]:
-    """The part; or its own children, if parts in it are also called on their own.
-
-    FSDP2 wants the outermost unit to be called first.
-    """
-    children = list(part.children())
-    if not any(isinstance(child, Part) for child in children):
-        return [part]
-    return [child for child in children if not isinstance(child, Part)]
 
 
 def _split(parameter: Tensor, mesh: DeviceMesh) -> DTensor:

@@ -46,8 +46,8 @@ _OF_CLASSES = {  # keys of our own classes that other classes may have too
     "FrozenCheck": {"every": "every_n_steps"},
     "GradientNorms": {"every": "every_n_logs"},
     "GenerationModule": {"drop": "cond_drop_prob", "draws": "num_noise_samples", **_SAMPLING},
-    "SDXLDecoder": {"drop": "cond_drop_prob", **_SAMPLING},
-    "SanaDecoder": {"drop": "cond_drop_prob", **_SAMPLING},
+    "SDXLDecoder": {"drop": "cond_drop_prob", "vae": "model.vae", **_SAMPLING},
+    "SanaDecoder": {"drop": "cond_drop_prob", "vae": "model.vae", **_SAMPLING},
 }
 
 

@@ -251,7 +251,9 @@ def _encoder_section(arguments: dict[str, Any]) -> dict[str, Any]:
     return {"class_path": "triptych.backbones.EvaClip", "init_args": arguments}
 
 
-def pixel_decoder(unet: Mapping[str, Stored], vae: Mapping[str, Stored], folder: Path) -> Piece:
+def pixel_decoder(
+    unet: Mapping[str, Stored], vae: Mapping[str, Stored], folder: Path
+) -> tuple[Piece, Piece]:
     """UNet and VAE of a diffusers folder.
 
     Raises:
@@ -269,27 +271,30 @@ def pixel_decoder(unet: Mapping[str, Stored], vae: Mapping[str, Stored], folder:
             f"{folder}: unet/config.json or vae/config.json is not of an SDXL-like decoder "
             f"({error} is missing); check the folder."
         ) from error
-    decoder = SDXLDecoder(KLAutoencoder(**vae_arguments), **decoder_arguments)
+    autoencoder, decoder = KLAutoencoder(**vae_arguments), SDXLDecoder(**decoder_arguments)
     decoder.set_shapes((channels, 8, 8))
+    decoder.connect(autoencoder)
     with torch.device("meta"):
+        autoencoder.build()
         decoder.build()
-    tensors = {UNET + key: stored for key, stored in unet.items()}
-    tensors |= {VAE + key: stored for key, stored in vae.items()}
-    wanted = shapes_of(decoder.unet, UNET) | shapes_of(decoder.vae.vae, VAE)
-    section = {
-        "class_path": "triptych.modules.PixelDecoderModule",
-        "init_args": {
-            "decoder": {
-                "class_path": "triptych.backbones.SDXLDecoder",
-                "init_args": {
-                    **decoder_arguments,
-                    "vae": {
-                        "class_path": "triptych.backbones.KLAutoencoder",
-                        "init_args": vae_arguments,
-                    },
-                },
-            }
+    sections = {
+        "unet": {
+            "class_path": "triptych.modules.PixelDecoderModule",
+            "init_args": {
+                "decoder": {
+                    "class_path": "triptych.backbones.SDXLDecoder",
+                    "init_args": decoder_arguments,
+                }
+            },
         },
+        "vae": {"class_path": "triptych.backbones.KLAutoencoder", "init_args": vae_arguments},
     }
-    named = lambda name: name.replace(UNET, "unet/").replace(VAE, "vae/")  # noqa: E731
-    return Piece(tensors, section, compare(tensors, wanted, str(folder), named))
+
+    def piece(name: str, prefix: str, published: Mapping[str, Stored], network: nn.Module) -> Piece:
+        tensors = {prefix + key: stored for key, stored in published.items()}
+        wanted = shapes_of(network, prefix)
+        named = lambda full: full.replace(prefix, f"{name}/")  # noqa: E731
+        problems = compare(tensors, wanted, str(folder), named)
+        return Piece(tensors, sections[name], problems)
+
+    return piece("unet", UNET, unet, decoder.unet), piece("vae", VAE, vae, autoencoder.vae)

@@ -29,7 +29,7 @@ QUERIES = "generation.queries"
 DIT = "generation.dit."
 TOWER = "encoder.tower."
 UNET = "decoding.decoder.unet."
-VAE = "decoding.decoder.vae.vae."
+VAE = "vae.vae."
 
 PUBLISHED_QUERIES = "model.latent_queries"
 PUBLISHED_DIT = "model.dit.model."

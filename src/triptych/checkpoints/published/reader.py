@@ -233,7 +233,9 @@ def read_decoder(folder: Path, found: Conversion) -> None:
         for name, parts in (("unet", key_mapping.UNET_PARTS), ("vae", key_mapping.VAE_PARTS))
     )
     found.sources += [*unet.paths, *vae.paths]
-    found.take("decoding", components.pixel_decoder(unet.tensors, vae.tensors, folder))
+    decoding, autoencoder = components.pixel_decoder(unet.tensors, vae.tensors, folder)
+    found.take("vae", autoencoder)
+    found.take("decoding", decoding)
     small = {
         str(path.relative_to(folder)): read_text(path)
         for place in key_mapping.DECODER_FOLDERS

@@ -58,16 +58,18 @@ def build(case: Case) -> SDXLDecoder:
     """UNet and VAE with the weights of the case."""
     vae = KLAutoencoder(**key_mapping.vae_arguments(case["vae_config"], case["height"]))
     model = SDXLDecoder(
-        vae,
         **key_mapping.decoder_arguments(case["unet_config"]),
         original_size=case["original_size"][0],
     )
     tokens, channels = case.io["cond"].shape[1:]
     model.set_shapes((channels, math.isqrt(tokens), math.isqrt(tokens)))
+    model.connect(vae)
+    vae.build()
     model.build()
     unet, autoencoder = case.file("unet").all(), case.file("vae").all()
     fill(model.unet, key_mapping.UNET, {key_mapping.UNET + k: v for k, v in unet.items()})
-    fill(model.vae.vae, key_mapping.VAE, {key_mapping.VAE + k: v for k, v in autoencoder.items()})
+    fill(vae.vae, key_mapping.VAE, {key_mapping.VAE + k: v for k, v in autoencoder.items()})
+    vae.eval()
     return model.eval()
 
 
