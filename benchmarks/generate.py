@@ -40,7 +40,7 @@ from triptych.evaluation.shapes.shape_eval import Example, examples
 from triptych.evaluation.statistics import wilson
 from triptych.inference import image_generation
 from triptych.inference.loading import describe_model
-from triptych.inference.offload import take_turns
+from triptych.inference.offload import offload_to_cpu
 from triptych.inference.pipeline import UnifiedPipeline
 from triptych.modules import UnifiedModule
 from triptych.sampler import model_calls, noise_from_seeds, sample_flow
@@ -262,7 +262,7 @@ def one_by_one(pipe: UnifiedPipeline, prompts: list[str], steps: int | None) -> 
         features = sample_flow(
             lambda *call: generation.dit(*call),
             condition,
-            noise_from_seeds(generation.feature_shape, [seed], condition.states.device),
+            noise_from_seeds(generation.feature_shape, [seed], condition.hidden_states.device),
             steps or generation.num_inference_steps,
             generation.guidance_scale,
         )
@@ -278,7 +278,7 @@ def random_pipeline(size: str, device: torch.device, low_memory: bool) -> Unifie
     model = model.to(torch.float32 if device.type == "cpu" else torch.bfloat16)
     model.requires_grad_(False).eval()
     if low_memory:
-        take_turns(model, device)
+        offload_to_cpu(model, device)
     return UnifiedPipeline(model, name=f"random {size}", device=device)
 
 

@@ -26,7 +26,7 @@ from triptych.prompts import IGNORED
 
 
 class WholePass:
-    """Stands in for the understander: rows [prompt, queries, padding], all of it with gradient."""
+    """Stands in for the VLM: rows [prompt, queries, padding], all of it with gradient."""
 
     def __init__(self, qwen: QwenVL) -> None:
         self.model = qwen.model
@@ -73,8 +73,8 @@ def _twice(forward: Callable[..., Tensor], *inputs: Tensor, **options: Any) -> T
 @contextmanager
 def recomputing(model: UnifiedModule) -> Iterator[None]:
     """The layers of language model and DiT keep nothing for the backward pass."""
-    understander, dit = model.understanding.understander, model.generation.dit.dit
-    layers = [*understander.model.model.language_model.layers, *dit.layers]
+    vlm, dit = model.understanding.vlm, model.generation.dit.dit
+    layers = [*vlm.model.model.language_model.layers, *dit.layers]
     for layer in layers:
         layer.forward = partial(_twice, layer.forward)
     try:
@@ -86,6 +86,6 @@ def recomputing(model: UnifiedModule) -> Iterator[None]:
 
 def published_loss(model: UnifiedModule, batch: Batch) -> Tensor:
     """The loss of a text_to_image batch; call its `backward` inside `recomputing` too."""
-    understander = model.understanding.understander
-    with patch.object(understander, "condition", WholePass(understander).condition):
+    vlm = model.understanding.vlm
+    with patch.object(vlm, "condition", WholePass(vlm).condition):
         return model.generation.step(batch)[0]

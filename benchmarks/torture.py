@@ -82,7 +82,7 @@ class Witness(Callback):
 
     def on_train_batch_start(self, trainer, module, batch, batch_idx):
         with (Path(trainer.log_dir) / "samples.txt").open("a") as file:
-            file.write(f"{trainer.global_step} {batch.samples.tolist()} {batch.keys}\n")
+            file.write(f"{trainer.global_step} {batch.sample_ids.tolist()} {batch.keys}\n")
         FATE.pass_by("step")
 
     def on_before_backward(self, *_):

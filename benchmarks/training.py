@@ -103,7 +103,7 @@ def built(model: UnifiedModule, device: str) -> UnifiedModule:
 def drawn(model: UnifiedModule, size: int, tokens: int, shared: int, device: str) -> Batch:
     """A batch of random prompts of `tokens`, alike in the first `shared`, and random images."""
     draw = torch.Generator().manual_seed(0)
-    words = model.understanding.understander.vocabulary.rows - 6  # the last are special
+    words = model.understanding.vlm.vocabulary.rows - 6  # the last are special
     ids = torch.randint(words, (size, tokens), generator=draw)
     ids[:, :shared] = ids[0, :shared]
     side = model.encoder.image_size
@@ -114,7 +114,7 @@ def drawn(model: UnifiedModule, size: int, tokens: int, shared: int, device: str
         torch.arange(size),
         ids,
         torch.ones_like(ids),
-        shared=shared,
+        num_shared_prefix_tokens=shared,
         target_pixels=torch.randint(0, 256, (size, 3, side, side), generator=draw).byte(),
     ).to(device)
 
@@ -166,7 +166,7 @@ def check_gradients(model: UnifiedModule, batch: Batch) -> float:
 @contextmanager
 def timed(model: UnifiedModule) -> Iterator[dict[str, float]]:
     """Processor seconds inside the forward passes of the parts, filled while it is open."""
-    qwen = model.understanding.understander.model
+    qwen = model.understanding.vlm.model
     parts = {
         "language_model": qwen.model.language_model,
         "logits": qwen.lm_head,
@@ -267,11 +267,14 @@ def counted(model: UnifiedModule, batch: Batch) -> dict[str, float]:
 
 def by_formula(model: UnifiedModule, batch: Batch) -> dict[str, float]:
     """The same by formula."""
-    qwen, dit, eva = model.understanding.understander, model.generation.dit, model.encoder
+    qwen, dit, eva = model.understanding.vlm, model.generation.dit, model.encoder
     queries, tokens = model.generation.num_queries, batch.input_ids.shape[1]
-    once = flops.prompt(qwen, batch.shared).forward / len(batch)
+    once = flops.prompt(qwen, batch.num_shared_prefix_tokens).forward / len(batch)
     ours = {
-        name: flops.generation_step(qwen, dit, encoder, tokens, queries, batch.shared).total + once
+        name: flops.generation_step(
+            qwen, dit, encoder, tokens, queries, batch.num_shared_prefix_tokens
+        ).total
+        + once
         for name, encoder in (("live", eva), ("cached", None))
     }
     return {"published": flops.published_step(qwen, dit, eva, tokens, queries).total, **ours}

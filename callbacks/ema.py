@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from triptych.callbacks._skip_step import has_gradients, local, was_skipped
 from triptych.callbacks.export_weights import ExportWeights
 from triptych.checkpoints.weight_checks import require_sound
-from triptych.training.fsdp import gathered, like
+from triptych.training.fsdp import gather_state_dict, shard_like
 from triptych.utils.errors import UserError
 
 
@@ -92,7 +92,9 @@ class EMA(Callback):
                 f"the checkpoint's EMA and this run disagree on {min(different)}; resume it with "
                 "the configuration that made it."
             )
-        self.average = {n: like(loaded[n], p).to(p.device).clone() for n, p in trained.items()}
+        self.average = {
+            n: shard_like(loaded[n], p).to(p.device).clone() for n, p in trained.items()
+        }
 
     @torch.no_grad()
     def _follow(self, optimizer: Optimizer, *_: Any) -> None:
@@ -174,7 +176,7 @@ class EMA(Callback):
     # Checkpoints --------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        return {"steps": self.steps, "average": gathered(self.average, keep=self._saves)}
+        return {"steps": self.steps, "average": gather_state_dict(self.average, keep=self._saves)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for name, tensor in state["average"].items():

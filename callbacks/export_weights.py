@@ -11,7 +11,7 @@ from lightning import Callback, LightningModule, Trainer
 
 from triptych.checkpoints import atomic_checkpoint, full_name, save_weights
 from triptych.checkpoints.run_folder import of_trainer
-from triptych.training.fsdp import gathered
+from triptych.training.fsdp import gather_state_dict
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ class ExportWeights(Callback):
         names = module.trained_state().keys()
         state = trainer.strategy.lightning_module_state_dict()  # so does this, if they are split
         state = {name: tensor for name, tensor in state.items() if name in names}
-        state = gathered(state, keep=trainer.is_global_zero)
+        state = gather_state_dict(state, keep=trainer.is_global_zero)
         if folder is None or not trainer.is_global_zero:
             return
         if trainer.global_step == 0:

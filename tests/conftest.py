@@ -34,9 +34,9 @@ def weights(tmp_path_factory):
 @pytest.fixture(scope="session")
 def tokenizer():
     """The tiny preset's tokenizer."""
-    from builders import understander
+    from builders import vlm
 
-    return understander().tokenizer
+    return vlm().tokenizer
 
 
 @pytest.fixture(scope="session")

@@ -29,7 +29,7 @@ class Stub(VelocityModel):
     def build(self):
         pass
 
-    def set_shapes(self, feature_shape, condition_width):
+    def configure_shapes(self, feature_shape, condition_width):
         pass
 
     def forward(self, x_t, t, condition):
@@ -110,7 +110,7 @@ def test_guidance_one_is_one_call_a_step_on_the_batch_itself():
     model, shown = Stub(lambda x, t, c: torch.zeros_like(x)), []
     sample_flow(model, told(2), noise(), 5, 1.0, on_step=lambda i, x, _: shown.append((i, x.shape)))
     assert [len(x) for x, _, _ in model.calls] == [2] * 5
-    assert all(torch.equal(c, told(2).states) for _, _, c in model.calls)
+    assert all(torch.equal(c, told(2).hidden_states) for _, _, c in model.calls)
     assert shown == [(i, (2, 3, 4, 4)) for i in range(5)]
 
 
@@ -122,7 +122,7 @@ def test_guidance_is_its_formula_with_zeros_as_the_null_condition(guidance):
     assert torch.allclose(end, start - (1 + guidance * 0.25), atol=1e-5)
     for x, _, condition in model.calls:
         assert len(x) == 4 and torch.equal(x[:2], x[2:])
-        assert not condition[:2].any() and torch.equal(condition[2:], told(2, 0.25).states)
+        assert not condition[:2].any() and torch.equal(condition[2:], told(2, 0.25).hidden_states)
 
 
 def test_no_steps_are_refused():
@@ -142,7 +142,7 @@ def test_noise_of_an_image_is_that_of_its_seed():
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
 def test_an_image_does_not_depend_on_its_neighbours(guidance):
     model = dit()
-    model.set_shapes((5, 3, 3), 16)
+    model.configure_shapes((5, 3, 3), 16)
     built(model)
     condition = torch.randn(4, 6, 16)
     seeds = [3, 1, 4, 1]
@@ -225,7 +225,7 @@ def test_each_step_tells_the_features_it_is_on_its_way_to():
 @pytest.mark.parametrize("given", [False, True])
 def test_a_loop_with_kept_keys_and_values_is_the_loop_that_computes_all(guidance, given):
     model = dit()
-    model.set_shapes((5, 3, 3), 16)
+    model.configure_shapes((5, 3, 3), 16)
     shaken(built(model))
     condition, start = Condition(torch.randn(4, 6, 16)), noise(4, (5, 3, 3))
     null = torch.randn(1, 6, 16) if given else None
@@ -242,5 +242,5 @@ def test_a_loop_with_kept_keys_and_values_is_the_loop_that_computes_all(guidance
     plain = sample_flow(lambda *call: model(*call), condition, start, **options)
     assert len(projected) == 1 + model_calls("heun", 5)
     assert torch.allclose(kept, plain, atol=1e-4)
-    other = sample_flow(model, Condition(condition.states.flip(0)), start, **options)
+    other = sample_flow(model, Condition(condition.hidden_states.flip(0)), start, **options)
     assert not torch.allclose(other, kept, atol=1e-3)  # and nothing is kept over calls

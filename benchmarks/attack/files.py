@@ -160,7 +160,7 @@ def attacks(folder: Path) -> Iterator[tuple[str, Attack]]:
     yield attack("--config: nested aliases", "fit", "--config", here / "bomb.yaml")
 
     tokenizer = _tokenizer(here / "tokenizer", marker)
-    flag = f"--model.understanding.understander.tokenizer={tokenizer}"
+    flag = f"--model.understanding.vlm.tokenizer={tokenizer}"
     short = ["--num-inference-steps", "1", "--decoder-num-inference-steps", "1"]
     yield attack("a tokenizer with code", "generate", "x", *short, flag, statuses=(0, 1))
 

@@ -164,7 +164,7 @@ def step_flops(arm: Arm) -> float:
     """FLOPs of one training step of an arm, its whole batch."""
     model, size = describe(arm)
     if arm.stage == "joint":
-        qwen = model.understanding.understander
+        qwen = model.understanding.vlm
         understanding = flops.understanding_step(qwen, CONVERSATION, LEARNED, IMAGES)
         return size * (_generation_trained(model) + understanding)
     return size * _generation_frozen(model)
@@ -183,14 +183,14 @@ def describe(arm: Arm) -> tuple[UnifiedModule, int]:
 
 def _generation_frozen(model: UnifiedModule) -> float:
     """A caption through the frozen language model, its draws through the DiT."""
-    qwen, panel = model.understanding.understander, model.generation
+    qwen, panel = model.understanding.vlm, model.generation
     step = flops.generation_step(qwen, panel.dit, None, CAPTION, panel.num_queries, shared=SHARED)
     return step.language_model + _draws(model) * step.velocity_model + target_flops(model)
 
 
 def _generation_trained(model: UnifiedModule) -> float:
     """The same where the language model learns: all tokens take part in the backward pass."""
-    qwen, panel = model.understanding.understander, model.generation
+    qwen, panel = model.understanding.vlm, model.generation
     every = flops.language_model(qwen, CAPTION + panel.num_queries)
     made = flops.velocity_model(panel.dit, panel.num_queries)
     velocity = _draws(model) * (made.forward + made.backward)

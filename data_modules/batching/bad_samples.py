@@ -38,7 +38,7 @@ class BadSamples:
             UserError: more than `max_fraction` of the samples so far were skipped.
         """
         self.seen += len(batch)
-        for key, reason in batch.skipped:
+        for key, reason in batch.dropped_samples:
             self.note(key, reason)
         self.judge("so far")
 

@@ -75,7 +75,7 @@ class BatchBuilder:
         Args:
             places: (number of the reading, number of the sample in its source).
 
-        A sample that cannot be used is named in `Batch.skipped`. With `replace_bad`, a good one of
+        A sample that cannot be used is named in `Batch.dropped_samples`. With `replace_bad`, a good one of
         the batch stands in for it, under the global sample number of the one that it replaces: the
         copy meets another noise than the original.
 
@@ -159,12 +159,14 @@ class BatchBuilder:
             understanding_pixels=patches,
             image_grid_thw=grids,
             may_show=any(reading.task in SHOWING for reading in self.readings),
-            skipped=skipped,
+            dropped_samples=skipped,
         )
         if self.objective == IMAGE_GENERATION:
             if known.tokenizer is not None:
                 placeholder = token_id(known.tokenizer, IMAGE_PAD)
-                batch.shared = shared_tokens([prompt.ids for prompt in prompts], placeholder)
+                batch.num_shared_prefix_tokens = shared_tokens(
+                    [prompt.ids for prompt in prompts], placeholder
+                )
             batch.target_pixels, _ = stack([example.target for example in examples], stack_images)
             batch.target_features, batch.has_features = stack(
                 [example.features for example in examples]

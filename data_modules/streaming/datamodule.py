@@ -109,7 +109,7 @@ class ShardStream(IterableDataset):
         batches = distinct(self._samples(reader, readers, problems), self.batch_size)
         for step in range(self.start + worker, self.stop, workers):
             batch = self._batch(step, next(batches))
-            batch.skipped += [(bad.key, bad.reason) for bad in problems]
+            batch.dropped_samples += [(bad.key, bad.reason) for bad in problems]
             problems.clear()
             yield batch
 

@@ -48,19 +48,19 @@ class Batch:
     """[B] names of the samples in their shards: a bad loss can be traced to its images."""
     step: int
     """Number of this batch since the start of training, equal on every rank."""
-    samples: Tensor
+    sample_ids: Tensor
     """[B] int64, global sample numbers since the start of training: the source of every draw."""
     input_ids: Tensor
     """[B,T] int64, right-padded."""
     attention_mask: Tensor
     """[B,T] int64, 1 on tokens, 0 on padding."""
-    shared: int = 0
+    num_shared_prefix_tokens: int = 0
     """Length of the text prefix shared by all prompts of the batch; see `prompts.shared_tokens`.
     Counted by the loader: counting on the device would synchronize with the host."""
     labels: Tensor | None = None
     """[B,T] int64, IGNORED where no loss is taken."""
     understanding_pixels: Tensor | None = None
-    """[S,patch] float32, the patches of all images as the understander's processor cuts them."""
+    """[S,patch] float32, the patches of all images as the VLM's processor cuts them."""
     image_grid_thw: Tensor | None = None
     """[images,3] int64, grid of patches (time, height, width) of each image."""
     may_show: bool = False
@@ -73,7 +73,7 @@ class Batch:
     """[B,C,h,w], features of the images when they were computed before."""
     has_features: Tensor | None = None
     """[B] bool, which rows of `target_features` were; None if all."""
-    skipped: list[tuple[str, str]] = field(default_factory=list)
+    dropped_samples: list[tuple[str, str]] = field(default_factory=list)
     """(key, reason) of samples that could not be used; others of the batch stand in for them."""
     epochs: dict[str, float] = field(default_factory=dict)
     """In training: how often each data set, by name, has been gone through after this batch."""
@@ -131,7 +131,7 @@ def _several_ranks() -> bool:
 
 
 # Fields of Batch that the host reads to draw noise and to encode images.
-READ_BY_THE_HOST = ("samples", "has_features")
+READ_BY_THE_HOST = ("sample_ids", "has_features")
 
 
 def batches_in(batch: Batch | dict[str, Batch | None]) -> list[Batch]:
@@ -145,19 +145,19 @@ def batches_in(batch: Batch | dict[str, Batch | None]) -> list[Batch]:
 class Condition:
     """Conditioning of the generator: the language model's hidden states at the query positions."""
 
-    states: Tensor
+    hidden_states: Tensor
     """[B,N,D]"""
 
     def drop(self, dropped: Tensor) -> Condition:
         """The null condition (zeros) where `dropped` [B] is True: classifier-free guidance."""
-        keep = (~dropped).to(self.states.dtype)[:, None, None]
-        return Condition(self.states * keep)
+        keep = (~dropped).to(self.hidden_states.dtype)[:, None, None]
+        return Condition(self.hidden_states * keep)
 
 
 register_dataclass(Condition)  # FSDP looks for the tensors in what a part returns
 
 
-class Part(ExactBuffers, ABC):
+class LazyModule(ExactBuffers, ABC):
     """A network that is built late: the constructor takes configuration, `build` makes weights.
 
     Building is not loading: `build` gives random weights; `triptych.checkpoints` fills them.
@@ -165,7 +165,7 @@ class Part(ExactBuffers, ABC):
     weight file are registered with `persistent=False`.
     """
 
-    entry_points: tuple[str, ...] = ()
+    fsdp_forward_methods: tuple[str, ...] = ()
     """Methods beside `forward` that are called from outside and use parameters: FSDP gathers the
     parameters for these calls too. Such a method returns tensors, or a dataclass
     that `torch.utils._pytree` knows."""
@@ -188,17 +188,17 @@ class Part(ExactBuffers, ABC):
         """Modules whose calls, together, compute with all parameters: this one, or its children.
 
         The children where this one is never called itself (it has neither a `forward` nor
-        `entry_points`), or where parts inside of it are also called on their own.
+        `fsdp_forward_methods`), or where parts inside of it are also called on their own.
         """
         children = list(self.children())
-        own = [child for child in children if not isinstance(child, Part)]
-        called = type(self).forward is not nn.Module.forward or self.entry_points
+        own = [child for child in children if not isinstance(child, LazyModule)]
+        called = type(self).forward is not nn.Module.forward or self.fsdp_forward_methods
         return [self] if called and len(own) == len(children) else own
 
     @property
-    def built(self) -> bool:
+    def is_built(self) -> bool:
         """Whether `build` has run; parts inside of this one are not considered."""
-        own = (child for child in self.children() if not isinstance(child, Part))
+        own = (child for child in self.children() if not isinstance(child, LazyModule))
         own_parameters = (parameter for child in own for parameter in child.parameters())
         return bool(self._parameters) or next(own_parameters, None) is not None
 
@@ -215,10 +215,10 @@ class Sampling:
     """Random seeds, one for each row, when tokens are sampled: a row depends only on its own."""
 
 
-class Understander(Part):
+class VisionLanguageModel(LazyModule):
     """Reads text and images. Its width and tokenizer come from its configuration."""
 
-    entry_points = ("condition", "lm_loss", "answer")
+    fsdp_forward_methods = ("condition", "lm_loss", "generate_text")
 
     width: int
     """D"""
@@ -236,12 +236,12 @@ class Understander(Part):
         queries: Tensor,
         understanding_pixels: Tensor | None = None,
         image_grid_thw: Tensor | None = None,
-        shared: int = 0,
+        num_shared_prefix_tokens: int = 0,
     ) -> Condition:
         """Outputs at `queries` [N,D], placed after each right-padded prompt [B,T].
 
         Images, if any, fill the placeholders of the prompts in order; as in `Batch`, and as
-        there the first `shared` tokens are the same in all prompts. Pixels may be empty, see
+        there the first `num_shared_prefix_tokens` tokens are the same in all prompts. Pixels may be empty, see
         `Batch.shown`.
         """
 
@@ -268,7 +268,7 @@ class Understander(Part):
         return None
 
     @abstractmethod
-    def answer(
+    def generate_text(
         self,
         input_ids: Tensor,
         attention_mask: Tensor,
@@ -288,10 +288,10 @@ class Understander(Part):
         """
 
 
-class ImageEncoder(Part):
+class ImageEncoder(LazyModule):
     """Pixels in, feature grid out. Frozen targets for the generator, input for the decoder."""
 
-    entry_points = ("blank_features",)
+    fsdp_forward_methods = ("blank_features",)
 
     feature_shape: tuple[int, int, int]
     """(C, h, w), derived from the configuration without building."""
@@ -330,11 +330,11 @@ class ImageEncoder(Part):
         }
 
 
-class VelocityModel(Part):
+class VelocityModel(LazyModule):
     """Predicts the velocity of the flow for noisy features under a condition."""
 
     @abstractmethod
-    def set_shapes(self, feature_shape: tuple[int, int, int], condition_width: int) -> None:
+    def configure_shapes(self, feature_shape: tuple[int, int, int], condition_width: int) -> None:
         """Set the shape of the target and the width of the condition, before `build`."""
 
     @abstractmethod
@@ -358,7 +358,7 @@ Velocity = Callable[[Tensor, Tensor], Tensor]
 
 
 def velocity_under(model: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Callable[..., Velocity]:
-    """Default `VelocityModel.prepare`, for a model that caches nothing."""
+    """Default `VelocityModel.with_cached_condition`, for a model that caches nothing."""
 
     def prepare(condition: Tensor, null: Tensor | None = None) -> Velocity:
         if null is not None:
@@ -368,7 +368,7 @@ def velocity_under(model: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Callabl
     return prepare
 
 
-class PixelDecoder(Part):
+class PixelDecoder(LazyModule):
     """Features to pixels."""
 
     trained_parts: tuple[str, ...]
@@ -382,11 +382,11 @@ class PixelDecoder(Part):
     sampler: str
     """Default sampler of `decode`, one of `sampler.SAMPLERS`."""
 
-    wants_null: bool = False
+    needs_null_features: bool = False
     """True while a decoder whose own null is a blank image, not zeros, has not been given it."""
 
     @abstractmethod
-    def set_shapes(self, feature_shape: tuple[int, int, int]) -> None:
+    def configure_shapes(self, feature_shape: tuple[int, int, int]) -> None:
         """Learn, before `build`, the shape of the features that will be decoded."""
 
     def connect(self, vae: ImageEncoder | None) -> None:
@@ -406,8 +406,8 @@ class PixelDecoder(Part):
         """The VAE whose latents are generated."""
         return self._neighbours[0]
 
-    def set_null(self, features: Tensor) -> None:
-        """The encoder's `blank_features`, [C,h,w]; called before first use if `wants_null`."""
+    def set_null_features(self, features: Tensor) -> None:
+        """The encoder's `blank_features`, [C,h,w]; called before first use if `needs_null_features`."""
         raise NotImplementedError
 
     @abstractmethod
@@ -455,7 +455,7 @@ class Preprocessing:
     image_tokens: int = 0
     """Placeholder tokens of one image in a prompt."""
     image_inputs: Any = None
-    """uint8 [B,3,H,W] -> (patches [S,patch], grids [B,3]); see `Understander.image_inputs`."""
+    """uint8 [B,3,H,W] -> (patches [S,patch], grids [B,3]); see `VisionLanguageModel.image_inputs`."""
     template: str = "inference"
     """Prompt template of captions for image generation, one of `prompts.TEMPLATES`."""
     training_template: str = "inference"

@@ -80,7 +80,7 @@ def sample_flow(
     low, high = (0.0, 1.0) if guidance_interval is None else guidance_interval
     INTERVAL.require((low, high), "guidance_interval")
     solver = flow_solver(sampler, num_inference_steps, shift)
-    states = condition.states
+    states = condition.hidden_states
     prepare = model.prepare if isinstance(model, VelocityModel) else velocity_under(model)
     plain = prepare(states)
     if guidance_scale != 1.0:
@@ -107,7 +107,7 @@ def sample_flow(
 @torch.no_grad()
 def sample_regression(model: VelocityModel, condition: Condition, shape: tuple) -> Tensor:
     """Features [B,C,h,w] of a model trained with the MSE objective: one pass, no noise."""
-    states = condition.states
+    states = condition.hidden_states
     start = states.new_zeros((len(states), *shape), dtype=torch.float32)
     return model(start, start.new_ones(len(states)), states).float()
 

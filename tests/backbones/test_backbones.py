@@ -17,8 +17,8 @@ from builders import (
     eva,
     relative,
     shaken,
-    understander,
     vae,
+    vlm,
 )
 from diffusers import LuminaNextDiT2DModel
 from diffusers.models.embeddings import PixArtAlphaTextProjection, get_2d_rotary_pos_embed_lumina
@@ -60,7 +60,7 @@ def drawn(number):
 
 def small_dit(**sizes):
     model = dit(**sizes)
-    model.set_shapes((8, 6, 6), 24)
+    model.configure_shapes((8, 6, 6), 24)
     return shaken(built(model), 0.05)
 
 
@@ -81,7 +81,7 @@ def test_dit_tells_equal_tokens_apart_by_learned_positions_alone(position_std, t
 
 def test_dit_of_the_published_sizes():
     model = LuminaNextDiT()
-    model.set_shapes((1792, 8, 8), 3584)
+    model.configure_shapes((1792, 8, 8), 3584)
     with torch.device("meta"):
         model.build()
     assert len(model.dit.layers) == 24
@@ -95,7 +95,7 @@ def test_dit_of_the_published_sizes():
 )
 def test_dit_takes_both_feed_forward_widths_that_are_published(rule, published):
     ours = LuminaNextDiT(depth=1, ffn_width=published)
-    ours.set_shapes((1792, 8, 8), 3584)
+    ours.configure_shapes((1792, 8, 8), 3584)
     with torch.device("meta"):
         ours.build()
         theirs = LuminaNextDiT2DModel(
@@ -157,7 +157,7 @@ def test_dit_listens_through_its_gates():
 
 def built_dit():
     model = dit(gate_init=1.0)
-    model.set_shapes((8, 6, 6), 24)
+    model.configure_shapes((8, 6, 6), 24)
     return built(model)
 
 
@@ -165,7 +165,7 @@ def test_dit_refuses_sizes_that_do_not_fit():
     with pytest.raises(UserError, match="width 64 / heads 5"):
         dit(heads=5)
     with pytest.raises(UserError, match="3x3 feature grid does not fit DiT patch_size 2"):
-        dit(patch_size=2).set_shapes((8, 3, 3), 24)
+        dit(patch_size=2).configure_shapes((8, 3, 3), 24)
 
 
 # --- EVA ------------------------------------------------------------------------------------------
@@ -246,7 +246,7 @@ def test_an_encoder_sees_nothing_in_a_black_image():
 
 
 def test_eva_knows_its_feature_shape_before_it_is_built():
-    assert EvaClip().feature_shape == (1792, 8, 8) and not EvaClip().built
+    assert EvaClip().feature_shape == (1792, 8, 8) and not EvaClip().is_built
     for model in (eva(), eva(patch_size=8, pool=2), eva(width=64, patch_size=8)):
         assert built(model).eval()(drawn(2)).shape == (2, *model.feature_shape)
 
@@ -346,7 +346,7 @@ def test_vae_refuses_sizes_that_do_not_fit():
 
 def small_decoder(**sizes):
     model = decoder(**sizes)
-    model.set_shapes((32, 3, 3))
+    model.configure_shapes((32, 3, 3))
     return shaken(built(model), 0.02)
 
 
@@ -410,7 +410,7 @@ def test_decoder_refuses_sizes_that_do_not_fit():
     with pytest.raises(UserError, match=r"widths \[32, 32\] and depths \[1\] must pair up"):
         decoder(depths=[1])
     model = decoder()
-    model.set_shapes((32, 4, 4))
+    model.configure_shapes((32, 4, 4))
     with pytest.raises(UserError, match="6 latents a side are no multiple of 4 features"):
         model.build()
 
@@ -427,7 +427,7 @@ def test_decoder_refuses_no_steps():
 
 @pytest.fixture(scope="module")
 def qwen():
-    return built(understander()).eval()
+    return built(vlm()).eval()
 
 
 def prompts(tokenizer, kind):
@@ -450,7 +450,7 @@ def mixed_prompts(qwen):
 
 
 def test_language_model_refuses_images_that_do_not_fit():
-    match = "understander image_size 56 is not a multiple of 16, which is patch_size 8 x"
+    match = "vlm image_size 56 is not a multiple of 16, which is patch_size 8 x"
     with pytest.raises(UserError, match=match):
         QwenVL("", QwenText(), QwenVision(patch_size=8), image_size=56)
 
@@ -462,7 +462,7 @@ def test_condition_on_images_from_a_cached_prompt_is_that_of_the_whole_pass(qwen
     for trains in (True, False):
         qwen.requires_grad_(trains)
         queries = start.clone().requires_grad_()
-        states = qwen.condition(ids, mask, queries, patches, grids).states
+        states = qwen.condition(ids, mask, queries, patches, grids).hidden_states
         (states * pull).sum().backward()
         results[trains] = states.detach(), queries.grad
     assert all(p.grad is not None for p in qwen.model.model.visual.parameters())
@@ -477,14 +477,14 @@ def test_images_in_a_batch_of_prompts_stay_with_their_prompt(qwen):
     qwen.requires_grad_(False)
     ids, mask, patches, grids = mixed_prompts(qwen)
     queries = torch.randn(4, 64)
-    together = qwen.condition(ids, mask, queries, patches, grids).states
+    together = qwen.condition(ids, mask, queries, patches, grids).hidden_states
     own = len(patches) // 2
     inputs = [(patches[:own], grids[:1]), (None, None), (patches[own:], grids[1:])]
     for i, images in enumerate(inputs):
         length = int(mask[i].sum())
         alone = qwen.condition(ids[i : i + 1, :length], mask[i : i + 1, :length], queries, *images)
-        assert torch.allclose(together[i], alone.states[0], atol=1e-5)
-    twice = qwen.condition(ids[[0, 0]], mask[[0, 0]], queries, patches, grids).states
+        assert torch.allclose(together[i], alone.hidden_states[0], atol=1e-5)
+    twice = qwen.condition(ids[[0, 0]], mask[[0, 0]], queries, patches, grids).hidden_states
     assert torch.allclose(twice, together[[0, 2]], atol=1e-5)  # equal ids, unequal images
 
 
@@ -496,14 +496,14 @@ def test_condition_on_an_image_has_one_dimensional_positions(qwen):
         expected = qwen.model.model.language_model(
             inputs_embeds=torch.cat([embeds, queries[None]], 1)
         ).last_hidden_state[:, length:]
-        ours = qwen.condition(ids, mask, queries, patches, grids).states[:1]
+        ours = qwen.condition(ids, mask, queries, patches, grids).hidden_states[:1]
     assert torch.allclose(ours, expected, atol=1e-5)
 
 
 def test_condition_on_an_image_may_have_positions_by_row_and_column(qwen, monkeypatch):
     ids, mask, patches, grids = mixed_prompts(qwen)
     length, queries = int(mask[0].sum()), torch.randn(4, 64)
-    line = qwen.condition(ids, mask, queries, patches, grids).states
+    line = qwen.condition(ids, mask, queries, patches, grids).hidden_states
     monkeypatch.setattr(qwen, "image_positions", "grid")
     image = (ids[0] == qwen.vocabulary.image_pad).nonzero().flatten()
     first, side = int(image[0]), 3
@@ -522,7 +522,9 @@ def test_condition_on_an_image_may_have_positions_by_row_and_column(qwen, monkey
     results = {}
     for trains in (True, False):
         qwen.requires_grad_(trains)
-        results[trains] = qwen.condition(ids, mask, queries, patches, grids, shared=2).states
+        results[trains] = qwen.condition(
+            ids, mask, queries, patches, grids, num_shared_prefix_tokens=2
+        ).hidden_states
         assert torch.allclose(results[trains][:1], expected, atol=1e-5)
     assert torch.allclose(results[True], results[False], atol=1e-5)
     assert torch.allclose(results[False][1], line[1], atol=1e-5)  # a prompt without an image
@@ -544,7 +546,7 @@ def test_condition_from_a_cached_prompt_is_that_of_the_whole_pass(qwen, kind):
     for trains in (True, False):
         qwen.requires_grad_(trains)
         queries = start.clone().requires_grad_()
-        states = qwen.condition(ids, mask, queries).states
+        states = qwen.condition(ids, mask, queries).hidden_states
         (states * pull).sum().backward()
         results[trains] = states.detach(), queries.grad
     qwen.zero_grad()
@@ -558,13 +560,15 @@ def test_padding_does_not_change_the_condition(qwen):
     qwen.requires_grad_(False)
     ids, mask = prompts(qwen.tokenizer, "captions")
     queries = torch.randn(4, 64)
-    together = qwen.condition(ids, mask, queries).states
+    together = qwen.condition(ids, mask, queries).hidden_states
     for i in range(3):
         length = int(mask[i].sum())
-        alone = qwen.condition(ids[i : i + 1, :length], mask[i : i + 1, :length], queries).states
+        alone = qwen.condition(
+            ids[i : i + 1, :length], mask[i : i + 1, :length], queries
+        ).hidden_states
         assert torch.allclose(together[i], alone[0], atol=1e-5)
     longer = nn.functional.pad(ids, (0, 7)), nn.functional.pad(mask, (0, 7))
-    assert torch.allclose(qwen.condition(*longer, queries).states, together, atol=1e-5)
+    assert torch.allclose(qwen.condition(*longer, queries).hidden_states, together, atol=1e-5)
 
 
 def test_condition_is_what_transformers_says_of_the_same_sequence(qwen):
@@ -574,7 +578,7 @@ def test_condition_is_what_transformers_says_of_the_same_sequence(qwen):
     embeds = torch.cat([language_model.embed_tokens(ids[:1, :length]), queries[None]], 1)
     with torch.no_grad():
         expected = language_model(inputs_embeds=embeds).last_hidden_state[:, length:]
-        ours = qwen.condition(ids, mask, queries).states[:1]
+        ours = qwen.condition(ids, mask, queries).hidden_states[:1]
     assert torch.allclose(ours, expected, atol=1e-5)
 
 
@@ -595,7 +599,7 @@ def test_lm_loss_is_transformers_own(qwen, samples):
 
 @pytest.mark.parametrize("seen", [True, False])
 def test_answers_of_a_batch_are_those_one_at_a_time(seen, samples):
-    qwen = built(understander(initializer_range=0.3), seed=3).eval()
+    qwen = built(vlm(initializer_range=0.3), seed=3).eval()
     tokenizer = qwen.tokenizer
     questions = ["what colour is it?", "how many shapes are there in this image?", "where?"]
     images = drawn(3)
@@ -607,7 +611,7 @@ def test_answers_of_a_batch_are_those_one_at_a_time(seen, samples):
     def answers(numbers):
         ids, mask = pad([rows[n] for n in numbers], token_id(tokenizer, PAD), left=True)
         patches, grids = qwen.image_inputs(images[numbers]) if seen else (None, None)
-        return qwen.answer(ids, mask, patches, grids, 8)
+        return qwen.generate_text(ids, mask, patches, grids, 8)
 
     together = answers([0, 1, 2])
     assert 1 <= together.shape[1] <= 8

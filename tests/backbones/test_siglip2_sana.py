@@ -65,9 +65,9 @@ def sana(**sizes):
 def small_sana(**sizes):
     """A built decoder that knows its null condition."""
     model = sana(**sizes)
-    model.set_shapes((32, 3, 3))
+    model.configure_shapes((32, 3, 3))
     model = shaken(built(model), 0.05)
-    model.set_null(torch.randn(32, 3, 3, generator=torch.Generator().manual_seed(5)))
+    model.set_null_features(torch.randn(32, 3, 3, generator=torch.Generator().manual_seed(5)))
     return model
 
 
@@ -156,7 +156,7 @@ def test_images_become_numbers_as_in_siglips_own_processor():
 
 
 def test_encoder_knows_its_feature_shape_before_it_is_built():
-    assert Siglip2().feature_shape == (1152, 8, 8) and not Siglip2().built
+    assert Siglip2().feature_shape == (1152, 8, 8) and not Siglip2().is_built
     for model in (siglip(), siglip(grid=4), siglip(patch_size=16, width=48)):
         assert built(model).eval()(images(2, 64)).shape == (2, *model.feature_shape)
 
@@ -216,7 +216,7 @@ def test_velocity_is_that_of_diffusers_behind_the_connector():
 
 def test_connector_starts_at_the_published_scale():
     model = sana()
-    model.set_shapes((32, 3, 3))
+    model.configure_shapes((32, 3, 3))
     condition = built(model).condition(torch.randn(4, 32, 3, 3))
     assert condition.shape == (4, 9, 48)
     assert condition.square().mean().item() == pytest.approx(5.5, rel=0.01)
@@ -291,7 +291,7 @@ def test_guidance_is_against_the_black_image():
     plain, guided = shown(features, 1.0), shown(features, 6.0)
     assert_same_images(shown(of_null, 1.0), shown(of_null, 6.0))
     assert not torch.equal(plain, guided)
-    model.set_null(torch.randn(32, 3, 3))
+    model.set_null_features(torch.randn(32, 3, 3))
     assert torch.equal(plain, shown(features, 1.0))
     assert not torch.equal(guided, shown(features, 6.0))
 
@@ -322,7 +322,7 @@ def test_what_was_built_on_meta_computes_once_it_is_filled():
     encoder, decoder = shaken(built(siglip())), small_sana()
     features = encoder(images(2)).detach()
     twins = siglip(), sana()
-    twins[1].set_shapes((32, 3, 3))
+    twins[1].configure_shapes((32, 3, 3))
     twins[1].connect(decoder.vae)
     for twin, original in zip(twins, (encoder, decoder), strict=True):
         with torch.device("meta"):
@@ -333,7 +333,7 @@ def test_what_was_built_on_meta_computes_once_it_is_filled():
         for name, buffer in twin.named_buffers():  # in no state dict: anything may be in there
             assert name not in original.state_dict()
             buffer.fill_(-1)
-    twins[1].set_null(decoder.null)
+    twins[1].set_null_features(decoder.null)
     assert torch.equal(twins[0](images(2)), features)
     assert torch.equal(twins[1].decode(features, [0, 1]), decoder.decode(features, [0, 1]))
 

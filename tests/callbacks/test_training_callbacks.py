@@ -598,11 +598,11 @@ def test_summary_of_stage_2_names_its_parts(tmp_path, shapes_folder, weights, ca
     model = unified("stage2", weights=weights)
     fit(model, tmp_path, RunSummary(), steps=1, datamodule=data(shapes_folder))
     rows = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line}
-    wanted = ("understanding.understander", "encoder", "generation.queries", "generation.dit")
+    wanted = ("understanding.vlm", "encoder", "generation.queries", "generation.dit")
     assert set(wanted) < set(rows)
     assert rows["encoder"].split()[-1] == "-"  # no gradient goes through it
     assert rows["generation.dit"].count("FLOP") == 2
-    assert rows["understanding.understander"].count("FLOP") == 2  # of the queries
+    assert rows["understanding.vlm"].count("FLOP") == 2  # of the queries
 
 
 # --- FlowLossByNoise ------------------------------------------------------------------------------
@@ -639,10 +639,10 @@ def test_flow_loss_by_noise_is_the_loss_at_that_time(tmp_path, shapes_folder, we
 def reference(module, batch, t):
     """The flow loss written out, of weights as they are."""
     features = module.encoder(batch.target_pixels)
-    noise = normal(features.shape[1:], 0, "loss-at", batch.samples)
-    states = module.understanding.understander.condition(
+    noise = normal(features.shape[1:], 0, "loss-at", batch.sample_ids)
+    states = module.understanding.vlm.condition(
         batch.input_ids, batch.attention_mask, module.generation.queries
-    ).states
+    ).hidden_states
     x_t = (1 - t) * features + t * noise
     times = torch.full((len(batch),), t, dtype=torch.float64)
     velocity = module.generation.dit(x_t, times, states)

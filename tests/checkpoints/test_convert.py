@@ -112,7 +112,7 @@ def test_a_release_becomes_four_weight_files_a_tokenizer_and_a_model_file(releas
 
 def test_the_model_file_makes_images_and_answers(ours):
     model = load_model([ours / "model.yaml"])
-    assert model.encoder.built and model.generation.queries.shape == (published.N, published.H)
+    assert model.encoder.is_built and model.generation.queries.shape == (published.N, published.H)
     assert model.generation.integer_timesteps and model.generation.template == "published_inference"
     images = inference_of(model).generate(
         ["a red circle"],
@@ -170,7 +170,7 @@ def test_a_tied_head_that_is_present_stays_in_the_way_back_and_out_of_our_file(t
     tied = {**CONFIG, "tie_word_embeddings": True}
     release = write_checkpoint(tmp_path / "release", numbers, tied)
     quiet(release, tmp_path / "ours")
-    assert "understanding.understander.model.lm_head.weight" not in load_file(
+    assert "understanding.vlm.model.lm_head.weight" not in load_file(
         tmp_path / "ours" / "understanding.safetensors"
     )
     back(tmp_path / "ours" / "model.yaml", tmp_path / "again")
@@ -183,7 +183,7 @@ def test_without_a_tower_a_model_makes_images_and_says_that_it_cannot_reconstruc
     decoder = published.write_decoder(tmp_path / "emu", variant=None)
     quiet(release, tmp_path / "ours", decoder=str(decoder))
     model = load_model([tmp_path / "ours" / "model.yaml"])
-    assert model.generation.dit.ffn_width == 384 and not model.encoder.built
+    assert model.generation.dit.ffn_width == 384 and not model.encoder.is_built
     images = inference_of(model).generate(
         ["a red circle"],
         seeds=[0],
@@ -249,7 +249,7 @@ def test_a_stock_language_model_gets_the_tokens_that_generation_needs(nested, tm
     known = stock_tokenizer(folder)
     quiet(folder, tmp_path / "ours")
     made = load_file(tmp_path / "ours" / "understanding.safetensors")
-    prefix = "understanding.understander.model."
+    prefix = "understanding.vlm.model."
     table = made[f"{prefix}model.language_model.embed_tokens.weight"]
     old = numbers[f"{names[0]}embed_tokens.weight"]
     assert table.shape == (known + 3, published.H) and table.dtype == torch.bfloat16
@@ -264,7 +264,7 @@ def test_a_stock_language_model_gets_the_tokens_that_generation_needs(nested, tm
         + ["--model.encoder=null"]
         + [f"--model.weights.{label}=null" for label in ("generation", "encoder", "decoder")],
     )
-    tokenizer = model.understanding.understander.tokenizer
+    tokenizer = model.understanding.vlm.tokenizer
     assert tokenizer.convert_tokens_to_ids(["[IMG]", "[/IMG]", "<image>"]) == [
         known,
         known + 1,

@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from builders import built, understander, unified
+from builders import built, unified, vlm
 
 from triptych.backbones import QwenText, QwenVision
 from triptych.checkpoints.published import key_mapping
 from triptych.checkpoints.published.key_mapping import Place, place_of, published_key
 
-OURS = "understanding.understander.model."
+OURS = "understanding.vlm.model."
 NAMES = {
     "visual.blocks.0.attn.qkv.bias": OURS + "model.visual.blocks.0.attn.qkv.bias",
     "visual.patch_embed.proj.weight": OURS + "model.visual.patch_embed.proj.weight",
@@ -105,7 +105,7 @@ def test_sizes_are_read_from_the_tensors():
 
 @pytest.mark.parametrize("nested", [False, True])
 def test_the_language_model_is_configured_by_config_json(nested):
-    ours = understander(rms_norm_eps=1e-6)
+    ours = vlm(rms_norm_eps=1e-6)
     config = ours.config().to_dict()
     if not nested:  # as before transformers 4.52
         text = config.pop("text_config")

@@ -12,8 +12,8 @@ from triptych.utils.errors import UserError
 # Counted in the published system: queries, DiT and its caption projection (diffusers' inert
 # pad_token is none of it); the frozen EVA tower; the UNet of the decoder.
 PUBLISHED = {
-    "blip3o_4b": {"trained": 1_362_388_896, "width": 2048, "understander": 3_754_074_112},
-    "blip3o_8b": {"trained": 1_365_239_712, "width": 3584, "understander": 8_289_328_128},
+    "blip3o_4b": {"trained": 1_362_388_896, "width": 2048, "vlm": 3_754_074_112},
+    "blip3o_8b": {"trained": 1_365_239_712, "width": 3584, "vlm": 8_289_328_128},
 }
 TOWER, UNET = 4_350_208_256, 2_525_520_644
 
@@ -46,16 +46,16 @@ def test_frozen_parts_have_the_published_sizes(preset):
     name, model = preset
     assert size(model.encoder.parameters()) == TOWER
     assert size(model.decoding.decoder.unet.parameters()) == UNET
-    assert size(model.understanding.parameters()) == PUBLISHED[name]["understander"]
+    assert size(model.understanding.parameters()) == PUBLISHED[name]["vlm"]
 
 
 def test_shapes_between_the_panels_are_the_published_ones(preset):
     name, model = preset
     assert model.generation.queries.shape == (64, PUBLISHED[name]["width"])
     assert model.encoder.feature_shape == (1792, 8, 8)
-    embedding = model.understanding.understander.model.model.language_model.embed_tokens
+    embedding = model.understanding.vlm.model.model.language_model.embed_tokens
     assert embedding.weight.shape == (151668, PUBLISHED[name]["width"])
-    assert model.understanding.understander.image_tokens() == 256
+    assert model.understanding.vlm.image_tokens() == 256
     assert model.generation.dit.dit.layers[0].feed_forward.linear_1.out_features == 4864
     add = model.decoding.decoder.unet.add_embedding.linear_1
     assert (add.in_features, add.out_features) == (3328, 1280)
@@ -69,7 +69,7 @@ def test_no_trick_of_the_tiny_preset_is_on(preset):
         model.generation.query_init_std == 1.0 and model.generation.timestep_sampling == "uniform"
     )
     assert model.generation.dit.gate_init == 0.0
-    assert model.understanding.understander.text.rms_norm_eps == 1e-6
+    assert model.understanding.vlm.text.rms_norm_eps == 1e-6
     assert model.decoding.decoder.prediction == "epsilon"
 
 

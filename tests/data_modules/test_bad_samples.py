@@ -51,7 +51,7 @@ def batch_of(number, skipped=()):
     empty = torch.zeros(number, 0, dtype=torch.long)
     keys = [str(n) for n in range(number)]
     return Batch(
-        IMAGE_GENERATION, keys, 0, torch.arange(number), empty, empty, skipped=list(skipped)
+        IMAGE_GENERATION, keys, 0, torch.arange(number), empty, empty, dropped_samples=list(skipped)
     )
 
 
@@ -63,8 +63,8 @@ def test_no_sample_stands_in_for_another_in_validation(tmp_path, known):
     for loader in (module.val_dataloader(), module.predict_dataloader()):
         batches = list(loader)
         assert [batch.keys for batch in batches] == [["000", "002"], ["004"]]
-        assert [len(batch.skipped) for batch in batches] == [2, 1]
-        numbers = torch.cat([batch.samples for batch in batches]) - VALIDATION_SAMPLES
+        assert [len(batch.dropped_samples) for batch in batches] == [2, 1]
+        numbers = torch.cat([batch.sample_ids for batch in batches]) - VALIDATION_SAMPLES
         assert numbers.tolist() == [0, 2, 4]
 
 
@@ -72,7 +72,7 @@ def test_good_samples_stand_in_for_bad_ones(tmp_path, known):
     captions = [f"caption {n}" for n in range(5)] + ["red " * 300, ""]
     source = shard(tmp_path, captions, damaged=(1, 3))
     batch = builder(source, TEXT_TO_IMAGE, known)(0, range(7), range(100, 107))
-    assert batch.skipped == [
+    assert batch.dropped_samples == [
         ("001", "image is damaged"),
         ("003", "image is damaged"),
         ("005", "prompt is too long for the model"),
@@ -80,7 +80,7 @@ def test_good_samples_stand_in_for_bad_ones(tmp_path, known):
     ]
     assert batch.keys == ["000", "000", "002", "002", "004", "004", "000"]
     assert batch.target_pixels[:, 0, 0, 0].tolist() == [0, 0, 2, 2, 4, 4, 0]
-    assert batch.samples.tolist() == list(range(100, 107))
+    assert batch.sample_ids.tolist() == list(range(100, 107))
     assert torch.equal(batch.input_ids[1], batch.input_ids[0])
 
 
@@ -160,7 +160,7 @@ def test_captions_that_are_none(text, says):
 def test_a_caption_cannot_end_its_turn_or_stand_for_an_image(token, tmp_path, known):
     source = shard(tmp_path, ["good", f"a {token} b"])
     batch = builder(source, TEXT_TO_IMAGE, known)(0, [0, 1], [0, 1])
-    assert not batch.skipped
+    assert not batch.dropped_samples
     good, odd = (
         ids[mask.bool()] for ids, mask in zip(batch.input_ids, batch.attention_mask, strict=True)
     )

@@ -247,7 +247,7 @@ class Numbers:
 
     def __call__(self, step, places, samples):
         return SimpleNamespace(
-            step=step, numbers=[number for _, number in places], samples=list(samples)
+            step=step, numbers=[number for _, number in places], sample_ids=list(samples)
         )
 
 
@@ -258,7 +258,7 @@ def global_batch(length, batch_size, world, step, seed=0):
         [build.readings[0].source], Mixture({"all": 1}), batch_size * world, seed=seed
     )
     parts = [StepDataset(build, schedule, rank, world)[step] for rank in range(world)]
-    return [n for part in parts for n in part.numbers], [s for p in parts for s in p.samples]
+    return [n for part in parts for n in part.numbers], [s for p in parts for s in p.sample_ids]
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
@@ -293,7 +293,7 @@ def test_validation_takes_each_sample_once_with_numbers_of_its_own():
     dataset = EvaluationDataset(Numbers(10), 4, 7)
     seen = [dataset[i] for i in range(len(dataset))]
     assert [n for batch in seen for n in batch.numbers] == list(range(7))
-    samples = [s for batch in seen for s in batch.samples]
+    samples = [s for batch in seen for s in batch.sample_ids]
     assert samples == list(range(VALIDATION_SAMPLES, VALIDATION_SAMPLES + 7))
     assert len(EvaluationDataset(Numbers(3), 4, 100)) == 1
 
@@ -305,7 +305,7 @@ def test_a_generation_batch_is_captions_and_images(samples, tokenizer):
     build = builder(samples, TEXT_TO_IMAGE, known(tokenizer))
     batch = build(7, [3, 0], [30, 31])
     assert (batch.objective, batch.step, len(batch)) == (IMAGE_GENERATION, 7, 2)
-    assert batch.keys == [samples.key(3), samples.key(0)] and batch.samples.tolist() == [30, 31]
+    assert batch.keys == [samples.key(3), samples.key(0)] and batch.sample_ids.tolist() == [30, 31]
     assert batch.target_pixels.shape == (2, 3, SIDE, SIDE)
     assert batch.target_pixels.dtype == torch.uint8 and batch.labels is None
     shown = batch.target_pixels[0].permute(1, 2, 0).numpy()

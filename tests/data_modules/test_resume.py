@@ -336,11 +336,11 @@ def test_samples_that_cannot_be_used_are_counted_and_end_a_run():
     module = mixed(a={})
     ids = torch.zeros(100, 1, dtype=torch.long)
     batch = Batch("image_generation", ["k"] * 100, 0, torch.arange(100), ids, ids)
-    batch.skipped = [("k", "image is damaged")]
+    batch.dropped_samples = [("k", "image is damaged")]
     for _ in range(3):
         assert module.on_after_batch_transfer(batch, 0) is batch
     assert module.bad_samples.skipped == 3
-    batch.skipped *= 2
+    batch.dropped_samples *= 2
     with pytest.raises(UserError, match="max_bad_fraction 0.01 allows: 5 image is damaged"):
         module.on_after_batch_transfer({"image_generation": batch}, 0)
 

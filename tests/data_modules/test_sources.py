@@ -324,7 +324,7 @@ def test_text_to_text_reads_no_images(folder, known):
     batch = builder(source, TEXT_TO_TEXT, known)(0, [1], [0])
     assert batch.objective == LANGUAGE_MODELING and batch.understanding_pixels is None
     batch = builder(source, TEXT_TO_TEXT, known)(0, [1, 3], [0, 1])
-    assert batch.skipped == [("talk-0000003", "no 'conversation' to learn from")]
+    assert batch.dropped_samples == [("talk-0000003", "no 'conversation' to learn from")]
 
 
 def test_tasks_of_a_family_mix_in_a_batch(folder, samples, known):
@@ -332,7 +332,7 @@ def test_tasks_of_a_family_mix_in_a_batch(folder, samples, known):
     build = BatchBuilder([Reading(samples, TEXT_TO_IMAGE), Reading(edits, IMAGE_TO_IMAGE)], known)
     batch = build(3, [(0, 5), (1, 2), (0, 6)], [10, 11, 12])
     assert batch.keys == [samples.key(5), "talk-0000002", samples.key(6)]
-    assert batch.samples.tolist() == [10, 11, 12] and len(batch.image_grid_thw) == 1
+    assert batch.sample_ids.tolist() == [10, 11, 12] and len(batch.image_grid_thw) == 1
     assert ["<|image_pad|>" in text for text in texts(batch, known.tokenizer)] == [0, 1, 0]
     model = unified("stage2")
     torch.manual_seed(0)

@@ -238,7 +238,7 @@ def test_batches_know_their_step_and_a_resumed_run_draws_anew(tmp_path, server, 
     urls = [f"{server}/{number}.tar" for number in range(3)]
     batches = list(stream(known, urls))
     assert [batch.step for batch in batches] == list(range(6))
-    assert [batch.samples.tolist() for batch in batches[:2]] == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert [batch.sample_ids.tolist() for batch in batches[:2]] == [[0, 1, 2, 3], [4, 5, 6, 7]]
     for batch in batches:
         for key, pixels in zip(batch.keys, batch.target_pixels, strict=True):
             assert pixels[0, 20, 20] == int(key)
@@ -293,7 +293,7 @@ def test_broken_shards_are_counted_and_others_are_read(tmp_path, server, known):
     (tmp_path / "cut.tar").write_bytes(shard(range(10, 20))[:9000])
     urls = [f"{server}/{name}.tar" for name in ("good", "cut", "gone")]
     batches = list(stream(known, urls, stop=20))
-    reasons = {reason for batch in batches for _, reason in batch.skipped}
+    reasons = {reason for batch in batches for _, reason in batch.dropped_samples}
     assert reasons == {"truncated", "shard cannot be opened"}
     assert all(len(batch) == 4 for batch in batches)
 

@@ -64,9 +64,7 @@ STAGES = {
 }
 
 
-def understander(
-    min_pixels: int | None = None, max_pixels: int | None = None, **text: Any
-) -> QwenVL:
+def vlm(min_pixels: int | None = None, max_pixels: int | None = None, **text: Any) -> QwenVL:
     """A language model of width 64 and depth 2."""
     sizes = {
         "hidden_size": 64,
@@ -170,7 +168,7 @@ def unified(
         **settings,
     }
     return UnifiedModule(
-        understanding=UnderstandingModule(understander(), max_tokens=256),
+        understanding=UnderstandingModule(vlm(), max_tokens=256),
         encoder=eva(),
         generation=GenerationModule(
             dit(**(dit_sizes or {})),

@@ -16,7 +16,7 @@ from triptych.checkpoints import WeightFiles
 from triptych.data_modules import AccumulationLoader, ConversationFile, ShardFolder
 from triptych.interfaces import IMAGE_TO_IMAGE, IMAGE_TO_TEXT, TEXT_TO_IMAGE, Batch, batches_in
 from triptych.prompts import IGNORED
-from triptych.training.fsdp import gathered
+from triptych.training.fsdp import gather_state_dict
 from triptych.training.optimizer import Optimization
 
 STILL = Optimization(
@@ -126,7 +126,7 @@ class Steps(Callback):
 
     def on_before_optimizer_step(self, trainer, module, optimizer):
         found = {n: p.grad.clone() for n, p in module.named_parameters() if p.grad is not None}
-        self.gradients.append(gathered(found))
+        self.gradients.append(gather_state_dict(found))
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
         if trainer.global_step > self.taken:

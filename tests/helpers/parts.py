@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from builders import SIDE, built, decoder, dit, eva, shaken, understander, vae
+from builders import SIDE, built, decoder, dit, eva, shaken, vae, vlm
 from torch import Tensor
 
 from triptych.backbones import DCAutoencoder, SanaDecoder, Siglip2
-from triptych.interfaces import Part
+from triptych.interfaces import LazyModule
 from triptych.modules.encoder_training import EncodingHeads
 
-Case = tuple[Part, Callable[[Part], Tensor]]
+Case = tuple[LazyModule, Callable[[LazyModule], Tensor]]
 """A built part in evaluation mode, and a call of it that makes a tensor."""
 
 
@@ -27,28 +27,30 @@ def pixels(number: int = 2, side: int = SIDE) -> Tensor:
     return torch.randint(0, 256, (number, 3, side, side), dtype=torch.uint8, generator=generator)
 
 
-def on(part: Part) -> torch.device:
+def on(part: LazyModule) -> torch.device:
     return next(part.parameters()).device
 
 
 def condition() -> Case:
-    def call(part: Part) -> Tensor:
+    def call(part: LazyModule) -> Tensor:
         ids = torch.arange(24).reshape(2, 12).to(on(part))
-        return part.condition(ids, torch.ones_like(ids), draw(4, part.width).to(on(part))).states
+        return part.condition(
+            ids, torch.ones_like(ids), draw(4, part.width).to(on(part))
+        ).hidden_states
 
-    return built(understander()).eval(), call
+    return built(vlm()).eval(), call
 
 
 def vision() -> Case:
     """The vision tower on a wide image: 4 rows and 512 columns of patches."""
 
-    def call(part: Part) -> Tensor:
+    def call(part: LazyModule) -> Tensor:
         return part.image_features(draw(2048, 3 * 2 * 8**2), torch.tensor([[1, 4, 512]]))
 
-    return built(understander()).eval(), call
+    return built(vlm()).eval(), call
 
 
-def image_encoder(make: Callable[[], Part]) -> Callable[[], Case]:
+def image_encoder(make: Callable[[], LazyModule]) -> Callable[[], Case]:
     return lambda: (shaken(built(make()), 0.05), lambda part: part(pixels().to(on(part))))
 
 
@@ -62,7 +64,7 @@ def dc_ae() -> DCAutoencoder:
     return DCAutoencoder(SIDE, 4, [16, 32, 32, 32], **depths)
 
 
-def images_of(make: Callable[[], Part], images: Callable[[Part, Tensor], Tensor]):
+def images_of(make: Callable[[], LazyModule], images: Callable[[LazyModule, Tensor], Tensor]):
     """The way back of an autoencoder."""
 
     def case() -> Case:
@@ -73,31 +75,31 @@ def images_of(make: Callable[[], Part], images: Callable[[Part, Tensor], Tensor]
 
 
 def velocity() -> Case:
-    def call(part: Part) -> Tensor:
+    def call(part: LazyModule) -> Tensor:
         given = draw(2, 32, 3, 3), torch.full((2,), 0.3), draw(2, 4, 64)
         return part(*(each.to(on(part)) for each in given))
 
     part = dit()
-    part.set_shapes((32, 3, 3), 64)
+    part.configure_shapes((32, 3, 3), 64)
     return shaken(built(part)), call
 
 
 def unet() -> Case:
     """A call of the UNet, on latents of noise and signal as their time has them."""
 
-    def call(part: Part) -> Tensor:
+    def call(part: LazyModule) -> Tensor:
         given = draw(2, *part.vae.feature_shape), torch.tensor([30, 900]), draw(2, 32, 3, 3)
         latents, times, features = (each.to(on(part)) for each in given)
         signal, noise = part.levels(times)
         return part.denoise((signal + noise) * latents, times, features)
 
     part = decoder()
-    part.set_shapes((32, 3, 3))
+    part.configure_shapes((32, 3, 3))
     return shaken(built(part), 0.02).eval(), call
 
 
 def sana() -> Case:
-    def call(part: Part) -> Tensor:
+    def call(part: LazyModule) -> Tensor:
         told = part.condition(draw(2, 32, 3, 3).to(on(part)))
         given = draw(2, *part.vae.feature_shape), torch.full((2,), 0.3)
         return part.velocity(*(each.to(on(part)) for each in given), told)
@@ -105,17 +107,17 @@ def sana() -> Case:
     sizes = {"width": 64, "depth": 2, "heads": 4, "cross_heads": 2, "caption_width": 48}
     part = SanaDecoder(**sizes)
     part.connect(dc_ae())
-    part.set_shapes((32, 3, 3))
+    part.configure_shapes((32, 3, 3))
     return shaken(built(part), 0.05), call
 
 
 def heads() -> Case:
-    def call(part: Part) -> Tensor:
+    def call(part: LazyModule) -> Tensor:
         ids = torch.arange(24).reshape(2, 12).to(on(part))
         return part.text(ids, torch.ones_like(ids))
 
     part = EncodingHeads(640, 32, 1, 32, 256)
-    part.set_shapes((32, 3, 3), SIDE)
+    part.configure_shapes((32, 3, 3), SIDE)
     return built(part).eval(), call
 
 

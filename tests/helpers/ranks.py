@@ -24,7 +24,7 @@ from torch.distributed.tensor import DTensor
 from triptych.callbacks import Checkpoint
 from triptych.checkpoints import WeightFiles
 from triptych.training.execution import Execution
-from triptych.training.fsdp import gathered
+from triptych.training.fsdp import gather_state_dict
 from triptych.training.strategies import LeanDDPStrategy, ShardedStrategy
 
 STRATEGIES = {
@@ -46,7 +46,7 @@ class Watch(Callback):
     def on_before_optimizer_step(self, trainer, module, optimizer):
         if not self.gradients:
             grads = {n: p.grad for n, p in module.named_parameters() if p.grad is not None}
-            self.gradients = gathered({name: g.clone() for name, g in grads.items()})
+            self.gradients = gather_state_dict({name: g.clone() for name, g in grads.items()})
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
         if (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
@@ -119,7 +119,7 @@ def fit(
     trainer.fit(model, module, ckpt_path=resume and out / resume, weights_only=True)
     names = model.trained_state().keys()
     whole = trainer.strategy.lightning_module_state_dict()
-    state = gathered({name: tensor for name, tensor in whole.items() if name in names})
+    state = gather_state_dict({name: tensor for name, tensor in whole.items() if name in names})
     result = {
         "state": state,
         "losses": watch.losses,

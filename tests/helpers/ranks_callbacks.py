@@ -24,7 +24,7 @@ from triptych.callbacks import (
     Throughput,
 )
 from triptych.checkpoints import WeightFiles
-from triptych.training.fsdp import gathered
+from triptych.training.fsdp import gather_state_dict
 
 
 class Spoils(Callback):
@@ -52,14 +52,14 @@ class Follows(Callback):
 
     def on_before_optimizer_step(self, trainer, module, optimizer):
         grads = [p.grad for p in module.parameters() if p.grad is not None]
-        flat = torch.cat([g.flatten() for g in gathered(grads)])
+        flat = torch.cat([g.flatten() for g in gather_state_dict(grads)])
         self.norms.append(flat.double().norm().item())
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
         ema = next(callback for callback in trainer.callbacks if isinstance(callback, EMA))
         trained = {n: p for n, p in module.named_parameters() if p.requires_grad}
         for kept, tensors in ((self.weights, trained), (self.average, ema.average)):
-            kept.append({name: t.clone() for name, t in gathered(tensors).items()})
+            kept.append({name: t.clone() for name, t in gather_state_dict(tensors).items()})
 
 
 def fit(shapes, out, name, weights, strategy, steps, counting=True, spoilt=None, resume=None):

@@ -5,7 +5,7 @@ import threading
 import numpy as np
 import pytest
 import torch
-from builders import built, understander
+from builders import built, vlm
 from PIL import Image
 
 from triptych.backbones.token_sampling import choice
@@ -13,7 +13,7 @@ from triptych.inference.model_inference import inference_of
 from triptych.inference.pipeline import UnifiedPipeline
 from triptych.interfaces import Sampling
 from triptych.modules import UnderstandingModule
-from triptych.modules.text_generation import Row
+from triptych.modules.text_generation import DetokenizerState
 from triptych.prompts import PromptError, chat_ids, conversation_ids
 from triptych.utils.callback_iterator import pieces
 from triptych.utils.errors import UserError
@@ -197,7 +197,7 @@ def test_pieces_are_the_answer(pipe):
 
 def test_no_piece_ends_inside_a_character(tokenizer):
     text = "  ein Käfer \n  и 漢字 🙂  done "
-    row = Row(tokenizer, 500)
+    row = DetokenizerState(tokenizer, 500)
     told = []
     for token in tokenizer(text, add_special_tokens=False)["input_ids"]:
         row.take(token)
@@ -258,7 +258,7 @@ def test_an_error_on_the_way_is_raised_where_pieces_are_read(pipe):
 
 
 def test_images_keep_their_shape_where_the_model_takes_it(tokenizer):
-    qwen = built(understander(min_pixels=48 * 48, max_pixels=96 * 96)).eval()
+    qwen = built(vlm(min_pixels=48 * 48, max_pixels=96 * 96)).eval()
     panel = UnderstandingModule(qwen)
     shapes = [(48, 48), (100, 30), (400, 100), (10, 10)]
     (patches, grids), tokens = panel.show([disc(size=size) for size in shapes])
@@ -270,7 +270,7 @@ def test_images_keep_their_shape_where_the_model_takes_it(tokenizer):
 
 
 def test_squares_are_shown_otherwise():
-    panel = UnderstandingModule(understander())
+    panel = UnderstandingModule(vlm())
     wide = disc(size=(96, 48))
     (patches, grids), tokens = panel.show([wide, disc()])
     assert tokens == [9, 9] and grids.tolist() == [[1, 6, 6]] * 2
@@ -280,7 +280,7 @@ def test_squares_are_shown_otherwise():
 def test_pixels_and_shapes_that_make_no_sense_are_refused():
     for sizes in ({"min_pixels": 9}, {"max_pixels": 9}, {"min_pixels": 9, "max_pixels": 8}):
         with pytest.raises(UserError, match="give both, the first the smaller"):
-            understander(**sizes)
-    panel = UnderstandingModule(understander(min_pixels=256, max_pixels=2560))
+            vlm(**sizes)
+    panel = UnderstandingModule(vlm(min_pixels=256, max_pixels=2560))
     with pytest.raises(UserError, match="aspect ratio"):
         panel.show([Image.new("RGB", (5, 2000))])

@@ -237,14 +237,14 @@ TALKS = [
 
 @pytest.mark.parametrize("talk", TALKS)
 def test_the_chat_template_gives_the_same_ids(pipe, talk):
-    tokenizer = pipe.model.understanding.understander.tokenizer
+    tokenizer = pipe.model.understanding.vlm.tokenizer
     turns = [(m.role, m.content) for m in read_messages(talk)]
     ids = tokenizer.apply_chat_template(talk, add_generation_prompt=True, return_dict=False)
     assert ids == chat_ids(tokenizer, turns, 256)
 
 
 def test_the_chat_template_shows_an_image_by_its_placeholder(pipe):
-    tokenizer = pipe.model.understanding.understander.tokenizer
+    tokenizer = pipe.model.understanding.vlm.tokenizer
     content = [{"type": "image"}, {"type": "text", "text": "how many?"}]
     talk = [{"role": "user", "content": content}]
     ids = tokenizer.apply_chat_template(talk, add_generation_prompt=True, return_dict=False)

@@ -9,7 +9,7 @@ from torch import nn
 
 from triptych.backbones import vae as vae_file
 from triptych.inference import quantization
-from triptych.inference.offload import require_room
+from triptych.inference.offload import check_fits_in_memory
 from triptych.inference.pipeline import UnifiedPipeline
 from triptych.sampler import SAMPLERS, model_calls, noise_from_seeds
 from triptych.utils.errors import UserError
@@ -27,10 +27,10 @@ def pipe():
 @pytest.fixture
 def conditions(pipe, monkeypatch):
     """How many prompts each pass of the language model had."""
-    understander = pipe.model.understanding.understander
-    asked, plain = [], understander.condition
+    vlm = pipe.model.understanding.vlm
+    asked, plain = [], vlm.condition
     monkeypatch.setattr(
-        understander,
+        vlm,
         "condition",
         lambda ids, *more, **named: asked.append(len(ids)) or plain(ids, *more, **named),
     )
@@ -197,7 +197,7 @@ def test_in_low_memory_one_network_at_a_time_is_on_the_device(pipe, monkeypatch)
 def test_weights_that_do_not_fit_a_gpu_are_refused_before_they_are_moved(pipe, monkeypatch):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2**20, 2**30))
     with pytest.raises(UserError, match="0.0 GiB are free on cuda; load the model with enable"):
-        require_room(pipe.model, torch.device("cuda"))
+        check_fits_in_memory(pipe.model, torch.device("cuda"))
 
 
 def test_too_many_images_at_once_are_told_what_to_lower(pipe, monkeypatch):
@@ -250,7 +250,7 @@ def test_large_images_are_decoded_in_tiles_and_encoded_whole():
 
 def test_a_decoder_shows_its_images_while_it_works():
     model = decoder()
-    model.set_shapes((32, 3, 3))
+    model.configure_shapes((32, 3, 3))
     shaken(built(model), 0.02).eval()
     features, seen = torch.randn(2, 32, 3, 3), []
     options = {

@@ -15,9 +15,9 @@ from triptych.inference.pipeline import UnifiedPipeline
 prompts = ["a photo of a red circle", "a photo of two blue squares"]
 bits = [None, *sys.argv[1:]]
 pipes = [UnifiedPipeline.from_pretrained("tiny", device="cpu", quantize=each) for each in bits]
-exact, *made = [pipe.model.condition(prompts).states for pipe in pipes]
+exact, *made = [pipe.model.condition(prompts).hidden_states for pipe in pipes]
 layers = [
-    pipe.model.understanding.understander.model.model.language_model.layers[0] for pipe in pipes
+    pipe.model.understanding.vlm.model.model.language_model.layers[0] for pipe in pipes
 ]
 exact_names = {
     name.rpartition(".")[2] for name, _ in pipes[0].model.understanding.named_buffers()

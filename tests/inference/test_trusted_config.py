@@ -494,7 +494,7 @@ def test_a_tokenizers_code_does_not_run_and_nobody_is_asked(
 ):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 10))
-    flag = f"--model.understanding.understander.tokenizer={tokenizer_folder}"
+    flag = f"--model.understanding.vlm.tokenizer={tokenizer_folder}"
     try:
         main(
             [
@@ -533,9 +533,9 @@ def test_broken_files_of_a_tokenizer_are_a_sentence(name, content, tmp_path):
         os.mkfifo(folder / name)
     else:
         (folder / name).write_text(content)
-    model = describe_model([TINY], [f"--model.understanding.understander.tokenizer={folder}"])
+    model = describe_model([TINY], [f"--model.understanding.vlm.tokenizer={folder}"])
     with pytest.raises(UserError) as error:
-        model.understanding.understander.tokenizer  # noqa: B018
+        model.understanding.vlm.tokenizer  # noqa: B018
     assert "\n" not in str(error.value)
 
 

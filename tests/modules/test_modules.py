@@ -15,9 +15,9 @@ from builders import (
     needed,
     steps,
     trained_names,
-    understander,
     unified,
     vae,
+    vlm,
 )
 from closeness import assert_same_images
 from lightning import Trainer
@@ -81,7 +81,7 @@ def test_the_loss_is_a_function_of_seed_and_samples(objective, weights, samples)
     batch = batches(model, samples, TEXT_TO_IMAGE)
     with torch.no_grad():
         first, again = model.step(batch)[0], model.step(batch)[0]
-        batch.samples = batch.samples + 100
+        batch.sample_ids = batch.sample_ids + 100
         other = model.step(batch)[0]
     assert torch.equal(first, again)
     assert torch.equal(first, other) == (objective == "clip_mse")
@@ -99,17 +99,17 @@ def test_a_batch_may_bring_its_features(weights, samples):
 def test_draws_of_a_sample_share_its_condition_and_average_its_losses(weights, samples):
     model = configured("stage2", weights)
     batch = batches(model, samples, TEXT_TO_IMAGE)
-    qwen, asked = model.understanding.understander, []
+    qwen, asked = model.understanding.vlm, []
     condition = qwen.condition
     qwen.condition = lambda ids, *rest: asked.append(len(ids)) or condition(ids, *rest)
-    numbers = batch.samples
+    numbers = batch.sample_ids
     with torch.no_grad():
         model.generation.num_noise_samples = 2
         together = model.step(batch)[0]
         model.generation.num_noise_samples = 1
         alone = []
         for draw in range(2):
-            batch.samples = 2 * numbers + draw
+            batch.sample_ids = 2 * numbers + draw
             alone.append(model.step(batch)[0])
     assert asked == [len(batch)] * 3
     assert torch.allclose(together, sum(alone) / 2, rtol=1e-5) and not torch.equal(*alone)
@@ -173,7 +173,7 @@ def test_the_negative_prompt_is_a_run_of_its_own_seed(weights):
     tokenizer = model.preprocessing().tokenizer
     ids = torch.tensor([[*tokenizer(" ")["input_ids"], token_id(tokenizer, "[IMG]")]])
     with torch.no_grad():
-        condition = model.understanding.understander.condition(
+        condition = model.understanding.vlm.condition(
             ids, torch.ones_like(ids), model.generation.queries
         )
     expected = model.generation.sample(condition, [5])
@@ -187,12 +187,12 @@ def test_the_negative_prompt_is_a_run_of_its_own_seed(weights):
 def test_images_are_asked_for_by_the_template_of_inference(weights):
     model = configured("stage2", weights).eval()
     caption = " a red circle\n"
-    stripped = image_generation.condition(model, [caption]).states
-    assert torch.equal(stripped, image_generation.condition(model, ["a red circle"]).states)
+    stripped = image_generation.condition(model, [caption]).hidden_states
+    assert torch.equal(stripped, image_generation.condition(model, ["a red circle"]).hidden_states)
     model.generation.training_template = "published_training"
-    assert torch.equal(stripped, image_generation.condition(model, [caption]).states)
+    assert torch.equal(stripped, image_generation.condition(model, [caption]).hidden_states)
     model.generation.template = "published_inference"
-    assert not torch.equal(stripped, image_generation.condition(model, [caption]).states)
+    assert not torch.equal(stripped, image_generation.condition(model, [caption]).hidden_states)
 
 
 def test_the_negative_is_made_once_and_anew_after_training(weights, samples):
@@ -267,7 +267,7 @@ def test_stage_2_gradients_reach_queries_and_dit_alone(weights, samples):
 def test_joint_training_teaches_the_language_model_from_both_sides(weights, samples):
     model = configured("joint", weights)
     generation, understanding = stage_batches(model, samples, "joint")
-    inside = "understanding.understander.model.model.language_model.layers.0.mlp.up_proj.weight"
+    inside = "understanding.vlm.model.model.language_model.layers.0.mlp.up_proj.weight"
     gradients = {}
     for name, batch in (("generation", generation), ("understanding", understanding)):
         model.zero_grad()
@@ -310,7 +310,7 @@ def test_a_missing_panel_is_refused():
         UnifiedModule(loss_weights={"understanding": 1.0})
     with pytest.raises(UserError, match="generation loss needs the panel 'encoder'"):
         UnifiedModule(
-            understanding=UnderstandingModule(understander()),
+            understanding=UnderstandingModule(vlm()),
             generation=GenerationModule(dit()),
             loss_weights={"generation": 1.0},
         )
@@ -406,7 +406,7 @@ def fit(panel, folder, stage, steps=2):
 
 
 def test_the_understanding_panel_trains_alone(shapes_folder):
-    panel = UnderstandingModule(understander(), max_tokens=256, optimization=FAST)
+    panel = UnderstandingModule(vlm(), max_tokens=256, optimization=FAST)
     metrics = fit(panel, shapes_folder, "stage1")
     assert metrics["train/understanding"] == metrics["train/loss"] > 0
     assert metrics["val/loss"] > 0
@@ -418,7 +418,7 @@ def test_the_generation_panel_trains_alone(objective, shapes_folder, weights):
         dit(),
         num_queries=4,
         objective=objective,
-        understander=understander(),
+        vlm=vlm(),
         encoder=eva(),
         optimization=FAST,
         weights=WeightFiles(understanding=weights.understanding, encoder=weights.encoder),
@@ -443,6 +443,6 @@ def test_the_decoding_panel_trains_alone_and_reads_no_captions(shapes_folder, we
 
 
 def test_a_panel_alone_that_lacks_a_frozen_part_says_what_makes_it():
-    panel = GenerationModule(dit(), understander=understander(), encoder=eva())
+    panel = GenerationModule(dit(), vlm=vlm(), encoder=eva())
     with pytest.raises(UserError, match="`make train-(stage1|encoder)` makes them"):
         panel.configure_model()

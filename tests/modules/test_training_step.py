@@ -4,7 +4,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from builders import batches, data, needed, relative, understander, unified
+from builders import batches, data, needed, relative, unified, vlm
 from lightning import Callback, Trainer
 from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch.callbacks import LearningRateMonitor
@@ -47,7 +47,7 @@ def gradients(model):
 def ragged(model, samples):
     batch = batches(model, samples, TEXT_TO_IMAGE, range(6))
     lengths = batch.attention_mask.sum(1)
-    assert lengths.min() < lengths.max() and batch.shared > 20
+    assert lengths.min() < lengths.max() and batch.num_shared_prefix_tokens > 20
     return batch
 
 
@@ -86,15 +86,18 @@ def left_padded(qwen, batch, queries):
 
 def test_gradients_are_those_of_all_tokens_padded_left(weights, samples):
     model = stage2(weights)
-    batch, qwen = ragged(model, samples), model.understanding.understander
+    batch, qwen = ragged(model, samples), model.understanding.vlm
     start, pull = model.generation.queries.detach(), torch.randn(6, 4, 64)
     results = []
     for run in (
         lambda queries: left_padded(qwen, batch, queries),
         lambda queries: (
             qwen.condition(
-                batch.input_ids, batch.attention_mask, queries, shared=batch.shared
-            ).states
+                batch.input_ids,
+                batch.attention_mask,
+                queries,
+                num_shared_prefix_tokens=batch.num_shared_prefix_tokens,
+            ).hidden_states
         ),
     ):
         queries = start.clone().requires_grad_()
@@ -121,7 +124,7 @@ class LowRank(nn.Module):
 
 def test_an_adapter_in_the_language_model_gets_the_gradient_of_all_tokens(weights, samples):
     model = stage2(weights)
-    batch, qwen = ragged(model, samples), model.understanding.understander
+    batch, qwen = ragged(model, samples), model.understanding.vlm
     layer = qwen.model.model.language_model.layers[0].self_attn
     torch.manual_seed(0)  # of some adapters the gradient nearly cancels out, and rounding shows
     layer.v_proj = adapter = LowRank(layer.v_proj)
@@ -140,7 +143,7 @@ def test_an_adapter_in_the_language_model_gets_the_gradient_of_all_tokens(weight
 
 def test_no_logits_are_made_and_the_template_is_computed_once(weights, samples, monkeypatch):
     model = stage2(weights)
-    batch, qwen = ragged(model, samples), model.understanding.understander
+    batch, qwen = ragged(model, samples), model.understanding.vlm
     language_model, shapes = qwen.model.model.language_model, []
     forward = language_model.forward
 
@@ -154,7 +157,7 @@ def test_no_logits_are_made_and_the_template_is_computed_once(weights, samples, 
     monkeypatch.setattr(language_model, "forward", seen)
     monkeypatch.setattr(qwen.model.lm_head, "forward", refused)
     model.step(batch)[0].backward()
-    length, shared = batch.input_ids.shape[1], batch.shared
+    length, shared = batch.input_ids.shape[1], batch.num_shared_prefix_tokens
     assert shapes == [(False, 1, shared), (False, 6, length - shared), (True, 6, 4)]
 
 
@@ -162,7 +165,7 @@ def test_no_logits_are_made_and_the_template_is_computed_once(weights, samples, 
 def test_the_last_layer_makes_no_more_of_a_prompt_than_keys(weights, samples, replaced):
     """But for a layer with a forward of its own, as compilation gives it."""
     model = stage2(weights)
-    batch, qwen = ragged(model, samples), model.understanding.understander
+    batch, qwen = ragged(model, samples), model.understanding.vlm
     layer, called = qwen.model.model.language_model.layers[-1], []
     layer.mlp.down_proj.register_forward_hook(lambda *_: called.append(torch.is_grad_enabled()))
     if replaced:
@@ -183,11 +186,11 @@ def test_shared_tokens():
 
 def test_the_loader_counts_what_prompts_share(weights, samples):
     batch = ragged(stage2(weights), samples)
-    tokenizer = understander().tokenizer
+    tokenizer = vlm().tokenizer
     rows = [generation_ids(tokenizer, caption, 256) for caption in ("a b", "c d e")]
     instruction = shared_tokens(rows, token_id(tokenizer, IMAGE_PAD))
-    assert batch.shared >= instruction > 20
-    same = batch.input_ids[:, : batch.shared]
+    assert batch.num_shared_prefix_tokens >= instruction > 20
+    same = batch.input_ids[:, : batch.num_shared_prefix_tokens]
     assert torch.equal(same, same[:1].expand_as(same))
 
 
@@ -298,8 +301,11 @@ def test_what_the_host_reads_stays_on_the_host(weights, samples):
     batch = partly_cached(stage2(weights), samples)
     moved = move_data_to_device({"a": batch}, torch.device("meta"))["a"]
     assert moved.input_ids.is_meta and moved.target_features.is_meta and moved.target_pixels.is_meta
-    assert moved.samples is batch.samples and moved.has_features is batch.has_features
-    assert moved.keys == batch.keys and moved.shared == batch.shared
+    assert moved.sample_ids is batch.sample_ids and moved.has_features is batch.has_features
+    assert (
+        moved.keys == batch.keys
+        and moved.num_shared_prefix_tokens == batch.num_shared_prefix_tokens
+    )
 
 
 @pytest.mark.gpu

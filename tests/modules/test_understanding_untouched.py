@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from builders import CAPTIONS, SIDE, batches, steps, understander, unified
+from builders import CAPTIONS, SIDE, batches, steps, unified, vlm
 from safetensors.torch import load_file
 from transformers import Qwen2_5_VLForConditionalGeneration
 
@@ -26,7 +26,7 @@ def stock(tmp_path_factory):
     """Folder of a stock Qwen2.5-VL of random weights, as transformers saves it."""
     folder = tmp_path_factory.mktemp("qwen")
     torch.manual_seed(3)
-    config = understander(**DIFFERENT).config()
+    config = vlm(**DIFFERENT).config()
     Qwen2_5_VLForConditionalGeneration(config).save_pretrained(folder)
     return folder
 
@@ -48,7 +48,7 @@ def trained(stock, weights, samples, tmp_path_factory):
 
 def test_config_json_says_the_sizes_that_we_built(stock):
     config = json.loads((stock / "config.json").read_text())
-    ours = understander(rms_norm_eps=1e-5)
+    ours = vlm(rms_norm_eps=1e-5)
     text = QwenText(**key_mapping.text_arguments(config), initializer_range=0.06)
     assert text == ours.text
     assert QwenVision(**key_mapping.vision_arguments(config)) == ours.vision
@@ -64,7 +64,7 @@ def test_weights_are_untouched_bit_for_bit(stock, trained):
 @pytest.mark.parametrize("seen", [True, False])
 def test_answers_are_stock_qwens_token_for_token(seen, stock, trained):
     qwen = Qwen2_5_VLForConditionalGeneration.from_pretrained(stock).eval()
-    ours = trained.understanding.understander
+    ours = trained.understanding.vlm
     tokenizer, image_tokens = ours.tokenizer, ours.image_tokens() if seen else 0
     images = torch.randint(0, 256, (3, 3, SIDE, SIDE), generator=torch.Generator().manual_seed(0))
     images = images.to(torch.uint8)
@@ -82,7 +82,7 @@ def test_answers_are_stock_qwens_token_for_token(seen, stock, trained):
             inputs |= {"pixel_values": shown[0], "image_grid_thw": shown[1]}
             inputs |= {"mm_token_type_ids": types}
         expected = qwen.generate(**inputs, do_sample=False, max_new_tokens=NEW_TOKENS)
-        answer = ours.answer(ids, mask, *shown, NEW_TOKENS)
+        answer = ours.generate_text(ids, mask, *shown, NEW_TOKENS)
         assert torch.equal(answer, expected[:, ids.shape[1] :])
         answers.append(answer[0].tolist())
     assert answers[0] != answers[1] != answers[2]

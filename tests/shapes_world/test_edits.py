@@ -189,7 +189,7 @@ def test_captions_and_edits_come_in_their_shares(tmp_path):
 @pytest.fixture(scope="module")
 def pipe():
     """The tiny preset as the recipe of edits sets it."""
-    grid = "--model.understanding.init_args.understander.init_args.image_positions=grid"
+    grid = "--model.understanding.init_args.vlm.init_args.image_positions=grid"
     return UnifiedPipeline.from_pretrained("tiny", overrides=[grid])
 
 

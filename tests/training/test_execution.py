@@ -14,7 +14,7 @@ from diffusers.models import attention_processor
 from torch import nn
 
 from triptych.backbones.attention import probe_xformers, use_xformers
-from triptych.interfaces import Condition, Part
+from triptych.interfaces import Condition, LazyModule
 from triptych.sampler import sample_flow
 from triptych.training.execution import Execution, blocks_of, compile_blocks, recompute_blocks
 from triptych.training.meta_init import materialize, parameters_on_meta
@@ -34,7 +34,7 @@ def velocity(model):
 
 def small_dit():
     model = dit(depth=1)
-    model.set_shapes((32, 3, 3), 64)
+    model.configure_shapes((32, 3, 3), 64)
     return shaken(built(model))
 
 
@@ -90,8 +90,8 @@ def test_every_large_part_says_what_its_blocks_are():
     torch.manual_seed(0)
     model.build()
     inside = {id(p) for block in blocks_of(model) for p in block.parameters()}
-    for part in (model.understanding.understander, model.encoder, model.generation.dit):
-        assert isinstance(part, Part)
+    for part in (model.understanding.vlm, model.encoder, model.generation.dit):
+        assert isinstance(part, LazyModule)
         share = sum(p.numel() for p in part.parameters() if id(p) in inside)
         assert share > 0.5 * sum(p.numel() for b in part.blocks() for p in b.parameters()) > 0
     assert model.decoding.decoder.blocks()
@@ -129,7 +129,7 @@ def test_frozen_parts_in_bfloat16_and_what_trains_in_float32(weights, samples):
     for parameter in model.parameters():
         wanted = torch.float32 if parameter.requires_grad else torch.bfloat16
         assert parameter.dtype == wanted
-    rotary = model.understanding.understander.model.model.language_model.rotary_emb
+    rotary = model.understanding.vlm.model.model.language_model.rotary_emb
     assert rotary.inv_freq.dtype == torch.float32
     plain = unified("stage2", weights=weights)
     plain.configure_model()
@@ -206,7 +206,7 @@ def test_xformers_computes_the_unet_and_leaves_the_dit_alone(xformers, monkeypat
 
     monkeypatch.setattr(attention_processor, "xformers", os.sys.modules["xformers"], raising=False)
     pixels = decoder()
-    pixels.set_shapes((32, 3, 3))
+    pixels.configure_shapes((32, 3, 3))
     pixels = built(pixels).eval()
     inputs = torch.randn(2, 8, 6, 6), torch.tensor([3, 500]), torch.randn(2, 32, 3, 3)
     with torch.no_grad():

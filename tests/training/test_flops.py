@@ -57,7 +57,7 @@ def counted(loss):
 
 
 def parts(model):
-    return model.understanding.understander, model.generation.dit
+    return model.understanding.vlm, model.generation.dit
 
 
 def test_a_step_on_cached_features(stage2):
@@ -105,7 +105,7 @@ def test_a_step_of_stage_1_costs_what_the_formula_says(weights, samples):
     learned, images = int((batch.labels[:, 1:] != -100).sum()), len(batch.image_grid_thw)
     with sdpa_kernel(SDPBackend.MATH):  # a fused kernel computes scores again to go backward
         found = counted(lambda: model.step(batch)[0])
-    qwen = model.understanding.understander
+    qwen = model.understanding.vlm
     formula = flops.understanding_step(qwen, tokens, learned / size, images / size)
     assert found == pytest.approx(size * formula, rel=0.02)
 
@@ -114,7 +114,7 @@ def test_what_prompts_share_costs_once(weights, samples):
     model = unified("stage2", weights=needed(weights, "stage2"))
     model.configure_model()
     batch = batches(model, samples, TEXT_TO_IMAGE, range(6))
-    tokens, shared = batch.input_ids.shape[1], batch.shared
+    tokens, shared = batch.input_ids.shape[1], batch.num_shared_prefix_tokens
     found = counted(lambda: model.to("meta").train().step(batch.to("meta"))[0])
     qwen, dit = parts(model)
     formula = flops.generation_step(qwen, dit, model.encoder, tokens, 4, shared)

@@ -6,7 +6,7 @@ from builders import FAST, batches, needed, unified
 from torch import nn
 
 from triptych.interfaces import TEXT_TO_IMAGE
-from triptych.training.freezing import freeze_all_but, frozen_modules, selected
+from triptych.training.freezing import freeze_all_but, frozen_modules, match_parameters
 from triptych.training.optimizer import Optimization, learning_rate_factor, make_optimizer
 from triptych.utils.errors import UserError
 
@@ -23,16 +23,16 @@ NAMES = ["queries", "dit.layer.weight", "dit.layer.bias", "dither.weight", "unet
     ],
 )
 def test_patterns_are_module_paths_or_globs(pattern, found):
-    assert selected(NAMES, [pattern]) == found
+    assert match_parameters(NAMES, [pattern]) == found
 
 
 def test_patterns_add_up():
-    assert selected(NAMES, ["queries", "dit.layer"]) == set(NAMES[:3])
+    assert match_parameters(NAMES, ["queries", "dit.layer"]) == set(NAMES[:3])
 
 
 def test_a_pattern_that_matches_nothing_is_named():
     with pytest.raises(UserError, match=r"'dti' matches no parameter.*\['dit', 'dither'"):
-        selected(NAMES, ["queries", "dti"])
+        match_parameters(NAMES, ["queries", "dti"])
 
 
 def test_a_misspelled_stage_is_refused(weights):
@@ -54,7 +54,7 @@ def test_frozen_parts_stay_in_evaluation_mode(weights):
     model.configure_model()
     model.train()
     assert model.generation.dit.training and model.training
-    for frozen in (model.understanding.understander, model.encoder, model.decoding.decoder):
+    for frozen in (model.understanding.vlm, model.encoder, model.decoding.decoder):
         assert not any(m.training for m in frozen.modules())
     model.eval()
     model.train()

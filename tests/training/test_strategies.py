@@ -155,8 +155,8 @@ def test_fsdp2_splits_everything_or_what_trains_alone(fits):
     assert replicate["here"] == pytest.approx(replicate["all"] - trained / 2, rel=1e-2)
 
 
-FROZEN_TOWER = {"trains": ["understanding.understander.model.model.language_model", "generation"]}
-TRAINED_TOWER = {"trains": ["understanding.understander.model.model.visual", "generation"]}
+FROZEN_TOWER = {"trains": ["understanding.vlm.model.model.language_model", "generation"]}
+TRAINED_TOWER = {"trains": ["understanding.vlm.model.model.visual", "generation"]}
 EDITS = ["image_to_image", "text_to_image"]  # of the first rank, of the second
 ONE_SEES = [
     {"strategy": strategy, "stage": stage, "pieces": EVEN, "settings": settings, **more}

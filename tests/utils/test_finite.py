@@ -172,11 +172,11 @@ def test_networks_that_score_are_checked_too(tmp_path, clip_folder, inception_fi
 PROMPT = "a photo of a red circle"
 TALK = [{"role": "user", "content": "what colour is the circle?"}]
 STAGES = {
-    "the language model's outputs": ("understanding.understander.model.model.language_model.norm"),
+    "the language model's outputs": ("understanding.vlm.model.model.language_model.norm"),
     "the generator's image features": "generation.dit.dit.norm_out.linear_2",
     "the image encoder's features": "encoder.tower.patch_embed.proj",
     "the decoder's pixels": "vae.skip_out",
-    "the language model's logits": "understanding.understander.model.lm_head",
+    "the language model's logits": "understanding.vlm.model.lm_head",
 }
 
 

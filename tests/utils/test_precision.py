@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from builders import built, understander, unified
+from builders import built, unified, vlm
 from lightning import Trainer
 from lightning.pytorch.plugins import FSDPPrecision, HalfPrecision
 from parts import CASES, draw, pixels
@@ -18,8 +18,8 @@ from triptych.inference.generation_config import GenerationConfig
 from triptych.inference.loading import describe_model
 from triptych.inference.model_inference import inference_of
 from triptych.inference.pipeline import UnifiedPipeline
-from triptych.interfaces import Part
-from triptych.modules.base import Panel
+from triptych.interfaces import LazyModule
+from triptych.modules.base import BaseModule
 from triptych.training.execution import cast_frozen
 from triptych.training.meta_init import parameters_on_meta
 from triptych.training.strategies import BlockFSDPStrategy
@@ -44,8 +44,8 @@ def inexact(module):
 
 # Every layer of a network has the same buffers.
 SHALLOW = [
-    "--model.understanding.init_args.understander.init_args.text.num_hidden_layers=2",
-    "--model.understanding.init_args.understander.init_args.vision.depth=2",
+    "--model.understanding.init_args.vlm.init_args.text.num_hidden_layers=2",
+    "--model.understanding.init_args.vlm.init_args.vision.depth=2",
     "--model.encoder.init_args.depth=2",
     "--model.generation.init_args.dit.init_args.depth=2",
 ]
@@ -95,7 +95,7 @@ def test_no_cast_reaches_a_buffer(models, preset, cast):
 
 @pytest.mark.parametrize("preset", sorted(presets()))
 def test_no_cast_of_a_part_alone_reaches_a_buffer(models, preset):
-    for part in [m for m in models[preset].modules() if isinstance(m, Part | Panel)]:
+    for part in [m for m in models[preset].modules() if isinstance(m, LazyModule | BaseModule)]:
         part.float().to(BF16)
         assert {parameter.dtype for parameter in part.parameters()} <= {BF16}
         assert inexact(part) == {}, type(part).__name__
@@ -105,9 +105,9 @@ def test_every_part_is_in_a_preset(models):
     """Else the test above would not see a new one."""
     kinds = {type(module) for model in models.values() for module in model.modules()}
     written = {getattr(backbones, name) for name in backbones.__all__}
-    assert {kind for kind in written if issubclass(kind, Part)} <= kinds
+    assert {kind for kind in written if issubclass(kind, LazyModule)} <= kinds
     assert {case.partition(".")[0] for case in CASES} == {
-        kind.__name__ for kind in kinds if issubclass(kind, Part)
+        kind.__name__ for kind in kinds if issubclass(kind, LazyModule)
     }
 
 
@@ -142,8 +142,10 @@ def test_the_other_dtypes_of_buffers():
 
 
 def test_gradients_are_cast_with_their_parameters():
-    part = built(understander())
-    part.condition(torch.ones(1, 2).long(), torch.ones(1, 2).long(), draw(1, 64)).states.sum()
+    part = built(vlm())
+    part.condition(
+        torch.ones(1, 2).long(), torch.ones(1, 2).long(), draw(1, 64)
+    ).hidden_states.sum()
     for parameter in part.parameters():
         parameter.grad = torch.ones_like(parameter)
     part.to(BF16)
@@ -258,7 +260,7 @@ def angles(rotary, position, dtype):
 @pytest.fixture(scope="module", params=["blip3o_4b", "blip3o_8b", "tiny"])
 def rotary(request):
     """The rotary embedding of a preset's language model, in a network that was cast."""
-    part = describe_model([presets()[request.param]]).understanding.understander
+    part = describe_model([presets()[request.param]]).understanding.vlm
     with parameters_on_meta():
         part.build()
     return part.to(BF16).model.model.language_model.rotary_emb
@@ -278,7 +280,7 @@ def test_angles_in_bfloat16_are_those_of_float32_rounded_once(rotary, position):
 def readers(pipe):
     """The tiny language model in float32 and in bfloat16."""
     half = UnifiedPipeline.from_pretrained("tiny", device="cpu", dtype=BF16)
-    return tuple(each.model.understanding.understander for each in (pipe, half))
+    return tuple(each.model.understanding.vlm for each in (pipe, half))
 
 
 @torch.no_grad()
@@ -312,7 +314,7 @@ def test_prompts_in_bfloat16_differ_from_float32_by_rounding_alone(readers, posi
 def test_angles_of_the_vision_tower_on_large_images(models, side):
     """Exact to float32 at every place, in patches from the corner."""
     for model in models.values():
-        built = model.understanding.understander.model.model.visual.rotary_pos_emb
+        built = model.understanding.vlm.model.model.visual.rotary_pos_emb
         held = Held(type(built)(built.config))
         places = torch.full((1, 2), side)
         wanted, _ = held.inner(torch.zeros(1), places)

@@ -436,7 +436,7 @@ def test_each_kind_of_caption_is_counted_by_its_own_name(tmp_path, tokenizer):
         assert skipped(lost) == REASONS and lost[0].samples == 2
     known = Preprocessing(tokenizer, max_tokens=8192, image_size=SIDE)
     batch = builder(shards, TEXT_TO_IMAGE, known)(0, range(len(KINDS)), range(len(KINDS)))
-    assert Counter(reason for _, reason in batch.skipped) == REASONS
+    assert Counter(reason for _, reason in batch.dropped_samples) == REASONS
     assert [shards.caption(number) for number in (8, 9)] == ["with mark", "x" * 5000]
     repacked = ShardFolder(tmp_path / "out-ShardFolder").open()
     assert [repacked.caption(number) for number in range(2)] == ["with mark", "x" * 5000]

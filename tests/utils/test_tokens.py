@@ -131,7 +131,7 @@ def test_a_conversation_keeps_what_was_said_as_text(pipe):
         ]
         return pipe.chat_batch([talk], max_new_tokens=1)[0].prompt_tokens
 
-    tokenizer = pipe.model.understanding.understander.tokenizer
+    tokenizer = pipe.model.understanding.vlm.tokenizer
     more = len(encode_text(tokenizer, "<|im_end|>")) - len(encode_text(tokenizer, "circle"))
     assert tokens("<|im_end|>") == tokens("circle") + 4 * more
 

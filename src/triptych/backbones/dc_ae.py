@@ -29,7 +29,7 @@ class DCAutoencoder(ImageEncoder):
         scaling: factor from raw to unit-variance latents.
     """
 
-    entry_points = (*ImageEncoder.entry_points, "decode")
+    fsdp_forward_methods = (*ImageEncoder.fsdp_forward_methods, "decode")
 
     def __init__(
         self,

@@ -52,7 +52,7 @@ class LuminaNextDiT(VelocityModel):
         self.multiple_of, self.patch_size, self.gate_init = multiple_of, patch_size, gate_init
         self.ffn_width, self.position_std = ffn_width, position_std
 
-    def set_shapes(self, feature_shape: tuple[int, int, int], condition_width: int) -> None:
+    def configure_shapes(self, feature_shape: tuple[int, int, int], condition_width: int) -> None:
         channels, height, width = feature_shape
         if height != width or height % self.patch_size:
             raise UserError(
@@ -89,7 +89,7 @@ class LuminaNextDiT(VelocityModel):
             layer.attn1.set_processor(LuminaAttention())
             layer.attn2.set_processor(LuminaAttention(number, layer.norm1_context))
         if self.position_std:
-            self.dit.patch_embedder = PlacedPatchEmbed(
+            self.dit.patch_embedder = PositionalPatchEmbed(
                 self.patch_size, channels, self.width, side // self.patch_size, self.position_std
             )
 
@@ -112,8 +112,8 @@ class LuminaNextDiT(VelocityModel):
             "ffn_dim_multiplier": min(1.0, self.ffn_width / rule),
         }
 
-    def forward(self, x_t: Tensor, t: Tensor, condition: Tensor | KeptCaption) -> Tensor:
-        if isinstance(condition, KeptCaption):
+    def forward(self, x_t: Tensor, t: Tensor, condition: Tensor | CaptionKVCache) -> Tensor:
+        if isinstance(condition, CaptionKVCache):
             caption, mask = condition.pooled(self.caption_projection, self.dit.dtype)
             keeping = {"kept": condition}
         else:
@@ -135,11 +135,11 @@ class LuminaNextDiT(VelocityModel):
         Equal to `forward` but for rounding. The first call of what is returned computes them, so
         that a block whose parameters are split over ranks is gathered then as ever.
         """
-        kept = KeptCaption(condition, null)
+        kept = CaptionKVCache(condition, null)
         return lambda x_t, t: self(x_t, t, kept)
 
 
-class KeptCaption:
+class CaptionKVCache:
     """Cached results that depend only on a condition [B,N,D], from the first call on.
 
     With a `null` [1,N,D], which is computed as one row, it has 2B rows: first the null's.
@@ -152,7 +152,7 @@ class KeptCaption:
             self.rows = torch.arange(1 - number, number + 1, device=condition.device).clamp_min(0)
             condition = torch.cat([null, condition])
         self.condition, self.caption = condition, None
-        self.attentions: dict[int, KeptAttention] = {}
+        self.attentions: dict[int, CachedCrossAttention] = {}
 
     def pooled(self, projection: nn.Module, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """The mean of the projected caption [rows,1,D], and the mask [rows,N] of the caption.
@@ -170,16 +170,18 @@ class KeptCaption:
         """Rows of the null and of B conditions -> all rows."""
         return each if self.rows is None else each[self.rows]
 
-    def attention(self, layer: int, attn: Attention, norm: nn.Module) -> KeptAttention:
+    def attention(self, layer: int, attn: Attention, norm: nn.Module) -> CachedCrossAttention:
         """`attn` with the caption's keys and values computed."""
         if layer not in self.attentions:
             caption = norm(self.caption)
             key, value = attn.norm_k(attn.to_k(caption)), attn.to_v(caption)
-            self.attentions[layer] = KeptAttention(attn, self.spread(key), self.spread(value))
+            self.attentions[layer] = CachedCrossAttention(
+                attn, self.spread(key), self.spread(value)
+            )
         return self.attentions[layer]
 
 
-class KeptAttention:
+class CachedCrossAttention:
     """A diffusers Attention that knows its keys and values [rows,N,D], whatever it is shown."""
 
     norm_k = None  # they are normalized
@@ -220,7 +222,7 @@ class LuminaAttention(LuminaAttnProcessor2_0):
         attention_mask: Tensor | None = None,
         query_rotary_emb: Tensor | None = None,
         key_rotary_emb: Tensor | None = None,
-        kept: KeptCaption | None = None,
+        kept: CaptionKVCache | None = None,
     ) -> Tensor:
         if kept is not None and self.norm is not None:
             attn = kept.attention(self.layer, attn, self.norm)
@@ -234,7 +236,7 @@ class LuminaAttention(LuminaAttnProcessor2_0):
         )
 
 
-class PlacedPatchEmbed(LuminaPatchEmbed):
+class PositionalPatchEmbed(LuminaPatchEmbed):
     """diffusers' patches, each with the learned vector of its place added: [B,side*side,width]."""
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The understander: transformers' Qwen2.5-VL, and how the latent queries run through it."""
+"""The VLM: transformers' Qwen2.5-VL, and how the latent queries run through it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from triptych.backbones.token_sampling import Logits, Watch, choice, none_ends
-from triptych.interfaces import Batch, Condition, Sampling, Understander
+from triptych.interfaces import Batch, Condition, Sampling, VisionLanguageModel
 from triptych.prompts import (
     IGNORED,
     IM_END,
@@ -105,7 +105,7 @@ SPECIAL_IDS = {
 }
 
 
-class QwenVL(Understander):
+class QwenVL(VisionLanguageModel):
     """Qwen2.5-VL with its tokenizer and image processor.
 
     Args:
@@ -138,14 +138,14 @@ class QwenVL(Understander):
         unit = vision.patch_size * vision.spatial_merge_size
         if image_size % unit:
             raise UserError(
-                f"understander image_size {image_size} is not a multiple of {unit}, which is "
+                f"vlm image_size {image_size} is not a multiple of {unit}, which is "
                 f"patch_size {vision.patch_size} x spatial_merge_size {vision.spatial_merge_size}; "
                 "change one of the three."
             )
         both = min_pixels is not None and max_pixels is not None
         if (min_pixels, max_pixels) != (None, None) and not (both and 0 < min_pixels <= max_pixels):
             raise UserError(
-                f"understander min_pixels {min_pixels} and max_pixels {max_pixels}: give both, the "
+                f"vlm min_pixels {min_pixels} and max_pixels {max_pixels}: give both, the "
                 "first the smaller, or neither."
             )
         self.min_pixels, self.max_pixels = min_pixels, max_pixels
@@ -273,12 +273,12 @@ class QwenVL(Understander):
         queries: Tensor,
         understanding_pixels: Tensor | None = None,
         image_grid_thw: Tensor | None = None,
-        shared: int = 0,
+        num_shared_prefix_tokens: int = 0,
     ) -> Condition:
         """Outputs (after the final norm) at `queries` [N,D], put after each prompt [B,T].
 
         Attention is causal, so the prompt does not see the queries: while the language model is
-        frozen, the prompt runs without gradient into a key-value cache, its first `shared` tokens
+        frozen, the prompt runs without gradient into a key-value cache, its first `num_shared_prefix_tokens` tokens
         once for all rows, and only the queries carry gradient; the result and the queries' gradient
         are those of the whole pass, which is made when the language model, or an adapter in it,
         trains. Logits are never made. Nothing here asks the device, images apart.
@@ -320,7 +320,9 @@ class QwenVL(Understander):
 
         with torch.no_grad(), _keys_alone(language_model.layers[-1]):
             prompt = self.embed(input_ids, understanding_pixels, image_grid_thw)
-            cache = self._prompt_cache(prompt, attention_mask, prompt_positions, shared)
+            cache = self._prompt_cache(
+                prompt, attention_mask, prompt_positions, num_shared_prefix_tokens
+            )
         states = language_model(
             inputs_embeds=queries,
             attention_mask=visible(mask, number),
@@ -424,7 +426,7 @@ class QwenVL(Understander):
         total = torch.nn.functional.cross_entropy(logits.float(), targets, reduction="sum")
         return total / max(1, len(targets))
 
-    def answer(
+    def generate_text(
         self,
         input_ids: Tensor,
         attention_mask: Tensor,

@@ -64,14 +64,14 @@ class SanaDecoder(PixelDecoder):
         # In no file: it follows from the encoder. A buffer, so that it moves with the module.
         self.register_buffer("null", None, persistent=False)
 
-    def set_shapes(self, feature_shape: tuple[int, int, int]) -> None:
+    def configure_shapes(self, feature_shape: tuple[int, int, int]) -> None:
         self.feature_shape = feature_shape
 
     @property
-    def wants_null(self) -> bool:
+    def needs_null_features(self) -> bool:
         return self.null is None
 
-    def set_null(self, features: Tensor) -> None:
+    def set_null_features(self, features: Tensor) -> None:
         self.null = features
 
     def build(self) -> None:

@@ -75,7 +75,7 @@ class SDXLDecoder(PixelDecoder):
         self.sampler = sampler
         self.trained_parts = ("unet", "baseline") if baseline_width else ("unet",)
 
-    def set_shapes(self, feature_shape: tuple[int, int, int]) -> None:
+    def configure_shapes(self, feature_shape: tuple[int, int, int]) -> None:
         self.feature_shape = feature_shape
 
     def build(self) -> None:

@@ -36,7 +36,7 @@ class KLAutoencoder(ImageEncoder):
             blended where they meet: memory stops growing with the image.
     """
 
-    entry_points = (*ImageEncoder.entry_points, "decode")
+    fsdp_forward_methods = (*ImageEncoder.fsdp_forward_methods, "decode")
 
     def __init__(
         self,

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from triptych.checkpoints.key_prefixes import plain_names, unknown_prefix
 from triptych.checkpoints.published.safetensors_stream import DTYPES, Stored, write_tensors
 from triptych.checkpoints.weight_checks import require_kind, require_sound
-from triptych.training.fsdp import put
+from triptych.training.fsdp import copy_into
 from triptych.utils.atomic_write import replacing
 from triptych.utils.documents import open_regular
 from triptych.utils.errors import UserError
@@ -51,7 +51,7 @@ class WeightFiles:
 
 # Prefixes in `UnifiedModule` of the parts of a panel that is trained as the root.
 _HOMES = {
-    "understander": "understanding.",
+    "vlm": "understanding.",
     "queries": "generation.",
     "dit": "generation.",
     "decoder": "decoding.",
@@ -160,7 +160,7 @@ def load_tensors(module: nn.Module, tensors: Mapping[str, Tensor], source: str) 
                 "was made with another preset or other sizes."
             )
         require_kind(name, tensor.dtype, own[name].dtype, source)
-        put(own[name], tuple(tensor.shape), lambda rows, t=tensor: t[rows] if t.dim() else t)
+        copy_into(own[name], tuple(tensor.shape), lambda rows, t=tensor: t[rows] if t.dim() else t)
         require_sound(name, own[name], source)
 
 
@@ -284,7 +284,7 @@ def _fill(own: Mapping[str, Tensor], name: str, file: _File, label: str, path: P
             f"retrain it (`{MADE_BY.get(label, 'triptych fit')}`) or undo the change."
         )
     require_kind(name, stored.get_dtype(), own[name].dtype, f"{path} ({label})")
-    put(own[name], shape, lambda rows: stored[rows] if shape else file.get_tensor(name))
+    copy_into(own[name], shape, lambda rows: stored[rows] if shape else file.get_tensor(name))
     require_sound(name, own[name], f"{path} ({label})")
 
 

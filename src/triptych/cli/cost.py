@@ -80,7 +80,7 @@ def budget(preset: str, stage: str, gpus: int) -> Budget:
 def _of_loss(model: UnifiedModule, loss: str) -> tuple[float, float]:
     """FLOPs of a sample of one loss: with cached features, and live."""
     if loss == "understanding":
-        qwen = model.understanding.understander
+        qwen = model.understanding.vlm
         return (flops.understanding_step(qwen, qwen.image_tokens() + PROMPT, ANSWER),) * 2
     if loss == "generation":
         return _of_generation(model)
@@ -91,7 +91,7 @@ def _of_loss(model: UnifiedModule, loss: str) -> tuple[float, float]:
 
 
 def _of_generation(model: UnifiedModule) -> tuple[float, float]:
-    qwen, dit = model.understanding.understander, model.generation.dit
+    qwen, dit = model.understanding.vlm, model.generation.dit
     queries = model.generation.num_queries
     encoder = flops.image_encoder(model.encoder).forward
     if any(path.startswith("understanding") for path in model.trainable):

@@ -17,7 +17,7 @@ from triptych.checkpoints.run_folder import RunFolder
 from triptych.cli.trainer_flags import settle
 from triptych.inference.loading import BAD_VALUES
 from triptych.inference.model_inference import inference_of
-from triptych.modules.base import Panel
+from triptych.modules.base import BaseModule
 from triptych.training.ranks import take_over
 from triptych.training.sharded_checkpoint import load_data
 from triptych.training.strategies import ShardedStrategy
@@ -191,7 +191,7 @@ class TriptychCLI(LightningCLI):
                 f"the checkpoint {wanted} is a folder, which only fsdp2 reads; add "
                 "--hardware fsdp2, or name a file."
             )
-        if isinstance(self.model, Panel):
+        if isinstance(self.model, BaseModule):
             require_files(self.model.weights)
 
     def instantiate_trainer(self, **settings: Any) -> Trainer:

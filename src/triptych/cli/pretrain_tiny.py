@@ -137,7 +137,7 @@ def command(part: Part, runs: Path, steps: int | None) -> list[str]:
     return ["fit", "--preset", "tiny", "--stage", part.name, *flags, *part.flags]
 
 
-TOKENIZER_FLAG = "model.understanding.init_args.understander.init_args.tokenizer"
+TOKENIZER_FLAG = "model.understanding.init_args.vlm.init_args.tokenizer"
 
 
 def tokenizer_folder(runs: Path) -> Path:

@@ -30,7 +30,7 @@ HELP = """\
 PANELS = {
     "understanding": {},
     "generation": {
-        "understander": ("understanding", "init_args", "understander"),
+        "vlm": ("understanding", "init_args", "vlm"),
         "encoder": ("encoder",),
     },
     "decoding": {"encoder": ("encoder",), "vae": ("vae",)},

@@ -13,7 +13,7 @@ from torch import Tensor
 from triptych.inference.chat_messages import Conversation, read_messages
 from triptych.inference.image_requests import Seeds, seeds_for
 from triptych.interfaces import Sampling
-from triptych.modules.text_generation import Answer, write_answers
+from triptych.modules.text_generation import ChatOutput, generate_texts
 from triptych.prompts import PromptError, chat_ids, conversation_ids
 from triptych.utils.images import scaled_pixels
 from triptych.utils.limits import PROBABILITY, TEMPERATURE, TOKENS
@@ -44,7 +44,7 @@ def prepare_answers(
     temperature: float,
     top_p: float,
     seed: Seeds,
-) -> Callable[[OnText | None], list[Answer]]:
+) -> Callable[[OnText | None], list[ChatOutput]]:
     """Check everything about conversations that can be wrong; the result writes the answers."""
     panel = model.understanding
     seeds = seeds_for(seed, len(conversations), "conversations")
@@ -62,14 +62,14 @@ def prepare_answers(
     rows = []
     for number, talk in enumerate(turns):
         try:
-            rows.append(chat_ids(panel.understander.tokenizer, talk, panel.chat_tokens))
+            rows.append(chat_ids(panel.vlm.tokenizer, talk, panel.chat_tokens))
         except PromptError as error:
             error.conversation = number
             raise
     limits = [min(max_new_tokens, panel.chat_tokens - len(row)) for row in rows]
 
-    def answer(on_text: OnText | None) -> list[Answer]:
-        return write_answers(panel.understander, rows, shown, limits, device, sampling, on_text)
+    def answer(on_text: OnText | None) -> list[ChatOutput]:
+        return generate_texts(panel.vlm, rows, shown, limits, device, sampling, on_text)
 
     return answer
 
@@ -93,5 +93,5 @@ def answer(
     if images is not None:
         shown = facts.image_inputs(scaled_pixels(images, facts.understanding_size))
     limits = [max_new_tokens] * len(rows)
-    understander = model.understanding.understander
-    return [each.text for each in write_answers(understander, rows, shown, limits, model.device)]
+    vlm = model.understanding.vlm
+    return [each.text for each in generate_texts(vlm, rows, shown, limits, model.device)]

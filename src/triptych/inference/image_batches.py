@@ -63,7 +63,7 @@ class ImageBatches:
                 self.model,
                 prompts[at : at + size],
                 None if images is None else images[at : at + size],
-            ).states
+            ).hidden_states
             for at in range(0, len(prompts), size)
         ]
         return torch.cat(made)[places]

@@ -18,7 +18,7 @@ from triptych.prompts import (
     shared_tokens,
     token_id,
 )
-from triptych.training.fsdp import whole
+from triptych.training.fsdp import full_tensor
 from triptych.utils.errors import UserError
 from triptych.utils.finite import require_finite
 from triptych.utils.images import scaled_pixels
@@ -49,12 +49,12 @@ def condition(model: Any, prompts: list[str], images: Tensor | None = None) -> C
     shown: tuple[Tensor, ...] = ()
     if images is not None:
         shown = facts.image_inputs(scaled_pixels(images, facts.understanding_size))
-    return model.understanding.understander.condition(
+    return model.understanding.vlm.condition(
         ids.to(model.device),
         mask.to(model.device),
-        whole(model.generation.queries),
+        full_tensor(model.generation.queries),
         *(each.to(model.device) for each in shown),
-        shared=shared_tokens(rows, image=token_id(facts.tokenizer, IMAGE_PAD)),
+        num_shared_prefix_tokens=shared_tokens(rows, image=token_id(facts.tokenizer, IMAGE_PAD)),
     )
 
 
@@ -62,7 +62,7 @@ def negative_condition(model: Any, config: GenerationConfig) -> Tensor | None:
     """Condition [1,N,D] of the negative prompt; None where there is none."""
     if config.negative_prompt is None:
         return None
-    return condition(model, [config.negative_prompt]).states
+    return condition(model, [config.negative_prompt]).hidden_states
 
 
 @torch.no_grad()
@@ -98,7 +98,7 @@ def require_encoder(model: Any) -> None:
     Raises:
         UserError: the model has no weights of it.
     """
-    if not model.encoder.built:
+    if not model.encoder.is_built:
         raise UserError(
             "this model has no weights of its image encoder; name them with "
             "--model.weights.encoder=FILE."

@@ -11,22 +11,22 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from triptych.interfaces import Part
+from triptych.interfaces import LazyModule
 from triptych.utils.errors import UserError
 
 
-def take_turns(model: nn.Module, device: torch.device) -> None:
+def offload_to_cpu(model: nn.Module, device: torch.device) -> None:
     """Offload the networks of `model`, on the CPU; each moves to `device` when it is called.
 
     It stays there until another is called, and moves its inputs too. Callers need not change.
     """
-    turns = Turns(device)
+    turns = CPUOffloader(device)
     for part in model.modules():
-        if not isinstance(part, Part) or not part.built:
+        if not isinstance(part, LazyModule) or not part.is_built:
             continue
         networks = part.called_modules()
         if networks == [part]:
-            for name in ("forward", *part.entry_points):
+            for name in ("forward", *part.fsdp_forward_methods):
                 setattr(part, name, turns.of(networks, getattr(part, name)))
         else:  # such as a decoder
             for network in networks:
@@ -35,7 +35,7 @@ def take_turns(model: nn.Module, device: torch.device) -> None:
                 setattr(part, name, buffer.to(device))  # small, and meets what comes from there
 
 
-class Turns:
+class CPUOffloader:
     """CPU offloader: records which networks are on the device."""
 
     def __init__(self, device: torch.device) -> None:
@@ -62,7 +62,7 @@ class Turns:
         return each.to(self.device) if isinstance(each, Tensor) else each
 
 
-def require_room(model: nn.Module, device: torch.device) -> None:
+def check_fits_in_memory(model: nn.Module, device: torch.device) -> None:
     """Check, before anything is moved, that the weights fit on a GPU.
 
     Raises:

@@ -35,7 +35,7 @@ from triptych.inference.image_output import ImageOutput, OutputType, check_outpu
 from triptych.inference.image_requests import Generators, ImageRequest, Seeds, image_requests
 from triptych.inference.offload import sufficient_memory
 from triptych.inference.pretrained import PretrainedModel
-from triptych.modules.text_generation import Answer
+from triptych.modules.text_generation import ChatOutput
 from triptych.utils.callback_iterator import pieces
 from triptych.utils.errors import UserError
 from triptych.utils.images import ImageInput, open_image, square
@@ -224,7 +224,7 @@ class UnifiedPipeline(PretrainedModel):
         top_p: float = 1.0,
         seed: Seeds = None,
         on_text: OnText | None = None,
-    ) -> list[Answer]:
+    ) -> list[ChatOutput]:
         """Answer several conversations in one batch, with the options of `chat`.
 
         Args:
@@ -241,7 +241,7 @@ class UnifiedPipeline(PretrainedModel):
         temperature: float,
         top_p: float,
         seed: Seeds,
-    ) -> Callable[[OnText | None], list[Answer]]:
+    ) -> Callable[[OnText | None], list[ChatOutput]]:
         write = prepare_answers(
             self.model,
             self.device,
@@ -252,7 +252,7 @@ class UnifiedPipeline(PretrainedModel):
             seed=seed,
         )
 
-        def answer(on_text: OnText | None) -> list[Answer]:
+        def answer(on_text: OnText | None) -> list[ChatOutput]:
             with self._turn, sufficient_memory(len(conversations), "conversations"):
                 return write(on_text)
 

@@ -13,7 +13,7 @@ import torch
 from triptych.checkpoints.digest import weights_digest
 from triptych.inference.argument_names import named_arguments
 from triptych.inference.loading import find_source, load_model
-from triptych.inference.offload import require_room, take_turns
+from triptych.inference.offload import check_fits_in_memory, offload_to_cpu
 from triptych.inference.quantization import Quantize, require_quantizer
 from triptych.inference.quantization import quantize as quantize_part
 from triptych.inference.saving import save_model
@@ -93,7 +93,7 @@ class PretrainedModel:
             kind
         )
         if quantize is not None:
-            quantize_part(model.understanding.understander, quantize)
+            quantize_part(model.understanding.vlm, quantize)
             model.description = None  # its weights are in no weight file
         if compile:
             compile_blocks(model)
@@ -131,7 +131,7 @@ class PretrainedModel:
         if device is not None:
             self.device = torch.device(device)
             if self.model.device != self.device:
-                require_room(self.model, self.device)
+                check_fits_in_memory(self.model, self.device)
             self.model.to(self.device)
         self.model.eval()  # forgets features that it made before
         return self
@@ -144,7 +144,7 @@ class PretrainedModel:
         """
         if not self._offloaded:
             self.device = self.device if device is None else torch.device(device)
-            take_turns(self.model.to("cpu"), self.device)
+            offload_to_cpu(self.model.to("cpu"), self.device)
             self._offloaded = True
 
     def save_pretrained(self, folder: str | Path) -> None:

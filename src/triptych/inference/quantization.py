@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from triptych.interfaces import Part
+from triptych.interfaces import LazyModule
 from triptych.utils.errors import UserError
 
 Quantize = Literal["4bit", "8bit"]
@@ -34,7 +34,7 @@ def require_quantizer(bits: str) -> None:
         )
 
 
-def quantize(part: Part, bits: Quantize) -> int:
+def quantize(part: LazyModule, bits: Quantize) -> int:
     """Replace the linear maps in the blocks of a frozen part; returns how many.
 
     Embeddings, norms and what is outside of blocks keep their numbers. bitsandbytes makes the small

@@ -50,9 +50,9 @@ def save_model(model: Any, folder: str | Path, description: dict[str, Any] | Non
             save_weights(tensors, Path(files[label]), metadata, dtype)
     section = {**description, "weights": files, "loss_weights": {}, "trainable": None}
     if model.understanding is not None:
-        understander = section["understanding"]["init_args"]["understander"]["init_args"]
-        understander["tokenizer"] = str(home / "tokenizer")
-        model.understanding.understander.tokenizer.save_pretrained(home / "tokenizer")
+        vlm = section["understanding"]["init_args"]["vlm"]["init_args"]
+        vlm["tokenizer"] = str(home / "tokenizer")
+        model.understanding.vlm.tokenizer.save_pretrained(home / "tokenizer")
     text = HEAD + yaml.safe_dump({"model": section}, sort_keys=False)
     with replacing(home / "model.yaml") as file:
         file.write(text.encode())

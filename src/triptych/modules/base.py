@@ -16,11 +16,11 @@ from triptych.checkpoints import WeightFiles, find_all, load_tensors, load_weigh
 from triptych.checkpoints.fingerprint import weights_hash
 from triptych.checkpoints.weight_checks import require_state
 from triptych.checkpoints.weight_files import MADE_BY, full_name, label_of
-from triptych.interfaces import Batch, ImageEncoder, Part, Preprocessing, batches_in
+from triptych.interfaces import Batch, ImageEncoder, LazyModule, Preprocessing, batches_in
 from triptych.modules.initialization import build_own, build_part, start_at_random
 from triptych.modules.loss_weighting import Means, OptimizerStep
 from triptych.training.execution import Execution, cast_frozen, compile_blocks, recompute_blocks
-from triptych.training.freezing import freeze_all_but, frozen_modules, inert
+from triptych.training.freezing import freeze_all_but, frozen_modules, is_unused_parameter
 from triptych.training.fsdp import shard
 from triptych.training.meta_init import materialize, parameters_on_meta
 from triptych.training.optimizer import Optimization, make_optimizer, make_schedule
@@ -31,7 +31,7 @@ Metrics = dict[str, Tensor]
 FSDP1 = "_fsdp_wrapped_module."  # what the older FSDP puts into the names of parameters
 
 
-class Panel(ExactBuffers, LightningModule):
+class BaseModule(ExactBuffers, LightningModule):
     """A LightningModule made of parts that are built late.
 
     A subclass writes `step`, the maths of one loss; the composer calls it. The weight of a batch
@@ -78,7 +78,7 @@ class Panel(ExactBuffers, LightningModule):
         Draws follow from torch's seed and a part's name, not from what else is built.
         """
         for name, module in list(self.named_children()):
-            if isinstance(module, Part):
+            if isinstance(module, LazyModule):
                 build_part(name, module)
         build_own(self)
 
@@ -229,7 +229,7 @@ class Panel(ExactBuffers, LightningModule):
 
     # Others -------------------------------------------------------------------------------------
 
-    def cpu(self) -> Panel:
+    def cpu(self) -> BaseModule:
         """Move to the CPU, as Lightning does at last, also after `configure_model` refused.
 
         Parameters that were not yet made stay so: moving them would fail, and hide the refusal.
@@ -248,7 +248,7 @@ class Panel(ExactBuffers, LightningModule):
             "weights": weights_hash(self.weights, full_name(path + ".")),
         }
 
-    def train(self, mode: bool = True) -> Panel:
+    def train(self, mode: bool = True) -> BaseModule:
         super().train(mode)
         if self.trained is not None:
             for module in frozen_modules(self):
@@ -291,7 +291,7 @@ class Panel(ExactBuffers, LightningModule):
         """A frozen part of random numbers is a mistake: name it and the command that makes it."""
         for own_name, parameter in self.named_parameters():
             name = full_name(own_name)
-            if not parameter.requires_grad and name not in filled and not inert(name):
+            if not parameter.requires_grad and name not in filled and not is_unused_parameter(name):
                 label = label_of(name)
                 raise UserError(
                     f"this stage freezes {name.split('.')[0]!r} but has no weights for {name}; "

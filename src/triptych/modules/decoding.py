@@ -16,19 +16,19 @@ from triptych.interfaces import (
     PixelDecoder,
     Preprocessing,
 )
-from triptych.modules.base import Metrics, Panel, target_features
+from triptych.modules.base import BaseModule, Metrics, target_features
 from triptych.training.execution import Execution
 from triptych.training.optimizer import Optimization
 from triptych.utils.errors import UserError
 
 
-class PixelDecoderModule(Panel):
+class PixelDecoderModule(BaseModule):
     """Training of the diffusion decoder: images are reconstructed from their own features.
 
     Args:
         decoder: features to pixels.
         encoder, vae: only when this panel is the root, alone.
-        optimization, trainable, weights, seed, execution: see `Panel`; used when this is the root.
+        optimization, trainable, weights, seed, execution: see `BaseModule`; used when this is the root.
     """
 
     batch_objective = IMAGE_GENERATION
@@ -58,7 +58,7 @@ class PixelDecoderModule(Panel):
         The encoder is kept in a tuple: its owner has registered it as its child.
         """
         self._neighbours = (encoder,)
-        self.decoder.set_shapes(encoder.feature_shape)
+        self.decoder.configure_shapes(encoder.feature_shape)
         self.decoder.connect(vae)
 
     def step(self, batch: Batch) -> tuple[Tensor, Metrics]:
@@ -68,7 +68,7 @@ class PixelDecoderModule(Panel):
             raise UserError("the decoder trains on images, but the batch brings none.")
         features = target_features(batch, encoder)
         self._give_null()
-        loss = self.decoder.loss(features, batch.target_pixels, self.seed, batch.samples)
+        loss = self.decoder.loss(features, batch.target_pixels, self.seed, batch.sample_ids)
         return loss, {"decoding": loss.detach()}
 
     @torch.no_grad()
@@ -79,17 +79,17 @@ class PixelDecoderModule(Panel):
 
     def _give_null(self) -> None:
         """Once, to a decoder that guides against it: a blank image, as the encoder sees it."""
-        if not self.decoder.wants_null:
+        if not self.decoder.needs_null_features:
             return
         (encoder,) = self._neighbours
-        if not encoder.built:
+        if not encoder.is_built:
             raise UserError(
                 "this model has no weights of its image encoder, and its decoder guides against "
                 "what that makes of a blank image; name them with --model.weights.encoder=FILE."
             )
         # Outside inference mode even in validation: training uses these features afterwards.
         with torch.inference_mode(False), torch.no_grad():
-            self.decoder.set_null(encoder.blank_features().float()[0])
+            self.decoder.set_null_features(encoder.blank_features().float()[0])
 
     def preprocessing(self) -> Preprocessing:
         (encoder,) = self._neighbours

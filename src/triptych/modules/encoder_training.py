@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from triptych.backbones.eva_clip import EvaClip
 from triptych.backbones.vae import KLAutoencoder
 from triptych.checkpoints import WeightFiles
-from triptych.interfaces import IMAGE_GENERATION, Batch, Part
-from triptych.modules.base import Metrics, Panel
+from triptych.interfaces import IMAGE_GENERATION, Batch, LazyModule
+from triptych.modules.base import BaseModule, Metrics
 from triptych.training.execution import Execution
 from triptych.training.optimizer import Optimization
 from triptych.utils.images import pixels_to_unit
@@ -35,7 +35,7 @@ class TextTower(nn.Module):
         return (x * weight).sum(1) / weight.sum(1)
 
 
-class EncodingHeads(Part):
+class EncodingHeads(LazyModule):
     """Networks that the encoder's training needs and inference does not.
 
     Args:
@@ -57,7 +57,7 @@ class EncodingHeads(Part):
         self.vocabulary, self.width, self.depth = vocabulary, width, depth
         self.joint_width, self.max_tokens = joint_width, max_tokens
 
-    def set_shapes(self, feature_shape: tuple[int, int, int], image_size: int) -> None:
+    def configure_shapes(self, feature_shape: tuple[int, int, int], image_size: int) -> None:
         """Shape (C,h,w) of the encoder's features and side of its images; before `build`."""
         self.feature_shape, self.image_size = feature_shape, image_size
 
@@ -72,7 +72,7 @@ class EncodingHeads(Part):
         self.pixels = nn.Conv2d(channels, 3 * cell * cell, 1)
 
 
-class EncodingModule(Panel):
+class EncodingModule(BaseModule):
     """CLIP's contrastive loss, pixels from features by a linear map, and the VAE's loss.
 
     The linear map makes each feature token encode the look of its part of the image; the
@@ -85,7 +85,7 @@ class EncodingModule(Panel):
         kl_weight: weight of the VAE's divergence from the unit Gaussian.
         feature_noise: deviation of noise on the features before the linear map: features that
             must survive noise are far apart, which a generator and a decoder both need.
-        optimization, trainable, weights, seed, execution: see `Panel`.
+        optimization, trainable, weights, seed, execution: see `BaseModule`.
     """
 
     batch_objective = IMAGE_GENERATION
@@ -112,7 +112,7 @@ class EncodingModule(Panel):
         They are kept in a tuple: their owner has registered them as its children.
         """
         self._neighbours = encoder, vae
-        self.heads.set_shapes(encoder.feature_shape, encoder.image_size)
+        self.heads.configure_shapes(encoder.feature_shape, encoder.image_size)
 
     def step(self, batch: Batch) -> tuple[Tensor, Metrics]:
         """Three losses of captioned images [B,3,H,W] uint8, summed."""
@@ -123,7 +123,7 @@ class EncodingModule(Panel):
         features = encoder(batch.target_pixels)
         contrastive, accuracy = self.contrastive(features, batch)
         noisy = features + self.feature_noise * normal(
-            features.shape[1:], self.seed, "encoder-feature", batch.samples, features.device
+            features.shape[1:], self.seed, "encoder-feature", batch.sample_ids, features.device
         )
         cell = images.shape[-1] // features.shape[-1]
         shown = nn.functional.pixel_shuffle(self.heads.pixels(noisy), cell)
@@ -155,7 +155,7 @@ class EncodingModule(Panel):
         _, vae = self._neighbours
         posterior = vae.posterior(batch.target_pixels)
         draw = normal(
-            posterior.mean.shape[1:], self.seed, "vae", batch.samples, posterior.mean.device
+            posterior.mean.shape[1:], self.seed, "vae", batch.sample_ids, posterior.mean.device
         )
         latents = posterior.mean + posterior.std * draw
         vae.standardize(posterior.mean.detach())  # keeps the running statistics

@@ -56,7 +56,7 @@ class FeatureModule(LightningModule):
         return self.model.image_size
 
     def identity(self) -> dict[str, Any]:
-        """See `Panel.feature_config_of`; reads the weight files."""
+        """See `BaseModule.feature_config_of`; reads the weight files."""
         return self.model.feature_config_of(self.encoder, self.image_size)
 
     def refuse_trained(self, names: Iterable[str]) -> None:

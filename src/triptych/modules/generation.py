@@ -15,11 +15,11 @@ from triptych.interfaces import (
     Condition,
     ImageEncoder,
     Preprocessing,
-    Understander,
     VelocityModel,
+    VisionLanguageModel,
 )
 from triptych.loss import OBJECTIVES, TimestepSampling, mse, path, sample_time
-from triptych.modules.base import Metrics, Panel, target_features
+from triptych.modules.base import BaseModule, Metrics, target_features
 from triptych.prompts import TemplateName
 from triptych.sampler import (
     OnStep,
@@ -31,14 +31,14 @@ from triptych.sampler import (
     sample_regression,
 )
 from triptych.training.execution import Execution
-from triptych.training.fsdp import whole
+from triptych.training.fsdp import full_tensor
 from triptych.training.optimizer import Optimization
 from triptych.utils.errors import UserError
 from triptych.utils.finite import all_finite, require_finite
 from triptych.utils.rng import normal, uniform
 
 
-class GenerationModule(Panel):
+class GenerationModule(BaseModule):
     """Queries run through the language model; their outputs condition the velocity model.
 
     Args:
@@ -59,8 +59,8 @@ class GenerationModule(Panel):
             asked for, and when it is learned and validated: names of `prompts.TEMPLATES`. One
             template for both, unless a training run of the published code goes on: there, training
             had two tokens more than sampling.
-        understander, encoder: only when this panel is the root, alone.
-        optimization, trainable, weights, seed, execution: see `Panel`; used when this is the root.
+        vlm, encoder: only when this panel is the root, alone.
+        optimization, trainable, weights, seed, execution: see `BaseModule`; used when this is the root.
     """
 
     batch_objective = IMAGE_GENERATION
@@ -81,7 +81,7 @@ class GenerationModule(Panel):
         template: TemplateName = "inference",
         training_template: TemplateName = "inference",
         max_tokens: int = 512,
-        understander: Understander | None = None,
+        vlm: VisionLanguageModel | None = None,
         encoder: ImageEncoder | None = None,
         optimization: Optimization | None = None,
         trainable: list[str] | None = None,
@@ -101,18 +101,18 @@ class GenerationModule(Panel):
         self.max_tokens = max_tokens
         self.integer_timesteps, self.sampler = integer_timesteps, sampler
         self.template, self.training_template = template, training_template
-        self.understander, self.encoder = understander, encoder
-        if understander is not None and encoder is not None:
-            self.connect(understander, encoder)
+        self.vlm, self.encoder = vlm, encoder
+        if vlm is not None and encoder is not None:
+            self.connect(vlm, encoder)
 
-    def connect(self, understander: Understander, encoder: ImageEncoder) -> None:
+    def connect(self, vlm: VisionLanguageModel, encoder: ImageEncoder) -> None:
         """Set the language model and the encoder of the target features, before `build`.
 
         They are kept in a tuple: their owner has registered them as its children.
         """
-        self._neighbours = understander, encoder
-        self.feature_shape, self.condition_width = encoder.feature_shape, understander.width
-        self.dit.set_shapes(self.feature_shape, self.condition_width)
+        self._neighbours = vlm, encoder
+        self.feature_shape, self.condition_width = encoder.feature_shape, vlm.width
+        self.dit.configure_shapes(self.feature_shape, self.condition_width)
 
     def build_own(self) -> None:
         start = torch.randn(self.num_queries, self.condition_width) * self.query_init_std
@@ -123,19 +123,23 @@ class GenerationModule(Panel):
 
         A flow objective has R = `num_noise_samples` rows for each sample in place of one.
         """
-        understander, encoder = self._neighbours
-        queries = whole(self.queries)
-        condition = understander.condition(
-            batch.input_ids, batch.attention_mask, queries, *batch.shown, batch.shared
+        vlm, encoder = self._neighbours
+        queries = full_tensor(self.queries)
+        condition = vlm.condition(
+            batch.input_ids,
+            batch.attention_mask,
+            queries,
+            *batch.shown,
+            batch.num_shared_prefix_tokens,
         )
         features = target_features(batch, encoder)
         if self.objective.loss == "mse":
             x_t, t, target = torch.zeros_like(features), features.new_ones(len(batch)), features
         else:
             repeats, seed, device = self.num_noise_samples, self.seed, features.device
-            samples = repeated_samples(batch.samples, repeats)  # [B*R]
+            samples = repeated_samples(batch.sample_ids, repeats)  # [B*R]
             features = features.repeat_interleave(repeats, 0)
-            condition = Condition(condition.states.repeat_interleave(repeats, 0))
+            condition = Condition(condition.hidden_states.repeat_interleave(repeats, 0))
             noise = normal(features.shape[1:], seed, "noise", samples, device)
             u = uniform(seed, "time", samples, device)
             n = normal((), seed, "time-normal", samples, device)
@@ -143,14 +147,14 @@ class GenerationModule(Panel):
             x_t, target = path(features, noise, t)
             dropped = uniform(seed, "drop", samples, device) < self.cond_drop_prob
             condition = condition.drop(dropped)
-        loss = mse(self.dit(x_t, t, condition.states), target)
+        loss = mse(self.dit(x_t, t, condition.hidden_states), target)
         return loss, {"generation": loss.detach()}
 
     @torch.no_grad()
     def loss_at_timesteps(self, batch: Batch, timesteps: list[float]) -> Tensor:
         """Flow loss at each of `timesteps` in (0,1], float32 [len(timesteps)]; nothing is dropped.
 
-        Sample i has the same noise at all times, derived only from `batch.samples`: two
+        Sample i has the same noise at all times, derived only from `batch.sample_ids`: two
         models, or one at two steps, are compared on the same numbers.
 
         Raises:
@@ -158,17 +162,17 @@ class GenerationModule(Panel):
         """
         if self.objective.loss != "flow":
             raise UserError("the loss at a noise level is that of a flow; this objective is none.")
-        understander, encoder = self._neighbours
-        condition = understander.condition(
-            batch.input_ids, batch.attention_mask, whole(self.queries), *batch.shown
+        vlm, encoder = self._neighbours
+        condition = vlm.condition(
+            batch.input_ids, batch.attention_mask, full_tensor(self.queries), *batch.shown
         )
         features = target_features(batch, encoder)
-        noise = normal(features.shape[1:], self.seed, "loss-at", batch.samples, features.device)
+        noise = normal(features.shape[1:], self.seed, "loss-at", batch.sample_ids, features.device)
         losses = []
         for timestep in timesteps:
             t = torch.full((len(batch),), timestep, dtype=torch.float64, device=features.device)
             x_t, target = path(features, noise, t)
-            losses.append(mse(self.dit(x_t, t, condition.states), target))
+            losses.append(mse(self.dit(x_t, t, condition.hidden_states), target))
         return torch.stack(losses)
 
     @torch.no_grad()
@@ -200,7 +204,7 @@ class GenerationModule(Panel):
             features = sample_flow(
                 self.dit,
                 condition,
-                noise_from_seeds(self.feature_shape, seeds, condition.states.device),
+                noise_from_seeds(self.feature_shape, seeds, condition.hidden_states.device),
                 self.num_inference_steps if num_inference_steps is None else num_inference_steps,
                 self.guidance_scale if guidance_scale is None else guidance_scale,
                 on_step=on_step,
@@ -212,7 +216,7 @@ class GenerationModule(Panel):
             )
         finite = all_finite(features)
         if not finite:  # the stage that began it is named
-            require_finite(condition.states, "the language model's outputs at the queries")
+            require_finite(condition.hidden_states, "the language model's outputs at the queries")
         require_finite(finite, "the generator's image features")
         return features
 
@@ -226,14 +230,14 @@ class GenerationModule(Panel):
         return model_calls(sampler or self.sampler, steps)
 
     def preprocessing(self) -> Preprocessing:
-        understander, encoder = self._neighbours
+        vlm, encoder = self._neighbours
         return Preprocessing(
-            tokenizer=understander.tokenizer,
+            tokenizer=vlm.tokenizer,
             max_tokens=self.max_tokens,
             image_size=encoder.image_size,
-            understanding_size=understander.image_size,
-            image_tokens=understander.image_tokens(),
-            image_inputs=understander.image_inputs,
+            understanding_size=vlm.image_size,
+            image_tokens=vlm.image_tokens(),
+            image_inputs=vlm.image_inputs,
             template=self.template,
             training_template=self.training_template,
             features=partial(self.feature_config_of, encoder, encoder.image_size),

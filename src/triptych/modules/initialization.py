@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from triptych.checkpoints.weight_files import full_name
-from triptych.interfaces import Part
-from triptych.training.freezing import inert
+from triptych.interfaces import LazyModule
+from triptych.training.freezing import is_unused_parameter
 from triptych.utils.precision import float32_by_default
 from triptych.utils.rng import mix
 
@@ -28,12 +28,12 @@ def draws_of(name: str) -> Iterator[None]:
         yield
 
 
-def build_part(name: str, part: Part) -> None:
+def build_part(name: str, part: LazyModule) -> None:
     """Build a part and the parts in it, each with draws of its own, unless they are built."""
     for inner_name, inner in part.named_children():
-        if isinstance(inner, Part):
+        if isinstance(inner, LazyModule):
             build_part(inner_name, inner)
-    if not part.built:
+    if not part.is_built:
         with draws_of(name):
             part.build()
 
@@ -50,12 +50,12 @@ def start_at_random(root: nn.Module, stored: set[str]) -> None:
     Only one part at a time is whole in memory, and only if it starts from nothing.
     """
     for path, module in list(root.named_modules()):
-        if not isinstance(module, Part) and not hasattr(module, "build_own"):
+        if not isinstance(module, LazyModule) and not hasattr(module, "build_own"):
             continue
         names = (f"{path}.{name}" if path else name for name in _own(module))
-        if all(full_name(name) in stored or inert(name) for name in names):
+        if all(full_name(name) in stored or is_unused_parameter(name) for name in names):
             continue
-        if isinstance(module, Part):
+        if isinstance(module, LazyModule):
             with draws_of(path.rpartition(".")[2]):
                 module.build()
         else:
@@ -64,10 +64,10 @@ def start_at_random(root: nn.Module, stored: set[str]) -> None:
 
 def _own(module: nn.Module) -> list[str]:
     """Names of a part's or panel's parameters that belong to no part in it."""
-    if not isinstance(module, Part):
+    if not isinstance(module, LazyModule):
         return [name for name, _ in module.named_parameters(recurse=False)]
     names = [name for name, _ in module.named_parameters(recurse=False)]
     for child_name, child in module.named_children():
-        if not isinstance(child, Part):
+        if not isinstance(child, LazyModule):
             names += [f"{child_name}.{name}" for name, _ in child.named_parameters()]
     return names

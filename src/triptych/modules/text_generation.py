@@ -9,12 +9,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from triptych.interfaces import Sampling, Understander
+from triptych.interfaces import Sampling, VisionLanguageModel
 from triptych.prompts import IM_END, PAD, pad, token_id
 
 
 @dataclass
-class Answer:
+class ChatOutput:
     """Generated text with its token counts."""
 
     text: str
@@ -26,28 +26,28 @@ class Answer:
 
 
 @torch.no_grad()
-def write_answers(
-    understander: Understander,
+def generate_texts(
+    vlm: VisionLanguageModel,
     prompts: Sequence[Sequence[int]],
     images: tuple[Tensor, Tensor] | None,
     limits: Sequence[int],
     device: torch.device,
     sampling: Sampling | None = None,
     on_text: Callable[[int, str], None] | None = None,
-) -> list[Answer]:
+) -> list[ChatOutput]:
     """Answer prompts of ids, all in one batch.
 
     Args:
         prompts: token ids whose last turn is open, of any lengths.
         images: patches and grids of the images of all prompts, in order, as returned by
-            `Understander.image_inputs`.
+            `VisionLanguageModel.image_inputs`.
         limits: maximum numbers of new tokens, one for each prompt.
         on_text: callback that receives (prompt index, new piece of its answer); an answer's pieces
             join to its text, and none ends inside a character. An exception ends the call.
     """
-    tokenizer = understander.tokenizer
+    tokenizer = vlm.tokenizer
     ids, mask = pad(prompts, token_id(tokenizer, PAD), left=True)
-    rows = [Row(tokenizer, limit) for limit in limits]
+    rows = [DetokenizerState(tokenizer, limit) for limit in limits]
 
     def take(tokens: list[int]) -> list[bool]:
         for number, (row, token) in enumerate(zip(rows, tokens, strict=True)):
@@ -56,7 +56,7 @@ def write_answers(
                 on_text(number, piece)
         return [row.finished is not None for row in rows]
 
-    understander.answer(
+    vlm.generate_text(
         ids.to(device),
         mask.to(device),
         *((None, None) if images is None else (each.to(device) for each in images)),
@@ -65,12 +65,12 @@ def write_answers(
         on_tokens=take,
     )
     return [
-        Answer(row.text(), len(prompt), len(row.tokens), row.finished)
+        ChatOutput(row.text(), len(prompt), len(row.tokens), row.finished)
         for row, prompt in zip(rows, prompts, strict=True)
     ]
 
 
-class Row:
+class DetokenizerState:
     """Streaming state of one answer: its tokens, finish reason, and the text already emitted."""
 
     def __init__(self, tokenizer: Any, limit: int) -> None:

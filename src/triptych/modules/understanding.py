@@ -8,31 +8,31 @@ from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 
 from triptych.checkpoints import WeightFiles
-from triptych.interfaces import LANGUAGE_MODELING, Batch, Preprocessing, Understander
-from triptych.modules.base import Metrics, Panel
+from triptych.interfaces import LANGUAGE_MODELING, Batch, Preprocessing, VisionLanguageModel
+from triptych.modules.base import BaseModule, Metrics
 from triptych.training.execution import Execution
 from triptych.training.optimizer import Optimization
 from triptych.utils.images import square
 
 
-class UnderstandingModule(Panel):
+class UnderstandingModule(BaseModule):
     """Next-token cross entropy on the answers of conversations, with and without images.
 
     Args:
-        understander: the language model with its vision tower.
+        vlm: the language model with its vision tower.
         max_tokens: length limit of a prompt or conversation.
         chat_tokens: length limit of a conversation with the answer at inference; None is
             max_tokens. Images that keep their shape take more tokens than in training.
         images_first: in chat, the images of a message come before its text, wherever it has
             them: all that a small model was trained on are images that open a question.
-        optimization, trainable, weights, seed, execution: see `Panel`; used when this is the root.
+        optimization, trainable, weights, seed, execution: see `BaseModule`; used when this is the root.
     """
 
     batch_objective = LANGUAGE_MODELING
 
     def __init__(
         self,
-        understander: Understander,
+        vlm: VisionLanguageModel,
         max_tokens: int = 512,
         optimization: Optimization | None = None,
         trainable: list[str] | None = None,
@@ -43,36 +43,36 @@ class UnderstandingModule(Panel):
         images_first: bool = False,
     ) -> None:
         super().__init__(optimization, trainable, weights, seed, execution)
-        self.understander, self.max_tokens = understander, max_tokens
+        self.vlm, self.max_tokens = vlm, max_tokens
         self.chat_tokens, self.images_first = chat_tokens or max_tokens, images_first
 
     def step(self, batch: Batch) -> tuple[Tensor, Metrics]:
-        loss = self.understander.lm_loss(batch)
+        loss = self.vlm.lm_loss(batch)
         return loss, {"understanding": loss.detach()}
 
     def show(self, images: list[Image.Image]) -> tuple[tuple[Tensor, Tensor], list[int]]:
-        """Images of a conversation as the understander takes them, and the tokens of each.
+        """Images of a conversation as the VLM takes them, and the tokens of each.
 
-        Squares, as in training, unless the understander takes them in their own shapes.
+        Squares, as in training, unless the VLM takes them in their own shapes.
 
         Raises:
             UserError: an image has a shape that cannot be shown.
         """
-        understander = self.understander
-        shown = understander.chat_inputs([pil_to_tensor(each) for each in images])
+        vlm = self.vlm
+        shown = vlm.chat_inputs([pil_to_tensor(each) for each in images])
         if shown is not None:
             patches, grids, tokens = shown
             return (patches, grids), tokens
-        squares = torch.stack([square(each, understander.image_size) for each in images])
-        return understander.image_inputs(squares), [understander.image_tokens()] * len(images)
+        squares = torch.stack([square(each, vlm.image_size) for each in images])
+        return vlm.image_inputs(squares), [vlm.image_tokens()] * len(images)
 
     def preprocessing(self) -> Preprocessing:
-        understander = self.understander
+        vlm = self.vlm
         return Preprocessing(
-            tokenizer=understander.tokenizer,
+            tokenizer=vlm.tokenizer,
             max_tokens=self.max_tokens,
-            image_size=understander.image_size,
-            understanding_size=understander.image_size,
-            image_tokens=understander.image_tokens(),
-            image_inputs=understander.image_inputs,
+            image_size=vlm.image_size,
+            understanding_size=vlm.image_size,
+            image_tokens=vlm.image_tokens(),
+            image_inputs=vlm.image_inputs,
         )

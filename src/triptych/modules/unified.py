@@ -11,7 +11,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from triptych.checkpoints import WeightFiles
 from triptych.interfaces import Batch, ImageEncoder, Preprocessing
-from triptych.modules.base import Panel
+from triptych.modules.base import BaseModule
 from triptych.modules.decoding import PixelDecoderModule
 from triptych.modules.encoder_training import EncodingModule
 from triptych.modules.generation import GenerationModule
@@ -19,7 +19,7 @@ from triptych.modules.initialization import build_part
 from triptych.modules.understanding import UnderstandingModule
 from triptych.prompts import negative_ids
 from triptych.training.execution import Execution
-from triptych.training.fsdp import whole
+from triptych.training.fsdp import full_tensor
 from triptych.training.optimizer import Optimization
 from triptych.utils.errors import UserError
 
@@ -32,7 +32,7 @@ NEEDS = {
 }
 
 
-class UnifiedModule(Panel):
+class UnifiedModule(BaseModule):
     """Understanding, generation and decoding in one LightningModule.
 
     A stage is a choice of `loss_weights` and `trainable`. Sequential training runs stages one after
@@ -55,7 +55,7 @@ class UnifiedModule(Panel):
             reconstruction; "space_prompt" also takes these there.
         decoder_negative_seed: seed of the features of "space_prompt"; the default is no image's.
         preset, stage: names, noted in checkpoints and weight files.
-        optimization, seed, execution: see `Panel`.
+        optimization, seed, execution: see `BaseModule`.
     """
 
     def __init__(
@@ -119,7 +119,7 @@ class UnifiedModule(Panel):
                 self._require_encoder("generation")
             elif self.vae is None:
                 raise UserError("generation makes latents of the VAE, and vae is null; name one.")
-            self.generation.connect(self.understanding.understander, self.target_encoder)
+            self.generation.connect(self.understanding.vlm, self.target_encoder)
         if self.decoding is not None:
             self._require_encoder("decoding")
             self.decoding.connect(self.encoder, self.vae)
@@ -143,7 +143,7 @@ class UnifiedModule(Panel):
     def build(self) -> None:
         for name in sorted(self._wanted()):
             part = getattr(self, name)
-            if isinstance(part, Panel):
+            if isinstance(part, BaseModule):
                 part.build()
             elif part is not None:
                 build_part(name, part)
@@ -247,14 +247,14 @@ class UnifiedModule(Panel):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, object]:
         """Images uint8 [B,3,H,W] for the prompts of a text_to_image batch, and their keys."""
-        condition = self.understanding.understander.condition(
+        condition = self.understanding.vlm.condition(
             batch.input_ids,
             batch.attention_mask,
-            whole(self.generation.queries),
+            full_tensor(self.generation.queries),
             *batch.shown,
-            batch.shared,
+            batch.num_shared_prefix_tokens,
         )
-        seeds = batch.samples.tolist()
+        seeds = batch.sample_ids.tolist()
         images = self.decode(self.generation.sample(condition, seeds), seeds)
         return {"keys": batch.keys, "images": images}
 
@@ -284,7 +284,7 @@ class UnifiedModule(Panel):
 
     def _features_of_a_space(self) -> Tensor:
         ids = torch.tensor([negative_ids(self.preprocessing().tokenizer)], device=self.device)
-        condition = self.understanding.understander.condition(
-            ids, torch.ones_like(ids), whole(self.generation.queries)
+        condition = self.understanding.vlm.condition(
+            ids, torch.ones_like(ids), full_tensor(self.generation.queries)
         )
         return self.generation.sample(condition, [self.decoder_negative_seed])

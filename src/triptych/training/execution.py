@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from triptych.interfaces import Part
+from triptych.interfaces import LazyModule
 
 
 @dataclass
@@ -73,5 +73,5 @@ def compile_blocks(module: nn.Module, backend: str = "inductor") -> None:
 
 def blocks_of(module: nn.Module) -> list[nn.Module]:
     """The blocks of all built parts."""
-    parts = [each for each in module.modules() if isinstance(each, Part) and each.built]
+    parts = [each for each in module.modules() if isinstance(each, LazyModule) and each.is_built]
     return [block for part in parts for block in part.blocks()]

@@ -58,7 +58,7 @@ _COUNTED: WeakKeyDictionary[Trainer, StepFlops] = WeakKeyDictionary()
 def step_flops(trainer: Trainer, module: LightningModule, batch: Any) -> StepFlops | None:
     """Counted once a run, by a step on `batch` that is thrown away; all ranks must call.
 
-    None for a module that has no `step` (batch -> loss and metrics), as `Panel` has, and under
+    None for a module that has no `step` (batch -> loss and metrics), as `BaseModule` has, and under
     FSDP1, which computes with the module that Lightning wrapped and with no other.
     """
     if not hasattr(module, "step") or isinstance(trainer.strategy, FSDPStrategy):

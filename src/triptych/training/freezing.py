@@ -10,7 +10,9 @@ from torch import nn
 from triptych.utils.errors import UserError
 
 
-def selected(names: Iterable[str], patterns: Iterable[str], option: str = "trainable") -> set[str]:
+def match_parameters(
+    names: Iterable[str], patterns: Iterable[str], option: str = "trainable"
+) -> set[str]:
     """The names under one of the patterns: a module path ("generation") or a glob ("*.dit.*").
 
     Args:
@@ -34,7 +36,7 @@ def selected(names: Iterable[str], patterns: Iterable[str], option: str = "train
     return chosen
 
 
-def inert(name: str) -> bool:
+def is_unused_parameter(name: str) -> bool:
     """Whether nothing uses a parameter: diffusers' pad_token stays frozen and is in no file."""
     return name.endswith("dit.pad_token")
 
@@ -42,7 +44,9 @@ def inert(name: str) -> bool:
 def freeze_all_but(module: nn.Module, patterns: Iterable[str]) -> set[str]:
     """Set requires_grad by `patterns`; returns the names of the parameters that train."""
     parameters = dict(module.named_parameters())
-    trained = {name for name in selected(parameters, patterns) if not inert(name)}
+    trained = {
+        name for name in match_parameters(parameters, patterns) if not is_unused_parameter(name)
+    }
     for name, parameter in parameters.items():
         parameter.requires_grad_(name in trained)
     return trained

@@ -1,6 +1,6 @@
 """FSDP2 sharding: parameters split over ranks, gathered and filled.
 
-No class is named here: a part defines its own blocks (`Part.blocks`).
+No class is named here: a part defines its own blocks (`LazyModule.blocks`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, Partial, Shard, distribute_tensor
 
-from triptych.interfaces import Part
+from triptych.interfaces import LazyModule
 
 
 def shard(
@@ -26,17 +26,17 @@ def shard(
     blocks. Parameters outside of parts, such as the queries, are split too; see `whole`.
     """
     kept = {p for p in module.parameters() if frozen_params == "replicate" and not p.requires_grad}
-    parts = [each for each in module.modules() if isinstance(each, Part) and each.built]
+    parts = [each for each in module.modules() if isinstance(each, LazyModule) and each.is_built]
     for part in reversed(parts):  # inner ones first
         for unit in [*part.blocks(), *part.called_modules()]:  # FSDP2 wants the outer ones first
             if any(p not in kept and not isinstance(p, DTensor) for p in unit.parameters()):
                 # Also the last unit gives back what it gathered: weights that are exchanged
                 # between steps (a moving average) must never meet an old gathered copy.
                 fully_shard(unit, mesh=mesh, reshard_after_forward=True, ignored_params=kept)
-        for name in part.entry_points:
+        for name in part.fsdp_forward_methods:
             register_fsdp_forward_method(part, name)
     for each in module.modules():
-        if isinstance(each, Part):
+        if isinstance(each, LazyModule):
             continue
         for name, parameter in each.named_parameters(recurse=False):
             if parameter.requires_grad and not isinstance(parameter, DTensor):
@@ -46,7 +46,7 @@ def shard(
 
 def _split(parameter: Tensor, mesh: DeviceMesh) -> DTensor:
     if parameter.is_meta:
-        rows = own_rows(len(parameter), mesh)
+        rows = local_rows(len(parameter), mesh)
         local = parameter.new_empty(len(range(*rows.indices(len(parameter)))), *parameter.shape[1:])
         return DTensor.from_local(
             local, mesh, [Shard(0)], shape=parameter.shape, stride=parameter.stride()
@@ -54,7 +54,7 @@ def _split(parameter: Tensor, mesh: DeviceMesh) -> DTensor:
     return distribute_tensor(parameter.detach().to(mesh.device_type), mesh, [Shard(0)])
 
 
-def own_rows(rows: int, mesh: DeviceMesh) -> slice:
+def local_rows(rows: int, mesh: DeviceMesh) -> slice:
     """Slice of `rows` stored on this rank, cut like `torch.chunk`."""
     chunk = -(-rows // mesh.size())
     start = min(mesh.get_local_rank() * chunk, rows)
@@ -62,26 +62,26 @@ def own_rows(rows: int, mesh: DeviceMesh) -> slice:
 
 
 @torch.no_grad()
-def put(target: Tensor, shape: tuple[int, ...], read: Callable[[slice], Tensor]) -> None:
+def copy_into(target: Tensor, shape: tuple[int, ...], read: Callable[[slice], Tensor]) -> None:
     """Fill `target` by `read` of slices of rows; a sharded target reads only its own rows."""
     if not isinstance(target, DTensor):
         target.copy_(read(slice(None)) if shape else read(...))
     elif len(local := target.to_local()):
-        local.copy_(read(own_rows(shape[0], target.device_mesh)))
+        local.copy_(read(local_rows(shape[0], target.device_mesh)))
 
 
-def like(full: Tensor, target: Tensor) -> Tensor:
+def shard_like(full: Tensor, target: Tensor) -> Tensor:
     """`full`, which every rank has, split as `target` is."""
     if not isinstance(target, DTensor):
         return full
-    rows = own_rows(len(full), target.device_mesh)
+    rows = local_rows(len(full), target.device_mesh)
     local = full[rows].to(target.device)
     return DTensor.from_local(
         local, target.device_mesh, target.placements, shape=full.shape, stride=full.stride()
     )
 
 
-def whole(parameter: Tensor) -> Tensor:
+def full_tensor(parameter: Tensor) -> Tensor:
     """`parameter` itself or, where it is split over ranks, gathered; its gradient is their mean."""
     if not isinstance(parameter, DTensor):
         return parameter
@@ -92,15 +92,15 @@ def whole(parameter: Tensor) -> Tensor:
     return gathered
 
 
-def gathered(tree: Any, keep: bool = True) -> Any:
+def gather_state_dict(tree: Any, keep: bool = True) -> Any:
     """`tree` (dicts, lists) with sharded tensors whole on the CPU; all ranks must call it.
 
     Ranks that do not `keep` the result get None in place of tensors, and hold one at a time.
     """
     if isinstance(tree, dict):
-        return {name: gathered(value, keep) for name, value in tree.items()}
+        return {name: gather_state_dict(value, keep) for name, value in tree.items()}
     if isinstance(tree, list | tuple):
-        return type(tree)(gathered(value, keep) for value in tree)
+        return type(tree)(gather_state_dict(value, keep) for value in tree)
     if not isinstance(tree, Tensor):
         return tree
     full = tree.detach()

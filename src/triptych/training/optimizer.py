@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from triptych.training.freezing import selected
+from triptych.training.freezing import match_parameters
 
 OptimizerCallable = Callable[[Iterable], torch.optim.Optimizer]
 LRSchedulerCallable = Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler]
@@ -50,7 +50,9 @@ def make_optimizer(module: nn.Module, settings: Optimization) -> torch.optim.Opt
     trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
     rates = dict.fromkeys(trained, settings.lr)
     for pattern, rate in settings.lr_overrides.items():
-        rates |= dict.fromkeys(selected(trained, [pattern], "lr_overrides, of what trains"), rate)
+        rates |= dict.fromkeys(
+            match_parameters(trained, [pattern], "lr_overrides, of what trains"), rate
+        )
     groups = [
         {
             "params": [

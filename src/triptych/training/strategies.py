@@ -23,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from triptych.training.execution import blocks_of
-from triptych.training.fsdp import gathered, like, put
+from triptych.training.fsdp import copy_into, gather_state_dict, shard_like
 from triptych.training.ranks import announce_failures
 from triptych.training.sharded_checkpoint import REST, load_data, read_shards
 from triptych.utils.errors import UserError
@@ -114,7 +114,7 @@ class BlockFSDPStrategy(_EndsTogether, FSDPStrategy):
 
 
 class ShardedStrategy(_EndsTogether, ModelParallelStrategy):
-    """FSDP2 over all ranks of all nodes; `Panel.configure_model` shards.
+    """FSDP2 over all ranks of all nodes; `BaseModule.configure_model` shards.
 
     A checkpoint holds what trains and its optimizer, as with any other strategy. Whole, it is the
     very file that one process writes, so a run resumes with another strategy or number of ranks.
@@ -144,13 +144,13 @@ class ShardedStrategy(_EndsTogether, ModelParallelStrategy):
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         state = {name: t.detach() for name, t in self.lightning_module.trained_state().items()}
-        return state if self.save_sharded else gathered(state, keep=self.is_global_zero)
+        return state if self.save_sharded else gather_state_dict(state, keep=self.is_global_zero)
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         optimizer = getattr(optimizer, "_optimizer", optimizer)
         if self.save_sharded:
             return get_optimizer_state_dict(self.model, optimizer)
-        return gathered(optimizer.state_dict(), keep=self.is_global_zero)
+        return gather_state_dict(optimizer.state_dict(), keep=self.is_global_zero)
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None
@@ -196,7 +196,7 @@ class ShardedStrategy(_EndsTogether, ModelParallelStrategy):
         own = self.lightning_module.trained_state()
         for name, tensor in checkpoint["state_dict"].items():
             if tensor is not own[name]:  # not read in place
-                put(own[name].detach(), tuple(tensor.shape), tensor.__getitem__)
+                copy_into(own[name].detach(), tuple(tensor.shape), tensor.__getitem__)
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
@@ -223,7 +223,7 @@ def _split_like(optimizer: Optimizer, state: Mapping[str, Any]) -> dict[str, Any
     def split(number: int, value: Any) -> Any:
         parameter = parameters[number]
         fits = isinstance(value, Tensor) and value.shape == parameter.shape
-        return like(value, parameter) if fits else value
+        return shard_like(value, parameter) if fits else value
 
     return {
         **state,

@@ -32,18 +32,18 @@ from triptych.checkpoints.published.key_mapping import (
     DIT,
     QUERIES,
     TOWER,
-    UNDERSTANDER,
     UNET,
     UNPUBLISHED,
     VAE,
+    VLM,
 )
 from triptych.checkpoints.published.safetensors_stream import Stored
 from triptych.utils.errors import UserError
 
 Tensors = dict[str, Stored]
 Shapes = dict[str, tuple[int, ...]]
-EMBEDDING = UNDERSTANDER + "model.language_model.embed_tokens.weight"
-HEAD = UNDERSTANDER + "lm_head.weight"
+EMBEDDING = VLM + "model.language_model.embed_tokens.weight"
+HEAD = VLM + "lm_head.weight"
 # The sizes of the published tower, for checkpoints that come without it.
 PUBLISHED_FEATURES = 1792
 NAMED = 3  # how many tensors a complaint names
@@ -133,7 +133,7 @@ def few(names: Iterable[str | None]) -> str:
 def language_model(
     tensors: Tensors, config: Mapping[str, Any], vocabulary: Vocabulary, where: Path
 ) -> Piece:
-    """Qwen2.5-VL: everything under the understander.
+    """Qwen2.5-VL: everything under the VLM.
 
     Raises:
         UserError: config.json lacks a size, or a tied head differs from the embedding.
@@ -149,11 +149,11 @@ def language_model(
     if text["tie_word_embeddings"] and HEAD in tensors:
         _check_tied(tensors, where)
         tensors = {name: stored for name, stored in tensors.items() if name != HEAD}
-    wanted = shapes_of(model.model, UNDERSTANDER)
+    wanted = shapes_of(model.model, VLM)
     section = {
         "class_path": "triptych.modules.UnderstandingModule",
         "init_args": {
-            "understander": {
+            "vlm": {
                 "class_path": "triptych.backbones.QwenVL",
                 "init_args": {
                     "image_size": model.image_size,
@@ -195,7 +195,9 @@ def generation(tensors: Tensors, config: Mapping[str, Any], condition: int, wher
             f"{where} lacks {lacking}, which shows the sizes of the DiT; download it again."
         ) from error
     dit = LuminaNextDiT(**arguments)
-    dit.set_shapes((channels, 8, 8), condition)  # no parameter depends on the side of the grid
+    dit.configure_shapes(
+        (channels, 8, 8), condition
+    )  # no parameter depends on the side of the grid
     with torch.device("meta"):
         dit.build()
     wanted = {QUERIES: (queries, condition), **shapes_of(dit, DIT)}
@@ -272,7 +274,7 @@ def pixel_decoder(
             f"({error} is missing); check the folder."
         ) from error
     autoencoder, decoder = KLAutoencoder(**vae_arguments), SDXLDecoder(**decoder_arguments)
-    decoder.set_shapes((channels, 8, 8))
+    decoder.configure_shapes((channels, 8, 8))
     decoder.connect(autoencoder)
     with torch.device("meta"):
         autoencoder.build()

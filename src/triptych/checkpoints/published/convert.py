@@ -169,8 +169,8 @@ def model_file(found: Conversion, target: Path, labels: Mapping[str, Tensors]) -
     home = target.resolve()
     sections = dict(found.sections)
     if "understanding" in sections:
-        understander = sections["understanding"]["init_args"]["understander"]["init_args"]
-        understander["tokenizer"] = str(home / "tokenizer")
+        vlm = sections["understanding"]["init_args"]["vlm"]["init_args"]
+        vlm["tokenizer"] = str(home / "tokenizer")
     model = {
         "preset": target.name,
         **sections,

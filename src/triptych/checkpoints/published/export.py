@@ -24,10 +24,10 @@ from triptych.checkpoints.published.key_mapping import (
     DIT,
     QUERIES,
     TOWER,
-    UNDERSTANDER,
     UNET,
     UNPUBLISHED,
     VAE,
+    VLM,
 )
 from triptych.checkpoints.published.safetensors_stream import Stored, read_header, write_tensors
 from triptych.checkpoints.published.staging import Staging, plan_hash, refuse_existing
@@ -36,7 +36,7 @@ from triptych.utils.documents import parse_json
 from triptych.utils.errors import UserError
 
 SHARD = 5 * 10**9  # bytes, of a checkpoint whose shards nobody noted
-MAIN = (UNDERSTANDER, QUERIES, DIT, TOWER)
+MAIN = (VLM, QUERIES, DIT, TOWER)
 
 
 def export(model: Any, target: Path, say: Callable[[str], None] = print) -> None:
@@ -71,9 +71,7 @@ def export(model: Any, target: Path, say: Callable[[str], None] = print) -> None
     folders = [main_folder(model, tensors, notes.get("understanding", {}))]
     if part(tensors, UNET):
         folders += decoder_folders(model, tensors, notes.get("decoder", {}))
-    tokenizer = tokenizer_files.tokenizer_files(
-        Path(model.understanding.understander.tokenizer_name)
-    )
+    tokenizer = tokenizer_files.tokenizer_files(Path(model.understanding.vlm.tokenizer_name))
     if not tokenizer:
         say("there are no tokenizer files where the model names them; add yours to the folder.")
     plan = plan_hash(paths.values(), "to published", sorted(tokenizer.items()))
@@ -89,7 +87,7 @@ def export(model: Any, target: Path, say: Callable[[str], None] = print) -> None
 def _check(model: nn.Module, tensors: Tensors) -> None:
     """Check that all tensors of the model are there, fit, and have a published place."""
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    tied = model.understanding.understander.text.tie_word_embeddings
+    tied = model.understanding.vlm.text.tie_word_embeddings
     optional = UNPUBLISHED | ({HEAD} if tied else set())
     strange = [
         name
@@ -180,7 +178,7 @@ def main_folder(model: Any, tensors: Tensors, notes: Mapping[str, Any]) -> Folde
 
 def _keys(tensors: Tensors) -> list[str]:
     """Published keys of everything but the tower, which is published in a file of its own."""
-    own = part(tensors, UNDERSTANDER, QUERIES, DIT)
+    own = part(tensors, VLM, QUERIES, DIT)
     return [key for key in map(key_mapping.published_key, own) if key]
 
 
@@ -231,12 +229,12 @@ def decoder_configs(decoder: Any) -> dict[str, str]:
 
 def config_of(model: Any) -> dict[str, Any]:
     """config.json of a BLIP3-o whose parts come from different places."""
-    understander = model.understanding.understander
+    vlm = model.understanding.vlm
     channels = model.generation.feature_shape[0]
     return key_mapping.published_config(
-        vars(understander.text),
-        vars(understander.vision),
-        vars(understander.vocabulary),
+        vars(vlm.text),
+        vars(vlm.vision),
+        vars(vlm.vocabulary),
         queries=model.generation.num_queries,
         channels=channels,
         pool=model.encoder.pool,

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-UNDERSTANDER = "understanding.understander.model."
+VLM = "understanding.vlm.model."
 QUERIES = "generation.queries"
 DIT = "generation.dit."
 TOWER = "encoder.tower."
@@ -40,14 +40,14 @@ _BEGINNINGS = (
     (PUBLISHED_DIT + "caption_projection.", DIT + "caption_projection."),
     (PUBLISHED_DIT, DIT + "dit."),
     (PUBLISHED_TOWER, TOWER),
-    ("visual.", UNDERSTANDER + "model.visual."),
-    ("model.embed_tokens.", UNDERSTANDER + "model.language_model.embed_tokens."),
-    ("model.layers.", UNDERSTANDER + "model.language_model.layers."),
-    ("model.norm.", UNDERSTANDER + "model.language_model.norm."),
-    ("lm_head.", UNDERSTANDER + "lm_head."),
+    ("visual.", VLM + "model.visual."),
+    ("model.embed_tokens.", VLM + "model.language_model.embed_tokens."),
+    ("model.layers.", VLM + "model.language_model.layers."),
+    ("model.norm.", VLM + "model.language_model.norm."),
+    ("lm_head.", VLM + "lm_head."),
     # since transformers 4.52, which files of stock Qwen2.5-VL may come from
-    ("model.visual.", UNDERSTANDER + "model.visual."),
-    ("model.language_model.", UNDERSTANDER + "model.language_model."),
+    ("model.visual.", VLM + "model.visual."),
+    ("model.language_model.", VLM + "model.language_model."),
 )
 _BARE_TOWER = re.compile(r"(cls_token|pos_embed)$|(patch_embed|blocks)\.")
 _SPLIT_BIAS = re.compile(r"(.*\.attn\.)([qv])_bias$")

@@ -19,7 +19,7 @@ from triptych.checkpoints.published.key_mapping import (
     PUBLISHED_TOWER,
     QUERIES,
     TOWER,
-    UNDERSTANDER,
+    VLM,
 )
 from triptych.checkpoints.published.new_tokens import with_new_rows
 from triptych.utils.documents import read_text
@@ -129,7 +129,7 @@ def _read_blip3o(checkpoint: Checkpoint, found: Conversion, encoder: str | None)
     else:
         found.remarks.append(f"{folder} has no tokenizer files: name a tokenizer in model.yaml.")
     vocabulary = replace(vocabulary, rows=checkpoint.rows)
-    text = part(tensors, UNDERSTANDER)
+    text = part(tensors, VLM)
     found.take("understanding", components.language_model(text, config, vocabulary, folder))
     found.tokenizer = checkpoint.files
 
@@ -166,8 +166,8 @@ def _read_stock(checkpoint: Checkpoint, found: Conversion) -> None:
     piece = components.language_model(checkpoint.tensors, checkpoint.config, as_it_is, folder)
     if vocabulary.rows > known and not piece.problems:
         piece.tensors = with_new_rows(piece.tensors, known, vocabulary.rows, folder)
-        understander = piece.section["init_args"]["understander"]["init_args"]
-        understander["vocabulary"] = vars(vocabulary)
+        vlm = piece.section["init_args"]["vlm"]["init_args"]
+        vlm["vocabulary"] = vars(vocabulary)
     found.take("understanding", piece)
 
 

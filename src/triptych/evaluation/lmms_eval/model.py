@@ -17,7 +17,7 @@ from lmms_eval.api.model import lmms
 from tqdm import tqdm
 
 from triptych.inference.pipeline import UnifiedPipeline
-from triptych.modules.text_generation import Answer
+from triptych.modules.text_generation import ChatOutput
 from triptych.utils.errors import UserError
 
 LONGEST_ANSWER = 128  # tokens, where a task does not say; that of the published evaluation
@@ -189,7 +189,7 @@ def _ends(request: Instance) -> list[str]:
     return [end for end in until if end and end != DEFAULT_END]
 
 
-def _result(answer: Answer, ends: Sequence[str]) -> GenerationResult:
+def _result(answer: ChatOutput, ends: Sequence[str]) -> GenerationResult:
     text = answer.text
     for end in ends:
         text = text.partition(end)[0]

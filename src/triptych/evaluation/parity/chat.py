@@ -20,40 +20,40 @@ def recognizes(case: Case) -> bool:
 @torch.no_grad()
 def check(case: Case, shared: Checkpoint, checks: Checks) -> None:
     """Greedy answers, the positions of their prompts, and their logits."""
-    io, understander = case.io, shared.understander
-    understander.model.generation_config.eos_token_id = None  # as recorded: never stop
+    io, vlm = case.io, shared.vlm
+    vlm.model.generation_config.eos_token_id = None  # as recorded: never stop
     image = see_image(io, shared, checks)
     for match in io.matching(r"(.*)\.first_logits"):
         name = match[1]
         ids, output = io[f"{name}.input_ids"], io[f"{name}.output_ids"]
-        types = (ids == understander.model.config.image_token_id).int()
+        types = (ids == vlm.model.config.image_token_id).int()
         seen = image if bool(types.any()) else (None, None)
         mask = torch.ones_like(ids)
-        answer = understander.answer(ids, mask, *seen, output.shape[1])
+        answer = vlm.generate_text(ids, mask, *seen, output.shape[1])
         checks.same(f"{name}: output_ids", answer, output)
-        positions, delta = understander.model.model.get_rope_index(
+        positions, delta = vlm.model.model.get_rope_index(
             ids, mm_token_type_ids=types, image_grid_thw=seen[1], attention_mask=mask
         )
         checks.same(f"{name}: rope_position_ids", positions, io[f"{name}.rope_position_ids"])
         if name in case["cases"]:
             checks.same(f"{name}: rope_delta", delta, case["cases"][name]["rope_delta"])
         if f"{name}.features" in io:
-            features = understander.image_features(*seen)
+            features = vlm.image_features(*seen)
             checks.values(f"{name}: features", features, io[f"{name}.features"])
-        check_logits(io, understander, name, seen, checks)
+        check_logits(io, vlm, name, seen, checks)
 
 
-def check_logits(io: Tensors, understander: QwenVL, name: str, seen: Seen, checks: Checks) -> None:
+def check_logits(io: Tensors, vlm: QwenVL, name: str, seen: Seen, checks: Checks) -> None:
     """The logits behind each greedy token, in one pass over prompt and recorded answer."""
     prompt, output = io[f"{name}.input_ids"], io[f"{name}.output_ids"]
     ids = torch.cat([prompt, output[:, :-1]], 1)
     images = {}
     if seen[0] is not None:
         images = {"pixel_values": seen[0], "image_grid_thw": seen[1]}
-    logits = understander.model(
+    logits = vlm.model(
         input_ids=ids,
         attention_mask=torch.ones_like(ids),
-        mm_token_type_ids=(ids == understander.model.config.image_token_id).int(),
+        mm_token_type_ids=(ids == vlm.model.config.image_token_id).int(),
         logits_to_keep=output.shape[1],
         use_cache=False,
         **images,

@@ -84,11 +84,11 @@ class Checkpoint:
         text, vision = key_mapping.text_arguments(config), key_mapping.vision_arguments(config)
         # Any size that fits: recorded images bring their own.
         image_size = vision["patch_size"] * vision["spatial_merge_size"]
-        understander = QwenVL("", QwenText(**text), QwenVision(**vision), image_size)
-        understander.tokenizer = PublishedIds({**config, "vocab_size": case["vocab_size"]})
+        vlm = QwenVL("", QwenText(**text), QwenVision(**vision), image_size)
+        vlm.tokenizer = PublishedIds({**config, "vocab_size": case["vocab_size"]})
         head_width = case["config_eva"]["vision_cfg"]["head_width"]
         model = UnifiedModule(
-            understanding=UnderstandingModule(understander),
+            understanding=UnderstandingModule(vlm),
             encoder=EvaClip(
                 **key_mapping.tower_arguments(shapes, key_mapping.pooling(config), head_width)
             ),
@@ -106,8 +106,8 @@ class Checkpoint:
         return model.eval()
 
     @property
-    def understander(self) -> QwenVL:
-        return self.model.understanding.understander
+    def vlm(self) -> QwenVL:
+        return self.model.understanding.vlm
 
 
 def by_formula(rows: int, columns: int, formula: Mapping[str, Any]) -> Tensor:

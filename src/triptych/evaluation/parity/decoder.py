@@ -62,7 +62,7 @@ def build(case: Case) -> SDXLDecoder:
         original_size=case["original_size"][0],
     )
     tokens, channels = case.io["cond"].shape[1:]
-    model.set_shapes((channels, math.isqrt(tokens), math.isqrt(tokens)))
+    model.configure_shapes((channels, math.isqrt(tokens), math.isqrt(tokens)))
     model.connect(vae)
     vae.build()
     model.build()

@@ -22,7 +22,7 @@ def check(case: Case, checks: Checks) -> None:
     model = LuminaNextDiT(
         **key_mapping.dit_arguments(shapes), patch_size=case["config"]["patch_size"]
     )
-    model.set_shapes(tuple(io["x"].shape[1:]), key_mapping.condition_width(shapes))
+    model.configure_shapes(tuple(io["x"].shape[1:]), key_mapping.condition_width(shapes))
     model.build()
     fill(model, key_mapping.DIT, weights)
     checks.same("feed-forward width", model.ffn_width, case["ffn_inner_dim"])

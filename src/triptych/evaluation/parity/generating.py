@@ -32,18 +32,18 @@ def check(case: Case, shared: Checkpoint, checks: Checks) -> None:
     seen = see_image(io, shared, checks)
 
     prompts = [match[1] for match in io.matching(r"(.*)\.query_hidden")]
-    image_id = shared.understander.model.config.image_token_id
+    image_id = shared.vlm.model.config.image_token_id
     rows = {name: [*io[f"{name}.input_ids"][0].tolist(), START_OF_IMAGE_ID] for name in prompts}
     for name in prompts:
         shown = seen if image_id in rows[name] else (None, None)
         condition = ask(shared, [rows[name]], shown)
-        checks.values(f"{name}: query_hidden", condition.states, io[f"{name}.query_hidden"])
+        checks.values(f"{name}: query_hidden", condition.hidden_states, io[f"{name}.query_hidden"])
         check_sampling(case, shared, name, condition, checks)
 
     # One batch of all of them, padded, as the published code cannot.
     condition = ask(shared, list(rows.values()), seen)
     hidden = torch.cat([io[f"{name}.query_hidden"] for name in prompts])
-    checks.values("all in one batch: query_hidden", condition.states, hidden)
+    checks.values("all in one batch: query_hidden", condition.hidden_states, hidden)
     noise = torch.cat([io[f"{name}.noise"] for name in prompts])
     latents = sample(case, shared, condition, noise)
     recorded = torch.cat([io[f"{name}.latents"] for name in prompts])
@@ -61,9 +61,9 @@ def see_image(io: Tensors, shared: Checkpoint, checks: Checks) -> Seen:
 
 def ask(shared: Checkpoint, rows: list[list[int]], seen: Seen) -> Condition:
     """The condition of generation prompts."""
-    ids, mask = pad(rows, token_id(shared.understander.tokenizer, PAD))
+    ids, mask = pad(rows, token_id(shared.vlm.tokenizer, PAD))
     queries = shared.model.generation.queries
-    return shared.understander.condition(ids, mask, queries, *seen)
+    return shared.vlm.condition(ids, mask, queries, *seen)
 
 
 def sample(

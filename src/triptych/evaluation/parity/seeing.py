@@ -11,17 +11,17 @@ from triptych.evaluation.parity.checkpoint import Checkpoint
 from triptych.evaluation.parity.checks import Checks
 
 Seen = tuple[Tensor | None, Tensor | None]
-"""Patches [S,patch] and grids [images,3] as `Understander.condition` takes them."""
+"""Patches [S,patch] and grids [images,3] as `VisionLanguageModel.condition` takes them."""
 
 
 def check_seeing(
     shared: Checkpoint, images: Tensor, patches: Tensor, grids: Tensor, checks: Checks
 ) -> Seen:
     """Our patches and grids of images uint8 [n,H,W,3], after a look at the recorded ones."""
-    side = shared.understander.vision.patch_size
+    side = shared.vlm.vision.patch_size
     height, width = (grids[0, 1:] * side).tolist()
     images = torch.stack([_resized(image, height, width) for image in images])
-    own_patches, own_grids = shared.understander.image_inputs(images.permute(0, 3, 1, 2))
+    own_patches, own_grids = shared.vlm.image_inputs(images.permute(0, 3, 1, 2))
     checks.values("patches", own_patches, patches.flatten(0, -2))
     checks.same("grids", own_grids, grids)
     return own_patches, own_grids

@@ -27,14 +27,14 @@ def check(case: Case, shared: Checkpoint, checks: Checks) -> None:
     """The lines of `GenerationModule.step`, with recorded noise, time and drop."""
     io, model = case.io, shared.model
     model.zero_grad(set_to_none=True)
-    generation, understander = model.generation, shared.understander
+    generation, vlm = model.generation, shared.vlm
     starts = io["i_s_pos"].tolist()
     rows = [row[:start].tolist() for row, start in zip(io["input_ids"], starts, strict=True)]
-    ids, mask = pad(rows, token_id(understander.tokenizer, PAD))
+    ids, mask = pad(rows, token_id(vlm.tokenizer, PAD))
     seen = see_images(io, shared, checks)
 
     with torch.no_grad():
-        embeddings = understander.embed(ids, *seen)
+        embeddings = vlm.embed(ids, *seen)
     shown = io["attention_mask"].bool()
     sequences = [
         torch.cat([row[:start], generation.queries])
@@ -44,8 +44,8 @@ def check(case: Case, shared: Checkpoint, checks: Checks) -> None:
     checks.values("inputs_embeds", torch.cat(sequences), io["inputs_embeds"][shown])
 
     inputs = (ids, mask, generation.queries, *seen)
-    condition = understander.condition(*inputs)
-    checks.values("img_hidden_states", condition.states, io["img_hidden_states"])
+    condition = vlm.condition(*inputs)
+    checks.values("img_hidden_states", condition.hidden_states, io["img_hidden_states"])
     check_whole_pass(shared, inputs, io, checks)
 
     with torch.no_grad():
@@ -59,13 +59,13 @@ def check(case: Case, shared: Checkpoint, checks: Checks) -> None:
     checks.values("timesteps are times of ours", on_the_grid, t)
     x_t, target = path(features, io["noise"], t)
     condition = condition.drop(io["drop_mask"].bool())
-    prediction = generation.dit(x_t, t, condition.states)
+    prediction = generation.dit(x_t, t, condition.hidden_states)
     loss = mse(prediction, target)
     loss.backward()
     if "dit_x" in io:
         checks.values("dit_x", x_t, io["dit_x"])
     if "dit_z" in io:
-        checks.values("dit_z", condition.states, io["dit_z"])
+        checks.values("dit_z", condition.hidden_states, io["dit_z"])
     checks.values("noise_pred", prediction, io["noise_pred"])
     checks.values("loss", loss, io["loss"])
     check_gradients(case, shared, checks)
@@ -77,20 +77,20 @@ def see_images(io: Tensors, shared: Checkpoint, checks: Checks) -> Seen:
         return None, None
     seen = check_seeing(shared, io["und_images_u8"], io["und_image"], io["grid_thw"], checks)
     with torch.no_grad():
-        features = shared.understander.image_features(*seen)
+        features = shared.vlm.image_features(*seen)
     checks.values("und_features", features, io["und_features"])
     return seen
 
 
 def check_whole_pass(shared: Checkpoint, inputs: tuple, io: Tensors, checks: Checks) -> None:
     """The condition once more, without the cached prompt: as while the language model trains."""
-    language_model = shared.understander.model.model.language_model
+    language_model = shared.vlm.model.model.language_model
     language_model.requires_grad_(True)
     try:
-        condition: Condition = shared.understander.condition(*inputs)
+        condition: Condition = shared.vlm.condition(*inputs)
     finally:
         language_model.requires_grad_(False)
-    checks.values("img_hidden_states, whole pass", condition.states, io["img_hidden_states"])
+    checks.values("img_hidden_states, whole pass", condition.hidden_states, io["img_hidden_states"])
 
 
 def recorded_images(case: Case, shared: Checkpoint) -> Tensor:

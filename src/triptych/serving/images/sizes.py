@@ -22,8 +22,8 @@ class Sizes:
     @classmethod
     def of(cls, pipeline: UnifiedPipeline) -> Sizes:
         """Those of a pipeline's model."""
-        understander = pipeline.model.understanding.understander
-        side = understander.image_size
+        vlm = pipeline.model.understanding.vlm
+        side = vlm.image_size
         example = torch.zeros(3, side, side, dtype=torch.uint8)
-        squares = understander.chat_inputs([example]) is None
+        squares = vlm.chat_inputs([example]) is None
         return cls(pipeline.model.vae.image_size, side, side if squares else None)

@@ -54,7 +54,7 @@ def build(page: Page) -> gr.Blocks:
             edit_tab(page)
         with gr.Tab("Compare"):
             compare_tab(page)
-        if page.pipe.model.encoder.built:
+        if page.pipe.model.encoder.is_built:
             with gr.Tab("Reconstruct"):
                 reconstruct_tab(page)
     return blocks.queue(max_size=MOST_EVENTS, default_concurrency_limit=8)
