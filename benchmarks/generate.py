@@ -108,12 +108,12 @@ def loops(model: UnifiedModule, rounds: int) -> tuple[dict[str, float], float]:
             velocity,
             condition,
             noise,
-            generation.num_inference_steps,
-            generation.guidance_scale,
-            shift=generation.shift,
+            num_inference_steps=generation.sampling.num_inference_steps,
+            guidance_scale=generation.sampling.guidance_scale,
+            shift=generation.flow.shift,
         )
 
-    def plain(*call: Tensor) -> Tensor:  # no `prepare`: a model that keeps nothing
+    def plain(*call: Tensor) -> Tensor:  # no `with_cached_condition`
         return generation.dit(*call)
 
     difference = float((loop(generation.dit) - loop(plain)).abs().max())
@@ -263,8 +263,8 @@ def one_by_one(pipe: UnifiedPipeline, prompts: list[str], steps: int | None) -> 
             lambda *call: generation.dit(*call),
             condition,
             noise_from_seeds(generation.feature_shape, [seed], condition.hidden_states.device),
-            steps or generation.num_inference_steps,
-            generation.guidance_scale,
+            num_inference_steps=steps or generation.sampling.num_inference_steps,
+            guidance_scale=generation.sampling.guidance_scale,
         )
         pipe.model.decode(features, [seed], num_inference_steps=steps)
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 from triptych.backbones import QwenVL
-from triptych.backbones.qwen2_5_vl import visible
+from triptych.backbones.prompt_cache import causal_mask
 from triptych.interfaces import Batch, Condition
 from triptych.modules import UnifiedModule
 from triptych.prompts import IGNORED
@@ -51,7 +51,7 @@ class WholePass:
         )
         states = language_model(
             inputs_embeds=rows,
-            attention_mask=visible((query < number).long(), length + number),
+            attention_mask=causal_mask((query < number).long(), length + number),
             position_ids=places.expand(batch, -1),
             use_cache=False,
         ).last_hidden_state

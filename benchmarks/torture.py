@@ -163,7 +163,11 @@ def settings(folder: Path) -> Path:
         "model": {
             "build_decoder": False,
             "generation": {
-                "init_args": {"num_queries": 2, "num_noise_samples": 1, "dit": {"init_args": dit}}
+                "init_args": {
+                    "num_queries": 2,
+                    "flow": {"num_noise_samples": 1},
+                    "dit": {"init_args": dit},
+                }
             },
         },
         "data": {

@@ -199,7 +199,9 @@ def _generation_trained(model: UnifiedModule) -> float:
 
 def _draws(model: UnifiedModule) -> int:
     """Noises for each sample; a regression has none."""
-    return model.generation.num_noise_samples if model.generation.objective.loss == "flow" else 1
+    return (
+        model.generation.flow.num_noise_samples if model.generation.objective.loss == "flow" else 1
+    )
 
 
 def target_flops(model: UnifiedModule) -> float:

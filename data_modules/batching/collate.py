@@ -75,9 +75,9 @@ class BatchBuilder:
         Args:
             places: (number of the reading, number of the sample in its source).
 
-        A sample that cannot be used is named in `Batch.dropped_samples`. With `replace_bad`, a good one of
-        the batch stands in for it, under the global sample number of the one that it replaces: the
-        copy meets another noise than the original.
+        A sample that cannot be used is named in `Batch.dropped_samples`. With `replace_bad`, a good
+        one of the batch stands in for it, under the global sample number of the one that it
+        replaces: the copy meets another noise than the original.
 
         Raises:
             UserError: no sample of the batch can be used.

@@ -21,6 +21,22 @@ TimestepSampling = Literal["uniform", "logit_normal"]
 
 
 @dataclass(frozen=True)
+class FlowConfig:
+    """Draws of a flow objective in training."""
+
+    timestep_sampling: TimestepSampling = "uniform"
+    """Distribution of training times, see `sample_time`."""
+    shift: float = 1.0
+    """Shift of times towards noise, in training and in sampling alike, see `shift_time`; 1 as
+    published."""
+    num_noise_samples: int = 1
+    """Noises and times for each sample, whose condition and features are computed once; 1 as
+    published."""
+    cond_drop_prob: float = 0.1
+    """Probability of training without condition, for guidance."""
+
+
+@dataclass(frozen=True)
 class Objective:
     """Training objective: target features and loss; section 3 of the paper compares the three."""
 

@@ -75,6 +75,22 @@ TEMPLATES: dict[TemplateName, Template] = {
 }
 
 
+@dataclass(frozen=True)
+class PromptConfig:
+    """Prompts of captions for image generation.
+
+    One template for both, unless a training run of the published code is resumed: there, training
+    had two tokens more than sampling.
+    """
+
+    template: TemplateName = "inference"
+    """Template at inference, one of `TEMPLATES`."""
+    training_template: TemplateName = "inference"
+    """Template in training and validation."""
+    max_tokens: int = 512
+    """Length limit of a prompt, `[IMG]` included, where the generation panel is the root."""
+
+
 def image(image_tokens: int) -> Pieces:
     """The placeholder of one image inside a user turn."""
     return (VISION_START, *[IMAGE_PAD] * image_tokens, VISION_END)

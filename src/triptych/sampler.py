@@ -5,14 +5,15 @@ second order and need fewer steps: "heun" (Karras et al. 2022, arXiv 2206.00364)
 model twice a step, "dpm++" (Lu et al. 2022, arXiv 2211.01095) and "unipc" (Zhao et al. 2023, arXiv
 2302.04867), which call it once and remember the step before.
 
-Guidance is classifier-free (Ho & Salimans 2022) with the null condition of training, which is zeros
-unless another is given. Seeds make noise, one per image, so that an image depends on its neighbours
-in the batch by rounding at most.
+Guidance is classifier-free (Ho & Salimans 2022), away from the null condition of training, which is
+zeros, unless a negative one is given. Seeds make noise, one per image, so that an image depends on
+its neighbours in the batch by rounding at most.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,11 +28,9 @@ from diffusers import (
 )
 from torch import Tensor
 
-from triptych.interfaces import Condition, VelocityModel, velocity_under
-from triptych.utils.errors import UserError
-from triptych.utils.limits import INTERVAL, STEPS
+from triptych.interfaces import Condition, VelocityModel, bind_condition
+from triptych.utils.limits import INTERVAL, require_sampler, require_steps
 from triptych.utils.limits import SAMPLERS as SAMPLERS
-from triptych.utils.limits import require_sampler as require_sampler
 from triptych.utils.rng import normal
 
 OnStep = Callable[[int, Tensor, Tensor], None]
@@ -49,30 +48,31 @@ def sample_flow(
     model: VelocityModel | Callable[[Tensor, Tensor, Tensor], Tensor],
     condition: Condition,
     noise: Tensor,
+    *,
     num_inference_steps: int,
     guidance_scale: float,
-    *,
-    on_step: OnStep | None = None,
-    shift: float = 1.0,
-    integer_timesteps: bool = False,
-    null: Tensor | None = None,
     sampler: str = "euler",
+    integer_timesteps: bool = False,
+    shift: float = 1.0,
     guidance_interval: tuple[float, float] | None = None,
+    negative_condition: Tensor | None = None,
+    on_step: OnStep | None = None,
 ) -> Tensor:
     """Features [B,C,h,w] for `condition` [B,N,D], starting at `noise` [B,C,h,w].
 
-    The grid of times is shifted as in training, see `loss.shift_time`; 1 is the published grid.
-    `sampler` is one of `SAMPLERS`; `model_calls` gives its number of model calls.
-
-    guidance_scale 1 needs one model call a step, any other value one call on a doubled batch:
-    v = v_null + guidance_scale * (v_condition - v_null). `on_step` is called after every call.
-    `null` [1,N,D] takes the place of zeros as the null condition.
-    `guidance_interval` (low, high) in t keeps guidance to low <= t <= high (Kynkaanniemi et al.
-    2024, arXiv 2404.07724); outside of it the model is called on the batch itself.
-
-    `integer_timesteps` tells the model 966 for 966.67 thousandths; x moves by the exact times:
-    published sampling does, so published weights were scored so. Off by default, since training
-    passes exact times.
+    Args:
+        guidance_scale: scale in v = v_negative + guidance_scale * (v_condition - v_negative). 1
+            needs one model call a step, any other value one call on a doubled batch.
+        sampler: one of `SAMPLERS`; `model_calls` gives its number of model calls.
+        integer_timesteps: whether the model receives 966 for 966.67 thousandths, while x moves by
+            the exact times. Published sampling does, so published weights were scored so. Off by
+            default, since training passes exact times.
+        shift: shift of the grid of times, as in training, see `loss.shift_time`; 1 is the
+            published grid.
+        guidance_interval: (low, high) in t that keeps guidance to low <= t <= high (Kynkaanniemi
+            et al. 2024, arXiv 2404.07724); outside of it the model is called on the batch itself.
+        negative_condition: condition [1,N,D] that guidance leads away from; zeros by default.
+        on_step: callback after every model call.
 
     Raises:
         UserError: the sampler is unknown, there are no steps, or the interval is invalid.
@@ -80,21 +80,24 @@ def sample_flow(
     low, high = (0.0, 1.0) if guidance_interval is None else guidance_interval
     INTERVAL.require((low, high), "guidance_interval")
     solver = flow_solver(sampler, num_inference_steps, shift)
-    states = condition.hidden_states
-    prepare = model.prepare if isinstance(model, VelocityModel) else velocity_under(model)
-    plain = prepare(states)
+    hidden_states = condition.hidden_states
+    cached = isinstance(model, VelocityModel)
+    bind = model.with_cached_condition if cached else partial(bind_condition, model)
+    plain = bind(hidden_states)
     if guidance_scale != 1.0:
-        guided = prepare(states, torch.zeros_like(states[:1]) if null is None else null)
+        if negative_condition is None:
+            negative_condition = torch.zeros_like(hidden_states[:1])
+        guided = bind(hidden_states, negative_condition)
     x = noise
     # float64: a thousand times t is then the integer again, not its neighbour in float32
-    told = solver.timesteps.trunc().double() if integer_timesteps else solver.timesteps
-    times = (told / 1000).to(x.device)
+    timesteps = solver.timesteps.trunc().double() if integer_timesteps else solver.timesteps
+    times = (timesteps / 1000).to(x.device)
     levels = (solver.timesteps / 1000).tolist()
     for index, (timestep, level) in enumerate(zip(solver.timesteps, levels, strict=True)):
         t = times[index].expand(len(x))
         if guidance_scale != 1.0 and low <= level <= high:
-            unguided, conditional = guided(x.repeat(2, 1, 1, 1), t.repeat(2)).chunk(2)
-            velocity = unguided + guidance_scale * (conditional - unguided)
+            negative, conditional = guided(x.repeat(2, 1, 1, 1), t.repeat(2)).chunk(2)
+            velocity = negative + guidance_scale * (conditional - negative)
         else:
             velocity = plain(x, t)
         velocity, before = velocity.float(), x
@@ -107,28 +110,15 @@ def sample_flow(
 @torch.no_grad()
 def sample_regression(model: VelocityModel, condition: Condition, shape: tuple) -> Tensor:
     """Features [B,C,h,w] of a model trained with the MSE objective: one pass, no noise."""
-    states = condition.hidden_states
-    start = states.new_zeros((len(states), *shape), dtype=torch.float32)
-    return model(start, start.new_ones(len(states)), states).float()
+    hidden_states = condition.hidden_states
+    start = hidden_states.new_zeros((len(hidden_states), *shape), dtype=torch.float32)
+    return model(start, start.new_ones(len(hidden_states)), hidden_states).float()
 
 
 MULTISTEP = {"dpm++": DPMSolverMultistepScheduler, "unipc": UniPCMultistepScheduler}
 
 
 EPSILON = 1e-6  # the multistep ones take the logarithm of 1 - sigma; diffusers' own value
-
-
-def require_steps(steps: int) -> None:
-    """Check the number of steps of a sampler.
-
-    Raises:
-        UserError: it is out of range.
-    """
-    if steps not in STEPS:
-        raise UserError(
-            f"sampling takes at least 1 step, not {str(steps)[:40]}, and at most {STEPS.most:,}; "
-            "set num_inference_steps of the call, of the generation panel or of the decoder."
-        )
 
 
 def model_calls(sampler: str, steps: int) -> int:

@@ -35,7 +35,7 @@ from triptych.backbones import (
 from triptych.backbones.eva_clip import CLIP_MEAN, CLIP_STD
 from triptych.evaluation.parity.loading import fill, placed
 from triptych.evaluation.shapes.shape_eval import examples
-from triptych.interfaces import IMAGE_TO_TEXT
+from triptych.interfaces import IMAGE_TO_TEXT, SamplerConfig
 from triptych.modules import UnderstandingModule
 from triptych.prompts import (
     PAD,
@@ -353,7 +353,7 @@ def small_decoder(**sizes):
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 def test_decoder_loss_is_finite_and_trains_the_unet_alone(prediction):
     model = small_decoder(prediction=prediction, feature_noise=0.2)
-    loss = model.loss(torch.randn(4, 32, 3, 3), drawn(4), 0, torch.arange(4))
+    loss = model.loss(torch.randn(4, 32, 3, 3), drawn(4), seed=0, sample_ids=torch.arange(4))
     loss.backward()
     assert loss.shape == () and loss.isfinite()
     assert all(p.grad is not None for p in (*model.unet.parameters(), *model.baseline.parameters()))
@@ -366,7 +366,7 @@ def test_decoder_loss_is_a_function_of_seed_and_samples():
 
     def loss(seed, samples):
         with torch.no_grad():
-            return model.loss(features, pixels, seed, torch.tensor(samples)).item()
+            return model.loss(features, pixels, seed=seed, sample_ids=torch.tensor(samples)).item()
 
     assert loss(0, [0, 1, 2, 3]) == loss(0, [0, 1, 2, 3])
     assert loss(0, [0, 1, 2, 3]) != loss(1, [0, 1, 2, 3])
@@ -382,15 +382,31 @@ def test_decoder_is_led_away_from_what_it_is_given():
     model = small_decoder()
     features, noise = torch.randn(2, 32, 3, 3), torch.randn(2, *model.vae.feature_shape)
     null = torch.randn(1, 32, 3, 3)
-    zeros = model.sample(features, noise, 2, 3.0)
-    assert torch.equal(zeros, model.sample(features, noise, 2, 3.0, null=torch.zeros_like(null)))
-    led = model.sample(features, noise, 2, 3.0, null=null)
+    zeros = model.sample(SamplerConfig(2, 3.0), features, noise)
+    assert torch.equal(
+        zeros,
+        model.sample(
+            SamplerConfig(2, 3.0), features, noise, negative_features=torch.zeros_like(null)
+        ),
+    )
+    led = model.sample(SamplerConfig(2, 3.0), features, noise, negative_features=null)
     assert relative(led, zeros) > 1e-3
     # one null for all images, and it matters to none where there is no guidance
-    assert torch.equal(led, model.sample(features, noise, 2, 3.0, null=null.expand(2, -1, -1, -1)))
-    plain = model.sample(features, noise, 2, 1.0)
-    assert torch.equal(plain, model.sample(features, noise, 2, 1.0, null=null))
-    assert torch.allclose(plain, model.sample(features, noise, 2, 2.0, null=features), atol=1e-4)
+    assert torch.equal(
+        led,
+        model.sample(
+            SamplerConfig(2, 3.0), features, noise, negative_features=null.expand(2, -1, -1, -1)
+        ),
+    )
+    plain = model.sample(SamplerConfig(2, 1.0), features, noise)
+    assert torch.equal(
+        plain, model.sample(SamplerConfig(2, 1.0), features, noise, negative_features=null)
+    )
+    assert torch.allclose(
+        plain,
+        model.sample(SamplerConfig(2, 2.0), features, noise, negative_features=features),
+        atol=1e-4,
+    )
 
 
 @pytest.mark.parametrize("original", [None, 1024])
@@ -399,7 +415,7 @@ def test_decoder_tells_the_unet_sizes_and_the_mean_of_the_tokens(original):
     seen = {}
     model.unet.register_forward_pre_hook(lambda _, a, named: seen.update(named), with_kwargs=True)
     features = torch.randn(3, 32, 3, 3)
-    model.sample(features, torch.randn(3, *model.vae.feature_shape), 1, 3.0)
+    model.sample(SamplerConfig(1), features, torch.randn(3, *model.vae.feature_shape))
     added = seen["added_cond_kwargs"]
     side = original or SIDE
     assert added["time_ids"].tolist() == [[side, side, 0, 0, SIDE, SIDE]] * 6
@@ -417,9 +433,9 @@ def test_decoder_refuses_sizes_that_do_not_fit():
 
 def test_decoder_refuses_no_steps():
     with pytest.raises(UserError, match="at least 1 step, not 0"):
-        decoder(num_inference_steps=0)
+        decoder(sampling=SamplerConfig(num_inference_steps=0))
     with pytest.raises(UserError, match="at least 1 step, not 0"):
-        decoder().scheduler(num_inference_steps=0)  # 0 is not "the default"
+        decoder().scheduler(SamplerConfig(num_inference_steps=0))  # 0 is not "the default"
 
 
 # --- Qwen -----------------------------------------------------------------------------------------
@@ -611,7 +627,7 @@ def test_answers_of_a_batch_are_those_one_at_a_time(seen, samples):
     def answers(numbers):
         ids, mask = pad([rows[n] for n in numbers], token_id(tokenizer, PAD), left=True)
         patches, grids = qwen.image_inputs(images[numbers]) if seen else (None, None)
-        return qwen.generate_text(ids, mask, patches, grids, 8)
+        return qwen.generate_text(ids, mask, patches, grids, max_new_tokens=8)
 
     together = answers([0, 1, 2])
     assert 1 <= together.shape[1] <= 8

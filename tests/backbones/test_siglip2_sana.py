@@ -26,7 +26,7 @@ from triptych.checkpoints.published.siglip_sana import convert_siglip_sana, full
 from triptych.cli.main import main
 from triptych.inference.loading import describe_model
 from triptych.inference.model_inference import inference_of
-from triptych.interfaces import TEXT_TO_IMAGE, ImageEncoder
+from triptych.interfaces import TEXT_TO_IMAGE, ImageEncoder, SamplerConfig
 from triptych.modules import PixelDecoderModule, UnifiedModule
 from triptych.utils.errors import UserError
 from triptych.utils.images import pixels_to_unit
@@ -44,7 +44,7 @@ SANA = {
     "heads": 4,
     "cross_heads": 2,
     "caption_width": 48,
-    "num_inference_steps": 2,
+    "sampling": SamplerConfig(num_inference_steps=2),
 }
 
 
@@ -224,7 +224,7 @@ def test_connector_starts_at_the_published_scale():
 
 def test_loss_is_finite_and_trains_transformer_and_connector_alone():
     model = small_sana()
-    loss = model.loss(torch.randn(4, 32, 3, 3), images(4), 0, torch.arange(4))
+    loss = model.loss(torch.randn(4, 32, 3, 3), images(4), seed=0, sample_ids=torch.arange(4))
     loss.backward()
     assert loss.shape == () and loss.isfinite()
     for name, parameter in model.named_parameters():
@@ -245,7 +245,7 @@ def test_loss_of_no_velocity_is_the_mean_square_of_noise_minus_latents():
     nn.init.zeros_(model.transformer.proj_out.weight)
     nn.init.zeros_(model.transformer.proj_out.bias)
     with torch.no_grad():
-        loss = model.loss(features, pixels, 0, samples)
+        loss = model.loss(features, pixels, seed=0, sample_ids=samples)
         data = model.vae(pixels)
     # x_t = (1 - t) data + t noise, so noise - data = (x_t - data) / t
     target = (seen["x_t"] - data) / seen["t"][:, None, None, None]
@@ -259,7 +259,7 @@ def test_loss_is_a_function_of_seed_and_samples():
 
     def loss(seed, samples):
         with torch.no_grad():
-            return model.loss(features, pixels, seed, torch.tensor(samples)).item()
+            return model.loss(features, pixels, seed=seed, sample_ids=torch.tensor(samples)).item()
 
     assert loss(0, [0, 1, 2, 3]) == loss(0, [0, 1, 2, 3])
     assert loss(0, [0, 1, 2, 3]) != loss(1, [0, 1, 2, 3])
@@ -272,9 +272,11 @@ def test_one_sample_in_ten_trains_on_the_black_image():
     model.connector.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
     features = torch.randn(300, 32, 3, 3)
     with torch.no_grad():
-        model.loss(features, images(1).expand(300, -1, -1, -1), 0, torch.arange(300))
+        model.loss(
+            features, images(1).expand(300, -1, -1, -1), seed=0, sample_ids=torch.arange(300)
+        )
     rows = seen[0].transpose(1, 2).unflatten(2, (3, 3))
-    null = (rows == model.null).flatten(1).all(1)
+    null = (rows == model.null_features).flatten(1).all(1)
     assert torch.equal(rows[~null], features[~null])
     assert torch.equal(null, uniform(0, "decoder-drop", range(300)) < 0.1)
     assert 15 <= null.sum() <= 45  # 30, give or take three deviations
@@ -283,7 +285,7 @@ def test_one_sample_in_ten_trains_on_the_black_image():
 def test_guidance_is_against_the_black_image():
     model = small_sana()
     features = torch.randn(2, 32, 3, 3)
-    of_null = model.null.expand(2, -1, -1, -1)
+    of_null = model.null_features.expand(2, -1, -1, -1)
 
     def shown(features, guidance):
         return model.decode(features, [0, 1], num_inference_steps=3, guidance_scale=guidance)
@@ -310,7 +312,7 @@ def test_decoder_refuses_sizes_that_do_not_fit():
 
 def test_decoder_refuses_no_steps():
     with pytest.raises(UserError, match="at least 1 step, not 0"):
-        sana(num_inference_steps=0)
+        sana(sampling=SamplerConfig(num_inference_steps=0))
     with pytest.raises(UserError, match="at least 1 step, not 0"):
         small_sana().decode(torch.randn(1, 32, 3, 3), [0], num_inference_steps=0)
 
@@ -333,7 +335,7 @@ def test_what_was_built_on_meta_computes_once_it_is_filled():
         for name, buffer in twin.named_buffers():  # in no state dict: anything may be in there
             assert name not in original.state_dict()
             buffer.fill_(-1)
-    twins[1].set_null_features(decoder.null)
+    twins[1].set_null_features(decoder.null_features)
     assert torch.equal(twins[0](images(2)), features)
     assert torch.equal(twins[1].decode(features, [0, 1]), decoder.decode(features, [0, 1]))
 
@@ -385,8 +387,8 @@ def test_the_preset_generates_what_its_encoder_makes(preset):
     assert preset.generation.dit.condition_width == 2048
     assert preset.generation.dit.dit.layers[0].feed_forward.linear_1.out_features == 4864
     assert (
-        preset.decoding.decoder.guidance_scale == 3.0
-        and preset.decoding.decoder.num_inference_steps == 30
+        preset.decoding.decoder.sampling.guidance_scale == 3.0
+        and preset.decoding.decoder.sampling.num_inference_steps == 30
     )
     assert preset.decoding.decoder.cond_drop_prob == 0.1
 
@@ -465,7 +467,7 @@ def test_the_panel_hands_over_the_black_image_once(files, samples):
         inference_of(model).reconstruct(images(2), seeds=[0, 1])
     black = model.encoder(torch.zeros(1, 3, SIDE, SIDE, dtype=torch.uint8))[0]
     assert calls == [2, 1, 1]
-    assert torch.equal(model.decoding.decoder.null, black)
+    assert torch.equal(model.decoding.decoder.null_features, black)
     model.step(batch_of(samples))[0].backward()
     inference_of(model).reconstruct(images(2), seeds=[0, 1])
     assert calls == [2, 1, 1, 4, 2]
@@ -491,7 +493,9 @@ def test_an_encoder_of_ones_own_has_a_black_image_for_the_decoder():
     assert pixels.shape == (2, 3, SIDE, SIDE)
     mix = panel.encoder.mix
     black = mix.bias - mix.weight[:, :, 0, 0].sum(1)  # -1 in every channel
-    assert torch.allclose(panel.decoder.null, black[:, None, None].expand(32, 3, 3), atol=1e-6)
+    assert torch.allclose(
+        panel.decoder.null_features, black[:, None, None].expand(32, 3, 3), atol=1e-6
+    )
 
 
 def test_a_decoder_that_wants_a_blank_image_needs_the_encoder():

@@ -44,7 +44,7 @@ def test_every_run_costs_the_same():
 
 def test_a_step_is_a_prompt_and_two_noises():
     model, size = planning.describe(arm("clip_flow"))
-    assert size == 64 and model.generation.num_noise_samples == 2
+    assert size == 64 and model.generation.flow.num_noise_samples == 2
     panel, qwen = model.generation, model.understanding.vlm
     whole = planning.flops.generation_step(
         qwen, panel.dit, model.encoder, planning.CAPTION, panel.num_queries, planning.SHARED

@@ -113,7 +113,9 @@ def test_a_release_becomes_four_weight_files_a_tokenizer_and_a_model_file(releas
 def test_the_model_file_makes_images_and_answers(ours):
     model = load_model([ours / "model.yaml"])
     assert model.encoder.is_built and model.generation.queries.shape == (published.N, published.H)
-    assert model.generation.integer_timesteps and model.generation.template == "published_inference"
+    generation = model.generation
+    assert generation.sampling.integer_timesteps
+    assert generation.prompt.template == "published_inference"
     images = inference_of(model).generate(
         ["a red circle"],
         seeds=[0],

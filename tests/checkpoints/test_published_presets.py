@@ -66,7 +66,8 @@ def test_no_trick_of_the_tiny_preset_is_on(preset):
     _, model = preset
     assert not model.encoder.standardize and model.decoding.decoder.baseline is None
     assert (
-        model.generation.query_init_std == 1.0 and model.generation.timestep_sampling == "uniform"
+        model.generation.query_init_std == 1.0
+        and model.generation.flow.timestep_sampling == "uniform"
     )
     assert model.generation.dit.gate_init == 0.0
     assert model.understanding.vlm.text.rms_norm_eps == 1e-6
@@ -75,11 +76,18 @@ def test_no_trick_of_the_tiny_preset_is_on(preset):
 
 def test_images_are_sampled_as_the_released_weights_were_scored(preset):
     _, model = preset
-    assert model.decoder_negative == "space_prompt" and model.generation.integer_timesteps
-    assert model.generation.template == "published_inference"
-    assert (model.generation.num_inference_steps, model.generation.guidance_scale) == (30, 3.0)
+    assert model.decoder_negative == "space_prompt" and model.generation.sampling.integer_timesteps
+    assert model.generation.prompt.template == "published_inference"
+    assert (
+        model.generation.sampling.num_inference_steps,
+        model.generation.sampling.guidance_scale,
+    ) == (30, 3.0)
     decoder = model.decoding.decoder
-    assert (decoder.num_inference_steps, decoder.guidance_scale, decoder.original_size) == (
+    assert (
+        decoder.sampling.num_inference_steps,
+        decoder.sampling.guidance_scale,
+        decoder.original_size,
+    ) == (
         50,
         3.0,
         1024,

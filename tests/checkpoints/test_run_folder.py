@@ -25,7 +25,11 @@ SMALL = {
     "model": {
         "build_decoder": False,
         "generation": {
-            "init_args": {"num_queries": 2, "num_noise_samples": 1, "dit": {"init_args": DIT}}
+            "init_args": {
+                "num_queries": 2,
+                "flow": {"num_noise_samples": 1},
+                "dit": {"init_args": DIT},
+            }
         },
     },
     "data": {"init_args": {"batch_size": 2}},

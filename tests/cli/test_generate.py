@@ -146,7 +146,7 @@ def test_other_settings_are_not_mixed_in(triptych):
     for change, said in (
         (["--guidance-scale", "2"], "guidance_scale None then, 2.0 now"),
         (["--config", ROOT / "conf" / "presets" / "tiny.yaml"], "model 'tiny' then"),
-        (["--model.generation.num_inference_steps=9"], "flags None then"),
+        (["--model.generation.sampling.num_inference_steps=9"], "flags None then"),
     ):
         status, _, err = triptych("generate", "a red circle", *FEW, "-o", "d", *change)
         assert status == 1 and said in err and err.count("\n") == 1

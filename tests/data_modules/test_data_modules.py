@@ -38,7 +38,7 @@ from triptych.interfaces import (
     TEXT_TO_IMAGE,
     Preprocessing,
 )
-from triptych.prompts import IGNORED
+from triptych.prompts import IGNORED, PromptConfig
 from triptych.utils.errors import UserError
 from triptych.utils.images import square
 
@@ -318,8 +318,7 @@ def test_a_generation_batch_is_captions_and_images(samples, tokenizer):
 
 def test_captions_are_put_as_the_generator_says_in_training_and_in_prediction(shapes_folder):
     model = unified("stage2")
-    model.generation.template = "published_inference"
-    model.generation.training_template = "published_training"
+    model.generation.prompt = PromptConfig("published_inference", "published_training")
     module = data(shapes_folder)
     module.connect(model.preprocessing())
     module.setup("predict")

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 
 CONF = ROOT / "conf"
 MODEL = "weights/small/model.yaml"
-QUICK = ["--model.decoding.decoder.num_inference_steps=1"]
+QUICK = ["--model.decoding.decoder.sampling.num_inference_steps=1"]
 
 
 def run(folder, *arguments, status=0):
@@ -79,7 +79,7 @@ def test_stage_2_trains_from_the_converted_model(small, shapes_folder):
         *(f"--trainer.{name}={value}" for name, value in trainer.items()),
         f"--data.shards={shapes_folder / 'train'}",
         *("--data.batch_size=2", "--data.num_val_samples=2"),
-        *("--model.generation.num_inference_steps=2", *QUICK),
+        *("--model.generation.sampling.num_inference_steps=2", *QUICK),
     )
     results = small / "runs" / "small" / "stage2" / "version_0"
     rows = list(csv.DictReader((results / "metrics.csv").open()))
@@ -109,7 +109,7 @@ def test_converted_back_it_is_the_release_again_byte_for_byte(small):
         (
             2,
             "at least 1 step, not 0",
-            ["--config", MODEL, "--model.decoding.decoder.num_inference_steps=0"],
+            ["--config", MODEL, "--model.decoding.decoder.sampling.num_inference_steps=0"],
         ),
         (1, "nowhere.yaml does not exist; check the path", ["--config", "nowhere.yaml"]),
         (2, "unrecognized arguments: --sead=7", ["--config", MODEL, "--sead=7"]),

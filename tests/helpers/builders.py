@@ -24,7 +24,14 @@ from triptych.backbones import (
 from triptych.checkpoints import WeightFiles, save_weights
 from triptych.checkpoints.weight_files import MADE_BY, label_of
 from triptych.data_modules import BatchBuilder, Reading, ShardDataModule
-from triptych.interfaces import IMAGE_TO_TEXT, TEXT_TO_IMAGE, Batch, PixelDecoder
+from triptych.interfaces import (
+    IMAGE_TO_TEXT,
+    TEXT_TO_IMAGE,
+    Batch,
+    FlowSamplerConfig,
+    PixelDecoder,
+    SamplerConfig,
+)
 from triptych.modules import (
     EncodingModule,
     GenerationModule,
@@ -33,6 +40,7 @@ from triptych.modules import (
     UnifiedModule,
 )
 from triptych.modules.encoder_training import EncodingHeads
+from triptych.prompts import PromptConfig
 from triptych.training.optimizer import Optimization
 
 ROOT = Path(__file__).parents[2]
@@ -125,8 +133,7 @@ def decoder(**sizes: Any) -> SDXLDecoder:
         "norm_groups": 8,
         "time_width": 16,
         "baseline_width": 16,
-        "num_inference_steps": 2,
-        "guidance_scale": 1.0,
+        "sampling": SamplerConfig(num_inference_steps=2, guidance_scale=1.0),
     }
     model = SDXLDecoder(**{**small, "prediction": "v_prediction", **sizes})
     model.connect(vae())
@@ -174,8 +181,8 @@ def unified(
             dit(**(dit_sizes or {})),
             num_queries=4,
             objective=objective,
-            num_inference_steps=3,
-            max_tokens=256,
+            sampling=FlowSamplerConfig(num_inference_steps=3),
+            prompt=PromptConfig(max_tokens=256),
         ),
         vae=vae(),
         decoding=PixelDecoderModule(decoder()),

@@ -11,6 +11,7 @@ from triptych.backbones import vae as vae_file
 from triptych.inference import quantization
 from triptych.inference.offload import check_fits_in_memory
 from triptych.inference.pipeline import UnifiedPipeline
+from triptych.interfaces import SamplerConfig
 from triptych.sampler import SAMPLERS, model_calls, noise_from_seeds
 from triptych.utils.errors import UserError
 from triptych.utils.png_metadata import read_metadata
@@ -115,9 +116,9 @@ def test_a_decoder_of_second_order_is_nearer_to_the_limit_with_as_many_calls(pip
     model = pipe.model.decoding.decoder
     features = pipe.encode(pipe(PROMPTS, seed=1, **FEW).images)
     noise = noise_from_seeds(model.vae.feature_shape, [0, 1])
-    limit = model.sample(features, noise, 60, sampler="dpm++")
+    limit = model.sample(SamplerConfig(60, 3.0, "dpm++"), features, noise)
     errors = {
-        sampler: (model.sample(features, noise, steps, sampler=sampler) - limit).norm()
+        sampler: (model.sample(SamplerConfig(steps, 3.0, sampler), features, noise) - limit).norm()
         for sampler, steps in {"euler": 5, "heun": 3, "dpm++": 5, "unipc": 5}.items()
     }
     assert all(errors[sampler] < 0.9 * errors["euler"] for sampler in errors if sampler != "euler")

@@ -13,7 +13,7 @@ from parts import CASES, draw, pixels
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from triptych.interfaces import IMAGE_GENERATION, Batch, Condition
+from triptych.interfaces import IMAGE_GENERATION, Batch, Condition, SamplerConfig
 from triptych.sampler import SAMPLERS, sample_flow
 
 MADE = {torch.tensor, torch.as_tensor, torch.asarray, torch.from_numpy, torch.scalar_tensor}
@@ -81,15 +81,17 @@ def flow(sampler, steps):
     part, _ = CASES["LuminaNextDiT"]()
     condition, noise = Condition(draw(2, 4, 64).to("meta")), draw(2, 32, 3, 3).to("meta")
     part.to("meta")
-    return lambda: sample_flow(part, condition, noise, steps, 2.0, sampler=sampler)
+    return lambda: sample_flow(
+        part, condition, noise, num_inference_steps=steps, guidance_scale=2.0, sampler=sampler
+    )
 
 
 def diffusion(sampler, steps):
     part, _ = CASES["SDXLDecoder"]()
     features, noise = draw(2, 32, 3, 3).to("meta"), draw(2, *part.vae.feature_shape).to("meta")
-    options = {"sampler": sampler, "on_step": lambda *_: None}
+    sampling = SamplerConfig(steps, 2.0, sampler)
     part.to("meta")
-    return lambda: part.sample(features, noise, steps, 2.0, **options)
+    return lambda: part.sample(sampling, features, noise, on_step=lambda *_: None)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)

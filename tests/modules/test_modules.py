@@ -1,5 +1,7 @@
 """The panels and their composer: what learns, what stays as it is, what comes out."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from builders import (
@@ -27,14 +29,14 @@ from triptych.callbacks import WriteImages
 from triptych.checkpoints import WeightFiles
 from triptych.inference import image_generation
 from triptych.inference.model_inference import inference_of
-from triptych.interfaces import IMAGE_TO_TEXT, TEXT_TO_IMAGE
+from triptych.interfaces import IMAGE_TO_TEXT, TEXT_TO_IMAGE, FlowSamplerConfig
 from triptych.modules import (
     GenerationModule,
     PixelDecoderModule,
     UnderstandingModule,
     UnifiedModule,
 )
-from triptych.prompts import PAD, pad, reconstruction_ids, token_id
+from triptych.prompts import PAD, PromptConfig, pad, reconstruction_ids, token_id
 from triptych.utils.errors import UserError
 
 OBJECTIVES = ["clip_flow", "clip_mse", "vae_flow"]
@@ -104,9 +106,9 @@ def test_draws_of_a_sample_share_its_condition_and_average_its_losses(weights, s
     qwen.condition = lambda ids, *rest: asked.append(len(ids)) or condition(ids, *rest)
     numbers = batch.sample_ids
     with torch.no_grad():
-        model.generation.num_noise_samples = 2
+        model.generation.flow = replace(model.generation.flow, num_noise_samples=2)
         together = model.step(batch)[0]
-        model.generation.num_noise_samples = 1
+        model.generation.flow = replace(model.generation.flow, num_noise_samples=1)
         alone = []
         for draw in range(2):
             batch.sample_ids = 2 * numbers + draw
@@ -118,12 +120,12 @@ def test_draws_of_a_sample_share_its_condition_and_average_its_losses(weights, s
 def test_drop_is_the_null_condition(weights, samples):
     model = configured("stage2", weights)
     batch = batches(model, samples, TEXT_TO_IMAGE)
-    model.generation.cond_drop_prob = 1.0
+    model.generation.flow = replace(model.generation.flow, cond_drop_prob=1.0)
     with torch.no_grad():
         before = model.step(batch)[0]
         model.generation.queries.mul_(2)
         assert torch.equal(model.step(batch)[0], before)
-        model.generation.cond_drop_prob = 0.0
+        model.generation.flow = replace(model.generation.flow, cond_drop_prob=0.0)
         assert not torch.equal(model.step(batch)[0], before)
 
 
@@ -151,7 +153,8 @@ def test_a_prompt_may_show_images(weights, samples):
 def guided(weights, negative, **settings):
     """A model whose decoder is guided away from `negative`."""
     model = configured("stage2", weights, decoder_negative=negative, **settings).eval()
-    model.decoding.decoder.guidance_scale = 3.0
+    decoder = model.decoding.decoder
+    decoder.sampling = replace(decoder.sampling, guidance_scale=3.0)
     return model
 
 
@@ -189,9 +192,9 @@ def test_images_are_asked_for_by_the_template_of_inference(weights):
     caption = " a red circle\n"
     stripped = image_generation.condition(model, [caption]).hidden_states
     assert torch.equal(stripped, image_generation.condition(model, ["a red circle"]).hidden_states)
-    model.generation.training_template = "published_training"
+    model.generation.prompt = PromptConfig(training_template="published_training")
     assert torch.equal(stripped, image_generation.condition(model, [caption]).hidden_states)
-    model.generation.template = "published_inference"
+    model.generation.prompt = PromptConfig(template="published_inference")
     assert not torch.equal(stripped, image_generation.condition(model, [caption]).hidden_states)
 
 
@@ -302,7 +305,7 @@ def test_an_unknown_loss_is_refused():
 
 def test_generation_without_steps_is_refused():
     with pytest.raises(UserError, match="at least 1 step, not 0"):
-        GenerationModule(dit(), num_inference_steps=0)
+        GenerationModule(dit(), sampling=FlowSamplerConfig(num_inference_steps=0))
 
 
 def test_a_missing_panel_is_refused():

@@ -82,7 +82,7 @@ def test_answers_are_stock_qwens_token_for_token(seen, stock, trained):
             inputs |= {"pixel_values": shown[0], "image_grid_thw": shown[1]}
             inputs |= {"mm_token_type_ids": types}
         expected = qwen.generate(**inputs, do_sample=False, max_new_tokens=NEW_TOKENS)
-        answer = ours.generate_text(ids, mask, *shown, NEW_TOKENS)
+        answer = ours.generate_text(ids, mask, *shown, max_new_tokens=NEW_TOKENS)
         assert torch.equal(answer, expected[:, ids.shape[1] :])
         answers.append(answer[0].tolist())
     assert answers[0] != answers[1] != answers[2]

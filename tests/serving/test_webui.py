@@ -41,7 +41,7 @@ def app(tmp_path_factory):
     command += [
         "--prompts",
         str(folder / "prompts.txt"),
-        "--model.generation.num_inference_steps=6",
+        "--model.generation.sampling.num_inference_steps=6",
     ]
     log = (folder / "log.txt").open("w+")
     process = subprocess.Popen(

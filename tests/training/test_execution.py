@@ -54,9 +54,13 @@ def test_blocks_compute_the_same_when_recomputed_or_compiled(change):
 def test_what_is_kept_of_a_caption_is_kept_by_compiled_blocks():
     model = small_dit()
     condition, start = Condition(torch.randn(2, 4, 64)), torch.randn(2, 32, 3, 3)
-    plain = sample_flow(model, condition, start, 2, 3.0)
+    plain = sample_flow(model, condition, start, num_inference_steps=2, guidance_scale=3.0)
     compile_blocks(model, "eager")
-    assert torch.allclose(sample_flow(model, condition, start, 2, 3.0), plain, atol=1e-5)
+    assert torch.allclose(
+        sample_flow(model, condition, start, num_inference_steps=2, guidance_scale=3.0),
+        plain,
+        atol=1e-5,
+    )
 
 
 @pytest.mark.slow

@@ -16,11 +16,48 @@ OLD = {
     "num_queries": {
         "model": {"generation": {"class_path": "x.Y", "init_args": {}}, "number_of_queries": 4}
     },
-    "num_noise_samples": {
+    "flow.num_noise_samples": {
         "model": {
             "generation": {
                 "class_path": "triptych.modules.GenerationModule",
                 "init_args": {"draws": 2},
+            }
+        }
+    },
+    "prompt.template": {
+        "model": {
+            "generation": {
+                "class_path": "triptych.modules.GenerationModule",
+                "init_args": {"template": "inference"},
+            }
+        }
+    },
+    "sampling.num_inference_steps": {
+        "model": {
+            "generation": {
+                "class_path": "triptych.modules.GenerationModule",
+                "init_args": {"num_inference_steps": 9},
+            }
+        }
+    },
+    "vlm": {
+        "model": {
+            "understanding": {
+                "class_path": "triptych.modules.UnderstandingModule",
+                "init_args": {"understander": {"class_path": "triptych.backbones.QwenVL"}},
+            }
+        }
+    },
+    "model.vae": {
+        "model": {
+            "decoding": {
+                "class_path": "triptych.modules.PixelDecoderModule",
+                "init_args": {
+                    "decoder": {
+                        "class_path": "triptych.backbones.SDXLDecoder",
+                        "init_args": {"vae": {"class_path": "triptych.backbones.KLAutoencoder"}},
+                    }
+                },
             }
         }
     },

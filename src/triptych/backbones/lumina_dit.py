@@ -39,6 +39,7 @@ class LuminaNextDiT(VelocityModel):
         width: int = 1792,
         depth: int = 24,
         heads: int = 28,
+        *,
         multiple_of: int = 256,
         patch_size: int = 1,
         gate_init: float = 0.0,
@@ -90,7 +91,11 @@ class LuminaNextDiT(VelocityModel):
             layer.attn2.set_processor(LuminaAttention(number, layer.norm1_context))
         if self.position_std:
             self.dit.patch_embedder = PositionalPatchEmbed(
-                self.patch_size, channels, self.width, side // self.patch_size, self.position_std
+                self.patch_size,
+                channels,
+                width=self.width,
+                side=side // self.patch_size,
+                position_std=self.position_std,
             )
 
     def blocks(self) -> list[nn.Module]:
@@ -115,9 +120,9 @@ class LuminaNextDiT(VelocityModel):
     def forward(self, x_t: Tensor, t: Tensor, condition: Tensor | CaptionKVCache) -> Tensor:
         if isinstance(condition, CaptionKVCache):
             caption, mask = condition.pooled(self.caption_projection, self.dit.dtype)
-            keeping = {"kept": condition}
+            options = {"cache": condition}
         else:
-            caption, keeping = self.caption_projection(condition.to(self.dit.dtype)), {}
+            caption, options = self.caption_projection(condition.to(self.dit.dtype)), {}
             mask = torch.ones(caption.shape[:2], device=caption.device)
         return self.dit(
             x_t.to(self.dit.dtype),
@@ -125,32 +130,35 @@ class LuminaNextDiT(VelocityModel):
             caption,
             mask,
             torch.view_as_complex(self.rotary),
-            cross_attention_kwargs=keeping,
+            cross_attention_kwargs=options,
             return_dict=False,
         )[0]
 
-    def prepare(self, condition: Tensor, null: Tensor | None = None) -> Velocity:
-        """The caption is projected once, its keys and values in each block are computed once.
+    def with_cached_condition(
+        self, condition: Tensor, negative_condition: Tensor | None = None
+    ) -> Velocity:
+        """Project the caption once, and compute its keys and values in each block once.
 
-        Equal to `forward` but for rounding. The first call of what is returned computes them, so
-        that a block whose parameters are split over ranks is gathered then as ever.
+        Equal to `forward` but for rounding. The first call of the returned function computes them,
+        so that a block whose parameters are split over ranks is gathered then as always.
         """
-        kept = CaptionKVCache(condition, null)
-        return lambda x_t, t: self(x_t, t, kept)
+        cache = CaptionKVCache(condition, negative_condition)
+        return lambda x_t, t: self(x_t, t, cache)
 
 
 class CaptionKVCache:
     """Cached results that depend only on a condition [B,N,D], from the first call on.
 
-    With a `null` [1,N,D], which is computed as one row, it has 2B rows: first the null's.
+    With a `negative` condition [1,N,D], which is computed as one row, it has 2B rows: first those
+    of the negative one.
     """
 
-    def __init__(self, condition: Tensor, null: Tensor | None) -> None:
+    def __init__(self, condition: Tensor, negative: Tensor | None) -> None:
         self.rows = None
-        if null is not None:
+        if negative is not None:
             number = len(condition)
             self.rows = torch.arange(1 - number, number + 1, device=condition.device).clamp_min(0)
-            condition = torch.cat([null, condition])
+            condition = torch.cat([negative, condition])
         self.condition, self.caption = condition, None
         self.attentions: dict[int, CachedCrossAttention] = {}
 
@@ -167,24 +175,23 @@ class CaptionKVCache:
         return self.mean, self.mask
 
     def spread(self, each: Tensor) -> Tensor:
-        """Rows of the null and of B conditions -> all rows."""
+        """Rows of the negative and of B conditions -> all rows."""
         return each if self.rows is None else each[self.rows]
 
     def attention(self, layer: int, attn: Attention, norm: nn.Module) -> CachedCrossAttention:
         """`attn` with the caption's keys and values computed."""
         if layer not in self.attentions:
             caption = norm(self.caption)
-            key, value = attn.norm_k(attn.to_k(caption)), attn.to_v(caption)
-            self.attentions[layer] = CachedCrossAttention(
-                attn, self.spread(key), self.spread(value)
-            )
+            key = self.spread(attn.norm_k(attn.to_k(caption)))
+            value = self.spread(attn.to_v(caption))
+            self.attentions[layer] = CachedCrossAttention(attn, key, value)
         return self.attentions[layer]
 
 
 class CachedCrossAttention:
-    """A diffusers Attention that knows its keys and values [rows,N,D], whatever it is shown."""
+    """A diffusers Attention with cached keys and values [rows,N,D], whatever its input."""
 
-    norm_k = None  # they are normalized
+    norm_k = None  # the cached keys are normalized
 
     def __init__(self, attn: Attention, key: Tensor, value: Tensor) -> None:
         self.to_q, self.norm_q, self.heads, self.scale = (
@@ -195,10 +202,10 @@ class CachedCrossAttention:
         )
         self.key, self.value = key, value
 
-    def to_k(self, shown: Tensor) -> Tensor:
+    def to_k(self, hidden_states: Tensor) -> Tensor:
         return self.key
 
-    def to_v(self, shown: Tensor) -> Tensor:
+    def to_v(self, hidden_states: Tensor) -> Tensor:
         return self.value
 
 
@@ -222,10 +229,10 @@ class LuminaAttention(LuminaAttnProcessor2_0):
         attention_mask: Tensor | None = None,
         query_rotary_emb: Tensor | None = None,
         key_rotary_emb: Tensor | None = None,
-        kept: CaptionKVCache | None = None,
+        cache: CaptionKVCache | None = None,
     ) -> Tensor:
-        if kept is not None and self.norm is not None:
-            attn = kept.attention(self.layer, attn, self.norm)
+        if cache is not None and self.norm is not None:
+            attn = cache.attention(self.layer, attn, self.norm)
         return super().__call__(
             attn,
             hidden_states,
@@ -237,10 +244,10 @@ class LuminaAttention(LuminaAttnProcessor2_0):
 
 
 class PositionalPatchEmbed(LuminaPatchEmbed):
-    """diffusers' patches, each with the learned vector of its place added: [B,side*side,width]."""
+    """diffusers' patch embedding plus a learned vector for each position: [B,side*side,width]."""
 
     def __init__(
-        self, patch_size: int, channels: int, width: int, side: int, position_std: float
+        self, patch_size: int, channels: int, *, width: int, side: int, position_std: float
     ) -> None:
         super().__init__(patch_size=patch_size, in_channels=channels, embed_dim=width)
         self.position = nn.Parameter(torch.randn(side * side, width) * position_std)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any, Literal
 
@@ -20,89 +18,20 @@ from transformers import (
     StoppingCriteriaList,
 )
 
+from triptych.backbones.prompt_cache import causal_mask, prompt_cache
+from triptych.backbones.qwen2_5_vl_config import (
+    QwenText,
+    QwenVision,
+    Vocabulary,
+    check_vocabulary,
+    transformers_config,
+)
 from triptych.backbones.token_sampling import Logits, Watch, choice, none_ends
 from triptych.interfaces import Batch, Condition, Sampling, VisionLanguageModel
-from triptych.prompts import (
-    IGNORED,
-    IM_END,
-    IMAGE_PAD,
-    PAD,
-    START_OF_IMAGE,
-    VISION_END,
-    VISION_START,
-    token_id,
-)
+from triptych.prompts import IGNORED, IMAGE_PAD
 from triptych.utils.errors import UserError
 from triptych.utils.paths import PREFIX, locate
 from triptych.utils.pretrained import load_pretrained
-
-
-@dataclass
-class QwenText:
-    """Sizes of the language model; the defaults are Qwen2.5-VL-7B's. Names as in transformers."""
-
-    hidden_size: int = 3584
-    intermediate_size: int = 18944
-    num_hidden_layers: int = 28
-    num_attention_heads: int = 28
-    num_key_value_heads: int = 4
-    max_position_embeddings: int = 128000
-    rope_theta: float = 1e6
-    mrope_section: list[int] = field(default_factory=lambda: [16, 24, 24])
-    tie_word_embeddings: bool = False
-    rms_norm_eps: float = 1e-5
-    """transformers' default; the config.json of every published Qwen2.5-VL says 1e-6."""
-    initializer_range: float = 0.02
-    """Deviation of new weights, vision tower included; narrow models learn faster from more."""
-
-
-@dataclass
-class QwenVision:
-    """Sizes of the vision tower; the defaults are Qwen2.5-VL's. Names as in transformers."""
-
-    depth: int = 32
-    hidden_size: int = 1280
-    intermediate_size: int = 3420
-    num_heads: int = 16
-    patch_size: int = 14
-    spatial_merge_size: int = 2
-    temporal_patch_size: int = 2
-    window_size: int = 112
-    fullatt_block_indexes: list[int] = field(default_factory=lambda: [7, 15, 23, 31])
-
-
-@dataclass
-class Vocabulary:
-    """Token ids and size that the network needs; the defaults are the published tokenizer's.
-
-    In a preset, they let the network be built without the tokenizer's files.
-    """
-
-    rows: int = 151668
-    """Rows of the embedding; at least as many as the tokenizer has tokens."""
-    pad: int = 151643
-    im_end: int = 151645
-    vision_start: int = 151652
-    vision_end: int = 151653
-    image_pad: int = 151655
-    start_of_image: int = 151665
-
-    @classmethod
-    def of(cls, tokenizer: Any) -> Vocabulary:
-        """The vocabulary of a tokenizer that knows all special tokens."""
-        ids = {name: token_id(tokenizer, token) for name, token in SPECIAL_IDS.items()}
-        return cls(rows=len(tokenizer), **ids)
-
-
-# Field of Vocabulary -> token.
-SPECIAL_IDS = {
-    "pad": PAD,
-    "im_end": IM_END,
-    "vision_start": VISION_START,
-    "vision_end": VISION_END,
-    "image_pad": IMAGE_PAD,
-    "start_of_image": START_OF_IMAGE,
-}
 
 
 class QwenVL(VisionLanguageModel):
@@ -128,6 +57,7 @@ class QwenVL(VisionLanguageModel):
         tokenizer: str,
         text: QwenText,
         vision: QwenVision,
+        *,
         image_size: int = 448,
         vocabulary: Vocabulary | None = None,
         min_pixels: int | None = None,
@@ -167,7 +97,7 @@ class QwenVL(VisionLanguageModel):
                 f"(`triptych convert` makes a folder of a published checkpoint); {error}"
             ) from error
         if self.given_vocabulary is not None:
-            _check_vocabulary(self.given_vocabulary, tokenizer)
+            check_vocabulary(self.given_vocabulary, tokenizer)
         return tokenizer
 
     @cached_property
@@ -197,38 +127,7 @@ class QwenVL(VisionLanguageModel):
 
     def config(self) -> Qwen2_5_VLConfig:
         """The transformers configuration of these sizes."""
-        text = asdict(self.text)
-        rope = {
-            "rope_type": "default",
-            "rope_theta": text.pop("rope_theta"),
-            "mrope_section": text.pop("mrope_section"),
-        }
-        tied = text.pop("tie_word_embeddings")
-        known = self.vocabulary
-        ids = {
-            "bos_token_id": known.pad,
-            "eos_token_id": known.im_end,
-            "pad_token_id": known.pad,
-        }
-        return Qwen2_5_VLConfig(
-            text_config={
-                **text,
-                **ids,
-                "vocab_size": known.rows,
-                "rope_parameters": rope,
-                "tie_word_embeddings": tied,
-            },
-            vision_config={
-                **asdict(self.vision),
-                "out_hidden_size": self.text.hidden_size,
-                "hidden_act": "silu",
-                "initializer_range": self.text.initializer_range,
-            },
-            image_token_id=known.image_pad,
-            vision_start_token_id=known.vision_start,
-            vision_end_token_id=known.vision_end,
-            tie_word_embeddings=tied,
-        )
+        return transformers_config(self.text, self.vision, self.vocabulary)
 
     def build(self) -> None:
         self.model = Qwen2_5_VLForConditionalGeneration(self.config())
@@ -273,15 +172,17 @@ class QwenVL(VisionLanguageModel):
         queries: Tensor,
         understanding_pixels: Tensor | None = None,
         image_grid_thw: Tensor | None = None,
+        *,
         num_shared_prefix_tokens: int = 0,
     ) -> Condition:
         """Outputs (after the final norm) at `queries` [N,D], put after each prompt [B,T].
 
         Attention is causal, so the prompt does not see the queries: while the language model is
-        frozen, the prompt runs without gradient into a key-value cache, its first `num_shared_prefix_tokens` tokens
-        once for all rows, and only the queries carry gradient; the result and the queries' gradient
-        are those of the whole pass, which is made when the language model, or an adapter in it,
-        trains. Logits are never made. Nothing here asks the device, images apart.
+        frozen, the prompt runs without gradient into a key-value cache, the tokens that all rows
+        share once, and only the queries carry gradient; the result and the queries' gradient are
+        those of the whole pass, which is computed when the language model, or an adapter in it,
+        trains. Logits are never computed. Without images, nothing here synchronizes with the
+        device.
 
         Positions are explicit and one-dimensional, counted without the padding; also where the
         prompt holds images, as published, unless `image_positions` is "grid".
@@ -312,20 +213,23 @@ class QwenVL(VisionLanguageModel):
             prompt = self.embed(input_ids, understanding_pixels, image_grid_thw)
             states = language_model(
                 inputs_embeds=torch.cat([prompt, queries], 1),
-                attention_mask=visible(mask, length + number),
+                attention_mask=causal_mask(mask, length + number),
                 position_ids=torch.cat([prompt_positions, query_positions], -1),
                 use_cache=False,
             ).last_hidden_state[:, length:]
             return Condition(states)
 
-        with torch.no_grad(), _keys_alone(language_model.layers[-1]):
-            prompt = self.embed(input_ids, understanding_pixels, image_grid_thw)
-            cache = self._prompt_cache(
-                prompt, attention_mask, prompt_positions, num_shared_prefix_tokens
+        with torch.no_grad():
+            cache = prompt_cache(
+                language_model,
+                self.embed(input_ids, understanding_pixels, image_grid_thw),
+                attention_mask,
+                positions=prompt_positions,
+                num_shared_prefix_tokens=num_shared_prefix_tokens,
             )
         states = language_model(
             inputs_embeds=queries,
-            attention_mask=visible(mask, number),
+            attention_mask=causal_mask(mask, number),
             position_ids=query_positions,
             past_key_values=cache,
             use_cache=True,
@@ -386,27 +290,6 @@ class QwenVL(VisionLanguageModel):
             return True
         return torch.is_grad_enabled() and any(p.requires_grad for p in parameters)
 
-    def _prompt_cache(self, prompt: Tensor, attention_mask: Tensor, positions: Tensor, shared: int):
-        """Keys and values of the prompts; the `shared` tokens they begin with computed once."""
-        language_model = self.model.model.language_model
-        batch, length = attention_mask.shape
-        cache = None
-        if shared:
-            cache = language_model(
-                inputs_embeds=prompt[:1, :shared],
-                attention_mask={"full_attention": None},
-                position_ids=positions[..., :1, :shared],
-                use_cache=True,
-            ).past_key_values
-            cache.batch_repeat_interleave(batch)
-        return language_model(
-            inputs_embeds=prompt[:, shared:],
-            attention_mask=visible(attention_mask, length - shared),
-            position_ids=positions[..., shared:],
-            past_key_values=cache,
-            use_cache=True,
-        ).past_key_values
-
     def lm_loss(self, batch: Batch) -> Tensor:
         """Mean cross entropy; logits are made only where a label is."""
         pixels, grids = batch.shown
@@ -432,6 +315,7 @@ class QwenVL(VisionLanguageModel):
         attention_mask: Tensor,
         understanding_pixels: Tensor | None,
         image_grid_thw: Tensor | None,
+        *,
         max_new_tokens: int,
         sampling: Sampling | None = None,
         on_tokens: Callable[[list[int]], list[bool]] | None = None,
@@ -458,45 +342,3 @@ class QwenVL(VisionLanguageModel):
     def _token_types(self, input_ids: Tensor) -> Tensor:
         """1 on image tokens, 0 on text: what transformers builds the M-RoPE positions from."""
         return (input_ids == self.model.config.image_token_id).int()
-
-
-@contextmanager
-def _keys_alone(layer: nn.Module) -> Iterator[None]:
-    """Skip the feed-forward part of the last layer while the cache is filled: no key and no value
-    depends on it. A compiled layer stays as it is: code compiled here might be reused later."""
-    if "forward" in vars(layer) or layer._compiled_call_impl is not None:
-        yield
-        return
-    layer.mlp.forward = torch.zeros_like
-    try:
-        yield
-    finally:
-        del layer.mlp.forward
-
-
-def visible(mask: Tensor, number: int) -> dict[str, Tensor]:
-    """Attention mask of the last `number` of K tokens, bool [B,1,number,K]: causal, no padding.
-
-    `mask` [B,K] is 1 on tokens, 0 on padding. A ready mask in the format of transformers: to make
-    its own it asks the device whether anything is masked, which synchronizes with the host.
-    """
-    tokens = torch.arange(mask.shape[1], device=mask.device)
-    past = tokens <= tokens[-number:, None]
-    return {"full_attention": past & mask.bool()[:, None, None]}
-
-
-def _check_vocabulary(given: Vocabulary, tokenizer: Any) -> None:
-    """Refuse a tokenizer whose ids are not those that the network was built with."""
-    found = Vocabulary.of(tokenizer)
-    wrong = [
-        f"{one.name} {getattr(found, one.name)} instead of {getattr(given, one.name)}"
-        for one in fields(Vocabulary)
-        if one.name != "rows" and getattr(found, one.name) != getattr(given, one.name)
-    ]
-    if found.rows > given.rows:
-        wrong.append(f"{found.rows} tokens for {given.rows} rows")
-    if wrong:
-        raise UserError(
-            f"the tokenizer of {tokenizer.name_or_path} is not the one of this model: it has "
-            f"{', '.join(wrong)}; name the tokenizer that belongs to the weights."
-        )

@@ -8,11 +8,18 @@ import torch
 from diffusers import SanaTransformer2DModel
 from torch import Tensor, nn
 
-from triptych.interfaces import Condition, OnImage, PixelDecoder
+from triptych.interfaces import (
+    Condition,
+    OnImage,
+    PixelDecoder,
+    SamplerConfig,
+)
 from triptych.loss import TimestepSampling, mse, path, sample_time
-from triptych.sampler import require_sampler, require_steps, sample_flow
+from triptych.sampler import sample_flow
 from triptych.utils.errors import UserError
 from triptych.utils.rng import normal, uniform
+
+DEFAULT_SAMPLING = SamplerConfig()
 
 
 class SanaDecoder(PixelDecoder):
@@ -29,13 +36,14 @@ class SanaDecoder(PixelDecoder):
         caption_width: width in which the transformer reads its condition.
         timestep_sampling: distribution of training times, see `loss.sample_time`.
         cond_drop_prob: probability of training on the null condition.
-        num_inference_steps, guidance_scale, sampler: defaults of `decode`.
+        sampling: default settings of `decode`.
     """
 
     trained_parts = ("transformer", "connector")
 
     def __init__(
         self,
+        *,
         width: int = 2240,
         depth: int = 20,
         heads: int = 70,
@@ -44,9 +52,7 @@ class SanaDecoder(PixelDecoder):
         caption_width: int = 2304,
         timestep_sampling: TimestepSampling = "uniform",
         cond_drop_prob: float = 0.1,
-        num_inference_steps: int = 30,
-        guidance_scale: float = 3.0,
-        sampler: str = "euler",
+        sampling: SamplerConfig = DEFAULT_SAMPLING,
     ) -> None:
         super().__init__()
         if width % heads or width % cross_heads:
@@ -54,25 +60,23 @@ class SanaDecoder(PixelDecoder):
                 f"decoder width {width} is no multiple of heads {heads} and cross_heads "
                 f"{cross_heads}; change one of the three."
             )
-        require_steps(num_inference_steps)
-        require_sampler(sampler)
+        sampling.check()
+        self.sampling = sampling
         self.width, self.depth, self.heads, self.cross_heads = width, depth, heads, cross_heads
         self.mlp_ratio, self.caption_width = mlp_ratio, caption_width
         self.timestep_sampling, self.cond_drop_prob = timestep_sampling, cond_drop_prob
-        self.num_inference_steps, self.guidance_scale = num_inference_steps, guidance_scale
-        self.sampler = sampler
         # In no file: it follows from the encoder. A buffer, so that it moves with the module.
-        self.register_buffer("null", None, persistent=False)
+        self.register_buffer("null_features", None, persistent=False)
 
     def configure_shapes(self, feature_shape: tuple[int, int, int]) -> None:
         self.feature_shape = feature_shape
 
     @property
     def needs_null_features(self) -> bool:
-        return self.null is None
+        return self.null_features is None
 
     def set_null_features(self, features: Tensor) -> None:
-        self.null = features
+        self.null_features = features
 
     def build(self) -> None:
         latent_channels, side, _ = self.vae.feature_shape
@@ -102,16 +106,16 @@ class SanaDecoder(PixelDecoder):
     def blocks(self) -> list[nn.Module]:
         return list(self.transformer.transformer_blocks)
 
-    def loss(self, features: Tensor, pixels: Tensor, seed: int, samples: Tensor) -> Tensor:
+    def loss(self, features: Tensor, pixels: Tensor, *, seed: int, sample_ids: Tensor) -> Tensor:
         with torch.no_grad():
             latents = self.vae(pixels).float()
         device = latents.device
-        dropped = uniform(seed, "decoder-drop", samples, device) < self.cond_drop_prob
-        features = torch.where(dropped[:, None, None, None], self.null, features)
-        noise = normal(latents.shape[1:], seed, "decoder-noise", samples, device)
+        dropped = uniform(seed, "decoder-drop", sample_ids, device) < self.cond_drop_prob
+        features = torch.where(dropped[:, None, None, None], self.null_features, features)
+        noise = normal(latents.shape[1:], seed, "decoder-noise", sample_ids, device)
         t = sample_time(
-            uniform(seed, "decoder-time", samples, device),
-            normal((), seed, "decoder-time-normal", samples, device),
+            uniform(seed, "decoder-time", sample_ids, device),
+            normal((), seed, "decoder-time-normal", sample_ids, device),
             self.timestep_sampling,
         )
         x_t, target = path(latents, noise, t)
@@ -127,30 +131,28 @@ class SanaDecoder(PixelDecoder):
         x_t = x_t.to(self.transformer.dtype)
         return self.transformer(x_t, condition, (1000 * t).float(), return_dict=False)[0]
 
-    @torch.no_grad()
-    def decode(
+    def decode_with(
         self,
+        sampling: SamplerConfig,
         features: Tensor,
         seeds: list[int],
         *,
-        num_inference_steps: int | None = None,
-        guidance_scale: float | None = None,
-        sampler: str | None = None,
-        null: Tensor | None = None,
-        on_image: OnImage | None = None,
+        negative_features: Tensor | None,
+        on_image: OnImage | None,
     ) -> Tensor:
         def on_step(step: int, _: Tensor, latents: Tensor) -> None:
             on_image(step, lambda: self.vae.decode(latents))
 
-        null = self.null[None] if null is None else null
+        if negative_features is None:
+            negative_features = self.null_features[None]
         latents = sample_flow(
             self.velocity,
             Condition(self.condition(features)),
             normal(self.vae.feature_shape, 0, "decoder", seeds, features.device),
-            self.num_inference_steps if num_inference_steps is None else num_inference_steps,
-            self.guidance_scale if guidance_scale is None else guidance_scale,
+            num_inference_steps=sampling.num_inference_steps,
+            guidance_scale=sampling.guidance_scale,
+            sampler=sampling.name,
+            negative_condition=self.condition(negative_features),
             on_step=on_step if on_image else None,
-            null=self.condition(null),
-            sampler=sampler or self.sampler,
         )
         return self.vae.decode(latents)

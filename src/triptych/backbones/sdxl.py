@@ -8,14 +8,15 @@ import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 
-from triptych.interfaces import OnImage, PixelDecoder
+from triptych.interfaces import OnImage, PixelDecoder, SamplerConfig
 from triptych.loss import mse
-from triptych.sampler import OnStep, diffusion_solver, require_sampler, require_steps
+from triptych.sampler import OnStep, diffusion_solver
 from triptych.utils.errors import UserError
 from triptych.utils.rng import normal, uniform
 
 NOISE_SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 TRAIN_TIMES = 1000
+DEFAULT_SAMPLING = SamplerConfig(num_inference_steps=50)
 
 
 class SDXLDecoder(PixelDecoder):
@@ -23,7 +24,7 @@ class SDXLDecoder(PixelDecoder):
 
     Like SDXL, the pooled condition (here the mean of the tokens) and the six size numbers
     (original size, crop, target size) join the time embedding. The null condition is zeros in
-    training; `decode` takes others.
+    training; `decode` takes negative features.
 
     Args:
         widths: channels of each level; every level after the first halves the side.
@@ -37,7 +38,7 @@ class SDXLDecoder(PixelDecoder):
             0 is SDXL. The baseline reaches in a minute what a small UNet needs hours for.
         feature_noise: deviation of noise added to the features in training, so that slightly
             wrong generated features still decode.
-        num_inference_steps, guidance_scale, sampler: defaults of `decode`.
+        sampling: default settings of `decode`.
         original_size: side in pixels that conditions the UNet as the size of the images before they
             were scaled; None is the side of the images. Published: 1024, whatever is decoded.
     """
@@ -46,6 +47,7 @@ class SDXLDecoder(PixelDecoder):
         self,
         widths: list[int] | None = None,
         depths: list[int] | None = None,
+        *,
         head_width: int | list[int] = 64,
         layers_per_block: int = 2,
         norm_groups: int = 32,
@@ -54,25 +56,20 @@ class SDXLDecoder(PixelDecoder):
         cond_drop_prob: float = 0.1,
         baseline_width: int = 0,
         feature_noise: float = 0.0,
-        num_inference_steps: int = 50,
-        guidance_scale: float = 3.0,
+        sampling: SamplerConfig = DEFAULT_SAMPLING,
         original_size: int | None = None,
-        sampler: str = "euler",
     ) -> None:
         super().__init__()
         self.widths, self.depths = widths or [320, 640, 1280], depths or [0, 2, 10]
         if len(self.widths) != len(self.depths):
             raise UserError(f"decoder widths {self.widths} and depths {self.depths} must pair up.")
-        require_steps(num_inference_steps)
-        require_sampler(sampler)
+        sampling.check()
         one = isinstance(head_width, int)
         self.head_widths = [head_width] * len(self.widths) if one else head_width
         self.layers_per_block, self.original_size = layers_per_block, original_size
         self.norm_groups, self.time_width, self.prediction = norm_groups, time_width, prediction
         self.cond_drop_prob, self.feature_noise = cond_drop_prob, feature_noise
-        self.baseline_width = baseline_width
-        self.num_inference_steps, self.guidance_scale = num_inference_steps, guidance_scale
-        self.sampler = sampler
+        self.baseline_width, self.sampling = baseline_width, sampling
         self.trained_parts = ("unet", "baseline") if baseline_width else ("unet",)
 
     def configure_shapes(self, feature_shape: tuple[int, int, int]) -> None:
@@ -117,23 +114,23 @@ class SDXLDecoder(PixelDecoder):
     def blocks(self) -> list[nn.Module]:
         return [*self.unet.down_blocks, self.unet.mid_block, *self.unet.up_blocks]
 
-    def loss(self, features: Tensor, pixels: Tensor, seed: int, samples: Tensor) -> Tensor:
+    def loss(self, features: Tensor, pixels: Tensor, *, seed: int, sample_ids: Tensor) -> Tensor:
         with torch.no_grad():
             latents = self.vae(pixels).float()
         device = latents.device
         if self.feature_noise:
             features = features + self.feature_noise * normal(
-                features.shape[1:], seed, "decoder-feature", samples, device
+                features.shape[1:], seed, "decoder-feature", sample_ids, device
             )
-        dropped = uniform(seed, "decoder-drop", samples, device) < self.cond_drop_prob
+        dropped = uniform(seed, "decoder-drop", sample_ids, device) < self.cond_drop_prob
         features = torch.where(dropped[:, None, None, None], 0.0, features)
         baseline_loss = latents.new_zeros(())
         if self.baseline is not None:
             prediction = self.baseline(features)
             baseline_loss = mse(prediction, latents)
             latents = self.baseline.normalize(latents - prediction.detach())
-        noise = normal(latents.shape[1:], seed, "decoder-noise", samples, device)
-        timesteps = (uniform(seed, "decoder-time", samples, device) * TRAIN_TIMES).long()
+        noise = normal(latents.shape[1:], seed, "decoder-noise", sample_ids, device)
+        timesteps = (uniform(seed, "decoder-time", sample_ids, device) * TRAIN_TIMES).long()
         signal, level = self.levels(timesteps)
         noisy = signal * latents + level * noise
         target = noise if self.prediction == "epsilon" else signal * noise - level * latents
@@ -157,17 +154,14 @@ class SDXLDecoder(PixelDecoder):
             added_cond_kwargs={"text_embeds": tokens.mean(1), "time_ids": sizes},
         ).sample
 
-    @torch.no_grad()
-    def decode(
+    def decode_with(
         self,
+        sampling: SamplerConfig,
         features: Tensor,
         seeds: list[int],
         *,
-        num_inference_steps: int | None = None,
-        guidance_scale: float | None = None,
-        sampler: str | None = None,
-        null: Tensor | None = None,
-        on_image: OnImage | None = None,
+        negative_features: Tensor | None,
+        on_image: OnImage | None,
     ) -> Tensor:
         def pixels(latents: Tensor) -> Tensor:
             if self.baseline is not None:
@@ -176,58 +170,59 @@ class SDXLDecoder(PixelDecoder):
 
         on_step = on_image and (lambda step, _, latents: on_image(step, lambda: pixels(latents)))
         noise = normal(self.vae.feature_shape, 0, "decoder", seeds, features.device)
-        told = on_step if on_image else None
-        options = {"null": null, "sampler": sampler, "on_step": told}
-        return pixels(self.sample(features, noise, num_inference_steps, guidance_scale, **options))
+        latents = self.sample(
+            sampling, features, noise, negative_features=negative_features, on_step=on_step
+        )
+        return pixels(latents)
 
-    def scheduler(self, num_inference_steps: int | None = None, sampler: str | None = None) -> Any:
-        """The integrator of `sample`, set to `num_inference_steps`.
+    def scheduler(self, sampling: SamplerConfig) -> Any:
+        """The scheduler of `sample`, with its timesteps set.
 
         Euler's times are the published ones, which begin at 1000 - 1000/steps. The others begin at
         the noise that sampling starts from, without which few steps are of no use to them (Lin et
         al. 2024, arXiv 2305.08891).
         """
-        sampler = sampler or self.sampler
         return diffusion_solver(
-            sampler,
-            self.num_inference_steps if num_inference_steps is None else num_inference_steps,
+            sampling.name,
+            sampling.num_inference_steps,
             num_train_timesteps=TRAIN_TIMES,
             **NOISE_SCHEDULE,
             prediction_type=self.prediction,
-            timestep_spacing="leading" if sampler == "euler" else "trailing",
+            timestep_spacing="leading" if sampling.name == "euler" else "trailing",
             steps_offset=1,
         )
 
     @torch.no_grad()
     def sample(
         self,
+        sampling: SamplerConfig,
         features: Tensor,
         noise: Tensor,
-        num_inference_steps: int | None = None,
-        guidance_scale: float | None = None,
         *,
-        null: Tensor | None = None,
-        sampler: str | None = None,
+        negative_features: Tensor | None = None,
         on_step: OnStep | None = None,
     ) -> Tensor:
         """Denoise unit noise [B,Z,a,a] under features [B,C,h,w] to latents [B,Z,a,a].
 
-        Guidance leads away from `null` [1,C,h,w], zeros by default. `on_step` is called after every
-        call of the UNet, with the latents and the clean ones that they are on their way to.
+        Guidance leads away from `negative_features` [1,C,h,w], zeros by default. `on_step` is
+        called after every call of the UNet, with the latents and the estimate of the clean ones.
         """
-        scale = self.guidance_scale if guidance_scale is None else guidance_scale
-        null = torch.zeros_like(features) if null is None else null.expand_as(features)
-        scheduler = self.scheduler(num_inference_steps, sampler)
+        scale = sampling.guidance_scale
+        if negative_features is None:
+            negative = torch.zeros_like(features)
+        else:
+            negative = negative_features.expand_as(features)
+        scheduler = self.scheduler(sampling)
         latents = noise * scheduler.init_noise_sigma
-        told = scheduler.timesteps.to(features.device)
+        timesteps = scheduler.timesteps.to(features.device)
         for index, timestep in enumerate(scheduler.timesteps):
             inputs = scheduler.scale_model_input(latents, timestep)
-            times = told[index].expand(len(inputs))
+            times = timesteps[index].expand(len(inputs))
             if scale == 1.0:
                 predicted = self.denoise(inputs, times, features)
             else:
                 conditional, unconditional = self.denoise(
-                    inputs.repeat(2, 1, 1, 1), times.repeat(2), torch.cat([features, null])
+                    inputs.repeat(2, 1, 1, 1), times.repeat(2), torch.cat([features, negative])
                 ).chunk(2)
                 predicted = guided(conditional, unconditional, scale)
             predicted = predicted.float()

@@ -98,7 +98,8 @@ class GenerationConfig:
 def own_value(model: Any, name: str) -> Any:
     """The value that a UnifiedModule has of a setting itself; None where it has none."""
     part = model.decoding.decoder if name.startswith(DECODER) else model.generation
-    return getattr(part, name.removeprefix(DECODER), None)
+    name = name.removeprefix(DECODER)
+    return getattr(part.sampling, "name" if name == "sampler" else name, None)
 
 
 def limit_of(name: str) -> Any:

@@ -85,7 +85,7 @@ class ImageBatches:
     def _features(self, conditions: Tensor, parts: list[list[ImageRequest]]) -> list[Tensor]:
         """Features [B,C,h,w] of each batch."""
         generation, made, config = self.model.generation, [], self.config
-        null = negative_condition(self.model, config)
+        negative = negative_condition(self.model, config)
         calls = generation.model_calls(config.num_inference_steps, config.sampler)
         for part, numbers in zip(parts, ranges(parts), strict=True):
             seeds = [each.seed for each in part]
@@ -100,7 +100,7 @@ class ImageBatches:
                 generation.sample(
                     states,
                     seeds,
-                    null=null,
+                    negative_condition=negative,
                     on_step=on_step if self.callback else None,
                     **config.of_features,
                 )

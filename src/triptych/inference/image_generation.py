@@ -87,8 +87,9 @@ def edit(
 
 
 def _generated(model: Any, states: Condition, seeds: list[int], config: GenerationConfig) -> Tensor:
-    null = negative_condition(model, config)
-    features = model.generation.sample(states, seeds, null=null, **config.of_features)
+    features = model.generation.sample(
+        states, seeds, negative_condition=negative_condition(model, config), **config.of_features
+    )
     return model.decode(features, seeds, **config.of_decoder)
 
 
@@ -129,6 +130,6 @@ def reconstruct(
     return model.decoding.decode(
         features,
         seeds,
-        null=model.negative_features(kind),
+        negative_features=model.negative_features(kind),
         **(config or GenerationConfig()).of_decoder,
     )

@@ -67,7 +67,7 @@ class PretrainedModel:
             torch_dtype: the same, by its older name.
             device: where to compute; the first GPU if there is one, else the CPU.
             ema: take the moving average of a training checkpoint in place of its last weights.
-            overrides: flags such as "--model.generation.num_inference_steps=30", as for
+            overrides: flags such as "--model.generation.sampling.num_inference_steps=30", as for
                 `triptych fit`.
             enable_model_cpu_offload: as the method, before anything is moved to the device.
             quantize: weights of "4bit" or "8bit" for the language model, by bitsandbytes.

@@ -47,6 +47,7 @@ class BaseModule(ExactBuffers, LightningModule):
 
     def __init__(
         self,
+        *,
         optimization: Optimization | None = None,
         trainable: list[str] | None = None,
         weights: WeightFiles | None = None,

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from triptych.checkpoints import WeightFiles
 from triptych.interfaces import (
     IMAGE_GENERATION,
     Batch,
@@ -17,8 +16,6 @@ from triptych.interfaces import (
     Preprocessing,
 )
 from triptych.modules.base import BaseModule, Metrics, target_features
-from triptych.training.execution import Execution
-from triptych.training.optimizer import Optimization
 from triptych.utils.errors import UserError
 
 
@@ -27,8 +24,10 @@ class PixelDecoderModule(BaseModule):
 
     Args:
         decoder: features to pixels.
-        encoder, vae: only when this panel is the root, alone.
-        optimization, trainable, weights, seed, execution: see `BaseModule`; used when this is the root.
+        encoder, vae: encoder of the features and VAE of the decoder of a panel that is the root;
+            a composer connects its own.
+        trainable: as of `BaseModule`; None is the `trained_parts` of the decoder.
+        training: other arguments of `BaseModule`, for a panel that is the root.
     """
 
     batch_objective = IMAGE_GENERATION
@@ -38,16 +37,12 @@ class PixelDecoderModule(BaseModule):
         decoder: PixelDecoder,
         encoder: ImageEncoder | None = None,
         vae: ImageEncoder | None = None,
-        optimization: Optimization | None = None,
+        *,
         trainable: list[str] | None = None,
-        weights: WeightFiles | None = None,
-        seed: int = 0,
-        execution: Execution | None = None,
+        **training: Any,
     ) -> None:
         own = [f"decoder.{name}" for name in decoder.trained_parts]
-        super().__init__(
-            optimization, own if trainable is None else trainable, weights, seed, execution
-        )
+        super().__init__(trainable=own if trainable is None else trainable, **training)
         self.vae, self.decoder, self.encoder = vae, decoder, encoder
         if encoder is not None:
             self.connect(encoder, vae)
@@ -67,18 +62,20 @@ class PixelDecoderModule(BaseModule):
         if batch.target_pixels is None:
             raise UserError("the decoder trains on images, but the batch brings none.")
         features = target_features(batch, encoder)
-        self._give_null()
-        loss = self.decoder.loss(features, batch.target_pixels, self.seed, batch.sample_ids)
+        self._set_null_features()
+        loss = self.decoder.loss(
+            features, batch.target_pixels, seed=self.seed, sample_ids=batch.sample_ids
+        )
         return loss, {"decoding": loss.detach()}
 
     @torch.no_grad()
     def decode(self, features: Tensor, seeds: list[int], **options: Any) -> Tensor:
         """Features [B,C,h,w] -> pixels uint8 [B,3,H,W]; `options` as of `PixelDecoder.decode`."""
-        self._give_null()
+        self._set_null_features()
         return self.decoder.decode(features, seeds, **options)
 
-    def _give_null(self) -> None:
-        """Once, to a decoder that guides against it: a blank image, as the encoder sees it."""
+    def _set_null_features(self) -> None:
+        """Give a decoder that needs them the features of a blank image, once."""
         if not self.decoder.needs_null_features:
             return
         (encoder,) = self._neighbours
@@ -94,5 +91,5 @@ class PixelDecoderModule(BaseModule):
     def preprocessing(self) -> Preprocessing:
         (encoder,) = self._neighbours
         size = encoder.image_size
-        identity = partial(self.feature_config_of, encoder, size)
-        return Preprocessing(tokenizer=None, max_tokens=0, image_size=size, features=identity)
+        config = partial(self.feature_config_of, encoder, size)
+        return Preprocessing(tokenizer=None, max_tokens=0, image_size=size, features=config)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from triptych.backbones.eva_clip import EvaClip
 from triptych.backbones.vae import KLAutoencoder
-from triptych.checkpoints import WeightFiles
 from triptych.interfaces import IMAGE_GENERATION, Batch, LazyModule
 from triptych.modules.base import BaseModule, Metrics
-from triptych.training.execution import Execution
-from triptych.training.optimizer import Optimization
 from triptych.utils.images import pixels_to_unit
 from triptych.utils.rng import normal
 
@@ -85,7 +84,7 @@ class EncodingModule(BaseModule):
         kl_weight: weight of the VAE's divergence from the unit Gaussian.
         feature_noise: deviation of noise on the features before the linear map: features that
             must survive noise are far apart, which a generator and a decoder both need.
-        optimization, trainable, weights, seed, execution: see `BaseModule`.
+        training: arguments of `BaseModule`.
     """
 
     batch_objective = IMAGE_GENERATION
@@ -93,16 +92,13 @@ class EncodingModule(BaseModule):
     def __init__(
         self,
         heads: EncodingHeads,
+        *,
         pixel_weight: float = 20.0,
         kl_weight: float = 1e-3,
         feature_noise: float = 0.3,
-        optimization: Optimization | None = None,
-        trainable: list[str] | None = None,
-        weights: WeightFiles | None = None,
-        seed: int = 0,
-        execution: Execution | None = None,
+        **training: Any,
     ) -> None:
-        super().__init__(optimization, trainable, weights, seed, execution)
+        super().__init__(**training)
         self.heads, self.pixel_weight, self.kl_weight = heads, pixel_weight, kl_weight
         self.feature_noise = feature_noise
 

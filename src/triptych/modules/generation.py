@@ -3,39 +3,37 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from triptych.checkpoints import WeightFiles
 from triptych.interfaces import (
     IMAGE_GENERATION,
     Batch,
     Condition,
+    FlowSamplerConfig,
     ImageEncoder,
     Preprocessing,
     VelocityModel,
     VisionLanguageModel,
 )
-from triptych.loss import OBJECTIVES, TimestepSampling, mse, path, sample_time
+from triptych.loss import OBJECTIVES, FlowConfig, mse, path, sample_time
 from triptych.modules.base import BaseModule, Metrics, target_features
-from triptych.prompts import TemplateName
+from triptych.prompts import PromptConfig
 from triptych.sampler import (
     OnStep,
     model_calls,
     noise_from_seeds,
-    require_sampler,
-    require_steps,
     sample_flow,
     sample_regression,
 )
-from triptych.training.execution import Execution
 from triptych.training.fsdp import full_tensor
-from triptych.training.optimizer import Optimization
 from triptych.utils.errors import UserError
 from triptych.utils.finite import all_finite, require_finite
 from triptych.utils.rng import normal, uniform
+
+DEFAULT_FLOW, DEFAULT_SAMPLING, DEFAULT_PROMPT = FlowConfig(), FlowSamplerConfig(), PromptConfig()
 
 
 class GenerationModule(BaseModule):
@@ -47,20 +45,13 @@ class GenerationModule(BaseModule):
         objective: "clip_flow" (CLIP features, flow matching), "clip_mse" (CLIP features,
             regression) or "vae_flow" (VAE latents, flow matching).
         query_init_std: deviation of the queries' initialization; 1 as published.
-        timestep_sampling: distribution of training times, see `loss.sample_time`.
-        shift: moves times towards noise, in training and in sampling alike, see
-            `loss.shift_time`; 1 as published.
-        cond_drop_prob: probability of training without condition, for guidance.
-        num_noise_samples: noises and times for each sample of a flow objective; its condition and
-            its features are computed once. 1 as published.
-        num_inference_steps, guidance_scale, sampler: defaults of sampling; see `sampler`.
-        integer_timesteps: sample as published, see `sampler.sample_flow`.
-        template, training_template: how a caption is put to the language model when images are
-            asked for, and when it is learned and validated: names of `prompts.TEMPLATES`. One
-            template for both, unless a training run of the published code goes on: there, training
-            had two tokens more than sampling.
-        vlm, encoder: only when this panel is the root, alone.
-        optimization, trainable, weights, seed, execution: see `BaseModule`; used when this is the root.
+        flow: draws of noise, times and dropped conditions, of a flow objective.
+        sampling: default settings of `sample`.
+        prompt: templates of captions, and their length limit.
+        vlm, encoder: language model and encoder of the target features of a panel that is the
+            root; a composer connects its own.
+        trainable: as of `BaseModule`; None is the queries and the velocity model.
+        training: other arguments of `BaseModule`, for a panel that is the root.
     """
 
     batch_objective = IMAGE_GENERATION
@@ -70,37 +61,21 @@ class GenerationModule(BaseModule):
         dit: VelocityModel,
         num_queries: int = 64,
         objective: Literal["clip_flow", "clip_mse", "vae_flow"] = "clip_flow",
+        *,
         query_init_std: float = 1.0,
-        timestep_sampling: TimestepSampling = "uniform",
-        shift: float = 1.0,
-        cond_drop_prob: float = 0.1,
-        num_noise_samples: int = 1,
-        num_inference_steps: int = 30,
-        guidance_scale: float = 3.0,
-        integer_timesteps: bool = False,
-        template: TemplateName = "inference",
-        training_template: TemplateName = "inference",
-        max_tokens: int = 512,
+        flow: FlowConfig = DEFAULT_FLOW,
+        sampling: FlowSamplerConfig = DEFAULT_SAMPLING,
+        prompt: PromptConfig = DEFAULT_PROMPT,
         vlm: VisionLanguageModel | None = None,
         encoder: ImageEncoder | None = None,
-        optimization: Optimization | None = None,
         trainable: list[str] | None = None,
-        weights: WeightFiles | None = None,
-        seed: int = 0,
-        execution: Execution | None = None,
-        sampler: str = "euler",
+        **training: Any,
     ) -> None:
-        require_steps(num_inference_steps)
-        require_sampler(sampler)
-        super().__init__(optimization, trainable or ["queries", "dit"], weights, seed, execution)
+        sampling.check()
+        super().__init__(trainable=trainable or ["queries", "dit"], **training)
         self.dit, self.num_queries = dit, num_queries
         self.objective, self.query_init_std = OBJECTIVES[objective], query_init_std
-        self.timestep_sampling, self.shift = timestep_sampling, shift
-        self.cond_drop_prob, self.num_noise_samples = cond_drop_prob, num_noise_samples
-        self.num_inference_steps, self.guidance_scale = num_inference_steps, guidance_scale
-        self.max_tokens = max_tokens
-        self.integer_timesteps, self.sampler = integer_timesteps, sampler
-        self.template, self.training_template = template, training_template
+        self.flow, self.sampling, self.prompt = flow, sampling, prompt
         self.vlm, self.encoder = vlm, encoder
         if vlm is not None and encoder is not None:
             self.connect(vlm, encoder)
@@ -130,22 +105,22 @@ class GenerationModule(BaseModule):
             batch.attention_mask,
             queries,
             *batch.shown,
-            batch.num_shared_prefix_tokens,
+            num_shared_prefix_tokens=batch.num_shared_prefix_tokens,
         )
         features = target_features(batch, encoder)
         if self.objective.loss == "mse":
             x_t, t, target = torch.zeros_like(features), features.new_ones(len(batch)), features
         else:
-            repeats, seed, device = self.num_noise_samples, self.seed, features.device
-            samples = repeated_samples(batch.sample_ids, repeats)  # [B*R]
-            features = features.repeat_interleave(repeats, 0)
-            condition = Condition(condition.hidden_states.repeat_interleave(repeats, 0))
-            noise = normal(features.shape[1:], seed, "noise", samples, device)
-            u = uniform(seed, "time", samples, device)
-            n = normal((), seed, "time-normal", samples, device)
-            t = sample_time(u, n, self.timestep_sampling, self.shift)
+            flow, seed, device = self.flow, self.seed, features.device
+            draws = draw_ids(batch.sample_ids, flow.num_noise_samples)  # [B*R]
+            features = features.repeat_interleave(flow.num_noise_samples, 0)
+            condition = condition.repeat_interleave(flow.num_noise_samples)
+            noise = normal(features.shape[1:], seed, "noise", draws, device)
+            uniforms = uniform(seed, "time", draws, device)
+            normals = normal((), seed, "time-normal", draws, device)
+            t = sample_time(uniforms, normals, flow.timestep_sampling, flow.shift)
             x_t, target = path(features, noise, t)
-            dropped = uniform(seed, "drop", samples, device) < self.cond_drop_prob
+            dropped = uniform(seed, "drop", draws, device) < flow.cond_drop_prob
             condition = condition.drop(dropped)
         loss = mse(self.dit(x_t, t, condition.hidden_states), target)
         return loss, {"generation": loss.detach()}
@@ -185,12 +160,12 @@ class GenerationModule(BaseModule):
         guidance_scale: float | None = None,
         sampler: str | None = None,
         guidance_interval: tuple[float, float] | None = None,
-        null: Tensor | None = None,
+        negative_condition: Tensor | None = None,
         on_step: OnStep | None = None,
     ) -> Tensor:
         """Features [B,C,h,w] for a condition [B,N,D], each from only its seed, within rounding.
 
-        `null` [1,N,D] is the condition that guidance leads away from; zeros by default. See
+        `num_inference_steps`, `guidance_scale` and `sampler` replace those in `sampling`; see
         `sampler.sample_flow` for the rest.
 
         Raises:
@@ -201,18 +176,21 @@ class GenerationModule(BaseModule):
             if on_step is not None:
                 on_step(0, features, features)
         else:
+            sampling = self.sampling.updated(
+                num_inference_steps=num_inference_steps, guidance_scale=guidance_scale, name=sampler
+            )
             features = sample_flow(
                 self.dit,
                 condition,
                 noise_from_seeds(self.feature_shape, seeds, condition.hidden_states.device),
-                self.num_inference_steps if num_inference_steps is None else num_inference_steps,
-                self.guidance_scale if guidance_scale is None else guidance_scale,
-                on_step=on_step,
-                shift=self.shift,
-                integer_timesteps=self.integer_timesteps,
-                null=null,
-                sampler=sampler or self.sampler,
+                num_inference_steps=sampling.num_inference_steps,
+                guidance_scale=sampling.guidance_scale,
+                sampler=sampling.name,
+                integer_timesteps=sampling.integer_timesteps,
+                shift=self.flow.shift,
                 guidance_interval=guidance_interval,
+                negative_condition=negative_condition,
+                on_step=on_step,
             )
         finite = all_finite(features)
         if not finite:  # the stage that began it is named
@@ -226,25 +204,27 @@ class GenerationModule(BaseModule):
         """Number of calls of the velocity model in `sample`."""
         if self.objective.loss == "mse":
             return 1
-        steps = self.num_inference_steps if num_inference_steps is None else num_inference_steps
-        return model_calls(sampler or self.sampler, steps)
+        sampling = self.sampling.updated(num_inference_steps=num_inference_steps, name=sampler)
+        return model_calls(sampling.name, sampling.num_inference_steps)
 
     def preprocessing(self) -> Preprocessing:
         vlm, encoder = self._neighbours
         return Preprocessing(
             tokenizer=vlm.tokenizer,
-            max_tokens=self.max_tokens,
+            max_tokens=self.prompt.max_tokens,
             image_size=encoder.image_size,
             understanding_size=vlm.image_size,
             image_tokens=vlm.image_tokens(),
             image_inputs=vlm.image_inputs,
-            template=self.template,
-            training_template=self.training_template,
+            template=self.prompt.template,
+            training_template=self.prompt.training_template,
             features=partial(self.feature_config_of, encoder, encoder.image_size),
             images_too=False,
         )
 
 
-def repeated_samples(samples: Tensor, repeats: int) -> Tensor:
-    """Sample numbers [B] -> numbers [B*repeats] that draw noise, `repeats` for each sample."""
-    return (samples[:, None] * repeats + torch.arange(repeats, device=samples.device)).flatten()
+def draw_ids(sample_ids: Tensor, repeats: int) -> Tensor:
+    """Sample ids [B] -> ids [B*repeats] of draws, `repeats` for each sample."""
+    return (
+        sample_ids[:, None] * repeats + torch.arange(repeats, device=sample_ids.device)
+    ).flatten()

@@ -60,7 +60,7 @@ def generate_texts(
         ids.to(device),
         mask.to(device),
         *((None, None) if images is None else (each.to(device) for each in images)),
-        max(limits),
+        max_new_tokens=max(limits),
         sampling=sampling,
         on_tokens=take,
     )

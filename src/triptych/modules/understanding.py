@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 
-from triptych.checkpoints import WeightFiles
 from triptych.interfaces import LANGUAGE_MODELING, Batch, Preprocessing, VisionLanguageModel
 from triptych.modules.base import BaseModule, Metrics
-from triptych.training.execution import Execution
-from triptych.training.optimizer import Optimization
 from triptych.utils.images import square
 
 
@@ -25,7 +24,7 @@ class UnderstandingModule(BaseModule):
             max_tokens. Images that keep their shape take more tokens than in training.
         images_first: in chat, the images of a message come before its text, wherever it has
             them: all that a small model was trained on are images that open a question.
-        optimization, trainable, weights, seed, execution: see `BaseModule`; used when this is the root.
+        training: arguments of `BaseModule`, for a panel that is the root.
     """
 
     batch_objective = LANGUAGE_MODELING
@@ -34,15 +33,12 @@ class UnderstandingModule(BaseModule):
         self,
         vlm: VisionLanguageModel,
         max_tokens: int = 512,
-        optimization: Optimization | None = None,
-        trainable: list[str] | None = None,
-        weights: WeightFiles | None = None,
-        seed: int = 0,
-        execution: Execution | None = None,
+        *,
         chat_tokens: int | None = None,
         images_first: bool = False,
+        **training: Any,
     ) -> None:
-        super().__init__(optimization, trainable, weights, seed, execution)
+        super().__init__(**training)
         self.vlm, self.max_tokens = vlm, max_tokens
         self.chat_tokens, self.images_first = chat_tokens or max_tokens, images_first
 

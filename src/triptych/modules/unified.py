@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
-from triptych.checkpoints import WeightFiles
 from triptych.interfaces import Batch, ImageEncoder, Preprocessing
 from triptych.modules.base import BaseModule
 from triptych.modules.decoding import PixelDecoderModule
@@ -18,9 +17,7 @@ from triptych.modules.generation import GenerationModule
 from triptych.modules.initialization import build_part
 from triptych.modules.understanding import UnderstandingModule
 from triptych.prompts import negative_ids
-from triptych.training.execution import Execution
 from triptych.training.fsdp import full_tensor
-from triptych.training.optimizer import Optimization
 from triptych.utils.errors import UserError
 
 # Panels that a loss needs beside its own.
@@ -46,7 +43,6 @@ class UnifiedModule(BaseModule):
         loss_weights: weight of each panel's loss in this stage, by panel name.
         trainable: module paths or globs of what trains in this stage; None leaves it to the panels
             of the losses, as when they are trained alone.
-        weights: files to start from, by label.
         build_decoder: build also what turns features into images, for sample grids in training.
         decoder_negative: features that the decoder's guidance leads away from. "zeros": those that
             the decoder trains with, zeros for SDXLDecoder, of a black image for SanaDecoder.
@@ -55,7 +51,7 @@ class UnifiedModule(BaseModule):
             reconstruction; "space_prompt" also takes these there.
         decoder_negative_seed: seed of the features of "space_prompt"; the default is no image's.
         preset, stage: names, noted in checkpoints and weight files.
-        optimization, seed, execution: see `BaseModule`.
+        training: other arguments of `BaseModule`.
     """
 
     def __init__(
@@ -63,22 +59,20 @@ class UnifiedModule(BaseModule):
         understanding: UnderstandingModule | None = None,
         encoder: ImageEncoder | None = None,
         vae: ImageEncoder | None = None,
+        *,
         generation: GenerationModule | None = None,
         decoding: PixelDecoderModule | None = None,
         encoding: EncodingModule | None = None,
         loss_weights: dict[str, float] | None = None,
         trainable: list[str] | None = None,
-        weights: WeightFiles | None = None,
         build_decoder: bool = True,
         decoder_negative: Literal["zeros", "space_prompt", "black_image"] = "zeros",
         decoder_negative_seed: int = -1,
         preset: str = "custom",
         stage: str = "inference",
-        optimization: Optimization | None = None,
-        seed: int = 0,
-        execution: Execution | None = None,
+        **training: Any,
     ) -> None:
-        super().__init__(optimization, trainable, weights, seed, execution)
+        super().__init__(trainable=trainable, **training)
         self.understanding, self.generation = understanding, generation
         self.encoder, self.vae = encoder, vae
         self.decoding, self.encoding = decoding, encoding
@@ -89,7 +83,7 @@ class UnifiedModule(BaseModule):
         self.decoder_negative, self.decoder_negative_seed = decoder_negative, decoder_negative_seed
         self.description: dict[str, Any] | None = None
         """The `model` section that it was built from, where that is known."""
-        self._negatives: dict[str, Tensor] = {}
+        self._negative_features: dict[str, Tensor] = {}
         self._check_losses()
         if trainable is None:
             self.trainable = self._what_panels_train()
@@ -132,7 +126,7 @@ class UnifiedModule(BaseModule):
             raise UserError(f"{panel} needs the encoder's features, and encoder is null; name one.")
 
     def train(self, mode: bool = True) -> UnifiedModule:
-        self._negatives.clear()  # made by weights that may change now
+        self._negative_features.clear()  # made by weights that may change now
         return super().train(mode)
 
     @property
@@ -217,15 +211,15 @@ class UnifiedModule(BaseModule):
     def preprocessing(self) -> Preprocessing:
         if self.understanding is None:
             raise UserError("the model needs the understanding panel for its tokenizer.")
-        known = self.understanding.preprocessing()
-        known.image_size = self.image_size
+        settings = self.understanding.preprocessing()
+        settings.image_size = self.image_size
         if self.generation is not None:
-            known.template = self.generation.template
-            known.training_template = self.generation.training_template
+            settings.template = self.generation.prompt.template
+            settings.training_template = self.generation.prompt.training_template
         if (encoder := self._encoder_of_targets()) is not None:
-            known.features = partial(self.feature_config_of, encoder, self.image_size)
-            known.images_too = "decoding" in self.loss_weights
-        return known
+            settings.features = partial(self.feature_config_of, encoder, self.image_size)
+            settings.images_too = "decoding" in self.loss_weights
+        return settings
 
     @property
     def image_size(self) -> int:
@@ -252,7 +246,7 @@ class UnifiedModule(BaseModule):
             batch.attention_mask,
             full_tensor(self.generation.queries),
             *batch.shown,
-            batch.num_shared_prefix_tokens,
+            num_shared_prefix_tokens=batch.num_shared_prefix_tokens,
         )
         seeds = batch.sample_ids.tolist()
         images = self.decode(self.generation.sample(condition, seeds), seeds)
@@ -263,8 +257,8 @@ class UnifiedModule(BaseModule):
         """Generated features [B,C,h,w] to images uint8 [B,3,H,W]; see `PixelDecoder.decode`."""
         if self.generation is not None and self.generation.objective.target == "vae":
             return self.vae.decode(features)
-        null = self.negative_features(self.decoder_negative)
-        return self.decoding.decode(features, seeds, null=null, **options)
+        negative = self.negative_features(self.decoder_negative)
+        return self.decoding.decode(features, seeds, negative_features=negative, **options)
 
     @torch.no_grad()
     def negative_features(self, kind: str) -> Tensor | None:
@@ -274,13 +268,13 @@ class UnifiedModule(BaseModule):
         """
         if kind == "zeros":
             return None
-        if kind not in self._negatives:
+        if kind not in self._negative_features:
             make = {
                 "space_prompt": self._features_of_a_space,
                 "black_image": self.encoder.blank_features,
             }
-            self._negatives[kind] = make[kind]().float()
-        return self._negatives[kind]
+            self._negative_features[kind] = make[kind]().float()
+        return self._negative_features[kind]
 
     def _features_of_a_space(self) -> Tensor:
         ids = torch.tensor([negative_ids(self.preprocessing().tokenizer)], device=self.device)

@@ -33,7 +33,28 @@ RENAMED = {
         "bucket_batches": "length_bucket_batches",
     },
 }
-_SAMPLING = {"steps": "num_inference_steps", "guidance": "guidance_scale"}
+_SAMPLING = {
+    "steps": "sampling.num_inference_steps",
+    "num_inference_steps": "sampling.num_inference_steps",
+    "guidance": "sampling.guidance_scale",
+    "guidance_scale": "sampling.guidance_scale",
+    "sampler": "sampling.name",
+}
+_FLOW = {
+    "drop": "flow.cond_drop_prob",
+    "draws": "flow.num_noise_samples",
+    "time_sampling": "flow.timestep_sampling",
+    "time_shift": "flow.shift",
+    "integer_times": "sampling.integer_timesteps",
+    "integer_timesteps": "sampling.integer_timesteps",
+    **{
+        name: f"flow.{name}"
+        for name in ("cond_drop_prob", "num_noise_samples", "timestep_sampling", "shift")
+    },
+    **{name: f"prompt.{name}" for name in ("template", "training_template", "max_tokens")},
+}
+_VLM = {"understander": "vlm"}
+_DECODER = {"drop": "cond_drop_prob", "vae": "model.vae", **_SAMPLING}
 _OWN = "triptych."
 _OF_CLASSES = {  # keys of our own classes that other classes may have too
     "Checkpoint": {
@@ -45,9 +66,10 @@ _OF_CLASSES = {  # keys of our own classes that other classes may have too
     "Evaluate": {"every": "every_n_steps"},
     "FrozenCheck": {"every": "every_n_steps"},
     "GradientNorms": {"every": "every_n_logs"},
-    "GenerationModule": {"drop": "cond_drop_prob", "draws": "num_noise_samples", **_SAMPLING},
-    "SDXLDecoder": {"drop": "cond_drop_prob", "vae": "model.vae", **_SAMPLING},
-    "SanaDecoder": {"drop": "cond_drop_prob", "vae": "model.vae", **_SAMPLING},
+    "UnderstandingModule": _VLM,
+    "GenerationModule": {**_VLM, **_FLOW, **_SAMPLING},
+    "SDXLDecoder": _DECODER,
+    "SanaDecoder": _DECODER,
 }
 
 

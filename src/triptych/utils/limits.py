@@ -184,6 +184,19 @@ TILES = Range(True, 1, 16)
 TRAINING_STEPS = Range(True, 1, 1_000_000_000)
 
 
+def require_steps(steps: int) -> None:
+    """Check the number of steps of a sampler.
+
+    Raises:
+        UserError: it is out of range.
+    """
+    if steps not in STEPS:
+        raise UserError(
+            f"sampling takes at least 1 step, not {str(steps)[:40]}, and at most {STEPS.most:,}; "
+            "set num_inference_steps of the call, of the generation panel or of the decoder."
+        )
+
+
 def require_sampler(name: str) -> None:
     """Check the name of a sampler.
 

@@ -206,9 +206,11 @@ def generation(tensors: Tensors, config: Mapping[str, Any], condition: int, wher
         "init_args": {
             "num_queries": queries,
             # Published weights are sampled and scored so; further training uses the same template.
-            "integer_timesteps": True,
-            "template": "published_inference",
-            "training_template": "published_inference",
+            "sampling": {"integer_timesteps": True},
+            "prompt": {
+                "template": "published_inference",
+                "training_template": "published_inference",
+            },
             "dit": {"class_path": "triptych.backbones.LuminaNextDiT", "init_args": arguments},
         },
     }

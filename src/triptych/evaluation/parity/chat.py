@@ -29,7 +29,7 @@ def check(case: Case, shared: Checkpoint, checks: Checks) -> None:
         types = (ids == vlm.model.config.image_token_id).int()
         seen = image if bool(types.any()) else (None, None)
         mask = torch.ones_like(ids)
-        answer = vlm.generate_text(ids, mask, *seen, output.shape[1])
+        answer = vlm.generate_text(ids, mask, *seen, max_new_tokens=output.shape[1])
         checks.same(f"{name}: output_ids", answer, output)
         positions, delta = vlm.model.model.get_rope_index(
             ids, mm_token_type_ids=types, image_grid_thw=seen[1], attention_mask=mask

@@ -15,6 +15,7 @@ from triptych.checkpoints.published import key_mapping
 from triptych.evaluation.parity.checks import Checks
 from triptych.evaluation.parity.loading import fill, placed
 from triptych.evaluation.parity.recorded import Case
+from triptych.interfaces import FlowSamplerConfig
 from triptych.modules import GenerationModule, UnderstandingModule, UnifiedModule
 from triptych.prompts import IM_END, IMAGE_PAD, PAD, START_OF_IMAGE, VISION_END, VISION_START
 from triptych.training.freezing import freeze_all_but
@@ -84,7 +85,7 @@ class Checkpoint:
         text, vision = key_mapping.text_arguments(config), key_mapping.vision_arguments(config)
         # Any size that fits: recorded images bring their own.
         image_size = vision["patch_size"] * vision["spatial_merge_size"]
-        vlm = QwenVL("", QwenText(**text), QwenVision(**vision), image_size)
+        vlm = QwenVL("", QwenText(**text), QwenVision(**vision), image_size=image_size)
         vlm.tokenizer = PublishedIds({**config, "vocab_size": case["vocab_size"]})
         head_width = case["config_eva"]["vision_cfg"]["head_width"]
         model = UnifiedModule(
@@ -97,7 +98,7 @@ class Checkpoint:
                     **key_mapping.dit_arguments(shapes), patch_size=case["config_dit"]["patch_size"]
                 ),
                 **key_mapping.generation_arguments(config),
-                integer_timesteps=True,
+                sampling=FlowSamplerConfig(integer_timesteps=True),
             ),
         )
         model.build()

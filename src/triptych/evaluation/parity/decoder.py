@@ -13,6 +13,7 @@ from triptych.checkpoints.published import key_mapping
 from triptych.evaluation.parity.checks import Checks
 from triptych.evaluation.parity.loading import fill
 from triptych.evaluation.parity.recorded import Case, Tensors
+from triptych.interfaces import SamplerConfig
 
 
 def recognizes(case: Case) -> bool:
@@ -32,13 +33,12 @@ def check(case: Case, checks: Checks) -> None:
         lambda _, arguments, named, out: calls.append((arguments, named, out.sample)),
         with_kwargs=True,
     )
-    features, null = as_grid(io["cond"]), as_grid(io["negative"])
+    features, negative = as_grid(io["cond"]), as_grid(io["negative"])
     latents = model.sample(
+        SamplerConfig(steps, guidance),
         features,
         io["noise"],
-        steps,
-        guidance,
-        null=null,
+        negative_features=negative,
         on_step=lambda step, x, _: after.update({step: x}),
     )
     watch.remove()
@@ -82,7 +82,7 @@ def as_grid(tokens: Tensor) -> Tensor:
 def check_schedules(io: Tensors, model: SDXLDecoder, steps: int, checks: Checks) -> None:
     """Noise levels and times, of the run and of other recorded numbers of steps."""
     for match in io.matching(r"(sigmas|timesteps)(?:_(\d+))?"):
-        schedule = model.scheduler(int(match[2] or steps))
+        schedule = model.scheduler(SamplerConfig(int(match[2] or steps)))
         checks.values(match[0], getattr(schedule, match[1]), io[match[0]])
 
 

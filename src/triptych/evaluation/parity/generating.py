@@ -79,11 +79,11 @@ def sample(
         generation.dit,
         condition,
         noise,
-        case["steps"],
-        case["guidance_scale"],
+        num_inference_steps=case["steps"],
+        guidance_scale=case["guidance_scale"],
+        integer_timesteps=generation.sampling.integer_timesteps,
+        shift=generation.flow.shift,
         on_step=on_step,
-        shift=generation.shift,
-        integer_timesteps=generation.integer_timesteps,
     )
 
 

@@ -1,0 +1,69 @@
+"""Shared dataclasses and abstract base classes: the interfaces between models and data.
+
+batch          tasks, the training batch, the condition of the generator
+lazy_module    the base class of all networks
+networks       what a language model, encoder, velocity model or decoder implements
+sampling       settings of samplers
+preprocessing  settings of a model that its data needs
+evaluator      the base class of scores
+
+Shape letters, used in the whole package:
+    B batch, T text tokens, N queries, D width of the language model,
+    C feature channels, h w feature grid, H W pixels, Z latent channels, S sum of image patches.
+"""
+
+from triptych.interfaces.batch import (
+    IGNORED,
+    IMAGE_GENERATION,
+    IMAGE_TO_IMAGE,
+    IMAGE_TO_TEXT,
+    LANGUAGE_MODELING,
+    OBJECTIVE_OF_TASK,
+    READ_BY_THE_HOST,
+    TEXT_TO_IMAGE,
+    TEXT_TO_TEXT,
+    Batch,
+    Condition,
+    batches_in,
+)
+from triptych.interfaces.evaluator import Evaluator
+from triptych.interfaces.lazy_module import LazyModule
+from triptych.interfaces.networks import (
+    ImageEncoder,
+    OnImage,
+    PixelDecoder,
+    Velocity,
+    VelocityModel,
+    VisionLanguageModel,
+    bind_condition,
+)
+from triptych.interfaces.preprocessing import Preprocessing
+from triptych.interfaces.sampling import FlowSamplerConfig, SamplerConfig, Sampling
+
+__all__ = [
+    "Batch",
+    "Condition",
+    "Evaluator",
+    "FlowSamplerConfig",
+    "IGNORED",
+    "IMAGE_GENERATION",
+    "IMAGE_TO_IMAGE",
+    "IMAGE_TO_TEXT",
+    "ImageEncoder",
+    "LANGUAGE_MODELING",
+    "LazyModule",
+    "OBJECTIVE_OF_TASK",
+    "OnImage",
+    "PixelDecoder",
+    "Preprocessing",
+    "READ_BY_THE_HOST",
+    "SamplerConfig",
+    "Sampling",
+    "TEXT_TO_IMAGE",
+    "TEXT_TO_TEXT",
+    "Velocity",
+    "VelocityModel",
+    "VisionLanguageModel",
+    "batches_in",
+    "bind_condition",
+]

@@ -1,0 +1,150 @@
+"""Tasks, the training batch, and the condition of the generator."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, distributed
+from torch.utils._pytree import register_dataclass
+
+TEXT_TO_IMAGE = "text_to_image"
+IMAGE_TO_TEXT = "image_to_text"
+TEXT_TO_TEXT = "text_to_text"
+IMAGE_TO_IMAGE = "image_to_image"
+IMAGE_GENERATION = "image_generation"
+LANGUAGE_MODELING = "language_modeling"
+# The loss of a task, `Batch.objective`; tasks of one objective may mix in a batch.
+OBJECTIVE_OF_TASK = {
+    TEXT_TO_IMAGE: IMAGE_GENERATION,
+    IMAGE_TO_IMAGE: IMAGE_GENERATION,
+    IMAGE_TO_TEXT: LANGUAGE_MODELING,
+    TEXT_TO_TEXT: LANGUAGE_MODELING,
+}
+
+IGNORED = -100  # in labels: no loss is taken
+
+
+@dataclass
+class Batch:
+    """One training batch. The DataModule builds it; Lightning moves it to the device whole."""
+
+    objective: str
+    """IMAGE_GENERATION (images are targets, also those of edits) or LANGUAGE_MODELING (text is the
+    target, with or without an image); see OBJECTIVE_OF_TASK."""
+    keys: list[str]
+    """[B] names of the samples in their shards: a bad loss can be traced to its images."""
+    step: int
+    """Number of this batch since the start of training, equal on every rank."""
+    sample_ids: Tensor
+    """[B] int64, global sample numbers since the start of training: the source of every draw."""
+    input_ids: Tensor
+    """[B,T] int64, right-padded."""
+    attention_mask: Tensor
+    """[B,T] int64, 1 on tokens, 0 on padding."""
+    num_shared_prefix_tokens: int = 0
+    """Length of the text prefix shared by all prompts of the batch; see `prompts.shared_tokens`.
+    Counted by the loader: counting on the device would synchronize with the host."""
+    labels: Tensor | None = None
+    """[B,T] int64, IGNORED where no loss is taken."""
+    understanding_pixels: Tensor | None = None
+    """[S,patch] float32, the patches of all images as the VLM's processor cuts them."""
+    image_grid_thw: Tensor | None = None
+    """[images,3] int64, grid of patches (time, height, width) of each image."""
+    may_show: bool = False
+    """Whether a task of this objective shows images in its prompts; equal on every rank, also where
+    this batch holds none."""
+    target_pixels: Tensor | None = None
+    """[B,3,H,W] uint8, the images to generate, encode or reconstruct. Those whose features came
+    along are black, or None if all did, unless the model wants `Preprocessing.images_too`."""
+    target_features: Tensor | None = None
+    """[B,C,h,w], features of the images when they were computed before."""
+    has_features: Tensor | None = None
+    """[B] bool, which rows of `target_features` were; None if all."""
+    dropped_samples: list[tuple[str, str]] = field(default_factory=list)
+    """(key, reason) of samples that could not be used; others of the batch stand in for them."""
+    epochs: dict[str, float] = field(default_factory=dict)
+    """In training: how often each data set, by name, has been gone through after this batch."""
+    step_elements: int | None = None
+    """`elements` of all micro-batches of this objective in the optimizer step, on this rank;
+    counted ahead by `data_modules.AccumulationLoader`, None where another loader is used."""
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @property
+    def elements(self) -> Tensor | int:
+        """Number of equal terms that a loss of this batch is the mean of.
+
+        In text: the tokens to learn, int64 [] on the labels' device. In images: the samples; all of
+        them have equally many features or pixels.
+        """
+        return len(self) if self.labels is None else (self.labels[:, 1:] != IGNORED).sum()
+
+    @property
+    def shown(self) -> tuple[Tensor | None, Tensor | None]:
+        """`understanding_pixels` and `image_grid_thw`.
+
+        Empty instead of None where another rank may show images: a vision tower whose parameters
+        are split, or whose gradients are summed, has to run on every rank.
+        """
+        if self.understanding_pixels is None and self.may_show and _several_ranks():
+            empty = self.input_ids.new_zeros(0, 3)
+            return empty.float(), empty
+        return self.understanding_pixels, self.image_grid_thw
+
+    def to(self, device: torch.device | str, **options: Any) -> Batch:
+        """Move to `device`, except fields read on the host: reading them back would synchronize.
+
+        Copies do not synchronize either, if they come from pinned memory.
+        """
+        options = {"non_blocking": torch.device(device).type == "cuda", **options}
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        moved = {
+            name: tensor.to(device, **options)
+            for name, tensor in tensors.items()
+            if name not in READ_BY_THE_HOST
+        }
+        return replace(self, **moved)
+
+    def pin_memory(self) -> Batch:
+        """The batch in pinned memory, as torch's DataLoader asks for it."""
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **{name: tensor.pin_memory() for name, tensor in tensors.items()})
+
+
+def _several_ranks() -> bool:
+    ready = distributed.is_available() and distributed.is_initialized()
+    return ready and distributed.get_world_size() > 1
+
+
+# Fields of Batch that the host reads to draw noise and to encode images.
+READ_BY_THE_HOST = ("sample_ids", "has_features")
+
+
+def batches_in(batch: Batch | dict[str, Batch | None]) -> list[Batch]:
+    """The batch; of joint training and validation those of all objectives that have one left."""
+    if isinstance(batch, dict):
+        return [each for each in batch.values() if each is not None]
+    return [batch]
+
+
+@dataclass
+class Condition:
+    """Conditioning of the generator: the language model's hidden states at the query positions."""
+
+    hidden_states: Tensor
+    """[B,N,D]"""
+
+    def drop(self, dropped: Tensor) -> Condition:
+        """The null condition (zeros) where `dropped` [B] is True: classifier-free guidance."""
+        keep = (~dropped).to(self.hidden_states.dtype)[:, None, None]
+        return Condition(self.hidden_states * keep)
+
+    def repeat_interleave(self, repeats: int) -> Condition:
+        """Each row `repeats` times: [B*repeats,N,D]."""
+        return Condition(self.hidden_states.repeat_interleave(repeats, 0))
+
+
+register_dataclass(Condition)  # FSDP looks for the tensors in what a part returns

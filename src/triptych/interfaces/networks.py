@@ -1,0 +1,263 @@
+"""Interfaces of the networks: language model, image encoder, velocity model, pixel decoder."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from inspect import signature
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from triptych.interfaces.batch import Batch, Condition
+from triptych.interfaces.lazy_module import LazyModule
+from triptych.interfaces.sampling import SamplerConfig, Sampling
+from triptych.utils.errors import UserError
+
+
+class VisionLanguageModel(LazyModule):
+    """Reads text and images. Its width and tokenizer come from its configuration."""
+
+    fsdp_forward_methods = ("condition", "lm_loss", "generate_text")
+
+    width: int
+    """D"""
+
+    @property
+    @abstractmethod
+    def tokenizer(self) -> Any:
+        """A transformers tokenizer that knows the chat template's special tokens."""
+
+    @abstractmethod
+    def condition(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        queries: Tensor,
+        understanding_pixels: Tensor | None = None,
+        image_grid_thw: Tensor | None = None,
+        *,
+        num_shared_prefix_tokens: int = 0,
+    ) -> Condition:
+        """Outputs at `queries` [N,D], placed after each right-padded prompt [B,T].
+
+        Images, if any, fill the placeholders of the prompts in order; as in `Batch`, and as
+        there the first `num_shared_prefix_tokens` tokens are the same in all prompts. Pixels may
+        be empty, see `Batch.shown`.
+        """
+
+    @abstractmethod
+    def lm_loss(self, batch: Batch) -> Tensor:
+        """Mean cross entropy over `batch.labels`; scalar, and 0, not NaN, if there is no label."""
+
+    @abstractmethod
+    def image_inputs(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """uint8 [B,3,H,W] -> patches [S,patch] float32 and grids [B,3] int64."""
+
+    @abstractmethod
+    def image_tokens(self) -> int:
+        """Number of placeholder tokens of one image in the prompt."""
+
+    def chat_inputs(self, images: Sequence[Tensor]) -> tuple[Tensor, Tensor, list[int]] | None:
+        """Patches and grid like `image_inputs`, for uint8 images [3,H,W] that keep their shapes.
+
+        The list holds the number of placeholder tokens of each. None: only squares are supported.
+
+        Raises:
+            UserError: an image has a shape that cannot be shown.
+        """
+        return None
+
+    @abstractmethod
+    def generate_text(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        understanding_pixels: Tensor | None,
+        image_grid_thw: Tensor | None,
+        *,
+        max_new_tokens: int,
+        sampling: Sampling | None = None,
+        on_tokens: Callable[[list[int]], list[bool]] | None = None,
+    ) -> Tensor:
+        """Continuation of left-padded prompts [B,T], greedy by default; the new tokens only.
+
+        `on_tokens` receives the B tokens of every step and returns the rows that are finished; an
+        exception it raises ends the call. Finished rows are filled with padding.
+
+        Raises:
+            NotFiniteError: logits are NaN or infinite.
+        """
+
+
+class ImageEncoder(LazyModule):
+    """Pixels in, feature grid out. Frozen targets for the generator, input for the decoder."""
+
+    fsdp_forward_methods = ("blank_features",)
+
+    feature_shape: tuple[int, int, int]
+    """(C, h, w), derived from the configuration without building."""
+    image_size: int
+    """Side in pixels of the square image that the encoder sees."""
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    """Normalization of colours in [0,1]; the defaults equal `pixels_to_unit`."""
+
+    @abstractmethod
+    def forward(self, pixels: Tensor) -> Tensor:
+        """uint8 [B,3,H,W] of any size -> features float [B,C,h,w]."""
+
+    def blank_features(self) -> Tensor:
+        """Features [1,C,h,w] of an image that shows nothing, for a decoder to keep away from.
+
+        A black one, unless an encoder was published with another.
+        """
+        size, device = self.image_size, next(self.parameters()).device
+        return self(torch.zeros(1, 3, size, size, dtype=torch.uint8, device=device))
+
+    def feature_config(self) -> dict[str, Any]:
+        """Class name and settings, which decide its features beside its weights and the image.
+
+        A class that moves to another module keeps its caches. The settings are the constructor's
+        arguments of plain types; an encoder keeps them as attributes of the same names.
+        """
+        plain = (bool, int, float, str, tuple, list, type(None))
+        given = ((name, getattr(self, name, self)) for name in signature(type(self)).parameters)
+        return {
+            "encoder": type(self).__qualname__,
+            "feature_shape": self.feature_shape,
+            "mean": self.mean,
+            "std": self.std,
+            **{name: value for name, value in given if isinstance(value, plain)},
+        }
+
+
+class VelocityModel(LazyModule):
+    """Predicts the velocity of the flow for noisy features under a condition."""
+
+    @abstractmethod
+    def configure_shapes(self, feature_shape: tuple[int, int, int], condition_width: int) -> None:
+        """Set the shape of the target and the width of the condition, before `build`."""
+
+    @abstractmethod
+    def forward(self, x_t: Tensor, t: Tensor, condition: Tensor) -> Tensor:
+        """x_t [B,C,h,w], t [B] in [0,1] (1 is noise), condition [B,N,D] -> velocity [B,C,h,w].
+
+        t may be float64: 1000 t is then an exact integer wherever that was drawn.
+        """
+
+    def with_cached_condition(
+        self, condition: Tensor, negative_condition: Tensor | None = None
+    ) -> Velocity:
+        """Velocity as a function of only x_t and t, for many calls under one condition [B,N,D].
+
+        A model may cache what depends only on the condition. With a `negative_condition` [1,N,D],
+        x_t and t have twice the rows: first those under it, then those under the condition.
+        """
+        return bind_condition(self, condition, negative_condition)
+
+
+def bind_condition(
+    model: Callable[[Tensor, Tensor, Tensor], Tensor],
+    condition: Tensor,
+    negative_condition: Tensor | None = None,
+) -> Velocity:
+    """`VelocityModel.with_cached_condition` of a model that caches nothing."""
+    if negative_condition is not None:
+        condition = torch.cat([negative_condition.expand_as(condition), condition])
+    return lambda x_t, t: model(x_t, t, condition)
+
+
+Velocity = Callable[[Tensor, Tensor], Tensor]
+"""(x_t [B,C,h,w], t [B]) -> velocity [B,C,h,w]"""
+
+
+class PixelDecoder(LazyModule):
+    """Features to pixels."""
+
+    trained_parts: tuple[str, ...]
+    """Names of the submodules that train; others are frozen."""
+
+    latent: bool = True
+    """Whether it generates latents of a VAE, and needs one; False for one that makes pixels."""
+
+    sampling: SamplerConfig
+    """Default settings of `decode`."""
+
+    needs_null_features: bool = False
+    """True while a decoder whose own null condition is a blank image, not zeros, lacks it."""
+
+    @abstractmethod
+    def configure_shapes(self, feature_shape: tuple[int, int, int]) -> None:
+        """Set the shape of the features to decode, before `build`."""
+
+    def connect(self, vae: ImageEncoder | None) -> None:
+        """Set the VAE whose latents are generated, before `build`.
+
+        It is kept in a tuple: its owner has registered it as its child.
+
+        Raises:
+            UserError: there is none, and the decoder is a latent one.
+        """
+        if vae is None and self.latent:
+            raise UserError("the decoder makes latents of a VAE, and vae is null; name one.")
+        self._neighbours = (vae,)
+
+    @property
+    def vae(self) -> ImageEncoder | None:
+        """The VAE whose latents are generated."""
+        return self._neighbours[0]
+
+    def set_null_features(self, features: Tensor) -> None:
+        """Set the encoder's `blank_features` [C,h,w]; called before first use where needed."""
+        raise NotImplementedError
+
+    @abstractmethod
+    def loss(self, features: Tensor, pixels: Tensor, *, seed: int, sample_ids: Tensor) -> Tensor:
+        """Training loss of features [B,C,h,w] of images uint8 [B,3,H,W]; scalar, a mean over
+        samples. Draws depend on `seed` and `sample_ids` [B]."""
+
+    @torch.no_grad()
+    def decode(
+        self,
+        features: Tensor,
+        seeds: list[int],
+        *,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        sampler: str | None = None,
+        negative_features: Tensor | None = None,
+        on_image: OnImage | None = None,
+    ) -> Tensor:
+        """Decode features [B,C,h,w] to uint8 [B,3,H,W], each from only its seed, within rounding.
+
+        Args:
+            num_inference_steps, guidance_scale, sampler: replacements of those in `sampling`.
+            negative_features: features [1,C,h,w] that guidance leads away from; None is the
+                decoder's own.
+            on_image: callback after every call of the network.
+        """
+        sampling = self.sampling.updated(
+            num_inference_steps=num_inference_steps, guidance_scale=guidance_scale, name=sampler
+        )
+        return self.decode_with(
+            sampling, features, seeds, negative_features=negative_features, on_image=on_image
+        )
+
+    @abstractmethod
+    def decode_with(
+        self,
+        sampling: SamplerConfig,
+        features: Tensor,
+        seeds: list[int],
+        *,
+        negative_features: Tensor | None,
+        on_image: OnImage | None,
+    ) -> Tensor:
+        """Decode by the given settings; see `decode`."""
+
+
+OnImage = Callable[[int, Callable[[], Tensor]], None]
+"""Called after each network call as (index from 0, function that returns the current images uint8
+[B,3,H,W])."""
