@@ -103,7 +103,9 @@ def test_draws_of_a_sample_share_its_condition_and_average_its_losses(weights, s
     batch = batches(model, samples, TEXT_TO_IMAGE)
     qwen, asked = model.understanding.vlm, []
     condition = qwen.condition
-    qwen.condition = lambda ids, *rest: asked.append(len(ids)) or condition(ids, *rest)
+    qwen.condition = lambda ids, *rest, **named: (
+        asked.append(len(ids)) or condition(ids, *rest, **named)
+    )
     numbers = batch.sample_ids
     with torch.no_grad():
         model.generation.flow = replace(model.generation.flow, num_noise_samples=2)
