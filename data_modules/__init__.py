@@ -1,4 +1,4 @@
-"""DataModules. A new data format is a subclass of `Source`, here or in your own folder.
+"""DataModules. A new data format is a subclass of `DataSource`, here or in your own folder.
 
     mixed       MixedDataModule: several data sets by weight
     webdataset  ShardDataModule: WebDataset shards
@@ -14,7 +14,7 @@
     parallel    work over all cores, results in order
     previews    samples for callbacks that show a data set
 
-From a step to its batch: sampling.schedule names the samples, a source reads them,
+From a step to its batch: sampling.batch_sampler names the samples, a source reads them,
 batching.tasks makes prompts, decode makes pixels, batching.collate joins them.
 """
 
@@ -22,13 +22,13 @@ if __name__ != "triptych.data_modules":
     raise ImportError(f"import this folder as 'triptych.data_modules', not as {__name__!r}")
 
 from triptych.data_modules.batching.accumulation import AccumulationLoader
-from triptych.data_modules.batching.bad_samples import BadSamples
-from triptych.data_modules.batching.collate import BatchBuilder
-from triptych.data_modules.batching.tasks import Reading
+from triptych.data_modules.batching.bad_samples import BadSampleCounter
+from triptych.data_modules.batching.collate import Collator
+from triptych.data_modules.batching.tasks import TaskDataset
 from triptych.data_modules.decode import Decoder
-from triptych.data_modules.mixed import Ingredient, MixedDataModule
+from triptych.data_modules.mixed import DatasetConfig, MixedDataModule
 from triptych.data_modules.shapes import EditsDataModule, ShapesDataModule
-from triptych.data_modules.sources.base import BadSample, Sample, Source
+from triptych.data_modules.sources.base import BadSample, DataSource, Sample
 from triptych.data_modules.sources.image_folder import ImageFolder
 from triptych.data_modules.sources.llava import ConversationFile
 from triptych.data_modules.sources.webdataset import ShardFolder
@@ -37,20 +37,20 @@ from triptych.data_modules.webdataset import ShardDataModule
 __all__ = [
     "AccumulationLoader",
     "BadSample",
-    "BadSamples",
-    "BatchBuilder",
+    "BadSampleCounter",
+    "Collator",
     "ConversationFile",
     "Decoder",
     "EditsDataModule",
-    "Ingredient",
+    "DatasetConfig",
     "MixedDataModule",
     "ImageFolder",
-    "Reading",
+    "TaskDataset",
     "Sample",
     "ShapesDataModule",
     "ShardDataModule",
     "ShardFolder",
-    "Source",
+    "DataSource",
     "StreamDataModule",
 ]
 

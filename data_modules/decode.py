@@ -42,7 +42,7 @@ class Decoder:
     """Decodes one image to squares of one or several sizes.
 
     Args:
-        way: "pillow" is the published transform, call by call: it drops the alpha channel, so that
+        backend: "pillow" is the published transform, call by call: it drops the alpha channel, so
             transparent pixels show the colours they hide. "torchvision" composites them over white
             and takes about a third of the time: libjpeg-turbo decodes JPEG, torch's vector code
             scales. By rounding it differs on average by 0.005 to 0.03 of 255, and by up to 0.3 for
@@ -53,7 +53,7 @@ class Decoder:
         max_pixels: width times height of the largest image that is decoded.
     """
 
-    way: ImageBackend = "torchvision"
+    backend: ImageBackend = "torchvision"
     max_pixels: int = DEFAULT_LIMITS.max_pixels
 
     def __call__(self, data: bytes, *sizes: int) -> list[Tensor]:
@@ -64,7 +64,7 @@ class Decoder:
         """
         header = self._header(data)
         places = [place_of_square(*upright_shape(header), size) for size in sizes]
-        if self.way == "pillow":
+        if self.backend == "pillow":
             image = upright_rgb(header, alpha="drop")
             return [square(image, size) for size in sizes]
         pixels = pixels_of(data, header, max(sizes))
@@ -79,7 +79,7 @@ class Decoder:
         Raises:
             ImageError: it is damaged, or beyond `limits`.
         """
-        if self.way == "pillow":
+        if self.backend == "pillow":
             return upright_rgb(self._header(data), alpha="drop")
         return read_image(data, self.limits)
 
@@ -92,7 +92,7 @@ class Decoder:
     @property
     def hint(self) -> str:
         """Advice to read images faster; "" if they already are."""
-        return SLOWER if self.way == "torchvision" and fast_jpeg() is None else ""
+        return SLOWER if self.backend == "torchvision" and fast_jpeg() is None else ""
 
     @property
     def limits(self) -> ImageLimits:

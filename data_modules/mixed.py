@@ -13,23 +13,23 @@ from lightning.pytorch.utilities import CombinedLoader
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 from triptych.data_modules.batching.accumulation import AccumulationLoader
-from triptych.data_modules.batching.bad_samples import BadSamples, check_texts
-from triptych.data_modules.batching.collate import BatchBuilder
-from triptych.data_modules.batching.tasks import Reading
+from triptych.data_modules.batching.bad_samples import BadSampleCounter, check_texts
+from triptych.data_modules.batching.collate import Collator
+from triptych.data_modules.batching.tasks import TaskDataset
 from triptych.data_modules.decode import Decoder, ImageBackend
-from triptych.data_modules.features.cache import AUTO, use_features
+from triptych.data_modules.features.cache import AUTO, open_feature_caches
 from triptych.data_modules.previews import Need, Preview, previews
+from triptych.data_modules.sampling.batch_sampler import ORDER_VERSION, GlobalBatchSampler
 from triptych.data_modules.sampling.mixing import Mixture
-from triptych.data_modules.sampling.schedule import ORDER_VERSION, Schedule
 from triptych.data_modules.sampling.step_dataset import (
     EvaluationDataset,
     StepDataset,
     StepLoader,
-    require_steps,
+    make_step_sampler,
+    require_step_based_run,
     step_loader,
-    steps_of,
 )
-from triptych.data_modules.sources.base import Source
+from triptych.data_modules.sources.base import DataSource
 from triptych.interfaces import (
     IMAGE_GENERATION,
     OBJECTIVE_OF_TASK,
@@ -44,24 +44,24 @@ log = logging.getLogger(__name__)
 
 
 @dataclass
-class Ingredient:
+class DatasetConfig:
     """One data set of a mixture.
 
     Args:
-        source: the samples: any `Source`, by class_path.
+        source: the samples: any `DataSource`, by class_path.
         task: task of the samples: "text_to_image", "image_to_image", "image_to_text" or
             "text_to_text".
         weight: share of the samples of its objective, relative to the other data sets; null in all
             of them is in proportion to their numbers of samples. 0 excludes it.
         text_only_ratio: share of image_to_text samples that talk about the caption, without image.
-        conversation_key: name, among a sample's facts, of its list of [question, answer] turns; an
+        conversation_key: key of the [question, answer] turns in the metadata of a sample; an
             image without it is described by its caption.
         max_turns: take so many turns of a conversation, others each time; null takes all, in order.
         features: a folder that `triptych data features` made of these samples; "auto" takes
             features/ beside the shards if it is there, "none" encodes every image anew.
     """
 
-    source: Source
+    source: DataSource
     task: str = TEXT_TO_IMAGE
     weight: float | None = None
     text_only_ratio: float = 0.0
@@ -69,9 +69,9 @@ class Ingredient:
     max_turns: int | None = None
     features: str = AUTO
 
-    def reading(self, name: str) -> Reading:
+    def dataset(self, name: str) -> TaskDataset:
         """The samples as the task reads them."""
-        return Reading(
+        return TaskDataset(
             self.source,
             self.task,
             name,
@@ -112,8 +112,8 @@ class MixedDataModule(LightningDataModule):
 
     def __init__(
         self,
-        datasets: dict[str, Ingredient],
-        val_datasets: dict[str, Ingredient] | None = None,
+        datasets: dict[str, DatasetConfig],
+        val_datasets: dict[str, DatasetConfig] | None = None,
         batch_size: int = 16,
         num_val_samples: int = 256,
         num_workers: int = 0,
@@ -139,26 +139,26 @@ class MixedDataModule(LightningDataModule):
         self.num_workers, self.seed = num_workers, seed
         self.length_bucket_batches, self.max_bad_fraction = length_bucket_batches, max_bad_fraction
         self.decoder = Decoder(image_backend, max_pixels)
-        self.known: Preprocessing | None = None
-        self.readings: dict[str, list[Reading]] = {}
+        self.processor: Preprocessing | None = None
+        self.task_datasets: dict[str, list[TaskDataset]] = {}
         """Family -> its data sets for training; empty before `setup`."""
-        self.val_readings: dict[str, list[Reading]] = {}
+        self.val_task_datasets: dict[str, list[TaskDataset]] = {}
         self.mixtures: dict[str, Mixture] = {}
-        self.bad_samples = BadSamples(max_bad_fraction)
+        self.bad_samples = BadSampleCounter(max_bad_fraction)
         self._digest: int | None = None
 
-    def connect(self, known: Preprocessing) -> None:
+    def connect(self, processor: Preprocessing) -> None:
         """Take the model's tokenizer and sizes; done by `setup` under a Trainer."""
-        self.known = known
+        self.processor = processor
 
     def preview(self, objective: str, number: int, *needs: Need) -> list[Preview]:
         """Validation samples of an objective, see `previews`; none if none has `needs`."""
-        readings = self.val_readings.get(objective, [])
-        return previews(readings, self.known, number, set(needs), self.decoder)
+        task_datasets = self.val_task_datasets.get(objective, [])
+        return previews(task_datasets, self.processor, number, set(needs), self.decoder)
 
     def require(self, trainer: Trainer) -> None:
-        """Refuse settings of a fit that this data cannot follow; see `require_steps`."""
-        require_steps(trainer)
+        """Refuse settings of a fit that this data cannot follow; see `require_step_based_run`."""
+        require_step_based_run(trainer)
 
     # Lightning hooks ----------------------------------------------------------------------------
 
@@ -168,36 +168,36 @@ class MixedDataModule(LightningDataModule):
             ingredient.source.open()
 
     def setup(self, stage: str) -> None:
-        if self.known is None:
+        if self.processor is None:
             self.connect(self.trainer.lightning_module.preprocessing())
-        if self.readings:
+        if self.task_datasets:
             return
         if hint := self.decoder.hint:
             rank_zero_info(hint)
-        self.val_readings = by_family(self.val_datasets)
-        readings = by_family(self.datasets)
-        self._take_features(readings)
-        self.mixtures = {objective: Mixture(self.weights(objective)) for objective in readings}
-        for found in readings.values():
-            for reading in found:
-                check_images(reading)
-            check_texts(found, self.known, self.max_bad_fraction, self.seed)
-        self.readings = readings
+        self.val_task_datasets = group_by_objective(self.val_datasets)
+        task_datasets = group_by_objective(self.datasets)
+        self._take_features(task_datasets)
+        self.mixtures = {objective: Mixture(self.weights(objective)) for objective in task_datasets}
+        for found in task_datasets.values():
+            for dataset in found:
+                check_images(dataset)
+            check_texts(found, self.processor, self.max_bad_fraction, self.seed)
+        self.task_datasets = task_datasets
 
     def train_dataloader(self) -> AccumulationLoader:
         trainer = self.trainer
-        accumulate, steps = trainer.accumulate_grad_batches, steps_of(trainer)
+        accumulate, steps = trainer.accumulate_grad_batches, make_step_sampler(trainer)
         rank, world = trainer.global_rank, trainer.world_size
 
         def loader(objective: str) -> StepLoader:
-            if (samples := sum(len(each.source) for each in self.readings[objective])) < world:
+            if (samples := sum(len(each.source) for each in self.task_datasets[objective])) < world:
                 raise UserError(
                     f"there are {world} ranks for {samples} samples of {objective}, so some would "
                     "train on the same; lower --trainer.devices or add data."
                 )
-            build = BatchBuilder(self.readings[objective], self.known, self.seed, self.decoder)
+            build = Collator(self.task_datasets[objective], self.processor, self.seed, self.decoder)
             schedule = self.schedule(objective)
-            for name, (samples, taken) in schedule.crowded().items():
+            for name, (samples, taken) in schedule.oversampled().items():
                 rank_zero_info(
                     f"data set {name!r} has {samples} samples, and a step takes up to {taken} of "
                     "it: its batches hold samples more than once."
@@ -205,18 +205,18 @@ class MixedDataModule(LightningDataModule):
             dataset = StepDataset(build, schedule, rank, world, accumulate)
             return step_loader(dataset, steps, self.num_workers)
 
-        loaders = {objective: loader(objective) for objective in self.readings}
-        return AccumulationLoader(alone_or_all(loaders), trainer)
+        loaders = {objective: loader(objective) for objective in self.task_datasets}
+        return AccumulationLoader(unwrap_single(loaders), trainer)
 
     def val_dataloader(self):
-        return self._in_order(self.known)
+        return self._in_order(self.processor)
 
     def test_dataloader(self):
         return self.val_dataloader()
 
     def predict_dataloader(self):
         """The validation captions, in the prompt template of inference."""
-        return self._in_order(replace(self.known, training_template=self.known.template))
+        return self._in_order(replace(self.processor, training_template=self.processor.template))
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         for each in batches_in(batch):
@@ -224,9 +224,9 @@ class MixedDataModule(LightningDataModule):
         return batch
 
     def teardown(self, stage: str) -> None:
-        if stage == "fit" and self.readings and self.trainer is not None:
+        if stage == "fit" and self.task_datasets and self.trainer is not None:
             done = self.trainer.global_step
-            for objective in self.readings:
+            for objective in self.task_datasets:
                 epochs = self.schedule(objective).epochs(done)
                 seen = ", ".join(f"{name} {number:.2f}" for name, number in epochs.items())
                 rank_zero_info(f"epochs gone through after {done} steps of {objective}: {seen}")
@@ -257,21 +257,21 @@ class MixedDataModule(LightningDataModule):
 
     # Others -------------------------------------------------------------------------------------
 
-    def _take_features(self, readings: dict[str, list[Reading]]) -> None:
+    def _take_features(self, task_datasets: dict[str, list[TaskDataset]]) -> None:
         """Give cached features to the readers of target images."""
         takers = [
-            (reading, datasets[reading.name].features)
+            (dataset, datasets[dataset.name].features)
             for datasets, objectives in (
-                (self.datasets, readings),
-                (self.val_datasets, self.val_readings),
+                (self.datasets, task_datasets),
+                (self.val_datasets, self.val_task_datasets),
             )
-            for reading in objectives.get(IMAGE_GENERATION, [])
+            for dataset in objectives.get(IMAGE_GENERATION, [])
         ]
-        places = [(reading.source, where) for reading, where in takers]
-        caches = use_features(places, self.known, self.decoder.way)
-        for (reading, _), cache in zip(takers, caches, strict=True):
-            reading.features = cache
-        self.known = replace(self.known, features=None)  # of no use in a loader's process
+        places = [(dataset.source, where) for dataset, where in takers]
+        caches = open_feature_caches(places, self.processor, self.decoder.backend)
+        for (dataset, _), cache in zip(takers, caches, strict=True):
+            dataset.features = cache
+        self.processor = replace(self.processor, features=None)  # of no use in a loader's process
 
     def weights(self, objective: str) -> dict[str, float]:
         """Weights of an objective's data sets by name; their sizes, where none is given.
@@ -295,13 +295,13 @@ class MixedDataModule(LightningDataModule):
             for name, each in members.items()
         }
 
-    def schedule(self, objective: str) -> Schedule:
+    def schedule(self, objective: str) -> GlobalBatchSampler:
         """The samples of an objective that make each step of this run."""
         batches = 1  # of a step, on all ranks together
         if self.trainer is not None:
             batches = self.trainer.world_size * self.trainer.accumulate_grad_batches
-        return Schedule(
-            [reading.source for reading in self.readings[objective]],
+        return GlobalBatchSampler(
+            [dataset.source for dataset in self.task_datasets[objective]],
             self.mixtures[objective],
             self.batch_size * batches,
             self.seed,
@@ -311,49 +311,55 @@ class MixedDataModule(LightningDataModule):
     def _order_digest(self) -> int:
         if self._digest is None:
             self._digest = hash(
-                tuple(self.schedule(objective).digest() for objective in self.readings)
+                tuple(self.schedule(objective).digest() for objective in self.task_datasets)
             )
         return self._digest
 
-    def _in_order(self, known: Preprocessing):
+    def _in_order(self, processor: Preprocessing):
         def loader(objective: str) -> StepLoader:
-            build = BatchBuilder(
-                self.val_readings[objective], known, self.seed, self.decoder, replace_bad=False
+            build = Collator(
+                self.val_task_datasets[objective],
+                processor,
+                self.seed,
+                self.decoder,
+                replace_bad=False,
             )
             dataset = EvaluationDataset(build, self.batch_size, self.num_val_samples)
             return step_loader(dataset, None, self.num_workers)
 
-        loaders = alone_or_all({objective: loader(objective) for objective in self.val_readings})
+        loaders = unwrap_single(
+            {objective: loader(objective) for objective in self.val_task_datasets}
+        )
         # each objective to its end: which samples are seen must not depend on the size of batches
         return CombinedLoader(loaders, "max_size") if isinstance(loaders, dict) else loaders
 
 
-def by_family(datasets: Mapping[str, Ingredient]) -> dict[str, list[Reading]]:
+def group_by_objective(datasets: Mapping[str, DatasetConfig]) -> dict[str, list[TaskDataset]]:
     """Family -> its data sets, opened."""
-    found: dict[str, list[Reading]] = {}
+    found: dict[str, list[TaskDataset]] = {}
     for name, ingredient in datasets.items():
         ingredient.source.open()
-        reading = ingredient.reading(name)
-        found.setdefault(reading.objective, []).append(reading)
+        dataset = ingredient.dataset(name)
+        found.setdefault(dataset.objective, []).append(dataset)
     return found
 
 
-def check_images(reading: Reading, most: int = 2000) -> None:
+def check_images(dataset: TaskDataset, most: int = 2000) -> None:
     """Refuse a task that needs images where the first `most` samples have none.
 
     Raises:
         UserError: they have none.
     """
-    if reading.task == TEXT_TO_TEXT:
+    if dataset.task == TEXT_TO_TEXT:
         return
-    looked_at = range(min(most, len(reading.source)))
-    if not any(reading.source.has(number, "image") for number in looked_at):
+    looked_at = range(min(most, len(dataset.source)))
+    if not any(dataset.source.has_image(number, "image") for number in looked_at):
         raise UserError(
-            f"data set {reading.name!r} has no images, which {reading.task} needs; "
+            f"data set {dataset.name!r} has no images, which {dataset.task} needs; "
             "give it the task text_to_text, or another source."
         )
 
 
-def alone_or_all(loaders: dict[str, StepLoader]) -> StepLoader | dict[str, StepLoader]:
+def unwrap_single(loaders: dict[str, StepLoader]) -> StepLoader | dict[str, StepLoader]:
     """The only loader, whose batches come as they are; or all, whose batches come in a dict."""
     return next(iter(loaders.values())) if len(loaders) == 1 else loaders

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from triptych.data_modules.features.cache import AUTO
-from triptych.data_modules.mixed import Ingredient, MixedDataModule
+from triptych.data_modules.mixed import DatasetConfig, MixedDataModule
 from triptych.data_modules.sources.webdataset import ShardFolder
 from triptych.data_modules.webdataset import ShardDataModule
 from triptych.interfaces import IMAGE_TO_IMAGE, TEXT_TO_IMAGE
@@ -98,10 +98,10 @@ class EditsDataModule(MixedDataModule):
         self.folder, self.edits = Path(folder), Path(edits)
         self.images, self.changes, self.world_seed = images, changes, world_seed
 
-        def datasets(images: Path, edits: Path) -> dict[str, Ingredient]:
+        def datasets(images: Path, edits: Path) -> dict[str, DatasetConfig]:
             return {
-                "captions": Ingredient(ShardFolder(images), TEXT_TO_IMAGE, 1 - share),
-                "edits": Ingredient(ShardFolder(edits), IMAGE_TO_IMAGE, share),
+                "captions": DatasetConfig(ShardFolder(images), TEXT_TO_IMAGE, 1 - share),
+                "edits": DatasetConfig(ShardFolder(edits), IMAGE_TO_IMAGE, share),
             }
 
         super().__init__(

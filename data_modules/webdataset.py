@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from triptych.data_modules.decode import Decoder, ImageBackend
 from triptych.data_modules.features.cache import AUTO, NONE
-from triptych.data_modules.mixed import Ingredient, MixedDataModule
+from triptych.data_modules.mixed import DatasetConfig, MixedDataModule
 from triptych.data_modules.sources.webdataset import ShardFolder
 from triptych.interfaces import TEXT_TO_IMAGE
 from triptych.utils.errors import UserError
@@ -19,8 +19,8 @@ class ShardDataModule(MixedDataModule):
         tasks: tasks of the samples: "text_to_image", "image_to_image" (reconstruction, or
             editing), "image_to_text" or "text_to_text". One batch holds both tasks of an objective;
             tasks of both objectives are joint training, with one batch of each in every step.
-        text_only_ratio, conversation_key, max_turns: see `Ingredient`.
-        features: of the training shards, see `Ingredient`; for validation "auto", unless "none".
+        text_only_ratio, conversation_key, max_turns: see `DatasetConfig`.
+        features: of the training shards, see `DatasetConfig`; for validation "auto", unless "none".
         batch_size, num_val_samples, num_workers, seed, length_bucket_batches, max_bad_fraction,
             image_backend, max_pixels: see `MixedDataModule`.
     """
@@ -45,10 +45,10 @@ class ShardDataModule(MixedDataModule):
     ) -> None:
         self.tasks = tasks or [TEXT_TO_IMAGE]
 
-        def datasets(place: str, features: str) -> dict[str, Ingredient]:
+        def datasets(place: str, features: str) -> dict[str, DatasetConfig]:
             source = ShardFolder(place)
             options = text_only_ratio, conversation_key, max_turns, features
-            return {task: Ingredient(source, task, None, *options) for task in self.tasks}
+            return {task: DatasetConfig(source, task, None, *options) for task in self.tasks}
 
         super().__init__(
             datasets(shards, features),

@@ -6,7 +6,7 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 
-from triptych.data_modules.batching.tasks import Reading
+from triptych.data_modules.batching.tasks import TaskDataset
 from triptych.data_modules.sources.base import BadSample
 from triptych.interfaces import Batch, Preprocessing
 from triptych.utils.errors import UserError
@@ -14,7 +14,7 @@ from triptych.utils.errors import UserError
 log = logging.getLogger(__name__)
 
 
-class BadSamples:
+class BadSampleCounter:
     """Counts skipped samples by reason in the main process, and ends a run that has too many.
 
     Under DDP every rank counts its own samples, and ends the run for all by its error.
@@ -78,28 +78,28 @@ class BadSamples:
 
 
 def check_texts(
-    readings: Sequence[Reading],
-    known: Preprocessing,
+    datasets: Sequence[TaskDataset],
+    processor: Preprocessing,
     max_fraction: float,
     seed: int = 0,
     most: int = 2000,
 ) -> None:
     """Refuse texts that the model cannot take before a run starts; log it where they are few.
 
-    Makes the prompts of the first `most` samples of each reading; reads no images.
+    Makes the prompts of the first `most` samples of each dataset; reads no images.
 
     Raises:
         UserError: more than `max_fraction` of them cannot be used.
     """
-    if known.tokenizer is None:
+    if processor.tokenizer is None:
         return
-    for reading in readings:
-        found = BadSamples(max_fraction, fewest=0)
-        for number in range(min(most, len(reading.source))):
+    for dataset in datasets:
+        found = BadSampleCounter(max_fraction, fewest=0)
+        for number in range(min(most, len(dataset.source))):
             found.seen += 1
             try:
-                reading.prompt(number, number, known, seed)
+                dataset.prompt(number, number, processor, seed)
             except BadSample as bad:
                 found.note(bad.key, bad.reason, bad.detail)
-        found.judge(f"at the beginning of {reading.name or reading.source.name}")
+        found.judge(f"at the beginning of {dataset.name or dataset.source.name}")
         found.report()

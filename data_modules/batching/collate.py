@@ -9,7 +9,7 @@ from itertools import cycle
 import torch
 from torch import Tensor
 
-from triptych.data_modules.batching.tasks import SHOWING, Prompt, Reading
+from triptych.data_modules.batching.tasks import SHOWING, Prompt, TaskDataset
 from triptych.data_modules.decode import Decoder
 from triptych.data_modules.sources.base import BadSample, ImageRole
 from triptych.interfaces import IMAGE_GENERATION, Batch, Preprocessing
@@ -33,12 +33,12 @@ class Example:
 
 
 @dataclass
-class BatchBuilder:
+class Collator:
     """Builds batches of tasks of one objective from their sources; picklable, for loader workers.
 
     Args:
-        readings: the sources, open, each with its task; a batch may hold samples of all of them.
-        known: the model's tokenizer, limits and image sizes.
+        datasets: the sources, open, each with its task; a batch may hold samples of all of them.
+        processor: the model's tokenizer, limits and image sizes.
         seed: random seed of the choices that a task makes.
         decode: decoder from encoded images to squares.
         replace_bad: whether a good sample of a batch replaces one that cannot be used, which
@@ -48,15 +48,15 @@ class BatchBuilder:
         UserError: the tasks are of two objectives, or the model takes no images in its prompts.
     """
 
-    readings: list[Reading]
-    known: Preprocessing
+    datasets: list[TaskDataset]
+    processor: Preprocessing
     seed: int = 0
     decode: Decoder = field(default_factory=Decoder)
     replace_bad: bool = True
 
     def __post_init__(self) -> None:
-        tasks = [reading.task for reading in self.readings]
-        if len({reading.objective for reading in self.readings}) != 1:
+        tasks = [dataset.task for dataset in self.datasets]
+        if len({dataset.objective for dataset in self.datasets}) != 1:
             raise UserError(
                 f"tasks {tasks} have different losses and so cannot share a batch; "
                 "build a batch for each objective."
@@ -65,7 +65,7 @@ class BatchBuilder:
     @property
     def objective(self) -> str:
         """`Batch.objective` of every batch."""
-        return self.readings[0].objective
+        return self.datasets[0].objective
 
     def __call__(
         self, step: int, places: Sequence[tuple[int, int]], samples: Sequence[int]
@@ -73,7 +73,7 @@ class BatchBuilder:
         """Batch `step` of the samples at `places`, whose global sample numbers are `samples`.
 
         Args:
-            places: (number of the reading, number of the sample in its source).
+            places: (number of the dataset, number of the sample in its source).
 
         A sample that cannot be used is named in `Batch.skipped`. With `replace_bad`, a good one of
         the batch stands in for it, under the global sample number of the one that it replaces: the
@@ -84,9 +84,9 @@ class BatchBuilder:
         """
         examples: list[Example | None] = []
         skipped = []
-        for (reading, number), sample in zip(places, samples, strict=True):
+        for (dataset, number), sample in zip(places, samples, strict=True):
             try:
-                examples.append(self._example(self.readings[reading], number, sample))
+                examples.append(self._example(self.datasets[dataset], number, sample))
             except BadSample as bad:
                 examples.append(None)
                 skipped.append((bad.key, bad.reason))
@@ -106,22 +106,22 @@ class BatchBuilder:
             numbers = [number for example, number in rows if example is not None]
         return self._batch(step, good, torch.tensor(numbers, dtype=torch.long), skipped)
 
-    def _example(self, reading: Reading, number: int, sample: int) -> Example:
-        known = self.known
-        prompt = reading.prompt(number, sample, known, self.seed)
+    def _example(self, dataset: TaskDataset, number: int, sample: int) -> Example:
+        processor = self.processor
+        prompt = dataset.prompt(number, sample, processor, self.seed)
         features: Tensor | None = None
         target: ImageRole | None = None
         if self.objective == IMAGE_GENERATION:
-            features = reading.features and reading.features.get(number)
-            target = "image" if features is None or known.images_too else None
+            features = dataset.features and dataset.features.get(number)
+            target = "image" if features is None or processor.images_too else None
         sizes: dict[ImageRole, list[int]] = {}  # role -> sizes: each image is decoded once
         if prompt.shown:
-            sizes.setdefault(prompt.shown, []).append(known.understanding_size)
+            sizes.setdefault(prompt.shown, []).append(processor.understanding_size)
         if target:
-            sizes.setdefault(target, []).append(known.image_size)
-        squares = {role: self._squares(reading, number, role, sizes[role]) for role in sizes}
+            sizes.setdefault(target, []).append(processor.image_size)
+        squares = {role: self._squares(dataset, number, role, sizes[role]) for role in sizes}
         return Example(
-            reading.source.key(number),
+            dataset.source.key(number),
             prompt,
             squares[prompt.shown][0] if prompt.shown else None,
             squares[target][-1] if target else None,
@@ -129,26 +129,26 @@ class BatchBuilder:
         )
 
     def _squares(
-        self, reading: Reading, number: int, role: ImageRole, sizes: list[int]
+        self, dataset: TaskDataset, number: int, role: ImageRole, sizes: list[int]
     ) -> list[Tensor]:
-        data = reading.source.image_bytes(number, role)
+        data = dataset.source.image_bytes(number, role)
         try:
             return self.decode(data, *sizes)
         except ImageError as error:
-            key = reading.source.key(number)
+            key = dataset.source.key(number)
             raise BadSample(key, f"{role} {error.reason}", error.detail) from error
 
     def _batch(
         self, step: int, examples: list[Example], samples: Tensor, skipped: list[tuple[str, str]]
     ) -> Batch:
-        known = self.known
+        processor = self.processor
         prompts = [example.prompt for example in examples]
-        if known.tokenizer is None:
+        if processor.tokenizer is None:
             ids = mask = torch.zeros((len(examples), 0), dtype=torch.long)
         else:
-            ids, mask = pad([prompt.ids for prompt in prompts], token_id(known.tokenizer, PAD))
+            ids, mask = pad([prompt.ids for prompt in prompts], token_id(processor.tokenizer, PAD))
         shown = [example.shown for example in examples if example.shown is not None]
-        patches, grids = known.image_inputs(stack_images(shown)) if shown else (None, None)
+        patches, grids = processor.image_inputs(stack_images(shown)) if shown else (None, None)
         batch = Batch(
             self.objective,
             [example.key for example in examples],
@@ -158,12 +158,12 @@ class BatchBuilder:
             mask,
             understanding_pixels=patches,
             image_grid_thw=grids,
-            may_show=any(reading.task in SHOWING for reading in self.readings),
+            may_show=any(dataset.task in SHOWING for dataset in self.datasets),
             skipped=skipped,
         )
         if self.objective == IMAGE_GENERATION:
-            if known.tokenizer is not None:
-                placeholder = token_id(known.tokenizer, IMAGE_PAD)
+            if processor.tokenizer is not None:
+                placeholder = token_id(processor.tokenizer, IMAGE_PAD)
                 batch.shared = shared_tokens([prompt.ids for prompt in prompts], placeholder)
             batch.target_pixels, _ = stack([example.target for example in examples], stack_images)
             batch.target_features, batch.has_features = stack(

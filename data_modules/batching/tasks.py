@@ -19,7 +19,7 @@ import numpy as np
 
 from triptych.data_modules.batching.clean_text import MAX_CHARACTERS, clean
 from triptych.data_modules.features.cache import FeatureCache
-from triptych.data_modules.sources.base import BadSample, ImageRole, Source
+from triptych.data_modules.sources.base import BadSample, DataSource, ImageRole
 from triptych.interfaces import (
     IMAGE_TO_IMAGE,
     IMAGE_TO_TEXT,
@@ -57,7 +57,7 @@ class Prompt:
 
 
 @dataclass
-class Reading:
+class TaskDataset:
     """The samples of a source as one task reads them.
 
     Args:
@@ -65,13 +65,13 @@ class Reading:
         task: a name of `interfaces.OBJECTIVE_OF_TASK`.
         name: what reports call it.
         text_only_ratio: share of image_to_text samples that talk about a caption, without an image.
-        conversation_key: name, among a sample's facts, of its list of [question, answer] turns.
+        conversation_key: name, among a sample's metadata, of its list of [question, answer] turns.
         max_turns: take so many turns of a conversation, others each time; None takes all, in order.
         max_characters: of a caption or of one turn.
         features: of the images to make, computed before.
     """
 
-    source: Source
+    source: DataSource
     task: str
     name: str = ""
     text_only_ratio: float = 0.0
@@ -91,7 +91,7 @@ class Reading:
         """IMAGE_GENERATION or LANGUAGE_MODELING, see `Batch.objective`."""
         return OBJECTIVE_OF_TASK[self.task]
 
-    def prompt(self, number: int, sample: int, known: Preprocessing, seed: int = 0) -> Prompt:
+    def prompt(self, number: int, sample: int, processor: Preprocessing, seed: int = 0) -> Prompt:
         """The prompt of sample `number` of the source, whose global sample number is `sample`.
 
         Images are not read.
@@ -99,10 +99,10 @@ class Reading:
         Raises:
             BadSample: the sample has no text for this task, or one that the model cannot take.
         """
-        if known.tokenizer is None:
+        if processor.tokenizer is None:
             return Prompt([])
         try:
-            return PROMPTS[self.task](self, number, sample, known, seed)
+            return PROMPTS[self.task](self, number, sample, processor, seed)
         except PromptError as error:
             raise BadSample(self.source.key(number), error.reason, str(error)) from error
 
@@ -118,15 +118,15 @@ class Reading:
             drawn = int(float(uniform(seed, "caption", [sample])) * len(captions))
         return clean(captions[drawn], self.source.key(number), what, self.max_characters)
 
-    def facts(self, number: int) -> dict:
-        facts = self.source.facts(number)
-        if not isinstance(facts, dict):
-            raise BadSample(self.source.key(number), "facts are no JSON object")
-        return facts
+    def metadata(self, number: int) -> dict:
+        metadata = self.source.metadata(number)
+        if not isinstance(metadata, dict):
+            raise BadSample(self.source.key(number), "metadata is not a JSON object")
+        return metadata
 
-    def turns_about(self, number: int, sample: int, seed: int) -> Turns:
+    def conversation_turns(self, number: int, sample: int, seed: int) -> Turns:
         """The conversation about a sample's image; a caption, where there is none."""
-        if turns := self.facts(number).get(self.conversation_key):
+        if turns := self.metadata(number).get(self.conversation_key):
             return self.checked(turns, number)
         return [(DESCRIBE, self.caption(number, sample, seed))]
 
@@ -150,79 +150,85 @@ class Reading:
 
 
 def text_to_image(
-    reading: Reading, number: int, sample: int, known: Preprocessing, seed: int
+    dataset: TaskDataset, number: int, sample: int, processor: Preprocessing, seed: int
 ) -> Prompt:
-    caption, key = reading.caption(number, sample, seed), reading.source.key(number)
-    template = known.training_template
-    return Prompt(generation_ids(known.tokenizer, caption, known.max_tokens, key, template))
+    caption, key = dataset.caption(number, sample, seed), dataset.source.key(number)
+    template = processor.training_template
+    return Prompt(generation_ids(processor.tokenizer, caption, processor.max_tokens, key, template))
 
 
 def image_to_image(
-    reading: Reading, number: int, sample: int, known: Preprocessing, seed: int
+    dataset: TaskDataset, number: int, sample: int, processor: Preprocessing, seed: int
 ) -> Prompt:
-    shown: ImageRole = "source" if reading.source.has(number, "source") else "image"
+    shown: ImageRole = "source" if dataset.source.has_image(number, "source") else "image"
     instruction = RECONSTRUCTION_INSTRUCTION
     if shown == "source":
-        instruction = reading.caption(number, sample, seed, "instruction")
+        instruction = dataset.caption(number, sample, seed, "instruction")
     ids = reconstruction_ids(
-        known.tokenizer,
-        known.image_tokens,
-        known.max_tokens,
+        processor.tokenizer,
+        processor.image_tokens,
+        processor.max_tokens,
         instruction,
-        known.training_template,
-        reading.source.key(number),
+        processor.training_template,
+        dataset.source.key(number),
     )
     return Prompt(ids, shown=shown)
 
 
 def image_to_text(
-    reading: Reading, number: int, sample: int, known: Preprocessing, seed: int
+    dataset: TaskDataset, number: int, sample: int, processor: Preprocessing, seed: int
 ) -> Prompt:
-    if not reading.source.has(number, "image"):
-        return text_to_text(reading, number, sample, known, seed)
-    facts = reading.facts(number)
-    is_edit = reading.source.has(number, "source")  # whose text is an instruction, not a caption
-    if is_edit and not facts.get(reading.conversation_key):
-        raise BadSample(reading.source.key(number), "edit without a conversation to learn")
+    if not dataset.source.has_image(number, "image"):
+        return text_to_text(dataset, number, sample, processor, seed)
+    metadata = dataset.metadata(number)
+    is_edit = dataset.source.has_image(
+        number, "source"
+    )  # whose text is an instruction, not a caption
+    if is_edit and not metadata.get(dataset.conversation_key):
+        raise BadSample(dataset.source.key(number), "edit without a conversation to learn")
     if (
         not is_edit
-        and reading.text_only_ratio
-        and float(uniform(seed, "text-only", [sample])) < reading.text_only_ratio
+        and dataset.text_only_ratio
+        and float(uniform(seed, "text-only", [sample])) < dataset.text_only_ratio
     ):
-        told = facts.get("text_conversation")
-        told = reading.checked(told, number) if told else None
-        turns = about_caption(reading.caption(number, sample, seed), told)
-        return conversation(reading, number, turns, known, None)
-    turns = reading.some(reading.turns_about(number, sample, seed), sample, seed)
-    return conversation(reading, number, turns, known, "image")
+        told = metadata.get("text_conversation")
+        told = dataset.checked(told, number) if told else None
+        turns = text_only_turns(dataset.caption(number, sample, seed), told)
+        return conversation(dataset, number, turns, processor, None)
+    turns = dataset.some(dataset.conversation_turns(number, sample, seed), sample, seed)
+    return conversation(dataset, number, turns, processor, "image")
 
 
 def text_to_text(
-    reading: Reading, number: int, sample: int, known: Preprocessing, seed: int
+    dataset: TaskDataset, number: int, sample: int, processor: Preprocessing, seed: int
 ) -> Prompt:
-    turns = reading.facts(number).get(reading.conversation_key)
+    turns = dataset.metadata(number).get(dataset.conversation_key)
     if not turns:
         raise BadSample(
-            reading.source.key(number), f"no {reading.conversation_key!r} to learn from"
+            dataset.source.key(number), f"no {dataset.conversation_key!r} to learn from"
         )
-    return conversation(reading, number, reading.some(turns, sample, seed), known, None)
+    return conversation(dataset, number, dataset.some(turns, sample, seed), processor, None)
 
 
 def conversation(
-    reading: Reading, number: int, turns: object, known: Preprocessing, shown: ImageRole | None
+    dataset: TaskDataset,
+    number: int,
+    turns: object,
+    processor: Preprocessing,
+    shown: ImageRole | None,
 ) -> Prompt:
     """The prompt of `turns` about the image `shown`, if any."""
     ids, labels = conversation_ids(
-        known.tokenizer,
-        reading.checked(turns, number),
-        known.max_tokens,
-        known.image_tokens if shown else 0,
-        reading.source.key(number),
+        processor.tokenizer,
+        dataset.checked(turns, number),
+        processor.max_tokens,
+        processor.image_tokens if shown else 0,
+        dataset.source.key(number),
     )
     return Prompt(ids, labels, shown)
 
 
-def about_caption(caption: str, turns: Turns | None) -> Turns:
+def text_only_turns(caption: str, turns: Turns | None) -> Turns:
     """Text-only turns about a caption that is given as a generation prompt.
 
     The language model so learns to take that very prompt apart before the generator, which reads
@@ -234,7 +240,7 @@ def about_caption(caption: str, turns: Turns | None) -> Turns:
     return [(prompt, first), *rest]
 
 
-PROMPTS: dict[str, Callable[[Reading, int, int, Preprocessing, int], Prompt]] = {
+PROMPTS: dict[str, Callable[[TaskDataset, int, int, Preprocessing, int], Prompt]] = {
     TEXT_TO_IMAGE: text_to_image,
     IMAGE_TO_IMAGE: image_to_image,
     IMAGE_TO_TEXT: image_to_text,

@@ -19,9 +19,9 @@ import numpy as np
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 
-from triptych.data_modules.features.shard_file import ENDING, Sidecar, read_metadata
-from triptych.data_modules.shards.identity import is_same
-from triptych.data_modules.sources.base import Source
+from triptych.data_modules.features.feature_shard import SUFFIX, FeatureShard, read_metadata
+from triptych.data_modules.shards.identity import matches_stamp
+from triptych.data_modules.sources.base import DataSource
 from triptych.interfaces import Preprocessing
 from triptych.utils.documents import parse_json, read_json
 from triptych.utils.errors import UserError
@@ -57,7 +57,7 @@ class FeatureCache:
             changed since its features were made.
     """
 
-    def __init__(self, folder: Path, source: Source) -> None:
+    def __init__(self, folder: Path, source: DataSource) -> None:
         self.folder, self.source = folder, source
         manifest = read_manifest(folder)
         self.identity, self.dtype = manifest["identity"], manifest["dtype"]
@@ -66,7 +66,7 @@ class FeatureCache:
         self._ends = np.cumsum(source.shard_sizes)
         self._names = shard_names(source.paths)
         self._known = self._check(manifest["shards"])
-        self._open: OrderedDict[int, Sidecar] = OrderedDict()
+        self._open: OrderedDict[int, FeatureShard] = OrderedDict()
 
     def _check(self, shards: dict[str, dict[str, int]]) -> list[bool]:
         known = []
@@ -75,12 +75,12 @@ class FeatureCache:
             known.append(entry is not None)
             if entry is None:
                 continue
-            if not is_same(path, entry):
+            if not matches_stamp(path, entry):
                 raise UserError(
                     f"the shard {path} has changed since its features in {self.folder} were made; "
                     f"{remedy(self.source)}."
                 )
-            if not (self.folder / (name + ENDING)).is_file():
+            if not (self.folder / (name + SUFFIX)).is_file():
                 raise UserError(
                     f"the features of {path} are missing in {self.folder}; {remedy(self.source)}."
                 )
@@ -98,12 +98,12 @@ class FeatureCache:
             return None
         return self._sidecar(shard).get(self.source.key(number))
 
-    def _sidecar(self, shard: int) -> Sidecar:
+    def _sidecar(self, shard: int) -> FeatureShard:
         if shard in self._open:
             self._open.move_to_end(shard)
             return self._open[shard]
-        path = self.folder / (self._names[shard] + ENDING)
-        sidecar = Sidecar(path)
+        path = self.folder / (self._names[shard] + SUFFIX)
+        sidecar = FeatureShard(path)
         if sidecar.metadata.get("digest") != self._config_hash:
             raise UserError(
                 f"{path} is not of the run that made {self.folder / MANIFEST}; "
@@ -153,7 +153,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def remedy(source: Source) -> str:
+def remedy(source: DataSource) -> str:
     """Remedy for a cache that is unusable, for messages."""
     return (
         f"run `triptych data features {source.name}` with this model, or train without them: "
@@ -161,7 +161,7 @@ def remedy(source: Source) -> str:
     )
 
 
-def home(source: Source) -> Path | None:
+def default_folder(source: DataSource) -> Path | None:
     """Folder of the features of a source: features/ in the folder of all its shards."""
     paths = getattr(source, "paths", None)
     return common_folder(paths) / "features" if paths else None
@@ -188,7 +188,7 @@ def shard_names(paths: Sequence[Path]) -> list[str]:
     return names
 
 
-def find_features(source: Source, where: str = AUTO) -> FeatureCache | None:
+def open_feature_cache(source: DataSource, where: str = AUTO) -> FeatureCache | None:
     """The cache of an open source.
 
     Args:
@@ -199,7 +199,7 @@ def find_features(source: Source, where: str = AUTO) -> FeatureCache | None:
     """
     if where == NONE:
         return None
-    folder = home(source)
+    folder = default_folder(source)
     if where == AUTO:
         return FeatureCache(folder, source) if folder and (folder / MANIFEST).exists() else None
     if folder is None:
@@ -209,20 +209,20 @@ def find_features(source: Source, where: str = AUTO) -> FeatureCache | None:
     return FeatureCache(Path(where), source)
 
 
-def use_features(
-    sources: Sequence[tuple[Source, str]], known: Preprocessing, image_backend: str
+def open_feature_caches(
+    sources: Sequence[tuple[DataSource, str]], processor: Preprocessing, image_backend: str
 ) -> list[FeatureCache | None]:
     """The caches that a run takes, one a source; they agree with each other and with the model.
 
     Args:
-        sources: the run's sources, open, with where to look, see `find_features`.
-        known: of the model; `known.features` is what a cache must be of.
+        sources: the run's sources, open, with where to look, see `open_feature_cache`.
+        known: of the model; `processor.features` is what a cache must be of.
         image_backend: how the run reads images of samples without features.
 
     Raises:
         UserError: a cache does not hold, or the first point in which it disagrees.
     """
-    if known.features is None:
+    if processor.features is None:
         for source, where in sources:
             if where not in (AUTO, NONE):
                 raise UserError(
@@ -233,15 +233,15 @@ def use_features(
     caches: dict[tuple[int, str], FeatureCache | None] = {}
     for source, where in sources:  # tasks may share a source, and validation that of training
         if (id(source), where) not in caches:
-            caches[id(source), where] = find_features(source, where)
+            caches[id(source), where] = open_feature_cache(source, where)
     found = [cache for cache in caches.values() if cache is not None]
-    _agree(found, known, image_backend)
+    _agree(found, processor, image_backend)
     for cache in found:
         rank_zero_info(f"features from {cache}")
     return [caches[id(source), where] for source, where in sources]
 
 
-def _agree(found: list[FeatureCache], known: Preprocessing, image_backend: str) -> None:
+def _agree(found: list[FeatureCache], processor: Preprocessing, image_backend: str) -> None:
     for other in found[1:]:
         if point := difference(found[0].identity, other.identity):
             raise UserError(
@@ -250,7 +250,9 @@ def _agree(found: list[FeatureCache], known: Preprocessing, image_backend: str) 
             )
     if not found:
         return
-    if point := difference(found[0].identity, {**known.features(), "image_backend": image_backend}):
+    if point := difference(
+        found[0].identity, {**processor.features(), "image_backend": image_backend}
+    ):
         raise UserError(
             f"the features in {found[0].folder} are not those of this model ({point}); "
             f"{remedy(found[0].source)}."
@@ -284,4 +286,4 @@ def finished(shard: Path, path: Path, wanted: str) -> bool:
             f"{path.parent} holds features of another encoder or dtype; name another folder with "
             "--out, or delete that one."
         )
-    return is_same(shard, parse_json(metadata.get("shard", "{}"), path))
+    return matches_stamp(shard, parse_json(metadata.get("shard", "{}"), path))

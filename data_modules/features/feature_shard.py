@@ -22,7 +22,7 @@ from torch import Tensor
 from triptych.utils.atomic_write import AtomicFile, partial_of
 from triptych.utils.errors import UserError
 
-ENDING = ".features.safetensors"
+SUFFIX = ".features.safetensors"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}
 NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.int8: "I8"}
 # Rows are written before their number is known; the header is then written into this space.
@@ -40,7 +40,7 @@ def dequantize(stored: Tensor, scales: Tensor) -> Tensor:
     return stored * scales[..., None, None]
 
 
-class SidecarWriter:
+class FeatureShardWriter:
     """Writes one sidecar, in as little memory as a batch takes; there is no file until `close`.
 
     Args:
@@ -118,12 +118,12 @@ class SidecarWriter:
         self._file.write(len(text).to_bytes(8, "little") + text)
         self._atomic.commit()
 
-    def abandon(self) -> None:
+    def discard(self) -> None:
         """Leave nothing behind."""
         self._atomic.discard()
 
 
-class Sidecar:
+class FeatureShard:
     """One sidecar, open: its pages are read on demand.
 
     Raises:

@@ -8,17 +8,17 @@ from functools import partial
 
 import numpy as np
 
-from triptych.data_modules.sampling.epoch_order import EpochOrder
+from triptych.data_modules.sampling.epoch_shuffle import EpochShuffle
 from triptych.data_modules.sampling.epochs import DistinctEpochs
-from triptych.data_modules.sampling.length_buckets import Buckets
+from triptych.data_modules.sampling.length_buckets import LengthBuckets
 from triptych.data_modules.sampling.mixing import Mixture
-from triptych.data_modules.sources.base import Source
+from triptych.data_modules.sources.base import DataSource
 from triptych.utils.rng import mix
 
 ORDER_VERSION = 2  # of how positions become samples: runs of another one see some samples again
 
 
-class Schedule:
+class GlobalBatchSampler:
     """Stateless map from the step of a run to its samples.
 
     A sample of the run has a *position*, its global sample number, which is the source of every
@@ -40,7 +40,7 @@ class Schedule:
 
     def __init__(
         self,
-        sources: Sequence[Source],
+        sources: Sequence[DataSource],
         mixture: Mixture,
         global_batch: int,
         seed: int = 0,
@@ -49,12 +49,12 @@ class Schedule:
         self.sources, self.mixture, self.global_batch = sources, mixture, global_batch
         self.lengths = [int(np.sum(source.shard_sizes)) for source in sources]
         self.orders = [self._epochs(place, seed) for place in range(len(sources))]
-        known = all(source.caption_sizes(np.zeros(1, np.int64)) is not None for source in sources)
+        known = all(source.caption_lengths(np.zeros(1, np.int64)) is not None for source in sources)
         bucketed = known and length_bucket_batches > 1
         self.buckets = None
         if bucketed:
-            self.buckets = Buckets(
-                self.sizes, global_batch, seed, length_bucket_batches, self.same_epochs
+            self.buckets = LengthBuckets(
+                self.sizes, global_batch, seed, length_bucket_batches, self.epoch_bounds
             )
         self._made_of = (
             ORDER_VERSION,
@@ -87,7 +87,7 @@ class Schedule:
         sizes = np.empty(len(chosen), np.int64)
         for place in np.unique(chosen).tolist():
             here = chosen == place
-            sizes[here] = self.sources[place].caption_sizes(numbers[here])
+            sizes[here] = self.sources[place].caption_lengths(numbers[here])
         return sizes
 
     def epochs(self, step: int) -> dict[str, float]:
@@ -98,7 +98,7 @@ class Schedule:
             for name, number, length in zip(self.mixture.names, given, self.lengths, strict=True)
         }
 
-    def same_epochs(self, step: int) -> tuple[int, int]:
+    def epoch_bounds(self, step: int) -> tuple[int, int]:
         """The batches [start, stop) around `step` in which no data set begins an epoch.
 
         The batch in which one does, if it is not at the batch's start, is by itself.
@@ -112,7 +112,7 @@ class Schedule:
             stop = min(stop, ends // self.global_batch)
         return (start, stop) if start <= step < stop else (step, step + 1)
 
-    def crowded(self) -> dict[str, tuple[int, int]]:
+    def oversampled(self) -> dict[str, tuple[int, int]]:
         """Data sets, by name, of fewer samples than a batch takes of them: (samples, taken)."""
         return {
             name: (self.lengths[place], self._most(place))
@@ -121,7 +121,7 @@ class Schedule:
         }
 
     def _epochs(self, place: int, seed: int) -> DistinctEpochs:
-        order = EpochOrder(self.sources[place].shard_sizes, mix(seed, place))
+        order = EpochShuffle(self.sources[place].shard_sizes, mix(seed, place))
         return DistinctEpochs(order, partial(self._border, place), self._most(place))
 
     def _border(self, place: int, epoch: int) -> tuple[int, int]:

@@ -15,7 +15,7 @@ from triptych.utils.rng import mix
 _PLAN, _WINDOW = 0, 1  # streams of random numbers
 
 
-class EpochOrder:
+class EpochShuffle:
     """Every sample of a data set once an epoch, in an order that is another one every epoch.
 
     A pure function of (shard sizes, seed, epoch, place). Data sets that fit in one window are

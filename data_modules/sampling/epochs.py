@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from triptych.data_modules.sampling.epoch_order import EpochOrder, keep
+from triptych.data_modules.sampling.epoch_shuffle import EpochShuffle, keep
 
 KEPT = 256  # epochs of a small data set that are held
 
@@ -31,7 +31,7 @@ class DistinctEpochs:
     """
 
     def __init__(
-        self, order: EpochOrder, border: Callable[[int], tuple[int, int]], most: int
+        self, order: EpochShuffle, border: Callable[[int], tuple[int, int]], most: int
     ) -> None:
         self.order, self.border, self.most = order, border, most
         self._small = len(order) < 2 * most

@@ -9,7 +9,7 @@ import numpy as np
 from triptych.utils.rng import mix
 
 
-class Buckets:
+class LengthBuckets:
     """Length buckets: global batches of positions, sorted by length within windows.
 
     A window is at most `batches` global batches, which `bounds` says may change places. Its

@@ -8,8 +8,8 @@ import torch
 from lightning import Trainer
 from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler
 
-from triptych.data_modules.batching.collate import BatchBuilder
-from triptych.data_modules.sampling.schedule import Schedule
+from triptych.data_modules.batching.collate import Collator
+from triptych.data_modules.sampling.batch_sampler import GlobalBatchSampler
 from triptych.interfaces import Batch
 from triptych.utils.errors import UserError
 from triptych.utils.signals import ignore_in_worker
@@ -26,7 +26,7 @@ class StepDataset(Dataset):
     spread.
 
     Args:
-        build: batch builder.
+        collate: batch builder.
         schedule: schedule of global batches, one per optimizer step.
         rank, world: rank of this process and number of ranks.
         accumulate: number of batches of a rank in one global batch.
@@ -34,13 +34,13 @@ class StepDataset(Dataset):
 
     def __init__(
         self,
-        build: BatchBuilder,
-        schedule: Schedule,
+        collate: Collator,
+        schedule: GlobalBatchSampler,
         rank: int = 0,
         world: int = 1,
         accumulate: int = 1,
     ) -> None:
-        self.build, self.schedule = build, schedule
+        self.collate, self.schedule = collate, schedule
         self.rank, self.world, self.accumulate = rank, world, accumulate
         self.size = schedule.global_batch // (world * accumulate)
 
@@ -49,7 +49,7 @@ class StepDataset(Dataset):
         first = (turn * self.world + self.rank) * self.size
         positions = self.schedule.batch(step)[first : first + self.size]
         places = (found.tolist() for found in self.schedule.locate(positions))
-        batch = self.build(number, list(zip(*places, strict=True)), positions.tolist())
+        batch = self.collate(number, list(zip(*places, strict=True)), positions.tolist())
         batch.epochs = self.schedule.epochs(step + 1)
         return batch
 
@@ -61,13 +61,13 @@ class EvaluationDataset(Dataset):
     Every rank takes all of them, so that no sample counts twice, however many ranks there are.
     """
 
-    def __init__(self, build: BatchBuilder, batch_size: int, limit: int) -> None:
-        self.build, self.batch_size = build, batch_size
-        share = -(-limit // len(build.readings))
+    def __init__(self, collate: Collator, batch_size: int, limit: int) -> None:
+        self.collate, self.batch_size = collate, batch_size
+        share = -(-limit // len(collate.datasets))
         self.places = [
             (place, number)
-            for place, reading in enumerate(build.readings)
-            for number in range(min(share, len(reading.source)))
+            for place, dataset in enumerate(collate.datasets)
+            for number in range(min(share, len(dataset.source)))
         ]
 
     def __len__(self) -> int:
@@ -77,10 +77,10 @@ class EvaluationDataset(Dataset):
         first = index * self.batch_size
         places: Sequence[tuple[int, int]] = self.places[first : first + self.batch_size]
         samples = range(VALIDATION_SAMPLES + first, VALIDATION_SAMPLES + first + len(places))
-        return self.build(index, places, samples)
+        return self.collate(index, places, samples)
 
 
-class Steps(SequentialSampler):
+class StepSampler(SequentialSampler):
     """Numbers of batches from where a run stands to `stop`, its own length included.
 
     Its length is that of the whole epoch, as Lightning counts on when it resumes in the middle.
@@ -101,13 +101,13 @@ class Steps(SequentialSampler):
         return self.stop
 
 
-def steps_of(trainer: Trainer) -> Steps:
+def make_step_sampler(trainer: Trainer) -> StepSampler:
     """The batches that a rank trains on, of one epoch after the other as Lightning has them.
 
     An epoch is the whole run; where trainer.limit_train_batches or overfit_batches name a number,
     it is the first so many batches, which then come again and again.
     """
-    require_steps(trainer)
+    require_step_based_run(trainer)
     accumulate, limit = trainer.accumulate_grad_batches, trainer.limit_train_batches
     if not isinstance(limit, int):  # 1.0: all of them
         limit = trainer.max_steps * accumulate
@@ -117,10 +117,10 @@ def steps_of(trainer: Trainer) -> Steps:
     def position() -> int:
         return trainer.global_step % steps * accumulate
 
-    return Steps(position, batches)
+    return StepSampler(position, batches)
 
 
-def require_steps(trainer: Trainer) -> None:
+def require_step_based_run(trainer: Trainer) -> None:
     """Refuse the settings of a fit that count in epochs of the data: a run is counted in steps.
 
     Raises:

@@ -11,24 +11,24 @@ from pathlib import Path
 import numpy as np
 
 from triptych.data_modules.parallel import each
-from triptych.data_modules.shards.identity import probe_of
+from triptych.data_modules.shards.identity import compute_probe
 from triptych.data_modules.shards.index import (
     COLUMNS,
-    Contents,
+    IndexContents,
     Problem,
     ShardIndex,
     UnusableIndex,
     write_index,
 )
 from triptych.data_modules.shards.index_columns import (
+    add_checksums,
+    add_token_counts,
+    missing_checksums,
     read_tokenizer,
-    with_checksums,
-    with_tokens,
-    without_checksums,
 )
 from triptych.utils.errors import UserError
 from triptych.utils.listing.names import KINDS, kind_for
-from triptych.utils.listing.tar import BLOCK, DOTTED, DUPLICATE, Group, groups, mended, scan
+from triptych.utils.listing.tar import BLOCK, DOTTED, DUPLICATE, Group, groups, scan, split_dotted
 
 log = logging.getLogger(__name__)
 
@@ -46,14 +46,14 @@ def build_index(shard: str | Path) -> ShardIndex:
             index cannot be written.
     """
     shard = Path(shard)
-    return write_index(shard, read_shard(shard))
+    return write_index(shard, scan_shard(shard))
 
 
-def read_shard(shard: Path, mend: bool = False) -> Contents:
+def scan_shard(shard: Path, dotted_names: bool = False) -> IndexContents:
     """The samples of a shard, and the problems of the others.
 
     Args:
-        mend: whether names with dots in them are samples too, see `tar.mended`.
+        dotted_names: whether names with dots in them are samples too, see `tar.split_dotted`.
     """
     try:
         before = shard.stat()
@@ -66,7 +66,7 @@ def read_shard(shard: Path, mend: bool = False) -> Contents:
     condemned: set[bytes] = set()
     lost: dict[str, tuple[int, list[str]]] = {}
     found = groups(scan(shard))
-    for group in mended(found) if mend else found:
+    for group in split_dotted(found) if dotted_names else found:
         reason = _reason(group, seen)
         seen.add(group.key)
         if not reason:
@@ -79,11 +79,11 @@ def read_shard(shard: Path, mend: bool = False) -> Contents:
             names += [each.key.decode("utf-8", "backslashreplace") for each in those]
             lost[reason] = number + len(those), names[:NAMED]
             condemned.add(group.key)
-    probe = probe_of(shard)
+    probe = compute_probe(shard)
     after = shard.stat()
     if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
         raise UserError(f"the shard {shard} is being written to; index it when it is complete.")
-    return Contents(
+    return IndexContents(
         before.st_size,
         before.st_mtime_ns,
         np.array(rows, "<u4").reshape(-1, COLUMNS),
@@ -150,10 +150,10 @@ def require_checksums(shards: Iterable[Path]) -> None:
         if index is not None and index.checksums is not None:
             continue
         try:
-            read_shard(shard)
+            scan_shard(shard)
         except UserError:
             continue  # damaged: reported when it is indexed
-        raise without_checksums(shard)
+        raise missing_checksums(shard)
 
 
 def open_indexes(shards: Sequence[Path], build: bool = True) -> list[ShardIndex]:
@@ -195,8 +195,8 @@ def _complete_index(
             index = None
         index = build_index(shard) if index is None else index
         if tokenizer is not None:
-            index = with_tokens(index, tokenizer)
-        return with_checksums(index) if checksums else index
+            index = add_token_counts(index, tokenizer)
+        return add_checksums(index) if checksums else index
     except UserError as error:
         return error
 

@@ -18,7 +18,7 @@ BLOCKS = 16  # read of a large file, the first and the last among them; smaller 
 PROBE_BYTES = 16
 
 
-def probe_of(path: Path) -> bytes:
+def compute_probe(path: Path) -> bytes:
     """PROBE_BYTES that stand for the size of a file and for blocks of it, evenly spread.
 
     Raises:
@@ -44,15 +44,15 @@ def _probe(path: Path, size: int, mtime_ns: int) -> bytes:
 def file_stamp(path: Path) -> dict[str, Any]:
     """Identity of a file as it is now: "size" and "mtime_ns", and "probe" in hexadecimal."""
     status = path.stat()
-    probe = probe_of(path).hex()
+    probe = compute_probe(path).hex()
     return {"size": status.st_size, "mtime_ns": status.st_mtime_ns, "probe": probe}
 
 
-def is_same(path: Path, known: dict[str, Any]) -> bool:
+def matches_stamp(path: Path, known: dict[str, Any]) -> bool:
     """Whether a file is the one that a stamp was taken of; read only where its time differs."""
     status = path.stat()
     if status.st_size != known.get("size"):
         return False
     if status.st_mtime_ns == known.get("mtime_ns"):
         return True
-    return known.get("probe") == probe_of(path).hex()
+    return known.get("probe") == compute_probe(path).hex()

@@ -32,7 +32,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from triptych.data_modules.shards.identity import PROBE_BYTES, probe_of
+from triptych.data_modules.shards.identity import PROBE_BYTES, compute_probe
 from triptych.utils.atomic_write import replacing
 from triptych.utils.documents import open_regular
 from triptych.utils.errors import UserError
@@ -61,7 +61,7 @@ class UnusableIndex(UserError):
 
 
 @dataclass
-class Contents:
+class IndexContents:
     """Content of an index file."""
 
     shard_size: int
@@ -132,7 +132,7 @@ class ShardIndex:
             status = shard.stat()
         except OSError as error:
             raise UserError(f"the shard {shard} cannot be read: {error.strerror}.") from error
-        for path in index_places(shard):
+        for path in index_paths(shard):
             if not path.is_symlink() and not path.exists():
                 continue
             try:
@@ -152,7 +152,7 @@ class ShardIndex:
                 f"the index {path} is not of the shard as it is now (its size or time differs); "
                 f"run `triptych data index {shard.parent}`."
             )
-        if copy is not None and copy.probe == probe_of(shard):
+        if copy is not None and copy.probe == compute_probe(shard):
             return copy._renew(status.st_mtime_ns)
         if fault is not None:
             raise fault
@@ -241,7 +241,7 @@ class ShardIndex:
         block, size = self._rows[row, column : column + 2].tolist()
         return (block * BLOCK, size) if block else None
 
-    def caption_sizes(self, rows: np.ndarray, tokens: bool) -> np.ndarray:
+    def caption_lengths(self, rows: np.ndarray, tokens: bool) -> np.ndarray:
         """int64 [n], sizes of captions: counted tokens, or bytes of the .txt, or else the .json."""
         if tokens:
             return self._column("tokens")[rows].astype(np.int64)
@@ -249,10 +249,10 @@ class ShardIndex:
         found = self._rows[rows]
         return np.where(found[:, txt] > 0, found[:, txt + 1], found[:, json + 1]).astype(np.int64)
 
-    def contents(self) -> Contents:
+    def contents(self) -> IndexContents:
         """Everything, copied out of the file."""
         body = self._body
-        return Contents(
+        return IndexContents(
             self.shard_size,
             self.mtime_ns,
             self._rows.copy(),
@@ -331,10 +331,10 @@ class ShardIndex:
         )
 
 
-class HeldIndex(ShardIndex):
+class InMemoryIndex(ShardIndex):
     """An index in memory: no file is written."""
 
-    def __init__(self, shard: Path, contents: Contents) -> None:
+    def __init__(self, shard: Path, contents: IndexContents) -> None:
         self.path = self.shard = shard
         self.renewed = False
         self._data = _encode(contents)
@@ -349,7 +349,7 @@ class HeldIndex(ShardIndex):
         return self._data
 
 
-def index_places(shard: Path) -> Iterator[Path]:
+def index_paths(shard: Path) -> Iterator[Path]:
     """Candidate places of a shard's index: beside it, else in the user's cache folder."""
     yield Path(f"{shard}{SUFFIX}")
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -357,13 +357,13 @@ def index_places(shard: Path) -> Iterator[Path]:
     yield cache / "triptych" / "index" / f"{name}{SUFFIX}"
 
 
-def write_index(shard: Path, contents: Contents) -> ShardIndex:
+def write_index(shard: Path, contents: IndexContents) -> ShardIndex:
     """Write the index of a shard, all of it or nothing, and open it.
 
     Raises:
         UserError: neither the shard's folder nor the cache folder can be written to.
     """
-    beside, cached = index_places(shard)
+    beside, cached = index_paths(shard)
     data = _encode(contents)
     try:
         try:
@@ -385,7 +385,7 @@ def _write(path: Path, data: bytes) -> Path:
     return path
 
 
-def _encode(contents: Contents) -> bytes:
+def _encode(contents: IndexContents) -> bytes:
     problems = json.dumps(contents.problems).encode() if contents.problems else b""
     columns = [contents.tokens, contents.checksums]
     flags = [contents.tokens is not None, contents.checksums is not None, bool(contents.probe)]

@@ -25,7 +25,7 @@ LONGEST = 1 << 20  # bytes of a caption or JSON that is read at all
 CAPTIONS = 1000  # tokenized at a time
 
 
-def with_tokens(index: ShardIndex, tokenizer: str | Path) -> ShardIndex:
+def add_token_counts(index: ShardIndex, tokenizer: str | Path) -> ShardIndex:
     """The index with the number of tokens of each caption, counted unless they are there.
 
     Batches can then be made of captions of like length, exactly; bytes are but a guess at it. No
@@ -52,7 +52,7 @@ def with_tokens(index: ShardIndex, tokenizer: str | Path) -> ShardIndex:
     return write_index(index.shard, replace(index.contents(), tokens=counts, tokenizer=digest))
 
 
-def with_checksums(index: ShardIndex) -> ShardIndex:
+def add_checksums(index: ShardIndex) -> ShardIndex:
     """The index with a checksum of each sample, taken unless they are there; reads all members."""
     if index.checksums is not None:
         return index
@@ -67,12 +67,12 @@ def changed_samples(index: ShardIndex) -> list[str]:
         UserError: no checksums were taken, or the shard cannot be read.
     """
     if index.checksums is None:
-        raise without_checksums(index.shard)
+        raise missing_checksums(index.shard)
     then = index.checksums.tolist()
     return [index.key(row) for row, now in enumerate(_checksums(index)) if now != then[row]]
 
 
-def without_checksums(shard: Path) -> UserError:
+def missing_checksums(shard: Path) -> UserError:
     """The refusal to verify a shard that has nothing to be verified by."""
     return UserError(
         f"the index of {shard} has no checksums; take them while the shard is good: "

@@ -1,6 +1,6 @@
 """Data sets as samples by number.
 
-base          Source, the interface; BadSample
+base          DataSource, the interface; BadSample
 webdataset    local WebDataset shards
 image_folder  a folder of captioned images
 llava         conversation files in LLaVA's layout

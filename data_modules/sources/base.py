@@ -13,7 +13,7 @@ from triptych.data_modules.decode import Decoder
 from triptych.utils.errors import ImageError
 
 CAPTIONS = ("caption", "text", "instruction")
-"""Usual names of captions among the facts of a sample; the first that is there is taken."""
+"""Usual names of captions among the metadata of a sample; the first that is there is taken."""
 ImageRole = Literal["image", "source"]
 """Role of an image in a sample: the target that a caption describes, or the source of an edit."""
 
@@ -42,10 +42,10 @@ class Sample:
     key: str
     caption: str
     image: Image.Image
-    facts: dict
+    metadata: dict
 
 
-class Source(ABC):
+class DataSource(ABC):
     """Samples by number. The constructor takes configuration; `open` finds and checks the data.
 
     Picklable once open, for loader workers. Every method that reads a sample raises `BadSample`
@@ -56,7 +56,7 @@ class Source(ABC):
     """Name in reports and error messages."""
 
     @abstractmethod
-    def open(self) -> Source:
+    def open(self) -> DataSource:
         """Find the data; idempotent; returns self.
 
         Raises:
@@ -83,11 +83,11 @@ class Source(ABC):
     def image_bytes(self, number: int, role: ImageRole = "image") -> bytes:
         """The file of an image, still encoded."""
 
-    def has(self, number: int, role: ImageRole) -> bool:
+    def has_image(self, number: int, role: ImageRole) -> bool:
         """Whether a sample has an image of this role; found out without reading it."""
         return role == "image"
 
-    def facts(self, number: int) -> dict:
+    def metadata(self, number: int) -> dict:
         """Additional metadata, such as "conversation", a list of [question, answer]."""
         return {}
 
@@ -102,7 +102,7 @@ class Source(ABC):
 
     def __getitem__(self, number: int) -> Sample:
         return Sample(
-            self.key(number), self.caption(number), self.image(number), self.facts(number)
+            self.key(number), self.caption(number), self.image(number), self.metadata(number)
         )
 
     @property
@@ -113,7 +113,7 @@ class Source(ABC):
         """
         return np.array([len(self)], dtype=np.int64)
 
-    def caption_sizes(self, numbers: np.ndarray) -> np.ndarray | None:
+    def caption_lengths(self, numbers: np.ndarray) -> np.ndarray | None:
         """int64 [n], how long the captions are, in tokens if known, else in bytes; without reading
         them, so None where that is not possible. Batches are made of samples of like size.
         """

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from triptych.data_modules.sources.base import Source
+from triptych.data_modules.sources.base import DataSource
 from triptych.data_modules.sources.image_folder import ImageFolder
 from triptych.data_modules.sources.llava import ConversationFile
 from triptych.data_modules.sources.tables import (
@@ -15,7 +15,7 @@ from triptych.data_modules.sources.tables import (
     TextTable,
     is_saved_dataset,
 )
-from triptych.data_modules.sources.webdataset import MendedShards, ShardFolder
+from triptych.data_modules.sources.webdataset import DottedNameShards, ShardFolder
 from triptych.utils.documents import open_regular
 from triptych.utils.errors import UserError
 from triptych.utils.listing.folders import SHARD_SUFFIX, files_of, holds_shards
@@ -26,14 +26,14 @@ from triptych.utils.records import DELIMITERS
 JSON_LINES = (".jsonl", ".ndjson")
 
 
-def source_at(
+def detect_source(
     path: str | Path,
     images: str | Path | None = None,
     split: str | None = None,
     image_column: str | None = None,
     caption_column: str | None = None,
-    mend: bool = False,
-) -> Source:
+    dotted_names: bool = False,
+) -> DataSource:
     """The source at a path, not open yet.
 
     A folder of shards, of images with captions, of Parquet files, or that `datasets` saved; a
@@ -44,14 +44,14 @@ def source_at(
         images: folder that the paths in a table or in a conversation file are relative to.
         split: split of a saved DatasetDict.
         image_column, caption_column: column names of a table.
-        mend: whether names in shards that have dots in them are samples too.
+        dotted_names: whether names in shards that have dots in them are samples too.
 
     Raises:
         UserError: the path is none of these.
     """
     path = Path(path)
     columns: dict[str, Any] = {"image_column": image_column, "caption_column": caption_column}
-    shards = MendedShards if mend else ShardFolder
+    shards = DottedNameShards if dotted_names else ShardFolder
     if os.path.isdir(path):
         if is_saved_dataset(path):
             return HuggingFaceTable(path, split, images=images, **columns)

@@ -110,11 +110,11 @@ class ImageFolder(MemberSource):
             return captions_of(caption_in(self._rows[number]), self.key(number))
         return super().captions(number)
 
-    def facts(self, number: int) -> dict:
+    def metadata(self, number: int) -> dict:
         """The columns of the table, or KEY.json."""
-        return super().facts(number) if self._rows is None else self._rows[number]
+        return super().metadata(number) if self._rows is None else self._rows[number]
 
-    def has(self, number: int, role: ImageRole) -> bool:
+    def has_image(self, number: int, role: ImageRole) -> bool:
         return role in self._files[number]
 
     def _read(self, number: int, role: str, most: int) -> bytes | None:
@@ -122,6 +122,6 @@ class ImageFolder(MemberSource):
         what = {"txt": "caption", "json": "its .json"}.get(role, role)
         return name and read_inside(self.path, name, self.key(number), what, most)
 
-    def caption_sizes(self, numbers: np.ndarray) -> np.ndarray:
+    def caption_lengths(self, numbers: np.ndarray) -> np.ndarray:
         """In bytes."""
         return self._sizes[np.asarray(numbers)]

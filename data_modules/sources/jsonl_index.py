@@ -1,6 +1,6 @@
 """JSONL records by number: a first pass finds the start of each, later runs reuse the index.
 
-The index is stored as NAME.jsonl.idx beside the file, or where `index_places` says when that
+The index is stored as NAME.jsonl.idx beside the file, or where `index_paths` says when that
 folder cannot be written to: an int64 table whose first row is (size, mtime in ns, VERSION) of the
 file, and each other row (offset, bytes, size of its text) of a record. One that does not fit the
 file is made again.
@@ -17,7 +17,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from triptych.data_modules.shards.index import index_places
+from triptych.data_modules.shards.index import index_paths
 from triptych.utils.atomic_write import replacing
 from triptych.utils.documents import open_regular
 from triptych.utils.errors import UserError
@@ -26,7 +26,7 @@ from triptych.utils.records import LONGEST, open_text, parse, skip_line
 VERSION = 1
 
 
-class Lines:
+class JsonlIndex:
     """Records of a JSONL file; picklable, for loader workers.
 
     Args:
@@ -103,7 +103,7 @@ def _measured(line: bytes, measure: Callable[[object], int]) -> int:
 
 def _kept(path: Path, head: list[int]) -> np.ndarray | None:
     """The table of an earlier run, mapped, if it is of this file as it is now."""
-    for place in index_places(path):
+    for place in index_paths(path):
         try:
             open_regular(place).close()
             table = np.load(place, mmap_mode="r", allow_pickle=False)
@@ -116,7 +116,7 @@ def _kept(path: Path, head: list[int]) -> np.ndarray | None:
 
 def _keep(path: Path, table: np.ndarray) -> np.ndarray:
     """Write the table whole or not at all; without a place to write it to, it lives in memory."""
-    for place in index_places(path):
+    for place in index_paths(path):
         with suppress(OSError):
             with replacing(place, durable=False) as file:
                 np.save(file, table, allow_pickle=False)

@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from triptych.data_modules.batching.clean_text import captions_of
-from triptych.data_modules.sources.base import CAPTIONS, BadSample, ImageRole, Source
-from triptych.data_modules.sources.jsonl_index import Lines
+from triptych.data_modules.sources.base import CAPTIONS, BadSample, DataSource, ImageRole
+from triptych.data_modules.sources.jsonl_index import JsonlIndex
 from triptych.data_modules.sources.safe_read import MAX_IMAGE_BYTES, read_inside
 from triptych.utils.captions import text_bytes
 from triptych.utils.documents import read_bytes
@@ -30,7 +30,7 @@ LARGEST_LIST = 4 << 30  # bytes of a .json, which is in memory whole
 ASKS, ANSWERS = ("human", "user"), ("gpt", "assistant")
 
 
-class ConversationFile(Source):
+class ConversationFile(DataSource):
     """The records of a conversation file; keys are NAME-NUMBER, counted from 0.
 
     A JSONL file is never in memory whole: a first pass finds the start of each line (see `lines`).
@@ -54,7 +54,7 @@ class ConversationFile(Source):
         self.images = Path(images) if images is not None else self.path.parent
         self.name = str(path)
         self.max_image_bytes = max_image_bytes
-        self._records: Lines | list | None = None
+        self._records: JsonlIndex | list | None = None
         self._last: tuple[int, dict] = (-1, {})
 
     def open(self) -> ConversationFile:
@@ -64,7 +64,7 @@ class ConversationFile(Source):
                     f"the folder of images {self.images} of {self.path} does not exist."
                 )
             listed = self.path.suffix.lower() == ".json"
-            records = _list(self.path) if listed else Lines(self.path, record_bytes)
+            records = _list(self.path) if listed else JsonlIndex(self.path, record_bytes)
             if not len(records):
                 raise UserError(f"the conversation file {self.path} is empty.")
             self._records = records
@@ -86,16 +86,16 @@ class ConversationFile(Source):
                 return captions_of(record[field], self.key(number))
         raise BadSample(self.key(number), "no caption", f"none of {', '.join(CAPTIONS)}")
 
-    def facts(self, number: int) -> dict:
+    def metadata(self, number: int) -> dict:
         """The record, its "conversations" as "conversation": [[question, answer], ...]."""
         record = self._record(number)
         if "conversations" not in record:
             return record
-        shows = self.has(number, "image")
+        shows = self.has_image(number, "image")
         turns = turns_of(record["conversations"], self.key(number), shows)
         return {**record, "conversation": turns}
 
-    def has(self, number: int, role: ImageRole) -> bool:
+    def has_image(self, number: int, role: ImageRole) -> bool:
         return bool(image_path(self._record(number), role, self.key(number)))
 
     def image_bytes(self, number: int, role: ImageRole = "image") -> bytes:
@@ -105,9 +105,9 @@ class ConversationFile(Source):
             raise BadSample(key, f"no {role}")
         return read_inside(self.images, path, key, role, self.max_image_bytes)
 
-    def caption_sizes(self, numbers: np.ndarray) -> np.ndarray:
+    def caption_lengths(self, numbers: np.ndarray) -> np.ndarray:
         """In bytes of all the text of a record."""
-        if isinstance(self._records, Lines):
+        if isinstance(self._records, JsonlIndex):
             return np.asarray(self._records.sizes[np.asarray(numbers)])
         return np.array([record_bytes(self._records[number]) for number in numbers], np.int64)
 

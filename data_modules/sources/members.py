@@ -5,11 +5,11 @@ from __future__ import annotations
 from abc import abstractmethod
 
 from triptych.data_modules.batching.clean_text import captions_of
-from triptych.data_modules.sources.base import BadSample, ImageRole, Source
+from triptych.data_modules.sources.base import BadSample, DataSource, ImageRole
 from triptych.utils.records import parse
 
 
-class MemberSource(Source):
+class MemberSource(DataSource):
     """Samples of an image, a caption, JSON, and the source of an edit, see `listing.names`.
 
     A subclass reads them by role; their meaning is decided here.
@@ -37,23 +37,23 @@ class MemberSource(Source):
         """KEY.txt, else the "caption" of KEY.json, which may be a list of several."""
         caption: object = self._read(number, "txt", self.max_text_bytes)
         if caption is None:
-            caption = self.facts(number).get("caption")
+            caption = self.metadata(number).get("caption")
         if caption is None:
             raise BadSample(self.key(number), "no caption", "neither a .txt nor a JSON 'caption'")
         return captions_of(caption, self.key(number))
 
-    def facts(self, number: int) -> dict:
+    def metadata(self, number: int) -> dict:
         """KEY.json, {} where there is none."""
         text = self._read(number, "json", self.max_text_bytes)
         if text is None:
             return {}
         try:
-            facts = parse(text)
+            metadata = parse(text)
         except ValueError as error:
             raise BadSample(self.key(number), "its .json is no JSON", str(error)) from error
-        if not isinstance(facts, dict):
+        if not isinstance(metadata, dict):
             raise BadSample(self.key(number), "its .json is no JSON object")
-        return facts
+        return metadata
 
     def image_bytes(self, number: int, role: ImageRole = "image") -> bytes:
         image = self._read(number, role, self.max_image_bytes)

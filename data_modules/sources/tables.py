@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from triptych.data_modules.batching.clean_text import captions_of
-from triptych.data_modules.sources.base import BadSample, ImageRole, Source
+from triptych.data_modules.sources.base import BadSample, DataSource, ImageRole
 from triptych.data_modules.sources.safe_read import MAX_IMAGE_BYTES, read_inside
 from triptych.utils.documents import open_regular
 from triptych.utils.errors import UserError
@@ -26,7 +26,7 @@ CAPTION_COLUMNS = ("caption", "text", "txt", "prompt", "description")
 NEED = "needs the package {}, which is not installed; run `pip install 'triptych[data]'`."
 
 
-class Table(Source):
+class Table(DataSource):
     """Rows with an image, or the path of one, and a caption.
 
     Keys are the numbers of the rows.

@@ -16,8 +16,8 @@ from typing import BinaryIO, Literal
 
 import numpy as np
 
-from triptych.data_modules.shards.build_index import open_indexes, read_shard
-from triptych.data_modules.shards.index import HeldIndex, ShardIndex
+from triptych.data_modules.shards.build_index import open_indexes, scan_shard
+from triptych.data_modules.shards.index import InMemoryIndex, ShardIndex
 from triptych.data_modules.sources.base import BadSample, ImageRole
 from triptych.data_modules.sources.members import MemberSource
 from triptych.utils.documents import open_regular
@@ -27,7 +27,7 @@ from triptych.utils.listing.tar import DOTTED
 
 log = logging.getLogger(__name__)
 
-MOST_OPEN = 64  # shards, and as many indexes: far below any limit on open files
+MAX_OPEN = 64  # shards, and as many indexes: far below any limit on open files
 
 
 class ShardFolder(MemberSource):
@@ -104,13 +104,13 @@ class ShardFolder(MemberSource):
     def shard_sizes(self) -> np.ndarray:
         return np.diff(self._ends, prepend=0)
 
-    def caption_sizes(self, numbers: np.ndarray) -> np.ndarray:
+    def caption_lengths(self, numbers: np.ndarray) -> np.ndarray:
         """In tokens if they were counted for all shards, else in bytes of KEY.txt or KEY.json."""
         shards, rows = self.locate(numbers)
         sizes = np.empty(len(shards), np.int64)
         for shard in np.unique(shards):
             here = shards == shard
-            sizes[here] = self._index(int(shard)).caption_sizes(rows[here], self._tokens)
+            sizes[here] = self._index(int(shard)).caption_lengths(rows[here], self._tokens)
         return sizes
 
     def locate(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -123,7 +123,7 @@ class ShardFolder(MemberSource):
         index, row, _ = self._place(number)
         return index.key(row)
 
-    def has(self, number: int, role: ImageRole) -> bool:
+    def has_image(self, number: int, role: ImageRole) -> bool:
         index, row, _ = self._place(number)
         return index.member(row, role) is not None
 
@@ -153,7 +153,7 @@ class ShardFolder(MemberSource):
 
     def _index(self, shard: int) -> ShardIndex:
         if shard not in self._mapped:
-            if len(self._mapped) >= MOST_OPEN:
+            if len(self._mapped) >= MAX_OPEN:
                 self._mapped.popitem(last=False)[1].release()
             self._mapped[shard] = self.indexes[shard]
         self._mapped.move_to_end(shard)
@@ -161,19 +161,19 @@ class ShardFolder(MemberSource):
 
     def _file(self, shard: int) -> BinaryIO:
         if shard not in self._files:
-            if len(self._files) >= MOST_OPEN:
+            if len(self._files) >= MAX_OPEN:
                 self._files.popitem(last=False)[1].close()
             self._files[shard] = open_regular(self.indexes[shard].shard)
         self._files.move_to_end(shard)
         return self._files[shard]
 
 
-class MendedShards(ShardFolder):
-    """Shards to be packed anew: names with dots in them are samples, too; see `tar.mended`."""
+class DottedNameShards(ShardFolder):
+    """Shards to repack: names with dots count as samples too, see `tar.split_dotted`."""
 
     def _open_indexes(self, paths: list[Path]) -> list[ShardIndex]:
         return [
-            HeldIndex(index.shard, read_shard(index.shard, mend=True))
+            InMemoryIndex(index.shard, scan_shard(index.shard, dotted_names=True))
             if any(problem.reason == DOTTED for problem in index.problems)
             else index
             for index in super()._open_indexes(paths)

@@ -33,23 +33,23 @@ from webdataset.filters import shuffle
 from webdataset.shardlists import expand_urls
 
 from triptych.data_modules.batching.accumulation import AccumulationLoader
-from triptych.data_modules.batching.bad_samples import BadSamples, check_texts
-from triptych.data_modules.batching.collate import BatchBuilder
-from triptych.data_modules.batching.tasks import Reading
+from triptych.data_modules.batching.bad_samples import BadSampleCounter, check_texts
+from triptych.data_modules.batching.collate import Collator
+from triptych.data_modules.batching.tasks import TaskDataset
 from triptych.data_modules.decode import Decoder
 from triptych.data_modules.previews import Need, Preview, previews
 from triptych.data_modules.sampling.step_dataset import (
     EvaluationDataset,
     StepLoader,
-    require_steps,
+    require_step_based_run,
     step_loader,
 )
 from triptych.data_modules.sources.base import BadSample
 from triptych.data_modules.streaming.tar_stream import (
     BROKEN,
-    Caps,
-    Encoded,
-    StreamedSamples,
+    EncodedSample,
+    InMemorySamples,
+    MemberLimits,
     check_url,
     open_url,
     read_samples,
@@ -61,7 +61,7 @@ from triptych.utils.rng import mix
 
 webdataset.utils.enforce_security = True  # also where someone imported it before us
 
-MOST_EMPTY = 10  # shards in a row without a sample, then the run ends
+MAX_EMPTY = 10  # shards in a row without a sample, then the run ends
 Task = Literal["text_to_image", "image_to_image", "image_to_text"]
 
 
@@ -76,8 +76,8 @@ class ShardStream(IterableDataset):
 
     Args:
         urls: the shards.
-        task: task of the samples, see `Reading`.
-        known: the model's tokenizer, limits and image sizes.
+        task: task of the samples, see `TaskDataset`.
+        processor: the model's tokenizer, limits and image sizes.
         batch_size: number of samples of this rank.
         start, stop: range of the remaining steps of the run.
         rank, world: rank of this process and number of ranks.
@@ -88,7 +88,7 @@ class ShardStream(IterableDataset):
 
     urls: list[str]
     task: str
-    known: Preprocessing
+    processor: Preprocessing
     batch_size: int
     start: int
     stop: int
@@ -96,7 +96,7 @@ class ShardStream(IterableDataset):
     world: int = 1
     seed: int = 0
     buffer: int = 256
-    caps: Caps = field(default_factory=Caps)
+    caps: MemberLimits = field(default_factory=MemberLimits)
 
     def __len__(self) -> int:
         return self.stop  # of the whole run, as Lightning counts on when it resumes
@@ -113,23 +113,23 @@ class ShardStream(IterableDataset):
             problems.clear()
             yield batch
 
-    def _batch(self, step: int, samples: list[Encoded]) -> Batch:
-        source = StreamedSamples("the stream", samples, self.caps)
-        build = BatchBuilder([Reading(source, self.task)], self.known, self.seed)
+    def _batch(self, step: int, samples: list[EncodedSample]) -> Batch:
+        source = InMemorySamples("the stream", samples, self.caps)
+        build = Collator([TaskDataset(source, self.task)], self.processor, self.seed)
         first = (step * self.world + self.rank) * self.batch_size
         numbers = range(first, first + self.batch_size)
         return build(step, [(0, place) for place in range(len(samples))], numbers)
 
     def _samples(
         self, reader: int, readers: int, problems: list[BadSample]
-    ) -> Iterator[tuple[str, Encoded]]:
+    ) -> Iterator[tuple[str, EncodedSample]]:
         """Samples with their shards, in random order; the problems of others go to `problems`.
 
         The buffer is emptied at the end of an epoch, before the next one begins.
         """
         parts = -(-readers // len(self.urls))
         pieces = self._pieces(reader, readers, parts)
-        empty = deque(maxlen=MOST_EMPTY)
+        empty = deque(maxlen=MAX_EMPTY)
         for epoch, mine in groupby(pieces, itemgetter(0)):
             draws = Random(mix(self.seed, self.start, epoch, readers, reader))
             mixed = shuffle(self.buffer, initial=self.buffer, rng=draws)
@@ -149,10 +149,10 @@ class ShardStream(IterableDataset):
         parts: int,
         problems: list[BadSample],
         empty: deque[str],
-    ) -> Iterator[tuple[str, Encoded]]:
+    ) -> Iterator[tuple[str, EncodedSample]]:
         for _, url, part in pieces:
             empty.append(url)
-            for number, sample in enumerate(samples_at(url, self.caps)):
+            for number, sample in enumerate(read_shard_at(url, self.caps)):
                 good = not isinstance(sample, BadSample)
                 if good:
                     empty.clear()
@@ -162,23 +162,25 @@ class ShardStream(IterableDataset):
                     yield url, sample
                 else:
                     problems.append(sample)
-            if len(empty) == MOST_EMPTY:
+            if len(empty) == MAX_EMPTY:
                 raise UserError(
-                    f"the last {MOST_EMPTY} shards of the stream gave no sample, "
+                    f"the last {MAX_EMPTY} shards of the stream gave no sample, "
                     f"{url} for one ({problems[-1] if problems else 'empty'})."
                 )
 
 
-def distinct(samples: Iterator[tuple[str, Encoded]], size: int) -> Iterator[list[Encoded]]:
+def distinct(
+    samples: Iterator[tuple[str, EncodedSample]], size: int
+) -> Iterator[list[EncodedSample]]:
     """Group samples into batches without duplicates, compared by shard and key.
 
     A duplicate within a batch is put off to the next; a whole batch of duplicates means that there
     are fewer samples than a batch takes, and fills it.
     """
-    later: deque[tuple[str, Encoded]] = deque()
+    later: deque[tuple[str, EncodedSample]] = deque()
     while True:
-        batch: dict[tuple[str, str], Encoded] = {}
-        again: list[tuple[str, Encoded]] = []
+        batch: dict[tuple[str, str], EncodedSample] = {}
+        again: list[tuple[str, EncodedSample]] = []
         while len(batch) < size and len(again) < size:
             url, sample = later.popleft() if later else next(samples)
             if (url, sample.key) in batch:
@@ -190,7 +192,7 @@ def distinct(samples: Iterator[tuple[str, Encoded]], size: int) -> Iterator[list
         later.extendleft(reversed(again[missing:]))
 
 
-def samples_at(url: str, caps: Caps) -> Iterator[Encoded | BadSample]:
+def read_shard_at(url: str, caps: MemberLimits) -> Iterator[EncodedSample | BadSample]:
     """The samples of one shard; a shard that cannot be opened is one `BadSample`."""
     try:
         file = open_url(url)
@@ -240,22 +242,22 @@ class StreamDataModule(LightningDataModule):
         self.urls, self.val_urls = expanded(urls), expanded(val_urls or urls)
         self.task, self.batch_size, self.num_val_samples = task, batch_size, num_val_samples
         self.buffer, self.num_workers, self.seed = buffer, num_workers, seed
-        self.caps = Caps(max_image_bytes, max_text_bytes)
+        self.caps = MemberLimits(max_image_bytes, max_text_bytes)
         self.max_bad_fraction = max_bad_fraction
-        self.bad_samples = BadSamples(max_bad_fraction)
-        self.known: Preprocessing | None = None
-        self.val_folder: StreamedSamples | None = None
+        self.bad_samples = BadSampleCounter(max_bad_fraction)
+        self.processor: Preprocessing | None = None
+        self.val_samples: InMemorySamples | None = None
 
-    def connect(self, known: Preprocessing) -> None:
+    def connect(self, processor: Preprocessing) -> None:
         """Take the model's tokenizer and sizes; done by `setup` under a Trainer."""
-        self.known = known
+        self.processor = processor
 
     def preview(self, objective: str, number: int, *needs: Need) -> list[Preview]:
         """Validation samples of an objective, see `previews`; none if none has `needs`."""
-        reading = Reading(self.val_folder, self.task)
-        if reading.objective != objective:
+        dataset = TaskDataset(self.val_samples, self.task)
+        if dataset.objective != objective:
             return []
-        return previews([reading], self.known, number, set(needs), Decoder())
+        return previews([dataset], self.processor, number, set(needs), Decoder())
 
     def require(self, trainer: Trainer) -> None:
         """Refuse settings of a fit that a stream cannot follow.
@@ -263,7 +265,7 @@ class StreamDataModule(LightningDataModule):
         Raises:
             UserError: one of them counts in epochs, or wants the same batches again.
         """
-        require_steps(trainer)
+        require_step_based_run(trainer)
         if trainer.overfit_batches:
             raise UserError(
                 "--trainer.overfit_batches wants the same batches again, and a stream has none; "
@@ -271,16 +273,18 @@ class StreamDataModule(LightningDataModule):
             )
 
     def setup(self, stage: str) -> None:
-        if self.known is None:
+        if self.processor is None:
             self.connect(self.trainer.lightning_module.preprocessing())
-        if self.val_folder is not None:
+        if self.val_samples is not None:
             return
         if hint := Decoder().hint:
             rank_zero_info(hint)
         for url in (*self.urls, *self.val_urls):
             check_url(url)
-        self.val_folder = StreamedSamples("the stream", self._first_samples(), self.caps)
-        check_texts([Reading(self.val_folder, self.task)], self.known, self.max_bad_fraction)
+        self.val_samples = InMemorySamples("the stream", self._first_samples(), self.caps)
+        check_texts(
+            [TaskDataset(self.val_samples, self.task)], self.processor, self.max_bad_fraction
+        )
 
     def train_dataloader(self) -> AccumulationLoader:
         trainer = self.trainer
@@ -293,7 +297,7 @@ class StreamDataModule(LightningDataModule):
         stream = ShardStream(
             self.urls,
             self.task,
-            self.known,
+            self.processor,
             self.batch_size,
             trainer.global_step * accumulate,
             trainer.max_steps * accumulate,
@@ -306,14 +310,14 @@ class StreamDataModule(LightningDataModule):
         return AccumulationLoader(step_loader(stream, None, self.num_workers), trainer)
 
     def val_dataloader(self) -> StepLoader:
-        return self._in_order(self.known)
+        return self._in_order(self.processor)
 
     def test_dataloader(self) -> StepLoader:
         return self.val_dataloader()
 
     def predict_dataloader(self) -> StepLoader:
         """The validation captions, in the prompt template of inference."""
-        return self._in_order(replace(self.known, training_template=self.known.template))
+        return self._in_order(replace(self.processor, training_template=self.processor.template))
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         self.bad_samples.count(batch)
@@ -322,22 +326,22 @@ class StreamDataModule(LightningDataModule):
     def teardown(self, stage: str) -> None:
         self.bad_samples.report()
 
-    def _in_order(self, known: Preprocessing) -> StepLoader:
-        readings = [Reading(self.val_folder, self.task)]
-        build = BatchBuilder(readings, known, self.seed, replace_bad=False)
+    def _in_order(self, processor: Preprocessing) -> StepLoader:
+        datasets = [TaskDataset(self.val_samples, self.task)]
+        build = Collator(datasets, processor, self.seed, replace_bad=False)
         dataset = EvaluationDataset(build, self.batch_size, self.num_val_samples)
         return step_loader(dataset, None, self.num_workers)
 
-    def _first_samples(self) -> list[Encoded]:
+    def _first_samples(self) -> list[EncodedSample]:
         """The first samples of the validation shards.
 
         Raises:
             UserError: there is none, so that the addresses are wrong, or nobody answers.
         """
-        found: list[Encoded] = []
+        found: list[EncodedSample] = []
         last = None
-        for url in self.val_urls[:MOST_EMPTY]:
-            for sample in samples_at(url, self.caps):
+        for url in self.val_urls[:MAX_EMPTY]:
+            for sample in read_shard_at(url, self.caps):
                 if isinstance(sample, BadSample):
                     last = sample
                 elif len(found) < self.num_val_samples:

@@ -28,7 +28,7 @@ from triptych.utils.listing.tar import (
     DOTTED,
     DUPLICATE,
     FOLDER,
-    LONGEST_NAMES,
+    MAX_NAMES_BYTES,
     NAMES,
     OLD_SPARSE,
     RECORD,
@@ -55,7 +55,7 @@ PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "hf": "huggingface_hub"}
 
 
 @dataclass
-class Encoded:
+class EncodedSample:
     """The members of one sample, as they are in the shard."""
 
     key: str
@@ -64,7 +64,7 @@ class Encoded:
 
 
 @dataclass
-class Caps:
+class MemberLimits:
     """Larger members are never held in memory; in bytes."""
 
     image: int = 64 << 20
@@ -118,7 +118,7 @@ def open_url(url: str) -> BinaryIO:
     return gzip.GzipFile(fileobj=file) if parsed.path.lower().endswith(GZIPPED) else file
 
 
-def read_samples(file: BinaryIO, caps: Caps) -> Iterator[Encoded | BadSample]:
+def read_samples(file: BinaryIO, caps: MemberLimits) -> Iterator[EncodedSample | BadSample]:
     """The samples of a shard, and the problems of the others.
 
     Members are grouped as in tar.py: a sample next to damage, such as the last one of a shard that
@@ -135,7 +135,7 @@ def read_samples(file: BinaryIO, caps: Caps) -> Iterator[Encoded | BadSample]:
         seen.add(group.key)
         for each in group.whole_names() if fault == DOTTED else [group]:
             key = each.key.decode("utf-8", "replace")
-            yield BadSample(key, fault) if fault else Encoded(key, members)
+            yield BadSample(key, fault) if fault else EncodedSample(key, members)
 
 
 def _fault(group: Group, members: dict[str, bytes | None], seen: set[bytes]) -> str:
@@ -145,7 +145,7 @@ def _fault(group: Group, members: dict[str, bytes | None], seen: set[bytes]) -> 
 
 
 def _members(
-    file: BinaryIO, contents: dict[int, bytes | None], caps: Caps
+    file: BinaryIO, contents: dict[int, bytes | None], caps: MemberLimits
 ) -> Iterator[Member | Damage]:
     """Members in file order; their contents go to `contents` by their place."""
     position = 0
@@ -162,7 +162,7 @@ def _members(
             size = payload_size(header, said)
             padding = -size % BLOCK
             if header.type in NAMES:
-                if size > LONGEST_NAMES:
+                if size > MAX_NAMES_BYTES:
                     yield Damage(DAMAGED)
                     return
                 more = read_names(header.type, _read(file, size))
@@ -231,14 +231,14 @@ def _pass(file: BinaryIO, size: int) -> bool:
     return True
 
 
-class StreamedSamples(ShardFolder):
+class InMemorySamples(ShardFolder):
     """Samples in memory, read like those of a folder of shards."""
 
-    def __init__(self, name: str, samples: list[Encoded], caps: Caps) -> None:
+    def __init__(self, name: str, samples: list[EncodedSample], caps: MemberLimits) -> None:
         super().__init__(name, max_image_bytes=caps.image, max_text_bytes=caps.text)
         self.samples = samples
 
-    def open(self) -> StreamedSamples:
+    def open(self) -> InMemorySamples:
         return self
 
     def __len__(self) -> int:
@@ -247,7 +247,7 @@ class StreamedSamples(ShardFolder):
     def key(self, number: int) -> str:
         return self.samples[number].key
 
-    def has(self, number: int, role: ImageRole) -> bool:
+    def has_image(self, number: int, role: ImageRole) -> bool:
         return self._read(number, role, 0) is not None
 
     def _read(self, number: int, role: str, most: int) -> bytes | None:

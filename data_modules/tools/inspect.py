@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from triptych.data_modules.decode import Decoder
 from triptych.data_modules.parallel import each
-from triptych.data_modules.sources.base import BadSample, Source
+from triptych.data_modules.sources.base import BadSample, DataSource
 from triptych.utils.errors import ImageError
 from triptych.utils.image_reader import read_header
 
@@ -25,7 +25,7 @@ WORDS = (0, 1, 5, 10, 20, 40, 80, 160, 320)  # where the bars of the histogram b
 
 
 @dataclass
-class Findings:
+class DatasetStatistics:
     """Statistics of some samples."""
 
     samples: int = 0
@@ -43,7 +43,7 @@ class Findings:
     captions: Counter[bytes] = field(default_factory=Counter)
     images: Counter[bytes] = field(default_factory=Counter)
 
-    def add(self, other: Findings) -> None:
+    def add(self, other: DatasetStatistics) -> None:
         for name, value in vars(other).items():
             if isinstance(value, Counter):
                 getattr(self, name).update(value)
@@ -51,19 +51,19 @@ class Findings:
                 setattr(self, name, getattr(self, name) + value)
 
 
-def examine(
-    source: Source,
+def collect_statistics(
+    source: DataSource,
     most: int = 20000,
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
-) -> Findings:
+) -> DatasetStatistics:
     """Read `most` samples of an open source, evenly spread; all if there are not more.
 
     Images are opened, which finds their size, but not decoded.
     """
     numbers = spread(len(source), most)
     chunks = [numbers[first : first + CHUNK] for first in range(0, len(numbers), CHUNK)]
-    found = Findings()
+    found = DatasetStatistics()
     for part in each(_Look(source), chunks, workers):
         found.add(part)
         if progress:
@@ -78,10 +78,10 @@ def spread(length: int, most: int) -> list[int]:
 
 @dataclass
 class _Look:
-    source: Source
+    source: DataSource
 
-    def __call__(self, numbers: Sequence[int]) -> Findings:
-        found, source = Findings(samples=len(numbers)), self.source
+    def __call__(self, numbers: Sequence[int]) -> DatasetStatistics:
+        found, source = DatasetStatistics(samples=len(numbers)), self.source
         for number in numbers:
             found.keys[_hash(source.key(number).encode("utf-8", "replace"))] += 1
             try:
@@ -89,13 +89,13 @@ class _Look:
                 found.words.append(len(caption.split()))
                 found.caption_bytes.append(len(caption.encode("utf-8", "replace")))
                 found.captions[_hash(caption.encode("utf-8", "replace"))] += 1
-                if source.has(number, "image"):
+                if source.has_image(number, "image"):
                     self._image(found, number)
             except BadSample as bad:
                 found.problems[bad.reason] += 1
         return found
 
-    def _image(self, found: Findings, number: int) -> None:
+    def _image(self, found: DatasetStatistics, number: int) -> None:
         content = self.source.image_bytes(number)
         try:
             image = read_header(content, Decoder().limits)
@@ -130,7 +130,7 @@ def histogram(values: Sequence[int], width: int = 40) -> list[str]:
     return lines
 
 
-def contact_sheet(source: Source, images: int = 48, columns: int = 8) -> Image.Image:
+def make_image_grid(source: DataSource, images: int = 48, columns: int = 8) -> Image.Image:
     """Images as the model gets them (short side scaled, centre cropped), captions below.
 
     Evenly spread over the source; where one cannot be read, the sheet says why.

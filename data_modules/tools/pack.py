@@ -19,7 +19,7 @@ from pathlib import Path
 from triptych.data_modules.batching.clean_text import check_text
 from triptych.data_modules.decode import Decoder
 from triptych.data_modules.parallel import each
-from triptych.data_modules.sources.base import CAPTIONS, BadSample, ImageRole, Source
+from triptych.data_modules.sources.base import CAPTIONS, BadSample, DataSource, ImageRole
 from triptych.utils.atomic_write import LOCK, alone_in, partial_of, replacing
 from triptych.utils.captions import REPLACEMENT
 from triptych.utils.disk_usage import announce, refuse_other_files
@@ -53,7 +53,7 @@ OURS = re.compile(
 
 
 @dataclass
-class Packed:
+class PackedShard:
     """Contents of one shard."""
 
     shard: str
@@ -63,13 +63,13 @@ class Packed:
 
 
 def pack(
-    source: Source,
+    source: DataSource,
     folder: str | Path,
     origin: dict,
     samples_per_shard: int = 1000,
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
-) -> list[Packed]:
+) -> list[PackedShard]:
     """Write FOLDER/shard-00000.tar and so on; complete shards are skipped.
 
     Args:
@@ -116,7 +116,7 @@ def pack(
     return [done[_name(shard)] for shard in shards]
 
 
-def skipped(shards: Iterable[Packed]) -> Counter[str]:
+def skipped(shards: Iterable[PackedShard]) -> Counter[str]:
     """Number of skipped samples, by reason."""
     total: Counter[str] = Counter()
     for shard in shards:
@@ -142,40 +142,41 @@ def kind_of(image: bytes) -> str | None:
     return name and {"JPEG": "jpg"}.get(name, name.lower())
 
 
-def members(source: Source, number: int) -> Iterator[tuple[str, bytes]]:
+def members(source: DataSource, number: int) -> Iterator[tuple[str, bytes]]:
     """(kind, content) of the members of a sample: images, caption, what else is known.
 
     Raises:
         BadSample: there is no image, or not one that shards can hold.
     """
-    facts = source.facts(number)
-    if source.has(number, "source"):
+    metadata = source.metadata(number)
+    if source.has_image(number, "source"):
         yield _image(source, number, "source", "source.")
     yield _image(source, number, "image", "")
     try:
         captions = source.captions(number)
     except BadSample:
-        lists = (each for name, each in facts.items() if name not in CAPTIONS)
+        lists = (each for name, each in metadata.items() if name not in CAPTIONS)
         if not any(isinstance(each, list) and each for each in lists):
             raise  # but a conversation, whatever its name, needs none
     else:
         if len(captions) > 1:  # a KEY.txt holds one
-            facts = {**facts, "caption": captions}
+            metadata = {**metadata, "caption": captions}
         else:
             yield "txt", check_text(captions[0], source.key(number), "caption").encode()
-    if facts:
-        yield "json", _json(facts, source.key(number))
+    if metadata:
+        yield "json", _json(metadata, source.key(number))
 
 
-def _json(facts: dict, key: str) -> bytes:
+def _json(metadata: dict, key: str) -> bytes:
     """Facts as JSON that everyone can read; U+FFFD for bytes of a column that are not UTF-8."""
-    facts = {
-        name: _readable(value) if isinstance(value, str) else value for name, value in facts.items()
+    metadata = {
+        name: _readable(value) if isinstance(value, str) else value
+        for name, value in metadata.items()
     }
     try:
-        text = json.dumps(facts, ensure_ascii=False, sort_keys=True, allow_nan=False)
+        text = json.dumps(metadata, ensure_ascii=False, sort_keys=True, allow_nan=False)
     except (ValueError, TypeError, RecursionError) as error:  # NaN, for one
-        raise BadSample(key, "facts are no JSON", str(error)) from error
+        raise BadSample(key, "metadata is not JSON", str(error)) from error
     return check_text(text, key, "its JSON").encode()
 
 
@@ -184,8 +185,8 @@ def _readable(text: str) -> str:
     return re.sub("[\udc80-\udcff]", REPLACEMENT, text)
 
 
-def _image(source: Source, number: int, role: ImageRole, prefix: str) -> tuple[str, bytes]:
-    if not source.has(number, role):
+def _image(source: DataSource, number: int, role: ImageRole, prefix: str) -> tuple[str, bytes]:
+    if not source.has_image(number, role):
         raise BadSample(source.key(number), f"no {role}")
     content = source.image_bytes(number, role)
     kind = kind_of(content)
@@ -202,15 +203,15 @@ def _image(source: Source, number: int, role: ImageRole, prefix: str) -> tuple[s
 class _Job:
     """Writes one shard; travels to the processes."""
 
-    source: Source
+    source: DataSource
     folder: Path
     samples_per_shard: int
 
-    def __call__(self, shard: int) -> Packed:
+    def __call__(self, shard: int) -> PackedShard:
         first = shard * self.samples_per_shard
         numbers = range(first, min(first + self.samples_per_shard, len(self.source)))
         path = self.folder / _name(shard)
-        packed = Packed(path.name, 0)
+        packed = PackedShard(path.name, 0)
         lost: Counter[str] = Counter()
         with (
             replacing(path, partial_of(path), durable=False) as file,
@@ -237,7 +238,7 @@ def _name(shard: int) -> str:
     return f"shard-{shard:05d}.tar"
 
 
-def _size_of(source: Source, shards: list[int], samples_per_shard: int) -> int:
+def _size_of(source: DataSource, shards: list[int], samples_per_shard: int) -> int:
     """Bytes of shards that are to be written, about, from a few of their samples."""
     sizes = []
     for place in range(LOOKED_AT):
@@ -252,7 +253,7 @@ def _size_of(source: Source, shards: list[int], samples_per_shard: int) -> int:
     return samples * sum(sizes) // max(len(sizes), 1)
 
 
-def _take_up(folder: Path, plan: dict) -> dict[str, Packed]:
+def _take_up(folder: Path, plan: dict) -> dict[str, PackedShard]:
     """Shards that are complete, from the manifest of a run before; refuses any other contents."""
     there = [name for name in refuse_other_files(folder, OURS, "--out") if name != LOCK]
     if not there:
@@ -290,10 +291,10 @@ def _parsed(line: str) -> dict | None:
     return found if isinstance(found, dict) else None
 
 
-def _packed(line: dict | None) -> Packed | None:
+def _packed(line: dict | None) -> PackedShard | None:
     """The shard in a line of the manifest; None if the line holds none."""
     try:
-        return Packed(str(line["shard"]), int(line["samples"]), dict(line["skipped"]))
+        return PackedShard(str(line["shard"]), int(line["samples"]), dict(line["skipped"]))
     except (KeyError, TypeError, ValueError):
         return None
 

@@ -5,8 +5,8 @@ import pickle
 import numpy as np
 import pytest
 
-from triptych.data_modules.sampling.epoch_order import EpochOrder
-from triptych.data_modules.sampling.length_buckets import Buckets
+from triptych.data_modules.sampling.epoch_shuffle import EpochShuffle
+from triptych.data_modules.sampling.length_buckets import LengthBuckets
 from triptych.data_modules.sampling.mixing import PERIOD, Mixture
 from triptych.utils.errors import UserError
 
@@ -33,33 +33,33 @@ def epoch_of(order, epoch=0):
     ],
 )
 def test_every_sample_comes_once_an_epoch_and_otherwise_each_time(sizes, settings):
-    order = EpochOrder(np.array(sizes), 3, **settings)
+    order = EpochShuffle(np.array(sizes), 3, **settings)
     assert len(order) == sum(sizes)
     epochs = [epoch_of(order, epoch) for epoch in range(3)]
     assert all(np.array_equal(np.sort(e), np.arange(sum(sizes))) for e in epochs)
     if sum(sizes) > 9:
         assert not np.array_equal(epochs[0], epochs[1])
-        assert not np.array_equal(epoch_of(EpochOrder(np.array(sizes), 4, **settings)), epochs[0])
+        assert not np.array_equal(epoch_of(EpochShuffle(np.array(sizes), 4, **settings)), epochs[0])
 
 
 def test_a_place_is_found_without_what_came_before_it():
-    order = EpochOrder(UNEQUAL, 0, interleave=4, window=256)
+    order = EpochShuffle(UNEQUAL, 0, interleave=4, window=256)
     whole = epoch_of(order, 5)
     places = np.random.default_rng(0).integers(0, len(order), 500)
-    assert np.array_equal(EpochOrder(UNEQUAL, 0, 4, 256).numbers(5, places), whole[places])
+    assert np.array_equal(EpochShuffle(UNEQUAL, 0, 4, 256).numbers(5, places), whole[places])
     assert np.array_equal(pickle.loads(pickle.dumps(order)).numbers(5, places), whole[places])
     for place in places[:20]:
-        (number,) = EpochOrder(UNEQUAL, 0, 4, 256).numbers(5, [place])
+        (number,) = EpochShuffle(UNEQUAL, 0, 4, 256).numbers(5, [place])
         assert number == whole[place]
 
 
 def test_only_the_windows_that_are_asked_for_are_made(monkeypatch):
     made = []
-    permuted = EpochOrder._permuted
+    permuted = EpochShuffle._permuted
     monkeypatch.setattr(
-        EpochOrder, "_permuted", lambda self, *a: made.append(a[1:]) or permuted(self, *a)
+        EpochShuffle, "_permuted", lambda self, *a: made.append(a[1:]) or permuted(self, *a)
     )
-    order = EpochOrder(np.full(3000, 10_000), 0)  # 30 million samples
+    order = EpochShuffle(np.full(3000, 10_000), 0)  # 30 million samples
     for _ in range(3):
         order.numbers(2, np.arange(20_000_000, 20_000_512))
     assert 1 <= len(made) <= 2
@@ -71,7 +71,7 @@ def test_only_the_windows_that_are_asked_for_are_made(monkeypatch):
 @pytest.mark.parametrize("sizes", [UNEQUAL, np.full(40, 300), np.array([9000, 10, 20, 3000, 1])])
 def test_reads_stay_in_few_shards_for_a_while(sizes):
     interleave, window = 4, 256
-    order = EpochOrder(sizes, 0, interleave, window)
+    order = EpochShuffle(sizes, 0, interleave, window)
     shard_of = np.repeat(np.arange(len(sizes)), sizes)[epoch_of(order)]
     for first in range(0, len(order), window):
         # a stretch as long as a window lies in two windows at most, or three short ones
@@ -84,7 +84,7 @@ def test_reads_stay_in_few_shards_for_a_while(sizes):
 
 
 def test_no_window_touches_more_shards_than_are_interleaved():
-    order = EpochOrder(UNEQUAL, 0, interleave=4, window=256)
+    order = EpochShuffle(UNEQUAL, 0, interleave=4, window=256)
     shard_of = np.repeat(np.arange(len(UNEQUAL)), UNEQUAL)
     epoch_of(order)
     plan, windows = order._plans[0], 0
@@ -98,14 +98,14 @@ def test_no_window_touches_more_shards_than_are_interleaved():
 
 def test_a_small_set_is_shuffled_as_well_as_can_be():
     """All 6 orders of 3 samples come equally often: chi-square with 5 degrees of freedom."""
-    order = EpochOrder(np.array([2, 1]), 0)
+    order = EpochShuffle(np.array([2, 1]), 0)
     orders = [tuple(epoch_of(order, epoch)) for epoch in range(1200)]
     _, counts = np.unique(orders, axis=0, return_counts=True)
     assert len(counts) == 6 and ((counts - 200) ** 2 / 200).sum() < 20.5  # 1 in 1000 is above
 
 
 def test_neighbours_in_a_shard_are_strangers_in_training():
-    order = EpochOrder(np.full(200, 100), 0, interleave=16, window=1000)
+    order = EpochShuffle(np.full(200, 100), 0, interleave=16, window=1000)
     numbers = epoch_of(order)
     assert abs(np.corrcoef(numbers[:-1], numbers[1:])[0, 1]) < 0.3
     assert (np.diff(numbers) == 1).sum() < 0.01 * len(order)
@@ -184,7 +184,7 @@ def test_windows_fill_what_lies_between_two_bounds(length):
     def bounds(step):
         return step // length * length, (step // length + 1) * length
 
-    buckets = Buckets(lengths, 8, 0, 10, bounds)
+    buckets = LengthBuckets(lengths, 8, 0, 10, bounds)
     windows = [buckets._window_of(step) for step in range(3 * length)]
     assert all(step in window and len(window) <= 10 for step, window in enumerate(windows))
     sizes = {len(window) for window in windows}
@@ -194,7 +194,7 @@ def test_windows_fill_what_lies_between_two_bounds(length):
 
 
 def test_every_position_is_in_one_batch_of_its_window():
-    buckets = Buckets(lengths, 8, 0, 10, anywhere)
+    buckets = LengthBuckets(lengths, 8, 0, 10, anywhere)
     for window in (0, 1, 5):
         batches = [buckets(window * 10 + n) for n in range(10)]
         expected = np.arange(window * 80, (window + 1) * 80)
@@ -206,7 +206,10 @@ def test_every_position_is_in_one_batch_of_its_window():
 
 
 def test_a_bucket_is_a_pure_function_of_the_step():
-    one, other = Buckets(lengths, 8, 0, 10, anywhere), Buckets(lengths, 8, 0, 10, anywhere)
+    one, other = (
+        LengthBuckets(lengths, 8, 0, 10, anywhere),
+        LengthBuckets(lengths, 8, 0, 10, anywhere),
+    )
     for step in (73, 2, 15, 73):
         assert np.array_equal(one(step), other(step))
-    assert not np.array_equal(one(3), Buckets(lengths, 8, 1, 10, anywhere)(3))
+    assert not np.array_equal(one(3), LengthBuckets(lengths, 8, 1, 10, anywhere)(3))

@@ -7,10 +7,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from triptych.data_modules.sampling.epoch_order import EpochOrder
+from triptych.data_modules.sampling.batch_sampler import GlobalBatchSampler
+from triptych.data_modules.sampling.epoch_shuffle import EpochShuffle
 from triptych.data_modules.sampling.mixing import Mixture
-from triptych.data_modules.sampling.schedule import Schedule
-from triptych.data_modules.sampling.step_dataset import StepDataset, Steps, step_loader
+from triptych.data_modules.sampling.step_dataset import StepDataset, StepSampler, step_loader
 
 
 class Numbered:
@@ -20,7 +20,7 @@ class Numbered:
         self.shard_sizes = np.array([samples // 3, 0, samples - samples // 3])
         self.lengths = lengths
 
-    def caption_sizes(self, numbers):
+    def caption_lengths(self, numbers):
         return 5 + np.asarray(numbers) * 37 % 100 if self.lengths else None
 
 
@@ -28,7 +28,7 @@ def schedule_of(sizes, batch, buckets=64, weights=None, lengths=True, seed=0):
     sources = [Numbered(size, lengths) for size in sizes]
     weights = weights or sizes
     mixture = Mixture({str(n): float(w) for n, w in enumerate(weights)})
-    return Schedule(sources, mixture, batch, seed, buckets)
+    return GlobalBatchSampler(sources, mixture, batch, seed, buckets)
 
 
 def drawn(schedule, batches, first=0):
@@ -92,10 +92,10 @@ def test_epochs_of_a_small_set_differ():
 
 
 def test_sets_that_are_smaller_than_a_batch_are_named():
-    assert schedule_of([7], 16).crowded() == {"0": (7, 16)}
-    assert schedule_of([16], 16).crowded() == {}
-    assert schedule_of([7, 1000], 16, weights=[1, 1]).crowded() == {"0": (7, 8)}
-    assert schedule_of([8, 1000], 16, weights=[1, 1]).crowded() == {}
+    assert schedule_of([7], 16).oversampled() == {"0": (7, 16)}
+    assert schedule_of([16], 16).oversampled() == {}
+    assert schedule_of([7, 1000], 16, weights=[1, 1]).oversampled() == {"0": (7, 8)}
+    assert schedule_of([8, 1000], 16, weights=[1, 1]).oversampled() == {}
 
 
 def test_small_sets_are_still_sorted_by_length_within_an_epoch():
@@ -108,7 +108,7 @@ def test_small_sets_are_still_sorted_by_length_within_an_epoch():
 
 
 def places_alone(step, places, samples):
-    """Stands for a BatchBuilder: gives back what it was asked for."""
+    """Stands for a Collator: gives back what it was asked for."""
     return SimpleNamespace(places=list(places))
 
 
@@ -139,7 +139,7 @@ def test_no_part_of_a_step_holds_a_sample_twice_that_need_not(sizes, weights):
 def test_loader_workers_change_nothing(size):
     def places(workers):
         dataset = StepDataset(places_alone, schedule_of([size], 8))
-        return [batch.places for batch in step_loader(dataset, Steps(lambda: 3, 9), workers)]
+        return [batch.places for batch in step_loader(dataset, StepSampler(lambda: 3, 9), workers)]
 
     assert places(2) == places(0)
 
@@ -148,9 +148,9 @@ def test_loader_workers_change_nothing(size):
 def test_a_step_far_away_follows_few_epochs(size, batch, monkeypatch):
     schedule = schedule_of([size], batch)
     followed = []
-    numbers = EpochOrder.numbers
+    numbers = EpochShuffle.numbers
     monkeypatch.setattr(
-        EpochOrder, "numbers", lambda self, *a: followed.append(a[0]) or numbers(self, *a)
+        EpochShuffle, "numbers", lambda self, *a: followed.append(a[0]) or numbers(self, *a)
     )
     schedule.locate(schedule.batch(10**7 + 3))
     assert len(followed) <= 3 * batch

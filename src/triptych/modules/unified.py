@@ -230,15 +230,15 @@ class UnifiedModule(Panel):
     def preprocessing(self) -> Preprocessing:
         if self.understanding is None:
             raise UserError("the model needs the understanding panel for its tokenizer.")
-        known = self.understanding.preprocessing()
-        known.image_size = self.image_size
+        processor = self.understanding.preprocessing()
+        processor.image_size = self.image_size
         if self.generation is not None:
-            known.template = self.generation.template
-            known.training_template = self.generation.training_template
+            processor.template = self.generation.template
+            processor.training_template = self.generation.training_template
         if (encoder := self._encoder_of_targets()) is not None:
-            known.features = partial(self.feature_config_of, encoder, self.image_size)
-            known.images_too = "decoding" in self.loss_weights
-        return known
+            processor.features = partial(self.feature_config_of, encoder, self.image_size)
+            processor.images_too = "decoding" in self.loss_weights
+        return processor
 
     @property
     def image_size(self) -> int:

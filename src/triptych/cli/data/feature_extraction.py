@@ -32,11 +32,16 @@ from triptych.data_modules.features.cache import (
     MANIFEST,
     VERSION,
     config_hash,
+    default_folder,
     finished,
-    home,
     shard_names,
 )
-from triptych.data_modules.features.shard_file import DTYPES, ENDING, SidecarWriter, read_metadata
+from triptych.data_modules.features.feature_shard import (
+    DTYPES,
+    SUFFIX,
+    FeatureShardWriter,
+    read_metadata,
+)
 from triptych.data_modules.shards.identity import file_stamp
 from triptych.inference.loading import describe_model, find_source
 from triptych.modules.feature_extraction import FeatureModule, Images
@@ -49,7 +54,7 @@ from triptych.utils.images import stack_images
 from triptych.utils.signals import ignore_in_worker, supervisor
 
 # Names of the files in a folder of features; hidden files are not looked at.
-OURS = re.compile(rf"({re.escape(MANIFEST)}|.*{re.escape(ENDING)})(\.partial)?|\..*")
+OURS = re.compile(rf"({re.escape(MANIFEST)}|.*{re.escape(SUFFIX)})(\.partial)?|\..*")
 
 
 def extract(options: argparse.Namespace) -> None:
@@ -77,8 +82,8 @@ def extract(options: argparse.Namespace) -> None:
     shard_names(source.paths)  # refuses equal ones before the weights are read
     module = FeatureModule(model, options.encoder)
     module.refuse_trained(found.trained)
-    made = Making(
-        folder=options.out or home(source),
+    made = FeatureFolder(
+        folder=options.out or default_folder(source),
         identity={**module.identity(), "image_backend": options.image_backend},
         dtype=options.storage_dtype,
     )
@@ -88,7 +93,7 @@ def extract(options: argparse.Namespace) -> None:
 
 
 @dataclass
-class Making:
+class FeatureFolder:
     """A folder of features, as it is made."""
 
     folder: Path
@@ -133,7 +138,7 @@ class Making:
         if todo := self.missing(source):
             with supervisor.handled(RESUME):
                 watch_launched()
-                write = WriteSidecars(self, source, todo, module.encoder.feature_shape)
+                write = WriteFeatureShards(self, source, todo, module.encoder.feature_shape)
                 trainer = devices.trainer([write], most=len(todo))
                 take_over(trainer)
                 read = ImageReader(
@@ -159,7 +164,7 @@ class Making:
 
     def sidecars(self, source: ShardFolder) -> list[Path]:
         """The file of each shard's features."""
-        return [self.folder / (name + ENDING) for name in shard_names(source.paths)]
+        return [self.folder / (name + SUFFIX) for name in shard_names(source.paths)]
 
     def bytes_of(self, module: FeatureModule) -> int:
         """Bytes of the features of one sample."""
@@ -168,12 +173,12 @@ class Making:
     def write_manifest(self, precision: str) -> str:
         """Write the manifest from the sidecars; return a line about it."""
         shards, squares, errors = {}, 0.0, 0.0
-        for path in sorted(self.folder.glob("*" + ENDING)):
+        for path in sorted(self.folder.glob("*" + SUFFIX)):
             said = read_metadata(path)
             if said is None or said.get("digest") != self.config_hash:
                 continue
             counts = {name: int(said[name]) for name in ("samples", "unreadable")}
-            shards[path.name.removesuffix(ENDING)] = {**parse_json(said["shard"], path), **counts}
+            shards[path.name.removesuffix(SUFFIX)] = {**parse_json(said["shard"], path), **counts}
             squares += float(said["squares"])
             errors += float(said["square_errors"])
         error = (errors / squares) ** 0.5 if squares else 0.0
@@ -198,11 +203,15 @@ class Making:
         )
 
 
-class WriteSidecars(BasePredictionWriter):
+class WriteFeatureShards(BasePredictionWriter):
     """One sidecar a shard, as the batches of its samples come in."""
 
     def __init__(
-        self, made: Making, source: ShardFolder, shards: list[int], shape: tuple[int, int, int]
+        self,
+        made: FeatureFolder,
+        source: ShardFolder,
+        shards: list[int],
+        shape: tuple[int, int, int],
     ) -> None:
         super().__init__("batch")
         self.made, self.sidecars, self.shape = made, made.sidecars(source), shape
@@ -218,7 +227,7 @@ class WriteSidecars(BasePredictionWriter):
             path = self.sidecars[batch.shard]
             self._shard, self._writer = (
                 batch.shard,
-                SidecarWriter(path, self.made.dtype, self.shape),
+                FeatureShardWriter(path, self.made.dtype, self.shape),
             )
             self._unreadable = 0
         self._writer.add(batch.keys, prediction)
@@ -230,7 +239,7 @@ class WriteSidecars(BasePredictionWriter):
 
     def on_exception(self, trainer: Trainer, module: FeatureModule, exception) -> None:
         if self._writer is not None:
-            self._writer.abandon()
+            self._writer.discard()
 
     def _finish(self) -> None:
         if self._writer is not None:

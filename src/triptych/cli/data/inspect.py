@@ -46,15 +46,15 @@ def inspect(arguments: list[str]) -> None:
     parsed = parse(parser, arguments)
     if parsed.out and parsed.out.suffix.lower() != ".png":
         raise UserError(f"the sheet {parsed.out} must be a .png (--out).")
-    from triptych.data_modules.sources.detect import source_at
-    from triptych.data_modules.tools.inspect import contact_sheet, examine
+    from triptych.data_modules.sources.detect import detect_source
+    from triptych.data_modules.tools.inspect import collect_statistics, make_image_grid
 
-    source = source_at(parsed.source).open()
+    source = detect_source(parsed.source).open()
     with progress_bar("reading") as progress:
-        found = examine(source, parsed.samples, parsed.workers, progress)
+        found = collect_statistics(source, parsed.samples, parsed.workers, progress)
     print("\n".join(report(source, found)))
     if parsed.out:
-        sheet = contact_sheet(source, parsed.num_images)
+        sheet = make_image_grid(source, parsed.num_images)
         with replacing(parsed.out) as file:
             sheet.save(file, "PNG")
         print(f"images         {parsed.out}")

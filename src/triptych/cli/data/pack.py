@@ -22,17 +22,17 @@ The same command resumes where it was stopped."""
 def pack(arguments: list[str]) -> None:
     """Pack images and captions into shards."""
     parsed = parse(pack_parser(), arguments)
-    from triptych.data_modules.sources.detect import source_at
+    from triptych.data_modules.sources.detect import detect_source
     from triptych.data_modules.tools.pack import pack as write
     from triptych.data_modules.tools.pack import skipped
 
-    source = source_at(
+    source = detect_source(
         parsed.source,
         parsed.images_dir,
         parsed.split,
         parsed.image_column,
         parsed.caption_column,
-        mend=True,
+        dotted_names=True,
     ).open()
     origin = {
         "source": str(parsed.source.resolve()),

@@ -28,7 +28,7 @@ from triptych.utils.listing.names import (
 BLOCK = 512  # bytes; headers and payloads begin at its multiples
 RECORD = 20 * BLOCK  # what tar rounds up the size of an archive to
 CHUNK = 256 * 1024  # bytes looked through at a time for the next header
-LONGEST_NAMES = 1 << 20  # bytes of a header of names; more is taken for damage
+MAX_NAMES_BYTES = 1 << 20  # bytes of a header of names; more is taken for damage
 
 DAMAGED = "damaged header"
 TRUNCATED = "truncated"
@@ -166,7 +166,7 @@ def groups(events: Iterable[Member | Damage]) -> Iterator[Group]:
         yield group
 
 
-def mended(found: Iterable[Group]) -> Iterator[Group]:
+def split_dotted(found: Iterable[Group]) -> Iterator[Group]:
     """The same groups, those without an image for the dots in their names taken apart."""
     for group in found:
         if group.reason == DOTTED:
@@ -233,7 +233,7 @@ def _walk(file: int, end: int) -> Iterator[Member | Damage]:
             position = payload + -(-size // BLOCK) * BLOCK
             good = payload + size <= end
             if header.type in NAMES:
-                good = good and size <= LONGEST_NAMES
+                good = good and size <= MAX_NAMES_BYTES
                 more = read_names(header.type, os.pread(file, size, payload)) if good else None
                 good = more is not None
                 said |= more or {}
