@@ -49,7 +49,8 @@ from triptych.data_modules import Collator, Decoder, ShardFolder, TaskDataset
 from triptych.data_modules.sampling.batch_sampler import GlobalBatchSampler
 from triptych.data_modules.sampling.mixing import Mixture
 from triptych.data_modules.sampling.step_dataset import StepDataset
-from triptych.data_modules.shards.index import COLUMNS, IndexContents, write_index
+from triptych.data_modules.shards.index import write_index
+from triptych.data_modules.shards.index_format import COLUMNS, IndexContents
 from triptych.interfaces import TEXT_TO_IMAGE, Preprocessing
 
 SIDES = {512: 32, 1024: 16, 2048: 8}  # pixels a side -> images of one round
@@ -229,13 +230,13 @@ def features_against_live(work: Path, rounds: int) -> dict[str, float]:
     writer = FeatureShardWriter(path, "bf16", FEATURES)
     writer.add(keys, torch.randn(len(keys), *FEATURES))
     writer.close({})
-    sidecar = FeatureShard(path)
+    feature_shard = FeatureShard(path)
 
     def cached() -> Iterator:
         order = np.random.default_rng(0)
         while True:
             some = order.integers(0, len(keys), BATCH)
-            yield torch.stack([sidecar.get(keys[number]) for number in some])
+            yield torch.stack([feature_shard.get(keys[number]) for number in some])
 
     return in_turn({"features": cached(), "live": ours(folder)}, 16, rounds)
 

@@ -16,12 +16,12 @@ from triptych.interfaces import IMAGE_TO_IMAGE, Preprocessing
 
 Need = Literal["caption", "image", "turn", "edit"]
 MAX_EXAMINED = 2000
-"""Samples of a data set: where none of these serves, none is expected to."""
+"""Maximum number of samples of a data set that are examined for `needs`."""
 
 
 @dataclass
 class Preview:
-    """One sample with the requested contents; others may be there or not."""
+    """One sample with the requested contents; the others may be missing."""
 
     key: str
     text: str = ""
@@ -34,54 +34,58 @@ class Preview:
 def previews(
     datasets: Iterable[TaskDataset],
     processor: Preprocessing,
-    number: int,
+    max_previews: int,
     needs: set[Need],
     decoder: Decoder,
 ) -> list[Preview]:
-    """The first samples, at most `number`, that a model can take and that have all of `needs`.
+    """Find the first samples that a model can take and that have all of `needs`.
 
     Args:
-        datasets: data sets of one objective, open.
-        decoder: of the training batches: previews show what the model sees.
-        needs: "caption": a text to draw; "image": an image; "turn": a question about it; "edit":
-            an image and the instruction that changes it.
+        datasets: open data sets of one objective.
+        processor: the model's tokenizer, limits and image sizes.
+        max_previews: maximum number of samples.
+        needs: required contents. "caption": a text to draw; "image": an image; "turn": a question
+            about it; "edit": an image and the instruction that changes it.
+        decoder: decoder of the training batches: previews show what the model sees.
     """
     found: list[Preview] = []
     for dataset in datasets:
-        for place in range(min(len(dataset.source), MAX_EXAMINED)):
-            if len(found) == number:
+        for number in range(min(len(dataset.source), MAX_EXAMINED)):
+            if len(found) == max_previews:
                 return found
             with suppress(BadSample):
-                found.append(_preview(dataset, place, processor, needs, decoder))
+                found.append(_preview(dataset, number, processor, needs, decoder))
     return found
 
 
 def _preview(
     dataset: TaskDataset, number: int, processor: Preprocessing, needs: set[Need], decoder: Decoder
 ) -> Preview:
-    """One sample.
+    """The preview of one sample.
 
     Raises:
-        BadSample: it lacks something, or the model cannot take it.
+        BadSample: it lacks one of `needs`, or the model cannot take it.
     """
     source, key = dataset.source, dataset.source.key(number)
     is_edit = dataset.task == IMAGE_TO_IMAGE and source.has_image(number, "source")
     if "edit" in needs and not is_edit or "caption" in needs and is_edit:
-        raise BadSample(key, "is an edit or is none")
+        raise BadSample(key, "not an edit, or not a caption")
     # in the prompt template of inference
     dataset.prompt(number, number, replace(processor, training_template=processor.template))
-    found = Preview(key)
+    preview = Preview(key)
     try:
-        found.text = dataset.caption(number, number, 0)
+        preview.text = dataset.caption(number, number, 0)
     except BadSample:
         if needs & {"caption", "edit"}:
             raise
     if "turn" in needs:
-        found.turn = dataset.some(dataset.conversation_turns(number, number, 0), number, 0)[0]
+        preview.turn = dataset.sample_turns(
+            dataset.conversation_turns(number, number, 0), number, 0
+        )[0]
     if "edit" in needs:
-        found.image = source.image(number, "source", decoder)
+        preview.image = source.image(number, "source", decoder)
     elif "image" in needs:
         if not source.has_image(number, "image"):
             raise BadSample(key, "no image")
-        found.image = source.image(number, decoder=decoder)
-    return found
+        preview.image = source.image(number, decoder=decoder)
+    return preview

@@ -1,4 +1,4 @@
-"""Texts of a sample by the rules of `triptych.utils.captions`; unusable ones are bad samples."""
+"""Cleans the texts of a sample by `triptych.utils.captions`; unusable ones are bad samples."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from triptych.utils.errors import TextError
 
 
 def captions_of(value: object, key: str, what: str = "caption") -> list[str]:
-    """`captions.captions_of` for the sample called `key`.
+    """Apply `captions.captions_of` to a text of the sample `key`.
 
     Raises:
         BadSample: no caption is usable; each kind (empty, blank, UTF-16, ...) has its own reason.
@@ -21,24 +21,24 @@ def captions_of(value: object, key: str, what: str = "caption") -> list[str]:
         return captions.captions_of(value, what)
 
 
-def check_text(text: object, key: str, what: str, most: int = MAX_TEXT_BYTES) -> str:
-    """`captions.check_text` for the sample called `key`.
+def check_text(text: object, key: str, what: str, max_bytes: int = MAX_TEXT_BYTES) -> str:
+    """Apply `captions.check_text` to a text of the sample `key`.
 
     Raises:
-        BadSample: it is not text, or too long.
+        BadSample: the text is not a string, or too long.
     """
     with _of_sample(key, what):
-        return captions.check_text(text, what, most)
+        return captions.check_text(text, what, max_bytes)
 
 
-def clean(text: object, key: str, what: str, most: int = MAX_CHARACTERS) -> str:
-    """`captions.clean` for the sample called `key`.
+def clean(text: object, key: str, what: str, max_characters: int = MAX_CHARACTERS) -> str:
+    """Apply `captions.clean` to a text of the sample `key`.
 
     Raises:
-        BadSample: it is not text, too long, or in no readable encoding.
+        BadSample: the text is not a string, too long, or in an unreadable encoding.
     """
     with _of_sample(key, what):
-        return captions.clean(text, what, most)
+        return captions.clean(text, what, max_characters)
 
 
 @contextmanager

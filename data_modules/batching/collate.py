@@ -1,15 +1,15 @@
-"""From sample numbers to a `Batch`: prompts and images of each sample, bad ones replaced."""
+"""Collator: joins the prompts and images of samples to a `Batch`; bad samples are replaced."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from itertools import cycle
 
 import torch
 from torch import Tensor
 
-from triptych.data_modules.batching.tasks import SHOWING, Prompt, TaskDataset
+from triptych.data_modules.batching.tasks import IMAGE_PROMPT_TASKS, Prompt, TaskDataset
 from triptych.data_modules.decode import Decoder
 from triptych.data_modules.sources.base import BadSample, ImageRole
 from triptych.interfaces import IMAGE_GENERATION, Batch, Preprocessing
@@ -20,38 +20,39 @@ from triptych.utils.images import stack_images
 
 @dataclass
 class Example:
-    """One sample as the model takes it."""
+    """One sample as model input."""
 
     key: str
     prompt: Prompt
-    shown: Tensor | None = None
+    prompt_image: Tensor | None = None
     """uint8 [3,s,s], the image in the prompt."""
-    target: Tensor | None = None
-    """uint8 [3,S,S], the image to make."""
+    target_image: Tensor | None = None
+    """uint8 [3,S,S], the image to generate."""
     features: Tensor | None = None
-    """Cached features [C,h,w] of that image, if they were computed before."""
+    """[C,h,w], cached features of the target image."""
 
 
 @dataclass
 class Collator:
-    """Builds batches of tasks of one objective from their sources; picklable, for loader workers.
+    """Makes batches of data sets of one objective; picklable, for loader workers.
 
     Args:
-        datasets: the sources, open, each with its task; a batch may hold samples of all of them.
+        datasets: open data sets with their tasks; a batch may hold samples of all of them.
         processor: the model's tokenizer, limits and image sizes.
-        seed: random seed of the choices that a task makes.
-        decode: decoder from encoded images to squares.
-        replace_bad: whether a good sample of a batch replaces one that cannot be used, which
-            keeps batches equal on all ranks; else the batch is smaller, and no sample counts twice.
+        seed: random seed of the draws of a task.
+        decoder: decoder from encoded images to squares.
+        replace_bad: whether a good sample of the batch replaces each bad one, which keeps the batch
+            size equal on all ranks; otherwise the batch is smaller, and no sample counts twice.
 
     Raises:
-        UserError: the tasks are of two objectives, or the model takes no images in its prompts.
+        UserError: the tasks have different objectives.
     """
 
     datasets: list[TaskDataset]
     processor: Preprocessing
     seed: int = 0
-    decode: Decoder = field(default_factory=Decoder)
+    _: KW_ONLY
+    decoder: Decoder = field(default_factory=Decoder)
     replace_bad: bool = True
 
     def __post_init__(self) -> None:
@@ -70,17 +71,19 @@ class Collator:
     def __call__(
         self, step: int, places: Sequence[tuple[int, int]], samples: Sequence[int]
     ) -> Batch:
-        """Batch `step` of the samples at `places`, whose global sample numbers are `samples`.
+        """Make one batch.
+
+        Bad samples are listed in `Batch.skipped`. With `replace_bad`, a good sample takes the place
+        of each, under the global sample number of the bad one: the copy gets other noise than the
+        original.
 
         Args:
-            places: (number of the dataset, number of the sample in its source).
-
-        A sample that cannot be used is named in `Batch.skipped`. With `replace_bad`, a good one of
-        the batch stands in for it, under the global sample number of the one that it replaces: the
-        copy meets another noise than the original.
+            step: number of the batch.
+            places: (number of the data set, number of the sample in its source) of each sample.
+            samples: global sample number of each sample.
 
         Raises:
-            UserError: no sample of the batch can be used.
+            UserError: no sample of the batch is usable.
         """
         examples: list[Example | None] = []
         skipped = []
@@ -99,8 +102,8 @@ class Collator:
             )
         numbers = list(samples)
         if self.replace_bad:
-            stand_ins = cycle(good)
-            good = [example if example is not None else next(stand_ins) for example in examples]
+            replacements = cycle(good)
+            good = [example if example is not None else next(replacements) for example in examples]
         else:
             rows = zip(examples, numbers, strict=True)
             numbers = [number for example, number in rows if example is not None]
@@ -110,21 +113,21 @@ class Collator:
         processor = self.processor
         prompt = dataset.prompt(number, sample, processor, self.seed)
         features: Tensor | None = None
-        target: ImageRole | None = None
+        target_role: ImageRole | None = None
         if self.objective == IMAGE_GENERATION:
             features = dataset.features and dataset.features.get(number)
-            target = "image" if features is None or processor.images_too else None
-        sizes: dict[ImageRole, list[int]] = {}  # role -> sizes: each image is decoded once
-        if prompt.shown:
-            sizes.setdefault(prompt.shown, []).append(processor.understanding_size)
-        if target:
-            sizes.setdefault(target, []).append(processor.image_size)
+            target_role = "image" if features is None or processor.images_too else None
+        sizes: dict[ImageRole, list[int]] = {}  # of each image, which is decoded once
+        if prompt.image_role:
+            sizes.setdefault(prompt.image_role, []).append(processor.understanding_size)
+        if target_role:
+            sizes.setdefault(target_role, []).append(processor.image_size)
         squares = {role: self._squares(dataset, number, role, sizes[role]) for role in sizes}
         return Example(
             dataset.source.key(number),
             prompt,
-            squares[prompt.shown][0] if prompt.shown else None,
-            squares[target][-1] if target else None,
+            squares[prompt.image_role][0] if prompt.image_role else None,
+            squares[target_role][-1] if target_role else None,
             features,
         )
 
@@ -133,7 +136,7 @@ class Collator:
     ) -> list[Tensor]:
         data = dataset.source.image_bytes(number, role)
         try:
-            return self.decode(data, *sizes)
+            return self.decoder(data, *sizes)
         except ImageError as error:
             key = dataset.source.key(number)
             raise BadSample(key, f"{role} {error.reason}", error.detail) from error
@@ -147,8 +150,8 @@ class Collator:
             ids = mask = torch.zeros((len(examples), 0), dtype=torch.long)
         else:
             ids, mask = pad([prompt.ids for prompt in prompts], token_id(processor.tokenizer, PAD))
-        shown = [example.shown for example in examples if example.shown is not None]
-        patches, grids = processor.image_inputs(stack_images(shown)) if shown else (None, None)
+        images = [each.prompt_image for each in examples if each.prompt_image is not None]
+        patches, grids = processor.image_inputs(stack_images(images)) if images else (None, None)
         batch = Batch(
             self.objective,
             [example.key for example in examples],
@@ -158,15 +161,17 @@ class Collator:
             mask,
             understanding_pixels=patches,
             image_grid_thw=grids,
-            may_show=any(dataset.task in SHOWING for dataset in self.datasets),
+            may_show=any(dataset.task in IMAGE_PROMPT_TASKS for dataset in self.datasets),
             skipped=skipped,
         )
         if self.objective == IMAGE_GENERATION:
             if processor.tokenizer is not None:
                 placeholder = token_id(processor.tokenizer, IMAGE_PAD)
                 batch.shared = shared_tokens([prompt.ids for prompt in prompts], placeholder)
-            batch.target_pixels, _ = stack([example.target for example in examples], stack_images)
-            batch.target_features, batch.has_features = stack(
+            batch.target_pixels, _ = stack_optional(
+                [example.target_image for example in examples], stack_images
+            )
+            batch.target_features, batch.has_features = stack_optional(
                 [example.features for example in examples]
             )
         else:
@@ -174,18 +179,18 @@ class Collator:
         return batch
 
 
-def stack(
+def stack_optional(
     rows: list[Tensor | None], join: Callable[[list[Tensor]], Tensor] = torch.stack
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Rows of one shape as a batch, zeros in the place of None, and which of them are there, [B].
+    """Stack rows of one shape with zeros for None; return the batch and the mask of rows, [B].
 
-    The batch is None if no row is there; which are is None if all are.
+    Both are None without any row; the mask is None if no row is missing.
     """
-    there = [row for row in rows if row is not None]
-    if not there:
+    present = [row for row in rows if row is not None]
+    if not present:
         return None, None
-    if len(there) == len(rows):
+    if len(present) == len(rows):
         return join(rows), None
-    empty = torch.zeros_like(there[0])
+    empty = torch.zeros_like(present[0])
     batch = join([empty if row is None else row for row in rows])
     return batch, torch.tensor([row is not None for row in rows])

@@ -1,19 +1,20 @@
-"""Tasks: the prompt, the labels and the images that each task makes of a sample.
+"""Tasks: prompt, labels and images of a sample for each task.
 
-Tasks have two objectives (`interfaces.OBJECTIVE_OF_TASK`), a loss each. A batch mixes tasks of one.
+Tasks have two objectives (`interfaces.OBJECTIVE_OF_TASK`), each with its loss. A batch mixes tasks
+of one objective.
 
     text_to_image    caption -> image
-    image_to_image   source image, instruction -> image; without a source image the sample's
-                     own one is to be reconstructed
-    image_to_text    image, questions -> answers; the caption where there is no conversation,
-                     and no image where the sample has none
+    image_to_image   source image, instruction -> image; a sample without a source image is
+                     reconstructed
+    image_to_text    image, questions -> answers; the caption if there is no conversation, and
+                     without an image if the sample has none
     text_to_text     questions -> answers
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 
 import numpy as np
 
@@ -39,7 +40,7 @@ from triptych.prompts import (
 from triptych.utils.errors import UserError
 from triptych.utils.rng import uniform
 
-SHOWING = (IMAGE_TO_IMAGE, IMAGE_TO_TEXT)
+IMAGE_PROMPT_TASKS = (IMAGE_TO_IMAGE, IMAGE_TO_TEXT)
 """Tasks whose prompts may hold an image."""
 DESCRIBE = "describe the image"
 Turns = list[tuple[str, str]]
@@ -51,9 +52,9 @@ class Prompt:
 
     ids: list[int]
     labels: list[int] | None = None
-    """Target ids of the answer, IGNORED elsewhere; None for a sample of image generation."""
-    shown: ImageRole | None = None
-    """The image that the prompt holds placeholders for."""
+    """Target ids of the answer, IGNORED elsewhere; None for image generation."""
+    image_role: ImageRole | None = None
+    """Role of the image that the prompt holds placeholders for."""
 
 
 @dataclass
@@ -61,19 +62,22 @@ class TaskDataset:
     """The samples of a source as one task reads them.
 
     Args:
-        source: the samples, open.
-        task: a name of `interfaces.OBJECTIVE_OF_TASK`.
-        name: what reports call it.
-        text_only_ratio: share of image_to_text samples that talk about a caption, without an image.
-        conversation_key: name, among a sample's metadata, of its list of [question, answer] turns.
-        max_turns: take so many turns of a conversation, others each time; None takes all, in order.
-        max_characters: of a caption or of one turn.
-        features: of the images to make, computed before.
+        source: open source.
+        task: task of the samples, a key of `interfaces.OBJECTIVE_OF_TASK`.
+        name: name in reports.
+        text_only_ratio: fraction of the image_to_text samples that are a conversation about the
+            caption, without the image.
+        conversation_key: key of the [question, answer] turns in the metadata of a sample.
+        max_turns: maximum number of turns of a conversation, drawn anew each time; None takes all,
+            in order.
+        max_characters: length limit of a caption or of one turn.
+        features: cached features of the target images.
     """
 
     source: DataSource
     task: str
     name: str = ""
+    _: KW_ONLY
     text_only_ratio: float = 0.0
     conversation_key: str = "conversation"
     max_turns: int | None = None
@@ -92,9 +96,13 @@ class TaskDataset:
         return OBJECTIVE_OF_TASK[self.task]
 
     def prompt(self, number: int, sample: int, processor: Preprocessing, seed: int = 0) -> Prompt:
-        """The prompt of sample `number` of the source, whose global sample number is `sample`.
+        """Make the prompt of a sample; reads no images.
 
-        Images are not read.
+        Args:
+            number: number of the sample in the source.
+            sample: global sample number, which seeds the draws.
+            processor: the model's tokenizer and limits; without a tokenizer the prompt is empty.
+            seed: random seed of the draws.
 
         Raises:
             BadSample: the sample has no text for this task, or one that the model cannot take.
@@ -102,49 +110,61 @@ class TaskDataset:
         if processor.tokenizer is None:
             return Prompt([])
         try:
-            return PROMPTS[self.task](self, number, sample, processor, seed)
+            return PROMPT_BUILDERS[self.task](self, number, sample, processor, seed)
         except PromptError as error:
             raise BadSample(self.source.key(number), error.reason, str(error)) from error
 
     def caption(self, number: int, sample: int, seed: int, what: str = "caption") -> str:
-        """The caption or instruction, fit for a tokenizer; of several, the one that `sample` draws.
+        """The cleaned caption or instruction; of several, the one drawn for `sample`.
 
         Raises:
-            BadSample: it cannot be used.
+            BadSample: it is unusable.
         """
         captions = self.source.captions(number)
-        drawn = 0
+        choice = 0
         if len(captions) > 1:
-            drawn = int(float(uniform(seed, "caption", [sample])) * len(captions))
-        return clean(captions[drawn], self.source.key(number), what, self.max_characters)
+            choice = int(float(uniform(seed, "caption", [sample])) * len(captions))
+        return clean(captions[choice], self.source.key(number), what, self.max_characters)
 
     def metadata(self, number: int) -> dict:
+        """Metadata of a sample.
+
+        Raises:
+            BadSample: it is not a dict.
+        """
         metadata = self.source.metadata(number)
         if not isinstance(metadata, dict):
             raise BadSample(self.source.key(number), "metadata is not a JSON object")
         return metadata
 
     def conversation_turns(self, number: int, sample: int, seed: int) -> Turns:
-        """The conversation about a sample's image; a caption, where there is none."""
+        """The conversation about a sample's image; its caption if there is none."""
         if turns := self.metadata(number).get(self.conversation_key):
-            return self.checked(turns, number)
+            return self.validate_turns(turns, number)
         return [(DESCRIBE, self.caption(number, sample, seed))]
 
-    def checked(self, turns: object, number: int) -> Turns:
-        """`turns`, fit for a tokenizer, if they are (question, answer) pairs."""
+    def validate_turns(self, turns: object, number: int) -> Turns:
+        """Cleaned (question, answer) turns.
+
+        Raises:
+            BadSample: they are not pairs of texts, or a text is unusable.
+        """
         key = self.source.key(number)
         pairs = isinstance(turns, list) and all(
             isinstance(turn, (list, tuple)) and len(turn) == 2 for turn in turns
         )
         if not pairs or not turns:
-            raise BadSample(key, "conversation is no list of [question, answer]")
-        most = self.max_characters
-        return [(clean(q, key, "question", most), clean(a, key, "answer", most)) for q, a in turns]
+            raise BadSample(key, "conversation is not a list of [question, answer]")
+        limit = self.max_characters
+        return [
+            (clean(question, key, "question", limit), clean(answer, key, "answer", limit))
+            for question, answer in turns
+        ]
 
-    def some(self, turns: list, sample: int, seed: int) -> list:
-        """`self.max_turns` of the turns in an order of their own, which `sample` alone decides."""
+    def sample_turns(self, turns: list, sample: int, seed: int) -> list:
+        """Draw `max_turns` turns, in random order, as a function of (seed, `sample`)."""
         if self.max_turns is None or not isinstance(turns, list):
-            return turns  # `checked` refuses what is not a list
+            return turns  # `validate_turns` refuses another type
         chosen = np.random.default_rng([seed, sample]).permutation(len(turns))
         return [turns[n] for n in chosen[: self.max_turns]]
 
@@ -160,9 +180,9 @@ def text_to_image(
 def image_to_image(
     dataset: TaskDataset, number: int, sample: int, processor: Preprocessing, seed: int
 ) -> Prompt:
-    shown: ImageRole = "source" if dataset.source.has_image(number, "source") else "image"
+    role: ImageRole = "source" if dataset.source.has_image(number, "source") else "image"
     instruction = RECONSTRUCTION_INSTRUCTION
-    if shown == "source":
+    if role == "source":
         instruction = dataset.caption(number, sample, seed, "instruction")
     ids = reconstruction_ids(
         processor.tokenizer,
@@ -172,7 +192,7 @@ def image_to_image(
         processor.training_template,
         dataset.source.key(number),
     )
-    return Prompt(ids, shown=shown)
+    return Prompt(ids, image_role=role)
 
 
 def image_to_text(
@@ -191,12 +211,12 @@ def image_to_text(
         and dataset.text_only_ratio
         and float(uniform(seed, "text-only", [sample])) < dataset.text_only_ratio
     ):
-        told = metadata.get("text_conversation")
-        told = dataset.checked(told, number) if told else None
-        turns = text_only_turns(dataset.caption(number, sample, seed), told)
-        return conversation(dataset, number, turns, processor, None)
-    turns = dataset.some(dataset.conversation_turns(number, sample, seed), sample, seed)
-    return conversation(dataset, number, turns, processor, "image")
+        turns = metadata.get("text_conversation")
+        turns = dataset.validate_turns(turns, number) if turns else None
+        turns = text_only_turns(dataset.caption(number, sample, seed), turns)
+        return conversation_prompt(dataset, number, turns, processor, None)
+    turns = dataset.sample_turns(dataset.conversation_turns(number, sample, seed), sample, seed)
+    return conversation_prompt(dataset, number, turns, processor, "image")
 
 
 def text_to_text(
@@ -207,32 +227,34 @@ def text_to_text(
         raise BadSample(
             dataset.source.key(number), f"no {dataset.conversation_key!r} to learn from"
         )
-    return conversation(dataset, number, dataset.some(turns, sample, seed), processor, None)
+    return conversation_prompt(
+        dataset, number, dataset.sample_turns(turns, sample, seed), processor, None
+    )
 
 
-def conversation(
+def conversation_prompt(
     dataset: TaskDataset,
     number: int,
     turns: object,
     processor: Preprocessing,
-    shown: ImageRole | None,
+    role: ImageRole | None,
 ) -> Prompt:
-    """The prompt of `turns` about the image `shown`, if any."""
+    """Make the prompt of a conversation, about the image of a role if any."""
     ids, labels = conversation_ids(
         processor.tokenizer,
-        dataset.checked(turns, number),
+        dataset.validate_turns(turns, number),
         processor.max_tokens,
-        processor.image_tokens if shown else 0,
+        processor.image_tokens if role else 0,
         dataset.source.key(number),
     )
-    return Prompt(ids, labels, shown)
+    return Prompt(ids, labels, role)
 
 
 def text_only_turns(caption: str, turns: Turns | None) -> Turns:
     """Text-only turns about a caption that is given as a generation prompt.
 
-    The language model so learns to take that very prompt apart before the generator, which reads
-    a frozen language model, depends on it.
+    They train the language model on this prompt before the generator, which is conditioned on the
+    frozen language model, depends on it.
     """
     turns = turns or [("repeat the caption", caption)]
     prompt = GENERATION_INSTRUCTION.format(caption=caption)
@@ -240,7 +262,7 @@ def text_only_turns(caption: str, turns: Turns | None) -> Turns:
     return [(prompt, first), *rest]
 
 
-PROMPTS: dict[str, Callable[[TaskDataset, int, int, Preprocessing, int], Prompt]] = {
+PROMPT_BUILDERS: dict[str, Callable[[TaskDataset, int, int, Preprocessing, int], Prompt]] = {
     TEXT_TO_IMAGE: text_to_image,
     IMAGE_TO_IMAGE: image_to_image,
     IMAGE_TO_TEXT: image_to_text,

@@ -1,4 +1,4 @@
-"""Detection of the source at a path, for the data commands."""
+"""Detection of the data format of a path, for the data commands."""
 
 from __future__ import annotations
 
@@ -29,22 +29,24 @@ JSON_LINES = (".jsonl", ".ndjson")
 def detect_source(
     path: str | Path,
     images: str | Path | None = None,
+    *,
     split: str | None = None,
     image_column: str | None = None,
     caption_column: str | None = None,
     dotted_names: bool = False,
 ) -> DataSource:
-    """The source at a path, not open yet.
+    """Detect the source at a path; return it unopened.
 
-    A folder of shards, of images with captions, of Parquet files, or that `datasets` saved; a
-    shard, or a pattern of them; a CSV or Parquet file; JSON lines of captions, of LLaVA
-    conversations or of edits. Suffixes are compared without regard to case.
+    The formats are a folder of shards, of images with captions, of Parquet files, or saved by
+    `datasets`; a shard, or a pattern of them; a CSV or Parquet file; JSON lines of captions, of
+    LLaVA conversations or of edits. Suffixes are case-insensitive.
 
     Args:
-        images: folder that the paths in a table or in a conversation file are relative to.
+        path: path of the data set.
+        images: folder that the image paths of a table or a conversation file are relative to.
         split: split of a saved DatasetDict.
         image_column, caption_column: column names of a table.
-        dotted_names: whether names in shards that have dots in them are samples too.
+        dotted_names: whether names in shards with dots in them are samples too.
 
     Raises:
         UserError: the path is none of these.
@@ -54,13 +56,13 @@ def detect_source(
     shards = DottedNameShards if dotted_names else ShardFolder
     if os.path.isdir(path):
         if is_saved_dataset(path):
-            return HuggingFaceTable(path, split, images=images, **columns)
+            return HuggingFaceTable(path, images, split=split, **columns)
         if holds_shards(path):
             return shards(path)
         if files_of(path, ".parquet"):
             return ParquetTable(path, images or path, **columns)
         if files_of(path, *COMPRESSED) and not files_of(path, *IMAGE_SUFFIXES):
-            find_shards(path)  # which says what to do about them
+            find_shards(path)  # raises with the remedy for compressed shards
         return ImageFolder(path)
     suffix = path.suffix.lower()
     if suffix == SHARD_SUFFIX or path.name.lower().endswith(COMPRESSED):
@@ -69,19 +71,21 @@ def detect_source(
         raise UserError(f"{path} does not exist; give a folder or a file.")
     if suffix == ".parquet":
         return ParquetTable(path, images, **columns)
-    named = any(columns.values())
-    if suffix in DELIMITERS or (suffix in JSON_LINES and (named or not _usual(path))):
+    is_table = any(columns.values())
+    if suffix in DELIMITERS or (
+        suffix in JSON_LINES and (is_table or not _has_conversation_record(path))
+    ):
         return TextTable(path, images, **columns)
     if suffix in (".json", *JSON_LINES):
         return ConversationFile(path, images or path.parent)
     raise UserError(
-        f"{path} is of no known kind; give a folder, or a .tar, .csv, .tsv, .json, .jsonl, .ndjson "
-        "or .parquet."
+        f"{path} is not of a known kind; give a folder, or a .tar, .csv, .tsv, .json, .jsonl, "
+        ".ndjson or .parquet."
     )
 
 
-def _usual(path: Path) -> bool:
-    """Whether JSON lines begin with a record that a `ConversationFile` reads."""
+def _has_conversation_record(path: Path) -> bool:
+    """Whether the first record of JSON lines is one of a `ConversationFile`."""
     with open_regular(path) as file:
         first = file.readline(1 << 20)
     return any(b'"%s"' % name in first for name in (b"conversations", b"instruction", b"image"))

@@ -1,8 +1,7 @@
-"""Local WebDataset shards, read by position: an index stores the place of every sample.
+"""Random access to local WebDataset shards; an index stores the place of every sample.
 
-A sample is the members of one key that stand together in a shard, whatever their order; their
-names give their roles, see `triptych.utils.listing.names`. Nothing else is read, nothing is
-unpickled.
+A sample is a run of members of one key in a shard, in any order; their names give their roles, see
+`triptych.utils.listing.names`. Nothing else is read, nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -27,18 +26,18 @@ from triptych.utils.listing.tar import DOTTED
 
 log = logging.getLogger(__name__)
 
-MAX_OPEN = 64  # shards, and as many indexes: far below any limit on open files
+MAX_OPEN = 64  # shards, and as many indexes; far below any limit on open files
 
 
 class ShardFolder(MemberSource):
     """All complete samples of shards, by number.
 
     Args:
-        source: a folder with *.tar files, in sub-folders too, one tar file, a pattern (see
+        source: folder with *.tar files, also in sub-folders, one tar file, a pattern (see
             `find_shards`), or a list of them.
         index: policy for missing indexes: "build" makes them; "require" refuses such shards.
-        max_image_bytes: size limit; a larger image is a bad sample, and is not read.
-        max_text_bytes: the same limit for captions and JSON.
+        max_image_bytes: size limit of images; a larger one is a bad sample, and is not read.
+        max_text_bytes: size limit of captions and JSON.
 
     Raises:
         UserError: there is no shard, a shard is an unreadable tar or newer than its index,
@@ -48,6 +47,7 @@ class ShardFolder(MemberSource):
     def __init__(
         self,
         source: str | Path | Sequence[str | Path],
+        *,
         index: Literal["build", "require"] = "build",
         max_image_bytes: int = 64 << 20,
         max_text_bytes: int = 1 << 20,
@@ -57,10 +57,10 @@ class ShardFolder(MemberSource):
         self.index = index
         self.max_image_bytes, self.max_text_bytes = max_image_bytes, max_text_bytes
         self.indexes: list[ShardIndex] = []
-        self._ends = np.zeros(0, np.int64)  # of the numbers in each shard
-        self._tokens = False  # whether the captions of all shards were counted in tokens
-        self._files: OrderedDict[int, BinaryIO] = OrderedDict()  # shard -> file, last used last
-        self._mapped: OrderedDict[int, ShardIndex] = OrderedDict()  # the same for indexes
+        self._ends = np.zeros(0, np.int64)  # cumulative number of samples of the shards
+        self._tokens = False  # whether the indexes of all shards have caption tokens
+        self._files: OrderedDict[int, BinaryIO] = OrderedDict()  # LRU cache: shard -> file
+        self._mapped: OrderedDict[int, ShardIndex] = OrderedDict()  # LRU cache: shard -> index
 
     def open(self) -> ShardFolder:
         if self.indexes:
@@ -68,15 +68,15 @@ class ShardFolder(MemberSource):
         paths = dict.fromkeys(path for source in self.sources for path in find_shards(source))
         indexes = self._open_indexes(list(paths))
         self._ends = np.cumsum([len(index) for index in indexes], dtype=np.int64)
-        lost = _summary(indexes)
+        excluded = _summary(indexes)
         if not self._ends[-1]:
             raise UserError(
                 f"the shards in {self.name} hold no sample with an image (KEY.jpg, png or webp) "
-                f"and a caption (KEY.txt or KEY.json) next to it{lost and f': {lost}'}."
+                f"and a caption (KEY.txt or KEY.json) next to it{excluded and f': {excluded}'}."
             )
-        if lost:
-            log.warning("%s: %s left out; `triptych data index` names them", self.name, lost)
-        # Decided once: tokens that are counted while a run is on must not change its order.
+        if excluded:
+            log.warning("%s: %s left out; `triptych data index` names them", self.name, excluded)
+        # Decided once: tokens that are counted during a run must not change its order.
         self._tokens = all(index.tokenizer is not None for index in indexes)
         self.indexes = indexes
         return self
@@ -88,7 +88,7 @@ class ShardFolder(MemberSource):
         return int(self._ends[-1])
 
     def __getstate__(self) -> dict:
-        # open files do not travel to loader workers
+        # open files are not picklable
         return {**self.__dict__, "_files": OrderedDict(), "_mapped": OrderedDict()}
 
     def __del__(self) -> None:
@@ -97,7 +97,7 @@ class ShardFolder(MemberSource):
 
     @property
     def paths(self) -> list[Path]:
-        """The shards, in the order of their samples."""
+        """Paths of the shards, in the order of their samples."""
         return [index.shard for index in self.indexes]
 
     @property
@@ -105,7 +105,7 @@ class ShardFolder(MemberSource):
         return np.diff(self._ends, prepend=0)
 
     def caption_lengths(self, numbers: np.ndarray) -> np.ndarray:
-        """In tokens if they were counted for all shards, else in bytes of KEY.txt or KEY.json."""
+        """int64 [n], in tokens if all shards have them, else in bytes of KEY.txt or KEY.json."""
         shards, rows = self.locate(numbers)
         sizes = np.empty(len(shards), np.int64)
         for shard in np.unique(shards):
@@ -114,7 +114,7 @@ class ShardFolder(MemberSource):
         return sizes
 
     def locate(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Samples by number -> which shard each is in, and its row in the index of that shard."""
+        """Shard of each sample, and its row in the index of that shard; int64 [n] each."""
         numbers = np.asarray(numbers, np.int64)
         shards = np.searchsorted(self._ends, numbers, side="right")
         return shards, numbers - np.concatenate([[0], self._ends])[shards]
@@ -127,15 +127,16 @@ class ShardFolder(MemberSource):
         index, row, _ = self._place(number)
         return index.member(row, role) is not None
 
-    def _read(self, number: int, role: str, most: int) -> bytes | None:
-        """A member of a sample, None where it has none."""
+    def _read(self, number: int, role: str, max_bytes: int) -> bytes | None:
         index, row, shard = self._place(number)
-        place = index.member(row, role)
-        if place is None:
+        member = index.member(row, role)
+        if member is None:
             return None
-        offset, size = place
-        if size > most:
-            raise BadSample(index.key(row), f"{role} is too large", f"{size:,} bytes of {most:,}")
+        offset, size = member
+        if size > max_bytes:
+            raise BadSample(
+                index.key(row), f"{role} is too large", f"{size:,} bytes of {max_bytes:,}"
+            )
         try:
             content = os.pread(self._file(shard).fileno(), size, offset)
         except (OSError, UserError) as error:

@@ -91,7 +91,7 @@ def test_a_batch_without_a_good_sample_is_an_error(tmp_path, processor):
 
 
 def test_bad_samples_are_counted_and_the_first_few_are_logged(caplog):
-    bad = BadSampleCounter(max_fraction=0.5, logged=2)
+    bad = BadSampleCounter(max_fraction=0.5, max_logged=2)
     with caplog.at_level(logging.WARNING):
         bad.count(batch_of(8, [("a", "dull"), ("b", "dull"), ("c", "broken")]))
         bad.report()
@@ -117,7 +117,7 @@ def test_texts_are_checked_before_a_run(tmp_path, processor, caplog):
     assert "1 of 50 samples left out: 1 prompt is too long for the model" in caplog.text
     with pytest.raises(UserError, match="1 of 50 samples at the beginning of reds .*'007' has"):
         check_texts(datasets, processor, max_fraction=0.01)
-    check_texts(datasets, processor, max_fraction=0.01, most=7)
+    check_texts(datasets, processor, max_fraction=0.01, max_samples=7)
 
 
 def test_a_bad_sample_comes_back_from_a_worker_whole():

@@ -195,7 +195,7 @@ def cut(path):
             lambda f: f.image(0),
             "k: image is damaged",
         ),
-        ([("k.png", b""), ("k.json", b"{")], lambda f: f.metadata(0), "its .json is no JSON"),
+        ([("k.png", b""), ("k.json", b"{")], lambda f: f.metadata(0), "its .json is not JSON"),
         (
             [("k.png", b""), ("k.json", b"{}")],
             lambda f: f.caption(0),
@@ -257,7 +257,7 @@ def global_batch(length, batch_size, world, step, seed=0):
     schedule = GlobalBatchSampler(
         [build.datasets[0].source], Mixture({"all": 1}), batch_size * world, seed=seed
     )
-    parts = [StepDataset(build, schedule, rank, world)[step] for rank in range(world)]
+    parts = [StepDataset(build, schedule, rank=rank, world=world)[step] for rank in range(world)]
     return [n for part in parts for n in part.numbers], [s for p in parts for s in p.samples]
 
 
@@ -410,7 +410,7 @@ def test_an_image_of_any_shape_is_brought_to_the_published_square(tmp_path, toke
     Image.fromarray(pixels).save(buffer, "PNG")
     write(tmp_path / "a.tar", [("k.png", buffer.getvalue()), ("k.txt", b"noise")])
     dataset = TaskDataset(ShardFolder(tmp_path).open(), TEXT_TO_IMAGE)
-    build = Collator([dataset], processor(tokenizer), decode=Decoder("pillow"))
+    build = Collator([dataset], processor(tokenizer), decoder=Decoder("pillow"))
     batch = build(0, [(0, 0)], [0])
     assert torch.equal(batch.target_pixels[0], square(Image.fromarray(pixels), SIDE))
 

@@ -46,10 +46,12 @@ def test_a_place_is_found_without_what_came_before_it():
     order = EpochShuffle(UNEQUAL, 0, interleave=4, window=256)
     whole = epoch_of(order, 5)
     places = np.random.default_rng(0).integers(0, len(order), 500)
-    assert np.array_equal(EpochShuffle(UNEQUAL, 0, 4, 256).numbers(5, places), whole[places])
+    assert np.array_equal(
+        EpochShuffle(UNEQUAL, 0, interleave=4, window=256).numbers(5, places), whole[places]
+    )
     assert np.array_equal(pickle.loads(pickle.dumps(order)).numbers(5, places), whole[places])
     for place in places[:20]:
-        (number,) = EpochShuffle(UNEQUAL, 0, 4, 256).numbers(5, [place])
+        (number,) = EpochShuffle(UNEQUAL, 0, interleave=4, window=256).numbers(5, [place])
         assert number == whole[place]
 
 
@@ -71,7 +73,7 @@ def test_only_the_windows_that_are_asked_for_are_made(monkeypatch):
 @pytest.mark.parametrize("sizes", [UNEQUAL, np.full(40, 300), np.array([9000, 10, 20, 3000, 1])])
 def test_reads_stay_in_few_shards_for_a_while(sizes):
     interleave, window = 4, 256
-    order = EpochShuffle(sizes, 0, interleave, window)
+    order = EpochShuffle(sizes, 0, interleave=interleave, window=window)
     shard_of = np.repeat(np.arange(len(sizes)), sizes)[epoch_of(order)]
     for first in range(0, len(order), window):
         # a stretch as long as a window lies in two windows at most, or three short ones
@@ -89,7 +91,7 @@ def test_no_window_touches_more_shards_than_are_interleaved():
     epoch_of(order)
     plan, windows = order._plans[0], 0
     for group in range(len(plan.starts)):
-        for window in range(plan.cuts(group).shape[1] - 1):
+        for window in range(plan.bounds(group).shape[1] - 1):
             numbers = order._samples(plan, 0, group, window)
             assert len(set(shard_of[numbers])) <= 4 and len(numbers) <= 256 + 4
             windows += 1
@@ -131,25 +133,25 @@ WEIGHTS = [
 def test_at_every_position_each_data_set_has_had_its_share(weights):
     mixture = Mixture(weights)
     total = sum(weights.values())
-    for weight, part in zip(weights.values(), mixture.parts, strict=True):
+    for weight, part in zip(weights.values(), mixture.quotas, strict=True):
         assert abs(part - PERIOD * weight / total) < 1 and (part > 0) == (weight > 0)
     positions = np.arange(2 * PERIOD + 100)
     chosen, before = mixture.locate(positions)
     given = np.cumsum(chosen[:, None] == np.arange(len(weights)), axis=0)
-    shares = (positions[:, None] + 1) * mixture.parts / PERIOD
+    shares = (positions[:, None] + 1) * mixture.quotas / PERIOD
     assert np.abs(given - shares).max() < 1
     assert np.array_equal(given[positions, chosen] - 1, before)
     for position in (0, 1, 100, PERIOD, 2 * PERIOD + 99):
         expected = given[position - 1] if position else np.zeros(len(weights), int)
-        assert np.array_equal(mixture.given(position), expected)
+        assert np.array_equal(mixture.counts_before(position), expected)
 
 
 def test_positions_far_away_are_found_at_once():
     mixture = Mixture({"long": 27, "short": 5, "journey": 4})
     far = PERIOD * 10**9 + 17
     chosen, before = mixture.locate([17, far])
-    assert chosen[0] == chosen[1] and before[1] == before[0] + 10**9 * mixture.parts[chosen[0]]
-    assert mixture.given(far).sum() == far
+    assert chosen[0] == chosen[1] and before[1] == before[0] + 10**9 * mixture.quotas[chosen[0]]
+    assert mixture.counts_before(far).sum() == far
 
 
 @pytest.mark.parametrize(
@@ -184,7 +186,7 @@ def test_windows_fill_what_lies_between_two_bounds(length):
     def bounds(step):
         return step // length * length, (step // length + 1) * length
 
-    buckets = LengthBuckets(lengths, 8, 0, 10, bounds)
+    buckets = LengthBuckets(lengths, 8, seed=0, batches=10, bounds=bounds)
     windows = [buckets._window_of(step) for step in range(3 * length)]
     assert all(step in window and len(window) <= 10 for step, window in enumerate(windows))
     sizes = {len(window) for window in windows}
@@ -194,7 +196,7 @@ def test_windows_fill_what_lies_between_two_bounds(length):
 
 
 def test_every_position_is_in_one_batch_of_its_window():
-    buckets = LengthBuckets(lengths, 8, 0, 10, anywhere)
+    buckets = LengthBuckets(lengths, 8, seed=0, batches=10, bounds=anywhere)
     for window in (0, 1, 5):
         batches = [buckets(window * 10 + n) for n in range(10)]
         expected = np.arange(window * 80, (window + 1) * 80)
@@ -207,9 +209,11 @@ def test_every_position_is_in_one_batch_of_its_window():
 
 def test_a_bucket_is_a_pure_function_of_the_step():
     one, other = (
-        LengthBuckets(lengths, 8, 0, 10, anywhere),
-        LengthBuckets(lengths, 8, 0, 10, anywhere),
+        LengthBuckets(lengths, 8, seed=0, batches=10, bounds=anywhere),
+        LengthBuckets(lengths, 8, seed=0, batches=10, bounds=anywhere),
     )
     for step in (73, 2, 15, 73):
         assert np.array_equal(one(step), other(step))
-    assert not np.array_equal(one(3), LengthBuckets(lengths, 8, 1, 10, anywhere)(3))
+    assert not np.array_equal(
+        one(3), LengthBuckets(lengths, 8, seed=1, batches=10, bounds=anywhere)(3)
+    )

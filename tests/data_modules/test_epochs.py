@@ -28,7 +28,7 @@ def schedule_of(sizes, batch, buckets=64, weights=None, lengths=True, seed=0):
     sources = [Numbered(size, lengths) for size in sizes]
     weights = weights or sizes
     mixture = Mixture({str(n): float(w) for n, w in enumerate(weights)})
-    return GlobalBatchSampler(sources, mixture, batch, seed, buckets)
+    return GlobalBatchSampler(sources, mixture, batch, seed=seed, length_bucket_batches=buckets)
 
 
 def drawn(schedule, batches, first=0):
@@ -101,7 +101,7 @@ def test_sets_that_are_smaller_than_a_batch_are_named():
 def test_small_sets_are_still_sorted_by_length_within_an_epoch():
     def spread(buckets):
         schedule = schedule_of([1000], 16, buckets)
-        lengths = [schedule.sizes(schedule.batch(step)) for step in range(62)]
+        lengths = [schedule.caption_lengths(schedule.batch(step)) for step in range(62)]
         return np.mean([each.max() - each.mean() for each in lengths])
 
     assert spread(64) < spread(1) / 4
@@ -114,7 +114,10 @@ def places_alone(step, places, samples):
 
 def batches_of_ranks(sizes, world, accumulate, steps, weights=None):
     schedule = schedule_of(sizes, 24, 4, weights)
-    parts = [StepDataset(places_alone, schedule, rank, world, accumulate) for rank in range(world)]
+    parts = [
+        StepDataset(places_alone, schedule, rank=rank, world=world, accumulate=accumulate)
+        for rank in range(world)
+    ]
     return [part[number].places for number in range(steps * accumulate) for part in parts]
 
 

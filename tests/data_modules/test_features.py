@@ -80,12 +80,12 @@ def batch(model, source, cache=None, numbers=range(4)):
     return Collator([dataset], processor)(0, [(0, n) for n in numbers], list(numbers))
 
 
-# --- sidecars -------------------------------------------------------------------------------------
+# --- feature shards -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16", "int8"])
 @pytest.mark.parametrize("keys", [["a"], ["größe", "b/c", "d"], []])
-def test_a_sidecar_gives_back_what_was_written(dtype, keys, tmp_path):
+def test_a_feature_shard_gives_back_what_was_written(dtype, keys, tmp_path):
     features = (
         torch.randn(len(keys), 5, 3, 3) * torch.tensor([0.0, 1e-3, 1, 20, 400])[:, None, None]
     )
@@ -94,17 +94,17 @@ def test_a_sidecar_gives_back_what_was_written(dtype, keys, tmp_path):
         assert not (tmp_path / "s").exists()
         writer.add([key], row[None])
     writer.close({"of": "me"})
-    sidecar = FeatureShard(tmp_path / "s")
-    assert sidecar.metadata["of"] == "me" and list(sidecar.rows) == keys
-    assert sidecar.get("none of them") is None
+    feature_shard = FeatureShard(tmp_path / "s")
+    assert feature_shard.metadata["of"] == "me" and list(feature_shard.rows) == keys
+    assert feature_shard.get("none of them") is None
     assert set(load_file(tmp_path / "s")) >= {"features", "keys", "key_ends"}  # any reader reads it
     bound = {"fp32": 0, "bf16": 2**-8, "int8": 1 / 127}[dtype]
     for key, row in zip(keys, features, strict=True):
         highest = row.abs().amax((1, 2), keepdim=True)
-        assert ((sidecar.get(key) - row).abs() <= bound * highest).all()
+        assert ((feature_shard.get(key) - row).abs() <= bound * highest).all()
     if keys:
-        back = torch.stack([sidecar.get(key).float() for key in keys])
-        squares, errors = (float(sidecar.metadata[n]) for n in ("squares", "square_errors"))
+        back = torch.stack([feature_shard.get(key).float() for key in keys])
+        squares, errors = (float(feature_shard.metadata[n]) for n in ("squares", "square_errors"))
         assert (errors / squares) ** 0.5 == pytest.approx(relative(back, features), rel=1e-4)
 
 
@@ -115,7 +115,7 @@ def test_int8_has_a_scale_for_each_channel_of_each_sample():
     assert relative(dequantize(stored, scales), features) < 0.01
 
 
-def test_a_sidecar_that_is_cut_off_is_refused(tmp_path):
+def test_a_feature_shard_that_is_cut_off_is_refused(tmp_path):
     writer = FeatureShardWriter(tmp_path / "s", "fp32", (2, 3, 3))
     writer.add(["a"], torch.randn(1, 2, 3, 3))
     writer.close({})
@@ -128,8 +128,8 @@ def test_a_key_that_comes_twice_has_no_features(tmp_path):
     writer = FeatureShardWriter(tmp_path / "s", "fp32", (2, 3, 3))
     writer.add(["a", "b", "a"], torch.randn(3, 2, 3, 3))
     writer.close({})
-    sidecar = FeatureShard(tmp_path / "s")
-    assert sidecar.get("a") is None and sidecar.get("b") is not None
+    feature_shard = FeatureShard(tmp_path / "s")
+    assert feature_shard.get("a") is None and feature_shard.get("b") is not None
 
 
 def test_features_that_are_no_numbers_stop_the_writing_by_name(tmp_path):
@@ -374,7 +374,7 @@ def edit(folder, **values):
     (folder / "manifest.json").write_text(json.dumps({**manifest, **values}))
 
 
-def test_a_sidecar_of_another_run_is_refused_when_it_is_read(world, weights):
+def test_a_feature_shard_of_another_run_is_refused_when_it_is_read(world, weights):
     folder = make(world / "train", weights)
     other = make(world / "train", weights, "bf16", out=world / "other")
     name = "train-00001.tar.features.safetensors"

@@ -19,12 +19,11 @@ from triptych.data_modules.shards import build_index as indexing
 from triptych.data_modules.shards import identity, index_columns
 from triptych.data_modules.shards.build_index import build_index, index_shards
 from triptych.data_modules.shards.index import (
-    COLUMNS,
-    IndexContents,
     ShardIndex,
     index_paths,
     write_index,
 )
+from triptych.data_modules.shards.index_format import COLUMNS, IndexContents
 from triptych.data_modules.sources import webdataset as shards
 from triptych.utils.errors import UserError
 from triptych.utils.listing import tar
@@ -260,7 +259,7 @@ def test_members_above_the_limits_are_not_read(tmp_path, memory):
     with pytest.raises(BadSample, match="b: image is too large"):
         folder.image_bytes(1)
     assert tracemalloc.get_traced_memory()[1] - before < MB
-    with pytest.raises(BadSample, match="b: its .json is no JSON"):  # nested a million deep
+    with pytest.raises(BadSample, match="b: its .json is not JSON"):  # nested a million deep
         folder.metadata(1)
 
 
@@ -269,7 +268,7 @@ def test_json_that_is_no_object_is_a_bad_sample(tmp_path):
         tmp_path / "a.tar", [("a.jpg", b""), ("a.json", b"[1]"), ("b.jpg", b""), ("b.json", b"{}")]
     )
     folder = ShardFolder(tmp_path).open()
-    with pytest.raises(BadSample, match="a: its .json is no JSON object"):
+    with pytest.raises(BadSample, match="a: its .json is not a JSON object"):
         folder.caption(0)
     with pytest.raises(BadSample, match="b: no caption"):
         folder.caption(1)

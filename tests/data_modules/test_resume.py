@@ -65,8 +65,10 @@ def ids_alone(step, places, samples):
 def part(rank, world, length_bucket_batches=1, seed=0):
     """The dataset of one rank in a mixture of three data sets."""
     sources = [Listed(name, sizes) for name, sizes in SIZES.items()]
-    schedule = GlobalBatchSampler(sources, MIXTURE, GLOBAL_BATCH, seed, length_bucket_batches)
-    return StepDataset(ids_alone, schedule, rank, world)
+    schedule = GlobalBatchSampler(
+        sources, MIXTURE, GLOBAL_BATCH, seed=seed, length_bucket_batches=length_bucket_batches
+    )
+    return StepDataset(ids_alone, schedule, rank=rank, world=world)
 
 
 def rows_of(parts, first, last):
@@ -156,7 +158,9 @@ def test_any_change_of_the_order_changes_the_digest():
     def digest(weights=(1, 2), seed=0, batch=8, buckets=4, sizes=(50, 3)):
         sources = [Listed("a", sizes), Listed("b", [20])]
         mixture = Mixture(dict(zip("ab", weights, strict=True)))
-        return GlobalBatchSampler(sources, mixture, batch, seed, buckets).digest()
+        return GlobalBatchSampler(
+            sources, mixture, batch, seed=seed, length_bucket_batches=buckets
+        ).digest()
 
     others = [
         digest(weights=(1, 3)),
@@ -199,7 +203,9 @@ def padding(tokenizer, measure, world, length_bucket_batches=64):
         Captioned("short", 15, 4, int(total * 0.12), measure),
     ]
     mixture = Mixture({source.name: len(source) for source in sources})
-    schedule = GlobalBatchSampler(sources, mixture, RANK_BATCH * world, 0, length_bucket_batches)
+    schedule = GlobalBatchSampler(
+        sources, mixture, RANK_BATCH * world, length_bucket_batches=length_bucket_batches
+    )
     template = len(generation_ids(tokenizer, "the", 64)) - 1
     counts = [
         np.array([len(ids) for ids in tokenizer(s.captions, add_special_tokens=False)["input_ids"]])
@@ -267,7 +273,7 @@ def test_a_loader_starts_at_the_step_of_the_run():
     module = under({"global_step": 7, "accumulate_grad_batches": 2, "world_size": 2}, mixed(a={}))
     loader = module.train_dataloader().iterables
     assert list(loader.sampler) == list(range(14, 20)) and len(loader) == 20
-    assert loader.dataset.schedule.global_batch == 16 and loader.dataset.size == 4
+    assert loader.dataset.sampler.global_batch == 16 and loader.dataset.size == 4
 
 
 def test_without_weights_data_sets_are_mixed_by_size():
@@ -281,7 +287,7 @@ def test_without_weights_data_sets_are_mixed_by_size():
         "image_generation": ["large", "small"],
         "language_modeling": ["text"],
     }
-    assert module.mixtures["image_generation"].parts.tolist() == [3072, 1024]
+    assert module.mixtures["image_generation"].quotas.tolist() == [3072, 1024]
 
 
 def test_both_families_make_joint_training():

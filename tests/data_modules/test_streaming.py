@@ -21,10 +21,9 @@ from triptych.data_modules.sources.base import BadSample
 from triptych.data_modules.streaming.tar_stream import (
     InMemorySamples,
     MemberLimits,
-    check_url,
-    open_url,
     read_samples,
 )
+from triptych.data_modules.streaming.urls import check_url, open_url
 from triptych.interfaces import IMAGE_GENERATION
 from triptych.utils.errors import UserError
 from triptych.utils.listing.tar import ZEROS
@@ -226,7 +225,7 @@ def processor(tokenizer):
 
 
 def stream(processor, urls, **settings):
-    from triptych.data_modules.streaming.datamodule import ShardStream
+    from triptych.data_modules.streaming.shard_stream import ShardStream
 
     options = {"batch_size": 4, "start": 0, "stop": 6, "buffer": 16}
     return ShardStream(urls, "text_to_image", processor, **{**options, **settings})
@@ -261,10 +260,10 @@ def test_workers_take_turns(tmp_path, processor):
 
 def keys_of(dataset, batches):
     """Keys of the samples of the first batches of a reader, not decoded: [[key]]."""
-    from triptych.data_modules.streaming.datamodule import distinct
+    from triptych.data_modules.streaming.shard_stream import distinct_batches
 
     samples = dataset._samples(dataset.rank, dataset.world, [])
-    found = itertools.islice(distinct(samples, dataset.batch_size), batches)
+    found = itertools.islice(distinct_batches(samples, dataset.batch_size), batches)
     return [[sample.key for sample in batch] for batch in found]
 
 

@@ -17,9 +17,9 @@ from triptych.data_modules import ShardFolder
 from triptych.data_modules.sources.detect import detect_source
 from triptych.data_modules.tools.inspect import (
     collect_statistics,
+    evenly_spaced,
     make_image_grid,
     repeated,
-    spread,
 )
 from triptych.data_modules.tools.pack import MANIFEST, pack, safe_key, skipped
 from triptych.utils.errors import UserError
@@ -53,7 +53,9 @@ def files(folder):
 
 
 def packed(table, out, workers=1, size=3):
-    return pack(detect_source(table).open(), out, {"source": "t"}, size, workers)
+    return pack(
+        detect_source(table).open(), out, {"source": "t"}, samples_per_shard=size, workers=workers
+    )
 
 
 # --- pack -----------------------------------------------------------------------------------------
@@ -89,7 +91,14 @@ def test_packing_goes_on_where_it_stopped(table, tmp_path, monkeypatch):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        pack(detect_source(table).open(), out, {"source": "t"}, 3, 1, stop)
+        pack(
+            detect_source(table).open(),
+            out,
+            {"source": "t"},
+            samples_per_shard=3,
+            workers=1,
+            progress=stop,
+        )
     (out / ".shard-00002.tar.partial").write_bytes(b"half a shard")
     with (out / MANIFEST).open("a") as manifest:
         manifest.write('{"shard": "shard-000')  # what a crash may leave
@@ -238,7 +247,11 @@ def test_what_is_there_is_counted(table, tmp_path):
 
 
 def test_many_samples_are_read_in_part():
-    assert spread(10, 4) == [0, 2, 5, 7] and spread(3, 4) == [0, 1, 2] and spread(0, 4) == []
+    assert (
+        evenly_spaced(10, 4) == [0, 2, 5, 7]
+        and evenly_spaced(3, 4) == [0, 1, 2]
+        and evenly_spaced(0, 4) == []
+    )
 
 
 def test_the_sheet_shows_images_and_says_what_is_broken(table):
@@ -319,7 +332,7 @@ def test_help_has_an_example(command, capsys):
     ("arguments", "status", "says"),
     [
         (["pack", "nowhere", "--out", "out"], 1, "nowhere does not exist"),
-        (["pack", "README.md", "--out", "out"], 1, "of no known kind"),
+        (["pack", "README.md", "--out", "out"], 1, "not of a known kind"),
         (["pack", "x"], 2, "--out"),
         (["pack", "x", "--out", "out", "--samples-per-shard", "0"], 2, "is not a whole number"),
         (["index", "nowhere"], 1, "does not exist"),

@@ -18,7 +18,7 @@ from triptych.data_modules.features.feature_shard import FeatureShard, read_meta
 from triptych.data_modules.shards.build_index import build_index
 from triptych.data_modules.shards.index_columns import add_checksums, add_token_counts
 from triptych.data_modules.sources.detect import detect_source
-from triptych.data_modules.streaming.tar_stream import open_url
+from triptych.data_modules.streaming.urls import open_url
 from triptych.data_modules.tools.pack import pack, skipped
 from triptych.evaluation.image_sources import read_images
 from triptych.utils.errors import UserError
@@ -328,9 +328,9 @@ def test_parquet_files_of_other_columns_are_refused_before_work(folder):
         ('{"caption": "\\ud800"}', "caption is no UTF-8"),
         ('{"caption": 5, "more": "x"}', "caption is no text"),
         ('{"caption": "x", "n": NaN}', "metadata is not JSON"),
-        ('{"caption": "x", "n": 1' + "0" * 5000 + "}", "its .json is no JSON"),
-        (DEEP, "its .json is no JSON"),
-        ("[]", "its .json is no JSON object"),
+        ('{"caption": "x", "n": 1' + "0" * 5000 + "}", "its .json is not JSON"),
+        (DEEP, "its .json is not JSON"),
+        ("[]", "its .json is not a JSON object"),
     ],
 )
 def test_metadata_of_a_shard_that_cannot_be_packed_cost_one_sample(metadata, why, folder):
@@ -378,33 +378,33 @@ def test_a_conversation_list_that_is_none_is_one_sentence(text, folder):
 def test_a_manifest_of_packing_that_is_none(line, folder):
     (folder / "t.jsonl").write_text("\n".join(map(json.dumps, GOOD)))
     source = detect_source(folder / "t.jsonl").open()
-    pack(source, folder / "out", {"source": "t"}, 2, 1)
+    pack(source, folder / "out", {"source": "t"}, samples_per_shard=2, workers=1)
     manifest = folder / "out" / "pack.jsonl"
     first, *rest = manifest.read_text().splitlines()
     manifest.write_text("\n".join([first, line, *rest[1:]]) + "\n")
-    again = pack(source, folder / "out", {"source": "t"}, 2, 1)
+    again = pack(source, folder / "out", {"source": "t"}, samples_per_shard=2, workers=1)
     assert [shard.samples for shard in again] == [2, 1]
     manifest.write_text("\n".join([line, *rest]) + "\n")
     with pytest.raises(UserError, match="damaged|another data set|packed otherwise"):
-        pack(source, folder / "out", {"source": "t"}, 2, 1)
+        pack(source, folder / "out", {"source": "t"}, samples_per_shard=2, workers=1)
 
 
 @pytest.mark.parametrize("problems", ['[["a", 1]]', '[["a", "b", []]]', "5", "[" * 10_000, "[5]"])
 def test_problems_of_an_index_that_are_none(problems, tmp_path):
-    from triptych.data_modules.shards import index
+    from triptych.data_modules.shards import index_format as index
 
     path = write(tmp_path / "a.tar", sample(1))
     contents = build_index(path).contents()
     contents.problems = [index.Problem("x", 1, ["k"])]
-    data = index._encode(contents)
+    data = index.encode(contents)
     old = json.dumps(contents.problems).encode()
-    body = data[index._HEADER.size : -len(old)] + problems.encode()
-    header = index._Header._make(index._HEADER.unpack(data[: index._HEADER.size]))
+    body = data[index.HEADER.size : -len(old)] + problems.encode()
+    header = index.Header._make(index.HEADER.unpack(data[: index.HEADER.size]))
     header = header._replace(
         header_crc=0, body_crc=index.zlib.crc32(body), problems_size=len(problems)
     )
-    header = header._replace(header_crc=index._header_crc(header))
-    (tmp_path / "a.tar.idx").write_bytes(index._HEADER.pack(*header) + body)
+    header = header._replace(header_crc=index.header_crc_of(header))
+    (tmp_path / "a.tar.idx").write_bytes(index.HEADER.pack(*header) + body)
     with pytest.raises(UserError, match="a.tar.idx is damaged"):
         ShardFolder(tmp_path).open()
 

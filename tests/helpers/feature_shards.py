@@ -1,4 +1,4 @@
-"""Features made for a test."""
+"""Cached features for a test."""
 
 from builders import unified
 
@@ -16,8 +16,8 @@ def make(folder, weights, dtype="fp32", objective="clip", out=None):
     """Features of the shards in `folder` by the small model; returns their folder."""
     module = FeatureModule(unified("inference", weights=weights), objective)
     source = ShardFolder(folder).open()
-    made = FeatureFolder(
+    features = FeatureFolder(
         out or default_folder(source), {**module.identity(), "image_backend": BACKEND}, dtype
     )
-    assert made.extract(source, module, batch_size=4, devices=Devices("cpu"))
-    return made.folder
+    assert features.extract(source, module, batch_size=4, devices=Devices("cpu"))
+    return features.folder

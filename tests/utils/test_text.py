@@ -597,5 +597,5 @@ def test_an_instruction_of_an_edit_is_not_learned_as_a_caption(tmp_path, tokeniz
             ImageFolder(tmp_path).open(), IMAGE_TO_TEXT, text_only_ratio=text_only_ratio
         )
         prompt = dataset.prompt(0, 0, processor)
-        assert "a square" in tokenizer.decode(prompt.ids) and prompt.shown
+        assert "a square" in tokenizer.decode(prompt.ids) and prompt.image_role
         assert "make it red" not in tokenizer.decode(prompt.ids)

@@ -1,6 +1,6 @@
 """`triptych data features`: the frozen encoder over shards, once, by Lightning's predict loop.
 
-Each process takes whole shards and writes one sidecar a shard; finished shards are skipped,
+Each process takes whole shards and writes one feature shard for each; finished shards are skipped,
 so an interrupted run resumes, and several machines may each take a part of the shards.
 """
 
@@ -33,7 +33,7 @@ from triptych.data_modules.features.cache import (
     VERSION,
     config_hash,
     default_folder,
-    finished,
+    is_finished,
     shard_names,
 )
 from triptych.data_modules.features.feature_shard import (
@@ -82,19 +82,19 @@ def extract(options: argparse.Namespace) -> None:
     shard_names(source.paths)  # refuses equal ones before the weights are read
     module = FeatureModule(model, options.encoder)
     module.refuse_trained(found.trained)
-    made = FeatureFolder(
+    features = FeatureFolder(
         folder=options.out or default_folder(source),
         identity={**module.identity(), "image_backend": options.image_backend},
         dtype=options.storage_dtype,
     )
-    line = made.extract(source, module, options.batch_size, options.workers or 0, devices)
+    line = features.extract(source, module, options.batch_size, options.workers or 0, devices)
     if line:
         print(line)
 
 
 @dataclass
 class FeatureFolder:
-    """A folder of features, as it is made."""
+    """An output folder of cached features."""
 
     folder: Path
     identity: dict[str, Any]
@@ -112,7 +112,9 @@ class FeatureFolder:
         workers: int = 0,
         devices: Devices | None = None,
     ) -> str | None:
-        """Write missing sidecars, then the manifest; return a line about it, in the first process.
+        """Write missing feature shards, then the manifest.
+
+        Returns a line about the folder in the first process.
 
         Raises:
             UserError: another process is writing there.
@@ -155,14 +157,14 @@ class FeatureFolder:
 
     def missing(self, source: ShardFolder) -> list[int]:
         """Numbers of the shards whose features are not there yet, or do not hold."""
-        sidecars = self.sidecars(source)
+        paths = self.feature_shards(source)
         return [
             shard
             for shard, samples in enumerate(source.shard_sizes)
-            if samples and not finished(source.paths[shard], sidecars[shard], self.config_hash)
+            if samples and not is_finished(source.paths[shard], paths[shard], self.config_hash)
         ]
 
-    def sidecars(self, source: ShardFolder) -> list[Path]:
+    def feature_shards(self, source: ShardFolder) -> list[Path]:
         """The file of each shard's features."""
         return [self.folder / (name + SUFFIX) for name in shard_names(source.paths)]
 
@@ -171,16 +173,19 @@ class FeatureFolder:
         return math.prod(module.encoder.feature_shape) * DTYPES[self.dtype].itemsize
 
     def write_manifest(self, precision: str) -> str:
-        """Write the manifest from the sidecars; return a line about it."""
+        """Write the manifest from the feature shards; return a line about it."""
         shards, squares, errors = {}, 0.0, 0.0
         for path in sorted(self.folder.glob("*" + SUFFIX)):
-            said = read_metadata(path)
-            if said is None or said.get("digest") != self.config_hash:
+            metadata = read_metadata(path)
+            if metadata is None or metadata.get("digest") != self.config_hash:
                 continue
-            counts = {name: int(said[name]) for name in ("samples", "unreadable")}
-            shards[path.name.removesuffix(SUFFIX)] = {**parse_json(said["shard"], path), **counts}
-            squares += float(said["squares"])
-            errors += float(said["square_errors"])
+            counts = {name: int(metadata[name]) for name in ("samples", "unreadable")}
+            shards[path.name.removesuffix(SUFFIX)] = {
+                **parse_json(metadata["shard"], path),
+                **counts,
+            }
+            squares += float(metadata["squares"])
+            errors += float(metadata["square_errors"])
         error = (errors / squares) ** 0.5 if squares else 0.0
         samples, unreadable = (
             sum(each[name] for each in shards.values()) for name in ("samples", "unreadable")
@@ -204,17 +209,17 @@ class FeatureFolder:
 
 
 class WriteFeatureShards(BasePredictionWriter):
-    """One sidecar a shard, as the batches of its samples come in."""
+    """Writes one feature shard per shard, batch by batch."""
 
     def __init__(
         self,
-        made: FeatureFolder,
+        folder: FeatureFolder,
         source: ShardFolder,
         shards: list[int],
         shape: tuple[int, int, int],
     ) -> None:
         super().__init__("batch")
-        self.made, self.sidecars, self.shape = made, made.sidecars(source), shape
+        self.folder, self.paths, self.shape = folder, folder.feature_shards(source), shape
         # before they are read: one that changes meanwhile is then found to be another
         self.stamps = {shard: file_stamp(source.paths[shard]) for shard in shards}
         self._shard, self._writer, self._unreadable = -1, None, 0
@@ -224,10 +229,10 @@ class WriteFeatureShards(BasePredictionWriter):
     ) -> None:
         if batch.shard != self._shard:
             self._finish()
-            path = self.sidecars[batch.shard]
+            path = self.paths[batch.shard]
             self._shard, self._writer = (
                 batch.shard,
-                FeatureShardWriter(path, self.made.dtype, self.shape),
+                FeatureShardWriter(path, self.folder.dtype, self.shape),
             )
             self._unreadable = 0
         self._writer.add(batch.keys, prediction)
@@ -245,7 +250,7 @@ class WriteFeatureShards(BasePredictionWriter):
         if self._writer is not None:
             self._writer.close(
                 {
-                    "digest": self.made.config_hash,
+                    "digest": self.folder.config_hash,
                     "shard": json.dumps(self.stamps[self._shard]),
                     "samples": str(len(self._writer.keys)),
                     "unreadable": str(self._unreadable),

@@ -80,12 +80,12 @@ def index(arguments: list[str]) -> None:
 
 def _verify(indexes: list, workers: int | None) -> None:
     """Name the samples that have changed since their checksums were taken."""
-    from triptych.data_modules.parallel import each
+    from triptych.data_modules.parallel import parallel_map
     from triptych.data_modules.shards.index_columns import changed_samples
 
     changed = []
     with progress_bar("verifying") as progress:
-        for done, keys in enumerate(each(changed_samples, indexes, workers), 1):
+        for done, keys in enumerate(parallel_map(changed_samples, indexes, workers), 1):
             progress(done, len(indexes))
             if keys:
                 shard = indexes[done - 1].shard.name

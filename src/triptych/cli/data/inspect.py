@@ -51,7 +51,9 @@ def inspect(arguments: list[str]) -> None:
 
     source = detect_source(parsed.source).open()
     with progress_bar("reading") as progress:
-        found = collect_statistics(source, parsed.samples, parsed.workers, progress)
+        found = collect_statistics(
+            source, max_samples=parsed.samples, workers=parsed.workers, progress=progress
+        )
     print("\n".join(report(source, found)))
     if parsed.out:
         sheet = make_image_grid(source, parsed.num_images)

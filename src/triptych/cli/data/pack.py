@@ -29,9 +29,9 @@ def pack(arguments: list[str]) -> None:
     source = detect_source(
         parsed.source,
         parsed.images_dir,
-        parsed.split,
-        parsed.image_column,
-        parsed.caption_column,
+        split=parsed.split,
+        image_column=parsed.image_column,
+        caption_column=parsed.caption_column,
         dotted_names=True,
     ).open()
     origin = {
@@ -45,12 +45,16 @@ def pack(arguments: list[str]) -> None:
     }
     with progress_bar("packing") as progress:
         shards = write(
-            source, parsed.out, origin, parsed.samples_per_shard, parsed.workers, progress
+            source,
+            parsed.out,
+            origin,
+            samples_per_shard=parsed.samples_per_shard,
+            workers=parsed.workers,
+            progress=progress,
         )
-    lost = skipped(shards)
     samples = sum(shard.samples for shard in shards)
     print(f"{samples:,} samples in {len(shards):,} shards: {parsed.out}")
-    print_problems(lost)
+    print_problems(skipped(shards))
 
 
 def pack_parser() -> argparse.ArgumentParser:
@@ -110,8 +114,8 @@ def _content(source: Path, out: Path) -> int:
         place = Path(os.path.realpath(file))
         if place.is_file() and not place.is_relative_to(own):
             found = place.stat()
-            said = f"\0{found.st_size}\0{found.st_mtime_ns}\0"
-            digest.update(os.fsencode(file) + said.encode())
+            identity = f"\0{found.st_size}\0{found.st_mtime_ns}\0"
+            digest.update(os.fsencode(file) + identity.encode())
     return _number(digest)
 
 

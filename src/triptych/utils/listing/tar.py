@@ -8,7 +8,7 @@ reports the damage, so that nothing on its two sides is ever joined into one sam
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -24,19 +24,27 @@ from triptych.utils.listing.names import (
     split_at_first_dot,
     split_at_kind,
 )
+from triptych.utils.listing.tar_headers import (
+    BLOCK,
+    FOLDER,
+    MAX_NAMES_BYTES,
+    NAMES,
+    OLD_SPARSE,
+    Member,
+    member_of,
+    parse_header,
+    payload_size,
+    read_names,
+    sparse_map,
+)
 
-BLOCK = 512  # bytes; headers and payloads begin at its multiples
 RECORD = 20 * BLOCK  # what tar rounds up the size of an archive to
 CHUNK = 256 * 1024  # bytes looked through at a time for the next header
-MAX_NAMES_BYTES = 1 << 20  # bytes of a header of names; more is taken for damage
 
 DAMAGED = "damaged header"
 TRUNCATED = "truncated"
 ZEROS = "zeros in the middle of the archive, or bytes behind its end"
 REPEATED = "two members of one kind"
-LINK = "a member is a link"
-SPARSE = "a member is a sparse file"
-NO_FILE = "a member is no regular file"
 DUPLICATE = "duplicate key"
 NO_IMAGE = "no image"
 NO_CAPTION = "no caption"
@@ -44,20 +52,6 @@ DOTTED = (
     "dot inside of a name: names in a shard end at their first dot; `triptych data pack` writes "
     "shards whose names have none"
 )
-
-
-class Member(NamedTuple):
-    """A file in the archive, or what stands in the place of one."""
-
-    name: bytes
-    offset: int
-    """Offset of the payload, in bytes from the start of the archive."""
-    size: int
-    """Size of the payload, in bytes."""
-    renamed: bool
-    """Whether the name came from an extra header of its own: pax, or GNU's long names."""
-    fault: str = ""
-    """Why it cannot be read by its place: LINK, SPARSE or NO_FILE."""
 
 
 class Damage(NamedTuple):
@@ -94,7 +88,7 @@ class Group:
         kinds = {split_at_kind(member.name)[1] for member in self.dotted}
         return kind_for("image", kinds) is not None
 
-    def whole_names(self) -> list[Group]:
+    def split_dotted(self) -> list[Group]:
         """The samples that its `dotted` members are if names end where their kind begins."""
         found: dict[bytes, Group] = {}
         for member in self.dotted:
@@ -130,7 +124,7 @@ def scan(path: Path) -> Iterator[Member | Damage]:
             raise UserError(f"the shard {path} cannot be read: {error.strerror}.") from error
 
 
-def groups(events: Iterable[Member | Damage]) -> Iterator[Group]:
+def group_members(events: Iterable[Member | Damage]) -> Iterator[Group]:
     """Members of one key that stand together, as webdataset writes them.
 
     The groups on both sides of damage have a fault: each may have lost a member. A key that comes
@@ -170,24 +164,11 @@ def split_dotted(found: Iterable[Group]) -> Iterator[Group]:
     """The same groups, those without an image for the dots in their names taken apart."""
     for group in found:
         if group.reason == DOTTED:
-            yield from group.whole_names()
+            yield from group.split_dotted()
         else:
             yield group
 
 
-class _Header(NamedTuple):
-    name: bytes
-    size: int
-    type: bytes
-
-
-REGULAR = frozenset((b"0", b"\0", b"7"))
-PAX = frozenset((b"x", b"X"))  # X as Solaris wrote it
-NAMES = PAX | {b"L", b"K", b"g"}  # their payload is about the next member, or all
-FOLDER = b"5"
-LINKS = frozenset((b"1", b"2"))
-EMPTY = LINKS | {b"3", b"4", FOLDER, b"6"}  # and devices: they have no payload
-OLD_SPARSE = b"S"
 COMPRESSED = {
     b"\x1f\x8b": "gzipped",
     b"\x28\xb5\x2f\xfd": "compressed with zstd",
@@ -221,7 +202,7 @@ def _check_start(path: Path, file: int, end: int) -> None:
 
 def _walk(file: int, end: int) -> Iterator[Member | Damage]:
     position = 0
-    said: dict[str, bytes] = {}  # about the next member, by headers of names
+    fields: dict[str, bytes] = {}  # of the next member, set by headers of names
     while position < end:
         block = os.pread(file, BLOCK, position)
         header = parse_header(block)
@@ -229,21 +210,21 @@ def _walk(file: int, end: int) -> Iterator[Member | Damage]:
         if header is None and _only_zeros(file, position, end):
             return
         if header is not None:
-            size = payload_size(header, said)
+            size = payload_size(header, fields)
             position = payload + -(-size // BLOCK) * BLOCK
             good = payload + size <= end
             if header.type in NAMES:
                 good = good and size <= MAX_NAMES_BYTES
                 more = read_names(header.type, os.pread(file, size, payload)) if good else None
                 good = more is not None
-                said |= more or {}
+                fields |= more or {}
             else:
                 if header.type == OLD_SPARSE:  # blocks of a map stand before the payload
                     more = sparse_map(block, lambda place: os.pread(file, BLOCK, place), payload)
                     position += more
                 if header.type != FOLDER:
-                    yield member_of(header, said, payload, size)
-                said = {}
+                    yield member_of(header, fields, payload, size)
+                fields = {}
             if good:
                 continue
         following = _next_header(file, payload, end)
@@ -257,86 +238,8 @@ def _walk(file: int, end: int) -> Iterator[Member | Damage]:
         # Only zeros may be a hole that a download left, or the end of an archive that another
         # one was appended to: the two cannot be distinguished.
         yield Damage(ZEROS if header is None and not any(block) else DAMAGED)
-        position, said = following, {}
+        position, fields = following, {}
     yield Damage(TRUNCATED)  # a whole archive ends with zeros
-
-
-def member_of(header: _Header, said: dict[str, bytes], payload: int, size: int) -> Member:
-    """The member of a header, with the fields from headers of names."""
-    fault = ""
-    if header.type == OLD_SPARSE or any(key.startswith("GNU.sparse.") for key in said):
-        fault = SPARSE
-    elif header.type not in REGULAR:
-        fault = LINK if header.type in LINKS else NO_FILE
-    name = said.get("GNU.sparse.name", said.get("path", header.name))
-    return Member(name, payload, size, "path" in said, fault)
-
-
-def sparse_map(header: bytes, read: Callable[[int], bytes], position: int) -> int:
-    """Size of the blocks that continue the map of GNU's old sparse files, from `position` on."""
-    size, continues = 0, header[482:483] == b"\1"
-    while continues:
-        block = read(position + size)
-        size += BLOCK
-        continues = block[504:505] == b"\1"
-    return size
-
-
-def parse_header(block: bytes) -> _Header | None:
-    """Parse a header; None if its checksum is wrong or it is not a header.
-
-    In the oldest format, of Unix v7, headers have nothing but the checksum to know them by. It is
-    the sum of bytes, which some old programs took for signed ones.
-    """
-    if len(block) < BLOCK or not block[148:156].strip(b" \0"):
-        return None
-    checksum, size = _number(block[148:156]), _number(block[124:136])
-    others = block[:148] + b" " * 8 + block[156:]
-    if size is None or checksum is None:
-        return None
-    if checksum != sum(others) and checksum != sum(others) - 256 * sum(b > 127 for b in others):
-        return None
-    name = block[:100].split(b"\0")[0]
-    prefix = block[345:500].split(b"\0")[0] if block[257:263] == b"ustar\0" else b""  # not GNU's
-    old_folder = block[156:157] == b"\0" and name.endswith(b"/")
-    kind = FOLDER if old_folder else block[156:157]
-    return _Header(prefix + b"/" + name if prefix else name, size, kind)
-
-
-def _number(digits: bytes) -> int | None:
-    """A field of a header: octal digits, or GNU's binary for what does not fit."""
-    if digits[:1] == b"\x80":
-        return int.from_bytes(digits[1:], "big")
-    digits = digits.lstrip(b" \0").split(b"\0")[0].strip(b" ") or b"0"
-    return int(digits, 8) if digits.isdigit() and not set(digits) & set(b"89") else None
-
-
-def payload_size(header: _Header, said: dict[str, bytes]) -> int:
-    """Bytes of payload behind a header."""
-    if header.type in EMPTY:
-        return 0
-    larger = said.get("size", b"")  # than a header can say
-    return int(larger) if header.type not in NAMES and larger.isdigit() else header.size
-
-
-def read_names(kind: bytes, payload: bytes) -> dict[str, bytes] | None:
-    """Fields that a header of names sets on the next member; None if it makes no sense."""
-    if kind == b"L":
-        return {"path": payload.rstrip(b"\0")}
-    found: dict[str, bytes] = {}
-    if kind not in PAX:
-        return found
-    start, end = 0, len(payload.rstrip(b"\0"))
-    while start < end:  # records are "LENGTH KEYWORD=VALUE\n"
-        space = payload.find(b" ", start, start + 8)
-        length = payload[start : max(space, start)]
-        stop = start + int(length) if length.isdigit() else start
-        keyword, equals, value = payload[space + 1 : stop - 1].partition(b"=")
-        if not equals or payload[stop - 1 : stop] != b"\n":
-            return None
-        found[keyword.decode("utf-8", "replace")] = value
-        start = stop
-    return found
 
 
 def _only_zeros(file: int, start: int, end: int) -> bool:
