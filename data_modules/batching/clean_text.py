@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
-from triptych.data_modules.sources.base import BadSample
+from triptych.data_modules.sources.base import bad_sample_on_error
 from triptych.utils import captions
 from triptych.utils.captions import MAX_CHARACTERS, MAX_TEXT_BYTES
-from triptych.utils.errors import TextError
 
 
 def captions_of(value: object, key: str, what: str = "caption") -> list[str]:
@@ -17,7 +13,7 @@ def captions_of(value: object, key: str, what: str = "caption") -> list[str]:
     Raises:
         BadSample: no caption is usable; each kind (empty, blank, UTF-16, ...) has its own reason.
     """
-    with _of_sample(key, what):
+    with bad_sample_on_error(key, what):
         return captions.captions_of(value, what)
 
 
@@ -27,7 +23,7 @@ def check_text(text: object, key: str, what: str, max_bytes: int = MAX_TEXT_BYTE
     Raises:
         BadSample: the text is not a string, or too long.
     """
-    with _of_sample(key, what):
+    with bad_sample_on_error(key, what):
         return captions.check_text(text, what, max_bytes)
 
 
@@ -37,13 +33,5 @@ def clean(text: object, key: str, what: str, max_characters: int = MAX_CHARACTER
     Raises:
         BadSample: the text is not a string, too long, or in an unreadable encoding.
     """
-    with _of_sample(key, what):
+    with bad_sample_on_error(key, what):
         return captions.clean(text, what, max_characters)
-
-
-@contextmanager
-def _of_sample(key: str, what: str) -> Iterator[None]:
-    try:
-        yield
-    except TextError as error:
-        raise BadSample(key, f"{what} {error.reason}", error.detail) from error

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from triptych.data_modules.batching.tasks import IMAGE_PROMPT_TASKS, Prompt, TaskDataset
 from triptych.data_modules.decode import Decoder
-from triptych.data_modules.sources.base import BadSample, ImageRole
+from triptych.data_modules.sources.base import BadSample, ImageRole, bad_sample_on_error
 from triptych.interfaces import IMAGE_GENERATION, Batch, Preprocessing
 from triptych.prompts import IGNORED, IMAGE_PAD, PAD, pad, shared_tokens, token_id
-from triptych.utils.errors import ImageError, UserError
+from triptych.utils.errors import UserError
 from triptych.utils.images import stack_images
 
 
@@ -135,11 +135,8 @@ class Collator:
         self, dataset: TaskDataset, number: int, role: ImageRole, sizes: list[int]
     ) -> list[Tensor]:
         data = dataset.source.image_bytes(number, role)
-        try:
+        with bad_sample_on_error(dataset.source.key(number), role):
             return self.decoder(data, *sizes)
-        except ImageError as error:
-            key = dataset.source.key(number)
-            raise BadSample(key, f"{role} {error.reason}", error.detail) from error
 
     def _batch(
         self, step: int, examples: list[Example], samples: Tensor, skipped: list[tuple[str, str]]

@@ -115,7 +115,7 @@ class TaskDataset:
             raise BadSample(self.source.key(number), error.reason, str(error)) from error
 
     def caption(self, number: int, sample: int, seed: int, what: str = "caption") -> str:
-        """The cleaned caption or instruction; of several, the one drawn for `sample`.
+        """Clean the caption or instruction; of several, draw one for `sample`.
 
         Raises:
             BadSample: it is unusable.
@@ -138,13 +138,13 @@ class TaskDataset:
         return metadata
 
     def conversation_turns(self, number: int, sample: int, seed: int) -> Turns:
-        """The conversation about a sample's image; its caption if there is none."""
+        """Turns about the image of a sample; without a conversation its caption is the answer."""
         if turns := self.metadata(number).get(self.conversation_key):
             return self.validate_turns(turns, number)
         return [(DESCRIBE, self.caption(number, sample, seed))]
 
     def validate_turns(self, turns: object, number: int) -> Turns:
-        """Cleaned (question, answer) turns.
+        """Check and clean (question, answer) turns.
 
         Raises:
             BadSample: they are not pairs of texts, or a text is unusable.
@@ -172,6 +172,7 @@ class TaskDataset:
 def text_to_image(
     dataset: TaskDataset, number: int, sample: int, processor: Preprocessing, seed: int
 ) -> Prompt:
+    """Make the prompt of a caption."""
     caption, key = dataset.caption(number, sample, seed), dataset.source.key(number)
     template = processor.training_template
     return Prompt(generation_ids(processor.tokenizer, caption, processor.max_tokens, key, template))
@@ -180,6 +181,7 @@ def text_to_image(
 def image_to_image(
     dataset: TaskDataset, number: int, sample: int, processor: Preprocessing, seed: int
 ) -> Prompt:
+    """Make the prompt of an edit, or of a reconstruction."""
     role: ImageRole = "source" if dataset.source.has_image(number, "source") else "image"
     instruction = RECONSTRUCTION_INSTRUCTION
     if role == "source":
@@ -198,12 +200,12 @@ def image_to_image(
 def image_to_text(
     dataset: TaskDataset, number: int, sample: int, processor: Preprocessing, seed: int
 ) -> Prompt:
+    """Make the prompt of a conversation about an image, or about a caption without the image."""
     if not dataset.source.has_image(number, "image"):
         return text_to_text(dataset, number, sample, processor, seed)
     metadata = dataset.metadata(number)
-    is_edit = dataset.source.has_image(
-        number, "source"
-    )  # whose text is an instruction, not a caption
+    # the text of an edit is an instruction, not a caption
+    is_edit = dataset.source.has_image(number, "source")
     if is_edit and not metadata.get(dataset.conversation_key):
         raise BadSample(dataset.source.key(number), "edit without a conversation to learn")
     if (
@@ -222,6 +224,7 @@ def image_to_text(
 def text_to_text(
     dataset: TaskDataset, number: int, sample: int, processor: Preprocessing, seed: int
 ) -> Prompt:
+    """Make the prompt of a conversation without an image."""
     turns = dataset.metadata(number).get(dataset.conversation_key)
     if not turns:
         raise BadSample(

@@ -118,6 +118,7 @@ def _places(group: Group) -> list[int]:
 
 def index_shards(
     shards: Sequence[Path],
+    *,
     workers: int | None = None,
     tokenizer: str | Path | None = None,
     checksums: bool = False,

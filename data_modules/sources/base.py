@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from triptych.data_modules.decode import Decoder
-from triptych.utils.errors import ImageError
+from triptych.utils.errors import ImageError, TextError
 
 CAPTION_KEYS = ("caption", "text", "instruction")
 """Usual keys of the caption in the metadata of a sample; the first existing one is taken."""
@@ -33,6 +35,20 @@ class BadSample(ValueError):
 
     def __reduce__(self):
         return type(self), (self.key, self.reason, self.detail)
+
+
+@contextmanager
+def bad_sample_on_error(key: str, what: str) -> Iterator[None]:
+    """Turn the ImageError or TextError of one member of a sample into a `BadSample`.
+
+    Args:
+        key: key of the sample.
+        what: name of the member in the reason, such as "caption".
+    """
+    try:
+        yield
+    except (ImageError, TextError) as error:
+        raise BadSample(key, f"{what} {error.reason}", error.detail) from error
 
 
 @dataclass
@@ -96,10 +112,8 @@ class DataSource(ABC):
         self, number: int, role: ImageRole = "image", decoder: Decoder | None = None
     ) -> Image.Image:
         """Decoded RGB image at its full size, with the limits and the alpha rule of `decoder`."""
-        try:
+        with bad_sample_on_error(self.key(number), role):
             return (decoder or Decoder()).decode_full(self.image_bytes(number, role))
-        except ImageError as error:
-            raise BadSample(self.key(number), f"{role} {error.reason}", error.detail) from error
 
     def __getitem__(self, number: int) -> Sample:
         return Sample(

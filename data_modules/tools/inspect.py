@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from triptych.data_modules.decode import Decoder
 from triptych.data_modules.parallel import parallel_map
-from triptych.data_modules.sources.base import BadSample, DataSource
+from triptych.data_modules.sources.base import BadSample, DataSource, bad_sample_on_error
 from triptych.utils.errors import ImageError
 from triptych.utils.image_reader import read_header
 
@@ -107,11 +107,8 @@ class _StatisticsOf:
 
     def _add_image(self, statistics: DatasetStatistics, number: int) -> None:
         content = self.source.image_bytes(number)
-        try:
+        with bad_sample_on_error(self.source.key(number), "image"):
             image = read_header(content, Decoder().limits)
-        except ImageError as error:
-            key = self.source.key(number)
-            raise BadSample(key, f"image {error.reason}", error.detail) from error
         statistics.sizes.append(image.size)
         statistics.formats[image.format] += 1
         statistics.image_bytes.append(len(content))

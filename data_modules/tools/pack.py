@@ -19,12 +19,18 @@ from pathlib import Path
 from triptych.data_modules.batching.clean_text import check_text
 from triptych.data_modules.decode import Decoder
 from triptych.data_modules.parallel import parallel_map
-from triptych.data_modules.sources.base import CAPTION_KEYS, BadSample, DataSource, ImageRole
+from triptych.data_modules.sources.base import (
+    CAPTION_KEYS,
+    BadSample,
+    DataSource,
+    ImageRole,
+    bad_sample_on_error,
+)
 from triptych.utils.atomic_write import LOCK, alone_in, partial_of, replacing
 from triptych.utils.captions import REPLACEMENT
 from triptych.utils.disk_usage import announce, refuse_other_files
 from triptych.utils.documents import read_text
-from triptych.utils.errors import ImageError, UserError
+from triptych.utils.errors import UserError
 from triptych.utils.image_reader import FORMAT_NAMES, format_of, read_header
 from triptych.utils.listing.tar import BLOCK
 from triptych.utils.records import parse
@@ -194,10 +200,8 @@ def _image(source: DataSource, number: int, role: ImageRole, prefix: str) -> tup
     kind = image_suffix(content)
     if kind is None:
         raise BadSample(source.key(number), f"{role} is no {FORMAT_NAMES}")
-    try:
+    with bad_sample_on_error(source.key(number), role):  # a run would skip it
         read_header(content, Decoder().limits)
-    except ImageError as error:  # a run would skip it
-        raise BadSample(source.key(number), f"{role} {error.reason}", error.detail) from error
     return prefix + kind, content
 
 

@@ -94,9 +94,10 @@ def pack_parser() -> argparse.ArgumentParser:
 
 
 def _content(source: Path, out: Path) -> int:
-    """Hash of a file; of a folder or a pattern, of its files' names, sizes and times of change.
+    """Hash of a file, or of the names, sizes and modification times of the files of a folder.
 
     Args:
+        source: file, folder or pattern.
         out: output folder, which is ignored if it is inside the source.
     """
     from triptych.utils.listing.folders import DATA_SUFFIXES, files_of

@@ -14,6 +14,8 @@ NOT_A_FILE = "a member is no regular file"
 
 
 class Header(NamedTuple):
+    """Fields of one header."""
+
     name: bytes
     size: int
     type: bytes
@@ -21,15 +23,15 @@ class Header(NamedTuple):
 
 REGULAR = frozenset((b"0", b"\0", b"7"))
 PAX = frozenset((b"x", b"X"))  # X as Solaris wrote it
-NAMES = PAX | {b"L", b"K", b"g"}  # their payload is about the next member, or all
+NAMES = PAX | {b"L", b"K", b"g"}  # headers of names: fields of the next member, or of all
 FOLDER = b"5"
 LINKS = frozenset((b"1", b"2"))
-EMPTY = LINKS | {b"3", b"4", FOLDER, b"6"}  # and devices: they have no payload
+EMPTY = LINKS | {b"3", b"4", FOLDER, b"6"}  # and devices: types without payload
 OLD_SPARSE = b"S"
 
 
 class Member(NamedTuple):
-    """A file in the archive, or what stands in the place of one."""
+    """A file in the archive, or another type of member in its place."""
 
     name: bytes
     offset: int
@@ -39,11 +41,11 @@ class Member(NamedTuple):
     renamed: bool
     """Whether the name came from an extra header of its own: pax, or GNU's long names."""
     fault: str = ""
-    """Why it cannot be read by its place: LINK, SPARSE or NOT_A_FILE."""
+    """Reason why it is not readable by its offset: LINK, SPARSE or NOT_A_FILE."""
 
 
 def member_of(header: Header, fields: dict[str, bytes], payload: int, size: int) -> Member:
-    """The member of a header, with the fields from headers of names."""
+    """Make the member of a header, with the fields of the headers of names before it."""
     fault = ""
     if header.type == OLD_SPARSE or any(key.startswith("GNU.sparse.") for key in fields):
         fault = SPARSE
@@ -66,8 +68,8 @@ def sparse_map(header: bytes, read: Callable[[int], bytes], position: int) -> in
 def parse_header(block: bytes) -> Header | None:
     """Parse a header; None if its checksum is wrong or it is not a header.
 
-    In the oldest format, of Unix v7, headers have nothing but the checksum to know them by. It is
-    the sum of bytes, which some old programs took for signed ones.
+    In the oldest format, of Unix v7, only the checksum identifies a header. It is the sum of bytes,
+    which some old programs treated as signed.
     """
     if len(block) < BLOCK or not block[148:156].strip(b" \0"):
         return None
@@ -85,7 +87,7 @@ def parse_header(block: bytes) -> Header | None:
 
 
 def _number(digits: bytes) -> int | None:
-    """A field of a header: octal digits, or GNU's binary for what does not fit."""
+    """Parse a number of a header: octal digits, or GNU's binary format for large numbers."""
     if digits[:1] == b"\x80":
         return int.from_bytes(digits[1:], "big")
     digits = digits.lstrip(b" \0").split(b"\0")[0].strip(b" ") or b"0"
@@ -93,20 +95,20 @@ def _number(digits: bytes) -> int | None:
 
 
 def payload_size(header: Header, fields: dict[str, bytes]) -> int:
-    """Bytes of payload behind a header."""
+    """Size in bytes of the payload after a header."""
     if header.type in EMPTY:
         return 0
-    larger = fields.get("size", b"")  # than a header can say
+    larger = fields.get("size", b"")  # of a payload beyond the limit of a header
     return int(larger) if header.type not in NAMES and larger.isdigit() else header.size
 
 
 def read_names(kind: bytes, payload: bytes) -> dict[str, bytes] | None:
-    """Fields that a header of names sets on the next member; None if it makes no sense."""
+    """Parse the fields that a header of names sets on the next member; None if damaged."""
     if kind == b"L":
         return {"path": payload.rstrip(b"\0")}
-    found: dict[str, bytes] = {}
+    fields: dict[str, bytes] = {}
     if kind not in PAX:
-        return found
+        return fields
     start, end = 0, len(payload.rstrip(b"\0"))
     while start < end:  # records are "LENGTH KEYWORD=VALUE\n"
         space = payload.find(b" ", start, start + 8)
@@ -115,6 +117,6 @@ def read_names(kind: bytes, payload: bytes) -> dict[str, bytes] | None:
         keyword, equals, value = payload[space + 1 : stop - 1].partition(b"=")
         if not equals or payload[stop - 1 : stop] != b"\n":
             return None
-        found[keyword.decode("utf-8", "replace")] = value
+        fields[keyword.decode("utf-8", "replace")] = value
         start = stop
-    return found
+    return fields
