@@ -108,9 +108,9 @@ def write_shard(path: Path, images: list[bytes]) -> None:
 def ours(folder: Path) -> Iterator:
     """Our loader, as a DataLoader's worker runs it."""
     source = ShardFolder(folder).open()
-    schedule = GlobalBatchSampler([source], Mixture({"drawn": 1.0}), BATCH)
+    sampler = GlobalBatchSampler([source], Mixture({"drawn": 1.0}), BATCH)
     processor = Preprocessing(tokenizer=None, max_tokens=512, image_size=SQUARE)
-    batches = StepDataset(Collator([TaskDataset(source, TEXT_TO_IMAGE)], processor), schedule)
+    batches = StepDataset(Collator([TaskDataset(source, TEXT_TO_IMAGE)], processor), sampler)
     step = 0
     while True:
         yield batches[step].target_pixels
@@ -264,12 +264,12 @@ def peak():
 Path("/proc/self/clear_refs").write_text("5")
 before = peak()
 source = ShardFolder(sys.argv[1], index="require").open()
-schedule = GlobalBatchSampler([source], Mixture({"large": 1.0}), 512)
+sampler = GlobalBatchSampler([source], Mixture({"large": 1.0}), 512)
 slowest = 0.0
 for share in (0.0, 0.123, 0.5, 0.987, 2.6):
     started = time.perf_counter()
-    positions = schedule.batch(int(share * len(source) / 512))
-    _, numbers = schedule.locate(positions)
+    positions = sampler.batch(int(share * len(source) / 512))
+    _, numbers = sampler.locate(positions)
     keys = [source.key(number) for number in numbers.tolist()]
     slowest = max(slowest, time.perf_counter() - started)
 print(slowest, peak() - before)

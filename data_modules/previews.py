@@ -48,14 +48,14 @@ def previews(
             about it; "edit": an image and the instruction that changes it.
         decoder: decoder of the training batches: previews show what the model sees.
     """
-    found: list[Preview] = []
+    results: list[Preview] = []
     for dataset in datasets:
         for number in range(min(len(dataset.source), MAX_EXAMINED)):
-            if len(found) == max_previews:
-                return found
+            if len(results) == max_previews:
+                return results
             with suppress(BadSample):
-                found.append(_preview(dataset, number, processor, needs, decoder))
-    return found
+                results.append(_preview(dataset, number, processor, needs, decoder))
+    return results
 
 
 def _preview(

@@ -7,31 +7,31 @@ from triptych.utils import captions
 from triptych.utils.captions import MAX_CHARACTERS, MAX_TEXT_BYTES
 
 
-def captions_of(value: object, key: str, what: str = "caption") -> list[str]:
+def captions_of(value: object, key: str, label: str = "caption") -> list[str]:
     """Apply `captions.captions_of` to a text of the sample `key`.
 
     Raises:
         BadSample: no caption is usable; each kind (empty, blank, UTF-16, ...) has its own reason.
     """
-    with bad_sample_on_error(key, what):
-        return captions.captions_of(value, what)
+    with bad_sample_on_error(key, label):
+        return captions.captions_of(value, label)
 
 
-def check_text(text: object, key: str, what: str, max_bytes: int = MAX_TEXT_BYTES) -> str:
+def check_text(text: object, key: str, label: str, max_bytes: int = MAX_TEXT_BYTES) -> str:
     """Apply `captions.check_text` to a text of the sample `key`.
 
     Raises:
         BadSample: the text is not a string, or too long.
     """
-    with bad_sample_on_error(key, what):
-        return captions.check_text(text, what, max_bytes)
+    with bad_sample_on_error(key, label):
+        return captions.check_text(text, label, max_bytes)
 
 
-def clean(text: object, key: str, what: str, max_characters: int = MAX_CHARACTERS) -> str:
+def clean(text: object, key: str, label: str, max_characters: int = MAX_CHARACTERS) -> str:
     """Apply `captions.clean` to a text of the sample `key`.
 
     Raises:
         BadSample: the text is not a string, too long, or in an unreadable encoding.
     """
-    with bad_sample_on_error(key, what):
-        return captions.clean(text, what, max_characters)
+    with bad_sample_on_error(key, label):
+        return captions.clean(text, label, max_characters)

@@ -114,7 +114,7 @@ class TaskDataset:
         except PromptError as error:
             raise BadSample(self.source.key(number), error.reason, str(error)) from error
 
-    def caption(self, number: int, sample: int, seed: int, what: str = "caption") -> str:
+    def caption(self, number: int, sample: int, seed: int, label: str = "caption") -> str:
         """Clean the caption or instruction; of several, draw one for `sample`.
 
         Raises:
@@ -124,7 +124,7 @@ class TaskDataset:
         choice = 0
         if len(captions) > 1:
             choice = int(float(uniform(seed, "caption", [sample])) * len(captions))
-        return clean(captions[choice], self.source.key(number), what, self.max_characters)
+        return clean(captions[choice], self.source.key(number), label, self.max_characters)
 
     def metadata(self, number: int) -> dict:
         """Metadata of a sample.

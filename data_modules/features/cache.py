@@ -238,28 +238,30 @@ def open_feature_caches(
     for source, folder in sources:  # tasks may share a source, and validation that of training
         if (id(source), folder) not in caches:
             caches[id(source), folder] = open_feature_cache(source, folder)
-    found = [cache for cache in caches.values() if cache is not None]
-    _require_equal(found, processor, image_backend)
-    for cache in found:
+    opened = [cache for cache in caches.values() if cache is not None]
+    _require_equal(opened, processor, image_backend)
+    for cache in opened:
         rank_zero_info(f"features from {cache}")
     return [caches[id(source), folder] for source, folder in sources]
 
 
-def _require_equal(found: list[FeatureCache], processor: Preprocessing, image_backend: str) -> None:
-    for other in found[1:]:
-        if point := first_difference(found[0].identity, other.identity):
+def _require_equal(
+    opened: list[FeatureCache], processor: Preprocessing, image_backend: str
+) -> None:
+    for other in opened[1:]:
+        if point := first_difference(opened[0].identity, other.identity):
             raise UserError(
-                f"the features in {found[0].folder} and {other.folder} are of different encoders "
+                f"the features in {opened[0].folder} and {other.folder} are of different encoders "
                 f"({point}); {remedy(other.source)}."
             )
-    if not found:
+    if not opened:
         return
     if point := first_difference(
-        found[0].identity, {**processor.features(), "image_backend": image_backend}
+        opened[0].identity, {**processor.features(), "image_backend": image_backend}
     ):
         raise UserError(
-            f"the features in {found[0].folder} are not those of this model ({point}); "
-            f"{remedy(found[0].source)}."
+            f"the features in {opened[0].folder} are not those of this model ({point}); "
+            f"{remedy(opened[0].source)}."
         )
 
 

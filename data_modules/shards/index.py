@@ -87,18 +87,18 @@ class ShardIndex:
             if not path.is_symlink() and not path.exists():
                 continue
             try:
-                found = cls(path, shard)
+                index = cls(path, shard)
             except OSError as error:
                 raise UserError(f"the index {path} cannot be read: {error.strerror}.") from error
             except UnusableIndex as error:
                 fault = fault or error
                 continue
-            if (found.shard_size, found.mtime_ns) == (status.st_size, status.st_mtime_ns):
-                return found
-            if found.shard_size == status.st_size:
-                if not found.probe:
+            if (index.shard_size, index.mtime_ns) == (status.st_size, status.st_mtime_ns):
+                return index
+            if index.shard_size == status.st_size:
+                if not index.probe:
                     continue  # written by an older version: it may be of another shard
-                copy = copy or found
+                copy = copy or index
             fault = fault or UnusableIndex(
                 f"the index {path} is not of the shard as it is now (its size or time differs); "
                 f"run `triptych data index {shard.parent}`."
@@ -163,8 +163,10 @@ class ShardIndex:
                 size = os.fstat(file.fileno()).st_size
                 header = self._parse(file.read(HEADER.size), size)
                 file.seek(layout_of(header)["problems"])
-                found = parse(file.read())
-                problems = [Problem(str(why), int(n), [*map(str, keys)]) for why, n, keys in found]
+                records = parse(file.read())
+                problems = [
+                    Problem(str(reason), int(n), [*map(str, keys)]) for reason, n, keys in records
+                ]
         except UserError:
             raise
         except (ValueError, TypeError) as error:
@@ -197,8 +199,10 @@ class ShardIndex:
         if tokens:
             return self._column("tokens")[rows].astype(np.int64)
         txt, json = (1 + 2 * ROLES.index(role) for role in ("txt", "json"))
-        found = self._rows[rows]
-        return np.where(found[:, txt] > 0, found[:, txt + 1], found[:, json + 1]).astype(np.int64)
+        selected = self._rows[rows]
+        return np.where(selected[:, txt] > 0, selected[:, txt + 1], selected[:, json + 1]).astype(
+            np.int64
+        )
 
     def contents(self) -> IndexContents:
         """Copy of the whole content."""
@@ -231,14 +235,14 @@ class ShardIndex:
     def _body(self) -> mmap.mmap:
         if self._map is None:
             with open_regular(self.path) as file:
-                found = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            header = self._parse(found[: HEADER.size], len(found))
+                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            header = self._parse(mapped[: HEADER.size], len(mapped))
             if header != self._header:
                 self._reload(header)
-            with memoryview(found) as whole, whole[HEADER.size :] as body:
+            with memoryview(mapped) as whole, whole[HEADER.size :] as body:
                 if not self._checked and zlib.crc32(body) != header.body_crc:
                     raise self._damaged()
-            self._map, self._checked = found, True
+            self._map, self._checked = mapped, True
         return self._map
 
     def _reload(self, header: Header) -> None:

@@ -38,17 +38,17 @@ class BadSample(ValueError):
 
 
 @contextmanager
-def bad_sample_on_error(key: str, what: str) -> Iterator[None]:
+def bad_sample_on_error(key: str, label: str) -> Iterator[None]:
     """Turn the ImageError or TextError of one member of a sample into a `BadSample`.
 
     Args:
         key: key of the sample.
-        what: name of the member in the reason, such as "caption".
+        label: name of the member in the reason, such as "caption".
     """
     try:
         yield
     except (ImageError, TextError) as error:
-        raise BadSample(key, f"{what} {error.reason}", error.detail) from error
+        raise BadSample(key, f"{label} {error.reason}", error.detail) from error
 
 
 @dataclass

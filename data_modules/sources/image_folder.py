@@ -120,8 +120,8 @@ class ImageFolder(MemberSource):
 
     def _read(self, number: int, role: str, max_bytes: int) -> bytes | None:
         name = self._files[number].get(role)
-        what = {"txt": "caption", "json": "its .json"}.get(role, role)
-        return name and read_inside(self.path, name, self.key(number), what, max_bytes)
+        label = {"txt": "caption", "json": "its .json"}.get(role, role)
+        return name and read_inside(self.path, name, self.key(number), label, max_bytes)
 
     def caption_lengths(self, numbers: np.ndarray) -> np.ndarray:
         """int64 [n], caption lengths in bytes."""

@@ -90,12 +90,12 @@ class Table(DataSource):
         )
 
     def _column(
-        self, columns: list[str], name: str | None, usual: tuple[str, ...], what: str, flag: str
+        self, columns: list[str], name: str | None, usual: tuple[str, ...], label: str, flag: str
     ) -> str:
         candidates = [name] if name else usual
         column = next((each for each in candidates if each in columns), None)
         if column is None:
-            missing = f"no column {name!r}" if name else f"no column of {what} by a usual name"
+            missing = f"no column {name!r}" if name else f"no column of {label} by a usual name"
             raise UserError(
                 f"{self.path} has {missing}; name one of {', '.join(columns) or 'none'} ({flag})."
             )

@@ -109,8 +109,8 @@ class ShardFolder(MemberSource):
         shards, rows = self.locate(numbers)
         sizes = np.empty(len(shards), np.int64)
         for shard in np.unique(shards):
-            here = shards == shard
-            sizes[here] = self._index(int(shard)).caption_lengths(rows[here], self._tokens)
+            members = shards == shard
+            sizes[members] = self._index(int(shard)).caption_lengths(rows[members], self._tokens)
         return sizes
 
     def locate(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -254,10 +254,10 @@ class Numbers:
 def global_batch(length, batch_size, world, step, seed=0):
     """Numbers and global sample numbers of a step, the ranks' parts joined."""
     build = Numbers(length)
-    schedule = GlobalBatchSampler(
+    sampler = GlobalBatchSampler(
         [build.datasets[0].source], Mixture({"all": 1}), batch_size * world, seed=seed
     )
-    parts = [StepDataset(build, schedule, rank=rank, world=world)[step] for rank in range(world)]
+    parts = [StepDataset(build, sampler, rank=rank, world=world)[step] for rank in range(world)]
     return [n for part in parts for n in part.numbers], [s for p in parts for s in p.samples]
 
 

@@ -65,10 +65,10 @@ def ids_alone(step, places, samples):
 def part(rank, world, length_bucket_batches=1, seed=0):
     """The dataset of one rank in a mixture of three data sets."""
     sources = [Listed(name, sizes) for name, sizes in SIZES.items()]
-    schedule = GlobalBatchSampler(
+    sampler = GlobalBatchSampler(
         sources, MIXTURE, GLOBAL_BATCH, seed=seed, length_bucket_batches=length_bucket_batches
     )
-    return StepDataset(ids_alone, schedule, rank=rank, world=world)
+    return StepDataset(ids_alone, sampler, rank=rank, world=world)
 
 
 def rows_of(parts, first, last):
@@ -149,9 +149,9 @@ def test_data_sets_that_do_not_know_lengths_are_not_sorted():
     sources = [Listed("a", [50]), Listed("b", [50], lengths=False)]
     for chosen, sorts in ((sources[:1], True), (sources, False)):
         mixture = Mixture({source.name: 1 for source in chosen})
-        schedule = GlobalBatchSampler(chosen, mixture, 8, length_bucket_batches=4)
-        assert (schedule.buckets is not None) == sorts
-    assert schedule.batch(3).tolist() == list(range(24, 32))
+        sampler = GlobalBatchSampler(chosen, mixture, 8, length_bucket_batches=4)
+        assert (sampler.buckets is not None) == sorts
+    assert sampler.batch(3).tolist() == list(range(24, 32))
 
 
 def test_any_change_of_the_order_changes_the_digest():
@@ -203,7 +203,7 @@ def padding(tokenizer, measure, world, length_bucket_batches=64):
         Captioned("short", 15, 4, int(total * 0.12), measure),
     ]
     mixture = Mixture({source.name: len(source) for source in sources})
-    schedule = GlobalBatchSampler(
+    sampler = GlobalBatchSampler(
         sources, mixture, RANK_BATCH * world, length_bucket_batches=length_bucket_batches
     )
     template = len(generation_ids(tokenizer, "the", 64)) - 1
@@ -215,7 +215,7 @@ def padding(tokenizer, measure, world, length_bucket_batches=64):
     kept = np.zeros(2)
     taken = np.zeros(2)
     for step in range(64):
-        chosen, numbers = schedule.locate(schedule.batch(step))
+        chosen, numbers = sampler.locate(sampler.batch(step))
         tokens = np.array([counts[c][n] for c, n in zip(chosen, numbers, strict=True)])
         for rank in tokens.reshape(world, RANK_BATCH):
             for which, own in enumerate((rank, rank + template)):
