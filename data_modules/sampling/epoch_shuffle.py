@@ -100,7 +100,7 @@ class _Plan:
     Args:
         firsts: list [groups] of int64 [chunks], number of the first sample of each chunk.
         sizes: list [groups] of int64 [chunks], number of samples of each chunk.
-        rotations: list [groups] of int64 [chunks], offset at which reading of each chunk starts.
+        rotations: list [groups] of int64 [chunks], first offset that is read of each chunk.
         window: approximate number of samples of a window.
     """
 

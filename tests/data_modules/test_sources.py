@@ -293,7 +293,7 @@ def test_an_image_without_source_is_reconstructed_and_decoded_once(folder, proce
         asked.append(sizes)
         return [torch.zeros(3, size, size, dtype=torch.uint8) for size in sizes]
 
-    build.decode = decode
+    build.decoder = decode
     batch = build(0, [(0, 3)], [0])
     assert "Please reconstruct the given image." in texts(batch, processor.tokenizer)[0]
     assert asked == [(processor.understanding_size, processor.image_size)]
