@@ -45,11 +45,12 @@ from PIL import Image
 from recorded import machine, versions
 from torchvision import transforms
 
-from triptych.data_modules import BatchBuilder, Decoder, Reading, ShardFolder
+from triptych.data_modules import Collator, Decoder, ShardFolder, TaskDataset
+from triptych.data_modules.sampling.batch_sampler import GlobalBatchSampler
 from triptych.data_modules.sampling.mixing import Mixture
-from triptych.data_modules.sampling.schedule import Schedule
 from triptych.data_modules.sampling.step_dataset import StepDataset
-from triptych.data_modules.shards.index import COLUMNS, Contents, write_index
+from triptych.data_modules.shards.index import write_index
+from triptych.data_modules.shards.index_format import COLUMNS, IndexContents
 from triptych.interfaces import TEXT_TO_IMAGE, Preprocessing
 
 SIDES = {512: 32, 1024: 16, 2048: 8}  # pixels a side -> images of one round
@@ -107,9 +108,9 @@ def write_shard(path: Path, images: list[bytes]) -> None:
 def ours(folder: Path) -> Iterator:
     """Our loader, as a DataLoader's worker runs it."""
     source = ShardFolder(folder).open()
-    schedule = Schedule([source], Mixture({"drawn": 1.0}), BATCH)
-    known = Preprocessing(tokenizer=None, max_tokens=512, image_size=SQUARE)
-    batches = StepDataset(BatchBuilder([Reading(source, TEXT_TO_IMAGE)], known), schedule)
+    sampler = GlobalBatchSampler([source], Mixture({"drawn": 1.0}), BATCH)
+    processor = Preprocessing(tokenizer=None, max_tokens=512, image_size=SQUARE)
+    batches = StepDataset(Collator([TaskDataset(source, TEXT_TO_IMAGE)], processor), sampler)
     step = 0
     while True:
         yield batches[step].target_pixels
@@ -216,22 +217,26 @@ def loaders(work: Path, rounds: int) -> dict[int, dict[str, float]]:
 
 def features_against_live(work: Path, rounds: int) -> dict[str, float]:
     """Seconds an image: cached bf16 features, and decoding at 1024 pixels."""
-    from triptych.data_modules.features.shard_file import ENDING, Sidecar, SidecarWriter
+    from triptych.data_modules.features.feature_shard import (
+        SUFFIX,
+        FeatureShard,
+        FeatureShardWriter,
+    )
 
     folder = work / "1024"
     source = ShardFolder(folder).open()
     keys = [source.key(number) for number in range(len(source))]
-    path = work / f"features{ENDING}"
-    writer = SidecarWriter(path, "bf16", FEATURES)
+    path = work / f"features{SUFFIX}"
+    writer = FeatureShardWriter(path, "bf16", FEATURES)
     writer.add(keys, torch.randn(len(keys), *FEATURES))
     writer.close({})
-    sidecar = Sidecar(path)
+    feature_shard = FeatureShard(path)
 
     def cached() -> Iterator:
         order = np.random.default_rng(0)
         while True:
             some = order.integers(0, len(keys), BATCH)
-            yield torch.stack([sidecar.get(keys[number]) for number in some])
+            yield torch.stack([feature_shard.get(keys[number]) for number in some])
 
     return in_turn({"features": cached(), "live": ours(folder)}, 16, rounds)
 
@@ -250,7 +255,7 @@ import sys, time
 from pathlib import Path
 from triptych.data_modules import ShardFolder
 from triptych.data_modules.sampling.mixing import Mixture
-from triptych.data_modules.sampling.schedule import Schedule
+from triptych.data_modules.sampling.batch_sampler import GlobalBatchSampler
 
 def peak():
     (line,) = [s for s in Path("/proc/self/status").read_text().split("\\n") if "VmHWM" in s]
@@ -259,12 +264,12 @@ def peak():
 Path("/proc/self/clear_refs").write_text("5")
 before = peak()
 source = ShardFolder(sys.argv[1], index="require").open()
-schedule = Schedule([source], Mixture({"large": 1.0}), 512)
+sampler = GlobalBatchSampler([source], Mixture({"large": 1.0}), 512)
 slowest = 0.0
 for share in (0.0, 0.123, 0.5, 0.987, 2.6):
     started = time.perf_counter()
-    positions = schedule.batch(int(share * len(source) / 512))
-    _, numbers = schedule.locate(positions)
+    positions = sampler.batch(int(share * len(source) / 512))
+    _, numbers = sampler.locate(positions)
     keys = [source.key(number) for number in numbers.tolist()]
     slowest = max(slowest, time.perf_counter() - started)
 print(slowest, peak() - before)
@@ -305,7 +310,7 @@ def seek(work: Path) -> tuple[float, float]:
     rows[:, 2], rows[:, 6] = 512, 100
     keys = b"".join(b"%08d" % number for number in range(SAMPLES))
     status = first.stat()
-    write_index(first, Contents(status.st_size, status.st_mtime_ns, rows, keys))
+    write_index(first, IndexContents(status.st_size, status.st_mtime_ns, rows, keys))
     for shard in range(1, SHARDS):
         os.link(first, folder / f"{shard:05d}.tar")
         os.link(f"{first}.idx", folder / f"{shard:05d}.tar.idx")

@@ -1,34 +1,49 @@
-"""DataModules. A new data format is a subclass of `Source`, here or in your own folder.
+"""DataModules. A new data format is a subclass of `DataSource`, here or in your own folder.
 
-    mixed       MixedDataModule: several data sets by weight
-    webdataset  ShardDataModule: WebDataset shards
-    shapes      ShapesDataModule and EditsDataModule: the shapes world
-    sources     data sets as samples by number: WebDataset, folders, LLaVA files, tables
-    shards      index of a WebDataset shard
-    sampling    order of samples: mixing, epochs, length buckets
-    batching    samples to a Batch
-    features    cached image features
-    streaming   StreamDataModule: shards that cannot be seeked
-    tools       data pack and data inspect
-    decode      encoded images to uint8 squares
-    parallel    work over all cores, results in order
-    previews    samples for callbacks that show a data set
+    base            BaseDataModule, the common part
+    mixed           MixedDataModule: several data sets by weight
+    dataset_config  DatasetConfig: one data set of a mixture
+    webdataset      ShardDataModule: WebDataset shards
+    shapes          ShapesDataModule and EditsDataModule: the shapes world
+    sources         data sets as samples by number: WebDataset, folders, LLaVA files, tables
+    shards          index of a WebDataset shard
+    sampling        order of samples: mixing, epochs, length buckets
+    batching        samples to a Batch
+    features        cached image features
+    streaming       StreamDataModule: shards that cannot be seeked
+    tools           data pack and data inspect
+    decode          encoded images to uint8 squares
+    parallel        parallel map over all cores
+    previews        samples for callbacks that show a data set
 
-From a step to its batch: sampling.schedule names the samples, a source reads them,
-batching.tasks makes prompts, decode makes pixels, batching.collate joins them.
+The pipeline from a shard to a batch, step by step:
+
+    1. shards.index.ShardIndex            places of the samples in each shard
+    2. sources.webdataset.ShardFolder     samples by number
+    3. batching.tasks.TaskDataset         prompt and labels of a sample for one task
+    4. sampling.mixing.Mixture            data set of each position, by weight
+    5. sampling.epoch_shuffle.EpochShuffle    sample of a data set at each place of an epoch
+    6. sampling.length_buckets.LengthBuckets  positions of similar caption length
+    7. sampling.batch_sampler.GlobalBatchSampler  4 to 6 joined: the samples of a step
+    8. sampling.step_dataset.StepDataset  the share of this rank and micro-batch
+    9. decode.Decoder                     images as uint8 squares
+    10. batching.collate.Collator         3 and 9 joined to an `interfaces.Batch`
+    11. batching.accumulation.AccumulationLoader  micro-batches of a step, with their elements
 """
 
 if __name__ != "triptych.data_modules":
     raise ImportError(f"import this folder as 'triptych.data_modules', not as {__name__!r}")
 
+from triptych.data_modules.base import BaseDataModule
 from triptych.data_modules.batching.accumulation import AccumulationLoader
-from triptych.data_modules.batching.bad_samples import BadSamples
-from triptych.data_modules.batching.collate import BatchBuilder
-from triptych.data_modules.batching.tasks import Reading
+from triptych.data_modules.batching.bad_samples import BadSampleCounter
+from triptych.data_modules.batching.collate import Collator
+from triptych.data_modules.batching.tasks import TaskDataset
+from triptych.data_modules.dataset_config import DatasetConfig
 from triptych.data_modules.decode import Decoder
-from triptych.data_modules.mixed import Ingredient, MixedDataModule
+from triptych.data_modules.mixed import MixedDataModule
 from triptych.data_modules.shapes import EditsDataModule, ShapesDataModule
-from triptych.data_modules.sources.base import BadSample, Sample, Source
+from triptych.data_modules.sources.base import BadSample, DataSource, Sample
 from triptych.data_modules.sources.image_folder import ImageFolder
 from triptych.data_modules.sources.llava import ConversationFile
 from triptych.data_modules.sources.webdataset import ShardFolder
@@ -36,27 +51,28 @@ from triptych.data_modules.webdataset import ShardDataModule
 
 __all__ = [
     "AccumulationLoader",
+    "BaseDataModule",
     "BadSample",
-    "BadSamples",
-    "BatchBuilder",
+    "BadSampleCounter",
+    "Collator",
     "ConversationFile",
     "Decoder",
     "EditsDataModule",
-    "Ingredient",
+    "DatasetConfig",
     "MixedDataModule",
     "ImageFolder",
-    "Reading",
+    "TaskDataset",
     "Sample",
     "ShapesDataModule",
     "ShardDataModule",
     "ShardFolder",
-    "Source",
+    "DataSource",
     "StreamDataModule",
 ]
 
 
 def __getattr__(name: str):
-    if name == "StreamDataModule":  # see its file for why not before it is used
+    if name == "StreamDataModule":  # its webdataset opens no local files once imported
         from triptych.data_modules.streaming.datamodule import StreamDataModule
 
         return StreamDataModule

@@ -1,4 +1,4 @@
-"""Work over all cores, results in order."""
+"""Parallel map over all cores, with results in order."""
 
 from __future__ import annotations
 
@@ -9,32 +9,33 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 
 
-def each(work: Callable, items: Sequence, workers: int | None = None) -> Iterator:
-    """work(item) of each item, in order, by several processes.
+def parallel_map(work: Callable, items: Sequence, workers: int | None = None) -> Iterator:
+    """Map `work` over `items` in several processes; results come in the order of the items.
 
     Args:
-        work: picklable; it goes to each process once, at its start.
-        workers: processes; None takes all cores. One works in this process.
+        work: picklable function; sent to each process once, at its start.
+        items: picklable arguments.
+        workers: number of processes; None takes all cores, 1 runs in this process.
     """
     workers = min(workers or len(os.sched_getaffinity(0)), len(items))
     if workers <= 1:
         yield from map(work, items)
         return
-    # Forked processes need not import torch again; they run nothing of it.
+    # Forked processes need not import torch again, and do not call it.
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else None)
-    with ProcessPoolExecutor(workers, context, _hold, (work,)) as pool:
+    with ProcessPoolExecutor(workers, context, _set_work, (work,)) as pool:
         try:
-            yield from pool.map(_work, items)
+            yield from pool.map(_call_work, items)
         finally:
             pool.shutdown(cancel_futures=True)
 
 
-_held: list[Callable] = []
+_work: list[Callable] = []  # of this worker process
 
 
-def _hold(work: Callable) -> None:
-    _held[:] = [work]
+def _set_work(work: Callable) -> None:
+    _work[:] = [work]
 
 
-def _work(item):
-    return _held[0](item)
+def _call_work(item):
+    return _work[0](item)

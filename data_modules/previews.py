@@ -9,19 +9,19 @@ from typing import Literal
 
 from PIL import Image
 
-from triptych.data_modules.batching.tasks import Reading
+from triptych.data_modules.batching.tasks import TaskDataset
 from triptych.data_modules.decode import Decoder
 from triptych.data_modules.sources.base import BadSample
 from triptych.interfaces import IMAGE_TO_IMAGE, Preprocessing
 
 Need = Literal["caption", "image", "turn", "edit"]
-LOOKED_AT = 2000
-"""Samples of a data set: where none of these serves, none is expected to."""
+MAX_EXAMINED = 2000
+"""Maximum number of samples of a data set that are examined for `needs`."""
 
 
 @dataclass
 class Preview:
-    """One sample with the requested contents; others may be there or not."""
+    """One sample with the requested contents; the others may be missing."""
 
     key: str
     text: str = ""
@@ -32,56 +32,60 @@ class Preview:
 
 
 def previews(
-    readings: Iterable[Reading],
-    known: Preprocessing,
-    number: int,
+    datasets: Iterable[TaskDataset],
+    processor: Preprocessing,
+    max_previews: int,
     needs: set[Need],
     decoder: Decoder,
 ) -> list[Preview]:
-    """The first samples, at most `number`, that a model can take and that have all of `needs`.
+    """Find the first samples that a model can take and that have all of `needs`.
 
     Args:
-        readings: data sets of one objective, open.
-        decoder: of the training batches: previews show what the model sees.
-        needs: "caption": a text to draw; "image": an image; "turn": a question about it; "edit":
-            an image and the instruction that changes it.
+        datasets: open data sets of one objective.
+        processor: the model's tokenizer, limits and image sizes.
+        max_previews: maximum number of samples.
+        needs: required contents. "caption": a text to draw; "image": an image; "turn": a question
+            about it; "edit": an image and the instruction that changes it.
+        decoder: decoder of the training batches: previews show what the model sees.
     """
-    found: list[Preview] = []
-    for reading in readings:
-        for place in range(min(len(reading.source), LOOKED_AT)):
-            if len(found) == number:
-                return found
+    results: list[Preview] = []
+    for dataset in datasets:
+        for number in range(min(len(dataset.source), MAX_EXAMINED)):
+            if len(results) == max_previews:
+                return results
             with suppress(BadSample):
-                found.append(_preview(reading, place, known, needs, decoder))
-    return found
+                results.append(_preview(dataset, number, processor, needs, decoder))
+    return results
 
 
 def _preview(
-    reading: Reading, number: int, known: Preprocessing, needs: set[Need], decoder: Decoder
+    dataset: TaskDataset, number: int, processor: Preprocessing, needs: set[Need], decoder: Decoder
 ) -> Preview:
-    """One sample.
+    """The preview of one sample.
 
     Raises:
-        BadSample: it lacks something, or the model cannot take it.
+        BadSample: it lacks one of `needs`, or the model cannot take it.
     """
-    source, key = reading.source, reading.source.key(number)
-    is_edit = reading.task == IMAGE_TO_IMAGE and source.has(number, "source")
+    source, key = dataset.source, dataset.source.key(number)
+    is_edit = dataset.task == IMAGE_TO_IMAGE and source.has_image(number, "source")
     if "edit" in needs and not is_edit or "caption" in needs and is_edit:
-        raise BadSample(key, "is an edit or is none")
+        raise BadSample(key, "not an edit, or not a caption")
     # in the prompt template of inference
-    reading.prompt(number, number, replace(known, training_template=known.template))
-    found = Preview(key)
+    dataset.prompt(number, number, replace(processor, training_template=processor.template))
+    preview = Preview(key)
     try:
-        found.text = reading.caption(number, number, 0)
+        preview.text = dataset.caption(number, number, 0)
     except BadSample:
         if needs & {"caption", "edit"}:
             raise
     if "turn" in needs:
-        found.turn = reading.some(reading.turns_about(number, number, 0), number, 0)[0]
+        preview.turn = dataset.sample_turns(
+            dataset.conversation_turns(number, number, 0), number, 0
+        )[0]
     if "edit" in needs:
-        found.image = source.image(number, "source", decoder)
+        preview.image = source.image(number, "source", decoder)
     elif "image" in needs:
-        if not source.has(number, "image"):
+        if not source.has_image(number, "image"):
             raise BadSample(key, "no image")
-        found.image = source.image(number, decoder=decoder)
-    return found
+        preview.image = source.image(number, decoder=decoder)
+    return preview

@@ -1,12 +1,13 @@
-"""The shapes world as training data: captioned images, and edits of images."""
+"""ShapesDataModule and EditsDataModule: the shapes world as training data."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Literal
 
+from triptych.data_modules.dataset_config import DatasetConfig
 from triptych.data_modules.features.cache import AUTO
-from triptych.data_modules.mixed import Ingredient, MixedDataModule
+from triptych.data_modules.mixed import MixedDataModule
 from triptych.data_modules.sources.webdataset import ShardFolder
 from triptych.data_modules.webdataset import ShardDataModule
 from triptych.interfaces import IMAGE_TO_IMAGE, TEXT_TO_IMAGE
@@ -15,7 +16,7 @@ from triptych.utils.errors import UserError
 
 
 class ShapesDataModule(ShardDataModule):
-    """The embedded shapes world: draws its shards once, then reads them like any others.
+    """The shapes world: its shards are drawn once, then read like any other shards.
 
     Args:
         folder: folder of the drawn shards: folder/train, /eval, /unseen and /instruct.
@@ -23,12 +24,13 @@ class ShapesDataModule(ShardDataModule):
         images: number of training images.
         world_seed: random seed of the drawings.
         tasks, batch_size, num_val_samples, text_only_ratio, conversation_key, max_turns,
-            num_workers, seed, length_bucket_batches, features: see `ShardDataModule`.
+            num_workers, seed, length_bucket_batches, features: settings of `ShardDataModule`.
     """
 
     def __init__(
         self,
         folder: str = "data/shapes",
+        *,
         part: Literal["train", "instruct"] = "train",
         images: int = 30000,
         world_seed: int = 0,
@@ -43,47 +45,45 @@ class ShapesDataModule(ShardDataModule):
         length_bucket_batches: int = 1,
         features: str = AUTO,
     ) -> None:
-        root = Path(folder)
+        self.folder, self.images, self.world_seed = Path(folder), images, world_seed
         super().__init__(
-            str(root / part),
-            str(root / "eval"),
-            tasks,
-            batch_size,
-            num_val_samples,
-            text_only_ratio,
-            conversation_key,
-            max_turns,
-            num_workers,
-            seed,
-            length_bucket_batches,
+            str(self.folder / part),
+            str(self.folder / "eval"),
+            tasks=tasks,
+            batch_size=batch_size,
+            num_val_samples=num_val_samples,
+            text_only_ratio=text_only_ratio,
+            conversation_key=conversation_key,
+            max_turns=max_turns,
+            num_workers=num_workers,
+            seed=seed,
+            length_bucket_batches=length_bucket_batches,
             features=features,
         )
-        self.folder, self.images, self.world_seed = root, images, world_seed
 
     def prepare_data(self) -> None:
-        try:
-            ensure_shapes(self.folder, train=self.images, seed=self.world_seed)
-        except ValueError as error:  # something else is in the folder
-            raise UserError(str(error)) from error
+        ensure_shapes(self.folder, train=self.images, seed=self.world_seed)
         super().prepare_data()
 
 
 class EditsDataModule(MixedDataModule):
-    """Draws the shapes world and its edits once, then reads them like any other data sets.
+    """The shapes world and its edits: both are drawn once, then read like any other data sets.
 
     Args:
         folder: folder of the captioned images, see `ShapesDataModule`.
         edits: folder of the edits: edits/train and edits/eval.
-        images, changes: number of captioned images, and of edits, to train on.
-        share: of the samples that are edits.
+        images: number of captioned training images.
+        changes: number of training edits.
+        share: fraction of the samples that are edits.
         world_seed: random seed of the drawings.
-        batch_size, num_val_samples, num_workers, seed: see `MixedDataModule`.
+        batch_size, num_val_samples, num_workers, seed: settings of `MixedDataModule`.
     """
 
     def __init__(
         self,
         folder: str = "data/shapes",
         edits: str = "data/edits",
+        *,
         images: int = 30000,
         changes: int = 40000,
         share: float = 0.6,
@@ -98,26 +98,24 @@ class EditsDataModule(MixedDataModule):
         self.folder, self.edits = Path(folder), Path(edits)
         self.images, self.changes, self.world_seed = images, changes, world_seed
 
-        def datasets(images: Path, edits: Path) -> dict[str, Ingredient]:
+        def datasets(split: str) -> dict[str, DatasetConfig]:
+            captions, edits = (ShardFolder(root / split) for root in (self.folder, self.edits))
             return {
-                "captions": Ingredient(ShardFolder(images), TEXT_TO_IMAGE, 1 - share),
-                "edits": Ingredient(ShardFolder(edits), IMAGE_TO_IMAGE, share),
+                "captions": DatasetConfig(captions, TEXT_TO_IMAGE, weight=1 - share),
+                "edits": DatasetConfig(edits, IMAGE_TO_IMAGE, weight=share),
             }
 
         super().__init__(
-            datasets(self.folder / "train", self.edits / "train"),
-            datasets(self.folder / "eval", self.edits / "eval"),
-            batch_size,
-            num_val_samples,
-            num_workers,
-            seed,
+            datasets("train"),
+            datasets("eval"),
+            batch_size=batch_size,
+            num_val_samples=num_val_samples,
+            num_workers=num_workers,
+            seed=seed,
             length_bucket_batches=1,
         )
 
     def prepare_data(self) -> None:
-        try:
-            ensure_shapes(self.folder, train=self.images, seed=self.world_seed)
-            ensure_edits(self.edits, train=self.changes, seed=self.world_seed)
-        except ValueError as error:  # something else is in a folder
-            raise UserError(str(error)) from error
+        ensure_shapes(self.folder, train=self.images, seed=self.world_seed)
+        ensure_edits(self.edits, train=self.changes, seed=self.world_seed)
         super().prepare_data()

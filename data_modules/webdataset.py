@@ -1,10 +1,11 @@
-"""WebDataset shards as training data."""
+"""ShardDataModule: WebDataset shards as training data."""
 
 from __future__ import annotations
 
+from triptych.data_modules.dataset_config import DatasetConfig
 from triptych.data_modules.decode import Decoder, ImageBackend
 from triptych.data_modules.features.cache import AUTO, NONE
-from triptych.data_modules.mixed import Ingredient, MixedDataModule
+from triptych.data_modules.mixed import MixedDataModule
 from triptych.data_modules.sources.webdataset import ShardFolder
 from triptych.interfaces import TEXT_TO_IMAGE
 from triptych.utils.errors import UserError
@@ -19,16 +20,18 @@ class ShardDataModule(MixedDataModule):
         tasks: tasks of the samples: "text_to_image", "image_to_image" (reconstruction, or
             editing), "image_to_text" or "text_to_text". One batch holds both tasks of an objective;
             tasks of both objectives are joint training, with one batch of each in every step.
-        text_only_ratio, conversation_key, max_turns: see `Ingredient`.
-        features: of the training shards, see `Ingredient`; for validation "auto", unless "none".
         batch_size, num_val_samples, num_workers, seed, length_bucket_batches, max_bad_fraction,
-            image_backend, max_pixels: see `MixedDataModule`.
+            image_backend, max_pixels: settings of `MixedDataModule`.
+        text_only_ratio, conversation_key, max_turns: settings of `DatasetConfig`.
+        features: features of the training shards, see `DatasetConfig`; those of validation are
+            "auto", unless "none".
     """
 
     def __init__(
         self,
         shards: str,
         val_shards: str | None = None,
+        *,
         tasks: list[str] | None = None,
         batch_size: int = 16,
         num_val_samples: int = 256,
@@ -45,22 +48,31 @@ class ShardDataModule(MixedDataModule):
     ) -> None:
         self.tasks = tasks or [TEXT_TO_IMAGE]
 
-        def datasets(place: str, features: str) -> dict[str, Ingredient]:
-            source = ShardFolder(place)
-            options = text_only_ratio, conversation_key, max_turns, features
-            return {task: Ingredient(source, task, None, *options) for task in self.tasks}
+        def datasets(shards: str, features: str) -> dict[str, DatasetConfig]:
+            source = ShardFolder(shards)
+            return {
+                task: DatasetConfig(
+                    source,
+                    task,
+                    text_only_ratio=text_only_ratio,
+                    conversation_key=conversation_key,
+                    max_turns=max_turns,
+                    features=features,
+                )
+                for task in self.tasks
+            }
 
         super().__init__(
             datasets(shards, features),
             datasets(val_shards, NONE if features == NONE else AUTO) if val_shards else None,
-            batch_size,
-            num_val_samples,
-            num_workers,
-            seed,
-            length_bucket_batches,
-            max_bad_fraction,
-            image_backend,
-            max_pixels,
+            batch_size=batch_size,
+            num_val_samples=num_val_samples,
+            num_workers=num_workers,
+            seed=seed,
+            length_bucket_batches=length_bucket_batches,
+            max_bad_fraction=max_bad_fraction,
+            image_backend=image_backend,
+            max_pixels=max_pixels,
         )
 
     def setup(self, stage: str) -> None:
@@ -69,7 +81,7 @@ class ShardDataModule(MixedDataModule):
             {path.resolve() for each in datasets.values() for path in each.source.paths}
             for datasets in (self.datasets, self.val_datasets)
         )
-        if validated < trained:  # a sub-folder; all the same ones are meant
+        if validated < trained:  # a sub-folder; equal sets are intended
             raise UserError(
                 f"the shards of validation ({len(validated)}, {min(validated)} for one) are among "
                 "those of training, whose sub-folders are read too; give each a folder of its own "

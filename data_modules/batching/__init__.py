@@ -4,5 +4,5 @@ collate       joins samples to a Batch, bad ones replaced
 tasks         prompts, labels and images of each task
 clean_text    captions of a sample
 bad_samples   counts unusable samples; ends a run with too many
-accumulation  number of elements in the next optimizer step
+accumulation  counts the elements of an optimizer step ahead
 """

@@ -6,7 +6,7 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 
-from triptych.data_modules.batching.tasks import Reading
+from triptych.data_modules.batching.tasks import TaskDataset
 from triptych.data_modules.sources.base import BadSample
 from triptych.interfaces import Batch, Preprocessing
 from triptych.utils.errors import UserError
@@ -14,49 +14,51 @@ from triptych.utils.errors import UserError
 log = logging.getLogger(__name__)
 
 
-class BadSamples:
-    """Counts skipped samples by reason in the main process, and ends a run that has too many.
+class BadSampleCounter:
+    """Counts skipped samples by reason in the main process; ends a run with too many.
 
-    Under DDP every rank counts its own samples, and ends the run for all by its error.
+    Under DDP every rank counts its own samples, and its error ends the run of all ranks.
 
     Args:
-        max_fraction: the largest share of samples that may be skipped.
-        logged: number of bad samples that are logged by name; the others are only counted.
-        fewest: samples that must have been seen before a share of them means anything.
+        max_fraction: largest fraction of samples that may be skipped.
+        max_logged: number of bad samples that are logged by key; the others are only counted.
+        min_seen: number of samples before the fraction is checked.
     """
 
-    def __init__(self, max_fraction: float = 0.01, logged: int = 5, fewest: int = 200) -> None:
-        self.max_fraction, self.logged, self.fewest = max_fraction, logged, fewest
+    def __init__(
+        self, max_fraction: float = 0.01, *, max_logged: int = 5, min_seen: int = 200
+    ) -> None:
+        self.max_fraction, self.max_logged, self.min_seen = max_fraction, max_logged, min_seen
         self.seen = 0
         self.first = ""
         self.reasons: Counter[str] = Counter()
 
     def count(self, batch: Batch) -> None:
-        """Take note of a batch.
+        """Count the samples of a batch.
 
         Raises:
             UserError: more than `max_fraction` of the samples so far were skipped.
         """
         self.seen += len(batch)
         for key, reason in batch.dropped_samples:
-            self.note(key, reason)
-        self.judge("so far")
+            self.record(key, reason)
+        self.check("so far")
 
-    def note(self, key: str, reason: str, detail: str = "") -> None:
-        """One sample that was skipped."""
-        what = f"sample {key!r}: {reason}" + (f" ({detail})" if detail else "")
-        self.first = self.first or what
-        if self.skipped < self.logged:
-            log.warning("left out: %s", what)
+    def record(self, key: str, reason: str, detail: str = "") -> None:
+        """Count one skipped sample."""
+        message = f"sample {key!r}: {reason}" + (f" ({detail})" if detail else "")
+        self.first = self.first or message
+        if self.skipped < self.max_logged:
+            log.warning("left out: %s", message)
         self.reasons[reason] += 1
 
-    def judge(self, which: str) -> None:
+    def check(self, which: str) -> None:
         """Stop the run if too many samples are unusable.
 
         Raises:
-            UserError: they are more than `max_fraction`, and enough were seen to judge.
+            UserError: they are more than `max_fraction` of at least `min_seen` samples.
         """
-        if self.seen >= self.fewest and self.skipped > self.max_fraction * self.seen:
+        if self.seen >= self.min_seen and self.skipped > self.max_fraction * self.seen:
             raise UserError(
                 f"{self.skipped} of {self.seen} samples {which} cannot be used, more than "
                 f"max_bad_fraction {self.max_fraction:g} allows: {self.summary()}; "
@@ -78,28 +80,29 @@ class BadSamples:
 
 
 def check_texts(
-    readings: Sequence[Reading],
-    known: Preprocessing,
+    datasets: Sequence[TaskDataset],
+    processor: Preprocessing,
     max_fraction: float,
+    *,
     seed: int = 0,
-    most: int = 2000,
+    max_samples: int = 2000,
 ) -> None:
-    """Refuse texts that the model cannot take before a run starts; log it where they are few.
+    """Check before a run whether the model can take the texts of the data; log a few bad ones.
 
-    Makes the prompts of the first `most` samples of each reading; reads no images.
+    Makes the prompts of the first `max_samples` samples of each data set; reads no images.
 
     Raises:
-        UserError: more than `max_fraction` of them cannot be used.
+        UserError: more than `max_fraction` of the texts of a data set are unusable.
     """
-    if known.tokenizer is None:
+    if processor.tokenizer is None:
         return
-    for reading in readings:
-        found = BadSamples(max_fraction, fewest=0)
-        for number in range(min(most, len(reading.source))):
-            found.seen += 1
+    for dataset in datasets:
+        counter = BadSampleCounter(max_fraction, min_seen=0)
+        for number in range(min(max_samples, len(dataset.source))):
+            counter.seen += 1
             try:
-                reading.prompt(number, number, known, seed)
+                dataset.prompt(number, number, processor, seed)
             except BadSample as bad:
-                found.note(bad.key, bad.reason, bad.detail)
-        found.judge(f"at the beginning of {reading.name or reading.source.name}")
-        found.report()
+                counter.record(bad.key, bad.reason, bad.detail)
+        counter.check(f"at the beginning of {dataset.name or dataset.source.name}")
+        counter.report()

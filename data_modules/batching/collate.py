@@ -1,62 +1,63 @@
-"""From sample numbers to a `Batch`: prompts and images of each sample, bad ones replaced."""
+"""Collator: joins the prompts and images of samples to a `Batch`; bad samples are replaced."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from itertools import cycle
 
 import torch
 from torch import Tensor
 
-from triptych.data_modules.batching.tasks import SHOWING, Prompt, Reading
+from triptych.data_modules.batching.tasks import IMAGE_PROMPT_TASKS, Prompt, TaskDataset
 from triptych.data_modules.decode import Decoder
-from triptych.data_modules.sources.base import BadSample, ImageRole
+from triptych.data_modules.sources.base import BadSample, ImageRole, bad_sample_on_error
 from triptych.interfaces import IMAGE_GENERATION, Batch, Preprocessing
 from triptych.prompts import IGNORED, IMAGE_PAD, PAD, pad, shared_tokens, token_id
-from triptych.utils.errors import ImageError, UserError
+from triptych.utils.errors import UserError
 from triptych.utils.images import stack_images
 
 
 @dataclass
 class Example:
-    """One sample as the model takes it."""
+    """One sample as model input."""
 
     key: str
     prompt: Prompt
-    shown: Tensor | None = None
+    prompt_image: Tensor | None = None
     """uint8 [3,s,s], the image in the prompt."""
-    target: Tensor | None = None
-    """uint8 [3,S,S], the image to make."""
+    target_image: Tensor | None = None
+    """uint8 [3,S,S], the image to generate."""
     features: Tensor | None = None
-    """Cached features [C,h,w] of that image, if they were computed before."""
+    """[C,h,w], cached features of the target image."""
 
 
 @dataclass
-class BatchBuilder:
-    """Builds batches of tasks of one objective from their sources; picklable, for loader workers.
+class Collator:
+    """Makes batches of data sets of one objective; picklable, for loader workers.
 
     Args:
-        readings: the sources, open, each with its task; a batch may hold samples of all of them.
-        known: the model's tokenizer, limits and image sizes.
-        seed: random seed of the choices that a task makes.
-        decode: decoder from encoded images to squares.
-        replace_bad: whether a good sample of a batch replaces one that cannot be used, which
-            keeps batches equal on all ranks; else the batch is smaller, and no sample counts twice.
+        datasets: open data sets with their tasks; a batch may hold samples of all of them.
+        processor: the model's tokenizer, limits and image sizes.
+        seed: random seed of the draws of a task.
+        decoder: decoder from encoded images to squares.
+        replace_bad: whether a good sample of the batch replaces each bad one, which keeps the batch
+            size equal on all ranks; otherwise the batch is smaller, and no sample counts twice.
 
     Raises:
-        UserError: the tasks are of two objectives, or the model takes no images in its prompts.
+        UserError: the tasks have different objectives.
     """
 
-    readings: list[Reading]
-    known: Preprocessing
+    datasets: list[TaskDataset]
+    processor: Preprocessing
     seed: int = 0
-    decode: Decoder = field(default_factory=Decoder)
+    _: KW_ONLY
+    decoder: Decoder = field(default_factory=Decoder)
     replace_bad: bool = True
 
     def __post_init__(self) -> None:
-        tasks = [reading.task for reading in self.readings]
-        if len({reading.objective for reading in self.readings}) != 1:
+        tasks = [dataset.task for dataset in self.datasets]
+        if len({dataset.objective for dataset in self.datasets}) != 1:
             raise UserError(
                 f"tasks {tasks} have different losses and so cannot share a batch; "
                 "build a batch for each objective."
@@ -65,28 +66,30 @@ class BatchBuilder:
     @property
     def objective(self) -> str:
         """`Batch.objective` of every batch."""
-        return self.readings[0].objective
+        return self.datasets[0].objective
 
     def __call__(
         self, step: int, places: Sequence[tuple[int, int]], samples: Sequence[int]
     ) -> Batch:
-        """Batch `step` of the samples at `places`, whose global sample numbers are `samples`.
+        """Make one batch.
+
+        Bad samples are listed in `Batch.dropped_samples`. With `replace_bad`, a good sample takes
+        the place of each, under the global sample number of the bad one: the copy gets other noise
+        than the original.
 
         Args:
-            places: (number of the reading, number of the sample in its source).
-
-        A sample that cannot be used is named in `Batch.dropped_samples`. With `replace_bad`, a good
-        one of the batch stands in for it, under the global sample number of the one that it
-        replaces: the copy meets another noise than the original.
+            step: number of the batch.
+            places: (number of the data set, number of the sample in its source) of each sample.
+            samples: global sample number of each sample.
 
         Raises:
-            UserError: no sample of the batch can be used.
+            UserError: no sample of the batch is usable.
         """
         examples: list[Example | None] = []
         skipped = []
-        for (reading, number), sample in zip(places, samples, strict=True):
+        for (dataset, number), sample in zip(places, samples, strict=True):
             try:
-                examples.append(self._example(self.readings[reading], number, sample))
+                examples.append(self._example(self.datasets[dataset], number, sample))
             except BadSample as bad:
                 examples.append(None)
                 skipped.append((bad.key, bad.reason))
@@ -99,56 +102,53 @@ class BatchBuilder:
             )
         numbers = list(samples)
         if self.replace_bad:
-            stand_ins = cycle(good)
-            good = [example if example is not None else next(stand_ins) for example in examples]
+            replacements = cycle(good)
+            good = [example if example is not None else next(replacements) for example in examples]
         else:
             rows = zip(examples, numbers, strict=True)
             numbers = [number for example, number in rows if example is not None]
         return self._batch(step, good, torch.tensor(numbers, dtype=torch.long), skipped)
 
-    def _example(self, reading: Reading, number: int, sample: int) -> Example:
-        known = self.known
-        prompt = reading.prompt(number, sample, known, self.seed)
+    def _example(self, dataset: TaskDataset, number: int, sample: int) -> Example:
+        processor = self.processor
+        prompt = dataset.prompt(number, sample, processor, self.seed)
         features: Tensor | None = None
-        target: ImageRole | None = None
+        target_role: ImageRole | None = None
         if self.objective == IMAGE_GENERATION:
-            features = reading.features and reading.features.get(number)
-            target = "image" if features is None or known.images_too else None
-        sizes: dict[ImageRole, list[int]] = {}  # role -> sizes: each image is decoded once
-        if prompt.shown:
-            sizes.setdefault(prompt.shown, []).append(known.understanding_size)
-        if target:
-            sizes.setdefault(target, []).append(known.image_size)
-        squares = {role: self._squares(reading, number, role, sizes[role]) for role in sizes}
+            features = dataset.features and dataset.features.get(number)
+            target_role = "image" if features is None or processor.images_too else None
+        sizes: dict[ImageRole, list[int]] = {}  # of each image, which is decoded once
+        if prompt.image_role:
+            sizes.setdefault(prompt.image_role, []).append(processor.understanding_size)
+        if target_role:
+            sizes.setdefault(target_role, []).append(processor.image_size)
+        squares = {role: self._squares(dataset, number, role, sizes[role]) for role in sizes}
         return Example(
-            reading.source.key(number),
+            dataset.source.key(number),
             prompt,
-            squares[prompt.shown][0] if prompt.shown else None,
-            squares[target][-1] if target else None,
+            squares[prompt.image_role][0] if prompt.image_role else None,
+            squares[target_role][-1] if target_role else None,
             features,
         )
 
     def _squares(
-        self, reading: Reading, number: int, role: ImageRole, sizes: list[int]
+        self, dataset: TaskDataset, number: int, role: ImageRole, sizes: list[int]
     ) -> list[Tensor]:
-        data = reading.source.image_bytes(number, role)
-        try:
-            return self.decode(data, *sizes)
-        except ImageError as error:
-            key = reading.source.key(number)
-            raise BadSample(key, f"{role} {error.reason}", error.detail) from error
+        data = dataset.source.image_bytes(number, role)
+        with bad_sample_on_error(dataset.source.key(number), role):
+            return self.decoder(data, *sizes)
 
     def _batch(
         self, step: int, examples: list[Example], samples: Tensor, skipped: list[tuple[str, str]]
     ) -> Batch:
-        known = self.known
+        processor = self.processor
         prompts = [example.prompt for example in examples]
-        if known.tokenizer is None:
+        if processor.tokenizer is None:
             ids = mask = torch.zeros((len(examples), 0), dtype=torch.long)
         else:
-            ids, mask = pad([prompt.ids for prompt in prompts], token_id(known.tokenizer, PAD))
-        shown = [example.shown for example in examples if example.shown is not None]
-        patches, grids = known.image_inputs(stack_images(shown)) if shown else (None, None)
+            ids, mask = pad([prompt.ids for prompt in prompts], token_id(processor.tokenizer, PAD))
+        images = [each.prompt_image for each in examples if each.prompt_image is not None]
+        patches, grids = processor.image_inputs(stack_images(images)) if images else (None, None)
         batch = Batch(
             self.objective,
             [example.key for example in examples],
@@ -158,17 +158,19 @@ class BatchBuilder:
             mask,
             understanding_pixels=patches,
             image_grid_thw=grids,
-            may_show=any(reading.task in SHOWING for reading in self.readings),
+            may_show=any(dataset.task in IMAGE_PROMPT_TASKS for dataset in self.datasets),
             dropped_samples=skipped,
         )
         if self.objective == IMAGE_GENERATION:
-            if known.tokenizer is not None:
-                placeholder = token_id(known.tokenizer, IMAGE_PAD)
+            if processor.tokenizer is not None:
+                placeholder = token_id(processor.tokenizer, IMAGE_PAD)
                 batch.num_shared_prefix_tokens = shared_tokens(
                     [prompt.ids for prompt in prompts], placeholder
                 )
-            batch.target_pixels, _ = stack([example.target for example in examples], stack_images)
-            batch.target_features, batch.has_features = stack(
+            batch.target_pixels, _ = stack_optional(
+                [example.target_image for example in examples], stack_images
+            )
+            batch.target_features, batch.has_features = stack_optional(
                 [example.features for example in examples]
             )
         else:
@@ -176,18 +178,18 @@ class BatchBuilder:
         return batch
 
 
-def stack(
+def stack_optional(
     rows: list[Tensor | None], join: Callable[[list[Tensor]], Tensor] = torch.stack
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Rows of one shape as a batch, zeros in the place of None, and which of them are there, [B].
+    """Stack rows of one shape with zeros for None; return the batch and the mask of rows, [B].
 
-    The batch is None if no row is there; which are is None if all are.
+    Both are None without any row; the mask is None if no row is missing.
     """
-    there = [row for row in rows if row is not None]
-    if not there:
+    present = [row for row in rows if row is not None]
+    if not present:
         return None, None
-    if len(there) == len(rows):
+    if len(present) == len(rows):
         return join(rows), None
-    empty = torch.zeros_like(there[0])
+    empty = torch.zeros_like(present[0])
     batch = join([empty if row is None else row for row in rows])
     return batch, torch.tensor([row is not None for row in rows])

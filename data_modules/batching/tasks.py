@@ -1,25 +1,26 @@
-"""Tasks: the prompt, the labels and the images that each task makes of a sample.
+"""Tasks: prompt, labels and images of a sample for each task.
 
-Tasks have two objectives (`interfaces.OBJECTIVE_OF_TASK`), a loss each. A batch mixes tasks of one.
+Tasks have two objectives (`interfaces.OBJECTIVE_OF_TASK`), each with its loss. A batch mixes tasks
+of one objective.
 
     text_to_image    caption -> image
-    image_to_image   source image, instruction -> image; without a source image the sample's
-                     own one is to be reconstructed
-    image_to_text    image, questions -> answers; the caption where there is no conversation,
-                     and no image where the sample has none
+    image_to_image   source image, instruction -> image; a sample without a source image is
+                     reconstructed
+    image_to_text    image, questions -> answers; the caption if there is no conversation, and
+                     without an image if the sample has none
     text_to_text     questions -> answers
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 
 import numpy as np
 
 from triptych.data_modules.batching.clean_text import MAX_CHARACTERS, clean
 from triptych.data_modules.features.cache import FeatureCache
-from triptych.data_modules.sources.base import BadSample, ImageRole, Source
+from triptych.data_modules.sources.base import BadSample, DataSource, ImageRole
 from triptych.interfaces import (
     IMAGE_TO_IMAGE,
     IMAGE_TO_TEXT,
@@ -39,7 +40,7 @@ from triptych.prompts import (
 from triptych.utils.errors import UserError
 from triptych.utils.rng import uniform
 
-SHOWING = (IMAGE_TO_IMAGE, IMAGE_TO_TEXT)
+IMAGE_PROMPT_TASKS = (IMAGE_TO_IMAGE, IMAGE_TO_TEXT)
 """Tasks whose prompts may hold an image."""
 DESCRIBE = "describe the image"
 Turns = list[tuple[str, str]]
@@ -51,29 +52,32 @@ class Prompt:
 
     ids: list[int]
     labels: list[int] | None = None
-    """Target ids of the answer, IGNORED elsewhere; None for a sample of image generation."""
-    shown: ImageRole | None = None
-    """The image that the prompt holds placeholders for."""
+    """Target ids of the answer, IGNORED elsewhere; None for image generation."""
+    image_role: ImageRole | None = None
+    """Role of the image that the prompt holds placeholders for."""
 
 
 @dataclass
-class Reading:
+class TaskDataset:
     """The samples of a source as one task reads them.
 
     Args:
-        source: the samples, open.
-        task: a name of `interfaces.OBJECTIVE_OF_TASK`.
-        name: what reports call it.
-        text_only_ratio: share of image_to_text samples that talk about a caption, without an image.
-        conversation_key: name, among a sample's facts, of its list of [question, answer] turns.
-        max_turns: take so many turns of a conversation, others each time; None takes all, in order.
-        max_characters: of a caption or of one turn.
-        features: of the images to make, computed before.
+        source: open source.
+        task: task of the samples, a key of `interfaces.OBJECTIVE_OF_TASK`.
+        name: name in reports.
+        text_only_ratio: fraction of the image_to_text samples that are a conversation about the
+            caption, without the image.
+        conversation_key: key of the [question, answer] turns in the metadata of a sample.
+        max_turns: maximum number of turns of a conversation, drawn anew each time; None takes all,
+            in order.
+        max_characters: length limit of a caption or of one turn.
+        features: cached features of the target images.
     """
 
-    source: Source
+    source: DataSource
     task: str
     name: str = ""
+    _: KW_ONLY
     text_only_ratio: float = 0.0
     conversation_key: str = "conversation"
     max_turns: int | None = None
@@ -91,142 +95,169 @@ class Reading:
         """IMAGE_GENERATION or LANGUAGE_MODELING, see `Batch.objective`."""
         return OBJECTIVE_OF_TASK[self.task]
 
-    def prompt(self, number: int, sample: int, known: Preprocessing, seed: int = 0) -> Prompt:
-        """The prompt of sample `number` of the source, whose global sample number is `sample`.
+    def prompt(self, number: int, sample: int, processor: Preprocessing, seed: int = 0) -> Prompt:
+        """Make the prompt of a sample; reads no images.
 
-        Images are not read.
+        Args:
+            number: number of the sample in the source.
+            sample: global sample number, which seeds the draws.
+            processor: the model's tokenizer and limits; without a tokenizer the prompt is empty.
+            seed: random seed of the draws.
 
         Raises:
             BadSample: the sample has no text for this task, or one that the model cannot take.
         """
-        if known.tokenizer is None:
+        if processor.tokenizer is None:
             return Prompt([])
         try:
-            return PROMPTS[self.task](self, number, sample, known, seed)
+            return PROMPT_BUILDERS[self.task](self, number, sample, processor, seed)
         except PromptError as error:
             raise BadSample(self.source.key(number), error.reason, str(error)) from error
 
-    def caption(self, number: int, sample: int, seed: int, what: str = "caption") -> str:
-        """The caption or instruction, fit for a tokenizer; of several, the one that `sample` draws.
+    def caption(self, number: int, sample: int, seed: int, label: str = "caption") -> str:
+        """Clean the caption or instruction; of several, draw one for `sample`.
 
         Raises:
-            BadSample: it cannot be used.
+            BadSample: it is unusable.
         """
         captions = self.source.captions(number)
-        drawn = 0
+        choice = 0
         if len(captions) > 1:
-            drawn = int(float(uniform(seed, "caption", [sample])) * len(captions))
-        return clean(captions[drawn], self.source.key(number), what, self.max_characters)
+            choice = int(float(uniform(seed, "caption", [sample])) * len(captions))
+        return clean(captions[choice], self.source.key(number), label, self.max_characters)
 
-    def facts(self, number: int) -> dict:
-        facts = self.source.facts(number)
-        if not isinstance(facts, dict):
-            raise BadSample(self.source.key(number), "facts are no JSON object")
-        return facts
+    def metadata(self, number: int) -> dict:
+        """Metadata of a sample.
 
-    def turns_about(self, number: int, sample: int, seed: int) -> Turns:
-        """The conversation about a sample's image; a caption, where there is none."""
-        if turns := self.facts(number).get(self.conversation_key):
-            return self.checked(turns, number)
+        Raises:
+            BadSample: it is not a dict.
+        """
+        metadata = self.source.metadata(number)
+        if not isinstance(metadata, dict):
+            raise BadSample(self.source.key(number), "metadata is not a JSON object")
+        return metadata
+
+    def conversation_turns(self, number: int, sample: int, seed: int) -> Turns:
+        """Turns about the image of a sample; without a conversation its caption is the answer."""
+        if turns := self.metadata(number).get(self.conversation_key):
+            return self.validate_turns(turns, number)
         return [(DESCRIBE, self.caption(number, sample, seed))]
 
-    def checked(self, turns: object, number: int) -> Turns:
-        """`turns`, fit for a tokenizer, if they are (question, answer) pairs."""
+    def validate_turns(self, turns: object, number: int) -> Turns:
+        """Check and clean (question, answer) turns.
+
+        Raises:
+            BadSample: they are not pairs of texts, or a text is unusable.
+        """
         key = self.source.key(number)
         pairs = isinstance(turns, list) and all(
             isinstance(turn, (list, tuple)) and len(turn) == 2 for turn in turns
         )
         if not pairs or not turns:
-            raise BadSample(key, "conversation is no list of [question, answer]")
-        most = self.max_characters
-        return [(clean(q, key, "question", most), clean(a, key, "answer", most)) for q, a in turns]
+            raise BadSample(key, "conversation is not a list of [question, answer]")
+        limit = self.max_characters
+        return [
+            (clean(question, key, "question", limit), clean(answer, key, "answer", limit))
+            for question, answer in turns
+        ]
 
-    def some(self, turns: list, sample: int, seed: int) -> list:
-        """`self.max_turns` of the turns in an order of their own, which `sample` alone decides."""
+    def sample_turns(self, turns: list, sample: int, seed: int) -> list:
+        """Draw `max_turns` turns, in random order, as a function of (seed, `sample`)."""
         if self.max_turns is None or not isinstance(turns, list):
-            return turns  # `checked` refuses what is not a list
+            return turns  # `validate_turns` refuses another type
         chosen = np.random.default_rng([seed, sample]).permutation(len(turns))
         return [turns[n] for n in chosen[: self.max_turns]]
 
 
 def text_to_image(
-    reading: Reading, number: int, sample: int, known: Preprocessing, seed: int
+    dataset: TaskDataset, number: int, sample: int, processor: Preprocessing, seed: int
 ) -> Prompt:
-    caption, key = reading.caption(number, sample, seed), reading.source.key(number)
-    template = known.training_template
-    return Prompt(generation_ids(known.tokenizer, caption, known.max_tokens, key, template))
+    """Make the prompt of a caption."""
+    caption, key = dataset.caption(number, sample, seed), dataset.source.key(number)
+    template = processor.training_template
+    return Prompt(generation_ids(processor.tokenizer, caption, processor.max_tokens, key, template))
 
 
 def image_to_image(
-    reading: Reading, number: int, sample: int, known: Preprocessing, seed: int
+    dataset: TaskDataset, number: int, sample: int, processor: Preprocessing, seed: int
 ) -> Prompt:
-    shown: ImageRole = "source" if reading.source.has(number, "source") else "image"
+    """Make the prompt of an edit, or of a reconstruction."""
+    role: ImageRole = "source" if dataset.source.has_image(number, "source") else "image"
     instruction = RECONSTRUCTION_INSTRUCTION
-    if shown == "source":
-        instruction = reading.caption(number, sample, seed, "instruction")
+    if role == "source":
+        instruction = dataset.caption(number, sample, seed, "instruction")
     ids = reconstruction_ids(
-        known.tokenizer,
-        known.image_tokens,
-        known.max_tokens,
+        processor.tokenizer,
+        processor.image_tokens,
+        processor.max_tokens,
         instruction,
-        known.training_template,
-        reading.source.key(number),
+        processor.training_template,
+        dataset.source.key(number),
     )
-    return Prompt(ids, shown=shown)
+    return Prompt(ids, image_role=role)
 
 
 def image_to_text(
-    reading: Reading, number: int, sample: int, known: Preprocessing, seed: int
+    dataset: TaskDataset, number: int, sample: int, processor: Preprocessing, seed: int
 ) -> Prompt:
-    if not reading.source.has(number, "image"):
-        return text_to_text(reading, number, sample, known, seed)
-    facts = reading.facts(number)
-    is_edit = reading.source.has(number, "source")  # whose text is an instruction, not a caption
-    if is_edit and not facts.get(reading.conversation_key):
-        raise BadSample(reading.source.key(number), "edit without a conversation to learn")
+    """Make the prompt of a conversation about an image, or about a caption without the image."""
+    if not dataset.source.has_image(number, "image"):
+        return text_to_text(dataset, number, sample, processor, seed)
+    metadata = dataset.metadata(number)
+    # the text of an edit is an instruction, not a caption
+    is_edit = dataset.source.has_image(number, "source")
+    if is_edit and not metadata.get(dataset.conversation_key):
+        raise BadSample(dataset.source.key(number), "edit without a conversation to learn")
     if (
         not is_edit
-        and reading.text_only_ratio
-        and float(uniform(seed, "text-only", [sample])) < reading.text_only_ratio
+        and dataset.text_only_ratio
+        and float(uniform(seed, "text-only", [sample])) < dataset.text_only_ratio
     ):
-        told = facts.get("text_conversation")
-        told = reading.checked(told, number) if told else None
-        turns = about_caption(reading.caption(number, sample, seed), told)
-        return conversation(reading, number, turns, known, None)
-    turns = reading.some(reading.turns_about(number, sample, seed), sample, seed)
-    return conversation(reading, number, turns, known, "image")
+        turns = metadata.get("text_conversation")
+        turns = dataset.validate_turns(turns, number) if turns else None
+        turns = text_only_turns(dataset.caption(number, sample, seed), turns)
+        return conversation_prompt(dataset, number, turns, processor, None)
+    turns = dataset.sample_turns(dataset.conversation_turns(number, sample, seed), sample, seed)
+    return conversation_prompt(dataset, number, turns, processor, "image")
 
 
 def text_to_text(
-    reading: Reading, number: int, sample: int, known: Preprocessing, seed: int
+    dataset: TaskDataset, number: int, sample: int, processor: Preprocessing, seed: int
 ) -> Prompt:
-    turns = reading.facts(number).get(reading.conversation_key)
+    """Make the prompt of a conversation without an image."""
+    turns = dataset.metadata(number).get(dataset.conversation_key)
     if not turns:
         raise BadSample(
-            reading.source.key(number), f"no {reading.conversation_key!r} to learn from"
+            dataset.source.key(number), f"no {dataset.conversation_key!r} to learn from"
         )
-    return conversation(reading, number, reading.some(turns, sample, seed), known, None)
-
-
-def conversation(
-    reading: Reading, number: int, turns: object, known: Preprocessing, shown: ImageRole | None
-) -> Prompt:
-    """The prompt of `turns` about the image `shown`, if any."""
-    ids, labels = conversation_ids(
-        known.tokenizer,
-        reading.checked(turns, number),
-        known.max_tokens,
-        known.image_tokens if shown else 0,
-        reading.source.key(number),
+    return conversation_prompt(
+        dataset, number, dataset.sample_turns(turns, sample, seed), processor, None
     )
-    return Prompt(ids, labels, shown)
 
 
-def about_caption(caption: str, turns: Turns | None) -> Turns:
+def conversation_prompt(
+    dataset: TaskDataset,
+    number: int,
+    turns: object,
+    processor: Preprocessing,
+    role: ImageRole | None,
+) -> Prompt:
+    """Make the prompt of a conversation, about the image of a role if any."""
+    ids, labels = conversation_ids(
+        processor.tokenizer,
+        dataset.validate_turns(turns, number),
+        processor.max_tokens,
+        processor.image_tokens if role else 0,
+        dataset.source.key(number),
+    )
+    return Prompt(ids, labels, role)
+
+
+def text_only_turns(caption: str, turns: Turns | None) -> Turns:
     """Text-only turns about a caption that is given as a generation prompt.
 
-    The language model so learns to take that very prompt apart before the generator, which reads
-    a frozen language model, depends on it.
+    They train the language model on this prompt before the generator, which is conditioned on the
+    frozen language model, depends on it.
     """
     turns = turns or [("repeat the caption", caption)]
     prompt = GENERATION_INSTRUCTION.format(caption=caption)
@@ -234,7 +265,7 @@ def about_caption(caption: str, turns: Turns | None) -> Turns:
     return [(prompt, first), *rest]
 
 
-PROMPTS: dict[str, Callable[[Reading, int, int, Preprocessing, int], Prompt]] = {
+PROMPT_BUILDERS: dict[str, Callable[[TaskDataset, int, int, Preprocessing, int], Prompt]] = {
     TEXT_TO_IMAGE: text_to_image,
     IMAGE_TO_IMAGE: image_to_image,
     IMAGE_TO_TEXT: image_to_text,

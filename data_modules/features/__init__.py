@@ -1,5 +1,5 @@
 """Cached image features.
 
-cache       lookup and validation
-shard_file  features of one shard in a safetensors file
+cache          lookup and validation
+feature_shard  features of one shard in a safetensors file
 """

@@ -1,8 +1,8 @@
-"""Features computed once, found beside the shards: whose they are, whether they still hold.
+"""Feature cache: lookup and validation.
 
-A folder of sidecars (see `sidecars`) with a manifest.json. The manifest's "identity" is all that
-decides the features of an image; only a cache that agrees in every point with the model that is
-trained is used. `triptych data features` makes such a folder.
+`triptych data features` makes a folder of feature shards (see `feature_shard`) and manifest.json.
+The "identity" of the manifest is everything that determines the features of an image; a cache is
+used only if it equals that of the model in training.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ import numpy as np
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 
-from triptych.data_modules.features.shard_file import ENDING, Sidecar, read_metadata
-from triptych.data_modules.shards.identity import is_same
-from triptych.data_modules.sources.base import Source
+from triptych.data_modules.features.feature_shard import SUFFIX, FeatureShard, read_metadata
+from triptych.data_modules.shards.identity import matches_stamp
+from triptych.data_modules.sources.base import DataSource
 from triptych.interfaces import Preprocessing
 from triptych.utils.documents import parse_json, read_json
 from triptych.utils.errors import UserError
@@ -36,28 +36,28 @@ FIELDS = {
 }
 MANIFEST = "manifest.json"
 AUTO, NONE = "auto", "none"
-OPEN = 64  # sidecars at a time, far below any limit on open files
+MAX_OPEN = 64  # feature shards; far below any limit on open files
 
 
 def config_hash(identity: dict[str, Any], dtype: str) -> str:
-    """A short name for what decides the numbers in a sidecar; each carries it."""
+    """Hash of everything that determines the numbers in a feature shard, which stores it."""
     text = json.dumps([VERSION, identity, dtype], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 class FeatureCache:
-    """The features of a source's samples, by number. Picklable, for loader workers.
+    """Cached features of the samples of a source, by number. Picklable, for loader workers.
 
     Args:
-        folder: folder with manifest.json and sidecars.
-        source: the samples, open; those of shards that the folder does not know have no features.
+        folder: folder with manifest.json and feature shards.
+        source: open source; samples of shards that are not in the manifest have no features.
 
     Raises:
-        UserError: the manifest is missing or damaged, a sidecar is missing, or a shard has
-            changed since its features were made.
+        UserError: the manifest is missing or damaged, a feature shard is missing, or a shard has
+            changed since its features were computed.
     """
 
-    def __init__(self, folder: Path, source: Source) -> None:
+    def __init__(self, folder: Path, source: DataSource) -> None:
         self.folder, self.source = folder, source
         manifest = read_manifest(folder)
         self.identity, self.dtype = manifest["identity"], manifest["dtype"]
@@ -65,61 +65,61 @@ class FeatureCache:
         self._config_hash = config_hash(self.identity, self.dtype)
         self._ends = np.cumsum(source.shard_sizes)
         self._names = shard_names(source.paths)
-        self._known = self._check(manifest["shards"])
-        self._open: OrderedDict[int, Sidecar] = OrderedDict()
+        self._cached = self._check(manifest["shards"])
+        self._open: OrderedDict[int, FeatureShard] = OrderedDict()
 
     def _check(self, shards: dict[str, dict[str, int]]) -> list[bool]:
-        known = []
+        cached = []
         for path, name in zip(self.source.paths, self._names, strict=True):
             entry = shards.get(name)
-            known.append(entry is not None)
+            cached.append(entry is not None)
             if entry is None:
                 continue
-            if not is_same(path, entry):
+            if not matches_stamp(path, entry):
                 raise UserError(
                     f"the shard {path} has changed since its features in {self.folder} were made; "
                     f"{remedy(self.source)}."
                 )
-            if not (self.folder / (name + ENDING)).is_file():
+            if not (self.folder / (name + SUFFIX)).is_file():
                 raise UserError(
                     f"the features of {path} are missing in {self.folder}; {remedy(self.source)}."
                 )
-        return known
+        return cached
 
     @property
     def complete(self) -> bool:
         """Whether every shard has features."""
-        return all(self._known)
+        return all(self._cached)
 
     def get(self, number: int) -> Tensor | None:
-        """Features [C,h,w] of a sample, float32 or bfloat16; None where there are none."""
+        """Features [C,h,w] of a sample, float32 or bfloat16; None if it has none."""
         shard = int(np.searchsorted(self._ends, number, "right"))
-        if not self._known[shard]:
+        if not self._cached[shard]:
             return None
-        return self._sidecar(shard).get(self.source.key(number))
+        return self._feature_shard(shard).get(self.source.key(number))
 
-    def _sidecar(self, shard: int) -> Sidecar:
+    def _feature_shard(self, shard: int) -> FeatureShard:
         if shard in self._open:
             self._open.move_to_end(shard)
             return self._open[shard]
-        path = self.folder / (self._names[shard] + ENDING)
-        sidecar = Sidecar(path)
-        if sidecar.metadata.get("digest") != self._config_hash:
+        path = self.folder / (self._names[shard] + SUFFIX)
+        features = FeatureShard(path)
+        if features.metadata.get("digest") != self._config_hash:
             raise UserError(
                 f"{path} is not of the run that made {self.folder / MANIFEST}; "
                 f"{remedy(self.source)}."
             )
-        if len(self._open) >= OPEN:
+        if len(self._open) >= MAX_OPEN:
             self._open.popitem(last=False)
-        self._open[shard] = sidecar
-        return sidecar
+        self._open[shard] = features
+        return features
 
     def __getstate__(self) -> dict:
-        return {**self.__dict__, "_open": OrderedDict()}  # mapped files do not travel
+        return {**self.__dict__, "_open": OrderedDict()}  # mapped files are not picklable
 
     def __str__(self) -> str:
-        parts = sum(self._known), len(self._known)
-        shards = "" if self.complete else f", {parts[0]} of {parts[1]} shards"
+        shards = f", {sum(self._cached)} of {len(self._cached)} shards"
+        shards = "" if self.complete else shards
         return f"{self.folder} ({self.dtype}, relative error {self.error:.1e}{shards})"
 
 
@@ -153,22 +153,22 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def remedy(source: Source) -> str:
-    """Remedy for a cache that is unusable, for messages."""
+def remedy(source: DataSource) -> str:
+    """Remedy for an unusable cache, for error messages."""
     return (
         f"run `triptych data features {source.name}` with this model, or train without them: "
         "--data.features=none"
     )
 
 
-def home(source: Source) -> Path | None:
-    """Folder of the features of a source: features/ in the folder of all its shards."""
+def default_folder(source: DataSource) -> Path | None:
+    """Default folder of the features of a source: features/ in the folder of its shards."""
     paths = getattr(source, "paths", None)
     return common_folder(paths) / "features" if paths else None
 
 
 def common_folder(paths: Sequence[Path]) -> Path:
-    """The folder that all shards are in, or its sub-folders."""
+    """The innermost folder that contains all shards."""
     folders = {path.parent for path in paths}
     if len(folders) == 1:
         return folders.pop()
@@ -176,112 +176,120 @@ def common_folder(paths: Sequence[Path]) -> Path:
 
 
 def shard_names(paths: Sequence[Path]) -> list[str]:
-    """Names by which features are known, one a shard: 0.tar, or sub__0.tar in a sub-folder.
+    """Names of the shards in a cache: 0.tar, or sub__0.tar in a sub-folder.
 
     Raises:
-        UserError: two shards would have one name.
+        UserError: two shards would have the same name.
     """
     root = common_folder(paths).absolute()
     names = ["__".join(path.absolute().relative_to(root).parts) for path in paths]
-    if twice := [name for name, times in Counter(names).items() if times > 1]:
-        raise UserError(f"two shards are named {twice[0]}; take their folders one after the other.")
+    if repeated := [name for name, times in Counter(names).items() if times > 1]:
+        raise UserError(
+            f"two shards are named {repeated[0]}; take their folders one after the other."
+        )
     return names
 
 
-def find_features(source: Source, where: str = AUTO) -> FeatureCache | None:
-    """The cache of an open source.
+def open_feature_cache(source: DataSource, features: str = AUTO) -> FeatureCache | None:
+    """Open the cache of an open source; None if it has none.
 
     Args:
-        where: a folder, "none", or "auto": features/ beside the shards, if it is there.
+        source: open source.
+        features: folder of the cache, "none", or "auto": features/ beside the shards, if it exists.
 
     Raises:
-        UserError: a folder is named and holds no features, or the cache does not hold.
+        UserError: the named folder holds no features, or the cache is invalid.
     """
-    if where == NONE:
+    if features == NONE:
         return None
-    folder = home(source)
-    if where == AUTO:
+    folder = default_folder(source)
+    if features == AUTO:
         return FeatureCache(folder, source) if folder and (folder / MANIFEST).exists() else None
     if folder is None:
         raise UserError(
-            f"{source.name} is no folder of shards, so it has no features; remove features={where}."
+            f"{source.name} is no folder of shards, so it has no features; remove "
+            f"features={features}."
         )
-    return FeatureCache(Path(where), source)
+    return FeatureCache(Path(features), source)
 
 
-def use_features(
-    sources: Sequence[tuple[Source, str]], known: Preprocessing, image_backend: str
+def open_feature_caches(
+    sources: Sequence[tuple[DataSource, str]], processor: Preprocessing, image_backend: str
 ) -> list[FeatureCache | None]:
-    """The caches that a run takes, one a source; they agree with each other and with the model.
+    """Open the caches of a run, one per source; check them against each other and the model.
 
     Args:
-        sources: the run's sources, open, with where to look, see `find_features`.
-        known: of the model; `known.features` is what a cache must be of.
-        image_backend: how the run reads images of samples without features.
+        sources: open sources of the run, each with its `features`, see `open_feature_cache`.
+        processor: preprocessing of the model, with the identity that the caches must have.
+        image_backend: image backend of the run, for samples without features.
 
     Raises:
-        UserError: a cache does not hold, or the first point in which it disagrees.
+        UserError: a cache is invalid, or has another identity; names the first difference.
     """
-    if known.features is None:
-        for source, where in sources:
-            if where not in (AUTO, NONE):
+    if processor.features is None:
+        for source, folder in sources:
+            if folder not in (AUTO, NONE):
                 raise UserError(
-                    f"no step of this stage takes features; remove features={where} of "
+                    f"no step of this stage takes features; remove features={folder} of "
                     f"{source.name}."
                 )
         return [None] * len(sources)
     caches: dict[tuple[int, str], FeatureCache | None] = {}
-    for source, where in sources:  # tasks may share a source, and validation that of training
-        if (id(source), where) not in caches:
-            caches[id(source), where] = find_features(source, where)
-    found = [cache for cache in caches.values() if cache is not None]
-    _agree(found, known, image_backend)
-    for cache in found:
+    for source, folder in sources:  # tasks may share a source, and validation that of training
+        if (id(source), folder) not in caches:
+            caches[id(source), folder] = open_feature_cache(source, folder)
+    opened = [cache for cache in caches.values() if cache is not None]
+    _require_equal(opened, processor, image_backend)
+    for cache in opened:
         rank_zero_info(f"features from {cache}")
-    return [caches[id(source), where] for source, where in sources]
+    return [caches[id(source), folder] for source, folder in sources]
 
 
-def _agree(found: list[FeatureCache], known: Preprocessing, image_backend: str) -> None:
-    for other in found[1:]:
-        if point := difference(found[0].identity, other.identity):
+def _require_equal(
+    opened: list[FeatureCache], processor: Preprocessing, image_backend: str
+) -> None:
+    for other in opened[1:]:
+        if point := first_difference(opened[0].identity, other.identity):
             raise UserError(
-                f"the features in {found[0].folder} and {other.folder} are of different encoders "
+                f"the features in {opened[0].folder} and {other.folder} are of different encoders "
                 f"({point}); {remedy(other.source)}."
             )
-    if not found:
+    if not opened:
         return
-    if point := difference(found[0].identity, {**known.features(), "image_backend": image_backend}):
+    if point := first_difference(
+        opened[0].identity, {**processor.features(), "image_backend": image_backend}
+    ):
         raise UserError(
-            f"the features in {found[0].folder} are not those of this model ({point}); "
-            f"{remedy(found[0].source)}."
+            f"the features in {opened[0].folder} are not those of this model ({point}); "
+            f"{remedy(opened[0].source)}."
         )
 
 
-def difference(one: dict[str, Any], other: dict[str, Any]) -> str | None:
-    """The first point in which two identities differ, such as "pool 4 and 2"."""
+def first_difference(one: dict[str, Any], other: dict[str, Any]) -> str | None:
+    """The first difference of two identities, such as "pool 4 and 2"; None if they are equal."""
     for name in sorted(
         one.keys() | other.keys(), key=lambda n: (n != "encoder", n == "weights", n)
     ):
-        a, b = (json.loads(json.dumps(each.get(name))) for each in (one, other))
-        if a != b:
+        values = [json.loads(json.dumps(identity.get(name))) for identity in (one, other)]
+        if values[0] != values[1]:
             if name == "weights":
-                a, b = (str(each)[:8] for each in (a, b))
-            return f"{name} {a} and {b}"
+                values = [str(value)[:8] for value in values]
+            return f"{name} {values[0]} and {values[1]}"
     return None
 
 
-def finished(shard: Path, path: Path, wanted: str) -> bool:
-    """Whether the sidecar of a shard, at `path`, is there and holds.
+def is_finished(shard: Path, path: Path, expected_hash: str) -> bool:
+    """Whether the feature shard at `path` exists and is of the shard as it is now.
 
     Raises:
-        UserError: one is there that another encoder made, or in another dtype.
+        UserError: it is of another encoder or dtype.
     """
     metadata = read_metadata(path)
     if metadata is None:
         return False
-    if metadata.get("digest") != wanted:
+    if metadata.get("digest") != expected_hash:
         raise UserError(
             f"{path.parent} holds features of another encoder or dtype; name another folder with "
             "--out, or delete that one."
         )
-    return is_same(shard, parse_json(metadata.get("shard", "{}"), path))
+    return matches_stamp(shard, parse_json(metadata.get("shard", "{}"), path))

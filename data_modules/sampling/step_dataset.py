@@ -1,4 +1,4 @@
-"""Datasets of a DataLoader: training batches by step, evaluation batches in order."""
+"""Datasets and sampler of a DataLoader: training batches by step, evaluation batches in order."""
 
 from __future__ import annotations
 
@@ -8,66 +8,74 @@ import torch
 from lightning import Trainer
 from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler
 
-from triptych.data_modules.batching.collate import BatchBuilder
-from triptych.data_modules.sampling.schedule import Schedule
+from triptych.data_modules.batching.collate import Collator
+from triptych.data_modules.sampling.batch_sampler import GlobalBatchSampler
 from triptych.interfaces import Batch
 from triptych.utils.errors import UserError
 from triptych.utils.signals import ignore_in_worker
 
-# Validation draws must not depend on the step: their sample numbers start here.
+# First sample number of validation, whose draws must not depend on the step.
 VALIDATION_SAMPLES = 1 << 40
 
 
 class StepDataset(Dataset):
-    """Item k is this rank's k-th batch of the run: a pure function of (schedule, k, rank).
+    """Item k is the k-th batch of this rank in the run: a pure function of (sampler, k, rank).
 
-    The ranks, and the batches whose gradients are accumulated, take equal consecutive parts of a
-    global batch, so that the same images meet the same noise in the same step however they are
-    spread.
+    The ranks, and the micro-batches whose gradients are accumulated, take equal consecutive shares
+    of a global batch, so that the same images get the same noise in the same step on any number of
+    ranks.
 
     Args:
-        build: batch builder.
-        schedule: schedule of global batches, one per optimizer step.
-        rank, world: rank of this process and number of ranks.
-        accumulate: number of batches of a rank in one global batch.
+        collate: collator of the samples.
+        sampler: sampler of the global batches, one per optimizer step.
+        rank: rank of this process.
+        world: number of ranks.
+        accumulate: number of micro-batches of a rank in one global batch.
     """
 
     def __init__(
         self,
-        build: BatchBuilder,
-        schedule: Schedule,
+        collate: Collator,
+        sampler: GlobalBatchSampler,
+        *,
         rank: int = 0,
         world: int = 1,
         accumulate: int = 1,
     ) -> None:
-        self.build, self.schedule = build, schedule
+        self.collate, self.sampler = collate, sampler
         self.rank, self.world, self.accumulate = rank, world, accumulate
-        self.size = schedule.global_batch // (world * accumulate)
+        self.size = sampler.global_batch // (world * accumulate)
 
     def __getitem__(self, number: int) -> Batch:
-        step, turn = divmod(number, self.accumulate)
-        first = (turn * self.world + self.rank) * self.size
-        positions = self.schedule.batch(step)[first : first + self.size]
-        places = (found.tolist() for found in self.schedule.locate(positions))
-        batch = self.build(number, list(zip(*places, strict=True)), positions.tolist())
-        batch.epochs = self.schedule.epochs(step + 1)
+        step, micro_batch = divmod(number, self.accumulate)
+        first = (micro_batch * self.world + self.rank) * self.size
+        positions = self.sampler.batch(step)[first : first + self.size]
+        datasets, numbers = self.sampler.locate(positions)
+        places = list(zip(datasets.tolist(), numbers.tolist(), strict=True))
+        batch = self.collate(number, places, positions.tolist())
+        batch.epochs = self.sampler.epochs(step + 1)
         return batch
 
 
 class EvaluationDataset(Dataset):
-    """The first samples of every source in order, about `limit` in all, in batches.
+    """Batches of the first samples of every source in order, about `limit` samples in all.
 
-    Every source gives equally many, and a small one all that it has; the last batch is smaller.
-    Every rank takes all of them, so that no sample counts twice, however many ranks there are.
+    Every source contributes equally many samples, or all if it is small; the last batch may be
+    smaller. Every rank takes all batches, so that no sample counts twice on any number of ranks.
+
+    Args:
+        collate: collator of the samples.
+        batch_size: number of samples of a batch.
+        limit: approximate number of samples.
     """
 
-    def __init__(self, build: BatchBuilder, batch_size: int, limit: int) -> None:
-        self.build, self.batch_size = build, batch_size
-        share = -(-limit // len(build.readings))
+    def __init__(self, collate: Collator, batch_size: int, limit: int) -> None:
+        self.collate, self.batch_size = collate, batch_size
+        share = -(-limit // len(collate.datasets))
         self.places = [
             (place, number)
-            for place, reading in enumerate(build.readings)
-            for number in range(min(share, len(reading.source)))
+            for place, dataset in enumerate(collate.datasets)
+            for number in range(min(share, len(dataset.source)))
         ]
 
     def __len__(self) -> int:
@@ -77,18 +85,19 @@ class EvaluationDataset(Dataset):
         first = index * self.batch_size
         places: Sequence[tuple[int, int]] = self.places[first : first + self.batch_size]
         samples = range(VALIDATION_SAMPLES + first, VALIDATION_SAMPLES + first + len(places))
-        return self.build(index, places, samples)
+        return self.collate(index, places, samples)
 
 
-class Steps(SequentialSampler):
-    """Numbers of batches from where a run stands to `stop`, its own length included.
+class StepSampler(SequentialSampler):
+    """Numbers of the remaining batches of an epoch.
 
-    Its length is that of the whole epoch, as Lightning counts on when it resumes in the middle.
-    Sequential by its class too, which is what Lightning wants of batches to overfit.
+    Its length is that of the whole epoch, as Lightning expects when it resumes inside of one. It is
+    a SequentialSampler because Lightning requires one for overfit_batches.
 
     Args:
-        position: function that returns the finished batches of an epoch; called when one begins.
-        stop: batches in an epoch.
+        position: function that returns the number of finished batches of an epoch; called when an
+            epoch begins.
+        stop: number of batches in an epoch.
     """
 
     def __init__(self, position: Callable[[], int], stop: int) -> None:
@@ -101,30 +110,30 @@ class Steps(SequentialSampler):
         return self.stop
 
 
-def steps_of(trainer: Trainer) -> Steps:
-    """The batches that a rank trains on, of one epoch after the other as Lightning has them.
+def make_step_sampler(trainer: Trainer) -> StepSampler:
+    """Sampler of the batches that a rank trains on in each epoch of Lightning.
 
-    An epoch is the whole run; where trainer.limit_train_batches or overfit_batches name a number,
-    it is the first so many batches, which then come again and again.
+    An epoch is the whole run, unless trainer.limit_train_batches or overfit_batches is a number:
+    then it is the first so many batches, which are repeated.
     """
-    require_steps(trainer)
+    require_step_based_run(trainer)
     accumulate, limit = trainer.accumulate_grad_batches, trainer.limit_train_batches
-    if not isinstance(limit, int):  # 1.0: all of them
+    if not isinstance(limit, int):  # 1.0: all batches
         limit = trainer.max_steps * accumulate
     batches = min(limit, trainer.max_steps * accumulate)
-    steps = -(-batches // accumulate)  # Lightning makes a step of what is left at the end
+    steps = -(-batches // accumulate)  # Lightning makes a step of the remaining batches, too
 
     def position() -> int:
         return trainer.global_step % steps * accumulate
 
-    return Steps(position, batches)
+    return StepSampler(position, batches)
 
 
-def require_steps(trainer: Trainer) -> None:
-    """Refuse the settings of a fit that count in epochs of the data: a run is counted in steps.
+def require_step_based_run(trainer: Trainer) -> None:
+    """Refuse settings of a fit that count epochs of the data: a run is counted in steps.
 
     Raises:
-        UserError: one of them is set, or the run's length is not.
+        UserError: such a setting is set, or trainer.max_steps is not.
     """
     if trainer.max_steps < 1:
         raise UserError("set --trainer.max_steps to 1 or more: a run's length is counted in steps.")
@@ -134,18 +143,18 @@ def require_steps(trainer: Trainer) -> None:
             "ranks itself."
         )
     if trainer.fast_dev_run:
-        return  # it sets limits of its own
-    for name, all_of_it in (("overfit_batches", 0.0), ("limit_train_batches", 1.0)):
+        return  # it sets its own limits
+    for name, default in (("overfit_batches", 0.0), ("limit_train_batches", 1.0)):
         value = getattr(trainer, name)
-        if isinstance(value, float) and value not in (0.0, all_of_it):
+        if isinstance(value, float) and value not in (0.0, default):
             raise UserError(
                 f"--trainer.{name}={value} is a share of an epoch, but a run is counted in steps; "
                 "give a whole number of batches."
             )
     if isinstance(trainer.limit_train_batches, int):
-        return  # so many batches are an epoch
-    for name, most in (("max_epochs", 0), ("min_epochs", 1)):  # Lightning sets the latter to 1
-        if (getattr(trainer, name) or 0) > most:
+        return  # an epoch is that many batches
+    for name, default in (("max_epochs", 0), ("min_epochs", 1)):
+        if (getattr(trainer, name) or 0) > default:
             raise UserError(
                 f"--trainer.{name} counts epochs, but a run is counted in steps; leave it out and "
                 "set --trainer.max_steps."
@@ -153,9 +162,9 @@ def require_steps(trainer: Trainer) -> None:
 
 
 class StepLoader(DataLoader):
-    """A loader of whole batches that Lightning knows to be resumable.
+    """DataLoader of whole batches that Lightning accepts as resumable.
 
-    There is no state to save: a resumed run makes a new loader that starts at its global step.
+    It has no state to save: a resumed run makes a new loader that starts at its global step.
     """
 
     def state_dict(self) -> dict:
@@ -166,8 +175,10 @@ class StepLoader(DataLoader):
 
 
 def step_loader(dataset: Dataset, sampler: Sampler | None, workers: int) -> StepLoader:
-    """A loader of the batches that `dataset` makes; to predict, Lightning must be able to make it
-    again from the arguments of a plain DataLoader."""
+    """Make a loader of the batches of `dataset`.
+
+    For predict, Lightning makes it again from the arguments of a plain DataLoader.
+    """
     return StepLoader(
         dataset,
         batch_size=None,
@@ -175,5 +186,5 @@ def step_loader(dataset: Dataset, sampler: Sampler | None, workers: int) -> Step
         num_workers=workers,
         worker_init_fn=ignore_in_worker,
         persistent_workers=workers > 0,
-        pin_memory=torch.cuda.is_available(),  # else a copy to the device waits for it
+        pin_memory=torch.cuda.is_available(),  # makes the copy to the device asynchronous
     )

@@ -1,4 +1,4 @@
-"""Indexes of shards that have none yet, many shards at a time."""
+"""Build missing indexes of shards, several shards in parallel."""
 
 from __future__ import annotations
 
@@ -10,30 +10,32 @@ from pathlib import Path
 
 import numpy as np
 
-from triptych.data_modules.parallel import each
-from triptych.data_modules.shards.identity import probe_of
-from triptych.data_modules.shards.index import (
-    COLUMNS,
-    Contents,
-    Problem,
-    ShardIndex,
-    UnusableIndex,
-    write_index,
-)
+from triptych.data_modules.parallel import parallel_map
+from triptych.data_modules.shards.identity import compute_probe
+from triptych.data_modules.shards.index import ShardIndex, UnusableIndex, write_index
 from triptych.data_modules.shards.index_columns import (
+    add_checksums,
+    add_token_counts,
+    missing_checksums,
     read_tokenizer,
-    with_checksums,
-    with_tokens,
-    without_checksums,
 )
+from triptych.data_modules.shards.index_format import COLUMNS, IndexContents, Problem
 from triptych.utils.errors import UserError
 from triptych.utils.listing.names import KINDS, kind_for
-from triptych.utils.listing.tar import BLOCK, DOTTED, DUPLICATE, Group, groups, mended, scan
+from triptych.utils.listing.tar import (
+    DOTTED,
+    DUPLICATE,
+    Group,
+    group_members,
+    scan,
+    split_dotted,
+)
+from triptych.utils.listing.tar_headers import BLOCK
 
 log = logging.getLogger(__name__)
 
-NAMED = 5  # keys that are kept for each problem
-FEW = 4  # shards, for which no processes are started
+MAX_PROBLEM_KEYS = 5  # stored for each reason
+MIN_PARALLEL = 4  # shards; fewer are indexed in this process
 
 TOO_LARGE = "member too large"
 
@@ -46,14 +48,17 @@ def build_index(shard: str | Path) -> ShardIndex:
             index cannot be written.
     """
     shard = Path(shard)
-    return write_index(shard, read_shard(shard))
+    return write_index(shard, scan_shard(shard))
 
 
-def read_shard(shard: Path, mend: bool = False) -> Contents:
-    """The samples of a shard, and the problems of the others.
+def scan_shard(shard: Path, dotted_names: bool = False) -> IndexContents:
+    """Scan a shard for samples and problems.
 
     Args:
-        mend: whether names with dots in them are samples too, see `tar.mended`.
+        dotted_names: whether names with dots in them are samples too, see `tar.split_dotted`.
+
+    Raises:
+        UserError: the shard is not a tar, is gzipped, cannot be read or changes meanwhile.
     """
     try:
         before = shard.stat()
@@ -63,32 +68,32 @@ def read_shard(shard: Path, mend: bool = False) -> Contents:
     keys: list[bytes] = []
     end = 0
     seen: set[bytes] = set()
-    condemned: set[bytes] = set()
-    lost: dict[str, tuple[int, list[str]]] = {}
-    found = groups(scan(shard))
-    for group in mended(found) if mend else found:
+    damaged: set[bytes] = set()
+    excluded: dict[str, tuple[int, list[str]]] = {}  # reason -> (samples, some keys)
+    groups = group_members(scan(shard))
+    for group in split_dotted(groups) if dotted_names else groups:
         reason = _reason(group, seen)
         seen.add(group.key)
         if not reason:
             end += len(group.key)
             keys.append(group.key)
             rows.append([end, *_places(group)])
-        elif not (group.fault and group.key in condemned):  # both halves of one damaged sample
-            number, names = lost.setdefault(reason, (0, []))
-            those = group.whole_names() if reason == DOTTED else [group]
-            names += [each.key.decode("utf-8", "backslashreplace") for each in those]
-            lost[reason] = number + len(those), names[:NAMED]
-            condemned.add(group.key)
-    probe = probe_of(shard)
+        elif not (group.fault and group.key in damaged):  # both halves of one damaged sample
+            count, names = excluded.setdefault(reason, (0, []))
+            samples = group.split_dotted() if reason == DOTTED else [group]
+            names += [sample.key.decode("utf-8", "backslashreplace") for sample in samples]
+            excluded[reason] = count + len(samples), names[:MAX_PROBLEM_KEYS]
+            damaged.add(group.key)
+    probe = compute_probe(shard)
     after = shard.stat()
     if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
         raise UserError(f"the shard {shard} is being written to; index it when it is complete.")
-    return Contents(
+    return IndexContents(
         before.st_size,
         before.st_mtime_ns,
         np.array(rows, "<u4").reshape(-1, COLUMNS),
         b"".join(keys),
-        [Problem(reason, number, names) for reason, (number, names) in sorted(lost.items())],
+        problems=[Problem(reason, *each) for reason, each in sorted(excluded.items())],
         probe=probe,
     )
 
@@ -113,19 +118,21 @@ def _places(group: Group) -> list[int]:
 
 def index_shards(
     shards: Sequence[Path],
+    *,
     workers: int | None = None,
     tokenizer: str | Path | None = None,
     checksums: bool = False,
 ) -> Iterator[ShardIndex | UserError]:
-    """Indexes of shards, in their order: those that are there and right, new ones for the others.
+    """Indexes of shards, in their order; missing and unusable ones are built.
 
-    A shard that cannot be indexed gives its error, so that it does not stop the others. Each index
-    is written when its shard is done: an interrupted run resumes at the next shard.
+    The result of a shard that cannot be indexed is its error, so that it does not stop the others.
+    Each index is written when its shard is done: an interrupted run resumes at the next shard.
 
     Args:
+        shards: paths of the shards.
         workers: number of processes; None takes all cores.
-        tokenizer: a tokenizer.json, or a folder with one, that counts the tokens of the captions.
-        checksums: whether to take a checksum of each sample, which reads all of every shard.
+        tokenizer: tokenizer.json, or a folder with one, to count the tokens of the captions.
+        checksums: whether to compute a checksum of each sample, which reads all of every shard.
 
     Raises:
         UserError: the tokenizer does not exist; no index is written then.
@@ -133,11 +140,11 @@ def index_shards(
     if tokenizer is not None:
         read_tokenizer(tokenizer)
     work = partial(_complete_index, tokenizer=tokenizer, checksums=checksums)
-    yield from each(work, shards, 1 if len(shards) < FEW else workers)
+    yield from parallel_map(work, shards, 1 if len(shards) < MIN_PARALLEL else workers)
 
 
 def require_checksums(shards: Iterable[Path]) -> None:
-    """Find out that there is nothing to verify a shard by, before any index is written.
+    """Refuse shards that have no checksums to verify, before any index is written.
 
     Raises:
         UserError: a shard that can be read has no index, or one without checksums.
@@ -150,39 +157,39 @@ def require_checksums(shards: Iterable[Path]) -> None:
         if index is not None and index.checksums is not None:
             continue
         try:
-            read_shard(shard)
+            scan_shard(shard)
         except UserError:
             continue  # damaged: reported when it is indexed
-        raise without_checksums(shard)
+        raise missing_checksums(shard)
 
 
 def open_indexes(shards: Sequence[Path], build: bool = True) -> list[ShardIndex]:
-    """Indexes of shards; those that are missing are built, with a progress bar.
+    """Open the indexes of shards; build missing ones, with a progress bar.
 
     Raises:
-        UserError: the first shard that has no index and cannot get one (or must not, without
-            `build`), or whose index is stale, damaged or something else.
+        UserError: a shard has no index and cannot be indexed (or must not be, without `build`), or
+            its index is stale, damaged or another file.
     """
-    found = [ShardIndex.of(shard) for shard in shards]
-    missing = [shard for shard, index in zip(shards, found, strict=True) if index is None]
+    indexes = [ShardIndex.of(shard) for shard in shards]
+    missing = [shard for shard, index in zip(shards, indexes, strict=True) if index is None]
     if missing and not build:
         raise UserError(
             f"{len(missing)} of {len(shards)} shards have no index, first {missing[0]}; run "
             f"`triptych data index {missing[0].parent}`."
         )
-    if copies := [index.shard for index in found if index is not None and index.renewed]:
+    if copies := [index.shard for index in indexes if index is not None and index.mtime_changed]:
         log.warning(
             "%d shards have another time stamp than when they were indexed, but the same size and "
             "content: taken as they are, %s for one",
             len(copies),
             copies[0],
         )
-    built = list(_shown(index_shards(missing), len(missing)))
+    built = list(_with_progress(index_shards(missing), len(missing)))
     for index in built:
         if isinstance(index, UserError):
             raise index
     fresh = iter(built)
-    return [next(fresh) if index is None else index for index in found]
+    return [next(fresh) if index is None else index for index in indexes]
 
 
 def _complete_index(
@@ -195,14 +202,14 @@ def _complete_index(
             index = None
         index = build_index(shard) if index is None else index
         if tokenizer is not None:
-            index = with_tokens(index, tokenizer)
-        return with_checksums(index) if checksums else index
+            index = add_token_counts(index, tokenizer)
+        return add_checksums(index) if checksums else index
     except UserError as error:
         return error
 
 
-def _shown(results: Iterable, total: int) -> Iterable:
-    """The same results, with a progress bar if someone may look at it."""
+def _with_progress(results: Iterable, total: int) -> Iterable:
+    """The same results, with a progress bar if standard error is a terminal."""
     if not (total and sys.stderr.isatty()):
         return results
     from rich.console import Console

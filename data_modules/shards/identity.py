@@ -1,6 +1,6 @@
-"""Identity of a shard: size and time stamp; where only the time differs, a probe of its content.
+"""Identity of a shard: size and modification time, or a probe of its content.
 
-A copy on another disk has another time, and is the same shard.
+The probe is compared if only the time differs: a copy on another disk is the same shard.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from typing import Any
 from triptych.utils.documents import open_regular
 
 BLOCK = 64 * 1024  # bytes
-BLOCKS = 16  # read of a large file, the first and the last among them; smaller ones are read whole
+BLOCKS = 16  # of a large file, with the first and the last; smaller files are read whole
 PROBE_BYTES = 16
 
 
-def probe_of(path: Path) -> bytes:
-    """PROBE_BYTES that stand for the size of a file and for blocks of it, evenly spread.
+def compute_probe(path: Path) -> bytes:
+    """Hash of the size of a file and of evenly spaced blocks of it, PROBE_BYTES long.
 
     Raises:
         UserError: it is not a regular file, or cannot be opened.
@@ -34,25 +34,26 @@ def _probe(path: Path, size: int, mtime_ns: int) -> bytes:
     digest = hashlib.blake2b(str(size).encode(), digest_size=PROBE_BYTES)
     last = max(0, size - BLOCK)
     whole = size <= BLOCK * BLOCKS
-    places = range(0, size, BLOCK) if whole else [last * n // (BLOCKS - 1) for n in range(BLOCKS)]
+    spaced = [last * n // (BLOCKS - 1) for n in range(BLOCKS)]
+    offsets = range(0, size, BLOCK) if whole else spaced
     with open_regular(path) as file:
-        for place in places:
-            digest.update(os.pread(file.fileno(), BLOCK, place))
+        for offset in offsets:
+            digest.update(os.pread(file.fileno(), BLOCK, offset))
     return digest.digest()
 
 
 def file_stamp(path: Path) -> dict[str, Any]:
-    """Identity of a file as it is now: "size" and "mtime_ns", and "probe" in hexadecimal."""
+    """Identity of a file at this moment: "size", "mtime_ns", and "probe" in hexadecimal."""
     status = path.stat()
-    probe = probe_of(path).hex()
+    probe = compute_probe(path).hex()
     return {"size": status.st_size, "mtime_ns": status.st_mtime_ns, "probe": probe}
 
 
-def is_same(path: Path, known: dict[str, Any]) -> bool:
-    """Whether a file is the one that a stamp was taken of; read only where its time differs."""
+def matches_stamp(path: Path, stamp: dict[str, Any]) -> bool:
+    """Whether a file still has the identity of `stamp`; it is read only if its time differs."""
     status = path.stat()
-    if status.st_size != known.get("size"):
+    if status.st_size != stamp.get("size"):
         return False
-    if status.st_mtime_ns == known.get("mtime_ns"):
+    if status.st_mtime_ns == stamp.get("mtime_ns"):
         return True
-    return known.get("probe") == probe_of(path).hex()
+    return stamp.get("probe") == compute_probe(path).hex()

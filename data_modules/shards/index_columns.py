@@ -14,22 +14,23 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from triptych.data_modules.batching.clean_text import captions_of
-from triptych.data_modules.shards.index import ROLES, ShardIndex, write_index
+from triptych.data_modules.shards.index import ShardIndex, write_index
+from triptych.data_modules.shards.index_format import ROLES
 from triptych.utils.documents import open_regular
 from triptych.utils.errors import UserError
 from triptych.utils.records import parse
 from triptych.utils.tokens import without_added_tokens
 
 CHUNK = 1 << 20  # bytes read at a time
-LONGEST = 1 << 20  # bytes of a caption or JSON that is read at all
-CAPTIONS = 1000  # tokenized at a time
+MAX_TEXT_BYTES = 1 << 20  # of a caption or JSON; longer ones are not read
+BATCH = 1000  # captions tokenized at a time
 
 
-def with_tokens(index: ShardIndex, tokenizer: str | Path) -> ShardIndex:
-    """The index with the number of tokens of each caption, counted unless they are there.
+def add_token_counts(index: ShardIndex, tokenizer: str | Path) -> ShardIndex:
+    """Add the number of tokens of each caption to an index that lacks it.
 
-    Batches can then be made of captions of like length, exactly; bytes are but a guess at it. No
-    special tokens are counted. A caption that cannot be read has 0.
+    Length buckets then sort by tokens; without them they sort by bytes, an approximation. No
+    special tokens are counted. An unreadable caption has 0 tokens.
 
     Args:
         tokenizer: path of a tokenizer.json, or of a folder with one.
@@ -44,16 +45,16 @@ def with_tokens(index: ShardIndex, tokenizer: str | Path) -> ShardIndex:
     reader = read_tokenizer(path)
     counts = np.zeros(len(index), np.uint32)
     with _opened(index) as file:
-        for first in range(0, len(index), CAPTIONS):
-            rows = range(first, min(first + CAPTIONS, len(index)))
+        for first in range(0, len(index), BATCH):
+            rows = range(first, min(first + BATCH, len(index)))
             texts = [_caption(index, file, row) for row in rows]
             read = reader.encode_batch(texts, add_special_tokens=False)
-            counts[first : first + CAPTIONS] = [len(text.ids) for text in read]
+            counts[first : first + BATCH] = [len(text.ids) for text in read]
     return write_index(index.shard, replace(index.contents(), tokens=counts, tokenizer=digest))
 
 
-def with_checksums(index: ShardIndex) -> ShardIndex:
-    """The index with a checksum of each sample, taken unless they are there; reads all members."""
+def add_checksums(index: ShardIndex) -> ShardIndex:
+    """Add a checksum of each sample to an index that lacks them; reads all members."""
     if index.checksums is not None:
         return index
     sums = np.array(list(_checksums(index)), np.uint32)
@@ -61,19 +62,19 @@ def with_checksums(index: ShardIndex) -> ShardIndex:
 
 
 def changed_samples(index: ShardIndex) -> list[str]:
-    """Keys of samples whose members have changed since their checksum was taken.
+    """Keys of samples whose members have changed since their checksum was computed.
 
     Raises:
-        UserError: no checksums were taken, or the shard cannot be read.
+        UserError: the index has no checksums, or the shard cannot be read.
     """
     if index.checksums is None:
-        raise without_checksums(index.shard)
-    then = index.checksums.tolist()
-    return [index.key(row) for row, now in enumerate(_checksums(index)) if now != then[row]]
+        raise missing_checksums(index.shard)
+    stored = index.checksums.tolist()
+    return [index.key(row) for row, crc in enumerate(_checksums(index)) if crc != stored[row]]
 
 
-def without_checksums(shard: Path) -> UserError:
-    """The refusal to verify a shard that has nothing to be verified by."""
+def missing_checksums(shard: Path) -> UserError:
+    """The error of a shard whose index has no checksums to verify."""
     return UserError(
         f"the index of {shard} has no checksums; take them while the shard is good: "
         f"`triptych data index {shard.parent} --checksums`."
@@ -83,19 +84,19 @@ def without_checksums(shard: Path) -> UserError:
 def _checksums(index: ShardIndex) -> Iterator[int]:
     with _opened(index) as file:
         for row in range(len(index)):
-            found = 0
+            crc = 0
             for role in ROLES:
                 offset, size = index.member(row, role) or (0, 0)
                 for start in range(offset, offset + size, CHUNK):
                     length = min(CHUNK, offset + size - start)
-                    found = zlib.crc32(os.pread(file, length, start), found)
-            yield found
+                    crc = zlib.crc32(os.pread(file, length, start), crc)
+            yield crc
 
 
 def _caption(index: ShardIndex, file: int, row: int) -> str:
-    """The caption of a sample, the longest of several, "" where it has none that can be read."""
+    """The longest caption of a sample; "" if none is readable."""
     place = index.member(row, "txt") or index.member(row, "json")
-    if place is None or place[1] > LONGEST:
+    if place is None or place[1] > MAX_TEXT_BYTES:
         return ""
     caption: object = os.pread(file, place[1], place[0])
     try:
@@ -107,7 +108,7 @@ def _caption(index: ShardIndex, file: int, row: int) -> str:
 
 
 def read_tokenizer(tokenizer: str | Path) -> Tokenizer:
-    """Read a tokenizer.json, or that of a folder; control tokens in a text are text.
+    """Read a tokenizer.json, or that of a folder; it tokenizes control tokens as plain text.
 
     Raises:
         UserError: the tokenizer does not exist, or cannot be read.
@@ -115,7 +116,7 @@ def read_tokenizer(tokenizer: str | Path) -> Tokenizer:
     path = _tokenizer_file(tokenizer)
     try:
         return without_added_tokens(Tokenizer.from_file(str(path)))
-    except Exception as error:  # tokenizers knows no other kind
+    except Exception as error:  # tokenizers raises no narrower type
         raise UserError(f"{path} is no tokenizer that can be read: {error}.") from error
 
 

@@ -1,12 +1,12 @@
 """Data sets as samples by number.
 
-base          Source, the interface; BadSample
+base          DataSource, the interface; BadSample
 webdataset    local WebDataset shards
 image_folder  a folder of captioned images
 llava         conversation files in LLaVA's layout
 tables        CSV, JSON lines, Parquet, Hugging Face datasets
-detect        the source of a path
+detect        detects the format of a path
 members       samples that are files of one key
 jsonl_index   JSON lines by number
-safe_read     reads the files that a data set names, and no others
+safe_read     reads files inside the folder of a data set only
 """

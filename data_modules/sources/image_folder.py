@@ -30,13 +30,13 @@ log = logging.getLogger(__name__)
 class ImageFolder(MemberSource):
     """Images with captions, in the order of their keys or of the table's rows.
 
-    Keys are the images' paths in the folder, without the ending. The names of all images, and
-    a table, are held in memory: for more than a few million images use shards.
+    Keys are the paths of the images in the folder, without suffix. The names of all images, and
+    the table, are held in memory: for more than a few million images use shards.
 
     Args:
-        path: the folder.
-        max_image_bytes: size limit; a larger image is a bad sample, and is not read.
-        max_text_bytes: the same limit for captions and JSON.
+        path: folder of images.
+        max_image_bytes: size limit of images; a larger one is a bad sample, and is not read.
+        max_text_bytes: size limit of captions and JSON.
 
     Raises:
         UserError: the folder does not exist, or has no image with a caption.
@@ -45,6 +45,7 @@ class ImageFolder(MemberSource):
     def __init__(
         self,
         path: str | Path,
+        *,
         max_image_bytes: int = MAX_IMAGE_BYTES,
         max_text_bytes: int = MAX_TEXT_BYTES,
     ) -> None:
@@ -61,8 +62,8 @@ class ImageFolder(MemberSource):
         if not self.path.is_dir():
             raise UserError(f"the folder of images {self.path} does not exist.")
         table = find_table(self.path)
-        left_out = self._take_files() if table is None else self._take_table(table)
-        counts = counted(left_out)
+        excluded = self._take_files() if table is None else self._take_table(table)
+        counts = counted(excluded)
         if not self._keys:
             raise UserError(
                 f"the folder {self.path} holds no image ({', '.join(IMAGE_KINDS)}) with a "
@@ -74,17 +75,17 @@ class ImageFolder(MemberSource):
         return self
 
     def _take_files(self) -> Counter[str]:
-        samples, left_out = captioned(self.path)
+        samples, excluded = captioned(self.path)
         self._keys = [sample.key for sample in samples]
         self._files = [
             {role: name for role, (name, _) in sample.files.items()} for sample in samples
         ]
         captions = [sample.files.get("txt") or sample.files["json"] for sample in samples]
         self._sizes = np.array([size for _, size in captions], np.int64)
-        return left_out
+        return excluded
 
     def _take_table(self, path: Path) -> Counter[str]:
-        rows, left_out = captioned_rows(path)
+        rows, excluded = captioned_rows(path)
         stems = [os.path.splitext(row["file_name"])[0] for row in rows]
         counts = Counter(stems)
         self._keys = [
@@ -94,7 +95,7 @@ class ImageFolder(MemberSource):
         self._files = [{"image": row["file_name"]} for row in rows]
         self._rows = rows
         self._sizes = np.array([text_bytes(caption_in(row)) for row in rows], np.int64)
-        return left_out
+        return excluded
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -110,18 +111,18 @@ class ImageFolder(MemberSource):
             return captions_of(caption_in(self._rows[number]), self.key(number))
         return super().captions(number)
 
-    def facts(self, number: int) -> dict:
+    def metadata(self, number: int) -> dict:
         """The columns of the table, or KEY.json."""
-        return super().facts(number) if self._rows is None else self._rows[number]
+        return super().metadata(number) if self._rows is None else self._rows[number]
 
-    def has(self, number: int, role: ImageRole) -> bool:
+    def has_image(self, number: int, role: ImageRole) -> bool:
         return role in self._files[number]
 
-    def _read(self, number: int, role: str, most: int) -> bytes | None:
+    def _read(self, number: int, role: str, max_bytes: int) -> bytes | None:
         name = self._files[number].get(role)
-        what = {"txt": "caption", "json": "its .json"}.get(role, role)
-        return name and read_inside(self.path, name, self.key(number), what, most)
+        label = {"txt": "caption", "json": "its .json"}.get(role, role)
+        return name and read_inside(self.path, name, self.key(number), label, max_bytes)
 
-    def caption_sizes(self, numbers: np.ndarray) -> np.ndarray:
-        """In bytes."""
+    def caption_lengths(self, numbers: np.ndarray) -> np.ndarray:
+        """int64 [n], caption lengths in bytes."""
         return self._sizes[np.asarray(numbers)]

@@ -1,9 +1,8 @@
-"""JSONL records by number: a first pass finds the start of each, later runs reuse the index.
+"""Random access to JSONL records by an index of their offsets, which later runs reuse.
 
-The index is stored as NAME.jsonl.idx beside the file, or where `index_places` says when that
-folder cannot be written to: an int64 table whose first row is (size, mtime in ns, VERSION) of the
-file, and each other row (offset, bytes, size of its text) of a record. One that does not fit the
-file is made again.
+The index is stored at the paths of `index_paths`: an int64 table whose first row is (size, mtime in
+ns, VERSION) of the file, and each other row (offset, bytes, size of its text) of a record. An index
+that does not fit the file is rebuilt.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from triptych.data_modules.shards.index import index_places
+from triptych.data_modules.shards.index import index_paths
 from triptych.utils.atomic_write import replacing
 from triptych.utils.documents import open_regular
 from triptych.utils.errors import UserError
@@ -26,12 +25,12 @@ from triptych.utils.records import LONGEST, open_text, parse, skip_line
 VERSION = 1
 
 
-class Lines:
+class JsonlIndex:
     """Records of a JSONL file; picklable, for loader workers.
 
     Args:
-        path: the file.
-        measure: function that returns the bytes of text in a record; called once a record.
+        path: JSONL file.
+        measure: function from a record to the bytes of its text; called once per record.
 
     Raises:
         UserError: the file cannot be read.
@@ -42,11 +41,11 @@ class Lines:
         self._file: BinaryIO | None = None
         try:
             with open_text(path) as file:
-                found = os.fstat(file.fileno())
-            head = [found.st_size, found.st_mtime_ns, VERSION]
-            self.table = _kept(path, head)
+                status = os.fstat(file.fileno())
+            head = [status.st_size, status.st_mtime_ns, VERSION]
+            self.table = _load(path, head)
             if self.table is None:
-                self.table = _keep(path, _scan(path, measure, head))
+                self.table = _store(path, _scan(path, measure, head))
         except OSError as error:
             raise UserError(f"{path} cannot be read ({error.strerror}); check the path.") from error
 
@@ -54,7 +53,7 @@ class Lines:
         return len(self.table) - 1
 
     def __getstate__(self) -> dict:
-        return {**self.__dict__, "_file": None}  # open files do not travel
+        return {**self.__dict__, "_file": None}  # open files are not picklable
 
     def __del__(self) -> None:
         if getattr(self, "_file", None) is not None:
@@ -62,7 +61,7 @@ class Lines:
 
     @property
     def sizes(self) -> np.ndarray:
-        """int64 [records], bytes of text."""
+        """int64 [records], bytes of text of each record."""
         return self.table[1:, 2]
 
     def __getitem__(self, number: int) -> object:
@@ -80,7 +79,7 @@ class Lines:
 
 
 def _scan(path: Path, measure: Callable[[object], int], head: list[int]) -> np.ndarray:
-    """Build the table of a file as it is now; blank lines are not records."""
+    """Build the table of a file; blank lines are not records."""
     rows = array("q", head)
     with open_regular(path) as file:
         while True:
@@ -91,22 +90,22 @@ def _scan(path: Path, measure: Callable[[object], int], head: list[int]) -> np.n
             if not line.endswith(b"\n") and len(line) > LONGEST:
                 rows.extend((offset, len(line) + skip_line(file), 0))
             elif line.strip():
-                rows.extend((offset, len(line), _measured(line, measure)))
+                rows.extend((offset, len(line), _text_size(line, measure)))
 
 
-def _measured(line: bytes, measure: Callable[[object], int]) -> int:
+def _text_size(line: bytes, measure: Callable[[object], int]) -> int:
     try:
         return measure(parse(line))
     except ValueError:
         return 0
 
 
-def _kept(path: Path, head: list[int]) -> np.ndarray | None:
-    """The table of an earlier run, mapped, if it is of this file as it is now."""
-    for place in index_places(path):
+def _load(path: Path, head: list[int]) -> np.ndarray | None:
+    """Memory-mapped table of an earlier run, if it is of the file as it is now."""
+    for index_path in index_paths(path):
         try:
-            open_regular(place).close()
-            table = np.load(place, mmap_mode="r", allow_pickle=False)
+            open_regular(index_path).close()
+            table = np.load(index_path, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError, EOFError):  # UserError too, which is a ValueError
             continue
         if table.ndim == 2 and len(table) and table.dtype == np.int64 and table[0].tolist() == head:
@@ -114,11 +113,11 @@ def _kept(path: Path, head: list[int]) -> np.ndarray | None:
     return None
 
 
-def _keep(path: Path, table: np.ndarray) -> np.ndarray:
-    """Write the table whole or not at all; without a place to write it to, it lives in memory."""
-    for place in index_places(path):
+def _store(path: Path, table: np.ndarray) -> np.ndarray:
+    """Write the table atomically; if no folder is writable, it stays in memory."""
+    for index_path in index_paths(path):
         with suppress(OSError):
-            with replacing(place, durable=False) as file:
+            with replacing(index_path, durable=False) as file:
                 np.save(file, table, allow_pickle=False)
-            return np.load(place, mmap_mode="r", allow_pickle=False)
+            return np.load(index_path, mmap_mode="r", allow_pickle=False)
     return table

@@ -1,6 +1,6 @@
-"""Conversation files in the layout of LLaVA, with the paths of their images; and edits.
+"""Conversation files in the layout of LLaVA, and edits, with the paths of their images.
 
-One JSON list, or JSONL with a record a line:
+Either one JSON list, or JSONL with one record per line:
 
     {"image": "coco/1.jpg", "conversations": [{"from": "human", "value": "<image>\\nWhat is it?"},
                                               {"from": "gpt", "value": "A circle."}]}
@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from triptych.data_modules.batching.clean_text import captions_of
-from triptych.data_modules.sources.base import CAPTIONS, BadSample, ImageRole, Source
-from triptych.data_modules.sources.jsonl_index import Lines
+from triptych.data_modules.sources.base import CAPTION_KEYS, BadSample, DataSource, ImageRole
+from triptych.data_modules.sources.jsonl_index import JsonlIndex
 from triptych.data_modules.sources.safe_read import MAX_IMAGE_BYTES, read_inside
 from triptych.utils.captions import text_bytes
 from triptych.utils.documents import read_bytes
@@ -25,20 +25,20 @@ from triptych.utils.errors import UserError
 from triptych.utils.records import NO_JSON, NO_OBJECT, parse
 from triptych.utils.text import refuse_wide
 
-MARK = "<image>"  # where a question shows its image; ours always opens the first question
-LARGEST_LIST = 4 << 30  # bytes of a .json, which is in memory whole
-ASKS, ANSWERS = ("human", "user"), ("gpt", "assistant")
+IMAGE_MARK = "<image>"  # position of the image in a question; ours always opens the first
+MAX_LIST_BYTES = 4 << 30  # of a .json, which is held in memory
+USER, ASSISTANT = ("human", "user"), ("gpt", "assistant")
 
 
-class ConversationFile(Source):
+class ConversationFile(DataSource):
     """The records of a conversation file; keys are NAME-NUMBER, counted from 0.
 
-    A JSONL file is never in memory whole: a first pass finds the start of each line (see `lines`).
+    A JSONL file is not held in memory, see `JsonlIndex`.
 
     Args:
-        path: a .json file with a list, or .jsonl.
-        images: folder that the records' image paths are relative to; null is that of the file.
-        max_image_bytes: size limit; a larger image is a bad sample, and is not read.
+        path: .json file with a list, or .jsonl file.
+        images: folder that the image paths are relative to; null is the folder of the file.
+        max_image_bytes: size limit of images; a larger one is a bad sample, and is not read.
 
     Raises:
         UserError: the file does not exist, or holds no records.
@@ -48,13 +48,14 @@ class ConversationFile(Source):
         self,
         path: str | Path,
         images: str | Path | None = None,
+        *,
         max_image_bytes: int = MAX_IMAGE_BYTES,
     ) -> None:
         self.path = Path(path)
         self.images = Path(images) if images is not None else self.path.parent
         self.name = str(path)
         self.max_image_bytes = max_image_bytes
-        self._records: Lines | list | None = None
+        self._records: JsonlIndex | list | None = None
         self._last: tuple[int, dict] = (-1, {})
 
     def open(self) -> ConversationFile:
@@ -64,7 +65,7 @@ class ConversationFile(Source):
                     f"the folder of images {self.images} of {self.path} does not exist."
                 )
             listed = self.path.suffix.lower() == ".json"
-            records = _list(self.path) if listed else Lines(self.path, record_bytes)
+            records = _read_list(self.path) if listed else JsonlIndex(self.path, record_bytes)
             if not len(records):
                 raise UserError(f"the conversation file {self.path} is empty.")
             self._records = records
@@ -81,21 +82,21 @@ class ConversationFile(Source):
 
     def captions(self, number: int) -> list[str]:
         record = self._record(number)
-        for field in CAPTIONS:
+        for field in CAPTION_KEYS:
             if isinstance(record.get(field), str | list):
                 return captions_of(record[field], self.key(number))
-        raise BadSample(self.key(number), "no caption", f"none of {', '.join(CAPTIONS)}")
+        raise BadSample(self.key(number), "no caption", f"none of {', '.join(CAPTION_KEYS)}")
 
-    def facts(self, number: int) -> dict:
-        """The record, its "conversations" as "conversation": [[question, answer], ...]."""
+    def metadata(self, number: int) -> dict:
+        """The record, with its "conversations" as "conversation": [(question, answer), ...]."""
         record = self._record(number)
         if "conversations" not in record:
             return record
-        shows = self.has(number, "image")
-        turns = turns_of(record["conversations"], self.key(number), shows)
+        has_image = self.has_image(number, "image")
+        turns = turns_of(record["conversations"], self.key(number), has_image)
         return {**record, "conversation": turns}
 
-    def has(self, number: int, role: ImageRole) -> bool:
+    def has_image(self, number: int, role: ImageRole) -> bool:
         return bool(image_path(self._record(number), role, self.key(number)))
 
     def image_bytes(self, number: int, role: ImageRole = "image") -> bytes:
@@ -105,14 +106,14 @@ class ConversationFile(Source):
             raise BadSample(key, f"no {role}")
         return read_inside(self.images, path, key, role, self.max_image_bytes)
 
-    def caption_sizes(self, numbers: np.ndarray) -> np.ndarray:
-        """In bytes of all the text of a record."""
-        if isinstance(self._records, Lines):
+    def caption_lengths(self, numbers: np.ndarray) -> np.ndarray:
+        """int64 [n], bytes of all the text of each record."""
+        if isinstance(self._records, JsonlIndex):
             return np.asarray(self._records.sizes[np.asarray(numbers)])
         return np.array([record_bytes(self._records[number]) for number in numbers], np.int64)
 
     def _record(self, number: int) -> dict:
-        if self._last[0] != number:  # a task asks several times in a row
+        if self._last[0] != number:  # a task reads it several times in a row
             try:
                 record = self._records[number]
             except (OSError, ValueError) as error:
@@ -124,10 +125,10 @@ class ConversationFile(Source):
 
 
 def image_path(record: dict, role: ImageRole, key: str) -> object:
-    """The path of an image as the record gives it; None where it has none.
+    """Path of an image in a record, unchecked; None if it has none.
 
     Raises:
-        BadSample: there are several.
+        BadSample: there is more than one.
     """
     path = record.get("source") if role == "source" else record.get("image", record.get("target"))
     if isinstance(path, list):
@@ -137,44 +138,44 @@ def image_path(record: dict, role: ImageRole, key: str) -> object:
     return path
 
 
-def turns_of(conversations: object, key: str, shows: bool) -> list[tuple[str, str]]:
-    """(question, answer) pairs of LLaVA's list of messages, which a system message may open.
+def turns_of(conversations: object, key: str, has_image: bool) -> list[tuple[str, str]]:
+    """(question, answer) pairs of LLaVA's list of messages; a leading system message is dropped.
 
     Raises:
-        BadSample: questions and answers do not take turns, or an image is missing.
+        BadSample: questions and answers do not alternate, or an image is missing.
     """
     try:
         messages = [(message["from"], message["value"]) for message in conversations]
         if messages and messages[0][0] == "system":
             messages = messages[1:]
-        asked, answered = messages[::2], messages[1::2]
-        fitting = len(asked) == len(answered) and bool(asked)
-        fitting = fitting and all(who in ASKS for who, _ in asked)
-        fitting = fitting and all(who in ANSWERS for who, _ in answered)
-        texts = [text for _, text in asked + answered]
+        users, assistants = messages[::2], messages[1::2]
+        alternate = len(users) == len(assistants) and bool(users)
+        alternate = alternate and all(sender in USER for sender, _ in users)
+        alternate = alternate and all(sender in ASSISTANT for sender, _ in assistants)
+        texts = [text for _, text in users + assistants]
     except (TypeError, KeyError) as error:
         raise BadSample(key, "conversation is no list of messages", repr(error)) from error
-    if not fitting or not all(isinstance(text, str) for text in texts):
+    if not alternate or not all(isinstance(text, str) for text in texts):
         raise BadSample(key, "questions and answers do not take turns")
-    if not shows and any(MARK in text for _, text in asked):
+    if not has_image and any(IMAGE_MARK in text for _, text in users):
         raise BadSample(key, "conversation shows an image that is not there")
-    questions = [text.replace(MARK, "").strip() for _, text in asked]
-    return list(zip(questions, (text for _, text in answered), strict=True))
+    questions = [text.replace(IMAGE_MARK, "").strip() for _, text in users]
+    return list(zip(questions, (text for _, text in assistants), strict=True))
 
 
 def record_bytes(record: object) -> int:
-    """Bytes of all the text of a record; 0 of one that is unusable."""
+    """Bytes of all the text of a record; 0 for an unusable one."""
     if not isinstance(record, dict):
         return 0
-    texts = [record.get(field) for field in CAPTIONS]
+    texts = [record.get(field) for field in CAPTION_KEYS]
     conversations = record.get("conversations")
     if isinstance(conversations, list):
         texts += [turn.get("value") for turn in conversations if isinstance(turn, dict)]
     return text_bytes(texts)
 
 
-def _list(path: Path) -> list:
-    content = read_bytes(path, LARGEST_LIST)
+def _read_list(path: Path) -> list:
+    content = read_bytes(path, MAX_LIST_BYTES)
     refuse_wide(content, path)
     try:
         records = parse(content)

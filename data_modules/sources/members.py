@@ -1,30 +1,31 @@
-"""Sources whose samples are files of one key, in a folder or a shard, with fixed roles."""
+"""Sources whose samples are the files of one key, in a folder or a shard, with fixed roles."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
 
 from triptych.data_modules.batching.clean_text import captions_of
-from triptych.data_modules.sources.base import BadSample, ImageRole, Source
+from triptych.data_modules.sources.base import BadSample, DataSource, ImageRole
 from triptych.utils.records import parse
 
 
-class MemberSource(Source):
-    """Samples of an image, a caption, JSON, and the source of an edit, see `listing.names`.
+class MemberSource(DataSource):
+    """Samples of an image, a caption, JSON, and the source image of an edit, see `listing.names`.
 
-    A subclass reads them by role; their meaning is decided here.
+    A subclass reads files by role; this class interprets them.
     """
 
     max_image_bytes: int
     max_text_bytes: int
 
     @abstractmethod
-    def _read(self, number: int, role: str, most: int) -> bytes | None:
-        """The file of a role, None where a sample has none.
+    def _read(self, number: int, role: str, max_bytes: int) -> bytes | None:
+        """Read the file of a role; None if the sample has none.
 
         Args:
-            role: a role of `names.KINDS`: "image", "source", "txt" or "json".
-            most: size limit in bytes; a larger file is not read.
+            number: number of the sample.
+            role: role of the file in `names.KINDS`: "image", "source", "txt" or "json".
+            max_bytes: size limit; a larger file is not read.
 
         Raises:
             BadSample: it is larger, or cannot be read.
@@ -37,23 +38,23 @@ class MemberSource(Source):
         """KEY.txt, else the "caption" of KEY.json, which may be a list of several."""
         caption: object = self._read(number, "txt", self.max_text_bytes)
         if caption is None:
-            caption = self.facts(number).get("caption")
+            caption = self.metadata(number).get("caption")
         if caption is None:
             raise BadSample(self.key(number), "no caption", "neither a .txt nor a JSON 'caption'")
         return captions_of(caption, self.key(number))
 
-    def facts(self, number: int) -> dict:
-        """KEY.json, {} where there is none."""
+    def metadata(self, number: int) -> dict:
+        """Content of KEY.json; {} if there is none."""
         text = self._read(number, "json", self.max_text_bytes)
         if text is None:
             return {}
         try:
-            facts = parse(text)
+            metadata = parse(text)
         except ValueError as error:
-            raise BadSample(self.key(number), "its .json is no JSON", str(error)) from error
-        if not isinstance(facts, dict):
-            raise BadSample(self.key(number), "its .json is no JSON object")
-        return facts
+            raise BadSample(self.key(number), "its .json is not JSON", str(error)) from error
+        if not isinstance(metadata, dict):
+            raise BadSample(self.key(number), "its .json is not a JSON object")
+        return metadata
 
     def image_bytes(self, number: int, role: ImageRole = "image") -> bytes:
         image = self._read(number, role, self.max_image_bytes)

@@ -1,10 +1,9 @@
-"""Reading the files that a data set names, and no others."""
+"""Reads the files that a data set names, inside its folder only."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
 
 from triptych.data_modules.sources.base import BadSample
 from triptych.utils.documents import open_regular
@@ -13,44 +12,33 @@ from triptych.utils.errors import UserError
 MAX_IMAGE_BYTES = 64 << 20
 
 
-def read_inside(folder: Path, name: object, key: str, what: str, most: int) -> bytes:
-    """The file `name`, a relative path that a data set gives, in `folder`.
+def read_inside(folder: Path, name: object, key: str, label: str, max_bytes: int) -> bytes:
+    """Read a file of a data set.
 
     Args:
-        key: key of the sample, and `what` names the role of the file: "image".
-        most: size limit in bytes; a larger file is not read.
+        folder: folder of the data set.
+        name: path of the file relative to `folder`, as the data set gives it, unchecked.
+        key: key of the sample, for errors.
+        label: role of the file, for errors, such as "image".
+        max_bytes: size limit; a larger file is not read.
 
     Raises:
         BadSample: the path leaves the folder, or the file does not exist or is too large.
     """
     if not isinstance(name, str) or not name:
-        raise BadSample(key, f"{what} is no path", repr(name)[:100])
+        raise BadSample(key, f"{label} is no path", repr(name)[:100])
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts:
-        raise BadSample(key, f"{what} lies outside of the data set's folder", name)
+        raise BadSample(key, f"{label} lies outside of the data set's folder", name)
     try:
         with open_regular(folder / path) as file:
             size = os.fstat(file.fileno()).st_size
-            if size > most:
-                raise BadSample(key, f"{what} is too large", f"{size:,} bytes of {most:,}")
-            return file.read(most)
+            if size > max_bytes:
+                raise BadSample(key, f"{label} is too large", f"{size:,} bytes of {max_bytes:,}")
+            return file.read(max_bytes)
     except UserError as error:
         if isinstance(error.__cause__, FileNotFoundError):
-            raise BadSample(key, f"{what} is missing", name) from error
-        raise BadSample(key, f"{what} is no file that can be read", str(error)) from error
+            raise BadSample(key, f"{label} is missing", name) from error
+        raise BadSample(key, f"{label} is no file that can be read", str(error)) from error
     except OSError as error:
-        raise BadSample(key, f"{what} cannot be read", str(error)) from error
-
-
-def open_if_there(path: str | Path) -> BinaryIO | None:
-    """A regular file, open for reading; None where there is nothing.
-
-    Raises:
-        UserError: there is something else, or it may not be read.
-    """
-    try:
-        return open_regular(path)
-    except UserError as error:
-        if isinstance(error.__cause__, FileNotFoundError):
-            return None
-        raise
+        raise BadSample(key, f"{label} cannot be read", str(error)) from error

@@ -1,7 +1,7 @@
 """Tables of images and captions: CSV, JSON lines, Parquet, Hugging Face datasets on the disk.
 
-These are read in order to be packed into shards (`triptych data pack`). They work as sources of
-training too, but a large data set should not be held as a table in memory.
+Their purpose is `triptych data pack`. Training can read them directly, but a large data set should
+not be held in memory as a table.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from triptych.data_modules.batching.clean_text import captions_of
-from triptych.data_modules.sources.base import BadSample, ImageRole, Source
+from triptych.data_modules.sources.base import BadSample, DataSource, ImageRole
 from triptych.data_modules.sources.safe_read import MAX_IMAGE_BYTES, read_inside
 from triptych.utils.documents import open_regular
 from triptych.utils.errors import UserError
@@ -23,17 +23,19 @@ from triptych.utils.records import read_table
 
 IMAGE_COLUMNS = ("image", "picture", "file_name", "image_path", "path", "img", "jpg", "png")
 CAPTION_COLUMNS = ("caption", "text", "txt", "prompt", "description")
-NEED = "needs the package {}, which is not installed; run `pip install 'triptych[data]'`."
+MISSING_PACKAGE = (
+    "needs the package {}, which is not installed; run `pip install 'triptych[data]'`."
+)
 
 
-class Table(Source):
+class Table(DataSource):
     """Rows with an image, or the path of one, and a caption.
 
     Keys are the numbers of the rows.
 
     Args:
-        path: the table.
-        images: folder that image paths are relative to; None is the table's own.
+        path: path of the table.
+        images: folder that image paths are relative to; None is the folder of the table.
         image_column, caption_column: column names; None takes the first of the usual names.
 
     Raises:
@@ -44,6 +46,7 @@ class Table(Source):
         self,
         path: str | Path,
         images: str | Path | None = None,
+        *,
         image_column: str | None = None,
         caption_column: str | None = None,
     ) -> None:
@@ -53,7 +56,7 @@ class Table(Source):
 
     @abstractmethod
     def row(self, number: int) -> dict[str, Any]:
-        """Column -> value; an image as a path, as bytes, or as {"bytes": ..., "path": ...}."""
+        """Column -> value; an image is a path, bytes, or {"bytes": ..., "path": ...}."""
 
     def key(self, number: int) -> str:
         return f"{number:09d}"
@@ -76,8 +79,8 @@ class Table(Source):
             raise BadSample(self.key(number), f"{role} is too large", f"{len(value):,} bytes")
         return read_inside(self.images, value, self.key(number), role, MAX_IMAGE_BYTES)
 
-    def _choose(self, columns: Iterable[str]) -> None:
-        """Fix the columns of the image and of the caption."""
+    def _resolve_columns(self, columns: Iterable[str]) -> None:
+        """Resolve the names of the image and the caption column."""
         columns = list(columns)
         self.image_column = self._column(
             columns, self.image_column, IMAGE_COLUMNS, "images", "--image-column"
@@ -87,21 +90,22 @@ class Table(Source):
         )
 
     def _column(
-        self, columns: list[str], asked: str | None, usual: tuple[str, ...], what: str, flag: str
+        self, columns: list[str], name: str | None, usual: tuple[str, ...], label: str, flag: str
     ) -> str:
-        chosen = next((name for name in ([asked] if asked else usual) if name in columns), None)
-        if chosen is None:
-            missing = f"no column {asked!r}" if asked else f"no column of {what} by a usual name"
+        candidates = [name] if name else usual
+        column = next((each for each in candidates if each in columns), None)
+        if column is None:
+            missing = f"no column {name!r}" if name else f"no column of {label} by a usual name"
             raise UserError(
                 f"{self.path} has {missing}; name one of {', '.join(columns) or 'none'} ({flag})."
             )
-        return chosen
+        return column
 
 
 class TextTable(Table):
-    """A CSV with a line of names, or JSON lines, read into memory whole.
+    """A CSV with a header line, or JSON lines, held in memory.
 
-    A row that cannot be read is a bad sample; the others are not touched by it.
+    An unreadable row is a bad sample; it does not affect the others.
     """
 
     def open(self) -> TextTable:
@@ -115,7 +119,7 @@ class TextTable(Table):
             rows.append(row)
         if not names:
             raise UserError(f"the table {self.path} has no rows with named columns.")
-        self._choose(names)
+        self._resolve_columns(names)
         columns = (self.image_column, self.caption_column)
         self._rows = [
             row if isinstance(row, str) else {name: row.get(name) for name in columns}
@@ -134,12 +138,12 @@ class TextTable(Table):
 
 
 class ParquetTable(Table):
-    """Parquet files, read a row group at a time."""
+    """Parquet files, read one row group at a time."""
 
     def open(self) -> ParquetTable:
         if hasattr(self, "_groups"):
             return self
-        parquet = _need("pyarrow.parquet", "pyarrow", self.path)
+        parquet = _import_package("pyarrow.parquet", "pyarrow", self.path)
         if self.path.is_dir():
             files = [self.path / name for name in files_of(self.path, ".parquet")]
         else:
@@ -150,12 +154,12 @@ class ParquetTable(Table):
             open_regular(path).close()
             try:
                 file = parquet.ParquetFile(path)
-            except (OSError, ValueError) as error:  # pyarrow's own errors are ValueErrors
+            except (OSError, ValueError) as error:  # pyarrow's errors are ValueErrors
                 raise UserError(f"the Parquet file {path} cannot be read: {error}.") from error
             with file:
                 names = file.schema_arrow.names
                 if number == 0:
-                    self._choose(names)
+                    self._resolve_columns(names)
                 for name in (self.image_column, self.caption_column):
                     if name not in names:
                         raise UserError(
@@ -204,25 +208,33 @@ class HuggingFaceTable(Table):
     """A data set that `datasets` saved to the disk (`save_to_disk`); nothing is downloaded.
 
     Args:
-        path: the saved folder.
-        split: which part of a DatasetDict; None takes "train", or the only one.
-        **columns: the other arguments of `Table`.
+        path: saved folder.
+        images: folder that image paths are relative to; None is the saved folder's parent.
+        split: split of a DatasetDict; None takes "train", or the only one.
+        **columns: column names, see `Table`.
     """
 
-    def __init__(self, path: str | Path, split: str | None = None, **columns: Any) -> None:
-        super().__init__(path, **columns)
+    def __init__(
+        self,
+        path: str | Path,
+        images: str | Path | None = None,
+        *,
+        split: str | None = None,
+        **columns: Any,
+    ) -> None:
+        super().__init__(path, images, **columns)
         self.split = split
 
     def open(self) -> HuggingFaceTable:
         if hasattr(self, "_data"):
             return self
-        datasets = _need("datasets", "datasets", self.path)
+        datasets = _import_package("datasets", "datasets", self.path)
         for file in self.path.rglob("*"):
             if not file.is_dir():
                 open_regular(file).close()
         try:
             data = datasets.load_from_disk(str(self.path))
-        except Exception as error:  # whatever a damaged state.json led it to
+        except Exception as error:  # a damaged state.json raises errors of many types
             raise UserError(f"the data set in {self.path} cannot be read: {error!r}.") from error
         if isinstance(data, dict):
             split = self.split or (
@@ -234,10 +246,10 @@ class HuggingFaceTable(Table):
                     f"choose one of {', '.join(data)} (--split)."
                 )
             data = data[split]
-        self._choose(data.column_names)
+        self._resolve_columns(data.column_names)
         data = data.select_columns([self.image_column, self.caption_column])
         if isinstance(data.features[self.image_column], datasets.Image):
-            # the files as they are, not decoded
+            # encoded files, not decoded images
             data = data.cast_column(self.image_column, datasets.Image(decode=False))
         self._data = data
         return self
@@ -257,7 +269,7 @@ class HuggingFaceTable(Table):
 def _values(column: Any) -> list[Any]:
     """Convert an Arrow column to Python values; bytes that are not UTF-8 become surrogates.
 
-    Arrow does not look into texts, and Python would refuse all rows for one of them.
+    Arrow does not validate text, and one invalid text would make Python refuse all rows.
     """
     import pyarrow as arrow
 
@@ -270,7 +282,7 @@ def _values(column: Any) -> list[Any]:
 
 
 def _without_text(kind: Any) -> Any:
-    """The Arrow type with bytes in the place of text."""
+    """The Arrow type with text replaced by bytes."""
     import pyarrow as arrow
 
     if arrow.types.is_struct(kind):
@@ -284,7 +296,7 @@ def _without_text(kind: Any) -> Any:
 
 
 def _with_text(value: Any, kind: Any) -> Any:
-    """A value of `_without_text(kind)` as one of `kind`."""
+    """Convert a value of type `_without_text(kind)` to `kind`."""
     if isinstance(value, dict):
         return {field.name: _with_text(value[field.name], field.type) for field in kind}
     if isinstance(value, list):
@@ -294,14 +306,18 @@ def _with_text(value: Any, kind: Any) -> Any:
     return value
 
 
-def _need(module: str, package: str, path: Path) -> Any:
-    """An optional package, or what to install."""
+def _import_package(module: str, package: str, path: Path) -> Any:
+    """Import an optional package.
+
+    Raises:
+        UserError: it is not installed.
+    """
     import importlib
 
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise UserError(f"{path} {NEED.format(package)}") from error
+        raise UserError(f"{path} {MISSING_PACKAGE.format(package)}") from error
 
 
 def is_saved_dataset(path: Path) -> bool:

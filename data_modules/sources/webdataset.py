@@ -1,8 +1,7 @@
-"""Local WebDataset shards, read by position: an index stores the place of every sample.
+"""Random access to local WebDataset shards; an index stores the place of every sample.
 
-A sample is the members of one key that stand together in a shard, whatever their order; their
-names give their roles, see `triptych.utils.listing.names`. Nothing else is read, nothing is
-unpickled.
+A sample is a run of members of one key in a shard, in any order; their names give their roles, see
+`triptych.utils.listing.names`. Nothing else is read, nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -16,8 +15,8 @@ from typing import BinaryIO, Literal
 
 import numpy as np
 
-from triptych.data_modules.shards.build_index import open_indexes, read_shard
-from triptych.data_modules.shards.index import HeldIndex, ShardIndex
+from triptych.data_modules.shards.build_index import open_indexes, scan_shard
+from triptych.data_modules.shards.index import InMemoryIndex, ShardIndex
 from triptych.data_modules.sources.base import BadSample, ImageRole
 from triptych.data_modules.sources.members import MemberSource
 from triptych.utils.documents import open_regular
@@ -27,18 +26,18 @@ from triptych.utils.listing.tar import DOTTED
 
 log = logging.getLogger(__name__)
 
-MOST_OPEN = 64  # shards, and as many indexes: far below any limit on open files
+MAX_OPEN = 64  # shards, and as many indexes; far below any limit on open files
 
 
 class ShardFolder(MemberSource):
     """All complete samples of shards, by number.
 
     Args:
-        source: a folder with *.tar files, in sub-folders too, one tar file, a pattern (see
+        source: folder with *.tar files, also in sub-folders, one tar file, a pattern (see
             `find_shards`), or a list of them.
         index: policy for missing indexes: "build" makes them; "require" refuses such shards.
-        max_image_bytes: size limit; a larger image is a bad sample, and is not read.
-        max_text_bytes: the same limit for captions and JSON.
+        max_image_bytes: size limit of images; a larger one is a bad sample, and is not read.
+        max_text_bytes: size limit of captions and JSON.
 
     Raises:
         UserError: there is no shard, a shard is an unreadable tar or newer than its index,
@@ -48,6 +47,7 @@ class ShardFolder(MemberSource):
     def __init__(
         self,
         source: str | Path | Sequence[str | Path],
+        *,
         index: Literal["build", "require"] = "build",
         max_image_bytes: int = 64 << 20,
         max_text_bytes: int = 1 << 20,
@@ -57,10 +57,10 @@ class ShardFolder(MemberSource):
         self.index = index
         self.max_image_bytes, self.max_text_bytes = max_image_bytes, max_text_bytes
         self.indexes: list[ShardIndex] = []
-        self._ends = np.zeros(0, np.int64)  # of the numbers in each shard
-        self._tokens = False  # whether the captions of all shards were counted in tokens
-        self._files: OrderedDict[int, BinaryIO] = OrderedDict()  # shard -> file, last used last
-        self._mapped: OrderedDict[int, ShardIndex] = OrderedDict()  # the same for indexes
+        self._ends = np.zeros(0, np.int64)  # cumulative number of samples of the shards
+        self._tokens = False  # whether the indexes of all shards have caption tokens
+        self._files: OrderedDict[int, BinaryIO] = OrderedDict()  # LRU cache: shard -> file
+        self._mapped: OrderedDict[int, ShardIndex] = OrderedDict()  # LRU cache: shard -> index
 
     def open(self) -> ShardFolder:
         if self.indexes:
@@ -68,15 +68,15 @@ class ShardFolder(MemberSource):
         paths = dict.fromkeys(path for source in self.sources for path in find_shards(source))
         indexes = self._open_indexes(list(paths))
         self._ends = np.cumsum([len(index) for index in indexes], dtype=np.int64)
-        lost = _summary(indexes)
+        excluded = _summary(indexes)
         if not self._ends[-1]:
             raise UserError(
                 f"the shards in {self.name} hold no sample with an image (KEY.jpg, png or webp) "
-                f"and a caption (KEY.txt or KEY.json) next to it{lost and f': {lost}'}."
+                f"and a caption (KEY.txt or KEY.json) next to it{excluded and f': {excluded}'}."
             )
-        if lost:
-            log.warning("%s: %s left out; `triptych data index` names them", self.name, lost)
-        # Decided once: tokens that are counted while a run is on must not change its order.
+        if excluded:
+            log.warning("%s: %s left out; `triptych data index` names them", self.name, excluded)
+        # Decided once: tokens that are counted during a run must not change its order.
         self._tokens = all(index.tokenizer is not None for index in indexes)
         self.indexes = indexes
         return self
@@ -88,7 +88,7 @@ class ShardFolder(MemberSource):
         return int(self._ends[-1])
 
     def __getstate__(self) -> dict:
-        # open files do not travel to loader workers
+        # open files are not picklable
         return {**self.__dict__, "_files": OrderedDict(), "_mapped": OrderedDict()}
 
     def __del__(self) -> None:
@@ -97,24 +97,24 @@ class ShardFolder(MemberSource):
 
     @property
     def paths(self) -> list[Path]:
-        """The shards, in the order of their samples."""
+        """Paths of the shards, in the order of their samples."""
         return [index.shard for index in self.indexes]
 
     @property
     def shard_sizes(self) -> np.ndarray:
         return np.diff(self._ends, prepend=0)
 
-    def caption_sizes(self, numbers: np.ndarray) -> np.ndarray:
-        """In tokens if they were counted for all shards, else in bytes of KEY.txt or KEY.json."""
+    def caption_lengths(self, numbers: np.ndarray) -> np.ndarray:
+        """int64 [n], in tokens if all shards have them, else in bytes of KEY.txt or KEY.json."""
         shards, rows = self.locate(numbers)
         sizes = np.empty(len(shards), np.int64)
         for shard in np.unique(shards):
-            here = shards == shard
-            sizes[here] = self._index(int(shard)).caption_sizes(rows[here], self._tokens)
+            members = shards == shard
+            sizes[members] = self._index(int(shard)).caption_lengths(rows[members], self._tokens)
         return sizes
 
     def locate(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Samples by number -> which shard each is in, and its row in the index of that shard."""
+        """Shard of each sample, and its row in the index of that shard; int64 [n] each."""
         numbers = np.asarray(numbers, np.int64)
         shards = np.searchsorted(self._ends, numbers, side="right")
         return shards, numbers - np.concatenate([[0], self._ends])[shards]
@@ -123,19 +123,20 @@ class ShardFolder(MemberSource):
         index, row, _ = self._place(number)
         return index.key(row)
 
-    def has(self, number: int, role: ImageRole) -> bool:
+    def has_image(self, number: int, role: ImageRole) -> bool:
         index, row, _ = self._place(number)
         return index.member(row, role) is not None
 
-    def _read(self, number: int, role: str, most: int) -> bytes | None:
-        """A member of a sample, None where it has none."""
+    def _read(self, number: int, role: str, max_bytes: int) -> bytes | None:
         index, row, shard = self._place(number)
-        place = index.member(row, role)
-        if place is None:
+        member = index.member(row, role)
+        if member is None:
             return None
-        offset, size = place
-        if size > most:
-            raise BadSample(index.key(row), f"{role} is too large", f"{size:,} bytes of {most:,}")
+        offset, size = member
+        if size > max_bytes:
+            raise BadSample(
+                index.key(row), f"{role} is too large", f"{size:,} bytes of {max_bytes:,}"
+            )
         try:
             content = os.pread(self._file(shard).fileno(), size, offset)
         except (OSError, UserError) as error:
@@ -153,7 +154,7 @@ class ShardFolder(MemberSource):
 
     def _index(self, shard: int) -> ShardIndex:
         if shard not in self._mapped:
-            if len(self._mapped) >= MOST_OPEN:
+            if len(self._mapped) >= MAX_OPEN:
                 self._mapped.popitem(last=False)[1].release()
             self._mapped[shard] = self.indexes[shard]
         self._mapped.move_to_end(shard)
@@ -161,19 +162,19 @@ class ShardFolder(MemberSource):
 
     def _file(self, shard: int) -> BinaryIO:
         if shard not in self._files:
-            if len(self._files) >= MOST_OPEN:
+            if len(self._files) >= MAX_OPEN:
                 self._files.popitem(last=False)[1].close()
             self._files[shard] = open_regular(self.indexes[shard].shard)
         self._files.move_to_end(shard)
         return self._files[shard]
 
 
-class MendedShards(ShardFolder):
-    """Shards to be packed anew: names with dots in them are samples, too; see `tar.mended`."""
+class DottedNameShards(ShardFolder):
+    """Shards to repack: names with dots count as samples too, see `tar.split_dotted`."""
 
     def _open_indexes(self, paths: list[Path]) -> list[ShardIndex]:
         return [
-            HeldIndex(index.shard, read_shard(index.shard, mend=True))
+            InMemoryIndex(index.shard, scan_shard(index.shard, dotted_names=True))
             if any(problem.reason == DOTTED for problem in index.problems)
             else index
             for index in super()._open_indexes(paths)

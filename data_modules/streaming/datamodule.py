@@ -1,231 +1,64 @@
-"""Training from shards that cannot be seeked: over http(s), s3, hf, or gzipped.
+"""StreamDataModule: training from shards over http(s), s3, gs or hf, or gzipped.
 
-Shards are dealt to the loader workers of all ranks in another order every epoch, where there are
-fewer of them in parts, and samples are shuffled in a buffer. So every sample comes once an epoch.
-But workers whose shards are small begin the next epoch before the others, and a run resumes
-at its step with another draw. Shards on a disk are better read by a `ShardDataModule`, which
-promises more.
+Every sample comes once per epoch. But workers with small shards begin the next epoch before the
+others, and a run resumes at its step with another draw. Shards on a disk are better read by a
+`ShardDataModule`, which promises more.
 """
 
 from __future__ import annotations
 
-import os
-from collections import deque
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
-from glob import has_magic
-from itertools import count, groupby
-from operator import itemgetter
-from random import Random
-from typing import Any, Literal
-from urllib.parse import urlparse
+from typing import Literal
 
-# Before webdataset is first imported, which reads it then: nothing runs a shell or unpickles. It
-# also keeps webdataset from opening local files by itself, so this file is imported only when used.
-os.environ["WDS_SECURE"] = "1"
-
-import numpy as np
-import webdataset
-from lightning import LightningDataModule, Trainer
+from lightning import Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
-from torch.utils.data import IterableDataset, get_worker_info
-from webdataset.filters import shuffle
-from webdataset.shardlists import expand_urls
 
+from triptych.data_modules.base import BaseDataModule
 from triptych.data_modules.batching.accumulation import AccumulationLoader
-from triptych.data_modules.batching.bad_samples import BadSamples, check_texts
-from triptych.data_modules.batching.collate import BatchBuilder
-from triptych.data_modules.batching.tasks import Reading
+from triptych.data_modules.batching.bad_samples import check_texts
+from triptych.data_modules.batching.tasks import TaskDataset
 from triptych.data_modules.decode import Decoder
-from triptych.data_modules.previews import Need, Preview, previews
-from triptych.data_modules.sampling.step_dataset import (
-    EvaluationDataset,
-    StepLoader,
-    require_steps,
-    step_loader,
-)
+from triptych.data_modules.sampling.step_dataset import step_loader
 from triptych.data_modules.sources.base import BadSample
+from triptych.data_modules.streaming.shard_stream import MAX_EMPTY, ShardStream, read_shard_at
 from triptych.data_modules.streaming.tar_stream import (
-    BROKEN,
-    Caps,
-    Encoded,
-    StreamedSamples,
-    check_url,
-    open_url,
-    read_samples,
+    EncodedSample,
+    InMemorySamples,
+    MemberLimits,
 )
-from triptych.interfaces import TEXT_TO_IMAGE, Batch, Preprocessing
+from triptych.data_modules.streaming.urls import check_url, list_shard_urls
+from triptych.interfaces import TEXT_TO_IMAGE
 from triptych.utils.errors import UserError
-from triptych.utils.listing.shards import find_shards
-from triptych.utils.rng import mix
 
-webdataset.utils.enforce_security = True  # also where someone imported it before us
-
-MOST_EMPTY = 10  # shards in a row without a sample, then the run ends
 Task = Literal["text_to_image", "image_to_image", "image_to_text"]
 
 
-@dataclass
-class ShardStream(IterableDataset):
-    """Training batches from shards in random order, epoch after epoch without end.
-
-    Worker w of W makes the batches start+w, start+w+W, ..., which is the order in which a
-    DataLoader takes them, so that every batch knows its step.
-
-    No batch of a rank holds a sample twice while the worker's share of an epoch has as many.
-
-    Args:
-        urls: the shards.
-        task: task of the samples, see `Reading`.
-        known: the model's tokenizer, limits and image sizes.
-        batch_size: number of samples of this rank.
-        start, stop: range of the remaining steps of the run.
-        rank, world: rank of this process and number of ranks.
-        seed: random seed of the draw, together with all of the above.
-        buffer: number of samples, still encoded, in the shuffle buffer.
-        caps: size limits of members.
-    """
-
-    urls: list[str]
-    task: str
-    known: Preprocessing
-    batch_size: int
-    start: int
-    stop: int
-    rank: int = 0
-    world: int = 1
-    seed: int = 0
-    buffer: int = 256
-    caps: Caps = field(default_factory=Caps)
-
-    def __len__(self) -> int:
-        return self.stop  # of the whole run, as Lightning counts on when it resumes
-
-    def __iter__(self) -> Iterator[Batch]:
-        info = get_worker_info()
-        worker, workers = (info.id, info.num_workers) if info else (0, 1)
-        reader, readers = self.rank * workers + worker, self.world * workers
-        problems: list[BadSample] = []
-        batches = distinct(self._samples(reader, readers, problems), self.batch_size)
-        for step in range(self.start + worker, self.stop, workers):
-            batch = self._batch(step, next(batches))
-            batch.dropped_samples += [(bad.key, bad.reason) for bad in problems]
-            problems.clear()
-            yield batch
-
-    def _batch(self, step: int, samples: list[Encoded]) -> Batch:
-        source = StreamedSamples("the stream", samples, self.caps)
-        build = BatchBuilder([Reading(source, self.task)], self.known, self.seed)
-        first = (step * self.world + self.rank) * self.batch_size
-        numbers = range(first, first + self.batch_size)
-        return build(step, [(0, place) for place in range(len(samples))], numbers)
-
-    def _samples(
-        self, reader: int, readers: int, problems: list[BadSample]
-    ) -> Iterator[tuple[str, Encoded]]:
-        """Samples with their shards, in random order; the problems of others go to `problems`.
-
-        The buffer is emptied at the end of an epoch, before the next one begins.
-        """
-        parts = -(-readers // len(self.urls))
-        pieces = self._pieces(reader, readers, parts)
-        empty = deque(maxlen=MOST_EMPTY)
-        for epoch, mine in groupby(pieces, itemgetter(0)):
-            draws = Random(mix(self.seed, self.start, epoch, readers, reader))
-            mixed = shuffle(self.buffer, initial=self.buffer, rng=draws)
-            yield from mixed(self._read(mine, parts, problems, empty))
-
-    def _pieces(self, reader: int, readers: int, parts: int) -> Iterator[tuple[int, str, int]]:
-        """(epoch, shard, part of it) of a reader: all are dealt in turn, in a random order."""
-        number = len(self.urls) * parts
-        for epoch in count():
-            order = np.random.default_rng(mix(self.seed, self.start, epoch)).permutation(number)
-            for piece in order[(reader - epoch * number) % readers :: readers].tolist():
-                yield epoch, self.urls[piece // parts], piece % parts
-
-    def _read(
-        self,
-        pieces: Iterator[tuple[int, str, int]],
-        parts: int,
-        problems: list[BadSample],
-        empty: deque[str],
-    ) -> Iterator[tuple[str, Encoded]]:
-        for _, url, part in pieces:
-            empty.append(url)
-            for number, sample in enumerate(samples_at(url, self.caps)):
-                good = not isinstance(sample, BadSample)
-                if good:
-                    empty.clear()
-                if number % parts != part:
-                    continue
-                if good:
-                    yield url, sample
-                else:
-                    problems.append(sample)
-            if len(empty) == MOST_EMPTY:
-                raise UserError(
-                    f"the last {MOST_EMPTY} shards of the stream gave no sample, "
-                    f"{url} for one ({problems[-1] if problems else 'empty'})."
-                )
-
-
-def distinct(samples: Iterator[tuple[str, Encoded]], size: int) -> Iterator[list[Encoded]]:
-    """Group samples into batches without duplicates, compared by shard and key.
-
-    A duplicate within a batch is put off to the next; a whole batch of duplicates means that there
-    are fewer samples than a batch takes, and fills it.
-    """
-    later: deque[tuple[str, Encoded]] = deque()
-    while True:
-        batch: dict[tuple[str, str], Encoded] = {}
-        again: list[tuple[str, Encoded]] = []
-        while len(batch) < size and len(again) < size:
-            url, sample = later.popleft() if later else next(samples)
-            if (url, sample.key) in batch:
-                again.append((url, sample))
-            else:
-                batch[url, sample.key] = sample
-        missing = size - len(batch)
-        yield [*batch.values(), *(sample for _, sample in again[:missing])]
-        later.extendleft(reversed(again[missing:]))
-
-
-def samples_at(url: str, caps: Caps) -> Iterator[Encoded | BadSample]:
-    """The samples of one shard; a shard that cannot be opened is one `BadSample`."""
-    try:
-        file = open_url(url)
-    except BROKEN as error:
-        yield BadSample(url, "shard cannot be opened", str(error))
-        return
-    with file:
-        yield from read_samples(file, caps)
-
-
-class StreamDataModule(LightningDataModule):
+class StreamDataModule(BaseDataModule):
     """Samples from shards that cannot be seeked, without an index.
 
     Shards are WebDataset tars, gzipped or not, at http(s)://, s3://, gs://, hf:// or in files.
     Their order is random; the module's docstring lists the missing guarantees.
 
     Args:
-        urls: addresses of the shards; "https://host/{00000..00099}.tar" names a hundred. Without a
-            scheme also a folder, or a pattern.
-        val_urls: shards to validate on, their first samples; null takes those of the first of
-            `urls`.
+        urls: addresses of the shards; "https://host/{00000..00099}.tar" names a hundred. An address
+            without a scheme may be a folder or a pattern.
+        val_urls: addresses of the validation shards, of which the first samples are taken; null
+            takes those of `urls`.
         task: text_to_image, image_to_image or image_to_text.
-        batch_size: samples per step and rank.
-        num_val_samples: how many samples to validate on; they are kept in memory, still encoded.
-        buffer: samples that wait in memory to be drawn from, of each worker, still encoded.
-        max_image_bytes, max_text_bytes: larger members are read past.
-        max_bad_fraction: end the run when more of the samples than this cannot be used.
-        num_workers: loader processes.
-        seed: of the draw.
+        batch_size: number of samples per step and rank.
+        num_val_samples: number of validation samples, held in memory, still encoded.
+        buffer: number of samples in the shuffle buffer of each worker, still encoded.
+        max_image_bytes: size limit of images; a larger one is a bad sample.
+        max_text_bytes: size limit of captions and JSON; a larger one makes a bad sample.
+        max_bad_fraction: largest fraction of unusable samples before the run ends.
+        num_workers: number of loader processes.
+        seed: random seed of the draw.
     """
 
     def __init__(
         self,
         urls: str | list[str],
         val_urls: str | list[str] | None = None,
+        *,
         task: Task = TEXT_TO_IMAGE,
         batch_size: int = 16,
         num_val_samples: int = 64,
@@ -236,55 +69,42 @@ class StreamDataModule(LightningDataModule):
         num_workers: int = 0,
         seed: int = 0,
     ) -> None:
-        super().__init__()
-        self.urls, self.val_urls = expanded(urls), expanded(val_urls or urls)
-        self.task, self.batch_size, self.num_val_samples = task, batch_size, num_val_samples
-        self.buffer, self.num_workers, self.seed = buffer, num_workers, seed
-        self.caps = Caps(max_image_bytes, max_text_bytes)
-        self.max_bad_fraction = max_bad_fraction
-        self.bad_samples = BadSamples(max_bad_fraction)
-        self.known: Preprocessing | None = None
-        self.val_folder: StreamedSamples | None = None
+        super().__init__(
+            batch_size=batch_size,
+            num_val_samples=num_val_samples,
+            num_workers=num_workers,
+            seed=seed,
+            max_bad_fraction=max_bad_fraction,
+            decoder=Decoder(),
+        )
+        self.urls, self.val_urls = list_shard_urls(urls), list_shard_urls(val_urls or urls)
+        self.task, self.buffer = task, buffer
+        self.limits = MemberLimits(max_image_bytes, max_text_bytes)
 
-    def connect(self, known: Preprocessing) -> None:
-        """Take the model's tokenizer and sizes; done by `setup` under a Trainer."""
-        self.known = known
-
-    def preview(self, objective: str, number: int, *needs: Need) -> list[Preview]:
-        """Validation samples of an objective, see `previews`; none if none has `needs`."""
-        reading = Reading(self.val_folder, self.task)
-        if reading.objective != objective:
-            return []
-        return previews([reading], self.known, number, set(needs), Decoder())
-
-    def require(self, trainer: Trainer) -> None:
+    def check_trainer(self, trainer: Trainer) -> None:
         """Refuse settings of a fit that a stream cannot follow.
 
         Raises:
-            UserError: one of them counts in epochs, or wants the same batches again.
+            UserError: one of them counts in epochs, or repeats the same batches.
         """
-        require_steps(trainer)
+        super().check_trainer(trainer)
         if trainer.overfit_batches:
             raise UserError(
                 "--trainer.overfit_batches wants the same batches again, and a stream has none; "
                 "leave it out, or take data that lies on a disk."
             )
 
-    def setup(self, stage: str) -> None:
-        if self.known is None:
-            self.connect(self.trainer.lightning_module.preprocessing())
-        if self.val_folder is not None:
-            return
-        if hint := Decoder().hint:
-            rank_zero_info(hint)
+    def open_datasets(self) -> None:
         for url in (*self.urls, *self.val_urls):
             check_url(url)
-        self.val_folder = StreamedSamples("the stream", self._first_samples(), self.caps)
-        check_texts([Reading(self.val_folder, self.task)], self.known, self.max_bad_fraction)
+        samples = InMemorySamples("the stream", self._first_samples(), self.limits)
+        dataset = TaskDataset(samples, self.task)
+        check_texts([dataset], self.processor, self.max_bad_fraction)
+        self.val_task_datasets = {dataset.objective: [dataset]}
 
     def train_dataloader(self) -> AccumulationLoader:
         trainer = self.trainer
-        self.require(trainer)
+        self.check_trainer(trainer)
         accumulate = trainer.accumulate_grad_batches
         rank_zero_info(
             f"streaming {len(self.urls)} shards in random order: a resumed run goes on at its step "
@@ -293,74 +113,36 @@ class StreamDataModule(LightningDataModule):
         stream = ShardStream(
             self.urls,
             self.task,
-            self.known,
-            self.batch_size,
-            trainer.global_step * accumulate,
-            trainer.max_steps * accumulate,
-            trainer.global_rank,
-            trainer.world_size,
-            self.seed,
-            self.buffer,
-            self.caps,
+            self.processor,
+            batch_size=self.batch_size,
+            start=trainer.global_step * accumulate,
+            stop=trainer.max_steps * accumulate,
+            rank=trainer.global_rank,
+            world=trainer.world_size,
+            seed=self.seed,
+            buffer=self.buffer,
+            limits=self.limits,
         )
         return AccumulationLoader(step_loader(stream, None, self.num_workers), trainer)
 
-    def val_dataloader(self) -> StepLoader:
-        return self._in_order(self.known)
-
-    def test_dataloader(self) -> StepLoader:
-        return self.val_dataloader()
-
-    def predict_dataloader(self) -> StepLoader:
-        """The validation captions, in the prompt template of inference."""
-        return self._in_order(replace(self.known, training_template=self.known.template))
-
-    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        self.bad_samples.count(batch)
-        return batch
-
-    def teardown(self, stage: str) -> None:
-        self.bad_samples.report()
-
-    def _in_order(self, known: Preprocessing) -> StepLoader:
-        readings = [Reading(self.val_folder, self.task)]
-        build = BatchBuilder(readings, known, self.seed, replace_bad=False)
-        dataset = EvaluationDataset(build, self.batch_size, self.num_val_samples)
-        return step_loader(dataset, None, self.num_workers)
-
-    def _first_samples(self) -> list[Encoded]:
+    def _first_samples(self) -> list[EncodedSample]:
         """The first samples of the validation shards.
 
         Raises:
-            UserError: there is none, so that the addresses are wrong, or nobody answers.
+            UserError: there is none, so the addresses are wrong, or the host does not answer.
         """
-        found: list[Encoded] = []
+        samples: list[EncodedSample] = []
         last = None
-        for url in self.val_urls[:MOST_EMPTY]:
-            for sample in samples_at(url, self.caps):
+        for url in self.val_urls[:MAX_EMPTY]:
+            for sample in read_shard_at(url, self.limits):
                 if isinstance(sample, BadSample):
                     last = sample
-                elif len(found) < self.num_val_samples:
-                    found.append(sample)
-                if len(found) >= self.num_val_samples:
-                    return found
-        if not found:
+                elif len(samples) < self.num_val_samples:
+                    samples.append(sample)
+                if len(samples) >= self.num_val_samples:
+                    return samples
+        if not samples:
             raise UserError(
                 f"no sample could be read from {self.val_urls[0]}: {last or 'it is empty'}."
             )
-        return found
-
-
-def expanded(urls: str | list[str]) -> list[str]:
-    """Addresses, one a shard: braces written out, local folders and patterns looked into.
-
-    Raises:
-        UserError: there is none.
-    """
-    found = []
-    for each in [urls] if isinstance(urls, str) else urls:
-        listed = not urlparse(each).scheme and (os.path.isdir(each) or has_magic(each))
-        found += map(str, find_shards(each, gzipped=True)) if listed else expand_urls(each)
-    if not found:
-        raise UserError("data.urls is empty; give the address of a shard.")
-    return found
+        return samples

@@ -1,4 +1,4 @@
-"""Data set statistics: counts, lengths, sizes, duplicates, and a sheet of images to look at."""
+"""Data set statistics: counts, lengths, sizes, duplicates, and a grid of captioned images."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from triptych.data_modules.decode import Decoder
-from triptych.data_modules.parallel import each
-from triptych.data_modules.sources.base import BadSample, Source
+from triptych.data_modules.parallel import parallel_map
+from triptych.data_modules.sources.base import BadSample, DataSource, bad_sample_on_error
 from triptych.utils.errors import ImageError
 from triptych.utils.image_reader import read_header
 
-CHUNK = 256  # samples, read by one process in a row
-SIDE = 160  # pixels of an image on the sheet
+CHUNK = 256  # consecutive samples that one process reads
+SIDE = 160  # pixels of an image in the grid
 LINES = 3  # of its caption
 MARGIN = 8
-WORDS = (0, 1, 5, 10, 20, 40, 80, 160, 320)  # where the bars of the histogram begin
+BIN_EDGES = (0, 1, 5, 10, 20, 40, 80, 160, 320)  # lower edges of the histogram bins, in words
 
 
 @dataclass
-class Findings:
+class DatasetStatistics:
     """Statistics of some samples."""
 
     samples: int = 0
@@ -39,11 +39,12 @@ class Findings:
     problems: Counter[str] = field(default_factory=Counter)
     """reason -> samples"""
     keys: Counter[bytes] = field(default_factory=Counter)
-    """Hashes, as those of `captions` and `images`: how often each came."""
+    """Hash of each key -> number of samples; also of `captions` and `images`."""
     captions: Counter[bytes] = field(default_factory=Counter)
     images: Counter[bytes] = field(default_factory=Counter)
 
-    def add(self, other: Findings) -> None:
+    def add(self, other: DatasetStatistics) -> None:
+        """Add the statistics of other samples."""
         for name, value in vars(other).items():
             if isinstance(value, Counter):
                 getattr(self, name).update(value)
@@ -51,61 +52,67 @@ class Findings:
                 setattr(self, name, getattr(self, name) + value)
 
 
-def examine(
-    source: Source,
-    most: int = 20000,
+def collect_statistics(
+    source: DataSource,
+    *,
+    max_samples: int = 20000,
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
-) -> Findings:
-    """Read `most` samples of an open source, evenly spread; all if there are not more.
+) -> DatasetStatistics:
+    """Read at most `max_samples` evenly spaced samples of an open source.
 
     Images are opened, which finds their size, but not decoded.
+
+    Args:
+        source: open source.
+        max_samples: maximum number of samples to read.
+        workers: number of processes; None takes all cores.
+        progress: callback that receives the number of samples read, and of all to read.
     """
-    numbers = spread(len(source), most)
+    numbers = evenly_spaced(len(source), max_samples)
     chunks = [numbers[first : first + CHUNK] for first in range(0, len(numbers), CHUNK)]
-    found = Findings()
-    for part in each(_Look(source), chunks, workers):
-        found.add(part)
+    statistics = DatasetStatistics()
+    for chunk in parallel_map(_StatisticsOf(source), chunks, workers):
+        statistics.add(chunk)
         if progress:
-            progress(found.samples, len(numbers))
-    return found
+            progress(statistics.samples, len(numbers))
+    return statistics
 
 
-def spread(length: int, most: int) -> list[int]:
-    """`most` of range(length), evenly spread."""
-    return (np.arange(min(length, most)) * length // max(min(length, most), 1)).tolist()
+def evenly_spaced(length: int, count: int) -> list[int]:
+    """At most `count` evenly spaced members of range(length)."""
+    return (np.arange(min(length, count)) * length // max(min(length, count), 1)).tolist()
 
 
 @dataclass
-class _Look:
-    source: Source
+class _StatisticsOf:
+    """Picklable function from sample numbers to their statistics."""
 
-    def __call__(self, numbers: Sequence[int]) -> Findings:
-        found, source = Findings(samples=len(numbers)), self.source
+    source: DataSource
+
+    def __call__(self, numbers: Sequence[int]) -> DatasetStatistics:
+        statistics, source = DatasetStatistics(samples=len(numbers)), self.source
         for number in numbers:
-            found.keys[_hash(source.key(number).encode("utf-8", "replace"))] += 1
+            statistics.keys[_hash(source.key(number).encode("utf-8", "replace"))] += 1
             try:
                 caption = source.caption(number)
-                found.words.append(len(caption.split()))
-                found.caption_bytes.append(len(caption.encode("utf-8", "replace")))
-                found.captions[_hash(caption.encode("utf-8", "replace"))] += 1
-                if source.has(number, "image"):
-                    self._image(found, number)
+                statistics.words.append(len(caption.split()))
+                statistics.caption_bytes.append(len(caption.encode("utf-8", "replace")))
+                statistics.captions[_hash(caption.encode("utf-8", "replace"))] += 1
+                if source.has_image(number, "image"):
+                    self._add_image(statistics, number)
             except BadSample as bad:
-                found.problems[bad.reason] += 1
-        return found
+                statistics.problems[bad.reason] += 1
+        return statistics
 
-    def _image(self, found: Findings, number: int) -> None:
+    def _add_image(self, statistics: DatasetStatistics, number: int) -> None:
         content = self.source.image_bytes(number)
-        try:
+        with bad_sample_on_error(self.source.key(number), "image"):
             image = read_header(content, Decoder().limits)
-        except ImageError as error:
-            key = self.source.key(number)
-            raise BadSample(key, f"image {error.reason}", error.detail) from error
-        found.sizes.append(image.size)
-        found.formats[image.format] += 1
-        found.image_bytes.append(len(content))
-        found.images[_hash(content)] += 1
+        statistics.sizes.append(image.size)
+        statistics.formats[image.format] += 1
+        statistics.image_bytes.append(len(content))
+        statistics.images[_hash(content)] += 1
 
 
 def _hash(content: bytes) -> bytes:
@@ -118,11 +125,11 @@ def repeated(counts: Counter[bytes]) -> int:
 
 
 def histogram(values: Sequence[int], width: int = 40) -> list[str]:
-    """Lines of a histogram of the values, with the numbers of WORDS as bin edges."""
-    edges = [*WORDS, np.inf]
+    """Lines of a text histogram of the values, with BIN_EDGES."""
+    edges = [*BIN_EDGES, np.inf]
     counts = np.histogram(values, edges)[0]
     lines = []
-    for first, last, count in zip(WORDS, [*WORDS[1:], None], counts.tolist(), strict=True):
+    for first, last, count in zip(BIN_EDGES, [*BIN_EDGES[1:], None], counts.tolist(), strict=True):
         if count:
             label = f"{first} or more" if last is None else f"{first}-{last - 1}"
             bar = "#" * max(1, round(width * count / counts.max()))
@@ -130,25 +137,26 @@ def histogram(values: Sequence[int], width: int = 40) -> list[str]:
     return lines
 
 
-def contact_sheet(source: Source, images: int = 48, columns: int = 8) -> Image.Image:
-    """Images as the model gets them (short side scaled, centre cropped), captions below.
+def make_image_grid(source: DataSource, images: int = 48, columns: int = 8) -> Image.Image:
+    """Grid of evenly spaced images, prepared as for the model, with captions below.
 
-    Evenly spread over the source; where one cannot be read, the sheet says why.
+    An unreadable image is replaced by the reason.
     """
-    numbers = spread(len(source), images)
+    numbers = evenly_spaced(len(source), images)
     font = ImageFont.load_default(12)
     line = sum(font.getmetrics())
-    wide, high = SIDE + MARGIN, SIDE + MARGIN + LINES * line + MARGIN
+    cell_width, cell_height = SIDE + MARGIN, SIDE + MARGIN + LINES * line + MARGIN
     columns = max(1, min(columns, len(numbers)))
     rows = -(-len(numbers) // columns)
-    sheet = Image.new("RGB", (columns * wide + MARGIN, rows * high + MARGIN), "white")
-    draw = ImageDraw.Draw(sheet)
+    grid = Image.new("RGB", (columns * cell_width + MARGIN, rows * cell_height + MARGIN), "white")
+    draw = ImageDraw.Draw(grid)
     decode = Decoder()
     for place, number in enumerate(numbers):
-        left, top = MARGIN + place % columns * wide, MARGIN + place // columns * high
+        row, column = divmod(place, columns)
+        left, top = MARGIN + column * cell_width, MARGIN + row * cell_height
         try:
             (square,) = decode(source.image_bytes(number), SIDE)
-            sheet.paste(Image.fromarray(square.permute(1, 2, 0).numpy()), (left, top))
+            grid.paste(Image.fromarray(square.permute(1, 2, 0).numpy()), (left, top))
         except (BadSample, ImageError) as bad:
             draw.rectangle((left, top, left + SIDE - 1, top + SIDE - 1), outline="red")
             draw.multiline_text((left + 4, top + 4), _wrapped(bad.reason, font), "red", font)
@@ -157,12 +165,12 @@ def contact_sheet(source: Source, images: int = 48, columns: int = 8) -> Image.I
         except BadSample as bad:
             caption = bad.reason
         draw.multiline_text((left, top + SIDE), _wrapped(caption, font), "black", font, spacing=0)
-    return sheet
+    return grid
 
 
 def _wrapped(text: str, font: ImageFont.FreeTypeFont) -> str:
-    """`text` in LINES lines that are as wide as an image; shortened where it is longer."""
-    letters = int(SIDE / font.getlength("abcdefghijklmnopqrstuvwxyz ") * 27)
-    plain = "".join(one if one.isprintable() else " " for one in text[:1000])
-    lines = textwrap.wrap(plain, letters, max_lines=LINES, placeholder=" ...")
+    """Text wrapped to the width of an image; shortened to LINES lines."""
+    width = int(SIDE / font.getlength("abcdefghijklmnopqrstuvwxyz ") * 27)
+    plain = "".join(char if char.isprintable() else " " for char in text[:1000])
+    lines = textwrap.wrap(plain, width, max_lines=LINES, placeholder=" ...")
     return "\n".join(lines)

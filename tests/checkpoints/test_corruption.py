@@ -100,7 +100,9 @@ def check_pairs(path):
         with contextlib.suppress(BadSample):  # the caption has lost its name
             numbers.add(number_of(folder.caption(n).encode()))
         with contextlib.suppress(BadSample):  # the wrong byte is in the JSON
-            numbers |= {number_of("".join(stamps).encode()) for stamps in folder.facts(n).values()}
+            numbers |= {
+                number_of("".join(stamps).encode()) for stamps in folder.metadata(n).values()
+            }
         assert len(numbers) == 1
 
 

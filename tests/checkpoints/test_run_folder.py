@@ -408,7 +408,7 @@ def test_a_folder_that_another_process_writes_is_refused(what, tmp_path, shapes_
                 from triptych.data_modules import ShardFolder
                 from triptych.data_modules.tools.pack import pack
 
-                pack(ShardFolder(shapes_folder / "eval").open(), folder, {}, 8)
+                pack(ShardFolder(shapes_folder / "eval").open(), folder, {}, samples_per_shard=8)
             else:
                 Staging(tmp_path / "out", "plan", 1)
     finally:

@@ -18,7 +18,7 @@ from lightning import Callback, Trainer
 
 from triptych.checkpoints.run_folder import of_trainer
 from triptych.cli.trainer_flags import settle
-from triptych.data_modules.sampling.step_dataset import require_steps, steps_of
+from triptych.data_modules.sampling.step_dataset import make_step_sampler, require_step_based_run
 from triptych.utils.errors import UserError
 
 WORKS = None
@@ -325,7 +325,7 @@ def position(**settings):
         **{"max_epochs": -1, "min_epochs": None},
     )
     trainer.__dict__.update(settings)
-    return list(steps_of(trainer))
+    return list(make_step_sampler(trainer))
 
 
 def test_a_resumed_run_goes_on_within_its_epoch():
@@ -358,7 +358,7 @@ def test_lightnings_sampler_of_ranks_is_refused():
     connector = SimpleNamespace(use_distributed_sampler=True)
     trainer = SimpleNamespace(max_steps=1, world_size=2, _accelerator_connector=connector)
     with pytest.raises(UserError, match="set --trainer.use_distributed_sampler=false"):
-        require_steps(trainer)
+        require_step_based_run(trainer)
 
 
 def settled(**settings):

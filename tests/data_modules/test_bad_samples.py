@@ -12,11 +12,11 @@ from tars import write
 
 from triptych.data_modules import (
     BadSample,
-    BadSamples,
-    Ingredient,
+    BadSampleCounter,
+    DatasetConfig,
     MixedDataModule,
-    Reading,
     ShardFolder,
+    TaskDataset,
 )
 from triptych.data_modules.batching.bad_samples import check_texts
 from triptych.data_modules.batching.clean_text import clean
@@ -43,7 +43,7 @@ def shard(folder, captions, damaged=()):
 
 
 @pytest.fixture
-def known(tokenizer):
+def processor(tokenizer):
     return Preprocessing(tokenizer, max_tokens=256, image_size=SIDE)
 
 
@@ -55,10 +55,10 @@ def batch_of(number, skipped=()):
     )
 
 
-def test_no_sample_stands_in_for_another_in_validation(tmp_path, known):
+def test_no_sample_stands_in_for_another_in_validation(tmp_path, processor):
     source = shard(tmp_path, [f"caption {n}" for n in range(5)] + [""], damaged=(1, 3))
-    module = MixedDataModule({"a": Ingredient(source)}, batch_size=4, max_bad_fraction=1.0)
-    module.connect(known)
+    module = MixedDataModule({"a": DatasetConfig(source)}, batch_size=4, max_bad_fraction=1.0)
+    module.connect(processor)
     module.setup("validate")
     for loader in (module.val_dataloader(), module.predict_dataloader()):
         batches = list(loader)
@@ -68,10 +68,10 @@ def test_no_sample_stands_in_for_another_in_validation(tmp_path, known):
         assert numbers.tolist() == [0, 2, 4]
 
 
-def test_good_samples_stand_in_for_bad_ones(tmp_path, known):
+def test_good_samples_stand_in_for_bad_ones(tmp_path, processor):
     captions = [f"caption {n}" for n in range(5)] + ["red " * 300, ""]
     source = shard(tmp_path, captions, damaged=(1, 3))
-    batch = builder(source, TEXT_TO_IMAGE, known)(0, range(7), range(100, 107))
+    batch = builder(source, TEXT_TO_IMAGE, processor)(0, range(7), range(100, 107))
     assert batch.dropped_samples == [
         ("001", "image is damaged"),
         ("003", "image is damaged"),
@@ -84,14 +84,14 @@ def test_good_samples_stand_in_for_bad_ones(tmp_path, known):
     assert torch.equal(batch.input_ids[1], batch.input_ids[0])
 
 
-def test_a_batch_without_a_good_sample_is_an_error(tmp_path, known):
-    build = builder(shard(tmp_path, ["a", "b"], damaged=(0, 1)), TEXT_TO_IMAGE, known)
+def test_a_batch_without_a_good_sample_is_an_error(tmp_path, processor):
+    build = builder(shard(tmp_path, ["a", "b"], damaged=(0, 1)), TEXT_TO_IMAGE, processor)
     with pytest.raises(UserError, match="none of the 2 samples of batch 9 .* 001: image is dam"):
         build(9, [0, 1], [0, 1])
 
 
 def test_bad_samples_are_counted_and_the_first_few_are_logged(caplog):
-    bad = BadSamples(max_fraction=0.5, logged=2)
+    bad = BadSampleCounter(max_fraction=0.5, max_logged=2)
     with caplog.at_level(logging.WARNING):
         bad.count(batch_of(8, [("a", "dull"), ("b", "dull"), ("c", "broken")]))
         bad.report()
@@ -101,23 +101,23 @@ def test_bad_samples_are_counted_and_the_first_few_are_logged(caplog):
 
 
 def test_too_many_bad_samples_end_the_run():
-    bad = BadSamples(max_fraction=0.01)
+    bad = BadSampleCounter(max_fraction=0.01)
     bad.count(batch_of(100, [("a", "dull")] * 2))  # too few were seen to judge
     bad.count(batch_of(100))
     with pytest.raises(UserError, match=r"3 of 201 .* 0\.01 allows: 2 dull, 1 late; the first is"):
         bad.count(batch_of(1, [("z", "late")]))
 
 
-def test_texts_are_checked_before_a_run(tmp_path, known, caplog):
+def test_texts_are_checked_before_a_run(tmp_path, processor, caplog):
     captions = [f"caption {n}" for n in range(50)]
     captions[7] = "red " * 300
-    readings = [Reading(shard(tmp_path, captions, damaged=(3,)), TEXT_TO_IMAGE, "reds")]
+    datasets = [TaskDataset(shard(tmp_path, captions, damaged=(3,)), TEXT_TO_IMAGE, "reds")]
     with caplog.at_level(logging.WARNING):
-        check_texts(readings, known, max_fraction=0.02)
+        check_texts(datasets, processor, max_fraction=0.02)
     assert "1 of 50 samples left out: 1 prompt is too long for the model" in caplog.text
     with pytest.raises(UserError, match="1 of 50 samples at the beginning of reds .*'007' has"):
-        check_texts(readings, known, max_fraction=0.01)
-    check_texts(readings, known, max_fraction=0.01, most=7)
+        check_texts(datasets, processor, max_fraction=0.01)
+    check_texts(datasets, processor, max_fraction=0.01, max_samples=7)
 
 
 def test_a_bad_sample_comes_back_from_a_worker_whole():
@@ -157,13 +157,13 @@ def test_captions_that_are_none(text, says):
 
 
 @pytest.mark.parametrize("token", SPECIAL_TOKENS)
-def test_a_caption_cannot_end_its_turn_or_stand_for_an_image(token, tmp_path, known):
+def test_a_caption_cannot_end_its_turn_or_stand_for_an_image(token, tmp_path, processor):
     source = shard(tmp_path, ["good", f"a {token} b"])
-    batch = builder(source, TEXT_TO_IMAGE, known)(0, [0, 1], [0, 1])
+    batch = builder(source, TEXT_TO_IMAGE, processor)(0, [0, 1], [0, 1])
     assert not batch.dropped_samples
     good, odd = (
         ids[mask.bool()] for ids, mask in zip(batch.input_ids, batch.attention_mask, strict=True)
     )
-    number = known.tokenizer.convert_tokens_to_ids(token)
+    number = processor.tokenizer.convert_tokens_to_ids(token)
     assert (good == number).sum() == (odd == number).sum()
-    assert f"a {token} b" in known.tokenizer.decode(odd)
+    assert f"a {token} b" in processor.tokenizer.decode(odd)

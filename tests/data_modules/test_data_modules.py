@@ -15,21 +15,21 @@ from PIL import Image
 
 from triptych.data_modules import (
     BadSample,
-    BatchBuilder,
+    Collator,
+    DataSource,
     Decoder,
-    Reading,
     ShapesDataModule,
     ShardDataModule,
     ShardFolder,
-    Source,
+    TaskDataset,
 )
+from triptych.data_modules.sampling.batch_sampler import GlobalBatchSampler
 from triptych.data_modules.sampling.mixing import Mixture
-from triptych.data_modules.sampling.schedule import Schedule
 from triptych.data_modules.sampling.step_dataset import (
     VALIDATION_SAMPLES,
     EvaluationDataset,
     StepDataset,
-    Steps,
+    StepSampler,
 )
 from triptych.interfaces import (
     IMAGE_GENERATION,
@@ -67,7 +67,7 @@ def plain(number, caption=None):
     return [(f"{number:05d}.png", encoded("PNG")), (f"{number:05d}.txt", caption.encode())]
 
 
-def known(tokenizer, **settings):
+def processor(tokenizer, **settings):
     options = {"max_tokens": 256, "image_size": SIDE, "understanding_size": SIDE}
     return Preprocessing(tokenizer, **{**options, **settings})
 
@@ -99,8 +99,8 @@ def test_every_kind_of_sample_is_read(tmp_path):
         "p": "ein Größenvergleich",
         "w": "a webp",
     }
-    assert found["k"].facts["more"] == 1 and found["w"].facts == {"fact": 2}
-    assert found["p"].facts == {}
+    assert found["k"].metadata["more"] == 1 and found["w"].metadata == {"fact": 2}
+    assert found["p"].metadata == {}
     for sample in found.values():
         assert sample.image.mode == "RGB" and sample.image.size == (20, 30)
         assert np.abs(np.array(sample.image)[0, 0].astype(int) - (200, 30, 30)).max() < 10
@@ -195,7 +195,7 @@ def cut(path):
             lambda f: f.image(0),
             "k: image is damaged",
         ),
-        ([("k.png", b""), ("k.json", b"{")], lambda f: f.facts(0), "its .json is no JSON"),
+        ([("k.png", b""), ("k.json", b"{")], lambda f: f.metadata(0), "its .json is not JSON"),
         (
             [("k.png", b""), ("k.json", b"{}")],
             lambda f: f.caption(0),
@@ -219,7 +219,7 @@ def test_a_folder_travels_to_workers_without_its_open_files(samples):
 # --- who gets which sample when -------------------------------------------------------------------
 
 
-class Numbered(Source):
+class Numbered(DataSource):
     """Samples that are known by their number alone."""
 
     name = "numbered"
@@ -240,10 +240,10 @@ class Numbered(Source):
 
 
 class Numbers:
-    """Stands for a BatchBuilder: gives back what it was asked for."""
+    """Stands for a Collator: gives back what it was asked for."""
 
     def __init__(self, length):
-        self.readings = [Reading(Numbered(length), TEXT_TO_IMAGE)]
+        self.datasets = [TaskDataset(Numbered(length), TEXT_TO_IMAGE)]
 
     def __call__(self, step, places, samples):
         return SimpleNamespace(
@@ -254,10 +254,10 @@ class Numbers:
 def global_batch(length, batch_size, world, step, seed=0):
     """Numbers and global sample numbers of a step, the ranks' parts joined."""
     build = Numbers(length)
-    schedule = Schedule(
-        [build.readings[0].source], Mixture({"all": 1}), batch_size * world, seed=seed
+    sampler = GlobalBatchSampler(
+        [build.datasets[0].source], Mixture({"all": 1}), batch_size * world, seed=seed
     )
-    parts = [StepDataset(build, schedule, rank, world)[step] for rank in range(world)]
+    parts = [StepDataset(build, sampler, rank=rank, world=world)[step] for rank in range(world)]
     return [n for part in parts for n in part.numbers], [s for p in parts for s in p.sample_ids]
 
 
@@ -285,8 +285,8 @@ def test_the_global_batch_is_the_same_on_any_number_of_ranks():
 
 
 def test_steps_start_where_a_run_goes_on():
-    assert list(Steps(lambda: 3, 6)) == [3, 4, 5]
-    assert len(Steps(lambda: 3, 6)) == 6  # of the whole run, as Lightning counts
+    assert list(StepSampler(lambda: 3, 6)) == [3, 4, 5]
+    assert len(StepSampler(lambda: 3, 6)) == 6  # of the whole run, as Lightning counts
 
 
 def test_validation_takes_each_sample_once_with_numbers_of_its_own():
@@ -302,7 +302,7 @@ def test_validation_takes_each_sample_once_with_numbers_of_its_own():
 
 
 def test_a_generation_batch_is_captions_and_images(samples, tokenizer):
-    build = builder(samples, TEXT_TO_IMAGE, known(tokenizer))
+    build = builder(samples, TEXT_TO_IMAGE, processor(tokenizer))
     batch = build(7, [3, 0], [30, 31])
     assert (batch.objective, batch.step, len(batch)) == (IMAGE_GENERATION, 7, 2)
     assert batch.keys == [samples.key(3), samples.key(0)] and batch.sample_ids.tolist() == [30, 31]
@@ -347,8 +347,8 @@ def test_an_understanding_batch_is_conversations(samples, tokenizer):
     for row, labels, mask, number in zip(
         batch.input_ids, batch.labels, batch.attention_mask, range(8), strict=True
     ):
-        text, facts = tokenizer.decode(row[mask.bool()]), samples.facts(number)
-        turns = facts["conversation" if "<|image_pad|>" in text else "text_conversation"]
+        text, metadata = tokenizer.decode(row[mask.bool()]), samples.metadata(number)
+        turns = metadata["conversation" if "<|image_pad|>" in text else "text_conversation"]
         images += "<|image_pad|>" in text
         assert text.count("<|image_pad|>") in (0, 9)
         answers = "".join(answer.strip() + "<|im_end|>" for _, answer in turns)
@@ -372,21 +372,21 @@ def test_text_only_batches_have_no_images(samples):
 
 
 def test_another_conversation_of_the_shard_may_be_learned(samples):
-    known = replace(unified("stage1").preprocessing(), max_tokens=512)  # all twelve of them
-    batch = builder(samples, IMAGE_TO_TEXT, known, conversation_key="questions")(0, [2], [2])
-    answers = "".join(answer + "<|im_end|>" for _, answer in samples.facts(2)["questions"])
-    assert known.tokenizer.decode(batch.labels[batch.labels != IGNORED]) == answers
+    processor = replace(unified("stage1").preprocessing(), max_tokens=512)  # all twelve of them
+    batch = builder(samples, IMAGE_TO_TEXT, processor, conversation_key="questions")(0, [2], [2])
+    answers = "".join(answer + "<|im_end|>" for _, answer in samples.metadata(2)["questions"])
+    assert processor.tokenizer.decode(batch.labels[batch.labels != IGNORED]) == answers
 
 
 def test_some_turns_of_a_conversation_are_others_every_time(samples, tokenizer):
-    known = unified("stage1").preprocessing()
-    build = builder(samples, IMAGE_TO_TEXT, known, conversation_key="questions", max_turns=3)
+    processor = unified("stage1").preprocessing()
+    build = builder(samples, IMAGE_TO_TEXT, processor, conversation_key="questions", max_turns=3)
 
     def asked(sample):
         text = tokenizer.decode(build(0, [2], [sample]).input_ids[0])
         return [turn.split("<|im_end|>")[0] for turn in text.split("<|im_start|>user\n")[1:]]
 
-    everything = [question for question, _ in samples.facts(2)["questions"]]
+    everything = [question for question, _ in samples.metadata(2)["questions"]]
     taken = [asked(sample) for sample in range(20)]
     assert all(len(turns) == 3 and turns[0].startswith("<|vision_start|>") for turns in taken)
     found = {turn.split("<|vision_end|>")[-1] for turns in taken for turn in turns}
@@ -408,8 +408,8 @@ def test_an_image_of_any_shape_is_brought_to_the_published_square(tmp_path, toke
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
     write(tmp_path / "a.tar", [("k.png", buffer.getvalue()), ("k.txt", b"noise")])
-    reading = Reading(ShardFolder(tmp_path).open(), TEXT_TO_IMAGE)
-    build = BatchBuilder([reading], known(tokenizer), decode=Decoder("pillow"))
+    dataset = TaskDataset(ShardFolder(tmp_path).open(), TEXT_TO_IMAGE)
+    build = Collator([dataset], processor(tokenizer), decoder=Decoder("pillow"))
     batch = build(0, [(0, 0)], [0])
     assert torch.equal(batch.target_pixels[0], square(Image.fromarray(pixels), SIDE))
 
@@ -424,7 +424,7 @@ def test_an_image_of_any_shape_is_brought_to_the_published_square(tmp_path, toke
 def test_captions_that_do_not_fit_stop_a_run_before_it_starts(caption, says, tmp_path, tokenizer):
     write(tmp_path / "a.tar", plain(3) + plain(4, caption) + plain(5))
     module = ShardDataModule(str(tmp_path))
-    module.connect(known(tokenizer))
+    module.connect(processor(tokenizer))
     with pytest.raises(UserError, match=says):
         module.setup("fit")
 
@@ -444,7 +444,7 @@ def test_an_unknown_task_is_refused():
 def test_a_loader_worker_gives_the_same_batches(shapes_folder, tokenizer):
     def first(workers):
         module = data(shapes_folder, "stage2", num_workers=workers, num_val_samples=4)
-        module.connect(known(tokenizer))
+        module.connect(processor(tokenizer))
         module.setup("fit")
         return next(iter(module.val_dataloader()))
 
@@ -455,7 +455,7 @@ def test_a_loader_worker_gives_the_same_batches(shapes_folder, tokenizer):
 
 def test_previews_are_those_of_the_validation_set(shapes_folder, tokenizer):
     module = data(shapes_folder)
-    module.connect(known(tokenizer))
+    module.connect(processor(tokenizer))
     module.setup("fit")
     expected = ShardFolder(shapes_folder / "eval").open()
     shown = module.preview(IMAGE_GENERATION, 3, "caption")

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from triptych.data_modules.decode import Decoder, fast_jpeg, reduction_of
+from triptych.data_modules.decode import Decoder, fast_jpeg, jpeg_reduction
 from triptych.utils.errors import ImageError
 from triptych.utils.image_reader import ImageLimits, read_header, read_image
 from triptych.utils.image_squares import place_of_square
@@ -104,7 +104,7 @@ def test_both_ways_agree_with_the_published_transform(kind):
     for size in (20, 36, 48, 90):
         assert torch.equal(EXACT(data, size)[0], square(published.convert("RGB"), size))
         found = (FAST(data, size)[0].int() - square(read_image(data), size).int()).abs().float()
-        if reduction_of(read_header(data), size) == 1:
+        if jpeg_reduction(read_header(data), size) == 1:
             assert found.max() <= 2 and found.mean() < 0.03  # rounding, once in each direction
 
 
@@ -133,7 +133,7 @@ def test_large_jpegs_are_decoded_at_reduced_size(shape, orientation, by):
     data = encoded(photo(*shape), "JPEG", quality=90, exif=exif)
     header = read_header(data)
     size = 224 if orientation == 1 else 112
-    assert reduction_of(header, size) == by
+    assert jpeg_reduction(header, size) == by
     assert difference(data, size).mean() < (1 if by > 1 else 0.05)
 
 
@@ -269,5 +269,5 @@ def test_a_preview_shows_transparency_as_the_model_sees_it(way, shown):
     file = io.BytesIO()
     Image.new("RGBA", (8, 8), (10, 10, 10, 0)).save(file, "PNG")
     decoder = Decoder(way)
-    assert np.unique(np.array(decoder.whole(file.getvalue()))).tolist() == [shown]
+    assert np.unique(np.array(decoder.decode_full(file.getvalue()))).tolist() == [shown]
     assert decoder(file.getvalue(), 8)[0].unique().tolist() == [shown]

@@ -5,8 +5,8 @@ import pickle
 import numpy as np
 import pytest
 
-from triptych.data_modules.sampling.epoch_order import EpochOrder
-from triptych.data_modules.sampling.length_buckets import Buckets
+from triptych.data_modules.sampling.epoch_shuffle import EpochShuffle
+from triptych.data_modules.sampling.length_buckets import LengthBuckets
 from triptych.data_modules.sampling.mixing import PERIOD, Mixture
 from triptych.utils.errors import UserError
 
@@ -33,33 +33,35 @@ def epoch_of(order, epoch=0):
     ],
 )
 def test_every_sample_comes_once_an_epoch_and_otherwise_each_time(sizes, settings):
-    order = EpochOrder(np.array(sizes), 3, **settings)
+    order = EpochShuffle(np.array(sizes), 3, **settings)
     assert len(order) == sum(sizes)
     epochs = [epoch_of(order, epoch) for epoch in range(3)]
     assert all(np.array_equal(np.sort(e), np.arange(sum(sizes))) for e in epochs)
     if sum(sizes) > 9:
         assert not np.array_equal(epochs[0], epochs[1])
-        assert not np.array_equal(epoch_of(EpochOrder(np.array(sizes), 4, **settings)), epochs[0])
+        assert not np.array_equal(epoch_of(EpochShuffle(np.array(sizes), 4, **settings)), epochs[0])
 
 
 def test_a_place_is_found_without_what_came_before_it():
-    order = EpochOrder(UNEQUAL, 0, interleave=4, window=256)
+    order = EpochShuffle(UNEQUAL, 0, interleave=4, window=256)
     whole = epoch_of(order, 5)
     places = np.random.default_rng(0).integers(0, len(order), 500)
-    assert np.array_equal(EpochOrder(UNEQUAL, 0, 4, 256).numbers(5, places), whole[places])
+    assert np.array_equal(
+        EpochShuffle(UNEQUAL, 0, interleave=4, window=256).numbers(5, places), whole[places]
+    )
     assert np.array_equal(pickle.loads(pickle.dumps(order)).numbers(5, places), whole[places])
     for place in places[:20]:
-        (number,) = EpochOrder(UNEQUAL, 0, 4, 256).numbers(5, [place])
+        (number,) = EpochShuffle(UNEQUAL, 0, interleave=4, window=256).numbers(5, [place])
         assert number == whole[place]
 
 
 def test_only_the_windows_that_are_asked_for_are_made(monkeypatch):
     made = []
-    permuted = EpochOrder._permuted
+    permuted = EpochShuffle._permuted
     monkeypatch.setattr(
-        EpochOrder, "_permuted", lambda self, *a: made.append(a[1:]) or permuted(self, *a)
+        EpochShuffle, "_permuted", lambda self, *a: made.append(a[1:]) or permuted(self, *a)
     )
-    order = EpochOrder(np.full(3000, 10_000), 0)  # 30 million samples
+    order = EpochShuffle(np.full(3000, 10_000), 0)  # 30 million samples
     for _ in range(3):
         order.numbers(2, np.arange(20_000_000, 20_000_512))
     assert 1 <= len(made) <= 2
@@ -71,7 +73,7 @@ def test_only_the_windows_that_are_asked_for_are_made(monkeypatch):
 @pytest.mark.parametrize("sizes", [UNEQUAL, np.full(40, 300), np.array([9000, 10, 20, 3000, 1])])
 def test_reads_stay_in_few_shards_for_a_while(sizes):
     interleave, window = 4, 256
-    order = EpochOrder(sizes, 0, interleave, window)
+    order = EpochShuffle(sizes, 0, interleave=interleave, window=window)
     shard_of = np.repeat(np.arange(len(sizes)), sizes)[epoch_of(order)]
     for first in range(0, len(order), window):
         # a stretch as long as a window lies in two windows at most, or three short ones
@@ -84,12 +86,12 @@ def test_reads_stay_in_few_shards_for_a_while(sizes):
 
 
 def test_no_window_touches_more_shards_than_are_interleaved():
-    order = EpochOrder(UNEQUAL, 0, interleave=4, window=256)
+    order = EpochShuffle(UNEQUAL, 0, interleave=4, window=256)
     shard_of = np.repeat(np.arange(len(UNEQUAL)), UNEQUAL)
     epoch_of(order)
     plan, windows = order._plans[0], 0
     for group in range(len(plan.starts)):
-        for window in range(plan.cuts(group).shape[1] - 1):
+        for window in range(plan.bounds(group).shape[1] - 1):
             numbers = order._samples(plan, 0, group, window)
             assert len(set(shard_of[numbers])) <= 4 and len(numbers) <= 256 + 4
             windows += 1
@@ -98,14 +100,14 @@ def test_no_window_touches_more_shards_than_are_interleaved():
 
 def test_a_small_set_is_shuffled_as_well_as_can_be():
     """All 6 orders of 3 samples come equally often: chi-square with 5 degrees of freedom."""
-    order = EpochOrder(np.array([2, 1]), 0)
+    order = EpochShuffle(np.array([2, 1]), 0)
     orders = [tuple(epoch_of(order, epoch)) for epoch in range(1200)]
     _, counts = np.unique(orders, axis=0, return_counts=True)
     assert len(counts) == 6 and ((counts - 200) ** 2 / 200).sum() < 20.5  # 1 in 1000 is above
 
 
 def test_neighbours_in_a_shard_are_strangers_in_training():
-    order = EpochOrder(np.full(200, 100), 0, interleave=16, window=1000)
+    order = EpochShuffle(np.full(200, 100), 0, interleave=16, window=1000)
     numbers = epoch_of(order)
     assert abs(np.corrcoef(numbers[:-1], numbers[1:])[0, 1]) < 0.3
     assert (np.diff(numbers) == 1).sum() < 0.01 * len(order)
@@ -131,25 +133,25 @@ WEIGHTS = [
 def test_at_every_position_each_data_set_has_had_its_share(weights):
     mixture = Mixture(weights)
     total = sum(weights.values())
-    for weight, part in zip(weights.values(), mixture.parts, strict=True):
+    for weight, part in zip(weights.values(), mixture.quotas, strict=True):
         assert abs(part - PERIOD * weight / total) < 1 and (part > 0) == (weight > 0)
     positions = np.arange(2 * PERIOD + 100)
     chosen, before = mixture.locate(positions)
     given = np.cumsum(chosen[:, None] == np.arange(len(weights)), axis=0)
-    shares = (positions[:, None] + 1) * mixture.parts / PERIOD
+    shares = (positions[:, None] + 1) * mixture.quotas / PERIOD
     assert np.abs(given - shares).max() < 1
     assert np.array_equal(given[positions, chosen] - 1, before)
     for position in (0, 1, 100, PERIOD, 2 * PERIOD + 99):
         expected = given[position - 1] if position else np.zeros(len(weights), int)
-        assert np.array_equal(mixture.given(position), expected)
+        assert np.array_equal(mixture.counts_before(position), expected)
 
 
 def test_positions_far_away_are_found_at_once():
     mixture = Mixture({"long": 27, "short": 5, "journey": 4})
     far = PERIOD * 10**9 + 17
     chosen, before = mixture.locate([17, far])
-    assert chosen[0] == chosen[1] and before[1] == before[0] + 10**9 * mixture.parts[chosen[0]]
-    assert mixture.given(far).sum() == far
+    assert chosen[0] == chosen[1] and before[1] == before[0] + 10**9 * mixture.quotas[chosen[0]]
+    assert mixture.counts_before(far).sum() == far
 
 
 @pytest.mark.parametrize(
@@ -184,7 +186,7 @@ def test_windows_fill_what_lies_between_two_bounds(length):
     def bounds(step):
         return step // length * length, (step // length + 1) * length
 
-    buckets = Buckets(lengths, 8, 0, 10, bounds)
+    buckets = LengthBuckets(lengths, 8, seed=0, batches=10, bounds=bounds)
     windows = [buckets._window_of(step) for step in range(3 * length)]
     assert all(step in window and len(window) <= 10 for step, window in enumerate(windows))
     sizes = {len(window) for window in windows}
@@ -194,7 +196,7 @@ def test_windows_fill_what_lies_between_two_bounds(length):
 
 
 def test_every_position_is_in_one_batch_of_its_window():
-    buckets = Buckets(lengths, 8, 0, 10, anywhere)
+    buckets = LengthBuckets(lengths, 8, seed=0, batches=10, bounds=anywhere)
     for window in (0, 1, 5):
         batches = [buckets(window * 10 + n) for n in range(10)]
         expected = np.arange(window * 80, (window + 1) * 80)
@@ -206,7 +208,12 @@ def test_every_position_is_in_one_batch_of_its_window():
 
 
 def test_a_bucket_is_a_pure_function_of_the_step():
-    one, other = Buckets(lengths, 8, 0, 10, anywhere), Buckets(lengths, 8, 0, 10, anywhere)
+    one, other = (
+        LengthBuckets(lengths, 8, seed=0, batches=10, bounds=anywhere),
+        LengthBuckets(lengths, 8, seed=0, batches=10, bounds=anywhere),
+    )
     for step in (73, 2, 15, 73):
         assert np.array_equal(one(step), other(step))
-    assert not np.array_equal(one(3), Buckets(lengths, 8, 1, 10, anywhere)(3))
+    assert not np.array_equal(
+        one(3), LengthBuckets(lengths, 8, seed=1, batches=10, bounds=anywhere)(3)
+    )

@@ -13,16 +13,25 @@ import pytest
 import torch
 from builders import ROOT, data, eva, needed, relative, steps, unified, write_weights
 from closeness import assert_close
-from feature_shards import WAY, make
+from feature_shards import BACKEND, make
 from lightning import Trainer
 from safetensors.torch import load_file, save_file
 
 from triptych.checkpoints import WeightFiles
 from triptych.checkpoints import fingerprint as fingerprints
 from triptych.checkpoints.fingerprint import weights_hash
-from triptych.data_modules import BatchBuilder, Reading, ShardFolder
-from triptych.data_modules.features.cache import FeatureCache, find_features, use_features
-from triptych.data_modules.features.shard_file import Sidecar, SidecarWriter, dequantize, quantize
+from triptych.data_modules import Collator, ShardFolder, TaskDataset
+from triptych.data_modules.features.cache import (
+    FeatureCache,
+    open_feature_cache,
+    open_feature_caches,
+)
+from triptych.data_modules.features.feature_shard import (
+    FeatureShard,
+    FeatureShardWriter,
+    dequantize,
+    quantize,
+)
 from triptych.interfaces import TEXT_TO_IMAGE
 from triptych.modules.feature_extraction import FeatureModule
 from triptych.utils.errors import UserError
@@ -66,36 +75,36 @@ def count(encoder, inputs, output):
 
 
 def batch(model, source, cache=None, numbers=range(4)):
-    reading = Reading(source, TEXT_TO_IMAGE, features=cache)
-    known = replace(model.preprocessing(), features=None)
-    return BatchBuilder([reading], known)(0, [(0, n) for n in numbers], list(numbers))
+    dataset = TaskDataset(source, TEXT_TO_IMAGE, features=cache)
+    processor = replace(model.preprocessing(), features=None)
+    return Collator([dataset], processor)(0, [(0, n) for n in numbers], list(numbers))
 
 
-# --- sidecars -------------------------------------------------------------------------------------
+# --- feature shards -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16", "int8"])
 @pytest.mark.parametrize("keys", [["a"], ["größe", "b/c", "d"], []])
-def test_a_sidecar_gives_back_what_was_written(dtype, keys, tmp_path):
+def test_a_feature_shard_gives_back_what_was_written(dtype, keys, tmp_path):
     features = (
         torch.randn(len(keys), 5, 3, 3) * torch.tensor([0.0, 1e-3, 1, 20, 400])[:, None, None]
     )
-    writer = SidecarWriter(tmp_path / "s", dtype, (5, 3, 3))
+    writer = FeatureShardWriter(tmp_path / "s", dtype, (5, 3, 3))
     for key, row in zip(keys, features, strict=True):
         assert not (tmp_path / "s").exists()
         writer.add([key], row[None])
     writer.close({"of": "me"})
-    sidecar = Sidecar(tmp_path / "s")
-    assert sidecar.metadata["of"] == "me" and list(sidecar.rows) == keys
-    assert sidecar.get("none of them") is None
+    feature_shard = FeatureShard(tmp_path / "s")
+    assert feature_shard.metadata["of"] == "me" and list(feature_shard.rows) == keys
+    assert feature_shard.get("none of them") is None
     assert set(load_file(tmp_path / "s")) >= {"features", "keys", "key_ends"}  # any reader reads it
     bound = {"fp32": 0, "bf16": 2**-8, "int8": 1 / 127}[dtype]
     for key, row in zip(keys, features, strict=True):
         highest = row.abs().amax((1, 2), keepdim=True)
-        assert ((sidecar.get(key) - row).abs() <= bound * highest).all()
+        assert ((feature_shard.get(key) - row).abs() <= bound * highest).all()
     if keys:
-        back = torch.stack([sidecar.get(key).float() for key in keys])
-        squares, errors = (float(sidecar.metadata[n]) for n in ("squares", "square_errors"))
+        back = torch.stack([feature_shard.get(key).float() for key in keys])
+        squares, errors = (float(feature_shard.metadata[n]) for n in ("squares", "square_errors"))
         assert (errors / squares) ** 0.5 == pytest.approx(relative(back, features), rel=1e-4)
 
 
@@ -106,30 +115,30 @@ def test_int8_has_a_scale_for_each_channel_of_each_sample():
     assert relative(dequantize(stored, scales), features) < 0.01
 
 
-def test_a_sidecar_that_is_cut_off_is_refused(tmp_path):
-    writer = SidecarWriter(tmp_path / "s", "fp32", (2, 3, 3))
+def test_a_feature_shard_that_is_cut_off_is_refused(tmp_path):
+    writer = FeatureShardWriter(tmp_path / "s", "fp32", (2, 3, 3))
     writer.add(["a"], torch.randn(1, 2, 3, 3))
     writer.close({})
     (tmp_path / "s").write_bytes((tmp_path / "s").read_bytes()[:-1])
     with pytest.raises(UserError, match=r"cannot be read .* again"):
-        Sidecar(tmp_path / "s")
+        FeatureShard(tmp_path / "s")
 
 
 def test_a_key_that_comes_twice_has_no_features(tmp_path):
-    writer = SidecarWriter(tmp_path / "s", "fp32", (2, 3, 3))
+    writer = FeatureShardWriter(tmp_path / "s", "fp32", (2, 3, 3))
     writer.add(["a", "b", "a"], torch.randn(3, 2, 3, 3))
     writer.close({})
-    sidecar = Sidecar(tmp_path / "s")
-    assert sidecar.get("a") is None and sidecar.get("b") is not None
+    feature_shard = FeatureShard(tmp_path / "s")
+    assert feature_shard.get("a") is None and feature_shard.get("b") is not None
 
 
 def test_features_that_are_no_numbers_stop_the_writing_by_name(tmp_path):
-    writer = SidecarWriter(tmp_path / "s", "bf16", (2, 3, 3))
+    writer = FeatureShardWriter(tmp_path / "s", "bf16", (2, 3, 3))
     with pytest.raises(UserError, match="sample b that are no finite numbers"):
         writer.add(
             ["a", "b"], torch.stack([torch.zeros(2, 3, 3), torch.full((2, 3, 3), torch.nan)])
         )
-    writer.abandon()
+    writer.discard()
     assert not list(tmp_path.iterdir())
 
 
@@ -145,8 +154,8 @@ def test_cached_features_are_the_live_ones(stage, objective, world, weights):
     model = live(weights, stage, objective=f"{objective}_flow")
     source = ShardFolder(world / "train").open()
     fresh = batch(model, source)
-    exact = batch(model, source, find_features(source))
-    near = batch(model, source, find_features(source, str(rounded)))
+    exact = batch(model, source, open_feature_cache(source))
+    near = batch(model, source, open_feature_cache(source, str(rounded)))
     encoder = model.encoder if objective == "clip" else model.vae
     with torch.no_grad():
         features = encoder(fresh.target_pixels)
@@ -168,7 +177,7 @@ def test_int8_states_its_error(world, weights):
     folder = make(world / "train", weights, "int8")
     stated = json.loads((folder / "manifest.json").read_text())["relative_rms_error"]
     source = ShardFolder(world / "train").open()
-    cache, model = find_features(source), live(weights)
+    cache, model = open_feature_cache(source), live(weights)
     with torch.no_grad():
         wanted = model.encoder(batch(model, source, numbers=range(64)).target_pixels)
     given = torch.stack([cache.get(n) for n in range(64)])
@@ -182,7 +191,7 @@ def test_a_shard_without_features_is_encoded_live(world, weights):
     make(world / "train", weights)
     shutil.move(world / "late.tar", late)
     source, model = ShardFolder(world / "train").open(), live(weights)
-    cache = find_features(source)
+    cache = open_feature_cache(source)
     assert not cache.complete and "7 of 8 shards" in str(cache)
     numbers = [0, 24, 31, 40]  # the middle two are of the late shard
     mixed, fresh = (batch(model, source, each, numbers) for each in (cache, None))
@@ -221,14 +230,14 @@ def test_training_on_features_learns(world, weights):
     make(world / "train", weights)
     source = ShardFolder(world / "train").open()
     model = live(weights).train()
-    losses = steps(model, batch(model, source, find_features(source)), 8)
+    losses = steps(model, batch(model, source, open_feature_cache(source)), 8)
     assert losses[-1] < losses[0] and model.encoder.calls == 0
 
 
 def test_a_cache_travels_to_workers(world, weights):
     make(world / "train", weights)
     source = ShardFolder(world / "train").open()
-    cache = find_features(source)
+    cache = open_feature_cache(source)
     first = cache.get(9)
     assert torch.equal(pickle.loads(pickle.dumps(cache)).get(9), first)
 
@@ -248,7 +257,7 @@ def test_what_is_finished_is_not_done_again(world, weights):
     changed = {path for path, time in times.items() if path.stat().st_mtime_ns != time}
     assert changed == {gone, stale} and len(times) == 8
     assert json.loads(before)["samples"] == 64
-    find_features(ShardFolder(world / "train").open())  # and now it holds
+    open_feature_cache(ShardFolder(world / "train").open())  # and now it holds
 
 
 def test_a_folder_of_other_features_is_not_overwritten(world, weights):
@@ -269,7 +278,7 @@ def test_images_that_cannot_be_read_are_absent_and_counted(world, weights):
     assert (manifest["samples"], manifest["unreadable"]) == (63, 1)
     assert manifest["shards"]["train-00000.tar"]["unreadable"] == 1
     source = ShardFolder(world / "train").open()
-    cache, model = find_features(source), live(weights)
+    cache, model = open_feature_cache(source), live(weights)
     number = next(n for n in range(8) if source.key(n) == bad.name.partition(".")[0])
     assert cache.get(number) is None
     beside = [n for n in range(8) if n != number]
@@ -330,7 +339,7 @@ def test_a_shard_that_changed_is_refused(world, weights):
     make(world / "train", weights)
     for shard in (world / "train").glob("*.tar"):  # copied to another disk
         touch(shard)
-    assert find_features(ShardFolder(world / "train").open()).complete
+    assert open_feature_cache(ShardFolder(world / "train").open()).complete
     alter(world / "train" / "train-00005.tar")
     refused(world, weights, "train-00005.tar has changed since its features .* features")
 
@@ -365,12 +374,12 @@ def edit(folder, **values):
     (folder / "manifest.json").write_text(json.dumps({**manifest, **values}))
 
 
-def test_a_sidecar_of_another_run_is_refused_when_it_is_read(world, weights):
+def test_a_feature_shard_of_another_run_is_refused_when_it_is_read(world, weights):
     folder = make(world / "train", weights)
     other = make(world / "train", weights, "bf16", out=world / "other")
     name = "train-00001.tar.features.safetensors"
     shutil.copy(other / name, folder / name)
-    cache = find_features(ShardFolder(world / "train").open())
+    cache = open_feature_cache(ShardFolder(world / "train").open())
     assert cache.get(0) is not None
     with pytest.raises(UserError, match="train-00001.tar.* is not of the run that made"):
         cache.get(8)
@@ -379,9 +388,9 @@ def test_a_sidecar_of_another_run_is_refused_when_it_is_read(world, weights):
 def test_another_way_to_decode_is_refused(world, weights):
     make(world / "train", weights)
     source = ShardFolder(world / "train").open()
-    known = unified("stage2", weights=weights).preprocessing()
-    with pytest.raises(UserError, match=rf"image_backend {WAY} and by hand"):
-        use_features([(source, "auto")], known, "by hand")
+    processor = unified("stage2", weights=weights).preprocessing()
+    with pytest.raises(UserError, match=rf"image_backend {BACKEND} and by hand"):
+        open_feature_caches([(source, "auto")], processor, "by hand")
 
 
 def test_two_data_sets_of_different_encoders_are_refused(world, weights, tmp_path):
@@ -413,8 +422,8 @@ def test_features_can_be_switched_off(world, weights):
     module = data(world, features="none")
     module.connect(unified("stage2", weights=weights).preprocessing())
     module.setup("fit")
-    (readings,) = module.readings.values()
-    assert [reading.features for reading in readings] == [None]
+    (datasets,) = module.task_datasets.values()
+    assert [dataset.features for dataset in datasets] == [None]
 
 
 # --- what decides features -----------------------------------------------------------------------
@@ -494,7 +503,7 @@ def test_two_processes_make_features_that_training_finds(world, tmp_path):
     alone = run(tmp_path, "data", "features", world / "train", *tiny, *two[4:], "--out", "alone")
     assert alone.returncode == 0, alone.stderr[-3000:]
     source = ShardFolder(world / "train").open()
-    pair, single = find_features(source), FeatureCache(tmp_path / "alone", source)
+    pair, single = open_feature_cache(source), FeatureCache(tmp_path / "alone", source)
     for n in range(64):
         assert_close(pair.get(n), single.get(n))
 

@@ -19,12 +19,11 @@ from triptych.data_modules.shards import build_index as indexing
 from triptych.data_modules.shards import identity, index_columns
 from triptych.data_modules.shards.build_index import build_index, index_shards
 from triptych.data_modules.shards.index import (
-    COLUMNS,
-    Contents,
     ShardIndex,
-    index_places,
+    index_paths,
     write_index,
 )
+from triptych.data_modules.shards.index_format import COLUMNS, IndexContents
 from triptych.data_modules.sources import webdataset as shards
 from triptych.utils.errors import UserError
 from triptych.utils.listing import tar
@@ -135,7 +134,7 @@ def test_caption_sizes_are_known_without_reading(tmp_path):
     write(tmp_path / "a.tar", [("a.jpg", b""), ("a.txt", b"four"), ("a.json", b"{" * 50)])
     write(tmp_path / "b.tar", [("b.jpg", b""), ("b.json", b"{" * 9)] + sample(3))
     folder = ShardFolder(tmp_path).open()
-    sizes = folder.caption_sizes(np.array([2, 0, 1, 0]))
+    sizes = folder.caption_lengths(np.array([2, 0, 1, 0]))
     assert sizes.tolist() == [44, 4, 9, 4] and sizes.dtype == np.int64
     assert folder.shard_sizes.tolist() == [1, 2] and not folder._files
 
@@ -260,8 +259,8 @@ def test_members_above_the_limits_are_not_read(tmp_path, memory):
     with pytest.raises(BadSample, match="b: image is too large"):
         folder.image_bytes(1)
     assert tracemalloc.get_traced_memory()[1] - before < MB
-    with pytest.raises(BadSample, match="b: its .json is no JSON"):  # nested a million deep
-        folder.facts(1)
+    with pytest.raises(BadSample, match="b: its .json is not JSON"):  # nested a million deep
+        folder.metadata(1)
 
 
 def test_json_that_is_no_object_is_a_bad_sample(tmp_path):
@@ -269,7 +268,7 @@ def test_json_that_is_no_object_is_a_bad_sample(tmp_path):
         tmp_path / "a.tar", [("a.jpg", b""), ("a.json", b"[1]"), ("b.jpg", b""), ("b.json", b"{}")]
     )
     folder = ShardFolder(tmp_path).open()
-    with pytest.raises(BadSample, match="a: its .json is no JSON object"):
+    with pytest.raises(BadSample, match="a: its .json is not a JSON object"):
         folder.caption(0)
     with pytest.raises(BadSample, match="b: no caption"):
         folder.caption(1)
@@ -322,7 +321,7 @@ def test_an_index_without_a_probe_and_of_another_time_is_made_again(tmp_path):
     """Older versions took none: whether it fits cannot be known."""
     path = write(tmp_path / "a.tar", sample(1))
     build_index(path)
-    write_index(path, replace(ShardIndex(next(index_places(path)), path).contents(), probe=b""))
+    write_index(path, replace(ShardIndex(next(index_paths(path)), path).contents(), probe=b""))
     path.write_bytes(path.read_bytes().replace(b"00000001 ", b"00000002 "))
     os.utime(path, ns=(1, 1))
     assert ShardFolder(tmp_path).open().caption(0).startswith("00000002 ")
@@ -364,12 +363,12 @@ def test_a_run_goes_on_while_another_notices_that_its_shard_was_copied(tmp_path)
 def test_large_shards_are_known_by_some_of_their_blocks(tmp_path):
     content = np.random.default_rng(0).bytes(3 << 20)
     (tmp_path / "a").write_bytes(content)
-    before = identity.probe_of(tmp_path / "a")
+    before = identity.compute_probe(tmp_path / "a")
     for place in (0, len(content) - 1, (len(content) - identity.BLOCK) // 3 + 5):
         (tmp_path / "b").write_bytes(content[:place] + b"!" + content[place + 1 :])
-        assert identity.probe_of(tmp_path / "b") != before
+        assert identity.compute_probe(tmp_path / "b") != before
     (tmp_path / "c").write_bytes(content)
-    assert identity.probe_of(tmp_path / "c") == before
+    assert identity.compute_probe(tmp_path / "c") == before
 
 
 def test_a_wrong_byte_anywhere_in_an_index_is_noticed(tmp_path):
@@ -378,14 +377,14 @@ def test_a_wrong_byte_anywhere_in_an_index_is_noticed(tmp_path):
     for position in range(len(content)):
         damaged = bytearray(content)
         damaged[position] ^= 1
-        next(index_places(path)).write_bytes(damaged)
+        next(index_paths(path)).write_bytes(damaged)
         with pytest.raises(UserError, match="damaged|no index of triptych|has version"):
             ShardIndex.of(path).key(0)
     for length in range(0, len(content), 13):
-        next(index_places(path)).write_bytes(content[:length])
+        next(index_paths(path)).write_bytes(content[:length])
         with pytest.raises(UserError, match="is damaged|no index of triptych"):
             ShardIndex.of(path).key(0)
-    next(index_places(path)).write_bytes(content[:90])
+    next(index_paths(path)).write_bytes(content[:90])
     assert isinstance(next(index_shards([path])), ShardIndex)
 
 
@@ -424,7 +423,7 @@ def test_a_folder_that_cannot_be_written_to_has_its_indexes_in_the_cache(tmp_pat
     monkeypatch.setattr("builtins.open", refuse)
     assert len(ShardFolder(path).open()) == 1
     assert os.listdir(path.parent) == ["a.tar"]
-    monkeypatch.setattr(indexing, "read_shard", None)  # it is there now
+    monkeypatch.setattr(indexing, "scan_shard", None)  # it is there now
     assert ShardFolder(path).open().key(0) == "00000001"
     assert len(list((tmp_path / "cache" / "triptych" / "index").iterdir())) == 1
 
@@ -449,8 +448,8 @@ def test_many_shards_are_indexed_in_order_and_not_twice(tmp_path, monkeypatch):
     assert [isinstance(index, UserError) for index in found] == [n == 4 for n in range(9)]
     assert [i.shard for i in found if not isinstance(i, UserError)] == paths[:4] + paths[5:]
     write(paths[4], sample(99))
-    read, read_shard = [], indexing.read_shard
-    monkeypatch.setattr(indexing, "read_shard", lambda path: read.append(path) or read_shard(path))
+    read, scan_shard = [], indexing.scan_shard
+    monkeypatch.setattr(indexing, "scan_shard", lambda path: read.append(path) or scan_shard(path))
     assert [index.shard for index in index_shards(paths, workers=1)] == paths
     assert read == [paths[4]]
 
@@ -480,20 +479,20 @@ def test_captions_may_be_counted_in_tokens(tokenizer, tmp_path):
     plain = build_index(one)
     (index,) = index_shards([one], tokenizer=tokenizer)
     everything = np.arange(6)
-    assert index.caption_sizes(everything, tokens=True).tolist() == [3, 0, 1, 2, 0, 0]
+    assert index.caption_lengths(everything, tokens=True).tolist() == [3, 0, 1, 2, 0, 0]
     assert index.keys() == plain.keys() and index.problems == plain.problems
     # Bytes again where one shard is not counted: the two must not be compared.
-    assert ShardFolder(folder).open().caption_sizes(everything)[0] == 13
+    assert ShardFolder(folder).open().caption_lengths(everything)[0] == 13
     list(index_shards([one, two], tokenizer=tokenizer / "tokenizer.json"))
-    assert ShardFolder(folder).open().caption_sizes(np.array([0, 6])).tolist() == [3, 5]
+    assert ShardFolder(folder).open().caption_lengths(np.array([0, 6])).tolist() == [3, 5]
 
 
 def test_an_index_may_get_tokens_while_it_is_in_use(tokenizer, tmp_path):
     paths = shards_of(tmp_path / "shards", 2)
     folder = ShardFolder(tmp_path / "shards").open()
-    sizes = folder.caption_sizes(np.arange(2))
+    sizes = folder.caption_lengths(np.arange(2))
     list(index_shards(paths, tokenizer=tokenizer))
-    assert folder.caption_sizes(np.arange(2)).tolist() == sizes.tolist()
+    assert folder.caption_lengths(np.arange(2)).tolist() == sizes.tolist()
     assert [folder.key(n) for n in range(4)] == [f"{n:08d}" for n in range(4)]
     write(paths[1], sample(7))
     list(index_shards(paths))
@@ -548,13 +547,13 @@ def test_a_thousand_shards_are_opened_by_one_header_each(tmp_path, monkeypatch):
 
     monkeypatch.setattr(ShardIndex, "__init__", count)
     monkeypatch.setattr(ShardIndex, "_body", property(lambda self: 1 / 0))  # nothing of a sample
-    monkeypatch.setattr(indexing, "read_shard", None)
+    monkeypatch.setattr(indexing, "scan_shard", None)
     assert len(ShardFolder(tmp_path).open()) == 2000
     assert len(opened) == len(set(opened)) == 1000
 
 
 def test_open_files_are_few(tmp_path, monkeypatch):
-    monkeypatch.setattr(shards, "MOST_OPEN", 3)
+    monkeypatch.setattr(shards, "MAX_OPEN", 3)
     shards_of(tmp_path, 9)
     folder = ShardFolder(tmp_path).open()
     before = len(os.listdir("/proc/self/fd"))
@@ -588,7 +587,7 @@ def test_thirty_million_samples_fit_in_little_memory(tmp_path):
     rows[:, 2], rows[:, 6] = 512, np.arange(samples) % 300
     keys = b"".join(b"%08d" % n for n in range(samples))
     status = first.stat()
-    write_index(first, Contents(status.st_size, status.st_mtime_ns, rows, keys))
+    write_index(first, IndexContents(status.st_size, status.st_mtime_ns, rows, keys))
     for n in range(1, number):
         os.link(first, tmp_path / f"{n:04d}.tar")
         os.link(f"{first}.idx", tmp_path / f"{n:04d}.tar.idx")
@@ -598,7 +597,7 @@ def test_thirty_million_samples_fit_in_little_memory(tmp_path):
     assert len(folder) == 30_000_000 and len(folder.shard_sizes) == number
     for n in np.random.default_rng(0).integers(0, len(folder), 200).tolist():
         assert folder.key(n) == f"{n % samples:08d}" and folder.image_bytes(n) == bytes(512)
-        assert folder.caption_sizes(np.array([n])).tolist() == [n % samples % 300]
+        assert folder.caption_lengths(np.array([n])).tolist() == [n % samples % 300]
     assert memory_peak() - before < 200 * MB
 
 

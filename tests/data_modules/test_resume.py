@@ -11,10 +11,10 @@ from lightning import Trainer
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.trainer.states import TrainerFn
 
-from triptych.data_modules import Ingredient, MixedDataModule, ShardFolder, Source
+from triptych.data_modules import DatasetConfig, DataSource, MixedDataModule, ShardFolder
+from triptych.data_modules.sampling.batch_sampler import GlobalBatchSampler
 from triptych.data_modules.sampling.mixing import Mixture
-from triptych.data_modules.sampling.schedule import Schedule
-from triptych.data_modules.sampling.step_dataset import StepDataset, Steps, step_loader
+from triptych.data_modules.sampling.step_dataset import StepDataset, StepSampler, step_loader
 from triptych.interfaces import Batch, Preprocessing
 from triptych.prompts import generation_ids
 from triptych.utils.errors import UserError
@@ -28,7 +28,7 @@ SIZES = {
 MIXTURE = Mixture({"eleven": 5, "even": 3, "tiny": 0.3})
 
 
-class Listed(Source):
+class Listed(DataSource):
     """Samples that are known by name and number alone."""
 
     def __init__(self, name="listed", sizes=(10,), lengths=True, images=True):
@@ -45,19 +45,19 @@ class Listed(Source):
 
     caption = image_bytes = key
 
-    def has(self, number, role):
+    def has_image(self, number, role):
         return self.images and role == "image"
 
     @property
     def shard_sizes(self):
         return np.asarray(self.sizes, np.int64)
 
-    def caption_sizes(self, numbers):
+    def caption_lengths(self, numbers):
         return 5 + np.asarray(numbers) * 37 % 100 if self.lengths else None
 
 
 def ids_alone(step, places, samples):
-    """Stands for a BatchBuilder: what was asked for, as rows (position, data set, number)."""
+    """Stands for a Collator: what was asked for, as rows (position, data set, number)."""
     rows = [(sample, *place) for place, sample in zip(places, samples, strict=True)]
     return SimpleNamespace(ids=torch.tensor(rows))
 
@@ -65,8 +65,10 @@ def ids_alone(step, places, samples):
 def part(rank, world, length_bucket_batches=1, seed=0):
     """The dataset of one rank in a mixture of three data sets."""
     sources = [Listed(name, sizes) for name, sizes in SIZES.items()]
-    schedule = Schedule(sources, MIXTURE, GLOBAL_BATCH, seed, length_bucket_batches)
-    return StepDataset(ids_alone, schedule, rank, world)
+    sampler = GlobalBatchSampler(
+        sources, MIXTURE, GLOBAL_BATCH, seed=seed, length_bucket_batches=length_bucket_batches
+    )
+    return StepDataset(ids_alone, sampler, rank=rank, world=world)
 
 
 def rows_of(parts, first, last):
@@ -78,7 +80,9 @@ def rows_of(parts, first, last):
 def loaded(world, workers, length_bucket_batches, first, last):
     """The same through real loaders with worker processes."""
     loaders = [
-        step_loader(part(rank, world, length_bucket_batches), Steps(lambda: first, last), workers)
+        step_loader(
+            part(rank, world, length_bucket_batches), StepSampler(lambda: first, last), workers
+        )
         for rank in range(world)
     ]
     return torch.cat([batch.ids for parts in zip(*loaders, strict=True) for batch in parts])
@@ -145,16 +149,18 @@ def test_data_sets_that_do_not_know_lengths_are_not_sorted():
     sources = [Listed("a", [50]), Listed("b", [50], lengths=False)]
     for chosen, sorts in ((sources[:1], True), (sources, False)):
         mixture = Mixture({source.name: 1 for source in chosen})
-        schedule = Schedule(chosen, mixture, 8, length_bucket_batches=4)
-        assert (schedule.buckets is not None) == sorts
-    assert schedule.batch(3).tolist() == list(range(24, 32))
+        sampler = GlobalBatchSampler(chosen, mixture, 8, length_bucket_batches=4)
+        assert (sampler.buckets is not None) == sorts
+    assert sampler.batch(3).tolist() == list(range(24, 32))
 
 
 def test_any_change_of_the_order_changes_the_digest():
     def digest(weights=(1, 2), seed=0, batch=8, buckets=4, sizes=(50, 3)):
         sources = [Listed("a", sizes), Listed("b", [20])]
         mixture = Mixture(dict(zip("ab", weights, strict=True)))
-        return Schedule(sources, mixture, batch, seed, buckets).digest()
+        return GlobalBatchSampler(
+            sources, mixture, batch, seed=seed, length_bucket_batches=buckets
+        ).digest()
 
     others = [
         digest(weights=(1, 3)),
@@ -185,7 +191,7 @@ class Captioned(Listed):
     def caption(self, number):
         return self.captions[number]
 
-    def caption_sizes(self, numbers):
+    def caption_lengths(self, numbers):
         return self.measured[numbers]
 
 
@@ -197,7 +203,9 @@ def padding(tokenizer, measure, world, length_bucket_batches=64):
         Captioned("short", 15, 4, int(total * 0.12), measure),
     ]
     mixture = Mixture({source.name: len(source) for source in sources})
-    schedule = Schedule(sources, mixture, RANK_BATCH * world, 0, length_bucket_batches)
+    sampler = GlobalBatchSampler(
+        sources, mixture, RANK_BATCH * world, length_bucket_batches=length_bucket_batches
+    )
     template = len(generation_ids(tokenizer, "the", 64)) - 1
     counts = [
         np.array([len(ids) for ids in tokenizer(s.captions, add_special_tokens=False)["input_ids"]])
@@ -207,7 +215,7 @@ def padding(tokenizer, measure, world, length_bucket_batches=64):
     kept = np.zeros(2)
     taken = np.zeros(2)
     for step in range(64):
-        chosen, numbers = schedule.locate(schedule.batch(step))
+        chosen, numbers = sampler.locate(sampler.batch(step))
         tokens = np.array([counts[c][n] for c, n in zip(chosen, numbers, strict=True)])
         for rank in tokens.reshape(world, RANK_BATCH):
             for which, own in enumerate((rank, rank + template)):
@@ -234,18 +242,18 @@ def test_bytes_stand_for_tokens_where_they_were_not_counted(tokenizer):
 # --- the DataModule -------------------------------------------------------------------------------
 
 
-def known():
+def processor():
     return Preprocessing(None, max_tokens=256, image_size=SIDE)
 
 
 def mixed(**ingredients):
     """A module of named ingredients, ready for `setup`; {} stands for a listed one."""
     datasets = {
-        name: Ingredient(options.pop("source", Listed(name)), **options)
+        name: DatasetConfig(options.pop("source", Listed(name)), **options)
         for name, options in ingredients.items()
     }
     module = MixedDataModule(datasets, batch_size=4)
-    module.connect(known())
+    module.connect(processor())
     return module
 
 
@@ -265,7 +273,7 @@ def test_a_loader_starts_at_the_step_of_the_run():
     module = under({"global_step": 7, "accumulate_grad_batches": 2, "world_size": 2}, mixed(a={}))
     loader = module.train_dataloader().iterables
     assert list(loader.sampler) == list(range(14, 20)) and len(loader) == 20
-    assert loader.dataset.schedule.global_batch == 16 and loader.dataset.size == 4
+    assert loader.dataset.sampler.global_batch == 16 and loader.dataset.size == 4
 
 
 def test_without_weights_data_sets_are_mixed_by_size():
@@ -279,14 +287,14 @@ def test_without_weights_data_sets_are_mixed_by_size():
         "image_generation": ["large", "small"],
         "language_modeling": ["text"],
     }
-    assert module.mixtures["image_generation"].parts.tolist() == [3072, 1024]
+    assert module.mixtures["image_generation"].quotas.tolist() == [3072, 1024]
 
 
 def test_both_families_make_joint_training():
     module = under({}, mixed(a={}, b={"task": "image_to_image"}, c={"task": "image_to_text"}))
     loaders = module.train_dataloader().iterables
     assert list(loaders) == ["image_generation", "language_modeling"]
-    assert [len(each.dataset.build.readings) for each in loaders.values()] == [2, 1]
+    assert [len(each.dataset.collate.datasets) for each in loaders.values()] == [2, 1]
 
 
 @pytest.mark.parametrize(
@@ -350,8 +358,8 @@ def test_the_log_says_how_often_each_data_set_was_gone_through(
 ):
     module = MixedDataModule(
         {
-            "train": Ingredient(ShardFolder(shapes_folder / "train"), weight=3),
-            "instruct": Ingredient(ShardFolder(shapes_folder / "instruct"), weight=1),
+            "train": DatasetConfig(ShardFolder(shapes_folder / "train"), weight=3),
+            "instruct": DatasetConfig(ShardFolder(shapes_folder / "instruct"), weight=1),
         },
         batch_size=8,
         num_val_samples=2,

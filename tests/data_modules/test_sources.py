@@ -15,11 +15,11 @@ from tars import write
 
 from triptych.data_modules import (
     BadSample,
-    BatchBuilder,
+    Collator,
     ConversationFile,
     ImageFolder,
-    Reading,
     ShardFolder,
+    TaskDataset,
 )
 from triptych.data_modules.sources import jsonl_index as lines_module
 from triptych.interfaces import (
@@ -73,7 +73,7 @@ def save(path, records):
 
 
 @pytest.fixture(scope="module")
-def known():
+def processor():
     return unified("stage1").preprocessing()
 
 
@@ -91,13 +91,13 @@ def texts(batch, tokenizer):
 def test_every_kind_of_record_is_read(folder, name):
     source = ConversationFile(folder / name).open()
     assert len(source) == 4 and source.key(2) == "talk-0000002"
-    assert source.facts(0)["conversation"] == [("What colour?", "Red.")]
-    assert source.facts(1)["conversation"] == [("Say yes.", "yes"), ("Say no.", "no")]
-    assert [source.has(n, "image") for n in range(4)] == [True, False, True, True]
-    assert [source.has(n, "source") for n in range(4)] == [False, False, True, False]
+    assert source.metadata(0)["conversation"] == [("What colour?", "Red.")]
+    assert source.metadata(1)["conversation"] == [("Say yes.", "yes"), ("Say no.", "no")]
+    assert [source.has_image(n, "image") for n in range(4)] == [True, False, True, True]
+    assert [source.has_image(n, "source") for n in range(4)] == [False, False, True, False]
     assert source.image_bytes(2, "source") == image() and source.image_bytes(2) == image(BLUE)
     assert (source.caption(2), source.caption(3)) == ("make it blue", "a blue square")
-    sizes = source.caption_sizes(np.arange(4))
+    sizes = source.caption_lengths(np.arange(4))
     assert sizes.dtype == np.int64 and sizes.tolist() == [24, 20, 12, 15]
     with pytest.raises(BadSample, match="no image"):
         source.image_bytes(1)
@@ -137,10 +137,10 @@ def test_one_bad_line_harms_no_other(tmp_path):
     for number, says in [(1, "no JSON"), (2, "no JSON object"), (3, "no JSON"), (4, "no JSON")]:
         with pytest.raises(BadSample, match=f"record is {says}"):
             source.caption(number)
-    assert source.facts(0) == source.facts(5)
+    assert source.metadata(0) == source.metadata(5)
     with pytest.raises(BadSample, match="caption is no UTF-8"):
         source.caption(6)
-    assert source.caption_sizes(np.array([1, 3])).tolist() == [0, 0]
+    assert source.caption_lengths(np.array([1, 3])).tolist() == [0, 0]
 
 
 def test_a_conversation_file_travels_to_workers(folder):
@@ -183,17 +183,17 @@ def test_a_large_image_is_not_read(folder):
 def test_conversations_that_are_none(tmp_path, messages, says):
     source = ConversationFile(save(tmp_path / "t.jsonl", [{"conversations": messages}])).open()
     with pytest.raises(BadSample, match=says):
-        source.facts(0)
+        source.metadata(0)
 
 
 def test_a_system_message_is_left_out_and_two_images_are_refused(tmp_path):
     messages = [{"from": "system", "value": "be nice"}, *talk("a", "b")]
     records = [{"conversations": messages}, {"image": ["1.png", "2.png"]}, {"image": ["1.png"]}]
     source = ConversationFile(save(tmp_path / "t.jsonl", records)).open()
-    assert source.facts(0)["conversation"] == [("a", "b")]
+    assert source.metadata(0)["conversation"] == [("a", "b")]
     with pytest.raises(BadSample, match="more than one image"):
-        source.has(1, "image")
-    assert source.has(2, "image")
+        source.has_image(1, "image")
+    assert source.has_image(2, "image")
 
 
 @pytest.mark.parametrize(
@@ -227,8 +227,8 @@ def test_a_folder_with_texts_beside_images(tmp_path, caplog):
         source = ImageFolder(tmp_path).open()
     assert [source.key(n) for n in range(len(source))] == ["b", "sub/a"]
     assert [source.caption(n) for n in range(2)] == ["red one", "blue"]
-    assert source.image(1).size == (SIDE, SIDE) and source.facts(0) == {}
-    assert source.caption_sizes(np.array([1, 0])).tolist() == [4, 9]
+    assert source.image(1).size == (SIDE, SIDE) and source.metadata(0) == {}
+    assert source.caption_lengths(np.array([1, 0])).tolist() == [4, 9]
     assert "1 second image of one caption" in caplog.text
     assert "1 image without a caption" in caplog.text
 
@@ -251,9 +251,9 @@ def test_a_folder_with_a_table(folder, name, caplog):
     with caplog.at_level("WARNING"):
         source = ImageFolder(folder).open()
     assert len(source) == 3 and "1 second row of one image" in caplog.text
-    assert source.caption(0) == "größer, blue" and source.facts(1)["style"] == "round"
+    assert source.caption(0) == "größer, blue" and source.metadata(1)["style"] == "round"
     assert source.image_bytes(1) == image() and source.key(1) == "a/red"
-    assert source.caption_sizes(np.array([0])).tolist() == [14]
+    assert source.caption_lengths(np.array([0])).tolist() == [14]
     with pytest.raises(BadSample, match="lies outside"):
         source.image_bytes(2)
 
@@ -269,71 +269,73 @@ def test_folders_of_images_that_are_refused(tmp_path):
 # --- tasks ----------------------------------------------------------------------------------------
 
 
-def test_an_edit_shows_the_source_and_makes_the_target(folder, known):
+def test_an_edit_shows_the_source_and_makes_the_target(folder, processor):
     source = ConversationFile(folder / "talk.jsonl").open()
-    batch = builder(source, IMAGE_TO_IMAGE, known)(0, [2], [0])
+    batch = builder(source, IMAGE_TO_IMAGE, processor)(0, [2], [0])
     assert batch.objective == IMAGE_GENERATION and batch.labels is None
-    shown = "<|image_pad|>" * known.image_tokens
-    assert texts(batch, known.tokenizer) == [
+    shown = "<|image_pad|>" * processor.image_tokens
+    assert texts(batch, processor.tokenizer) == [
         "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
         f"<|im_start|>user\n<|vision_start|>{shown}<|vision_end|>\nmake it blue<|im_end|>\n"
         "<|im_start|>assistant\n[IMG]"
     ]
     assert batch.target_pixels[0, :, 5, 5].tolist() == list(BLUE)
     red = torch.tensor(RED, dtype=torch.uint8)[:, None, None].expand(3, SIDE, SIDE)
-    assert torch.equal(batch.understanding_pixels, known.image_inputs(red[None])[0])
+    assert torch.equal(batch.understanding_pixels, processor.image_inputs(red[None])[0])
 
 
-def test_an_image_without_source_is_reconstructed_and_decoded_once(folder, known):
+def test_an_image_without_source_is_reconstructed_and_decoded_once(folder, processor):
     source = ConversationFile(folder / "talk.jsonl").open()
-    build = BatchBuilder([Reading(source, IMAGE_TO_IMAGE)], known)
+    build = Collator([TaskDataset(source, IMAGE_TO_IMAGE)], processor)
     asked = []
 
     def decode(data, *sizes):
         asked.append(sizes)
         return [torch.zeros(3, size, size, dtype=torch.uint8) for size in sizes]
 
-    build.decode = decode
+    build.decoder = decode
     batch = build(0, [(0, 3)], [0])
-    assert "Please reconstruct the given image." in texts(batch, known.tokenizer)[0]
-    assert asked == [(known.understanding_size, known.image_size)]
+    assert "Please reconstruct the given image." in texts(batch, processor.tokenizer)[0]
+    assert asked == [(processor.understanding_size, processor.image_size)]
 
 
-def test_members_of_an_edit_in_a_shard(tmp_path, known):
+def test_members_of_an_edit_in_a_shard(tmp_path, processor):
     names = [("k.source.png", image()), ("k.png", image(BLUE)), ("k.txt", b"make it blue")]
     write(tmp_path / "a.tar", names)
-    batch = builder(ShardFolder(tmp_path).open(), IMAGE_TO_IMAGE, known)(0, [0], [0])
-    assert "make it blue" in texts(batch, known.tokenizer)[0]
+    batch = builder(ShardFolder(tmp_path).open(), IMAGE_TO_IMAGE, processor)(0, [0], [0])
+    assert "make it blue" in texts(batch, processor.tokenizer)[0]
     assert batch.target_pixels[0, :, 5, 5].tolist() == list(BLUE)
 
 
-def test_conversations_with_and_without_images_share_a_batch(folder, known):
+def test_conversations_with_and_without_images_share_a_batch(folder, processor):
     source = ConversationFile(folder / "talk.jsonl").open()
-    batch = builder(source, IMAGE_TO_TEXT, known)(0, [0, 1, 3], [0, 1, 2])
-    first, second, third = texts(batch, known.tokenizer)
+    batch = builder(source, IMAGE_TO_TEXT, processor)(0, [0, 1, 3], [0, 1, 2])
+    first, second, third = texts(batch, processor.tokenizer)
     assert "What colour?" in first and "<|image_pad|>" not in second
     assert "Say yes." in second and third.endswith("a blue square<|im_end|>")
     assert len(batch.image_grid_thw) == 2
     learned = batch.labels[1][batch.labels[1] != IGNORED]
-    assert known.tokenizer.decode(learned) == "yes<|im_end|>no<|im_end|>"
+    assert processor.tokenizer.decode(learned) == "yes<|im_end|>no<|im_end|>"
 
 
-def test_text_to_text_reads_no_images(folder, known):
+def test_text_to_text_reads_no_images(folder, processor):
     source = ConversationFile(folder / "talk.jsonl").open()
     source.image = None
-    batch = builder(source, TEXT_TO_TEXT, known)(0, [1], [0])
+    batch = builder(source, TEXT_TO_TEXT, processor)(0, [1], [0])
     assert batch.objective == LANGUAGE_MODELING and batch.understanding_pixels is None
-    batch = builder(source, TEXT_TO_TEXT, known)(0, [1, 3], [0, 1])
+    batch = builder(source, TEXT_TO_TEXT, processor)(0, [1, 3], [0, 1])
     assert batch.dropped_samples == [("talk-0000003", "no 'conversation' to learn from")]
 
 
-def test_tasks_of_a_family_mix_in_a_batch(folder, samples, known):
+def test_tasks_of_a_family_mix_in_a_batch(folder, samples, processor):
     edits = ConversationFile(folder / "talk.jsonl").open()
-    build = BatchBuilder([Reading(samples, TEXT_TO_IMAGE), Reading(edits, IMAGE_TO_IMAGE)], known)
+    build = Collator(
+        [TaskDataset(samples, TEXT_TO_IMAGE), TaskDataset(edits, IMAGE_TO_IMAGE)], processor
+    )
     batch = build(3, [(0, 5), (1, 2), (0, 6)], [10, 11, 12])
     assert batch.keys == [samples.key(5), "talk-0000002", samples.key(6)]
     assert batch.sample_ids.tolist() == [10, 11, 12] and len(batch.image_grid_thw) == 1
-    assert ["<|image_pad|>" in text for text in texts(batch, known.tokenizer)] == [0, 1, 0]
+    assert ["<|image_pad|>" in text for text in texts(batch, processor.tokenizer)] == [0, 1, 0]
     model = unified("stage2")
     torch.manual_seed(0)
     model.build()
@@ -341,15 +343,17 @@ def test_tasks_of_a_family_mix_in_a_batch(folder, samples, known):
     assert torch.isfinite(loss)
 
 
-def test_tasks_of_two_families_do_not(samples, known):
+def test_tasks_of_two_families_do_not(samples, processor):
     with pytest.raises(UserError, match="have different losses"):
-        BatchBuilder([Reading(samples, TEXT_TO_IMAGE), Reading(samples, TEXT_TO_TEXT)], known)
+        Collator(
+            [TaskDataset(samples, TEXT_TO_IMAGE), TaskDataset(samples, TEXT_TO_TEXT)], processor
+        )
     with pytest.raises(UserError, match="'image_to_video' is unknown; choose one of"):
-        Reading(samples, "image_to_video")
+        TaskDataset(samples, "image_to_video")
 
 
-def test_a_model_without_a_language_model_takes_no_prompts(folder, known):
-    blind = replace(known, tokenizer=None)
+def test_a_model_without_a_language_model_takes_no_prompts(folder, processor):
+    blind = replace(processor, tokenizer=None)
     source = ConversationFile(folder / "talk.jsonl").open()
     batch = builder(source, IMAGE_TO_IMAGE, blind)(0, [2], [0])
     assert batch.input_ids.shape == (1, 0) and batch.understanding_pixels is None

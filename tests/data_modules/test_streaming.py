@@ -19,12 +19,11 @@ from PIL import Image
 
 from triptych.data_modules.sources.base import BadSample
 from triptych.data_modules.streaming.tar_stream import (
-    Caps,
-    StreamedSamples,
-    check_url,
-    open_url,
+    InMemorySamples,
+    MemberLimits,
     read_samples,
 )
+from triptych.data_modules.streaming.urls import check_url, open_url
 from triptych.interfaces import IMAGE_GENERATION
 from triptych.utils.errors import UserError
 from triptych.utils.listing.tar import ZEROS
@@ -59,7 +58,7 @@ def shard(numbers):
 
 def read(content, caps=None):
     """(good samples, reasons of the others) of an archive."""
-    found = list(read_samples(io.BytesIO(content), caps or Caps()))
+    found = list(read_samples(io.BytesIO(content), caps or MemberLimits()))
     good = [one for one in found if not isinstance(one, BadSample)]
     return good, [one.reason for one in found if isinstance(one, BadSample)]
 
@@ -85,10 +84,10 @@ def server(tmp_path):
 def test_samples_come_as_they_are():
     good, bad = read(shard(range(4)))
     assert [one.key for one in good] == ["0000", "0001", "0002", "0003"] and not bad
-    source = StreamedSamples("s", good, Caps())
+    source = InMemorySamples("s", good, MemberLimits())
     assert [source.caption(n) for n in range(4)] == list("0123")
     assert source.image_bytes(2) == encoded(2)
-    assert source.has(0, "image") and not source.has(0, "source")
+    assert source.has_image(0, "image") and not source.has_image(0, "source")
 
 
 def test_wherever_a_shard_is_cut_off_no_sample_is_partial_or_wrongly_paired():
@@ -142,7 +141,7 @@ def test_only_known_kinds_are_kept_and_incomplete_samples_are_named():
 
 def test_large_members_are_read_past():
     members = [("a.png", encoded(1)), ("a.txt", b"x" * 5000), *sample(2)]
-    good, bad = read(tar(members), Caps(text=1000))
+    good, bad = read(tar(members), MemberLimits(text=1000))
     assert [one.key for one in good] == ["0002"] and bad == ["member too large"]
 
 
@@ -158,7 +157,7 @@ def test_a_bomb_is_never_held(tmp_path):
     tracemalloc.start()
     try:
         with open_url(str(path)) as file:
-            found = list(read_samples(file, Caps(image=1 << 20)))
+            found = list(read_samples(file, MemberLimits(image=1 << 20)))
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -170,9 +169,9 @@ def test_gzipped_shards_and_shards_that_end_in_the_middle_of_gzip(tmp_path):
     (tmp_path / "a.tar.gz").write_bytes(packed)
     (tmp_path / "b.tar.gz").write_bytes(packed[: len(packed) // 2])
     with open_url(str(tmp_path / "a.tar.gz")) as file:
-        assert len(list(read_samples(file, Caps()))) == 8
+        assert len(list(read_samples(file, MemberLimits()))) == 8
     with open_url(str(tmp_path / "b.tar.gz")) as file:
-        *good, bad = read_samples(file, Caps())
+        *good, bad = read_samples(file, MemberLimits())
     assert 0 < len(good) < 8 and bad.reason == "truncated"
 
 
@@ -191,7 +190,7 @@ def test_a_server_that_hangs_up_is_a_cut_off_shard(tmp_path):
     with http.server.HTTPServer(("127.0.0.1", 0), HangsUp) as serving:
         threading.Thread(target=serving.serve_forever, daemon=True).start()
         with open_url(f"http://127.0.0.1:{serving.server_port}/a.tar") as file:
-            *good, bad = read_samples(file, Caps())
+            *good, bad = read_samples(file, MemberLimits())
         serving.shutdown()
     assert [one.key for one in good] == ["0000", "0001", "0002", "0003"]
     assert bad.reason == "truncated"
@@ -217,7 +216,7 @@ def test_what_s3_needs_is_said():
 
 
 @pytest.fixture
-def known(tokenizer):
+def processor(tokenizer):
     from builders import SIDE
 
     from triptych.interfaces import Preprocessing
@@ -225,92 +224,94 @@ def known(tokenizer):
     return Preprocessing(tokenizer, max_tokens=256, image_size=SIDE, understanding_size=SIDE)
 
 
-def stream(known, urls, **settings):
-    from triptych.data_modules.streaming.datamodule import ShardStream
+def stream(processor, urls, **settings):
+    from triptych.data_modules.streaming.shard_stream import ShardStream
 
     options = {"batch_size": 4, "start": 0, "stop": 6, "buffer": 16}
-    return ShardStream(urls, "text_to_image", known, **{**options, **settings})
+    return ShardStream(urls, "text_to_image", processor, **{**options, **settings})
 
 
-def test_batches_know_their_step_and_a_resumed_run_draws_anew(tmp_path, server, known):
+def test_batches_know_their_step_and_a_resumed_run_draws_anew(tmp_path, server, processor):
     for number in range(3):
         (tmp_path / f"{number}.tar").write_bytes(shard(range(10 * number, 10 * number + 10)))
     urls = [f"{server}/{number}.tar" for number in range(3)]
-    batches = list(stream(known, urls))
+    batches = list(stream(processor, urls))
     assert [batch.step for batch in batches] == list(range(6))
     assert [batch.sample_ids.tolist() for batch in batches[:2]] == [[0, 1, 2, 3], [4, 5, 6, 7]]
     for batch in batches:
         for key, pixels in zip(batch.keys, batch.target_pixels, strict=True):
             assert pixels[0, 20, 20] == int(key)
     keys = [batch.keys for batch in batches]
-    assert keys == [batch.keys for batch in stream(known, urls)]
-    assert keys != [batch.keys for batch in stream(known, urls, rank=1, world=2)]
-    resumed = list(stream(known, urls, start=3))
+    assert keys == [batch.keys for batch in stream(processor, urls)]
+    assert keys != [batch.keys for batch in stream(processor, urls, rank=1, world=2)]
+    resumed = list(stream(processor, urls, start=3))
     assert [batch.step for batch in resumed] == [3, 4, 5]
     assert [batch.keys for batch in resumed] != keys[3:]
 
 
-def test_workers_take_turns(tmp_path, known):
+def test_workers_take_turns(tmp_path, processor):
     from torch.utils.data import DataLoader
 
     (tmp_path / "a.tar").write_bytes(shard(range(20)))
-    dataset = stream(known, [str(tmp_path / "a.tar")], start=5, stop=10)
+    dataset = stream(processor, [str(tmp_path / "a.tar")], start=5, stop=10)
     loader = DataLoader(dataset, batch_size=None, num_workers=2)
     assert [batch.step for batch in loader] == [5, 6, 7, 8, 9]
 
 
 def keys_of(dataset, batches):
     """Keys of the samples of the first batches of a reader, not decoded: [[key]]."""
-    from triptych.data_modules.streaming.datamodule import distinct
+    from triptych.data_modules.streaming.shard_stream import distinct_batches
 
     samples = dataset._samples(dataset.rank, dataset.world, [])
-    found = itertools.islice(distinct(samples, dataset.batch_size), batches)
+    found = itertools.islice(distinct_batches(samples, dataset.batch_size), batches)
     return [[sample.key for sample in batch] for batch in found]
 
 
 @pytest.mark.parametrize("shards", [1, 3])
 @pytest.mark.parametrize("size", [1, 2, 7, 50])
-def test_a_small_stream_has_every_sample_once_an_epoch(size, shards, tmp_path, known):
+def test_a_small_stream_has_every_sample_once_an_epoch(size, shards, tmp_path, processor):
     urls = [str(tmp_path / f"{number}.tar") for number in range(shards)]
     for number, url in enumerate(urls):
         Path(url).write_bytes(shard(range(size * number, size * (number + 1))))
     everything = {f"{number:04d}" for number in range(size * shards)}
     for batch in (1, 6, 16):
-        batches = keys_of(stream(known, urls, batch_size=batch), 3 * size * shards // batch + 3)
+        batches = keys_of(stream(processor, urls, batch_size=batch), 3 * size * shards // batch + 3)
         assert all(len(set(keys)) == min(batch, len(everything)) for keys in batches)
         flat = list(itertools.chain(*batches))
         epochs = range(0, len(flat) - len(everything) + 1, len(everything))
         assert all(set(flat[n : n + len(everything)]) == everything for n in epochs)
     # each of three readers takes a third of an epoch
-    thirds = [keys_of(stream(known, urls, batch_size=1, rank=r, world=3), 120) for r in range(3)]
+    thirds = [
+        keys_of(stream(processor, urls, batch_size=1, rank=r, world=3), 120) for r in range(3)
+    ]
     assert {keys[0] for third in thirds for keys in third} == everything
     first = [keys[0] for third in thirds for keys in third[: size * shards // 3]]
     assert len(set(first)) == len(first)
 
 
-def test_broken_shards_are_counted_and_others_are_read(tmp_path, server, known):
+def test_broken_shards_are_counted_and_others_are_read(tmp_path, server, processor):
     (tmp_path / "good.tar").write_bytes(shard(range(10)))
     (tmp_path / "cut.tar").write_bytes(shard(range(10, 20))[:9000])
     urls = [f"{server}/{name}.tar" for name in ("good", "cut", "gone")]
-    batches = list(stream(known, urls, stop=20))
+    batches = list(stream(processor, urls, stop=20))
     reasons = {reason for batch in batches for _, reason in batch.dropped_samples}
     assert reasons == {"truncated", "shard cannot be opened"}
     assert all(len(batch) == 4 for batch in batches)
 
 
-def test_a_stream_without_samples_ends(tmp_path, known):
+def test_a_stream_without_samples_ends(tmp_path, processor):
     (tmp_path / "a.tar").write_bytes(shard([]))
     with pytest.raises(UserError, match="the last 10 shards of the stream gave no sample"):
-        next(iter(stream(known, [str(tmp_path / "a.tar")])))
+        next(iter(stream(processor, [str(tmp_path / "a.tar")])))
 
 
-def test_a_module_validates_on_the_first_samples(tmp_path, known):
+def test_a_module_validates_on_the_first_samples(tmp_path, processor):
     from triptych.data_modules import StreamDataModule
 
     for number in range(2):
         (tmp_path / f"{number}.tar").write_bytes(shard(range(10 * number, 10 * number + 10)))
     module = StreamDataModule(str(tmp_path / "{0..1}.tar"), num_val_samples=12, batch_size=8)
-    module.connect(known)
+    module.connect(processor)
     module.setup("fit")
     assert [len(batch) for batch in module.val_dataloader()] == [8, 4]
     assert module.preview(IMAGE_GENERATION, 11, "caption")[-1].text == "10"
@@ -323,11 +324,11 @@ def test_a_module_validates_on_the_first_samples(tmp_path, known):
         ("nowhere-{0..3}.tar", "no sample could be read from nowhere-0.tar"),
     ],
 )
-def test_a_module_that_can_read_nothing_is_refused(urls, says, known):
+def test_a_module_that_can_read_nothing_is_refused(urls, says, processor):
     from triptych.data_modules import StreamDataModule
 
     module = StreamDataModule(urls)
-    module.connect(known)
+    module.connect(processor)
     with pytest.raises(UserError, match=says):
         module.setup("fit")
 

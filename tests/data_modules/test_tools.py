@@ -14,8 +14,13 @@ from PIL import Image
 
 from triptych.cli.main import main
 from triptych.data_modules import ShardFolder
-from triptych.data_modules.sources.detect import source_at
-from triptych.data_modules.tools.inspect import contact_sheet, examine, repeated, spread
+from triptych.data_modules.sources.detect import detect_source
+from triptych.data_modules.tools.inspect import (
+    collect_statistics,
+    evenly_spaced,
+    make_image_grid,
+    repeated,
+)
 from triptych.data_modules.tools.pack import MANIFEST, pack, safe_key, skipped
 from triptych.utils.errors import UserError
 
@@ -48,7 +53,9 @@ def files(folder):
 
 
 def packed(table, out, workers=1, size=3):
-    return pack(source_at(table).open(), out, {"source": "t"}, size, workers)
+    return pack(
+        detect_source(table).open(), out, {"source": "t"}, samples_per_shard=size, workers=workers
+    )
 
 
 # --- pack -----------------------------------------------------------------------------------------
@@ -84,7 +91,14 @@ def test_packing_goes_on_where_it_stopped(table, tmp_path, monkeypatch):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        pack(source_at(table).open(), out, {"source": "t"}, 3, 1, stop)
+        pack(
+            detect_source(table).open(),
+            out,
+            {"source": "t"},
+            samples_per_shard=3,
+            workers=1,
+            progress=stop,
+        )
     (out / ".shard-00002.tar.partial").write_bytes(b"half a shard")
     with (out / MANIFEST).open("a") as manifest:
         manifest.write('{"shard": "shard-000')  # what a crash may leave
@@ -155,7 +169,7 @@ def test_json_lines_of_captions(table, tmp_path):
     lines = [{"image": f"{n}.jpg", "caption": f"line {n}"} for n in (0, 3)]
     path = table.parent / "captions.jsonl"
     path.write_text("\n".join(map(json.dumps, lines)))
-    source = source_at(path).open()
+    source = detect_source(path).open()
     assert [source.caption(n) for n in range(len(source))] == ["line 0", "line 3"]
     assert source.image_bytes(1) == (table.parent / "3.jpg").read_bytes()
 
@@ -171,7 +185,7 @@ def test_conversations_and_edits_are_packed(table, tmp_path):
     path.write_text("\n".join(map(json.dumps, records)))
     assert skipped(packed(path, tmp_path / "out")) == {"no image": 1}
     folder = ShardFolder(tmp_path / "out").open()
-    assert folder.facts(0)["conversation"] == [["What?", "A square."]]
+    assert folder.metadata(0)["conversation"] == [["What?", "A square."]]
     assert folder.caption(1) == "more red"
     assert folder.image_bytes(1, "source") == (table.parent / "1.png").read_bytes()
     assert folder.image_bytes(1) == (table.parent / "2.webp").read_bytes()
@@ -211,12 +225,12 @@ def test_a_data_set_that_hugging_face_saved(tmp_path):
     data = datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image())
     data = datasets.DatasetDict({"train": data.select([3, 1, 0]), "test": data})
     data.save_to_disk(str(tmp_path / "data"))
-    source = source_at(tmp_path / "data").open()
+    source = detect_source(tmp_path / "data").open()
     assert [source.caption(n) for n in range(len(source))] == ["d", "b", "a"]
     assert source.image_bytes(0) == encoded(3)
-    assert len(source_at(tmp_path / "data", split="test").open()) == 4
+    assert len(detect_source(tmp_path / "data", split="test").open()) == 4
     with pytest.raises(UserError, match="no split 'val'; choose one of train, test"):
-        source_at(tmp_path / "data", split="val").open()
+        detect_source(tmp_path / "data", split="val").open()
 
 
 # --- inspect --------------------------------------------------------------------------------------
@@ -225,7 +239,7 @@ def test_a_data_set_that_hugging_face_saved(tmp_path):
 def test_what_is_there_is_counted(table, tmp_path):
     (table.parent / "3.jpg").write_bytes((table.parent / "0.jpg").read_bytes())
     (table.parent / "4.png").write_bytes(encoded(4)[:20])
-    found = examine(source_at(table).open(), workers=2)
+    found = collect_statistics(detect_source(table).open(), workers=2)
     assert found.samples == 7 and found.words == [5] * 7
     assert found.problems == {"image is damaged": 1}
     assert found.sizes == [(20, 30)] * 6 and found.formats == {"JPEG": 3, "WEBP": 2, "PNG": 1}
@@ -233,12 +247,16 @@ def test_what_is_there_is_counted(table, tmp_path):
 
 
 def test_many_samples_are_read_in_part():
-    assert spread(10, 4) == [0, 2, 5, 7] and spread(3, 4) == [0, 1, 2] and spread(0, 4) == []
+    assert (
+        evenly_spaced(10, 4) == [0, 2, 5, 7]
+        and evenly_spaced(3, 4) == [0, 1, 2]
+        and evenly_spaced(0, 4) == []
+    )
 
 
 def test_the_sheet_shows_images_and_says_what_is_broken(table):
     (table.parent / "1.png").write_bytes(b"no image")
-    sheet = np.array(contact_sheet(source_at(table).open(), images=7, columns=4))
+    sheet = np.array(make_image_grid(detect_source(table).open(), images=7, columns=4))
     assert sheet[60, 60].tolist() != [255, 255, 255]
     assert np.abs(sheet[60, 60].astype(int) - [0, 10, 200]).max() < 6
     red = (sheet == [255, 0, 0]).all(-1)
@@ -314,7 +332,7 @@ def test_help_has_an_example(command, capsys):
     ("arguments", "status", "says"),
     [
         (["pack", "nowhere", "--out", "out"], 1, "nowhere does not exist"),
-        (["pack", "README.md", "--out", "out"], 1, "of no known kind"),
+        (["pack", "README.md", "--out", "out"], 1, "not of a known kind"),
         (["pack", "x"], 2, "--out"),
         (["pack", "x", "--out", "out", "--samples-per-shard", "0"], 2, "is not a whole number"),
         (["index", "nowhere"], 1, "does not exist"),

@@ -12,13 +12,13 @@ from safetensors.torch import save_file
 from tars import sample, write
 
 from triptych.data_modules import BadSample, ConversationFile, ShardFolder
-from triptych.data_modules.batching.tasks import Reading
-from triptych.data_modules.features.cache import find_features, read_manifest
-from triptych.data_modules.features.shard_file import Sidecar, read_metadata
+from triptych.data_modules.batching.tasks import TaskDataset
+from triptych.data_modules.features.cache import open_feature_cache, read_manifest
+from triptych.data_modules.features.feature_shard import FeatureShard, read_metadata
 from triptych.data_modules.shards.build_index import build_index
-from triptych.data_modules.shards.index_columns import with_checksums, with_tokens
-from triptych.data_modules.sources.detect import source_at
-from triptych.data_modules.streaming.tar_stream import open_url
+from triptych.data_modules.shards.index_columns import add_checksums, add_token_counts
+from triptych.data_modules.sources.detect import detect_source
+from triptych.data_modules.streaming.urls import open_url
 from triptych.data_modules.tools.pack import pack, skipped
 from triptych.evaluation.image_sources import read_images
 from triptych.utils.errors import UserError
@@ -48,14 +48,19 @@ def score(path):
 DOORS = {
     "a.tar": [build_index, lambda path: ShardFolder(path.parent).open(), stream, score],
     "a.tar.gz": [stream],
-    "a.jsonl": [lambda path: source_at(path).open(), conversations],
-    "a.json": [lambda path: source_at(path).open(), conversations],
-    "a.csv": [lambda path: source_at(path).open()],
-    "a.parquet": [lambda path: source_at(path).open(), lambda path: source_at(path.parent).open()],
+    "a.jsonl": [lambda path: detect_source(path).open(), conversations],
+    "a.json": [lambda path: detect_source(path).open(), conversations],
+    "a.csv": [lambda path: detect_source(path).open()],
+    "a.parquet": [
+        lambda path: detect_source(path).open(),
+        lambda path: detect_source(path.parent).open(),
+    ],
     "manifest.json": [lambda path: read_manifest(path.parent)],
-    "a.tar.features.safetensors": [lambda path: Sidecar(path) if read_metadata(path) else fail()],
+    "a.tar.features.safetensors": [
+        lambda path: FeatureShard(path) if read_metadata(path) else fail()
+    ],
     "a.png": [open_image],
-    "tokenizer.json": [lambda path: with_tokens(build_index(a_shard(path.parent)), path)],
+    "tokenizer.json": [lambda path: add_token_counts(build_index(a_shard(path.parent)), path)],
 }
 
 
@@ -118,14 +123,14 @@ def test_a_shard_that_became_a_fifo_is_a_bad_sample(tmp_path):
     with pytest.raises(BadSample, match="shard cannot be read"):
         folder.caption(0)
     with pytest.raises(UserError, match="named pipe"):
-        with_checksums(folder.indexes[0])
+        add_checksums(folder.indexes[0])
 
 
 def test_a_saved_data_set_with_a_fifo_in_it(tmp_path):
     (tmp_path / "state.json").write_text("{}")
     os.mkfifo(tmp_path / "data-00000.arrow")
     with pytest.raises(UserError, match="named pipe"):
-        source_at(tmp_path).open()
+        detect_source(tmp_path).open()
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "5", "[" * 100_000, '{"_data_files": 5}'])
@@ -133,7 +138,7 @@ def test_a_saved_data_set_whose_json_is_none(text, tmp_path):
     (tmp_path / "state.json").write_text(text)
     (tmp_path / "dataset_info.json").write_text(text)
     with pytest.raises(UserError, match="cannot be read"):
-        source_at(tmp_path).open()
+        detect_source(tmp_path).open()
 
 
 # --- one bad record, one bad sample ---------------------------------------------------------------
@@ -193,7 +198,7 @@ def test_a_bad_line_costs_one_sample(number, columns, folder):
     line, why = [*LINES.items()][number]
     good = [json.dumps(record) for record in GOOD]
     (folder / "t.jsonl").write_text("\n".join([good[0], line, *good[1:]]))
-    captions, lost = packed(source_at(folder / "t.jsonl", **columns), folder / "out")
+    captions, lost = packed(detect_source(folder / "t.jsonl", **columns), folder / "out")
     assert captions == ["good 0", "good 1", "good 2"]
     assert lost.total() == 1
     (reason,) = lost
@@ -202,7 +207,7 @@ def test_a_bad_line_costs_one_sample(number, columns, folder):
 
 def test_a_bad_line_may_come_first(folder):
     (folder / "t.jsonl").write_text("\n".join(["{", "[]", '{"other": 1}', *map(json.dumps, GOOD)]))
-    table = source_at(folder / "t.jsonl", caption_column="caption")
+    table = detect_source(folder / "t.jsonl", caption_column="caption")
     captions, lost = packed(table, folder / "out")
     assert len(captions) == 3 and lost.total() == 3
 
@@ -228,7 +233,7 @@ def table(folder, name, *rows, head=b"file_name,text"):
     ],
 )
 def test_a_bad_row_of_a_csv_costs_one_sample(row, why, folder):
-    captions, lost = packed(source_at(table(folder, "t.csv", row)), folder / "out")
+    captions, lost = packed(detect_source(table(folder, "t.csv", row)), folder / "out")
     assert captions == ["good 0", "good 1"] and lost.total() == 1
     assert why in next(iter(lost))
 
@@ -236,7 +241,7 @@ def test_a_bad_row_of_a_csv_costs_one_sample(row, why, folder):
 def test_other_columns_may_hold_what_they_like(folder):
     rows = [b"a.png,fine,caf\xe9", b"a.png,too,1,2,3,4", b"a.png,\xc3\xbc,\x00"]
     path = table(folder, "t.csv", *rows, head=b"file_name,text,more")
-    captions, lost = packed(source_at(path), folder / "out")
+    captions, lost = packed(detect_source(path), folder / "out")
     assert captions == ["good 0", "fine", "too", "ü", "good 1"] and not lost
 
 
@@ -245,7 +250,7 @@ def test_rows_with_more_fields_than_names_are_packed_from_a_folder(folder):
         (folder / name).write_bytes(png((n, n, n)))
     rows = [b"b.png,fine,caf\xe9,beyond,5", b"c.png," + b"x" * (3 << 20)]
     table(folder, "metadata.csv", *rows, head=b"file_name,text,more")
-    captions, lost = packed(source_at(folder), folder / "out")
+    captions, lost = packed(detect_source(folder), folder / "out")
     assert captions == ["good 0", "fine"] and not lost
 
 
@@ -268,7 +273,7 @@ def test_a_text_of_a_parquet_file_that_is_no_utf8_costs_one_sample(kind, folder)
         path = arrow.Array.from_buffers(arrow.string(), 4, raw.buffers())
         image = arrow.StructArray.from_arrays([image, path], ["bytes", "path"])
     parquet.write_table(arrow.table({"image": image, "text": text}), folder / "t.parquet")
-    captions, lost = packed(source_at(folder / "t.parquet"), folder / "out")
+    captions, lost = packed(detect_source(folder / "t.parquet"), folder / "out")
     assert captions == ["good 0", "good 1"]
     assert lost == {"caption is no UTF-8": 1, "caption is no text": 1}
 
@@ -281,7 +286,7 @@ def test_a_saved_data_set_with_a_text_that_is_no_utf8(folder):
     text = arrow.Array.from_buffers(arrow.string(), 3, raw.buffers())
     rows = arrow.table({"image": arrow.array([png()] * 3), "text": text})
     datasets.Dataset(rows).save_to_disk(str(folder / "saved"))
-    captions, lost = packed(source_at(folder / "saved"), folder / "out")
+    captions, lost = packed(detect_source(folder / "saved"), folder / "out")
     assert captions == ["good 0", "good 1"] and lost == {"row cannot be read": 1}
 
 
@@ -298,7 +303,7 @@ def test_a_damaged_row_group_costs_its_rows(folder):
     start = place.dictionary_page_offset or place.data_page_offset
     data[start + 20 : start + place.total_compressed_size] = bytes(place.total_compressed_size - 20)
     path.write_bytes(data)
-    captions, lost = packed(source_at(path), folder / "out")
+    captions, lost = packed(detect_source(path), folder / "out")
     assert [caption[:5] for caption in captions] == ["row 0", "row 1", "row 4", "row 5"]
     assert lost == {"rows are damaged": 2}
 
@@ -311,26 +316,26 @@ def test_parquet_files_of_other_columns_are_refused_before_work(folder):
         rows = [{"image": png(), column: "x"}]
         parquet.write_table(arrow.Table.from_pylist(rows), folder / f"{name}.parquet")
     with pytest.raises(UserError, match="b.parquet has no column 'text'"):
-        source_at(folder).open()
+        detect_source(folder).open()
 
 
 @pytest.mark.parametrize(
-    ("facts", "why"),
+    ("metadata", "why"),
     [
         ('{"caption": 5}', "caption is no text"),
         ('{"caption": {}}', "caption is no text"),
         ('{"caption": null}', "no caption"),
         ('{"caption": "\\ud800"}', "caption is no UTF-8"),
         ('{"caption": 5, "more": "x"}', "caption is no text"),
-        ('{"caption": "x", "n": NaN}', "facts are no JSON"),
-        ('{"caption": "x", "n": 1' + "0" * 5000 + "}", "its .json is no JSON"),
-        (DEEP, "its .json is no JSON"),
-        ("[]", "its .json is no JSON object"),
+        ('{"caption": "x", "n": NaN}', "metadata is not JSON"),
+        ('{"caption": "x", "n": 1' + "0" * 5000 + "}", "its .json is not JSON"),
+        (DEEP, "its .json is not JSON"),
+        ("[]", "its .json is not a JSON object"),
     ],
 )
-def test_facts_of_a_shard_that_cannot_be_packed_cost_one_sample(facts, why, folder):
+def test_metadata_of_a_shard_that_cannot_be_packed_cost_one_sample(metadata, why, folder):
     members = [("a.png", png()), ("a.txt", b"good")]
-    bad = [("b.png", png()), ("b.json", facts.encode())]
+    bad = [("b.png", png()), ("b.json", metadata.encode())]
     shards = ShardFolder(write(folder / "a.tar", members + bad))
     captions, lost = packed(shards, folder / "out")
     assert captions == ["good"] and list(lost) == [why]
@@ -339,24 +344,24 @@ def test_facts_of_a_shard_that_cannot_be_packed_cost_one_sample(facts, why, fold
 def test_half_a_character_in_facts_is_packed_as_text_that_everyone_reads(folder):
     record = '{"image": "a.png", "caption": "x", "more": "\\ud800"}'
     (folder / "t.jsonl").write_text(f"{json.dumps(GOOD[0])}\n{record}\n")
-    captions, lost = packed(source_at(folder / "t.jsonl"), folder / "out")
+    captions, lost = packed(detect_source(folder / "t.jsonl"), folder / "out")
     assert captions == [GOOD[0]["caption"]] and list(lost) == ["its JSON is no UTF-8"]
 
 
 @pytest.mark.parametrize("turns", [5, "text", {"a": 1}, [1], [[1]], [["q"]], [["q", 5]], [[]]])
 @pytest.mark.parametrize("key", ["conversation", "text_conversation"])
-def test_conversations_of_another_shape_are_bad_samples(key, turns, folder, known):
-    facts = json.dumps({"caption": "x", key: turns}).encode()
-    shards = ShardFolder(write(folder / "a.tar", [("a.png", png()), ("a.json", facts)])).open()
+def test_conversations_of_another_shape_are_bad_samples(key, turns, folder, processor):
+    metadata = json.dumps({"caption": "x", key: turns}).encode()
+    shards = ShardFolder(write(folder / "a.tar", [("a.png", png()), ("a.json", metadata)])).open()
     share = 1.0 if key == "text_conversation" else 0.0
     for most in (None, 2):
-        reading = Reading(shards, "image_to_text", text_only_ratio=share, max_turns=most)
+        dataset = TaskDataset(shards, "image_to_text", text_only_ratio=share, max_turns=most)
         with pytest.raises(BadSample, match="conversation|question|answer"):
-            reading.prompt(0, 0, known)
+            dataset.prompt(0, 0, processor)
 
 
 @pytest.fixture(scope="module")
-def known():
+def processor():
     from builders import unified
 
     return unified("stage1").preprocessing()
@@ -372,34 +377,34 @@ def test_a_conversation_list_that_is_none_is_one_sentence(text, folder):
 @pytest.mark.parametrize("line", ["{", "[" * 10_000, "5", '{"shard": 5}', '{"samples": "x"}', ""])
 def test_a_manifest_of_packing_that_is_none(line, folder):
     (folder / "t.jsonl").write_text("\n".join(map(json.dumps, GOOD)))
-    source = source_at(folder / "t.jsonl").open()
-    pack(source, folder / "out", {"source": "t"}, 2, 1)
+    source = detect_source(folder / "t.jsonl").open()
+    pack(source, folder / "out", {"source": "t"}, samples_per_shard=2, workers=1)
     manifest = folder / "out" / "pack.jsonl"
     first, *rest = manifest.read_text().splitlines()
     manifest.write_text("\n".join([first, line, *rest[1:]]) + "\n")
-    again = pack(source, folder / "out", {"source": "t"}, 2, 1)
+    again = pack(source, folder / "out", {"source": "t"}, samples_per_shard=2, workers=1)
     assert [shard.samples for shard in again] == [2, 1]
     manifest.write_text("\n".join([line, *rest]) + "\n")
     with pytest.raises(UserError, match="damaged|another data set|packed otherwise"):
-        pack(source, folder / "out", {"source": "t"}, 2, 1)
+        pack(source, folder / "out", {"source": "t"}, samples_per_shard=2, workers=1)
 
 
 @pytest.mark.parametrize("problems", ['[["a", 1]]', '[["a", "b", []]]', "5", "[" * 10_000, "[5]"])
 def test_problems_of_an_index_that_are_none(problems, tmp_path):
-    from triptych.data_modules.shards import index
+    from triptych.data_modules.shards import index_format as index
 
     path = write(tmp_path / "a.tar", sample(1))
     contents = build_index(path).contents()
     contents.problems = [index.Problem("x", 1, ["k"])]
-    data = index._encode(contents)
+    data = index.encode(contents)
     old = json.dumps(contents.problems).encode()
-    body = data[index._HEADER.size : -len(old)] + problems.encode()
-    header = index._Header._make(index._HEADER.unpack(data[: index._HEADER.size]))
+    body = data[index.HEADER.size : -len(old)] + problems.encode()
+    header = index.Header._make(index.HEADER.unpack(data[: index.HEADER.size]))
     header = header._replace(
         header_crc=0, body_crc=index.zlib.crc32(body), problems_size=len(problems)
     )
-    header = header._replace(header_crc=index._header_crc(header))
-    (tmp_path / "a.tar.idx").write_bytes(index._HEADER.pack(*header) + body)
+    header = header._replace(header_crc=index.header_crc_of(header))
+    (tmp_path / "a.tar.idx").write_bytes(index.HEADER.pack(*header) + body)
     with pytest.raises(UserError, match="a.tar.idx is damaged"):
         ShardFolder(tmp_path).open()
 
@@ -413,5 +418,5 @@ def test_features_of_another_shape_are_refused(tmp_path):
         save_file({**rows, "key_ends": torch.tensor(ends)}, tmp_path / "x.safetensors")
         if len(ends) != 2:
             with pytest.raises(UserError, match="x.safetensors cannot be read"):
-                Sidecar(tmp_path / "x.safetensors")
-    assert find_features(ShardFolder(tmp_path).open()) is None
+                FeatureShard(tmp_path / "x.safetensors")
+    assert open_feature_cache(ShardFolder(tmp_path).open()) is None

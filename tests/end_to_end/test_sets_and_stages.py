@@ -16,7 +16,7 @@ from lightning.pytorch.loggers import CSVLogger
 from PIL import Image
 
 from triptych.checkpoints import WeightFiles
-from triptych.data_modules import ConversationFile, Ingredient, MixedDataModule, ShardFolder
+from triptych.data_modules import ConversationFile, DatasetConfig, MixedDataModule, ShardFolder
 from triptych.data_modules.sources.tables import TextTable
 from triptych.inference.generation_config import GenerationConfig
 from triptych.inference.model_inference import inference_of
@@ -135,10 +135,10 @@ QUICK = {("stage1", "llava"), ("stage1", "texts"), ("stage2", "edits"), ("decode
 def fit(stage, source, task, weights, folder, steps=1):
     """One step of a stage with the callbacks of all configurations: the Trainer."""
     model = unified(stage, weights=needed(weights, stage))
-    datasets = {"set": Ingredient(source, task)}
+    datasets = {"set": DatasetConfig(source, task)}
     if stage == "joint":  # the other loss has a set of its own
         (folder / "texts").mkdir()
-        datasets["texts"] = Ingredient(texts(folder / "texts", None), TEXT_TO_TEXT)
+        datasets["texts"] = DatasetConfig(texts(folder / "texts", None), TEXT_TO_TEXT)
     trainer = Trainer(
         accelerator="cpu",
         max_steps=steps,

@@ -23,7 +23,7 @@ from triptych.backbones import (
 )
 from triptych.checkpoints import WeightFiles, save_weights
 from triptych.checkpoints.weight_files import MADE_BY, label_of
-from triptych.data_modules import BatchBuilder, Reading, ShardDataModule
+from triptych.data_modules import Collator, ShardDataModule, TaskDataset
 from triptych.interfaces import (
     IMAGE_TO_TEXT,
     TEXT_TO_IMAGE,
@@ -229,9 +229,9 @@ def data(folder: Path, stage: str = "stage2", **settings: Any) -> ShardDataModul
     return ShardDataModule(str(folder / "train"), str(folder / "eval"), **{**options, **settings})
 
 
-def builder(source: Any, task: str, known: Any, seed: int = 0, **options: Any) -> Any:
+def builder(source: Any, task: str, processor: Any, seed: int = 0, **options: Any) -> Any:
     """(step, numbers, samples) -> Batch of one source read for one task."""
-    build = BatchBuilder([Reading(source, task, **options)], known, seed)
+    build = Collator([TaskDataset(source, task, **options)], processor, seed)
     return lambda step, numbers, samples: build(step, [(0, n) for n in numbers], samples)
 
 

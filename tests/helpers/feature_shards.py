@@ -1,21 +1,23 @@
-"""Features made for a test."""
+"""Cached features for a test."""
 
 from builders import unified
 
-from triptych.cli.data.feature_extraction import Making
+from triptych.cli.data.feature_extraction import FeatureFolder
 from triptych.cli.predict import Devices
 from triptych.data_modules import ShardFolder
 from triptych.data_modules.decode import Decoder
-from triptych.data_modules.features.cache import home
+from triptych.data_modules.features.cache import default_folder
 from triptych.modules.feature_extraction import FeatureModule
 
-WAY = Decoder().way
+BACKEND = Decoder().backend
 
 
 def make(folder, weights, dtype="fp32", objective="clip", out=None):
     """Features of the shards in `folder` by the small model; returns their folder."""
     module = FeatureModule(unified("inference", weights=weights), objective)
     source = ShardFolder(folder).open()
-    made = Making(out or home(source), {**module.identity(), "image_backend": WAY}, dtype)
-    assert made.extract(source, module, batch_size=4, devices=Devices("cpu"))
-    return made.folder
+    features = FeatureFolder(
+        out or default_folder(source), {**module.identity(), "image_backend": BACKEND}, dtype
+    )
+    assert features.extract(source, module, batch_size=4, devices=Devices("cpu"))
+    return features.folder

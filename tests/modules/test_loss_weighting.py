@@ -20,7 +20,7 @@ from cutting import (
 from lightning import Callback
 
 from triptych.callbacks import Checkpoint, GradientNorms, SpikeGuard
-from triptych.data_modules import ConversationFile, Ingredient, MixedDataModule, ShardFolder
+from triptych.data_modules import ConversationFile, DatasetConfig, MixedDataModule, ShardFolder
 from triptych.interfaces import IMAGE_TO_TEXT, TEXT_TO_IMAGE
 from triptych.utils.errors import UserError
 
@@ -174,9 +174,9 @@ def test_a_validation_has_one_value_whatever_the_size_of_batches(stage, pieces):
 
 def mixed(talks, shapes_folder, batch_size, num_val_samples=8, joint=False):
     """Talks, and in joint training captioned images, in their order as it is drawn."""
-    sets = {"talks": Ingredient(ConversationFile(str(talks)), IMAGE_TO_TEXT)}
+    sets = {"talks": DatasetConfig(ConversationFile(str(talks)), IMAGE_TO_TEXT)}
     if joint:
-        sets["shapes"] = Ingredient(ShardFolder(str(shapes_folder / "eval")), TEXT_TO_IMAGE)
+        sets["shapes"] = DatasetConfig(ShardFolder(str(shapes_folder / "eval")), TEXT_TO_IMAGE)
     return MixedDataModule(
         sets, batch_size=batch_size, num_val_samples=num_val_samples, length_bucket_batches=1
     )

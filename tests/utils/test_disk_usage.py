@@ -7,9 +7,9 @@ from collections import namedtuple
 import pytest
 from builders import unified
 
-from triptych.cli.data.feature_extraction import Making
+from triptych.cli.data.feature_extraction import FeatureFolder
 from triptych.data_modules import EditsDataModule, ShapesDataModule
-from triptych.data_modules.sources.detect import source_at
+from triptych.data_modules.sources.detect import detect_source
 from triptych.data_modules.sources.webdataset import ShardFolder
 from triptych.data_modules.tools.pack import pack
 from triptych.modules.feature_extraction import FeatureModule
@@ -28,7 +28,7 @@ def draw_edits(folder):
 
 def pack_table(folder):
     (folder.parent / "t.csv").write_text("image,text\na.png,x\n")
-    pack(source_at(folder.parent / "t.csv").open(), folder, {"source": "t"}, workers=1)
+    pack(detect_source(folder.parent / "t.csv").open(), folder, {"source": "t"}, workers=1)
 
 
 def features(folder):
@@ -36,7 +36,7 @@ def features(folder):
     model = unified("inference")
     module = FeatureModule(model, "clip")
     source = ShardFolder(shapes / "train").open()
-    Making(folder, {"image_backend": "pillow"}, "fp32").extract(source, module)
+    FeatureFolder(folder, {"image_backend": "pillow"}, "fp32").extract(source, module)
 
 
 DOORS = {"shapes": draw, "edits": draw_edits, "pack": pack_table, "features": features}

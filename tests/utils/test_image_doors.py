@@ -17,7 +17,7 @@ from PIL import Image
 from triptych.data_modules.decode import Decoder
 from triptych.data_modules.sources.base import BadSample
 from triptych.data_modules.sources.tables import TextTable
-from triptych.data_modules.tools.inspect import examine
+from triptych.data_modules.tools.inspect import collect_statistics
 from triptych.data_modules.tools.pack import pack
 from triptych.evaluation.expected_images import Sample, opened
 from triptych.evaluation.image_sources import read_images
@@ -556,7 +556,7 @@ def test_lines_are_counted_by_a_name_of_their_own(tmp_path):
     (tmp_path / "t.jsonl").write_text("\n".join(rows))
     source = TextTable(tmp_path / "t.jsonl").open()
     named = {"image is too long for its width": 2}
-    assert examine(source, workers=1).problems == named
+    assert collect_statistics(source, workers=1).problems == named
     (packed,) = pack(source, tmp_path / "shards", {}, workers=1)
     assert packed.samples == 1 and packed.skipped == named
 

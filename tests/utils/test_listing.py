@@ -17,8 +17,8 @@ from triptych.cli.main import main
 from triptych.data_modules import BadSample, ImageFolder, ShardFolder
 from triptych.data_modules.decode import Decoder
 from triptych.data_modules.shards.build_index import build_index
-from triptych.data_modules.sources.detect import source_at
-from triptych.data_modules.streaming.tar_stream import Caps, read_samples
+from triptych.data_modules.sources.detect import detect_source
+from triptych.data_modules.streaming.tar_stream import MemberLimits, read_samples
 from triptych.data_modules.tools.pack import pack, safe_key
 from triptych.evaluation.expected_images import images_by_stem
 from triptych.evaluation.image_sources import read_images
@@ -112,7 +112,7 @@ def test_every_door_finds_the_same_files_of_a_folder(folder, tmp_path):
     flat = [name for name in images if "/" not in name]
     first, others = images_by_stem(path)
     assert sorted([*first.values(), *others]) == flat
-    source = source_at(path).open()
+    source = detect_source(path).open()
     assert isinstance(source, ImageFolder)
     assert [source.key(n) for n in range(len(source))] == keys
     captions = [caption.lower() for _, caption in samples_of(source)]
@@ -128,7 +128,7 @@ def test_every_door_finds_the_same_files_of_a_folder(folder, tmp_path):
 def test_captions_of_a_folder_are_those_of_the_loader(folder):
     path, _, _ = folder
     scored = {entry.caption for entry in read_images(path)} - {None}
-    assert scored == {caption for _, caption in samples_of(source_at(path).open())}
+    assert scored == {caption for _, caption in samples_of(detect_source(path).open())}
 
 
 def test_what_a_folder_leaves_out_is_counted_by_reason(tmp_path, caplog):
@@ -151,7 +151,7 @@ def test_json_beside_an_image_is_that_of_a_shard(tmp_path):
     (tmp_path / "c.json").write_text("{}")
     source = ImageFolder(tmp_path).open()
     assert [source.caption(n) for n in (0, 1)] == ["of JSON", "b.txt"]
-    assert source.facts(0)["more"] == 1
+    assert source.metadata(0)["more"] == 1
     with pytest.raises(BadSample, match="c: no caption"):
         source.caption(2)
     assert [entry.caption for entry in read_images(tmp_path)] == ["of JSON", "b.txt", None]
@@ -162,7 +162,7 @@ def test_an_edit_in_a_folder_has_its_source(tmp_path):
     (tmp_path / "e.source.png").write_bytes(image(1))
     (tmp_path / "e.target.PNG").write_bytes(image(2))
     source = ImageFolder(tmp_path).open()
-    assert source.has(0, "source")
+    assert source.has_image(0, "source")
     assert (source.image_bytes(0, "source"), source.image_bytes(0)) == (image(1), image(2))
 
 
@@ -212,7 +212,7 @@ def test_data_sets_take_every_format_that_other_doors_take(kind, tmp_path):
     folder.mkdir()
     (folder / f"a.{suffix}").write_bytes(image(3, kind))
     (folder / "a.txt").write_text("a caption")
-    pack(source_at(folder).open(), tmp_path / "out", {}, workers=1)
+    pack(detect_source(folder).open(), tmp_path / "out", {}, workers=1)
     source = ShardFolder(tmp_path / "out").open()
     (pixels,) = Decoder("pillow")(source.image_bytes(0), 8)
     assert source.image_bytes(0) == image(3, kind)
@@ -264,7 +264,7 @@ def test_a_folder_that_cannot_be_listed_is_named(tmp_path):
 
 def test_keys_of_dotted_names_are_packed_apart(tmp_path):
     put(tmp_path / "in", "a.1.jpg", "a.1.txt", "a.2.jpg", "a.2.txt", "a_1.jpg", "a_1.txt")
-    pack(source_at(tmp_path / "in").open(), tmp_path / "out", {}, workers=1)
+    pack(detect_source(tmp_path / "in").open(), tmp_path / "out", {}, workers=1)
     packed = ShardFolder(tmp_path / "out").open()
     assert [packed.caption(n) for n in range(3)] == ["a.1.txt", "a.2.txt", "a_1.txt"]
     assert len({packed.key(n) for n in range(3)}) == 3
@@ -303,7 +303,7 @@ def test_every_door_finds_the_same_shards(place, tmp_path):
     found = [folder / name for name in PLACES[place]]
     assert find_shards(folder) == found
     assert ShardFolder(folder).open().paths == found
-    source = source_at(folder).open()
+    source = detect_source(folder).open()
     assert isinstance(source, ShardFolder) and source.paths == found
     expected = [f"{name}/k{n}" for n, name in enumerate(PLACES[place])]
     assert [entry.key for entry in read_images(folder)] == expected
@@ -373,13 +373,13 @@ def test_a_folder_of_both_says_what_is_not_read(files, kind, says, tmp_path, cap
     put(tmp_path, *files)
     if kind == "shards":
         shard(tmp_path / "0.tar")
-    for door in (source_at, lambda path: list(read_images(path))):
+    for door in (detect_source, lambda path: list(read_images(path))):
         caplog.clear()
         with caplog.at_level(logging.WARNING):
             found = door(tmp_path)
         assert says in caplog.text
     assert len(found) == 1
-    assert isinstance(source_at(tmp_path), {"shards": ShardFolder, "images": ImageFolder}[kind])
+    assert isinstance(detect_source(tmp_path), {"shards": ShardFolder, "images": ImageFolder}[kind])
 
 
 def test_validation_shards_below_those_of_training_are_refused(tmp_path):
@@ -396,12 +396,12 @@ def test_validation_shards_below_those_of_training_are_refused(tmp_path):
 
 
 def test_shards_of_equal_names_in_sub_folders_have_features_of_their_own(tmp_path):
-    from triptych.data_modules.features.cache import home, shard_names
+    from triptych.data_modules.features.cache import default_folder, shard_names
 
     for folder in ("a", "b"):
         shard(tmp_path / folder / "0.tar", folder)
     source = ShardFolder(tmp_path).open()
-    assert home(source) == tmp_path / "features"
+    assert default_folder(source) == tmp_path / "features"
     assert shard_names(source.paths) == ["a__0.tar", "b__0.tar"]
     assert shard_names(ShardFolder(tmp_path / "a").open().paths) == ["0.tar"]
     shard(tmp_path / "a__0.tar")
@@ -421,7 +421,7 @@ EDIT = [
 
 
 def stream(path):
-    return [one for one in read_samples(io.BytesIO(path.read_bytes()), Caps())]
+    return [one for one in read_samples(io.BytesIO(path.read_bytes()), MemberLimits())]
 
 
 @pytest.mark.parametrize("seed", range(6))

@@ -16,11 +16,11 @@ from triptych.cli.chat import converse, read_questions
 from triptych.cli.input_files import read_edits, read_prompts
 from triptych.data_modules import BadSample, ConversationFile, ImageFolder, ShardFolder
 from triptych.data_modules.batching.clean_text import captions_of
-from triptych.data_modules.batching.tasks import Reading
+from triptych.data_modules.batching.tasks import TaskDataset
 from triptych.data_modules.shards.build_index import build_index
-from triptych.data_modules.shards.index_columns import with_tokens
-from triptych.data_modules.sources.detect import source_at
-from triptych.data_modules.tools.inspect import examine
+from triptych.data_modules.shards.index_columns import add_token_counts
+from triptych.data_modules.sources.detect import detect_source
+from triptych.data_modules.tools.inspect import collect_statistics
 from triptych.data_modules.tools.pack import pack, skipped
 from triptych.evaluation import dpg, geneval, wise
 from triptych.evaluation.image_sources import read_images
@@ -227,7 +227,7 @@ def test_wide_encodings_are_refused_by_the_name_of_the_file(encoding, name, fold
     }.get(Path(name).suffix, '{"image": "a.png", "caption": "a red circle", "prompt": "red"}')
     path = folder / name
     path.write_bytes(text.encode(encoding))
-    doors = [lambda: source_at(path).open(), lambda: ConversationFile(path).open()]
+    doors = [lambda: detect_source(path).open(), lambda: ConversationFile(path).open()]
     if name not in ("a.csv", "a.tsv"):
         doors = [*(doors if name != "a.txt" else []), lambda: prompts_of(path)]
         doors += [lambda: read_questions(str(path)), lambda: geneval.read_prompts(path)]
@@ -272,7 +272,7 @@ def test_cleaning_again_changes_nothing():
 
 @pytest.mark.parametrize("text", ["a\0b", "\ud800", "caf\udce9", "\udc00\ud800"])
 def test_a_nul_and_half_a_character_are_refused_at_every_door(text, tmp_path, pipe):
-    known = pipe.model.preprocessing()
+    processor = pipe.model.preprocessing()
     doors = [
         lambda: read_prompts([text], None),
         lambda: pipe(text).images,
@@ -283,7 +283,7 @@ def test_a_nul_and_half_a_character_are_refused_at_every_door(text, tmp_path, pi
         lambda: inference_of(pipe.model).answer(None, [text]),
         lambda: GenerationBody(prompt=text),
         lambda: captions_of(text, "k"),
-        lambda: Reading(One(text), TEXT_TO_IMAGE).prompt(0, 0, known),
+        lambda: TaskDataset(One(text), TEXT_TO_IMAGE).prompt(0, 0, processor),
     ]
     for number, door in enumerate(doors):
         with pytest.raises(ValueError, match="NUL|UTF-8"):
@@ -337,10 +337,10 @@ class One(ShardFolder):
     def captions(self, number):
         return [self.text]
 
-    def facts(self, number):
+    def metadata(self, number):
         return {"conversation": [[self.text, "yes"]]}
 
-    def has(self, number, role):
+    def has_image(self, number, role):
         return True
 
 
@@ -355,15 +355,17 @@ ODD = [
 
 
 def test_training_and_inference_read_the_same_tokens(tmp_path, pipe, given):
-    known = pipe.model.preprocessing()
+    processor = pipe.model.preprocessing()
     members = []
     for number, text in enumerate(ODD):
         encoded = text.encode("utf-16", "surrogatepass").decode("utf-16").encode()
         members += [(f"{number:03d}.png", png()), (f"{number:03d}.txt", encoded)]
     write(tmp_path / "s" / "a.tar", members)
     shards = ShardFolder(tmp_path / "s").open()
-    trained = [Reading(shards, TEXT_TO_IMAGE).prompt(n, n, known).ids for n in range(len(ODD))]
-    own = [Reading(One(text), TEXT_TO_IMAGE).prompt(0, 0, known).ids for text in ODD]
+    trained = [
+        TaskDataset(shards, TEXT_TO_IMAGE).prompt(n, n, processor).ids for n in range(len(ODD))
+    ]
+    own = [TaskDataset(One(text), TEXT_TO_IMAGE).prompt(0, 0, processor).ids for text in ODD]
     assert own == trained
 
     def rows(texts):
@@ -383,11 +385,13 @@ def test_training_and_inference_read_the_same_tokens(tmp_path, pipe, given):
 def test_questions_are_cleaned_alike_in_training_and_in_chats(pipe):
     from triptych.prompts import chat_ids
 
-    known = pipe.model.preprocessing()
+    processor = pipe.model.preprocessing()
     for text in map(str.strip, ODD):
-        learned = Reading(One(text), IMAGE_TO_TEXT).prompt(0, 0, known)
+        learned = TaskDataset(One(text), IMAGE_TO_TEXT).prompt(0, 0, processor)
         (message,) = read_messages([{"role": "user", "content": [Image.new("RGB", (9, 9)), text]}])
-        asked = chat_ids(known.tokenizer, [("user", [known.image_tokens, message.content[1]])], 256)
+        asked = chat_ids(
+            processor.tokenizer, [("user", [processor.image_tokens, message.content[1]])], 256
+        )
         assert learned.ids[: len(asked)] == asked, ascii(text)
 
 
@@ -430,12 +434,12 @@ def test_each_kind_of_caption_is_counted_by_its_own_name(tmp_path, tokenizer):
         (plain / f"{number}.txt").write_bytes(content)
     write(tmp_path / "s" / "a.tar", members)
     shards = ShardFolder(tmp_path / "s").open()
-    for source in (shards, source_at(plain).open()):
-        assert examine(source, workers=0).problems == REASONS
+    for source in (shards, detect_source(plain).open()):
+        assert collect_statistics(source, workers=0).problems == REASONS
         lost = pack(source, tmp_path / f"out-{type(source).__name__}", {}, workers=0)
         assert skipped(lost) == REASONS and lost[0].samples == 2
-    known = Preprocessing(tokenizer, max_tokens=8192, image_size=SIDE)
-    batch = builder(shards, TEXT_TO_IMAGE, known)(0, range(len(KINDS)), range(len(KINDS)))
+    processor = Preprocessing(tokenizer, max_tokens=8192, image_size=SIDE)
+    batch = builder(shards, TEXT_TO_IMAGE, processor)(0, range(len(KINDS)), range(len(KINDS)))
     assert Counter(reason for _, reason in batch.dropped_samples) == REASONS
     assert [shards.caption(number) for number in (8, 9)] == ["with mark", "x" * 5000]
     repacked = ShardFolder(tmp_path / "out-ShardFolder").open()
@@ -467,10 +471,10 @@ def several(folder):
 def test_a_list_of_captions_is_a_choice_by_the_number_of_the_sample(tmp_path, tokenizer):
     source = several(tmp_path / "s")
     assert source.captions(0) == ["one", "two"] and source.caption(0) == "one"
-    reading = Reading(source, TEXT_TO_IMAGE)
-    drawn = [reading.caption(0, sample, seed=0) for sample in range(100)]
-    assert drawn == [reading.caption(0, sample, seed=0) for sample in range(100)]
-    assert drawn != [reading.caption(0, sample, seed=1) for sample in range(100)]
+    dataset = TaskDataset(source, TEXT_TO_IMAGE)
+    drawn = [dataset.caption(0, sample, seed=0) for sample in range(100)]
+    assert drawn == [dataset.caption(0, sample, seed=0) for sample in range(100)]
+    assert drawn != [dataset.caption(0, sample, seed=1) for sample in range(100)]
     assert 30 < drawn.count("one") < 70 and set(drawn) == {"one", "two"}
     pack(source, tmp_path / "out", {}, workers=0)
     assert ShardFolder(tmp_path / "out").open().captions(0) == ["one", "two"]
@@ -487,7 +491,7 @@ def test_lists_of_captions_in_every_format(name, folder):
     else:
         row |= {"image": "a.png"} if name == "t.json" else {}
         (folder / name).write_text(json.dumps([row] if name == "t.json" else row))
-    source = source_at(folder if name.startswith("meta") else folder / name).open()
+    source = detect_source(folder if name.startswith("meta") else folder / name).open()
     assert source.captions(0) == ["one", "two"]
 
 
@@ -523,7 +527,7 @@ def test_captions_with_ends_of_lines_inside_are_one(name, mark, folder):
     for said, expected in CLEAN.items():
         (folder / name).write_bytes(mark + table_of(name, said))
         path = folder if name in ("a.txt", "metadata.csv", "metadata.jsonl") else folder / name
-        source = source_at(path).open()
+        source = detect_source(path).open()
         assert len(source) == 1 and source.caption(0) == expected, ascii(said)
         for left in folder.glob("*.idx"):
             left.unlink()
@@ -531,7 +535,7 @@ def test_captions_with_ends_of_lines_inside_are_one(name, mark, folder):
 
 def test_a_lone_return_in_a_csv_costs_its_row(folder):
     (folder / "t.csv").write_bytes(b"file_name,text\na.png,a\rb\na.png,good\n")
-    lost = pack(source_at(folder / "t.csv").open(), folder / "out", {}, workers=0)
+    lost = pack(detect_source(folder / "t.csv").open(), folder / "out", {}, workers=0)
     assert skipped(lost) == {"row is no CSV": 1} and lost[0].samples == 1
 
 
@@ -541,7 +545,7 @@ def test_tokens_of_captions_are_counted_of_what_is_read(tmp_path, tokenizer):
     texts = [MARK + b"red", b"red", b"", "red".encode("utf-16")]
     members = [m for n, t in enumerate(texts) for m in [(f"{n}.png", png()), (f"{n}.txt", t)]]
     members += [("4.png", png()), ("4.json", b'{"caption": ["a", "red"]}')]
-    index = with_tokens(build_index(write(tmp_path / "s" / "a.tar", members)), file)
+    index = add_token_counts(build_index(write(tmp_path / "s" / "a.tar", members)), file)
     one = len(tokenizer("red", add_special_tokens=False)["input_ids"])
     assert index.contents().tokens.tolist() == [one, one, 0, 0, one]
 
@@ -581,17 +585,17 @@ def test_an_instruction_of_an_edit_is_not_learned_as_a_caption(tmp_path, tokeniz
     for name in ("a.source.png", "a.png"):
         Image.new("RGB", (8, 8)).save(tmp_path / name)
     (tmp_path / "a.txt").write_text("make it red")
-    known = Preprocessing(tokenizer, max_tokens=256, image_size=SIDE, image_tokens=1)
-    reading = Reading(ImageFolder(tmp_path).open(), IMAGE_TO_TEXT)
+    processor = Preprocessing(tokenizer, max_tokens=256, image_size=SIDE, image_tokens=1)
+    dataset = TaskDataset(ImageFolder(tmp_path).open(), IMAGE_TO_TEXT)
     with pytest.raises(BadSample, match="edit without a conversation"):
-        reading.prompt(0, 0, known)
+        dataset.prompt(0, 0, processor)
     (tmp_path / "a.txt").unlink()
     facts = {"caption": "make it red", "conversation": [["what is it?", "a square"]]}
     (tmp_path / "a.json").write_text(json.dumps(facts))
     for text_only_ratio in (0.0, 1.0):
-        reading = Reading(
+        dataset = TaskDataset(
             ImageFolder(tmp_path).open(), IMAGE_TO_TEXT, text_only_ratio=text_only_ratio
         )
-        prompt = reading.prompt(0, 0, known)
-        assert "a square" in tokenizer.decode(prompt.ids) and prompt.shown
+        prompt = dataset.prompt(0, 0, processor)
+        assert "a square" in tokenizer.decode(prompt.ids) and prompt.image_role
         assert "make it red" not in tokenizer.decode(prompt.ids)

@@ -203,9 +203,9 @@ class TriptychCLI(LightningCLI):
         return trainer
 
     def before_fit(self) -> None:
-        require = getattr(self.datamodule, "require", None)
-        if require is not None:
-            require(self.trainer)  # before data is made
+        check = getattr(self.datamodule, "check_trainer", None)
+        if check is not None:
+            check(self.trainer)  # before data is made
 
     def after_fit(self) -> None:
         folder = run_folder.of_trainer(self.trainer)

@@ -30,7 +30,7 @@ from triptych.utils.listing.folders import FolderSample, holds_shards, list_imag
 from triptych.utils.listing.names import IMAGE_SUFFIXES, kind_for
 from triptych.utils.listing.shards import find_shards
 from triptych.utils.listing.table import caption_in, captioned_rows, find_table
-from triptych.utils.listing.tar import Group, groups, mended, scan
+from triptych.utils.listing.tar import Group, group_members, scan, split_dotted
 from triptych.utils.png_metadata import metadata_of
 
 RESULTS = "results.jsonl"  # of `triptych generate`: one {"file": ..., "prompt": ...} a line
@@ -231,7 +231,7 @@ def _from_shards(source: Path, shards: list[Path]) -> Iterator[Entry]:
     for shard in shards:
         name = shard.relative_to(source).as_posix() if os.path.isdir(source) else shard.name
         try:
-            for group in mended(groups(scan(shard))):
+            for group in split_dotted(group_members(scan(shard))):
                 key = f"{name}/{group.key.decode('utf-8', 'replace')}"
                 if group.fault:
                     note = f"the shard is damaged: {group.fault}"

@@ -35,6 +35,7 @@ from triptych.shapes_world.world import draw
 from triptych.utils.atomic_write import new_folder
 from triptych.utils.disk_usage import announce
 from triptych.utils.documents import read_json
+from triptych.utils.errors import UserError
 from triptych.utils.images import encode_image
 
 VERSION = 7  # raise it whenever the same seed gives other samples
@@ -130,7 +131,7 @@ def write_shards(
     """Write FOLDER/SPLIT-00000.tar and so on. The folder appears only when it is complete.
 
     `make` gives the samples: `make_sample` or `make_edit_sample`. `progress` is called with the
-    number of samples written so far, after each of them. Raises ValueError if there is something
+    number of samples written so far, after each of them. Raises UserError if there is something
     in the folder.
     """
     folder = Path(folder)
@@ -164,7 +165,7 @@ def ensure_shapes(
     """Make FOLDER/train, /eval, /unseen and /instruct, unless they are there already.
 
     `instruct` None makes as many as `train`, 12,000 at most: who asks for a small world gets one.
-    Returns the folder. Raises ValueError if it holds anything else than this very data set.
+    Returns the folder. Raises UserError if it holds anything else than this very data set.
     """
     instruct = min(train, 12000) if instruct is None else instruct
     sizes = dict(zip(SPLITS, (train, evaluation, unseen, instruct), strict=True))
@@ -223,7 +224,7 @@ def _is_made(folder: Path, marker_name: str, marker: dict) -> bool:
         return False
     found = read_json(folder / marker_name)
     if found != marker:
-        raise ValueError(
+        raise UserError(
             f"{folder} holds another shapes data set ({found}) than the one asked for "
             f"({marker}): delete it or choose another folder."
         )
@@ -243,6 +244,6 @@ def _size_of(sizes: dict[str, int], seed: int, make: Callable[[str, int, int], d
 
 def _refuse_full(folder: Path) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(
+        raise UserError(
             f"{folder} exists and is not a shapes data set: choose an empty or new folder."
         )

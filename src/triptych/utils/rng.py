@@ -1,8 +1,8 @@
-"""Random draws as pure functions of (seed, stream, sample number).
+"""Random draws as pure functions of (seed, named random stream, sample number).
 
 No global generator is read: resuming a run, changing the number of workers or ranks, or cutting a
-batch elsewhere changes no draw. A *stream* names the use ("noise", "time", "drop"), so that
-draws of different uses are independent.
+batch elsewhere changes no draw. A random stream is named by its use ("noise", "time", "drop"), so
+that draws of different uses are independent.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ def index(arguments: list[str]) -> None:
         type=Path,
         metavar="PATH",
         help="tokenizer.json, or its folder, that counts the tokens of captions: batches of "
-        "captions of like length are then exact; default none",
+        "captions of similar length are then exact; default none",
     )
     parser.add_argument(
         "--checksums",
@@ -49,43 +49,48 @@ def index(arguments: list[str]) -> None:
     shards = find_shards(parsed.folder)
     if parsed.verify and not parsed.checksums:
         require_checksums(shards)
-    indexes, lost = [], Counter()
+    indexes, excluded = [], Counter()
     problems: list[tuple[str, int | str, str, str]] = []
     with progress_bar("indexing") as progress:
-        built = index_shards(shards, parsed.workers, parsed.tokenizer, parsed.checksums)
-        for done, found in enumerate(built, 1):
+        built = index_shards(
+            shards,
+            workers=parsed.workers,
+            tokenizer=parsed.tokenizer,
+            checksums=parsed.checksums,
+        )
+        for done, index in enumerate(built, 1):
             progress(done, len(shards))
-            if isinstance(found, UserError):
-                problems.append((shards[done - 1].name, "all", str(found), ""))
+            if isinstance(index, UserError):
+                problems.append((shards[done - 1].name, "all", str(index), ""))
                 continue
-            indexes.append(found)
-            for problem in found.problems:
-                lost[problem.reason] += problem.samples
+            indexes.append(index)
+            for problem in index.problems:
+                excluded[problem.reason] += problem.samples
                 first = ", ".join(problem.keys[:3])
-                problems.append((found.shard.name, problem.samples, problem.reason, first))
+                problems.append((index.shard.name, problem.samples, problem.reason, first))
     if problems:
         print_table(("shard", "left out", "why", "first of them"), problems)
     samples = sum(map(len, indexes))
     print(f"{samples:,} samples in {len(indexes):,} of {len(shards):,} shards")
-    print_problems(lost)
+    print_problems(excluded)
     if not samples:
-        why = ", ".join(f"{count:,} {reason}" for reason, count in lost.most_common())
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in excluded.most_common())
         raise UserError(
             f"{parsed.folder} holds no usable sample: none with an image (KEY.jpg, png or webp) "
-            f"and a caption (KEY.txt or KEY.json) next to it{why and f' ({why})'}."
+            f"and a caption (KEY.txt or KEY.json) next to it{reasons and f' ({reasons})'}."
         )
     if parsed.verify:
         _verify(indexes, parsed.workers)
 
 
 def _verify(indexes: list, workers: int | None) -> None:
-    """Name the samples that have changed since their checksums were taken."""
-    from triptych.data_modules.parallel import each
+    """Report samples that have changed since their checksums were computed."""
+    from triptych.data_modules.parallel import parallel_map
     from triptych.data_modules.shards.index_columns import changed_samples
 
     changed = []
     with progress_bar("verifying") as progress:
-        for done, keys in enumerate(each(changed_samples, indexes, workers), 1):
+        for done, keys in enumerate(parallel_map(changed_samples, indexes, workers), 1):
             progress(done, len(indexes))
             if keys:
                 shard = indexes[done - 1].shard.name

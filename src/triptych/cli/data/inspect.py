@@ -45,22 +45,24 @@ def inspect(arguments: list[str]) -> None:
     add_workers(parser)
     parsed = parse(parser, arguments)
     if parsed.out and parsed.out.suffix.lower() != ".png":
-        raise UserError(f"the sheet {parsed.out} must be a .png (--out).")
-    from triptych.data_modules.sources.detect import source_at
-    from triptych.data_modules.tools.inspect import contact_sheet, examine
+        raise UserError(f"the image grid {parsed.out} must be a .png (--out).")
+    from triptych.data_modules.sources.detect import detect_source
+    from triptych.data_modules.tools.inspect import collect_statistics, make_image_grid
 
-    source = source_at(parsed.source).open()
+    source = detect_source(parsed.source).open()
     with progress_bar("reading") as progress:
-        found = examine(source, parsed.samples, parsed.workers, progress)
-    print("\n".join(report(source, found)))
+        statistics = collect_statistics(
+            source, max_samples=parsed.samples, workers=parsed.workers, progress=progress
+        )
+    print("\n".join(report(source, statistics)))
     if parsed.out:
-        sheet = contact_sheet(source, parsed.num_images)
+        grid = make_image_grid(source, parsed.num_images)
         with replacing(parsed.out) as file:
-            sheet.save(file, "PNG")
+            grid.save(file, "PNG")
         print(f"images         {parsed.out}")
 
 
-def report(source, found) -> Iterator[str]:
+def report(source, statistics) -> Iterator[str]:
     """Counts, lengths, sizes and duplicates of a data set."""
     from triptych.data_modules.decode import Decoder
     from triptych.data_modules.tools.inspect import histogram, repeated
@@ -69,26 +71,26 @@ def report(source, found) -> Iterator[str]:
     yield f"source           {source.name} ({type(source).__name__})"
     yield f"samples          {len(source):,}"
     yield f"shards           {len(shards):,}, samples in each: {_range(shards)}"
-    if found.samples < len(source):
-        yield f"read             {found.samples:,} of them, evenly spread; what follows is of these"
-    if found.words:
-        yield f"caption words    {_range(found.words)}"
-        yield from histogram(found.words)
-        yield f"caption bytes    {_range(found.caption_bytes)}"
-    if found.sizes:
-        widths, heights = zip(*found.sizes, strict=True)
-        formats = ", ".join(f"{name} {count:,}" for name, count in found.formats.most_common())
+    if (samples := statistics.samples) < len(source):
+        yield f"read             {samples:,} of them, evenly spread; what follows is of these"
+    if statistics.words:
+        yield f"caption words    {_range(statistics.words)}"
+        yield from histogram(statistics.words)
+        yield f"caption bytes    {_range(statistics.caption_bytes)}"
+    if statistics.sizes:
+        widths, heights = zip(*statistics.sizes, strict=True)
+        formats = ", ".join(f"{name} {count:,}" for name, count in statistics.formats.most_common())
         yield f"formats          {formats}"
         yield f"image width    {_range(widths)} pixels"
         yield f"image height   {_range(heights)} pixels"
-        common = Counter(found.sizes).most_common(5)
+        common = Counter(statistics.sizes).most_common(5)
         yield "common sizes     " + ", ".join(f"{w}x{h} ({n:,})" for (w, h), n in common)
-        yield f"image bytes    {_range(found.image_bytes)}"
-    yield (
-        f"repeated         {repeated(found.keys):,} keys, {repeated(found.captions):,} captions, "
-        f"{repeated(found.images):,} images (same bytes)"
+        yield f"image bytes    {_range(statistics.image_bytes)}"
+    keys, captions, images = map(
+        repeated, (statistics.keys, statistics.captions, statistics.images)
     )
-    problems = found.problems.copy()
+    yield f"repeated         {keys:,} keys, {captions:,} captions, {images:,} images (same bytes)"
+    problems = statistics.problems.copy()
     for index in getattr(source, "indexes", []):  # of shards
         problems.update({problem.reason: problem.samples for problem in index.problems})
     summary = ", ".join(f"{count:,} {reason}" for reason, count in problems.most_common())
@@ -98,7 +100,7 @@ def report(source, found) -> Iterator[str]:
 
 
 def _range(values) -> str:
-    """The least, the middle one and the most of some numbers."""
+    """Minimum, maximum and median of some numbers."""
     ordered = sorted(int(value) for value in values)
     least, middle, most = ordered[0], ordered[len(ordered) // 2], ordered[-1]
     return f"{least:,} to {most:,}, median {middle:,}" if least != most else f"{least:,}"

@@ -22,17 +22,17 @@ The same command resumes where it was stopped."""
 def pack(arguments: list[str]) -> None:
     """Pack images and captions into shards."""
     parsed = parse(pack_parser(), arguments)
-    from triptych.data_modules.sources.detect import source_at
+    from triptych.data_modules.sources.detect import detect_source
     from triptych.data_modules.tools.pack import pack as write
     from triptych.data_modules.tools.pack import skipped
 
-    source = source_at(
+    source = detect_source(
         parsed.source,
         parsed.images_dir,
-        parsed.split,
-        parsed.image_column,
-        parsed.caption_column,
-        mend=True,
+        split=parsed.split,
+        image_column=parsed.image_column,
+        caption_column=parsed.caption_column,
+        dotted_names=True,
     ).open()
     origin = {
         "source": str(parsed.source.resolve()),
@@ -45,12 +45,16 @@ def pack(arguments: list[str]) -> None:
     }
     with progress_bar("packing") as progress:
         shards = write(
-            source, parsed.out, origin, parsed.samples_per_shard, parsed.workers, progress
+            source,
+            parsed.out,
+            origin,
+            samples_per_shard=parsed.samples_per_shard,
+            workers=parsed.workers,
+            progress=progress,
         )
-    lost = skipped(shards)
     samples = sum(shard.samples for shard in shards)
     print(f"{samples:,} samples in {len(shards):,} shards: {parsed.out}")
-    print_problems(lost)
+    print_problems(skipped(shards))
 
 
 def pack_parser() -> argparse.ArgumentParser:
@@ -90,9 +94,10 @@ def pack_parser() -> argparse.ArgumentParser:
 
 
 def _content(source: Path, out: Path) -> int:
-    """Hash of a file; of a folder or a pattern, of its files' names, sizes and times of change.
+    """Hash of a file, or of the names, sizes and modification times of the files of a folder.
 
     Args:
+        source: file, folder or pattern.
         out: output folder, which is ignored if it is inside the source.
     """
     from triptych.utils.listing.folders import DATA_SUFFIXES, files_of
@@ -110,8 +115,8 @@ def _content(source: Path, out: Path) -> int:
         place = Path(os.path.realpath(file))
         if place.is_file() and not place.is_relative_to(own):
             found = place.stat()
-            said = f"\0{found.st_size}\0{found.st_mtime_ns}\0"
-            digest.update(os.fsencode(file) + said.encode())
+            identity = f"\0{found.st_size}\0{found.st_mtime_ns}\0"
+            digest.update(os.fsencode(file) + identity.encode())
     return _number(digest)
 
 

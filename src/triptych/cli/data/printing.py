@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 
-def print_problems(lost: Counter[str]) -> None:
-    """Print the reasons why samples were left out, the most frequent first."""
-    for reason, count in lost.most_common():
+def print_problems(excluded: Counter[str]) -> None:
+    """Print the number of excluded samples by reason, the most frequent first."""
+    for reason, count in excluded.most_common():
         print(f"left out: {count:,} {reason}")
 
 
@@ -22,12 +22,12 @@ def print_table(head: tuple[str, ...], rows: list[tuple]) -> None:
     table = Table(*head, box=None)
     for row in rows:
         table.add_row(*(f"{cell:,}" if isinstance(cell, int) else _shown(cell) for cell in row))
-    width = None if sys.stdout.isatty() else 200  # a file has no width of its own
+    width = None if sys.stdout.isatty() else 200  # a file has no width
     Console(width=width, highlight=False).print(table)
 
 
 def _shown(text: str) -> str:
-    """Names from an archive, without control characters of a terminal."""
+    """Escape a name of an archive, without control characters."""
     from rich.markup import escape
 
     return escape("".join(one if one.isprintable() else "?" for one in text))

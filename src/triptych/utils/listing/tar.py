@@ -1,14 +1,14 @@
-"""Tar archives read with distrust: members, their places, and damage of the archive.
+"""Scanner of untrusted tar archives: members, their offsets, and damage of the archive.
 
-Python's tarfile ends at the first damaged header, and hands out members that are cut off. This
-scanner verifies the checksum of every header, resumes at the next good one after damage, and
-reports the damage, so that nothing on its two sides is ever joined into one sample.
+Python's tarfile stops at the first damaged header, and returns truncated members. This scanner
+verifies the checksum of every header, resumes at the next valid one after damage, and reports the
+damage, so that members before and after it are never joined into one sample.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -24,19 +24,27 @@ from triptych.utils.listing.names import (
     split_at_first_dot,
     split_at_kind,
 )
+from triptych.utils.listing.tar_headers import (
+    BLOCK,
+    FOLDER,
+    MAX_NAMES_BYTES,
+    NAMES,
+    OLD_SPARSE,
+    Member,
+    member_of,
+    parse_header,
+    payload_size,
+    read_names,
+    sparse_map,
+)
 
-BLOCK = 512  # bytes; headers and payloads begin at its multiples
 RECORD = 20 * BLOCK  # what tar rounds up the size of an archive to
-CHUNK = 256 * 1024  # bytes looked through at a time for the next header
-LONGEST_NAMES = 1 << 20  # bytes of a header of names; more is taken for damage
+CHUNK = 256 * 1024  # bytes searched at a time for the next header
 
 DAMAGED = "damaged header"
 TRUNCATED = "truncated"
 ZEROS = "zeros in the middle of the archive, or bytes behind its end"
 REPEATED = "two members of one kind"
-LINK = "a member is a link"
-SPARSE = "a member is a sparse file"
-NO_FILE = "a member is no regular file"
 DUPLICATE = "duplicate key"
 NO_IMAGE = "no image"
 NO_CAPTION = "no caption"
@@ -46,22 +54,8 @@ DOTTED = (
 )
 
 
-class Member(NamedTuple):
-    """A file in the archive, or what stands in the place of one."""
-
-    name: bytes
-    offset: int
-    """Offset of the payload, in bytes from the start of the archive."""
-    size: int
-    """Size of the payload, in bytes."""
-    renamed: bool
-    """Whether the name came from an extra header of its own: pax, or GNU's long names."""
-    fault: str = ""
-    """Why it cannot be read by its place: LINK, SPARSE or NO_FILE."""
-
-
 class Damage(NamedTuple):
-    """Between the member before and the one after, something is lost, or may be."""
+    """Damage between two members, in which members may be lost."""
 
     reason: str
     """DAMAGED, ZEROS, or TRUNCATED at the end of the file."""
@@ -69,17 +63,17 @@ class Damage(NamedTuple):
 
 @dataclass
 class Group:
-    """Members of one key that stand together: a sample, if it is complete."""
+    """Consecutive members of one key: a sample, if it is complete."""
 
     key: bytes
     members: dict[str, tuple[int, int]] = field(default_factory=dict)
-    """kind -> (offset, size) in bytes, of the kinds that are recorded"""
+    """kind -> (offset, size) in bytes, of the kinds of RECORDED"""
     fault: str = ""
-    """Why the group must not be used, whatever its members are."""
+    """Reason why the group is unusable, whatever its members."""
     renamed: bool = False
-    """Whether a header renamed it, from its first `Member`."""
+    """`Member.renamed` of its first member."""
     dotted: list[Member] = field(default_factory=list)
-    """Members of other kinds that would be of RECORDED if names ended at their last dot."""
+    """Members of other kinds, which would be of RECORDED if names ended at their last dot."""
 
     @property
     def reason(self) -> str:
@@ -94,17 +88,17 @@ class Group:
         kinds = {split_at_kind(member.name)[1] for member in self.dotted}
         return kind_for("image", kinds) is not None
 
-    def whole_names(self) -> list[Group]:
-        """The samples that its `dotted` members are if names end where their kind begins."""
-        found: dict[bytes, Group] = {}
+    def split_dotted(self) -> list[Group]:
+        """Groups of its `dotted` members, if names end where their kind begins."""
+        groups: dict[bytes, Group] = {}
         for member in self.dotted:
             key, kind = split_at_kind(member.name)
-            group = found.setdefault(key, Group(key, fault=self.fault, renamed=member.renamed))
+            group = groups.setdefault(key, Group(key, fault=self.fault, renamed=member.renamed))
             group.add(kind, member)
-        return list(found.values())
+        return list(groups.values())
 
     def add(self, kind: str, member: Member) -> None:
-        """Take a member of RECORDED in."""
+        """Add a member of a kind of RECORDED."""
         if kind in self.members:
             self.fault = self.fault or REPEATED
         self.fault = self.fault or member.fault
@@ -112,13 +106,13 @@ class Group:
 
 
 def scan(path: Path) -> Iterator[Member | Damage]:
-    """The members of an archive in file order, and the damage between them.
+    """Scan the members of an archive in file order, and the damage between them.
 
-    A member that runs past the end of the file is yielded too, followed by `Damage`, so that the
-    sample it belongs to is known. Reads headers only, unless it must look for the next one.
+    A member that extends past the end of the file is yielded too, followed by `Damage`, so that its
+    sample is known. Only headers are read, except to search for the next one after damage.
 
     Raises:
-        UserError: the file cannot be read, or is not a tar archive at all, or is gzipped.
+        UserError: the file cannot be read, is not a tar archive, or is gzipped.
     """
     with open_regular(path) as opened:
         file = opened.fileno()
@@ -130,14 +124,14 @@ def scan(path: Path) -> Iterator[Member | Damage]:
             raise UserError(f"the shard {path} cannot be read: {error.strerror}.") from error
 
 
-def groups(events: Iterable[Member | Damage]) -> Iterator[Group]:
-    """Members of one key that stand together, as webdataset writes them.
+def group_members(events: Iterable[Member | Damage]) -> Iterator[Group]:
+    """Group consecutive members of one key, as webdataset writes them.
 
-    The groups on both sides of damage have a fault: each may have lost a member. A key that comes
-    again later makes another group.
+    The groups before and after damage have a fault: each may have lost a member. A key that repeats
+    later makes another group.
     """
     group: Group | None = None
-    fault = ""  # of the next group: damage right before it
+    fault = ""  # of the next group: damage just before it
     for event in events:
         if isinstance(event, Damage):
             if group is not None:
@@ -150,8 +144,8 @@ def groups(events: Iterable[Member | Damage]) -> Iterator[Group]:
             continue
         if group is not None and group.key != key:
             if group.fault in (DAMAGED, ZEROS) and event.renamed and not group.renamed:
-                # The first header after damage may have lost its long name, and shows a part of
-                # it. Then it belongs to the sample that follows, which is not whole.
+                # The first header after damage may have lost its long name, and has a truncated
+                # one. Then it belongs to the next sample, which is incomplete.
                 group.key, group.renamed = key, True
             else:
                 yield group
@@ -166,28 +160,15 @@ def groups(events: Iterable[Member | Damage]) -> Iterator[Group]:
         yield group
 
 
-def mended(found: Iterable[Group]) -> Iterator[Group]:
-    """The same groups, those without an image for the dots in their names taken apart."""
-    for group in found:
+def split_dotted(groups: Iterable[Group]) -> Iterator[Group]:
+    """The same groups, but with those whose names have dots split by `Group.split_dotted`."""
+    for group in groups:
         if group.reason == DOTTED:
-            yield from group.whole_names()
+            yield from group.split_dotted()
         else:
             yield group
 
 
-class _Header(NamedTuple):
-    name: bytes
-    size: int
-    type: bytes
-
-
-REGULAR = frozenset((b"0", b"\0", b"7"))
-PAX = frozenset((b"x", b"X"))  # X as Solaris wrote it
-NAMES = PAX | {b"L", b"K", b"g"}  # their payload is about the next member, or all
-FOLDER = b"5"
-LINKS = frozenset((b"1", b"2"))
-EMPTY = LINKS | {b"3", b"4", FOLDER, b"6"}  # and devices: they have no payload
-OLD_SPARSE = b"S"
 COMPRESSED = {
     b"\x1f\x8b": "gzipped",
     b"\x28\xb5\x2f\xfd": "compressed with zstd",
@@ -201,15 +182,15 @@ COMPRESSED = {
 
 
 def _check_start(path: Path, file: int, end: int) -> None:
-    """Refuse a file that is not a tar archive; a damaged archive has a good header somewhere."""
+    """Refuse a file that is not a tar archive; a damaged archive has a valid header somewhere."""
     start = os.pread(file, BLOCK, 0)
     if not start:
         raise UserError(f"the shard {path} is empty; download it again, or remove it.")
-    what = next((what for magic, what in COMPRESSED.items() if start.startswith(magic)), None)
-    if what is not None and parse_header(start) is None:
-        remedy = "with gunzip, or stream it" if what == "gzipped" else "and give the .tar inside"
+    kind = next((kind for magic, kind in COMPRESSED.items() if start.startswith(magic)), None)
+    if kind is not None and parse_header(start) is None:
+        remedy = "with gunzip, or stream it" if kind == "gzipped" else "and give the .tar inside"
         raise UserError(
-            f"the shard {path} is {what}, and samples in it cannot be found by their place; "
+            f"the shard {path} is {kind}, and samples in it cannot be found by their place; "
             f"unpack it {remedy}."
         )
     if any(start) and _next_header(file, 0, end) is None:
@@ -221,7 +202,7 @@ def _check_start(path: Path, file: int, end: int) -> None:
 
 def _walk(file: int, end: int) -> Iterator[Member | Damage]:
     position = 0
-    said: dict[str, bytes] = {}  # about the next member, by headers of names
+    fields: dict[str, bytes] = {}  # of the next member, set by headers of names
     while position < end:
         block = os.pread(file, BLOCK, position)
         header = parse_header(block)
@@ -229,22 +210,22 @@ def _walk(file: int, end: int) -> Iterator[Member | Damage]:
         if header is None and _only_zeros(file, position, end):
             return
         if header is not None:
-            size = payload_size(header, said)
+            size = payload_size(header, fields)
             position = payload + -(-size // BLOCK) * BLOCK
-            good = payload + size <= end
+            valid = payload + size <= end
             if header.type in NAMES:
-                good = good and size <= LONGEST_NAMES
-                more = read_names(header.type, os.pread(file, size, payload)) if good else None
-                good = more is not None
-                said |= more or {}
+                valid = valid and size <= MAX_NAMES_BYTES
+                more = read_names(header.type, os.pread(file, size, payload)) if valid else None
+                valid = more is not None
+                fields |= more or {}
             else:
-                if header.type == OLD_SPARSE:  # blocks of a map stand before the payload
+                if header.type == OLD_SPARSE:  # blocks of a map precede the payload
                     more = sparse_map(block, lambda place: os.pread(file, BLOCK, place), payload)
                     position += more
                 if header.type != FOLDER:
-                    yield member_of(header, said, payload, size)
-                said = {}
-            if good:
+                    yield member_of(header, fields, payload, size)
+                fields = {}
+            if valid:
                 continue
         following = _next_header(file, payload, end)
         if following is None:
@@ -254,95 +235,17 @@ def _walk(file: int, end: int) -> Iterator[Member | Damage]:
                 zeros = header is None and not _is_zero(file, payload, end)
                 yield Damage(ZEROS if zeros else TRUNCATED)
             return
-        # Only zeros may be a hole that a download left, or the end of an archive that another
-        # one was appended to: the two cannot be distinguished.
+        # Zeros may be a hole that a download left, or the end of an archive that another one was
+        # appended to: the two cannot be distinguished.
         yield Damage(ZEROS if header is None and not any(block) else DAMAGED)
-        position, said = following, {}
-    yield Damage(TRUNCATED)  # a whole archive ends with zeros
-
-
-def member_of(header: _Header, said: dict[str, bytes], payload: int, size: int) -> Member:
-    """The member of a header, with the fields from headers of names."""
-    fault = ""
-    if header.type == OLD_SPARSE or any(key.startswith("GNU.sparse.") for key in said):
-        fault = SPARSE
-    elif header.type not in REGULAR:
-        fault = LINK if header.type in LINKS else NO_FILE
-    name = said.get("GNU.sparse.name", said.get("path", header.name))
-    return Member(name, payload, size, "path" in said, fault)
-
-
-def sparse_map(header: bytes, read: Callable[[int], bytes], position: int) -> int:
-    """Size of the blocks that continue the map of GNU's old sparse files, from `position` on."""
-    size, continues = 0, header[482:483] == b"\1"
-    while continues:
-        block = read(position + size)
-        size += BLOCK
-        continues = block[504:505] == b"\1"
-    return size
-
-
-def parse_header(block: bytes) -> _Header | None:
-    """Parse a header; None if its checksum is wrong or it is not a header.
-
-    In the oldest format, of Unix v7, headers have nothing but the checksum to know them by. It is
-    the sum of bytes, which some old programs took for signed ones.
-    """
-    if len(block) < BLOCK or not block[148:156].strip(b" \0"):
-        return None
-    checksum, size = _number(block[148:156]), _number(block[124:136])
-    others = block[:148] + b" " * 8 + block[156:]
-    if size is None or checksum is None:
-        return None
-    if checksum != sum(others) and checksum != sum(others) - 256 * sum(b > 127 for b in others):
-        return None
-    name = block[:100].split(b"\0")[0]
-    prefix = block[345:500].split(b"\0")[0] if block[257:263] == b"ustar\0" else b""  # not GNU's
-    old_folder = block[156:157] == b"\0" and name.endswith(b"/")
-    kind = FOLDER if old_folder else block[156:157]
-    return _Header(prefix + b"/" + name if prefix else name, size, kind)
-
-
-def _number(digits: bytes) -> int | None:
-    """A field of a header: octal digits, or GNU's binary for what does not fit."""
-    if digits[:1] == b"\x80":
-        return int.from_bytes(digits[1:], "big")
-    digits = digits.lstrip(b" \0").split(b"\0")[0].strip(b" ") or b"0"
-    return int(digits, 8) if digits.isdigit() and not set(digits) & set(b"89") else None
-
-
-def payload_size(header: _Header, said: dict[str, bytes]) -> int:
-    """Bytes of payload behind a header."""
-    if header.type in EMPTY:
-        return 0
-    larger = said.get("size", b"")  # than a header can say
-    return int(larger) if header.type not in NAMES and larger.isdigit() else header.size
-
-
-def read_names(kind: bytes, payload: bytes) -> dict[str, bytes] | None:
-    """Fields that a header of names sets on the next member; None if it makes no sense."""
-    if kind == b"L":
-        return {"path": payload.rstrip(b"\0")}
-    found: dict[str, bytes] = {}
-    if kind not in PAX:
-        return found
-    start, end = 0, len(payload.rstrip(b"\0"))
-    while start < end:  # records are "LENGTH KEYWORD=VALUE\n"
-        space = payload.find(b" ", start, start + 8)
-        length = payload[start : max(space, start)]
-        stop = start + int(length) if length.isdigit() else start
-        keyword, equals, value = payload[space + 1 : stop - 1].partition(b"=")
-        if not equals or payload[stop - 1 : stop] != b"\n":
-            return None
-        found[keyword.decode("utf-8", "replace")] = value
-        start = stop
-    return found
+        position, fields = following, {}
+    yield Damage(TRUNCATED)  # a complete archive ends with zeros
 
 
 def _only_zeros(file: int, start: int, end: int) -> bool:
-    """Whether this is how an archive ends: two blocks of zeros, and more up to a whole record.
+    """Whether the file ends here as an archive does: with zeros up to a whole record.
 
-    More zeros than that are what a download left that had set the size of its file beforehand.
+    More zeros are left by a download that had set the size of its file beforehand.
     """
     return end - start < 2 * BLOCK + RECORD and not any(os.pread(file, end - start, start))
 
@@ -352,12 +255,12 @@ def _is_zero(file: int, start: int, end: int) -> bool:
 
 
 def _next_header(file: int, start: int, end: int) -> int | None:
-    """Offset of the first good header at or after `start`, in bytes."""
+    """Offset in bytes of the first valid header at or after `start`."""
     octal = np.isin(np.arange(256), list(b"01234567 \0"))
     for position in range(start, end, CHUNK):
         chunk = os.pread(file, CHUNK, position)
         blocks = np.frombuffer(chunk, np.uint8, len(chunk) // BLOCK * BLOCK).reshape(-1, BLOCK)
-        sums = blocks[:, 148:156]  # digits: cheaper to look at than the sum itself
+        sums = blocks[:, 148:156]  # checksum digits: cheaper to test than the checksum itself
         for number in np.flatnonzero(octal[sums].all(1) & sums.any(1)):
             if parse_header(blocks[number].tobytes()) is not None:
                 return position + int(number) * BLOCK

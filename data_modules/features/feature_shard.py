@@ -1,12 +1,12 @@
-"""One shard's features in one safetensors file beside it: written row by row, read by mapping.
+"""Features of one shard in one safetensors file: written row by row, read by memory mapping.
 
 Tensors of SHARD.features.safetensors:
     features  [N,C,h,w] float32, bfloat16 or int8, in the order of the shard's index
     scales    [N,C] float32, of int8 only: a feature is its int8 times the scale of its channel
     keys      uint8, the UTF-8 keys of the samples one after the other, zeros at the end
     key_ends  [N] int64, where each key ends
-Samples whose images could not be read have no row. The metadata says of which shard, of which
-encoder, and how far the stored numbers are from the computed ones.
+Samples with an unreadable image have no row. The metadata identify the shard and the encoder, and
+hold the rounding error of the stored numbers.
 """
 
 from __future__ import annotations
@@ -22,30 +22,30 @@ from torch import Tensor
 from triptych.utils.atomic_write import AtomicFile, partial_of
 from triptych.utils.errors import UserError
 
-ENDING = ".features.safetensors"
+SUFFIX = ".features.safetensors"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}
 NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.int8: "I8"}
-# Rows are written before their number is known; the header is then written into this space.
+# Rows are written before their number is known; the header is written last into this space.
 HEADER = 4096  # bytes, its length included
 
 
 def quantize(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Features [B,C,h,w] -> int8 [B,C,h,w] and scales float32 [B,C], one a sample and channel."""
+    """Quantize features [B,C,h,w] to int8 [B,C,h,w], with float32 scales [B,C]."""
     scales = features.abs().amax((2, 3)).clamp_min(torch.finfo(torch.float32).tiny) / 127
     return (features / scales[:, :, None, None]).round().to(torch.int8), scales
 
 
 def dequantize(stored: Tensor, scales: Tensor) -> Tensor:
-    """The inverse: int8 [...,C,h,w] and scales [...,C] -> float32 [...,C,h,w]."""
+    """Inverse of `quantize`: int8 [...,C,h,w] and scales [...,C] -> float32 [...,C,h,w]."""
     return stored * scales[..., None, None]
 
 
-class SidecarWriter:
-    """Writes one sidecar, in as little memory as a batch takes; there is no file until `close`.
+class FeatureShardWriter:
+    """Writes one feature shard batch by batch; the file appears at `close`.
 
     Args:
-        path: path of the sidecar.
-        dtype: "fp32", "bf16" or "int8".
+        path: path of the feature shard.
+        dtype: dtype of storage: "fp32", "bf16" or "int8".
         shape: shape (C,h,w) of one sample's features.
     """
 
@@ -60,10 +60,14 @@ class SidecarWriter:
         self._file.write(bytes(HEADER))
 
     def add(self, keys: list[str], features: Tensor) -> None:
-        """Rows for float `features` [B,C,h,w].
+        """Write the rows of a batch.
+
+        Args:
+            keys: keys of the samples.
+            features: float features [B,C,h,w].
 
         Raises:
-            UserError: a feature is infinite or not a number.
+            UserError: a feature is not finite.
         """
         features = features.detach().float().cpu()
         finite = features.isfinite().flatten(1).all(1).tolist()
@@ -75,21 +79,21 @@ class SidecarWriter:
         if self.dtype == torch.int8:
             stored, scales = quantize(features)
             self.scales.append(scales)
-            back = dequantize(stored, scales)
+            restored = dequantize(stored, scales)
         else:
             stored = features.to(self.dtype)
-            back = stored.float()
+            restored = stored.float()
         self.squares += features.double().square().sum().item()
-        self.errors += (back.double() - features.double()).square().sum().item()
+        self.errors += (restored.double() - features.double()).square().sum().item()
         self.keys += [key.encode() for key in keys]
         self._file.write(_bytes(stored))
 
     def close(self, metadata: dict[str, str]) -> None:
-        """Finish the file, with `metadata` beside the sums of squares of features and errors."""
+        """Finish the file, with `metadata` and the sums of squares of features and errors."""
         ends = torch.tensor([len(key) for key in self.keys], dtype=torch.int64).cumsum(0)
         names = b"".join(self.keys)
         row = torch.Size(self.shape).numel() * self.dtype.itemsize
-        # what follows the keys is aligned by zeros at their end
+        # zeros after the keys align the next tensor
         names += bytes(-(len(self.keys) * row + len(names)) % 8)
         tensors = {
             "keys": ("U8", [len(names)], names),
@@ -118,16 +122,16 @@ class SidecarWriter:
         self._file.write(len(text).to_bytes(8, "little") + text)
         self._atomic.commit()
 
-    def abandon(self) -> None:
-        """Leave nothing behind."""
+    def discard(self) -> None:
+        """Discard the file."""
         self._atomic.discard()
 
 
-class Sidecar:
-    """One sidecar, open: its pages are read on demand.
+class FeatureShard:
+    """One open feature shard, memory-mapped.
 
     Raises:
-        UserError: the file is missing, cut off, or no sidecar.
+        UserError: the file is missing, truncated, or not a feature shard.
     """
 
     def __init__(self, path: Path) -> None:
@@ -149,12 +153,12 @@ class Sidecar:
                 "again."
             ) from error
         rows = list(enumerate(keys))
-        # A key that comes twice is nobody's: whose features are whose is not known.
-        twice = {key for key, times in Counter(key for _, key in rows).items() if times > 1}
-        self.rows = {key: row for row, key in rows if key not in twice}
+        # A repeated key is dropped: which features belong to which sample is unknown.
+        repeated = {key for key, times in Counter(key for _, key in rows).items() if times > 1}
+        self.rows = {key: row for row, key in rows if key not in repeated}
 
     def get(self, key: str) -> Tensor | None:
-        """[C,h,w] as stored, int8 as float32; None where the sample has no row."""
+        """Features [C,h,w] as stored, int8 as float32; None if the sample has no row."""
         row = self.rows.get(key)
         if row is None:
             return None
@@ -164,7 +168,7 @@ class Sidecar:
 
 
 def read_metadata(path: Path) -> dict[str, str] | None:
-    """Read the metadata of a sidecar; None if it is missing or incomplete."""
+    """Read the metadata of a feature shard; None if it is missing or incomplete."""
     if not path.is_file():  # safe_open would wait for the writer of a FIFO
         return None
     try:
