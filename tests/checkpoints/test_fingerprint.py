@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from triptych.checkpoints.digest import VALUES, weights_digest
+from triptych.checkpoints.fingerprint import VALUES, weights_digest
 
 
 def module(seed=0):

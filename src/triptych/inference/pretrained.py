@@ -10,7 +10,7 @@ from typing import Self
 
 import torch
 
-from triptych.checkpoints.digest import weights_digest
+from triptych.checkpoints.fingerprint import weights_digest
 from triptych.inference.argument_names import named_arguments
 from triptych.inference.loading import find_source, load_model
 from triptych.inference.offload import require_room, take_turns
