@@ -20,7 +20,7 @@ from triptych.data_modules.batching.clean_text import check_text
 from triptych.data_modules.decode import Decoder
 from triptych.data_modules.parallel import each
 from triptych.data_modules.sources.base import CAPTIONS, BadSample, ImageRole, Source
-from triptych.utils.atomic_write import LOCK, alone_in, partial_of, replacing
+from triptych.utils.atomic_write import LOCK, alone_in, replacing, temporary_path
 from triptych.utils.captions import REPLACEMENT
 from triptych.utils.disk_usage import announce, refuse_other_files
 from triptych.utils.documents import read_text
@@ -213,7 +213,7 @@ class _Job:
         packed = Packed(path.name, 0)
         lost: Counter[str] = Counter()
         with (
-            replacing(path, partial_of(path), durable=False) as file,
+            replacing(path, temporary_path(path), durable=False) as file,
             tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar,
         ):
             for number in numbers:

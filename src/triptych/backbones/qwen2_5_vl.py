@@ -33,7 +33,7 @@ from triptych.prompts import (
     token_id,
 )
 from triptych.utils.errors import UserError
-from triptych.utils.paths import PREFIX, locate
+from triptych.utils.paths import PREFIX, resolve
 from triptych.utils.pretrained import load_pretrained
 
 
@@ -158,7 +158,7 @@ class QwenVL(Understander):
     def tokenizer(self) -> Any:
         name = self.tokenizer_name
         if name.startswith(PREFIX):
-            name = str(locate(name, made_by="make pretrain-tiny"))
+            name = str(resolve(name, created_by="make pretrain-tiny"))
         try:
             tokenizer = load_pretrained("AutoTokenizer", name)
         except UserError as error:

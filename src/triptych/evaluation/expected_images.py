@@ -24,7 +24,7 @@ STATES = (SCORED, MISSING, UNREADABLE, WRONG_SIZE, JUDGE_FAILED, EXTRA)
 
 
 @dataclass
-class Sample:
+class ExpectedImage:
     """An expected image, or an unexpected file in the folder."""
 
     key: str
@@ -51,7 +51,7 @@ class Sample:
         self.state, self.note, self.score = state, note, None
 
 
-def find(folder: Path, samples: Iterable[Sample]) -> None:
+def find(folder: Path, samples: Iterable[ExpectedImage]) -> None:
     """Mark the missing images.
 
     Raises:
@@ -84,7 +84,7 @@ def images_by_stem(folder: Path) -> tuple[dict[str, str], list[str]]:
 
 
 def opened(
-    folder: Path, sample: Sample, fits: Callable[[tuple[int, int]], str] = lambda size: ""
+    folder: Path, sample: ExpectedImage, fits: Callable[[tuple[int, int]], str] = lambda size: ""
 ) -> Image.Image | None:
     """Its image in RGB; or None, and it is marked.
 
@@ -103,14 +103,14 @@ def opened(
     return image
 
 
-def counts(samples: Sequence[Sample]) -> dict[str, int]:
+def counts(samples: Sequence[ExpectedImage]) -> dict[str, int]:
     """Number of "asked" images, and of those in each of STATES."""
     found = Counter(sample.state for sample in samples)
     asked = len(samples) - found[EXTRA]
     return {"asked": asked} | {state: found[state] for state in STATES}
 
 
-def sizes(samples: Iterable[Sample]) -> dict[str, int]:
+def sizes(samples: Iterable[ExpectedImage]) -> dict[str, int]:
     """Number of scored images of each size, such as {"1024x1024": 2212}."""
     found = Counter(s.size for s in samples if s.state == SCORED and s.size is not None)
     return {f"{width}x{height}": number for (width, height), number in sorted(found.items())}

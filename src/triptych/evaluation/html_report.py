@@ -19,7 +19,7 @@ THUMBNAIL = 192  # pixels of the long side
 
 
 @dataclass
-class Row:
+class ScoreRow:
     """A score, and its texts as the table shows them."""
 
     name: str
@@ -32,7 +32,7 @@ class Row:
 def render(
     title: str,
     judged: str,
-    rows: Sequence[Row],
+    rows: Sequence[ScoreRow],
     items: Sequence[Mapping[str, Any]],
     folder: Path,
     settings: Mapping[str, Any],

@@ -14,7 +14,7 @@ from triptych.utils.image_reader import read_image
 from triptych.utils.png_metadata import embed_metadata, read_metadata
 
 
-class KeptImages:
+class ImageCache:
     """Cache of generated images: PNG files that store their settings, whole or not there.
 
     Args:

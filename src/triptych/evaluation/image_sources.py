@@ -36,7 +36,7 @@ from triptych.utils.png_metadata import metadata_of
 RESULTS = "results.jsonl"  # of `triptych generate`: one {"file": ..., "prompt": ...} a line
 META = "meta_data.json"  # of MJHQ-30K: {NAME: {"category": ..., "prompt": ...}}
 
-Source = str | Path | Iterable[Image.Image]
+ImageSource = str | Path | Iterable[Image.Image]
 """A folder of images, a folder or file of WebDataset shards, or the images themselves."""
 
 
@@ -68,7 +68,7 @@ class Entry:
         return said | {name: value for name, value in named.items() if value is not None} | more
 
 
-def read_images(source: Source) -> Iterator[Entry]:
+def read_images(source: ImageSource) -> Iterator[Entry]:
     """Read every image of a source in the order of the names, as `triptych.utils.listing` does.
 
     Sources of edits are excluded. Folders: captions come from `results.jsonl` or `meta_data.json`
@@ -88,7 +88,7 @@ def read_images(source: Source) -> Iterator[Entry]:
     return _from_shards(path, find_shards(path))
 
 
-def source_name(source: Source) -> str:
+def source_name(source: ImageSource) -> str:
     """Name of a source in a report."""
     return str(source) if isinstance(source, str | Path) else "images in memory"
 

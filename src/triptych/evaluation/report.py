@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from triptych import __version__
-from triptych.evaluation.html_report import Row, render
+from triptych.evaluation.html_report import ScoreRow, render
 from triptych.utils.atomic_write import write_text
 from triptych.utils.documents import TEXT_BYTES, read_json
 from triptych.utils.errors import UserError
@@ -120,7 +120,9 @@ class Report:
 
     def page(self, path: str | Path) -> None:
         """Write one HTML file that needs nothing else, with small images of some items."""
-        rows = [Row(name, score, *self.score_cells(name)) for name, score in self.scores.items()]
+        rows = [
+            ScoreRow(name, score, *self.score_cells(name)) for name, score in self.scores.items()
+        ]
         judged = f"Judged by {self.judged_by}. {self.coverage().capitalize()}."
         folder = Path(self.settings.get("folder", "."))
         page = render(self.benchmark, judged, rows, self.items, folder, _plain(self.settings))

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 from triptych.prompts import GENERATION_INSTRUCTION, PAD, SPECIAL_TOKENS, SYSTEM, user_turn
 from triptych.shapes_world.shards import make_sample
 from triptych.utils.documents import read_text
-from triptych.utils.paths import locate
+from triptych.utils.paths import resolve
 
 CHAT_TEMPLATE = "asset:tiny/tokenizer/chat_template.jinja"
 # Words keep their leading space, numbers are single digits, newlines are separate: the parts of
@@ -55,6 +55,6 @@ def train_tokenizer(folder: str | Path, vocabulary: int = 640, samples: int = 40
         additional_special_tokens=list(SPECIAL_TOKENS[1:]),
         model_max_length=256,
     )
-    fast.chat_template = read_text(locate(CHAT_TEMPLATE))
+    fast.chat_template = read_text(resolve(CHAT_TEMPLATE))
     fast.save_pretrained(str(folder))
     return fast

@@ -275,7 +275,7 @@ class ShardImages(LightningDataModule):
 
     def predict_dataloader(self) -> DataLoader:
         mine = self.shards[self.trainer.global_rank :: self.trainer.world_size]
-        dataset = ImageBatches(self.read, mine, self.batch_size)
+        dataset = ShardImageBatches(self.read, mine, self.batch_size)
         return DataLoader(
             dataset,
             batch_size=None,
@@ -284,7 +284,7 @@ class ShardImages(LightningDataModule):
         )
 
 
-class ImageBatches(Dataset):
+class ShardImageBatches(Dataset):
     """Item k is a batch of the images of one shard."""
 
     def __init__(self, read: ImageReader, shards: list[int], batch_size: int) -> None:

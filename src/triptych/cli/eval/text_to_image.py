@@ -24,7 +24,7 @@ from triptych.cli.eval.arguments import (
     judge_of,
     named_or_here,
 )
-from triptych.cli.eval.generate_images import Wanted, make_images
+from triptych.cli.eval.generate_images import BenchmarkFile, make_images
 from triptych.utils.disk_usage import output_folder
 from triptych.utils.limits import TILES
 from triptych.utils.signals import is_first_rank
@@ -101,7 +101,7 @@ def geneval(arguments: list[str]) -> None:
         )
 
     wanted = [
-        Wanted(
+        BenchmarkFile(
             benchmark.sample_path(Path(), number, copy).as_posix(), entry["prompt"], number, copy
         )
         for number, entry in enumerate(entries)
@@ -155,7 +155,7 @@ def dpg(arguments: list[str]) -> None:
         )
 
     wanted = [
-        Wanted(
+        BenchmarkFile(
             benchmark.grid_path(Path(), str(entry["item_id"])).as_posix(),
             entry["prompt"],
             number,
@@ -208,7 +208,7 @@ def wise(arguments: list[str]) -> None:
         )
 
     wanted = [
-        Wanted(benchmark.image_path(Path(), each.number).as_posix(), each.text, each.number)
+        BenchmarkFile(benchmark.image_path(Path(), each.number).as_posix(), each.text, each.number)
         for each in prompts
     ]
     _run(wanted, parsed, scorer)
@@ -241,7 +241,7 @@ def _only_makes(parsed: argparse.Namespace) -> bool:
 
 
 def _run(
-    wanted: list[Wanted],
+    wanted: list[BenchmarkFile],
     parsed: argparse.Namespace,
     scorer: Callable[[], Callable[[Path], Report]],
     beside: Callable[[Path], Any] = lambda folder: None,

@@ -14,7 +14,7 @@ from PIL import Image
 
 from triptych.evaluation.expected_images import (
     EXTRA,
-    Sample,
+    ExpectedImage,
     find,
     images_by_stem,
     read_entries,
@@ -64,7 +64,7 @@ def split_grid(joined: Image.Image, grid: int = GRID) -> list[Image.Image]:
     return [joined.crop((left, top, left + width, top + height)) for left, top in places]
 
 
-def read_folder(folder: Path, prompts: Sequence[dict[str, Any]]) -> list[Sample]:
+def read_folder(folder: Path, prompts: Sequence[dict[str, Any]]) -> list[ExpectedImage]:
     """Expected images, one per prompt, then unexpected ones in the folder.
 
     Raises:
@@ -73,19 +73,19 @@ def read_folder(folder: Path, prompts: Sequence[dict[str, Any]]) -> list[Sample]
     there, extra = images_by_stem(folder)
     asked = {str(entry["item_id"]): entry["prompt"] for entry in prompts}
     samples = [
-        Sample(item_id, prompt, there.get(item_id, grid_path(folder, item_id).name))
+        ExpectedImage(item_id, prompt, there.get(item_id, grid_path(folder, item_id).name))
         for item_id, prompt in asked.items()
     ]
     extra += [name for stem, name in there.items() if stem not in asked]
     for name in sorted(extra):
-        sample = Sample(name, "", name)
+        sample = ExpectedImage(name, "", name)
         sample.leave_out(EXTRA, f"{name} belongs to no prompt, or to one that has an image")
         samples.append(sample)
     find(folder, samples)
     return samples
 
 
-def tile_size(folder: Path, samples: Sequence[Sample], grid: int = GRID) -> int:
+def tile_size(folder: Path, samples: Sequence[ExpectedImage], grid: int = GRID) -> int:
     """The side of the tiles of most images, read from the files' first bytes.
 
     Raises:

@@ -18,7 +18,7 @@ from triptych.evaluation.dpg.layout import (
     tile_size,
 )
 from triptych.evaluation.dpg.questions import Proposition, held, read_answer, read_questions
-from triptych.evaluation.expected_images import JUDGE_FAILED, SCORED, Sample, counts, opened
+from triptych.evaluation.expected_images import JUDGE_FAILED, SCORED, ExpectedImage, counts, opened
 from triptych.evaluation.judges.base import Answers, Judge
 from triptych.evaluation.report import Report
 from triptych.evaluation.statistics import bootstrap
@@ -124,7 +124,7 @@ def judge_tiles(
 
 
 def _score(
-    sample: Sample,
+    sample: ExpectedImage,
     propositions: Sequence[Proposition],
     given: Sequence[Mapping[int, bool | None]],
 ) -> None:
@@ -155,7 +155,7 @@ def _of_categories(
 
 
 def _summary(
-    samples: Sequence[Sample], by_category: Mapping[str, list[list[float]]]
+    samples: Sequence[ExpectedImage], by_category: Mapping[str, list[list[float]]]
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, int]]:
     """Scores, intervals and numbers: "overall" of images, categories of answers."""
     groups = {name: by_category[name] for name in sorted(by_category)}

@@ -17,7 +17,7 @@ from typing import Any
 
 from triptych.evaluation.expected_images import (
     EXTRA,
-    Sample,
+    ExpectedImage,
     find,
     images_by_stem,
     read_entries,
@@ -57,7 +57,7 @@ def write_metadata(folder: Path, number: int, entry: dict[str, Any]) -> None:
 
 def read_folder(
     folder: Path, prompts: Sequence[dict[str, Any]], images_per_prompt: int
-) -> list[list[Sample]]:
+) -> list[list[ExpectedImage]]:
     """Expected images of each prompt, then unexpected ones in the folder.
 
     Raises:
@@ -73,7 +73,7 @@ def read_folder(
     return samples
 
 
-def _samples(folder: Path, number: int, prompt: str, images: int) -> list[Sample]:
+def _samples(folder: Path, number: int, prompt: str, images: int) -> list[ExpectedImage]:
     where = prompt_folder(folder, number)
     there: dict[int, Path] = {}
     inside = where / "samples"
@@ -88,7 +88,7 @@ def _samples(folder: Path, number: int, prompt: str, images: int) -> list[Sample
     paths = [there.get(n, sample_path(folder, number, n)) for n in range(images)]
     keys = [f"{number:05d}/{n}" for n in range(images)] + [f"{number:05d}/{p.name}" for p in extra]
     found = [
-        Sample(key, prompt, path.relative_to(folder).as_posix())
+        ExpectedImage(key, prompt, path.relative_to(folder).as_posix())
         for key, path in zip(keys, [*paths, *extra], strict=True)
     ]
     for sample in found[images:]:

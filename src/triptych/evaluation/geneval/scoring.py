@@ -10,7 +10,7 @@ from typing import Any
 
 from PIL import Image
 
-from triptych.evaluation.expected_images import SCORED, Sample, counts, opened, sizes
+from triptych.evaluation.expected_images import SCORED, ExpectedImage, counts, opened, sizes
 from triptych.evaluation.geneval.colours import ColourClassifier, crop
 from triptych.evaluation.geneval.detection import Detector, Found
 from triptych.evaluation.geneval.layout import (
@@ -98,7 +98,7 @@ def judge(
 
 
 def summary(
-    tags: Sequence[str], samples: Sequence[Sequence[Sample]]
+    tags: Sequence[str], samples: Sequence[Sequence[ExpectedImage]]
 ) -> tuple[dict[str, float], dict[str, tuple[float, float]], dict[str, int]]:
     """Scores, intervals and numbers by tag, and "overall": the mean of the tags' scores.
 

@@ -19,7 +19,7 @@ from torch.nn.functional import cosine_similarity
 from triptych.evaluation.image_metrics.feature_space import batches
 from triptych.evaluation.image_sources import (
     Entry,
-    Source,
+    ImageSource,
     count_states,
     read_images,
     source_name,
@@ -79,7 +79,7 @@ class ClipJudge:
         return len(tokenizer(text)["input_ids"]) > self.most_tokens
 
 
-def score(images: Source, judge: ClipJudge, batch_size: int = 32) -> Report:
+def score(images: ImageSource, judge: ClipJudge, batch_size: int = 32) -> Report:
     """The CLIP score of images and the captions that belong to them; see `read_images`.
 
     Images without a caption are counted as such; captions that are too long for the model are

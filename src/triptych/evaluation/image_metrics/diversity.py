@@ -9,13 +9,13 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from triptych.evaluation.image_metrics.feature_space import FeatureSpace, extract
-from triptych.evaluation.image_sources import Source, count_states, read_images, source_name
+from triptych.evaluation.image_sources import ImageSource, count_states, read_images, source_name
 from triptych.evaluation.report import Report
 from triptych.evaluation.statistics import bootstrap
 from triptych.utils.errors import UserError
 
 
-def score(images: Source, space: FeatureSpace, batch_size: int = 64) -> Report:
+def score(images: ImageSource, space: FeatureSpace, batch_size: int = 64) -> Report:
     """The mean distance between the images of a prompt, a mean over prompts.
 
     0 is one image over and over. A high figure is not a merit by itself: noise is diverse too.

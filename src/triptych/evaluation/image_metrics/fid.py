@@ -16,7 +16,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance, poly_kernel
 
 from triptych.evaluation.image_metrics.feature_space import Extracted, FeatureSpace, extract
-from triptych.evaluation.image_sources import Source, count_states, read_images, source_name
+from triptych.evaluation.image_sources import ImageSource, count_states, read_images, source_name
 from triptych.evaluation.report import Report
 from triptych.utils.errors import UserError
 
@@ -38,8 +38,8 @@ class KidSettings:
 
 
 def score(
-    images: Source,
-    reference: Source,
+    images: ImageSource,
+    reference: ImageSource,
     space: FeatureSpace,
     kid: KidSettings | None = None,
     batch_size: int = 64,

@@ -20,6 +20,6 @@ read only from the case.
     generating  sampling
 """
 
-from triptych.evaluation.parity.report import Report, run_cases
+from triptych.evaluation.parity.report import ParityReport, run_cases
 
-__all__ = ["Report", "run_cases"]
+__all__ = ["ParityReport", "run_cases"]

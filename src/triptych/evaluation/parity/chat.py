@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 
 from triptych.backbones import QwenVL
-from triptych.evaluation.parity.checkpoint import Checkpoint
+from triptych.evaluation.parity.checkpoint import RecordedCheckpoint
 from triptych.evaluation.parity.checks import Checks
 from triptych.evaluation.parity.generating import see_image
-from triptych.evaluation.parity.recorded import Case, Tensors
+from triptych.evaluation.parity.recorded import Case, RecordedTensors
 from triptych.evaluation.parity.seeing import Seen
 
 
@@ -18,7 +18,7 @@ def recognizes(case: Case) -> bool:
 
 
 @torch.no_grad()
-def check(case: Case, shared: Checkpoint, checks: Checks) -> None:
+def check(case: Case, shared: RecordedCheckpoint, checks: Checks) -> None:
     """Greedy answers, the positions of their prompts, and their logits."""
     io, understander = case.io, shared.understander
     understander.model.generation_config.eos_token_id = None  # as recorded: never stop
@@ -43,7 +43,9 @@ def check(case: Case, shared: Checkpoint, checks: Checks) -> None:
         check_logits(io, understander, name, seen, checks)
 
 
-def check_logits(io: Tensors, understander: QwenVL, name: str, seen: Seen, checks: Checks) -> None:
+def check_logits(
+    io: RecordedTensors, understander: QwenVL, name: str, seen: Seen, checks: Checks
+) -> None:
     """The logits behind each greedy token, in one pass over prompt and recorded answer."""
     prompt, output = io[f"{name}.input_ids"], io[f"{name}.output_ids"]
     ids = torch.cat([prompt, output[:, :-1]], 1)

@@ -13,7 +13,7 @@ from torch import Tensor
 from triptych.backbones import EvaClip, LuminaNextDiT, QwenText, QwenVision, QwenVL
 from triptych.checkpoints.published import key_mapping
 from triptych.evaluation.parity.checks import Checks
-from triptych.evaluation.parity.loading import fill, placed
+from triptych.evaluation.parity.loading import fill, map_keys
 from triptych.evaluation.parity.recorded import Case
 from triptych.modules import GenerationModule, UnderstandingModule, UnifiedModule
 from triptych.prompts import IM_END, IMAGE_PAD, PAD, START_OF_IMAGE, VISION_END, VISION_START
@@ -51,7 +51,7 @@ class PublishedIds:
         return self._ids.get(token)
 
 
-class Checkpoint:
+class RecordedCheckpoint:
     """The model of a checkpoint case, built once; generation trains, the rest is frozen."""
 
     def __init__(self, case: Case, cases: list[Case]) -> None:
@@ -75,7 +75,7 @@ class Checkpoint:
     @cached_property
     def weights(self) -> dict[str, Tensor]:
         """The same by our names."""
-        return placed(self.published)
+        return map_keys(self.published)
 
     @cached_property
     def model(self) -> UnifiedModule:
@@ -129,7 +129,7 @@ def recognizes(case: Case) -> bool:
     return "config_llm" in case
 
 
-def check(case: Case, shared: Checkpoint, checks: Checks) -> None:
+def check(case: Case, shared: RecordedCheckpoint, checks: Checks) -> None:
     """Names and shapes, both ways; the vocabulary matrices against the rows that are stored."""
     _check_formula(case, shared, checks)
     own = {
@@ -157,7 +157,7 @@ def check(case: Case, shared: Checkpoint, checks: Checks) -> None:
     checks.same("feed-forward width", arguments["ffn_width"], case["ffn_inner_dim"])
 
 
-def _check_formula(case: Case, shared: Checkpoint, checks: Checks) -> None:
+def _check_formula(case: Case, shared: RecordedCheckpoint, checks: Checks) -> None:
     if not case.has_file("embed_rows.safetensors"):
         return
     stored = case.file("embed_rows")

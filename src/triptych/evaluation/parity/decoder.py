@@ -12,7 +12,7 @@ from triptych.backbones.sdxl import guided
 from triptych.checkpoints.published import key_mapping
 from triptych.evaluation.parity.checks import Checks
 from triptych.evaluation.parity.loading import fill
-from triptych.evaluation.parity.recorded import Case, Tensors
+from triptych.evaluation.parity.recorded import Case, RecordedTensors
 
 
 def recognizes(case: Case) -> bool:
@@ -77,14 +77,14 @@ def as_grid(tokens: Tensor) -> Tensor:
     return tokens.transpose(1, 2).unflatten(2, (side, side))
 
 
-def check_schedules(io: Tensors, model: SDXLDecoder, steps: int, checks: Checks) -> None:
+def check_schedules(io: RecordedTensors, model: SDXLDecoder, steps: int, checks: Checks) -> None:
     """Noise levels and times, of the run and of other recorded numbers of steps."""
     for match in io.matching(r"(sigmas|timesteps)(?:_(\d+))?"):
         schedule = model.scheduler(int(match[2] or steps))
         checks.values(match[0], getattr(schedule, match[1]), io[match[0]])
 
 
-def check_first_call(io: Tensors, call: tuple, guidance: float, checks: Checks) -> None:
+def check_first_call(io: RecordedTensors, call: tuple, guidance: float, checks: Checks) -> None:
     """Check inputs and output of the UNet: [conditional, negative]."""
     (sample, timesteps), named, output = call
     added = named["added_cond_kwargs"]

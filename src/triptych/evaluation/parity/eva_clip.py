@@ -8,7 +8,7 @@ from PIL import Image
 from triptych.backbones import EvaClip
 from triptych.checkpoints.published import key_mapping
 from triptych.evaluation.parity.checks import Checks
-from triptych.evaluation.parity.loading import fill, placed
+from triptych.evaluation.parity.loading import fill, map_keys
 from triptych.evaluation.parity.recorded import Case
 from triptych.utils.images import square
 
@@ -45,7 +45,7 @@ def check(case: Case, checks: Checks) -> None:
 
 def tower(published: dict[str, torch.Tensor], pool: int, head_width: int) -> EvaClip:
     """The tower with published weights."""
-    weights = placed(published)
+    weights = map_keys(published)
     shapes = {name: tensor.shape for name, tensor in weights.items()}
     model = EvaClip(**key_mapping.tower_arguments(shapes, pool, head_width))
     model.build()

@@ -7,9 +7,9 @@ import re
 import torch
 from torch import Tensor
 
-from triptych.evaluation.parity.checkpoint import START_OF_IMAGE_ID, Checkpoint
+from triptych.evaluation.parity.checkpoint import START_OF_IMAGE_ID, RecordedCheckpoint
 from triptych.evaluation.parity.checks import Checks
-from triptych.evaluation.parity.recorded import Case, Tensors
+from triptych.evaluation.parity.recorded import Case, RecordedTensors
 from triptych.evaluation.parity.seeing import Seen, check_seeing
 from triptych.interfaces import Condition
 from triptych.prompts import PAD, pad, token_id
@@ -22,7 +22,7 @@ def recognizes(case: Case) -> bool:
 
 
 @torch.no_grad()
-def check(case: Case, shared: Checkpoint, checks: Checks) -> None:
+def check(case: Case, shared: RecordedCheckpoint, checks: Checks) -> None:
     """Check every prompt by itself, and then all of them in one batch."""
     io = case.io
     steps = case["steps"]
@@ -50,7 +50,7 @@ def check(case: Case, shared: Checkpoint, checks: Checks) -> None:
     checks.values("all in one batch: latents", latents, recorded)
 
 
-def see_image(io: Tensors, shared: Checkpoint, checks: Checks) -> Seen:
+def see_image(io: RecordedTensors, shared: RecordedCheckpoint, checks: Checks) -> Seen:
     """The image that prompts of a case show, if any."""
     if "image_u8" not in io:
         return None, None
@@ -59,7 +59,7 @@ def see_image(io: Tensors, shared: Checkpoint, checks: Checks) -> Seen:
     )
 
 
-def ask(shared: Checkpoint, rows: list[list[int]], seen: Seen) -> Condition:
+def ask(shared: RecordedCheckpoint, rows: list[list[int]], seen: Seen) -> Condition:
     """The condition of generation prompts."""
     ids, mask = pad(rows, token_id(shared.understander.tokenizer, PAD))
     queries = shared.model.generation.queries
@@ -68,7 +68,7 @@ def ask(shared: Checkpoint, rows: list[list[int]], seen: Seen) -> Condition:
 
 def sample(
     case: Case,
-    shared: Checkpoint,
+    shared: RecordedCheckpoint,
     condition: Condition,
     noise: Tensor,
     on_step: OnStep | None = None,
@@ -88,7 +88,7 @@ def sample(
 
 
 def check_sampling(
-    case: Case, shared: Checkpoint, name: str, condition: Condition, checks: Checks
+    case: Case, shared: RecordedCheckpoint, name: str, condition: Condition, checks: Checks
 ) -> None:
     """Check the DiT's timestep at each step, and the result of each recorded step."""
     io, told, after = case.io, [], {}

@@ -12,7 +12,7 @@ from triptych.checkpoints.published import key_mapping
 from triptych.utils.errors import UserError
 
 
-def placed(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def map_keys(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Published tensors by our full names and in our shapes; split EVA biases are fused.
 
     Raises:
@@ -21,16 +21,16 @@ def placed(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
     known = lambda key: key_mapping.place_of(key) is not None  # noqa: E731
     published = with_plain_names(published, known, "the published checkpoint")
     whole: dict[str, Tensor] = {}
-    thirds: dict[str, dict[int, Tensor]] = {}
+    qkv_slices: dict[str, dict[int, Tensor]] = {}
     for key, tensor in published.items():
         place = key_mapping.place_of(key)
         if place is None:
             raise UserError(f"the published tensor {key} has no place in the model.")
-        if place.third is None:
+        if place.qkv_slice is None:
             whole[place.name] = key_mapping.from_published(place.name, tensor)
         else:
-            thirds.setdefault(place.name, {})[place.third] = tensor
-    return whole | {name: key_mapping.fuse_bias(parts) for name, parts in thirds.items()}
+            qkv_slices.setdefault(place.name, {})[place.qkv_slice] = tensor
+    return whole | {name: key_mapping.fuse_bias(parts) for name, parts in qkv_slices.items()}
 
 
 @torch.no_grad()

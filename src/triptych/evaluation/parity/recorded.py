@@ -14,7 +14,7 @@ from triptych.utils.documents import read_json
 from triptych.utils.errors import UserError
 
 
-class Tensors:
+class RecordedTensors:
     """The tensors of a safetensors file, read on demand.
 
     Raises:
@@ -70,7 +70,7 @@ class Case:
         return self._facts[fact]
 
     @cached_property
-    def io(self) -> Tensors:
+    def io(self) -> RecordedTensors:
         """Recorded inputs and outputs."""
         return self.file("io")
 
@@ -82,9 +82,9 @@ class Case:
     def has_file(self, name: str) -> bool:
         return (self.folder / name).is_file()
 
-    def file(self, name: str) -> Tensors:
+    def file(self, name: str) -> RecordedTensors:
         """The tensors of `name`.safetensors."""
-        return Tensors(self.folder / f"{name}.safetensors")
+        return RecordedTensors(self.folder / f"{name}.safetensors")
 
 
 def read_cases(folder: Path) -> list[Case]:

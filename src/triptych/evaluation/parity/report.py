@@ -21,7 +21,7 @@ from triptych.evaluation.parity import (
     generating,
     training,
 )
-from triptych.evaluation.parity.checkpoint import Checkpoint
+from triptych.evaluation.parity.checkpoint import RecordedCheckpoint
 from triptych.evaluation.parity.checks import Checks, Quantity
 from triptych.evaluation.parity.recorded import Case, read_cases
 from triptych.utils.errors import UserError
@@ -32,7 +32,7 @@ WITH_CHECKPOINT = (checkpoint, training, generating, chat)
 
 
 @dataclass
-class Report:
+class ParityReport:
     """Results of a folder of cases."""
 
     cases: int
@@ -87,7 +87,7 @@ def row(quantity: Quantity) -> str:
 HEADER = f"{'case':16} {'quantity':66} {'error':>9} {'bound':>8} ok"
 
 
-def run_cases(folder: Path, show: Callable[[str], None] = print) -> Report:
+def run_cases(folder: Path, show: Callable[[str], None] = print) -> ParityReport:
     """Run all cases of `folder`; `show` gets the table line by line.
 
     Raises:
@@ -112,10 +112,10 @@ def run_cases(folder: Path, show: Callable[[str], None] = print) -> Report:
             for quantity in checks.quantities:
                 show(row(quantity))
             quantities += checks.quantities
-    return Report(len(cases) - len(left_out), quantities, left_out)
+    return ParityReport(len(cases) - len(left_out), quantities, left_out)
 
 
-def _check(kind, case: Case, shared: Checkpoint | None, checks: Checks) -> None:
+def _check(kind, case: Case, shared: RecordedCheckpoint | None, checks: Checks) -> None:
     try:
         if kind in WITH_CHECKPOINT:
             kind.check(case, shared, checks)
@@ -133,14 +133,14 @@ def _kind(case: Case):
     raise UserError(f"{case.folder} is a case of no known kind, or lacks its io.safetensors.")
 
 
-def _shared_checkpoint(cases: list[Case], kinds: dict) -> Checkpoint | None:
+def _shared_checkpoint(cases: list[Case], kinds: dict) -> RecordedCheckpoint | None:
     found = [case for case in cases if kinds[case.name] is checkpoint]
     if len(found) > 1:
         raise UserError(f"{found[0].folder} and {found[1].folder} are both a shared checkpoint.")
-    return Checkpoint(found[0], cases) if found else None
+    return RecordedCheckpoint(found[0], cases) if found else None
 
 
-def _lack(case: Case, kinds: dict, shared: Checkpoint | None) -> str | None:
+def _lack(case: Case, kinds: dict, shared: RecordedCheckpoint | None) -> str | None:
     """Why a case cannot be run, if it cannot."""
     kind = kinds[case.name]
     if kind in WITH_CHECKPOINT and shared is None:

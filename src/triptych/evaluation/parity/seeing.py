@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from triptych.evaluation.parity.checkpoint import Checkpoint
+from triptych.evaluation.parity.checkpoint import RecordedCheckpoint
 from triptych.evaluation.parity.checks import Checks
 
 Seen = tuple[Tensor | None, Tensor | None]
@@ -15,7 +15,7 @@ Seen = tuple[Tensor | None, Tensor | None]
 
 
 def check_seeing(
-    shared: Checkpoint, images: Tensor, patches: Tensor, grids: Tensor, checks: Checks
+    shared: RecordedCheckpoint, images: Tensor, patches: Tensor, grids: Tensor, checks: Checks
 ) -> Seen:
     """Our patches and grids of images uint8 [n,H,W,3], after a look at the recorded ones."""
     side = shared.understander.vision.patch_size

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from triptych.checkpoints.published import key_mapping
-from triptych.evaluation.parity.checkpoint import Checkpoint
+from triptych.evaluation.parity.checkpoint import RecordedCheckpoint
 from triptych.evaluation.parity.checks import Checks
-from triptych.evaluation.parity.recorded import Case, Tensors
+from triptych.evaluation.parity.recorded import Case, RecordedTensors
 from triptych.evaluation.parity.seeing import Seen, check_seeing
 from triptych.interfaces import Condition
 from triptych.loss import mse, path, sample_time
@@ -23,7 +23,7 @@ def recognizes(case: Case) -> bool:
     return case.has_file("io.safetensors") and "img_hidden_states" in case.io
 
 
-def check(case: Case, shared: Checkpoint, checks: Checks) -> None:
+def check(case: Case, shared: RecordedCheckpoint, checks: Checks) -> None:
     """The lines of `GenerationModule.step`, with recorded noise, time and drop."""
     io, model = case.io, shared.model
     model.zero_grad(set_to_none=True)
@@ -71,7 +71,7 @@ def check(case: Case, shared: Checkpoint, checks: Checks) -> None:
     check_gradients(case, shared, checks)
 
 
-def see_images(io: Tensors, shared: Checkpoint, checks: Checks) -> Seen:
+def see_images(io: RecordedTensors, shared: RecordedCheckpoint, checks: Checks) -> Seen:
     """The images that prompts of a case show, if any."""
     if "und_image" not in io:
         return None, None
@@ -82,7 +82,9 @@ def see_images(io: Tensors, shared: Checkpoint, checks: Checks) -> Seen:
     return seen
 
 
-def check_whole_pass(shared: Checkpoint, inputs: tuple, io: Tensors, checks: Checks) -> None:
+def check_whole_pass(
+    shared: RecordedCheckpoint, inputs: tuple, io: RecordedTensors, checks: Checks
+) -> None:
     """The condition once more, without the cached prompt: as while the language model trains."""
     language_model = shared.understander.model.model.language_model
     language_model.requires_grad_(True)
@@ -93,7 +95,7 @@ def check_whole_pass(shared: Checkpoint, inputs: tuple, io: Tensors, checks: Che
     checks.values("img_hidden_states, whole pass", condition.states, io["img_hidden_states"])
 
 
-def recorded_images(case: Case, shared: Checkpoint) -> Tensor:
+def recorded_images(case: Case, shared: RecordedCheckpoint) -> Tensor:
     """The normalized target images, which one case may have from another."""
     if "gen_image" in case.io:
         return case.io["gen_image"].float()
@@ -110,7 +112,7 @@ def borrowed_from(case: Case) -> str | None:
     return named[1]
 
 
-def check_gradients(case: Case, shared: Checkpoint, checks: Checks) -> None:
+def check_gradients(case: Case, shared: RecordedCheckpoint, checks: Checks) -> None:
     """Recorded gradients in full, the norms of all, and that nothing else has one."""
     io = case.io
     gradients = {

@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from triptych.evaluation.image_cache import KeptImages
+from triptych.evaluation.image_cache import ImageCache
 from triptych.evaluation.report import Report, nested
 from triptych.evaluation.shapes.common import SEEDS, ImageOptions, batches
 from triptych.evaluation.shapes.edit_eval import by_kind, edit_chance, edit_for, edits
@@ -35,12 +35,12 @@ from triptych.utils.errors import UserError
 SPLITS = {"shape_eval": "eval", "shape_eval_unseen": "unseen"}
 """Score -> the captions that it is about."""
 
-Verdict = tuple[str, int, int, bool]
+ItemScore = tuple[str, int, int, bool]
 """(score, copy, number of the item, whether it is right)."""
 
 
 @dataclass(frozen=True)
-class Plan:
+class ScoringPlan:
     """Scoring plan; the batch size decides no score, but how images are rounded."""
 
     num_images: int = 600
@@ -82,9 +82,9 @@ class Plan:
                     yield score, copy, numbers
 
 
-def verdicts(
-    model: Any, plan: Plan, part: tuple[int, int] = (0, 1), kept: KeptImages | None = None
-) -> Iterator[Verdict]:
+def item_scores(
+    model: Any, plan: ScoringPlan, part: tuple[int, int] = (0, 1), kept: ImageCache | None = None
+) -> Iterator[ItemScore]:
     """Those of every N-th batch, beginning with the K-th; part is (K, N), counted from 0."""
     judge = {
         **{score: _generated for score in SPLITS},
@@ -97,7 +97,7 @@ def verdicts(
         yield from ((score, copy, n, bool(each)) for n, each in zip(numbers, right, strict=True))
 
 
-def report(found: Sequence[Verdict], plan: Plan, folder: Path | None = None) -> Report:
+def report(found: Sequence[ItemScore], plan: ScoringPlan, folder: Path | None = None) -> Report:
     """All scores, those of chance beside them, with 95% intervals.
 
     Wilson's, where each value is of a sample of its own; else samples (captions, or the images
@@ -161,8 +161,8 @@ def report(found: Sequence[Verdict], plan: Plan, folder: Path | None = None) -> 
 
 def evaluate_all(model: Any, num_images: int = 240, batch_size: int = 64) -> dict[str, Any]:
     """Every score of the shapes world, and chance beside it; nested dicts."""
-    plan = Plan(num_images, batch_size=batch_size)
-    return nested(report(list(verdicts(model, plan)), plan).scores)
+    plan = ScoringPlan(num_images, batch_size=batch_size)
+    return nested(report(list(item_scores(model, plan)), plan).scores)
 
 
 def interval(groups: Sequence[Sequence[Sequence[float]]]) -> tuple[float, float] | None:
@@ -189,7 +189,7 @@ def _runs(values: Sequence[bool], length: int) -> list[list[float]]:
 
 
 def _items(
-    ordered: Sequence[Verdict], num_images: int, folder: Path | None
+    ordered: Sequence[ItemScore], num_images: int, folder: Path | None
 ) -> list[dict[str, Any]]:
     """One an image for a caption."""
     found = []
@@ -212,7 +212,7 @@ def _flat(name: str, value: Any) -> dict[str, float]:
 
 
 def _generated(
-    model: Any, plan: Plan, score: str, copy: int, numbers: range, kept: KeptImages | None
+    model: Any, plan: ScoringPlan, score: str, copy: int, numbers: range, kept: ImageCache | None
 ) -> list[bool]:
     samples = examples(SPLITS[score], plan.num_images)
     asked = {
@@ -232,7 +232,7 @@ def _generated(
 
 
 def _reconstructed(
-    model: Any, plan: Plan, score: str, copy: int, numbers: range, kept: KeptImages | None
+    model: Any, plan: ScoringPlan, score: str, copy: int, numbers: range, kept: ImageCache | None
 ) -> list[bool]:
     samples = examples("eval", plan.num_images)[numbers.start : numbers.stop]
     # their noise does not depend on the plan's seed: it is of what the encoder keeps
@@ -242,7 +242,7 @@ def _reconstructed(
 
 
 def _answered(
-    model: Any, plan: Plan, score: str, copy: int, numbers: range, kept: KeptImages | None
+    model: Any, plan: ScoringPlan, score: str, copy: int, numbers: range, kept: ImageCache | None
 ) -> list[bool]:
     samples = examples("eval", plan.num_images)
     turns = ask_about(samples)[numbers.start : numbers.stop]
@@ -251,7 +251,7 @@ def _answered(
 
 
 def _edited(
-    model: Any, plan: Plan, score: str, copy: int, numbers: range, kept: KeptImages | None
+    model: Any, plan: ScoringPlan, score: str, copy: int, numbers: range, kept: ImageCache | None
 ) -> list[bool]:
     asked = edits(plan.sizes["edits"])[numbers.start : numbers.stop]
     options = ImageOptions(len(numbers), plan.seed, plan.generation_config, numbers)

@@ -11,11 +11,11 @@ from typing import Any
 import numpy
 
 from triptych.evaluation.shapes.common import ImageOptions
-from triptych.evaluation.shapes.demo_page import Answered, Drawn, Rebuilt, Row, render
+from triptych.evaluation.shapes.demo_page import Answered, DemoRow, Drawn, Rebuilt, render
 from triptych.evaluation.shapes.shape_eval import (
     QUESTIONS_PER_IMAGE,
     Asked,
-    Example,
+    EvalSample,
     answers_for,
     ask_about,
     chance,
@@ -81,7 +81,7 @@ def make_demo(
 
 
 def _scores(
-    samples: Sequence[Example],
+    samples: Sequence[EvalSample],
     images: numpy.ndarray,
     rebuilt: numpy.ndarray,
     asked: Sequence[Asked],
@@ -110,7 +110,7 @@ def _scores(
     }
 
 
-def _rows(scores: dict[str, Any]) -> list[Row]:
+def _rows(scores: dict[str, Any]) -> list[DemoRow]:
     """The table: six tasks, their mean, reconstructions, answers."""
     numbers, chances = scores["numbers"], scores["chance"]
     tasks = [
@@ -133,11 +133,11 @@ def _rows(scores: dict[str, Any]) -> list[Row]:
     ]
 
 
-def _row(name: str, score: float, number: int, by_chance: float, total: bool = False) -> Row:
-    return Row(name, score, wilson(score, number), number, by_chance, total)
+def _row(name: str, score: float, number: int, by_chance: float, total: bool = False) -> DemoRow:
+    return DemoRow(name, score, wilson(score, number), number, by_chance, total)
 
 
-def _drawn(samples: Sequence[Example], images: numpy.ndarray) -> list[Drawn]:
+def _drawn(samples: Sequence[EvalSample], images: numpy.ndarray) -> list[Drawn]:
     """Images uint8 [N,seeds,48,48,3] of the samples' captions, two captions of each task."""
     return [
         Drawn(s.caption, s.request.task, drawn, [check(image, s.request) for image in drawn])
@@ -146,7 +146,7 @@ def _drawn(samples: Sequence[Example], images: numpy.ndarray) -> list[Drawn]:
 
 
 def _answered(
-    samples: Sequence[Example], asked: Sequence[Asked], given: Sequence[str]
+    samples: Sequence[EvalSample], asked: Sequence[Asked], given: Sequence[str]
 ) -> list[Answered]:
     return [
         Answered(
@@ -160,7 +160,7 @@ def _answered(
     ]
 
 
-def _rebuilt(samples: Sequence[Example], rebuilt: numpy.ndarray) -> list[Rebuilt]:
+def _rebuilt(samples: Sequence[EvalSample], rebuilt: numpy.ndarray) -> list[Rebuilt]:
     return [
         Rebuilt(s.image, image, check(image, request_of(s.scene)))
         for s, image in zip(samples, rebuilt, strict=True)

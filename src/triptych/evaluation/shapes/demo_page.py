@@ -11,7 +11,7 @@ from triptych.evaluation.html_page import render_page
 
 
 @dataclass
-class Row:
+class DemoRow:
     """A score: its share of `number`, its 95% interval, and what chance gives."""
 
     name: str
@@ -54,7 +54,7 @@ class Rebuilt:
 
 def render(
     title: str,
-    rows: Sequence[Row],
+    rows: Sequence[DemoRow],
     drawn: Sequence[Drawn],
     answered: Sequence[Answered],
     rebuilt: Sequence[Rebuilt],

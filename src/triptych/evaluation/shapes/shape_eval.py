@@ -43,7 +43,7 @@ LONGEST_ANSWER = 16  # tokens; the tiny tokenizer needs 6 for "a large orange tr
 
 
 @dataclass(frozen=True)
-class Example:
+class EvalSample:
     """One evaluation sample."""
 
     caption: str
@@ -96,21 +96,21 @@ class ShapeEval(ShapesEvaluator):
 
 
 @lru_cache(maxsize=8)
-def examples(split: str, number: int) -> tuple[Example, ...]:
+def examples(split: str, number: int) -> tuple[EvalSample, ...]:
     """The first `number` samples of "eval" or "unseen", the tasks in turn."""
     if number < 1:
         raise UserError(f"the shapes world cannot be scored on {number} images; give 1 or more.")
     return tuple(_example(split, index) for index in range(number))
 
 
-def _example(split: str, index: int) -> Example:
+def _example(split: str, index: int) -> EvalSample:
     facts = json.loads(make_sample(split, index, WORLD_SEED)["json"])
-    return Example(
+    return EvalSample(
         facts["caption"], Request.from_dict(facts["request"]), Scene.from_dict(facts["scene"])
     )
 
 
-def ask_about(samples: Sequence[Example]) -> list[Asked]:
+def ask_about(samples: Sequence[EvalSample]) -> list[Asked]:
     """Two random questions about each sample; they depend only on its number."""
     return [
         Asked(number, *turn)
@@ -126,7 +126,7 @@ def ask_about(samples: Sequence[Example]) -> list[Asked]:
 
 def generate_for(
     model: Any,
-    samples: Sequence[Example],
+    samples: Sequence[EvalSample],
     options: ImageOptions,
 ) -> numpy.ndarray:
     """One image for each caption, uint8 [N,48,48,3]; see `ImageOptions`."""
@@ -140,7 +140,7 @@ def generate_for(
 
 def reconstruct_for(
     model: Any,
-    samples: Sequence[Example],
+    samples: Sequence[EvalSample],
     options: ImageOptions,
 ) -> numpy.ndarray:
     """The true images through encoder and decoder, uint8 [N,48,48,3]; see `ImageOptions`."""
@@ -153,7 +153,7 @@ def reconstruct_for(
 
 
 def answers_for(
-    model: Any, samples: Sequence[Example], asked: Sequence[Asked], batch_size: int = 64
+    model: Any, samples: Sequence[EvalSample], asked: Sequence[Asked], batch_size: int = 64
 ) -> list[str]:
     """The model's answer to each question."""
     return [

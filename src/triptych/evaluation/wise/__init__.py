@@ -9,14 +9,14 @@ prompts and the published instructions to the judge have no licence; the user do
 """
 
 from triptych.evaluation.wise.layout import image_path, read_prompts
-from triptych.evaluation.wise.protocols import LEGACY, PROTOCOLS, VERIFIED, Protocol
+from triptych.evaluation.wise.protocols import LEGACY, PROTOCOLS, VERIFIED, ScoringProtocol
 from triptych.evaluation.wise.scoring import score
 
 __all__ = [
     "LEGACY",
     "PROTOCOLS",
     "VERIFIED",
-    "Protocol",
+    "ScoringProtocol",
     "image_path",
     "read_prompts",
     "score",

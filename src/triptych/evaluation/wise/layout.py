@@ -9,8 +9,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from triptych.evaluation.expected_images import EXTRA, Sample, find, images_by_stem, prompt_of
-from triptych.evaluation.wise.protocols import LEGACY, Protocol
+from triptych.evaluation.expected_images import (
+    EXTRA,
+    ExpectedImage,
+    find,
+    images_by_stem,
+    prompt_of,
+)
+from triptych.evaluation.wise.protocols import LEGACY, ScoringProtocol
 from triptych.utils.documents import read_json
 from triptych.utils.errors import UserError
 
@@ -19,7 +25,7 @@ FIELDS = ("prompt_id", "Prompt", "Explanation")
 
 
 @dataclass(frozen=True)
-class Prompt:
+class WisePrompt:
     """A prompt and its meaning."""
 
     number: int
@@ -27,14 +33,14 @@ class Prompt:
     explanation: str
 
 
-def read_prompts(paths: Sequence[str | Path], protocol: Protocol) -> dict[int, Prompt]:
+def read_prompts(paths: Sequence[str | Path], protocol: ScoringProtocol) -> dict[int, WisePrompt]:
     """The prompts of one or several files of the WISE repository, by number.
 
     Raises:
         UserError: a file is missing, is of the other protocol, has another shape, or two of its
             prompts have one number.
     """
-    found: dict[int, Prompt] = {}
+    found: dict[int, WisePrompt] = {}
     for path in map(Path, paths):
         if protocol is LEGACY and "verified" in "/".join(path.absolute().parts[-2:]).lower():
             raise UserError(
@@ -55,7 +61,7 @@ def image_path(folder: Path, number: int) -> Path:
     return folder / f"{number}.png"
 
 
-def read_folder(folder: Path, prompts: Mapping[int, Prompt]) -> list[Sample]:
+def read_folder(folder: Path, prompts: Mapping[int, WisePrompt]) -> list[ExpectedImage]:
     """Expected images, one per prompt, then unexpected ones in the folder.
 
     Raises:
@@ -65,20 +71,20 @@ def read_folder(folder: Path, prompts: Mapping[int, Prompt]) -> list[Sample]:
     samples = []
     for prompt in prompts.values():
         name = there.pop(str(prompt.number), image_path(folder, prompt.number).name)
-        samples.append(Sample(str(prompt.number), prompt.text, name))
+        samples.append(ExpectedImage(str(prompt.number), prompt.text, name))
     for name in sorted([*there.values(), *extra]):
-        samples.append(Sample(name, "", name))
+        samples.append(ExpectedImage(name, "", name))
         samples[-1].leave_out(EXTRA, f"{name} belongs to no prompt, or to one that has an image")
     find(folder, samples)
     return samples
 
 
-def _read(path: Path) -> list[Prompt]:
+def _read(path: Path) -> list[WisePrompt]:
     entries = read_json(path, list)
     return [_prompt(path, number, entry) for number, entry in enumerate(entries, 1)]
 
 
-def _prompt(path: Path, number: int, entry: object) -> Prompt:
+def _prompt(path: Path, number: int, entry: object) -> WisePrompt:
     entry = entry if isinstance(entry, dict) else {}
     if missing := [name for name in FIELDS if name not in entry]:
         raise UserError(f"prompt {number} of {path} has no {' nor '.join(missing)}.")
@@ -86,4 +92,4 @@ def _prompt(path: Path, number: int, entry: object) -> Prompt:
     if not isinstance(identity, int) or not 1 <= identity <= LAST:
         raise UserError(f"prompt {number} of {path} has the number {identity!r}, not 1 to {LAST}.")
     text, explanation = texts
-    return Prompt(identity, prompt_of(text, f"prompt {number} of {path}"), str(explanation))
+    return WisePrompt(identity, prompt_of(text, f"prompt {number} of {path}"), str(explanation))

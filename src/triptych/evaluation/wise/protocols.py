@@ -45,7 +45,7 @@ Answer with one line alone: "Score: 1" if it does, "Score: 0" if it does not or 
 
 
 @dataclass(frozen=True)
-class Protocol:
+class ScoringProtocol:
     """One of the two."""
 
     name: str
@@ -102,7 +102,7 @@ def _said(answer: str) -> str:
     return answer.rpartition("</think>")[2]
 
 
-LEGACY = Protocol(
+LEGACY = ScoringProtocol(
     "legacy",
     LEGACY_INSTRUCTIONS,
     read_legacy,
@@ -123,7 +123,7 @@ LEGACY = Protocol(
         "chemistry": 0.1,
     },
 )
-VERIFIED = Protocol(
+VERIFIED = ScoringProtocol(
     "verified",
     VERIFIED_INSTRUCTIONS,
     read_verified,

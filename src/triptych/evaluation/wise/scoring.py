@@ -9,12 +9,19 @@ from typing import Any
 
 from PIL import Image
 
-from triptych.evaluation.expected_images import JUDGE_FAILED, SCORED, Sample, counts, opened, sizes
+from triptych.evaluation.expected_images import (
+    JUDGE_FAILED,
+    SCORED,
+    ExpectedImage,
+    counts,
+    opened,
+    sizes,
+)
 from triptych.evaluation.judges.base import Answers, Judge
 from triptych.evaluation.report import Report
 from triptych.evaluation.statistics import bootstrap
-from triptych.evaluation.wise.layout import Prompt, read_folder, read_prompts
-from triptych.evaluation.wise.protocols import Protocol, read_instructions
+from triptych.evaluation.wise.layout import WisePrompt, read_folder, read_prompts
+from triptych.evaluation.wise.protocols import ScoringProtocol, read_instructions
 
 AT_ONCE = 4  # times the judge's batch: images in memory
 
@@ -23,7 +30,7 @@ def score(
     folder: str | Path,
     judge: Judge,
     prompts: Sequence[str | Path],
-    protocol: Protocol,
+    protocol: ScoringProtocol,
     instructions: str | Path | None = None,
     answers: str | Path | None = None,
     limit: int | None = None,
@@ -47,7 +54,7 @@ def score(
     told = protocol.instructions if instructions is None else read_instructions(instructions)
     samples = read_folder(folder, known)
     memory = Answers(answers)
-    some: list[tuple[Sample, Image.Image]] = []
+    some: list[tuple[ExpectedImage, Image.Image]] = []
     for sample in samples:
         if sample.state == SCORED and (image := opened(folder, sample)) is not None:
             some.append((sample, image))
@@ -78,10 +85,10 @@ def score(
 
 
 def _judge(
-    some: Sequence[tuple[Sample, Image.Image]],
-    known: dict[int, Prompt],
+    some: Sequence[tuple[ExpectedImage, Image.Image]],
+    known: dict[int, WisePrompt],
     told: str,
-    protocol: Protocol,
+    protocol: ScoringProtocol,
     judge: Judge,
     memory: Answers,
 ) -> None:
@@ -100,7 +107,7 @@ def _judge(
 
 
 def summary(
-    samples: Sequence[Sample], protocol: Protocol
+    samples: Sequence[ExpectedImage], protocol: ScoringProtocol
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, int]]:
     """Scores, intervals and numbers by category, and "overall", their weighted sum.
 

@@ -86,7 +86,7 @@ def tensor_hash(tensor: torch.Tensor) -> str:
     return state.hexdigest()
 
 
-def weights_digest(module: nn.Module) -> str:
+def model_hash(module: nn.Module) -> str:
     """Hash of a model in memory: names, shapes, dtypes and evenly spaced values of its tensors.
 
     16 hexadecimal digits. It takes a second where reading every value of an 8B model takes a
