@@ -271,7 +271,8 @@ def by_formula(model: UnifiedModule, batch: Batch) -> dict[str, float]:
     queries, tokens = model.generation.num_queries, batch.input_ids.shape[1]
     once = flops.prompt(qwen, batch.shared).forward / len(batch)
     ours = {
-        name: flops.generation_step(qwen, dit, encoder, tokens, queries, batch.shared).total + once
+        name: flops.generation_step(qwen, dit, encoder, tokens, queries, shared=batch.shared).total
+        + once
         for name, encoder in (("live", eva), ("cached", None))
     }
     return {"published": flops.published_step(qwen, dit, eva, tokens, queries).total, **ours}

@@ -97,7 +97,12 @@ def geneval(arguments: list[str]) -> None:
         detector = benchmark.Mask2Former(sources[0], device)
         colours = benchmark.ClipColours(sources[1], device)
         return lambda folder: benchmark.score(
-            folder, detector, colours, prompts, parsed.num_images_per_prompt, limit=parsed.limit
+            folder,
+            detector,
+            colours,
+            prompts=prompts,
+            images_per_prompt=parsed.num_images_per_prompt,
+            limit=parsed.limit,
         )
 
     wanted = [
@@ -147,8 +152,8 @@ def dpg(arguments: list[str]) -> None:
         return lambda folder: benchmark.score(
             folder,
             judge,
-            parsed.questions,
-            prompts,
+            questions=parsed.questions,
+            prompts=prompts,
             grid=parsed.grid,
             answers=parsed.answer_cache,
             limit=parsed.limit,
@@ -202,9 +207,9 @@ def wise(arguments: list[str]) -> None:
             judge,
             parsed.prompts,
             protocol,
-            parsed.instructions,
-            parsed.answer_cache,
-            parsed.limit,
+            instructions=parsed.instructions,
+            answers=parsed.answer_cache,
+            limit=parsed.limit,
         )
 
     wanted = [

@@ -1,4 +1,4 @@
-"""DiT parity: forward and gradients, whatever the width of its feed-forward layers."""
+"""Parity of the DiT: forward and gradients, for any width of its feed-forward layers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def recognizes(case: Case) -> bool:
 
 
 def check(case: Case, checks: Checks) -> None:
-    """One pass forward and back."""
+    """Check one forward and backward pass."""
     io = case.io
     weights = map_keys({f"model.dit.{k}": v for k, v in case.file("weights").all().items()})
     shapes = {name: tensor.shape for name, tensor in weights.items()}

@@ -1,4 +1,4 @@
-"""The EVA tower: tokens, pooled features, and how an image is brought to it."""
+"""Parity of the EVA tower: tokens, pooled features, image transform."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def recognizes(case: Case) -> bool:
 
 @torch.no_grad()
 def check(case: Case, checks: Checks) -> None:
-    """The tower in both layouts of its bias, and the published transform."""
+    """Check the tower with both layouts of its bias, and the published transform."""
     io, published = case.io, case.file("weights").all()
     head_width = case["config"]["vision_cfg"]["head_width"]
     model = tower(published, case["pool"], head_width)
@@ -44,7 +44,7 @@ def check(case: Case, checks: Checks) -> None:
 
 
 def tower(published: dict[str, torch.Tensor], pool: int, head_width: int) -> EvaClip:
-    """The tower with published weights."""
+    """Build the tower with published weights."""
     weights = map_keys(published)
     shapes = {name: tensor.shape for name, tensor in weights.items()}
     model = EvaClip(**key_mapping.tower_arguments(shapes, pool, head_width))
@@ -54,7 +54,7 @@ def tower(published: dict[str, torch.Tensor], pool: int, head_width: int) -> Eva
 
 
 def _split_bias(published: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The same weights as the other kind of file has them: no bias on keys."""
+    """The weights in the other published layout, without a bias on keys."""
     split = {}
     for name, tensor in published.items():
         if name.endswith("qkv.bias"):

@@ -1,4 +1,4 @@
-"""Images on their way into the language model: patches, grids, visual features."""
+"""Parity of the image inputs of the language model: patches, grids, visual features."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Seen = tuple[Tensor | None, Tensor | None]
 def check_seeing(
     shared: RecordedCheckpoint, images: Tensor, patches: Tensor, grids: Tensor, checks: Checks
 ) -> Seen:
-    """Our patches and grids of images uint8 [n,H,W,3], after a look at the recorded ones."""
+    """Check patches and grids of images uint8 [n,H,W,3] against recorded ones; returns ours."""
     side = shared.understander.vision.patch_size
     height, width = (grids[0, 1:] * side).tolist()
     images = torch.stack([_resized(image, height, width) for image in images])

@@ -1,4 +1,4 @@
-"""One training step: every intermediate from the prompt to the gradients."""
+"""Parity of one training step: every intermediate value from the prompt to the gradients."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def recognizes(case: Case) -> bool:
 
 
 def check(case: Case, shared: RecordedCheckpoint, checks: Checks) -> None:
-    """The lines of `GenerationModule.step`, with recorded noise, time and drop."""
+    """Check the steps of `GenerationModule.step`, with recorded noise, timesteps and dropout."""
     io, model = case.io, shared.model
     model.zero_grad(set_to_none=True)
     generation, understander = model.generation, shared.understander
@@ -72,7 +72,7 @@ def check(case: Case, shared: RecordedCheckpoint, checks: Checks) -> None:
 
 
 def see_images(io: RecordedTensors, shared: RecordedCheckpoint, checks: Checks) -> Seen:
-    """The images that prompts of a case show, if any."""
+    """Inputs of the images in the case's prompts, if there are any."""
     if "und_image" not in io:
         return None, None
     seen = check_seeing(shared, io["und_images_u8"], io["und_image"], io["grid_thw"], checks)
@@ -85,7 +85,7 @@ def see_images(io: RecordedTensors, shared: RecordedCheckpoint, checks: Checks) 
 def check_whole_pass(
     shared: RecordedCheckpoint, inputs: tuple, io: RecordedTensors, checks: Checks
 ) -> None:
-    """The condition once more, without the cached prompt: as while the language model trains."""
+    """Check the condition without the cached prompt, as when the language model is trained."""
     language_model = shared.understander.model.model.language_model
     language_model.requires_grad_(True)
     try:
@@ -96,14 +96,14 @@ def check_whole_pass(
 
 
 def recorded_images(case: Case, shared: RecordedCheckpoint) -> Tensor:
-    """The normalized target images, which one case may have from another."""
+    """Normalized target images, which a case may take from another."""
     if "gen_image" in case.io:
         return case.io["gen_image"].float()
     return shared.siblings[borrowed_from(case)].io["gen_image"].float()
 
 
 def borrowed_from(case: Case) -> str | None:
-    """The name of the case whose target images this one takes; None where it has its own."""
+    """Name of the case whose target images this one takes; None if it has its own."""
     if "gen_image" in case.io:
         return None
     named = re.search(r"(\S+)/io", case["gen_image"])
@@ -113,7 +113,7 @@ def borrowed_from(case: Case) -> str | None:
 
 
 def check_gradients(case: Case, shared: RecordedCheckpoint, checks: Checks) -> None:
-    """Recorded gradients in full, the norms of all, and that nothing else has one."""
+    """Check recorded gradients, the norms of all gradients, and that there are no others."""
     io = case.io
     gradients = {
         key_mapping.published_key(name): key_mapping.to_published(name, parameter.grad)

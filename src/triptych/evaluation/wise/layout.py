@@ -1,6 +1,6 @@
-"""The prompts of WISE, as they are downloaded, and the folder of their images.
+"""Downloaded prompts of WISE, and the folder layout of their images.
 
-1.png ... 1000.png    one image a prompt, named by its number
+1.png ... 1000.png    one image per prompt, named by its number
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ class WisePrompt:
 
 
 def read_prompts(paths: Sequence[str | Path], protocol: ScoringProtocol) -> dict[int, WisePrompt]:
-    """The prompts of one or several files of the WISE repository, by number.
+    """Read prompts from files of the WISE repository, by number.
 
     Raises:
-        UserError: a file is missing, is of the other protocol, has another shape, or two of its
-            prompts have one number.
+        UserError: a file is missing, malformed or of the other protocol, or two prompts have the
+            same number.
     """
-    found: dict[int, WisePrompt] = {}
+    by_number: dict[int, WisePrompt] = {}
     for path in map(Path, paths):
         if protocol is LEGACY and "verified" in "/".join(path.absolute().parts[-2:]).lower():
             raise UserError(
@@ -48,16 +48,16 @@ def read_prompts(paths: Sequence[str | Path], protocol: ScoringProtocol) -> dict
                 "with the legacy ones; choose that protocol, or the files of the legacy one."
             )
         for prompt in _read(path):
-            if prompt.number in found:
+            if prompt.number in by_number:
                 raise UserError(f"{path} has a second prompt of number {prompt.number}.")
-            found[prompt.number] = prompt
-    if not found:
+            by_number[prompt.number] = prompt
+    if not by_number:
         raise UserError("there are no WISE prompts; name the files that you downloaded.")
-    return dict(sorted(found.items()))
+    return dict(sorted(by_number.items()))
 
 
 def image_path(folder: Path, number: int) -> Path:
-    """The file of a prompt's image."""
+    """Path of the image of a prompt."""
     return folder / f"{number}.png"
 
 
@@ -65,16 +65,16 @@ def read_folder(folder: Path, prompts: Mapping[int, WisePrompt]) -> list[Expecte
     """Expected images, one per prompt, then unexpected ones in the folder.
 
     Raises:
-        UserError: the folder does not exist or has none of them.
+        UserError: the folder does not exist or has none of the expected images.
     """
-    there, extra = images_by_stem(folder)
+    files, extra = images_by_stem(folder)
     samples = []
     for prompt in prompts.values():
-        name = there.pop(str(prompt.number), image_path(folder, prompt.number).name)
+        name = files.pop(str(prompt.number), image_path(folder, prompt.number).name)
         samples.append(ExpectedImage(str(prompt.number), prompt.text, name))
-    for name in sorted([*there.values(), *extra]):
+    for name in sorted([*files.values(), *extra]):
         samples.append(ExpectedImage(name, "", name))
-        samples[-1].leave_out(EXTRA, f"{name} belongs to no prompt, or to one that has an image")
+        samples[-1].exclude(EXTRA, f"{name} belongs to no prompt, or to one that has an image")
     find(folder, samples)
     return samples
 
@@ -88,8 +88,8 @@ def _prompt(path: Path, number: int, entry: object) -> WisePrompt:
     entry = entry if isinstance(entry, dict) else {}
     if missing := [name for name in FIELDS if name not in entry]:
         raise UserError(f"prompt {number} of {path} has no {' nor '.join(missing)}.")
-    identity, *texts = (entry[name] for name in FIELDS)
-    if not isinstance(identity, int) or not 1 <= identity <= LAST:
-        raise UserError(f"prompt {number} of {path} has the number {identity!r}, not 1 to {LAST}.")
+    prompt_id, *texts = (entry[name] for name in FIELDS)
+    if not isinstance(prompt_id, int) or not 1 <= prompt_id <= LAST:
+        raise UserError(f"prompt {number} of {path} has the number {prompt_id!r}, not 1 to {LAST}.")
     text, explanation = texts
-    return WisePrompt(identity, prompt_of(text, f"prompt {number} of {path}"), str(explanation))
+    return WisePrompt(prompt_id, prompt_of(text, f"prompt {number} of {path}"), str(explanation))
