@@ -36,7 +36,7 @@ from drawing import draw_curves
 from recorded import machine, versions
 from torch import Tensor
 
-from triptych.evaluation.shapes.shape_eval import Example, examples
+from triptych.evaluation.shapes.shape_eval import EvalSample, examples
 from triptych.evaluation.statistics import wilson
 from triptych.inference import image_generation
 from triptych.inference.loading import describe_model
@@ -166,7 +166,7 @@ class Scored:
         ]
         return self._share(images, lambda sample: request_of(sample.scene))
 
-    def _share(self, images: list[Tensor], request: Callable[[Example], object]) -> float:
+    def _share(self, images: list[Tensor], request: Callable[[EvalSample], object]) -> float:
         shown = numpy.concatenate([to_arrays(part) for part in images])
         right = [check(p, request(s)) for p, s in zip(shown, self.samples, strict=True)]
         return sum(right) / len(right)

@@ -70,7 +70,7 @@ STRATEGIES = {
 
 
 @dataclass(frozen=True)
-class Case:
+class SignalCase:
     """One run and what happens to it."""
 
     ranks: int
@@ -84,7 +84,7 @@ class Case:
 class Fate:
     """The event that ends a run; every rank passes by the places of its phases."""
 
-    case: Case | None = None
+    case: SignalCase | None = None
     first: int = 0
     """Process id of the first rank."""
     left: int = 1
@@ -180,7 +180,7 @@ def watch() -> None:
     group.init_process_group = passing("rendezvous", group.init_process_group)
     _DataConnector.prepare_data = passing("data", _DataConnector.prepare_data)
     atomic_checkpoint.HashingFile.write = passing("save", atomic_checkpoint.HashingFile.write)
-    atomic_checkpoint.put_folder = passing("save", atomic_checkpoint.put_folder)
+    atomic_checkpoint.commit_folder = passing("save", atomic_checkpoint.commit_folder)
     export_weights.save_weights = passing("export", export_weights.save_weights)
     subprocess_script.subprocess = SimpleNamespace(Popen=Forked)
 
@@ -224,7 +224,9 @@ def run_rank(env: dict[str, str]) -> None:
 ARGUMENTS: list[str] = []
 
 
-def start(case: Case, runs: Path, config: Path, fated: bool, draw: random.Random) -> list[int]:
+def start(
+    case: SignalCase, runs: Path, config: Path, fated: bool, draw: random.Random
+) -> list[int]:
     """Fork the process or processes of a run, in a group of their own; returns their ids."""
     runs.mkdir(parents=True, exist_ok=True)
     ARGUMENTS[:] = [
@@ -301,7 +303,7 @@ def finish(pids: list[int], runs: Path, limit: float) -> tuple[dict[int, int], i
     return statuses, left, time.monotonic() - began
 
 
-def complaints(case: Case, statuses: dict[int, int], left: int, said: str) -> list[str]:
+def complaints(case: SignalCase, statuses: dict[int, int], left: int, said: str) -> list[str]:
     """Faults of a run that ended."""
     wrong = []
     if left:
@@ -333,7 +335,7 @@ def complaints(case: Case, statuses: dict[int, int], left: int, said: str) -> li
     return wrong
 
 
-def attempt(task: tuple[Case, int, bool, float, Path]) -> dict[str, object]:
+def attempt(task: tuple[SignalCase, int, bool, float, Path]) -> dict[str, object]:
     """Run a case; says what was wrong, how long its end took, and whether it went on exactly."""
     case, seed, resumed, limit, folder = task
     draw = random.Random(f"{seed} {case}")
@@ -361,7 +363,7 @@ def attempt(task: tuple[Case, int, bool, float, Path]) -> dict[str, object]:
 
 def weights(runs: Path) -> dict[str, object] | None:
     """Trained tensors and optimizer of a run's last checkpoint, as bytes."""
-    last = atomic_checkpoint.newest([runs / "run"])
+    last = atomic_checkpoint.latest([runs / "run"])
     if last is None:
         return None
     if last.is_dir():
@@ -412,7 +414,7 @@ def main() -> None:
     prepare(folder)
     watch()
     cases = [
-        Case(*each)
+        SignalCase(*each)
         for each in product(
             parsed.ranks,
             parsed.strategies,
@@ -433,7 +435,7 @@ def main() -> None:
     for ranks, strategy in {
         (c.ranks, c.strategy) for c, r in zip(cases, sampled, strict=True) if r
     }:
-        whole = Case(ranks, strategy, "lightning", "", "")
+        whole = SignalCase(ranks, strategy, "lightning", "", "")
         runs = folder / f"whole-{ranks}-{strategy}"
         statuses, _, seconds = finish(
             start(whole, runs, folder / "signals.yaml", False, random), runs, 600

@@ -294,7 +294,7 @@ def tortured(runs: Path, place: str, often: int, draw: random.Random) -> int:
 def results(runs: Path) -> dict[str, object]:
     """All that must be equal, of a run that is done."""
     folders = sorted((runs / "run").glob("version_*"), key=lambda p: int(p.name.split("_")[1]))
-    last = atomic_checkpoint.newest([runs / "run"])
+    last = atomic_checkpoint.latest([runs / "run"])
     state = torch.load(last, weights_only=True)
     samples: dict[str, str] = {}
     for folder in folders:

@@ -10,7 +10,7 @@ from lightning import LightningModule, Trainer
 
 
 @contextmanager
-def inspecting(trainer: Trainer, module: LightningModule) -> Iterator[None]:
+def evaluation_mode(trainer: Trainer, module: LightningModule) -> Iterator[None]:
     """Enter evaluation mode without gradients, in the run's precision; restore all state at exit.
 
     Every rank must enter and compute the same: parts may be sharded over them.

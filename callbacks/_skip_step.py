@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 
-def skip(optimizer: Optimizer, bad: Tensor) -> None:
+def skip_step(optimizer: Optimizer, bad: Tensor) -> None:
     """Skip the optimizer's next step if `bad`, a bool scalar on the device of its parameters.
 
     Several callers in one step: one of them suffices.
@@ -27,14 +27,14 @@ def skip(optimizer: Optimizer, bad: Tensor) -> None:
 
 
 def was_skipped(optimizer: Optimizer) -> Tensor | None:
-    """Whether this batch's step is skipped: 1.0 or 0.0 on the device; None if `skip` did not run.
+    """Whether this batch's step is skipped: 1.0 or 0.0 on the device; None without `skip_step`.
 
     For an optimizer that is not fused, `has_gradients` is the answer.
     """
     return getattr(optimizer, "found_inf", None)
 
 
-def forget(optimizer: Optimizer) -> None:
+def reset(optimizer: Optimizer) -> None:
     """Before a batch: nothing is known of its step yet."""
     if was_skipped(optimizer) is not None:
         optimizer.found_inf = None

@@ -209,7 +209,7 @@ class Checkpoint(ModelCheckpoint):
 
     def _save_folder(self, trainer: Trainer, path: Path) -> None:
         """Let all ranks write their files into a folder that gets its name when all are done."""
-        partial = atomic_checkpoint.partial_of(path)
+        partial = atomic_checkpoint.temporary_path(path)
         if trainer.is_global_zero:
             shutil.rmtree(partial, ignore_errors=True)
         trainer.strategy.barrier()
@@ -219,7 +219,7 @@ class Checkpoint(ModelCheckpoint):
             raise _not_written(path, error) from error
         trainer.strategy.barrier()
         if trainer.is_global_zero:
-            atomic_checkpoint.put_folder(partial, path, trainer.global_step)
+            atomic_checkpoint.commit_folder(partial, path, trainer.global_step)
         trainer.strategy.barrier()
         self._last_checkpoint_saved = str(path)
 

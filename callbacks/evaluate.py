@@ -6,7 +6,7 @@ from typing import Any
 
 from lightning import LightningModule, Trainer
 
-from triptych.callbacks._evaluation_mode import inspecting
+from triptych.callbacks._evaluation_mode import evaluation_mode
 from triptych.callbacks._optional import OptionalCallback, missing_parts
 from triptych.interfaces import Evaluator
 from triptych.utils.errors import UserError
@@ -63,7 +63,7 @@ class Evaluate(OptionalCallback):
         self.before = state["before"]
 
     def _score(self, trainer: Trainer, module: LightningModule) -> None:
-        with inspecting(trainer, module):
+        with evaluation_mode(trainer, module):
             self.after = self.evaluator(module)
         self._scored = trainer.global_step
         for logger in trainer.loggers:

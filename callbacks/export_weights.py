@@ -67,5 +67,5 @@ class ExportWeights(Callback):
         if self._trained or not self.path.exists():
             save_weights(tensors, self.path, metadata, self.dtype)
         if atomic_checkpoint.run_number(self.path.parent) >= 0:
-            atomic_checkpoint.link_newest(self.path.parent.parent / self.filename)
+            atomic_checkpoint.link_latest(self.path.parent.parent / self.filename)
         log.info("trained weights: %s", self.path)

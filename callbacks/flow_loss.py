@@ -6,7 +6,7 @@ from typing import Any
 
 from lightning import LightningModule, Trainer
 
-from triptych.callbacks._evaluation_mode import inspecting
+from triptych.callbacks._evaluation_mode import evaluation_mode
 from triptych.callbacks._optional import OptionalCallback
 from triptych.interfaces import IMAGE_GENERATION, batches_in
 from triptych.utils.errors import UserError
@@ -55,7 +55,7 @@ class FlowLossByNoise(OptionalCallback):
         for each in batches_in(batch):
             if each.objective != IMAGE_GENERATION:
                 continue
-            with inspecting(trainer, module):
+            with evaluation_mode(trainer, module):
                 losses = module.loss_at_timesteps(each, self.times)
             module.log_dict(
                 {f"val/flow/t={t:g}": loss for t, loss in zip(self.times, losses, strict=True)},

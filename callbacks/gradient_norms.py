@@ -10,7 +10,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from triptych.callbacks._resumed_log import logs_step
-from triptych.training.part_names import part_of
+from triptych.training.component_names import component_of
 from triptych.utils.errors import UserError
 
 
@@ -36,7 +36,7 @@ class GradientNorms(Callback):
             return
         for name, parameter in module.named_parameters():
             if parameter.requires_grad:
-                self._parts.setdefault(part_of(module, name), []).append(parameter)
+                self._parts.setdefault(component_of(module, name), []).append(parameter)
 
     def on_before_optimizer_step(
         self, trainer: Trainer, module: LightningModule, optimizer: Optimizer

@@ -12,7 +12,7 @@ from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 
-from triptych.callbacks._skip_step import forget, gradients, skip
+from triptych.callbacks._skip_step import gradients, reset, skip_step
 from triptych.interfaces import batches_in
 from triptych.utils.errors import UserError
 
@@ -60,7 +60,7 @@ class Guard(Callback):
         """Bool scalar for the loss of this rank and the norm of its gradients, float32 scalars."""
 
     @abstractmethod
-    def complaint(self) -> str:
+    def reason(self) -> str:
         """Reason why a step is bad: "the loss ..."."""
 
     def on_train_batch_start(
@@ -71,7 +71,7 @@ class Guard(Callback):
             self._read(trainer)  # here and not after the step: what ends a run is between two steps
         self._keys += keys_of(batch)
         for optimizer in trainer.optimizers:
-            forget(optimizer)
+            reset(optimizer)
 
     def on_before_backward(self, trainer: Trainer, module: LightningModule, loss: Tensor) -> None:
         # of each micro-batch its part of the step's loss; the mean of the sums of all ranks is that
@@ -88,7 +88,7 @@ class Guard(Callback):
         norm = torch.nn.utils.get_total_norm(gradients(optimizer)).to(loss.device)
         bad = agreed(trainer, self.is_bad(loss, norm))
         self.judged(loss, bad)
-        skip(optimizer, bad)
+        skip_step(optimizer, bad)
         self._unread.append(Step(trainer.global_step + 1, keys, bad))
 
     def judged(self, loss: Tensor, bad: Tensor) -> None:
@@ -118,13 +118,13 @@ class Guard(Callback):
             log.warning(
                 "step %d was not taken: %s. Its samples%s: %s",
                 step.number,
-                self.complaint(),
+                self.reason(),
                 f" on rank {trainer.global_rank}" if trainer.world_size > 1 else "",
                 names,
             )
             if self.in_a_row >= self.patience:
                 raise UserError(
-                    f"{type(self).__name__}: {self.complaint()} in {self.in_a_row} steps in a row, "
+                    f"{type(self).__name__}: {self.reason()} in {self.in_a_row} steps in a row, "
                     f"up to step {step.number} (samples {names}); weights and optimizer are those "
                     "of before; look at these samples, or lower --model.optimization.lr."
                 )
@@ -140,7 +140,7 @@ class NonFiniteGuard(Guard):
     def is_bad(self, loss: Tensor, norm: Tensor) -> Tensor:
         return ~(torch.isfinite(loss) & torch.isfinite(norm))
 
-    def complaint(self) -> str:
+    def reason(self) -> str:
         return "the loss or its gradient was not finite"
 
 
@@ -186,7 +186,7 @@ class SpikeGuard(Guard):
         self.mean = torch.where(taken, mean, self.mean)
         self.seen = torch.where(taken, seen, self.seen)
 
-    def complaint(self) -> str:
+    def reason(self) -> str:
         return f"the loss was above {self.factor:g} times its running mean"
 
     def state_dict(self) -> dict[str, Any]:

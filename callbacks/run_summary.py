@@ -11,9 +11,9 @@ from lightning import Callback, LightningModule, Trainer
 
 from triptych.callbacks._skip_step import local
 from triptych.callbacks.ema import EMA
+from triptych.training.component_names import component_of
 from triptych.training.device_peaks import dense_peak, device_name
 from triptych.training.flop_counter import OTHER, StepFlops, step_flops
-from triptych.training.part_names import part_of
 from triptych.utils.errors import UserError
 
 COLUMNS = ("part", "trained", "frozen", "dtype", "memory", "forward", "backward")
@@ -76,7 +76,7 @@ class RunSummary(Callback):
 
 
 @dataclass
-class Part:
+class ComponentStats:
     """Parameter counts of a part and its size on this device."""
 
     trained: int = 0
@@ -86,11 +86,11 @@ class Part:
     dtypes: set[str] = field(default_factory=set)
 
 
-def parts(module: LightningModule) -> dict[str, Part]:
+def parts(module: LightningModule) -> dict[str, ComponentStats]:
     """Every part of the model that has parameters; of sharded ones this rank's share."""
-    found: dict[str, Part] = defaultdict(Part)
+    found: dict[str, ComponentStats] = defaultdict(ComponentStats)
     for name, parameter in module.named_parameters():
-        part, own = found[part_of(module, name)], local(parameter)
+        part, own = found[component_of(module, name)], local(parameter)
         if parameter.requires_grad:
             part.trained += own.numel()
         else:
@@ -113,12 +113,12 @@ def memory_line(trainer: Trainer, module: LightningModule) -> str:
     return f"memory on each device, without activations: {short(sum(sizes.values()))}B ({each})"
 
 
-def table(found: dict[str, Part], flops: StepFlops | None) -> list[str]:
+def table(found: dict[str, ComponentStats], flops: StepFlops | None) -> list[str]:
     """A line a part, a line for all of them, and a line of headings."""
     rows = [row(name, part, flops, [name]) for name, part in found.items()]
     if flops is not None and (flops.forward.get(OTHER) or flops.backward.get(OTHER)):
-        rows.append(row(OTHER, Part(), flops, [OTHER]))
-    every = Part(
+        rows.append(row(OTHER, ComponentStats(), flops, [OTHER]))
+    every = ComponentStats(
         sum(p.trained for p in found.values()),
         sum(p.frozen for p in found.values()),
         sum(p.size for p in found.values()),
@@ -136,7 +136,9 @@ def table(found: dict[str, Part], flops: StepFlops | None) -> list[str]:
     ]
 
 
-def row(name: str, part: Part, flops: StepFlops | None, names: list[str] | None) -> tuple[str, ...]:
+def row(
+    name: str, part: ComponentStats, flops: StepFlops | None, names: list[str] | None
+) -> tuple[str, ...]:
     """The cells of a line; FLOPs are those of the parts `names`, None for all."""
     cells = [name, count(part.trained), count(part.frozen), "+".join(sorted(part.dtypes)) or "-"]
     cells.append(f"{short(part.size)}B" if part.size else "-")

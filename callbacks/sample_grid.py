@@ -14,13 +14,13 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
 from torch import Tensor
 
-from triptych.callbacks._evaluation_mode import inspecting
+from triptych.callbacks._evaluation_mode import evaluation_mode
 from triptych.callbacks._optional import OptionalCallback, missing_parts
 from triptych.callbacks.ema import EMA
 from triptych.checkpoints.run_folder import of_trainer
 from triptych.interfaces import IMAGE_GENERATION, LANGUAGE_MODELING
 from triptych.utils.errors import NotFiniteError, UserError
-from triptych.utils.image_grid import above, grid
+from triptych.utils.image_grid import labelled_image_grid, stack_rows
 from triptych.utils.images import square, to_arrays, unit_to_pixels
 
 log = logging.getLogger(__name__)
@@ -139,14 +139,17 @@ class SampleGrid(OptionalCallback):
         """Make a sheet with the weights as they are now, and save it under a name with `suffix`."""
         make = self._sheet.make
         try:
-            with inspecting(trainer, module):
+            with evaluation_mode(trainer, module):
                 images, labels = make(self, module, self._samples)
         except NotFiniteError as error:  # training may recover; the guard of it is NonFiniteGuard
             log.warning("no sheet at step %d: %s", trainer.global_step, error)
             return
         run = of_trainer(trainer)  # asks all ranks
         if trainer.is_global_zero and run is not None:
-            folder, sheet = run / "samples", grid(images, labels, COLUMNS, self.upscale)
+            folder, sheet = (
+                run / "samples",
+                labelled_image_grid(images, labels, COLUMNS, self.upscale),
+            )
             folder.mkdir(parents=True, exist_ok=True)
             name = f"step-{trainer.global_step:08d}{suffix}"
             sheet.save(folder / f"{name}.png")
@@ -185,14 +188,14 @@ def edited(options: SampleGrid, model: Any, samples: list[Any]) -> Labelled:
     shown = options.previews(model).edit(
         originals, instructions, seeds=seeds(options, len(samples))
     )
-    return above(to_arrays(originals), to_arrays(shown)), instructions
+    return stack_rows(to_arrays(originals), to_arrays(shown)), instructions
 
 
 def reconstructed(options: SampleGrid, model: Any, samples: list[Any]) -> Labelled:
     """Originals above reconstructions."""
     originals = squares(samples, model.encoder.image_size)
     shown = options.previews(model).reconstruct(originals, seeds=seeds(options, len(originals)))
-    return above(to_arrays(originals), to_arrays(shown)), labels_of(samples)
+    return stack_rows(to_arrays(originals), to_arrays(shown)), labels_of(samples)
 
 
 def answered(options: SampleGrid, model: Any, samples: list[Any]) -> Labelled:
@@ -215,7 +218,7 @@ def encoded(options: SampleGrid, model: Any, samples: list[Any]) -> Labelled:
     linear = torch.nn.functional.pixel_shuffle(model.encoding.heads.pixels(features), cell)
     round_trip = model.vae.decode(model.vae(pixels))
     rows = originals, round_trip, unit_to_pixels(linear)
-    return above(*(to_arrays(row) for row in rows)), labels_of(samples)
+    return stack_rows(*(to_arrays(row) for row in rows)), labels_of(samples)
 
 
 _DRAWS = ("understanding", "generation", "decoding")

@@ -23,7 +23,7 @@ from attack.target import MOST_MB, PATIENCE, Target, good_request, started, watc
 
 
 @dataclass
-class Report:
+class AttackReport:
     """Attacks that were tried, and those that did not hold."""
 
     only: str
@@ -71,7 +71,7 @@ def main() -> None:
     parser.add_argument(
         "--only", metavar="WORD", default="", help="attacks whose names have it: server, page, file"
     )
-    report = Report(parser.parse_args().only)
+    report = AttackReport(parser.parse_args().only)
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # for more clients than the server
     with started("serve", "--port", "0") as target:

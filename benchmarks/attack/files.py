@@ -202,12 +202,12 @@ def _sharded(run: Path, config: str, marker: Path) -> Path:
     from triptych.checkpoints import atomic_checkpoint
 
     checkpoint = run / "checkpoints" / "1.ckpt"
-    partial_folder = atomic_checkpoint.partial_of(checkpoint)
+    partial_folder = atomic_checkpoint.temporary_path(checkpoint)
     partial_folder.mkdir(parents=True)
     (partial_folder / ".metadata").write_bytes(pickle.dumps(_Code(marker)))
     (partial_folder / "__0_0.distcp").write_bytes(pickle.dumps(_Code(marker)))
     torch.save({"global_step": 1}, partial_folder / "meta.pt")
-    atomic_checkpoint.put_folder(partial_folder, checkpoint)
+    atomic_checkpoint.commit_folder(partial_folder, checkpoint)
     (run / "config.yaml").write_text(config)
     return run
 

@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from triptych.utils.atomic_write import AtomicFile, partial_of
+from triptych.utils.atomic_write import AtomicFile, temporary_path
 from triptych.utils.errors import UserError
 
 SUFFIX = ".features.safetensors"
@@ -55,7 +55,7 @@ class FeatureShardWriter:
         self.scales: list[Tensor] = []
         self.squares = self.errors = 0.0
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._atomic = AtomicFile(path, partial_of(path))
+        self._atomic = AtomicFile(path, temporary_path(path))
         self._file = self._atomic.file
         self._file.write(bytes(HEADER))
 

@@ -26,7 +26,7 @@ from triptych.data_modules.sources.base import (
     ImageRole,
     bad_sample_on_error,
 )
-from triptych.utils.atomic_write import LOCK, alone_in, partial_of, replacing
+from triptych.utils.atomic_write import LOCK, alone_in, replacing, temporary_path
 from triptych.utils.captions import REPLACEMENT
 from triptych.utils.disk_usage import announce, refuse_other_files
 from triptych.utils.documents import read_text
@@ -220,7 +220,7 @@ class _ShardWriter:
         packed = PackedShard(path.name, 0)
         bad_samples: Counter[str] = Counter()
         with (
-            replacing(path, partial_of(path), durable=False) as file,
+            replacing(path, temporary_path(path), durable=False) as file,
             tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar,
         ):
             for number in numbers:

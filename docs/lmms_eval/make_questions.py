@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from triptych.evaluation.shapes.shape_eval import ask_about, examples
+from triptych.evaluation.shapes.shape_eval import questions_about, examples
 
 FOLDER = Path("out/shapes_questions")
 
@@ -23,7 +23,7 @@ def main(images: int) -> None:
         Image.fromarray(sample.image).save(path)
     lines = [
         {"image": str(paths[asked.number]), "question": asked.question, "answer": asked.answer}
-        for asked in ask_about(samples)
+        for asked in questions_about(samples)
     ]
     (FOLDER / "questions.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     print(f"{len(lines)} questions about {images} images in {FOLDER}")

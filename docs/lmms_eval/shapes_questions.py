@@ -17,6 +17,6 @@ def question(document: dict[str, Any], lmms_eval_specific_kwargs: object = None)
     return document["question"]
 
 
-def verdicts(document: dict[str, Any], results: list[str]) -> dict[str, float]:
+def process_results(document: dict[str, Any], results: list[str]) -> dict[str, float]:
     """As our own evaluation judges."""
     return {"right": float(answer_is_right(results[0], document["answer"]))}

@@ -33,7 +33,7 @@ from triptych.backbones import (
     QwenVL,
 )
 from triptych.backbones.eva_clip import CLIP_MEAN, CLIP_STD
-from triptych.evaluation.parity.loading import fill, placed
+from triptych.evaluation.parity.loading import fill, map_keys
 from triptych.evaluation.shapes.shape_eval import examples
 from triptych.interfaces import IMAGE_TO_TEXT, SamplerConfig
 from triptych.modules import UnderstandingModule
@@ -218,7 +218,7 @@ def test_eva_takes_the_weights_of_the_stock_timm_tower():
     )
     images = torch.randn(2, 3, SIDE, SIDE)
     expected = stock.forward_features(images)[:, 1:]
-    apart = placed(stock.state_dict())
+    apart = map_keys(stock.state_dict())
     # Any bias on keys adds the same to all scores of a query: the softmax takes it away.
     fused = {
         n: t + (torch.arange(len(t)) // 32 == 1) if "qkv.bias" in n else t for n, t in apart.items()

@@ -19,7 +19,7 @@ from triptych.callbacks import SampleGrid as OwnSampleGrid
 from triptych.interfaces import Evaluator
 from triptych.utils.errors import UserError
 from triptych.utils.finite import require_finite
-from triptych.utils.image_grid import LEAST_WIDTH, MARGIN, above, grid
+from triptych.utils.image_grid import LEAST_WIDTH, MARGIN, labelled_image_grid, stack_rows
 
 SIDE = 48
 
@@ -142,7 +142,7 @@ def sheets(run):
 def test_grid_places_enlarged_images_with_room_for_long_labels():
     images = np.zeros((3, 16, 16, 3), np.uint8)
     images[2] = 90
-    sheet = np.asarray(grid(images, ["a", "b " * 200, "c"], columns=2, scale=4))
+    sheet = np.asarray(labelled_image_grid(images, ["a", "b " * 200, "c"], columns=2, scale=4))
     assert sheet.shape[1] == 2 * (LEAST_WIDTH + MARGIN) + MARGIN
     assert (sheet[MARGIN : MARGIN + 64, MARGIN : MARGIN + 64] == 0).all()
     gray = (sheet == 90).all(axis=2)
@@ -153,7 +153,7 @@ def test_grid_places_enlarged_images_with_room_for_long_labels():
 
 
 def test_above_puts_a_line_of_paper_between():
-    tiles = above(np.zeros((2, 4, 5, 3), np.uint8), np.full((2, 4, 5, 3), 9, np.uint8))
+    tiles = stack_rows(np.zeros((2, 4, 5, 3), np.uint8), np.full((2, 4, 5, 3), 9, np.uint8))
     assert tiles.shape == (2, 9, 5, 3)
     assert [tiles[0, row, 0, 0] for row in (3, 4, 5)] == [0, 255, 9]
 

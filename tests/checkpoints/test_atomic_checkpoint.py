@@ -38,7 +38,7 @@ def step_of(path):
 
 
 def newest(run):
-    return atomic_checkpoint.newest([run.parent.parent])
+    return atomic_checkpoint.latest([run.parent.parent])
 
 
 def test_a_state_is_whole_has_a_manifest_and_leaves_nothing_else(run):
@@ -202,10 +202,10 @@ def folder_state(partial, text):
 
 def test_a_folder_gets_the_same_treatment(run, caplog):
     path = run / "3.ckpt"
-    folder_state(atomic_checkpoint.partial_of(path), b"abc")
+    folder_state(atomic_checkpoint.temporary_path(path), b"abc")
     assert newest(run) == run / "2.ckpt"
-    atomic_checkpoint.put_folder(atomic_checkpoint.partial_of(path), path)
-    assert newest(run) == path and not atomic_checkpoint.partial_of(path).exists()
+    atomic_checkpoint.commit_folder(atomic_checkpoint.temporary_path(path), path)
+    assert newest(run) == path and not atomic_checkpoint.temporary_path(path).exists()
     shard = path / "inner" / "__0_0.distcp"
     shard.write_bytes(shard.read_bytes()[:-1] + b"X")
     assert newest(run) == run / "2.ckpt"
@@ -216,8 +216,10 @@ def test_a_folder_gets_the_same_treatment(run, caplog):
 
 def test_the_name_of_a_folder_can_be_taken_again(run):
     for text in (b"old", b"new"):
-        folder_state(atomic_checkpoint.partial_of(run / "3.ckpt"), text)
-        atomic_checkpoint.put_folder(atomic_checkpoint.partial_of(run / "3.ckpt"), run / "3.ckpt")
+        folder_state(atomic_checkpoint.temporary_path(run / "3.ckpt"), text)
+        atomic_checkpoint.commit_folder(
+            atomic_checkpoint.temporary_path(run / "3.ckpt"), run / "3.ckpt"
+        )
     assert (run / "3.ckpt" / "meta.pt").read_bytes() == b"new" and newest(run) == run / "3.ckpt"
 
 

@@ -11,7 +11,7 @@ from published import random, tower
 from safetensors.torch import load_file, save_file
 
 from triptych.checkpoints import WeightFiles, hold, stored_names
-from triptych.checkpoints.fingerprint import weights_hash
+from triptych.checkpoints.hashing import weights_hash
 from triptych.checkpoints.key_prefixes import plain_names, state_dict_in
 from triptych.checkpoints.published.convert import convert_published
 from triptych.checkpoints.training_checkpoint import read_trained

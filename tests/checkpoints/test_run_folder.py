@@ -272,7 +272,7 @@ def test_runs_that_end_at_once_agree_on_the_newest(tmp_path):
             (run / "weights.safetensors").unlink(missing_ok=True)
             if (pid := os.fork()) == 0:
                 (run / "weights.safetensors").write_text(str(number))
-                atomic_checkpoint.link_newest(tmp_path / "weights.safetensors")
+                atomic_checkpoint.link_latest(tmp_path / "weights.safetensors")
                 os._exit(0)
             pids.append(pid)
         assert all(os.waitpid(pid, 0)[1] == 0 for pid in pids)
@@ -334,7 +334,7 @@ def saved(folder, number, steps, **manifest):
 @pytest.mark.parametrize("manifest", [{}, {"old": True}])
 def test_the_newest_is_by_run_and_step_whatever_the_clock_says(manifest, tmp_path):
     def newest():
-        found = atomic_checkpoint.newest([tmp_path])
+        found = atomic_checkpoint.latest([tmp_path])
         return found.parent.parent.name, int(found.stem)
 
     saved(tmp_path, 2, (4, 10), **manifest)
@@ -346,7 +346,7 @@ def test_the_newest_is_by_run_and_step_whatever_the_clock_says(manifest, tmp_pat
     assert newest() == ("version_10", 2)
     os.truncate(tmp_path / "version_10" / "checkpoints" / "00000002.ckpt", 1)
     assert newest() == ("version_2", 10)
-    one = atomic_checkpoint.newest([tmp_path / "version_2"], "checkpoints/*.ckpt")
+    one = atomic_checkpoint.latest([tmp_path / "version_2"], "checkpoints/*.ckpt")
     assert one.stem == "00000010"
 
 
@@ -354,7 +354,7 @@ def test_the_step_of_a_manifest_counts_more_than_the_name(tmp_path):
     folder = tmp_path / "version_0" / "checkpoints"
     for name, step in (("b", 3), ("a", 12), ("c", 7)):
         atomic_checkpoint.write(folder / f"{name}.ckpt", lambda file: file.write(b"state"), step)
-    assert atomic_checkpoint.newest([tmp_path]).stem == "a"
+    assert atomic_checkpoint.latest([tmp_path]).stem == "a"
 
 
 def test_nothing_is_ordered_by_time_stamps():

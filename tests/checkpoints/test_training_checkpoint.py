@@ -177,7 +177,7 @@ def test_last_is_a_link_and_old_ones_go_when_the_new_one_is_whole(
     names = {path.name for path in folder.iterdir()}
     whole = {f"0000000{step}.ckpt{end}" for step in (5, 6) for end in ("", ".json")}
     assert names == whole | {"last.ckpt"}
-    last = atomic_checkpoint.newest([tmp_path / "runs"])
+    last = atomic_checkpoint.latest([tmp_path / "runs"])
     assert same(torch.load(last, weights_only=True)["state_dict"], trained(model))
     with pytest.raises(UserError, match="save_top_k is 1, but one alone may be damaged"):
         Checkpoint(save_top_k=1)
@@ -234,7 +234,7 @@ def test_the_last_step_is_saved_like_any_other(hook, settings, shapes_folder, we
     stops = () if hook is None else (Stopping(hook, 6),)
     _, last = run("ended", 1000, stops)
     _, same_step = run("periodic", 2, stops)
-    assert atomic_checkpoint.newest([last.parent.parent.parent]) == last
+    assert atomic_checkpoint.latest([last.parent.parent.parent]) == last
     assert os.readlink(last.parent / "last.ckpt") == last.name
     ended, periodic = (torch.load(path, weights_only=True) for path in (last, same_step))
     assert ended["run"].pop("row") == {} and periodic["run"].pop("row") is not None
@@ -349,7 +349,7 @@ def test_a_disk_that_fills_up_ends_the_run_with_its_last_state(
         "00000003.ckpt.json",
         "last.ckpt",
     ]
-    assert atomic_checkpoint.newest([tmp_path / "runs"]) == folder / "00000003.ckpt"
+    assert atomic_checkpoint.latest([tmp_path / "runs"]) == folder / "00000003.ckpt"
 
 
 def test_a_checkpoint_is_found_for_a_run_that_goes_on(run, tmp_path):
@@ -491,12 +491,12 @@ def test_a_folder_of_shards_is_exported(run, tmp_path):
     model, folder = run
     content = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
     path, out = tmp_path / "1.ckpt", tmp_path / "weights.safetensors"
-    partial = atomic_checkpoint.partial_of(path)
+    partial = atomic_checkpoint.temporary_path(path)
     sharded_files.save({"state_dict": content.pop("state_dict")}, checkpoint_id=partial)
     torch.save(content, partial / "meta.pt")
     with pytest.raises(UserError, match=r"1\.ckpt\.partial has no manifest: its save was cut off"):
         export([str(partial)])
-    atomic_checkpoint.put_folder(partial, path)
+    atomic_checkpoint.commit_folder(partial, path)
     export([str(path), "--out", str(out)])
     assert same(load_file(out), trained(model))
     assert read_metadata(out) == {"preset": "small", "stage": "stage2", "steps": "6"}

@@ -16,7 +16,7 @@ from triptych.evaluation import EditEval, FeatureDistance, ShapeEval, geneval
 from triptych.evaluation.comparison import short_names
 from triptych.evaluation.geneval import detection
 from triptych.evaluation.report import Report, flat, nested
-from triptych.evaluation.shapes.all_scores import Plan, interval, report, verdicts
+from triptych.evaluation.shapes.all_scores import ScoringPlan, interval, item_scores, report
 from triptych.evaluation.shapes.shape_eval import question_answering_score
 from triptych.inference.generation_config import GenerationConfig
 from triptych.inference.model_inference import ModelInference
@@ -86,7 +86,7 @@ def test_images_of_other_weights_are_not_mixed(triptych, monkeypatch):
     assert triptych(*few, "--images-dir", "p")[0] == 0
     made = read_metadata("p/00000/samples/0000.png")["weights"]
     Path("p/00001/samples/0000.png").unlink()
-    monkeypatch.setattr("triptych.cli.jobs.digest_of", lambda pipe: "trained further")
+    monkeypatch.setattr("triptych.cli.jobs.weights_hash_of", lambda pipe: "trained further")
     status, _, err = triptych(*few, "--images-dir", "p")
     assert status == 1 and "p/00000/samples/0000.png was made with other weights" in err
     assert "delete it" in err and not Path("p/00001/samples/0000.png").exists()
@@ -220,8 +220,8 @@ def test_what_is_wrong_is_one_sentence(arguments, said, triptych, monkeypatch):
 
 
 def test_verdicts_add_up_to_what_the_evaluators_say():
-    plan = Plan(num_images=12)
-    whole = report(list(verdicts(Perfect(12), plan)), plan)
+    plan = ScoringPlan(num_images=12)
+    whole = report(list(item_scores(Perfect(12), plan)), plan)
     scores = nested(whole.scores)
     assert scores["shape_eval"] == ShapeEval(num_images=12)(Perfect(12))
     assert scores["edits"] == EditEval(num_images=12)(Perfect(12))
@@ -231,19 +231,19 @@ def test_verdicts_add_up_to_what_the_evaluators_say():
 
 
 def test_scores_do_not_depend_on_processes_or_batches(pipe):
-    plan = Plan(num_images=2, per_caption=2, generation_config=ONE)
-    whole = list(verdicts(pipe.model, plan))
-    parts = [v for k in range(3) for v in verdicts(pipe.model, plan, (k, 3))]
+    plan = ScoringPlan(num_images=2, per_caption=2, generation_config=ONE)
+    whole = list(item_scores(pipe.model, plan))
+    parts = [v for k in range(3) for v in item_scores(pipe.model, plan, (k, 3))]
     assert sorted(parts) == sorted(whole)
-    smaller = Plan(num_images=2, per_caption=2, generation_config=ONE, batch_size=1)
-    assert sorted(verdicts(pipe.model, smaller)) == sorted(whole)
+    smaller = ScoringPlan(num_images=2, per_caption=2, generation_config=ONE, batch_size=1)
+    assert sorted(item_scores(pipe.model, smaller)) == sorted(whole)
     assert report(parts, plan).to_json() == report(whole, plan).to_json()
     assert report(whole, plan).numbers["shape_eval/mean"] == 4
 
 
 def test_copies_of_a_caption_are_the_images_of_later_seeds():
     model = Perfect(6)
-    list(verdicts(model, Plan(num_images=6, per_caption=2, seed=3)))
+    list(item_scores(model, ScoringPlan(num_images=6, per_caption=2, seed=3)))
     assert model.seeds[:12] == [(3 + copy) * (1 << 20) + n for copy in (0, 1) for n in range(6)]
 
 

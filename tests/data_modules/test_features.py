@@ -17,9 +17,8 @@ from feature_shards import BACKEND, make
 from lightning import Trainer
 from safetensors.torch import load_file, save_file
 
-from triptych.checkpoints import WeightFiles
-from triptych.checkpoints import fingerprint as fingerprints
-from triptych.checkpoints.fingerprint import weights_hash
+from triptych.checkpoints import WeightFiles, hashing
+from triptych.checkpoints.hashing import weights_hash
 from triptych.data_modules import Collator, ShardFolder, TaskDataset
 from triptych.data_modules.features.cache import (
     FeatureCache,
@@ -462,12 +461,12 @@ def test_the_last_file_counts_as_when_weights_are_loaded(weights, tmp_path):
 
 
 def test_big_files_are_read_once(weights, tmp_path, monkeypatch):
-    monkeypatch.setattr(fingerprints, "REMEMBERED", 0)
+    monkeypatch.setattr(hashing, "REMEMBERED", 0)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     path = shutil.copy(weights.encoder, tmp_path / "e.safetensors")
     files = WeightFiles(encoder=str(path))
     first = weights_hash(files, "encoder.")
-    monkeypatch.setattr(fingerprints, "tensor_hash", lambda tensor: "read again")
+    monkeypatch.setattr(hashing, "tensor_hash", lambda tensor: "read again")
     assert weights_hash(files, "encoder.") == first
     os.utime(path, ns=(0, 5))
     assert weights_hash(files, "encoder.") != first

@@ -6,8 +6,8 @@ import pytest
 from PIL import Image
 
 from triptych.evaluation import dpg
-from triptych.evaluation.dpg.questions import Proposition, held, read_answer
-from triptych.evaluation.judges.base import Answers, Judge, JudgeFailed
+from triptych.evaluation.dpg.questions import Proposition, read_answer, resolve_dependencies
+from triptych.evaluation.judges.base import AnswerCache, Judge, JudgeFailed
 from triptych.utils.errors import UserError
 
 COLOURS = {"red": (255, 0, 0), "blue": (0, 0, 255), "green": (0, 255, 0)}
@@ -113,10 +113,18 @@ def test_an_answer_is_yes_or_no_or_nothing(answer, meant):
 
 def test_what_hangs_on_something_unknown_is_unknown_unless_it_is_no_itself():
     chain = [Proposition(n, (n - 1,) if n > 1 else (), "entity", "?") for n in (1, 2, 3)]
-    assert held(chain, {1: True, 2: True, 3: True}) == {1: True, 2: True, 3: True}
-    assert held(chain, {1: False, 2: True, 3: True}) == {1: False, 2: False, 3: False}
-    assert held(chain, {1: None, 2: True, 3: False}) == {1: None, 2: None, 3: False}
-    assert held(chain, {1: None, 2: False, 3: True}) == {1: None, 2: False, 3: False}
+    assert resolve_dependencies(chain, {1: True, 2: True, 3: True}) == {1: True, 2: True, 3: True}
+    assert resolve_dependencies(chain, {1: False, 2: True, 3: True}) == {
+        1: False,
+        2: False,
+        3: False,
+    }
+    assert resolve_dependencies(chain, {1: None, 2: True, 3: False}) == {1: None, 2: None, 3: False}
+    assert resolve_dependencies(chain, {1: None, 2: False, 3: True}) == {
+        1: None,
+        2: False,
+        3: False,
+    }
 
 
 def test_a_scoring_that_was_stopped_goes_on(files):
@@ -143,7 +151,7 @@ def test_a_scoring_that_was_stopped_goes_on(files):
 
 
 def test_answers_of_other_judges_images_and_questions_are_not_taken(tmp_path):
-    memory, judge, other = Answers(tmp_path / "a.jsonl"), Looks(), Looks()
+    memory, judge, other = AnswerCache(tmp_path / "a.jsonl"), Looks(), Looks()
     other.name = "other eyes"
     red, blue = (Image.new("RGB", (2, 2), COLOURS[name]) for name in ("red", "blue"))
     memory.ask(judge, [(red, "red?")])
@@ -156,7 +164,7 @@ def test_answers_of_other_judges_images_and_questions_are_not_taken(tmp_path):
     assert len(judge.asked) == 3 and len(other.asked) == 1
     (tmp_path / "a.jsonl").write_text("hello\n")
     with pytest.raises(UserError, match="line 1 of .* is no answer"):
-        Answers(tmp_path / "a.jsonl")
+        AnswerCache(tmp_path / "a.jsonl")
 
 
 def test_images_of_the_wrong_size_or_number_are_named(files):
@@ -169,7 +177,7 @@ def test_images_of_the_wrong_size_or_number_are_named(files):
     assert states["a"] == ("wrong_size", "a.png has 8x8 pixels, not 16x16")
     assert states["c"] == ("missing", "there is no c.png")
     assert states["stray.png"][0] == "extra"
-    assert report.counts["asked"] == 3 and report.counts["scored"] == 1
+    assert report.counts["expected"] == 3 and report.counts["scored"] == 1
     with pytest.raises(UserError, match="16x16 pixels, which are no 3x3 square tiles"):
         dpg.score(folder, Looks(), **options, grid=3)
     given = dpg.score(folder, Looks(), **options, tile=4)
@@ -183,7 +191,7 @@ def test_bad_files_are_told_in_one_sentence(files, tmp_path):
     bad = tmp_path / "bad.csv"
     for text, said in {
         "item_id,text\n": "has no column dependency",
-        HEAD + "a,t,k,x,0,e,w,e - w (t),Is it red?\n": "line 2 of .* is no question",
+        HEAD + "a,t,k,x,0,e,w,e - w (t),Is it red?\n": "line 2 of .* is not a question",
         HEAD + "a,t,k,1,0,e,w,e - w (t),Is it red?\n": "asks nothing about 2 of 3 prompts.* b",
         HEAD + "a,t,k,1,2,e,w,e,Q?\na,t,k,2,1,e,w,e,Q?\n": "depends on itself",
         HEAD + "a,t,k,1,0,e,w,e,Q?\na,t,k,1,0,e,w,e,Q?\n": "numbers two propositions of a alike",
@@ -215,5 +223,5 @@ def test_a_model_of_ours_can_judge():
 
     judge = PipelineJudge(Pipeline(), batch=2)
     image = Image.new("RGB", (2, 2))
-    assert Answers().ask(judge, [(image, word) for word in "abcab"]) == list("ABCAB")
+    assert AnswerCache().ask(judge, [(image, word) for word in "abcab"]) == list("ABCAB")
     assert Pipeline.sizes == [2, 1]

@@ -132,7 +132,7 @@ def test_a_report_counts_what_it_could_not_read(tmp_path):
     report = fid.score(made, true, Colours(), batch_size=4)
     assert list(report.scores) == ["FID", "KID"]
     assert report.numbers == {"FID": 11, "KID": 11}
-    assert report.counts["asked"] == 12 and report.counts["unreadable"] == 1
+    assert report.counts["expected"] == 12 and report.counts["unreadable"] == 1
     assert report.counts["scored"] == 11 and report.counts["reference"] == 9
     assert [item["key"] for item in report.items if item["state"] == "unreadable"] == ["005.png"]
     assert report.settings["kid_subset_size"] == 9

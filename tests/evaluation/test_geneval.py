@@ -10,14 +10,14 @@ from PIL import Image
 
 from triptych.evaluation import geneval
 from triptych.evaluation.geneval.colours import COLOURS, crop
-from triptych.evaluation.geneval.detection import OBJECT_NAMES, Found, box_of
+from triptych.evaluation.geneval.detection import OBJECT_NAMES, DetectedObject, box_of
 from triptych.evaluation.geneval.layout import write_metadata
 from triptych.evaluation.geneval.rules import (
     Rules,
+    check,
     intersection_over_union,
     objects_in,
     relations_of,
-    verdict,
 )
 from triptych.utils.errors import UserError
 
@@ -38,7 +38,9 @@ def drawn(tmp_path_factory):
 
 
 def score(folder, prompts, made, **options):
-    return geneval.score(folder, TrueBoxes(made), Pixels(), prompts, 1, **options)
+    return geneval.score(
+        folder, TrueBoxes(made), Pixels(), prompts=prompts, images_per_prompt=1, **options
+    )
 
 
 def test_every_verdict_on_sixty_drawn_scenes_is_right(drawn):
@@ -54,7 +56,7 @@ def test_every_verdict_on_sixty_drawn_scenes_is_right(drawn):
     ) | {"overall": 0.5}
     assert report.numbers["counting"] == 10 and report.numbers["overall"] == 60
     assert report.intervals["counting"] == pytest.approx((0.2366, 0.7634), abs=1e-4)
-    assert report.counts["asked"] == report.counts["scored"] == 60
+    assert report.counts["expected"] == report.counts["scored"] == 60
     assert report.settings["sizes"] == {"200x200": 60}
     assert "true boxes" in report.table() and "not the official" in report.table()
     assert report.to_json() == score(*drawn).to_json()
@@ -78,7 +80,7 @@ def test_what_cannot_be_scored_is_named_and_counted(drawn, tmp_path):
     shutil.copy(folder / "00003/samples/0000.png", tmp_path / "half/00003/samples/0001.png")
     report = score(tmp_path / "half", prompts, made)
     assert report.counts == {
-        "asked": 60,
+        "expected": 60,
         "scored": 57,
         "missing": 2,
         "unreadable": 1,
@@ -150,7 +152,7 @@ def test_the_packaged_prompts_are_the_published_ones():
 
 
 def found(confidence=0.9, box=(0, 0, 10, 10), name="cat"):
-    return Found(name, confidence, box)
+    return DetectedObject(name, confidence, box)
 
 
 def test_only_what_is_above_the_threshold_is_seen_and_at_most_sixteen():
@@ -195,7 +197,7 @@ def test_only_the_most_confident_are_asked_for_their_colour():
 
     wanted = {"include": [{"class": "cat", "count": 1, "color": "red"}]}
     objects = objects_in([found(0.5), found(0.8)], "colors")
-    assert verdict(objects, wanted, colours) == (True, "")
+    assert check(objects, wanted, colours) == (True, "")
     assert asked == [0.8]
 
 
@@ -204,7 +206,7 @@ def test_a_crop_keeps_the_object_alone():
     mask = numpy.zeros((20, 20), bool)
     mask[5:10, 5:15] = True
     image.paste("blue", (5, 5, 15, 10))
-    cut = crop(image, Found("cat", 0.9, (0, 0, 20, 10), mask))
+    cut = crop(image, DetectedObject("cat", 0.9, (0, 0, 20, 10), mask))
     assert cut.size == (20, 10)
     assert {rgb for _, rgb in cut.getcolors()} == {(0, 0, 255), (153, 153, 153)}
     assert box_of(mask) == (5, 5, 15, 10)

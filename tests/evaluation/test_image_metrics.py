@@ -74,7 +74,7 @@ def test_a_report_of_clip_scores(judge, tmp_path):
     assert reports[0].scores["CLIP score"] == pytest.approx(reports[1].scores["CLIP score"])
     report = reports[1]
     assert report.counts == {
-        **{"asked": 5, "scored": 2, "missing": 1, "unreadable": 1, "without_caption": 1},
+        **{"expected": 5, "scored": 2, "missing": 1, "unreadable": 1, "without_caption": 1},
         "cut_captions": 1,
     }
     assert [item["state"] for item in report.items] == [
@@ -143,7 +143,7 @@ def test_diversity_of_prompts(tmp_path):
     assert report.scores == {"diversity": pytest.approx(0.5)}
     assert report.numbers == {"diversity": 2}
     assert report.counts == {
-        **{"asked": 9, "scored": 6, "missing": 0, "unreadable": 1, "without_prompt": 0},
+        **{"expected": 9, "scored": 6, "missing": 0, "unreadable": 1, "without_prompt": 0},
         **{"alone": 2, "prompts": 2},
     }
     by_key = {item["key"]: item for item in report.items}

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from triptych.evaluation.geneval.colours import COLOURS, ClipColours
-from triptych.evaluation.judges.base import Answers
+from triptych.evaluation.judges.base import AnswerCache
 from triptych.evaluation.judges.local import QwenJudge
 
 TEMPLATE = (
@@ -76,7 +76,7 @@ def test_qwen_answers_alone_as_in_a_batch(qwen):
     judge = QwenJudge(qwen, max_new_tokens=4, batch=3)
     red, blue = (Image.new("RGB", (40, 30), colour) for colour in ("red", "blue"))
     asked = [(red, "Is it red? Answer with yes or no."), (blue, "Red?"), (red, "Red?")]
-    together = Answers().ask(judge, asked)
+    together = AnswerCache().ask(judge, asked)
     assert together == [judge.answer(*question) for question in asked]
     assert len(set(together)) == 3
     assert "Red?" not in "".join(together)  # the new tokens alone

@@ -19,7 +19,7 @@ def example(folder, prompts):
         judged_by="a ruler",
         intervals={"overall": (0.5, 0.9)},
         numbers={"overall": 4},
-        counts={"asked": 5, "scored": 4, "missing": 1, "unreadable": 0},
+        counts={"expected": 5, "scored": 4, "missing": 1, "unreadable": 0},
         settings={"folder": str(folder), "prompts": prompts, "seed": 3},
         items=[
             {"key": "a", "prompt": "<b> & c", "state": "scored", "score": 1.0, "image": "a.png"},
@@ -73,7 +73,7 @@ def test_the_table_says_over_how_many_and_what_was_left_out(report):
     assert lines[0] == "drawing, judged by a ruler"
     assert lines[2].split() == ["overall", "0.7500", "0.5000", "to", "0.9000", "4"]
     assert lines[3].split() == ["distance", "12.5000"]
-    assert lines[-1] == "asked 5, scored 4, missing 1"
+    assert lines[-1] == "expected 5, scored 4, missing 1"
 
 
 def test_the_page_needs_nothing_else_and_escapes_what_it_shows(report, tmp_path):

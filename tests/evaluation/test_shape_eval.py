@@ -81,7 +81,7 @@ def test_seeds_share_no_noise():
 
 def test_samples_are_those_of_the_shards_and_begin_alike():
     assert scoring.examples("eval", 12) == scoring.examples("eval", 24)[:12]
-    few, more = (scoring.ask_about(scoring.examples("eval", n)) for n in (12, 24))
+    few, more = (scoring.questions_about(scoring.examples("eval", n)) for n in (12, 24))
     assert few == more[:24]
     assert len(few) == 24 and few[0].question != few[1].question
 

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from triptych.evaluation import wise
-from triptych.evaluation.judges.base import Answers, Judge, JudgeFailed
+from triptych.evaluation.judges.base import AnswerCache, Judge, JudgeFailed
 from triptych.evaluation.judges.openai_api import EndpointJudge
 from triptych.evaluation.wise.protocols import read_legacy, read_verified
 from triptych.utils.errors import UserError
@@ -163,7 +163,7 @@ def test_time_outs_errors_and_nonsense_are_named_and_counted(endpoint, tmp_path)
     states = {int(item["key"]): (item["state"], item["note"]) for item in report.items}
     scored = {number for number, (state, _) in states.items() if state == "scored"}
     assert scored == {8, 9, 10} and report.counts["scored"] == 3
-    assert report.counts["judge_failed"] == 8 and report.counts["asked"] == 11
+    assert report.counts["judge_failed"] == 8 and report.counts["expected"] == 11
     assert report.scores == {"culture": pytest.approx(0.5)} and report.numbers["culture"] == 3
     for number, said in {
         2: "gave no answer (timed out)",
@@ -203,7 +203,7 @@ def test_an_endpoint_that_refuses_or_is_down_ends_the_run(endpoint, tmp_path):
         wise.score(folder, judge_at(endpoint, attempts=1), prompts, wise.LEGACY)
     assert endpoint.asked["broken"] < 40
     judge = EndpointJudge("http://127.0.0.1:1/v1", "judge-1", attempts=1)  # nothing listens there
-    (failure,) = Answers().ask(judge, [(Image.new("RGB", (2, 2)), "Prompt: x")])
+    (failure,) = AnswerCache().ask(judge, [(Image.new("RGB", (2, 2)), "Prompt: x")])
     assert "gave no answer (" in str(failure) and "refused" in str(failure)
     assert isinstance(failure, JudgeFailed)
 
@@ -319,6 +319,6 @@ def test_a_half_finished_folder_is_counted(endpoint, tmp_path):
     wise.image_path(folder, 3).write_bytes(b"torn")
     Image.new("RGB", (4, 4)).save(folder / "stray.png")
     report = wise.score(folder, judge_at(endpoint), prompts, wise.LEGACY)
-    expected = {"asked": 5, "scored": 3, "missing": 1, "unreadable": 1, "extra": 1}
+    expected = {"expected": 5, "scored": 3, "missing": 1, "unreadable": 1, "extra": 1}
     assert {name: report.counts[name] for name in expected} == expected
     assert report.numbers == {"culture": 3}

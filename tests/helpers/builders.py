@@ -22,7 +22,7 @@ from triptych.backbones import (
     SDXLDecoder,
 )
 from triptych.checkpoints import WeightFiles, save_weights
-from triptych.checkpoints.weight_files import MADE_BY, label_of
+from triptych.checkpoints.weight_files import CREATED_BY, label_of
 from triptych.data_modules import Collator, ShardDataModule, TaskDataset
 from triptych.interfaces import (
     IMAGE_TO_TEXT,
@@ -201,13 +201,13 @@ def write_weights(folder: Path) -> WeightFiles:
     model.build()
     model.trained = {name for name, _ in model.named_parameters()}
     state = model.trained_state()
-    for label in MADE_BY:
+    for label in CREATED_BY:
         part = {name: tensor for name, tensor in state.items() if label_of(name) == label}
         save_weights(part, folder / f"{label}.safetensors", {"stage": label}, torch.float32)
     return WeightFiles(
         **{
             label: str(folder / f"{label}.safetensors")
-            for label in MADE_BY
+            for label in CREATED_BY
             if label != "generation"
         }
     )

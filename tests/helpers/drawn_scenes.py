@@ -10,7 +10,7 @@ import numpy
 from PIL import Image, ImageDraw
 
 from triptych.evaluation.geneval.colours import COLOURS, ColourClassifier
-from triptych.evaluation.geneval.detection import OBJECT_NAMES, Detector, Found
+from triptych.evaluation.geneval.detection import OBJECT_NAMES, DetectedObject, Detector
 from triptych.evaluation.geneval.layout import read_prompts
 
 SIZE = 200
@@ -51,7 +51,7 @@ class Scene:
     number: int
     """Of the scene: its background, and its shapes, follow from it."""
 
-    def draw(self) -> tuple[Image.Image, list[Found]]:
+    def draw(self) -> tuple[Image.Image, list[DetectedObject]]:
         """The image, and what a good detector finds: the doubtful things first."""
         backgrounds = [rgb for name, rgb in RGB.items() if name not in self._colours()]
         image = Image.new("RGB", (SIZE, SIZE), backgrounds[self.number % len(backgrounds)])
@@ -64,7 +64,7 @@ class Scene:
             inside = (box[0], box[1], box[2] - 1, box[3] - 1)
             (pen.ellipse if (self.number + index) % 2 else pen.rectangle)(inside, fill=1)
             image.paste(RGB[colour], mask=shape)
-            found.append(Found(name, 0.99 - 0.01 * index, box, numpy.array(shape)))
+            found.append(DetectedObject(name, 0.99 - 0.01 * index, box, numpy.array(shape)))
         return image, found
 
     def _colours(self):
@@ -74,7 +74,7 @@ class Scene:
         """Just below the threshold: one more of every asked object, and a thing not asked for."""
         below = 0.9 if self.entry["tag"] == "counting" else 0.3
         asked = [clause["class"] for clause in self.entry["include"]]
-        return [Found(name, below, (0, 0, 30, 30)) for name in [*asked, "toaster"]]
+        return [DetectedObject(name, below, (0, 0, 30, 30)) for name in [*asked, "toaster"]]
 
 
 def scenes() -> list[Scene]:

@@ -19,7 +19,7 @@ class Perfect:
     def __init__(self, num_images=IMAGES):
         samples = scoring.examples("eval", num_images) + scoring.examples("unseen", num_images)
         self.drawn = {sample.caption: sample.image for sample in samples}
-        asked = scoring.ask_about(samples[:num_images])
+        asked = scoring.questions_about(samples[:num_images])
         self.known = {
             (samples[turn.number].image.tobytes(), turn.question): turn.answer for turn in asked
         }

@@ -15,7 +15,7 @@ from triptych.interfaces import Sampling
 from triptych.modules import UnderstandingModule
 from triptych.modules.text_generation import DetokenizerState
 from triptych.prompts import PromptError, chat_ids, conversation_ids
-from triptych.utils.callback_iterator import pieces
+from triptych.utils.callback_iterator import iterate_callback
 from triptych.utils.errors import UserError
 
 
@@ -248,7 +248,7 @@ def test_an_error_on_the_way_is_raised_where_pieces_are_read(pipe):
         tell(1)
         raise KeyError("broken")
 
-    told = pieces(broken)
+    told = iterate_callback(broken)
     assert next(told) == 1
     with pytest.raises(KeyError, match="broken"):
         next(told)

@@ -18,7 +18,7 @@ from triptych import UnifiedPipeline
 from triptych.cli.arguments import flag_of
 from triptych.cli.input_files import read_prompts
 from triptych.evaluation import EditEval, FeatureDistance, ShapeEval
-from triptych.evaluation.shapes.all_scores import Plan
+from triptych.evaluation.shapes.all_scores import ScoringPlan
 from triptych.inference.chat_messages import read_messages
 from triptych.inference.generation_config import FIELDS, SETTINGS, GenerationConfig
 from triptych.prompts import chat_ids
@@ -60,7 +60,7 @@ def test_every_setting_is_known_by_pipeline_command_line_server_page_and_evaluat
     for body in (GenerationBody, EditBody):
         assert set(SETTINGS) <= set(body.model_fields)
     assert isinstance(ImageWork([], []).settings, GenerationConfig)
-    for evaluator in (ShapeEval, EditEval, FeatureDistance, Plan):
+    for evaluator in (ShapeEval, EditEval, FeatureDistance, ScoringPlan):
         assert "generation_config" in inspect.signature(evaluator).parameters
     line = json.dumps({"prompt": "a"} | dict.fromkeys(FIELDS))
     assert read_prompts([], "a.jsonl", line)[0].text == "a"
@@ -193,7 +193,7 @@ def test_a_callback_of_diffusers_is_refused_before_work(pipe):
 def test_a_saved_model_makes_the_same_images(pipe, made, tmp_path):
     pipe.save_pretrained(tmp_path / "mine")
     again = UnifiedPipeline.from_pretrained(tmp_path / "mine", device="cpu", torch_dtype="float32")
-    assert again.digest == pipe.digest
+    assert again.weights_hash == pipe.weights_hash
     images = again("a red circle", num_images_per_prompt=2, seed=1, **FEW).images
     assert [a.tobytes() for a in images] == [a.tobytes() for a in made.images]
     assert again.to(torch.bfloat16).to("cpu", dtype="float32").model.dtype == torch.float32

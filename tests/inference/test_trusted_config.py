@@ -152,12 +152,12 @@ def run_of(stranger, folder: Path, marker: Path) -> Path:
     """A run's folder with a sharded checkpoint by a stranger, with a manifest that agrees."""
     run = folder / "run"
     checkpoint = run / "checkpoints" / "1.ckpt"
-    partial = atomic_checkpoint.partial_of(checkpoint)
+    partial = atomic_checkpoint.temporary_path(checkpoint)
     partial.mkdir(parents=True)
     save_sharded(partial, {"state_dict": {QUERIES: torch.zeros(16, 128)}})
     (run / "config.yaml").write_text(TINY.read_text())
     stranger(partial, marker)
-    atomic_checkpoint.put_folder(partial, checkpoint)
+    atomic_checkpoint.commit_folder(partial, checkpoint)
     return run
 
 

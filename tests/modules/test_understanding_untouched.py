@@ -11,7 +11,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 from triptych.backbones import QwenText, QwenVision
 from triptych.checkpoints import WeightFiles, save_weights
 from triptych.checkpoints.published import key_mapping
-from triptych.evaluation.parity.loading import placed
+from triptych.evaluation.parity.loading import map_keys
 from triptych.inference.model_inference import inference_of
 from triptych.interfaces import TEXT_TO_IMAGE
 from triptych.prompts import PAD, conversation_ids, pad, token_id
@@ -35,7 +35,7 @@ def stock(tmp_path_factory):
 def trained(stock, weights, samples, tmp_path_factory):
     """Our model from the stock weights, after stage 2 has trained for some steps."""
     ours = tmp_path_factory.mktemp("ours") / "understanding.safetensors"
-    tensors = placed(load_file(stock / "model.safetensors"))
+    tensors = map_keys(load_file(stock / "model.safetensors"))
     save_weights(tensors, ours, {}, torch.float32)
     files = WeightFiles(**{**vars(weights), "understanding": str(ours)})
     model = unified("stage2", weights=files)
@@ -55,7 +55,7 @@ def test_config_json_says_the_sizes_that_we_built(stock):
 
 
 def test_weights_are_untouched_bit_for_bit(stock, trained):
-    theirs = placed(load_file(stock / "model.safetensors"))
+    theirs = map_keys(load_file(stock / "model.safetensors"))
     ours = dict(trained.named_parameters())
     assert len(theirs) > 40
     assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())

@@ -136,7 +136,7 @@ def test_unknown_edits_are_refused():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return ensure_edits(tmp_path_factory.mktemp("world") / "edits", 24, 12)
+    return ensure_edits(tmp_path_factory.mktemp("world") / "edits", train=24, evaluation=12)
 
 
 def test_shards_hold_both_images_and_the_instruction(folder):
@@ -161,13 +161,13 @@ def test_shards_hold_both_images_and_the_instruction(folder):
 
 def test_edits_are_made_once_and_other_folders_are_left_alone(folder, tmp_path):
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.tar")}
-    assert ensure_edits(folder, 24, 12) == folder
+    assert ensure_edits(folder, train=24, evaluation=12) == folder
     assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("*.tar")}
     with pytest.raises(ValueError, match="another shapes data set"):
-        ensure_edits(folder, 25, 12)
+        ensure_edits(folder, train=25, evaluation=12)
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(ValueError, match="not a shapes data set"):
-        ensure_edits(tmp_path, 6, 6)
+        ensure_edits(tmp_path, train=6, evaluation=6)
 
 
 def test_captions_and_edits_come_in_their_shares(tmp_path):
@@ -195,7 +195,7 @@ def pipe():
 
 def test_a_batch_of_captions_and_edits_is_one_step(pipe, folder, tmp_path):
     for split in ("train", "eval"):
-        write_shards(tmp_path / split, split, 8, 0)
+        write_shards(tmp_path / split, split, 8, seed=0)
     data = EditsDataModule(str(tmp_path), str(folder), batch_size=16)
     data.connect(pipe.model.preprocessing())
     data.setup("validate")

@@ -34,7 +34,7 @@ from triptych.shapes_world.checker import (
     shape_eval,
 )
 from triptych.shapes_world.questions import (
-    MOST_QUESTIONS,
+    MAX_QUESTIONS,
     caption_questions,
     grid_reading,
     parse_reading,
@@ -264,7 +264,7 @@ def all_questions(scene):
     turns = {}
     for seed in range(60):
         rng = numpy.random.default_rng(seed)
-        for question, answer, _ in questions(scene, rng, MOST_QUESTIONS):
+        for question, answer, _ in questions(scene, rng, MAX_QUESTIONS):
             assert turns.setdefault(question, answer) == answer
     return turns
 
@@ -433,7 +433,7 @@ def test_shards_are_read_back(tmp_path, monkeypatch):
 def test_same_seed_same_bytes(tmp_path):
     digests = []
     for name, seed in (("one", 0), ("two", 0), ("other", 1)):
-        write_shards(tmp_path / name, "train", 30, seed, samples_per_shard=20)
+        write_shards(tmp_path / name, "train", 30, seed=seed, samples_per_shard=20)
         tars = sorted((tmp_path / name).iterdir())
         assert [tar.name for tar in tars] == ["train-00000.tar", "train-00001.tar"]
         digests.append(hashlib.sha256(b"".join(tar.read_bytes() for tar in tars)).digest())
@@ -444,21 +444,21 @@ def test_same_seed_same_bytes(tmp_path):
 def test_a_folder_of_others_is_left_alone(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(ValueError, match="not a shapes data set"):
-        ensure_shapes(tmp_path, 6, 6, 4)
+        ensure_shapes(tmp_path, train=6, evaluation=6, unseen=4)
     with pytest.raises(ValueError, match="not a shapes data set"):
-        write_shards(tmp_path, "train", 6, 0)
+        write_shards(tmp_path, "train", 6, seed=0)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
 def test_a_made_data_set_is_reused(tmp_path):
     folder = tmp_path / "100%"
     folder.mkdir()  # an empty folder is fine
-    ensure_shapes(folder, 6, 6, 4, 6)
+    ensure_shapes(folder, train=6, evaluation=6, unseen=4, instruct=6)
     before = (folder / "train" / "train-00000.tar").stat().st_mtime_ns
-    ensure_shapes(folder, 6, 6, 4, 6)
+    ensure_shapes(folder, train=6, evaluation=6, unseen=4, instruct=6)
     assert (folder / "train" / "train-00000.tar").stat().st_mtime_ns == before
     with pytest.raises(ValueError, match="another shapes data set"):
-        ensure_shapes(folder, 6, 6, 4, 6, seed=1)
+        ensure_shapes(folder, train=6, evaluation=6, unseen=4, instruct=6, seed=1)
 
 
 def test_a_failed_writing_leaves_nothing(tmp_path):
@@ -466,5 +466,5 @@ def test_a_failed_writing_leaves_nothing(tmp_path):
         raise RuntimeError("disk full")
 
     with pytest.raises(RuntimeError, match="disk full"):
-        ensure_shapes(tmp_path / "shapes", 6, 6, 4, progress=stop)
+        ensure_shapes(tmp_path / "shapes", train=6, evaluation=6, unseen=4, progress=stop)
     assert list(tmp_path.iterdir()) == []

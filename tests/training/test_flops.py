@@ -117,6 +117,6 @@ def test_what_prompts_share_costs_once(weights, samples):
     tokens, shared = batch.input_ids.shape[1], batch.num_shared_prefix_tokens
     found = counted(lambda: model.to("meta").train().step(batch.to("meta"))[0])
     qwen, dit = parts(model)
-    formula = flops.generation_step(qwen, dit, model.encoder, tokens, 4, shared)
+    formula = flops.generation_step(qwen, dit, model.encoder, tokens, 4, shared=shared)
     once = flops.prompt(qwen, shared).forward
     assert found == pytest.approx(6 * formula.total + once, rel=0.02)

@@ -10,9 +10,9 @@ from triptych.utils.atomic_write import (
     AtomicFile,
     HashingFile,
     new_folder,
-    partial_of,
     saving,
-    unique_partial_of,
+    temporary_path,
+    unique_temporary_path,
     write_text,
 )
 from triptych.utils.errors import UserError
@@ -42,7 +42,7 @@ def test_files_get_their_names_in_one_module():
 
 def test_temporary_names_have_one_ending(tmp_path):
     path = tmp_path / "a.txt"
-    names = {partial_of(path), unique_partial_of(path), unique_partial_of(path)}
+    names = {temporary_path(path), unique_temporary_path(path), unique_temporary_path(path)}
     assert len(names) == 3 and all(name.name.endswith(PARTIAL) for name in names)
 
 
@@ -55,7 +55,7 @@ def test_a_file_has_its_name_when_it_is_committed(tmp_path, durable):
     file.commit()
     file.discard()  # it has its name: nothing is removed
     assert path.read_bytes() == b"new"
-    other = AtomicFile(path, partial_of(path))
+    other = AtomicFile(path, temporary_path(path))
     other.file.write(b"other")
     other.discard()
     assert path.read_bytes() == b"new" and list(tmp_path.iterdir()) == [path]

@@ -32,7 +32,7 @@ def pack_table(folder):
 
 
 def features(folder):
-    shapes = ensure_shapes(folder.parent / "shapes", 8, 2, 2, 2)
+    shapes = ensure_shapes(folder.parent / "shapes", train=8, evaluation=2, unseen=2, instruct=2)
     model = unified("inference")
     module = FeatureModule(model, "clip")
     source = ShardFolder(shapes / "train").open()
@@ -69,7 +69,7 @@ def test_a_wrong_place_is_refused_and_left_as_it_is(door, there, tmp_path, monke
         out.write_text("a file")
     else:
         if door == "features":
-            ensure_shapes(tmp_path / "shapes", 8, 2, 2, 2)
+            ensure_shapes(tmp_path / "shapes", train=8, evaluation=2, unseen=2, instruct=2)
         usage = namedtuple("usage", "total used free")(10, 9, 1)
         monkeypatch.setattr(shutil, "disk_usage", lambda place: usage)
     if door == "pack" and there == "no room":
@@ -80,11 +80,11 @@ def test_a_wrong_place_is_refused_and_left_as_it_is(door, there, tmp_path, monke
 
 
 def test_a_guess_is_near_what_is_written(tmp_path, capsys):
-    folder = ensure_shapes(tmp_path / "shapes", 200, 20, 10, 20)
+    folder = ensure_shapes(tmp_path / "shapes", train=200, evaluation=20, unseen=10, instruct=20)
     guess = float(re.search(r"about ([\d.]+) kB|about ([\d.]+) MB", capsys.readouterr().err)[2])
     size = sum(path.stat().st_size for path in folder.rglob("*.tar")) / 1e6
     assert size / 2 < guess < size * 2
-    ensure_shapes(folder, 200, 20, 10, 20)
+    ensure_shapes(folder, train=200, evaluation=20, unseen=10, instruct=20)
     assert "writing" not in capsys.readouterr().err
 
 

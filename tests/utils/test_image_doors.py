@@ -19,7 +19,7 @@ from triptych.data_modules.sources.base import BadSample
 from triptych.data_modules.sources.tables import TextTable
 from triptych.data_modules.tools.inspect import collect_statistics
 from triptych.data_modules.tools.pack import pack
-from triptych.evaluation.expected_images import Sample, opened
+from triptych.evaluation.expected_images import ExpectedImage, opened
 from triptych.evaluation.image_sources import read_images
 from triptych.inference.chat_messages import Message, read_messages
 from triptych.serving.asgi.api_errors import Problem
@@ -77,7 +77,7 @@ def of_loader(path):
 
 
 def of_benchmark(path):
-    sample = Sample("k", "p", path.name)
+    sample = ExpectedImage("k", "p", path.name)
     if (found := opened(path.parent, sample)) is None:
         raise UserError(sample.state)
     return found

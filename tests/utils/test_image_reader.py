@@ -16,7 +16,7 @@ from triptych.data_modules.decode import Decoder
 from triptych.data_modules.sources.base import BadSample
 from triptych.data_modules.sources.tables import TextTable
 from triptych.evaluation.dpg.layout import tile_size
-from triptych.evaluation.expected_images import Sample, opened
+from triptych.evaluation.expected_images import ExpectedImage, opened
 from triptych.evaluation.image_sources import read_images
 from triptych.inference.chat_messages import read_messages
 from triptych.serving.asgi.api_errors import Problem
@@ -38,7 +38,7 @@ def message(path):
 
 
 def benchmark(path):
-    sample = Sample("k", "p", path.name)
+    sample = ExpectedImage("k", "p", path.name)
     if opened(path.parent, sample) is None:
         raise UserError(sample.state)
 
@@ -183,7 +183,7 @@ def test_images_in_memory_have_the_same_limits(tmp_path):
 
 def test_size_of_tiles_and_settings_come_from_headers_alone(bad_files):
     folder = bad_files["160 megapixels"].parent
-    assert tile_size(folder, [Sample("k", "p", "image.png")]) == 0
+    assert tile_size(folder, [ExpectedImage("k", "p", "image.png")]) == 0
     with pytest.raises(UserError, match="is no image that can be read"):
         read_metadata(folder / "image.png")
 

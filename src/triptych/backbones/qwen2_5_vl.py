@@ -30,7 +30,7 @@ from triptych.backbones.token_sampling import Logits, Watch, choice, none_ends
 from triptych.interfaces import Batch, Condition, Sampling, VisionLanguageModel
 from triptych.prompts import IGNORED, IMAGE_PAD
 from triptych.utils.errors import UserError
-from triptych.utils.paths import PREFIX, locate
+from triptych.utils.paths import PREFIX, resolve
 from triptych.utils.pretrained import load_pretrained
 
 
@@ -88,7 +88,7 @@ class QwenVL(VisionLanguageModel):
     def tokenizer(self) -> Any:
         name = self.tokenizer_name
         if name.startswith(PREFIX):
-            name = str(locate(name, made_by="make pretrain-tiny"))
+            name = str(resolve(name, created_by="make pretrain-tiny"))
         try:
             tokenizer = load_pretrained("AutoTokenizer", name)
         except UserError as error:

@@ -4,8 +4,7 @@ weight_files         safetensors weight files: reading, writing, checking
 training_checkpoint  training checkpoints: reading, frozen base, weight export
 atomic_checkpoint    crash-safe checkpoint writes with SHA-256 manifests
 run_folder           run folders, version_N by an exclusive mkdir
-fingerprint          hash of a part's weights, whatever file holds them
-digest               hash of a model's weights
+hashing              hashes of weights, whatever file holds them
 key_prefixes         weight names without the prefixes of training wrappers
 weight_checks        refuses NaN and infinite weights by name
 published            layouts of released checkpoints: convert and export

@@ -22,7 +22,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from triptych.utils.atomic_write import HashingFile, commit, partial_of, replacing, sync
+from triptych.utils.atomic_write import HashingFile, commit, replacing, sync, temporary_path
 from triptych.utils.documents import open_regular, read_json
 from triptych.utils.errors import UserError
 
@@ -38,7 +38,7 @@ def write(path: Path, save: Callable[[BinaryIO], None], step: int | None = None)
     Raises:
         UserError: the disk is full or the folder cannot be written; an older state stays.
     """
-    partial = partial_of(path)
+    partial = temporary_path(path)
     file = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -58,7 +58,7 @@ def write(path: Path, save: Callable[[BinaryIO], None], step: int | None = None)
         raise
 
 
-def put_folder(partial: Path, path: Path, step: int | None = None) -> None:
+def commit_folder(partial: Path, path: Path, step: int | None = None) -> None:
     """Give the folder `partial`, which is complete after `step` steps, its name `path`.
 
     Raises:
@@ -115,7 +115,7 @@ def check(path: Path) -> None:
             raise UserError(f"the checkpoint {path} is damaged: {name} is not as it was written.")
 
 
-def newest(folders: Iterable[Path], pattern: str = "*/checkpoints/*.ckpt") -> Path | None:
+def latest(folders: Iterable[Path], pattern: str = "*/checkpoints/*.ckpt") -> Path | None:
     """The whole state of the highest step in the highest run under `folders`, or None.
 
     A damaged state is named in the log, and the one before it is taken.
@@ -163,13 +163,13 @@ def discard(path: Path) -> None:
 
 def link(path: Path, name: Path) -> None:
     """Make `name` a link to the state `path` beside it, in one step."""
-    partial = partial_of(name)
+    partial = temporary_path(name)
     partial.unlink(missing_ok=True)
     partial.symlink_to(os.path.relpath(path, name.parent))
     commit(partial, name)
 
 
-def link_newest(name: Path) -> None:
+def link_latest(name: Path) -> None:
     """Make `name` a link to the file of that name in the highest run beside it, version_N/NAME.
 
     Runs that end together agree without a lock: each looks again after it has linked, so that the

@@ -171,7 +171,7 @@ def finished(checkpoint: Path, limits: Any) -> Path | None:
         or _reached(progress.epochs, limits.max_epochs)
         or _time_is_up(progress.callbacks.get("Timer"), limits.max_time)
     )
-    if not ended or atomic_checkpoint.newest([folder], "checkpoints/*.ckpt") != checkpoint:
+    if not ended or atomic_checkpoint.latest([folder], "checkpoints/*.ckpt") != checkpoint:
         return None
     return folder
 

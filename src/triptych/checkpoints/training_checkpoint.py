@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from triptych.checkpoints import atomic_checkpoint
-from triptych.checkpoints.fingerprint import weights_hash
+from triptych.checkpoints.hashing import weights_hash
 from triptych.checkpoints.key_prefixes import with_plain_names
 from triptych.checkpoints.weight_files import (
     WeightFiles,
@@ -42,7 +42,7 @@ def read_checkpoint(path: Path, mmap: bool = False) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Progress:
+class RunProgress:
     """Position of a training run."""
 
     step: int = 0
@@ -52,7 +52,7 @@ class Progress:
     """State of each callback, by its key."""
 
 
-def read_progress(path: Path) -> Progress:
+def read_progress(path: Path) -> RunProgress:
     """The position that a checkpoint, a file or a folder, was saved at; no tensor is read.
 
     Raises:
@@ -62,7 +62,7 @@ def read_progress(path: Path) -> Progress:
     content = read_checkpoint(path / REST if path.is_dir() else path, mmap=True)
     loops = content.get("loops", {}).get("fit_loop", {})
     epochs = loops.get("epoch_progress", {}).get("current", {}).get("processed", 0)
-    return Progress(content.get("global_step", 0), epochs, content.get("callbacks", {}))
+    return RunProgress(content.get("global_step", 0), epochs, content.get("callbacks", {}))
 
 
 def frozen_base(sources: WeightFiles, frozen: Iterable[str]) -> Base:

@@ -21,10 +21,10 @@ from triptych.training.fsdp import copy_into
 from triptych.utils.atomic_write import replacing
 from triptych.utils.documents import open_regular
 from triptych.utils.errors import UserError
-from triptych.utils.paths import PREFIX, locate
+from triptych.utils.paths import PREFIX, resolve
 from triptych.utils.precision import exported
 
-MADE_BY = {
+CREATED_BY = {
     "understanding": "make train-stage1",
     "encoder": "make train-encoder",
     "vae": "make train-encoder",
@@ -73,7 +73,7 @@ def label_of(name: str) -> str:
     top = name.split(".")[0]
     if top == "decoding":
         return "decoder"
-    return top if top in MADE_BY else "encoder"
+    return top if top in CREATED_BY else "encoder"
 
 
 def save_weights(
@@ -203,9 +203,9 @@ def find(label: str, source: str) -> Path:
     if converted and not path.exists():
         raise UserError(
             f"{path} does not exist; `triptych convert CHECKPOINT {path.parent}` makes it of a "
-            f"published checkpoint, `{MADE_BY[label]}` trains it."
+            f"published checkpoint, `{CREATED_BY[label]}` trains it."
         )
-    return locate(source, made_by=MADE_BY[label])
+    return resolve(source, created_by=CREATED_BY[label])
 
 
 def find_all(sources: WeightFiles) -> dict[str, Path]:
@@ -281,7 +281,7 @@ def _fill(own: Mapping[str, Tensor], name: str, file: _File, label: str, path: P
         raise UserError(
             f"{path} ({label}): {name} has shape {list(shape)}, this model wants "
             f"{list(own[name].shape)}: it was made with another preset or other sizes; "
-            f"retrain it (`{MADE_BY.get(label, 'triptych fit')}`) or undo the change."
+            f"retrain it (`{CREATED_BY.get(label, 'triptych fit')}`) or undo the change."
         )
     require_kind(name, stored.get_dtype(), own[name].dtype, f"{path} ({label})")
     copy_into(own[name], shape, lambda rows: stored[rows] if shape else file.get_tensor(name))

@@ -11,10 +11,10 @@ from triptych.inference.argument_names import remedy
 from triptych.inference.generation_config import FIELDS, SETTINGS, help_of, limit_of
 from triptych.inference.trusted_config import add_trust
 from triptych.utils.errors import UserError
-from triptych.utils.limits import BATCH, PROCESSES, SEED, Choice, Interval, Text
+from triptych.utils.limits import BATCH, PROCESSES, SEED, Interval, OneOf, Text
 from triptych.utils.png_metadata import shown_name
 
-METAVARS = {Choice: "NAME", Interval: "LOW,HIGH", Text: "TEXT"}
+METAVARS = {OneOf: "NAME", Interval: "LOW,HIGH", Text: "TEXT"}
 """Kind of a limit -> what `--help` shows for a value."""
 SHORTER = {"num_images_per_prompt": "--num-images"}
 """Field of `GenerationConfig` -> its flag, where that is not its name."""
@@ -99,9 +99,9 @@ def add_generation(parser: argparse.ArgumentParser, names: Sequence[str] = SETTI
         number = "N" if getattr(limit, "whole", False) else "X"
         group.add_argument(
             flag_of(name),
-            type=str if isinstance(limit, Choice) else limit,  # refused by the pipeline
+            type=str if isinstance(limit, OneOf) else limit,  # refused by the pipeline
             metavar=METAVARS.get(type(limit), number),
-            help=f"{help_of(name)}, {limit}" if isinstance(limit, Choice) else help_of(name),
+            help=f"{help_of(name)}, {limit}" if isinstance(limit, OneOf) else help_of(name),
         )
 
 

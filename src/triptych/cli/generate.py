@@ -13,9 +13,9 @@ from triptych.cli.arguments import (
     command_parser,
     parse,
 )
-from triptych.cli.input_files import Request, images_at
+from triptych.cli.input_files import InputRequest, images_at
 from triptych.cli.jobs import jobs_of, make_all, settings_for
-from triptych.cli.output_folder import Job
+from triptych.cli.output_folder import ImageJob
 from triptych.inference.generation_config import DECODER_SETTINGS
 from triptych.utils.errors import UserError
 from triptych.utils.prompt_files import read_input
@@ -67,7 +67,7 @@ def generate(arguments: list[str]) -> None:
     def check(pipe: Any) -> None:
         pipe.check_prompts([*(request.text for request in asked), *negative_prompts(jobs)])
 
-    def make(pipe: Any, batch: list[Job], callback: Any) -> list:
+    def make(pipe: Any, batch: list[ImageJob], callback: Any) -> list:
         return pipe(
             [job.asked["prompt"] for job in batch],
             seed=[job.asked["seed"] for job in batch],
@@ -108,7 +108,7 @@ def edit(arguments: list[str]) -> None:
         remedy = "say what to do with the image"
         instruction = input_files.require_text(instruction, "the instruction", remedy)
         found = [image for path in paths for image in images_at(path)]
-        asked = [Request(instruction, images=[image]) for image in found]
+        asked = [InputRequest(instruction, images=[image]) for image in found]
     else:
         content = read_input(parsed.jsonl)
         stdin = content if parsed.jsonl == "-" else None
@@ -120,7 +120,7 @@ def edit(arguments: list[str]) -> None:
         pipe.check_prompts([request.text for request in asked], with_image=True)
         pipe.check_prompts(negative_prompts(jobs))
 
-    def make(pipe: Any, batch: list[Job], callback: Any) -> list:
+    def make(pipe: Any, batch: list[ImageJob], callback: Any) -> list:
         return pipe.edit(
             [job.source for job in batch],
             prompt=[job.asked["instruction"] for job in batch],
@@ -149,9 +149,9 @@ def reconstruct(arguments: list[str]) -> None:
     parsed = parse(parser, arguments)
     parsed.num_images_per_prompt = 1
     found = [image for path in parsed.images for image in images_at(path)]
-    asked = [Request("", images=[image]) for image in found]
+    asked = [InputRequest("", images=[image]) for image in found]
 
-    def make(pipe: Any, batch: list[Job], callback: Any) -> list:
+    def make(pipe: Any, batch: list[ImageJob], callback: Any) -> list:
         return pipe.reconstruct(
             [job.source for job in batch],
             seed=[job.asked["seed"] for job in batch],
@@ -175,6 +175,6 @@ def clean_negative_prompt(parsed: Any) -> None:
         parsed.negative_prompt = clean_text(parsed.negative_prompt, "--negative-prompt")
 
 
-def negative_prompts(jobs: list[Job]) -> list[str]:
+def negative_prompts(jobs: list[ImageJob]) -> list[str]:
     """Negative prompts of the jobs, each once."""
     return sorted({job.asked["negative_prompt"] for job in jobs if "negative_prompt" in job.asked})

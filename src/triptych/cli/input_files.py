@@ -22,7 +22,7 @@ LONGEST_SHOWN = 200  # characters of a path in a message
 
 
 @dataclass
-class Request:
+class InputRequest:
     """A text, the images it is about, and the number of images to make."""
 
     text: str
@@ -34,7 +34,7 @@ class Request:
     """Settings that differ from those of the whole command."""
 
 
-def read_prompts(texts: Sequence[str], file: str | None, content: str = "") -> list[Request]:
+def read_prompts(texts: Sequence[str], file: str | None, content: str = "") -> list[InputRequest]:
     """Prompts given as arguments, then those of a file; "-" is standard input.
 
     An object of a file (see `prompt_files.read_entries`) has a prompt, and optionally an id and
@@ -46,7 +46,7 @@ def read_prompts(texts: Sequence[str], file: str | None, content: str = "") -> l
     Raises:
         UserError: there is no prompt, a prompt cannot be used, or a line is wrong.
     """
-    requests = [Request(require_text(text, "the prompt")) for text in texts]
+    requests = [InputRequest(require_text(text, "the prompt")) for text in texts]
     if file is not None:
         entries = read_entries(file, content)
         requests += read_lines(entries, "prompt", set(), read_request)
@@ -55,7 +55,7 @@ def read_prompts(texts: Sequence[str], file: str | None, content: str = "") -> l
     return requests
 
 
-def read_edits(file: str, content: str) -> list[Request]:
+def read_edits(file: str, content: str) -> list[InputRequest]:
     """JSON lines of edits: instruction, image, and optionally what a prompt may have.
 
     Raises:
@@ -68,8 +68,8 @@ def read_lines(
     entries: Iterable[tuple[str, str | dict[str, Any]]],
     text: str,
     more: set[str],
-    read: Callable[..., Request],
-) -> list[Request]:
+    read: Callable[..., InputRequest],
+) -> list[InputRequest]:
     """Entries of a file as requests; `text` is the key of the prompt, `more` other keys.
 
     Raises:
@@ -87,7 +87,7 @@ def read_lines(
     return requests
 
 
-def read_request(line: dict[str, Any], where: str, text: str, more: set[str]) -> Request:
+def read_request(line: dict[str, Any], where: str, text: str, more: set[str]) -> InputRequest:
     """One line as a request."""
     known = {text, "id", *FIELDS, *more}
     if unknown := sorted(set(line) - known):
@@ -103,7 +103,7 @@ def read_request(line: dict[str, Any], where: str, text: str, more: set[str]) ->
     number = options.pop("num_images_per_prompt", None)
     images = [existing(image, f"{where}: ") for image in _listed(options.pop("image", []))]
     asked = require_text(line[text], f"{where}: the {text}")
-    return Request(asked, read_id(line, where), images, seed, number, options)
+    return InputRequest(asked, read_id(line, where), images, seed, number, options)
 
 
 def read_id(line: dict[str, Any], where: str) -> str | None:

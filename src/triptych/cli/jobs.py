@@ -15,23 +15,25 @@ from typing import Any
 
 from triptych.cli.arguments import generation_of, load_pipeline, model_of
 from triptych.cli.devices import for_each
-from triptych.cli.input_files import Request
-from triptych.cli.output_folder import Job, Output
+from triptych.cli.input_files import InputRequest
+from triptych.cli.output_folder import ImageJob, Output
 from triptych.inference.generation_config import SETTINGS
 from triptych.utils.documents import open_regular
 from triptych.utils.limits import ALL_IMAGES
 from triptych.utils.png_metadata import metadata_of
 from triptych.utils.signals import is_first_rank
 
-Make = Callable[[Any, list[Job], Callable], list]
+Make = Callable[[Any, list[ImageJob], Callable], list]
 """(pipeline, jobs of equal settings, callback) -> their images."""
 
 
-def jobs_of(requests: Sequence[Request], parsed: Namespace, said: str = "prompt") -> list[Job]:
+def jobs_of(
+    requests: Sequence[InputRequest], parsed: Namespace, said: str = "prompt"
+) -> list[ImageJob]:
     """One an image; files are named by id, or else by seed and number of the image."""
     common = generation_of(parsed)
     model = model_of(parsed)
-    jobs: list[Job] = []
+    jobs: list[ImageJob] = []
     ALL_IMAGES.require(
         sum(each.num_images or parsed.num_images_per_prompt for each in requests),
         "the number of images",
@@ -52,7 +54,7 @@ def jobs_of(requests: Sequence[Request], parsed: Namespace, said: str = "prompt"
                 **model,
             }
             source = request.images[0] if request.images else None
-            jobs.append(Job(f"{stem}.png", request.id or str(number), asked, source))
+            jobs.append(ImageJob(f"{stem}.png", request.id or str(number), asked, source))
     return jobs
 
 
@@ -69,7 +71,7 @@ def _noted(image: Path) -> dict[str, str]:
 
 def make_all(
     command: str,
-    jobs: list[Job],
+    jobs: list[ImageJob],
     parsed: Namespace,
     check: Callable[[Any], None],
     make: Make,
@@ -98,7 +100,7 @@ def make_all(
 
             def load(device: Any) -> tuple[Any, str]:
                 pipe = load_pipeline(parsed, device)
-                weights = digest_of(pipe)
+                weights = weights_hash_of(pipe)
                 output.check_weights(weights)
                 check(pipe)
                 return pipe, weights
@@ -124,19 +126,19 @@ def make_all(
             output.finish()
 
 
-def folder_name(jobs: Sequence[Job]) -> str:
+def folder_name(jobs: Sequence[ImageJob]) -> str:
     """The same for the same command, and another for another: its text, and a digest of all."""
     asked = json.dumps([job.asked for job in jobs], sort_keys=True)
     words = re.findall(r"\w+", jobs[0].said)[:6]
     return f"{'-'.join(words)[:60]}-{hashlib.sha256(asked.encode()).hexdigest()[:8]}"
 
 
-def digest_of(pipe: Any) -> str:
+def weights_hash_of(pipe: Any) -> str:
     """Hash of a pipeline's weights."""
-    return pipe.digest
+    return pipe.weights_hash
 
 
-def tell(output: Output, job: Job, image: Any = None, weights: str | None = None) -> None:
+def tell(output: Output, job: ImageJob, image: Any = None, weights: str | None = None) -> None:
     """Save an image, if it is new, and print its line."""
     path = output.folder / job.file
     if image is not None:
@@ -145,10 +147,10 @@ def tell(output: Output, job: Job, image: Any = None, weights: str | None = None
     print(f"{path}\t{job.said}", flush=True)
 
 
-def batches(jobs: Sequence[Job], size: int) -> Iterator[list[Job]]:
+def batches(jobs: Sequence[ImageJob], size: int) -> Iterator[list[ImageJob]]:
     """Neighbours whose settings are the same, at most `size`."""
 
-    def settings(job: Job) -> list[Any]:
+    def settings(job: ImageJob) -> list[Any]:
         return [job.asked.get(key) for key in SETTINGS]
 
     for _, alike in groupby(jobs, settings):
@@ -156,7 +158,7 @@ def batches(jobs: Sequence[Job], size: int) -> Iterator[list[Job]]:
         yield from (some[at : at + size] for at in range(0, len(some), size))
 
 
-def settings_for(job: Job) -> dict[str, Any]:
+def settings_for(job: ImageJob) -> dict[str, Any]:
     """The pipeline's arguments of a job."""
     return {key: job.asked[key] for key in SETTINGS if key in job.asked}
 

@@ -291,7 +291,7 @@ def find_checkpoint(wanted: str, folders: set[Path]) -> str | None:
         UserError: there is none, or it is damaged.
     """
     if wanted in ("last", "auto"):
-        found = atomic_checkpoint.newest(folders)
+        found = atomic_checkpoint.latest(folders)
         if found or wanted == "auto":
             return found and str(found)
         where = " or ".join(str(folder) for folder in sorted(folders))

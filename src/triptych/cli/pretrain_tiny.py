@@ -30,7 +30,7 @@ SEED = 0  # conf/base.yaml: seed_everything, of every initialization, order and 
 
 
 @dataclass(frozen=True)
-class Part:
+class PretrainStage:
     """One part of the work: a stage, how long, and whose weights it starts from."""
 
     name: str
@@ -46,11 +46,11 @@ class Part:
 # A generator learns 30,000 images by heart before it learns what captions have in common.
 MANY = ("--data.init_args.folder=data/shapes_100k", "--data.init_args.images=100000")
 PLAN = (
-    Part("encoder", 1500, "encoder"),
-    Part("stage1", 3800, "understanding"),
-    Part("decoder", 1000, "decoder", ("encoder",)),
-    Part("stage2", 8000, "generation", ("encoder", "stage1", "decoder"), MANY),
-    Part("stage3", 3400, "generation", ("encoder", "stage1", "decoder", "stage2"), MANY),
+    PretrainStage("encoder", 1500, "encoder"),
+    PretrainStage("stage1", 3800, "understanding"),
+    PretrainStage("decoder", 1000, "decoder", ("encoder",)),
+    PretrainStage("stage2", 8000, "generation", ("encoder", "stage1", "decoder"), MANY),
+    PretrainStage("stage3", 3400, "generation", ("encoder", "stage1", "decoder", "stage2"), MANY),
 )
 
 
@@ -104,7 +104,7 @@ def run(runs: Path, steps: int | None = None, status_only: bool = False) -> None
     print(f"weights and provenance.json are in {folder}; copy them over src/triptych/assets/tiny.")
 
 
-def weights_of(part: Part, runs: Path) -> Path | None:
+def weights_of(part: PretrainStage, runs: Path) -> Path | None:
     """Weights from the last finished run of a part."""
     found = atomic_checkpoint.in_runs(runs / part.name, "weights.safetensors")
     return found[-1] if found else None
@@ -116,7 +116,7 @@ def overview(runs: Path) -> str:
     for part in PLAN:
         if weights := weights_of(part, runs):
             state = f"done: {weights}"
-        elif checkpoint := atomic_checkpoint.newest([runs / part.name]):
+        elif checkpoint := atomic_checkpoint.latest([runs / part.name]):
             state = f"interrupted: goes on from {checkpoint}"
         else:
             state = "to do"
@@ -124,7 +124,7 @@ def overview(runs: Path) -> str:
     return "\n".join(lines)
 
 
-def command(part: Part, runs: Path, steps: int | None) -> list[str]:
+def command(part: PretrainStage, runs: Path, steps: int | None) -> list[str]:
     """The `triptych fit` arguments of a part."""
     flags = [f"--trainer.max_steps={steps or part.steps}"]
     for logger_flag in ("=CSVLogger", f".save_dir={runs}", f".name={part.name}"):
@@ -153,7 +153,7 @@ def make_tokenizer(runs: Path) -> None:
         train_tokenizer(tokenizer_folder(runs))
 
 
-def train(part: Part, runs: Path, steps: int | None) -> None:
+def train(part: PretrainStage, runs: Path, steps: int | None) -> None:
     """Run one part and note its command and time beside its weights."""
     arguments = command(part, runs, steps)
     print("triptych " + shlex.join(arguments), flush=True)
@@ -198,7 +198,7 @@ def collect(runs: Path) -> Path:
     return folder
 
 
-def attempts(part: Part, runs: Path) -> list[dict]:
+def attempts(part: PretrainStage, runs: Path) -> list[dict]:
     """Attempts at a part that `train` recorded: several if it was interrupted."""
     path = runs / part.name / "attempts.jsonl"
     return [line for _, line in read_json_lines(read_text(path), path)]

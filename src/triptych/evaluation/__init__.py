@@ -1,13 +1,14 @@
 """Benchmarks and their reports.
 
 report           one report for every benchmark: JSON, table, page
-comparison       reports of one benchmark side by side
+comparison       comparison of reports of one benchmark
 statistics       means and shares with confidence intervals
 provenance       origin of the images that a report scores
 expected_images  images that a benchmark expects in a folder
-image_sources    images to be scored, from folders, shards or memory
-image_cache      images of an interrupted evaluation
-charts           charts by matplotlib: bars with intervals
+image_sources    images to be scored, from folders, tar shards or memory
+image_cache      cache of generated images, for interrupted evaluations
+image_evaluator  base of the evaluators that score generated images
+charts           bar charts with intervals, by matplotlib
 html_page        HTML pages from jinja2 templates, with one style sheet
 html_report      a report as an HTML page
 shapes           ShapeEval and EditEval, exact scores of the shapes world; the demo
@@ -16,7 +17,7 @@ dpg              DPG-Bench
 wise             WISE
 image_metrics    FID, KID, CLIP score, diversity
 judges           models that answer questions about images
-lmms_eval        our models inside lmms-eval
+lmms_eval        triptych models inside lmms-eval
 parity           recorded cases of the published code
 """
 

@@ -1,4 +1,4 @@
-"""Charts by matplotlib, as PNG or SVG files."""
+"""Charts drawn by matplotlib, as PNG or SVG files."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Bar = tuple[float | None, Interval | None]
-"""A height, None if there is none, and its interval."""
+"""A value, None if there is no score, and its interval."""
 
 COLOURS = (
     *("#1f77b4", "#d62728", "#2ca02c", "#9467bd"),
     *("#ff7f0e", "#17becf", "#8c564b", "#7f7f7f"),
 )
 DPI = 100
-THICKNESS, GAP, WIDTH = 0.16, 0.14, 7.6  # inches: of a bar, between groups, of a chart
+THICKNESS, GAP, WIDTH = 0.16, 0.14, 7.6  # inches: bar thickness, group spacing, chart width
 
 
 def new_figure(width: float, height: float, **layout: Any) -> tuple[Figure, Any]:
-    """A figure of so many inches and its axes; the arguments are those of `Figure.subplots`.
+    """Create a figure of a size in inches, and its axes; `layout` is passed to `Figure.subplots`.
 
-    No window system is needed: the figure belongs to matplotlib's Agg and SVG backends only.
+    No window system is needed: the figure uses matplotlib's Agg and SVG backends.
 
     Raises:
         UserError: matplotlib is not installed.
@@ -65,13 +65,13 @@ def save_figure(figure: Figure, path: Path) -> None:
 def draw_bars(path: Path, groups: Sequence[str], series: Mapping[str, Sequence[Bar]]) -> None:
     """Write a horizontal bar chart: a group for each score, a colour for each series.
 
-    Shares are drawn on a scale from 0 to 1. A group outside of that scale, such as FID, has a scale
-    of its own, from 0 to its longest bar; the numbers tell the two apart.
+    The scale is from 0 to 1. A group with larger values, such as FID, has its own scale, from 0 to
+    its longest bar; the printed numbers distinguish the two.
 
     Args:
-        path: the file, PNG or SVG.
+        path: output file, PNG or SVG.
         groups: names of the scores, from top to bottom.
-        series: name of a series -> one bar for each group.
+        series: bars of each series by its name, one for each group.
 
     Raises:
         UserError: matplotlib is not installed, or the file cannot be written.
@@ -101,13 +101,13 @@ def draw_bars(path: Path, groups: Sequence[str], series: Mapping[str, Sequence[B
 
 
 def _end(bar: Bar) -> float:
-    """The longest of a bar and its interval."""
+    """The right end of a bar or its interval."""
     value, interval = bar
     return max([value or 0.0, *(interval or ())])
 
 
 def _annotate(axes: Axes, place: float, bar: Bar, longest: float) -> None:
-    """The interval and the number of a bar, on a scale where `longest` is 1."""
+    """Draw the interval and the number of a bar, on a scale where `longest` is 1."""
     value, interval = bar
     text = "no score" if value is None else f"{value:.3f}"
     if interval:

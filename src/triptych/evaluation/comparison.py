@@ -1,4 +1,4 @@
-"""Reports of one benchmark beside each other."""
+"""Comparison of several reports of one benchmark."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from triptych.utils.errors import UserError
 
 @dataclass
 class Comparison:
-    """Reports by name, and the scores that are shown: those that all of them have first."""
+    """Reports by name, and the names of the compared scores: those in all reports come first."""
 
     reports: dict[str, Report]
     scores: list[str]
@@ -26,10 +26,11 @@ class Comparison:
         """Read report files, named by the parts of their paths that differ.
 
         Args:
-            only: part of the names of the scores; None takes all. Those of chance are excluded.
+            paths: report files.
+            only: substring of the names of compared scores; None takes all but those of chance.
 
         Raises:
-            UserError: a file is not a report, they are of several benchmarks, or no score is left.
+            UserError: a file is not a report, the benchmarks differ, or no score matches `only`.
         """
         reports = dict(zip(short_names(paths), map(Report.load, paths), strict=True))
         kinds = sorted({report.benchmark for report in reports.values()})
@@ -49,19 +50,17 @@ class Comparison:
         return cls(reports, scores)
 
     def differences(self) -> dict[str, list[Any]]:
-        """Settings that are not the same in all reports, one value a report."""
+        """Settings that differ between reports, one value per report."""
         plain = [
             {**_named(report.settings), "judged by": report.judged_by}
             for report in self.reports.values()
         ]
         names = dict.fromkeys(name for settings in plain for name in settings)
-        found = {name: [settings.get(name) for settings in plain] for name in names}
-        return {
-            name: values for name, values in found.items() if any(v != values[0] for v in values)
-        }
+        values = {name: [settings.get(name) for settings in plain] for name in names}
+        return {name: each for name, each in values.items() if any(v != each[0] for v in each)}
 
     def table(self) -> str:
-        """A line a score, a column a report: the score and its 95% interval; then what differs."""
+        """One line per score, one column per report, with 95% intervals; then the differences."""
         rows = [["", *self.reports]]
         for name in self.scores:
             rows.append([name, *(_cell(report, name) for report in self.reports.values())])
@@ -72,7 +71,7 @@ class Comparison:
         return "\n".join(lines)
 
     def save(self, path: Path) -> None:
-        """The same as JSON."""
+        """Write the comparison as JSON."""
         reports = {
             name: {
                 "scores": {each: report.scores.get(each) for each in self.scores},
@@ -87,7 +86,7 @@ class Comparison:
         write_text(path, json.dumps(whole, indent=2, ensure_ascii=False) + "\n")
 
     def draw(self, path: Path) -> None:
-        """The same as an image, a group of bars for each score."""
+        """Draw the comparison as a bar chart, a group of bars for each score."""
         series = {
             name: [(report.scores.get(each), report.intervals.get(each)) for each in self.scores]
             for name, report in self.reports.items()
@@ -96,10 +95,10 @@ class Comparison:
 
 
 def short_names(paths: Sequence[Path]) -> list[str]:
-    """Paths without their common beginning and end.
+    """Remove the common beginning and end of paths.
 
     Raises:
-        UserError: one is given twice.
+        UserError: a path is given twice.
     """
     parts = [path.with_suffix("").parts for path in paths]
     if len(set(parts)) < len(parts):
@@ -123,11 +122,11 @@ def _cell(report: Report, name: str) -> str:
 
 def _named(settings: dict[str, Any], before: str = "") -> dict[str, Any]:
     """Nested settings by dotted names."""
-    found: dict[str, Any] = {}
+    flat: dict[str, Any] = {}
     for name, value in settings.items():
         nested = isinstance(value, dict) and value
-        found |= _named(value, f"{before}{name}.") if nested else {f"{before}{name}": value}
-    return found
+        flat |= _named(value, f"{before}{name}.") if nested else {f"{before}{name}": value}
+    return flat
 
 
 def _short(value: Any, most: int = 60) -> str:

@@ -1,4 +1,4 @@
-"""Expected images of a benchmark, and the problems of the folder that should hold them."""
+"""Expected images of a benchmark, and problems of the folder with its images."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from triptych.utils.text import clean_text, is_blank, numbered_lines
 
 SCORED, MISSING, UNREADABLE, WRONG_SIZE = "scored", "missing", "unreadable", "wrong_size"
 EXTRA, JUDGE_FAILED = "extra", "judge_failed"
-# In the order in which reports count them.
+# in the order of the counts in reports
 STATES = (SCORED, MISSING, UNREADABLE, WRONG_SIZE, JUDGE_FAILED, EXTRA)
 
 
 @dataclass
-class Sample:
+class ExpectedImage:
     """An expected image, or an unexpected file in the folder."""
 
     key: str
@@ -32,94 +32,97 @@ class Sample:
     image: str
     """Path in the folder of images."""
     state: str = SCORED
-    """SCORED until something is found wrong with it; see STATES."""
+    """SCORED unless the image has a problem; see STATES."""
     note: str = ""
     """Problem of the image, or reason for its score."""
     score: float | None = None
     size: tuple[int, int] | None = None
-    """Width and height in pixels, once it was opened."""
+    """Width and height in pixels, known after the image was opened."""
 
     def item(self, **more: Any) -> dict[str, Any]:
         """Entry of `Report.items`."""
-        there = {} if self.state == MISSING else {"image": self.image}
+        file = {} if self.state == MISSING else {"image": self.image}
         score = {} if self.score is None else {"score": self.score}
         names = {"key": self.key, "prompt": self.prompt, "state": self.state}
-        return names | score | there | {"note": self.note} | more
+        return names | score | file | {"note": self.note} | more
 
-    def leave_out(self, state: str, note: str) -> None:
-        """It is not scored, and this is why."""
+    def exclude(self, state: str, note: str) -> None:
+        """Exclude the image from scoring, for the reason `note`."""
         self.state, self.note, self.score = state, note, None
 
 
-def find(folder: Path, samples: Iterable[Sample]) -> None:
-    """Mark the missing images.
+def find(folder: Path, samples: Iterable[ExpectedImage]) -> None:
+    """Mark missing images.
 
     Raises:
-        UserError: the folder does not exist, or none of them is in it.
+        UserError: the folder does not exist, or has none of the expected images.
     """
     if not folder.is_dir():
         raise UserError(f"the folder of images {folder} does not exist; check the path.")
-    asked = [sample for sample in samples if sample.state != EXTRA]
-    for sample in asked:
+    expected = [sample for sample in samples if sample.state != EXTRA]
+    for sample in expected:
         if not (folder / sample.image).is_file():
-            sample.leave_out(MISSING, f"there is no {sample.image}")
-    if asked and all(sample.state == MISSING for sample in asked):
+            sample.exclude(MISSING, f"there is no {sample.image}")
+    if expected and all(sample.state == MISSING for sample in expected):
         raise UserError(
-            f"{folder} has none of the {len(asked)} images that are asked for, such as "
-            f"{asked[0].image}; give the folder that they were made in."
+            f"{folder} has none of the {len(expected)} images that are expected, such as "
+            f"{expected[0].image}; give the folder that they were generated into."
         )
 
 
 def images_by_stem(folder: Path) -> tuple[dict[str, str], list[str]]:
-    """Map stems to names of images directly in a folder; also list further ones of equal stems.
+    """Images directly in a folder by stem, and a list of further images with equal stems.
 
-    Empty if the folder does not exist.
+    Both are empty if the folder does not exist.
     """
-    found: dict[str, str] = {}
+    names: dict[str, str] = {}
     others = []
     for name in list_images(folder) if folder.is_dir() else ():
-        if "/" not in name and found.setdefault(Path(name).stem, name) != name:
+        if "/" not in name and names.setdefault(Path(name).stem, name) != name:
             others.append(name)
-    return found, others
+    return names, others
 
 
 def opened(
-    folder: Path, sample: Sample, fits: Callable[[tuple[int, int]], str] = lambda size: ""
+    folder: Path, sample: ExpectedImage, fits: Callable[[tuple[int, int]], str] = lambda size: ""
 ) -> Image.Image | None:
-    """Its image in RGB; or None, and it is marked.
+    """Open an expected image as RGB; returns None, and marks it, if that fails.
 
     Args:
-        fits: function that returns the problem of a (width, height), nothing if it is right.
+        folder: folder of the images.
+        sample: the expected image.
+        fits: function that returns the problem of a (width, height), empty if there is none.
     """
     try:
         image = open_image(folder / sample.image)
     except UserError:
-        sample.leave_out(UNREADABLE, f"{sample.image} is torn, or is no image")
+        sample.exclude(UNREADABLE, f"{sample.image} is damaged, or is not an image")
         return None
     sample.size = image.size
     if wrong := fits(image.size):
-        sample.leave_out(WRONG_SIZE, f"{sample.image} {wrong}")
+        sample.exclude(WRONG_SIZE, f"{sample.image} {wrong}")
         return None
     return image
 
 
-def counts(samples: Sequence[Sample]) -> dict[str, int]:
-    """Number of "asked" images, and of those in each of STATES."""
-    found = Counter(sample.state for sample in samples)
-    asked = len(samples) - found[EXTRA]
-    return {"asked": asked} | {state: found[state] for state in STATES}
+def counts(samples: Sequence[ExpectedImage]) -> dict[str, int]:
+    """Number of "expected" images, and of images in each of STATES."""
+    states = Counter(sample.state for sample in samples)
+    expected = len(samples) - states[EXTRA]
+    return {"expected": expected} | {state: states[state] for state in STATES}
 
 
-def sizes(samples: Iterable[Sample]) -> dict[str, int]:
+def sizes(samples: Iterable[ExpectedImage]) -> dict[str, int]:
     """Number of scored images of each size, such as {"1024x1024": 2212}."""
-    found = Counter(s.size for s in samples if s.state == SCORED and s.size is not None)
-    return {f"{width}x{height}": number for (width, height), number in sorted(found.items())}
+    numbers = Counter(s.size for s in samples if s.state == SCORED and s.size is not None)
+    return {f"{width}x{height}": number for (width, height), number in sorted(numbers.items())}
 
 
 def read_json_lines(path: Path, what: str) -> list[dict[str, Any]]:
-    """Read one JSON object a line.
+    """Read one JSON object per line.
 
     Args:
+        path: the file.
         what: description of the file, for messages, such as "the GenEval prompts".
 
     Raises:
@@ -132,13 +135,15 @@ def read_json_lines(path: Path, what: str) -> list[dict[str, Any]]:
 
 
 def read_entries(path: Path, what: str, keys: set[str]) -> list[dict[str, Any]]:
-    """Prompts as JSON lines, each with `keys`, "prompt" among them.
+    """Read prompts as JSON lines.
 
     Args:
-        what: name of the file's content for messages, such as "the GenEval prompts".
+        path: the file.
+        what: description of the file, for messages, such as "the GenEval prompts".
+        keys: required keys of each line, "prompt" among them.
 
     Raises:
-        UserError: there is no such file, it holds no prompts, or one lacks a key or its text.
+        UserError: the file does not exist, has no prompts, or a line lacks a key or its text.
     """
     entries = read_json_lines(path, what)
     for number, entry in enumerate(entries, 1):
@@ -152,13 +157,13 @@ def read_entries(path: Path, what: str, keys: set[str]) -> list[dict[str, Any]]:
 
 
 def prompt_of(entry: Any, place: str) -> str:
-    """A prompt of a file of prompts, as a tokenizer gets it.
+    """Clean a prompt for the tokenizer.
 
     Raises:
-        UserError: it is none that a model can be given; `place` names it.
+        UserError: the prompt is empty or not text; `place` names it.
     """
     if not isinstance(entry, str):
-        raise UserError(f"{place} is {entry!r}, which is no text; correct it.")
+        raise UserError(f"{place} is {entry!r}, which is not text; correct it.")
     text = clean_text(entry, place)
     if is_blank(text):
         raise UserError(f"{place} is empty; say what the image should show.")

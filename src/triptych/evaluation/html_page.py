@@ -1,4 +1,4 @@
-"""HTML pages from jinja2 templates: one file each, which needs neither network nor script."""
+"""HTML pages from jinja2 templates: single files without network access or scripts."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 
 def render_page(template: str, folder: Path | None = None, **values: Any) -> str:
-    """Render a template that extends `base.html`, and with it the one style sheet.
+    """Render a template that extends `base.html` and its style sheet.
 
     Args:
-        template: file name in `templates/`, or in `folder`.
-        folder: folder with templates of its own, which may extend and import those here.
+        template: file name in `templates/` or in `folder`.
+        folder: additional template folder; its templates may extend and import those here.
         values: variables of the template; their text is escaped.
     """
     return _environment(folder).get_template(template).render(values)

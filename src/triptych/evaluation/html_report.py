@@ -1,4 +1,4 @@
-"""A benchmark's report as a page: one HTML file that needs neither network nor script."""
+"""Benchmark report as one HTML file without network access or scripts."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from triptych.evaluation.html_page import render_page
 from triptych.utils.errors import UserError
 from triptych.utils.images import open_image
 
-SHOWN = 60  # images at most, evenly taken from all items
-THUMBNAIL = 192  # pixels of the long side
+SHOWN = 60  # maximum number of images, evenly spaced over all items
+THUMBNAIL = 192  # long side in pixels
 
 
 @dataclass
-class Row:
-    """A score, and its texts as the table shows them."""
+class ScoreRow:
+    """A score, and its cells in the table."""
 
     name: str
     score: float
@@ -32,7 +32,8 @@ class Row:
 def render(
     title: str,
     judged: str,
-    rows: Sequence[Row],
+    rows: Sequence[ScoreRow],
+    *,
     items: Sequence[Mapping[str, Any]],
     folder: Path,
     settings: Mapping[str, Any],
@@ -41,11 +42,11 @@ def render(
 
     Args:
         title: name of the benchmark.
-        judged: one line: the judge, and the counts of the items.
-        rows: lines of the table of scores.
-        items: as in `Report.items`; their images are in `folder`.
+        judged: line with the judge and the counts of the items.
+        rows: rows of the table of scores.
+        items: entries of `Report.items`, with images in `folder`.
         folder: folder of the images.
-        settings: shown as JSON.
+        settings: settings of the report, shown as JSON.
     """
     items = [item for item in items if item.get("image")]
     number = min(SHOWN, len(items))
@@ -73,7 +74,7 @@ def _card(item: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def _thumbnail(path: Path) -> Image.Image | None:
-    """The image, scaled down; None if it cannot be read."""
+    """The downscaled image; None if it cannot be read."""
     try:
         image = open_image(path)
     except UserError:

@@ -1,6 +1,6 @@
-"""Images to be scored, of a folder, of WebDataset shards or from memory, read one at a time.
+"""Images to be scored, from a folder, WebDataset shards or memory, read one at a time.
 
-Unreadable images are passed on as such, so that each metric names and counts them.
+Unreadable images are reported as entries without an image, so that each metric can count them.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ from triptych.utils.listing.table import caption_in, captioned_rows, find_table
 from triptych.utils.listing.tar import Group, group_members, scan, split_dotted
 from triptych.utils.png_metadata import metadata_of
 
-RESULTS = "results.jsonl"  # of `triptych generate`: one {"file": ..., "prompt": ...} a line
-META = "meta_data.json"  # of MJHQ-30K: {NAME: {"category": ..., "prompt": ...}}
+RESULTS = "results.jsonl"  # from `triptych generate`: one {"file": ..., "prompt": ...} per line
+META = "meta_data.json"  # from MJHQ-30K: {NAME: {"category": ..., "prompt": ...}}
 
-Source = str | Path | Iterable[Image.Image]
+ImageSource = str | Path | Iterable[Image.Image]
 """A folder of images, a folder or file of WebDataset shards, or the images themselves."""
 
 
@@ -45,40 +45,40 @@ class Entry:
     """One image of a source."""
 
     key: str
-    """Its path below the folder; SHARD/KEY; or its number."""
+    """Path below the folder; SHARD/KEY; or number of the image."""
     image: Image.Image | None
-    """In RGB; None if it is missing or unreadable."""
+    """RGB image; None if it is missing or unreadable."""
     state: str = ""
-    """Why there is none: "missing" or "unreadable"."""
+    """Problem, "missing" or "unreadable"; empty if there is an image."""
     note: str = ""
-    """The same at length."""
+    """Explanation of the state."""
     caption: str | None = None
     """Caption of the image, if its folder has one."""
     category: str | None = None
-    """The one that its folder names, or stands for."""
+    """Category from the folder's metadata, or the name of the image's folder."""
     in_folder: bool = False
-    """So that a report's page can show it."""
+    """Whether the key is a path in a folder, so that a report's page can show the image."""
 
     def item(self, **more: Any) -> dict[str, Any]:
         """Entry of a report."""
-        said = {"key": self.key, "state": self.state or "scored"}
+        item = {"key": self.key, "state": self.state or "scored"}
         if self.in_folder and self.state != "missing":
-            said["image"] = self.key
-        named = {"prompt": self.caption, "note": self.note or None}
-        return said | {name: value for name, value in named.items() if value is not None} | more
+            item["image"] = self.key
+        optional = {"prompt": self.caption, "note": self.note or None}
+        return item | {name: value for name, value in optional.items() if value is not None} | more
 
 
-def read_images(source: Source) -> Iterator[Entry]:
+def read_images(source: ImageSource) -> Iterator[Entry]:
     """Read every image of a source in the order of the names, as `triptych.utils.listing` does.
 
-    Sources of edits are excluded. Folders: captions come from `results.jsonl` or `meta_data.json`
-    in the folder, else from its table (`triptych.utils.listing.table`), else from KEY.txt or
-    KEY.json beside an image, else from the settings that a PNG of ours carries. Categories are
-    those of `meta_data.json`, else the names of the folders that images lie in. Shards: names
-    with dots in them are samples, too.
+    Images before an edit are excluded. In folders, captions come from `results.jsonl` or
+    `meta_data.json`, else from the table (`triptych.utils.listing.table`), else from KEY.txt or
+    KEY.json next to the image, else from the PNG metadata of generated images. Categories come
+    from `meta_data.json`, else from the names of subfolders. In shards, names with dots are
+    samples too.
 
     Raises:
-        UserError: the folder does not exist or holds no images, or a list in it is damaged.
+        UserError: the folder does not exist or has no images, or one of these files is damaged.
     """
     if not isinstance(source, str | Path):
         return _from_memory(source)
@@ -88,13 +88,13 @@ def read_images(source: Source) -> Iterator[Entry]:
     return _from_shards(path, find_shards(path))
 
 
-def source_name(source: Source) -> str:
+def source_name(source: ImageSource) -> str:
     """Name of a source in a report."""
     return str(source) if isinstance(source, str | Path) else "images in memory"
 
 
 def count_states(entries: Iterable[Entry]) -> dict[str, int]:
-    """Number of missing entries, and of unreadable ones."""
+    """Number of missing and of unreadable entries."""
     states = [entry.state for entry in entries]
     return {state: states.count(state) for state in ("missing", "unreadable")}
 
@@ -112,26 +112,32 @@ def _from_memory(images: Iterable[Image.Image]) -> Iterator[Entry]:
 
 def _from_folder(folder: Path) -> Iterator[Entry]:
     prompts = _read_results(folder / RESULTS)
-    known = _read_meta(folder / META)
+    metadata = _read_meta(folder / META)
     table = _read_table(folder)
-    found = list_images(folder)
-    keys = sorted({*found, *prompts})
+    samples = list_images(folder)
+    keys = sorted({*samples, *prompts})
     if not keys:
         endings = ", ".join(IMAGE_SUFFIXES)
         raise UserError(f"{folder} holds no images ({endings}) and no .tar shards.")
-    return (_entry(folder, key, found.get(key), prompts, known, table) for key in keys)
+
+    def entry(key: str) -> Entry:
+        sample = samples.get(key)
+        return _entry(folder, key, sample, prompts=prompts, metadata=metadata, table=table)
+
+    return map(entry, keys)
 
 
 def _entry(
     folder: Path,
     key: str,
     sample: FolderSample | None,
+    *,
     prompts: Mapping[str, str],
-    known: Mapping[str, Mapping[str, str]],
+    metadata: Mapping[str, Mapping[str, str]],
     table: Mapping[str, object],
 ) -> Entry:
     path = folder / key
-    facts = known.get(path.stem, {})
+    facts = metadata.get(path.stem, {})
     entry = Entry(
         key,
         None,
@@ -159,7 +165,7 @@ def _entry(
 
 
 def _read_table(folder: Path) -> dict[str, object]:
-    """File name -> caption or captions, of the table that the loader reads too."""
+    """Caption or captions by file name, from the table that the data loader reads too."""
     table = find_table(folder)
     rows = captioned_rows(table)[0] if table else []
     return {os.path.normpath(row["file_name"]): caption_in(row) for row in rows}
@@ -173,10 +179,10 @@ def _caption_beside(folder: Path, sample: FolderSample | None) -> str | None:
 
 
 def _caption_of(texts: Mapping[str, bytes]) -> str | None:
-    """The caption of a sample: its .txt, else the "caption" of its .json, the first of several.
+    """First caption of a sample, from its .txt, else from "caption" in its .json.
 
     Raises:
-        TextError: none is usable.
+        TextError: the caption is unusable.
     """
     if "txt" in texts:
         return captions_of(texts["txt"], "it")[0]
@@ -188,7 +194,7 @@ def _caption_of(texts: Mapping[str, bytes]) -> str | None:
 
 
 def _caption_inside(image: Image.Image) -> str | None:
-    """Prompt of an image that `UnifiedPipeline.generate` made, from its metadata."""
+    """Prompt of a generated image, from its metadata."""
     try:
         return metadata_of(image)["prompt"]
     except (KeyError, ValueError, TypeError):
@@ -196,7 +202,7 @@ def _caption_inside(image: Image.Image) -> str | None:
 
 
 def _read_results(path: Path) -> dict[str, str]:
-    """File -> prompt."""
+    """Prompt by file name."""
     if not path.is_file():
         return {}
     try:
@@ -209,7 +215,7 @@ def _read_results(path: Path) -> dict[str, str]:
 
 
 def _read_meta(path: Path) -> dict[str, dict[str, str]]:
-    """Name without ending -> {"category", "prompt"}."""
+    """Category and prompt by file name without suffix."""
     if not path.is_file():
         return {}
     try:
@@ -247,7 +253,7 @@ def _sample(key: str, shard: Path, group: Group, kind: str) -> Entry:
     with open_regular(shard) as file:
 
         def read(place: tuple[int, int], most: int) -> bytes:
-            offset, size = place  # one byte above the limit, so that the reader refuses it
+            offset, size = place  # read one byte beyond the limit, so that the reader refuses it
             return os.pread(file.fileno(), min(size, most + 1), offset)
 
         image = read(group.members[kind], DEFAULT_LIMITS.max_bytes)

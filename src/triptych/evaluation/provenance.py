@@ -1,4 +1,4 @@
-"""Provenance of the images that a report is about, from their own metadata."""
+"""Provenance of the scored images, from their metadata."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from triptych.evaluation.report import Report
 from triptych.utils.errors import UserError
 from triptych.utils.png_metadata import read_metadata
 
-OF_AN_IMAGE = ("prompt", "seed", "id")
+PER_IMAGE = ("prompt", "seed", "id")  # metadata that differs from image to image
 
 
 def add_provenance(report: Report) -> None:
-    """Add each image's seeds to its item, and to the settings how many were made how.
+    """Add the seeds of each image to its item, and generation settings to the report's settings.
 
-    settings["made"] is [{"images": N, ...settings of the pipeline}], one for each way that there
-    is; images that were not made by triptych say nothing, and are counted as such.
+    settings["made"] is [{"images": N, ...generation settings}], one entry for each distinct set of
+    settings. Images without metadata of triptych are counted under "unknown".
     """
     ways: dict[str, dict[str, Any]] = {}
     for item in report.items:
@@ -30,7 +30,7 @@ def add_provenance(report: Report) -> None:
         asked = made.pop("asked", {})
         if seeds := asked.get("seeds") or [made[name] for name in ("seed",) if name in made]:
             item["seeds"] = seeds
-        way = {name: value for name, value in made.items() if name not in OF_AN_IMAGE}
+        way = {name: value for name, value in made.items() if name not in PER_IMAGE}
         counted = ways.setdefault(json.dumps(way, sort_keys=True), {"images": 0, **way})
         counted["images"] += 1
     report.settings["made"] = list(ways.values())

@@ -1,7 +1,7 @@
-"""Report of any benchmark: scores, how they came about, and what was excluded.
+"""Report of any benchmark: scores, settings, and excluded items.
 
-A report says over how many items each score is, and names and counts what could not be scored; it
-holds no date and no duration, so that equal runs give equal bytes.
+A report has the number of items behind each score, and lists and counts the items that could not
+be scored. It has no date and no duration, so that equal runs give equal bytes.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from triptych import __version__
-from triptych.evaluation.html_report import Row, render
+from triptych.evaluation.html_report import ScoreRow, render
 from triptych.utils.atomic_write import write_text
 from triptych.utils.documents import TEXT_BYTES, read_json
 from triptych.utils.errors import UserError
@@ -31,37 +31,36 @@ Interval = tuple[float, float]
 class Report:
     """Result of a benchmark.
 
-    `settings` hold everything that decides the scores. A value of type Path is an input, such as a
-    prompt file or a folder of weights: `to_json` adds its SHA-256. The folder of the images that
-    are scored is not such an input; it is a text, under the name "folder".
+    `settings` contain everything that determines the scores. A value of type Path is an input, such
+    as a prompt file or a folder of weights: `to_json` adds its SHA-256. The folder of the scored
+    images is a text, under the name "folder".
     """
 
     benchmark: str
     """Name of the benchmark, and its protocol if there are several."""
     scores: dict[str, float]
-    """Scores by name. One over no items is excluded, never 0. "GROUP/NAME" is one of a group,
-    which is an object of its own in the JSON."""
+    """Scores by name; a score over no items is omitted. "GROUP/NAME" is in a nested JSON object."""
     judged_by: str
-    """Name of the detector, judge or checker; reports by different judges do not compare."""
+    """Name of the detector, judge or checker; reports by different ones are not comparable."""
     intervals: dict[str, Interval | None] = field(default_factory=dict)
-    """95% intervals of scores, by the same names; those that are None are excluded."""
+    """95% intervals of scores by name; those that are None are omitted."""
     numbers: dict[str, int] = field(default_factory=dict)
-    """Over how many items each score is, by the same names."""
+    """Number of items behind each score, by name."""
     counts: dict[str, int] = field(default_factory=dict)
-    """Numbers of items: "asked", "scored", and the others: "missing", "unreadable", ..."""
+    """Number of items: "expected", "scored", and excluded ones: "missing", "unreadable", ..."""
     settings: dict[str, Any] = field(default_factory=dict)
     items: list[dict[str, Any]] = field(default_factory=list)
-    """One an image: "key", "prompt", "state" ("scored" or a name of `counts`), "score" where it
-    has one, "image" (its path in settings["folder"]) and a "note"."""
+    """One entry per image: "key", "prompt", "state" ("scored" or a name of `counts`), "score" if
+    there is one, "image" (path in settings["folder"]) and "note"."""
 
     def __post_init__(self) -> None:
         self.intervals = {k: each for k, each in self.intervals.items() if each is not None}
 
     def to_json(self) -> str:
-        """Everything, with the versions of the libraries and the hashes of the inputs.
+        """The whole report, with versions of libraries and hashes of the inputs.
 
         Raises:
-            UserError: an input of the settings is gone.
+            UserError: an input of the settings no longer exists.
         """
         whole = asdict(replace(self, settings=_plain(self.settings)))
         whole["scores"] = nested(self.scores)
@@ -72,29 +71,29 @@ class Report:
         return json.dumps(whole, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
     def save(self, path: str | Path) -> None:
-        """Write `to_json` to a file, whole or not at all; its folder is made where missing."""
+        """Write `to_json` to a file atomically; create its folder if it is missing."""
         write_text(Path(path), self.to_json())
 
     @classmethod
     def load(cls, path: str | Path) -> Report:
-        """Read a file written by `save`; versions and hashes stay in the file.
+        """Read a file written by `save`, without versions and hashes.
 
         Raises:
             UserError: the file does not exist, or is not a report.
         """
         read = read_json(path, largest=TEXT_BYTES)
         try:
-            kept = {name: read[name] for name in cls.__dataclass_fields__}
-            kept["scores"] = flat(kept["scores"])
+            values = {name: read[name] for name in cls.__dataclass_fields__}
+            values["scores"] = flat(values["scores"])
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(
                 f"{path} is no report ({error!r}); give a file that an evaluation wrote."
             ) from error
-        kept["intervals"] = {name: tuple(ends) for name, ends in kept["intervals"].items()}
-        return cls(**kept)
+        values["intervals"] = {name: tuple(ends) for name, ends in values["intervals"].items()}
+        return cls(**values)
 
     def table(self) -> str:
-        """Scores as plain text, one a line, with interval and number, and the excluded items."""
+        """Scores as plain text, one per line, with interval and number, and the counts of items."""
         rows = [("", "score", "95% interval", "of")]
         rows += [(name, *self.score_cells(name)) for name in self.scores]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -102,7 +101,7 @@ class Report:
         return "\n".join([f"{self.benchmark}, judged by {self.judged_by}", *lines, self.coverage()])
 
     def score_cells(self, name: str) -> tuple[str, str, str]:
-        """A score, its interval and its number of items, as they are shown."""
+        """A score, its interval and its number of items, as texts."""
         interval = self.intervals.get(name)
         return (
             f"{self.scores[name]:.4f}",
@@ -111,47 +110,56 @@ class Report:
         )
 
     def coverage(self) -> str:
-        """The counts in a line, such as "asked 2212, scored 2210, missing 2"."""
+        """The counts in one line, such as "expected 2212, scored 2210, missing 2"."""
         return ", ".join(
             f"{name.replace('_', ' ')} {number}"
             for name, number in self.counts.items()
-            if number or name in ("asked", "scored")
+            if number or name in ("expected", "scored")
         )
 
     def page(self, path: str | Path) -> None:
-        """Write one HTML file that needs nothing else, with small images of some items."""
-        rows = [Row(name, score, *self.score_cells(name)) for name, score in self.scores.items()]
+        """Write the report as one HTML file, with small images of some items."""
+        rows = [
+            ScoreRow(name, score, *self.score_cells(name)) for name, score in self.scores.items()
+        ]
         judged = f"Judged by {self.judged_by}. {self.coverage().capitalize()}."
         folder = Path(self.settings.get("folder", "."))
-        page = render(self.benchmark, judged, rows, self.items, folder, _plain(self.settings))
+        page = render(
+            self.benchmark,
+            judged,
+            rows,
+            items=self.items,
+            folder=folder,
+            settings=_plain(self.settings),
+        )
         write_text(Path(path), page)
 
 
 def nested(scores: Mapping[str, float]) -> dict[str, Any]:
-    """{"a/b": 1} as {"a": {"b": 1}}."""
-    found: dict[str, Any] = {}
+    """Convert {"a/b": 1} to {"a": {"b": 1}}."""
+    tree: dict[str, Any] = {}
     for name, score in scores.items():
         *groups, last = name.split("/")
-        place = found
+        place = tree
         for group in groups:
             place = place.setdefault(group, {})
         place[last] = score
-    return found
+    return tree
 
 
 def flat(scores: Mapping[str, Any]) -> dict[str, float]:
-    """{"a": {"b": 1}} as {"a/b": 1}."""
-    found: dict[str, float] = {}
+    """Convert {"a": {"b": 1}} to {"a/b": 1}."""
+    result: dict[str, float] = {}
     for name, value in scores.items():
         if isinstance(value, Mapping):
-            found |= {f"{name}/{rest}": score for rest, score in flat(value).items()}
+            result |= {f"{name}/{rest}": score for rest, score in flat(value).items()}
         else:
-            found[name] = value
-    return found
+            result[name] = value
+    return result
 
 
 def sha256(path: Path) -> str:
-    """Hash of a file; for a folder, of the names and hashes of the files in it.
+    """SHA-256 of a file, or of the names and hashes of all files in a folder.
 
     Raises:
         UserError: the path does not exist.
@@ -168,7 +176,7 @@ def sha256(path: Path) -> str:
 
 
 def _plain(settings: Any) -> Any:
-    """Settings as JSON has them; of paths the last part, as reports are passed on."""
+    """Settings as JSON values; paths are reduced to their last part, as reports are shared."""
     if isinstance(settings, Mapping):
         return {name: _plain(value) for name, value in settings.items()}
     if isinstance(settings, list | tuple):

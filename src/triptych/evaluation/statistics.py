@@ -1,4 +1,4 @@
-"""Means and shares with their 95% confidence intervals."""
+"""Means and shares with 95% confidence intervals."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ def bootstrap(
 ) -> tuple[float, float] | None:
     """The 95% interval of a weighted sum of group means (percentile bootstrap, Efron 1979).
 
-    None if every draw is the same, as of equal values: that does not measure their uncertainty.
+    None if all resamples are equal, as for equal values: that does not measure uncertainty.
 
     Args:
-        groups: clusters of each group, and values of each cluster. Clusters, such as the
-            images of one prompt, are drawn whole, as their values depend on each other; groups,
-            such as the tasks of a benchmark, are fixed.
+        groups: clusters of each group, and values of each cluster. Clusters, such as the images of
+            one prompt, are resampled whole, as their values are dependent; groups, such as the
+            tasks of a benchmark, are fixed.
         weights: weights of the groups, one each.
-        seed: random seed of the draws: equal values give equal intervals.
+        seed: random seed of the resampling; equal values give equal intervals.
     """
     generator = numpy.random.default_rng(seed)
     totals = numpy.zeros(DRAWS)
@@ -35,13 +35,13 @@ def bootstrap(
 
 
 def mean(values: Iterable[float]) -> float:
-    """Of at least one value."""
+    """Mean of at least one value."""
     values = list(values)
     return sum(values) / len(values)
 
 
 def wilson(share: float, number: int) -> tuple[float, float]:
-    """The 95% interval of a share that was seen in `number` independent trials (Wilson 1927)."""
+    """The 95% interval of a share over `number` independent trials (Wilson 1927)."""
     z2 = 1.96**2
     middle = (share + z2 / (2 * number)) / (1 + z2 / number)
     spread = share * (1 - share) / number + z2 / (4 * number**2)

@@ -12,7 +12,7 @@ import yaml
 from torch import Tensor
 
 from triptych.checkpoints import hold, read_metadata, stored_names
-from triptych.checkpoints.atomic_checkpoint import newest
+from triptych.checkpoints.atomic_checkpoint import latest
 from triptych.checkpoints.training_checkpoint import read_trained
 from triptych.checkpoints.weight_files import label_of
 from triptych.inference.trusted_config import plain_model
@@ -30,7 +30,7 @@ BAD_VALUES = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeEr
 
 
 @dataclass
-class Source:
+class ModelSource:
     """Source of a model: the arguments of `load_model`."""
 
     configs: list[Path]
@@ -39,7 +39,7 @@ class Source:
     """Tensors of a training checkpoint, by full name; they win over those of weight files."""
 
 
-def find_source(name: str | Path | Sequence[str | Path], ema: bool = False) -> Source:
+def find_source(name: str | Path | Sequence[str | Path], ema: bool = False) -> ModelSource:
     """Resolve a preset, a path or a run to a model source.
 
     Args:
@@ -53,18 +53,18 @@ def find_source(name: str | Path | Sequence[str | Path], ema: bool = False) -> S
         UserError: the name is none of these, or has no EMA.
     """
     if not isinstance(name, str | Path):
-        return Source([Path(each) for each in name])
+        return ModelSource([Path(each) for each in name])
     path = Path(name)
     if path.suffix in (".yaml", ".yml") and os.path.isfile(path):
-        found = Source([path])
+        found = ModelSource([path])
     elif os.path.isfile(path / "model.yaml"):
-        found = Source([path / "model.yaml"])
+        found = ModelSource([path / "model.yaml"])
     elif path.suffix == ".safetensors" and os.path.isfile(path):
         found = _weight_file(path)
     elif os.path.exists(path):
         return _checkpoint(path, ema)
     elif (preset := presets().get(str(name))) is not None:
-        found = Source([preset])
+        found = ModelSource([preset])
     else:
         raise UserError(
             f"there is no model at {name}; give a preset ({', '.join(sorted(presets()))}), a model "
@@ -75,7 +75,7 @@ def find_source(name: str | Path | Sequence[str | Path], ema: bool = False) -> S
     return found
 
 
-def _weight_file(path: Path) -> Source:
+def _weight_file(path: Path) -> ModelSource:
     """Source for the preset named in a weight file, with this file in place of its own."""
     preset = read_metadata(path).get("preset", "unnamed")
     if preset not in presets():
@@ -85,10 +85,10 @@ def _weight_file(path: Path) -> Source:
             f"--model.weights.LABEL={path}."
         )
     labels = {label_of(tensor) for tensor in stored_names([path])}
-    return Source([presets()[preset]], [f"--model.weights.{label}={path}" for label in labels])
+    return ModelSource([presets()[preset]], [f"--model.weights.{label}={path}" for label in labels])
 
 
-def _checkpoint(path: Path, ema: bool) -> Source:
+def _checkpoint(path: Path, ema: bool) -> ModelSource:
     """The checkpoint at `path`, or the newest in that folder, and the config.yaml of its run."""
     if path.is_file() and path.suffix != ".ckpt":
         raise UserError(
@@ -98,7 +98,7 @@ def _checkpoint(path: Path, ema: bool) -> Source:
     checkpoint = path
     if path.is_dir() and not (path / "meta.pt").is_file():
         patterns = ("checkpoints/*.ckpt", "*/checkpoints/*.ckpt")
-        found = [newest([path], pattern) for pattern in patterns]
+        found = [latest([path], pattern) for pattern in patterns]
         checkpoint = next((each for each in found if each is not None), None)
         if checkpoint is None:
             raise UserError(
@@ -123,7 +123,7 @@ def _checkpoint(path: Path, ema: bool) -> Source:
             f"{checkpoint} is of one panel that was trained alone; make weights of it with "
             "`triptych export`, and name them with --model.weights.LABEL=FILE."
         )
-    return Source([config], trained=read_trained(checkpoint, ema)[0])
+    return ModelSource([config], trained=read_trained(checkpoint, ema)[0])
 
 
 def load_model(

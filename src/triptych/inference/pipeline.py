@@ -36,7 +36,7 @@ from triptych.inference.image_requests import Generators, ImageRequest, Seeds, i
 from triptych.inference.offload import sufficient_memory
 from triptych.inference.pretrained import PretrainedModel
 from triptych.modules.text_generation import ChatOutput
-from triptych.utils.callback_iterator import pieces
+from triptych.utils.callback_iterator import iterate_callback
 from triptych.utils.errors import UserError
 from triptych.utils.images import ImageInput, open_image, square
 from triptych.utils.limits import BATCH
@@ -212,7 +212,7 @@ class UnifiedPipeline(PretrainedModel):
         answer = self._answering([messages], max_new_tokens, temperature, top_p, seed)
         if not stream:
             return answer(None)[0].text
-        return pieces(lambda tell: answer(lambda _, piece: tell(piece)))
+        return iterate_callback(lambda tell: answer(lambda _, piece: tell(piece)))
 
     @named_arguments("chat_batch")
     def chat_batch(
@@ -281,9 +281,9 @@ class UnifiedPipeline(PretrainedModel):
         config: GenerationConfig,
         names: Sequence[str] = SETTINGS,
     ) -> list[dict[str, Any]]:
-        made_by = {"model": self.name, "weights": self.digest, "triptych": __version__}
+        created_by = {"model": self.name, "weights": self.weights_hash, "triptych": __version__}
         values = config.resolved(self.model)
-        common = {name: values[name] for name in names} | made_by
+        common = {name: values[name] for name in names} | created_by
         return [
             ({"prompt": each.prompt} if each.prompt else {}) | {"seed": each.seed} | common
             for each in requests

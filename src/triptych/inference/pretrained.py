@@ -10,7 +10,7 @@ from typing import Self
 
 import torch
 
-from triptych.checkpoints.digest import weights_digest
+from triptych.checkpoints.hashing import model_hash
 from triptych.inference.argument_names import named_arguments
 from triptych.inference.loading import find_source, load_model
 from triptych.inference.offload import check_fits_in_memory, offload_to_cpu
@@ -127,7 +127,7 @@ class PretrainedModel:
             raise UserError("the model is offloaded to the CPU; load it again to move it whole.")
         if dtype is not None:
             self.model.to(_dtype(dtype))
-            self.__dict__.pop("digest", None)
+            self.__dict__.pop("weights_hash", None)
         if device is not None:
             self.device = torch.device(device)
             if self.model.device != self.device:
@@ -157,9 +157,9 @@ class PretrainedModel:
             save_model(self.model, folder, self.model.description)
 
     @cached_property
-    def digest(self) -> str:
+    def weights_hash(self) -> str:
         """Digest of the weights, whatever their file is called."""
-        return weights_digest(self.model)
+        return model_hash(self.model)
 
 
 def _dtype(name: torch.dtype | str) -> torch.dtype:

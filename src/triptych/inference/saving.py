@@ -9,7 +9,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from triptych.checkpoints.weight_files import MADE_BY, full_name, label_of, save_weights
+from triptych.checkpoints.weight_files import CREATED_BY, full_name, label_of, save_weights
 from triptych.utils.atomic_write import replacing
 from triptych.utils.errors import UserError
 
@@ -38,7 +38,7 @@ def save_model(model: Any, folder: str | Path, description: dict[str, Any] | Non
         home.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{folder} cannot be made ({error.strerror}); choose another.") from error
-    by_label: dict[str, dict[str, Tensor]] = {label: {} for label in MADE_BY}
+    by_label: dict[str, dict[str, Tensor]] = {label: {} for label in CREATED_BY}
     for name, tensor in _stored(model):
         by_label[label_of(full_name(name))][full_name(name)] = tensor
     dtype = next(model.parameters()).dtype

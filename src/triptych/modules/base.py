@@ -13,9 +13,9 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from triptych.backbones.attention import use_xformers
 from triptych.checkpoints import WeightFiles, find_all, load_tensors, load_weights, stored_names
-from triptych.checkpoints.fingerprint import weights_hash
+from triptych.checkpoints.hashing import weights_hash
 from triptych.checkpoints.weight_checks import require_state
-from triptych.checkpoints.weight_files import MADE_BY, full_name, label_of
+from triptych.checkpoints.weight_files import CREATED_BY, full_name, label_of
 from triptych.interfaces import Batch, ImageEncoder, LazyModule, Preprocessing, batches_in
 from triptych.modules.initialization import build_own, build_part, start_at_random
 from triptych.modules.loss_weighting import Means, OptimizerStep
@@ -296,7 +296,7 @@ class BaseModule(ExactBuffers, LightningModule):
                 label = label_of(name)
                 raise UserError(
                     f"this stage freezes {name.split('.')[0]!r} but has no weights for {name}; "
-                    f"`{MADE_BY[label]}` makes them, --model.weights.{label}=FILE names them."
+                    f"`{CREATED_BY[label]}` makes them, --model.weights.{label}=FILE names them."
                 )
 
 

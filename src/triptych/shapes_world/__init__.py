@@ -1,10 +1,10 @@
 """Synthetic data set of shapes, with an exact checker.
 
 world      scenes and their rendering
-captions   meaning of captions, captions, splits
+captions   captions, their meaning, and the splits
 questions  questions with exact answers
 edits      edits with exact results
-checker    reads an image and scores it
+checker    reads scenes from images and scores them
 shards     writes WebDataset shards
 tokenizer  trains the tokenizer of the tiny preset
 """

@@ -1,7 +1,7 @@
 """Captions: their meaning, their texts, and the split into training and evaluation.
 
-The six tasks are those of GenEval. A `Request` is the meaning of a caption and it is exact: the
-image must contain the wanted shapes and no others. `parse` is the inverse of the captions.
+The six tasks are those of GenEval. A `Request` is the exact meaning of a caption: the image must
+contain the wanted shapes and no others. `parse` is the inverse of writing captions.
 """
 
 import re
@@ -27,8 +27,8 @@ from triptych.shapes_world.world import (
 
 TASKS = ("single_object", "two_object", "counting", "colors", "position", "color_attribution")
 UNSEEN_TASKS = ("counting", "colors", "position", "color_attribution")  # a caption names a colour
-# "instruct" is training data too, the curated set of stage 3: short captions only, and more of
-# what stage 2 learns last, as the published set of 60k is made of what its stage 2 draws badly.
+# "instruct" is the curated training data of stage 3: only short captions, with more of the tasks
+# that stage 2 learns last, like the published set of 60k.
 INSTRUCT_TASKS = (
     *("position",) * 3,
     *("two_object",) * 2,
@@ -46,7 +46,7 @@ SCENES_PER_REQUEST = 32
 
 @dataclass(frozen=True)
 class Wanted:
-    """`count` shapes of a kind. None means that any will do."""
+    """Requirement of `count` shapes of a kind. None means any."""
 
     kind: str
     colour: str | None = None
@@ -66,16 +66,16 @@ class Request:
 
     @property
     def total(self) -> int:
-        """The number of shapes in the image."""
+        """Number of shapes in the image."""
         return sum(wanted.count for wanted in self.wanted)
 
     def to_dict(self) -> dict:
-        """A form that JSON can hold."""
+        """Dictionary of JSON values."""
         return asdict(self) | {"wanted": [asdict(wanted) for wanted in self.wanted]}
 
     @classmethod
     def from_dict(cls, values: dict) -> "Request":
-        """The inverse of `to_dict`."""
+        """Inverse of `to_dict`."""
         return cls(**values | {"wanted": tuple(Wanted(**wanted) for wanted in values["wanted"])})
 
 
@@ -83,9 +83,9 @@ class Request:
 
 
 def is_evaluation(request: Request) -> bool:
-    """Whether this meaning is reserved for evaluation: one in eight, whatever the wording.
+    """Whether this meaning is reserved for evaluation: one in eight, for any wording.
 
-    Requests that only name kinds and counts ("a circle") are always for training.
+    Requests with only kinds and counts ("a circle") are always for training.
     """
     plain = all(w.colour is w.size is w.place is None for w in request.wanted)
     if plain and request.background is request.relation is None:
@@ -94,7 +94,10 @@ def is_evaluation(request: Request) -> bool:
     relation = request.relation
     if relation is None:
         parts.sort(key=repr)
-    elif relation in ("right of", "below"):  # the same meaning as the inverse the other way round
+    elif relation in (
+        "right of",
+        "below",
+    ):  # equivalent to the inverse relation with swapped shapes
         parts[:2], relation = parts[1::-1], INVERSE[relation]
     return zlib.crc32(repr((parts, relation, request.background)).encode()) % 8 == 0
 
@@ -105,7 +108,7 @@ def is_evaluation_scene(scene: Scene) -> bool:
 
 
 def asks_held_out(request: Request) -> bool:
-    """Whether the request names a (colour, kind) pair that is not in the training images."""
+    """Whether the request has a (colour, kind) pair that is not in the training images."""
     return any((wanted.colour, wanted.kind) in HELD_OUT_PAIRS for wanted in request.wanted)
 
 
@@ -113,7 +116,7 @@ def asks_held_out(request: Request) -> bool:
 
 
 def noun_phrase(wanted: Wanted) -> str:
-    """For example "an orange circle" or "three small crosses"."""
+    """Noun phrase such as "an orange circle" or "three small crosses"."""
     words = [word for word in (wanted.size, wanted.colour, wanted.kind) if word]
     if wanted.count > 1:
         return " ".join([NUMBERS[wanted.count], *words[:-1], plural(wanted.kind)])
@@ -121,25 +124,25 @@ def noun_phrase(wanted: Wanted) -> str:
 
 
 def plural(kind: str) -> str:
-    """For example "crosses"."""
+    """Plural such as "crosses"."""
     return kind + ("es" if kind.endswith("s") else "s")
 
 
 def write(request: Request, rng: numpy.random.Generator) -> str:
-    """A short caption of a request, in one of several wordings."""
+    """Write a short caption of a request, in one of several wordings."""
     joint = f" {request.relation} " if request.relation else " and "
     ending = f" on a {request.background} background" if request.background else ""
     return pick(rng, OPENINGS) + joint.join(map(noun_phrase, request.wanted)) + ending
 
 
 def request_of(scene: Scene) -> Request:
-    """The request that names everything in a scene, with the task "description"."""
+    """Request with everything in a scene, of the task "description"."""
     wanted = tuple(Wanted(s.kind, s.colour, s.size, 1, s.place) for s in scene.shapes)
     return Request("description", wanted, None, scene.background)
 
 
 def describe(scene: Scene, rng: numpy.random.Generator) -> str:
-    """A long caption that names everything in a scene, in one of three wordings."""
+    """Write a long caption with everything in a scene, in one of three wordings."""
     wanted = request_of(scene).wanted
     phrases = [f"{noun_phrase(w)} at the {w.place}" for w in wanted]
     listed = " and ".join(filter(None, [", ".join(phrases[:-1]), phrases[-1]]))
@@ -153,7 +156,7 @@ def describe(scene: Scene, rng: numpy.random.Generator) -> str:
 
 
 def parse(caption: str) -> Request | None:
-    """The request that a caption makes, or None if it is not in the language of this world."""
+    """Parse a caption to its request; None if it is not in the language of this world."""
     text = " ".join(caption.lower().split()).rstrip(".! ").replace("to the ", "")
     text = re.sub(r"^(a|an) (photo|picture|image) of ", "", text)
     text = re.sub(r"^the background is (\w+)\. (.*)$", r"\2 on a \1 background", text)
@@ -181,7 +184,7 @@ def _phrase_pattern() -> re.Pattern:
 
 
 def _parse_phrase(phrase: str) -> Wanted | None:
-    """The inverse of `noun_phrase`, with an optional place."""
+    """Inverse of `noun_phrase`, with an optional place."""
     found = _phrase_pattern().fullmatch(phrase)
     if not found:
         return None
@@ -192,7 +195,7 @@ def _parse_phrase(phrase: str) -> Wanted | None:
 
 
 def _task(wanted: tuple[Wanted, ...], relation: str | None, background: str | None) -> str:
-    """The task that a parsed request belongs to; the first that fits for requests of a user."""
+    """Task of a parsed request; the first that fits for requests of a user."""
     if background and all(w.colour and w.size and w.place for w in wanted):
         return "description"
     if relation:
@@ -212,8 +215,8 @@ def sample(
 ) -> tuple[str, Request, Scene]:
     """Draw a short caption, its request, and a scene that satisfies it.
 
-    In "train" neither the request nor the scene is one of those kept for evaluation, in "eval"
-    both are, and neither split has a held out pair. In "unseen" the caption asks for one.
+    In "train" neither the request nor the scene is reserved for evaluation, in "eval" both are, and
+    neither split has a held-out pair. In "unseen" the caption has one.
     """
     if task not in TASKS or split not in SPLITS or (split == "unseen" and task not in UNSEEN_TASKS):
         raise ValueError(f"There is nothing to draw for task {task!r} in split {split!r}.")
@@ -222,7 +225,7 @@ def sample(
         request = _draw_request(rng, task, split)
         if not unseen and is_evaluation(request) != evaluation:
             continue
-        # A request with all attributes may have no scene at all in its split: then take another.
+        # a request with all attributes may have no scene in its split: then draw another
         for _ in range(SCENES_PER_REQUEST):
             scene = _draw_scene(rng, request)
             if unseen or is_evaluation_scene(scene) == evaluation:
@@ -230,7 +233,7 @@ def sample(
 
 
 def pick(rng: numpy.random.Generator, options):
-    """One of a sequence; `Generator.choice` is five times slower."""
+    """Draw one item of a sequence, five times faster than `Generator.choice`."""
     return options[rng.integers(len(options))]
 
 
@@ -244,7 +247,7 @@ def _seen_colours(kind: str) -> tuple[str, ...]:
 
 
 def _draw_request(rng: numpy.random.Generator, task: str, split: str) -> Request:
-    """A request of a task that names a held out pair in "unseen", and none otherwise."""
+    """Draw a request of a task, with a held-out pair only in "unseen"."""
     unseen = split == "unseen"
     first, second = (KINDS[i] for i in rng.permutation(len(KINDS))[:2])
     colour = None
@@ -273,9 +276,9 @@ def _draw_request(rng: numpy.random.Generator, task: str, split: str) -> Request
             wanted.reverse()
     relation = None
     if task == "position":
-        # The shape that goes left depends on the word and on which comes first, and with words in
-        # balance neither says anything without the other: no gradient tells a generator to listen
-        # to either. So in "train" most relations begin with the left or the upper shape.
+        # Which shape is on the left depends on relation and order together: if all relations were
+        # equally frequent, neither alone would be informative, and a generator would get no
+        # gradient towards either. In "train" most relations begin with the left or upper shape.
         begin = split == "train" and rng.random() < 0.6
         relation = pick(rng, ("left of", "above") if begin else RELATIONS)
     return Request(task, tuple(wanted), relation, background)
@@ -285,8 +288,8 @@ def _draw_request(rng: numpy.random.Generator, task: str, split: str) -> Request
 def _cells_in(relation: str) -> tuple[tuple[int, int], ...]:
     """Pairs of cells in a relation, on opposite sides of the image.
 
-    So a relation says of each shape in which third of the image it is to be, as people compose
-    one; of nearer pairs, which the checker takes as well, it would say much less.
+    A relation then determines the third of the image that each shape is in; closer pairs, which the
+    checker accepts as well, would be much less informative.
     """
     pairs = []
     for first in range(GRID**2):
@@ -300,11 +303,11 @@ def _cells_in(relation: str) -> tuple[tuple[int, int], ...]:
 
 
 def _draw_scene(rng: numpy.random.Generator, request: Request) -> Scene:
-    """A scene that satisfies a request without places; what is not asked is drawn at random.
+    """Draw a scene that satisfies a request without places; other attributes are random.
 
-    Without a relation, what a caption names first comes first in reading order, as in `describe`:
-    so "a red circle and a blue square" says of each place whose colour it takes. Left to chance,
-    colours are as right the other way round until both shapes are placed, and learned last.
+    Without a relation, shapes are in reading order in the order of the caption, as in `describe`:
+    "a red circle and a blue square" then determines the colour of each place. In random order the
+    colours would be ambiguous until both shapes are placed, and learned last.
     """
     slots = [wanted for wanted in request.wanted for _ in range(wanted.count)]
     if request.relation:

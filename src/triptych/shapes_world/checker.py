@@ -1,8 +1,8 @@
-"""Reads an image back into a scene, from only its pixels, and scores images with that.
+"""Exact checker: reads the scene from the pixels of an image, and scores images with it.
 
-Every cell is compared with the drawing of each kind, colour and size. A cell that no drawing fits
-makes the whole image unclear, and an unclear image satisfies no request. The limits below
-leave room for JPEG, mild noise and blur, and images made by a model.
+Every cell is compared with the drawing of each kind, colour and size. A cell that matches no
+drawing makes the whole image unclear, and an unclear image satisfies no request. The limits below
+tolerate JPEG, mild noise and blur, and generated images.
 """
 
 from collections.abc import Sequence
@@ -26,13 +26,13 @@ from triptych.shapes_world.world import (
     mask,
 )
 
-# All in units of 255 per channel.
-BACKGROUND_LIMIT = 40  # largest channel difference of the background from its name
+# pixel values from 0 to 255
+BACKGROUND_LIMIT = 40  # largest channel difference from the named background colour
 SHAPE_LIMIT = 22  # mean absolute difference of a cell from the drawing of a shape
 EMPTY_LIMIT = 14  # mean absolute difference of a cell from the plain background
 SPECK = 64  # a pixel of an empty cell this far from the background is a speck
-MOST_SPECKS = 6  # a pixel or two may be wrong; a dot of 3x3 pixels is an object
-LEAST_OVERLAP = 0.7  # intersection over union of the foreground and the shape
+MAX_SPECKS = 6  # single wrong pixels are tolerated; a dot of 3x3 pixels is an object
+MIN_OVERLAP = 0.7  # intersection over union of the foreground and the shape
 
 Look = tuple[str, str, str]  # kind, colour, size
 
@@ -44,28 +44,28 @@ def _looks() -> list[Look]:
 
 @cache
 def _drawings(background: str) -> numpy.ndarray:
-    """Drawings of a cell: float32 [48 looks, 768 values]."""
+    """Drawings of a cell, float32 [48 looks, 768 values]."""
     drawn = [cell_image(kind, colour, size, background) for kind, colour, size in _looks()]
     return numpy.stack(drawn).reshape(len(drawn), -1).astype(numpy.float32)
 
 
 @cache
 def _covers() -> numpy.ndarray:
-    """The pixels that belong to each look: bool [48, 256]."""
+    """Pixels that belong to each look, bool [48, 256]."""
     covers = [mask(kind, size).reshape(-1) >= 0.5 for kind, _, size in _looks()]
     return numpy.stack(covers)
 
 
 @cache
 def _rim() -> numpy.ndarray:
-    """The outermost pixels of all cells, which no shape covers: bool [48, 48]."""
+    """Outermost pixels of all cells, which no shape covers, bool [48, 48]."""
     inside = numpy.arange(PIXELS) % CELL
     edge = (inside == 0) | (inside == CELL - 1)
     return edge[:, None] | edge[None, :]
 
 
 def _background_name(seen: numpy.ndarray) -> str | None:
-    """The name of a background colour, or None if it has none."""
+    """Name of a background colour, or None."""
     for name, colour in BACKGROUNDS.items():
         if numpy.abs(seen - colour).max() <= BACKGROUND_LIMIT:
             return name
@@ -73,9 +73,9 @@ def _background_name(seen: numpy.ndarray) -> str | None:
 
 
 def read(image: numpy.ndarray) -> Scene | None:
-    """The scene that an image shows, or None if any part of it is unclear.
+    """Read the scene of an image uint8 [48, 48, 3]; None if any cell is unclear.
 
-    The image is uint8 [48, 48, 3]. The scene may have from zero to nine shapes.
+    The scene may have from zero to nine shapes.
     """
     if image.shape != (PIXELS, PIXELS, 3) or image.dtype != numpy.uint8:
         raise ValueError(
@@ -90,11 +90,11 @@ def read(image: numpy.ndarray) -> Scene | None:
     cells = cells.reshape(GRID**2, CELL**2, 3)
     ground = numpy.array(BACKGROUNDS[background], dtype=numpy.float32)
 
-    away = numpy.abs(cells - seen)  # [9, 256, 3]; an even tint of the background is not an object
+    away = numpy.abs(cells - seen)  # [9, 256, 3]; a uniform tint of the background is not an object
     specks = (away.max(axis=2) > SPECK).sum(axis=1)
-    empty = (away.mean(axis=(1, 2)) <= EMPTY_LIMIT) & (specks <= MOST_SPECKS)
+    empty = (away.mean(axis=(1, 2)) <= EMPTY_LIMIT) & (specks <= MAX_SPECKS)
 
-    # The nearest drawing in squares, |cell - drawing|^2 less |cell|^2, which is the same for all.
+    # nearest drawing by |cell - drawing|^2 - |cell|^2; the last term is equal for all drawings
     flat, drawings = cells.reshape(GRID**2, -1), _drawings(background)
     nearest = ((drawings**2).sum(axis=1) - 2 * flat @ drawings.T).argmin(axis=1)  # [9]
 
@@ -103,17 +103,17 @@ def read(image: numpy.ndarray) -> Scene | None:
         kind, colour, size = _looks()[nearest[cell]]
         error = numpy.abs(flat[cell] - drawings[nearest[cell]]).mean()
         axis = numpy.array(COLOURS[colour], dtype=numpy.float32) - ground
-        foreground = (cells[cell] - ground) @ axis >= 0.5 * (axis @ axis)  # nearer to the colour
+        foreground = (cells[cell] - ground) @ axis >= 0.5 * (axis @ axis)  # closer to the colour
         cover = _covers()[nearest[cell]]
         overlap = (foreground & cover).sum() / (foreground | cover).sum()
-        if error > SHAPE_LIMIT or overlap < LEAST_OVERLAP:
+        if error > SHAPE_LIMIT or overlap < MIN_OVERLAP:
             return None
         shapes.append(Shape(kind, colour, size, *divmod(int(cell), GRID)))
     return Scene(tuple(shapes), background)
 
 
 def satisfies(scene: Scene, request: Request) -> bool:
-    """Whether the scene shows exactly what the request asks, and nothing else."""
+    """Whether the scene meets the request exactly, with nothing else."""
     if len(scene.shapes) != request.total or request.background not in (None, scene.background):
         return False
     slots = [i for i, wanted in enumerate(request.wanted) for _ in range(wanted.count)]
@@ -138,7 +138,7 @@ def _fits(shape: Shape, wanted: Wanted) -> bool:
 
 
 def _related(first: list[Shape], second: list[Shape], relation: str | None) -> bool:
-    """Whether each of the first is in the relation to each of the second."""
+    """Whether all of `first` are in the relation to all of `second`."""
     holds = {
         None: lambda a, b: True,
         "left of": lambda a, b: a.column < b.column,
@@ -150,24 +150,24 @@ def _related(first: list[Shape], second: list[Shape], relation: str | None) -> b
 
 
 def check(image: numpy.ndarray, request: Request) -> bool:
-    """Whether the image (uint8 [48, 48, 3]) shows exactly what the request asks."""
+    """Whether an image uint8 [48, 48, 3] meets the request exactly."""
     scene = read(image)
     return scene is not None and satisfies(scene, request)
 
 
 def shape_eval(images: Sequence[numpy.ndarray], requests: Sequence[Request]) -> dict[str, float]:
-    """The share of right images for each task, and their unweighted "mean".
+    """Share of correct images for each task, and their unweighted "mean".
 
-    Tasks without a request are excluded.
+    Tasks without a request are omitted.
     """
     right = [check(image, request) for image, request in zip(images, requests, strict=True)]
     return by_task(right, requests)
 
 
 def chance_levels(images: Sequence[numpy.ndarray], requests: Sequence[Request]) -> dict[str, float]:
-    """The scores that right images get on average with another request's image each.
+    """Expected scores if every request gets the correct image of another request.
 
-    This is the exact mean over all shuffles that move every image; it needs two pairs.
+    The exact mean over all shuffles that move every image; needs at least two pairs.
     """
     scenes = [read(image) for image in images]
     rates = []
@@ -178,7 +178,7 @@ def chance_levels(images: Sequence[numpy.ndarray], requests: Sequence[Request]) 
 
 
 def by_task(scores: Sequence[float], requests: Sequence[Request]) -> dict[str, float]:
-    """The mean score of each task that is there, in the order of TASKS, and their "mean"."""
+    """Mean score of each task with requests, in the order of TASKS, and their "mean"."""
     means = {}
     for task in (*TASKS, "description"):
         of_task = [s for s, request in zip(scores, requests, strict=True) if request.task == task]
@@ -189,7 +189,7 @@ def by_task(scores: Sequence[float], requests: Sequence[Request]) -> dict[str, f
 
 
 def answer_is_right(given: str, expected: str) -> bool:
-    """Whether the two answers are the same, but for case, spaces and full stops at the end."""
+    """Whether two answers are equal, ignoring case, spaces and full stops at the end."""
     return _plain(given) == _plain(expected)
 
 

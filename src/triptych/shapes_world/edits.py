@@ -1,7 +1,7 @@
 """Edits of scenes: an instruction, the scene before it, and the requirements on the result.
 
-The meaning of an edit is exact, like that of a caption: a `Request` which the edited image must
-satisfy, everything else unchanged. The shape that is meant is named so that no other is.
+The meaning of an edit is exact, like that of a caption: a `Request` that the edited image must
+satisfy, with everything else unchanged. Instructions refer to shapes unambiguously.
 """
 
 from collections.abc import Callable
@@ -38,21 +38,21 @@ STEPS = {"left of": (0, -1), "right of": (0, 1), "above": (-1, 0), "below": (1, 
 
 @dataclass(frozen=True)
 class Edit:
-    """`source` edited by `instruction`. `target` is one right result of perhaps several."""
+    """An edit of `source` by `instruction`; `target` is one of possibly several correct results."""
 
     kind: str
     instruction: str
     source: Scene
     target: Scene
     request: Request
-    """Requirements on a right result."""
+    """Requirements on a correct result."""
 
 
 def sample_edit(rng: numpy.random.Generator, kind: str, split: str = "train") -> Edit:
     """Draw an edit of one of `EDITS`.
 
-    In "train" neither of its scenes is one of those kept for evaluation, in "eval" both are, and
-    neither shows a held out pair.
+    In "train" neither of its scenes is reserved for evaluation, in "eval" both are, and neither has
+    a held-out pair.
     """
     if kind not in EDITS or split not in SPLITS:
         raise ValueError(f"There is nothing to draw for the edit {kind!r} in split {split!r}.")
@@ -69,8 +69,10 @@ def _fits(scene: Scene) -> bool:
 
 
 def refer(scene: Scene, shape: Shape, rng: numpy.random.Generator) -> str:
-    """A name that only `shape` has in its scene, such as "the red circle"; with its place where
-    another shape looks the same."""
+    """Unambiguous reference to a shape of a scene, such as "the red circle".
+
+    Includes the place if another shape looks the same.
+    """
     forms = [
         (attributes, " ".join(["the", *(getattr(shape, name) for name in attributes)]))
         for attributes in (("kind",), ("colour", "kind"), ("size", "kind"))
@@ -86,7 +88,7 @@ def refer(scene: Scene, shape: Shape, rng: numpy.random.Generator) -> str:
 
 
 def _is_alone(scene: Scene, shape: Shape, attributes: tuple[str, ...]) -> bool:
-    """Whether no other shape shares all these attributes."""
+    """Whether no other shape has all these attributes."""
     looks = [tuple(getattr(each, name) for name in attributes) for each in scene.shapes]
     return looks.count(tuple(getattr(shape, name) for name in attributes)) == 1
 
@@ -95,9 +97,9 @@ def _is_alone(scene: Scene, shape: Shape, attributes: tuple[str, ...]) -> bool:
 
 
 def _changed(kind: str, instruction: str, source: Scene, old: Shape, new: Shape | None) -> Edit:
-    """The edit that puts `new` in the place of `old`."""
-    kept = [shape for shape in source.shapes if shape != old]
-    target = scene_of([*kept, new] if new else kept, source.background)
+    """Edit that replaces `old` by `new`, or removes it."""
+    others = [shape for shape in source.shapes if shape != old]
+    target = scene_of([*others, new] if new else others, source.background)
     return Edit(kind, instruction, source, target, replace(request_of(target), task=kind))
 
 
@@ -135,7 +137,7 @@ def _move(source: Scene, rng: numpy.random.Generator) -> Edit:
 
 
 def _add(source: Scene, rng: numpy.random.Generator) -> Edit:
-    """A new shape at a place, or beside a shape: there any place in the relation is right."""
+    """Add a shape at a place, or next to a shape: then any place in the relation is correct."""
     kind, colour, size = (pick(rng, tuple(options)) for options in (KINDS, COLOURS, SIZES))
     row, column = pick(rng, _free_cells(source))
     phrase = noun_phrase(Wanted(kind, colour, size))

@@ -1,6 +1,6 @@
 """Questions with short exact answers, about an image (from its scene) or about a caption.
 
-Every question has one right answer: "the circle" is only said where there is one circle.
+Every question has exactly one correct answer: "the circle" occurs only where there is one circle.
 """
 
 import numpy
@@ -17,7 +17,7 @@ from triptych.shapes_world.captions import (
 from triptych.shapes_world.world import COLOURS, HELD_OUT_PAIRS, KINDS, PLACES, Scene, Shape
 
 ORDINALS = ("first", "second", "third", "fourth")
-MOST_QUESTIONS = 12  # each scene has more different questions than this
+MAX_QUESTIONS = 12  # every scene has more different questions
 
 Turn = tuple[str, str, str]  # question, answer, type
 
@@ -25,12 +25,13 @@ Turn = tuple[str, str, str]  # question, answer, type
 def questions(
     scene: Scene, rng: numpy.random.Generator, number: int, practice: bool = False
 ) -> list[Turn]:
-    """`number` different questions about an image: (question, answer, type).
+    """Draw `number` different questions about an image: (question, answer, type).
 
-    `practice` asks more often what is hard to learn: what is where, what is there, and relations.
+    With `practice`, questions that are hard to learn are more frequent: places, existence and
+    relations.
     """
-    if not 0 <= number <= MOST_QUESTIONS:
-        raise ValueError(f"Ask for 0 to {MOST_QUESTIONS} questions about an image, not {number}.")
+    if not 0 <= number <= MAX_QUESTIONS:
+        raise ValueError(f"Ask for 0 to {MAX_QUESTIONS} questions about an image, not {number}.")
     makers = _PRACTICE if practice else _MAKERS
     turns: dict[str, Turn] = {}
     while len(turns) < number:
@@ -41,13 +42,13 @@ def questions(
 
 
 def grid_reading(scene: Scene) -> tuple[str, str]:
-    """The question that asks for all nine cells, and its answer: place and content of each."""
-    found = {shape.place: f"{shape.size} {shape.colour} {shape.kind}" for shape in scene.shapes}
-    return "read the grid", ", ".join(f"{p}: {found.get(p, 'nothing')}" for p in PLACES)
+    """Question about all nine cells, and its answer: place and content of each."""
+    contents = {shape.place: f"{shape.size} {shape.colour} {shape.kind}" for shape in scene.shapes}
+    return "read the grid", ", ".join(f"{p}: {contents.get(p, 'nothing')}" for p in PLACES)
 
 
 def _alone(scene: Scene, attribute: str) -> list[Shape]:
-    """The shapes that no other shape of the scene shares the attribute with."""
+    """Shapes whose attribute value is unique in the scene."""
     values = [getattr(shape, attribute) for shape in scene.shapes]
     return [s for s, value in zip(scene.shapes, values, strict=True) if values.count(value) == 1]
 
@@ -85,7 +86,7 @@ def _how_many(scene, rng):
 
 
 def _how_many_kind(scene, rng):
-    # Half of the time a kind that is there: else the answer would mostly be "zero".
+    # half of the time a kind in the scene: else the answer would mostly be "zero"
     kind = pick(rng, scene.shapes).kind if rng.random() < 0.5 else pick(rng, KINDS)
     count = sum(shape.kind == kind for shape in scene.shapes)
     return f"how many {plural(kind)} are there?", NUMBERS[count], "count"
@@ -102,7 +103,7 @@ def _background(scene, rng):
 
 
 def _is_there(scene, rng):
-    """Half yes and half no; a no shares the colour or the kind with a shape of the scene."""
+    """Half yes and half no; for a no, a shape of the scene has the same colour or kind."""
     shape = pick(rng, scene.shapes)
     colour, kind, there = shape.colour, shape.kind, rng.random() < 0.5
     if not there:
@@ -113,7 +114,7 @@ def _is_there(scene, rng):
 
 
 def _what_is_at(scene, rng):
-    """Half of the time a cell with a shape in it."""
+    """Half of the time about a cell with a shape."""
     place = pick(rng, scene.shapes).place if rng.random() < 0.5 else pick(rng, PLACES)
     found = [s for s in scene.shapes if s.place == place]
     answer = noun_phrase(Wanted(found[0].kind, found[0].colour, found[0].size)) if found else ""
@@ -121,7 +122,7 @@ def _what_is_at(scene, rng):
 
 
 def _is_related(scene, rng):
-    """Half yes and half no, never about an axis on which the two shapes are level."""
+    """Half yes and half no, never about an axis along which the two shapes are aligned."""
     alone = _alone(scene, "kind")
     if len(alone) < 2:
         return None
@@ -132,8 +133,8 @@ def _is_related(scene, rng):
     if first.row != second.row:
         true.append("above" if first.row < second.row else "below")
     relation, holds = pick(rng, true), rng.random() < 0.5
-    asked = relation if holds else INVERSE[relation]
-    return f"is the {first.kind} {asked} the {second.kind}?", "yes" if holds else "no", "relation"
+    stated = relation if holds else INVERSE[relation]
+    return f"is the {first.kind} {stated} the {second.kind}?", "yes" if holds else "no", "relation"
 
 
 _MAKERS = (
@@ -144,12 +145,12 @@ _PRACTICE = (*_MAKERS, *2 * (_where, _is_there, _what_is_at, _is_related))
 
 
 def parse_reading(request: Request) -> tuple[str, str]:
-    """The question that asks for all that a caption says, and its answer with fixed slots.
+    """Question about the full meaning of a caption, and its answer with fixed slots.
 
-    Each shape is "number size colour kind place", where "any" and "anywhere" stand for what is
-    not said; then come the relation and the background. The side of each shape in a relation
-    stands in the slot of the place, "anywhere left": a generator that has learned to draw things
-    in places can so draw them in relations.
+    Each shape is "number size colour kind place", with "any" and "anywhere" for unspecified
+    attributes, followed by the relation and the background. In a relation, the slot of the place
+    has the side of each shape, "anywhere left": a generator that has learned places can then use
+    them for relations.
     """
     places = [wanted.place or "anywhere" for wanted in request.wanted]
     if request.relation:
@@ -171,13 +172,13 @@ def parse_reading(request: Request) -> tuple[str, str]:
 def caption_questions(
     request: Request, rng: numpy.random.Generator, number: int
 ) -> list[tuple[str, str]]:
-    """At most `number` different questions that only a caption answers ("any": it says not)."""
+    """At most `number` different questions about a caption ("any" is unspecified)."""
     turns = _caption_turns(request)
     return [turns[i] for i in rng.permutation(len(turns))[:number]]
 
 
 def _caption_turns(request: Request) -> list[tuple[str, str]]:
-    """All questions that there are about a caption."""
+    """All questions about a caption."""
     turns = [
         ("how many shapes are there?", NUMBERS[request.total]),
         ("what is the background?", request.background or "any"),

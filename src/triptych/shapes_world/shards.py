@@ -1,14 +1,14 @@
-"""Writes the shapes world as WebDataset tar shards.
+"""The shapes world as WebDataset tar shards.
 
-A sample is KEY.jpg (the image), KEY.txt (its caption) and KEY.json (all there is to know about
-it). Sample i of a split depends only on the seed, the split and i, so that a data set can be
-made again byte for byte with the same versions of the libraries, and a larger one begins with the
-smaller one.
+A sample is KEY.jpg (image), KEY.txt (caption) and KEY.json (everything about it). Sample i of a
+split depends only on the seed, the split and i: a data set is reproducible byte for byte with the
+same versions of the libraries, and a larger one begins with the smaller one.
 """
 
 import json
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy
@@ -38,20 +38,20 @@ from triptych.utils.documents import read_json
 from triptych.utils.errors import UserError
 from triptych.utils.images import encode_image
 
-VERSION = 7  # raise it whenever the same seed gives other samples
+VERSION = 7  # incremented whenever the same seed gives other samples
 MARKER = "shapes.json"
 EDITS_VERSION = 1
 EDITS_MARKER = "edits.json"
 LONG_CAPTIONS = 0.2  # share of the training captions
-IMAGE_TURNS = 3  # beside the reading of all nine cells, which opens or ends a conversation
-QUESTIONS = 12  # and the reading: a second conversation, of which a batch takes some turns
+IMAGE_TURNS = 3  # in addition to the reading of all nine cells, which is the first or last turn
+QUESTIONS = 12  # in addition to the reading: a second conversation, of which a batch takes some
 CAPTION_TURNS = 4
-BLOCK = 512  # bytes that members of a tar are rounded up to, each behind a header of one
-FEWEST_SHARDS = 8  # so that every process and loader worker has one of its own
+BLOCK = 512  # bytes; members of a tar are padded to it and have a header of this size
+MIN_SHARDS = 8  # at least one for every process and loader worker
 
 
 def make_sample(split: str, index: int, seed: int) -> dict:
-    """Sample `index` of a split, as bytes and text under the names that webdataset expects."""
+    """Sample `index` of a split, as bytes and text by webdataset's names."""
     source = numpy.random.SeedSequence([seed, SPLITS.index(split), index])
     rng = numpy.random.Generator(numpy.random.PCG64(source))
     tasks = {"unseen": UNSEEN_TASKS, "instruct": INSTRUCT_TASKS}.get(split, TASKS)
@@ -61,7 +61,7 @@ def make_sample(split: str, index: int, seed: int) -> dict:
         caption, request = long_caption, request_of(scene)
     turns = [(question, answer) for question, answer, _ in questions(scene, rng, IMAGE_TURNS)]
     reading = [grid_reading(scene)]
-    # Half of the time the questions come first: they must be answered from only the image.
+    # half of the time the questions come first, to be answered from the image only
     turns = reading + turns if rng.random() < 0.5 else turns + reading
     facts = {
         "task": request.task,
@@ -86,8 +86,8 @@ def make_sample(split: str, index: int, seed: int) -> dict:
 
 
 def make_edit(split: str, index: int, seed: int) -> Edit:
-    """Edit `index` of a split. The kinds of edits come in turn."""
-    # Streams of random numbers of their own, behind those of the captions' splits.
+    """Edit `index` of a split; the kinds of edits alternate."""
+    # separate random streams, after those of the captions' splits
     stream = len(SPLITS) + EDIT_SPLITS.index(split)
     source = numpy.random.SeedSequence([seed, stream, index])
     rng = numpy.random.Generator(numpy.random.PCG64(source))
@@ -95,8 +95,10 @@ def make_edit(split: str, index: int, seed: int) -> Edit:
 
 
 def make_edit_sample(split: str, index: int, seed: int) -> dict:
-    """Edit `index` of a split, as `make_sample`: KEY.txt is its instruction, KEY.source.jpg the
-    image before and KEY.jpg the one after."""
+    """Edit `index` of a split in the format of `make_sample`.
+
+    KEY.txt is the instruction, KEY.source.jpg the image before and KEY.jpg the image after.
+    """
     edit = make_edit(split, index, seed)
     facts = {
         "task": edit.kind,
@@ -115,7 +117,7 @@ def make_edit_sample(split: str, index: int, seed: int) -> dict:
 
 
 def _jpeg(image: numpy.ndarray) -> bytes:
-    """JPEG without colour subsampling, which would smear the edges of small shapes."""
+    """JPEG without colour subsampling, which would blur the edges of small shapes."""
     return encode_image(image, "JPEG", quality=95, subsampling=0)
 
 
@@ -123,16 +125,25 @@ def write_shards(
     folder: str | Path,
     split: str,
     samples: int,
+    *,
     seed: int,
     samples_per_shard: int = 1000,
     progress: Callable[[int], None] | None = None,
     make: Callable[[str, int, int], dict] = make_sample,
 ) -> None:
-    """Write FOLDER/SPLIT-00000.tar and so on. The folder appears only when it is complete.
+    """Write tar shards FOLDER/SPLIT-00000.tar and so on. The folder appears when it is complete.
 
-    `make` gives the samples: `make_sample` or `make_edit_sample`. `progress` is called with the
-    number of samples written so far, after each of them. Raises UserError if there is something
-    in the folder.
+    Args:
+        folder: output folder, which must be empty or missing.
+        split: split of the samples.
+        samples: number of samples.
+        seed: random seed of the data set.
+        samples_per_shard: maximum number of samples in a shard.
+        progress: callback for the number of samples written so far.
+        make: function that generates a sample, `make_sample` or `make_edit_sample`.
+
+    Raises:
+        UserError: the folder is not empty.
     """
     folder = Path(folder)
     _refuse_full(folder)
@@ -142,7 +153,7 @@ def write_shards(
             pattern,
             maxcount=samples_per_shard,
             verbose=0,
-            # in its secure mode, which streaming turns on, it opens no local file by itself
+            # in secure mode, which streaming enables, webdataset opens no local files
             opener=lambda path: files.enter_context(open(path, "wb")),
             encoder=False,
             mtime=0,
@@ -155,6 +166,7 @@ def write_shards(
 
 def ensure_shapes(
     folder: str | Path,
+    *,
     train: int = 30000,
     evaluation: int = 600,
     unseen: int = 200,
@@ -162,84 +174,101 @@ def ensure_shapes(
     seed: int = 0,
     progress: Callable[[int], None] | None = None,
 ) -> Path:
-    """Make FOLDER/train, /eval, /unseen and /instruct, unless they are there already.
+    """Generate FOLDER/train, /eval, /unseen and /instruct if they are missing.
 
-    `instruct` None makes as many as `train`, 12,000 at most: who asks for a small world gets one.
-    Returns the folder. Raises UserError if it holds anything else than this very data set.
+    Args:
+        folder: folder of the data set.
+        train, evaluation, unseen: number of samples of these splits.
+        instruct: number of samples of "instruct"; None takes that of `train`, at most 12,000.
+        seed: random seed of the data set.
+        progress: callback for the number of samples of a split written so far.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UserError: the folder contains anything other than this data set.
     """
     instruct = min(train, 12000) if instruct is None else instruct
     sizes = dict(zip(SPLITS, (train, evaluation, unseen, instruct), strict=True))
-    return _ensure(
-        "the shapes world", Path(folder), MARKER, VERSION, sizes, seed, progress, make_sample
-    )
+    kind = _Kind("the shapes world", MARKER, VERSION, make_sample)
+    return _ensure(kind, Path(folder), sizes, seed, progress)
 
 
 def ensure_edits(
     folder: str | Path,
+    *,
     train: int = 30000,
     evaluation: int = 600,
     seed: int = 0,
     progress: Callable[[int], None] | None = None,
 ) -> Path:
-    """Make FOLDER/train and /eval of edits, unless they are there already; as `ensure_shapes`."""
+    """Generate FOLDER/train and /eval of edits if they are missing; see `ensure_shapes`."""
     sizes = dict(zip(EDIT_SPLITS, (train, evaluation), strict=True))
-    return _ensure(
-        "the edits of the shapes world",
-        Path(folder),
-        EDITS_MARKER,
-        EDITS_VERSION,
-        sizes,
-        seed,
-        progress,
-        make_edit_sample,
-    )
+    kind = _Kind("the edits of the shapes world", EDITS_MARKER, EDITS_VERSION, make_edit_sample)
+    return _ensure(kind, Path(folder), sizes, seed, progress)
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """A kind of data set: shapes or edits."""
+
+    name: str
+    marker: str
+    """Name of the marker file of a complete folder."""
+    version: int
+    make: Callable[[str, int, int], dict]
 
 
 def _ensure(
-    name: str,
+    kind: _Kind,
     folder: Path,
-    marker_name: str,
-    version: int,
     sizes: dict[str, int],
     seed: int,
     progress: Callable[[int], None] | None,
-    make: Callable[[str, int, int], dict],
 ) -> Path:
-    marker = {"version": version, "seed": seed, "samples": sizes}
-    if not _is_made(folder, marker_name, marker):
+    marker = {"version": kind.version, "seed": seed, "samples": sizes}
+    if not _is_complete(folder, kind.marker, marker):
         _refuse_full(folder)
-        announce(name, folder, _size_of(sizes, seed, make))
+        announce(kind.name, folder, _size_of(sizes, seed, kind.make))
         with new_folder(folder) as unfinished:
             for split, samples in sizes.items():
-                per_shard = max(1, min(1000, -(-samples // FEWEST_SHARDS)))
-                write_shards(unfinished / split, split, samples, seed, per_shard, progress, make)
-            (unfinished / marker_name).write_text(json.dumps(marker))
-        if not _is_made(folder, marker_name, marker):
+                write_shards(
+                    unfinished / split,
+                    split,
+                    samples,
+                    seed=seed,
+                    samples_per_shard=max(1, min(1000, -(-samples // MIN_SHARDS))),
+                    progress=progress,
+                    make=kind.make,
+                )
+            (unfinished / kind.marker).write_text(json.dumps(marker))
+        if not _is_complete(folder, kind.marker, marker):
             _refuse_full(folder)
     return folder
 
 
-def _is_made(folder: Path, marker_name: str, marker: dict) -> bool:
+def _is_complete(folder: Path, marker_name: str, marker: dict) -> bool:
     if not (folder / marker_name).exists():
         return False
-    found = read_json(folder / marker_name)
-    if found != marker:
+    stored = read_json(folder / marker_name)
+    if stored != marker:
         raise UserError(
-            f"{folder} holds another shapes data set ({found}) than the one asked for "
+            f"{folder} holds another shapes data set ({stored}) than the one asked for "
             f"({marker}): delete it or choose another folder."
         )
     return True
 
 
 def _size_of(sizes: dict[str, int], seed: int, make: Callable[[str, int, int], dict]) -> int:
-    """Bytes of the shards, about, from the first sample of each task."""
-    found = 0
+    """Approximate size of the shards in bytes, from the first sample of each task."""
+    total = 0
     for split, samples in sizes.items():
         first = [make(split, index, seed) for index in range(min(samples, len(TASKS)))]
         contents = [each for sample in first for each in sample.values() if isinstance(each, bytes)]
         padded = sum(BLOCK + -(-len(content) // BLOCK) * BLOCK for content in contents)
-        found += padded * samples // max(len(first), 1)
-    return found
+        total += padded * samples // max(len(first), 1)
+    return total
 
 
 def _refuse_full(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""The tiny preset's tokenizer: byte-level BPE in Qwen's layout, trained on the shapes world."""
+"""Tokenizer of the tiny preset: byte-level BPE in Qwen's layout, trained on the shapes world."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from transformers import PreTrainedTokenizerFast
 from triptych.prompts import GENERATION_INSTRUCTION, PAD, SPECIAL_TOKENS, SYSTEM, user_turn
 from triptych.shapes_world.shards import make_sample
 from triptych.utils.documents import read_text
-from triptych.utils.paths import locate
+from triptych.utils.paths import resolve
 
 CHAT_TEMPLATE = "asset:tiny/tokenizer/chat_template.jinja"
-# Words keep their leading space, numbers are single digits, newlines are separate: the parts of
-# Qwen2's pattern that matter for short English.
+# Subset of Qwen2's pattern for short English: words have their leading space, digits are single,
+# newlines are separate.
 PATTERN = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+"
 
 
 def texts(samples: int, seed: int):
-    """All texts of `samples` training samples, with the templates around them."""
+    """Yield all texts of `samples` training samples, and the templates around them."""
     yield "".join((*SYSTEM, *user_turn(GENERATION_INSTRUCTION)))
     for index in range(samples):
         facts = json.loads(make_sample("train", index, seed)["json"])
@@ -32,7 +32,7 @@ def texts(samples: int, seed: int):
 
 
 def train_tokenizer(folder: str | Path, vocabulary: int = 640, samples: int = 4000, seed: int = 0):
-    """Train and save a tokenizer of at most `vocabulary` tokens; any text can be encoded."""
+    """Train and save a tokenizer of at most `vocabulary` tokens, which encodes any text."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -55,6 +55,6 @@ def train_tokenizer(folder: str | Path, vocabulary: int = 640, samples: int = 40
         additional_special_tokens=list(SPECIAL_TOKENS[1:]),
         model_max_length=256,
     )
-    fast.chat_template = read_text(locate(CHAT_TEMPLATE))
+    fast.chat_template = read_text(resolve(CHAT_TEMPLATE))
     fast.save_pretrained(str(folder))
     return fast

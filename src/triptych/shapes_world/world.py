@@ -1,7 +1,7 @@
 """Scenes of one to four shapes on a 3x3 grid, and their drawing.
 
-An image is uint8 [48, 48, 3]. It is cut in nine cells of 16 pixels, and each shape sits in the
-middle of its own cell. There is no jitter, so that a program can read an image exactly.
+An image is uint8 [48, 48, 3], with nine cells of 16 pixels. Each shape is in the centre of its own
+cell, without jitter, so that a program can read an image exactly.
 """
 
 from dataclasses import asdict, dataclass
@@ -32,8 +32,8 @@ PLACES = (  # in reading order: PLACES[GRID * row + column]
     *("bottom left", "bottom", "bottom right"),
 )
 
-# These (colour, kind) pairs are never in the train or eval splits. Each colour and each kind is
-# seen in other pairs, so that drawing one of these asks for a new combination of known parts.
+# These (colour, kind) pairs are never in the train or eval splits. Each colour and each kind occurs
+# in other pairs, so that these require a new combination of known attributes.
 HELD_OUT_PAIRS = (("red", "triangle"), ("blue", "circle"), ("yellow", "cross"))
 
 SUPERSAMPLING = 8
@@ -41,7 +41,7 @@ SUPERSAMPLING = 8
 
 @dataclass(frozen=True)
 class Shape:
-    """One object. Row 0 is the top and column 0 is the left."""
+    """An object in a cell. Row 0 is the top and column 0 is the left."""
 
     kind: str
     colour: str
@@ -51,35 +51,35 @@ class Shape:
 
     @property
     def place(self) -> str:
-        """The name of the cell, for example "top left"."""
+        """Name of the cell, for example "top left"."""
         return PLACES[GRID * self.row + self.column]
 
 
 @dataclass(frozen=True)
 class Scene:
-    """Everything there is to know about an image. The shapes are in reading order."""
+    """Complete description of an image. The shapes are in reading order."""
 
     shapes: tuple[Shape, ...]
     background: str
 
     def to_dict(self) -> dict:
-        """A form that JSON can hold."""
+        """Dictionary of JSON values."""
         return {"shapes": [asdict(shape) for shape in self.shapes], "background": self.background}
 
     @classmethod
     def from_dict(cls, values: dict) -> "Scene":
-        """The inverse of `to_dict`."""
+        """Inverse of `to_dict`."""
         return cls(tuple(Shape(**shape) for shape in values["shapes"]), values["background"])
 
 
 def scene_of(shapes, background: str) -> Scene:
-    """A scene of the shapes in any order."""
+    """Scene of shapes given in any order."""
     return Scene(tuple(sorted(shapes, key=lambda s: (s.row, s.column))), background)
 
 
 @cache
 def mask(kind: str, size: str) -> numpy.ndarray:
-    """Coverage of each pixel of a cell by the shape: float [16, 16] in [0, 1]."""
+    """Coverage of each pixel of a cell by a shape, float [16, 16] in [0, 1]."""
     width = CELL * SUPERSAMPLING
     across = SIZES[size] * SUPERSAMPLING
     low, high = (width - across) // 2, (width + across) // 2 - 1
@@ -102,7 +102,7 @@ def mask(kind: str, size: str) -> numpy.ndarray:
 
 @cache
 def cell_image(kind: str, colour: str, size: str, background: str) -> numpy.ndarray:
-    """One cell with one shape in it: uint8 [16, 16, 3]."""
+    """Image of a cell with a shape, uint8 [16, 16, 3]."""
     cover = mask(kind, size)[:, :, None]
     mixed = cover * COLOURS[colour] + (1 - cover) * BACKGROUNDS[background]
     return numpy.round(mixed).astype(numpy.uint8)
@@ -110,12 +110,12 @@ def cell_image(kind: str, colour: str, size: str, background: str) -> numpy.ndar
 
 @cache
 def _empty(background: str) -> numpy.ndarray:
-    """An image without shapes: uint8 [48, 48, 3]."""
+    """Image without shapes, uint8 [48, 48, 3]."""
     return numpy.full((PIXELS, PIXELS, 3), BACKGROUNDS[background], dtype=numpy.uint8)
 
 
 def draw(scene: Scene) -> numpy.ndarray:
-    """The image of a scene: uint8 [48, 48, 3]."""
+    """Draw the image of a scene, uint8 [48, 48, 3]."""
     image = _empty(scene.background).copy()
     for shape in scene.shapes:
         top, left = CELL * shape.row, CELL * shape.column

@@ -11,5 +11,5 @@ sharded_checkpoint  distributed checkpoints, a file a rank, read without pickle
 flop_counter        counts the FLOPs of a training step
 flops               FLOPs by formula
 device_peaks        peak FLOP/s of devices, for MFU
-part_names          parameter names to model components
+component_names     parameter names to model components
 """

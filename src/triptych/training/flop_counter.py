@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from triptych.interfaces import batches_in
-from triptych.training.part_names import part_of
+from triptych.training.component_names import component_of
 
 OTHER = "other"  # what no part computed: losses, optimizer-free arithmetic between parts
 
@@ -109,7 +109,7 @@ class _Parts:
     def __init__(self, module: LightningModule, counter: FlopCounterMode) -> None:
         self.forward: dict[str, int] = defaultdict(int)
         self.backward: dict[str, int] = defaultdict(int)
-        self._names = {m: part_of(module, path) for path, m in module.named_modules() if path}
+        self._names = {m: component_of(module, path) for path, m in module.named_modules() if path}
         self._counter, self._counted = counter, 0
         self._running, self._now = [OTHER], self.forward
 

@@ -26,12 +26,12 @@ LOCK = ".lock"
 """Name of the lock on a folder."""
 
 
-def partial_of(path: Path) -> Path:
+def temporary_path(path: Path) -> Path:
     """The one temporary name of `path`, for a single writer at a time."""
     return path.with_name(f"{path.name}{PARTIAL}")
 
 
-def unique_partial_of(path: Path) -> Path:
+def unique_temporary_path(path: Path) -> Path:
     """A temporary name beside `path` that no other writer has."""
     return path.with_name(f".{path.name}.{uuid.uuid4().hex}{PARTIAL}")
 
@@ -62,7 +62,7 @@ class AtomicFile:
 
     def __init__(self, path: Path, partial: Path | None = None, durable: bool = True) -> None:
         self.path, self.durable = path, durable
-        self.partial = partial or unique_partial_of(path)
+        self.partial = partial or unique_temporary_path(path)
         self.file: BinaryIO = open(self.partial, "wb")
 
     def commit(self) -> None:
@@ -127,7 +127,7 @@ def new_folder(path: Path) -> Iterator[Path]:
 
     If another process has filled `path` meanwhile, that one stays.
     """
-    partial = unique_partial_of(path)
+    partial = unique_temporary_path(path)
     try:
         partial.mkdir(parents=True)
         yield partial

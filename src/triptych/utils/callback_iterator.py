@@ -14,7 +14,7 @@ class _Closed(Exception):
     """Nobody listens any more."""
 
 
-def pieces(run: Callable[[Callable[[T], None]], object]) -> Iterator[T]:
+def iterate_callback(run: Callable[[Callable[[T], None]], object]) -> Iterator[T]:
     """Yield everything that `run(tell)` passes to `tell`; `run` works in a thread of its own.
 
     Exceptions of `run` are raised here. Closing the iterator makes the next `tell` raise in `run`,

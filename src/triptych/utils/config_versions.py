@@ -64,6 +64,7 @@ _OF_CLASSES = {  # keys of our own classes that other classes may have too
     },
     "SampleGrid": {"every": "every_n_steps", "number": "num_samples", "scale": "upscale"},
     "Evaluate": {"every": "every_n_steps"},
+    "FeatureDistance": {"images": "num_images"},
     "FrozenCheck": {"every": "every_n_steps"},
     "GradientNorms": {"every": "every_n_logs"},
     "UnderstandingModule": _VLM,

@@ -15,7 +15,7 @@ MOST_LINES = 8  # an untrained language model does not stop
 PAPER, INK, FRAME = (255, 255, 255), (40, 40, 40), (200, 200, 200)
 
 
-def above(*rows: np.ndarray) -> np.ndarray:
+def stack_rows(*rows: np.ndarray) -> np.ndarray:
     """Each uint8 [N,H,W,3], the first on top, with a line of paper between: uint8 [N,H',W,3]."""
     number, _, width, _ = rows[0].shape
     line = np.full((number, 1, width, 3), PAPER, np.uint8)
@@ -23,7 +23,9 @@ def above(*rows: np.ndarray) -> np.ndarray:
     return np.concatenate(parts[:-1], axis=1)
 
 
-def grid(images: np.ndarray, labels: Sequence[str], columns: int, scale: int = 1) -> Image.Image:
+def labelled_image_grid(
+    images: np.ndarray, labels: Sequence[str], columns: int, scale: int = 1
+) -> Image.Image:
     """Images uint8 [N,H,W,3], `scale` times enlarged without smoothing, a label under each."""
     font = ImageFont.load_default(FONT_SIZE)
     high, wide = images.shape[1] * scale, images.shape[2] * scale

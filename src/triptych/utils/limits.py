@@ -63,7 +63,7 @@ class Range:
 
 
 @dataclass(frozen=True)
-class Choice:
+class OneOf:
     """One of some names; as the `type` of a flag it checks a text.
 
     Args:
@@ -159,7 +159,7 @@ PORTION = Range(False, 0, 1)
 INTERVAL = Interval()
 SAMPLERS = ("euler", "heun", "dpm++", "unipc")
 """Names of the schedulers in `sampler`."""
-SAMPLER = Choice("sampler", SAMPLERS)
+SAMPLER = OneOf("sampler", SAMPLERS)
 TEXT = Text()
 IMAGES = Range(True, 1, 10_000)
 """Images of one prompt."""

@@ -11,15 +11,15 @@ ASSETS = Path(__file__).parent.parent / "assets"
 PREFIX = "asset:"
 
 
-def locate(name: str, made_by: str | None = None) -> Path:
+def resolve(name: str, created_by: str | None = None) -> Path:
     """The existing file or folder behind `name`.
 
     Raises:
-        UserError: it does not exist; `made_by`, a command, is named as the remedy.
+        UserError: it does not exist; `created_by`, a command, is named as the remedy.
     """
     path = ASSETS / name.removeprefix(PREFIX) if name.startswith(PREFIX) else Path(name)
     if not path.exists():
-        remedy = f"; `{made_by}` makes it" if made_by else "; check the path"
+        remedy = f"; `{created_by}` makes it" if created_by else "; check the path"
         raise UserError(f"{path} does not exist{remedy}.")
     return path
 

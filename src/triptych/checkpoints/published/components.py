@@ -1,6 +1,6 @@
 """The pieces of a published model as they are found on disk, under our names and checked.
 
-A piece knows its tensors, the sizes to write into a model file, and its problems. The expected
+A component knows its tensors, the sizes to write into a model file, and its problems. The expected
 tensors and their shapes come from our own classes, built from the published
 configuration on the meta device.
 """
@@ -50,7 +50,7 @@ NAMED = 3  # how many tensors a complaint names
 
 
 @dataclass
-class Piece:
+class Component:
     """One part of a model: its tensors by full name, and its section of a model file."""
 
     tensors: Tensors
@@ -59,26 +59,26 @@ class Piece:
     """Problems of its names and shapes; empty if it is valid."""
 
 
-def placed(tensors: Mapping[str, Stored], where: str) -> tuple[Tensors, list[str]]:
+def map_keys(tensors: Mapping[str, Stored], where: str) -> tuple[Tensors, list[str]]:
     """Tensors by full name in our shapes, and the keys that have no place in the model.
 
     Raises:
         UserError: two keys mean the same tensor.
     """
     whole: Tensors = {}
-    thirds: dict[str, dict[int, Stored]] = {}
+    qkv_slices: dict[str, dict[int, Stored]] = {}
     unknown = []
     for key, stored in tensors.items():
         place = key_mapping.place_of(key)
         if place is None:
             unknown.append(key)
-        elif place.third is not None:
-            thirds.setdefault(place.name, {})[place.third] = stored
+        elif place.qkv_slice is not None:
+            qkv_slices.setdefault(place.name, {})[place.qkv_slice] = stored
         elif place.name in whole:
             raise UserError(f"{where} holds {key} twice, under an old and a new name; remove one.")
         else:
             whole[place.name] = stored
-    for name, parts in thirds.items():
+    for name, parts in qkv_slices.items():
         if name in whole or set(parts) != {0, 2}:
             key = key_mapping.published_key(name)
             raise UserError(f"{where}: {key} is neither whole nor in q_bias and v_bias.")
@@ -132,7 +132,7 @@ def few(names: Iterable[str | None]) -> str:
 
 def language_model(
     tensors: Tensors, config: Mapping[str, Any], vocabulary: Vocabulary, where: Path
-) -> Piece:
+) -> Component:
     """Qwen2.5-VL: everything under the VLM.
 
     Raises:
@@ -164,7 +164,9 @@ def language_model(
             }
         },
     }
-    return Piece(tensors, section, compare(tensors, wanted, str(where), key_mapping.published_key))
+    return Component(
+        tensors, section, compare(tensors, wanted, str(where), key_mapping.published_key)
+    )
 
 
 def _check_tied(tensors: Tensors, where: Path) -> None:
@@ -177,7 +179,9 @@ def _check_tied(tensors: Tensors, where: Path) -> None:
         )
 
 
-def generation(tensors: Tensors, config: Mapping[str, Any], condition: int, where: Path) -> Piece:
+def generation(
+    tensors: Tensors, config: Mapping[str, Any], condition: int, where: Path
+) -> Component:
     """Queries and DiT, for a language model of width `condition`.
 
     Raises:
@@ -214,10 +218,12 @@ def generation(tensors: Tensors, config: Mapping[str, Any], condition: int, wher
             "dit": {"class_path": "triptych.backbones.LuminaNextDiT", "init_args": arguments},
         },
     }
-    return Piece(tensors, section, compare(tensors, wanted, str(where), key_mapping.published_key))
+    return Component(
+        tensors, section, compare(tensors, wanted, str(where), key_mapping.published_key)
+    )
 
 
-def tower(tensors: Tensors, pool: int, features: int, where: Path) -> Piece:
+def tower(tensors: Tensors, pool: int, features: int, where: Path) -> Component:
     """The EVA tower; without tensors the published sizes, for a model that only generates.
 
     Args:
@@ -231,7 +237,7 @@ def tower(tensors: Tensors, pool: int, features: int, where: Path) -> Piece:
         arguments: dict[str, Any] = {"width": features, "pool": pool}
         if features != PUBLISHED_FEATURES:
             arguments["heads"] = 1  # never built, and every width is a multiple of it
-        return Piece({}, _encoder_section(arguments))
+        return Component({}, _encoder_section(arguments))
     shapes = {name: stored.shape for name, stored in tensors.items()}
     try:
         head = 112 if shapes[TOWER + "pos_embed"][2] % 112 == 0 else shapes[TOWER + "pos_embed"][2]
@@ -248,7 +254,9 @@ def tower(tensors: Tensors, pool: int, features: int, where: Path) -> Piece:
         encoder.build()
     wanted = shapes_of(encoder.tower, TOWER)
     named = lambda name: name.removeprefix(TOWER)  # noqa: E731
-    return Piece(tensors, _encoder_section(arguments), compare(tensors, wanted, str(where), named))
+    return Component(
+        tensors, _encoder_section(arguments), compare(tensors, wanted, str(where), named)
+    )
 
 
 def _encoder_section(arguments: dict[str, Any]) -> dict[str, Any]:
@@ -257,7 +265,7 @@ def _encoder_section(arguments: dict[str, Any]) -> dict[str, Any]:
 
 def pixel_decoder(
     unet: Mapping[str, Stored], vae: Mapping[str, Stored], folder: Path
-) -> tuple[Piece, Piece]:
+) -> tuple[Component, Component]:
     """UNet and VAE of a diffusers folder.
 
     Raises:
@@ -294,11 +302,13 @@ def pixel_decoder(
         "vae": {"class_path": "triptych.backbones.KLAutoencoder", "init_args": vae_arguments},
     }
 
-    def piece(name: str, prefix: str, published: Mapping[str, Stored], network: nn.Module) -> Piece:
+    def component(
+        name: str, prefix: str, published: Mapping[str, Stored], network: nn.Module
+    ) -> Component:
         tensors = {prefix + key: stored for key, stored in published.items()}
         wanted = shapes_of(network, prefix)
         named = lambda full: full.replace(prefix, f"{name}/")  # noqa: E731
         problems = compare(tensors, wanted, str(folder), named)
-        return Piece(tensors, sections[name], problems)
+        return Component(tensors, sections[name], problems)
 
-    return piece("unet", UNET, unet, decoder.unet), piece("vae", VAE, vae, autoencoder.vae)
+    return component("unet", UNET, unet, decoder.unet), component("vae", VAE, vae, autoencoder.vae)

@@ -39,7 +39,7 @@ from triptych.checkpoints.published.reader import (
 from triptych.checkpoints.published.safetensors_stream import Stored, write_tensors
 from triptych.checkpoints.published.staging import Staging, plan_hash, refuse_existing
 from triptych.checkpoints.weight_checks import require_floating
-from triptych.checkpoints.weight_files import MADE_BY, label_of
+from triptych.checkpoints.weight_files import CREATED_BY, label_of
 from triptych.utils.errors import UserError
 
 # Metadata key of a weight file for the data of an export: small files and the shards' layout.
@@ -127,7 +127,7 @@ def convert(
 
 
 def _write(found: Conversion, target: Path, say: Callable[[str], None]) -> None:
-    by_label: dict[str, Tensors] = {label: {} for label in MADE_BY}
+    by_label: dict[str, Tensors] = {label: {} for label in CREATED_BY}
     for name, stored in found.tensors.items():
         by_label[label_of(name)][name] = stored
     labels = {label: tensors for label, tensors in by_label.items() if tensors}

@@ -195,11 +195,11 @@ def published(key: str, tensors: Tensors) -> Stored:
     stored = tensors.get(place.name) or tensors[EMBEDDING]  # only a tied head is not there
     if place.name == QUERIES:
         return stored.reshaped(1, *stored.shape)
-    if place.third is None:
+    if place.qkv_slice is None:
         return stored
     # The key third is dropped: a bias on keys changes no softmax, see `layouts.fuse_bias`.
     width = stored.shape[0] // 3
-    return stored.rows(place.third * width, (place.third + 1) * width)
+    return stored.rows(place.qkv_slice * width, (place.qkv_slice + 1) * width)
 
 
 def decoder_folders(model: Any, tensors: Tensors, notes: Mapping[str, Any]) -> list[Folder]:

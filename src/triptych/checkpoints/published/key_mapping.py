@@ -65,7 +65,7 @@ class Place:
 
     name: str
     """Full name inside `UnifiedModule`."""
-    third: int | None = None
+    qkv_slice: int | None = None
     """0 or 2: the tensor is the query or value third of an EVA bias [3C]; None: all of it."""
 
 
@@ -107,13 +107,13 @@ def to_published(name: str, tensor: Tensor) -> Tensor:
     return tensor[None] if name == QUERIES else tensor
 
 
-def fuse_bias(thirds: Mapping[int, Tensor]) -> Tensor:
+def fuse_bias(qkv_slices: Mapping[int, Tensor]) -> Tensor:
     """EVA's bias [3C] from its query and value thirds [C].
 
     The key third is zero: Emu2's tower has none, and a bias on keys adds the same number to every
     score of a query, which the softmax takes away.
     """
-    return torch.cat([thirds[0], torch.zeros_like(thirds[0]), thirds[2]])
+    return torch.cat([qkv_slices[0], torch.zeros_like(qkv_slices[0]), qkv_slices[2]])
 
 
 # Configuration: published config.json -> arguments of our classes --------------------------------

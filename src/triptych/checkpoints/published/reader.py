@@ -13,7 +13,7 @@ from typing import Any
 from triptych.backbones import Vocabulary
 from triptych.checkpoints.published import components, key_mapping, tokenizer_files
 from triptych.checkpoints.published.archive import Archive, fetch, open_file, open_folder, read_json
-from triptych.checkpoints.published.components import Piece, Tensors, few, part, placed
+from triptych.checkpoints.published.components import Component, Tensors, few, map_keys, part
 from triptych.checkpoints.published.key_mapping import (
     DIT,
     PUBLISHED_TOWER,
@@ -42,11 +42,11 @@ class Conversion:
     published: dict[str, dict[str, Any]] = field(default_factory=dict)
     """By label, for the metadata of that weight file."""
 
-    def take(self, section: str, piece: Piece) -> None:
-        """Add a piece as a section of the model."""
-        self.sections[section] = piece.section
-        self.tensors |= piece.tensors
-        self.problems += piece.problems
+    def take(self, section: str, component: Component) -> None:
+        """Add a component as a section of the model."""
+        self.sections[section] = component.section
+        self.tensors |= component.tensors
+        self.problems += component.problems
 
 
 def family(folder: Path) -> str:
@@ -74,7 +74,7 @@ def family(folder: Path) -> str:
 
 
 @dataclass
-class Checkpoint:
+class PublishedCheckpoint:
     """The main folder of a language model, with or without what generates."""
 
     folder: Path
@@ -98,7 +98,7 @@ def read_checkpoint(folder: Path, found: Conversion, encoder: str | None) -> Non
     config = read_json(folder / "config.json")
     archive = open_folder(folder, key_mapping.MAIN_WEIGHTS).plain(_has_place)
     found.sources += [*archive.paths, folder / "config.json"]
-    tensors, unknown = placed(archive.tensors, str(folder))
+    tensors, unknown = map_keys(archive.tensors, str(folder))
     if unknown:
         found.problems.append(f"{folder}: {few(unknown)} unexpected")
     rows = (config.get("text_config") or config).get("vocab_size")
@@ -106,7 +106,7 @@ def read_checkpoint(folder: Path, found: Conversion, encoder: str | None) -> Non
         raise UserError(f"{folder / 'config.json'} lacks 'vocab_size'; download it again.")
     files = tokenizer_files.tokenizer_files(folder)
     tokenizer = tokenizer_files.load(files, folder) if files else None
-    checkpoint = Checkpoint(folder, config, archive, tensors, rows, files, tokenizer)
+    checkpoint = PublishedCheckpoint(folder, config, archive, tensors, rows, files, tokenizer)
     if kind in BLIP3O:
         _read_blip3o(checkpoint, found, encoder)
     else:
@@ -119,7 +119,7 @@ def read_checkpoint(folder: Path, found: Conversion, encoder: str | None) -> Non
     }
 
 
-def _read_blip3o(checkpoint: Checkpoint, found: Conversion, encoder: str | None) -> None:
+def _read_blip3o(checkpoint: PublishedCheckpoint, found: Conversion, encoder: str | None) -> None:
     folder, config, tensors = checkpoint.folder, checkpoint.config, checkpoint.tensors
     vocabulary = Vocabulary()
     if checkpoint.tokenizer is not None:
@@ -154,7 +154,7 @@ def _read_blip3o(checkpoint: Checkpoint, found: Conversion, encoder: str | None)
     found.take("encoder", components.tower(tower, pool, features, folder))
 
 
-def _read_stock(checkpoint: Checkpoint, found: Conversion) -> None:
+def _read_stock(checkpoint: PublishedCheckpoint, found: Conversion) -> None:
     """A stock Qwen2.5-VL gets the tokens that generation needs, unless it has them."""
     folder, tokenizer = checkpoint.folder, checkpoint.tokenizer
     if tokenizer is None:
@@ -163,12 +163,12 @@ def _read_stock(checkpoint: Checkpoint, found: Conversion) -> None:
     found.tokenizer = tokenizer_files.with_added_tokens(tokenizer, checkpoint.files)
     vocabulary = Vocabulary.of(tokenizer)
     as_it_is = replace(vocabulary, rows=checkpoint.rows)
-    piece = components.language_model(checkpoint.tensors, checkpoint.config, as_it_is, folder)
-    if vocabulary.rows > known and not piece.problems:
-        piece.tensors = with_new_rows(piece.tensors, known, vocabulary.rows, folder)
-        vlm = piece.section["init_args"]["vlm"]["init_args"]
+    component = components.language_model(checkpoint.tensors, checkpoint.config, as_it_is, folder)
+    if vocabulary.rows > known and not component.problems:
+        component.tensors = with_new_rows(component.tensors, known, vocabulary.rows, folder)
+        vlm = component.section["init_args"]["vlm"]["init_args"]
         vlm["vocabulary"] = vars(vocabulary)
-    found.take("understanding", piece)
+    found.take("understanding", component)
 
 
 def pooling_of(config: Mapping[str, Any], folder: Path) -> int:
@@ -200,7 +200,7 @@ def read_tower(path: Path, found: Conversion, features: int, pool: int = 4) -> N
     found.sources += archive.paths
     tensors = archive.plain(lambda key: _has_place(_bare(key))).tensors
     bare = {_bare(key): stored for key, stored in tensors.items()}
-    tensors, unknown = placed(bare, str(path))
+    tensors, unknown = map_keys(bare, str(path))
     unknown += [key_mapping.published_key(name) for name in tensors if not name.startswith(TOWER)]
     if unknown:
         found.problems.append(f"{path}: {few(unknown)} unexpected")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from triptych.checkpoints.atomic_checkpoint import discard
-from triptych.utils.atomic_write import LOCK, HashingFile, Lock, commit, partial_of, replacing
+from triptych.utils.atomic_write import LOCK, HashingFile, Lock, commit, replacing, temporary_path
 from triptych.utils.documents import read_json
 from triptych.utils.errors import UserError
 
@@ -53,7 +53,7 @@ class Staging:
 
     def __init__(self, target: Path, plan: str, size: int) -> None:
         refuse_existing(target)
-        self.target, self.folder = target, partial_of(target)
+        self.target, self.folder = target, temporary_path(target)
         self.manifest = self.folder / MANIFEST
         self.finished: dict[str, dict] = {}
         self.lock = Lock(self.folder / LOCK)
@@ -90,7 +90,7 @@ class Staging:
         path = self.folder / name
         if name in self.finished and self._as_noted(path, self.finished[name]):
             return False
-        with replacing(path, partial_of(path)) as file:
+        with replacing(path, temporary_path(path)) as file:
             hashing = HashingFile(file)
             produce(hashing)  # type: ignore[arg-type]
         self.finished[name] = hashing.note()
@@ -105,7 +105,7 @@ class Staging:
 
     def _note(self) -> None:
         text = json.dumps({"plan": self.plan, "files": self.finished}, indent=1)
-        with replacing(self.manifest, partial_of(self.manifest), durable=False) as file:
+        with replacing(self.manifest, temporary_path(self.manifest), durable=False) as file:
             file.write(text.encode())
 
     def finish(self) -> None:

@@ -306,7 +306,7 @@ class ShardImages(LightningDataModule):
 
     def predict_dataloader(self) -> DataLoader:
         shards = self.shards[self.trainer.global_rank :: self.trainer.world_size]
-        dataset = ImageBatches(self.read, shards, self.batch_size)
+        dataset = ShardImageBatches(self.read, shards, self.batch_size)
         return DataLoader(
             dataset,
             batch_size=None,
@@ -315,7 +315,7 @@ class ShardImages(LightningDataModule):
         )
 
 
-class ImageBatches(Dataset):
+class ShardImageBatches(Dataset):
     """Item k is a batch of the images of one shard."""
 
     def __init__(self, read: ImageReader, shards: list[int], batch_size: int) -> None:

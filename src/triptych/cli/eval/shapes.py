@@ -26,7 +26,7 @@ from triptych.utils.limits import ALL_IMAGES
 
 if TYPE_CHECKING:
     from triptych.evaluation.report import Report
-    from triptych.evaluation.shapes.all_scores import Plan, Verdict
+    from triptych.evaluation.shapes.all_scores import ItemScore, ScoringPlan
 
 EXAMPLES = """\
   triptych eval shapes --out scores.json
@@ -58,9 +58,9 @@ def shapes(arguments: list[str]) -> None:
     add_parts(parser, "seed of the noise that images start from", 64)
     add_generation(parser)
     parsed = parse(parser, arguments)
-    from triptych.evaluation.shapes.all_scores import Plan, report
+    from triptych.evaluation.shapes.all_scores import ScoringPlan, report
 
-    plan = Plan(
+    plan = ScoringPlan(
         num_images=parsed.num_captions,
         per_caption=parsed.num_images_per_prompt,
         seed=parsed.seed,
@@ -78,10 +78,10 @@ def shapes(arguments: list[str]) -> None:
     _show(whole)
 
 
-def _found(parsed: argparse.Namespace, plan: Plan) -> tuple[list[Verdict], dict[str, Any]]:
+def _found(parsed: argparse.Namespace, plan: ScoringPlan) -> tuple[list[ItemScore], dict[str, Any]]:
     """All verdicts of the plan, or those of the images of a part, and `_used`."""
-    from triptych.evaluation.image_cache import KeptImages
-    from triptych.evaluation.shapes.all_scores import SPLITS, verdicts
+    from triptych.evaluation.image_cache import ImageCache
+    from triptych.evaluation.shapes.all_scores import SPLITS, item_scores
 
     work = list(plan.work())
     part, parts = parsed.part
@@ -91,27 +91,27 @@ def _found(parsed: argparse.Namespace, plan: Plan) -> tuple[list[Verdict], dict[
     total = sum(len(work[n][2]) for n in mine)
     with bar(total, 0, parsed.devices * parsed.num_nodes) as advance:
 
-        def load(device: Any) -> tuple[Any, KeptImages | None]:
+        def load(device: Any) -> tuple[Any, ImageCache | None]:
             pipe = load_pipeline(parsed, device)
             used.update(_used(pipe, plan))
-            return pipe, KeptImages(parsed.images_dir, used) if parsed.images_dir else None
+            return pipe, ImageCache(parsed.images_dir, used) if parsed.images_dir else None
 
-        def perform(loaded: tuple[Any, KeptImages | None], number: int) -> list[Verdict]:
+        def perform(loaded: tuple[Any, ImageCache | None], number: int) -> list[ItemScore]:
             pipe, kept = loaded
-            found = list(verdicts(pipe.model, plan, (mine[number], len(work)), kept))
+            found = list(item_scores(pipe.model, plan, (mine[number], len(work)), kept))
             advance(len(found))
             return found
 
         found = for_each(parsed, len(mine), load, perform)
-    return [verdict for each in found for verdict in each], used
+    return [score for each in found for score in each], used
 
 
-def _used(pipe: Any, plan: Plan) -> dict[str, Any]:
+def _used(pipe: Any, plan: ScoringPlan) -> dict[str, Any]:
     """Settings that determine the scores beside the request: the model's own settings, and the
     digest of its weights."""
-    from triptych.cli.jobs import digest_of
+    from triptych.cli.jobs import weights_hash_of
 
-    return plan.generation_config.resolved(pipe.model) | {"weights": digest_of(pipe)}
+    return plan.generation_config.resolved(pipe.model) | {"weights": weights_hash_of(pipe)}
 
 
 def _show(whole: Report) -> None:

@@ -24,7 +24,7 @@ from triptych.cli.eval.arguments import (
     judge_of,
     named_or_here,
 )
-from triptych.cli.eval.generate_images import Wanted, make_images
+from triptych.cli.eval.generate_images import BenchmarkFile, make_images
 from triptych.utils.disk_usage import output_folder
 from triptych.utils.limits import TILES
 from triptych.utils.signals import is_first_rank
@@ -97,11 +97,16 @@ def geneval(arguments: list[str]) -> None:
         detector = benchmark.Mask2Former(sources[0], device)
         colours = benchmark.ClipColours(sources[1], device)
         return lambda folder: benchmark.score(
-            folder, detector, colours, prompts, parsed.num_images_per_prompt, limit=parsed.limit
+            folder,
+            detector,
+            colours,
+            prompts=prompts,
+            images_per_prompt=parsed.num_images_per_prompt,
+            limit=parsed.limit,
         )
 
     wanted = [
-        Wanted(
+        BenchmarkFile(
             benchmark.sample_path(Path(), number, copy).as_posix(), entry["prompt"], number, copy
         )
         for number, entry in enumerate(entries)
@@ -147,15 +152,15 @@ def dpg(arguments: list[str]) -> None:
         return lambda folder: benchmark.score(
             folder,
             judge,
-            parsed.questions,
-            prompts,
+            questions=parsed.questions,
+            prompts=prompts,
             grid=parsed.grid,
             answers=parsed.answer_cache,
             limit=parsed.limit,
         )
 
     wanted = [
-        Wanted(
+        BenchmarkFile(
             benchmark.grid_path(Path(), str(entry["item_id"])).as_posix(),
             entry["prompt"],
             number,
@@ -202,13 +207,13 @@ def wise(arguments: list[str]) -> None:
             judge,
             parsed.prompts,
             protocol,
-            parsed.instructions,
-            parsed.answer_cache,
-            parsed.limit,
+            instructions=parsed.instructions,
+            answers=parsed.answer_cache,
+            limit=parsed.limit,
         )
 
     wanted = [
-        Wanted(benchmark.image_path(Path(), each.number).as_posix(), each.text, each.number)
+        BenchmarkFile(benchmark.image_path(Path(), each.number).as_posix(), each.text, each.number)
         for each in prompts
     ]
     _run(wanted, parsed, scorer)
@@ -241,7 +246,7 @@ def _only_makes(parsed: argparse.Namespace) -> bool:
 
 
 def _run(
-    wanted: list[Wanted],
+    wanted: list[BenchmarkFile],
     parsed: argparse.Namespace,
     scorer: Callable[[], Callable[[Path], Report]],
     beside: Callable[[Path], Any] = lambda folder: None,

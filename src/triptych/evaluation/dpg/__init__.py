@@ -1,7 +1,7 @@
-"""DPG-Bench (arXiv 2403.05135): do images show what long prompts say, asked question by question?
+"""DPG-Bench (arXiv 2403.05135): alignment of images with long prompts, by yes-or-no questions.
 
-The published judge is mPLUG-large; here it is whichever the user names, so a score is never the
-official number, and says who judged.
+The published judge is mPLUG-large; here the user chooses the judge, so a score is never the
+official number, and its report names the judge.
 
     layout     folder layout and prompts
     questions  questions and their dependencies

@@ -1,6 +1,6 @@
-"""The folder that DPG-Bench reads: one image a prompt, a grid of several tiles.
+"""Folder layout of DPG-Bench: one image per prompt, a grid of several tiles.
 
-partiprompts32.png    2x2 tiles of one size, named as the prompt's text file
+partiprompts32.png    2x2 tiles of one size, named after the prompt's text file
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from PIL import Image
 
 from triptych.evaluation.expected_images import (
     EXTRA,
-    Sample,
+    ExpectedImage,
     find,
     images_by_stem,
     read_entries,
@@ -25,28 +25,28 @@ from triptych.utils.image_reader import read_header
 PACKAGED = Path(__file__).parent / "prompts.jsonl"
 """The 1,065 published prompts."""
 GRID = 2
-"""Tiles side by side, and one below the other."""
+"""Number of tiles per side."""
 
 
 def read_prompts(path: str | Path = PACKAGED) -> list[dict[str, Any]]:
-    """Read the prompts: "item_id" and "prompt" each.
+    """Read prompts with the keys "item_id" and "prompt".
 
     Raises:
-        UserError: the file does not exist, or an entry is not of this shape.
+        UserError: the file does not exist, or an entry lacks a key.
     """
     return read_entries(Path(path), "the DPG prompts", {"item_id", "prompt"})
 
 
 def grid_path(folder: Path, item_id: str) -> Path:
-    """The file of a prompt's images."""
+    """Path of the image of a prompt."""
     return folder / f"{item_id}.png"
 
 
 def join_grid(tiles: Sequence[Image.Image], grid: int = GRID) -> Image.Image:
-    """Images of one size, line by line, as one.
+    """Join images of one size to a grid, row by row.
 
     Raises:
-        UserError: they are not `grid` times `grid`, or not of one size.
+        UserError: the number of images is not `grid` squared, or their sizes differ.
     """
     width, height = tiles[0].size
     if len(tiles) != grid**2 or any(tile.size != (width, height) for tile in tiles):
@@ -58,34 +58,34 @@ def join_grid(tiles: Sequence[Image.Image], grid: int = GRID) -> Image.Image:
 
 
 def split_grid(joined: Image.Image, grid: int = GRID) -> list[Image.Image]:
-    """The tiles, line by line."""
+    """Split a grid into its tiles, row by row."""
     width, height = (side // grid for side in joined.size)
     places = [(column * width, row * height) for row in range(grid) for column in range(grid)]
     return [joined.crop((left, top, left + width, top + height)) for left, top in places]
 
 
-def read_folder(folder: Path, prompts: Sequence[dict[str, Any]]) -> list[Sample]:
+def read_folder(folder: Path, prompts: Sequence[dict[str, Any]]) -> list[ExpectedImage]:
     """Expected images, one per prompt, then unexpected ones in the folder.
 
     Raises:
-        UserError: the folder does not exist or has none of them.
+        UserError: the folder does not exist or has none of the expected images.
     """
-    there, extra = images_by_stem(folder)
-    asked = {str(entry["item_id"]): entry["prompt"] for entry in prompts}
+    files, extra = images_by_stem(folder)
+    texts = {str(entry["item_id"]): entry["prompt"] for entry in prompts}
     samples = [
-        Sample(item_id, prompt, there.get(item_id, grid_path(folder, item_id).name))
-        for item_id, prompt in asked.items()
+        ExpectedImage(item_id, prompt, files.get(item_id, grid_path(folder, item_id).name))
+        for item_id, prompt in texts.items()
     ]
-    extra += [name for stem, name in there.items() if stem not in asked]
+    extra += [name for stem, name in files.items() if stem not in texts]
     for name in sorted(extra):
-        sample = Sample(name, "", name)
-        sample.leave_out(EXTRA, f"{name} belongs to no prompt, or to one that has an image")
+        sample = ExpectedImage(name, "", name)
+        sample.exclude(EXTRA, f"{name} belongs to no prompt, or to one that has an image")
         samples.append(sample)
     find(folder, samples)
     return samples
 
 
-def tile_size(folder: Path, samples: Sequence[Sample], grid: int = GRID) -> int:
+def tile_size(folder: Path, samples: Sequence[ExpectedImage], grid: int = GRID) -> int:
     """The side of the tiles of most images, read from the files' first bytes.
 
     Raises:

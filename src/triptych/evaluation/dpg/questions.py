@@ -1,4 +1,4 @@
-"""The questions of DPG-Bench: yes or no each, some of them only where others were answered yes."""
+"""Questions of DPG-Bench, answered by yes or no, and the dependencies between them."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ class Proposition:
     number: int
     """Number of the proposition in its prompt."""
     parents: tuple[int, ...]
-    """Those that must hold for this one to hold."""
+    """Numbers of the propositions that this one depends on."""
     category: str
-    """entity, attribute, relation, global or other."""
+    """One of entity, attribute, relation, global and other."""
     question: str
 
 
 def read_questions(path: str | Path) -> dict[str, list[Proposition]]:
-    """The published question file, dpg_bench.csv: the propositions of each prompt.
+    """Read the propositions of each prompt from the published file, dpg_bench.csv.
 
     Raises:
         UserError: the file does not exist, or lacks the published columns.
@@ -39,7 +39,7 @@ def read_questions(path: str | Path) -> dict[str, list[Proposition]]:
         raise UserError(
             f"{path} has no column {' nor '.join(sorted(missing))}; give dpg_bench.csv of ELLA."
         )
-    found: dict[str, list[Proposition]] = {}
+    by_prompt: dict[str, list[Proposition]] = {}
     for row in _rows(rows, path):
         try:
             parents = [int(each) for each in row["dependency"].split(",") if each.strip()]
@@ -50,11 +50,13 @@ def read_questions(path: str | Path) -> dict[str, list[Proposition]]:
                 row["question_natural_language"].strip(),
             )
         except (ValueError, AttributeError) as error:
-            raise UserError(f"line {rows.line_num} of {path} is no question ({error}).") from error
-        found.setdefault(row["item_id"], []).append(proposition)
-    for item_id, propositions in found.items():
+            raise UserError(
+                f"line {rows.line_num} of {path} is not a question ({error})."
+            ) from error
+        by_prompt.setdefault(row["item_id"], []).append(proposition)
+    for item_id, propositions in by_prompt.items():
         _check(path, item_id, propositions)
-    return found
+    return by_prompt
 
 
 def _rows(rows: csv.DictReader, path: Path) -> Iterator[dict[str, str]]:
@@ -65,29 +67,30 @@ def _rows(rows: csv.DictReader, path: Path) -> Iterator[dict[str, str]]:
 
 
 def read_answer(answer: str) -> bool | None:
-    """Parse yes or no; None for everything else, which is not scored."""
+    """Parse yes or no; None for anything else, which is not scored."""
     return {"yes": True, "no": False}.get(answer.strip(" \n\t.!\"'*").lower())
 
 
-def held(
+def resolve_dependencies(
     propositions: Sequence[Proposition], answers: Mapping[int, bool | None]
 ) -> dict[int, bool | None]:
-    """Propositions that hold: answered yes, as all they depend on, and what that depends on.
+    """Truth of each proposition: it and all its direct and indirect parents are answered yes.
 
-    One answered no, or under one that does not hold, does not hold; None where an answer is wanting
-    and nothing else decides (Kleene's logic).
+    In Kleene's three-valued logic: False if any of these is answered no, else None if an answer is
+    missing.
 
     Args:
-        answers: answers by number of the proposition; None is a missing one.
+        propositions: propositions of one prompt.
+        answers: answers by number of the proposition; None is missing.
     """
     by_number = {each.number: each for each in propositions}
-    known: dict[int, bool | None] = {}
+    truth: dict[int, bool | None] = {}
 
     def holds(number: int) -> bool | None:
-        if number not in known:
-            parts = [answers[number], *map(holds, by_number[number].parents)]
-            known[number] = False if False in parts else None if None in parts else True
-        return known[number]
+        if number not in truth:
+            values = [answers[number], *map(holds, by_number[number].parents)]
+            truth[number] = False if False in values else None if None in values else True
+        return truth[number]
 
     return {each.number: holds(each.number) for each in propositions}
 
@@ -96,7 +99,7 @@ def _check(path: Path, item_id: str, propositions: Sequence[Proposition]) -> Non
     numbers = [each.number for each in propositions]
     if len(set(numbers)) < len(numbers):
         raise UserError(f"{path} numbers two propositions of {item_id} alike.")
-    # each proposition may name earlier ones only, so that nothing depends on itself
+    # topological order: fails if a proposition depends on itself
     seen: set[int] = set()
     waiting = list(propositions)
     while ready := [each for each in waiting if set(each.parents) <= seen]:

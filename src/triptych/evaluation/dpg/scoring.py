@@ -1,4 +1,4 @@
-"""A folder of grids scored."""
+"""DPG-Bench score of a folder of grids."""
 
 from __future__ import annotations
 
@@ -17,9 +17,14 @@ from triptych.evaluation.dpg.layout import (
     split_grid,
     tile_size,
 )
-from triptych.evaluation.dpg.questions import Proposition, held, read_answer, read_questions
-from triptych.evaluation.expected_images import JUDGE_FAILED, SCORED, Sample, counts, opened
-from triptych.evaluation.judges.base import Answers, Judge
+from triptych.evaluation.dpg.questions import (
+    Proposition,
+    read_answer,
+    read_questions,
+    resolve_dependencies,
+)
+from triptych.evaluation.expected_images import JUDGE_FAILED, SCORED, ExpectedImage, counts, opened
+from triptych.evaluation.judges.base import AnswerCache, Judge
 from triptych.evaluation.report import Report
 from triptych.evaluation.statistics import bootstrap
 from triptych.utils.errors import UserError
@@ -30,6 +35,7 @@ INSTRUCTION = "{} Answer with yes or no."
 def score(
     folder: str | Path,
     judge: Judge,
+    *,
     questions: str | Path,
     prompts: str | Path = PACKAGED,
     tile: int | None = None,
@@ -37,51 +43,52 @@ def score(
     answers: str | Path | None = None,
     limit: int | None = None,
 ) -> Report:
-    """DPG score of a finished folder: the share of propositions that hold, and of yes by category.
+    """DPG score of a complete folder: share of true propositions, and of yes by category.
 
-    An image's score is the mean of its tiles', a tile's the mean of its propositions', 0 where one
-    hangs on another that does not hold; categories are shares of the answers themselves, over all
-    tiles. (The official script skips the first question of its file, and takes categories from the
-    only the last tile.) From 0 to 1; published numbers are in hundredths.
+    The score of an image is the mean over its tiles, that of a tile the mean over its propositions,
+    0 where a proposition depends on a false one. Categories are shares of yes over all tiles. (The
+    official script skips the first question of its file, and takes categories only from the last
+    tile.) From 0 to 1; published numbers are in hundredths.
 
     Args:
         folder: folder of images in the layout of `layout`.
+        judge: model that answers the questions.
         questions: path of dpg_bench.csv, which is not packaged.
-        prompts: prompt file that the folder was made from.
+        prompts: prompt file that the images were generated from.
         tile: side of a tile in pixels; None takes that of most images.
-        grid: tiles per side; 1 if each prompt has a single image.
-        answers: file that caches the judge's answers: a stopped scoring resumes.
-        limit: maximum number of prompts, the first ones.
+        grid: number of tiles per side; 1 if each prompt has a single image.
+        answers: cache file of the judge's answers, from which an interrupted run resumes.
+        limit: maximum number of prompts; the first ones are taken.
 
     Raises:
         UserError: a file is missing, or lacks questions about some prompts.
     """
     folder, prompts, questions = Path(folder), Path(prompts), Path(questions)
-    entries, asked = read_prompts(prompts)[:limit], read_questions(questions)
-    if lacking := [e["item_id"] for e in entries if str(e["item_id"]) not in asked]:
+    entries, propositions_of = read_prompts(prompts)[:limit], read_questions(questions)
+    if lacking := [e["item_id"] for e in entries if str(e["item_id"]) not in propositions_of]:
         raise UserError(
             f"{questions} asks nothing about {len(lacking)} of {len(entries)} prompts, such as "
             f"{lacking[0]}; give the whole file, or the prompts that it is about."
         )
     samples = read_folder(folder, entries)
     tile = tile or tile_size(folder, samples, grid)
-    memory = Answers(answers)
-    said: Counter[str] = Counter()
+    cache = AnswerCache(answers)
+    question_counts: Counter[str] = Counter()
     by_category: dict[str, list[list[float]]] = defaultdict(list)
 
     def fits(size: tuple[int, int]) -> str:
-        wanted = (grid * tile, grid * tile)
-        return "" if size == wanted else "has {}x{} pixels, not {}x{}".format(*size, *wanted)
+        expected = (grid * tile, grid * tile)
+        return "" if size == expected else "has {}x{} pixels, not {}x{}".format(*size, *expected)
 
     for sample in samples:
         if sample.state != SCORED or (joined := opened(folder, sample, fits)) is None:
             continue
-        propositions = asked[sample.key]
-        given = judge_tiles(split_grid(joined, grid), propositions, judge, memory)
-        flat = [answer for of_tile in given for answer in of_tile.values()]
-        said.update(questions=len(flat), questions_failed=flat.count(None))
-        _score(sample, propositions, given)
-        for category, yes in _of_categories(propositions, given).items():
+        propositions = propositions_of[sample.key]
+        tile_answers = judge_tiles(split_grid(joined, grid), propositions, judge, cache)
+        flat = [answer for of_tile in tile_answers for answer in of_tile.values()]
+        question_counts.update(questions=len(flat), questions_failed=flat.count(None))
+        _score(sample, propositions, tile_answers)
+        for category, yes in _of_categories(propositions, tile_answers).items():
             by_category[category].append(yes)
     scores, intervals, numbers = _summary(samples, by_category)
     return Report(
@@ -90,7 +97,8 @@ def score(
         f"{judge.name}; not the official DPG judge",
         intervals,
         numbers,
-        counts(samples) | {name: said[name] for name in ("questions", "questions_failed")},
+        counts(samples)
+        | {name: question_counts[name] for name in ("questions", "questions_failed")},
         {
             "folder": str(folder),
             "prompts": prompts,
@@ -98,7 +106,7 @@ def score(
             "questions": questions,
             "tile": tile,
             "grid": grid,
-            "asked": INSTRUCTION,
+            "instruction": INSTRUCTION,
             "judge": judge.settings(),
         },
         [sample.item() for sample in samples],
@@ -109,11 +117,13 @@ def judge_tiles(
     tiles: Sequence[Image.Image],
     propositions: Sequence[Proposition],
     judge: Judge,
-    memory: Answers,
+    cache: AnswerCache,
 ) -> list[dict[int, bool | None]]:
-    """Answers of the judge for each tile, by proposition; None if one was neither yes nor no."""
-    asked = [(tile, INSTRUCTION.format(each.question)) for tile in tiles for each in propositions]
-    answers = iter(memory.ask(judge, asked))
+    """Answers for each tile, by number of the proposition; None for neither yes nor no."""
+    questions = [
+        (tile, INSTRUCTION.format(each.question)) for tile in tiles for each in propositions
+    ]
+    answers = iter(cache.ask(judge, questions))
     return [
         {
             each.number: read_answer(answer) if isinstance(answer := next(answers), str) else None
@@ -124,40 +134,41 @@ def judge_tiles(
 
 
 def _score(
-    sample: Sample,
+    sample: ExpectedImage,
     propositions: Sequence[Proposition],
-    given: Sequence[Mapping[int, bool | None]],
+    tile_answers: Sequence[Mapping[int, bool | None]],
 ) -> None:
     values = []
-    for answers in given:
-        known = [holds for holds in held(propositions, answers).values() if holds is not None]
-        if known:
-            values.append(sum(known) / len(known))
-    failed = sum(answer is None for answers in given for answer in answers.values())
+    for answers in tile_answers:
+        truth = resolve_dependencies(propositions, answers).values()
+        decided = [holds for holds in truth if holds is not None]
+        if decided:
+            values.append(sum(decided) / len(decided))
+    failed = sum(answer is None for answers in tile_answers for answer in answers.values())
     if not values:
-        sample.leave_out(JUDGE_FAILED, "the judge said neither yes nor no to any question")
+        sample.exclude(JUDGE_FAILED, "the judge said neither yes nor no to any question")
         return
     sample.score = sum(values) / len(values)
     if failed:
-        number = len(given) * len(propositions)
+        number = len(tile_answers) * len(propositions)
         sample.note = f"{failed} of {number} questions answered neither yes nor no"
 
 
 def _of_categories(
-    propositions: Sequence[Proposition], given: Sequence[Mapping[int, bool | None]]
+    propositions: Sequence[Proposition], tile_answers: Sequence[Mapping[int, bool | None]]
 ) -> dict[str, list[float]]:
-    """1 for yes and 0 for no, of all tiles, by category."""
-    found = defaultdict(list)
+    """Answers of all tiles by category, 1 for yes and 0 for no."""
+    values = defaultdict(list)
     for each in propositions:
-        answers = (of_tile[each.number] for of_tile in given)
-        found[each.category] += [float(yes) for yes in answers if yes is not None]
-    return {category: yes for category, yes in found.items() if yes}
+        answers = (of_tile[each.number] for of_tile in tile_answers)
+        values[each.category] += [float(yes) for yes in answers if yes is not None]
+    return {category: some for category, some in values.items() if some}
 
 
 def _summary(
-    samples: Sequence[Sample], by_category: Mapping[str, list[list[float]]]
+    samples: Sequence[ExpectedImage], by_category: Mapping[str, list[list[float]]]
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, int]]:
-    """Scores, intervals and numbers: "overall" of images, categories of answers."""
+    """Scores, intervals and counts: "overall" over images, categories over answers."""
     groups = {name: by_category[name] for name in sorted(by_category)}
     if images := [[sample.score] for sample in samples if sample.score is not None]:
         groups = {"overall": images} | groups

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from triptych.evaluation.geneval.detection import Found
+from triptych.evaluation.geneval.detection import DetectedObject
 from triptych.evaluation.judges.hub import load
 from triptych.utils.png_metadata import shown_name
 from triptych.utils.tokens import break_control_tokens
@@ -21,31 +21,31 @@ BACKGROUND = "#999"
 TEMPLATES = ("a photo of a {} {}", "a photo of a {}-colored {}", "a photo of a {} object")
 
 
-def crop(image: Image.Image, found: Found) -> Image.Image:
-    """Cut out the object's box, with all pixels outside of its mask grey."""
-    if found.mask is not None:
+def crop(image: Image.Image, detected: DetectedObject) -> Image.Image:
+    """Crop an image to an object's box; pixels outside of its mask become grey."""
+    if detected.mask is not None:
         blank = Image.new("RGB", image.size, BACKGROUND)
-        image = Image.composite(image, blank, Image.fromarray(found.mask))
-    return image.crop(found.box)
+        image = Image.composite(image, blank, Image.fromarray(detected.mask))
+    return image.crop(detected.box)
 
 
 class ColourClassifier(ABC):
-    """Names the colours of objects."""
+    """Classifier of the colours of objects."""
 
     name: str
-    """For reports."""
+    """Name in reports."""
 
     @abstractmethod
     def classify(self, crops: Sequence[Image.Image], object_name: str) -> list[str]:
-        """One of COLOURS for each crop of an object of that name."""
+        """Return one of COLOURS for each crop of an object of that name."""
 
 
 class ClipColours(ColourClassifier):
-    """CLIP colour classifier: the best of three sentences about each colour, as officially.
+    """CLIP colour classifier: nearest mean of three sentences about each colour, as published.
 
     Args:
-        source: a folder, or a name on the hub such as openai/clip-vit-large-patch14, the official
-            one, which is downloaded if it is not there.
+        source: folder or hub id of the model, such as openai/clip-vit-large-patch14, the official
+            one.
         device: device to compute on.
 
     Raises:
@@ -66,12 +66,12 @@ class ClipColours(ColourClassifier):
     @torch.no_grad()
     def classify(self, crops: Sequence[Image.Image], object_name: str) -> list[str]:
         inputs = self.processor(images=list(crops), return_tensors="pt").to(self.images.device)
-        alike = self.images(**inputs).image_embeds @ self._directions(object_name).T
-        return [COLOURS[index] for index in alike.argmax(1).tolist()]
+        similarity = self.images(**inputs).image_embeds @ self._directions(object_name).T
+        return [COLOURS[index] for index in similarity.argmax(1).tolist()]
 
     @torch.no_grad()
     def _directions_of(self, object_name: str) -> Tensor:
-        """[colours,D], unit vectors: the mean of the templates' unit vectors, again made unit."""
+        """Unit vectors [colours,D]: normalized means of the unit vectors of all templates."""
         name = break_control_tokens(self.tokenizer, object_name)
         texts = [text.format(colour, name) for colour in COLOURS for text in TEMPLATES]
         inputs = self.tokenizer(texts, padding=True, return_tensors="pt").to(self.texts.device)

@@ -21,42 +21,41 @@ Box = tuple[float, float, float, float]
 
 
 @dataclass
-class Found:
+class DetectedObject:
     """An object in an image."""
 
     name: str
     confidence: float
     box: Box
-    """Left, top, right, bottom in pixels; right and bottom are the first that are outside."""
+    """Left, top, right, bottom in pixels; right and bottom are exclusive."""
     mask: numpy.ndarray | None = None
-    """bool [H,W], its pixels."""
+    """Pixels of the object, bool [H,W]."""
 
 
 class Detector(ABC):
-    """Finds objects in images."""
+    """Object detector."""
 
     name: str
-    """For reports."""
+    """Name in reports."""
     classes: frozenset[str]
-    """The names of all objects that it knows: what it does not know cannot be judged."""
+    """Names of all object classes; prompts with other classes cannot be scored."""
 
     @abstractmethod
-    def detect(self, image: Image.Image) -> list[Found]:
-        """The objects in an RGB image, the doubtful ones too; the rules have thresholds."""
+    def detect(self, image: Image.Image) -> list[DetectedObject]:
+        """Detect objects in an RGB image, without a threshold: the rules have thresholds."""
 
 
 class Mask2Former(Detector):
-    """A Mask2Former of transformers, trained on the instances of COCO.
+    """Mask2Former of transformers, trained on the instances of COCO.
 
-    The official scorer takes mmdetection's, of the same architecture and other weights
+    The official scorer uses mmdetection's, of the same architecture with other weights
     (mask2former_swin-s-p4-w7-224_lsj_8x2_50e_coco).
 
     Args:
-        source: a folder; or a name on the hub, which is downloaded if it is not there, such as
+        source: folder or hub id of the model, such as
             facebook/mask2former-swin-small-coco-instance.
         device: device to compute on.
-        floor: lowest confidence of returned objects: each costs a mask of the
-            image's size.
+        floor: lowest confidence of returned objects; each one takes a mask of the image's size.
 
     Raises:
         UserError: the model does not exist, or does not know COCO's 80 classes.
@@ -70,7 +69,7 @@ class Mask2Former(Detector):
         _check_order(self.model.config.id2label, source)
 
     @torch.no_grad()
-    def detect(self, image: Image.Image) -> list[Found]:
+    def detect(self, image: Image.Image) -> list[DetectedObject]:
         inputs = self.processor(images=image, return_tensors="pt").to(self.model.device)
         result = self.processor.post_process_instance_segmentation(
             self.model(**inputs),
@@ -81,19 +80,19 @@ class Mask2Former(Detector):
         segments = result["segments_info"]
         masks = result["segmentation"].bool().cpu().numpy() if segments else []
         return [
-            Found(OBJECT_NAMES[each["label_id"]], each["score"], box_of(mask), mask)
+            DetectedObject(OBJECT_NAMES[each["label_id"]], each["score"], box_of(mask), mask)
             for each, mask in zip(segments, masks, strict=True)
         ]
 
 
 def box_of(mask: numpy.ndarray) -> Box:
-    """The smallest box around the pixels of a mask that is not empty."""
+    """Bounding box of a non-empty mask."""
     rows, columns = (numpy.flatnonzero(mask.any(axis)) for axis in (1, 0))
     return (float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1))
 
 
 def _check_order(labels: dict[int, str], source: str | Path) -> None:
-    """Checkpoints name some classes differently (motorbike, sofa), but keep COCO's order."""
+    """Check for COCO's class order; checkpoints name some classes differently (motorbike, sofa)."""
     displaced = [
         name
         for index, name in labels.items()

@@ -1,4 +1,4 @@
-"""A folder of images scored."""
+"""GenEval score of a folder of images."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from typing import Any
 
 from PIL import Image
 
-from triptych.evaluation.expected_images import SCORED, Sample, counts, opened, sizes
+from triptych.evaluation.expected_images import SCORED, ExpectedImage, counts, opened, sizes
 from triptych.evaluation.geneval.colours import ColourClassifier, crop
-from triptych.evaluation.geneval.detection import Detector, Found
+from triptych.evaluation.geneval.detection import DetectedObject, Detector
 from triptych.evaluation.geneval.layout import (
     IMAGES_PER_PROMPT,
     PACKAGED,
     read_folder,
     read_prompts,
 )
-from triptych.evaluation.geneval.rules import OFFICIAL, Rules, objects_in, verdict
+from triptych.evaluation.geneval.rules import OFFICIAL, Rules, check, objects_in
 from triptych.evaluation.report import Report
 from triptych.evaluation.statistics import bootstrap, wilson
 from triptych.utils.errors import UserError
@@ -29,25 +29,29 @@ def score(
     folder: str | Path,
     detector: Detector,
     colours: ColourClassifier,
+    *,
     prompts: str | Path = PACKAGED,
     images_per_prompt: int = IMAGES_PER_PROMPT,
     rules: Rules = OFFICIAL,
     limit: int | None = None,
 ) -> Report:
-    """GenEval score of a finished folder: the share of right images by task, and the tasks' mean.
+    """GenEval score of a complete folder: share of correct images by task, and mean over tasks.
 
-    Intervals of tasks are Wilson's, as if images were independent; the overall one draws whole
-    prompts again.
+    Intervals of tasks are Wilson's, as if images were independent; the overall one resamples whole
+    prompts.
 
     Args:
         folder: folder of images in the layout of `layout`.
-        prompts: prompt file that it was made from.
+        detector: object detector.
+        colours: colour classifier.
+        prompts: prompt file that the images were generated from.
         images_per_prompt: number of expected images per prompt.
-        limit: maximum number of prompts, the first ones.
+        rules: thresholds; the default is the published ones.
+        limit: maximum number of prompts; the first ones are taken.
 
     Raises:
-        UserError: the prompt file is missing or asks for what the detector does not know, the
-            folder is missing or was made from other prompts.
+        UserError: the prompt file is missing or has classes that the detector lacks; the folder is
+            missing or was generated from other prompts.
     """
     folder, prompts = Path(folder), Path(prompts)
     entries = read_prompts(prompts)[:limit]
@@ -87,26 +91,24 @@ def judge(
     colours: ColourClassifier,
     rules: Rules,
 ) -> tuple[bool, str]:
-    """Whether an RGB image meets an entry of the prompt file, and its faults."""
+    """Whether an RGB image meets an entry of the prompt file, and the faults."""
 
-    def colours_of(found: Sequence[Found]) -> list[str]:
-        return colours.classify([crop(image, one) for one in found], found[0].name)
+    def colours_of(objects: Sequence[DetectedObject]) -> list[str]:
+        return colours.classify([crop(image, one) for one in objects], objects[0].name)
 
-    return verdict(
-        objects_in(detector.detect(image), entry["tag"], rules), entry, colours_of, rules
-    )
+    return check(objects_in(detector.detect(image), entry["tag"], rules), entry, colours_of, rules)
 
 
 def summary(
-    tags: Sequence[str], samples: Sequence[Sequence[Sample]]
+    tags: Sequence[str], samples: Sequence[Sequence[ExpectedImage]]
 ) -> tuple[dict[str, float], dict[str, tuple[float, float]], dict[str, int]]:
-    """Scores, intervals and numbers by tag, and "overall": the mean of the tags' scores.
+    """Scores, intervals and counts by tag, and "overall": the mean of the tags' scores.
 
-    There is no "overall" while a tag has no score: it would be that of another benchmark.
+    "overall" is omitted while a tag has no score, as it would not be comparable.
 
     Args:
         tags: tags of the prompts, one each.
-        samples: samples of each prompt; those without a score are excluded.
+        samples: images of each prompt; those without a score are excluded.
     """
     prompts: dict[str, list[list[float]]] = defaultdict(list)
     for tag, some in zip(tags, samples, strict=True):
@@ -124,8 +126,10 @@ def summary(
 
 
 def _check_classes(entries: Sequence[dict[str, Any]], detector: Detector) -> None:
-    wanted = {clause["class"] for e in entries for clause in [*e["include"], *e.get("exclude", [])]}
-    if unknown := wanted - detector.classes:
+    classes = {
+        clause["class"] for e in entries for clause in [*e["include"], *e.get("exclude", [])]
+    }
+    if unknown := classes - detector.classes:
         raise UserError(
             f"the detector {detector.name} does not know {', '.join(sorted(unknown))}; give one "
             "that was trained on COCO's classes."

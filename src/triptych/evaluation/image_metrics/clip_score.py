@@ -1,8 +1,8 @@
-"""CLIP score: how well images fit their captions, by a CLIP model that the user names.
+"""CLIP score: alignment of images with their captions, by a CLIP model that the user chooses.
 
-100 max(cos, 0) between image and caption (Hessel et al. 2021, arXiv 2104.08718; with 100 as in
-torchmetrics, for their 2.5), a mean over images. Computed here: torchmetrics gives only the
-mean, without which image it came from, and fails with the outputs of transformers 5.
+Mean over images of 100 max(cos, 0) between image and caption (Hessel et al. 2021, arXiv 2104.08718;
+with the factor 100 of torchmetrics in place of 2.5). Not from torchmetrics, which gives no scores
+of single images and fails with the outputs of transformers 5.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch.nn.functional import cosine_similarity
 from triptych.evaluation.image_metrics.feature_space import batches
 from triptych.evaluation.image_sources import (
     Entry,
-    Source,
+    ImageSource,
     count_states,
     read_images,
     source_name,
@@ -36,11 +36,11 @@ class ClipJudge:
     """A CLIP model of transformers, from a folder on disk.
 
     Args:
-        folder: path for `CLIPModel.from_pretrained` and `CLIPProcessor.from_pretrained`.
+        folder: argument of `CLIPModel.from_pretrained` and `CLIPProcessor.from_pretrained`.
         device: device to compute on.
 
     Raises:
-        UserError: the folder holds no CLIP model.
+        UserError: the folder has no CLIP model.
     """
 
     def __init__(self, folder: str | Path, device: str | torch.device = "cpu") -> None:
@@ -59,7 +59,7 @@ class ClipJudge:
 
     @torch.inference_mode()
     def __call__(self, images: Sequence[Image.Image], captions: Sequence[str]) -> Tensor:
-        """Scores [B] from 0 to 100, one a pair; captions are cut off where `is_cut` says."""
+        """Scores [B] from 0 to 100 of pairs; captions are truncated where `is_cut` is true."""
         inputs = self.processor.image_processor(list(images), return_tensors="pt")
         words = self.processor.tokenizer(
             [break_control_tokens(self.processor.tokenizer, caption) for caption in captions],
@@ -68,22 +68,22 @@ class ClipJudge:
             truncation=True,
             max_length=self.most_tokens,
         )
-        seen = self.model.get_image_features(**inputs.to(self.device)).pooler_output
-        read = self.model.get_text_features(**words.to(self.device)).pooler_output
-        return 100 * cosine_similarity(seen, read).clamp(min=0).cpu()
+        image_features = self.model.get_image_features(**inputs.to(self.device)).pooler_output
+        text_features = self.model.get_text_features(**words.to(self.device)).pooler_output
+        return 100 * cosine_similarity(image_features, text_features).clamp(min=0).cpu()
 
     def is_cut(self, caption: str) -> bool:
-        """Whether the caption has more tokens than the model reads, 77 for most."""
+        """Whether the caption has more tokens than the model's maximum, usually 77."""
         tokenizer = self.processor.tokenizer
         text = break_control_tokens(tokenizer, caption)
         return len(tokenizer(text)["input_ids"]) > self.most_tokens
 
 
-def score(images: Source, judge: ClipJudge, batch_size: int = 32) -> Report:
-    """The CLIP score of images and the captions that belong to them; see `read_images`.
+def score(images: ImageSource, judge: ClipJudge, batch_size: int = 32) -> Report:
+    """CLIP score of images and their captions; see `read_images`.
 
-    Images without a caption are counted as such; captions that are too long for the model are
-    scored by their beginning and counted as "cut_captions".
+    Images without a caption are counted as "without_caption". Captions that are too long for the
+    model are truncated and counted as "cut_captions".
 
     Raises:
         UserError: no image can be scored.
@@ -105,7 +105,7 @@ def score(images: Source, judge: ClipJudge, batch_size: int = 32) -> Report:
         intervals={"CLIP score": bootstrap([_by_caption(marks)], [1.0])},
         numbers={"CLIP score": len(values)},
         counts={
-            "asked": len(entries),
+            "expected": len(entries),
             "scored": len(values),
             **count_states(entry for entry, _ in entries),
             "without_caption": sum(entry.state == "without_caption" for entry, _ in entries),
@@ -117,7 +117,7 @@ def score(images: Source, judge: ClipJudge, batch_size: int = 32) -> Report:
 
 
 def _scored(batch: list[Entry], judge: ClipJudge) -> Iterator[tuple[Entry, float | None]]:
-    """The entries without their images, and scores of those that have one."""
+    """Yield entries, without their images, and their scores or None."""
     for entry in batch:
         if entry.image is not None and not entry.caption:
             entry.state, entry.note = "without_caption", "nothing says what it should show"
@@ -132,6 +132,6 @@ def _scored(batch: list[Entry], judge: ClipJudge) -> Iterator[tuple[Entry, float
 
 
 def _by_caption(marks: list[tuple[Entry, float]]) -> list[list[float]]:
-    """Scores of the images of one caption together: they depend on each other."""
+    """Scores grouped by caption: images of one caption are dependent."""
     ordered = sorted(marks, key=lambda pair: pair[0].caption)
     return [[mark for _, mark in group] for _, group in groupby(ordered, lambda p: p[0].caption)]

@@ -1,4 +1,4 @@
-"""Feature spaces of image metrics: features of one network, and their entry in a report."""
+"""Feature spaces of image metrics: features of one network, and their description in a report."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ from triptych.utils.images import image_to_tensor
 
 
 class FeatureSpace(ABC):
-    """Images in, one vector each out."""
+    """Map from images to feature vectors."""
 
     label: str
-    """Name of the network in a report, and whether distances compare with published ones."""
+    """Name of the network in a report, and whether distances are comparable with published ones."""
     settings: dict[str, Any]
     """Settings that determine the features, for a report."""
 
     @abstractmethod
     def __call__(self, images: Sequence[Image.Image]) -> Tensor:
-        """Features float32 [B,F] on the CPU, of images in RGB of any sizes."""
+        """Features float32 [B,F] on the CPU of RGB images of any sizes."""
 
 
 class EncoderSpace(FeatureSpace):
-    """The features that a model of ours generates: those of its image encoder.
+    """Features of a model's own image encoder, which its generator produces.
 
     Args:
-        pipeline: its image encoder must have weights.
-        pool: "mean" is one vector [C] an image, the mean over the grid; "grid" the whole grid
-            [C*h*w], which also encodes where something is.
+        pipeline: pipeline of a model whose image encoder has weights.
+        pool: "mean" gives the mean over the grid [C]; "grid" the whole grid [C*h*w], which also
+            encodes positions.
     """
 
     def __init__(self, pipeline: UnifiedPipeline, pool: Literal["mean", "grid"] = "mean") -> None:
@@ -61,10 +61,10 @@ class EncoderSpace(FeatureSpace):
 
 
 class InceptionSpace(FeatureSpace):
-    """The features that FID is defined by: the pool before Inception's last layer, [2048].
+    """Features of the definition of FID: the pooling before Inception's last layer, [2048].
 
     Args:
-        weights: file of the network's weights; see `inception.load_inception`.
+        weights: weight file of the network; see `inception.load_inception`.
         device: device to compute on.
     """
 
@@ -83,12 +83,12 @@ class InceptionSpace(FeatureSpace):
 
 
 def _sha256(module: nn.Module) -> str:
-    """Hash of a module's numbers in memory, dtype included: a checkpoint may have changed them."""
-    digest = hashlib.sha256()
+    """Hash of all weights in memory, dtypes included: a checkpoint may have changed them."""
+    state = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
+        state.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        state.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return state.hexdigest()
 
 
 @dataclass
@@ -98,34 +98,34 @@ class Extracted:
     features: Tensor
     """float32 [N,F]"""
     entries: list[Entry]
-    """[N], without their images."""
-    left_out: list[Entry]
-    """Those that could not be read."""
+    """Entries [N] without their images."""
+    excluded: list[Entry]
+    """Entries that could not be read."""
 
 
 def extract(space: FeatureSpace, entries: Iterable[Entry], batch_size: int = 64) -> Extracted:
-    """Features of all images, `batch_size` of which are in memory at once.
+    """Extract the features of all images, with at most `batch_size` images in memory.
 
     Raises:
-        UserError: not one of them can be read.
+        UserError: no image can be read.
     """
-    features, kept, left_out = [], [], []
+    features, extracted, excluded = [], [], []
     for batch in batches(entries, batch_size):
         readable = [entry for entry in batch if entry.image is not None]
-        left_out += [entry for entry in batch if entry.image is None]
+        excluded += [entry for entry in batch if entry.image is None]
         if readable:
             features.append(space([entry.image for entry in readable]))
         for entry in readable:
             entry.image = None
-        kept += readable
-    if not kept:
-        why = f": {left_out[0].note}" if left_out else ""
-        raise UserError(f"none of {len(left_out)} images can be read{why}.")
-    return Extracted(torch.cat(features), kept, left_out)
+        extracted += readable
+    if not extracted:
+        why = f": {excluded[0].note}" if excluded else ""
+        raise UserError(f"none of {len(excluded)} images can be read{why}.")
+    return Extracted(torch.cat(features), extracted, excluded)
 
 
 def batches(entries: Iterable[Entry], size: int) -> Iterator[list[Entry]]:
-    """`size` at a time, read only when they are wanted."""
+    """Yield `size` entries at a time, reading them lazily."""
     iterator = iter(entries)
     while batch := list(islice(iterator, size)):
         yield batch

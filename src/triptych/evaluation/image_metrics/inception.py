@@ -1,8 +1,8 @@
-"""The Inception network that FID is defined by, with weights from a file that the user names.
+"""Inception network of the definition of FID, with weights from a file that the user names.
 
-torch-fidelity has it too, but unpickles weight files, which can run any code; torchvision's
-differs in how it pools. So this is torchvision's, with the three poolings of TensorFlow's network
-of 2015 (Heusel et al. 2017, arXiv 1706.08500), and files are read as data only.
+torchvision's network with the three poolings of TensorFlow's network of 2015 (Heusel et al. 2017,
+arXiv 1706.08500). torch-fidelity has it too, but unpickles weight files, which can run any code;
+here files are read as data only.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from triptych.checkpoints.key_prefixes import state_dict_in, with_plain_names
 from triptych.checkpoints.weight_checks import require_state
 from triptych.utils.errors import UserError
 
-SIZE = 299  # pixels a side
-WIDTH = 2048  # of its features
-# The first digits of the SHA-256 of the published file, weights-inception-2015-12-05-6726825d.pth.
+SIZE = 299  # side of the input in pixels
+WIDTH = 2048  # number of features
+# First digits of the SHA-256 of the published file, weights-inception-2015-12-05-6726825d.pth.
 # pytorch-fid publishes the same tensors under pt_inception-2015-12-05-6726825d.pth.
 PUBLISHED = "6726825d"
 DAMAGED = (OSError, EOFError, RuntimeError, AttributeError, UnpicklingError, SafetensorError)
 
 
 class _OwnPool:
-    """An Inception block whose last branch pools otherwise than torchvision's."""
+    """An Inception block whose last branch pools differently from torchvision's."""
 
     @staticmethod
     def pool(x: Tensor) -> Tensor:
-        """Means over the pixels that are there: torchvision's count the padding as zeros."""
+        """Average pooling without the padding, which torchvision counts as zeros."""
         return functional.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False)
 
     def _forward(self, x: Tensor) -> list[Tensor]:
@@ -57,12 +57,12 @@ class _BlockE(_OwnPool, stock.InceptionE):
 class _LastBlock(_OwnPool, stock.InceptionE):
     @staticmethod
     def pool(x: Tensor) -> Tensor:
-        """Maxima: a slip in the published network, which FID has kept."""
+        """Max pooling: an error of the published network that is part of the definition of FID."""
         return functional.max_pool2d(x, 3, stride=1, padding=1)
 
 
 class Inception(nn.Module):
-    """uint8 [B,3,H,W] -> features float32 [B,2048]."""
+    """Network from images uint8 [B,3,H,W] to features float32 [B,2048]."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -82,7 +82,7 @@ class Inception(nn.Module):
 
     @staticmethod
     def scaled(pixels: Tensor) -> Tensor:
-        """uint8 [B,3,H,W] -> float32 [B,3,299,299], scaled as torchmetrics does by default."""
+        """Scale uint8 [B,3,H,W] to float32 [B,3,299,299], like torchmetrics by default."""
         images = functional.interpolate(
             pixels.float(), (SIZE, SIZE), mode="bilinear", antialias=True
         )
@@ -90,11 +90,10 @@ class Inception(nn.Module):
 
 
 def load_inception(path: str | Path) -> Inception:
-    """The network with the weights of a .pth or .safetensors file.
+    """Load the network with weights from a .pth or .safetensors file.
 
     Raises:
-        UserError: the file is missing, damaged, or of another network, or holds numbers that
-            cannot be weights.
+        UserError: the file is missing, damaged or of another network, or has invalid weights.
     """
     path = Path(path)
     try:

@@ -1,4 +1,4 @@
-"""Judges of other people's making, from a folder or from the hub, where the user names one."""
+"""Loading of third-party judge models, from a folder or from the hub, with checked weights."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from triptych.utils.pretrained import load_pretrained
 def require_weights(model: nn.Module, source: str | Path) -> None:
     """Check the weights of a model that transformers has loaded from `source`.
 
-    transformers casts whatever a file holds: the types are looked up in the files of a folder.
+    transformers casts silently, so the stored types are read from the files of a folder.
 
     Raises:
         UserError: a weight is not a floating-point number, NaN or infinite.
@@ -32,18 +32,19 @@ def require_weights(model: nn.Module, source: str | Path) -> None:
 
 
 def load(part: str, source: str | Path, **options: Any) -> Any:
-    """A model or processor of transformers, whose weights are checked.
+    """Load a model or processor of transformers, and check its weights.
 
     Args:
-        part: its class, by name: importing all of transformers takes seconds.
-        source: a folder, or a name on the hub.
+        part: name of its class (importing all of transformers takes seconds).
+        source: folder or hub id.
+        options: keyword arguments of `from_pretrained`.
 
     Raises:
-        UserError: there is none, it needs a library that is not installed, or holds numbers that
-            cannot be weights.
+        UserError: the model does not exist, needs a library that is not installed, or has invalid
+            weights.
     """
     try:
-        found = load_pretrained(part, source, **options)
+        loaded = load_pretrained(part, source, **options)
     except ImportError as error:
         raise UserError(
             f"{part} needs a library that is not installed ({' '.join(str(error).split())}); "
@@ -54,6 +55,6 @@ def load(part: str, source: str | Path, **options: Any) -> Any:
             f"{source} is neither a folder with a {part} nor a model on the hub that can be "
             f"reached ({error})."
         ) from error
-    if isinstance(found, nn.Module):
-        require_weights(found, source)
-    return found
+    if isinstance(loaded, nn.Module):
+        require_weights(loaded, source)
+    return loaded

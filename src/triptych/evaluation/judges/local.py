@@ -1,4 +1,4 @@
-"""Judges that compute here: a vision-language model of transformers, or a model of ours."""
+"""Local judges: a vision-language model of transformers, or a triptych model."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from triptych.utils.tokens import break_control_tokens
 
 
 class QwenJudge(BatchJudge):
-    """A vision-language model of transformers; DPG's default here is Qwen2.5-VL.
+    """A vision-language model of transformers; Qwen2.5-VL is the default judge of DPG-Bench.
 
     Args:
-        source: a folder, or a name on the hub such as Qwen/Qwen2.5-VL-7B-Instruct, which is
-            downloaded if it is not there.
-        device, dtype: device and number format of the computation.
-        max_new_tokens: length limit of an answer.
-        batch: number of questions at once: memory grows with it.
+        source: folder or hub id, such as Qwen/Qwen2.5-VL-7B-Instruct.
+        device: device to compute on.
+        dtype: number format of the computation.
+        max_new_tokens: maximum number of tokens of an answer.
+        batch: number of questions per batch; memory grows with it.
 
     Raises:
         UserError: the model does not exist.
@@ -58,18 +58,18 @@ class QwenJudge(BatchJudge):
             padding=True,
             return_tensors="pt",
         ).to(self.model.device)
-        written = self.model.generate(**inputs, max_new_tokens=self.max_new_tokens, do_sample=False)
-        new = written[:, inputs["input_ids"].shape[1] :]
+        output = self.model.generate(**inputs, max_new_tokens=self.max_new_tokens, do_sample=False)
+        new = output[:, inputs["input_ids"].shape[1] :]
         return self.processor.batch_decode(new, skip_special_tokens=True)
 
 
 class PipelineJudge(BatchJudge):
-    """The understanding of a model of ours.
+    """A triptych model as a judge.
 
     Args:
         pipeline: a `triptych.inference.pipeline.UnifiedPipeline`.
-        max_new_tokens: the longest answer.
-        batch: questions at once.
+        max_new_tokens: maximum number of tokens of an answer.
+        batch: number of questions per batch.
     """
 
     def __init__(self, pipeline: Any, max_new_tokens: int = 16, batch: int = 8) -> None:
@@ -81,8 +81,8 @@ class PipelineJudge(BatchJudge):
 
     def answers(self, questions: Sequence[Question]) -> list[str]:
         conversations = [[_turn(*question)] for question in questions]
-        given = self.pipeline.chat_batch(conversations, max_new_tokens=self.max_new_tokens)
-        return [each.text for each in given]
+        answers = self.pipeline.chat_batch(conversations, max_new_tokens=self.max_new_tokens)
+        return [each.text for each in answers]
 
 
 def _turn(image: Image.Image, question: str) -> dict[str, Any]:

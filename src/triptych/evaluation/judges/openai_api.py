@@ -1,5 +1,4 @@
-"""A judge behind an HTTP endpoint that speaks OpenAI's chat completions: OpenAI, vLLM, `triptych
-serve`."""
+"""Judge behind an OpenAI-compatible chat completions endpoint: OpenAI, vLLM, `triptych serve`."""
 
 from __future__ import annotations
 
@@ -19,26 +18,26 @@ if TYPE_CHECKING:
     from openai.types.chat import ChatCompletionUserMessageParam
 
 MAX_FAILURES = 20
-"""Failures in a row, each after all its attempts, that mean that the endpoint is down."""
+"""Consecutive failures, each after all its attempts, after which the endpoint counts as down."""
 REFUSALS = {401, 403, 404}
-"""HTTP statuses that every question would get."""
+"""HTTP statuses that every further request would get."""
 
 
 class EndpointJudge(Judge):
-    """Judge at an OpenAI-compatible endpoint, asked several questions at a time.
+    """Judge at an OpenAI-compatible endpoint, with several requests at a time.
 
-    The `openai` client repeats requests that time out, lose their connection, or get 408, 409, 429
-    or 5xx; it waits longer each time, or as long as the server asks for.
+    The `openai` client retries requests that time out, lose their connection, or get 408, 409, 429
+    or 5xx, with exponential back-off or the delay that the server requests.
 
     Args:
         base_url: address, such as "https://api.openai.com/v1" or "http://127.0.0.1:8000/v1".
-        model: name of the model there.
-        key_variable: environment variable with the key; may be unset where none is needed.
-        batch: number of questions at a time.
-        timeout: seconds for one attempt.
-        attempts: number of attempts until a question counts as failed.
+        model: name of the model at the endpoint.
+        key_variable: environment variable with the API key; may be unset if none is needed.
+        batch: number of concurrent requests.
+        timeout: timeout of one attempt in seconds.
+        attempts: maximum number of attempts per question.
         temperature: softmax temperature of the answers.
-        max_tokens: limit of an answer.
+        max_tokens: maximum number of tokens of an answer.
 
     Raises:
         UserError: the package `openai` is not installed; the endpoint refuses the key, the model
@@ -49,6 +48,7 @@ class EndpointJudge(Judge):
         self,
         base_url: str,
         model: str,
+        *,
         key_variable: str = "OPENAI_API_KEY",
         batch: int = 8,
         timeout: float = 120.0,
@@ -82,19 +82,19 @@ class EndpointJudge(Judge):
         names = ("base_url", "temperature", "max_tokens")
         return {name: getattr(self, name) for name in names}
 
-    def ask(self, questions: Sequence[Question], told: Callable[[int, Answer], None]) -> None:
+    def ask(self, questions: Sequence[Question], on_answer: Callable[[int, Answer], None]) -> None:
         with ThreadPoolExecutor(self.batch) as pool:
-            untold = {pool.submit(self.attempt, q): number for number, q in enumerate(questions)}
+            pending = {pool.submit(self.attempt, q): number for number, q in enumerate(questions)}
             try:
-                for done in as_completed(list(untold)):
-                    told(untold.pop(done), done.result())
-            finally:  # where it ends early, what is under way is paid, so it is waited for
+                for done in as_completed(list(pending)):
+                    on_answer(pending.pop(done), done.result())
+            finally:  # on an early end, wait for running requests: they are paid
                 self._stopping.set()
                 pool.shutdown(cancel_futures=True)
                 self._stopping.clear()
-                for done, number in untold.items():
+                for done, number in pending.items():
                     if not done.cancelled() and done.exception() is None:
-                        told(number, done.result())
+                        on_answer(number, done.result())
 
     def answer(self, image: Image.Image, question: str) -> str:
         message: ChatCompletionUserMessageParam = {
@@ -117,7 +117,7 @@ class EndpointJudge(Judge):
         raise JudgeFailed(f"{self.model} gave no answer ({reason})")
 
     def _request(self, message: ChatCompletionUserMessageParam) -> tuple[str | None, str]:
-        """The answer, None if there is none, and the reason for that."""
+        """The answer, None if there is none, and the reason for a missing one."""
         from openai import APIConnectionError, APIStatusError
 
         try:
@@ -140,7 +140,7 @@ class EndpointJudge(Judge):
             )
         if response.status_code != 200:
             return None, reason
-        # read here: the client's own parsing passes on bodies that lack what its types promise
+        # not parsed by the client, which accepts bodies without the fields that its types declare
         try:
             answer = response.json()["choices"][0]["message"]["content"]
         except (ValueError, KeyError, TypeError, IndexError):
@@ -148,6 +148,6 @@ class EndpointJudge(Judge):
         return (answer if isinstance(answer, str) else None), reason
 
     def _check_running(self, request: Any) -> None:
-        """Called before each attempt: no question is repeated once the run is ending."""
+        """Hook before each attempt: refuse retries once the run is ending."""
         if self._stopping.is_set():
             raise JudgeFailed(f"{self.model} was not asked again: the run is ending")

@@ -1,6 +1,6 @@
 """Plugin that lmms-eval loads at its start, through the entry point group `lmms_eval.models`.
 
-Apart from `lmms`, since every run of lmms-eval imports this, whichever model it is about.
+Separate from `model`, since every run of lmms-eval imports this file, for any model.
 """
 
 from lmms_eval.models.registry_v2 import ModelManifest

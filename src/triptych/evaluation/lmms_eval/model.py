@@ -1,9 +1,9 @@
-"""Our models inside lmms-eval, whose tasks are the understanding benchmarks (MME, MMMU, ...).
+"""Model adapter for lmms-eval, whose tasks are the understanding benchmarks (MME, MMMU, ...).
 
 lmms_eval --model triptych --model_args source=tiny --tasks mme
 
-lmms-eval prepares questions and scores answers; here conversations go into `UnifiedPipeline` and
-answers come out. Imported only by lmms-eval, through `lmms_entry`.
+lmms-eval prepares questions and scores answers; this adapter passes its conversations to
+`UnifiedPipeline`. Imported only by lmms-eval, through `entry_point`.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from triptych.inference.pipeline import UnifiedPipeline
 from triptych.modules.text_generation import ChatOutput
 from triptych.utils.errors import UserError
 
-LONGEST_ANSWER = 128  # tokens, where a task does not say; that of the published evaluation
-# Default stop text of lmms-eval for tasks without one, between its few-shot examples. Answers
-# of chat models hold empty lines, and its own adapters do not end them there either.
+MAX_NEW_TOKENS = 128  # for tasks without a limit; that of the published evaluation
+# Default stop text of lmms-eval for tasks without one, between its few-shot examples. Answers of
+# chat models contain empty lines, and its own adapters do not stop there either.
 DEFAULT_END = "\n\n"
 
 Messages = Sequence[Mapping[str, Any]]
@@ -33,21 +33,22 @@ class Triptych(lmms):
 
     Args (of `--model_args`):
         source: preset, folder or checkpoint, as for `UnifiedPipeline.from_pretrained`; several
-            model files with a + between them.
-        device, dtype, ema, quantize: as there.
-        low_memory: its enable_model_cpu_offload.
-        batch_size: conversations at a time.
-        system_prompt: in place of the model's own.
-        seed: of the draws, where a task asks for a temperature.
-        trust_class: a package, or a class of it, that the files of `source` may name beside
-            triptych's own; several with a + between them.
+            model files are separated by +.
+        device, dtype, ema, quantize: arguments of `UnifiedPipeline.from_pretrained`.
+        low_memory: value of its argument enable_model_cpu_offload.
+        batch_size: number of conversations at a time.
+        system_prompt: replacement of the model's own system prompt.
+        seed: random seed of token sampling, for tasks with a temperature.
+        trust_class: package, or class of it, that the files of `source` may name in addition to
+            triptych's own; several are separated by +.
     """
 
-    is_simple = False  # conversations, not a text and images beside it
+    is_simple = False  # chat messages, not one text with separate images
 
     def __init__(
         self,
         source: str = "tiny",
+        *,
         device: str | None = None,
         dtype: str | None = None,
         ema: bool = False,
@@ -63,7 +64,7 @@ class Triptych(lmms):
         if not str(batch_size).isdigit() or max_batch_size is not None:
             raise UserError(f"batch_size is {batch_size!r}; give a number, and no max_batch_size.")
         self.batch_size, self.seed, self.system_prompt = int(batch_size), int(seed), system_prompt
-        # torchrun and accelerate start processes with these; lmms-eval deals the questions out.
+        # set by torchrun and accelerate; lmms-eval distributes the questions
         self._rank = int(os.environ.get("RANK", 0))
         self._world_size = int(os.environ.get("WORLD_SIZE", 1))
         if self._world_size > 1 and device in (None, "cuda"):
@@ -77,22 +78,24 @@ class Triptych(lmms):
             quantize=quantize,
             trust_class=[name for name in trust_class.split("+") if name],
         )
-        self.device = self.pipeline.device  # lmms-eval's, for communication between processes
+        self.device = self.pipeline.device  # read by lmms-eval, for communication of processes
 
     def generate_until(self, requests: list[Instance]) -> list[GenerationResult]:
         """Answers in the order of the requests."""
         answers: dict[int, GenerationResult] = {}
         with tqdm(total=len(requests), disable=self.rank != 0, desc="triptych") as bar:
             for numbers in _alike(requests, self.batch_size):
-                asked = [requests[n] for n in numbers]
-                talks = [self._messages(each, each.args[1](self._document(each))) for each in asked]
-                written = self._answer(asked, talks, numbers)
-                answers |= dict(zip(numbers, written, strict=True))
+                batch = [requests[n] for n in numbers]
+                conversations = [
+                    self._messages(each, each.args[1](self._document(each))) for each in batch
+                ]
+                results = self._answer(batch, conversations, numbers)
+                answers |= dict(zip(numbers, results, strict=True))
                 bar.update(len(numbers))
         return [answers[n] for n in range(len(requests))]
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[list[str]]:
-        """All answers to each request; a task makes each round's conversation of those before."""
+        """All answers to each request; a task builds each round from the answers before it."""
         return [
             self._all_rounds(request, number)
             for number, request in enumerate(tqdm(requests, disable=self.rank != 0))
@@ -105,60 +108,66 @@ class Triptych(lmms):
         )
 
     def _all_rounds(self, request: Instance, number: int) -> list[str]:
-        """lmms-eval's protocol: the first round is asked for plainly, the others by number, as
-        (messages, whether the end is reached, answers, what the task wants to remember)."""
+        """All answers to one request.
+
+        In lmms-eval's protocol the task returns messages for the first round, and for later ones
+        (messages, whether the conversation has ended, answers, state of the task).
+        """
         make, document = request.args[1], self._document(request)
-        said: list[str] = []
-        messages, remembered = make(document), None
+        answers: list[str] = []
+        messages, state = make(document), None
         while True:
-            talk = self._messages(request, messages)
-            said.append(self._answer([request], [talk], [number])[0].text)
+            conversation = self._messages(request, messages)
+            answers.append(self._answer([request], [conversation], [number])[0].text)
             turn = make(
                 document,
-                round_idx=len(said),
-                previous_output=list(said),
-                previous_round_info=remembered,
+                round_idx=len(answers),
+                previous_output=list(answers),
+                previous_round_info=state,
             )
             if not isinstance(turn, tuple):  # a task of one round
-                return said
-            messages, ended, _, remembered = turn
+                return answers
+            messages, ended, _, state = turn
             if ended:
-                return said
+                return answers
 
     def _document(self, request: Instance) -> Any:
         *_, number, task, split = request.args
         return self.task_dict[task][split][number]
 
     def _messages(self, request: Instance, messages: Messages) -> list[dict[str, Any]]:
-        """lmms-eval's messages in the shape of `chat_messages.read_messages`."""
-        talk = [
+        """Convert lmms-eval's messages for `chat_messages.read_messages`."""
+        conversation = [
             {"role": each["role"], "content": [_part(p, request) for p in each["content"]]}
             for each in messages
         ]
         if self.system_prompt is not None:
-            talk = [m for m in talk if m["role"] != "system"]
-            talk.insert(0, {"role": "system", "content": [self.system_prompt]})
-        return talk
+            conversation = [m for m in conversation if m["role"] != "system"]
+            conversation.insert(0, {"role": "system", "content": [self.system_prompt]})
+        return conversation
 
     def _answer(
-        self, requests: Sequence[Instance], talks: Sequence[Messages], numbers: Sequence[int]
+        self,
+        requests: Sequence[Instance],
+        conversations: Sequence[Messages],
+        numbers: Sequence[int],
     ) -> list[GenerationResult]:
-        """Answers to conversations whose tasks want them written in the same way."""
-        wanted = _wanted(requests[0])
+        """Answers to conversations with the same generation arguments."""
+        arguments = _chat_arguments(requests[0])
         seeds = [self.seed + n for n in numbers]
         try:
-            answers = self.pipeline.chat_batch(talks, **wanted, seed=seeds)
+            answers = self.pipeline.chat_batch(conversations, **arguments, seed=seeds)
         except UserError as error:
-            if len(talks) == 1:
+            if len(conversations) == 1:
                 raise UserError(f"{_where(requests[0])}: {error}") from error
-            each = zip(requests, talks, numbers, strict=True)  # which one was it?
-            return [self._answer([one], [talk], [n])[0] for one, talk, n in each]
-        ends = _ends(requests[0])
+            each = zip(requests, conversations, numbers, strict=True)  # one by one, to name it
+            return [self._answer([one], [chat], [n])[0] for one, chat, n in each]
+        ends = _stop_texts(requests[0])
         return [_result(answer, ends) for answer in answers]
 
 
 def _alike(requests: Sequence[Instance], size: int) -> Iterator[list[int]]:
-    """Numbers of requests in batches whose answers are to be written in the same way."""
+    """Numbers of requests, in batches with the same generation arguments."""
     groups: dict[str, list[int]] = {}
     for number, request in enumerate(requests):
         groups.setdefault(repr(request.args[2]), []).append(number)
@@ -166,24 +175,24 @@ def _alike(requests: Sequence[Instance], size: int) -> Iterator[list[int]]:
         yield from (numbers[at : at + size] for at in range(0, len(numbers), size))
 
 
-def _wanted(request: Instance) -> dict[str, Any]:
-    """The options of `UnifiedPipeline.chat_batch`."""
-    asked = request.args[2]
-    if (asked.get("num_beams") or 1) != 1:
+def _chat_arguments(request: Instance) -> dict[str, Any]:
+    """Arguments of `UnifiedPipeline.chat_batch` from those of lmms-eval."""
+    given = request.args[2]
+    if (given.get("num_beams") or 1) != 1:
         raise UserError(
-            f"{_where(request)}: the task wants {asked['num_beams']} beams, which is not offered; "
+            f"{_where(request)}: the task wants {given['num_beams']} beams, which is not offered; "
             "add --gen_kwargs num_beams=1."
         )
-    temperature = float(asked.get("temperature") or 0) if asked.get("do_sample", True) else 0.0
+    temperature = float(given.get("temperature") or 0) if given.get("do_sample", True) else 0.0
     return {
-        "max_new_tokens": int(asked.get("max_new_tokens") or LONGEST_ANSWER),
+        "max_new_tokens": int(given.get("max_new_tokens") or MAX_NEW_TOKENS),
         "temperature": temperature,
-        "top_p": float(asked.get("top_p") or 1) if temperature else 1.0,
+        "top_p": float(given.get("top_p") or 1) if temperature else 1.0,
     }
 
 
-def _ends(request: Instance) -> list[str]:
-    """The texts that the task ends an answer at."""
+def _stop_texts(request: Instance) -> list[str]:
+    """Texts at which the task truncates an answer."""
     until = request.args[2].get("until") or []
     until = [until] if isinstance(until, str) else until
     return [end for end in until if end and end != DEFAULT_END]
@@ -203,8 +212,8 @@ def _part(part: Mapping[str, Any], request: Instance) -> dict[str, Any]:
     if part["type"] == "image":
         return {"type": "image", "image": part["url"]}
     raise UserError(
-        f"{_where(request)}: it shows a {part['type']}, but the model reads texts and images "
-        "alone; choose another task."
+        f"{_where(request)}: it shows a {part['type']}, but the model reads only texts and "
+        "images; choose another task."
     )
 
 

@@ -1,25 +1,25 @@
-"""Text answers: greedy tokens, logits, positions, inputs of the vision tower."""
+"""Parity of text answers: greedy tokens, logits, positions, inputs of the vision tower."""
 
 from __future__ import annotations
 
 import torch
 
 from triptych.backbones import QwenVL
-from triptych.evaluation.parity.checkpoint import Checkpoint
+from triptych.evaluation.parity.checkpoint import RecordedCheckpoint
 from triptych.evaluation.parity.checks import Checks
 from triptych.evaluation.parity.generating import see_image
-from triptych.evaluation.parity.recorded import Case, Tensors
+from triptych.evaluation.parity.recorded import Case, RecordedTensors
 from triptych.evaluation.parity.seeing import Seen
 
 
 def recognizes(case: Case) -> bool:
-    """Whether the case records answers in words."""
+    """Whether the case records text answers."""
     return case.has_file("io.safetensors") and bool(case.io.matching(r".*\.first_logits"))
 
 
 @torch.no_grad()
-def check(case: Case, shared: Checkpoint, checks: Checks) -> None:
-    """Greedy answers, the positions of their prompts, and their logits."""
+def check(case: Case, shared: RecordedCheckpoint, checks: Checks) -> None:
+    """Check greedy answers, the positions of their prompts, and their logits."""
     io, vlm = case.io, shared.vlm
     vlm.model.generation_config.eos_token_id = None  # as recorded: never stop
     image = see_image(io, shared, checks)
@@ -43,8 +43,8 @@ def check(case: Case, shared: Checkpoint, checks: Checks) -> None:
         check_logits(io, vlm, name, seen, checks)
 
 
-def check_logits(io: Tensors, vlm: QwenVL, name: str, seen: Seen, checks: Checks) -> None:
-    """The logits behind each greedy token, in one pass over prompt and recorded answer."""
+def check_logits(io: RecordedTensors, vlm: QwenVL, name: str, seen: Seen, checks: Checks) -> None:
+    """Check the logits of each greedy token, in one pass over prompt and recorded answer."""
     prompt, output = io[f"{name}.input_ids"], io[f"{name}.output_ids"]
     ids = torch.cat([prompt, output[:, :-1]], 1)
     images = {}
@@ -62,6 +62,6 @@ def check_logits(io: Tensors, vlm: QwenVL, name: str, seen: Seen, checks: Checks
     chosen = logits.gather(2, output[..., None])[0, :, 0]
     checks.values(f"{name}: chosen_logits", chosen, io[f"{name}.chosen_logits"])
     best = logits[0].topk(2, dim=-1).values
-    # A margin is what two large numbers leave; as the second number it has their scale.
+    # The margin is a small difference of large numbers: compare the second logit instead.
     second = io[f"{name}.chosen_logits"] - io[f"{name}.top2_margin"]
     checks.values(f"{name}: second logits, by top2_margin", best[:, 1], second)

@@ -1,4 +1,4 @@
-"""The checkpoint that cases share, built as the model that trains and generates."""
+"""The checkpoint shared by cases, built as the model that trains and generates."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from triptych.backbones import EvaClip, LuminaNextDiT, QwenText, QwenVision, QwenVL
 from triptych.checkpoints.published import key_mapping
 from triptych.evaluation.parity.checks import Checks
-from triptych.evaluation.parity.loading import fill, placed
+from triptych.evaluation.parity.loading import fill, map_keys
 from triptych.evaluation.parity.recorded import Case
 from triptych.interfaces import FlowSamplerConfig
 from triptych.modules import GenerationModule, UnderstandingModule, UnifiedModule
@@ -21,7 +21,7 @@ from triptych.prompts import IM_END, IMAGE_PAD, PAD, START_OF_IMAGE, VISION_END,
 from triptych.training.freezing import freeze_all_but
 from triptych.utils.errors import UserError
 
-# The published code writes these down; the cases have ids and no tokenizer to read them from.
+# Constants of the published code; the cases have ids and no tokenizer.
 START_OF_IMAGE_ID = 151665
 QUERY_ID = 151667
 
@@ -29,7 +29,7 @@ FILES = ("weights", "gen_vision_tower")
 
 
 class PublishedIds:
-    """In the place of a tokenizer: the special tokens of a published configuration."""
+    """Substitute for a tokenizer: the special token ids of a published configuration."""
 
     unk_token_id = None
     name_or_path = "the recorded checkpoint"
@@ -52,8 +52,8 @@ class PublishedIds:
         return self._ids.get(token)
 
 
-class Checkpoint:
-    """The model of a checkpoint case, built once; generation trains, the rest is frozen."""
+class RecordedCheckpoint:
+    """The model of a checkpoint case, built once; only generation is trainable."""
 
     def __init__(self, case: Case, cases: list[Case]) -> None:
         self.case = case
@@ -61,7 +61,7 @@ class Checkpoint:
 
     @cached_property
     def published(self) -> dict[str, Tensor]:
-        """Every tensor by its published key, vocabulary matrices included."""
+        """All tensors by published key, vocabulary matrices included."""
         case = self.case
         tensors = {k: v for name in FILES for k, v in case.file(name).all().items()}
         width = case["config_llm"]["hidden_size"]
@@ -70,20 +70,20 @@ class Checkpoint:
             if formula:
                 tensors[formula["key"]] = by_formula(case["vocab_size"], width, formula)
         if case["config_llm"]["tie_word_embeddings"]:
-            tensors.pop("lm_head.weight", None)  # the embeddings once more
+            tensors.pop("lm_head.weight", None)  # tied to the embeddings
         return tensors
 
     @cached_property
     def weights(self) -> dict[str, Tensor]:
-        """The same by our names."""
-        return placed(self.published)
+        """All tensors by our full names."""
+        return map_keys(self.published)
 
     @cached_property
     def model(self) -> UnifiedModule:
         case, shapes = self.case, {name: tensor.shape for name, tensor in self.weights.items()}
         config = case["config_llm"]
         text, vision = key_mapping.text_arguments(config), key_mapping.vision_arguments(config)
-        # Any size that fits: recorded images bring their own.
+        # any valid size: recorded images have their own
         image_size = vision["patch_size"] * vision["spatial_merge_size"]
         vlm = QwenVL("", QwenText(**text), QwenVision(**vision), image_size=image_size)
         vlm.tokenizer = PublishedIds({**config, "vocab_size": case["vocab_size"]})
@@ -112,7 +112,7 @@ class Checkpoint:
 
 
 def by_formula(rows: int, columns: int, formula: Mapping[str, Any]) -> Tensor:
-    """The matrix that `case.json` describes: a hash of row, column and seed, in uint32."""
+    """Compute a matrix described in `case.json`: a uint32 hash of row, column and seed."""
     i = np.arange(rows, dtype=np.uint32)[:, None] * np.uint32(0x9E3779B1)
     j = np.arange(columns, dtype=np.uint32)[None] * np.uint32(0x85EBCA77)
     h = i + j + np.uint32(formula["seed"] * 0xC2B2AE3D % 2**32)
@@ -130,8 +130,8 @@ def recognizes(case: Case) -> bool:
     return "config_llm" in case
 
 
-def check(case: Case, shared: Checkpoint, checks: Checks) -> None:
-    """Names and shapes, both ways; the vocabulary matrices against the rows that are stored."""
+def check(case: Case, shared: RecordedCheckpoint, checks: Checks) -> None:
+    """Check names and shapes in both directions, and stored rows of the vocabulary matrices."""
     _check_formula(case, shared, checks)
     own = {
         name: parameter
@@ -158,7 +158,7 @@ def check(case: Case, shared: Checkpoint, checks: Checks) -> None:
     checks.same("feed-forward width", arguments["ffn_width"], case["ffn_inner_dim"])
 
 
-def _check_formula(case: Case, shared: Checkpoint, checks: Checks) -> None:
+def _check_formula(case: Case, shared: RecordedCheckpoint, checks: Checks) -> None:
     if not case.has_file("embed_rows.safetensors"):
         return
     stored = case.file("embed_rows")

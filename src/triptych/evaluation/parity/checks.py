@@ -1,6 +1,6 @@
 """Errors of quantities, and their tolerances.
 
-The bounds are of the greatest absolute error, relative to the greatest absolute value recorded.
+Errors are maximum absolute errors relative to the maximum absolute recorded value.
 """
 
 from __future__ import annotations
@@ -16,17 +16,18 @@ GRADIENT = 1e-4
 
 @dataclass(frozen=True)
 class Quantity:
-    """One recorded quantity beside ours."""
+    """Error of one quantity against its recorded value."""
 
     case: str
     name: str
     error: float
-    """Relative error; for what must be identical, how many entries are not."""
+    """Relative error; for exact quantities, the number of different entries."""
     bound: float
+    """Largest permitted error."""
 
     @property
     def ok(self) -> bool:
-        return self.error <= self.bound  # false for nan, too
+        return self.error <= self.bound  # False for nan
 
 
 @dataclass
@@ -37,16 +38,16 @@ class Checks:
     quantities: list[Quantity] = field(default_factory=list)
 
     def values(self, name: str, ours: Tensor, recorded: Tensor) -> None:
-        """Forward values."""
+        """Check forward values."""
         self._add(name, relative_error(ours, recorded), FORWARD)
 
     def gradient(self, name: str, ours: Tensor | None, recorded: Tensor) -> None:
-        """A gradient; None is one that was never computed."""
+        """Check a gradient; None is a missing one."""
         error = float("inf") if ours is None else relative_error(ours, recorded)
         self._add(name, error, GRADIENT)
 
     def same(self, name: str, ours, recorded) -> None:
-        """Ids, names, pixels: tensors or lists that must be identical."""
+        """Check tensors or lists that must be identical, such as ids, names and pixels."""
         if isinstance(ours, Tensor):
             ours = ours.tolist()
         if isinstance(recorded, Tensor):
@@ -54,10 +55,9 @@ class Checks:
         self._add(name, float(differences(ours, recorded)), 0.0)
 
     def rounded(self, name: str, ours: Tensor, recorded: Tensor) -> None:
-        """Pixels uint8, and the recorded values in [0,1] that were rounded to pixels.
+        """Check pixels uint8 against recorded values in [0,1] before their rounding.
 
-        A value that the forward bound allows may round to the other side: that pixel is allowed
-        both ways, any other is not.
+        A pixel may differ only where an error within the forward bound changes the rounding.
         """
         room = FORWARD * recorded.abs().max()
         lowest, highest = (
@@ -71,7 +71,7 @@ class Checks:
 
 
 def relative_error(ours: Tensor, recorded: Tensor) -> float:
-    """Greatest absolute error over the greatest absolute value recorded; inf for another shape."""
+    """Maximum absolute error over the maximum absolute recorded value; inf for another shape."""
     if ours.shape != recorded.shape:
         return float("inf")
     recorded = recorded.double()
@@ -80,7 +80,7 @@ def relative_error(ours: Tensor, recorded: Tensor) -> float:
 
 
 def differences(ours, recorded) -> int:
-    """Number of entries of two nested lists, or of two values, that are not the same."""
+    """Number of different entries of two nested lists or values."""
     if isinstance(ours, list) and isinstance(recorded, list):
         paired = sum(differences(a, b) for a, b in zip(ours, recorded, strict=False))
         return paired + abs(len(ours) - len(recorded))

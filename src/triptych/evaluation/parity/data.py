@@ -1,4 +1,4 @@
-"""From captions and images to ids and pixels: templates, truncation, collation, transform."""
+"""Parity of token ids and pixels: templates, truncation, collation, transform."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def recognizes(case: Case) -> bool:
 
 
 class RecordedTokenizer:
-    """The tokenizer of the case, to which `[IMG]` is added under the id that was recorded."""
+    """The tokenizer of the case, with `[IMG]` under its recorded id."""
 
     unk_token_id = None
 
@@ -35,7 +35,7 @@ class RecordedTokenizer:
         path = case.folder / "tokenizer.json"
         try:
             self._tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(path))
-        except Exception as error:  # the Rust library raises nothing more special
+        except Exception as error:  # the Rust library raises plain exceptions
             raise UserError(f"{path} is no tokenizer ({error}).") from error
         self.name_or_path, self.backend_tokenizer = str(path), self._tokenizer.backend_tokenizer
 
@@ -49,7 +49,7 @@ class RecordedTokenizer:
 
 
 def check(case: Case, checks: Checks) -> None:
-    """Prompts of training and of inference, the batch they make, the image transform."""
+    """Check prompts of training and inference, the collated batch and the image transform."""
     tokenizer = RecordedTokenizer(case)
     check_batch(case, tokenizer, checks)
     check_inference(case, tokenizer, checks)
@@ -57,7 +57,7 @@ def check(case: Case, checks: Checks) -> None:
 
 
 def check_batch(case: Case, tokenizer: RecordedTokenizer, checks: Checks) -> None:
-    """The collated training batch: rows, labels, mask, where the queries begin."""
+    """Check the collated training batch: rows, labels, mask, start of the queries."""
     io = case.io
     rows = training_rows(case, tokenizer)
     placeholders = [QUERY_ID] * num_queries(case)
@@ -79,7 +79,7 @@ def num_queries(case: Case) -> int:
 
 
 def training_rows(case: Case, tokenizer: RecordedTokenizer) -> list[list[int]]:
-    """Prompts as trained with, `[IMG]` included."""
+    """Token ids of training prompts, `[IMG]` included."""
     limit = case["model_max_length"] - num_queries(case)
     captions = iter(case["captions"])
     rows = []
@@ -98,12 +98,12 @@ def training_rows(case: Case, tokenizer: RecordedTokenizer) -> list[list[int]]:
 
 
 def published_labels(row: list[int], start: int) -> list[int]:
-    """The answer's turn, header and `[IMG]` included, which the published code labels.
+    """Labels of the published code: the answer's turn, header and `[IMG]` included.
 
-    Nothing learns from it: only the loss of the image is used, so ours has no such labels.
+    Our batches have no such labels, as only the image loss is used.
     """
     turns = [place for place, number in enumerate(row) if number == start]
-    # A turn has a system message, a question and an answer; a cut row may have lost the last.
+    # system message, question, answer; a truncated row may lack the last
     begin = turns[2] if len(turns) == 3 else len(row) - 1
     return [IGNORED] * begin + row[begin:]
 
@@ -120,11 +120,11 @@ def check_inference(case: Case, tokenizer: RecordedTokenizer, checks: Checks) ->
 
 
 def check_transform(case: Case, checks: Checks) -> None:
-    """An image brought to the square that the language model sees."""
+    """Check the square image transform of the language model."""
     io = case.io
     if "und_source_u8" not in io:
         return
-    side = 448  # written down in the published code, recorded in no case
+    side = 448  # constant of the published code, not recorded
     image = square(Image.fromarray(io["und_source_u8"].numpy()), side).permute(1, 2, 0)
     corner, center = io["und_corner_u8"], io["und_center_u8"]
     checks.same("und_corner_u8", image[: corner.shape[0], : corner.shape[1]], corner)

@@ -1,4 +1,4 @@
-"""Pixel decoder parity: inputs of its UNet, guided Euler steps, the image."""
+"""Parity of the pixel decoder: inputs of its UNet, guided Euler steps, the image."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from triptych.backbones.sdxl import guided
 from triptych.checkpoints.published import key_mapping
 from triptych.evaluation.parity.checks import Checks
 from triptych.evaluation.parity.loading import fill
-from triptych.evaluation.parity.recorded import Case, Tensors
+from triptych.evaluation.parity.recorded import Case, RecordedTensors
 from triptych.interfaces import SamplerConfig
 
 
@@ -23,7 +23,7 @@ def recognizes(case: Case) -> bool:
 
 @torch.no_grad()
 def check(case: Case, checks: Checks) -> None:
-    """One guided run from recorded noise."""
+    """Check one guided run from recorded noise."""
     io, steps, guidance = case.io, case["steps"], case["guidance_scale"]
     model = build(case)
     check_schedules(io, model, steps, checks)
@@ -55,7 +55,7 @@ def check(case: Case, checks: Checks) -> None:
 
 
 def build(case: Case) -> SDXLDecoder:
-    """UNet and VAE with the weights of the case."""
+    """Build UNet and VAE with the weights of the case."""
     vae = KLAutoencoder(**key_mapping.vae_arguments(case["vae_config"], case["height"]))
     model = SDXLDecoder(
         **key_mapping.decoder_arguments(case["unet_config"]),
@@ -74,20 +74,20 @@ def build(case: Case) -> SDXLDecoder:
 
 
 def as_grid(tokens: Tensor) -> Tensor:
-    """[B,n,C] row by row -> [B,C,h,w]."""
+    """Reshape tokens [B,n,C], in row-major order, to a grid [B,C,h,w]."""
     side = math.isqrt(tokens.shape[1])
     return tokens.transpose(1, 2).unflatten(2, (side, side))
 
 
-def check_schedules(io: Tensors, model: SDXLDecoder, steps: int, checks: Checks) -> None:
-    """Noise levels and times, of the run and of other recorded numbers of steps."""
+def check_schedules(io: RecordedTensors, model: SDXLDecoder, steps: int, checks: Checks) -> None:
+    """Check noise levels and timesteps of the run, and of other recorded numbers of steps."""
     for match in io.matching(r"(sigmas|timesteps)(?:_(\d+))?"):
         schedule = model.scheduler(SamplerConfig(int(match[2] or steps)))
         checks.values(match[0], getattr(schedule, match[1]), io[match[0]])
 
 
-def check_first_call(io: Tensors, call: tuple, guidance: float, checks: Checks) -> None:
-    """Check inputs and output of the UNet: [conditional, negative]."""
+def check_first_call(io: RecordedTensors, call: tuple, guidance: float, checks: Checks) -> None:
+    """Check inputs and output of the first UNet call, [conditional, negative]."""
     (sample, timesteps), named, output = call
     added = named["added_cond_kwargs"]
     checks.values("first_model_input", sample, io["first_model_input"])

@@ -1,11 +1,11 @@
-"""DiT parity: forward and gradients, whatever the width of its feed-forward layers."""
+"""Parity of the DiT: forward and gradients, for any width of its feed-forward layers."""
 
 from __future__ import annotations
 
 from triptych.backbones import LuminaNextDiT
 from triptych.checkpoints.published import key_mapping
 from triptych.evaluation.parity.checks import Checks
-from triptych.evaluation.parity.loading import fill, placed
+from triptych.evaluation.parity.loading import fill, map_keys
 from triptych.evaluation.parity.recorded import Case
 
 
@@ -15,9 +15,9 @@ def recognizes(case: Case) -> bool:
 
 
 def check(case: Case, checks: Checks) -> None:
-    """One pass forward and back."""
+    """Check one forward and backward pass."""
     io = case.io
-    weights = placed({f"model.dit.{k}": v for k, v in case.file("weights").all().items()})
+    weights = map_keys({f"model.dit.{k}": v for k, v in case.file("weights").all().items()})
     shapes = {name: tensor.shape for name, tensor in weights.items()}
     model = LuminaNextDiT(
         **key_mapping.dit_arguments(shapes), patch_size=case["config"]["patch_size"]

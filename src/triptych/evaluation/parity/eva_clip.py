@@ -1,4 +1,4 @@
-"""The EVA tower: tokens, pooled features, and how an image is brought to it."""
+"""Parity of the EVA tower: tokens, pooled features, image transform."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from PIL import Image
 from triptych.backbones import EvaClip
 from triptych.checkpoints.published import key_mapping
 from triptych.evaluation.parity.checks import Checks
-from triptych.evaluation.parity.loading import fill, placed
+from triptych.evaluation.parity.loading import fill, map_keys
 from triptych.evaluation.parity.recorded import Case
 from triptych.utils.images import square
 
@@ -20,7 +20,7 @@ def recognizes(case: Case) -> bool:
 
 @torch.no_grad()
 def check(case: Case, checks: Checks) -> None:
-    """The tower in both layouts of its bias, and the published transform."""
+    """Check the tower with both layouts of its bias, and the published transform."""
     io, published = case.io, case.file("weights").all()
     head_width = case["config"]["vision_cfg"]["head_width"]
     model = tower(published, case["pool"], head_width)
@@ -44,8 +44,8 @@ def check(case: Case, checks: Checks) -> None:
 
 
 def tower(published: dict[str, torch.Tensor], pool: int, head_width: int) -> EvaClip:
-    """The tower with published weights."""
-    weights = placed(published)
+    """Build the tower with published weights."""
+    weights = map_keys(published)
     shapes = {name: tensor.shape for name, tensor in weights.items()}
     model = EvaClip(**key_mapping.tower_arguments(shapes, pool, head_width))
     model.build()
@@ -54,7 +54,7 @@ def tower(published: dict[str, torch.Tensor], pool: int, head_width: int) -> Eva
 
 
 def _split_bias(published: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The same weights as the other kind of file has them: no bias on keys."""
+    """The weights in the other published layout, without a bias on keys."""
     split = {}
     for name, tensor in published.items():
         if name.endswith("qkv.bias"):

@@ -1,4 +1,4 @@
-"""Sampling: query outputs, guided steps of the DiT, features for the decoder."""
+"""Parity of sampling: query outputs, guided steps of the DiT, features for the decoder."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import re
 import torch
 from torch import Tensor
 
-from triptych.evaluation.parity.checkpoint import START_OF_IMAGE_ID, Checkpoint
+from triptych.evaluation.parity.checkpoint import START_OF_IMAGE_ID, RecordedCheckpoint
 from triptych.evaluation.parity.checks import Checks
-from triptych.evaluation.parity.recorded import Case, Tensors
+from triptych.evaluation.parity.recorded import Case, RecordedTensors
 from triptych.evaluation.parity.seeing import Seen, check_seeing
 from triptych.interfaces import Condition
 from triptych.prompts import PAD, pad, token_id
@@ -22,8 +22,8 @@ def recognizes(case: Case) -> bool:
 
 
 @torch.no_grad()
-def check(case: Case, shared: Checkpoint, checks: Checks) -> None:
-    """Check every prompt by itself, and then all of them in one batch."""
+def check(case: Case, shared: RecordedCheckpoint, checks: Checks) -> None:
+    """Check every prompt separately, then all in one batch."""
     io = case.io
     steps = case["steps"]
     grid = torch.from_numpy(times(steps)).float()
@@ -36,12 +36,12 @@ def check(case: Case, shared: Checkpoint, checks: Checks) -> None:
     rows = {name: [*io[f"{name}.input_ids"][0].tolist(), START_OF_IMAGE_ID] for name in prompts}
     for name in prompts:
         shown = seen if image_id in rows[name] else (None, None)
-        condition = ask(shared, [rows[name]], shown)
+        condition = condition_of(shared, [rows[name]], shown)
         checks.values(f"{name}: query_hidden", condition.hidden_states, io[f"{name}.query_hidden"])
         check_sampling(case, shared, name, condition, checks)
 
-    # One batch of all of them, padded, as the published code cannot.
-    condition = ask(shared, list(rows.values()), seen)
+    # all in one padded batch, which the published code does not support
+    condition = condition_of(shared, list(rows.values()), seen)
     hidden = torch.cat([io[f"{name}.query_hidden"] for name in prompts])
     checks.values("all in one batch: query_hidden", condition.hidden_states, hidden)
     noise = torch.cat([io[f"{name}.noise"] for name in prompts])
@@ -50,8 +50,8 @@ def check(case: Case, shared: Checkpoint, checks: Checks) -> None:
     checks.values("all in one batch: latents", latents, recorded)
 
 
-def see_image(io: Tensors, shared: Checkpoint, checks: Checks) -> Seen:
-    """The image that prompts of a case show, if any."""
+def see_image(io: RecordedTensors, shared: RecordedCheckpoint, checks: Checks) -> Seen:
+    """Inputs of the image in the case's prompts, if there is one."""
     if "picture_u8" not in io:
         return None, None
     return check_seeing(
@@ -59,8 +59,8 @@ def see_image(io: Tensors, shared: Checkpoint, checks: Checks) -> Seen:
     )
 
 
-def ask(shared: Checkpoint, rows: list[list[int]], seen: Seen) -> Condition:
-    """The condition of generation prompts."""
+def condition_of(shared: RecordedCheckpoint, rows: list[list[int]], seen: Seen) -> Condition:
+    """Condition of generation prompts."""
     ids, mask = pad(rows, token_id(shared.vlm.tokenizer, PAD))
     queries = shared.model.generation.queries
     return shared.vlm.condition(ids, mask, queries, *seen)
@@ -68,7 +68,7 @@ def ask(shared: Checkpoint, rows: list[list[int]], seen: Seen) -> Condition:
 
 def sample(
     case: Case,
-    shared: Checkpoint,
+    shared: RecordedCheckpoint,
     condition: Condition,
     noise: Tensor,
     on_step: OnStep | None = None,
@@ -88,18 +88,18 @@ def sample(
 
 
 def check_sampling(
-    case: Case, shared: Checkpoint, name: str, condition: Condition, checks: Checks
+    case: Case, shared: RecordedCheckpoint, name: str, condition: Condition, checks: Checks
 ) -> None:
     """Check the DiT's timestep at each step, and the result of each recorded step."""
-    io, told, after = case.io, [], {}
+    io, timesteps, after = case.io, [], {}
     watch = shared.model.generation.dit.dit.register_forward_pre_hook(
-        lambda _, arguments: told.append(arguments[1][0].item())
+        lambda _, arguments: timesteps.append(arguments[1][0].item())
     )
     latents = sample(
         case, shared, condition, io[f"{name}.noise"], lambda step, x, _: after.update({step: x})
     )
     watch.remove()
-    checks.same(f"{name}: times told to the DiT", told, io["dit_timesteps_long"].tolist())
+    checks.same(f"{name}: timesteps of the DiT", timesteps, io["dit_timesteps_long"].tolist())
     for match in io.matching(rf"{re.escape(name)}\.latents_after_(\d+)"):
         checks.values(match[0].replace(".", ": "), after[int(match[1]) - 1], io[match[0]])
     checks.values(f"{name}: latents", latents, io[f"{name}.latents"])

@@ -1,4 +1,4 @@
-"""A recorded case on disk: `case.json` (facts), `io.safetensors` (values) and weights."""
+"""Recorded cases on disk: `case.json` (metadata), `io.safetensors` (values) and weights."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from triptych.utils.documents import read_json
 from triptych.utils.errors import UserError
 
 
-class Tensors:
+class RecordedTensors:
     """The tensors of a safetensors file, read on demand.
 
     Raises:
@@ -40,11 +40,11 @@ class Tensors:
         return self._file.get_tensor(name)
 
     def matching(self, pattern: str) -> list[re.Match]:
-        """Matches of the names that a regular expression fits whole."""
+        """Full matches of a regular expression with the names."""
         return [match for match in (re.fullmatch(pattern, name) for name in self.names) if match]
 
     def all(self) -> dict[str, Tensor]:
-        """All of them by name."""
+        """All tensors by name."""
         return {name: self._file.get_tensor(name) for name in self.names}
 
 
@@ -54,44 +54,44 @@ class Case:
     def __init__(self, folder: Path) -> None:
         self.folder, self.name = folder, folder.name
         path = folder / "case.json"
-        self._facts = read_json(path)
+        self._metadata = read_json(path)
 
-    def __contains__(self, fact: str) -> bool:
-        return fact in self._facts
+    def __contains__(self, key: str) -> bool:
+        return key in self._metadata
 
-    def __getitem__(self, fact: str) -> Any:
-        """A fact of `case.json`.
+    def __getitem__(self, key: str) -> Any:
+        """Value of a key of `case.json`.
 
         Raises:
-            UserError: it is not there.
+            UserError: the key is missing.
         """
-        if fact not in self._facts:
-            raise UserError(f"{self.folder / 'case.json'} says nothing of {fact!r}.")
-        return self._facts[fact]
+        if key not in self._metadata:
+            raise UserError(f"{self.folder / 'case.json'} says nothing of {key!r}.")
+        return self._metadata[key]
 
     @cached_property
-    def io(self) -> Tensors:
+    def io(self) -> RecordedTensors:
         """Recorded inputs and outputs."""
         return self.file("io")
 
     def open_files(self) -> None:
-        """Read the beginning of every listed file, so that a damaged one is found at once."""
+        """Open every listed file, to find damaged ones early."""
         for name in self["files"]:
             self.file(name.removesuffix(".safetensors"))
 
     def has_file(self, name: str) -> bool:
         return (self.folder / name).is_file()
 
-    def file(self, name: str) -> Tensors:
+    def file(self, name: str) -> RecordedTensors:
         """The tensors of `name`.safetensors."""
-        return Tensors(self.folder / f"{name}.safetensors")
+        return RecordedTensors(self.folder / f"{name}.safetensors")
 
 
 def read_cases(folder: Path) -> list[Case]:
-    """The cases of a folder, by name.
+    """Read the cases of a folder, in the order of their names.
 
     Raises:
-        UserError: the folder does not exist, there are no cases in it, or one is damaged.
+        UserError: the folder does not exist or has no cases, or one is damaged.
     """
     if not folder.is_dir():
         raise UserError(f"the folder of cases {folder} does not exist.")

@@ -1,4 +1,4 @@
-"""Runs every case of a folder, and reports the results as a table and one line of JSON."""
+"""Run of every case of a folder, reported as a table and one line of JSON."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ from triptych.evaluation.parity import (
     generating,
     training,
 )
-from triptych.evaluation.parity.checkpoint import Checkpoint
+from triptych.evaluation.parity.checkpoint import RecordedCheckpoint
 from triptych.evaluation.parity.checks import Checks, Quantity
 from triptych.evaluation.parity.recorded import Case, read_cases
 from triptych.utils.errors import UserError
 
-# Each file says by `recognizes` which cases are its own, and runs one by `check`.
-ALONE = (dit, eva_clip, decoder, data)
+# each file has `recognizes`, whether a case is of its kind, and `check`, which runs one
+STANDALONE = (dit, eva_clip, decoder, data)
 WITH_CHECKPOINT = (checkpoint, training, generating, chat)
 
 
 @dataclass
-class Report:
+class ParityReport:
     """Results of a folder of cases."""
 
     cases: int
     """Number of cases that were run."""
     quantities: list[Quantity]
     left_out: dict[str, str]
-    """Why a case could not be run, by its name: another, which it builds on, is not there."""
+    """Reasons of skipped cases by name: a case that they depend on is missing."""
 
     @property
     def failed(self) -> list[str]:
@@ -47,7 +47,7 @@ class Report:
 
     @property
     def worst(self) -> Quantity:
-        """The quantity that comes nearest to its bound, or is furthest beyond it."""
+        """The quantity with the largest ratio of error to bound."""
         return max(self.quantities, key=_strain)
 
     def summary(self) -> str:
@@ -77,24 +77,28 @@ def _strain(quantity: Quantity) -> float:
 
 def row(quantity: Quantity) -> str:
     """One line of the table."""
-    verdict = "ok" if quantity.ok else "FAILED"
+    result = "ok" if quantity.ok else "FAILED"
     return (
         f"{quantity.case:16} {quantity.name:66} {quantity.error:9.1e} {quantity.bound:8.0e} "
-        f"{verdict}"
+        f"{result}"
     )
 
 
 HEADER = f"{'case':16} {'quantity':66} {'error':>9} {'bound':>8} ok"
 
 
-def run_cases(folder: Path, show: Callable[[str], None] = print) -> Report:
-    """Run all cases of `folder`; `show` gets the table line by line.
+def run_cases(folder: Path, show: Callable[[str], None] = print) -> ParityReport:
+    """Run all cases of a folder.
+
+    Args:
+        folder: folder of the cases.
+        show: callback for the table, line by line.
 
     Raises:
         UserError: the folder or a file of a case is missing or damaged.
     """
     cases = read_cases(folder)
-    kinds = {case.name: _kind(case) for case in cases}  # before anything long starts
+    kinds = {case.name: _kind(case) for case in cases}  # fails early
     shared = _shared_checkpoint(cases, kinds)
     reasons = {case.name: _lack(case, kinds, shared) for case in cases}
     left_out = {name: reason for name, reason in reasons.items() if reason}
@@ -112,10 +116,10 @@ def run_cases(folder: Path, show: Callable[[str], None] = print) -> Report:
             for quantity in checks.quantities:
                 show(row(quantity))
             quantities += checks.quantities
-    return Report(len(cases) - len(left_out), quantities, left_out)
+    return ParityReport(len(cases) - len(left_out), quantities, left_out)
 
 
-def _check(kind, case: Case, shared: Checkpoint | None, checks: Checks) -> None:
+def _check(kind, case: Case, shared: RecordedCheckpoint | None, checks: Checks) -> None:
     try:
         if kind in WITH_CHECKPOINT:
             kind.check(case, shared, checks)
@@ -126,22 +130,22 @@ def _check(kind, case: Case, shared: Checkpoint | None, checks: Checks) -> None:
 
 
 def _kind(case: Case):
-    """The checking file of a case, by its content, whatever its name."""
-    for kind in (*WITH_CHECKPOINT, *ALONE):
+    """The module that checks a case, chosen by the content of the case."""
+    for kind in (*WITH_CHECKPOINT, *STANDALONE):
         if kind.recognizes(case):
             return kind
     raise UserError(f"{case.folder} is a case of no known kind, or lacks its io.safetensors.")
 
 
-def _shared_checkpoint(cases: list[Case], kinds: dict) -> Checkpoint | None:
-    found = [case for case in cases if kinds[case.name] is checkpoint]
-    if len(found) > 1:
-        raise UserError(f"{found[0].folder} and {found[1].folder} are both a shared checkpoint.")
-    return Checkpoint(found[0], cases) if found else None
+def _shared_checkpoint(cases: list[Case], kinds: dict) -> RecordedCheckpoint | None:
+    shared = [case for case in cases if kinds[case.name] is checkpoint]
+    if len(shared) > 1:
+        raise UserError(f"{shared[0].folder} and {shared[1].folder} are both a shared checkpoint.")
+    return RecordedCheckpoint(shared[0], cases) if shared else None
 
 
-def _lack(case: Case, kinds: dict, shared: Checkpoint | None) -> str | None:
-    """Why a case cannot be run, if it cannot."""
+def _lack(case: Case, kinds: dict, shared: RecordedCheckpoint | None) -> str | None:
+    """Reason why a case cannot be run, or None."""
     kind = kinds[case.name]
     if kind in WITH_CHECKPOINT and shared is None:
         return f"{case.name} needs the checkpoint that cases share, which is not there"
@@ -153,7 +157,7 @@ def _lack(case: Case, kinds: dict, shared: Checkpoint | None) -> str | None:
 
 @contextmanager
 def _single_thread():
-    """Use one thread, as in the recording: the order of a sum depends on the number of threads."""
+    """Use one thread, as in the recording: the order of sums depends on the number of threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -1,4 +1,4 @@
-"""Images on their way into the language model: patches, grids, visual features."""
+"""Parity of the image inputs of the language model: patches, grids, visual features."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from triptych.evaluation.parity.checkpoint import Checkpoint
+from triptych.evaluation.parity.checkpoint import RecordedCheckpoint
 from triptych.evaluation.parity.checks import Checks
 
 Seen = tuple[Tensor | None, Tensor | None]
@@ -15,9 +15,9 @@ Seen = tuple[Tensor | None, Tensor | None]
 
 
 def check_seeing(
-    shared: Checkpoint, images: Tensor, patches: Tensor, grids: Tensor, checks: Checks
+    shared: RecordedCheckpoint, images: Tensor, patches: Tensor, grids: Tensor, checks: Checks
 ) -> Seen:
-    """Our patches and grids of images uint8 [n,H,W,3], after a look at the recorded ones."""
+    """Check patches and grids of images uint8 [n,H,W,3] against recorded ones; returns ours."""
     side = shared.vlm.vision.patch_size
     height, width = (grids[0, 1:] * side).tolist()
     images = torch.stack([_resized(image, height, width) for image in images])

@@ -1,4 +1,4 @@
-"""One training step: every intermediate from the prompt to the gradients."""
+"""Parity of one training step: every intermediate value from the prompt to the gradients."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from triptych.checkpoints.published import key_mapping
-from triptych.evaluation.parity.checkpoint import Checkpoint
+from triptych.evaluation.parity.checkpoint import RecordedCheckpoint
 from triptych.evaluation.parity.checks import Checks
-from triptych.evaluation.parity.recorded import Case, Tensors
+from triptych.evaluation.parity.recorded import Case, RecordedTensors
 from triptych.evaluation.parity.seeing import Seen, check_seeing
 from triptych.interfaces import Condition
 from triptych.loss import mse, path, sample_time
@@ -23,8 +23,8 @@ def recognizes(case: Case) -> bool:
     return case.has_file("io.safetensors") and "img_hidden_states" in case.io
 
 
-def check(case: Case, shared: Checkpoint, checks: Checks) -> None:
-    """The lines of `GenerationModule.step`, with recorded noise, time and drop."""
+def check(case: Case, shared: RecordedCheckpoint, checks: Checks) -> None:
+    """Check the steps of `GenerationModule.step`, with recorded noise, timesteps and dropout."""
     io, model = case.io, shared.model
     model.zero_grad(set_to_none=True)
     generation, vlm = model.generation, shared.vlm
@@ -71,8 +71,8 @@ def check(case: Case, shared: Checkpoint, checks: Checks) -> None:
     check_gradients(case, shared, checks)
 
 
-def see_images(io: Tensors, shared: Checkpoint, checks: Checks) -> Seen:
-    """The images that prompts of a case show, if any."""
+def see_images(io: RecordedTensors, shared: RecordedCheckpoint, checks: Checks) -> Seen:
+    """Inputs of the images in the case's prompts, if there are any."""
     if "und_image" not in io:
         return None, None
     seen = check_seeing(shared, io["und_pictures_u8"], io["und_image"], io["grid_thw"], checks)
@@ -82,8 +82,10 @@ def see_images(io: Tensors, shared: Checkpoint, checks: Checks) -> Seen:
     return seen
 
 
-def check_whole_pass(shared: Checkpoint, inputs: tuple, io: Tensors, checks: Checks) -> None:
-    """The condition once more, without the cached prompt: as while the language model trains."""
+def check_whole_pass(
+    shared: RecordedCheckpoint, inputs: tuple, io: RecordedTensors, checks: Checks
+) -> None:
+    """Check the condition without the cached prompt, as when the language model is trained."""
     language_model = shared.vlm.model.model.language_model
     language_model.requires_grad_(True)
     try:
@@ -93,15 +95,15 @@ def check_whole_pass(shared: Checkpoint, inputs: tuple, io: Tensors, checks: Che
     checks.values("img_hidden_states, whole pass", condition.hidden_states, io["img_hidden_states"])
 
 
-def recorded_images(case: Case, shared: Checkpoint) -> Tensor:
-    """The normalized target images, which one case may have from another."""
+def recorded_images(case: Case, shared: RecordedCheckpoint) -> Tensor:
+    """Normalized target images, which a case may take from another."""
     if "gen_image" in case.io:
         return case.io["gen_image"].float()
     return shared.siblings[borrowed_from(case)].io["gen_image"].float()
 
 
 def borrowed_from(case: Case) -> str | None:
-    """The name of the case whose target images this one takes; None where it has its own."""
+    """Name of the case whose target images this one takes; None if it has its own."""
     if "gen_image" in case.io:
         return None
     named = re.search(r"(\S+)/io", case["gen_image"])
@@ -110,8 +112,8 @@ def borrowed_from(case: Case) -> str | None:
     return named[1]
 
 
-def check_gradients(case: Case, shared: Checkpoint, checks: Checks) -> None:
-    """Recorded gradients in full, the norms of all, and that nothing else has one."""
+def check_gradients(case: Case, shared: RecordedCheckpoint, checks: Checks) -> None:
+    """Check recorded gradients, the norms of all gradients, and that there are no others."""
     io = case.io
     gradients = {
         key_mapping.published_key(name): key_mapping.to_published(name, parameter.grad)

@@ -1,7 +1,7 @@
-"""Every score of the shapes world as single verdicts, which processes can share out.
+"""Every score of the shapes world, item by item, so that processes can share the work.
 
-Work is cut into batches that depend only on the settings; a process takes whole ones, so that the
-verdicts are the same bit by bit however many processes there are.
+Work is cut into batches that depend only on the settings, and a process takes whole batches: the
+scores are bit-identical for any number of processes.
 """
 
 from __future__ import annotations
@@ -11,19 +11,19 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from triptych.evaluation.image_cache import KeptImages
+from triptych.evaluation.image_cache import ImageCache
 from triptych.evaluation.report import Report, nested
 from triptych.evaluation.shapes.common import SEEDS, ImageOptions, batches
 from triptych.evaluation.shapes.edit_eval import by_kind, edit_chance, edit_for, edits
 from triptych.evaluation.shapes.shape_eval import (
-    EDITS,
+    MAX_EDITS,
     QUESTIONS_PER_IMAGE,
     answers_for,
-    ask_about,
     by_type,
     chance,
     examples,
     generate_for,
+    questions_about,
     reconstruct_for,
 )
 from triptych.evaluation.statistics import bootstrap, mean, wilson
@@ -33,91 +33,105 @@ from triptych.shapes_world.checker import answer_is_right, by_task, check
 from triptych.utils.errors import UserError
 
 SPLITS = {"shape_eval": "eval", "shape_eval_unseen": "unseen"}
-"""Score -> the captions that it is about."""
+"""Score -> split of its captions."""
 
-Verdict = tuple[str, int, int, bool]
-"""(score, copy, number of the item, whether it is right)."""
+ItemScore = tuple[str, int, int, bool]
+"""(score, copy, number of the item, whether the item is correct)."""
 
 
 @dataclass(frozen=True)
-class Plan:
-    """Scoring plan; the batch size decides no score, but how images are rounded."""
+class ScoringPlan:
+    """Settings of a scoring run; the batch size affects only rounding, speed and memory."""
 
     num_images: int = 600
-    """Number of captions, reconstructions and half of the questions; edits are EDITS at most."""
+    """Number of captions, reconstructions and half of the questions; at most MAX_EDITS edits."""
     per_caption: int = 1
-    """Images for each caption: those of `seed`, of `seed` + 1, and so on."""
+    """Images for each caption, with the seeds `seed`, `seed` + 1, and so on."""
     seed: int = 0
     batch_size: int = 64
     generation_config: GenerationConfig = GenerationConfig()
 
     def __post_init__(self) -> None:
-        if self.num_images < 2:  # chance is the image of another caption
+        if self.num_images < 2:  # chance is computed with the image of another caption
             raise UserError(
                 f"the shapes world cannot be scored on {self.num_images} image; give 2."
             )
 
     @property
     def settings(self) -> dict[str, Any]:
-        """All values, those of the images among them."""
+        """All values, generation settings included."""
         own = {each.name: getattr(self, each.name) for each in fields(self)}
         return own | own.pop("generation_config").settings
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Items of each score, of one copy."""
+        """Number of items of each score, in one copy."""
         return {
             "shape_eval": self.num_images,
             "shape_eval_unseen": self.num_images,
             "reconstruction": self.num_images,
             "question_answering": self.num_images * QUESTIONS_PER_IMAGE,
-            "edits": min(self.num_images, EDITS),
+            "edits": min(self.num_images, MAX_EDITS),
         }
 
     def work(self) -> Iterator[tuple[str, int, range]]:
-        """(score, copy, numbers of the items) of every batch."""
+        """Yield (score, copy, numbers of the items) of every batch."""
         for score, size in self.sizes.items():
             for copy in range(self.per_caption if score in SPLITS else 1):
                 for numbers in batches(size, self.batch_size):
                     yield score, copy, numbers
 
 
-def verdicts(
-    model: Any, plan: Plan, part: tuple[int, int] = (0, 1), kept: KeptImages | None = None
-) -> Iterator[Verdict]:
-    """Those of every N-th batch, beginning with the K-th; part is (K, N), counted from 0."""
-    judge = {
+def item_scores(
+    model: Any,
+    plan: ScoringPlan,
+    batches_of: tuple[int, int] = (0, 1),
+    cache: ImageCache | None = None,
+) -> Iterator[ItemScore]:
+    """Score the items of some batches.
+
+    Args:
+        model: the model to score.
+        plan: settings of the run.
+        batches_of: (K, N): every N-th batch from batch K on, counted from 0.
+        cache: cache of the generated images.
+    """
+    score_batch = {
         **{score: _generated for score in SPLITS},
         "reconstruction": _reconstructed,
         "question_answering": _answered,
         "edits": _edited,
     }
-    for score, copy, numbers in list(plan.work())[part[0] :: part[1]]:
-        right = judge[score](model, plan, score, copy, numbers, kept)
+    first, step = batches_of
+    for score, copy, numbers in list(plan.work())[first::step]:
+        right = score_batch[score](
+            model, plan, score=score, copy=copy, numbers=numbers, cache=cache
+        )
         yield from ((score, copy, n, bool(each)) for n, each in zip(numbers, right, strict=True))
 
 
-def report(found: Sequence[Verdict], plan: Plan, folder: Path | None = None) -> Report:
-    """All scores, those of chance beside them, with 95% intervals.
+def report(items: Sequence[ItemScore], plan: ScoringPlan, folder: Path | None = None) -> Report:
+    """Report of all scores, with the scores of chance and 95% intervals.
 
-    Wilson's, where each value is of a sample of its own; else samples (captions, or the images
-    that questions are about) are drawn again, tasks are fixed.
+    Intervals are Wilson's where values are independent; else samples (captions, or the images that
+    questions are about) are resampled, tasks are fixed.
 
     Args:
-        found: all verdicts of the plan, in any order.
+        items: all item scores of the plan, in any order.
+        plan: settings of the run.
         folder: folder of the stored images.
     """
-    ordered = sorted(found, key=lambda each: (each[0], each[2], each[1]))
+    ordered = sorted(items, key=lambda each: (each[0], each[2], each[1]))
     right = {score: [each[3] for each in ordered if each[0] == score] for score in plan.sizes}
     scores: dict[str, float] = {}
     clusters: dict[str, list[list[list[float]]]] = {}
     for score, split in SPLITS.items():
-        asked = [each.request for each in examples(split, plan.num_images)]
-        repeated = [request for request in asked for _ in range(plan.per_caption)]
+        requests = [each.request for each in examples(split, plan.num_images)]
+        repeated = [request for request in requests for _ in range(plan.per_caption)]
         tasks = by_task(right[score], repeated)
         values = _runs(right[score], plan.per_caption)
         groups = {
-            task: [some for some, r in zip(values, asked, strict=True) if r.task == task]
+            task: [some for some, r in zip(values, requests, strict=True) if r.task == task]
             for task in tasks
             if task != "mean"
         }
@@ -126,18 +140,18 @@ def report(found: Sequence[Verdict], plan: Plan, folder: Path | None = None) -> 
         scores |= {f"{score}/{task}": value for task, value in tasks.items()}
     scores["reconstruction"] = mean(right["reconstruction"])
     clusters["reconstruction"] = [_runs(right["reconstruction"], 1)]
-    turns = ask_about(examples("eval", plan.num_images))
-    for name, value in by_type(turns, right["question_answering"]).items():
-        of_type = [n for n, turn in enumerate(turns) if name in (turn.type, "mean")]
+    questions = questions_about(examples("eval", plan.num_images))
+    for name, value in by_type(questions, right["question_answering"]).items():
+        of_type = [n for n, each in enumerate(questions) if name in (each.type, "mean")]
         images: dict[int, list[float]] = {}
         for n in of_type:
-            images.setdefault(turns[n].number, []).append(float(right["question_answering"][n]))
+            images.setdefault(questions[n].number, []).append(float(right["question_answering"][n]))
         scores[f"question_answering/{name}"] = value
         clusters[f"question_answering/{name}"] = [list(images.values())]
-    asked_edits = edits(plan.sizes["edits"])
-    scores |= {f"edits/{k}": v for k, v in by_kind(asked_edits, right["edits"]).items()}
-    for kind in {edit.kind for edit in asked_edits}:
-        of_kind = [r for r, e in zip(right["edits"], asked_edits, strict=True) if e.kind == kind]
+    samples = edits(plan.sizes["edits"])
+    scores |= {f"edits/{k}": v for k, v in by_kind(samples, right["edits"]).items()}
+    for kind in {edit.kind for edit in samples}:
+        of_kind = [r for r, e in zip(right["edits"], samples, strict=True) if e.kind == kind]
         clusters[f"edits/{kind}"] = [_runs(of_kind, 1)]
     scores["edits/mean"] = mean(right["edits"])
     clusters["edits/mean"] = [_runs(right["edits"], 1)]
@@ -153,22 +167,22 @@ def report(found: Sequence[Verdict], plan: Plan, folder: Path | None = None) -> 
             for name in scores
             if name in clusters
         },
-        counts={"asked": len(found), "scored": len(found)},
+        counts={"expected": len(items), "scored": len(items)},
         settings=plan.settings | ({"folder": str(folder)} if folder else {}),
         items=_items(ordered, plan.num_images, folder),
     )
 
 
 def evaluate_all(model: Any, num_images: int = 240, batch_size: int = 64) -> dict[str, Any]:
-    """Every score of the shapes world, and chance beside it; nested dicts."""
-    plan = Plan(num_images, batch_size=batch_size)
-    return nested(report(list(verdicts(model, plan)), plan).scores)
+    """Every score of the shapes world and of chance, as nested dicts."""
+    plan = ScoringPlan(num_images, batch_size=batch_size)
+    return nested(report(list(item_scores(model, plan)), plan).scores)
 
 
 def interval(groups: Sequence[Sequence[Sequence[float]]]) -> tuple[float, float] | None:
     """The 95% interval of the mean of group means; see `report`.
 
-    Bootstrap of equal values gives an interval of zero width: Wilson's then, of the clusters.
+    Wilson's interval of the clusters where all values are equal: a bootstrap would have zero width.
     """
     clusters = [cluster for group in groups for cluster in group]
     values = [value for cluster in clusters for value in cluster]
@@ -189,17 +203,17 @@ def _runs(values: Sequence[bool], length: int) -> list[list[float]]:
 
 
 def _items(
-    ordered: Sequence[Verdict], num_images: int, folder: Path | None
+    ordered: Sequence[ItemScore], num_images: int, folder: Path | None
 ) -> list[dict[str, Any]]:
-    """One an image for a caption."""
-    found = []
+    """Report items, one for each generated image."""
+    items = []
     for score, copy, number, right in ordered:
         if score in SPLITS:
             file = image_file(score, copy, number)
             prompt = examples(SPLITS[score], num_images)[number].caption
             item = {"key": file.removesuffix(".png"), "prompt": prompt, "state": "scored"}
-            found.append(item | {"score": float(right)} | ({"image": file} if folder else {}))
-    return found
+            items.append(item | {"score": float(right)} | ({"image": file} if folder else {}))
+    return items
 
 
 def _flat(name: str, value: Any) -> dict[str, float]:
@@ -212,48 +226,49 @@ def _flat(name: str, value: Any) -> dict[str, float]:
 
 
 def _generated(
-    model: Any, plan: Plan, score: str, copy: int, numbers: range, kept: KeptImages | None
+    model: Any,
+    plan: ScoringPlan,
+    *,
+    score: str,
+    copy: int,
+    numbers: range,
+    cache: ImageCache | None,
 ) -> list[bool]:
     samples = examples(SPLITS[score], plan.num_images)
-    asked = {
+    files = {
         n: (image_file(score, copy, n), samples[n].caption, (plan.seed + copy) * SEEDS + n)
         for n in numbers
     }
-    images = {n: kept.load(*asked[n]) for n in numbers} if kept else dict.fromkeys(numbers)
-    left = [n for n, image in images.items() if image is None]
-    if left:
-        options = ImageOptions(len(left), plan.seed + copy, plan.generation_config, left)
-        made = generate_for(model, [samples[n] for n in left], options)
-        images |= zip(left, made, strict=True)
-    if kept:
-        for n in left:
-            kept.save(*asked[n], images[n])
+    images = {n: cache.load(*files[n]) for n in numbers} if cache else dict.fromkeys(numbers)
+    missing = [n for n, image in images.items() if image is None]
+    if missing:
+        options = ImageOptions(len(missing), plan.seed + copy, plan.generation_config, missing)
+        generated = generate_for(model, [samples[n] for n in missing], options)
+        images |= zip(missing, generated, strict=True)
+    if cache:
+        for n in missing:
+            cache.save(*files[n], images[n])
     return [check(images[n], samples[n].request) for n in numbers]
 
 
-def _reconstructed(
-    model: Any, plan: Plan, score: str, copy: int, numbers: range, kept: KeptImages | None
-) -> list[bool]:
+def _reconstructed(model: Any, plan: ScoringPlan, *, numbers: range, **_: Any) -> list[bool]:
     samples = examples("eval", plan.num_images)[numbers.start : numbers.stop]
-    # their noise does not depend on the plan's seed: it is of what the encoder keeps
+    # the plan's seed is not used: the score is about what the encoder keeps
     images = reconstruct_for(model, samples, ImageOptions(len(numbers), numbers=numbers))
-    wanted = (request_of(sample.scene) for sample in samples)
-    return [check(image, request) for image, request in zip(images, wanted, strict=True)]
+    requests = (request_of(sample.scene) for sample in samples)
+    return [check(image, request) for image, request in zip(images, requests, strict=True)]
 
 
-def _answered(
-    model: Any, plan: Plan, score: str, copy: int, numbers: range, kept: KeptImages | None
-) -> list[bool]:
+def _answered(model: Any, plan: ScoringPlan, *, numbers: range, **_: Any) -> list[bool]:
     samples = examples("eval", plan.num_images)
-    turns = ask_about(samples)[numbers.start : numbers.stop]
-    given = answers_for(model, samples, turns, len(numbers))
-    return [answer_is_right(g, turn.answer) for g, turn in zip(given, turns, strict=True)]
+    questions = questions_about(samples)[numbers.start : numbers.stop]
+    answers = answers_for(model, samples, questions, len(numbers))
+    pairs = zip(answers, questions, strict=True)
+    return [answer_is_right(answer, question.answer) for answer, question in pairs]
 
 
-def _edited(
-    model: Any, plan: Plan, score: str, copy: int, numbers: range, kept: KeptImages | None
-) -> list[bool]:
-    asked = edits(plan.sizes["edits"])[numbers.start : numbers.stop]
+def _edited(model: Any, plan: ScoringPlan, *, numbers: range, **_: Any) -> list[bool]:
+    samples = edits(plan.sizes["edits"])[numbers.start : numbers.stop]
     options = ImageOptions(len(numbers), plan.seed, plan.generation_config, numbers)
-    results = edit_for(model, asked, options)
-    return [check(each, edit.request) for each, edit in zip(results, asked, strict=True)]
+    images = edit_for(model, samples, options)
+    return [check(image, edit.request) for image, edit in zip(images, samples, strict=True)]

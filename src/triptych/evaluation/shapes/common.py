@@ -1,4 +1,4 @@
-"""Settings, seeds, batches and arrays, shared by all scores of the shapes world."""
+"""Settings, seeds, batches and arrays shared by all scores of the shapes world."""
 
 from __future__ import annotations
 
@@ -8,68 +8,53 @@ from dataclasses import dataclass
 import numpy
 from torch import Tensor
 
-from triptych.inference.generation_config import GenerationConfig, settings_alone
-from triptych.interfaces import Evaluator
+from triptych.evaluation.image_evaluator import ImageEvaluator
+from triptych.inference.generation_config import GenerationConfig
 from triptych.shapes_world.world import PIXELS
 from triptych.utils.errors import UserError
 from triptych.utils.images import to_arrays
 
-WORLD_SEED = 0  # the seed of the shards that the recipes make
+WORLD_SEED = 0  # seed of the shards that the recipes generate
 SEEDS = 1 << 20  # images of different `seed` share no noise
 
 
 @dataclass(frozen=True)
 class ImageOptions:
-    """Settings of the images that a score makes."""
+    """Settings of the images that a score is computed from."""
 
     batch_size: int = 64
     seed: int = 0
     config: GenerationConfig | None = None
     numbers: Sequence[int] | None = None
-    """Numbers of the samples, from 0 on if None; their noise follows from `seed` and these."""
+    """Sample numbers, counted from 0 if None; the noise follows from `seed` and these."""
 
 
-class ShapesEvaluator(Evaluator):
-    """A score of images that the model makes, one for each caption or instruction.
-
-    Args:
-        num_images: number of images.
-        seed: seed of their noise.
-        batch_size: number of images at a time.
-        generation_config: settings of the images, see `GenerationConfig`; its seed stays null.
-    """
-
-    parts = ("understanding", "generation", "decoding")
-
-    def __init__(
-        self,
-        num_images: int,
-        seed: int = 0,
-        batch_size: int = 64,
-        generation_config: GenerationConfig | None = None,
-    ) -> None:
-        self.num_images, self.seed, self.batch_size = num_images, seed, batch_size
-        self.generation_config = settings_alone(generation_config)
+class ShapesEvaluator(ImageEvaluator):
+    """A score of images of the shapes world, read by its checker."""
 
     @property
     def options(self) -> ImageOptions:
-        """Settings for the functions that make the images."""
+        """Settings for the functions that generate the images."""
         return ImageOptions(self.batch_size, self.seed, self.generation_config)
 
 
-def make_in_batches(
-    make: Callable[[range, list[int]], Tensor], images: int, options: ImageOptions
+def generate_in_batches(
+    generate: Callable[[range, list[int]], Tensor], num_images: int, options: ImageOptions
 ) -> numpy.ndarray:
-    """Images uint8 [N,48,48,3] that `make(places, seeds)` makes, uint8 [B,3,48,48] at a time."""
-    numbers = range(images) if options.numbers is None else options.numbers
+    """Images uint8 [N,48,48,3] from calls of `generate(indices, seeds)` -> uint8 [B,3,48,48]."""
+    numbers = range(num_images) if options.numbers is None else options.numbers
     return world_arrays(
-        make(batch, [options.seed * SEEDS + numbers[n] for n in batch])
-        for batch in batches(images, options.batch_size)
+        generate(batch, [options.seed * SEEDS + numbers[n] for n in batch])
+        for batch in batches(num_images, options.batch_size)
     )
 
 
 def world_arrays(batches: Iterable[Tensor]) -> numpy.ndarray:
-    """uint8 [B,3,48,48] each -> uint8 [N,48,48,3]."""
+    """Concatenate batches uint8 [B,3,48,48] to an array uint8 [N,48,48,3].
+
+    Raises:
+        UserError: the images have another size.
+    """
     images = numpy.concatenate([to_arrays(batch) for batch in batches])
     if images.shape[1:3] != (PIXELS, PIXELS):
         high, wide = images.shape[1:3]

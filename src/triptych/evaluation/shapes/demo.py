@@ -11,16 +11,16 @@ from typing import Any
 import numpy
 
 from triptych.evaluation.shapes.common import ImageOptions
-from triptych.evaluation.shapes.demo_page import Answered, Drawn, Rebuilt, Row, render
+from triptych.evaluation.shapes.demo_page import Answered, DemoRow, Drawn, Rebuilt, render
 from triptych.evaluation.shapes.shape_eval import (
     QUESTIONS_PER_IMAGE,
-    Asked,
-    Example,
+    EvalSample,
+    ImageQuestion,
     answers_for,
-    ask_about,
     chance,
     examples,
     generate_for,
+    questions_about,
     reconstruct_for,
     score_answers,
 )
@@ -29,14 +29,15 @@ from triptych.shapes_world.captions import TASKS, request_of
 from triptych.shapes_world.checker import answer_is_right, check, shape_eval
 from triptych.utils.atomic_write import write_text
 
-SHOWN = 12  # captions, questions and reconstructions on the page
+SHOWN = 12  # number of captions, questions and reconstructions on the page
 SEEDS_SHOWN = 4
-FIRST_QUESTIONS = slice(0, SHOWN * QUESTIONS_PER_IMAGE, QUESTIONS_PER_IMAGE)  # one an image
+FIRST_QUESTIONS = slice(0, SHOWN * QUESTIONS_PER_IMAGE, QUESTIONS_PER_IMAGE)  # one per image
 
 
 def make_demo(
     model: Any,
     folder: str | Path,
+    *,
     seed: int = 0,
     num_images: int = 240,
     batch_size: int = 64,
@@ -46,12 +47,12 @@ def make_demo(
 
     Args:
         model: a built UnifiedModule in evaluation mode.
-        folder: output folder, made if it is missing.
+        folder: output folder, created if it is missing.
         seed: random seed of the noise that images start from.
-        num_images: evaluation samples behind each score, 12 or more; 240 take the tiny preset 30 s
-            on one CPU core.
-        batch_size: images at a time.
-        started: start time from `time.time()` of "seconds"; None is now.
+        num_images: number of evaluation samples of each score, 12 or more; 240 take the tiny
+            preset 30 s on one CPU core.
+        batch_size: number of images at a time.
+        started: start of "seconds" in the scores, from `time.time()`; None is now.
     """
     started = time.time() if started is None else started
     samples = examples("eval", max(num_images, SHOWN))
@@ -62,17 +63,17 @@ def make_demo(
         for n in range(1, SEEDS_SHOWN)
     ]
     rebuilt = reconstruct_for(model, samples, ImageOptions(batch_size, seed))
-    asked = ask_about(samples)
-    given = answers_for(model, samples, asked, batch_size)
-    scores = _scores(samples, images, rebuilt, asked, given)
+    questions = questions_about(samples)
+    answers = answers_for(model, samples, questions, batch_size)
+    scores = _scores(samples, images, rebuilt, questions, answers)
     scores["seconds"] = round(time.time() - started, 1)
     page = render(
         "triptych: one small model that reads and makes images",
         _rows(scores),
-        _drawn(shown, numpy.stack([images[:SHOWN], *others], axis=1)),
-        _answered(samples, asked[FIRST_QUESTIONS], given[FIRST_QUESTIONS]),
-        _rebuilt(shown, rebuilt[:SHOWN]),
-        f"{len(samples)} samples for each score, {scores['seconds']:.0f} seconds in all.",
+        drawn=_drawn(shown, numpy.stack([images[:SHOWN], *others], axis=1)),
+        answered=_answered(samples, questions[FIRST_QUESTIONS], answers[FIRST_QUESTIONS]),
+        rebuilt=_rebuilt(shown, rebuilt[:SHOWN]),
+        note=f"{len(samples)} samples for each score, {scores['seconds']:.0f} seconds in all.",
     )
     folder = Path(folder)
     write_text(folder / "index.html", page)
@@ -81,15 +82,15 @@ def make_demo(
 
 
 def _scores(
-    samples: Sequence[Example],
+    samples: Sequence[EvalSample],
     images: numpy.ndarray,
     rebuilt: numpy.ndarray,
-    asked: Sequence[Asked],
-    given: Sequence[str],
+    questions: Sequence[ImageQuestion],
+    answers: Sequence[str],
 ) -> dict[str, Any]:
     """Content of scores.json, except for the seconds."""
     right = [check(p, request_of(s.scene)) for p, s in zip(rebuilt, samples, strict=True)]
-    types = score_answers(asked, given)
+    types = score_answers(questions, answers)
     expected = chance(len(samples))
     scores = {
         "shape_eval": shape_eval(images, [sample.request for sample in samples]),
@@ -99,7 +100,7 @@ def _scores(
     numbers = {
         "shape_eval": len(samples),
         "reconstruction": len(samples),
-        "question_answering": len(asked),
+        "question_answering": len(questions),
     }
     means = scores | {"shape_eval": scores["shape_eval"]["mean"]}
     return scores | {
@@ -110,8 +111,8 @@ def _scores(
     }
 
 
-def _rows(scores: dict[str, Any]) -> list[Row]:
-    """The table: six tasks, their mean, reconstructions, answers."""
+def _rows(scores: dict[str, Any]) -> list[DemoRow]:
+    """Rows of the table: six tasks, their mean, reconstructions, answers."""
     numbers, chances = scores["numbers"], scores["chance"]
     tasks = [
         _row(
@@ -133,11 +134,11 @@ def _rows(scores: dict[str, Any]) -> list[Row]:
     ]
 
 
-def _row(name: str, score: float, number: int, by_chance: float, total: bool = False) -> Row:
-    return Row(name, score, wilson(score, number), number, by_chance, total)
+def _row(name: str, score: float, number: int, by_chance: float, total: bool = False) -> DemoRow:
+    return DemoRow(name, score, wilson(score, number), number, by_chance, total)
 
 
-def _drawn(samples: Sequence[Example], images: numpy.ndarray) -> list[Drawn]:
+def _drawn(samples: Sequence[EvalSample], images: numpy.ndarray) -> list[Drawn]:
     """Images uint8 [N,seeds,48,48,3] of the samples' captions, two captions of each task."""
     return [
         Drawn(s.caption, s.request.task, drawn, [check(image, s.request) for image in drawn])
@@ -146,21 +147,21 @@ def _drawn(samples: Sequence[Example], images: numpy.ndarray) -> list[Drawn]:
 
 
 def _answered(
-    samples: Sequence[Example], asked: Sequence[Asked], given: Sequence[str]
+    samples: Sequence[EvalSample], questions: Sequence[ImageQuestion], answers: Sequence[str]
 ) -> list[Answered]:
     return [
         Answered(
-            samples[turn.number].image,
-            turn.question,
+            samples[each.number].image,
+            each.question,
             answer,
-            turn.answer,
-            answer_is_right(answer, turn.answer),
+            each.answer,
+            answer_is_right(answer, each.answer),
         )
-        for turn, answer in zip(asked, given, strict=True)
+        for each, answer in zip(questions, answers, strict=True)
     ]
 
 
-def _rebuilt(samples: Sequence[Example], rebuilt: numpy.ndarray) -> list[Rebuilt]:
+def _rebuilt(samples: Sequence[EvalSample], rebuilt: numpy.ndarray) -> list[Rebuilt]:
     return [
         Rebuilt(s.image, image, check(image, request_of(s.scene)))
         for s, image in zip(samples, rebuilt, strict=True)

@@ -1,4 +1,4 @@
-"""The demo's page: one HTML file that needs nothing else, neither network nor script."""
+"""HTML page of the demo: one file without network access or scripts."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from triptych.evaluation.html_page import render_page
 
 
 @dataclass
-class Row:
-    """A score: its share of `number`, its 95% interval, and what chance gives."""
+class DemoRow:
+    """A score: a share of `number` items, its 95% interval, and the score of chance."""
 
     name: str
     score: float
@@ -45,7 +45,7 @@ class Answered:
 
 @dataclass
 class Rebuilt:
-    """An image uint8 [48,48,3] and what encoder and decoder make of it."""
+    """An image uint8 [48,48,3] and its reconstruction by encoder and decoder."""
 
     original: numpy.ndarray
     image: numpy.ndarray
@@ -54,7 +54,8 @@ class Rebuilt:
 
 def render(
     title: str,
-    rows: Sequence[Row],
+    rows: Sequence[DemoRow],
+    *,
     drawn: Sequence[Drawn],
     answered: Sequence[Answered],
     rebuilt: Sequence[Rebuilt],

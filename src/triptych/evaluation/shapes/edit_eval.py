@@ -1,8 +1,8 @@
 """Accuracy of edits in the shapes world.
 
-A result counts only if it shows the whole edited scene: the requested change was made, and all
-else, the background included, is unchanged. The edits are drawn in memory, in the order of the
-evaluation shards, and neither of an edit's scenes is in training.
+A result is correct only if it shows the whole edited scene: the requested change, and everything
+else, background included, unchanged. The edits are drawn in memory, in the order of the evaluation
+shards, and neither scene of an edit is in the training data.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from triptych.evaluation.shapes.common import (
     WORLD_SEED,
     ImageOptions,
     ShapesEvaluator,
-    make_in_batches,
+    generate_in_batches,
 )
 from triptych.evaluation.statistics import mean, wilson
 from triptych.inference.generation_config import GenerationConfig
@@ -32,88 +32,86 @@ from triptych.utils.images import to_tensor
 
 
 class EditEval(ShapesEvaluator):
-    """The share of edits that were followed, by kind, their "mean", and its 95% interval from
-    "low" to "high".
+    """Share of correct edits by kind, their "mean", and its 95% interval from "low" to "high".
 
     Args:
-        num_images: number of edits; the kinds come in turn.
-        seed, batch_size, generation_config: see `ShapesEvaluator`.
+        num_images: number of edits; the kinds alternate.
+        seed, batch_size, generation_config: arguments of `ImageEvaluator`.
     """
 
     def __init__(
         self,
         num_images: int = 200,
+        *,
         seed: int = 0,
         batch_size: int = 64,
         generation_config: GenerationConfig | None = None,
     ) -> None:
-        super().__init__(num_images, seed, batch_size, generation_config)
+        super().__init__(
+            num_images, seed=seed, batch_size=batch_size, generation_config=generation_config
+        )
 
     def __call__(self, model: Any) -> dict[str, float]:
-        asked = edits(self.num_images)
-        results = edit_for(model, asked, self.options)
-        right = [check(each, edit.request) for each, edit in zip(results, asked, strict=True)]
+        samples = edits(self.num_images)
+        images = edit_for(model, samples, self.options)
+        right = [check(image, edit.request) for image, edit in zip(images, samples, strict=True)]
         share = mean(right)
         low, high = wilson(share, len(right))
-        return {**by_kind(asked, right), "mean": share, "low": low, "high": high}
+        return {**by_kind(samples, right), "mean": share, "low": low, "high": high}
 
 
-def edit_for(
-    model: Any,
-    asked: Sequence[Edit],
-    options: ImageOptions,
-) -> numpy.ndarray:
-    """The edited images, uint8 [N,48,48,3]; see `ImageOptions`."""
+def edit_for(model: Any, samples: Sequence[Edit], options: ImageOptions) -> numpy.ndarray:
+    """Generate the edited images, uint8 [N,48,48,3]; see `ImageOptions`."""
 
-    def make(batch: range, seeds: list[int]) -> Tensor:
-        sources = to_tensor([draw(asked[n].source) for n in batch])
-        instructions = [asked[n].instruction for n in batch]
+    def generate(batch: range, seeds: list[int]) -> Tensor:
+        sources = to_tensor([draw(samples[n].source) for n in batch])
+        instructions = [samples[n].instruction for n in batch]
         return inference_of(model).edit(sources, instructions, seeds=seeds, config=options.config)
 
-    return make_in_batches(make, len(asked), options)
+    return generate_in_batches(generate, len(samples), options)
 
 
 @lru_cache(maxsize=4)
 def edits(number: int) -> tuple[Edit, ...]:
-    """The first `number` evaluation edits, the kinds in turn."""
+    """The first `number` evaluation edits; the kinds alternate."""
     if number < 1:
         raise UserError(f"edits cannot be scored on {number} images; give 1 or more.")
     return tuple(make_edit("eval", index, WORLD_SEED) for index in range(number))
 
 
 def edit_chance(num_images: int = 200) -> dict[str, float]:
-    """Scores of models that do not look at the instruction, or at neither of the two.
+    """Scores of models that ignore the instruction, or both instruction and image.
 
-    "source": the image is given back unchanged. "another": the instruction is ignored and another
-    edit of the same image made, the mean over random ones of the same kind. "unrelated": a right
-    result of another image's edit, the mean over all of them.
+    "source": the image is returned unchanged. "another": another edit of the same image, random and
+    of the same kind. "unrelated": the correct result of another image's edit, averaged over all of
+    them.
     """
-    asked = edits(num_images)
+    samples = edits(num_images)
     return {
-        "source": mean(satisfies(edit.source, edit.request) for edit in asked),
+        "source": mean(satisfies(edit.source, edit.request) for edit in samples),
         "another": mean(
             satisfies(other_edit(edit, number).target, edit.request)
-            for number, edit in enumerate(asked)
+            for number, edit in enumerate(samples)
         ),
         "unrelated": mean(
             satisfies(other.target, edit.request)
-            for edit in asked
-            for other in asked
+            for edit in samples
+            for other in samples
             if other is not edit
         ),
     }
 
 
 def other_edit(edit: Edit, number: int) -> Edit:
-    """A random edit of the same kind and image, which `number` decides; it may be the same."""
+    """A random edit of the same kind and image, seeded by `number`; may equal `edit`."""
     return EDITS[edit.kind](edit.source, numpy.random.default_rng([WORLD_SEED, number]))
 
 
-def by_kind(asked: Sequence[Edit], right: Sequence[bool]) -> dict[str, float]:
-    """The share of right ones of each kind that is there."""
+def by_kind(samples: Sequence[Edit], right: Sequence[bool]) -> dict[str, float]:
+    """Share of correct edits of each kind in `samples`."""
     shares = {}
     for kind in EDITS:
-        of_kind = [each for each, edit in zip(right, asked, strict=True) if edit.kind == kind]
+        of_kind = [each for each, edit in zip(right, samples, strict=True) if edit.kind == kind]
         if of_kind:
             shares[kind] = mean(of_kind)
     return shares

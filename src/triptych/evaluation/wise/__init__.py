@@ -1,6 +1,6 @@
-"""WISE (arXiv 2503.07265): do images show what a prompt means rather than says?
+"""WISE (arXiv 2503.07265): images of prompts whose meaning requires world knowledge.
 
-Two protocols, whose numbers do not compare: the legacy one of the paper, and the verified one. The
+Two protocols with incomparable scores: the legacy one of the paper, and the verified one. The
 prompts and the published instructions to the judge have no licence; the user downloads them.
 
     layout     folder layout and prompts
@@ -9,14 +9,14 @@ prompts and the published instructions to the judge have no licence; the user do
 """
 
 from triptych.evaluation.wise.layout import image_path, read_prompts
-from triptych.evaluation.wise.protocols import LEGACY, PROTOCOLS, VERIFIED, Protocol
+from triptych.evaluation.wise.protocols import LEGACY, PROTOCOLS, VERIFIED, ScoringProtocol
 from triptych.evaluation.wise.scoring import score
 
 __all__ = [
     "LEGACY",
     "PROTOCOLS",
     "VERIFIED",
-    "Protocol",
+    "ScoringProtocol",
     "image_path",
     "read_prompts",
     "score",

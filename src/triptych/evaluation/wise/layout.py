@@ -1,6 +1,6 @@
-"""The prompts of WISE, as they are downloaded, and the folder of their images.
+"""Downloaded prompts of WISE, and the folder layout of their images.
 
-1.png ... 1000.png    one image a prompt, named by its number
+1.png ... 1000.png    one image per prompt, named by its number
 """
 
 from __future__ import annotations
@@ -9,8 +9,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from triptych.evaluation.expected_images import EXTRA, Sample, find, images_by_stem, prompt_of
-from triptych.evaluation.wise.protocols import LEGACY, Protocol
+from triptych.evaluation.expected_images import (
+    EXTRA,
+    ExpectedImage,
+    find,
+    images_by_stem,
+    prompt_of,
+)
+from triptych.evaluation.wise.protocols import LEGACY, ScoringProtocol
 from triptych.utils.documents import read_json
 from triptych.utils.errors import UserError
 
@@ -19,7 +25,7 @@ FIELDS = ("prompt_id", "Prompt", "Explanation")
 
 
 @dataclass(frozen=True)
-class Prompt:
+class WisePrompt:
     """A prompt and its meaning."""
 
     number: int
@@ -27,14 +33,14 @@ class Prompt:
     explanation: str
 
 
-def read_prompts(paths: Sequence[str | Path], protocol: Protocol) -> dict[int, Prompt]:
-    """The prompts of one or several files of the WISE repository, by number.
+def read_prompts(paths: Sequence[str | Path], protocol: ScoringProtocol) -> dict[int, WisePrompt]:
+    """Read prompts from files of the WISE repository, by number.
 
     Raises:
-        UserError: a file is missing, is of the other protocol, has another shape, or two of its
-            prompts have one number.
+        UserError: a file is missing, malformed or of the other protocol, or two prompts have the
+            same number.
     """
-    found: dict[int, Prompt] = {}
+    by_number: dict[int, WisePrompt] = {}
     for path in map(Path, paths):
         if protocol is LEGACY and "verified" in "/".join(path.absolute().parts[-2:]).lower():
             raise UserError(
@@ -42,48 +48,48 @@ def read_prompts(paths: Sequence[str | Path], protocol: Protocol) -> dict[int, P
                 "with the legacy ones; choose that protocol, or the files of the legacy one."
             )
         for prompt in _read(path):
-            if prompt.number in found:
+            if prompt.number in by_number:
                 raise UserError(f"{path} has a second prompt of number {prompt.number}.")
-            found[prompt.number] = prompt
-    if not found:
+            by_number[prompt.number] = prompt
+    if not by_number:
         raise UserError("there are no WISE prompts; name the files that you downloaded.")
-    return dict(sorted(found.items()))
+    return dict(sorted(by_number.items()))
 
 
 def image_path(folder: Path, number: int) -> Path:
-    """The file of a prompt's image."""
+    """Path of the image of a prompt."""
     return folder / f"{number}.png"
 
 
-def read_folder(folder: Path, prompts: Mapping[int, Prompt]) -> list[Sample]:
+def read_folder(folder: Path, prompts: Mapping[int, WisePrompt]) -> list[ExpectedImage]:
     """Expected images, one per prompt, then unexpected ones in the folder.
 
     Raises:
-        UserError: the folder does not exist or has none of them.
+        UserError: the folder does not exist or has none of the expected images.
     """
-    there, extra = images_by_stem(folder)
+    files, extra = images_by_stem(folder)
     samples = []
     for prompt in prompts.values():
-        name = there.pop(str(prompt.number), image_path(folder, prompt.number).name)
-        samples.append(Sample(str(prompt.number), prompt.text, name))
-    for name in sorted([*there.values(), *extra]):
-        samples.append(Sample(name, "", name))
-        samples[-1].leave_out(EXTRA, f"{name} belongs to no prompt, or to one that has an image")
+        name = files.pop(str(prompt.number), image_path(folder, prompt.number).name)
+        samples.append(ExpectedImage(str(prompt.number), prompt.text, name))
+    for name in sorted([*files.values(), *extra]):
+        samples.append(ExpectedImage(name, "", name))
+        samples[-1].exclude(EXTRA, f"{name} belongs to no prompt, or to one that has an image")
     find(folder, samples)
     return samples
 
 
-def _read(path: Path) -> list[Prompt]:
+def _read(path: Path) -> list[WisePrompt]:
     entries = read_json(path, list)
     return [_prompt(path, number, entry) for number, entry in enumerate(entries, 1)]
 
 
-def _prompt(path: Path, number: int, entry: object) -> Prompt:
+def _prompt(path: Path, number: int, entry: object) -> WisePrompt:
     entry = entry if isinstance(entry, dict) else {}
     if missing := [name for name in FIELDS if name not in entry]:
         raise UserError(f"prompt {number} of {path} has no {' nor '.join(missing)}.")
-    identity, *texts = (entry[name] for name in FIELDS)
-    if not isinstance(identity, int) or not 1 <= identity <= LAST:
-        raise UserError(f"prompt {number} of {path} has the number {identity!r}, not 1 to {LAST}.")
+    prompt_id, *texts = (entry[name] for name in FIELDS)
+    if not isinstance(prompt_id, int) or not 1 <= prompt_id <= LAST:
+        raise UserError(f"prompt {number} of {path} has the number {prompt_id!r}, not 1 to {LAST}.")
     text, explanation = texts
-    return Prompt(identity, prompt_of(text, f"prompt {number} of {path}"), str(explanation))
+    return WisePrompt(prompt_id, prompt_of(text, f"prompt {number} of {path}"), str(explanation))

@@ -1,7 +1,7 @@
 """Protocols of WISE: instructions to the judge, parsing of its answers, and weights of scores.
 
-The instructions are ours, in our own words: the published texts have no licence. For the
-published scale, give the published text as a file; a report names the file.
+The instructions are our own wording: the published texts have no licence. For scores on the
+published scale, pass the published text as a file, which the report names.
 """
 
 from __future__ import annotations
@@ -45,16 +45,16 @@ Answer with one line alone: "Score: 1" if it does, "Score: 0" if it does not or 
 
 
 @dataclass(frozen=True)
-class Protocol:
-    """One of the two."""
+class ScoringProtocol:
+    """A scoring protocol: LEGACY or VERIFIED."""
 
     name: str
     instructions: str
-    """With {prompt} and {explanation} to be filled in."""
+    """Template with the fields {prompt} and {explanation}."""
     read: Callable[[str], float | None]
-    """The score from 0 to 1 that an answer gives; None if it is not understood."""
+    """Parser of an answer: a score from 0 to 1, None if it is not understood."""
     ends: Mapping[str, int]
-    """Category -> the number of its last prompt; the categories follow each other from 1 on."""
+    """Number of the last prompt of each category; categories are consecutive, from 1 on."""
     weights: Mapping[str, float]
     """Weights of the categories in the overall score."""
 
@@ -64,11 +64,11 @@ class Protocol:
 
 
 def read_legacy(answer: str) -> float | None:
-    """WiScore = (0.7 consistency + 0.2 realism + 0.1 aesthetic quality) / 2, each from 0 to 2."""
+    """Parse (0.7 consistency + 0.2 realism + 0.1 aesthetic quality) / 2, each from 0 to 2."""
     total = 0.0
     for aspect, weight in ASPECTS.items():
         line = rf"^\W*{aspect.replace(' ', '[ _]')}[\s:*=]+([0-2])\W*$"
-        grades = re.findall(line, _said(answer), re.IGNORECASE | re.MULTILINE)
+        grades = re.findall(line, _without_reasoning(answer), re.IGNORECASE | re.MULTILINE)
         if len(grades) != 1:
             return None
         total += weight * int(grades[0])
@@ -76,18 +76,18 @@ def read_legacy(answer: str) -> float | None:
 
 
 def read_verified(answer: str) -> float | None:
-    """Parse 0 or 1: the only word of the answer, or behind the word score."""
-    said = _said(answer).strip()
-    behind = re.findall(r"(?i)\bscore[\s:*=\"']+(-?[\d.]*\d)", said)
-    grade = said if not behind else behind[0] if len(behind) == 1 else None
+    """Parse 0 or 1: the only word of the answer, or the number after the word "score"."""
+    text = _without_reasoning(answer).strip()
+    numbers = re.findall(r"(?i)\bscore[\s:*=\"']+(-?[\d.]*\d)", text)
+    grade = text if not numbers else numbers[0] if len(numbers) == 1 else None
     return float(grade) if grade in ("0", "1") else None
 
 
 def read_instructions(path: str | Path) -> str:
-    """A text for the judge with {prompt} and {explanation} in it.
+    """Read a template of instructions with the fields {prompt} and {explanation}.
 
     Raises:
-        UserError: the file does not exist, or has no place for the prompt.
+        UserError: the file does not exist, or has no field {prompt}.
     """
     text = read_text(Path(path), "the instructions to the judge")
     if "{prompt}" not in text:
@@ -97,12 +97,12 @@ def read_instructions(path: str | Path) -> str:
     return text
 
 
-def _said(answer: str) -> str:
-    """An answer without the model's reasoning before it."""
+def _without_reasoning(answer: str) -> str:
+    """The answer after the model's reasoning."""
     return answer.rpartition("</think>")[2]
 
 
-LEGACY = Protocol(
+LEGACY = ScoringProtocol(
     "legacy",
     LEGACY_INSTRUCTIONS,
     read_legacy,
@@ -123,7 +123,7 @@ LEGACY = Protocol(
         "chemistry": 0.1,
     },
 )
-VERIFIED = Protocol(
+VERIFIED = ScoringProtocol(
     "verified",
     VERIFIED_INSTRUCTIONS,
     read_verified,

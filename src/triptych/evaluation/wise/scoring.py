@@ -1,4 +1,4 @@
-"""A folder of images scored by a judge."""
+"""WISE score of a folder of images, by a judge."""
 
 from __future__ import annotations
 
@@ -9,52 +9,71 @@ from typing import Any
 
 from PIL import Image
 
-from triptych.evaluation.expected_images import JUDGE_FAILED, SCORED, Sample, counts, opened, sizes
-from triptych.evaluation.judges.base import Answers, Judge
+from triptych.evaluation.expected_images import (
+    JUDGE_FAILED,
+    SCORED,
+    ExpectedImage,
+    counts,
+    opened,
+    sizes,
+)
+from triptych.evaluation.judges.base import AnswerCache, Judge, JudgeFailed
 from triptych.evaluation.report import Report
 from triptych.evaluation.statistics import bootstrap
-from triptych.evaluation.wise.layout import Prompt, read_folder, read_prompts
-from triptych.evaluation.wise.protocols import Protocol, read_instructions
+from triptych.evaluation.wise.layout import WisePrompt, read_folder, read_prompts
+from triptych.evaluation.wise.protocols import ScoringProtocol, read_instructions
 
-AT_ONCE = 4  # times the judge's batch: images in memory
+IN_MEMORY = 4  # maximum number of images in memory, in batches of the judge
 
 
 def score(
     folder: str | Path,
     judge: Judge,
     prompts: Sequence[str | Path],
-    protocol: Protocol,
+    protocol: ScoringProtocol,
+    *,
     instructions: str | Path | None = None,
     answers: str | Path | None = None,
     limit: int | None = None,
 ) -> Report:
-    """WISE score of a finished folder: the mean by category, and the weighted sum.
+    """WISE score of a complete folder: mean by category, and their weighted sum.
 
     Args:
         folder: folder of images in the layout of `layout`.
-        prompts: files of the WISE repository that the folder was made from.
+        judge: model that rates the images.
+        prompts: files of the WISE repository that the images were generated from.
         protocol: scoring protocol, LEGACY or VERIFIED.
-        instructions: file with instructions to the judge; None takes our own words, which give
-            another scale than the published ones.
-        answers: file that caches the judge's answers: nothing is paid twice.
-        limit: maximum number of prompts, those of the smallest numbers.
+        instructions: file with instructions to the judge; None takes our own wording, which gives
+            another scale than the published one.
+        answers: cache file of the judge's answers, from which an interrupted run resumes.
+        limit: maximum number of prompts; those with the smallest numbers are taken.
 
     Raises:
-        UserError: a file or the folder is missing or of another shape.
+        UserError: a file or the folder is missing or malformed.
     """
     folder = Path(folder)
-    known = dict(list(read_prompts(prompts, protocol).items())[:limit])
-    told = protocol.instructions if instructions is None else read_instructions(instructions)
-    samples = read_folder(folder, known)
-    memory = Answers(answers)
-    some: list[tuple[Sample, Image.Image]] = []
+    by_number = dict(list(read_prompts(prompts, protocol).items())[:limit])
+    template = protocol.instructions if instructions is None else read_instructions(instructions)
+    samples = read_folder(folder, by_number)
+    cache = AnswerCache(answers)
+
+    def rate(batch: Sequence[tuple[ExpectedImage, Image.Image]]) -> None:
+        prompts_of = [by_number[int(sample.key)] for sample, _ in batch]
+        questions = [
+            (image, _question(template, prompt))
+            for (_, image), prompt in zip(batch, prompts_of, strict=True)
+        ]
+        for (sample, _), answer in zip(batch, cache.ask(judge, questions), strict=True):
+            _set_score(sample, answer, protocol)
+
+    batch: list[tuple[ExpectedImage, Image.Image]] = []
     for sample in samples:
         if sample.state == SCORED and (image := opened(folder, sample)) is not None:
-            some.append((sample, image))
-        if len(some) == AT_ONCE * judge.batch:
-            _judge(some, known, told, protocol, judge, memory)
-            some = []
-    _judge(some, known, told, protocol, judge, memory)
+            batch.append((sample, image))
+        if len(batch) == IN_MEMORY * judge.batch:
+            rate(batch)
+            batch = []
+    rate(batch)
     scores, intervals, numbers = summary(samples, protocol)
     whose = "triptych's own" if instructions is None else str(instructions)
     inputs = {f"prompts {number}": Path(path) for number, path in enumerate(prompts, 1)}
@@ -69,7 +88,7 @@ def score(
             "folder": str(folder),
             **inputs,
             "limit": limit,
-            "instructions": told if instructions is None else Path(instructions),
+            "instructions": template if instructions is None else Path(instructions),
             "judge": judge.settings(),
             "sizes": sizes(samples),
         },
@@ -77,34 +96,26 @@ def score(
     )
 
 
-def _judge(
-    some: Sequence[tuple[Sample, Image.Image]],
-    known: dict[int, Prompt],
-    told: str,
-    protocol: Protocol,
-    judge: Judge,
-    memory: Answers,
-) -> None:
-    questions = []
-    for sample, image in some:
-        prompt = known[int(sample.key)]
-        question = told.replace("{prompt}", prompt.text)
-        questions.append((image, question.replace("{explanation}", prompt.explanation)))
-    for (sample, _), answer in zip(some, memory.ask(judge, questions), strict=True):
-        if not isinstance(answer, str):
-            sample.leave_out(JUDGE_FAILED, str(answer))
-        elif (value := protocol.read(answer)) is None:
-            sample.leave_out(JUDGE_FAILED, f"not understood: {' '.join(answer.split())[:200]!r}")
-        else:
-            sample.score, sample.note = value, " ".join(answer.split())
+def _question(template: str, prompt: WisePrompt) -> str:
+    question = template.replace("{prompt}", prompt.text)
+    return question.replace("{explanation}", prompt.explanation)
+
+
+def _set_score(sample: ExpectedImage, answer: str | JudgeFailed, protocol: ScoringProtocol) -> None:
+    if not isinstance(answer, str):
+        sample.exclude(JUDGE_FAILED, str(answer))
+    elif (value := protocol.read(answer)) is None:
+        sample.exclude(JUDGE_FAILED, f"not understood: {' '.join(answer.split())[:200]!r}")
+    else:
+        sample.score, sample.note = value, " ".join(answer.split())
 
 
 def summary(
-    samples: Sequence[Sample], protocol: Protocol
+    samples: Sequence[ExpectedImage], protocol: ScoringProtocol
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, int]]:
-    """Scores, intervals and numbers by category, and "overall", their weighted sum.
+    """Scores, intervals and counts by category, and "overall", their weighted sum.
 
-    There is no "overall" while a category has no score.
+    "overall" is omitted while a category has no score.
     """
     groups: dict[str, list[list[float]]] = defaultdict(list)
     for sample in samples:

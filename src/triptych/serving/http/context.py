@@ -16,7 +16,7 @@ from triptych.serving.asgi.api_errors import Problem
 from triptych.serving.http.batching import Scheduler
 from triptych.serving.http.dispatcher import Desk
 from triptych.serving.http.metrics import Metrics
-from triptych.serving.images.image_decoder import Decoder
+from triptych.serving.images.image_decoder import ImageDecoder
 from triptych.serving.images.sizes import Sizes
 
 STATUSES = {
@@ -45,7 +45,7 @@ class Context:
     desk: Desk
     scheduler: Scheduler
     metrics: Metrics
-    decoder: Decoder = field(default_factory=Decoder)
+    decoder: ImageDecoder = field(default_factory=ImageDecoder)
     encoders: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(2))
     """Threads that encode images; each holds several times the bytes of one."""
     large_encoders: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(1))
@@ -70,7 +70,7 @@ class Context:
         """The images of a request, before its deadline.
 
         Raises:
-            Problem: an error of `Decoder.read`; 504.
+            Problem: an error of `ImageDecoder.read`; 504.
         """
         try:
             async with asyncio.timeout_at(request.state.deadline):

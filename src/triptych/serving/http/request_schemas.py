@@ -21,7 +21,7 @@ from pydantic import (
 )
 
 from triptych.inference.generation_config import SETTINGS, help_of, limit_of
-from triptych.utils.limits import Choice, Interval, Range
+from triptych.utils.limits import Interval, OneOf, Range
 from triptych.utils.text import clean_text
 
 MAX_IMAGES = 10
@@ -64,7 +64,7 @@ class Body(BaseModel):
 def _type_of(limit: Any) -> Any:
     """The type of a field of `GenerationConfig` in a request."""
     match limit:
-        case Choice():
+        case OneOf():
             return Literal[limit.names]
         case Interval():
             time = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]

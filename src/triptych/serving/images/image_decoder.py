@@ -31,7 +31,7 @@ class Crashed(Exception):
         self.status = status
 
 
-class Decoder:
+class ImageDecoder:
     """Worker processes, and the requests that wait for one: those of the fewest pixels first.
 
     A worker is started when it is first needed. One that does not answer its request, because the

@@ -19,7 +19,7 @@ from triptych.inference.generation_config import (
 from triptych.inference.pipeline import UnifiedPipeline
 from triptych.serving.webui.number_inputs import number, slider
 from triptych.utils.errors import UserError
-from triptych.utils.limits import Choice, Interval, Range
+from triptych.utils.limits import Interval, OneOf, Range
 
 STAGES = {"": "Features", DECODER: "Pixels"}
 """Prefix of the settings of either diffusion -> its output."""
@@ -35,7 +35,7 @@ def sliders(pipe: UnifiedPipeline) -> list[gr.components.Component]:
     def control(name: str, limit: Any, label: str) -> gr.components.Component:
         own = own_value(pipe.model, name)
         match limit:
-            case Choice():
+            case OneOf():
                 return gr.Dropdown(list(limit.names), value=own, label=label)
             case Range(whole=True):
                 return slider(1, max(100, own), own, 1, label, min_width=140)
@@ -52,7 +52,7 @@ def numbers() -> list[gr.components.Component]:
     def control(name: str, limit: Any, label: str) -> gr.components.Component:
         shown = {"info": f"0: {OWN}", "min_width": 110}
         match limit:
-            case Choice():
+            case OneOf():
                 choices = [(OWN, ""), *limit.names]
                 return gr.Dropdown(choices, value="", label=label, min_width=110)
             case Range(whole=True):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from PIL import Image
 
 from triptych.inference.pipeline import Progress
-from triptych.utils.callback_iterator import pieces
+from triptych.utils.callback_iterator import iterate_callback
 
 PREVIEW_SHARE = 0.4
 """Most of a call's time that previews may take, after the first."""
@@ -57,7 +57,7 @@ def follow(work: Work, closing: threading.Event) -> Iterator[Seen]:
         tell(Seen(None, work(callback)))
 
     try:
-        yield from pieces(run)
+        yield from iterate_callback(run)
     except Stopped:
         return
 

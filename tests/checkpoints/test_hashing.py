@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from triptych.checkpoints.digest import VALUES, weights_digest
+from triptych.checkpoints.hashing import VALUES, model_hash
 
 
 def module(seed=0):
@@ -12,12 +12,10 @@ def module(seed=0):
 
 
 def test_equal_weights_are_alike_and_others_are_not():
-    assert weights_digest(module()) == weights_digest(module())
-    assert weights_digest(module()) != weights_digest(module(1))
-    assert weights_digest(module()) != weights_digest(module().bfloat16())
-    assert weights_digest(module()) != weights_digest(
-        nn.Sequential(*module(), nn.ReLU(), module()[1])
-    )
+    assert model_hash(module()) == model_hash(module())
+    assert model_hash(module()) != model_hash(module(1))
+    assert model_hash(module()) != model_hash(module().bfloat16())
+    assert model_hash(module()) != model_hash(nn.Sequential(*module(), nn.ReLU(), module()[1]))
 
 
 def test_a_step_of_training_and_a_buffer_are_seen():
@@ -25,7 +23,7 @@ def test_a_step_of_training_and_a_buffer_are_seen():
     optimizer = torch.optim.AdamW(trained.parameters(), lr=1e-5)
     trained(torch.randn(4, 300)).square().mean().backward()
     optimizer.step()
-    assert 300 * 300 > VALUES and weights_digest(trained) != weights_digest(module())
+    assert 300 * 300 > VALUES and model_hash(trained) != model_hash(module())
     counted = module()
     counted[1].num_batches_tracked += 1
-    assert weights_digest(counted) != weights_digest(module())
+    assert model_hash(counted) != model_hash(module())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from lightning import LightningModule
 
 
-def part_of(module: LightningModule, name: str) -> str:
+def component_of(module: LightningModule, name: str) -> str:
     """The part that a parameter or submodule belongs to: "generation.dit" for its every layer.
 
     Panels are opened, their parts are not; in a panel that is the root, the name is "dit".
