@@ -14,7 +14,7 @@ from closeness import assert_same_images
 from PIL import Image
 
 from triptych.cli.main import main
-from triptych.cli.output_folder import Job, Output
+from triptych.cli.output_folder import ImageJob, Output
 from triptych.utils.png_metadata import read_metadata
 
 ROOT = Path(__file__).parents[2]
@@ -186,7 +186,7 @@ def test_a_failure_on_the_way_leaves_what_was_done(triptych, pipe, monkeypatch):
 
 def test_shards_that_end_together_lose_nothing(tmp_path, triptych, monkeypatch):
     triptych("generate", "a red circle", "-n", 2, *FEW, "-o", tmp_path / "f")
-    jobs = [Job(f"00000{n}-00{n}.png", "0", {"prompt": "a red circle"}) for n in range(2)]
+    jobs = [ImageJob(f"00000{n}-00{n}.png", "0", {"prompt": "a red circle"}) for n in range(2)]
     output, late = Output(tmp_path / "f", jobs), tmp_path / "f" / jobs[1].file
     content = late.read_bytes()
     late.unlink()
@@ -207,7 +207,7 @@ def test_edits_and_reconstructions(triptych):
     status, out, err = triptych("edit", SAMPLES, SAMPLES, "make it blue", *FEW, "-o", "g")
     assert status == 0, err
     assert out.splitlines() == ["g/000000-000.png\tmake it blue", "g/000001-001.png\tmake it blue"]
-    (image,) = read_metadata("g/000001-001.png")["asked"]["images"]
+    (image,) = read_metadata("g/000001-001.png")["request"]["images"]
     assert image["name"] == SAMPLES.name and len(image["sha256"]) == 64
     assert Image.open("g/grid.png").width > 4 * 144
     status, out, err = triptych(

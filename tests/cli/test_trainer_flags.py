@@ -17,7 +17,7 @@ from jsonargparse import Namespace
 from lightning import Callback, Trainer
 
 from triptych.checkpoints.run_folder import of_trainer
-from triptych.cli.trainer_flags import settle
+from triptych.cli.trainer_flags import reconcile
 from triptych.data_modules.sampling.step_dataset import require_steps, steps_of
 from triptych.utils.errors import UserError
 
@@ -365,7 +365,7 @@ def settled(**settings):
     given = {name: None for name in inspect.signature(Trainer).parameters}
     given |= {"max_steps": 2, "num_nodes": 1, "barebones": False, **settings}
     trainer = Namespace(**given)
-    settle(trainer)
+    reconcile(trainer)
     return trainer
 
 

@@ -22,7 +22,7 @@ from servers import running, until
 from triptych.cli.main import main
 from triptych.inference.pipeline import UnifiedPipeline
 from triptych.prompts import chat_ids
-from triptych.serving.images.sizes import Sizes
+from triptych.serving.images.sizes import ImageSizes
 from triptych.utils.png_metadata import read_metadata
 
 FAST = {"num_inference_steps": 2, "decoder_num_inference_steps": 2}
@@ -35,7 +35,7 @@ def pipeline():
 
 @pytest.fixture(scope="module")
 def server(pipeline):
-    with running(pipeline, Sizes.of(pipeline)) as server:
+    with running(pipeline, ImageSizes.of(pipeline)) as server:
         yield server
 
 
@@ -234,7 +234,7 @@ def test_an_image_is_never_fetched(server):
 
 
 def test_a_key_is_asked_for(pipeline):
-    with running(pipeline, Sizes.of(pipeline), api_key="secret") as server:
+    with running(pipeline, ImageSizes.of(pipeline), api_key="secret") as server:
         assert server.openai("secret").models.list().data
         for key in ("wrong", "secre", "secret2"):
             with pytest.raises(openai.AuthenticationError, match="API key"):

@@ -17,7 +17,7 @@ from PIL import Image
 from triptych.cli.main import main
 from triptych.serving.images import image_decoder
 from triptych.serving.images.image_input import read_request_image
-from triptych.serving.webui.models import Sources
+from triptych.serving.webui.models import Models
 from triptych.utils.errors import UserError
 from triptych.utils.png_metadata import read_metadata
 
@@ -269,7 +269,7 @@ def tabs(pipe, tmp_path_factory):
     from triptych.serving.webui.votes import Votes
 
     folder = tmp_path_factory.mktemp("page")
-    page = Page(Sources({"tiny": lambda: pipe}), Votes(folder / "votes.jsonl"), [], folder)
+    page = Page(Models({"tiny": lambda: pipe}), Votes(folder / "votes.jsonl"), [], folder)
     boxes = ("edit-image", "reconstruct-image", "question")
     handlers = {
         each.inputs[0].elem_id: each.fn
@@ -317,7 +317,7 @@ def test_uploads_have_the_limits_of_the_server(tabs, box, name, sentence, tmp_pa
         }[name]()
     )
     if name == "slow":
-        monkeypatch.setattr(image_decoder, "SECONDS", 0.02)
+        monkeypatch.setattr(image_decoder, "MAX_CPU_SECONDS", 0.02)
     with pytest.raises(gradio.Error) as told_so:
         put_into(tabs, box, path)
     assert sentence in str(told_so.value) and str(tmp_path) not in str(told_so.value)
@@ -350,10 +350,10 @@ def test_a_busy_port_is_named(tmp_path, capsys):
 
 
 def test_a_second_model_is_loaded_once_and_late():
-    from triptych.serving.webui.models import Sources
+    from triptych.serving.webui.models import Models
 
     made = []
-    sources = Sources({"first": lambda: made.append("first"), "second": lambda: made.append("2")})
+    sources = Models({"first": lambda: made.append("first"), "second": lambda: made.append("2")})
     threads = [threading.Thread(target=sources.__getitem__, args=["first"]) for _ in range(4)]
     for thread in threads:
         thread.start()

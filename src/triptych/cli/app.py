@@ -62,13 +62,13 @@ def app(arguments: list[str]) -> None:
     )
     parsed = parse(parser, arguments)
     from triptych.serving.webui.launch import show  # torch takes seconds to import: after parsing
-    from triptych.serving.webui.models import Sources
+    from triptych.serving.webui.models import Models
 
     named = " ".join(parsed.config or [parsed.source])
     loaders = {f"{named} (EMA)" if parsed.ema else named: partial(load_pipeline, parsed)}
     if parsed.other is not None:
         loaders.setdefault(parsed.other, partial(load_pipeline, other_model(parsed)))
-    sources = Sources(loaders)
+    sources = Models(loaders)
     show(sources, parsed.votes, parsed.prompts, parsed.host, parsed.port, parsed.allow_host)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from triptych.cli.arguments import add_batch_size, command_parser, load_pipeline, parse
-from triptych.cli.input_files import existing, read_id, require_text
+from triptych.cli.input_files import existing_image, read_id, require_text
 from triptych.utils.documents import read_standard_line
 from triptych.utils.errors import UserError
 from triptych.utils.image_urls import is_url
@@ -92,12 +92,12 @@ def chat(arguments: list[str]) -> None:
     if question is not None:
         question = require_text(question, "the question", "ask something")
     for image in images:
-        existing(image, "")
+        existing_image(image, "")
     if question is None:
         converse(load_pipeline(parsed), images, options)
         return
     for image in images:
-        readable(image)
+        require_readable(image)
     message = {"role": "user", "content": [*images_of(images), question]}
     print(load_pipeline(parsed).chat([message], **options))
 
@@ -116,7 +116,7 @@ def _images_and_question(given: list[str], parser: Any) -> tuple[list[str], str 
     return images, questions[0] if questions else None
 
 
-def readable(image: str) -> None:
+def require_readable(image: str) -> None:
     """Check the image before the model is loaded.
 
     Raises:
@@ -165,7 +165,7 @@ def _shown(image: Any, where: str) -> dict[str, Any]:
     """A path or a data URL as a part of a message; a link is refused when it is read."""
     if isinstance(image, str) and is_url(image):
         return {"type": "image_url", "image_url": {"url": image}}
-    return {"type": "image", "image": str(existing(image, f"{where}: "))}
+    return {"type": "image", "image": str(existing_image(image, f"{where}: "))}
 
 
 def _say_unread(line: dict[str, Any], where: str, said: set[str]) -> None:
@@ -238,8 +238,8 @@ def converse(pipe: Any, images: list[str], options: dict[str, Any]) -> None:
                 messages = []
                 shown = [{"type": "image", "image": image} for image in images]
             elif said.startswith("/image "):
-                file = existing(said.removeprefix("/image ").strip(), "")
-                readable(str(file))
+                file = existing_image(said.removeprefix("/image ").strip(), "")
+                require_readable(str(file))
                 shown.append({"type": "image", "image": str(file)})
             elif said.startswith("/") and not os.path.exists(said):
                 raise UserError(f"{said.split()[0]} is no command. {HELP}")

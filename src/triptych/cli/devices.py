@@ -10,7 +10,7 @@ from typing import Any
 from triptych.utils.signals import is_first_rank
 
 
-def several(parsed: argparse.Namespace) -> bool:
+def is_distributed(parsed: argparse.Namespace) -> bool:
     """Whether the work is shared out, by Lightning or by what started this process."""
     started = max(int(os.environ.get(name) or 1) for name in ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS"))
     return parsed.devices * parsed.num_nodes > 1 or started > 1
@@ -36,13 +36,13 @@ def for_each(
         UserError: there are no such devices, or an item failed.
     """
     results: list[Any] | None = []
-    if number and several(parsed):
+    if number and is_distributed(parsed):
         from triptych.cli.predict import predict
 
         results = predict(parsed, number, load, perform, stdin)
     elif number:
         state = load(None)
         results = [perform(state, n) for n in range(number)]
-    if results is None or (several(parsed) and not is_first_rank()):
+    if results is None or (is_distributed(parsed) and not is_first_rank()):
         raise SystemExit(0)
     return results

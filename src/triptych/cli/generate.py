@@ -14,8 +14,8 @@ from triptych.cli.arguments import (
     parse,
 )
 from triptych.cli.input_files import Request, images_at
-from triptych.cli.jobs import jobs_of, make_all, settings_for
-from triptych.cli.output_folder import Job
+from triptych.cli.jobs import jobs_of, run_jobs, settings_for
+from triptych.cli.output_folder import ImageJob
 from triptych.inference.generation_config import DECODER_SETTINGS
 from triptych.utils.errors import UserError
 from triptych.utils.prompt_files import read_input
@@ -67,10 +67,10 @@ def generate(arguments: list[str]) -> None:
     def check(pipe: Any) -> None:
         pipe.check_prompts([*(request.text for request in asked), *negative_prompts(jobs)])
 
-    def make(pipe: Any, batch: list[Job], callback: Any) -> list:
+    def make(pipe: Any, batch: list[ImageJob], callback: Any) -> list:
         return pipe(
-            [job.asked["prompt"] for job in batch],
-            seed=[job.asked["seed"] for job in batch],
+            [job.request["prompt"] for job in batch],
+            seed=[job.request["seed"] for job in batch],
             batch_size=len(batch),
             callback_on_step_end=callback,
             **settings_for(batch[0]),
@@ -78,7 +78,7 @@ def generate(arguments: list[str]) -> None:
 
     jobs = jobs_of(asked, parsed)
     stdin = content if parsed.file == "-" else None  # for processes that read it again
-    make_all("generate", jobs, parsed, check, make, stdin)
+    run_jobs("generate", jobs, parsed, check, make, stdin)
 
 
 def edit(arguments: list[str]) -> None:
@@ -120,18 +120,18 @@ def edit(arguments: list[str]) -> None:
         pipe.check_prompts([request.text for request in asked], with_image=True)
         pipe.check_prompts(negative_prompts(jobs))
 
-    def make(pipe: Any, batch: list[Job], callback: Any) -> list:
+    def make(pipe: Any, batch: list[ImageJob], callback: Any) -> list:
         return pipe.edit(
             [job.source for job in batch],
-            prompt=[job.asked["instruction"] for job in batch],
-            seed=[job.asked["seed"] for job in batch],
+            prompt=[job.request["instruction"] for job in batch],
+            seed=[job.request["seed"] for job in batch],
             batch_size=len(batch),
             callback_on_step_end=callback,
             **settings_for(batch[0]),
         ).images
 
     jobs = jobs_of(asked, parsed, "instruction")
-    make_all("edit", jobs, parsed, check, make, stdin)
+    run_jobs("edit", jobs, parsed, check, make, stdin)
 
 
 def reconstruct(arguments: list[str]) -> None:
@@ -151,10 +151,10 @@ def reconstruct(arguments: list[str]) -> None:
     found = [image for path in parsed.images for image in images_at(path)]
     asked = [Request("", images=[image]) for image in found]
 
-    def make(pipe: Any, batch: list[Job], callback: Any) -> list:
+    def make(pipe: Any, batch: list[ImageJob], callback: Any) -> list:
         return pipe.reconstruct(
             [job.source for job in batch],
-            seed=[job.asked["seed"] for job in batch],
+            seed=[job.request["seed"] for job in batch],
             batch_size=len(batch),
             **settings_for(batch[0]),
         ).images
@@ -162,7 +162,7 @@ def reconstruct(arguments: list[str]) -> None:
     jobs = jobs_of(asked, parsed)
     for job in jobs:
         job.file = f"{Path(job.file).stem}-{job.source.stem}.png"
-    make_all("reconstruct", jobs, parsed, lambda pipe: None, make)
+    run_jobs("reconstruct", jobs, parsed, lambda pipe: None, make)
 
 
 def clean_negative_prompt(parsed: Any) -> None:
@@ -175,6 +175,8 @@ def clean_negative_prompt(parsed: Any) -> None:
         parsed.negative_prompt = clean_text(parsed.negative_prompt, "--negative-prompt")
 
 
-def negative_prompts(jobs: list[Job]) -> list[str]:
+def negative_prompts(jobs: list[ImageJob]) -> list[str]:
     """Negative prompts of the jobs, each once."""
-    return sorted({job.asked["negative_prompt"] for job in jobs if "negative_prompt" in job.asked})
+    return sorted(
+        {job.request["negative_prompt"] for job in jobs if "negative_prompt" in job.request}
+    )

@@ -18,7 +18,7 @@ from triptych.utils.listing.names import IMAGE_SUFFIXES
 from triptych.utils.prompt_files import read_entries, read_objects
 from triptych.utils.text import clean_text, is_blank
 
-LONGEST_SHOWN = 200  # characters of a path in a message
+MAX_SHOWN_PATH = 200  # characters of a path in a message
 
 
 @dataclass
@@ -101,7 +101,7 @@ def read_request(line: dict[str, Any], where: str, text: str, more: set[str]) ->
         options[key] = _checked(key, value, where)
     seed = options.pop("seed", None)
     number = options.pop("num_images_per_prompt", None)
-    images = [existing(image, f"{where}: ") for image in _listed(options.pop("image", []))]
+    images = [existing_image(image, f"{where}: ") for image in _listed(options.pop("image", []))]
     asked = require_text(line[text], f"{where}: the {text}")
     return Request(asked, read_id(line, where), images, seed, number, options)
 
@@ -118,14 +118,16 @@ def read_id(line: dict[str, Any], where: str) -> str | None:
     return str(name)
 
 
-def existing(path: Any, where: str) -> Path:
+def existing_image(path: Any, where: str) -> Path:
     """Check that the path of an image exists.
 
     Raises:
         UserError: the file does not exist.
     """
     if not isinstance(path, str | Path) or not os.path.isfile(path):
-        shown = str(path) if len(str(path)) <= LONGEST_SHOWN else f"{str(path)[:LONGEST_SHOWN]}..."
+        shown = (
+            str(path) if len(str(path)) <= MAX_SHOWN_PATH else f"{str(path)[:MAX_SHOWN_PATH]}..."
+        )
         what = f"image {shown or repr(shown)}"
         if is_url(str(path)):
             raise UserError(f"{where}the {what} is a URL; save it and give the path of its file.")
@@ -141,7 +143,7 @@ def images_at(path: str) -> list[Path]:
     """
     folder = Path(path)
     if not os.path.isdir(path):
-        return [existing(path, "")]
+        return [existing_image(path, "")]
     found = [folder / name for name in list_images(folder)]
     if not found:
         raise UserError(f"the folder {path} holds no images ({', '.join(IMAGE_SUFFIXES)}).")

@@ -16,22 +16,22 @@ from typing import Any
 from triptych.cli.arguments import generation_of, load_pipeline, model_of
 from triptych.cli.devices import for_each
 from triptych.cli.input_files import Request
-from triptych.cli.output_folder import Job, Output
+from triptych.cli.output_folder import ImageJob, Output
 from triptych.inference.generation_config import SETTINGS
 from triptych.utils.documents import open_regular
 from triptych.utils.limits import ALL_IMAGES
 from triptych.utils.png_metadata import metadata_of
 from triptych.utils.signals import is_first_rank
 
-Make = Callable[[Any, list[Job], Callable], list]
+Make = Callable[[Any, list[ImageJob], Callable], list]
 """(pipeline, jobs of equal settings, callback) -> their images."""
 
 
-def jobs_of(requests: Sequence[Request], parsed: Namespace, said: str = "prompt") -> list[Job]:
+def jobs_of(requests: Sequence[Request], parsed: Namespace, said: str = "prompt") -> list[ImageJob]:
     """One an image; files are named by id, or else by seed and number of the image."""
     common = generation_of(parsed)
     model = model_of(parsed)
-    jobs: list[Job] = []
+    jobs: list[ImageJob] = []
     ALL_IMAGES.require(
         sum(each.num_images or parsed.num_images_per_prompt for each in requests),
         "the number of images",
@@ -52,7 +52,7 @@ def jobs_of(requests: Sequence[Request], parsed: Namespace, said: str = "prompt"
                 **model,
             }
             source = request.images[0] if request.images else None
-            jobs.append(Job(f"{stem}.png", request.id or str(number), asked, source))
+            jobs.append(ImageJob(f"{stem}.png", request.id or str(number), asked, source))
     return jobs
 
 
@@ -67,9 +67,9 @@ def _noted(image: Path) -> dict[str, str]:
         return {"name": image.name, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
-def make_all(
+def run_jobs(
     command: str,
-    jobs: list[Job],
+    jobs: list[ImageJob],
     parsed: Namespace,
     check: Callable[[Any], None],
     make: Make,
@@ -124,10 +124,10 @@ def make_all(
             output.finish()
 
 
-def folder_name(jobs: Sequence[Job]) -> str:
+def folder_name(jobs: Sequence[ImageJob]) -> str:
     """The same for the same command, and another for another: its text, and a digest of all."""
-    asked = json.dumps([job.asked for job in jobs], sort_keys=True)
-    words = re.findall(r"\w+", jobs[0].said)[:6]
+    asked = json.dumps([job.request for job in jobs], sort_keys=True)
+    words = re.findall(r"\w+", jobs[0].label)[:6]
     return f"{'-'.join(words)[:60]}-{hashlib.sha256(asked.encode()).hexdigest()[:8]}"
 
 
@@ -136,29 +136,29 @@ def digest_of(pipe: Any) -> str:
     return pipe.digest
 
 
-def tell(output: Output, job: Job, image: Any = None, weights: str | None = None) -> None:
+def tell(output: Output, job: ImageJob, image: Any = None, weights: str | None = None) -> None:
     """Save an image, if it is new, and print its line."""
     path = output.folder / job.file
     if image is not None:
         settings = metadata_of(image) | {"weights": weights}
         path = output.save(job, image, settings)
-    print(f"{path}\t{job.said}", flush=True)
+    print(f"{path}\t{job.label}", flush=True)
 
 
-def batches(jobs: Sequence[Job], size: int) -> Iterator[list[Job]]:
+def batches(jobs: Sequence[ImageJob], size: int) -> Iterator[list[ImageJob]]:
     """Neighbours whose settings are the same, at most `size`."""
 
-    def settings(job: Job) -> list[Any]:
-        return [job.asked.get(key) for key in SETTINGS]
+    def settings(job: ImageJob) -> list[Any]:
+        return [job.request.get(key) for key in SETTINGS]
 
     for _, alike in groupby(jobs, settings):
         some = list(alike)
         yield from (some[at : at + size] for at in range(0, len(some), size))
 
 
-def settings_for(job: Job) -> dict[str, Any]:
+def settings_for(job: ImageJob) -> dict[str, Any]:
     """The pipeline's arguments of a job."""
-    return {key: job.asked[key] for key in SETTINGS if key in job.asked}
+    return {key: job.request[key] for key in SETTINGS if key in job.request}
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from triptych.callbacks.sample_grid import SampleGrid
 from triptych.checkpoints import atomic_checkpoint, require_files, run_folder
 from triptych.checkpoints.run_folder import RunFolder
-from triptych.cli.trainer_flags import settle
+from triptych.cli.trainer_flags import reconcile
 from triptych.inference.loading import BAD_VALUES
 from triptych.inference.model_inference import inference_of
 from triptych.modules.base import Panel
@@ -128,7 +128,7 @@ class TriptychCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         settings = self.config[self.subcommand]
         settings.weights_only = True  # a checkpoint is data, never code
-        settle(settings.trainer)
+        reconcile(settings.trainer)
         one_seed_for_all(settings)
         parents = parents_of(settings.trainer, run_name(settings.model))
         if settings.get("ckpt_path"):

@@ -20,7 +20,7 @@ OF_THE_SYSTEM = (
     *(errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM, errno.EROFS),
     *(errno.ENOSPC, errno.EDQUOT, errno.EIO),
 )
-LONGEST_SHOWN = 200  # characters of a path in a message
+MAX_SHOWN_PATH = 200  # characters of a path in a message
 # Command -> (module:function, line of `triptych --help`), imported when it is called.
 COMMANDS = {
     "generate": (
@@ -217,7 +217,7 @@ def guarded(command: str, arguments: list[str]) -> None:
         if error.errno not in OF_THE_SYSTEM or error.filename is None:
             raise
         name = os.fsdecode(error.filename)
-        name = name if len(name) <= LONGEST_SHOWN else f"{name[:LONGEST_SHOWN]}..."
+        name = name if len(name) <= MAX_SHOWN_PATH else f"{name[:MAX_SHOWN_PATH]}..."
         stop(1, f"{name} cannot be read or written ({error.strerror}); give another path.")
     except ValueError as error:
         if not str(error).startswith("Does not validate"):

@@ -25,7 +25,7 @@ SIDE = 256  # pixels of each there, at most
 
 
 @dataclass
-class Job:
+class ImageJob:
     """One image to make."""
 
     file: str
@@ -54,7 +54,7 @@ class Output:
         UserError: the folder cannot be written to, or two images have one name.
     """
 
-    def __init__(self, folder: Path, jobs: Sequence[Job], sheet: bool = True) -> None:
+    def __init__(self, folder: Path, jobs: Sequence[ImageJob], sheet: bool = True) -> None:
         self.folder, self.jobs, self.sheet = folder, list(jobs), sheet
         files = [job.file for job in self.jobs]
         if len(set(files)) < len(files):
@@ -69,7 +69,7 @@ class Output:
                 "with --out."
             ) from error
 
-    def left(self, jobs: Sequence[Job]) -> list[Job]:
+    def left(self, jobs: Sequence[ImageJob]) -> list[ImageJob]:
         """Unfinished jobs among `jobs`.
 
         Raises:
@@ -77,7 +77,7 @@ class Output:
         """
         return [job for job in jobs if not self._done(job)]
 
-    def _done(self, job: Job) -> bool:
+    def _done(self, job: ImageJob) -> bool:
         path = self.folder / job.file
         if not path.is_file():
             return False
@@ -87,16 +87,16 @@ class Output:
             return False  # damaged: made again
         other = "choose another folder with --out, or delete it"
         try:
-            asked = read_metadata(path)["asked"]
+            asked = read_metadata(path)["request"]
         except (UserError, KeyError) as error:
             raise UserError(f"{path} is an image that this command did not make; {other}.") from (
                 error
             )
-        for key in dict.fromkeys([*asked, *job.asked]):
-            if asked.get(key) != job.asked.get(key):
+        for key in dict.fromkeys([*asked, *job.request]):
+            if asked.get(key) != job.request.get(key):
                 raise UserError(
                     f"{path} was made with other settings ({key} {asked.get(key)!r} then, "
-                    f"{job.asked.get(key)!r} now); {other}."
+                    f"{job.request.get(key)!r} now); {other}."
                 )
         return True
 
@@ -121,10 +121,10 @@ class Output:
                     "it."
                 )
 
-    def save(self, job: Job, image: Image.Image, settings: dict[str, Any]) -> Path:
+    def save(self, job: ImageJob, image: Image.Image, settings: dict[str, Any]) -> Path:
         """Write an image, whole or not at all, with its settings inside."""
         path = self.folder / job.file
-        embed_metadata(image, {**settings, "id": job.id, "asked": job.asked})
+        embed_metadata(image, {**settings, "id": job.id, "request": job.request})
         with replacing(path, durable=False) as file:
             image.save(file, "PNG")
         return path
@@ -146,17 +146,17 @@ class Output:
                 return
             ready = again
 
-    def _ready(self) -> list[Job]:
+    def _ready(self) -> list[ImageJob]:
         return [job for job in self.jobs if (self.folder / job.file).is_file()]
 
 
-def _line(job: Job, folder: Path) -> dict[str, Any]:
+def _line(job: ImageJob, folder: Path) -> dict[str, Any]:
     settings = read_metadata(folder / job.file)
     top = {key: settings[key] for key in ("prompt", "seed") if key in settings}
     return {"id": job.id, **top, "file": job.file, "settings": settings}
 
 
-def _sheet(jobs: Sequence[Job], folder: Path) -> Image.Image:
+def _sheet(jobs: Sequence[ImageJob], folder: Path) -> Image.Image:
     """Grid of images labelled with their requests, beside the source images, if any."""
     import numpy as np
 
@@ -182,5 +182,5 @@ def _sheet(jobs: Sequence[Job], folder: Path) -> Image.Image:
         shown.append(np.array(beside))
     scale = max(1, 144 // size[0])
     columns = 4 if jobs[0].source is not None else 8
-    labels = [job.said for job in jobs]
+    labels = [job.label for job in jobs]
     return grid(np.stack(shown), labels, min(columns, len(jobs)), scale)

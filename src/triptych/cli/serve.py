@@ -43,9 +43,9 @@ def serve(arguments: list[str]) -> None:
 
 
 def _app(parsed: argparse.Namespace):
-    from triptych.serving.asgi.host_check import Hosts
+    from triptych.serving.asgi.host_check import AllowedHosts
     from triptych.serving.http.app import Limits, create_app
-    from triptych.serving.images.sizes import Sizes
+    from triptych.serving.images.sizes import ImageSizes
 
     pipeline = load_pipeline(parsed)
     # Clients see the name, in answers and in images: not where the files are.
@@ -54,13 +54,13 @@ def _app(parsed: argparse.Namespace):
     return create_app(
         pipeline,
         pipeline.name,
-        Sizes.of(pipeline),
+        ImageSizes.of(pipeline),
         limits=Limits(
             parsed.max_batch, parsed.max_queue, parsed.max_wait_ms, parsed.timeout,
             parsed.max_body_mb, parsed.max_memory_mb,
         ),
         api_key=parsed.api_key or os.environ.get("TRIPTYCH_API_KEY") or None,
-        hosts=Hosts(parsed.host, parsed.allow_host),
+        hosts=AllowedHosts(parsed.host, parsed.allow_host),
     )  # fmt: skip
 
 

@@ -53,7 +53,7 @@ _LAUNCHERS = (
 )
 
 
-def settle(trainer: Any) -> None:
+def reconcile(trainer: Any) -> None:
     """Let the settings of a Trainer agree with each other; callbacks that a flag rules out go.
 
     Args:
@@ -80,11 +80,11 @@ def settle(trainer: Any) -> None:
         for name, value in _BAREBONES.items():
             trainer[name] = value
     if trainer.enable_checkpointing is False:
-        leave_out(trainer, ModelCheckpoint)
+        remove_callbacks(trainer, ModelCheckpoint)
     if trainer.enable_progress_bar is False:
-        leave_out(trainer, ProgressBar)
+        remove_callbacks(trainer, ProgressBar)
     if trainer.logger in (False, []):
-        for name in leave_out(trainer, LearningRateMonitor, DeviceStatsMonitor):
+        for name in remove_callbacks(trainer, LearningRateMonitor, DeviceStatsMonitor):
             log.warning("%s steps aside: the run has no logger.", name)
 
 
@@ -98,7 +98,7 @@ def external_ranks() -> int | None:
     return next((each().world_size() for each in _LAUNCHERS if each.detect()), None)
 
 
-def leave_out(trainer: Any, *classes: type) -> list[str]:
+def remove_callbacks(trainer: Any, *classes: type) -> list[str]:
     """Take the callbacks of these classes out of the settings; returns their names."""
     callbacks = trainer.callbacks or []
     callbacks = callbacks if isinstance(callbacks, list) else [callbacks]

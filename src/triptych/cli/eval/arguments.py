@@ -71,7 +71,7 @@ def add_judge(parser: argparse.ArgumentParser, default: str | None) -> None:
     )
 
 
-def named_or_here(named: str | None, default: str, flag: str) -> str:
+def named_or_cached(named: str | None, default: str, flag: str) -> str:
     """The model that was named, else the default: nothing is downloaded that nobody named.
 
     Raises:
@@ -103,11 +103,11 @@ def judge_of(parsed: argparse.Namespace) -> Judge:
 
     from triptych.evaluation.judges.local import QwenJudge
 
-    source, device = named_or_here(parsed.judge, QWEN, "--judge"), device_of(parsed)
+    source, device = named_or_cached(parsed.judge, QWEN, "--judge"), device_of(parsed)
     return QwenJudge(source, device, torch.float32 if device.type == "cpu" else torch.bfloat16)
 
 
-def hand_out(report: Report, parsed: argparse.Namespace) -> None:
+def write_report(report: Report, parsed: argparse.Namespace) -> None:
     """Write the requested files, and print the table."""
     write(report, parsed)
     print(report.table())

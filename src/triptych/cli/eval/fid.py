@@ -11,7 +11,7 @@ from triptych.cli.arguments import (
     load_pipeline,
     parse,
 )
-from triptych.cli.eval.arguments import add_report, hand_out
+from triptych.cli.eval.arguments import add_report, write_report
 
 EXAMPLES = """\
   triptych eval fid --images-dir out/made --reference data/true --out fid.json
@@ -83,4 +83,4 @@ def fid(arguments: list[str]) -> None:
         report.settings["clip"] = fits.settings["clip"]
         report.judged_by += f"; {fits.judged_by}"
     add_provenance(report)
-    hand_out(report, parsed)
+    write_report(report, parsed)

@@ -1,6 +1,6 @@
 """Benchmark images in their published layout: batched, sharded, resumable.
 
-Every file is a `Job` of `triptych generate`: it holds its request, and is whole or not
+Every file is a `ImageJob` of `triptych generate`: it holds its request, and is whole or not
 there. Its seeds follow only from its prompt's number, whatever else is made, on any number of
 processes.
 """
@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from triptych.cli.arguments import generation_of, model_of
-from triptych.cli.jobs import make_all, settings_for
-from triptych.cli.output_folder import Job
+from triptych.cli.jobs import run_jobs, settings_for
+from triptych.cli.output_folder import ImageJob
 from triptych.utils.png_metadata import embed_metadata, metadata_of
 
 OF_A_SEED = 1 << 20  # seeds from one --seed to the next: they share no noise
@@ -22,7 +22,7 @@ OF_A_PROMPT = 1 << 6  # seeds from one prompt to the next
 
 
 @dataclass(frozen=True)
-class Wanted:
+class ImageRequest:
     """A file of a benchmark."""
 
     file: str
@@ -36,7 +36,7 @@ class Wanted:
     """Number of images in the file."""
 
 
-def jobs_of(wanted: Sequence[Wanted], parsed: argparse.Namespace) -> list[Job]:
+def jobs_of(wanted: Sequence[ImageRequest], parsed: argparse.Namespace) -> list[ImageJob]:
     """One a file."""
     common = generation_of(parsed)
     jobs = []
@@ -44,12 +44,12 @@ def jobs_of(wanted: Sequence[Wanted], parsed: argparse.Namespace) -> list[Job]:
         seed = parsed.seed * OF_A_SEED + each.number * OF_A_PROMPT + each.first
         seeds = list(range(seed, seed + each.tiles))
         asked = {"prompt": each.prompt, "seeds": seeds, **common, **model_of(parsed)}
-        jobs.append(Job(each.file, each.file.removesuffix(".png"), asked))
+        jobs.append(ImageJob(each.file, each.file.removesuffix(".png"), asked))
     return jobs
 
 
 def make_images(
-    wanted: Sequence[Wanted],
+    wanted: Sequence[ImageRequest],
     parsed: argparse.Namespace,
 ) -> None:
     """Make those of a benchmark's files that are not done, in `parsed.images_dir`.
@@ -65,18 +65,18 @@ def make_images(
     def check(pipe: Any) -> None:
         pipe.check_prompts(list(dict.fromkeys(each.prompt for each in wanted)))
 
-    def make(pipe: Any, batch: list[Job], callback: Any) -> list[Any]:
+    def make(pipe: Any, batch: list[ImageJob], callback: Any) -> list[Any]:
         made = pipe(
-            [job.asked["prompt"] for job in batch],
+            [job.request["prompt"] for job in batch],
             num_images_per_prompt=tiles,
-            seed=[seed for job in batch for seed in job.asked["seeds"]],
+            seed=[seed for job in batch for seed in job.request["seeds"]],
             batch_size=parsed.batch_size,
             callback_on_step_end=None if tiles > 1 else callback,
             **settings_for(batch[0]),
         ).images
         return [joined(made[at : at + tiles]) for at in range(0, len(made), tiles)]
 
-    make_all(
+    run_jobs(
         "eval",
         jobs_of(wanted, parsed),
         argparse.Namespace(**given),

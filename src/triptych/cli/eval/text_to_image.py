@@ -20,11 +20,11 @@ from triptych.cli.eval.arguments import (
     add_images,
     add_judge,
     add_report,
-    hand_out,
     judge_of,
-    named_or_here,
+    named_or_cached,
+    write_report,
 )
-from triptych.cli.eval.generate_images import Wanted, make_images
+from triptych.cli.eval.generate_images import ImageRequest, make_images
 from triptych.utils.disk_usage import output_folder
 from triptych.utils.limits import TILES
 from triptych.utils.signals import is_first_rank
@@ -91,8 +91,8 @@ def geneval(arguments: list[str]) -> None:
     def scorer() -> Callable[[Path], Report]:
         device = device_of(parsed)
         sources = (
-            named_or_here(parsed.detector, DETECTOR, "--detector"),
-            named_or_here(parsed.clip, CLIP, "--clip"),
+            named_or_cached(parsed.detector, DETECTOR, "--detector"),
+            named_or_cached(parsed.clip, CLIP, "--clip"),
         )
         detector = benchmark.Mask2Former(sources[0], device)
         colours = benchmark.ClipColours(sources[1], device)
@@ -101,7 +101,7 @@ def geneval(arguments: list[str]) -> None:
         )
 
     wanted = [
-        Wanted(
+        ImageRequest(
             benchmark.sample_path(Path(), number, copy).as_posix(), entry["prompt"], number, copy
         )
         for number, entry in enumerate(entries)
@@ -155,7 +155,7 @@ def dpg(arguments: list[str]) -> None:
         )
 
     wanted = [
-        Wanted(
+        ImageRequest(
             benchmark.grid_path(Path(), str(entry["item_id"])).as_posix(),
             entry["prompt"],
             number,
@@ -208,7 +208,7 @@ def wise(arguments: list[str]) -> None:
         )
 
     wanted = [
-        Wanted(benchmark.image_path(Path(), each.number).as_posix(), each.text, each.number)
+        ImageRequest(benchmark.image_path(Path(), each.number).as_posix(), each.text, each.number)
         for each in prompts
     ]
     _run(wanted, parsed, scorer)
@@ -241,7 +241,7 @@ def _only_makes(parsed: argparse.Namespace) -> bool:
 
 
 def _run(
-    wanted: list[Wanted],
+    wanted: list[ImageRequest],
     parsed: argparse.Namespace,
     scorer: Callable[[], Callable[[Path], Report]],
     beside: Callable[[Path], Any] = lambda folder: None,
@@ -262,4 +262,4 @@ def _run(
 
         report = score(parsed.images_dir)
         add_provenance(report)
-        hand_out(report, parsed)
+        write_report(report, parsed)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from triptych.cli.arguments import add_batch_size, command_parser, model_of, parse
-from triptych.cli.eval.arguments import add_report, hand_out
+from triptych.cli.eval.arguments import add_report, write_report
 from triptych.utils.documents import TEXT_BYTES, read_json
 from triptych.utils.errors import UserError
 from triptych.utils.limits import COUNT
@@ -63,7 +63,7 @@ def understanding(arguments: list[str]) -> None:
         report = read_results(Path(folder))
     report.settings["lmms_eval"] = version("lmms-eval")
     report.settings |= model_of(parsed)
-    hand_out(report, parsed)
+    write_report(report, parsed)
 
 
 def command_of(parsed: argparse.Namespace) -> list[str]:

@@ -11,11 +11,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from triptych.serving.asgi.api_errors import Problem
+from triptych.serving.asgi.api_errors import APIError
 
-GRACE = 1.0
+STALL_GRACE = 1.0
 """Seconds for which a client may keep the server waiting before others may take its room."""
-SMALL = 2**16
+FREE_BODY_BYTES = 2**16
 """Bytes of a body that every ticket includes: small requests find room beside large ones."""
 
 
@@ -31,7 +31,7 @@ class Ticket:
         """Reserve so many bytes more; the first `small` of them are free.
 
         Raises:
-            Problem: there is no room for them now (429), or never (413).
+            APIError: there is no room for them now (429), or never (413).
         """
         self._admission.reserve(self, max(0, size - small))
 
@@ -84,7 +84,7 @@ class Admission:
         """A ticket for a request whose connection `drop` closes.
 
         Raises:
-            Problem: 429; too many are in flight.
+            APIError: 429; too many are in flight.
         """
         while len(self.tickets) >= self.max_requests:
             if not self._drop_one():
@@ -98,7 +98,7 @@ class Admission:
         """Hold so many bytes more for a ticket. Raises as `Ticket.reserve`."""
         if ticket.held + size > self.max_bytes:
             self.rejected("memory")
-            raise Problem(
+            raise APIError(
                 413,
                 f"this request needs more than the {self.max_bytes / 2**20:g} MB of memory that "
                 "this server has for all; send fewer or smaller images.",
@@ -118,7 +118,7 @@ class Admission:
         return True
 
     def _drop_one(self) -> bool:
-        late = time.monotonic() - GRACE
+        late = time.monotonic() - STALL_GRACE
         stalled = [t for t in self.tickets if t.stalled_since is not None]
         longest = min(stalled, key=lambda t: t.stalled_since, default=None)
         if longest is None or longest.stalled_since > late:
@@ -127,7 +127,7 @@ class Admission:
         return True
 
 
-def _busy(reason: str) -> Problem:
-    return Problem(
+def _busy(reason: str) -> APIError:
+    return APIError(
         429, f"{reason}; try again in a second.", "server_busy", headers={"retry-after": "1"}
     )

@@ -20,7 +20,7 @@ SENTENCES = {
 CODES = {404: "not_found", 405: "method_not_allowed"}
 
 
-class Problem(Exception):
+class APIError(Exception):
     """An error response.
 
     Args:
@@ -66,18 +66,18 @@ class Problem(Exception):
         return JSONResponse(self.body, self.status, self.headers)
 
 
-def wrong(param: str | None, message: str, code: str = "invalid_value") -> Problem:
+def bad_request(param: str | None, message: str, code: str = "invalid_value") -> APIError:
     """400: a field of the request has a wrong value."""
-    return Problem(400, message, code, param)
+    return APIError(400, message, code, param)
 
 
-def of_status(status: int, headers: Mapping[str, str] | None = None) -> Problem:
+def status_error(status: int, headers: Mapping[str, str] | None = None) -> APIError:
     """Error for a status of the framework itself: unknown addresses and methods."""
     sentence = SENTENCES.get(status, "the request cannot be read.")
-    return Problem(status, sentence, CODES.get(status, "bad_request"), headers=headers)
+    return APIError(status, sentence, CODES.get(status, "bad_request"), headers=headers)
 
 
-def of_validation(errors: Sequence[Mapping[str, Any]]) -> Problem:
+def validation_error(errors: Sequence[Mapping[str, Any]]) -> APIError:
     """400 for the first of pydantic's errors: the field, and its allowed values."""
     first = errors[0]
     # <text> and the like are branches of our unions, not places in the request.
@@ -90,13 +90,13 @@ def of_validation(errors: Sequence[Mapping[str, Any]]) -> Problem:
         case "extra_forbidden":
             meant = MEANT.get(name)
             hint = f"use {meant}" if meant in SETTINGS else "leave it out"
-            return wrong(name, f"{name} is unknown here; {hint}.", "unknown_parameter")
+            return bad_request(name, f"{name} is unknown here; {hint}.", "unknown_parameter")
         case "missing":
-            return wrong(param, f"{name} is missing; give it.", "missing_required_parameter")
+            return bad_request(param, f"{name} is missing; give it.", "missing_required_parameter")
         case "json_invalid":
-            return wrong(None, "the body is not valid JSON.", "invalid_json")
+            return bad_request(None, "the body is not valid JSON.", "invalid_json")
         case "model_type" | "model_attributes_type":
             said = "should be a JSON object"
         case _:
             said = first["msg"].removeprefix("Value error, ").removeprefix("Input ")
-    return wrong(param, f"{name}: {said[:1].lower()}{said[1:].removesuffix('.')}.")
+    return bad_request(param, f"{name}: {said[:1].lower()}{said[1:].removesuffix('.')}.")

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from triptych.serving.asgi.admission import Ticket
 
-MOST = 512
+MAX_CONNECTIONS = 512
 """Connections by default, where the process may open twice as many files."""
 
 
@@ -21,9 +21,9 @@ class Connection(Protocol):
         """Close it at once, whatever was not sent."""
 
 
-def most_connections() -> int:
-    """The default bound: half of the files that this process may open, at most MOST."""
-    return min(MOST, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
+def default_max_connections() -> int:
+    """The default bound: half of the files that this process may open, at most MAX_CONNECTIONS."""
+    return min(MAX_CONNECTIONS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
 
 
 class Connections:

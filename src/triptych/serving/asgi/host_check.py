@@ -7,13 +7,13 @@ import re
 import socket
 from collections.abc import Iterable, Mapping
 
-from triptych.serving.asgi.api_errors import Problem
+from triptych.serving.asgi.api_errors import APIError
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([^:\[\]/@?#\s]+))(?::[0-9]{1,5})?", re.ASCII)
 
 
-class Hosts:
+class AllowedHosts:
     """Names by which a server may be addressed.
 
     Args:
@@ -37,18 +37,18 @@ class Hosts:
         A request without Host (HTTP/1.0) passes: no browser sends one.
 
         Raises:
-            Problem: 421 or 403.
+            APIError: 421 or 403.
         """
         host = headers.get(b"host", b"").decode("latin-1")
         origin = headers.get(b"origin", b"").decode("latin-1")
         if b"host" in headers and not self._allows_host(host):
-            raise Problem(
+            raise APIError(
                 421,
                 "this server has another name; start it with --allow-host NAME to allow this one.",
                 "host_not_allowed",
             )
         if b"origin" in headers and not self._allows_origin(origin, host):
-            raise Problem(
+            raise APIError(
                 403,
                 "pages of other origins may not use this server; start it with --allow-host NAME "
                 "to allow the host of a page.",

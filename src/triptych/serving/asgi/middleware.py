@@ -12,26 +12,26 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from triptych.serving.asgi.admission import SMALL, Admission, Ticket
-from triptych.serving.asgi.api_errors import Problem, wrong
-from triptych.serving.asgi.host_check import Hosts
-from triptych.serving.asgi.request_body import ClientLeft, Incoming
+from triptych.serving.asgi.admission import FREE_BODY_BYTES, Admission, Ticket
+from triptych.serving.asgi.api_errors import APIError, bad_request
+from triptych.serving.asgi.host_check import AllowedHosts
+from triptych.serving.asgi.request_body import ClientLeft, RequestBody
 
 log = logging.getLogger("triptych.serving")
-LEFT = 499
+CLIENT_CLOSED_REQUEST = 499
 """nginx' status for a client that left, only for metrics."""
-OPEN = ("/health", "/metrics", "/openapi.json")
+PUBLIC_PATHS = ("/health", "/metrics", "/openapi.json")
 """Addresses that ask for no key."""
-DRAINED = 8
+BODY_DRAIN_FACTOR = 8
 """Times the limit of a body up to which a refused one is read, and thrown away."""
 FORM_COPIES, JSON_COPIES = 3, 4
 """Bytes of memory for each byte of a body: itself, and its copies while it is read."""
-MOST_VALUES = 2**16
+MAX_JSON_VALUES = 2**16
 """In a body of JSON: each becomes an object, and may become an error, of a hundred times its size.
 """
 
 
-class Gate:
+class RequestMiddleware:
     """ASGI middleware: admission, allowed hosts, API key, body size limit and timeout.
 
     Args:
@@ -49,7 +49,7 @@ class Gate:
         app: ASGIApp,
         answered: Callable[[str, str, int, float], None],
         admission: Admission,
-        hosts: Hosts,
+        hosts: AllowedHosts,
         api_key: str | None,
         max_body: int,
         timeout: float,
@@ -80,26 +80,26 @@ class Gate:
         connection = state["connection"]
         ticket: Ticket | None = None
         headers = {name.lower(): value for name, value in scope["headers"]}
-        incoming = Incoming(headers, receive, self.timeout)
+        incoming = RequestBody(headers, receive, self.timeout)
         try:
             try:
                 self.hosts.check(headers)
                 state["ticket"] = ticket = self._admit(incoming, connection)
                 body = await self._read(scope, headers, incoming, ticket)
-            except Problem as problem:
+            except APIError as problem:
                 raise await self._refusal(problem, incoming, connection, ticket) from None
             unread = [body]
             del body
             await self._serve(scope, unread, receive, answer, lambda: done)
-        except Problem as problem:
+        except APIError as problem:
             await problem.response()(scope, receive, answer)
         except ClientLeft:
-            status = LEFT
+            status = CLIENT_CLOSED_REQUEST
         except Exception:
             log.exception("request %s failed", number)
             if status:
                 raise  # in the middle of an answer: the connection breaks, as it must
-            problem = Problem(
+            problem = APIError(
                 500, f"the server failed at this request; its log names it {number}.", "failed"
             )
             await problem.response()(scope, receive, answer)
@@ -109,11 +109,11 @@ class Gate:
             route = getattr(scope.get("route"), "path", "other")
             self.answered(route, _method(scope), status, time.monotonic() - started)
 
-    def _admit(self, incoming: Incoming, connection: Any) -> Ticket | None:
+    def _admit(self, incoming: RequestBody, connection: Any) -> Ticket | None:
         """A ticket for a request with a body; none for one without, which is answered at once.
 
         Raises:
-            Problem: 429.
+            APIError: 429.
         """
         if incoming.complete:
             return None
@@ -124,25 +124,25 @@ class Gate:
         self,
         scope: Scope,
         headers: dict[bytes, bytes],
-        incoming: Incoming,
+        incoming: RequestBody,
         ticket: Ticket | None,
     ) -> bytes:
         """The body of a request that may pass. Memory for it is reserved before it comes, or as it
         comes in chunks.
 
         Raises:
-            Problem: 400, 401, 408, 413, 415, 429.
+            APIError: 400, 401, 408, 413, 415, 429.
             ClientLeft: the connection was closed before its end.
         """
-        if scope["path"] not in OPEN and not self._knows_key(headers):
-            raise Problem(
+        if scope["path"] not in PUBLIC_PATHS and not self._authorized(headers):
+            raise APIError(
                 401,
                 "the API key is missing or wrong; send it as Authorization: Bearer KEY.",
                 "invalid_api_key",
                 headers={"www-authenticate": "Bearer"},
             )
         if headers.get(b"content-encoding", b"identity").lower() != b"identity":
-            raise Problem(415, "the body is compressed; send it as it is.", "unsupported_encoding")
+            raise APIError(415, "the body is compressed; send it as it is.", "unsupported_encoding")
         if ticket is None:
             return b""
         kind = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
@@ -154,28 +154,28 @@ class Gate:
             body += part
             self._reserve(ticket, len(body), copies)
         ticket.stall(False)
-        if copies == JSON_COPIES and sum(map(body.count, b"[{,")) > MOST_VALUES:
-            raise wrong(None, f"the body has more than {MOST_VALUES} values; send fewer.")
+        if copies == JSON_COPIES and sum(map(body.count, b"[{,")) > MAX_JSON_VALUES:
+            raise bad_request(None, f"the body has more than {MAX_JSON_VALUES} values; send fewer.")
         return bytes(body)
 
     def _reserve(self, ticket: Ticket, size: int, copies: int) -> None:
         """Reserve memory for a body of so many bytes, if it is not reserved yet.
 
         Raises:
-            Problem: 413, 429.
+            APIError: 413, 429.
         """
         if size > self.max_body:
-            raise Problem(
+            raise APIError(
                 413,
                 f"the body is larger than {self.max_body / 2**20:g} MB; send smaller images.",
                 "body_too_large",
             )
-        if (more := copies * max(0, size - SMALL) - ticket.held) > 0:
+        if (more := copies * max(0, size - FREE_BODY_BYTES) - ticket.held) > 0:
             ticket.reserve(more)
 
     async def _refusal(
-        self, problem: Problem, incoming: Incoming, connection: Any, ticket: Ticket | None
-    ) -> Problem:
+        self, problem: APIError, incoming: RequestBody, connection: Any, ticket: Ticket | None
+    ) -> APIError:
         """The problem as an answer to a request whose body may still be coming.
 
         Raises:
@@ -183,7 +183,7 @@ class Gate:
         """
         if ticket is not None:
             self._close(connection, ticket)  # what still comes is not kept
-        if problem.status == 408 or not await incoming.discard(DRAINED * self.max_body):
+        if problem.status == 408 or not await incoming.discard(BODY_DRAIN_FACTOR * self.max_body):
             problem.headers["connection"] = "close"
         return problem
 
@@ -235,7 +235,7 @@ class Gate:
             work.cancel()
             await asyncio.wait([work])
 
-    def _knows_key(self, headers: dict[bytes, bytes]) -> bool:
+    def _authorized(self, headers: dict[bytes, bytes]) -> bool:
         if self.key is None:
             return True
         scheme, _, given = headers.get(b"authorization", b"").partition(b" ")

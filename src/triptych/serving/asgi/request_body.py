@@ -7,16 +7,16 @@ from collections.abc import AsyncIterator, Mapping
 
 from starlette.types import Receive
 
-from triptych.serving.asgi.api_errors import Problem
-from triptych.serving.asgi.uvicorn_protocol import PATIENCE, SLOWEST
+from triptych.serving.asgi.api_errors import APIError
+from triptych.serving.asgi.uvicorn_protocol import MAX_STALL_SECONDS, MIN_BYTES_PER_SECOND
 
 
 class ClientLeft(Exception):
     """Nobody is there to be answered."""
 
 
-class Incoming:
-    """Receiver of a request body with a time limit: `PATIENCE` seconds, and more as it comes.
+class RequestBody:
+    """The body of a request as it arrives, with a time limit that grows with the bytes received.
 
     Args:
         headers: headers of the request, their names in lower case.
@@ -38,17 +38,17 @@ class Incoming:
         """Yield the remaining parts of the body.
 
         Raises:
-            Problem: 408; it comes too slowly.
+            APIError: 408; it comes too slowly.
             ClientLeft: the connection was closed before its end.
         """
         self._waits = False
         while not self.complete:
-            seconds = min(self._timeout, PATIENCE + self._size / SLOWEST)
+            seconds = min(self._timeout, MAX_STALL_SECONDS + self._size / MIN_BYTES_PER_SECOND)
             try:
                 async with asyncio.timeout_at(self._started + seconds):
                     message = await self._receive()
             except TimeoutError as error:
-                raise Problem(
+                raise APIError(
                     408,
                     f"the body did not come within {seconds:.0f} seconds; send it faster.",
                     "body_too_slow",
@@ -73,6 +73,6 @@ class Incoming:
             async for _ in self.parts():
                 if self._size > most:
                     return False
-        except Problem:
+        except APIError:
             return False
         return True

@@ -15,7 +15,7 @@ import uvicorn
 from fastapi import FastAPI
 from starlette.types import ASGIApp
 
-from triptych.serving.asgi.connections import Connections, most_connections
+from triptych.serving.asgi.connections import Connections, default_max_connections
 from triptych.serving.asgi.log_limits import limit_logs, on_loop_error
 from triptych.serving.asgi.uvicorn_protocol import Protocol
 from triptych.utils.errors import UserError  # torch is imported when the port is open
@@ -67,7 +67,7 @@ class BoundedServer(uvicorn.Server):
     """
 
     def __init__(self, app: ASGIApp, max_connections: int | None = None, **options: Any) -> None:
-        connections = Connections(max_connections or most_connections())
+        connections = Connections(max_connections or default_max_connections())
         super().__init__(
             uvicorn.Config(
                 app,
@@ -101,7 +101,7 @@ class Server(BoundedServer):
             app,
             max_connections,
             # A client that does not read its answer does not keep the server from its end.
-            timeout_graceful_shutdown=max(1, round(context.desk.timeout)),
+            timeout_graceful_shutdown=max(1, round(context.dispatcher.timeout)),
         )
         self.scheduler = context.scheduler
 

@@ -9,19 +9,22 @@ import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from triptych.serving.asgi.admission import Ticket
-from triptych.serving.asgi.api_errors import Problem
+from triptych.serving.asgi.api_errors import APIError
 from triptych.serving.asgi.connections import Connections
 
-HEADERS = 10.0
+HEADER_TIMEOUT = 10.0
 """Seconds in which the headers of a request must have come, from the connection or the last answer.
 """
-PATIENCE = 10.0
-"""Seconds for which a client may not read, or not send a body, beside what SLOWEST allows."""
-SLOWEST = 2**15
+MAX_STALL_SECONDS = 10.0
+"""Limit of the seconds for which a client neither reads nor sends, beyond what
+MIN_BYTES_PER_SECOND allows."""
+MIN_BYTES_PER_SECOND = 2**15
 """Bytes a second at which a client must read and send, at least."""
-NOT_HTTP = Problem(400, "this is no HTTP/1.1 request that can be read.", "bad_request")
-TOO_SLOW = Problem(
-    408, f"the headers did not come within {HEADERS:g} seconds; send them faster.", "too_slow"
+NOT_HTTP = APIError(400, "this is no HTTP/1.1 request that can be read.", "bad_request")
+TOO_SLOW = APIError(
+    408,
+    f"the headers did not come within {HEADER_TIMEOUT:g} seconds; send them faster.",
+    "too_slow",
 )
 
 
@@ -79,7 +82,7 @@ class Protocol(H11Protocol):
         elif not self.transport.is_closing():
             self._bound.wait(self)
             if self._header_timer is None:
-                self._header_timer = self.loop.call_later(HEADERS, self._headers_too_slow)
+                self._header_timer = self.loop.call_later(HEADER_TIMEOUT, self._headers_too_slow)
 
     def _headers_too_slow(self) -> None:
         # Without a byte of the next request an idle connection ends, as at uvicorn's own limit.
@@ -90,7 +93,7 @@ class Protocol(H11Protocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        seconds = PATIENCE + self.transport.get_write_buffer_size() / SLOWEST
+        seconds = MAX_STALL_SECONDS + self.transport.get_write_buffer_size() / MIN_BYTES_PER_SECOND
         self._write_timer = self.loop.call_later(seconds, self.abort)
         if self.ticket is not None:
             self.ticket.stall(True)
@@ -105,7 +108,7 @@ class Protocol(H11Protocol):
     def send_400_response(self, msg: str) -> None:
         self._refuse(NOT_HTTP)
 
-    def _refuse(self, problem: Problem) -> None:
+    def _refuse(self, problem: APIError) -> None:
         """Answer in the shape of all other errors, and close; uvicorn writes a line of text."""
         if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
             self.transport.close()  # in the middle of an answer, or after the last

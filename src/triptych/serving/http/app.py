@@ -16,18 +16,18 @@ from starlette.exceptions import HTTPException
 from triptych import __version__
 from triptych.inference.pipeline import UnifiedPipeline
 from triptych.serving.asgi.admission import Admission
-from triptych.serving.asgi.api_errors import Problem, of_status, of_validation
-from triptych.serving.asgi.host_check import Hosts
-from triptych.serving.asgi.middleware import Gate
+from triptych.serving.asgi.api_errors import APIError, status_error, validation_error
+from triptych.serving.asgi.host_check import AllowedHosts
+from triptych.serving.asgi.middleware import RequestMiddleware
 from triptych.serving.http.batching import Scheduler
 from triptych.serving.http.chat_routes import chat_routes
 from triptych.serving.http.context import Context
-from triptych.serving.http.dispatcher import Desk
+from triptych.serving.http.dispatcher import Dispatcher
 from triptych.serving.http.images_routes import image_routes
-from triptych.serving.http.jobs import perform
+from triptych.serving.http.jobs import run_batch
 from triptych.serving.http.metrics import Metrics
 from triptych.serving.http.openapi import describe
-from triptych.serving.images.sizes import Sizes
+from triptych.serving.images.sizes import ImageSizes
 
 
 @dataclass
@@ -51,10 +51,10 @@ class Limits:
 def create_app(
     pipeline: UnifiedPipeline,
     name: str,
-    sizes: Sizes,
+    sizes: ImageSizes,
     limits: Limits | None = None,
     api_key: str | None = None,
-    hosts: Hosts | None = None,
+    hosts: AllowedHosts | None = None,
 ) -> FastAPI:
     """Build the application. Its `state.context.scheduler` works from start-up to shutdown.
 
@@ -70,7 +70,7 @@ def create_app(
     limits = limits or Limits()
     metrics = Metrics()
     scheduler = Scheduler(
-        partial(perform, pipeline, limits.max_batch),
+        partial(run_batch, pipeline, limits.max_batch),
         limits.max_batch,
         limits.max_queue,
         limits.max_wait_ms / 1000,
@@ -81,8 +81,8 @@ def create_app(
         int(limits.max_memory_mb * 2**20),
         lambda reason: metrics.rejected.labels(reason).inc(),
     )
-    desk = Desk(scheduler, metrics, limits.timeout)
-    context = Context(name, sizes, desk, scheduler, metrics)
+    dispatcher = Dispatcher(scheduler, metrics, limits.timeout)
+    context = Context(name, sizes, dispatcher, scheduler, metrics)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -101,10 +101,10 @@ def create_app(
     )
     app.state.context, app.state.admission = context, admission
     app.add_middleware(
-        Gate,
+        RequestMiddleware,
         answered=metrics.answered,
         admission=admission,
-        hosts=hosts or Hosts(),
+        hosts=hosts or AllowedHosts(),
         api_key=api_key,
         max_body=int(limits.max_body_mb * 2**20),
         timeout=limits.timeout,
@@ -122,13 +122,13 @@ async def _invalid(request: Request, error: RequestValidationError) -> Response:
     """A body that does not fit, or was sent as something else than JSON."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json" and error.errors()[0]["loc"] == ("body",):
-        problem = Problem(415, "send the request as application/json.", "unsupported_media_type")
+        problem = APIError(415, "send the request as application/json.", "unsupported_media_type")
         return problem.response()
-    return of_validation(error.errors()).response()
+    return validation_error(error.errors()).response()
 
 
 async def _unknown(request: Request, error: HTTPException) -> Response:
-    return of_status(error.status_code, error.headers).response()
+    return status_error(error.status_code, error.headers).response()
 
 
 def _add_small_routes(app: FastAPI, context: Context) -> None:

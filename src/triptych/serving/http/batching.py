@@ -96,7 +96,7 @@ class Scheduler:
     """The queue and the thread that empties it.
 
     Args:
-        perform: does the work of a call, and returns a result for each of its jobs. It is only
+        run_batch: does the work of a call, and returns a result for each of its jobs. It is only
             ever called by the one thread. When it fails, jobs that were together are tried one by
             one, so that none fails for its neighbour's sake.
         max_batch: limit of images or conversations in a call. A single job may be larger.
@@ -106,13 +106,13 @@ class Scheduler:
 
     def __init__(
         self,
-        perform: Callable[[Call], Sequence[Any]],
+        run_batch: Callable[[Call], Sequence[Any]],
         max_batch: int = 16,
         max_queue: int = 64,
         max_wait: float = 0.01,
         observer: Observer | None = None,
     ) -> None:
-        self.perform, self.observer = perform, observer or Observer()
+        self.run_batch, self.observer = run_batch, observer or Observer()
         self.max_batch, self.max_queue, self.max_wait = max_batch, max_queue, max_wait
         self._queue: list[Job] = []
         self._running: list[Job] = []
@@ -225,7 +225,7 @@ class Scheduler:
     def _do(self, jobs: Sequence[Job]) -> None:
         call, started = Call(jobs), time.monotonic()
         try:
-            results = self.perform(call)
+            results = self.run_batch(call)
         except Abandoned:
             return
         except Exception as error:

@@ -12,14 +12,14 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from triptych.inference.chat_messages import Message
-from triptych.serving.asgi.api_errors import wrong
+from triptych.serving.asgi.api_errors import bad_request
 from triptych.serving.http.context import Context
-from triptych.serving.http.jobs import ChatSettings, ChatWork
+from triptych.serving.http.jobs import ChatJob, ChatSettings
 from triptych.serving.http.request_schemas import ChatBody, ChatMessage, ImagePart, TextPart
 from triptych.serving.http.server_sent_events import event_stream, sse_event
 from triptych.serving.images.image_input import read_url
 
-MOST_SHOWN = 16
+MAX_CHAT_IMAGES = 16
 """Images in a conversation."""
 
 
@@ -32,9 +32,11 @@ def chat_routes(context: Context) -> APIRouter:
         """An answer to a conversation, which may show images."""
         context.check_model(body.model)
         if body.stream_options is not None and not body.stream:
-            raise wrong("stream_options", "stream_options is for streams; set stream as well.")
+            raise bad_request(
+                "stream_options", "stream_options is for streams; set stream as well."
+            )
         messages = await _read(context, request, body.messages)
-        work = ChatWork(messages, body.seed, _settings(body))
+        work = ChatJob(messages, body.seed, _settings(body))
         head = {
             "id": f"chatcmpl-{secrets.token_hex(12)}",
             "created": int(time.time()),
@@ -42,7 +44,7 @@ def chat_routes(context: Context) -> APIRouter:
         }
         if body.stream:
             return await event_stream(request, _chunks(context, request, body, work, head))
-        answer = await context.desk.result(request, work)
+        answer = await context.dispatcher.result(request, work)
         choice = {
             "index": 0,
             "message": {"role": "assistant", "content": answer.text, "refusal": None},
@@ -58,7 +60,7 @@ def chat_routes(context: Context) -> APIRouter:
 
 
 async def _chunks(
-    context: Context, request: Request, body: ChatBody, work: ChatWork, head: dict[str, Any]
+    context: Context, request: Request, body: ChatBody, work: ChatJob, head: dict[str, Any]
 ) -> AsyncIterator[bytes]:
     """Server-sent events: the role, the text in pieces, the finish reason, the usage, [DONE]."""
     told = body.stream_options is not None and bool(body.stream_options.include_usage)
@@ -71,7 +73,7 @@ async def _chunks(
         return sse_event({**head, "object": "chat.completion.chunk", **content})
 
     opened = False
-    async with aclosing(context.desk.events(request, work)) as events:
+    async with aclosing(context.dispatcher.events(request, work)) as events:
         async for kind, value in events:
             if not opened:
                 yield chunk({"role": "assistant", "content": ""})
@@ -105,7 +107,7 @@ async def _read(context: Context, request: Request, messages: list[ChatMessage])
         for message in messages
     ]
     if read[-1].role != "user":
-        raise wrong("messages", "the last message is not the user's; add one.")
+        raise bad_request("messages", "the last message is not the user's; add one.")
     places: dict[str, tuple[list[Any], int]] = {}
     files: list[bytes] = []
     for place, message in enumerate(read):
@@ -114,11 +116,13 @@ async def _read(context: Context, request: Request, messages: list[ChatMessage])
                 message.content[number] = part.text
             elif isinstance(part, ImagePart):
                 param = f"messages[{place}].content[{number}].image_url.url"
-                if len(files) == MOST_SHOWN:
-                    raise wrong(param, f"there are more than {MOST_SHOWN} images; send fewer.")
+                if len(files) == MAX_CHAT_IMAGES:
+                    raise bad_request(
+                        param, f"there are more than {MAX_CHAT_IMAGES} images; send fewer."
+                    )
                 files.append(read_url(part.image_url.url, param))
                 places[param] = message.content, number
-    images = await context.read_images(request, files, context.sizes.shown, list(places))
+    images = await context.read_images(request, files, context.sizes.chat_input, list(places))
     for (content, number), image in zip(places.values(), images, strict=True):
         content[number] = image
     return read

@@ -12,12 +12,12 @@ from anyio import CapacityLimiter
 from PIL import Image
 from starlette.requests import Request
 
-from triptych.serving.asgi.api_errors import Problem
+from triptych.serving.asgi.api_errors import APIError
 from triptych.serving.http.batching import Scheduler
-from triptych.serving.http.dispatcher import Desk
+from triptych.serving.http.dispatcher import Dispatcher
 from triptych.serving.http.metrics import Metrics
-from triptych.serving.images.image_decoder import Decoder
-from triptych.serving.images.sizes import Sizes
+from triptych.serving.images.image_decoder import ImageDecoder
+from triptych.serving.images.sizes import ImageSizes
 
 STATUSES = {
     400: "The request is wrong; `param` names the field.",
@@ -41,11 +41,11 @@ class Context:
 
     name: str
     """Name of the model."""
-    sizes: Sizes
-    desk: Desk
+    sizes: ImageSizes
+    dispatcher: Dispatcher
     scheduler: Scheduler
     metrics: Metrics
-    decoder: Decoder = field(default_factory=Decoder)
+    decoder: ImageDecoder = field(default_factory=ImageDecoder)
     encoders: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(2))
     """Threads that encode images; each holds several times the bytes of one."""
     large_encoders: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(1))
@@ -56,10 +56,10 @@ class Context:
         """Refuse names of other models.
 
         Raises:
-            Problem: 404.
+            APIError: 404.
         """
         if name not in (None, self.name):
-            raise Problem(
+            raise APIError(
                 404, f"this server has no such model; it has {self.name}.", "model_not_found",
                 "model",
             )  # fmt: skip
@@ -70,13 +70,13 @@ class Context:
         """The images of a request, before its deadline.
 
         Raises:
-            Problem: an error of `Decoder.read`; 504.
+            APIError: an error of `ImageDecoder.read`; 504.
         """
         try:
             async with asyncio.timeout_at(request.state.deadline):
                 return await self.decoder.read(files, size, params, request.state.ticket)
         except TimeoutError as error:
-            raise self.desk.too_late() from error
+            raise self.dispatcher.too_late() from error
 
     def documented(self, schema: str, errors: tuple[int, ...] = tuple(STATUSES)) -> dict[str, Any]:
         """OpenAPI description of a route that answers with one of its schemas."""

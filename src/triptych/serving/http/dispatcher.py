@@ -10,7 +10,7 @@ from typing import Any
 
 from starlette.requests import Request
 
-from triptych.serving.asgi.api_errors import Problem
+from triptych.serving.asgi.api_errors import APIError
 from triptych.serving.http.batching import Closing, Job, QueueFull, Scheduler, Work
 from triptych.serving.http.metrics import Metrics
 from triptych.utils.errors import NotFiniteError, UserError
@@ -19,7 +19,7 @@ log = logging.getLogger("triptych.serving")
 SHUTTING_DOWN = "the server is shutting down; send this to another one, or later."
 
 
-class Desk:
+class Dispatcher:
     """Takes requests' work to the scheduler.
 
     Args:
@@ -30,10 +30,10 @@ class Desk:
         self.scheduler, self.metrics, self.timeout = scheduler, metrics, timeout
 
     async def result(self, request: Request, work: Work) -> Any:
-        """Await the result of `perform` for the work.
+        """Await the result of `run_batch` for the work.
 
         Raises:
-            Problem: the queue is full (429), the server shuts down (503), time is over (504), or
+            APIError: the queue is full (429), the server shuts down (503), time is over (504), or
                 the pipeline refused the work (400).
         """
         async with aclosing(self.events(request, work)) as events:
@@ -66,10 +66,10 @@ class Desk:
         finally:
             self.scheduler.withdraw(job)
 
-    def too_late(self) -> Problem:
+    def too_late(self) -> APIError:
         """504, counted: the deadline of a request has passed."""
         self.metrics.timeouts.inc()
-        return Problem(
+        return APIError(
             504,
             f"the answer was not ready within {self.timeout:g} seconds; ask for less, or when "
             "fewer others do.",
@@ -82,7 +82,7 @@ class Desk:
             self.scheduler.submit(job)
         except QueueFull as error:
             self.metrics.rejected.labels("queue_full").inc()
-            raise Problem(
+            raise APIError(
                 429,
                 f"{self.scheduler.waiting} requests wait already; try again in a second.",
                 "queue_full",
@@ -90,16 +90,16 @@ class Desk:
             ) from error
         except Closing as error:
             self.metrics.rejected.labels("shutting_down").inc()
-            raise Problem(
+            raise APIError(
                 503, SHUTTING_DOWN, "shutting_down", headers={"retry-after": "5"}
             ) from error
 
 
-def _refused(error: UserError) -> Problem:
+def _refused(error: UserError) -> APIError:
     """A sentence of the pipeline is for the client, unless it is about this machine."""
     if isinstance(error.__cause__, MemoryError | RuntimeError):
         log.error("memory does not suffice: %s", error)
-        return Problem(
+        return APIError(
             503,
             "the server's memory does not suffice for this; ask for fewer images at once.",
             "out_of_memory",
@@ -107,11 +107,11 @@ def _refused(error: UserError) -> Problem:
         )
     if isinstance(error, NotFiniteError):
         log.error("%s", error)
-        return Problem(
+        return APIError(
             500,
             "the model computed NaN or infinite numbers, so there is no result; tell whoever runs "
             "this server, whose log names the stage.",
             "not_finite",
             headers={"x-should-retry": "false"},
         )
-    return Problem(400, str(error), "invalid_value")
+    return APIError(400, str(error), "invalid_value")

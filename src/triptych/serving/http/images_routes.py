@@ -18,19 +18,19 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from triptych.inference.generation_config import SETTINGS, GenerationConfig
-from triptych.serving.asgi.api_errors import Problem, of_validation, wrong
+from triptych.serving.asgi.api_errors import APIError, bad_request, validation_error
 from triptych.serving.http.context import Context
 from triptych.serving.http.image_output import encode, scaled
-from triptych.serving.http.jobs import ImageWork
+from triptych.serving.http.jobs import GenerationJob
 from triptych.serving.http.request_schemas import EditBody, GenerationBody, ImageBody
-from triptych.serving.http.server_sent_events import event_stream, one_by_one, sse_event
+from triptych.serving.http.server_sent_events import event_stream, flush_each, sse_event
 from triptych.utils.errors import UserError
 
-MOST_EDITED = 16
+MAX_EDITED_IMAGES = 16
 """Images that one request for edits may ask for: images sent, times n."""
-LARGE = 1024
+LARGE_SIDE = 1024
 """Side in pixels of images above which encoding takes long."""
-MOST_FIELDS = 64
+MAX_FORM_FIELDS = 64
 """Maximum number of fields of a form, beside its files."""
 SIDES = range(16, 2049)
 """Allowed sides in pixels for the requested `size` of an image."""
@@ -53,7 +53,7 @@ def image_routes(context: Context) -> APIRouter:
         context.check_model(body.model)
         _side(body)
         number = body.n or 1
-        work = ImageWork(
+        work = GenerationJob(
             [body.prompt] * number,
             _seeds(body.seed, number),
             settings=_settings(body),
@@ -75,21 +75,24 @@ def image_routes(context: Context) -> APIRouter:
         try:
             body = EditBody.model_validate(fields, strict=False)
         except ValidationError as error:
-            raise of_validation(error.errors()) from error
+            raise validation_error(error.errors()) from error
         context.check_model(body.model)
         _side(body)
         if not files:
-            raise wrong("image", "image is missing; send an image.", "missing_required_parameter")
+            raise bad_request(
+                "image", "image is missing; send an image.", "missing_required_parameter"
+            )
         number = body.n or 1
-        if len(files) * number > MOST_EDITED:
-            raise wrong(
-                "n", f"{len(files)} images times {number}; ask for at most {MOST_EDITED} in all."
+        if len(files) * number > MAX_EDITED_IMAGES:
+            raise bad_request(
+                "n",
+                f"{len(files)} images times {number}; ask for at most {MAX_EDITED_IMAGES} in all.",
             )
         images = await context.read_images(
-            request, files, context.sizes.edited, ["image"] * len(files)
+            request, files, context.sizes.edit_input, ["image"] * len(files)
         )
         images = [image for image in images for _ in range(number)]
-        work = ImageWork(
+        work = GenerationJob(
             [body.prompt] * len(images),
             _seeds(body.seed, len(images)),
             images,
@@ -102,15 +105,15 @@ def image_routes(context: Context) -> APIRouter:
 
 
 async def _answer(
-    context: Context, request: Request, body: ImageBody, work: ImageWork, event: str
+    context: Context, request: Request, body: ImageBody, work: GenerationJob, event: str
 ) -> Response:
     shown = work.size * (1 + work.partial)
-    request.state.ticket.reserve(3 * shown * context.sizes.made**2)
+    request.state.ticket.reserve(3 * shown * context.sizes.generated**2)
     if body.stream:
         return await event_stream(request, _events(context, request, body, work, event))
-    images = await context.desk.result(request, work)
+    images = await context.dispatcher.result(request, work)
     parts = _image_list(context, images, body, work.seeds)
-    return StreamingResponse(one_by_one(request, parts), media_type="application/json")
+    return StreamingResponse(flush_each(request, parts), media_type="application/json")
 
 
 async def _image_list(
@@ -133,13 +136,13 @@ async def _encoded(
         made = scaled(image, _side(body))
         return encode(made, *_file(body)), _look(body, made)
 
-    large = (_side(body) or image.width) > LARGE
+    large = (_side(body) or image.width) > LARGE_SIDE
     limiter = context.large_encoders if large else context.encoders
     return await to_thread.run_sync(make, limiter=limiter)
 
 
 async def _events(
-    context: Context, request: Request, body: ImageBody, work: ImageWork, event: str
+    context: Context, request: Request, body: ImageBody, work: GenerationJob, event: str
 ) -> AsyncIterator[bytes]:
     """Server-sent events: unfinished images as they come, then each finished one."""
 
@@ -154,7 +157,7 @@ async def _events(
         }
         return sse_event(content, f"{event}.{kind}")
 
-    async with aclosing(context.desk.events(request, work)) as events:
+    async with aclosing(context.dispatcher.events(request, work)) as events:
         async for kind, value in events:
             if kind == "piece":
                 yield await told(
@@ -188,7 +191,7 @@ def _settings(body: ImageBody) -> GenerationConfig:
         return GenerationConfig(**{name: getattr(body, name) for name in SETTINGS})
     except UserError as error:
         name = str(error).partition(" ")[0]
-        raise wrong(name if name in SETTINGS else None, str(error)) from error
+        raise bad_request(name if name in SETTINGS else None, str(error)) from error
 
 
 def _seeds(first: int | None, number: int) -> list[int]:
@@ -203,7 +206,7 @@ def _side(body: ImageBody) -> int | None:
         return None
     width, height = (int(side) for side in body.size.split("x"))
     if width != height or width not in SIDES:
-        raise wrong(
+        raise bad_request(
             "size",
             f"size: this model makes square images; ask for a square of {SIDES[0]} to "
             f"{SIDES[-1]} pixels a side, or for auto.",
@@ -218,30 +221,35 @@ async def _form(request: Request) -> tuple[dict[str, Any], list[bytes]]:
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "multipart/form-data":
-        raise Problem(415, "send the request as multipart/form-data.", "unsupported_media_type")
+        raise APIError(415, "send the request as multipart/form-data.", "unsupported_media_type")
     fields: dict[str, Any] = {}
     files: list[bytes] = []
     parser = FormInMemory(
-        request.headers, request.stream(), max_files=MOST_EDITED + 1, max_fields=MOST_FIELDS
+        request.headers,
+        request.stream(),
+        max_files=MAX_EDITED_IMAGES + 1,
+        max_fields=MAX_FORM_FIELDS,
     )
     try:
         form = await parser.parse()
     except MultiPartException as error:
-        raise wrong(None, "the form cannot be read; send valid multipart/form-data.") from error
+        raise bad_request(
+            None, "the form cannot be read; send valid multipart/form-data."
+        ) from error
     for name, value in form.multi_items():
         if name in ("image", "image[]"):
             if not isinstance(value, UploadFile):
-                raise wrong("image", "image is a text; send it as a file.")
+                raise bad_request("image", "image is a text; send it as a file.")
             files.append(await value.read())
         elif name == "mask":
-            raise wrong(
+            raise bad_request(
                 "mask", "masks are not supported; say in the prompt what to change.",
                 "unsupported_parameter",
             )  # fmt: skip
         elif name in fields:
-            raise wrong(name, f"{name[:80]} is given twice; give it once.")
+            raise bad_request(name, f"{name[:80]} is given twice; give it once.")
         elif not isinstance(value, str):
-            raise wrong(name, f"{name[:80]} is a file; only image may be one.")
+            raise bad_request(name, f"{name[:80]} is a file; only image may be one.")
         else:
             fields[name] = value
     return _without_empty(fields), files

@@ -25,7 +25,7 @@ class ChatSettings:
 
 
 @dataclass
-class ImageWork:
+class GenerationJob:
     """Images, each from its prompt, its seed and, if there are any, its image."""
 
     prompts: list[str]
@@ -45,7 +45,7 @@ class ImageWork:
 
 
 @dataclass
-class ChatWork:
+class ChatJob:
     """An answer to a conversation."""
 
     messages: list[Message]
@@ -70,9 +70,9 @@ class Partial:
     """Number of earlier unfinished images of this image."""
 
 
-def perform(pipeline: UnifiedPipeline, max_batch: int, call: Call) -> Sequence[Any]:
+def run_batch(pipeline: UnifiedPipeline, max_batch: int, call: Call) -> Sequence[Any]:
     """Results of a call's works, which are of one kind: lists of images, or answers."""
-    if isinstance(call.works[0], ChatWork):
+    if isinstance(call.works[0], ChatJob):
         return _answers(pipeline, call)
     return _images(pipeline, max_batch, call)
 
@@ -83,7 +83,7 @@ def _answers(pipeline: UnifiedPipeline, call: Call) -> Sequence[Any]:
         call.piece(number, piece)
 
     call.proceed()
-    works: list[ChatWork] = call.works
+    works: list[ChatJob] = call.works
     return pipeline.chat_batch(
         [work.messages for work in works],
         **asdict(works[0].settings),
@@ -93,7 +93,7 @@ def _answers(pipeline: UnifiedPipeline, call: Call) -> Sequence[Any]:
 
 
 def _images(pipeline: UnifiedPipeline, max_batch: int, call: Call) -> Sequence[list[Image.Image]]:
-    works: list[ImageWork] = call.works
+    works: list[GenerationJob] = call.works
     owners = [(job, n) for job, work in enumerate(works) for n in range(work.size)]
 
     def callback(progress: Progress) -> None:

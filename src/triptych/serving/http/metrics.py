@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
-from triptych.serving.asgi.middleware import LEFT
+from triptych.serving.asgi.middleware import CLIENT_CLOSED_REQUEST
 from triptych.serving.http.batching import Call, Observer
-from triptych.serving.http.jobs import ChatWork
+from triptych.serving.http.jobs import ChatJob
 
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100)
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -49,7 +49,7 @@ class Metrics(Observer):
         """Count an answer, or a client that left."""
         self.requests.labels(route, method, status).inc()
         self.latency.labels(route).observe(seconds)
-        if status == LEFT:
+        if status == CLIENT_CLOSED_REQUEST:
             self.cancelled.inc()
 
     def queued(self, length: int) -> None:
@@ -57,7 +57,7 @@ class Metrics(Observer):
 
     def worked(self, call: Call, seconds: float) -> None:
         first, size = call.works[0], sum(work.size for work in call.works)
-        kind = "chat" if isinstance(first, ChatWork) else "edit" if first.images else "generate"
+        kind = "chat" if isinstance(first, ChatJob) else "edit" if first.images else "generate"
         self.batches.labels(kind).observe(size)
         self.work.labels(kind).observe(seconds)
         if kind != "chat":

@@ -26,11 +26,11 @@ from triptych.utils.text import clean_text
 
 MAX_IMAGES = 10
 """Maximum number of images of one prompt, as in OpenAI's API."""
-MOST_TOKENS = 4096
+MAX_TOKENS = 4096
 """Maximum number of tokens of an answer."""
-LONGEST_TEXT = 32_000
+MAX_TEXT_LENGTH = 32_000
 """Maximum length in characters, as in OpenAI's API; most models have a lower limit."""
-LARGEST_SEED = 2**63 - 1
+MAX_SEED = 2**63 - 1
 
 
 def unsupported(*accepted: Any, instead: str = "leave it out") -> Any:
@@ -47,11 +47,11 @@ def unsupported(*accepted: Any, instead: str = "leave it out") -> Any:
 Text = Annotated[
     str,
     AfterValidator(clean_text),
-    Field(max_length=LONGEST_TEXT),
+    Field(max_length=MAX_TEXT_LENGTH),
 ]
 Word = Annotated[str, AfterValidator(clean_text), Field(max_length=512)]
-Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
-MOST_STEPS = 250
+Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
+MAX_STEPS = 250
 """Of a sampler, in one request."""
 
 
@@ -70,7 +70,7 @@ def _type_of(limit: Any) -> Any:
             time = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
             return Annotated[list[time], Field(min_length=2, max_length=2)]
         case Range(whole=True):
-            return Annotated[int, Field(ge=limit.least, le=min(limit.most, MOST_STEPS))]
+            return Annotated[int, Field(ge=limit.least, le=min(limit.most, MAX_STEPS))]
         case Range():
             return Annotated[float, Field(ge=limit.least, le=limit.most, allow_inf_nan=False)]
     return Text
@@ -208,9 +208,9 @@ class ChatBody(Body):
     messages: list[ChatMessage] = Field(min_length=1, max_length=256)
     model: Word | None = Field(None, description="This server's only one by default.")
     max_completion_tokens: int | None = Field(
-        None, ge=1, le=MOST_TOKENS, description="256 by default."
+        None, ge=1, le=MAX_TOKENS, description="256 by default."
     )
-    max_tokens: int | None = Field(None, ge=1, le=MOST_TOKENS, description="The same, before.")
+    max_tokens: int | None = Field(None, ge=1, le=MAX_TOKENS, description="The same, before.")
     temperature: float | None = Field(
         None, ge=0, le=2, allow_inf_nan=False, description="0, the likeliest words, by default."
     )

@@ -16,7 +16,7 @@ from fastapi import Request
 from fastapi.responses import StreamingResponse
 from fastapi.sse import format_sse_event
 
-from triptych.serving.asgi.api_errors import Problem
+from triptych.serving.asgi.api_errors import APIError
 
 
 def sse_event(data: dict[str, Any] | str, name: str | None = None) -> bytes:
@@ -30,11 +30,11 @@ async def event_stream(request: Request, events: AsyncIterator[bytes]) -> Stream
     status; a later failure is an event, which OpenAI's clients raise.
 
     Raises:
-        Problem: the first event is an error.
+        APIError: the first event is an error.
     """
     first = await anext(events)
     return StreamingResponse(
-        one_by_one(request, _rest(first, events)),
+        flush_each(request, _rest(first, events)),
         media_type="text/event-stream",
         headers={"cache-control": "no-cache", "x-accel-buffering": "no"},
     )
@@ -45,13 +45,13 @@ async def _rest(first: bytes, events: AsyncIterator[bytes]) -> AsyncIterator[byt
     try:
         async for each in events:
             yield each
-    except Problem as problem:
+    except APIError as problem:
         yield sse_event(problem.body, "error")
     finally:
         await events.aclose()
 
 
-async def one_by_one(
+async def flush_each(
     request: Request, parts: AsyncIterator[bytes] | AsyncIterator[str]
 ) -> AsyncIterator[bytes | str]:
     """Each part of an answer is made when the one before it has been sent."""

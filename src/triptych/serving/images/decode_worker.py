@@ -13,7 +13,7 @@ import signal
 import sys
 from typing import Any, BinaryIO
 
-from triptych.serving.asgi.api_errors import Problem
+from triptych.serving.asgi.api_errors import APIError
 from triptych.serving.images.image_input import LIMITS, read_request_image
 from triptych.utils.errors import ImageError
 from triptych.utils.image_reader import read_header
@@ -56,7 +56,7 @@ def _measured(files: list[bytes]) -> tuple[dict[str, Any], bytes]:
 def _read(data: bytes, request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
     try:
         image = read_request_image(data, request["size"], request["param"])
-    except Problem as problem:
+    except APIError as problem:
         return {"problem": [problem.message, problem.code]}, b""
     return {"size": image.size}, image.tobytes()
 

@@ -15,15 +15,15 @@ from typing import Any
 from PIL import Image
 
 from triptych.serving.asgi.admission import Ticket
-from triptych.serving.asgi.api_errors import Problem, wrong
+from triptych.serving.asgi.api_errors import APIError, bad_request
 
 WORKERS = 2
-SECONDS = 4.0
+MAX_CPU_SECONDS = 4.0
 """Seconds of CPU for an image; the largest ones take a quarter of it."""
 COMMAND = (sys.executable, "-P", "-m", "triptych.serving.images.decode_worker")
 
 
-class Crashed(Exception):
+class WorkerCrashed(Exception):
     """The process ended in the middle of a request."""
 
     def __init__(self, status: int) -> None:
@@ -31,7 +31,7 @@ class Crashed(Exception):
         self.status = status
 
 
-class Decoder:
+class ImageDecoder:
     """Worker processes, and the requests that wait for one: those of the fewest pixels first.
 
     A worker is started when it is first needed. One that does not answer its request, because the
@@ -53,7 +53,7 @@ class Decoder:
             params: field name of each file, for messages.
 
         Raises:
-            Problem: 400, as `read_request_image`, or the decoder took too long or broke; 413 or
+            APIError: 400, as `read_request_image`, or the decoder took too long or broke; 413 or
                 429, there is no memory for the result.
         """
         if not files:
@@ -62,18 +62,18 @@ class Decoder:
         try:
             answer, _ = await self._ask(0, {"measure": True}, files)
             pixels = answer["pixels"]
-        except Crashed:
+        except WorkerCrashed:
             pass  # the file that caused it is found below
         images = []
         for data, param in zip(files, params, strict=True):
             try:
                 question = {"measure": False, "size": size, "param": param}
                 answer, content = await self._ask(1 + pixels, question, [data], ticket)
-            except Crashed as error:
+            except WorkerCrashed as error:
                 raise _unreadable(error, param) from error
             if "problem" in answer:
                 message, code = answer["problem"]
-                raise wrong(param, message, code)
+                raise bad_request(param, message, code)
             images.append(Image.frombytes("RGB", answer["size"], content))
         return images
 
@@ -94,8 +94,8 @@ class Decoder:
         """Answer of a worker. Among waiting callers, the one of the lowest cost gets one first.
 
         Raises:
-            Crashed: no worker is left to answer.
-            Problem: 413 or 429; there is no memory for the bytes of the answer.
+            WorkerCrashed: no worker is left to answer.
+            APIError: 413 or 429; there is no memory for the bytes of the answer.
         """
         worker = await self._take(cost)
         answered = False
@@ -110,7 +110,7 @@ class Decoder:
                 )
                 self._running = {each for each in self._running if each.returncode is None}
                 self._running.add(worker)
-            question |= {"seconds": SECONDS, "lengths": [len(data) for data in files]}
+            question |= {"seconds": MAX_CPU_SECONDS, "lengths": [len(data) for data in files]}
             line = json.dumps(question)
             worker.stdin.write(line.encode() + b"\n")
             for data in files:
@@ -123,7 +123,7 @@ class Decoder:
             answered = True
             return answer, content
         except (OSError, asyncio.IncompleteReadError) as error:
-            raise Crashed(await worker.wait()) from error
+            raise WorkerCrashed(await worker.wait()) from error
         finally:
             if worker is not None and not answered and worker.returncode is None:
                 worker.kill()
@@ -150,14 +150,14 @@ class Decoder:
         self._free.append(worker)
 
 
-def _unreadable(error: Crashed, param: str) -> Problem:
+def _unreadable(error: WorkerCrashed, param: str) -> APIError:
     if error.status == -signal.SIGPROF:
-        return wrong(
+        return bad_request(
             param,
-            f"{param}: the image takes more than {SECONDS:g} seconds to decode; save it in a "
-            "simpler way.",
+            f"{param}: the image takes more than {MAX_CPU_SECONDS:g} seconds to decode; save it in "
+            "a simpler way.",
             "image_too_slow",
         )
-    return wrong(
+    return bad_request(
         param, f"{param}: the image cannot be decoded; save it in another way.", "invalid_image"
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from PIL import Image
 
-from triptych.serving.asgi.api_errors import Problem, wrong
+from triptych.serving.asgi.api_errors import APIError, bad_request
 from triptych.utils.errors import ImageError
 from triptych.utils.image_headers import DAMAGED
 from triptych.utils.image_reader import (
@@ -40,7 +40,7 @@ def read_request_image(data: bytes, size: int | None, param: str) -> Image.Image
             dropped, so that queued requests are small. None: it sees images in their shapes.
 
     Raises:
-        Problem: 400; it is not an image, or a damaged, an animated or a too large one.
+        APIError: 400; it is not an image, or a damaged, an animated or a too large one.
     """
     try:
         upright = read_image(data, LIMITS)
@@ -51,14 +51,14 @@ def read_request_image(data: bytes, size: int | None, param: str) -> Image.Image
     return square_image(upright, size)
 
 
-def _problem(param: str, error: ImageError) -> Problem:
+def _problem(param: str, error: ImageError) -> APIError:
     if error.reason == DAMAGED:  # Pillow's words for it help nobody
-        return wrong(
+        return bad_request(
             param,
             f"{param}: this is no image that can be read; send a whole PNG, JPEG, WebP or GIF.",
             "invalid_image",
         )
-    return wrong(
+    return bad_request(
         param,
         f"{param}: the image {error}; send another.",
         CODES.get(error.reason, "invalid_image"),
@@ -69,12 +69,14 @@ def read_url(url: str, param: str) -> bytes:
     """The file that a data URL holds.
 
     Raises:
-        Problem: 400; it is a link, which this server does not fetch, or a damaged data URL.
+        APIError: 400; it is a link, which this server does not fetch, or a damaged data URL.
     """
     try:
         return read_data_url(url)
     except ImageError as error:
         if error.reason == LINK:
             said = f"{param}: this server fetches no images; send {EXAMPLE} instead."
-            raise wrong(param, said, "unsupported_image_url") from error
-        raise wrong(param, f"{param}: this {error}; send {EXAMPLE}", "invalid_image") from error
+            raise bad_request(param, said, "unsupported_image_url") from error
+        raise bad_request(
+            param, f"{param}: this {error}; send {EXAMPLE}", "invalid_image"
+        ) from error

@@ -1,4 +1,4 @@
-"""Sizes to which the images of a model are brought."""
+"""ImageSizes to which the images of a model are brought."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from triptych.inference.pipeline import UnifiedPipeline
 
 
 @dataclass
-class Sizes:
+class ImageSizes:
     """Sides in pixels of a model's images, which are squares."""
 
     made: int
@@ -20,7 +20,7 @@ class Sizes:
     """To which images of conversations are brought; None leaves them their shapes."""
 
     @classmethod
-    def of(cls, pipeline: UnifiedPipeline) -> Sizes:
+    def of(cls, pipeline: UnifiedPipeline) -> ImageSizes:
         """Those of a pipeline's model."""
         understander = pipeline.model.understanding.understander
         side = understander.image_size

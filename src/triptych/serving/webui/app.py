@@ -15,31 +15,31 @@ from fastapi import FastAPI
 
 from triptych import __version__
 from triptych.serving.asgi.admission import Admission
-from triptych.serving.asgi.host_check import Hosts
-from triptych.serving.asgi.middleware import Gate
+from triptych.serving.asgi.host_check import AllowedHosts
+from triptych.serving.asgi.middleware import RequestMiddleware
 from triptych.serving.asgi.server import BACKLOG, BoundedServer, open_port
 from triptych.serving.webui.chat_tab import chat_tab
 from triptych.serving.webui.compare_tab import compare_tab
 from triptych.serving.webui.edit_tab import edit_tab, reconstruct_tab
 from triptych.serving.webui.generate_tab import generate_tab
-from triptych.serving.webui.models import Sources
+from triptych.serving.webui.models import Models
 from triptych.serving.webui.session import FOLDER, Page
 from triptych.serving.webui.style import CSS, theme
 from triptych.serving.webui.votes import Votes
 
-LARGEST_UPLOAD = 32 * 2**20
+MAX_UPLOAD_BYTES = 32 * 2**20
 """Bytes of a request."""
 UPLOAD_SECONDS = 120
-MOST_REQUESTS, MOST_BYTES = 64, 384 * 2**20
+MAX_REQUESTS, MAX_REQUEST_BYTES = 64, 384 * 2**20
 """Requests with bodies in flight, and bytes of them."""
-MOST_EVENTS = 64
+MAX_QUEUED_EVENTS = 64
 """Clicks that wait for their turn."""
 KEPT_SECONDS = 24 * 3600  # files of the page, looked through every hour
 
 
 def build(page: Page) -> gr.Blocks:
     """The page; loads its first model."""
-    name = page.sources.names[0]
+    name = page.models.names[0]
     with gr.Blocks(title="triptych", delete_cache=(3600, KEPT_SECONDS)) as blocks:
         gr.HTML(
             f"<div class='heading'><h1>triptych</h1><p>{html.escape(name)} · "
@@ -57,7 +57,7 @@ def build(page: Page) -> gr.Blocks:
         if page.pipe.model.encoder.built:
             with gr.Tab("Reconstruct"):
                 reconstruct_tab(page)
-    return blocks.queue(max_size=MOST_EVENTS, default_concurrency_limit=8)
+    return blocks.queue(max_size=MAX_QUEUED_EVENTS, default_concurrency_limit=8)
 
 
 class PageServer(BoundedServer):
@@ -72,16 +72,16 @@ class PageServer(BoundedServer):
         self.should_exit = True
 
 
-def application(page: Page, hosts: Hosts) -> FastAPI:
+def application(page: Page, hosts: AllowedHosts) -> FastAPI:
     """The page behind the same gate as the server's: bodies, Host and Origin are checked."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(
-        Gate,
+        RequestMiddleware,
         answered=lambda *_: None,
-        admission=Admission(MOST_REQUESTS, MOST_BYTES),
+        admission=Admission(MAX_REQUESTS, MAX_REQUEST_BYTES),
         hosts=hosts,
         api_key=None,
-        max_body=LARGEST_UPLOAD,
+        max_body=MAX_UPLOAD_BYTES,
         timeout=UPLOAD_SECONDS,
     )
     return gr.mount_gradio_app(
@@ -92,14 +92,14 @@ def application(page: Page, hosts: Hosts) -> FastAPI:
         run_history=False,
         footer_links=[],
         show_error=False,
-        max_file_size=LARGEST_UPLOAD,
+        max_file_size=MAX_UPLOAD_BYTES,
         theme=theme(),
         css=CSS,
     )
 
 
 def serve(
-    sources: Sources,
+    sources: Models,
     votes: Votes,
     prompts: Sequence[str],
     host: str,
@@ -110,7 +110,7 @@ def serve(
     with tempfile.TemporaryDirectory(prefix=FOLDER) as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder  # uploads too: nothing stays behind
         page = Page(sources, votes, prompts, Path(folder))
-        app = application(page, Hosts(host, allowed))
+        app = application(page, AllowedHosts(host, allowed))
         bound = open_port(host, port)
         bound.listen(BACKLOG)
         shown_host = "127.0.0.1" if host in ("0.0.0.0", "::") else host

@@ -8,7 +8,7 @@ from typing import Any
 import gradio as gr
 
 from triptych.serving.webui.number_inputs import slider
-from triptych.serving.webui.session import ONE_AT_A_TIME, Page, in_words
+from triptych.serving.webui.session import ONE_AT_A_TIME, Page, errors_for_viewers
 from triptych.utils.errors import UserError
 
 Turns = list[dict[str, Any]]
@@ -43,7 +43,7 @@ def chat_tab(page: Page) -> None:
         temperature = slider(0, 2, 0, 0.05, "Temperature", info="0 is the likeliest answer")
 
     def answer(message, before, length, temperature):
-        with in_words():
+        with errors_for_viewers():
             asked = [*before, _question(message)]
             pieces = page.pipe.chat(  # what is wrong is said now, while it is still in the box
                 _decoded(page, asked), max_new_tokens=length, temperature=temperature, stream=True
@@ -88,7 +88,7 @@ def _decoded(page: Page, turns: Turns) -> Turns:
     """
     parts = [part for turn in turns for part in _parts(turn["content"])]
     paths = list(dict.fromkeys(part["image"] for part in parts if part["type"] == "image"))
-    images = dict(zip(paths, page.uploads.read(paths, page.sizes.shown), strict=True))
+    images = dict(zip(paths, page.uploads.read(paths, page.sizes.chat_input), strict=True))
 
     def decoded(part: dict[str, Any]) -> dict[str, Any]:
         return {**part, "image": images[part["image"]]} if part["type"] == "image" else part

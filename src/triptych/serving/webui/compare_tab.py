@@ -18,7 +18,7 @@ from PIL import Image
 from triptych.inference.generation_config import SETTINGS
 from triptych.serving.webui.controls import arguments, numbers, seed_row
 from triptych.serving.webui.generate_tab import EXAMPLES
-from triptych.serving.webui.session import ONE_AT_A_TIME, Page, in_words, new_seed, status
+from triptych.serving.webui.session import ONE_AT_A_TIME, Page, errors_for_viewers, new_seed, status
 from triptych.serving.webui.votes import CRITERIA, Choice, Tally, Vote, next_prompt
 from triptych.utils.errors import UserError
 
@@ -68,7 +68,7 @@ def make_pair(
         )
     images, settings = {}, {}
     for side, (source, given) in sides.items():
-        output = page.sources[source](prompt, seed=seed, **given)
+        output = page.models[source](prompt, seed=seed, **given)
         image, made_with = output.images[0], output.metadata[0]
         settings[side] = {k: v for k, v in made_with.items() if k not in ("prompt", "seed")}
         settings[side]["model"] = source
@@ -85,7 +85,7 @@ def compare_tab(page: Page) -> None:
         )
         viewer = gr.Textbox(label="Your name", placeholder="kept with your votes", scale=1)
         criterion = gr.Dropdown(list(CRITERIA), value=CRITERIA[0], label="Which is better", scale=1)
-    names = page.sources.names
+    names = page.models.names
     with gr.Accordion("What is compared", open=len(names) == 1):
         with gr.Row():
             first, second = _side("First", names, names[0]), _side("Second", names, names[-1])
@@ -106,7 +106,7 @@ def compare_tab(page: Page) -> None:
     pair = gr.State(None)
 
     def images(prompt, seed, fresh, *sides):
-        with in_words():
+        with errors_for_viewers():
             yield {
                 pair: None,
                 left: None,
@@ -136,7 +136,7 @@ def compare_tab(page: Page) -> None:
             }
 
     def vote(button, made, viewer, criterion):
-        with in_words():
+        with errors_for_viewers():
             if made is None:
                 raise UserError("there is no pair to vote on; show one first.")
             counted = page.votes.record(
@@ -159,7 +159,7 @@ def compare_tab(page: Page) -> None:
             return [_told(made, button, tally, criterion), *off]
 
     def step(viewer, criterion):
-        with in_words():
+        with errors_for_viewers():
             return next_prompt(page.prompts, page.votes.prompts_of(viewer.strip(), criterion))
 
     seed_box = seed

@@ -23,8 +23,8 @@ from triptych.utils.limits import Choice, Interval, Range
 
 STAGES = {"": "Features", DECODER: "Pixels"}
 """Prefix of the settings of either diffusion -> its output."""
-MOST_STEPS, MOST_GUIDANCE = 250, 100
-LARGEST_SEED = 2**53 - 1
+MAX_STEPS, MAX_GUIDANCE_SCALE = 250, 100
+MAX_SEED = 2**53 - 1
 """Up to which a browser shows every number exactly."""
 OWN = "the model's"
 
@@ -56,9 +56,9 @@ def numbers() -> list[gr.components.Component]:
                 choices = [(OWN, ""), *limit.names]
                 return gr.Dropdown(choices, value="", label=label, min_width=110)
             case Range(whole=True):
-                return number(0, MOST_STEPS, label, whole=True, **shown)
+                return number(0, MAX_STEPS, label, whole=True, **shown)
             case Range():
-                return number(0, MOST_GUIDANCE, label, whole=False, **shown)
+                return number(0, MAX_GUIDANCE_SCALE, label, whole=False, **shown)
         return _textbox(name, label)
 
     return _controls(control)
@@ -104,7 +104,7 @@ def _value(name: str, value: Any) -> Any:
 def seed_row() -> tuple[gr.Number, gr.Checkbox]:
     """A seed, dice that roll another, and whether every click rolls."""
     with gr.Row(elem_classes="seed"):
-        seed = number(0, LARGEST_SEED, "Seed", whole=True, min_width=100)
+        seed = number(0, MAX_SEED, "Seed", whole=True, min_width=100)
         dice = gr.Button("⚄", elem_classes="dice", min_width=48, scale=0)
         fresh = gr.Checkbox(True, label="New seed each time", min_width=120)
     dice.click(None, outputs=seed, js="() => Math.floor(Math.random() * 2 ** 31)")

@@ -6,8 +6,8 @@ from functools import partial
 
 import gradio as gr
 
-from triptych.serving.webui.gallery import gallery_of, run_call, sampling_controls
-from triptych.serving.webui.session import ONE_AT_A_TIME, Page, in_words, until_stopped
+from triptych.serving.webui.gallery import add_gallery, run_call, sampling_controls
+from triptych.serving.webui.session import ONE_AT_A_TIME, Page, add_run_and_stop, errors_for_viewers
 from triptych.utils.errors import UserError
 
 
@@ -42,19 +42,19 @@ def edit_tab(page: Page) -> None:
                 stop = gr.Button("Stop")
             controls = sampling_controls(page.pipe)
         with gr.Column(scale=3, min_width=320):
-            line, gallery = gallery_of(page)
+            line, gallery = add_gallery(page)
 
     shown_in = line, gallery, controls[1]
 
     def make(image, instruction, *values):
-        with in_words():
+        with errors_for_viewers():
             if image is None:
                 raise UserError("there is no image to edit; put one into the box.")
-            (decoded,) = page.uploads.read([image], page.sizes.edited)
+            (decoded,) = page.uploads.read([image], page.sizes.edit_input)
             call = partial(page.pipe.edit, decoded, prompt=instruction)
             yield from run_call(page, call, instruction, values, shown_in)
 
-    until_stopped(
+    add_run_and_stop(
         [run.click, instruction.submit],
         stop,
         make,
@@ -78,7 +78,7 @@ def reconstruct_tab(page: Page) -> None:
     run = gr.Button("Reconstruct", variant="primary", elem_id="reconstruct")
 
     def make(image):
-        with in_words():
+        with errors_for_viewers():
             if image is None:
                 raise UserError("there is no image to reconstruct; put one into the box.")
             decoded = page.uploads.read([image], page.pipe.model.encoder.image_size)

@@ -90,7 +90,7 @@ def _grid(images: list) -> gr.Gallery:
     return gr.Gallery(images, columns=math.ceil(math.sqrt(len(images))))
 
 
-def gallery_of(page: Page) -> tuple[gr.HTML, gr.Gallery]:
+def add_gallery(page: Page) -> tuple[gr.HTML, gr.Gallery]:
     """A line of progress and, below it, a gallery."""
     line = gr.HTML(status(None), padding=False)
     gallery = gr.Gallery(

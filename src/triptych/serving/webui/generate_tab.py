@@ -6,8 +6,8 @@ from functools import partial
 
 import gradio as gr
 
-from triptych.serving.webui.gallery import gallery_of, run_call, sampling_controls
-from triptych.serving.webui.session import Page, in_words, until_stopped
+from triptych.serving.webui.gallery import add_gallery, run_call, sampling_controls
+from triptych.serving.webui.session import Page, add_run_and_stop, errors_for_viewers
 
 EXAMPLES = (
     "a photo of a red circle left of a blue square",
@@ -32,12 +32,14 @@ def generate_tab(page: Page) -> None:
                 [[text] for text in (page.prompts or EXAMPLES)[:SHOWN]], prompt, label="For example"
             )
         with gr.Column(scale=3, min_width=320):
-            line, gallery = gallery_of(page)
+            line, gallery = add_gallery(page)
 
     shown_in = line, gallery, controls[1]
 
     def make(prompt, *values):
-        with in_words():
+        with errors_for_viewers():
             yield from run_call(page, partial(page.pipe, prompt), prompt, values, shown_in)
 
-    until_stopped([run.click, prompt.submit], stop, make, [prompt, *controls], list(shown_in), line)
+    add_run_and_stop(
+        [run.click, prompt.submit], stop, make, [prompt, *controls], list(shown_in), line
+    )

@@ -9,7 +9,7 @@ import socket
 from collections.abc import Sequence
 from pathlib import Path
 
-from triptych.serving.webui.models import Sources
+from triptych.serving.webui.models import Models
 from triptych.serving.webui.votes import Votes
 from triptych.utils.documents import read_text
 from triptych.utils.errors import UserError
@@ -18,7 +18,7 @@ from triptych.utils.text import clean_text
 
 
 def show(
-    sources: Sources,
+    sources: Models,
     votes: Path,
     prompts: Path | None,
     host: str,
@@ -38,7 +38,7 @@ def show(
         UserError: the port is busy, votes cannot be stored, prompts cannot be read, or the
             model does not exist.
     """
-    require_free(host, port)
+    require_free_port(host, port)
     kept, listed = Votes(votes), read_prompts(prompts)
     sources[sources.names[0]]
     from triptych.serving.webui.app import serve
@@ -46,7 +46,7 @@ def show(
     serve(sources, kept, listed, host, port, allowed)
 
 
-def require_free(host: str, port: int) -> None:
+def require_free_port(host: str, port: int) -> None:
     """Ask for the port before anything is loaded.
 
     Raises:

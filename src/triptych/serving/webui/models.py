@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from triptych.inference.pipeline import UnifiedPipeline
 
 
-class Sources:
+class Models:
     """Models by the names that viewers may read; each is loaded at its first use."""
 
     def __init__(self, loaders: Mapping[str, Callable[[], UnifiedPipeline]]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import gradio as gr
 
-from triptych.serving.webui.session import in_words
+from triptych.serving.webui.session import errors_for_viewers
 from triptych.utils.errors import UserError
 
 
@@ -50,6 +50,6 @@ def _checked(
         or not least <= value <= most
     ):
         kind = "a whole number" if whole else "a number"
-        with in_words():
+        with errors_for_viewers():
             raise UserError(f"{label} is not {kind} from {least} to {most}; change it.")
     return value

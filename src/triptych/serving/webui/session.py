@@ -18,8 +18,8 @@ import gradio as gr
 from PIL import Image
 
 from triptych.inference.pipeline import Progress, UnifiedPipeline
-from triptych.serving.images.sizes import Sizes
-from triptych.serving.webui.models import Sources
+from triptych.serving.images.sizes import ImageSizes
+from triptych.serving.webui.models import Models
 from triptych.serving.webui.uploads import Uploads
 from triptych.serving.webui.votes import Votes
 from triptych.utils.errors import UserError
@@ -40,7 +40,7 @@ ONE_AT_A_TIME = {"concurrency_id": MODEL_TURN, "concurrency_limit": 1}
 class Page:
     """Shared state of the tabs."""
 
-    sources: Sources
+    sources: Models
     votes: Votes
     prompts: Sequence[str]
     """That viewers of pairs go through; may be empty."""
@@ -60,9 +60,9 @@ class Page:
         return self.sources[self.sources.names[0]]
 
     @property
-    def sizes(self) -> Sizes:
+    def sizes(self) -> ImageSizes:
         """Sides of the images that the model is shown."""
-        return Sizes.of(self.pipe)
+        return ImageSizes.of(self.pipe)
 
     @property
     def look(self) -> list[str]:
@@ -83,7 +83,7 @@ def _file_name(text: str) -> str:
 
 
 @contextmanager
-def in_words() -> Iterator[None]:
+def errors_for_viewers() -> Iterator[None]:
     """Show errors to the viewer in one sentence, never with a traceback."""
     try:
         yield
@@ -118,7 +118,7 @@ def status(progress: Progress | None, done: str = "") -> str:
     )
 
 
-def until_stopped(
+def add_run_and_stop(
     triggers: list[Any], stop: gr.Button, make: Callable, inputs: list, outputs: list, line: Any
 ) -> None:
     """Let `triggers` start `make`, which shows its progress on `line`, and `stop` end it."""

@@ -10,8 +10,8 @@ from pathlib import Path
 from PIL import Image
 
 from triptych.serving.asgi.admission import Admission
-from triptych.serving.asgi.api_errors import Problem
-from triptych.serving.images.image_decoder import Decoder
+from triptych.serving.asgi.api_errors import APIError
+from triptych.serving.images.image_decoder import ImageDecoder
 from triptych.serving.images.image_input import LIMITS
 from triptych.utils.documents import read_bytes
 from triptych.utils.errors import UserError
@@ -33,7 +33,7 @@ class Uploads:
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
-        self._decoder: Decoder | None = None
+        self._decoder: ImageDecoder | None = None
 
     def read(self, paths: Sequence[str], size: int | None) -> list[Image.Image]:
         """The images in files, upright, RGB.
@@ -51,7 +51,7 @@ class Uploads:
         reading = asyncio.run_coroutine_threadsafe(self._read(files, size, names), self._start())
         try:
             return reading.result()
-        except Problem as problem:
+        except APIError as problem:
             raise UserError(problem.message) from problem
         except TimeoutError as error:
             raise UserError(
@@ -72,7 +72,7 @@ class Uploads:
     def _start(self) -> asyncio.AbstractEventLoop:
         with self._lock:
             if self._loop is None:
-                self._loop, self._decoder = asyncio.new_event_loop(), Decoder()
+                self._loop, self._decoder = asyncio.new_event_loop(), ImageDecoder()
                 self._thread = threading.Thread(
                     target=self._loop.run_forever, name="uploads", daemon=True
                 )
