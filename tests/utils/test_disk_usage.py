@@ -7,7 +7,7 @@ from collections import namedtuple
 import pytest
 from builders import unified
 
-from triptych.cli.data.feature_extraction import Making
+from triptych.cli.data.feature_extraction import FeatureExtraction
 from triptych.data_modules import EditsDataModule, ShapesDataModule
 from triptych.data_modules.sources.detect import source_at
 from triptych.data_modules.sources.webdataset import ShardFolder
@@ -36,7 +36,7 @@ def features(folder):
     model = unified("inference")
     module = FeatureModule(model, "clip")
     source = ShardFolder(shapes / "train").open()
-    Making(folder, {"image_backend": "pillow"}, "fp32").extract(source, module)
+    FeatureExtraction(folder, {"image_backend": "pillow"}, "fp32").extract(source, module)
 
 
 DOORS = {"shapes": draw, "edits": draw_edits, "pack": pack_table, "features": features}

@@ -1,7 +1,7 @@
-"""`triptych data features`: the frozen encoder over shards, once, by Lightning's predict loop.
+"""`triptych data features`: the frozen encoder over shards by Lightning's predict loop.
 
-Each process takes whole shards and writes one sidecar a shard; finished shards are skipped,
-so an interrupted run resumes, and several machines may each take a part of the shards.
+Each process takes whole shards and writes one sidecar for each; finished shards are skipped, so an
+interrupted run resumes, and several machines may share the shards.
 """
 
 from __future__ import annotations
@@ -48,48 +48,54 @@ from triptych.utils.errors import ImageError, UserError
 from triptych.utils.images import stack_images
 from triptych.utils.signals import ignore_in_worker, supervisor
 
-# Names of the files in a folder of features; hidden files are not looked at.
-OURS = re.compile(rf"({re.escape(MANIFEST)}|.*{re.escape(ENDING)})(\.partial)?|\..*")
+# Names of the files in a feature folder; hidden files are ignored.
+FEATURE_FILES = re.compile(rf"({re.escape(MANIFEST)}|.*{re.escape(ENDING)})(\.partial)?|\..*")
 
 
 def extract(options: argparse.Namespace) -> None:
-    """Do what `triptych data features` was asked for; `features` has the options.
+    """Run `triptych data features`, whose options `features` parses.
 
     Raises:
-        UserError: there is no such model or device, or a flag has nothing to act on.
+        UserError: the model or device does not exist, or a flag has no effect.
     """
     if options.low_memory or options.quantize:
         raise UserError(
             "only the encoder is loaded to compute features; leave out --low-memory and --quantize."
         )
     devices = Devices.of(options, options.precision)
-    found = find_source(options.config or options.source, options.ema)
-    flags = [*found.overrides, *options.overrides]
+    model_source = find_source(options.config or options.source, options.ema)
+    flags = [*model_source.overrides, *options.overrides]
     if options.dtype not in (None, "float32"):
         flags.append(f"--model.execution.frozen_dtype={options.dtype}")
-    model = describe_model(found.configs, flags, options.trust_class)
+    model = describe_model(model_source.configs, flags, options.trust_class)
     require_files(model.weights)
-    devices.trainer()  # refuses what Lightning has not before anything is read
+    devices.trainer()  # refuses unknown accelerators before anything is read
     if options.out is not None:
         require_place("features", options.out)
-        refuse_other_files(options.out, OURS, "--out")
+        refuse_other_files(options.out, FEATURE_FILES, "--out")
     source = ShardFolder(options.folder).open()  # indexes shards that have no index yet
-    shard_names(source.paths)  # refuses equal ones before the weights are read
+    shard_names(source.paths)  # refuses duplicates before the weights are read
     module = FeatureModule(model, options.encoder)
-    module.refuse_trained(found.trained)
-    made = Making(
+    module.refuse_trained(model_source.trained)
+    extraction = FeatureExtraction(
         folder=options.out or home(source),
         identity={**module.identity(), "image_backend": options.image_backend},
         dtype=options.storage_dtype,
     )
-    line = made.extract(source, module, options.batch_size, options.workers or 0, devices)
+    line = extraction.extract(
+        source,
+        module,
+        batch_size=options.batch_size,
+        workers=options.workers or 0,
+        devices=devices,
+    )
     if line:
         print(line)
 
 
 @dataclass
-class Making:
-    """A folder of features, as it is made."""
+class FeatureExtraction:
+    """Extraction of features into a folder."""
 
     folder: Path
     identity: dict[str, Any]
@@ -103,43 +109,51 @@ class Making:
         self,
         source: ShardFolder,
         module: FeatureModule,
+        *,
         batch_size: int = 32,
         workers: int = 0,
         devices: Devices | None = None,
     ) -> str | None:
-        """Write missing sidecars, then the manifest; return a line about it, in the first process.
+        """Write missing sidecars, then the manifest; return a summary in the first process.
 
         Raises:
-            UserError: another process is writing there.
+            UserError: another process is writing to the folder.
         """
         if is_first_process():
-            refuse_other_files(self.folder, OURS, "--out")
-            if todo := self.missing(source):
-                samples = int(sum(source.shard_sizes[shard] for shard in todo))
+            refuse_other_files(self.folder, FEATURE_FILES, "--out")
+            if missing := self.missing(source):
+                samples = int(sum(source.shard_sizes[shard] for shard in missing))
                 size = samples * self.bytes_of(module)
                 announce(f"features of {samples:,} samples", self.folder, size)
-        # a process for each device comes here; the first one holds the folder for all
+        # every rank gets here; the first one locks the folder for all
         with alone_in(self.folder) if is_first_process() else nullcontext():
-            return self._extract(source, module, batch_size, workers, devices or Devices())
+            return self._extract(
+                source,
+                module,
+                batch_size=batch_size,
+                workers=workers,
+                devices=devices or Devices(),
+            )
 
     def _extract(
         self,
         source: ShardFolder,
         module: FeatureModule,
+        *,
         batch_size: int,
         workers: int,
         devices: Devices,
     ) -> str | None:
-        if todo := self.missing(source):
+        if missing := self.missing(source):
             with supervisor.handled(RESUME):
                 watch_launched()
-                write = WriteSidecars(self, source, todo, module.encoder.feature_shape)
-                trainer = devices.trainer([write], most=len(todo))
+                write = WriteSidecars(self, source, missing, module.encoder.feature_shape)
+                trainer = devices.trainer([write], max_devices=len(missing))
                 take_over(trainer)
                 read = ImageReader(
                     source, Decoder(self.identity["image_backend"]), module.image_size
                 )
-                data = ShardImages(read, todo, batch_size, workers)
+                data = ShardImages(read, missing, batch_size, workers)
                 if hint := read.decode.hint:
                     rank_zero_info(hint)
                 with ending_together():
@@ -149,7 +163,7 @@ class Making:
         return self.write_manifest(devices.precision)
 
     def missing(self, source: ShardFolder) -> list[int]:
-        """Numbers of the shards whose features are not there yet, or do not hold."""
+        """Return the indices of shards whose features are missing or outdated."""
         sidecars = self.sidecars(source)
         return [
             shard
@@ -158,24 +172,27 @@ class Making:
         ]
 
     def sidecars(self, source: ShardFolder) -> list[Path]:
-        """The file of each shard's features."""
+        """Return the path of each shard's features."""
         return [self.folder / (name + ENDING) for name in shard_names(source.paths)]
 
     def bytes_of(self, module: FeatureModule) -> int:
-        """Bytes of the features of one sample."""
+        """Return the size in bytes of the features of one sample."""
         return math.prod(module.encoder.feature_shape) * DTYPES[self.dtype].itemsize
 
     def write_manifest(self, precision: str) -> str:
-        """Write the manifest from the sidecars; return a line about it."""
+        """Write the manifest from the sidecars; return a summary of it."""
         shards, squares, errors = {}, 0.0, 0.0
         for path in sorted(self.folder.glob("*" + ENDING)):
-            said = read_metadata(path)
-            if said is None or said.get("digest") != self.config_hash:
+            metadata = read_metadata(path)
+            if metadata is None or metadata.get("digest") != self.config_hash:
                 continue
-            counts = {name: int(said[name]) for name in ("samples", "unreadable")}
-            shards[path.name.removesuffix(ENDING)] = {**parse_json(said["shard"], path), **counts}
-            squares += float(said["squares"])
-            errors += float(said["square_errors"])
+            counts = {name: int(metadata[name]) for name in ("samples", "unreadable")}
+            shards[path.name.removesuffix(ENDING)] = {
+                **parse_json(metadata["shard"], path),
+                **counts,
+            }
+            squares += float(metadata["squares"])
+            errors += float(metadata["square_errors"])
         error = (errors / squares) ** 0.5 if squares else 0.0
         samples, unreadable = (
             sum(each[name] for each in shards.values()) for name in ("samples", "unreadable")
@@ -199,14 +216,19 @@ class Making:
 
 
 class WriteSidecars(BasePredictionWriter):
-    """One sidecar a shard, as the batches of its samples come in."""
+    """Writes one sidecar for each shard as the batches of its samples arrive."""
 
     def __init__(
-        self, made: Making, source: ShardFolder, shards: list[int], shape: tuple[int, int, int]
+        self,
+        extraction: FeatureExtraction,
+        source: ShardFolder,
+        shards: list[int],
+        shape: tuple[int, int, int],
     ) -> None:
         super().__init__("batch")
-        self.made, self.sidecars, self.shape = made, made.sidecars(source), shape
-        # before they are read: one that changes meanwhile is then found to be another
+        self.extraction, self.shape = extraction, shape
+        self.sidecars = extraction.sidecars(source)
+        # taken before reading: a shard that changes meanwhile gets outdated features
         self.stamps = {shard: file_stamp(source.paths[shard]) for shard in shards}
         self._shard, self._writer, self._unreadable = -1, None, 0
 
@@ -218,7 +240,7 @@ class WriteSidecars(BasePredictionWriter):
             path = self.sidecars[batch.shard]
             self._shard, self._writer = (
                 batch.shard,
-                SidecarWriter(path, self.made.dtype, self.shape),
+                SidecarWriter(path, self.extraction.dtype, self.shape),
             )
             self._unreadable = 0
         self._writer.add(batch.keys, prediction)
@@ -226,7 +248,7 @@ class WriteSidecars(BasePredictionWriter):
 
     def on_predict_end(self, trainer: Trainer, module: FeatureModule) -> None:
         self._finish()
-        trainer.strategy.barrier()  # the manifest is written when all have finished
+        trainer.strategy.barrier()  # the manifest is written after all ranks have finished
 
     def on_exception(self, trainer: Trainer, module: FeatureModule, exception) -> None:
         if self._writer is not None:
@@ -236,7 +258,7 @@ class WriteSidecars(BasePredictionWriter):
         if self._writer is not None:
             self._writer.close(
                 {
-                    "digest": self.made.config_hash,
+                    "digest": self.extraction.config_hash,
                     "shard": json.dumps(self.stamps[self._shard]),
                     "samples": str(len(self._writer.keys)),
                     "unreadable": str(self._unreadable),
@@ -247,7 +269,7 @@ class WriteSidecars(BasePredictionWriter):
 
 @dataclass(frozen=True)
 class ImageReader:
-    """A shard's images by number, as squares uint8 [3,size,size]; those that can be read."""
+    """Reads images of a shard by sample index, as squares uint8 [3,size,size]; skips bad ones."""
 
     source: ShardFolder
     decode: Decoder
@@ -261,21 +283,21 @@ class ImageReader:
             except (BadSample, ImageError):
                 continue
             keys.append(self.source.key(number))
-        none = torch.zeros(0, 3, self.size, self.size, dtype=torch.uint8)
-        pixels = stack_images(images) if images else none
+        empty = torch.zeros(0, 3, self.size, self.size, dtype=torch.uint8)
+        pixels = stack_images(images) if images else empty
         return Images(shard, keys, pixels, len(numbers) - len(keys))
 
 
 class ShardImages(LightningDataModule):
-    """The images of shards, in order; every process takes shards of its own."""
+    """DataModule of the images of shards, in order; every rank takes shards of its own."""
 
     def __init__(self, read: ImageReader, shards: list[int], batch_size: int, workers: int) -> None:
         super().__init__()
         self.read, self.shards, self.batch_size, self.workers = read, shards, batch_size, workers
 
     def predict_dataloader(self) -> DataLoader:
-        mine = self.shards[self.trainer.global_rank :: self.trainer.world_size]
-        dataset = ImageBatches(self.read, mine, self.batch_size)
+        own = self.shards[self.trainer.global_rank :: self.trainer.world_size]
+        dataset = ImageBatches(self.read, own, self.batch_size)
         return DataLoader(
             dataset,
             batch_size=None,
@@ -285,7 +307,7 @@ class ShardImages(LightningDataModule):
 
 
 class ImageBatches(Dataset):
-    """Item k is a batch of the images of one shard."""
+    """Dataset of batches, each of images of one shard."""
 
     def __init__(self, read: ImageReader, shards: list[int], batch_size: int) -> None:
         self.read = read
@@ -304,7 +326,7 @@ class ImageBatches(Dataset):
 
 
 def versions() -> dict[str, str]:
-    """Versions of the software that made the features, for the record."""
+    """Return the versions of the software that computes the features."""
     from importlib.metadata import version
 
     packages = ("torch", "timm", "transformers", "diffusers", "pillow")

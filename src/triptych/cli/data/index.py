@@ -1,4 +1,4 @@
-"""`triptych data index`: where the samples of shards are, and the unusable ones."""
+"""`triptych data index`: indexes of shards, and their unusable samples."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from triptych.utils.errors import UserError
 EXAMPLES = """\
   triptych data index data/photos
 
-Shards whose index is up to date are left alone. The status is 1 if nothing is usable."""
+Shards with an index that is up to date are skipped. The status is 1 if no sample is usable."""
 
 
 def index(arguments: list[str]) -> None:
     """Index shards, and report their problems."""
     description = (
-        "Write SHARD.idx beside each shard, which says where its samples are. Training does so "
-        "by itself\nwhere there is none; do it here for large sets, and after shards changed."
+        "Write the index of each shard, SHARD.idx. Training writes missing ones itself;\nuse this "
+        "command for large sets, and after shards changed."
     )
     parser = command_parser("data index", description, EXAMPLES, model=False)
     add_folder(parser)
@@ -28,18 +28,18 @@ def index(arguments: list[str]) -> None:
         "--tokenizer",
         type=Path,
         metavar="PATH",
-        help="tokenizer.json, or its folder, that counts the tokens of captions: batches of "
-        "captions of like length are then exact; default none",
+        help="tokenizer.json or its folder, for token counts of captions, which make length "
+        "buckets exact; default none",
     )
     parser.add_argument(
         "--checksums",
         action="store_true",
-        help="store a checksum of each sample, which reads everything",
+        help="checksum of each sample in the index, which reads all data; default none",
     )
     parser.add_argument(
         "--verify",
         action="store_true",
-        help="compare each sample with its checksum, which reads everything",
+        help="comparison of each sample with its checksum, which reads all data; default none",
     )
     add_workers(parser)
     parsed = parse(parser, arguments)
@@ -49,37 +49,37 @@ def index(arguments: list[str]) -> None:
     shards = find_shards(parsed.folder)
     if parsed.verify and not parsed.checksums:
         require_checksums(shards)
-    indexes, lost = [], Counter()
+    indexes, skipped = [], Counter()
     problems: list[tuple[str, int | str, str, str]] = []
     with progress_bar("indexing") as progress:
         built = index_shards(shards, parsed.workers, parsed.tokenizer, parsed.checksums)
-        for done, found in enumerate(built, 1):
+        for done, shard_index in enumerate(built, 1):
             progress(done, len(shards))
-            if isinstance(found, UserError):
-                problems.append((shards[done - 1].name, "all", str(found), ""))
+            if isinstance(shard_index, UserError):
+                problems.append((shards[done - 1].name, "all", str(shard_index), ""))
                 continue
-            indexes.append(found)
-            for problem in found.problems:
-                lost[problem.reason] += problem.samples
+            indexes.append(shard_index)
+            for problem in shard_index.problems:
+                skipped[problem.reason] += problem.samples
                 first = ", ".join(problem.keys[:3])
-                problems.append((found.shard.name, problem.samples, problem.reason, first))
+                problems.append((shard_index.shard.name, problem.samples, problem.reason, first))
     if problems:
-        print_table(("shard", "left out", "why", "first of them"), problems)
+        print_table(("shard", "left out", "reason", "first keys"), problems)
     samples = sum(map(len, indexes))
     print(f"{samples:,} samples in {len(indexes):,} of {len(shards):,} shards")
-    print_problems(lost)
+    print_problems(skipped)
     if not samples:
-        why = ", ".join(f"{count:,} {reason}" for reason, count in lost.most_common())
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in skipped.most_common())
         raise UserError(
             f"{parsed.folder} holds no usable sample: none with an image (KEY.jpg, png or webp) "
-            f"and a caption (KEY.txt or KEY.json) next to it{why and f' ({why})'}."
+            f"and a caption (KEY.txt or KEY.json) next to it{reasons and f' ({reasons})'}."
         )
     if parsed.verify:
         _verify(indexes, parsed.workers)
 
 
 def _verify(indexes: list, workers: int | None) -> None:
-    """Name the samples that have changed since their checksums were taken."""
+    """Report the samples that differ from their checksums."""
     from triptych.data_modules.parallel import each
     from triptych.data_modules.shards.index_columns import changed_samples
 
@@ -91,7 +91,7 @@ def _verify(indexes: list, workers: int | None) -> None:
                 shard = indexes[done - 1].shard.name
                 changed.append((shard, len(keys), "other bytes", ", ".join(keys[:3])))
     if changed:
-        print_table(("shard", "changed", "how", "first of them"), changed)
+        print_table(("shard", "changed", "difference", "first keys"), changed)
         raise UserError(
             f"{sum(row[1] for row in changed):,} samples in {len(changed):,} shards are not what "
             "they were when their checksums were taken; download those shards again."

@@ -1,4 +1,4 @@
-"""`triptych data inspect`: counts, lengths, sizes, duplicates, an image grid."""
+"""`triptych data inspect`: counts, lengths, sizes and duplicates, and an image grid."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def inspect(arguments: list[str]) -> None:
         type=IMAGES,
         default=48,
         metavar="N",
-        help="number of images of the grid; default %(default)s",
+        help="number of images in the grid; default %(default)s",
     )
     parser.add_argument(
         "--samples",
@@ -45,23 +45,23 @@ def inspect(arguments: list[str]) -> None:
     add_workers(parser)
     parsed = parse(parser, arguments)
     if parsed.out and parsed.out.suffix.lower() != ".png":
-        raise UserError(f"the sheet {parsed.out} must be a .png (--out).")
+        raise UserError(f"the image grid {parsed.out} must be a .png (--out).")
     from triptych.data_modules.sources.detect import source_at
     from triptych.data_modules.tools.inspect import contact_sheet, examine
 
     source = source_at(parsed.source).open()
     with progress_bar("reading") as progress:
-        found = examine(source, parsed.samples, parsed.workers, progress)
-    print("\n".join(report(source, found)))
+        stats = examine(source, parsed.samples, parsed.workers, progress)
+    print("\n".join(report(source, stats)))
     if parsed.out:
-        sheet = contact_sheet(source, parsed.num_images)
+        image_grid = contact_sheet(source, parsed.num_images)
         with replacing(parsed.out) as file:
-            sheet.save(file, "PNG")
+            image_grid.save(file, "PNG")
         print(f"images         {parsed.out}")
 
 
-def report(source, found) -> Iterator[str]:
-    """Counts, lengths, sizes and duplicates of a data set."""
+def report(source, stats) -> Iterator[str]:
+    """Yield the lines about counts, lengths, sizes and duplicates of a data set."""
     from triptych.data_modules.decode import Decoder
     from triptych.data_modules.tools.inspect import histogram, repeated
 
@@ -69,26 +69,26 @@ def report(source, found) -> Iterator[str]:
     yield f"source           {source.name} ({type(source).__name__})"
     yield f"samples          {len(source):,}"
     yield f"shards           {len(shards):,}, samples in each: {_range(shards)}"
-    if found.samples < len(source):
-        yield f"read             {found.samples:,} of them, evenly spread; what follows is of these"
-    if found.words:
-        yield f"caption words    {_range(found.words)}"
-        yield from histogram(found.words)
-        yield f"caption bytes    {_range(found.caption_bytes)}"
-    if found.sizes:
-        widths, heights = zip(*found.sizes, strict=True)
-        formats = ", ".join(f"{name} {count:,}" for name, count in found.formats.most_common())
+    if stats.samples < len(source):
+        yield f"read             {stats.samples:,} of them, evenly spread, which the rest counts"
+    if stats.words:
+        yield f"caption words    {_range(stats.words)}"
+        yield from histogram(stats.words)
+        yield f"caption bytes    {_range(stats.caption_bytes)}"
+    if stats.sizes:
+        widths, heights = zip(*stats.sizes, strict=True)
+        formats = ", ".join(f"{name} {count:,}" for name, count in stats.formats.most_common())
         yield f"formats          {formats}"
         yield f"image width    {_range(widths)} pixels"
         yield f"image height   {_range(heights)} pixels"
-        common = Counter(found.sizes).most_common(5)
+        common = Counter(stats.sizes).most_common(5)
         yield "common sizes     " + ", ".join(f"{w}x{h} ({n:,})" for (w, h), n in common)
-        yield f"image bytes    {_range(found.image_bytes)}"
+        yield f"image bytes    {_range(stats.image_bytes)}"
     yield (
-        f"repeated         {repeated(found.keys):,} keys, {repeated(found.captions):,} captions, "
-        f"{repeated(found.images):,} images (same bytes)"
+        f"repeated         {repeated(stats.keys):,} keys, {repeated(stats.captions):,} captions, "
+        f"{repeated(stats.images):,} images (same bytes)"
     )
-    problems = found.problems.copy()
+    problems = stats.problems.copy()
     for index in getattr(source, "indexes", []):  # of shards
         problems.update({problem.reason: problem.samples for problem in index.problems})
     summary = ", ".join(f"{count:,} {reason}" for reason, count in problems.most_common())
@@ -98,7 +98,7 @@ def report(source, found) -> Iterator[str]:
 
 
 def _range(values) -> str:
-    """The least, the middle one and the most of some numbers."""
+    """Format the minimum, maximum and median of numbers."""
     ordered = sorted(int(value) for value in values)
-    least, middle, most = ordered[0], ordered[len(ordered) // 2], ordered[-1]
-    return f"{least:,} to {most:,}, median {middle:,}" if least != most else f"{least:,}"
+    low, middle, high = ordered[0], ordered[len(ordered) // 2], ordered[-1]
+    return f"{low:,} to {high:,}, median {middle:,}" if low != high else f"{low:,}"

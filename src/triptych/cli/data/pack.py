@@ -1,4 +1,4 @@
-"""`triptych data pack`: images and captions into shards."""
+"""`triptych data pack`: packing of images and captions into shards."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from triptych.utils.limits import COUNT
 EXAMPLES = """\
   triptych data pack photos --out data/photos
 
-The same command resumes where it was stopped."""
+The same command resumes where it stopped."""
 
 
 def pack(arguments: list[str]) -> None:
@@ -47,19 +47,23 @@ def pack(arguments: list[str]) -> None:
         shards = write(
             source, parsed.out, origin, parsed.samples_per_shard, parsed.workers, progress
         )
-    lost = skipped(shards)
+    skipped_samples = skipped(shards)
     samples = sum(shard.samples for shard in shards)
     print(f"{samples:,} samples in {len(shards):,} shards: {parsed.out}")
-    print_problems(lost)
+    print_problems(skipped_samples)
 
 
 def pack_parser() -> argparse.ArgumentParser:
-    """Parser of `triptych data pack`."""
-    description = "Pack images and captions into WebDataset shards; image files stay as they are."
+    """Create the parser of `triptych data pack`."""
+    description = "Pack images and captions into WebDataset shards; image files are not reencoded."
     parser = command_parser("data pack", f"{description}\n\n{SOURCES}", EXAMPLES, model=False)
     add_source(parser)
     parser.add_argument(
-        "--out", type=Path, required=True, metavar="FOLDER", help="folder of the shards to write"
+        "--out",
+        type=Path,
+        required=True,
+        metavar="FOLDER",
+        help="folder of the shards to write; required",
     )
     parser.add_argument(
         "--samples-per-shard",
@@ -72,7 +76,7 @@ def pack_parser() -> argparse.ArgumentParser:
         "--images-dir",
         type=Path,
         metavar="FOLDER",
-        help="folder from which the paths of images in a file start; default that of the file",
+        help="folder that image paths in a file are relative to; default that of the file",
     )
     for kind in ("image", "caption"):
         parser.add_argument(
@@ -83,14 +87,14 @@ def pack_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--split",
         metavar="NAME",
-        help="split of a saved data set that has several; default the only one",
+        help="split of a saved data set; default the only one",
     )
     add_workers(parser)
     return parser
 
 
 def _content(source: Path, out: Path) -> int:
-    """Hash of a file; of a folder or a pattern, of its files' names, sizes and times of change.
+    """Hash a file, or the names, sizes and modification times of the files of a folder or pattern.
 
     Args:
         out: output folder, which is ignored if it is inside the source.
@@ -109,9 +113,9 @@ def _content(source: Path, out: Path) -> int:
     for file in files:
         place = Path(os.path.realpath(file))
         if place.is_file() and not place.is_relative_to(own):
-            found = place.stat()
-            said = f"\0{found.st_size}\0{found.st_mtime_ns}\0"
-            digest.update(os.fsencode(file) + said.encode())
+            stat = place.stat()
+            stamp = f"\0{stat.st_size}\0{stat.st_mtime_ns}\0"
+            digest.update(os.fsencode(file) + stamp.encode())
     return _number(digest)
 
 

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 
-def print_problems(lost: Counter[str]) -> None:
-    """Print the reasons why samples were left out, the most frequent first."""
-    for reason, count in lost.most_common():
+def print_problems(counts: Counter[str]) -> None:
+    """Print the reasons why samples were skipped, the most frequent first."""
+    for reason, count in counts.most_common():
         print(f"left out: {count:,} {reason}")
 
 
@@ -21,21 +21,21 @@ def print_table(head: tuple[str, ...], rows: list[tuple]) -> None:
 
     table = Table(*head, box=None)
     for row in rows:
-        table.add_row(*(f"{cell:,}" if isinstance(cell, int) else _shown(cell) for cell in row))
-    width = None if sys.stdout.isatty() else 200  # a file has no width of its own
+        table.add_row(*(f"{cell:,}" if isinstance(cell, int) else _printable(cell) for cell in row))
+    width = None if sys.stdout.isatty() else 200  # a file has no width
     Console(width=width, highlight=False).print(table)
 
 
-def _shown(text: str) -> str:
-    """Names from an archive, without control characters of a terminal."""
+def _printable(text: str) -> str:
+    """Escape names from an archive: control characters of a terminal become "?"."""
     from rich.markup import escape
 
     return escape("".join(one if one.isprintable() else "?" for one in text))
 
 
 @contextmanager
-def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on standard error, where that is a terminal."""
+def progress_bar(label: str) -> Iterator[Callable[[int, int], None]]:
+    """Show a progress bar on standard error, if that is a terminal."""
     if not sys.stderr.isatty():
         yield lambda done, total: None
         return
@@ -43,5 +43,5 @@ def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
     from rich.progress import Progress
 
     with Progress(console=Console(stderr=True)) as bar:
-        task = bar.add_task(what, total=None)
+        task = bar.add_task(label, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
