@@ -224,7 +224,7 @@ def test_an_image_is_never_fetched(server):
         "http://127.0.0.1:1/a.png": "fetches no images",
         "file:///etc/passwd": "fetches no images",
         "/etc/passwd": "fetches no images",
-        "data:text/html;base64,YQ==": "is no image that can be read",
+        "data:text/html;base64,YQ==": "is not an image that can be read",
     }.items():
         part = {"type": "image_url", "image_url": {"url": url}}
         with pytest.raises(openai.BadRequestError, match=said):
@@ -310,7 +310,7 @@ def test_what_runs_is_finished_at_a_signal(process):
     [
         (["--port", "70000"], 2, "'70000' is not a whole number"),
         (["--host", "no.such.host.invalid"], 1, "--host no.such.host.invalid"),
-        (["--host", "192.0.2.1"], 1, "no address of this machine"),
+        (["--host", "192.0.2.1"], 1, "not an address of this machine"),
         (["--port", "0", "--from", "nowhere"], 1, "there is no model at nowhere"),
         (["--max-batch", "0"], 2, "'0' is not a whole number"),
         (["--timeout", "nan"], 2, "'nan' is not a number"),
@@ -349,4 +349,4 @@ def test_what_is_no_http_gets_the_shape_of_all_errors(server):
         raw.sendall(b"nonsense\r\n\r\n")
         answer = b"".join(iter(lambda: raw.recv(4096), b""))
     assert answer.startswith(b"HTTP/1.1 400 ")
-    assert b'{"error": {"message": "this is no HTTP' in answer
+    assert b'{"error": {"message": "this is not a valid HTTP' in answer

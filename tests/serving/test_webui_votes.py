@@ -100,7 +100,7 @@ def test_who_has_seen_what(tmp_path):
 def test_a_place_that_takes_no_votes_is_named_at_once(tmp_path):
     (tmp_path / "file").write_text("")
     for path in (tmp_path, tmp_path / "file/votes.jsonl"):
-        with pytest.raises(UserError, match=f"cannot be kept in {path} .*--votes"):
+        with pytest.raises(UserError, match=f"cannot be saved in {path} .*--votes"):
             Votes(path)
 
 

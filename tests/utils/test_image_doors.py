@@ -489,8 +489,8 @@ BAD_URLS = {
     "not base64": ("data:image/png;base64,!!!!", "is not base64"),
     "a letter too many": ("data:image/png;base64,AAAAA", "is not base64"),
     "other letters": ("data:image/png;base64,é" + TEXT, "is not base64"),
-    "no image": ("data:image/png;base64,aGVsbG8=", "no image that can be read"),
-    "nothing": ("data:image/png;base64,", "no image that can be read"),
+    "no image": ("data:image/png;base64,aGVsbG8=", "not an image that can be read"),
+    "nothing": ("data:image/png;base64,", "not an image that can be read"),
     "drawing": ("data:image/svg+xml,<svg/>", "no ;base64 before its comma"),
 }
 LINKS = ["http://a.example/b.png", "https://a.example/?data:,", "HTTPS://A.EXAMPLE", "ftp://a/b"]

@@ -1,4 +1,4 @@
-"""Host and Origin checks: a web page elsewhere must not reach this server through a browser."""
+"""Host and Origin checks, so that pages of other origins cannot reach the server by a browser."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ class AllowedHosts:
     """Names by which a server may be addressed.
 
     Args:
-        bound: address or name that the server listens at. At every address (0.0.0.0 or ::), any IP
-            address and this machine's name are allowed too: neither can be pointed here by the
-            owner of another domain.
+        bound: address or name that the server listens on. With 0.0.0.0 or ::, every IP address and
+            the name of this machine are allowed too, since the owner of another domain cannot
+            point those to this machine.
         allowed: further names; "*" allows every host and origin.
     """
 
     def __init__(self, bound: str = "127.0.0.1", allowed: Iterable[str] = ()) -> None:
-        self.named = {name.lower().strip("[]").rstrip(".") for name in allowed}
-        self.any = "*" in self.named
-        self.everywhere = bound in ("", "0.0.0.0", "::")
-        self.names = {*LOOPBACK, *self.named, bound.lower()}
-        if self.everywhere:
+        self.allowed = {name.lower().strip("[]").rstrip(".") for name in allowed}
+        self.allow_all = "*" in self.allowed
+        self.all_addresses = bound in ("", "0.0.0.0", "::")
+        self.names = {*LOOPBACK, *self.allowed, bound.lower()}
+        if self.all_addresses:
             self.names |= {socket.gethostname().lower(), socket.getfqdn().lower()}
 
     def check(self, headers: Mapping[bytes, bytes]) -> None:
-        """Refuse requests for other hosts, and of pages of other origins.
+        """Refuse requests for other hosts, and from pages of other origins.
 
-        A request without Host (HTTP/1.0) passes: no browser sends one.
+        A request without Host (HTTP/1.0) is allowed, since no browser sends one.
 
         Raises:
             APIError: 421 or 403.
@@ -57,18 +57,18 @@ class AllowedHosts:
 
     def _allows_host(self, header: str) -> bool:
         name = _name(header)
-        return self.any or name in self.names or (self.everywhere and _is_address(name))
+        return self.allow_all or name in self.names or (self.all_addresses and _is_address(name))
 
     def _allows_origin(self, header: str, host: str) -> bool:
-        """The server's own page, or one whose host is allowed explicitly."""
+        """Whether the origin is the server itself, or its host is allowed explicitly."""
         origin = header.lower().partition("://")[2]
-        return self.any or origin == host.lower() or _name(origin) in self.named
+        return self.allow_all or origin == host.lower() or _name(origin) in self.allowed
 
 
 def _name(host: str) -> str:
-    """The name of "name:port", in lower case; empty if it is malformed."""
-    found = HOST.fullmatch(host.lower())
-    return (found[1] or found[2]).rstrip(".") if found else ""
+    """Parse the name of "name:port" in lower case; return "" if it is malformed."""
+    match = HOST.fullmatch(host.lower())
+    return (match[1] or match[2]).rstrip(".") if match else ""
 
 
 def _is_address(name: str) -> bool:

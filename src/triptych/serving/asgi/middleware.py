@@ -19,34 +19,35 @@ from triptych.serving.asgi.request_body import ClientLeft, RequestBody
 
 log = logging.getLogger("triptych.serving")
 CLIENT_CLOSED_REQUEST = 499
-"""nginx' status for a client that left, only for metrics."""
+"""Status of nginx for a client that disconnected, used in metrics only."""
 PUBLIC_PATHS = ("/health", "/metrics", "/openapi.json")
-"""Addresses that ask for no key."""
+"""Addresses that need no API key."""
 BODY_DRAIN_FACTOR = 8
-"""Times the limit of a body up to which a refused one is read, and thrown away."""
+"""Maximum size of a refused body that is read and discarded, in units of the body limit."""
 FORM_COPIES, JSON_COPIES = 3, 4
-"""Bytes of memory for each byte of a body: itself, and its copies while it is read."""
+"""Bytes of memory for each byte of a body, with the copies that parsing makes."""
 MAX_JSON_VALUES = 2**16
-"""In a body of JSON: each becomes an object, and may become an error, of a hundred times its size.
-"""
+"""Maximum number of values in a JSON body, each of which becomes an object, and possibly an error,
+of a hundred times its size."""
 
 
 class RequestMiddleware:
     """ASGI middleware: admission, allowed hosts, API key, body size limit and timeout.
 
     Args:
-        answered: callback with the route, method and status of each answer, and its seconds.
+        answered: callback with the route, method, status and seconds of each request.
         admission: bounds on all requests together.
-        hosts: names by which the server may be addressed.
+        hosts: names by which clients may address the server.
         api_key: expected key in `Authorization: Bearer`; None allows every client.
-        max_body: size limit of a request's body in bytes.
-        timeout: limit in seconds from a request to the end of its answer; the deadline is in
+        max_body: limit of the bytes of a body.
+        timeout: limit of the seconds from a request to the end of its response; the deadline is in
             `scope["state"]["deadline"]`, as time of the event loop.
     """
 
     def __init__(
         self,
         app: ASGIApp,
+        *,
         answered: Callable[[str, str, int, float], None],
         admission: Admission,
         hosts: AllowedHosts,
@@ -63,16 +64,16 @@ class RequestMiddleware:
             await self.app(scope, receive, send)
             return
         if scope["type"] != "http":
-            return  # a websocket, which nothing here has
-        started, number, status = time.monotonic(), f"req_{secrets.token_hex(12)}", 0
-        done = False
+            return  # websockets are not supported
+        started, request_id, status = time.monotonic(), f"req_{secrets.token_hex(12)}", 0
+        complete = False
 
-        async def answer(message: Message) -> None:
-            nonlocal status, done
+        async def send_response(message: Message) -> None:
+            nonlocal status, complete
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message["headers"], (b"x-request-id", number.encode())]
-            done = message["type"] == "http.response.body" and not message.get("more_body")
+                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
+            complete = message["type"] == "http.response.body" and not message.get("more_body")
             await send(message)
 
         state = scope.setdefault("state", {})
@@ -86,23 +87,25 @@ class RequestMiddleware:
                 self.hosts.check(headers)
                 state["ticket"] = ticket = self._admit(incoming, connection)
                 body = await self._read(scope, headers, incoming, ticket)
-            except APIError as problem:
-                raise await self._refusal(problem, incoming, connection, ticket) from None
+            except APIError as error:
+                raise await self._refusal(error, incoming, connection, ticket) from None
             unread = [body]
             del body
-            await self._serve(scope, unread, receive, answer, lambda: done)
-        except APIError as problem:
-            await problem.response()(scope, receive, answer)
+            await self._serve(
+                scope, unread, receive=receive, send=send_response, complete=lambda: complete
+            )
+        except APIError as error:
+            await error.response()(scope, receive, send_response)
         except ClientLeft:
             status = CLIENT_CLOSED_REQUEST
         except Exception:
-            log.exception("request %s failed", number)
+            log.exception("request %s failed", request_id)
             if status:
-                raise  # in the middle of an answer: the connection breaks, as it must
-            problem = APIError(
-                500, f"the server failed at this request; its log names it {number}.", "failed"
+                raise  # in the middle of a response, whose connection must break
+            error = APIError(
+                500, f"the server failed at this request; its log names it {request_id}.", "failed"
             )
-            await problem.response()(scope, receive, answer)
+            await error.response()(scope, receive, send_response)
         finally:
             if ticket is not None:
                 await self._leave(connection, ticket)
@@ -110,7 +113,7 @@ class RequestMiddleware:
             self.answered(route, _method(scope), status, time.monotonic() - started)
 
     def _admit(self, incoming: RequestBody, connection: Any) -> Ticket | None:
-        """A ticket for a request with a body; none for one without, which is answered at once.
+        """Admit a request with a body; one without needs no ticket.
 
         Raises:
             APIError: 429.
@@ -127,12 +130,12 @@ class RequestMiddleware:
         incoming: RequestBody,
         ticket: Ticket | None,
     ) -> bytes:
-        """The body of a request that may pass. Memory for it is reserved before it comes, or as it
-        comes in chunks.
+        """Read the body of an authorized request, whose memory is reserved before it arrives, or as
+        its chunks arrive.
 
         Raises:
             APIError: 400, 401, 408, 413, 415, 429.
-            ClientLeft: the connection was closed before its end.
+            ClientLeft: the client disconnected.
         """
         if scope["path"] not in PUBLIC_PATHS and not self._authorized(headers):
             raise APIError(
@@ -142,7 +145,9 @@ class RequestMiddleware:
                 headers={"www-authenticate": "Bearer"},
             )
         if headers.get(b"content-encoding", b"identity").lower() != b"identity":
-            raise APIError(415, "the body is compressed; send it as it is.", "unsupported_encoding")
+            raise APIError(
+                415, "the body is compressed; send it uncompressed.", "unsupported_encoding"
+            )
         if ticket is None:
             return b""
         kind = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
@@ -150,8 +155,8 @@ class RequestMiddleware:
         self._reserve(ticket, incoming.declared, copies)
         body = bytearray()
         ticket.stall(True)
-        async for part in incoming.parts():
-            body += part
+        async for chunk in incoming.chunks():
+            body += chunk
             self._reserve(ticket, len(body), copies)
         ticket.stall(False)
         if copies == JSON_COPIES and sum(map(body.count, b"[{,")) > MAX_JSON_VALUES:
@@ -159,7 +164,7 @@ class RequestMiddleware:
         return bytes(body)
 
     def _reserve(self, ticket: Ticket, size: int, copies: int) -> None:
-        """Reserve memory for a body of so many bytes, if it is not reserved yet.
+        """Reserve memory for a body of this size, if it is not reserved yet.
 
         Raises:
             APIError: 413, 429.
@@ -174,21 +179,21 @@ class RequestMiddleware:
             ticket.reserve(more)
 
     async def _refusal(
-        self, problem: APIError, incoming: RequestBody, connection: Any, ticket: Ticket | None
+        self, error: APIError, incoming: RequestBody, connection: Any, ticket: Ticket | None
     ) -> APIError:
-        """The problem as an answer to a request whose body may still be coming.
+        """Prepare an error as the response to a request whose body may still be arriving.
 
         Raises:
-            ClientLeft: the connection was closed before its end.
+            ClientLeft: the client disconnected.
         """
         if ticket is not None:
-            self._close(connection, ticket)  # what still comes is not kept
-        if problem.status == 408 or not await incoming.discard(BODY_DRAIN_FACTOR * self.max_body):
-            problem.headers["connection"] = "close"
-        return problem
+            self._close(connection, ticket)  # the rest of the body is discarded
+        if error.status == 408 or not await incoming.discard(BODY_DRAIN_FACTOR * self.max_body):
+            error.headers["connection"] = "close"
+        return error
 
     async def _leave(self, connection: Any, ticket: Ticket) -> None:
-        """Release what the request holds, when its answer has left this process."""
+        """Release what the request holds, after its response was sent."""
         try:
             await connection.flushed()
         finally:
@@ -203,37 +208,38 @@ class RequestMiddleware:
         self,
         scope: Scope,
         unread: list[bytes],
+        *,
         receive: Receive,
         send: Send,
-        done: Callable[[], bool],
+        complete: Callable[[], bool],
     ) -> None:
-        """Let the application answer; stop it, wherever it is, when the client leaves.
+        """Run the application, and cancel it if the client disconnects.
 
         Args:
-            unread: the body, which is taken from here.
-            done: whether the answer is complete.
+            unread: the body in a list, from which it is removed, so that its memory can be freed.
+            complete: function that returns whether the response is complete.
 
         Raises:
-            ClientLeft: before the end of the answer.
+            ClientLeft: the client disconnected before the end of the response.
         """
-        left = asyncio.create_task(_until_left(receive))
+        disconnected = asyncio.create_task(_until_disconnected(receive))
 
         async def replay() -> Message:
             if unread:
                 return {"type": "http.request", "body": unread.pop(), "more_body": False}
-            await asyncio.wait([left])
+            await asyncio.wait([disconnected])
             return {"type": "http.disconnect"}
 
-        work = asyncio.create_task(self.app(scope, replay, send))
+        response = asyncio.create_task(self.app(scope, replay, send))
         try:
-            await asyncio.wait([work, left], return_when=asyncio.FIRST_COMPLETED)
-            if not work.done() and not done():
+            await asyncio.wait([response, disconnected], return_when=asyncio.FIRST_COMPLETED)
+            if not response.done() and not complete():
                 raise ClientLeft
-            await work
+            await response
         finally:
-            left.cancel()
-            work.cancel()
-            await asyncio.wait([work])
+            disconnected.cancel()
+            response.cancel()
+            await asyncio.wait([response])
 
     def _authorized(self, headers: dict[bytes, bytes]) -> bool:
         if self.key is None:
@@ -242,12 +248,12 @@ class RequestMiddleware:
         return hmac.compare_digest(given.strip(), self.key) and scheme.lower() == b"bearer"
 
 
-async def _until_left(receive: Receive) -> None:
+async def _until_disconnected(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
 
 
 def _method(scope: Scope) -> str:
-    """Method label of the metrics: made-up methods must not make up series."""
-    known = ("GET", "POST", "HEAD", "OPTIONS", "PUT", "DELETE", "PATCH")
-    return scope["method"] if scope["method"] in known else "other"
+    """Return the method label of the metrics, so that unknown methods create no series."""
+    methods = ("GET", "POST", "HEAD", "OPTIONS", "PUT", "DELETE", "PATCH")
+    return scope["method"] if scope["method"] in methods else "other"

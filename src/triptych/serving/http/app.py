@@ -1,4 +1,4 @@
-"""The server as an ASGI application: routes, errors, the pipeline's thread."""
+"""ASGI application: routes, errors, worker thread of the pipeline."""
 
 from __future__ import annotations
 
@@ -39,42 +39,42 @@ class Limits:
     max_queue: int = 64
     """Maximum number of queued images and conversations; further requests are refused."""
     max_wait_ms: float = 10
-    """Milliseconds that a request waits for company when the model is idle."""
+    """Milliseconds to wait for more requests to batch when the model is idle."""
     timeout: float = 120
-    """Seconds from a request to the end of its answer."""
+    """Maximum number of seconds from a request to the end of its response."""
     max_body_mb: float = 20
-    """Megabytes of a request's body."""
+    """Maximum size of a request's body in megabytes."""
     max_memory_mb: float = 384
-    """Megabytes that bodies, images and answers of all requests take together."""
+    """Maximum memory in megabytes of bodies, images and responses of all requests together."""
 
 
 def create_app(
     pipeline: UnifiedPipeline,
     name: str,
     sizes: ImageSizes,
+    *,
     limits: Limits | None = None,
     api_key: str | None = None,
     hosts: AllowedHosts | None = None,
 ) -> FastAPI:
-    """Build the application. Its `state.context.scheduler` works from start-up to shutdown.
+    """Create the application. Its `state.context.scheduler` runs from startup to shutdown.
 
     Args:
-        pipeline: the pipeline, which works in one thread of its own.
-        name: model name, as clients give it.
+        pipeline: pipeline, which runs in a thread of its own.
+        name: name of the model for clients.
         sizes: image sizes of the model.
         limits: limits of the server.
         api_key: key that clients must send; None allows every client.
-        hosts: names by which clients may address the server; by default those of this machine for
-            itself.
+        hosts: names by which clients may address the server; by default the loopback names.
     """
     limits = limits or Limits()
     metrics = Metrics()
     scheduler = Scheduler(
         partial(run_batch, pipeline, limits.max_batch),
-        limits.max_batch,
-        limits.max_queue,
-        limits.max_wait_ms / 1000,
-        metrics,
+        max_batch=limits.max_batch,
+        max_queue=limits.max_queue,
+        max_wait=limits.max_wait_ms / 1000,
+        observer=metrics,
     )
     admission = Admission(
         limits.max_queue + limits.max_batch,
@@ -95,7 +95,7 @@ def create_app(
         title="triptych",
         version=__version__,
         lifespan=lifespan,
-        docs_url=None,  # these pages would load scripts from elsewhere
+        docs_url=None,  # these pages would load scripts from other servers
         redoc_url=None,
         redirect_slashes=False,
     )
@@ -119,11 +119,11 @@ def create_app(
 
 
 async def _invalid(request: Request, error: RequestValidationError) -> Response:
-    """A body that does not fit, or was sent as something else than JSON."""
+    """Respond to a body that is invalid or not JSON."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json" and error.errors()[0]["loc"] == ("body",):
-        problem = APIError(415, "send the request as application/json.", "unsupported_media_type")
-        return problem.response()
+        message = "send the request as application/json."
+        return APIError(415, message, "unsupported_media_type").response()
     return validation_error(error.errors()).response()
 
 
@@ -140,16 +140,16 @@ def _add_small_routes(app: FastAPI, context: Context) -> None:
     }
 
     async def models() -> Response:
-        """The models that this server has: one."""
+        """List the models of this server: one."""
         return JSONResponse({"object": "list", "data": [model]})
 
     async def one_model(name: str) -> Response:
-        """The model of this name."""
+        """Get the model of this name."""
         context.check_model(name)
         return JSONResponse(model)
 
     async def health() -> Response:
-        """200 as long as new work is taken, 503 from the first signal to stop."""
+        """200 while requests are accepted, 503 from the first signal to stop."""
         draining = context.scheduler.closing
         body = {
             "status": "draining" if draining else "ready",
@@ -158,16 +158,16 @@ def _add_small_routes(app: FastAPI, context: Context) -> None:
         return JSONResponse(body, 503 if draining else 200)
 
     async def metrics(request: Request) -> Response:
-        """Counters in Prometheus' text format."""
+        """Metrics in the Prometheus text format."""
         encode, content_type = choose_encoder(request.headers.get("accept", ""))
         return Response(encode(context.metrics.registry), headers={"content-type": content_type})
 
     common = (400, 401, 403, 404, 408, 413, 415, 421, 429, 500)
-    for path, answer, documented in (
+    for path, endpoint, documented in (
         ("/v1/models", models, context.documented("ModelList", common)),
         ("/v1/models/{name:path}", one_model, context.documented("Model", common)),
         ("/health", health, context.documented("Health", (403, 408, 413, 415, 421, 429, 500))),
         ("/metrics", metrics, {"response_class": Response}),
     ):
-        app.add_api_route(path, answer, methods=["GET"], **documented)
-        app.add_api_route(path, answer, methods=["HEAD"], include_in_schema=False)
+        app.add_api_route(path, endpoint, methods=["GET"], **documented)
+        app.add_api_route(path, endpoint, methods=["HEAD"], include_in_schema=False)

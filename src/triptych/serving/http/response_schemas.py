@@ -1,7 +1,7 @@
-"""Bodies of answers, for the OpenAPI document.
+"""Bodies of responses, for the OpenAPI document.
 
-Not `openai.types`, which allow every further field and leave most of them open: tests check answers
-against this document, and a server needs no client.
+They replace `openai.types`, which allow any further field and leave most of them optional: tests
+check responses against this document, and the server needs no client library.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ class ErrorBody(BaseModel):
     error: ErrorDetail
 
 
-class ImageInput(BaseModel):
-    """An image, and the seed that makes it again."""
+class GeneratedImage(BaseModel):
+    """Image with the seed that reproduces it."""
 
     b64_json: str
     seed: int
 
 
 class ImageList(BaseModel):
-    """The images of a request."""
+    """Images of a request."""
 
     created: int
-    data: list[ImageInput]
+    data: list[GeneratedImage]
     background: Literal["opaque"]
     output_format: Literal["png", "jpeg", "webp"]
     quality: Literal["auto"]
@@ -53,7 +53,7 @@ class Answer(BaseModel):
 
 
 class Choice(BaseModel):
-    """The answer, and why it ended."""
+    """Answer with its finish reason."""
 
     index: int
     message: Answer
@@ -62,7 +62,7 @@ class Choice(BaseModel):
 
 
 class Usage(BaseModel):
-    """Tokens that were read and written."""
+    """Token counts."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -70,7 +70,7 @@ class Usage(BaseModel):
 
 
 class ChatCompletion(BaseModel):
-    """The answer to a conversation."""
+    """Answer to a conversation."""
 
     id: str
     object: Literal["chat.completion"]
@@ -81,7 +81,7 @@ class ChatCompletion(BaseModel):
 
 
 class Model(BaseModel):
-    """A model that this server has."""
+    """Model of this server."""
 
     id: str
     object: Literal["model"]
@@ -90,14 +90,14 @@ class Model(BaseModel):
 
 
 class ModelList(BaseModel):
-    """All models that this server has: one."""
+    """Models of this server: one."""
 
     object: Literal["list"]
     data: list[Model]
 
 
 class Health(BaseModel):
-    """Whether new work is taken."""
+    """State of the server."""
 
     status: Literal["ready", "draining"]
     queue: int

@@ -1,4 +1,4 @@
-"""ImageSizes to which the images of a model are brought."""
+"""Image sizes of a model."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ from triptych.inference.pipeline import UnifiedPipeline
 
 @dataclass
 class ImageSizes:
-    """Sides in pixels of a model's images, which are squares."""
+    """Sides in pixels of a model's square images."""
 
-    made: int
-    edited: int
-    """To which images are brought that it changes."""
-    shown: int | None
-    """To which images of conversations are brought; None leaves them their shapes."""
+    generated: int
+    """Side of generated images."""
+    edit_input: int
+    """Side to which images are resized that are edited."""
+    chat_input: int | None
+    """Side to which images of conversations are resized; None keeps their shapes."""
 
     @classmethod
     def of(cls, pipeline: UnifiedPipeline) -> ImageSizes:
-        """Those of a pipeline's model."""
+        """Return the sizes of a pipeline's model."""
         understander = pipeline.model.understanding.understander
         side = understander.image_size
         example = torch.zeros(3, side, side, dtype=torch.uint8)
