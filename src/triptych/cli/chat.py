@@ -278,14 +278,14 @@ def _read_line(interactive: bool) -> str | None:
 def _answer(pipe: Any, messages: list[dict[str, Any]], options: dict[str, Any]) -> str:
     """Print an answer while it is generated, and return it, possibly cut short by Ctrl-C."""
     written = ""
-    pieces = pipe.chat(messages, stream=True, **options)
+    chunks = pipe.chat(messages, stream=True, **options)
     try:
-        for piece in pieces:
-            written += piece
-            print(piece, end="", flush=True)
+        for chunk in chunks:
+            written += chunk
+            print(chunk, end="", flush=True)
     except KeyboardInterrupt:
         pass
     finally:
-        pieces.close()
+        chunks.close()
     print(flush=True)
     return written

@@ -6,6 +6,7 @@ configuration, 128 + N training ended by signal N, 141 the reader of standard ou
 
 from __future__ import annotations
 
+import argparse
 import errno
 import os
 import sys
@@ -200,30 +201,33 @@ def named_values(arguments: list[str]) -> list[tuple[str, str]]:
 
 def run_command(command: str, arguments: list[str]) -> None:
     """Run a command; report a user's error in one sentence, with an exit status."""
-    import jsonargparse
-    from omegaconf.errors import OmegaConfBaseException
-
-    from triptych.utils.parser_errors import plain
-
     try:
         if command in COMMANDS:
             resolve_name(f"triptych.cli.{COMMANDS[command][0]}")(arguments[1:])
         else:
             run_lightning(arguments)
-    except UserError as error:
-        exit_with(2 if isinstance(error, ConfigurationError) else 1, str(error))
-    except (jsonargparse.ArgumentError, OmegaConfBaseException) as error:
-        exit_with(2, plain(str(error)))
-    except OSError as error:
-        if error.errno not in PATH_ERRORS or error.filename is None:
+    except Exception as error:
+        if (report := report_of(error)) is None:
             raise
+        exit_with(*report)
+
+
+def report_of(error: Exception) -> tuple[int, str] | None:
+    """Return the exit status and the sentence for a user's error; None for other errors."""
+    if isinstance(error, UserError):
+        return (2 if isinstance(error, ConfigurationError) else 1), str(error)
+    omegaconf = sys.modules.get("omegaconf.errors")  # slow to import, and needed by few commands
+    refused = (argparse.ArgumentError, *([omegaconf.OmegaConfBaseException] if omegaconf else []))
+    refused_value = isinstance(error, ValueError) and str(error).startswith("Does not validate")
+    if isinstance(error, refused) or refused_value:
+        from triptych.utils.parser_errors import plain
+
+        return 2, plain(str(error))
+    if isinstance(error, OSError) and error.errno in PATH_ERRORS and error.filename is not None:
         name = os.fsdecode(error.filename)
         name = name if len(name) <= MAX_SHOWN_PATH else f"{name[:MAX_SHOWN_PATH]}..."
-        exit_with(1, f"{name} cannot be read or written ({error.strerror}); give another path.")
-    except ValueError as error:
-        if not str(error).startswith("Does not validate"):
-            raise
-        exit_with(2, plain(str(error)))
+        return 1, f"{name} cannot be read or written ({error.strerror}); give another path."
+    return None
 
 
 def exit_with(status: int, sentence: str) -> None:

@@ -159,7 +159,7 @@ def _result(job: ImageJob, folder: Path) -> dict[str, Any]:
 
 
 def _grid_of(jobs: Sequence[ImageJob], folder: Path) -> Image.Image:
-    """Grid of images labelled with their requests, beside the source images, if any."""
+    """Draw a grid of images with their labels, each to the right of its source image, if any."""
     import numpy as np
 
     from triptych.utils.image_grid import grid
@@ -170,9 +170,9 @@ def _grid_of(jobs: Sequence[ImageJob], folder: Path) -> Image.Image:
     first = read_header(folder / jobs[0].file)
     shrink = max(1.0, max(first.size) / MAX_GRID_SIDE)
     size = tuple(max(1, round(side / shrink)) for side in first.size)
-    shown = []
+    tiles = []
     for job in jobs:
-        beside = small(read_image(folder / job.file), size)
+        tile = small(read_image(folder / job.file), size)
         if job.source is not None:
             from triptych.utils.images import open_image
 
@@ -180,9 +180,9 @@ def _grid_of(jobs: Sequence[ImageJob], folder: Path) -> Image.Image:
             side = min(original.size)
             left, top = (original.width - side) // 2, (original.height - side) // 2
             original = original.crop((left, top, left + side, top + side))
-            beside = np.concatenate([np.array(small(original, size)), np.array(beside)], axis=1)
-        shown.append(np.array(beside))
+            tile = np.concatenate([np.array(small(original, size)), np.array(tile)], axis=1)
+        tiles.append(np.array(tile))
     scale = max(1, 144 // size[0])
     columns = 4 if jobs[0].source is not None else 8
     labels = [job.label for job in jobs]
-    return grid(np.stack(shown), labels, min(columns, len(jobs)), scale)
+    return grid(np.stack(tiles), labels, min(columns, len(jobs)), scale)

@@ -45,12 +45,12 @@ def add_images(parser: argparse.ArgumentParser, name: str) -> None:
     )
     only = parser.add_mutually_exclusive_group()
     only.add_argument(
-        "--generate-only", action="store_true", help="generate the images without scoring them"
+        "--generate-only", action="store_true", help="generation of the images without scores"
     )
     only.add_argument(
         "--score-only",
         action="store_true",
-        help="score the images in the folder without generating",
+        help="scores of the images in the folder, none generated",
     )
     parser.add_argument(
         "--limit", type=COUNT, metavar="N", help="number of prompts to use; default all"

@@ -92,5 +92,5 @@ def join_tiles(tiles: Sequence[Any]) -> Any:
 
     grid = join_grid(tiles, round(len(tiles) ** 0.5))
     metadata = metadata_of(tiles[0]).copy()
-    del metadata["seed"]  # one of several, which are in "asked"
+    del metadata["seed"]  # one of several, which are in "request"
     return embed_metadata(grid, metadata)

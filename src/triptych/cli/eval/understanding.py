@@ -48,7 +48,9 @@ def understanding(arguments: list[str]) -> None:
         "--limit", type=COUNT, metavar="N", help="number of questions of each task; default all"
     )
     parser.add_argument(
-        "--print", action="store_true", help="print the command of lmms-eval without running it"
+        "--print",
+        action="store_true",
+        help="output of the command of lmms-eval, without running it",
     )
     parsed = parse(parser, arguments)
     if parsed.overrides:
