@@ -12,7 +12,6 @@ from triptych.inference.generation_config import FIELDS, SETTINGS, help_of, limi
 from triptych.inference.trusted_config import add_trust
 from triptych.utils.errors import UserError
 from triptych.utils.limits import BATCH, PORT, PROCESSES, SEED, Choice, Interval, Text
-from triptych.utils.png_metadata import shown_name
 
 METAVARS = {Choice: "NAME", Interval: "LOW,HIGH", Text: "TEXT"}
 """Metavar of the values of a limit, by its class."""
@@ -248,6 +247,8 @@ def parse(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Nam
 
 def model_of(parsed: argparse.Namespace) -> dict[str, Any]:
     """Return the given flags that name the model, for the metadata of images and reports."""
+    from triptych.utils.png_metadata import shown_name  # imports Pillow
+
     named: dict[str, Any] = {
         "model": list(map(shown_name, parsed.config))
         if parsed.config
