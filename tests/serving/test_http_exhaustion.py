@@ -245,7 +245,7 @@ def test_what_cannot_be_accepted_is_logged_once_in_a_while(caplog):
 
 
 def decode(files, size=16, limit=10**9):
-    """What a decoder makes of files, in an event loop of its own."""
+    """Decode files in a new event loop."""
 
     async def work():
         made = image_decoder.ImageDecoder()

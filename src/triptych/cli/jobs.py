@@ -165,7 +165,7 @@ def batches(jobs: Sequence[ImageJob], size: int) -> Iterator[list[ImageJob]]:
 
 
 def settings_for(job: ImageJob) -> dict[str, Any]:
-    """Arguments of the pipeline for a job."""
+    """Return the arguments of the pipeline for a job."""
     return {key: job.request[key] for key in SETTINGS if key in job.request}
 
 

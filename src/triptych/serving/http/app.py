@@ -149,7 +149,7 @@ def _add_small_routes(app: FastAPI, context: Context) -> None:
         return JSONResponse(model)
 
     async def health() -> Response:
-        """200 while requests are accepted, 503 from the first signal to stop."""
+        """Return 200 while requests are accepted, 503 from the first signal to stop."""
         draining = context.scheduler.closing
         body = {
             "status": "draining" if draining else "ready",
@@ -158,7 +158,7 @@ def _add_small_routes(app: FastAPI, context: Context) -> None:
         return JSONResponse(body, 503 if draining else 200)
 
     async def metrics(request: Request) -> Response:
-        """Metrics in the Prometheus text format."""
+        """Return the metrics in the Prometheus text format."""
         encode, content_type = choose_encoder(request.headers.get("accept", ""))
         return Response(encode(context.metrics.registry), headers={"content-type": content_type})
 
