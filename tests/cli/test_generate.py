@@ -14,7 +14,7 @@ from closeness import assert_same_images
 from PIL import Image
 
 from triptych.cli.main import main
-from triptych.cli.output_folder import ImageJob, Output
+from triptych.cli.output_folder import ImageJob, OutputFolder
 from triptych.utils.png_metadata import read_metadata
 
 ROOT = Path(__file__).parents[2]
@@ -187,7 +187,7 @@ def test_a_failure_on_the_way_leaves_what_was_done(triptych, pipe, monkeypatch):
 def test_shards_that_end_together_lose_nothing(tmp_path, triptych, monkeypatch):
     triptych("generate", "a red circle", "-n", 2, *FEW, "-o", tmp_path / "f")
     jobs = [ImageJob(f"00000{n}-00{n}.png", "0", {"prompt": "a red circle"}) for n in range(2)]
-    output, late = Output(tmp_path / "f", jobs), tmp_path / "f" / jobs[1].file
+    output, late = OutputFolder(tmp_path / "f", jobs), tmp_path / "f" / jobs[1].file
     content = late.read_bytes()
     late.unlink()
     ready, looks = output._ready, []

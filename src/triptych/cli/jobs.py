@@ -15,8 +15,8 @@ from typing import Any
 
 from triptych.cli.arguments import generation_of, load_pipeline, model_of
 from triptych.cli.devices import for_each
-from triptych.cli.input_files import Request
-from triptych.cli.output_folder import ImageJob, Output
+from triptych.cli.input_files import PromptRequest
+from triptych.cli.output_folder import ImageJob, OutputFolder
 from triptych.inference.generation_config import SETTINGS
 from triptych.utils.documents import open_regular
 from triptych.utils.limits import ALL_IMAGES
@@ -28,7 +28,7 @@ Make = Callable[[Any, list[ImageJob], Callable], list]
 
 
 def jobs_of(
-    requests: Sequence[Request], parsed: Namespace, text_key: str = "prompt"
+    requests: Sequence[PromptRequest], parsed: Namespace, text_key: str = "prompt"
 ) -> list[ImageJob]:
     """Expand requests into one job per image. Files are named by id, or by seed and image number.
 
@@ -95,7 +95,7 @@ def run_jobs(
         UserError: a request, the folder or a device is invalid.
         SystemExit: in every process but the first of several.
     """
-    output = Output(parsed.out or Path("out", command, folder_name(jobs)), jobs, image_grid)
+    output = OutputFolder(parsed.out or Path("out", command, folder_name(jobs)), jobs, image_grid)
     part, parts = parsed.part
     mine = jobs[part::parts]
     unfinished = output.unfinished(mine)
@@ -144,7 +144,9 @@ def digest_of(pipe: Any) -> str:
     return pipe.digest
 
 
-def report(output: Output, job: ImageJob, image: Any = None, weights: str | None = None) -> None:
+def report(
+    output: OutputFolder, job: ImageJob, image: Any = None, weights: str | None = None
+) -> None:
     """Save a new image, if one is given, and print the line of the job."""
     path = output.folder / job.file
     if image is not None:

@@ -44,7 +44,7 @@ class ImageJob:
         return " ".join(text.split())
 
 
-class Output:
+class OutputFolder:
     """A folder of images.
 
     Args:

@@ -17,7 +17,7 @@ from starlette.types import ASGIApp
 
 from triptych.serving.asgi.connections import Connections, default_max_connections
 from triptych.serving.asgi.log_limits import limit_logs, on_loop_error
-from triptych.serving.asgi.uvicorn_protocol import Protocol
+from triptych.serving.asgi.uvicorn_protocol import TimedProtocol
 from triptych.utils.errors import UserError  # torch is imported after the port is open
 
 BACKLOG = 128
@@ -71,7 +71,7 @@ class BoundedServer(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
-                http=partial(Protocol, connections=connections),
+                http=partial(TimedProtocol, connections=connections),
                 ws="none",
                 lifespan="on",
                 log_level="warning",

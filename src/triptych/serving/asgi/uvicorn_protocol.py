@@ -26,7 +26,7 @@ TOO_SLOW = APIError(
 )
 
 
-class Protocol(H11Protocol):
+class TimedProtocol(H11Protocol):
     """A connection with time limits and a small write buffer.
 
     Requests get their connection as `scope["state"]["connection"]`.

@@ -44,7 +44,7 @@ class ImageList(BaseModel):
     size: str
 
 
-class Answer(BaseModel):
+class AssistantMessage(BaseModel):
     """Message of the model."""
 
     role: Literal["assistant"]
@@ -52,11 +52,11 @@ class Answer(BaseModel):
     refusal: None
 
 
-class Choice(BaseModel):
+class ChatChoice(BaseModel):
     """Answer with its finish reason."""
 
     index: int
-    message: Answer
+    message: AssistantMessage
     logprobs: None
     finish_reason: Literal["stop", "length"]
 
@@ -76,7 +76,7 @@ class ChatCompletion(BaseModel):
     object: Literal["chat.completion"]
     created: int
     model: str
-    choices: list[Choice]
+    choices: list[ChatChoice]
     usage: Usage
 
 
