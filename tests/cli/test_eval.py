@@ -194,7 +194,7 @@ def test_geneval_scores_what_it_made_and_a_folder_that_is_there(triptych, monkey
     ("arguments", "said"),
     [
         (["geneval", "--prompts", "no.jsonl", "--generate-only"], "no.jsonl"),
-        (["geneval", "--score-only", "--part", "1/2"], "--score-only makes no images"),
+        (["geneval", "--score-only", "--part", "1/2"], "--score-only generates no images"),
         (["geneval", "--limit", "0"], "--limit"),
         (["dpg"], "--questions"),
         (["dpg", "--questions", "no.csv"], "no.csv"),

@@ -178,7 +178,7 @@ def test_a_failure_on_the_way_leaves_what_was_done(triptych, pipe, monkeypatch):
     monkeypatch.setattr(type(pipe), "__call__", fail)
     command = ("generate", "a red circle", "-n", 3, "--batch-size", 1, *FEW, "-o", "e")
     status, out, err = triptych(*command)
-    assert status == 130 and "the same command goes on" in err
+    assert status == 130 and "the same command resumes" in err
     assert len(out.splitlines()) == len(lines("e/results.jsonl")) == 1
     assert triptych(*command)[0] == 0 and len(calls) == 4
     assert len(lines("e/results.jsonl")) == 3

@@ -341,7 +341,7 @@ def test_a_port_taken_without_listening_is_noticed(capsys):
         taken.bind(("127.0.0.1", 0))
         with pytest.raises(SystemExit):
             main(["serve", "--port", str(taken.getsockname()[1])])
-    assert "another program has it" in capsys.readouterr().err
+    assert "another program uses it" in capsys.readouterr().err
 
 
 def test_what_is_no_http_gets_the_shape_of_all_errors(server):
