@@ -60,7 +60,7 @@ def gallery_updates(
 
 def sampling_controls(pipe: UnifiedPipeline) -> list[gr.components.Component]:
     """Add the controls of a call: number of images, seed, new seeds, sampling settings."""
-    count = slider(1, MAX_IMAGES, 4, 1, "Images")
+    count = slider(1, MAX_IMAGES, value=4, step=1, label="Images")
     seed, fresh = seed_row()
     with gr.Accordion("Sampling", open=False):
         settings = sliders(pipe)
