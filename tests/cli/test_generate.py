@@ -184,21 +184,21 @@ def test_a_failure_on_the_way_leaves_what_was_done(triptych, pipe, monkeypatch):
     assert len(lines("e/results.jsonl")) == 3
 
 
-def test_shards_that_end_together_lose_nothing(tmp_path, triptych, monkeypatch):
+def test_parts_that_end_together_lose_nothing(tmp_path, triptych, monkeypatch):
     triptych("generate", "a red circle", "-n", 2, *FEW, "-o", tmp_path / "f")
     jobs = [ImageJob(f"00000{n}-00{n}.png", "0", {"prompt": "a red circle"}) for n in range(2)]
     output, late = OutputFolder(tmp_path / "f", jobs), tmp_path / "f" / jobs[1].file
     content = late.read_bytes()
     late.unlink()
-    ready, looks = output._ready, []
+    finished, looks = output._finished, []
 
     def look():
         if looks:
-            late.write_bytes(content)  # the other shard's, after we have looked
+            late.write_bytes(content)  # that of another part, after this one has looked
         looks.append(1)
-        return ready()
+        return finished()
 
-    monkeypatch.setattr(output, "_ready", look)
+    monkeypatch.setattr(output, "_finished", look)
     output.finish()
     assert len(lines(tmp_path / "f" / "results.jsonl")) == 2
 
