@@ -13,7 +13,7 @@ from triptych.cli.arguments import (
     command_parser,
     parse,
 )
-from triptych.cli.input_files import PromptRequest, images_at
+from triptych.cli.input_files import InputRequest, images_at
 from triptych.cli.jobs import jobs_of, run_jobs, settings_for
 from triptych.cli.output_folder import ImageJob
 from triptych.inference.generation_config import DECODER_SETTINGS
@@ -111,7 +111,7 @@ def edit(arguments: list[str]) -> None:
         remedy = "say what to do with the image"
         instruction = input_files.require_text(instruction, "the instruction", remedy)
         files = [image for path in paths for image in images_at(path)]
-        requests = [PromptRequest(instruction, images=[image]) for image in files]
+        requests = [InputRequest(instruction, images=[image]) for image in files]
     else:
         content = read_input(parsed.jsonl)
         stdin = content if parsed.jsonl == "-" else None
@@ -152,7 +152,7 @@ def reconstruct(arguments: list[str]) -> None:
     parsed = parse(parser, arguments)
     parsed.num_images_per_prompt = 1
     files = [image for path in parsed.images for image in images_at(path)]
-    requests = [PromptRequest("", images=[image]) for image in files]
+    requests = [InputRequest("", images=[image]) for image in files]
 
     def make(pipe: Any, batch: list[ImageJob], callback: Any) -> list:
         return pipe.reconstruct(

@@ -23,7 +23,7 @@ MAX_SHOWN_PATH = 200
 
 
 @dataclass
-class PromptRequest:
+class InputRequest:
     """A text with its input images, and the number of images to generate."""
 
     text: str
@@ -35,7 +35,7 @@ class PromptRequest:
     """Settings that differ from those of the command."""
 
 
-def read_prompts(texts: Sequence[str], file: str | None, content: str = "") -> list[PromptRequest]:
+def read_prompts(texts: Sequence[str], file: str | None, content: str = "") -> list[InputRequest]:
     """Read the prompts of the arguments, then those of a file.
 
     An object of a file (see `prompt_files.read_entries`) has a prompt, and optionally an id and
@@ -49,7 +49,7 @@ def read_prompts(texts: Sequence[str], file: str | None, content: str = "") -> l
     Raises:
         UserError: there is no prompt, or a prompt or line is invalid.
     """
-    requests = [PromptRequest(require_text(text, "the prompt")) for text in texts]
+    requests = [InputRequest(require_text(text, "the prompt")) for text in texts]
     if file is not None:
         entries = read_entries(file, content)
         requests += read_lines(entries, "prompt", set(), read_request)
@@ -58,7 +58,7 @@ def read_prompts(texts: Sequence[str], file: str | None, content: str = "") -> l
     return requests
 
 
-def read_edits(file: str, content: str) -> list[PromptRequest]:
+def read_edits(file: str, content: str) -> list[InputRequest]:
     """Read JSON lines of edits: instruction, image, and the optional keys of a prompt.
 
     Raises:
@@ -71,8 +71,8 @@ def read_lines(
     entries: Iterable[tuple[str, str | dict[str, Any]]],
     text_key: str,
     other_keys: set[str],
-    read: Callable[..., PromptRequest],
-) -> list[PromptRequest]:
+    read: Callable[..., InputRequest],
+) -> list[InputRequest]:
     """Convert the entries of a file to requests.
 
     Args:
@@ -96,7 +96,7 @@ def read_lines(
 
 def read_request(
     line: dict[str, Any], where: str, text_key: str, other_keys: set[str]
-) -> PromptRequest:
+) -> InputRequest:
     """Validate one line and convert it to a request."""
     allowed = {text_key, "id", *FIELDS, *other_keys}
     if unknown := sorted(set(line) - allowed):
@@ -112,7 +112,7 @@ def read_request(
     number = options.pop("num_images_per_prompt", None)
     images = [existing_image(image, f"{where}: ") for image in _as_list(options.pop("image", []))]
     text = require_text(line[text_key], f"{where}: the {text_key}")
-    return PromptRequest(text, read_id(line, where), images, seed, number, options)
+    return InputRequest(text, read_id(line, where), images, seed, number, options)
 
 
 def read_id(line: dict[str, Any], where: str) -> str | None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from triptych.cli.arguments import generation_of, load_pipeline, model_of
 from triptych.cli.devices import for_each
-from triptych.cli.input_files import PromptRequest
+from triptych.cli.input_files import InputRequest
 from triptych.cli.output_folder import ImageJob, OutputFolder
 from triptych.inference.generation_config import SETTINGS
 from triptych.utils.documents import open_regular
@@ -28,7 +28,7 @@ Make = Callable[[Any, list[ImageJob], Callable], list]
 
 
 def jobs_of(
-    requests: Sequence[PromptRequest], parsed: Namespace, text_key: str = "prompt"
+    requests: Sequence[InputRequest], parsed: Namespace, text_key: str = "prompt"
 ) -> list[ImageJob]:
     """Expand requests into one job per image. Files are named by id, or by seed and image number.
 

@@ -31,8 +31,8 @@ SEED = 0
 
 
 @dataclass(frozen=True)
-class Run:
-    """A training run: stage, number of steps, and runs whose weights it needs."""
+class PretrainStage:
+    """A pretraining run: stage, number of steps, and runs whose weights it needs."""
 
     name: str
     steps: int
@@ -47,11 +47,11 @@ class Run:
 # A generator memorizes 30,000 images before it generalizes over captions.
 MANY = ("--data.init_args.folder=data/shapes_100k", "--data.init_args.images=100000")
 PLAN = (
-    Run("encoder", 1500, "encoder"),
-    Run("stage1", 3800, "understanding"),
-    Run("decoder", 1000, "decoder", ("encoder",)),
-    Run("stage2", 8000, "generation", ("encoder", "stage1", "decoder"), MANY),
-    Run("stage3", 3400, "generation", ("encoder", "stage1", "decoder", "stage2"), MANY),
+    PretrainStage("encoder", 1500, "encoder"),
+    PretrainStage("stage1", 3800, "understanding"),
+    PretrainStage("decoder", 1000, "decoder", ("encoder",)),
+    PretrainStage("stage2", 8000, "generation", ("encoder", "stage1", "decoder"), MANY),
+    PretrainStage("stage3", 3400, "generation", ("encoder", "stage1", "decoder", "stage2"), MANY),
 )
 
 
@@ -105,7 +105,7 @@ def run(runs: Path, steps: int | None = None, status_only: bool = False) -> None
     print(f"weights and provenance.json are in {folder}; copy them over src/triptych/assets/tiny.")
 
 
-def weights_of(planned: Run, runs: Path) -> Path | None:
+def weights_of(planned: PretrainStage, runs: Path) -> Path | None:
     """Return the weights of the last finished attempt at a run."""
     found = atomic_checkpoint.in_runs(runs / planned.name, "weights.safetensors")
     return found[-1] if found else None
@@ -125,7 +125,7 @@ def overview(runs: Path) -> str:
     return "\n".join(lines)
 
 
-def command(planned: Run, runs: Path, steps: int | None) -> list[str]:
+def command(planned: PretrainStage, runs: Path, steps: int | None) -> list[str]:
     """Return the `triptych fit` arguments of a run."""
     flags = [f"--trainer.max_steps={steps or planned.steps}"]
     for logger_flag in ("=CSVLogger", f".save_dir={runs}", f".name={planned.name}"):
@@ -154,7 +154,7 @@ def make_tokenizer(runs: Path) -> None:
         train_tokenizer(tokenizer_folder(runs))
 
 
-def train(planned: Run, runs: Path, steps: int | None) -> None:
+def train(planned: PretrainStage, runs: Path, steps: int | None) -> None:
     """Train one run, and record its command and duration in its folder."""
     arguments = command(planned, runs, steps)
     print("triptych " + shlex.join(arguments), flush=True)
@@ -199,7 +199,7 @@ def collect(runs: Path) -> Path:
     return folder
 
 
-def attempts(planned: Run, runs: Path) -> list[dict]:
+def attempts(planned: PretrainStage, runs: Path) -> list[dict]:
     """Return the recorded attempts at a run: several if it was interrupted."""
     path = runs / planned.name / "attempts.jsonl"
     return [line for _, line in read_json_lines(read_text(path), path)]

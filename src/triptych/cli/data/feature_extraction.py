@@ -297,7 +297,7 @@ class ShardImages(LightningDataModule):
 
     def predict_dataloader(self) -> DataLoader:
         own = self.shards[self.trainer.global_rank :: self.trainer.world_size]
-        dataset = ShardBatches(self.read, own, self.batch_size)
+        dataset = ShardImageBatches(self.read, own, self.batch_size)
         return DataLoader(
             dataset,
             batch_size=None,
@@ -306,7 +306,7 @@ class ShardImages(LightningDataModule):
         )
 
 
-class ShardBatches(Dataset):
+class ShardImageBatches(Dataset):
     """Dataset of batches, each of images of one shard."""
 
     def __init__(self, read: ImageReader, shards: list[int], batch_size: int) -> None:

@@ -23,7 +23,7 @@ SEEDS_PER_PROMPT = 1 << 6
 
 
 @dataclass(frozen=True)
-class BenchmarkImage:
+class BenchmarkFile:
     """Requested image file of a benchmark, with one image or a grid of them."""
 
     file: str
@@ -37,7 +37,7 @@ class BenchmarkImage:
     """Number of images in the file."""
 
 
-def jobs_of(requests: Sequence[BenchmarkImage], parsed: argparse.Namespace) -> list[ImageJob]:
+def jobs_of(requests: Sequence[BenchmarkFile], parsed: argparse.Namespace) -> list[ImageJob]:
     """Return one job per file."""
     common = generation_of(parsed)
     jobs = []
@@ -49,7 +49,7 @@ def jobs_of(requests: Sequence[BenchmarkImage], parsed: argparse.Namespace) -> l
     return jobs
 
 
-def make_images(requests: Sequence[BenchmarkImage], parsed: argparse.Namespace) -> None:
+def make_images(requests: Sequence[BenchmarkFile], parsed: argparse.Namespace) -> None:
     """Generate the missing files of a benchmark in `parsed.images_dir`.
 
     Raises:

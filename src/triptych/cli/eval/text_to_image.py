@@ -24,7 +24,7 @@ from triptych.cli.eval.arguments import (
     named_or_cached,
     write_report,
 )
-from triptych.cli.eval.generate_images import BenchmarkImage, make_images
+from triptych.cli.eval.generate_images import BenchmarkFile, make_images
 from triptych.utils.disk_usage import output_folder
 from triptych.utils.limits import TILES
 from triptych.utils.signals import is_first_rank
@@ -101,7 +101,7 @@ def geneval(arguments: list[str]) -> None:
         )
 
     requests = [
-        BenchmarkImage(
+        BenchmarkFile(
             benchmark.sample_path(Path(), number, copy).as_posix(), entry["prompt"], number, copy
         )
         for number, entry in enumerate(entries)
@@ -158,7 +158,7 @@ def dpg(arguments: list[str]) -> None:
         )
 
     requests = [
-        BenchmarkImage(
+        BenchmarkFile(
             benchmark.grid_path(Path(), str(entry["item_id"])).as_posix(),
             entry["prompt"],
             number,
@@ -211,7 +211,7 @@ def wise(arguments: list[str]) -> None:
         )
 
     requests = [
-        BenchmarkImage(benchmark.image_path(Path(), each.number).as_posix(), each.text, each.number)
+        BenchmarkFile(benchmark.image_path(Path(), each.number).as_posix(), each.text, each.number)
         for each in prompts
     ]
     _run(requests, parsed, scorer)
@@ -244,7 +244,7 @@ def _skips_scoring(parsed: argparse.Namespace) -> bool:
 
 
 def _run(
-    requests: list[BenchmarkImage],
+    requests: list[BenchmarkFile],
     parsed: argparse.Namespace,
     scorer: Callable[[], Callable[[Path], Report]],
     write_entries: Callable[[Path], Any] = lambda folder: None,
