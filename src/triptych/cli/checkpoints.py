@@ -12,7 +12,7 @@ CONVERT = """\
   triptych convert BLIP3o/BLIP3o-Model-8B models/blip3o --encoder eva.pt
   triptych convert models/blip3o/model.yaml published
 
-An interrupted conversion resumes where it was stopped. See docs/published_checkpoints.md. Any
+An interrupted conversion resumes where it stopped. See docs/published_checkpoints.md. Any
 --model.x=y flag of `triptych fit` may follow a model file."""
 EXPORT = """\
   triptych export runs/tiny/stage2 --ema --out stage2.safetensors
