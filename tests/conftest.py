@@ -59,6 +59,15 @@ def pipe():
     return UnifiedPipeline.from_pretrained("tiny", device="cpu")
 
 
+@pytest.fixture(scope="module")
+def forks():
+    """Runs `triptych` commands in forks of one warm process."""
+    from forking import Forks
+
+    with Forks() as running:
+        yield running
+
+
 @pytest.fixture(scope="session")
 def clip_folder(tmp_path_factory):
     """A CLIP of random weights that reads 24 letters."""

@@ -7,7 +7,7 @@ import pytest
 import yaml
 from builders import ROOT
 
-from triptych.cli.main import alone, main
+from triptych.cli.main import main, trains_one_panel
 from triptych.cli.recipes import recipe_of, require_shards
 from triptych.utils.documents import read_yaml
 from triptych.utils.parser_errors import plain
@@ -266,7 +266,7 @@ def test_a_wrong_key_in_a_file_is_one_sentence_and_status_2(triptych, tmp_path_f
 
 
 def test_an_unknown_command_is_one_sentence_and_status_2(triptych):
-    assert "'fti' is no command; choose one of fit" in refused(triptych, 2, "fti")
+    assert "'fti' is not a command; choose one of fit" in refused(triptych, 2, "fti")
 
 
 @pytest.mark.parametrize(
@@ -316,9 +316,9 @@ def test_help_lists_every_command(triptych):
 
 
 def test_a_panel_alone_is_a_model_class():
-    assert alone(["fit", "--model", "UnderstandingModule"])
-    assert alone(["fit", "--model=triptych.modules.GenerationModule"])
-    assert not alone(["fit", "--model", "conf/presets/tiny.yaml", "--model.seed=3"])
+    assert trains_one_panel(["fit", "--model", "UnderstandingModule"])
+    assert trains_one_panel(["fit", "--model=triptych.modules.GenerationModule"])
+    assert not trains_one_panel(["fit", "--model", "conf/presets/tiny.yaml", "--model.seed=3"])
 
 
 def test_what_the_parser_says_becomes_its_cause_in_one_line():

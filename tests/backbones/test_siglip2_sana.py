@@ -628,7 +628,7 @@ def test_convert_refuses_what_does_not_belong_together(folders, tmp_path, capsys
         (1, "other is neither SigLIP nor SANA", [siglip_folder, other]),
         (1, "takes no --encoder or --decoder; name both", [siglip_folder, "--decoder", flux]),
         (1, "is of a FluxTransformer2DModel, and SANA has a SanaTrans", [siglip_folder, flux]),
-        (2, "a model file is converted alone, without", ["model.yaml", siglip_folder]),
+        (2, "a model file is the only SOURCE; leave out", ["model.yaml", siglip_folder]),
     ):
         with pytest.raises(SystemExit) as stopped:
             main(["convert", *map(str, words), str(target)])

@@ -371,7 +371,7 @@ def test_ctrl_c_is_one_sentence(release, tmp_path, capsys, monkeypatch):
             main(["convert", str(release), str(tmp_path / "ours")])
     said = capsys.readouterr()
     assert ended.value.code == 130 and said.out.count(" GB") == said.out.count("\n") == 5
-    assert said.err == "triptych: interrupted; the same command goes on where it stopped.\n"
+    assert said.err == "triptych: interrupted; the same command resumes where it stopped.\n"
     main(["convert", str(release), str(tmp_path / "ours")])
     assert capsys.readouterr().out.count(", kept") == 5
 

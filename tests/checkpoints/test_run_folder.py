@@ -12,7 +12,6 @@ import time
 import pytest
 import yaml
 from builders import ROOT, STAGE2, config_words
-from forking import Forks
 
 from triptych.checkpoints import atomic_checkpoint
 from triptych.checkpoints.published.staging import Staging
@@ -55,9 +54,8 @@ FILES |= {"weights_ema.safetensors", ".lock"}
 
 
 @pytest.fixture(scope="module")
-def triptych():
-    with Forks() as forks:
-        yield forks
+def triptych(forks):
+    return forks
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""What is wrong on a command line is said in sentences, every cause, the telling one first."""
+"""Errors on the command line: sentences with every cause, the most informative one first."""
 
 import ast
 import re

@@ -12,20 +12,13 @@ from argparse import Namespace
 from pathlib import Path
 
 import pytest
-from forking import Forks
 
-from triptych.cli.devices import for_each, several
+from triptych.cli.devices import for_each, is_distributed
 
 FEW = ["--num-inference-steps", "1", "--decoder-num-inference-steps", "1", "--device", "cpu"]
 PROMPTS = ["a red circle", "two blue squares", "a green star"]
 MANY = ["generate", *PROMPTS, *FEW, "--batch-size", "1"]
 TWO = ["--devices", "2"]
-
-
-@pytest.fixture(scope="module")
-def forks():
-    with Forks() as running:
-        yield running
 
 
 def ranks():
@@ -113,13 +106,13 @@ def test_one_process_computes_in_order(monkeypatch):
     for name in ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS"):
         monkeypatch.delenv(name, raising=False)
     parsed = Namespace(devices=1, num_nodes=1)
-    assert not several(parsed)
+    assert not is_distributed(parsed)
     assert for_each(parsed, 3, lambda device: [device], lambda state, n: (state, n)) == [
         ([None], n) for n in range(3)
     ]
     assert for_each(parsed, 0, None, None) == []
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
-    assert several(parsed)
+    assert is_distributed(parsed)
 
 
 # --- processes that Lightning starts --------------------------------------------------------------

@@ -130,7 +130,7 @@ def test_dpg_grids_and_wise_images(triptych):
     assert Image.open(Path("d", name)).size == (96, 96)
     made = read_metadata(Path("d", name))
     assert (
-        made["asked"]["seeds"] == [0, 1, 2, 3]
+        made["request"]["seeds"] == [0, 1, 2, 3]
         and made["num_inference_steps"] == 1
         and "seed" not in made
     )
@@ -141,7 +141,7 @@ def test_dpg_grids_and_wise_images(triptych):
     )
     assert status == 0, err
     assert set(files("w")) == {"3.png", "7.png"}
-    assert read_metadata("w/7.png")["asked"]["seeds"] == [7 * 64]
+    assert read_metadata("w/7.png")["request"]["seeds"] == [7 * 64]
 
 
 def test_geneval_scores_what_it_made_and_a_folder_that_is_there(triptych, monkeypatch):
@@ -194,7 +194,7 @@ def test_geneval_scores_what_it_made_and_a_folder_that_is_there(triptych, monkey
     ("arguments", "said"),
     [
         (["geneval", "--prompts", "no.jsonl", "--generate-only"], "no.jsonl"),
-        (["geneval", "--score-only", "--part", "1/2"], "--score-only makes no images"),
+        (["geneval", "--score-only", "--part", "1/2"], "--score-only generates no images"),
         (["geneval", "--limit", "0"], "--limit"),
         (["dpg"], "--questions"),
         (["dpg", "--questions", "no.csv"], "no.csv"),

@@ -14,7 +14,7 @@ from closeness import assert_same_images
 from PIL import Image
 
 from triptych.cli.main import main
-from triptych.cli.output_folder import ImageJob, Output
+from triptych.cli.output_folder import ImageJob, OutputFolder
 from triptych.utils.png_metadata import read_metadata
 
 ROOT = Path(__file__).parents[2]
@@ -178,27 +178,27 @@ def test_a_failure_on_the_way_leaves_what_was_done(triptych, pipe, monkeypatch):
     monkeypatch.setattr(type(pipe), "__call__", fail)
     command = ("generate", "a red circle", "-n", 3, "--batch-size", 1, *FEW, "-o", "e")
     status, out, err = triptych(*command)
-    assert status == 130 and "the same command goes on" in err
+    assert status == 130 and "the same command resumes" in err
     assert len(out.splitlines()) == len(lines("e/results.jsonl")) == 1
     assert triptych(*command)[0] == 0 and len(calls) == 4
     assert len(lines("e/results.jsonl")) == 3
 
 
-def test_shards_that_end_together_lose_nothing(tmp_path, triptych, monkeypatch):
+def test_parts_that_end_together_lose_nothing(tmp_path, triptych, monkeypatch):
     triptych("generate", "a red circle", "-n", 2, *FEW, "-o", tmp_path / "f")
     jobs = [ImageJob(f"00000{n}-00{n}.png", "0", {"prompt": "a red circle"}) for n in range(2)]
-    output, late = Output(tmp_path / "f", jobs), tmp_path / "f" / jobs[1].file
+    output, late = OutputFolder(tmp_path / "f", jobs), tmp_path / "f" / jobs[1].file
     content = late.read_bytes()
     late.unlink()
-    ready, looks = output._ready, []
+    finished, looks = output._finished, []
 
     def look():
         if looks:
-            late.write_bytes(content)  # the other shard's, after we have looked
+            late.write_bytes(content)  # that of another part, after this one has looked
         looks.append(1)
-        return ready()
+        return finished()
 
-    monkeypatch.setattr(output, "_ready", look)
+    monkeypatch.setattr(output, "_finished", look)
     output.finish()
     assert len(lines(tmp_path / "f" / "results.jsonl")) == 2
 
@@ -207,7 +207,7 @@ def test_edits_and_reconstructions(triptych):
     status, out, err = triptych("edit", SAMPLES, SAMPLES, "make it blue", *FEW, "-o", "g")
     assert status == 0, err
     assert out.splitlines() == ["g/000000-000.png\tmake it blue", "g/000001-001.png\tmake it blue"]
-    (image,) = read_metadata("g/000001-001.png")["asked"]["images"]
+    (image,) = read_metadata("g/000001-001.png")["request"]["images"]
     assert image["name"] == SAMPLES.name and len(image["sha256"]) == 64
     assert Image.open("g/grid.png").width > 4 * 144
     status, out, err = triptych(

@@ -104,12 +104,12 @@ def test_a_model_has_one_name(command, asked, capsys):
 def test_another_model_of_the_page_runs_as_the_first(asked, monkeypatch, capsys):
     from triptych.serving.webui import launch
 
-    def show(sources, *_):
+    def launch_page(sources, *_, **__):
         for name in sources.names:
             with pytest.raises(UserError):
                 sources[name]
 
-    monkeypatch.setattr(launch, "show", show)
+    monkeypatch.setattr(launch, "launch", launch_page)
     main(["app", "--from", "runs/mine", "--ema", "--other", "runs/second", *GIVEN])
     (_, first), (options, second) = asked
     assert options == ("runs/second",)

@@ -12,12 +12,11 @@ import yaml
 from builders import STAGE2, config_words, data, unified
 from commands import run as run_program
 from configurations import configured
-from forking import Forks
 from jsonargparse import Namespace
 from lightning import Callback, Trainer
 
 from triptych.checkpoints.run_folder import of_trainer
-from triptych.cli.trainer_flags import settle
+from triptych.cli.trainer_flags import reconcile
 from triptych.data_modules.sampling.step_dataset import make_step_sampler, require_step_based_run
 from triptych.utils.errors import UserError
 
@@ -126,9 +125,8 @@ MEETING = (
 
 
 @pytest.fixture(scope="module")
-def triptych():
-    with Forks() as forks:
-        yield forks
+def triptych(forks):
+    return forks
 
 
 @pytest.fixture(scope="module")
@@ -365,7 +363,7 @@ def settled(**settings):
     given = {name: None for name in inspect.signature(Trainer).parameters}
     given |= {"max_steps": 2, "num_nodes": 1, "barebones": False, **settings}
     trainer = Namespace(**given)
-    settle(trainer)
+    reconcile(trainer)
     return trainer
 
 

@@ -16,8 +16,7 @@ def make(folder, weights, dtype="fp32", objective="clip", out=None):
     """Features of the shards in `folder` by the small model; returns their folder."""
     module = FeatureModule(unified("inference", weights=weights), objective)
     source = ShardFolder(folder).open()
-    features = FeatureFolder(
-        out or default_folder(source), {**module.identity(), "image_backend": BACKEND}, dtype
-    )
+    identity = {**module.identity(), "image_backend": BACKEND}
+    features = FeatureFolder(out or default_folder(source), identity, dtype)
     assert features.extract(source, module, batch_size=4, devices=Devices("cpu"))
     return features.folder

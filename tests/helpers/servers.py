@@ -14,9 +14,9 @@ from PIL import Image
 from triptych.prompts import PromptError
 from triptych.serving.asgi.server import Server, open_port
 from triptych.serving.http.app import create_app
-from triptych.serving.images.sizes import Sizes
+from triptych.serving.images.sizes import ImageSizes
 
-SIZES = Sizes(made=8, edited=8, shown=8)
+SIZES = ImageSizes(generated=8, edit_input=8, chat_input=8)
 
 
 class FakePipeline:
@@ -82,7 +82,7 @@ class Running:
 @contextmanager
 def running(
     pipeline,
-    sizes: Sizes = SIZES,
+    sizes: ImageSizes = SIZES,
     name: str = "tiny",
     max_connections: int | None = None,
     **options,

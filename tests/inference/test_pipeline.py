@@ -22,7 +22,7 @@ from triptych.evaluation.shapes.all_scores import ScoringPlan
 from triptych.inference.chat_messages import read_messages
 from triptych.inference.generation_config import FIELDS, SETTINGS, GenerationConfig
 from triptych.prompts import chat_ids
-from triptych.serving.http.jobs import ImageWork
+from triptych.serving.http.jobs import GenerationJob
 from triptych.serving.http.request_schemas import EditBody, GenerationBody
 from triptych.utils.errors import UserError
 from triptych.utils.paths import ASSETS
@@ -59,7 +59,7 @@ def test_every_setting_is_known_by_pipeline_command_line_server_page_and_evaluat
     assert flag_of("num_images_per_prompt") in help_of(["generate"], capsys)
     for body in (GenerationBody, EditBody):
         assert set(SETTINGS) <= set(body.model_fields)
-    assert isinstance(ImageWork([], []).settings, GenerationConfig)
+    assert isinstance(GenerationJob([], []).settings, GenerationConfig)
     for evaluator in (ShapeEval, EditEval, FeatureDistance, ScoringPlan):
         assert "generation_config" in inspect.signature(evaluator).parameters
     line = json.dumps({"prompt": "a"} | dict.fromkeys(FIELDS))

@@ -22,7 +22,7 @@ from servers import running, until
 from triptych.cli.main import main
 from triptych.inference.pipeline import UnifiedPipeline
 from triptych.prompts import chat_ids
-from triptych.serving.images.sizes import Sizes
+from triptych.serving.images.sizes import ImageSizes
 from triptych.utils.png_metadata import read_metadata
 
 FAST = {"num_inference_steps": 2, "decoder_num_inference_steps": 2}
@@ -35,7 +35,7 @@ def pipeline():
 
 @pytest.fixture(scope="module")
 def server(pipeline):
-    with running(pipeline, Sizes.of(pipeline)) as server:
+    with running(pipeline, ImageSizes.of(pipeline)) as server:
         yield server
 
 
@@ -224,7 +224,7 @@ def test_an_image_is_never_fetched(server):
         "http://127.0.0.1:1/a.png": "fetches no images",
         "file:///etc/passwd": "fetches no images",
         "/etc/passwd": "fetches no images",
-        "data:text/html;base64,YQ==": "is no image that can be read",
+        "data:text/html;base64,YQ==": "is not an image that can be read",
     }.items():
         part = {"type": "image_url", "image_url": {"url": url}}
         with pytest.raises(openai.BadRequestError, match=said):
@@ -234,7 +234,7 @@ def test_an_image_is_never_fetched(server):
 
 
 def test_a_key_is_asked_for(pipeline):
-    with running(pipeline, Sizes.of(pipeline), api_key="secret") as server:
+    with running(pipeline, ImageSizes.of(pipeline), api_key="secret") as server:
         assert server.openai("secret").models.list().data
         for key in ("wrong", "secre", "secret2"):
             with pytest.raises(openai.AuthenticationError, match="API key"):
@@ -310,7 +310,7 @@ def test_what_runs_is_finished_at_a_signal(process):
     [
         (["--port", "70000"], 2, "'70000' is not a whole number"),
         (["--host", "no.such.host.invalid"], 1, "--host no.such.host.invalid"),
-        (["--host", "192.0.2.1"], 1, "no address of this machine"),
+        (["--host", "192.0.2.1"], 1, "not an address of this machine"),
         (["--port", "0", "--from", "nowhere"], 1, "there is no model at nowhere"),
         (["--max-batch", "0"], 2, "'0' is not a whole number"),
         (["--timeout", "nan"], 2, "'nan' is not a number"),
@@ -341,7 +341,7 @@ def test_a_port_taken_without_listening_is_noticed(capsys):
         taken.bind(("127.0.0.1", 0))
         with pytest.raises(SystemExit):
             main(["serve", "--port", str(taken.getsockname()[1])])
-    assert "another program has it" in capsys.readouterr().err
+    assert "another program uses it" in capsys.readouterr().err
 
 
 def test_what_is_no_http_gets_the_shape_of_all_errors(server):
@@ -349,4 +349,4 @@ def test_what_is_no_http_gets_the_shape_of_all_errors(server):
         raw.sendall(b"nonsense\r\n\r\n")
         answer = b"".join(iter(lambda: raw.recv(4096), b""))
     assert answer.startswith(b"HTTP/1.1 400 ")
-    assert b'{"error": {"message": "this is no HTTP' in answer
+    assert b'{"error": {"message": "this is not a valid HTTP' in answer

@@ -18,7 +18,7 @@ from PIL import Image
 from servers import FakePipeline, running, until
 
 from triptych.serving.asgi import admission, connections, host_check, log_limits
-from triptych.serving.asgi.api_errors import Problem
+from triptych.serving.asgi.api_errors import APIError
 from triptych.serving.http.app import Limits
 from triptych.serving.images import image_decoder
 from triptych.serving.images.image_input import read_request_image
@@ -69,9 +69,13 @@ def server():
 @pytest.fixture
 def short(monkeypatch):
     """Clients get half a second for everything."""
-    for name in ("uvicorn_protocol.HEADERS", "uvicorn_protocol.PATIENCE", "request_body.PATIENCE"):
+    for name in (
+        "uvicorn_protocol.HEADER_TIMEOUT",
+        "uvicorn_protocol.MAX_STALL_SECONDS",
+        "request_body.MAX_STALL_SECONDS",
+    ):
         monkeypatch.setattr(f"triptych.serving.asgi.{name}", 0.5)
-    monkeypatch.setattr("triptych.serving.asgi.uvicorn_protocol.SLOWEST", 2**30)
+    monkeypatch.setattr("triptych.serving.asgi.uvicorn_protocol.MIN_BYTES_PER_SECOND", 2**30)
 
 
 def image_chat(data: bytes) -> dict:
@@ -88,14 +92,14 @@ def image_chat(data: bytes) -> dict:
 def test_places_and_bytes_are_bounded_and_given_back():
     held = admission.Admission(2, 100)
     first, second = held.admit(lambda: None), held.admit(lambda: None)
-    with pytest.raises(Problem, match="2 requests are in flight") as caught:
+    with pytest.raises(APIError, match="2 requests are in flight") as caught:
         held.admit(lambda: None)
     assert caught.value.status == 429 and caught.value.headers["retry-after"]
     first.reserve(60)
-    with pytest.raises(Problem, match="in use") as caught:
+    with pytest.raises(APIError, match="in use") as caught:
         second.reserve(60)
     assert caught.value.status == 429
-    with pytest.raises(Problem, match="more than") as caught:
+    with pytest.raises(APIError, match="more than") as caught:
         first.reserve(41)
     assert caught.value.status == 413
     first.close()
@@ -106,14 +110,14 @@ def test_places_and_bytes_are_bounded_and_given_back():
 
 
 def test_clients_that_keep_the_server_waiting_make_room_for_others(monkeypatch):
-    monkeypatch.setattr(admission, "GRACE", 0.05)
+    monkeypatch.setattr(admission, "STALL_GRACE", 0.05)
     dropped = []
     held = admission.Admission(2, 100)
     slow, works = (held.admit(lambda name=name: dropped.append(name)) for name in "ab")
     works.reserve(30)
     slow.reserve(60)
     slow.stall(True)
-    with pytest.raises(Problem):
+    with pytest.raises(APIError):
         held.admit(lambda: None)  # it has just begun to wait
     time.sleep(0.06)
     third = held.admit(lambda: None)
@@ -208,7 +212,7 @@ def test_a_client_that_does_not_read_is_cut_off(server, short):
     ],
 )
 def test_connections_beyond_the_bound_replace_those_that_wait(begin, monkeypatch):
-    monkeypatch.setattr(admission, "GRACE", 0.0)
+    monkeypatch.setattr(admission, "STALL_GRACE", 0.0)
     with running(FakePipeline(), max_connections=8, limits=Limits(max_queue=2, max_batch=2)) as few:
         held = [connect(few, begin) for _ in range(40)]
         with few.http() as client:
@@ -218,7 +222,7 @@ def test_connections_beyond_the_bound_replace_those_that_wait(begin, monkeypatch
 
 
 def test_the_default_bound_leaves_half_of_the_files():
-    assert connections.most_connections() <= connections.MOST
+    assert connections.default_max_connections() <= connections.MAX_CONNECTIONS
 
 
 def test_what_cannot_be_accepted_is_logged_once_in_a_while(caplog):
@@ -241,10 +245,10 @@ def test_what_cannot_be_accepted_is_logged_once_in_a_while(caplog):
 
 
 def decode(files, size=16, limit=10**9):
-    """What a decoder makes of files, in an event loop of its own."""
+    """Decode files in a new event loop."""
 
     async def work():
-        made = image_decoder.Decoder()
+        made = image_decoder.ImageDecoder()
         ticket = admission.Admission(1, limit).admit(lambda: None)
         try:
             return await made.read(files, size, [f"image {n}" for n in range(len(files))], ticket)
@@ -264,11 +268,11 @@ def test_images_are_those_of_the_reader(size):
 
 def test_an_image_that_takes_too_long_is_refused_and_the_next_is_read(monkeypatch):
     large = file((1200, 1200), "WEBP", lossless=True, quality=0, method=0)
-    monkeypatch.setattr(image_decoder, "SECONDS", 0.02)
-    with pytest.raises(Problem, match="seconds to decode") as caught:
+    monkeypatch.setattr(image_decoder, "MAX_CPU_SECONDS", 0.02)
+    with pytest.raises(APIError, match="seconds to decode") as caught:
         decode([large])
     assert (caught.value.status, caught.value.code) == (400, "image_too_slow")
-    monkeypatch.setattr(image_decoder, "SECONDS", 4.0)
+    monkeypatch.setattr(image_decoder, "MAX_CPU_SECONDS", 4.0)
     assert decode([large])[0].size == (16, 16)
 
 
@@ -280,14 +284,14 @@ def test_a_worker_is_small():
 
 
 def test_memory_is_reserved_for_what_is_decoded():
-    with pytest.raises(Problem, match="more than") as caught:
+    with pytest.raises(APIError, match="more than") as caught:
         decode([file((400, 400))], None, limit=400_000)
     assert caught.value.status == 413
 
 
 def test_a_worker_that_is_killed_refuses_its_image_alone():
     async def work():
-        made = image_decoder.Decoder()
+        made = image_decoder.ImageDecoder()
         ticket = admission.Admission(1, 10**9).admit(lambda: None)
         large = file((1500, 1500), "WEBP", lossless=True, quality=0, method=0)
         first = asyncio.create_task(made.read([large], 16, ["image"], ticket))
@@ -334,11 +338,11 @@ def test_a_worker_that_is_killed_refuses_its_image_alone():
     ],
 )
 def test_hosts(bound, allowed, host, passes):
-    check = host_check.Hosts(bound, allowed).check
+    check = host_check.AllowedHosts(bound, allowed).check
     if passes:
         check({b"host": host.encode(), b"origin": f"http://{host}".encode()})
     else:
-        with pytest.raises(Problem) as caught:
+        with pytest.raises(APIError) as caught:
             check({b"host": host.encode()})
         assert caught.value.status == 421
     check({})
@@ -359,10 +363,10 @@ def test_hosts(bound, allowed, host, passes):
 def test_origins(allowed, origin, passes):
     headers = {b"host": b"localhost:8000", b"origin": origin.encode()}
     if passes:
-        host_check.Hosts(allowed=allowed).check(headers)
+        host_check.AllowedHosts(allowed=allowed).check(headers)
     else:
-        with pytest.raises(Problem) as caught:
-            host_check.Hosts(allowed=allowed).check(headers)
+        with pytest.raises(APIError) as caught:
+            host_check.AllowedHosts(allowed=allowed).check(headers)
         assert caught.value.status == 403
 
 
@@ -393,11 +397,11 @@ def test_every_number_of_the_page_is_passed_on_unchanged_or_refused(tmp_path):
 
     from triptych.inference.pipeline import UnifiedPipeline
     from triptych.serving.webui.app import build
-    from triptych.serving.webui.models import Sources
+    from triptych.serving.webui.models import Models
     from triptych.serving.webui.session import Page
     from triptych.serving.webui.votes import Votes
 
-    sources = Sources({"tiny": lambda: UnifiedPipeline.from_pretrained("tiny")})
+    sources = Models({"tiny": lambda: UnifiedPipeline.from_pretrained("tiny")})
     blocks = build(Page(sources, Votes(tmp_path / "votes.jsonl"), [], tmp_path))
     found = [
         block

@@ -10,7 +10,7 @@ from serve import KEY, batches, load
 from servers import running
 
 from triptych.inference.pipeline import UnifiedPipeline
-from triptych.serving.images.sizes import Sizes
+from triptych.serving.images.sizes import ImageSizes
 
 HAND_WRITTEN = dict(by_hand())
 
@@ -18,7 +18,7 @@ HAND_WRITTEN = dict(by_hand())
 @pytest.fixture(scope="module")
 def server():
     pipeline = UnifiedPipeline.from_pretrained("tiny")
-    with running(pipeline, Sizes.of(pipeline), api_key=KEY) as server:
+    with running(pipeline, ImageSizes.of(pipeline), api_key=KEY) as server:
         yield server
 
 

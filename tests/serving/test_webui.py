@@ -17,12 +17,12 @@ from PIL import Image
 from triptych.cli.main import main
 from triptych.serving.images import image_decoder
 from triptych.serving.images.image_input import read_request_image
-from triptych.serving.webui.models import Sources
+from triptych.serving.webui.models import Models
 from triptych.utils.errors import UserError
 from triptych.utils.png_metadata import read_metadata
 
 PROMPT = "a photo of a red circle left of a blue square"
-PATIENCE = 60_000  # milliseconds; what waits is far faster on a quiet machine
+TIMEOUT_MS = 60_000  # far more than any step takes on a quiet machine
 
 
 def free_port():
@@ -63,7 +63,7 @@ def window(app):
     """The page in a browser; at the end, nothing went wrong in it and nothing left the machine."""
     with chromium() as browser:
         page, seen = open_page(browser, app[0], viewport={"width": 1280, "height": 900})
-        page.set_default_timeout(PATIENCE)
+        page.set_default_timeout(TIMEOUT_MS)
         yield page
         assert seen.errors == []
         assert len(seen.addresses) > 10
@@ -172,7 +172,7 @@ def test_an_edit_makes_images_and_a_broken_file_a_sentence(window, red_circle, t
     window.locator("#edit-image img").wait_for(state="attached")
     window.fill("#edit-instruction textarea", "make the circle blue")
     window.click("#edit")
-    told(window, "broken.png: this is no image that can be read")
+    told(window, "broken.png: this is not an image that can be read")
     window.locator("#edit-image [aria-label='Remove Image']").click()
     window.set_input_files("#edit-image input[type=file]", red_circle)
     window.locator("#edit-image img").wait_for()
@@ -192,7 +192,7 @@ def test_a_blind_vote_is_kept_once(window, app):
     window.get_by_label("Your name").fill("Ada")
     window.click("#show-pair")
     window.locator("#right-image img").wait_for()
-    told_before = window.locator("#told").inner_text()
+    told_before = window.locator("#vote-result").inner_text()
     window.locator("#vote-left:enabled").dblclick()
     window.get_by_text("95% interval").wait_for()
     assert told_before.strip() == ""
@@ -202,7 +202,7 @@ def test_a_blind_vote_is_kept_once(window, app):
     assert (vote["a"]["num_inference_steps"], vote["b"]["num_inference_steps"]) == (6, 1)
     assert vote["vote"] == vote["left"]
     named = {"a": "tiny, num inference steps 6", "b": "tiny, num inference steps 1"}
-    assert f"Left: {named[vote['left']]}" in window.locator("#told").inner_text()
+    assert f"Left: {named[vote['left']]}" in window.locator("#vote-result").inner_text()
     assert window.locator("#vote-tie").is_disabled()
     window.click("#next")
     window.locator("#vote-both-bad:enabled").click()
@@ -246,7 +246,7 @@ def red_circle(tmp_path_factory):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--votes", "{folder}"], "votes cannot be kept in {folder}"),
+        (["--votes", "{folder}"], "votes cannot be saved in {folder}"),
         (["--prompts", "{folder}/none.txt"], "{folder}/none.txt does not exist"),
         (["--from", "{folder}/none"], "there is no model at {folder}/none"),
         (["--host", "no.such.host.invalid"], "another --host"),
@@ -269,7 +269,7 @@ def tabs(pipe, tmp_path_factory):
     from triptych.serving.webui.votes import Votes
 
     folder = tmp_path_factory.mktemp("page")
-    page = Page(Sources({"tiny": lambda: pipe}), Votes(folder / "votes.jsonl"), [], folder)
+    page = Page(Models({"tiny": lambda: pipe}), Votes(folder / "votes.jsonl"), [], folder)
     boxes = ("edit-image", "reconstruct-image", "question")
     handlers = {
         each.inputs[0].elem_id: each.fn
@@ -297,7 +297,7 @@ TAB_BOXES = ("edit-image", "reconstruct-image", "question")
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
-        ("text", "put.png: this is no image that can be read; send a whole PNG"),
+        ("text", "put.png: this is not an image that can be read; send a whole PNG"),
         ("20 megapixels", "put.png: the image has too many pixels"),
         ("animated", "put.png: the image is animated"),
         ("slow", "put.png: the image takes more than 0.02 seconds to decode"),
@@ -317,7 +317,7 @@ def test_uploads_have_the_limits_of_the_server(tabs, box, name, sentence, tmp_pa
         }[name]()
     )
     if name == "slow":
-        monkeypatch.setattr(image_decoder, "SECONDS", 0.02)
+        monkeypatch.setattr(image_decoder, "MAX_CPU_SECONDS", 0.02)
     with pytest.raises(gradio.Error) as told_so:
         put_into(tabs, box, path)
     assert sentence in str(told_so.value) and str(tmp_path) not in str(told_so.value)
@@ -350,10 +350,10 @@ def test_a_busy_port_is_named(tmp_path, capsys):
 
 
 def test_a_second_model_is_loaded_once_and_late():
-    from triptych.serving.webui.models import Sources
+    from triptych.serving.webui.models import Models
 
     made = []
-    sources = Sources({"first": lambda: made.append("first"), "second": lambda: made.append("2")})
+    sources = Models({"first": lambda: made.append("first"), "second": lambda: made.append("2")})
     threads = [threading.Thread(target=sources.__getitem__, args=["first"]) for _ in range(4)]
     for thread in threads:
         thread.start()

@@ -1,4 +1,4 @@
-"""Following a call: what is seen of it while it runs, and that it ends when nobody looks."""
+"""Progress of a call: its updates while it runs, and its end when nobody reads them."""
 
 import threading
 import time
@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from triptych.inference.pipeline import Progress
-from triptych.serving.webui.progress import follow
+from triptych.serving.webui.progress import iterate_updates
 
 STEPS = 50
 OPEN = threading.Event()
@@ -32,7 +32,7 @@ def work(done, wait=None):
 
 
 def test_previews_come_first_and_the_image_last():
-    *before, last = follow(work([]), OPEN)
+    *before, last = iterate_updates(work([]), OPEN)
     assert before[0].progress.step == 1 and before[0].images is not None
     assert last.progress is None and last.images[0].getpixel((0, 0)) == (255, 0, 0)
     steps = [seen.progress.step for seen in before]
@@ -49,7 +49,7 @@ def test_closing_ends_the_call():
         finally:
             ended.set()
 
-    seen = follow(watched, OPEN)
+    seen = iterate_updates(watched, OPEN)
     next(seen)
     seen.close()
     time.sleep(0.1)  # longer than the rest between two words
@@ -61,7 +61,7 @@ def test_closing_ends_the_call():
 def test_a_closing_page_ends_all_calls():
     closing, done = threading.Event(), []
     closing.set()
-    assert list(follow(work(done), closing)) == []
+    assert list(iterate_updates(work(done), closing)) == []
     assert done == [1]
 
 
@@ -70,7 +70,7 @@ def test_errors_come_through():
         raise ValueError("no")
 
     with pytest.raises(ValueError, match="no"):
-        list(follow(call, OPEN))
+        list(iterate_updates(call, OPEN))
 
 
 def test_costly_previews_are_made_once():
@@ -86,5 +86,5 @@ def test_costly_previews_are_made_once():
             callback(Progress("features", step, STEPS, range(1), slow))
         return []
 
-    list(follow(call, OPEN))
+    list(iterate_updates(call, OPEN))
     assert len(made) == 1

@@ -20,7 +20,7 @@ from triptych.evaluation.image_metrics.inception import load_inception
 from triptych.inference.generation_config import GenerationConfig
 from triptych.inference.model_inference import inference_of
 from triptych.inference.pipeline import UnifiedPipeline
-from triptych.serving.images.sizes import Sizes
+from triptych.serving.images.sizes import ImageSizes
 from triptych.utils.errors import NotFiniteError, UserError
 from triptych.utils.finite import all_finite, require_finite
 
@@ -233,7 +233,7 @@ def test_no_black_image_is_written(triptych, spoilt, monkeypatch, tmp_path):
 
 def test_the_server_answers_500_and_serves_on(spoilt):
     pipe = spoilt(STAGES["the decoder's pixels"])
-    with running(pipe, Sizes.of(pipe)) as server:
+    with running(pipe, ImageSizes.of(pipe)) as server:
         asked = {"prompt": PROMPT, "num_inference_steps": 2, "decoder_num_inference_steps": 2}
         answer = httpx.post(f"{server.url}/v1/images/generations", json=asked, timeout=60)
         assert answer.status_code == 500

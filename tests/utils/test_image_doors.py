@@ -22,7 +22,7 @@ from triptych.data_modules.tools.pack import pack
 from triptych.evaluation.expected_images import ExpectedImage, opened
 from triptych.evaluation.image_sources import read_images
 from triptych.inference.chat_messages import Message, read_messages
-from triptych.serving.asgi.api_errors import Problem
+from triptych.serving.asgi.api_errors import APIError
 from triptych.serving.images.image_input import read_request_image, read_url
 from triptych.utils.errors import ImageError, UserError
 from triptych.utils.image_modes import to_8_bits
@@ -489,8 +489,8 @@ BAD_URLS = {
     "not base64": ("data:image/png;base64,!!!!", "is not base64"),
     "a letter too many": ("data:image/png;base64,AAAAA", "is not base64"),
     "other letters": ("data:image/png;base64,é" + TEXT, "is not base64"),
-    "no image": ("data:image/png;base64,aGVsbG8=", "no image that can be read"),
-    "nothing": ("data:image/png;base64,", "no image that can be read"),
+    "no image": ("data:image/png;base64,aGVsbG8=", "not an image that can be read"),
+    "nothing": ("data:image/png;base64,", "not an image that can be read"),
     "drawing": ("data:image/svg+xml,<svg/>", "no ;base64 before its comma"),
 }
 LINKS = ["http://a.example/b.png", "https://a.example/?data:,", "HTTPS://A.EXAMPLE", "ftp://a/b"]
@@ -498,7 +498,7 @@ LINKS = ["http://a.example/b.png", "https://a.example/?data:,", "HTTPS://A.EXAMP
 
 def refused_by(door, url):
     if door == "server":
-        with pytest.raises(Problem) as found:
+        with pytest.raises(APIError) as found:
             read_request_image(read_url(url, "url"), None, "url")
         return found.value.message
     with pytest.raises(UserError) as found:
@@ -543,7 +543,7 @@ def test_every_door_refuses_a_line(shape, door, tmp_path):
         (entry,) = read_images([lazily(path)])
         assert entry.state == "unreadable" and "too long for its width" in entry.note
         return
-    with pytest.raises((ImageError, UserError, BadSample, Problem)) as found:
+    with pytest.raises((ImageError, UserError, BadSample, APIError)) as found:
         (FILE_DOORS | {"loader": of_loader})[door](path)
     said = getattr(found.value, "message", None) or str(found.value)
     assert "too long for its width" in said or door in ("benchmark", "shard to score")

@@ -11,7 +11,7 @@ import pytest
 from bad_images import BAD, encoded, gif, jpeg, many_scans, overlapping_exif, png, segment
 from PIL import Image, ImageOps
 
-from triptych.cli.chat import readable
+from triptych.cli.chat import require_readable
 from triptych.data_modules.decode import Decoder
 from triptych.data_modules.sources.base import BadSample
 from triptych.data_modules.sources.tables import TextTable
@@ -19,7 +19,7 @@ from triptych.evaluation.dpg.layout import tile_size
 from triptych.evaluation.expected_images import ExpectedImage, opened
 from triptych.evaluation.image_sources import read_images
 from triptych.inference.chat_messages import read_messages
-from triptych.serving.asgi.api_errors import Problem
+from triptych.serving.asgi.api_errors import APIError
 from triptych.serving.images.image_input import read_request_image
 from triptych.utils.errors import ImageError, UserError
 from triptych.utils.image_reader import ImageLimits, read_header, read_image
@@ -53,7 +53,7 @@ DOORS = {
     "reader, path": read_image,
     "reader, bytes": lambda path: read_image(path.read_bytes()),
     "command": open_image,
-    "terminal": readable,
+    "terminal": require_readable,
     "conversation": message,
     "loader": lambda path: Decoder()(path.read_bytes(), 48),
     "loader, pillow": lambda path: Decoder("pillow")(path.read_bytes(), 48),
@@ -62,7 +62,7 @@ DOORS = {
     "benchmark": benchmark,
     "metric": scored,
 }
-REFUSALS = (ImageError, UserError, BadSample, Problem)
+REFUSALS = (ImageError, UserError, BadSample, APIError)
 
 
 @pytest.fixture(scope="module")
@@ -209,7 +209,7 @@ def test_settings_of_another_shape_are_refused(tmp_path):
     ],
 )
 def test_codes_of_the_server(name, code):
-    with pytest.raises(Problem) as found:
+    with pytest.raises(APIError) as found:
         read_request_image({**BAD, "thin": (png(10_100, 100), "")}[name][0], 48, "image")
     assert found.value.code == code and found.value.status == 400
 

@@ -20,7 +20,7 @@ from triptych.checkpoints.weight_files import (
     label_of,
     save_weights,
 )
-from triptych.training.sharded_checkpoint import REST, load_data, read_shards_of
+from triptych.training.sharded_checkpoint import REST, load_data, read_full_state
 from triptych.utils.errors import UserError
 from triptych.utils.png_metadata import shown_name
 
@@ -152,4 +152,4 @@ def read_folder(path: Path) -> dict[str, Any]:
         UserError: it is damaged or no checkpoint.
     """
     atomic_checkpoint.check(path)
-    return {**load_data(path / REST), **read_shards_of(path, "state_dict")}
+    return {**load_data(path / REST), **read_full_state(path, "state_dict")}

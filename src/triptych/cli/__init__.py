@@ -1,9 +1,12 @@
-"""The `triptych` command: every command and every flag.
+"""The `triptych` command: all commands and their flags.
 
-main            entry point, and the table of commands
+Commands build argparse parsers, since functions under jsonargparse need a value after `--ema`, take
+no positionals between flags, and report a wrong value as a paragraph about parser keys.
+
+main            entry point, and table of commands
 lightning       fit, validate, test, predict by Lightning's command line
-recipes         the files that --preset and --stage stand for
-trainer_flags   Trainer flags, reconciled or refused
+recipes         expansion of --preset and --stage to files
+trainer_flags   validation and reconciliation of Trainer flags
 arguments       flags that several commands share
 generate        generate, edit, reconstruct
 chat            chat
@@ -14,11 +17,11 @@ eval            eval: a package
 data            data: a package
 checkpoints     convert, export
 parity          parity
-pretrain_tiny   pretrain: weights of the tiny preset from scratch
+pretrain_tiny   pretrain: training of the tiny preset from scratch
 input_files     prompts, messages and edits from arguments and files
-jobs            generates the missing images of a command, in batches
-output_folder   output folder: done, missing, results.jsonl, grid.png
-devices         --devices: items of a command shared out
-predict         items shared out by Trainer.predict
+jobs            image jobs of a command, in batches
+output_folder   output folder: finished images, results.jsonl, grid.png
+devices         --devices: items of a command shared over devices
+predict         sharing of items by Trainer.predict
 cost            GPU-days of a recipe
 """

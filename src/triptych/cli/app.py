@@ -1,4 +1,4 @@
-"""`triptych app`: the web page to generate, chat, edit and compare."""
+"""`triptych app`: web page to generate, chat, edit and compare."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import argparse
 from functools import partial
 from pathlib import Path
 
-from triptych.cli.arguments import command_parser, load_pipeline, parse
-from triptych.utils.limits import PORT
+from triptych.cli.arguments import add_address, command_parser, load_pipeline, parse
 
 EXAMPLES = """\
   triptych app --from runs/tiny/stage2 --ema --port 7861
@@ -18,41 +17,22 @@ Ctrl-C ends it. See docs/web_page.md."""
 
 
 def app(arguments: list[str]) -> None:
-    """Show a web page until Ctrl-C."""
+    """Show the web page until Ctrl-C."""
     parser = command_parser(
         "app", "Show a web page to generate, chat, edit and compare images.", EXAMPLES
     )
     parser.add_argument(
         "--other",
         metavar="SOURCE",
-        help="second model, to compare with the first, as --from; default none",
+        help="second model to compare with the first, named as by --from; default none",
     )
-    parser.add_argument(
-        "--host",
-        default="127.0.0.1",
-        metavar="ADDRESS",
-        help="address to listen on, 0.0.0.0 being every one; default %(default)s",
-    )
-    parser.add_argument(
-        "--port",
-        type=PORT,
-        default=7860,
-        metavar="N",
-        help="port to listen on, 0 being any free one; default %(default)s",
-    )
-    parser.add_argument(
-        "--allow-host",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="further name in Host headers, * being every one; repeatable",
-    )
+    add_address(parser, 7860)
     parser.add_argument(
         "--votes",
         type=Path,
         default=Path("votes.jsonl"),
         metavar="FILE",
-        help="file that votes are added to; default %(default)s",
+        help="file to which votes are appended; default %(default)s",
     )
     parser.add_argument(
         "--prompts",
@@ -61,18 +41,24 @@ def app(arguments: list[str]) -> None:
         help="file of prompts to vote on, one a line; default none",
     )
     parsed = parse(parser, arguments)
-    from triptych.serving.webui.launch import show  # torch takes seconds to import: after parsing
-    from triptych.serving.webui.models import Sources
+    from triptych.serving.webui import launch  # imports torch
+    from triptych.serving.webui.models import Models
 
-    named = " ".join(parsed.config or [parsed.source])
-    loaders = {f"{named} (EMA)" if parsed.ema else named: partial(load_pipeline, parsed)}
+    name = " ".join(parsed.config or [parsed.source])
+    loaders = {f"{name} (EMA)" if parsed.ema else name: partial(load_pipeline, parsed)}
     if parsed.other is not None:
         loaders.setdefault(parsed.other, partial(load_pipeline, other_model(parsed)))
-    sources = Sources(loaders)
-    show(sources, parsed.votes, parsed.prompts, parsed.host, parsed.port, parsed.allow_host)
+    launch.launch(
+        Models(loaders),
+        parsed.votes,
+        parsed.prompts,
+        host=parsed.host,
+        port=parsed.port,
+        allowed_hosts=parsed.allow_host,
+    )
 
 
 def other_model(parsed: argparse.Namespace) -> argparse.Namespace:
-    """The flags of the model --other, which runs as the first one does."""
-    own = {"source": parsed.other, "config": None, "ema": False, "overrides": []}
-    return argparse.Namespace(**{**vars(parsed), **own})
+    """Return the arguments of the model --other, with the execution flags of the first model."""
+    source = {"source": parsed.other, "config": None, "ema": False, "overrides": []}
+    return argparse.Namespace(**{**vars(parsed), **source})

@@ -1,4 +1,4 @@
-"""Flags that several commands share, and the model that they name."""
+"""Flags that several commands share, and loading of the model that they name."""
 
 from __future__ import annotations
 
@@ -11,13 +11,12 @@ from triptych.inference.argument_names import remedy
 from triptych.inference.generation_config import FIELDS, SETTINGS, help_of, limit_of
 from triptych.inference.trusted_config import add_trust
 from triptych.utils.errors import UserError
-from triptych.utils.limits import BATCH, PROCESSES, SEED, Interval, OneOf, Text
-from triptych.utils.png_metadata import shown_name
+from triptych.utils.limits import BATCH, PORT, PROCESSES, SEED, Interval, OneOf, Text
 
 METAVARS = {OneOf: "NAME", Interval: "LOW,HIGH", Text: "TEXT"}
-"""Kind of a limit -> what `--help` shows for a value."""
+"""Metavar of the values of a limit, by its class."""
 SHORTER = {"num_images_per_prompt": "--num-images"}
-"""Field of `GenerationConfig` -> its flag, where that is not its name."""
+"""Flag of a field of `GenerationConfig`, where it differs from the field's name."""
 PRESET = "tiny"
 """Default of --from."""
 DTYPES = ("float32", "bfloat16", "float16")
@@ -29,9 +28,9 @@ def command_parser(
     """Make the parser of a command.
 
     Args:
-        description: one paragraph that says what the command does.
-        examples: command lines, and notes below them; they end the help.
-        model: add the flags that name a model, see `add_model_arguments`.
+        description: one paragraph about the command.
+        examples: command lines with notes below them, which end the help.
+        model: whether to add the flags that name a model, see `add_model_arguments`.
     """
     flags = "Any --model.x=y flag of `triptych fit` may follow.\n\n" if model else ""
     parser = argparse.ArgumentParser(
@@ -47,7 +46,7 @@ def command_parser(
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that name a model and say how it runs; `load_pipeline` reads them."""
+    """Add the flags that name a model and configure its execution; see `load_pipeline`."""
     model = parser.add_argument_group("model")
     model.add_argument(
         "--from",
@@ -60,19 +59,19 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     model.add_argument(
         "--ema",
         action="store_true",
-        help="load the averaged weights of a checkpoint; default its last weights",
+        help="averaged weights of a checkpoint; default its last weights",
     )
     model.add_argument(
         "--config",
         action="append",
         metavar="YAML",
-        help="model file to load in place of --from; repeatable, later ones win",
+        help="model file to load in place of --from; repeatable, later files win; default none",
     )
     add_trust(model)
     model.add_argument(
         "--device",
         metavar="NAME",
-        help="device to compute on, such as cpu or cuda:1; default the first GPU if there is one",
+        help="device to compute on, such as cpu or cuda:1; default the first GPU, if there is one",
     )
     model.add_argument(
         "--dtype",
@@ -82,7 +81,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     model.add_argument(
         "--low-memory",
         action="store_true",
-        help="keep each network on the CPU and move it to the device only while it computes",
+        help="CPU offloading: a network is on the device only while it computes; default off",
     )
     model.add_argument(
         "--quantize",
@@ -92,7 +91,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_generation(parser: argparse.ArgumentParser, names: Sequence[str] = SETTINGS) -> None:
-    """Add a flag for each of these fields of `GenerationConfig`; its settings by default."""
+    """Add a flag for each of these fields of `GenerationConfig`, by default all settings."""
     group = parser.add_argument_group("generation (default of each: the model's own)")
     for name in names:
         limit = limit_of(name)
@@ -105,8 +104,37 @@ def add_generation(parser: argparse.ArgumentParser, names: Sequence[str] = SETTI
         )
 
 
+def add_address(parser: argparse.ArgumentParser, port: int) -> None:
+    """Add --host, --port and --allow-host.
+
+    Args:
+        port: default of --port.
+    """
+    parser.add_argument(
+        "--host",
+        default="127.0.0.1",
+        metavar="ADDRESS",
+        help="address to listen on, 0.0.0.0 being every one; default %(default)s",
+    )
+    parser.add_argument(
+        "--port",
+        type=PORT,
+        default=port,
+        metavar="N",
+        help="port to listen on, 0 being any free one; default %(default)s",
+    )
+    parser.add_argument(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="further name in Host headers, and of pages that may send requests, * being every "
+        "one; repeatable; default none",
+    )
+
+
 def add_num_images(parser: argparse.ArgumentParser, default: int = 1) -> None:
-    """Add -n."""
+    """Add -n/--num-images."""
     name = "num_images_per_prompt"
     parser.add_argument(
         "-n",
@@ -120,56 +148,56 @@ def add_num_images(parser: argparse.ArgumentParser, default: int = 1) -> None:
 
 
 def flag_of(name: str) -> str:
-    """The flag of a field of `GenerationConfig`."""
+    """Return the flag of a field of `GenerationConfig`."""
     return SHORTER.get(name, f"--{name.replace('_', '-')}")
 
 
 def generation_of(parsed: argparse.Namespace) -> dict[str, Any]:
-    """Settings of images that were given as flags, by name of their field."""
+    """Return the generation settings that were given as flags, by field name."""
     given = {name: getattr(parsed, name, None) for name in SETTINGS}
     return {name: value for name, value in given.items() if value is not None}
 
 
-def _meant(parser: argparse.ArgumentParser, unknown: list[str]) -> str:
-    """The right flag for a wrong one that is named as in other libraries or older versions."""
-    known = [name for name in FIELDS if flag_of(name) in parser.format_help()]
+def _suggestion(parser: argparse.ArgumentParser, unknown: list[str]) -> str:
+    """Suggest our flag for one that is named as in other libraries or older versions."""
+    fields = [name for name in FIELDS if flag_of(name) in parser.format_help()]
     for flag in unknown:
         name = flag.partition("=")[0].removeprefix("--").replace("-", "_")
-        found = remedy(name, known)
-        if flag.startswith("--") and found.startswith("use "):
-            return f"; use {flag_of(found.removeprefix('use '))}"
+        advice = remedy(name, fields)
+        if flag.startswith("--") and advice.startswith("use "):
+            return f"; use {flag_of(advice.removeprefix('use '))}"
     return ""
 
 
 def add_output(parser: argparse.ArgumentParser, folder: str) -> None:
-    """Add the flags of the folder to write, the seed, and the division of the work."""
+    """Add --out, --seed, --batch-size, --part, --devices and --num-nodes."""
     parser.add_argument(
         "-o",
         "--out",
         type=Path,
         metavar="FOLDER",
-        help=f"folder to write; default {folder}/TEXT-DIGEST, one for each different command",
+        help=f"folder to write; default {folder}/TEXT-HASH, which depends on all other arguments",
     )
-    add_parts(parser, "seed of the first image, the next one's being one more")
+    add_parts(parser, "seed of the first image, which increases by one for each further image")
 
 
 def add_parts(parser: argparse.ArgumentParser, seed: str, batch_size: int = 16) -> None:
-    """Add the flags of the seed and the division of the work.
+    """Add --seed, --batch-size, --part, --devices and --num-nodes.
 
     Args:
-        seed: help of --seed.
+        seed: help text of --seed.
         batch_size: default of --batch-size.
     """
     parser.add_argument(
         "--seed", type=SEED, default=0, metavar="N", help=f"{seed}; default %(default)s"
     )
-    add_batch_size(parser, "number of images made at once", batch_size)
+    add_batch_size(parser, "number of images generated at once", batch_size)
     parser.add_argument(
         "--part",
         type=part,
         default=(0, 1),
         metavar="K/N",
-        help="make only the K-th of N equal parts of the images; default 1/1, all of them",
+        help="part of the images to generate: the K-th of N equal ones; default 1/1, all images",
     )
     add_devices(parser)
 
@@ -181,14 +209,14 @@ def add_devices(parser: argparse.ArgumentParser) -> None:
         type=PROCESSES,
         default=1,
         metavar="N",
-        help="number of GPUs, or of processes on the CPU, of each machine; default %(default)s",
+        help="number of GPUs, or of CPU processes, of each machine; default %(default)s",
     )
     parser.add_argument(
         "--num-nodes",
         type=PROCESSES,
         default=1,
         metavar="N",
-        help="number of machines, each with --devices, started by torchrun or SLURM; default "
+        help="number of machines with --devices each, started by torchrun or SLURM; default "
         "%(default)s",
     )
 
@@ -205,20 +233,22 @@ def add_batch_size(parser: argparse.ArgumentParser, text: str, default: int) -> 
 
 
 def parse(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Namespace:
-    """Parse; `overrides` of the result are the --model.x=y flags of a command that has a model."""
+    """Parse the arguments; `overrides` of the result are the --model.x=y flags, if allowed."""
     parsed, flags = parser.parse_known_intermixed_args(arguments)
-    named = "quantize" in parsed  # one of the flags of a model
-    unknown = [flag for flag in flags if not (named and flag.startswith("--model."))]
+    has_model = "quantize" in parsed  # a flag of `add_model_arguments`
+    unknown = [flag for flag in flags if not (has_model and flag.startswith("--model."))]
     if unknown:
-        parser.error(f"unrecognized arguments: {' '.join(unknown)}{_meant(parser, unknown)}")
-    if named and parsed.config and (parsed.ema or parsed.source != PRESET):
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}{_suggestion(parser, unknown)}")
+    if has_model and parsed.config and (parsed.ema or parsed.source != PRESET):
         parser.error("--config names the model, and so do --from and --ema; give one of them.")
     parsed.overrides = flags
     return parsed
 
 
 def model_of(parsed: argparse.Namespace) -> dict[str, Any]:
-    """Flags that name the model and were given, for the metadata of images and reports."""
+    """Return the given flags that name the model, for the metadata of images and reports."""
+    from triptych.utils.png_metadata import shown_name  # imports Pillow
+
     named: dict[str, Any] = {
         "model": list(map(shown_name, parsed.config))
         if parsed.config
@@ -231,10 +261,10 @@ def model_of(parsed: argparse.Namespace) -> dict[str, Any]:
 
 
 def load_pipeline(parsed: argparse.Namespace, device: Any = None):
-    """Load the model that the flags name; imports torch, which takes seconds.
+    """Load the named model. Imports torch, which takes seconds.
 
     Args:
-        device: torch device, in place of --device.
+        device: torch device that replaces --device.
 
     Raises:
         UserError: the model or the device does not exist.
@@ -254,10 +284,10 @@ def load_pipeline(parsed: argparse.Namespace, device: Any = None):
 
 
 def device_of(parsed: argparse.Namespace) -> Any:
-    """The torch device of --device; the first GPU if there is one, else the CPU, by default.
+    """Return the torch device of --device, by default the first GPU if there is one, else the CPU.
 
     Raises:
-        UserError: there is no such device.
+        UserError: the device does not exist.
     """
     import torch
 
@@ -273,7 +303,7 @@ def device_of(parsed: argparse.Namespace) -> Any:
 
 
 def part(text: str) -> tuple[int, int]:
-    """Read "2/8" as (1, 8): counted from 0."""
+    """Parse "2/8" to (1, 8), with an index that counts from 0."""
     number, _, numbers = text.partition("/")
     try:
         k, n = PROCESSES(number), PROCESSES(numbers)

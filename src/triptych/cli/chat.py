@@ -1,4 +1,4 @@
-"""`triptych chat`: conversations on a terminal, through a pipe, or as JSON lines."""
+"""`triptych chat`: questions and conversations on a terminal, by a pipe, or as JSON lines."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from triptych.cli.arguments import add_batch_size, command_parser, load_pipeline, parse
-from triptych.cli.input_files import existing, read_id, require_text
+from triptych.cli.input_files import existing_image, read_id, require_text
 from triptych.utils.documents import read_standard_line
 from triptych.utils.errors import UserError
 from triptych.utils.image_urls import is_url
@@ -22,32 +22,35 @@ from triptych.utils.standard_streams import output_lost
 
 log = logging.getLogger(__name__)
 
-IMAGES = {*IMAGE_SUFFIXES, ".tif", ".tiff"}  # names that are meant as those of images
+IMAGE_ENDINGS = {*IMAGE_SUFFIXES, ".tif", ".tiff"}
+"""Suffixes of arguments that are taken for images, even if the file is missing."""
 EXAMPLES = """\
   triptych chat docs/images/samples.png "how many shapes are there?"
   echo "what colour is the circle?" | triptych chat docs/images/samples.png
   triptych chat --jsonl - < /dev/null
 
-Without a question, a conversation begins: /image FILE shows an image, /reset begins anew, /quit
-or Ctrl-D ends, Ctrl-C stops an answer. A JSON line is {"id": ..., "image": FILE, "question": ...},
-or has "images", or "messages" as OpenAI's; its answer is printed as a JSON line."""
+Without a question, a conversation starts: /image FILE shows an image, /reset restarts, /quit or
+Ctrl-D ends, Ctrl-C stops an answer. A JSON line is {"id": ..., "image": FILE, "question": ...}, or
+has "images", or "messages" as OpenAI's; its answer is printed as a JSON line."""
 
 KEYS = {"id", "question", "image", "images", "messages"}
 """Keys of a JSON line."""
-HELP = "/image FILE shows an image, /reset begins anew, /quit or Ctrl-D ends."
+HELP = "/image FILE shows an image, /reset restarts, /quit or Ctrl-D ends."
 
 
 def chat(arguments: list[str]) -> None:
-    """An answer about an image, or a conversation: triptych chat image.png "what is it?" """
-    parser = command_parser("chat", "Ask about images, or talk about them.", EXAMPLES)
+    """Answer a question about images, or hold a conversation."""
+    parser = command_parser("chat", "Answer questions about images.", EXAMPLES)
     parser.add_argument(
         "given",
         nargs="*",
         metavar="IMAGE... QUESTION",
-        help="images to show and a question; without a question a conversation begins",
+        help="images to show, and a question; without a question a conversation starts",
     )
     parser.add_argument(
-        "--jsonl", metavar="FILE", help="file of questions, one a line; - is standard input"
+        "--jsonl",
+        metavar="FILE",
+        help="file of questions, one a line, or - for standard input; default none",
     )
     add_batch_size(parser, "number of questions of --jsonl answered at once", 16)
     parser.add_argument(
@@ -55,28 +58,28 @@ def chat(arguments: list[str]) -> None:
         type=TOKENS,
         default=256,
         metavar="N",
-        help="largest number of tokens of an answer; default %(default)s",
+        help="maximum number of tokens of an answer; default %(default)s",
     )
     parser.add_argument(
         "--temperature",
         type=TEMPERATURE,
         default=0.0,
         metavar="X",
-        help="temperature of the draw of each token, 0 taking the likeliest; default %(default)s",
+        help="softmax temperature of the sampling, 0 being greedy decoding; default %(default)s",
     )
     parser.add_argument(
         "--top-p",
         type=PROBABILITY,
         default=1.0,
         metavar="X",
-        help="probability of the likeliest tokens among which one is drawn; default %(default)s",
+        help="probability mass of the tokens that are sampled from; default %(default)s",
     )
     parser.add_argument(
-        "--seed", type=SEED, metavar="N", help="seed of the draws; default a random one"
+        "--seed", type=SEED, metavar="N", help="seed of the sampling; default a random one"
     )
     parsed = parse(parser, arguments)
     if parsed.jsonl and parsed.given:
-        parser.error("give images and a question, or --jsonl FILE alone")
+        parser.error("give images and a question, or only --jsonl FILE")
     options = {
         "max_new_tokens": parsed.max_tokens,
         "temperature": parsed.temperature,
@@ -92,35 +95,35 @@ def chat(arguments: list[str]) -> None:
     if question is not None:
         question = require_text(question, "the question", "ask something")
     for image in images:
-        existing(image, "")
+        existing_image(image, "")
     if question is None:
         converse(load_pipeline(parsed), images, options)
         return
     for image in images:
-        readable(image)
+        require_readable(image)
     message = {"role": "user", "content": [*images_of(images), question]}
     print(load_pipeline(parsed).chat([message], **options))
 
 
 def images_of(paths: list[str]) -> list[dict[str, str]]:
-    """Parts of a message."""
+    """Return images as content parts of a message."""
     return [{"type": "image", "image": path} for path in paths]
 
 
 def _images_and_question(given: list[str], parser: Any) -> tuple[list[str], str | None]:
-    """What is a file, or is called as one, is an image; what is not, the question."""
-    images = [g for g in given if Path(g).suffix.lower() in IMAGES or os.path.isfile(g)]
+    """Split the arguments into images, by suffix or existing file, and the question."""
+    images = [g for g in given if Path(g).suffix.lower() in IMAGE_ENDINGS or os.path.isfile(g)]
     questions = [g for g in given if g not in images]
     if len(questions) > 1 or (questions and questions[0] != given[-1]):
         parser.error(f"no image is called {questions[0]!r}; give images, then one question")
     return images, questions[0] if questions else None
 
 
-def readable(image: str) -> None:
-    """Check the image before the model is loaded.
+def require_readable(image: str) -> None:
+    """Decode the image to check it before the model is loaded.
 
     Raises:
-        UserError: it cannot be read.
+        UserError: the image cannot be read.
     """
     from triptych.utils.images import open_image
 
@@ -131,21 +134,21 @@ def readable(image: str) -> None:
 
 
 def read_questions(file: str) -> list[tuple[str, str, list[dict[str, Any]]]]:
-    """(file:line, id, messages) of every line; the id is the line's number where it has none.
+    """Read JSON lines as tuples of "FILE:LINE", id (by default the line number) and messages.
 
     Raises:
-        UserError: a line is not a question, names a missing image, or repeats another's id.
+        UserError: a line has no question, names a missing image, or repeats the id of another.
     """
     lines: list[tuple[str, str, list[dict[str, Any]]]] = []
     places: dict[str, str] = {}
-    said: set[str] = set()
+    warned: set[str] = set()
     for where, line in read_objects(file, read_input(file)):
         name = read_id(line, where) or re.search(r"\d+$", where)[0]
         if name in places:
             raise UserError(f"{where}: the id {name!r} is that of {places[name]} too.")
         places[name] = where
         lines.append((where, name, _messages(line, where)))
-        _say_unread(line, where, said)
+        _warn_of_unread_keys(line, where, warned)
     return lines
 
 
@@ -157,22 +160,22 @@ def _messages(line: dict[str, Any], where: str) -> list[dict[str, Any]]:
     question = require_text(line["question"], f"{where}: the question", "ask something")
     images = line.get("images", line.get("image"))
     images = images if isinstance(images, list) else [] if images is None else [images]
-    shown = [_shown(image, where) for image in images]
-    return [{"role": "user", "content": [*shown, question]}]
+    parts = [_image_part(image, where) for image in images]
+    return [{"role": "user", "content": [*parts, question]}]
 
 
-def _shown(image: Any, where: str) -> dict[str, Any]:
-    """A path or a data URL as a part of a message; a link is refused when it is read."""
+def _image_part(image: Any, where: str) -> dict[str, Any]:
+    """Return a path or data URL as a content part; other URLs are refused when they are read."""
     if isinstance(image, str) and is_url(image):
         return {"type": "image_url", "image_url": {"url": image}}
-    return {"type": "image", "image": str(existing(image, f"{where}: "))}
+    return {"type": "image", "image": str(existing_image(image, f"{where}: "))}
 
 
-def _say_unread(line: dict[str, Any], where: str, said: set[str]) -> None:
-    """Warn of keys that nothing reads, each once: a typing error would leave an image out."""
-    for key in sorted({*line} - KEYS - said):
+def _warn_of_unread_keys(line: dict[str, Any], where: str, warned: set[str]) -> None:
+    """Warn once of each key that is not read: a misspelled one would drop an image silently."""
+    for key in sorted({*line} - KEYS - warned):
         log.warning("%s: %r is not read; a line has %s", where, key[:60], ", ".join(sorted(KEYS)))
-        said.add(key)
+        warned.add(key)
 
 
 def answer_lines(
@@ -181,10 +184,10 @@ def answer_lines(
     batch_size: int,
     options: dict[str, Any],
 ) -> None:
-    """Print the answers as JSON lines, in order, as batches are done.
+    """Print the answers as JSON lines in order, batch by batch.
 
     Raises:
-        UserError: a conversation has another shape, is too long, or an image is unreadable.
+        UserError: a conversation is malformed or too long, or an image is unreadable.
     """
     from triptych.inference.chat_messages import read_messages
     from triptych.prompts import PromptError
@@ -193,73 +196,73 @@ def answer_lines(
     for at in range(0, len(lines), batch_size):
         if output_lost():
             return
-        some = lines[at : at + batch_size]
-        talks = []
-        for where, _, messages in some:
+        batch = lines[at : at + batch_size]
+        conversations = []
+        for where, _, messages in batch:
             try:
-                talks.append(read_messages(messages))
+                conversations.append(read_messages(messages))
             except UserError as error:
                 raise UserError(f"{where}: {error}") from error
         first = {} if seed is None else {"seed": seed + at}
         try:
-            answers = pipe.chat_batch(talks, **{**options, **first})
+            answers = pipe.chat_batch(conversations, **{**options, **first})
         except PromptError as error:
-            raise UserError(f"{some[error.conversation][0]}: {error}") from error
-        for (_, name, _), answer in zip(some, answers, strict=True):
-            told = {"id": name, "answer": answer.text, "finish_reason": answer.finish_reason}
-            print(json.dumps(told, ensure_ascii=False), flush=True)
+            raise UserError(f"{batch[error.conversation][0]}: {error}") from error
+        for (_, name, _), answer in zip(batch, answers, strict=True):
+            output = {"id": name, "answer": answer.text, "finish_reason": answer.finish_reason}
+            print(json.dumps(output, ensure_ascii=False), flush=True)
 
 
 # --- a conversation -------------------------------------------------------------------------------
 
 
 def converse(pipe: Any, images: list[str], options: dict[str, Any]) -> None:
-    """Read questions and print answers as they are written, until the input ends.
+    """Read questions and stream answers until the input ends.
 
     From a pipe, every line is a question, and an error ends the command.
 
     Raises:
-        UserError: something is wrong with what came through a pipe.
+        UserError: a line of a pipe is invalid.
     """
-    asking = sys.stdin is not None and sys.stdin.isatty()
-    if asking:
+    interactive = sys.stdin is not None and sys.stdin.isatty()
+    if interactive:
         print(HELP, file=sys.stderr)
     messages: list[dict[str, Any]] = []
     shown: list[Any] = [{"type": "image", "image": image} for image in images]
-    while not output_lost() and (said := _line(asking)) is not None:
+    while not output_lost() and (line := _read_line(interactive)) is not None:
         try:
-            if not said:
+            if not line:
                 continue
-            if not asking and said.startswith("{") and said.endswith("}"):
+            if not interactive and line.startswith("{") and line.endswith("}"):
                 raise UserError("a line of the input is JSON; give JSON lines by --jsonl -.")
-            if said == "/quit":
+            if line == "/quit":
                 return
-            if said == "/reset":
+            if line == "/reset":
                 messages = []
                 shown = [{"type": "image", "image": image} for image in images]
-            elif said.startswith("/image "):
-                file = existing(said.removeprefix("/image ").strip(), "")
-                readable(str(file))
+            elif line.startswith("/image "):
+                file = existing_image(line.removeprefix("/image ").strip(), "")
+                require_readable(str(file))
                 shown.append({"type": "image", "image": str(file)})
-            elif said.startswith("/") and not os.path.exists(said):
-                raise UserError(f"{said.split()[0]} is no command. {HELP}")
+            elif line.startswith("/") and not os.path.exists(line):
+                raise UserError(f"{line.split()[0]} is not a command. {HELP}")
             else:
-                question = {"role": "user", "content": [*shown, said]}
+                question = {"role": "user", "content": [*shown, line]}
                 answer = _answer(pipe, [*messages, question], options)
                 if answer:
                     messages += [question, {"role": "assistant", "content": answer}]
                     shown = []
         except UserError as error:
-            if not asking:
+            if not interactive:
                 raise
             print(f"triptych: {error}", file=sys.stderr)
 
 
-def _line(asking: bool) -> str | None:
-    """The next line; None at the end. Ctrl-C begins the line anew."""
+def _read_line(interactive: bool) -> str | None:
+    """Read the next line; return None at the end. Ctrl-C discards the typed line."""
     while True:
         try:
-            if asking:
+            if interactive:
                 return input("> ").strip()
             line = read_standard_line()
             return None if line is None else line.strip()
@@ -267,22 +270,22 @@ def _line(asking: bool) -> str | None:
             print(file=sys.stderr)
             return None
         except KeyboardInterrupt:
-            if not asking:
+            if not interactive:
                 raise
             print("\nCtrl-D ends.", file=sys.stderr)
 
 
 def _answer(pipe: Any, messages: list[dict[str, Any]], options: dict[str, Any]) -> str:
-    """Print an answer as it is written; what there is of it when Ctrl-C stops it."""
+    """Print an answer while it is generated, and return it, possibly cut short by Ctrl-C."""
     written = ""
-    pieces = pipe.chat(messages, stream=True, **options)
+    chunks = pipe.chat(messages, stream=True, **options)
     try:
-        for piece in pieces:
-            written += piece
-            print(piece, end="", flush=True)
+        for chunk in chunks:
+            written += chunk
+            print(chunk, end="", flush=True)
     except KeyboardInterrupt:
         pass
     finally:
-        pieces.close()
+        chunks.close()
     print(flush=True)
     return written

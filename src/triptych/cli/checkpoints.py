@@ -1,4 +1,4 @@
-"""`triptych convert` and `export`: weights from one form to another."""
+"""`triptych convert` and `export`: conversion of weights."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ CONVERT = """\
   triptych convert BLIP3o/BLIP3o-Model-8B models/blip3o --encoder eva.pt
   triptych convert models/blip3o/model.yaml published
 
-An interrupted conversion resumes where it was stopped. See docs/published_checkpoints.md. Any
+An interrupted conversion resumes where it stopped. See docs/published_checkpoints.md. Any
 --model.x=y flag of `triptych fit` may follow a model file."""
 EXPORT = """\
   triptych export runs/tiny/stage2 --ema --out stage2.safetensors
@@ -20,10 +20,10 @@ EXPORT = """\
 
 
 def convert(arguments: list[str]) -> None:
-    """Convert a published checkpoint to our files, or a model file back."""
+    """Convert a published checkpoint to triptych's files, or a model file to the published form."""
     parser = command_parser(
         "convert",
-        "Convert a published checkpoint to our files, or a model file back.",
+        "Convert a published checkpoint to our files, or a model file to the published form.",
         CONVERT,
         model=False,
     )
@@ -31,30 +31,30 @@ def convert(arguments: list[str]) -> None:
         "source",
         nargs="+",
         metavar="SOURCE",
-        help="folder or hub id of BLIP3-o, of Qwen2.5-VL or of a pixel decoder; of SigLIP and of "
-        "SANA, together; or a model file (.yaml), which is written back as BLIP3-o is published",
+        help="folder or hub id of BLIP3-o, Qwen2.5-VL or a pixel decoder; those of SigLIP and of "
+        "SANA together; or a model file (.yaml), which is written in the form of BLIP3-o",
     )
     parser.add_argument("target", type=Path, metavar="TARGET", help="folder to write")
     parser.add_argument(
         "--encoder",
         metavar="SOURCE",
-        help="EVA tower that is published apart: a file, folder or hub id; default that of SOURCE",
+        help="EVA tower, if published separately: a file, folder or hub id; default that of SOURCE",
     )
     parser.add_argument(
         "--decoder",
         metavar="SOURCE",
-        help="pixel decoder in place of that of SOURCE: a folder or hub id",
+        help="pixel decoder, a folder or hub id; default that of SOURCE",
     )
     add_trust(parser)
     parsed, flags = parser.parse_known_args(arguments)
-    back = parsed.source[0].endswith((".yaml", ".yml"))
-    unknown = [flag for flag in flags if not (back and flag.startswith("--model."))]
-    if unknown or (back and (parsed.encoder or parsed.decoder)):
+    to_published = parsed.source[0].endswith((".yaml", ".yml"))
+    unknown = [flag for flag in flags if not (to_published and flag.startswith("--model."))]
+    if unknown or (to_published and (parsed.encoder or parsed.decoder)):
         parser.error(f"unrecognized arguments: {' '.join(unknown) or '--encoder or --decoder'}")
-    if back and parsed.source[1:]:
-        parser.error(f"a model file is converted alone, without {' '.join(parsed.source[1:])}")
+    if to_published and parsed.source[1:]:
+        parser.error(f"a model file is the only SOURCE; leave out {' '.join(parsed.source[1:])}")
     try:
-        if back:
+        if to_published:
             from triptych.checkpoints.published.export import export
             from triptych.inference.loading import describe_model
 
@@ -66,7 +66,7 @@ def convert(arguments: list[str]) -> None:
                 parsed.source, parsed.target, parsed.encoder, parsed.decoder
             )
     except KeyboardInterrupt:  # 130: what a shell reports of a program that Ctrl-C ended
-        parser.exit(130, "triptych: interrupted; the same command goes on where it stopped.\n")
+        parser.exit(130, "triptych: interrupted; the same command resumes where it stopped.\n")
 
 
 def export(arguments: list[str]) -> None:
@@ -88,7 +88,7 @@ def export(arguments: list[str]) -> None:
         help="weight file to write; default %(default)s",
     )
     parser.add_argument(
-        "--ema", action="store_true", help="write the averaged weights; default the last weights"
+        "--ema", action="store_true", help="averaged weights; default the last weights"
     )
     parser.add_argument(
         "--dtype",

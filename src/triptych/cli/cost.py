@@ -2,9 +2,9 @@
 
     python -m triptych.cli.cost blip3o_8b stage2 --gpus 32
 
-prints the budget line of the recipe. Generation and understanding by the formulas of
-`triptych.training.flops`, which tests compare with torch's counter; decoder and encoder counted on
-the meta device. Days are FLOPs over MFU times a peak: arithmetic, not a measurement.
+prints the budget line of the recipe. FLOPs of generation and understanding follow the formulas of
+`triptych.training.flops`, which tests compare with torch's counter; those of decoder and encoder
+are counted on the meta device. Days are FLOPs / (MFU * peak): arithmetic, not a measurement.
 """
 
 from __future__ import annotations
@@ -26,11 +26,15 @@ from triptych.utils.limits import COUNT
 from triptych.utils.paths import conf_files, presets
 from triptych.utils.standard_streams import run
 
-PEAK = 989e12  # FLOP/s in bfloat16, dense: H100 SXM, H200
-MFU = 0.4  # what comparable runs reach of it, see docs/training_speed.md
-PROMPT = 136  # tokens of a long caption in its template, [IMG] included
-ANSWER = 121  # of them the caption: what is learned where captions are answers
-SECONDS = 24 * 3600
+PEAK = 989e12
+"""Peak of dense bfloat16 in FLOP/s: H100 SXM, H200."""
+MFU = 0.4
+"""Model FLOPs utilization of comparable runs, see docs/training_speed.md."""
+PROMPT_TOKENS = 136
+"""Tokens of a long caption in its template, including [IMG]."""
+ANSWER_TOKENS = 121
+"""Tokens of the caption alone, the targets where captions are answers."""
+SECONDS_PER_DAY = 24 * 3600
 
 
 @dataclass(frozen=True)
@@ -42,17 +46,18 @@ class Budget:
     steps: int
     flops: float
     live: float | None = None
-    """The same where features are made in every step, not read; None where there are none."""
+    """The same with features computed in every step; None if there are none to cache."""
 
-    def days(self, of_sample: float) -> float:
-        """GPU-days of the whole run, summed over all GPUs."""
-        return of_sample * self.batch_size * self.steps / (PEAK * MFU * SECONDS)
+    def days(self, flops_per_sample: float) -> float:
+        """Return the GPU-days of the whole run, summed over all GPUs."""
+        return flops_per_sample * self.batch_size * self.steps / (PEAK * MFU * SECONDS_PER_DAY)
 
     def line(self, preset: str) -> str:
-        """Comment line of a recipe."""
+        """Return the comment line of a recipe."""
 
-        def cost(of_sample: float) -> str:
-            return f"{self.days(of_sample):.2f} days ({of_sample / 1e12:.2f} TFLOP a sample)"
+        def cost(flops_per_sample: float) -> str:
+            days, tera = self.days(flops_per_sample), flops_per_sample / 1e12
+            return f"{days:.2f} days ({tera:.2f} TFLOP a sample)"
 
         live = f"; features live: {cost(self.live)}" if self.live else ""
         return (
@@ -62,55 +67,55 @@ class Budget:
 
 
 def budget(preset: str, stage: str, gpus: int) -> Budget:
-    """Of the recipe of a preset for a stage on `gpus`, see `triptych.cli.recipes`.
+    """Return the budget of the recipe of a preset for a stage, see `triptych.cli.recipes`.
 
     Raises:
-        UserError: a configuration is missing or wrong.
+        UserError: a configuration is missing or invalid.
     """
     recipe = recipe_of(preset, stage)
     files = [presets()[preset], conf_files(f"stages/{stage}.yaml")[stage], recipe]
     model = describe_stage(files, ["--model.build_decoder=false"])
     settings = read_yaml(recipe)
     size, steps = settings["data"]["init_args"]["batch_size"], settings["trainer"]["max_steps"]
-    costs = [_of_loss(model, name) for name in model.loss_weights]
+    costs = [_loss_flops(model, name) for name in model.loss_weights]
     cached, live = (sum(cost) for cost in zip(*costs, strict=True))
     return Budget(gpus, size, steps, cached, live if live != cached else None)
 
 
-def _of_loss(model: UnifiedModule, loss: str) -> tuple[float, float]:
-    """FLOPs of a sample of one loss: with cached features, and live."""
+def _loss_flops(model: UnifiedModule, loss: str) -> tuple[float, float]:
+    """Return the FLOPs per sample of one loss, with cached features and with live ones."""
     if loss == "understanding":
         qwen = model.understanding.vlm
-        return (flops.understanding_step(qwen, qwen.image_tokens() + PROMPT, ANSWER),) * 2
+        return (
+            flops.understanding_step(qwen, qwen.image_tokens() + PROMPT_TOKENS, ANSWER_TOKENS),
+        ) * 2
     if loss == "generation":
-        return _of_generation(model)
-    live = counted(model, loss)
+        return _generation_flops(model)
+    live = counted_flops(model, loss)
     if loss == "encoding":
         return live, live
     return live - flops.image_encoder(model.encoder).forward, live
 
 
-def _of_generation(model: UnifiedModule) -> tuple[float, float]:
+def _generation_flops(model: UnifiedModule) -> tuple[float, float]:
     qwen, dit = model.understanding.vlm, model.generation.dit
     queries = model.generation.num_queries
     encoder = flops.image_encoder(model.encoder).forward
     if any(path.startswith("understanding") for path in model.trainable):
-        every, made = (
-            flops.language_model(qwen, PROMPT + queries),
-            flops.velocity_model(dit, queries),
-        )
-        cached = every.forward + every.backward + made.forward + made.backward
+        vlm = flops.language_model(qwen, PROMPT_TOKENS + queries)
+        velocity = flops.velocity_model(dit, queries)
+        cached = vlm.forward + vlm.backward + velocity.forward + velocity.backward
     else:
-        cached = flops.generation_step(qwen, dit, None, PROMPT, queries).total
+        cached = flops.generation_step(qwen, dit, None, PROMPT_TOKENS, queries).total
     return cached, cached + encoder
 
 
-def counted(model: UnifiedModule, loss: str) -> float:
-    """FLOPs of one step of a loss of images, backward pass included, by torch's counter."""
+def counted_flops(model: UnifiedModule, loss: str) -> float:
+    """Count the FLOPs of one step of an image loss with its backward pass, by torch's counter."""
     with torch.device("meta"):
         model.build()
     model.trained = freeze_all_but(model, model.trainable)
-    side, ids = model.image_size, torch.ones(1, PROMPT, dtype=torch.long)
+    side, ids = model.image_size, torch.ones(1, PROMPT_TOKENS, dtype=torch.long)
     pixels = torch.zeros(1, 3, side, side, dtype=torch.uint8)
     number = torch.zeros(1, dtype=torch.long)
     batch = Batch(IMAGE_GENERATION, ["one"], 1, number, ids, ids, target_pixels=pixels).to("meta")
@@ -118,13 +123,13 @@ def counted(model: UnifiedModule, loss: str) -> float:
 
 
 def main() -> None:
-    """Print the line of one recipe."""
+    """Print the budget line of one recipe."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("preset")
-    parser.add_argument("stage")
-    parser.add_argument("--gpus", type=COUNT, required=True)
+    parser.add_argument("preset", help="preset of the recipe")
+    parser.add_argument("stage", help="stage of the recipe")
+    parser.add_argument("--gpus", type=COUNT, required=True, help="number of GPUs; required")
     parsed = parser.parse_args()
     print(budget(parsed.preset, parsed.stage, parsed.gpus).line(parsed.preset))
 

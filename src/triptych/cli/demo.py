@@ -1,4 +1,4 @@
-"""`triptych demo`: one page of scores, images, answers and reconstructions of a shapes model."""
+"""`triptych demo`: page of scores, images, answers and reconstructions of a shapes model."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from triptych.cli.arguments import command_parser, load_pipeline, parse
 from triptych.utils.disk_usage import announce, refuse_other_files
 
 FILES = re.compile(r"index\.html|scores\.json|\..*")
-"""Names of what the demo writes, and hidden files."""
+"""Names of the files that the demo writes, and hidden files."""
 BYTES = 1_000_000
+"""Upper bound of the size of the demo."""
 EXAMPLES = """\
   triptych demo --out out/demo
   triptych demo --from runs/tiny/stage2 --ema --out out/stage2

@@ -1,4 +1,4 @@
-"""Image jobs of a command: unfinished ones are run in batches or shards, with a progress bar."""
+"""Image jobs of a command: the unfinished ones are run in batches, with a progress bar."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any
 from triptych.cli.arguments import generation_of, load_pipeline, model_of
 from triptych.cli.devices import for_each
 from triptych.cli.input_files import InputRequest
-from triptych.cli.output_folder import ImageJob, Output
+from triptych.cli.output_folder import ImageJob, OutputFolder
 from triptych.inference.generation_config import SETTINGS
 from triptych.utils.documents import open_regular
 from triptych.utils.limits import ALL_IMAGES
@@ -24,13 +24,17 @@ from triptych.utils.png_metadata import metadata_of
 from triptych.utils.signals import is_first_rank
 
 Make = Callable[[Any, list[ImageJob], Callable], list]
-"""(pipeline, jobs of equal settings, callback) -> their images."""
+"""Function of a pipeline, jobs of equal settings and a callback that returns the images."""
 
 
 def jobs_of(
-    requests: Sequence[InputRequest], parsed: Namespace, said: str = "prompt"
+    requests: Sequence[InputRequest], parsed: Namespace, text_key: str = "prompt"
 ) -> list[ImageJob]:
-    """One an image; files are named by id, or else by seed and number of the image."""
+    """Expand requests into one job per image. Files are named by id, or by seed and image number.
+
+    Args:
+        text_key: key of the text in the metadata of an image.
+    """
     common = generation_of(parsed)
     model = model_of(parsed)
     jobs: list[ImageJob] = []
@@ -40,63 +44,65 @@ def jobs_of(
     )
     for number, request in enumerate(requests):
         seed = parsed.seed + len(jobs) if request.seed is None else request.seed
-        images = [_noted(image) for image in request.images]
+        images = [_identity(image) for image in request.images]
         for copy in range(request.num_images or parsed.num_images_per_prompt):
             stem = (
                 f"{request.id}-{copy:03d}" if request.id else f"{seed + copy:06d}-{len(jobs):03d}"
             )
             given = {**common, **request.options}
-            asked = {
-                **({said: request.text} if request.text else {}),
+            metadata = {
+                **({text_key: request.text} if request.text else {}),
                 **({"images": images} if images else {}),
                 "seed": seed + copy,
                 **{key: _as_json(value) for key, value in given.items() if value is not None},
                 **model,
             }
             source = request.images[0] if request.images else None
-            jobs.append(ImageJob(f"{stem}.png", request.id or str(number), asked, source))
+            jobs.append(ImageJob(f"{stem}.png", request.id or str(number), metadata, source))
     return jobs
 
 
 def _as_json(value: Any) -> Any:
-    """The value as results.jsonl gives it back."""
+    """Convert a value to the form in which JSON returns it."""
     return list(value) if isinstance(value, tuple) else value
 
 
-def _noted(image: Path) -> dict[str, str]:
+def _identity(image: Path) -> dict[str, str]:
     """Identity of an input image, independent of its folder."""
     with open_regular(image) as file:
         return {"name": image.name, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
-def make_all(
+def run_jobs(
     command: str,
     jobs: list[ImageJob],
     parsed: Namespace,
+    *,
     check: Callable[[Any], None],
     make: Make,
     stdin: str | None = None,
-    sheet: bool = True,
+    image_grid: bool = True,
 ) -> None:
-    """Make the unfinished `jobs`, and report each: its path, a tab, its text.
+    """Generate the images of the unfinished jobs, and print a line for each: path, tab, text.
 
     Args:
-        check: function that refuses, by the loaded model, impossible jobs before any is made.
-        make: function that makes the images of one batch.
+        check: function that refuses impossible jobs by the loaded model, before generation starts.
+        make: function that generates the images of one batch.
         stdin: content of standard input, for processes that read it again.
-        sheet: whether to write a grid.png to the folder.
+        image_grid: whether to write grid.png to the folder.
 
     Raises:
-        UserError: something is wrong with what is asked, with the folder, or with a device.
+        UserError: a request, the folder or a device is invalid.
         SystemExit: in every process but the first of several.
     """
-    output = Output(parsed.out or Path("out", command, folder_name(jobs)), jobs, sheet)
+    output = OutputFolder(parsed.out or Path("out", command, folder_name(jobs)), jobs, image_grid)
     part, parts = parsed.part
     mine = jobs[part::parts]
-    left = output.left(mine)
-    todo = list(batches(left, parsed.batch_size))
+    unfinished = output.unfinished(mine)
+    todo = list(batches(unfinished, parsed.batch_size))
     try:
-        with bar(len(mine), len(mine) - len(left), parsed.devices * parsed.num_nodes) as advance:
+        devices = parsed.devices * parsed.num_nodes
+        with progress_bar(len(mine), len(mine) - len(unfinished), devices) as advance:
 
             def load(device: Any) -> tuple[Any, str]:
                 pipe = load_pipeline(parsed, device)
@@ -105,21 +111,21 @@ def make_all(
                 check(pipe)
                 return pipe, weights
 
-            def perform(loaded: tuple[Any, str], number: int) -> None:
+            def compute(loaded: tuple[Any, str], number: int) -> None:
                 pipe, weights = loaded
                 batch = todo[number]
-                images = make(pipe, batch, within(advance, len(batch)))
+                images = make(pipe, batch, batch_progress(advance, len(batch)))
                 for job, image in zip(batch, images, strict=True):
-                    tell(output, job, image, weights)
+                    report(output, job, image, weights)
 
             if is_first_rank():
-                waiting = {job.file for job in left}
+                remaining = {job.file for job in unfinished}
                 for job in mine:
-                    if job.file not in waiting:
-                        tell(output, job)
-            for_each(parsed, len(todo), load, perform, stdin)
+                    if job.file not in remaining:
+                        report(output, job)
+            for_each(parsed, len(todo), load, compute, stdin)
     except KeyboardInterrupt:
-        print("triptych: interrupted; the same command goes on where it stopped.", file=sys.stderr)
+        print("triptych: interrupted; the same command resumes where it stopped.", file=sys.stderr)
         raise SystemExit(130) from None  # what a shell reports of a program that Ctrl-C ended
     finally:
         if is_first_rank():
@@ -127,10 +133,10 @@ def make_all(
 
 
 def folder_name(jobs: Sequence[ImageJob]) -> str:
-    """The same for the same command, and another for another: its text, and a digest of all."""
-    asked = json.dumps([job.asked for job in jobs], sort_keys=True)
-    words = re.findall(r"\w+", jobs[0].said)[:6]
-    return f"{'-'.join(words)[:60]}-{hashlib.sha256(asked.encode()).hexdigest()[:8]}"
+    """Folder name determined by the requests: words of the first one, and a hash of all."""
+    requests = json.dumps([job.request for job in jobs], sort_keys=True)
+    words = re.findall(r"\w+", jobs[0].label)[:6]
+    return f"{'-'.join(words)[:60]}-{hashlib.sha256(requests.encode()).hexdigest()[:8]}"
 
 
 def weights_hash_of(pipe: Any) -> str:
@@ -138,37 +144,39 @@ def weights_hash_of(pipe: Any) -> str:
     return pipe.weights_hash
 
 
-def tell(output: Output, job: ImageJob, image: Any = None, weights: str | None = None) -> None:
-    """Save an image, if it is new, and print its line."""
+def report(
+    output: OutputFolder, job: ImageJob, image: Any = None, weights: str | None = None
+) -> None:
+    """Save a new image, if one is given, and print the line of the job."""
     path = output.folder / job.file
     if image is not None:
         settings = metadata_of(image) | {"weights": weights}
         path = output.save(job, image, settings)
-    print(f"{path}\t{job.said}", flush=True)
+    print(f"{path}\t{job.label}", flush=True)
 
 
 def batches(jobs: Sequence[ImageJob], size: int) -> Iterator[list[ImageJob]]:
-    """Neighbours whose settings are the same, at most `size`."""
+    """Yield runs of consecutive jobs with equal settings, at most `size` each."""
 
     def settings(job: ImageJob) -> list[Any]:
-        return [job.asked.get(key) for key in SETTINGS]
+        return [job.request.get(key) for key in SETTINGS]
 
-    for _, alike in groupby(jobs, settings):
-        some = list(alike)
-        yield from (some[at : at + size] for at in range(0, len(some), size))
+    for _, group in groupby(jobs, settings):
+        equal = list(group)
+        yield from (equal[at : at + size] for at in range(0, len(equal), size))
 
 
 def settings_for(job: ImageJob) -> dict[str, Any]:
-    """The pipeline's arguments of a job."""
-    return {key: job.asked[key] for key in SETTINGS if key in job.asked}
+    """Return the arguments of the pipeline for a job."""
+    return {key: job.request[key] for key in SETTINGS if key in job.request}
 
 
 @contextmanager
-def bar(total: int, done: int, devices: int = 1) -> Iterator[Callable[[float], None]]:
-    """A progress bar of images on standard error; nothing where that is not a terminal.
+def progress_bar(total: int, done: int, devices: int = 1) -> Iterator[Callable[[float], None]]:
+    """Show a progress bar of images on standard error, if that is a terminal.
 
     Args:
-        devices: number of them; each image of this process stands for one on every device.
+        devices: number of devices; an image of this process counts as one on each of them.
     """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
@@ -178,26 +186,27 @@ def bar(total: int, done: int, devices: int = 1) -> Iterator[Callable[[float], N
     shown = sys.stderr.isatty() and is_first_rank()
     with Progress(*columns, console=console, disable=not shown) as progress:
         task = progress.add_task("images", total=total, completed=done)
-        yield lambda images: progress.advance(task, min(images * devices, _left(progress, task)))
+        yield lambda images: progress.advance(
+            task, min(images * devices, _remaining(progress, task))
+        )
 
 
-def _left(progress: Any, task: Any) -> float:
+def _remaining(progress: Any, task: Any) -> float:
     [shown] = [each for each in progress.tasks if each.id == task]
     return shown.total - shown.completed
 
 
-def within(advance: Callable[[float], None], images: int) -> Callable[[Any], None]:
-    """A pipeline's callback that moves the bar inside a batch: half for features, half for pixels.
-
-    The bar counts whole images only, and shows the nearest below.
+def batch_progress(advance: Callable[[float], None], images: int) -> Callable[[Any], None]:
+    """Return a step callback that advances the bar within a batch: half for features, half for
+    pixels. The bar shows whole images, rounded down.
     """
-    told = 0.0
+    reported = 0.0
 
     def callback(progress: Any) -> None:
-        nonlocal told
+        nonlocal reported
         half = 0.5 * progress.step / progress.steps
         reached = images * (half if progress.stage == "features" else 0.5 + half)
-        advance(reached - told)
-        told = reached
+        advance(reached - reported)
+        reported = reached
 
     return callback

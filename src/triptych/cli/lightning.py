@@ -1,4 +1,4 @@
-"""Lightning's command line with our rules: one folder a run, short errors."""
+"""Lightning's command line with one folder for each run, and errors in one sentence."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from triptych.callbacks.sample_grid import SampleGrid
 from triptych.checkpoints import atomic_checkpoint, require_files, run_folder
 from triptych.checkpoints.run_folder import RunFolder
-from triptych.cli.trainer_flags import settle
+from triptych.cli.trainer_flags import reconcile
 from triptych.inference.loading import BAD_VALUES
 from triptych.inference.model_inference import inference_of
 from triptych.modules.base import BaseModule
@@ -26,18 +26,18 @@ from triptych.utils.errors import UserError
 from triptych.utils.limits import RUN_SEED
 from triptych.utils.parser_errors import plain, raised_in
 
-# Lightning's own use of a torch function that is being renamed: nothing a user can act on.
+# Lightning's own use of a deprecated torch function: users cannot act on it.
 warnings.filterwarnings("ignore", message=".*LeafSpec.*")
-# On purpose: what is frozen is in evaluation mode.
+# Intended: frozen modules are in evaluation mode.
 warnings.filterwarnings("ignore", message=".*module.*in eval mode at the start of training.*")
-# The run's folder is new: there is only the lock in it.
+# The run's folder is new: it holds only the lock.
 warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")
-# Nothing of ours changes what a part returns in place.
+# Nothing changes the output of a module in place.
 warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
-# On purpose: every rank validates on the same samples.
+# Intended: every rank validates on the same samples.
 warnings.filterwarnings("ignore", message=".*when logging on epoch level in distributed setting.*")
 
-# Result files of a run, for the last line of a fit.
+# Result files of a run, listed at the end of a fit.
 RESULTS = (
     "weights.safetensors",
     "weights_ema.safetensors",
@@ -48,34 +48,34 @@ RESULTS = (
 )
 
 
-# Exceptions of jsonargparse and Lightning for values that make no run.
+# Exceptions of jsonargparse and Lightning for invalid values.
 REFUSALS = (MisconfigurationException, ImportError, *BAD_VALUES)
 
 
 class RunConfig(SaveConfigCallback):
-    """Writes config.yaml into the run's folder, and notes whether the run began."""
+    """Writes config.yaml to the run's folder, and records whether the run started."""
 
-    began = False
+    started = False
 
     def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
-        folder = run_folder.of_trainer(trainer)  # asks all ranks
+        folder = run_folder.of_trainer(trainer)  # a collective of all ranks
         if folder is None or self.already_saved or not trainer.is_global_zero:
             return
         folder.mkdir(parents=True, exist_ok=True)
         self.parser.save(self.config, folder / self.config_filename, skip_none=False)
         self.already_saved = True
 
-    def _note(self, trainer: Any, *_: Any) -> None:
-        self.began = self.began or not trainer.sanity_checking
+    def _record_start(self, trainer: Any, *_: Any) -> None:
+        self.started = self.started or not trainer.sanity_checking
 
-    on_train_batch_start = on_validation_batch_start = _note
-    on_test_batch_start = on_predict_batch_start = _note
+    on_train_batch_start = on_validation_batch_start = _record_start
+    on_test_batch_start = on_predict_batch_start = _record_start
 
 
 class TriptychCLI(LightningCLI):
-    """Lightning's command line, with one folder a run and our rules for checkpoints.
+    """LightningCLI with one folder for each run, and validation of checkpoints.
 
-    The folder is taken at the start, and removed if the run is refused before its first batch.
+    The folder is created at the start, and removed if the run fails before its first batch.
     """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
@@ -85,18 +85,18 @@ class TriptychCLI(LightningCLI):
         try:
             super().__init__(*arguments, **options)
         except BaseException as error:
-            began = self.record is not None and self.record.began
-            if self.run is not None and not began:
+            started = self.record is not None and self.record.started
+            if self.run is not None and not started:
                 self.run.remove()
-            if (sentence := refusal(error, began)) is not None:
-                raise sentence from error
+            if (user_error := to_user_error(error, started)) is not None:
+                raise user_error from error
             raise
         finally:
             if self.run is not None:
                 self.run.lock.release()
 
     def recorder(self, parser: Any, config: Any, **_: Any) -> RunConfig:
-        """The callback that writes config.yaml, without the run's folder: that is not repeated."""
+        """Create the callback that writes config.yaml, without the folder of this run."""
         self.record = RunConfig(parser, self.recorded)
         return self.record
 
@@ -104,7 +104,9 @@ class TriptychCLI(LightningCLI):
         try:
             super().parse_arguments(parser, args)
         except RecursionError as error:
-            raise UserError("the configuration's ${...} go round in a circle.") from error
+            raise UserError(
+                "the configuration's ${...} refer to each other in a circle."
+            ) from error
         settings = self.config[self.config.subcommand]
         for name in ("trainer", "model", "data"):
             section = settings.get(name)
@@ -121,35 +123,35 @@ class TriptychCLI(LightningCLI):
             RUN_SEED.require(seed, "--seed_everything")
 
     def _parse_ckpt_path(self) -> None:
-        # Lightning merges a checkpoint's hyper-parameters over the command line here, silently:
-        # `--model.x` would be ignored on resume. The configuration is what the user says.
+        # Lightning merges a checkpoint's hyperparameters over the command line here, so `--model.x`
+        # would be ignored silently on resume.
         return
 
     def before_instantiate_classes(self) -> None:
         settings = self.config[self.subcommand]
         settings.weights_only = True  # a checkpoint is data, never code
-        settle(settings.trainer)
-        one_seed_for_all(settings)
+        reconcile(settings.trainer)
+        share_seed(settings)
         parents = parents_of(settings.trainer, run_name(settings.model))
         if settings.get("ckpt_path"):
             settings.ckpt_path = find_checkpoint(settings.ckpt_path, set(parents))
         resumes = self.subcommand == "fit" and settings.get("ckpt_path")
         if resumes and settings.trainer.enable_checkpointing is False:
             raise UserError(
-                "a run that goes on from --ckpt_path needs its Checkpoint callback, which checks "
-                "that it goes on exactly; leave out --trainer.enable_checkpointing=false."
+                "a run that resumes from --ckpt_path needs its Checkpoint callback, which checks "
+                "that it resumes exactly; leave out --trainer.enable_checkpointing=false."
             )
         self.recorded = settings.clone()
         for init in loggers_of(self.recorded.trainer):
             init.version = None
-        if not settings.trainer.fast_dev_run:  # which leaves nothing
-            self.find_folder(settings, parents)
+        if not settings.trainer.fast_dev_run:  # which writes nothing
+            self.create_folder(settings, parents)
 
-    def find_folder(self, settings: Any, parents: list[Path]) -> None:
-        """Take a new folder for the run, or take up that of a run with nothing left to train.
+    def create_folder(self, settings: Any, parents: list[Path]) -> None:
+        """Create a folder for the run, or reuse that of a finished run.
 
-        The first process decides for all ranks: the others write nothing, and learn the folder
-        from it when they have met.
+        The first process decides for all ranks: the others write nothing, and receive the folder
+        when the process group exists.
         """
         trainer, first = settings.trainer, run_folder.is_first_process()
         if first:
@@ -157,17 +159,17 @@ class TriptychCLI(LightningCLI):
                 run_folder.require_writable(parent)
             run_folder.sweep(parents)
         if self.subcommand == "fit" and settings.get("ckpt_path"):
-            done = run_folder.finished(Path(settings.ckpt_path), trainer)
-            if done is not None:
-                self.run = run_folder.take_up(done) if first else None
+            finished = run_folder.finished(Path(settings.ckpt_path), trainer)
+            if finished is not None:
+                self.run = run_folder.take_up(finished) if first else None
                 self.save_config_callback = None
-                trainer.logger, trainer.default_root_dir = False, str(done)  # its log stays
+                trainer.logger, trainer.default_root_dir = False, str(finished)  # keeps its log
                 return
         if not first:
             return
         loggers = loggers_of(trainer)
-        named = [init.version for init in loggers if init.get("version") is not None]
-        version, self.run = run_folder.take(parents, named[0] if named else None)
+        versions = [init.version for init in loggers if init.get("version") is not None]
+        version, self.run = run_folder.take(parents, versions[0] if versions else None)
         for init in loggers:
             init.version = version
         trainer.default_root_dir = str(self.run.path)
@@ -179,16 +181,16 @@ class TriptychCLI(LightningCLI):
             raise
         except REFUSALS as error:
             if not raised_in(error, ("jsonargparse", "lightning", "triptych")):
-                raise  # in a class of the user's own: where, they want to know
-            raise UserError(f"the configuration is wrong: {plain(str(error))}") from error
-        wanted = self.config[self.subcommand].get("ckpt_path")
+                raise  # in a class of the user, who needs the traceback
+            raise UserError(f"the configuration is invalid: {plain(str(error))}") from error
+        checkpoint = self.config[self.subcommand].get("ckpt_path")
         if (
-            wanted
-            and Path(wanted).is_dir()
+            checkpoint
+            and Path(checkpoint).is_dir()
             and not isinstance(self.trainer.strategy, ShardedStrategy)
-        ):  # Lightning's own strategies unpickle whatever such a folder holds
+        ):  # Lightning's own strategies would unpickle the files of such a folder
             raise UserError(
-                f"the checkpoint {wanted} is a folder, which only fsdp2 reads; add "
+                f"the checkpoint {checkpoint} is a folder, which only fsdp2 reads; add "
                 "--hardware fsdp2, or name a file."
             )
         if isinstance(self.model, BaseModule):
@@ -196,46 +198,46 @@ class TriptychCLI(LightningCLI):
 
     def instantiate_trainer(self, **settings: Any) -> Trainer:
         trainer = super().instantiate_trainer(**settings)
-        for callback in trainer.callbacks:  # it knows no inference code, and is handed it
+        for callback in trainer.callbacks:  # callbacks may not import inference
             if isinstance(callback, SampleGrid) and callback.previews is None:
                 callback.previews = inference_of
         take_over(trainer)
         return trainer
 
     def before_fit(self) -> None:
-        check = getattr(self.datamodule, "check_trainer", None)
-        if check is not None:
-            check(self.trainer)  # before data is made
+        require = getattr(self.datamodule, "require", None)
+        if require is not None:
+            require(self.trainer)  # before data is generated
 
     def after_fit(self) -> None:
         folder = run_folder.of_trainer(self.trainer)
         if folder is not None and self.trainer.is_global_zero:
-            made = [name for name in RESULTS if (Path(folder) / name).exists()]
-            print(f"run folder {folder}: {', '.join(made)}")
+            results = [name for name in RESULTS if (Path(folder) / name).exists()]
+            print(f"run folder {folder}: {', '.join(results)}")
 
 
-def refusal(error: BaseException, began: bool) -> UserError | None:
-    """The sentence for what Lightning has against a configuration; None for other errors.
+def to_user_error(error: BaseException, started: bool) -> UserError | None:
+    """Convert an error of Lightning about the configuration; return None for other errors.
 
     Args:
-        began: whether batches were computed; then only its callbacks still find out such things.
+        started: whether batches were computed; afterwards only callbacks raise such errors.
     """
     if isinstance(error, UserError) or not isinstance(error, REFUSALS):
         return None
-    if not raised_in(error, ("lightning.pytorch.callbacks" if began else "lightning",)):
+    if not raised_in(error, ("lightning.pytorch.callbacks" if started else "lightning",)):
         return None
-    return UserError(f"the run cannot be as it is configured: {plain(str(error))}")
+    return UserError(f"the configuration is invalid: {plain(str(error))}")
 
 
 def run_name(model) -> str:
-    """Name of a run: PRESET/STAGE, or the name of a panel that is the root."""
+    """Return the name of a run: PRESET/STAGE, or the class of a panel that is the root."""
     if "class_path" in model:
         return model.class_path.rpartition(".")[2]
     return f"{model.preset}/{model.stage}"
 
 
 def loggers_of(trainer: Any) -> list[Any]:
-    """The settings of the loggers that write into a folder."""
+    """Return the settings of the loggers that write to a folder."""
     loggers = trainer.logger if isinstance(trainer.logger, list) else [trainer.logger]
     return [
         logger.init_args
@@ -245,11 +247,11 @@ def loggers_of(trainer: Any) -> list[Any]:
 
 
 def parents_of(trainer: Any, name: str) -> list[Path]:
-    """Parent folders of a run's folder: runs/PRESET/STAGE, for each logger.
+    """Return the parents of a run's folder, runs/PRESET/STAGE for each logger.
 
-    Loggers without a name get that of the run. Without a logger of ours, there is one folder.
+    Loggers without a name get that of the run. Without loggers, there is one parent.
     """
-    if trainer.logger in (None, True):  # Lightning's own would share a folder
+    if trainer.logger in (None, True):  # Lightning's default logger would share a folder
         trainer.logger = Namespace(
             class_path="lightning.pytorch.loggers.CSVLogger",
             init_args=Namespace(
@@ -262,8 +264,8 @@ def parents_of(trainer: Any, name: str) -> list[Path]:
     if not loggers:
         return [Path(trainer.default_root_dir or "runs") / name]
     parents = list(dict.fromkeys(Path(init.save_dir) / init.name for init in loggers))
-    named = trainer.default_root_dir
-    if named is not None and Path(named) not in [Path(init.save_dir) for init in loggers]:
+    root = trainer.default_root_dir
+    if root is not None and Path(root) not in [Path(init.save_dir) for init in loggers]:
         raise UserError(
             "--trainer.default_root_dir is for a run without loggers; name the folder with "
             "save_dir in each of trainer.logger, or leave them out with --trainer.logger=true."
@@ -271,38 +273,38 @@ def parents_of(trainer: Any, name: str) -> list[Path]:
     return parents
 
 
-def one_seed_for_all(settings) -> None:
-    """Give the seed of the run to model and data that name none of their own."""
+def share_seed(settings) -> None:
+    """Set the seed of the run in model and data, unless they have their own."""
     seed = settings.get("seed_everything")
     if not isinstance(seed, int) or isinstance(seed, bool):
         return
-    for part in (settings.model, settings.get("data")):
-        init = part.get("init_args", part) if part is not None else {}
+    for section in (settings.model, settings.get("data")):
+        init = section.get("init_args", section) if section is not None else {}
         if init.get("seed") == 0:
             init.seed = seed
 
 
-def find_checkpoint(wanted: str, folders: set[Path]) -> str | None:
-    """The checkpoint at a path, links followed; for "last" the newest whole one in `folders`.
+def find_checkpoint(name: str, folders: set[Path]) -> str | None:
+    """Find a checkpoint by path, or by "last" or "auto" the latest complete one in `folders`.
 
-    "auto" is the same for a job that is started again and again: None while there is none.
+    With "auto", for jobs that restart, the result is None if there is none.
 
     Raises:
-        UserError: there is none, or it is damaged.
+        UserError: the checkpoint does not exist, or is damaged.
     """
-    if wanted in ("last", "auto"):
+    if name in ("last", "auto"):
         found = atomic_checkpoint.latest(folders)
-        if found or wanted == "auto":
+        if found or name == "auto":
             return found and str(found)
         where = " or ".join(str(folder) for folder in sorted(folders))
         raise UserError(
             f"--ckpt_path=last: there is no whole checkpoint under {where}; start without it, or "
             "name a file."
         )
-    path = Path(wanted).resolve()
-    # without a manifest: of an older version, for its reader to judge
+    path = Path(name).resolve()
+    # a checkpoint without a manifest is of an older version, which its reader checks
     if not path.exists() or atomic_checkpoint.manifest_of(path).exists():
         atomic_checkpoint.check(path)
     elif path.is_file():
-        load_data(path, mmap=True)  # before data is made
+        load_data(path, mmap=True)  # before data is generated
     return str(path)

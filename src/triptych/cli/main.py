@@ -1,11 +1,12 @@
-"""The composition root: `triptych fit|validate|test|predict`, and the project's own commands.
+"""Entry point: `triptych fit|validate|test|predict` by Lightning, and the other commands.
 
-Exit status: 0 done, 1 failed (one sentence says why), 2 the command line or a configuration is
-wrong, 128 + N a training ended by signal N, 141 the reader of standard output left before its end.
+Exit status: 0 success, 1 failure (reported in one sentence), 2 invalid command line or
+configuration, 128 + N training ended by signal N, 141 the reader of standard output left early.
 """
 
 from __future__ import annotations
 
+import argparse
 import errno
 import os
 import sys
@@ -15,12 +16,13 @@ from triptych import __version__
 from triptych.utils.errors import ConfigurationError, UserError
 from triptych.utils.standard_streams import run
 
-# System errors of a path that the user gave, where no reader or writer has put them in words.
-OF_THE_SYSTEM = (
+# System errors of user-given paths that no reader or writer reports itself.
+PATH_ERRORS = (
     *(errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM, errno.EROFS),
     *(errno.ENOSPC, errno.EDQUOT, errno.EIO),
 )
-LONGEST_SHOWN = 200  # characters of a path in a message
+MAX_SHOWN_PATH = 200
+"""Maximum length of a path in a message."""
 # Command -> (module:function, line of `triptych --help`), imported when it is called.
 COMMANDS = {
     "generate": (
@@ -28,18 +30,18 @@ COMMANDS = {
         'images of prompts: triptych generate "a photo of a red circle" -n 4',
     ),
     "chat": ("chat:chat", 'answers about images: triptych chat image.png "what is it?"'),
-    "edit": ("generate:edit", 'changed images: triptych edit image.png "make the circle blue"'),
+    "edit": ("generate:edit", 'edited images: triptych edit image.png "make the circle blue"'),
     "reconstruct": (
         "generate:reconstruct",
-        "images through encoder and decoder: triptych reconstruct x.png",
+        "reconstructions by encoder and decoder: triptych reconstruct x.png",
     ),
     "eval": ("eval.main:evaluate", "scores of a model: triptych eval shapes --out scores.json"),
-    "demo": ("demo:demo", "a page of images, answers and reconstructions: triptych demo"),
-    "app": ("app:app", "a web page to generate, chat, edit and compare: triptych app"),
+    "demo": ("demo:demo", "page of images, answers and reconstructions: triptych demo"),
+    "app": ("app:app", "web page to generate, chat, edit and compare: triptych app"),
     "serve": ("serve:serve", "OpenAI's HTTP interface to a model: triptych serve --port 8000"),
     "convert": (
         "checkpoints:convert",
-        "published checkpoints to our files: triptych convert SOURCE TARGET",
+        "conversion of published checkpoints: triptych convert SOURCE TARGET",
     ),
     "export": (
         "checkpoints:export",
@@ -47,27 +49,27 @@ COMMANDS = {
     ),
     "data": (
         "data.main:data",
-        "data before training (pack, index, inspect, features): triptych data --help",
+        "preparation of data (pack, index, inspect, features): triptych data --help",
     ),
     "parity": (
         "parity:parity",
-        "recorded values of published code against ours: triptych parity FOLDER",
+        "comparison with published code: triptych parity tests/data/parity",
     ),
     "pretrain": (
         "pretrain_tiny:pretrain",
-        "all weights of the tiny preset from nothing: triptych pretrain",
+        "training of the tiny preset from scratch: triptych pretrain",
     ),
 }
 LIGHTNING_COMMANDS = {
-    "fit": "train: triptych fit --preset tiny --stage stage2",
-    "validate": "the losses on validation data",
-    "test": "the losses on validation data, logged as test",
+    "fit": "training: triptych fit --preset tiny --stage stage2",
+    "validate": "losses on validation data",
+    "test": "losses on validation data, logged as test",
     "predict": "images for the captions of the validation data",
 }
 
 
-def alone(arguments: list[str]) -> bool:
-    """Whether --model names a class: then that panel is the root, trained without others."""
+def trains_one_panel(arguments: list[str]) -> bool:
+    """Whether --model names a class, a panel that is trained as the root, without the others."""
     return any(
         name == "--model" and not value.endswith((".yaml", ".yml"))
         for name, value in named_values(arguments)
@@ -81,7 +83,7 @@ def run_lightning(arguments: list[str]) -> None:
 
     expanded = expand(arguments)
 
-    # where a rank dies, torch's C++ would print its stack for each connection that breaks
+    # if a rank dies, torch's C++ would print a stack for each broken connection
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     with supervisor.handled():  # from here on: importing torch takes seconds
         from triptych.training.ranks import ending_together, watch_launched
@@ -95,7 +97,7 @@ def _run_lightning(arguments: list[str]) -> None:
     try:
         require_documents(arguments)
     except UserError as error:
-        stop(2, str(error))
+        exit_with(2, str(error))
     from lightning import LightningDataModule
     from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
@@ -108,7 +110,7 @@ def _run_lightning(arguments: list[str]) -> None:
     from triptych.utils.parser_settings import MODE
 
     sys.argv[1:] = arguments
-    single = alone(arguments)
+    single = trains_one_panel(arguments)
     try:
         TriptychCLI(
             None if single else UnifiedModule,
@@ -119,11 +121,11 @@ def _run_lightning(arguments: list[str]) -> None:
             parser_kwargs={"parser_mode": MODE, "exit_on_error": False, "epilog": HELP},
         )
     except MisconfigurationException as error:
-        raise UserError(f"the run cannot be as it is configured: {plain(str(error))}") from error
+        raise UserError(f"the configuration is invalid: {plain(str(error))}") from error
 
 
 def overview() -> str:
-    """The text of `triptych --help`."""
+    """Return the text of `triptych --help`."""
     own = {name: text for name, (_, text) in COMMANDS.items()}
     lines = [f"  {name:12} {text}" for name, text in {**LIGHTNING_COMMANDS, **own}.items()]
     return "\n".join(
@@ -138,7 +140,7 @@ def overview() -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Entry point of the `triptych` command; with `arguments`, inside another process."""
+    """Run the `triptych` command, with `arguments` if called from Python."""
     if arguments is None:
         run(lambda: dispatch(sys.argv[1:]))
     else:
@@ -149,30 +151,30 @@ def dispatch(arguments: list[str]) -> None:
     """Run the command named by the first argument."""
     command = arguments[0] if arguments else "--help"
     if takes_classes(command, arguments) and os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # last: a file there is in the place of no other module
+        sys.path.append(os.getcwd())  # last: a file there must not shadow a module
     if command in ("-h", "--help"):
         print(overview())
     elif command == "--version":
         print(__version__)
     elif command not in COMMANDS and command not in LIGHTNING_COMMANDS:
-        known = ", ".join([*LIGHTNING_COMMANDS, *COMMANDS])
-        stop(2, f"{command!r} is no command; choose one of {known}.")
+        names = ", ".join([*LIGHTNING_COMMANDS, *COMMANDS])
+        exit_with(2, f"{command!r} is not a command; choose one of {names}.")
     else:
-        guarded(command, arguments)
+        run_command(command, arguments)
 
 
 def takes_classes(command: str, arguments: list[str]) -> bool:
-    """Whether the user may name classes of modules in the current folder."""
+    """Whether the arguments may name classes of modules in the current folder."""
     return command in LIGHTNING_COMMANDS or any(
         argument.startswith(("--model.", "--trust-class")) for argument in arguments
     )
 
 
 def require_documents(arguments: list[str]) -> None:
-    """Refuse configurations that are none, before the parser opens them.
+    """Refuse files that are not configurations, before the parser opens them.
 
     Raises:
-        UserError: a --config is missing, no mapping in YAML or of an older version, or a value
+        UserError: a --config is missing, not a YAML mapping or of an older version, or a value
             names a pipe or device.
     """
     from triptych.utils.config_versions import require_current
@@ -188,7 +190,7 @@ def require_documents(arguments: list[str]) -> None:
 
 
 def named_values(arguments: list[str]) -> list[tuple[str, str]]:
-    """(flag, value) of the arguments, the value given with = or as the next one."""
+    """Return (flag, value) pairs of the arguments, with values after = or as the next argument."""
     pairs = []
     for argument, after in zip(arguments, [*arguments[1:], ""], strict=True):
         name, joined, value = argument.partition("=")
@@ -197,35 +199,38 @@ def named_values(arguments: list[str]) -> list[tuple[str, str]]:
     return pairs
 
 
-def guarded(command: str, arguments: list[str]) -> None:
-    """Run a command; a user's error becomes one sentence and an exit status."""
-    import jsonargparse
-    from omegaconf.errors import OmegaConfBaseException
-
-    from triptych.utils.parser_errors import plain
-
+def run_command(command: str, arguments: list[str]) -> None:
+    """Run a command; report a user's error in one sentence, with an exit status."""
     try:
         if command in COMMANDS:
             resolve_name(f"triptych.cli.{COMMANDS[command][0]}")(arguments[1:])
         else:
             run_lightning(arguments)
-    except UserError as error:
-        stop(2 if isinstance(error, ConfigurationError) else 1, str(error))
-    except (jsonargparse.ArgumentError, OmegaConfBaseException) as error:
-        stop(2, plain(str(error)))
-    except OSError as error:
-        if error.errno not in OF_THE_SYSTEM or error.filename is None:
+    except Exception as error:
+        if (report := report_of(error)) is None:
             raise
+        exit_with(*report)
+
+
+def report_of(error: Exception) -> tuple[int, str] | None:
+    """Return the exit status and the sentence for a user's error; None for other errors."""
+    if isinstance(error, UserError):
+        return (2 if isinstance(error, ConfigurationError) else 1), str(error)
+    omegaconf = sys.modules.get("omegaconf.errors")  # slow to import, and needed by few commands
+    refused = (argparse.ArgumentError, *([omegaconf.OmegaConfBaseException] if omegaconf else []))
+    refused_value = isinstance(error, ValueError) and str(error).startswith("Does not validate")
+    if isinstance(error, refused) or refused_value:
+        from triptych.utils.parser_errors import plain
+
+        return 2, plain(str(error))
+    if isinstance(error, OSError) and error.errno in PATH_ERRORS and error.filename is not None:
         name = os.fsdecode(error.filename)
-        name = name if len(name) <= LONGEST_SHOWN else f"{name[:LONGEST_SHOWN]}..."
-        stop(1, f"{name} cannot be read or written ({error.strerror}); give another path.")
-    except ValueError as error:
-        if not str(error).startswith("Does not validate"):
-            raise
-        stop(2, plain(str(error)))
+        name = name if len(name) <= MAX_SHOWN_PATH else f"{name[:MAX_SHOWN_PATH]}..."
+        return 1, f"{name} cannot be read or written ({error.strerror}); give another path."
+    return None
 
 
-def stop(status: int, sentence: str) -> None:
+def exit_with(status: int, sentence: str) -> None:
     """Print an error on standard error and exit."""
     print(f"triptych: {sentence}", file=sys.stderr)
     sys.exit(status)

@@ -1,7 +1,7 @@
 """Output folder of images: finished and remaining jobs, results.jsonl, grid.png.
 
-An image is written under another name and then renamed: under its own it is whole or not there.
-An image file stores its request, so that nothing else is needed to resume.
+An image is written under another name and then renamed, so a file is complete or missing. It
+stores its request, so that nothing else is needed to resume.
 """
 
 from __future__ import annotations
@@ -20,42 +20,44 @@ from triptych.utils.errors import ImageError, UserError
 from triptych.utils.image_reader import read_header, read_image
 from triptych.utils.png_metadata import embed_metadata, read_metadata
 
-SHOWN = 64  # images in a grid file, the first ones
-SIDE = 256  # pixels of each there, at most
+MAX_GRID_IMAGES = 64
+"""Maximum number of images in grid.png; the first ones are shown."""
+MAX_GRID_SIDE = 256
+"""Maximum side in pixels of an image in grid.png."""
 
 
 @dataclass
 class ImageJob:
-    """One image to make."""
+    """An image to generate."""
 
     file: str
     id: str
-    asked: dict[str, Any]
-    """All that was given and decides the image: prompt, seed, settings, model."""
+    request: dict[str, Any]
+    """Everything given that determines the image: prompt, seed, settings, model."""
     source: Path | None = None
-    """The image it is made from."""
+    """Image that is edited or reconstructed."""
 
     @property
-    def said(self) -> str:
-        """Request of the image, in one line."""
-        text = self.asked.get("prompt") or self.asked.get("instruction") or str(self.source)
+    def label(self) -> str:
+        """The request in one line."""
+        text = self.request.get("prompt") or self.request.get("instruction") or str(self.source)
         return " ".join(text.split())
 
 
-class Output:
+class OutputFolder:
     """A folder of images.
 
     Args:
-        folder: path of the folder, which is made with the first image.
-        jobs: all images of the command, those of other shards too.
-        sheet: whether there is a grid.png of them; other people's scorers take it for an image.
+        folder: path of the folder, which is created with the first image.
+        jobs: all images of the command, including those of other --part values.
+        image_grid: whether to write grid.png; published scorers would take it for a sample.
 
     Raises:
         UserError: the folder cannot be written to, or two images have one name.
     """
 
-    def __init__(self, folder: Path, jobs: Sequence[ImageJob], sheet: bool = True) -> None:
-        self.folder, self.jobs, self.sheet = folder, list(jobs), sheet
+    def __init__(self, folder: Path, jobs: Sequence[ImageJob], image_grid: bool = True) -> None:
+        self.folder, self.jobs, self.image_grid = folder, list(jobs), image_grid
         files = [job.file for job in self.jobs]
         if len(set(files)) < len(files):
             twice = next(file for file in files if files.count(file) > 1)
@@ -69,7 +71,7 @@ class Output:
                 "with --out."
             ) from error
 
-    def left(self, jobs: Sequence[ImageJob]) -> list[ImageJob]:
+    def unfinished(self, jobs: Sequence[ImageJob]) -> list[ImageJob]:
         """Unfinished jobs among `jobs`.
 
         Raises:
@@ -84,19 +86,19 @@ class Output:
         try:
             read_image(path)
         except ImageError:
-            return False  # damaged: made again
+            return False  # damaged: generated again
         other = "choose another folder with --out, or delete it"
         try:
-            asked = read_metadata(path)["asked"]
+            request = read_metadata(path)["request"]
         except (UserError, KeyError) as error:
             raise UserError(f"{path} is an image that this command did not make; {other}.") from (
                 error
             )
-        for key in dict.fromkeys([*asked, *job.asked]):
-            if asked.get(key) != job.asked.get(key):
+        for key in dict.fromkeys([*request, *job.request]):
+            if request.get(key) != job.request.get(key):
                 raise UserError(
-                    f"{path} was made with other settings ({key} {asked.get(key)!r} then, "
-                    f"{job.asked.get(key)!r} now); {other}."
+                    f"{path} was made with other settings ({key} {request.get(key)!r} then, "
+                    f"{job.request.get(key)!r} now); {other}."
                 )
         return True
 
@@ -104,17 +106,17 @@ class Output:
         """Refuse to mix images of several weights, such as before and after more training.
 
         Args:
-            weights: the digest of those that are loaded.
+            weights: hash of the loaded weights.
 
         Raises:
-            UserError: an image that is done says that it was made with others.
+            UserError: a finished image was generated with other weights.
         """
-        for job in self._ready():
+        for job in self._finished():
             try:
-                made = read_metadata(self.folder / job.file).get("weights", weights)
+                recorded = read_metadata(self.folder / job.file).get("weights", weights)
             except UserError:
-                continue  # damaged: made again
-            if made != weights:
+                continue  # damaged: generated again
+            if recorded != weights:
                 raise UserError(
                     f"{self.folder / job.file} was made with other weights than those of this "
                     "model, or in another precision; choose another folder with --out, or delete "
@@ -122,42 +124,42 @@ class Output:
                 )
 
     def save(self, job: ImageJob, image: Image.Image, settings: dict[str, Any]) -> Path:
-        """Write an image, whole or not at all, with its settings inside."""
+        """Write an image atomically, with its settings embedded."""
         path = self.folder / job.file
-        embed_metadata(image, {**settings, "id": job.id, "asked": job.asked})
+        embed_metadata(image, {**settings, "id": job.id, "request": job.request})
         with replacing(path, durable=False) as file:
             image.save(file, "PNG")
         return path
 
     def finish(self) -> None:
-        """Write results.jsonl and grid.png of all that is done, by whichever shards.
+        """Write results.jsonl and grid.png of all finished images, of every --part.
 
-        Shards may end together: the last to write has looked after all others were done.
+        Processes may finish together: the last one to write lists the folder after all others.
         """
-        ready = self._ready()
+        ready = self._finished()
         while ready:
-            lines = [json.dumps(_line(job, self.folder), ensure_ascii=False) for job in ready]
+            lines = [json.dumps(_result(job, self.folder), ensure_ascii=False) for job in ready]
             with replacing(self.folder / "results.jsonl", durable=False) as file:
                 file.write("".join(f"{line}\n" for line in lines).encode())
-            if self.sheet:
+            if self.image_grid:
                 with replacing(self.folder / "grid.png", durable=False) as file:
-                    _sheet(ready[:SHOWN], self.folder).save(file, "PNG")
-            if len(again := self._ready()) == len(ready):
+                    _grid_of(ready[:MAX_GRID_IMAGES], self.folder).save(file, "PNG")
+            if len(again := self._finished()) == len(ready):
                 return
             ready = again
 
-    def _ready(self) -> list[ImageJob]:
+    def _finished(self) -> list[ImageJob]:
         return [job for job in self.jobs if (self.folder / job.file).is_file()]
 
 
-def _line(job: ImageJob, folder: Path) -> dict[str, Any]:
+def _result(job: ImageJob, folder: Path) -> dict[str, Any]:
     settings = read_metadata(folder / job.file)
     top = {key: settings[key] for key in ("prompt", "seed") if key in settings}
     return {"id": job.id, **top, "file": job.file, "settings": settings}
 
 
-def _sheet(jobs: Sequence[ImageJob], folder: Path) -> Image.Image:
-    """Grid of images labelled with their requests, beside the source images, if any."""
+def _grid_of(jobs: Sequence[ImageJob], folder: Path) -> Image.Image:
+    """Draw a grid of images with their labels, each to the right of its source image, if any."""
     import numpy as np
 
     from triptych.utils.image_grid import labelled_image_grid
@@ -166,11 +168,11 @@ def _sheet(jobs: Sequence[ImageJob], folder: Path) -> Image.Image:
         return image.resize(size, Image.Resampling.LANCZOS)
 
     first = read_header(folder / jobs[0].file)
-    shrink = max(1.0, max(first.size) / SIDE)
+    shrink = max(1.0, max(first.size) / MAX_GRID_SIDE)
     size = tuple(max(1, round(side / shrink)) for side in first.size)
-    shown = []
+    tiles = []
     for job in jobs:
-        beside = small(read_image(folder / job.file), size)
+        tile = small(read_image(folder / job.file), size)
         if job.source is not None:
             from triptych.utils.images import open_image
 
@@ -178,9 +180,9 @@ def _sheet(jobs: Sequence[ImageJob], folder: Path) -> Image.Image:
             side = min(original.size)
             left, top = (original.width - side) // 2, (original.height - side) // 2
             original = original.crop((left, top, left + side, top + side))
-            beside = np.concatenate([np.array(small(original, size)), np.array(beside)], axis=1)
-        shown.append(np.array(beside))
+            tile = np.concatenate([np.array(small(original, size)), np.array(tile)], axis=1)
+        tiles.append(np.array(tile))
     scale = max(1, 144 // size[0])
     columns = 4 if jobs[0].source is not None else 8
-    labels = [job.said for job in jobs]
-    return labelled_image_grid(np.stack(shown), labels, min(columns, len(jobs)), scale)
+    labels = [job.label for job in jobs]
+    return labelled_image_grid(np.stack(tiles), labels, min(columns, len(jobs)), scale)

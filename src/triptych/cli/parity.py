@@ -1,4 +1,4 @@
-"""`triptych parity`: recorded values of published code against ours."""
+"""`triptych parity`: comparison with recorded values of published code."""
 
 from __future__ import annotations
 
@@ -10,16 +10,19 @@ from triptych.utils.errors import UserError
 EXAMPLES = """\
   triptych parity tests/data/parity
 
-The status is 1 where a quantity is off, 2 where a case cannot be run."""
+The status is 1 if a quantity differs, and 2 if a case cannot be run."""
 
 
 def parity(arguments: list[str]) -> None:
-    """Compare recorded values of published code with ours."""
+    """Compare recorded values of published code with those of triptych."""
     parser = command_parser(
-        "parity", "Compare recorded values of published code with ours.", EXAMPLES, model=False
+        "parity",
+        "Compare recorded values of published code with those of triptych.",
+        EXAMPLES,
+        model=False,
     )
     parser.add_argument(
-        "cases", type=Path, metavar="FOLDER", help="folder of cases, a folder for each case"
+        "cases", type=Path, metavar="FOLDER", help="folder of cases, each in a folder of its own"
     )
     parsed = parse(parser, arguments)
     from triptych.evaluation.parity import run_cases
@@ -27,7 +30,7 @@ def parity(arguments: list[str]) -> None:
     try:
         report = run_cases(parsed.cases)
     except UserError as error:
-        parser.exit(2, f"triptych parity: {error}\n")  # 1 says that a quantity is off
+        parser.exit(2, f"triptych parity: {error}\n")  # 1 means that a quantity differs
     print(report.summary())
     if report.failed:
         parser.exit(1)

@@ -1,4 +1,4 @@
-"""Items shared out over devices by Lightning's `Trainer.predict`."""
+"""Items of a command shared over devices by Lightning's `Trainer.predict`."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from triptych.utils.parser_errors import plain
 from triptych.utils.prompt_files import STDIN_FILE
 from triptych.utils.signals import supervisor
 
-# Lightning wants to know which rows of a data set a batch has; our batches say so themselves.
+# Lightning looks for the rows of a batch in its sampler; our batches hold them.
 warnings.filterwarnings("ignore", message="Couldn't infer the batch indices")
-warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # as in lightning_cli
+warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # as in `triptych.cli.lightning`
 
-RESUME = "the same command goes on where it stopped"
+RESUME = "the same command resumes where it stopped"
 
 
 @dataclass(frozen=True)
@@ -50,10 +50,10 @@ class Devices:
 
     @classmethod
     def of(cls, parsed: argparse.Namespace, precision: str = "32-true") -> Devices:
-        """The devices of --device, --devices and --num-nodes.
+        """Return the devices of --device, --devices and --num-nodes.
 
         Raises:
-            UserError: there are no such devices.
+            UserError: the devices do not exist.
         """
         device, devices = device_of(parsed), parsed.devices
         if device.index is not None and devices * parsed.num_nodes > 1:
@@ -81,20 +81,21 @@ class Devices:
     def trainer(
         self,
         callbacks: Sequence[Callback] = (),
-        most: int | None = None,
+        max_devices: int | None = None,
         progress_bar: bool = True,
     ) -> Trainer:
-        """A Trainer that predicts on the devices.
+        """Create a Trainer for prediction on the devices.
 
         Args:
-            most: number of items, beyond which no device is started.
+            max_devices: number of items, which limits the number of devices.
 
         Raises:
-            UserError: Lightning has no such accelerator or precision, or there are no such devices.
+            UserError: the accelerator, precision or devices do not exist.
         """
         devices = self.devices
-        if isinstance(devices, int) and most and self.num_nodes == 1 and external_ranks() is None:
-            devices = min(devices, most)
+        if isinstance(devices, int) and max_devices and self.num_nodes == 1:
+            if external_ranks() is None:
+                devices = min(devices, max_devices)
         world = (devices if isinstance(devices, int) else 1) * self.num_nodes
         for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
             logging.getLogger(name).setLevel(logging.WARNING)  # no lines on devices and ranks
@@ -114,23 +115,23 @@ class Devices:
                 inference_mode=False,
             )
         except (MisconfigurationException, *BAD_VALUES) as error:
-            raise UserError(f"the devices cannot be used so: {plain(str(error))}") from error
+            raise UserError(f"the devices cannot be used: {plain(str(error))}") from error
 
 
 def predict(
     parsed: argparse.Namespace,
     number: int,
     load: Callable[[Any], Any],
-    perform: Callable[[Any, int], Any],
+    compute: Callable[[Any, int], Any],
     stdin: str | None = None,
 ) -> list[Any] | None:
-    """Share items out over devices, see `devices.for_each`; None in all processes but the first."""
+    """Share items over devices, see `devices.for_each`; return None in all ranks but the first."""
     with supervisor.handled(RESUME):
         watch_launched()
-        trainer = Devices.of(parsed).trainer(most=number, progress_bar=False)
+        trainer = Devices.of(parsed).trainer(max_devices=number, progress_bar=False)
         take_over(trainer)
-        items = Items(number, load, perform)
-        with handed_on(stdin), ending_together():
+        items = Items(number, load, compute)
+        with stdin_for_children(stdin), ending_together():
             trainer.predict(items, return_predictions=False)
     return items.results if trainer.is_global_zero else None
 
@@ -139,45 +140,45 @@ class Items(LightningModule):
     """The items of one rank, as a module for `Trainer.predict`.
 
     Args:
-        number: items of all ranks.
-        load, perform: see `devices.for_each`.
+        number: number of items of all ranks.
+        load, compute: functions of `devices.for_each`.
     """
 
     def __init__(
-        self, number: int, load: Callable[[Any], Any], perform: Callable[[Any, int], Any]
+        self, number: int, load: Callable[[Any], Any], compute: Callable[[Any, int], Any]
     ) -> None:
         super().__init__()
-        self.number, self.load, self.perform = number, load, perform
+        self.number, self.load, self.compute = number, load, compute
         self.results: list[Any] = []
-        self._own: dict[int, Any] = {}
+        self._own_results: dict[int, Any] = {}
 
     def setup(self, stage: str) -> None:
         self._state = self.load(self.trainer.strategy.root_device)
 
     def predict_dataloader(self) -> DataLoader:
         rank, ranks = self.trainer.global_rank, self.trainer.world_size
-        mine = list(range(rank, self.number, ranks))
-        # ranks take equally many steps, for their hooks are collectives
-        mine += [self.number] * (-(-self.number // ranks) - len(mine))
-        return DataLoader(mine, batch_size=None)
+        own = list(range(rank, self.number, ranks))
+        # ranks need equal numbers of steps, since their hooks are collectives
+        own += [self.number] * (-(-self.number // ranks) - len(own))
+        return DataLoader(own, batch_size=None)
 
     def predict_step(self, batch: int, batch_idx: int) -> int:
         if batch < self.number:
-            self._own[batch] = self.perform(self._state, batch)
+            self._own_results[batch] = self.compute(self._state, batch)
         return batch
 
     def on_predict_end(self) -> None:
-        parts = [self._own]
+        gathered = [self._own_results]
         if several_ranks():
-            parts = [None] * distributed.get_world_size()
-            distributed.all_gather_object(parts, self._own)
-        found = {n: result for part in parts for n, result in part.items()}
-        self.results = [found[n] for n in range(self.number)]
+            gathered = [None] * distributed.get_world_size()
+            distributed.all_gather_object(gathered, self._own_results)
+        by_number = {n: result for results in gathered for n, result in results.items()}
+        self.results = [by_number[n] for n in range(self.number)]
 
 
 @contextmanager
-def handed_on(stdin: str | None) -> Iterator[None]:
-    """Let the processes that Lightning starts read the text that this one read."""
+def stdin_for_children(stdin: str | None) -> Iterator[None]:
+    """Provide the text that this process read to the processes that Lightning starts."""
     if stdin is None or STDIN_FILE in os.environ:
         yield
         return

@@ -1,8 +1,8 @@
-"""Training of all weights of the tiny preset from nothing: `make pretrain-tiny`.
+"""Training of all weights of the tiny preset from scratch: `make pretrain-tiny`.
 
-Each part is an ordinary `triptych fit` in a process of its own; a finished part is skipped,
-an interrupted part resumes from its last checkpoint. At the end the weights, cast
-to float16, and a record of how they were made are in one folder, ready to be shipped.
+Each run is an ordinary `triptych fit` in a process of its own; finished runs are skipped, and an
+interrupted one resumes from its last checkpoint. The result is a folder with the weights in float16
+and a record of their training.
 """
 
 from __future__ import annotations
@@ -26,24 +26,25 @@ from triptych.utils.errors import UserError
 from triptych.utils.limits import TRAINING_STEPS
 from triptych.utils.paths import presets
 
-SEED = 0  # conf/base.yaml: seed_everything, of every initialization, order and draw
+SEED = 0
+"""seed_everything of conf/base.yaml."""
 
 
 @dataclass(frozen=True)
 class PretrainStage:
-    """One part of the work: a stage, how long, and whose weights it starts from."""
+    """A pretraining run: stage, number of steps, and runs whose weights it needs."""
 
     name: str
     steps: int
     label: str
-    """Label of the weight file that it makes, see `triptych.checkpoints.WeightFiles`."""
+    """Label of its weight file, see `triptych.checkpoints.WeightFiles`."""
     needs: tuple[str, ...] = ()
-    """Names of the parts whose weights it reads."""
+    """Names of the runs whose weights it reads."""
     flags: tuple[str, ...] = ()
-    """Data flags of the part, if it does not train on its stage's own data."""
+    """Data flags, if it does not train on the data of its stage."""
 
 
-# A generator learns 30,000 images by heart before it learns what captions have in common.
+# A generator memorizes 30,000 images before it generalizes over captions.
 MANY = ("--data.init_args.folder=data/shapes_100k", "--data.init_args.images=100000")
 PLAN = (
     PretrainStage("encoder", 1500, "encoder"),
@@ -58,13 +59,13 @@ EXAMPLES = """\
   triptych pretrain --status
   triptych pretrain --runs runs/pretrain
 
-What is done is not done again, and an interrupted part resumes from its last checkpoint."""
+Finished runs are skipped, and an interrupted run resumes from its last checkpoint."""
 
 
 def pretrain(arguments: list[str]) -> None:
-    """Train all weights of the tiny preset from nothing."""
+    """Train all weights of the tiny preset from scratch."""
     parser = command_parser(
-        "pretrain", "Train all weights of the tiny preset from nothing.", EXAMPLES, model=False
+        "pretrain", "Train all weights of the tiny preset from scratch.", EXAMPLES, model=False
     )
     parser.add_argument(
         "--runs",
@@ -77,90 +78,90 @@ def pretrain(arguments: list[str]) -> None:
         "--steps",
         type=TRAINING_STEPS,
         metavar="N",
-        help="number of steps to cut every part to, for tests; default each part's own",
+        help="number of steps of every run, for tests; default each run's own",
     )
     parser.add_argument(
-        "--status", action="store_true", help="print what is done, and train nothing"
+        "--status", action="store_true", help="status of the runs, without training"
     )
     parsed = parse(parser, arguments)
     run(parsed.runs, parsed.steps, parsed.status)
 
 
 def run(runs: Path, steps: int | None = None, status_only: bool = False) -> None:
-    """Train the unfinished parts of `PLAN` in the folder `runs`, each cut to `steps` if given.
+    """Train the unfinished runs of `PLAN` in the folder `runs`, each for `steps` if given.
 
     Raises:
-        UserError: a part failed; finished parts stay, the same command resumes.
+        UserError: a run failed; finished runs are kept, and the same command resumes.
     """
     print(overview(runs))
     if status_only:
         return
     make_tokenizer(runs)
-    for part in PLAN:
-        if weights_of(part, runs) is None:
-            train(part, runs, steps)
+    for each in PLAN:
+        if weights_of(each, runs) is None:
+            train(each, runs, steps)
             print(overview(runs))
     folder = collect(runs)
     print(f"weights and provenance.json are in {folder}; copy them over src/triptych/assets/tiny.")
 
 
-def weights_of(part: PretrainStage, runs: Path) -> Path | None:
-    """Weights from the last finished run of a part."""
-    found = atomic_checkpoint.in_runs(runs / part.name, "weights.safetensors")
+def weights_of(planned: PretrainStage, runs: Path) -> Path | None:
+    """Return the weights of the last finished attempt at a run."""
+    found = atomic_checkpoint.in_runs(runs / planned.name, "weights.safetensors")
     return found[-1] if found else None
 
 
 def overview(runs: Path) -> str:
-    """A table of finished and remaining parts."""
-    lines = [f"{'part':10} {'steps':>6}  state"]
-    for part in PLAN:
-        if weights := weights_of(part, runs):
+    """Return a table of finished and remaining runs."""
+    lines = [f"{'run':10} {'steps':>6}  state"]
+    for planned in PLAN:
+        if weights := weights_of(planned, runs):
             state = f"done: {weights}"
-        elif checkpoint := atomic_checkpoint.latest([runs / part.name]):
-            state = f"interrupted: goes on from {checkpoint}"
+        elif checkpoint := atomic_checkpoint.latest([runs / planned.name]):
+            state = f"interrupted: resumes from {checkpoint}"
         else:
             state = "to do"
-        lines.append(f"{part.name:10} {part.steps:6}  {state}")
+        lines.append(f"{planned.name:10} {planned.steps:6}  {state}")
     return "\n".join(lines)
 
 
-def command(part: PretrainStage, runs: Path, steps: int | None) -> list[str]:
-    """The `triptych fit` arguments of a part."""
-    flags = [f"--trainer.max_steps={steps or part.steps}"]
-    for logger_flag in ("=CSVLogger", f".save_dir={runs}", f".name={part.name}"):
+def command(planned: PretrainStage, runs: Path, steps: int | None) -> list[str]:
+    """Return the `triptych fit` arguments of a run."""
+    flags = [f"--trainer.max_steps={steps or planned.steps}"]
+    for logger_flag in ("=CSVLogger", f".save_dir={runs}", f".name={planned.name}"):
         flags.append(f"--trainer.logger{logger_flag}")
     flags.append(f"--{TOKENIZER_FLAG}={tokenizer_folder(runs)}")
     for other in PLAN:
-        if other.name in part.needs:
+        if other.name in planned.needs:
             flags.append(f"--model.weights.{other.label}={weights_of(other, runs)}")
     flags.append("--ckpt_path=auto")
-    return ["fit", "--preset", "tiny", "--stage", part.name, *flags, *part.flags]
+    return ["fit", "--preset", "tiny", "--stage", planned.name, *flags, *planned.flags]
 
 
 TOKENIZER_FLAG = "model.understanding.init_args.vlm.init_args.tokenizer"
 
 
 def tokenizer_folder(runs: Path) -> Path:
-    """Folder of the tokenizer."""
+    """Return the folder of the tokenizer."""
     return runs / "tokenizer"
 
 
 def make_tokenizer(runs: Path) -> None:
-    """Train the tokenizer, in seconds, unless it is there."""
+    """Train the tokenizer unless it exists, which takes seconds."""
     if not (tokenizer_folder(runs) / "tokenizer.json").exists():
         from triptych.shapes_world.tokenizer import train_tokenizer
 
         train_tokenizer(tokenizer_folder(runs))
 
 
-def train(part: PretrainStage, runs: Path, steps: int | None) -> None:
-    """Run one part and note its command and time beside its weights."""
-    arguments = command(part, runs, steps)
+def train(planned: PretrainStage, runs: Path, steps: int | None) -> None:
+    """Train one run, and record its command and duration in its folder."""
+    arguments = command(planned, runs, steps)
     print("triptych " + shlex.join(arguments), flush=True)
     started = time.time()
     result = subprocess.run([sys.executable, "-P", "-m", "triptych", *arguments], check=False)
     seconds = round(time.time() - started)
-    log = runs / part.name / "attempts.jsonl"
+    log = runs / planned.name / "attempts.jsonl"
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a") as file:
         entry = {"command": "triptych " + shlex.join(arguments), "seconds": seconds}
@@ -168,8 +169,8 @@ def train(part: PretrainStage, runs: Path, steps: int | None) -> None:
         file.write(json.dumps(entry) + "\n")
     if result.returncode:
         raise UserError(
-            f"{part.name} stopped with status {result.returncode} after {seconds} s; "
-            "`make pretrain-tiny` goes on where it stopped."
+            f"{planned.name} stopped with status {result.returncode} after {seconds} s; "
+            "`make pretrain-tiny` resumes where it stopped."
         )
 
 
@@ -181,14 +182,14 @@ def collect(runs: Path) -> Path:
     from triptych.checkpoints import read_metadata, save_weights
 
     folder = runs / "assets"
-    for part in PLAN:
-        source = weights_of(part, runs)
-        target = folder / f"{part.label}.safetensors"
+    for planned in PLAN:
+        source = weights_of(planned, runs)
+        target = folder / f"{planned.label}.safetensors"
         save_weights(load_file(source), target, read_metadata(source), torch.float16)
     files = sorted(folder.glob("*.safetensors"))
     record = {
         "seed": SEED,
-        "parts": {part.name: attempts(part, runs) for part in PLAN},
+        "parts": {each.name: attempts(each, runs) for each in PLAN},
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, no GPU used",
         "versions": versions(),
         "sha256": {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files},
@@ -198,32 +199,32 @@ def collect(runs: Path) -> Path:
     return folder
 
 
-def attempts(part: PretrainStage, runs: Path) -> list[dict]:
-    """Attempts at a part that `train` recorded: several if it was interrupted."""
-    path = runs / part.name / "attempts.jsonl"
+def attempts(planned: PretrainStage, runs: Path) -> list[dict]:
+    """Return the recorded attempts at a run: several if it was interrupted."""
+    path = runs / planned.name / "attempts.jsonl"
     return [line for _, line in read_json_lines(read_text(path), path)]
 
 
 def scores(runs: Path, folder: Path) -> dict:
-    """ShapeEval, reconstructions and questions of the collected weights."""
+    """Evaluate the collected weights on captions, reconstructions and questions."""
     from triptych.evaluation import evaluate_all
     from triptych.inference.loading import load_model
 
-    labels = sorted({part.label for part in PLAN})
+    labels = sorted({each.label for each in PLAN})
     flags = [f"--model.weights.{label}={folder / label}.safetensors" for label in labels]
     flags.append(f"--{TOKENIZER_FLAG}={tokenizer_folder(runs)}")
     return evaluate_all(load_model([presets()["tiny"]], flags), num_images=600)
 
 
 def versions() -> dict[str, str]:
-    """The packages that decide numbers."""
+    """Return the versions of the packages that determine numbers."""
     from importlib.metadata import version
 
     return {name: version(name) for name in ("torch", "transformers", "diffusers", "timm")}
 
 
 def commit() -> str:
-    """The commit of the working tree, or "unknown" outside of git."""
+    """Return the commit of the working tree, "unknown" outside of git."""
     result = subprocess.run(
         ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
     )

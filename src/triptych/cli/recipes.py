@@ -1,8 +1,8 @@
-"""`--preset P --stage S` in words of `--config`: the files that one training run reads.
+"""`--preset P --stage S`: expansion to the `--config` files that one training run reads.
 
-In the order in which they are read, so that a later one wins: base.yaml, presets/P.yaml,
-stages/S.yaml, recipes/P/S.yaml (else recipes/published/S.yaml), trainer/H.yaml for --hardware H,
-and last the data: data/folder.yaml for --data-dir, else data/P/S.yaml where there is one.
+They are read in this order, and later ones win: base.yaml, presets/P.yaml, stages/S.yaml,
+recipes/P/S.yaml (else recipes/published/S.yaml), trainer/H.yaml for --hardware H, and the data:
+data/folder.yaml for --data-dir, else data/P/S.yaml if it exists.
 """
 
 from __future__ import annotations
@@ -20,13 +20,18 @@ from triptych.utils.paths import conf_files, presets
 
 FLAGS = ("--preset", "--stage", "--panel", "--hardware", "--data-dir", "--from")
 HELP = """\
---preset P --stage S   read the files of conf/ for a preset and a stage, in place of --config
---hardware H           a file of conf/trainer, such as ddp
---data-dir FOLDER      train on a folder of WebDataset shards
---from SOURCE          start from weights: a preset, a run's folder, or a weight file
---panel NAME           train one panel as the root: understanding, generation or decoding
+--preset P --stage S   preset and stage whose files of conf/ are read, in place of --config
+--hardware H           file of conf/trainer, such as ddp; default that of the stage
+--data-dir FOLDER      folder of WebDataset shards to train on; default the data of the stage
+--from SOURCE          initial weights: a preset, a run's folder, or a weight file
+--panel NAME           panel to train as the root: understanding, generation or decoding
+
+examples:
+  triptych fit --preset tiny --stage stage2
+  triptych fit --preset blip3o_8b --stage stage2 --hardware ddp --data-dir data/photos
+  triptych fit --preset tiny --stage stage2 --print_config
 """
-# The parts of a preset that a panel needs as the root, by its argument.
+# Keys of a preset that a panel as the root needs, by the name of its argument.
 PANELS = {
     "understanding": {},
     "generation": {
@@ -40,12 +45,12 @@ USED_WEIGHTS = {"generation": ("understanding", "encoder"), "decoding": ("encode
 
 @dataclass
 class Expansion:
-    """The arguments of `fit` with every file named.
+    """Arguments of `fit` with every file named.
 
     Attributes:
         command: fit, validate, test or predict.
-        head: the --config files and flags that stand for --preset and its companions.
-        rest: all other arguments; they win.
+        head: --config files and flags that replace --preset and its companions.
+        rest: all other arguments, which win.
         source: value of --from.
     """
 
@@ -55,17 +60,17 @@ class Expansion:
     source: str | None = None
 
     def arguments(self) -> list[str]:
-        """The whole command line; reads the header of a weight file, which imports torch."""
+        """Return the command line. Reads the header of a weight file, which imports torch."""
         weights = weight_flags(self.source) if self.source else []
         return [self.command, *self.head, *weights, *self.rest]
 
 
 def expand(arguments: list[str]) -> Expansion:
-    """Name the files of a preset and a stage; arguments without --preset stay as they are.
+    """Expand --preset and --stage to files; other arguments are returned unchanged.
 
     Raises:
         ConfigurationError: the preset, stage, hardware or panel is unknown, the pair has no recipe,
-            the data folder holds no shard, or there are no weights at --from.
+            the data folder holds no shard, or --from has no weights.
     """
     command, *words = arguments
     given, rest = _split(words)
@@ -95,7 +100,7 @@ def expand(arguments: list[str]) -> Expansion:
         head = [word for file in files for word in ("--config", str(file))]
     else:
         if source is not None:
-            raise ConfigurationError("--from starts a whole model, not a --panel; leave one out.")
+            raise ConfigurationError("--from loads a whole model, not a --panel; leave one out.")
         head = panel_arguments(_choose("panel", panel, list(PANELS)), files)
     if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":
         print(f"triptych {command} reads: {' '.join(map(str, files))}", file=sys.stderr)
@@ -103,10 +108,10 @@ def expand(arguments: list[str]) -> Expansion:
 
 
 def recipe_of(preset: str, stage: str) -> Path:
-    """The recipe of a preset for a stage: its own, else the published one.
+    """Return the recipe of a preset for a stage: its own, else the published one.
 
     Raises:
-        ConfigurationError: there is neither, or the preset's own is empty, which says the same.
+        ConfigurationError: there is neither, or the preset's own is empty, which means the same.
     """
     for folder in (preset, "published"):
         file = conf_files(f"recipes/{folder}/{stage}.yaml").get(stage)
@@ -121,7 +126,7 @@ def recipe_of(preset: str, stage: str) -> Path:
 
 
 def require_shards(folder: str) -> None:
-    """Refuse a data folder without a tar in it or in a folder inside it."""
+    """Refuse a data folder without a tar file in it or in its subfolders."""
     if not os.path.isdir(folder):
         raise ConfigurationError(f"the data folder {folder!r} does not exist; check --data-dir.")
     for _, _, names in os.walk(folder, followlinks=True):
@@ -129,15 +134,15 @@ def require_shards(folder: str) -> None:
             return
     raise ConfigurationError(
         f"the data folder {folder!r} holds no WebDataset shard (*.tar), nor does a folder inside "
-        "it; `triptych data pack` makes shards."
+        "it; `triptych data pack` writes shards."
     )
 
 
 def weight_flags(source: str) -> list[str]:
-    """Flags of --model.weights that start a run from a preset, a run's folder, or a weight file.
+    """Return --model.weights flags for the weights of a preset, a run's folder, or a weight file.
 
     Raises:
-        ConfigurationError: it is a folder or a file without weights.
+        ConfigurationError: the folder or file has no weights.
     """
     path = Path(source)
     if path.is_file() and path.suffix in (".yaml", ".yml"):
@@ -154,8 +159,8 @@ def weight_flags(source: str) -> list[str]:
         return [f"--model.weights.{label}={path}" for label in labels]
     if path.exists():
         raise ConfigurationError(
-            f"{source} holds no weights.safetensors; an unfinished run has checkpoints only: make "
-            "weights of one with `triptych export CHECKPOINT`, and give that file to --from."
+            f"{source} holds no weights.safetensors; an unfinished run has checkpoints only: "
+            "export one with `triptych export CHECKPOINT`, and give that file to --from."
         )
     return _weights_of(presets()[source])
 
@@ -166,21 +171,21 @@ def _weights_of(model_file: Path) -> list[str]:
 
 
 def panel_arguments(panel: str, files: list[Path]) -> list[str]:
-    """Arguments that train one panel of a preset as the root, with the parts that it listens to.
+    """Return the arguments that train one panel of a preset as the root, with what it depends on.
 
     Args:
         panel: a key of PANELS.
-        files: base, preset, stage, recipe and what follows.
+        files: base, preset, stage, recipe and further files.
     """
     documents = [read_yaml(file) for file in files]
     preset = documents[1]["model"]
     own = preset[panel]
     init = dict(own.get("init_args") or {})
     for name, path in PANELS[panel].items():
-        part = preset
+        component = preset
         for key in path:
-            part = part[key]
-        init[name] = part
+            component = component[key]
+        init[name] = component
     weights = preset.get("weights") or {}
     if panel in USED_WEIGHTS:
         init["weights"] = {label: weights.get(label) for label in USED_WEIGHTS[panel]}
@@ -190,7 +195,7 @@ def panel_arguments(panel: str, files: list[Path]) -> list[str]:
     arguments += ["--config", yaml.safe_dump(model, sort_keys=False)]
     for document in documents[2:]:
         others = {key: value for key, value in document.items() if key != "model"}
-        # the scores of a data file are of whole models
+        # the evaluations of a data file need whole models
         if "data" in others and "max_steps" not in (others.get("trainer") or {}):
             others.pop("trainer", None)
         arguments += ["--config", yaml.safe_dump(others, sort_keys=False)]
@@ -198,35 +203,35 @@ def panel_arguments(panel: str, files: list[Path]) -> list[str]:
 
 
 def _split(words: list[str]) -> tuple[dict[str, str], list[str]]:
-    """Our flags by name, and all other arguments."""
+    """Split off our flags by name from all other arguments."""
     given: dict[str, str] = {}
     rest: list[str] = []
-    left = list(words)
-    while left:
-        word = left.pop(0)
+    remaining = list(words)
+    while remaining:
+        word = remaining.pop(0)
         name, joined, value = word.partition("=")
         if name not in FLAGS:
             rest.append(word)
             continue
         if not joined:
-            if not left or left[0].startswith("--"):
+            if not remaining or remaining[0].startswith("--"):
                 raise ConfigurationError(f"{name} needs a value.")
-            value = left.pop(0)
+            value = remaining.pop(0)
         given[name] = value
     return given, rest
 
 
-def _choose(what: str, name: str | None, known: list[str]) -> str:
+def _choose(kind: str, name: str | None, known: list[str]) -> str:
     choices = ", ".join(sorted(known))
     if name is None:
         raise ConfigurationError(
-            f"--{what} is missing: --preset and --stage go together; choose one of {choices}."
+            f"--{kind} is missing: --preset and --stage go together; choose one of {choices}."
         )
     if name not in known:
-        raise ConfigurationError(f"the {what} {name!r} is unknown; choose one of {choices}.")
+        raise ConfigurationError(f"the {kind} {name!r} is unknown; choose one of {choices}.")
     return name
 
 
 def _file(name: str) -> Path:
-    """One file of conf/ that every installation has."""
+    """Return a file of conf/ that every installation has."""
     return conf_files(name)[Path(name).stem]

@@ -6,9 +6,9 @@ import argparse
 import os
 from pathlib import Path
 
-from triptych.cli.arguments import command_parser, load_pipeline, parse
+from triptych.cli.arguments import add_address, command_parser, load_pipeline, parse
 from triptych.utils.errors import UserError
-from triptych.utils.limits import COUNT, PORT, POSITIVE
+from triptych.utils.limits import COUNT, POSITIVE
 
 EXAMPLES = """\
   triptych serve --port 8000
@@ -23,7 +23,7 @@ Ctrl-C ends it. See docs/server.md."""
 def serve(arguments: list[str]) -> None:
     """Serve a model over OpenAI's HTTP interface until Ctrl-C."""
     parser = command_parser("serve", "Serve a model over OpenAI's HTTP interface.", EXAMPLES)
-    _add_address(parser)
+    _add_access(parser)
     _add_limits(parser)
     parsed = parse(parser, arguments)
     try:
@@ -38,64 +38,44 @@ def serve(arguments: list[str]) -> None:
     try:
         app = _app(parsed)
     except KeyboardInterrupt:
-        parser.exit(130, "triptych: interrupted while the model was loaded.\n")
+        parser.exit(130, "triptych: interrupted while the model was loading.\n")
     run(app, bound, parsed.max_connections)
 
 
 def _app(parsed: argparse.Namespace):
-    from triptych.serving.asgi.host_check import Hosts
+    from triptych.serving.asgi.host_check import AllowedHosts
     from triptych.serving.http.app import Limits, create_app
-    from triptych.serving.images.sizes import Sizes
+    from triptych.serving.images.sizes import ImageSizes
 
     pipeline = load_pipeline(parsed)
-    # Clients see the name, in answers and in images: not where the files are.
+    # Clients see the name in responses and images, so it holds no path.
     source = (parsed.config or [parsed.source])[-1]
     pipeline.name = parsed.name or Path(source).name or "model"
     return create_app(
         pipeline,
         pipeline.name,
-        Sizes.of(pipeline),
+        ImageSizes.of(pipeline),
         limits=Limits(
             parsed.max_batch, parsed.max_queue, parsed.max_wait_ms, parsed.timeout,
             parsed.max_body_mb, parsed.max_memory_mb,
         ),
         api_key=parsed.api_key or os.environ.get("TRIPTYCH_API_KEY") or None,
-        hosts=Hosts(parsed.host, parsed.allow_host),
+        hosts=AllowedHosts(parsed.host, parsed.allow_host),
     )  # fmt: skip
 
 
-def _add_address(parser: argparse.ArgumentParser) -> None:
+def _add_access(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--name",
         metavar="NAME",
         help="name of the model for clients; default the last part of SOURCE",
     )
-    parser.add_argument(
-        "--host",
-        default="127.0.0.1",
-        metavar="ADDRESS",
-        help="address to listen on, 0.0.0.0 being every one; default %(default)s",
-    )
-    parser.add_argument(
-        "--port",
-        type=PORT,
-        default=8000,
-        metavar="N",
-        help="port to listen on, 0 being any free one; default %(default)s",
-    )
+    add_address(parser, 8000)
     parser.add_argument(
         "--api-key",
         metavar="KEY",
         help="key that clients must send; default $TRIPTYCH_API_KEY, which other users of the "
         "machine cannot see",
-    )
-    parser.add_argument(
-        "--allow-host",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="further name in Host headers, and of pages that may use the server, * being every "
-        "one; repeatable",
     )
 
 
@@ -106,14 +86,14 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
         type=COUNT,
         default=16,
         metavar="N",
-        help="largest number of images or chats computed together; default %(default)s",
+        help="maximum number of images or chats in a batch; default %(default)s",
     )
     limits.add_argument(
         "--max-queue",
         type=COUNT,
         default=64,
         metavar="N",
-        help="largest number of images and chats that wait, beyond which the answer is 429; "
+        help="maximum number of queued images and chats, beyond which the status is 429; "
         "default %(default)s",
     )
     limits.add_argument(
@@ -121,34 +101,34 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
         type=POSITIVE,
         default=10,
         metavar="MS",
-        help="time to wait for more requests to batch, when the model is idle; default %(default)s",
+        help="milliseconds to wait for more requests to batch, if idle; default %(default)s",
     )
     limits.add_argument(
         "--timeout",
         type=POSITIVE,
         default=120,
         metavar="S",
-        help="seconds that a request may take, beyond which the answer is 504; default %(default)s",
+        help="time limit of a request, beyond which the status is 504; default %(default)s",
     )
     limits.add_argument(
         "--max-body-mb",
         type=POSITIVE,
         default=20,
         metavar="MB",
-        help="largest size of a request, beyond which the answer is 413; default %(default)s",
+        help="maximum size of a request, beyond which the status is 413; default %(default)s",
     )
     limits.add_argument(
         "--max-memory-mb",
         type=POSITIVE,
         default=384,
         metavar="MB",
-        help="largest memory of all requests in flight, beyond which the answer is 429; default "
-        "%(default)s",
+        help="maximum memory of all requests in flight, beyond which the status is 429; "
+        "default %(default)s",
     )
     limits.add_argument(
         "--max-connections",
         type=COUNT,
         metavar="N",
-        help="largest number of connections; default half of the files that may be open, at most "
-        "512",
+        help="maximum number of connections; default half of the files that may be open, at "
+        "most 512",
     )

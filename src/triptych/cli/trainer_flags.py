@@ -1,7 +1,7 @@
-"""Lightning's Trainer flags: reconciled with the rest of a configuration, or refused in a sentence.
+"""Trainer flags: validation, and reconciliation with the callbacks and loggers.
 
-Lightning checks most of its flags itself, when a Trainer is made. Here is the rest: numbers that it
-would take and then fail on, and flags that contradict the callbacks and loggers of a configuration.
+Lightning checks most flags itself, when a Trainer is created. This module adds the ranges of
+numbers that it accepts and fails on later, and flags that contradict callbacks or loggers.
 """
 
 from __future__ import annotations
@@ -53,11 +53,11 @@ _LAUNCHERS = (
 )
 
 
-def settle(trainer: Any) -> None:
-    """Let the settings of a Trainer agree with each other; callbacks that a flag rules out go.
+def reconcile(trainer: Any) -> None:
+    """Reconcile the settings of a Trainer: remove callbacks that a flag rules out.
 
     Args:
-        trainer: the settings, a Namespace; changed in place.
+        trainer: namespace of the settings; changed in place.
 
     Raises:
         UserError: a number is out of range, or two flags contradict each other.
@@ -80,29 +80,29 @@ def settle(trainer: Any) -> None:
         for name, value in _BAREBONES.items():
             trainer[name] = value
     if trainer.enable_checkpointing is False:
-        leave_out(trainer, ModelCheckpoint)
+        remove_callbacks(trainer, ModelCheckpoint)
     if trainer.enable_progress_bar is False:
-        leave_out(trainer, ProgressBar)
+        remove_callbacks(trainer, ProgressBar)
     if trainer.logger in (False, []):
-        for name in leave_out(trainer, LearningRateMonitor, DeviceStatsMonitor):
+        for name in remove_callbacks(trainer, LearningRateMonitor, DeviceStatsMonitor):
             log.warning("%s steps aside: the run has no logger.", name)
 
 
 def launched() -> bool:
-    """Whether something other than Lightning starts the processes of a run, or the user does."""
+    """Whether the processes of a run are started by a launcher or the user, not by Lightning."""
     return "MASTER_ADDR" in os.environ or any(each.detect() for each in _LAUNCHERS)
 
 
 def external_ranks() -> int | None:
-    """Number of the processes of a run that torchrun, SLURM or another launcher started, if any."""
+    """Return the number of processes that torchrun, SLURM or another launcher started, if any."""
     return next((each().world_size() for each in _LAUNCHERS if each.detect()), None)
 
 
-def leave_out(trainer: Any, *classes: type) -> list[str]:
-    """Take the callbacks of these classes out of the settings; returns their names."""
+def remove_callbacks(trainer: Any, *classes: type) -> list[str]:
+    """Remove the callbacks of these classes from the settings; return their names."""
     callbacks = trainer.callbacks or []
     callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
-    found = [(each, resolve_name(each.class_path)) for each in callbacks]
-    gone = [kind for _, kind in found if isinstance(kind, type) and issubclass(kind, classes)]
-    trainer.callbacks = [each for each, kind in found if kind not in gone]
-    return [kind.__name__ for kind in gone]
+    resolved = [(each, resolve_name(each.class_path)) for each in callbacks]
+    removed = [kind for _, kind in resolved if isinstance(kind, type) and issubclass(kind, classes)]
+    trainer.callbacks = [each for each, kind in resolved if kind not in removed]
+    return [kind.__name__ for kind in removed]

@@ -27,7 +27,7 @@ def add_provenance(report: Report) -> None:
             made = read_metadata(Path(report.settings["folder"]) / item["image"])
         except UserError:
             made = {"unknown": "the image does not say"}
-        asked = made.pop("asked", {})
+        asked = made.pop("request", {})
         if seeds := asked.get("seeds") or [made[name] for name in ("seed",) if name in made]:
             item["seeds"] = seeds
         way = {name: value for name, value in made.items() if name not in PER_IMAGE}

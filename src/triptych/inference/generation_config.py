@@ -35,9 +35,7 @@ class GenerationConfig:
     num_inference_steps: int | None = _field(
         STEPS, "steps", "number of steps that make image features"
     )
-    guidance_scale: float | None = _field(
-        SCALE, "guidance", "how closely image features follow the prompt"
-    )
+    guidance_scale: float | None = _field(SCALE, "guidance", "strength of guidance by the prompt")
     guidance_interval: tuple[float, float] | None = _field(
         INTERVAL,
         "guidance interval",
@@ -51,7 +49,7 @@ class GenerationConfig:
         STEPS, "steps", "number of steps of the decoder, from image features to pixels"
     )
     decoder_guidance_scale: float | None = _field(
-        SCALE, "guidance", "how closely the decoder follows image features"
+        SCALE, "guidance", "strength of guidance by image features in the decoder"
     )
     decoder_sampler: str | None = _field(SAMPLER, "sampler", "scheduler of the decoder")
     num_images_per_prompt: int = _field(IMAGES, "images", "number of images of each prompt", 1)

@@ -209,7 +209,13 @@ class UnifiedPipeline(PretrainedModel):
             UserError: the conversation is malformed or too long, an image is unreadable,
                 or an argument is out of range. Raised before any computation, also when streaming.
         """
-        answer = self._answering([messages], max_new_tokens, temperature, top_p, seed)
+        answer = self._answering(
+            [messages],
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            seed=seed,
+        )
         if not stream:
             return answer(None)[0].text
         return iterate_callback(lambda tell: answer(lambda _, piece: tell(piece)))
@@ -232,25 +238,19 @@ class UnifiedPipeline(PretrainedModel):
             on_text: gets (number of the conversation, new piece of its answer); an exception that
                 it raises ends the call.
         """
-        return self._answering(conversations, max_new_tokens, temperature, top_p, seed)(on_text)
-
-    def _answering(
-        self,
-        conversations: Sequence[Conversation],
-        max_new_tokens: int,
-        temperature: float,
-        top_p: float,
-        seed: Seeds,
-    ) -> Callable[[OnText | None], list[ChatOutput]]:
-        write = prepare_answers(
-            self.model,
-            self.device,
+        answer = self._answering(
             conversations,
             max_new_tokens=max_new_tokens,
             temperature=temperature,
             top_p=top_p,
             seed=seed,
         )
+        return answer(on_text)
+
+    def _answering(
+        self, conversations: Sequence[Conversation], **sampling: Any
+    ) -> Callable[[OnText | None], list[ChatOutput]]:
+        write = prepare_answers(self.model, self.device, conversations, **sampling)
 
         def answer(on_text: OnText | None) -> list[ChatOutput]:
             with self._turn, sufficient_memory(len(conversations), "conversations"):

@@ -32,8 +32,8 @@ def add_trust(parser: argparse._ActionsContainer) -> None:
         action="append",
         default=[],
         metavar="NAME",
-        help="a package, or one class of it, that the model's files may name beside triptych's "
-        "own; its code runs; repeatable",
+        help="package, or one class of it, that the model's files may name beside triptych's "
+        "own; its code runs; repeatable; default none",
     )
 
 

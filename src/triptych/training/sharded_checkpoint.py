@@ -55,7 +55,7 @@ _ALLOWED = {
 }
 
 
-def read_shards(path: Path, state: dict[str, Any]) -> None:
+def read_into(path: Path, state: dict[str, Any]) -> None:
     """Fill the tensors of `state` in place; every rank calls.
 
     Raises:
@@ -64,7 +64,7 @@ def read_shards(path: Path, state: dict[str, Any]) -> None:
     _load(path, state, _DataPlanner())
 
 
-def read_shards_of(path: Path, key: str) -> dict[str, Any]:
+def read_full_state(path: Path, key: str) -> dict[str, Any]:
     """State stored under `key`, unsharded, in this process only.
 
     Raises:

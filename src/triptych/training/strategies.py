@@ -25,7 +25,7 @@ from torch.optim import Optimizer
 from triptych.training.execution import blocks_of
 from triptych.training.fsdp import copy_into, gather_state_dict, shard_like
 from triptych.training.ranks import announce_failures
-from triptych.training.sharded_checkpoint import REST, load_data, read_shards
+from triptych.training.sharded_checkpoint import REST, load_data, read_into
 from triptych.utils.errors import UserError
 
 
@@ -185,7 +185,7 @@ class ShardedStrategy(_EndsTogether, ModelParallelStrategy):
             states = [get_optimizer_state_dict(self.model, each) for each in self.optimizers]
             checkpoint["optimizer_states"] = states
         tensors = _tensors(checkpoint)
-        read_shards(path, tensors)
+        read_into(path, tensors)
         return {
             **load_data(path / REST),
             **checkpoint,

@@ -1,4 +1,4 @@
-"""`triptych data`: what is done to data before training.
+"""`triptych data`: preparation of data before training.
 
 main                table of commands
 arguments           flags that the commands share
@@ -7,5 +7,5 @@ pack                data pack
 index               data index
 inspect             data inspect
 features            data features: its flags
-feature_extraction  data features: the encoder over shards by Trainer.predict
+feature_extraction  data features: extraction by Trainer.predict
 """

@@ -1,4 +1,4 @@
-"""`triptych data features`: the frozen encoder over shards, once, by Lightning's predict loop.
+"""`triptych data features`: the frozen encoder over shards by Lightning's predict loop.
 
 Each process takes whole shards and writes one feature shard for each; finished shards are skipped,
 so an interrupted run resumes, and several machines may each take a part of the shards.
@@ -71,11 +71,11 @@ def extract(options: argparse.Namespace) -> None:
             "only the encoder is loaded to compute features; leave out --low-memory and --quantize."
         )
     devices = Devices.of(options, options.precision)
-    found = find_source(options.config or options.source, options.ema)
-    flags = [*found.overrides, *options.overrides]
+    model_source = find_source(options.config or options.source, options.ema)
+    flags = [*model_source.overrides, *options.overrides]
     if options.dtype not in (None, "float32"):
         flags.append(f"--model.execution.frozen_dtype={options.dtype}")
-    model = describe_model(found.configs, flags, options.trust_class)
+    model = describe_model(model_source.configs, flags, options.trust_class)
     require_files(model.weights)
     devices.trainer()  # refuses unavailable devices before anything is read
     if options.out is not None:
@@ -84,7 +84,7 @@ def extract(options: argparse.Namespace) -> None:
     source = ShardFolder(options.folder).open()  # builds missing indexes
     shard_names(source.paths)  # refuses equal names before the weights are read
     module = FeatureModule(model, options.encoder)
-    module.refuse_trained(found.trained)
+    module.refuse_trained(model_source.trained)
     features = FeatureFolder(
         folder=options.out or default_folder(source),
         identity={**module.identity(), "image_backend": options.image_backend},
@@ -158,7 +158,7 @@ class FeatureFolder:
             with supervisor.handled(RESUME):
                 watch_launched()
                 write = WriteFeatureShards(self, source, shards, module.encoder.feature_shape)
-                trainer = devices.trainer([write], most=len(shards))
+                trainer = devices.trainer([write], max_devices=len(shards))
                 take_over(trainer)
                 read = ImageReader(
                     source, Decoder(self.identity["image_backend"]), module.image_size
@@ -186,7 +186,7 @@ class FeatureFolder:
         return [self.folder / (name + SUFFIX) for name in shard_names(source.paths)]
 
     def bytes_of(self, module: FeatureModule) -> int:
-        """Bytes of the features of one sample."""
+        """Return the size in bytes of the features of one sample."""
         return math.prod(module.encoder.feature_shape) * DTYPES[self.dtype].itemsize
 
     def write_manifest(self, precision: str) -> str:

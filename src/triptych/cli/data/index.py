@@ -1,4 +1,4 @@
-"""`triptych data index`: where the samples of shards are, and the unusable ones."""
+"""`triptych data index`: indexes of shards, and their unusable samples."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from triptych.utils.errors import UserError
 EXAMPLES = """\
   triptych data index data/photos
 
-Shards whose index is up to date are left alone. The status is 1 if nothing is usable."""
+Shards with an index that is up to date are skipped. The status is 1 if no sample is usable."""
 
 
 def index(arguments: list[str]) -> None:
     """Index shards, and report their problems."""
     description = (
-        "Write SHARD.idx beside each shard, which says where its samples are. Training does so "
-        "by itself\nwhere there is none; do it here for large sets, and after shards changed."
+        "Write the index of each shard, SHARD.idx. Training writes missing ones itself;\nuse this "
+        "command for large sets, and after shards changed."
     )
     parser = command_parser("data index", description, EXAMPLES, model=False)
     add_folder(parser)
@@ -34,12 +34,12 @@ def index(arguments: list[str]) -> None:
     parser.add_argument(
         "--checksums",
         action="store_true",
-        help="store a checksum of each sample, which reads everything",
+        help="checksum of each sample in the index, which reads all data; default none",
     )
     parser.add_argument(
         "--verify",
         action="store_true",
-        help="compare each sample with its checksum, which reads everything",
+        help="comparison of each sample with its checksum, which reads all data; default none",
     )
     add_workers(parser)
     parsed = parse(parser, arguments)
@@ -69,7 +69,7 @@ def index(arguments: list[str]) -> None:
                 first = ", ".join(problem.keys[:3])
                 problems.append((index.shard.name, problem.samples, problem.reason, first))
     if problems:
-        print_table(("shard", "left out", "why", "first of them"), problems)
+        print_table(("shard", "left out", "reason", "first keys"), problems)
     samples = sum(map(len, indexes))
     print(f"{samples:,} samples in {len(indexes):,} of {len(shards):,} shards")
     print_problems(excluded)
@@ -96,7 +96,7 @@ def _verify(indexes: list, workers: int | None) -> None:
                 shard = indexes[done - 1].shard.name
                 changed.append((shard, len(keys), "other bytes", ", ".join(keys[:3])))
     if changed:
-        print_table(("shard", "changed", "how", "first of them"), changed)
+        print_table(("shard", "changed", "difference", "first keys"), changed)
         raise UserError(
             f"{sum(row[1] for row in changed):,} samples in {len(changed):,} shards are not what "
             "they were when their checksums were taken; download those shards again."

@@ -1,4 +1,4 @@
-"""`triptych data inspect`: counts, lengths, sizes, duplicates, an image grid."""
+"""`triptych data inspect`: counts, lengths, sizes and duplicates, and an image grid."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def inspect(arguments: list[str]) -> None:
         type=IMAGES,
         default=48,
         metavar="N",
-        help="number of images of the grid; default %(default)s",
+        help="number of images in the grid; default %(default)s",
     )
     parser.add_argument(
         "--samples",
@@ -102,5 +102,5 @@ def report(source, statistics) -> Iterator[str]:
 def _range(values) -> str:
     """Minimum, maximum and median of some numbers."""
     ordered = sorted(int(value) for value in values)
-    least, middle, most = ordered[0], ordered[len(ordered) // 2], ordered[-1]
-    return f"{least:,} to {most:,}, median {middle:,}" if least != most else f"{least:,}"
+    low, middle, high = ordered[0], ordered[len(ordered) // 2], ordered[-1]
+    return f"{low:,} to {high:,}, median {middle:,}" if low != high else f"{low:,}"

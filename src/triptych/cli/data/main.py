@@ -7,17 +7,21 @@ from pkgutil import resolve_name
 
 # Command -> (module:function, line of `triptych data --help`), imported when it is called.
 COMMANDS = {
-    "pack": ("pack:pack", "images and captions into shards"),
-    "index": ("index:index", "where the samples of shards are, and the unusable ones"),
-    "inspect": ("inspect:inspect", "counts, lengths, sizes, duplicates, an image grid"),
+    "pack": ("pack:pack", "packing of images and captions into shards"),
+    "index": ("index:index", "indexes of shards, and their unusable samples"),
+    "inspect": ("inspect:inspect", "counts, lengths, sizes and duplicates, and an image grid"),
     "features": ("features:features", "image features of shards, computed once"),
 }
+EXAMPLES = """\
+  triptych data pack photos --out data/photos
+  triptych data inspect data/photos --out photos.png"""
 
 
 def overview() -> str:
-    """The text of `triptych data --help`."""
+    """Return the text of `triptych data --help`."""
     lines = [f"  {name:10} {text}" for name, (_, text) in COMMANDS.items()]
-    return "\n".join(["usage: triptych data COMMAND [--help] ...", "", *lines])
+    usage = "usage: triptych data COMMAND [--help] ..."
+    return "\n".join([usage, "", *lines, "", "examples:", EXAMPLES])
 
 
 def data(arguments: list[str]) -> None:
@@ -33,5 +37,5 @@ def data(arguments: list[str]) -> None:
     try:
         resolve_name(f"triptych.cli.data.{COMMANDS[name][0]}")(arguments[1:])
     except KeyboardInterrupt:  # 130: what a shell reports of a program that Ctrl-C ended
-        print("triptych: interrupted; the same command goes on where it stopped.", file=sys.stderr)
+        print("triptych: interrupted; the same command resumes where it stopped.", file=sys.stderr)
         raise SystemExit(130) from None

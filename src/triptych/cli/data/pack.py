@@ -1,4 +1,4 @@
-"""`triptych data pack`: images and captions into shards."""
+"""`triptych data pack`: packing of images and captions into shards."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from triptych.utils.limits import COUNT
 EXAMPLES = """\
   triptych data pack photos --out data/photos
 
-The same command resumes where it was stopped."""
+The same command resumes where it stopped."""
 
 
 def pack(arguments: list[str]) -> None:
@@ -58,12 +58,16 @@ def pack(arguments: list[str]) -> None:
 
 
 def pack_parser() -> argparse.ArgumentParser:
-    """Parser of `triptych data pack`."""
-    description = "Pack images and captions into WebDataset shards; image files stay as they are."
+    """Create the parser of `triptych data pack`."""
+    description = "Pack images and captions into WebDataset shards; image files are not reencoded."
     parser = command_parser("data pack", f"{description}\n\n{SOURCES}", EXAMPLES, model=False)
     add_source(parser)
     parser.add_argument(
-        "--out", type=Path, required=True, metavar="FOLDER", help="folder of the shards to write"
+        "--out",
+        type=Path,
+        required=True,
+        metavar="FOLDER",
+        help="folder of the shards to write; required",
     )
     parser.add_argument(
         "--samples-per-shard",
@@ -76,7 +80,7 @@ def pack_parser() -> argparse.ArgumentParser:
         "--images-dir",
         type=Path,
         metavar="FOLDER",
-        help="folder from which the paths of images in a file start; default that of the file",
+        help="folder that image paths in a file are relative to; default that of the file",
     )
     for kind in ("image", "caption"):
         parser.add_argument(
@@ -87,7 +91,7 @@ def pack_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--split",
         metavar="NAME",
-        help="split of a saved data set that has several; default the only one",
+        help="split of a saved data set; default the only one",
     )
     add_workers(parser)
     return parser

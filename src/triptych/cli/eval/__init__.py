@@ -1,4 +1,4 @@
-"""`triptych eval`: benchmarks from the command line to a report.
+"""`triptych eval`: benchmarks on the command line.
 
 main             table of benchmarks
 arguments        flags that benchmarks share

@@ -1,4 +1,4 @@
-"""Shared flags of the benchmarks, and output of their reports."""
+"""Flags that benchmarks share, and output of their reports."""
 
 from __future__ import annotations
 
@@ -21,10 +21,16 @@ QWEN = "Qwen/Qwen2.5-VL-7B-Instruct"
 def add_report(parser: argparse.ArgumentParser) -> None:
     """Add the flags of the files to write."""
     parser.add_argument(
-        "--out", type=output_file, metavar="FILE", help="JSON file of the report to write"
+        "--out",
+        type=output_file,
+        metavar="FILE",
+        help="JSON file of the report to write; default none",
     )
     parser.add_argument(
-        "--page", type=output_file, metavar="FILE", help="HTML page of the report to write"
+        "--page",
+        type=output_file,
+        metavar="FILE",
+        help="HTML page of the report to write; default none",
     )
 
 
@@ -35,14 +41,16 @@ def add_images(parser: argparse.ArgumentParser, name: str) -> None:
         type=Path,
         metavar="FOLDER",
         default=Path("out", name),
-        help="folder of the images; those that are there are not made again; default %(default)s",
+        help="folder of the images, of which only missing ones are generated; default %(default)s",
     )
     only = parser.add_mutually_exclusive_group()
     only.add_argument(
-        "--generate-only", action="store_true", help="make the images without scoring them"
+        "--generate-only", action="store_true", help="generation of the images without scores"
     )
     only.add_argument(
-        "--score-only", action="store_true", help="score the images of the folder, make none"
+        "--score-only",
+        action="store_true",
+        help="scores of the images in the folder, none generated",
     )
     parser.add_argument(
         "--limit", type=COUNT, metavar="N", help="number of prompts to use; default all"
@@ -50,32 +58,33 @@ def add_images(parser: argparse.ArgumentParser, name: str) -> None:
 
 
 def add_judge(parser: argparse.ArgumentParser, default: str | None) -> None:
-    """Add the flags of the judge, which answers questions about images."""
+    """Add the flags of the judge, a model that answers questions about images."""
     judge = parser.add_argument_group("judge")
-    shown = f"; default {default}, if it is on this machine" if default else ""
+    shown = f"{default}, if it is on this machine" if default else "none"
     judge.add_argument(
         "--judge",
         metavar="MODEL",
-        help=f"judge: a folder, a name on the hub, or its name at --judge-url{shown}",
+        help=f"judge model: a folder, a hub name, or its name at --judge-url; default {shown}",
     )
     judge.add_argument(
         "--judge-url",
         metavar="URL",
-        help="address of an OpenAI-compatible server of the judge; its key is $OPENAI_API_KEY",
+        help="address of the judge's OpenAI-compatible server, with its key in $OPENAI_API_KEY; "
+        "default none",
     )
     judge.add_argument(
         "--answer-cache",
         type=output_file,
         metavar="FILE",
-        help="file that keeps the judge's answers, so that none is asked twice; default none",
+        help="file of the judge's answers, so that no question is asked twice; default none",
     )
 
 
-def named_or_here(named: str | None, default: str, flag: str) -> str:
-    """The model that was named, else the default: nothing is downloaded that nobody named.
+def named_or_cached(named: str | None, default: str, flag: str) -> str:
+    """Return the named model, else the default if it is cached: only named models are downloaded.
 
     Raises:
-        UserError: none was named, and the default is not on this machine.
+        UserError: no model was named, and the default is not on this machine.
     """
     if named is not None:
         return named
@@ -83,14 +92,14 @@ def named_or_here(named: str | None, default: str, flag: str) -> str:
 
     if not isinstance(try_to_load_from_cache(default, "config.json"), str):
         raise UserError(
-            f"{default}, which judges by default, is not on this machine; name it, and it is "
-            f"downloaded: {flag} {default}; or give a folder."
+            f"{default}, the default judge, is not on this machine; name it to download it ({flag} "
+            f"{default}), or give a folder."
         )
     return default
 
 
 def judge_of(parsed: argparse.Namespace) -> Judge:
-    """Load the named judge, or Qwen2.5-VL.
+    """Load the named judge, by default Qwen2.5-VL.
 
     Raises:
         UserError: the model does not exist.
@@ -103,17 +112,17 @@ def judge_of(parsed: argparse.Namespace) -> Judge:
 
     from triptych.evaluation.judges.local import QwenJudge
 
-    source, device = named_or_here(parsed.judge, QWEN, "--judge"), device_of(parsed)
+    source, device = named_or_cached(parsed.judge, QWEN, "--judge"), device_of(parsed)
     return QwenJudge(source, device, torch.float32 if device.type == "cpu" else torch.bfloat16)
 
 
-def hand_out(report: Report, parsed: argparse.Namespace) -> None:
+def write_report(report: Report, parsed: argparse.Namespace) -> None:
     """Write the requested files, and print the table."""
-    write(report, parsed)
+    write_files(report, parsed)
     print(report.table())
 
 
-def write(report: Report, parsed: argparse.Namespace) -> None:
+def write_files(report: Report, parsed: argparse.Namespace) -> None:
     """Write the requested files."""
     if parsed.out:
         report.save(parsed.out)

@@ -1,4 +1,4 @@
-"""`triptych eval compare`: reports in one table and one image."""
+"""`triptych eval compare`: reports in one table and one bar chart."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ EXAMPLES = """\
   triptych eval compare a.json b.json c.json --out compare.json --chart compare.png
   triptych eval compare runs/*/scores.json --only mean
 
-The reports are of one benchmark. Settings in which they differ stand below the table."""
+All reports must be of one benchmark. The table is followed by the settings that differ."""
 
 
 def compare(arguments: list[str]) -> None:
-    """Reports of one benchmark in one table and one image"""
+    """Compare reports of one benchmark in a table and a bar chart."""
     parser = command_parser(
         "eval compare", "Compare reports of one benchmark.", EXAMPLES, model=False
     )
@@ -23,7 +23,10 @@ def compare(arguments: list[str]) -> None:
         "reports", nargs="+", type=Path, metavar="REPORT", help="JSON files of reports to compare"
     )
     parser.add_argument(
-        "--out", type=output_file, metavar="FILE", help="JSON file of the table to write"
+        "--out",
+        type=output_file,
+        metavar="FILE",
+        help="JSON file of the table to write; default none",
     )
     parser.add_argument(
         "--chart",
@@ -33,14 +36,14 @@ def compare(arguments: list[str]) -> None:
         help="PNG file of the bar chart to write; default %(default)s",
     )
     parser.add_argument(
-        "--only", metavar="TEXT", help="text in the names of the scores to show; default all scores"
+        "--only", metavar="TEXT", help="text that names of shown scores contain; default all scores"
     )
     parsed = parse(parser, arguments)
     from triptych.evaluation.comparison import Comparison
 
-    found = Comparison.read(parsed.reports, parsed.only)
-    print(found.table())
+    comparison = Comparison.read(parsed.reports, parsed.only)
+    print(comparison.table())
     if parsed.out:
-        found.save(parsed.out)
-    found.draw(parsed.chart)
+        comparison.save(parsed.out)
+    comparison.draw(parsed.chart)
     print(f"\n{parsed.chart}")

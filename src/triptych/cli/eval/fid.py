@@ -1,4 +1,4 @@
-"""`triptych eval fid`: how far images are from true ones, and from their captions."""
+"""`triptych eval fid`: FID, KID and CLIP score of a folder of images."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from triptych.cli.arguments import (
     load_pipeline,
     parse,
 )
-from triptych.cli.eval.arguments import add_report, hand_out
+from triptych.cli.eval.arguments import add_report, write_report
 
 EXAMPLES = """\
   triptych eval fid --images-dir out/made --reference data/true --out fid.json
@@ -19,15 +19,15 @@ EXAMPLES = """\
 --inception weights-inception-2015-12-05-6726825d.pth
   triptych eval fid --images-dir MJHQ/made --reference MJHQ/true --clip clip-vit-large-patch14
 
-Without --inception, the features are those of the model's own image encoder, and the figures
-compare with each other alone. Folders of images or of shards; captions and categories as in
-docs/metrics.md."""
+Without --inception, features come from the model's own image encoder, and figures can be compared
+only with each other. Folders hold images or shards; see docs/metrics.md for captions and
+categories."""
 
 
 def fid(arguments: list[str]) -> None:
-    """FID and KID of a folder of images against another, and CLIP score"""
+    """Compute FID and KID of a folder of images against another, and the CLIP score."""
     parser = command_parser(
-        "eval fid", "FID and KID, and CLIP score where a model is named.", EXAMPLES
+        "eval fid", "Compute FID and KID, and the CLIP score if --clip is given.", EXAMPLES
     )
     add_report(parser)
     parser.add_argument(
@@ -35,14 +35,14 @@ def fid(arguments: list[str]) -> None:
         type=Path,
         required=True,
         metavar="A",
-        help="folder of the generated images, or of shards of them",
+        help="folder of the generated images, or of shards of them; required",
     )
     parser.add_argument(
         "--reference",
         type=Path,
         required=True,
         metavar="B",
-        help="folder of the real images, or of shards of them",
+        help="folder of the real images, or of shards of them; required",
     )
     parser.add_argument(
         "--inception",
@@ -65,7 +65,7 @@ def fid(arguments: list[str]) -> None:
     from triptych.evaluation.provenance import add_provenance
 
     for folder in (parsed.images_dir, parsed.reference):
-        read_images(folder)  # finds the files, and refuses the folder before a model is loaded
+        read_images(folder)  # refuses a folder before a model is loaded
     judge = clip_score.ClipJudge(parsed.clip, device_of(parsed)) if parsed.clip else None
     if parsed.inception:
         space = InceptionSpace(parsed.inception, device_of(parsed))
@@ -75,12 +75,12 @@ def fid(arguments: list[str]) -> None:
         parsed.images_dir, parsed.reference, space, batch_size=parsed.batch_size
     )
     if judge is not None:
-        fits = clip_score.score(parsed.images_dir, judge)
-        report.scores |= fits.scores
-        report.intervals |= fits.intervals
-        report.numbers |= fits.numbers
-        report.counts |= {name: fits.counts[name] for name in ("without_caption", "cut_captions")}
-        report.settings["clip"] = fits.settings["clip"]
-        report.judged_by += f"; {fits.judged_by}"
+        clip = clip_score.score(parsed.images_dir, judge)
+        report.scores |= clip.scores
+        report.intervals |= clip.intervals
+        report.numbers |= clip.numbers
+        report.counts |= {name: clip.counts[name] for name in ("without_caption", "cut_captions")}
+        report.settings["clip"] = clip.settings["clip"]
+        report.judged_by += f"; {clip.judged_by}"
     add_provenance(report)
-    hand_out(report, parsed)
+    write_report(report, parsed)

@@ -18,8 +18,8 @@ from triptych.cli.arguments import (
     parse,
 )
 from triptych.cli.devices import for_each
-from triptych.cli.eval.arguments import add_report, write
-from triptych.cli.jobs import bar
+from triptych.cli.eval.arguments import add_report, write_files
+from triptych.cli.jobs import progress_bar
 from triptych.inference.generation_config import GenerationConfig
 from triptych.utils.disk_usage import output_folder
 from triptych.utils.limits import ALL_IMAGES
@@ -37,7 +37,7 @@ Scores are the same on every run, whatever the number of devices."""
 
 
 def shapes(arguments: list[str]) -> None:
-    """The shapes world: held-out captions, reconstructions, questions and edits"""
+    """Score a model on held-out captions, reconstructions, questions and edits of shapes."""
     parser = command_parser("eval shapes", "Score a model on the shapes world.", EXAMPLES)
     add_report(parser)
     parser.add_argument(
@@ -52,8 +52,8 @@ def shapes(arguments: list[str]) -> None:
         "--images-dir",
         type=output_folder,
         metavar="FOLDER",
-        help="folder to keep the images in: a stopped run resumes with them, and the page shows "
-        "them; default none is kept",
+        help="folder to save the images to, with which a stopped run resumes and which the page "
+        "shows; default none",
     )
     add_parts(parser, "seed of the noise that images start from", 64)
     add_generation(parser)
@@ -68,18 +68,20 @@ def shapes(arguments: list[str]) -> None:
         generation_config=GenerationConfig(**generation_of(parsed)),
     )
     if parsed.part != (0, 1) and parsed.images_dir is None:
-        parser.error("a part is not a whole score; give --images-dir, to keep its images")
-    found, used = _found(parsed, plan)
+        parser.error("a --part cannot be scored; give --images-dir to save its images")
+    found, settings = _item_scores(parsed, plan)
     if parsed.part != (0, 1):
         return
-    whole = report(found, plan, parsed.images_dir)
-    whole.settings |= used | model_of(parsed)
-    write(whole, parsed)
-    _show(whole)
+    scores = report(found, plan, parsed.images_dir)
+    scores.settings |= settings | model_of(parsed)
+    write_files(scores, parsed)
+    _print(scores)
 
 
-def _found(parsed: argparse.Namespace, plan: ScoringPlan) -> tuple[list[ItemScore], dict[str, Any]]:
-    """All verdicts of the plan, or those of the images of a part, and `_used`."""
+def _item_scores(
+    parsed: argparse.Namespace, plan: ScoringPlan
+) -> tuple[list[ItemScore], dict[str, Any]]:
+    """Return the item scores of the plan, or of the images of a --part, and `_settings_of`."""
     from triptych.evaluation.image_cache import ImageCache
     from triptych.evaluation.shapes.all_scores import SPLITS, item_scores
 
@@ -87,39 +89,38 @@ def _found(parsed: argparse.Namespace, plan: ScoringPlan) -> tuple[list[ItemScor
     part, parts = parsed.part
     mine = [n for n, (score, _, _) in enumerate(work) if parts == 1 or score in SPLITS]
     mine = mine[part::parts]
-    used: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     total = sum(len(work[n][2]) for n in mine)
-    with bar(total, 0, parsed.devices * parsed.num_nodes) as advance:
+    with progress_bar(total, 0, parsed.devices * parsed.num_nodes) as advance:
 
         def load(device: Any) -> tuple[Any, ImageCache | None]:
             pipe = load_pipeline(parsed, device)
-            used.update(_used(pipe, plan))
-            return pipe, ImageCache(parsed.images_dir, used) if parsed.images_dir else None
+            settings.update(_settings_of(pipe, plan))
+            return pipe, ImageCache(parsed.images_dir, settings) if parsed.images_dir else None
 
-        def perform(loaded: tuple[Any, ImageCache | None], number: int) -> list[ItemScore]:
+        def compute(loaded: tuple[Any, ImageCache | None], number: int) -> list[ItemScore]:
             pipe, kept = loaded
             found = list(item_scores(pipe.model, plan, (mine[number], len(work)), kept))
             advance(len(found))
             return found
 
-        found = for_each(parsed, len(mine), load, perform)
-    return [score for each in found for score in each], used
+        found = for_each(parsed, len(mine), load, compute)
+    return [score for each in found for score in each], settings
 
 
-def _used(pipe: Any, plan: ScoringPlan) -> dict[str, Any]:
-    """Settings that determine the scores beside the request: the model's own settings, and the
-    digest of its weights."""
+def _settings_of(pipe: Any, plan: ScoringPlan) -> dict[str, Any]:
+    """Resolved sampling settings and the hash of the weights, which determine the scores too."""
     from triptych.cli.jobs import weights_hash_of
 
     return plan.generation_config.resolved(pipe.model) | {"weights": weights_hash_of(pipe)}
 
 
-def _show(whole: Report) -> None:
-    """The scores as JSON on standard output, for programs; the table on standard error."""
+def _print(report: Report) -> None:
+    """Print the scores as JSON on standard output, and as a table on standard error."""
     import sys
 
     from triptych.evaluation.report import nested
 
-    own = {name: score for name, score in whole.scores.items() if not name.startswith("chance/")}
-    print(replace(whole, scores=own).table(), file=sys.stderr)
-    print(json.dumps({"scores": nested(whole.scores)}, indent=1, sort_keys=True))
+    own = {name: score for name, score in report.scores.items() if not name.startswith("chance/")}
+    print(replace(report, scores=own).table(), file=sys.stderr)
+    print(json.dumps({"scores": nested(report.scores)}, indent=1, sort_keys=True))

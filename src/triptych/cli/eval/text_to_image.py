@@ -1,4 +1,4 @@
-"""`triptych eval geneval`, `dpg` and `wise`: images for published prompts, made and judged."""
+"""`triptych eval geneval`, `dpg` and `wise`: images of published prompts, generated and scored."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from triptych.cli.eval.arguments import (
     add_images,
     add_judge,
     add_report,
-    hand_out,
     judge_of,
-    named_or_here,
+    named_or_cached,
+    write_report,
 )
 from triptych.cli.eval.generate_images import BenchmarkFile, make_images
 from triptych.utils.disk_usage import output_folder
@@ -42,34 +42,34 @@ GENEVAL = """\
   triptych eval geneval --score-only --images-dir images --detector mask2former \
 --clip clip-vit-large-patch14
 
-The folder is that of the original scorer, which reads it, too. A run that was stopped goes on."""
+The original scorer can read the folder, too. A run that was stopped resumes."""
 
 DPG = """\
-  triptych eval dpg --from runs/mine --questions dpg_bench.csv --answer-cache said.jsonl \
+  triptych eval dpg --from runs/mine --questions dpg_bench.csv --answer-cache answers.jsonl \
 --judge Qwen/Qwen2.5-VL-7B-Instruct --out dpg.json
   triptych eval dpg --from runs/mine --limit 2 --generate-only --images-dir out/grids
   triptych eval dpg --score-only --images-dir grids --questions dpg_bench.csv \
 --judge-url http://127.0.0.1:8000/v1
 
-dpg_bench.csv is in the ELLA repository; it is asked for where grids are scored."""
+dpg_bench.csv is in the ELLA repository; scoring needs it."""
 
 WISE = """\
   triptych eval wise --prompts cultural_common_sense.json natural_science.json --generate-only
   triptych eval wise --prompts *.json --protocol verified --judge qwen3.5-35b-a3b \
 --judge-url http://127.0.0.1:8000/v1 --answer-cache answers.jsonl --out wise.json
 
-The prompts have no licence, so you download them, from the WISE repository."""
+The prompts have no licence: download them from the WISE repository."""
 
 
 def geneval(arguments: list[str]) -> None:
-    """553 prompts, 4 images each: are objects there, in number, colour and place?"""
-    parser = _parser("geneval", "GenEval: objects, their number, colour and place.", GENEVAL)
+    """Run GenEval: 553 prompts about objects, their number, colour and position."""
+    parser = _parser("geneval", "GenEval: objects, their number, colour and position.", GENEVAL)
     add_num_images(parser, 4)
     parser.add_argument(
         "--prompts", type=Path, metavar="FILE", help="file of prompts; default the published ones"
     )
     judge = parser.add_argument_group(
-        "judge (a name on the hub that you give is downloaded; a default must be on this machine)"
+        "judge (a hub name is downloaded if given; a default must be on this machine)"
     )
     judge.add_argument(
         "--detector",
@@ -91,8 +91,8 @@ def geneval(arguments: list[str]) -> None:
     def scorer() -> Callable[[Path], Report]:
         device = device_of(parsed)
         sources = (
-            named_or_here(parsed.detector, DETECTOR, "--detector"),
-            named_or_here(parsed.clip, CLIP, "--clip"),
+            named_or_cached(parsed.detector, DETECTOR, "--detector"),
+            named_or_cached(parsed.clip, CLIP, "--clip"),
         )
         detector = benchmark.Mask2Former(sources[0], device)
         colours = benchmark.ClipColours(sources[1], device)
@@ -105,7 +105,7 @@ def geneval(arguments: list[str]) -> None:
             limit=parsed.limit,
         )
 
-    wanted = [
+    requests = [
         BenchmarkFile(
             benchmark.sample_path(Path(), number, copy).as_posix(), entry["prompt"], number, copy
         )
@@ -113,16 +113,16 @@ def geneval(arguments: list[str]) -> None:
         for copy in range(parsed.num_images_per_prompt)
     ]
 
-    def beside(folder: Path) -> None:
+    def write_entries(folder: Path) -> None:
         for number, entry in enumerate(entries):
             benchmark.write_metadata(folder, number, entry)
 
-    _run(wanted, parsed, scorer, beside)
+    _run(requests, parsed, scorer, write_entries)
 
 
 def dpg(arguments: list[str]) -> None:
-    """1,065 long prompts, a grid of 2x2 images each: does it show all that they say?"""
-    parser = _parser("dpg", "DPG-Bench: long prompts, asked question by question.", DPG)
+    """Run DPG-Bench: 1,065 long prompts with a grid of images each, scored by questions."""
+    parser = _parser("dpg", "DPG-Bench: long prompts, scored question by question.", DPG)
     parser.add_argument(
         "--grid",
         type=TILES,
@@ -134,11 +134,14 @@ def dpg(arguments: list[str]) -> None:
         "--prompts", type=Path, metavar="FILE", help="file of prompts; default the published ones"
     )
     parser.add_argument(
-        "--questions", type=Path, metavar="FILE", help="dpg_bench.csv, the file of questions"
+        "--questions",
+        type=Path,
+        metavar="FILE",
+        help="file of questions, dpg_bench.csv; required for scoring",
     )
     add_judge(parser, QWEN)
     parsed = _parse(parser, arguments)
-    if parsed.questions is None and not _only_makes(parsed):
+    if parsed.questions is None and not _skips_scoring(parsed):
         parser.error("give --questions dpg_bench.csv, or --generate-only")
     from triptych.evaluation import dpg as benchmark
     from triptych.evaluation.dpg.layout import PACKAGED
@@ -159,7 +162,7 @@ def dpg(arguments: list[str]) -> None:
             limit=parsed.limit,
         )
 
-    wanted = [
+    requests = [
         BenchmarkFile(
             benchmark.grid_path(Path(), str(entry["item_id"])).as_posix(),
             entry["prompt"],
@@ -168,20 +171,20 @@ def dpg(arguments: list[str]) -> None:
         )
         for number, entry in enumerate(entries)
     ]
-    _run(wanted, parsed, scorer)
+    _run(requests, parsed, scorer)
 
 
 def wise(arguments: list[str]) -> None:
-    """1,000 prompts that you download: does an image show what a prompt means?"""
-    parser = _parser("wise", "WISE: what prompts mean rather than say.", WISE)
+    """Run WISE: 1,000 prompts whose meaning goes beyond their words."""
+    parser = _parser("wise", "WISE: prompts whose meaning goes beyond their words.", WISE)
     parser.add_argument(
-        "--prompts", type=Path, nargs="+", metavar="FILE", help="prompt files of WISE"
+        "--prompts", type=Path, nargs="+", metavar="FILE", help="prompt files of WISE; required"
     )
     parser.add_argument(
         "--protocol",
         choices=["legacy", "verified"],
         default="legacy",
-        help="version of the benchmark, whose scores do not compare; default %(default)s",
+        help="version of the benchmark; scores of the two cannot be compared; default %(default)s",
     )
     parser.add_argument(
         "--instructions",
@@ -193,7 +196,7 @@ def wise(arguments: list[str]) -> None:
     parsed = _parse(parser, arguments)
     if not parsed.prompts:
         parser.error("give --prompts, the files that you downloaded from the WISE repository")
-    if parsed.judge is None and not _only_makes(parsed):
+    if parsed.judge is None and not _skips_scoring(parsed):
         parser.error("give --judge MODEL, with --judge-url URL for an endpoint; or --generate-only")
     from triptych.evaluation import wise as benchmark
 
@@ -212,18 +215,18 @@ def wise(arguments: list[str]) -> None:
             limit=parsed.limit,
         )
 
-    wanted = [
+    requests = [
         BenchmarkFile(benchmark.image_path(Path(), each.number).as_posix(), each.text, each.number)
         for each in prompts
     ]
-    _run(wanted, parsed, scorer)
+    _run(requests, parsed, scorer)
 
 
 def _parser(name: str, description: str, examples: str) -> argparse.ArgumentParser:
     parser = command_parser(f"eval {name}", description, examples)
     add_report(parser)
     add_images(parser, name)
-    add_parts(parser, "seed of all images: each has its own, by its prompt's number")
+    add_parts(parser, "seed that determines the seed of every image")
     add_generation(parser)
     return parser
 
@@ -231,7 +234,7 @@ def _parser(name: str, description: str, examples: str) -> argparse.ArgumentPars
 def _parse(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Namespace:
     parsed = parse(parser, arguments)
     if parsed.score_only and parsed.part != (0, 1):
-        parser.error("--score-only makes no images; leave out --part")
+        parser.error("--score-only generates no images; leave out --part")
     if not parsed.score_only:
         try:
             output_folder(str(parsed.images_dir))
@@ -240,31 +243,31 @@ def _parse(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Na
     return parsed
 
 
-def _only_makes(parsed: argparse.Namespace) -> bool:
-    """Whether nothing is scored: a part is not a whole benchmark."""
+def _skips_scoring(parsed: argparse.Namespace) -> bool:
+    """Whether images are only generated: a --part of them cannot be scored."""
     return parsed.generate_only or parsed.part != (0, 1)
 
 
 def _run(
-    wanted: list[BenchmarkFile],
+    requests: list[BenchmarkFile],
     parsed: argparse.Namespace,
     scorer: Callable[[], Callable[[Path], Report]],
-    beside: Callable[[Path], Any] = lambda folder: None,
+    write_entries: Callable[[Path], Any] = lambda folder: None,
 ) -> None:
-    """Make the missing images, and score the folder.
+    """Generate the missing images, and score the folder.
 
     Args:
-        scorer: function that loads the judge, before any image is made: it may be missing.
-        beside: function that writes the files beside the images.
+        scorer: function that loads the judge; called first, since the judge may be missing.
+        write_entries: function that writes the metadata files next to the images.
     """
-    judging = not _only_makes(parsed) and is_first_rank()
+    judging = not _skips_scoring(parsed) and is_first_rank()
     score = scorer() if judging else None
     if not parsed.score_only:
-        make_images(wanted, parsed)
-        beside(parsed.images_dir)
+        make_images(requests, parsed)
+        write_entries(parsed.images_dir)
     if score is not None:
         from triptych.evaluation.provenance import add_provenance
 
         report = score(parsed.images_dir)
         add_provenance(report)
-        hand_out(report, parsed)
+        write_report(report, parsed)

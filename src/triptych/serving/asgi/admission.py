@@ -1,9 +1,8 @@
-"""Admission control: bounds on the requests in flight and on the bytes that they hold.
+"""Admission control: bounds on the requests in flight and on their memory.
 
-A request takes a ticket before its body is read, and reserves memory before it uses it. When there
-is no room, those whose clients keep the server waiting (a body that does not come, an answer that
-is not read) are dropped first, the longest waiting one before the others: slow clients never keep
-out one that is not slow.
+A request takes a ticket before its body is read, and reserves memory before it uses it. If there is
+no room, stalled requests (whose client neither sends the body nor reads the response) are dropped,
+the longest stalled first, so that slow clients never block fast ones.
 """
 
 from __future__ import annotations
@@ -11,50 +10,50 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from triptych.serving.asgi.api_errors import Problem
+from triptych.serving.asgi.api_errors import APIError
 
-GRACE = 1.0
-"""Seconds for which a client may keep the server waiting before others may take its room."""
-SMALL = 2**16
-"""Bytes of a body that every ticket includes: small requests find room beside large ones."""
+STALL_GRACE = 1.0
+"""Seconds after which a stalled request may be dropped for another one."""
+FREE_BODY_BYTES = 2**16
+"""Bytes of a body that need no reservation, so that small requests are never refused for memory."""
 
 
 class Ticket:
-    """An admitted request: its reserved bytes, and since when its client has stalled."""
+    """An admitted request: its reserved bytes, and the time since which it has stalled."""
 
     def __init__(self, admission: Admission, drop: Callable[[], None]) -> None:
         self._admission, self._drop = admission, drop
         self.held = 0
         self.stalled_since: float | None = None
 
-    def reserve(self, size: int, small: int = 0) -> None:
-        """Reserve so many bytes more; the first `small` of them are free.
+    def reserve(self, size: int) -> None:
+        """Reserve more bytes.
 
         Raises:
-            Problem: there is no room for them now (429), or never (413).
+            APIError: there is no room now (429), or never (413).
         """
-        self._admission.reserve(self, max(0, size - small))
+        self._admission.reserve(self, size)
 
     def hold(self, size: int) -> None:
-        """Hold so many bytes more, which exist already; others make room, if any can."""
+        """Count bytes that are allocated already; drop stalled requests above the limit."""
         self._admission.make_room(size)
         self._take(size)
 
     def release(self, size: int) -> None:
-        """Release a part of the reserved bytes."""
+        """Release some of the reserved bytes."""
         self._take(-min(size, self.held))
 
     def stall(self, waiting: bool) -> None:
-        """Note that the client keeps the server waiting, or does so no longer."""
+        """Record that the server waits for the client, or no longer does."""
         self.stalled_since = time.monotonic() if waiting else None
 
     def close(self) -> None:
-        """Give everything back; may be called again."""
+        """Release everything; further calls have no effect."""
         self.release(self.held)
         self._admission.tickets.discard(self)
 
     def drop(self) -> None:
-        """Close the connection of the request, and give everything back."""
+        """Close the connection of the request, and release everything."""
         self.close()
         self._drop()
 
@@ -68,9 +67,10 @@ class Admission:
     """The tickets of one server.
 
     Args:
-        max_requests: limit of requests in flight: received, waiting, worked on or answered.
-        max_bytes: limit of the bytes of bodies, images and answers that they hold together.
-        rejected: callback with the reason, "requests" or "memory", of each refusal.
+        max_requests: limit of the requests between the first byte of the body and the last byte of
+            the response.
+        max_bytes: limit of the bytes of their bodies, images and responses together.
+        rejected: callback of each refusal with the reason, "requests" or "memory".
     """
 
     def __init__(
@@ -81,10 +81,10 @@ class Admission:
         self.held = 0
 
     def admit(self, drop: Callable[[], None]) -> Ticket:
-        """A ticket for a request whose connection `drop` closes.
+        """Admit a request whose connection `drop` closes.
 
         Raises:
-            Problem: 429; too many are in flight.
+            APIError: 429; too many requests are in flight.
         """
         while len(self.tickets) >= self.max_requests:
             if not self._drop_one():
@@ -95,10 +95,10 @@ class Admission:
         return ticket
 
     def reserve(self, ticket: Ticket, size: int) -> None:
-        """Hold so many bytes more for a ticket. Raises as `Ticket.reserve`."""
+        """Reserve more bytes for a ticket. Raises as `Ticket.reserve`."""
         if ticket.held + size > self.max_bytes:
             self.rejected("memory")
-            raise Problem(
+            raise APIError(
                 413,
                 f"this request needs more than the {self.max_bytes / 2**20:g} MB of memory that "
                 "this server has for all; send fewer or smaller images.",
@@ -111,23 +111,23 @@ class Admission:
         ticket._take(size)
 
     def make_room(self, size: int) -> bool:
-        """Drop stalled requests until so many bytes are free; whether they are."""
+        """Drop stalled requests until so many bytes are free; return whether they are."""
         while self.held + size > self.max_bytes:
             if not self._drop_one():
                 return False
         return True
 
     def _drop_one(self) -> bool:
-        late = time.monotonic() - GRACE
+        deadline = time.monotonic() - STALL_GRACE
         stalled = [t for t in self.tickets if t.stalled_since is not None]
         longest = min(stalled, key=lambda t: t.stalled_since, default=None)
-        if longest is None or longest.stalled_since > late:
+        if longest is None or longest.stalled_since > deadline:
             return False
         longest.drop()
         return True
 
 
-def _busy(reason: str) -> Problem:
-    return Problem(
+def _busy(reason: str) -> APIError:
+    return APIError(
         429, f"{reason}; try again in a second.", "server_busy", headers={"retry-after": "1"}
     )

@@ -1,4 +1,4 @@
-"""API errors in the format of OpenAI's clients: {"error": {message, type, param, code}}."""
+"""API errors in OpenAI's format: {"error": {message, type, param, code}}."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from triptych.inference.argument_names import MEANT
 from triptych.inference.generation_config import SETTINGS
 
 TYPES = {401: "authentication_error", 429: "rate_limit_error"}
-# Default sentences by status, for errors without a sentence of our own.
-SENTENCES = {
-    404: "there is nothing at this address; see /openapi.json for what there is.",
-    405: "this address does not take this method; see /openapi.json for what it takes.",
+# Default messages by status.
+MESSAGES = {
+    404: "this address does not exist; see /openapi.json for all addresses.",
+    405: "this address does not allow this method; see /openapi.json for its methods.",
 }
 CODES = {404: "not_found", 405: "method_not_allowed"}
 
 
-class Problem(Exception):
+class APIError(Exception):
     """An error response.
 
     Args:
-        status: status code of HTTP.
-        message: one sentence for the author of the client; nothing internal to the server.
-        code: short code for programs.
-        param: field of the request that is wrong.
+        status: HTTP status code.
+        message: one sentence for the author of the client, without internals of the server.
+        code: error code for programs.
+        param: invalid field of the request.
         headers: headers of the response.
     """
 
@@ -45,7 +45,7 @@ class Problem(Exception):
 
     @property
     def body(self) -> dict[str, Any]:
-        """Body for JSON."""
+        """JSON body of the response."""
         kind = "server_error" if self.status >= 500 else "invalid_request_error"
         return {
             "error": {
@@ -58,45 +58,45 @@ class Problem(Exception):
 
     @property
     def reason(self) -> bytes:
-        """The status in words, for a connection without a framework."""
+        """Reason phrase of the status, for responses outside of the framework."""
         return HTTPStatus(self.status).phrase.encode()
 
     def response(self) -> JSONResponse:
-        """Response with this error."""
+        """Create the response."""
         return JSONResponse(self.body, self.status, self.headers)
 
 
-def wrong(param: str | None, message: str, code: str = "invalid_value") -> Problem:
-    """400: a field of the request has a wrong value."""
-    return Problem(400, message, code, param)
+def bad_request(param: str | None, message: str, code: str = "invalid_value") -> APIError:
+    """Create a 400 error for an invalid field of the request."""
+    return APIError(400, message, code, param)
 
 
-def of_status(status: int, headers: Mapping[str, str] | None = None) -> Problem:
-    """Error for a status of the framework itself: unknown addresses and methods."""
-    sentence = SENTENCES.get(status, "the request cannot be read.")
-    return Problem(status, sentence, CODES.get(status, "bad_request"), headers=headers)
+def status_error(status: int, headers: Mapping[str, str] | None = None) -> APIError:
+    """Create the error of a status of the framework, such as of unknown addresses and methods."""
+    message = MESSAGES.get(status, "the request cannot be read.")
+    return APIError(status, message, CODES.get(status, "bad_request"), headers=headers)
 
 
-def of_validation(errors: Sequence[Mapping[str, Any]]) -> Problem:
-    """400 for the first of pydantic's errors: the field, and its allowed values."""
+def validation_error(errors: Sequence[Mapping[str, Any]]) -> APIError:
+    """Create a 400 error from the first validation error of pydantic."""
     first = errors[0]
-    # <text> and the like are branches of our unions, not places in the request.
-    place = [part for part in first["loc"] if not str(part).startswith("<")]
-    place = place[1:] if place[:1] == ["body"] else place
-    param = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place)
+    # <text> and the like are branches of unions, not keys of the request
+    path = [key for key in first["loc"] if not str(key).startswith("<")]
+    path = path[1:] if path[:1] == ["body"] else path
+    param = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in path)
     param = param.removeprefix(".") or None
     name = (param or "the body")[:80]
     match first["type"]:
         case "extra_forbidden":
-            meant = MEANT.get(name)
-            hint = f"use {meant}" if meant in SETTINGS else "leave it out"
-            return wrong(name, f"{name} is unknown here; {hint}.", "unknown_parameter")
+            replacement = MEANT.get(name)
+            hint = f"use {replacement}" if replacement in SETTINGS else "leave it out"
+            return bad_request(name, f"{name} is unknown here; {hint}.", "unknown_parameter")
         case "missing":
-            return wrong(param, f"{name} is missing; give it.", "missing_required_parameter")
+            return bad_request(param, f"{name} is missing; give it.", "missing_required_parameter")
         case "json_invalid":
-            return wrong(None, "the body is not valid JSON.", "invalid_json")
+            return bad_request(None, "the body is not valid JSON.", "invalid_json")
         case "model_type" | "model_attributes_type":
-            said = "should be a JSON object"
+            message = "should be a JSON object"
         case _:
-            said = first["msg"].removeprefix("Value error, ").removeprefix("Input ")
-    return wrong(param, f"{name}: {said[:1].lower()}{said[1:].removesuffix('.')}.")
+            message = first["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    return bad_request(param, f"{name}: {message[:1].lower()}{message[1:].removesuffix('.')}.")

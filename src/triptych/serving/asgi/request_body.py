@@ -1,4 +1,4 @@
-"""The body of a request while it comes."""
+"""Receiving of a request body with a time limit."""
 
 from __future__ import annotations
 
@@ -7,72 +7,73 @@ from collections.abc import AsyncIterator, Mapping
 
 from starlette.types import Receive
 
-from triptych.serving.asgi.api_errors import Problem
-from triptych.serving.asgi.uvicorn_protocol import PATIENCE, SLOWEST
+from triptych.serving.asgi.api_errors import APIError
+from triptych.serving.asgi.uvicorn_protocol import MAX_STALL_SECONDS, MIN_BYTES_PER_SECOND
 
 
 class ClientLeft(Exception):
-    """Nobody is there to be answered."""
+    """The client disconnected."""
 
 
-class Incoming:
-    """Receiver of a request body with a time limit: `PATIENCE` seconds, and more as it comes.
+class RequestBody:
+    """A body as it arrives, with a time limit that grows with the bytes received.
 
     Args:
-        headers: headers of the request, their names in lower case.
-        timeout: time limit in seconds even for a fast body.
+        headers: headers of the request, with names in lower case.
+        timeout: limit of the seconds for any body.
     """
 
     def __init__(self, headers: Mapping[bytes, bytes], receive: Receive, timeout: float) -> None:
         self._receive, self._timeout = receive, timeout
         length = headers.get(b"content-length", b"0")
         self.declared = int(length) if length.isdigit() and len(length) < 19 else 10**18
-        """Bytes that the headers announce; 0 where they do not."""
+        """Size in bytes by the headers; 0 if they do not state it."""
         self.complete = not self.declared and b"transfer-encoding" not in headers
-        """Whether all of it has come."""
-        self._waits = b"expect" in headers
+        """Whether the whole body was received."""
+        self._expects_continue = b"expect" in headers
         """Whether the client waits for "100 Continue" before it sends the body."""
         self._started, self._size = asyncio.get_running_loop().time(), 0
 
-    async def parts(self) -> AsyncIterator[bytes]:
-        """Yield the remaining parts of the body.
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """Yield the remaining chunks of the body.
 
         Raises:
-            Problem: 408; it comes too slowly.
-            ClientLeft: the connection was closed before its end.
+            APIError: 408; the body arrives too slowly.
+            ClientLeft: the client disconnected.
         """
-        self._waits = False
+        self._expects_continue = False
         while not self.complete:
-            seconds = min(self._timeout, PATIENCE + self._size / SLOWEST)
+            seconds = min(self._timeout, MAX_STALL_SECONDS + self._size / MIN_BYTES_PER_SECOND)
             try:
                 async with asyncio.timeout_at(self._started + seconds):
                     message = await self._receive()
             except TimeoutError as error:
-                raise Problem(
+                raise APIError(
                     408,
-                    f"the body did not come within {seconds:.0f} seconds; send it faster.",
+                    f"the body did not arrive within {seconds:.0f} seconds; send it faster.",
                     "body_too_slow",
                 ) from error
             if message["type"] == "http.disconnect":
                 raise ClientLeft
-            part = message.get("body", b"")
-            self._size += len(part)
+            chunk = message.get("body", b"")
+            self._size += len(chunk)
             self.complete = not message.get("more_body", False)
-            yield part
+            yield chunk
 
-    async def discard(self, most: int) -> bool:
-        """Throw away what is still to come, if it is not more than `most` bytes; whether it has
-        come: a client that is cut off while it sends would not read the answer.
+    async def discard(self, max_bytes: int) -> bool:
+        """Receive and discard the rest of the body, up to a limit; return whether it ended.
+
+        A client that is cut off while it sends would not read the response.
 
         Raises:
-            ClientLeft: the connection was closed before its end.
+            ClientLeft: the client disconnected.
         """
-        if self.declared > most or (self._waits and not self.complete):
+        if self.declared > max_bytes or (self._expects_continue and not self.complete):
             return False
         try:
-            async for _ in self.parts():
-                if self._size > most:
+            async for _ in self.chunks():
+                if self._size > max_bytes:
                     return False
-        except Problem:
+        except APIError:
             return False
         return True

@@ -1,4 +1,4 @@
-"""The server as an ASGI application: routes, errors, the pipeline's thread."""
+"""ASGI application: routes, errors, worker thread of the pipeline."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from starlette.exceptions import HTTPException
 from triptych import __version__
 from triptych.inference.pipeline import UnifiedPipeline
 from triptych.serving.asgi.admission import Admission
-from triptych.serving.asgi.api_errors import Problem, of_status, of_validation
-from triptych.serving.asgi.host_check import Hosts
-from triptych.serving.asgi.middleware import Gate
+from triptych.serving.asgi.api_errors import APIError, status_error, validation_error
+from triptych.serving.asgi.host_check import AllowedHosts
+from triptych.serving.asgi.middleware import RequestMiddleware
 from triptych.serving.http.batching import Scheduler
 from triptych.serving.http.chat_routes import chat_routes
 from triptych.serving.http.context import Context
-from triptych.serving.http.dispatcher import Desk
+from triptych.serving.http.dispatcher import Dispatcher
 from triptych.serving.http.images_routes import image_routes
-from triptych.serving.http.jobs import perform
+from triptych.serving.http.jobs import run_batch
 from triptych.serving.http.metrics import Metrics
 from triptych.serving.http.openapi import describe
-from triptych.serving.images.sizes import Sizes
+from triptych.serving.images.sizes import ImageSizes
 
 
 @dataclass
@@ -39,50 +39,50 @@ class Limits:
     max_queue: int = 64
     """Maximum number of queued images and conversations; further requests are refused."""
     max_wait_ms: float = 10
-    """Milliseconds that a request waits for company when the model is idle."""
+    """Milliseconds to wait for more requests to batch when the model is idle."""
     timeout: float = 120
-    """Seconds from a request to the end of its answer."""
+    """Maximum number of seconds from a request to the end of its response."""
     max_body_mb: float = 20
-    """Megabytes of a request's body."""
+    """Maximum size of a request's body in megabytes."""
     max_memory_mb: float = 384
-    """Megabytes that bodies, images and answers of all requests take together."""
+    """Maximum memory in megabytes of bodies, images and responses of all requests together."""
 
 
 def create_app(
     pipeline: UnifiedPipeline,
     name: str,
-    sizes: Sizes,
+    sizes: ImageSizes,
+    *,
     limits: Limits | None = None,
     api_key: str | None = None,
-    hosts: Hosts | None = None,
+    hosts: AllowedHosts | None = None,
 ) -> FastAPI:
-    """Build the application. Its `state.context.scheduler` works from start-up to shutdown.
+    """Create the application. Its `state.context.scheduler` runs from startup to shutdown.
 
     Args:
-        pipeline: the pipeline, which works in one thread of its own.
-        name: model name, as clients give it.
+        pipeline: pipeline, which runs in a thread of its own.
+        name: name of the model for clients.
         sizes: image sizes of the model.
         limits: limits of the server.
         api_key: key that clients must send; None allows every client.
-        hosts: names by which clients may address the server; by default those of this machine for
-            itself.
+        hosts: names by which clients may address the server; by default the loopback names.
     """
     limits = limits or Limits()
     metrics = Metrics()
     scheduler = Scheduler(
-        partial(perform, pipeline, limits.max_batch),
-        limits.max_batch,
-        limits.max_queue,
-        limits.max_wait_ms / 1000,
-        metrics,
+        partial(run_batch, pipeline, limits.max_batch),
+        max_batch=limits.max_batch,
+        max_queue=limits.max_queue,
+        max_wait=limits.max_wait_ms / 1000,
+        observer=metrics,
     )
     admission = Admission(
         limits.max_queue + limits.max_batch,
         int(limits.max_memory_mb * 2**20),
         lambda reason: metrics.rejected.labels(reason).inc(),
     )
-    desk = Desk(scheduler, metrics, limits.timeout)
-    context = Context(name, sizes, desk, scheduler, metrics)
+    dispatcher = Dispatcher(scheduler, metrics, limits.timeout)
+    context = Context(name, sizes, dispatcher, scheduler, metrics)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -95,16 +95,16 @@ def create_app(
         title="triptych",
         version=__version__,
         lifespan=lifespan,
-        docs_url=None,  # these pages would load scripts from elsewhere
+        docs_url=None,  # these pages would load scripts from other servers
         redoc_url=None,
         redirect_slashes=False,
     )
     app.state.context, app.state.admission = context, admission
     app.add_middleware(
-        Gate,
+        RequestMiddleware,
         answered=metrics.answered,
         admission=admission,
-        hosts=hosts or Hosts(),
+        hosts=hosts or AllowedHosts(),
         api_key=api_key,
         max_body=int(limits.max_body_mb * 2**20),
         timeout=limits.timeout,
@@ -119,16 +119,16 @@ def create_app(
 
 
 async def _invalid(request: Request, error: RequestValidationError) -> Response:
-    """A body that does not fit, or was sent as something else than JSON."""
+    """Respond to a body that is invalid or not JSON."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json" and error.errors()[0]["loc"] == ("body",):
-        problem = Problem(415, "send the request as application/json.", "unsupported_media_type")
-        return problem.response()
-    return of_validation(error.errors()).response()
+        message = "send the request as application/json."
+        return APIError(415, message, "unsupported_media_type").response()
+    return validation_error(error.errors()).response()
 
 
 async def _unknown(request: Request, error: HTTPException) -> Response:
-    return of_status(error.status_code, error.headers).response()
+    return status_error(error.status_code, error.headers).response()
 
 
 def _add_small_routes(app: FastAPI, context: Context) -> None:
@@ -140,16 +140,16 @@ def _add_small_routes(app: FastAPI, context: Context) -> None:
     }
 
     async def models() -> Response:
-        """The models that this server has: one."""
+        """List the models of this server: one."""
         return JSONResponse({"object": "list", "data": [model]})
 
     async def one_model(name: str) -> Response:
-        """The model of this name."""
+        """Get the model of this name."""
         context.check_model(name)
         return JSONResponse(model)
 
     async def health() -> Response:
-        """200 as long as new work is taken, 503 from the first signal to stop."""
+        """Return 200 while requests are accepted, 503 from the first signal to stop."""
         draining = context.scheduler.closing
         body = {
             "status": "draining" if draining else "ready",
@@ -158,16 +158,16 @@ def _add_small_routes(app: FastAPI, context: Context) -> None:
         return JSONResponse(body, 503 if draining else 200)
 
     async def metrics(request: Request) -> Response:
-        """Counters in Prometheus' text format."""
+        """Return the metrics in the Prometheus text format."""
         encode, content_type = choose_encoder(request.headers.get("accept", ""))
         return Response(encode(context.metrics.registry), headers={"content-type": content_type})
 
     common = (400, 401, 403, 404, 408, 413, 415, 421, 429, 500)
-    for path, answer, documented in (
+    for path, endpoint, documented in (
         ("/v1/models", models, context.documented("ModelList", common)),
         ("/v1/models/{name:path}", one_model, context.documented("Model", common)),
         ("/health", health, context.documented("Health", (403, 408, 413, 415, 421, 429, 500))),
         ("/metrics", metrics, {"response_class": Response}),
     ):
-        app.add_api_route(path, answer, methods=["GET"], **documented)
-        app.add_api_route(path, answer, methods=["HEAD"], include_in_schema=False)
+        app.add_api_route(path, endpoint, methods=["GET"], **documented)
+        app.add_api_route(path, endpoint, methods=["HEAD"], include_in_schema=False)

@@ -1,7 +1,7 @@
 """Dynamic batching: a bounded queue and one worker thread.
 
-Work that arrives together and is of one kind is done in one call. The oldest work is always in the
-next call, so that nothing waits forever behind work of another kind.
+Queued jobs of the same batch key run in one batch. The oldest job is always in the next batch, so
+that no job starves behind jobs of another key.
 """
 
 from __future__ import annotations
@@ -18,107 +18,107 @@ class QueueFull(Exception):
 
 
 class Closing(Exception):
-    """The server takes no new work: it is shutting down."""
+    """The server is shutting down and accepts no jobs."""
 
 
 class Abandoned(Exception):
-    """No client waits for the running batch any more."""
+    """All clients of the running batch have left."""
 
 
-class Work(Protocol):
-    """Work of one request."""
+class Job(Protocol):
+    """Job of one request."""
 
     size: int
     """Number of images or conversations."""
 
     @property
-    def kind(self) -> Hashable:
-        """Work of one kind can be done in one call."""
+    def batch_key(self) -> Hashable:
+        """Key that is equal for jobs that can run in one batch."""
 
 
 @dataclass(eq=False)
-class Job:
-    """One request's work, from the queue to its end. The thread reports on it by these calls."""
+class QueuedJob:
+    """A job from the queue to its end, with the callbacks by which the thread reports on it."""
 
-    work: Work
-    done: Callable[[Any], None]
-    """Given the result."""
-    failed: Callable[[Exception], None]
-    """Given what went wrong."""
-    piece: Callable[[Any], None]
-    """Given each part of a result, for requests that want parts as they are made."""
+    job: Job
+    on_result: Callable[[Any], None]
+    on_error: Callable[[Exception], None]
+    on_partial_result: Callable[[Any], None]
+    """Callback for partial results, of jobs that request them."""
     arrived: float = field(default_factory=time.monotonic)
-    begun: bool = False
-    """Whether a part of its result was given away."""
-    gone: bool = False
-    """Whether nobody waits for it any more."""
+    has_partial_result: bool = False
+    """Whether a partial result was reported."""
+    abandoned: bool = False
+    """Whether the client has left."""
 
 
-class Call:
-    """Several jobs that are done together; what does them asks here whether anybody still waits."""
+class JobBatch:
+    """Jobs that run together."""
 
-    def __init__(self, jobs: Sequence[Job]) -> None:
-        self.jobs = list(jobs)
+    def __init__(self, queued: Sequence[QueuedJob]) -> None:
+        self.queued = list(queued)
 
     @property
-    def works(self) -> list[Any]:
-        """Work of each job."""
-        return [job.work for job in self.jobs]
+    def jobs(self) -> list[Any]:
+        """Jobs in the order of their results."""
+        return [queued.job for queued in self.queued]
 
-    def proceed(self) -> None:
-        """To be called often, between steps.
+    def check_abandoned(self) -> None:
+        """Stop the batch if no client waits for it; to be called between steps.
 
         Raises:
-            Abandoned: nobody waits for any of the jobs.
+            Abandoned: all clients have left.
         """
-        if all(job.gone for job in self.jobs):
+        if all(queued.abandoned for queued in self.queued):
             raise Abandoned
 
-    def piece(self, number: int, part: Any) -> None:
-        """A part of the result of job `number` is there."""
-        job = self.jobs[number]
-        job.begun = True
-        if not job.gone:
-            job.piece(part)
+    def report_partial(self, number: int, result: Any) -> None:
+        """Report a partial result of job `number`."""
+        queued = self.queued[number]
+        queued.has_partial_result = True
+        if not queued.abandoned:
+            queued.on_partial_result(result)
 
 
 class Observer:
     """Observer of a scheduler, for metrics; this one ignores all events."""
 
-    def queued(self, length: int) -> None:
-        """The queue has this many jobs now."""
+    def queue_changed(self, length: int) -> None:
+        """Called with the new number of queued jobs."""
 
-    def worked(self, call: Call, seconds: float) -> None:
-        """The work of a call was done."""
+    def batch_done(self, batch: JobBatch, seconds: float) -> None:
+        """Called after a batch."""
 
 
 class Scheduler:
-    """The queue and the thread that empties it.
+    """A queue of jobs and the worker thread that runs them.
 
     Args:
-        perform: does the work of a call, and returns a result for each of its jobs. It is only
-            ever called by the one thread. When it fails, jobs that were together are tried one by
-            one, so that none fails for its neighbour's sake.
-        max_batch: limit of images or conversations in a call. A single job may be larger.
-        max_queue: limit of images or conversations that wait. A single job may be larger.
-        max_wait: time in seconds to wait for more jobs to batch, if the thread is idle.
+        run_batch: function that returns a result for each job of a batch, called by the worker
+            thread only. If it fails, the jobs are retried one by one, so that none fails because
+            of another.
+        max_batch: limit of the images or conversations in a batch; a single job may exceed it.
+        max_queue: limit of the queued images or conversations; a single job may exceed it.
+        max_wait: seconds to wait for more jobs to batch, if the thread is idle.
+        observer: observer of queue lengths and batches.
     """
 
     def __init__(
         self,
-        perform: Callable[[Call], Sequence[Any]],
+        run_batch: Callable[[JobBatch], Sequence[Any]],
+        *,
         max_batch: int = 16,
         max_queue: int = 64,
         max_wait: float = 0.01,
         observer: Observer | None = None,
     ) -> None:
-        self.perform, self.observer = perform, observer or Observer()
+        self.run_batch, self.observer = run_batch, observer or Observer()
         self.max_batch, self.max_queue, self.max_wait = max_batch, max_queue, max_wait
-        self._queue: list[Job] = []
-        self._running: list[Job] = []
+        self._queue: list[QueuedJob] = []
+        self._running: list[QueuedJob] = []
         self._changed = threading.Condition()
         self._closing = False
-        self._thread = threading.Thread(target=self._work, name="pipeline", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="pipeline", daemon=True)
 
     def start(self) -> None:
         """Start the thread."""
@@ -126,27 +126,27 @@ class Scheduler:
 
     @property
     def closing(self) -> bool:
-        """Whether new work is refused."""
+        """Whether new jobs are refused."""
         return self._closing
 
     @property
     def waiting(self) -> int:
-        """Jobs in the queue."""
+        """Number of queued jobs."""
         return len(self._queue)
 
     @property
-    def queued(self) -> int:
-        """Images and conversations in the queue."""
-        return sum(job.work.size for job in self._queue)
+    def queued_size(self) -> int:
+        """Number of images and conversations in the queue."""
+        return sum(queued.job.size for queued in self._queue)
 
     @property
     def idle(self) -> bool:
-        """Whether nothing waits and nothing is being done."""
+        """Whether no job is queued or running."""
         with self._changed:
             return not self._queue and not self._running
 
-    def submit(self, job: Job) -> None:
-        """Put a job at the end of the queue.
+    def submit(self, queued: QueuedJob) -> None:
+        """Append a job to the queue.
 
         Raises:
             QueueFull: the queue is full.
@@ -155,25 +155,25 @@ class Scheduler:
         with self._changed:
             if self._closing:
                 raise Closing
-            if self._queue and self.queued + job.work.size > self.max_queue:
+            if self._queue and self.queued_size + queued.job.size > self.max_queue:
                 raise QueueFull
-            self._queue.append(job)
-            self.observer.queued(len(self._queue))
+            self._queue.append(queued)
+            self.observer.queue_changed(len(self._queue))
             self._changed.notify_all()
 
-    def withdraw(self, job: Job) -> None:
-        """Nobody waits for this job any more; a call ends when that is so of all its jobs."""
+    def withdraw(self, queued: QueuedJob) -> None:
+        """Mark a job as abandoned; a running batch stops when all its jobs are."""
         with self._changed:
-            if job.gone:
+            if queued.abandoned:
                 return
-            job.gone = True
-            if job in self._queue:
-                self._queue.remove(job)
-                self.observer.queued(len(self._queue))
+            queued.abandoned = True
+            if queued in self._queue:
+                self._queue.remove(queued)
+                self.observer.queue_changed(len(self._queue))
             self._changed.notify_all()
 
     def close(self) -> None:
-        """Take no new work; what waits and what runs is finished."""
+        """Refuse new jobs; queued and running ones are finished."""
         with self._changed:
             self._closing = True
             self._changed.notify_all()
@@ -182,19 +182,19 @@ class Scheduler:
         """Wait until the thread has ended, after `close`."""
         self._thread.join(seconds)
 
-    # The thread ----------------------------------------------------------------------------------
+    # Worker thread -------------------------------------------------------------------------------
 
-    def _work(self) -> None:
-        while jobs := self._next():
+    def _run(self) -> None:
+        while jobs := self._next_batch():
             try:
-                self._do(jobs)
+                self._run_jobs(jobs)
             finally:
                 with self._changed:
                     self._running = []
-                del jobs  # results and images are not kept until the next work comes
+                del jobs  # frees results and images before the next batch arrives
 
-    def _next(self) -> list[Job]:
-        """The oldest job and what can be done with it; waits for it. Nothing: the end."""
+    def _next_batch(self) -> list[QueuedJob]:
+        """Wait for the next batch and take it off the queue; return [] after `close`."""
         with self._changed:
             while True:
                 if not self._queue:
@@ -202,40 +202,41 @@ class Scheduler:
                         return []
                     self._changed.wait()
                     continue
-                jobs = self._together()
-                full = sum(job.work.size for job in jobs) >= self.max_batch
-                patience = jobs[0].arrived + self.max_wait - time.monotonic()
-                if full or self._closing or patience <= 0:
+                jobs = self._select()
+                full = sum(queued.job.size for queued in jobs) >= self.max_batch
+                remaining = jobs[0].arrived + self.max_wait - time.monotonic()
+                if full or self._closing or remaining <= 0:
                     break
-                self._changed.wait(patience)
-            self._queue = [job for job in self._queue if job not in jobs]
+                self._changed.wait(remaining)
+            self._queue = [queued for queued in self._queue if queued not in jobs]
             self._running = jobs
-            self.observer.queued(len(self._queue))
+            self.observer.queue_changed(len(self._queue))
             return jobs
 
-    def _together(self) -> list[Job]:
-        """The oldest job and, in the order of their coming, others of its kind that fit."""
-        jobs, size = self._queue[:1], self._queue[0].work.size
-        for job in self._queue[1:]:
-            if job.work.kind == jobs[0].work.kind and size + job.work.size <= self.max_batch:
-                jobs.append(job)
-                size += job.work.size
+    def _select(self) -> list[QueuedJob]:
+        """Select the oldest job and later ones with its batch key, in order, that fit."""
+        jobs, size = self._queue[:1], self._queue[0].job.size
+        key = jobs[0].job.batch_key
+        for queued in self._queue[1:]:
+            if queued.job.batch_key == key and size + queued.job.size <= self.max_batch:
+                jobs.append(queued)
+                size += queued.job.size
         return jobs
 
-    def _do(self, jobs: Sequence[Job]) -> None:
-        call, started = Call(jobs), time.monotonic()
+    def _run_jobs(self, jobs: Sequence[QueuedJob]) -> None:
+        batch, started = JobBatch(jobs), time.monotonic()
         try:
-            results = self.perform(call)
+            results = self.run_batch(batch)
         except Abandoned:
             return
         except Exception as error:
-            again = [job for job in jobs if not job.begun] if len(jobs) > 1 else []
-            for job in jobs:
-                if job in again:
-                    self._do([job])
+            alone = len(jobs) == 1
+            for queued in jobs:
+                if alone or queued.has_partial_result:
+                    queued.on_error(error)
                 else:
-                    job.failed(error)
+                    self._run_jobs([queued])
             return
-        self.observer.worked(call, time.monotonic() - started)
-        for job, result in zip(jobs, results, strict=True):
-            job.done(result)
+        self.observer.batch_done(batch, time.monotonic() - started)
+        for queued, result in zip(jobs, results, strict=True):
+            queued.on_result(result)

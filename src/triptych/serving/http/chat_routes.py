@@ -1,4 +1,4 @@
-"""POST /v1/chat/completions"""
+"""Route POST /v1/chat/completions."""
 
 from __future__ import annotations
 
@@ -12,44 +12,46 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from triptych.inference.chat_messages import Message
-from triptych.serving.asgi.api_errors import wrong
+from triptych.serving.asgi.api_errors import bad_request
 from triptych.serving.http.context import Context
-from triptych.serving.http.jobs import ChatSettings, ChatWork
+from triptych.serving.http.jobs import ChatJob, ChatSettings
 from triptych.serving.http.request_schemas import ChatBody, ChatMessage, ImagePart, TextPart
 from triptych.serving.http.server_sent_events import event_stream, sse_event
 from triptych.serving.images.image_input import read_url
 
-MOST_SHOWN = 16
-"""Images in a conversation."""
+MAX_CHAT_IMAGES = 16
+"""Maximum number of images in a conversation."""
 
 
 def chat_routes(context: Context) -> APIRouter:
-    """The route of conversations."""
+    """Create the router of chats."""
     router = APIRouter()
 
     @router.post("/v1/chat/completions", **context.documented("ChatCompletion"))
     async def complete(request: Request, body: ChatBody) -> Response:
-        """An answer to a conversation, which may show images."""
+        """Generate the answer to a conversation, which may contain images."""
         context.check_model(body.model)
         if body.stream_options is not None and not body.stream:
-            raise wrong("stream_options", "stream_options is for streams; set stream as well.")
-        messages = await _read(context, request, body.messages)
-        work = ChatWork(messages, body.seed, _settings(body))
+            raise bad_request(
+                "stream_options", "stream_options is for streams; set stream as well."
+            )
+        messages = await _read_messages(context, request, body.messages)
+        job = ChatJob(messages, body.seed, _settings(body))
         head = {
             "id": f"chatcmpl-{secrets.token_hex(12)}",
             "created": int(time.time()),
             "model": context.name,
         }
         if body.stream:
-            return await event_stream(request, _chunks(context, request, body, work, head))
-        answer = await context.desk.result(request, work)
+            return await event_stream(request, _chunks(context, request, body, job=job, head=head))
+        answer = await context.dispatcher.result(request, job)
         choice = {
             "index": 0,
             "message": {"role": "assistant", "content": answer.text, "refusal": None},
             "logprobs": None,
             "finish_reason": answer.finish_reason,
         }
-        usage = _count(context, answer)
+        usage = _count_tokens(context, answer)
         return JSONResponse(
             {**head, "object": "chat.completion", "choices": [choice], "usage": usage}
         )
@@ -58,73 +60,77 @@ def chat_routes(context: Context) -> APIRouter:
 
 
 async def _chunks(
-    context: Context, request: Request, body: ChatBody, work: ChatWork, head: dict[str, Any]
+    context: Context, request: Request, body: ChatBody, *, job: ChatJob, head: dict[str, Any]
 ) -> AsyncIterator[bytes]:
-    """Server-sent events: the role, the text in pieces, the finish reason, the usage, [DONE]."""
-    told = body.stream_options is not None and bool(body.stream_options.include_usage)
+    """Yield server-sent events: role, text in chunks, finish reason, usage, [DONE]."""
+    include_usage = body.stream_options is not None and bool(body.stream_options.include_usage)
 
     def chunk(delta: dict[str, Any], finish_reason: str | None = None) -> bytes:
         choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
-        return data({"choices": [choice]} | ({"usage": None} if told else {}))
+        return data({"choices": [choice]} | ({"usage": None} if include_usage else {}))
 
     def data(content: dict[str, Any]) -> bytes:
         return sse_event({**head, "object": "chat.completion.chunk", **content})
 
     opened = False
-    async with aclosing(context.desk.events(request, work)) as events:
+    async with aclosing(context.dispatcher.events(request, job)) as events:
         async for kind, value in events:
             if not opened:
                 yield chunk({"role": "assistant", "content": ""})
                 opened = True
-            if kind == "piece":
+            if kind == "partial":
                 yield chunk({"content": value})
             else:
                 yield chunk({}, value.finish_reason)
-                usage = _count(context, value)
-                if told:
+                usage = _count_tokens(context, value)
+                if include_usage:
                     yield data({"choices": [], "usage": usage})
     yield sse_event("[DONE]")
 
 
 def _settings(body: ChatBody) -> ChatSettings:
-    own = ChatSettings()
+    default = ChatSettings()
     return ChatSettings(
-        body.max_completion_tokens or body.max_tokens or own.max_new_tokens,
-        own.temperature if body.temperature is None else body.temperature,
-        own.top_p if body.top_p is None else body.top_p,
+        body.max_completion_tokens or body.max_tokens or default.max_new_tokens,
+        default.temperature if body.temperature is None else body.temperature,
+        default.top_p if body.top_p is None else body.top_p,
     )
 
 
-async def _read(context: Context, request: Request, messages: list[ChatMessage]) -> list[Message]:
-    """The conversation as the pipeline takes it, its images decoded."""
-    read = [
+async def _read_messages(
+    context: Context, request: Request, messages: list[ChatMessage]
+) -> list[Message]:
+    """Convert messages to those of the pipeline, with decoded images."""
+    converted = [
         Message(
             "system" if message.role == "developer" else message.role,
             [message.content] if isinstance(message.content, str) else [*message.content],
         )
         for message in messages
     ]
-    if read[-1].role != "user":
-        raise wrong("messages", "the last message is not the user's; add one.")
+    if converted[-1].role != "user":
+        raise bad_request("messages", "the last message is not the user's; add one.")
     places: dict[str, tuple[list[Any], int]] = {}
     files: list[bytes] = []
-    for place, message in enumerate(read):
+    for place, message in enumerate(converted):
         for number, part in enumerate(message.content):
             if isinstance(part, TextPart):
                 message.content[number] = part.text
             elif isinstance(part, ImagePart):
                 param = f"messages[{place}].content[{number}].image_url.url"
-                if len(files) == MOST_SHOWN:
-                    raise wrong(param, f"there are more than {MOST_SHOWN} images; send fewer.")
+                if len(files) == MAX_CHAT_IMAGES:
+                    raise bad_request(
+                        param, f"there are more than {MAX_CHAT_IMAGES} images; send fewer."
+                    )
                 files.append(read_url(part.image_url.url, param))
                 places[param] = message.content, number
-    images = await context.read_images(request, files, context.sizes.shown, list(places))
+    images = await context.read_images(request, files, context.sizes.chat_input, list(places))
     for (content, number), image in zip(places.values(), images, strict=True):
         content[number] = image
-    return read
+    return converted
 
 
-def _count(context: Context, answer: Any) -> dict[str, int]:
+def _count_tokens(context: Context, answer: Any) -> dict[str, int]:
     tokens = context.metrics.tokens
     tokens.labels("prompt").inc(answer.prompt_tokens)
     tokens.labels("completion").inc(answer.completion_tokens)

@@ -1,4 +1,4 @@
-"""Between a request and the queue: waits for the result, for its time to end, for its client."""
+"""Submission of jobs, and their results, with timeout and client disconnects."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 
 from starlette.requests import Request
 
-from triptych.serving.asgi.api_errors import Problem
-from triptych.serving.http.batching import Closing, Job, QueueFull, Scheduler, Work
+from triptych.serving.asgi.api_errors import APIError
+from triptych.serving.http.batching import Closing, Job, QueuedJob, QueueFull, Scheduler
 from triptych.serving.http.metrics import Metrics
 from triptych.utils.errors import NotFiniteError, UserError
 
@@ -19,70 +19,75 @@ log = logging.getLogger("triptych.serving")
 SHUTTING_DOWN = "the server is shutting down; send this to another one, or later."
 
 
-class Desk:
-    """Takes requests' work to the scheduler.
+class Dispatcher:
+    """Submits jobs of requests to the scheduler and awaits their results.
 
     Args:
-        timeout: limit in seconds from a request to the end of its answer.
+        timeout: limit of the seconds from a request to the end of its response.
     """
 
     def __init__(self, scheduler: Scheduler, metrics: Metrics, timeout: float) -> None:
         self.scheduler, self.metrics, self.timeout = scheduler, metrics, timeout
 
-    async def result(self, request: Request, work: Work) -> Any:
-        """Await the result of `perform` for the work.
+    async def result(self, request: Request, job: Job) -> Any:
+        """Await the result of a job.
 
         Raises:
-            Problem: the queue is full (429), the server shuts down (503), time is over (504), or
-                the pipeline refused the work (400).
+            APIError: the queue is full (429), the server is shutting down (503), the deadline has
+                passed (504), or the pipeline refused the job (400).
         """
-        async with aclosing(self.events(request, work)) as events:
+        async with aclosing(self.events(request, job)) as events:
             async for kind, value in events:
-                if kind == "done":
+                if kind == "result":
                     return value
 
-    async def events(self, request: Request, work: Work) -> AsyncIterator[tuple[str, Any]]:
-        """("piece", part) as parts are made, then ("done", result). Raises as `result`."""
+    async def events(self, request: Request, job: Job) -> AsyncIterator[tuple[str, Any]]:
+        """Yield ("partial", result) for partial results, then ("result", result).
+
+        Raises as `result`.
+        """
         loop = asyncio.get_running_loop()
         events: asyncio.Queue[tuple[str, Any]] = asyncio.Queue()
 
-        def tell(kind: str):
+        def put(kind: str):
             return lambda value: loop.call_soon_threadsafe(events.put_nowait, (kind, value))
 
-        job = Job(work, done=tell("done"), failed=tell("failed"), piece=tell("piece"))
-        self._submit(job)
+        queued = QueuedJob(
+            job, on_result=put("result"), on_error=put("error"), on_partial_result=put("partial")
+        )
+        self._submit(queued)
         deadline, kind = request.state.deadline, ""
         try:
-            while kind != "done":
+            while kind != "result":
                 async with asyncio.timeout_at(deadline):
                     kind, value = await events.get()
-                if kind == "failed":
+                if kind == "error":
                     raise value
                 yield kind, value
         except TimeoutError as error:
-            raise self.too_late() from error
+            raise self.timeout_error() from error
         except UserError as error:
-            raise _refused(error) from error
+            raise _api_error(error) from error
         finally:
-            self.scheduler.withdraw(job)
+            self.scheduler.withdraw(queued)
 
-    def too_late(self) -> Problem:
-        """504, counted: the deadline of a request has passed."""
+    def timeout_error(self) -> APIError:
+        """Count a timeout, and create its 504 error."""
         self.metrics.timeouts.inc()
-        return Problem(
+        return APIError(
             504,
-            f"the answer was not ready within {self.timeout:g} seconds; ask for less, or when "
-            "fewer others do.",
+            f"the response was not ready within {self.timeout:g} seconds; request less, or when "
+            "the server is less busy.",
             "timeout",
-            headers={"x-should-retry": "false"},  # the same would take as long again
+            headers={"x-should-retry": "false"},  # a retry would take as long
         )
 
-    def _submit(self, job: Job) -> None:
+    def _submit(self, queued: QueuedJob) -> None:
         try:
-            self.scheduler.submit(job)
+            self.scheduler.submit(queued)
         except QueueFull as error:
             self.metrics.rejected.labels("queue_full").inc()
-            raise Problem(
+            raise APIError(
                 429,
                 f"{self.scheduler.waiting} requests wait already; try again in a second.",
                 "queue_full",
@@ -90,28 +95,28 @@ class Desk:
             ) from error
         except Closing as error:
             self.metrics.rejected.labels("shutting_down").inc()
-            raise Problem(
+            raise APIError(
                 503, SHUTTING_DOWN, "shutting_down", headers={"retry-after": "5"}
             ) from error
 
 
-def _refused(error: UserError) -> Problem:
-    """A sentence of the pipeline is for the client, unless it is about this machine."""
+def _api_error(error: UserError) -> APIError:
+    """Convert an error of the pipeline; the client does not see messages about this machine."""
     if isinstance(error.__cause__, MemoryError | RuntimeError):
-        log.error("memory does not suffice: %s", error)
-        return Problem(
+        log.error("out of memory: %s", error)
+        return APIError(
             503,
-            "the server's memory does not suffice for this; ask for fewer images at once.",
+            "the server has too little memory for this request; request fewer images at once.",
             "out_of_memory",
             headers={"x-should-retry": "false"},
         )
     if isinstance(error, NotFiniteError):
         log.error("%s", error)
-        return Problem(
+        return APIError(
             500,
             "the model computed NaN or infinite numbers, so there is no result; tell whoever runs "
             "this server, whose log names the stage.",
             "not_finite",
             headers={"x-should-retry": "false"},
         )
-    return Problem(400, str(error), "invalid_value")
+    return APIError(400, str(error), "invalid_value")

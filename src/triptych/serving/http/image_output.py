@@ -1,4 +1,4 @@
-"""Images as clients get them."""
+"""Image encoding for clients."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from triptych.utils.png_metadata import embed_metadata, metadata_of
 
 
 def scaled(image: Image.Image, side: int | None) -> Image.Image:
-    """The image at another side in pixels, settings and all; None leaves it."""
+    """Resize an image to another side in pixels, with its metadata; None returns it unchanged."""
     if side is None or image.size == (side, side):
         return image
-    made = image.resize((side, side), Image.Resampling.LANCZOS)
-    return embed_metadata(made, metadata_of(image))
+    resized = image.resize((side, side), Image.Resampling.LANCZOS)
+    return embed_metadata(resized, metadata_of(image))
 
 
 def encode(image: Image.Image, file_format: str = "png", quality: int | None = None) -> str:
-    """A file in base64; a PNG carries the settings that made it. `quality` is in percent."""
-    # a hundred percent is what OpenAI's interface has by default
-    saving = {} if file_format == "png" else {"quality": 100 if quality is None else quality}
-    return base64.b64encode(encode_image(image, file_format, **saving)).decode()
+    """Encode an image file in base64; a PNG stores its metadata. `quality` is in percent."""
+    # 100 is the default of OpenAI's API
+    options = {} if file_format == "png" else {"quality": 100 if quality is None else quality}
+    return base64.b64encode(encode_image(image, file_format, **options)).decode()

@@ -1,4 +1,4 @@
-"""POST /v1/images/generations and /v1/images/edits."""
+"""Routes POST /v1/images/generations and /v1/images/edits."""
 
 from __future__ import annotations
 
@@ -18,48 +18,48 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from triptych.inference.generation_config import SETTINGS, GenerationConfig
-from triptych.serving.asgi.api_errors import Problem, of_validation, wrong
+from triptych.serving.asgi.api_errors import APIError, bad_request, validation_error
 from triptych.serving.http.context import Context
 from triptych.serving.http.image_output import encode, scaled
-from triptych.serving.http.jobs import ImageWork
+from triptych.serving.http.jobs import GenerationJob
 from triptych.serving.http.request_schemas import EditBody, GenerationBody, ImageBody
-from triptych.serving.http.server_sent_events import event_stream, one_by_one, sse_event
+from triptych.serving.http.server_sent_events import event_stream, flush_each, sse_event
 from triptych.utils.errors import UserError
 
-MOST_EDITED = 16
-"""Images that one request for edits may ask for: images sent, times n."""
-LARGE = 1024
-"""Side in pixels of images above which encoding takes long."""
-MOST_FIELDS = 64
-"""Maximum number of fields of a form, beside its files."""
+MAX_EDITED_IMAGES = 16
+"""Maximum number of images of one edit request: number of sent images times n."""
+LARGE_SIDE = 1024
+"""Side in pixels above which encoding an image takes long."""
+MAX_FORM_FIELDS = 64
+"""Maximum number of fields of a form, besides its files."""
 SIDES = range(16, 2049)
 """Allowed sides in pixels for the requested `size` of an image."""
 
 
 class FormInMemory(MultiPartParser):
-    """Writes no file to the disk: the whole body is in memory, and counted there, already."""
+    """Form parser that writes no files to disk: the whole body is in memory, and counted there."""
 
     spool_max_size = 0
-    """Bytes of a file above which it would be written to the disk; 0 is never."""
+    """Size in bytes above which a file is written to disk; 0 is never."""
 
 
 def image_routes(context: Context) -> APIRouter:
-    """The routes of images."""
+    """Create the router of images."""
     router = APIRouter()
 
     @router.post("/v1/images/generations", **context.documented("ImageList"))
     async def generate(request: Request, body: GenerationBody) -> Response:
-        """Images for a prompt."""
+        """Generate images of a prompt."""
         context.check_model(body.model)
         _side(body)
         number = body.n or 1
-        work = ImageWork(
+        job = GenerationJob(
             [body.prompt] * number,
             _seeds(body.seed, number),
             settings=_settings(body),
-            partial=_partial(body),
+            num_partial=_num_partial(body),
         )
-        return await _answer(context, request, body, work, "image_generation")
+        return await _respond(context, request, body, job=job, event="image_generation")
 
     @router.post(
         "/v1/images/edits",
@@ -67,119 +67,122 @@ def image_routes(context: Context) -> APIRouter:
         **context.documented("ImageList"),
     )
     async def edit(request: Request) -> Response:
-        """Edit images by a prompt. Several images are edited one by one; the
-        answer has `n` of the first, then `n` of the second."""
+        """Edit images by a prompt. Several images are edited separately; the
+        response has `n` of the first, then `n` of the second."""
         fields, files = await _form(request)
         if "guidance_interval" in fields:
             fields["guidance_interval"] = fields["guidance_interval"].split(",")
         try:
             body = EditBody.model_validate(fields, strict=False)
         except ValidationError as error:
-            raise of_validation(error.errors()) from error
+            raise validation_error(error.errors()) from error
         context.check_model(body.model)
         _side(body)
         if not files:
-            raise wrong("image", "image is missing; send an image.", "missing_required_parameter")
+            raise bad_request(
+                "image", "image is missing; send an image.", "missing_required_parameter"
+            )
         number = body.n or 1
-        if len(files) * number > MOST_EDITED:
-            raise wrong(
-                "n", f"{len(files)} images times {number}; ask for at most {MOST_EDITED} in all."
+        if len(files) * number > MAX_EDITED_IMAGES:
+            raise bad_request(
+                "n",
+                f"{len(files)} images times {number}; request at most {MAX_EDITED_IMAGES} in all.",
             )
         images = await context.read_images(
-            request, files, context.sizes.edited, ["image"] * len(files)
+            request, files, context.sizes.edit_input, ["image"] * len(files)
         )
         images = [image for image in images for _ in range(number)]
-        work = ImageWork(
+        job = GenerationJob(
             [body.prompt] * len(images),
             _seeds(body.seed, len(images)),
             images,
             _settings(body),
-            _partial(body),
+            _num_partial(body),
         )
-        return await _answer(context, request, body, work, "image_edit")
+        return await _respond(context, request, body, job=job, event="image_edit")
 
     return router
 
 
-async def _answer(
-    context: Context, request: Request, body: ImageBody, work: ImageWork, event: str
+async def _respond(
+    context: Context, request: Request, body: ImageBody, *, job: GenerationJob, event: str
 ) -> Response:
-    shown = work.size * (1 + work.partial)
-    request.state.ticket.reserve(3 * shown * context.sizes.made**2)
+    count = job.size * (1 + job.num_partial)
+    request.state.ticket.reserve(3 * count * context.sizes.generated**2)
     if body.stream:
-        return await event_stream(request, _events(context, request, body, work, event))
-    images = await context.desk.result(request, work)
-    parts = _image_list(context, images, body, work.seeds)
-    return StreamingResponse(one_by_one(request, parts), media_type="application/json")
+        return await event_stream(request, _events(context, request, body, job=job, event=event))
+    images = await context.dispatcher.result(request, job)
+    chunks = _image_list(context, images, body, job.seeds)
+    return StreamingResponse(flush_each(request, chunks), media_type="application/json")
 
 
 async def _image_list(
     context: Context, images: list[Image.Image], body: ImageBody, seeds: list[int]
 ) -> AsyncIterator[str]:
-    """JSON in parts, an image each."""
+    """Yield JSON in chunks, one for each image."""
     yield json.dumps({"created": int(time.time())}).removesuffix("}") + ', "data": ['
     for number, (image, seed) in enumerate(zip(images, seeds, strict=True)):
-        content, look = await _encoded(context, image, body)
+        content, description = await _encode(context, image, body)
         yield ", " * (number > 0) + json.dumps({"b64_json": content, "seed": seed})
-    yield "], " + json.dumps(look).removeprefix("{")
+    yield "], " + json.dumps(description).removeprefix("{")
 
 
-async def _encoded(
+async def _encode(
     context: Context, image: Image.Image, body: ImageBody
 ) -> tuple[str, dict[str, str]]:
-    """The requested file, in base64, and the fields that describe it."""
+    """Encode an image as requested, in base64, and return it with the fields that describe it."""
 
-    def make() -> tuple[str, dict[str, str]]:
-        made = scaled(image, _side(body))
-        return encode(made, *_file(body)), _look(body, made)
+    def work() -> tuple[str, dict[str, str]]:
+        resized = scaled(image, _side(body))
+        return encode(resized, *_format(body)), _describe(body, resized)
 
-    large = (_side(body) or image.width) > LARGE
+    large = (_side(body) or image.width) > LARGE_SIDE
     limiter = context.large_encoders if large else context.encoders
-    return await to_thread.run_sync(make, limiter=limiter)
+    return await to_thread.run_sync(work, limiter=limiter)
 
 
 async def _events(
-    context: Context, request: Request, body: ImageBody, work: ImageWork, event: str
+    context: Context, request: Request, body: ImageBody, *, job: GenerationJob, event: str
 ) -> AsyncIterator[bytes]:
-    """Server-sent events: unfinished images as they come, then each finished one."""
+    """Yield server-sent events: partial images while they are generated, then the finished ones."""
 
-    async def told(kind: str, image: Image.Image, **more: Any) -> bytes:
-        encoded, look = await _encoded(context, image, body)
+    async def image_event(kind: str, image: Image.Image, **fields: Any) -> bytes:
+        encoded, description = await _encode(context, image, body)
         content = {
             "type": f"{event}.{kind}",
             "b64_json": encoded,
             "created_at": int(time.time()),
-            **look,
-            **more,
+            **description,
+            **fields,
         }
         return sse_event(content, f"{event}.{kind}")
 
-    async with aclosing(context.desk.events(request, work)) as events:
+    async with aclosing(context.dispatcher.events(request, job)) as events:
         async for kind, value in events:
-            if kind == "piece":
-                yield await told(
+            if kind == "partial":
+                yield await image_event(
                     "partial_image", value.image,
-                    partial_image_index=value.index, seed=work.seeds[value.number],
+                    partial_image_index=value.index, seed=job.seeds[value.number],
                 )  # fmt: skip
             else:
-                for image, seed in zip(value, work.seeds, strict=True):
-                    yield await told("completed", image, seed=seed)
+                for image, seed in zip(value, job.seeds, strict=True):
+                    yield await image_event("completed", image, seed=seed)
 
 
-def _look(body: ImageBody, image: Image.Image) -> dict[str, str]:
+def _describe(body: ImageBody, image: Image.Image) -> dict[str, str]:
     return {
         "background": "opaque",
-        "output_format": _file(body)[0],
+        "output_format": _format(body)[0],
         "quality": "auto",
         "size": f"{image.width}x{image.height}",
     }
 
 
-def _file(body: ImageBody) -> tuple[str, int | None]:
+def _format(body: ImageBody) -> tuple[str, int | None]:
     return body.output_format or "png", body.output_compression
 
 
-def _partial(body: ImageBody) -> int:
+def _num_partial(body: ImageBody) -> int:
     return (body.partial_images or 0) if body.stream else 0
 
 
@@ -188,7 +191,7 @@ def _settings(body: ImageBody) -> GenerationConfig:
         return GenerationConfig(**{name: getattr(body, name) for name in SETTINGS})
     except UserError as error:
         name = str(error).partition(" ")[0]
-        raise wrong(name if name in SETTINGS else None, str(error)) from error
+        raise bad_request(name if name in SETTINGS else None, str(error)) from error
 
 
 def _seeds(first: int | None, number: int) -> list[int]:
@@ -198,55 +201,60 @@ def _seeds(first: int | None, number: int) -> list[int]:
 
 
 def _side(body: ImageBody) -> int | None:
-    """The requested side in pixels; None is the model's own."""
+    """Return the requested side in pixels; None is that of the model."""
     if body.size in (None, "auto"):
         return None
     width, height = (int(side) for side in body.size.split("x"))
     if width != height or width not in SIDES:
-        raise wrong(
+        raise bad_request(
             "size",
-            f"size: this model makes square images; ask for a square of {SIDES[0]} to "
-            f"{SIDES[-1]} pixels a side, or for auto.",
+            f"size: this model generates square images; request a square of {SIDES[0]} to "
+            f"{SIDES[-1]} pixels a side, or auto.",
         )
     return width
 
 
 async def _form(request: Request) -> tuple[dict[str, Any], list[bytes]]:
-    """Fields and images of a form, the latter as `image` or `image[]`, as the client sends them.
+    """Read the fields and the images of a form, which are named `image` or `image[]`.
 
-    Names of files are not looked at.
+    File names are ignored.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "multipart/form-data":
-        raise Problem(415, "send the request as multipart/form-data.", "unsupported_media_type")
+        raise APIError(415, "send the request as multipart/form-data.", "unsupported_media_type")
     fields: dict[str, Any] = {}
     files: list[bytes] = []
     parser = FormInMemory(
-        request.headers, request.stream(), max_files=MOST_EDITED + 1, max_fields=MOST_FIELDS
+        request.headers,
+        request.stream(),
+        max_files=MAX_EDITED_IMAGES + 1,
+        max_fields=MAX_FORM_FIELDS,
     )
     try:
         form = await parser.parse()
     except MultiPartException as error:
-        raise wrong(None, "the form cannot be read; send valid multipart/form-data.") from error
+        raise bad_request(
+            None, "the form cannot be read; send valid multipart/form-data."
+        ) from error
     for name, value in form.multi_items():
         if name in ("image", "image[]"):
             if not isinstance(value, UploadFile):
-                raise wrong("image", "image is a text; send it as a file.")
+                raise bad_request("image", "image is a text; send it as a file.")
             files.append(await value.read())
         elif name == "mask":
-            raise wrong(
-                "mask", "masks are not supported; say in the prompt what to change.",
+            raise bad_request(
+                "mask", "masks are not supported; describe the change in the prompt.",
                 "unsupported_parameter",
             )  # fmt: skip
         elif name in fields:
-            raise wrong(name, f"{name[:80]} is given twice; give it once.")
+            raise bad_request(name, f"{name[:80]} is given twice; give it once.")
         elif not isinstance(value, str):
-            raise wrong(name, f"{name[:80]} is a file; only image may be one.")
+            raise bad_request(name, f"{name[:80]} is a file; only image may be one.")
         else:
             fields[name] = value
     return _without_empty(fields), files
 
 
 def _without_empty(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields left empty are fields not given, but for the prompt, which must say something."""
+    """Remove empty fields, which count as not given, except the prompt, which is required."""
     return {name: value for name, value in fields.items() if value or name == "prompt"}

@@ -12,12 +12,12 @@ from PIL import Image
 from triptych.inference.chat_messages import Message
 from triptych.inference.generation_config import GenerationConfig
 from triptych.inference.pipeline import Progress, UnifiedPipeline
-from triptych.serving.http.batching import Call
+from triptych.serving.http.batching import JobBatch
 
 
 @dataclass(frozen=True)
 class ChatSettings:
-    """Chat settings. Named like the arguments of `UnifiedPipeline.chat`."""
+    """Chat settings, named as the arguments of `UnifiedPipeline.chat`."""
 
     max_new_tokens: int = 256
     temperature: float = 0.0
@@ -25,110 +25,112 @@ class ChatSettings:
 
 
 @dataclass
-class ImageWork:
-    """Images, each from its prompt, its seed and, if there are any, its image."""
+class GenerationJob:
+    """Generation of images from prompts and seeds, or editing of as many images."""
 
     prompts: list[str]
     seeds: list[int]
     images: list[Image.Image] = field(default_factory=list)
     settings: GenerationConfig = GenerationConfig()
-    partial: int = 0
-    """Number of unfinished images that the client requests of each."""
+    num_partial: int = 0
+    """Number of requested partial images of each image."""
 
     @property
     def size(self) -> int:
         return len(self.prompts)
 
     @property
-    def kind(self) -> Hashable:
+    def batch_key(self) -> Hashable:
         return "edit" if self.images else "generate", self.settings
 
 
 @dataclass
-class ChatWork:
-    """An answer to a conversation."""
+class ChatJob:
+    """Generation of the answer to a conversation."""
 
     messages: list[Message]
     seed: int | None = None
-    """Random seed of the sampling; None draws it."""
+    """Seed of the sampling; None draws a random one."""
     settings: ChatSettings = ChatSettings()
     size: int = 1
 
     @property
-    def kind(self) -> Hashable:
+    def batch_key(self) -> Hashable:
         return "chat", self.settings
 
 
 @dataclass
-class Partial:
-    """An unfinished image."""
+class PartialImage:
+    """Preview of an unfinished image."""
 
     image: Image.Image
     number: int
     """Index of the image in its request."""
     index: int
-    """Number of earlier unfinished images of this image."""
+    """Index of the preview of this image."""
 
 
-def perform(pipeline: UnifiedPipeline, max_batch: int, call: Call) -> Sequence[Any]:
-    """Results of a call's works, which are of one kind: lists of images, or answers."""
-    if isinstance(call.works[0], ChatWork):
-        return _answers(pipeline, call)
-    return _images(pipeline, max_batch, call)
+def run_batch(pipeline: UnifiedPipeline, max_batch: int, batch: JobBatch) -> Sequence[Any]:
+    """Run jobs of equal batch keys; return a list of images or an answer for each job."""
+    if isinstance(batch.jobs[0], ChatJob):
+        return _generate_answers(pipeline, batch)
+    return _generate_images(pipeline, max_batch, batch)
 
 
-def _answers(pipeline: UnifiedPipeline, call: Call) -> Sequence[Any]:
-    def on_text(number: int, piece: str) -> None:
-        call.proceed()
-        call.piece(number, piece)
+def _generate_answers(pipeline: UnifiedPipeline, batch: JobBatch) -> Sequence[Any]:
+    def on_text(number: int, text: str) -> None:
+        batch.check_abandoned()
+        batch.report_partial(number, text)
 
-    call.proceed()
-    works: list[ChatWork] = call.works
+    batch.check_abandoned()
+    jobs: list[ChatJob] = batch.jobs
     return pipeline.chat_batch(
-        [work.messages for work in works],
-        **asdict(works[0].settings),
-        seed=[secrets.randbits(32) if work.seed is None else work.seed for work in works],
+        [job.messages for job in jobs],
+        **asdict(jobs[0].settings),
+        seed=[secrets.randbits(32) if job.seed is None else job.seed for job in jobs],
         on_text=on_text,
     )
 
 
-def _images(pipeline: UnifiedPipeline, max_batch: int, call: Call) -> Sequence[list[Image.Image]]:
-    works: list[ImageWork] = call.works
-    owners = [(job, n) for job, work in enumerate(works) for n in range(work.size)]
+def _generate_images(
+    pipeline: UnifiedPipeline, max_batch: int, batch: JobBatch
+) -> Sequence[list[Image.Image]]:
+    jobs: list[GenerationJob] = batch.jobs
+    owners = [(index, n) for index, job in enumerate(jobs) for n in range(job.size)]
 
     def callback(progress: Progress) -> None:
-        call.proceed()
-        shown = {
+        batch.check_abandoned()
+        requested = {
             place: index
             for place in progress.images
-            if (index := _partial_index(works[owners[place][0]].partial, progress)) is not None
+            if (index := _partial_index(jobs[owners[place][0]].num_partial, progress)) is not None
         }
-        if shown:
-            seen = dict(zip(progress.images, progress.preview(), strict=True))
-            for place, index in shown.items():
+        if requested:
+            previews = dict(zip(progress.images, progress.preview(), strict=True))
+            for place, index in requested.items():
                 job, number = owners[place]
-                call.piece(job, Partial(seen[place], number, index))
+                batch.report_partial(job, PartialImage(previews[place], number, index))
 
-    call.proceed()
-    prompts = [prompt for work in works for prompt in work.prompts]
+    batch.check_abandoned()
+    prompts = [prompt for job in jobs for prompt in job.prompts]
     options = {
-        "generation_config": works[0].settings,
-        "seed": [seed for work in works for seed in work.seeds],
+        "generation_config": jobs[0].settings,
+        "seed": [seed for job in jobs for seed in job.seeds],
         "batch_size": max_batch,
         "callback_on_step_end": callback,
     }
-    if works[0].images:
-        images = [image for work in works for image in work.images]
-        made = iter(pipeline.edit(images, prompt=prompts, **options).images)
+    if jobs[0].images:
+        sources = [image for job in jobs for image in job.images]
+        images = iter(pipeline.edit(sources, prompt=prompts, **options).images)
     else:
-        made = iter(pipeline(prompts, **options).images)
-    return [[next(made) for _ in work.prompts] for work in works]
+        images = iter(pipeline(prompts, **options).images)
+    return [[next(images) for _ in job.prompts] for job in jobs]
 
 
-def _partial_index(wanted: int, progress: Progress) -> int | None:
-    """Index among `wanted` unfinished images of this step: they are evenly spread over the
-    decoder's steps, which are the cheapest to look at."""
+def _partial_index(count: int, progress: Progress) -> int | None:
+    """Return the index of the partial image of this step, if any. They are evenly spread over the
+    decoder's steps, whose previews are the cheapest."""
     if progress.stage != "pixels":
         return None
-    steps = [progress.steps * (n + 1) // (wanted + 1) for n in range(wanted)]
+    steps = [progress.steps * (n + 1) // (count + 1) for n in range(count)]
     return steps.index(progress.step) if progress.step in steps else None

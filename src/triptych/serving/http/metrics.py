@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
-from triptych.serving.asgi.middleware import LEFT
-from triptych.serving.http.batching import Call, Observer
-from triptych.serving.http.jobs import ChatWork
+from triptych.serving.asgi.middleware import CLIENT_CLOSED_REQUEST
+from triptych.serving.http.batching import JobBatch, Observer
+from triptych.serving.http.jobs import ChatJob
 
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100)
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
 class Metrics(Observer):
-    """Counters of one server, in a registry of its own."""
+    """Metrics of one server, in their own registry."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -22,43 +22,43 @@ class Metrics(Observer):
             Counter, "requests", "Answered requests.", ["route", "method", "status"]
         )
         self.latency = self._make(
-            Histogram, "request_seconds", "From request to the end of its answer.", ["route"],
+            Histogram, "request_seconds", "Seconds until the end of the response.", ["route"],
             buckets=SECONDS,
         )  # fmt: skip
-        self.queue = self._make(Gauge, "queue_length", "Requests that wait for the model.")
+        self.queue = self._make(Gauge, "queue_length", "Queued requests.")
         self.batches = self._make(
-            Histogram, "batch_size", "Images or conversations in a call of the model.", ["kind"],
+            Histogram, "batch_size", "Images or conversations in a batch.", ["kind"],
             buckets=SIZES,
         )  # fmt: skip
-        self.work = self._make(
-            Histogram, "batch_seconds", "A call of the model.", ["kind"], buckets=SECONDS
+        self.batch_seconds = self._make(
+            Histogram, "batch_seconds", "Seconds of a batch.", ["kind"], buckets=SECONDS
         )
-        self.images = self._make(Counter, "images", "Images made.")
+        self.images = self._make(Counter, "images", "Generated images.")
         self.tokens = self._make(Counter, "tokens", "Tokens of chats.", ["kind"])
         self.rejected = self._make(
-            Counter, "rejected", "Requests that found no place, or a server that shuts down.",
+            Counter, "rejected", "Requests refused for lack of room, or because of the shutdown.",
             ["reason"],
         )  # fmt: skip
-        self.cancelled = self._make(Counter, "cancelled", "Requests whose clients left.")
-        self.timeouts = self._make(Counter, "timeouts", "Requests that took too long.")
+        self.cancelled = self._make(Counter, "cancelled", "Requests whose client disconnected.")
+        self.timeouts = self._make(Counter, "timeouts", "Requests that exceeded the time limit.")
 
     def _make(self, kind: type, name: str, text: str, labels: list[str] | None = None, **more):
         return kind(f"triptych_{name}", text, labels or [], registry=self.registry, **more)
 
     def answered(self, route: str, method: str, status: int, seconds: float) -> None:
-        """Count an answer, or a client that left."""
+        """Count a response, or a client that disconnected."""
         self.requests.labels(route, method, status).inc()
         self.latency.labels(route).observe(seconds)
-        if status == LEFT:
+        if status == CLIENT_CLOSED_REQUEST:
             self.cancelled.inc()
 
-    def queued(self, length: int) -> None:
+    def queue_changed(self, length: int) -> None:
         self.queue.set(length)
 
-    def worked(self, call: Call, seconds: float) -> None:
-        first, size = call.works[0], sum(work.size for work in call.works)
-        kind = "chat" if isinstance(first, ChatWork) else "edit" if first.images else "generate"
+    def batch_done(self, batch: JobBatch, seconds: float) -> None:
+        first, size = batch.jobs[0], sum(job.size for job in batch.jobs)
+        kind = "chat" if isinstance(first, ChatJob) else "edit" if first.images else "generate"
         self.batches.labels(kind).observe(size)
-        self.work.labels(kind).observe(seconds)
+        self.batch_seconds.labels(kind).observe(seconds)
         if kind != "chat":
             self.images.inc(size)

@@ -16,12 +16,12 @@ IMAGES = {
     "type": "array",
     "items": {"type": "string", "format": "binary"},
     "minItems": 1,
-    "description": "Files; the client sends several as image[].",
+    "description": "Image files; OpenAI's client sends several as image[].",
 }
 
 
 def describe(app: FastAPI, needs_key: bool) -> dict[str, Any]:
-    """The document, made once."""
+    """Return the document, which is created at the first call."""
     if app.openapi_schema is not None:
         return app.openapi_schema
     document = get_openapi(title="triptych", version=__version__, routes=app.routes)

@@ -1,8 +1,8 @@
-"""The bodies of requests, as OpenAI's clients send them.
+"""Bodies of requests, as OpenAI's clients send them.
 
-A field that this server cannot honour is refused where leaving it out would change the answer, and
-accepted where it only tells of a preference (`quality`, `user`). A field that it does not know is
-refused: a misspelling must not pass for a setting.
+An unsupported field is refused if ignoring it would change the response, and accepted if it only
+states a preference (`quality`, `user`). Unknown fields are refused, since a misspelling must not
+pass for a setting.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from triptych.utils.text import clean_text
 
 MAX_IMAGES = 10
 """Maximum number of images of one prompt, as in OpenAI's API."""
-MOST_TOKENS = 4096
+MAX_TOKENS = 4096
 """Maximum number of tokens of an answer."""
-LONGEST_TEXT = 32_000
+MAX_TEXT_LENGTH = 32_000
 """Maximum length in characters, as in OpenAI's API; most models have a lower limit."""
-LARGEST_SEED = 2**63 - 1
+MAX_SEED = 2**63 - 1
 
 
 def unsupported(*accepted: Any, instead: str = "leave it out") -> Any:
-    """A type for fields of which this server can only honour these values, or null."""
+    """Create the type of a field of which only these values, and null, are supported."""
 
     def check(value: Any) -> Any:
         if not any(value == each and type(value) is type(each) for each in accepted):
@@ -47,22 +47,22 @@ def unsupported(*accepted: Any, instead: str = "leave it out") -> Any:
 Text = Annotated[
     str,
     AfterValidator(clean_text),
-    Field(max_length=LONGEST_TEXT),
+    Field(max_length=MAX_TEXT_LENGTH),
 ]
 Word = Annotated[str, AfterValidator(clean_text), Field(max_length=512)]
-Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
-MOST_STEPS = 250
-"""Of a sampler, in one request."""
+Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
+MAX_STEPS = 250
+"""Maximum number of sampling steps of one request."""
 
 
 class Body(BaseModel):
-    """Base class of all bodies: JSON's own types, and no unknown fields."""
+    """Base class of all bodies: strict JSON types, and no unknown fields."""
 
     model_config = ConfigDict(extra="forbid", strict=True, protected_namespaces=())
 
 
 def _type_of(limit: Any) -> Any:
-    """The type of a field of `GenerationConfig` in a request."""
+    """Return the type of a field of `GenerationConfig` in a request."""
     match limit:
         case OneOf():
             return Literal[limit.names]
@@ -70,7 +70,7 @@ def _type_of(limit: Any) -> Any:
             time = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
             return Annotated[list[time], Field(min_length=2, max_length=2)]
         case Range(whole=True):
-            return Annotated[int, Field(ge=limit.least, le=min(limit.most, MOST_STEPS))]
+            return Annotated[int, Field(ge=limit.least, le=min(limit.most, MAX_STEPS))]
         case Range():
             return Annotated[float, Field(ge=limit.least, le=limit.most, allow_inf_nan=False)]
     return Text
@@ -84,72 +84,78 @@ SettingsBody = create_model(
         for name in SETTINGS
     },
 )
-"""All settings of `GenerationConfig`, beyond OpenAI's: clients send them by extra_body."""
+"""All settings of `GenerationConfig`, which are not OpenAI's: clients send them by extra_body."""
 
 
 class ImageBody(SettingsBody):
     """Base class of requests for images."""
 
     prompt: Text
-    model: Word | None = Field(None, description="This server's only one by default.")
-    n: int | None = Field(None, ge=1, le=MAX_IMAGES, description="Images; 1 by default.")
+    model: Word | None = Field(
+        None, description="Model name; by default the only one of this server."
+    )
+    n: int | None = Field(None, ge=1, le=MAX_IMAGES, description="Number of images; 1 by default.")
     size: str | None = Field(
         None,
         pattern=r"^(auto|[0-9]{1,5}x[0-9]{1,5})$",
-        description="auto is the model's own; another square is scaled.",
+        description="WIDTHxHEIGHT or auto; squares other than the model's are resized.",
     )
     response_format: unsupported(
-        "b64_json", instead="it keeps no images, so there is no URL: ask for b64_json"
+        "b64_json", instead="it keeps no images and has no URLs: request b64_json"
     ) = None
     output_format: Literal["png", "jpeg", "webp"] | None = None
     output_compression: int | None = Field(
-        None, ge=0, le=100, description="Quality in percent, of jpeg and webp."
+        None, ge=0, le=100, description="Quality of jpeg and webp in percent."
     )
     background: unsupported("auto", "opaque", instead="its images are opaque") = None
     stream: bool | None = None
-    partial_images: int | None = Field(None, ge=0, le=3, description="When streaming.")
-    # Preferences that change nothing here.
+    partial_images: int | None = Field(
+        None, ge=0, le=3, description="Number of partial images of a stream."
+    )
+    # Preferences without effect.
     quality: Literal["auto", "low", "medium", "high", "xhigh", "max", "standard", "hd"] | None = (
         None
     )
     user: Word | None = None
     safety_identifier: Word | None = None
-    # Beyond OpenAI's, too.
-    seed: Seed | None = Field(None, description="Of the first image; each next has one more.")
+    # Not OpenAI's either.
+    seed: Seed | None = Field(
+        None, description="Seed of the first image, which increases by one for each further image."
+    )
 
 
 class GenerationBody(ImageBody):
-    """POST /v1/images/generations"""
+    """Body of POST /v1/images/generations."""
 
-    moderation: Literal["auto", "low"] | None = None  # a preference too
+    moderation: Literal["auto", "low"] | None = None  # a preference without effect
     style: Literal["vivid", "natural"] | None = None
 
 
 class EditBody(ImageBody):
-    """POST /v1/images/edits, beside its images."""
+    """Fields of POST /v1/images/edits, besides its images."""
 
-    input_fidelity: Literal["high", "low"] | None = None  # a preference too
+    input_fidelity: Literal["high", "low"] | None = None  # a preference without effect
 
 
 class TextPart(Body):
-    """A text in a message."""
+    """Text part of a message."""
 
     type: Literal["text"]
     text: Text
 
 
 class ImageUrl(Body):
-    """An image that is written into its URL."""
+    """Image in a data URL."""
 
     url: str = Field(
-        description="data:image/png;base64,... and nothing else: this server fetches nothing.",
+        description="data:image/png;base64,... only: this server fetches no images.",
         json_schema_extra={"pattern": "^data:"},
     )
-    detail: Literal["auto", "low", "high"] | None = None  # every image is seen at one size
+    detail: Literal["auto", "low", "high"] | None = None  # without effect: all images have one size
 
 
 class ImagePart(Body):
-    """An image in a message."""
+    """Image part of a message."""
 
     type: Literal["image_url"]
     image_url: ImageUrl
@@ -176,12 +182,12 @@ Content = Annotated[
 
 
 class ChatMessage(Body):
-    """A turn of a conversation."""
+    """Message of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant"]
     content: Content
     name: Word | None = None
-    # Fields of a client's earlier answers, when they are sent back.
+    # Fields of earlier answers that clients send back.
     refusal: None = None
     annotations: unsupported([]) = None
     audio: None = None
@@ -190,35 +196,46 @@ class ChatMessage(Body):
 
 
 class StreamOptions(Body):
-    """Options of a stream, beside the text."""
+    """Options of a stream."""
 
     include_usage: bool | None = None
     include_obfuscation: unsupported(False) = None
 
 
 class TextFormat(Body):
-    """The only format of answers."""
+    """Response format; only text is supported."""
 
     type: unsupported("text", instead="answers are plain text")
 
 
 class ChatBody(Body):
-    """POST /v1/chat/completions"""
+    """Body of POST /v1/chat/completions."""
 
     messages: list[ChatMessage] = Field(min_length=1, max_length=256)
-    model: Word | None = Field(None, description="This server's only one by default.")
-    max_completion_tokens: int | None = Field(
-        None, ge=1, le=MOST_TOKENS, description="256 by default."
+    model: Word | None = Field(
+        None, description="Model name; by default the only one of this server."
     )
-    max_tokens: int | None = Field(None, ge=1, le=MOST_TOKENS, description="The same, before.")
+    max_completion_tokens: int | None = Field(
+        None,
+        ge=1,
+        le=MAX_TOKENS,
+        description="Maximum number of tokens of the answer; 256 by default.",
+    )
+    max_tokens: int | None = Field(
+        None, ge=1, le=MAX_TOKENS, description="Deprecated name of max_completion_tokens."
+    )
     temperature: float | None = Field(
-        None, ge=0, le=2, allow_inf_nan=False, description="0, the likeliest words, by default."
+        None,
+        ge=0,
+        le=2,
+        allow_inf_nan=False,
+        description="Softmax temperature; 0, greedy decoding, by default.",
     )
     top_p: float | None = Field(None, gt=0, le=1, allow_inf_nan=False)
     seed: Seed | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    n: unsupported(1, instead="it gives one answer") = None
+    n: unsupported(1, instead="it returns one answer") = None
     stop: unsupported([], instead="leave it out and cut the answer") = None
     frequency_penalty: unsupported(0, 0.0) = None
     presence_penalty: unsupported(0, 0.0) = None
@@ -231,7 +248,7 @@ class ChatBody(Body):
     parallel_tool_calls: bool | None = None
     modalities: unsupported(["text"]) = None
     store: unsupported(False) = None
-    # Preferences that change nothing here.
+    # Preferences without effect.
     user: Word | None = None
     safety_identifier: Word | None = None
     prompt_cache_key: Word | None = None

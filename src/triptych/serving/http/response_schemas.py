@@ -1,7 +1,7 @@
-"""Bodies of answers, for the OpenAPI document.
+"""Bodies of responses, for the OpenAPI document.
 
-Not `openai.types`, which allow every further field and leave most of them open: tests check answers
-against this document, and a server needs no client.
+They replace `openai.types`, which allow any further field and leave most of them optional: tests
+check responses against this document, and the server needs no client library.
 """
 
 from __future__ import annotations
@@ -26,25 +26,25 @@ class ErrorBody(BaseModel):
     error: ErrorDetail
 
 
-class ImageInput(BaseModel):
-    """An image, and the seed that makes it again."""
+class GeneratedImage(BaseModel):
+    """Image with the seed that reproduces it."""
 
     b64_json: str
     seed: int
 
 
 class ImageList(BaseModel):
-    """The images of a request."""
+    """Images of a request."""
 
     created: int
-    data: list[ImageInput]
+    data: list[GeneratedImage]
     background: Literal["opaque"]
     output_format: Literal["png", "jpeg", "webp"]
     quality: Literal["auto"]
     size: str
 
 
-class Answer(BaseModel):
+class AssistantMessage(BaseModel):
     """Message of the model."""
 
     role: Literal["assistant"]
@@ -52,17 +52,17 @@ class Answer(BaseModel):
     refusal: None
 
 
-class Choice(BaseModel):
-    """The answer, and why it ended."""
+class ChatChoice(BaseModel):
+    """Answer with its finish reason."""
 
     index: int
-    message: Answer
+    message: AssistantMessage
     logprobs: None
     finish_reason: Literal["stop", "length"]
 
 
 class Usage(BaseModel):
-    """Tokens that were read and written."""
+    """Token counts."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -70,18 +70,18 @@ class Usage(BaseModel):
 
 
 class ChatCompletion(BaseModel):
-    """The answer to a conversation."""
+    """Answer to a conversation."""
 
     id: str
     object: Literal["chat.completion"]
     created: int
     model: str
-    choices: list[Choice]
+    choices: list[ChatChoice]
     usage: Usage
 
 
 class Model(BaseModel):
-    """A model that this server has."""
+    """Model of this server."""
 
     id: str
     object: Literal["model"]
@@ -90,14 +90,14 @@ class Model(BaseModel):
 
 
 class ModelList(BaseModel):
-    """All models that this server has: one."""
+    """Models of this server: one."""
 
     object: Literal["list"]
     data: list[Model]
 
 
 class Health(BaseModel):
-    """Whether new work is taken."""
+    """State of the server."""
 
     status: Literal["ready", "draining"]
     queue: int

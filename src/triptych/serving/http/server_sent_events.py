@@ -1,8 +1,8 @@
-"""Answers that come in pieces, as server-sent events.
+"""Streamed responses as server-sent events.
 
 FastAPI frames the events. Its EventSourceResponse and that of sse-starlette are not used: they send
-pings beside the answer, which the limits of memory and of unread answers would not see, and the
-latter cancels open streams when the server is stopped, where this one lets them end.
+pings outside of the limits of memory and unread responses, and the latter cancels open streams at
+the shutdown of the server, which lets them finish here.
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ from fastapi import Request
 from fastapi.responses import StreamingResponse
 from fastapi.sse import format_sse_event
 
-from triptych.serving.asgi.api_errors import Problem
+from triptych.serving.asgi.api_errors import APIError
 
 
 def sse_event(data: dict[str, Any] | str, name: str | None = None) -> bytes:
-    """One event of JSON, or of a text as it is."""
+    """Encode an event with JSON, or with a text as it is."""
     text = data if isinstance(data, str) else json.dumps(data)
     return format_sse_event(data_str=text, event=name)
 
 
 async def event_stream(request: Request, events: AsyncIterator[bytes]) -> StreamingResponse:
-    """Stream events as a response. The first is awaited, so that an early failure has a
-    status; a later failure is an event, which OpenAI's clients raise.
+    """Stream events as a response. The first one is awaited, so that an early failure has a status;
+    a later failure becomes an event, which OpenAI's clients raise.
 
     Raises:
-        Problem: the first event is an error.
+        APIError: the first event is an error.
     """
     first = await anext(events)
     return StreamingResponse(
-        one_by_one(request, _rest(first, events)),
+        flush_each(request, _rest(first, events)),
         media_type="text/event-stream",
         headers={"cache-control": "no-cache", "x-accel-buffering": "no"},
     )
@@ -45,21 +45,21 @@ async def _rest(first: bytes, events: AsyncIterator[bytes]) -> AsyncIterator[byt
     try:
         async for each in events:
             yield each
-    except Problem as problem:
-        yield sse_event(problem.body, "error")
+    except APIError as error:
+        yield sse_event(error.body, "error")
     finally:
         await events.aclose()
 
 
-async def one_by_one(
-    request: Request, parts: AsyncIterator[bytes] | AsyncIterator[str]
+async def flush_each(
+    request: Request, chunks: AsyncIterator[bytes] | AsyncIterator[str]
 ) -> AsyncIterator[bytes | str]:
-    """Each part of an answer is made when the one before it has been sent."""
+    """Yield chunks of a response, each after the one before was sent."""
     ticket, connection = request.state.ticket, request.state.connection
-    async with aclosing(parts):
-        async for part in parts:
-            size = 2 * len(part)  # and its copy in the connection's buffer
+    async with aclosing(chunks):
+        async for chunk in chunks:
+            size = 2 * len(chunk)  # with its copy in the buffer of the connection
             ticket.hold(size)
-            yield part
+            yield chunk
             await connection.flushed()
             ticket.release(size)

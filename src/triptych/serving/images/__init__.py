@@ -1,7 +1,7 @@
-"""Images of clients and viewers, decoded in processes that can be killed; http and webui share it.
+"""Images of clients and viewers, decoded in worker processes; shared by http and webui.
 
 image_input    limits of images from outside
-image_decoder  decoding processes and the requests that wait for one
-decode_worker  the decoding process
-sizes          sizes of a model's images
+image_decoder  pool of worker processes that decode images
+decode_worker  the worker process
+sizes          image sizes of a model
 """

@@ -1,4 +1,4 @@
-"""Decodes the images of requests in processes that are killed when nobody waits any more."""
+"""Decoding of images in worker processes, which are killed when no request waits for them."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from typing import Any
 from PIL import Image
 
 from triptych.serving.asgi.admission import Ticket
-from triptych.serving.asgi.api_errors import Problem, wrong
+from triptych.serving.asgi.api_errors import APIError, bad_request
 
-WORKERS = 2
-SECONDS = 4.0
-"""Seconds of CPU for an image; the largest ones take a quarter of it."""
+NUM_WORKERS = 2
+MAX_CPU_SECONDS = 4.0
+"""Limit of the CPU time of an image in seconds; the largest ones need a quarter of it."""
 COMMAND = (sys.executable, "-P", "-m", "triptych.serving.images.decode_worker")
 
 
-class Crashed(Exception):
-    """The process ended in the middle of a request."""
+class WorkerCrashed(Exception):
+    """The worker ended during a request."""
 
     def __init__(self, status: int) -> None:
         super().__init__(f"the decoder ended with {status}")
@@ -32,14 +32,14 @@ class Crashed(Exception):
 
 
 class ImageDecoder:
-    """Worker processes, and the requests that wait for one: those of the fewest pixels first.
+    """Pool of worker processes, with a queue of requests ordered by their number of pixels.
 
-    A worker is started when it is first needed. One that does not answer its request, because the
-    image is broken or because the caller was cancelled, is killed.
+    Workers start when they are needed. A worker that does not respond, because of its image or
+    because its caller was cancelled, is killed.
     """
 
     def __init__(self) -> None:
-        self._free: list[asyncio.subprocess.Process | None] = [None] * WORKERS
+        self._free: list[asyncio.subprocess.Process | None] = [None] * NUM_WORKERS
         self._running: set[asyncio.subprocess.Process] = set()
         self._waiting: list[tuple[int, int, asyncio.Future]] = []
         self._numbers = itertools.count()
@@ -47,34 +47,37 @@ class ImageDecoder:
     async def read(
         self, files: Sequence[bytes], size: int | None, params: Sequence[str], ticket: Ticket
     ) -> list[Image.Image]:
-        """Decode the images of a request with `read_request_image`; memory for them is reserved.
+        """Decode the images of a request with `read_request_image`, and reserve memory for them.
 
         Args:
+            files: contents of the files.
+            size: see `read_request_image`.
             params: field name of each file, for messages.
+            ticket: ticket of the request.
 
         Raises:
-            Problem: 400, as `read_request_image`, or the decoder took too long or broke; 413 or
+            APIError: 400, as `read_request_image`, or the decoder took too long or crashed; 413 or
                 429, there is no memory for the result.
         """
         if not files:
             return []
         pixels = 0
         try:
-            answer, _ = await self._ask(0, {"measure": True}, files)
-            pixels = answer["pixels"]
-        except Crashed:
-            pass  # the file that caused it is found below
+            response, _ = await self._request(0, {"measure": True}, files)
+            pixels = response["pixels"]
+        except WorkerCrashed:
+            pass  # raised again below, for the file that causes it
         images = []
         for data, param in zip(files, params, strict=True):
             try:
-                question = {"measure": False, "size": size, "param": param}
-                answer, content = await self._ask(1 + pixels, question, [data], ticket)
-            except Crashed as error:
-                raise _unreadable(error, param) from error
-            if "problem" in answer:
-                message, code = answer["problem"]
-                raise wrong(param, message, code)
-            images.append(Image.frombytes("RGB", answer["size"], content))
+                request = {"measure": False, "size": size, "param": param}
+                response, content = await self._request(1 + pixels, request, [data], ticket)
+            except WorkerCrashed as error:
+                raise _decoding_error(error, param) from error
+            if "error" in response:
+                message, code = response["error"]
+                raise bad_request(param, message, code)
+            images.append(Image.frombytes("RGB", response["size"], content))
         return images
 
     async def close(self) -> None:
@@ -84,21 +87,21 @@ class ImageDecoder:
                 worker.kill()
             await worker.wait()
 
-    async def _ask(
+    async def _request(
         self,
         cost: int,
-        question: dict[str, Any],
+        request: dict[str, Any],
         files: Sequence[bytes],
         ticket: Ticket | None = None,
     ) -> tuple[dict[str, Any], bytes]:
-        """Answer of a worker. Among waiting callers, the one of the lowest cost gets one first.
+        """Send a request to a worker. Waiting callers get one in the order of their cost.
 
         Raises:
-            Crashed: no worker is left to answer.
-            Problem: 413 or 429; there is no memory for the bytes of the answer.
+            WorkerCrashed: the worker ended without a response.
+            APIError: 413 or 429; there is no memory for the bytes of the response.
         """
         worker = await self._take(cost)
-        answered = False
+        completed = False
         try:
             if worker is None or worker.returncode is not None:
                 worker = await asyncio.create_subprocess_exec(
@@ -106,28 +109,28 @@ class ImageDecoder:
                     stdin=asyncio.subprocess.PIPE,
                     stdout=asyncio.subprocess.PIPE,
                     env=os.environ | {"OPENBLAS_NUM_THREADS": "1"},
-                    start_new_session=True,  # Ctrl-C is the server's to handle
+                    start_new_session=True,  # Ctrl-C is handled by the server
                 )
                 self._running = {each for each in self._running if each.returncode is None}
                 self._running.add(worker)
-            question |= {"seconds": SECONDS, "lengths": [len(data) for data in files]}
-            line = json.dumps(question)
+            request |= {"seconds": MAX_CPU_SECONDS, "lengths": [len(data) for data in files]}
+            line = json.dumps(request)
             worker.stdin.write(line.encode() + b"\n")
             for data in files:
                 worker.stdin.write(data)
             await worker.stdin.drain()
-            answer = json.loads(await worker.stdout.readuntil(b"\n"))
+            response = json.loads(await worker.stdout.readuntil(b"\n"))
             if ticket is not None:
-                ticket.reserve(answer["length"])
-            content = await worker.stdout.readexactly(answer["length"])
-            answered = True
-            return answer, content
+                ticket.reserve(response["length"])
+            content = await worker.stdout.readexactly(response["length"])
+            completed = True
+            return response, content
         except (OSError, asyncio.IncompleteReadError) as error:
-            raise Crashed(await worker.wait()) from error
+            raise WorkerCrashed(await worker.wait()) from error
         finally:
-            if worker is not None and not answered and worker.returncode is None:
+            if worker is not None and not completed and worker.returncode is None:
                 worker.kill()
-            self._give_back(worker if answered else None)
+            self._give_back(worker if completed else None)
 
     async def _take(self, cost: int) -> asyncio.subprocess.Process | None:
         if self._free:
@@ -137,7 +140,7 @@ class ImageDecoder:
         try:
             return await turn
         except asyncio.CancelledError:
-            if not turn.cancelled():  # the turn came at the same moment
+            if not turn.cancelled():  # cancelled at the moment when its turn came
                 self._give_back(turn.result())
             raise
 
@@ -150,14 +153,14 @@ class ImageDecoder:
         self._free.append(worker)
 
 
-def _unreadable(error: Crashed, param: str) -> Problem:
+def _decoding_error(error: WorkerCrashed, param: str) -> APIError:
     if error.status == -signal.SIGPROF:
-        return wrong(
+        return bad_request(
             param,
-            f"{param}: the image takes more than {SECONDS:g} seconds to decode; save it in a "
-            "simpler way.",
+            f"{param}: the image takes more than {MAX_CPU_SECONDS:g} seconds to decode; save it in "
+            "a simpler way.",
             "image_too_slow",
         )
-    return wrong(
-        param, f"{param}: the image cannot be decoded; save it in another way.", "invalid_image"
+    return bad_request(
+        param, f"{param}: the image cannot be decoded; save it in another format.", "invalid_image"
     )

@@ -1,4 +1,4 @@
-"""Sizes to which the images of a model are brought."""
+"""Image sizes of a model."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ from triptych.inference.pipeline import UnifiedPipeline
 
 
 @dataclass
-class Sizes:
-    """Sides in pixels of a model's images, which are squares."""
+class ImageSizes:
+    """Sides in pixels of a model's square images."""
 
-    made: int
-    edited: int
-    """To which images are brought that it changes."""
-    shown: int | None
-    """To which images of conversations are brought; None leaves them their shapes."""
+    generated: int
+    """Side of generated images."""
+    edit_input: int
+    """Side to which images are resized that are edited."""
+    chat_input: int | None
+    """Side to which images of conversations are resized; None keeps their shapes."""
 
     @classmethod
-    def of(cls, pipeline: UnifiedPipeline) -> Sizes:
-        """Those of a pipeline's model."""
+    def of(cls, pipeline: UnifiedPipeline) -> ImageSizes:
+        """Return the sizes of a pipeline's model."""
         vlm = pipeline.model.understanding.vlm
         side = vlm.image_size
         example = torch.zeros(3, side, side, dtype=torch.uint8)

@@ -1,23 +1,23 @@
 """Gradio web page: generate, chat, edit, compare.
 
-app            the page: tabs, and its server
+app            the page and its server
 launch         checks before the page starts: port, votes, prompts, models
 session        state that the tabs share: models, image folder, errors
-models         models by name, loaded on first use
-generate_tab   images of a prompt
-chat_tab       questions about images
-edit_tab       edits of an image
-compare_tab    two models side by side, with votes
+models         models by name, loaded at first use
+generate_tab   tab: images of a prompt
+chat_tab       tab: questions about images
+edit_tab       tabs: editing and reconstruction of an image
+compare_tab    tab: two models side by side, with votes
 controls       sampling controls
 number_inputs  numeric inputs without rounding
-gallery        images that appear step by step
+gallery        images with previews
 progress       progress and cancellation of a call
-uploads        images of viewers, decoded by the limits of the HTTP server
+uploads        decoding of uploaded images with the limits of the HTTP server
 votes          votes in a file of JSON lines
 style          colors and fonts
 """
 
 import os
 
-# Read when gradio is imported: it sends no telemetry, and does not look for newer versions.
+# Read when gradio is imported: no telemetry, and no check for newer versions.
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")

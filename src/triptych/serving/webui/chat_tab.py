@@ -1,4 +1,4 @@
-"""The tab that answers questions about images, in several turns."""
+"""Tab that answers questions about images in a conversation."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from typing import Any
 import gradio as gr
 
 from triptych.serving.webui.number_inputs import slider
-from triptych.serving.webui.session import ONE_AT_A_TIME, Page, in_words
+from triptych.serving.webui.session import ONE_AT_A_TIME, Page, errors_for_viewers
 from triptych.utils.errors import UserError
 
-Turns = list[dict[str, Any]]
-"""As `UnifiedPipeline.chat` takes them, with paths of images in place of images."""
+Messages = list[dict[str, Any]]
+"""Messages of `UnifiedPipeline.chat`, with paths in place of images."""
 
 
 def chat_tab(page: Page) -> None:
-    """Inside a `gr.Tab`: the conversation, and a box for text and images below it."""
-    talk = gr.Chatbot(
+    """Build the tab: the conversation, and below it a box for text and images."""
+    chatbot = gr.Chatbot(
         show_label=False,
         height=480,
         buttons=["copy"],
         placeholder="Put an image into the box below and ask about it.",
-        elem_classes=page.look,
+        elem_classes=page.css_classes,
         elem_id="talk",
         feedback_options=None,
     )
-    turns = gr.State([])
+    messages = gr.State([])
     box = gr.MultimodalTextbox(
         show_label=False,
         sources=["upload"],
@@ -39,40 +39,47 @@ def chat_tab(page: Page) -> None:
         stop = gr.Button("Stop", elem_id="chat-stop")
         clear = gr.Button("Clear", elem_id="chat-clear")
     with gr.Accordion("Answers", open=False), gr.Row():
-        length = slider(1, 2048, 256, 1, "Most tokens of an answer")
-        temperature = slider(0, 2, 0, 0.05, "Temperature", info="0 is the likeliest answer")
+        length = slider(1, 2048, value=256, step=1, label="Maximum number of tokens")
+        temperature = slider(
+            0, 2, value=0, step=0.05, label="Temperature", info="0 is greedy decoding"
+        )
 
     def answer(message, before, length, temperature):
-        with in_words():
-            asked = [*before, _question(message)]
-            pieces = page.pipe.chat(  # what is wrong is said now, while it is still in the box
-                _decoded(page, asked), max_new_tokens=length, temperature=temperature, stream=True
+        with errors_for_viewers():
+            request = [*before, _question(message)]
+            stream = page.pipe.chat(  # raises errors while the question is still in the box
+                _with_images(page, request),
+                max_new_tokens=length,
+                temperature=temperature,
+                stream=True,
             )
-            with closing(pieces):
-                yield {talk: _shown(asked), turns: asked, box: None}
-                said = ""
-                for piece in pieces:
-                    said += piece
-                    now = [*asked, {"role": "assistant", "content": said}]
-                    yield {talk: _shown(now), turns: now}
+            with closing(stream):
+                yield {chatbot: _bubbles(request), messages: request, box: None}
+                text = ""
+                for chunk in stream:
+                    text += chunk
+                    current = [*request, {"role": "assistant", "content": text}]
+                    yield {chatbot: _bubbles(current), messages: current}
                     if page.closing.is_set():
                         return
 
     running = box.submit(
         answer,
-        [box, turns, length, temperature],
-        [talk, turns, box],
+        [box, messages, length, temperature],
+        [chatbot, messages, box],
         show_progress="minimal",
-        trigger_mode="multiple",  # "once" would wait for a call that was stopped
+        trigger_mode="multiple",  # "once" would wait for a stopped call
         **ONE_AT_A_TIME,
     )
     stop.click(None, cancels=running, queue=False)
-    talk.clear(lambda: [], None, turns, cancels=running, queue=False)  # its own dustbin
-    clear.click(lambda: ([], [], None), None, [talk, turns, box], cancels=running, queue=False)
+    chatbot.clear(lambda: [], None, messages, cancels=running, queue=False)  # its own button
+    clear.click(
+        lambda: ([], [], None), None, [chatbot, messages, box], cancels=running, queue=False
+    )
 
 
 def _question(message: dict[str, Any]) -> dict[str, Any]:
-    """One turn of the viewer: images first, then the question about them."""
+    """Convert an input of the viewer to a message: images first, then the question."""
     text = (message["text"] or "").strip()
     if not text:
         raise UserError("the question is empty; ask something.")
@@ -80,31 +87,33 @@ def _question(message: dict[str, Any]) -> dict[str, Any]:
     return {"role": "user", "content": [*images, {"type": "text", "text": text}]}
 
 
-def _decoded(page: Page, turns: Turns) -> Turns:
-    """The turns with their images decoded.
+def _with_images(page: Page, messages: Messages) -> Messages:
+    """Return the messages with decoded images in place of paths.
 
     Raises:
         UserError: as `Uploads.read`.
     """
-    parts = [part for turn in turns for part in _parts(turn["content"])]
+    parts = [part for message in messages for part in _parts(message["content"])]
     paths = list(dict.fromkeys(part["image"] for part in parts if part["type"] == "image"))
-    images = dict(zip(paths, page.uploads.read(paths, page.sizes.shown), strict=True))
+    images = dict(zip(paths, page.uploads.read(paths, page.sizes.chat_input), strict=True))
 
     def decoded(part: dict[str, Any]) -> dict[str, Any]:
         return {**part, "image": images[part["image"]]} if part["type"] == "image" else part
 
-    return [{**turn, "content": [*map(decoded, _parts(turn["content"]))]} for turn in turns]
+    return [
+        {**message, "content": [*map(decoded, _parts(message["content"]))]} for message in messages
+    ]
 
 
-def _shown(turns: Turns) -> list[dict[str, Any]]:
-    """The turns as the chatbot component takes them: every part a bubble of its own."""
+def _bubbles(messages: Messages) -> list[dict[str, Any]]:
+    """Convert messages to those of the chatbot component, with one for each content part."""
     return [
         {
-            "role": turn["role"],
+            "role": message["role"],
             "content": {"path": part["image"]} if part["type"] == "image" else part["text"],
         }
-        for turn in turns
-        for part in _parts(turn["content"])
+        for message in messages
+        for part in _parts(message["content"])
     ]
 
 

@@ -1,4 +1,4 @@
-"""The controls of a sampling: components in, arguments of the pipeline out."""
+"""Sampling controls, and their conversion to arguments of the pipeline."""
 
 from __future__ import annotations
 
@@ -22,43 +22,47 @@ from triptych.utils.errors import UserError
 from triptych.utils.limits import Interval, OneOf, Range
 
 STAGES = {"": "Features", DECODER: "Pixels"}
-"""Prefix of the settings of either diffusion -> its output."""
-MOST_STEPS, MOST_GUIDANCE = 250, 100
-LARGEST_SEED = 2**53 - 1
-"""Up to which a browser shows every number exactly."""
-OWN = "the model's"
+"""Output of each of the two samplers, by the prefix of its settings."""
+MAX_STEPS, MAX_GUIDANCE_SCALE = 250, 100
+MAX_SEED = 2**53 - 1
+"""Largest integer up to which browsers show all integers exactly."""
+MODEL_DEFAULT = "the model's"
 
 
 def sliders(pipe: UnifiedPipeline) -> list[gr.components.Component]:
-    """One control for each of SETTINGS, at the model's own values."""
+    """Add a control for each of SETTINGS, set to the model's values."""
 
     def control(name: str, limit: Any, label: str) -> gr.components.Component:
-        own = own_value(pipe.model, name)
+        default = own_value(pipe.model, name)
         match limit:
             case OneOf():
-                return gr.Dropdown(list(limit.names), value=own, label=label)
+                return gr.Dropdown(list(limit.names), value=default, label=label)
             case Range(whole=True):
-                return slider(1, max(100, own), own, 1, label, min_width=140)
+                return slider(
+                    1, max(100, default), value=default, step=1, label=label, min_width=140
+                )
             case Range():
-                return slider(1, max(15, own), own, 0.1, label, min_width=140)
+                return slider(
+                    1, max(15, default), value=default, step=0.1, label=label, min_width=140
+                )
         return _textbox(name, label)
 
     return _controls(control)
 
 
 def numbers() -> list[gr.components.Component]:
-    """One control for each of SETTINGS; 0 or empty is the model's own."""
+    """Add a control for each of SETTINGS; 0 or empty is the model's value."""
 
     def control(name: str, limit: Any, label: str) -> gr.components.Component:
-        shown = {"info": f"0: {OWN}", "min_width": 110}
+        options = {"info": f"0: {MODEL_DEFAULT}", "min_width": 110}
         match limit:
             case OneOf():
-                choices = [(OWN, ""), *limit.names]
+                choices = [(MODEL_DEFAULT, ""), *limit.names]
                 return gr.Dropdown(choices, value="", label=label, min_width=110)
             case Range(whole=True):
-                return number(0, MOST_STEPS, label, whole=True, **shown)
+                return number(0, MAX_STEPS, label, whole=True, **options)
             case Range():
-                return number(0, MOST_GUIDANCE, label, whole=False, **shown)
+                return number(0, MAX_GUIDANCE_SCALE, label, whole=False, **options)
         return _textbox(name, label)
 
     return _controls(control)
@@ -67,15 +71,15 @@ def numbers() -> list[gr.components.Component]:
 def _controls(
     control: Callable[[str, Any, str], gr.components.Component],
 ) -> list[gr.components.Component]:
-    """`control` of each of SETTINGS, those of either diffusion in a row."""
-    made = {}
+    """Add the control of each of SETTINGS, with one row for each sampler."""
+    controls = {}
     for prefix, stage in STAGES.items():
         with gr.Row():
             for name in SETTINGS:
                 if name.startswith(DECODER) == bool(prefix):
                     label = f"{stage}: {label_of(name)}"
-                    made[name] = control(name, limit_of(name), label)
-    return [made[name] for name in SETTINGS]
+                    controls[name] = control(name, limit_of(name), label)
+    return [controls[name] for name in SETTINGS]
 
 
 def _textbox(name: str, label: str) -> gr.Textbox:
@@ -84,10 +88,10 @@ def _textbox(name: str, label: str) -> gr.Textbox:
 
 
 def arguments(values: tuple[Any, ...]) -> dict[str, Any]:
-    """Settings of `UnifiedPipeline`, of the values of `sliders` or `numbers`.
+    """Convert the values of `sliders` or `numbers` to arguments of the pipeline.
 
     Raises:
-        UserError: a text does not say what it should.
+        UserError: a text is invalid.
     """
     return {name: _value(name, value) for name, value in zip(SETTINGS, values, strict=True)}
 
@@ -102,9 +106,9 @@ def _value(name: str, value: Any) -> Any:
 
 
 def seed_row() -> tuple[gr.Number, gr.Checkbox]:
-    """A seed, dice that roll another, and whether every click rolls."""
+    """Add a seed, a button that draws another one, and a checkbox for a new one at each call."""
     with gr.Row(elem_classes="seed"):
-        seed = number(0, LARGEST_SEED, "Seed", whole=True, min_width=100)
+        seed = number(0, MAX_SEED, "Seed", whole=True, min_width=100)
         dice = gr.Button("⚄", elem_classes="dice", min_width=48, scale=0)
         fresh = gr.Checkbox(True, label="New seed each time", min_width=120)
     dice.click(None, outputs=seed, js="() => Math.floor(Math.random() * 2 ** 31)")

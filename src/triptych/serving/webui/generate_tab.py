@@ -1,4 +1,4 @@
-"""The tab that makes images of a prompt."""
+"""Tab that generates images of a prompt."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ from functools import partial
 
 import gradio as gr
 
-from triptych.serving.webui.gallery import gallery_of, run_call, sampling_controls
-from triptych.serving.webui.session import Page, in_words, until_stopped
+from triptych.serving.webui.gallery import add_gallery, run_call, sampling_controls
+from triptych.serving.webui.session import Page, add_run_and_stop, errors_for_viewers
 
 EXAMPLES = (
     "a photo of a red circle left of a blue square",
     "a photo of three green triangles",
     "a photo of a yellow star",
 )
-SHOWN = 6
+MAX_EXAMPLES = 6
 
 
 def generate_tab(page: Page) -> None:
-    """Inside a `gr.Tab`: prompt and settings on the left, images on the right."""
+    """Build the tab: prompt and settings on the left, images on the right."""
     with gr.Row():
         with gr.Column(scale=2, min_width=320):
             prompt = gr.Textbox(
@@ -29,15 +29,25 @@ def generate_tab(page: Page) -> None:
                 stop = gr.Button("Stop", elem_id="generate-stop")
             controls = sampling_controls(page.pipe)
             gr.Examples(
-                [[text] for text in (page.prompts or EXAMPLES)[:SHOWN]], prompt, label="For example"
+                [[text] for text in (page.prompts or EXAMPLES)[:MAX_EXAMPLES]],
+                prompt,
+                label="For example",
             )
         with gr.Column(scale=3, min_width=320):
-            line, gallery = gallery_of(page)
+            status_line, gallery = add_gallery(page)
 
-    shown_in = line, gallery, controls[1]
+    outputs = status_line, gallery, controls[1]
 
-    def make(prompt, *values):
-        with in_words():
-            yield from run_call(page, partial(page.pipe, prompt), prompt, values, shown_in)
+    def generate(prompt, *values):
+        with errors_for_viewers():
+            call = partial(page.pipe, prompt)
+            yield from run_call(page, call, text=prompt, values=values, outputs=outputs)
 
-    until_stopped([run.click, prompt.submit], stop, make, [prompt, *controls], list(shown_in), line)
+    add_run_and_stop(
+        [run.click, prompt.submit],
+        stop,
+        generate,
+        inputs=[prompt, *controls],
+        outputs=list(outputs),
+        status_line=status_line,
+    )

@@ -1,4 +1,4 @@
-"""Preparation of the page: a free port, a file of votes, prompts and models.
+"""Checks before the page starts: port, votes, prompts, models.
 
 Arguments are validated before importing Gradio, which is slow.
 """
@@ -9,7 +9,7 @@ import socket
 from collections.abc import Sequence
 from pathlib import Path
 
-from triptych.serving.webui.models import Sources
+from triptych.serving.webui.models import Models
 from triptych.serving.webui.votes import Votes
 from triptych.utils.documents import read_text
 from triptych.utils.errors import UserError
@@ -17,46 +17,48 @@ from triptych.utils.prompt_files import read_entries
 from triptych.utils.text import clean_text
 
 
-def show(
-    sources: Sources,
+def launch(
+    models: Models,
     votes: Path,
     prompts: Path | None,
+    *,
     host: str,
     port: int,
-    allowed: Sequence[str] = (),
+    allowed_hosts: Sequence[str] = (),
 ) -> None:
     """Show the page until Ctrl-C or SIGTERM.
 
     Args:
-        sources: models; the first is loaded now.
-        votes: file that votes are added to.
-        prompts: file of prompts that viewers of pairs go through.
-        host, port: address of the page.
-        allowed: further hosts that browsers may address it by.
+        models: models of the page, of which the first is loaded at once.
+        votes: file to which votes are appended.
+        prompts: file of prompts to vote on.
+        host: address to listen on.
+        port: port to listen on.
+        allowed_hosts: further names by which browsers may address the page.
 
     Raises:
-        UserError: the port is busy, votes cannot be stored, prompts cannot be read, or the
-            model does not exist.
+        UserError: the port is in use, votes or prompts cannot be accessed, or the model does not
+            exist.
     """
-    require_free(host, port)
-    kept, listed = Votes(votes), read_prompts(prompts)
-    sources[sources.names[0]]
+    require_free_port(host, port)
+    vote_file, prompt_list = Votes(votes), read_prompts(prompts)
+    models[models.names[0]]
     from triptych.serving.webui.app import serve
 
-    serve(sources, kept, listed, host, port, allowed)
+    serve(models, vote_file, prompt_list, host=host, port=port, allowed_hosts=allowed_hosts)
 
 
-def require_free(host: str, port: int) -> None:
-    """Ask for the port before anything is loaded.
+def require_free_port(host: str, port: int) -> None:
+    """Check that the port can be bound, before anything is loaded.
 
     Raises:
-        UserError: another program has it, or the host is none of this machine's.
+        UserError: the port is in use, or the host is not of this machine.
     """
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, socket.SOCK_STREAM) as trial:
-            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            trial.bind(address)
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
     except OSError as error:
         raise UserError(
             f"the page cannot be shown on port {port} of {host} ({error.strerror}); choose another "
@@ -65,10 +67,10 @@ def require_free(host: str, port: int) -> None:
 
 
 def read_prompts(path: Path | None) -> list[str]:
-    """The prompts of a file, see `prompt_files.read_entries`; none without a file.
+    """Read the prompts of a file, see `prompt_files.read_entries`; return [] without a file.
 
     Raises:
-        UserError: it cannot be read, or holds none.
+        UserError: the file cannot be read, or has no prompt.
     """
     if path is None:
         return []
@@ -79,5 +81,5 @@ def read_prompts(path: Path | None) -> list[str]:
             raise UserError(f'{place} has no text "prompt"; write one.')
         prompts.append(clean_text(prompt, f"{place}: the prompt"))
     if not prompts:
-        raise UserError(f"{path} holds no prompt; write one a line.")
+        raise UserError(f"{path} has no prompt; write one on each line.")
     return prompts

@@ -1,4 +1,4 @@
-"""Numeric controls that pass on what the viewer gave, or refuse it; Gradio's own round it."""
+"""Numeric inputs that validate values without rounding, which Gradio's own do."""
 
 from __future__ import annotations
 
@@ -8,38 +8,39 @@ from typing import Any
 
 import gradio as gr
 
-from triptych.serving.webui.session import in_words
+from triptych.serving.webui.session import errors_for_viewers
 from triptych.utils.errors import UserError
 
 
-def slider(least: float, most: float, value: float, step: float, label: str, **options: Any):
-    """A `gr.Slider` that is strict; with a step of 1 it takes whole numbers only."""
-    made = gr.Slider(least, most, value, step=step, label=label, **options)
-    return _strict(made, step == 1, optional=False)
+def slider(
+    minimum: float, maximum: float, *, value: float, step: float, label: str, **options: Any
+):
+    """Create a strict `gr.Slider`; with a step of 1 it accepts integers only."""
+    component = gr.Slider(minimum, maximum, value, step=step, label=label, **options)
+    return _strict(component, step == 1, optional=False)
 
 
-def number(value: float, most: float, label: str, whole: bool, **options: Any):
-    """A `gr.Number` from 0 that is strict; it may be left empty, which is None."""
+def number(value: float, maximum: float, label: str, whole: bool, **options: Any):
+    """Create a strict `gr.Number` from 0; an empty one is None."""
     precision = 0 if whole else None
-    made = gr.Number(value, label=label, minimum=0, maximum=most, precision=precision, **options)
-    return _strict(made, whole, optional=True)
+    component = gr.Number(
+        value, label=label, minimum=0, maximum=maximum, precision=precision, **options
+    )
+    return _strict(component, whole, optional=True)
 
 
 def _strict(component: Any, whole: bool, optional: bool) -> Any:
-    component.preprocess = partial(
-        _checked, component.label, whole, component.minimum, component.maximum, optional
-    )
+    component.preprocess = partial(_validated, component, whole=whole, optional=optional)
     return component
 
 
-def _checked(
-    label: str, whole: bool, least: float, most: float, optional: bool, value: Any
-) -> float | None:
-    """The value of a control, unchanged.
+def _validated(component: Any, value: Any, *, whole: bool, optional: bool) -> float | None:
+    """Return the value of a component unchanged.
 
     Raises:
-        gr.Error: it is not a number of its kind and range.
+        gr.Error: the value is not a number of the right type and range.
     """
+    minimum, maximum = component.minimum, component.maximum
     if value is None and optional:
         return None
     kinds = int if whole else int | float
@@ -47,9 +48,11 @@ def _checked(
         isinstance(value, bool)
         or not isinstance(value, kinds)
         or not math.isfinite(value)
-        or not least <= value <= most
+        or not minimum <= value <= maximum
     ):
         kind = "a whole number" if whole else "a number"
-        with in_words():
-            raise UserError(f"{label} is not {kind} from {least} to {most}; change it.")
+        with errors_for_viewers():
+            raise UserError(
+                f"{component.label} is not {kind} from {minimum} to {maximum}; change it."
+            )
     return value

@@ -1,4 +1,4 @@
-"""Following a call of the pipeline while it runs, and ending it when nobody waits any more."""
+"""Progress and cancellation of a pipeline call."""
 
 from __future__ import annotations
 
@@ -12,76 +12,76 @@ from PIL import Image
 from triptych.inference.pipeline import Progress
 from triptych.utils.callback_iterator import iterate_callback
 
-PREVIEW_SHARE = 0.4
-"""Most of a call's time that previews may take, after the first."""
-REST = 0.05
-"""Seconds between two words of a call; steps that come faster are passed."""
+MAX_PREVIEW_SHARE = 0.4
+"""Maximum fraction of the run time for previews after the first one."""
+MIN_INTERVAL = 0.05
+"""Minimum number of seconds between two updates; faster steps are skipped."""
 
-Work = Callable[[Callable[[Progress], None]], list[Image.Image]]
-"""A call of the pipeline that is given its callback."""
+ImageCall = Callable[[Callable[[Progress], None]], list[Image.Image]]
+"""Pipeline call as a function of its step callback."""
 
 
 @dataclass
-class Seen:
-    """Progress of a call."""
+class Update:
+    """Progress of a call, with a preview or its result."""
 
     progress: Progress | None
-    """None when it is done."""
+    """None after the last step."""
     images: list[Image.Image] | None
-    """Current images, finished ones when it is done; None: unchanged."""
+    """Preview, or the result after the last step; None if there is no new preview."""
 
 
-class Stopped(Exception):
-    """The page ends."""
+class PageClosed(Exception):
+    """The page is being closed."""
 
 
-def follow(work: Work, closing: threading.Event) -> Iterator[Seen]:
-    """Run `work` in a thread and yield what there is to see; the finished images come last.
+def iterate_updates(call: ImageCall, closing: threading.Event) -> Iterator[Update]:
+    """Run a call in a thread and yield its updates; the last one has the result.
 
-    Closing the iterator ends the call at one of its next steps, and so does setting `closing`.
+    The call stops at one of its next steps if the iterator is closed or `closing` is set.
 
     Raises:
-        Exception: whatever `work` raises.
+        Exception: any exception of the call.
     """
 
-    def run(tell: Callable[[Seen], None]) -> None:
-        pace = _Pace()
+    def run(send: Callable[[Update], None]) -> None:
+        limiter = _UpdateLimiter()
 
         def callback(progress: Progress) -> None:
             if closing.is_set():
-                raise Stopped
-            images = pace.preview(progress)
-            if images is not None or pace.rested():
-                tell(Seen(progress, images))
+                raise PageClosed
+            images = limiter.preview(progress)
+            if images is not None or limiter.is_due():
+                send(Update(progress, images))
 
-        tell(Seen(None, work(callback)))
+        send(Update(None, call(callback)))
 
     try:
         yield from iterate_callback(run)
-    except Stopped:
+    except PageClosed:
         return
 
 
-class _Pace:
-    """Rate limiter of previews: the first at once, later ones within a fraction of the run time."""
+class _UpdateLimiter:
+    """Rate limiter of updates, with previews limited to a fraction of the run time."""
 
     def __init__(self) -> None:
-        self.started, self.spent, self.told = time.perf_counter(), 0.0, 0.0
+        self.started, self.spent, self.last_update = time.perf_counter(), 0.0, 0.0
 
     def preview(self, progress: Progress) -> list[Image.Image] | None:
-        """The images as they look, unless previews have taken too long already."""
+        """Return a preview, or None if previews have taken too much time."""
         now = time.perf_counter()
-        if self.spent > PREVIEW_SHARE * (now - self.started):
+        if self.spent > MAX_PREVIEW_SHARE * (now - self.started):
             return None
         images = progress.preview()
-        self.told = time.perf_counter()
-        self.spent += self.told - now
+        self.last_update = time.perf_counter()
+        self.spent += self.last_update - now
         return images
 
-    def rested(self) -> bool:
-        """Whether it is time for another word; then its time is noted."""
+    def is_due(self) -> bool:
+        """Return whether an update without a preview is due, and record its time."""
         now = time.perf_counter()
-        if now - self.told < REST:
+        if now - self.last_update < MIN_INTERVAL:
             return False
-        self.told = now
+        self.last_update = now
         return True

@@ -1,4 +1,4 @@
-"""Shared state of all tabs of the page: models, a folder of images, and errors as sentences."""
+"""State that the tabs share: models, image folder, errors."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ import gradio as gr
 from PIL import Image
 
 from triptych.inference.pipeline import Progress, UnifiedPipeline
-from triptych.serving.images.sizes import Sizes
-from triptych.serving.webui.models import Sources
+from triptych.serving.images.sizes import ImageSizes
+from triptych.serving.webui.models import Models
 from triptych.serving.webui.uploads import Uploads
 from triptych.serving.webui.votes import Votes
 from triptych.utils.errors import UserError
@@ -27,12 +27,12 @@ from triptych.utils.errors import UserError
 log = logging.getLogger(__name__)
 
 FOLDER = "triptych-app-"
-"""Prefix of the folders that hold files written by the page and uploads."""
-SMALL = 256
-"""Images of fewer pixels a side are enlarged as squares, not blurred."""
+"""Prefix of the folders of files that the page writes, and of uploads."""
+MIN_SMOOTH_SIDE = 256
+"""Side in pixels below which images are enlarged without smoothing."""
 MAX_IMAGES = 16
 MODEL_TURN = "model"
-"""Events of this name take turns: one computes, others wait."""
+"""Concurrency id of the events that run the model, one at a time."""
 ONE_AT_A_TIME = {"concurrency_id": MODEL_TURN, "concurrency_limit": 1}
 
 
@@ -40,16 +40,16 @@ ONE_AT_A_TIME = {"concurrency_id": MODEL_TURN, "concurrency_limit": 1}
 class Page:
     """Shared state of the tabs."""
 
-    sources: Sources
+    models: Models
     votes: Votes
     prompts: Sequence[str]
-    """That viewers of pairs go through; may be empty."""
+    """Prompts to vote on; may be empty."""
     folder: Path
-    """Folder of images for the browser; removed when the page ends."""
+    """Folder of images for the browser, removed at the end."""
     uploads: Uploads = field(default_factory=Uploads)
-    """Decodes what viewers upload."""
+    """ImageDecoder of uploaded images."""
     closing: threading.Event = field(default_factory=threading.Event)
-    """Set when the page ends: what still computes stops at its next step."""
+    """Event that stops running calls at their next step, at the end."""
 
     def __post_init__(self) -> None:
         self._numbers = itertools.count()
@@ -57,20 +57,20 @@ class Page:
     @property
     def pipe(self) -> UnifiedPipeline:
         """The model that all tabs use."""
-        return self.sources[self.sources.names[0]]
+        return self.models[self.models.names[0]]
 
     @property
-    def sizes(self) -> Sizes:
-        """Sides of the images that the model is shown."""
-        return Sizes.of(self.pipe)
+    def sizes(self) -> ImageSizes:
+        """Image sizes of the model that all tabs use."""
+        return ImageSizes.of(self.pipe)
 
     @property
-    def look(self) -> list[str]:
+    def css_classes(self) -> list[str]:
         """CSS classes of a component that shows images of this model."""
-        return ["images", *(["pixelated"] if self.pipe.model.image_size < SMALL else [])]
+        return ["images", *(["pixelated"] if self.pipe.model.image_size < MIN_SMOOTH_SIDE else [])]
 
     def write(self, image: Image.Image, name: str) -> str:
-        """The path of a new PNG file, with the settings that the image carries."""
+        """Write an image with its metadata to a new PNG file; return the path."""
         folder = self.folder / str(next(self._numbers))
         folder.mkdir()
         path = folder / f"{_file_name(name)}.png"
@@ -83,32 +83,32 @@ def _file_name(text: str) -> str:
 
 
 @contextmanager
-def in_words() -> Iterator[None]:
-    """Show errors to the viewer in one sentence, never with a traceback."""
+def errors_for_viewers() -> Iterator[None]:
+    """Show errors to viewers in one sentence, without a traceback."""
     try:
         yield
     except UserError as error:
         sentence = re.sub(
             rf"\S*{FOLDER}\S*/", "", str(error)
-        )  # a viewer knows files by their names
+        )  # viewers know the names of their files only
         raise gr.Error(html.escape(sentence), print_exception=False) from error
     except gr.Error:
         raise
     except Exception as error:
         log.exception("the page could not answer")
         raise gr.Error(
-            "something went wrong inside; the log of `triptych app` says what.",
+            "something failed inside; see the log of `triptych app`.",
             print_exception=False,
         ) from error
 
 
 def new_seed() -> int:
-    """Any number that a browser shows exactly."""
+    """Draw a seed that browsers show exactly."""
     return secrets.randbits(31)
 
 
 def status(progress: Progress | None, done: str = "") -> str:
-    """HTML of a progress bar of a call; `done` once it is."""
+    """Return the HTML of a progress bar, or of the text `done` after the call."""
     if progress is None:
         return f'<div class="status">{html.escape(done)}</div>'
     share = progress.step / progress.steps
@@ -118,18 +118,24 @@ def status(progress: Progress | None, done: str = "") -> str:
     )
 
 
-def until_stopped(
-    triggers: list[Any], stop: gr.Button, make: Callable, inputs: list, outputs: list, line: Any
+def add_run_and_stop(
+    triggers: list[Any],
+    stop: gr.Button,
+    handler: Callable,
+    *,
+    inputs: list,
+    outputs: list,
+    status_line: Any,
 ) -> None:
-    """Let `triggers` start `make`, which shows its progress on `line`, and `stop` end it."""
+    """Connect events that run a handler, with progress at `status_line`, and the button to stop."""
     running = gr.on(
         triggers,
-        make,
+        handler,
         inputs,
         outputs,
-        show_progress_on=line,
+        show_progress_on=status_line,
         show_progress="minimal",
-        trigger_mode="multiple",  # "once" would wait for a call that was stopped
+        trigger_mode="multiple",  # "once" would wait for a stopped call
         **ONE_AT_A_TIME,
     )
-    stop.click(lambda: status(None, "stopped"), None, line, cancels=running, queue=False)
+    stop.click(lambda: status(None, "stopped"), None, status_line, cancels=running, queue=False)

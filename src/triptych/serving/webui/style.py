@@ -1,4 +1,4 @@
-"""Style of the page: system fonts, dark and light by the viewer's own setting."""
+"""Style of the page: system fonts, dark or light by the viewer's setting."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ MONO = ("ui-monospace", "monospace")
 
 
 def theme() -> gr.themes.Base:
-    """Gradio's default theme, but nothing of it comes from the network."""
+    """Create Gradio's default theme without resources from the network."""
     return gr.themes.Default(
         primary_hue="indigo",
         secondary_hue="indigo",

@@ -1,4 +1,4 @@
-"""Images that viewers put into the page, decoded as the server decodes those of requests."""
+"""Decoding of uploaded images with the limits of the HTTP server."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from pathlib import Path
 from PIL import Image
 
 from triptych.serving.asgi.admission import Admission
-from triptych.serving.asgi.api_errors import Problem
+from triptych.serving.asgi.api_errors import APIError
 from triptych.serving.images.image_decoder import ImageDecoder
 from triptych.serving.images.image_input import LIMITS
 from triptych.utils.documents import read_bytes
 from triptych.utils.errors import UserError
 
 MAX_BYTES = 384 * 2**20
-"""Bytes of the decoded images of one event."""
+"""Limit of the bytes of the decoded images of one event."""
 TIMEOUT = 60.0
-"""Seconds for all images of one event."""
+"""Time limit in seconds of all images of one event."""
 
 
 class Uploads:
-    """Reads uploaded files in the decoder processes of the server, by its limits.
+    """Reads uploaded files with the worker processes and limits of the HTTP server.
 
-    The event handlers of the page run in threads, and the decoder in an event loop, which gets a
-    thread of its own at the first image.
+    The event handlers of the page run in threads, and the decoder in an event loop, which starts in
+    its own thread with the first image.
     """
 
     def __init__(self) -> None:
@@ -36,13 +36,13 @@ class Uploads:
         self._decoder: ImageDecoder | None = None
 
     def read(self, paths: Sequence[str], size: int | None) -> list[Image.Image]:
-        """The images in files, upright, RGB.
+        """Read image files as upright RGB.
 
         Args:
             size: see `read_request_image`.
 
         Raises:
-            UserError: one of them is no image, damaged, or beyond the limits of the server.
+            UserError: a file is not an image, damaged, or exceeds the limits of the server.
         """
         if not paths:
             return []
@@ -51,8 +51,8 @@ class Uploads:
         reading = asyncio.run_coroutine_threadsafe(self._read(files, size, names), self._start())
         try:
             return reading.result()
-        except Problem as problem:
-            raise UserError(problem.message) from problem
+        except APIError as error:
+            raise UserError(error.message) from error
         except TimeoutError as error:
             raise UserError(
                 f"{names[0]}: decoding took more than {TIMEOUT:g} seconds; give fewer or smaller "
@@ -60,7 +60,7 @@ class Uploads:
             ) from error
 
     def close(self) -> None:
-        """Kill the decoder processes."""
+        """Kill the worker processes."""
         if self._loop is None:
             return
         asyncio.run_coroutine_threadsafe(self._decoder.close(), self._loop).result(TIMEOUT)

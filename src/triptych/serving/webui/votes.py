@@ -1,4 +1,4 @@
-"""Votes of viewers on pairs of images: a file of one JSON object a line, and its tally."""
+"""Votes of viewers on pairs of images, in a file of JSON lines, and their tally."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from triptych.utils.errors import UserError
 
 Choice = Literal["a", "b", "tie", "both bad"]
 CRITERIA = ("overall", "visual quality", "prompt alignment")
-"""Criteria of a vote; the last two are the questions of the human study of arXiv 2505.09568."""
+"""Criteria of a vote; the last two are those of the human study of arXiv 2505.09568."""
 
 
 @dataclass
@@ -28,15 +28,15 @@ class Vote:
     """Vote of one viewer on one pair of images."""
 
     trial: str
-    """Id of this pair as shown to this viewer; counted once, however often it comes."""
+    """Id of the pair as shown to the viewer; votes on it count once."""
     prompt: str
     seed: int
     criterion: str
     a: dict[str, Any]
-    """Settings of the first side: model, steps, guidance and so on."""
+    """Settings of the first side, such as model, steps and guidance."""
     b: dict[str, Any]
     left: Literal["a", "b"]
-    """The side that was shown on the left."""
+    """Side that was shown on the left."""
     vote: Choice
     viewer: str
 
@@ -52,25 +52,25 @@ class Tally:
 
     @property
     def share(self) -> float | None:
-        """Share of side a among the votes that prefer a side; None if there are none."""
+        """Fraction for side a of the votes for either side; None if there are none."""
         decided = self.a + self.b
         return self.a / decided if decided else None
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """The 95% interval of `share` (Wilson 1927)."""
+        """95% interval of `share` (Wilson 1927)."""
         return None if self.share is None else wilson(self.share, self.a + self.b)
 
 
 class Votes:
-    """A file of votes, which only grows. The first vote makes it where it is missing.
+    """Append-only file of votes, created by the first vote.
 
     Raises:
         UserError: the file cannot be read or written.
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path, self._writing = Path(path), threading.Lock()
+        self.path, self._lock = Path(path), threading.Lock()
         try:
             if self.path.exists():
                 with self.path.open("ab"):
@@ -80,24 +80,24 @@ class Votes:
                     pass
         except OSError as error:
             raise UserError(
-                f"votes cannot be kept in {path} ({error.strerror}); choose another file with "
+                f"votes cannot be saved in {path} ({error.strerror}); choose another file with "
                 "--votes."
             ) from error
 
     def record(self, vote: Vote) -> bool:
-        """Append a vote; it is on the disk when this returns. False: it was there already.
+        """Append a vote durably; return False if its trial has a vote already.
 
         Raises:
-            UserError: it could not be written; it may be given again.
+            UserError: the vote could not be written; the call may be repeated.
         """
         line = json.dumps({"time": _now(), **asdict(vote)}, ensure_ascii=False).encode()
-        with self._writing:
+        with self._lock:
             if any(each["trial"] == vote.trial for each in self.read()):
                 return False
             try:
                 with made(self.path.parent), self.path.open("ab+") as file:
                     if file.tell() and not _ends_a_line(file):
-                        line = b"\n" + line  # a machine died while writing; that line stays apart
+                        line = b"\n" + line  # separates it from a line torn by a crash
                     file.write(line + b"\n")
                     file.flush()
                     os.fsync(file.fileno())
@@ -109,20 +109,20 @@ class Votes:
         return True
 
     def read(self) -> list[dict[str, Any]]:
-        """All votes, one a trial, oldest first; lines that were never written whole are passed."""
-        found: dict[str, dict[str, Any]] = {}
-        if not self.path.exists():  # moved away while the page runs: the next vote begins another
+        """Read the votes, one for each trial, oldest first; incomplete lines are skipped."""
+        votes: dict[str, dict[str, Any]] = {}
+        if not self.path.exists():  # moved while the page runs; the next vote creates a new one
             return []
         for line in read_bytes(self.path, TEXT_BYTES).split(b"\n"):
             try:
                 vote = parse_json(line, self.path)
-                found.setdefault(vote["trial"], vote)
+                votes.setdefault(vote["trial"], vote)
             except (ValueError, TypeError, KeyError):
                 continue
-        return list(found.values())
+        return list(votes.values())
 
     def tally(self, a: dict[str, Any], b: dict[str, Any], criterion: str) -> Tally:
-        """Tally of votes on two sides, whichever of them was called the first."""
+        """Count the votes on two sides, in either order."""
         count: Counter[str] = Counter()
         for each in self.read():
             if each["criterion"] == criterion and (each["a"], each["b"]) == (a, b):
@@ -132,7 +132,7 @@ class Votes:
         return Tally(count["a"], count["b"], count["tie"], count["both bad"])
 
     def prompts_of(self, viewer: str, criterion: str) -> set[str]:
-        """Prompts that this viewer has voted on."""
+        """Return the prompts that a viewer has voted on."""
         return {
             each["prompt"]
             for each in self.read()
@@ -141,10 +141,10 @@ class Votes:
 
 
 def next_prompt(prompts: Sequence[str], seen: set[str]) -> str:
-    """The first that this viewer has not voted on.
+    """Return the first prompt that is not in `seen`.
 
     Raises:
-        UserError: there is none left.
+        UserError: no prompt is left.
     """
     for prompt in prompts:
         if prompt not in seen:
