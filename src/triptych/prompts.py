@@ -247,14 +247,14 @@ def chat_ids(
     ids: list[int] = []
     pieces: Pieces = () if messages[0][0] == "system" else SYSTEM
     for number, (role, content) in enumerate(messages):
-        said = _stripped([each for p in content for each in _shown(p)])
-        if all(is_blank(each) and not isinstance(each, Control) for each in said):
+        message = _stripped([each for p in content for each in _shown(p)])
+        if all(is_blank(each) and not isinstance(each, Control) for each in message):
             raise PromptError(f"message {number + 1} is empty; say something.", "message is empty")
         pieces = (*pieces, IM_START, f"{role}\n")
         if role == "assistant":  # the model writes its answer from here on: no token spans this
             ids += encode(tokenizer, pieces)
             pieces = ()
-        pieces = (*pieces, *said, IM_END, "\n")
+        pieces = (*pieces, *message, IM_END, "\n")
     ids += encode(tokenizer, (*pieces, IM_START, "assistant\n"))
     if len(ids) >= max_tokens:
         raise PromptError(
