@@ -154,7 +154,9 @@ def text_to_image(
 ) -> Prompt:
     caption, key = reading.caption(number, sample, seed), reading.source.key(number)
     template = known.training_template
-    return Prompt(generation_ids(known.tokenizer, caption, known.max_tokens, key, template))
+    return Prompt(
+        generation_ids(known.tokenizer, caption, known.max_tokens, key=key, template=template)
+    )
 
 
 def image_to_image(
@@ -168,9 +170,9 @@ def image_to_image(
         known.tokenizer,
         known.image_tokens,
         known.max_tokens,
-        instruction,
-        known.training_template,
-        reading.source.key(number),
+        instruction=instruction,
+        template=known.training_template,
+        key=reading.source.key(number),
     )
     return Prompt(ids, shown=shown)
 

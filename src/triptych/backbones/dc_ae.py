@@ -36,6 +36,7 @@ class DCAutoencoder(ImageEncoder):
         image_size: int = 512,
         latent_channels: int = 32,
         block_widths: list[int] | None = None,
+        *,
         encoder_depths: list[int] | None = None,
         decoder_depths: list[int] | None = None,
         attention_levels: int = 3,

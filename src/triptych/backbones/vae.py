@@ -42,6 +42,7 @@ class KLAutoencoder(ImageEncoder):
         self,
         image_size: int = 1024,
         latent_channels: int = 4,
+        *,
         block_widths: list[int] | None = None,
         layers_per_block: int = 2,
         norm_groups: int = 32,

@@ -30,6 +30,7 @@ def generate_texts(
     vlm: VisionLanguageModel,
     prompts: Sequence[Sequence[int]],
     images: tuple[Tensor, Tensor] | None,
+    *,
     limits: Sequence[int],
     device: torch.device,
     sampling: Sampling | None = None,
