@@ -76,7 +76,7 @@ def middle(words: int) -> UnifiedModule:
     vocabulary = Vocabulary(words, *range(words - 6, words))
     return UnifiedModule(
         understanding=UnderstandingModule(QwenVL("", text, vision, vocabulary=vocabulary)),
-        encoder=EvaClip(224, 14, 256, 8, 4, mlp_width=2176, pool=2),
+        encoder=EvaClip(224, 14, width=256, depth=8, heads=4, mlp_width=2176, pool=2),
         generation=GenerationModule(LuminaNextDiT(256, 6, 4, gate_init=1.0), QUERIES),
         loss_weights={"generation": 1.0},
         trainable=["generation"],

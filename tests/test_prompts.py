@@ -122,9 +122,9 @@ def test_training_and_inference_share_the_prompt(tokenizer):
     ("make", "says"),
     [
         (lambda t: generation_ids(t, " ", 256), "^the prompt is empty"),
-        (lambda t: generation_ids(t, "", 256, "k7"), "the prompt of sample 'k7' is empty"),
+        (lambda t: generation_ids(t, "", 256, key="k7"), "the prompt of sample 'k7' is empty"),
         (
-            lambda t: generation_ids(t, "red " * 300, 256, "k7"),
+            lambda t: generation_ids(t, "red " * 300, 256, key="k7"),
             r"sample 'k7' has \d+ tokens, the model takes 256; shorten it: 'red red",
         ),
         (lambda t: conversation_ids(t, [("", "a")], 256), "^question 1 is empty"),

@@ -175,7 +175,10 @@ def text_to_image(
     """Make the prompt of a caption."""
     caption, key = dataset.caption(number, sample, seed), dataset.source.key(number)
     template = processor.training_template
-    return Prompt(generation_ids(processor.tokenizer, caption, processor.max_tokens, key, template))
+    ids = generation_ids(
+        processor.tokenizer, caption, processor.max_tokens, key=key, template=template
+    )
+    return Prompt(ids)
 
 
 def image_to_image(
@@ -190,9 +193,9 @@ def image_to_image(
         processor.tokenizer,
         processor.image_tokens,
         processor.max_tokens,
-        instruction,
-        processor.training_template,
-        dataset.source.key(number),
+        instruction=instruction,
+        template=processor.training_template,
+        key=dataset.source.key(number),
     )
     return Prompt(ids, image_role=role)
 

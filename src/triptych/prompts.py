@@ -105,6 +105,7 @@ def generation_ids(
     tokenizer,
     caption: str,
     max_tokens: int,
+    *,
     key: str | None = None,
     template: TemplateName = "inference",
 ) -> list[int]:
@@ -117,13 +118,16 @@ def generation_ids(
     remedy = "say what the image should show"
     caption = _request(caption, "caption", f"the prompt{where}", remedy, TEMPLATES[template])
     turn = user_turn(GENERATION_INSTRUCTION.format(caption=caption))
-    return _image_request(tokenizer, turn, max_tokens, where, caption, TEMPLATES[template])
+    return _image_request(
+        tokenizer, turn, max_tokens, where=where, shown=caption, template=TEMPLATES[template]
+    )
 
 
 def reconstruction_ids(
     tokenizer,
     image_tokens: int,
     max_tokens: int,
+    *,
     instruction: str = RECONSTRUCTION_INSTRUCTION,
     template: TemplateName = "inference",
     key: str | None = None,
@@ -137,7 +141,9 @@ def reconstruction_ids(
     what, remedy = f"the instruction{where}", "say what to do with the image"
     instruction = _request(instruction, "instruction", what, remedy, TEMPLATES[template])
     turn = user_turn(*image(image_tokens), f"\n{instruction}")
-    return _image_request(tokenizer, turn, max_tokens, where, instruction, TEMPLATES[template])
+    return _image_request(
+        tokenizer, turn, max_tokens, where=where, shown=instruction, template=TEMPLATES[template]
+    )
 
 
 def clean(text: str, what: str) -> str:
@@ -166,7 +172,7 @@ def _request(text: str, kind: str, what: str, remedy: str, template: Template) -
 
 
 def _image_request(
-    tokenizer, turn: Pieces, max_tokens: int, where: str, shown: str, template: Template
+    tokenizer, turn: Pieces, max_tokens: int, *, where: str, shown: str, template: Template
 ) -> list[int]:
     ids = encode(tokenizer, (*SYSTEM, *turn, *((IM_END, "\n") if template.ends_answer else ())))
     if len(ids) >= max_tokens and template.cut:
@@ -247,14 +253,14 @@ def chat_ids(
     ids: list[int] = []
     pieces: Pieces = () if messages[0][0] == "system" else SYSTEM
     for number, (role, content) in enumerate(messages):
-        said = _stripped([each for p in content for each in _shown(p)])
-        if all(is_blank(each) and not isinstance(each, Control) for each in said):
+        message = _stripped([each for p in content for each in _shown(p)])
+        if all(is_blank(each) and not isinstance(each, Control) for each in message):
             raise PromptError(f"message {number + 1} is empty; say something.", "message is empty")
         pieces = (*pieces, IM_START, f"{role}\n")
         if role == "assistant":  # the model writes its answer from here on: no token spans this
             ids += encode(tokenizer, pieces)
             pieces = ()
-        pieces = (*pieces, *said, IM_END, "\n")
+        pieces = (*pieces, *message, IM_END, "\n")
     ids += encode(tokenizer, (*pieces, IM_START, "assistant\n"))
     if len(ids) >= max_tokens:
         raise PromptError(

@@ -72,7 +72,7 @@ DOORS = {
         )
         for template in TEMPLATES
     },
-    "instruction of an edit": lambda t, text: reconstruction_ids(t, 3, MOST, text),
+    "instruction of an edit": lambda t, text: reconstruction_ids(t, 3, MOST, instruction=text),
     "question": lambda t, text: conversation_ids(t, [(text, None)], MOST, 3)[0],
     "answer": lambda t, text: conversation_ids(t, [("what?", text)], MOST, 3)[0],
     "system": lambda t, text: chat_ids(t, [("system", [text]), ("user", ["what?"])], MOST),

@@ -6,7 +6,7 @@ import torch
 from diffusers import AutoencoderDC
 from torch import Tensor
 
-from triptych.backbones.vae import decoded
+from triptych.backbones.vae import decode_in_chunks
 from triptych.interfaces import ImageEncoder
 from triptych.utils.errors import UserError
 from triptych.utils.images import pixels_to_unit
@@ -36,6 +36,7 @@ class DCAutoencoder(ImageEncoder):
         image_size: int = 512,
         latent_channels: int = 32,
         block_widths: list[int] | None = None,
+        *,
         encoder_depths: list[int] | None = None,
         decoder_depths: list[int] | None = None,
         attention_levels: int = 3,
@@ -86,4 +87,4 @@ class DCAutoencoder(ImageEncoder):
     def decode(self, latents: Tensor) -> Tensor:
         """Scaled latents [B,Z,h,w] -> pixels uint8 [B,3,H,W]."""
         raw = latents.to(self.vae.dtype) / self.scaling
-        return decoded(lambda some: self.vae.decode(some).sample, raw, self.image_size)
+        return decode_in_chunks(lambda some: self.vae.decode(some).sample, raw, self.image_size)

@@ -36,6 +36,7 @@ class EvaClip(ImageEncoder):
         self,
         image_size: int = 448,
         patch_size: int = 14,
+        *,
         width: int = 1792,
         depth: int = 64,
         heads: int = 16,

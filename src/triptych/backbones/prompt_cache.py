@@ -59,8 +59,8 @@ def keys_and_values_only(layer: nn.Module) -> Iterator[None]:
 def causal_mask(mask: Tensor, number: int) -> dict[str, Tensor]:
     """Attention mask of the last `number` of K tokens, bool [B,1,number,K]: causal, no padding.
 
-    `mask` [B,K] is 1 on tokens, 0 on padding. A ready mask in the format of transformers: to make
-    its own it asks the device whether anything is masked, which synchronizes with the host.
+    `mask` [B,K] is 1 on tokens, 0 on padding. It has the format of transformers, which would
+    synchronize with the host to build its own.
     """
     tokens = torch.arange(mask.shape[1], device=mask.device)
     past = tokens <= tokens[-number:, None]

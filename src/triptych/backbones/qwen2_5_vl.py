@@ -291,7 +291,7 @@ class QwenVL(VisionLanguageModel):
         return torch.is_grad_enabled() and any(p.requires_grad for p in parameters)
 
     def lm_loss(self, batch: Batch) -> Tensor:
-        """Mean cross entropy; logits are made only where a label is."""
+        """Mean cross entropy; logits are computed only where there is a label."""
         pixels, grids = batch.shown
         inputs = {"pixel_values": pixels, "image_grid_thw": grids}
         if pixels is not None and not len(pixels):

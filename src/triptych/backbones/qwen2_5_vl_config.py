@@ -126,14 +126,14 @@ def transformers_config(
 
 def check_vocabulary(given: Vocabulary, tokenizer: Any) -> None:
     """Refuse a tokenizer whose ids are not those that the network was built with."""
-    found = Vocabulary.of(tokenizer)
+    own = Vocabulary.of(tokenizer)
     wrong = [
-        f"{one.name} {getattr(found, one.name)} instead of {getattr(given, one.name)}"
+        f"{one.name} {getattr(own, one.name)} instead of {getattr(given, one.name)}"
         for one in fields(Vocabulary)
-        if one.name != "rows" and getattr(found, one.name) != getattr(given, one.name)
+        if one.name != "rows" and getattr(own, one.name) != getattr(given, one.name)
     ]
-    if found.rows > given.rows:
-        wrong.append(f"{found.rows} tokens for {given.rows} rows")
+    if own.rows > given.rows:
+        wrong.append(f"{own.rows} tokens for {given.rows} rows")
     if wrong:
         raise UserError(
             f"the tokenizer of {tokenizer.name_or_path} is not the one of this model: it has "

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from triptych.interfaces import (
     Condition,
-    OnImage,
+    DecodeOptions,
     PixelDecoder,
     SamplerConfig,
 )
@@ -131,20 +131,13 @@ class SanaDecoder(PixelDecoder):
         x_t = x_t.to(self.transformer.dtype)
         return self.transformer(x_t, condition, (1000 * t).float(), return_dict=False)[0]
 
-    def decode_with(
-        self,
-        sampling: SamplerConfig,
-        features: Tensor,
-        seeds: list[int],
-        *,
-        negative_features: Tensor | None,
-        on_image: OnImage | None,
-    ) -> Tensor:
+    def decode_with(self, features: Tensor, seeds: list[int], options: DecodeOptions) -> Tensor:
         def on_step(step: int, _: Tensor, latents: Tensor) -> None:
-            on_image(step, lambda: self.vae.decode(latents))
+            options.on_image(step, lambda: self.vae.decode(latents))
 
-        if negative_features is None:
-            negative_features = self.null_features[None]
+        sampling, negative = options.sampling, options.negative_features
+        if negative is None:
+            negative = self.null_features[None]
         latents = sample_flow(
             self.velocity,
             Condition(self.condition(features)),
@@ -152,7 +145,7 @@ class SanaDecoder(PixelDecoder):
             num_inference_steps=sampling.num_inference_steps,
             guidance_scale=sampling.guidance_scale,
             sampler=sampling.name,
-            negative_condition=self.condition(negative_features),
-            on_step=on_step if on_image else None,
+            negative_condition=self.condition(negative),
+            on_step=on_step if options.on_image else None,
         )
         return self.vae.decode(latents)

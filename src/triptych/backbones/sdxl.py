@@ -8,7 +8,7 @@ import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 
-from triptych.interfaces import OnImage, PixelDecoder, SamplerConfig
+from triptych.interfaces import DecodeOptions, PixelDecoder, SamplerConfig
 from triptych.loss import mse
 from triptych.sampler import OnStep, diffusion_solver
 from triptych.utils.errors import UserError
@@ -154,24 +154,22 @@ class SDXLDecoder(PixelDecoder):
             added_cond_kwargs={"text_embeds": tokens.mean(1), "time_ids": sizes},
         ).sample
 
-    def decode_with(
-        self,
-        sampling: SamplerConfig,
-        features: Tensor,
-        seeds: list[int],
-        *,
-        negative_features: Tensor | None,
-        on_image: OnImage | None,
-    ) -> Tensor:
+    def decode_with(self, features: Tensor, seeds: list[int], options: DecodeOptions) -> Tensor:
         def pixels(latents: Tensor) -> Tensor:
             if self.baseline is not None:
                 latents = self.baseline(features) + self.baseline.restore(latents)
             return self.vae.decode(latents)
 
-        on_step = on_image and (lambda step, _, latents: on_image(step, lambda: pixels(latents)))
+        def on_step(step: int, _: Tensor, latents: Tensor) -> None:
+            options.on_image(step, lambda: pixels(latents))
+
         noise = normal(self.vae.feature_shape, 0, "decoder", seeds, features.device)
         latents = self.sample(
-            sampling, features, noise, negative_features=negative_features, on_step=on_step
+            options.sampling,
+            features,
+            noise,
+            negative_features=options.negative_features,
+            on_step=on_step if options.on_image else None,
         )
         return pixels(latents)
 

@@ -27,6 +27,7 @@ class Siglip2(ImageEncoder):
         self,
         image_size: int = 512,
         patch_size: int = 16,
+        *,
         width: int = 1152,
         depth: int = 27,
         heads: int = 16,

@@ -42,6 +42,7 @@ class KLAutoencoder(ImageEncoder):
         self,
         image_size: int = 1024,
         latent_channels: int = 4,
+        *,
         block_widths: list[int] | None = None,
         layers_per_block: int = 2,
         norm_groups: int = 32,
@@ -159,12 +160,14 @@ class KLAutoencoder(ImageEncoder):
         """Standardized latents [B,Z,h,w] -> pixels uint8 [B,3,H,W]."""
         self.vae.use_tiling = self.image_size > self.tile
         try:
-            return decoded(lambda some: self.images(self.raw(some)), latents, self.image_size)
+            return decode_in_chunks(
+                lambda some: self.images(self.raw(some)), latents, self.image_size
+            )
         finally:
             self.vae.use_tiling = False  # it would also encode so
 
 
-def decoded(images: Callable[[Tensor], Tensor], latents: Tensor, side: int) -> Tensor:
+def decode_in_chunks(images: Callable[[Tensor], Tensor], latents: Tensor, side: int) -> Tensor:
     """`images` of latents [B,Z,h,w] as uint8 [B,3,H,W], no more at once than AT_ONCE pixels.
 
     Raises:
@@ -172,8 +175,8 @@ def decoded(images: Callable[[Tensor], Tensor], latents: Tensor, side: int) -> T
     """
     pixels, finite = [], []
     for part in latents.split(max(1, AT_ONCE // side**2)):
-        made = images(part)
-        pixels.append(unit_to_pixels(made))
-        finite.append(all_finite(made))
+        decoded = images(part)
+        pixels.append(unit_to_pixels(decoded))
+        finite.append(all_finite(decoded))
     require_finite(torch.stack(finite).all(), "the decoder's pixels")
     return torch.cat(pixels)

@@ -69,7 +69,15 @@ def prepare_answers(
     limits = [min(max_new_tokens, panel.chat_tokens - len(row)) for row in rows]
 
     def answer(on_text: OnText | None) -> list[ChatOutput]:
-        return generate_texts(panel.vlm, rows, shown, limits, device, sampling, on_text)
+        return generate_texts(
+            panel.vlm,
+            rows,
+            shown,
+            limits=limits,
+            device=device,
+            sampling=sampling,
+            on_text=on_text,
+        )
 
     return answer
 
@@ -94,4 +102,6 @@ def answer(
         shown = facts.image_inputs(scaled_pixels(images, facts.understanding_size))
     limits = [max_new_tokens] * len(rows)
     vlm = model.understanding.vlm
-    return [each.text for each in generate_texts(vlm, rows, shown, limits, model.device)]
+    return [
+        each.text for each in generate_texts(vlm, rows, shown, limits=limits, device=model.device)
+    ]

@@ -1,4 +1,4 @@
-"""CPU offload: the networks of a model are on the device in turn, each while it works."""
+"""CPU offloading: each network is moved to the device only while it computes."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from triptych.utils.errors import UserError
 def offload_to_cpu(model: nn.Module, device: torch.device) -> None:
     """Offload the networks of `model`, on the CPU; each moves to `device` when it is called.
 
-    It stays there until another is called, and moves its inputs too. Callers need not change.
+    It stays there until another is called; its inputs are moved too. Callers need not change.
     """
-    turns = CPUOffloader(device)
+    offloader = CPUOffloader(device)
     for part in model.modules():
         if not isinstance(part, LazyModule) or not part.is_built:
             continue
         networks = part.called_modules()
         if networks == [part]:
             for name in ("forward", *part.fsdp_forward_methods):
-                setattr(part, name, turns.of(networks, getattr(part, name)))
+                setattr(part, name, offloader.wrap(getattr(part, name), networks))
         else:  # such as a decoder
             for network in networks:
-                network.forward = turns.of(networks, network.forward)
+                network.forward = offloader.wrap(network.forward, networks)
             for name, buffer in part.named_buffers(recurse=False):
                 setattr(part, name, buffer.to(device))  # small, and meets what comes from there
 
@@ -40,25 +40,25 @@ class CPUOffloader:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.there: list[nn.Module] = []
+        self.on_device: list[nn.Module] = []
 
-    def of(self, networks: list[nn.Module], method: Callable) -> Callable:
-        """`method`, which wants `networks` on the device and no others."""
+    def wrap(self, method: Callable, networks: list[nn.Module]) -> Callable:
+        """`method`, before whose calls `networks`, and no others, are moved to the device."""
 
         @wraps(method)
         def call(*args: Any, **named: Any) -> Any:
-            if self.there is not networks:
-                for network in self.there:
+            if self.on_device is not networks:
+                for network in self.on_device:
                     network.to("cpu")
                 for network in networks:
                     network.to(self.device)
-                self.there = networks
-            args, named = tree_map(self._brought, (args, named))
+                self.on_device = networks
+            args, named = tree_map(self._to_device, (args, named))
             return method(*args, **named)
 
         return call
 
-    def _brought(self, each: Any) -> Any:
+    def _to_device(self, each: Any) -> Any:
         return each.to(self.device) if isinstance(each, Tensor) else each
 
 

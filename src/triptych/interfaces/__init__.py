@@ -29,6 +29,7 @@ from triptych.interfaces.batch import (
 from triptych.interfaces.evaluator import Evaluator
 from triptych.interfaces.lazy_module import LazyModule
 from triptych.interfaces.networks import (
+    DecodeOptions,
     ImageEncoder,
     OnImage,
     PixelDecoder,
@@ -43,6 +44,7 @@ from triptych.interfaces.sampling import FlowSamplerConfig, SamplerConfig, Sampl
 __all__ = [
     "Batch",
     "Condition",
+    "DecodeOptions",
     "Evaluator",
     "FlowSamplerConfig",
     "IGNORED",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from inspect import signature
 from typing import Any
 
@@ -173,6 +174,20 @@ Velocity = Callable[[Tensor, Tensor], Tensor]
 """(x_t [B,C,h,w], t [B]) -> velocity [B,C,h,w]"""
 
 
+OnImage = Callable[[int, Callable[[], Tensor]], None]
+"""Called after each network call as (index from 0, function that returns the current images uint8
+[B,3,H,W])."""
+
+
+@dataclass
+class DecodeOptions:
+    """Settings of one call of `PixelDecoder.decode`."""
+
+    sampling: SamplerConfig
+    negative_features: Tensor | None
+    on_image: OnImage | None
+
+
 class PixelDecoder(LazyModule):
     """Features to pixels."""
 
@@ -241,23 +256,9 @@ class PixelDecoder(LazyModule):
         sampling = self.sampling.updated(
             num_inference_steps=num_inference_steps, guidance_scale=guidance_scale, name=sampler
         )
-        return self.decode_with(
-            sampling, features, seeds, negative_features=negative_features, on_image=on_image
-        )
+        options = DecodeOptions(sampling, negative_features, on_image)
+        return self.decode_with(features, seeds, options)
 
     @abstractmethod
-    def decode_with(
-        self,
-        sampling: SamplerConfig,
-        features: Tensor,
-        seeds: list[int],
-        *,
-        negative_features: Tensor | None,
-        on_image: OnImage | None,
-    ) -> Tensor:
-        """Decode by the given settings; see `decode`."""
-
-
-OnImage = Callable[[int, Callable[[], Tensor]], None]
-"""Called after each network call as (index from 0, function that returns the current images uint8
-[B,3,H,W])."""
+    def decode_with(self, features: Tensor, seeds: list[int], options: DecodeOptions) -> Tensor:
+        """Decode by `options`; see `decode`."""

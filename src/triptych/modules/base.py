@@ -32,7 +32,7 @@ FSDP1 = "_fsdp_wrapped_module."  # what the older FSDP puts into the names of pa
 
 
 class BaseModule(ExactBuffers, LightningModule):
-    """A LightningModule made of parts that are built late.
+    """A LightningModule of networks that are built late.
 
     A subclass writes `step`, the maths of one loss; the composer calls it. The weight of a batch
     among others is set only in `loss_weighting`.
@@ -213,27 +213,27 @@ class BaseModule(ExactBuffers, LightningModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        given = checkpoint["state_dict"]
-        wanted = self.trained_shapes
+        stored = checkpoint["state_dict"]
+        expected = self.trained_shapes
         different = sorted(
             name
-            for name in given.keys() | wanted.keys()
-            if name not in given or name not in wanted or given[name].shape != wanted[name]
+            for name in stored.keys() | expected.keys()
+            if name not in stored or name not in expected or stored[name].shape != expected[name]
         )
         if different:
             raise UserError(
                 "the checkpoint is of another stage or preset: it and this run disagree on "
-                f"{len(different)} of {len(wanted)} trained tensors, {different[0]} for one; "
+                f"{len(different)} of {len(expected)} trained tensors, {different[0]} for one; "
                 "resume it with the configuration that made it."
             )
-        require_state(given, self.trained_state(), "the checkpoint")
+        require_state(stored, self.trained_state(), "the checkpoint")
 
     # Others -------------------------------------------------------------------------------------
 
     def cpu(self) -> BaseModule:
-        """Move to the CPU, as Lightning does at last, also after `configure_model` refused.
+        """Move to the CPU, as Lightning does at the end, also after `configure_model` raised.
 
-        Parameters that were not yet made stay so: moving them would fail, and hide the refusal.
+        Parameters on the meta device stay there: moving them would fail, and hide the refusal.
         """
         return self if any(p.is_meta for p in self.parameters()) else super().cpu()
 
@@ -312,5 +312,5 @@ def target_features(batch: Batch, encoder: ImageEncoder) -> Tensor:
     if batch.has_features is None:
         return features
     missing = (~batch.has_features).nonzero().flatten().to(features.device, non_blocking=True)
-    made = encoder(batch.target_pixels[missing]).float()
-    return features.index_copy(0, missing, made)
+    computed = encoder(batch.target_pixels[missing]).float()
+    return features.index_copy(0, missing, computed)

@@ -1,4 +1,4 @@
-"""Image features, the targets of generation and the input of decoding: live, or made before."""
+"""Extraction of image features, the targets of generation and the input of decoding."""
 
 from __future__ import annotations
 

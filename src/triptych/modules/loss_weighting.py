@@ -7,7 +7,7 @@ images. The loss of an optimizer step is, for each objective of batches,
 
 and the sum of these over the objectives. Two denominators are why gradients cannot be divided after
 the backward pass, where those of both losses are one sum: each micro-batch is weighted before it.
-So the number of elements must be known ahead. The loader counts those of this rank
+So the number of elements must be counted ahead. The loader counts those of this rank
 (`data_modules.accumulation`), and one all-reduce for each step and objective adds up, on the
 device, the ranks. Nothing is kept from one step to the next, and whatever looks at gradients
 before the optimizer does (clipping, norms, guards, a scaler) sees those of the whole step.
@@ -47,8 +47,8 @@ class Means:
             total = torch.stack([self._elements[objective], *sums.values()])
             _add_ranks(total)
             # without an element the sums are 0, and so are the means
-            found = (total[1:] / total[0].clamp(min=1)).float().unbind()
-            loss, *rest = found
+            means = (total[1:] / total[0].clamp(min=1)).float().unbind()
+            loss, *rest = means
             means["loss"] = means["loss"] + loss if "loss" in means else loss
             means |= dict(zip(list(sums)[1:], rest, strict=True))
         return means

@@ -30,6 +30,7 @@ def generate_texts(
     vlm: VisionLanguageModel,
     prompts: Sequence[Sequence[int]],
     images: tuple[Tensor, Tensor] | None,
+    *,
     limits: Sequence[int],
     device: torch.device,
     sampling: Sampling | None = None,
@@ -77,10 +78,10 @@ class DetokenizerState:
         self.tokenizer, self.limit, self.end = tokenizer, limit, token_id(tokenizer, IM_END)
         self.tokens: list[int] = []
         self.finished: Literal["stop", "length"] | None = None
-        # Tokens before `told` are emitted as text, but for white space at the end, which is `held`:
-        # more text may follow it, or none. Those from `start` are decoded again with new ones,
-        # since a tokenizer may write a token otherwise when it comes first.
-        self.start = self.told = 0
+        # The first `num_emitted` tokens are emitted as text, but for white space at the end, which
+        # is `held`: more text may follow it, or none. Those from `start` are decoded again with new
+        # ones, since a tokenizer may write a token otherwise when it comes first.
+        self.start = self.num_emitted = 0
         self.held, self.began = "", False
 
     def take(self, token: int) -> None:
@@ -100,14 +101,14 @@ class DetokenizerState:
 
     def new_text(self) -> str:
         """New text since the last call: complete characters only, no white space at either end."""
-        if self.told == len(self.tokens):
+        if self.num_emitted == len(self.tokens):
             return ""
-        before = self._decode(self.tokens[self.start : self.told])
+        before = self._decode(self.tokens[self.start : self.num_emitted])
         after = self._decode(self.tokens[self.start :])
         # Half a character is decoded as U+FFFD; an answer's last may be one.
         if after.endswith("\N{REPLACEMENT CHARACTER}") and self.finished is None:
             return ""
-        self.start, self.told = self.told, len(self.tokens)
+        self.start, self.num_emitted = self.num_emitted, len(self.tokens)
         new = self.held + after[len(before) :]
         if not self.began:
             new = new.lstrip()

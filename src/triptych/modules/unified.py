@@ -126,7 +126,7 @@ class UnifiedModule(BaseModule):
             raise UserError(f"{panel} needs the encoder's features, and encoder is null; name one.")
 
     def train(self, mode: bool = True) -> UnifiedModule:
-        self._negative_features.clear()  # made by weights that may change now
+        self._negative_features.clear()  # computed by weights that may change now
         return super().train(mode)
 
     @property
@@ -199,11 +199,11 @@ class UnifiedModule(BaseModule):
         checkpoint["triptych"] = {"preset": self.preset, "stage": self.stage}
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
-        made = checkpoint.get("triptych", {})
+        origin = checkpoint.get("triptych", {})
         for key, own in (("preset", self.preset), ("stage", self.stage)):
-            if key in made and made[key] != own:
+            if key in origin and origin[key] != own:
                 raise UserError(
-                    f"the checkpoint is of {key} {made[key]!r}, this run is of {key} {own!r}; "
+                    f"the checkpoint is of {key} {origin[key]!r}, this run is of {key} {own!r}; "
                     "resume it with the configuration that made it."
                 )
         super().on_load_checkpoint(checkpoint)

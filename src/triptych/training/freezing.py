@@ -24,15 +24,15 @@ def match_parameters(
     names = list(names)
     chosen: set[str] = set()
     for pattern in patterns:
-        found = {
+        matched = {
             name for name in names if name.startswith(f"{pattern}.") or fnmatchcase(name, pattern)
         }
-        if not found:
+        if not matched:
             tops = sorted({name.split(".")[0] for name in names})
             raise UserError(
                 f"{option}: {pattern!r} matches no parameter; the model's parts are {tops}."
             )
-        chosen |= found
+        chosen |= matched
     return chosen
 
 
@@ -54,11 +54,11 @@ def freeze_all_but(module: nn.Module, patterns: Iterable[str]) -> set[str]:
 
 def frozen_modules(module: nn.Module) -> list[nn.Module]:
     """Largest submodules none of whose parameters train: they belong in evaluation mode."""
-    found = []
+    modules = []
     for child in module.children():
         parameters = list(child.parameters())
         if parameters and not any(p.requires_grad for p in parameters):
-            found.append(child)
+            modules.append(child)
         else:
-            found.extend(frozen_modules(child))
-    return found
+            modules.extend(frozen_modules(child))
+    return modules

@@ -63,7 +63,7 @@ def local_rows(rows: int, mesh: DeviceMesh) -> slice:
 
 @torch.no_grad()
 def copy_into(target: Tensor, shape: tuple[int, ...], read: Callable[[slice], Tensor]) -> None:
-    """Fill `target` by `read` of slices of rows; a sharded target reads only its own rows."""
+    """Copy rows into `target` by `read` of slices; a sharded target reads only its own rows."""
     if not isinstance(target, DTensor):
         target.copy_(read(slice(None)) if shape else read(...))
     elif len(local := target.to_local()):
@@ -71,7 +71,7 @@ def copy_into(target: Tensor, shape: tuple[int, ...], read: Callable[[slice], Te
 
 
 def shard_like(full: Tensor, target: Tensor) -> Tensor:
-    """`full`, which every rank has, split as `target` is."""
+    """`full`, which every rank has, sharded like `target`."""
     if not isinstance(target, DTensor):
         return full
     rows = local_rows(len(full), target.device_mesh)
@@ -82,7 +82,7 @@ def shard_like(full: Tensor, target: Tensor) -> Tensor:
 
 
 def full_tensor(parameter: Tensor) -> Tensor:
-    """`parameter` itself or, where it is split over ranks, gathered; its gradient is their mean."""
+    """`parameter`, gathered if it is split over ranks; its gradient is the mean over ranks."""
     if not isinstance(parameter, DTensor):
         return parameter
     gathered = parameter.full_tensor(grad_placements=[Partial()])
@@ -93,7 +93,7 @@ def full_tensor(parameter: Tensor) -> Tensor:
 
 
 def gather_state_dict(tree: Any, keep: bool = True) -> Any:
-    """`tree` (dicts, lists) with sharded tensors whole on the CPU; all ranks must call it.
+    """`tree` (dicts, lists) with full tensors on the CPU; all ranks must call it.
 
     Ranks that do not `keep` the result get None in place of tensors, and hold one at a time.
     """

@@ -58,9 +58,16 @@ def _inner(kind: Any) -> Any:
 
 
 def _hints(kind: Any) -> dict[str, Any]:
-    """Annotations of the arguments of a class of ours, by name."""
+    """Annotations of the arguments of a class of ours, by name; those of its bases too, which it
+    may take by keyword."""
     classes = [each for each in _members(kind) if isinstance(each, type)]
     ours = [each for each in classes if each.__module__.partition(".")[0] == "triptych"]
     if len(ours) != 1:
         return {}
-    return get_type_hints(ours[0] if is_dataclass(ours[0]) else ours[0].__init__)
+    if is_dataclass(ours[0]):
+        return get_type_hints(ours[0])
+    hints: dict[str, Any] = {}
+    for base in reversed(ours[0].__mro__):
+        if base.__module__.partition(".")[0] == "triptych" and "__init__" in vars(base):
+            hints |= get_type_hints(base.__init__)
+    return hints

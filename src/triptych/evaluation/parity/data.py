@@ -92,7 +92,13 @@ def training_rows(case: Case, tokenizer: RecordedTokenizer) -> list[list[int]]:
             instruction = conversation[0]["value"].removeprefix("<image>\n")
             tokens = case["n_und_query"]
             rows.append(
-                reconstruction_ids(tokenizer, tokens, limit, instruction, "published_training")
+                reconstruction_ids(
+                    tokenizer,
+                    tokens,
+                    limit,
+                    instruction=instruction,
+                    template="published_training",
+                )
             )
     return rows
 
