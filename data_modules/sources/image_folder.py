@@ -103,9 +103,6 @@ class ImageFolder(MemberSource):
     def key(self, number: int) -> str:
         return self._keys[number]
 
-    def caption(self, number: int) -> str:
-        return self.captions(number)[0]
-
     def captions(self, number: int) -> list[str]:
         if self._rows is not None:
             return captions_of(caption_in(self._rows[number]), self.key(number))

@@ -26,7 +26,7 @@ from triptych.utils.errors import UserError
 from triptych.utils.image_reader import FORMATS
 from triptych.utils.image_squares import square_image
 from triptych.utils.images import open_image
-from triptych.utils.listing import names, tar
+from triptych.utils.listing import names, tar, tar_headers
 from triptych.utils.listing.folders import list_images, walk
 from triptych.utils.listing.shards import find_shards
 
@@ -515,12 +515,12 @@ def odd_member(name, kind):
 @pytest.mark.parametrize(
     ("kind", "reason"),
     [
-        (tarfile.LNKTYPE, tar.LINK),
-        (tarfile.SYMTYPE, tar.LINK),
-        (tarfile.CHRTYPE, tar.NO_FILE),
-        (tarfile.FIFOTYPE, tar.NO_FILE),
-        (tarfile.GNUTYPE_SPARSE, tar.SPARSE),
-        ("pax sparse", tar.SPARSE),
+        (tarfile.LNKTYPE, tar_headers.LINK),
+        (tarfile.SYMTYPE, tar_headers.LINK),
+        (tarfile.CHRTYPE, tar_headers.NOT_A_FILE),
+        (tarfile.FIFOTYPE, tar_headers.NOT_A_FILE),
+        (tarfile.GNUTYPE_SPARSE, tar_headers.SPARSE),
+        ("pax sparse", tar_headers.SPARSE),
     ],
 )
 @pytest.mark.parametrize("name", ["a.jpg", "a.txt"])
@@ -553,8 +553,8 @@ def test_the_map_of_an_old_sparse_file_is_passed(tmp_path):
     path = tmp_path / "0.tar"
     path.write_bytes(bytes(header) + bytes(more) + bytes(512) + b"p" * 512 + rest)
     index = build_index(path)
-    assert index.keys() == ["k"] and index.problems[0].reason == tar.SPARSE
-    assert [getattr(one, "reason", "") for one in stream(path)] == [tar.SPARSE, ""]
+    assert index.keys() == ["k"] and index.problems[0].reason == tar_headers.SPARSE
+    assert [getattr(one, "reason", "") for one in stream(path)] == [tar_headers.SPARSE, ""]
 
 
 @pytest.mark.parametrize("door", ["index", "stream"])
