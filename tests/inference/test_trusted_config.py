@@ -22,7 +22,7 @@ from triptych.checkpoints import atomic_checkpoint
 from triptych.cli.main import main, takes_classes
 from triptych.inference.loading import describe_model
 from triptych.inference.trusted_config import plain_model
-from triptych.training.sharded_checkpoint import INDEX, read_index, read_shards, read_shards_of
+from triptych.training.sharded_checkpoint import INDEX, read_full_state, read_index, read_into
 from triptych.utils.errors import UserError
 from triptych.utils.paths import ASSETS, presets
 from triptych.utils.png_metadata import read_metadata, shown_name
@@ -204,7 +204,7 @@ def test_no_resume_unpickles_a_sharded_checkpoint(attack, tmp_path, marker, one_
     checkpoint = run_of(attack, tmp_path, marker) / "checkpoints" / "1.ckpt"
     state = {"state_dict": {QUERIES: torch.ones(16, 128), "x": None}}
     with pytest.raises(UserError, match="1.ckpt"):
-        read_shards(checkpoint, state)
+        read_into(checkpoint, state)
 
 
 def test_resume_reads_numbers_lists_and_tensors(tmp_path, one_rank):
@@ -215,11 +215,11 @@ def test_resume_reads_numbers_lists_and_tensors(tmp_path, one_rank):
         "state_dict": {"x": torch.zeros(3)},
         "optimizer_0": {"param_groups": [dict.fromkeys(group) for group in groups]},
     }
-    read_shards(tmp_path / "1.ckpt", state)
+    read_into(tmp_path / "1.ckpt", state)
     assert torch.equal(state["state_dict"]["x"], torch.arange(3.0))
     assert state["optimizer_0"]["param_groups"] == groups
     assert torch.equal(
-        read_shards_of(tmp_path / "1.ckpt", "state_dict")["state_dict"]["x"], torch.arange(3.0)
+        read_full_state(tmp_path / "1.ckpt", "state_dict")["state_dict"]["x"], torch.arange(3.0)
     )
 
 
