@@ -15,7 +15,7 @@ from triptych.checkpoints.hashing import weights_hash
 from triptych.checkpoints.key_prefixes import with_plain_names
 from triptych.checkpoints.weight_files import (
     WeightFiles,
-    expected,
+    expected_names,
     full_name,
     label_of,
     save_weights,
@@ -125,7 +125,7 @@ def read_trained(path: Path, average: bool) -> tuple[dict[str, Tensor], dict[str
         "stage": saved.get("stage", "custom"),
         "steps": str(content["global_step"]),
     }
-    tensors = with_plain_names(tensors, lambda name: expected()(full_name(name)), path)
+    tensors = with_plain_names(tensors, lambda name: expected_names()(full_name(name)), path)
     named = {full_name(name): tensor for name, tensor in tensors.items()}
     return {name: t for name, t in named.items() if name.split(".")[0] != "encoding"}, origin
 
