@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 
 from triptych.checkpoints.published import key_mapping
-from triptych.checkpoints.published.export import config_of, decoder_configs, shards
+from triptych.checkpoints.published.export import config_of, decoder_configs, split_files
 from triptych.inference.loading import describe_model
 
 ROOT = Path(__file__).parent.parent
@@ -64,7 +64,7 @@ def write_checkpoint(folder: Path) -> list[int]:
         elif key is not None:
             main[key] = (1, *shape) if name == key_mapping.QUERIES else shape
     sizes = {key: 2 * torch.Size(shape).numel() for key, shape in main.items()}
-    files = shards(sizes, "model", SHARD)
+    files = split_files(sizes, "model", SHARD)
     found = [
         sparse(folder / file, {key: main[key] for key in main if files[key] == file})
         for file in sorted(set(files.values()))

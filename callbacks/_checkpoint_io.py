@@ -18,11 +18,11 @@ from triptych.checkpoints.training_checkpoint import read_checkpoint
 class DurableCheckpointIO(CheckpointIO):
     """Writes a checkpoint under a temporary name, then renames it and writes its manifest.
 
-    Lightning's own keeps the whole file in memory and moves it from the folder of temporary files,
-    which is a slow copy, and no single step, where that is another disk.
+    Lightning's own buffers the whole file in memory and moves it from the system's temporary
+    folder, a copy that is slow and not atomic if that is on another disk.
 
     Args:
-        agree: gives all ranks the first one's path: each has looked for the newest by itself.
+        agree: broadcast of the first rank's path, as each rank looks for the latest by itself.
     """
 
     def __init__(self, agree: Callable[[str], str] = str) -> None:
@@ -37,7 +37,7 @@ class DurableCheckpointIO(CheckpointIO):
     def load_checkpoint(
         self, path: str | Path, map_location: Any | None = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """The checkpoint, on the CPU; never code, whatever `weights_only` says."""
+        """Load a checkpoint on the CPU, as data only, for any value of `weights_only`."""
         return read_checkpoint(Path(self.agree(str(path))))
 
     def remove_checkpoint(self, path: str | Path) -> None:
@@ -51,9 +51,9 @@ class DurableCheckpointIO(CheckpointIO):
 class BackgroundCheckpointIO(DurableCheckpointIO):
     """Background checkpoint writer: training waits only for a copy in memory, not for the disk.
 
-    Work after a save (the link to it, the removal of an older one) waits its turn in the
-    same thread, and does not happen if the save failed. A failure is raised by the next call, at
-    the latest when the run ends.
+    Work after a save (the link to it, the removal of an older one) is queued in the same thread,
+    and is skipped if the save failed. A failure is raised by the next call, at the latest when the
+    run ends.
     """
 
     def __init__(self, agree: Callable[[str], str] = str) -> None:
@@ -93,7 +93,7 @@ class BackgroundCheckpointIO(DurableCheckpointIO):
 
         def run() -> None:
             if before is not None:
-                before.result()  # raises here too, so that nothing follows a failure
+                before.result()  # raises here too: nothing may follow a failure
             job()
 
         self._pool = self._pool or ThreadPoolExecutor(1, "checkpoint")

@@ -13,7 +13,7 @@ from lightning import LightningModule, Trainer
 def evaluation_mode(trainer: Trainer, module: LightningModule) -> Iterator[None]:
     """Enter evaluation mode without gradients, in the run's precision; restore all state at exit.
 
-    Every rank must enter and compute the same: parts may be sharded over them.
+    Every rank must enter and compute the same, as parameters may be sharded.
     """
     modes = [(each, each.training) for each in module.modules()]
     devices = [module.device] if module.device.type == "cuda" else []
@@ -23,5 +23,5 @@ def evaluation_mode(trainer: Trainer, module: LightningModule) -> Iterator[None]
             with trainer.precision_plugin.forward_context():
                 yield
     finally:
-        for each, training in modes:  # not module.train(): it would reach into frozen parts
+        for each, training in modes:  # module.train() would affect frozen modules too
             each.training = training

@@ -1,4 +1,4 @@
-"""Callbacks that step aside where a run cannot serve them."""
+"""Base of callbacks that disable themselves if a run lacks their requirements."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ log = logging.getLogger(__name__)
 class OptionalCallback(Callback):
     """Callback that is disabled, with one message, if data, stage or model lack its requirements.
 
-    A subclass defines the requirements; everything else in it may then rely on them.
+    A subclass defines the requirements; its other methods may rely on them.
     """
 
     serves: tuple[str, ...] = ("fit",)
-    """The commands in which it does something."""
+    """Commands in which the callback is active."""
 
     @abstractmethod
     def lacks(self, trainer: Trainer, module: LightningModule) -> str | None:
-        """Find out, once the data is set up, what this run lacks: a clause; None if nothing.
+        """Return a clause about a missing requirement of this run, or None.
 
-        All ranks must find the same.
+        Called when the data is set up. All ranks must return the same.
         """
 
     def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
         if stage not in self.serves or (reason := self.lacks(trainer, module)) is None:
             return
-        # another list: Lightning is on its way through this one
+        # a new list: Lightning is iterating over this one
         trainer.callbacks = [each for each in trainer.callbacks if each is not self]
         if trainer.is_global_zero:
             log.warning("%s steps aside: %s.", type(self).__name__, reason)
 
 
 def missing_parts(module: Any, parts: tuple[str, ...]) -> str | None:
-    """Why the model of this stage cannot compute with some parts; see `UnifiedModule.lacks`."""
+    """Reason why the model of this stage lacks some parts, or None; see `UnifiedModule.lacks`."""
     if not parts:
         return None
     if not hasattr(module, "lacks"):

@@ -1,7 +1,7 @@
-"""The log of a resumed run holds every step once, from the first on.
+"""Complete log of a resumed run: every step once, from the first on.
 
-Lightning gives a resumed run a metrics.csv of its own, which begins in the middle; and it logs a
-step after the checkpoint of that step is saved, so that a kill in between loses the row.
+Lightning gives a resumed run its own metrics.csv, which begins in the middle; and it logs a step
+after the checkpoint of that step is saved, so that a kill in between loses the row.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ METRICS = "metrics.csv"
 
 
 def logs_step(trainer: Trainer, step: int, every: int = 1) -> bool:
-    """Whether a training step is logged, counted from 1 on; of those, one in `every`."""
+    """Whether a training step, counted from 1, is one in `every` of the logged ones."""
     interval = every * trainer.log_every_n_steps
     return interval > 0 and step % interval == 0
 
 
 def pending_row(trainer: Trainer) -> Row:
-    """Row that Lightning will log for the training step that just ended; empty if it will not."""
+    """Row that Lightning will log for the training step that just ended, or empty."""
     connector = trainer._logger_connector
     if not connector.should_update_logs:
         return {}
@@ -41,6 +41,7 @@ def continue_log(trainer: Trainer, checkpoint: Path, pending: Row, validation_du
     """Begin this run's logs with the steps before the checkpoint that it resumes from.
 
     Args:
+        trainer: trainer of the resumed run.
         checkpoint: path of the checkpoint; the log of its run is in the folder above.
         pending: row of the checkpoint's step, if it was saved before that was logged.
         validation_due: whether the validation of the checkpoint's step is run again.
@@ -64,9 +65,10 @@ def continue_log(trainer: Trainer, checkpoint: Path, pending: Row, validation_du
 
 
 def complete_log(trainer: Trainer, checkpoint: Path, pending: Row) -> None:
-    """Add the row that the log of a checkpoint's run lacks, if it was cut off before that row.
+    """Add the row that the log of a checkpoint's run lacks, if the run ended before logging it.
 
     Args:
+        trainer: trainer of the run.
         checkpoint: path of the checkpoint; the log of its run is in the folder above.
         pending: row of the checkpoint's step, if it was saved before that was logged.
     """
@@ -87,7 +89,7 @@ def complete_log(trainer: Trainer, checkpoint: Path, pending: Row) -> None:
 
 
 def rows_before(checkpoint: Path, step: int, pending: Row) -> list[Row]:
-    """The rows of a checkpoint's run up to `step`, without one that `pending` stands for."""
+    """Rows of a checkpoint's run up to `step`, without the one that `pending` replaces."""
     before = [row for row in rows_of(checkpoint.parent.parent) if int(row["step"]) <= step]
     if not pending:
         return before
@@ -95,7 +97,7 @@ def rows_before(checkpoint: Path, step: int, pending: Row) -> list[Row]:
 
 
 def rows_of(folder: Path) -> list[Row]:
-    """Read the rows of a metrics.csv, values as they are written; an incomplete row is skipped."""
+    """Read the rows of a metrics.csv as texts; an incomplete row is skipped."""
     try:
         text = (folder / METRICS).read_bytes().decode()
     except FileNotFoundError:

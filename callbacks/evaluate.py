@@ -1,4 +1,4 @@
-"""Scores the model before, during and after a fit."""
+"""Scores of a model before, during and after a fit."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from triptych.utils.errors import UserError
 
 
 class Evaluate(OptionalCallback):
-    """Runs an evaluator, logs its scores as NAME/SCORE, and prints the change by the training.
+    """Runs an evaluator, logs its scores as NAME/SCORE, and prints scores before and after.
 
     Disabled in a stage that does not build the parts that the evaluator needs.
 
     Args:
-        evaluator: for example triptych.evaluation.ShapeEval.
-        every_n_steps: steps between scores during training; null scores before and after only.
-        name: of the scores in the logs.
+        evaluator: evaluator to run, for example triptych.evaluation.ShapeEval.
+        every_n_steps: number of steps between scores; null scores only before and after training.
+        name: prefix of the scores in the logs.
     """
 
     def __init__(
@@ -33,13 +33,13 @@ class Evaluate(OptionalCallback):
         self.evaluator, self.every_n_steps, self.name = evaluator, every_n_steps, name
         self.before: dict[str, float] | None = None
         self.after: dict[str, float] | None = None
-        self._scored = -1  # the step of `after`
+        self._scored = -1  # step of `after`
 
     def lacks(self, trainer: Trainer, module: LightningModule) -> str | None:
         return missing_parts(module, self.evaluator.parts)
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
-        if self.before is None:  # a resumed run has it from its checkpoint
+        if self.before is None:  # else loaded from the checkpoint of a resumed run
             self._score(trainer, module)
             self.before = self.after
 
@@ -75,7 +75,7 @@ class Evaluate(OptionalCallback):
 
 
 def table(name: str, before: dict[str, float], after: dict[str, float]) -> str:
-    """A line for each score: before, after."""
+    """Table of the scores before and after, one per line."""
     wide = max(len(name), *(len(key) for key in after))
     rows = [f"{key:{wide}}  {before[key]:6.3f}  {value:6.3f}" for key, value in after.items()]
     return "\n".join([f"{name:{wide}}  before   after", *rows])

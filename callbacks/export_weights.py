@@ -19,13 +19,13 @@ log = logging.getLogger(__name__)
 class ExportWeights(Callback):
     """Export of the trained parameters and buffers to weights.safetensors at the end of a fit.
 
-    runs/PRESET/STAGE/weights.safetensors, where the next stage looks, is a link to that of the
-    newest run. A fit that finds nothing left to train writes what its run lacks.
+    runs/PRESET/STAGE/weights.safetensors, which the next stage reads, is a link to the file of the
+    latest run. A fit with nothing left to train exports only if the file is missing.
 
     Args:
         filename: name of the file inside the run's folder.
-        dtype: dtype of the floating tensors in the file.
-        leave_out: parts that nothing reads afterwards, such as the heads of the encoder's training.
+        dtype: dtype of the floating-point tensors in the file.
+        leave_out: excluded parts, such as the heads that are used only to train the encoder.
     """
 
     def __init__(
@@ -43,9 +43,9 @@ class ExportWeights(Callback):
         self._trained = True
 
     def on_fit_end(self, trainer: Trainer, module: LightningModule) -> None:
-        folder = of_trainer(trainer)  # asks all ranks, so before any of them leaves
+        folder = of_trainer(trainer)  # collective: before any rank returns
         names = module.trained_state().keys()
-        state = trainer.strategy.lightning_module_state_dict()  # so does this, if they are split
+        state = trainer.strategy.lightning_module_state_dict()  # collective if sharded
         state = {name: tensor for name, tensor in state.items() if name in names}
         state = gather_state_dict(state, keep=trainer.is_global_zero)
         if folder is None or not trainer.is_global_zero:

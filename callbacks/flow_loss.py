@@ -13,15 +13,16 @@ from triptych.utils.errors import UserError
 
 
 class FlowLossByNoise(OptionalCallback):
-    """Logs in validation the flow loss at fixed noise levels: val/flow/t=0.1 and so on.
+    """Logs the flow-matching loss at fixed noise levels in validation: val/flow/t=0.1 and so on.
 
-    t = 1 is pure noise. Noises are those of the sample's number, the same in every validation, so
-    that what changes is the model. A level costs about as much as the DiT in a validation step.
-    Steps aside in a stage without a generation loss.
+    t = 1 is pure noise. The noise depends only on the sample number, so that all validations are
+    comparable. A level costs about as much as the DiT in a validation step. Disabled in a stage
+    without a generation loss.
 
     Args:
-        times: the noise levels, in (0,1].
-        batches: maximum number of batches of a validation, the first ones; null takes all.
+        times: noise levels in (0,1].
+        batches: maximum number of batches of a validation; the first ones are taken, null takes
+            all.
     """
 
     serves = ("fit", "validate")
@@ -36,7 +37,7 @@ class FlowLossByNoise(OptionalCallback):
         self.times, self.batches = list(times), batches
 
     def lacks(self, trainer: Trainer, module: LightningModule) -> str | None:
-        learnt = getattr(module, "loss_weights", {"generation": 1.0})  # a panel alone: its only one
+        learnt = getattr(module, "loss_weights", {"generation": 1.0})  # default: one panel
         if not hasattr(module, "loss_at_timesteps") or "generation" not in learnt:
             return "the stage has no generation loss"
         return None

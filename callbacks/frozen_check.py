@@ -1,4 +1,4 @@
-"""Watches over what must not change."""
+"""Verification that frozen parameters stay unchanged."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from torch import Tensor
 from triptych.callbacks._skip_step import local
 from triptych.utils.errors import UserError
 
-CHUNK = 1 << 24  # elements summed at a time: the sums are in int64, four times bfloat16
+CHUNK = 1 << 24  # elements summed at a time, as int64 takes four times the memory of bfloat16
 
 
 class FrozenCheck(Callback):
-    """Ends the run if a frozen parameter, or a buffer beside it, differs from its initial value.
+    """Ends the run if a frozen parameter, or a buffer of a frozen module, has changed.
 
-    Takes a checksum of each tensor's bits, on the device: the sum of its words, and the sum of its
-    words each times its place. A change of one word always shows, and any other but for a chance of
-    about 2^-64.
+    Compares checksums of each tensor's bits, computed on the device: the sum of its words, and the
+    sum of its words weighted by their positions. A change of one word is always detected, any other
+    change with a probability of about 1 - 2^-64.
 
     Args:
-        every_n_steps: steps between checks; null checks at the end only.
+        every_n_steps: number of steps between checks; null checks only at the end.
     """
 
     def __init__(self, every_n_steps: int | None = 1000) -> None:
@@ -71,29 +71,29 @@ class FrozenCheck(Callback):
 
 
 def frozen_tensors(module: LightningModule) -> dict[str, Tensor]:
-    """Frozen parameters, and the buffers of modules that have parameters but none that trains."""
-    found = {name: p for name, p in module.named_parameters() if not p.requires_grad}
-    for path, part in module.named_modules():
-        parameters = list(part.parameters())
+    """Frozen parameters, and buffers of modules with parameters of which none is trainable."""
+    tensors = {name: p for name, p in module.named_parameters() if not p.requires_grad}
+    for path, submodule in module.named_modules():
+        parameters = list(submodule.parameters())
         if parameters and not any(p.requires_grad for p in parameters):
-            found |= {f"{path}.{name}": b for name, b in part.named_buffers(recurse=False)}
-    return found
+            tensors |= {f"{path}.{name}": b for name, b in submodule.named_buffers(recurse=False)}
+    return tensors
 
 
 @torch.no_grad()
 def checksums(tensors: dict[str, Tensor]) -> Tensor:
-    """int64 [tensors, 2], on the device; of sharded tensors this rank's part."""
+    """Checksums int64 [tensors, 2] on the device; of sharded tensors, of this rank's shards."""
     rows = [checksum(local(tensor)) for tensor in tensors.values()]
     return torch.stack(rows) if rows else torch.zeros(0, 2, dtype=torch.int64)
 
 
 def checksum(tensor: Tensor) -> Tensor:
-    """int64 [2]: the sum of the tensor's words, and that of its words times their places."""
+    """Sum of a tensor's words, and sum weighted by their positions, int64 [2]."""
     words = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
     flat = tensor.detach().contiguous().flatten().view(words[tensor.element_size()])
     sums = torch.zeros(2, dtype=torch.int64, device=tensor.device)
     for start in range(0, len(flat), CHUNK):
-        part = flat[start : start + CHUNK].to(torch.int64)
-        places = torch.arange(start + 1, start + 1 + len(part), device=tensor.device)
-        sums += torch.stack([part.sum(), (part * places).sum()])
+        chunk = flat[start : start + CHUNK].to(torch.int64)
+        positions = torch.arange(start + 1, start + 1 + len(chunk), device=tensor.device)
+        sums += torch.stack([chunk.sum(), (chunk * positions).sum()])
     return sums

@@ -1,4 +1,4 @@
-"""Gradient norms of the model and of each part."""
+"""Gradient norms of the model and of each component."""
 
 from __future__ import annotations
 
@@ -15,46 +15,46 @@ from triptych.utils.errors import UserError
 
 
 class GradientNorms(Callback):
-    """Logs grad_norm/PART and grad_norm/all, L2, before they are clipped.
+    """Logs the L2 norms grad_norm/COMPONENT and grad_norm/all before gradient clipping.
 
-    Only in the steps that are logged (`log_every_n_logs`) or a multiple of that; nothing waits for
-    the device but the logger. Nothing under FSDP1, whose flattened parameters have no parts.
+    Only in logged steps (`log_every_n_steps`), or one in `every_n_logs` of them, without an
+    additional device synchronization. Disabled under FSDP1, which flattens parameters.
 
     Args:
-        every_n_logs: of the logged steps, take one in so many.
+        every_n_logs: number of logged steps between norms.
     """
 
     def __init__(self, every_n_logs: int = 1) -> None:
         if every_n_logs < 1:
             raise UserError(f"GradientNorms: every_n_logs must be 1 or more, not {every_n_logs}.")
         self.every_n_logs = every_n_logs
-        self._parts: dict[str, list[Tensor]] = {}
+        self._components: dict[str, list[Tensor]] = {}
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
-        self._parts = {}
+        self._components = {}
         if isinstance(trainer.strategy, FSDPStrategy):
             return
         for name, parameter in module.named_parameters():
             if parameter.requires_grad:
-                self._parts.setdefault(component_of(module, name), []).append(parameter)
+                self._components.setdefault(component_of(module, name), []).append(parameter)
 
     def on_before_optimizer_step(
         self, trainer: Trainer, module: LightningModule, optimizer: Optimizer
     ) -> None:
         if not logs_step(trainer, trainer.global_step + 1, self.every_n_logs):
             return
-        norms = {part: norm_of(parameters) for part, parameters in self._parts.items()}
-        norms = {part: norm for part, norm in norms.items() if norm is not None}
+        norms = {name: norm_of(parameters) for name, parameters in self._components.items()}
+        norms = {name: norm for name, norm in norms.items() if norm is not None}
         if norms:
             norms["all"] = torch.stack(list(norms.values())).norm()
-        shown = {f"grad_norm/{part}": norm for part, norm in norms.items()}
+        shown = {f"grad_norm/{name}": norm for name, norm in norms.items()}
         module.log_dict(shown, on_step=True, on_epoch=False)
 
 
 def norm_of(parameters: list[Tensor]) -> Tensor | None:
     """L2 norm of the parameters' gradients, a scalar; None if there is no gradient.
 
-    For sharded parameters, the norm of the whole gradient: all ranks must call.
+    For sharded parameters, the norm of the whole gradient; collective.
     """
     gradients = [p.grad for p in parameters if p.grad is not None]
     if not gradients:

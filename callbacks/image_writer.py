@@ -1,4 +1,4 @@
-"""Saves the images that `triptych predict` makes."""
+"""Image files of `triptych predict`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from triptych.utils.images import to_images
 
 
 class WriteImages(BasePredictionWriter):
-    """Prediction writer: saves KEY.png in `folder` for every sample.
+    """Writes KEY.png to a folder for every sample.
 
     Args:
         folder: output folder; null is predictions/ in the run's folder.
@@ -40,6 +40,6 @@ class WriteImages(BasePredictionWriter):
         folder = Path(self.folder) if self.folder is not None else run / "predictions"
         folder.mkdir(parents=True, exist_ok=True)
         for key, image in zip(prediction["keys"], to_images(prediction["images"]), strict=True):
-            # a key comes from somebody's shard: it may not leave the folder
+            # keys come from untrusted shards: the path must stay inside the folder
             name = re.sub(r"[^\w.-]", "_", key).lstrip(".") or "_"
             image.save(folder / f"{name}.png")

@@ -1,4 +1,4 @@
-"""The progress bar."""
+"""Progress bar."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ from triptych.callbacks._resumed_log import logs_step
 
 
 class ProgressBar(RichProgressBar):
-    """Lightning's bar, counting a run's steps.
+    """Lightning's progress bar, without epochs.
 
-    A run is one long epoch that ends at max_steps, whatever passes over the data it makes;
-    Lightning's "Epoch 0/-2" is meaningless. Losses are read from the device only in steps that
-    are logged, as reading one waits for it.
+    A run is one long epoch that ends at max_steps, so Lightning's "Epoch 0/-2" is meaningless.
+    Losses are read only in logged steps, as reading them synchronizes with the device.
     """
 
     _shown: dict[str, Any] | None = None

@@ -21,15 +21,15 @@ DAY = 86400  # seconds
 
 
 class RunSummary(Callback):
-    """Prints a table of the model's parts before the first step.
+    """Prints a table of the model's components before the first step.
 
-    For each part: parameters that train and that are frozen, their dtypes and bytes on one device,
-    and the FLOPs of a sample forward and backward, counted on the first batch. Below: the memory
-    that weights, gradients, optimizer and EMA take (activations come on top), the FLOPs of the
-    whole run, and on a GPU whose peak is known the time at an assumed utilization.
+    For each component: trainable and frozen parameters, their dtypes and bytes on one device, and
+    the FLOPs of a sample forward and backward, counted on the first batch. Below: the memory of
+    weights, gradients, optimizer and EMA (without activations), the FLOPs of the whole run, and,
+    on a GPU with known peak, the time at an assumed utilization.
 
     Args:
-        mfu: share of the device's dense bfloat16 peak that the estimate of time assumes.
+        mfu: assumed model FLOPs utilization, as a share of the dense bfloat16 peak.
     """
 
     def __init__(self, mfu: float = 0.4) -> None:
@@ -47,13 +47,15 @@ class RunSummary(Callback):
         flops = step_flops(trainer, module, batch)  # all ranks
         if trainer.is_global_zero:
             print(
-                "\n".join(["", *table(parts(module), flops), *self._lines(trainer, module, flops)])
+                "\n".join(
+                    ["", *table(components(module), flops), *self._lines(trainer, module, flops)]
+                )
             )
 
     def _lines(
         self, trainer: Trainer, module: LightningModule, flops: StepFlops | None
     ) -> list[str]:
-        """Text below the table."""
+        """Lines below the table."""
         lines = [memory_line(trainer, module)]
         if flops is None:
             return lines
@@ -77,7 +79,7 @@ class RunSummary(Callback):
 
 @dataclass
 class ComponentStats:
-    """Parameter counts of a part and its size on this device."""
+    """Parameter counts of a component, and its size on this device."""
 
     trained: int = 0
     frozen: int = 0
@@ -86,18 +88,18 @@ class ComponentStats:
     dtypes: set[str] = field(default_factory=set)
 
 
-def parts(module: LightningModule) -> dict[str, ComponentStats]:
-    """Every part of the model that has parameters; of sharded ones this rank's share."""
-    found: dict[str, ComponentStats] = defaultdict(ComponentStats)
+def components(module: LightningModule) -> dict[str, ComponentStats]:
+    """Every component with parameters; of sharded ones, this rank's shard."""
+    stats: dict[str, ComponentStats] = defaultdict(ComponentStats)
     for name, parameter in module.named_parameters():
-        part, own = found[component_of(module, name)], local(parameter)
+        component, own = stats[component_of(module, name)], local(parameter)
         if parameter.requires_grad:
-            part.trained += own.numel()
+            component.trained += own.numel()
         else:
-            part.frozen += own.numel()
-        part.size += own.nbytes
-        part.dtypes.add(str(own.dtype).removeprefix("torch."))
-    return found
+            component.frozen += own.numel()
+        component.size += own.nbytes
+        component.dtypes.add(str(own.dtype).removeprefix("torch."))
+    return stats
 
 
 def memory_line(trainer: Trainer, module: LightningModule) -> str:
@@ -113,16 +115,16 @@ def memory_line(trainer: Trainer, module: LightningModule) -> str:
     return f"memory on each device, without activations: {short(sum(sizes.values()))}B ({each})"
 
 
-def table(found: dict[str, ComponentStats], flops: StepFlops | None) -> list[str]:
-    """A line a part, a line for all of them, and a line of headings."""
-    rows = [row(name, part, flops, [name]) for name, part in found.items()]
+def table(stats: dict[str, ComponentStats], flops: StepFlops | None) -> list[str]:
+    """A line of headings, one per component, and one for all components."""
+    rows = [row(name, component, flops, [name]) for name, component in stats.items()]
     if flops is not None and (flops.forward.get(OTHER) or flops.backward.get(OTHER)):
         rows.append(row(OTHER, ComponentStats(), flops, [OTHER]))
     every = ComponentStats(
-        sum(p.trained for p in found.values()),
-        sum(p.frozen for p in found.values()),
-        sum(p.size for p in found.values()),
-        set().union(*(p.dtypes for p in found.values())),
+        sum(each.trained for each in stats.values()),
+        sum(each.frozen for each in stats.values()),
+        sum(each.size for each in stats.values()),
+        set().union(*(each.dtypes for each in stats.values())),
     )
     rows.append(row("all", every, flops, None))
     rows.insert(0, COLUMNS)
@@ -137,11 +139,16 @@ def table(found: dict[str, ComponentStats], flops: StepFlops | None) -> list[str
 
 
 def row(
-    name: str, part: ComponentStats, flops: StepFlops | None, names: list[str] | None
+    name: str, component: ComponentStats, flops: StepFlops | None, names: list[str] | None
 ) -> tuple[str, ...]:
-    """The cells of a line; FLOPs are those of the parts `names`, None for all."""
-    cells = [name, count(part.trained), count(part.frozen), "+".join(sorted(part.dtypes)) or "-"]
-    cells.append(f"{short(part.size)}B" if part.size else "-")
+    """Cells of a line; FLOPs are those of the components `names`, None for all."""
+    cells = [
+        name,
+        count(component.trained),
+        count(component.frozen),
+        "+".join(sorted(component.dtypes)) or "-",
+    ]
+    cells.append(f"{short(component.size)}B" if component.size else "-")
     for direction in ("forward", "backward"):
         counted = {} if flops is None else getattr(flops, direction)
         chosen = counted.values() if names is None else (counted.get(n, 0) for n in names)

@@ -153,7 +153,10 @@ def test_a_tower_of_torch_save_may_lie_inside(before, holder, converted, tmp_pat
     content = renamed(bare, before)
     torch.save({holder: content, "epoch": 3} if holder else content, tmp_path / "tower.pt")
     convert_published(
-        [str(release)], tmp_path / "made", str(tmp_path / "tower.pt"), say=lambda line: None
+        [str(release)],
+        tmp_path / "made",
+        encoder=str(tmp_path / "tower.pt"),
+        say=lambda line: None,
     )
     made = load_file(tmp_path / "made" / "encoder.safetensors")
     assert torch.equal(made["encoder.tower.pos_embed"], bare["pos_embed"])

@@ -163,7 +163,7 @@ def test_geneval_scores_what_it_made_and_a_folder_that_is_there(triptych, monkey
     make = ["eval", "geneval", "--limit", 1, "-n", 2, *FEW, "--out", "r.json", "--page", "r.html"]
     status, out, err = triptych(*make, "--images-dir", "g")
     assert status == 0, err
-    assert "a blind detector" in out and "asked 2, scored 2" in out
+    assert "a blind detector" in out and "expected 2, scored 2" in out
     read = json.loads(Path("r.json").read_text())
     assert read["scores"] == {"single_object": 0.0, "overall": 0.0}
     assert [item["seeds"] for item in read["items"]] == [[0], [1]]
@@ -187,7 +187,7 @@ def test_geneval_scores_what_it_made_and_a_folder_that_is_there(triptych, monkey
         )
     )
     assert status == 0, err
-    assert "asked 2, scored 1, missing 1" in out
+    assert "expected 2, scored 1, missing 1" in out
 
 
 @pytest.mark.parametrize(

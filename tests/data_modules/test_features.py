@@ -461,7 +461,7 @@ def test_the_last_file_counts_as_when_weights_are_loaded(weights, tmp_path):
 
 
 def test_big_files_are_read_once(weights, tmp_path, monkeypatch):
-    monkeypatch.setattr(hashing, "REMEMBERED", 0)
+    monkeypatch.setattr(hashing, "CACHED_BYTES", 0)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     path = shutil.copy(weights.encoder, tmp_path / "e.safetensors")
     files = WeightFiles(encoder=str(path))

@@ -1,10 +1,10 @@
-"""Crash-safe checkpoint writes, against a killed process, a full disk or a flipped byte.
+"""Crash-safe checkpoint writes with SHA-256 manifests.
 
-A state is a file, or a folder of files where every rank writes its own. It is written under a
-temporary name, forced to the disk and renamed; last comes its manifest, NAME.json, with its step
-and the size and the SHA-256 of every file. So a state has its name only when it is whole, and
-counts only when its manifest agrees. The newest state is a matter of run and step, never
-of the clock.
+A checkpoint is a file, or a folder with a file per rank. It is written under a temporary name,
+flushed to disk and renamed; its manifest, NAME.json, with its step and the size and SHA-256 of
+every file, is written last. A checkpoint has its name only when it is complete, and is valid only
+if it matches its manifest. The latest checkpoint is determined by run and step, never by time
+stamps.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from triptych.utils.errors import UserError
 log = logging.getLogger(__name__)
 
 Notes = Mapping[str, Mapping[str, Any]]
-"""File name, relative to the folder of the state -> its size in bytes and its sha256."""
+"""Size in bytes and sha256 of each file, by name relative to the checkpoint's parent folder."""
 
 
 def write(path: Path, save: Callable[[BinaryIO], None], step: int | None = None) -> None:
-    """Let `save` write the file `path`, the state after `step` steps.
+    """Write the checkpoint file `path`, after `step` steps, by `save(file)`.
 
     Raises:
-        UserError: the disk is full or the folder cannot be written; an older state stays.
+        UserError: the disk is full or the folder cannot be written; an older file stays.
     """
     partial = temporary_path(path)
     file = None
@@ -51,7 +51,7 @@ def write(path: Path, save: Callable[[BinaryIO], None], step: int | None = None)
     except BaseException as error:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
-        # torch's writer answers an error of the disk with one of its own, which says nothing
+        # torch's writer replaces a disk error by an uninformative one
         cause = file.error if file is not None and file.error is not None else error
         if isinstance(cause, OSError):
             raise not_written(path, cause) from error
@@ -59,7 +59,7 @@ def write(path: Path, save: Callable[[BinaryIO], None], step: int | None = None)
 
 
 def commit_folder(partial: Path, path: Path, step: int | None = None) -> None:
-    """Give the folder `partial`, which is complete after `step` steps, its name `path`.
+    """Rename the complete folder `partial`, after `step` steps, to `path`.
 
     Raises:
         UserError: the disk is full or the folder cannot be written.
@@ -79,7 +79,7 @@ def commit_folder(partial: Path, path: Path, step: int | None = None) -> None:
 
 
 def not_written(path: Path, error: OSError) -> UserError:
-    """Error for a state that could not be written to the disk."""
+    """Error for a checkpoint that could not be written to disk."""
     return UserError(
         f"{path} could not be written ({error.strerror or error}); make room or choose another "
         "folder, and resume with --ckpt_path=last: the last whole checkpoint is untouched."
@@ -87,10 +87,10 @@ def not_written(path: Path, error: OSError) -> UserError:
 
 
 def check(path: Path) -> None:
-    """Compare a state with its manifest; a link stands for what it points to.
+    """Compare a checkpoint with its manifest; links are followed.
 
     Raises:
-        UserError: it does not exist, has no manifest, or is damaged.
+        UserError: the checkpoint does not exist, has no manifest, or is damaged.
     """
     path = path.resolve()
     if not path.exists():
@@ -108,7 +108,7 @@ def check(path: Path) -> None:
         try:
             stat = file.stat()
             good = stat.st_size == note["size"]
-            good = good and _digest(file, stat.st_size, stat.st_mtime_ns) == note["sha256"]
+            good = good and _file_hash(file, stat.st_size, stat.st_mtime_ns) == note["sha256"]
         except (OSError, KeyError, TypeError):
             good = False
         if not good:
@@ -116,16 +116,16 @@ def check(path: Path) -> None:
 
 
 def latest(folders: Iterable[Path], pattern: str = "*/checkpoints/*.ckpt") -> Path | None:
-    """The whole state of the highest step in the highest run under `folders`, or None.
+    """The valid checkpoint of the highest step in the highest run under `folders`, or None.
 
-    A damaged state is named in the log, and the one before it is taken.
+    A damaged checkpoint is skipped with a warning.
     """
-    found = [
+    checkpoints = [
         manifest.with_suffix("")
         for folder in folders
         for manifest in folder.glob(manifest_of(Path(pattern)).as_posix())
     ]
-    for path in sorted(found, key=_order, reverse=True):
+    for path in sorted(checkpoints, key=_order, reverse=True):
         try:
             check(path)
         except UserError as error:
@@ -136,25 +136,25 @@ def latest(folders: Iterable[Path], pattern: str = "*/checkpoints/*.ckpt") -> Pa
 
 
 def run_number(folder: Path) -> int:
-    """N of a run's folder version_N; -1 of any other."""
+    """N of a run folder version_N; -1 for any other folder."""
     number = folder.name.removeprefix("version_")
     return int(number) if number != folder.name and number.isdecimal() else -1
 
 
 def in_runs(parent: Path, name: str) -> list[Path]:
-    """The files version_N/NAME that there are under `parent`, in the order of N."""
+    """Existing files version_N/NAME under `parent`, in the order of N."""
     runs = sorted(parent.glob("version_*"), key=run_number)
     return [run / name for run in runs if (run / name).exists()]
 
 
 def remove(path: Path) -> None:
-    """Delete a state, its manifest first: half of a state is none."""
+    """Delete a checkpoint, its manifest first."""
     manifest_of(path).unlink(missing_ok=True)
     discard(path)
 
 
 def discard(path: Path) -> None:
-    """Delete a file, a link or a folder, if it is there."""
+    """Delete a file, a link or a folder, if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -162,7 +162,7 @@ def discard(path: Path) -> None:
 
 
 def link(path: Path, name: Path) -> None:
-    """Make `name` a link to the state `path` beside it, in one step."""
+    """Make `name` a link to the checkpoint `path` in the same folder, atomically."""
     partial = temporary_path(name)
     partial.unlink(missing_ok=True)
     partial.symlink_to(os.path.relpath(path, name.parent))
@@ -170,28 +170,28 @@ def link(path: Path, name: Path) -> None:
 
 
 def link_latest(name: Path) -> None:
-    """Make `name` a link to the file of that name in the highest run beside it, version_N/NAME.
+    """Make `name` a link to the file of that name in the highest run, version_N/NAME.
 
-    Runs that end together agree without a lock: each looks again after it has linked, so that the
-    last one to link has seen all of them.
+    Safe for concurrent runs without a lock: each checks again after linking, so that the last one
+    has seen all of them.
     """
     while True:
-        newest = in_runs(name.parent, name.name)[-1]
-        if name.is_symlink() and os.readlink(name) == os.path.relpath(newest, name.parent):
+        target = in_runs(name.parent, name.name)[-1]
+        if name.is_symlink() and os.readlink(name) == os.path.relpath(target, name.parent):
             return
-        with contextlib.suppress(FileExistsError, FileNotFoundError):  # another one links too
-            link(newest, name)
+        with contextlib.suppress(FileExistsError, FileNotFoundError):  # another run links too
+            link(target, name)
 
 
 def manifest_of(path: Path) -> Path:
-    """Path of the manifest of a state."""
+    """Path of the manifest of a checkpoint."""
     return path.with_name(f"{path.name}.json")
 
 
 def _put(partial: Path, path: Path, notes: Notes, step: int | None) -> None:
-    """Rename a complete state, then write its manifest."""
+    """Rename a complete checkpoint, then write its manifest."""
     manifest = manifest_of(path)
-    manifest.unlink(missing_ok=True)  # of a state of the same name
+    manifest.unlink(missing_ok=True)  # of a checkpoint of the same name
     commit(partial, path)
     sync(path.parent)
     with replacing(manifest) as file:
@@ -202,18 +202,18 @@ def _put(partial: Path, path: Path, notes: Notes, step: int | None) -> None:
 def _sync_and_note(path: Path) -> dict[str, Any]:
     sync(path)
     stat = path.stat()
-    return {"size": stat.st_size, "sha256": _digest(path, stat.st_size, stat.st_mtime_ns)}
+    return {"size": stat.st_size, "sha256": _file_hash(path, stat.st_size, stat.st_mtime_ns)}
 
 
 @lru_cache
-def _digest(path: Path, size: int, modified: int) -> str:
-    """SHA-256 of a file, read once for the same size and time of change."""
+def _file_hash(path: Path, size: int, modified: int) -> str:
+    """SHA-256 of a file, cached by size and modification time."""
     with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _order(path: Path) -> tuple[int, int, str]:
-    """Run and step of a state, from its manifest, else from its name."""
+    """Sort key of a checkpoint: run and step, from its manifest, else from its name."""
     try:
         step = read_json(manifest_of(path))["step"]
     except (OSError, ValueError, KeyError, TypeError):

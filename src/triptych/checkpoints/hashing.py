@@ -17,19 +17,19 @@ from triptych.utils.atomic_write import replacing
 from triptych.utils.documents import read_json
 from triptych.utils.errors import UserError
 
-REMEMBERED = 64 * 2**20  # bytes; smaller files are read in a fraction of a second, every time
-VALUES = 4096  # of a tensor, at most: a step of training changes some of them
+CACHED_BYTES = 64 * 2**20  # smallest file with cached hashes; smaller ones are read quickly
+VALUES = 4096  # maximum number of hashed values per tensor; training steps change some of them
 
 
 def weights_hash(sources: WeightFiles, beginning: str) -> str:
     """SHA-256 over the tensors of `sources` whose full names start with `beginning`.
 
-    It depends on the numbers, not on how they are stored: neither on file names, nor on which
-    tensors share a file, nor on whether float16 or float32 holds the same values. As when weights
-    are loaded, the last file that has a tensor counts.
+    Depends only on the values: not on file names, the distribution of tensors over files, or the
+    precision, float16 or float32, that stores the same values. As in loading, the last file with a
+    tensor is used.
 
     Raises:
-        UserError: a file is missing, or none has such a tensor.
+        UserError: a file is missing, or no file has such a tensor.
     """
     hashes: dict[str, str] = {}
     for path in find_all(sources).values():
@@ -44,9 +44,9 @@ def weights_hash(sources: WeightFiles, beginning: str) -> str:
 
 
 def _tensor_hashes(path: Path, beginning: str) -> dict[str, str]:
-    """Name after `beginning` -> `tensor_hash`, of such tensors of a file; cached for big files."""
+    """`tensor_hash` of a file's tensors by name after `beginning`; cached for large files."""
     stat = path.stat()
-    if stat.st_size < REMEMBERED:
+    if stat.st_size < CACHED_BYTES:
         return _read(path, beginning)
     key = {"path": str(path.resolve()), "beginning": beginning}
     key |= {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
@@ -57,13 +57,13 @@ def _tensor_hashes(path: Path, beginning: str) -> dict[str, str]:
         if cached["of"] == key:
             return cached["hashes"]
     except (OSError, ValueError, KeyError):
-        pass  # not cached yet, or not readable: it can be computed again
+        pass  # not cached yet, or unreadable
     hashes = _read(path, beginning)
     try:
         with replacing(cache, durable=False) as file:
             file.write(json.dumps({"of": key, "hashes": hashes}).encode())
     except OSError:
-        pass  # no cache folder: the hashes are computed again next time
+        pass  # no cache folder: computed again next time
     return hashes
 
 
@@ -78,7 +78,7 @@ def _read(path: Path, beginning: str) -> dict[str, str]:
 
 
 def tensor_hash(tensor: torch.Tensor) -> str:
-    """SHA-256 of shape and numbers, as float32 if they are floating-point ones."""
+    """SHA-256 of shape and values; floating-point values are hashed as float32."""
     if tensor.is_floating_point():
         tensor = tensor.float()
     state = hashlib.sha256(str(list(tensor.shape)).encode())
@@ -89,8 +89,8 @@ def tensor_hash(tensor: torch.Tensor) -> str:
 def model_hash(module: nn.Module) -> str:
     """Hash of a model in memory: names, shapes, dtypes and evenly spaced values of its tensors.
 
-    16 hexadecimal digits. It takes a second where reading every value of an 8B model takes a
-    minute; weights that were changed on purpose in a few places may have the same.
+    16 hexadecimal digits. Takes a second, while hashing every value of an 8B model takes a minute;
+    weights that differ in a few values may have the same hash.
     """
     state = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
@@ -102,5 +102,5 @@ def model_hash(module: nn.Module) -> str:
 
 
 def cache_folder() -> Path:
-    """Cache folder for files that can be made again: $XDG_CACHE_HOME/triptych."""
+    """Cache folder, $XDG_CACHE_HOME/triptych."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "triptych"

@@ -1,13 +1,13 @@
-"""Names of weights without what wrappers of training put before them.
+"""Removal of the prefixes that training wrappers add to names of weights.
 
     module.                     DistributedDataParallel, EMA by AveragedModel
-    _orig_mod.                  torch.compile, of the whole or of any part
-    _fsdp_wrapped_module.       FSDP, of the whole or of any part
-    _checkpoint_wrapped_module. activation checkpointing, of any part
+    _orig_mod.                  torch.compile, of the model or a submodule
+    _fsdp_wrapped_module.       FSDP, of the model or a submodule
+    _checkpoint_wrapped_module. activation checkpointing, of a submodule
     _forward_module.            Lightning Fabric
-    model., net., ema., ...     the attribute that held the model where it was saved
+    model., net., ema., ...     attribute of the model in the saved object
 
-Names that the model has as they are (Qwen's `model.layers...`) stay as they are.
+Names that the model expects (Qwen's `model.layers...`) are unchanged.
 """
 
 from __future__ import annotations
@@ -19,25 +19,26 @@ from triptych.utils.errors import UserError
 
 T = TypeVar("T")
 
-# No attribute of a model is called so.
+# never an attribute of a model
 WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"}
-# An attribute may be: stripped where all names begin so and more of them are then known.
+# may be an attribute: removed if all names begin with it, and more of them are then expected
 HOLDERS = {"module", "model", "net", "network", "ema", "ema_model", "model_ema", "state_dict"}
-# Keys of a dictionary that holds a state dict beside other things.
+# keys of a state dict in a training checkpoint
 NESTED = ("state_dict", "model_state_dict", *sorted(HOLDERS - {"state_dict"}))
 
 
 def plain_names(
     names: Collection[str], known: Callable[[str], bool], where: object
 ) -> dict[str, str]:
-    """Each name as it is stored -> without wrappers' prefixes.
+    """Map stored names to names without wrappers' prefixes.
 
     Args:
-        known: whether the model expects a name.
+        names: stored names.
+        known: function that returns whether the model expects a name.
         where: the file, for the message.
 
     Raises:
-        UserError: two names are one without their prefixes.
+        UserError: two names are equal without their prefixes.
     """
     plain = {name: _without(name, WRAPPERS) for name in names}
     best, most = plain, sum(map(known, plain.values()))
@@ -53,30 +54,30 @@ def plain_names(
 def with_plain_names(
     tensors: Mapping[str, T], known: Callable[[str], bool], where: object
 ) -> dict[str, T]:
-    """Tensors by their names without wrappers' prefixes; see `plain_names`."""
+    """Tensors by names without wrappers' prefixes; see `plain_names`."""
     names = plain_names(tensors, known, where)
     return {names[name]: tensor for name, tensor in tensors.items()}
 
 
 def state_dict_in(content: Any, where: object) -> Any:
-    """The state dict inside a training checkpoint (`{"state_dict": ..., "epoch": ...}`).
+    """State dict inside a training checkpoint (`{"state_dict": ..., "epoch": ...}`).
 
     Raises:
-        UserError: there are several, such as weights and their average.
+        UserError: there are several state dicts, such as weights and their average.
     """
     if not isinstance(content, dict):
         return content
     nested = [key for key in NESTED if isinstance(content.get(key), dict)]
     if len(nested) > 1:
         raise UserError(
-            f"{where} holds several sets of weights ({', '.join(nested)}); save the one you mean "
-            "alone."
+            f"{where} holds several sets of weights ({', '.join(nested)}); save only the one "
+            "that you mean."
         )
     return state_dict_in(content[nested[0]], where) if nested else content
 
 
 def unknown_prefix(name: str) -> str:
-    """The end of a sentence that refuses `name`: what stands before, and what to do."""
+    """Clause of an error about an unexpected name: its prefix, and the remedy."""
     first = name.split(".")[0]
     return (
         f"its names begin with {first!r} ({name}), which is no part of this model; if that is a "
@@ -89,13 +90,13 @@ def _without(name: str, wrappers: Collection[str]) -> str:
 
 
 def _shared_holder(names: Collection[str]) -> str | None:
-    """The first component of all names with several, if it may be a holder's."""
+    """Common first segment of all dotted names, if it may be the attribute of the model."""
     first = {name.split(".")[0] for name in names if "." in name}
     return first.pop() if len(first) == 1 and first <= HOLDERS else None
 
 
 def _known_inside(name: str, known: Callable[[str], bool]) -> str:
-    """`name` without DistributedDataParallel's `module` around a part, if it is then known."""
+    """`name` without DistributedDataParallel's `module` around a submodule, if then expected."""
     inside = _without(name, {"module"})
     return inside if not known(name) and known(inside) else name
 

@@ -1,4 +1,4 @@
-"""Run folders: a run takes a new version_N by an exclusive mkdir, and no run is written over."""
+"""Run folders: a run takes a new version_N by an exclusive mkdir and never overwrites another."""
 
 from __future__ import annotations
 
@@ -25,22 +25,24 @@ from triptych.utils.errors import UserError
 log = logging.getLogger(__name__)
 
 MOMENT = 2.0
-"""Seconds to wait for a lock that another process holds only while it looks into the folder."""
+"""Seconds to wait for a lock that another process holds only briefly."""
 
 Version = int | str
 
 
 class RunFolder:
-    """The folder of this run under each logger's parent, and the lock on the first of them.
+    """Folder of this run under each logger's parent, and the lock on the first of them.
 
     Args:
-        folders: the first one holds the checkpoints.
-        made: whether this process made them.
-        parents: folders above them that it made too, the innermost first.
+        folders: folders of the run; the first one has the checkpoints.
+        created: whether this process created them.
+        parents: parent folders that it created too, the innermost first.
     """
 
-    def __init__(self, folders: Sequence[Path], made: bool, parents: Sequence[Path] = ()) -> None:
-        self.folders, self.made, self.parents = list(folders), made, list(parents)
+    def __init__(
+        self, folders: Sequence[Path], created: bool, parents: Sequence[Path] = ()
+    ) -> None:
+        self.folders, self.created, self.parents = list(folders), created, list(parents)
         self.lock = Lock(folders[0] / LOCK)  # held while this process is alive
 
     @property
@@ -48,9 +50,9 @@ class RunFolder:
         return self.folders[0]
 
     def remove(self) -> None:
-        """Leave no trace of a run that was refused; a folder of an earlier run stays."""
+        """Remove the folders of a refused run; those of an earlier run stay."""
         self.lock.release()
-        if self.made:
+        if self.created:
             for folder in self.folders:
                 shutil.rmtree(folder, ignore_errors=True)
             for parent in self.parents:
@@ -59,28 +61,29 @@ class RunFolder:
 
 
 def is_first_process() -> bool:
-    """Whether this process decides for all ranks of the run; it is known before they meet."""
+    """Whether this process is rank 0 of the run; known before the ranks are connected."""
     node = os.environ.get("NODE_RANK", os.environ.get("GROUP_RANK", "0"))
     return rank_zero_only.rank == 0 and node == "0"
 
 
-def take(parents: Sequence[Path], wanted: Version | None = None) -> tuple[Version, RunFolder]:
-    """Make the folder of a new run, of the same version under each of `parents`.
+def take(parents: Sequence[Path], version: Version | None = None) -> tuple[Version, RunFolder]:
+    """Create the folder of a new run, of the same version under each of `parents`.
 
     Args:
-        wanted: a version that the user named; the next number if its folder exists.
+        parents: parent folders, one for each logger.
+        version: version chosen by the user; if its folder exists, the next number is used.
     """
-    if wanted is not None:
-        if (run := _made(parents, wanted)) is not None:
-            return wanted, run
+    if version is not None:
+        if (run := _create(parents, version)) is not None:
+            return version, run
         log.warning(
             "%s exists, and no run is written over: this one gets the next number.",
-            folder_of(parents[0], wanted),
+            folder_of(parents[0], version),
         )
     while True:  # another process may take the number in between
         taken = (folder for parent in parents for folder in parent.glob("version_*"))
         number = max((atomic_checkpoint.run_number(folder) for folder in taken), default=-1) + 1
-        if (run := _made(parents, number)) is not None:
+        if (run := _create(parents, number)) is not None:
             return number, run
 
 
@@ -89,8 +92,8 @@ def folder_of(parent: Path, version: Version) -> Path:
     return parent / (version if isinstance(version, str) else f"version_{version}")
 
 
-def _made(parents: Sequence[Path], version: Version) -> RunFolder | None:
-    made: list[Path] = []
+def _create(parents: Sequence[Path], version: Version) -> RunFolder | None:
+    created: list[Path] = []
     above: list[Path] = []
     waiting = [folder_of(parent, version) for parent in dict.fromkeys(parents)]
     while waiting:
@@ -99,23 +102,23 @@ def _made(parents: Sequence[Path], version: Version) -> RunFolder | None:
         folder.parent.mkdir(parents=True, exist_ok=True)
         try:
             folder.mkdir()
-        except FileNotFoundError:  # a run that was refused has just removed its parents
+        except FileNotFoundError:  # a refused run has just removed its parents
             continue
         except FileExistsError:
-            for other in made:
+            for other in created:
                 other.rmdir()
             return None
-        made.append(waiting.pop(0))
-    run = RunFolder(made, made=True, parents=above)
+        created.append(waiting.pop(0))
+    run = RunFolder(created, created=True, parents=above)
     run.lock.acquire(MOMENT)  # only `sweep` of another process may hold it
     return run
 
 
 def of_trainer(trainer: Trainer) -> Path | None:
-    """The folder that a run's files go to; None in a fast_dev_run, which leaves nothing.
+    """Folder for the files of a run; None in a fast_dev_run, which writes nothing.
 
-    The folder of the first logger that has one for each run; without one, the trainer's
-    default_root_dir. Every rank must call: the first one knows.
+    The folder of the first logger with a folder per run, else the trainer's default_root_dir.
+    Collective: broadcast from rank 0.
     """
     if trainer.fast_dev_run:
         return None
@@ -126,12 +129,12 @@ def of_trainer(trainer: Trainer) -> Path | None:
 
 
 def take_up(folder: Path) -> RunFolder:
-    """The folder of a run that has nothing left to train, to be completed.
+    """Lock the folder of a run that has nothing left to train, to complete it.
 
     Raises:
-        UserError: another process is at work in it.
+        UserError: another process is using it.
     """
-    run = RunFolder([folder], made=False)
+    run = RunFolder([folder], created=False)
     if not run.lock.acquire(MOMENT):
         raise UserError(
             f"the run {folder} is still at work in another process; wait for it, or end it."
@@ -140,10 +143,10 @@ def take_up(folder: Path) -> RunFolder:
 
 
 def sweep(parents: Iterable[Path]) -> None:
-    """Remove what cut-off writes left behind in the folders of runs whose process is gone."""
+    """Remove partial files of interrupted writes in folders of runs whose process has ended."""
     for parent in parents:
         for path in parent.glob(f"*{PARTIAL}"):
-            if path.is_symlink():  # to the newest weights
+            if path.is_symlink():  # link to the latest weights
                 path.unlink(missing_ok=True)
         for mark in parent.glob(f"*/{LOCK}"):
             lock = Lock(mark)
@@ -154,13 +157,13 @@ def sweep(parents: Iterable[Path]) -> None:
 
 
 def finished(checkpoint: Path, limits: Any) -> Path | None:
-    """The folder of the checkpoint's run, if the limits of the trainer leave nothing to train.
+    """Folder of the checkpoint's run, if the trainer's limits leave nothing to train, else None.
 
-    None for a checkpoint that is not the newest of its run: weights of an earlier step are not
-    what that run ends with.
+    None for a checkpoint that is not the latest of its run, as the run ended with other weights.
 
     Args:
-        limits: the trainer's settings: max_steps, max_epochs and max_time count.
+        checkpoint: path of the checkpoint.
+        limits: settings of the trainer with max_steps, max_epochs and max_time.
     """
     folder = checkpoint.parent.parent
     if checkpoint.parent.name != "checkpoints" or not (folder / "config.yaml").is_file():
@@ -189,12 +192,10 @@ def _time_is_up(state: dict[str, Any] | None, limit: str | timedelta | dict | No
 
 
 def require_writable(folder: Path) -> None:
-    """Find out now, and not at the first checkpoint, that a run's folder cannot be written.
-
-    Nothing is made.
+    """Check that a run folder can be written, without creating it.
 
     Raises:
-        UserError: it cannot.
+        UserError: it cannot be written.
     """
     nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     try:

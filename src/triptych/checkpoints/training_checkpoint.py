@@ -1,4 +1,4 @@
-"""Training checkpoints: reading, their frozen base weights, and export of weights."""
+"""Training checkpoints: reading, check of frozen weights, and export of weights."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from triptych.checkpoints.hashing import weights_hash
 from triptych.checkpoints.key_prefixes import with_plain_names
 from triptych.checkpoints.weight_files import (
     WeightFiles,
-    expected,
+    expected_names,
     full_name,
     label_of,
     save_weights,
@@ -25,16 +25,16 @@ from triptych.utils.errors import UserError
 from triptych.utils.png_metadata import shown_name
 
 Base = dict[str, dict[str, str]]
-"""Label -> name of the file and sha256 of the weights that frozen parts came from."""
+"""File name and sha256 of the weights of frozen parts, by label."""
 
 
 def read_checkpoint(path: Path, mmap: bool = False) -> dict[str, Any]:
-    """The content of a checkpoint that is a single file, on the CPU.
+    """Read a single-file checkpoint on the CPU.
 
-    A checkpoint without a manifest, say of an older version, is read as it is.
+    A checkpoint without a manifest, such as one of an older version, is read unchecked.
 
     Raises:
-        UserError: it does not exist, is damaged, or holds more than data.
+        UserError: the checkpoint does not exist, is damaged, or has more than data.
     """
     if not path.exists() or atomic_checkpoint.manifest_of(path.resolve()).exists():
         atomic_checkpoint.check(path)
@@ -47,16 +47,16 @@ class RunProgress:
 
     step: int = 0
     epochs: int = 0
-    """Finished ones."""
+    """Number of completed epochs."""
     callbacks: dict[str, Any] = field(default_factory=dict)
-    """State of each callback, by its key."""
+    """State of each callback by its key."""
 
 
 def read_progress(path: Path) -> RunProgress:
-    """The position that a checkpoint, a file or a folder, was saved at; no tensor is read.
+    """Read the position of a checkpoint, a file or a folder, without its tensors.
 
     Raises:
-        UserError: it does not exist or is damaged.
+        UserError: the checkpoint does not exist or is damaged.
     """
     atomic_checkpoint.check(path)
     content = read_checkpoint(path / REST if path.is_dir() else path, mmap=True)
@@ -66,10 +66,7 @@ def read_progress(path: Path) -> RunProgress:
 
 
 def frozen_base(sources: WeightFiles, frozen: Iterable[str]) -> Base:
-    """File and checksum, by label, of the weights that the parameters named `frozen` came from.
-
-    The checksum is of the numbers, see `weights_hash`; those of big files are remembered.
-    """
+    """File and `weights_hash`, by label, of the weights that the parameters `frozen` come from."""
     labels = {label_of(full_name(name)) for name in frozen}
     return {
         label: {
@@ -81,13 +78,13 @@ def frozen_base(sources: WeightFiles, frozen: Iterable[str]) -> Base:
     }
 
 
-def check_base(made: Base, own: Base) -> None:
-    """Refuse a checkpoint whose frozen parts were others than this run's.
+def check_base(saved: Base, own: Base) -> None:
+    """Check that the frozen weights of a checkpoint are those of this run.
 
     Raises:
-        UserError: they were.
+        UserError: they differ.
     """
-    for label, note in made.items():
+    for label, note in saved.items():
         if label in own and own[label]["sha256"] != note["sha256"]:
             raise UserError(
                 f"the checkpoint was trained on the {label} weights {note['file']} "
@@ -98,12 +95,14 @@ def check_base(made: Base, own: Base) -> None:
 
 
 def read_trained(path: Path, average: bool) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The trained tensors of a checkpoint, a file or a folder, by full name, and its origin.
+    """Read the trained tensors of a checkpoint, a file or a folder, and its origin.
 
-    No model is built. The heads of the encoder's training are excluded: nothing reads them.
+    Tensors are by full name; no model is built. Heads that are used only to train the encoder are
+    excluded.
 
     Args:
-        average: whether to read the EMA in place of the weights themselves.
+        path: path of the checkpoint.
+        average: whether to read the EMA instead of the weights.
 
     Raises:
         UserError: the checkpoint is missing or damaged, or has no EMA.
@@ -120,13 +119,13 @@ def read_trained(path: Path, average: bool) -> tuple[dict[str, Tensor], dict[str
                 "--ema out."
             )
         tensors = {**tensors, **state["average"]}  # buffers have no average
-    made = content.get("triptych", {})
+    saved = content.get("triptych", {})
     origin = {
-        "preset": made.get("preset", "custom"),
-        "stage": made.get("stage", "custom"),
+        "preset": saved.get("preset", "custom"),
+        "stage": saved.get("stage", "custom"),
         "steps": str(content["global_step"]),
     }
-    tensors = with_plain_names(tensors, lambda name: expected()(full_name(name)), path)
+    tensors = with_plain_names(tensors, lambda name: expected_names()(full_name(name)), path)
     named = {full_name(name): tensor for name, tensor in tensors.items()}
     return {name: t for name, t in named.items() if name.split(".")[0] != "encoding"}, origin
 
@@ -135,8 +134,10 @@ def export_checkpoint(path: Path, out: Path, average: bool, dtype: torch.dtype) 
     """Write the weights of a checkpoint, a file or a folder, as a weight file for inference.
 
     Args:
-        average: whether to read the EMA in place of the weights themselves.
-        dtype: of the floating-point tensors in the file.
+        path: path of the checkpoint.
+        out: path of the weight file.
+        average: whether to read the EMA instead of the weights.
+        dtype: dtype of the floating-point tensors in the file.
 
     Raises:
         UserError: an error of `read_trained`, a weight is not finite, or `out` cannot be written.
@@ -146,10 +147,10 @@ def export_checkpoint(path: Path, out: Path, average: bool, dtype: torch.dtype) 
 
 
 def read_folder(path: Path) -> dict[str, Any]:
-    """The content of a checkpoint that each rank wrote a part of, without the optimizer's tensors.
+    """Read a distributed checkpoint, without the optimizer's tensors.
 
     Raises:
-        UserError: it is damaged or no checkpoint.
+        UserError: the folder is damaged or not a checkpoint.
     """
     atomic_checkpoint.check(path)
     return {**load_data(path / REST), **read_full_state(path, "state_dict")}

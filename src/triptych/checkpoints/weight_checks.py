@@ -1,7 +1,7 @@
-"""Numbers that cannot be weights, refused with the name of their tensor by everything that loads.
+"""Checks for invalid weights, with the name of the tensor, used by everything that loads.
 
-Floating-point weights come as float64, float32, bfloat16 or float16. Smaller formats have scales
-beside them, and integer, boolean and complex numbers mean something else: cast, they are noise.
+Floating-point weights are float64, float32, bfloat16 or float16. Smaller formats have separate
+scales, and integer, boolean and complex numbers have another meaning: cast, they would be noise.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor
 from triptych.utils.errors import UserError
 from triptych.utils.finite import all_finite
 
-# Types by the names of torch ("bfloat16") and of safetensors ("BF16"), in small letters.
+# dtypes by the names of torch ("bfloat16") and of safetensors ("BF16"), in lower case
 _KINDS = {
     "floating-point": re.compile(r"b?f(loat)?(16|32|64)"),
     "whole": re.compile(r"(int|uint|i|u)\d+"),
@@ -28,20 +28,24 @@ AT_ONCE = 16 * 2**20  # bytes
 _TYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
-def require_kind(name: str, stored: str | torch.dtype, wanted: torch.dtype, source: object) -> None:
-    """Check that a tensor stored as `stored` holds the kind of numbers that a `wanted` one has.
+def require_kind(
+    name: str, stored: str | torch.dtype, expected: torch.dtype, source: object
+) -> None:
+    """Check that a stored dtype is of the same kind (floating-point, ...) as the expected one.
 
     Args:
-        stored: type of the stored tensor: torch's type, or safetensors' name of it.
+        name: name of the tensor, for the message.
+        stored: dtype of the stored tensor, from torch or by its safetensors name.
+        expected: dtype of the tensor in the model.
         source: file of the tensor, for the message.
 
     Raises:
-        UserError: it holds another kind.
+        UserError: the kinds differ.
     """
-    if (kind := _kind(stored)) is None or kind != _kind(wanted):
+    if (kind := _kind(stored)) is None or kind != _kind(expected):
         raise UserError(
             f"{source}: {name} holds numbers of type {str(stored).removeprefix('torch.')}, and "
-            f"the model wants {_kind(wanted)} ones there (weights are float64, float32, bfloat16 "
+            f"the model wants {_kind(expected)} ones there (weights are float64, float32, bfloat16 "
             "or float16); take the original weights, neither quantized nor changed."
         )
 
@@ -52,10 +56,10 @@ def _kind(dtype: str | torch.dtype) -> str | None:
 
 
 def require_sound(name: str, tensor: Tensor, source: object) -> None:
-    """Check that a weight is finite; of a sharded one, the rows of this rank.
+    """Check that a weight is finite; of a sharded one, only this rank's shard.
 
     Raises:
-        UserError: a number is NaN or infinite.
+        UserError: a value is NaN or infinite.
     """
     local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
     if not local.is_floating_point() or all_finite(local):
@@ -69,10 +73,10 @@ def require_sound(name: str, tensor: Tensor, source: object) -> None:
 
 
 def require_state(given: Mapping[str, Tensor], own: Mapping[str, Tensor], source: object) -> None:
-    """`require_kind` and `require_sound` of the tensors of a state dict that have a place in `own`.
+    """Apply `require_kind` and `require_sound` to the tensors of a state dict that are in `own`.
 
     Raises:
-        UserError: one is of another kind, or not finite.
+        UserError: a tensor is of another kind, or not finite.
     """
     for name, tensor in given.items():
         if name in own:
@@ -81,23 +85,27 @@ def require_state(given: Mapping[str, Tensor], own: Mapping[str, Tensor], source
 
 
 def require_floating(types: Mapping[str, str], source: object) -> None:
-    """Check, from only headers, that tensors are weights: name -> safetensors' name of its type.
+    """Check from headers that tensors are floating-point.
+
+    Args:
+        types: safetensors dtype of each tensor by name.
+        source: file of the tensors, for the message.
 
     Raises:
-        UserError: one is not of floating-point numbers.
+        UserError: a tensor is not floating-point.
     """
     for name, stored in types.items():
         require_kind(name, stored, torch.float32, source)
 
 
 def sound_chunks(name: str, stored: str, chunks: Iterable[Bytes]) -> Iterator[Bytes]:
-    """Check the bytes of a tensor of type `stored`, chunk by chunk, and yield them.
+    """Check the bytes of a tensor of type `stored` chunk by chunk, and yield them.
 
     Raises:
-        UserError: a number is NaN or infinite.
+        UserError: a value is NaN or infinite.
     """
     dtype: Any = _TYPES.get(stored)
-    rest = b""  # of a number that two chunks share
+    rest = b""  # incomplete value at the end of a chunk
     for chunk in chunks:
         if dtype is not None:
             view = memoryview(rest + bytes(chunk) if rest else chunk)

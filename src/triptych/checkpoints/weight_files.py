@@ -1,7 +1,7 @@
 """Reading and writing weight files.
 
-A file holds full parameter and buffer names (`generation.queries`), so that it says itself where
-its tensors belong, and a model is put together from several files: one a stage.
+A file has full parameter and buffer names (`generation.queries`), so that a model can be loaded
+from several files, one per stage.
 """
 
 from __future__ import annotations
@@ -35,21 +35,21 @@ CREATED_BY = {
 
 @dataclass
 class WeightFiles:
-    """The files that a model starts from: safetensors, or `asset:NAME` inside the package.
+    """Initial weight files of a model: safetensors, or `asset:NAME` inside the package.
 
-    A file may hold tensors of several parts; null leaves its parts at their random start.
+    A file may have tensors of several parts; null leaves a part at its random initialization.
     """
 
     understanding: str | None = None
     encoder: str | None = None
     vae: str | None = None
-    """The autoencoder of the decoder. Null where the encoder's file holds it too, as that of a run
-    which trained both and those of older conversions do."""
+    """Autoencoder of the decoder; null if the encoder's file has it too, as after a run that
+    trained both."""
     decoder: str | None = None
     generation: str | None = None
 
 
-# Prefixes in `UnifiedModule` of the parts of a panel that is trained as the root.
+# prefix in `UnifiedModule` of each part of a panel that is trained as the root
 _HOMES = {
     "vlm": "understanding.",
     "queries": "generation.",
@@ -59,17 +59,17 @@ _HOMES = {
 }
 
 
-# First words of full names.
+# first segments of full names
 _PARTS = {"understanding", "encoder", "generation", "decoding", "encoding", "vae"}
 
 
 def full_name(name: str) -> str:
-    """The name inside `UnifiedModule` of a parameter of any root module."""
+    """Name inside `UnifiedModule` of a parameter of any root module."""
     return _HOMES.get(name.split(".")[0], "") + name
 
 
 def label_of(name: str) -> str:
-    """The label of the file that a parameter of `UnifiedModule` belongs in."""
+    """Label of the weight file of a parameter of `UnifiedModule`."""
     top = name.split(".")[0]
     if top == "decoding":
         return "decoder"
@@ -79,13 +79,13 @@ def label_of(name: str) -> str:
 def save_weights(
     tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str], dtype: torch.dtype
 ) -> None:
-    """Write `tensors` to `path`, whole or not at all; see `exported` for their dtypes.
+    """Write tensors to a safetensors file atomically; see `exported` for their dtypes.
 
-    The same tensors and metadata make the same bytes.
+    The same tensors and metadata give the same bytes.
 
     Raises:
-        UserError: a number is NaN or infinite, the disk is full, or the folder cannot be written;
-            an older file stays.
+        UserError: a value is NaN or infinite, the disk is full, or the folder cannot be written; an
+            older file stays.
     """
     stored = {name: stored_as(t, exported(name, t, dtype)) for name, t in tensors.items()}
     try:
@@ -99,7 +99,7 @@ def save_weights(
 
 
 def stored_as(tensor: Tensor, dtype: torch.dtype) -> Stored:
-    """A tensor for `write_tensors`, cast to `dtype`."""
+    """Wrap a tensor for `write_tensors`, cast to `dtype`."""
 
     def chunks() -> Iterator[memoryview]:
         whole = tensor.detach().to("cpu", dtype).contiguous()
@@ -110,22 +110,21 @@ def stored_as(tensor: Tensor, dtype: torch.dtype) -> Stored:
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """Metadata written by `save_weights`: stage, preset, step."""
+    """Read the metadata written by `save_weights`: stage, preset, steps."""
     with _open(path) as file:
         return file.metadata() or {}
 
 
 def load_weights(module: nn.Module, sources: WeightFiles) -> set[str]:
-    """Fill `module` in place, one tensor at a time; returns the full names that were filled.
+    """Fill `module` in place, one tensor at a time; returns the full names of filled tensors.
 
-    For a parameter that is split over ranks, each rank reads only its own rows.
-
-    Names under a part that this model does not have (a panel that a stage excludes) are passed
-    over; any other unknown name, and any other shape, is an error.
+    For a sharded parameter, each rank reads only its own rows. Names of a part that this model does
+    not have (a panel that a stage excludes) are skipped; any other unknown name, and any other
+    shape, is an error.
 
     Raises:
-        UserError: a file is missing, is not a safetensors file, does not fit the model, or holds
-            numbers that cannot be weights.
+        UserError: a file is missing, is not a safetensors file, does not fit the model, or has
+            invalid weights.
     """
     own = _places(module)
     parts = _parts(own)
@@ -142,11 +141,10 @@ def load_weights(module: nn.Module, sources: WeightFiles) -> set[str]:
 
 
 def load_tensors(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
-    """Fill `module` in place with tensors by full name; those of parts it lacks are passed over.
+    """Fill `module` in place with tensors by full name; those of missing parts are skipped.
 
     Raises:
-        UserError: one does not fit the model, or holds numbers that cannot be weights; `source`
-            says where it is from.
+        UserError: a tensor does not fit the model, or is invalid; the message names `source`.
     """
     own = _places(module)
     parts = _parts(own)
@@ -154,9 +152,9 @@ def load_tensors(module: nn.Module, tensors: Mapping[str, Tensor], source: str) 
         if name.split(".")[0] not in parts:
             continue
         if name not in own or own[name].shape != tensor.shape:
-            wanted = list(own[name].shape) if name in own else "nothing of that name"
+            shape = list(own[name].shape) if name in own else "nothing of that name"
             raise UserError(
-                f"{source}: {name} has shape {list(tensor.shape)}, this model wants {wanted}: it "
+                f"{source}: {name} has shape {list(tensor.shape)}, this model wants {shape}: it "
                 "was made with another preset or other sizes."
             )
         require_kind(name, tensor.dtype, own[name].dtype, source)
@@ -165,24 +163,24 @@ def load_tensors(module: nn.Module, tensors: Mapping[str, Tensor], source: str) 
 
 
 def stored_names(paths: Iterable[Path], module: nn.Module | None = None) -> set[str]:
-    """Full names of all tensors of the files; reads the headers.
+    """Full names of all tensors in files; reads only the headers.
 
     Raises:
-        UserError: a file is not a safetensors file, or has no name of any part of a model, nor of
+        UserError: a file is not a safetensors file, or has no name of a part of any model or of
             `module`.
     """
-    found: set[str] = set()
+    names: set[str] = set()
     own = {} if module is None else _places(module)
     for path in paths:
         with _open(path, own) as file:
-            found |= file.names.keys()
+            names |= file.names.keys()
             if file.names and not _parts(file.names) & (_PARTS | _parts(own)):
                 raise UserError(f"{path}: {unknown_prefix(min(file.stored))}.")
-    return found
+    return names
 
 
-def expected(own: Collection[str] = ()) -> Callable[[str], bool]:
-    """Whether a full name is in `own`, or of a part of `UnifiedModule` with nothing in `own`."""
+def expected_names(own: Collection[str] = ()) -> Callable[[str], bool]:
+    """Function that tells whether a full name is in `own`, or of a part that is not in `own`."""
     absent = _PARTS - _parts(own)
     return lambda name: name in own or name.split(".")[0] in absent
 
@@ -192,13 +190,13 @@ def _parts(names: Iterable[str]) -> set[str]:
 
 
 def find(label: str, source: str) -> Path:
-    """The weight file behind `source`.
+    """Path of a weight file.
 
     Raises:
-        UserError: it does not exist; the commands that make it are named.
+        UserError: the file does not exist; the message names the commands that create it.
     """
     path = Path(source)
-    # `triptych convert` names its files by their labels
+    # files of `triptych convert` are named by their labels
     converted = not source.startswith(PREFIX) and path.name == f"{label}.safetensors"
     if converted and not path.exists():
         raise UserError(
@@ -209,20 +207,20 @@ def find(label: str, source: str) -> Path:
 
 
 def find_all(sources: WeightFiles) -> dict[str, Path]:
-    """The weight files by label, of those that are named; cheap, for a check before long work.
+    """Paths of the given weight files by label; also a cheap check before long work.
 
     Raises:
-        UserError: one does not exist.
+        UserError: a file does not exist.
     """
     named = {label: source for label, source in asdict(sources).items() if source is not None}
     return {label: find(label, source) for label, source in named.items()}
 
 
 def require_files(sources: WeightFiles) -> None:
-    """Open the header of every weight file that is named, before data is made and memory taken.
+    """Check every given weight file by its header, before long work.
 
     Raises:
-        UserError: one does not exist, is no safetensors file, or holds another one's VAE.
+        UserError: a file does not exist or is not a safetensors file, or two files have a VAE.
     """
     for path in find_all(sources).values():
         with _opened(path):
@@ -231,27 +229,27 @@ def require_files(sources: WeightFiles) -> None:
 
 
 def require_one_vae(sources: WeightFiles) -> None:
-    """Refuse an encoder's file that holds a VAE beside another file for the VAE.
+    """Refuse an encoder's file with a VAE together with another file for the VAE.
 
     Raises:
-        UserError: so it is; which of the two is meant, nobody can tell.
+        UserError: both files have a VAE.
     """
-    found = find_all(sources)
-    encoder, vae = found.get("encoder"), found.get("vae")
+    paths = find_all(sources)
+    encoder, vae = paths.get("encoder"), paths.get("vae")
     if encoder is None or vae is None or encoder.resolve() == vae.resolve():
         return
     with _open(encoder) as file:
-        held = [name for name in file.names if label_of(name) == "vae"]
-    if held:
+        tensors = [name for name in file.names if label_of(name) == "vae"]
+    if tensors:
         raise UserError(
-            f"{encoder} (encoder) holds a VAE too ({held[0]}), and {vae} is named for it; name one "
-            f"file for both, by --model.weights.vae={encoder}, or leave the other out, by "
+            f"{encoder} (encoder) holds a VAE too ({tensors[0]}), and {vae} is named for it; name "
+            f"one file for both, by --model.weights.vae={encoder}, or leave the other out, by "
             "--model.weights.vae=null."
         )
 
 
 def hold(sources: WeightFiles, beginning: str) -> bool:
-    """Whether one of the files has a tensor whose full name begins so; reads the headers."""
+    """Whether a file has a tensor whose full name begins with `beginning`; reads only headers."""
     for path in find_all(sources).values():
         with _open(path) as file:
             if any(name.startswith(beginning) for name in file.names):
@@ -260,7 +258,7 @@ def hold(sources: WeightFiles, beginning: str) -> bool:
 
 
 def _places(module: nn.Module) -> dict[str, Tensor]:
-    """Tensors by full name that a file can fill: not the buffers that a network computes."""
+    """Parameters and persistent buffers by full name."""
     own = dict(module.named_parameters())
     for path, each in module.named_modules():
         for name, buffer in each.named_buffers(recurse=False):
@@ -289,16 +287,17 @@ def _fill(own: Mapping[str, Tensor], name: str, file: _File, label: str, path: P
 
 
 class _File:
-    """An open weight file, by names without the prefixes of wrappers.
+    """An open weight file, with names without the prefixes of wrappers.
 
     Args:
-        own: names of the model that is to be filled, if there is one.
+        path: the file.
+        own: names of the model to fill, if any.
     """
 
     def __init__(self, path: Path, own: Collection[str]) -> None:
         self.file = _opened(path)
         self.stored = list(self.file.keys())
-        plain = plain_names(self.stored, expected(own), path)
+        plain = plain_names(self.stored, expected_names(own), path)
         self.names = {plain[stored]: stored for stored in self.stored}
 
     def __enter__(self) -> _File:

@@ -63,7 +63,7 @@ def convert(arguments: list[str]) -> None:
             from triptych.checkpoints.published import convert as conversion
 
             conversion.convert_published(
-                parsed.source, parsed.target, parsed.encoder, parsed.decoder
+                parsed.source, parsed.target, encoder=parsed.encoder, decoder=parsed.decoder
             )
     except KeyboardInterrupt:  # 130: what a shell reports of a program that Ctrl-C ended
         parser.exit(130, "triptych: interrupted; the same command resumes where it stopped.\n")

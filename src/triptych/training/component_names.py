@@ -1,4 +1,4 @@
-"""Names for the parts of a model, as its people know them."""
+"""Component of a parameter or submodule, by its name."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from lightning import LightningModule
 
 
 def component_of(module: LightningModule, name: str) -> str:
-    """The part that a parameter or submodule belongs to: "generation.dit" for its every layer.
+    """Component of a parameter or submodule, such as "generation.dit" for all of its layers.
 
-    Panels are opened, their parts are not; in a panel that is the root, the name is "dit".
+    A component is the first submodule on the path that is not a LightningModule; if a panel is the
+    root, the name is only "dit".
     """
     words, place = name.split("."), module
     for number, word in enumerate(words, 1):

@@ -7,8 +7,8 @@ import re
 import torch
 
 # Dense bfloat16 tensor peaks in FLOP/s, with float32 accumulation, from NVIDIA's and AMD's data
-# sheets. A figure stated "with sparsity", as on most sheets since Hopper, is halved here. The
-# first pattern that occurs in torch.cuda.get_device_name counts.
+# sheets. Values stated "with sparsity", as on most sheets since Hopper, are halved. The first
+# pattern that matches torch.cuda.get_device_name is used.
 DENSE_PEAKS = (
     (r"\bGB200\b", 2500e12),
     (r"\bB200\b", 2250e12),
@@ -34,7 +34,7 @@ DENSE_PEAKS = (
 
 
 def dense_peak(name: str) -> float | None:
-    """FLOP/s of a device by its name; None if it is not known."""
+    """Peak FLOP/s of a device by its name; None if it is unknown."""
     return next((peak for pattern, peak in DENSE_PEAKS if re.search(pattern, name)), None)
 
 

@@ -1,4 +1,4 @@
-"""Counts the FLOPs of a training step, forward and backward, part by part."""
+"""FLOP counter of a training step, forward and backward, by component."""
 
 from __future__ import annotations
 
@@ -23,15 +23,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from triptych.interfaces import batches_in
 from triptych.training.component_names import component_of
 
-OTHER = "other"  # what no part computed: losses, optimizer-free arithmetic between parts
+OTHER = "other"  # outside of all components: losses, arithmetic between components
 
 
 def count_flops(call: Callable[[], object]) -> int:
-    """FLOPs of all that `call` computes, backward passes included; nothing need be computed on the
-    meta device.
+    """FLOPs of everything that `call` computes, backward passes included; also on the meta device.
 
-    By torch's counter, which knows matrix products, convolutions and attention; the rest is noise
-    beside them.
+    Uses torch's counter, which counts matrix products, convolutions and attention; the rest is
+    negligible.
     """
     with FlopCounterMode(display=False) as counter:
         call()
@@ -40,7 +39,7 @@ def count_flops(call: Callable[[], object]) -> int:
 
 @dataclass(frozen=True)
 class StepFlops:
-    """FLOPs of one step on one device, by part; a multiplication and an addition are two."""
+    """FLOPs of one step on one device, by component; a multiply-add is two."""
 
     samples: int
     forward: dict[str, int]
@@ -48,7 +47,7 @@ class StepFlops:
 
     @property
     def per_sample(self) -> float:
-        """Forward and backward of all parts."""
+        """Forward and backward FLOPs of all components per sample."""
         return (sum(self.forward.values()) + sum(self.backward.values())) / self.samples
 
 
@@ -56,10 +55,10 @@ _COUNTED: WeakKeyDictionary[Trainer, StepFlops] = WeakKeyDictionary()
 
 
 def step_flops(trainer: Trainer, module: LightningModule, batch: Any) -> StepFlops | None:
-    """Counted once a run, by a step on `batch` that is thrown away; all ranks must call.
+    """FLOPs of a step, counted once per run by a discarded step on `batch`; collective.
 
-    None for a module that has no `step` (batch -> loss and metrics), as `BaseModule` has, and under
-    FSDP1, which computes with the module that Lightning wrapped and with no other.
+    None for a module without a method `step` (batch -> loss and metrics), and under FSDP1, which
+    computes only with the module that Lightning wrapped.
     """
     if not hasattr(module, "step") or isinstance(trainer.strategy, FSDPStrategy):
         return None
@@ -69,25 +68,26 @@ def step_flops(trainer: Trainer, module: LightningModule, batch: Any) -> StepFlo
 
 
 def count(trainer: Trainer, module: LightningModule, batch: Any) -> StepFlops:
-    """The FLOPs of a step; parameters, buffers, gradients and random numbers stay as they are.
+    """Count the FLOPs of a step, without side effects on parameters, buffers and random state.
 
-    Counted as in `count_flops`. Compiled parts are computed without compilation.
+    Counted as in `count_flops`, without compilation. Gradients are cleared.
     """
     batches = batches_in(batch)
     counter = FlopCounterMode(display=False)
-    parts = _Parts(module, counter)
-    with _undone(module), torch.compiler.set_stance("force_eager"), counter, parts.watched():
+    components = _Components(module, counter)
+    with _undone(module), torch.compiler.set_stance("force_eager"), counter, components.hooked():
         with trainer.precision_plugin.forward_context():
             loss = torch.stack([module.step(each)[0] for each in batches]).sum()
-        parts.turn()
+        components.begin_backward()
         loss.backward()
-        parts.settle()
-    return StepFlops(sum(map(len, batches)), dict(parts.forward), dict(parts.backward))
+        components.settle()
+    number = sum(map(len, batches))
+    return StepFlops(number, dict(components.forward), dict(components.backward))
 
 
 @contextmanager
 def _undone(module: LightningModule) -> Iterator[None]:
-    """Afterwards no gradients, and buffers (such as running means) and random state as before."""
+    """Afterwards clear gradients, and restore buffers (such as running means) and random state."""
     devices = [module.device] if module.device.type == "cuda" else []
     learning = (m for m in module.modules() if m.training)
     buffers = [(b, b.clone()) for m in learning for b in m.buffers(recurse=False)]
@@ -99,11 +99,11 @@ def _undone(module: LightningModule) -> Iterator[None]:
         buffer.copy_(before)
 
 
-class _Parts:
-    """Attribution of the FLOPs being counted to parts of the model.
+class _Components:
+    """Attribution of counted FLOPs to components of the model.
 
-    Forward, they belong to the part whose module runs. Backward, they belong to the part whose
-    output had its gradient computed last: autograd visits the parts in the opposite order.
+    In the forward pass they belong to the component whose module runs; in the backward pass to the
+    component whose output gradient was computed last, as autograd visits components in reverse.
     """
 
     def __init__(self, module: LightningModule, counter: FlopCounterMode) -> None:
@@ -114,8 +114,8 @@ class _Parts:
         self._running, self._now = [OTHER], self.forward
 
     @contextmanager
-    def watched(self) -> Iterator[None]:
-        """Hooks on every module."""
+    def hooked(self) -> Iterator[None]:
+        """Install hooks on every module."""
         handles = [
             register_module_forward_pre_hook(self._enter),
             register_module_forward_hook(self._leave),
@@ -126,13 +126,13 @@ class _Parts:
             for handle in handles:
                 handle.remove()
 
-    def turn(self) -> None:
-        """From here on it is the backward pass."""
+    def begin_backward(self) -> None:
+        """Attribute further FLOPs to the backward pass."""
         self.settle()
         self._now = self.backward
 
     def settle(self) -> None:
-        """Credit the FLOPs counted since the last call."""
+        """Attribute the FLOPs counted since the last call."""
         total = self._counter.get_total_flops()
         if total > self._counted:
             self._now[self._running[-1]] += total - self._counted
@@ -144,13 +144,13 @@ class _Parts:
 
     def _leave(self, module: nn.Module, inputs: Any, outputs: Any) -> None:
         self.settle()
-        part = self._running.pop()
-        if part == self._running[-1]:
+        component = self._running.pop()
+        if component == self._running[-1]:
             return
         for tensor in tree_leaves(outputs):
             if isinstance(tensor, Tensor) and tensor.requires_grad:
-                tensor.register_hook(lambda _: self._go_back_to(part))
+                tensor.register_hook(lambda _: self._enter_backward(component))
 
-    def _go_back_to(self, part: str) -> None:
+    def _enter_backward(self, component: str) -> None:
         self.settle()
-        self._running[-1] = part
+        self._running[-1] = component

@@ -1,13 +1,13 @@
-"""Floating-point operations of the large parts, by formula. An addition and a multiplication are 2.
+"""Floating-point operations of the large components by formula; a multiply-add is two.
 
     forward       2 W a token for a linear map of W weights;
                   4 q k w for the attention of q tokens to k tokens over the width w
     backward      to the inputs, the same for linear maps and twice as much for attention;
                   to the weights, the same again for linear maps
 
-This is how `flop_counter.count_flops` counts, with which tests and `make bench` compare: a masked
-attention counts in full; norms, activations, softmax, rotary tables and biases count nothing. One
-sample is one image with its prompt.
+Like `flop_counter.count_flops`, against which tests and `make bench` compare: masked attention
+counts in full; norms, activations, softmax, rotary tables and biases do not count. One sample is
+one image with its prompt.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from triptych.backbones import EvaClip, LuminaNextDiT, QwenVL
 
 @dataclass(frozen=True)
 class Cost:
-    """FLOPs of one forward pass, apart: linear maps and attention go backward at another price."""
+    """FLOPs of one forward pass; linear maps and attention have different backward costs."""
 
     linear: float
     attention: float = 0.0
@@ -30,18 +30,18 @@ class Cost:
 
     @property
     def backward_frozen(self) -> float:
-        """Backward cost to the inputs only: a frozen part after a trainable one."""
+        """Backward cost to the inputs only, for a frozen component after a trainable one."""
         return self.linear + 2 * self.attention
 
     @property
     def backward(self) -> float:
-        """To inputs and weights: of a part that trains."""
+        """Backward cost to inputs and weights, for a trainable component."""
         return 2 * self.linear + 2 * self.attention
 
 
 @dataclass(frozen=True)
 class SampleFlops:
-    """FLOPs of one training step for one sample, by part."""
+    """FLOPs of one training step for one sample, by component."""
 
     language_model: float
     velocity_model: float
@@ -86,8 +86,12 @@ def vision_tower(qwen: QwenVL) -> Cost:
     merged = width * vision.spatial_merge_size**2
     merger = merged * (merged + qwen.width) * qwen.image_tokens()
     whole = len(vision.fullatt_block_indexes)
-    seen = whole * patches + (vision.depth - whole) * (vision.window_size // vision.patch_size) ** 2
-    return Cost(2 * (patches * (vision.depth * block + patch) + merger), 4 * patches * seen * width)
+    visible = (
+        whole * patches + (vision.depth - whole) * (vision.window_size // vision.patch_size) ** 2
+    )
+    return Cost(
+        2 * (patches * (vision.depth * block + patch) + merger), 4 * patches * visible * width
+    )
 
 
 def image_encoder(eva: EvaClip) -> Cost:
@@ -103,12 +107,12 @@ def image_encoder(eva: EvaClip) -> Cost:
 def velocity_model(dit: LuminaNextDiT, queries: int) -> Cost:
     """Cost of one noised feature grid through the DiT, conditioned on `queries` hidden states."""
     channels, side, _ = dit.feature_shape
-    width, told = dit.width, min(dit.width, 1024)  # diffusers' width of time and pooled condition
+    width, embedding = dit.width, min(dit.width, 1024)  # time and pooled condition, in diffusers
     tokens, patch = (side // dit.patch_size) ** 2, channels * dit.patch_size**2
     of_token = 5 * width**2 + 3 * width * dit.feed_forward_width
-    block = tokens * of_token + queries * 2 * width**2 + told * 4 * width
+    block = tokens * of_token + queries * 2 * width**2 + embedding * 4 * width
     projection = queries * width * (dit.condition_width + width)
-    ends = tokens * 2 * patch * width + told * (256 + told + 2 * width)
+    ends = tokens * 2 * patch * width + embedding * (256 + embedding + 2 * width)
     attention = 4 * dit.depth * tokens * (tokens + queries) * width
     return Cost(2 * (dit.depth * block + projection + ends), attention)
 
@@ -119,21 +123,27 @@ def generation_step(
     encoder: EvaClip | None,
     tokens: int,
     queries: int,
+    *,
     shared: float = 0.0,
 ) -> SampleFlops:
-    """Stages 2 and 3, the language model frozen: `GenerationModule.step` and its backward pass.
+    """Step of stages 2 and 3, with a frozen language model: forward and backward pass.
 
     Args:
-        encoder: the image encoder; None if the features are cached.
+        qwen: language model.
+        dit: velocity model.
+        encoder: image encoder; None if the features are cached.
         tokens: number of tokens of the prompt, `[IMG]` included.
-        shared: number of these computed once for a whole batch; they are excluded here.
+        queries: number of queries.
+        shared: number of these tokens that are computed once for a whole batch; not counted.
     """
     own = tokens - shared
-    asked = language_model(qwen, queries, tokens)
-    made = velocity_model(dit, queries)
+    query_cost = language_model(qwen, queries, tokens)
+    dit_cost = velocity_model(dit, queries)
     return SampleFlops(
-        language_model=prompt(qwen, own, shared).forward + asked.forward + asked.backward_frozen,
-        velocity_model=made.forward + made.backward,
+        language_model=prompt(qwen, own, shared).forward
+        + query_cost.forward
+        + query_cost.backward_frozen,
+        velocity_model=dit_cost.forward + dit_cost.backward,
         encoder=image_encoder(encoder).forward if encoder else 0.0,
     )
 
@@ -141,21 +151,31 @@ def generation_step(
 def published_step(
     qwen: QwenVL, dit: LuminaNextDiT, encoder: EvaClip, tokens: int, queries: int
 ) -> SampleFlops:
-    """The same as published: all tokens take part in the backward pass, the language model and the
-    DiT are computed twice to save memory, logits are made and thrown away."""
-    every, made = language_model(qwen, tokens + queries), velocity_model(dit, queries)
+    """The same step in the published code.
+
+    All tokens take part in the backward pass, language model and DiT use activation checkpointing,
+    and unused logits are computed.
+    """
+    every, dit_cost = language_model(qwen, tokens + queries), velocity_model(dit, queries)
     return SampleFlops(
         language_model=2 * every.forward + every.backward_frozen,
-        velocity_model=2 * made.forward + made.backward,
+        velocity_model=2 * dit_cost.forward + dit_cost.backward,
         encoder=image_encoder(encoder).forward,
         logits=logits(qwen, tokens + queries).forward,
     )
 
 
 def understanding_step(qwen: QwenVL, tokens: int, learned: int, images: int = 1) -> float:
-    """Stage 1, everything trains: `tokens` with those of `images`, logits where it is learned."""
-    text, seen, out = language_model(qwen, tokens), vision_tower(qwen), logits(qwen, learned)
+    """Step of stage 1, in which everything is trainable.
+
+    Args:
+        qwen: language model.
+        tokens: number of tokens, those of images included.
+        learned: number of tokens with a label, whose logits are computed.
+        images: number of images.
+    """
+    text, vision, out = language_model(qwen, tokens), vision_tower(qwen), logits(qwen, learned)
     return sum(
         times * (cost.forward + cost.backward)
-        for times, cost in ((1, text), (images, seen), (1, out))
+        for times, cost in ((1, text), (images, vision), (1, out))
     )

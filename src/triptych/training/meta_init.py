@@ -11,7 +11,7 @@ from torch import nn
 
 @contextmanager
 def parameters_on_meta() -> Iterator[None]:
-    """Parameters made inside are on meta: they have shapes and no numbers, and take no memory.
+    """Create parameters on the meta device, without values and memory, inside this context.
 
     Buffers are real, unlike under `torch.device("meta")`: rotary tables and the like are computed
     when a network is built and are in no file.
@@ -31,13 +31,13 @@ def parameters_on_meta() -> Iterator[None]:
 
 
 def materialize(module: nn.Module, device: torch.device) -> None:
-    """Give parameters on meta memory on `device`, filled with zeros; of a sharded one, its part."""
-    made: dict[nn.Parameter, nn.Parameter] = {}  # tied parameters stay tied
+    """Replace meta parameters by zeros on `device`; sharded ones by this rank's shard."""
+    created: dict[nn.Parameter, nn.Parameter] = {}  # tied parameters stay tied
     for each in module.modules():
         for name, parameter in each.named_parameters(recurse=False, remove_duplicate=False):
             if not parameter.is_meta:
                 continue
-            if parameter not in made:
+            if parameter not in created:
                 zeros = torch.zeros_like(parameter, device=device)
-                made[parameter] = nn.Parameter(zeros, parameter.requires_grad)
-            setattr(each, name, made[parameter])
+                created[parameter] = nn.Parameter(zeros, parameter.requires_grad)
+            setattr(each, name, created[parameter])

@@ -27,25 +27,25 @@ class Optimization:
     lr: float = 1e-4
     min_lr: float = 1e-5
     warmup_ratio: float = 0.003
-    """Share of the steps that warm up linearly from 0."""
+    """Share of the steps with linear warm-up from 0."""
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     weight_decay: float = 0.0
     lr_scheduler: Literal["cosine", "constant"] | LRSchedulerCallable = "cosine"
-    """Or the class path of a scheduler of torch's kind, which is stepped once a step."""
+    """Schedule, or the class path of a torch scheduler, which is stepped once per step."""
     optimizer: OptimizerCallable | None = None
-    """Class path of another optimizer, such as torch.optim.SGD. It is given the same groups, with
-    their `lr` and `weight_decay`; `betas` and `eps` are AdamW's only."""
+    """Class path of another optimizer, such as torch.optim.SGD. It gets the same parameter groups
+    with `lr` and `weight_decay`; `betas` and `eps` are only for AdamW."""
     lr_overrides: dict[str, float] = field(default_factory=dict)
-    """Parts that learn at a rate of their own: a pattern as in `trainable`, and its peak instead of
-    `lr`, on the same schedule. Where several match a parameter, the last one counts."""
+    """Peak learning rates of some parameters, by patterns as in `trainable`, on the same schedule.
+    If several patterns match a parameter, the last one is used."""
 
 
 def make_optimizer(module: nn.Module, settings: Optimization) -> torch.optim.Optimizer:
-    """The optimizer over what trains; weight decay on matrices only. Fused where the device has it.
+    """Create the optimizer of all trainable parameters; weight decay on matrices only.
 
     Raises:
-        UserError: one of `settings.lr_overrides` is of nothing that trains.
+        UserError: a pattern of `settings.lr_overrides` matches no trainable parameter.
     """
     trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
     rates = dict.fromkeys(trained, settings.lr)
@@ -81,7 +81,7 @@ def make_optimizer(module: nn.Module, settings: Optimization) -> torch.optim.Opt
 def make_schedule(
     optimizer: torch.optim.Optimizer, steps: int, settings: Optimization
 ) -> torch.optim.lr_scheduler.LRScheduler:
-    """The schedule of learning rates over `steps`."""
+    """Create the learning-rate schedule over `steps`."""
     if callable(settings.lr_scheduler):
         return settings.lr_scheduler(optimizer)
     return torch.optim.lr_scheduler.LambdaLR(

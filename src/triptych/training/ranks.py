@@ -1,4 +1,4 @@
-"""Several ranks that end as one: decisions, failures, and what of Lightning's stands in the way."""
+"""Joint decisions and failures of several ranks, and replacements of Lightning's handlers."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from torch import distributed
 from triptych.utils.errors import UserError
 from triptych.utils.signals import GRACE, Terminated, say, supervisor
 
-FAILED = "triptych/failed"  # key of the process group's store: status of the first that failed
-POLL_STORE = 1.0  # seconds between looks at it
-_heard: list[int] = []  # the status that another rank has announced
+FAILED = "triptych/failed"  # key in the process group's store: status of the first failed rank
+POLL_STORE = 1.0  # seconds between reads of the key
+_received: list[int] = []  # status announced by another rank
 
 
 # In place of Lightning's --------------------------------------------------------------------------
 
 
 def take_over(trainer: Trainer) -> None:
-    """Keep Lightning (2.6) from answering signals.
+    """Disable the signal handling of Lightning (2.6).
 
-    Its handler broadcasts, whatever collective the ranks are in; its training loop broadcasts
-    before each batch and waits for the device; on SLURM, another handler saves.
+    Its handler broadcasts even inside another collective; its training loop broadcasts before each
+    batch, which synchronizes with the device; on SLURM, another handler saves.
     """
     trainer._signal_connector.register_signal_handlers = _nothing
     trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = _nothing
@@ -40,8 +40,8 @@ def take_over(trainer: Trainer) -> None:
 def watch_launched() -> None:
     """Let the supervisor watch the ranks that Lightning launches from now on.
 
-    Lightning's own observer kills the first rank, without a word, when another has ended with any
-    status but 0.
+    Lightning's own observer kills the first rank without a message when another one ends with a
+    non-zero status.
     """
     subprocess_script._launch_process_observer = supervisor.watch_children
     supervisor.watch_parent()
@@ -55,10 +55,10 @@ def _nothing() -> None:
 
 
 class Agreement:
-    """The largest of the ranks' numbers, the same on all of them, one call later.
+    """Asynchronous maximum of a number over all ranks, available one call later.
 
-    The ranks exchange their numbers on the host and in the background, so that a step waits
-    neither for the device nor for the network. All ranks call it equally often.
+    The ranks exchange their numbers on the host in the background, so that a step waits neither for
+    the device nor for the network. All ranks must call it equally often.
     """
 
     def __init__(self) -> None:
@@ -67,7 +67,7 @@ class Agreement:
         self._pending: tuple[distributed.Work, torch.Tensor] | None = None
 
     def __call__(self, number: int) -> int:
-        """The largest number of the call before; of this call in a single process."""
+        """Return the maximum of the previous call; in a single process, of this call."""
         if self._group is None:
             return number
         before = self._pending
@@ -82,7 +82,7 @@ class Agreement:
         return int(before[1])
 
     def close(self) -> None:
-        """Free the connections; on all ranks."""
+        """Free the connections; collective."""
         if self._group is not None:
             if self._pending is not None:
                 self._pending[0].wait()
@@ -90,7 +90,7 @@ class Agreement:
 
 
 def several_ranks() -> bool:
-    """Whether this process is one of several that have found each other."""
+    """Whether this process is in an initialized process group of several ranks."""
     started = distributed.is_available() and distributed.is_initialized()
     return started and distributed.get_world_size() > 1
 
@@ -99,9 +99,10 @@ def several_ranks() -> bool:
 
 
 def announce_failures() -> None:
-    """Watch for failures of other ranks once the process group is up; end when one fails.
+    """Watch for failures of other ranks in a background thread; end when one fails.
 
-    So also those end that wait in a collective which does not notice, as NCCL's do not.
+    This also ends ranks that wait in a collective which does not detect the failure, such as
+    NCCL's.
     """
     if not several_ranks() or any(t.name == FAILED for t in threading.enumerate()):
         return
@@ -110,10 +111,10 @@ def announce_failures() -> None:
 
 
 def _store() -> distributed.Store:
-    """A connection of its own to the process group's store.
+    """Separate connection to the process group's store.
 
-    A thread that waits in the group's own one holds its lock: the main thread, while the ranks
-    find each other.
+    A thread that waits on the group's own connection holds its lock, as the main thread does during
+    initialization.
     """
     return _connection(distributed.distributed_c10d._get_default_store())
 
@@ -127,53 +128,53 @@ def _listen(store: distributed.Store) -> None:
     with contextlib.suppress(RuntimeError):  # the store ends with the first rank
         while not store.check([FAILED]):
             time.sleep(POLL_STORE)
-        _heard.append(int(store.get(FAILED)))
-    if _heard:
+        _received.append(int(store.get(FAILED)))
+    if _received:
         time.sleep(GRACE)  # this rank may be ending by itself
-        supervisor.leave(_heard[0])
+        supervisor.leave(_received[0])
 
 
 def _announce(status: int, sentence: str | None = None) -> int | None:
-    """Print why this rank ends and send the others its status, unless another was first.
+    """Print why this rank ends and send its status to the others, unless another rank was first.
 
     Returns:
-        The status of the one that was first, once it has said why; None if that is this one, or
-        cannot be known.
+        The status of the rank that was first, after its message; None if this rank was, or if it
+        is unknown.
     """
-    if _heard:
-        return _heard[0]
-    if (before := _asked(_first_status)) is not None:
+    if _received:
+        return _received[0]
+    if (before := _query(_first_status)) is not None:
         return before
     if sentence is not None:
         say(sentence)
-    _asked(lambda: _store().set(FAILED, str(status)))
+    _query(lambda: _store().set(FAILED, str(status)))
     return None
 
 
 def _first_status() -> int | None:
-    """The status of the rank that failed before this one; None if this is the first."""
+    """Status of the rank that failed before this one; None if this is the first."""
     if _store().add(FAILED + "/count", 1) == 1:
         return None
     _store().wait([FAILED], timedelta(seconds=GRACE))
     return int(_store().get(FAILED))
 
 
-def _asked(question: Callable[[], int | None]) -> int | None:
-    """The store's answer; None where it is gone, or does not answer in time."""
-    answers = []
+def _query(call: Callable[[], int | None]) -> int | None:
+    """Result of a call to the store; None if the store is gone or does not respond in time."""
+    results = []
 
-    def ask() -> None:
+    def run() -> None:
         with contextlib.suppress(RuntimeError, ValueError):
-            answers.append(question())
+            results.append(call())
 
-    asking = threading.Thread(target=ask, daemon=True)
-    asking.start()
-    asking.join(GRACE + POLL_STORE)
-    return answers[0] if answers else None
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(GRACE + POLL_STORE)
+    return results[0] if results else None
 
 
 def _announce_and_stay(status: int) -> None:
-    """Notify the other ranks, and stay until all can have heard of it."""
+    """Notify the other ranks, and wait until all can have read the status."""
     if _announce(status) is None:
         _stay()
 
@@ -185,11 +186,11 @@ def _stay() -> None:
 
 @contextlib.contextmanager
 def ending_together() -> Iterator[None]:
-    """Run the block as one of several ranks: they all end, and one of them reports the reason.
+    """Run the block as one of several ranks that all end if one fails; one reports the reason.
 
-    An exception ends the process here if there are other ranks. The sentence of a UserError is said
-    once; a connection that broke because another rank died is one sentence; any other
-    exception is a mistake in the program, and its traceback is shown by the rank that raised it.
+    An exception ends the process here if there are other ranks. The message of a UserError is
+    printed once; a connection that broke because another rank died is reported in one sentence; for
+    any other exception, the rank that raised it prints its traceback.
     """
     try:
         yield
@@ -205,7 +206,7 @@ def ending_together() -> Iterator[None]:
 
 
 def _plain(error: BaseException) -> BaseException:
-    """A UserError in place of torch's error for a loader process that is gone."""
+    """UserError in place of torch's error for a dead loader process."""
     if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker (pid"):
         return UserError(
             "a process that loads data was killed, maybe for want of memory; lower "
@@ -225,7 +226,7 @@ def _end(error: BaseException) -> NoReturn:
         _fail(str(error))
     if lost:
         if supervisor.is_family:
-            time.sleep(GRACE)  # the supervisor knows better who ended, and ends this one
+            time.sleep(GRACE)  # the supervisor knows which rank ended, and ends this one
         _fail(f"the connection to another rank broke, so this one ends; {supervisor.resume}.")
     say(f"rank {distributed.get_rank()} failed:" if several_ranks() else "a rank failed:")
     traceback.print_exception(error)
@@ -233,7 +234,7 @@ def _end(error: BaseException) -> NoReturn:
 
 
 def _fail(sentence: str | None) -> NoReturn:
-    """End with the first rank's status; only the first reports the reason."""
+    """End with the status of the first failed rank; only that one reports the reason."""
     status = _announce(1, sentence)
     if status is None:
         _stay()
@@ -241,7 +242,7 @@ def _fail(sentence: str | None) -> NoReturn:
 
 
 def lost_contact(error: BaseException | None) -> bool:
-    """Whether an exception, or what it was raised from, says that another rank is gone."""
+    """Whether an exception, or one of its causes, means that another rank is gone."""
     while error is not None:
         if isinstance(error, distributed.DistError):
             return True

@@ -1,8 +1,8 @@
-"""Sharded checkpoints: a folder with a file per rank in torch's format, read as data only.
+"""Distributed checkpoints: a folder with a file per rank in torch's format, read as data only.
 
-torch unpickles the index `.metadata` and every non-tensor without asking what they hold, and
-a pickle can name any function. Here the index is made of the classes of an index and nothing else,
-and the rest is read by torch's own reader of data.
+torch unpickles the index `.metadata` and every non-tensor without restrictions, and a pickle can
+call any function. Here the index is unpickled with an allowlist of classes, and the rest is read by
+torch's reader with `weights_only`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from triptych.utils.errors import UserError
 
 INDEX = ".metadata"
 REST = "meta.pt"
-"""File beside the shards with a checkpoint's non-tensor data."""
+"""File with the non-tensor data of a checkpoint."""
 
 _INDEX_BYTES = 256 * MIB
 _ALLOWED = {
@@ -56,19 +56,19 @@ _ALLOWED = {
 
 
 def read_into(path: Path, state: dict[str, Any]) -> None:
-    """Fill the tensors of `state` in place; every rank calls.
+    """Fill the tensors of `state` in place; collective.
 
     Raises:
-        UserError: the folder is not a checkpoint, is damaged or misfit, or holds more than data.
+        UserError: the folder is not a checkpoint, is damaged, does not fit, or has more than data.
     """
     _load(path, state, _DataPlanner())
 
 
 def read_full_state(path: Path, key: str) -> dict[str, Any]:
-    """State stored under `key`, unsharded, in this process only.
+    """Read the unsharded state stored under `key`, in this process only.
 
     Raises:
-        UserError: the folder is not a checkpoint, is damaged, or holds more than data.
+        UserError: the folder is not a checkpoint, is damaged, or has more than data.
     """
     state: dict[str, Any] = {}
     _load(path, state, _WholeDataPlanner(keys={key}), no_dist=True)
@@ -76,12 +76,12 @@ def read_full_state(path: Path, key: str) -> dict[str, Any]:
 
 
 def load_data(path: Path, mmap: bool = False) -> dict[str, Any]:
-    """The content of a file of `torch.save`, on the CPU, if it is data.
+    """Read a file of `torch.save` on the CPU, as data only.
 
     Raises:
-        UserError: it does not exist, is cut off, or holds more than data.
+        UserError: the file does not exist, is truncated, or has more than data.
     """
-    if not path.is_file():  # a pipe would be waited for
+    if not path.is_file():  # reading a pipe would block
         raise UserError(f"{path} is no file of a checkpoint; check the path.")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
@@ -99,7 +99,7 @@ def load_data(path: Path, mmap: bool = False) -> dict[str, Any]:
 
 
 class _Reader(FileSystemReader):
-    """torch's reader with the index that `read_index` made."""
+    """torch's reader with the index from `read_index`."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
@@ -111,18 +111,18 @@ class _Reader(FileSystemReader):
 
 
 class _DataPlanner(DefaultLoadPlanner):
-    """torch's planner, reading non-tensors as data: numbers, texts, lists of them."""
+    """torch's planner, which reads non-tensors as data: numbers, texts, lists of them."""
 
     def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
         data = torch.load(value, map_location="cpu", weights_only=True)
         buffer = io.BytesIO()
-        torch.save(data, buffer)  # what torch now unpickles was written here, of data
+        torch.save(data, buffer)  # torch unpickles only what is written here
         buffer.seek(0)
         super().load_bytes(read_item, buffer)
 
 
 class _WholeDataPlanner(_DataPlanner, _EmptyStateDictLoadPlanner):
-    """The same for whole tensors, into a state that is empty before."""
+    """The same for unsharded tensors, into an empty state."""
 
 
 def _load(path: Path, state: dict[str, Any], planner: Any, no_dist: bool = False) -> None:
@@ -131,7 +131,7 @@ def _load(path: Path, state: dict[str, Any], planner: Any, no_dist: bool = False
         state_dict_loader._load_state_dict(
             state, storage_reader=reader, planner=planner, no_dist=no_dist
         )
-    except CheckpointException as error:  # holds the error of each rank
+    except CheckpointException as error:  # has the errors of all ranks
         cause = next(iter(error.failures.values()))[0]
         reason = " ".join(str(cause).split())[:300]
         raise UserError(
@@ -150,17 +150,17 @@ class _IndexUnpickler(pickle.Unpickler):
 
 
 def read_index(path: Path) -> metadata.Metadata:
-    """Index of the folder `path`: the file and place of each tensor.
+    """Read the index of the folder `path`: file and position of each tensor.
 
     Raises:
-        UserError: it is missing, or names anything but tensors in the files of that folder.
+        UserError: the index is missing, or refers to anything but tensors in files of that folder.
     """
     place = path / INDEX
     content = read_bytes(place, _INDEX_BYTES)
     try:
         index = _IndexUnpickler(io.BytesIO(content)).load()
         _check(index, path)
-    except Exception as error:  # a pickle that is broken on purpose can raise any of them
+    except Exception as error:  # a malicious pickle can raise any exception
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"{place} is no index of a checkpoint, or holds code beside data ({reason}); it is "
@@ -170,7 +170,7 @@ def read_index(path: Path) -> metadata.Metadata:
 
 
 def _check(index: metadata.Metadata, folder: Path) -> None:
-    """Refuse an index whose reading would leave the folder or ask for more than is there."""
+    """Refuse an index that refers to files outside of the folder, or to more data than there is."""
     if not isinstance(index, metadata.Metadata):
         raise ValueError("it is no Metadata")
     names = {_file_of(info) for info in index.storage_data.values()}
@@ -186,7 +186,7 @@ def _check(index: metadata.Metadata, folder: Path) -> None:
         if size < 0:
             raise ValueError("its tensors are larger than its files")
     places = index.planner_data or {}
-    for steps in places.values():  # of lists too: a number is a place in one
+    for steps in places.values():  # numbers are positions in lists
         if not all(isinstance(s, str) or 0 <= s <= len(places) for s in steps):
             raise ValueError(f"{steps} is no place in a state")
 

@@ -1,4 +1,4 @@
-"""Lightning strategies for `trainer.strategy.class_path`, where its own need help."""
+"""Lightning strategies for `trainer.strategy.class_path`, with fixes for its own ones."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from triptych.utils.errors import UserError
 
 
 class _EndsTogether(Strategy):
-    """A strategy whose ranks end when one of them fails."""
+    """A strategy whose ranks all end when one of them fails."""
 
     def setup_environment(self) -> None:
         super().setup_environment()
@@ -40,12 +40,12 @@ class _EndsTogether(Strategy):
 class LeanDDPStrategy(_EndsTogether, DDPStrategy):
     """DDP that ignores frozen parameters.
 
-    Every rank reads frozen parts from the same files: they need neither be sent at the start nor
-    with every step's buffers, and have no place in the gradients' buckets.
+    Every rank reads frozen parameters from the same files: they are neither broadcast at the start
+    or with the buffers, nor in the gradients' buckets.
 
     Args:
-        find_unused_parameters: allow steps in which something that trains takes no part, such as
-            the vision tower where all data sets are texts alone.
+        find_unused_parameters: whether a step may leave trainable parameters unused, such as the
+            vision tower if all data sets are text-only.
         process_group_backend: communication backend; null chooses by the device.
     """
 
@@ -69,15 +69,15 @@ class LeanDDPStrategy(_EndsTogether, DDPStrategy):
 
 
 def fix_buckets(model: DistributedDataParallel) -> None:
-    """Settle which gradients are summed together, before the first step; on all ranks.
+    """Fix DDP's gradient buckets before the first step; collective.
 
-    DDP lays out its buckets anew after the first step of a process, and the bucket of a gradient
-    decides in which order the ranks' numbers are added. So from three ranks on a resumed run would
-    round its first step in another way than the run that was not interrupted. A backward pass of
-    zeros, from the last parameter to the first, stands for the first step.
+    DDP rebuilds its buckets after the first step of a process, and the bucket of a gradient
+    determines the order in which the ranks' values are added. From three ranks on, a resumed run
+    would round its first step differently from an uninterrupted run. A backward pass of zeros, from
+    the last parameter to the first, replaces the first step.
     """
     if model.find_unused_parameters:
-        return  # then it keeps its buckets
+        return  # DDP keeps its buckets then
     trained = [p for p in model.parameters() if p.requires_grad]
     zero = torch.zeros((), device=trained[0].device)
     for parameter in trained:
@@ -91,10 +91,10 @@ def fix_buckets(model: DistributedDataParallel) -> None:
 
 
 class BlockFSDPStrategy(_EndsTogether, FSDPStrategy):
-    """FSDP1 with one unit per block, so that frozen and trained blocks never share one.
+    """FSDP1 with one unit per block, so that frozen and trainable blocks never share one.
 
-    Parameters outside of blocks make one more unit, gathered for the whole step; it holds trained
-    and frozen parameters of one dtype. Outside of steps parts cannot be called. Not tested.
+    Parameters outside of blocks are one more unit, gathered for the whole step, with trainable and
+    frozen parameters of one dtype. Parts cannot be called outside of steps. Not tested.
     """
 
     def __init__(self, process_group_backend: str | None = None) -> None:
@@ -116,13 +116,14 @@ class BlockFSDPStrategy(_EndsTogether, FSDPStrategy):
 class ShardedStrategy(_EndsTogether, ModelParallelStrategy):
     """FSDP2 over all ranks of all nodes; `BaseModule.configure_model` shards.
 
-    A checkpoint holds what trains and its optimizer, as with any other strategy. Whole, it is the
-    very file that one process writes, so a run resumes with another strategy or number of ranks.
+    A checkpoint contains trainable parameters and optimizer state, as with any other strategy.
+    Gathered, it is identical to that of a single process, so that a run can resume with another
+    strategy or number of ranks.
 
     Args:
-        save_sharded: whether each rank writes its own part to a folder, instead of one whole file
-            that is gathered on the first rank. Such a folder, too, is read by any number of ranks,
-            but only by this strategy.
+        save_sharded: whether each rank writes its own shard to a folder, instead of one file that
+            is gathered on the first rank. Such a folder is readable by any number of ranks, but
+            only by this strategy.
         process_group_backend: communication backend; null chooses by the device.
     """
 
@@ -135,7 +136,7 @@ class ShardedStrategy(_EndsTogether, ModelParallelStrategy):
         self.save_sharded = save_sharded
 
     def setup_environment(self) -> None:
-        # Lightning's "auto" would be tensor parallelism inside a node, which no part of ours has.
+        # Lightning's "auto" is tensor parallelism inside a node, which is not supported
         self._data_parallel_size = self.num_nodes * self.num_processes
         self._tensor_parallel_size = 1
         super().setup_environment()
@@ -179,7 +180,7 @@ class ShardedStrategy(_EndsTogether, ModelParallelStrategy):
         path = Path(self.broadcast(checkpoint_path))
         if not path.is_dir():
             return Strategy.load_checkpoint(self, path, weights_only)
-        # In place: first the shapes of what this run has, then the numbers of the files.
+        # in place: first the state of this run, then the values from the files
         checkpoint = {"state_dict": self.lightning_module.trained_state()}
         if self.optimizers:
             states = [get_optimizer_state_dict(self.model, each) for each in self.optimizers]
@@ -210,14 +211,14 @@ _TENSORS = ("state_dict", "optimizer_states")
 
 
 def _tensors(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
-    """Tensor entries of a checkpoint, which are stored in shards."""
+    """Tensor entries of a checkpoint, which are stored in a file per rank."""
     states = checkpoint.get("optimizer_states", [])
     optimizers = {f"optimizer_{number}": state for number, state in enumerate(states)}
     return {"state_dict": checkpoint["state_dict"], **optimizers}
 
 
 def _split_like(optimizer: Optimizer, state: Mapping[str, Any]) -> dict[str, Any]:
-    """A whole optimizer state with its tensors split as their parameters are."""
+    """Shard the tensors of a full optimizer state like their parameters."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
 
     def split(number: int, value: Any) -> Any:

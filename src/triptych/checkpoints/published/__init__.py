@@ -1,12 +1,12 @@
 """Released checkpoints: reading, conversion and export.
 
-convert             published checkpoints to our weight files
-export              our weight files to the published layout
-key_mapping         names and sizes of the BLIP3-o checkpoints, and ours
-reader              a checkpoint, tower or decoder as components of one model
-components          components of a published model, under our names and checked
-archive             finds and opens weight files of others
-siglip_sana         SigLIP 2 and SANA as weight files
+convert             conversion of published checkpoints to our weight files
+export              export of our weight files to the published layout
+key_mapping         mapping of names and sizes of the BLIP3-o checkpoints
+reader              reader of a checkpoint, tower or decoder as components of one model
+components          components of a published model, with our names, and checks of them
+archive             opening of third-party weight files
+siglip_sana         conversion of SigLIP 2 and SANA
 tokenizer_files     tokenizer files of a checkpoint
 new_tokens          embedding rows for tokens that a stock model lacks
 safetensors_stream  safetensors files, tensor by tensor

@@ -1,4 +1,4 @@
-"""Finding and opening weight files of others: one file, shards with an index, or torch's pickle."""
+"""Opening of third-party weight files: one file, several with an index, or torch's pickle."""
 
 from __future__ import annotations
 
@@ -28,33 +28,33 @@ _TORCH_NAMES = {
 
 @dataclass
 class Archive:
-    """The tensors of a set of weight files, and which file holds which."""
+    """Tensors of a set of weight files, and their distribution over the files."""
 
     tensors: dict[str, Stored] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
-    """Key -> file name, the `weight_map` of an index."""
+    """File name by key, the `weight_map` of an index."""
     metadata: dict[str, dict[str, str]] = field(default_factory=dict)
-    """File name -> the file's own metadata."""
+    """Metadata of each file by its name."""
     index: str | None = None
-    """Name of the index; None where there is a single file."""
+    """Name of the index; None if there is a single file."""
     paths: list[Path] = field(default_factory=list)
 
     def plain(self, known: Callable[[str], bool]) -> Archive:
-        """The same by names without the prefixes of wrappers; see `plain_names`."""
+        """Copy with names without the prefixes of wrappers; see `plain_names`."""
         names = plain_names(self.tensors, known, self.paths[0])
         tensors = {names[key]: stored for key, stored in self.tensors.items()}
         return replace(self, tensors=tensors, files={names[k]: f for k, f in self.files.items()})
 
     def layout(self) -> dict[str, Any]:
-        """Metadata that an export needs to make the same files, for JSON."""
+        """Metadata that an export needs to write the same files, for JSON."""
         return {"files": self.files, "metadata": self.metadata, "index": self.index}
 
 
 def fetch(source: str) -> Path:
-    """The file or folder behind a path, or behind a hub id, which is downloaded.
+    """Resolve a path, or download a hub id.
 
     Raises:
-        UserError: it is neither, or the download failed.
+        UserError: the source is neither, or the download failed.
     """
     path = Path(source)
     if path.exists():
@@ -74,46 +74,47 @@ def fetch(source: str) -> Path:
 
 
 def open_folder(folder: Path, stems: Sequence[tuple[str, str]]) -> Archive:
-    """The weights of a folder under the first of the names that is there.
+    """Open the weights of a folder, by the first existing one of several names.
 
     Args:
-        stems: pairs of names: of the index of shards, and of the file when there is a single one.
+        folder: the folder.
+        stems: pairs of file names: an index of several files, and a single file.
 
     Raises:
-        UserError: none is there, or a file is missing, cut off or disagrees with the index.
+        UserError: no such file exists, or a file is missing, truncated or disagrees with the index.
     """
     for index, single in stems:
         if (folder / index).is_file():
-            return _open_shards(folder, index)
+            return _open_indexed(folder, index)
         if (folder / single).is_file():
             return open_file(folder / single)
     names = ", ".join(name for pair in stems for name in pair)
     raise UserError(f"{folder} holds no weights ({names}); download it again.")
 
 
-def _open_shards(folder: Path, index: str) -> Archive:
-    wanted = read_json(folder / index).get("weight_map")
-    if not isinstance(wanted, dict) or not wanted:
+def _open_indexed(folder: Path, index: str) -> Archive:
+    weight_map = read_json(folder / index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
         raise UserError(f"{folder / index} names no weights; download it again.")
-    if strange := [name for name in wanted.values() if not isinstance(name, str)]:
+    if strange := [name for name in weight_map.values() if not isinstance(name, str)]:
         raise UserError(f"{folder / index} names {strange[0]!r:.60} as a file; download it again.")
     archive = Archive(index=index)
-    for name in sorted(set(wanted.values())):
+    for name in sorted(set(weight_map.values())):
         if Path(name).name != name or name in ("", ".."):
             raise UserError(f"{folder / index} names {name}, which is outside of its folder.")
         if not (folder / name).is_file():
             raise UserError(
                 f"{folder / index} names {name}, which is not there; download that file too."
             )
-        shard = open_file(folder / name)
-        archive.tensors |= shard.tensors
-        archive.files |= shard.files
-        archive.metadata |= shard.metadata
-        archive.paths += shard.paths
-    lost = [key for key, name in wanted.items() if archive.files.get(key) != name]
+        single = open_file(folder / name)
+        archive.tensors |= single.tensors
+        archive.files |= single.files
+        archive.metadata |= single.metadata
+        archive.paths += single.paths
+    lost = [key for key, name in weight_map.items() if archive.files.get(key) != name]
     if lost:
         raise UserError(
-            f"{folder / index} names {lost[0]} in {wanted[lost[0]]}, which does not hold it "
+            f"{folder / index} names {lost[0]} in {weight_map[lost[0]]}, which does not hold it "
             f"({len(lost)} such tensors); download both again."
         )
     archive.paths.append(folder / index)
@@ -121,7 +122,7 @@ def _open_shards(folder: Path, index: str) -> Archive:
 
 
 def open_file(path: Path) -> Archive:
-    """A single file: safetensors, or by its ending (.bin, .pt, .pth) one of torch.save."""
+    """Open a single file: safetensors, or of torch.save by its suffix (.bin, .pt, .pth)."""
     if path.suffix in (".bin", ".pt", ".pth"):
         tensors, metadata = _TorchFile(path).stored(), {}
     else:
@@ -130,9 +131,9 @@ def open_file(path: Path) -> Archive:
 
 
 class _TorchFile:
-    """A file of torch.save, mapped rather than loaded, whose pages are let go now and then."""
+    """A memory-mapped file of torch.save, reopened from time to time to release its pages."""
 
-    LET_GO = 2**30  # bytes: touched pages of a mapping count as memory of the process
+    MAX_TOUCHED = 2**30  # bytes: touched pages of a mapping count as memory of the process
 
     def __init__(self, path: Path) -> None:
         self.path, self.touched = path, 0
@@ -157,20 +158,20 @@ class _TorchFile:
         if not isinstance(content, dict) or not all(
             isinstance(value, torch.Tensor) for value in content.values()
         ):
-            raise UserError(f"{path} is no dictionary of tensors; take the weights alone.")
+            raise UserError(f"{path} is no dictionary of tensors; take only the weights.")
         return content
 
     def stored(self) -> dict[str, Stored]:
-        found = {}
+        stored = {}
         for name, tensor in self.tensors.items():
             if tensor.dtype not in _TORCH_NAMES:
                 raise UserError(f"{self.path}: {name} is of type {tensor.dtype}, not of a weight.")
             dtype = _TORCH_NAMES[tensor.dtype]
-            found[name] = Stored(dtype, tuple(tensor.shape), lambda name=name: self._chunks(name))
-        return found
+            stored[name] = Stored(dtype, tuple(tensor.shape), lambda name=name: self._chunks(name))
+        return stored
 
     def _chunks(self, name: str) -> Iterator[bytes]:
-        if self.touched > self.LET_GO:
+        if self.touched > self.MAX_TOUCHED:
             self.tensors, self.touched = {}, 0
             self.tensors = self._open()
         flat = self.tensors[name].contiguous().reshape(-1)

@@ -1,8 +1,7 @@
-"""The pieces of a published model as they are found on disk, under our names and checked.
+"""Components of a published model on disk, with our names, and checks of their shapes.
 
-A component knows its tensors, the sizes to write into a model file, and its problems. The expected
-tensors and their shapes come from our own classes, built from the published
-configuration on the meta device.
+A component has its tensors, its section of a model file, and its problems. Expected tensors and
+shapes come from our own classes, built from the published configuration on the meta device.
 """
 
 from __future__ import annotations
@@ -28,30 +27,21 @@ from triptych.backbones import (
 )
 from triptych.checkpoints.published import key_mapping
 from triptych.checkpoints.published.archive import read_json
-from triptych.checkpoints.published.key_mapping import (
-    DIT,
-    QUERIES,
-    TOWER,
-    UNET,
-    UNPUBLISHED,
-    VAE,
-    VLM,
-)
 from triptych.checkpoints.published.safetensors_stream import Stored
 from triptych.utils.errors import UserError
 
 Tensors = dict[str, Stored]
 Shapes = dict[str, tuple[int, ...]]
-EMBEDDING = VLM + "model.language_model.embed_tokens.weight"
-HEAD = VLM + "lm_head.weight"
-# The sizes of the published tower, for checkpoints that come without it.
+EMBEDDING = key_mapping.VLM + "model.language_model.embed_tokens.weight"
+HEAD = key_mapping.VLM + "lm_head.weight"
+# width of the published tower, for checkpoints without it
 PUBLISHED_FEATURES = 1792
-NAMED = 3  # how many tensors a complaint names
+MAX_LISTED = 3  # number of tensors that a message lists
 
 
 @dataclass
 class Component:
-    """One part of a model: its tensors by full name, and its section of a model file."""
+    """A component of a model: its tensors by full name, and its section of a model file."""
 
     tensors: Tensors
     section: dict[str, Any]
@@ -60,10 +50,10 @@ class Component:
 
 
 def map_keys(tensors: Mapping[str, Stored], where: str) -> tuple[Tensors, list[str]]:
-    """Tensors by full name in our shapes, and the keys that have no place in the model.
+    """Map published keys to full names and our shapes; also return the unknown keys.
 
     Raises:
-        UserError: two keys mean the same tensor.
+        UserError: two keys are of the same tensor.
     """
     whole: Tensors = {}
     qkv_slices: dict[str, dict[int, Stored]] = {}
@@ -83,13 +73,19 @@ def map_keys(tensors: Mapping[str, Stored], where: str) -> tuple[Tensors, list[s
             key = key_mapping.published_key(name)
             raise UserError(f"{where}: {key} is neither whole nor in q_bias and v_bias.")
         whole[name] = fused_bias(parts[0], parts[2])
-    if QUERIES in whole and len(whole[QUERIES].shape) == 3 and whole[QUERIES].shape[0] == 1:
-        whole[QUERIES] = whole[QUERIES].reshaped(*whole[QUERIES].shape[1:])
+    if (
+        key_mapping.QUERIES in whole
+        and len(whole[key_mapping.QUERIES].shape) == 3
+        and whole[key_mapping.QUERIES].shape[0] == 1
+    ):
+        whole[key_mapping.QUERIES] = whole[key_mapping.QUERIES].reshaped(
+            *whole[key_mapping.QUERIES].shape[1:]
+        )
     return whole, unknown
 
 
 def fused_bias(query: Stored, value: Stored) -> Stored:
-    """`layouts.fuse_bias` on bytes: zero is zero in every number format."""
+    """`key_mapping.fuse_bias` on bytes: zero is zero bytes in every number format."""
     return Stored(
         query.dtype,
         (3 * query.shape[0],),
@@ -97,43 +93,46 @@ def fused_bias(query: Stored, value: Stored) -> Stored:
     )
 
 
-def part(tensors: Mapping[str, Stored], *beginnings: str) -> Tensors:
-    """The tensors whose full names begin so."""
-    return {name: stored for name, stored in tensors.items() if name.startswith(beginnings)}
+def with_prefixes(tensors: Mapping[str, Stored], *prefixes: str) -> Tensors:
+    """Tensors whose full names have one of the prefixes."""
+    return {name: stored for name, stored in tensors.items() if name.startswith(prefixes)}
 
 
 def shapes_of(module: nn.Module, prefix: str) -> Shapes:
-    """Shapes of a module's parameters by full name, without those that were never published."""
-    found = {prefix + name: tuple(p.shape) for name, p in module.named_parameters()}
-    return {name: shape for name, shape in found.items() if name not in UNPUBLISHED}
+    """Shapes of a module's parameters by full name, without unpublished ones."""
+    shapes = {prefix + name: tuple(p.shape) for name, p in module.named_parameters()}
+    return {name: shape for name, shape in shapes.items() if name not in key_mapping.UNPUBLISHED}
 
 
 def compare(
-    found: Mapping[str, Stored], wanted: Shapes, where: str, named: Callable[[str], str | None]
+    tensors: Mapping[str, Stored],
+    expected: Shapes,
+    where: str,
+    key_of: Callable[[str], str | None],
 ) -> list[str]:
-    """Missing, unexpected and reshaped tensors, each with a count and a few names."""
-    missing = [named(name) for name in wanted if name not in found]
-    unexpected = [named(name) for name in found if name not in wanted]
+    """Describe missing, unexpected and reshaped tensors, each with a count and a few names."""
+    missing = [key_of(name) for name in expected if name not in tensors]
+    unexpected = [key_of(name) for name in tensors if name not in expected]
     other = [
-        f"{named(name)} {list(found[name].shape)} instead of {list(shape)}"
-        for name, shape in wanted.items()
-        if name in found and found[name].shape != shape
+        f"{key_of(name)} {list(tensors[name].shape)} instead of {list(shape)}"
+        for name, shape in expected.items()
+        if name in tensors and tensors[name].shape != shape
     ]
     kinds = {"missing": missing, "unexpected": unexpected, "of another shape": other}
     return [f"{where}: {few(names)} {kind}" for kind, names in kinds.items() if names]
 
 
 def few(names: Iterable[str | None]) -> str:
-    """ "5 tensors (a, b, c, ...)" """
+    """Format a count and a few names: "5 tensors (a, b, c, ...)"."""
     names = sorted(str(name) for name in names)
-    shown = ", ".join(names[:NAMED]) + (", ..." if len(names) > NAMED else "")
+    shown = ", ".join(names[:MAX_LISTED]) + (", ..." if len(names) > MAX_LISTED else "")
     return f"{len(names)} tensor{'s' * (len(names) != 1)} ({shown})"
 
 
 def language_model(
     tensors: Tensors, config: Mapping[str, Any], vocabulary: Vocabulary, where: Path
 ) -> Component:
-    """Qwen2.5-VL: everything under the VLM.
+    """Component of Qwen2.5-VL.
 
     Raises:
         UserError: config.json lacks a size, or a tied head differs from the embedding.
@@ -149,7 +148,7 @@ def language_model(
     if text["tie_word_embeddings"] and HEAD in tensors:
         _check_tied(tensors, where)
         tensors = {name: stored for name, stored in tensors.items() if name != HEAD}
-    wanted = shapes_of(model.model, VLM)
+    expected = shapes_of(model.model, key_mapping.VLM)
     section = {
         "class_path": "triptych.modules.UnderstandingModule",
         "init_args": {
@@ -165,7 +164,7 @@ def language_model(
         },
     }
     return Component(
-        tensors, section, compare(tensors, wanted, str(where), key_mapping.published_key)
+        tensors, section, compare(tensors, expected, str(where), key_mapping.published_key)
     )
 
 
@@ -182,15 +181,15 @@ def _check_tied(tensors: Tensors, where: Path) -> None:
 def generation(
     tensors: Tensors, config: Mapping[str, Any], condition: int, where: Path
 ) -> Component:
-    """Queries and DiT, for a language model of width `condition`.
+    """Component of queries and DiT, for a language model of width `condition`.
 
     Raises:
-        UserError: the tensors that show the sizes of the DiT are missing.
+        UserError: tensors that determine the sizes of the DiT are missing.
     """
     shapes = {name: stored.shape for name, stored in tensors.items()}
     try:
         arguments = key_mapping.dit_arguments(shapes)
-        channels = shapes[DIT + "dit.patch_embedder.proj.weight"][1]
+        channels = shapes[key_mapping.DIT + "dit.patch_embedder.proj.weight"][1]
         queries = key_mapping.generation_arguments(config)["num_queries"]
     except (KeyError, IndexError) as error:
         name = str(error.args[0])
@@ -199,12 +198,10 @@ def generation(
             f"{where} lacks {lacking}, which shows the sizes of the DiT; download it again."
         ) from error
     dit = LuminaNextDiT(**arguments)
-    dit.configure_shapes(
-        (channels, 8, 8), condition
-    )  # no parameter depends on the side of the grid
+    dit.configure_shapes((channels, 8, 8), condition)  # no parameter depends on the grid size
     with torch.device("meta"):
         dit.build()
-    wanted = {QUERIES: (queries, condition), **shapes_of(dit, DIT)}
+    expected = {key_mapping.QUERIES: (queries, condition), **shapes_of(dit, key_mapping.DIT)}
     section = {
         "class_path": "triptych.modules.GenerationModule",
         "init_args": {
@@ -219,28 +216,35 @@ def generation(
         },
     }
     return Component(
-        tensors, section, compare(tensors, wanted, str(where), key_mapping.published_key)
+        tensors, section, compare(tensors, expected, str(where), key_mapping.published_key)
     )
 
 
 def tower(tensors: Tensors, pool: int, features: int, where: Path) -> Component:
-    """The EVA tower; without tensors the published sizes, for a model that only generates.
+    """Component of the EVA tower; without tensors, with the published sizes, for generation only.
 
     Args:
+        tensors: tensors by full name, or empty.
         pool: side of the pooling.
         features: number of channels of the features that the DiT generates.
+        where: source of the tensors, for messages.
 
     Raises:
-        UserError: the tensors that show the tower's sizes are missing, or they are not the DiT's.
+        UserError: tensors that determine the tower's sizes are missing, or its width is not that of
+            the generated features.
     """
     if not tensors:
         arguments: dict[str, Any] = {"width": features, "pool": pool}
         if features != PUBLISHED_FEATURES:
-            arguments["heads"] = 1  # never built, and every width is a multiple of it
+            arguments["heads"] = 1  # never built; valid for every width
         return Component({}, _encoder_section(arguments))
     shapes = {name: stored.shape for name, stored in tensors.items()}
     try:
-        head = 112 if shapes[TOWER + "pos_embed"][2] % 112 == 0 else shapes[TOWER + "pos_embed"][2]
+        head = (
+            112
+            if shapes[key_mapping.TOWER + "pos_embed"][2] % 112 == 0
+            else shapes[key_mapping.TOWER + "pos_embed"][2]
+        )
         arguments = key_mapping.tower_arguments(shapes, pool, head)
     except (KeyError, IndexError, ValueError) as error:
         raise UserError(f"{where} is no EVA tower: it lacks {error}; check the file.") from error
@@ -252,10 +256,10 @@ def tower(tensors: Tensors, pool: int, features: int, where: Path) -> Component:
     encoder = EvaClip(**arguments)
     with torch.device("meta"):
         encoder.build()
-    wanted = shapes_of(encoder.tower, TOWER)
-    named = lambda name: name.removeprefix(TOWER)  # noqa: E731
+    expected = shapes_of(encoder.tower, key_mapping.TOWER)
+    key_of = lambda name: name.removeprefix(key_mapping.TOWER)  # noqa: E731
     return Component(
-        tensors, _encoder_section(arguments), compare(tensors, wanted, str(where), named)
+        tensors, _encoder_section(arguments), compare(tensors, expected, str(where), key_of)
     )
 
 
@@ -266,7 +270,7 @@ def _encoder_section(arguments: dict[str, Any]) -> dict[str, Any]:
 def pixel_decoder(
     unet: Mapping[str, Stored], vae: Mapping[str, Stored], folder: Path
 ) -> tuple[Component, Component]:
-    """UNet and VAE of a diffusers folder.
+    """Components of UNet and VAE from a diffusers folder.
 
     Raises:
         UserError: a config.json lacks a size.
@@ -306,9 +310,12 @@ def pixel_decoder(
         name: str, prefix: str, published: Mapping[str, Stored], network: nn.Module
     ) -> Component:
         tensors = {prefix + key: stored for key, stored in published.items()}
-        wanted = shapes_of(network, prefix)
-        named = lambda full: full.replace(prefix, f"{name}/")  # noqa: E731
-        problems = compare(tensors, wanted, str(folder), named)
+        expected = shapes_of(network, prefix)
+        key_of = lambda full: full.replace(prefix, f"{name}/")  # noqa: E731
+        problems = compare(tensors, expected, str(folder), key_of)
         return Component(tensors, sections[name], problems)
 
-    return component("unet", UNET, unet, decoder.unet), component("vae", VAE, vae, autoencoder.vae)
+    return (
+        component("unet", key_mapping.UNET, unet, decoder.unet),
+        component("vae", key_mapping.VAE, vae, autoencoder.vae),
+    )

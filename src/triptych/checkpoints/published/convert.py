@@ -1,4 +1,4 @@
-"""Published checkpoints to our weight files, tensor by tensor.
+"""Conversion of published checkpoints to our weight files, tensor by tensor.
 
     BLIP3-o      Qwen2.5-VL as in transformers 4.51 with more keys, and `diffusion-decoder/`
     Qwen2.5-VL   a stock folder, with the names of any transformers
@@ -8,12 +8,12 @@ become a folder with
 
     understanding.safetensors  generation.safetensors
     encoder.safetensors  vae.safetensors  decoder.safetensors
-    tokenizer/                 as it was
+    tokenizer/                 unchanged
     model.yaml                 sizes as read from the checkpoint, for `triptych generate --config`
 
-Bytes are copied, never computed with, so number formats and values stay what they were; the only
-new numbers are the embeddings of tokens that a stock Qwen2.5-VL lacks. Every key and every shape
-is checked before the first byte is written. SigLIP and SANA are in siglip_sana.py.
+Bytes are copied without computation, so formats and values are unchanged; the only new values are
+embeddings of tokens that a stock Qwen2.5-VL lacks. All keys and shapes are checked before the first
+byte is written. SigLIP and SANA are in siglip_sana.py.
 """
 
 from __future__ import annotations
@@ -42,21 +42,23 @@ from triptych.checkpoints.weight_checks import require_floating
 from triptych.checkpoints.weight_files import CREATED_BY, label_of
 from triptych.utils.errors import UserError
 
-# Metadata key of a weight file for the data of an export: small files and the shards' layout.
+# metadata key of a weight file for an export: small files and the distribution over files
 PUBLISHED = "published"
 
 
 def convert_published(
     sources: Sequence[str],
     target: Path,
+    *,
     encoder: str | None = None,
     decoder: str | None = None,
     say: Callable[[str], None] = print,
 ) -> None:
-    """Make the folder `target` of one source for `convert`, or of some for `convert_siglip_sana`.
+    """Convert one source with `convert`, or one or several with `convert_siglip_sana`.
 
     Raises:
-        UserError: the sources are neither, or something does not fit; then there is no `target`.
+        UserError: the sources are of neither kind, or something does not fit; then no `target` is
+            created.
     """
     refuse_existing(target)
     folders = [fetch(source) for source in sources]
@@ -68,7 +70,7 @@ def convert_published(
         )
     paths = [str(folder) for folder in folders]
     if others:
-        convert(paths[0], target, encoder, decoder, say)
+        convert(paths[0], target, encoder=encoder, decoder=decoder, say=say)
     elif encoder or decoder:
         raise UserError(
             f"{folders[0]} is SigLIP or SANA, which takes no --encoder or --decoder; name both "
@@ -81,6 +83,7 @@ def convert_published(
 def convert(
     source: str,
     target: Path,
+    *,
     encoder: str | None = None,
     decoder: str | None = None,
     say: Callable[[str], None] = print,
@@ -88,62 +91,63 @@ def convert(
     """Convert the published checkpoint `source` to the folder `target`.
 
     Args:
-        source: folder or hub id, of one of the kinds above.
-        encoder: file, folder or hub id of the EVA tower, which is published apart.
-        decoder: folder or hub id of a pixel decoder, in place of the one inside `source`.
-        say: callback for progress and remarks, a line each.
+        source: folder or hub id of one of the kinds above.
+        target: folder to create.
+        encoder: file, folder or hub id of the EVA tower, which is published separately.
+        decoder: folder or hub id of a pixel decoder that replaces the one inside `source`.
+        say: callback for lines of progress and remarks.
 
     Raises:
-        UserError: something does not fit; then there is no `target`.
+        UserError: something does not fit; then no `target` is created.
     """
     refuse_existing(target)
     folder = fetch(source)
-    found = Conversion()
+    conversion = Conversion()
     if (folder / "unet").is_dir():
         if decoder:
             raise UserError(f"{folder} is a decoder itself; leave out --decoder {decoder}.")
-        read_decoder(folder, found)
+        read_decoder(folder, conversion)
     else:
-        read_checkpoint(folder, found, encoder)
+        read_checkpoint(folder, conversion, encoder)
         inside = fetch(decoder) if decoder else folder / DECODER
         if decoder or inside.is_dir():
-            read_decoder(inside, found)
+            read_decoder(inside, conversion)
         else:
-            found.remarks.append(
+            conversion.remarks.append(
                 f"{folder} has no {DECODER} folder: images need one (convert again with "
                 "--decoder FOLDER)."
             )
-    if encoder and "encoder" not in found.sections:
-        read_tower(fetch(encoder), found, features=components.PUBLISHED_FEATURES)
-    if found.problems:
+    if encoder and "encoder" not in conversion.sections:
+        read_tower(fetch(encoder), conversion, features=components.PUBLISHED_FEATURES)
+    if conversion.problems:
         raise UserError(
-            f"{folder} does not hold what its config.json says: {'; '.join(found.problems)}; "
+            f"{folder} does not hold what its config.json says: {'; '.join(conversion.problems)}; "
             "download it again, or take the config.json that belongs to it."
         )
-    check_widths(found, folder)
-    for remark in found.remarks:
+    check_widths(conversion, folder)
+    for remark in conversion.remarks:
         say(remark)
-    _write(found, target, say)
+    _write(conversion, target, say)
 
 
-def _write(found: Conversion, target: Path, say: Callable[[str], None]) -> None:
+def _write(conversion: Conversion, target: Path, say: Callable[[str], None]) -> None:
     by_label: dict[str, Tensors] = {label: {} for label in CREATED_BY}
-    for name, stored in found.tensors.items():
+    for name, stored in conversion.tensors.items():
         by_label[label_of(name)][name] = stored
     labels = {label: tensors for label, tensors in by_label.items() if tensors}
-    require_floating({name: stored.dtype for name, stored in found.tensors.items()}, target)
-    text = model_file(found, target, labels)
-    size = sum(stored.nbytes for stored in found.tensors.values())
-    staging = Staging(target, plan_hash(found.sources, "to ours", text), size)
+    require_floating({name: stored.dtype for name, stored in conversion.tensors.items()}, target)
+    text = model_file(conversion, target, labels)
+    size = sum(stored.nbytes for stored in conversion.tensors.values())
+    staging = Staging(target, plan_hash(conversion.sources, "to ours", text), size)
     for label, tensors in labels.items():
         metadata = {"preset": target.name, "stage": "converted"}
-        if label in found.published:
-            metadata[PUBLISHED] = json.dumps(found.published[label])
+        if label in conversion.published:
+            metadata[PUBLISHED] = json.dumps(conversion.published[label])
         name = f"{label}.safetensors"
         made = staging.write(name, _weights(tensors, metadata))
         gigabytes = sum(stored.nbytes for stored in tensors.values()) / 1e9
         say(f"{name}: {len(tensors)} tensors, {gigabytes:.2f} GB" + ("" if made else ", kept"))
-    for name, content in found.tokenizer.items():
+    for name, content in conversion.tokenizer.items():
         staging.write(f"tokenizer/{name}", _bytes(content))
     staging.write("model.yaml", _bytes(text.encode()))
     staging.finish()
@@ -164,10 +168,10 @@ def _bytes(content: bytes):
     return produce
 
 
-def model_file(found: Conversion, target: Path, labels: Mapping[str, Tensors]) -> str:
-    """The text of model.yaml: paths are absolute, so that it works from every folder."""
+def model_file(conversion: Conversion, target: Path, labels: Mapping[str, Tensors]) -> str:
+    """Text of model.yaml; paths are absolute, so that it works from every folder."""
     home = target.resolve()
-    sections = dict(found.sections)
+    sections = dict(conversion.sections)
     if "understanding" in sections:
         vlm = sections["understanding"]["init_args"]["vlm"]["init_args"]
         vlm["tokenizer"] = str(home / "tokenizer")

@@ -1,8 +1,8 @@
-"""Our weight files back to the published layout, as the published code reads it.
+"""Export of our weight files to the published layout, readable by the published code.
 
-The notes of a conversion (config.json, which shard holds which tensor, the decoder's small files)
-is in the metadata of the weight files and is used again, so that the way there and back gives the
-same bytes. Weights trained here from other beginnings get a config.json made from their sizes.
+The layout of a converted checkpoint (config.json, distribution of tensors over files, the decoder's
+small files) is stored in the metadata of the weight files and reused, so that conversion and export
+give the same bytes. Other weights get a config.json from their sizes.
 """
 
 from __future__ import annotations
@@ -17,38 +17,29 @@ from torch import nn
 
 from triptych.checkpoints.key_prefixes import with_plain_names
 from triptych.checkpoints.published import key_mapping, tokenizer_files
-from triptych.checkpoints.published.components import EMBEDDING, HEAD, Tensors, few, part
+from triptych.checkpoints.published.components import EMBEDDING, HEAD, Tensors, few, with_prefixes
 from triptych.checkpoints.published.convert import PUBLISHED
-from triptych.checkpoints.published.key_mapping import (
-    DECODER,
-    DIT,
-    QUERIES,
-    TOWER,
-    UNET,
-    UNPUBLISHED,
-    VAE,
-    VLM,
-)
 from triptych.checkpoints.published.safetensors_stream import Stored, read_header, write_tensors
 from triptych.checkpoints.published.staging import Staging, plan_hash, refuse_existing
-from triptych.checkpoints.weight_files import expected, find_all
+from triptych.checkpoints.weight_files import expected_names, find_all
 from triptych.utils.documents import parse_json
 from triptych.utils.errors import UserError
 
-SHARD = 5 * 10**9  # bytes, of a checkpoint whose shards nobody noted
-MAIN = (VLM, QUERIES, DIT, TOWER)
+MAX_FILE_BYTES = 5 * 10**9  # for a checkpoint without a stored layout
+MAIN = (key_mapping.VLM, key_mapping.QUERIES, key_mapping.DIT, key_mapping.TOWER)
 
 
 def export(model: Any, target: Path, say: Callable[[str], None] = print) -> None:
-    """Write the weight files that `model` names into the folder `target` as BLIP3-o is published.
+    """Write the weight files of `model` to the folder `target` in the layout of BLIP3-o.
 
     Args:
         model: a `UnifiedModule` with all panels that is not built yet.
-        say: callback for progress, a line each.
+        target: folder to create.
+        say: callback for lines of progress.
 
     Raises:
-        UserError: a weight file is missing or does not fit the model, or the model has something
-            that was never published; then there is no `target`.
+        UserError: a weight file is missing or does not fit the model, or the model has unpublished
+            components; then no `target` is created.
     """
     refuse_existing(target)
     if model.understanding is None or model.generation is None:
@@ -58,18 +49,20 @@ def export(model: Any, target: Path, say: Callable[[str], None] = print) -> None
     notes: dict[str, dict[str, Any]] = {}
     for label, path in paths.items():
         found, metadata = read_header(path)
-        tensors |= with_plain_names(found, expected(), path)
+        tensors |= with_plain_names(found, expected_names(), path)
         if PUBLISHED in metadata:
             notes[label] = parse_json(metadata[PUBLISHED], path)
-    tensors = {name: stored for name, stored in tensors.items() if name not in UNPUBLISHED}
-    if not part(tensors, TOWER):
+    tensors = {
+        name: stored for name, stored in tensors.items() if name not in key_mapping.UNPUBLISHED
+    }
+    if not with_prefixes(tensors, key_mapping.TOWER):
         model.left_out = {"encoder"}
     with torch.device("meta"):
         model.build()
     _check(model, tensors)
 
     folders = [main_folder(model, tensors, notes.get("understanding", {}))]
-    if part(tensors, UNET):
+    if with_prefixes(tensors, key_mapping.UNET):
         folders += decoder_folders(model, tensors, notes.get("decoder", {}))
     tokenizer = tokenizer_files.tokenizer_files(Path(model.understanding.vlm.tokenizer_name))
     if not tokenizer:
@@ -85,14 +78,14 @@ def export(model: Any, target: Path, say: Callable[[str], None] = print) -> None
 
 
 def _check(model: nn.Module, tensors: Tensors) -> None:
-    """Check that all tensors of the model are there, fit, and have a published place."""
+    """Check that all tensors of the model exist, fit, and have a published key."""
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     tied = model.understanding.vlm.text.tie_word_embeddings
-    optional = UNPUBLISHED | ({HEAD} if tied else set())
+    optional = key_mapping.UNPUBLISHED | ({HEAD} if tied else set())
     strange = [
         name
-        for name in {*wanted, *tensors} - UNPUBLISHED
-        if not name.startswith((*MAIN, UNET, VAE))
+        for name in {*wanted, *tensors} - key_mapping.UNPUBLISHED
+        if not name.startswith((*MAIN, key_mapping.UNET, key_mapping.VAE))
     ]
     if strange:
         raise UserError(
@@ -102,9 +95,9 @@ def _check(model: nn.Module, tensors: Tensors) -> None:
     missing = [name for name in wanted if name not in tensors and name not in optional]
     other = [n for n, stored in tensors.items() if n not in wanted or stored.shape != wanted[n]]
     if missing or other:
-        said = f"{few(missing)} missing" if missing else f"{few(other)} of other sizes"
+        problem = f"{few(missing)} missing" if missing else f"{few(other)} of other sizes"
         raise UserError(
-            f"the weight files do not fill the model: {said}; name files that belong to it with "
+            f"the weight files do not fill the model: {problem}; name files that belong to it with "
             "--model.weights.LABEL=FILE."
         )
 
@@ -120,12 +113,12 @@ class Folder:
     def lay_out(
         self, tensors: Mapping[str, Stored], stem: str, noted: Mapping[str, Any] | None
     ) -> None:
-        """Spread tensors by published key over the files that were noted, or over new shards."""
+        """Distribute tensors by published key over files, in a stored layout or a new one."""
         if noted and set(noted["files"]) == set(tensors):
             files, index = noted["files"], noted["index"]
             self.metadata = noted["metadata"]
         else:
-            files = shards({key: stored.nbytes for key, stored in tensors.items()}, stem)
+            files = split_files({key: stored.nbytes for key, stored in tensors.items()}, stem)
             index = f"{stem}.safetensors.index.json" if len(set(files.values())) > 1 else None
         for key, name in files.items():
             self.weights.setdefault(name, {})[key] = tensors[key]
@@ -135,24 +128,24 @@ class Folder:
             self.small[index] = json.dumps(content, indent=2) + "\n"
 
     def write(self, staging: Staging, say: Callable[[str], None]) -> None:
-        """Write it all, the weights last."""
+        """Write all files, weights last."""
         for name, text in self.small.items():
             staging.write(self.place + name, lambda file, text=text: file.write(text.encode()))
         for name, tensors in self.weights.items():
             metadata = self.metadata.get(name, {"format": "pt"})
-            made = staging.write(
+            written = staging.write(
                 self.place + name,
                 lambda file, tensors=tensors, metadata=metadata: write_tensors(
                     file, tensors, metadata
                 ),
             )
             gigabytes = sum(stored.nbytes for stored in tensors.values()) / 1e9
-            kept = "" if made else ", kept"
-            say(f"{self.place}{name}: {len(tensors)} tensors, {gigabytes:.2f} GB{kept}")
+            note = "" if written else ", kept"
+            say(f"{self.place}{name}: {len(tensors)} tensors, {gigabytes:.2f} GB{note}")
 
 
-def shards(sizes: Mapping[str, int], stem: str, limit: int = SHARD) -> dict[str, str]:
-    """Key -> file name, filled one after the other to at most `limit` bytes each."""
+def split_files(sizes: Mapping[str, int], stem: str, limit: int = MAX_FILE_BYTES) -> dict[str, str]:
+    """File name by key; files are filled in order to at most `limit` bytes each."""
     numbers, number, filled = {}, 1, 0
     for key, size in sizes.items():
         if filled and filled + size > limit:
@@ -164,10 +157,10 @@ def shards(sizes: Mapping[str, int], stem: str, limit: int = SHARD) -> dict[str,
 
 
 def main_folder(model: Any, tensors: Tensors, notes: Mapping[str, Any]) -> Folder:
-    """The checkpoint itself."""
+    """Main folder of the checkpoint."""
     small = notes.get("files", {})
     noted = notes.get("weights")
-    if noted is None:  # the language model came from elsewhere: its config.json is not BLIP3-o's
+    if noted is None:  # the config.json of another language model is not BLIP3-o's
         small = {"config.json": json.dumps(config_of(model), indent=2) + "\n"}
     folder = Folder("", small)
     keys = list(noted["files"]) if noted else []
@@ -177,45 +170,49 @@ def main_folder(model: Any, tensors: Tensors, notes: Mapping[str, Any]) -> Folde
 
 
 def _keys(tensors: Tensors) -> list[str]:
-    """Published keys of everything but the tower, which is published in a file of its own."""
-    own = part(tensors, VLM, QUERIES, DIT)
+    """Published keys of everything except the tower, which is published separately."""
+    own = with_prefixes(tensors, key_mapping.VLM, key_mapping.QUERIES, key_mapping.DIT)
     return [key for key in map(key_mapping.published_key, own) if key]
 
 
 def _covers(keys: list[str], tensors: Tensors) -> bool:
-    """Whether the noted keys are those of these tensors; a tower may be apart, a head be tied."""
+    """Whether stored keys match the tensors, except for a separate tower and a tied head."""
     names = {key_mapping.place_of(key).name for key in keys}
-    own = set(part(tensors, *MAIN))
-    return names - {HEAD} <= own and {n for n in own - names if not n.startswith(TOWER)} <= {HEAD}
+    own = set(with_prefixes(tensors, *MAIN))
+    return names - {HEAD} <= own and {
+        n for n in own - names if not n.startswith(key_mapping.TOWER)
+    } <= {HEAD}
 
 
 def published(key: str, tensors: Tensors) -> Stored:
-    """The tensor that stands under a published key."""
+    """Tensor of a published key."""
     place = key_mapping.place_of(key)
-    stored = tensors.get(place.name) or tensors[EMBEDDING]  # only a tied head is not there
-    if place.name == QUERIES:
+    stored = tensors.get(place.name) or tensors[EMBEDDING]  # only a tied head is missing
+    if place.name == key_mapping.QUERIES:
         return stored.reshaped(1, *stored.shape)
     if place.qkv_slice is None:
         return stored
-    # The key third is dropped: a bias on keys changes no softmax, see `layouts.fuse_bias`.
+    # the key slice is dropped, see `key_mapping.fuse_bias`
     width = stored.shape[0] // 3
     return stored.rows(place.qkv_slice * width, (place.qkv_slice + 1) * width)
 
 
 def decoder_folders(model: Any, tensors: Tensors, notes: Mapping[str, Any]) -> list[Folder]:
-    """`diffusion-decoder/`: the small files, unet/ and vae/."""
+    """Folders of `diffusion-decoder/`: small files, unet/ and vae/."""
     small = notes.get("files") or decoder_configs(model.decoding.decoder)
-    folders = [Folder(f"{DECODER}/", small)]
-    for name, prefix in (("unet", UNET), ("vae", VAE)):
-        folder = Folder(f"{DECODER}/{name}/", {})
-        inside = {n.removeprefix(prefix): stored for n, stored in part(tensors, prefix).items()}
+    folders = [Folder(f"{key_mapping.DECODER}/", small)]
+    for name, prefix in (("unet", key_mapping.UNET), ("vae", key_mapping.VAE)):
+        folder = Folder(f"{key_mapping.DECODER}/{name}/", {})
+        inside = {
+            n.removeprefix(prefix): stored for n, stored in with_prefixes(tensors, prefix).items()
+        }
         folder.lay_out(inside, "diffusion_pytorch_model", notes.get(name))
         folders.append(folder)
     return folders
 
 
 def decoder_configs(decoder: Any) -> dict[str, str]:
-    """Small files of a decoder that was trained here."""
+    """Small files of a decoder without a stored layout."""
     vae = {**decoder.vae.vae.config, "scaling_factor": decoder.vae.scaling}
     scheduler = {"_class_name": "EulerDiscreteScheduler", **key_mapping.SCHEDULE}
     scheduler["prediction_type"] = decoder.prediction
@@ -228,7 +225,7 @@ def decoder_configs(decoder: Any) -> dict[str, str]:
 
 
 def config_of(model: Any) -> dict[str, Any]:
-    """config.json of a BLIP3-o whose parts come from different places."""
+    """config.json of a BLIP3-o without a stored layout."""
     vlm = model.understanding.vlm
     channels = model.generation.feature_shape[0]
     return key_mapping.published_config(

@@ -1,16 +1,16 @@
-"""Names and sizes of the published BLIP3-o checkpoints, mapped to those of `UnifiedModule`.
+"""Mapping between names and sizes of the published BLIP3-o checkpoints and of `UnifiedModule`.
 
-Pure names, shapes and configuration: nothing here opens a file. The published checkpoint is
-transformers 4.51's Qwen2.5-VL with more keys beside it:
+Only names, shapes and configuration: nothing here opens a file. The published checkpoint is
+transformers 4.51's Qwen2.5-VL with additional keys:
 
     visual.*                                      the vision tower of the language model
     model.embed_tokens, model.layers, model.norm  the language model
-    lm_head.weight                                absent where it is tied to the embeddings
+    lm_head.weight                                absent if it is tied to the embeddings
     model.latent_queries                          [1,N,D]; ours is [N,D]
-    model.dit.model.*                             the DiT, its caption projection inside
+    model.dit.model.*                             the DiT, with its caption projection
     model.gen_vision_tower.vision_tower.model.*   the EVA tower, or without prefix in its own file
 
-The pixel decoder is in a folder of its own, under diffusers' names: `unet/` and `vae/`.
+The pixel decoder is in a separate folder, with diffusers' names: `unet/` and `vae/`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ PUBLISHED_QUERIES = "model.latent_queries"
 PUBLISHED_DIT = "model.dit.model."
 PUBLISHED_TOWER = "model.gen_vision_tower.vision_tower.model."
 
-# (published beginning, ours): the first that fits wins, so what is inside `model.` comes first.
+# (published prefix, ours): the first match is used, so prefixes inside `model.` come first
 _BEGINNINGS = (
     (PUBLISHED_DIT + "caption_projection.", DIT + "caption_projection."),
     (PUBLISHED_DIT, DIT + "dit."),
@@ -45,17 +45,17 @@ _BEGINNINGS = (
     ("model.layers.", VLM + "model.language_model.layers."),
     ("model.norm.", VLM + "model.language_model.norm."),
     ("lm_head.", VLM + "lm_head."),
-    # since transformers 4.52, which files of stock Qwen2.5-VL may come from
+    # names since transformers 4.52, possible in files of stock Qwen2.5-VL
     ("model.visual.", VLM + "model.visual."),
     ("model.language_model.", VLM + "model.language_model."),
 )
 _BARE_TOWER = re.compile(r"(cls_token|pos_embed)$|(patch_embed|blocks)\.")
 _SPLIT_BIAS = re.compile(r"(.*\.attn\.)([qv])_bias$")
-# Prefixes of the keys of diffusers' UNet and VAE.
+# prefixes of the keys of diffusers' UNet and VAE
 UNET_PARTS = ("conv_in", "time_embedding", "add_embedding", "down_blocks", "mid_block")
 UNET_PARTS += ("up_blocks", "conv_norm_out", "conv_out")
 VAE_PARTS = ("encoder", "decoder", "quant_conv", "post_quant_conv")
-# Declared by diffusers, used by nothing, published nowhere.
+# declared by diffusers, unused and unpublished
 UNPUBLISHED = {DIT + "dit.pad_token"}
 
 
@@ -66,11 +66,11 @@ class Place:
     name: str
     """Full name inside `UnifiedModule`."""
     qkv_slice: int | None = None
-    """0 or 2: the tensor is the query or value third of an EVA bias [3C]; None: all of it."""
+    """Slice of an EVA bias [3C], 0 for query, 2 for value; None for the whole tensor."""
 
 
 def place_of(key: str) -> Place | None:
-    """The place of a published key; None where the model has no such part."""
+    """Place of a published key in the model, or None."""
     split = _SPLIT_BIAS.match(key)
     if split:
         whole = place_of(f"{split[1]}qkv.bias")
@@ -86,7 +86,7 @@ def place_of(key: str) -> Place | None:
 
 
 def published_key(name: str) -> str | None:
-    """The published key of a full name, EVA biases fused; None where none was published."""
+    """Published key of a full name, with fused EVA biases; None if it was not published."""
     if name == QUERIES:
         return PUBLISHED_QUERIES
     if name in UNPUBLISHED:
@@ -98,20 +98,20 @@ def published_key(name: str) -> str | None:
 
 
 def from_published(name: str, tensor: Tensor) -> Tensor:
-    """A whole published tensor in our shape: the queries lose their batch axis."""
+    """Convert a published tensor to our shape: the queries have no batch axis."""
     return tensor[0] if name == QUERIES else tensor
 
 
 def to_published(name: str, tensor: Tensor) -> Tensor:
-    """The inverse of `from_published`."""
+    """Inverse of `from_published`."""
     return tensor[None] if name == QUERIES else tensor
 
 
 def fuse_bias(qkv_slices: Mapping[int, Tensor]) -> Tensor:
-    """EVA's bias [3C] from its query and value thirds [C].
+    """Fuse EVA's bias [3C] from its query and value slices [C].
 
-    The key third is zero: Emu2's tower has none, and a bias on keys adds the same number to every
-    score of a query, which the softmax takes away.
+    The key slice is zero: Emu2's tower has none, and a bias on keys adds a constant to all scores
+    of a query, to which the softmax is invariant.
     """
     return torch.cat([qkv_slices[0], torch.zeros_like(qkv_slices[0]), qkv_slices[2]])
 
@@ -169,14 +169,14 @@ def pooling(config: Mapping[str, Any]) -> int:
     return int(config["gen_pooling"].rpartition("_")[2])
 
 
-# Shapes: what no config.json says is read from the tensors ---------------------------------------
+# Shapes: sizes that are not in config.json, read from the tensors --------------------------------
 
 
 def dit_arguments(shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
     """Arguments of `LuminaNextDiT` from shapes by full name.
 
-    The feed-forward width is one of them: the code that is published, run on diffusers before
-    and since 0.33, makes two (4864 and 7168 at width 1792), and both have been trained.
+    The feed-forward width is read from the tensors, as the published code gives two widths, with
+    diffusers before and since 0.33 (4864 and 7168 at width 1792), and both have been trained.
     """
     inside = DIT + "dit."
     return {
@@ -188,14 +188,14 @@ def dit_arguments(shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
 
 
 def condition_width(shapes: Mapping[str, Sequence[int]]) -> int:
-    """Width D of the condition that a DiT was made for, from shapes by full name."""
+    """Width D of the condition of a DiT, from shapes by full name."""
     return shapes[DIT + "caption_projection.linear_1.weight"][1]
 
 
 def tower_arguments(
     shapes: Mapping[str, Sequence[int]], pool: int, head_width: int = 112
 ) -> dict[str, Any]:
-    """Arguments of `EvaClip` from shapes by full name; the width of a head shows in none."""
+    """Arguments of `EvaClip` from shapes by full name, which do not determine `head_width`."""
     _, tokens, width = shapes[TOWER + "pos_embed"]
     patch = shapes[TOWER + "patch_embed.proj.weight"][-1]
     return {
@@ -248,18 +248,19 @@ def vae_arguments(vae: Mapping[str, Any], image_size: int) -> dict[str, Any]:
     }
 
 
-# The way back: arguments of our classes -> published config.json ---------------------------------
+# Export: arguments of our classes -> published config.json ---------------------------------------
 
 
 def published_config(
     text: Mapping[str, Any],
     vision: Mapping[str, Any],
     vocabulary: Mapping[str, int],
+    *,
     queries: int,
     channels: int,
     pool: int,
 ) -> dict[str, Any]:
-    """config.json of a BLIP3-o, flat as transformers 4.51 writes it.
+    """config.json of a BLIP3-o, in the flat format of transformers 4.51.
 
     Args:
         text, vision, vocabulary: fields of `QwenText`, `QwenVision` and `Vocabulary`.
@@ -293,7 +294,7 @@ def published_config(
         "gen_hidden_size": channels,
         "gen_pooling": f"early_pool2d_{pool}",
         "n_query": queries,
-        # without these the published loader adds tokens and a projector of its own
+        # without these the published loader adds tokens and its own projector
         "mm_use_im_start_end": False,
         "mm_use_im_patch_token": False,
         "mm_patch_merge_type": "flat",
@@ -310,10 +311,10 @@ def published_config(
 # Folders and files of a release ------------------------------------------------------------------
 
 DECODER = "diffusion-decoder"
-# Pairs of names: of the index of shards, and of the file when there is a single one.
+# pairs of file names: an index of several files, and a single file
 MAIN_WEIGHTS = (("model.safetensors.index.json", "model.safetensors"),)
 TOWER_WEIGHTS = (*MAIN_WEIGHTS, ("pytorch_model.bin.index.json", "pytorch_model.bin"))
-# The published code reads the bf16 variant: where both are there it wins.
+# the published code prefers the bf16 variant
 DECODER_WEIGHTS = tuple(
     (
         f"diffusion_pytorch_model.safetensors.index{variant}.json",
@@ -322,7 +323,7 @@ DECODER_WEIGHTS = tuple(
     for variant in (".bf16", "")
 )
 DECODER_FOLDERS = ("", "unet", "vae", "scheduler", "feature_extractor", "safety_checker")
-# Sampling settings of the decoder, in the words of a scheduler_config.json.
+# sampling settings of the decoder, with the keys of a scheduler_config.json
 SCHEDULE = {
     "beta_start": 0.00085,
     "beta_end": 0.012,

@@ -1,4 +1,4 @@
-"""Embedding rows for tokens that a stock language model does not have, as BLIP3-o made them."""
+"""Embedding rows for tokens that a stock language model lacks, initialized like in BLIP3-o."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ _TYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 def with_new_rows(tensors: Tensors, known: int, rows: int, where: object) -> Tensors:
-    """Cut the vocabulary to `rows`, of which those from `known` on are new.
+    """Truncate the vocabulary to `rows`, of which those from `known` on are new.
 
-    New rows of the embedding are the mean of the rows before them. The head keeps the rows that
-    stood there, as in the published training: their logits are never read.
+    New rows of the embedding are the mean of the rows before them. The head keeps its stored rows,
+    as in the published training: their logits are unused.
 
     Raises:
-        UserError: the vocabulary has fewer rows than that, or is of a type that has no mean.
+        UserError: the vocabulary has fewer rows, or is of another type than floating-point.
     """
     embedding = tensors.get(EMBEDDING)
     if embedding is None or embedding.shape[0] < rows or embedding.dtype not in _TYPES:
@@ -36,7 +36,7 @@ def with_new_rows(tensors: Tensors, known: int, rows: int, where: object) -> Ten
 
 
 def _mean_rows(table: Stored, known: int, rows: int) -> Stored:
-    """The first `known` rows of `table` and, up to `rows`, their mean."""
+    """The first `known` rows of `table`, followed by their mean up to `rows`."""
     dtype, width = _TYPES[table.dtype], table.shape[1]
     row = table.nbytes // table.shape[0]
 

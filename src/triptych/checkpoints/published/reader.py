@@ -1,6 +1,6 @@
-"""Reader of published checkpoints, towers and decoders, as pieces of one model.
+"""Reader of published checkpoints, towers and decoders, as components of one model.
 
-Only headers and small files are read here; the tensors stay on the disk.
+Only headers and small files are read; tensors stay on disk.
 """
 
 from __future__ import annotations
@@ -13,7 +13,13 @@ from typing import Any
 from triptych.backbones import Vocabulary
 from triptych.checkpoints.published import components, key_mapping, tokenizer_files
 from triptych.checkpoints.published.archive import Archive, fetch, open_file, open_folder, read_json
-from triptych.checkpoints.published.components import Component, Tensors, few, map_keys, part
+from triptych.checkpoints.published.components import (
+    Component,
+    Tensors,
+    few,
+    map_keys,
+    with_prefixes,
+)
 from triptych.checkpoints.published.key_mapping import (
     DIT,
     PUBLISHED_TOWER,
@@ -31,7 +37,7 @@ STOCK = ("qwen2_5_vl",)
 
 @dataclass
 class Conversion:
-    """Result of reading: the model's sections, its tensors by full name, and remarks."""
+    """Result of reading: sections of the model file, tensors by full name, and remarks."""
 
     sections: dict[str, Any] = field(default_factory=dict)
     tensors: Tensors = field(default_factory=dict)
@@ -40,20 +46,20 @@ class Conversion:
     sources: list[Path] = field(default_factory=list)
     tokenizer: dict[str, bytes] = field(default_factory=dict)
     published: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """By label, for the metadata of that weight file."""
+    """Metadata of each weight file by label, for an export."""
 
-    def take(self, section: str, component: Component) -> None:
-        """Add a component as a section of the model."""
+    def add(self, section: str, component: Component) -> None:
+        """Add a component as a section of the model file."""
         self.sections[section] = component.section
         self.tensors |= component.tensors
         self.problems += component.problems
 
 
 def family(folder: Path) -> str:
-    """The `model_type` of a folder's config.json, one that can be converted.
+    """The `model_type` in a folder's config.json.
 
     Raises:
-        UserError: it is another one.
+        UserError: this type cannot be converted.
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is a file; name the folder of the checkpoint.")
@@ -75,7 +81,7 @@ def family(folder: Path) -> str:
 
 @dataclass
 class PublishedCheckpoint:
-    """The main folder of a language model, with or without what generates."""
+    """Main folder of a language model, with or without a generator."""
 
     folder: Path
     config: dict[str, Any]
@@ -84,23 +90,28 @@ class PublishedCheckpoint:
     rows: int
     """Number of rows of the vocabulary."""
     files: dict[str, bytes]
-    """Files of the tokenizer, by name; empty if there is none."""
+    """Tokenizer files by name; empty if there is no tokenizer."""
     tokenizer: Any
 
 
-def read_checkpoint(folder: Path, found: Conversion, encoder: str | None) -> None:
-    """BLIP3-o or a stock Qwen2.5-VL, whatever its config.json; `encoder` names a tower apart.
+def read_checkpoint(folder: Path, conversion: Conversion, encoder: str | None) -> None:
+    """Add the components of BLIP3-o or a stock Qwen2.5-VL.
+
+    Args:
+        folder: main folder of the checkpoint.
+        conversion: result, extended in place.
+        encoder: file, folder or hub id of a separate tower.
 
     Raises:
-        UserError: it is neither, or what shows the sizes is not there.
+        UserError: it is neither, or files that determine the sizes are missing.
     """
     kind = family(folder)
     config = read_json(folder / "config.json")
     archive = open_folder(folder, key_mapping.MAIN_WEIGHTS).plain(_has_place)
-    found.sources += [*archive.paths, folder / "config.json"]
+    conversion.sources += [*archive.paths, folder / "config.json"]
     tensors, unknown = map_keys(archive.tensors, str(folder))
     if unknown:
-        found.problems.append(f"{folder}: {few(unknown)} unexpected")
+        conversion.problems.append(f"{folder}: {few(unknown)} unexpected")
     rows = (config.get("text_config") or config).get("vocab_size")
     if not isinstance(rows, int):
         raise UserError(f"{folder / 'config.json'} lacks 'vocab_size'; download it again.")
@@ -108,18 +119,20 @@ def read_checkpoint(folder: Path, found: Conversion, encoder: str | None) -> Non
     tokenizer = tokenizer_files.load(files, folder) if files else None
     checkpoint = PublishedCheckpoint(folder, config, archive, tensors, rows, files, tokenizer)
     if kind in BLIP3O:
-        _read_blip3o(checkpoint, found, encoder)
+        _read_blip3o(checkpoint, conversion, encoder)
     else:
-        _read_stock(checkpoint, found)
+        _read_stock(checkpoint, conversion)
     small = [folder / "config.json", folder / "generation_config.json"]
-    found.published["understanding"] = {
+    conversion.published["understanding"] = {
         "files": {path.name: read_text(path) for path in small if path.is_file()},
-        # a stock model is never written back as it was
+        # a stock model is never exported unchanged
         "weights": archive.layout() if kind in BLIP3O else None,
     }
 
 
-def _read_blip3o(checkpoint: PublishedCheckpoint, found: Conversion, encoder: str | None) -> None:
+def _read_blip3o(
+    checkpoint: PublishedCheckpoint, conversion: Conversion, encoder: str | None
+) -> None:
     folder, config, tensors = checkpoint.folder, checkpoint.config, checkpoint.tensors
     vocabulary = Vocabulary()
     if checkpoint.tokenizer is not None:
@@ -127,55 +140,57 @@ def _read_blip3o(checkpoint: PublishedCheckpoint, found: Conversion, encoder: st
     elif checkpoint.rows < vocabulary.rows:
         raise UserError(f"{folder} has no tokenizer files; download them beside the weights.")
     else:
-        found.remarks.append(f"{folder} has no tokenizer files: name a tokenizer in model.yaml.")
+        conversion.remarks.append(
+            f"{folder} has no tokenizer files: name a tokenizer in model.yaml."
+        )
     vocabulary = replace(vocabulary, rows=checkpoint.rows)
-    text = part(tensors, VLM)
-    found.take("understanding", components.language_model(text, config, vocabulary, folder))
-    found.tokenizer = checkpoint.files
+    text = with_prefixes(tensors, VLM)
+    conversion.add("understanding", components.language_model(text, config, vocabulary, folder))
+    conversion.tokenizer = checkpoint.files
 
     width = (config.get("text_config") or config)["hidden_size"]
-    generation = components.generation(part(tensors, QUERIES, DIT), config, width, folder)
-    found.take("generation", generation)
-    found.sections["decoder_negative"] = (
+    generation = components.generation(with_prefixes(tensors, QUERIES, DIT), config, width, folder)
+    conversion.add("generation", generation)
+    conversion.sections["decoder_negative"] = (
         "space_prompt"  # as published weights are sampled and scored
     )
 
     features = tensors[DIT + "dit.patch_embedder.proj.weight"].shape[1]
     pool = pooling_of(config, folder)
     if encoder:
-        read_tower(fetch(encoder), found, features, pool)
+        read_tower(fetch(encoder), conversion, features, pool)
         return
-    tower = part(tensors, TOWER)
+    tower = with_prefixes(tensors, TOWER)
     if not tower:
-        found.remarks.append(
+        conversion.remarks.append(
             f"{folder} has no EVA tower: generation works, training and reconstruction need it "
             "(convert again with --encoder FILE)."
         )
-    found.take("encoder", components.tower(tower, pool, features, folder))
+    conversion.add("encoder", components.tower(tower, pool, features, folder))
 
 
-def _read_stock(checkpoint: PublishedCheckpoint, found: Conversion) -> None:
-    """A stock Qwen2.5-VL gets the tokens that generation needs, unless it has them."""
+def _read_stock(checkpoint: PublishedCheckpoint, conversion: Conversion) -> None:
+    """Add a stock Qwen2.5-VL, extended by missing tokens for generation."""
     folder, tokenizer = checkpoint.folder, checkpoint.tokenizer
     if tokenizer is None:
         raise UserError(f"{folder} has no tokenizer files; download them beside the weights.")
-    known = len(tokenizer)
-    found.tokenizer = tokenizer_files.with_added_tokens(tokenizer, checkpoint.files)
+    old_tokens = len(tokenizer)
+    conversion.tokenizer = tokenizer_files.with_added_tokens(tokenizer, checkpoint.files)
     vocabulary = Vocabulary.of(tokenizer)
-    as_it_is = replace(vocabulary, rows=checkpoint.rows)
-    component = components.language_model(checkpoint.tensors, checkpoint.config, as_it_is, folder)
-    if vocabulary.rows > known and not component.problems:
-        component.tensors = with_new_rows(component.tensors, known, vocabulary.rows, folder)
+    stored = replace(vocabulary, rows=checkpoint.rows)
+    component = components.language_model(checkpoint.tensors, checkpoint.config, stored, folder)
+    if vocabulary.rows > old_tokens and not component.problems:
+        component.tensors = with_new_rows(component.tensors, old_tokens, vocabulary.rows, folder)
         vlm = component.section["init_args"]["vlm"]["init_args"]
         vlm["vocabulary"] = vars(vocabulary)
-    found.take("understanding", component)
+    conversion.add("understanding", component)
 
 
 def pooling_of(config: Mapping[str, Any], folder: Path) -> int:
-    """Side of the pooling over the tower's tokens, of the config.json in `folder`.
+    """Side of the pooling over the tower's tokens, from the config.json in `folder`.
 
     Raises:
-        UserError: its `gen_pooling` is none that we know.
+        UserError: its `gen_pooling` is unknown.
     """
     try:
         return key_mapping.pooling(config)
@@ -186,29 +201,31 @@ def pooling_of(config: Mapping[str, Any], folder: Path) -> int:
         ) from error
 
 
-def read_tower(path: Path, found: Conversion, features: int, pool: int = 4) -> None:
-    """Add an EVA tower, a file or a folder of its own; keys that are not its own are problems.
+def read_tower(path: Path, conversion: Conversion, features: int, pool: int = 4) -> None:
+    """Add an EVA tower from a separate file or folder; unexpected keys are problems.
 
     Args:
-        features: number of channels of the model's features, which the tower must make.
+        path: file or folder of the tower.
+        conversion: result, extended in place.
+        features: number of channels of the model's features, which the tower must produce.
         pool: side of the pooling over its tokens.
 
     Raises:
-        UserError: it holds no weights, or they are not an EVA tower of `features` channels.
+        UserError: there are no weights, or they are not an EVA tower of `features` channels.
     """
     archive = open_folder(path, key_mapping.TOWER_WEIGHTS) if path.is_dir() else open_file(path)
-    found.sources += archive.paths
+    conversion.sources += archive.paths
     tensors = archive.plain(lambda key: _has_place(_bare(key))).tensors
     bare = {_bare(key): stored for key, stored in tensors.items()}
     tensors, unknown = map_keys(bare, str(path))
     unknown += [key_mapping.published_key(name) for name in tensors if not name.startswith(TOWER)]
     if unknown:
-        found.problems.append(f"{path}: {few(unknown)} unexpected")
-    found.take("encoder", components.tower(part(tensors, TOWER), pool, features, path))
+        conversion.problems.append(f"{path}: {few(unknown)} unexpected")
+    conversion.add("encoder", components.tower(with_prefixes(tensors, TOWER), pool, features, path))
 
 
 def _bare(key: str) -> str:
-    """A key of a tower that is published apart, or inside a model."""
+    """Key of a tower without the prefix of a model."""
     return key.removeprefix(PUBLISHED_TOWER).removeprefix("visual.")
 
 
@@ -220,10 +237,10 @@ def _has_place(key: str) -> bool:
     return key_mapping.place_of(key) is not None
 
 
-def read_decoder(folder: Path, found: Conversion) -> None:
+def read_decoder(folder: Path, conversion: Conversion) -> None:
     """Add a pixel decoder: a diffusers folder with `unet/` and `vae/`.
 
-    A schedule of its own is remarked on where it is not the one that our decoder samples with.
+    A noise schedule that differs from that of our decoder gives a remark.
 
     Raises:
         UserError: weights or sizes are missing, or it is not an SDXL-like decoder.
@@ -232,10 +249,10 @@ def read_decoder(folder: Path, found: Conversion) -> None:
         open_folder(folder / name, key_mapping.DECODER_WEIGHTS).plain(_is_in(parts))
         for name, parts in (("unet", key_mapping.UNET_PARTS), ("vae", key_mapping.VAE_PARTS))
     )
-    found.sources += [*unet.paths, *vae.paths]
+    conversion.sources += [*unet.paths, *vae.paths]
     decoding, autoencoder = components.pixel_decoder(unet.tensors, vae.tensors, folder)
-    found.take("vae", autoencoder)
-    found.take("decoding", decoding)
+    conversion.add("vae", autoencoder)
+    conversion.add("decoding", decoding)
     small = {
         str(path.relative_to(folder)): read_text(path)
         for place in key_mapping.DECODER_FOLDERS
@@ -243,27 +260,31 @@ def read_decoder(folder: Path, found: Conversion) -> None:
         if ".index." not in path.name
     }
     layout = {"files": small, "unet": unet.layout(), "vae": vae.layout()}
-    found.published["decoder"] = layout
+    conversion.published["decoder"] = layout
     if (folder / "scheduler" / "scheduler_config.json").is_file():
-        _compare_schedule(read_json(folder / "scheduler" / "scheduler_config.json"), found, folder)
+        _compare_schedule(
+            read_json(folder / "scheduler" / "scheduler_config.json"), conversion, folder
+        )
 
 
-def _compare_schedule(given: Mapping[str, Any], found: Conversion, folder: Path) -> None:
+def _compare_schedule(given: Mapping[str, Any], conversion: Conversion, folder: Path) -> None:
     ours = key_mapping.SCHEDULE
     other = {name: given[name] for name in ours if given.get(name, ours[name]) != ours[name]}
     if other:
-        found.remarks.append(
+        conversion.remarks.append(
             f"{folder}/scheduler/scheduler_config.json says {other}, and the decoder samples with "
             f"{ {name: ours[name] for name in other} }."
         )
 
 
-def check_widths(found: Conversion, folder: Path) -> None:
-    """Check that the decoder takes the generated features."""
-    features = found.tensors.get(DIT + "dit.patch_embedder.proj.weight")
-    keys = [name for name in found.tensors if name.endswith("attn2.to_k.weight") and "unet" in name]
-    if features and keys and found.tensors[keys[0]].shape[1] != features.shape[1]:
+def check_widths(conversion: Conversion, folder: Path) -> None:
+    """Check that the decoder accepts the generated features."""
+    features = conversion.tensors.get(DIT + "dit.patch_embedder.proj.weight")
+    keys = [
+        name for name in conversion.tensors if name.endswith("attn2.to_k.weight") and "unet" in name
+    ]
+    if features and keys and conversion.tensors[keys[0]].shape[1] != features.shape[1]:
         raise UserError(
             f"{folder} generates {features.shape[1]} features and its decoder takes "
-            f"{found.tensors[keys[0]].shape[1]}; name the decoder that belongs to it."
+            f"{conversion.tensors[keys[0]].shape[1]}; name the decoder that belongs to it."
         )

@@ -1,8 +1,8 @@
-"""safetensors files as byte streams: a reader of only the header, a writer that holds a chunk.
+"""safetensors files read and written in chunks, for conversions of tens of gigabytes.
 
-safetensors' own `save_file` wants every tensor in memory at once, and its `safe_open` maps the
-file, whose touched pages count as memory of the process; converting tens of gigabytes wants
-neither. The format: eight bytes (little-endian length), a JSON header of that length, the tensors.
+safetensors' own `save_file` needs all tensors in memory, and its `safe_open` maps the file, whose
+touched pages count as memory of the process. The format: eight bytes (little-endian length), a JSON
+header of that length, the tensors.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from triptych.utils.errors import UserError
 
 CHUNK = 16 * 2**20  # bytes
 LONGEST_HEADER = 100 * 2**20  # bytes; safetensors refuses more
-# Bytes of one element, in the order in which safetensors lays tensors out.
+# bytes of an element, in the order of the layout of safetensors
 SIZES = {
     **{"U64": 8, "I64": 8, "F64": 8, "F32": 4, "U32": 4, "I32": 4, "BF16": 2, "F16": 2},
     **{"U16": 2, "I16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "I8": 1, "U8": 1, "BOOL": 1},
 }
-# Names of torch for the types.
+# safetensors names of torch dtypes
 DTYPES = {
     **{torch.uint64: "U64", torch.int64: "I64", torch.float64: "F64", torch.float32: "F32"},
     **{torch.uint32: "U32", torch.int32: "I32", torch.bfloat16: "BF16", torch.float16: "F16"},
@@ -39,13 +39,13 @@ LAYOUT = {name: number for number, name in enumerate(SIZES)}
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor on disk: its type and shape, and the place of its bytes."""
+    """A tensor on disk: dtype, shape, and access to its bytes."""
 
     dtype: str
-    """Type by its safetensors name: "BF16"."""
+    """safetensors name of the dtype, such as "BF16"."""
     shape: tuple[int, ...]
     chunks: Callable[[], Iterator[bytes | memoryview]]
-    """Its bytes in row-major order, read anew by every call."""
+    """Function that reads the bytes in row-major order."""
 
     @property
     def nbytes(self) -> int:
@@ -63,9 +63,9 @@ class Stored:
         def read() -> Iterator[bytes]:
             skip, left = start * row, (stop - start) * row
             for chunk in self.chunks():
-                piece = chunk[skip : skip + left]
-                skip, left = max(0, skip - len(chunk)), left - len(piece)
-                yield piece
+                inside = chunk[skip : skip + left]
+                skip, left = max(0, skip - len(chunk)), left - len(inside)
+                yield inside
                 if not left:
                     return
 
@@ -73,10 +73,10 @@ class Stored:
 
 
 def read_header(path: Path) -> tuple[dict[str, Stored], dict[str, str]]:
-    """The tensors of a file by name, and its metadata; reads only the header.
+    """Tensors of a file by name, and its metadata; reads only the header.
 
     Raises:
-        UserError: the file is missing, is not a safetensors file, or is cut off.
+        UserError: the file is missing, is not a safetensors file, or is truncated.
     """
     try:
         with open_regular(path) as file:
@@ -84,10 +84,10 @@ def read_header(path: Path) -> tuple[dict[str, Stored], dict[str, str]]:
             if start > LONGEST_HEADER:
                 raise UserError(f"{path} is no safetensors file; check what was downloaded.")
             text = file.read(start - 8)
-        found = path.stat().st_size
+        size = path.stat().st_size
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); check the path.") from error
-    if found < max(start, 9):
+    if size < max(start, 9):
         raise UserError(f"{path} is cut off inside its header; copy or download it again.")
     try:
         header = parse_json(text, path)
@@ -106,9 +106,9 @@ def read_header(path: Path) -> tuple[dict[str, Stored], dict[str, str]]:
             raise UserError(f"{path}: the header's entry of {name} is wrong; download it again.")
         tensors[name] = Stored(dtype, shape, _reader(path, start + begin, end - begin))
     end = start + max((offsets[1] for _, _, offsets in places.values()), default=0)
-    if found < end:
+    if size < end:
         raise UserError(
-            f"{path} is cut off: its header promises {end} bytes and it has {found}; "
+            f"{path} is cut off: its header promises {end} bytes and it has {size}; "
             "copy or download it again."
         )
     return tensors, metadata
@@ -145,11 +145,11 @@ def write_tensors(
 ) -> None:
     """Write a safetensors file, one chunk of one tensor at a time.
 
-    Laid out as safetensors does (wide elements first, then by name), so that the same tensors
-    make the same bytes.
+    Uses the layout of safetensors (wide elements first, then by name), so that the same tensors
+    give the same bytes.
 
     Raises:
-        UserError: a number is NaN or infinite.
+        UserError: a value is NaN or infinite.
     """
     names = sorted(tensors, key=lambda name: (LAYOUT[tensors[name].dtype], name))
     header: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}

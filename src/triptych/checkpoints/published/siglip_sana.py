@@ -1,13 +1,13 @@
-"""Published weights of SigLIP 2 and SANA, as weight files of ours.
+"""Conversion of published weights of SigLIP 2 and SANA to our weight files.
 
-There was a joint release of the two, whose keys are
+A joint release of the two has the keys
 
     encoder.model.*              transformers' SiglipVisionModel
     transformer.transformer.*    diffusers' SanaTransformer2DModel
-    transformer.connector.*      two linear layers and a norm; published nowhere else
+    transformer.connector.*      two linear layers and a norm, only in this release
     vae.*                        diffusers' AutoencoderDC
 
-A library folder holds the same tensors without the beginning.
+A folder of transformers or diffusers has the same tensors without these prefixes.
 """
 
 from __future__ import annotations
@@ -28,24 +28,24 @@ from triptych.checkpoints.weight_files import label_of
 from triptych.utils.errors import UserError
 
 SIGLIP = ("siglip", "siglip_vision_model")  # `model_type` of a config.json
-# SigLIP 2 for images of any shape (NaFlex): its patches are cut before the tower sees them. The
-# SigLIP 2 of fixed resolution call themselves `siglip`.
+# SigLIP 2 for images of any shape (NaFlex), whose patches are cut before the tower; the model_type
+# of SigLIP 2 with fixed resolution is `siglip`.
 NAFLEX = ("siglip2", "siglip2_vision_model")
 RELEASED_TOWER = "encoder.model."
 RELEASED_TRANSFORMER = "transformer.transformer."
 RELEASED_VAE = "vae."
-# (released beginning, ours)
+# (released prefix, ours)
 _BEGINNINGS = (
     (RELEASED_TRANSFORMER, "decoding.decoder.transformer."),
     ("transformer.connector.", "decoding.decoder.connector."),
     (RELEASED_VAE, VAE),
 )
-# A folder inside a diffusers pipeline -> the class whose weights it holds, and their beginning.
+# class and released prefix of each subfolder of a diffusers pipeline
 _PIPELINE = {
     "transformer": ("SanaTransformer2DModel", RELEASED_TRANSFORMER),
     "vae": ("AutoencoderDC", RELEASED_VAE),
 }
-# Prefix of our names -> remark if there are none.
+# remark for each prefix of our names without tensors
 _REMARKS = {
     TOWER: "no source is a SigLIP: encoding needs one (convert again and name both).",
     "decoding.decoder.transformer.": "no source is a SANA: images need one (convert again and "
@@ -54,10 +54,10 @@ _REMARKS = {
     "decoder has to be trained before it shows anything.",
     VAE: "no source has SANA's autoencoder: images need one.",
 }
-# Keys of a whole SigLIP that `Siglip2` does not build: all that comes after the features.
+# keys of a complete SigLIP that `Siglip2` does not use: everything after the features
 _UNUSED = re.compile(r"text_model\.|logit_(scale|bias)$|post_layernorm\.|head\.|.*\.position_ids$")
 _TOWER_LAYER = re.compile(re.escape(TOWER) + r"encoder\.layers\.(\d+)\.")
-# File names of transformers and diffusers for the weights of a model.
+# file names of weights in transformers and diffusers
 FOLDER_WEIGHTS = (
     *TOWER_WEIGHTS,
     ("diffusion_pytorch_model.safetensors.index.json", "diffusion_pytorch_model.safetensors"),
@@ -65,7 +65,7 @@ FOLDER_WEIGHTS = (
 
 
 def full_names(keys: Iterable[str]) -> dict[str, str]:
-    """Released key -> full name inside `UnifiedModule`, for the keys that the model has use for.
+    """Full name inside `UnifiedModule` by released key, for the keys that the model uses.
 
     Raises:
         UserError: a key is of neither SigLIP nor SANA.
@@ -79,11 +79,11 @@ def full_names(keys: Iterable[str]) -> dict[str, str]:
 
 
 def _full_name(key: str) -> str | None:
-    """The full name of any tensor but those of the tower's last layer; None for an unused one."""
+    """Full name of a tensor, without regard to the tower's unused last layer; None if unused."""
     for released, ours in _BEGINNINGS:
         if key.startswith(released):
             return ours + key.removeprefix(released)
-    # the wrapper `vision_model` comes and goes with the version of transformers
+    # the wrapper `vision_model` depends on the version of transformers
     name = key.removeprefix(RELEASED_TOWER).removeprefix("vision_model.")
     if key.startswith(RELEASED_TOWER) and _UNUSED.match(name):
         return None
@@ -96,7 +96,7 @@ def recognised(source: Path) -> bool:
     """Whether a source is for `convert_siglip_sana`, by its folders, config.json or key names.
 
     Raises:
-        UserError: its config.json or its weights cannot be read, or it is a NaFlex SigLIP 2.
+        UserError: config.json or weights cannot be read, or it is a NaFlex SigLIP 2.
     """
     if (source / "transformer").is_dir():
         return True
@@ -117,17 +117,16 @@ def recognised(source: Path) -> bool:
 def convert_siglip_sana(
     sources: Sequence[str], target: Path, say: Callable[[str], None] = print
 ) -> None:
-    """Make the folder `target` with the files `encoder`, `vae` and `decoder`, tensors as published.
+    """Write the weight files `encoder`, `vae` and `decoder`, with unchanged tensors.
 
     Args:
-        sources: folders or hub ids, any of the joint release, a transformers folder of SigLIP, and
-            a diffusers folder of SANA (the one with `transformer/` and `vae/` in it). Later ones
-            win.
-        target: path of the folder, which must not exist.
-        say: callback for progress and missing parts, a line each.
+        sources: folders or hub ids of the joint release, of SigLIP (transformers) or of SANA
+            (diffusers, with `transformer/` and `vae/`); later ones override earlier ones.
+        target: folder to create.
+        say: callback for lines of progress and about missing components.
 
     Raises:
-        UserError: a source has no weights or is another model, or there is no room.
+        UserError: a source has no weights or is another model, or the disk is full.
     """
     refuse_existing(target)
     found: Tensors = {}  # by released key
@@ -155,14 +154,15 @@ def convert_siglip_sana(
 
 
 def _parts(source: Path) -> Iterator[tuple[Archive, str]]:
-    """The parts of a source, each with the beginning that its keys have in the joint release."""
+    """Yield the archives of a source, each with the prefix of its keys in the joint release."""
     inside = [name for name in _PIPELINE if (source / name).is_dir()]
     for name in inside:
-        wanted, beginning = _PIPELINE[name]
-        found = read_json(source / name / "config.json").get("_class_name")
-        if found != wanted:
+        expected, beginning = _PIPELINE[name]
+        class_name = read_json(source / name / "config.json").get("_class_name")
+        if class_name != expected:
             raise UserError(
-                f"{source / name} is of a {found}, and SANA has a {wanted}; name a folder of SANA."
+                f"{source / name} is of a {class_name}, and SANA has a {expected}; name a folder "
+                "of SANA."
             )
         yield _opened(source / name, beginning), beginning
     if not inside:
@@ -171,7 +171,7 @@ def _parts(source: Path) -> Iterator[tuple[Archive, str]]:
 
 
 def _opened(folder: Path, beginning: str) -> Archive:
-    """The weights of a folder, whose keys have a place after `beginning`."""
+    """Weights of a folder whose keys are valid after the prefix `beginning`."""
 
     def known(key: str) -> bool:
         try:

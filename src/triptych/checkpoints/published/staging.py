@@ -1,7 +1,7 @@
-"""A folder that is complete or absent: files gather beside it and the last step is a rename.
+"""Output folders that are complete or absent: written under a temporary name, then renamed.
 
-An interrupted run leaves `NAME.partial` with the files that were finished and a manifest of their
-sizes and checksums. The same run resumes from there; another one starts over.
+An interrupted run leaves `NAME.partial` with complete files and a manifest of their sizes and
+checksums. The same run resumes from there; another one starts over.
 """
 
 from __future__ import annotations
@@ -24,31 +24,31 @@ MANIFEST = "manifest.json"
 def plan_hash(files: Iterable[Path], *more: object) -> str:
     """Hash of the inputs of a run: names, sizes and times of its files, and its options."""
     stats = [(str(path.resolve()), path.stat()) for path in sorted(set(files))]
-    known = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
-    return hashlib.sha256(repr((known, more)).encode()).hexdigest()
+    inputs = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
+    return hashlib.sha256(repr((inputs, more)).encode()).hexdigest()
 
 
 def refuse_existing(target: Path) -> None:
-    """Stop if the target folder exists, before any work.
+    """Check that the target does not exist, before any work.
 
     Raises:
-        UserError: the target exists already and is not an empty folder.
+        UserError: the target exists and is not an empty folder.
     """
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise UserError(f"{target} exists already; name another folder, or remove it first.")
 
 
 class Staging:
-    """The files of `target` while they are made.
+    """Temporary folder with the files of `target`.
 
     Args:
-        target: folder to make.
-        plan: see `plan_hash`; finished files are kept only where it is the same.
-        size: bytes of everything that will be written, about.
+        target: folder to create.
+        plan: hash from `plan_hash`; finished files are reused only for the same plan.
+        size: approximate total size in bytes.
 
     Raises:
-        UserError: the target exists, its `.partial` folder is not of our making, or the disk has
-            no room for it.
+        UserError: the target exists, its `.partial` folder was not created by this class, or the
+            disk has too little space.
     """
 
     def __init__(self, target: Path, plan: str, size: int) -> None:
@@ -72,21 +72,21 @@ class Staging:
 
     def _take_up(self, plan: str) -> None:
         try:
-            known = read_json(self.manifest)
+            manifest = read_json(self.manifest)
         except (OSError, ValueError):
-            known = None
+            manifest = None
         own = [path for path in self.folder.iterdir() if path.name != LOCK]
-        if known is None and own:
+        if manifest is None and own:
             self.lock.path.unlink()
             raise UserError(f"{self.folder} is in the way and not ours to delete; move it away.")
-        if known and known["plan"] == plan:
-            self.finished = known["files"]
+        if manifest and manifest["plan"] == plan:
+            self.finished = manifest["files"]
         else:
             for path in own:
                 discard(path)
 
     def write(self, name: str, produce: Callable[[BinaryIO], None]) -> bool:
-        """Make one file by `produce(file)`; returns False where it was finished before."""
+        """Write a file by `produce(file)`; returns False if it was finished before."""
         path = self.folder / name
         if name in self.finished and self._as_noted(path, self.finished[name]):
             return False
@@ -109,7 +109,7 @@ class Staging:
             file.write(text.encode())
 
     def finish(self) -> None:
-        """Everything is written: the folder appears under its name, whole."""
+        """Rename the complete folder to the target."""
         refuse_existing(self.target)
         commit(self.folder, self.target)
         (self.target / MANIFEST).unlink()
@@ -117,12 +117,12 @@ class Staging:
         self.lock.release()
 
 
-def _require_space(folder: Path, wanted: int) -> None:
+def _require_space(folder: Path, size: int) -> None:
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free
-    if free < wanted:
+    if free < size:
         raise UserError(
             f"the disk of {folder} has {free / 1e9:.1f} GB left and this takes "
-            f"{wanted / 1e9:.1f} GB; make room, or name a target on another disk."
+            f"{size / 1e9:.1f} GB; make room, or name a target on another disk."
         )

@@ -1,4 +1,4 @@
-"""Tokenizer files of a checkpoint: copied as they are, or with the tokens that BLIP3-o added."""
+"""Tokenizer files of a checkpoint: unchanged, or with the tokens that BLIP3-o added."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from triptych.utils.documents import TEXT_BYTES, read_bytes
 from triptych.utils.errors import UserError
 from triptych.utils.pretrained import load_pretrained
 
-# Everything that transformers' tokenizers and processors may read.
+# all files that transformers' tokenizers and processors may read
 FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -24,19 +24,19 @@ FILES = (
     "processor_config.json",
     "video_preprocessor_config.json",
 )
-# In the order in which the published code added them; the last two are used by nothing.
+# in the order of the published code; the last two are unused
 ADDED = ("[IMG]", "[/IMG]", "<image>")
 
 
 def tokenizer_files(folder: Path) -> dict[str, bytes]:
-    """The tokenizer's files by name; empty where the folder has no tokenizer."""
-    found = {name: folder / name for name in FILES}
-    kept = {name: read_bytes(path, TEXT_BYTES) for name, path in found.items() if path.is_file()}
-    return kept if {"tokenizer.json", "vocab.json"} & set(kept) else {}
+    """Content of the tokenizer's files by name; empty if the folder has no tokenizer."""
+    paths = {name: folder / name for name in FILES}
+    files = {name: read_bytes(path, TEXT_BYTES) for name, path in paths.items() if path.is_file()}
+    return files if {"tokenizer.json", "vocab.json"} & set(files) else {}
 
 
 def load(files: dict[str, bytes], where: Path) -> Any:
-    """Load the tokenizer from only these files, whatever config.json says beside them.
+    """Load the tokenizer from only these files, without the checkpoint's config.json.
 
     Raises:
         UserError: transformers cannot read them.
