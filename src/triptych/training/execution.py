@@ -11,6 +11,8 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from triptych.interfaces import LazyModule
+
 
 @dataclass
 class Execution:
