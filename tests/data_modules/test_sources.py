@@ -159,7 +159,7 @@ def test_images_outside_of_the_folder_are_never_read(folder, path):
     (folder / "secret.png").write_bytes(image())
     save(inside / "t.jsonl", [{"image": path, "caption": "x"}])
     with pytest.raises(BadSample, match="image (lies outside|is no|cannot be|is missing)|no image"):
-        ConversationFile(inside / "t.jsonl").open().image(0)
+        ConversationFile(inside / "t.jsonl").open().image_bytes(0)
 
 
 def test_a_large_image_is_not_read(folder):
