@@ -161,8 +161,8 @@ def _parts(source: Path) -> Iterator[tuple[Archive, str]]:
         class_name = read_json(source / name / "config.json").get("_class_name")
         if class_name != expected:
             raise UserError(
-                f"{source / name} is of a {class_name}, and SANA has a {expected}; name a folder of "
-                "SANA."
+                f"{source / name} is of a {class_name}, and SANA has a {expected}; name a folder "
+                "of SANA."
             )
         yield _opened(source / name, beginning), beginning
     if not inside:
