@@ -19,7 +19,7 @@ from triptych.callbacks import SampleGrid as OwnSampleGrid
 from triptych.interfaces import Evaluator
 from triptych.utils.errors import UserError
 from triptych.utils.finite import require_finite
-from triptych.utils.image_grid import LEAST_WIDTH, MARGIN, labelled_image_grid, stack_rows
+from triptych.utils.image_grid import MARGIN, MIN_WIDTH, labelled_image_grid, stack_rows
 
 SIDE = 48
 
@@ -143,7 +143,7 @@ def test_grid_places_enlarged_images_with_room_for_long_labels():
     images = np.zeros((3, 16, 16, 3), np.uint8)
     images[2] = 90
     sheet = np.asarray(labelled_image_grid(images, ["a", "b " * 200, "c"], columns=2, scale=4))
-    assert sheet.shape[1] == 2 * (LEAST_WIDTH + MARGIN) + MARGIN
+    assert sheet.shape[1] == 2 * (MIN_WIDTH + MARGIN) + MARGIN
     assert (sheet[MARGIN : MARGIN + 64, MARGIN : MARGIN + 64] == 0).all()
     gray = (sheet == 90).all(axis=2)
     gray[:, MARGIN + 64 :] = False

@@ -184,7 +184,7 @@ def test_images_in_memory_have_the_same_limits(tmp_path):
 def test_size_of_tiles_and_settings_come_from_headers_alone(bad_files):
     folder = bad_files["160 megapixels"].parent
     assert tile_size(folder, [ExpectedImage("k", "p", "image.png")]) == 0
-    with pytest.raises(UserError, match="is no image that can be read"):
+    with pytest.raises(UserError, match="is not an image that can be read"):
         read_metadata(folder / "image.png")
 
 

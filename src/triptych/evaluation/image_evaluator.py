@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from triptych.inference.generation_config import GenerationConfig, settings_alone
+from triptych.inference.generation_config import GenerationConfig, without_call_fields
 from triptych.interfaces import Evaluator
 
 
@@ -27,4 +27,4 @@ class ImageEvaluator(Evaluator):
         generation_config: GenerationConfig | None = None,
     ) -> None:
         self.num_images, self.seed, self.batch_size = num_images, seed, batch_size
-        self.generation_config = settings_alone(generation_config)
+        self.generation_config = without_call_fields(generation_config)

@@ -1,4 +1,4 @@
-"""The right argument for a name that a user of other libraries, or of an older version, types."""
+"""Corrections of argument names from other libraries or older versions."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ MEANT = {
     "max_tokens": "max_new_tokens",
     "max_length": "max_new_tokens",
 }
-"""Name that people type -> name of ours."""
+"""Our name of an argument, by names that users type."""
 ABSENT = {
     "height": "images have the size of the model; resize them afterwards",
     "width": "images have the size of the model; resize them afterwards",
@@ -51,11 +51,11 @@ ABSENT = {
     "timesteps": "use num_inference_steps",
     "sigmas": "use num_inference_steps",
 }
-"""Name that has no counterpart -> the remedy."""
+"""Remedy for names without a counterpart."""
 
 
 def remedy(name: str, known: Iterable[str]) -> str:
-    """The part of a sentence that says which of the `known` names to use for a wrong one."""
+    """Clause of an error message that suggests one of the `known` names."""
     known = list(known)
     if (meant := MEANT.get(name)) in known:
         return f"use {meant}"
@@ -67,10 +67,10 @@ def remedy(name: str, known: Iterable[str]) -> str:
 
 
 def refuse_unknown(given: Iterable[str], known: Iterable[str], call: str) -> None:
-    """Refuse a name that is not known, and name the right one.
+    """Refuse unknown names, and suggest the right one.
 
     Raises:
-        UserError: there is one.
+        UserError: a name is unknown.
     """
     known = list(known)
     for name in given:
@@ -79,12 +79,12 @@ def refuse_unknown(given: Iterable[str], known: Iterable[str], call: str) -> Non
 
 
 def named_arguments(call: str, settings: Iterable[str] = ()) -> Callable[[Callable], Callable]:
-    """Decorate a method so that a wrong argument name is answered with the right one.
+    """Decorate a method to suggest the right name for an unknown argument.
 
     Args:
-        call: its name in the error.
-        settings: fields of `GenerationConfig` that the method takes by **settings; they are shown
-            in its signature.
+        call: name of the method in the error.
+        settings: fields of `GenerationConfig` that the method takes as **settings, added to its
+            signature.
     """
     settings = tuple(settings)
 

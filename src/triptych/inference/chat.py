@@ -1,4 +1,4 @@
-"""Answers to conversations: token ids of their messages, and the text that follows."""
+"""Answers to conversations: tokenization of messages, and text generation."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ OnText = Callable[[int, str], None]
 def token_sampling(
     max_new_tokens: int, temperature: float, top_p: float, seeds: Sequence[int]
 ) -> Sampling:
-    """The choice of the next token, with a seed for each conversation.
+    """Token sampling parameters, with a seed for each conversation.
 
     Raises:
-        UserError: a value is out of its range.
+        UserError: a value is out of range.
     """
     TOKENS.require(max_new_tokens, "max_new_tokens")
     TEMPERATURE.require(temperature, "temperature")
@@ -45,7 +45,7 @@ def prepare_answers(
     top_p: float,
     seed: Seeds,
 ) -> Callable[[OnText | None], list[ChatOutput]]:
-    """Check everything about conversations that can be wrong; the result writes the answers."""
+    """Validate and tokenize conversations; returns a function that generates the answers."""
     panel = model.understanding
     seeds = seeds_for(seed, len(conversations), "conversations")
     sampling = token_sampling(max_new_tokens, temperature, top_p, seeds)
@@ -90,7 +90,7 @@ def _is_text(part: str | Image.Image) -> bool:
 def answer(
     model: Any, images: Tensor | None, questions: list[str], *, max_new_tokens: int = 64
 ) -> list[str]:
-    """Answers to one question each about images uint8 [B,3,H,W]; None is about no image."""
+    """Answer one question about each image uint8 [B,3,H,W], or without images if None."""
     facts = model.preprocessing()
     image_tokens = facts.image_tokens if images is not None else 0
     rows = [

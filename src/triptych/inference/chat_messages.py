@@ -1,4 +1,4 @@
-"""Chat messages as people and clients write them, read into one shape."""
+"""Parsing of chat messages in several formats."""
 
 from __future__ import annotations
 
@@ -18,31 +18,31 @@ ROLES = ("system", "user", "assistant")
 
 @dataclass
 class Message:
-    """One turn of a conversation."""
+    """One message of a conversation."""
 
     role: str
     """One of ROLES."""
     content: list[str | Image.Image]
-    """Texts and images in the order in which the model reads them."""
+    """Texts and images in order."""
 
 
 Conversation = str | Sequence[Mapping[str, Any] | Message]
-"""A text, or messages of which the last is the user's."""
+"""A text, or messages that end with one of the user."""
 
 
 def read_messages(messages: Conversation) -> list[Message]:
-    """A conversation in the shape of the OpenAI and transformers interfaces.
+    """Parse a conversation in the format of OpenAI or transformers.
 
-    A text alone is a message of the user. A message is {"role": ..., "content": ...}; the content
-    a text, or a list of texts, images, {"type": "text", "text": ...}, {"type": "image", "image":
-    image or path}, where transformers' "path", "url" and "base64" do as well, and OpenAI's
-    {"type": "image_url", "image_url": {"url": data URL}}. OpenAI's "developer" is "system".
+    A single text is a message of the user. A message is {"role": ..., "content": ...}. The content
+    is a text or a list of texts, images, {"type": "text", "text": ...}, {"type": "image", "image":
+    image or path} (also with transformers' "path", "url" or "base64"), and OpenAI's {"type":
+    "image_url", "image_url": {"url": data URL}}. OpenAI's role "developer" is "system".
 
-    Texts are cleaned, see `texts`; the model's own answers are not refused for a NUL.
+    Texts are cleaned, see `clean_text`; the model's own answers may contain a NUL.
 
     Raises:
-        UserError: a message has another shape, an image or a text cannot be used, or the last
-            message is not the user's.
+        UserError: a message is malformed, an image or a text cannot be used, or the last message is
+            not the user's.
     """
     if isinstance(messages, str):
         messages = [{"role": "user", "content": messages}]

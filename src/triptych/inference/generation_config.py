@@ -1,8 +1,8 @@
-"""Generation settings: one dataclass behind pipeline, command line, server, web page and scores.
+"""Generation settings: one dataclass for pipeline, command line, server, web page and scores.
 
-A field added here, with its limit and its help, is an argument of `UnifiedPipeline`, a flag of
-every command that makes images, a key of JSON lines and of HTTP requests, a control of the web
-page, and a key of evaluators' `generation_config`.
+Each field, with its limit and its help, is an argument of `UnifiedPipeline`, a flag of every
+command that generates images, a key of JSON lines and of HTTP requests, a control of the web page,
+and a key of evaluators' `generation_config`.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from triptych.utils.errors import UserError
 from triptych.utils.limits import IMAGES, INTERVAL, SAMPLER, SCALE, SEED, STEPS, TEXT
 
 DECODER = "decoder_"
-"""Prefix of the fields of the decoder; the name behind it is that of its own setting."""
+"""Prefix of the decoder's fields, in front of the name of its own setting."""
 CALL = ("num_images_per_prompt", "seed")
-"""Fields that say which images a call makes; all others say how each image is made."""
+"""Fields that determine the set of images of a call; all others are settings of each image."""
 
 
 def _field(limit: Any, label: str, text: str, default: Any = None) -> Any:
@@ -26,10 +26,10 @@ def _field(limit: Any, label: str, text: str, default: Any = None) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationConfig:
-    """Generation settings; None is the model's own value. Names are those of diffusers.
+    """Generation settings with the names of diffusers; None is the model's own value.
 
     Raises:
-        UserError: a value is out of its range.
+        UserError: a value is out of range.
     """
 
     num_inference_steps: int | None = _field(
@@ -62,7 +62,7 @@ class GenerationConfig:
     def __post_init__(self) -> None:
         if self.negative_prompt == "":
             object.__setattr__(self, "negative_prompt", None)
-        if isinstance(self.guidance_interval, list):  # as JSON has it
+        if isinstance(self.guidance_interval, list):  # from JSON
             object.__setattr__(self, "guidance_interval", tuple(self.guidance_interval))
         for each in fields(self):
             value, limit = getattr(self, each.name), each.metadata["limit"]
@@ -74,7 +74,7 @@ class GenerationConfig:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Values of all fields that say how an image is made, by name."""
+        """Settings of each image by name."""
         return {name: getattr(self, name) for name in SETTINGS}
 
     @property
@@ -88,30 +88,30 @@ class GenerationConfig:
         return {name.removeprefix(DECODER): getattr(self, name) for name in DECODER_SETTINGS}
 
     def resolved(self, model: Any) -> dict[str, Any]:
-        """`settings` with the values of a UnifiedModule in place of None."""
+        """`settings` with None replaced by the values of a UnifiedModule."""
         given = self.settings.items()
         return {n: own_value(model, n) if value is None else value for n, value in given}
 
 
 def own_value(model: Any, name: str) -> Any:
-    """The value that a UnifiedModule has of a setting itself; None where it has none."""
+    """A UnifiedModule's own value of a setting, or None."""
     part = model.decoding.decoder if name.startswith(DECODER) else model.generation
     name = name.removeprefix(DECODER)
     return getattr(part.sampling, "name" if name == "sampler" else name, None)
 
 
 def limit_of(name: str) -> Any:
-    """The limit of a field, of `utils.limits`."""
+    """Limit of a field, from `utils.limits`."""
     return FIELDS[name].metadata["limit"]
 
 
 def label_of(name: str) -> str:
-    """The short name of a field for people, which the web page shows."""
+    """Label of a field on the web page."""
     return FIELDS[name].metadata["label"]
 
 
 def help_of(name: str) -> str:
-    """The noun phrase that describes a field."""
+    """Description of a field, a noun phrase."""
     return FIELDS[name].metadata["help"]
 
 
@@ -121,15 +121,15 @@ DECODER_SETTINGS = tuple(name for name in SETTINGS if name.startswith(DECODER))
 
 
 def _samples_features(name: str) -> bool:
-    """Whether a field is of the sampler of image features; a prompt is read before it."""
+    """Whether a field is an argument of the sampler of image features."""
     return name != "negative_prompt" and not name.startswith(DECODER)
 
 
-def settings_alone(config: GenerationConfig | None) -> GenerationConfig:
-    """The configuration of an evaluator, which decides number and seeds of images itself.
+def without_call_fields(config: GenerationConfig | None) -> GenerationConfig:
+    """Check the configuration of an evaluator, which sets the number and seeds of images itself.
 
     Raises:
-        UserError: it has a seed, or a number of images of each prompt.
+        UserError: the configuration has a seed or a number of images per prompt.
     """
     config = config or GenerationConfig()
     for name in CALL:

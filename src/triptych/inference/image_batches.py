@@ -1,4 +1,4 @@
-"""The images of a call in batches: all features first, then all pixels, with progress."""
+"""Images of a call in batches: first all features, then all pixels, with progress."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from triptych.interfaces import Condition
 from triptych.sampler import model_calls
 from triptych.utils.images import to_images
 
-PREVIEW_STEPS = 4  # of the decoder, where it has more
+PREVIEW_STEPS = 4  # maximum number of decoder steps of a preview
 
 
 @dataclass
 class Progress:
-    """The state of a call, which `callback_on_step_end` gets after every step of either sampler."""
+    """State of a call, passed to `callback_on_step_end` after every step of either sampler."""
 
     stage: Literal["features", "pixels"]
-    """Image features are generated first, pixels decoded from them second."""
+    """Generation of image features, then decoding to pixels."""
     step: int
-    """Step of this stage and these images, counted from 1; one is one call of the network."""
+    """Number of the step in this stage of these images, from 1; a step is one network call."""
     steps: int
     """Number of steps of this stage."""
     images: range
-    """Numbers of these images in the call."""
+    """Indices of these images in the call."""
     preview: Callable[[], list[Image.Image]]
-    """Makes the images as they look at this step; costs a decoding."""
+    """Function that decodes the images at this step."""
 
 
 OnStepEnd = Callable[[Progress], Any]
@@ -42,23 +42,23 @@ OnStepEnd = Callable[[Progress], Any]
 
 @dataclass
 class ImageBatches:
-    """One call: its model, its settings, and the batches that its images are made in."""
+    """A call of a model with its settings, computed in batches."""
 
     model: Any
     config: GenerationConfig
     batch_size: int
     callback: OnStepEnd | None = None
 
-    def conditions(self, prompts: list[str], images: Tensor | None) -> Tensor:
-        """Conditions [P,N,D], one a prompt however many images it gets.
+    def encode_prompts(self, prompts: list[str], images: Tensor | None) -> Tensor:
+        """Conditions [P,N,D], one per prompt.
 
-        A prompt that comes several times without an image is read once, as in requests to a server.
+        Repeated prompts without images, as in requests to a server, are encoded once.
         """
         places, size = list(range(len(prompts))), self.batch_size
         if images is None:
             numbers = {text: number for number, text in enumerate(dict.fromkeys(prompts))}
             places, prompts = [numbers[text] for text in prompts], list(numbers)
-        made = [
+        conditions = [
             condition(
                 self.model,
                 prompts[at : at + size],
@@ -66,37 +66,37 @@ class ImageBatches:
             ).hidden_states
             for at in range(0, len(prompts), size)
         ]
-        return torch.cat(made)[places]
+        return torch.cat(conditions)[places]
 
     def generate(self, conditions: Tensor, requests: list[ImageRequest]) -> Tensor:
-        """Images uint8 [B,3,H,W]; each network of the model has one turn on the device a call."""
-        parts = list(chunks(requests, self.batch_size))
-        return torch.cat(self._pixels(self._features(conditions, parts), parts))
+        """Images uint8 [B,3,H,W]; each network is on the device once per call."""
+        batches = list(chunks(requests, self.batch_size))
+        return torch.cat(self._pixels(self._features(conditions, batches), batches))
 
     def reconstruct(self, images: Tensor, requests: list[ImageRequest]) -> Tensor:
         """Images uint8 [B,3,H,W] through encoder and decoder."""
-        parts = zip(images.split(self.batch_size), chunks(requests, self.batch_size), strict=True)
-        made = [
-            reconstruct(self.model, some, seeds=[each.seed for each in part], config=self.config)
-            for some, part in parts
+        pairs = zip(images.split(self.batch_size), chunks(requests, self.batch_size), strict=True)
+        pixels = [
+            reconstruct(self.model, some, seeds=[each.seed for each in batch], config=self.config)
+            for some, batch in pairs
         ]
-        return torch.cat(made)
+        return torch.cat(pixels)
 
-    def _features(self, conditions: Tensor, parts: list[list[ImageRequest]]) -> list[Tensor]:
+    def _features(self, conditions: Tensor, batches: list[list[ImageRequest]]) -> list[Tensor]:
         """Features [B,C,h,w] of each batch."""
-        generation, made, config = self.model.generation, [], self.config
+        generation, features, config = self.model.generation, [], self.config
         negative = negative_condition(self.model, config)
         calls = generation.model_calls(config.num_inference_steps, config.sampler)
-        for part, numbers in zip(parts, ranges(parts), strict=True):
-            seeds = [each.seed for each in part]
+        for batch, numbers in zip(batches, ranges(batches), strict=True):
+            seeds = [each.seed for each in batch]
             preview = partial(self._preview, seeds=seeds)
 
             def on_step(step: int, _: Tensor, estimate: Tensor, images=numbers, preview=preview):
                 shown = partial(preview, estimate)
                 self.callback(Progress("features", step + 1, calls, images, shown))
 
-            states = Condition(conditions[[each.number for each in part]])
-            made.append(
+            states = Condition(conditions[[each.number for each in batch]])
+            features.append(
                 generation.sample(
                     states,
                     seeds,
@@ -105,30 +105,30 @@ class ImageBatches:
                     **config.of_features,
                 )
             )
-        return made
+        return features
 
-    def _pixels(self, features: list[Tensor], parts: list[list[ImageRequest]]) -> list[Tensor]:
+    def _pixels(self, features: list[Tensor], batches: list[list[ImageRequest]]) -> list[Tensor]:
         """Images uint8 [B,3,H,W] of each batch."""
-        made, own = [], self.config.resolved(self.model)
+        decoded, own = [], self.config.resolved(self.model)
         calls = model_calls(own["decoder_sampler"], own["decoder_num_inference_steps"])
-        for some, part, numbers in zip(features, parts, ranges(parts), strict=True):
+        for some, batch, numbers in zip(features, batches, ranges(batches), strict=True):
 
             def on_image(step: int, pixels: Callable[[], Tensor], images=numbers) -> None:
                 shown = partial(_shown, pixels)
                 self.callback(Progress("pixels", step + 1, calls, images, shown))
 
-            made.append(
+            decoded.append(
                 self.model.decode(
                     some,
-                    [each.seed for each in part],
+                    [each.seed for each in batch],
                     on_image=on_image if self.callback else None,
                     **self.config.of_decoder,
                 )
             )
-        return made
+        return decoded
 
     def _preview(self, features: Tensor, seeds: list[int]) -> list[Image.Image]:
-        """Images of unfinished features, decoded in few steps."""
+        """Decode unfinished features in few steps."""
         steps = self.config.resolved(self.model)["decoder_num_inference_steps"]
         few = replace(self.config, decoder_num_inference_steps=min(PREVIEW_STEPS, steps))
         return to_images(self.model.decode(features, seeds, **few.of_decoder))

@@ -1,4 +1,4 @@
-"""Images from a UnifiedModule, a batch of tensors at a time; `UnifiedPipeline` is built on this."""
+"""Images from a UnifiedModule, one batch of tensors at a time; used by `UnifiedPipeline`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from triptych.utils.images import scaled_pixels
 
 
 def prompt_rows(model: Any, prompts: list[str], with_image: bool = False) -> list[list[int]]:
-    """Token ids of generation prompts; those `with_image` show one and say how to change it.
+    """Token ids of generation prompts, or, `with_image`, of instructions for an image.
 
     Raises:
         PromptError: a prompt is empty or too long.
@@ -42,7 +42,7 @@ def prompt_rows(model: Any, prompts: list[str], with_image: bool = False) -> lis
 
 @torch.no_grad()
 def condition(model: Any, prompts: list[str], images: Tensor | None = None) -> Condition:
-    """Condition [B,N,D] of prompts, or of instructions to images uint8 [B,3,H,W]."""
+    """Condition [B,N,D] of prompts, or of instructions for images uint8 [B,3,H,W]."""
     facts = model.preprocessing()
     rows = prompt_rows(model, prompts, with_image=images is not None)
     ids, mask = pad(rows, token_id(facts.tokenizer, PAD))
@@ -59,7 +59,7 @@ def condition(model: Any, prompts: list[str], images: Tensor | None = None) -> C
 
 
 def negative_condition(model: Any, config: GenerationConfig) -> Tensor | None:
-    """Condition [1,N,D] of the negative prompt; None where there is none."""
+    """Condition [1,N,D] of the negative prompt, or None."""
     if config.negative_prompt is None:
         return None
     return condition(model, [config.negative_prompt]).hidden_states
@@ -69,7 +69,7 @@ def negative_condition(model: Any, config: GenerationConfig) -> Tensor | None:
 def generate(
     model: Any, prompts: list[str], *, seeds: list[int], config: GenerationConfig | None = None
 ) -> Tensor:
-    """Images uint8 [B,3,H,W], each from its prompt and seed alone, within rounding."""
+    """Generate images uint8 [B,3,H,W]; each depends only on its prompt and seed, up to rounding."""
     return _generated(model, condition(model, prompts), seeds, config or GenerationConfig())
 
 
@@ -82,7 +82,7 @@ def edit(
     seeds: list[int],
     config: GenerationConfig | None = None,
 ) -> Tensor:
-    """Images uint8 [B,3,H,W] changed as prompts say; the results have the model's own size."""
+    """Edit images uint8 [B,3,H,W] by prompts; results have the model's image size."""
     return _generated(model, condition(model, prompts, images), seeds, config or GenerationConfig())
 
 
@@ -94,10 +94,10 @@ def _generated(model: Any, states: Condition, seeds: list[int], config: Generati
 
 
 def require_encoder(model: Any) -> None:
-    """Check that there is an image encoder.
+    """Check that the model has an image encoder.
 
     Raises:
-        UserError: the model has no weights of it.
+        UserError: the encoder has no weights.
     """
     if not model.encoder.is_built:
         raise UserError(
@@ -111,7 +111,7 @@ def encode(model: Any, images: Tensor) -> Tensor:
     """Features float32 [B,C,h,w] of images uint8 [B,3,H,W], by the image encoder.
 
     Raises:
-        UserError: the model has no weights of its encoder.
+        UserError: the encoder has no weights.
         NotFiniteError: the features are NaN or infinite.
     """
     require_encoder(model)
@@ -124,7 +124,7 @@ def encode(model: Any, images: Tensor) -> Tensor:
 def reconstruct(
     model: Any, images: Tensor, *, seeds: list[int], config: GenerationConfig | None = None
 ) -> Tensor:
-    """Images uint8 [B,3,H,W] through encoder and decoder; uint8 [B,3,H,W]."""
+    """Reconstruct images uint8 [B,3,H,W] with encoder and decoder."""
     features = encode(model, images)
     kind = "zeros" if model.decoder_negative == "zeros" else "black_image"
     return model.decoding.decode(

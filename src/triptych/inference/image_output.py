@@ -1,4 +1,4 @@
-"""Images that a call returns, as Pillow images, an array or a tensor, each with its metadata."""
+"""Output of a call: Pillow images, an array or a tensor, with metadata of each image."""
 
 from __future__ import annotations
 
@@ -20,19 +20,20 @@ OutputType = Literal["pil", "pt", "np"]
 
 @dataclass
 class ImageOutput(BaseOutput):
-    """Result of `UnifiedPipeline`, of its `edit` and its `reconstruct`; also a mapping, as all
-    outputs of diffusers.
+    """Output of `UnifiedPipeline` and of its `edit` and `reconstruct`.
+
+    Also a mapping, like all outputs of diffusers.
     """
 
     images: list[Image.Image] | np.ndarray | Tensor
     """A list of Pillow images, an array float32 [N,H,W,3] or a tensor float32 [N,3,H,W], in [0,1].
-    A Pillow image that is saved as PNG carries its metadata."""
+    A Pillow image saved as PNG contains its metadata."""
     metadata: list[dict[str, Any]]
-    """One dictionary an image: prompt, seed, every generation setting, model and version."""
+    """One dictionary per image: prompt, seed, all generation settings, model and version."""
 
 
 def check_output_type(output_type: str) -> None:
-    """Refuse a form of images that there is not.
+    """Check the output type.
 
     Raises:
         UserError: `output_type` is not one of `OutputType`.
@@ -46,7 +47,7 @@ def check_output_type(output_type: str) -> None:
 def image_output(
     pixels: Tensor, metadata: list[dict[str, Any]], output_type: OutputType, return_dict: bool
 ) -> ImageOutput | tuple:
-    """Images uint8 [N,3,H,W] in the form that a call asks for."""
+    """Convert images uint8 [N,3,H,W] to the output type of a call."""
     if output_type == "pil":
         pairs = zip(to_images(pixels), metadata, strict=True)
         images: Any = [embed_metadata(image, each) for image, each in pairs]

@@ -1,4 +1,4 @@
-"""The images of a call: a prompt and a seed for each, in batches."""
+"""Prompt and seed of each image of a call, and their batches."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ Generators = torch.Generator | Sequence[torch.Generator] | None
 
 @dataclass
 class ImageRequest:
-    """One image of a call."""
+    """An image of a call."""
 
     number: int
-    """Number of its prompt in the call."""
+    """Index of its prompt in the call."""
     prompt: str
     seed: int
 
@@ -29,14 +29,17 @@ class ImageRequest:
 def image_requests(
     prompts: Sequence[str], num_images_per_prompt: int, seed: Seeds, generator: Generators = None
 ) -> list[ImageRequest]:
-    """One request an image; images of one prompt are neighbours.
+    """Expand prompts into one request per image; images of one prompt are adjacent.
 
     Args:
-        seed: seed of the first image, each next one has one more; or a list; None draws them.
-        generator: draws the seeds in place of `seed`; of a list each draws one.
+        prompts: prompts of the call.
+        num_images_per_prompt: number of images of each prompt.
+        seed: seed of the first image, each next one has one more; or a list of seeds; None draws
+            them.
+        generator: generator that draws the seeds instead, or a list of one per image.
 
     Raises:
-        UserError: there is no prompt, or seeds or generators are not as many as images.
+        UserError: there is no prompt, or the number of seeds or generators is not that of images.
     """
     if not prompts:
         raise UserError("there is no prompt; give at least one.")
@@ -55,10 +58,10 @@ def image_requests(
 
 
 def drawn_seeds(generator: Generators, number: int) -> list[int]:
-    """`number` seeds that follow from the state of a generator, or one from each of a list.
+    """Draw `number` seeds from a generator, or one from each generator of a list.
 
     Raises:
-        UserError: a list has another length.
+        UserError: the list has another length.
     """
     if isinstance(generator, torch.Generator):
         return _draw(generator, number)
@@ -73,10 +76,10 @@ def _draw(generator: torch.Generator, number: int) -> list[int]:
 
 
 def seeds_for(seed: Seeds, number: int, things: str) -> Sequence[int]:
-    """One seed for each of `number` things, which `things` names.
+    """Seeds of `number` items, which `things` names in messages.
 
     Raises:
-        UserError: there is nothing, a seed is out of range, or a list has another length.
+        UserError: `number` is 0, a seed is out of range, or a list has another length.
     """
     if not number:
         raise UserError(f"there are no {things}; give at least one.")
@@ -94,11 +97,11 @@ def seeds_for(seed: Seeds, number: int, things: str) -> Sequence[int]:
 
 
 def chunks(requests: list[ImageRequest], size: int) -> Iterator[list[ImageRequest]]:
-    """Batches of `size` at most."""
+    """Yield batches of at most `size` requests."""
     return (requests[at : at + size] for at in range(0, len(requests), size))
 
 
-def ranges(parts: list[list[ImageRequest]]) -> Iterator[range]:
-    """The numbers in the call of the images of each batch."""
-    ends = list(accumulate(map(len, parts)))
-    return (range(end - len(part), end) for part, end in zip(parts, ends, strict=True))
+def ranges(batches: list[list[ImageRequest]]) -> Iterator[range]:
+    """Indices in the call of the images of each batch."""
+    ends = list(accumulate(map(len, batches)))
+    return (range(end - len(batch), end) for batch, end in zip(batches, ends, strict=True))

@@ -1,4 +1,4 @@
-"""The whole model at inference: from a preset, a folder or a checkpoint to a ready model."""
+"""Loading of models for inference from presets, folders and checkpoints."""
 
 from __future__ import annotations
 
@@ -25,29 +25,29 @@ from triptych.utils.parser_errors import plain
 from triptych.utils.parser_settings import MODE
 from triptych.utils.paths import presets
 
-# Exceptions of a part whose values are of the right types but make no sense together.
+# exceptions of constructors for values of valid types that do not fit together
 BAD_VALUES = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
 @dataclass
 class ModelSource:
-    """Source of a model: the arguments of `load_model`."""
+    """Origin of a model: the arguments of `load_model`."""
 
     configs: list[Path]
     overrides: list[str] = field(default_factory=list)
     trained: dict[str, Tensor] = field(default_factory=dict)
-    """Tensors of a training checkpoint, by full name; they win over those of weight files."""
+    """Tensors of a training checkpoint by full name, which override those of weight files."""
 
 
 def find_source(name: str | Path | Sequence[str | Path], ema: bool = False) -> ModelSource:
     """Resolve a preset, a path or a run to a model source.
 
     Args:
-        name: a preset (a file of conf/presets, such as "tiny"); a model file (.yaml); a folder that
-            `triptych convert` made; a run's folder, whose newest whole checkpoint is taken; a
-            training checkpoint in such a folder; or a weight file (.safetensors) of a preset. A
-            list of model files is read as one, later ones win.
-        ema: whether to take the moving average of a training checkpoint instead of its weights.
+        name: a preset (a file of conf/presets, such as "tiny"); a model file (.yaml); a folder of
+            `triptych convert`; a run folder, of which the latest valid checkpoint is used; a
+            training checkpoint in such a folder; or a weight file (.safetensors) of a preset. In a
+            list of model files, later ones override earlier ones.
+        ema: whether to load the moving average of a training checkpoint instead of its weights.
 
     Raises:
         UserError: the name is none of these, or has no EMA.
@@ -76,7 +76,7 @@ def find_source(name: str | Path | Sequence[str | Path], ema: bool = False) -> M
 
 
 def _weight_file(path: Path) -> ModelSource:
-    """Source for the preset named in a weight file, with this file in place of its own."""
+    """Preset named in a weight file, with this file instead of its own."""
     preset = read_metadata(path).get("preset", "unnamed")
     if preset not in presets():
         raise UserError(
@@ -89,7 +89,7 @@ def _weight_file(path: Path) -> ModelSource:
 
 
 def _checkpoint(path: Path, ema: bool) -> ModelSource:
-    """The checkpoint at `path`, or the newest in that folder, and the config.yaml of its run."""
+    """The checkpoint at `path`, or the latest in that folder, and the config.yaml of its run."""
     if path.is_file() and path.suffix != ".ckpt":
         raise UserError(
             f"{path} is no model; give a preset, a model file (.yaml), a weight file "
@@ -120,7 +120,7 @@ def _checkpoint(path: Path, ema: bool) -> ModelSource:
         )
     if "class_path" in (read_yaml(config).get("model") or {}):
         raise UserError(
-            f"{checkpoint} is of one panel that was trained alone; make weights of it with "
+            f"{checkpoint} is of one panel that was trained by itself; make weights of it with "
             "`triptych export`, and name them with --model.weights.LABEL=FILE."
         )
     return ModelSource([config], trained=read_trained(checkpoint, ema)[0])
@@ -136,11 +136,12 @@ def load_model(
     """Build the model described by the `model` sections of `configs`, with weights, for inference.
 
     Args:
-        configs: YAML files such as conf/presets/tiny.yaml or a run's config.yaml; later ones win.
+        configs: YAML files such as conf/presets/tiny.yaml or a run's config.yaml; later ones
+            override earlier ones.
         overrides: flags such as "--model.weights.generation=FILE".
         device: device to compute on.
         trained: tensors by full name that replace those in weight files.
-        trust_class: packages or classes, beside triptych's own, that `configs` may name.
+        trust_class: packages or classes, in addition to triptych's own, that `configs` may name.
 
     Raises:
         UserError: a file is missing, or a model section is wrong.
@@ -149,7 +150,7 @@ def load_model(
     model.trained_before = dict(trained or {})
     given = (name.startswith("encoder.") for name in model.trained_before)
     if not any(given) and not hold(model.weights, "encoder."):
-        model.left_out = {"encoder"}  # generation and chat do without
+        model.left_out = {"encoder"}  # not needed for generation and chat
     model.configure_model()
     return model.requires_grad_(False).eval().to(device)
 
@@ -157,23 +158,21 @@ def load_model(
 def describe_model(
     configs: Sequence[str | Path], overrides: Sequence[str] = (), trust_class: Sequence[str] = ()
 ) -> UnifiedModule:
-    """Describe the same model before anything is built: sizes are set, there are no weights.
+    """Create the same model without building it: sizes are set, there are no weights.
 
     Raises:
         UserError: a configuration is missing or wrong.
     """
     model = describe_stage(configs, overrides, trust_class)
-    model.loss_weights, model.trainable = (
-        {},
-        [],
-    )  # all panels, none trains: each must find its weights
+    # all panels, none trainable: each needs weights
+    model.loss_weights, model.trainable = {}, []
     return model
 
 
 def describe_stage(
     configs: Sequence[str | Path], overrides: Sequence[str] = (), trust_class: Sequence[str] = ()
 ) -> UnifiedModule:
-    """Describe the model of a training run, before anything is built; its losses set its panels.
+    """Create the model of a training run without building it; its losses determine its panels.
 
     Raises:
         UserError: a configuration is missing, or names a class that is not trusted.

@@ -1,4 +1,4 @@
-"""A model and everything that people do with it.
+"""Pipeline for image generation, editing, reconstruction and chat.
 
 from triptych import UnifiedPipeline
 
@@ -43,10 +43,10 @@ from triptych.utils.limits import BATCH
 
 
 class UnifiedPipeline(PretrainedModel):
-    """A model with its weights; calling it makes images.
+    """Pipeline of a model with its weights; calling it generates images.
 
-    `from_pretrained` loads one; `to`, `enable_model_cpu_offload` and `save_pretrained` are those of
-    diffusers. Calls from several threads take turns: one model computes one thing at a time.
+    `from_pretrained`, `to`, `enable_model_cpu_offload` and `save_pretrained` work as in diffusers.
+    Calls from several threads are serialized.
     """
 
     # 1. Images ------------------------------------------------------------------------------------
@@ -64,25 +64,25 @@ class UnifiedPipeline(PretrainedModel):
         callback_on_step_end: OnStepEnd | None = None,
         **settings: Any,
     ) -> ImageOutput | tuple:
-        """Images of prompts, `num_images_per_prompt` of the first, then of the second, and so on.
+        """Generate `num_images_per_prompt` images of each prompt, in the order of the prompts.
 
-        Each follows from its prompt, its seed and the settings alone, up to rounding, whatever
-        else is in its batch. A Pillow image that is saved as PNG carries them.
+        Each image depends only on its prompt, seed and settings, up to rounding, not on the rest of
+        its batch. A Pillow image saved as PNG contains them.
 
         Args:
-            prompt: one or several, of any lengths.
-            generation_config: settings; those that are given by name win.
-            generator: draws the seeds; one, or one an image.
-            batch_size: largest number of images at once: memory grows with it.
+            prompt: one or several prompts of any lengths.
+            generation_config: generation settings; those given by name override them.
+            generator: generator that draws the seeds, or a list of one per image.
+            batch_size: maximum number of images at a time; memory grows with it.
             output_type: "pil", "np" or "pt", as in diffusers.
-            return_dict: False returns (images, metadata).
-            callback_on_step_end: gets a `Progress` after every step of either network; an exception
-                that it raises ends the call.
+            return_dict: whether to return an `ImageOutput` instead of (images, metadata).
+            callback_on_step_end: callback that gets a `Progress` after every step of either
+                network; an exception that it raises ends the call.
             settings: fields of `GenerationConfig`, such as num_inference_steps and guidance_scale.
 
         Raises:
             UserError: a prompt is empty or too long, or an argument is out of range. Raised before
-        any computation.
+                any computation.
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         config = replace(generation_config or GenerationConfig(), **settings)
@@ -91,7 +91,7 @@ class UnifiedPipeline(PretrainedModel):
         requests = _requests(prompts, config, generator)
         batches = self._batches(config, batch_size, output_type, callback_on_step_end)
         with self._turn, sufficient_memory(batch_size):
-            pixels = batches.generate(batches.conditions(prompts, None), requests)
+            pixels = batches.generate(batches.encode_prompts(prompts, None), requests)
             return image_output(pixels, self._metadata(requests, config), output_type, return_dict)
 
     @named_arguments("edit", FIELDS)
@@ -108,14 +108,13 @@ class UnifiedPipeline(PretrainedModel):
         callback_on_step_end: OnStepEnd | None = None,
         **settings: Any,
     ) -> ImageOutput | tuple:
-        """Images changed as prompts say, one prompt for each image; arguments as of a call.
+        """Edit images, one prompt for each image; other arguments are those of a call.
 
-        The model sees the image and writes a new one: a model that was not trained on edits does
-        not follow.
+        The model generates a new image from image and prompt, which requires training on edits.
 
         Raises:
-            UserError: an image cannot be read, there are not as many prompts as images, or as a
-                call.
+            UserError: an image cannot be read, the numbers of prompts and images differ, or an
+                error of a call.
         """
         images, prompts = _listed(image), [prompt] if isinstance(prompt, str) else list(prompt)
         if len(images) != len(prompts):
@@ -127,7 +126,7 @@ class UnifiedPipeline(PretrainedModel):
         batches = self._batches(config, batch_size, output_type, callback_on_step_end)
         shown = _squares(images, self.model.preprocessing().understanding_size)
         with self._turn, sufficient_memory(batch_size):
-            pixels = batches.generate(batches.conditions(prompts, shown), requests)
+            pixels = batches.generate(batches.encode_prompts(prompts, shown), requests)
             return image_output(pixels, self._metadata(requests, config), output_type, return_dict)
 
     @named_arguments("reconstruct", DECODER_SETTINGS)
@@ -141,9 +140,14 @@ class UnifiedPipeline(PretrainedModel):
         return_dict: bool = True,
         **settings: Any,
     ) -> ImageOutput | tuple:
-        """Pass images through the image encoder and the decoder, to see what the features keep.
+        """Reconstruct images with the image encoder and the decoder.
 
         Args:
+            image: one or several images.
+            seed: seed of the first image, each next one has one more; or a list of seeds.
+            batch_size: maximum number of images at a time.
+            output_type: "pil", "np" or "pt", as in diffusers.
+            return_dict: whether to return an `ImageOutput` instead of (images, metadata).
             settings: fields of `GenerationConfig` that begin with decoder_.
 
         Raises:
@@ -157,13 +161,13 @@ class UnifiedPipeline(PretrainedModel):
         requests = image_requests([""] * len(images), 1, seed)
         with self._turn, sufficient_memory(batch_size):
             pixels = batches.reconstruct(squares, requests)
-            notes = self._metadata(requests, config, DECODER_SETTINGS)
-            return image_output(pixels, notes, output_type, return_dict)
+            metadata = self._metadata(requests, config, DECODER_SETTINGS)
+            return image_output(pixels, metadata, output_type, return_dict)
 
     @named_arguments("encode")
     @torch.no_grad()
     def encode(self, image: ImageInput | Sequence[ImageInput], *, batch_size: int = 16) -> Tensor:
-        """Features float32 [B,C,h,w] of images, those that are generated and decoded.
+        """Encode images to features float32 [B,C,h,w], as generated and decoded by the model.
 
         Raises:
             UserError: an image cannot be read, or the model has no encoder.
@@ -174,7 +178,7 @@ class UnifiedPipeline(PretrainedModel):
             return torch.cat([encode(self.model, part) for part in squares.split(batch_size)])
 
     def check_prompts(self, prompts: Sequence[str], *, with_image: bool = False) -> None:
-        """Refuse prompts before long work; those `with_image` say how to change one.
+        """Check prompts, or instructions `with_image`, before long work.
 
         Raises:
             UserError: a prompt is empty or too long.
@@ -194,16 +198,18 @@ class UnifiedPipeline(PretrainedModel):
         seed: int | None = None,
         stream: bool = False,
     ) -> str | Iterator[str]:
-        """The answer to a text or a conversation; see `chat_messages.read_messages`.
+        """Answer a text or a conversation; see `chat_messages.read_messages`.
 
-        Prompt and answer together have at most as many tokens as the model takes.
+        Prompt and answer together are limited to the model's maximum number of tokens.
 
         Args:
-            max_new_tokens: largest number of tokens of the answer.
-            temperature: 0 takes the likeliest token each time; above, tokens are drawn.
-            top_p: drawn from the likeliest that together have this probability.
-            seed: seed of the draws; None draws it.
-            stream: give pieces of the answer as they are written; closing the iterator ends it.
+            messages: a text, or messages of a conversation.
+            max_new_tokens: maximum number of tokens of the answer.
+            temperature: softmax temperature; 0 is greedy decoding.
+            top_p: probability mass of nucleus sampling.
+            seed: seed of token sampling; None draws it.
+            stream: whether to return an iterator over pieces of the answer; closing it ends the
+                generation.
 
         Raises:
             UserError: the conversation is malformed or too long, an image is unreadable,
@@ -231,12 +237,14 @@ class UnifiedPipeline(PretrainedModel):
         seed: Seeds = None,
         on_text: OnText | None = None,
     ) -> list[ChatOutput]:
-        """Answer several conversations in one batch, with the options of `chat`.
+        """Answer several conversations in one batch.
 
         Args:
-            seed: one for each conversation; or the first one's, the next one's being one more.
-            on_text: gets (number of the conversation, new piece of its answer); an exception that
-                it raises ends the call.
+            conversations: conversations as in `chat`.
+            max_new_tokens, temperature, top_p: arguments of `chat`.
+            seed: seed of the first conversation, each next one has one more; or a list of seeds.
+            on_text: callback that gets (index of the conversation, new piece of its answer); an
+                exception that it raises ends the call.
         """
         answer = self._answering(
             conversations,
@@ -281,9 +289,9 @@ class UnifiedPipeline(PretrainedModel):
         config: GenerationConfig,
         names: Sequence[str] = SETTINGS,
     ) -> list[dict[str, Any]]:
-        created_by = {"model": self.name, "weights": self.weights_hash, "triptych": __version__}
+        origin = {"model": self.name, "weights": self.weights_hash, "triptych": __version__}
         values = config.resolved(self.model)
-        common = {name: values[name] for name in names} | created_by
+        common = {name: values[name] for name in names} | origin
         return [
             ({"prompt": each.prompt} if each.prompt else {}) | {"seed": each.seed} | common
             for each in requests
@@ -301,5 +309,5 @@ def _listed(image: ImageInput | Sequence[ImageInput]) -> list[ImageInput]:
 
 
 def _squares(images: Sequence[ImageInput], size: int) -> Tensor:
-    """uint8 [B,3,size,size]."""
+    """Square crops of images, uint8 [B,3,size,size]."""
     return torch.stack([square(open_image(image), size) for image in images])

@@ -1,4 +1,4 @@
-"""A model with its weights: loaded, moved, saved."""
+"""A model with its weights: loading, moving, saving."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 
 class PretrainedModel:
-    """A model with its weights on a device; `UnifiedPipeline` uses it.
+    """A model with its weights on a device; base of `UnifiedPipeline`.
 
-    Calls from several threads take turns: one model computes one thing at a time.
+    Calls from several threads are serialized.
 
     Args:
-        model: built, with weights, in evaluation mode.
-        name: name of the model, for the metadata of images.
-        device: where to compute, if the model is elsewhere; see `offload.take_turns`.
+        model: built model with weights, in evaluation mode.
+        name: name of the model in the metadata of images.
+        device: device to compute on, if the model is on another one; see `offload.take_turns`.
     """
 
     def __init__(
@@ -59,26 +59,26 @@ class PretrainedModel:
         compile: bool = False,
         trust_class: Sequence[str] = (),
     ) -> Self:
-        """Load a preset, a converted checkpoint, or a run of training; see `loading.find_source`.
+        """Load a preset, a converted checkpoint, or a training run; see `loading.find_source`.
 
         Args:
-            source: "tiny", a model.yaml or several, a folder, a checkpoint, a weight file.
-            dtype: type of all weights; float32 on the CPU and bfloat16 elsewhere by default.
-            torch_dtype: the same, by its older name.
-            device: where to compute; the first GPU if there is one, else the CPU.
-            ema: take the moving average of a training checkpoint in place of its last weights.
+            source: "tiny", one or several model files, a folder, a checkpoint, or a weight file.
+            dtype: dtype of all weights; by default float32 on the CPU and bfloat16 elsewhere.
+            torch_dtype: older name of `dtype`.
+            device: device to compute on; by default the first GPU if there is one, else the CPU.
+            ema: whether to load the moving average of a training checkpoint instead of its weights.
             overrides: flags such as "--model.generation.sampling.num_inference_steps=30", as for
                 `triptych fit`.
-            enable_model_cpu_offload: as the method, before anything is moved to the device.
-            quantize: weights of "4bit" or "8bit" for the language model, by bitsandbytes.
-            compile: torch.compile of all blocks: the first images take minutes, the next less
-                than without.
-            trust_class: packages, or classes of them, that the files of `source` may name beside
-                triptych's own: importing them runs their code.
+            enable_model_cpu_offload: whether to call the method of this name before moving weights.
+            quantize: precision of the language model's weights, "4bit" or "8bit", by bitsandbytes.
+            compile: whether to apply torch.compile to all blocks: the first images take minutes,
+                later ones less time than without.
+            trust_class: packages or classes, in addition to triptych's own, that the files of
+                `source` may name; importing them runs their code.
 
         Raises:
-            UserError: there is no model there, its weights do not fit, memory does not suffice, or
-                what `quantize` needs is not installed.
+            UserError: the model does not exist, its weights do not fit, memory is insufficient, or
+                the library for `quantize` is not installed.
         """
         if quantize is not None:
             require_quantizer(quantize)
@@ -87,14 +87,14 @@ class PretrainedModel:
         own = torch.float32 if where.type == "cpu" else torch.bfloat16
         kind = _dtype(dtype or torch_dtype or own)
         flags = [*found.overrides, *overrides]
-        if kind != torch.float32:  # weights are never held in float32 on their way
+        if kind != torch.float32:  # weights are loaded directly in this dtype
             flags.append(f"--model.execution.frozen_dtype={str(kind).removeprefix('torch.')}")
         model = load_model(found.configs, flags, trained=found.trained, trust_class=trust_class).to(
             kind
         )
         if quantize is not None:
             quantize_part(model.understanding.vlm, quantize)
-            model.description = None  # its weights are in no weight file
+            model.description = None  # quantized weights cannot be saved
         if compile:
             compile_blocks(model)
         pipe = cls(model, name=_name(source), device=where)
@@ -110,13 +110,15 @@ class PretrainedModel:
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
     ) -> Self:
-        """Move the model and change the type of its weights; returns the pipeline.
+        """Move the model and change the dtype of its weights; returns the pipeline.
 
         Args:
             args: a device, a dtype or both, in any order, as in torch.
+            device: device to move to.
+            dtype: dtype of the weights.
 
         Raises:
-            UserError: the weights do not fit on the device, or CPU offload has the device.
+            UserError: the weights do not fit on the device, or CPU offload is enabled.
         """
         for each in args:
             if isinstance(each, torch.dtype) or each in DTYPES:
@@ -133,14 +135,14 @@ class PretrainedModel:
             if self.model.device != self.device:
                 check_fits_in_memory(self.model, self.device)
             self.model.to(self.device)
-        self.model.eval()  # forgets features that it made before
+        self.model.eval()  # clears cached features
         return self
 
     def enable_model_cpu_offload(self, device: str | torch.device | None = None) -> None:
         """Keep the networks on the CPU, each on the device only while it computes.
 
         Args:
-            device: where to compute; the device of the pipeline by default.
+            device: device to compute on; by default that of the pipeline.
         """
         if not self._offloaded:
             self.device = self.device if device is None else torch.device(device)
@@ -148,7 +150,7 @@ class PretrainedModel:
             self._offloaded = True
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write a folder that `from_pretrained` reads: model.yaml, weight files, the tokenizer.
+        """Write model.yaml, weight files and tokenizer to a folder for `from_pretrained`.
 
         Raises:
             UserError: the folder cannot be written, or the weights are quantized.
@@ -158,7 +160,7 @@ class PretrainedModel:
 
     @cached_property
     def weights_hash(self) -> str:
-        """Digest of the weights, whatever their file is called."""
+        """Hash of the weights, independent of their files; see `model_hash`."""
         return model_hash(self.model)
 
 

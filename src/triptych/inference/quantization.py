@@ -1,4 +1,4 @@
-"""Weights of 4 or 8 bits for the language model, by bitsandbytes.
+"""4- and 8-bit weights of the language model, by bitsandbytes.
 
 4-bit NormalFloat (Dettmers et al. 2023, arXiv 2305.14314); LLM.int8 (Dettmers et al. 2022, arXiv
 2208.07339).
@@ -35,10 +35,10 @@ def require_quantizer(bits: str) -> None:
 
 
 def quantize(part: LazyModule, bits: Quantize) -> int:
-    """Replace the linear maps in the blocks of a frozen part; returns how many.
+    """Replace the linear maps in the blocks of a frozen part; returns their number.
 
-    Embeddings, norms and what is outside of blocks keep their numbers. bitsandbytes makes the small
-    weights when they are moved to the device next.
+    Embeddings, norms and modules outside of blocks are unchanged. bitsandbytes quantizes the
+    weights when they are next moved to the device.
     """
     replaced = 0
     for block in part.blocks():
@@ -50,8 +50,8 @@ def quantize(part: LazyModule, bits: Quantize) -> int:
 
 
 def _small(linear: nn.Linear, bits: Quantize) -> nn.Module:
-    """`linear` as bitsandbytes computes it, in the dtype that its weight has."""
-    import bitsandbytes  # takes a second, and is not always there
+    """Quantized replacement of `linear`, which computes in the dtype of its weight."""
+    import bitsandbytes  # slow import of an optional library
 
     sizes: dict[str, Any] = {
         "input_features": linear.in_features,

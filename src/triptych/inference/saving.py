@@ -1,4 +1,4 @@
-"""A model in a folder that `UnifiedPipeline.from_pretrained` reads."""
+"""Saving of a model to a folder that `UnifiedPipeline.from_pretrained` reads."""
 
 from __future__ import annotations
 
@@ -23,10 +23,12 @@ def save_model(model: Any, folder: str | Path, description: dict[str, Any] | Non
     """Write model.yaml, the tokenizer and a weight file for each label.
 
     Args:
+        model: a built UnifiedModule.
+        folder: output folder.
         description: the `model` section that the model was built from.
 
     Raises:
-        UserError: the model was not built from a section, or the folder cannot be written.
+        UserError: there is no such section, or the folder cannot be written.
     """
     if description is None:
         raise UserError(
@@ -59,6 +61,6 @@ def save_model(model: Any, folder: str | Path, description: dict[str, Any] | Non
 
 
 def _stored(model: torch.nn.Module) -> list[tuple[str, Tensor]]:
-    """Parameters, those that are shared once, and the buffers that are saved."""
+    """Parameters, shared ones once, and persistent buffers."""
     saved = model.state_dict().keys()
     return [*model.named_parameters(), *((n, b) for n, b in model.named_buffers() if n in saved)]

@@ -1,7 +1,8 @@
-"""Model files that come with weights: plain values, and class paths that are trusted.
+"""Checks of untrusted model files: plain values, and trusted class paths.
 
-A class path is imported to look at it, and importing runs code. So whatever could be imported is
-looked at here first: triptych's own classes pass, others are named by the user (`--trust-class`).
+The parser imports class paths, and importing runs code. All values that could be imported are
+checked first: triptych's own classes are trusted, others only if the user names them
+(`--trust-class`).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from triptych.utils.errors import UserError
 OWN = "triptych"
 NAMES_A_CLASS = ("class_path", "_target_")
 LONGEST = 200
-"""Characters of a value that an interpolation may stand for."""
+"""Maximum number of characters of an interpolated value."""
 
 _PLAIN = re.compile(r"\$\{([A-Za-z_]\w*(?:\.\w+)*)\}")
 
@@ -40,17 +41,18 @@ def add_trust(parser: argparse._ActionsContainer) -> None:
 def plain_model(
     documents: Sequence[Mapping[str, Any]], names: Sequence[object], trusted: Iterable[str] = ()
 ) -> list[dict[str, Any]]:
-    """The `model` sections of some files, without interpolations; every class path is trusted.
+    """Resolve interpolations in the `model` sections of files, and check all class paths.
 
-    `${model.preset}` and the like stand for a plain value of any of the files, the last that has
-    it. Resolvers such as `${oc.env:HOME}`, which read this machine, are refused.
+    `${model.preset}` and the like are replaced by a plain value of any of the files, the last that
+    has it. Resolvers such as `${oc.env:HOME}`, which read this machine, are refused.
 
     Args:
+        documents: contents of the files.
         names: names of the files, for errors.
-        trusted: packages and classes, by dotted name, beside triptych's own.
+        trusted: dotted names of further trusted packages and classes.
 
     Raises:
-        UserError: a section is not a mapping, or holds what is not read here.
+        UserError: a section is not a mapping, or has an unsupported or untrusted value.
     """
     allowed = [OWN, *trusted]
     sections = []
@@ -105,11 +107,11 @@ def _looked_up(path: str, documents: Sequence[Mapping[str, Any]], name: object) 
 
 
 def _class_paths(value: Any, where: str) -> Iterator[tuple[str, str]]:
-    """(place, dotted name) of whatever the parser might import, also in YAML inside of a text."""
+    """Yield (place, dotted name) of values that the parser might import, also in nested YAML."""
     if isinstance(value, dict):
         for key, each in value.items():
             if key in NAMES_A_CLASS and isinstance(each, str):
-                if "." in each:  # a name without a dot is looked up among classes that are known
+                if "." in each:  # a name without a dot is looked up among known classes
                     yield f"{where}.{key}", each
             else:
                 yield from _class_paths(each, f"{where}.{key}")
@@ -124,7 +126,7 @@ def _class_paths(value: Any, where: str) -> Iterator[tuple[str, str]]:
 
 
 def _inner(text: str, where: str) -> Any:
-    """Value of a text that the parser would read as YAML, or the text; all values are texts."""
+    """Value of a text as YAML with text values, or the text itself."""
     try:
         measure_yaml(text, where, yaml.BaseLoader)
         inner = yaml.load(text, Loader=yaml.BaseLoader)  # makes only texts, lists and mappings
@@ -134,11 +136,11 @@ def _inner(text: str, where: str) -> Any:
 
 
 def _importable(text: str) -> bool:
-    """Whether a text, where the parser expects a class, would begin to import an actual module."""
+    """Whether the parser would import an existing module for this text."""
     package, dot, _ = text.partition(".")
     if not dot or not all(part.isidentifier() for part in text.split(".")):
-        return False  # such as a path with a /
+        return False  # for example a path with a /
     try:
         return find_spec(package) is not None  # a name without a dot is found without importing
-    except ValueError:  # of a module without a place, such as __main__
+    except ValueError:  # a module without a spec, such as __main__
         return True

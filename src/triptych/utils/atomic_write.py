@@ -1,8 +1,8 @@
 """Atomic file writes, and locks that end with their process.
 
-All files and folders that must be complete or absent get their names here. Several processes may
-write one path: each writes under a name of its own, and the rename decides. What must have one
-writer is locked, and has one temporary name, which the next writer finds.
+All files and folders that must be complete or absent are written here. Several processes may write
+one path: each uses a unique temporary name, and the last rename wins. A path with a single writer
+is locked, and has a fixed temporary name, which the next writer finds.
 """
 
 from __future__ import annotations
@@ -23,26 +23,26 @@ from triptych.utils.errors import UserError
 
 PARTIAL = ".partial"
 LOCK = ".lock"
-"""Name of the lock on a folder."""
+"""Name of the lock file of a folder."""
 
 
 def temporary_path(path: Path) -> Path:
-    """The one temporary name of `path`, for a single writer at a time."""
+    """Fixed temporary path of `path`, for a single writer at a time."""
     return path.with_name(f"{path.name}{PARTIAL}")
 
 
 def unique_temporary_path(path: Path) -> Path:
-    """A temporary name beside `path` that no other writer has."""
+    """Unique temporary path in the folder of `path`."""
     return path.with_name(f".{path.name}.{uuid.uuid4().hex}{PARTIAL}")
 
 
 def commit(partial: Path, path: Path) -> None:
-    """Give a complete file, link or folder its name, in one step; a file of that name goes."""
+    """Rename a complete file, link or folder atomically, replacing a file of that name."""
     os.replace(partial, path)
 
 
 def sync(path: Path) -> None:
-    """Force a file, or the names in a folder, to the disk."""
+    """Flush a file, or the entries of a folder, to disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -51,13 +51,13 @@ def sync(path: Path) -> None:
 
 
 class AtomicFile:
-    """A file to write to that takes the name `path` by `commit`, and is removed by `discard`.
+    """A temporary file that `commit` renames to `path`, and `discard` removes.
 
     Args:
-        path: the name of the complete file; its folder exists.
-        partial: the temporary name; None for one that no other writer has.
-        durable: force the file to the disk before it gets its name; without this, a file that
-            costs little to make again may be empty after a power failure.
+        path: path of the complete file, in an existing folder.
+        partial: temporary path; None for a unique one.
+        durable: whether to flush the file to disk before the rename; without this, the file may be
+            empty after a power failure.
     """
 
     def __init__(self, path: Path, partial: Path | None = None, durable: bool = True) -> None:
@@ -66,7 +66,7 @@ class AtomicFile:
         self.file: BinaryIO = open(self.partial, "wb")
 
     def commit(self) -> None:
-        """Give the file its name."""
+        """Rename the file to its path."""
         self.file.flush()
         if self.durable:
             os.fsync(self.file.fileno())
@@ -74,19 +74,19 @@ class AtomicFile:
         commit(self.partial, self.path)
 
     def discard(self) -> None:
-        """Remove the file, unless it has its name."""
-        with suppress(OSError):  # closing writes what a full disk has refused
+        """Remove the file, unless it was committed."""
+        with suppress(OSError):  # closing flushes, which fails on a full disk
             self.file.close()
         self.partial.unlink(missing_ok=True)
 
 
 @contextmanager
 def replacing(path: Path, partial: Path | None = None, durable: bool = True) -> Iterator[BinaryIO]:
-    """A file to write to that takes the name `path` when the block ends well, and else is removed.
+    """Open a temporary file that replaces `path` if the block succeeds, and else is removed.
 
-    Missing folders are made, see `made`; the arguments are those of `AtomicFile`.
+    Missing folders are created, see `created`; the arguments are those of `AtomicFile`.
     """
-    with made(path.parent):
+    with created(path.parent):
         file = AtomicFile(path, partial, durable)
         try:
             yield file.file
@@ -97,7 +97,7 @@ def replacing(path: Path, partial: Path | None = None, durable: bool = True) -> 
 
 @contextmanager
 def saving(path: Path) -> Iterator[BinaryIO]:
-    """`replacing` for a file that somebody named.
+    """`replacing` for a file that the user named.
 
     Raises:
         UserError: the file cannot be written.
@@ -112,7 +112,7 @@ def saving(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file, complete or not at all; its folder is made where missing.
+    """Write a text file atomically; create its folder if it is missing.
 
     Raises:
         UserError: the file cannot be written.
@@ -123,16 +123,16 @@ def write_text(path: Path, text: str) -> None:
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """A folder to fill that takes the name `path` when the block ends well, and else is removed.
+    """Create a temporary folder that is renamed to `path` if the block succeeds, and else removed.
 
-    If another process has filled `path` meanwhile, that one stays.
+    If another process has created `path` meanwhile, that one is kept.
     """
     partial = unique_temporary_path(path)
     try:
         partial.mkdir(parents=True)
         yield partial
         try:
-            os.rename(partial, path)  # unlike a file's name, that of a full folder is not replaced
+            os.rename(partial, path)  # a non-empty folder is not replaced
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
@@ -141,7 +141,7 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 class HashingFile:
-    """Writes to a file, and records its size, its SHA-256 and the first error of the disk."""
+    """File wrapper that records the size, the SHA-256 and the first disk error of writes."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file = file
@@ -162,27 +162,27 @@ class HashingFile:
         self.file.flush()
 
     def note(self) -> dict[str, Any]:
-        """Size in bytes and SHA-256 of all that was written."""
+        """Size in bytes and SHA-256 of the written data."""
         return {"size": self.size, "sha256": self.state.hexdigest()}
 
 
 @contextmanager
-def made(folder: Path) -> Iterator[None]:
-    """Make a folder and its parents; those that are new and still empty are removed at the end."""
+def created(folder: Path) -> Iterator[None]:
+    """Create a folder and its parents; new ones that are still empty are removed at the end."""
     new = [each for each in [folder, *folder.parents] if not each.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         yield
     finally:
         for each in new:
-            with suppress(OSError):  # it holds something
+            with suppress(OSError):  # not empty
                 each.rmdir()
 
 
 class Lock:
-    """An exclusive lock of this process on a file, which is made; it ends with the process.
+    """An exclusive lock of this process on a file, which is created; it ends with the process.
 
-    It is a POSIX record lock: child processes do not inherit it, and it works over NFS.
+    A POSIX record lock: child processes do not inherit it, and it works over NFS.
     """
 
     def __init__(self, path: Path) -> None:
@@ -190,7 +190,7 @@ class Lock:
         self._handle: int | None = None
 
     def acquire(self, seconds: float = 0) -> bool:
-        """Take the lock, waiting for `seconds` at most; returns whether this process has it."""
+        """Acquire the lock, waiting at most `seconds`; returns whether this process has it."""
         deadline = time.monotonic() + seconds
         handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
         while not _locked(handle):
@@ -202,7 +202,7 @@ class Lock:
         return True
 
     def release(self) -> None:
-        """Give the lock up; the file stays."""
+        """Release the lock; the file stays."""
         if self._handle is not None:
             os.close(self._handle)
             self._handle = None
@@ -210,17 +210,17 @@ class Lock:
 
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """Hold a folder, which is made, whose files have fixed temporary names: one process writes.
+    """Lock a folder, which is created, for a single writing process.
 
-    If nothing was written, the folder is removed again, see `made`.
+    If nothing was written, the folder is removed, see `created`.
 
     Raises:
-        UserError: another process holds it, or it cannot be written to.
+        UserError: another process has the lock, or the folder is not writable.
     """
     lock = Lock(folder / LOCK)
     with ExitStack() as stack:
         try:
-            stack.enter_context(made(folder))
+            stack.enter_context(created(folder))
             held = lock.acquire()
         except OSError as error:
             raise UserError(

@@ -1,4 +1,4 @@
-"""Turn a callback-based call into an iterator."""
+"""Iterator over the values of a callback-based call."""
 
 from __future__ import annotations
 
@@ -11,36 +11,36 @@ T = TypeVar("T")
 
 
 class _Closed(Exception):
-    """Nobody listens any more."""
+    """The iterator was closed."""
 
 
 def iterate_callback(run: Callable[[Callable[[T], None]], object]) -> Iterator[T]:
-    """Yield everything that `run(tell)` passes to `tell`; `run` works in a thread of its own.
+    """Yield every value that `run(callback)` passes to the callback; `run` has its own thread.
 
-    Exceptions of `run` are raised here. Closing the iterator makes the next `tell` raise in `run`,
-    which so ends.
+    Exceptions of `run` are raised here. Closing the iterator makes the next call of the callback
+    raise, which ends `run`.
     """
-    told: queue.SimpleQueue[tuple[str, object]] = queue.SimpleQueue()
+    events: queue.SimpleQueue[tuple[str, object]] = queue.SimpleQueue()
     closed = threading.Event()
 
-    def tell(piece: T) -> None:
+    def callback(value: T) -> None:
         if closed.is_set():
             raise _Closed
-        told.put(("piece", piece))
+        events.put(("value", value))
 
     def work() -> None:
         try:
-            run(tell)
-            told.put(("end", None))
+            run(callback)
+            events.put(("end", None))
         except _Closed:
             pass
         except BaseException as error:
-            told.put(("error", error))
+            events.put(("error", error))
 
     threading.Thread(target=work, name="triptych-stream", daemon=True).start()
     try:
         while True:
-            kind, value = told.get()
+            kind, value = events.get()
             if kind == "end":
                 return
             if kind == "error":

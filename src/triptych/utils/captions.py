@@ -1,4 +1,4 @@
-"""Captions of people and scrapers, fit for a tokenizer: one rule for data sets and evaluation."""
+"""Cleaning of captions, by one rule for data sets and evaluation."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from triptych.utils.text import clean_text, decode_text, is_blank
 
 MAX_TEXT_BYTES = 1 << 20
 MAX_CHARACTERS = 20_000
-REPLACEMENT = "\ufffd"  # stands for bytes that another reader took for UTF-8
+REPLACEMENT = "\ufffd"  # replaces bytes that were decoded as UTF-8 and are not
 
 
 def captions_of(value: object, what: str = "caption") -> list[str]:
@@ -47,10 +47,10 @@ def caption_of(value: object, what: str = "caption") -> str:
 
 
 def check_text(text: object, what: str, most: int = MAX_TEXT_BYTES) -> str:
-    """`text` unchanged, if it is text of at most `most` bytes in UTF-8.
+    """Return `text` unchanged if it is text of at most `most` bytes in UTF-8.
 
     Raises:
-        TextError: it is not.
+        TextError: it is not text, too long, or not UTF-8.
     """
     if not isinstance(text, str):
         raise _error(what, "is no text", f"but {type(text).__name__}")
@@ -64,11 +64,12 @@ def check_text(text: object, what: str, most: int = MAX_TEXT_BYTES) -> str:
 
 
 def clean(text: object, what: str, most: int = MAX_CHARACTERS) -> str:
-    """`text` by `clean_text`, as prompts are cleaned.
+    """Clean a text like prompts, by `clean_text`.
 
     Args:
-        text: a caption, an instruction, a question or an answer, named by `what`.
-        most: characters; a longer text never meets the tokenizer, whose time grows with it.
+        text: a caption, an instruction, a question or an answer.
+        what: name of the text in errors.
+        most: maximum number of characters, which bounds the time of the tokenizer.
 
     Raises:
         TextError: it is not text, too long, or in no readable encoding.
@@ -78,7 +79,7 @@ def clean(text: object, what: str, most: int = MAX_CHARACTERS) -> str:
     if len(text) > most:
         raise _error(what, "is too long", f"{len(text)} characters, at most {most}")
     text = clean_text(text, what)
-    if text.count(REPLACEMENT) * 10 > len(text):  # a few are a typo, many another encoding
+    if text.count(REPLACEMENT) * 10 > len(text):  # a few are errors, many another encoding
         raise _error(what, "is no UTF-8")
     return text
 

@@ -1,4 +1,4 @@
-"""Nulls where a configuration must name something: the parser takes them inside of classes."""
+"""Refusal of nulls where a configuration needs a value; the parser accepts them in classes."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ def require_values(settings: Any, kind: Any, name: str) -> None:
     Checks the classes and dataclasses of triptych, and ignores others.
 
     Args:
-        settings: a value as the parser gives it: a Namespace, list, mapping or plain value.
+        settings: parsed value: a Namespace, list, mapping or plain value.
         kind: annotation of the argument.
-        name: name of the option, "model".
+        name: name of the option, such as "model".
 
     Raises:
         ConfigurationError: the first null that is not allowed.
@@ -43,7 +43,7 @@ def require_values(settings: Any, kind: Any, name: str) -> None:
 
 
 def _members(kind: Any) -> tuple[Any, ...]:
-    """The types of a union; of anything else itself."""
+    """Types of a union, or the type itself."""
     return get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
 
 
@@ -52,13 +52,13 @@ def _allows_null(kind: Any) -> bool:
 
 
 def _inner(kind: Any) -> Any:
-    """The annotation of the elements of a list or mapping."""
-    held = [get_args(each)[-1] for each in _members(kind) if get_args(each)]
-    return held[0] if len(held) == 1 else Any
+    """Annotation of the elements of a list or mapping."""
+    elements = [get_args(each)[-1] for each in _members(kind) if get_args(each)]
+    return elements[0] if len(elements) == 1 else Any
 
 
 def _hints(kind: Any) -> dict[str, Any]:
-    """Annotations of the arguments of a class of ours, by name; those of its bases too, which it
+    """Annotations of the arguments of a triptych class by name, with those of its bases, which it
     may take by keyword."""
     classes = [each for each in _members(kind) if isinstance(each, type)]
     ours = [each for each in classes if each.__module__.partition(".")[0] == "triptych"]

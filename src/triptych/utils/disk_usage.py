@@ -1,4 +1,4 @@
-"""Disk usage of a command, announced before it writes: the folder, the size, likely mistakes."""
+"""Announcement of a command's disk usage before it writes, and refusal of likely mistakes."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from triptych.utils.errors import UserError
 
 
 def announce(what: str, folder: Path, size: int) -> None:
-    """Announce on standard error a coming write; refuse an impossible one.
+    """Announce a write on standard error; refuse an impossible one.
 
     Args:
         what: description of the output, such as "the shapes world".
-        size: approximate number of bytes of all of it.
+        folder: output folder.
+        size: approximate total size in bytes.
 
     Raises:
-        UserError: the folder can neither be made nor written to, or the disk has no room.
+        UserError: the folder can neither be created nor written to, or the disk is too full.
     """
     place = require_place(what, folder)
     free = shutil.disk_usage(place).free
@@ -37,10 +38,10 @@ def announce(what: str, folder: Path, size: int) -> None:
 
 
 def require_place(what: str, folder: Path) -> Path:
-    """The nearest folder that exists, `folder` or one above it. Nothing is made.
+    """Nearest existing folder, `folder` or a parent, without creating anything.
 
     Raises:
-        UserError: the folder can neither be made nor written to.
+        UserError: the folder can neither be created nor written to.
     """
     place = next(each for each in [folder, *folder.absolute().parents] if os.path.lexists(each))
     if not place.is_dir():
@@ -54,10 +55,10 @@ def require_place(what: str, folder: Path) -> Path:
 
 
 def output_file(text: str) -> Path:
-    """Path of a file to write, as a type for argparse: checked before any work. Nothing is made.
+    """Type for argparse of an output file, checked without creating anything.
 
     Raises:
-        ArgumentTypeError: it names something that is not a file, or its folder can neither be made
+        ArgumentTypeError: the path exists and is not a file, or its folder can neither be created
             nor written to.
     """
     path = Path(text)
@@ -68,7 +69,7 @@ def output_file(text: str) -> Path:
 
 
 def output_folder(text: str) -> Path:
-    """The path of a folder to write to, as `output_file`."""
+    """Type for argparse of an output folder; see `output_file`."""
     try:
         require_place("what is made", Path(text))
     except UserError as error:
@@ -77,10 +78,10 @@ def output_folder(text: str) -> Path:
 
 
 def refuse_other_files(folder: Path, ours: re.Pattern[str], flag: str) -> list[str]:
-    """Names in a folder, all of which match `ours`; none if the folder does not exist.
+    """Names in a folder, all of which must match `ours`; empty if the folder does not exist.
 
     Raises:
-        UserError: it is not a folder, or holds other files, so that its name is likely a mistake.
+        UserError: it is not a folder, or has other files, so that its name is likely a mistake.
     """
     try:
         names = sorted(path.name for path in folder.iterdir())
@@ -98,7 +99,7 @@ def refuse_other_files(folder: Path, ours: re.Pattern[str], flag: str) -> list[s
 
 
 def in_units(size: float) -> str:
-    """A number of bytes for people: "243 MB"."""
+    """Format a number of bytes, such as "243 MB"."""
     for unit in ("bytes", "kB", "MB", "GB"):
         if size < 1000:
             return f"{size:.0f} {unit}" if size >= 10 or unit == "bytes" else f"{size:.1f} {unit}"

@@ -1,8 +1,8 @@
-"""Errors of the user's input; without torch, which takes seconds to import."""
+"""Errors in user input; without torch, which is slow to import."""
 
 
 class UserError(ValueError):
-    """Something the user gave is wrong; the message is one sentence that names it and the remedy.
+    """Invalid user input; the message is one sentence with the problem and the remedy.
 
     The command line prints only the message, without a traceback, and exits with status 1.
     """
@@ -16,9 +16,9 @@ class TextError(UserError):
     """A text that cannot be used.
 
     Args:
-        message: one sentence for the author of the text.
-        reason: follows "the caption", the same for all texts with this fault: "holds a NUL".
-        detail: helps to find the cause; not counted.
+        message: sentence for the author of the text.
+        reason: predicate of "the caption", equal for all texts with this problem: "holds a NUL".
+        detail: further information, not used for counts.
     """
 
     def __init__(self, message: str, reason: str, detail: str = "") -> None:
@@ -30,11 +30,11 @@ class TextError(UserError):
 
 
 class ImageError(ValueError):
-    """An image that cannot be used; each door turns it into its own form.
+    """An image that cannot be used; each caller converts it to its own error.
 
     Args:
-        reason: follows "the image", the same for all images with this fault: "is damaged".
-        detail: helps to find the cause; logged, not counted.
+        reason: predicate of "the image", equal for all images with this problem: "is damaged".
+        detail: further information, logged and not used for counts.
     """
 
     def __init__(self, reason: str, detail: str = "") -> None:

@@ -1,4 +1,4 @@
-"""Checks that computed results are finite: refused with the name of the stage."""
+"""Checks that computed results are finite, with the name of the stage."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from triptych.utils.errors import NotFiniteError
 
 
 def all_finite(tensor: Tensor) -> Tensor:
-    """Whether no number of a floating-point `tensor` is NaN or infinite, bool [] on its device.
+    """Whether all values of a floating-point `tensor` are finite, bool [] on its device.
 
-    One pass and no memory; nothing waits for the device until the result is read.
+    One pass without additional memory or device synchronization.
     """
     if not tensor.numel():
         return torch.ones((), dtype=torch.bool, device=tensor.device)
     return torch.stack(tensor.detach().aminmax()).isfinite().all()  # NaN makes both of them NaN
 
 
-def require_finite(made: Tensor, stage: str) -> None:
-    """Check the result of a stage of the model, once a batch: synchronizes with a GPU.
+def require_finite(result: Tensor, stage: str) -> None:
+    """Check the result of a stage of the model; synchronizes with a GPU.
 
     Args:
-        made: the numbers; or, bool [], whether all are finite.
-        stage: a plural, such as "the image features of the generator".
+        result: values; or bool [], whether all are finite.
+        stage: name of the values, a plural such as "the image features of the generator".
 
     Raises:
-        NotFiniteError: some are NaN or infinite.
+        NotFiniteError: a value is NaN or infinite.
     """
-    if not (all_finite(made) if made.is_floating_point() else made):
+    if not (all_finite(result) if result.is_floating_point() else result):
         raise NotFiniteError(
             f"{stage} are NaN or infinite, and no result can follow from them: compute in bfloat16 "
             "or float32 if this was float16 (--dtype), or take other weights."

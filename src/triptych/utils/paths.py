@@ -12,10 +12,14 @@ PREFIX = "asset:"
 
 
 def resolve(name: str, created_by: str | None = None) -> Path:
-    """The existing file or folder behind `name`.
+    """Resolve `name` to an existing file or folder.
+
+    Args:
+        name: a path, or asset:NAME.
+        created_by: command that creates it, for the message.
 
     Raises:
-        UserError: it does not exist; `created_by`, a command, is named as the remedy.
+        UserError: it does not exist.
     """
     path = ASSETS / name.removeprefix(PREFIX) if name.startswith(PREFIX) else Path(name)
     if not path.exists():

@@ -1,4 +1,4 @@
-"""Generation metadata: a dictionary in memory, a JSON text chunk "triptych" in a PNG file."""
+"""Generation metadata of images: a dictionary in memory, a text chunk "triptych" in PNG files."""
 
 from __future__ import annotations
 
@@ -20,8 +20,7 @@ CHUNK = "triptych"
 def shown_name(source: str | Path) -> str:
     """Public name of a file, folder, preset or hub id: of a path, only the last part.
 
-    The folder on this machine stays private; a digest of the content tells it from
-    another one of that name.
+    The folder on this machine stays private; a hash of the content distinguishes equal names.
     """
     if not os.path.exists(source) and not os.path.isabs(source):
         return str(source)
@@ -29,7 +28,7 @@ def shown_name(source: str | Path) -> str:
 
 
 def embed_metadata(image: Image.Image, metadata: dict[str, Any]) -> Image.Image:
-    """The same image; `metadata_of` it is this dictionary, and a PNG file of it carries it."""
+    """Attach metadata to an image, for `metadata_of` and PNG files; returns the same image."""
     chunk = PngInfo()
     chunk.add_itxt(CHUNK, json.dumps(metadata, ensure_ascii=False))  # UTF-8, unlike a plain chunk
     image.encoderinfo = {"pnginfo": chunk}
@@ -41,22 +40,22 @@ def metadata_of(image: Image.Image) -> dict[str, Any]:
     """Metadata of an image in memory; empty if it has none.
 
     Raises:
-        UserError: the image was read from a file, whose text is not JSON.
+        UserError: the image was read from a file with invalid metadata.
     """
     found = image.info.get(CHUNK, {})
     return parse_json(found, CHUNK) if isinstance(found, str | bytes) else found
 
 
 def read_metadata(path: Path | str) -> dict[str, Any]:
-    """Metadata that an image file was made with.
+    """Read the metadata of an image file.
 
     Raises:
-        UserError: it is not an image, or carries none.
+        UserError: it is not an image, or has no metadata.
     """
     try:
         text = read_header(path).info[CHUNK]
     except ImageError as error:
-        raise UserError(f"{path} is no image that can be read ({error}).") from error
+        raise UserError(f"{path} is not an image that can be read ({error}).") from error
     except KeyError:
         text = ""
     try:

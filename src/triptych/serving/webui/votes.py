@@ -14,7 +14,7 @@ from tempfile import TemporaryFile
 from typing import Any, Literal
 
 from triptych.evaluation.statistics import wilson
-from triptych.utils.atomic_write import made
+from triptych.utils.atomic_write import created
 from triptych.utils.documents import TEXT_BYTES, parse_json, read_bytes
 from triptych.utils.errors import UserError
 
@@ -76,7 +76,7 @@ class Votes:
                 with self.path.open("ab"):
                     pass
             else:
-                with made(self.path.parent), TemporaryFile(dir=self.path.parent):
+                with created(self.path.parent), TemporaryFile(dir=self.path.parent):
                     pass
         except OSError as error:
             raise UserError(
@@ -95,7 +95,7 @@ class Votes:
             if any(each["trial"] == vote.trial for each in self.read()):
                 return False
             try:
-                with made(self.path.parent), self.path.open("ab+") as file:
+                with created(self.path.parent), self.path.open("ab+") as file:
                     if file.tell() and not _ends_a_line(file):
                         line = b"\n" + line  # separates it from a line torn by a crash
                     file.write(line + b"\n")
