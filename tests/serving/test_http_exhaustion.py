@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from io import BytesIO
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -241,7 +242,7 @@ def test_what_cannot_be_accepted_is_logged_once_in_a_while(caplog):
 
 
 def decode(files, size=16, limit=10**9):
-    """What a decoder makes of files, in an event loop of its own."""
+    """Images that a decoder makes of files."""
 
     async def work():
         made = image_decoder.Decoder()
@@ -251,7 +252,12 @@ def decode(files, size=16, limit=10**9):
         finally:
             await made.close()
 
-    return asyncio.run(work())
+    return in_time(work())
+
+
+def in_time(work, seconds=60):
+    """Result of a coroutine, in an event loop of its own."""
+    return asyncio.run(asyncio.wait_for(work, seconds))
 
 
 @pytest.mark.parametrize("size", [None, 16, 48])
@@ -300,9 +306,37 @@ def test_a_worker_that_is_killed_refuses_its_image_alone():
         await made.close()
         return answer, again
 
-    answer, again = asyncio.run(work())
+    answer, again = in_time(work())
     assert again[0].size == (16, 16)
     assert not isinstance(answer, BaseException) or answer.status == 400
+
+
+ENDLESS = """
+import sys
+sys.stdin.buffer.readline()
+print('{"pixels": 1, "length": 0}')
+print('{"size": [16, 16], "length": 1000000000}', flush=True)
+while True:
+    sys.stdout.buffer.write(bytes(100_000))
+"""
+
+
+def test_closing_does_not_wait_for_unread_output(monkeypatch):
+    """asyncio reports the end of a process to `wait` only after all of its output has been read."""
+    monkeypatch.setattr(image_decoder, "COMMAND", (sys.executable, "-c", ENDLESS))
+
+    async def work():
+        made, reserved = image_decoder.Decoder(), asyncio.Event()
+        ticket = SimpleNamespace(reserve=lambda _: reserved.set())
+        reading = asyncio.create_task(made.read([b""], 16, ["image"], ticket))
+        await reserved.wait()
+        await asyncio.sleep(0.1)  # more is buffered than the stream reads ahead
+        reading.cancel()
+        await asyncio.gather(reading, return_exceptions=True)
+        await made.close()
+        return [worker.returncode for worker in made._running]
+
+    assert in_time(work()) == [-9]
 
 
 # Hosts --------------------------------------------------------------------------------------------

@@ -80,8 +80,7 @@ class Decoder:
     async def close(self) -> None:
         """Kill the workers."""
         for worker in [*self._running]:
-            if worker.returncode is None:
-                worker.kill()
+            _kill(worker)
             await worker.wait()
 
     async def _ask(
@@ -125,8 +124,8 @@ class Decoder:
         except (OSError, asyncio.IncompleteReadError) as error:
             raise Crashed(await worker.wait()) from error
         finally:
-            if worker is not None and not answered and worker.returncode is None:
-                worker.kill()
+            if worker is not None and not answered:
+                _kill(worker)
             self._give_back(worker if answered else None)
 
     async def _take(self, cost: int) -> asyncio.subprocess.Process | None:
@@ -148,6 +147,15 @@ class Decoder:
                 turn.set_result(worker)
                 return
         self._free.append(worker)
+
+
+def _kill(worker: asyncio.subprocess.Process) -> None:
+    """Kill a worker and close its pipes.
+
+    With an open pipe `worker.wait()` returns only after all of its output has been read, which
+    nobody does after a cancelled request.
+    """
+    worker._transport.close()
 
 
 def _unreadable(error: Crashed, param: str) -> Problem:
