@@ -3,9 +3,9 @@
 import os
 import re
 import shutil
-import subprocess
 import sys
 
+import processes
 import pytest
 from builders import ROOT
 
@@ -40,9 +40,7 @@ def run(tmp_path):
         (tmp_path / "tests" / "test_some.py").write_text(tests)
         command = [sys.executable, "-m", "pytest", "-q", *options]
         environment = os.environ | {"PATH": str(tmp_path)}
-        done = subprocess.run(
-            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60
-        )
+        done = processes.run(command, cwd=tmp_path, env=environment)
         return done.returncode, done.stdout
 
     return run

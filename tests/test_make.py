@@ -5,6 +5,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import processes
 import pytest
 
 ROOT = Path(__file__).parent.parent
@@ -26,9 +27,7 @@ def make(tmp_path):
     env = {k: v for k, v in os.environ.items() if not k.startswith(ours)}
 
     def run(*words: str) -> subprocess.CompletedProcess:
-        return subprocess.run(
-            ["make", *words], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60
-        )
+        return processes.run(["make", *words], cwd=tmp_path, env=env)
 
     return run
 

@@ -3,12 +3,13 @@
 import json
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
+from contextlib import ExitStack
 
 import pytest
+from processes import started
 from study import plan as planning
 from study import reading, runs
 from study.__main__ import report
@@ -104,14 +105,23 @@ def player(tmp_path, monkeypatch):
 def interrupt():
     """Ctrl-C, once a condition holds; heard also where tests run in the background."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    over = threading.Event()
 
     def later(condition):
         while not condition():
-            time.sleep(0.05)
+            if over.wait(0.05):
+                return
         os.kill(os.getpid(), signal.SIGINT)
 
     yield lambda condition: threading.Thread(target=later, args=[condition], daemon=True).start()
+    over.set()
     signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture
+def stack():
+    with ExitStack() as stack:
+        yield stack
 
 
 def test_a_study_that_is_stopped_goes_on_and_repeats_nothing(tmp_path, player, interrupt):
@@ -141,13 +151,13 @@ def test_what_fails_is_named_and_stops_nothing_else(tmp_path, player):
     assert runs.done(found, folder) == ["clip_flow-0", "vae_flow-0", "joint-0"]
 
 
-def test_a_training_that_was_left_behind_holds_the_folder(tmp_path):
+def test_a_training_that_was_left_behind_holds_the_folder(tmp_path, stack):
     with runs._alone(tmp_path) as lock:
-        left = subprocess.Popen(["sleep", "60"], pass_fds=[lock])
+        left = stack.enter_context(started(["sleep", "60"], pass_fds=[lock]))
     with pytest.raises(UserError, match="is at work"), runs._alone(tmp_path):
         pass
     left.kill()
-    left.wait()
+    left.wait(10)
     with runs._alone(tmp_path):
         pass
 

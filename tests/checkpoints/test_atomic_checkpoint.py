@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from processes import exit_status, forked
 
 from triptych.callbacks._checkpoint_io import BackgroundCheckpointIO, DurableCheckpointIO
 from triptych.checkpoints import atomic_checkpoint
@@ -168,7 +169,8 @@ def test_an_error_that_is_none_of_the_disk_is_not_called_one(run):
 @pytest.mark.parametrize("when", ["save", "rename", "manifest"])
 def test_a_save_that_is_killed_leaves_the_last_state(when, run):
     """In a process of its own, which ends without a chance to clean up."""
-    if (pid := os.fork()) == 0:
+
+    def work():
         replace = os.replace
 
         def end(*names):
@@ -184,8 +186,8 @@ def test_a_save_that_is_killed_leaves_the_last_state(when, run):
         else:
             atomic_checkpoint.os.replace = end
         atomic_checkpoint.write(run / "2.ckpt", lambda file: file.write(b"x" * 10_000))
-        os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 9
+
+    assert exit_status(forked(work)) == 9
     left = newest(run)
     assert left == (run / "2.ckpt" if when == "save" else run / "1.ckpt")
     assert step_of(left) == (2 if when == "save" else 1)

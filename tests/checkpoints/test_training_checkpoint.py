@@ -4,7 +4,6 @@ import errno
 import os
 import re
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -385,14 +384,7 @@ def test_a_sigterm_to_one_of_two_processes_ends_both_after_the_same_step(tmp_pat
     def steps(*words):
         """The steps that each rank had taken when it began another."""
         (tmp_path / "two.py").write_text(TWO_PROCESSES)
-        done = subprocess.run(
-            [sys.executable, "two.py", tmp_path, *words],
-            cwd=tmp_path,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            timeout=600,
-        )
+        done = run(tmp_path, tmp_path, *words, program=(sys.executable, "two.py"))
         assert "Traceback" not in done.stderr, done.stderr[-3000:]
         said = re.findall(r"rank (\d) after (\d) steps", done.stdout)
         return [[int(step) for rank, step in said if rank == each] for each in "01"]

@@ -10,6 +10,7 @@ import pytest
 from closeness import assert_same_images
 from oracle_models import Perfect
 from PIL import Image
+from processes import run, started
 
 from triptych.cli.eval.understanding import read_results
 from triptych.evaluation import EditEval, FeatureDistance, ShapeEval, geneval
@@ -40,7 +41,7 @@ def test_help_needs_no_torch():
         "main(['eval', '--help'])\n"
         "assert not {'torch', 'transformers', 'lightning', 'numpy'} & set(sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = run([sys.executable, "-c", code])
     assert done.returncode == 0, done.stderr
     assert all(f"triptych eval {name}" in done.stdout for name in BENCHMARKS)
 
@@ -98,10 +99,9 @@ def test_a_killed_run_repeats_no_finished_image(triptych):
     make = ["eval", "geneval", "--limit", "30", "-n", "1", *FEW, "--generate-only"]
     make += ["--images-dir", "g", "--device", "cpu"]
     command = [sys.executable, "-m", "triptych", *make, "--batch-size", "1"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as run:
+    with started(command, stdout=subprocess.PIPE, text=True) as process:
         for _ in range(3):
-            run.stdout.readline()
-        run.kill()
+            process.stdout.readline()
     done = files("g")
     assert 3 <= len(done) < 30
     status, _, err = triptych(*make)

@@ -5,13 +5,13 @@ import json
 import os
 import re
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from closeness import assert_same_images
 from PIL import Image
+from processes import run
 
 from triptych.cli.main import main
 from triptych.cli.output_folder import Job, Output
@@ -42,7 +42,7 @@ def test_the_examples_of_the_help_run(command, triptych):
         own, _, file = own.partition("<")
         assert file.strip() in ("", "/dev/null")
         told = before.strip().removesuffix("|")
-        stdin = subprocess.run(told, shell=True, capture_output=True, text=True).stdout
+        stdin = run(["bash", "-c", told]).stdout
         status, out, err = triptych(*shlex.split(own), stdin=stdin)
         assert status == 0, (example, err)
         assert out or file
@@ -55,7 +55,7 @@ def test_help_needs_no_torch():
         "except SystemExit: pass\n"
         "assert not {'torch', 'transformers', 'lightning', 'numpy'} & set(sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = run([sys.executable, "-c", code])
     assert done.returncode == 0, done.stderr
 
 

@@ -5,7 +5,6 @@ import shlex
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 import time
 from contextlib import suppress
@@ -16,6 +15,7 @@ import torch
 from builders import ROOT
 from forking import Forks
 from PIL import Image
+from processes import run, started
 
 from triptych.cli.main import COMMANDS, LIGHTNING_COMMANDS
 
@@ -144,10 +144,8 @@ def test_standard_input_that_cannot_be_read_is_one_sentence(folder):
 def triptych(*words, folder, **streams):
     """The command as a process, whose interpreter shuts down; buffered, as on a pipe."""
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
-    return subprocess.run(
-        [sys.executable, "-m", "triptych", *words],
-        cwd=folder, env=environment, stderr=subprocess.PIPE, text=True, timeout=60, **streams,
-    )  # fmt: skip
+    streams = {"stdout": None} | streams
+    return run([sys.executable, "-m", "triptych", *words], cwd=folder, env=environment, **streams)
 
 
 @pytest.mark.slow
@@ -162,9 +160,10 @@ def test_a_server_works_and_ends_without_its_output(command, kind, tmp_path):
     script = f"mkfifo pipe; true < pipe & exec {shlex.join(words)} <&- {output}"
     if kind != "broken":
         script = script.partition("& ")[2]
-    with (tmp_path / "said").open("w") as said:
-        process = subprocess.Popen(["bash", "-c", script], cwd=tmp_path, stderr=said)
-    try:
+    with (
+        (tmp_path / "said").open("w") as said,
+        started(["bash", "-c", script], cwd=tmp_path, stderr=said) as process,
+    ):
         for _ in range(300):
             with suppress(httpx.TransportError):
                 answer = httpx.get(f"http://127.0.0.1:{port}/", timeout=5)
@@ -172,7 +171,6 @@ def test_a_server_works_and_ends_without_its_output(command, kind, tmp_path):
             assert process.poll() is None, (tmp_path / "said").read_text()
             time.sleep(0.2)
         assert answer.status_code < 500
-    finally:
         process.terminate()
         status = process.wait(30)
     assert "Traceback" not in (tmp_path / "said").read_text()

@@ -4,8 +4,6 @@ import json
 import os
 import pickle
 import shutil
-import subprocess
-import sys
 import tarfile
 from dataclasses import replace
 
@@ -13,6 +11,7 @@ import pytest
 import torch
 from builders import ROOT, data, eva, needed, relative, steps, unified, write_weights
 from closeness import assert_close
+from commands import run
 from feature_shards import WAY, make
 from lightning import Trainer
 from safetensors.torch import load_file, save_file
@@ -472,17 +471,6 @@ def test_weights_that_no_file_holds_are_asked_for(weights):
 
 
 # --- the command line -----------------------------------------------------------------------------
-
-
-def run(folder, *arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "triptych", *map(str, arguments)],
-        cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
 
 
 @pytest.mark.slow

@@ -4,7 +4,6 @@ import csv
 import io
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -332,7 +331,7 @@ def test_bad_input_is_one_sentence(arguments, status, says, capsys, monkeypatch)
 def test_help_imports_no_torch():
     code = "import sys; from triptych.cli.main import main; main(['data', 'pack', '--help'])"
     check = f"import atexit, sys; atexit.register(lambda: print('torch' in sys.modules)); {code}"
-    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True)
+    done = run([sys.executable, "-c", check])
     assert done.stdout.endswith("False\n"), done.stderr
 
 

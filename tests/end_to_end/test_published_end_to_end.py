@@ -4,10 +4,8 @@ The release is one in small under the true names; every command is a process of 
 """
 
 import csv
-import os
-import subprocess
-import sys
 
+import commands
 import numpy as np
 import published
 import pytest
@@ -27,14 +25,7 @@ QUICK = ["--model.decoding.decoder.num_inference_steps=1"]
 
 def run(folder, *arguments, status=0):
     """`triptych ARGUMENTS` in `folder`: its output, or its complaint where `status` is not 0."""
-    done = subprocess.run(
-        [sys.executable, "-m", "triptych", *map(str, arguments)],
-        cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
+    done = commands.run(folder, *arguments)
     assert done.returncode == status, done.stderr[-3000:]
     return done.stderr if status else done.stdout
 

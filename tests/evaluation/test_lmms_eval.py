@@ -3,7 +3,6 @@
 import importlib
 import json
 import os
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 from PIL import Image
+from processes import run
 
 from triptych.inference.chat_messages import read_messages
 from triptych.utils.errors import UserError
@@ -198,15 +198,15 @@ def test_lmms_eval_itself_runs_our_task(tmp_path):
         "HF_HOME": str(tmp_path / "cache"),
     }
     tasks = ROOT / "docs/lmms_eval"
-    options = {"cwd": tmp_path, "env": environment, "check": True}
-    subprocess.run([sys.executable, str(tasks / "make_questions.py"), "10"], **options)
+    options = {"cwd": tmp_path, "env": environment, "check": True, "seconds": 1200}
+    run([sys.executable, tasks / "make_questions.py", "10"], **options)
     command = [
         *(sys.executable, "-m", "lmms_eval", "--model", "triptych"),
         *("--model_args", "source=tiny,device=cpu", "--batch_size", "8"),
         *("--tasks", "shapes_questions", "--include_path", str(tasks)),
         *("--output_path", str(tmp_path / "results")),
     ]
-    subprocess.run(command, **options)
+    run(command, **options)
     (report,) = (tmp_path / "results").rglob("*results.json")
     scores = json.loads(report.read_text())["results"]["shapes_questions"]
     assert scores["right,none"] > 0.7  # 0.925 over 60 images

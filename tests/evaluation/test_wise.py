@@ -35,9 +35,9 @@ class Endpoint(BaseHTTPRequestHandler):
             server.heard.append((self.path, self.headers.get("Authorization"), request))
             server.seen.append(base64.b64decode(shown["image_url"]["url"].split(",")[1]))
         if behaviour == "slow" or (behaviour == "waking" and times < 3):
-            server.over.wait()
+            server.over.wait(60)
         if behaviour == "later_refused":
-            server.good.wait()
+            server.good.wait(60)
         elif behaviour == "good":
             server.good.set()
         status = {"broken": 500, "refused": 401, "later_refused": 401, "disliked": 400}.get(
@@ -69,12 +69,14 @@ def endpoint():
     server.daemon_threads = True
     server.lock, server.good, server.over = threading.Lock(), threading.Event(), threading.Event()
     server.asked, server.heard, server.seen = Counter(), [], []
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread = threading.Thread(
+        target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
+    )
     thread.start()
     yield server
     server.over.set()
     server.shutdown()
-    thread.join()
+    thread.join(30)
     server.server_close()
 
 

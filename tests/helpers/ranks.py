@@ -11,6 +11,7 @@ import os
 import socket
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from builders import ROOT, data, needed, unified
 from cutting import cut, described, validated
 from cutting import fit as fit_batches
 from lightning import Callback, Trainer
+from processes import started
 from torch.distributed.tensor import DTensor
 
 from triptych.callbacks import Checkpoint
@@ -138,21 +140,21 @@ def run_ranks(script: str, plan: Path) -> list[str]:
         port = str(free.getsockname()[1])
     group = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0"}
     group |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, ROOT / "tests" / "helpers" / script, plan],
-            env={**os.environ, **group, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        said = [process.communicate(timeout=1200)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
+    command = [sys.executable, ROOT / "tests" / "helpers" / script, plan]
+    output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    with ExitStack() as stack:
+        processes = [
+            stack.enter_context(
+                started(
+                    command,
+                    seconds=600,
+                    env={**os.environ, **group, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+                    **output,
+                )
+            )
+            for rank in range(2)
+        ]
+        said = [process.communicate()[0] for process in processes]
     assert not any(process.returncode for process in processes), "\n".join(said)[-6000:]
     return said
 

@@ -6,10 +6,11 @@ import json
 import os
 import pickle
 import shutil
-import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 
+import processes
 import pytest
 import torch
 import yaml
@@ -194,7 +195,9 @@ def test_no_command_unpickles_a_sharded_checkpoint(
 def one_rank(tmp_path):
     """A process group of one, as a run on one device has."""
     store = f"file://{tmp_path}/store"
-    distributed.init_process_group("gloo", init_method=store, rank=0, world_size=1)
+    distributed.init_process_group(
+        "gloo", init_method=store, rank=0, world_size=1, timeout=timedelta(seconds=60)
+    )
     yield
     distributed.destroy_process_group()
 
@@ -257,19 +260,14 @@ def test_fit_does_not_resume_from_a_strangers_pickle(tmp_path, marker, shapes_fo
         "data/folder",
         "trainer/fsdp2",
     )
-    done = subprocess.run(
-        [
-            *(sys.executable, "-P", "-m", "triptych", "fit"),
-            *(f"--config={ROOT}/conf/{name}.yaml" for name in names),
-            *(f"--data.shards={shapes_folder}/train", "--data.batch_size=2"),
-            *("--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.max_steps=1"),
-            f"--ckpt_path={run}/checkpoints/1.ckpt",
-        ],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    command = [
+        *(sys.executable, "-P", "-m", "triptych", "fit"),
+        *(f"--config={ROOT}/conf/{name}.yaml" for name in names),
+        *(f"--data.shards={shapes_folder}/train", "--data.batch_size=2"),
+        *("--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.max_steps=1"),
+        f"--ckpt_path={run}/checkpoints/1.ckpt",
+    ]
+    done = processes.run(command, seconds=300, cwd=tmp_path)
     assert done.returncode == 1 and "holds code beside data" in done.stderr, done.stderr
     assert "Traceback" not in done.stderr
 
@@ -300,9 +298,7 @@ def program(request):
 def test_modules_of_the_current_folder_stand_in_for_no_other(program, tmp_path, marker):
     for name in STRANGERS:
         (tmp_path / f"{name}.py").write_text(f"open({str(marker)!r}, 'w').close()")
-    done = subprocess.run(
-        [*program, "data", "inspect", "."], cwd=tmp_path, capture_output=True, text=True
-    )
+    done = processes.run([*program, "data", "inspect", "."], cwd=tmp_path)
     assert done.returncode == 1 and done.stderr.startswith("triptych: "), done.stderr
 
 

@@ -17,6 +17,7 @@ import openai
 import pytest
 from closeness import assert_same_images, images_agree
 from PIL import Image
+from processes import started
 from servers import running, until
 
 from triptych.cli.main import main
@@ -251,18 +252,17 @@ def test_a_key_is_asked_for(pipeline):
 
 
 @pytest.fixture(scope="module")
-def process():
+def process(tmp_path_factory):
     """`triptych serve` on a free port, and its address."""
     command = [sys.executable, "-m", "triptych", "serve", "--port", "0"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    running = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
-    )
-    line = running.stdout.readline()
-    found = re.search(r"http://\S+", line)
-    assert found, line + running.stderr.read()
-    yield running, found[0].removesuffix("/v1")
-    running.kill()
+    options = {"stdout": subprocess.PIPE, "text": True, "env": environment}
+    log = tmp_path_factory.mktemp("serve") / "log.txt"
+    with log.open("w") as errors, started(command, 300, stderr=errors, **options) as running:
+        line = running.stdout.readline()
+        found = re.search(r"http://\S+", line)
+        assert found, line + log.read_text()
+        yield running, found[0].removesuffix("/v1")
 
 
 def test_a_busy_port_is_said_before_the_model_is_loaded(process, capsys, monkeypatch):
@@ -290,7 +290,7 @@ def test_what_runs_is_finished_at_a_signal(process):
 
     # Of other settings, so that one waits while the other runs, which takes seconds. The first one
     # itself waits for a moment: it must have begun before the queue is looked at.
-    threads = [threading.Thread(target=ask, args=[steps]) for steps in (120, 2)]
+    threads = [threading.Thread(target=ask, args=[steps], daemon=True) for steps in (120, 2)]
     with httpx.Client(base_url=address) as client:
         threads[0].start()
         time.sleep(1)

@@ -7,7 +7,6 @@ import asyncio
 import json
 import logging
 import socket
-import subprocess
 import sys
 import time
 from io import BytesIO
@@ -16,6 +15,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from PIL import Image
+from processes import run
 from servers import FakePipeline, running, until
 
 from triptych.serving.asgi import admission, connections, host_check, log_limits
@@ -281,7 +281,7 @@ def test_an_image_that_takes_too_long_is_refused_and_the_next_is_read(monkeypatc
 def test_a_worker_is_small():
     """It would take seconds to start, and hundreds of megabytes, with torch."""
     code = "import sys, triptych.serving.images.decode_worker; print('torch' in sys.modules)"
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    ended = run([sys.executable, "-c", code], check=True)
     assert ended.stdout == "False\n"
 
 
@@ -297,7 +297,7 @@ def test_a_worker_that_is_killed_refuses_its_image_alone():
         ticket = admission.Admission(1, 10**9).admit(lambda: None)
         large = file((1500, 1500), "WEBP", lossless=True, quality=0, method=0)
         first = asyncio.create_task(made.read([large], 16, ["image"], ticket))
-        while not made._running:
+        while not made._running:  # `in_time` limits this
             await asyncio.sleep(0.01)
         for worker in made._running:
             worker.kill()

@@ -13,6 +13,7 @@ import pytest
 from bad_images import encoded, gif, large_png
 from browser import chromium, open_page
 from PIL import Image
+from processes import started
 
 from triptych.cli.main import main
 from triptych.serving.images import image_decoder
@@ -43,19 +44,14 @@ def app(tmp_path_factory):
         str(folder / "prompts.txt"),
         "--model.generation.num_inference_steps=6",
     ]
-    log = (folder / "log.txt").open("w+")
-    process = subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=log,
-        text=True,
-        env=os.environ | {"TMPDIR": str(folder)},
-    )
-    try:
+    environment = os.environ | {"TMPDIR": str(folder)}
+    options = {"stdout": subprocess.PIPE, "text": True, "env": environment}
+    with (
+        (folder / "log.txt").open("w") as log,
+        started(command, 600, stderr=log, **options) as process,
+    ):
         assert f":{port}" in process.stdout.readline(), (folder / "log.txt").read_text()
         yield f"http://127.0.0.1:{port}", votes, process, folder
-    finally:
-        process.kill()
 
 
 @pytest.fixture(scope="module")
@@ -356,9 +352,10 @@ def test_a_second_model_is_loaded_once_and_late():
     sources = Sources({"first": lambda: made.append("first"), "second": lambda: made.append("2")})
     threads = [threading.Thread(target=sources.__getitem__, args=["first"]) for _ in range(4)]
     for thread in threads:
+        thread.daemon = True
         thread.start()
     for thread in threads:
-        thread.join()
+        thread.join(30)
     assert made == ["first"]
 
 

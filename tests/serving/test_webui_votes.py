@@ -60,9 +60,10 @@ def test_votes_that_come_at_once_are_all_kept(tmp_path):
         for n in range(40)
     ]
     for thread in threads:
+        thread.daemon = True
         thread.start()
     for thread in threads:
-        thread.join()
+        thread.join(30)
     assert sum(new) == 20 == len(votes.read()) == len(votes.path.read_text().splitlines())
 
 

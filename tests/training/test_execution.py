@@ -6,11 +6,13 @@ import shutil
 import signal
 import subprocess
 import time
+from contextlib import ExitStack
 
 import pytest
 import torch
 from builders import ROOT, batches, built, decoder, dit, eva, relative, shaken, unified, vae
 from diffusers.models import attention_processor
+from processes import started
 from torch import nn
 
 from triptych.backbones.attention import probe_xformers, use_xformers
@@ -248,14 +250,15 @@ def job(tmp_path):
     env |= {"SLURM_JOB_ID": "7", "SLURM_NNODES": "4", "SLURM_NTASKS_PER_NODE": "8"}
     env |= {"SLURM_SUBMIT_DIR": str(tmp_path)}
 
-    def start(*words: str, restarts: int = 0) -> subprocess.Popen:
-        script = ROOT / "scripts" / "slurm" / "train.sbatch"
-        return subprocess.Popen(
-            ["bash", script, *words], env={**env, "SLURM_RESTART_COUNT": str(restarts)}
-        )
+    with ExitStack() as stack:
 
-    start.told = told
-    return start
+        def start(*words: str, restarts: int = 0) -> subprocess.Popen:
+            command = ["bash", ROOT / "scripts" / "slurm" / "train.sbatch", *words]
+            environment = {**env, "SLURM_RESTART_COUNT": str(restarts)}
+            return stack.enter_context(started(command, env=environment))
+
+        start.told = told
+        yield start
 
 
 def lines(path):

@@ -1,10 +1,10 @@
 """Two processes (gloo, CPU) against one: DDP, FSDP2, accumulation, checkpoints between them."""
 
 import json
-import subprocess
 import sys
 from dataclasses import asdict
 
+import processes
 import pytest
 import ranks
 import torch
@@ -206,7 +206,8 @@ def test_a_rank_without_images_waits_for_no_other(number, seen_by_one, shapes_fo
 
 
 THREE = """
-import os
+from datetime import timedelta
+
 import torch
 from torch import distributed, multiprocessing
 from torch.nn.parallel import DistributedDataParallel
@@ -228,7 +229,9 @@ class Model(torch.nn.Module):
 
 def run(rank, file):
     torch.set_num_threads(1)
-    distributed.init_process_group("gloo", f"file://{file}", rank=rank, world_size=3)
+    distributed.init_process_group(
+        "gloo", f"file://{file}", rank=rank, world_size=3, timeout=timedelta(seconds=120)
+    )
 
     def trained(steps, state):
         model = DistributedDataParallel(Model(), gradient_as_bucket_view=True)
@@ -258,7 +261,7 @@ def test_three_ranks_of_ddp_resume_bit_for_bit(tmp_path):
     """A sum of three depends on its order, and that on where a gradient lies in DDP's buckets."""
     (tmp_path / "three.py").write_text(THREE)
     command = [sys.executable, tmp_path / "three.py", tmp_path / "store"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = processes.run(command, seconds=300)
     assert done.returncode == 0, done.stderr[-3000:]
 
 
