@@ -63,13 +63,13 @@ def test_it_says_that_nothing_was_left_out(run):
     assert status == 0 and "\nleft out: nothing\n" in out
 
 
-def test_what_is_missing_is_not_left_out_where_nothing_may_be(run):
+def test_missing_tools_fail_the_run_with_nothing_left_out(run):
     status, out = run(TESTS, "--nothing-left-out")
     assert status == 0 and "\n4 passed" in out and "\nleft out: nothing\n" in out
 
 
 @pytest.mark.parametrize("processes", [(), ("-n", "1")])
-def test_a_skip_fails_the_run_where_nothing_may_be_left_out(run, processes):
+def test_skips_fail_the_run_with_nothing_left_out(run, processes):
     skips = "import pytest\n\ndef test_one():\n    pytest.skip('it rains')"
     for options, expected in (((), 0), (("--nothing-left-out",), 1)):
         status, out = run(skips, *options, *processes)

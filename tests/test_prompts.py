@@ -138,7 +138,7 @@ def test_training_and_inference_share_the_prompt(tokenizer):
         ),
     ],
 )
-def test_what_is_refused(make, says, tokenizer):
+def test_invalid_prompts_are_refused(make, says, tokenizer):
     with pytest.raises(UserError, match=says):
         make(tokenizer)
 

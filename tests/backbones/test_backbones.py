@@ -72,7 +72,7 @@ def test_dit_gives_a_velocity_of_the_features_shape():
 
 
 @pytest.mark.parametrize("position_std, told_apart", [(0.0, False), (1.0, True)])
-def test_dit_tells_equal_tokens_apart_by_learned_positions_alone(position_std, told_apart):
+def test_dit_distinguishes_equal_tokens_by_learned_positions(position_std, told_apart):
     equal, nothing_said = torch.randn(1, 8, 1, 1).expand(1, 8, 6, 6), torch.zeros(1, 5, 24)
     velocity = small_dit(position_std=position_std)(equal, torch.ones(1), nothing_said)
     spread = (velocity - velocity[..., :1, :1]).abs().max() / velocity.abs().max()
@@ -106,7 +106,7 @@ def test_dit_takes_both_feed_forward_widths_that_are_published(rule, published):
 
 
 @pytest.mark.parametrize("width", [1, 7, 100, 170, 171, 1000])
-def test_dit_has_the_feed_forward_width_it_is_told(width):
+def test_dit_uses_the_configured_feed_forward_width(width):
     model = small_dit(ffn_width=width)
     assert model.dit.layers[0].feed_forward.linear_2.in_features == width
     assert model(torch.randn(1, 8, 6, 6), torch.ones(1), torch.randn(1, 5, 24)).isfinite().all()
@@ -351,7 +351,7 @@ def small_decoder(**sizes):
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
-def test_decoder_loss_is_finite_and_trains_the_unet_alone(prediction):
+def test_decoder_loss_is_finite_and_trains_only_the_unet(prediction):
     model = small_decoder(prediction=prediction, feature_noise=0.2)
     loss = model.loss(torch.randn(4, 32, 3, 3), drawn(4), 0, torch.arange(4))
     loss.backward()
@@ -378,7 +378,7 @@ def test_decoding_an_image_does_not_depend_on_its_neighbours(guidance):
     decodes_each_by_its_seed(small_decoder(), guidance)
 
 
-def test_decoder_is_led_away_from_what_it_is_given():
+def test_decoder_guidance_moves_away_from_the_negative_condition():
     model = small_decoder()
     features, noise = torch.randn(2, 32, 3, 3), torch.randn(2, *model.vae.feature_shape)
     null = torch.randn(1, 32, 3, 3)
@@ -567,7 +567,7 @@ def test_padding_does_not_change_the_condition(qwen):
     assert torch.allclose(qwen.condition(*longer, queries).states, together, atol=1e-5)
 
 
-def test_condition_is_what_transformers_says_of_the_same_sequence(qwen):
+def test_condition_equals_the_hidden_states_of_transformers(qwen):
     ids, mask = prompts(qwen.tokenizer, "captions")
     length, queries = int(mask[0].sum()), torch.randn(4, 64)
     language_model = qwen.model.model.language_model

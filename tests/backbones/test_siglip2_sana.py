@@ -216,7 +216,7 @@ def test_connector_starts_at_the_published_scale():
     assert condition.square().mean().item() == pytest.approx(5.5, rel=0.01)
 
 
-def test_loss_is_finite_and_trains_transformer_and_connector_alone():
+def test_loss_is_finite_and_trains_only_transformer_and_connector():
     model = small_sana()
     loss = model.loss(torch.randn(4, 32, 3, 3), images(4), 0, torch.arange(4))
     loss.backward()
@@ -312,7 +312,7 @@ def test_decoder_refuses_no_steps():
 # --- built on meta --------------------------------------------------------------------------------
 
 
-def test_what_was_built_on_meta_computes_once_it_is_filled():
+def test_model_built_on_meta_runs_after_loading_weights():
     encoder, decoder = shaken(built(siglip())), small_sana()
     features = encoder(images(2)).detach()
     twins = siglip(), sana()
@@ -372,7 +372,7 @@ def test_the_preset_has_the_published_sizes(preset):
     assert size(decoder.vae) == 312_250_275 and decoder.vae.feature_shape == (32, 16, 16)
 
 
-def test_the_preset_generates_what_its_encoder_makes(preset):
+def test_preset_generates_features_of_its_encoder(preset):
     assert preset.encoder.feature_shape == preset.generation.feature_shape == (1152, 8, 8)
     assert preset.generation.dit.dit.patch_embedder.proj.in_features == 1152
     assert preset.generation.dit.condition_width == 2048
@@ -432,7 +432,7 @@ def files(folders):
     return converted([folders / "siglip", folders / "sana"], folders / "ours")
 
 
-def test_the_stage_trains_what_the_decoder_says(files, samples):
+def test_stage_trains_the_parts_that_the_decoder_names(files, samples):
     model = paired(files).train()
     beginnings = {".".join(name.split(".")[:3]) for name in model.trained}
     assert beginnings == {"decoding.decoder.transformer", "decoding.decoder.connector"}
@@ -601,7 +601,7 @@ def test_convert_takes_the_joint_release(tmp_path):
     assert torch.equal(norm, released["transformer.connector.3.weight"])
 
 
-def test_convert_refuses_what_does_not_belong_together(folders, tmp_path, capsys):
+def test_convert_refuses_mismatched_components(folders, tmp_path, capsys):
     other = tmp_path / "other"
     other.mkdir()
     (other / "config.json").write_text('{"model_type": "qwen2_5_vl"}')

@@ -62,7 +62,7 @@ def test_tokens_of_a_caption(tokenizer):
     assert sum(lengths) / len(lengths) == pytest.approx(planning.CAPTION, abs=2)
 
 
-def test_what_cannot_be_planned():
+def test_invalid_plans_are_refused():
     with pytest.raises(UserError, match="--steps is 0"):
         Plan(steps=0)
     with pytest.raises(UserError, match="each once"):
@@ -124,7 +124,7 @@ def stack():
         yield stack
 
 
-def test_a_study_that_is_stopped_goes_on_and_repeats_nothing(tmp_path, player, interrupt):
+def test_stopped_study_resumes_without_repeating_runs(tmp_path, player, interrupt):
     found, folder = SMALL.runs(), tmp_path / "runs"
     others = [run for run in found if run.name != "joint-0"]
     interrupt(lambda: (folder / "joint-0/begun").exists() and len(runs.done(others, folder)) == 3)
@@ -140,7 +140,7 @@ def test_a_study_that_is_stopped_goes_on_and_repeats_nothing(tmp_path, player, i
     assert len(runs.done(found, folder)) == 4
 
 
-def test_what_fails_is_named_and_stops_nothing_else(tmp_path, player):
+def test_failed_run_is_named_and_the_others_finish(tmp_path, player):
     found, folder = SMALL.runs(), tmp_path / "runs"
     (folder / "clip_mse-0").mkdir(parents=True)
     (folder / "clip_mse-0/broken").touch()
@@ -169,7 +169,7 @@ def test_a_folder_holds_one_study(tmp_path):
         runs.keep_to(Plan(steps=3), tmp_path)
 
 
-def test_the_cost_of_what_was_cut_off_is_not_made_up(tmp_path):
+def test_cost_of_an_interrupted_run_is_unknown(tmp_path):
     runs.note(tmp_path, {"what": "fit"})
     runs.note(tmp_path, {"what": "fit", "status": 1, "cpu_seconds": 2.0})
     assert runs.cpu_seconds(tmp_path, "fit") == 2.0
@@ -247,7 +247,7 @@ def test_a_finding_is_written_from_its_numbers():
     assert alone["verdict"] == "undecided" and "not measured" in sentence(alone)
 
 
-def test_nothing_done_is_no_report(tmp_path):
+def test_report_needs_a_finished_run(tmp_path):
     with pytest.raises(UserError, match="nothing to report"):
         reading.read(SMALL, SMALL.runs(), tmp_path)
 

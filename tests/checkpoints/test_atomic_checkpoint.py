@@ -90,7 +90,7 @@ def test_without_a_manifest_a_state_does_not_count_but_can_be_named(run):
 
 
 @pytest.mark.parametrize("content", [b"", b"nothing of the kind", b"PK\x03\x04 cut off"])
-def test_what_is_no_checkpoint_is_one_sentence(content, tmp_path):
+def test_invalid_checkpoint_is_refused_in_one_sentence(content, tmp_path):
     (tmp_path / "x.ckpt").write_bytes(content)
     with pytest.raises(UserError, match=r"x\.ckpt is no checkpoint"):
         read_checkpoint(tmp_path / "x.ckpt")
@@ -107,7 +107,7 @@ def test_code_is_never_run(tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
-def test_every_load_of_ours_is_of_data_alone():
+def test_every_torch_load_is_weights_only():
     calls = [
         (path, call)
         for folder in ("src", "callbacks", "data_modules", "benchmarks")
@@ -236,7 +236,7 @@ def test_a_link_moves_in_one_step_and_stands_for_its_state(run):
 # --- behind the training --------------------------------------------------------------------------
 
 
-def test_a_background_save_is_of_the_moment_it_was_asked_for(run):
+def test_background_save_holds_the_state_of_its_request(run):
     io = BackgroundCheckpointIO()
     content = state(3)
     io.save_checkpoint(content, run / "3.ckpt")

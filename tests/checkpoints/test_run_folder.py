@@ -104,7 +104,7 @@ def test_three_runs_started_at_once_have_three_folders(three):
         ]
 
 
-def test_the_newest_weights_say_whose_they_are(three):
+def test_newest_weights_name_their_run(three):
     folder, _ = three
     for name in ("weights.safetensors", "weights_ema.safetensors"):
         assert os.readlink(folder / STAGE / name) == f"version_2/{name}"
@@ -121,7 +121,7 @@ def test_equal_runs_leave_equal_files(three):
 
 
 @pytest.mark.slow
-def test_a_run_from_the_configuration_of_a_run_leaves_that_one_alone(triptych, three, tmp_path):
+def test_run_from_a_saved_configuration_gets_its_own_folder(triptych, three, tmp_path):
     folder, _ = three
     before = contents(folder / STAGE / "version_0")
     config = yaml.safe_load((folder / STAGE / "version_0/config.yaml").read_text())
@@ -162,7 +162,7 @@ def test_a_refused_run_leaves_no_folder(flags, says, triptych, words, three, tmp
 
 
 @pytest.mark.slow
-def test_what_was_cut_off_at_its_end_is_completed_in_its_folder(triptych, words, tmp_path):
+def test_run_interrupted_at_its_end_is_completed_in_place(triptych, words, tmp_path):
     run = tmp_path / STAGE / "version_0"
     words = [*words, "--trainer.max_steps=2"]  # whose checkpoint comes before its row of the log
     assert triptych(tmp_path, "fit", *words)[0] == 0
@@ -235,7 +235,7 @@ def test_two_ranks_share_one_folder(triptych, words, tmp_path):
 # --- without a run --------------------------------------------------------------------------------
 
 
-def test_numbers_go_on_and_a_named_version_is_taken_once(tmp_path, caplog):
+def test_version_numbers_increase_and_a_named_version_is_used_once(tmp_path, caplog):
     parents = [tmp_path / "a", tmp_path / "b"]
     (tmp_path / "b/version_4").mkdir(parents=True)
     assert take(parents)[0] == 5
@@ -293,7 +293,7 @@ def holding(folder):
         yield
 
 
-def test_a_lock_ends_with_its_process_and_guards_what_is_being_written(tmp_path):
+def test_lock_protects_partial_files_until_its_process_ends(tmp_path):
     run = take([tmp_path])[1]
     run.lock.release()
     partial = run.path / "x.ckpt.partial"

@@ -171,7 +171,7 @@ def alive(marker):
         (signal.SIGKILL, False, 1, "rank 1 was killed by SIGKILL, so the others end; the same"),
     ],
 )
-def test_a_signal_ends_all_and_the_same_command_goes_on(number, first, status, says, tmp_path):
+def test_signal_ends_all_ranks_and_the_same_command_resumes(number, first, status, says, tmp_path):
     marker = f"out-{number}"
     words = ["generate", *PROMPTS, "-n", "40", *FEW, "--batch-size", "1", "-o", marker, *TWO]
     with start(tmp_path, *words) as running:

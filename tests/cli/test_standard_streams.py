@@ -65,7 +65,7 @@ def in_turn(cases):
 
 
 @pytest.mark.parametrize(("command", "kind"), in_turn(PRINTED))
-def test_what_is_printed_for_every_command(command, kind, forks, tmp_path):
+def test_every_command_reports_a_lost_output(command, kind, forks, tmp_path):
     """Closed standard input and a full standard error beside it change nothing."""
     heavy = command[0] in LIGHTNING_COMMANDS
     for streams in [[None, kind, None], ["closed", kind, "full"]][: 1 if heavy else 2]:
@@ -178,7 +178,7 @@ def test_a_server_works_and_ends_without_its_output(command, kind, tmp_path):
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
-def test_nothing_is_said_at_the_interpreters_end(unbuffered, tmp_path, monkeypatch):
+def test_interpreter_shutdown_prints_nothing_more(unbuffered, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
     for words in (["--help"], ["--version"], ["data", "pack", "--help"]):
         with open("/dev/full", "w") as full:

@@ -254,7 +254,7 @@ def test_without_simplejpeg_pixels_are_the_same_but_for_rounding(shape, monkeypa
 
 
 @pytest.mark.parametrize("jpeg", ["simplejpeg"], indirect=True)
-def test_where_simplejpeg_is_not_installed_it_is_said(monkeypatch):
+def test_missing_simplejpeg_is_hinted_at(monkeypatch):
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "simplejpeg", None)
         fast_jpeg.cache_clear()

@@ -75,7 +75,7 @@ def batch(model, source, cache=None, numbers=range(4)):
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16", "int8"])
 @pytest.mark.parametrize("keys", [["a"], ["größe", "b/c", "d"], []])
-def test_a_sidecar_gives_back_what_was_written(dtype, keys, tmp_path):
+def test_feature_shard_round_trip(dtype, keys, tmp_path):
     features = (
         torch.randn(len(keys), 5, 3, 3) * torch.tensor([0.0, 1e-3, 1, 20, 400])[:, None, None]
     )
@@ -235,7 +235,7 @@ def test_a_cache_travels_to_workers(world, weights):
 # --- making ---------------------------------------------------------------------------------------
 
 
-def test_what_is_finished_is_not_done_again(world, weights):
+def test_finished_feature_shards_are_not_repeated(world, weights):
     folder = make(world / "train", weights)
     times = {path: path.stat().st_mtime_ns for path in folder.glob("*.safetensors")}
     gone, stale = sorted(times)[2:4]
@@ -423,7 +423,7 @@ def test_a_feature_config_names_the_class_wherever_it_lives():
     assert unified("stage2").encoder.feature_config()["encoder"] == "EvaClip"
 
 
-def test_a_weights_hash_is_of_the_numbers_alone(weights, tmp_path):
+def test_weights_hash_depends_only_on_the_values(weights, tmp_path):
     tensors = load_file(weights.encoder)
     half = {name: t.half() if t.is_floating_point() else t for name, t in tensors.items()}
     save_file(half, tmp_path / "half.safetensors")
@@ -465,7 +465,7 @@ def test_big_files_are_read_once(weights, tmp_path, monkeypatch):
     assert weights_hash(files, "encoder.") != first
 
 
-def test_weights_that_no_file_holds_are_asked_for(weights):
+def test_missing_encoder_weights_are_named(weights):
     with pytest.raises(UserError, match="no weight file holds tensors of encoder; name one"):
         weights_hash(WeightFiles(), "encoder.")
 

@@ -203,7 +203,7 @@ def test_addresses_that_are_refused(url):
         check_url(url)
 
 
-def test_what_s3_needs_is_said():
+def test_s3_error_names_its_requirements():
     try:
         import s3fs  # noqa: F401
     except ImportError:

@@ -114,7 +114,7 @@ def test_bad_input_is_one_sentence(status, says, words, small):
     assert len(said) == 1 or says.startswith("unrecognized")  # argparse adds the usage
 
 
-def test_a_target_that_is_there_is_left_alone(small):
+def test_existing_export_target_is_not_overwritten(small):
     before = (small / MODEL).read_bytes()
     said = run(small, "convert", "hub", "weights/small", status=1)
     assert said.count("\n") == 1 and "weights/small" in said and "Traceback" not in said

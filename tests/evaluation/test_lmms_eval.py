@@ -122,7 +122,7 @@ def test_answers_come_in_the_order_of_the_requests(adapter):
     assert calls[1][1]["seed"] == [3]  # of the number in the task, not in the batch
 
 
-def test_what_tasks_ask_of_the_writing(adapter):
+def test_generation_options_of_tasks_are_used(adapter):
     model = model_of(adapter, ["a. b\n\nc"])
     asked = [
         {},
@@ -151,7 +151,7 @@ def test_system_prompt_takes_the_place_of_the_tasks(adapter):
         assert [m.role for m in talk] == ["system", "user"] and talk[0].content == [expected]
 
 
-def test_rounds_see_what_was_said(adapter):
+def test_later_rounds_see_earlier_answers(adapter):
     seen = []
 
     def make(document, round_idx=None, previous_output=None, previous_round_info=None):
@@ -166,7 +166,7 @@ def test_rounds_see_what_was_said(adapter):
     assert seen == [(None, None, None), (1, said[:1], None), (2, said, {"at": 1})]
 
 
-def test_what_cannot_be_answered_is_named(adapter):
+def test_unsupported_requests_are_named(adapter):
     model = model_of(adapter, ["fine", "refused"], batch_size=2)
     with pytest.raises(UserError, match="task task, test document 1: the conversation is too long"):
         model.generate_until([request(n, plain) for n in range(2)])

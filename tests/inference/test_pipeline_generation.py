@@ -105,7 +105,7 @@ def test_the_default_is_euler_as_published(pipe):
         ({"batch_size": 0}, "batch_size is 0"),
     ],
 )
-def test_what_no_sampler_takes_is_refused_before_any_work(pipe, conditions, wrong, message):
+def test_sampler_arguments_are_checked_before_any_work(pipe, conditions, wrong, message):
     with pytest.raises(UserError, match=message):
         pipe(PROMPTS, **wrong)
     assert conditions == []
@@ -200,7 +200,7 @@ def test_weights_that_do_not_fit_a_gpu_are_refused_before_they_are_moved(pipe, m
         require_room(pipe.model, torch.device("cuda"))
 
 
-def test_too_many_images_at_once_are_told_what_to_lower(pipe, monkeypatch):
+def test_out_of_memory_error_names_the_settings_to_lower(pipe, monkeypatch):
     def full(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory")
 

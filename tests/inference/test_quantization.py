@@ -39,7 +39,7 @@ print(json.dumps({
 
 @pytest.mark.slow
 @pytest.mark.beside
-def test_a_small_language_model_still_paints_what_it_is_told():
+def test_quantized_language_model_keeps_the_condition():
     # In a process of its own: where bitsandbytes is, diffusers imports it, which takes seconds.
     environment = os.environ | {"PYTHONPATH": str(ROOT / ".venv" / "beside")}
     command = [sys.executable, "-c", SCRIPT, "4bit", "8bit"]

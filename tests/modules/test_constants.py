@@ -62,7 +62,7 @@ def test_a_forward_pass_copies_nothing(name):
 
 
 @pytest.mark.parametrize("stage", ["stage2", "decoder", "encoder"])
-def test_a_training_step_copies_its_draws_alone(stage):
+def test_training_step_copies_only_its_random_numbers(stage):
     model = unified(stage)
     with torch.device("meta"):
         model.build()
@@ -95,7 +95,7 @@ def diffusion(sampler, steps):
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("integrate", [flow, diffusion])
 @torch.no_grad()
-def test_a_sampler_copies_its_grid_alone(integrate, sampler):
+def test_sampler_copies_only_its_timesteps(integrate, sampler):
     """However many steps it takes."""
     call = integrate(sampler, 3)
     with Copies() as copies:

@@ -84,7 +84,7 @@ def test_other_settings_are_another_call_and_the_oldest_goes_first(fake, many):
         assert [call.prompts for call in fake.calls[1:]] == [["a", "a", "d", "d"], ["b"], ["c"] * 3]
 
 
-def test_a_bad_request_fails_alone(fake, many):
+def test_bad_request_does_not_fail_its_batch(fake, many):
     with running(fake) as server:
         held(fake, server, many)
         asked = [many.submit(ask, server, prompt) for prompt in ("good", "bad", "crash", "fine")]
@@ -111,7 +111,7 @@ def test_a_full_queue_is_429_and_says_when_to_come_again(fake, many):
         assert [each.result(60).status_code for each in [first, *waiting]] == [200] * 3
 
 
-def test_what_takes_too_long_is_504_and_given_up(fake, many):
+def test_timed_out_requests_get_504_and_are_cancelled(fake, many):
     with running(fake, limits=Limits(timeout=0.3)) as server:
         first = held(fake, server, many)
         second = many.submit(ask, server, "never begun")
@@ -141,7 +141,7 @@ def test_a_client_that_leaves_is_worked_for_no_longer(fake, many):
         assert sample(server, "triptych_cancelled_total") == 2
 
 
-def test_a_call_goes_on_while_one_of_its_clients_stays(fake, many):
+def test_batch_continues_while_one_client_stays(fake, many):
     with running(fake, limits=Limits(max_batch=2, max_wait_ms=10_000)) as server:
         fake.gate.clear()
         stays = many.submit(ask, server, "stays")

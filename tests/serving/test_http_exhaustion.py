@@ -222,7 +222,7 @@ def test_the_default_bound_leaves_half_of_the_files():
     assert connections.most_connections() <= connections.MOST
 
 
-def test_what_cannot_be_accepted_is_logged_once_in_a_while(caplog):
+def test_accept_errors_are_logged_at_a_limited_rate(caplog):
     loop = asyncio.new_event_loop()
     log_limits.limit_logs()
     context = {
@@ -285,13 +285,13 @@ def test_a_worker_is_small():
     assert ended.stdout == "False\n"
 
 
-def test_memory_is_reserved_for_what_is_decoded():
+def test_memory_is_reserved_for_decoded_images():
     with pytest.raises(Problem, match="more than") as caught:
         decode([file((400, 400))], None, limit=400_000)
     assert caught.value.status == 413
 
 
-def test_a_worker_that_is_killed_refuses_its_image_alone():
+def test_killed_worker_fails_only_its_own_image():
     async def work():
         made = image_decoder.Decoder()
         ticket = admission.Admission(1, 10**9).admit(lambda: None)

@@ -126,7 +126,7 @@ def test_stop_ends_a_call_and_the_next_one_runs(window):
 
 
 @pytest.mark.browser
-def test_what_is_wrong_with_a_prompt_is_one_sentence(window):
+def test_bad_prompt_is_refused_in_one_sentence(window):
     tab(window, "Generate")
     window.fill("#generate-prompt textarea", "  ")
     window.click("#generate")
@@ -248,7 +248,7 @@ def red_circle(tmp_path_factory):
         (["--host", "no.such.host.invalid"], "another --host"),
     ],
 )
-def test_what_is_wrong_is_said_before_anything_is_shown(arguments, sentence, tmp_path, capsys):
+def test_app_arguments_are_checked_before_the_page_opens(arguments, sentence, tmp_path, capsys):
     given = [each.format(folder=tmp_path) for each in arguments]
     kept = ["--votes", str(tmp_path / "votes.jsonl")]
     with pytest.raises(SystemExit) as stopped:

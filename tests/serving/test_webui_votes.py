@@ -90,7 +90,7 @@ def test_a_side_is_the_same_in_either_place(tmp_path):
     assert Tally(0, 0, 3, 1).share is None and Tally(0, 0, 3, 1).interval is None
 
 
-def test_who_has_seen_what(tmp_path):
+def test_prompts_seen_by_a_viewer(tmp_path):
     votes = Votes(tmp_path / "votes.jsonl")
     votes.record(vote("1", prompt="a red circle"))
     votes.record(vote("2", prompt="a blue square", viewer="Bob"))

@@ -97,7 +97,7 @@ def test_outside_of_training_a_signal_ends_a_process_that_waits(number, times, s
     assert said == f"triptych: ended by {number.name}.\n"
 
 
-def test_in_training_a_signal_is_noted_and_the_limit_ends_what_still_waits(started):
+def test_signal_in_training_is_deferred_up_to_a_time_limit(started):
     body = "supervisor.install(owner=True)\nsupervisor.deferred, supervisor.limit = True, 0.5\n"
     process = started(body + WAITING)
     began = time.monotonic()
@@ -139,7 +139,7 @@ def test_in_a_program_of_ones_own_a_second_ctrl_c_is_an_interrupt(started):
     assert process.communicate(timeout=10)[0] == "interrupted\n" and process.returncode == 0
 
 
-def test_what_others_handle_or_ignore_is_left_to_them(started):
+def test_foreign_signal_handlers_are_kept(started):
     body = """
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         signal.signal(signal.SIGUSR1, lambda *_: print("theirs", flush=True))

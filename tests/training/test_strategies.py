@@ -148,7 +148,7 @@ def test_the_decoder_under_fsdp2_learns_as_under_ddp(fits):
     assert apart(fsdp2["gradients"], ddp["gradients"]) < 1e-5
 
 
-def test_fsdp2_splits_everything_or_what_trains_alone(fits):
+def test_fsdp2_shards_all_or_only_trained_parameters(fits):
     shard, replicate = fits["fsdp2"]["facts"], fits["replicated"]["facts"]
     assert shard["replicated"] == 0 and shard["here"] < 0.51 * shard["all"]
     trained = replicate["trained_bytes"] // 4
@@ -265,7 +265,7 @@ def test_three_ranks_of_ddp_resume_bit_for_bit(tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-def test_ddp_has_buckets_for_what_trains_alone(fits):
+def test_ddp_has_buckets_only_for_trained_parameters(fits):
     facts = fits["ddp"]["facts"]
     assert facts["bucket_bytes"] == facts["trained_bytes"] < 4 * facts["all"] / 1.9
 
@@ -279,7 +279,7 @@ def test_resuming_is_bit_identical(fits, resumed, whole):
     assert same(fits[resumed]["state"], fits[whole]["state"])
 
 
-def test_a_run_goes_on_under_another_strategy(fits):
+def test_run_resumes_under_another_strategy(fits):
     resumed, whole = fits["fsdp2_from_one"], fits["one"]
     assert resumed["losses"] == pytest.approx(whole["losses"][2:], rel=1e-6)
     assert apart(resumed["state"], whole["state"]) < 1e-5
