@@ -1,4 +1,4 @@
-"""How fast data becomes batches, against `webdataset` and Hugging Face `datasets`; ratios.
+"""Data loading speed against `webdataset` and Hugging Face `datasets`, as ratios.
 
 Drawn JPEGs (gradients and noise, quality 90) of 512, 1024 and 2048 pixels a side become images of
 448: one process, one thread, the contestants in turn in every round, medians over the rounds, in

@@ -1,4 +1,4 @@
-"""How fast images are made, and how many steps they need; the tiny preset, one thread.
+"""Generation speed and the number of sampling steps; the tiny preset, one thread.
 
     batch     16 images in one batch against one by one, `pipe.generate` from prompt to image
     loop      the generator's sampling loop with what is kept of a caption against the same loop

@@ -1,4 +1,4 @@
-"""What stands beside every figure of a benchmark: the machine and the versions."""
+"""Machine and versions, recorded with every benchmark result."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How fast a step of stage 2 is, against the published one; ratios of processor time.
+"""Speed of a training step of stage 2 against the published one, in ratios of processor time.
 
 On random weights of a middle size, in float32, one process and one thread: the contestants in turn
 in every round, medians over the rounds, in seconds of the processor, so that what else the machine

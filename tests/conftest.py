@@ -1,4 +1,4 @@
-"""What many tests read and none changes: a small shard folder, random weight files."""
+"""Shared fixtures that no test changes: a small shard folder, random weight files."""
 
 import io
 import sys

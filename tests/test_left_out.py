@@ -77,7 +77,7 @@ def test_skips_fail_the_run_with_nothing_left_out(run, processes):
 
 
 def test_no_test_skips_itself():
-    """What a test needs is a marker of conftest.py, which counts and which CI overrules."""
+    """Requirements of tests are markers of conftest.py, which counts them; CI overrules them."""
     asks = re.compile(r"pytest\.(skip|importorskip|xfail)\(|mark\.(skip|skipif|xfail)\b")
     found = [
         path.name

@@ -1,4 +1,4 @@
-"""What is installed is what is on disk, under the name `triptych` alone."""
+"""The installed package has the files on disk, under only the name `triptych`."""
 
 import configparser
 import importlib

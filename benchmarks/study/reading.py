@@ -1,4 +1,4 @@
-"""What finished runs say: means and intervals over seeds, and verdicts that follow from them."""
+"""Results of finished runs: means and intervals over seeds, and verdicts that follow from them."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class Finding:
-    """What the paper found, as a difference that can be measured here."""
+    """A finding of the paper, as a difference that can be measured here."""
 
     paper: str
     """In our words."""

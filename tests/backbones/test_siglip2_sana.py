@@ -117,7 +117,7 @@ def library_sana():
 
 
 def released_features(tower, pixels):
-    """What the published encoder makes of images: tokens and pooled features."""
+    """Features of images by the published encoder: tokens and pooled."""
     with torch.no_grad():
         states = tower(pixels_to_unit(pixels), output_hidden_states=True).hidden_states
     grid = states[-2].transpose(1, 2).unflatten(2, (6, 6))

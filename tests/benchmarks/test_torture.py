@@ -1,4 +1,4 @@
-"""Ten runs that are killed and go on: nothing differs from a run that was left alone."""
+"""Runs that are killed and resumed equal an uninterrupted run."""
 
 import json
 import sys

@@ -38,7 +38,7 @@ from triptych.utils.rng import normal
 
 
 class Samples:
-    """What guards want of a Batch: numbers [B], and the names of their samples."""
+    """Stand-in for a Batch: numbers [B], and the names of their samples."""
 
     def __init__(self, numbers):
         self.keys = [f"sample-{n}" for n in numbers]

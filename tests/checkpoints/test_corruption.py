@@ -58,12 +58,12 @@ def shard(request, tmp_path):
 
 
 def times(shard):
-    """How often to damage it."""
+    """Number of damaged copies."""
     return 200 if shard.name == "plain.tar" else 50
 
 
 class Map:
-    """Where the parts of a whole shard are, as tarfile sees it."""
+    """Offsets of the parts of an intact shard, from tarfile."""
 
     def __init__(self, path):
         self.content = path.read_bytes()

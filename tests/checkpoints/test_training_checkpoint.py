@@ -1,4 +1,4 @@
-"""What a run leaves behind, and what goes on from it: checkpoints and weight files."""
+"""Outputs of a run, and resuming from them: checkpoints and weight files."""
 
 import errno
 import os

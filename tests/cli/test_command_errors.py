@@ -1,4 +1,4 @@
-"""What is wrong on a command line is said in sentences, every cause, the telling one first."""
+"""Errors of a command line are sentences: every cause, the most telling one first."""
 
 import ast
 import re

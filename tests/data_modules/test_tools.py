@@ -249,7 +249,7 @@ def test_inspect_grid_shows_images_and_names_broken_ones(table):
 
 
 def run(capsys, *arguments, status=0):
-    """What the command prints, and says."""
+    """Run `triptych data`; returns standard output and standard error."""
     code = 0
     try:
         main(["data", *map(str, arguments)])

@@ -24,7 +24,7 @@ QUICK = ["--model.decoding.decoder.num_inference_steps=1"]
 
 
 def run(folder, *arguments, status=0):
-    """`triptych ARGUMENTS` in `folder`: its output, or its complaint where `status` is not 0."""
+    """Run `triptych` in `folder`; returns its output, or its error if `status` is not 0."""
     done = commands.run(folder, *arguments)
     assert done.returncode == status, done.stderr[-3000:]
     return done.stderr if status else done.stdout

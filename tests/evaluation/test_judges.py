@@ -126,5 +126,5 @@ def test_clip_chooses_the_colour_of_the_nearest_sentences(tmp_path):
 
 
 def _vector(features):
-    """What CLIP gives, in transformers before and after 5: the vectors, or an output with them."""
+    """Vectors of CLIP, which transformers returns by themselves before version 5."""
     return features if isinstance(features, torch.Tensor) else features.pooler_output

@@ -201,7 +201,7 @@ def write_weights(folder: Path) -> WeightFiles:
 
 
 def needed(weights: WeightFiles, stage: str) -> WeightFiles:
-    """What a stage starts from: the parts before it, as the recipes in conf/ say."""
+    """Weight files that a stage starts from: the parts before it, as in the recipes of conf/."""
     if stage in ("encoder", "stage1"):
         return WeightFiles()
     if stage == "decoder":

@@ -38,7 +38,7 @@ STRATEGIES = {
 
 
 class Watch(Callback):
-    """Notes losses, the first gradients before they are clipped, and what lies on this rank."""
+    """Records losses, the first gradients before clipping, and the parameters of this rank."""
 
     def __init__(self) -> None:
         self.losses: list[float] = []
@@ -91,7 +91,7 @@ def fit(
     resume: str | None = None,
     execution: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """One fit; leaves out/NAME.pt with the trained state, losses and facts, by the first rank."""
+    """Fit once; the first rank writes out/NAME.pt with the trained state, losses and facts."""
     watch = Watch()
     trainer = Trainer(
         accelerator="cpu",
@@ -134,7 +134,7 @@ def fit(
 
 
 def run_ranks(script: str, plan: Path) -> list[str]:
-    """Run a script of tests/ with its plan in two processes that find each other; what they say."""
+    """Run a helper script with its plan as two ranks; returns their outputs."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])

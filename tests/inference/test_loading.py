@@ -1,4 +1,4 @@
-"""What a name means as a model: presets, files, folders, runs and their checkpoints."""
+"""Names of models: presets, files, folders, runs and their checkpoints."""
 
 import pytest
 import torch

@@ -26,7 +26,7 @@ def pipe():
 
 @pytest.fixture
 def conditions(pipe, monkeypatch):
-    """How many prompts each pass of the language model had."""
+    """Numbers of prompts in the passes of the language model."""
     understander = pipe.model.understanding.understander
     asked, plain = [], understander.condition
     monkeypatch.setattr(
@@ -264,7 +264,7 @@ def test_a_decoder_shows_its_images_while_it_works():
 
 
 def test_a_model_in_bfloat16_does_all_that_one_in_float32_does():
-    """What a GPU computes in by default."""
+    """bfloat16 is the default on GPUs."""
     pipe = UnifiedPipeline.from_pretrained("tiny", dtype="bfloat16")
     assert {parameter.dtype for parameter in pipe.model.parameters()} == {torch.bfloat16}
     (image,) = pipe(

@@ -52,7 +52,7 @@ def marker(tmp_path):
 
 
 def refused(capsys, *arguments, status=1):
-    """What the command says, which must be sentences and no traceback."""
+    """Error message of a command that fails without a traceback."""
     with pytest.raises(SystemExit) as ended:
         main([str(argument) for argument in arguments])
     said = capsys.readouterr().err

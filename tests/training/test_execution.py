@@ -1,4 +1,4 @@
-"""How parts compute: compiled, recomputed, frozen in bfloat16, by xformers; and under SLURM."""
+"""Execution of parts: compiled, recomputed, frozen in bfloat16, by xformers; and under SLURM."""
 
 import os
 import re

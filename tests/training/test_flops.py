@@ -1,4 +1,4 @@
-"""What a step costs: formulas against torch's counter, over the real step, on the meta device.
+"""FLOPs of a step: formulas against torch's counter, over the real step, on the meta device.
 
 Nothing can be read from the meta device, so that a step which runs there never makes the host wait.
 """
@@ -97,7 +97,7 @@ def test_the_formulas_at_the_smaller_size():
 
 
 def test_flops_of_stage_1_match_the_formula(weights, samples):
-    """Where labels lie is read from the device: counted on the CPU, in small."""
+    """Label positions are read from the device, so this runs on the CPU, in small."""
     model = unified("stage1", weights=weights).train()
     model.build()
     batch = batches(model, samples, IMAGE_TO_TEXT, range(4))

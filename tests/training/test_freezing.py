@@ -1,4 +1,4 @@
-"""What trains and what is frozen, down to the optimizer's memory."""
+"""Trainable and frozen parameters, down to the state of the optimizer."""
 
 import pytest
 import torch

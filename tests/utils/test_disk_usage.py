@@ -1,4 +1,4 @@
-"""What is about to be written is said before, and a wrong name is refused."""
+"""Destination and size are printed before writing, and a wrong name is refused."""
 
 import re
 import shutil

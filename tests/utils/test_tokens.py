@@ -57,7 +57,7 @@ def known(request):
 
 
 def controls(tokenizer, ids):
-    """How often each added token is among the ids."""
+    """Number of occurrences of each added token in the ids."""
     return Counter(number for number in ids if number in tokenizer.added_tokens_decoder)
 
 
