@@ -29,7 +29,7 @@ import httpx
 from malformed import by_hand, complaints, generated
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
-from recorded import machine, versions
+from reporting import machine, versions
 
 KEY = "benchmark"
 COLOURS = ("red", "green", "blue", "yellow")

@@ -26,7 +26,6 @@ import ctypes
 import json
 import os
 import statistics
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -39,7 +38,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import torch
 from published_step import published_loss, recomputing
-from recorded import machine, versions
+from reporting import machine, versions, write_result
 from torch import Tensor
 
 from triptych.backbones import EvaClip, LuminaNextDiT, QwenText, QwenVision, QwenVL, Vocabulary
@@ -431,12 +430,7 @@ def main() -> None:
         missed += [name for name, most in LIMITS.items() if figures[name] > most]
         figures["missed"] = missed
     figures["versions"] = versions(*PACKAGES)
-    if parsed.out:
-        command = " ".join(["python", "benchmarks/training.py", *sys.argv[1:]])
-        record = {"command": command, "machine": before, "figures": figures}
-        parsed.out.parent.mkdir(parents=True, exist_ok=True)
-        parsed.out.write_text(json.dumps(record, indent=1) + "\n")
-    print(json.dumps(figures))
+    write_result(parsed.out, figures, machine=before)
 
 
 if __name__ == "__main__":

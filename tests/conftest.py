@@ -31,6 +31,15 @@ def weights(tmp_path_factory):
     return write_weights(tmp_path_factory.mktemp("weights"))
 
 
+@pytest.fixture(scope="module")
+def forks():
+    """Runs command lines in forks of one process, see `forking.Forks`."""
+    from forking import Forks
+
+    with Forks() as running:
+        yield running
+
+
 @pytest.fixture(scope="session")
 def tokenizer():
     """The tiny preset's tokenizer."""

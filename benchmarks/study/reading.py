@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from recorded import machine, versions
+from reporting import machine, versions
 
 from study.plan import ARMS, Plan, Run
 from study.runs import SCORES, SHIPPED, cpu_seconds, done

@@ -15,6 +15,7 @@ from builders import (
     decodes_each_by_its_seed,
     dit,
     eva,
+    loss_follows_from_seed_and_samples,
     relative,
     shaken,
     understander,
@@ -171,18 +172,16 @@ def test_dit_refuses_sizes_that_do_not_fit():
 # --- EVA ------------------------------------------------------------------------------------------
 
 
+def stock_eva(**options):
+    """The tower of timm, as small as ours."""
+    sizes = {"img_size": SIDE, "patch_size": 16, "embed_dim": 32, "depth": 2, "num_heads": 2}
+    name = "eva02_enormous_patch14_clip_224"
+    return timm.create_model(name, **sizes, mlp_ratio=2, num_classes=0, **options)
+
+
 def test_eva_tokens_are_those_of_the_stock_timm_tower():
     ours = shaken(built(eva(standardize=False)), 0.1)
-    stock = timm.create_model(
-        "eva02_enormous_patch14_clip_224",
-        img_size=SIDE,
-        patch_size=16,
-        embed_dim=32,
-        depth=2,
-        num_heads=2,
-        mlp_ratio=2,
-        num_classes=0,
-    ).eval()
+    stock = stock_eva().eval()
     stock.norm = nn.Identity()  # the release takes the last block's output
     state = {}
     for name, tensor in ours.tower.state_dict().items():
@@ -202,20 +201,7 @@ def test_eva_tokens_are_those_of_the_stock_timm_tower():
 
 def test_eva_takes_the_weights_of_the_stock_timm_tower():
     """Through the layouts, with the bias of queries and of values apart, and then fused."""
-    stock = shaken(
-        timm.create_model(
-            "eva02_enormous_patch14_clip_224",
-            img_size=SIDE,
-            patch_size=16,
-            embed_dim=32,
-            depth=2,
-            num_heads=2,
-            mlp_ratio=2,
-            num_classes=0,
-            use_post_transformer_norm=False,
-        ),
-        0.1,
-    )
+    stock = shaken(stock_eva(use_post_transformer_norm=False), 0.1)
     images = torch.randn(2, 3, SIDE, SIDE)
     expected = stock.forward_features(images)[:, 1:]
     apart = placed(stock.state_dict())
@@ -361,16 +347,7 @@ def test_decoder_loss_is_finite_and_trains_only_the_unet(prediction):
 
 
 def test_decoder_loss_is_a_function_of_seed_and_samples():
-    model = small_decoder()
-    features, pixels = torch.randn(4, 32, 3, 3), drawn(4)
-
-    def loss(seed, samples):
-        with torch.no_grad():
-            return model.loss(features, pixels, seed, torch.tensor(samples)).item()
-
-    assert loss(0, [0, 1, 2, 3]) == loss(0, [0, 1, 2, 3])
-    assert loss(0, [0, 1, 2, 3]) != loss(1, [0, 1, 2, 3])
-    assert loss(0, [0, 1, 2, 3]) != loss(0, [4, 5, 6, 7])
+    loss_follows_from_seed_and_samples(small_decoder(), drawn(4))
 
 
 @pytest.mark.parametrize("guidance", [1.0, 2.0])

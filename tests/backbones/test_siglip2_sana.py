@@ -7,7 +7,17 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from builders import ROOT, SIDE, batches, built, decodes_each_by_its_seed, relative, shaken, unified
+from builders import (
+    ROOT,
+    SIDE,
+    batches,
+    built,
+    decodes_each_by_its_seed,
+    loss_follows_from_seed_and_samples,
+    relative,
+    shaken,
+    unified,
+)
 from closeness import assert_close, assert_same_images
 from diffusers import AutoencoderDC, SanaTransformer2DModel
 from safetensors.torch import load_file, save_file
@@ -248,16 +258,7 @@ def test_loss_of_no_velocity_is_the_mean_square_of_noise_minus_latents():
 
 
 def test_loss_is_a_function_of_seed_and_samples():
-    model = small_sana()
-    features, pixels = torch.randn(4, 32, 3, 3), images(4)
-
-    def loss(seed, samples):
-        with torch.no_grad():
-            return model.loss(features, pixels, seed, torch.tensor(samples)).item()
-
-    assert loss(0, [0, 1, 2, 3]) == loss(0, [0, 1, 2, 3])
-    assert loss(0, [0, 1, 2, 3]) != loss(1, [0, 1, 2, 3])
-    assert loss(0, [0, 1, 2, 3]) != loss(0, [4, 5, 6, 7])
+    loss_follows_from_seed_and_samples(small_sana(), images(4))
 
 
 def test_one_sample_in_ten_trains_on_the_black_image():

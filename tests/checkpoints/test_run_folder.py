@@ -13,7 +13,6 @@ from contextlib import contextmanager
 import pytest
 import yaml
 from builders import ROOT, STAGE2, config_words
-from forking import Forks
 from processes import exit_status, forked, started
 
 from triptych.checkpoints import atomic_checkpoint
@@ -53,9 +52,8 @@ FILES |= {"weights_ema.safetensors", ".lock"}
 
 
 @pytest.fixture(scope="module")
-def triptych():
-    with Forks() as forks:
-        yield forks
+def triptych(forks):
+    return forks
 
 
 @pytest.fixture(scope="module")

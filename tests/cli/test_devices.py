@@ -12,7 +12,6 @@ from argparse import Namespace
 from pathlib import Path
 
 import pytest
-from forking import Forks
 from processes import started
 
 from triptych.cli.devices import for_each, several
@@ -21,12 +20,6 @@ FEW = ["--num-inference-steps", "1", "--decoder-num-inference-steps", "1", "--de
 PROMPTS = ["a red circle", "two blue squares", "a green star"]
 MANY = ["generate", *PROMPTS, *FEW, "--batch-size", "1"]
 TWO = ["--devices", "2"]
-
-
-@pytest.fixture(scope="module")
-def forks():
-    with Forks() as running:
-        yield running
 
 
 def ranks():

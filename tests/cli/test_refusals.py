@@ -6,7 +6,6 @@ import tarfile
 
 import pytest
 from builders import ROOT
-from forking import Forks
 from PIL import Image
 
 MODEL = ["--config", ROOT / "conf/presets/tiny.yaml"]
@@ -33,12 +32,6 @@ BAD_MODELS = [
 BAD_SOURCES = [["--from", each] for each in ("nowhere", "bad.safetensors", "bad.ckpt")]
 BAD_DEVICES = [["--device", "bogus"], ["--part", "3/2"], ["--batch-size", 0], ["--seed", "x"]]
 BAD_PLACES = ["file/new", "file/new/deeper"]
-
-
-@pytest.fixture(scope="module")
-def forks():
-    with Forks() as running:
-        yield running
 
 
 @pytest.fixture

@@ -13,7 +13,6 @@ import httpx
 import pytest
 import torch
 from builders import ROOT
-from forking import Forks
 from PIL import Image
 from processes import run, started
 
@@ -22,12 +21,6 @@ from triptych.cli.main import COMMANDS, LIGHTNING_COMMANDS
 FEW = ["--num-inference-steps", "1", "--decoder-num-inference-steps", "1"]
 LOST = {"closed": 0, "full": 1, "broken": 141}  # status where all else went well
 SAYS = {"full": "standard output could not be written (No space left on device)"}
-
-
-@pytest.fixture(scope="module")
-def forks():
-    with Forks() as running:
-        yield running
 
 
 @pytest.fixture

@@ -12,7 +12,6 @@ import yaml
 from builders import STAGE2, config_words, data, unified
 from commands import run as run_program
 from configurations import configured
-from forking import Forks
 from jsonargparse import Namespace
 from lightning import Callback, Trainer
 
@@ -126,9 +125,8 @@ MEETING = (
 
 
 @pytest.fixture(scope="module")
-def triptych():
-    with Forks() as forks:
-        yield forks
+def triptych(forks):
+    return forks
 
 
 @pytest.fixture(scope="module")

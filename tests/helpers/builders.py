@@ -241,6 +241,19 @@ def steps(model: Any, batch: Batch | list[Batch], number: int, lr: float = 2e-3)
     return losses
 
 
+def loss_follows_from_seed_and_samples(model: Any, pixels: Tensor) -> None:
+    """Assert that the loss of a pixel decoder depends on only the seed and the sample ids."""
+    features = torch.randn(4, 32, 3, 3)
+
+    def loss(seed, samples):
+        with torch.no_grad():
+            return model.loss(features, pixels, seed, torch.tensor(samples)).item()
+
+    assert loss(0, [0, 1, 2, 3]) == loss(0, [0, 1, 2, 3])
+    assert loss(0, [0, 1, 2, 3]) != loss(1, [0, 1, 2, 3])
+    assert loss(0, [0, 1, 2, 3]) != loss(0, [4, 5, 6, 7])
+
+
 def decodes_each_by_its_seed(model: Any, guidance: float) -> None:
     """Check that a decoder of features [B,32,3,3] makes an image from its seed alone."""
     features, seeds = torch.randn(4, 32, 3, 3), [5, 2, 5, 9]
