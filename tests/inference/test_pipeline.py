@@ -75,7 +75,8 @@ def help_of(command, capsys):
 
 
 def test_the_page_has_a_control_for_every_setting(pipe):
-    gradio = pytest.importorskip("gradio")
+    import gradio
+
     from triptych.serving.webui.controls import arguments, numbers, sliders
 
     with gradio.Blocks():
