@@ -1,9 +1,21 @@
 """Shared fixtures that no test changes: a small shard folder, random weight files."""
 
 import io
+import logging
 import sys
 
 import pytest
+
+QUIETED = ("lightning", "lightning.pytorch", "lightning.fabric")
+"""Loggers that a command in this process sets to warnings only."""
+
+
+@pytest.fixture(autouse=True)
+def _log_levels():
+    levels = {name: logging.getLogger(name).level for name in QUIETED}
+    yield
+    for name, level in levels.items():
+        logging.getLogger(name).setLevel(level)
 
 
 @pytest.fixture(scope="session")

@@ -337,7 +337,10 @@ def test_parser_errors_become_their_cause_in_one_line():
 def test_optimizer_and_schedule_are_class_paths(triptych):
     name = "--model.optimization"
     flags = [f"{name}.optimizer=torch.optim.SGD", f"{name}.optimizer.momentum=0.9"]
-    flags += [f"{name}.schedule=torch.optim.lr_scheduler.StepLR", f"{name}.schedule.step_size=1"]
+    flags += [
+        f"{name}.lr_scheduler=torch.optim.lr_scheduler.StepLR",
+        f"{name}.lr_scheduler.step_size=1",
+    ]
     found = printed(triptych, *fit("stage2", *flags))["model"]["optimization"]
     assert found["optimizer"]["init_args"]["momentum"] == 0.9
-    assert found["schedule"]["class_path"] == "torch.optim.lr_scheduler.StepLR"
+    assert found["lr_scheduler"]["class_path"] == "torch.optim.lr_scheduler.StepLR"

@@ -306,10 +306,10 @@ def test_evaluate_keeps_the_score_from_before_across_a_resume():
 def test_both_are_built_from_yaml():
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     parser.add_argument("--callbacks", type=list[Callback])
-    evaluator = {"class_path": "triptych.evaluation.ShapeEval", "init_args": {"images": 120}}
+    evaluator = {"class_path": "triptych.evaluation.ShapeEval", "init_args": {"num_images": 120}}
     entries = [
         {"class_path": "triptych.callbacks.Evaluate", "init_args": {"evaluator": evaluator}},
         {"class_path": "triptych.callbacks.SampleGrid", "init_args": {"prompts": ["a circle"]}},
     ]
     built = parser.instantiate_classes(parser.parse_object({"callbacks": entries})).callbacks
-    assert built[0].evaluator.images == 120 and built[1].prompts == ["a circle"]
+    assert built[0].evaluator.num_images == 120 and built[1].prompts == ["a circle"]

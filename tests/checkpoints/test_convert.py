@@ -87,6 +87,7 @@ def test_a_release_becomes_four_weight_files_a_tokenizer_and_a_model_file(releas
     labels = ("understanding", "generation", "encoder", "vae", "decoder")
     assert set(contents(ours)) == {
         "model.yaml",
+        "tokenizer/chat_template.jinja",
         "tokenizer/tokenizer.json",
         "tokenizer/tokenizer_config.json",
         *(f"{label}.safetensors" for label in labels),

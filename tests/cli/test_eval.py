@@ -352,7 +352,9 @@ def test_fid_of_other_networks(triptych, tmp_path, inception_file, clip_folder):
 def test_fid_during_training_falls_as_images_become_true(pipe, shapes_folder):
     def distance(**options):
         evaluator = FeatureDistance(
-            str(shapes_folder / "eval"), images=12, generation_config=GenerationConfig(**options)
+            str(shapes_folder / "eval"),
+            num_images=12,
+            generation_config=GenerationConfig(**options),
         )
         return evaluator(pipe.model)
 

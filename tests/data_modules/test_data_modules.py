@@ -168,7 +168,7 @@ def test_names_never_become_files_and_nothing_is_unpickled(tmp_path):
     [
         (lambda f: None, "does not exist"),
         (lambda f: f.mkdir(), r"holds no \*.tar shard"),
-        (lambda f: write(f / "a.tar", [("a.png", encoded("PNG"))]), "hold no sample with a pict"),
+        (lambda f: write(f / "a.tar", [("a.png", encoded("PNG"))]), "hold no sample with an image"),
         (lambda f: write(f / "a.tar", plain(0)).write_bytes(b"no tar"), "a.tar is damaged"),
         (lambda f: cut(write(f / "a.tar", plain(0))), r"1 sample .1 truncated."),
     ],
@@ -236,7 +236,7 @@ class Numbered(Source):
     def key(self, number):
         return str(number)
 
-    caption = image = key
+    caption = image_bytes = key
 
 
 class Numbers:

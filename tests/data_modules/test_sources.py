@@ -146,7 +146,7 @@ def test_one_bad_line_harms_no_other(tmp_path):
 def test_a_conversation_file_travels_to_workers(folder):
     source = ConversationFile(folder / "talk.jsonl").open()
     source.caption(3)
-    assert pickle.loads(pickle.dumps(source)).image(0) == image()
+    assert pickle.loads(pickle.dumps(source)).image_bytes(0) == image()
 
 
 @pytest.mark.parametrize(
@@ -158,8 +158,8 @@ def test_images_outside_of_the_folder_are_never_read(folder, path):
     (inside / "a").mkdir()
     (folder / "secret.png").write_bytes(image())
     save(inside / "t.jsonl", [{"image": path, "caption": "x"}])
-    with pytest.raises(BadSample, match="image (lies outside|is no|cannot be|is missing)|no pict"):
-        ConversationFile(inside / "t.jsonl").open().image(0)
+    with pytest.raises(BadSample, match="image (lies outside|is no|cannot be|is missing)|no image"):
+        ConversationFile(inside / "t.jsonl").open().image_bytes(0)
 
 
 def test_a_large_image_is_not_read(folder):

@@ -28,12 +28,12 @@ def made(class_path, settings):
     """A configured callback, made to show and score little."""
     name = class_path.rpartition(".")[2]
     if name == "SampleGrid":
-        settings = {"every": 1, "number": 2, "previews": inference_of}
+        settings = {"every_n_steps": 1, "num_samples": 2, "previews": inference_of}
     if name == "Evaluate":
         of = settings["evaluator"]["class_path"]
         settings = {
             "evaluator": resolve_name(of)(
-                images=3, generation_config=GenerationConfig(num_inference_steps=1)
+                num_images=3, generation_config=GenerationConfig(num_inference_steps=1)
             )
         }
     if name == "FlowLossByNoise":

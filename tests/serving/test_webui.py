@@ -326,7 +326,7 @@ def test_uploads_are_shown_to_the_model_as_the_server_shows_them(tabs, red_circl
         expected = read_request_image(red_circle.read_bytes(), size, "image")
         assert found.size == expected.size and found.tobytes() == expected.tobytes()
     made = Image.open(put_into(tabs, "reconstruct-image", red_circle))
-    assert made.tobytes() == page.pipe.reconstruct(red_circle)[0].tobytes()
+    assert made.tobytes() == page.pipe.reconstruct(red_circle).images[0].tobytes()
     last = put_into(tabs, "question", red_circle)[-1]
     (talk,) = [value for value in last.values() if value and "content" in value[-1]][:1]
     asked = [{"type": "image", "image": red_circle}, {"type": "text", "text": "what is it?"}]

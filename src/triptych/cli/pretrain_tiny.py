@@ -212,7 +212,7 @@ def scores(runs: Path, folder: Path) -> dict:
     labels = sorted({part.label for part in PLAN})
     flags = [f"--model.weights.{label}={folder / label}.safetensors" for label in labels]
     flags.append(f"--{TOKENIZER_FLAG}={tokenizer_folder(runs)}")
-    return evaluate_all(load_model([presets()["tiny"]], flags), images=600)
+    return evaluate_all(load_model([presets()["tiny"]], flags), num_images=600)
 
 
 def versions() -> dict[str, str]:

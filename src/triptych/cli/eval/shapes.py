@@ -61,7 +61,7 @@ def shapes(arguments: list[str]) -> None:
     from triptych.evaluation.shapes.all_scores import Plan, report
 
     plan = Plan(
-        images=parsed.num_captions,
+        num_images=parsed.num_captions,
         per_caption=parsed.num_images_per_prompt,
         seed=parsed.seed,
         batch_size=parsed.batch_size,

@@ -29,7 +29,7 @@ class FeatureDistance(Evaluator):
 
     Args:
         reference: folder of images or of shards, with captions; see `image_sources`.
-        images: maximum number of them, the first ones.
+        num_images: maximum number of images on either side, the first ones.
         seed: random seed of the first image's noise; then one more each.
         batch_size: images at a time.
         generation_config: settings of the images, see `GenerationConfig`; its seed stays null.
@@ -40,14 +40,14 @@ class FeatureDistance(Evaluator):
     def __init__(
         self,
         reference: str,
-        images: int = 240,
+        num_images: int = 240,
         seed: int = 0,
         batch_size: int = 64,
         generation_config: GenerationConfig | None = None,
     ) -> None:
-        if images < 2:
-            raise UserError(f"FID needs two images on either side; images is {images}.")
-        self.reference, self.images, self.seed = reference, images, seed
+        if num_images < 2:
+            raise UserError(f"FID needs two images on either side; num_images is {num_images}.")
+        self.reference, self.num_images, self.seed = reference, num_images, seed
         self.batch_size = batch_size
         self.generation_config = settings_alone(generation_config)
 
@@ -55,7 +55,7 @@ class FeatureDistance(Evaluator):
         pipeline = UnifiedPipeline(model)
         space = EncoderSpace(pipeline)
         # before any image is made: the folder may be of no use
-        entries = list(islice(filter(_usable, read_images(self.reference)), self.images))
+        entries = list(islice(filter(_usable, read_images(self.reference)), self.num_images))
         if len(entries) < 2:
             raise UserError(
                 f"{self.reference} has {len(entries)} images with captions that can be read; FID "

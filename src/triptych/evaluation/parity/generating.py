@@ -52,10 +52,10 @@ def check(case: Case, shared: Checkpoint, checks: Checks) -> None:
 
 def see_image(io: Tensors, shared: Checkpoint, checks: Checks) -> Seen:
     """The image that prompts of a case show, if any."""
-    if "image_u8" not in io:
+    if "picture_u8" not in io:
         return None, None
     return check_seeing(
-        shared, io["image_u8"][None], io["pixel_values"], io["image_grid_thw"], checks
+        shared, io["picture_u8"][None], io["pixel_values"], io["image_grid_thw"], checks
     )
 
 

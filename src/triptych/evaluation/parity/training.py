@@ -75,7 +75,7 @@ def see_images(io: Tensors, shared: Checkpoint, checks: Checks) -> Seen:
     """The images that prompts of a case show, if any."""
     if "und_image" not in io:
         return None, None
-    seen = check_seeing(shared, io["und_images_u8"], io["und_image"], io["grid_thw"], checks)
+    seen = check_seeing(shared, io["und_pictures_u8"], io["und_image"], io["grid_thw"], checks)
     with torch.no_grad():
         features = shared.understander.image_features(*seen)
     checks.values("und_features", features, io["und_features"])

@@ -33,7 +33,7 @@ class ShapesEvaluator(Evaluator):
     """A score of images that the model makes, one for each caption or instruction.
 
     Args:
-        images: number of images.
+        num_images: number of images.
         seed: seed of their noise.
         batch_size: number of images at a time.
         generation_config: settings of the images, see `GenerationConfig`; its seed stays null.
@@ -43,12 +43,12 @@ class ShapesEvaluator(Evaluator):
 
     def __init__(
         self,
-        images: int,
+        num_images: int,
         seed: int = 0,
         batch_size: int = 64,
         generation_config: GenerationConfig | None = None,
     ) -> None:
-        self.images, self.seed, self.batch_size = images, seed, batch_size
+        self.num_images, self.seed, self.batch_size = num_images, seed, batch_size
         self.generation_config = settings_alone(generation_config)
 
     @property
