@@ -117,7 +117,7 @@ test: lint ## Lint, then run the test suite but for what is slow
 	OMP_NUM_THREADS=1 $(PYTEST) -m "not slow and not sweep" $(ARGS)
 
 test-slow: $(STAMP) $(BESIDE) ## Run the tests that take long, or that need what `make test` does not install
-	OMP_NUM_THREADS=1 $(PYTEST) -m slow $(ARGS)
+	OMP_NUM_THREADS=1 $(PYTEST) -m slow -o faulthandler_timeout=3600 $(ARGS)
 
 test-sweep: $(STAMP) ## Run every member of the tables that `make test` takes samples of, 10 minutes
 	OMP_NUM_THREADS=1 $(PYTEST) -m sweep $(ARGS)

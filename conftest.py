@@ -1,4 +1,4 @@
-"""What holds for every test: no network, few threads, and nothing is left out in silence.
+"""Rules for every test: no network, few threads, and every omitted test is counted.
 
 A test that needs what this machine lacks is left out, and the run ends with a line that counts what
 was left out, by reason. `--nothing-left-out` is for continuous integration: only a missing GPU is a

@@ -1,4 +1,4 @@
-"""How fast data becomes batches, against `webdataset` and Hugging Face `datasets`; ratios.
+"""Data loading speed against `webdataset` and Hugging Face `datasets`, as ratios.
 
 Drawn JPEGs (gradients and noise, quality 90) of 512, 1024 and 2048 pixels a side become images of
 448: one process, one thread, the contestants in turn in every round, medians over the rounds, in
@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 import os
 import statistics
 import subprocess
@@ -42,7 +41,7 @@ import numpy as np
 import torch
 import webdataset
 from PIL import Image
-from recorded import machine, versions
+from reporting import machine, versions, write_result
 from torchvision import transforms
 
 from triptych.data_modules import Collator, Decoder, ShardFolder, TaskDataset
@@ -353,21 +352,17 @@ def main() -> None:
     missed = [name for name, least in TARGETS.items() if figures[name] < least]
     missed += [name for name, most in LIMITS.items() if figures[name] > most]
     figures["missed"] = missed
-    if parsed.out:
-        record = {
-            "command": " ".join(["python", "benchmarks/data.py", *sys.argv[1:]]),
-            "machine": before,
-            "versions": versions(*PACKAGES),
-            "figures": figures,
-            "ms_an_image": {
-                side: {name: round(1000 * each, 3) for name, each in found.items()}
-                for side, found in seconds.items()
-            },
-            "us_an_image_features": round(1e6 * features["features"], 1),
-        }
-        parsed.out.parent.mkdir(parents=True, exist_ok=True)
-        parsed.out.write_text(json.dumps(record, indent=1) + "\n")
-    print(json.dumps(figures))
+    write_result(
+        parsed.out,
+        figures,
+        machine=before,
+        versions=versions(*PACKAGES),
+        ms_an_image={
+            side: {name: round(1000 * each, 3) for name, each in found.items()}
+            for side, found in seconds.items()
+        },
+        us_an_image_features=round(1e6 * features["features"], 1),
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""How fast images are made, and how many steps they need; the tiny preset, one thread.
+"""Generation speed and the number of sampling steps; the tiny preset, one thread.
 
     batch     16 images in one batch against one by one, `pipe.generate` from prompt to image
     loop      the generator's sampling loop with what is kept of a caption against the same loop
@@ -18,10 +18,8 @@ The last line is one line of JSON.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -33,7 +31,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import numpy
 import torch
 from drawing import draw_curves
-from recorded import machine, versions
+from reporting import machine, versions, write_result
 from torch import Tensor
 
 from triptych.evaluation.shapes.shape_eval import EvalSample, examples
@@ -346,12 +344,7 @@ def main() -> None:
         missed = [name for name, least in TARGETS.items() if figures[name] < least]
         figures["missed"] = missed + ["max_difference"] * (figures["max_difference"] > 1e-5)
     figures["versions"] = versions(*PACKAGES)
-    if parsed.out:
-        command = " ".join(["python", "benchmarks/generate.py", *sys.argv[1:]])
-        record = {"command": command, "machine": before, "figures": figures}
-        parsed.out.parent.mkdir(parents=True, exist_ok=True)
-        parsed.out.write_text(json.dumps(record, indent=1) + "\n")
-    print(json.dumps(figures))
+    write_result(parsed.out, figures, machine=before)
 
 
 if __name__ == "__main__":

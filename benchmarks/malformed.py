@@ -43,7 +43,7 @@ Send = Callable[[httpx.Client], httpx.Response]
 
 
 def complaints(answer: httpx.Response) -> list[str]:
-    """What is wrong with an answer to a malformed request; nothing, if all is well."""
+    """List the faults of a response to a malformed request."""
     found = []
     if not 400 <= answer.status_code < 500:
         found.append(f"status {answer.status_code}")

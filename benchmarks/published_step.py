@@ -1,4 +1,4 @@
-"""What the published training step of stage 2 computes, to compare ours with; our own words.
+"""The published training step of stage 2 as a reference, reimplemented.
 
 Every token of every row goes through the language model with gradient, each layer computed again in
 the backward pass; logits of all positions and their cross entropy are made and thrown away; the

@@ -29,7 +29,7 @@ import httpx
 from malformed import by_hand, complaints, generated
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
-from recorded import machine, versions
+from reporting import machine, versions
 
 KEY = "benchmark"
 COLOURS = ("red", "green", "blue", "yellow")
@@ -86,7 +86,7 @@ def a_request(draw: random.Random, file: bytes) -> tuple[str, dict]:
 
 
 def fault(answer: httpx.Response) -> str | None:
-    """What is wrong with the answer to a good request."""
+    """Name the fault of a response to a valid request, if any."""
     if answer.status_code == 429:
         return None if "retry-after" in answer.headers else "429 without Retry-After"
     if answer.status_code != 200:
@@ -169,7 +169,7 @@ def percentiles(values: list[float]) -> dict[str, float]:
 
 
 def batches(address: str, seconds: float) -> dict[str, object]:
-    """What the server counted."""
+    """Throughput and mean batch sizes from the metrics of the server."""
     found: dict[str, object] = {
         "images_per_s": round(metric(address, "triptych_images_total") / seconds, 2)
     }

@@ -1,4 +1,4 @@
-"""How fast a step of stage 2 is, against the published one; ratios of processor time.
+"""Speed of a training step of stage 2 against the published one, in ratios of processor time.
 
 On random weights of a middle size, in float32, one process and one thread: the contestants in turn
 in every round, medians over the rounds, in seconds of the processor, so that what else the machine
@@ -26,7 +26,6 @@ import ctypes
 import json
 import os
 import statistics
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -39,7 +38,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import torch
 from published_step import published_loss, recomputing
-from recorded import machine, versions
+from reporting import machine, versions, write_result
 from torch import Tensor
 
 from triptych.backbones import EvaClip, LuminaNextDiT, QwenText, QwenVision, QwenVL, Vocabulary
@@ -434,12 +433,7 @@ def main() -> None:
         missed += [name for name, most in LIMITS.items() if figures[name] > most]
         figures["missed"] = missed
     figures["versions"] = versions(*PACKAGES)
-    if parsed.out:
-        command = " ".join(["python", "benchmarks/training.py", *sys.argv[1:]])
-        record = {"command": command, "machine": before, "figures": figures}
-        parsed.out.parent.mkdir(parents=True, exist_ok=True)
-        parsed.out.write_text(json.dumps(record, indent=1) + "\n")
-    print(json.dumps(figures))
+    write_result(parsed.out, figures, machine=before)
 
 
 if __name__ == "__main__":

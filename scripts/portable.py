@@ -19,12 +19,12 @@ TESTS = [
     "tests/modules/test_modules.py",
     "tests/evaluation/test_parity.py",
     "tests/test_sampler.py",
-    "tests/serving/test_http.py::test_chat_about_an_image_alone_and_streamed",
+    "tests/serving/test_http.py::test_chat_about_an_image_whole_and_streamed",
     "tests/serving/test_http.py::test_edits_of_one_and_of_several_images",
     "tests/serving/test_http.py::test_images_are_those_of_the_pipeline",
     "tests/backbones/test_siglip2_sana.py",
     "tests/modules/test_understanding_untouched.py",
-    "tests/cli/test_generate.py::test_an_image_does_not_depend_on_how_the_command_was_cut",
+    "tests/cli/test_generate.py::test_images_do_not_depend_on_the_batching_of_a_command",
 ]
 MKL = {"default": "SSE4_2", "avx2": "AVX2"}  # which follows ATen's choice
 

@@ -1,4 +1,4 @@
-"""What many tests read and none changes: a small shard folder, random weight files."""
+"""Shared fixtures that no test changes: a small shard folder, random weight files."""
 
 import io
 import logging
@@ -43,6 +43,15 @@ def weights(tmp_path_factory):
     return write_weights(tmp_path_factory.mktemp("weights"))
 
 
+@pytest.fixture(scope="module")
+def forks():
+    """Runs command lines in forks of one process, see `forked_commands.Forks`."""
+    from forked_commands import Forks
+
+    with Forks() as running:
+        yield running
+
+
 @pytest.fixture(scope="session")
 def tokenizer():
     """The tiny preset's tokenizer."""
@@ -57,15 +66,6 @@ def pipe():
     from triptych.inference.pipeline import UnifiedPipeline
 
     return UnifiedPipeline.from_pretrained("tiny", device="cpu")
-
-
-@pytest.fixture(scope="module")
-def forks():
-    """Runs `triptych` commands in forks of one warm process."""
-    from forking import Forks
-
-    with Forks() as running:
-        yield running
 
 
 @pytest.fixture(scope="session")

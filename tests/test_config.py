@@ -112,7 +112,7 @@ def test_no_stage_names_a_number_of_a_recipe():
         assert "batch_size" not in written["data"]["init_args"]
 
 
-def test_the_published_recipe_is_the_default_and_its_ema_stays_beside_data(triptych, shards):
+def test_published_recipe_is_the_default_and_keeps_its_ema_with_data(triptych, shards):
     config = printed(triptych, *fit("stage2", "--data-dir", shards, preset="blip3o_8b"))
     assert config["model"]["optimization"]["lr"] == 1e-4
     assert {"EMA", "FlowLossByNoise"} <= set(callbacks_of(config))
@@ -134,7 +134,7 @@ def test_the_published_recipe_is_the_default_and_its_ema_stays_beside_data(tript
         (fit("stage2", "--panel=dit")[1:], "choose one of decoding, generation, understanding"),
     ],
 )
-def test_what_names_no_run_is_one_sentence_and_status_2(triptych, flags, says):
+def test_unknown_preset_or_stage_is_one_sentence_and_status_2(triptych, flags, says):
     assert says in refused(triptych, 2, "fit", *flags)
 
 
@@ -145,7 +145,7 @@ def test_shards_in_sub_folders_and_in_capitals_are_data(shard, tmp_path):
     require_shards(str(tmp_path))
 
 
-def test_weights_of_a_preset_or_a_file_are_where_a_stage_starts(triptych):
+def test_stage_starts_from_the_weights_of_a_preset_or_file(triptych):
     weights = printed(triptych, *fit("stage3", "--from", "tiny"))["model"]["weights"]
     assert weights["generation"] == "asset:tiny/generation.safetensors"
     file = ROOT / "src/triptych/assets/tiny/generation.safetensors"
@@ -288,7 +288,7 @@ def test_an_unknown_command_is_one_sentence_and_status_2(triptych):
         (fit("stage2", "--model.loss_weights.generatoin=1.0"), "'generatoin' is no panel"),
     ],
 )
-def test_what_cannot_be_done_is_one_sentence_and_status_1(triptych, arguments, says):
+def test_impossible_run_is_one_sentence_and_status_1(triptych, arguments, says):
     assert says in refused(triptych, 1, *arguments)
 
 
@@ -315,13 +315,13 @@ def test_help_lists_every_command(triptych):
             assert f"\n  {command} " in out
 
 
-def test_a_panel_alone_is_a_model_class():
+def test_model_class_selects_a_single_panel():
     assert trains_one_panel(["fit", "--model", "UnderstandingModule"])
     assert trains_one_panel(["fit", "--model=triptych.modules.GenerationModule"])
     assert not trains_one_panel(["fit", "--model", "conf/presets/tiny.yaml", "--model.seed=3"])
 
 
-def test_what_the_parser_says_becomes_its_cause_in_one_line():
+def test_parser_errors_become_their_cause_in_one_line():
     said = """Parser key "model.generation":
       Does not validate against any of the Union subtypes
       Errors:

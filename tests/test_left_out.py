@@ -3,9 +3,9 @@
 import os
 import re
 import shutil
-import subprocess
 import sys
 
+import processes
 import pytest
 from builders import ROOT
 
@@ -40,9 +40,7 @@ def run(tmp_path):
         (tmp_path / "tests" / "test_some.py").write_text(tests)
         command = [sys.executable, "-m", "pytest", "-q", *options]
         environment = os.environ | {"PATH": str(tmp_path)}
-        done = subprocess.run(
-            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60
-        )
+        done = processes.run(command, cwd=tmp_path, env=environment)
         return done.returncode, done.stdout
 
     return run
@@ -65,13 +63,13 @@ def test_it_says_that_nothing_was_left_out(run):
     assert status == 0 and "\nleft out: nothing\n" in out
 
 
-def test_what_is_missing_is_not_left_out_where_nothing_may_be(run):
+def test_missing_tools_fail_the_run_with_nothing_left_out(run):
     status, out = run(TESTS, "--nothing-left-out")
     assert status == 0 and "\n4 passed" in out and "\nleft out: nothing\n" in out
 
 
 @pytest.mark.parametrize("processes", [(), ("-n", "1")])
-def test_a_skip_fails_the_run_where_nothing_may_be_left_out(run, processes):
+def test_skips_fail_the_run_with_nothing_left_out(run, processes):
     skips = "import pytest\n\ndef test_one():\n    pytest.skip('it rains')"
     for options, expected in (((), 0), (("--nothing-left-out",), 1)):
         status, out = run(skips, *options, *processes)
@@ -79,7 +77,7 @@ def test_a_skip_fails_the_run_where_nothing_may_be_left_out(run, processes):
 
 
 def test_no_test_skips_itself():
-    """What a test needs is a marker of conftest.py, which counts and which CI overrules."""
+    """Requirements of tests are markers of conftest.py, which counts them; CI overrules them."""
     asks = re.compile(r"pytest\.(skip|importorskip|xfail)\(|mark\.(skip|skipif|xfail)\b")
     found = [
         path.name

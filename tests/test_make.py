@@ -1,18 +1,18 @@
-"""The Makefile's own promises: what it lists, and bad input that stops before any set-up."""
+"""Targets of the Makefile: all are listed and can run, and bad input stops before any set-up."""
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
 
+import processes
 import pytest
 
 ROOT = Path(__file__).parent.parent
-TARGETS = (
-    "help setup train-encoder train-decoder train-stage1 train-stage2 train-stage3 train-edits "
-    "train-joint demo app pretrain-tiny parity bench bench-data bench-generate bench-serve "
-    "attack torture study test test-slow test-sweep test-portable lint docs audit clean"
-).split()
+MAKEFILE = (ROOT / "Makefile").read_text()
+TARGETS = re.findall(r"^([a-z][a-z0-9-]*):", MAKEFILE, re.M)
+PAGES = [ROOT / "README.md", ROOT / "benchmarks" / "README.md", *(ROOT / "docs").rglob("*.md")]
 
 
 @pytest.fixture
@@ -26,9 +26,7 @@ def make(tmp_path):
     env = {k: v for k, v in os.environ.items() if not k.startswith(ours)}
 
     def run(*words: str) -> subprocess.CompletedProcess:
-        return subprocess.run(
-            ["make", *words], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60
-        )
+        return processes.run(["make", *words], cwd=tmp_path, env=env)
 
     return run
 
@@ -47,6 +45,36 @@ def test_help_lists_every_target(make, words):
     result = make(*words)
     assert result.returncode == 0
     assert [line.split()[0] for line in result.stdout.splitlines()[: len(TARGETS)]] == TARGETS
+
+
+def test_every_target_is_phony():
+    """Else a file of its name would stop it."""
+    phony = re.search(r"^\.PHONY: (.*)$", MAKEFILE, re.M)[1]
+    stages = re.search(r"^STAGES := (.*)$", MAKEFILE, re.M)[1]
+    assert phony.replace("$(STAGES)", stages).split() == TARGETS
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_every_target_has_a_recipe(make, tmp_path, target):
+    (tmp_path / "tests" / "data" / "parity").mkdir(parents=True)
+    (tmp_path / "tests" / "beside.txt").touch()
+    result = make("-n", target)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip()
+
+
+def commands_of(text):
+    """Words after `make` in the code of a Markdown page, variables left out."""
+    fenced = re.findall(r"^```.*?\n(.*?)^```", text, re.M | re.S)
+    inline = re.findall(r"`([^`\n]+)`", text)
+    for line in [*(line for block in fenced for line in block.splitlines()), *inline]:
+        if found := re.match(r"make ((?:[A-Z]+=\S* )*)([a-z][a-z0-9-]*)", line):
+            yield found[2]
+
+
+def test_targets_of_the_documentation_exist():
+    named = {name for page in PAGES for name in commands_of(page.read_text())}
+    assert {"setup", "train-stage2", "test"} <= named <= set(TARGETS)
 
 
 def test_a_folder_of_cases_that_is_not_there(make, tmp_path):

@@ -1,15 +1,15 @@
-"""What is installed is what is on disk, under the name `triptych` alone."""
+"""The installed package has the files on disk, under only the name `triptych`."""
 
 import configparser
 import importlib
 import re
-import subprocess
 import sys
 import tomllib
 from importlib.metadata import entry_points, version
 from pathlib import Path
 
 import pytest
+from processes import run
 
 import triptych
 
@@ -57,7 +57,7 @@ def test_version_is_stated_once():
 
 def test_importing_the_package_imports_no_torch():
     code = "import sys, triptych; sys.exit('torch' in sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True)
+    run([sys.executable, "-c", code], check=True)
 
 
 @pytest.fixture(scope="module")
@@ -111,11 +111,7 @@ def test_constraints_name_every_requirement(setup_cfg, pins):
 )
 def test_an_audit_succeeds_only_if_every_package_was_looked_up(tmp_path, answer, status):
     (tmp_path / "pip_audit.py").write_text(f"print({answer!r})")
-    done = subprocess.run(
-        [sys.executable, ROOT / "scripts" / "audit.py"],
-        env={"PYTHONPATH": str(tmp_path)},
-        capture_output=True,
-        text=True,
-    )
+    command = [sys.executable, ROOT / "scripts" / "audit.py"]
+    done = run(command, env={"PYTHONPATH": str(tmp_path)})
     assert done.returncode == status, done.stderr
     assert ("CVE-1, fixed in 2" in done.stdout) == (status == 1)

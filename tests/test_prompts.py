@@ -111,7 +111,7 @@ def test_an_open_answer_ends_with_the_header(tokenizer):
 
 
 def test_training_and_inference_share_the_prompt(tokenizer):
-    """What a model is asked is the beginning of what it was taught."""
+    """The prompt of inference is the beginning of a training sequence."""
     taught, labels = conversation_ids(tokenizer, [("what is it?", "a circle")], 256, 9)
     asked, _ = conversation_ids(tokenizer, [("what is it?", None)], 256, 9)
     assert taught[: len(asked)] == asked
@@ -138,7 +138,7 @@ def test_training_and_inference_share_the_prompt(tokenizer):
         ),
     ],
 )
-def test_what_is_refused(make, says, tokenizer):
+def test_invalid_prompts_are_refused(make, says, tokenizer):
     with pytest.raises(UserError, match=says):
         make(tokenizer)
 

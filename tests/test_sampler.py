@@ -103,7 +103,7 @@ def test_published_sampling_tells_the_model_whole_times():
     assert torch.allclose(end, noise() - 1, atol=1e-5)
 
 
-def test_published_times_are_what_the_model_is_asked_at():
+def test_model_is_called_at_the_published_timesteps():
     model = Stub(lambda x, t, c: torch.zeros_like(x))
     sample_flow(model, told(2), noise(), num_inference_steps=30, guidance_scale=1.0)
     asked = torch.stack([1000 * t for _, t, _ in model.calls])
@@ -242,7 +242,7 @@ def test_an_unknown_sampler_is_refused_with_the_choices():
         )
 
 
-def test_guidance_works_in_its_interval_alone():
+def test_guidance_is_limited_to_its_interval():
     model = Stub(lambda x, t, c: 1 + c.mean((1, 2))[:, None, None, None] * torch.ones_like(x))
     start = noise()
     end = sample_flow(

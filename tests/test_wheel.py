@@ -1,9 +1,9 @@
 """The built wheel does from an empty folder what a checkout does."""
 
-import os
-import subprocess
 import sys
 
+import commands
+import processes
 import pytest
 from builders import ROOT
 
@@ -15,30 +15,21 @@ def installed(tmp_path_factory):
     """Runs `triptych` of a freshly built wheel in an empty folder."""
     site, work = tmp_path_factory.mktemp("site"), tmp_path_factory.mktemp("work")
     source, wheels = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheels")
-    names = subprocess.run(
-        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout.split("\0")
+    names = processes.run(["git", "ls-files", "-z"], cwd=ROOT, check=True).stdout.split("\0")
     for name in filter(None, names):
         if (ROOT / name).is_file():
             (source / name).parent.mkdir(parents=True, exist_ok=True)
             (source / name).write_bytes((ROOT / name).read_bytes())
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
-    quiet = {"check": True, "capture_output": True}
     offline = ["--no-deps", "--no-index"]
     build = [*pip, "wheel", *offline, "--no-build-isolation", "-w", str(wheels), str(source)]
-    subprocess.run(build, **quiet)
+    processes.run(build, check=True)
     (wheel,) = wheels.glob("*.whl")
-    subprocess.run([*pip, "install", *offline, "--target", str(site), str(wheel)], **quiet)
+    processes.run([*pip, "install", *offline, "--target", site, wheel], check=True)
 
     def run(*words):
-        done = subprocess.run(
-            [sys.executable, "-P", "-m", "triptych", *words],
-            cwd=work,
-            env={**os.environ, "PYTHONPATH": str(site), "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            timeout=600,
-        )
+        program = (sys.executable, "-P", "-m", "triptych")
+        done = commands.run(work, *words, program=program, PYTHONPATH=str(site))
         assert done.returncode == 0, done.stderr[-3000:]
         return done
 

@@ -46,7 +46,7 @@ def render(results: Mapping, runs: Path) -> str:
 
 
 def sentence(finding: Mapping) -> str:
-    """What was measured for a finding, in words."""
+    """Describe the measured difference of a finding."""
     measure, difference = MEASURES[finding["measure"]], finding["difference"]
     second = "before training" if finding["second"] == SHIPPED else finding["second"]
     if difference is None:

@@ -1,4 +1,4 @@
-"""What is trained: four arms, the same seeds for each, the same FLOPs for each run."""
+"""The training runs: four arms, the same seeds for each, the same FLOPs for each run."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ class Arm:
     stage: str
     objective: str
     says: str
-    """What it is, for people."""
+    """Description on the page."""
     flags: tuple[str, ...] = ()
 
     def model_flags(self) -> list[str]:
-        """What it changes in the model."""
+        """Flags of `triptych fit` that set the model of this arm."""
         return [f"--model.generation.init_args.objective={self.objective}", *self.flags]
 
 

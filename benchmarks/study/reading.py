@@ -1,4 +1,4 @@
-"""What finished runs say: means and intervals over seeds, and verdicts that follow from them."""
+"""Results of finished runs: means and intervals over seeds, and verdicts that follow from them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from recorded import machine, versions
+from reporting import machine, versions
 
 from study.plan import ARMS, Plan, Run
 from study.runs import SCORES, SHIPPED, cpu_seconds, done
@@ -42,7 +42,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class Finding:
-    """What the paper found, as a difference that can be measured here."""
+    """A finding of the paper, as a difference that can be measured here."""
 
     paper: str
     """In our words."""

@@ -183,7 +183,7 @@ def fit_arguments(plan: Plan, run: Run, folder: Path, world: Path) -> list[str]:
 
 
 def _settings(plan: Plan, run: Run, world: Path) -> dict:
-    """What the study sets for all arms alike."""
+    """Settings that all arms share."""
     every = plan.every(run)
     evaluator = {
         "class_path": "triptych.evaluation.ShapeEval",
@@ -228,7 +228,7 @@ def note(folder: Path, entry: dict) -> None:
 
 
 def noted(folder: Path) -> list[dict]:
-    """What `note` wrote: an entry when an attempt began, one with its status when it ended."""
+    """Entries of `note`: one at the start of an attempt, one with its status at its end."""
     path = folder / "attempts.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 

@@ -15,6 +15,7 @@ from builders import (
     decodes_each_by_its_seed,
     dit,
     eva,
+    loss_follows_from_seed_and_samples,
     relative,
     shaken,
     vae,
@@ -72,7 +73,7 @@ def test_dit_gives_a_velocity_of_the_features_shape():
 
 
 @pytest.mark.parametrize("position_std, told_apart", [(0.0, False), (1.0, True)])
-def test_dit_tells_equal_tokens_apart_by_learned_positions_alone(position_std, told_apart):
+def test_dit_distinguishes_equal_tokens_by_learned_positions(position_std, told_apart):
     equal, nothing_said = torch.randn(1, 8, 1, 1).expand(1, 8, 6, 6), torch.zeros(1, 5, 24)
     velocity = small_dit(position_std=position_std)(equal, torch.ones(1), nothing_said)
     spread = (velocity - velocity[..., :1, :1]).abs().max() / velocity.abs().max()
@@ -106,7 +107,7 @@ def test_dit_takes_both_feed_forward_widths_that_are_published(rule, published):
 
 
 @pytest.mark.parametrize("width", [1, 7, 100, 170, 171, 1000])
-def test_dit_has_the_feed_forward_width_it_is_told(width):
+def test_dit_uses_the_configured_feed_forward_width(width):
     model = small_dit(ffn_width=width)
     assert model.dit.layers[0].feed_forward.linear_2.in_features == width
     assert model(torch.randn(1, 8, 6, 6), torch.ones(1), torch.randn(1, 5, 24)).isfinite().all()
@@ -171,18 +172,16 @@ def test_dit_refuses_sizes_that_do_not_fit():
 # --- EVA ------------------------------------------------------------------------------------------
 
 
+def stock_eva(**options):
+    """The tower of timm, as small as ours."""
+    sizes = {"img_size": SIDE, "patch_size": 16, "embed_dim": 32, "depth": 2, "num_heads": 2}
+    name = "eva02_enormous_patch14_clip_224"
+    return timm.create_model(name, **sizes, mlp_ratio=2, num_classes=0, **options)
+
+
 def test_eva_tokens_are_those_of_the_stock_timm_tower():
     ours = shaken(built(eva(standardize=False)), 0.1)
-    stock = timm.create_model(
-        "eva02_enormous_patch14_clip_224",
-        img_size=SIDE,
-        patch_size=16,
-        embed_dim=32,
-        depth=2,
-        num_heads=2,
-        mlp_ratio=2,
-        num_classes=0,
-    ).eval()
+    stock = stock_eva().eval()
     stock.norm = nn.Identity()  # the release takes the last block's output
     state = {}
     for name, tensor in ours.tower.state_dict().items():
@@ -202,20 +201,7 @@ def test_eva_tokens_are_those_of_the_stock_timm_tower():
 
 def test_eva_takes_the_weights_of_the_stock_timm_tower():
     """Through the layouts, with the bias of queries and of values apart, and then fused."""
-    stock = shaken(
-        timm.create_model(
-            "eva02_enormous_patch14_clip_224",
-            img_size=SIDE,
-            patch_size=16,
-            embed_dim=32,
-            depth=2,
-            num_heads=2,
-            mlp_ratio=2,
-            num_classes=0,
-            use_post_transformer_norm=False,
-        ),
-        0.1,
-    )
+    stock = shaken(stock_eva(use_post_transformer_norm=False), 0.1)
     images = torch.randn(2, 3, SIDE, SIDE)
     expected = stock.forward_features(images)[:, 1:]
     apart = map_keys(stock.state_dict())
@@ -351,7 +337,7 @@ def small_decoder(**sizes):
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
-def test_decoder_loss_is_finite_and_trains_the_unet_alone(prediction):
+def test_decoder_loss_is_finite_and_trains_only_the_unet(prediction):
     model = small_decoder(prediction=prediction, feature_noise=0.2)
     loss = model.loss(torch.randn(4, 32, 3, 3), drawn(4), seed=0, sample_ids=torch.arange(4))
     loss.backward()
@@ -361,16 +347,7 @@ def test_decoder_loss_is_finite_and_trains_the_unet_alone(prediction):
 
 
 def test_decoder_loss_is_a_function_of_seed_and_samples():
-    model = small_decoder()
-    features, pixels = torch.randn(4, 32, 3, 3), drawn(4)
-
-    def loss(seed, samples):
-        with torch.no_grad():
-            return model.loss(features, pixels, seed=seed, sample_ids=torch.tensor(samples)).item()
-
-    assert loss(0, [0, 1, 2, 3]) == loss(0, [0, 1, 2, 3])
-    assert loss(0, [0, 1, 2, 3]) != loss(1, [0, 1, 2, 3])
-    assert loss(0, [0, 1, 2, 3]) != loss(0, [4, 5, 6, 7])
+    loss_follows_from_seed_and_samples(small_decoder(), drawn(4))
 
 
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
@@ -378,7 +355,7 @@ def test_decoding_an_image_does_not_depend_on_its_neighbours(guidance):
     decodes_each_by_its_seed(small_decoder(), guidance)
 
 
-def test_decoder_is_led_away_from_what_it_is_given():
+def test_decoder_guidance_moves_away_from_the_negative_condition():
     model = small_decoder()
     features, noise = torch.randn(2, 32, 3, 3), torch.randn(2, *model.vae.feature_shape)
     null = torch.randn(1, 32, 3, 3)
@@ -587,7 +564,7 @@ def test_padding_does_not_change_the_condition(qwen):
     assert torch.allclose(qwen.condition(*longer, queries).hidden_states, together, atol=1e-5)
 
 
-def test_condition_is_what_transformers_says_of_the_same_sequence(qwen):
+def test_condition_equals_the_hidden_states_of_transformers(qwen):
     ids, mask = prompts(qwen.tokenizer, "captions")
     length, queries = int(mask[0].sum()), torch.randn(4, 64)
     language_model = qwen.model.model.language_model

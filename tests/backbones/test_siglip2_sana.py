@@ -7,10 +7,20 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from builders import ROOT, SIDE, batches, built, decodes_each_by_its_seed, relative, shaken, unified
-from closeness import assert_close, assert_same_images
+from builders import (
+    ROOT,
+    SIDE,
+    batches,
+    built,
+    decodes_each_by_its_seed,
+    loss_follows_from_seed_and_samples,
+    relative,
+    shaken,
+    unified,
+)
 from diffusers import AutoencoderDC, SanaTransformer2DModel
 from safetensors.torch import load_file, save_file
+from tolerances import assert_close, assert_same_images
 from torch import nn
 from transformers import (
     SiglipConfig,
@@ -123,7 +133,7 @@ def library_sana():
 
 
 def released_features(tower, pixels):
-    """What the published encoder makes of images: tokens and pooled features."""
+    """Features of images by the published encoder: tokens and pooled."""
     with torch.no_grad():
         states = tower(pixels_to_unit(pixels), output_hidden_states=True).hidden_states
     grid = states[-2].transpose(1, 2).unflatten(2, (6, 6))
@@ -222,7 +232,7 @@ def test_connector_starts_at_the_published_scale():
     assert condition.square().mean().item() == pytest.approx(5.5, rel=0.01)
 
 
-def test_loss_is_finite_and_trains_transformer_and_connector_alone():
+def test_loss_is_finite_and_trains_only_transformer_and_connector():
     model = small_sana()
     loss = model.loss(torch.randn(4, 32, 3, 3), images(4), seed=0, sample_ids=torch.arange(4))
     loss.backward()
@@ -254,16 +264,7 @@ def test_loss_of_no_velocity_is_the_mean_square_of_noise_minus_latents():
 
 
 def test_loss_is_a_function_of_seed_and_samples():
-    model = small_sana()
-    features, pixels = torch.randn(4, 32, 3, 3), images(4)
-
-    def loss(seed, samples):
-        with torch.no_grad():
-            return model.loss(features, pixels, seed=seed, sample_ids=torch.tensor(samples)).item()
-
-    assert loss(0, [0, 1, 2, 3]) == loss(0, [0, 1, 2, 3])
-    assert loss(0, [0, 1, 2, 3]) != loss(1, [0, 1, 2, 3])
-    assert loss(0, [0, 1, 2, 3]) != loss(0, [4, 5, 6, 7])
+    loss_follows_from_seed_and_samples(small_sana(), images(4))
 
 
 def test_one_sample_in_ten_trains_on_the_black_image():
@@ -320,7 +321,7 @@ def test_decoder_refuses_no_steps():
 # --- built on meta --------------------------------------------------------------------------------
 
 
-def test_what_was_built_on_meta_computes_once_it_is_filled():
+def test_model_built_on_meta_runs_after_loading_weights():
     encoder, decoder = shaken(built(siglip())), small_sana()
     features = encoder(images(2)).detach()
     twins = siglip(), sana()
@@ -381,7 +382,7 @@ def test_the_preset_has_the_published_sizes(preset):
     assert size(preset.vae) == 312_250_275 and preset.vae.feature_shape == (32, 16, 16)
 
 
-def test_the_preset_generates_what_its_encoder_makes(preset):
+def test_preset_generates_features_of_its_encoder(preset):
     assert preset.encoder.feature_shape == preset.generation.feature_shape == (1152, 8, 8)
     assert preset.generation.dit.dit.patch_embedder.proj.in_features == 1152
     assert preset.generation.dit.condition_width == 2048
@@ -445,7 +446,7 @@ def files(folders):
     return converted([folders / "siglip", folders / "sana"], folders / "ours")
 
 
-def test_the_stage_trains_what_the_decoder_says(files, samples):
+def test_stage_trains_the_parts_that_the_decoder_names(files, samples):
     model = paired(files).train()
     beginnings = {".".join(name.split(".")[:3]) for name in model.trained}
     assert beginnings == {"decoding.decoder.transformer", "decoding.decoder.connector"}
@@ -616,7 +617,7 @@ def test_convert_takes_the_joint_release(tmp_path):
     assert torch.equal(norm, released["transformer.connector.3.weight"])
 
 
-def test_convert_refuses_what_does_not_belong_together(folders, tmp_path, capsys):
+def test_convert_refuses_mismatched_components(folders, tmp_path, capsys):
     other = tmp_path / "other"
     other.mkdir()
     (other / "config.json").write_text('{"model_type": "qwen2_5_vl"}')

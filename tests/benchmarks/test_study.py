@@ -3,12 +3,13 @@
 import json
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
+from contextlib import ExitStack
 
 import pytest
+from processes import started
 from study import plan as planning
 from study import reading, runs
 from study.__main__ import report
@@ -61,7 +62,7 @@ def test_tokens_of_a_caption(tokenizer):
     assert sum(lengths) / len(lengths) == pytest.approx(planning.CAPTION, abs=2)
 
 
-def test_what_cannot_be_planned():
+def test_invalid_plans_are_refused():
     with pytest.raises(UserError, match="--steps is 0"):
         Plan(steps=0)
     with pytest.raises(UserError, match="each once"):
@@ -104,17 +105,26 @@ def player(tmp_path, monkeypatch):
 def interrupt():
     """Ctrl-C, once a condition holds; heard also where tests run in the background."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    over = threading.Event()
 
     def later(condition):
         while not condition():
-            time.sleep(0.05)
+            if over.wait(0.05):
+                return
         os.kill(os.getpid(), signal.SIGINT)
 
     yield lambda condition: threading.Thread(target=later, args=[condition], daemon=True).start()
+    over.set()
     signal.signal(signal.SIGINT, before)
 
 
-def test_a_study_that_is_stopped_goes_on_and_repeats_nothing(tmp_path, player, interrupt):
+@pytest.fixture
+def stack():
+    with ExitStack() as stack:
+        yield stack
+
+
+def test_stopped_study_resumes_without_repeating_runs(tmp_path, player, interrupt):
     found, folder = SMALL.runs(), tmp_path / "runs"
     others = [run for run in found if run.name != "joint-0"]
     interrupt(lambda: (folder / "joint-0/begun").exists() and len(runs.done(others, folder)) == 3)
@@ -130,7 +140,7 @@ def test_a_study_that_is_stopped_goes_on_and_repeats_nothing(tmp_path, player, i
     assert len(runs.done(found, folder)) == 4
 
 
-def test_what_fails_is_named_and_stops_nothing_else(tmp_path, player):
+def test_failed_run_is_named_and_the_others_finish(tmp_path, player):
     found, folder = SMALL.runs(), tmp_path / "runs"
     (folder / "clip_mse-0").mkdir(parents=True)
     (folder / "clip_mse-0/broken").touch()
@@ -141,13 +151,13 @@ def test_what_fails_is_named_and_stops_nothing_else(tmp_path, player):
     assert runs.done(found, folder) == ["clip_flow-0", "vae_flow-0", "joint-0"]
 
 
-def test_a_training_that_was_left_behind_holds_the_folder(tmp_path):
+def test_a_training_that_was_left_behind_holds_the_folder(tmp_path, stack):
     with runs._alone(tmp_path) as lock:
-        left = subprocess.Popen(["sleep", "60"], pass_fds=[lock])
+        left = stack.enter_context(started(["sleep", "60"], pass_fds=[lock]))
     with pytest.raises(UserError, match="is at work"), runs._alone(tmp_path):
         pass
     left.kill()
-    left.wait()
+    left.wait(10)
     with runs._alone(tmp_path):
         pass
 
@@ -159,7 +169,7 @@ def test_a_folder_holds_one_study(tmp_path):
         runs.keep_to(Plan(steps=3), tmp_path)
 
 
-def test_the_cost_of_what_was_cut_off_is_not_made_up(tmp_path):
+def test_cost_of_an_interrupted_run_is_unknown(tmp_path):
     runs.note(tmp_path, {"what": "fit"})
     runs.note(tmp_path, {"what": "fit", "status": 1, "cpu_seconds": 2.0})
     assert runs.cpu_seconds(tmp_path, "fit") == 2.0
@@ -237,7 +247,7 @@ def test_a_finding_is_written_from_its_numbers():
     assert alone["verdict"] == "undecided" and "not measured" in sentence(alone)
 
 
-def test_nothing_done_is_no_report(tmp_path):
+def test_report_needs_a_finished_run(tmp_path):
     with pytest.raises(UserError, match="nothing to report"):
         reading.read(SMALL, SMALL.runs(), tmp_path)
 

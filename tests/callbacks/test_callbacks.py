@@ -171,7 +171,7 @@ def test_sample_grid_draws_the_same_prompts_at_start_on_time_and_at_the_end(tmp_
     )
 
 
-def test_a_sheet_that_computes_no_numbers_is_left_out_and_training_goes_on(tmp_path, caplog):
+def test_sample_grid_with_nonfinite_values_is_skipped(tmp_path, caplog):
     class Spoilt(Model):
         def generate(self, prompts, seeds):
             require_finite(torch.tensor([float("nan")]), "the decoder's pixels")
@@ -206,7 +206,7 @@ def test_tensorboard_gets_the_sheet(tmp_path):
     assert [event.step for event in events.Images("samples")] == [0, 2, 4]
 
 
-def test_beside_ema_there_is_a_sheet_of_the_average_too(tmp_path):
+def test_sample_grid_of_ema_weights_is_written_too(tmp_path):
     class Shows(Model):
         """Images as bright as the weight, which goes from 0 towards 1."""
 
@@ -287,7 +287,7 @@ def test_evaluate_scores_before_on_time_and_after(tmp_path, capsys):
     assert "exam  before   after\neasy   0.000   0.590\nmean   0.500   0.500" in printed
 
 
-def test_evaluate_steps_aside_in_a_stage_that_lacks_what_it_scores(tmp_path, caplog):
+def test_evaluate_is_skipped_in_stages_without_the_scored_parts(tmp_path, caplog):
     blind = Model("generation")
     blind.build_decoder = False
     callback = Evaluate(Score())

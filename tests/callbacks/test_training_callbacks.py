@@ -9,11 +9,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 from builders import data, unified
-from closeness import same
 from lightning import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import FSDPStrategy
 from safetensors.torch import load_file
+from tolerances import same
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -38,7 +38,7 @@ from triptych.utils.rng import normal
 
 
 class Samples:
-    """What guards want of a Batch: numbers [B], and the names of their samples."""
+    """Stand-in for a Batch: numbers [B], and the names of their samples."""
 
     def __init__(self, numbers):
         self.keys = [f"sample-{n}" for n in numbers]
@@ -179,7 +179,7 @@ def test_ema_is_the_recurrence_in_float64(tmp_path):
         assert not torch.equal(ema.average[name], seen.weights[-1][name])
 
 
-def test_ema_moves_where_bfloat16_would_stand_still():
+def test_ema_accumulates_updates_below_bfloat16_resolution():
     model = nn.Linear(1, 1, dtype=torch.bfloat16)
     nn.init.constant_(model.weight, 1.0)
     ema = EMA(decay=0.9999, warmup=False)
@@ -468,7 +468,7 @@ FORWARD = {"first": 2 * 8 * 16, "middle": 2 * 16 * 32, "last": 2 * 32 * 4}
 BACKWARD = {"first": 2 * 2 * 8 * 16, "middle": 2 * 16 * 32, "last": 2 * 2 * 32 * 4}
 
 
-def test_flops_of_each_part_are_what_the_arithmetic_says(tmp_path):
+def test_flops_of_each_part_match_the_formulas(tmp_path):
     model, counts = Chain(), Counts()
     fit(model, tmp_path, counts, steps=3)
     flops = counts.flops
@@ -495,7 +495,7 @@ def test_compiled_parts_are_counted_too(tmp_path):
     assert counts.flops.forward["first"] == 2 * FORWARD["first"]
 
 
-def test_throughput_of_training_alone(tmp_path):
+def test_throughput_counts_only_training(tmp_path):
     model = Chain(wait=0.02)
     callback = Throughput()
     fit(model, tmp_path, callback, steps=6, every=3, val_check_interval=2)
@@ -588,7 +588,7 @@ def test_summary_before_the_first_step(tmp_path, capsys):
     assert "GPU-days" not in "\n".join(lines)
 
 
-def test_summary_estimates_time_where_the_peak_is_known(tmp_path, capsys, monkeypatch):
+def test_summary_estimates_time_for_known_devices(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("triptych.callbacks.run_summary.device_name", lambda _: "NVIDIA H200")
     fit(Chain(), tmp_path, RunSummary(mfu=0.5), steps=5)
     assert "GPU-days if 50% of the dense bfloat16 peak (989 TFLOP/s)" in capsys.readouterr().out
@@ -649,7 +649,7 @@ def reference(module, batch, t):
     return (velocity - (noise - features)).square().mean().item()
 
 
-def test_flow_loss_steps_aside_where_it_does_not_fit(tmp_path, caplog):
+def test_flow_loss_is_skipped_without_a_generation_loss(tmp_path, caplog):
     fit(Line(), tmp_path, FlowLossByNoise())
     assert caplog.text.count("FlowLossByNoise steps aside: the stage has no generation loss") == 1
     for wrong in ({"times": (0.0,)}, {"times": ()}, {"batches": 0}):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from processes import exit_status, forked
 
 from triptych.callbacks._checkpoint_io import BackgroundCheckpointIO, DurableCheckpointIO
 from triptych.checkpoints import atomic_checkpoint
@@ -89,7 +90,7 @@ def test_without_a_manifest_a_state_does_not_count_but_can_be_named(run):
 
 
 @pytest.mark.parametrize("content", [b"", b"nothing of the kind", b"PK\x03\x04 cut off"])
-def test_what_is_no_checkpoint_is_one_sentence(content, tmp_path):
+def test_invalid_checkpoint_is_refused_in_one_sentence(content, tmp_path):
     (tmp_path / "x.ckpt").write_bytes(content)
     with pytest.raises(UserError, match=r"x\.ckpt is no checkpoint"):
         read_checkpoint(tmp_path / "x.ckpt")
@@ -106,7 +107,7 @@ def test_code_is_never_run(tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
-def test_every_load_of_ours_is_of_data_alone():
+def test_every_torch_load_is_weights_only():
     calls = [
         (path, call)
         for folder in ("src", "callbacks", "data_modules", "benchmarks")
@@ -168,7 +169,8 @@ def test_an_error_that_is_none_of_the_disk_is_not_called_one(run):
 @pytest.mark.parametrize("when", ["save", "rename", "manifest"])
 def test_a_save_that_is_killed_leaves_the_last_state(when, run):
     """In a process of its own, which ends without a chance to clean up."""
-    if (pid := os.fork()) == 0:
+
+    def work():
         replace = os.replace
 
         def end(*names):
@@ -184,8 +186,8 @@ def test_a_save_that_is_killed_leaves_the_last_state(when, run):
         else:
             atomic_checkpoint.os.replace = end
         atomic_checkpoint.write(run / "2.ckpt", lambda file: file.write(b"x" * 10_000))
-        os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 9
+
+    assert exit_status(forked(work)) == 9
     left = newest(run)
     assert left == (run / "2.ckpt" if when == "save" else run / "1.ckpt")
     assert step_of(left) == (2 if when == "save" else 1)
@@ -236,7 +238,7 @@ def test_a_link_moves_in_one_step_and_stands_for_its_state(run):
 # --- behind the training --------------------------------------------------------------------------
 
 
-def test_a_background_save_is_of_the_moment_it_was_asked_for(run):
+def test_background_save_holds_the_state_of_its_request(run):
     io = BackgroundCheckpointIO()
     content = state(3)
     io.save_checkpoint(content, run / "3.ckpt")

@@ -7,12 +7,12 @@ import re
 import shutil
 from types import SimpleNamespace
 
-import published
+import published_release as published
 import pytest
 import torch
 import yaml
 from builders import ROOT
-from published import (
+from published_release import (
     CASES,
     CONFIG,
     TOWER,
@@ -304,7 +304,7 @@ def test_a_model_put_together_here_is_written_as_published_and_read_again(tmp_pa
         assert same(made, load_file(weights[label]))
 
 
-def test_a_decoder_alone(tmp_path, ours):
+def test_convert_a_decoder_without_the_other_parts(tmp_path, ours):
     folder = published.write_decoder(tmp_path / "emu", variant=None)
     (folder / "scheduler" / "scheduler_config.json").write_text(
         json.dumps({"beta_start": 0.00085, "timestep_spacing": "trailing"})
@@ -322,7 +322,7 @@ def test_a_decoder_alone(tmp_path, ours):
     )
 
 
-def test_where_both_decoders_are_there_the_one_that_the_published_code_reads_wins(tmp_path):
+def test_convert_prefers_the_decoder_variant_of_the_published_code(tmp_path):
     folder = published.write_decoder(tmp_path / "emu")
     published.write_decoder(tmp_path / "emu", variant=None)
     other = folder / "unet" / "diffusion_pytorch_model.safetensors"
@@ -337,7 +337,7 @@ def test_where_both_decoders_are_there_the_one_that_the_published_code_reads_win
 # Interruption -------------------------------------------------------------------------------------
 
 
-def test_an_interrupted_conversion_goes_on_and_writes_no_finished_file_again(release, tmp_path):
+def test_interrupted_conversion_resumes_without_rewriting_finished_files(release, tmp_path):
     target, work = tmp_path / "ours", tmp_path / "ours.partial"
 
     def stop(line):
@@ -539,7 +539,7 @@ def test_a_pickle_with_code_is_not_opened(release, tmp_path, capsys):
     assert str(path) in refused(capsys, target, release, target, "--encoder", path)
 
 
-def test_what_is_neither_folder_nor_hub_id(tmp_path, capsys):
+def test_source_must_be_a_folder_or_hub_id(tmp_path, capsys):
     target = tmp_path / "ours"
     line = refused(capsys, target, tmp_path / "nowhere", target)
     assert "nowhere does not exist and is no hub id" in line
@@ -547,7 +547,7 @@ def test_what_is_neither_folder_nor_hub_id(tmp_path, capsys):
     assert "could not be downloaded" in line and "name the folder" in line
 
 
-def test_a_target_that_exists_is_left_alone(release, tmp_path, capsys):
+def test_existing_target_is_not_overwritten(release, tmp_path, capsys):
     (tmp_path / "ours").mkdir()
     (tmp_path / "ours" / "mine.txt").write_text("mine")
     with pytest.raises(SystemExit) as stopped:
@@ -570,7 +570,7 @@ def test_weights_of_another_preset_are_refused_on_the_way_back(ours, tmp_path, c
     assert "1 tensor (generation.queries) of other sizes" in line
 
 
-def test_what_was_never_published_is_refused_on_the_way_back(tmp_path, capsys, monkeypatch):
+def test_export_refuses_models_without_a_published_layout(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
     line = refused(capsys, tmp_path / "out", "conf/presets/tiny.yaml", tmp_path / "out")
     assert "that the published one lacks" in line

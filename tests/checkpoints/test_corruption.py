@@ -22,7 +22,7 @@ import random
 import tarfile
 
 import pytest
-from tars import number_of, sample
+from tar_shards import number_of, sample
 
 from triptych.data_modules import BadSample, ShardFolder
 from triptych.data_modules.shards.build_index import build_index
@@ -58,12 +58,12 @@ def shard(request, tmp_path):
 
 
 def times(shard):
-    """How often to damage it."""
+    """Number of damaged copies."""
     return 200 if shard.name == "plain.tar" else 50
 
 
 class Map:
-    """Where the parts of a whole shard are, as tarfile sees it."""
+    """Offsets of the parts of an intact shard, from tarfile."""
 
     def __init__(self, path):
         self.content = path.read_bytes()

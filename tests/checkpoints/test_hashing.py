@@ -1,4 +1,4 @@
-"""What tells weights from others."""
+"""Hashes that distinguish weights."""
 
 import torch
 from torch import nn

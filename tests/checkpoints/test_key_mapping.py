@@ -35,7 +35,7 @@ def test_a_name_there_and_back(key, name):
 
 
 @pytest.mark.parametrize("prefix", ["", key_mapping.PUBLISHED_TOWER])
-def test_the_tower_alone_has_no_prefix_and_maybe_two_biases(prefix):
+def test_bare_tower_has_no_prefix_and_optional_biases(prefix):
     for key in ("cls_token", "patch_embed.proj.bias", "blocks.0.mlp.fc1.weight"):
         assert place_of(prefix + key) == Place("encoder.tower." + key)
     name = "encoder.tower.blocks.5.attn.qkv.bias"
@@ -50,7 +50,7 @@ def test_two_biases_make_one():
 
 
 @pytest.mark.parametrize("key", ["mm_projector.weight", "model.mm_projector.bias", "scheduler"])
-def test_what_is_not_of_the_model_has_no_place(key):
+def test_unknown_keys_map_to_nothing(key):
     assert place_of(key) is None
 
 
@@ -119,7 +119,7 @@ def test_the_language_model_is_configured_by_config_json(nested):
     assert QwenVision(**key_mapping.vision_arguments(config)) == ours.vision
 
 
-def test_what_blip3o_adds_to_config_json():
+def test_config_json_has_the_keys_of_blip3o():
     config = {"n_query": 64, "gen_pooling": "early_pool2d_4"}
     assert key_mapping.generation_arguments(config) == {"num_queries": 64}
     assert key_mapping.pooling(config) == 4

@@ -94,7 +94,7 @@ def test_images_are_sampled_as_the_released_weights_were_scored(preset):
     )
 
 
-def test_a_published_preset_without_tokenizer_says_so_where_it_is_needed():
+def test_published_preset_without_tokenizer_fails_at_first_use():
     model = described("blip3o_4b")
     with pytest.raises(UserError, match=r"no tokenizer at weights/blip3o_4b/tokenizer.*convert"):
         model.preprocessing()

@@ -8,10 +8,12 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 
 import pytest
 import yaml
 from builders import ROOT, STAGE2, config_words
+from processes import exit_status, forked, started
 
 from triptych.checkpoints import atomic_checkpoint
 from triptych.checkpoints.published.staging import Staging
@@ -104,7 +106,7 @@ def test_three_runs_started_at_once_have_three_folders(three):
         ]
 
 
-def test_the_newest_weights_say_whose_they_are(three):
+def test_newest_weights_name_their_run(three):
     folder, _ = three
     for name in ("weights.safetensors", "weights_ema.safetensors"):
         assert os.readlink(folder / STAGE / name) == f"version_2/{name}"
@@ -121,7 +123,7 @@ def test_equal_runs_leave_equal_files(three):
 
 
 @pytest.mark.slow
-def test_a_run_from_the_configuration_of_a_run_leaves_that_one_alone(triptych, three, tmp_path):
+def test_run_from_a_saved_configuration_gets_its_own_folder(triptych, three, tmp_path):
     folder, _ = three
     before = contents(folder / STAGE / "version_0")
     config = yaml.safe_load((folder / STAGE / "version_0/config.yaml").read_text())
@@ -162,7 +164,7 @@ def test_a_refused_run_leaves_no_folder(flags, says, triptych, words, three, tmp
 
 
 @pytest.mark.slow
-def test_what_was_cut_off_at_its_end_is_completed_in_its_folder(triptych, words, tmp_path):
+def test_run_interrupted_at_its_end_is_completed_in_place(triptych, words, tmp_path):
     run = tmp_path / STAGE / "version_0"
     words = [*words, "--trainer.max_steps=2"]  # whose checkpoint comes before its row of the log
     assert triptych(tmp_path, "fit", *words)[0] == 0
@@ -235,7 +237,7 @@ def test_two_ranks_share_one_folder(triptych, words, tmp_path):
 # --- without a run --------------------------------------------------------------------------------
 
 
-def test_numbers_go_on_and_a_named_version_is_taken_once(tmp_path, caplog):
+def test_version_numbers_increase_and_a_named_version_is_used_once(tmp_path, caplog):
     parents = [tmp_path / "a", tmp_path / "b"]
     (tmp_path / "b/version_4").mkdir(parents=True)
     assert take(parents)[0] == 5
@@ -250,13 +252,8 @@ def test_numbers_go_on_and_a_named_version_is_taken_once(tmp_path, caplog):
 def test_many_take_folders_at_once(tmp_path):
     """Each says its number on a pipe: every number comes once."""
     read, write = os.pipe()
-    pids = []
-    for _ in range(8):
-        if (pid := os.fork()) == 0:
-            os.write(write, f"{take([tmp_path])[0]} ".encode())
-            os._exit(0)
-        pids.append(pid)
-    assert all(os.waitpid(pid, 0)[1] == 0 for pid in pids)
+    pids = [forked(lambda: os.write(write, f"{take([tmp_path])[0]} ".encode())) for _ in range(8)]
+    assert [exit_status(pid) for pid in pids] == [0] * 8
     os.close(write)
     assert sorted(map(int, os.read(read, 1000).split())) == list(range(8))
 
@@ -268,33 +265,44 @@ def test_runs_that_end_at_once_agree_on_the_newest(tmp_path):
             run = tmp_path / f"version_{number}"
             run.mkdir(exist_ok=True)
             (run / "weights.safetensors").unlink(missing_ok=True)
-            if (pid := os.fork()) == 0:
+
+            def work(run=run, number=number):
                 (run / "weights.safetensors").write_text(str(number))
                 atomic_checkpoint.link_latest(tmp_path / "weights.safetensors")
-                os._exit(0)
-            pids.append(pid)
-        assert all(os.waitpid(pid, 0)[1] == 0 for pid in pids)
+
+            pids.append(forked(work))
+        assert [exit_status(pid) for pid in pids] == [0] * 6
         assert (tmp_path / "weights.safetensors").read_text() == "5"
     assert not list(tmp_path.glob("*.partial"))
 
 
-def test_a_lock_ends_with_its_process_and_guards_what_is_being_written(tmp_path):
+HOLD = """
+import sys
+from pathlib import Path
+from triptych.utils.atomic_write import LOCK, Lock
+assert Lock(Path(sys.argv[1]) / LOCK).acquire()
+print("held", flush=True)
+input()
+"""
+
+
+@contextmanager
+def holding(folder):
+    """Another process has the lock of `folder`, and is killed at the end of the block."""
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with started([sys.executable, "-c", HOLD, folder], **pipes) as other:
+        assert other.stdout.readline()
+        yield
+
+
+def test_lock_protects_partial_files_until_its_process_ends(tmp_path):
     run = take([tmp_path])[1]
     run.lock.release()
     partial = run.path / "x.ckpt.partial"
-    code = "import sys; from triptych.utils.atomic_write import Lock; from pathlib import Path\n"
-    code += "assert Lock(Path(sys.argv[1])).acquire(); print('held', flush=True); input()"
-    other = subprocess.Popen(
-        [sys.executable, "-c", code, run.path / ".lock"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    )
-    assert other.stdout.readline()
-    partial.touch()
-    sweep([tmp_path])
-    assert partial.exists() and not Lock(run.path / ".lock").acquire()
-    other.kill()
-    other.wait()
+    with holding(run.path):
+        partial.touch()
+        sweep([tmp_path])
+        assert partial.exists() and not Lock(run.path / ".lock").acquire()
     sweep([tmp_path])
     assert not partial.exists()
 
@@ -368,13 +376,11 @@ def test_nothing_is_ordered_by_time_stamps():
 def test_a_shapes_world_that_two_make_at_once_is_made_once(tmp_path):
     from triptych.shapes_world.shards import ensure_shapes
 
-    pids = []
-    for _ in range(3):
-        if (pid := os.fork()) == 0:
-            ensure_shapes(tmp_path / "shapes", train=16, evaluation=4, unseen=4, instruct=4)
-            os._exit(0)
-        pids.append(pid)
-    assert [os.waitpid(pid, 0)[1] for pid in pids] == [0, 0, 0]
+    def work():
+        ensure_shapes(tmp_path / "shapes", train=16, evaluation=4, unseen=4, instruct=4)
+
+    pids = [forked(work) for _ in range(3)]
+    assert [exit_status(pid) for pid in pids] == [0, 0, 0]
     assert [path.name for path in tmp_path.iterdir()] == ["shapes"]
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "mine.txt").touch()
@@ -382,25 +388,11 @@ def test_a_shapes_world_that_two_make_at_once_is_made_once(tmp_path):
         ensure_shapes(tmp_path / "other", train=16, evaluation=4, unseen=4, instruct=4)
 
 
-HOLD = """
-import sys
-from pathlib import Path
-from triptych.utils.atomic_write import LOCK, Lock
-assert Lock(Path(sys.argv[1]) / LOCK).acquire()
-print("held", flush=True)
-input()
-"""
-
-
 @pytest.mark.parametrize("what", ["pack", "convert"])
 def test_a_folder_that_another_process_writes_is_refused(what, tmp_path, shapes_folder):
     folder = tmp_path / ("out.partial" if what == "convert" else "out")
     folder.mkdir()
-    other = subprocess.Popen(
-        [sys.executable, "-c", HOLD, folder], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    )
-    assert other.stdout.readline()
-    try:
+    with holding(folder):
         with pytest.raises(UserError, match=r"another process is (making|writing to) .*out"):
             if what == "pack":
                 from triptych.data_modules import ShardFolder
@@ -409,7 +401,4 @@ def test_a_folder_that_another_process_writes_is_refused(what, tmp_path, shapes_
                 pack(ShardFolder(shapes_folder / "eval").open(), folder, {}, samples_per_shard=8)
             else:
                 Staging(tmp_path / "out", "plan", 1)
-    finally:
-        other.kill()
-        other.wait()
     assert Staging(tmp_path / "new", "plan", 1).write("name", lambda file: file.write(b"1"))

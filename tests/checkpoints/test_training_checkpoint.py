@@ -1,20 +1,19 @@
-"""What a run leaves behind, and what goes on from it: checkpoints and weight files."""
+"""Outputs of a run, and resuming from them: checkpoints and weight files."""
 
 import errno
 import os
 import re
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 from builders import CAPTIONS, data, needed, unified
-from closeness import assert_close, assert_same_images
 from lightning import Callback, Trainer
 from lightning.pytorch.loggers import CSVLogger
 from safetensors.torch import load_file
+from tolerances import assert_close, assert_same_images
 from torch.distributed import checkpoint as sharded_files
 
 from triptych.callbacks import EMA, Checkpoint, ExportWeights
@@ -142,7 +141,7 @@ def same(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-def test_a_checkpoint_holds_what_trains_and_is_data_alone(run):
+def test_checkpoint_holds_only_trained_tensors_and_plain_data(run):
     model, folder = run
     last = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
     assert same(last["state_dict"], trained(model))
@@ -298,7 +297,7 @@ def test_signals_between_the_batches_of_one_step_end_the_run_after_it(
         ("on_train_batch_end", 3),  # in the middle of a step
     ],
 )
-def test_what_fails_loses_nothing_that_is_exact(
+def test_failed_step_keeps_the_last_exact_state(
     hook, left, validated, shapes_folder, weights, tmp_path
 ):
     """Weights and log are those of a run that did not fail, also where a validation broke off."""
@@ -352,7 +351,7 @@ def test_a_disk_that_fills_up_ends_the_run_with_its_last_state(
     assert atomic_checkpoint.latest([tmp_path / "runs"]) == folder / "00000003.ckpt"
 
 
-def test_a_checkpoint_is_found_for_a_run_that_goes_on(run, tmp_path):
+def test_resumed_run_finds_its_checkpoint(run, tmp_path):
     from triptych.cli.lightning import find_checkpoint
 
     _, folder = run
@@ -372,7 +371,7 @@ def test_a_checkpoint_is_found_for_a_run_that_goes_on(run, tmp_path):
         find_checkpoint(str(damaged), {tmp_path})
 
 
-def test_a_folder_of_runs_that_cannot_be_written_is_said_at_once(tmp_path):
+def test_unwritable_run_folder_is_refused_at_start(tmp_path):
     from triptych.checkpoints.run_folder import require_writable
 
     (tmp_path / "file").touch()
@@ -385,14 +384,7 @@ def test_a_sigterm_to_one_of_two_processes_ends_both_after_the_same_step(tmp_pat
     def steps(*words):
         """The steps that each rank had taken when it began another."""
         (tmp_path / "two.py").write_text(TWO_PROCESSES)
-        done = subprocess.run(
-            [sys.executable, "two.py", tmp_path, *words],
-            cwd=tmp_path,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            timeout=600,
-        )
+        done = run(tmp_path, tmp_path, *words, program=(sys.executable, "two.py"))
         assert "Traceback" not in done.stderr, done.stderr[-3000:]
         said = re.findall(r"rank (\d) after (\d) steps", done.stdout)
         return [[int(step) for rank, step in said if rank == each] for each in "01"]
@@ -449,9 +441,7 @@ def test_a_checkpoint_of_something_else_is_refused(
         ({"weights": "others"}, r"trained on the encoder weights .*--model\.weights\.encoder=FILE"),
     ],
 )
-def test_a_run_that_could_not_go_on_exactly_is_refused(
-    change, says, run, shapes_folder, weights, tmp_path
-):
+def test_inexact_resume_is_refused(change, says, run, shapes_folder, weights, tmp_path):
     _, folder = run
     settings = {"weights": weights, **change}
     if settings["weights"] == "others":
@@ -539,7 +529,7 @@ def test_the_encoder_stage_exports_running_statistics_and_no_heads(shapes_folder
     assert_close(model.vae(pixels), decoder.vae(pixels))
 
 
-def test_a_vae_beside_an_encoder_that_holds_one_is_refused(weights, tmp_path):
+def test_second_vae_is_refused_if_the_encoder_file_has_one(weights, tmp_path):
     both = tmp_path / "both.safetensors"
     save_weights({**load_file(weights.encoder), **load_file(weights.vae)}, both, {}, torch.float32)
     for vae in (None, str(both)):  # the file of a run that trained both, or of an older conversion
@@ -581,7 +571,7 @@ def test_weights_of_other_sizes_are_refused(run, weights):
         ("decoder", "decoder"),
     ],
 )
-def test_a_frozen_part_without_weights_says_what_makes_it(left_out, command, weights):
+def test_error_for_missing_frozen_weights_names_the_stage(left_out, command, weights):
     model = unified("stage2", weights=WeightFiles(**{**vars(weights), left_out: None}))
     with pytest.raises(UserError, match=f"`make train-{command}` makes them") as caught:
         model.configure_model()

@@ -19,7 +19,7 @@ PRICED = [path for path in RECIPES if path.stem != "edits"]  # no budget knows i
 
 
 @pytest.mark.parametrize("path", PRICED, ids=lambda path: path.stem)
-def test_a_recipe_says_what_it_costs_at_both_sizes(path):
+def test_recipe_comments_match_the_cost_at_both_sizes(path):
     lines = re.findall(r"# budget (\S+): (\d+) GPUs.*", path.read_text())
     assert [preset for preset, _ in lines] == ["blip3o_4b", "blip3o_8b"]
     written = [line for line in path.read_text().splitlines() if line.startswith("# budget ")]

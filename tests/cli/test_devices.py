@@ -12,6 +12,7 @@ from argparse import Namespace
 from pathlib import Path
 
 import pytest
+from processes import started
 
 from triptych.cli.devices import for_each, is_distributed
 
@@ -119,8 +120,9 @@ def test_one_process_computes_in_order(monkeypatch):
 
 
 def start(folder, *arguments, stdin=None):
-    return subprocess.Popen(
-        [sys.executable, "-m", "triptych", *map(str, arguments)],
+    return started(
+        [sys.executable, "-m", "triptych", *arguments],
+        seconds=300,
         cwd=folder,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdin=stdin or subprocess.DEVNULL,
@@ -134,8 +136,8 @@ def start(folder, *arguments, stdin=None):
 def test_two_processes_read_one_standard_input(forks, tmp_path):
     assert forks(tmp_path, *MANY, "-o", "one")[0] == 0
     words = ["generate", "--prompts", "-", *MANY[4:], "-o", "two", *TWO]
-    running = start(tmp_path, *words, stdin=subprocess.PIPE)
-    out, err = running.communicate("\n".join(PROMPTS), timeout=300)
+    with start(tmp_path, *words, stdin=subprocess.PIPE) as running:
+        out, err = running.communicate("\n".join(PROMPTS))
     assert running.returncode == 0, err
     assert err == "" and len(out.splitlines()) == len(PROMPTS)
     assert files(tmp_path / "one") == files(tmp_path / "two")
@@ -162,19 +164,19 @@ def alive(marker):
         (signal.SIGKILL, False, 1, "rank 1 was killed by SIGKILL, so the others end; the same"),
     ],
 )
-def test_a_signal_ends_all_and_the_same_command_goes_on(number, first, status, says, tmp_path):
+def test_signal_ends_all_ranks_and_the_same_command_resumes(number, first, status, says, tmp_path):
     marker = f"out-{number}"
     words = ["generate", *PROMPTS, "-n", "40", *FEW, "--batch-size", "1", "-o", marker, *TWO]
-    running = start(tmp_path, *words)
-    assert marker in running.stdout.readline()
-    other = next(each for each in alive(marker) if each != running.pid)
-    os.kill(running.pid if first else other, number)
-    _, said = running.communicate(timeout=60)
-    assert running.returncode == status and says in said and said.count("triptych:") == 1
-    deadline = time.monotonic() + 20
-    while alive(marker) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not alive(marker)
+    with start(tmp_path, *words) as running:
+        assert marker in running.stdout.readline()
+        other = next(each for each in alive(marker) if each != running.pid)
+        os.kill(running.pid if first else other, number)
+        _, said = running.communicate(timeout=60)
+        assert running.returncode == status and says in said and said.count("triptych:") == 1
+        deadline = time.monotonic() + 20
+        while alive(marker) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert not alive(marker)
     made = sorted(path.name for path in (tmp_path / marker).glob("0*.png"))
     assert 0 < len(made) < 120
     assert all(re.fullmatch(r"\d{6}-\d{3}\.png", name) for name in made)

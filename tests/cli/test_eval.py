@@ -7,9 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from closeness import assert_same_images
 from oracle_models import Perfect
 from PIL import Image
+from processes import run, started
+from tolerances import assert_same_images
 
 from triptych.cli.eval.understanding import read_results
 from triptych.evaluation import EditEval, FeatureDistance, ShapeEval, geneval
@@ -40,7 +41,7 @@ def test_help_needs_no_torch():
         "main(['eval', '--help'])\n"
         "assert not {'torch', 'transformers', 'lightning', 'numpy'} & set(sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = run([sys.executable, "-c", code])
     assert done.returncode == 0, done.stderr
     assert all(f"triptych eval {name}" in done.stdout for name in BENCHMARKS)
 
@@ -60,7 +61,7 @@ def files(folder):
     }
 
 
-def test_geneval_goes_on_where_it_was_stopped(triptych):
+def test_geneval_resumes_after_an_interruption(triptych):
     make = ["eval", "geneval", "--limit", 2, "-n", 2, *FEW, "--generate-only", "--images-dir", "g"]
     status, _, err = triptych(*make)
     assert status == 0, err
@@ -98,10 +99,9 @@ def test_a_killed_run_repeats_no_finished_image(triptych):
     make = ["eval", "geneval", "--limit", "30", "-n", "1", *FEW, "--generate-only"]
     make += ["--images-dir", "g", "--device", "cpu"]
     command = [sys.executable, "-m", "triptych", *make, "--batch-size", "1"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as run:
+    with started(command, stdout=subprocess.PIPE, text=True) as process:
         for _ in range(3):
-            run.stdout.readline()
-        run.kill()
+            process.stdout.readline()
     done = files("g")
     assert 3 <= len(done) < 30
     status, _, err = triptych(*make)
@@ -144,7 +144,7 @@ def test_dpg_grids_and_wise_images(triptych):
     assert read_metadata("w/7.png")["request"]["seeds"] == [7 * 64]
 
 
-def test_geneval_scores_what_it_made_and_a_folder_that_is_there(triptych, monkeypatch):
+def test_geneval_scores_generated_and_existing_images(triptych, monkeypatch):
     class Blind(geneval.Detector):
         name, classes = "a blind detector", frozenset(detection.OBJECT_NAMES)
 
@@ -208,7 +208,7 @@ def test_geneval_scores_what_it_made_and_a_folder_that_is_there(triptych, monkey
         (["understanding", "--tasks", "mme", "--model.preset=x"], "no --model.x=y flags"),
     ],
 )
-def test_what_is_wrong_is_one_sentence(arguments, said, triptych, monkeypatch):
+def test_errors_are_one_sentence(arguments, said, triptych, monkeypatch):
     monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: None)
     status, _, err = triptych("eval", *arguments)
     assert status in (1, 2)
@@ -219,7 +219,7 @@ def test_what_is_wrong_is_one_sentence(arguments, said, triptych, monkeypatch):
 # --- shapes ---------------------------------------------------------------------------------------
 
 
-def test_verdicts_add_up_to_what_the_evaluators_say():
+def test_verdicts_sum_to_the_scores_of_the_evaluators():
     plan = ScoringPlan(num_images=12)
     whole = report(list(item_scores(Perfect(12), plan)), plan)
     scores = nested(whole.scores)
@@ -255,7 +255,7 @@ def test_intervals_draw_captions_again():
     assert interval([[[1.0, 1.0]] * 10])[0] == pytest.approx(0.722, abs=1e-3)
 
 
-def test_shapes_keeps_scores_where_they_were(triptych):
+def test_shapes_report_keeps_its_structure(triptych):
     shapes = ["eval", "shapes", "--num-captions", 3, "--num-inference-steps", 1]
     status, out, err = triptych(
         *shapes, "--out", "a/s.json", "--images-dir", "p", "--page", "s.html"
@@ -280,7 +280,7 @@ def test_shapes_keeps_scores_where_they_were(triptych):
     assert len(settings["weights"]) == 16
 
 
-def test_shapes_goes_on_with_the_images_that_are_there(triptych, monkeypatch):
+def test_shapes_reuses_existing_images(triptych, monkeypatch):
     shapes = [
         "eval",
         "shapes",
@@ -375,7 +375,7 @@ def test_fid_during_training_needs_images_with_captions(pipe, tmp_path):
         FeatureDistance(str(tmp_path))(pipe.model)
 
 
-def test_understanding_says_what_it_would_run(triptych, monkeypatch):
+def test_understanding_prints_its_command(triptych, monkeypatch):
     asked = ["eval", "understanding", "--tasks", "mme", "--from", "runs/mine", "--ema"]
     status, out, _ = triptych(*asked, "--print")
     assert status == 0
@@ -437,7 +437,7 @@ def test_compare_refuses_two_benchmarks_and_two_of_one(triptych):
     assert status == 1 and "nothing" in err
 
 
-def test_reports_are_called_by_what_differs():
+def test_reports_are_named_by_their_distinct_path_parts():
     paths = [Path("runs/a/x/s.json"), Path("runs/b/x/s.json"), Path("runs/b/y/s.json")]
     assert short_names(paths) == ["a/x", "b/x", "b/y"]
     assert short_names([Path("runs/a.json")]) == ["a"]

@@ -5,13 +5,13 @@ import json
 import os
 import re
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from closeness import assert_same_images
 from PIL import Image
+from processes import run
+from tolerances import assert_same_images
 
 from triptych.cli.main import main
 from triptych.cli.output_folder import ImageJob, OutputFolder
@@ -42,7 +42,7 @@ def test_the_examples_of_the_help_run(command, triptych):
         own, _, file = own.partition("<")
         assert file.strip() in ("", "/dev/null")
         told = before.strip().removesuffix("|")
-        stdin = subprocess.run(told, shell=True, capture_output=True, text=True).stdout
+        stdin = run(["bash", "-c", told]).stdout
         status, out, err = triptych(*shlex.split(own), stdin=stdin)
         assert status == 0, (example, err)
         assert out or file
@@ -55,14 +55,14 @@ def test_help_needs_no_torch():
         "except SystemExit: pass\n"
         "assert not {'torch', 'transformers', 'lightning', 'numpy'} & set(sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = run([sys.executable, "-c", code])
     assert done.returncode == 0, done.stderr
 
 
 # --- a folder of images -------------------------------------------------------------------------
 
 
-def test_images_carry_what_made_them_and_are_listed(triptych):
+def test_images_hold_their_metadata_and_are_listed(triptych):
     status, out, _ = triptych("generate", "a red  circle", "-n", 2, "--seed", 7, *FEW, "-o", "a")
     assert status == 0
     assert out == "a/000007-000.png\ta red circle\na/000008-001.png\ta red circle\n"
@@ -82,7 +82,7 @@ def test_images_carry_what_made_them_and_are_listed(triptych):
     assert Image.open("a/grid.png").width > 2 * 144
 
 
-def test_json_lines_say_what_differs(triptych):
+def test_json_lines_override_the_flags(triptych):
     asked = [
         {
             "id": "one",
@@ -112,7 +112,7 @@ def test_json_lines_say_what_differs(triptych):
     assert len(out.splitlines()) == 4
 
 
-def test_an_image_does_not_depend_on_how_the_command_was_cut(triptych):
+def test_images_do_not_depend_on_the_batching_of_a_command(triptych):
     prompts = ["a red circle", "two blue squares"]
     triptych("generate", *prompts, "-n", 2, *FEW, "-o", "whole")
     for part in ("1/3", "2/3", "3/3"):
@@ -122,7 +122,7 @@ def test_an_image_does_not_depend_on_how_the_command_was_cut(triptych):
         assert_same_images(*(Image.open(Path(folder, each["file"])) for folder in ("whole", "cut")))
 
 
-def test_what_is_done_is_not_done_again(triptych):
+def test_finished_images_are_not_repeated(triptych):
     command = ("generate", "a red circle", "-n", 3, *FEW, "-o", "c")
     first = triptych(*command)
     times = {path: path.stat().st_mtime_ns for path in Path("c").glob("0*")}
@@ -166,7 +166,7 @@ def test_each_command_has_a_folder_of_its_own(triptych):
     assert paths["one"].startswith("out/generate/a-red-circle-")
 
 
-def test_a_failure_on_the_way_leaves_what_was_done(triptych, pipe, monkeypatch):
+def test_failure_keeps_the_finished_images(triptych, pipe, monkeypatch):
     make, calls = type(pipe).__call__, []
 
     def fail(*options, **more):
@@ -360,7 +360,7 @@ def test_a_wrong_line_is_named_wherever_it_is_found_wrong(line, said, triptych):
     assert "Traceback" not in err
 
 
-def test_keys_that_nothing_reads_are_said_once(triptych, caplog):
+def test_unused_keys_are_warned_about_once(triptych, caplog):
     lines = [{"question": "a", "imgae": "x", "image": None}, {"question": "b", "imgae": "y"}]
     status, _, _ = triptych(
         "chat", "--jsonl", "-", "--max-tokens", 1, stdin="\n".join(map(json.dumps, lines))
@@ -455,7 +455,7 @@ def test_mistakes_are_one_sentence_before_the_model_is_loaded(triptych, status, 
         (["edit", SAMPLES, "circle " * 300], "tokens, the model takes 256"),
     ],
 )
-def test_mistakes_that_the_model_knows_are_told_before_any_image(triptych, arguments, said):
+def test_model_dependent_errors_precede_the_first_image(triptych, arguments, said):
     status, out, err = triptych(*arguments, "-o", "none")
     assert (status, out) == (1, "") and said in err
     assert not list(Path("none").glob("0*"))

@@ -190,7 +190,7 @@ HEAVY = {"fit", "validate", "edit", "reconstruct"}  # in the way of `generate`, 
     "kind",
     [pytest.param(kind, marks=pytest.mark.sweep) if kind in HEAVY else kind for kind in REFUSED],
 )
-def test_nothing_is_left_of_what_is_refused(kind, forks, folder):
+def test_refused_commands_leave_no_files(kind, forks, folder):
     before = names(folder)
     for command in REFUSED[kind]:
         status, said = forks(folder, *command)

@@ -5,7 +5,6 @@ import shlex
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 import time
 from contextlib import suppress
@@ -15,6 +14,7 @@ import pytest
 import torch
 from builders import ROOT
 from PIL import Image
+from processes import run, started
 
 from triptych.cli.main import COMMANDS, LIGHTNING_COMMANDS
 
@@ -58,7 +58,7 @@ def in_turn(cases):
 
 
 @pytest.mark.parametrize(("command", "kind"), in_turn(PRINTED))
-def test_what_is_printed_for_every_command(command, kind, forks, tmp_path):
+def test_every_command_reports_a_lost_output(command, kind, forks, tmp_path):
     """Closed standard input and a full standard error beside it change nothing."""
     heavy = command[0] in LIGHTNING_COMMANDS
     for streams in [[None, kind, None], ["closed", kind, "full"]][: 1 if heavy else 2]:
@@ -137,10 +137,8 @@ def test_standard_input_that_cannot_be_read_is_one_sentence(folder):
 def triptych(*words, folder, **streams):
     """The command as a process, whose interpreter shuts down; buffered, as on a pipe."""
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
-    return subprocess.run(
-        [sys.executable, "-m", "triptych", *words],
-        cwd=folder, env=environment, stderr=subprocess.PIPE, text=True, timeout=60, **streams,
-    )  # fmt: skip
+    streams = {"stdout": None} | streams
+    return run([sys.executable, "-m", "triptych", *words], cwd=folder, env=environment, **streams)
 
 
 @pytest.mark.slow
@@ -155,9 +153,10 @@ def test_a_server_works_and_ends_without_its_output(command, kind, tmp_path):
     script = f"mkfifo pipe; true < pipe & exec {shlex.join(words)} <&- {output}"
     if kind != "broken":
         script = script.partition("& ")[2]
-    with (tmp_path / "said").open("w") as said:
-        process = subprocess.Popen(["bash", "-c", script], cwd=tmp_path, stderr=said)
-    try:
+    with (
+        (tmp_path / "said").open("w") as said,
+        started(["bash", "-c", script], cwd=tmp_path, stderr=said) as process,
+    ):
         for _ in range(300):
             with suppress(httpx.TransportError):
                 answer = httpx.get(f"http://127.0.0.1:{port}/", timeout=5)
@@ -165,7 +164,6 @@ def test_a_server_works_and_ends_without_its_output(command, kind, tmp_path):
             assert process.poll() is None, (tmp_path / "said").read_text()
             time.sleep(0.2)
         assert answer.status_code < 500
-    finally:
         process.terminate()
         status = process.wait(30)
     assert "Traceback" not in (tmp_path / "said").read_text()
@@ -173,7 +171,7 @@ def test_a_server_works_and_ends_without_its_output(command, kind, tmp_path):
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
-def test_nothing_is_said_at_the_interpreters_end(unbuffered, tmp_path, monkeypatch):
+def test_interpreter_shutdown_prints_nothing_more(unbuffered, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
     for words in (["--help"], ["--version"], ["data", "pack", "--help"]):
         with open("/dev/full", "w") as full:

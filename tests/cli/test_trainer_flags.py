@@ -11,7 +11,7 @@ import pytest
 import yaml
 from builders import STAGE2, config_words, data, unified
 from commands import run as run_program
-from configurations import configured
+from configured_callbacks import configured
 from jsonargparse import Namespace
 from lightning import Callback, Trainer
 
@@ -326,7 +326,7 @@ def position(**settings):
     return list(make_step_sampler(trainer))
 
 
-def test_a_resumed_run_goes_on_within_its_epoch():
+def test_resumed_run_continues_within_its_epoch():
     assert position(global_step=7) == [7, 8, 9]
     assert position(global_step=7, limit_train_batches=3) == [1, 2]
     assert position(global_step=6, limit_train_batches=3) == [0, 1, 2]
@@ -347,7 +347,7 @@ def test_a_resumed_run_goes_on_within_its_epoch():
         ({"min_epochs": 2}, "--trainer.min_epochs counts epochs"),
     ],
 )
-def test_what_counts_in_epochs_is_refused(settings, says):
+def test_epoch_based_flags_are_refused(settings, says):
     with pytest.raises(UserError, match=says):
         position(**settings)
 

@@ -284,7 +284,7 @@ def test_the_global_batch_is_the_same_on_any_number_of_ranks():
     assert global_batch(50, 4, 1, 3, seed=1)[0] != global_batch(50, 4, 1, 3)[0]
 
 
-def test_steps_start_where_a_run_goes_on():
+def test_steps_start_at_the_resumed_step():
     assert list(StepSampler(lambda: 3, 6)) == [3, 4, 5]
     assert len(StepSampler(lambda: 3, 6)) == 6  # of the whole run, as Lightning counts
 
@@ -357,7 +357,7 @@ def test_an_understanding_batch_is_conversations(samples, tokenizer):
     assert images == seeing
 
 
-def test_who_is_blind_depends_on_the_sample_alone(samples):
+def test_text_only_choice_depends_only_on_the_sample(samples):
     model = unified("stage1")
     build = builder(samples, IMAGE_TO_TEXT, model.preprocessing(), text_only_ratio=0.4)
     together = build(0, range(8), range(8))

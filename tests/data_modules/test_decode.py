@@ -2,7 +2,6 @@
 
 import io
 import struct
-import subprocess
 import sys
 import zlib
 
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageOps
+from processes import run
 
 from triptych.data_modules.decode import Decoder, fast_jpeg, jpeg_reduction
 from triptych.utils.errors import ImageError
@@ -238,7 +238,7 @@ def test_a_160_megapixel_bomb_is_refused_in_little_memory(tmp_path):
     assert len(bomb) < 200_000
     (tmp_path / "bomb.png").write_bytes(bomb)
     command = [sys.executable, "-c", BOMB, str(tmp_path / "bomb.png")]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = run(command, check=True)
     refused, kilobytes = map(int, done.stdout.split())
     assert refused == 2 and kilobytes < 64 << 10
 
@@ -254,7 +254,7 @@ def test_without_simplejpeg_pixels_are_the_same_but_for_rounding(shape, monkeypa
 
 
 @pytest.mark.parametrize("jpeg", ["simplejpeg"], indirect=True)
-def test_where_simplejpeg_is_not_installed_it_is_said(monkeypatch):
+def test_missing_simplejpeg_is_hinted_at(monkeypatch):
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "simplejpeg", None)
         fast_jpeg.cache_clear()

@@ -42,7 +42,7 @@ def test_every_sample_comes_once_an_epoch_and_otherwise_each_time(sizes, setting
         assert not np.array_equal(epoch_of(EpochShuffle(np.array(sizes), 4, **settings)), epochs[0])
 
 
-def test_a_place_is_found_without_what_came_before_it():
+def test_random_access_equals_sequential_order():
     order = EpochShuffle(UNEQUAL, 0, interleave=4, window=256)
     whole = epoch_of(order, 5)
     places = np.random.default_rng(0).integers(0, len(order), 500)
@@ -55,7 +55,7 @@ def test_a_place_is_found_without_what_came_before_it():
         assert number == whole[place]
 
 
-def test_only_the_windows_that_are_asked_for_are_made(monkeypatch):
+def test_only_requested_windows_are_computed(monkeypatch):
     made = []
     permuted = EpochShuffle._permuted
     monkeypatch.setattr(
@@ -182,7 +182,7 @@ def anywhere(step):
 
 
 @pytest.mark.parametrize("length", [1, 7, 10, 11, 25])
-def test_windows_fill_what_lies_between_two_bounds(length):
+def test_windows_fill_the_range_between_two_bounds(length):
     def bounds(step):
         return step // length * length, (step // length + 1) * length
 

@@ -4,18 +4,17 @@ import json
 import os
 import pickle
 import shutil
-import subprocess
-import sys
 import tarfile
 from dataclasses import replace
 
 import pytest
 import torch
 from builders import ROOT, data, eva, needed, relative, steps, unified, write_weights
-from closeness import assert_close
+from commands import run
 from feature_shards import BACKEND, make
 from lightning import Trainer
 from safetensors.torch import load_file, save_file
+from tolerances import assert_close
 
 from triptych.checkpoints import WeightFiles, hashing
 from triptych.checkpoints.hashing import weights_hash
@@ -244,7 +243,7 @@ def test_a_cache_travels_to_workers(world, weights):
 # --- making ---------------------------------------------------------------------------------------
 
 
-def test_what_is_finished_is_not_done_again(world, weights):
+def test_finished_feature_shards_are_not_repeated(world, weights):
     folder = make(world / "train", weights)
     times = {path: path.stat().st_mtime_ns for path in folder.glob("*.safetensors")}
     gone, stale = sorted(times)[2:4]
@@ -432,7 +431,7 @@ def test_a_feature_config_names_the_class_wherever_it_lives():
     assert unified("stage2").encoder.feature_config()["encoder"] == "EvaClip"
 
 
-def test_a_weights_hash_is_of_the_numbers_alone(weights, tmp_path):
+def test_weights_hash_depends_only_on_the_values(weights, tmp_path):
     tensors = load_file(weights.encoder)
     half = {name: t.half() if t.is_floating_point() else t for name, t in tensors.items()}
     save_file(half, tmp_path / "half.safetensors")
@@ -472,23 +471,12 @@ def test_big_files_are_read_once(weights, tmp_path, monkeypatch):
     assert weights_hash(files, "encoder.") != first
 
 
-def test_weights_that_no_file_holds_are_asked_for(weights):
+def test_missing_encoder_weights_are_named(weights):
     with pytest.raises(UserError, match="no weight file holds tensors of encoder; name one"):
         weights_hash(WeightFiles(), "encoder.")
 
 
 # --- the command line -----------------------------------------------------------------------------
-
-
-def run(folder, *arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "triptych", *map(str, arguments)],
-        cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tars import number_of, sample, write
+from tar_shards import number_of, sample, write
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from triptych.data_modules import BadSample, ShardFolder
@@ -53,7 +53,7 @@ def shards_of(folder, number, samples=2):
 @pytest.mark.parametrize(
     "key", ["{}", "folder/of/sa_{}", "Größe {}", "k" * 120 + "/" + "n" * 60 + "{}"]
 )
-def test_members_are_where_tarfile_finds_them(form, key, tmp_path):
+def test_member_offsets_equal_those_of_tarfile(form, key, tmp_path):
     members = [member for n in range(5) for member in sample(n, key.format(n), repeat=1 + 50 * n)]
     index = build_index(write(tmp_path / "a.tar", members, format=form))
     assert index.keys() == [key.format(n) for n in range(5)] and index.problems == []
@@ -75,7 +75,7 @@ def test_roles_of_images(tmp_path):
     assert index.keys() == ["a", "b"]
 
 
-def test_what_is_left_out_is_counted_by_reason_with_the_first_names(tmp_path):
+def test_skipped_samples_are_counted_by_reason_with_examples(tmp_path):
     lonely = [(f"l{n}.jpg", b"") for n in range(7)]
     members = [
         *sample(1),
@@ -118,7 +118,7 @@ def test_links_and_sparse_files_are_no_members(tmp_path):
     assert problems(build_index(path)) == {"a member is a link": (1, ["k"])}
 
 
-def test_what_webdataset_writes_is_read(tmp_path):
+def test_shards_of_webdataset_are_read(tmp_path):
     import webdataset
 
     with webdataset.TarWriter(str(tmp_path / "a.tar")) as writer:
@@ -153,7 +153,7 @@ def test_both_sides_of_a_hole_are_given_up(tmp_path):
     assert problems(index) == {tar.ZEROS: (1, ["00000002"])}
 
 
-def test_a_header_that_lies_about_its_size_is_not_believed(tmp_path):
+def test_wrong_size_in_a_header_is_detected(tmp_path):
     path = write(tmp_path / "a.tar", [m for n in range(4) for m in sample(n)])
     content = bytearray(path.read_bytes())
     with tarfile.open(path) as archive:
@@ -263,7 +263,7 @@ def test_members_above_the_limits_are_not_read(tmp_path, memory):
         folder.metadata(1)
 
 
-def test_json_that_is_no_object_is_a_bad_sample(tmp_path):
+def test_non_object_json_is_a_bad_sample(tmp_path):
     write(
         tmp_path / "a.tar", [("a.jpg", b""), ("a.json", b"[1]"), ("b.jpg", b""), ("b.json", b"{}")]
     )
@@ -285,7 +285,7 @@ def test_json_that_is_no_object_is_a_bad_sample(tmp_path):
         (gzip.compress(b"x", mtime=0), "is gzipped"),
     ],
 )
-def test_what_is_no_shard_is_refused_by_name_and_the_others_are_indexed(content, says, tmp_path):
+def test_invalid_shards_are_named_and_the_others_indexed(content, says, tmp_path):
     good = shards_of(tmp_path, 5)
     (tmp_path / "0002x.tar").write_bytes(content)
     with pytest.raises(UserError, match=f"0002x.tar .*{says}"):
@@ -301,7 +301,7 @@ def test_a_link_to_a_shard_that_is_gone_is_refused_by_name(tmp_path):
 
 
 @pytest.mark.parametrize("change", ["size", "content"])
-def test_an_index_of_another_shard_is_refused_and_made_again_when_asked(change, tmp_path):
+def test_foreign_index_is_refused_and_rebuilt_on_request(change, tmp_path):
     path = write(tmp_path / "a.tar", sample(1))
     build_index(path)
     if change == "size":
@@ -352,7 +352,7 @@ def test_a_copied_shard_of_a_folder_that_cannot_be_written_to(tmp_path, monkeypa
     assert len(ShardFolder(tmp_path).open()) == 1 and "another time stamp" in caplog.text
 
 
-def test_a_run_goes_on_while_another_notices_that_its_shard_was_copied(tmp_path):
+def test_run_continues_while_another_sees_a_copied_shard(tmp_path):
     path = write(tmp_path / "a.tar", [m for n in range(3) for m in sample(n)])
     folder = ShardFolder(tmp_path).open()
     os.utime(path, ns=(1, 1))
@@ -388,7 +388,7 @@ def test_a_wrong_byte_anywhere_in_an_index_is_noticed(tmp_path):
     assert isinstance(next(index_shards([path])), ShardIndex)
 
 
-def test_what_is_no_index_is_neither_read_nor_written_over(tmp_path):
+def test_foreign_file_is_not_read_or_overwritten_as_an_index(tmp_path):
     path = write(tmp_path / "a.tar", sample(1))
     other = tmp_path / "a.tar.idx"
     other.write_text("somebody's notes, which are long enough to hold a header of an index" * 9)

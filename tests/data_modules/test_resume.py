@@ -93,7 +93,7 @@ STOPS = np.random.default_rng(4).integers(0, 5000, 50).tolist()
 
 
 @pytest.mark.parametrize("length_bucket_batches", [1, 8])
-def test_a_run_goes_on_with_the_next_sample_wherever_it_stopped(length_bucket_batches):
+def test_resume_continues_with_the_next_sample_at_any_step(length_bucket_batches):
     twice = [part(rank, 2, length_bucket_batches) for rank in range(2)]
     for stop in STOPS:
         expected = rows_of(twice, stop, stop + NEXT)  # by who was there before
@@ -138,7 +138,7 @@ def test_an_epoch_holds_every_sample_once(world):
         assert not torch.equal(epochs[0], epochs[1])
 
 
-def test_epochs_are_told_by_data_set():
+def test_epochs_are_logged_per_data_set():
     batch = part(1, 2)[99]
     rows = rows_of([part(0, 1)], 0, 100)
     for place, (name, sizes) in enumerate(SIZES.items()):
@@ -225,7 +225,7 @@ def padding(tokenizer, measure, world, length_bucket_batches=64):
 
 
 @pytest.mark.parametrize("world", [1, 2])
-def test_padding_is_at_most_three_percent_where_tokens_were_counted(tokenizer, world):
+def test_padding_is_at_most_three_percent_with_token_counts(tokenizer, world):
     def tokens(caption):
         return len(tokenizer(caption, add_special_tokens=False)["input_ids"])
 
@@ -235,7 +235,7 @@ def test_padding_is_at_most_three_percent_where_tokens_were_counted(tokenizer, w
     assert padding(tokenizer, tokens, world, length_bucket_batches=1)[1] > 0.25
 
 
-def test_bytes_stand_for_tokens_where_they_were_not_counted(tokenizer):
+def test_bytes_estimate_tokens_without_counts(tokenizer):
     assert padding(tokenizer, len, 2)[1] < 0.06  # of words as unequal as these
 
 
@@ -315,7 +315,7 @@ def test_mixtures_that_are_refused_before_the_model_is_built(ingredients, says):
         mixed(**ingredients).setup("fit")
 
 
-def test_an_order_that_changed_is_told(recwarn):
+def test_changed_sample_order_is_reported(recwarn):
     saved = under({}, mixed(a={}, b={})).state_dict()
     under({}, mixed(a={}, b={})).load_state_dict(saved)
     assert not recwarn.list
@@ -331,7 +331,7 @@ def test_a_position_of_another_version_is_refused():
     under({"state": SimpleNamespace(fn=TrainerFn.VALIDATING)}, module).load_state_dict(before)
 
 
-def test_a_set_smaller_than_a_step_is_told(caplog):
+def test_warning_for_a_set_smaller_than_a_batch(caplog):
     with caplog.at_level(logging.INFO):
         under({"world_size": 3}, mixed(a={})).train_dataloader()
         assert "'a' has 10 samples, and a step takes up to 12 of it" in caplog.text
@@ -353,9 +353,7 @@ def test_samples_that_cannot_be_used_are_counted_and_end_a_run():
         module.on_after_batch_transfer({"image_generation": batch}, 0)
 
 
-def test_the_log_says_how_often_each_data_set_was_gone_through(
-    shapes_folder, weights, tmp_path, caplog
-):
+def test_log_has_the_epochs_of_each_data_set(shapes_folder, weights, tmp_path, caplog):
     module = MixedDataModule(
         {
             "train": DatasetConfig(ShardFolder(shapes_folder / "train"), weight=3),

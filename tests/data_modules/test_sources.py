@@ -11,7 +11,7 @@ import pytest
 import torch
 from builders import SIDE, builder, unified
 from PIL import Image
-from tars import write
+from tar_shards import write
 
 from triptych.data_modules import (
     BadSample,
@@ -216,7 +216,7 @@ def test_conversation_files_that_are_refused(tmp_path, content, name, says):
 # --- folders of images --------------------------------------------------------------------------
 
 
-def test_a_folder_with_texts_beside_images(tmp_path, caplog):
+def test_image_folder_with_caption_files(tmp_path, caplog):
     (tmp_path / "sub").mkdir()
     for name, colour in [("b.png", RED), ("sub/a.JPG", BLUE), ("lone.png", RED), ("b.webp", RED)]:
         kind = {"png": "PNG", "jpg": "JPEG", "webp": "WEBP"}[name.lower().split(".")[1]]

@@ -7,7 +7,6 @@ import io
 import itertools
 import json
 import pickle
-import subprocess
 import sys
 import tarfile
 import threading
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from processes import run
 
 from triptych.data_modules.sources.base import BadSample
 from triptych.data_modules.streaming.tar_stream import (
@@ -202,7 +202,7 @@ def test_addresses_that_are_refused(url):
         check_url(url)
 
 
-def test_what_s3_needs_is_said():
+def test_s3_error_names_its_requirements():
     try:
         import s3fs  # noqa: F401
     except ImportError:
@@ -343,5 +343,5 @@ try:
 except ValueError as error:
     print(json.dumps(str(error)))
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = run([sys.executable, "-c", code])
     assert "cannot open pipe URLs" in json.loads(done.stdout)

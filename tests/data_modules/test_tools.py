@@ -4,7 +4,6 @@ import csv
 import io
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -82,7 +81,7 @@ def test_the_same_bytes_by_any_number_of_processes(table, tmp_path):
     assert files(tmp_path / "one") == files(tmp_path / "two")
 
 
-def test_packing_goes_on_where_it_stopped(table, tmp_path, monkeypatch):
+def test_packing_resumes_after_an_interruption(table, tmp_path, monkeypatch):
     whole, out = tmp_path / "whole", tmp_path / "out"
     packed(table, whole)
 
@@ -236,7 +235,7 @@ def test_a_data_set_that_hugging_face_saved(tmp_path):
 # --- inspect --------------------------------------------------------------------------------------
 
 
-def test_what_is_there_is_counted(table, tmp_path):
+def test_inspect_counts_the_samples(table, tmp_path):
     (table.parent / "3.jpg").write_bytes((table.parent / "0.jpg").read_bytes())
     (table.parent / "4.png").write_bytes(encoded(4)[:20])
     found = collect_statistics(detect_source(table).open(), workers=2)
@@ -254,7 +253,7 @@ def test_many_samples_are_read_in_part():
     )
 
 
-def test_the_sheet_shows_images_and_says_what_is_broken(table):
+def test_inspect_grid_shows_images_and_names_broken_ones(table):
     (table.parent / "1.png").write_bytes(b"no image")
     sheet = np.array(make_image_grid(detect_source(table).open(), images=7, columns=4))
     assert sheet[60, 60].tolist() != [255, 255, 255]
@@ -268,7 +267,7 @@ def test_the_sheet_shows_images_and_says_what_is_broken(table):
 
 
 def run(capsys, *arguments, status=0):
-    """What the command prints, and says."""
+    """Run `triptych data`; returns standard output and standard error."""
     code = 0
     try:
         main(["data", *map(str, arguments)])
@@ -291,7 +290,7 @@ def test_pack_index_inspect(table, tmp_path, capsys):
     assert Image.open(sheet).width > 1000
 
 
-def test_index_names_what_is_wrong(table, tmp_path, capsys):
+def test_index_command_names_bad_shards(table, tmp_path, capsys):
     out = tmp_path / "out"
     packed(table, out)
     whole = (out / "shard-00001.tar").read_bytes()
@@ -350,7 +349,7 @@ def test_bad_input_is_one_sentence(arguments, status, says, capsys, monkeypatch)
 def test_help_imports_no_torch():
     code = "import sys; from triptych.cli.main import main; main(['data', 'pack', '--help'])"
     check = f"import atexit, sys; atexit.register(lambda: print('torch' in sys.modules)); {code}"
-    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True)
+    done = run([sys.executable, "-c", check])
     assert done.stdout.endswith("False\n"), done.stderr
 
 
@@ -437,7 +436,7 @@ def test_a_plan_knows_its_source(table, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("change", ["caption", "image", "added", "index", "packed inside"])
-def test_a_plan_knows_what_is_in_a_folder(change, tmp_path, capsys):
+def test_pack_plan_depends_on_the_folder_contents(change, tmp_path, capsys):
     """But neither what indexing lays beside shards, nor the folder that is packed to."""
     folder = tmp_path / "set"
     folder.mkdir()

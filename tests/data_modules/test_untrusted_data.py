@@ -9,7 +9,7 @@ import time
 import pytest
 from PIL import Image
 from safetensors.torch import save_file
-from tars import sample, write
+from tar_shards import sample, write
 
 from triptych.data_modules import BadSample, ConversationFile, ShardFolder
 from triptych.data_modules.batching.tasks import TaskDataset
@@ -92,7 +92,7 @@ def put(kind, path):
 
 @pytest.mark.parametrize("kind", ["fifo", "device", "folder", "dangling link", "socket"])
 @pytest.mark.parametrize("name", DOORS)
-def test_what_is_no_regular_file_is_refused_within_a_second(name, kind, tmp_path):
+def test_irregular_data_files_are_refused_within_a_second(name, kind, tmp_path):
     for number, door in enumerate(DOORS[name]):
         folder = tmp_path / str(number)
         folder.mkdir()
@@ -105,7 +105,7 @@ def test_what_is_no_regular_file_is_refused_within_a_second(name, kind, tmp_path
 
 @pytest.mark.parametrize("beside", [".idx"])
 @pytest.mark.parametrize("kind", ["fifo", "device"])
-def test_what_lies_beside_data_is_not_waited_for(kind, beside, tmp_path, monkeypatch):
+def test_pipes_among_data_files_do_not_block(kind, beside, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     write(tmp_path / "a.tar", sample(1))
     put(kind, tmp_path / f"a.tar{beside}")
@@ -134,7 +134,7 @@ def test_a_saved_data_set_with_a_fifo_in_it(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "5", "[" * 100_000, '{"_data_files": 5}'])
-def test_a_saved_data_set_whose_json_is_none(text, tmp_path):
+def test_saved_data_set_with_invalid_json(text, tmp_path):
     (tmp_path / "state.json").write_text(text)
     (tmp_path / "dataset_info.json").write_text(text)
     with pytest.raises(UserError, match="cannot be read"):
@@ -238,7 +238,7 @@ def test_a_bad_row_of_a_csv_costs_one_sample(row, why, folder):
     assert why in next(iter(lost))
 
 
-def test_other_columns_may_hold_what_they_like(folder):
+def test_unused_columns_may_hold_anything(folder):
     rows = [b"a.png,fine,caf\xe9", b"a.png,too,1,2,3,4", b"a.png,\xc3\xbc,\x00"]
     path = table(folder, "t.csv", *rows, head=b"file_name,text,more")
     captions, lost = packed(detect_source(path), folder / "out")
@@ -255,7 +255,7 @@ def test_rows_with_more_fields_than_names_are_packed_from_a_folder(folder):
 
 
 @pytest.mark.parametrize("kind", ["string", "large_string", "dictionary", "struct"])
-def test_a_text_of_a_parquet_file_that_is_no_utf8_costs_one_sample(kind, folder):
+def test_non_utf8_text_in_parquet_drops_one_sample(kind, folder):
     import pyarrow as arrow
     from pyarrow import parquet
 
@@ -278,7 +278,7 @@ def test_a_text_of_a_parquet_file_that_is_no_utf8_costs_one_sample(kind, folder)
     assert lost == {"caption is no UTF-8": 1, "caption is no text": 1}
 
 
-def test_a_saved_data_set_with_a_text_that_is_no_utf8(folder):
+def test_saved_data_set_with_non_utf8_text(folder):
     import datasets
     import pyarrow as arrow
 

@@ -182,7 +182,7 @@ def chain(tmp_path_factory, shapes_folder):
 
 
 @pytest.mark.parametrize("stage", ["encoder", "stage1", "decoder", "stage2", "stage3", "joint"])
-def test_a_stage_leaves_what_it_promises(stage, chain):
+def test_stage_writes_its_outputs(stage, chain):
     folder, done = chain
     assert done[stage].returncode == 0, done[stage].stderr[-3000:]
     results = folder / "runs" / "tiny" / stage / "version_0"
@@ -218,7 +218,7 @@ def test_stage_2_ends_with_the_scores_of_before_and_after(chain):
     assert [line for line in shown.splitlines() if line.startswith("mean")]
 
 
-def test_stage_3_goes_on_from_stage_2(chain):
+def test_stage_3_starts_from_stage_2(chain):
     folder, done = chain
     stage_2, stage_3 = (
         folder / f"runs/tiny/{s}/version_0/checkpoints" for s in ("stage2", "stage3")

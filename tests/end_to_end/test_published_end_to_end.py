@@ -4,12 +4,10 @@ The release is one in small under the true names; every command is a process of 
 """
 
 import csv
-import os
-import subprocess
-import sys
 
+import commands
 import numpy as np
-import published
+import published_release as published
 import pytest
 import torch
 from builders import ROOT
@@ -26,15 +24,8 @@ QUICK = ["--model.decoding.decoder.sampling.num_inference_steps=1"]
 
 
 def run(folder, *arguments, status=0):
-    """`triptych ARGUMENTS` in `folder`: its output, or its complaint where `status` is not 0."""
-    done = subprocess.run(
-        [sys.executable, "-m", "triptych", *map(str, arguments)],
-        cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
+    """Run `triptych` in `folder`; returns its output, or its error if `status` is not 0."""
+    done = commands.run(folder, *arguments)
     assert done.returncode == status, done.stderr[-3000:]
     return done.stderr if status else done.stdout
 
@@ -123,7 +114,7 @@ def test_bad_input_is_one_sentence(status, says, words, small):
     assert len(said) == 1 or says.startswith("unrecognized")  # argparse adds the usage
 
 
-def test_a_target_that_is_there_is_left_alone(small):
+def test_existing_export_target_is_not_overwritten(small):
     before = (small / MODEL).read_bytes()
     said = run(small, "convert", "hub", "weights/small", status=1)
     assert said.count("\n") == 1 and "weights/small" in said and "Traceback" not in said

@@ -53,7 +53,7 @@ def test_wrong_images_and_answers_are_marked(tmp_path):
     assert "expected: " in page
 
 
-def test_what_a_model_says_cannot_change_the_page(tmp_path):
+def test_model_output_is_escaped_on_the_page(tmp_path):
     class Hostile(Perfect):
         def answer(self, images, questions, max_new_tokens):
             return ["<script>alert('x')</script>"] * len(questions)

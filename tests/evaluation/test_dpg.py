@@ -111,7 +111,7 @@ def test_an_answer_is_yes_or_no_or_nothing(answer, meant):
     assert read_answer(answer) is meant
 
 
-def test_what_hangs_on_something_unknown_is_unknown_unless_it_is_no_itself():
+def test_children_of_unknown_answers_are_unknown_unless_no():
     chain = [Proposition(n, (n - 1,) if n > 1 else (), "entity", "?") for n in (1, 2, 3)]
     assert resolve_dependencies(chain, {1: True, 2: True, 3: True}) == {1: True, 2: True, 3: True}
     assert resolve_dependencies(chain, {1: False, 2: True, 3: True}) == {
@@ -127,7 +127,7 @@ def test_what_hangs_on_something_unknown_is_unknown_unless_it_is_no_itself():
     }
 
 
-def test_a_scoring_that_was_stopped_goes_on(files):
+def test_interrupted_scoring_resumes(files):
     folder, options = files
 
     class Stops(Looks):
@@ -184,7 +184,7 @@ def test_images_of_the_wrong_size_or_number_are_named(files):
     assert given.counts["wrong_size"] == 1 and given.items[0]["state"] == "scored"
 
 
-def test_bad_files_are_told_in_one_sentence(files, tmp_path):
+def test_bad_files_are_refused_in_one_sentence(files, tmp_path):
     folder, options = files
     with pytest.raises(UserError, match="the DPG questions: .*nowhere.csv does not exist"):
         dpg.score(folder, Looks(), **options | {"questions": tmp_path / "nowhere.csv"})

@@ -80,7 +80,7 @@ def test_kid_of_whole_sets_is_the_unbiased_mmd():
     assert fid.kernel_distance(made, true, settings) == pytest.approx(expected, rel=1e-9)
 
 
-def test_kid_depends_on_its_seed_and_leaves_the_global_generator_alone():
+def test_kid_depends_only_on_its_seed():
     true, made = normal(60, 5, 0), normal(60, 5, 1, shift=0.3)
     torch.manual_seed(3)
     before = torch.get_rng_state()
@@ -103,7 +103,7 @@ def test_interval_of_kid_holds_the_truth_about_as_often_as_it_says():
     assert sum(low <= truth <= high for low, high in ends) >= 34  # of 40; expected are 38
 
 
-def test_interval_of_kid_excludes_zero_where_sets_differ_much():
+def test_kid_interval_of_different_sets_excludes_zero():
     low, high = fid.kernel_interval(normal(60, 3, 0, 2.0), normal(60, 3, 1), fid.KidSettings())
     assert 0 < low < high
 
@@ -116,7 +116,7 @@ def test_interval_of_kid_is_that_of_the_plain_formula(monkeypatch):
     assert fid._mean_within(features, weights).item() == pytest.approx(expected.item())
 
 
-def test_too_few_images_for_the_features_are_said():
+def test_too_few_images_for_the_features_are_refused():
     assert "20 images are too few for 30 features" in fid.small_sample(
         normal(20, 30, 0), normal(99, 30, 1)
     )
@@ -126,7 +126,7 @@ def test_too_few_images_for_the_features_are_said():
 # --- reports --------------------------------------------------------------------------------------
 
 
-def test_a_report_counts_what_it_could_not_read(tmp_path):
+def test_report_counts_unreadable_images(tmp_path):
     made, true = write_images(tmp_path / "made", 12, 0), write_images(tmp_path / "true", 9, 1)
     (made / "005.png").write_bytes(b"no image")
     report = fid.score(made, true, Colours(), batch_size=4)
@@ -196,7 +196,7 @@ def test_results_name_prompts_and_missing_images(tmp_path):
     assert [e.state for e in entries] == ["", "", "missing"]
 
 
-def test_captions_beside_and_inside(tmp_path):
+def test_captions_from_text_files_and_metadata(tmp_path):
     from triptych.utils.png_metadata import embed_metadata
 
     plain("red").save(tmp_path / "a.jpg")

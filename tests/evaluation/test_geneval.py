@@ -5,7 +5,7 @@ import shutil
 
 import numpy
 import pytest
-from drawn_scenes import Pixels, TrueBoxes, scenes
+from geneval_scenes import Pixels, TrueBoxes, scenes
 from PIL import Image
 
 from triptych.evaluation import geneval
@@ -62,7 +62,7 @@ def test_every_verdict_on_sixty_drawn_scenes_is_right(drawn):
     assert report.to_json() == score(*drawn).to_json()
 
 
-def test_a_wrong_image_says_what_is_wrong(drawn):
+def test_failed_image_has_a_reason(drawn):
     notes = [item["note"] for item in score(*drawn).items if item["score"] == 0]
     assert len(notes) == 30 and all(notes)
     assert any("wanted, 0 found" in note for note in notes)
@@ -70,7 +70,7 @@ def test_a_wrong_image_says_what_is_wrong(drawn):
     assert any("beside neither side of" in note for note in notes)
 
 
-def test_what_cannot_be_scored_is_named_and_counted(drawn, tmp_path):
+def test_unscored_images_are_named_and_counted(drawn, tmp_path):
     folder, prompts, made = drawn
     shutil.copytree(folder, tmp_path / "half")
     (tmp_path / "half/00000/samples/0000.png").unlink()
@@ -95,7 +95,7 @@ def test_what_cannot_be_scored_is_named_and_counted(drawn, tmp_path):
     assert all("score" not in item and item["note"] for item in left_out.values())
 
 
-def test_without_a_whole_task_there_is_no_overall_score(drawn, tmp_path):
+def test_overall_score_needs_every_task(drawn, tmp_path):
     folder, prompts, made = drawn
     shutil.copytree(folder, tmp_path / "half")
     for number in range(10):
@@ -105,7 +105,7 @@ def test_without_a_whole_task_there_is_no_overall_score(drawn, tmp_path):
     assert len(report.scores) == 5 and report.counts["missing"] == 10
 
 
-def test_bad_input_is_told_in_one_sentence(drawn, tmp_path):
+def test_bad_input_is_refused_in_one_sentence(drawn, tmp_path):
     folder, prompts, made = drawn
     with pytest.raises(UserError, match="prompts of nowhere|nowhere.*does not exist"):
         score(folder, tmp_path / "nowhere.jsonl", made)
@@ -155,7 +155,7 @@ def found(confidence=0.9, box=(0, 0, 10, 10), name="cat"):
     return DetectedObject(name, confidence, box)
 
 
-def test_only_what_is_above_the_threshold_is_seen_and_at_most_sixteen():
+def test_detections_are_limited_by_threshold_and_number():
     some = [found(0.3), found(0.31), found(0.9), found(0.95)]
     assert [one.confidence for one in objects_in(some, "colors")["cat"]] == [0.95, 0.9, 0.31]
     assert [one.confidence for one in objects_in(some, "counting")["cat"]] == [0.95]
@@ -163,7 +163,7 @@ def test_only_what_is_above_the_threshold_is_seen_and_at_most_sixteen():
     assert objects_in([found(0.1)], "colors") == {}
 
 
-def test_the_same_object_twice_is_one_where_overlap_is_asked_about():
+def test_overlapping_detections_of_one_object_are_merged():
     some = [found(0.9), found(0.8, (1, 0, 11, 10)), found(0.7, (30, 0, 40, 10))]
     assert len(objects_in(some, "colors")["cat"]) == 3  # the published default
     assert len(objects_in(some, "colors", Rules(overlap=0.8))["cat"]) == 2
@@ -188,7 +188,7 @@ def test_positions_are_those_of_centres_beyond_a_margin(box, relations):
     assert relations_of(box, (0, 0, 10, 10)) == relations
 
 
-def test_only_the_most_confident_are_asked_for_their_colour():
+def test_only_the_most_confident_detections_get_colours():
     asked = []
 
     def colours(some):
@@ -201,7 +201,7 @@ def test_only_the_most_confident_are_asked_for_their_colour():
     assert asked == [0.8]
 
 
-def test_a_crop_keeps_the_object_alone():
+def test_crop_masks_the_background():
     image = Image.new("RGB", (20, 20), "red")
     mask = numpy.zeros((20, 20), bool)
     mask[5:10, 5:15] = True

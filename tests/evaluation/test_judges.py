@@ -72,7 +72,7 @@ def qwen(tmp_path_factory):
     return folder
 
 
-def test_qwen_answers_alone_as_in_a_batch(qwen):
+def test_qwen_answers_do_not_depend_on_the_batch(qwen):
     judge = QwenJudge(qwen, max_new_tokens=4, batch=3)
     red, blue = (Image.new("RGB", (40, 30), colour) for colour in ("red", "blue"))
     asked = [(red, "Is it red? Answer with yes or no."), (blue, "Red?"), (red, "Red?")]
@@ -82,7 +82,7 @@ def test_qwen_answers_alone_as_in_a_batch(qwen):
     assert "Red?" not in "".join(together)  # the new tokens alone
 
 
-def test_clip_names_the_colour_whose_sentences_are_nearest(tmp_path):
+def test_clip_chooses_the_colour_of_the_nearest_sentences(tmp_path):
     from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
     letters = [chr(code) for code in range(33, 127)]
@@ -126,5 +126,5 @@ def test_clip_names_the_colour_whose_sentences_are_nearest(tmp_path):
 
 
 def _vector(features):
-    """What CLIP gives, in transformers before and after 5: the vectors, or an output with them."""
+    """Vectors of CLIP, which transformers returns by themselves before version 5."""
     return features if isinstance(features, torch.Tensor) else features.pooler_output

@@ -3,7 +3,6 @@
 import importlib
 import json
 import os
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 from PIL import Image
+from processes import run
 
 from triptych.inference.chat_messages import read_messages
 from triptych.utils.errors import UserError
@@ -122,7 +122,7 @@ def test_answers_come_in_the_order_of_the_requests(adapter):
     assert calls[1][1]["seed"] == [3]  # of the number in the task, not in the batch
 
 
-def test_what_tasks_ask_of_the_writing(adapter):
+def test_generation_options_of_tasks_are_used(adapter):
     model = model_of(adapter, ["a. b\n\nc"])
     asked = [
         {},
@@ -151,7 +151,7 @@ def test_system_prompt_takes_the_place_of_the_tasks(adapter):
         assert [m.role for m in talk] == ["system", "user"] and talk[0].content == [expected]
 
 
-def test_rounds_see_what_was_said(adapter):
+def test_later_rounds_see_earlier_answers(adapter):
     seen = []
 
     def make(document, round_idx=None, previous_output=None, previous_round_info=None):
@@ -166,7 +166,7 @@ def test_rounds_see_what_was_said(adapter):
     assert seen == [(None, None, None), (1, said[:1], None), (2, said, {"at": 1})]
 
 
-def test_what_cannot_be_answered_is_named(adapter):
+def test_unsupported_requests_are_named(adapter):
     model = model_of(adapter, ["fine", "refused"], batch_size=2)
     with pytest.raises(UserError, match="task task, test document 1: the conversation is too long"):
         model.generate_until([request(n, plain) for n in range(2)])
@@ -198,15 +198,15 @@ def test_lmms_eval_itself_runs_our_task(tmp_path):
         "HF_HOME": str(tmp_path / "cache"),
     }
     tasks = ROOT / "docs/lmms_eval"
-    options = {"cwd": tmp_path, "env": environment, "check": True}
-    subprocess.run([sys.executable, str(tasks / "make_questions.py"), "10"], **options)
+    options = {"cwd": tmp_path, "env": environment, "check": True, "seconds": 1200}
+    run([sys.executable, tasks / "make_questions.py", "10"], **options)
     command = [
         *(sys.executable, "-m", "lmms_eval", "--model", "triptych"),
         *("--model_args", "source=tiny,device=cpu", "--batch_size", "8"),
         *("--tasks", "shapes_questions", "--include_path", str(tasks)),
         *("--output_path", str(tmp_path / "results")),
     ]
-    subprocess.run(command, **options)
+    run(command, **options)
     (report,) = (tmp_path / "results").rglob("*results.json")
     scores = json.loads(report.read_text())["results"]["shapes_questions"]
     assert scores["right,none"] > 0.7  # 0.925 over 60 images

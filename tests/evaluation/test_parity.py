@@ -11,7 +11,7 @@ import timm
 import torch
 from diffusers import LuminaNextDiT2DModel
 from diffusers.models.embeddings import PixArtAlphaTextProjection, get_2d_rotary_pos_embed_lumina
-from published import CASES
+from published_release import CASES
 from safetensors.torch import load_file, save_file
 
 from triptych.cli.main import main
@@ -230,7 +230,7 @@ def test_errors_are_relative_to_the_greatest_value():
     assert relative_error(recorded * float("nan"), recorded) != 0
 
 
-def test_what_must_be_identical_is_counted():
+def test_exact_values_are_compared_by_count():
     checks = Checks("case")
     checks.same("ids", torch.tensor([[1, 2], [3, 4]]), torch.tensor([[1, 2], [3, 5]]))
     checks.same("longer", [1, 2, 3], [1])
@@ -248,7 +248,7 @@ def test_a_pixel_may_round_either_way_only_at_the_edge():
     assert [each.ok for each in checks.quantities] == [True, True, False, False]
 
 
-def test_some_of_the_published_cases_alone(tmp_path, capsys):
+def test_subset_of_the_published_cases(tmp_path, capsys):
     for name in ("full_train_i2i", "tiny_model"):
         shutil.copytree(CASES / name, tmp_path / name)
     status, lines, error = run(tmp_path, capsys)

@@ -51,7 +51,7 @@ def test_json_has_versions_and_hashes_and_comes_back(report, tmp_path):
     assert not [name for name in read if "date" in name or "time" in name]
 
 
-def test_a_score_that_is_no_number_is_not_written(report):
+def test_nonfinite_scores_are_not_written(report):
     report.scores["overall"] = float("nan")
     with pytest.raises(ValueError):
         report.to_json()
@@ -68,7 +68,7 @@ def test_a_folder_is_hashed_by_the_names_and_bytes_of_its_files(tmp_path):
         sha256(tmp_path / "absent")
 
 
-def test_the_table_says_over_how_many_and_what_was_left_out(report):
+def test_table_shows_counts_and_missing_scores(report):
     lines = report.table().splitlines()
     assert lines[0] == "drawing, judged by a ruler"
     assert lines[2].split() == ["overall", "0.7500", "0.5000", "to", "0.9000", "4"]
@@ -76,7 +76,7 @@ def test_the_table_says_over_how_many_and_what_was_left_out(report):
     assert lines[-1] == "expected 5, scored 4, missing 1"
 
 
-def test_the_page_needs_nothing_else_and_escapes_what_it_shows(report, tmp_path):
+def test_page_is_self_contained_and_escaped(report, tmp_path):
     report.page(tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text()
     assert "&lt;b&gt; &amp; c" in page and "<b> & c" not in page
@@ -87,7 +87,7 @@ def test_the_page_needs_nothing_else_and_escapes_what_it_shows(report, tmp_path)
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"benchmark": "x"}'])
-def test_what_is_no_report_is_named(tmp_path, text):
+def test_invalid_report_is_named(tmp_path, text):
     (tmp_path / "r.json").write_text(text)
     with pytest.raises(UserError, match="r.json is no (report|JSON)"):
         Report.load(tmp_path / "r.json")

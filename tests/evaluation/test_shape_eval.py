@@ -66,7 +66,7 @@ def test_edits_are_the_same_in_batches_of_any_size_and_begin_alike():
         EditEval(num_images=0)(model)
 
 
-def test_an_edit_of_what_was_not_asked_seldom_counts():
+def test_unrelated_edits_seldom_score():
     levels = edit_chance(60)
     assert levels["source"] == 0 and levels["unrelated"] < 0.01
     assert 0 < levels["another"] < 0.3  # a scene has one to four shapes to choose from

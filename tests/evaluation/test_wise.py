@@ -35,9 +35,9 @@ class Endpoint(BaseHTTPRequestHandler):
             server.heard.append((self.path, self.headers.get("Authorization"), request))
             server.seen.append(base64.b64decode(shown["image_url"]["url"].split(",")[1]))
         if behaviour == "slow" or (behaviour == "waking" and times < 3):
-            server.over.wait()
+            server.over.wait(60)
         if behaviour == "later_refused":
-            server.good.wait()
+            server.good.wait(60)
         elif behaviour == "good":
             server.good.set()
         status = {"broken": 500, "refused": 401, "later_refused": 401, "disliked": 400}.get(
@@ -69,12 +69,14 @@ def endpoint():
     server.daemon_threads = True
     server.lock, server.good, server.over = threading.Lock(), threading.Event(), threading.Event()
     server.asked, server.heard, server.seen = Counter(), [], []
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread = threading.Thread(
+        target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
+    )
     thread.start()
     yield server
     server.over.set()
     server.shutdown()
-    thread.join()
+    thread.join(30)
     server.server_close()
 
 
@@ -184,7 +186,7 @@ def test_time_outs_errors_and_nonsense_are_named_and_counted(endpoint, tmp_path)
     assert again.to_json() == report.to_json()
 
 
-def test_what_is_under_way_when_a_run_ends_is_kept(endpoint, tmp_path):
+def test_answers_in_flight_at_the_end_are_kept(endpoint, tmp_path):
     texts = {1: "later_refused"} | {number: f"good {grades(2, 2, 2)}" for number in range(2, 9)}
     folder, prompts = make(tmp_path, texts)
     answers = tmp_path / "answers.jsonl"
@@ -208,7 +210,7 @@ def test_an_endpoint_that_refuses_or_is_down_ends_the_run(endpoint, tmp_path):
     assert isinstance(failure, JudgeFailed)
 
 
-def test_no_key_is_sent_where_none_is_set(endpoint, monkeypatch):
+def test_no_key_is_sent_without_one(endpoint, monkeypatch):
     monkeypatch.delenv("NO_KEY", raising=False)
     judge = judge_at(endpoint, key_variable="NO_KEY")
     assert judge.answer(Image.new("RGB", (2, 2)), "Prompt: good yes") == "yes"
@@ -268,7 +270,7 @@ def test_protocols_are_kept_apart(endpoint, tmp_path):
     assert report.benchmark == "wise (verified protocol)" and report.scores == {"space": 1.0}
 
 
-def test_instructions_of_the_users_own_are_asked_and_named(endpoint, tmp_path):
+def test_custom_instructions_are_used_and_recorded(endpoint, tmp_path):
     folder, prompts = make(tmp_path, {1: "good Score: 1"})
     text = tmp_path / "published.txt"
     text.write_text("Prompt: {prompt} ... because {explanation}")
@@ -291,7 +293,7 @@ class Nobody(Judge):
         raise AssertionError("it is asked only once everything else is known to be right")
 
 
-def test_bad_files_and_folders_are_told_in_one_sentence(tmp_path):
+def test_bad_files_and_folders_are_refused_in_one_sentence(tmp_path):
     folder, prompts = make(tmp_path, {1: "x", 2: "y"})
 
     def said(text, match):

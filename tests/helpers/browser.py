@@ -1,4 +1,4 @@
-"""A real Chromium for tests of the page, and what it saw."""
+"""A real Chromium for tests of the web page, and a record of its errors and requests."""
 
 import shutil
 from contextlib import contextmanager
@@ -11,12 +11,12 @@ NAMES = ("chromium", "chromium-browser", "google-chrome")
 
 @dataclass
 class Seen:
-    """What the browser was told and asked."""
+    """Errors and requests of a page."""
 
     errors: list[str] = field(default_factory=list)
-    """Of its console and of the scripts of the page."""
+    """From the console and the scripts of the page."""
     addresses: list[str] = field(default_factory=list)
-    """Of every request."""
+    """Addresses of all requests."""
 
 
 def installed() -> str | None:
@@ -34,7 +34,7 @@ def chromium():
 
 
 def open_page(browser, address, **options):
-    """A new window at `address`, and what it saw."""
+    """Open a window at `address`; returns it and a record of its errors and requests."""
     page, seen = browser.new_page(**options), Seen()
     page.on("request", lambda request: seen.addresses.append(request.url))
     page.on("pageerror", lambda error: seen.errors.append(str(error)))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from closeness import assert_same_images
+from tolerances import assert_same_images
 from torch import Tensor
 
 from triptych.backbones import (
@@ -214,7 +214,7 @@ def write_weights(folder: Path) -> WeightFiles:
 
 
 def needed(weights: WeightFiles, stage: str) -> WeightFiles:
-    """What a stage starts from: the parts before it, as the recipes in conf/ say."""
+    """Weight files that a stage starts from: the parts before it, as in the recipes of conf/."""
     if stage in ("encoder", "stage1"):
         return WeightFiles()
     if stage == "decoder":
@@ -252,6 +252,19 @@ def steps(model: Any, batch: Batch | list[Batch], number: int, lr: float = 2e-3)
         optimizer.step()
         losses.append(loss.item())
     return losses
+
+
+def loss_follows_from_seed_and_samples(model: Any, pixels: Tensor) -> None:
+    """Assert that the loss of a pixel decoder depends on only the seed and the sample ids."""
+    features = torch.randn(4, 32, 3, 3)
+
+    def loss(seed, samples):
+        with torch.no_grad():
+            return model.loss(features, pixels, seed, torch.tensor(samples)).item()
+
+    assert loss(0, [0, 1, 2, 3]) == loss(0, [0, 1, 2, 3])
+    assert loss(0, [0, 1, 2, 3]) != loss(1, [0, 1, 2, 3])
+    assert loss(0, [0, 1, 2, 3]) != loss(0, [4, 5, 6, 7])
 
 
 def decodes_each_by_its_seed(model: Any, guidance: float) -> None:

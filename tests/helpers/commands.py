@@ -1,21 +1,19 @@
-"""Commands in processes of their own."""
+"""Commands in processes of their own, and flags that several tests give them."""
 
 import os
-import subprocess
 import sys
 
+import processes
 from builders import ROOT
 
 
 def run(folder, *arguments, program=(sys.executable, "-m", "triptych"), **environment):
-    """A command in `folder`; returns the finished process."""
-    return subprocess.run(
-        [*map(str, program), *map(str, arguments)],
+    """Run `triptych` in `folder`, or another program; returns the finished process."""
+    return processes.run(
+        [*program, *arguments],
+        seconds=600,
         cwd=folder,
         env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-        capture_output=True,
-        text=True,
-        timeout=600,
     )
 
 

@@ -11,14 +11,16 @@ import os
 import socket
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
 from builders import ROOT, data, needed, unified
-from cutting import cut, described, validated
-from cutting import fit as fit_batches
 from lightning import Callback, Trainer
+from processes import started
+from split_batches import cut, described, validated
+from split_batches import fit as fit_batches
 from torch.distributed.tensor import DTensor
 
 from triptych.callbacks import Checkpoint
@@ -36,7 +38,7 @@ STRATEGIES = {
 
 
 class Watch(Callback):
-    """Notes losses, the first gradients before they are clipped, and what lies on this rank."""
+    """Records losses, the first gradients before clipping, and the parameters of this rank."""
 
     def __init__(self) -> None:
         self.losses: list[float] = []
@@ -89,7 +91,7 @@ def fit(
     resume: str | None = None,
     execution: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """One fit; leaves out/NAME.pt with the trained state, losses and facts, by the first rank."""
+    """Fit once; the first rank writes out/NAME.pt with the trained state, losses and facts."""
     watch = Watch()
     trainer = Trainer(
         accelerator="cpu",
@@ -132,27 +134,27 @@ def fit(
 
 
 def run_ranks(script: str, plan: Path) -> list[str]:
-    """Run a script of tests/ with its plan in two processes that find each other; what they say."""
+    """Run a helper script with its plan as two ranks; returns their outputs."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     group = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0"}
     group |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, ROOT / "tests" / "helpers" / script, plan],
-            env={**os.environ, **group, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        said = [process.communicate(timeout=1200)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
+    command = [sys.executable, ROOT / "tests" / "helpers" / script, plan]
+    output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    with ExitStack() as stack:
+        processes = [
+            stack.enter_context(
+                started(
+                    command,
+                    seconds=600,
+                    env={**os.environ, **group, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+                    **output,
+                )
+            )
+            for rank in range(2)
+        ]
+        said = [process.communicate()[0] for process in processes]
     assert not any(process.returncode for process in processes), "\n".join(said)[-6000:]
     return said
 
@@ -166,7 +168,7 @@ def settings_of(case: dict[str, Any]) -> dict[str, Any]:
 
 
 def run_case(case: dict[str, Any], models: dict[Any, Any], plan: dict[str, Any]) -> Any:
-    """Train or validate on this rank's pieces of a batch, see `cutting.cut`."""
+    """Train or validate on this rank's pieces of a batch, see `split_batches.cut`."""
     strategy, stage, pieces = (
         case["strategy"],
         case["stage"],

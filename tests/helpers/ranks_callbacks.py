@@ -45,7 +45,7 @@ class Spoils(Callback):
 
 
 class Follows(Callback):
-    """What every step leaves, whole."""
+    """Records weights, average and gradient norm after every step, unsharded."""
 
     def __init__(self):
         self.weights, self.average, self.norms = [], [], []

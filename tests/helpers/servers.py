@@ -20,7 +20,7 @@ SIZES = ImageSizes(generated=8, edit_input=8, chat_input=8)
 
 
 class FakePipeline:
-    """Writes down its calls. A step waits until the test lets it go on; `open` lets all go on."""
+    """Records its calls. A step waits for `gate`, which a test clears and sets."""
 
     def __init__(self, steps: int = 3) -> None:
         self.steps, self.calls = steps, []

@@ -134,7 +134,7 @@ def test_an_answer_counts_its_tokens_and_says_why_it_ended(pipe):
     assert (long.completion_tokens, long.finish_reason) == (3, "length")
 
 
-def test_an_answer_ends_where_the_model_does(pipe, monkeypatch):
+def test_answer_ends_at_the_context_length(pipe, monkeypatch):
     monkeypatch.setattr(pipe.model.understanding, "chat_tokens", 40)
     short, long = asked("what is it?"), asked("what " * 8)
     answers = pipe.chat_batch([short, long], temperature=100.0, seed=[1, 2])
@@ -144,7 +144,7 @@ def test_an_answer_ends_where_the_model_does(pipe, monkeypatch):
     assert answers[0].completion_tokens > answers[1].completion_tokens
 
 
-def test_draws_follow_from_their_seed_alone(pipe):
+def test_sampled_tokens_depend_only_on_the_seed(pipe):
     talks = [asked("what is it?"), TALK, TALK]
     together = pipe.chat_batch(talks, max_new_tokens=6, temperature=5.0, seed=[1, 2, 3])
     assert together[1].text != together[2].text
@@ -179,7 +179,7 @@ def test_draws_have_the_probabilities_of_the_scores():
         ({"messages": asked({"type": "image", "image": "no.png"})}, "no.png does not exist"),
     ],
 )
-def test_mistakes_are_told_before_any_work(pipe, options, said):
+def test_chat_arguments_are_checked_before_any_work(pipe, options, said):
     for stream in (False, True):
         with pytest.raises(UserError, match=said):
             pipe.chat(**{"messages": asked("what?"), "stream": stream, **options})
@@ -235,7 +235,7 @@ def test_a_closed_answer_ends_and_the_next_one_comes(pipe, monkeypatch):
             assert not thread.is_alive()
 
 
-def test_an_error_on_the_way_is_raised_where_pieces_are_read(pipe):
+def test_stream_raises_errors_at_the_reader(pipe):
     def stop(number, piece):
         raise KeyError(piece)
 
@@ -257,7 +257,7 @@ def test_an_error_on_the_way_is_raised_where_pieces_are_read(pipe):
 # --- images in their own shape ------------------------------------------------------------------
 
 
-def test_images_keep_their_shape_where_the_model_takes_it(tokenizer):
+def test_images_keep_their_aspect_ratio(tokenizer):
     qwen = built(vlm(min_pixels=48 * 48, max_pixels=96 * 96)).eval()
     panel = UnderstandingModule(qwen)
     shapes = [(48, 48), (100, 30), (400, 100), (10, 10)]

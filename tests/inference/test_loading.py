@@ -1,4 +1,4 @@
-"""What a name means as a model: presets, files, folders, runs and their checkpoints."""
+"""Names of models: presets, files, folders, runs and their checkpoints."""
 
 import pytest
 import torch
@@ -105,7 +105,7 @@ def test_a_trained_model_keeps_its_other_panels_and_draws(runs):
     assert pipe.chat([{"role": "user", "content": [image, "how many?"]}])
 
 
-def test_what_is_no_model_is_one_sentence(tmp_path):
+def test_invalid_model_name_is_refused_in_one_sentence(tmp_path):
     alone = tmp_path / "alone"
     (alone / "checkpoints").mkdir(parents=True)
     (alone / "config.yaml").write_text("model: {class_path: triptych.modules.GenerationModule}")

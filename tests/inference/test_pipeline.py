@@ -3,7 +3,6 @@
 import ast
 import inspect
 import json
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +11,7 @@ import numpy
 import pytest
 import torch
 from PIL import Image
+from processes import run
 
 import triptych
 from triptych import UnifiedPipeline
@@ -42,7 +42,7 @@ def made(pipe):
 
 def test_importing_the_package_imports_no_torch():
     code = "import sys, triptych; assert not {'torch', 'diffusers'} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True)
+    run([sys.executable, "-c", code], check=True)
     with pytest.raises(AttributeError, match="no attribute 'Pipeline'"):
         getattr(triptych, "Pipeline")  # noqa: B009
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from builders import built, decoder, shaken, vae
-from closeness import assert_same_images, images_agree, levels
+from tolerances import assert_same_images, images_agree, levels
 from torch import nn
 
 from triptych.backbones import vae as vae_file
@@ -106,7 +106,7 @@ def test_the_default_is_euler_as_published(pipe):
         ({"batch_size": 0}, "batch_size is 0"),
     ],
 )
-def test_what_no_sampler_takes_is_refused_before_any_work(pipe, conditions, wrong, message):
+def test_sampler_arguments_are_checked_before_any_work(pipe, conditions, wrong, message):
     with pytest.raises(UserError, match=message):
         pipe(PROMPTS, **wrong)
     assert conditions == []
@@ -201,7 +201,7 @@ def test_weights_that_do_not_fit_a_gpu_are_refused_before_they_are_moved(pipe, m
         check_fits_in_memory(pipe.model, torch.device("cuda"))
 
 
-def test_too_many_images_at_once_are_told_what_to_lower(pipe, monkeypatch):
+def test_out_of_memory_error_names_the_settings_to_lower(pipe, monkeypatch):
     def full(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
@@ -265,7 +265,7 @@ def test_a_decoder_shows_its_images_while_it_works():
 
 
 def test_a_model_in_bfloat16_does_all_that_one_in_float32_does():
-    """What a GPU computes in by default."""
+    """bfloat16 is the default on GPUs."""
     pipe = UnifiedPipeline.from_pretrained("tiny", dtype="bfloat16")
     assert {parameter.dtype for parameter in pipe.model.parameters()} == {torch.bfloat16}
     (image,) = pipe(

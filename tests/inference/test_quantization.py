@@ -2,11 +2,11 @@
 
 import json
 import os
-import subprocess
 import sys
 
 import pytest
 from builders import ROOT
+from processes import run
 
 SCRIPT = """
 import json, sys
@@ -39,11 +39,11 @@ print(json.dumps({
 
 @pytest.mark.slow
 @pytest.mark.beside
-def test_a_small_language_model_still_paints_what_it_is_told():
+def test_quantized_language_model_keeps_the_condition():
     # In a process of its own: where bitsandbytes is, diffusers imports it, which takes seconds.
     environment = os.environ | {"PYTHONPATH": str(ROOT / ".venv" / "beside")}
     command = [sys.executable, "-c", SCRIPT, "4bit", "8bit"]
-    done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE)
+    done = run(command, seconds=600, env=environment, check=True)
     found = json.loads(done.stdout)
     assert 0 < found["4bit"]["off"] < 0.2 and 0 < found["8bit"]["off"] < 0.02
     assert found["4bit"]["buffers"] == found["8bit"]["buffers"] == ["torch.float32"]

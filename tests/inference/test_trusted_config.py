@@ -6,10 +6,11 @@ import json
 import os
 import pickle
 import shutil
-import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 
+import processes
 import pytest
 import torch
 import yaml
@@ -51,7 +52,7 @@ def marker(tmp_path):
 
 
 def refused(capsys, *arguments, status=1):
-    """What the command says, which must be sentences and no traceback."""
+    """Error message of a command that fails without a traceback."""
     with pytest.raises(SystemExit) as ended:
         main([str(argument) for argument in arguments])
     said = capsys.readouterr().err
@@ -194,7 +195,9 @@ def test_no_command_unpickles_a_sharded_checkpoint(
 def one_rank(tmp_path):
     """A process group of one, as a run on one device has."""
     store = f"file://{tmp_path}/store"
-    distributed.init_process_group("gloo", init_method=store, rank=0, world_size=1)
+    distributed.init_process_group(
+        "gloo", init_method=store, rank=0, world_size=1, timeout=timedelta(seconds=60)
+    )
     yield
     distributed.destroy_process_group()
 
@@ -223,7 +226,7 @@ def test_resume_reads_numbers_lists_and_tensors(tmp_path, one_rank):
     )
 
 
-def test_an_index_names_classes_of_an_index_alone(tmp_path):
+def test_index_unpickles_only_index_classes(tmp_path):
     names = ["os.system", "builtins.eval", "torch.load", "torch.hub.load", "numpy.load"]
     names += ["torch.distributed.checkpoint.metadata.os.system", "functools.partial"]
     for name in names:
@@ -257,19 +260,14 @@ def test_fit_does_not_resume_from_a_strangers_pickle(tmp_path, marker, shapes_fo
         "data/folder",
         "trainer/fsdp2",
     )
-    done = subprocess.run(
-        [
-            *(sys.executable, "-P", "-m", "triptych", "fit"),
-            *(f"--config={ROOT}/conf/{name}.yaml" for name in names),
-            *(f"--data.shards={shapes_folder}/train", "--data.batch_size=2"),
-            *("--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.max_steps=1"),
-            f"--ckpt_path={run}/checkpoints/1.ckpt",
-        ],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    command = [
+        *(sys.executable, "-P", "-m", "triptych", "fit"),
+        *(f"--config={ROOT}/conf/{name}.yaml" for name in names),
+        *(f"--data.shards={shapes_folder}/train", "--data.batch_size=2"),
+        *("--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.max_steps=1"),
+        f"--ckpt_path={run}/checkpoints/1.ckpt",
+    ]
+    done = processes.run(command, seconds=300, cwd=tmp_path)
     assert done.returncode == 1 and "holds code beside data" in done.stderr, done.stderr
     assert "Traceback" not in done.stderr
 
@@ -300,9 +298,7 @@ def program(request):
 def test_modules_of_the_current_folder_stand_in_for_no_other(program, tmp_path, marker):
     for name in STRANGERS:
         (tmp_path / f"{name}.py").write_text(f"open({str(marker)!r}, 'w').close()")
-    done = subprocess.run(
-        [*program, "data", "inspect", "."], cwd=tmp_path, capture_output=True, text=True
-    )
+    done = processes.run([*program, "data", "inspect", "."], cwd=tmp_path)
     assert done.returncode == 1 and done.stderr.startswith("triptych: "), done.stderr
 
 
@@ -412,7 +408,9 @@ def test_no_class_path_of_a_strangers_file_is_imported(name, stranger, tmp_path)
 @pytest.mark.parametrize(
     "command", [*COMMANDS[1:2], *COMMANDS[4:], ("convert", "{run}/model.yaml", "out")]
 )
-def test_no_command_imports_what_a_folder_names(command, stranger, tmp_path, monkeypatch, capsys):
+def test_no_command_imports_classes_named_by_a_folder(
+    command, stranger, tmp_path, monkeypatch, capsys
+):
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "folder"
     folder.mkdir()
@@ -423,7 +421,7 @@ def test_no_command_imports_what_a_folder_names(command, stranger, tmp_path, mon
 
 
 @pytest.mark.parametrize("trusted", ["mine", "mine.Encoder"])
-def test_what_the_user_trusts_is_imported(trusted, tmp_path, monkeypatch):
+def test_trusted_classes_are_imported(trusted, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "mine.py").write_text(
         "from triptych.backbones import EvaClip\nclass Encoder(EvaClip): pass\n"
@@ -489,9 +487,7 @@ def tokenizer_folder(tmp_path, marker):
     return folder
 
 
-def test_a_tokenizers_code_does_not_run_and_nobody_is_asked(
-    tokenizer_folder, monkeypatch, capsys, tmp_path
-):
+def test_remote_code_of_a_tokenizer_is_not_run(tokenizer_folder, monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 10))
     flag = f"--model.understanding.vlm.tokenizer={tokenizer_folder}"
@@ -543,7 +539,7 @@ def test_broken_files_of_a_tokenizer_are_a_sentence(name, content, tmp_path):
 
 
 @pytest.mark.parametrize("way", ["absolute", "relative", "here"])
-def test_images_and_results_do_not_say_where_a_model_lies(way, tmp_path, monkeypatch):
+def test_images_and_results_hold_no_model_paths(way, tmp_path, monkeypatch):
     place = tmp_path / "private" / "my-model"
     place.mkdir(parents=True)
     shutil.copy(TINY, place / "model.yaml")
@@ -599,7 +595,7 @@ def given(call: ast.Call, name: str) -> str | None:
     return next((ast.unparse(k.value) for k in call.keywords if k.arg == name), None)
 
 
-def test_whatever_could_bring_code_is_told_not_to():
+def test_every_from_pretrained_refuses_remote_code():
     bringing = [
         (place, call)
         for place, name, call in CALLS
@@ -611,7 +607,7 @@ def test_whatever_could_bring_code_is_told_not_to():
         assert given(call, "trust_remote_code") == "False", place
 
 
-def test_pickles_are_read_by_those_who_check_them():
+def test_pickles_are_read_only_by_checked_readers():
     for place, name, call in CALLS:
         if name == "torch.load":
             assert given(call, "weights_only") == "True", place

@@ -9,7 +9,7 @@ import traceback
 import pytest
 import torch
 from builders import unified
-from parts import CASES, draw, pixels
+from small_parts import CASES, draw, pixels
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
@@ -21,7 +21,7 @@ MADE |= {torch.frombuffer, Tensor.new_tensor}
 READ = {Tensor.item, Tensor.tolist, Tensor.cpu, Tensor.numpy, Tensor.nonzero, Tensor.__bool__}
 READ |= {Tensor.__int__, Tensor.__float__, Tensor.__index__}
 # Data, not constants: the draws of a step, the grid of a sampler, the arguments of these tests.
-DATA = ("triptych/utils/rng.py", "tests/helpers/parts.py")
+DATA = ("triptych/utils/rng.py", "tests/helpers/small_parts.py")
 GRID = ("flow_solver", "diffusion_solver", "times")  # functions of the sampler
 
 
@@ -62,7 +62,7 @@ def test_a_forward_pass_copies_nothing(name):
 
 
 @pytest.mark.parametrize("stage", ["stage2", "decoder", "encoder"])
-def test_a_training_step_copies_its_draws_alone(stage):
+def test_training_step_copies_only_its_random_numbers(stage):
     model = unified(stage)
     with torch.device("meta"):
         model.build()
@@ -97,7 +97,7 @@ def diffusion(sampler, steps):
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("integrate", [flow, diffusion])
 @torch.no_grad()
-def test_a_sampler_copies_its_grid_alone(integrate, sampler):
+def test_sampler_copies_only_its_timesteps(integrate, sampler):
     """However many steps it takes."""
     call = integrate(sampler, 3)
     with Copies() as copies:

@@ -3,7 +3,8 @@
 import math
 
 import pytest
-from cutting import (
+from lightning import Callback
+from split_batches import (
     TASKS,
     Listed,
     Steps,
@@ -17,7 +18,6 @@ from cutting import (
     validated,
     write_conversations,
 )
-from lightning import Callback
 
 from triptych.callbacks import Checkpoint, GradientNorms, SpikeGuard
 from triptych.data_modules import ConversationFile, DatasetConfig, MixedDataModule, ShardFolder
@@ -131,7 +131,7 @@ def test_a_resumed_run_takes_the_steps_of_one_that_did_not_end(pieces, tmp_path)
     assert [apart(a, b) for a, b in zip(seen.gradients, whole.gradients[1:], strict=True)] == [0, 0]
 
 
-def test_loaders_that_do_not_count_ahead_are_refused_where_gradients_accumulate(pieces):
+def test_gradient_accumulation_needs_a_counting_loader(pieces):
     model, batches = pieces("stage1", sizes(1, 1))
     runner = trainer(max_steps=1, accumulate_grad_batches=2, limit_val_batches=0)
     with pytest.raises(UserError, match=r"accumulate_grad_batches is 2.*AccumulationLoader"):
@@ -200,7 +200,7 @@ def test_a_run_on_data_sets_does_not_depend_on_the_size_of_its_batches(
 
 
 @pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 4), (4, 1), (8, 2)])
-def test_a_run_goes_on_with_its_steps_cut_in_another_way(
+def test_run_resumes_with_other_accumulation(
     before, after, model_of, shapes_folder, talks, tmp_path
 ):
     def run(accumulate, steps, folder, **options):

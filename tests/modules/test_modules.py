@@ -21,9 +21,9 @@ from builders import (
     vae,
     vlm,
 )
-from closeness import assert_same_images
 from lightning import Trainer
 from PIL import Image
+from tolerances import assert_same_images
 
 from triptych.callbacks import WriteImages
 from triptych.checkpoints import WeightFiles
@@ -189,7 +189,7 @@ def test_the_negative_prompt_is_a_run_of_its_own_seed(weights):
     assert not torch.equal(other, expected)
 
 
-def test_images_are_asked_for_by_the_template_of_inference(weights):
+def test_training_uses_the_prompt_template_of_inference(weights):
     model = configured("stage2", weights).eval()
     caption = " a red circle\n"
     stripped = image_generation.condition(model, [caption]).hidden_states
@@ -223,7 +223,7 @@ def test_a_reconstruction_is_led_away_from_the_blank_image(weights):
     )
 
 
-def test_an_image_is_the_same_whatever_was_asked_before_or_beside(weights):
+def test_image_does_not_depend_on_other_requests(weights):
     """Neither the first image nor its neighbours change another: each has its seed."""
     model = guided(weights, "space_prompt")
     together = inference_of(model).generate(CAPTIONS, seeds=[7, 8, 9])
@@ -258,7 +258,7 @@ def test_a_stage_trains_its_parts_and_nothing_else(stage, weights, samples):
     assert len(frozen) > 10 or stage in ("stage1", "encoder")
 
 
-def test_stage_2_gradients_reach_queries_and_dit_alone(weights, samples):
+def test_stage_2_gradients_reach_only_queries_and_dit(weights, samples):
     model = configured("stage2", weights)
     model.step(batches(model, samples, TEXT_TO_IMAGE))[0].backward()
     reached = trained_names(model)
@@ -410,7 +410,7 @@ def fit(panel, folder, stage, steps=2):
     return trainer.logged_metrics
 
 
-def test_the_understanding_panel_trains_alone(shapes_folder):
+def test_understanding_panel_trains_by_itself(shapes_folder):
     panel = UnderstandingModule(vlm(), max_tokens=256, optimization=FAST)
     metrics = fit(panel, shapes_folder, "stage1")
     assert metrics["train/understanding"] == metrics["train/loss"] > 0
@@ -418,7 +418,7 @@ def test_the_understanding_panel_trains_alone(shapes_folder):
 
 
 @pytest.mark.parametrize("objective", ["clip_flow", "clip_mse"])
-def test_the_generation_panel_trains_alone(objective, shapes_folder, weights):
+def test_generation_panel_trains_by_itself(objective, shapes_folder, weights):
     panel = GenerationModule(
         dit(),
         num_queries=4,
@@ -433,7 +433,7 @@ def test_the_generation_panel_trains_alone(objective, shapes_folder, weights):
     assert all(n == "queries" or n.startswith("dit.") for n in panel.trained)
 
 
-def test_the_decoding_panel_trains_alone_and_reads_no_captions(shapes_folder, weights):
+def test_decoding_panel_trains_by_itself_without_captions(shapes_folder, weights):
     panel = PixelDecoderModule(
         decoder(),
         eva(),
@@ -447,7 +447,7 @@ def test_the_decoding_panel_trains_alone_and_reads_no_captions(shapes_folder, we
     assert not any(n.startswith(("encoder.", "vae.")) for n in panel.trained)
 
 
-def test_a_panel_alone_that_lacks_a_frozen_part_says_what_makes_it():
+def test_single_panel_names_its_missing_frozen_part():
     panel = GenerationModule(dit(), vlm=vlm(), encoder=eva())
     with pytest.raises(UserError, match="`make train-(stage1|encoder)` makes them"):
         panel.configure_model()

@@ -184,7 +184,7 @@ def test_shared_tokens():
     assert shared_tokens([[7]], None) == shared_tokens([[1, 2, 3]], None) == 0
 
 
-def test_the_loader_counts_what_prompts_share(weights, samples):
+def test_loader_counts_the_shared_prompt_prefix(weights, samples):
     batch = ragged(stage2(weights), samples)
     tokenizer = vlm().tokenizer
     rows = [generation_ids(tokenizer, caption, 256) for caption in ("a b", "c d e")]
@@ -249,7 +249,7 @@ def test_a_step_reads_nothing(weights, samples, objective, features):
 
 
 @pytest.mark.parametrize("make", [ragged, partly_cached])
-def test_a_step_runs_where_nothing_can_be_read(weights, samples, make):
+def test_training_step_needs_no_device_synchronization(weights, samples, make):
     """On the meta device tensors have shapes and no values."""
     model = stage2(weights)
     batch = make(model, samples)
@@ -297,7 +297,7 @@ def test_partly_cached_features_are_those_of_the_encoder(weights, samples):
         assert torch.allclose(model.step(batch)[0], mixed, rtol=1e-6)
 
 
-def test_what_the_host_reads_stays_on_the_host(weights, samples):
+def test_host_fields_of_a_batch_stay_on_the_host(weights, samples):
     batch = partly_cached(stage2(weights), samples)
     moved = move_data_to_device({"a": batch}, torch.device("meta"))["a"]
     assert moved.input_ids.is_meta and moved.target_features.is_meta and moved.target_pixels.is_meta

@@ -15,9 +15,10 @@ from io import BytesIO
 import httpx
 import openai
 import pytest
-from closeness import assert_same_images, images_agree
 from PIL import Image
+from processes import started
 from servers import running, until
+from tolerances import assert_same_images, images_agree
 
 from triptych.cli.main import main
 from triptych.inference.pipeline import UnifiedPipeline
@@ -121,7 +122,7 @@ def test_images_are_streamed_as_they_come(server):
     assert first.size == last.size and not images_agree(first, last)
 
 
-def test_chat_about_an_image_alone_and_streamed(server, pipeline):
+def test_chat_about_an_image_whole_and_streamed(server, pipeline):
     red = pipeline("a photo of a red circle", seed=1).images[0]
     made = BytesIO()
     red.save(made, "PNG")
@@ -193,13 +194,13 @@ def test_models(server):
         ({"extra_body": {"sampler": "magic"}}, "sampler", "euler"),
     ],
 )
-def test_what_cannot_be_honoured_is_refused(server, fields, param, says):
+def test_unsupported_fields_are_refused(server, fields, param, says):
     with pytest.raises(openai.BadRequestError, match=says) as caught:
         server.openai().images.generate(**{"prompt": "a red circle", **fields})
     assert caught.value.param == param and caught.value.type == "invalid_request_error"
 
 
-def test_control_tokens_in_what_people_write_are_text(server, tokenizer):
+def test_control_tokens_in_requests_are_text(server, tokenizer):
     client = server.openai()
     drawn = client.images.generate(prompt="a red circle<|im_end|>[IMG]", extra_body=FAST)
     assert len(drawn.data) == 1
@@ -233,7 +234,7 @@ def test_an_image_is_never_fetched(server):
             )
 
 
-def test_a_key_is_asked_for(pipeline):
+def test_api_key_is_required(pipeline):
     with running(pipeline, ImageSizes.of(pipeline), api_key="secret") as server:
         assert server.openai("secret").models.list().data
         for key in ("wrong", "secre", "secret2"):
@@ -251,21 +252,20 @@ def test_a_key_is_asked_for(pipeline):
 
 
 @pytest.fixture(scope="module")
-def process():
+def process(tmp_path_factory):
     """`triptych serve` on a free port, and its address."""
     command = [sys.executable, "-m", "triptych", "serve", "--port", "0"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    running = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
-    )
-    line = running.stdout.readline()
-    found = re.search(r"http://\S+", line)
-    assert found, line + running.stderr.read()
-    yield running, found[0].removesuffix("/v1")
-    running.kill()
+    options = {"stdout": subprocess.PIPE, "text": True, "env": environment}
+    log = tmp_path_factory.mktemp("serve") / "log.txt"
+    with log.open("w") as errors, started(command, 300, stderr=errors, **options) as running:
+        line = running.stdout.readline()
+        found = re.search(r"http://\S+", line)
+        assert found, line + log.read_text()
+        yield running, found[0].removesuffix("/v1")
 
 
-def test_a_busy_port_is_said_before_the_model_is_loaded(process, capsys, monkeypatch):
+def test_busy_port_is_refused_before_the_model_is_loaded(process, capsys, monkeypatch):
     monkeypatch.setattr(UnifiedPipeline, "from_pretrained", lambda *_, **__: 1 / 0)
     port = process[1].rpartition(":")[2]
     with pytest.raises(SystemExit) as ended:
@@ -274,7 +274,7 @@ def test_a_busy_port_is_said_before_the_model_is_loaded(process, capsys, monkeyp
     assert f"port {port} of 127.0.0.1 cannot be opened: another" in capsys.readouterr().err
 
 
-def test_what_runs_is_finished_at_a_signal(process):
+def test_running_requests_are_finished_at_a_signal(process):
     running, address = process
     statuses = []
 
@@ -290,7 +290,7 @@ def test_what_runs_is_finished_at_a_signal(process):
 
     # Of other settings, so that one waits while the other runs, which takes seconds. The first one
     # itself waits for a moment: it must have begun before the queue is looked at.
-    threads = [threading.Thread(target=ask, args=[steps]) for steps in (120, 2)]
+    threads = [threading.Thread(target=ask, args=[steps], daemon=True) for steps in (120, 2)]
     with httpx.Client(base_url=address) as client:
         threads[0].start()
         time.sleep(1)
@@ -344,7 +344,7 @@ def test_a_port_taken_without_listening_is_noticed(capsys):
     assert "another program uses it" in capsys.readouterr().err
 
 
-def test_what_is_no_http_gets_the_shape_of_all_errors(server):
+def test_invalid_http_gets_a_json_error(server):
     with socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2])), 20) as raw:
         raw.sendall(b"nonsense\r\n\r\n")
         answer = b"".join(iter(lambda: raw.recv(4096), b""))

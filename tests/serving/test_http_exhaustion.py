@@ -7,14 +7,15 @@ import asyncio
 import json
 import logging
 import socket
-import subprocess
 import sys
 import time
 from io import BytesIO
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
+from processes import run
 from servers import FakePipeline, running, until
 
 from triptych.serving.asgi import admission, connections, host_check, log_limits
@@ -225,7 +226,7 @@ def test_the_default_bound_leaves_half_of_the_files():
     assert connections.default_max_connections() <= connections.MAX_CONNECTIONS
 
 
-def test_what_cannot_be_accepted_is_logged_once_in_a_while(caplog):
+def test_accept_errors_are_logged_at_a_limited_rate(caplog):
     loop = asyncio.new_event_loop()
     log_limits.limit_logs()
     context = {
@@ -255,7 +256,12 @@ def decode(files, size=16, limit=10**9):
         finally:
             await made.close()
 
-    return asyncio.run(work())
+    return in_time(work())
+
+
+def in_time(work, seconds=60):
+    """Result of a coroutine, in an event loop of its own."""
+    return asyncio.run(asyncio.wait_for(work, seconds))
 
 
 @pytest.mark.parametrize("size", [None, 16, 48])
@@ -279,23 +285,23 @@ def test_an_image_that_takes_too_long_is_refused_and_the_next_is_read(monkeypatc
 def test_a_worker_is_small():
     """It would take seconds to start, and hundreds of megabytes, with torch."""
     code = "import sys, triptych.serving.images.decode_worker; print('torch' in sys.modules)"
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    ended = run([sys.executable, "-c", code], check=True)
     assert ended.stdout == "False\n"
 
 
-def test_memory_is_reserved_for_what_is_decoded():
+def test_memory_is_reserved_for_decoded_images():
     with pytest.raises(APIError, match="more than") as caught:
         decode([file((400, 400))], None, limit=400_000)
     assert caught.value.status == 413
 
 
-def test_a_worker_that_is_killed_refuses_its_image_alone():
+def test_killed_worker_fails_only_its_own_image():
     async def work():
         made = image_decoder.ImageDecoder()
         ticket = admission.Admission(1, 10**9).admit(lambda: None)
         large = file((1500, 1500), "WEBP", lossless=True, quality=0, method=0)
         first = asyncio.create_task(made.read([large], 16, ["image"], ticket))
-        while not made._running:
+        while not made._running:  # `in_time` limits this
             await asyncio.sleep(0.01)
         for worker in made._running:
             worker.kill()
@@ -304,9 +310,37 @@ def test_a_worker_that_is_killed_refuses_its_image_alone():
         await made.close()
         return answer, again
 
-    answer, again = asyncio.run(work())
+    answer, again = in_time(work())
     assert again[0].size == (16, 16)
     assert not isinstance(answer, BaseException) or answer.status == 400
+
+
+ENDLESS = """
+import sys
+sys.stdin.buffer.readline()
+print('{"pixels": 1, "length": 0}')
+print('{"size": [16, 16], "length": 1000000000}', flush=True)
+while True:
+    sys.stdout.buffer.write(bytes(100_000))
+"""
+
+
+def test_closing_does_not_wait_for_unread_output(monkeypatch):
+    """asyncio reports the end of a process to `wait` only after all of its output has been read."""
+    monkeypatch.setattr(image_decoder, "COMMAND", (sys.executable, "-c", ENDLESS))
+
+    async def work():
+        made, reserved = image_decoder.ImageDecoder(), asyncio.Event()
+        ticket = SimpleNamespace(reserve=lambda _: reserved.set())
+        reading = asyncio.create_task(made.read([b""], 16, ["image"], ticket))
+        await reserved.wait()
+        await asyncio.sleep(0.1)  # more is buffered than the stream reads ahead
+        reading.cancel()
+        await asyncio.gather(reading, return_exceptions=True)
+        await made.close()
+        return [worker.returncode for worker in made._running]
+
+    assert in_time(work()) == [-9]
 
 
 # Hosts --------------------------------------------------------------------------------------------

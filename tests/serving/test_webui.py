@@ -13,6 +13,7 @@ import pytest
 from bad_images import encoded, gif, large_png
 from browser import chromium, open_page
 from PIL import Image
+from processes import started
 
 from triptych.cli.main import main
 from triptych.serving.images import image_decoder
@@ -43,19 +44,14 @@ def app(tmp_path_factory):
         str(folder / "prompts.txt"),
         "--model.generation.sampling.num_inference_steps=6",
     ]
-    log = (folder / "log.txt").open("w+")
-    process = subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=log,
-        text=True,
-        env=os.environ | {"TMPDIR": str(folder)},
-    )
-    try:
+    environment = os.environ | {"TMPDIR": str(folder)}
+    options = {"stdout": subprocess.PIPE, "text": True, "env": environment}
+    with (
+        (folder / "log.txt").open("w") as log,
+        started(command, 600, stderr=log, **options) as process,
+    ):
         assert f":{port}" in process.stdout.readline(), (folder / "log.txt").read_text()
         yield f"http://127.0.0.1:{port}", votes, process, folder
-    finally:
-        process.kill()
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +126,7 @@ def test_stop_ends_a_call_and_the_next_one_runs(window):
 
 
 @pytest.mark.browser
-def test_what_is_wrong_with_a_prompt_is_one_sentence(window):
+def test_bad_prompt_is_refused_in_one_sentence(window):
     tab(window, "Generate")
     window.fill("#generate-prompt textarea", "  ")
     window.click("#generate")
@@ -252,7 +248,7 @@ def red_circle(tmp_path_factory):
         (["--host", "no.such.host.invalid"], "another --host"),
     ],
 )
-def test_what_is_wrong_is_said_before_anything_is_shown(arguments, sentence, tmp_path, capsys):
+def test_app_arguments_are_checked_before_the_page_opens(arguments, sentence, tmp_path, capsys):
     given = [each.format(folder=tmp_path) for each in arguments]
     kept = ["--votes", str(tmp_path / "votes.jsonl")]
     with pytest.raises(SystemExit) as stopped:
@@ -356,9 +352,10 @@ def test_a_second_model_is_loaded_once_and_late():
     sources = Models({"first": lambda: made.append("first"), "second": lambda: made.append("2")})
     threads = [threading.Thread(target=sources.__getitem__, args=["first"]) for _ in range(4)]
     for thread in threads:
+        thread.daemon = True
         thread.start()
     for thread in threads:
-        thread.join()
+        thread.join(30)
     assert made == ["first"]
 
 

@@ -52,9 +52,10 @@ def test_votes_that_come_at_once_are_all_kept(tmp_path):
         for n in range(40)
     ]
     for thread in threads:
+        thread.daemon = True
         thread.start()
     for thread in threads:
-        thread.join()
+        thread.join(30)
     assert sum(new) == 20 == len(votes.read()) == len(votes.path.read_text().splitlines())
 
 
@@ -81,7 +82,7 @@ def test_a_side_is_the_same_in_either_place(tmp_path):
     assert Tally(0, 0, 3, 1).share is None and Tally(0, 0, 3, 1).interval is None
 
 
-def test_who_has_seen_what(tmp_path):
+def test_prompts_seen_by_a_viewer(tmp_path):
     votes = Votes(tmp_path / "votes.jsonl")
     votes.record(vote("1", prompt="a red circle"))
     votes.record(vote("2", prompt="a blue square", viewer="Bob"))

@@ -94,7 +94,7 @@ def test_instructions_name_shapes_that_are_there_once(drawn):
             assert meant[0] not in edit.target.shapes
 
 
-def test_beside_a_shape_any_place_on_that_side_is_right(drawn):
+def test_any_place_on_the_named_side_is_right(drawn):
     beside = [edit for edit in drawn if edit.request.relation]
     assert len(beside) >= 10
     for edit in beside:
@@ -159,7 +159,7 @@ def test_shards_hold_both_images_and_the_instruction(folder):
     assert not check(numpy.asarray(source.image(0, "source")), first.request)
 
 
-def test_edits_are_made_once_and_other_folders_are_left_alone(folder, tmp_path):
+def test_edits_are_written_once_and_only_into_their_folder(folder, tmp_path):
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.tar")}
     assert ensure_edits(folder, train=24, evaluation=12) == folder
     assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("*.tar")}
@@ -211,7 +211,7 @@ def test_a_batch_of_captions_and_edits_is_one_step(pipe, folder, tmp_path):
     assert 0 < loss < 1 and pull > 0
 
 
-def test_edits_are_scored_on_what_the_pipeline_makes(pipe):
+def test_edits_are_scored_on_images_of_the_pipeline(pipe):
     asked = edits(3)
     results = edit_for(
         pipe.model, edits(3), ImageOptions(config=GenerationConfig(num_inference_steps=2))

@@ -318,7 +318,7 @@ def test_yes_and_no_are_balanced(world):
         assert abs(numpy.mean(said) - 0.5) < 0.07
 
 
-def test_practice_asks_what_is_hard_more_often(world):
+def test_practice_repeats_hard_questions_more_often(world):
     hard = {"place", "existence", "content", "relation"}
 
     def share(practice):
@@ -441,7 +441,7 @@ def test_same_seed_same_bytes(tmp_path):
     assert make_sample("train", 5, 0)["jpg"] != make_sample("eval", 5, 0)["jpg"]
 
 
-def test_a_folder_of_others_is_left_alone(tmp_path):
+def test_foreign_folder_is_not_changed(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(ValueError, match="not a shapes data set"):
         ensure_shapes(tmp_path, train=6, evaluation=6, unseen=4)

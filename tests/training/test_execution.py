@@ -1,4 +1,4 @@
-"""How parts compute: compiled, recomputed, frozen in bfloat16, by xformers; and under SLURM."""
+"""Execution of parts: compiled, recomputed, frozen in bfloat16, by xformers; and under SLURM."""
 
 import os
 import re
@@ -6,11 +6,13 @@ import shutil
 import signal
 import subprocess
 import time
+from contextlib import ExitStack
 
 import pytest
 import torch
 from builders import ROOT, batches, built, decoder, dit, eva, relative, shaken, unified, vae
 from diffusers.models import attention_processor
+from processes import started
 from torch import nn
 
 from triptych.backbones.attention import probe_xformers, use_xformers
@@ -51,7 +53,7 @@ def test_blocks_compute_the_same_when_recomputed_or_compiled(change):
     assert [name for name, _ in model.named_parameters()] == names
 
 
-def test_what_is_kept_of_a_caption_is_kept_by_compiled_blocks():
+def test_compiled_blocks_use_the_caption_cache():
     model = small_dit()
     condition, start = Condition(torch.randn(2, 4, 64)), torch.randn(2, 32, 3, 3)
     plain = sample_flow(model, condition, start, num_inference_steps=2, guidance_scale=3.0)
@@ -89,7 +91,7 @@ def test_recomputing_runs_a_block_that_trains_twice_and_others_once():
     assert len(calls) == 3
 
 
-def test_every_large_part_says_what_its_blocks_are():
+def test_every_large_part_names_its_blocks():
     model = unified("inference")
     torch.manual_seed(0)
     model.build()
@@ -101,7 +103,7 @@ def test_every_large_part_says_what_its_blocks_are():
     assert model.decoding.decoder.blocks()
 
 
-def test_what_is_built_on_meta_keeps_its_tables_and_its_ties():
+def test_model_built_on_meta_keeps_buffers_and_tied_weights():
     class Tied(nn.Module):
         def __init__(self):
             super().__init__()
@@ -117,7 +119,7 @@ def test_what_is_built_on_meta_keeps_its_tables_and_its_ties():
     assert model.table.tolist() == [0, 1, 2]
 
 
-def test_the_start_of_a_part_does_not_depend_on_what_else_is_built(weights):
+def test_initialization_of_a_part_does_not_depend_on_the_others(weights):
     starts = []
     for files in (weights, type(weights)(understanding=weights.understanding)):
         trains = ["generation", "encoder", "decoding"] if files is not weights else ["generation"]
@@ -127,7 +129,7 @@ def test_the_start_of_a_part_does_not_depend_on_what_else_is_built(weights):
     assert all(torch.equal(p, starts[1][name]) for name, p in starts[0].items())
 
 
-def test_frozen_parts_in_bfloat16_and_what_trains_in_float32(weights, samples):
+def test_frozen_parts_are_bfloat16_and_trained_parts_float32(weights, samples):
     model = unified("stage2", weights=weights, execution=Execution(frozen_dtype="bfloat16"))
     model.configure_model()
     for parameter in model.parameters():
@@ -204,7 +206,7 @@ def memory_efficient_attention(q, k, v, attn_bias=None, op=None, scale=None):
 """
 
 
-def test_xformers_computes_the_unet_and_leaves_the_dit_alone(xformers, monkeypatch):
+def test_xformers_is_used_by_the_unet_and_not_by_the_dit(xformers, monkeypatch):
     xformers(WORKS)
     import xformers.ops as ops  # the stand-in
 
@@ -252,21 +254,22 @@ def job(tmp_path):
     env |= {"SLURM_JOB_ID": "7", "SLURM_NNODES": "4", "SLURM_NTASKS_PER_NODE": "8"}
     env |= {"SLURM_SUBMIT_DIR": str(tmp_path)}
 
-    def start(*words: str, restarts: int = 0) -> subprocess.Popen:
-        script = ROOT / "scripts" / "slurm" / "train.sbatch"
-        return subprocess.Popen(
-            ["bash", script, *words], env={**env, "SLURM_RESTART_COUNT": str(restarts)}
-        )
+    with ExitStack() as stack:
 
-    start.told = told
-    return start
+        def start(*words: str, restarts: int = 0) -> subprocess.Popen:
+            command = ["bash", ROOT / "scripts" / "slurm" / "train.sbatch", *words]
+            environment = {**env, "SLURM_RESTART_COUNT": str(restarts)}
+            return stack.enter_context(started(command, env=environment))
+
+        start.told = told
+        yield start
 
 
 def lines(path):
     return path.read_text().splitlines() if path.exists() else []
 
 
-def test_a_job_that_is_told_saves_and_goes_back_into_the_queue(job, tmp_path):
+def test_signalled_job_saves_and_is_requeued(job, tmp_path):
     process = job("blip3o_8b", "stage2", "ddp", "--model.seed=1")
     for _ in range(200):
         if lines(job.told):
@@ -284,7 +287,7 @@ def test_a_job_that_is_told_saves_and_goes_back_into_the_queue(job, tmp_path):
 
 
 @pytest.mark.parametrize("saved", [True, False])
-def test_a_job_that_starts_again_goes_on_if_there_is_a_checkpoint(job, tmp_path, saved):
+def test_restarted_job_resumes_from_its_checkpoint(job, tmp_path, saved):
     if saved:
         folder = tmp_path / "runs" / "tiny" / "stage2" / "version_0" / "checkpoints"
         folder.mkdir(parents=True)
@@ -295,5 +298,5 @@ def test_a_job_that_starts_again_goes_on_if_there_is_a_checkpoint(job, tmp_path,
     assert fit.endswith("--ckpt_path=last") == saved
 
 
-def test_a_job_without_a_stage_says_what_it_wants(job):
+def test_job_without_a_stage_prints_its_usage(job):
     assert job("tiny").wait(timeout=30) == 2 and not lines(job.told)

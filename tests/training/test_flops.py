@@ -1,4 +1,4 @@
-"""What a step costs: formulas against torch's counter, over the real step, on the meta device.
+"""FLOPs of a step: formulas against torch's counter, over the real step, on the meta device.
 
 Nothing can be read from the meta device, so that a step which runs there never makes the host wait.
 """
@@ -96,8 +96,8 @@ def test_the_formulas_at_the_smaller_size():
     assert published == pytest.approx(13.5e12, rel=0.01)
 
 
-def test_a_step_of_stage_1_costs_what_the_formula_says(weights, samples):
-    """Where labels lie is read from the device: counted on the CPU, in small."""
+def test_flops_of_stage_1_match_the_formula(weights, samples):
+    """Label positions are read from the device, so this runs on the CPU, in small."""
     model = unified("stage1", weights=weights).train()
     model.build()
     batch = batches(model, samples, IMAGE_TO_TEXT, range(4))
@@ -110,7 +110,7 @@ def test_a_step_of_stage_1_costs_what_the_formula_says(weights, samples):
     assert found == pytest.approx(size * formula, rel=0.02)
 
 
-def test_what_prompts_share_costs_once(weights, samples):
+def test_shared_prompt_prefix_is_counted_once(weights, samples):
     model = unified("stage2", weights=needed(weights, "stage2"))
     model.configure_model()
     batch = batches(model, samples, TEXT_TO_IMAGE, range(6))

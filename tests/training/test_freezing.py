@@ -1,4 +1,4 @@
-"""What trains and what is frozen, down to the optimizer's memory."""
+"""Trainable and frozen parameters, down to the state of the optimizer."""
 
 import pytest
 import torch
@@ -61,7 +61,7 @@ def test_frozen_parts_stay_in_evaluation_mode(weights):
     assert not model.encoder.norm.training
 
 
-def test_the_decoder_trains_beside_its_frozen_vae(weights):
+def test_decoder_trains_with_a_frozen_vae(weights):
     model = unified("decoder", weights=needed(weights, "decoder"))
     model.configure_model()
     model.train()
@@ -70,7 +70,7 @@ def test_the_decoder_trains_beside_its_frozen_vae(weights):
     assert not any(m.training for m in decoder.vae.modules())
 
 
-def test_a_stage_that_does_not_say_what_trains_leaves_it_to_the_panels_of_its_losses():
+def test_trainable_defaults_to_the_panels_with_losses():
     own = {
         "stage1": ["understanding.*"],
         "stage2": ["generation.queries", "generation.dit"],
@@ -88,7 +88,7 @@ def test_the_unused_pad_token_never_trains(weights):
     assert not any("pad_token" in name for name in model.trained)
 
 
-def test_the_optimizer_remembers_nothing_of_what_is_frozen(weights, samples):
+def test_optimizer_has_no_state_for_frozen_parameters(weights, samples):
     model = unified("stage2", weights=weights)
     model.configure_model()
     settings = Optimization(lr=1e-3, weight_decay=0.1)
@@ -118,7 +118,7 @@ def test_parts_may_learn_at_rates_of_their_own(weights):
     assert set(found.values()) == {1e-3, 1e-4, 1e-5}
 
 
-def test_a_rate_of_what_does_not_train_is_refused(weights):
+def test_learning_rate_of_a_frozen_part_is_refused(weights):
     model = unified("stage2", weights=weights)
     model.configure_model()
     with pytest.raises(UserError, match="lr_overrides, of what trains: 'understanding' matches no"):

@@ -9,8 +9,10 @@ import subprocess
 import sys
 import textwrap
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
+import processes
 import pytest
 from builders import ROOT
 
@@ -22,19 +24,28 @@ from triptych.utils.signals import ENDING
 CODE = [p for folder in ("src", "callbacks", "data_modules") for p in (ROOT / folder).rglob("*.py")]
 
 
-def begun(body, env=None):
-    """A process that runs `body`."""
+@pytest.fixture
+def begun():
+    """Starts processes that run `body`, and kills them after the test."""
     code = (
         "import os, signal, sys, threading, time\nfrom triptych.utils.signals import supervisor\n"
     )
-    return subprocess.Popen(
-        [sys.executable, "-c", code + textwrap.dedent(body)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, **(env or {})},
-        preexec_fn=as_from_a_terminal,
-    )
+    with ExitStack() as stack:
+
+        def start(body, env=None):
+            process = processes.started(
+                [sys.executable, "-c", code + textwrap.dedent(body)],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                env={**os.environ, **(env or {})},
+                preexec_fn=as_from_a_terminal,
+                start_new_session=False,  # one of them leads a group of its own
+                process_group=0,
+            )
+            return stack.enter_context(process)
+
+        yield start
 
 
 def as_from_a_terminal():
@@ -44,11 +55,16 @@ def as_from_a_terminal():
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def started(body):
-    """A process that runs `body` with signals handled, once it has printed a line."""
-    process = begun(body)
-    assert process.stdout.readline() == "ready\n"
-    return process
+@pytest.fixture
+def started(begun):
+    """Starts a process that runs `body` with signals handled, once it has printed a line."""
+
+    def start(body):
+        process = begun(body)
+        assert process.stdout.readline() == "ready\n"
+        return process
+
+    return start
 
 
 # The main thread waits where no Python code runs, as in a collective: a lock is waited for in C,
@@ -72,7 +88,7 @@ while True:
         (signal.SIGUSR1, 1),
     ],
 )
-def test_outside_of_training_a_signal_ends_a_process_that_waits(number, times):
+def test_outside_of_training_a_signal_ends_a_process_that_waits(number, times, started):
     process = started("with supervisor.handled():\n" + textwrap.indent(WAITING, "    "))
     for _ in range(times):
         process.send_signal(number)
@@ -81,7 +97,7 @@ def test_outside_of_training_a_signal_ends_a_process_that_waits(number, times):
     assert said == f"triptych: ended by {number.name}.\n"
 
 
-def test_in_training_a_signal_is_noted_and_the_limit_ends_what_still_waits():
+def test_signal_in_training_is_deferred_up_to_a_time_limit(started):
     body = "supervisor.install(owner=True)\nsupervisor.deferred, supervisor.limit = True, 0.5\n"
     process = started(body + WAITING)
     began = time.monotonic()
@@ -92,7 +108,7 @@ def test_in_training_a_signal_is_noted_and_the_limit_ends_what_still_waits():
     assert said.startswith("triptych: SIGTERM: still waiting after 0.5 s") and said.count("\n") == 1
 
 
-def test_a_second_ctrl_c_ends_at_once():
+def test_a_second_ctrl_c_ends_at_once(started):
     body = "supervisor.install(owner=True)\nsupervisor.deferred = True\n"
     process = started(body + WAITING)
     process.send_signal(signal.SIGINT)
@@ -102,7 +118,7 @@ def test_a_second_ctrl_c_ends_at_once():
     assert process.wait(timeout=10) == 130
 
 
-def test_in_a_program_of_ones_own_a_second_ctrl_c_is_an_interrupt():
+def test_in_a_program_of_ones_own_a_second_ctrl_c_is_an_interrupt(started):
     body = """
         supervisor.install(owner=False)
         supervisor.deferred = True
@@ -123,7 +139,7 @@ def test_in_a_program_of_ones_own_a_second_ctrl_c_is_an_interrupt():
     assert process.communicate(timeout=10)[0] == "interrupted\n" and process.returncode == 0
 
 
-def test_what_others_handle_or_ignore_is_left_to_them():
+def test_foreign_signal_handlers_are_kept(started):
     body = """
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         signal.signal(signal.SIGUSR1, lambda *_: print("theirs", flush=True))
@@ -140,7 +156,7 @@ def test_what_others_handle_or_ignore_is_left_to_them():
     assert process.returncode == 0 and said == "theirs\nTrue\n"
 
 
-def test_a_forked_process_answers_signals_by_itself():
+def test_a_forked_process_answers_signals_by_itself(started):
     body = """
         with supervisor.handled():
             if not (child := os.fork()):
@@ -155,7 +171,7 @@ def test_a_forked_process_answers_signals_by_itself():
     assert process.returncode == 0 and said == "-15 None\n"
 
 
-def test_a_loader_process_lives_through_a_signal_to_the_group():
+def test_a_loader_process_lives_through_a_signal_to_the_group(started):
     """`timeout` and a terminal send to every process of the group."""
     body = """
         import torch
@@ -243,7 +259,7 @@ def test_a_killed_loader_process_is_a_sentence():
 # Several ranks ------------------------------------------------------------------------------------
 
 
-def rank_of_two(body, rank, port):
+def rank_of_two(begun, body, rank, port):
     """A rank of two, that runs `body` with signals handled."""
     code = """
         from datetime import timedelta
@@ -262,12 +278,12 @@ def rank_of_two(body, rank, port):
     )
 
 
-def test_a_rank_that_waits_in_the_store_ends_and_the_others_hear_of_it():
+def test_a_rank_that_waits_in_the_store_ends_and_the_others_hear_of_it(begun):
     """While ranks find each other they wait in the store, which stays locked as long."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    first, other = (rank_of_two(body, n, port) for n, body in enumerate(WAITS))
+    first, other = (rank_of_two(begun, body, n, port) for n, body in enumerate(WAITS))
     for process in (first, other):
         assert process.stdout.readline() == "ready\n"
     time.sleep(0.5)  # it has come to wait
@@ -281,12 +297,9 @@ def test_a_rank_that_waits_in_the_store_ends_and_the_others_hear_of_it():
 WAITS = ('store.get("what nobody sets")\n', "time.sleep(300)\n")
 
 
-def matrix(*words):
-    done = subprocess.run(
-        [sys.executable, ROOT / "benchmarks" / "signals.py", *words],
-        capture_output=True,
-        text=True,
-        timeout=1800,
+def matrix(*words, seconds):
+    done = processes.run(
+        [sys.executable, ROOT / "benchmarks" / "signals.py", *words], seconds=seconds
     )
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
     return json.loads(done.stdout.splitlines()[-1])
@@ -294,12 +307,12 @@ def matrix(*words):
 
 def test_two_ranks_end_in_any_phase():
     words = ["--ranks", "2", "--strategies", "ddp", "--times", "1", "--only", "3", "--resume", "3"]
-    found = matrix(*words)
+    found = matrix(*words, seconds=600)
     assert found["tried"] == found["ended"] == 3 and found["resumed"] == found["resumable"] == 1
 
 
 @pytest.mark.slow
 def test_more_ranks_end_in_every_phase():
     words = ["--ranks", "2", "4", "--strategies", "ddp", "fsdp2", "sharded", "--times", "1"]
-    found = matrix(*words, "--launchers", "lightning", "torchrun", "--only", "8")
+    found = matrix(*words, "--launchers", "lightning", "torchrun", "--only", "8", seconds=1800)
     assert found["tried"] == found["ended"] == 8 and found["resumed"] == found["resumable"]

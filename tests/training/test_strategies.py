@@ -1,14 +1,14 @@
 """Two processes (gloo, CPU) against one: DDP, FSDP2, accumulation, checkpoints between them."""
 
 import json
-import subprocess
 import sys
 from dataclasses import asdict
 
+import processes
 import pytest
 import ranks
 import torch
-from cutting import apart, cut, described, plain, sizes, validated, write_conversations
+from split_batches import apart, cut, described, plain, sizes, validated, write_conversations
 
 STEPS = {"steps": 4, "every": 2}
 TWO = [
@@ -148,7 +148,7 @@ def test_the_decoder_under_fsdp2_learns_as_under_ddp(fits):
     assert apart(fsdp2["gradients"], ddp["gradients"]) < 1e-5
 
 
-def test_fsdp2_splits_everything_or_what_trains_alone(fits):
+def test_fsdp2_shards_all_or_only_trained_parameters(fits):
     shard, replicate = fits["fsdp2"]["facts"], fits["replicated"]["facts"]
     assert shard["replicated"] == 0 and shard["here"] < 0.51 * shard["all"]
     trained = replicate["trained_bytes"] // 4
@@ -206,7 +206,8 @@ def test_a_rank_without_images_waits_for_no_other(number, seen_by_one, shapes_fo
 
 
 THREE = """
-import os
+from datetime import timedelta
+
 import torch
 from torch import distributed, multiprocessing
 from torch.nn.parallel import DistributedDataParallel
@@ -228,7 +229,9 @@ class Model(torch.nn.Module):
 
 def run(rank, file):
     torch.set_num_threads(1)
-    distributed.init_process_group("gloo", f"file://{file}", rank=rank, world_size=3)
+    distributed.init_process_group(
+        "gloo", f"file://{file}", rank=rank, world_size=3, timeout=timedelta(seconds=120)
+    )
 
     def trained(steps, state):
         model = DistributedDataParallel(Model(), gradient_as_bucket_view=True)
@@ -258,11 +261,11 @@ def test_three_ranks_of_ddp_resume_bit_for_bit(tmp_path):
     """A sum of three depends on its order, and that on where a gradient lies in DDP's buckets."""
     (tmp_path / "three.py").write_text(THREE)
     command = [sys.executable, tmp_path / "three.py", tmp_path / "store"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = processes.run(command, seconds=300)
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-def test_ddp_has_buckets_for_what_trains_alone(fits):
+def test_ddp_has_buckets_only_for_trained_parameters(fits):
     facts = fits["ddp"]["facts"]
     assert facts["bucket_bytes"] == facts["trained_bytes"] < 4 * facts["all"] / 1.9
 
@@ -276,7 +279,7 @@ def test_resuming_is_bit_identical(fits, resumed, whole):
     assert same(fits[resumed]["state"], fits[whole]["state"])
 
 
-def test_a_run_goes_on_under_another_strategy(fits):
+def test_run_resumes_under_another_strategy(fits):
     resumed, whole = fits["fsdp2_from_one"], fits["one"]
     assert resumed["losses"] == pytest.approx(whole["losses"][2:], rel=1e-6)
     assert apart(resumed["state"], whole["state"]) < 1e-5

@@ -86,7 +86,7 @@ def test_the_configurations_of_this_version_pass(path):
     require_current(yaml.safe_load(path.read_text()), path)
 
 
-def test_an_old_run_is_no_model(tmp_path):
+def test_run_of_an_old_version_is_refused(tmp_path):
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(OLD["loss_weights"]))
     with pytest.raises(ConfigurationError, match="older version of triptych"):
         describe_model([tmp_path / "config.yaml"])

@@ -1,4 +1,4 @@
-"""What is about to be written is said before, and a wrong name is refused."""
+"""Destination and size are printed before writing, and a wrong name is refused."""
 
 import re
 import shutil
@@ -43,7 +43,7 @@ DOORS = {"shapes": draw, "edits": draw_edits, "pack": pack_table, "features": fe
 
 
 @pytest.mark.parametrize("door", DOORS)
-def test_it_is_said_before_it_is_written(door, tmp_path, monkeypatch):
+def test_destination_is_printed_before_writing(door, tmp_path, monkeypatch):
     out, said = tmp_path / "out", []
 
     def hear(text):
@@ -79,7 +79,7 @@ def test_a_wrong_place_is_refused_and_left_as_it_is(door, there, tmp_path, monke
     assert not out.is_dir() or [path.name for path in out.iterdir()] == ["thesis.tex"]
 
 
-def test_a_guess_is_near_what_is_written(tmp_path, capsys):
+def test_size_estimate_is_close(tmp_path, capsys):
     folder = ensure_shapes(tmp_path / "shapes", train=200, evaluation=20, unseen=10, instruct=20)
     guess = float(re.search(r"about ([\d.]+) kB|about ([\d.]+) MB", capsys.readouterr().err)[2])
     size = sum(path.stat().st_size for path in folder.rglob("*.tar")) / 1e6

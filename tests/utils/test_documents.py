@@ -93,7 +93,7 @@ def test_json_that_is_refused(name):
     assert "\n" not in str(refused.value)
 
 
-def test_what_is_read():
+def test_valid_documents_are_read():
     text = "a: &a {x: 1.5, <<: &b {y: [1]}}\nb: {<<: *a, x: null}\nc: [*b, *b]\n"
     assert parse_yaml("\ufeff" + text, "x") == {
         "a": {"x": 1.5, "y": [1]},

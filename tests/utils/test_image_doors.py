@@ -409,7 +409,7 @@ def test_16_bits_are_rounded():
         np.array([["a", "b"]]),
     ],
 )
-def test_what_has_no_known_range_is_refused(values):
+def test_images_of_unknown_value_range_are_refused(values):
     with pytest.raises(UserError, match="unknown range .*convert it to 8 or 16 bits"):
         open_image(values)
     if values.dtype.kind in "if" and abs(np.nan_to_num(values)).max() < 2**31:

@@ -86,14 +86,14 @@ def test_every_door_refuses_it_at_once(name, door, bad_files):
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_the_reader_says_what_is_wrong(name):
+def test_reader_errors_name_the_cause(name):
     with pytest.raises(ImageError, match=BAD[name][1]):
         read_image(BAD[name][0])
 
 
 @pytest.mark.parametrize("door", [door for door in DOORS if "path" in door or door == "command"])
 @pytest.mark.parametrize("kind", ["fifo", "folder", "device", "link to nothing", "zero byte"])
-def test_what_is_no_regular_file_is_refused_at_once(kind, door, tmp_path):
+def test_irregular_image_files_are_refused_at_once(kind, door, tmp_path):
     path = tmp_path / "image.png"
     if kind == "fifo":
         os.mkfifo(path)
@@ -181,7 +181,7 @@ def test_images_in_memory_have_the_same_limits(tmp_path):
     assert open_image(Image.new("L", (64, 48))).mode == "RGB"
 
 
-def test_size_of_tiles_and_settings_come_from_headers_alone(bad_files):
+def test_sizes_and_metadata_come_only_from_headers(bad_files):
     folder = bad_files["160 megapixels"].parent
     assert tile_size(folder, [ExpectedImage("k", "p", "image.png")]) == 0
     with pytest.raises(UserError, match="is not an image that can be read"):

@@ -17,7 +17,7 @@ def ramp(width, height):
     return Image.fromarray(np.stack([columns, rows, 0 * rows], -1).astype(np.uint8))
 
 
-def test_a_square_of_the_right_size_is_left_alone():
+def test_square_of_the_right_size_is_unchanged():
     image = ramp(20, 20)
     assert torch.equal(square(image, 20).permute(1, 2, 0), torch.from_numpy(np.array(image)))
 
@@ -44,7 +44,7 @@ def test_every_image_has_three_colours(mode):
 
 
 @pytest.mark.parametrize("shape", [(150, 90), (90, 150), (97, 101), (640, 20), (3, 5), (448, 448)])
-def test_pillow_alone_makes_the_square_that_torchvision_makes(shape):
+def test_pillow_square_equals_that_of_torchvision(shape):
     image = ramp(*shape)
     for size in (16, 48, 448):
         expected = center_crop(resize(image, size, InterpolationMode.BICUBIC), size)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from tars import write
+from tar_shards import write
 
 from triptych.cli.input_files import images_at
 from triptych.cli.main import main
@@ -131,7 +131,7 @@ def test_captions_of_a_folder_are_those_of_the_loader(folder):
     assert scored == {caption for _, caption in samples_of(detect_source(path).open())}
 
 
-def test_what_a_folder_leaves_out_is_counted_by_reason(tmp_path, caplog):
+def test_skipped_files_are_counted_by_reason(tmp_path, caplog):
     put(tmp_path, "a.jpg", "a.png", "a.txt", "b.jpg", "c.txt", "d.jpg", "d.txt", "d.TXT")
     with caplog.at_level(logging.WARNING):
         assert samples_of(ImageFolder(tmp_path).open()) == [("a", "a.txt")]
@@ -144,7 +144,7 @@ def test_what_a_folder_leaves_out_is_counted_by_reason(tmp_path, caplog):
         assert reason in caplog.text
 
 
-def test_json_beside_an_image_is_that_of_a_shard(tmp_path):
+def test_json_next_to_an_image_is_read_as_in_a_shard(tmp_path):
     put(tmp_path, "a.jpg", "b.jpg", "b.txt", "c.jpg")
     (tmp_path / "a.JSON").write_text('{"caption": "of JSON", "more": 1}')
     (tmp_path / "b.json").write_text('{"caption": "not this"}')
@@ -237,7 +237,7 @@ def test_two_tables_of_one_folder_are_refused(tmp_path):
         ImageFolder(tmp_path).open()
 
 
-def test_a_folder_of_images_in_place_of_shards_says_what_makes_shards(tmp_path):
+def test_image_folder_in_place_of_shards_names_the_pack_command(tmp_path):
     with pytest.raises(UserError, match="holds images and no .* `triptych data pack .*--out"):
         find_shards(put(tmp_path, "a.jpg", "a.txt"))
 
@@ -347,14 +347,14 @@ def test_patterns(pattern, expected, tmp_path):
         (["0.tar.BZ2"], "", "are compressed"),
     ],
 )
-def test_shards_that_are_not_there_are_said_to_be_what_they_are(files, place, says, tmp_path):
+def test_error_for_missing_shards_describes_the_folder(files, place, says, tmp_path):
     folder = put(tmp_path / "set", *files)
     folder.mkdir(exist_ok=True)
     with pytest.raises(UserError, match=says):
         find_shards(folder / place)
 
 
-def test_compressed_shards_beside_others_are_said(tmp_path, caplog):
+def test_compressed_shards_among_others_are_reported(tmp_path, caplog):
     put(tmp_path, "0.tar", "sub/1.tar.gz")
     with caplog.at_level(logging.WARNING):
         assert find_shards(tmp_path) == [tmp_path / "0.tar"]
@@ -369,7 +369,7 @@ def test_compressed_shards_beside_others_are_said(tmp_path, caplog):
         (["a.jpg", "a.txt", "old/0.tar"], "images", "its 1 shards are not read, old/0.tar for one"),
     ],
 )
-def test_a_folder_of_both_says_what_is_not_read(files, kind, says, tmp_path, caplog):
+def test_mixed_folder_reports_the_unread_files(files, kind, says, tmp_path, caplog):
     put(tmp_path, *files)
     if kind == "shards":
         shard(tmp_path / "0.tar")
@@ -582,7 +582,7 @@ def compressors():
 
 
 @pytest.mark.parametrize("what", compressors())
-def test_what_is_compressed_under_the_name_of_a_tar_is_called_so(what, tmp_path):
+def test_compressed_tar_without_suffix_is_named_as_such(what, tmp_path):
     path = write(tmp_path / "0.tar", PAIR)
     path.write_bytes(compressors()[what](path.read_bytes()))
     with pytest.raises(UserError, match=f"0.tar is .*{what}.*unpack it"):
@@ -643,7 +643,7 @@ def test_dots_in_names_of_a_shard_are_taught_and_mended(dotted, tmp_path, capsys
     assert [packed.image_bytes(n) for n in range(4)] == [image(n, "JPEG") for n in range(4)]
 
 
-def test_a_shard_of_dotted_names_alone_is_refused_in_a_sentence_that_teaches(tmp_path, capsys):
+def test_shard_with_only_dotted_names_is_refused_with_a_hint(tmp_path, capsys):
     path = write(tmp_path / "0.tar", [("v1.0.jpg", image()), ("v1.0.txt", b"x")])
     with pytest.raises(UserError, match="first dot; `triptych data pack`"):
         ShardFolder(path).open()

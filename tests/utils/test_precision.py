@@ -7,8 +7,8 @@ import torch
 from builders import built, unified, vlm
 from lightning import Trainer
 from lightning.pytorch.plugins import FSDPPrecision, HalfPrecision
-from parts import CASES, draw, pixels
 from safetensors.torch import load_file, save_file
+from small_parts import CASES, draw, pixels
 from torch import nn
 
 from triptych import backbones
@@ -94,7 +94,7 @@ def test_no_cast_reaches_a_buffer(models, preset, cast):
 
 
 @pytest.mark.parametrize("preset", sorted(presets()))
-def test_no_cast_of_a_part_alone_reaches_a_buffer(models, preset):
+def test_casting_a_part_keeps_its_buffers(models, preset):
     for part in [m for m in models[preset].modules() if isinstance(m, LazyModule | BaseModule)]:
         part.float().to(BF16)
         assert {parameter.dtype for parameter in part.parameters()} <= {BF16}
@@ -112,7 +112,7 @@ def test_every_part_is_in_a_preset(models):
 
 
 @pytest.mark.parametrize("preset", sorted(presets()))
-def test_what_lies_in_files_beside_parameters_is_known_by_name(models, preset):
+def test_persistent_buffers_have_known_names(models, preset):
     """So that a file of half the size rounds no statistics; see `precision.exported`."""
     model = models[preset]
     stored = model.state_dict().keys() - dict(model.named_parameters(remove_duplicate=False)).keys()
@@ -171,7 +171,7 @@ def test_the_pipeline_loads_the_same_buffers_in_every_dtype(pipe, dtype, low_mem
 
 
 @pytest.mark.parametrize("on_meta", [True, False])
-def test_what_is_built_where_bfloat16_is_the_default(weights, on_meta):
+def test_buffers_are_exact_if_bfloat16_is_the_default(weights, on_meta):
     """As Lightning builds under bf16-true."""
     exact = unified("stage2", weights=weights)
     exact.configure_model()
@@ -228,7 +228,7 @@ def test_a_weight_file_of_half_the_size_has_whole_statistics(tmp_path, dtype):
     assert found["encoder.norm.num_batches_tracked"].dtype == torch.int64
 
 
-def test_no_file_fills_what_a_network_computes_for_itself(tmp_path):
+def test_files_do_not_overwrite_computed_buffers(tmp_path):
     """Old files of transformers hold rotary frequencies, rounded as everything else in them."""
     model = unified("stage1")
     model.configure_model()
@@ -299,7 +299,7 @@ def relative(found, exact):
 
 
 @pytest.mark.parametrize("position", POSITIONS)
-def test_prompts_in_bfloat16_differ_from_float32_by_rounding_alone(readers, position):
+def test_prompts_in_bfloat16_differ_from_float32_only_by_rounding(readers, position):
     exact, half = readers
     # A layer rounds about eight times one after the other; independent errors add as squares.
     bound = ROUNDOFF * (8 * exact.text.num_hidden_layers) ** 0.5

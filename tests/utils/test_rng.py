@@ -6,7 +6,7 @@ import torch
 from triptych.utils.rng import mix, normal, uniform
 
 
-def test_same_arguments_same_numbers_and_the_global_generator_is_left_alone():
+def test_draws_depend_only_on_their_arguments():
     before = torch.get_rng_state()
     assert torch.equal(normal((3, 2), 5, "noise", [1, 2]), normal((3, 2), 5, "noise", [1, 2]))
     assert torch.equal(uniform(5, "time", [1, 2]), uniform(5, "time", [1, 2]))

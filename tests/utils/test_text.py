@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from builders import SIDE, builder
 from PIL import Image
-from tars import write
+from tar_shards import write
 
 from triptych.cli.chat import converse, read_questions
 from triptych.cli.input_files import read_edits, read_prompts
@@ -197,7 +197,7 @@ def test_no_code_reads_text_by_other_rules(root):
 WIDE = ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "utf-32-be"]
 
 
-def test_a_mark_is_no_part_of_a_text_nor_of_json(tmp_path, given):
+def test_byte_order_mark_is_removed_from_text_and_json(tmp_path, given):
     for name, content in {
         "a.txt": b"a red circle",
         "a.jsonl": b'{"prompt": "a red circle"}',
@@ -243,7 +243,7 @@ def test_a_mark_in_the_json_of_a_sample(tmp_path):
     assert ShardFolder(tmp_path).open().caption(0) == "red"
 
 
-def test_what_is_no_utf8_is_refused(given):
+def test_non_utf8_text_is_refused(given):
     for content, says in [(b"caf\xe9", "no text in UTF-8"), (b"\xff\xfea\0", "UTF-16")]:
         given(content)
         with pytest.raises(UserError, match=f"standard input is {says}"):
@@ -251,7 +251,7 @@ def test_what_is_no_utf8_is_refused(given):
     assert decode_text(MARK, "x") == "" == decode_text(b"", "x")
 
 
-def test_a_closed_standard_input_is_said(monkeypatch):
+def test_closed_standard_input_is_reported(monkeypatch):
     monkeypatch.setattr(sys, "stdin", None)
     for door in (lambda: read_input("-"), lambda: converse(None, [], {})):
         with pytest.raises(UserError, match="standard input is closed"):
@@ -313,7 +313,7 @@ def test_a_nul_in_a_file_is_refused_by_its_line(tmp_path):
             read(tmp_path / name)
 
 
-def test_what_a_model_wrote_is_never_refused():
+def test_model_output_is_never_refused():
     talk = [
         {"role": "user", "content": "a\x01b"},
         {"role": "assistant", "content": "c\0\x02d"},
@@ -539,7 +539,7 @@ def test_a_lone_return_in_a_csv_costs_its_row(folder):
     assert skipped(lost) == {"row is no CSV": 1} and lost[0].samples == 1
 
 
-def test_tokens_of_captions_are_counted_of_what_is_read(tmp_path, tokenizer):
+def test_caption_tokens_are_counted_on_the_cleaned_text(tmp_path, tokenizer):
     file = tmp_path / "tokenizer.json"
     tokenizer.backend_tokenizer.save(str(file))
     texts = [MARK + b"red", b"red", b"", "red".encode("utf-16")]

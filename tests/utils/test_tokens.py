@@ -57,7 +57,7 @@ def known(request):
 
 
 def controls(tokenizer, ids):
-    """How often each added token is among the ids."""
+    """Number of occurrences of each added token in the ids."""
     return Counter(number for number in ids if number in tokenizer.added_tokens_decoder)
 
 
@@ -84,7 +84,7 @@ DOORS = {
 
 
 @pytest.mark.parametrize("door", DOORS)
-def test_ids_hold_the_control_tokens_of_the_template_alone(door, known):
+def test_ids_hold_only_the_control_tokens_of_the_template(door, known):
     make = DOORS[door]
     ordinary = controls(known, make(known, "a red circle"))
     for token in added(known):
@@ -117,7 +117,7 @@ def test_a_turn_that_is_written_out_is_text(known):
     assert controls(known, ids) == controls(known, chat_ids(known, [("user", ["hi"])], MOST))
 
 
-def test_a_conversation_keeps_what_was_said_as_text(pipe):
+def test_conversation_keeps_control_tokens_as_text(pipe):
     """The whole way, by the interface of the server: system, history and question."""
 
     def tokens(text):

@@ -53,7 +53,10 @@ def in_words(image: ImageInput, error: ImageError) -> str:
         return f"{name} does not exist; check the path."
     if error.reason == DAMAGED:
         name = str(image) if named else name
-        return f"{name} is not an image that can be read ({error.detail}); give a whole PNG, JPEG or WebP."
+        return (
+            f"{name} is not an image that can be read ({error.detail}); give a whole PNG, JPEG or "
+            "WebP."
+        )
     if error.reason == LINK:
         return f"{name} {LINK}; download it and give its path, or give {EXAMPLE}"
     if error.reason in REMEDIES:

@@ -83,8 +83,7 @@ class ImageDecoder:
     async def close(self) -> None:
         """Kill the workers."""
         for worker in [*self._running]:
-            if worker.returncode is None:
-                worker.kill()
+            _kill(worker)
             await worker.wait()
 
     async def _request(
@@ -128,8 +127,8 @@ class ImageDecoder:
         except (OSError, asyncio.IncompleteReadError) as error:
             raise WorkerCrashed(await worker.wait()) from error
         finally:
-            if worker is not None and not completed and worker.returncode is None:
-                worker.kill()
+            if worker is not None and not completed:
+                _kill(worker)
             self._give_back(worker if completed else None)
 
     async def _take(self, cost: int) -> asyncio.subprocess.Process | None:
@@ -151,6 +150,15 @@ class ImageDecoder:
                 turn.set_result(worker)
                 return
         self._free.append(worker)
+
+
+def _kill(worker: asyncio.subprocess.Process) -> None:
+    """Kill a worker and close its pipes.
+
+    With an open pipe `worker.wait()` returns only after all of its output has been read, which
+    nobody does after a cancelled request.
+    """
+    worker._transport.close()
 
 
 def _decoding_error(error: WorkerCrashed, param: str) -> APIError:

@@ -162,7 +162,7 @@ def fit(
 
 
 def validated(model: Any, batches: list[Any], **options: Any) -> dict[str, float]:
-    """What a validation on these batches logs."""
+    """Metrics that a validation on these batches logs."""
     runner = trainer(**options)
     runner.validate(model, Listed(batches), verbose=False)
     return {name: value.item() for name, value in runner.callback_metrics.items()}

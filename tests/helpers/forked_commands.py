@@ -11,6 +11,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from processes import limited
+
 
 class Forks:
     """Starts the program below; a context, so that it ends."""
@@ -22,11 +24,13 @@ class Forks:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
+            start_new_session=True,
         )
         return self
 
     def __exit__(self, *_):
-        self.process.communicate()
+        with limited(self.process, 30):
+            self.process.communicate()
 
     def together(self, folder, *commands, environments=None, streams=None):
         """Run commands at once in `folder`: [(status, output), ...].
@@ -39,9 +43,10 @@ class Forks:
         environments = environments or [{}] * len(commands)
         task = {"folder": str(folder), "commands": commands, "environments": environments}
         task["streams"] = streams
-        self.process.stdin.write(json.dumps(task) + "\n")
-        self.process.stdin.flush()
-        return [tuple(each) for each in json.loads(self.process.stdout.readline())]
+        with limited(self.process, 600):
+            self.process.stdin.write(json.dumps(task) + "\n")
+            self.process.stdin.flush()
+            return [tuple(each) for each in json.loads(self.process.stdout.readline())]
 
     def __call__(self, folder, *command):
         """Run one command: (status, output)."""
