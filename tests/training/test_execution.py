@@ -120,7 +120,9 @@ def test_what_is_built_on_meta_keeps_its_tables_and_its_ties():
 def test_the_start_of_a_part_does_not_depend_on_what_else_is_built(weights):
     starts = []
     for files in (weights, type(weights)(understanding=weights.understanding)):
-        trains = ["generation", "encoder", "decoding"] if files is not weights else ["generation"]
+        trains = (
+            ["generation", "encoder", "vae", "decoding"] if files is not weights else ["generation"]
+        )
         model = unified("stage2", weights=files, trainable=trains)
         model.configure_model()
         starts.append(dict(model.generation.named_parameters()))
