@@ -34,7 +34,7 @@ class WholePass:
         """The cross entropy of the last rows, which nothing learns from."""
 
     def condition(
-        self, input_ids: Tensor, attention_mask: Tensor, queries: Tensor, *_: object
+        self, input_ids: Tensor, attention_mask: Tensor, queries: Tensor, *_: object, **__: object
     ) -> Condition:
         """Outputs [B,N,D] at `queries` [N,D] after each right-padded prompt [B,T]."""
         language_model = self.model.model.language_model

@@ -264,7 +264,7 @@ def test_a_stock_language_model_gets_the_tokens_that_generation_needs(nested, tm
     model = load_model(
         [ROOT / "conf/presets/tiny.yaml", tmp_path / "ours" / "model.yaml"],
         ["--model.generation=null", "--model.decoding=null", "--model.encoding=null"]
-        + ["--model.encoder=null"]
+        + ["--model.encoder=null", "--model.vae=null"]
         + [f"--model.weights.{label}=null" for label in ("generation", "encoder", "decoder")],
     )
     tokenizer = model.understanding.vlm.tokenizer

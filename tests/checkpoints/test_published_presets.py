@@ -101,7 +101,9 @@ def test_published_preset_without_tokenizer_fails_at_first_use():
 
 
 def small(vocabulary):
-    return QwenVL("asset:tiny/tokenizer", QwenText(64, 128, 2, 4, 2), QwenVision(), 448, vocabulary)
+    return QwenVL(
+        "asset:tiny/tokenizer", QwenText(64, 128, 2, 4, 2), QwenVision(), vocabulary=vocabulary
+    )
 
 
 def test_a_tokenizer_must_agree_with_the_vocabulary_that_was_given(tokenizer):

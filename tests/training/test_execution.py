@@ -122,7 +122,9 @@ def test_model_built_on_meta_keeps_buffers_and_tied_weights():
 def test_initialization_of_a_part_does_not_depend_on_the_others(weights):
     starts = []
     for files in (weights, type(weights)(understanding=weights.understanding)):
-        trains = ["generation", "encoder", "decoding"] if files is not weights else ["generation"]
+        trains = (
+            ["generation", "encoder", "vae", "decoding"] if files is not weights else ["generation"]
+        )
         model = unified("stage2", weights=files, trainable=trains)
         model.configure_model()
         starts.append(dict(model.generation.named_parameters()))
