@@ -18,17 +18,18 @@
 
 The pipeline from a shard to a batch, step by step:
 
-    1. shards.index.ShardIndex            places of the samples in each shard
-    2. sources.webdataset.ShardFolder     samples by number
-    3. batching.tasks.TaskDataset         prompt and labels of a sample for one task
-    4. sampling.mixing.Mixture            data set of each position, by weight
-    5. sampling.epoch_shuffle.EpochShuffle    sample of a data set at each place of an epoch
-    6. sampling.length_buckets.LengthBuckets  positions of similar caption length
-    7. sampling.batch_sampler.GlobalBatchSampler  4 to 6 joined: the samples of a step
-    8. sampling.step_dataset.StepDataset  the share of this rank and micro-batch
-    9. decode.Decoder                     images as uint8 squares
-    10. batching.collate.Collator         3 and 9 joined to an `interfaces.Batch`
-    11. batching.accumulation.AccumulationLoader  micro-batches of a step, with their elements
+     1. shards.index.ShardIndex                     places of the samples in each shard
+     2. sources.webdataset.ShardFolder              samples by number
+     3. sampling.mixing.Mixture                     data set of each position, by weight
+     4. sampling.epoch_shuffle.EpochShuffle         sample at each place of an epoch
+     5. sampling.epochs.DistinctEpochs              no repeats where a batch spans two epochs
+     6. sampling.length_buckets.LengthBuckets       positions of similar caption length
+     7. sampling.batch_sampler.GlobalBatchSampler   3 to 6 joined: samples of a step
+     8. sampling.step_dataset.StepDataset           share of this rank and micro-batch
+     9. batching.tasks.TaskDataset                  prompt and labels of a sample
+    10. decode.Decoder                              images as uint8 squares
+    11. batching.collate.Collator                   9 and 10 joined to a `Batch`
+    12. batching.accumulation.AccumulationLoader    micro-batches of a step
 """
 
 if __name__ != "triptych.data_modules":
@@ -51,23 +52,23 @@ from triptych.data_modules.webdataset import ShardDataModule
 
 __all__ = [
     "AccumulationLoader",
-    "BaseDataModule",
     "BadSample",
     "BadSampleCounter",
+    "BaseDataModule",
     "Collator",
     "ConversationFile",
+    "DataSource",
+    "DatasetConfig",
     "Decoder",
     "EditsDataModule",
-    "DatasetConfig",
-    "MixedDataModule",
     "ImageFolder",
-    "TaskDataset",
+    "MixedDataModule",
     "Sample",
     "ShapesDataModule",
     "ShardDataModule",
     "ShardFolder",
-    "DataSource",
     "StreamDataModule",
+    "TaskDataset",
 ]
 
 
