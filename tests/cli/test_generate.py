@@ -426,7 +426,7 @@ def test_texts_longer_than_names_of_files_are_no_traceback(arguments, said, trip
         (2, ["edit", SAMPLES], "give images and then an instruction"),
         (1, ["edit", "--jsonl", "edit.jsonl"], 'names one "image"'),
         (1, ["reconstruct", "no.png"], "no.png does not exist"),
-        (1, ["chat", "empty.txt", "what?"], "empty.txt is no image that can be read"),
+        (1, ["chat", "empty.txt", "what?"], "empty.txt is not an image that can be read"),
         (1, ["chat", "no.png", "what?"], "no.png does not exist"),
         (2, ["chat", "what?", "where?"], "no image is called 'what?'"),
         (2, ["chat", "what?", "--top-p", "0"], "--top-p"),

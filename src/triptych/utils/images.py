@@ -54,7 +54,8 @@ def in_words(image: ImageInput, error: ImageError) -> str:
     if error.reason == DAMAGED:
         name = str(image) if named else name
         return (
-            f"{name} is no image that can be read ({error.detail}); give a whole PNG, JPEG or WebP."
+            f"{name} is not an image that can be read ({error.detail}); give a whole PNG, JPEG or "
+            "WebP."
         )
     if error.reason == LINK:
         return f"{name} {LINK}; download it and give its path, or give {EXAMPLE}"

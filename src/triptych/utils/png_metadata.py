@@ -56,7 +56,7 @@ def read_metadata(path: Path | str) -> dict[str, Any]:
     try:
         text = read_header(path).info[CHUNK]
     except ImageError as error:
-        raise UserError(f"{path} is no image that can be read ({error}).") from error
+        raise UserError(f"{path} is not an image that can be read ({error}).") from error
     except KeyError:
         text = ""
     try:
