@@ -27,23 +27,23 @@ from triptych.utils.signals import Terminated, supervisor
 
 log = logging.getLogger(__name__)
 
-# Prefixes that strategies and torch.compile put between the names of modules.
+# prefixes that strategies and torch.compile insert into names of modules
 _WRAPPERS = re.compile(r"(_fsdp_wrapped_module|_orig_mod|_checkpoint_wrapped_module)\.")
 
 
 class Checkpoint(ModelCheckpoint):
     """Lightning's ModelCheckpoint with this project's promises: see docs/checkpoints.md.
 
-    A checkpoint every `every_n_train_steps`, after the validation of that step if there is one, one
-    of the last step, and one when the run is interrupted (Ctrl-C), told to end (SIGTERM) or fails,
-    so that `--ckpt_path=last` resumes there. last.ckpt is a link to the newest.
+    Saves a checkpoint every `every_n_train_steps`, after the validation of that step if there is
+    one; after the last step; and when the run is interrupted (Ctrl-C), terminated (SIGTERM) or
+    fails, so that `--ckpt_path=last` resumes there. last.ckpt is a link to the latest.
 
     Args:
-        every_n_train_steps: steps between checkpoints.
-        save_top_k: how many of them stay, at least 2; -1 keeps all.
-        save_async: train on while a copy of the state is written.
-        end_within: seconds after a signal in which the run must have saved and ended; a process
-            that still waits then ends without.
+        every_n_train_steps: number of steps between checkpoints.
+        save_top_k: number of checkpoints to keep, at least 2; -1 keeps all.
+        save_async: whether training continues while a copy of the state is written.
+        end_within: maximum seconds between a signal and the end of the run, with its checkpoint; a
+            process that is still waiting then ends without saving.
     """
 
     def __init__(
@@ -55,8 +55,8 @@ class Checkpoint(ModelCheckpoint):
     ) -> None:
         if save_top_k != -1 and save_top_k < 2:
             raise UserError(
-                f"Checkpoint: save_top_k is {save_top_k}, but one alone may be damaged; give 2 or "
-                "more, or -1."
+                f"Checkpoint: save_top_k is {save_top_k}, but a single one may be damaged; give 2 "
+                "or more, or -1."
             )
         if end_within <= 0:
             raise UserError(f"Checkpoint: end_within must be above 0 seconds, not {end_within}.")
@@ -87,7 +87,9 @@ class Checkpoint(ModelCheckpoint):
     def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
         super().setup(trainer, module, stage)
         take_over(trainer)
-        if isinstance(trainer.strategy.checkpoint_io, AsyncCheckpointIO):  # links before it wrote
+        if isinstance(
+            trainer.strategy.checkpoint_io, AsyncCheckpointIO
+        ):  # it links before the file is written
             raise UserError(
                 "the plugin AsyncCheckpointIO does not go with the Checkpoint callback; leave it "
                 "out, and set save_async=true of the callback."
@@ -96,13 +98,12 @@ class Checkpoint(ModelCheckpoint):
             io = BackgroundCheckpointIO if self.save_async else DurableCheckpointIO
             trainer.strategy.checkpoint_io = io(agree=trainer.strategy.broadcast)
 
-    # When ----------------------------------------------------------------------------------------
+    # Schedule ------------------------------------------------------------------------------------
     #
-    # A checkpoint is exact only between two steps: in the middle the weights may have taken a step
-    # that the optimizer's count, the schedule or an average of the weights have not. So signals
-    # are noted and the run ends after a step, the same on all ranks, and what fails within one
-    # leaves the checkpoint before it. With several ranks that holds for any failure: the others may
-    # be in another collective than those of a save.
+    # A checkpoint is exact only between two steps: within a step the weights may be ahead of the
+    # optimizer's count, the schedule or an average of the weights. So signals only set a flag, and
+    # the run ends after a step, the same on all ranks. After a failure within a step nothing is
+    # saved; with several ranks, after any failure, as the others may be in another collective.
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         super().on_train_start(trainer, module)
@@ -123,19 +124,19 @@ class Checkpoint(ModelCheckpoint):
         self._logged = True
 
     def on_before_optimizer_step(self, *_: Any) -> None:
-        self._between_steps = False  # callbacks that may refuse the step come before this one
+        self._between_steps = False  # callbacks that may skip the step come before this one
 
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self._logged = False  # Lightning does after this
+        self._logged = False  # Lightning logs after this hook
         loop = trainer.fit_loop.epoch_loop
         self._between_steps = not loop._should_accumulate()
         self._validation_due = sum(trainer.num_val_batches) > 0 and loop._should_check_val_fx(
             trainer.fit_loop._data_fetcher
         )
         if self._validation_due and trainer.global_step % self._every_n_train_steps == 0:
-            self._defer_save_until_validation = True  # so that a resumed run need not repeat it
+            self._defer_save_until_validation = True  # so that a resumed run does not repeat it
         else:
             super().on_train_batch_end(trainer, module, outputs, batch, batch_idx)
         self._end_if_signalled(trainer)
@@ -149,7 +150,7 @@ class Checkpoint(ModelCheckpoint):
         super().on_validation_end(trainer, module)
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
-        """Save the last step, whatever `every_n_train_steps`."""
+        """Save the last step, independent of `every_n_train_steps`."""
         self._logged = True
         unsaved = self._last_global_step_saved != trainer.global_step
         if self._began and unsaved and not trainer.fast_dev_run:
@@ -174,7 +175,7 @@ class Checkpoint(ModelCheckpoint):
         self, trainer: Trainer, module: LightningModule, exception: BaseException
     ) -> None:
         agreed = trainer.world_size == 1 or isinstance(exception, Terminated)
-        # a disk that failed would fail again; a run that did not begin has nothing of its own
+        # a failed disk would fail again; a run that did not begin has no state of its own
         if agreed and self._began and self._between_steps and not self._saving:
             super().on_exception(trainer, module, exception)
         self._release_signals()
@@ -185,17 +186,17 @@ class Checkpoint(ModelCheckpoint):
             self._agreement.close()
         received = supervisor.received
         if self._release_signals() and received is not None:
-            signal.raise_signal(received)  # it came after the last step: the program's to answer
+            signal.raise_signal(received)  # after the last step, the program handles it
 
     def _release_signals(self) -> bool:
-        """Undo what `on_train_start` did; whether it did."""
+        """Undo the changes of `on_train_start`; returns whether there were any."""
         self._agreement = None
         handled, self._handles_signals = self._handles_signals, False
         if handled:
             supervisor.restore()
         return handled
 
-    # How -----------------------------------------------------------------------------------------
+    # Writing -------------------------------------------------------------------------------------
 
     def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
         self._saving = True
@@ -208,7 +209,7 @@ class Checkpoint(ModelCheckpoint):
         self._saving = False
 
     def _save_folder(self, trainer: Trainer, path: Path) -> None:
-        """Let all ranks write their files into a folder that gets its name when all are done."""
+        """Let all ranks write to a temporary folder, which is renamed when all are done."""
         partial = atomic_checkpoint.temporary_path(path)
         if trainer.is_global_zero:
             shutil.rmtree(partial, ignore_errors=True)
@@ -231,7 +232,7 @@ class Checkpoint(ModelCheckpoint):
         elif trainer.is_global_zero:
             io.link(filepath, linkpath)
 
-    # What ----------------------------------------------------------------------------------------
+    # Content -------------------------------------------------------------------------------------
 
     def on_save_checkpoint(
         self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]
@@ -252,32 +253,32 @@ class Checkpoint(ModelCheckpoint):
         """Refuse a checkpoint from which this run could not resume exactly.
 
         Raises:
-            UserError: the checkpoint is of another seed or rests on other frozen weights.
+            UserError: the checkpoint has another seed or other frozen weights.
         """
-        made = checkpoint.get("run")
-        if made is None:
+        run = checkpoint.get("run")
+        if run is None:
             return
         if trainer.state.fn == TrainerFn.FITTING:
-            self._resumed = made["row"], made["validation_due"]
+            self._resumed = run["row"], run["validation_due"]
             loops = checkpoint["loops"]["fit_loop"]
             recut(loops, checkpoint["global_step"], trainer.accumulate_grad_batches)
             seed = getattr(module, "seed", None)
-            if made["seed"] != seed:
+            if run["seed"] != seed:
                 raise UserError(
-                    f"the checkpoint was trained with the seed {made['seed']}, this run has {seed}:"
-                    f" its noise would differ; resume it with --seed_everything={made['seed']}."
+                    f"the checkpoint was trained with the seed {run['seed']}, this run has {seed}:"
+                    f" its noise would differ; resume it with --seed_everything={run['seed']}."
                 )
-        check_base(made["base"], self._frozen_base(trainer, module))
+        check_base(run["base"], self._frozen_base(trainer, module))
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing: a resumed run has a folder of its own, and equal runs make equal files."""
+        """Empty: a resumed run has its own folder, and equal runs write equal files."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing: see `state_dict`; older checkpoints hold paths."""
+        """Ignored, see `state_dict`; older checkpoints have paths."""
 
     def _frozen_base(self, trainer: Trainer, module: LightningModule) -> Base:
-        """Source of the frozen weights; all ranks call, the first one reads."""
+        """Files and hashes of the frozen weights; collective, read by the first rank."""
         if self._base is None:
             frozen = [
                 _WRAPPERS.sub("", name)
@@ -291,7 +292,7 @@ class Checkpoint(ModelCheckpoint):
 
 
 def _not_written(path: Path, error: OSError | CheckpointException) -> UserError:
-    """The sentence for a disk that failed on this rank, or on another."""
+    """Error for a disk failure on this or another rank."""
     if isinstance(error, OSError):
         return atomic_checkpoint.not_written(path, error)
     rank, (cause, _) = next(iter(error.failures.items()))
@@ -299,20 +300,20 @@ def _not_written(path: Path, error: OSError | CheckpointException) -> UserError:
 
 
 def writes_folders(strategy: Strategy) -> bool:
-    """Whether the ranks of a strategy write a file each: FSDP2's and FSDP1's sharded saves."""
+    """Whether each rank of a strategy writes its own file: sharded saves of FSDP1 and FSDP2."""
     distributed = getattr(strategy, "_save_distributed_checkpoint", False)
     return distributed or getattr(strategy, "_state_dict_type", None) == "sharded"
 
 
 def recut(fit_loop: dict[str, Any], step: int, micro_batches: int) -> None:
-    """Let the saved state of Lightning's loops count `step` steps of `micro_batches` batches each.
+    """Set the saved state of Lightning's loops to `step` steps of `micro_batches` batches each.
 
-    A step of the same samples may be cut otherwise in the resumed run, as on fewer ranks.
+    A step may have another number of micro-batches in the resumed run, as on fewer ranks.
     Lightning (2.6) counts only batches: its steps would begin and end in the middle of ours.
     """
     training = fit_loop["epoch_loop.batch_progress"]
     if training["current"]["processed"] != training["total"]["processed"]:
-        return  # not the first epoch: of how many batches the others were is not saved
+        return  # not the first epoch: the number of batches of the others is not saved
     more = step * micro_batches - training["total"]["processed"]
     for count in (training["total"], training["current"]):
         for name in count:
@@ -320,11 +321,11 @@ def recut(fit_loop: dict[str, Any], step: int, micro_batches: int) -> None:
 
 
 def between_steps(fit_loop: dict[str, Any], step: int, validation_due: bool) -> None:
-    """Set the saved state of Lightning's loops to: `step` steps are done, nothing else is begun.
+    """Set the saved state of Lightning's loops to `step` completed steps, with nothing in progress.
 
-    Lightning (2.6) resumes inside an unfinished step; then the numbers of the steps that follow
-    are off by one, or a validation is skipped, or only its other half is run. There are two
-    states from which it resumes exactly: the end of a batch, and a validation in its first batch.
+    Lightning (2.6) resumes inside an unfinished step: then later step numbers are off by one, or a
+    validation is skipped or only half run. It resumes exactly from two states: the end of a batch,
+    and a validation in its first batch.
     """
     training = fit_loop["epoch_loop.batch_progress"]
     for count in (training["total"], training["current"]):

@@ -1,4 +1,4 @@
-"""A moving average of the weights in training, which samples better than the weights themselves."""
+"""Exponential moving average of the weights."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from triptych.utils.errors import UserError
 
 
 class EMA(Callback):
-    """Exponential moving average, in float32, of only the parameters that train.
+    """Exponential moving average, in float32, of the trainable parameters.
 
         average <- average + (1 - decay) * (weights - average)      after each step
 
-    In float32 whatever the weights: in bfloat16 it would stand still, as a change of 1e-4 of a
-    number is below its last bit. Validation, test and prediction use the average, sample sheets
-    show both. The fit ends with weights_ema.safetensors beside weights.safetensors. A step that a
-    guard skipped changes no average. For sharded parameters each rank stores its part.
+    Always in float32: in bfloat16 a relative change of 1e-4 is below the precision. Validation,
+    test and prediction use the average; sample grids are made with both. A fit also writes
+    weights_ema.safetensors. A skipped step does not change the average. For sharded parameters each
+    rank stores its shard.
 
-    A checkpoint holds the average under `checkpoint["callbacks"]["EMA"]`: "average" (parameter
-    name -> whole float32 tensor) and "steps".
+    A checkpoint has the average in `checkpoint["callbacks"]["EMA"]`: "average" (full float32
+    tensors by parameter name) and "steps".
 
     Args:
         decay: weight of the old average in a step.
-        warmup: whether to begin with a shorter memory, to forget the random start early: step n
-            decays by min(decay, (1 + n) / (10 + n)).
-        export: whether to write weights_ema.safetensors too at the end of a fit.
+        warmup: whether to start with a smaller decay, to forget the random initialization: in step
+            n it is min(decay, (1 + n) / (10 + n)).
+        export: whether to write weights_ema.safetensors at the end of a fit.
     """
 
     def __init__(self, decay: float = 0.9999, warmup: bool = True, export: bool = True) -> None:
@@ -45,11 +45,11 @@ class EMA(Callback):
         self.decay, self.warmup = decay, warmup
         self._export = ExportWeights("weights_ema.safetensors") if export else None
         self.average: dict[str, Tensor] = {}
-        """Parameter name -> float32, sharded like the parameter; filled when training starts."""
+        """float32 tensors by parameter name, sharded like these; set when training starts."""
         self.steps = 0
         self._parameters: list[Tensor] = []
         self._loaded: dict[str, Tensor] | None = None
-        self._raw: list[Tensor] | None = None  # the weights themselves, while the average is in use
+        self._raw: list[Tensor] | None = None  # the weights, while the average is in use
         self._hooks: list[Any] = []
         self._saves = True  # the first rank
 
@@ -61,13 +61,13 @@ class EMA(Callback):
             )
         self._saves = trainer.is_global_zero
 
-    # Following the weights ----------------------------------------------------------------------
+    # Updates ------------------------------------------------------------------------------------
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         self._attach(module)
         if self._export is not None:
             self._export.on_train_start(trainer, module)
-        # after the step itself, wherever this callback stands in the list
+        # after the step, for any order of callbacks
         self._hooks = [o.register_step_post_hook(self._follow) for o in trainer.optimizers]
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
@@ -80,7 +80,7 @@ class EMA(Callback):
 
     @torch.no_grad()
     def _attach(self, module: LightningModule) -> None:
-        """Begin with the current weights, or with the average from a checkpoint."""
+        """Start from the current weights, or from the average of a checkpoint."""
         trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
         self._parameters = list(trained.values())
         if self._loaded is None:
@@ -98,7 +98,7 @@ class EMA(Callback):
 
     @torch.no_grad()
     def _follow(self, optimizer: Optimizer, *_: Any) -> None:
-        """One step of the average, after one of the optimizer."""
+        """Update the average after a step of the optimizer."""
         if not has_gradients(optimizer):
             return
         self.steps += 1
@@ -108,18 +108,18 @@ class EMA(Callback):
         current = [local(p).float() for p in self._parameters]
         if skipped is None:
             torch._foreach_lerp_(average, current, weight)
-        else:  # on the device: a weight of 0 for a step that was not taken
+        else:  # without synchronization: weight 0 for a skipped step
             torch._foreach_lerp_(average, current, [weight * (1 - skipped)] * len(average))
 
     def decay_at(self, step: int) -> float:
-        """The decay of the step with that number, from 1 on."""
+        """Decay in a step, counted from 1."""
         return min(self.decay, (1 + step) / (10 + step)) if self.warmup else self.decay
 
-    # Using the average --------------------------------------------------------------------------
+    # Use of the average -------------------------------------------------------------------------
 
     @contextmanager
     def swapped(self, module: LightningModule) -> Iterator[None]:
-        """The module computes with the average; afterwards with its own weights again."""
+        """Use the average as the module's weights inside the block."""
         self._use(module)
         try:
             yield
@@ -128,7 +128,7 @@ class EMA(Callback):
 
     @torch.no_grad()
     def _use(self, module: LightningModule) -> None:
-        if self._loaded is not None:  # a checkpoint that is validated, not trained
+        if self._loaded is not None:  # a checkpoint is validated, not trained
             self._attach(module)
         if not self.average or self._raw is not None:
             return
@@ -165,7 +165,7 @@ class EMA(Callback):
     def on_exception(
         self, trainer: Trainer, module: LightningModule, exception: BaseException
     ) -> None:
-        self._give_back()  # before Checkpoint, which comes last, saves what the weights are
+        self._give_back()  # before Checkpoint, which comes last, saves the weights
         self._detach()
 
     def on_fit_end(self, trainer: Trainer, module: LightningModule) -> None:

@@ -1,4 +1,4 @@
-"""Guards: a step that would harm the weights is not taken, and the samples behind it are named."""
+"""Guards: skip steps that would harm the weights, and report their samples."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ from triptych.utils.errors import UserError
 log = logging.getLogger(__name__)
 
 UNLOGGED = 50
-"""Steps between two readings of the flags where no step is logged."""
+"""Number of steps between two reads of the flags if no step is logged."""
 
 
 @dataclass
 class Step:
-    """A step whose flag the host has not read yet."""
+    """A step whose flag was not read yet."""
 
     number: int
     keys: list[str]
     bad: Tensor
-    """bool scalar on the device, the same on every rank."""
+    """Flag, a bool scalar on the device, equal on all ranks."""
 
 
 class Guard(Callback):
-    """Judges each step after its backward pass; a bad one changes nothing but the step's number.
+    """Checks each step after its backward pass; a bad step only increments the step count.
 
-    Weights, optimizer and EMA stay as they are, bit for bit. All ranks decide together: one bad
-    rank is enough. On a GPU nothing waits for the verdict: flags are read every
-    `log_every_n_steps` steps, and bad steps are reported then, with the keys of their samples.
-    Under float16 the scaler skips steps by itself, as a part of its work; guards then do nothing.
+    Weights, optimizer and EMA stay bit-identical. All ranks decide together: one bad rank suffices.
+    No device synchronization per step: flags are read every `log_every_n_steps` steps, and bad
+    steps are reported then, with the keys of their samples. Disabled under float16, whose scaler
+    skips steps by itself.
 
     Args:
-        patience: this many bad steps in a row end the run.
+        patience: number of consecutive bad steps that ends the run.
     """
 
     def __init__(self, patience: int = 10) -> None:
@@ -49,7 +49,7 @@ class Guard(Callback):
             raise UserError(f"{type(self).__name__}: patience must be 1 or more, not {patience}.")
         self.patience = patience
         self.skipped = 0
-        """Steps that were not taken, of those that the host has read."""
+        """Number of skipped steps, of those whose flags were read."""
         self.in_a_row = 0
         self._loss: Tensor | None = None
         self._keys: list[str] = []
@@ -57,7 +57,12 @@ class Guard(Callback):
 
     @abstractmethod
     def is_bad(self, loss: Tensor, norm: Tensor) -> Tensor:
-        """Bool scalar for the loss of this rank and the norm of its gradients, float32 scalars."""
+        """Whether a step is bad, a bool scalar.
+
+        Args:
+            loss: loss of this rank, a float32 scalar.
+            norm: norm of this rank's gradients, a float32 scalar.
+        """
 
     @abstractmethod
     def reason(self) -> str:
@@ -66,15 +71,15 @@ class Guard(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        waits = module.device.type != "cpu"  # the host would, for the device
-        if not waits or trainer.global_step % (trainer.log_every_n_steps or UNLOGGED) == 0:
-            self._read(trainer)  # here and not after the step: what ends a run is between two steps
+        synchronizes = module.device.type != "cpu"
+        if not synchronizes or trainer.global_step % (trainer.log_every_n_steps or UNLOGGED) == 0:
+            self._read(trainer)  # before the step: a run may end only between two steps
         self._keys += keys_of(batch)
         for optimizer in trainer.optimizers:
             reset(optimizer)
 
     def on_before_backward(self, trainer: Trainer, module: LightningModule, loss: Tensor) -> None:
-        # of each micro-batch its part of the step's loss; the mean of the sums of all ranks is that
+        # sum over micro-batches; the mean over ranks is the loss of the step
         loss = loss.detach().float()
         self._loss = loss.clone() if self._loss is None else self._loss + loss
 
@@ -92,7 +97,7 @@ class Guard(Callback):
         self._unread.append(Step(trainer.global_step + 1, keys, bad))
 
     def judged(self, loss: Tensor, bad: Tensor) -> None:
-        """Update a guard that learns from the steps with the loss of this step and its verdict."""
+        """Update a guard with state by the loss of a step and whether it was bad."""
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
         self._read(trainer)
@@ -104,7 +109,7 @@ class Guard(Callback):
         self.skipped, self.in_a_row = state["skipped"], state["in_a_row"]
 
     def _read(self, trainer: Trainer) -> None:
-        """Report the bad ones of the steps since the last reading; end the run after too many."""
+        """Report bad steps since the last read; end the run after too many."""
         if not self._unread:
             return
         flags = torch.stack([step.bad for step in self._unread]).tolist()
@@ -134,7 +139,7 @@ class NonFiniteGuard(Guard):
     """Guard that skips steps whose loss or gradient norm is not finite.
 
     Args:
-        patience: this many such steps in a row end the run.
+        patience: number of consecutive such steps that ends the run.
     """
 
     def is_bad(self, loss: Tensor, norm: Tensor) -> Tensor:
@@ -149,8 +154,8 @@ class SpikeGuard(Guard):
 
     Args:
         factor: multiple of the mean above which a loss is a spike.
-        memory: steps that the running mean looks back, roughly; no step is skipped before as many.
-        patience: number of spikes in a row that ends the run.
+        memory: approximate number of steps in the running mean; no earlier step is skipped.
+        patience: number of consecutive spikes that ends the run.
     """
 
     def __init__(self, factor: float = 3.0, memory: int = 100, patience: int = 10) -> None:
@@ -159,9 +164,9 @@ class SpikeGuard(Guard):
             raise UserError("SpikeGuard: factor must be above 1, memory 1 or more.")
         self.factor, self.memory = factor, memory
         self.mean: Tensor | None = None
-        """Scalar, float32: of the losses of the steps that were taken."""
+        """Running mean of the losses of good steps, a float32 scalar."""
         self.seen: Tensor | None = None
-        """Scalar, float32: how many those are."""
+        """Number of good steps, a float32 scalar."""
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         zero = torch.zeros((), device=module.device)
@@ -171,7 +176,9 @@ class SpikeGuard(Guard):
     def on_before_optimizer_step(
         self, trainer: Trainer, module: LightningModule, optimizer: Optimizer
     ) -> None:
-        if trainer.world_size > 1:  # one mean for all ranks: a checkpoint keeps that of the first
+        if (
+            trainer.world_size > 1
+        ):  # one mean for all ranks, as a checkpoint has only that of the first
             torch.distributed.all_reduce(self._loss)
             self._loss /= trainer.world_size
         super().on_before_optimizer_step(trainer, module, optimizer)
@@ -198,15 +205,15 @@ class SpikeGuard(Guard):
 
 
 def agreed(trainer: Trainer, bad: Tensor) -> Tensor:
-    """Whether it is bad on any rank, the same answer on all; nothing waits on the host."""
+    """Whether the step is bad on any rank, without synchronization with the host."""
     if trainer.world_size == 1:
         return bad
     flag = bad.float()
-    # not Lightning's reduce, which puts a barrier before: a wait of the host
+    # not Lightning's reduce, which has a barrier on the host
     torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
     return flag > 0
 
 
 def keys_of(batch: Any) -> list[str]:
-    """Names of the samples of a Batch, or of the batches of a joint step."""
+    """Keys of the samples of a Batch, or of the batches of a joint step."""
     return [key for each in batches_in(batch) for key in getattr(each, "keys", [])]

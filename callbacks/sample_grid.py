@@ -1,4 +1,4 @@
-"""Sample grids during a fit: the same prompts and seeds again and again."""
+"""Image grids during a fit, with fixed prompts and seeds."""
 
 from __future__ import annotations
 
@@ -27,55 +27,56 @@ log = logging.getLogger(__name__)
 
 COLUMNS = 6
 
-Labelled = tuple[np.ndarray, list[str]]  # images uint8 [N,H,W,3] and a label for each
+LabelledImages = tuple[np.ndarray, list[str]]  # images uint8 [N,H,W,3], and a label for each
 
 
 @dataclass(frozen=True)
-class Sheet:
-    """One kind of sheet: its contents and its requirements.
+class GridKind:
+    """A kind of image grid: its contents and its requirements.
 
     Args:
-        loss: the stage's loss that it shows.
-        make: (options, model, samples) -> images and labels.
-        parts: of the model, see `UnifiedModule.lacks`.
-        objective: of the validation samples on it.
-        needs: what each of these has, see `data_modules.previews`.
-        wanted: `needs` in words.
+        loss: loss of the stage that the grid illustrates.
+        make: function (options, model, samples) -> images and labels.
+        parts: required parts of the model, see `UnifiedModule.lacks`.
+        objective: objective of the validation samples.
+        needs: required fields of these samples, see `data_modules.previews`.
+        requirement: description of `needs`, for messages.
     """
 
     loss: str
-    make: Callable[[SampleGrid, Any, list[Any]], Labelled]
+    make: Callable[[SampleGrid, Any, list[Any]], LabelledImages]
     parts: tuple[str, ...]
     objective: str
     needs: tuple[str, ...]
-    wanted: str
+    requirement: str
 
 
 class SampleGrid(OptionalCallback):
     """Saves samples/step-00000100.png in the run's folder, and shows it in TensorBoard.
 
-    The contents follow from the stage's losses: images for captions, or originals above edits
+    The contents depend on the stage's losses: images of captions, or originals above edits
     (generation), originals above reconstructions (decoding), answers about validation images
-    (understanding; also as step-00000100.txt), or originals above the VAE's round trip above what a
-    linear map reads from the encoder's features (encoding). Disabled if the stage, the model
-    or the validation samples have none of these. One sheet is made before the first step and one
-    after the last. Beside `EMA` each sheet is made twice: with the weights and, as
+    (understanding; also as step-00000100.txt), or originals above VAE reconstructions above a
+    linear readout of the encoder's features (encoding). Disabled if the stage, the model or the
+    validation samples have none of these. Also saved before the first step and after the last one.
+    With the callback `EMA`, each grid is made twice, with the weights and, as
     step-00000100-ema.png, with their average.
 
     Args:
-        every_n_steps: steps between sheets.
+        every_n_steps: number of steps between grids.
         num_samples: number of images.
-        prompts: captions to draw; null takes the first validation captions.
-        seed: image i starts from the noise of seed + i.
-        upscale: how many times images are enlarged.
-        previews: gives the object that makes a model's images; the command line names
-            `triptych.inference.model_inference.inference_of` where the configuration does not.
+        prompts: captions to generate; null takes the first validation captions.
+        seed: seed of the first image, each next one has one more.
+        upscale: integer factor by which images are enlarged.
+        previews: function from a model to an object that generates images; by default, the command
+            line sets `triptych.inference.model_inference.inference_of`.
     """
 
     def __init__(
         self,
         every_n_steps: int = 100,
         num_samples: int = 12,
+        *,
         prompts: list[str] | None = None,
         seed: int = 0,
         upscale: int = 3,
@@ -85,34 +86,34 @@ class SampleGrid(OptionalCallback):
             raise UserError("SampleGrid: every_n_steps, num_samples and upscale must be 1 or more.")
         self.every_n_steps, self.num_samples, self.prompts = every_n_steps, num_samples, prompts
         self.seed, self.upscale, self.previews = seed, upscale, previews
-        self._shown = -1  # the last step that has a sheet
-        self._sheet: Sheet | None = None
+        self._shown = -1  # last step with a grid
+        self._kind: GridKind | None = None
         self._samples: list[Any] = []  # previews of the data
 
     def lacks(self, trainer: Trainer, module: LightningModule) -> str | None:
-        """Choose the sheet of this stage, and its samples."""
+        """Choose the kind of grid of this stage, and its samples."""
         if self.previews is None:
             raise UserError(
                 "SampleGrid has nothing that makes images; give it "
                 "previews=triptych.inference.model_inference.inference_of."
             )
         losses = getattr(module, "loss_weights", {})
-        sheets = [sheet for sheet in SHEETS if sheet.loss in losses]
-        sheets = [sheet for sheet in sheets if sheet.loss == sheets[0].loss]
-        if not sheets:
+        kinds = [kind for kind in GRID_KINDS if kind.loss in losses]
+        kinds = [kind for kind in kinds if kind.loss == kinds[0].loss]
+        if not kinds:
             return f"it has nothing to show for the losses {sorted(losses)}"
-        if (missing := missing_parts(module, sheets[0].parts)) is not None:
+        if (missing := missing_parts(module, kinds[0].parts)) is not None:
             return missing
         preview = getattr(trainer.datamodule, "preview", None)
-        for self._sheet in sheets:
-            if "caption" in self._sheet.needs and self.prompts is not None:
+        for self._kind in kinds:
+            if "caption" in self._kind.needs and self.prompts is not None:
                 return None
             if preview is not None:
-                self._samples = preview(self._sheet.objective, self.num_samples, *self._sheet.needs)
+                self._samples = preview(self._kind.objective, self.num_samples, *self._kind.needs)
             if self._samples:
                 return None
-        wanted = " or ".join(sheet.wanted for sheet in sheets)
-        return f"no validation sample has {wanted}"
+        requirements = " or ".join(kind.requirement for kind in kinds)
+        return f"no validation sample has {requirements}"
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         self._show(trainer, module)
@@ -136,41 +137,41 @@ class SampleGrid(OptionalCallback):
                     self._save(trainer, module, "-ema")
 
     def _save(self, trainer: Trainer, module: LightningModule, suffix: str) -> None:
-        """Make a sheet with the weights as they are now, and save it under a name with `suffix`."""
-        make = self._sheet.make
+        """Save a grid made with the current weights; `suffix` is part of its name."""
+        make = self._kind.make
         try:
             with evaluation_mode(trainer, module):
                 images, labels = make(self, module, self._samples)
-        except NotFiniteError as error:  # training may recover; the guard of it is NonFiniteGuard
-            log.warning("no sheet at step %d: %s", trainer.global_step, error)
+        except NotFiniteError as error:  # training may recover; NonFiniteGuard checks it
+            log.warning("no grid at step %d: %s", trainer.global_step, error)
             return
-        run = of_trainer(trainer)  # asks all ranks
+        run = of_trainer(trainer)  # collective
         if trainer.is_global_zero and run is not None:
-            folder, sheet = (
+            folder, image = (
                 run / "samples",
                 labelled_image_grid(images, labels, COLUMNS, self.upscale),
             )
             folder.mkdir(parents=True, exist_ok=True)
             name = f"step-{trainer.global_step:08d}{suffix}"
-            sheet.save(folder / f"{name}.png")
+            image.save(folder / f"{name}.png")
             if make is answered:
                 (folder / f"{name}.txt").write_text("\n\n".join(labels) + "\n")
-            to_tensorboard(trainer, sheet, f"samples{suffix}")
+            to_tensorboard(trainer, image, f"samples{suffix}")
 
 
-def to_tensorboard(trainer: Trainer, sheet: Image.Image, tag: str) -> None:
-    """Show the sheet in every TensorBoard log of the run."""
+def to_tensorboard(trainer: Trainer, image: Image.Image, tag: str) -> None:
+    """Add the grid to every TensorBoard log of the run."""
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
             logger.experiment.add_image(
-                tag, np.asarray(sheet), trainer.global_step, dataformats="HWC"
+                tag, np.asarray(image), trainer.global_step, dataformats="HWC"
             )
 
 
-# --- the sheets -----------------------------------------------------------------------------------
+# --- kinds of grids -------------------------------------------------------------------------------
 
 
-def generated(options: SampleGrid, model: Any, samples: list[Any]) -> Labelled:
+def generated(options: SampleGrid, model: Any, samples: list[Any]) -> LabelledImages:
     """One image for each prompt."""
     prompts = options.prompts
     if prompts is None:
@@ -181,8 +182,8 @@ def generated(options: SampleGrid, model: Any, samples: list[Any]) -> Labelled:
     ), prompts
 
 
-def edited(options: SampleGrid, model: Any, samples: list[Any]) -> Labelled:
-    """Originals above what instructions make of them."""
+def edited(options: SampleGrid, model: Any, samples: list[Any]) -> LabelledImages:
+    """Originals above their edits."""
     instructions = [sample.text for sample in samples]
     originals = squares(samples, model.image_size)
     shown = options.previews(model).edit(
@@ -191,15 +192,15 @@ def edited(options: SampleGrid, model: Any, samples: list[Any]) -> Labelled:
     return stack_rows(to_arrays(originals), to_arrays(shown)), instructions
 
 
-def reconstructed(options: SampleGrid, model: Any, samples: list[Any]) -> Labelled:
+def reconstructed(options: SampleGrid, model: Any, samples: list[Any]) -> LabelledImages:
     """Originals above reconstructions."""
     originals = squares(samples, model.encoder.image_size)
     shown = options.previews(model).reconstruct(originals, seeds=seeds(options, len(originals)))
     return stack_rows(to_arrays(originals), to_arrays(shown)), labels_of(samples)
 
 
-def answered(options: SampleGrid, model: Any, samples: list[Any]) -> Labelled:
-    """Validation images with a question about each, the given and the right answer."""
+def answered(options: SampleGrid, model: Any, samples: list[Any]) -> LabelledImages:
+    """Validation images with a question about each, and the model's and the correct answer."""
     images = squares(samples, model.preprocessing().understanding_size)
     answers = options.previews(model).answer(images, [sample.turn[0] for sample in samples])
     labels = [
@@ -209,8 +210,8 @@ def answered(options: SampleGrid, model: Any, samples: list[Any]) -> Labelled:
     return to_arrays(images), labels
 
 
-def encoded(options: SampleGrid, model: Any, samples: list[Any]) -> Labelled:
-    """Originals above the VAE's round trip above pixels by a linear map of the features."""
+def encoded(options: SampleGrid, model: Any, samples: list[Any]) -> LabelledImages:
+    """Originals above VAE reconstructions above a linear map of the features to pixels."""
     originals = squares(samples, model.encoder.image_size)
     pixels = originals.to(model.device)
     features = model.encoder(pixels)
@@ -221,20 +222,20 @@ def encoded(options: SampleGrid, model: Any, samples: list[Any]) -> Labelled:
     return stack_rows(*(to_arrays(row) for row in rows)), labels_of(samples)
 
 
-_DRAWS = ("understanding", "generation", "decoding")
-# A stage with several losses shows the first of these; of one loss the first that the data allows.
-SHEETS = (
-    Sheet("generation", generated, _DRAWS, IMAGE_GENERATION, ("caption",), "a caption"),
-    Sheet("generation", edited, _DRAWS, IMAGE_GENERATION, ("edit",), "an edit"),
-    Sheet(
+_GENERATES = ("understanding", "generation", "decoding")
+# the first loss of a stage is illustrated, by its first kind of grid that the data allows
+GRID_KINDS = (
+    GridKind("generation", generated, _GENERATES, IMAGE_GENERATION, ("caption",), "a caption"),
+    GridKind("generation", edited, _GENERATES, IMAGE_GENERATION, ("edit",), "an edit"),
+    GridKind(
         *("decoding", reconstructed, ("encoder", "decoding"), IMAGE_GENERATION),
         *(("image",), "an image"),
     ),
-    Sheet(
+    GridKind(
         *("understanding", answered, ("understanding",), LANGUAGE_MODELING),
         *(("image", "turn"), "an image with a question or a caption"),
     ),
-    Sheet(
+    GridKind(
         *("encoding", encoded, ("encoder", "vae", "encoding"), IMAGE_GENERATION),
         *(("image",), "an image"),
     ),
@@ -242,15 +243,15 @@ SHEETS = (
 
 
 def seeds(options: SampleGrid, number: int) -> list[int]:
-    """One seed for each image, the same at every step."""
+    """One seed per image, equal at every step."""
     return [options.seed + n for n in range(number)]
 
 
 def squares(samples: list[Any], size: int) -> Tensor:
-    """The samples' images, cropped square: uint8 [B,3,size,size]."""
+    """Square crops of the samples' images, uint8 [B,3,size,size]."""
     return torch.stack([square(sample.image, size) for sample in samples])
 
 
 def labels_of(samples: list[Any]) -> list[str]:
-    """Captions; keys, where there are none."""
+    """Captions, or keys if there are none."""
     return [sample.text or sample.key for sample in samples]

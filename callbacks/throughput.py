@@ -20,14 +20,13 @@ PREFIX = "throughput"
 
 
 class Throughput(Callback):
-    """Logs, every `log_every_n_steps` steps, the speed of the steps since the last time.
+    """Logs training throughput every `log_every_n_steps` steps, over the steps since the last log.
 
-    throughput/samples_per_s and tokens_per_s (tokens of the language model's prompts, without
-    padding) are of all devices together; tflops_per_device are counted FLOPs, and mfu is their
-    share of the device's dense bfloat16 peak, where that is known. FLOPs are counted once, on the
-    first batch, and taken for those of every sample. peak_memory_gb is of this device since the
-    start, on a GPU. Validation does not count as time, and neither does what other callbacks do
-    between two windows, such as sheets and checkpoints. The device is waited for once a window.
+    throughput/samples_per_s and tokens_per_s (prompt tokens of the language model without padding)
+    are totals of all devices. tflops_per_device is from FLOPs counted once, on the first batch, and
+    mfu is its share of the dense bfloat16 peak, if that is known. peak_memory_gb is of this GPU
+    since the start. Validation and other callbacks' work between two windows, such as sample grids
+    and checkpoints, are excluded. One device synchronization per window.
     """
 
     def __init__(self) -> None:
@@ -48,7 +47,7 @@ class Throughput(Callback):
         self._begin()
 
     def _begin(self) -> None:
-        """A new window, whose time runs from the next batch on."""
+        """Start a new window with the next batch."""
         self._samples, self._tokens, self._since, self._paused = 0, None, None, 0.0
 
     def on_train_batch_start(
@@ -84,7 +83,7 @@ class Throughput(Callback):
             self._paused += now(module.device)
 
     def _speeds(self, trainer: Trainer, module: LightningModule) -> dict[str, float]:
-        """The figures of the window that ends now, by name in the log."""
+        """Values of the current window by name in the log."""
         device = module.device
         seconds = now(device) - self._since - self._paused
         tokens = 0.0 if self._tokens is None else float(self._tokens)

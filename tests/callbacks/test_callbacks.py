@@ -178,7 +178,7 @@ def test_sample_grid_with_nonfinite_values_is_skipped(tmp_path, caplog):
 
     run = fit(Spoilt("generation"), tmp_path, SampleGrid(every_n_steps=2), steps=2)
     assert not (run / "samples").exists()
-    assert "no sheet at step 2: the decoder's pixels are NaN or infinite" in caplog.text
+    assert "no grid at step 2: the decoder's pixels are NaN or infinite" in caplog.text
 
 
 def test_sample_grid_disturbs_neither_modes_nor_random_numbers(tmp_path):

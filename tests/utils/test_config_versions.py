@@ -66,6 +66,14 @@ OLD = {
             "callbacks": [{"class_path": "triptych.callbacks.Checkpoint", "init_args": {"keep": 3}}]
         }
     },
+    "num_images": {
+        "trainer": {
+            "evaluator": {
+                "class_path": "triptych.evaluation.FeatureDistance",
+                "init_args": {"reference": "a", "images": 4},
+            }
+        }
+    },
     "num_val_samples": {"data": {"init_args": {"val_samples": 4}}},
 }
 

@@ -1,7 +1,7 @@
-"""Documents of people and of downloads: text, YAML and JSON, bounded and checked before use.
+"""Untrusted documents: text, YAML and JSON, with limits and checks before use.
 
-All files that were not made by this very process are read here: a pipe is refused
-instead of waited for, and a document that would take all memory is refused before it is built.
+All files that were not written by this process are read here: pipes are refused instead of
+blocking, and a document that would exhaust memory is refused before it is built.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ YAML_BYTES = MIB
 JSON_BYTES = 32 * MIB
 TEXT_BYTES = 256 * MIB
 DEPTH = 64
-"""Levels of mappings and lists in each other."""
+"""Maximum nesting depth of mappings and lists."""
 NODES = 100_000
-"""Maximum number of values of a YAML document, each alias counted as its target."""
+"""Maximum number of values of a YAML document, with aliases expanded."""
 LONG = 64
-"""Characters: a text counts as one value more for each of these."""
+"""Number of characters that count as one more value of a text."""
 
 _KINDS = {
     stat.S_IFDIR: "a folder",
@@ -43,7 +43,7 @@ _TYPES = {dict: "object", list: "list"}
 
 
 def open_regular(path: str | Path) -> BinaryIO:
-    """Open a regular file for reading; anything else is refused at once, without waiting for it.
+    """Open a regular file for reading; anything else is refused without blocking.
 
     Raises:
         UserError: the file does not exist, is not a regular file, or may not be read.
@@ -63,10 +63,10 @@ def open_regular(path: str | Path) -> BinaryIO:
 
 
 def read_bytes(path: str | Path, largest: int) -> bytes:
-    """The content of a regular file of at most `largest` bytes.
+    """Read a regular file of at most `largest` bytes.
 
     Raises:
-        UserError: an error of `open_regular`, or it is larger or cannot be read.
+        UserError: an error of `open_regular`, or the file is larger or cannot be read.
     """
     try:
         with open_regular(path) as file:
@@ -83,19 +83,19 @@ def read_bytes(path: str | Path, largest: int) -> bytes:
 
 
 def read_text(path: str | Path, largest: int = TEXT_BYTES) -> str:
-    """The text of a file in UTF-8, with or without a byte order mark.
+    """Read a UTF-8 text file, with or without a byte order mark.
 
     Raises:
-        UserError: an error of `read_bytes`, or it is not UTF-8.
+        UserError: an error of `read_bytes`, or the file is not UTF-8.
     """
     return decode_text(read_bytes(path, largest), path)
 
 
 def read_standard_input(largest: int = TEXT_BYTES) -> str:
-    """The text of standard input, by the rules of `read_text`.
+    """Read standard input like `read_text`.
 
     Raises:
-        UserError: it is closed, has more than `largest` bytes, or is not UTF-8.
+        UserError: standard input is closed, has more than `largest` bytes, or is not UTF-8.
     """
     content = _standard_input().read(largest + 1)
     if len(content) > largest:
@@ -104,10 +104,10 @@ def read_standard_input(largest: int = TEXT_BYTES) -> str:
 
 
 def read_standard_line() -> str | None:
-    """The next line of standard input, None at its end.
+    """Read the next line of standard input; None at its end.
 
     Raises:
-        UserError: it is closed, longer than 1 MiB, or no UTF-8.
+        UserError: standard input is closed, or the line is longer than 1 MiB or not UTF-8.
     """
     line = _standard_input().readline(MIB + 1)
     if len(line) > MIB:
@@ -122,7 +122,7 @@ def _standard_input() -> BinaryIO:
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """The mapping in a YAML file of at most 1 MiB.
+    """Read a mapping from a YAML file of at most 1 MiB.
 
     Raises:
         UserError: an error of `read_text` or `parse_yaml`.
@@ -131,10 +131,10 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 
 def parse_yaml(text: str, what: object) -> dict[str, Any]:
-    """The mapping that a YAML document is; `what` names it in errors.
+    """Parse a YAML document to a mapping; `what` names it in errors.
 
     Raises:
-        UserError: it is broken, no mapping, nested too deep, or too large with aliases followed.
+        UserError: it is malformed, not a mapping, nested too deep, or too large.
     """
     content = load_yaml(text, what)
     if not isinstance(content, dict):
@@ -149,10 +149,15 @@ def parse_yaml(text: str, what: object) -> dict[str, Any]:
 
 
 def load_yaml(text: str, what: object, loader: type | None = None) -> Any:
-    """Any value of a YAML document, within the same bounds; `loader` is a safe one.
+    """Parse a YAML document to any value, within the same limits.
+
+    Args:
+        text: YAML text.
+        what: name of the document in errors.
+        loader: a safe loader; None is that of PyYAML.
 
     Raises:
-        UserError: it is broken, nested too deep, or too large once aliases are followed.
+        UserError: it is malformed, nested too deep, or too large.
     """
     loader = loader or getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
@@ -174,24 +179,24 @@ def load_yaml(text: str, what: object, loader: type | None = None) -> Any:
 
 @dataclass
 class _Open:
-    """A mapping or list whose end has not come yet."""
+    """An open mapping or list."""
 
     anchor: str | None
     before: int
-    """Values of the document up to here."""
+    """Number of values of the document up to here."""
     keys: set[str] | None
     """Keys of a mapping; None for other values."""
     at_key: bool = True
 
 
 def measure_yaml(text: str, what: object, loader: type) -> None:
-    """Refuse what would grow out of bounds, from the parser's events: nothing is built yet.
+    """Check the limits of a YAML document from parser events, without building it.
 
     Raises:
-        UserError: it is nested too deep, or too large once aliases are followed, or a key is twice.
-        yaml.YAMLError: it is broken.
+        UserError: it is nested too deep, too large with aliases expanded, or has a duplicate key.
+        yaml.YAMLError: it is malformed.
     """
-    sizes: dict[str, int] = {}  # of what each anchor names, aliases followed
+    sizes: dict[str, int] = {}  # size of each anchor's target, with aliases expanded
     opened: list[_Open] = []
     total = 0
     for event in yaml.parse(text, Loader=loader):
@@ -201,7 +206,7 @@ def measure_yaml(text: str, what: object, loader: type) -> None:
         if isinstance(event, yaml.AliasEvent):
             if event.anchor in (each.anchor for each in opened):
                 raise UserError(f"{what}: the alias *{event.anchor} at line {line} holds itself.")
-            total += sizes.get(event.anchor, 1)  # an unknown one is the loader's to refuse
+            total += sizes.get(event.anchor, 1)  # the loader refuses unknown ones
         elif isinstance(event, yaml.ScalarEvent):
             size = 1 + len(event.value) // LONG
             total += size
@@ -225,7 +230,7 @@ def measure_yaml(text: str, what: object, loader: type) -> None:
 
 
 def _take_key(mapping: _Open, event: yaml.NodeEvent, what: object) -> None:
-    """Keys and values come in turn; a key that comes twice would hide the first."""
+    """Track keys, which alternate with values; a duplicate key would hide the first."""
     if mapping.at_key and isinstance(event, yaml.ScalarEvent) and event.value != "<<":
         if event.value in mapping.keys:
             line = event.start_mark.line + 1
@@ -235,7 +240,7 @@ def _take_key(mapping: _Open, event: yaml.NodeEvent, what: object) -> None:
 
 
 def read_json(path: str | Path, kind: type = dict, largest: int = JSON_BYTES) -> Any:
-    """The object (or, by `kind`, the list) in a JSON file.
+    """Read an object (or, by `kind`, a list) from a JSON file.
 
     Raises:
         UserError: an error of `read_text` or `parse_json`.
@@ -244,30 +249,31 @@ def read_json(path: str | Path, kind: type = dict, largest: int = JSON_BYTES) ->
 
 
 def read_json_lines(text: str, name: object) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(NAME:NUMBER, object) of the lines of a text that are not blank.
+    """Yield (NAME:NUMBER, object) of the non-blank lines of a text.
 
     Raises:
-        UserError: an error of `parse_json`; it names the line.
+        UserError: an error of `parse_json`, with the line.
     """
     for number, line in numbered_lines(text):
         yield f"{name}:{number}", parse_json(line, f"{name}:{number}")
 
 
 def parse_json(text: str | bytes, what: object, kind: type = dict) -> Any:
-    """The value of a JSON text; `what` names it in errors.
+    """Parse a JSON text.
 
     Args:
         text: JSON text; bytes are UTF-8.
-        kind: dict or list, whichever it must be; `object` for any.
+        what: name of the text in errors.
+        kind: required type, dict or list; `object` for any.
 
     Raises:
-        UserError: it is broken, of another kind, or nested too deep.
+        UserError: it is malformed, of another type, or nested too deep.
     """
     if isinstance(text, bytes):
         text = decode_text(text, what)
     try:
         content = json.loads(text, object_pairs_hook=_object)
-        # each level has a bracket of its own: few texts need the walk
+        # each level has a bracket: few texts need the traversal
         if text.count("[") + text.count("{") > DEPTH and _deeper(content):
             raise RecursionError
         if "\\u" in text:
@@ -283,7 +289,7 @@ def parse_json(text: str | bytes, what: object, kind: type = dict) -> Any:
         raise UserError(
             f"{what} is nested more than {DEPTH} levels deep; it is no such file."
         ) from error
-    except ValueError as error:  # a number of more than 4,300 digits, a key that is there twice
+    except ValueError as error:  # a number of more than 4,300 digits, a duplicate key
         raise UserError(f"{what} is no JSON ({error}); correct it.") from error
     if not isinstance(content, kind):
         raise UserError(f"{what} is no JSON {_TYPES[kind]}; correct it or download it again.")

@@ -1,8 +1,8 @@
-"""Structure of image files: work that is hidden in small files, found before anything is decoded.
+"""Checks of the structure of image files for hidden work, before decoding.
 
-Pillow walks segments and chunks in Python, joins metadata by copying it, and libjpeg goes over all
-pixels once for every scan. So a file of some kilobytes can take minutes, whatever its size in
-pixels. One pass over the structure, which decodes nothing, counts what the decoders would do.
+Pillow iterates over segments and chunks in Python and joins metadata by copying, and libjpeg
+processes all pixels once for every scan. A file of some kilobytes can take minutes, for any size in
+pixels. One pass over the structure, without decoding, counts the work of the decoders.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ UNSIGNED = {1: "B", 3: "H", 4: "L"}  # EXIF types
 
 
 def count_scans(data: bytes) -> int:
-    """Passes over the pixels that decoding a JPEG takes.
+    """Number of scans of a JPEG.
 
-    A sequential JPEG whose first scan holds all components takes one, which ends the count before
-    the compressed pixels: those of most files are never looked at.
+    A sequential JPEG whose first scan has all components has one, which ends the count before the
+    compressed pixels: those of most files are not read.
 
     Raises:
         ImageError: there are too many scans or segments, or too much metadata.
@@ -80,10 +80,10 @@ def count_scans(data: bytes) -> int:
 
 
 def check_png(data: bytes) -> None:
-    """Refuse a PNG of too many chunks, or of too much text.
+    """Refuse a PNG with too many chunks or too much text.
 
     Raises:
-        ImageError: it is one.
+        ImageError: there are too many.
     """
     place, parts, metadata, texts = 8, 0, 0, 0
     most = MAX_PARTS + len(data) // 1024  # pixels come in chunks too, of some kilobytes each
@@ -101,7 +101,7 @@ def check_png(data: bytes) -> None:
 
 
 def count_gif_frames(data: bytes) -> int:
-    """Images in a GIF: 0, 1, or 2 for any larger number.
+    """Number of images in a GIF, at most 2.
 
     Raises:
         ImageError: there are too many blocks of metadata, or of pixels.
@@ -129,26 +129,26 @@ def count_gif_frames(data: bytes) -> int:
 
 
 def _colours(data: bytes, flags: int) -> int:
-    """Bytes of a GIF's table of colours, whose flags are at that place."""
-    found = int.from_bytes(data[flags : flags + 1])
-    return 6 << (found & 7) if found & 128 else 0
+    """Size in bytes of a GIF's colour table, with flags at index `flags`."""
+    value = int.from_bytes(data[flags : flags + 1])
+    return 6 << (value & 7) if value & 128 else 0
 
 
 def check_bmp(data: bytes) -> None:
-    """Refuse a compressed BMP, which Pillow decodes in Python, run by run.
+    """Refuse a compressed BMP, which Pillow decodes slowly in Python.
 
     Raises:
-        ImageError: it is one.
+        ImageError: it is compressed.
     """
     if int.from_bytes(data[14:18], "little") >= 40 and data[30:31] in (b"\1", b"\2"):
         raise ImageError("is of an unknown format", "a compressed BMP")
 
 
 def find_orientation(info: Mapping[str, Any]) -> int:
-    """EXIF orientation, 1 to 8, in the metadata of an image that Pillow opened; 1 is upright.
+    """EXIF orientation, 1 to 8, from the metadata of an image opened by Pillow; 1 is upright.
 
-    Pillow's own reader copies every value that EXIF points to, so that 64 kB of entries which all
-    point to the same bytes become 350 MB. This one reads a single number.
+    Pillow's own reader copies all values that EXIF points to, so that 64 kB of entries with the
+    same target become 350 MB. This function reads a single value.
     """
     found = 0
     for exif in _exif(info):
@@ -171,7 +171,7 @@ def _exif(info: Mapping[str, Any]) -> Iterator[bytes]:
 
 
 def _orientation_in(exif: bytes) -> int | None:
-    """The number as EXIF has it; None where there is none, or the EXIF is damaged."""
+    """Orientation in EXIF; None if it is missing or the EXIF is damaged."""
     exif = exif[re.match(rb"(?:Exif\0\0)*", exif).end() :]
     order = {b"II": "<", b"MM": ">"}.get(exif[:2])
     if order is None:

@@ -1,15 +1,15 @@
-"""Pixels of any mode and depth as 8-bit RGB: the one place where images are converted.
+"""Conversion of pixels of any mode and depth to 8-bit RGB.
 
-Ranges, by the type of the numbers:
+Ranges by type:
 
-- 8 bits (and 1 bit) stay as they are; 16 bits unsigned are divided by 257 and rounded;
-- other whole numbers (Pillow's "I", int32, whole floats above 1) are of 8 bits where none is above
-  255, as Pillow's own conversion writes them, of 16 bits where none is above 65,535;
+- 8 bits (and 1 bit) are unchanged; unsigned 16 bits are divided by 257 and rounded;
+- other integers (Pillow's "I", int32, whole floats above 1) are 8-bit if none is above 255, like in
+  Pillow's own conversion, and 16-bit if none is above 65,535;
 - floats from 0 to 1 are multiplied by 255 and rounded;
-- all others are refused: nothing is clipped.
+- others are refused; nothing is clipped.
 
 Transparent pixels are composited over white. The published code drops the alpha channel, which
-shows the hidden colours: `alpha="drop"`.
+shows hidden colours: `alpha="drop"`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import numpy as np  # imported where it is used: `--help` needs none
 
 Alpha = Literal["white", "drop"]
-"""Transparent pixels: composited over white, or opaque, in the colour that they hide."""
+"""Treatment of transparent pixels: composited over white, or opaque in their hidden colour."""
 
 RANGE = "has pixels of an unknown range"
 SHAPE = "is not of the shape of an image"
@@ -37,7 +37,7 @@ GREY_LEVELS = {"L;2": 85, "L;4": 17}  # raw modes of PNG: 255 over their largest
 
 
 def to_rgb(image: Image.Image, alpha: Alpha = "white") -> Image.Image:
-    """8-bit RGB of a decoded image of any Pillow mode; an opaque RGB image itself.
+    """Convert a decoded image of any Pillow mode to 8-bit RGB; opaque RGB images are unchanged.
 
     Raises:
         ImageError: its pixels have an unknown range, or its palette or transparency is damaged.
@@ -62,7 +62,7 @@ def to_rgb(image: Image.Image, alpha: Alpha = "white") -> Image.Image:
 
 
 def _reduce_depth(image: Image.Image) -> Image.Image:
-    """An "I", "I;16" or "F" image as "L", or as "LA" where one grey level is transparent."""
+    """Convert an "I", "I;16" or "F" image to "L", or to "LA" with a transparent grey level."""
     import numpy as np
 
     values = np.asarray(image)
@@ -74,10 +74,10 @@ def _reduce_depth(image: Image.Image) -> Image.Image:
 
 
 def to_8_bits(values: np.ndarray) -> np.ndarray:
-    """uint8 of the same shape, scaled from the range that the type and the values have.
+    """Convert values to uint8 from the range of their type and values.
 
     Raises:
-        ImageError: they have none of those of this module.
+        ImageError: the range is unknown, see this module.
     """
     import numpy as np
 
@@ -115,12 +115,12 @@ def _from_16_bits(values: np.ndarray) -> np.ndarray:
 
 
 def is_array(image: Any) -> bool:
-    """Whether it is a NumPy array, or a tensor; found out without importing either."""
+    """Whether `image` is a NumPy array or a tensor, without importing either."""
     return hasattr(image, "__array__") and not isinstance(image, Image.Image)
 
 
 def from_array(array: Any) -> Image.Image:
-    """The image in a NumPy array [H,W] or [H,W,C], or in a tensor [H,W] or [C,H,W], of 8 bits.
+    """Convert a NumPy array [H,W] or [H,W,C], or a tensor [H,W] or [C,H,W], to an 8-bit image.
 
     One channel is grey, two are grey and alpha, three RGB, four RGBA.
 
@@ -146,9 +146,9 @@ def from_array(array: Any) -> Image.Image:
 
 
 def scale_transparent_colour(header: Image.Image) -> None:
-    """Bring the transparent colour of a PNG to the 8 bits to which Pillow scales its pixels.
+    """Scale the transparent colour of a PNG to 8 bits, like Pillow scales its pixels.
 
-    Pillow leaves it as the file has it. Known before the image is decoded only.
+    Must be called before decoding.
     """
     tiles = getattr(header, "tile", None)
     raw, colour = tiles[0][3] if tiles else None, header.info.get("transparency")

@@ -1,10 +1,9 @@
-"""The one reader of images, for every door: path, bytes, data URL, shard, upload, image in memory.
+"""Reader of all images: paths, bytes, data URLs, tar shards, uploads, images in memory.
 
-Formats are opened by their class, as `Image.open` tries formats that run other programs (EPS), and
-warns of large images by a limit of its own. Sizes and hidden work are judged before anything is
-decoded. Images are turned as their EXIF orientation says, as Hugging Face `datasets`, which the
-published code reads its images with, does since 2024. `image_modes` says what becomes of depths
-and of transparency.
+Formats are opened by their class, as `Image.open` tries formats that run other programs (EPS) and
+has its own limit for large images. Sizes and hidden work are checked before decoding. The EXIF
+orientation is applied, as by Hugging Face `datasets`, the reader of the published code, since 2024.
+`image_modes` defines the conversion of depths and transparency.
 """
 
 from __future__ import annotations
@@ -55,12 +54,12 @@ TOO_MANY_PIXELS = "has too many pixels"
 TOO_LARGE = "is too large"
 TOO_LONG = "is too long for its width"
 ANIMATED = "is animated"
-SCANS_OF_LARGEST = 20  # passes over an image of the most pixels, more over a smaller one
+SCANS_OF_LARGEST = 20  # maximum scans of an image of maximum size, more for a smaller one
 
 
 class _Jpeg(JpegImagePlugin.JpegImageFile):
     def _read_dpi_from_exif(self) -> None:
-        """Not read: the resolution is of no use, and EXIF of 64 kB can take hundreds of MB."""
+        """Skip: the resolution is unused, and EXIF of 64 kB can take hundreds of MB."""
 
 
 @dataclass(frozen=True)
@@ -97,17 +96,17 @@ TURNS = {
 
 @dataclass(frozen=True)
 class ImageLimits:
-    """Limits of an image, judged from its headers.
+    """Limits of an image, checked on its headers.
 
     Args:
-        formats: keys of FORMATS.
-        max_bytes: size of the file.
-        max_pixels: width times height. Each scan of a JPEG is a pass over
-            them, see SCANS_OF_LARGEST.
-        max_side: limit of the longer side in pixels.
-        max_aspect: long side over short side: a thin line becomes huge when its short side is
-            enlarged to that of a square.
-        animated: whether to take the first frame of an animated image, rather than refuse it.
+        formats: permitted keys of FORMATS.
+        max_bytes: maximum size of the file.
+        max_pixels: maximum width times height; also limits the scans of a JPEG, see
+            SCANS_OF_LARGEST.
+        max_side: maximum of the longer side in pixels.
+        max_aspect: maximum ratio of the sides: a thin image becomes huge when its short side is
+            scaled to a square.
+        animated: whether to read the first frame of an animated image instead of refusing it.
     """
 
     formats: tuple[str, ...] = tuple(FORMATS)
@@ -153,15 +152,16 @@ DEFAULT_LIMITS = ImageLimits()
 def read_image(
     image: Any, limits: ImageLimits = DEFAULT_LIMITS, alpha: Alpha = "white"
 ) -> Image.Image:
-    """The image at its own size: upright, opaque, 8-bit RGB.
+    """Read an image at its own size: upright, opaque, 8-bit RGB.
 
     Args:
-        image: a path; the bytes of a file; a data URL; a Pillow image of any mode, which is turned
-            as its EXIF orientation says; a NumPy array or a tensor, see `from_array`.
+        image: a path, the bytes of a file, a data URL, a Pillow image of any mode, or a NumPy array
+            or tensor, see `from_array`.
+        limits: limits of the image.
         alpha: treatment of transparency, see `Alpha`; "drop" is for parity with the published code.
 
     Raises:
-        ImageError: it cannot be read, is damaged, or is beyond `limits`.
+        ImageError: it cannot be read, is damaged, or exceeds `limits`.
     """
     if is_array(image):
         image = from_array(image)
@@ -175,17 +175,17 @@ def read_image(
 
 
 def format_of(data: bytes) -> str | None:
-    """The key of FORMATS of an encoded image, by its first bytes; None of other files."""
+    """Key of FORMATS of an encoded image, by its first bytes; None for other files."""
     return next((name for name, each in FORMATS.items() if data.startswith(each.start)), None)
 
 
 def read_header(
     image: str | Path | bytes | bytearray | memoryview, limits: ImageLimits = DEFAULT_LIMITS
 ) -> Image.Image:
-    """The image with its size, mode and metadata known, and nothing decoded.
+    """Open an image, with size, mode and metadata, without decoding it.
 
     Raises:
-        ImageError: an error of `read_image`; damage of the pixels is found when they are decoded.
+        ImageError: an error of `read_image`, except for damaged pixels.
     """
     data = _bytes_of(image, limits.max_bytes)
     if len(data) > limits.max_bytes:
@@ -211,7 +211,7 @@ def read_header(
 
 
 def upright_rgb(header: Image.Image, alpha: Alpha = "white") -> Image.Image:
-    """Decode what `read_header` opened: upright, opaque, 8-bit RGB.
+    """Decode an image from `read_header`: upright, opaque, 8-bit RGB.
 
     Raises:
         ImageError: it is damaged.
@@ -221,14 +221,14 @@ def upright_rgb(header: Image.Image, alpha: Alpha = "white") -> Image.Image:
 
 
 def _turned_rgb(image: Image.Image, orientation: int, alpha: Alpha) -> Image.Image:
-    """RGB, turned, without orientation metadata; `image` itself if it already is."""
+    """Upright RGB image without orientation metadata; `image` itself if it already is one."""
     read, turn = to_rgb(image, alpha), TURNS.get(orientation)
     read = read if turn is None else read.transpose(turn)
     outdated = set(OUTDATED) & set(image.info)
     if outdated:
         read = read.copy() if read is image else read
     if read is not image:
-        read.info = {name: said for name, said in image.info.items() if name not in OUTDATED}
+        read.info = {name: value for name, value in image.info.items() if name not in OUTDATED}
     return read
 
 
@@ -238,19 +238,19 @@ def _orientation_in_memory(image: Image.Image) -> int:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return image.getexif().get(ORIENTATION, 1)
-    except Exception:  # damaged EXIF says nothing; Pillow raises what its damage provokes
+    except Exception:  # damaged EXIF is ignored; Pillow raises various exceptions
         return 1
 
 
 def decode(header: Image.Image) -> None:
-    """Decode in place; once it is done, nothing.
+    """Decode in place, once.
 
     Raises:
         ImageError: it is damaged.
     """
     try:
         header.load()
-    except Exception as error:  # OSError mostly, and whatever else damage provokes
+    except Exception as error:  # mostly OSError, and various others
         raise ImageError(DAMAGED, str(error)) from error
 
 
@@ -265,10 +265,10 @@ def _bytes_of(image: Any, most: int) -> bytes:
 
 
 def _read_file(path: str | Path, most: int) -> bytes:
-    """The bytes of a regular file; one of more than `most` is not read.
+    """Read a regular file of at most `most` bytes.
 
     Raises:
-        ImageError: there is none, or it cannot be read.
+        ImageError: the file does not exist, is larger, or cannot be read.
     """
     try:
         with open_regular(path) as file:

@@ -1,4 +1,4 @@
-"""Square crop of an image for a model, only with Pillow: without torch, so that it starts fast."""
+"""Square crop of an image for a model with Pillow only, as torch is slow to import."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from triptych.utils.image_modes import to_rgb
 
 
 def square_image(image: Image.Image, size: int) -> Image.Image:
-    """The published transform: short side to `size` (bicubic), centre crop; RGB, `size` squared."""
+    """The published transform: scale the short side to `size` (bicubic), centre crop, RGB."""
     image = to_rgb(image)
     if image.size == (size, size):
         return image
@@ -20,8 +20,8 @@ def square_image(image: Image.Image, size: int) -> Image.Image:
 def place_of_square(height: int, width: int, size: int) -> tuple[tuple[int, int], int, int]:
     """Resize and crop parameters of `square_image`: ((height, width) after scaling, top, left).
 
-    Equal to torchvision's `resize` and `center_crop`: the long side is rounded down, half a pixel
-    of the crop to even.
+    Equal to torchvision's `resize` and `center_crop`: the long side is rounded down, and half a
+    pixel of the crop is rounded to even.
     """
     short = min(height, width)
     scaled = (size * height // short, size * width // short)

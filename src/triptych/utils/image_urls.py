@@ -1,4 +1,4 @@
-"""Data URLs (RFC 2397), which hold a file, as opposed to links, which are not fetched."""
+"""Data URLs (RFC 2397); links are not fetched."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ LONGEST_HEAD = 1000  # characters before the comma
 
 
 def is_url(text: str) -> bool:
-    """Whether a text is a data URL or a link, rather than a path."""
+    """Whether a text is a data URL or a link, not a path."""
     return _scheme(text) in ("data", *FETCHED)
 
 
 def read_data_url(url: str) -> bytes:
-    """The file that a data URL holds, whatever media type it names.
+    """Decode a data URL of any media type.
 
-    Read as browsers do: letters of either case in what comes before the comma, percent encoding,
-    white space, and base64 without its padding.
+    Like browsers, accepts upper and lower case before the comma, percent encoding, white space, and
+    base64 without padding.
 
     Raises:
-        ImageError: it is a link or no URL, or a data URL that says neither an image nor base64.
+        ImageError: it is a link or not a URL, or a data URL without base64 and binary content.
     """
     if _scheme(url) != "data":
         raise ImageError(LINK, f"give {EXAMPLE}")

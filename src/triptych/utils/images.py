@@ -1,4 +1,4 @@
-"""Images as people have them, made into the squares that models take."""
+"""Opening, scaling and conversion of images for models."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from triptych.utils.image_squares import square_image
 from triptych.utils.image_urls import EXAMPLE, LINK, WRONG_DATA_URL, is_url
 
 ImageInput = Image.Image | str | Path | bytes | np.ndarray | Tensor
-"""All that `read_image` reads: an image in memory, its path, its file's bytes, or a data URL."""
+"""Inputs of `read_image`: an image in memory, a path, bytes of a file, or a data URL."""
 
 REMEDIES = {
     RANGE: "convert it to 8 or 16 bits, or to floats from 0 to 1",
@@ -34,10 +34,10 @@ REMEDIES = {
 
 
 def open_image(image: ImageInput) -> Image.Image:
-    """The image, read whole, upright (a camera's orientation applied), in RGB.
+    """Read an image as RGB, with its EXIF orientation applied.
 
     Raises:
-        UserError: it does not exist, is not an image, is damaged, or is beyond `DEFAULT_LIMITS`.
+        UserError: it does not exist, is not an image, is damaged, or exceeds `DEFAULT_LIMITS`.
     """
     try:
         return read_image(image)
@@ -46,7 +46,7 @@ def open_image(image: ImageInput) -> Image.Image:
 
 
 def in_words(image: ImageInput, error: ImageError) -> str:
-    """The sentence of a command about an image that cannot be used."""
+    """Error message about an image that cannot be used."""
     named = isinstance(image, Path) or (isinstance(image, str) and not is_url(image))
     name = f"the image {image}" if named else "the image"
     if error.reason == MISSING:
@@ -65,50 +65,47 @@ def in_words(image: ImageInput, error: ImageError) -> str:
 
 
 def square(image: Image.Image, size: int) -> Tensor:
-    """The published transform, `square_image`, as uint8 [3,size,size]."""
+    """Apply the published transform, `square_image`; returns uint8 [3,size,size]."""
     return image_to_tensor(square_image(image, size))
 
 
 def image_to_tensor(image: Image.Image) -> Tensor:
-    """An RGB image as uint8 [3,H,W]."""
+    """Convert an RGB image to uint8 [3,H,W]."""
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
 def to_tensor(arrays: Sequence[np.ndarray]) -> Tensor:
-    """uint8 [H,W,3] each -> uint8 [B,3,H,W]."""
+    """Convert arrays uint8 [H,W,3] to uint8 [B,3,H,W]."""
     return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
 
 
 def to_arrays(pixels: Tensor) -> np.ndarray:
-    """uint8 [B,3,H,W] on any device -> uint8 [B,H,W,3]."""
+    """Convert uint8 [B,3,H,W] on any device to an array uint8 [B,H,W,3]."""
     return pixels.permute(0, 2, 3, 1).cpu().numpy()
 
 
 def to_images(pixels: Tensor) -> list[Image.Image]:
-    """uint8 [B,3,H,W] on any device -> RGB images."""
+    """Convert uint8 [B,3,H,W] on any device to RGB images."""
     return [Image.fromarray(each) for each in to_arrays(pixels)]
 
 
 def stack_images(images: list[Tensor]) -> Tensor:
-    """uint8 [3,H,W] each as [B,3,H,W], channels last in memory, as decoders leave them.
+    """Stack images uint8 [3,H,W] to [B,3,H,W], with channels last in memory, as decoders do.
 
-    `torch.stack` would bring the channels forward, a tenth of the time that an image of 512
-    pixels takes to become a square of 448.
+    `torch.stack` would transpose the channels, which takes a tenth of the time of scaling an image
+    of 512 pixels to a square of 448.
     """
     return torch.stack([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2)
 
 
 def pixels_to_unit(pixels: Tensor, size: int | None = None) -> Tensor:
-    """uint8 [B,3,H,W] -> float32 in [-1,1]; the one place where images become numbers.
-
-    `size` scales other images to [B,3,size,size], bicubic.
-    """
+    """Convert uint8 [B,3,H,W] to float32 in [-1,1], scaled bicubically to `size` if given."""
     images = pixels.to(torch.float32) / 127.5 - 1.0
     return images if size is None else scaled(images, size, -1.0)
 
 
 def scaled(images: Tensor, size: int, black: float, white: float = 1.0) -> Tensor:
-    """float [B,3,H,W] from `black` to `white` -> [B,3,size,size], bicubic, cut off at these."""
+    """Scale float [B,3,H,W] bicubically to [B,3,size,size], clamped to [`black`, `white`]."""
     if images.shape[-2:] == (size, size):
         return images
     resized = nn.functional.interpolate(images, (size, size), mode="bicubic", antialias=True)
@@ -116,26 +113,26 @@ def scaled(images: Tensor, size: int, black: float, white: float = 1.0) -> Tenso
 
 
 def scaled_pixels(pixels: Tensor, size: int) -> Tensor:
-    """uint8 [B,3,H,W] -> uint8 [B,3,size,size], bicubic."""
+    """Scale uint8 [B,3,H,W] bicubically to uint8 [B,3,size,size]."""
     if pixels.shape[-2:] == (size, size):
         return pixels
     return scaled(pixels.float(), size, 0, 255).round().to(torch.uint8)
 
 
 def unit_to_pixels(images: Tensor) -> Tensor:
-    """float [B,3,H,W] in [-1,1] -> uint8, rounded and clamped."""
+    """Convert float [B,3,H,W] in [-1,1] to uint8, rounded and clamped."""
     return ((images.float().clamp(-1, 1) + 1.0) * 127.5).round().to(torch.uint8)
 
 
 def data_url(
     image: Image.Image | np.ndarray | bytes, file_format: str = "PNG", **saving: Any
 ) -> str:
-    """A data URL that holds the image as a file.
+    """Encode an image as a data URL.
 
     Args:
         image: an image, an array uint8 [H,W,3], or the bytes of a file of `file_format`.
         file_format: Pillow's name of the format.
-        saving: Pillow's options of saving, such as `quality`.
+        saving: options of Pillow's `save`, such as `quality`.
     """
     if not isinstance(image, bytes):
         image = encode_image(image, file_format, **saving)
@@ -143,7 +140,7 @@ def data_url(
 
 
 def encode_image(image: Image.Image | np.ndarray, file_format: str, **saving: Any) -> bytes:
-    """The bytes of an image file; the arguments are those of `data_url`."""
+    """Encode an image file; the arguments are those of `data_url`."""
     if isinstance(image, np.ndarray):
         image = Image.fromarray(image)
     file = io.BytesIO()

@@ -1,4 +1,4 @@
-"""Ranges of the numbers that people give: each range once, for flags, JSON lines and calls."""
+"""Ranges of all user-supplied numbers, for flags, JSON lines and calls."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from triptych.utils.errors import UserError
 
 @dataclass(frozen=True)
 class Range:
-    """The values that a number may have; as the `type` of a flag it reads and checks a text.
+    """A range of numbers; also the `type` of a flag, which parses and checks a text.
 
     Args:
-        whole: whether it counts something.
-        least, most: the ends, which belong to the range.
-        above: the lower end does not belong to it.
+        whole: whether the numbers are integers.
+        least: lower end, inclusive unless `above`.
+        most: upper end, inclusive.
+        above: whether the lower end is exclusive.
     """
 
     whole: bool
@@ -39,10 +40,10 @@ class Range:
         return f"{kind} from {self.least:,} to {self.most:,}"
 
     def __call__(self, text: str) -> Any:
-        """The number that a text is.
+        """Parse a number.
 
         Raises:
-            argparse.ArgumentTypeError: it is none, or out of range.
+            argparse.ArgumentTypeError: the text is not a number, or out of range.
         """
         try:
             value = int(text) if self.whole else float(text)
@@ -53,10 +54,10 @@ class Range:
         return value
 
     def require(self, value: Any, name: str) -> None:
-        """Refuse a value that is out of range.
+        """Check a value; `name` is its name in the error.
 
         Raises:
-            UserError: it is; `name` is how its giver calls it.
+            UserError: the value is out of range.
         """
         if value not in self:
             raise UserError(f"{name} is {str(value)[:40]}; give {self}.")
@@ -64,10 +65,11 @@ class Range:
 
 @dataclass(frozen=True)
 class OneOf:
-    """One of some names; as the `type` of a flag it checks a text.
+    """A set of names; also the `type` of a flag, which checks a text.
 
     Args:
-        kind: noun for one of them.
+        kind: noun for one of the names, for errors.
+        names: permitted names.
     """
 
     kind: str
@@ -77,20 +79,20 @@ class OneOf:
         return f"one of {', '.join(self.names)}"
 
     def __call__(self, text: str) -> str:
-        """The name.
+        """Check a name.
 
         Raises:
-            argparse.ArgumentTypeError: there is none such.
+            argparse.ArgumentTypeError: the name is unknown.
         """
         if text not in self.names:
             raise argparse.ArgumentTypeError(f"{text[:40]!r} is not {self}")
         return text
 
     def require(self, value: Any, name: str) -> None:
-        """Refuse any other value.
+        """Check a value; `name` is unused.
 
         Raises:
-            UserError: it is another.
+            UserError: the value is not one of the names.
         """
         if value not in self.names:
             raise UserError(
@@ -100,16 +102,16 @@ class OneOf:
 
 @dataclass(frozen=True)
 class Interval:
-    """Two numbers from 0 to 1, the lower first; as the `type` of a flag it reads LOW,HIGH."""
+    """Two numbers from 0 to 1, the lower first; also the `type` of a flag, parses LOW,HIGH."""
 
     def __str__(self) -> str:
         return "two numbers from 0 to 1, the lower first"
 
     def __call__(self, text: str) -> tuple[float, float]:
-        """The pair that a text such as 0.1,0.8 is.
+        """Parse a text such as 0.1,0.8.
 
         Raises:
-            argparse.ArgumentTypeError: it is none.
+            argparse.ArgumentTypeError: the text is not such a pair.
         """
         try:
             low, high = (float(each) for each in text.split(","))
@@ -119,10 +121,10 @@ class Interval:
         return low, high
 
     def require(self, value: Any, name: str) -> None:
-        """Refuse what is no such pair.
+        """Check a value; `name` is its name in the error.
 
         Raises:
-            UserError: it is none.
+            UserError: the value is not such a pair.
         """
         pair = isinstance(value, list | tuple) and len(value) == 2
         if not pair or not all(each in PORTION for each in value) or value[0] > value[1]:
@@ -132,20 +134,20 @@ class Interval:
 
 @dataclass(frozen=True)
 class Text:
-    """A text that people wrote."""
+    """Any text."""
 
     def __str__(self) -> str:
         return "a text"
 
     def __call__(self, text: str) -> str:
-        """The text itself; models clean it."""
+        """Return the text unchanged; models clean it."""
         return text
 
     def require(self, value: Any, name: str) -> None:
-        """Refuse what is no text.
+        """Check a value; `name` is its name in the error.
 
         Raises:
-            UserError: it is none.
+            UserError: the value is not a text.
         """
         if not isinstance(value, str):
             raise UserError(f"{name} is {str(value)[:40]}; give {self}.")
@@ -154,7 +156,7 @@ class Text:
 STEPS = Range(True, 1, 1000)
 """Number of steps of a sampler."""
 SCALE = Range(False, 0, 100)
-"""Scale of guidance."""
+"""Guidance scale."""
 PORTION = Range(False, 0, 1)
 INTERVAL = Interval()
 SAMPLERS = ("euler", "heun", "dpm++", "unipc")
@@ -162,25 +164,25 @@ SAMPLERS = ("euler", "heun", "dpm++", "unipc")
 SAMPLER = OneOf("sampler", SAMPLERS)
 TEXT = Text()
 IMAGES = Range(True, 1, 10_000)
-"""Images of one prompt."""
+"""Number of images of one prompt."""
 ALL_IMAGES = Range(True, 1, 1_000_000)
-"""Images of one call or command."""
+"""Number of images of one call or command."""
 BATCH = Range(True, 1, 4096)
 SEED = Range(True, 0, 2**63 - 1)
 RUN_SEED = Range(True, 0, 2**32 - 1)
-"""Seed of a training run: NumPy takes no larger one."""
+"""Seed of a training run; the maximum is NumPy's."""
 TOKENS = Range(True, 1, 100_000)
 """Number of tokens of an answer."""
 TEMPERATURE = Range(False, 0, 100)
 PROBABILITY = Range(False, 0, 1, above=True)
 COUNT = Range(True, 1, 1_000_000_000)
 POSITIVE = Range(False, 0, 1_000_000_000, above=True)
-"""Number of existing things: the first N samples, N samples a shard; fewer are fewer."""
+"""Any positive number."""
 PROCESSES = Range(True, 1, 1024)
-"""Processes, devices, or parts of a whole."""
+"""Number of processes, devices, or fractions of a command."""
 PORT = Range(True, 0, 65_535)
 TILES = Range(True, 1, 16)
-"""Images a side of one sheet."""
+"""Number of images per side of a grid."""
 TRAINING_STEPS = Range(True, 1, 1_000_000_000)
 
 
