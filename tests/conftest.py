@@ -45,8 +45,8 @@ def weights(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def forks():
-    """Runs command lines in forks of one process, see `forking.Forks`."""
-    from forking import Forks
+    """Runs command lines in forks of one process, see `forked_commands.Forks`."""
+    from forked_commands import Forks
 
     with Forks() as running:
         yield running

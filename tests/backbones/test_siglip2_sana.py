@@ -10,7 +10,6 @@ from builders import (
     loss_follows_from_seed_and_samples,
     shaken,
 )
-from closeness import assert_same_images
 from diffusers import SanaTransformer2DModel
 from small_siglip2_sana import (
     DC_AE,
@@ -22,6 +21,7 @@ from small_siglip2_sana import (
     siglip,
     small_sana,
 )
+from tolerances import assert_same_images
 from torch import nn
 from transformers import (
     SiglipImageProcessor,

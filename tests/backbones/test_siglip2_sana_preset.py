@@ -14,7 +14,6 @@ from builders import (
     built,
     unified,
 )
-from closeness import assert_close
 from safetensors.torch import load_file, save_file
 from small_siglip2_sana import (
     DC_AE,
@@ -28,6 +27,7 @@ from small_siglip2_sana import (
     siglip,
     small_sana,
 )
+from tolerances import assert_close
 from torch import nn
 
 from triptych.checkpoints import WeightFiles

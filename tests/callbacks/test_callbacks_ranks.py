@@ -6,9 +6,9 @@ from dataclasses import asdict
 
 import pytest
 import torch
-from closeness import same
 from ranks import run_ranks
 from safetensors.torch import load_file
+from tolerances import same
 
 pytestmark = pytest.mark.slow
 

@@ -4,11 +4,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from closeness import same
 from lightning import Callback, Trainer
 from lightning.pytorch.strategies import FSDPStrategy
 from line_model import Line, Numbers, Snapshots, fit, snapshot
 from safetensors.torch import load_file
+from tolerances import same
 from torch import nn
 
 from triptych.callbacks import (

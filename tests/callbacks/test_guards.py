@@ -4,9 +4,9 @@ import logging
 
 import pytest
 import torch
-from closeness import same
 from line_model import Line, Snapshots, fit, snapshot
 from safetensors.torch import load_file
+from tolerances import same
 
 from triptych.callbacks import (
     EMA,

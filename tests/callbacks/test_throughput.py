@@ -5,9 +5,9 @@ import time
 import pytest
 import torch
 from builders import data, unified
-from closeness import same
 from lightning import Callback, LightningModule
 from line_model import fit, logged, snapshot
+from tolerances import same
 from torch import nn
 
 from triptych.callbacks import (

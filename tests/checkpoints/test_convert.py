@@ -7,12 +7,12 @@ import re
 import shutil
 from types import SimpleNamespace
 
-import published
+import published_release as published
 import pytest
 import torch
 import yaml
 from builders import ROOT
-from published import (
+from published_release import (
     CASES,
     CONFIG,
     TOWER,

@@ -22,7 +22,7 @@ import random
 import tarfile
 
 import pytest
-from tars import number_of, sample
+from tar_shards import number_of, sample
 
 from triptych.data_modules import BadSample, ShardFolder
 from triptych.data_modules.shards.build_index import build_index

@@ -3,11 +3,11 @@
 import json
 import shutil
 
-import published
+import published_release as published
 import pytest
 import torch
 from builders import ROOT
-from published import random, tower
+from published_release import random, tower
 from safetensors.torch import load_file, save_file
 
 from triptych.checkpoints import WeightFiles, hold, stored_names

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 from builders import CAPTIONS, data, needed, unified
-from closeness import assert_close, assert_same_images
 from lightning import Callback, Trainer
 from lightning.pytorch.loggers import CSVLogger
 from safetensors.torch import load_file
+from tolerances import assert_close, assert_same_images
 from torch.distributed import checkpoint as sharded_files
 
 from triptych.callbacks import EMA, Checkpoint, ExportWeights

@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from closeness import assert_same_images
 from oracle_models import Perfect
 from PIL import Image
 from processes import run, started
+from tolerances import assert_same_images
 
 from triptych.cli.eval.understanding import read_results
 from triptych.evaluation import EditEval, FeatureDistance, ShapeEval, geneval

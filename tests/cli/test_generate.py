@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from closeness import assert_same_images
 from PIL import Image
 from processes import run
+from tolerances import assert_same_images
 
 from triptych.cli.main import main
 from triptych.cli.output_folder import Job, Output

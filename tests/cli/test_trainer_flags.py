@@ -11,7 +11,7 @@ import pytest
 import yaml
 from builders import STAGE2, config_words, data, unified
 from commands import run as run_program
-from configurations import configured
+from configured_callbacks import configured
 from jsonargparse import Namespace
 from lightning import Callback, Trainer
 

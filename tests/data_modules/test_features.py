@@ -10,11 +10,11 @@ from dataclasses import replace
 import pytest
 import torch
 from builders import ROOT, data, eva, needed, relative, steps, unified, write_weights
-from closeness import assert_close
 from commands import run
 from feature_shards import WAY, make
 from lightning import Trainer
 from safetensors.torch import load_file, save_file
+from tolerances import assert_close
 
 from triptych.checkpoints import WeightFiles
 from triptych.checkpoints import fingerprint as fingerprints

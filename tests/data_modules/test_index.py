@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tars import sample, shards_of, write
+from tar_shards import sample, shards_of, write
 
 from triptych.data_modules import BadSample, ShardFolder
 from triptych.data_modules.shards import build_index as indexing

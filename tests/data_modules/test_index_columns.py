@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tars import number_of, sample, shards_of, write
+from tar_shards import number_of, sample, shards_of, write
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from triptych.data_modules import BadSample, ShardFolder

@@ -11,7 +11,7 @@ import pytest
 import torch
 from builders import SIDE, builder, unified
 from PIL import Image
-from tars import write
+from tar_shards import write
 
 from triptych.data_modules import (
     BadSample,

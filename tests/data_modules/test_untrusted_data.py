@@ -9,7 +9,7 @@ import time
 import pytest
 from PIL import Image
 from safetensors.torch import save_file
-from tars import sample, write
+from tar_shards import sample, write
 
 from triptych.data_modules import BadSample, ConversationFile, ShardFolder
 from triptych.data_modules.batching.tasks import Reading

@@ -7,7 +7,7 @@ import csv
 
 import commands
 import numpy as np
-import published
+import published_release as published
 import pytest
 import torch
 from builders import ROOT

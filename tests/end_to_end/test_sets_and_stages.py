@@ -10,7 +10,7 @@ from pkgutil import resolve_name
 import pytest
 import yaml
 from builders import ROOT, STAGES, needed, unified
-from configurations import configured
+from configured_callbacks import configured
 from lightning import Trainer
 from lightning.pytorch.loggers import CSVLogger
 from PIL import Image

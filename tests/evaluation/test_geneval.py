@@ -5,7 +5,7 @@ import shutil
 
 import numpy
 import pytest
-from drawn_scenes import Pixels, TrueBoxes, scenes
+from geneval_scenes import Pixels, TrueBoxes, scenes
 from PIL import Image
 
 from triptych.evaluation import geneval

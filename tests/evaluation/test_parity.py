@@ -11,7 +11,7 @@ import timm
 import torch
 from diffusers import LuminaNextDiT2DModel
 from diffusers.models.embeddings import PixArtAlphaTextProjection, get_2d_rotary_pos_embed_lumina
-from published import CASES
+from published_release import CASES
 from safetensors.torch import load_file, save_file
 
 from triptych.cli.main import main

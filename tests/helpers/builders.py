@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from closeness import assert_same_images
+from tolerances import assert_same_images
 from torch import Tensor
 
 from triptych.backbones import (

@@ -17,10 +17,10 @@ from typing import Any
 
 import torch
 from builders import ROOT, data, needed, unified
-from cutting import cut, described, validated
-from cutting import fit as fit_batches
 from lightning import Callback, Trainer
 from processes import started
+from split_batches import cut, described, validated
+from split_batches import fit as fit_batches
 from torch.distributed.tensor import DTensor
 
 from triptych.callbacks import Checkpoint
@@ -168,7 +168,7 @@ def settings_of(case: dict[str, Any]) -> dict[str, Any]:
 
 
 def run_case(case: dict[str, Any], models: dict[Any, Any], plan: dict[str, Any]) -> Any:
-    """Train or validate on this rank's pieces of a batch, see `cutting.cut`."""
+    """Train or validate on this rank's pieces of a batch, see `split_batches.cut`."""
     strategy, stage, pieces = (
         case["strategy"],
         case["stage"],

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from builders import built, decoder, shaken, vae
-from closeness import assert_same_images, images_agree, levels
+from tolerances import assert_same_images, images_agree, levels
 from torch import nn
 
 from triptych.backbones import vae as vae_file

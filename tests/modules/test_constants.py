@@ -9,7 +9,7 @@ import traceback
 import pytest
 import torch
 from builders import unified
-from parts import CASES, draw, pixels
+from small_parts import CASES, draw, pixels
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
@@ -21,7 +21,7 @@ MADE |= {torch.frombuffer, Tensor.new_tensor}
 READ = {Tensor.item, Tensor.tolist, Tensor.cpu, Tensor.numpy, Tensor.nonzero, Tensor.__bool__}
 READ |= {Tensor.__int__, Tensor.__float__, Tensor.__index__}
 # Data, not constants: the draws of a step, the grid of a sampler, the arguments of these tests.
-DATA = ("triptych/utils/rng.py", "tests/helpers/parts.py")
+DATA = ("triptych/utils/rng.py", "tests/helpers/small_parts.py")
 GRID = ("flow_solver", "diffusion_solver", "times")  # functions of the sampler
 
 

@@ -3,7 +3,8 @@
 import math
 
 import pytest
-from cutting import (
+from lightning import Callback
+from split_batches import (
     TASKS,
     Listed,
     Steps,
@@ -17,7 +18,6 @@ from cutting import (
     validated,
     write_conversations,
 )
-from lightning import Callback
 
 from triptych.callbacks import Checkpoint, GradientNorms, SpikeGuard
 from triptych.data_modules import ConversationFile, Ingredient, MixedDataModule, ShardFolder

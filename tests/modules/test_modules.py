@@ -18,9 +18,9 @@ from builders import (
     understander,
     unified,
 )
-from closeness import assert_same_images
 from lightning import Trainer
 from PIL import Image
+from tolerances import assert_same_images
 
 from triptych.callbacks import WriteImages
 from triptych.checkpoints import WeightFiles

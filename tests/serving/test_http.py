@@ -15,10 +15,10 @@ from io import BytesIO
 import httpx
 import openai
 import pytest
-from closeness import assert_same_images, images_agree
 from PIL import Image
 from processes import started
 from servers import running, until
+from tolerances import assert_same_images, images_agree
 
 from triptych.cli.main import main
 from triptych.inference.pipeline import UnifiedPipeline

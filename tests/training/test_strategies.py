@@ -8,7 +8,7 @@ import processes
 import pytest
 import ranks
 import torch
-from cutting import apart, cut, described, plain, sizes, validated, write_conversations
+from split_batches import apart, cut, described, plain, sizes, validated, write_conversations
 
 STEPS = {"steps": 4, "every": 2}
 TWO = [

@@ -3,7 +3,7 @@
 import copy
 
 import httpx
-import published
+import published_release as published
 import pytest
 import torch
 from builders import unified

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from listed_files import CLUTTER, PAIR, image
-from tars import write
+from tar_shards import write
 
 from triptych.cli.input_files import images_at
 from triptych.cli.main import main

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from listed_files import CLUTTER, PAIR, image
 from PIL import Image
-from tars import write
+from tar_shards import write
 
 from triptych.cli.main import main
 from triptych.data_modules import BadSample, ImageFolder, ShardFolder

@@ -7,8 +7,8 @@ import torch
 from builders import built, understander, unified
 from lightning import Trainer
 from lightning.pytorch.plugins import FSDPPrecision, HalfPrecision
-from parts import CASES, draw, pixels
 from safetensors.torch import load_file, save_file
+from small_parts import CASES, draw, pixels
 from torch import nn
 
 from triptych import backbones

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from builders import SIDE, builder
 from PIL import Image
-from tars import write
+from tar_shards import write
 
 from triptych.cli.chat import converse, read_questions
 from triptych.cli.input_files import read_edits, read_prompts
