@@ -1,4 +1,7 @@
-"""Tar shards whose samples say their own number in every member: what is paired with what?"""
+"""Tar shards whose samples hold their own number in every member.
+
+Use it where a test asserts which members are paired.
+"""
 
 from __future__ import annotations
 
