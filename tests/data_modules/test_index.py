@@ -1,4 +1,4 @@
-"""The index of shards: what it says, when it is refused, what it costs to open and to read."""
+"""The index of shards: contents, damaged archives, validation and writing."""
 
 import errno
 import gzip

@@ -1,4 +1,4 @@
-"""Following a call: what is seen of it while it runs, and that it ends when nobody looks."""
+"""Progress of a call on the page: previews while it runs, and its end when the page closes."""
 
 import threading
 import time

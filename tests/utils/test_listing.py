@@ -1,4 +1,4 @@
-"""One lister: every kind of folder and shard through every door that takes one."""
+"""Listing of files: every kind of folder and place of shards, in every command that takes one."""
 
 import logging
 import os
