@@ -1,4 +1,4 @@
-"""Requests that no server should accept, and what is wrong with an answer to one.
+"""Malformed requests, and checks of the responses to them.
 
 Some are written by hand; the others schemathesis makes of the server's own OpenAPI document.
 """

@@ -1,4 +1,4 @@
-"""Kills a training run and lets it go on, many times; nothing may differ from a run left alone.
+"""Kills and resumes training runs; the results must equal those of an uninterrupted run.
 
     make torture N=100 SEED=1
 

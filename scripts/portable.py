@@ -12,6 +12,7 @@ from itertools import product
 
 TESTS = [
     "tests/backbones/test_backbones.py",
+    "tests/backbones/test_qwen2_5_vl.py",
     "tests/inference/test_chat.py",
     "tests/cli/test_eval.py::test_shards_make_the_images_of_one_process",
     "tests/data_modules/test_features.py::test_cached_features_are_the_live_ones",
@@ -23,6 +24,7 @@ TESTS = [
     "tests/serving/test_http.py::test_edits_of_one_and_of_several_images",
     "tests/serving/test_http.py::test_images_are_those_of_the_pipeline",
     "tests/backbones/test_siglip2_sana.py",
+    "tests/backbones/test_siglip2_sana_preset.py",
     "tests/modules/test_understanding_untouched.py",
     "tests/cli/test_generate.py::test_images_do_not_depend_on_the_batching_of_a_command",
 ]

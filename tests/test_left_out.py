@@ -1,4 +1,4 @@
-"""Nothing is left out of a run in silence: a last line counts by reason, and CI has one reason."""
+"""Omitted tests are counted by reason in the last line, and CI allows only one reason."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""The loss: where the path begins and ends, which times are drawn, what a perfect model pays."""
+"""The loss: ends of the path, distribution of timesteps, loss of a perfect model."""
 
 import pytest
 import torch

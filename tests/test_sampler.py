@@ -1,4 +1,4 @@
-"""The sampler: equations whose solution is known, guidance by its formula, seeds by image."""
+"""The sampler: equations with known solutions, guidance by its formula, a seed for each image."""
 
 import math
 

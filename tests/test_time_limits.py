@@ -1,4 +1,4 @@
-"""No test runs for ever: processes that tests start, and tests themselves, have time limits."""
+"""Tests, and the processes that they start, have time limits."""
 
 import os
 import shutil

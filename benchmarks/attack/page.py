@@ -1,4 +1,4 @@
-"""Attacks on `triptych app`. Each returns what did not hold, or None."""
+"""Attacks on `triptych app`. Each returns the violated guarantee, or None."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Attacks on `triptych serve`. Each returns what did not hold, or None."""
+"""Attacks on `triptych serve`. Each returns the violated guarantee, or None."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The callbacks that look at a model in training: what they write; that they disturb nothing."""
+"""Callbacks that evaluate a model in training: their outputs, and no effect on the training."""
 
 import csv
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Nothing hurts the last good state: full disk, read-only folder, cut-off save, flipped byte."""
+"""The last good state survives a full disk, a read-only folder, a killed save, a flipped byte."""
 
 import errno
 import json

@@ -1,4 +1,4 @@
-"""Published checkpoints to our files and back, on one in small under the true names."""
+"""Conversion of published checkpoints to our files and back, on a small one with the true names."""
 
 import json
 import os

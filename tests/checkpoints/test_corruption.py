@@ -1,4 +1,4 @@
-"""Shards that are cut off, or have a wrong byte: nothing is paired wrongly, losses are counted.
+"""Truncated and corrupted shards: no wrong pairs, and lost samples are counted.
 
 What a wrong byte does depends on where it is:
 

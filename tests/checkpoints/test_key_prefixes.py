@@ -1,4 +1,4 @@
-"""Weights whose names a training's wrappers have lengthened, through every door that reads them."""
+"""Weights whose names have the prefixes of wrappers, in every reader."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""The presets of the published models: their sizes, counted on the meta device."""
+"""Sizes of the published presets, counted on the meta device."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Each run has a folder of its own, whoever runs beside it, whatever the clock says."""
+"""Each run has its own folder, with concurrent runs and wrong clocks."""
 
 import hashlib
 import json

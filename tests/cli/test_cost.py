@@ -1,4 +1,4 @@
-"""The budget lines of the recipes: what they say is what their numbers give."""
+"""The budget lines of the recipes equal the computed costs."""
 
 import re
 

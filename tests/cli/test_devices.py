@@ -1,4 +1,4 @@
-"""--devices: what several processes make is, bit by bit, what one makes."""
+"""--devices: the output of several processes equals that of one, bit by bit."""
 
 import json
 import os

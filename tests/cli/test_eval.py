@@ -1,4 +1,4 @@
-"""triptych eval as people call it: images in published layouts, scores, comparisons."""
+"""`triptych eval` on the command line: images in published layouts, scores, comparisons."""
 
 import json
 import shlex

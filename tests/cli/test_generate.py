@@ -1,4 +1,4 @@
-"""generate, chat, edit, reconstruct as people call them."""
+"""`triptych generate`, `chat`, `edit` and `reconstruct` on the command line."""
 
 import base64
 import json

@@ -1,4 +1,4 @@
-"""Shards in, batches out: what is read, what is left out, who gets which sample when."""
+"""From shards to batches: dataset, skipping, and the assignment of samples to ranks and steps."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""Encoded images to squares: two ways that agree, every kind of file, and what is refused."""
+"""From encoded images to squares: two decoders that agree, every kind of file, refusals."""
 
 import io
 import struct

@@ -1,4 +1,4 @@
-"""Which sample comes when: the order of an epoch, the mixture of data sets, length bucketing."""
+"""Order of samples: shuffling of an epoch, mixing of data sets, length bucketing."""
 
 import pickle
 

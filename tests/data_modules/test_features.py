@@ -1,4 +1,4 @@
-"""Features made once: written beside the shards, found again, taken only where they hold."""
+"""Cached features: written next to the shards, found, and used only if they are valid."""
 
 import json
 import os

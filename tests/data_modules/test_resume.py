@@ -1,4 +1,4 @@
-"""A run goes on with the next sample: after any stop, on any ranks and workers, in any mixture."""
+"""Resuming with the next sample: after any stop, on any ranks and workers, in any mixture."""
 
 import logging
 from types import SimpleNamespace

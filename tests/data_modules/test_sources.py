@@ -1,4 +1,4 @@
-"""Conversation files, folders of images, edits; and what each task makes of them."""
+"""Data sources: conversation files, image folders, edits; and their samples for each task."""
 
 import csv
 import io

@@ -1,4 +1,4 @@
-"""`triptych data`: packing is deterministic and goes on, inspection says what is there."""
+"""`triptych data`: packing is deterministic and resumes, inspection counts samples."""
 
 import csv
 import io

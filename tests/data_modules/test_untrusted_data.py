@@ -1,4 +1,4 @@
-"""Data as strangers hand it over: what is no file is refused, one bad record costs one sample."""
+"""Untrusted data: irregular files are refused, and a bad record drops only its sample."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""DPG-Bench: scores by hand, dependencies, and everything that cannot be scored by its name."""
+"""DPG-Bench: scores computed by hand, dependencies, and names of all unscored items."""
 
 import json
 

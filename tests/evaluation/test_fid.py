@@ -1,4 +1,4 @@
-"""FID, KID and what they are measured on: formulas, seeds, small samples, damaged images."""
+"""FID and KID: formulas, seeds, small samples, damaged images."""
 
 import json
 import shutil

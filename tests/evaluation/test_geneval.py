@@ -1,4 +1,4 @@
-"""GenEval: every verdict on drawn scenes is right; what cannot be scored is named and counted."""
+"""GenEval: verdicts on drawn scenes are right; unscored images are named and counted."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""CLIP score against torchmetrics', diversity against its formula; what is left out is counted."""
+"""CLIP score against torchmetrics, diversity against its formula; skipped images are counted."""
 
 import json
 

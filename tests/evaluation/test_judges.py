@@ -1,4 +1,4 @@
-"""The libraries' judges, in small and random: what goes in and comes out is of the right shape."""
+"""Judges of the libraries with small random weights: shapes of inputs and outputs."""
 
 import json
 from importlib.resources import files

@@ -1,4 +1,4 @@
-"""Recorded cases through our classes: those of the published code where they are, and own ones."""
+"""Recorded cases through our classes: those of the published code, if present, and our own."""
 
 import json
 import os

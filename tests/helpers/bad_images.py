@@ -1,4 +1,7 @@
-"""Image files that cost more than they say, and files that are none: name -> (content, reason)."""
+"""Image files that are expensive to decode, and files that are no images.
+
+Use `BAD`, name -> (content, reason), wherever images of strangers are read.
+"""
 
 import io
 import struct

@@ -1,4 +1,7 @@
-"""A real Chromium for tests of the web page, and a record of its errors and requests."""
+"""A real Chromium for tests of the web page, and a record of its errors and requests.
+
+Use it in tests marked `browser`.
+"""
 
 import shutil
 from contextlib import contextmanager

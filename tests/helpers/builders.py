@@ -1,6 +1,7 @@
-"""Very small models with random weights: what many tests start from.
+"""Very small models with random weights, their batches and weight files.
 
-The classes are those of the tiny preset, made smaller still; images have 48 pixels a side.
+Use it wherever a test needs a model. The classes are those of the tiny preset with smaller sizes;
+images have 48 pixels a side.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Commands in processes of their own, and flags that several tests give them."""
+"""Commands in processes of their own, and flags that several tests give them.
+
+Use it where the interpreter's start or end matters; else the fixture `forks` is faster.
+"""
 
 import os
 import sys

@@ -1,4 +1,7 @@
-"""Callbacks that the files of conf/ name."""
+"""Callbacks that the files of conf/ name.
+
+Use it where a test must cover every configured callback.
+"""
 
 import yaml
 from builders import ROOT

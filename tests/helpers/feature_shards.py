@@ -1,4 +1,7 @@
-"""Cached features for a test."""
+"""Cached features of a shard folder.
+
+Use it where a test needs features that a run can read.
+"""
 
 from builders import unified
 

@@ -1,7 +1,10 @@
 """Runs `triptych` command lines in forks of one process that has imported everything.
 
+Use it, through the fixture `forks`, where a test runs real command lines: a fork starts in
+milliseconds. `commands.run` starts a new interpreter, which takes seconds.
+
 Started as a program it reads a line of JSON for each group of commands, runs them at once, and
-answers with a line for each command: its status and what it said.
+answers with a line for each command: its status and output.
 """
 
 import json

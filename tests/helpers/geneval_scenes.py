@@ -1,5 +1,7 @@
 """Sixty drawn scenes for the GenEval scorer: ten of each task, half of them wrong on purpose.
 
+Use them to test verdicts of the scorer without a detector.
+
 The prompts are published ones. Objects are plain ellipses and rectangles; what is where, in which
 colour, is known, so the right verdict on each scene is known too.
 """

@@ -1,4 +1,7 @@
-"""Models of the shapes world with known scores."""
+"""Models of the shapes world with known scores: perfect, shuffled, noise.
+
+Use them to test evaluators without a trained model.
+"""
 
 import torch
 

@@ -1,4 +1,6 @@
-"""A published BLIP3-o in small: random numbers under the true names, written down by hand.
+"""A published BLIP3-o in small: random numbers under the published names, listed by hand.
+
+Use it to test conversion and export without a download.
 
 The names and the relations between shapes are those of the published checkpoints, taken from their
 description and not from our code, so that a mistake in our table of names shows.

@@ -1,4 +1,6 @@
-"""Fits in one process of several; tests/training/test_strategies.py starts it twice, or itself.
+"""Fits in one process of two, and a function that starts both.
+
+Use `run_ranks` for tests of several ranks; this file, as a program, is one of them:
 
 RANK=0 LOCAL_RANK=0 WORLD_SIZE=2 MASTER_ADDR=... MASTER_PORT=... \\
     python tests/helpers/ranks.py plan.json

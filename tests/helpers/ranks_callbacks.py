@@ -1,4 +1,4 @@
-"""A fit with callbacks in one process of two: what tests/callbacks/test_callbacks_ranks.py starts.
+"""A fit with callbacks in one process of two, started by tests/callbacks/test_callbacks_ranks.py.
 
 RANK=0 LOCAL_RANK=0 WORLD_SIZE=2 MASTER_ADDR=... MASTER_PORT=... python FILE plan.json
 """

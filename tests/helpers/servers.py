@@ -1,4 +1,7 @@
-"""Real servers on free ports for tests, and a pipeline that a test can look into and hold up."""
+"""Servers on free ports, and a fake pipeline that a test can inspect and hold up.
+
+Use `running` for requests over HTTP; `FakePipeline` where the images do not matter.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Every kind of part in small with a call of each: what holds for one must hold for all."""
+"""Every kind of network part in small, each with a call.
+
+Use it for rules that hold for all parts: parametrize the test over `CASES`.
+"""
 
 from __future__ import annotations
 

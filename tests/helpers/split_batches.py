@@ -1,4 +1,7 @@
-"""A batch of eight samples cut in any way, and fits of one Trainer on the pieces."""
+"""A batch of eight samples split in any way, and fits of one Trainer on the pieces.
+
+Use it to compare ways of splitting a batch: sizes, accumulation, ranks, tasks.
+"""
 
 from __future__ import annotations
 

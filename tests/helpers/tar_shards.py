@@ -1,4 +1,7 @@
-"""Tar shards whose samples say their own number in every member: what is paired with what?"""
+"""Tar shards whose samples hold their own number in every member.
+
+Use it where a test asserts which members are paired.
+"""
 
 from __future__ import annotations
 
@@ -36,3 +39,14 @@ def number_of(content: bytes) -> str:
     text = content.replace(b" ", b"")
     stamps = Counter(text[n : n + 8] for n in range(0, len(text), 8))
     return stamps.most_common(1)[0][0].decode()
+
+
+def shards_of(folder, number, samples=2):
+    """Small shards with consecutive sample numbers."""
+    return [
+        write(
+            folder / f"{n:04d}.tar",
+            [m for i in range(samples) for m in sample(n * samples + i, repeat=2)],
+        )
+        for n in range(number)
+    ]

@@ -1,4 +1,6 @@
-"""Equal within rounding: what holds across batch sizes, shapes, threads and processors.
+"""Comparison of tensors and images within rounding.
+
+Use it across batch sizes, shapes, threads and processors; `same` only where bits must be equal.
 
 A sum of floating-point numbers depends on the order of its terms, and that order on all of these,
 in some libraries also on where a tensor lies in memory: one that was read from a file may not begin

@@ -1,4 +1,4 @@
-"""Making images: samplers, word of every step, what is computed once, low memory."""
+"""Image generation: samplers, callbacks at each step, cached conditions, CPU offload."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Each token and sample weighs the same, however a step, its ranks or a validation are cut."""
+"""Equal weights of tokens and samples in the loss, for any split over batches, steps or ranks."""
 
 import math
 

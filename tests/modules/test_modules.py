@@ -1,4 +1,4 @@
-"""The panels and their composer: what learns, what stays as it is, what comes out."""
+"""The panels and the unified model: trainable and frozen parts, outputs."""
 
 from dataclasses import replace
 

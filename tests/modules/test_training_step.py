@@ -1,4 +1,4 @@
-"""The step of stages 2 and 3: its savings are exact, and the host never waits for the device."""
+"""The step of stages 2 and 3: its optimizations are exact, and it never synchronizes the device."""
 
 from contextlib import nullcontext
 

@@ -1,4 +1,4 @@
-"""Batches, the queue's bound, time limits, clients that leave: a real server, a fake pipeline."""
+"""Batching, queue limit, timeouts and disconnects of a real server with a fake pipeline."""
 
 from concurrent.futures import ThreadPoolExecutor
 

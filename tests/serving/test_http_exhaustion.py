@@ -1,4 +1,4 @@
-"""Work, memory and connections of the server are bounded, and given back however a request ends.
+"""Work, memory and connections of the server are bounded, and released at the end of each request.
 
 `make attack` does the same to a server of its own at full size.
 """

@@ -1,4 +1,4 @@
-"""In short what `make bench-serve` does at length: malformed requests, and many clients at once."""
+"""A short `make bench-serve`: malformed requests, and many clients at once."""
 
 import asyncio
 import os

@@ -1,4 +1,4 @@
-"""The web page in a real Chromium, as a viewer uses it; and what the command refuses."""
+"""The web page in a real Chromium, and refusals of `triptych app`."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Progress of a call: its updates while it runs, and its end when nobody reads them."""
+"""Progress of a call on the page: previews while it runs, and its end when the page closes."""
 
 import threading
 import time

@@ -1,4 +1,4 @@
-"""Votes: none is lost, none counts twice, and the tally says what they say."""
+"""Votes: none is lost, none counts twice, and the tally is right."""
 
 import json
 import threading

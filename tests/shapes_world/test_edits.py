@@ -1,4 +1,4 @@
-"""Edits of the shapes world: what they ask is exact, their splits are apart, their shards train."""
+"""Edits of the shapes world: exact instructions, disjoint splits, shards for training."""
 
 import json
 import re

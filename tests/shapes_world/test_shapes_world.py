@@ -1,4 +1,4 @@
-"""The shapes world: the checker is right, the splits are apart, and the answers are true."""
+"""The shapes world: the checker is right, the splits are disjoint, and the answers are true."""
 
 import hashlib
 import io

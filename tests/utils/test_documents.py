@@ -1,4 +1,4 @@
-"""Documents of people and of downloads: what is refused, at once, in one sentence."""
+"""YAML and JSON documents: invalid ones are refused at once, in one sentence."""
 
 import json
 import os

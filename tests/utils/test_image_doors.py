@@ -1,4 +1,4 @@
-"""One image through every door: the same 8-bit RGB pixels, whatever its mode, depth and turn."""
+"""Every reader of images gives the same 8-bit RGB pixels, for any mode, depth and orientation."""
 
 import base64
 import io

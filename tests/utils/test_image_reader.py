@@ -1,4 +1,4 @@
-"""One reader for every door: what costs too much is refused from its header, alike everywhere."""
+"""The shared image reader: expensive images are refused from their header, everywhere alike."""
 
 import io
 import json

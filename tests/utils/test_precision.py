@@ -1,4 +1,4 @@
-"""Number formats: whatever casts a model, buffers stay float32, and numbers stay right."""
+"""Number formats: buffers stay float32 under any cast of a model."""
 
 import copy
 

@@ -1,4 +1,4 @@
-"""Texts of users: one encoding, one rule of lines, one cleaning, through every door alike."""
+"""Texts of users: one encoding, one rule for lines, one cleaning, in every reader."""
 
 import ast
 import io

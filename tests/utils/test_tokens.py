@@ -1,4 +1,4 @@
-"""Text never becomes a control token, whatever the token, wherever it is cut, by every door."""
+"""Text never becomes a control token, for any token, split and tokenizing function."""
 
 from collections import Counter
 from pathlib import Path
