@@ -287,7 +287,7 @@ def test_images_that_cannot_be_read_are_absent_and_counted(world, weights):
 
 
 def test_nothing_but_the_encoder_is_built(weights):
-    for objective, part in (("clip", "encoder"), ("vae", "decoding")):
+    for objective, part in (("clip", "encoder"), ("vae", "vae")):
         module = FeatureModule(unified("inference", weights=weights), objective)
         module.configure_model()
         assert {name.split(".")[1] for name, _ in module.named_parameters()} == {part}
