@@ -178,7 +178,7 @@ def test_last_is_a_link_and_old_ones_go_when_the_new_one_is_whole(
     assert names == whole | {"last.ckpt"}
     last = atomic_checkpoint.latest([tmp_path / "runs"])
     assert same(torch.load(last, weights_only=True)["state_dict"], trained(model))
-    with pytest.raises(UserError, match="save_top_k is 1, but one alone may be damaged"):
+    with pytest.raises(UserError, match="save_top_k is 1, but a single one may be damaged"):
         Checkpoint(save_top_k=1)
 
 

@@ -120,7 +120,7 @@ def _checkpoint(path: Path, ema: bool) -> ModelSource:
         )
     if "class_path" in (read_yaml(config).get("model") or {}):
         raise UserError(
-            f"{checkpoint} is of one panel that was trained by itself; make weights of it with "
+            f"{checkpoint} is of one panel that was trained alone; make weights of it with "
             "`triptych export`, and name them with --model.weights.LABEL=FILE."
         )
     return ModelSource([config], trained=read_trained(checkpoint, ema)[0])
