@@ -132,6 +132,7 @@ $(BESIDE): $(STAMP) tests/beside.txt
 
 lint: $(STAMP) ## Check style and formatting
 	.venv/bin/ruff check $(CODE)
+	.venv/bin/ruff check --preview --select PLR0917 src callbacks data_modules
 	.venv/bin/ruff format --check $(CODE)
 
 docs: $(STAMP) ## Build the documentation site and check its links: site/index.html

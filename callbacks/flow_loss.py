@@ -42,7 +42,7 @@ class FlowLossByNoise(OptionalCallback):
             return "the stage has no generation loss"
         return None
 
-    def on_validation_batch_end(
+    def on_validation_batch_end(  # noqa: PLR0917 Lightning's hook
         self,
         trainer: Trainer,
         module: LightningModule,

@@ -24,7 +24,7 @@ class WriteImages(BasePredictionWriter):
         super().__init__("batch")
         self.folder = folder
 
-    def write_on_batch_end(
+    def write_on_batch_end(  # noqa: PLR0917 Lightning's hook
         self,
         trainer: Trainer,
         module: LightningModule,

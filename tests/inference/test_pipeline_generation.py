@@ -27,7 +27,7 @@ def pipe():
 
 @pytest.fixture
 def conditions(pipe, monkeypatch):
-    """How many prompts each pass of the language model had."""
+    """Numbers of prompts in the passes of the language model."""
     vlm = pipe.model.understanding.vlm
     asked, plain = [], vlm.condition
     monkeypatch.setattr(

@@ -221,7 +221,7 @@ class LuminaAttention(LuminaAttnProcessor2_0):
         super().__init__()
         self.layer, self.norm = layer, norm
 
-    def __call__(
+    def __call__(  # noqa: PLR0917 diffusers calls it
         self,
         attn: Attention,
         hidden_states: Tensor,
