@@ -47,8 +47,7 @@ class Means:
             total = torch.stack([self._elements[objective], *sums.values()])
             _add_ranks(total)
             # without an element the sums are 0, and so are the means
-            means = (total[1:] / total[0].clamp(min=1)).float().unbind()
-            loss, *rest = means
+            loss, *rest = (total[1:] / total[0].clamp(min=1)).float().unbind()
             means["loss"] = means["loss"] + loss if "loss" in means else loss
             means |= dict(zip(list(sums)[1:], rest, strict=True))
         return means
