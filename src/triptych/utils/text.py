@@ -1,8 +1,8 @@
 """Encoding, lines and cleaning of user text, by one rule for prompts and captions.
 
-Files are UTF-8, with or without a byte order mark; lines end only at \\n and \\r\\n. Prompts, captions
-and messages are cleaned before tokenization: NULs and lone surrogates are refused, a run of other
-control characters becomes one space. Training and inference get equal tokens.
+Files are UTF-8, with or without a byte order mark; lines end only at \\n and \\r\\n. Prompts,
+captions and messages are cleaned before tokenization: NULs and lone surrogates are refused, a run
+of other control characters becomes one space. Training and inference get equal tokens.
 """
 
 from __future__ import annotations
