@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 
 LONGEST = 300
-"""Characters of one cause."""
+"""Maximum number of characters of one cause."""
 
 _KEY = re.compile(r'Parser key "([^"]*)":')
 _CLASS = re.compile(r"Problem with given class_path '([^']*)':")
@@ -23,30 +23,30 @@ class _Line:
     indent: int
     text: str
     starts: bool
-    """Whether it begins one of several causes."""
+    """Whether the line begins one of several causes."""
 
 
 def plain(message: str) -> str:
-    """One line for the most informative cause, then "or: ..." for each other one.
+    """Format the most informative cause in one line, then "or: ..." for each other one.
 
-    The parser tries a value against every type that an option may have, and lists why none fits,
-    causes in causes, each with the part of the option's name that it is about.
+    The parser checks a value against every type of an option, and lists nested causes of failure,
+    each with a part of the option's name.
     """
     places: dict[str, tuple[int, int]] = {}
     for number, (names, text) in enumerate(_causes(_lines(message))):
-        said = _shortened(": ".join(filter(None, [".".join(names), text])))
-        places.setdefault(said, (_tells(text) - 2 * len(names), number))
+        cause = _shortened(": ".join(filter(None, [".".join(names), text])))
+        places.setdefault(cause, (_tells(text) - 2 * len(names), number))
     if not places:
         return _shortened(message)
-    first, *others = sorted(places, key=lambda said: places[said])
+    first, *others = sorted(places, key=lambda cause: places[cause])
     shared = first.partition(": ")[0] + ": "
     if shared not in (each[: len(shared)] for each in others) and (built := _BUILT.search(message)):
-        first = f"{built[1]}: {first}"  # made from a value whose option is not named
+        first = f"{built[1]}: {first}"  # a value whose option has no name
     return "\n".join([first, *(f"  or: {each.removeprefix(shared)}" for each in others)])
 
 
 def raised_in(error: BaseException, packages: tuple[str, ...]) -> bool:
-    """Whether one of the packages, or modules in them, raised it, and not their callees."""
+    """Whether an error was raised directly in one of the packages, not in their callees."""
     at = error.__traceback__
     while at is not None and at.tb_next is not None:
         at = at.tb_next
@@ -66,10 +66,10 @@ def _lines(message: str) -> list[_Line]:
 
 
 def _causes(lines: list[_Line]) -> list[tuple[list[str], str]]:
-    """(parts of the option's name from the outside in, cause) of each innermost cause."""
-    found: list[tuple[list[str], str]] = []
+    """(segments of the option's name, outermost first; cause) of each innermost cause."""
+    causes: list[tuple[list[str], str]] = []
     outer: list[tuple[int, str, bool]] = []  # (indent, name, whether it is a class) around a line
-    goes_on, hidden = False, None  # hidden: the indent of a value that is shown on several lines
+    continues, hidden = False, None  # hidden: indent of a value that is shown on several lines
     for line in lines:
         if hidden is not None and line.indent > hidden and not line.starts:
             continue
@@ -84,13 +84,13 @@ def _causes(lines: list[_Line]) -> list[tuple[list[str], str]]:
             rest = ""
         elif rest.startswith(_LISTING):
             rest = ""
-        if rest and goes_on and not line.starts:
-            found[-1] = (found[-1][0], f"{found[-1][1]} {rest}")
+        if rest and continues and not line.starts:
+            causes[-1] = (causes[-1][0], f"{causes[-1][1]} {rest}")
         elif rest:
             inside = f"{outer[-1][1]}: " if outer and outer[-1][2] else ""
-            found.append(([name for _, name, is_class in outer if not is_class], inside + rest))
-        goes_on = bool(rest)
-    return found
+            causes.append(([name for _, name, is_class in outer if not is_class], inside + rest))
+        continues = bool(rest)
+    return causes
 
 
 def _tells(text: str) -> int:

@@ -1,4 +1,4 @@
-"""jsonargparse as `fit` and every loaded model use it: interpolations, documents within bounds."""
+"""jsonargparse settings of `fit` and model loading: interpolations, limits of documents."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MODE = "omegaconf+"
 # `${model.stage}` then works from any --config file, although the command is a subcommand.
 jsonargparse.set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
 
-# The parser makes this loader when it reads a first value.
+# the parser creates this loader when it parses a first value
 _first = jsonargparse.ArgumentParser(parser_mode=MODE)
 _first.add_argument("--value", type=dict)
 _first.parse_args(["--value={}"])

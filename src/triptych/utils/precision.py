@@ -1,8 +1,8 @@
-"""Number formats: a module's dtype is that of its parameters; its buffers stay float32.
+"""Precision: a module's dtype is that of its parameters; its buffers stay float32.
 
-Buffers hold what a network computes with exactly: rotary frequencies, position tables, the
-normalization of images, noise schedules, running statistics. In bfloat16, a frequency is off by up
-to 0.4%, and its angle at position 2,000 by several radians.
+Buffers need precision: rotary frequencies, position tables, image normalization, noise schedules,
+running statistics. In bfloat16, a frequency has an error of up to 0.4%, and its angle at position
+2,000 of several radians.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-# Endings of the buffers that weight files hold, those of batch norms; all others are computed when
-# a network is built. tests/utils/test_precision.py checks that no part has another.
+# suffixes of buffers in weight files, those of batch norms; all others are computed when a network
+# is built. tests/utils/test_precision.py checks that there are no others.
 STATISTICS = ("running_mean", "running_var")
 
 
@@ -23,31 +23,31 @@ class ExactBuffers(nn.Module):
     """A module whose buffers stay at least float32 in every cast, as do those of inner modules.
 
     `to`, `half`, `bfloat16` and Lightning's precision plugins cast only the parameters; `double`
-    widens the buffers too. Whole and complex numbers keep their dtype.
+    widens the buffers too. Integer and complex buffers keep their dtype.
     """
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        # Every cast and move of torch goes through here: as `fn`, first for the inner modules.
+        # torch applies every cast and move `fn` by this method, inner modules first
         buffers = {id(buffer): buffer for buffer in self.buffers(recurse)}
 
         def apply(tensor: Tensor) -> Tensor:
-            made = fn(tensor)
-            if id(tensor) not in buffers or made.dtype == tensor.dtype:
-                return made
-            return tensor.to(made.device, exact(tensor.dtype, made.dtype))
+            result = fn(tensor)
+            if id(tensor) not in buffers or result.dtype == tensor.dtype:
+                return result
+            return tensor.to(result.device, exact(tensor.dtype, result.dtype))
 
         return super()._apply(apply, recurse)
 
 
-def exact(built: torch.dtype, wanted: torch.dtype) -> torch.dtype:
-    """The dtype of a buffer that was built as `built` where the parameters become `wanted`."""
-    return torch.promote_types(wanted, torch.float32) if built.is_floating_point else built
+def exact(built: torch.dtype, target: torch.dtype) -> torch.dtype:
+    """Dtype of a buffer built as `built` when parameters are cast to `target`."""
+    return torch.promote_types(target, torch.float32) if built.is_floating_point else built
 
 
 def exported(name: str, tensor: Tensor, dtype: torch.dtype) -> torch.dtype:
-    """The dtype of a tensor in a weight file of `dtype`; statistics and counts keep theirs."""
-    kept = name.endswith(STATISTICS) or not tensor.is_floating_point()
-    return tensor.dtype if kept else dtype
+    """Dtype of a tensor in a weight file of `dtype`; statistics and counts keep theirs."""
+    unchanged = name.endswith(STATISTICS) or not tensor.is_floating_point()
+    return tensor.dtype if unchanged else dtype
 
 
 @contextmanager

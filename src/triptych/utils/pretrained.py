@@ -1,4 +1,4 @@
-"""Models, processors and tokenizers of transformers: files are data, none of their code runs."""
+"""Loading of models, processors and tokenizers of transformers without running their code."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from triptych.utils.errors import UserError
 
 
 def load_pretrained(part: str, source: str | Path, **options: Any) -> Any:
-    """Load a model, processor or tokenizer of transformers; the only place that loads one.
+    """Load a model, processor or tokenizer of transformers.
 
-    Code that comes with the files (`auto_map`) is never run, nor asked about, and weights are read
-    only from safetensors.
+    Code in the files (`auto_map`) is never run, and weights are read only from safetensors.
 
     Args:
-        part: class name, as text: importing all of transformers takes seconds.
-        source: a folder, or a name on the hub.
+        part: class name (importing all of transformers is slow).
+        source: folder or hub id.
+        options: keyword arguments of `from_pretrained`.
 
     Raises:
-        UserError: it does not exist, its files are damaged, or it needs its own code.
-        ImportError: it needs a library that is not installed.
+        UserError: the source does not exist, is damaged, or needs its own code.
+        ImportError: a required library is not installed.
     """
     import transformers
 
@@ -39,7 +39,7 @@ def load_pretrained(part: str, source: str | Path, **options: Any) -> Any:
         )
     except ImportError:
         raise
-    except Exception as error:  # the tokenizers library raises that very class for a damaged file
+    except Exception as error:  # the tokenizers library raises plain Exception for a damaged file
         reason = str(error).strip().partition("\n")[0]
         raise UserError(
             f"{source} holds no {part} that can be read ({reason or repr(error)})."

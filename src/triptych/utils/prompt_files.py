@@ -1,4 +1,4 @@
-"""Files of prompts, by suffix: a prompt a line, JSON lines, or a JSON list."""
+"""Prompt files, by suffix: one prompt per line, JSON lines, or a JSON list."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from triptych.utils.errors import UserError
 from triptych.utils.text import clean_text, numbered_lines
 
 JSON_LINES = (".jsonl", ".ndjson")
-# Formats that hold no prompt a line; without this their lines would be drawn as prompts.
+# other formats, whose lines would be taken for prompts
 OTHER_FORMATS = (".csv", ".tsv", ".parquet", ".yaml", ".yml")
-# First characters of JSON, which no prompt has: an object, a list of objects or of texts.
+# beginning of JSON, not of prompts: an object, a list of objects or of texts
 _JSON = re.compile(r'\{|\[\s*([{"]|$)')
 
 STDIN_FILE = "TRIPTYCH_STDIN"
-"""Environment: file with the standard input of the process that started this one."""
+"""Environment variable: file with the standard input of the parent process."""
 
 
 def read_input(file: str) -> str:
-    """The text of a file, or of standard input for "-".
+    """Read a file, or standard input for "-".
 
     Raises:
         UserError: it cannot be read, or is not UTF-8.
@@ -40,13 +40,13 @@ def read_input(file: str) -> str:
 
 
 def read_entries(file: str, content: str) -> Iterator[tuple[str, str | dict[str, Any]]]:
-    """(place, prompt or object) of the entries of a file of prompts; blank lines are none.
+    """Yield (place, prompt or object) of the entries of a prompt file, without blank lines.
 
-    .jsonl and .ndjson have a JSON object a line, .json has a list of objects or texts, and other
-    files have a prompt a line. Standard input ("-") is JSON lines if it begins with "{".
+    .jsonl and .ndjson have one JSON object per line, .json a list of objects or texts, other files
+    one prompt per line. Standard input ("-") is JSON lines if it begins with "{".
 
     Raises:
-        UserError: the file is of another format, or a line is none of its own.
+        UserError: the file has another format, or a line is invalid.
     """
     name, suffix = place_name(file), Path(file).suffix.lower()
     if suffix in OTHER_FORMATS:
@@ -72,12 +72,12 @@ def read_entries(file: str, content: str) -> Iterator[tuple[str, str | dict[str,
 
 
 def _cleaned(entry: str | dict[str, Any], place: str) -> str | dict[str, Any]:
-    """A prompt as a tokenizer gets it; the texts of an object are for its reader to clean."""
+    """Clean a prompt; the texts of an object are cleaned by its reader."""
     return clean_text(entry, f"{place}: the prompt").strip() if isinstance(entry, str) else entry
 
 
 def read_objects(file: str, content: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(place, object) of JSON lines, or of the JSON list that a .json file is.
+    """Yield (place, object) of JSON lines, or of the JSON list in a .json file.
 
     Raises:
         UserError: an entry is not a JSON object.
@@ -92,5 +92,5 @@ def read_objects(file: str, content: str) -> Iterator[tuple[str, dict[str, Any]]
 
 
 def place_name(file: str) -> str:
-    """A file as messages call it."""
+    """Name of a file in messages."""
     return STDIN if file == "-" else file

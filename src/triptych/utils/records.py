@@ -1,4 +1,4 @@
-"""Records of tables and JSON lines, one by one: a bad one is named, and the others are read."""
+"""Rows of tables and JSON lines, with errors per row."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from triptych.utils.documents import open_regular
 from triptych.utils.errors import UserError
 from triptych.utils.text import HEAD, refuse_wide
 
-LONGEST = 1 << 20  # bytes of a line, or characters of a field, that are read
+LONGEST = 1 << 20  # maximum bytes of a line, or characters of a field
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 NO_ROW = "row is no CSV"
@@ -24,10 +24,10 @@ TOO_LONG = "record is too long"
 
 
 def parse(line: bytes) -> object:
-    """Parse a JSON record; bytes that are not UTF-8 become surrogates, which no text may hold.
+    """Parse a JSON record; bytes that are not UTF-8 become surrogates, which are invalid in texts.
 
     Raises:
-        ValueError: it is not JSON, has a key twice, or is nested too deep.
+        ValueError: it is not JSON, has a duplicate key, or is nested too deep.
     """
     try:
         text = line.decode("utf-8-sig", "surrogateescape")
@@ -44,12 +44,12 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def read_table(path: Path) -> Iterator[dict[str, Any] | str]:
-    """The rows of a CSV or TSV with a line of names, or of JSON lines; a reason for each bad one.
+    """Yield rows of a CSV or TSV with column names, or of JSON lines; a reason for each bad row.
 
-    Bytes that are not UTF-8 become surrogates: apart from text, and in paths what they are.
+    Bytes that are not UTF-8 become surrogates, which are invalid in texts and valid in paths.
 
     Raises:
-        UserError: the file cannot be read, or the names of a CSV cannot.
+        UserError: the file, or the column names of a CSV, cannot be read.
     """
     try:
         with open_text(path) as file:
@@ -62,7 +62,7 @@ def read_table(path: Path) -> Iterator[dict[str, Any] | str]:
 
 
 def open_text(path: Path) -> BinaryIO:
-    """A file of records, open.
+    """Open a file of records.
 
     Raises:
         UserError: it cannot be opened, or is UTF-16.
@@ -75,8 +75,8 @@ def open_text(path: Path) -> BinaryIO:
 
 
 def _csv_rows(file: BinaryIO, path: Path, delimiter: str) -> Iterator[dict[str, Any] | str]:
-    csv.field_size_limit(max(LONGEST, csv.field_size_limit()))  # of the process, only ever raised
-    # a line ends at \n, and at no other character
+    csv.field_size_limit(max(LONGEST, csv.field_size_limit()))  # global, so it is only increased
+    # lines end only at \n
     lines = TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline="\n")
     rows = csv.DictReader(lines, delimiter=delimiter)
     try:
@@ -88,7 +88,7 @@ def _csv_rows(file: BinaryIO, path: Path, delimiter: str) -> Iterator[dict[str, 
             row = next(rows)
         except StopIteration:
             return
-        except csv.Error as error:  # the next line begins a row again
+        except csv.Error as error:  # the next line begins a new row
             yield TOO_LONG if "limit" in str(error) else NO_ROW
             continue
         row.pop(None, None)  # fields beyond the named ones
@@ -106,7 +106,7 @@ def _json_row(line: bytes | None) -> dict[str, Any] | str:
 
 
 def long_lines(file: BinaryIO) -> Iterator[bytes | None]:
-    """The lines of a file that are not blank, None for one of more than LONGEST bytes."""
+    """Yield non-blank lines of a file, None for one of more than LONGEST bytes."""
     while line := file.readline(LONGEST + 1):
         if len(line) > LONGEST and not line.endswith(b"\n"):
             skip_line(file)
@@ -116,7 +116,7 @@ def long_lines(file: BinaryIO) -> Iterator[bytes | None]:
 
 
 def skip_line(file: BinaryIO) -> int:
-    """Go to the next line; how many bytes that were. Never holds more than LONGEST of them."""
+    """Skip to the next line; returns the number of skipped bytes. Reads at most LONGEST at once."""
     skipped = 0
     while rest := file.readline(LONGEST):
         skipped += len(rest)

@@ -1,8 +1,8 @@
 """Random draws as pure functions of (seed, named random stream, sample number).
 
-No global generator is read: resuming a run, changing the number of workers or ranks, or cutting a
-batch elsewhere changes no draw. A random stream is named by its use ("noise", "time", "drop"), so
-that draws of different uses are independent.
+No global generator is used: resuming a run, or changing the number of workers, ranks or batches,
+changes no draw. A random stream is named by its use ("noise", "time", "drop"); draws of different
+streams are independent.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def _generators(seed: int, stream: str, samples: Tensor | Iterable[int]):
     numbers = samples.tolist() if isinstance(samples, Tensor) else list(samples)
     word = zlib.crc32(stream.encode())
     for number in numbers:
-        # On the CPU whatever the device: the same numbers on every machine.
+        # always on the CPU: the same numbers on every machine
         yield torch.Generator().manual_seed(mix(seed, word, number))
 
 

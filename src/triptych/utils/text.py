@@ -1,8 +1,8 @@
-"""Text of users: its encoding, its lines and its characters; one rule for prompts and captions.
+"""Encoding, lines and cleaning of user text, by one rule for prompts and captions.
 
-Files are UTF-8, with or without a byte order mark; lines end at \\n and \\r\\n only. A prompt, a
-caption or a message is cleaned before it is tokenized: a NUL and half a character are refused, a
-run of other control characters becomes one space. So training and inference read equal tokens.
+Files are UTF-8, with or without a byte order mark; lines end only at \\n and \\r\\n. Prompts,
+captions and messages are cleaned before tokenization: NULs and lone surrogates are refused, a run
+of other control characters becomes one space. Training and inference get equal tokens.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ MARK = "\ufeff"  # the byte order mark
 _CONTROLS = "".join(map(chr, (*range(9), 11, 12, *range(14, 32), *range(0x7F, 0xA0)))) + MARK
 _CONTROL = re.compile(f"[{re.escape(_CONTROLS)}]+")
 _SURROGATE = re.compile("[\ud800-\udfff]")
-# Characters without ink that Unicode counts as letters, symbols or marks.
+# invisible characters that Unicode classifies as letters, symbols or marks
 _INKLESS = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0")
 _INKLESS_CATEGORIES = frozenset(("Cc", "Cf", "Zs", "Zl", "Zp"))
-# First bytes -> encoding; those of UTF-32 begin with those of UTF-16.
+# byte order marks; those of UTF-32 begin with those of UTF-16
 _MARKS = {
     b"\xff\xfe\x00\x00": "UTF-32",
     b"\x00\x00\xfe\xff": "UTF-32",
     b"\xff\xfe": "UTF-16",
     b"\xfe\xff": "UTF-16",
 }
-HEAD = 4096  # bytes, from which an encoding is detected
+HEAD = 4096  # number of bytes from which an encoding is detected
 
 
 def refuse_wide(data: bytes, what: object) -> None:
-    """Refuse UTF-16 and UTF-32, by their byte order mark or by many NULs in the first bytes.
+    """Refuse UTF-16 and UTF-32, detected by a byte order mark or many NULs.
 
     Raises:
-        TextError: the bytes are in one of them; `what` names it.
+        TextError: the bytes are in one of these encodings; `what` is their name.
     """
     head = data[:HEAD]
     many = len(head) > 1 and head.count(0) * 3 >= len(head)
@@ -45,10 +45,10 @@ def refuse_wide(data: bytes, what: object) -> None:
 
 
 def decode_text(data: bytes, what: object) -> str:
-    """The text of UTF-8 bytes, without a byte order mark; `what` names it in errors.
+    """Decode UTF-8, without a byte order mark; `what` is the name in errors.
 
     Raises:
-        TextError: it is in another encoding.
+        TextError: the bytes are in another encoding.
     """
     refuse_wide(data, what)
     try:
@@ -60,34 +60,34 @@ def decode_text(data: bytes, what: object) -> str:
 
 
 def split_lines(text: str) -> list[str]:
-    """The lines of a text: they end at \\n and \\r\\n, and at no other character."""
+    """Split a text into lines, only at \\n and \\r\\n."""
     lines = [line.removesuffix("\r").removeprefix(MARK) for line in text.split("\n")]
     return lines if lines[-1] else lines[:-1]
 
 
 def numbered_lines(text: str) -> Iterator[tuple[int, str]]:
-    """(number from 1, line without space around it) of the lines that are not blank."""
+    """Yield (number from 1, stripped line) of non-blank lines."""
     for number, line in enumerate(split_lines(text), 1):
         if not is_blank(line):
             yield number, line.strip()
 
 
 def is_blank(text: str) -> bool:
-    """Whether no character of a text has ink, as white space and joiners have none."""
+    """Whether all characters of a text are invisible, such as white space and joiners."""
     return all(
         unicodedata.category(each) in _INKLESS_CATEGORIES or each in _INKLESS for each in text
     )
 
 
 def clean_text(text: str, what: str = "the text") -> str:
-    """A prompt, a caption or a message as a tokenizer gets it; cleaning it again changes nothing.
+    """Clean a prompt, a caption or a message for the tokenizer; idempotent.
 
     Raises:
-        TextError: it holds a NUL, or half a character; `what` names it.
+        TextError: it has a NUL or a lone surrogate; `what` is its name.
     """
     if (place := text.find("\0")) >= 0:
         raise TextError(f"{what} holds a NUL (character {place + 1:,}); remove it.", "holds a NUL")
-    if _SURROGATE.search(text):  # two halves in a row are a character
+    if _SURROGATE.search(text):  # surrogate pairs are valid
         try:
             text = text.encode("utf-16", "surrogatepass").decode("utf-16")
         except UnicodeDecodeError as error:
@@ -99,8 +99,8 @@ def clean_text(text: str, what: str = "the text") -> str:
 
 
 def without_controls(text: str) -> str:
-    """A space for each run of control characters but tab, line feed and carriage return.
+    """Replace runs of control characters by a space, and remove them at both ends.
 
-    At either end of the text nothing is in their place.
+    Tab, line feed and carriage return are unchanged.
     """
     return _CONTROL.sub(" ", text.strip(_CONTROLS))

@@ -1,7 +1,7 @@
-"""Text to token ids: a control token comes from a template, never from a text.
+"""Tokenization of text: control tokens come only from templates, never from text.
 
-A tokenizer's own call finds its added tokens (`<|im_end|>`, `<|image_pad|>`, `<tool_call>`, ...)
-wherever their characters stand, so that a user's text could end its turn or pose as an image.
+A tokenizer's own call recognizes its added tokens (`<|im_end|>`, `<|image_pad|>`, `<tool_call>`,
+...) in any text, so that a user's text could end its turn or imitate an image.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ ZERO_WIDTH_SPACE = "\u200b"
 
 
 class Control(str):
-    """A control token that a template writes; any other `str` among its pieces is text."""
+    """A control token of a template; any other `str` of it is text."""
 
 
 def token_id(tokenizer: Any, token: str) -> int:
-    """The id of a control token.
+    """Id of a control token.
 
     Raises:
-        UserError: the tokenizer does not know it as one token.
+        UserError: the tokenizer does not have this token.
     """
     number = tokenizer.convert_tokens_to_ids(token)
     if number is None or number == tokenizer.unk_token_id:
@@ -37,10 +37,10 @@ def token_id(tokenizer: Any, token: str) -> int:
 
 
 def encode(tokenizer: Any, pieces: Iterable[str]) -> list[int]:
-    """Ids of control tokens and of the texts between them.
+    """Token ids of control tokens and of the texts between them.
 
-    Texts that follow each other are encoded as one, so that ordinary text gets the ids that the
-    tokenizer itself gives to the whole template.
+    Adjacent texts are encoded together, so that ordinary text gets the same ids as in the
+    tokenizer's encoding of the whole template.
     """
     ids: list[int] = []
     for control, run in groupby(pieces, lambda piece: isinstance(piece, Control)):
@@ -52,13 +52,13 @@ def encode(tokenizer: Any, pieces: Iterable[str]) -> list[int]:
 
 
 def encode_text(tokenizer: Any, text: str) -> list[int]:
-    """Ids of only a text; the characters of a control token in it are characters."""
+    """Token ids of a text, in which control tokens are ordinary characters."""
     backend = tokenizer.backend_tokenizer
     controls = set(backend.get_added_tokens_decoder()) - {tokenizer.unk_token_id}
     read = without_added_tokens(backend).encode(text, add_special_tokens=False)
     ids: list[int] = []
     for number, token in zip(read.ids, read.tokens, strict=True):
-        if number in controls:  # the vocabulary has it as a word, too
+        if number in controls:  # also a word of the vocabulary
             ids += [part.id for character in token for part in backend.model.tokenize(character)]
         else:
             ids.append(number)
@@ -66,7 +66,7 @@ def encode_text(tokenizer: Any, text: str) -> list[int]:
 
 
 def without_added_tokens(backend: Tokenizer) -> Tokenizer:
-    """The same tokenizer of the Rust library, to which all is text."""
+    """Copy of a Rust tokenizer without added tokens."""
     plain = Tokenizer(backend.model)
     if backend.normalizer is not None:
         plain.normalizer = backend.normalizer
@@ -76,9 +76,9 @@ def without_added_tokens(backend: Tokenizer) -> Tokenizer:
 
 
 def break_control_tokens(tokenizer: Any, text: str) -> str:
-    """`text` with a zero-width space inside each control token.
+    """Insert a zero-width space into each control token in a text.
 
-    For models of others, whose own template or processor joins texts and control tokens.
+    For third-party models, whose own template or processor joins texts and control tokens.
     """
     for added in tokenizer.added_tokens_decoder.values():
         token = added.content

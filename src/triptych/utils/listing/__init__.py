@@ -1,4 +1,4 @@
-"""Files of data sets: which of them count, and the role of each, for loader and evaluation alike.
+"""Listing of data set files and the role of each, for loader and evaluation.
 
 folders      files, images and captioned samples of a folder
 names        hidden names, suffixes, and the role of a file by its name

@@ -1,7 +1,7 @@
-"""Files of a folder, and the images and captioned samples among them.
+"""Files of a folder, and its images and captioned samples.
 
-Hidden files and folders are skipped (`names.is_hidden`), sub-folders are included, links are
-followed, and paths are in the order of their code points.
+Hidden files and folders are skipped (`names.is_hidden`), subfolders are included, links are
+followed, and paths are sorted by code points.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ log = logging.getLogger(__name__)
 SHARD_SUFFIX = ".tar"
 TEXT_SUFFIXES = (".txt", ".json", ".jsonl", ".ndjson", ".csv", ".tsv")
 DATA_SUFFIXES = (SHARD_SUFFIX, *IMAGE_SUFFIXES, *TEXT_SUFFIXES, ".parquet", ".arrow")
-"""Suffixes of the files of which data sets are made."""
-SHEET = "grid.png"  # of `triptych generate` and GenEval: images in one, not an image of its own
+"""Suffixes of data set files."""
+SHEET = "grid.png"  # grid of images by `triptych generate` and GenEval, not a sample
 
 SECOND_IMAGE = "second image of one caption"
 TWO_CAPTIONS = "image with two captions that differ in case"
@@ -38,10 +38,10 @@ NO_IMAGE = "caption without an image"
 
 
 def walk(folder: Path) -> Iterator[tuple[str, int]]:
-    """(path in the folder, bytes) of all files that are not hidden, in no order.
+    """Yield (path in the folder, bytes) of all files that are not hidden, in no order.
 
-    A folder that several links lead to, or that holds itself, is entered once. Links to nothing or
-    to themselves, named pipes and the like have 0 bytes: readers refuse them by name.
+    A folder with several links to it, or that contains itself, is entered once. Broken links, named
+    pipes and the like have 0 bytes: readers refuse them by name.
 
     Raises:
         UserError: a folder cannot be listed.
@@ -62,7 +62,7 @@ def _walk(folder: str, inside: str, seen: set[tuple[int, int]]) -> Iterator[tupl
             f"the folder {Path(folder, inside)} cannot be listed ({error.strerror}); "
             "check the path and who may read it."
         ) from error
-    # Real folders first: a link to one of them must not give its files another path.
+    # real folders first: their files must not get the path of a link
     for entry in sorted(entries, key=lambda entry: entry.is_symlink()):
         if is_hidden(os.fsencode(entry.name)):
             continue
@@ -70,7 +70,7 @@ def _walk(folder: str, inside: str, seen: set[tuple[int, int]]) -> Iterator[tupl
         try:
             is_folder = entry.is_dir()
             size = entry.stat().st_size if not is_folder and entry.is_file() else 0
-        except OSError:  # a link that leads to itself, or that may not be followed
+        except OSError:  # a link to itself, or one that may not be followed
             is_folder, size = False, 0
         if is_folder:
             yield from _walk(folder, f"{name}/", seen)
@@ -79,7 +79,7 @@ def _walk(folder: str, inside: str, seen: set[tuple[int, int]]) -> Iterator[tupl
 
 
 def files_of(folder: Path, *suffixes: str) -> list[str]:
-    """Paths in a folder of files with one of the suffixes, in lower case, such as ".tar"; sorted.
+    """Sorted paths of files with one of the lower-case suffixes, such as ".tar".
 
     Raises:
         UserError: a folder cannot be listed.
@@ -89,25 +89,25 @@ def files_of(folder: Path, *suffixes: str) -> list[str]:
 
 @dataclass
 class FolderSample:
-    """Files of one key in a folder: an image, and what belongs to it."""
+    """Files of one key in a folder: an image and its companions."""
 
     key: str
     """Path in the folder, without the suffix of its image."""
     files: dict[str, tuple[str, int]]
-    """Role, as in `names.KINDS`, -> (path in the folder, bytes); each has a "image"."""
+    """(path in the folder, bytes) by role of `names.KINDS`; "image" always exists."""
     others: list[str]
-    """Further images of the key, which have no role."""
+    """Further images of the key, without a role."""
     ambiguous: bool = False
-    """Whether two captions differ in the case of their suffix only."""
+    """Whether two captions differ only in the case of their suffix."""
 
 
 def list_samples(folder: Path) -> tuple[list[FolderSample], Counter[str]]:
-    """Samples with an image, captioned or not, in the order of their keys; and skipped files.
+    """Samples with an image, with or without caption, sorted by key; and skipped files by reason.
 
-    Skipped, by reason, are captions without an image, and images whose format is not read.
+    Captions without an image, and images of unsupported formats, are skipped.
 
-    "KEY.source.jpg" is a source only where KEY has an image too, and "KEY.target.jpg" an image of
-    KEY only where KEY has a source, a caption or JSON: else they are images by their whole names.
+    "KEY.source.jpg" is a source only if KEY has an image too, and "KEY.target.jpg" an image of KEY
+    only if KEY has a source, a caption or JSON; else they are images with their full names as keys.
 
     Raises:
         UserError: a folder cannot be listed.
@@ -139,7 +139,7 @@ def list_samples(folder: Path) -> tuple[list[FolderSample], Counter[str]]:
 
 
 def _take_apart(groups: dict[str, dict[str, list[tuple[str, int]]]], key: str) -> None:
-    """Give images that are not part of an edit their whole names for keys."""
+    """Use the full names as keys of images that do not belong to an edit."""
     files = groups[key]
     has = {role: kind_for(role, files) is not None for role in KINDS}
     for word, belongs in (
@@ -156,7 +156,7 @@ def _take_apart(groups: dict[str, dict[str, list[tuple[str, int]]]], key: str) -
 
 
 def captioned(folder: Path) -> tuple[list[FolderSample], Counter[str]]:
-    """Samples that have a caption or JSON, by key; and the numbers of skipped files, by reason.
+    """Samples with a caption or JSON, sorted by key; and numbers of skipped files by reason.
 
     Raises:
         UserError: a folder cannot be listed.
@@ -175,9 +175,9 @@ def captioned(folder: Path) -> tuple[list[FolderSample], Counter[str]]:
 
 
 def list_images(folder: Path) -> dict[str, FolderSample]:
-    """Path in the folder of each image -> the sample it is of, sorted; sources of edits are none.
+    """Sample of each image by its path in the folder, sorted; without sources of edits.
 
-    Images whose format is not read are logged.
+    Images of unsupported formats are logged.
 
     Raises:
         UserError: a folder cannot be listed.
@@ -195,12 +195,12 @@ def list_images(folder: Path) -> dict[str, FolderSample]:
 
 
 def counted(left_out: Counter[str]) -> str:
-    """Number of skipped files for each reason, in the words of messages."""
+    """Format the number of skipped files for each reason."""
     return ", ".join(f"{number} {reason}" for reason, number in (+left_out).items())
 
 
 def holds_shards(folder: Path) -> bool:
-    """Whether a folder is one of shards, rather than of images; logged if it has both.
+    """Whether a folder is one of tar shards, not of images; logged if it has both.
 
     It is if a shard is directly in it, or if there are shards below it and no images.
 

@@ -1,12 +1,12 @@
-"""Role of a file by its name: image, source of an edit, caption or JSON, in a folder or a shard.
+"""Role of a file by its name: image, source of an edit, caption or JSON.
 
     KEY.jpg|jpeg|png|webp|bmp|gif   the image (or KEY.target.jpg, ...)
-    KEY.source.jpg                  the image that an edit starts from
+    KEY.source.jpg                  the image before an edit
     KEY.txt                         the caption, or the instruction of an edit
-    KEY.json                        all else; its "caption" stands in for a missing KEY.txt
+    KEY.json                        everything else; its "caption" replaces a missing KEY.txt
 
-Suffixes are compared without regard to case. In a shard, KEY ends at the first dot of the name, as
-in webdataset; in a folder, at the suffix: "photo v1.0.jpg" is the image of "photo v1.0".
+Suffixes are case-insensitive. In a tar shard, KEY ends at the first dot of the name, as in
+webdataset; in a folder, at the suffix: "photo v1.0.jpg" is the image of "photo v1.0".
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ OTHER_SUFFIXES = (
     *(".tif", ".tiff", ".jfif", ".jpe", ".jp2", ".jxl", ".avif", ".heic", ".heif", ".svg"),
     *(".ico", ".ppm", ".pgm", ".pbm", ".tga", ".psd", ".dng"),
 )
-"""Suffixes of images that are not read; those in a folder are named."""
+"""Suffixes of unsupported images, which are reported."""
 KINDS = {
     "image": (*(f"target.{kind}" for kind in IMAGE_KINDS), *IMAGE_KINDS),
     "source": tuple(f"source.{kind}" for kind in IMAGE_KINDS),
     "txt": ("txt",),
     "json": ("json",),
 }
-"""Role -> kinds of files that have it, the preferred first. All other files are ignored."""
+"""Kinds of files for each role, in order of preference; other files are ignored."""
 RECORDED = frozenset(kind for kinds in KINDS.values() for kind in kinds)
 _LONGEST_FIRST = sorted(RECORDED, key=len, reverse=True)
 
-# Left by systems, not by people; names that begin with a dot are hidden anyway.
+# files of operating systems; names that begin with a dot are hidden anyway
 CLUTTER = frozenset(
     (b"__macosx", b"@eadir", b"thumbs.db", b"desktop.ini", b"$recycle.bin", b"lost+found")
     + (b"system volume information",)
@@ -46,9 +46,9 @@ def is_hidden(name: bytes) -> bool:
 
 
 def split_at_first_dot(name: bytes) -> tuple[bytes, str]:
-    """b"folder/KEY.source.jpg" -> (b"folder/KEY", "source.jpg"), as webdataset does.
+    """Split b"folder/KEY.source.jpg" into (b"folder/KEY", "source.jpg"), like webdataset.
 
-    The key is empty where there is none: a name without a dot, or that begins with one.
+    The key is empty for a name without a dot, or with a dot at its beginning.
     """
     folder, slash, file = name.rpartition(b"/")
     stem, dot, kind = file.partition(b".")
@@ -58,9 +58,9 @@ def split_at_first_dot(name: bytes) -> tuple[bytes, str]:
 
 
 def split_at_kind(name: bytes) -> tuple[bytes, str]:
-    """b"folder/photo v1.0.jpg" -> (b"folder/photo v1.0", "jpg"), by the longest of RECORDED.
+    """Split b"folder/photo v1.0.jpg" into (b"folder/photo v1.0", "jpg"), by the longest kind.
 
-    The key is empty where the name has no such end, or nothing before it.
+    The key is empty for a name without such a suffix, or with nothing before it.
     """
     folder, slash, file = name.rpartition(b"/")
     end = file.lower()
@@ -70,5 +70,5 @@ def split_at_kind(name: bytes) -> tuple[bytes, str]:
 
 
 def kind_for(role: str, kinds: Collection[str]) -> str | None:
-    """The preferred one of `kinds` that has a role, whatever their order; None where none has."""
+    """The preferred one of `kinds` for a role, or None."""
     return next((kind for kind in KINDS[role] if kind in kinds), None)

@@ -21,14 +21,15 @@ COMPRESSED = (*GZIPPED, ".tar.zst", ".tar.bz2", ".tar.xz", ".tar.lz4", ".tbz2", 
 
 
 def find_shards(source: str | Path, gzipped: bool = False) -> list[Path]:
-    """Shards, sorted: all in a folder and its sub-folders, all that match a pattern, or one file.
+    """Find tar shards in a folder and its subfolders, by a pattern, or a single file; sorted.
 
-    ".tar" is compared without regard to case. Hidden files and folders are skipped. Patterns have
-    *, ?, [...], ** and braces: "set/{00000..00099}.tar", whose files must all be there. Compressed
-    shards are skipped, with a message.
+    ".tar" is case-insensitive. Hidden files and folders are skipped. Patterns have *, ?, [...], **
+    and braces: "set/{00000..00099}.tar", whose files must all exist. Compressed shards are skipped
+    with a warning.
 
     Args:
-        gzipped: whether to include gzipped shards, as for a stream.
+        source: a folder, pattern or file.
+        gzipped: whether to include gzipped shards, for streaming.
 
     Raises:
         UserError: no shard is found, one of a brace pattern is missing, or all are compressed.
@@ -41,16 +42,16 @@ def find_shards(source: str | Path, gzipped: bool = False) -> list[Path]:
     else:
         names = list(_matching(str(source)))
     names = sorted(names, key=lambda name: name.split("/"))
-    wanted = (SHARD_SUFFIX, *GZIPPED) if gzipped else SHARD_SUFFIX
-    found = [name for name in names if name.lower().endswith(wanted)]
-    packed = [name for name in names if name.lower().endswith(COMPRESSED) and name not in found]
-    if found:
+    suffixes = (SHARD_SUFFIX, *GZIPPED) if gzipped else SHARD_SUFFIX
+    shards = [name for name in names if name.lower().endswith(suffixes)]
+    packed = [name for name in names if name.lower().endswith(COMPRESSED) and name not in shards]
+    if shards:
         if packed:
             log.warning(
                 "%s: %d compressed shards are left out, %s for one; unpack them",
                 *(source, len(packed), packed[0]),
             )
-        return [Path(name) for name in found]
+        return [Path(name) for name in shards]
     if packed:
         what, remedy = "gzipped", "unpack them with gunzip, or stream them"
         if not packed[0].lower().endswith(GZIPPED):
@@ -75,7 +76,7 @@ def find_shards(source: str | Path, gzipped: bool = False) -> list[Path]:
 
 
 def _matching(pattern: str) -> Iterator[str]:
-    """Files that a pattern matches, and those in the folders that it matches."""
+    """Files that match a pattern, and files in matching folders."""
     try:
         for alternative in braceexpand(pattern):
             if not glob.has_magic(alternative):
@@ -96,7 +97,7 @@ def _matching(pattern: str) -> Iterator[str]:
 
 
 def _inside(path: str) -> Iterator[str]:
-    """A file itself, or the files of a folder."""
+    """Yield a file, or all files of a folder."""
     if os.path.isdir(path):
         yield from (os.path.join(path, name) for name, _ in walk(Path(path)))
     elif os.path.lexists(path):

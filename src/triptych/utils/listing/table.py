@@ -16,14 +16,14 @@ TABLES = (
     *("metadata.csv", "metadata.jsonl", "metadata.ndjson"),
     *("captions.jsonl", "captions.ndjson"),
 )
-CAPTIONS = ("text", "caption")  # columns, the first that is there
+CAPTIONS = ("text", "caption")  # columns, in order of preference
 
 
 def find_table(folder: Path) -> Path | None:
-    """The table in the folder itself, whatever the case of its name; None without one.
+    """Path of the table in a folder, with a case-insensitive name; None if there is none.
 
     Raises:
-        UserError: there are several.
+        UserError: there are several tables.
     """
     names = [name for name in os.listdir(folder) if name.lower() in TABLES]
     found = sorted(name for name in names if (folder / name).is_file())
@@ -35,7 +35,7 @@ def find_table(folder: Path) -> Path | None:
 
 
 def captioned_rows(path: Path) -> tuple[list[dict], Counter[str]]:
-    """Rows of a table with an image and a caption, and the number of others, by reason."""
+    """Rows of a table with an image and a caption, and numbers of other rows by reason."""
     rows, seen, left_out = [], set(), Counter()
     for row in read_table(path):
         if isinstance(row, str):
@@ -53,5 +53,5 @@ def captioned_rows(path: Path) -> tuple[list[dict], Counter[str]]:
 
 
 def caption_in(row: dict) -> str | list | None:
-    """The caption, or the captions, of a row."""
+    """Caption or captions of a row."""
     return next((row[name] for name in CAPTIONS if isinstance(row.get(name), str | list)), None)
