@@ -271,7 +271,7 @@ def by_formula(model: UnifiedModule, batch: Batch) -> dict[str, float]:
     once = flops.prompt(qwen, batch.num_shared_prefix_tokens).forward / len(batch)
     ours = {
         name: flops.generation_step(
-            qwen, dit, encoder, tokens, queries, batch.num_shared_prefix_tokens
+            qwen, dit, encoder, tokens, queries, shared=batch.num_shared_prefix_tokens
         ).total
         + once
         for name, encoder in (("live", eva), ("cached", None))

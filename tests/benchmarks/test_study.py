@@ -48,7 +48,7 @@ def test_a_step_is_a_prompt_and_two_noises():
     assert size == 64 and model.generation.flow.num_noise_samples == 2
     panel, qwen = model.generation, model.understanding.vlm
     whole = planning.flops.generation_step(
-        qwen, panel.dit, model.encoder, planning.CAPTION, panel.num_queries, planning.SHARED
+        qwen, panel.dit, model.encoder, planning.CAPTION, panel.num_queries, shared=planning.SHARED
     )
     second_noise = whole.velocity_model
     assert planning.step_flops(arm("clip_flow")) == pytest.approx(

@@ -314,7 +314,7 @@ def test_ends_of_a_range():
     assert str(limits.STEPS) == "a whole number from 1 to 1,000"
 
 
-DERIVED = ("limit_of(name)", "str if isinstance(limit, Choice) else limit")
+DERIVED = ("limit_of(name)", "str if isinstance(limit, OneOf) else limit")
 """Types of flags that are fields of `GenerationConfig`, each with its limit."""
 
 

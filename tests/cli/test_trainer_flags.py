@@ -142,14 +142,15 @@ def words(tmp_path_factory, shapes_folder):
     dit = {"width": 32, "depth": 1, "heads": 2, "multiple_of": 16}
     generation = {
         "num_queries": 2,
-        "num_noise_samples": 1,
-        "num_inference_steps": 1,
+        "flow": {"num_noise_samples": 1},
+        "sampling": {"num_inference_steps": 1},
         "dit": {"init_args": dit},
     }
+    decoder = {"sampling": {"num_inference_steps": 1}}
     settings = {
         "model": {
             "generation": {"init_args": generation},
-            "decoding": {"init_args": {"decoder": {"init_args": {"num_inference_steps": 1}}}},
+            "decoding": {"init_args": {"decoder": {"init_args": decoder}}},
         },
         "data": {"init_args": {"batch_size": 2, "num_val_samples": 4}},
         "trainer": {

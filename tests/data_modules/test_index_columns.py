@@ -1,4 +1,4 @@
-"""Columns of an index, and the costs of opening and dataset it."""
+"""Columns of an index, and the costs of opening and reading it."""
 
 import os
 import pickle

@@ -261,7 +261,8 @@ def loss_follows_from_seed_and_samples(model: Any, pixels: Tensor) -> None:
 
     def loss(seed, samples):
         with torch.no_grad():
-            return model.loss(features, pixels, seed, torch.tensor(samples)).item()
+            ids = torch.tensor(samples)
+            return model.loss(features, pixels, seed=seed, sample_ids=ids).item()
 
     assert loss(0, [0, 1, 2, 3]) == loss(0, [0, 1, 2, 3])
     assert loss(0, [0, 1, 2, 3]) != loss(1, [0, 1, 2, 3])
