@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import processes
 import pytest
 from PIL import Image
 
@@ -349,7 +350,7 @@ def test_bad_input_is_one_sentence(arguments, status, says, capsys, monkeypatch)
 def test_help_imports_no_torch():
     code = "import sys; from triptych.cli.main import main; main(['data', 'pack', '--help'])"
     check = f"import atexit, sys; atexit.register(lambda: print('torch' in sys.modules)); {code}"
-    done = run([sys.executable, "-c", check])
+    done = processes.run([sys.executable, "-c", check])
     assert done.stdout.endswith("False\n"), done.stderr
 
 
