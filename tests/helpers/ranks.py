@@ -149,7 +149,7 @@ def run_ranks(script: str, plan: Path) -> list[str]:
             stack.enter_context(
                 started(
                     command,
-                    seconds=600,
+                    seconds=800,
                     env={**os.environ, **group, "RANK": str(rank), "LOCAL_RANK": str(rank)},
                     **output,
                 )
