@@ -38,6 +38,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import torch
 import yaml
 from lightning import Callback
+from small_stage2 import SMALL_MODEL
 
 import triptych.callbacks
 from triptych.checkpoints import atomic_checkpoint
@@ -158,18 +159,8 @@ def settings(folder: Path) -> Path:
     shapes = ensure_shapes(folder / "shapes", train=64, evaluation=8, unseen=8, instruct=8)
     callbacks = ["lightning.pytorch.callbacks.LearningRateMonitor", "torture.Witness"]
     callbacks += ["triptych.callbacks.EMA"]
-    dit = {"width": 32, "depth": 1, "heads": 2, "multiple_of": 16}
     config = {
-        "model": {
-            "build_decoder": False,
-            "generation": {
-                "init_args": {
-                    "num_queries": 2,
-                    "flow": {"num_noise_samples": 1},
-                    "dit": {"init_args": dit},
-                }
-            },
-        },
+        "model": SMALL_MODEL,
         "data": {
             "init_args": {
                 "shards": str(shapes / "train"),

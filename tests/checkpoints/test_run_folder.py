@@ -14,6 +14,7 @@ import pytest
 import yaml
 from builders import ROOT, STAGE2, config_words
 from processes import exit_status, forked, started
+from small_stage2 import SMALL_MODEL
 
 from triptych.checkpoints import atomic_checkpoint
 from triptych.checkpoints.published.staging import Staging
@@ -21,18 +22,8 @@ from triptych.checkpoints.run_folder import sweep, take
 from triptych.utils.atomic_write import Lock, replacing
 from triptych.utils.errors import UserError
 
-DIT = {"width": 32, "depth": 1, "heads": 2, "multiple_of": 16}
 SMALL = {
-    "model": {
-        "build_decoder": False,
-        "generation": {
-            "init_args": {
-                "num_queries": 2,
-                "flow": {"num_noise_samples": 1},
-                "dit": {"init_args": DIT},
-            }
-        },
-    },
+    "model": SMALL_MODEL,
     "data": {"init_args": {"batch_size": 2}},
     "trainer": {
         "accelerator": "cpu",
