@@ -187,7 +187,7 @@ def _settings(plan: Plan, run: Run, world: Path) -> dict:
     every = plan.every(run)
     evaluator = {
         "class_path": "triptych.evaluation.ShapeEval",
-        "init_args": {"images": min(CURVE_IMAGES, plan.images)},
+        "init_args": {"num_images": min(CURVE_IMAGES, plan.images)},
     }
     callbacks = {
         "triptych.callbacks.NonFiniteGuard": {},

@@ -301,7 +301,8 @@ SWAP = [
     "--model.encoder=triptych.backbones.Siglip2",
     *(f"--model.encoder.{name}={value}" for name, value in SIGLIP.items()),
     "--model.decoding.decoder=triptych.backbones.SanaDecoder",
-    *(f"--model.decoding.decoder.{name}={value}" for name, value in SANA.items()),
+    *(f"--model.decoding.decoder.{k}={v}" for k, v in SANA.items() if k != "sampling"),
+    "--model.decoding.decoder.sampling.num_inference_steps=2",
     "--model.vae=triptych.backbones.DCAutoencoder",
     *(f"--model.vae.{name}={value}" for name, value in DC_AE.items()),
 ]

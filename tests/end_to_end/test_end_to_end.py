@@ -50,7 +50,7 @@ EVALUATE = {
     "init_args": {
         "evaluator": {
             "class_path": "triptych.evaluation.ShapeEval",
-            "init_args": {"images": 6, "generation_config": {"num_inference_steps": 2}},
+            "init_args": {"num_images": 6, "generation_config": {"num_inference_steps": 2}},
         }
     },
 }
