@@ -52,6 +52,6 @@ def test_a_stage_trains(installed):
 
 def test_images_scores_and_the_demo_are_made(installed):
     installed("generate", "a red circle")
-    installed("eval", "shapes", "--images", "6")
+    installed("eval", "shapes", "--num-captions", "6")
     installed("demo", "--out", "demo")
     assert (installed.work / "demo" / "index.html").is_file()

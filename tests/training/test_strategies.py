@@ -155,15 +155,15 @@ def test_fsdp2_shards_all_or_only_trained_parameters(fits):
     assert replicate["here"] == pytest.approx(replicate["all"] - trained / 2, rel=1e-2)
 
 
-FROZEN_TOWER = {"trains": ["understanding.vlm.model.model.language_model", "generation"]}
-TRAINED_TOWER = {"trains": ["understanding.vlm.model.model.visual", "generation"]}
+FROZEN_TOWER = {"trainable": ["understanding.vlm.model.model.language_model", "generation"]}
+TRAINED_TOWER = {"trainable": ["understanding.vlm.model.model.visual", "generation"]}
 EDITS = ["image_to_image", "text_to_image"]  # of the first rank, of the second
 ONE_SEES = [
     {"strategy": strategy, "stage": stage, "pieces": EVEN, "settings": settings, **more}
     for strategy, stage, settings, more in [
         ("ddp", "stage1", {}, {}),
         ("fsdp2", "stage1", {}, {}),
-        ("fsdp2", "stage1", {"execution": {"recompute": True}}, {}),
+        ("fsdp2", "stage1", {"execution": {"activation_checkpointing": True}}, {}),
         ("fsdp2", "joint", FROZEN_TOWER, {}),
         ("fsdp2", "joint", TRAINED_TOWER, {}),
         ("ddp", "joint", TRAINED_TOWER, {"tasks": EDITS}),
