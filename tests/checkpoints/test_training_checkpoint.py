@@ -7,6 +7,7 @@ import signal
 import sys
 from pathlib import Path
 
+import commands
 import pytest
 import torch
 from builders import CAPTIONS, data, needed, unified
@@ -384,7 +385,7 @@ def test_a_sigterm_to_one_of_two_processes_ends_both_after_the_same_step(tmp_pat
     def steps(*words):
         """The steps that each rank had taken when it began another."""
         (tmp_path / "two.py").write_text(TWO_PROCESSES)
-        done = run(tmp_path, tmp_path, *words, program=(sys.executable, "two.py"))
+        done = commands.run(tmp_path, tmp_path, *words, program=(sys.executable, "two.py"))
         assert "Traceback" not in done.stderr, done.stderr[-3000:]
         said = re.findall(r"rank (\d) after (\d) steps", done.stdout)
         return [[int(step) for rank, step in said if rank == each] for each in "01"]

@@ -204,7 +204,7 @@ def test_stage_writes_its_outputs(stage, chain):
             assert file.metadata()["stage"] == stage and file.metadata()["steps"] == str(STEPS)
             parts = {name.split(".")[0] for name in file.keys()}  # noqa: SIM118 - not a dict
     assert parts == {
-        "encoder": {"encoder", "decoding"},
+        "encoder": {"encoder", "vae"},
         "stage1": {"understanding"},
         "decoder": {"decoding"},
         "joint": {"understanding", "generation"},

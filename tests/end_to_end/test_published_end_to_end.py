@@ -58,7 +58,7 @@ def test_the_converted_model_answers(small):
 
 def test_stage_2_trains_from_the_converted_model(small, shapes_folder):
     # as `make train-stage2 DATA=FOLDER` has them
-    names = ["base", "stage2", "recipes/blip3o_4b/stage2", "data/folder"]
+    names = ["base", "stages/stage2", "recipes/published/stage2", "data/folder"]
     files = [CONF / f"{name}.yaml" for name in names]
     files.insert(1, MODEL)
     trainer = {"max_steps": 2, "val_check_interval": 2, "log_every_n_steps": 1}

@@ -10,12 +10,13 @@ from processes import run
 
 SCRIPT = """
 import json, sys
+from triptych.inference.image_generation import condition
 from triptych.inference.pipeline import UnifiedPipeline
 
 prompts = ["a photo of a red circle", "a photo of two blue squares"]
 bits = [None, *sys.argv[1:]]
 pipes = [UnifiedPipeline.from_pretrained("tiny", device="cpu", quantize=each) for each in bits]
-exact, *made = [pipe.model.condition(prompts).hidden_states for pipe in pipes]
+exact, *made = [condition(pipe.model, prompts).hidden_states for pipe in pipes]
 layers = [
     pipe.model.understanding.vlm.model.model.language_model.layers[0] for pipe in pipes
 ]
