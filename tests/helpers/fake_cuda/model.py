@@ -1,0 +1,94 @@
+"""Models, batches and optimizers on fake CUDA tensors, as Lightning would place them."""
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
+
+from triptych.cli.recipes import recipe_of
+from triptych.inference.loading import describe_stage
+from triptych.interfaces import IMAGE_GENERATION, LANGUAGE_MODELING, Batch
+from triptych.training.execution import cast_frozen
+from triptych.training.freezing import freeze_all_but
+from triptych.training.meta_init import materialize, parameters_on_meta
+from triptych.utils.paths import conf_files, presets
+
+CUDA = torch.device("cuda", 0)
+
+
+def fake_mode():
+    """FakeTensorMode in which real tensors (tables, sample ids) may take part."""
+    return FakeTensorMode(allow_non_fake_inputs=True)
+
+
+def stage_model(preset, stage, *flags, frozen_dtype=torch.bfloat16):
+    """The model of a preset in a stage, on the meta device.
+
+    Call it outside of fake mode: timm and diffusers read numbers while they build.
+    """
+    files = [presets()[preset], conf_files(f"stages/{stage}.yaml")[stage], recipe_of(preset, stage)]
+    model = describe_stage(files, [*flags])
+    with parameters_on_meta():
+        model.build()
+    model.trained = freeze_all_but(model, model.trainable)
+    cast_frozen(model, frozen_dtype)
+    return model
+
+
+def place(model, device=CUDA):
+    """Give `model` memory on `device`; call it in fake mode.
+
+    The same as `configure_model` and `Strategy.model_to_device` without weight files: `Module.to`
+    would swap fake parameters, which torch refuses.
+    """
+    materialize(model, device)
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            module._buffers[name] = buffer.to(device)
+        if hasattr(module, "_device"):
+            module._device = device
+    return model
+
+
+def image_batch(model, size, tokens=136, prefix=23, cached=True, pixels=False):
+    """A batch of the generation loss on the CPU: captions, and features or images, or both."""
+    ids = torch.ones(size, tokens, dtype=torch.long)
+    side = model.image_size
+    images = {"target_pixels": torch.zeros(size, 3, side, side, dtype=torch.uint8)}
+    features = {}
+    if cached:
+        features = {"target_features": torch.zeros(size, *model.target_encoder.feature_shape)}
+    return Batch(
+        IMAGE_GENERATION,
+        [str(number) for number in range(size)],
+        0,
+        torch.arange(size),
+        ids,
+        torch.ones_like(ids),
+        num_shared_prefix_tokens=prefix,
+        **features,
+        **(images if pixels or not cached else {}),
+    )
+
+
+def text_batch(model, size, tokens=200, images=True):
+    """A batch of the understanding loss on the CPU: `tokens` of text, and an image each or none."""
+    vlm = model.understanding.vlm
+    ids = torch.ones(size, tokens, dtype=torch.long)
+    shown = {}
+    if images:
+        with unset_fake_temporarily():
+            squares = torch.zeros(size, 3, vlm.image_size, vlm.image_size, dtype=torch.uint8)
+            patches, grids = vlm.image_inputs(squares)
+            count = vlm.image_tokens()
+        ids = torch.ones(size, tokens + count, dtype=torch.long)
+        ids[:, 4 : 4 + count] = vlm.vocabulary.image_pad
+        shown = {"understanding_pixels": patches, "image_grid_thw": grids, "may_show": True}
+    return Batch(
+        LANGUAGE_MODELING,
+        [str(number) for number in range(size)],
+        0,
+        torch.arange(size),
+        ids,
+        torch.ones_like(ids),
+        labels=ids.clone(),
+        **shown,
+    )
