@@ -162,6 +162,7 @@ class Collator:
             dropped_samples=skipped,
         )
         if self.objective == IMAGE_GENERATION:
+            batch.draws = {each.stream: each(processor.seed, samples) for each in processor.draws}
             if processor.tokenizer is not None:
                 placeholder = token_id(processor.tokenizer, IMAGE_PAD)
                 batch.num_shared_prefix_tokens = shared_tokens(

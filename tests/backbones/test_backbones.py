@@ -9,6 +9,7 @@ from builders import (
     SIDE,
     built,
     decoder,
+    decoder_loss,
     decodes_each_by_its_seed,
     dit,
     eva,
@@ -316,7 +317,7 @@ def small_decoder(**sizes):
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 def test_decoder_loss_is_finite_and_trains_only_the_unet(prediction):
     model = small_decoder(prediction=prediction, feature_noise=0.2)
-    loss = model.loss(torch.randn(4, 32, 3, 3), drawn(4), seed=0, sample_ids=torch.arange(4))
+    loss = decoder_loss(model, torch.randn(4, 32, 3, 3), drawn(4), torch.arange(4))
     loss.backward()
     assert loss.shape == () and loss.isfinite()
     assert all(p.grad is not None for p in (*model.unet.parameters(), *model.baseline.parameters()))

@@ -6,6 +6,7 @@ from builders import (
     ROOT,
     SIDE,
     built,
+    decoder_loss,
     decodes_each_by_its_seed,
     loss_follows_from_seed_and_samples,
     shaken,
@@ -130,7 +131,7 @@ def test_connector_starts_at_the_published_scale():
 
 def test_loss_is_finite_and_trains_only_transformer_and_connector():
     model = small_sana()
-    loss = model.loss(torch.randn(4, 32, 3, 3), images(4), seed=0, sample_ids=torch.arange(4))
+    loss = decoder_loss(model, torch.randn(4, 32, 3, 3), images(4), torch.arange(4))
     loss.backward()
     assert loss.shape == () and loss.isfinite()
     for name, parameter in model.named_parameters():
@@ -151,7 +152,7 @@ def test_loss_of_no_velocity_is_the_mean_square_of_noise_minus_latents():
     nn.init.zeros_(model.transformer.proj_out.weight)
     nn.init.zeros_(model.transformer.proj_out.bias)
     with torch.no_grad():
-        loss = model.loss(features, pixels, seed=0, sample_ids=samples)
+        loss = decoder_loss(model, features, pixels, samples)
         data = model.vae(pixels)
     # x_t = (1 - t) data + t noise, so noise - data = (x_t - data) / t
     target = (seen["x_t"] - data) / seen["t"][:, None, None, None]
@@ -169,9 +170,7 @@ def test_one_sample_in_ten_trains_on_the_black_image():
     model.connector.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
     features = torch.randn(300, 32, 3, 3)
     with torch.no_grad():
-        model.loss(
-            features, images(1).expand(300, -1, -1, -1), seed=0, sample_ids=torch.arange(300)
-        )
+        decoder_loss(model, features, images(1).expand(300, -1, -1, -1), torch.arange(300))
     rows = seen[0].transpose(1, 2).unflatten(2, (3, 3))
     null = (rows == model.null_features).flatten(1).all(1)
     assert torch.equal(rows[~null], features[~null])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from diffusers import SanaTransformer2DModel
@@ -17,7 +18,7 @@ from triptych.interfaces import (
 from triptych.loss import TimestepSampling, mse, path, sample_time
 from triptych.sampler import sample_flow
 from triptych.utils.errors import UserError
-from triptych.utils.rng import normal, uniform
+from triptych.utils.rng import Draw, normal
 
 DEFAULT_SAMPLING = SamplerConfig()
 
@@ -106,19 +107,22 @@ class SanaDecoder(PixelDecoder):
     def blocks(self) -> list[nn.Module]:
         return list(self.transformer.transformer_blocks)
 
-    def loss(self, features: Tensor, pixels: Tensor, *, seed: int, sample_ids: Tensor) -> Tensor:
+    def random_draws(self) -> list[Draw]:
+        """Dropped conditions, time and noise."""
+        return [
+            Draw("decoder-drop"),
+            Draw("decoder-time"),
+            Draw("decoder-time-normal", (), "normal"),
+            Draw("decoder-noise", tuple(self.vae.feature_shape), "normal"),
+        ]
+
+    def loss(self, features: Tensor, pixels: Tensor, draws: Mapping[str, Tensor]) -> Tensor:
         with torch.no_grad():
             latents = self.vae(pixels).float()
-        device = latents.device
-        dropped = uniform(seed, "decoder-drop", sample_ids, device) < self.cond_drop_prob
+        dropped = draws["decoder-drop"] < self.cond_drop_prob
         features = torch.where(dropped[:, None, None, None], self.null_features, features)
-        noise = normal(latents.shape[1:], seed, "decoder-noise", sample_ids, device)
-        t = sample_time(
-            uniform(seed, "decoder-time", sample_ids, device),
-            normal((), seed, "decoder-time-normal", sample_ids, device),
-            self.timestep_sampling,
-        )
-        x_t, target = path(latents, noise, t)
+        t = sample_time(draws["decoder-time"], draws["decoder-time-normal"], self.timestep_sampling)
+        x_t, target = path(latents, draws["decoder-noise"], t)
         return mse(self.velocity(x_t, t, self.condition(features)), target)
 
     def condition(self, features: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -12,7 +13,7 @@ from triptych.interfaces import DecodeOptions, PixelDecoder, SamplerConfig
 from triptych.loss import mse
 from triptych.sampler import OnStep, diffusion_solver
 from triptych.utils.errors import UserError
-from triptych.utils.rng import normal, uniform
+from triptych.utils.rng import Draw, normal
 
 NOISE_SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 TRAIN_TIMES = 1000
@@ -114,23 +115,31 @@ class SDXLDecoder(PixelDecoder):
     def blocks(self) -> list[nn.Module]:
         return [*self.unet.down_blocks, self.unet.mid_block, *self.unet.up_blocks]
 
-    def loss(self, features: Tensor, pixels: Tensor, *, seed: int, sample_ids: Tensor) -> Tensor:
+    def random_draws(self) -> list[Draw]:
+        """Dropped conditions, time and noise; noise of the features if there is any."""
+        draws = [
+            Draw("decoder-drop"),
+            Draw("decoder-time"),
+            Draw("decoder-noise", tuple(self.vae.feature_shape), "normal"),
+        ]
+        if self.feature_noise:
+            draws.append(Draw("decoder-feature", tuple(self.feature_shape), "normal"))
+        return draws
+
+    def loss(self, features: Tensor, pixels: Tensor, draws: Mapping[str, Tensor]) -> Tensor:
         with torch.no_grad():
             latents = self.vae(pixels).float()
-        device = latents.device
         if self.feature_noise:
-            features = features + self.feature_noise * normal(
-                features.shape[1:], seed, "decoder-feature", sample_ids, device
-            )
-        dropped = uniform(seed, "decoder-drop", sample_ids, device) < self.cond_drop_prob
+            features = features + self.feature_noise * draws["decoder-feature"]
+        dropped = draws["decoder-drop"] < self.cond_drop_prob
         features = torch.where(dropped[:, None, None, None], 0.0, features)
         baseline_loss = latents.new_zeros(())
         if self.baseline is not None:
             prediction = self.baseline(features)
             baseline_loss = mse(prediction, latents)
             latents = self.baseline.normalize(latents - prediction.detach())
-        noise = normal(latents.shape[1:], seed, "decoder-noise", sample_ids, device)
-        timesteps = (uniform(seed, "decoder-time", sample_ids, device) * TRAIN_TIMES).long()
+        noise = draws["decoder-noise"]
+        timesteps = (draws["decoder-time"] * TRAIN_TIMES).long()
         signal, level = self.levels(timesteps)
         noisy = signal * latents + level * noise
         target = noise if self.prediction == "epsilon" else signal * noise - level * latents

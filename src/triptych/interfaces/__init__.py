@@ -25,6 +25,7 @@ from triptych.interfaces.batch import (
     Batch,
     Condition,
     batches_in,
+    drawn,
 )
 from triptych.interfaces.evaluator import Evaluator
 from triptych.interfaces.lazy_module import LazyModule
@@ -68,4 +69,5 @@ __all__ = [
     "VisionLanguageModel",
     "batches_in",
     "bind_condition",
+    "drawn",
 ]

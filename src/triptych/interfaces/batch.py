@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, distributed
 from torch.utils._pytree import register_dataclass
+
+from triptych.utils.rng import Draw
 
 TEXT_TO_IMAGE = "text_to_image"
 IMAGE_TO_TEXT = "image_to_text"
@@ -62,6 +65,9 @@ class Batch:
     """[B,C,h,w], features of the images when they were computed before."""
     has_features: Tensor | None = None
     """[B] bool, which rows of `target_features` were; None if all."""
+    draws: dict[str, Tensor] = field(default_factory=dict)
+    """Random draws of the step by stream, float32 [B*repeats,...], made by the loader's workers
+    (`Preprocessing.draws`); the step makes those that are missing, see `drawn`."""
     dropped_samples: list[tuple[str, str]] = field(default_factory=list)
     """(key, reason) of samples that could not be used; others of the batch stand in for them."""
     epochs: dict[str, float] = field(default_factory=dict)
@@ -106,12 +112,15 @@ class Batch:
             for name, tensor in tensors.items()
             if name not in READ_BY_THE_HOST
         }
-        return replace(self, **moved)
+        draws = {stream: values.to(device, **options) for stream, values in self.draws.items()}
+        return replace(self, draws=draws, **moved)
 
     def pin_memory(self) -> Batch:
         """The batch in pinned memory, as torch's DataLoader asks for it."""
         tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return replace(self, **{name: tensor.pin_memory() for name, tensor in tensors.items()})
+        pinned = {name: tensor.pin_memory() for name, tensor in tensors.items()}
+        draws = {stream: values.pin_memory() for stream, values in self.draws.items()}
+        return replace(self, draws=draws, **pinned)
 
 
 def _several_ranks() -> bool:
@@ -121,6 +130,22 @@ def _several_ranks() -> bool:
 
 # Fields of Batch that the host reads to draw noise and to encode images.
 READ_BY_THE_HOST = ("sample_ids", "has_features")
+
+
+def drawn(
+    batch: Batch, draws: Iterable[Draw], seed: int, device: torch.device
+) -> dict[str, Tensor]:
+    """`draws` by stream on `device`: those of the loader, others made here.
+
+    Making them here takes the host milliseconds in the middle of the step, and copies from memory
+    that is not pinned.
+    """
+    values = {}
+    for draw in draws:
+        value = batch.draws.get(draw.stream)
+        value = draw(seed, batch.sample_ids) if value is None else value
+        values[draw.stream] = value.to(device, non_blocking=True)
+    return values
 
 
 def batches_in(batch: Batch | dict[str, Batch | None]) -> list[Batch]:

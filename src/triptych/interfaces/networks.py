@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from inspect import signature
 from typing import Any
@@ -15,6 +15,7 @@ from triptych.interfaces.batch import Batch, Condition
 from triptych.interfaces.lazy_module import LazyModule
 from triptych.interfaces.sampling import SamplerConfig, Sampling
 from triptych.utils.errors import UserError
+from triptych.utils.rng import Draw
 
 
 class VisionLanguageModel(LazyModule):
@@ -228,10 +229,14 @@ class PixelDecoder(LazyModule):
         """Set the encoder's `blank_features` [C,h,w]; called before first use where needed."""
         raise NotImplementedError
 
+    def random_draws(self) -> list[Draw]:
+        """Random draws of `loss`, one row for each sample."""
+        return []
+
     @abstractmethod
-    def loss(self, features: Tensor, pixels: Tensor, *, seed: int, sample_ids: Tensor) -> Tensor:
+    def loss(self, features: Tensor, pixels: Tensor, draws: Mapping[str, Tensor]) -> Tensor:
         """Training loss of features [B,C,h,w] of images uint8 [B,3,H,W]; scalar, a mean over
-        samples. Draws depend on `seed` and `sample_ids` [B]."""
+        samples. `draws` has the values [B,...] of `random_draws` by stream."""
 
     @torch.no_grad()
     def decode(

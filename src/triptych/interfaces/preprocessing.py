@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from triptych.utils.rng import Draw
+
 
 @dataclass
 class Preprocessing:
@@ -30,5 +32,9 @@ class Preprocessing:
     features: Callable[[], dict[str, Any]] | None = None
     """Function that returns `BaseModule.feature_config_of` for `Batch.target_features`; it reads
     weight files. None where no step takes features."""
+    draws: tuple[Draw, ...] = ()
+    """Random draws of image generation batches, made while they are loaded; see `Batch.draws`."""
+    seed: int = 0
+    """Seed of these draws."""
     images_too: bool = True
     """Whether steps want the images also of samples that bring their features."""

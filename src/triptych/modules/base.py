@@ -26,6 +26,7 @@ from triptych.training.meta_init import materialize, parameters_on_meta
 from triptych.training.optimizer import Optimization, make_optimizer, make_schedule
 from triptych.utils.errors import UserError
 from triptych.utils.precision import ExactBuffers
+from triptych.utils.rng import Draw
 
 Metrics = dict[str, Tensor]
 FSDP1 = "_fsdp_wrapped_module."  # what the older FSDP puts into the names of parameters
@@ -68,6 +69,10 @@ class BaseModule(ExactBuffers, LightningModule):
     def step(self, batch: Batch) -> tuple[Tensor, Metrics]:
         """Loss and metrics of one batch: scalars, means over `batch.elements`."""
         raise NotImplementedError
+
+    def random_draws(self) -> list[Draw]:
+        """Random draws of `step` for image generation batches, which the loader makes ahead."""
+        return []
 
     def preprocessing(self) -> Preprocessing:
         """Settings that the DataModule needs to build this panel's batches."""
@@ -261,7 +266,8 @@ class BaseModule(ExactBuffers, LightningModule):
         every_step = prefix == "train"
         options = {"batch_size": 1, "on_step": every_step, "on_epoch": not every_step}
         for name, value in means.over_all_ranks().items():
-            self.log(f"{prefix}/{name}", value, prog_bar=name == "loss", **options)
+            # Not prog_bar: Lightning would read it in every step. The ProgressBar takes the loss.
+            self.log(f"{prefix}/{name}", value, **options)
 
     def log_epochs(self, batches: list[Batch]) -> None:
         """Log how far training has come in each data set."""

@@ -14,9 +14,11 @@ from triptych.interfaces import (
     ImageEncoder,
     PixelDecoder,
     Preprocessing,
+    drawn,
 )
 from triptych.modules.base import BaseModule, Metrics, target_features
 from triptych.utils.errors import UserError
+from triptych.utils.rng import Draw
 
 
 class PixelDecoderModule(BaseModule):
@@ -63,10 +65,13 @@ class PixelDecoderModule(BaseModule):
             raise UserError("the decoder trains on images, but the batch brings none.")
         features = target_features(batch, encoder)
         self._set_null_features()
-        loss = self.decoder.loss(
-            features, batch.target_pixels, seed=self.seed, sample_ids=batch.sample_ids
-        )
+        draws = drawn(batch, self.random_draws(), self.seed, features.device)
+        loss = self.decoder.loss(features, batch.target_pixels, draws)
         return loss, {"decoding": loss.detach()}
+
+    def random_draws(self) -> list[Draw]:
+        """Those of the decoder."""
+        return self.decoder.random_draws()
 
     @torch.no_grad()
     def decode(self, features: Tensor, seeds: list[int], **options: Any) -> Tensor:
@@ -92,4 +97,11 @@ class PixelDecoderModule(BaseModule):
         (encoder,) = self._neighbours
         size = encoder.image_size
         config = partial(self.feature_config_of, encoder, size)
-        return Preprocessing(tokenizer=None, max_tokens=0, image_size=size, features=config)
+        return Preprocessing(
+            tokenizer=None,
+            max_tokens=0,
+            image_size=size,
+            features=config,
+            draws=tuple(self.random_draws()),
+            seed=self.seed,
+        )

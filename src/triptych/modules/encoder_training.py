@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from triptych.backbones.eva_clip import EvaClip
 from triptych.backbones.vae import KLAutoencoder
-from triptych.interfaces import IMAGE_GENERATION, Batch, LazyModule
+from triptych.interfaces import IMAGE_GENERATION, Batch, LazyModule, drawn
 from triptych.modules.base import BaseModule, Metrics
 from triptych.utils.images import pixels_to_unit
-from triptych.utils.rng import normal
+from triptych.utils.rng import Draw
 
 
 class TextTower(nn.Module):
@@ -118,13 +118,12 @@ class EncodingModule(BaseModule):
         images = pixels_to_unit(batch.target_pixels)
         features = encoder(batch.target_pixels)
         contrastive, accuracy = self.contrastive(features, batch)
-        noisy = features + self.feature_noise * normal(
-            features.shape[1:], self.seed, "encoder-feature", batch.sample_ids, features.device
-        )
+        draws = drawn(batch, self.random_draws(), self.seed, features.device)
+        noisy = features + self.feature_noise * draws["encoder-feature"]
         cell = images.shape[-1] // features.shape[-1]
         shown = nn.functional.pixel_shuffle(self.heads.pixels(noisy), cell)
         pixel = nn.functional.mse_loss(shown, images)
-        reconstruction, divergence = self.autoencode(batch, images)
+        reconstruction, divergence = self.autoencode(batch, images, draws["vae"])
         loss = contrastive + self.pixel_weight * pixel
         loss = loss + reconstruction + self.kl_weight * divergence
         return loss, {
@@ -134,6 +133,14 @@ class EncodingModule(BaseModule):
             "vae_reconstruction": reconstruction.detach(),
             "vae_kl": divergence.detach(),
         }
+
+    def random_draws(self) -> list[Draw]:
+        """Noise of the features and of the VAE's posterior sample."""
+        encoder, vae = self._neighbours
+        return [
+            Draw("encoder-feature", tuple(encoder.feature_shape), "normal"),
+            Draw("vae", tuple(vae.feature_shape), "normal"),
+        ]
 
     def contrastive(self, features: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """CLIP's symmetric cross entropy, and how often an image finds its caption."""
@@ -146,14 +153,14 @@ class EncodingModule(BaseModule):
         loss = (loss + nn.functional.cross_entropy(logits.T, truth)) / 2
         return loss, (logits.argmax(1) == truth).float().mean()
 
-    def autoencode(self, batch: Batch, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Reconstruction (L1 + 5 MSE) from a posterior sample, and mean KL per latent number."""
+    def autoencode(self, batch: Batch, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Reconstruction (L1 + 5 MSE) from a posterior sample, and mean KL per latent number.
+
+        `noise` [B,Z,a,a] is that of the sample.
+        """
         _, vae = self._neighbours
         posterior = vae.posterior(batch.target_pixels)
-        draw = normal(
-            posterior.mean.shape[1:], self.seed, "vae", batch.sample_ids, posterior.mean.device
-        )
-        latents = posterior.mean + posterior.std * draw
+        latents = posterior.mean + posterior.std * noise
         vae.standardize(posterior.mean.detach())  # keeps the running statistics
         shown = vae.images(latents)
         reconstruction = nn.functional.l1_loss(shown, images) + 5 * nn.functional.mse_loss(

@@ -17,6 +17,7 @@ from triptych.interfaces import (
     Preprocessing,
     VelocityModel,
     VisionLanguageModel,
+    drawn,
 )
 from triptych.loss import OBJECTIVES, FlowConfig, mse, path, sample_time
 from triptych.modules.base import BaseModule, Metrics, target_features
@@ -31,7 +32,7 @@ from triptych.sampler import (
 from triptych.training.fsdp import full_tensor
 from triptych.utils.errors import UserError
 from triptych.utils.finite import all_finite, require_finite
-from triptych.utils.rng import normal, uniform
+from triptych.utils.rng import Draw, normal
 
 DEFAULT_FLOW, DEFAULT_SAMPLING, DEFAULT_PROMPT = FlowConfig(), FlowSamplerConfig(), PromptConfig()
 
@@ -111,19 +112,27 @@ class GenerationModule(BaseModule):
         if self.objective.loss == "mse":
             x_t, t, target = torch.zeros_like(features), features.new_ones(len(batch)), features
         else:
-            flow, seed, device = self.flow, self.seed, features.device
-            draws = draw_ids(batch.sample_ids, flow.num_noise_samples)  # [B*R]
+            flow = self.flow
+            draws = drawn(batch, self.random_draws(), self.seed, features.device)
             features = features.repeat_interleave(flow.num_noise_samples, 0)
             condition = condition.repeat_interleave(flow.num_noise_samples)
-            noise = normal(features.shape[1:], seed, "noise", draws, device)
-            uniforms = uniform(seed, "time", draws, device)
-            normals = normal((), seed, "time-normal", draws, device)
-            t = sample_time(uniforms, normals, flow.timestep_sampling, flow.shift)
-            x_t, target = path(features, noise, t)
-            dropped = uniform(seed, "drop", draws, device) < flow.cond_drop_prob
-            condition = condition.drop(dropped)
+            t = sample_time(draws["time"], draws["time-normal"], flow.timestep_sampling, flow.shift)
+            x_t, target = path(features, draws["noise"], t)
+            condition = condition.drop(draws["drop"] < flow.cond_drop_prob)
         loss = mse(self.dit(x_t, t, condition.hidden_states), target)
         return loss, {"generation": loss.detach()}
+
+    def random_draws(self) -> list[Draw]:
+        """Noise, time and dropped conditions of a flow objective."""
+        if self.objective.loss != "flow":
+            return []
+        repeats = self.flow.num_noise_samples
+        return [
+            Draw("noise", tuple(self.feature_shape), "normal", repeats),
+            Draw("time", repeats=repeats),
+            Draw("time-normal", (), "normal", repeats),
+            Draw("drop", repeats=repeats),
+        ]
 
     @torch.no_grad()
     def loss_at_timesteps(self, batch: Batch, timesteps: list[float]) -> Tensor:
@@ -219,12 +228,7 @@ class GenerationModule(BaseModule):
             template=self.prompt.template,
             training_template=self.prompt.training_template,
             features=partial(self.feature_config_of, encoder, encoder.image_size),
+            draws=tuple(self.random_draws()),
+            seed=self.seed,
             images_too=False,
         )
-
-
-def draw_ids(sample_ids: Tensor, repeats: int) -> Tensor:
-    """Sample ids [B] -> ids [B*repeats] of draws, `repeats` for each sample."""
-    return (
-        sample_ids[:, None] * repeats + torch.arange(repeats, device=sample_ids.device)
-    ).flatten()

@@ -19,6 +19,7 @@ from triptych.modules.understanding import UnderstandingModule
 from triptych.prompts import negative_ids
 from triptych.training.fsdp import full_tensor
 from triptych.utils.errors import UserError
+from triptych.utils.rng import Draw
 
 # Panels that a loss needs beside its own.
 NEEDS = {
@@ -219,7 +220,12 @@ class UnifiedModule(BaseModule):
         if (encoder := self._encoder_of_targets()) is not None:
             settings.features = partial(self.feature_config_of, encoder, self.image_size)
             settings.images_too = "decoding" in self.loss_weights
+        settings.draws, settings.seed = tuple(self.random_draws()), self.seed
         return settings
+
+    def random_draws(self) -> list[Draw]:
+        """Those of the panels whose losses this stage has."""
+        return [draw for name in self.loss_weights for draw in getattr(self, name).random_draws()]
 
     @property
     def image_size(self) -> int:

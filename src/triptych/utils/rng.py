@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -47,3 +49,27 @@ def uniform(seed: int, stream: str, samples, device=None) -> Tensor:
     generators = _generators(seed, stream, samples)
     rows = [torch.rand((), generator=g, dtype=torch.float32) for g in generators]
     return torch.stack(rows).to(device, non_blocking=True)
+
+
+@dataclass(frozen=True)
+class Draw:
+    """A random draw for the samples of a batch: float32 [B*repeats, *shape].
+
+    Args:
+        stream: name of the random stream.
+        shape: shape of one row.
+        distribution: "normal" (standard) or "uniform" in [0,1).
+        repeats: rows of each sample.
+    """
+
+    stream: str
+    shape: tuple[int, ...] = ()
+    distribution: Literal["normal", "uniform"] = "uniform"
+    repeats: int = 1
+
+    def __call__(self, seed: int, sample_ids: Tensor) -> Tensor:
+        """Draw for `sample_ids` [B], on the CPU."""
+        rows = (sample_ids[:, None] * self.repeats + torch.arange(self.repeats)).flatten()
+        if self.distribution == "normal":
+            return normal(self.shape, seed, self.stream, rows)
+        return uniform(seed, self.stream, rows)

@@ -64,9 +64,17 @@ def image_batch(model, size, tokens=136, prefix=23, cached=True, pixels=False):
         ids,
         torch.ones_like(ids),
         num_shared_prefix_tokens=prefix,
+        draws=_draws(model, size),
         **features,
         **(images if pixels or not cached else {}),
     )
+
+
+def _draws(model, size):
+    """The draws of the loader's workers."""
+    return {
+        draw.stream: torch.zeros(size * draw.repeats, *draw.shape) for draw in model.random_draws()
+    }
 
 
 def text_batch(model, size, tokens=200, images=True):
