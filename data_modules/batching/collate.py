@@ -12,7 +12,7 @@ from torch import Tensor
 from triptych.data_modules.batching.tasks import IMAGE_PROMPT_TASKS, Prompt, TaskDataset
 from triptych.data_modules.decode import Decoder
 from triptych.data_modules.sources.base import BadSample, ImageRole, bad_sample_on_error
-from triptych.interfaces import IMAGE_GENERATION, Batch, Preprocessing
+from triptych.interfaces import IMAGE_GENERATION, Batch, Preprocessing, label_indices
 from triptych.prompts import IGNORED, IMAGE_PAD, PAD, pad, shared_tokens, token_id
 from triptych.utils.errors import UserError
 from triptych.utils.images import stack_images
@@ -149,6 +149,9 @@ class Collator:
             ids, mask = pad([prompt.ids for prompt in prompts], token_id(processor.tokenizer, PAD))
         images = [each.prompt_image for each in examples if each.prompt_image is not None]
         patches, grids = processor.image_inputs(stack_images(images)) if images else (None, None)
+        positions = None
+        if images and processor.position_ids is not None:
+            positions = processor.position_ids(ids, mask, grids)
         batch = Batch(
             self.objective,
             [example.key for example in examples],
@@ -158,6 +161,7 @@ class Collator:
             mask,
             understanding_pixels=patches,
             image_grid_thw=grids,
+            position_ids=positions,
             may_show=any(dataset.task in IMAGE_PROMPT_TASKS for dataset in self.datasets),
             dropped_samples=skipped,
         )
@@ -176,6 +180,7 @@ class Collator:
             )
         else:
             batch.labels = pad([prompt.labels for prompt in prompts], IGNORED)[0]
+            batch.label_indices = label_indices(batch.labels)
         return batch
 
 

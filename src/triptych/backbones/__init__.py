@@ -7,6 +7,7 @@ lumina_dit         Lumina-Next DiT behind a caption projection
 prompt_cache       key-value cache of prompts that queries continue
 qwen2_5_vl         Qwen2.5-VL, and the queries that run through it
 qwen2_5_vl_config  sizes and vocabulary of Qwen2.5-VL
+qwen2_5_vl_tower   positions and windows of its vision tower
 sana               SANA's transformer as a pixel decoder
 sdxl               SDXL's UNet as a pixel decoder
 siglip2            SigLIP 2 as a grid of features

@@ -14,6 +14,7 @@ from transformers import (
     LogitsProcessorList,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
+    Qwen2_5_VLModel,
     Qwen2VLImageProcessor,
     StoppingCriteriaList,
 )
@@ -26,9 +27,10 @@ from triptych.backbones.qwen2_5_vl_config import (
     check_vocabulary,
     transformers_config,
 )
+from triptych.backbones.qwen2_5_vl_tower import TowerLayouts
 from triptych.backbones.token_sampling import Logits, Watch, choice, none_ends
-from triptych.interfaces import Batch, Condition, Sampling, VisionLanguageModel
-from triptych.prompts import IGNORED, IMAGE_PAD
+from triptych.interfaces import Batch, Condition, Sampling, VisionLanguageModel, label_indices
+from triptych.prompts import IMAGE_PAD
 from triptych.utils.errors import UserError
 from triptych.utils.paths import PREFIX, resolve
 from triptych.utils.pretrained import load_pretrained
@@ -83,6 +85,7 @@ class QwenVL(VisionLanguageModel):
         self.text, self.vision, self.image_size = text, vision, image_size
         self.image_positions = image_positions
         self.width = text.hidden_size
+        self._tower_layouts = TowerLayouts(vision)
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -172,6 +175,7 @@ class QwenVL(VisionLanguageModel):
         queries: Tensor,
         understanding_pixels: Tensor | None = None,
         image_grid_thw: Tensor | None = None,
+        position_ids: Tensor | None = None,
         *,
         num_shared_prefix_tokens: int = 0,
     ) -> Condition:
@@ -181,8 +185,8 @@ class QwenVL(VisionLanguageModel):
         frozen, the prompt runs without gradient into a key-value cache, the tokens that all rows
         share once, and only the queries carry gradient; the result and the queries' gradient are
         those of the whole pass, which is computed when the language model, or an adapter in it,
-        trains. Logits are never computed. Without images, nothing here synchronizes with the
-        device.
+        trains. Logits are never computed. Nothing here synchronizes with the device, unless images
+        need positions that are not in `position_ids`.
 
         Positions are explicit and one-dimensional, counted without the padding; also where the
         prompt holds images, as published, unless `image_positions` is "grid".
@@ -199,13 +203,12 @@ class QwenVL(VisionLanguageModel):
             starts + steps[:number],
         )
         if images and self.image_positions == "grid":
-            prompt_positions, shorter = self.model.model.get_rope_index(
-                input_ids,
-                self._token_types(input_ids),
-                image_grid_thw,
-                attention_mask=attention_mask,
-            )
-            query_positions = (query_positions + shorter).expand(3, -1, -1)
+            if position_ids is None:
+                position_ids = self.position_ids(input_ids, attention_mask, image_grid_thw)
+            prompt_positions = position_ids
+            # An image takes fewer positions than tokens. Those of padding are 0.
+            ends = prompt_positions.amax((0, 2))[:, None] + 1
+            query_positions = (ends + steps[:number]).expand(3, -1, -1)
         mask = torch.cat([attention_mask, attention_mask.new_ones(batch, number)], 1)
         learning = self.model.model if images else language_model
 
@@ -245,16 +248,20 @@ class QwenVL(VisionLanguageModel):
         """Embeddings [B,T,D] of prompts [B,T], images in their placeholders.
 
         Raises:
-            UserError: there are more or fewer placeholders than the images make tokens.
+            UserError: there are more or fewer placeholders than the images make tokens; on a GPU
+                the device's own error, later.
         """
         embeddings = self.model.model.language_model.embed_tokens(input_ids)
         if understanding_pixels is None:
             return embeddings
         features = self.image_features(understanding_pixels, image_grid_thw).to(embeddings.dtype)
         places = self._token_types(input_ids).bool()
-        if int(places.sum()) != len(features):
+        number = places.sum()
+        if number.device.type == "cuda":  # reading it would synchronize
+            torch._assert_async(number == len(features))
+        elif int(number) != len(features):
             raise UserError(
-                f"the images make {len(features)} tokens, the prompts hold {int(places.sum())} "
+                f"the images make {len(features)} tokens, the prompts hold {int(number)} "
                 f"placeholders; put one {IMAGE_PAD} a token where the image is shown."
             )
         return embeddings.masked_scatter(places[..., None], features)
@@ -271,17 +278,16 @@ class QwenVL(VisionLanguageModel):
             understanding_pixels, image_grid_thw = self._blank_token(understanding_pixels.device)
             if not self._ranks_wait_for_tower():
                 return understanding_pixels.new_zeros(0, self.width)
-        out = self.model.model.get_image_features(
-            understanding_pixels, image_grid_thw, return_dict=True
-        )
-        return torch.cat(list(out.pooler_output))[:number]
+        visual = self.model.model.visual
+        pixels = understanding_pixels.to(visual.dtype)
+        layout = self._tower_layouts(image_grid_thw, pixels.device)
+        return visual(pixels, grid_thw=image_grid_thw, **layout).pooler_output[:number]
 
     def _blank_token(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Patches and grid of an image of one token, in the mean colour."""
         vision, side = self.vision, self.vision.spatial_merge_size
         numbers = 3 * vision.temporal_patch_size * vision.patch_size**2
-        grids = torch.tensor([[1, side, side]], device=device)
-        return torch.zeros(side * side, numbers, device=device), grids
+        return torch.zeros(side * side, numbers, device=device), torch.tensor([[1, side, side]])
 
     def _ranks_wait_for_tower(self) -> bool:
         """Whether its parameters are split over ranks, or its gradients summed over them."""
@@ -291,23 +297,39 @@ class QwenVL(VisionLanguageModel):
         return torch.is_grad_enabled() and any(p.requires_grad for p in parameters)
 
     def lm_loss(self, batch: Batch) -> Tensor:
-        """Mean cross entropy; logits are computed only where there is a label."""
-        pixels, grids = batch.shown
-        inputs = {"pixel_values": pixels, "image_grid_thw": grids}
-        if pixels is not None and not len(pixels):
-            inputs = {"inputs_embeds": self.embed(batch.input_ids, pixels, grids)}
-        states = self.model.model(
-            input_ids=batch.input_ids,
-            attention_mask=batch.attention_mask,
-            **inputs,
-            mm_token_type_ids=self._token_types(batch.input_ids),
+        """Mean cross entropy; logits are computed only where there is a label.
+
+        Nothing synchronizes with the device where the loader counted ahead: `Batch.position_ids`
+        and `Batch.label_indices`.
+        """
+        pixels, grids, positions = batch.shown
+        if positions is None and grids is not None and len(grids):
+            positions = self.position_ids(batch.input_ids, batch.attention_mask, grids)
+        states = self.model.model.language_model(
+            inputs_embeds=self.embed(batch.input_ids, pixels, grids),
+            attention_mask=causal_mask(batch.attention_mask, batch.input_ids.shape[1]),
+            position_ids=positions,
             use_cache=False,
         ).last_hidden_state
-        learned = batch.labels[:, 1:] != IGNORED
-        logits = self.model.lm_head(states[:, :-1][learned])
-        targets = batch.labels[:, 1:][learned]
+        learned = batch.label_indices
+        if learned is None:
+            learned = label_indices(batch.labels)
+        logits = self.model.lm_head(states.flatten(0, 1)[learned])
+        targets = batch.labels.flatten()[learned + 1]
         total = torch.nn.functional.cross_entropy(logits.float(), targets, reduction="sum")
         return total / max(1, len(targets))
+
+    def position_ids(self, input_ids: Tensor, attention_mask: Tensor, grids: Tensor) -> Tensor:
+        return self._rope.get_rope_index(
+            input_ids, self._token_types(input_ids), grids, attention_mask=attention_mask
+        )[0]
+
+    @cached_property
+    def _rope(self) -> Qwen2_5_VLModel:
+        """Only a holder of the configuration for `get_rope_index`: it works before `build`."""
+        holder = Qwen2_5_VLModel.__new__(Qwen2_5_VLModel)
+        object.__setattr__(holder, "config", self.config())
+        return holder
 
     def generate_text(
         self,
@@ -341,4 +363,4 @@ class QwenVL(VisionLanguageModel):
 
     def _token_types(self, input_ids: Tensor) -> Tensor:
         """1 on image tokens, 0 on text: what transformers builds the M-RoPE positions from."""
-        return (input_ids == self.model.config.image_token_id).int()
+        return (input_ids == self.vocabulary.image_pad).int()

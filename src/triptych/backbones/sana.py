@@ -18,6 +18,7 @@ from triptych.interfaces import (
 from triptych.loss import TimestepSampling, mse, path, sample_time
 from triptych.sampler import sample_flow
 from triptych.utils.errors import UserError
+from triptych.utils.precision import own_precision
 from triptych.utils.rng import Draw, normal
 
 DEFAULT_SAMPLING = SamplerConfig()
@@ -117,7 +118,7 @@ class SanaDecoder(PixelDecoder):
         ]
 
     def loss(self, features: Tensor, pixels: Tensor, draws: Mapping[str, Tensor]) -> Tensor:
-        with torch.no_grad():
+        with torch.no_grad(), own_precision(self.vae):
             latents = self.vae(pixels).float()
         dropped = draws["decoder-drop"] < self.cond_drop_prob
         features = torch.where(dropped[:, None, None, None], self.null_features, features)

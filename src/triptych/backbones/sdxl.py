@@ -13,6 +13,7 @@ from triptych.interfaces import DecodeOptions, PixelDecoder, SamplerConfig
 from triptych.loss import mse
 from triptych.sampler import OnStep, diffusion_solver
 from triptych.utils.errors import UserError
+from triptych.utils.precision import own_precision
 from triptych.utils.rng import Draw, normal
 
 NOISE_SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -127,7 +128,7 @@ class SDXLDecoder(PixelDecoder):
         return draws
 
     def loss(self, features: Tensor, pixels: Tensor, draws: Mapping[str, Tensor]) -> Tensor:
-        with torch.no_grad():
+        with torch.no_grad(), own_precision(self.vae):
             latents = self.vae(pixels).float()
         if self.feature_noise:
             features = features + self.feature_noise * draws["decoder-feature"]

@@ -70,7 +70,8 @@ class Watch(StoppingCriteria):
         *tokens, finite = torch.cat([input_ids[:, -1], self.logits.finite[None]]).cpu()
         require_finite(finite.bool(), "the language model's logits")
         enough = self.on_tokens([int(token) for token in tokens])
-        return torch.tensor(enough, device=input_ids.device)
+        # not torch.tensor(..., device=...), which waits until the list is copied
+        return torch.tensor(enough).to(input_ids.device, non_blocking=True)
 
 
 def none_ends(tokens: list[int]) -> list[bool]:

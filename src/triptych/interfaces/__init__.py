@@ -26,6 +26,7 @@ from triptych.interfaces.batch import (
     Condition,
     batches_in,
     drawn,
+    label_indices,
 )
 from triptych.interfaces.evaluator import Evaluator
 from triptych.interfaces.lazy_module import LazyModule
@@ -70,4 +71,5 @@ __all__ = [
     "batches_in",
     "bind_condition",
     "drawn",
+    "label_indices",
 ]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor, distributed, nn
 from torch.utils._pytree import register_dataclass
 
 from triptych.utils.rng import Draw
@@ -51,10 +51,16 @@ class Batch:
     Counted by the loader: counting on the device would synchronize with the host."""
     labels: Tensor | None = None
     """[B,T] int64, IGNORED where no loss is taken."""
+    label_indices: Tensor | None = None
+    """[L] int64, places of the tokens that predict a label in the flattened [B*T]; None leaves
+    finding them to the model, which synchronizes."""
     understanding_pixels: Tensor | None = None
     """[S,patch] float32, the patches of all images as the VLM's processor cuts them."""
     image_grid_thw: Tensor | None = None
-    """[images,3] int64, grid of patches (time, height, width) of each image."""
+    """[images,3] int64, grid of patches (time, height, width) of each image; on the host."""
+    position_ids: Tensor | None = None
+    """[3,B,T] int64, positions (time, height, width) of the tokens of prompts that show images, by
+    `Preprocessing.position_ids`; None leaves them to the model, which synchronizes."""
     may_show: bool = False
     """Whether a task of this objective shows images in its prompts; equal on every rank, also where
     this batch holds none."""
@@ -89,16 +95,16 @@ class Batch:
         return len(self) if self.labels is None else (self.labels[:, 1:] != IGNORED).sum()
 
     @property
-    def shown(self) -> tuple[Tensor | None, Tensor | None]:
-        """`understanding_pixels` and `image_grid_thw`.
+    def shown(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """`understanding_pixels`, `image_grid_thw` and `position_ids`.
 
         Empty instead of None where another rank may show images: a vision tower whose parameters
         are split, or whose gradients are summed, has to run on every rank.
         """
         if self.understanding_pixels is None and self.may_show and _several_ranks():
             empty = self.input_ids.new_zeros(0, 3)
-            return empty.float(), empty
-        return self.understanding_pixels, self.image_grid_thw
+            return empty.float(), torch.zeros(0, 3, dtype=torch.long), None
+        return self.understanding_pixels, self.image_grid_thw, self.position_ids
 
     def to(self, device: torch.device | str, **options: Any) -> Batch:
         """Move to `device`, except fields read on the host: reading them back would synchronize.
@@ -129,7 +135,13 @@ def _several_ranks() -> bool:
 
 
 # Fields of Batch that the host reads to draw noise and to encode images.
-READ_BY_THE_HOST = ("sample_ids", "has_features")
+READ_BY_THE_HOST = ("sample_ids", "has_features", "image_grid_thw")
+
+
+def label_indices(labels: Tensor) -> Tensor:
+    """Places [L] of the tokens that predict a label of `labels` [B,T], in the flattened [B*T]."""
+    learned = nn.functional.pad(labels[:, 1:] != IGNORED, (0, 1))
+    return learned.flatten().nonzero().flatten()
 
 
 def drawn(

@@ -39,6 +39,7 @@ class VisionLanguageModel(LazyModule):
         queries: Tensor,
         understanding_pixels: Tensor | None = None,
         image_grid_thw: Tensor | None = None,
+        position_ids: Tensor | None = None,
         *,
         num_shared_prefix_tokens: int = 0,
     ) -> Condition:
@@ -56,6 +57,13 @@ class VisionLanguageModel(LazyModule):
     @abstractmethod
     def image_inputs(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """uint8 [B,3,H,W] -> patches [S,patch] float32 and grids [B,3] int64."""
+
+    def position_ids(self, input_ids: Tensor, attention_mask: Tensor, grids: Tensor) -> Tensor:
+        """Positions int64 [3,B,T] of right-padded prompts [B,T] that show images, on the CPU.
+
+        The loader's workers compute them for `Batch.position_ids`.
+        """
+        raise NotImplementedError
 
     @abstractmethod
     def image_tokens(self) -> int:

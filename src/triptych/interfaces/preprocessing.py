@@ -25,6 +25,8 @@ class Preprocessing:
     """Placeholder tokens of one image in a prompt."""
     image_inputs: Any = None
     """`VisionLanguageModel.image_inputs`: uint8 [B,3,H,W] -> (patches [S,patch], grids [B,3])."""
+    position_ids: Any = None
+    """`VisionLanguageModel.position_ids`; None where the model finds positions by itself."""
     template: str = "inference"
     """Prompt template of captions for image generation, one of `prompts.TEMPLATES`."""
     training_template: str = "inference"

@@ -25,7 +25,7 @@ from triptych.training.fsdp import shard
 from triptych.training.meta_init import materialize, parameters_on_meta
 from triptych.training.optimizer import Optimization, make_optimizer, make_schedule
 from triptych.utils.errors import UserError
-from triptych.utils.precision import ExactBuffers
+from triptych.utils.precision import ExactBuffers, own_precision
 from triptych.utils.rng import Draw
 
 Metrics = dict[str, Tensor]
@@ -308,15 +308,19 @@ class BaseModule(ExactBuffers, LightningModule):
 
 @torch.no_grad()
 def target_features(batch: Batch, encoder: ImageEncoder) -> Tensor:
-    """Features float32 [B,C,h,w]: cached ones of the batch, else the encoder's.
+    """Features float32 [B,C,h,w]: cached ones of the batch, else the frozen encoder's.
 
     Contiguous in both cases: another memory layout would change the bits of later computations.
     """
     if batch.target_features is None:
-        return encoder(batch.target_pixels).float().contiguous()
+        return _encoded(encoder, batch.target_pixels).contiguous()
     features = batch.target_features.float()
     if batch.has_features is None:
         return features
     missing = (~batch.has_features).nonzero().flatten().to(features.device, non_blocking=True)
-    computed = encoder(batch.target_pixels[missing]).float()
-    return features.index_copy(0, missing, computed)
+    return features.index_copy(0, missing, _encoded(encoder, batch.target_pixels[missing]))
+
+
+def _encoded(encoder: ImageEncoder, pixels: Tensor) -> Tensor:
+    with own_precision(encoder):
+        return encoder(pixels).float()

@@ -225,6 +225,7 @@ class GenerationModule(BaseModule):
             understanding_size=vlm.image_size,
             image_tokens=vlm.image_tokens(),
             image_inputs=vlm.image_inputs,
+            position_ids=vlm.position_ids,
             template=self.prompt.template,
             training_template=self.prompt.training_template,
             features=partial(self.feature_config_of, encoder, encoder.image_size),

@@ -71,4 +71,5 @@ class UnderstandingModule(BaseModule):
             understanding_size=vlm.image_size,
             image_tokens=vlm.image_tokens(),
             image_inputs=vlm.image_inputs,
+            position_ids=vlm.position_ids,
         )

@@ -8,7 +8,7 @@ running statistics. In bfloat16, a frequency has an error of up to 0.4%, and its
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Self
 
 import torch
@@ -48,6 +48,19 @@ def exported(name: str, tensor: Tensor, dtype: torch.dtype) -> torch.dtype:
     """Dtype of a tensor in a weight file of `dtype`; statistics and counts keep theirs."""
     unchanged = name.endswith(STATISTICS) or not tensor.is_floating_point()
     return tensor.dtype if unchanged else dtype
+
+
+@contextmanager
+def own_precision(module: nn.Module) -> Iterator[None]:
+    """Compute in the dtype of the parameters of `module`, a frozen network, inside the block.
+
+    Autocast, which is meant for float32 parameters, would run the norms of a network that was cast
+    whole in float32, and cast its residual stream forth and back in every layer.
+    """
+    parameter = next(module.parameters())
+    whole = parameter.dtype not in (torch.float32, torch.float64)
+    with torch.autocast(parameter.device.type, enabled=False) if whole else nullcontext():
+        yield
 
 
 @contextmanager

@@ -1,8 +1,12 @@
 """Models, batches and optimizers on fake CUDA tensors, as Lightning would place them."""
 
+from contextlib import contextmanager
+
 import torch
+from torch._subclasses import fake_tensor
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 
+from triptych.backbones import qwen2_5_vl_tower
 from triptych.cli.recipes import recipe_of
 from triptych.inference.loading import describe_stage
 from triptych.interfaces import IMAGE_GENERATION, LANGUAGE_MODELING, Batch
@@ -12,11 +16,6 @@ from triptych.training.meta_init import materialize, parameters_on_meta
 from triptych.utils.paths import conf_files, presets
 
 CUDA = torch.device("cuda", 0)
-
-
-def fake_mode():
-    """FakeTensorMode in which real tensors (tables, sample ids) may take part."""
-    return FakeTensorMode(allow_non_fake_inputs=True)
 
 
 def stage_model(preset, stage, *flags, frozen_dtype=torch.bfloat16):
@@ -31,6 +30,37 @@ def stage_model(preset, stage, *flags, frozen_dtype=torch.bfloat16):
     model.trained = freeze_all_but(model, model.trainable)
     cast_frozen(model, frozen_dtype)
     return model
+
+
+@contextmanager
+def host_numbers():
+    """Let the layout of the vision tower be computed with real numbers in fake mode.
+
+    Its lengths keep their values, which torch allows only scalars; what moves to the device must
+    not, as the stub would have to compute with it.
+    """
+    limit, layout = fake_tensor.CONSTANT_NUMEL_LIMIT, qwen2_5_vl_tower.tower_layout
+
+    def tower_layout(grids, vision):
+        mode = torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE)
+        with unset_fake_temporarily():
+            real = layout(torch.tensor(grids.tolist()), vision)
+        convert = mode.fake_tensor_converter.from_real_tensor
+        lengths = ("cu_seqlens", "cu_window_seqlens")
+        return {n: convert(mode, v, make_constant=n in lengths) for n, v in real.items()}
+
+    fake_tensor.CONSTANT_NUMEL_LIMIT, qwen2_5_vl_tower.tower_layout = 1 << 16, tower_layout
+    try:
+        yield
+    finally:
+        fake_tensor.CONSTANT_NUMEL_LIMIT, qwen2_5_vl_tower.tower_layout = limit, layout
+
+
+@contextmanager
+def fake_mode():
+    """FakeTensorMode in which real tensors (tables, sample ids) may take part."""
+    with FakeTensorMode(allow_non_fake_inputs=True), host_numbers():
+        yield
 
 
 def place(model, device=CUDA):
@@ -87,9 +117,11 @@ def text_batch(model, size, tokens=200, images=True):
             squares = torch.zeros(size, 3, vlm.image_size, vlm.image_size, dtype=torch.uint8)
             patches, grids = vlm.image_inputs(squares)
             count = vlm.image_tokens()
-        ids = torch.ones(size, tokens + count, dtype=torch.long)
-        ids[:, 4 : 4 + count] = vlm.vocabulary.image_pad
+            ids = torch.ones(size, tokens + count, dtype=torch.long)
+            ids[:, 4 : 4 + count] = vlm.vocabulary.image_pad
+            positions = vlm.position_ids(ids, torch.ones_like(ids), grids)
         shown = {"understanding_pixels": patches, "image_grid_thw": grids, "may_show": True}
+        shown["position_ids"] = positions
     return Batch(
         LANGUAGE_MODELING,
         [str(number) for number in range(size)],
@@ -98,5 +130,6 @@ def text_batch(model, size, tokens=200, images=True):
         ids,
         torch.ones_like(ids),
         labels=ids.clone(),
+        label_indices=torch.arange(size * (ids.shape[1] - 1)),
         **shown,
     )

@@ -86,7 +86,10 @@ class DeviceMonitor(TorchDispatchMode):
         if name.startswith("index") and any(each.dtype == torch.bool for each in on_device):
             if any(each.dtype == torch.bool for each in inputs[1:]):
                 self._record("sync", f"{name} by a boolean mask")
-        if name == "_local_scalar_dense" and self.answer and isinstance(inputs[0], FakeTensor):
+        unknown = (
+            isinstance(inputs[0], FakeTensor) and inputs[0].constant is None if inputs else False
+        )
+        if name == "_local_scalar_dense" and self.answer and unknown:
             return self.answer(inputs[0].dtype)
         outputs = op(*args, **kwargs)
         results = [each for each in tree_leaves(outputs) if isinstance(each, torch.Tensor)]
@@ -123,6 +126,10 @@ class DeviceMonitor(TorchDispatchMode):
         event = Event(kind, detail, *_place())
         self.events[event] += 1
         self.bytes[event] += size
+
+
+def _unknown(tensor):
+    return isinstance(tensor, FakeTensor) and tensor.constant is None
 
 
 def _place():

@@ -1,17 +1,16 @@
 """Training steps of a stage by Lightning's Trainer on fake CUDA tensors, and their events."""
 
-import copy
 import logging
 
 import torch
-from fake_cuda.model import CUDA, fake_mode, image_batch, place, stage_model, text_batch
-from fake_cuda.monitor import DeviceMonitor
 from lightning import Callback, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.loggers import CSVLogger
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils.data import DataLoader, IterableDataset
 
+from fake_cuda.model import CUDA, fake_mode, image_batch, place, stage_model, text_batch
+from fake_cuda.monitor import DeviceMonitor
 from triptych.callbacks import (
     EMA,
     GradientNorms,
