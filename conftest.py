@@ -46,12 +46,19 @@ def _chromium() -> bool:
     return installed() is not None
 
 
+def _cuda_stub() -> bool:
+    from fake_cuda.runtime import missing
+
+    return missing() is None
+
+
 # Marker -> why its tests are left out, and whether this machine has what they need.
 NEEDS = {
     "gpu": (GPU, _cuda),
     "browser": ("need Chromium", _chromium),
     "beside": ("need .venv/beside (`make test-slow` installs it)", BESIDE.exists),
     "compiler": ("need g++", lambda: shutil.which("g++") is not None),
+    "cuda_stub": ("need gcc and torch's CUDA build", _cuda_stub),
     "linux": ("need Linux", lambda: sys.platform == "linux"),
 }
 LEFT_OUT = pytest.StashKey[Counter]()

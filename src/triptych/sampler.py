@@ -91,7 +91,7 @@ def sample_flow(
     x = noise
     # float64: a thousand times t is then the integer again, not its neighbour in float32
     timesteps = solver.timesteps.trunc().double() if integer_timesteps else solver.timesteps
-    times = (timesteps / 1000).to(x.device)
+    times = (timesteps / 1000).to(x.device, non_blocking=True)
     levels = (solver.timesteps / 1000).tolist()
     for index, (timestep, level) in enumerate(zip(solver.timesteps, levels, strict=True)):
         t = times[index].expand(len(x))

@@ -222,7 +222,7 @@ class SDXLDecoder(PixelDecoder):
             negative = negative_features.expand_as(features)
         scheduler = self.scheduler(sampling)
         latents = noise * scheduler.init_noise_sigma
-        timesteps = scheduler.timesteps.to(features.device)
+        timesteps = scheduler.timesteps.to(features.device, non_blocking=True)
         for index, timestep in enumerate(scheduler.timesteps):
             inputs = scheduler.scale_model_input(latents, timestep)
             times = timesteps[index].expand(len(inputs))

@@ -1,35 +1,29 @@
-"""Models, batches and optimizers on fake CUDA tensors, as Lightning would place them."""
+"""Models and batches on fake CUDA tensors, as Lightning would place them."""
 
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from unittest.mock import patch
 
 import torch
 from torch._subclasses import fake_tensor
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 
+import triptych.modules.base as base
 from triptych.backbones import qwen2_5_vl_tower
 from triptych.cli.recipes import recipe_of
 from triptych.inference.loading import describe_stage
 from triptych.interfaces import IMAGE_GENERATION, LANGUAGE_MODELING, Batch
-from triptych.training.execution import cast_frozen
-from triptych.training.freezing import freeze_all_but
-from triptych.training.meta_init import materialize, parameters_on_meta
+from triptych.training.meta_init import materialize
 from triptych.utils.paths import conf_files, presets
 
 CUDA = torch.device("cuda", 0)
-
-
-def stage_model(preset, stage, *flags, frozen_dtype=torch.bfloat16):
-    """The model of a preset in a stage, on the meta device.
-
-    Call it outside of fake mode: timm and diffusers read numbers while they build.
-    """
-    files = [presets()[preset], conf_files(f"stages/{stage}.yaml")[stage], recipe_of(preset, stage)]
-    model = describe_stage(files, [*flags])
-    with parameters_on_meta():
-        model.build()
-    model.trained = freeze_all_but(model, model.trainable)
-    cast_frozen(model, frozen_dtype)
-    return model
+TWO_LAYERS = [
+    "--model.understanding.vlm.text.num_hidden_layers=2",
+    "--model.understanding.vlm.vision.depth=2",
+    "--model.understanding.vlm.vision.fullatt_block_indexes=[1]",
+    "--model.encoder.depth=2",
+    "--model.generation.dit.depth=2",
+]
+"""Flags that leave two layers of every transformer of a large preset, at their real widths."""
 
 
 @contextmanager
@@ -63,11 +57,35 @@ def fake_mode():
         yield
 
 
+def stage_model(preset, stage, *flags, trainer=None):
+    """The model of a preset in a stage, by its own `configure_model`, on the meta device.
+
+    Call it outside of fake mode: timm and diffusers read numbers while they build. Weight files
+    are not read; everything else is as in a run: freezing, dtypes, sharding, recomputation.
+
+    Args:
+        trainer: trainer whose precision and strategy count; None is one device in float32.
+    """
+    files = [presets()[preset], conf_files(f"stages/{stage}.yaml")[stage], recipe_of(preset, stage)]
+    model = describe_stage(files, [*flags])
+    if trainer is not None:
+        model.trainer = trainer
+    with (
+        patch.object(base, "find_all", lambda weights: {}),
+        patch.object(base, "start_at_random", lambda *_: None),
+        patch.object(base, "materialize", lambda *_: None),
+        patch.object(base, "load_weights", lambda *_: None),
+        patch.object(model, "_require_weights", lambda *_: None),
+        nullcontext(),
+    ):
+        model.configure_model()
+    return model
+
+
 def place(model, device=CUDA):
     """Give `model` memory on `device`; call it in fake mode.
 
-    The same as `configure_model` and `Strategy.model_to_device` without weight files: `Module.to`
-    would swap fake parameters, which torch refuses.
+    As `Strategy.model_to_device`: `Module.to` would swap fake parameters, which torch refuses.
     """
     materialize(model, device)
     for module in model.modules():
@@ -78,9 +96,18 @@ def place(model, device=CUDA):
     return model
 
 
-def image_batch(model, size, tokens=136, prefix=23, cached=True, pixels=False):
-    """A batch of the generation loss on the CPU: captions, and features or images, or both."""
+def image_batch(model, size, tokens=136, prefix=23, cached=True, pixels=False, shows=False):
+    """A batch of the losses of images on the CPU.
+
+    Args:
+        cached: whether features of the images come along, else pixels do.
+        pixels: whether pixels come along with the features.
+        shows: whether the prompts show images, as those of edits do.
+    """
     ids = torch.ones(size, tokens, dtype=torch.long)
+    shown = {}
+    if shows:
+        ids, shown = _prompt_images(model.understanding.vlm, size, tokens)
     side = model.image_size
     images = {"target_pixels": torch.zeros(size, 3, side, side, dtype=torch.uint8)}
     features = {}
@@ -89,43 +116,25 @@ def image_batch(model, size, tokens=136, prefix=23, cached=True, pixels=False):
     return Batch(
         IMAGE_GENERATION,
         [str(number) for number in range(size)],
-        0,
+        1,
         torch.arange(size),
         ids,
         torch.ones_like(ids),
-        num_shared_prefix_tokens=prefix,
+        num_shared_prefix_tokens=0 if shows else prefix,
         draws=_draws(model, size),
         **features,
+        **shown,
         **(images if pixels or not cached else {}),
     )
 
 
-def _draws(model, size):
-    """The draws of the loader's workers."""
-    return {
-        draw.stream: torch.zeros(size * draw.repeats, *draw.shape) for draw in model.random_draws()
-    }
-
-
-def text_batch(model, size, tokens=200, images=True):
-    """A batch of the understanding loss on the CPU: `tokens` of text, and an image each or none."""
-    vlm = model.understanding.vlm
-    ids = torch.ones(size, tokens, dtype=torch.long)
-    shown = {}
-    if images:
-        with unset_fake_temporarily():
-            squares = torch.zeros(size, 3, vlm.image_size, vlm.image_size, dtype=torch.uint8)
-            patches, grids = vlm.image_inputs(squares)
-            count = vlm.image_tokens()
-            ids = torch.ones(size, tokens + count, dtype=torch.long)
-            ids[:, 4 : 4 + count] = vlm.vocabulary.image_pad
-            positions = vlm.position_ids(ids, torch.ones_like(ids), grids)
-        shown = {"understanding_pixels": patches, "image_grid_thw": grids, "may_show": True}
-        shown["position_ids"] = positions
+def text_batch(model, size, tokens=200):
+    """A batch of the understanding loss on the CPU: `tokens` of text and an image each."""
+    ids, shown = _prompt_images(model.understanding.vlm, size, tokens)
     return Batch(
         LANGUAGE_MODELING,
         [str(number) for number in range(size)],
-        0,
+        1,
         torch.arange(size),
         ids,
         torch.ones_like(ids),
@@ -133,3 +142,23 @@ def text_batch(model, size, tokens=200, images=True):
         label_indices=torch.arange(size * (ids.shape[1] - 1)),
         **shown,
     )
+
+
+def _prompt_images(vlm, size, tokens):
+    """Prompts that show an image each, and the fields of a batch that describe these."""
+    with unset_fake_temporarily():
+        squares = torch.zeros(size, 3, vlm.image_size, vlm.image_size, dtype=torch.uint8)
+        patches, grids = vlm.image_inputs(squares)
+        count = vlm.image_tokens()
+        ids = torch.ones(size, tokens + count, dtype=torch.long)
+        ids[:, 4 : 4 + count] = vlm.vocabulary.image_pad
+        positions = vlm.position_ids(ids, torch.ones_like(ids), grids)
+    shown = {"understanding_pixels": patches, "image_grid_thw": grids, "may_show": True}
+    return ids, {**shown, "position_ids": positions}
+
+
+def _draws(model, size):
+    """The draws of the loader's workers."""
+    return {
+        draw.stream: torch.zeros(size * draw.repeats, *draw.shape) for draw in model.random_draws()
+    }

@@ -45,7 +45,7 @@ class DeviceMonitor(TorchDispatchMode):
     """Records events of a block of code on fake CUDA tensors, with file and line.
 
     Args:
-        answer: value of a fake tensor that the host reads, by dtype; without it fake mode raises.
+        answer: value of a fake tensor that the host reads, a function of it; else fake mode raises.
     """
 
     def __init__(self, answer=None) -> None:
@@ -90,7 +90,7 @@ class DeviceMonitor(TorchDispatchMode):
             isinstance(inputs[0], FakeTensor) and inputs[0].constant is None if inputs else False
         )
         if name == "_local_scalar_dense" and self.answer and unknown:
-            return self.answer(inputs[0].dtype)
+            return self.answer(inputs[0])
         outputs = op(*args, **kwargs)
         results = [each for each in tree_leaves(outputs) if isinstance(each, torch.Tensor)]
         if name in ("_to_copy", "copy_"):

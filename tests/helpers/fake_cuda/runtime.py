@@ -1,5 +1,6 @@
 """Build the stub of the CUDA runtime, and run processes that load it."""
 
+import json
 import os
 import re
 import shutil
@@ -7,6 +8,8 @@ import subprocess
 import sys
 import sysconfig
 from pathlib import Path
+
+import processes
 
 HERE = Path(__file__).parent
 
@@ -74,3 +77,15 @@ def _headers():
 def _nvrtc():
     path = _site() / "torch/lib/libcaffe2_nvrtc.so"
     return path if path.is_file() else None
+
+
+def run(folder, *cases, seconds=600):
+    """Results of `python -m fake_cuda CASE...` by case; see `fake_cuda.cases`."""
+    folder = Path(folder)
+    if not (folder / "libfakecuda.so").exists():
+        build(folder)
+    command = [sys.executable, "-m", "fake_cuda", *cases]
+    done = processes.run(command, seconds=seconds, env=environment(folder), cwd=folder)
+    results = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert [each["case"] for each in results] == list(cases), done.stderr[-4000:]
+    return {each["case"]: each for each in results}

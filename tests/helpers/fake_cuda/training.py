@@ -1,6 +1,7 @@
 """Training steps of a stage by Lightning's Trainer on fake CUDA tensors, and their events."""
 
 import logging
+import warnings
 
 import torch
 from lightning import Callback, Trainer
@@ -20,12 +21,14 @@ from triptych.callbacks import (
     Throughput,
 )
 
-FIRST, LAST = 1, 3
+FIRST, LAST = 1, 2
 """Steps between whose starts events are recorded; the first step fills caches."""
+IMAGES = ("decoder", "encoder")
+"""Stages whose losses take images."""
 
 
 class Batches(IterableDataset):
-    """The same batch for every step, with its own sample ids."""
+    """Batches of the steps."""
 
     def __init__(self, make):
         self.make = make
@@ -36,70 +39,82 @@ class Batches(IterableDataset):
 
 
 class Window(Callback):
-    """Records from the start of one step to the start of another: whole turns of the loop."""
+    """Records from the start of one step to the start of the next: a whole turn of the loop."""
 
     def __init__(self, monitor):
-        self.monitor, self.events = monitor, []
+        self.monitor, self.events, self.bytes = monitor, {}, {}
+        self.wide = []  # frozen parameters in float32
 
     def on_train_batch_start(self, trainer, module, batch, batch_idx):
         if batch_idx == FIRST:
             self.monitor.clear()
         if batch_idx == LAST:
-            self.events = list(self.monitor.events)
+            self.events, self.bytes = dict(self.monitor.events), dict(self.monitor.bytes)
 
 
-def stage_batches(model, stage, size, cached):
-    """A function that makes a batch of a stage; of joint training one for each objective."""
-    images = stage in ("decoder", "encoder")
-
-    def make():
-        if stage == "stage1":
-            return text_batch(model, size)
-        if stage == "joint":
-            both = {"understanding": text_batch(model, size)}
-            return both | {"generation": image_batch(model, size, cached=cached)}
-        return image_batch(model, size, cached=cached, pixels=images)
-
-    return make
+def stage_batch(model, stage, size, cached):
+    """A batch of a stage; of joint training one for each objective."""
+    if stage == "stage1":
+        return text_batch(model, size)
+    images = image_batch(model, size, cached=cached, pixels=stage in IMAGES, shows=stage == "edits")
+    return {"a": text_batch(model, size), "b": images} if stage == "joint" else images
 
 
-def events_of_steps(preset, stage, *flags, size=4, cached=True, change=None):
-    """Events of two steps of a stage under bfloat16 autocast with the callbacks of a run.
+def trainer_of(*callbacks, **options):
+    """A Trainer with the callbacks of a run; nothing is logged in its first steps."""
+    logging.getLogger("lightning").setLevel(logging.ERROR)
+    logging.getLogger("triptych").setLevel(logging.CRITICAL)  # guards read made-up losses
+    warnings.filterwarnings("ignore")
+    defaults = dict(
+        accelerator="gpu",
+        devices=1,
+        precision="bf16-mixed",
+        max_steps=LAST + 1,
+        gradient_clip_val=1.0,
+        log_every_n_steps=1000,
+        logger=CSVLogger("logs"),
+        callbacks=[
+            *callbacks,
+            LearningRateMonitor("step"),
+            ProgressBar(),
+            GradientNorms(),
+            NonFiniteGuard(),
+            SpikeGuard(),
+            Throughput(),
+            EMA(export=False),
+        ],
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        limit_val_batches=0,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+    )
+    return Trainer(**{**defaults, **options})
+
+
+def step_events(preset, stage, *flags, size=2, cached=True, change=None, **options):
+    """Events of a turn of the training loop under bfloat16, with the callbacks of a run.
 
     Args:
         change: function of the model, called before training: what a test breaks.
+        options: of the Trainer.
+
+    Returns:
+        A `Window` with `events` (`Event` -> count) and `bytes`.
     """
-    model = stage_model(preset, stage, "--model.build_decoder=false", *flags)
+    monitor = DeviceMonitor(lambda tensor: True if tensor.dtype == torch.bool else 1)
+    window = Window(monitor)
+    trainer = trainer_of(window, **options)
+    model = stage_model(preset, stage, "--model.build_decoder=false", *flags, trainer=trainer)
     if change is not None:
         change(model)
     FakeTensor.__deepcopy__ = lambda self, memo: self.detach().clone()
-    model.configure_model = lambda: None
-    model.trained_shapes = {name: t.shape for name, t in model.trained_state().items()}
     # Lightning moves the model by these, and torch refuses to swap fake parameters
     model.to = lambda device: place(model, CUDA)
     model.cpu = lambda: model
-    monitor = DeviceMonitor(lambda dtype: True if dtype == torch.bool else 1)
-    window = Window(monitor)
-    callbacks = [window, LearningRateMonitor("step"), ProgressBar(), GradientNorms()]
-    callbacks += [NonFiniteGuard(), SpikeGuard(), Throughput(), EMA(export=False)]
-    logging.getLogger("lightning").setLevel(logging.ERROR)
-    with fake_mode():
-        make = stage_batches(model, stage, size, cached)
-        trainer = Trainer(
-            accelerator="gpu",
-            devices=1,
-            precision="bf16-mixed",
-            max_steps=LAST + 1,
-            gradient_clip_val=1.0,
-            log_every_n_steps=1000,
-            logger=CSVLogger("logs"),
-            callbacks=callbacks,
-            enable_checkpointing=False,
-            enable_model_summary=False,
-            limit_val_batches=0,
-            num_sanity_val_steps=0,
-            use_distributed_sampler=False,
-        )
-        with monitor:
-            trainer.fit(model, DataLoader(Batches(make), batch_size=None))
-    return window.events
+    frozen = ((name, p) for name, p in model.named_parameters() if not p.requires_grad)
+    window.wide = [name for name, p in frozen if p.dtype == torch.float32]
+    with fake_mode(), monitor:
+        batches = Batches(lambda: stage_batch(model, stage, size, cached))
+        trainer.fit(model, DataLoader(batches, batch_size=None))
+    return window

@@ -1,0 +1,162 @@
+"""Cases that `python -m fake_cuda` runs; each returns its events by kind."""
+
+import os
+from contextlib import ExitStack, contextmanager
+from unittest.mock import patch
+
+import torch
+from torch import distributed
+from torch._subclasses.fake_tensor import unset_fake_temporarily
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
+from fake_cuda.model import CUDA, TWO_LAYERS, fake_mode, place, stage_model
+from fake_cuda.monitor import DeviceMonitor
+from fake_cuda.training import step_events
+from triptych import sampler
+from triptych.backbones import sdxl
+from triptych.training.execution import cast_frozen
+from triptych.training.strategies import ShardedStrategy
+
+
+def step(preset, stage, *words):
+    """A training step. Words: "live" features, "whole" depth, "break-NAME", see `BREAKS`."""
+    flags = [] if preset == "tiny" or "whole" in words else cut(preset)
+    change = next((BREAKS[word] for word in words if word in BREAKS), None)
+    size = 16 if "whole" in words else 2
+    options = ranks() if "fsdp2" in words else {}
+    live = "live" in words
+    window = step_events(
+        preset, stage, *flags, size=size, cached=not live, change=change, **options
+    )
+    return {"events": by_kind(window), "wide": window.wide}
+
+
+def ranks(world=8):
+    """Options of a Trainer of FSDP2 on the first of `world` ranks, whose collectives do nothing."""
+    os.environ |= {"WORLD_SIZE": str(world), "RANK": "0", "LOCAL_RANK": "0", "GROUP_RANK": "0"}
+    os.environ |= {"LOCAL_WORLD_SIZE": "1", "TORCHELASTIC_RUN_ID": "fake"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29512"}
+    if not distributed.is_initialized():
+        distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=world)
+    strategy = ShardedStrategy(process_group_backend="fake")
+    return {"num_nodes": world, "strategy": strategy}
+
+
+def cut(preset):
+    """Flags that leave two layers of a large preset."""
+    return TWO_LAYERS
+
+
+def by_kind(monitor):
+    """Kind -> [[text, count, bytes]]."""
+    kinds = {}
+    for event, count in monitor.events.items():
+        kinds.setdefault(event.kind, []).append([str(event), count, monitor.bytes[event]])
+    return kinds
+
+
+def inference(preset, *samplers):
+    """Events of an image and of a chat, call by call, in bfloat16."""
+    flags = [] if preset == "tiny" else cut(preset)
+    model = stage_model(preset, "stage2", *flags).requires_grad_(False).eval()
+    cast_frozen(model, torch.bfloat16)
+    with fake_mode(), real_solvers(), torch.no_grad():
+        place(model)
+        calls = Calls()
+        ids = torch.ones(2, 136, dtype=torch.long, device=CUDA)
+        mask = torch.ones_like(ids)
+        vlm, queries = model.understanding.vlm, model.generation.queries
+        shared = {"num_shared_prefix_tokens": 23}
+        condition = calls("condition", vlm.condition, ids, mask, queries, **shared)
+        for name in samplers:
+            options = {"num_inference_steps": STEPS, "guidance_scale": 3.0, "sampler": name}
+            sample, decode = model.generation.sample, model.decoding.decode
+            features = calls(f"sample {name}", sample, condition, [1, 2], **options)
+            calls(f"decode {name}", decode, features.float(), [1, 2], **options)
+        calls.tokens = 0
+        prompt = ids[:, :20], mask[:, :20], None, None
+        calls("chat", vlm.generate_text, *prompt, max_new_tokens=8)
+    return {"calls": calls.events}
+
+
+STEPS, TOKENS = 4, 12
+"""Steps of a sampler; reads after which a chat has ended, some of them before its first token."""
+
+
+class Calls:
+    """Calls functions and records their events by name."""
+
+    def __init__(self):
+        self.events, self.tokens = {}, None
+
+    def __call__(self, name, function, *arguments, **options):
+        with DeviceMonitor(self.answer) as monitor:
+            result = function(*arguments, **options)
+        self.events[name] = by_kind(monitor)
+        return result
+
+    def answer(self, tensor):
+        """Value of a read: everything is finite; a chat has ended after `TOKENS` questions."""
+        if tensor.dtype != torch.bool:
+            return 1
+        if self.tokens is None or tensor.device.type == "cpu":
+            return True
+        self.tokens += 1
+        return self.tokens >= TOKENS
+
+
+@contextmanager
+def real_solvers():
+    """Make the schedulers of diffusers outside of fake mode: they compute their grids by numpy."""
+
+    def real(make):
+        def made(*args, **options):
+            with unset_fake_temporarily():
+                return make(*args, **options)
+
+        return made
+
+    with ExitStack() as stack:
+        for module, name in (
+            (sampler, "flow_solver"),
+            (sampler, "diffusion_solver"),
+            (sdxl, "diffusion_solver"),
+        ):
+            stack.enter_context(patch.object(module, name, real(getattr(module, name))))
+        yield
+
+
+# What tests break, to see that the check notices -------------------------------------------------
+
+
+def _read_the_loss(model):
+    step = model.generation.step
+
+    def reading(batch):
+        loss, metrics = step(batch)
+        loss.item()
+        return loss, metrics
+
+    model.generation.step = reading
+
+
+def _mask_on_the_host(model):
+    step = model.generation.step
+
+    def mixing(batch):
+        loss, metrics = step(batch)
+        return loss * torch.ones(2), metrics
+
+    model.generation.step = mixing
+
+
+def _float32_language_model(model):
+    for parameter in model.understanding.parameters():
+        parameter.data = parameter.data.float()
+
+
+BREAKS = {
+    "break-read": _read_the_loss,
+    "break-host": _mask_on_the_host,
+    "break-float32": _float32_language_model,
+}

@@ -1,0 +1,128 @@
+"""Training and inference on a CUDA device that is only believed in: shapes, dtypes, devices, waits.
+
+Nothing is computed, so that every preset runs at its real widths; numbers are not tested here.
+"""
+
+import pytest
+from fake_cuda import runtime
+
+pytestmark = [pytest.mark.linux, pytest.mark.cuda_stub]
+
+STAGES = ("encoder", "decoder", "stage1", "stage2", "stage3", "edits", "joint")
+LARGE = ("blip3o_8b", "blip3o_4b", "siglip2_sana")
+QUICK = {
+    "tiny": [f"step:tiny:{stage}" for stage in STAGES] + ["step:tiny:stage2:live"],
+    "blip3o_8b": ["step:blip3o_8b:stage2:whole", "step:blip3o_8b:stage1"],
+    "siglip2_sana": ["step:siglip2_sana:decoder"],
+}
+"""By preset, the steps that `make test` takes."""
+REST = {
+    preset: [
+        case
+        for stage in STAGES
+        for case in (f"step:{preset}:{stage}", f"step:{preset}:{stage}:live")
+        if case not in QUICK.get(preset, [])
+        if not case.endswith(":live") or stage in ("stage2", "stage3", "joint")
+    ]
+    for preset in LARGE
+}
+INFERENCE = {
+    "inference:tiny:euler:heun:dpm++:unipc": [],
+    "inference:blip3o_8b:euler": [pytest.mark.slow],
+    "inference:siglip2_sana:euler": [pytest.mark.slow],
+}
+TOKEN = {
+    "src/triptych/backbones/token_sampling.py": "the new tokens become text, the one read needed",
+    "transformers/generation/utils.py": (
+        "transformers' loop asks whether a row is left; the device is idle after the read before"
+    ),
+}
+"""Places in which a chat synchronizes for each token, and why."""
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """Function that runs cases, each once."""
+    folder, kept = tmp_path_factory.mktemp("stub"), {}
+
+    def of(*cases):
+        if missing := [case for case in cases if case not in kept]:
+            kept.update(runtime.run(folder, *missing))
+        return [kept[case] for case in cases]
+
+    return of
+
+
+def steps():
+    """A parameter for each preset and speed."""
+    quick = [pytest.param(cases, id=preset) for preset, cases in QUICK.items()]
+    slow = pytest.mark.slow
+    return quick + [pytest.param(c, id=f"{p}-rest", marks=slow) for p, c in REST.items()]
+
+
+@pytest.mark.parametrize("cases", steps())
+def test_a_step_never_waits_for_the_device(results, cases):
+    for case, result in zip(cases, results(*cases), strict=True):
+        assert "error" not in result, f"{case}: {result['error']}"
+        events = result["events"]
+        assert not texts(events, "sync"), case
+        # copies are those of the loader's pinned memory
+        copies = [text for text in texts(events, "copy") if "interfaces/batch.py" not in text]
+        assert not copies, case
+        # a CPU scalar is an argument of a kernel; one in a step would be a number made on the host
+        assert not texts(events, "cpu"), case
+
+
+@pytest.mark.parametrize("cases", steps())
+def test_matrix_products_are_in_bfloat16(results, cases):
+    for case, result in zip(cases, results(*cases), strict=True):
+        assert not texts(result["events"], "float32"), case
+        assert not result["wide"], case
+
+
+def test_a_frozen_encoder_keeps_its_residual_stream_in_bfloat16(results):
+    (result,) = results("step:tiny:stage2:live")
+    casts = [text for text in texts(result["events"], "cast") if "eva_clip.py" in text]
+    assert not [text for text in casts if "via timm" in text]
+
+
+def test_what_is_broken_is_noticed(results):
+    read, host, wide = results(
+        *(f"step:tiny:stage2:break-{name}" for name in ("read", "host", "float32"))
+    )
+    (read,) = texts(read["events"], "sync")
+    assert "_local_scalar_dense at tests/helpers/fake_cuda/cases.py" in read
+    assert "two different devices" in host["error"] or "found at least two devices" in host["error"]
+    assert any(name.startswith("understanding.vlm") for name in wide["wide"])
+
+
+def test_the_ranks_of_a_sharded_step_wait_for_nothing_on_the_host(results):
+    (result,) = results("step:tiny:stage2:fsdp2")
+    assert "error" not in result, result["error"]
+    assert not texts(result["events"], "sync")
+    collectives = texts(result["events"], "collective")
+    assert collectives
+    assert not [text for text in collectives if "barrier" in text or "on cuda" not in text]
+
+
+@pytest.mark.parametrize("case", [pytest.param(c, marks=m) for c, m in INFERENCE.items()])
+def test_inference_waits_once_a_call_and_once_a_token(results, case):
+    (result,) = results(case)
+    assert "error" not in result, result["error"]
+    for name, events in result["calls"].items():
+        assert not texts(events, "float32"), name
+        syncs = events.get("sync", [])
+        if name == "condition":
+            assert not syncs
+        elif name != "chat":  # the result is checked to be finite, once
+            assert sum(count for _, count, _ in syncs) <= 2, (name, syncs)
+        else:
+            every_token = [text for text, count, _ in syncs if count > 2]
+            assert every_token
+            assert not [text for text in every_token if not any(p in text for p in TOKEN)]
+            assert len(every_token) <= 2
+
+
+def texts(events, kind):
+    """Texts of the events of a kind."""
+    return [text for text, *_ in events.get(kind, [])]
