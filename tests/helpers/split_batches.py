@@ -17,7 +17,14 @@ from PIL import Image
 
 from triptych.checkpoints import WeightFiles
 from triptych.data_modules import AccumulationLoader, ConversationFile, ShardFolder
-from triptych.interfaces import IMAGE_TO_IMAGE, IMAGE_TO_TEXT, TEXT_TO_IMAGE, Batch, batches_in
+from triptych.interfaces import (
+    IMAGE_TO_IMAGE,
+    IMAGE_TO_TEXT,
+    TEXT_TO_IMAGE,
+    Batch,
+    batches_in,
+    label_indices,
+)
 from triptych.prompts import IGNORED
 from triptych.training.fsdp import gather_state_dict
 from triptych.training.optimizer import Optimization
@@ -92,6 +99,7 @@ def cut(
             batch = build(step, numbers, numbers)
             if text:
                 batch.labels[[n in silent for n in numbers]] = IGNORED
+                batch.label_indices = label_indices(batch.labels)
             batch.may_show |= tasks is not None
             made[step][batch.objective] = batch
     return [each if len(each) > 1 else next(iter(each.values())) for each in made]

@@ -83,7 +83,7 @@ def test_the_loss_is_a_function_of_seed_and_samples(objective, weights, samples)
     batch = batches(model, samples, TEXT_TO_IMAGE)
     with torch.no_grad():
         first, again = model.step(batch)[0], model.step(batch)[0]
-        batch.sample_ids = batch.sample_ids + 100
+        batch.sample_ids, batch.draws = batch.sample_ids + 100, {}
         other = model.step(batch)[0]
     assert torch.equal(first, again)
     assert torch.equal(first, other) == (objective == "clip_mse")
@@ -107,6 +107,7 @@ def test_draws_of_a_sample_share_its_condition_and_average_its_losses(weights, s
         asked.append(len(ids)) or condition(ids, *rest, **named)
     )
     numbers = batch.sample_ids
+    batch.draws = {}
     with torch.no_grad():
         model.generation.flow = replace(model.generation.flow, num_noise_samples=2)
         together = model.step(batch)[0]
@@ -451,3 +452,16 @@ def test_single_panel_names_its_missing_frozen_part():
     panel = GenerationModule(dit(), vlm=vlm(), encoder=eva())
     with pytest.raises(UserError, match="`make train-(stage1|encoder)` makes them"):
         panel.configure_model()
+
+
+def test_draws_of_the_loader_are_those_of_the_step(weights, samples):
+    for stage, task in (("stage2", TEXT_TO_IMAGE), ("decoder", TEXT_TO_IMAGE)):
+        model = configured(stage, weights)
+        batch = batches(model, samples, task)
+        names = {draw.stream for draw in model.random_draws()}
+        assert names and batch.draws.keys() == names
+        with torch.no_grad():
+            loaded = model.step(batch)[0]
+            assert torch.equal(model.step(replace(batch, draws={}))[0], loaded)
+            moved = {name: values.flip(0) for name, values in batch.draws.items()}
+            assert not torch.equal(model.step(replace(batch, draws=moved))[0], loaded)
