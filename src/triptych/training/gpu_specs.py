@@ -60,7 +60,7 @@ _CARDS = (
     _gpu("mi300x", 192 * GB, 448e9, "MI300X"),
 )
 GPUS = {card.name: card for card in _CARDS}
-ALIASES = {"a100": "a100-80", "h100-sxm": "h100", "h100-80": "h100"}
+ALIASES = {"a100": "a100-80", "h100-sxm": "h100", "h100-80": "h100", "h200-141": "h200"}
 
 
 def gpu_of(name: str) -> GPU:

@@ -124,4 +124,3 @@ def counted_flops(model: UnifiedModule, loss: str) -> float:
     number = torch.zeros(1, dtype=torch.long)
     batch = Batch(IMAGE_GENERATION, ["one"], 1, number, ids, ids, target_pixels=pixels).to("meta")
     return count_flops(lambda: model.train().step(batch)[0].backward())
-

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -104,9 +105,7 @@ class MemoryPlan:
         request = self.request
         layout = Layout(way.strategy, request.devices, request.ema)
         skipped = self._encoder if way.cached else None
-        return replay(
-            self.trace(way.recompute), layout, batch_size or request.batch_size, skipped
-        )
+        return replay(self.trace(way.recompute), layout, batch_size or request.batch_size, skipped)
 
     def measured(self, way: Way) -> WayMemory:
         """Return the memory of a way, and its largest batch."""
@@ -115,17 +114,12 @@ class MemoryPlan:
 
     def largest_batch(self, way: Way) -> int:
         """Return the largest batch size of one GPU that fits the card, 0 if none does."""
-        low, high = 0, MAX_BATCH + 1
-        size = self.request.batch_size
-        while high - low > 1:
-            if self.memory(way, size).peak <= self.usable:
-                low = size
-            else:
-                high = size
-            size = (low + high) // 2 if high <= MAX_BATCH else min(MAX_BATCH, 2 * low)
-            if low == MAX_BATCH:
-                break
-        return low
+        batch = MAX_BATCH
+        while batch > 0 and (peak := self.memory(way, batch).peak) > self.usable:
+            # Newton's method on a maximum of straight lines: from above, it never goes too far
+            slope = max(1, peak - self.memory(way, max(1, batch - 1)).peak)
+            batch = min(batch - 1, math.floor(batch - (peak - self.usable) / slope))
+        return max(batch, 0)
 
     def trace(self, recompute: bool) -> StepTrace:
         """Return the trace of a step with features computed, counted once."""
@@ -153,4 +147,3 @@ def cached_encoder(model: UnifiedModule) -> str | None:
     encoder = model._encoder_of_targets()
     names = {module: name for name, module in model.named_modules()}
     return names.get(encoder) if encoder is not None else None
-

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from triptych.cli.plan.cost import ANSWER_TOKENS, MFU, PROMPT_TOKENS, SECONDS_PER_DAY, stage_flops
+from triptych.cli.plan.cost import MFU, PROMPT_TOKENS, SECONDS_PER_DAY, stage_flops
 from triptych.cli.plan.memory import MemoryPlan, WayMemory
 from triptych.cli.plan.request import PlanRequest
 from triptych.training.memory.placement import USABLE
@@ -66,22 +66,27 @@ class Plan:
         return refusal(self.request, self.memory, self.table)
 
 
-def make_plan(request: PlanRequest) -> Plan:
-    """Count the memory of all ways, and reckon time and traffic."""
+def make_plan(request: PlanRequest, table: bool = True) -> Plan:
+    """Count the memory of all ways, and estimate time and traffic.
+
+    Args:
+        table: whether to count other ways than that of the request, even if it fits.
+    """
     flops = stage_flops(request.model)
     plan = MemoryPlan(request)
     asked = plan.requested()
-    table = [plan.measured(way) for way in plan.ways()]
     memory = plan.measured(asked)
+    ways = plan.ways() if table or not memory.fits else []
+    measured = [plan.measured(way) for way in ways]
     trained = [p for p in plan.trace(asked.recompute).parameters if p.trained]
     saved = sum(p.nbytes() + p.state_bytes() for p in trained)
     saved += sum(p.float32_bytes() for p in trained) if request.ema else 0
     placement = plan.frozen_placement if request.hardware == "fsdp2" else None
-    return Plan(request, memory, table, flops, saved, placement)
+    return Plan(request, memory, measured, flops, saved, placement)
 
 
 def refusal(request: PlanRequest, memory: WayMemory, table: list[WayMemory]) -> str | None:
-    """Return one sentence on a run that does not fit its card, with the nearest setting that does."""
+    """Return why a run does not fit, with the nearest setting that does; None if it fits."""
     if memory.fits:
         return None
     way, size = memory.way, request.batch_size
@@ -231,7 +236,7 @@ def as_text(plan: Plan) -> str:
         for row in rows
     ]
     notes = (
-        f"Prompts of {PROMPT_TOKENS} tokens, answers of {ANSWER_TOKENS}. Memory is that of tensors; "
+        f"Prompts of {PROMPT_TOKENS} tokens. Memory is that of tensors; "
         f"{1 - USABLE:.0%} of the card is left to CUDA, NCCL and fragmentation."
     )
     return "\n".join([*summary(plan), "", *lines, "", notes])

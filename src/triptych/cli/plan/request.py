@@ -82,6 +82,12 @@ def read_request(
     files = [presets()[preset], stages[stage], recipe, trainers[hardware]]
     trainer = _trainer(conf_files("base.yaml")["base"], *files)
     model = describe_stage(files, overrides)
+    tasks = ((read_yaml(stages[stage]).get("data") or {}).get("init_args") or {}).get("tasks", [])
+    if shown := sorted(set(tasks) - {"text_to_image"}):
+        raise ConfigurationError(
+            f"the stage {stage!r} shows images to the language model ({', '.join(shown)}), whose "
+            "memory plan cannot count yet; it counts stage2, stage3, decoder and encoder."
+        )
     data = read_yaml(recipe).get("data") or {}
     callbacks = [*(trainer.get("callbacks") or []), *(trainer.get("callbacks+") or [])]
     return PlanRequest(

@@ -185,7 +185,9 @@ def _optimizer_states(
     module: nn.Module, make_optimizer: Callable[[nn.Module], torch.optim.Optimizer]
 ) -> tuple[dict[str, tuple[tuple[int, ...], int]], int]:
     """Return by parameter the sizes of its state tensors, and the peak of temporary storages."""
-    states: dict[str, tuple[tuple[int, ...], int]] = {n: ((), 0) for n, _ in module.named_parameters()}
+    states: dict[str, tuple[tuple[int, ...], int]] = {
+        n: ((), 0) for n, _ in module.named_parameters()
+    }
     trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
     if not trained:
         return states, 0
@@ -218,7 +220,7 @@ def _recomputed(module: nn.Module) -> Iterator[None]:
 def _dropped_gradients(
     module: nn.Module, events: list[Event], counter: StorageCounter
 ) -> Iterator[None]:
-    """Record each gradient when it is complete, and drop it: where it goes depends on the strategy."""
+    """Record each gradient when it is complete, and drop it: its place depends on the strategy."""
 
     def drop(name: str, parameter: Tensor) -> None:
         counter.constant(parameter.grad)
@@ -239,7 +241,7 @@ def _dropped_gradients(
 
 @contextmanager
 def _marked(units: dict[str, tuple[nn.Module, Any]], events: list[Event]) -> Iterator[None]:
-    """Record when a unit begins and ends to compute, forward and backward, as FSDP2's hooks would."""
+    """Record when a unit starts and ends to compute, forward and backward, as FSDP2's hooks do."""
     undo: list[Callable[[], None]] = []
 
     def mark(unit: str, call: Callable) -> Callable:

@@ -6,6 +6,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -76,6 +77,14 @@ class StorageCounter(TorchDispatchMode):
     def _is_constant(self, tensor: Tensor) -> bool:
         key = id(tensor.untyped_storage())
         return key in self._ignored or key in self._constant
+
+    def resized(self, storage: torch.UntypedStorage) -> None:
+        """Take in the new size of a storage: FSDP2 frees what it gathered by resizing it to 0."""
+        key = id(storage)
+        if key in self._sizes:
+            change = rounded(storage.size()) - self._sizes[key]
+            self._sizes[key] += change
+            self._change(change, key in self._constant)
 
     def __torch_dispatch__(
         self, op: Any, types: Any, args: tuple = (), kwargs: dict | None = None
