@@ -10,8 +10,8 @@ from triptych.utils.limits import BATCH, COUNT
 
 EXAMPLES = """\
   triptych plan --preset blip3o_8b --stage stage2 --hardware fsdp2 --devices 8 --gpu h100
-  triptych plan --preset blip3o_4b --stage stage2 --hardware ddp --devices 8 --gpu a100-40 --json
-  triptych plan --preset tiny --stage stage1 --batch-size 256
+  triptych plan --preset blip3o_4b --stage stage2 --hardware ddp --devices 8 --gpu a100-80 --json
+  triptych plan --preset tiny --stage stage2 --batch-size 256
 
 A run that does not fit the card ends with status 1 and the nearest setting that fits.
 See docs/distributed.md."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from triptych.interfaces import Batch, LazyModule, batches_in
 from triptych.training.execution import blocks_of, recompute_blocks
@@ -247,31 +247,24 @@ def _marked(units: dict[str, tuple[nn.Module, Any]], events: list[Event]) -> Ite
     def mark(unit: str, call: Callable) -> Callable:
         @functools.wraps(call)
         def marked(*args: Any, **kwargs: Any) -> Any:
-            inputs = _differentiable((args, kwargs))
+            if torch.is_grad_enabled():
+                args, kwargs = _ending(
+                    lambda: events.append(("close_backward", unit)), args, kwargs
+                )
             events.append(("open", unit))
             outputs = call(*args, **kwargs)
             events.append(("close", unit))
-            results = _differentiable(outputs)
-            if not (torch.is_grad_enabled() and results):
+            if not torch.is_grad_enabled():
                 return outputs
-            state = {"open": False}
+            started: list[str] = []
 
-            def enter(gradient: Tensor) -> None:
-                if not state["open"]:
-                    state["open"] = True
+            def start(gradient: Tensor) -> None:
+                if not started:
+                    started.append(unit)
                     events.append(("open_backward", unit))
 
-            remaining = {"inputs": len(inputs)}
-
-            def leave(gradient: Tensor) -> None:
-                remaining["inputs"] -= 1
-                if not remaining["inputs"]:
-                    events.append(("close_backward", unit))
-
-            for tensor in results:
-                tensor.register_hook(enter)
-            for tensor in inputs:
-                tensor.register_hook(leave)
+            for tensor in _differentiable(outputs):
+                tensor.register_hook(start)
             return outputs
 
         return marked
@@ -287,6 +280,32 @@ def _marked(units: dict[str, tuple[nn.Module, Any]], events: list[Event]) -> Ite
     finally:
         for restore in reversed(undo):
             restore()
+
+
+class _End(torch.autograd.Function):
+    """Identity whose backward pass runs once all gradients of its outputs are there."""
+
+    @staticmethod
+    def forward(ctx: Any, end: Callable[[], None], *inputs: Tensor) -> tuple[Tensor, ...]:
+        ctx.end = end
+        return inputs
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        ctx.end()
+        return None, *gradients
+
+
+def _ending(end: Callable[[], None], args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    """Arguments of a unit such that `end` is called when its backward pass has ended."""
+    # a key-value cache is filled in place, so it is not taken apart
+    leaves, spec = tree_flatten((args, kwargs), lambda x: not isinstance(x, tuple | list | dict))
+    chosen = [n for n, t in enumerate(leaves) if isinstance(t, Tensor) and t.requires_grad]
+    if chosen:
+        marked = _End.apply(end, *(leaves[n] for n in chosen))
+        for number, tensor in zip(chosen, marked, strict=True):
+            leaves[number] = tensor
+    return tree_unflatten(leaves, spec)
 
 
 def _restore(module: nn.Module, name: str, own: Any) -> None:
