@@ -16,6 +16,7 @@ serve           serve
 eval            eval: a package
 data            data: a package
 checkpoints     convert, export
+plan            plan: a package
 parity          parity
 pretrain_tiny   pretrain: training of the tiny preset from scratch
 input_files     prompts, messages and edits from arguments and files
@@ -23,5 +24,4 @@ jobs            image jobs of a command, in batches
 output_folder   output folder: finished images, results.jsonl, grid.png
 devices         --devices: items of a command shared over devices
 predict         sharing of items by Trainer.predict
-cost            GPU-days of a recipe
 """

@@ -208,6 +208,10 @@ class TriptychCLI(LightningCLI):
         require = getattr(self.datamodule, "require", None)
         if require is not None:
             require(self.trainer)  # before data is generated
+        if self.trainer.strategy.root_device.type == "cuda":
+            from triptych.cli.plan.fit import check_fit, gpu_of_rank  # imports fake tensors
+
+            check_fit(self.model, self.trainer, self.datamodule, gpu_of_rank(self.trainer))
 
     def after_fit(self) -> None:
         folder = run_folder.of_trainer(self.trainer)

@@ -55,6 +55,10 @@ COMMANDS = {
         "parity:parity",
         "comparison with published code: triptych parity tests/data/parity",
     ),
+    "plan": (
+        "plan.main:plan",
+        "memory, time and largest batch of a run: triptych plan --preset tiny --stage stage2",
+    ),
     "pretrain": (
         "pretrain_tiny:pretrain",
         "training of the tiny preset from scratch: triptych pretrain",

@@ -22,6 +22,7 @@ from triptych.modules.loss_weighting import Means, OptimizerStep
 from triptych.training.execution import Execution, cast_frozen, compile_blocks, recompute_blocks
 from triptych.training.freezing import freeze_all_but, frozen_modules, is_unused_parameter
 from triptych.training.fsdp import shard
+from triptych.training.memory.placement import frozen_placement, smallest_memory
 from triptych.training.meta_init import materialize, parameters_on_meta
 from triptych.training.optimizer import Optimization, make_optimizer, make_schedule
 from triptych.utils.errors import UserError
@@ -281,7 +282,11 @@ class BaseModule(ExactBuffers, LightningModule):
 
     def _shard(self, mesh: DeviceMesh) -> None:
         """Split over the ranks of `mesh`, which Lightning's ModelParallelStrategy brings."""
-        shard(self, mesh, self.execution.frozen_params)
+        placement = self.execution.frozen_params
+        if placement == "auto":
+            frozen = sum(p.nbytes for p in self.parameters() if not p.requires_grad)
+            placement = frozen_placement(frozen, smallest_memory(self._home(), mesh))
+        shard(self, mesh, placement)
 
     def _frozen_dtype(self) -> torch.dtype:
         if self.execution.frozen_dtype is not None:

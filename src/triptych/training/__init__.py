@@ -10,6 +10,8 @@ ranks               joint decisions and failures of several ranks
 sharded_checkpoint  distributed checkpoints, one file per rank, read without pickle
 flop_counter        counts the FLOPs of a training step
 flops               FLOPs by formula
+memory              memory of a step, counted on fake tensors: a package
+gpu_specs           memory and peaks of common GPUs, by name
 device_peaks        peak FLOP/s of devices, for MFU
 component_names     component of a parameter, by its name
 """

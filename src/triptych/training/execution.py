@@ -21,9 +21,10 @@ class Execution:
     frozen_dtype: Literal["float32", "bfloat16", "float16"] | None = None
     """Dtype of frozen parameters; trainable ones stay in float32. None is bfloat16
     where the Trainer's precision is bf16-mixed, else float32."""
-    frozen_params: Literal["shard", "replicate"] = "shard"
+    frozen_params: Literal["auto", "shard", "replicate"] = "auto"
     """Frozen parameters under FSDP2: sharded over the ranks, or replicated on each rank, which
-    takes memory and saves gathering them in every step."""
+    takes memory and saves gathering them in every step. "auto" replicates them if they take at
+    most half of a GPU's memory, and shards them on the CPU."""
     activation_checkpointing: bool = False
     """Recompute trainable blocks in the backward pass instead of storing their activations: saves
     memory for a third more arithmetic."""

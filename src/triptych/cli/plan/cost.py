@@ -1,15 +1,12 @@
-"""Cost of a training run: GPU-days of a recipe, from the FLOPs of its steps.
+"""FLOPs and GPU-days of a recipe.
 
-    python -m triptych.cli.cost blip3o_8b stage2 --gpus 32
-
-prints the budget line of the recipe. FLOPs of generation and understanding follow the formulas of
+FLOPs of generation and understanding follow the formulas of
 `triptych.training.flops`, which tests compare with torch's counter; those of decoder and encoder
 are counted on the meta device. Days are FLOPs / (MFU * peak): arithmetic, not a measurement.
 """
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import dataclass
 
 import torch
@@ -22,9 +19,7 @@ from triptych.training import flops
 from triptych.training.flop_counter import count_flops
 from triptych.training.freezing import freeze_all_but
 from triptych.utils.documents import read_yaml
-from triptych.utils.limits import COUNT
 from triptych.utils.paths import conf_files, presets
-from triptych.utils.standard_streams import run
 
 PEAK = 989e12
 """Peak of dense bfloat16 in FLOP/s: H100 SXM, H200."""
@@ -77,9 +72,18 @@ def budget(preset: str, stage: str, gpus: int) -> Budget:
     model = describe_stage(files, ["--model.build_decoder=false"])
     settings = read_yaml(recipe)
     size, steps = settings["data"]["init_args"]["batch_size"], settings["trainer"]["max_steps"]
+    cached, live = stage_flops(model)
+    return Budget(gpus, size, steps, cached, live if live != cached else None)
+
+
+def stage_flops(model: UnifiedModule) -> tuple[float, float]:
+    """Return the FLOPs per sample of a stage's step, with cached features and with live ones.
+
+    In joint training, per one sample of each loss. May build the model on the meta device.
+    """
     costs = [_loss_flops(model, name) for name in model.loss_weights]
     cached, live = (sum(cost) for cost in zip(*costs, strict=True))
-    return Budget(gpus, size, steps, cached, live if live != cached else None)
+    return cached, live
 
 
 def _loss_flops(model: UnifiedModule, loss: str) -> tuple[float, float]:
@@ -120,19 +124,3 @@ def counted_flops(model: UnifiedModule, loss: str) -> float:
     number = torch.zeros(1, dtype=torch.long)
     batch = Batch(IMAGE_GENERATION, ["one"], 1, number, ids, ids, target_pixels=pixels).to("meta")
     return count_flops(lambda: model.train().step(batch)[0].backward())
-
-
-def main() -> None:
-    """Print the budget line of one recipe."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("preset", help="preset of the recipe")
-    parser.add_argument("stage", help="stage of the recipe")
-    parser.add_argument("--gpus", type=COUNT, required=True, help="number of GPUs; required")
-    parsed = parser.parse_args()
-    print(budget(parsed.preset, parsed.stage, parsed.gpus).line(parsed.preset))
-
-
-if __name__ == "__main__":
-    run(main)

@@ -1,0 +1,112 @@
+"""What is planned: model, batch, precision, strategy and card."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from triptych.cli.recipes import recipe_of
+from triptych.inference.loading import describe_stage
+from triptych.modules import UnifiedModule
+from triptych.training.gpu_specs import GPU
+from triptych.training.memory.replay import Strategy
+from triptych.utils.documents import read_yaml
+from triptych.utils.errors import ConfigurationError
+from triptych.utils.paths import conf_files, presets
+
+STRATEGIES: dict[str, Strategy] = {
+    "single": "single",
+    "ddp": "ddp",
+    "fsdp2": "shard",
+    "fsdp1": "shard",
+}
+"""Strategy of a file of conf/trainer; FSDP1 is counted as FSDP2."""
+
+
+@dataclass
+class PlanRequest:
+    """A training run to plan.
+
+    Attributes:
+        model: the stage's model, not built.
+        hardware: name of a file of conf/trainer.
+        devices: number of GPUs of the run.
+        batch_size: samples of one GPU and micro-batch.
+        precision: Lightning's `trainer.precision`.
+        ema: whether a float32 average of the weights is kept.
+    """
+
+    model: UnifiedModule
+    preset: str
+    stage: str
+    hardware: str
+    devices: int
+    gpu: GPU
+    batch_size: int
+    steps: int
+    precision: str
+    ema: bool
+
+    @property
+    def command(self) -> str:
+        """The flags of `triptych fit` for this run."""
+        return f"--preset {self.preset} --stage {self.stage} --hardware {self.hardware}"
+
+
+def read_request(
+    preset: str,
+    stage: str,
+    hardware: str,
+    *,
+    devices: int,
+    gpu: GPU,
+    batch_size: int | None = None,
+    overrides: Sequence[str] = (),
+) -> PlanRequest:
+    """Read the files that `triptych fit` would read.
+
+    Raises:
+        ConfigurationError: the preset, stage or hardware is unknown, or there is no recipe.
+    """
+    stages, trainers = conf_files("stages/*.yaml"), conf_files("trainer/*.yaml")
+    known = {"preset": presets(), "stage": stages, "hardware": trainers}
+    for kind, name in (("preset", preset), ("stage", stage), ("hardware", hardware)):
+        if name not in known[kind]:
+            choices = ", ".join(sorted(known[kind]))
+            raise ConfigurationError(f"the {kind} {name!r} is unknown; choose one of {choices}.")
+    if hardware == "single" and devices > 1:
+        raise ConfigurationError("--hardware single is for --devices 1; choose ddp or fsdp2.")
+    recipe = recipe_of(preset, stage)
+    files = [presets()[preset], stages[stage], recipe, trainers[hardware]]
+    trainer = _trainer(conf_files("base.yaml")["base"], *files)
+    model = describe_stage(files, overrides)
+    tasks = ((read_yaml(stages[stage]).get("data") or {}).get("init_args") or {}).get("tasks", [])
+    if shown := sorted(set(tasks) - {"text_to_image"}):
+        raise ConfigurationError(
+            f"the stage {stage!r} shows images to the language model ({', '.join(shown)}), whose "
+            "memory plan cannot count yet; it counts stage2, stage3, decoder and encoder."
+        )
+    data = read_yaml(recipe).get("data") or {}
+    callbacks = [*(trainer.get("callbacks") or []), *(trainer.get("callbacks+") or [])]
+    return PlanRequest(
+        model,
+        preset,
+        stage,
+        hardware,
+        devices,
+        gpu,
+        batch_size or (data.get("init_args") or {}).get("batch_size", 1),
+        trainer["max_steps"],
+        str(trainer.get("precision", "32-true")),
+        any(str(each.get("class_path", "")).endswith(".EMA") for each in callbacks),
+    )
+
+
+def _trainer(*files: Path) -> dict[str, Any]:
+    """Merge the `trainer` sections of some files; later ones win."""
+    merged: dict[str, Any] = {}
+    for file in files:
+        merged |= read_yaml(file).get("trainer") or {}
+    return merged

@@ -1,0 +1,98 @@
+"""Dispatch mode that counts storages as they appear and disappear."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+UNIT = 512
+"""Bytes to which torch's CUDA allocator rounds a block."""
+
+
+def rounded(size: int) -> int:
+    """Return `size` in bytes, rounded up as torch's CUDA allocator does."""
+    return -(-size // UNIT) * UNIT
+
+
+class StorageCounter(TorchDispatchMode):
+    """Counts the storages of all tensors that operations return, until they are freed.
+
+    torch's own MemTracker puts hooks on frozen parameters, which raises, and refuses modules that
+    are called twice in a step, such as the language model here. Works on real and fake tensors.
+
+    Args:
+        record: called when a storage appears or disappears, with the change in bytes and whether
+            the storage is independent of the batch size: computed from parameters alone, such as
+            weights cast by autocast, or a gradient, see `constant`.
+    """
+
+    def __init__(self, record: Callable[[int, bool], None] | None = None) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._record = record or (lambda change, constant: None)
+        self._sizes: dict[int, int] = {}  # by the storage's address as a Python object
+        self._ignored: set[int] = set()
+        self._constant: set[int] = set()
+
+    def ignore(self, *tensors: Tensor) -> None:
+        """Leave out the storages of these tensors, such as parameters."""
+        self._ignored |= {id(tensor.untyped_storage()) for tensor in tensors}
+
+    def constant(self, tensor: Tensor) -> None:
+        """Note that the size of this tensor's storage does not depend on the batch size."""
+        key = id(tensor.untyped_storage())
+        if key in self._sizes and key not in self._constant:
+            self._record(-self._sizes[key], False)
+            self._record(self._sizes[key], True)
+            self._constant.add(key)
+
+    def add(self, tensor: Tensor, constant: bool = False) -> None:
+        """Count the storage of `tensor`, once."""
+        storage = tensor.untyped_storage()
+        key = id(storage)
+        if key in self._sizes or key in self._ignored:
+            return
+        # the storage's Python object lives as long as the storage, so its id is unique
+        weakref.finalize(storage, self._free, key)
+        self._sizes[key] = rounded(storage.size())
+        if constant:
+            self._constant.add(key)
+        self._change(self._sizes[key], constant)
+
+    def _free(self, key: int) -> None:
+        self._change(-self._sizes.pop(key), key in self._constant)
+        self._constant.discard(key)
+
+    def _change(self, change: int, constant: bool) -> None:
+        self.now += change
+        self.peak = max(self.peak, self.now)
+        self._record(change, constant)
+
+    def _is_constant(self, tensor: Tensor) -> bool:
+        key = id(tensor.untyped_storage())
+        return key in self._ignored or key in self._constant
+
+    def resized(self, storage: torch.UntypedStorage) -> None:
+        """Take in the new size of a storage: FSDP2 frees what it gathered by resizing it to 0."""
+        key = id(storage)
+        if key in self._sizes:
+            change = rounded(storage.size()) - self._sizes[key]
+            self._sizes[key] += change
+            self._change(change, key in self._constant)
+
+    def __torch_dispatch__(
+        self, op: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        inputs = [each for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)]
+        constant = all(map(self._is_constant, inputs))
+        outputs = op(*args, **(kwargs or {}))
+        for each in tree_leaves(outputs):
+            if isinstance(each, Tensor):
+                self.add(each, constant)
+        return outputs
