@@ -25,16 +25,24 @@ def counted(**case):
     return {each["rank"]: each for each in json.loads(done.stdout.splitlines()[-1])}
 
 
+def stage2(preset):
+    """Stage 2 of a preset on the meta device, unsharded."""
+    return stage_model(preset, "stage2", "--model.build_decoder=false")
+
+
+def trained_of(model):
+    """Parameters that train, by name."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
 @pytest.fixture(scope="module")
 def model():
-    """Stage 2 of the preset on the meta device, unsharded."""
-    return stage_model("blip3o_8b", "stage2", "--model.build_decoder=false")
+    return stage2("blip3o_8b")
 
 
 @pytest.fixture(scope="module")
 def trained(model):
-    """Shapes of what trains, by name."""
-    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+    return trained_of(model)
 
 
 @pytest.fixture(scope="module")
@@ -108,11 +116,14 @@ def has_the_planned_entries(found, trained, world, rank):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("world", [32, 256])
-def test_more_ranks_share_parameters_and_optimizer_state(world, trained):
+@pytest.mark.parametrize(
+    ("preset", "world"), [("tiny", 256), ("blip3o_8b", 32), ("blip3o_8b", 256)]
+)
+def test_more_ranks_share_parameters_and_optimizer_state(preset, world):
     """First, middle and last: rows do not divide evenly, and some parameters have too few."""
-    ranks = [0, world // 2, world - 1]
-    found = counted(world=world, ranks=ranks, frozen_params="replicate", resume=True)
+    ranks, trained = [0, world // 2, world - 1], trained_of(stage2(preset))
+    case = {"preset": preset, "world": world, "ranks": ranks, "frozen_params": "replicate"}
+    found = counted(**case, resume=True)
     assert 0 in cut(trained.values(), world, world - 1)
     for rank in ranks:
         is_sharded(found[rank], trained, world, rank)
@@ -127,9 +138,8 @@ def test_the_last_of_many_ranks_takes_a_step(trained):
     is_sharded(found, trained, 256, 255)
 
 
-@pytest.mark.parametrize(
-    "world", [8, *(pytest.param(each, marks=pytest.mark.slow) for each in (32, 256))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("world", [8, 32, 256])
 def test_ddp_sends_the_gradients_of_what_trains_alone(world, trained):
     found = counted(world=world, ranks=[world - 1], strategy="ddp")[world - 1]
     assert found["world"] == world
