@@ -1,6 +1,6 @@
-"""Fits in one process of two, and a function that starts both.
+"""Fits in one process of several, and a function that starts two.
 
-Use `run_ranks` for tests of several ranks; this file, as a program, is one of them:
+Use `run_ranks` for tests of two ranks; this file, as a program, is one of them:
 
 RANK=0 LOCAL_RANK=0 WORLD_SIZE=2 MASTER_ADDR=... MASTER_PORT=... \\
     python tests/helpers/ranks.py plan.json
@@ -23,10 +23,12 @@ from lightning import Callback, Trainer
 from processes import started
 from split_batches import cut, described, validated
 from split_batches import fit as fit_batches
+from torch import distributed
 from torch.distributed.tensor import DTensor
 
 from triptych.callbacks import Checkpoint
 from triptych.checkpoints import WeightFiles
+from triptych.interfaces import batches_in
 from triptych.training.execution import Execution
 from triptych.training.fsdp import gather_state_dict
 from triptych.training.strategies import LeanDDPStrategy, ShardedStrategy
@@ -40,9 +42,10 @@ STRATEGIES = {
 
 
 class Watch(Callback):
-    """Records losses, the first gradients before clipping, and the parameters of this rank."""
+    """Records losses, samples, the first gradients before clipping, and this rank's parameters."""
 
     def __init__(self) -> None:
+        self.samples: list[list[Any]] = []
         self.losses: list[float] = []
         self.gradients: dict[str, Any] = {}
         self.facts: dict[str, Any] = {}
@@ -51,6 +54,18 @@ class Watch(Callback):
         if not self.gradients:
             grads = {n: p.grad for n, p in module.named_parameters() if p.grad is not None}
             self.gradients = gather_state_dict({name: g.clone() for name, g in grads.items()})
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        ids = [each for part in batches_in(batch) for each in part.sample_ids.tolist()]
+        keys = [each for part in batches_in(batch) for each in part.keys]
+        ranks = [None] * trainer.world_size
+        if trainer.world_size > 1:
+            distributed.all_gather_object(ranks, list(zip(ids, keys, strict=True)))
+        else:
+            ranks = [list(zip(ids, keys, strict=True))]
+        if batch_idx % trainer.accumulate_grad_batches == 0:
+            self.samples.append([])
+        self.samples[-1] += [each for rank in ranks for each in rank]
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
         if (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
@@ -97,7 +112,7 @@ def fit(
     watch = Watch()
     trainer = Trainer(
         accelerator="cpu",
-        devices="auto" if strategy == "auto" else 2,
+        devices=1 if strategy == "auto" else int(os.environ["WORLD_SIZE"]),
         strategy=STRATEGIES[strategy](),
         max_steps=steps,
         accumulate_grad_batches=accumulate,
@@ -127,6 +142,7 @@ def fit(
     result = {
         "state": state,
         "losses": watch.losses,
+        "samples": watch.samples,
         "gradients": watch.gradients,
         "facts": watch.facts,
     }

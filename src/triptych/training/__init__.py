@@ -7,6 +7,7 @@ fsdp                FSDP2 sharding, gathering and filling of parameters
 meta_init           parameters on the meta device, and their materialization
 strategies          DDP, FSDP2 and FSDP1 for Lightning's Trainer
 ranks               joint decisions and failures of several ranks
+shard_sizes         sizes of shards and of checkpoints by arithmetic
 sharded_checkpoint  distributed checkpoints, one file per rank, read without pickle
 flop_counter        counts the FLOPs of a training step
 flops               FLOPs by formula

@@ -75,7 +75,8 @@ def shard_like(full: Tensor, target: Tensor) -> Tensor:
     if not isinstance(target, DTensor):
         return full
     rows = local_rows(len(full), target.device_mesh)
-    local = full[rows].to(target.device)
+    # a copy also on the CPU: a view would keep the whole of `full` in memory on every rank
+    local = full[rows].to(target.device, copy=True)
     return DTensor.from_local(
         local, target.device_mesh, target.placements, shape=full.shape, stride=full.stride()
     )

@@ -20,6 +20,7 @@ from triptych.utils.errors import UserError
 from triptych.utils.signals import GRACE, Terminated, say, supervisor
 
 FAILED = "triptych/failed"  # key in the process group's store: status of the first failed rank
+NOTICED = "triptych/noticed"  # keys, one a rank: it has lost contact with another one
 POLL_STORE = 1.0  # seconds between reads of the key
 _received: list[int] = []  # status announced by another rank
 
@@ -225,12 +226,36 @@ def _end(error: BaseException) -> NoReturn:
     if isinstance(error, UserError):
         _fail(str(error))
     if lost:
-        if supervisor.is_family:
-            time.sleep(GRACE)  # the supervisor knows which rank ended, and ends this one
-        _fail(f"the connection to another rank broke, so this one ends; {supervisor.resume}.")
+        silent = _silent_ranks()  # meanwhile a supervisor, or torchrun, may end this process
+        if supervisor.received is not None:
+            supervisor.leave(128 + supervisor.received)
+        who = f"rank {', '.join(map(str, silent))} does" if silent else "another rank does"
+        _fail(f"{who} not respond, so the others end; {supervisor.resume}.")
     say(f"rank {distributed.get_rank()} failed:" if several_ranks() else "a rank failed:")
     traceback.print_exception(error)
     _fail(None)
+
+
+def _silent_ranks() -> list[int]:
+    """Ranks that are dead or hang, as they have not lost contact themselves; [] if unknown.
+
+    Every other rank notices it within seconds: their connections close, or the same collective
+    reaches its timeout.
+    """
+    _query(lambda: _store().set(f"{NOTICED}/{distributed.get_rank()}", ""))
+    time.sleep(GRACE)
+    silent: list[int] = []
+
+    def check() -> None:
+        found = [n for n in range(distributed.get_world_size()) if not _noticed(n)]
+        silent.extend(found)
+
+    _query(check)
+    return silent
+
+
+def _noticed(rank: int) -> bool:
+    return _store().check([f"{NOTICED}/{rank}"])
 
 
 def _fail(sentence: str | None) -> NoReturn:

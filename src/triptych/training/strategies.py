@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -47,12 +48,17 @@ class LeanDDPStrategy(_EndsTogether, DDPStrategy):
         find_unused_parameters: whether a step may leave trainable parameters unused, such as the
             vision tower if all data sets are text-only.
         process_group_backend: communication backend; null chooses by the device.
+        collective_timeout: seconds after which a collective fails because a rank does not respond.
     """
 
     def __init__(
-        self, find_unused_parameters: bool = False, process_group_backend: str | None = None
+        self,
+        find_unused_parameters: bool = False,
+        process_group_backend: str | None = None,
+        collective_timeout: float = 1800.0,
     ) -> None:
         super().__init__(
+            timeout=timedelta(seconds=collective_timeout),
             process_group_backend=process_group_backend,
             find_unused_parameters=find_unused_parameters,
             gradient_as_bucket_view=True,  # the buckets are the gradients: no second copy
@@ -125,13 +131,19 @@ class ShardedStrategy(_EndsTogether, ModelParallelStrategy):
             is gathered on the first rank. Such a folder is readable by any number of ranks, but
             only by this strategy.
         process_group_backend: communication backend; null chooses by the device.
+        collective_timeout: seconds after which a collective fails because a rank does not respond.
     """
 
     def __init__(
-        self, save_sharded: bool = False, process_group_backend: str | None = None
+        self,
+        save_sharded: bool = False,
+        process_group_backend: str | None = None,
+        collective_timeout: float = 1800.0,
     ) -> None:
         super().__init__(
-            save_distributed_checkpoint=save_sharded, process_group_backend=process_group_backend
+            save_distributed_checkpoint=save_sharded,
+            process_group_backend=process_group_backend,
+            timeout=timedelta(seconds=collective_timeout),
         )
         self.save_sharded = save_sharded
 
