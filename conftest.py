@@ -10,6 +10,7 @@ import shutil
 import signal
 import sys
 from collections import Counter
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,7 @@ NEEDS = {
     "compiler": ("need g++", lambda: shutil.which("g++") is not None),
     "linux": ("need Linux", lambda: sys.platform == "linux"),
 }
+VERSIONS = ("torch", "torchvision", "lightning", "transformers", "diffusers", "timm", "numpy")
 LEFT_OUT = pytest.StashKey[Counter]()
 
 
@@ -107,6 +109,11 @@ def pytest_testnodedown(node, error):
 
 
 def pytest_terminal_summary(terminalreporter, config):
+    versions = [
+        f"Python {sys.version.split()[0]}",
+        *(f"{name} {version(name)}" for name in VERSIONS),
+    ]
+    terminalreporter.write_line(f"versions: {', '.join(versions)}")
     counted = config.stash[LEFT_OUT] + skipped(config)
     reasons = [f"{number} {reason}" for reason, number in counted.items()]
     terminalreporter.write_line(f"left out: {'; '.join(reasons) or 'nothing'}")
