@@ -16,6 +16,8 @@ SHELL := /bin/bash
 
 STAMP := .venv/.set-up
 BESIDE := .venv/beside/.set-up
+STACK := .venv-stack/.set-up
+LOWEST := .venv-lowest/.set-up
 # -P: no file of the current folder is in the place of a module
 RUN := .venv/bin/python -P -m triptych
 STAGES := train-encoder train-decoder train-stage1 train-stage2 train-stage3 train-edits train-joint
@@ -28,7 +30,7 @@ ifneq ($(filter parity,$(MAKECMDGOALS)),)
   endif
 endif
 
-.PHONY: help setup $(STAGES) demo app pretrain-tiny parity bench bench-data bench-generate bench-serve attack torture study test test-slow test-sweep test-portable lint docs audit clean
+.PHONY: help setup $(STAGES) demo app pretrain-tiny parity bench bench-data bench-generate bench-serve attack torture study test test-slow test-sweep test-portable test-stack test-lowest lint docs audit clean
 
 help: ## Show this help
 	@grep -hE '^[a-z0-9-]+:.*## ' $(firstword $(MAKEFILE_LIST)) \
@@ -111,7 +113,8 @@ study: $(STAMP) ## Repeat the paper's study in small, hours: ARGS="--plan" says 
 	@PYTHONPATH=benchmarks .venv/bin/python -m study $(ARGS)
 
 # In the order of names: by their number of tests, as xdist would, the longest files come last.
-PYTEST := .venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+IN_TWO := -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+PYTEST := .venv/bin/python $(IN_TWO)
 
 test: lint ## Lint, then run the test suite but for what is slow
 	OMP_NUM_THREADS=1 $(PYTEST) -m "not slow and not sweep" $(ARGS)
@@ -124,6 +127,31 @@ test-sweep: $(STAMP) ## Run every member of the tables that `make test` takes sa
 
 test-portable: $(STAMP) ## Run what depends on rounding as other processors would, on one and two threads
 	@.venv/bin/python scripts/portable.py $(ARGS)
+
+test-stack: $(STACK) ## Run the test suite, but for what is slow, on the older stack: constraints-stack.txt
+	OMP_NUM_THREADS=1 .venv-stack/bin/python $(IN_TWO) -m "not slow and not sweep" $(ARGS)
+
+test-lowest: $(LOWEST) ## Use every part once with the oldest packages allowed: constraints-lowest.txt
+	.venv-lowest/bin/python scripts/smoke.py $(ARGS)
+
+# The Python of .venv makes both.
+$(STACK): $(STAMP) constraints-stack.txt
+	.venv/bin/python -m venv --clear .venv-stack
+	.venv-stack/bin/python -m pip install -qq --no-input --require-hashes --only-binary :all: \
+		-r constraints-stack.txt
+	.venv-stack/bin/python -m pip install -qq --no-input --no-deps --no-build-isolation -e .
+	@touch $@
+
+# omegaconf's antlr4 runtime is published as source alone: the locked setuptools comes first and builds it.
+$(LOWEST): $(STAMP) constraints-lowest.txt
+	.venv/bin/python -m venv --clear .venv-lowest
+	awk '/^[^ ]/ {wanted = /^setuptools==/} wanted' constraints-lowest.txt > .venv-lowest/build.txt
+	.venv-lowest/bin/python -m pip install -qq --no-input --require-hashes --only-binary :all: \
+		-r .venv-lowest/build.txt
+	.venv-lowest/bin/python -m pip install -qq --no-input --require-hashes --no-build-isolation \
+		--only-binary :all: --no-binary antlr4-python3-runtime -r constraints-lowest.txt
+	.venv-lowest/bin/python -m pip install -qq --no-input --no-deps --no-build-isolation -e .
+	@touch $@
 
 $(BESIDE): $(STAMP) tests/beside.txt
 	.venv/bin/python -m pip install -qq --no-input --upgrade --target .venv/beside --no-deps \

@@ -10,6 +10,7 @@ import shutil
 import signal
 import sys
 from collections import Counter
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,7 @@ NEEDS = {
     "cuda_stub": ("need gcc and torch's CUDA build", _cuda_stub),
     "linux": ("need Linux", lambda: sys.platform == "linux"),
 }
+VERSIONS = ("torch", "torchvision", "lightning", "transformers", "diffusers", "timm", "numpy")
 LEFT_OUT = pytest.StashKey[Counter]()
 
 
@@ -114,6 +116,11 @@ def pytest_testnodedown(node, error):
 
 
 def pytest_terminal_summary(terminalreporter, config):
+    versions = [
+        f"Python {sys.version.split()[0]}",
+        *(f"{name} {version(name)}" for name in VERSIONS),
+    ]
+    terminalreporter.write_line(f"versions: {', '.join(versions)}")
     counted = config.stash[LEFT_OUT] + skipped(config)
     reasons = [f"{number} {reason}" for reason, number in counted.items()]
     terminalreporter.write_line(f"left out: {'; '.join(reasons) or 'nothing'}")

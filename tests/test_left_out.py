@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import sys
+from importlib.metadata import version
 
 import processes
 import pytest
@@ -56,6 +57,7 @@ def test_the_last_line_counts_by_reason(run, processes):
         "2 need g++",
     ]
     assert "SKIPPED" not in out
+    assert f"\nversions: Python {sys.version.split()[0]}, torch {version('torch')}, " in out
 
 
 def test_it_says_that_nothing_was_left_out(run):

@@ -19,7 +19,8 @@ PAGES = [ROOT / "README.md", ROOT / "benchmarks" / "README.md", *(ROOT / "docs")
 def make(tmp_path):
     """Runs make in a bare folder that holds the Makefile and the presets, and no environment."""
     shutil.copy(ROOT / "Makefile", tmp_path)
-    for name in ("setup.cfg", "constraints.txt", "pyproject.toml"):
+    locks = [path.name for path in ROOT.glob("constraints*.txt")]
+    for name in ("setup.cfg", "pyproject.toml", *locks):
         (tmp_path / name).touch()
     # The variables of a make around this test are not the user's.
     ours = ("MAKE", "MFLAGS", "ARGS", "PRESET", "TRAINER", "DATA", "PYTHON", "CASES", "SEED")

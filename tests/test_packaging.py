@@ -9,6 +9,8 @@ from importlib.metadata import entry_points, version
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.version import Version
 from processes import run
 
 import triptych
@@ -60,11 +62,10 @@ def test_importing_the_package_imports_no_torch():
     run([sys.executable, "-c", code], check=True)
 
 
-@pytest.fixture(scope="module")
-def pins():
-    """Package name, lower case with hyphens -> the lines of its entry in constraints.txt."""
+def read_pins(lock):
+    """Package name, lower case with hyphens -> the lines of its entry in a lock file."""
     entries, name = {}, ""
-    for line in (ROOT / "constraints.txt").read_text().splitlines():
+    for line in (ROOT / lock).read_text().splitlines():
         if line and not line.startswith(("#", " ")):
             name = line.partition("==")[0].lower().replace("_", "-")
             assert name not in entries
@@ -74,7 +75,21 @@ def pins():
     return entries
 
 
-def test_every_constraint_is_an_exact_version_with_hashes(pins):
+@pytest.fixture(scope="module")
+def pins():
+    return read_pins("constraints.txt")
+
+
+LOCKS = {
+    "constraints.txt": ("serve", "app", "dev", "data"),
+    "constraints-stack.txt": ("serve", "app", "dev", "data"),
+    "constraints-lowest.txt": ("serve", "app", "fast", "eval", "data", "quantize"),
+}
+
+
+@pytest.mark.parametrize("lock", LOCKS)
+def test_every_constraint_is_an_exact_version_with_hashes(lock):
+    pins = read_pins(lock)
     for first, *hashes in pins.values():
         assert first.count("==") - first.count(" == ") >= 1 and "/" not in first
         assert hashes and all(re.match(r" {4}--hash=sha256:[0-9a-f]{64}( \\)?$", h) for h in hashes)
@@ -86,13 +101,29 @@ def test_the_build_backend_is_the_pinned_one(pins):
     assert pins["setuptools"][0].split()[0] == backend
 
 
-def test_constraints_name_every_requirement(setup_cfg, pins):
+@pytest.mark.parametrize("lock", LOCKS)
+def test_constraints_name_every_requirement(setup_cfg, lock):
+    pins = read_pins(lock)
     extras = setup_cfg["options.extras_require"]
     wanted = setup_cfg["options"]["install_requires"]
-    wanted += "".join(extras[name] for name in ("serve", "app", "dev", "data"))
+    wanted += "".join(extras[name] for name in LOCKS[lock])
     for line in wanted.strip().splitlines():
         name = "".join(c if c.isalnum() or c in "-_" else " " for c in line).split()
         assert not name or line.startswith("#") or name[0].lower().replace("_", "-") in pins, line
+
+
+def test_the_lowest_constraints_are_the_lower_bounds(setup_cfg):
+    """After a change of a bound, `constraints-lowest.txt` has to be made anew."""
+    pins = read_pins("constraints-lowest.txt")
+    extras = setup_cfg["options.extras_require"]
+    wanted = setup_cfg["options"]["install_requires"]
+    wanted += "".join(extras[name] for name in LOCKS["constraints-lowest.txt"])
+    for requirement in map(Requirement, re.findall(r"^[a-z].*$", wanted, re.M)):
+        (bound,) = [one.version for one in requirement.specifier if one.operator == ">="]
+        pinned = Version(pins[requirement.name][0].split("==")[1].split()[0])
+        # a bound that other packages raise, or whose file was withdrawn, may be passed by patches
+        assert requirement.specifier.contains(pinned), requirement
+        assert pinned.release[:2] == (*Version(bound).release, 0)[:2], requirement
 
 
 @pytest.mark.parametrize(
