@@ -1,8 +1,8 @@
 """Rules for every test: no network, few threads, and every omitted test is counted.
 
 A test that needs what this machine lacks is left out, and the run ends with a line that counts what
-was left out, by reason. `--nothing-left-out` is for continuous integration: only a missing GPU is a
-reason there, and for anything else that is missing the test fails.
+was left out, by reason. `--nothing-left-out` is for continuous integration: only a missing GPU or a
+missing Ray is a reason there, and for anything else that is missing the test fails.
 """
 
 import os
@@ -10,6 +10,7 @@ import shutil
 import signal
 import sys
 from collections import Counter
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,8 @@ NEEDS = {
     "browser": ("need Chromium", _chromium),
     "beside": ("need .venv/beside (`make test-slow` installs it)", BESIDE.exists),
     "compiler": ("need g++", lambda: shutil.which("g++") is not None),
+    # 350 MB of packages, which no lock names
+    "ray": ("need Ray (pip install 'triptych[replicas]')", lambda: find_spec("ray") is not None),
     "linux": ("need Linux", lambda: sys.platform == "linux"),
 }
 LEFT_OUT = pytest.StashKey[Counter]()
@@ -59,7 +62,9 @@ LEFT_OUT = pytest.StashKey[Counter]()
 
 def pytest_addoption(parser):
     parser.addoption(
-        "--nothing-left-out", action="store_true", help="no reason but a missing GPU to leave out"
+        "--nothing-left-out",
+        action="store_true",
+        help="no reason but a missing GPU or Ray to leave out",
     )
 
 
@@ -70,7 +75,7 @@ def pytest_configure(config):
 def pytest_collection_modifyitems(config, items):
     needed = {name for name in NEEDS if any(name in item.keywords for item in items)}
     if config.getoption("nothing_left_out"):
-        needed &= {"gpu"}
+        needed &= {"gpu", "ray"}
     missing = {name: NEEDS[name][0] for name in NEEDS if name in needed and not NEEDS[name][1]()}
     left_out = {item: missing[name] for item in items for name in missing if name in item.keywords}
     config.stash[LEFT_OUT].update(left_out.values())
