@@ -143,7 +143,8 @@ def _ray(gpus: int) -> Iterator[tuple[ModuleType, Path]]:
             "--replicas needs Ray Serve; install it with pip install 'triptych[replicas]'."
         ) from error
     logging.getLogger("ray.serve").addFilter(lambda record: record.levelno >= logging.ERROR)
-    with tempfile.TemporaryDirectory(prefix="triptych-") as folder:
+    # the paths of Ray's sockets must be short, and $TMPDIR may be long
+    with tempfile.TemporaryDirectory(prefix="triptych-", dir="/tmp") as folder:
         (metrics := Path(folder, "metrics")).mkdir()
         ray.init(
             address="local",
