@@ -102,7 +102,7 @@ def test_mistakes_are_found_before_ray_starts(capsys):
 
 
 def replicas_of(pid):
-    """Processes of replicas among all that a process started."""
+    """Processes of replicas that have started, among all that a process started."""
     found, names = [], {}
     for folder in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
@@ -111,7 +111,7 @@ def replicas_of(pid):
     for each, (parent, name) in names.items():
         while parent in names and parent != pid:
             parent = names[parent][0]
-        if parent == pid and name.startswith("ray::ServeReplica"):
+        if parent == pid and "ServeReplica:" in name and "__init__" not in name:
             found.append(each)
     return found
 

@@ -146,14 +146,17 @@ def _ray(gpus: int) -> Iterator[tuple[ModuleType, Path]]:
     # the paths of Ray's sockets must be short, and $TMPDIR may be long
     with tempfile.TemporaryDirectory(prefix="triptych-", dir="/tmp") as folder:
         (metrics := Path(folder, "metrics")).mkdir()
-        ray.init(
-            address="local",
-            num_gpus=gpus,
-            include_dashboard=False,
-            object_store_memory=OBJECT_STORE_BYTES,
-            logging_level=logging.ERROR,
-            _temp_dir=folder,
-        )
+        try:
+            ray.init(
+                address="local",
+                num_gpus=gpus,
+                include_dashboard=False,
+                object_store_memory=OBJECT_STORE_BYTES,
+                logging_level=logging.ERROR,
+                _temp_dir=folder,
+            )
+        except Exception as error:  # its class, too, if processes do not start within 30 s
+            raise UserError(f"Ray did not start: {str(error).split('. ')[0]}.") from error
         try:
             yield serve, metrics
         finally:
