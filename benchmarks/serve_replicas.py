@@ -87,9 +87,8 @@ def started(engine: str, replicas: int) -> Iterator[tuple[str, int, float]]:
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(60)
     finally:
-        for pid in descendants(process.pid):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # LitServe leaves its processes behind
 
 
 async def load(address: str, clients: int, seconds: float, limit: float) -> tuple[int, Counter]:

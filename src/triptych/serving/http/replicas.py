@@ -134,14 +134,10 @@ def _ray(gpus: int) -> Iterator[tuple[ModuleType, Path]]:
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
     }
     os.environ.setdefault("RAY_SERVE_LOG_TO_STDERR", "0")
-    try:
-        import ray
-        from ray import serve
-        from ray.serve import schema  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise UserError(
-            "--replicas needs Ray Serve; install it with pip install 'triptych[replicas]'."
-        ) from error
+    import ray  # reads the environment
+    from ray import serve
+    from ray.serve import schema  # noqa: F401
+
     logging.getLogger("ray.serve").addFilter(lambda record: record.levelno >= logging.ERROR)
     # the paths of Ray's sockets must be short, and $TMPDIR may be long
     with tempfile.TemporaryDirectory(prefix="triptych-", dir="/tmp") as folder:
