@@ -1,8 +1,8 @@
 """Rules for every test: no network, few threads, and every omitted test is counted.
 
 A test that needs what this machine lacks is left out, and the run ends with a line that counts what
-was left out, by reason. `--nothing-left-out` is for continuous integration: only a missing GPU is a
-reason there, and for anything else that is missing the test fails.
+was left out, by reason. `--nothing-left-out` is for continuous integration: only a missing GPU or a
+missing Ray is a reason there, and for anything else that is missing the test fails.
 """
 
 import os
@@ -11,6 +11,7 @@ import signal
 import sys
 from collections import Counter
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,8 @@ NEEDS = {
     "beside": ("need .venv/beside (`make test-slow` installs it)", BESIDE.exists),
     "compiler": ("need g++", lambda: shutil.which("g++") is not None),
     "cuda_stub": ("need gcc and torch's CUDA build", _cuda_stub),
+    # 350 MB of packages, which no lock names
+    "ray": ("need Ray (pip install 'triptych[replicas]')", lambda: find_spec("ray") is not None),
     "linux": ("need Linux", lambda: sys.platform == "linux"),
 }
 VERSIONS = ("torch", "torchvision", "lightning", "transformers", "diffusers", "timm", "numpy")
@@ -68,7 +71,9 @@ LEFT_OUT = pytest.StashKey[Counter]()
 
 def pytest_addoption(parser):
     parser.addoption(
-        "--nothing-left-out", action="store_true", help="no reason but a missing GPU to leave out"
+        "--nothing-left-out",
+        action="store_true",
+        help="no reason but a missing GPU or Ray to leave out",
     )
 
 
@@ -79,7 +84,7 @@ def pytest_configure(config):
 def pytest_collection_modifyitems(config, items):
     needed = {name for name in NEEDS if any(name in item.keywords for item in items)}
     if config.getoption("nothing_left_out"):
-        needed &= {"gpu"}
+        needed &= {"gpu", "ray"}
     missing = {name: NEEDS[name][0] for name in NEEDS if name in needed and not NEEDS[name][1]()}
     left_out = {item: missing[name] for item in items for name in missing if name in item.keywords}
     config.stash[LEFT_OUT].update(left_out.values())

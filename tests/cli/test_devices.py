@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -13,8 +14,11 @@ from pathlib import Path
 
 import pytest
 from processes import started
+from tolerances import assert_close
 
 from triptych.cli.devices import for_each, is_distributed
+from triptych.data_modules import ShardFolder
+from triptych.data_modules.features.cache import FeatureCache
 
 FEW = ["--num-inference-steps", "1", "--decoder-num-inference-steps", "1", "--device", "cpu"]
 PROMPTS = ["a red circle", "two blue squares", "a green star"]
@@ -22,19 +26,30 @@ MANY = ["generate", *PROMPTS, *FEW, "--batch-size", "1"]
 TWO = ["--devices", "2"]
 
 
-def ranks():
+def torchrun(port):
     """Environments of two processes that torchrun starts."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "test"}
+    group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test"}
     group |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0"}
     return [{**group, "RANK": rank, "LOCAL_RANK": rank} for rank in "01"]
 
 
-def together(forks, folder, *command):
-    """Status and output of a command that torchrun starts twice."""
-    ended = forks.together(folder, command, command, environments=ranks())
+def slurm(port):
+    """Environments of two processes that SLURM's srun starts on one machine."""
+    group = {"SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "test", "SLURM_NODEID": "0"}
+    group |= {"SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "2", "SLURM_NTASKS_PER_NODE": "2"}
+    group |= {"SLURM_NNODES": "1", "SLURM_NODELIST": "127.0.0.1", "MASTER_PORT": port}
+    return [{**group, "SLURM_PROCID": rank, "SLURM_LOCALID": rank} for rank in "01"]
+
+
+LAUNCHERS = [torchrun, slurm]
+
+
+def together(forks, folder, *command, launcher=torchrun):
+    """Status and output of a command that a launcher starts twice."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    ended = forks.together(folder, command, command, environments=launcher(port))
     return [status for status, _ in ended], "".join(said for _, said in ended)
 
 
@@ -46,10 +61,11 @@ def files(folder):
     }
 
 
-def test_ranks_of_torchrun_make_the_images_of_one_process(forks, tmp_path):
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_ranks_make_the_images_of_one_process(launcher, forks, tmp_path):
     status, said = forks(tmp_path, *MANY, "-o", "one")
     assert status == 0, said
-    statuses, said = together(forks, tmp_path, *MANY, "-o", "two", *TWO)
+    statuses, said = together(forks, tmp_path, *MANY, "-o", "two", *TWO, launcher=launcher)
     assert statuses == [0, 0], said
     assert files(tmp_path / "one") == files(tmp_path / "two")
     lines = [line for line in said.splitlines() if "\t" in line]
@@ -57,11 +73,68 @@ def test_ranks_of_torchrun_make_the_images_of_one_process(forks, tmp_path):
     assert "Traceback" not in said and "Warning" not in said
     # the same command again makes what is missing, and tells of each image once
     (tmp_path / "two/000001-001.png").unlink()
-    statuses, said = together(forks, tmp_path, *MANY, "-o", "two", *TWO)
+    statuses, said = together(forks, tmp_path, *MANY, "-o", "two", *TWO, launcher=launcher)
     assert statuses == [0, 0] and files(tmp_path / "one") == files(tmp_path / "two")
     assert sorted(line for line in said.splitlines() if "\t" in line) == sorted(lines)
-    statuses, said = together(forks, tmp_path, *MANY, "-o", "two", *TWO)
+    statuses, said = together(forks, tmp_path, *MANY, "-o", "two", *TWO, launcher=launcher)
     assert statuses == [0, 0] and sorted(said.splitlines()) == sorted(lines)
+
+
+@pytest.mark.parametrize(
+    ("name", "launcher"), [("geneval", slurm), ("dpg", torchrun), ("wise", slurm)]
+)
+def test_benchmark_images_are_those_of_one_process(name, launcher, forks, tmp_path):
+    entries = [
+        {
+            "geneval": {"tag": "single_object", "include": [], "prompt": text},
+            "dpg": {"item_id": f"{number}", "prompt": text},
+            "wise": {"prompt_id": number, "Prompt": text, "Explanation": "a shape"},
+        }[name]
+        for number, text in enumerate(PROMPTS, 1)
+    ]
+    lines = "\n".join(map(json.dumps, entries))
+    (tmp_path / "prompts").write_text(json.dumps(entries) if name == "wise" else lines)
+    make = ["eval", name, "--prompts", "prompts", *FEW, "--generate-only", "--batch-size", "1"]
+    make += {"geneval": ["-n", "1"], "dpg": ["--grid", "1"], "wise": []}[name]
+    status, said = forks(tmp_path, *make, "--images-dir", "one")
+    assert status == 0, said
+    # what a killed run leaves: one image whole, and others missing or torn
+    made = sorted((tmp_path / "one").rglob("*.png"))
+    assert len(made) == len(PROMPTS)
+    left = tmp_path / "two" / made[1].relative_to(tmp_path / "one")
+    left.parent.mkdir(parents=True)
+    shutil.copy2(made[1], left)
+    statuses, said = together(
+        forks, tmp_path, *make, "--images-dir", "two", *TWO, launcher=launcher
+    )
+    assert statuses == [0, 0] and "Traceback" not in said, said
+    assert files(tmp_path / "one") == files(tmp_path / "two")
+    assert left.stat().st_mtime_ns == made[1].stat().st_mtime_ns
+    assert said.count("\t") == len(PROMPTS)
+
+
+def test_features_are_those_of_one_process(forks, tmp_path, shapes_folder):
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    for path in sorted((shapes_folder / "train").glob("*.tar"))[:3]:
+        shutil.copy2(path, shards)
+    make = ["data", "features", "shards", "--device", "cpu", "--batch-size", "3"]
+    make += ["--storage-dtype", "fp32", "--out"]
+    assert forks(tmp_path, *make, "one")[0] == 0
+    statuses, said = together(forks, tmp_path, *make, "two", *TWO, launcher=slurm)
+    assert statuses == [0, 0] and "Traceback" not in said, said
+    assert said.count("features of 24 samples in 3 shards") == 1
+    source = ShardFolder(shards).open()
+    one, two = (FeatureCache(tmp_path / name, source) for name in ("one", "two"))
+    for number in range(24):
+        assert_close(one.get(number), two.get(number))
+    # the same command again makes what is missing, which is less than a shard for each rank
+    first, *others = sorted((tmp_path / "two").glob("*.safetensors"))
+    times = [path.stat().st_mtime_ns for path in others]
+    first.unlink()
+    statuses, said = together(forks, tmp_path, *make, "two", *TWO, launcher=slurm)
+    assert statuses == [0, 0] and first.exists(), said
+    assert [path.stat().st_mtime_ns for path in others] == times
 
 
 def test_scores_are_those_of_one_process(forks, tmp_path):

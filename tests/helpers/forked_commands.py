@@ -86,7 +86,8 @@ def start(folder, command, environment, output, streams):
 
         from triptych.cli.main import main
 
-        rank_zero_only.rank = int(environment.get("RANK", 0))  # it is read at the import
+        rank = environment.get("RANK", environment.get("SLURM_PROCID", 0))
+        rank_zero_only.rank = int(rank)  # it is read at the import
         if streams:
             for descriptor, kind in enumerate(streams):
                 put_stream(descriptor, kind)

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
+import socket
+from functools import partial
 from pathlib import Path
 
-from triptych.cli.arguments import add_address, command_parser, load_pipeline, parse
+from triptych.cli.arguments import add_address, command_parser, device_of, load_pipeline, parse
 from triptych.utils.errors import UserError
-from triptych.utils.limits import COUNT, POSITIVE
+from triptych.utils.limits import COUNT, POSITIVE, PROCESSES
 
 EXAMPLES = """\
   triptych serve --port 8000
   triptych serve --from runs/tiny/stage2 --api-key SECRET --max-batch 32
   triptych serve --from blip3o_8b --quantize 4bit
+  triptych serve --from blip3o_8b --replicas 8
   curl localhost:8000/v1/images/generations -H "Content-Type: application/json" \\
     -d '{"prompt": "a photo of a red circle"}'
 
@@ -35,11 +39,61 @@ def serve(arguments: list[str]) -> None:
             f"the server needs {error.name}; install it with pip install 'triptych[serve]'."
         ) from error
     bound = open_port(parsed.host, parsed.port)
+    if parsed.replicas > 1:
+        _serve_replicas(parsed, bound)
+        return
     try:
         app = _app(parsed)
     except KeyboardInterrupt:
         parser.exit(130, "triptych: interrupted while the model was loading.\n")
     run(app, bound, parsed.max_connections)
+
+
+def _serve_replicas(parsed: argparse.Namespace, bound: socket.socket) -> None:
+    """Serve --replicas, after all checks that need no weights.
+
+    Raises:
+        UserError: Ray is not installed, the model does not exist, or there are too few GPUs.
+    """
+    if importlib.util.find_spec("ray") is None:
+        raise UserError(
+            "--replicas needs Ray Serve; install it with pip install 'triptych[replicas]'."
+        )
+    if parsed.max_connections is not None:
+        raise UserError("--max-connections is of one process; leave it out with --replicas.")
+    import torch
+
+    from triptych.checkpoints import require_files
+    from triptych.inference.loading import describe_model, find_source
+    from triptych.serving.http.replicas import serve_replicas
+
+    device = device_of(parsed)
+    if device.index is not None:
+        raise UserError(f"--device {device} is one GPU; give --device cuda with --replicas.")
+    gpus = int(device.type == "cuda")
+    if gpus and parsed.replicas > torch.cuda.device_count():
+        raise UserError(
+            f"there are {torch.cuda.device_count()} GPUs, and each of --replicas {parsed.replicas} "
+            "needs one; give fewer."
+        )
+    source = find_source(parsed.config or parsed.source, parsed.ema)
+    flags = [*source.overrides, *parsed.overrides]
+    require_files(describe_model(source.configs, flags, parsed.trust_class).weights)
+    serve_replicas(
+        partial(_app, parsed),
+        bound,
+        name=_name_of(parsed),
+        replicas=parsed.replicas,
+        gpus=gpus,
+        max_requests=parsed.max_queue + parsed.max_batch,
+        timeout=parsed.timeout,
+    )
+
+
+def _name_of(parsed: argparse.Namespace) -> str:
+    """Name of the model for clients, who also see it in images, so that it holds no path."""
+    source = (parsed.config or [parsed.source])[-1]
+    return parsed.name or Path(source).name or "model"
 
 
 def _app(parsed: argparse.Namespace):
@@ -48,9 +102,7 @@ def _app(parsed: argparse.Namespace):
     from triptych.serving.images.sizes import ImageSizes
 
     pipeline = load_pipeline(parsed)
-    # Clients see the name in responses and images, so it holds no path.
-    source = (parsed.config or [parsed.source])[-1]
-    pipeline.name = parsed.name or Path(source).name or "model"
+    pipeline.name = _name_of(parsed)
     return create_app(
         pipeline,
         pipeline.name,
@@ -76,6 +128,14 @@ def _add_access(parser: argparse.ArgumentParser) -> None:
         metavar="KEY",
         help="key that clients must send; default $TRIPTYCH_API_KEY, which other users of the "
         "machine cannot see",
+    )
+    parser.add_argument(
+        "--replicas",
+        type=PROCESSES,
+        default=1,
+        metavar="N",
+        help="number of copies of the model, each on a GPU of its own if there are GPUs, behind "
+        "Ray Serve if more than one; default %(default)s",
     )
 
 

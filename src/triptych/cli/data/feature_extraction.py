@@ -168,6 +168,8 @@ class FeatureFolder:
                     rank_zero_info(hint)
                 with ending_together():
                     trainer.predict(module, data, return_predictions=False)
+                    # the manifest is of all ranks; here, since one without shards runs no hook
+                    trainer.strategy.barrier()
             if not trainer.is_global_zero:
                 return None
         return self.write_manifest(devices.precision)
@@ -257,7 +259,6 @@ class WriteFeatureShards(BasePredictionWriter):
 
     def on_predict_end(self, trainer: Trainer, module: FeatureModule) -> None:
         self._finish()
-        trainer.strategy.barrier()  # the manifest is written when all ranks have finished
 
     def on_exception(self, trainer: Trainer, module: FeatureModule, exception) -> None:
         if self._writer is not None:
@@ -298,10 +299,12 @@ class ImageReader:
 
 
 class ShardImages(LightningDataModule):
-    """Images of shards, in order; each process takes different shards."""
+    """Images of shards, in order; each process takes different shards, or none."""
 
     def __init__(self, read: ImageReader, shards: list[int], batch_size: int, workers: int) -> None:
         super().__init__()
+        # a launcher may have started more processes than there are shards left
+        self.allow_zero_length_dataloader_with_multiple_devices = True
         self.read, self.shards, self.batch_size, self.workers = read, shards, batch_size, workers
 
     def predict_dataloader(self) -> DataLoader:

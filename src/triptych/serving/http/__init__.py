@@ -13,4 +13,5 @@ jobs                jobs, and their execution in batches
 image_output        image encoding
 server_sent_events  streamed responses
 metrics             Prometheus metrics
+replicas            replicas of the server behind Ray Serve
 """

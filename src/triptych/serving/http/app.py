@@ -160,7 +160,7 @@ def _add_small_routes(app: FastAPI, context: Context) -> None:
     async def metrics(request: Request) -> Response:
         """Return the metrics in the Prometheus text format."""
         encode, content_type = choose_encoder(request.headers.get("accept", ""))
-        return Response(encode(context.metrics.registry), headers={"content-type": content_type})
+        return Response(encode(context.metrics.exposed()), headers={"content-type": content_type})
 
     common = (400, 401, 403, 404, 408, 413, 415, 421, 429, 500)
     for path, endpoint, documented in (

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 from triptych.serving.asgi.middleware import CLIENT_CLOSED_REQUEST
 from triptych.serving.http.batching import JobBatch, Observer
@@ -10,6 +14,8 @@ from triptych.serving.http.jobs import ChatJob
 
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100)
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
+SHARED_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
+"""Environment variable of prometheus_client: folder by which replicas share their metrics."""
 
 
 class Metrics(Observer):
@@ -25,7 +31,9 @@ class Metrics(Observer):
             Histogram, "request_seconds", "Seconds until the end of the response.", ["route"],
             buckets=SECONDS,
         )  # fmt: skip
-        self.queue = self._make(Gauge, "queue_length", "Queued requests.")
+        self.queue = self._make(
+            Gauge, "queue_length", "Queued requests.", multiprocess_mode="livesum"
+        )
         self.batches = self._make(
             Histogram, "batch_size", "Images or conversations in a batch.", ["kind"],
             buckets=SIZES,
@@ -44,6 +52,17 @@ class Metrics(Observer):
 
     def _make(self, kind: type, name: str, text: str, labels: list[str] | None = None, **more):
         return kind(f"triptych_{name}", text, labels or [], registry=self.registry, **more)
+
+    def exposed(self) -> CollectorRegistry:
+        """Return what /metrics shows: this server, or the sums over all replicas."""
+        if (folder := os.environ.get(SHARED_FOLDER)) is None:
+            return self.registry
+        for path in Path(folder).glob("gauge_livesum_*.db"):
+            if not Path("/proc", pid := path.stem.rpartition("_")[2]).exists():
+                mark_process_dead(pid)
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry)
+        return registry
 
     def answered(self, route: str, method: str, status: int, seconds: float) -> None:
         """Count a response, or a client that disconnected."""
