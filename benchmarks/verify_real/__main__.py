@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from reporting import machine, versions, write_result
+
 from triptych.utils.errors import UserError
 from verify_real.checks import CHECKS, UNCHECKED
 from verify_real.fetch import fetch

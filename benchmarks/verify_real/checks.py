@@ -5,12 +5,8 @@ from __future__ import annotations
 from verify_real.running import Check
 
 CHECKS = (
-    Check(
-        "tokenizer", "verify_real.tokenizer_check:rows", ("qwen3 tokenizer", "qwen ranks")
-    ),
-    Check(
-        "inception", "verify_real.inception_check:rows", ("inception", "stamps")
-    ),
+    Check("tokenizer", "verify_real.tokenizer_check:rows", ("qwen3 tokenizer", "qwen ranks")),
+    Check("inception", "verify_real.inception_check:rows", ("inception", "stamps")),
     Check(
         "detector",
         "verify_real.geneval_check:rows",

@@ -77,4 +77,6 @@ def rank_encoder(of: dict[bytes, int]) -> Callable[[str], list[int]]:
             at = pairs.index(min(known))
             pieces[at : at + 2] = [pieces[at] + pieces[at + 1]]
 
-    return lambda text: [i for word in regex.findall(PATTERN, text) for i in word_ids(word.encode())]
+    return lambda text: [
+        i for word in regex.findall(PATTERN, text) for i in word_ids(word.encode())
+    ]

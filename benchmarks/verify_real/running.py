@@ -54,7 +54,10 @@ class Outcome:
 
 
 def run(
-    checks: Sequence[Check], folder: Path, report: Callable[[str], None] = print, limit: float = LIMIT
+    checks: Sequence[Check],
+    folder: Path,
+    report: Callable[[str], None] = print,
+    limit: float = LIMIT,
 ) -> Outcome:
     """Run checks with the parts in `folder`, those that lack a part are skipped.
 
@@ -110,6 +113,7 @@ def _in_process(
     """Rows of a check, and why it did not end well."""
     paths = (str(BENCHMARKS), str(folder / "python"), os.environ.get("PYTHONPATH", ""))
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "HF_HUB_OFFLINE": "1"}
+    env["TQDM_DISABLE"] = "1"
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch, "rows.jsonl")
         out.touch()

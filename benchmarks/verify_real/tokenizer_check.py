@@ -54,7 +54,9 @@ def rows(parts: Path) -> Iterator[Row]:
     """Rows of the check."""
     stock = qwen.stock_files(parts)
     wrong = sum(hashlib.sha256(stock[name]).hexdigest() != sha for name, sha in STOCK.items())
-    yield Row("qwen2.5 vocabulary and merges", "published files, hashes that differ", wrong, 0, "==")
+    yield Row(
+        "qwen2.5 vocabulary and merges", "published files, hashes that differ", wrong, 0, "=="
+    )
     content = qwen.qwen2_5_files(parts)
     plain = qwen.load(content, parts)
     yield Row("qwen2.5 tokens", "published number", len(plain), 151665, "==")
@@ -70,9 +72,13 @@ def rows(parts: Path) -> Iterator[Row]:
     named = f"of {len(captions)} prompts of GenEval and DPG-Bench"
     template = [_template(plain, _request(caption)) for caption in captions]
     image = token_id(ours, "[IMG]")
-    yield _count("generation prompts", f"Qwen's chat template, {named}", ids, _ended(template, image))
+    yield _count(
+        "generation prompts", f"Qwen's chat template, {named}", ids, _ended(template, image)
+    )
     by_ranks = [_by_ranks(of, ours, [*SYSTEM, *_turn(_request(caption))]) for caption in captions]
-    yield _count("generation prompts by ranks", f"tiktoken's ranks, {named}", ids, _ended(by_ranks, image))
+    yield _count(
+        "generation prompts by ranks", f"tiktoken's ranks, {named}", ids, _ended(by_ranks, image)
+    )
     three = qwen.for_generation(qwen.tokenizer_files(parts / "qwen3"), parts)
     ids3 = [generation_ids(three, caption, LONGEST) for caption in captions]
     ended = _ended(template, token_id(three, "[IMG]"))
@@ -97,7 +103,9 @@ def rows(parts: Path) -> Iterator[Row]:
     yield _count("training conversations", named, found, expected)
     encode = qwen.rank_encoder(of)
     found = [ours.encode(text) for text in TEXTS]
-    yield _count("texts of many scripts", f"tiktoken's ranks, of {len(TEXTS)}", found, map(encode, TEXTS))
+    yield _count(
+        "texts of many scripts", f"tiktoken's ranks, of {len(TEXTS)}", found, map(encode, TEXTS)
+    )
 
 
 def prompts() -> list[str]:
