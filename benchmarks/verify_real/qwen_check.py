@@ -20,7 +20,7 @@ from verify_real.rows import Row
 ROWS = 151936  # of the published embedding; the tokenizer has fewer
 QUESTIONS = {
     "What is the capital of France? One word.": "Paris",
-    "An image shows a red circle left of a blue square. What colour is the circle? One word.": "Red",
+    "A red circle is left of a blue square. What colour is the circle? One word.": "Red",
 }
 
 
