@@ -15,7 +15,7 @@ from verify_real.rows import Row
 
 QUERIES = 64
 ROUNDED = 8  # results that a layer rounds, one after the other
-NEW_TOKENS = 16
+NEW_TOKENS = 12
 
 
 @dataclass(frozen=True)

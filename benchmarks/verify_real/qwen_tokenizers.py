@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,7 @@ def ranks(parts: Path) -> dict[bytes, int]:
 def rank_encoder(of: dict[bytes, int]) -> Callable[[str], list[int]]:
     """Byte pair encoding of texts without control tokens, from nothing but ranks."""
 
+    @cache
     def word_ids(word: bytes) -> list[int]:
         pieces = [word[i : i + 1] for i in range(len(word))]
         while True:

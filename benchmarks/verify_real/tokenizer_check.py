@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -67,7 +67,7 @@ def rows(parts: Path) -> Iterator[Row]:
     yield Row("qwen2.5 control tokens", compared, differing, 0, "==")
 
     captions = prompts()
-    of = qwen.ranks(parts)
+    encode = qwen.rank_encoder(qwen.ranks(parts))
     ids = [generation_ids(ours, caption, LONGEST) for caption in captions]
     named = f"of {len(captions)} prompts of GenEval and DPG-Bench"
     template = [_template(plain, _request(caption)) for caption in captions]
@@ -75,7 +75,7 @@ def rows(parts: Path) -> Iterator[Row]:
     yield _count(
         "generation prompts", f"Qwen's chat template, {named}", ids, _ended(template, image)
     )
-    by_ranks = [_by_ranks(of, ours, [*SYSTEM, *_turn(_request(caption))]) for caption in captions]
+    by_ranks = [_by_ranks(encode, [*SYSTEM, *_turn(_request(caption))]) for caption in captions]
     yield _count(
         "generation prompts by ranks", f"tiktoken's ranks, {named}", ids, _ended(by_ranks, image)
     )
@@ -101,7 +101,6 @@ def rows(parts: Path) -> Iterator[Row]:
     turns = [[*zip(chat[::2], (*chat[1::2], None), strict=True)] for chat in CHATS]
     found = [conversation_ids(ours, each, LONGEST)[0] for each in turns]
     yield _count("training conversations", named, found, expected)
-    encode = qwen.rank_encoder(of)
     found = [ours.encode(text) for text in TEXTS]
     yield _count(
         "texts of many scripts", f"tiktoken's ranks, of {len(TEXTS)}", found, map(encode, TEXTS)
@@ -134,9 +133,9 @@ def _template(tokenizer: Any, message: str) -> list[int]:
     return tokenizer.apply_chat_template(messages, **options)
 
 
-def _by_ranks(of: dict[bytes, int], tokenizer: Any, pieces: Sequence[str]) -> list[int]:
+def _by_ranks(encode: Callable[[str], list[int]], pieces: Sequence[str]) -> list[int]:
     """Ids of texts by ranks, and of control tokens by the published numbers."""
-    encode, ids = qwen.rank_encoder(of), []
+    ids: list[int] = []
     for piece in pieces:
         ids += [PUBLISHED_IDS[piece]] if isinstance(piece, Control) else encode(piece)
     return ids
