@@ -9,12 +9,13 @@ import argparse
 import sys
 from pathlib import Path
 
-from reporting import machine, versions, write_result
+from reporting import write_result
 
 from triptych.utils.errors import UserError
 from verify_real.checks import CHECKS, UNCHECKED
 from verify_real.fetch import fetch
 from verify_real.parts import FETCH, PARTS, missing
+from verify_real.results import facts, save
 from verify_real.running import run
 
 PARTS_FOLDER = Path(".cache/real_parts")
@@ -25,14 +26,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--parts", type=Path, default=PARTS_FOLDER, help="folder of the parts")
     parser.add_argument("--fetch", action="store_true", help="download the parts and stop")
     parser.add_argument("--only", metavar="WORD", default="", help="checks whose names have it")
-    parser.add_argument("--out", type=Path, help="JSON file of the results")
+    parser.add_argument("--out", type=Path, help="JSON file of results")
     parsed = parser.parse_args(arguments)
     folder = parsed.parts.expanduser()
     if parsed.fetch:
         failed = fetch(folder)
         print("\n".join(failed) or f"{folder} holds all parts; `make verify-real` checks them")
         return int(bool(failed))
-    before = {"machine": machine(), "versions": versions("torch", "transformers", "lightning")}
+    before = facts()
     outcome = run([check for check in CHECKS if parsed.only in check.name], folder)
     outcome.skipped += UNCHECKED
     for line in UNCHECKED:
@@ -43,9 +44,9 @@ def main(arguments: list[str] | None = None) -> int:
             f"`{FETCH}` downloads them (1.5 GB), REAL_PARTS=FOLDER names another folder.",
             file=sys.stderr,
         )
-    out = parsed.out if outcome.rows else None  # nothing measured: the file of before stays
-    rows = [row.record() for row in outcome.rows]
-    write_result(out, outcome.figures(), **before, seconds=outcome.seconds, rows=rows)
+    if parsed.out and outcome.rows:
+        save(parsed.out, outcome, before)
+    write_result(None, outcome.figures())
     return 1 if outcome.failed else 0 if outcome.rows else 2
 
 

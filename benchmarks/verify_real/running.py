@@ -43,10 +43,15 @@ class Check:
 class Outcome:
     """Rows of all checks, and what failed or was skipped, each as "name: reason"."""
 
-    rows: list[Row] = field(default_factory=list)
+    by_check: dict[str, list[Row]] = field(default_factory=dict)
     failed: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def rows(self) -> list[Row]:
+        """Rows of all checks."""
+        return [row for rows in self.by_check.values() for row in rows]
 
     def figures(self) -> dict[str, Any]:
         """The last line of the output."""
@@ -77,7 +82,7 @@ def run(
         reason = wrong_file(folder, check.parts)
         if reason is None:
             rows, reason = _in_process(check, folder, report, limit)
-            outcome.rows += rows
+            outcome.by_check[check.name] = rows
             outcome.failed += [f"{row.name}: {row.value:.6g}" for row in rows if not row.ok]
         if reason is not None:
             outcome.failed.append(f"{check.name}: {reason}")

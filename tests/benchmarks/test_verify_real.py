@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from processes import run as run_process
-from verify_real import fetch, parts, running
+from verify_real import fetch, parts, results, running
 from verify_real.parts import Package, Part
 from verify_real.rows import Row
 from verify_real.running import Check
@@ -98,6 +98,20 @@ def test_a_check_that_hangs_is_ended_and_keeps_its_rows(check, tmp_path):
     outcome = running.run([check("hangs")], tmp_path, limit=5)
     assert [row.name for row in outcome.rows] == ["before"]
     assert outcome.failed == ["hangs: it ran longer than 5 s"]
+
+
+def test_results_of_checks_that_did_not_run_stay(check, tmp_path):
+    out = tmp_path / "results.json"
+    for names in (("good", "wrong"), ("wrong",), ("empty",)):
+        outcome = running.run([check(name) for name in names], tmp_path)
+        results.save(out, outcome, {"machine": names})
+    checks = json.loads(out.read_text())["checks"]
+    assert {name: entry["machine"] for name, entry in checks.items()} == {
+        "good": ["good", "wrong"],
+        "wrong": ["wrong"],
+        "empty": ["empty"],
+    }
+    assert [row["ok"] for row in checks["wrong"]["rows"]] == [False]
 
 
 def test_what_this_machine_cannot_hold_is_skipped(check, tmp_path):
