@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
-import sys
 from pathlib import Path
 
 from reporting import machine, versions
@@ -22,10 +20,9 @@ def save(out: Path, outcome: Outcome, before: dict[str, object]) -> None:
         before: machine and versions, see `facts`.
     """
     checks = json.loads(out.read_text())["checks"] if out.exists() else {}
-    command = "python -m verify_real " + shlex.join(sys.argv[1:])
     for name, rows in outcome.by_check.items():
         checks[name] = {
-            "command": command,
+            "command": f'make verify-real ARGS="--only {name}"',  # without the folder's place
             **before,
             "seconds": outcome.seconds[name],
             "rows": [row.record() for row in rows],
