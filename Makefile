@@ -8,6 +8,7 @@ PYTHON ?=
 CASES ?= tests/data/parity
 N ?= 20
 SEED ?= 0
+REAL_PARTS ?= .cache/real_parts
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 .DEFAULT_GOAL := help
@@ -30,7 +31,7 @@ ifneq ($(filter parity,$(MAKECMDGOALS)),)
   endif
 endif
 
-.PHONY: help setup $(STAGES) demo app pretrain-tiny parity bench bench-data bench-generate bench-serve attack torture study test test-slow test-sweep test-portable test-stack test-lowest lint docs audit clean
+.PHONY: help setup $(STAGES) demo app pretrain-tiny parity bench bench-data bench-generate bench-serve attack torture study real-parts verify-real test test-slow test-sweep test-portable test-stack test-lowest lint docs audit clean
 
 help: ## Show this help
 	@grep -hE '^[a-z0-9-]+:.*## ' $(firstword $(MAKEFILE_LIST)) \
@@ -42,6 +43,7 @@ help: ## Show this help
 	@echo '  CASES=FOLDER       recorded cases for parity, a folder each (tests/data/parity)'
 	@echo '  N=20               runs that torture kills'
 	@echo '  SEED=0             of the moments in which torture kills'
+	@echo '  REAL_PARTS=FOLDER  where real-parts puts what verify-real reads (.cache/real_parts)'
 	@echo '  ARGS="--a=1 --b"   passed on last, so they win; ARGS="--help" and ARGS="--print_config" too'
 	@echo '  PYTHON=python3.12  the Python that makes .venv'
 
@@ -111,6 +113,14 @@ torture: $(STAMP) ## Kill N training runs and compare each, resumed, with one le
 
 study: $(STAMP) ## Repeat the paper's study in small, hours: ARGS="--plan" says how many; ARGS="--steps N"
 	@PYTHONPATH=benchmarks .venv/bin/python -m study $(ARGS)
+
+REAL := PYTHONPATH=benchmarks .venv/bin/python -m verify_real --parts "$(REAL_PARTS)"
+
+real-parts: $(STAMP) ## Download real tokenizers, weights and images for verify-real, 1.5 GB; resumable
+	@$(REAL) --fetch
+
+verify-real: $(STAMP) ## Check against real parts (`make real-parts` first), 8 GB of memory; ends with JSON
+	@$(REAL) --out benchmarks/results/verify_real.json $(ARGS)
 
 # In the order of names: by their number of tests, as xdist would, the longest files come last.
 IN_TWO := -m pytest -n 2 --dist loadfile --no-loadscope-reorder
