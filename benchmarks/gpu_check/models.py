@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from rehearse import cut
 from torch import nn
 
 from gpu_check.device import CUDA, Device
-from rehearse import cut
 from triptych.inference.loading import describe_model, describe_stage
 from triptych.modules import UnifiedModule
 from triptych.training.execution import cast_frozen
