@@ -81,6 +81,7 @@ def _one_image(device: Device, model: UnifiedModule, batch: Any = None) -> dict[
 
 def parity(device: Device) -> dict[str, Any]:
     """Condition, features and pixels of the tiny preset on the processor and on the GPU."""
+    torch.backends.cudnn.allow_tf32 = False  # torch's default for convolutions
     model = load_model([presets()["tiny"]])
     batch = caption_batch(model, 4, images=False)
     on_cpu = stages(model, batch)

@@ -75,7 +75,8 @@ def one_rank(device: Device) -> DeviceMesh:
         dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=1)
     else:
         torch.cuda.set_device(CUDA)
-        dist.init_process_group("nccl", store=dist.HashStore(), rank=0, world_size=1)
+        store = dist.TCPStore("127.0.0.1", 0, 1, is_master=True)
+        dist.init_process_group("nccl", store=store, rank=0, world_size=1)
     return init_device_mesh("cuda", (1,), mesh_dim_names=("data_parallel",))
 
 

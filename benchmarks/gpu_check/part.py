@@ -20,6 +20,7 @@ from gpu_check import images, kernels, training  # noqa: E402
 from gpu_check.device import CUDA, Device  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
+MARK = "mark.gpu"
 
 
 def card(device: Device) -> dict[str, Any]:
@@ -36,7 +37,8 @@ def card(device: Device) -> dict[str, Any]:
 
 def tests(device: Device) -> dict[str, Any]:
     """The tests that are marked gpu; a dry run collects them."""
-    words = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:xdist", "tests"]
+    files = [each for each in (ROOT / "tests").rglob("test_*.py") if MARK in each.read_text()]
+    words = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:xdist", *map(str, files)]
     words += ["--collect-only"] if device.dry else []
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
     last = (done.stdout.strip().splitlines() or [""])[-1]

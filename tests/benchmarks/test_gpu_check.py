@@ -1,4 +1,4 @@
-"""The check of a GPU: parts are isolated and limited in time, and results are whole at any moment."""
+"""The check of a GPU: its parts are isolated and limited in time, its results always whole."""
 
 import json
 import os
