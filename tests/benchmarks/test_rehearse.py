@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from processes import run
+from rehearse import training, weights
 from rehearse.__main__ import NEEDS, PARTS, judged, wanted
 
 ROOT = Path(__file__).parents[2]
@@ -30,13 +31,12 @@ def test_every_part_of_the_tiny_preset_holds(tmp_path):
     assert json.loads(out.read_text())["figures"] == result
 
 
-def test_a_step_of_a_stage_is_taken_in_a_process_of_its_own():
-    done = rehearse("--preset", "tiny", "--layers", "1", "--only", "stage3")
-    result = json.loads(done.stdout.splitlines()[-1])
-    assert result["failed"] == [], done.stdout
-    assert list(result["parts"]) == ["weights", "stage3"]
-    assert result["parts"]["stage3"]["loss"][0] > 0
-    assert result["parts"]["stage3"]["peak_gb"] > 0
+def test_a_step_of_a_stage_by_the_trainer(tmp_path):
+    facts = weights.write("tiny", 1, tmp_path)
+    assert facts["parameters"] > 1e6
+    found = judged(training.step("tiny", "stage3", 1, tmp_path))
+    assert "error" not in found, found
+    assert found["loss"][0] > 0 and found["without_gradient"] == []
 
 
 @pytest.mark.parametrize(
