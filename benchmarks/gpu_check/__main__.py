@@ -44,6 +44,8 @@ LIMITS = {
     "stage2 4b compiled": 100,
 }
 PACKAGES = ("torch", "lightning", "transformers", "diffusers", "bitsandbytes", "xformers")
+# without the project's imports, which take longer
+LOOK = "import json, torch; print(json.dumps({'found': torch.cuda.is_available()}))"
 Run = Callable[[str, float], dict[str, Any]]
 
 
@@ -94,9 +96,9 @@ def main() -> None:
             return run_part([*command, name], seconds, env)
 
         patience = 20 if parsed.dry_run else 1  # the processor of a dry run may be busy
-        card = run("card", 60 * patience)
-        if card.get("missing"):
+        if run_part([sys.executable, "-c", LOOK], 300, env).get("found") is False:
             sys.exit("there is no CUDA device here; make gpu-check ARGS=--dry-run needs none.")
+        card = run("card", 60 * patience)
         if "error" in card:
             sys.exit(f"the CUDA device cannot be used: {card['error']}")
         limits = {name: LIMITS[name] * patience for name in parsed.only or LIMITS}

@@ -25,8 +25,6 @@ MARK = "mark.gpu"
 
 def card(device: Device) -> dict[str, Any]:
     """The GPU, its memory and its software."""
-    if not torch.cuda.is_available():
-        return {"missing": True}
     found = {"name": torch.cuda.get_device_name(), "cuda": torch.version.cuda}
     if not device.dry:
         properties = torch.cuda.get_device_properties(CUDA)

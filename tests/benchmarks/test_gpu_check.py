@@ -91,6 +91,6 @@ def test_every_part_runs_on_fake_tensors(tmp_path):
     assert written["dry_run"] and set(written["parts"]) == set(LIMITS)
 
 
-def module(*words, seconds=120, **variables):
+def module(*words, seconds=400, **variables):
     env = {**os.environ, "PYTHONPATH": str(ROOT / "benchmarks"), **variables}
     return run([sys.executable, "-m", *words], seconds=seconds, cwd=ROOT, env=env)
