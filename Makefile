@@ -9,6 +9,7 @@ CASES ?= tests/data/parity
 N ?= 20
 SEED ?= 0
 REAL_PARTS ?= .cache/real_parts
+LAYERS ?= 2
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 .DEFAULT_GOAL := help
@@ -30,8 +31,16 @@ ifneq ($(filter parity,$(MAKECMDGOALS)),)
     $(error the CASES folder '$(CASES)' does not exist)
   endif
 endif
+ifneq ($(filter rehearse,$(MAKECMDGOALS)),)
+  ifneq ($(shell [[ "$(LAYERS)" =~ ^[1-9][0-9]*$$ ]] && echo yes),yes)
+    $(error LAYERS is '$(LAYERS)': give a whole number of 1 or more)
+  endif
+  ifneq ($(shell [ -f "conf/presets/$(PRESET).yaml" ] && echo yes),yes)
+    $(error the preset '$(PRESET)' is unknown: choose a file of conf/presets)
+  endif
+endif
 
-.PHONY: help setup $(STAGES) demo app pretrain-tiny parity bench bench-data bench-generate bench-serve attack torture study real-parts verify-real test test-slow test-sweep test-portable test-stack test-lowest lint docs audit clean
+.PHONY: help setup $(STAGES) demo app pretrain-tiny parity bench bench-data bench-generate bench-serve rehearse gpu-check attack torture study real-parts verify-real test test-slow test-sweep test-portable test-stack test-lowest lint docs audit clean
 
 help: ## Show this help
 	@grep -hE '^[a-z0-9-]+:.*## ' $(firstword $(MAKEFILE_LIST)) \
@@ -41,6 +50,7 @@ help: ## Show this help
 	@echo '  TRAINER=ddp        on several devices: a file of conf/trainer'
 	@echo '  DATA=FOLDER        train on a folder of WebDataset shards instead of the shapes world'
 	@echo '  CASES=FOLDER       recorded cases for parity, a folder each (tests/data/parity)'
+	@echo '  LAYERS=2           blocks of each network in a rehearsal'
 	@echo '  N=20               runs that torture kills'
 	@echo '  SEED=0             of the moments in which torture kills'
 	@echo '  REAL_PARTS=FOLDER  where real-parts puts what verify-real reads (.cache/real_parts)'
@@ -104,6 +114,13 @@ bench-generate: $(STAMP) ## Compare batches, kept captions and samplers; ends wi
 
 bench-serve: $(STAMP) ## Load the server for a minute, then send it nonsense; ends with JSON
 	@.venv/bin/python benchmarks/serve.py --out benchmarks/results/serve.json $(ARGS)
+
+rehearse: $(STAMP) ## Try every stage at a preset's real widths, cut to LAYERS; ends with JSON
+	@PYTHONPATH=benchmarks .venv/bin/python -m rehearse --preset "$(PRESET)" --layers "$(LAYERS)" \
+		--out benchmarks/results/rehearse.json $(ARGS)
+
+gpu-check: $(STAMP) ## Measure all that needs a GPU, 9 minutes; ARGS=--dry-run needs none; ends with JSON
+	@PYTHONPATH=benchmarks .venv/bin/python -m gpu_check $(ARGS)
 
 attack: $(STAMP) ## Attack the server, the page and the commands; ends with JSON
 	@PYTHONPATH=benchmarks .venv/bin/python -m attack $(ARGS)

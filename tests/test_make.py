@@ -23,7 +23,18 @@ def make(tmp_path):
     for name in ("setup.cfg", "pyproject.toml", *locks):
         (tmp_path / name).touch()
     # The variables of a make around this test are not the user's.
-    ours = ("MAKE", "MFLAGS", "ARGS", "PRESET", "TRAINER", "DATA", "PYTHON", "CASES", "SEED")
+    ours = (
+        "MAKE",
+        "MFLAGS",
+        "ARGS",
+        "PRESET",
+        "TRAINER",
+        "DATA",
+        "PYTHON",
+        "CASES",
+        "SEED",
+        "LAYERS",
+    )
     env = {k: v for k, v in os.environ.items() if not k.startswith(ours)}
 
     def run(*words: str) -> subprocess.CompletedProcess:
@@ -59,6 +70,9 @@ def test_every_target_is_phony():
 def test_every_target_has_a_recipe(make, tmp_path, target):
     (tmp_path / "tests" / "data" / "parity").mkdir(parents=True)
     (tmp_path / "tests" / "beside.txt").touch()
+    presets = tmp_path / "conf" / "presets"
+    presets.mkdir(parents=True, exist_ok=True)
+    (presets / "tiny.yaml").touch()
     result = make("-n", target)
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip()
@@ -80,6 +94,17 @@ def test_targets_of_the_documentation_exist():
 
 def test_a_folder_of_cases_that_is_not_there(make, tmp_path):
     assert "'nowhere' does not exist" in refused(make("parity", "CASES=nowhere"), tmp_path)
+
+
+@pytest.mark.parametrize("layers", ["0", "two", "-1", "1.5"])
+def test_layers_that_are_no_number(make, tmp_path, layers):
+    line = refused(make("rehearse", f"LAYERS={layers}"), tmp_path)
+    assert f"LAYERS is '{layers}': give a whole number of 1 or more" in line
+
+
+def test_a_rehearsal_of_an_unknown_preset(make, tmp_path):
+    line = refused(make("rehearse", "PRESET=huge", "LAYERS=2"), tmp_path)
+    assert "the preset 'huge' is unknown" in line
 
 
 def test_python_that_is_not_there(make, tmp_path):
