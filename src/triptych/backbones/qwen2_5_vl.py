@@ -175,8 +175,8 @@ class QwenVL(VisionLanguageModel):
         queries: Tensor,
         understanding_pixels: Tensor | None = None,
         image_grid_thw: Tensor | None = None,
-        position_ids: Tensor | None = None,
         *,
+        position_ids: Tensor | None = None,
         num_shared_prefix_tokens: int = 0,
     ) -> Condition:
         """Outputs (after the final norm) at `queries` [N,D], put after each prompt [B,T].
@@ -302,7 +302,7 @@ class QwenVL(VisionLanguageModel):
         Nothing synchronizes with the device where the loader counted ahead: `Batch.position_ids`
         and `Batch.label_indices`.
         """
-        pixels, grids, positions = batch.shown
+        (pixels, grids), positions = batch.shown, batch.position_ids
         if positions is None and grids is not None and len(grids):
             positions = self.position_ids(batch.input_ids, batch.attention_mask, grids)
         states = self.model.model.language_model(

@@ -95,16 +95,16 @@ class Batch:
         return len(self) if self.labels is None else (self.labels[:, 1:] != IGNORED).sum()
 
     @property
-    def shown(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """`understanding_pixels`, `image_grid_thw` and `position_ids`.
+    def shown(self) -> tuple[Tensor | None, Tensor | None]:
+        """`understanding_pixels` and `image_grid_thw`.
 
         Empty instead of None where another rank may show images: a vision tower whose parameters
         are split, or whose gradients are summed, has to run on every rank.
         """
         if self.understanding_pixels is None and self.may_show and _several_ranks():
             empty = self.input_ids.new_zeros(0, 3)
-            return empty.float(), torch.zeros(0, 3, dtype=torch.long), None
-        return self.understanding_pixels, self.image_grid_thw, self.position_ids
+            return empty.float(), torch.zeros(0, 3, dtype=torch.long)
+        return self.understanding_pixels, self.image_grid_thw
 
     def to(self, device: torch.device | str, **options: Any) -> Batch:
         """Move to `device`, except fields read on the host: reading them back would synchronize.

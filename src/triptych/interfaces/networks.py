@@ -39,8 +39,8 @@ class VisionLanguageModel(LazyModule):
         queries: Tensor,
         understanding_pixels: Tensor | None = None,
         image_grid_thw: Tensor | None = None,
-        position_ids: Tensor | None = None,
         *,
+        position_ids: Tensor | None = None,
         num_shared_prefix_tokens: int = 0,
     ) -> Condition:
         """Outputs at `queries` [N,D], placed after each right-padded prompt [B,T].

@@ -106,6 +106,7 @@ class GenerationModule(BaseModule):
             batch.attention_mask,
             queries,
             *batch.shown,
+            position_ids=batch.position_ids,
             num_shared_prefix_tokens=batch.num_shared_prefix_tokens,
         )
         features = target_features(batch, encoder)
@@ -148,7 +149,11 @@ class GenerationModule(BaseModule):
             raise UserError("the loss at a noise level is that of a flow; this objective is none.")
         vlm, encoder = self._neighbours
         condition = vlm.condition(
-            batch.input_ids, batch.attention_mask, full_tensor(self.queries), *batch.shown
+            batch.input_ids,
+            batch.attention_mask,
+            full_tensor(self.queries),
+            *batch.shown,
+            position_ids=batch.position_ids,
         )
         features = target_features(batch, encoder)
         noise = normal(features.shape[1:], self.seed, "loss-at", batch.sample_ids, features.device)

@@ -252,6 +252,7 @@ class UnifiedModule(BaseModule):
             batch.attention_mask,
             full_tensor(self.generation.queries),
             *batch.shown,
+            position_ids=batch.position_ids,
             num_shared_prefix_tokens=batch.num_shared_prefix_tokens,
         )
         seeds = batch.sample_ids.tolist()
