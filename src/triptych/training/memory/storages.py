@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -53,7 +54,9 @@ class StorageCounter(TorchDispatchMode):
             self._constant.add(key)
 
     def add(self, tensor: Tensor, constant: bool = False) -> None:
-        """Count the storage of `tensor`, once."""
+        """Count the storage of `tensor`, once; of a sharded one, this rank's shard."""
+        if isinstance(tensor, DTensor):  # its own storage says the size of the whole
+            tensor = tensor._local_tensor
         storage = tensor.untyped_storage()
         key = id(storage)
         if key in self._sizes or key in self._ignored:
