@@ -45,7 +45,7 @@ def pixels(preset: str, layers: int, folder: Path) -> dict[str, Any]:
     """Those features to pixels, and the image, saved, through the encoder again."""
     model = loaded(preset, layers, folder, "understanding", "generation")
     decoded = model.decoding.decode(
-        torch.load(folder / GENERATED),
+        torch.load(folder / GENERATED, weights_only=True),
         [SEED],
         num_inference_steps=STEPS,
         negative_features=model.encoder.blank_features().float()

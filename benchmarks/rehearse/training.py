@@ -122,12 +122,12 @@ def step(preset: str, stage: str, layers: int, folder: Path) -> dict[str, Any]:
 def cached(preset: str, layers: int, folder: Path) -> dict[str, Any]:
     """Two steps of stage 2 on features that `step` left, with a checkpoint after each."""
     model, facts = described(preset, "stage2", layers, folder)
-    features = torch.load(folder / FEATURES)
+    features = torch.load(folder / FEATURES, weights_only=True)
     watch, save = Watch(), Checkpoint(every_n_train_steps=1, save_top_k=-1)
     save.dirpath = str(folder / "checkpoints")
     trainer = trainer_of(preset, "stage2", folder, STEPS, watch, FrozenCheck(), save)
     trainer.fit(model, loader(model, "stage2", features))
-    live = float(torch.load(folder / CACHED_LOSS))
+    live = float(torch.load(folder / CACHED_LOSS, weights_only=True))
     found = facts | figures(watch, trainer)
     found["match"]["loss on cached features against live ones"] = [
         abs(watch.losses[0] - live) / abs(live),
@@ -142,7 +142,7 @@ def resumed(preset: str, layers: int, folder: Path) -> dict[str, Any]:
     first, last = (checkpoint(folder, number) for number in (1, STEPS))
     watch = Watch()
     trainer = trainer_of(preset, "stage2", folder, STEPS, watch, FrozenCheck())
-    features = torch.load(folder / FEATURES)
+    features = torch.load(folder / FEATURES, weights_only=True)
     trainer.fit(model, loader(model, "stage2", features, start=1), ckpt_path=first)
     expected = read_trained(last, average=False)[0]
     own = model.trained_state()

@@ -10,7 +10,7 @@ Kinds of what it records:
 """
 
 import ctypes
-import traceback
+import sys
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves
 
 READS = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "_unique2"}
 PRODUCTS = {"mm", "addmm", "bmm", "baddbmm", "convolution", "convolution_backward", "linear"}
-ROOT = Path(__file__).parents[3]
+ROOT = f"{Path(__file__).parents[3]}/"
 
 
 @dataclass(frozen=True)
@@ -133,14 +133,14 @@ def _unknown(tensor):
 
 
 def _place():
-    project = library = ""
-    for frame in reversed(traceback.extract_stack()):
-        path = frame.filename
-        if path == __file__ or "/torch/" in path:
-            continue
-        if "site-packages" in path:
-            library = library or f"{path.split('site-packages/')[-1]}:{frame.lineno}"
-        elif path.startswith(str(ROOT)):
-            project = f"{Path(path).relative_to(ROOT)}:{frame.lineno}"
-            break
-    return project or "?", library
+    """Innermost line of the project, and of a library if that is further in."""
+    library, frame = "", sys._getframe(1)  # not `traceback`, which reads the files
+    while frame is not None:
+        path = frame.f_code.co_filename
+        if path != __file__ and "/torch/" not in path:
+            if "site-packages" in path:
+                library = library or f"{path.split('site-packages/')[-1]}:{frame.f_lineno}"
+            elif path.startswith(ROOT):
+                return f"{path.removeprefix(ROOT)}:{frame.f_lineno}", library
+        frame = frame.f_back
+    return "?", library
