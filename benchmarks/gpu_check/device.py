@@ -81,8 +81,9 @@ def moved(module: nn.Module, device: str | torch.device) -> nn.Module:
     return module
 
 
-def _answer(dtype: torch.dtype) -> object:
-    """What the host reads from a fake tensor."""
+def _answer(tensor: torch.Tensor) -> object:
+    """Value that the host reads from a fake tensor."""
+    dtype = tensor.dtype
     return True if dtype == torch.bool else 1.0 if dtype.is_floating_point else 1
 
 

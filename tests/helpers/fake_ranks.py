@@ -32,6 +32,7 @@ from triptych.training.strategies import LeanDDPStrategy, _split_like
 
 PRODUCTS = {"mm", "addmm", "bmm", "linear"}
 CPU = torch.device("cpu")
+FLAGS = ["--model.build_decoder=false", "--model.execution.frozen_dtype=bfloat16"]
 
 
 def local(tensor: torch.Tensor) -> torch.Tensor:
@@ -119,7 +120,7 @@ def count_ddp(case: dict[str, Any], rank: int) -> dict[str, Any]:
     """
     world = case["world"]
     distributed.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world)
-    model = stage_model(case["preset"], case["stage"], "--model.build_decoder=false")
+    model = stage_model(case["preset"], case["stage"], *FLAGS)
     for module in model.modules():
         for name, parameter in [*module.named_parameters(recurse=False)]:
             if parameter.requires_grad:
@@ -139,7 +140,7 @@ def count(case: dict[str, Any], rank: int) -> dict[str, Any]:
     world = case["world"]
     distributed.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world)
     mesh = distributed.device_mesh.init_device_mesh("cpu", (world,))
-    model = stage_model(case["preset"], case["stage"], "--model.build_decoder=false")
+    model = stage_model(case["preset"], case["stage"], *FLAGS)
     model.train()
     names = [name for name, p in model.named_parameters() if p.requires_grad]
     shard(model, mesh, case["frozen_params"])
