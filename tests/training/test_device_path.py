@@ -31,6 +31,10 @@ INFERENCE = {
     "inference:blip3o_8b:euler": [pytest.mark.slow],
     "inference:siglip2_sana:euler": [pytest.mark.slow],
 }
+FLOAT32 = {
+    "dc_ae.py": "linear attention sums keys and values of all tokens, in float32 as published",
+}
+"""Files whose matrix products in float32 are meant, and why."""
 TOKEN = {
     "src/triptych/backbones/token_sampling.py": "the new tokens become text, the one read needed",
     "transformers/generation/utils.py": (
@@ -76,7 +80,8 @@ def test_a_step_never_waits_for_the_device(results, cases):
 @pytest.mark.parametrize("cases", steps())
 def test_matrix_products_are_in_bfloat16(results, cases):
     for case, result in zip(cases, results(*cases), strict=True):
-        assert not texts(result["events"], "float32"), case
+        products = texts(result["events"], "float32")
+        assert not [text for text in products if not any(f in text for f in FLOAT32)], case
         assert not result["wide"], case
 
 
@@ -110,7 +115,8 @@ def test_inference_waits_once_a_call_and_once_a_token(results, case):
     (result,) = results(case)
     assert "error" not in result, result["error"]
     for name, events in result["calls"].items():
-        assert not texts(events, "float32"), name
+        products = texts(events, "float32")
+        assert not [text for text in products if not any(f in text for f in FLOAT32)], name
         syncs = events.get("sync", [])
         if name == "condition":
             assert not syncs
