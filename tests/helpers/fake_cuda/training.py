@@ -2,12 +2,16 @@
 
 import logging
 import warnings
+from contextlib import contextmanager
+from unittest.mock import patch
 
 import torch
 from lightning import Callback, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.loggers import CSVLogger
-from torch._subclasses.fake_tensor import FakeTensor
+from torch import distributed
+from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
+from torch.distributed import device_mesh
 from torch.utils.data import DataLoader, IterableDataset
 
 from fake_cuda.model import CUDA, fake_mode, image_batch, place, stage_model, text_batch
@@ -20,6 +24,8 @@ from triptych.callbacks import (
     SpikeGuard,
     Throughput,
 )
+from triptych.training.fsdp import shard
+from triptych.training.strategies import ShardedStrategy
 
 FIRST, LAST = 1, 2
 """Steps between whose starts events are recorded; the first step fills caches."""
@@ -50,6 +56,19 @@ class Window(Callback):
             self.monitor.clear()
         if batch_idx == LAST:
             self.events, self.bytes = dict(self.monitor.events), dict(self.monitor.bytes)
+
+
+@contextmanager
+def real_meshes():
+    """Make device meshes outside of fake mode: they read the numbers of their ranks."""
+    make = device_mesh.init_device_mesh
+
+    def made(*args, **options):
+        with unset_fake_temporarily():
+            return make(*args, **options)
+
+    with patch.object(device_mesh, "init_device_mesh", made):
+        yield
 
 
 def stage_batch(model, stage, size, cached):
@@ -106,6 +125,10 @@ def step_events(preset, stage, *flags, size=2, cached=True, change=None, **optio
     window = Window(monitor)
     trainer = trainer_of(window, **options)
     model = stage_model(preset, stage, "--model.build_decoder=false", *flags, trainer=trainer)
+    if isinstance(trainer.strategy, ShardedStrategy):
+        ranks = distributed.get_world_size()
+        mesh = device_mesh.init_device_mesh("cuda", (ranks,), mesh_dim_names=("data_parallel",))
+        shard(model, mesh, "shard")
     if change is not None:
         change(model)
     FakeTensor.__deepcopy__ = lambda self, memo: self.detach().clone()
@@ -114,7 +137,7 @@ def step_events(preset, stage, *flags, size=2, cached=True, change=None, **optio
     model.cpu = lambda: model
     frozen = ((name, p) for name, p in model.named_parameters() if not p.requires_grad)
     window.wide = [name for name, p in frozen if p.dtype == torch.float32]
-    with fake_mode(), monitor:
+    with fake_mode(), real_meshes(), monitor:
         batches = Batches(lambda: stage_batch(model, stage, size, cached))
         trainer.fit(model, DataLoader(batches, batch_size=None))
     return window
