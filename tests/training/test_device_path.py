@@ -11,23 +11,24 @@ pytestmark = [pytest.mark.linux, pytest.mark.cuda_stub]
 STAGES = ("encoder", "decoder", "stage1", "stage2", "stage3", "edits", "joint")
 LARGE = ("blip3o_8b", "blip3o_4b", "siglip2_sana")
 QUICK = {
-    "tiny": [f"step:tiny:{stage}" for stage in STAGES] + ["step:tiny:stage2:live"],
-    "blip3o_8b": ["step:blip3o_8b:stage2:whole", "step:blip3o_8b:stage1"],
-    "siglip2_sana": ["step:siglip2_sana:decoder"],
+    "tiny": [f"step:tiny:{each}" for each in ("stage1", "stage2:flops", "stage2:live")],
+    "blip3o_8b": ["step:blip3o_8b:stage2"],
 }
 """By preset, the steps that `make test` takes."""
 REST = {
     preset: [
         case
         for stage in STAGES
-        for case in (f"step:{preset}:{stage}", f"step:{preset}:{stage}:live")
+        for case in (f"step:{preset}:{stage}{end}", f"step:{preset}:{stage}{end}:live")
         if case not in QUICK.get(preset, [])
         if not case.endswith(":live") or stage in ("stage2", "stage3", "joint")
     ]
-    for preset in LARGE
+    for preset, end in (("tiny", ":whole"), *((each, "") for each in LARGE))
 }
+REST["blip3o_8b"].append("step:blip3o_8b:stage2:whole")
 INFERENCE = {
-    "inference:tiny:euler:heun:dpm++:unipc": [],
+    "inference:tiny:euler": [],
+    "inference:tiny:heun:dpm++:unipc": [pytest.mark.slow],
     "inference:blip3o_8b:euler": [pytest.mark.slow],
     "inference:siglip2_sana:euler": [pytest.mark.slow],
 }
@@ -44,6 +45,12 @@ TOKEN = {
 """Places in which a chat synchronizes for each token, and why."""
 
 
+BROKEN = [f"step:tiny:stage2:break-{name}" for name in ("read", "host", "float32")]
+RANKS = "step:tiny:stage2:fsdp2"
+TOGETHER = [*QUICK["tiny"], *QUICK["blip3o_8b"], *BROKEN, "inference:tiny:euler", RANKS]
+"""Cases of one process, which imports everything once."""
+
+
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     """Function that runs cases, each once."""
@@ -51,7 +58,8 @@ def results(tmp_path_factory):
 
     def of(*cases):
         if missing := [case for case in cases if case not in kept]:
-            kept.update(runtime.run(folder, *missing))
+            quick = set(missing) <= set(TOGETHER)
+            kept.update(runtime.run(folder, *(TOGETHER if quick else missing)))
         return [kept[case] for case in cases]
 
     return of
@@ -92,9 +100,7 @@ def test_a_frozen_encoder_keeps_its_residual_stream_in_bfloat16(results):
 
 
 def test_what_is_broken_is_noticed(results):
-    read, host, wide = results(
-        *(f"step:tiny:stage2:break-{name}" for name in ("read", "host", "float32"))
-    )
+    read, host, wide = results(*BROKEN)
     (read,) = texts(read["events"], "sync")
     assert "_local_scalar_dense at tests/helpers/fake_cuda/cases.py" in read
     assert "two different devices" in host["error"] or "found at least two devices" in host["error"]
@@ -102,7 +108,7 @@ def test_what_is_broken_is_noticed(results):
 
 
 def test_the_ranks_of_a_sharded_step_wait_for_nothing_on_the_host(results):
-    (result,) = results("step:tiny:stage2:fsdp2")
+    (result,) = results(RANKS)
     assert "error" not in result, result["error"]
     assert not texts(result["events"], "sync")
     collectives = texts(result["events"], "collective")

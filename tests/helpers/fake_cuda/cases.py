@@ -14,16 +14,23 @@ from fake_cuda.monitor import DeviceMonitor
 from fake_cuda.training import step_events
 from triptych import sampler
 from triptych.backbones import sdxl
+from triptych.callbacks import Throughput
 from triptych.training.execution import cast_frozen
 from triptych.training.strategies import ShardedStrategy
 
 
 def step(preset, stage, *words):
-    """A training step. Words: "live" features, "whole" depth, "break-NAME", see `BREAKS`."""
-    flags = [] if preset == "tiny" or "whole" in words else cut(preset)
+    """A training step.
+
+    Words: "live" features, "whole" depth, "fsdp2" for a rank of 8, "flops" for Throughput, and
+    "break-NAME", see `BREAKS`.
+    """
+    flags = [] if "whole" in words else TWO_LAYERS
     change = next((BREAKS[word] for word in words if word in BREAKS), None)
     size = 16 if "whole" in words else 2
     options = ranks() if "fsdp2" in words else {}
+    if "flops" in words:  # counted by a step of its own
+        options["callbacks"] = [Throughput()]
     live = "live" in words
     window = step_events(
         preset, stage, *flags, size=size, cached=not live, change=change, **options
@@ -42,11 +49,6 @@ def ranks(world=8):
     return {"num_nodes": world, "strategy": strategy}
 
 
-def cut(preset):
-    """Flags that leave two layers of a large preset."""
-    return TWO_LAYERS
-
-
 def by_kind(monitor):
     """Kind -> [[text, count, bytes]]."""
     kinds = {}
@@ -57,8 +59,7 @@ def by_kind(monitor):
 
 def inference(preset, *samplers):
     """Events of an image and of a chat, call by call, in bfloat16."""
-    flags = [] if preset == "tiny" else cut(preset)
-    model = stage_model(preset, "stage2", *flags).requires_grad_(False).eval()
+    model = stage_model(preset, "stage2", *TWO_LAYERS).requires_grad_(False).eval()
     cast_frozen(model, torch.bfloat16)
     with fake_mode(), real_solvers(), torch.no_grad():
         place(model)

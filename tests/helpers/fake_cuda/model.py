@@ -23,7 +23,7 @@ TWO_LAYERS = [
     "--model.encoder.depth=2",
     "--model.generation.dit.depth=2",
 ]
-"""Flags that leave two layers of every transformer of a large preset, at their real widths."""
+"""Flags that leave two layers of every transformer, at their real widths."""
 
 
 @contextmanager

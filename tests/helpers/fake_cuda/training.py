@@ -22,9 +22,9 @@ from triptych.callbacks import (
     NonFiniteGuard,
     ProgressBar,
     SpikeGuard,
-    Throughput,
 )
 from triptych.training.fsdp import shard
+from triptych.training.ranks import take_over
 from triptych.training.strategies import ShardedStrategy
 
 FIRST, LAST = 1, 2
@@ -99,7 +99,6 @@ def trainer_of(*callbacks, **options):
             GradientNorms(),
             NonFiniteGuard(),
             SpikeGuard(),
-            Throughput(),
             EMA(export=False),
         ],
         enable_checkpointing=False,
@@ -111,11 +110,12 @@ def trainer_of(*callbacks, **options):
     return Trainer(**{**defaults, **options})
 
 
-def step_events(preset, stage, *flags, size=2, cached=True, change=None, **options):
+def step_events(preset, stage, *flags, size=2, cached=True, change=None, callbacks=(), **options):
     """Events of a turn of the training loop under bfloat16, with the callbacks of a run.
 
     Args:
         change: function of the model, called before training: what a test breaks.
+        callbacks: more callbacks.
         options: of the Trainer.
 
     Returns:
@@ -123,7 +123,8 @@ def step_events(preset, stage, *flags, size=2, cached=True, change=None, **optio
     """
     monitor = DeviceMonitor(lambda tensor: True if tensor.dtype == torch.bool else 1)
     window = Window(monitor)
-    trainer = trainer_of(window, **options)
+    trainer = trainer_of(window, *callbacks, **options)
+    take_over(trainer)
     model = stage_model(preset, stage, "--model.build_decoder=false", *flags, trainer=trainer)
     if isinstance(trainer.strategy, ShardedStrategy):
         ranks = distributed.get_world_size()
@@ -135,6 +136,7 @@ def step_events(preset, stage, *flags, size=2, cached=True, change=None, **optio
     # Lightning moves the model by these, and torch refuses to swap fake parameters
     model.to = lambda device: place(model, CUDA)
     model.cpu = lambda: model
+    model.on_train_batch_start = lambda batch, number: -1 if number == LAST else None  # ends
     frozen = ((name, p) for name, p in model.named_parameters() if not p.requires_grad)
     window.wide = [name for name, p in frozen if p.dtype == torch.float32]
     with fake_mode(), real_meshes(), monitor:
