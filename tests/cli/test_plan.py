@@ -86,6 +86,7 @@ def test_the_plan_adds_up_and_tells_what_fits(capsys):
     assert sharded["traffic_bytes"] > 2 * replicated["traffic_bytes"]
 
 
+@pytest.mark.slow
 def test_a_batch_that_does_not_fit_is_refused_with_one_that_does(capsys):
     flags = ["--gpu", "4090", *SHALLOW]
     found, message = planned(capsys, "--batch-size", "256", *flags, preset="blip3o_4b")

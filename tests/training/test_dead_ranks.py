@@ -41,6 +41,7 @@ for case in ("killed", "hangs"):
 """
 
 
+@pytest.mark.slow
 def test_the_others_name_a_rank_that_does_not_respond(tmp_path):
     (tmp_path / "three.py").write_text(THREE)
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "tests" / "helpers")}

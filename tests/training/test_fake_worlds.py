@@ -35,9 +35,14 @@ def trained_of(model):
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
+@pytest.fixture(scope="module", params=["tiny", pytest.param("blip3o_8b", marks=pytest.mark.slow)])
+def preset(request):
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def model():
-    return stage2("blip3o_8b")
+def model(preset):
+    return stage2(preset)
 
 
 @pytest.fixture(scope="module")
@@ -46,9 +51,10 @@ def trained(model):
 
 
 @pytest.fixture(scope="module")
-def eight():
+def eight(preset):
     """The first of 8 ranks after a training step of one sample, everything sharded."""
-    return counted(world=8, ranks=[0], frozen_params="shard", step=1, resume=True)[0]
+    case = {"preset": preset, "world": 8, "ranks": [0], "frozen_params": "shard"}
+    return counted(**case, step=1, resume=True)[0]
 
 
 def cut(parameters, world, rank):
@@ -87,14 +93,16 @@ def test_eight_ranks_share_frozen_parameters(eight, model):
     assert eight["frozen_bytes"] == 2 * sum(eight["frozen"])
 
 
-def test_no_rank_gathers_all_that_trains(eight, model, trained):
+def test_no_rank_gathers_all_that_trains(eight, model, trained, preset):
     """A block of the DiT is gathered while it computes, at most two at a time."""
     block = FLOAT32 * sum(p.numel() for p in model.generation.dit.blocks()[0].parameters())
     outside = whole_bytes(trained) - block * len(model.generation.dit.blocks())
-    assert block <= eight["gathered"] <= outside + 2 * block < whole_bytes(trained) / 8
-    # shards, their gradients, and what blocks need while they compute
+    assert block <= eight["gathered"] <= outside + 2 * block < whole_bytes(trained)
     assert eight["before"] + eight["trained_bytes"] <= eight["after"]
-    assert eight["peak"] - eight["before"] < whole_bytes(trained)
+    if preset == "blip3o_8b":  # activations of a sample are small beside what trains
+        assert eight["gathered"] < whole_bytes(trained) / 8
+        # shards, their gradients, and what blocks need while they compute
+        assert eight["peak"] - eight["before"] < whole_bytes(trained)
 
 
 def test_optimizer_state_of_a_gathered_checkpoint_is_sharded_again(eight):
@@ -132,16 +140,16 @@ def test_more_ranks_share_parameters_and_optimizer_state(preset, world):
 
 
 @pytest.mark.slow
-def test_the_last_of_many_ranks_takes_a_step(trained):
+def test_the_last_of_many_ranks_takes_a_step(preset, trained):
     """Empty shards take part in gathering, in the gradients and in the optimizer."""
-    found = counted(world=256, ranks=[255], frozen_params="shard", step=1)[255]
+    found = counted(preset=preset, world=256, ranks=[255], frozen_params="shard", step=1)[255]
     is_sharded(found, trained, 256, 255)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("world", [8, 32, 256])
-def test_ddp_sends_the_gradients_of_what_trains_alone(world, trained):
-    found = counted(world=world, ranks=[world - 1], strategy="ddp")[world - 1]
+def test_ddp_sends_the_gradients_of_what_trains_alone(world, preset, trained):
+    found = counted(preset=preset, world=world, ranks=[world - 1], strategy="ddp")[world - 1]
     assert found["world"] == world
     assert sum(found["buckets"]) == whole_bytes(trained)
     assert max(found["buckets"]) < 2**26  # several, which are sent during the backward pass

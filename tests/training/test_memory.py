@@ -95,7 +95,8 @@ def fake_group():
     distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize("strategy", ["shard", pytest.param("replicate", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["shard", "replicate"])
 def test_memory_of_fsdp2(stage2, fake_group, strategy):
     mesh = init_device_mesh("cpu", (RANKS,), mesh_dim_names=("data_parallel",))
     model = frozen(tiny())

@@ -69,10 +69,12 @@ def every(tmp_path_factory, shapes_folder, weights):
     return run_worlds(out, shapes_folder, weights, worlds)
 
 
+@pytest.mark.slow
 def test_two_ranks_resume_what_four_have_saved(short):
     resumes_with_the_same_samples_and_losses(short["fsdp2_2"], short["fsdp2_4"])
 
 
+@pytest.mark.slow
 def test_every_sample_of_four_ranks_is_seen_once(short):
     numbers = [number for step in short["fsdp2_4"]["samples"] for number, _ in step]
     assert sorted(numbers) == list(range(4 * 8))

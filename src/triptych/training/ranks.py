@@ -182,7 +182,7 @@ def _announce_and_stay(status: int) -> None:
 
 def _stay() -> None:
     if not supervisor.is_family:  # this process may be the one that holds the store
-        time.sleep(2 * POLL_STORE)
+        time.sleep(5 * POLL_STORE)  # a busy machine may be late
 
 
 @contextlib.contextmanager
