@@ -1,10 +1,9 @@
 """Models and batches on fake CUDA tensors, as Lightning would place them."""
 
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from unittest.mock import patch
 
 import torch
-from torch._subclasses import fake_tensor
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 
 import triptych.modules.base as base
@@ -26,6 +25,10 @@ TWO_LAYERS = [
 """Flags that leave two layers of every transformer, at their real widths."""
 
 
+MOST = 1 << 16
+"""Elements of a fake tensor on the CPU that keeps its values."""
+
+
 @contextmanager
 def host_numbers():
     """Let the layout of the vision tower be computed with real numbers in fake mode.
@@ -33,7 +36,7 @@ def host_numbers():
     Its lengths keep their values, which torch allows only scalars; what moves to the device must
     not, as the stub would have to compute with it.
     """
-    limit, layout = fake_tensor.CONSTANT_NUMEL_LIMIT, qwen2_5_vl_tower.tower_layout
+    layout = qwen2_5_vl_tower.tower_layout
 
     def tower_layout(grids, vision):
         mode = torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE)
@@ -43,11 +46,16 @@ def host_numbers():
         lengths = ("cu_seqlens", "cu_window_seqlens")
         return {n: convert(mode, v, make_constant=n in lengths) for n, v in real.items()}
 
-    fake_tensor.CONSTANT_NUMEL_LIMIT, qwen2_5_vl_tower.tower_layout = 1 << 16, tower_layout
-    try:
+    def may_turn_const(mode, tensor):
+        return (
+            tensor.device.type == "cpu" and tensor.numel() <= MOST and not mode.is_our_fake(tensor)
+        )
+
+    with (
+        patch.object(qwen2_5_vl_tower, "tower_layout", tower_layout),
+        patch.object(FakeTensorMode, "may_turn_const", may_turn_const),
+    ):
         yield
-    finally:
-        fake_tensor.CONSTANT_NUMEL_LIMIT, qwen2_5_vl_tower.tower_layout = limit, layout
 
 
 @contextmanager
@@ -76,7 +84,6 @@ def stage_model(preset, stage, *flags, trainer=None):
         patch.object(base, "materialize", lambda *_: None),
         patch.object(base, "load_weights", lambda *_: None),
         patch.object(model, "_require_weights", lambda *_: None),
-        nullcontext(),
     ):
         model.configure_model()
     return model
