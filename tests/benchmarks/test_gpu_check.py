@@ -80,15 +80,16 @@ def test_without_a_device_the_dry_run_is_named():
 
 @pytest.mark.slow
 @pytest.mark.linux
-def test_every_part_runs_on_fake_tensors(tmp_path):
-    out = tmp_path / "dry.json"
-    done = module("gpu_check", "--dry-run", "--out", str(out), seconds=1500)
+@pytest.mark.cuda_stub
+def test_parts_run_on_fake_tensors(tmp_path):
+    """Some of them: `make gpu-check ARGS=--dry-run` runs all, in minutes."""
+    out, some = tmp_path / "dry.json", ["stage2 4b fsdp2", "parity", "attention", "nccl"]
+    done = module("gpu_check", "--dry-run", "--out", str(out), "--only", *some, seconds=900)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     result = json.loads(done.stdout.splitlines()[-1])
     assert result["dry_run"] and result["failed"] == result["not_reached"] == []
-    assert set(result["skipped"]) == {"low memory 4-bit"}
     written = json.loads(out.read_text())
-    assert written["dry_run"] and set(written["parts"]) == set(LIMITS)
+    assert written["dry_run"] and set(written["parts"]) == set(some)
 
 
 def module(*words, seconds=400, **variables):
