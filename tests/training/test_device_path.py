@@ -25,12 +25,23 @@ REST = {
     ]
     for preset, end in (("tiny", ":whole"), *((each, "") for each in LARGE))
 }
-REST["blip3o_8b"].append("step:blip3o_8b:stage2:whole")
+MORE = {
+    "tiny": REST.pop("tiny"),
+    "large": [
+        "step:blip3o_8b:stage2:whole",
+        "step:blip3o_8b:stage1",
+        "step:blip3o_8b:decoder",
+        "step:blip3o_4b:joint",
+        "step:siglip2_sana:stage2:live",
+        "step:siglip2_sana:decoder",
+    ],
+}
+"""The steps that `make test-slow` takes; `make test-sweep` takes all, see `REST`."""
 INFERENCE = {
     "inference:tiny:euler": [],
     "inference:tiny:heun:dpm++:unipc": [pytest.mark.slow],
-    "inference:blip3o_8b:euler": [pytest.mark.slow],
-    "inference:siglip2_sana:euler": [pytest.mark.slow],
+    "inference:blip3o_8b:euler": [pytest.mark.sweep],
+    "inference:siglip2_sana:euler": [pytest.mark.sweep],
 }
 FLOAT32 = {
     "dc_ae.py": "linear attention sums keys and values of all tokens, in float32 as published",
@@ -67,9 +78,11 @@ def results(tmp_path_factory):
 
 def steps():
     """A parameter for each preset and speed."""
+    slow, sweep = pytest.mark.slow, pytest.mark.sweep
     quick = [pytest.param(cases, id=preset) for preset, cases in QUICK.items()]
-    slow = pytest.mark.slow
-    return quick + [pytest.param(c, id=f"{p}-rest", marks=slow) for p, c in REST.items()]
+    more = [pytest.param(c, id=f"{name}-more", marks=slow) for name, c in MORE.items()]
+    rest = [pytest.param(c, id=f"{name}-rest", marks=sweep) for name, c in REST.items()]
+    return quick + more + rest
 
 
 @pytest.mark.parametrize("cases", steps())

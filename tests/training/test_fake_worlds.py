@@ -123,9 +123,13 @@ def has_the_planned_entries(found, trained, world, rank):
     assert own == plan.rank_bytes[rank] - (sum(numbers) if rank == 0 else 0)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("preset", "world"), [("tiny", 256), ("blip3o_8b", 32), ("blip3o_8b", 256)]
+    ("preset", "world"),
+    [
+        pytest.param("tiny", 256, marks=pytest.mark.slow),
+        pytest.param("blip3o_8b", 32, marks=pytest.mark.sweep),
+        pytest.param("blip3o_8b", 256, marks=pytest.mark.sweep),
+    ],
 )
 def test_more_ranks_share_parameters_and_optimizer_state(preset, world):
     """First, middle and last: rows do not divide evenly, and some parameters have too few."""
