@@ -22,6 +22,7 @@ REST = {
         for case in (f"step:{preset}:{stage}{end}", f"step:{preset}:{stage}{end}:live")
         if case not in QUICK.get(preset, [])
         if not case.endswith(":live") or stage in ("stage2", "stage3", "joint")
+        if (preset, stage) != ("siglip2_sana", "encoder")  # it has none
     ]
     for preset, end in (("tiny", ":whole"), *((each, "") for each in LARGE))
 }
@@ -45,6 +46,7 @@ INFERENCE = {
 }
 FLOAT32 = {
     "dc_ae.py": "linear attention sums keys and values of all tokens, in float32 as published",
+    "sana.py": "the same, in the transformer's inference",
 }
 """Files whose matrix products in float32 are meant, and why."""
 TOKEN = {
