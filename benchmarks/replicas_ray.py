@@ -1,4 +1,4 @@
-"""What `triptych serve --replicas` runs, with one too: python benchmarks/replicas_ray.py N PORT"""
+"""Server of `triptych serve --replicas`, also of one: python benchmarks/replicas_ray.py N PORT"""
 
 from __future__ import annotations
 

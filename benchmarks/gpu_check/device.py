@@ -15,7 +15,7 @@ CUDA = torch.device("cuda", 0)
 
 
 class Device:
-    """Where a part runs, and how it is timed.
+    """Device of a part, with its timing.
 
     Args:
         dry: whether tensors are fake. The process then has the stub of `tests/helpers/fake_cuda`.

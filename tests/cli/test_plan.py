@@ -114,7 +114,7 @@ def test_an_unknown_card_is_answered_with_the_known_ones():
 
 @pytest.mark.parametrize("memory", [10**9, 10**7])
 def test_a_fit_is_refused_on_a_card_that_is_too_small(memory, capsys):
-    """What `fit` does on a GPU, with a Trainer on the CPU and a card of its own."""
+    """Run the check of `fit` on a GPU, with a Trainer on the CPU and a given card."""
     request = read_request("tiny", "stage2", "single", devices=1, gpu=gpu_of("h100"))
     trainer = Trainer(accelerator="cpu", logger=False, max_steps=10, enable_checkpointing=False)
     card = GPU("card", memory, 1e12, 1e9)

@@ -16,7 +16,7 @@ FLOAT32 = 4
 
 
 def counted(**case):
-    """What `fake_ranks.count` finds on each rank of a case, by rank."""
+    """Results of `fake_ranks.count` for each rank of a case, by rank."""
     case = {"preset": "blip3o_8b", "stage": "stage2", **case}
     command = [sys.executable, ROOT / "tests/helpers/fake_ranks.py", json.dumps(case)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}

@@ -67,7 +67,7 @@ class MemoryPlan:
 
     @property
     def frozen_placement(self) -> Strategy:
-        """Where frozen parameters are under FSDP2, by `execution.frozen_params`."""
+        """Placement of frozen parameters under FSDP2, by `execution.frozen_params`."""
         named = self.request.model.execution.frozen_params
         if named != "auto":
             return named

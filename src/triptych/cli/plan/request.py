@@ -1,4 +1,4 @@
-"""What is planned: model, batch, precision, strategy and card."""
+"""Request of a plan: model, batch, precision, strategy and card."""
 
 from __future__ import annotations
 
