@@ -30,6 +30,8 @@ def run(rank, port, case):
             os.kill(os.getpid(), signal.SIGKILL)
         if rank == 1:
             time.sleep(300)
+        if rank == 0:
+            time.sleep(0.3)  # so the last rank announces, and the first one holds the store
         distributed.all_reduce(ones(1))
 
 for case in ("killed", "hangs"):

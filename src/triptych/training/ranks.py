@@ -174,15 +174,17 @@ def _query(call: Callable[[], int | None]) -> int | None:
     return results[0] if results else None
 
 
-def _announce_and_stay(status: int) -> None:
-    """Notify the other ranks, and wait until all can have read the status."""
-    if _announce(status) is None:
-        _stay()
+def _announce_and_stay(status: int, sentence: str | None = None) -> int | None:
+    """Announce as `_announce`, and wait until all ranks can have read the status.
 
-
-def _stay() -> None:
-    if not supervisor.is_family:  # this process may be the one that holds the store
+    The first rank, which holds the store, waits whoever announced: with the store gone, a rank that
+    hangs would never learn of it.
+    """
+    before = _announce(status, sentence)
+    holds_store = several_ranks() and distributed.get_rank() == 0
+    if (before is None or holds_store) and not supervisor.is_family:
         time.sleep(5 * POLL_STORE)  # a busy machine may be late
+    return before
 
 
 @contextlib.contextmanager
@@ -260,10 +262,7 @@ def _noticed(rank: int) -> bool:
 
 def _fail(sentence: str | None) -> NoReturn:
     """End with the status of the first failed rank; only that one reports the reason."""
-    status = _announce(1, sentence)
-    if status is None:
-        _stay()
-    supervisor.leave(status or 1)
+    supervisor.leave(_announce_and_stay(1, sentence) or 1)
 
 
 def lost_contact(error: BaseException | None) -> bool:
