@@ -52,7 +52,7 @@ def elements(tensors: Any) -> list[int]:
 
 
 class Storages(TorchDispatchMode):
-    """Counts live storages, and the bytes of gathered parameters, in every operation.
+    """Counts live storages, the bytes of gathered parameters, and all-gathers.
 
     torch's MemTracker hooks frozen parameters, which fails, and refuses modules that are called
     twice in a step.
@@ -62,7 +62,8 @@ class Storages(TorchDispatchMode):
         super().__init__()
         self.trained = trained
         self.live: dict[int, int] = {}
-        self.now = self.peak = self.gathered = self.gathers = 0
+        self.now = self.peak = self.gathered = 0
+        self.gathers: list[int] = []  # bytes of each all-gather
 
     def __torch_dispatch__(self, op, types, args=(), kwargs=None):
         name = op.overloadpacket.__name__
@@ -72,7 +73,8 @@ class Storages(TorchDispatchMode):
             whole = [getattr(*each) for each in self.trained]
             whole = [each for each in whole if not isinstance(each, DTensor)]
             self.gathered = max(self.gathered, stored(whole) if whole else 0)
-        self.gathers += name == "_allgather_base_"
+        if name == "_allgather_base_":
+            self.gathers.append(args[0].nbytes)
         result = op(*args, **(kwargs or {}))
         for each in tree_leaves(result):
             if isinstance(each, torch.Tensor):

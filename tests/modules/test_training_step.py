@@ -144,21 +144,58 @@ def test_an_adapter_in_the_language_model_gets_the_gradient_of_all_tokens(weight
 def test_no_logits_are_made_and_the_template_is_computed_once(weights, samples, monkeypatch):
     model = stage2(weights)
     batch, qwen = ragged(model, samples), model.understanding.vlm
-    language_model, shapes = qwen.model.model.language_model, []
-    forward = language_model.forward
-
-    def seen(*, inputs_embeds, **rest):
-        shapes.append((torch.is_grad_enabled(), *inputs_embeds.shape[:2]))
-        return forward(inputs_embeds=inputs_embeds, **rest)
 
     def refused(_):
         raise AssertionError("logits were made")
 
-    monkeypatch.setattr(language_model, "forward", seen)
     monkeypatch.setattr(qwen.model.lm_head, "forward", refused)
-    model.step(batch)[0].backward()
+    seen = computed(qwen.model.model.language_model, lambda: model.step(batch)[0].backward())
     length, shared = batch.input_ids.shape[1], batch.num_shared_prefix_tokens
-    assert shapes == [(False, 1, shared), (False, 6, length - shared), (True, 6, 4)]
+    # a layer after the other: each is gathered once where FSDP2 splits it
+    assert seen == [
+        (number, *each)
+        for number in range(len(qwen.model.model.language_model.layers))
+        for each in [(False, 1, shared), (False, 6, length - shared), (True, 6, 4)]
+    ]
+
+
+def computed(language_model, run):
+    """(layer, whether with gradient, rows, tokens) of each call of a layer's attention in `run`."""
+    seen = []
+
+    def see(number, hidden_states):
+        seen.append((number, torch.is_grad_enabled(), *hidden_states.shape[:2]))
+
+    handles = [
+        layer.self_attn.register_forward_pre_hook(
+            lambda _, args, kwargs, number=number: see(number, kwargs["hidden_states"]),
+            with_kwargs=True,
+        )
+        for number, layer in enumerate(language_model.layers)
+    ]
+    run()
+    for handle in handles:
+        handle.remove()
+    return seen
+
+
+def test_a_prompt_is_computed_in_no_other_call_of_the_language_model(weights, samples):
+    """Its hooks go with the call, also one that fails; a call beside it has another cache."""
+    model = stage2(weights)
+    batch, qwen = ragged(model, samples), model.understanding.vlm
+    language_model, beside = qwen.model.model.language_model, torch.zeros(2, 3, 64)
+    inner = computed(language_model, lambda: language_model(inputs_embeds=beside))
+    assert [each[2:] for each in inner] == [(2, 3)] * len(language_model.layers)
+
+    def fails(*_):
+        seen = computed(language_model, lambda: language_model(inputs_embeds=beside))
+        assert [each[2:] for each in seen] == [(2, 3)] * len(language_model.layers)
+        raise KeyError
+
+    handle = language_model.register_forward_pre_hook(lambda *_: handle.remove() or fails())
+    with pytest.raises(KeyError):
+        model.step(batch)
+    assert not any(layer._forward_pre_hooks for layer in language_model.layers)
 
 
 @pytest.mark.parametrize("replaced", [False, True])

@@ -10,9 +10,15 @@ import torch
 from builders import ROOT
 from fake_cuda.model import stage_model
 
+from triptych.cli.plan.batches import stage_batches
+from triptych.cli.plan.memory import cached_encoder, fake_model
+from triptych.cli.plan.request import read_request
+from triptych.training.gpu_specs import gpu_of
+from triptych.training.memory.replay import Layout, replay
 from triptych.training.shard_sizes import checkpoint_plan, shard_numel
 
 FLOAT32 = 4
+FLAGS = ["--model.build_decoder=false"]
 
 
 def counted(**case):
@@ -27,7 +33,7 @@ def counted(**case):
 
 def stage2(preset):
     """Stage 2 of a preset on the meta device, unsharded."""
-    return stage_model(preset, "stage2", "--model.build_decoder=false")
+    return stage_model(preset, "stage2", *FLAGS)
 
 
 def trained_of(model):
@@ -103,6 +109,32 @@ def test_no_rank_gathers_all_that_trains(eight, model, trained, preset):
         assert eight["gathered"] < whole_bytes(trained) / 8
         # shards, their gradients, and what blocks need while they compute
         assert eight["peak"] - eight["before"] < whole_bytes(trained)
+
+
+def test_a_step_gathers_frozen_blocks_once_forward_and_once_backward(eight, model, preset):
+    """The template, the prompts and the queries are computed while a layer is gathered."""
+    language_model = model.understanding.vlm.model.model.language_model
+    layer = gathered_bytes(language_model.layers[0], 8)
+    assert eight["gathers"].count(layer) == 2 * len(language_model.layers)
+    if preset == "blip3o_8b":  # in tiny it belongs to no unit of its own
+        assert eight["gathers"].count(gathered_bytes(language_model.embed_tokens, 8)) == 1
+        assert round(sum(eight["gathers"]) / 1e9, 1) == 38.3  # as docs/distributed.md has it
+
+
+def gathered_bytes(module, world):
+    """Bytes of an all-gather of the parameters of a frozen module."""
+    return 2 * world * sum(shard_numel(p.shape, world) for p in module.parameters())
+
+
+def test_a_plan_knows_peak_and_traffic_of_sharded_frozen_parameters(eight, preset):
+    model = read_request(
+        preset, "stage2", "fsdp2", devices=8, gpu=gpu_of("h100"), overrides=FLAGS
+    ).model
+    encoder = cached_encoder(model)
+    trace = fake_model(model, "bf16-mixed").trace(lambda: stage_batches(model, 1))
+    plan = replay(trace, Layout("shard", 8), 1, skipped=encoder)
+    assert plan.all_gather_bytes == pytest.approx(sum(eight["gathers"]), rel=0.05)
+    assert plan.peak - plan.optimizer == pytest.approx(eight["peak"], rel=0.05)
 
 
 def test_optimizer_state_of_a_gathered_checkpoint_is_sharded_again(eight):

@@ -185,8 +185,9 @@ class QwenVL(VisionLanguageModel):
         frozen, the prompt runs without gradient into a key-value cache, the tokens that all rows
         share once, and only the queries carry gradient; the result and the queries' gradient are
         those of the whole pass, which is computed when the language model, or an adapter in it,
-        trains. Logits are never computed. Nothing here synchronizes with the device, unless images
-        need positions that are not in `position_ids`.
+        trains. Each layer computes the prompt right before the queries, so that FSDP2 gathers it
+        once for both. Logits are never computed. Nothing here synchronizes with the device, unless
+        images need positions that are not in `position_ids`.
 
         Positions are explicit and one-dimensional, counted without the padding; also where the
         prompt holds images, as published, unless `image_positions` is "grid".
@@ -199,8 +200,8 @@ class QwenVL(VisionLanguageModel):
         starts = attention_mask.sum(1, keepdim=True)
         steps = torch.arange(max(length, number), device=input_ids.device)
         prompt_positions, query_positions = (
-            steps[:length].expand(batch, -1),
-            starts + steps[:number],
+            steps[:length].expand(3, batch, -1),
+            (starts + steps[:number]).expand(3, -1, -1),
         )
         if images and self.image_positions == "grid":
             if position_ids is None:
@@ -223,20 +224,21 @@ class QwenVL(VisionLanguageModel):
             return Condition(states)
 
         with torch.no_grad():
-            cache = prompt_cache(
-                language_model,
-                self.embed(input_ids, understanding_pixels, image_grid_thw),
-                attention_mask,
-                positions=prompt_positions,
-                num_shared_prefix_tokens=num_shared_prefix_tokens,
-            )
-        states = language_model(
-            inputs_embeds=queries,
-            attention_mask=causal_mask(mask, number),
-            position_ids=query_positions,
-            past_key_values=cache,
-            use_cache=True,
-        ).last_hidden_state
+            prompt = self.embed(input_ids, understanding_pixels, image_grid_thw)
+        with prompt_cache(
+            language_model,
+            prompt,
+            attention_mask,
+            positions=prompt_positions,
+            num_shared_prefix_tokens=num_shared_prefix_tokens,
+        ) as cache:
+            states = language_model(
+                inputs_embeds=queries,
+                attention_mask=causal_mask(mask, number),
+                position_ids=query_positions,
+                past_key_values=cache,
+                use_cache=True,
+            ).last_hidden_state
         return Condition(states)
 
     def embed(

@@ -33,6 +33,9 @@ def shard(
                 # Also the last unit gives back what it gathered: weights that are exchanged
                 # between steps (a moving average) must never meet an old gathered copy.
                 fully_shard(unit, mesh=mesh, reshard_after_forward=True, ignored_params=kept)
+                if isinstance(unit, nn.Embedding) and not unit.weight.requires_grad:
+                    # no backward pass needs it: it would be gathered ahead, being the next unit
+                    unit.set_unshard_in_backward(False)
         for name in part.fsdp_forward_methods:
             register_fsdp_forward_method(part, name)
     for each in module.modules():

@@ -244,34 +244,47 @@ def _marked(units: dict[str, tuple[nn.Module, Any]], events: list[Event]) -> Ite
     """Record when a unit starts and ends to compute, forward and backward, as FSDP2's hooks do."""
     undo: list[Callable[[], None]] = []
 
+    def start(unit: str, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        if torch.is_grad_enabled():
+            args, kwargs = _ending(lambda: events.append(("close_backward", unit)), args, kwargs)
+        events.append(("open", unit))
+        return args, kwargs
+
+    def end(unit: str, outputs: Any) -> None:
+        events.append(("close", unit))
+        if not torch.is_grad_enabled():
+            return
+        started: list[str] = []
+
+        def start_backward(gradient: Tensor) -> None:
+            if not started:
+                started.append(unit)
+                events.append(("open_backward", unit))
+
+        for tensor in _differentiable(outputs):
+            tensor.register_hook(start_backward)
+
     def mark(unit: str, call: Callable) -> Callable:
         @functools.wraps(call)
         def marked(*args: Any, **kwargs: Any) -> Any:
-            if torch.is_grad_enabled():
-                args, kwargs = _ending(
-                    lambda: events.append(("close_backward", unit)), args, kwargs
-                )
-            events.append(("open", unit))
+            args, kwargs = start(unit, args, kwargs)
             outputs = call(*args, **kwargs)
-            events.append(("close", unit))
-            if not torch.is_grad_enabled():
-                return outputs
-            started: list[str] = []
-
-            def start(gradient: Tensor) -> None:
-                if not started:
-                    started.append(unit)
-                    events.append(("open_backward", unit))
-
-            for tensor in _differentiable(outputs):
-                tensor.register_hook(start)
+            end(unit, outputs)
             return outputs
 
         return marked
 
+    def hook(unit: str, module: nn.Module) -> None:
+        # not in place of `forward`: what other hooks compute belongs to the same call
+        before = module.register_forward_pre_hook(
+            lambda _, args, kwargs: start(unit, args, kwargs), with_kwargs=True
+        )
+        after = module.register_forward_hook(lambda _, args, outputs: end(unit, outputs))
+        undo.extend((before.remove, after.remove))
+
     for path, (module, _) in units.items():
-        methods = getattr(module, "fsdp_forward_methods", ())
-        for name in ("forward", *methods):
+        hook(path, module)
+        for name in getattr(module, "fsdp_forward_methods", ()):
             own = vars(module).get(name)
             setattr(module, name, mark(path, getattr(module, name)))
             undo.append(functools.partial(_restore, module, name, own))
