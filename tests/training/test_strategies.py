@@ -108,6 +108,12 @@ def test_gradients_are_those_of_one_process_with_the_whole_batch(fits, name, wit
     assert apart(fits[name]["gradients"], fits["one"]["gradients"]) < within
 
 
+def test_sharded_frozen_parameters_give_the_gradients_of_replicated_ones(fits):
+    shard, replicate = fits["fsdp2"], fits["replicated"]
+    assert apart(shard["gradients"], replicate["gradients"]) < 1e-6
+    assert shard["losses"][:2] == pytest.approx(replicate["losses"], rel=1e-6)
+
+
 @pytest.mark.parametrize("name", ["ddp", "fsdp2"])
 def test_losses_and_weights_stay_those_of_one_process(fits, name):
     assert fits[name]["losses"] == pytest.approx(fits["one"]["losses"], rel=1e-6)

@@ -202,7 +202,9 @@ def summary(plan: Plan) -> list[str]:
         frozen = ""
         if plan.placement is not None:
             frozen = "; frozen parameters are " + (
-                "replicated" if plan.placement == "replicate" else "sharded"
+                "replicated"
+                if plan.placement == "replicate"
+                else "sharded, and gathered once for each pass, forward and backward"
             )
         lines.append(
             f"traffic: {gb(memory.traffic)} GB a step and GPU ({gb(memory.all_gather_bytes)} "
