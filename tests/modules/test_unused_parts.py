@@ -135,12 +135,10 @@ def test_a_cached_stage_trains_the_same_without_them(world, untied_weights, tmp_
     equal(read_trained(some[2], False)[0], read_trained(every[2], False)[0])
 
     model = untied(weights=weights)  # with all parts, from the checkpoint of a run without them
-    resumed = fit(
-        model, data(world), tmp_path / "more", Needs(*ALL), steps=5, resume=str(every[2])
-    )
+    resumed = fit(model, data(world), tmp_path / "more", Needs(*ALL), steps=5, resume=str(some[2]))
     assert absent(model) == set()
     model = untied(weights=weights)
-    assert resumed == fit(model, data(world), tmp_path / "on", steps=5, resume=str(some[2]))
+    assert resumed == fit(model, data(world), tmp_path / "on", steps=5, resume=str(every[2]))
     assert absent(model) == ALL
     equal(state(tmp_path / "more")[1], state(tmp_path / "on")[1])
 

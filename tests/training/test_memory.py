@@ -156,8 +156,6 @@ def test_parts_that_a_cached_stage_does_not_load_are_not_planned(flags, kept):
         plan.memory(Way("ddp", recompute=False, cached=cached)).parameters
         for cached in (True, False)
     )
-    dtype_bytes = plan._model.parameters[0].itemsize
-    assert dtype_bytes == 4  # as `parameters` counts
     buffers = plan.trace(False).buffers
     assert cached == buffers + parameters(kept)
     assert live == buffers + parameters({"vision_tower"})

@@ -148,9 +148,7 @@ def load_tensors(
     source: str,
     left_out: tuple[str, ...] = (),
 ) -> None:
-    """Fill `module` in place with tensors by full name; those of missing parts are skipped.
-
-    So are those whose names begin with one of `left_out`.
+    """Fill `module` with tensors by full name, except for missing parts and those of `left_out`.
 
     Raises:
         UserError: a tensor does not fit the model, or is invalid; the message names `source`.
@@ -195,10 +193,7 @@ def stored_names(
 def expected_names(
     own: Collection[str] = (), left_out: tuple[str, ...] = ()
 ) -> Callable[[str], bool]:
-    """Function that tells whether a full name is in `own`, or of a part that is not in `own`.
-
-    Names that begin with one of `left_out` are expected too.
-    """
+    """Function that tells whether a full name is in `own`, left out, or of a part not in `own`."""
     absent = _PARTS - _parts(own)
     return lambda name: name in own or name.startswith(left_out) or name.split(".")[0] in absent
 

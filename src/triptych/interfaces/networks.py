@@ -27,7 +27,7 @@ class VisionLanguageModel(LazyModule):
     width: int
     """D"""
     left_out: Mapping[str, str] = MappingProxyType({})
-    """Keys of `optional_parts` that `build` leaves out, and the message of an error at their use."""
+    """Keys of `optional_parts` that `build` leaves out, each with the error message of its use."""
 
     @property
     def optional_parts(self) -> dict[str, str]:

@@ -203,6 +203,7 @@ class UnifiedModule(BaseModule):
         Raises:
             UserError: there is no such part.
         """
+        absent = set() if self.trained is None else self.left_out | self.unused
         for part in parts:
             panel = panel_of(part)
             if getattr(self, panel) is None:
@@ -211,8 +212,8 @@ class UnifiedModule(BaseModule):
                 hint = "; --model.build_decoder=true builds it" if panel == "decoding" else ""
                 return f"the stage {self.stage!r} does without the {panel} panel{hint}"
             inside = {"vision_tower", "lm_head"} if part == "understanding" else {part}
-            if self.trained is not None and (absent := sorted(inside & (self.left_out | self.unused))):
-                return f"the model was built without its {OPTIONAL.get(absent[0], absent[0])}"
+            if missing := sorted(inside & absent):
+                return f"the model was built without its {OPTIONAL.get(missing[0], missing[0])}"
         return None
 
     def step(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:

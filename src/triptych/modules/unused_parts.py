@@ -55,9 +55,7 @@ def optional_paths(model: Any) -> dict[str, str]:
     return paths
 
 
-def unused_parts(
-    model: Any, contents: BatchContents, needed: Iterable[str] = ()
-) -> set[str]:
+def unused_parts(model: Any, contents: BatchContents, needed: Iterable[str] = ()) -> set[str]:
     """Parts of `OPTIONAL` that the model's stage never computes with; none without losses.
 
     Args:
