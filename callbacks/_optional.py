@@ -19,6 +19,9 @@ class OptionalCallback(Callback):
 
     serves: tuple[str, ...] = ("fit",)
     """Commands in which the callback is active."""
+    needed_parts: tuple[str, ...] = ()
+    """Parts of the model that it computes with, see `UnifiedModule.lacks`: a run loads them though
+    its steps do not need them. Read once data and callbacks are set up."""
 
     @abstractmethod
     def lacks(self, trainer: Trainer, module: LightningModule) -> str | None:

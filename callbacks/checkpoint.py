@@ -285,6 +285,8 @@ class Checkpoint(ModelCheckpoint):
                 for name, parameter in module.named_parameters()
                 if not parameter.requires_grad
             ]
+            # of an encoder that was not built, the features are
+            frozen += [f"{path}." for path in getattr(module, "left_out_paths", ())]
             sources = getattr(module, "weights", WeightFiles())
             read = trainer.is_global_zero
             self._base = trainer.strategy.broadcast(frozen_base(sources, frozen) if read else {})

@@ -35,6 +35,10 @@ class Evaluate(OptionalCallback):
         self.after: dict[str, float] | None = None
         self._scored = -1  # step of `after`
 
+    @property
+    def needed_parts(self) -> tuple[str, ...]:
+        return self.evaluator.parts
+
     def lacks(self, trainer: Trainer, module: LightningModule) -> str | None:
         return missing_parts(module, self.evaluator.parts)
 

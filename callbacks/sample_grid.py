@@ -90,6 +90,11 @@ class SampleGrid(OptionalCallback):
         self._kind: GridKind | None = None
         self._samples: list[Any] = []  # previews of the data
 
+    @property
+    def needed_parts(self) -> tuple[str, ...]:
+        """Parts of the kind of grid that `lacks` chose."""
+        return () if self._kind is None else self._kind.parts
+
     def lacks(self, trainer: Trainer, module: LightningModule) -> str | None:
         """Choose the kind of grid of this stage, and its samples."""
         if self.previews is None:
@@ -222,11 +227,12 @@ def encoded(options: SampleGrid, model: Any, samples: list[Any]) -> LabelledImag
     return stack_rows(*(to_arrays(row) for row in rows)), labels_of(samples)
 
 
-_GENERATES = ("understanding", "generation", "decoding")
+_GENERATES = ("language_model", "generation", "decoding")
+_EDITS = (*_GENERATES, "vision_tower")
 # the first loss of a stage is illustrated, by its first kind of grid that the data allows
 GRID_KINDS = (
     GridKind("generation", generated, _GENERATES, IMAGE_GENERATION, ("caption",), "a caption"),
-    GridKind("generation", edited, _GENERATES, IMAGE_GENERATION, ("edit",), "an edit"),
+    GridKind("generation", edited, _EDITS, IMAGE_GENERATION, ("edit",), "an edit"),
     GridKind(
         *("decoding", reconstructed, ("encoder", "decoding"), IMAGE_GENERATION),
         *(("image",), "an image"),

@@ -21,7 +21,7 @@ from triptych.data_modules.sampling.step_dataset import (
     require_step_based_run,
     step_loader,
 )
-from triptych.interfaces import Preprocessing, batches_in
+from triptych.interfaces import BatchContents, Preprocessing, batches_in
 
 
 class BaseDataModule(LightningDataModule, ABC):
@@ -66,6 +66,13 @@ class BaseDataModule(LightningDataModule, ABC):
     @abstractmethod
     def open_datasets(self) -> None:
         """Open and check all data for `self.processor`; set `val_task_datasets`. Called once."""
+
+    def batch_contents(self) -> BatchContents:
+        """Return the contents of all batches; unknown unless a subclass knows them.
+
+        Before `setup` features are unknown.
+        """
+        return BatchContents()
 
     def preview(self, objective: str, number: int, *needs: Need) -> list[Preview]:
         """Return the first validation samples of an objective that have `needs`, see `previews`."""

@@ -11,7 +11,7 @@ from triptych.data_modules.base import BaseDataModule, unwrap_single
 from triptych.data_modules.batching.accumulation import AccumulationLoader
 from triptych.data_modules.batching.bad_samples import check_texts
 from triptych.data_modules.batching.collate import Collator
-from triptych.data_modules.batching.tasks import TaskDataset
+from triptych.data_modules.batching.tasks import IMAGE_PROMPT_TASKS, TaskDataset
 from triptych.data_modules.dataset_config import (
     DatasetConfig,
     dataset_weights,
@@ -28,7 +28,7 @@ from triptych.data_modules.sampling.step_dataset import (
     make_step_sampler,
     step_loader,
 )
-from triptych.interfaces import IMAGE_GENERATION, TEXT_TO_TEXT
+from triptych.interfaces import IMAGE_GENERATION, TEXT_TO_TEXT, BatchContents
 from triptych.utils.errors import UserError
 
 
@@ -106,6 +106,18 @@ class MixedDataModule(BaseDataModule):
                 check_images(dataset)
             check_texts(datasets, self.processor, self.max_bad_fraction, seed=self.seed)
         self.task_datasets, self.val_task_datasets = task_datasets, val_task_datasets
+
+    def batch_contents(self) -> BatchContents:
+        configs = [*self.datasets.values(), *self.val_datasets.values()]
+        generating = [
+            dataset
+            for opened in (self.task_datasets, self.val_task_datasets)
+            for dataset in opened.get(IMAGE_GENERATION, [])
+        ]
+        return BatchContents(
+            has_features=bool(generating) and all(each.has_all_features for each in generating),
+            shows_images=any(config.task in IMAGE_PROMPT_TASKS for config in configs),
+        )
 
     # Lightning hooks ----------------------------------------------------------------------------
 

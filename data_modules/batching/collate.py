@@ -123,6 +123,13 @@ class Collator:
         if target_role:
             sizes.setdefault(target_role, []).append(processor.image_size)
         squares = {role: self._squares(dataset, number, role, sizes[role]) for role in sizes}
+        if features is None and dataset.has_all_features:  # the encoder may not be loaded
+            raise BadSample(
+                dataset.source.key(number),
+                "no features in the cache of its shard",
+                "its key comes twice, or its image could not be read when they were computed; "
+                "--data.features=none computes them in training",
+            )
         return Example(
             dataset.source.key(number),
             prompt,

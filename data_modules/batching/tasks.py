@@ -95,6 +95,11 @@ class TaskDataset:
         """IMAGE_GENERATION or LANGUAGE_MODELING, see `Batch.objective`."""
         return OBJECTIVE_OF_TASK[self.task]
 
+    @property
+    def has_all_features(self) -> bool:
+        """Whether every shard has cached features: a sample without any is then a bad sample."""
+        return self.features is not None and self.features.complete
+
     def prompt(self, number: int, sample: int, processor: Preprocessing, seed: int = 0) -> Prompt:
         """Make the prompt of a sample; reads no images.
 

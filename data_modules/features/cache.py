@@ -88,8 +88,8 @@ class FeatureCache:
 
     @property
     def complete(self) -> bool:
-        """Whether every shard has features."""
-        return all(self._cached)
+        """Whether every shard with samples has features."""
+        return all(np.logical_or(self._cached, np.asarray(self.source.shard_sizes) == 0))
 
     def get(self, number: int) -> Tensor | None:
         """Features [C,h,w] of a sample, float32 or bfloat16; None if it has none."""

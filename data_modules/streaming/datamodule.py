@@ -15,7 +15,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from triptych.data_modules.base import BaseDataModule
 from triptych.data_modules.batching.accumulation import AccumulationLoader
 from triptych.data_modules.batching.bad_samples import check_texts
-from triptych.data_modules.batching.tasks import TaskDataset
+from triptych.data_modules.batching.tasks import IMAGE_PROMPT_TASKS, TaskDataset
 from triptych.data_modules.decode import Decoder
 from triptych.data_modules.sampling.step_dataset import step_loader
 from triptych.data_modules.sources.base import BadSample
@@ -26,7 +26,7 @@ from triptych.data_modules.streaming.tar_stream import (
     MemberLimits,
 )
 from triptych.data_modules.streaming.urls import check_url, list_shard_urls
-from triptych.interfaces import TEXT_TO_IMAGE
+from triptych.interfaces import TEXT_TO_IMAGE, BatchContents
 from triptych.utils.errors import UserError
 
 Task = Literal["text_to_image", "image_to_image", "image_to_text"]
@@ -93,6 +93,9 @@ class StreamDataModule(BaseDataModule):
                 "--trainer.overfit_batches wants the same batches again, and a stream has none; "
                 "leave it out, or take data that lies on a disk."
             )
+
+    def batch_contents(self) -> BatchContents:
+        return BatchContents(has_features=False, shows_images=self.task in IMAGE_PROMPT_TASKS)
 
     def open_datasets(self) -> None:
         for url in (*self.urls, *self.val_urls):

@@ -30,7 +30,7 @@ from triptych.data_modules.features.feature_shard import (
     dequantize,
     quantize,
 )
-from triptych.interfaces import TEXT_TO_IMAGE
+from triptych.interfaces import TEXT_TO_IMAGE, BatchContents
 from triptych.modules.feature_extraction import FeatureModule
 from triptych.utils.errors import UserError
 
@@ -522,3 +522,66 @@ def test_two_processes_make_features_that_training_finds(world, tmp_path):
     assert other.stderr.splitlines()[-1].startswith(
         f"triptych: the features in {world / 'train' / 'features'} are not those of this model"
     )
+
+
+# --- samples without features in a shard that has some --------------------------------------------
+
+
+def test_a_sample_without_features_among_others_is_a_bad_sample(world, weights):
+    """No encoder need be loaded for it: its key came twice, or its image could not be read."""
+    make(world / "train", weights)
+    source, model = ShardFolder(world / "train").open(), live(weights)
+    cache = open_feature_cache(source)
+    assert cache.complete
+    del cache._feature_shard(0).rows[source.key(2)]  # as of a key that comes twice
+    made = batch(model, source, cache)
+    assert made.dropped_samples == [(source.key(2), "no features in the cache of its shard")]
+    assert made.has_features is None and made.target_pixels is None
+    assert torch.equal(made.target_features[2], made.target_features[0])  # stands in for it
+
+
+def test_an_image_that_cannot_be_read_is_named_as_without_features(world, weights):
+    shard = world / "train" / "train-00000.tar"
+    with tarfile.open(shard) as tar:
+        bad = next(member for member in tar if not member.name.endswith((".txt", ".json")))
+    content = bytearray(shard.read_bytes())
+    content[bad.offset_data : bad.offset_data + bad.size] = bytes(bad.size)
+    shard.write_bytes(content)
+    source, model = ShardFolder(world / "train").open(), live(weights)
+    said = batch(model, source).dropped_samples
+    make(world / "train", weights)
+    cached = batch(model, source, open_feature_cache(source))
+    assert cached.dropped_samples == said and len(said) == 1 and cached.has_features is None
+
+
+def test_a_shard_without_samples_needs_no_features(world, weights):
+    with tarfile.open(world / "train" / "train-99999.tar", "w"):
+        pass
+    make(world / "train", weights)
+    source = ShardFolder(world / "train").open()
+    assert 0 in source.shard_sizes and open_feature_cache(source).complete
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, BatchContents(has_features=True, shows_images=False)),
+        ({"features": "none"}, BatchContents(has_features=False, shows_images=False)),
+        ({"tasks": ["text_to_image", "image_to_text"]}, BatchContents(True, True)),
+        ({"tasks": ["image_to_image"]}, BatchContents(True, True)),
+    ],
+)
+@pytest.mark.parametrize("validated", [True, False])
+def test_a_data_module_knows_the_contents_of_its_batches(
+    settings, expected, validated, world, weights
+):
+    make(world / "train", weights)
+    if validated:
+        make(world / "eval", weights)
+    module = data(world, **settings)
+    shows_images = expected.shows_images
+    assert module.batch_contents() == BatchContents(False, shows_images)  # before setup
+    module.connect(unified("stage2", weights=weights).preprocessing())
+    module.setup("fit")
+    has_features = expected.has_features and validated
+    assert module.batch_contents() == BatchContents(has_features, shows_images)

@@ -8,7 +8,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from triptych.cli.plan.batches import stage_batches
-from triptych.cli.plan.memory import cached_encoder, fake_model
+from triptych.cli.plan.memory import MemoryPlan, Way, cached_encoder, fake_model
 from triptych.cli.plan.request import read_request
 from triptych.interfaces import batches_in
 from triptych.training.freezing import freeze_all_but
@@ -130,3 +130,33 @@ def test_storages_are_counted_until_they_are_freed():
         assert counter.now == rounded(4000)
         del view
     assert counter.now == 0 and counter.peak == 2 * rounded(4000)
+
+
+@pytest.mark.parametrize(
+    ("flags", "kept"),
+    [
+        ([], {"vision_tower", "encoder"}),
+        (["--model.decoder_negative=black_image", "--model.build_decoder=true"], {"vision_tower"}),
+    ],
+)
+def test_parts_that_a_cached_stage_does_not_load_are_not_planned(flags, kept):
+    """The tiny preset's head is tied; a blank image to guide against needs the encoder."""
+    overrides = ["--model.build_decoder=false", *flags]
+    options = {"devices": 2, "gpu": gpu_of("h100"), "overrides": overrides}
+
+    def parameters(unused):
+        model = read_request("tiny", "stage2", "ddp", **options).model
+        model.unused = unused
+        with parameters_on_meta():
+            model.build()
+        return sum(rounded(p.nbytes) for p in model.parameters())
+
+    plan = MemoryPlan(read_request("tiny", "stage2", "ddp", **options))
+    cached, live = (
+        plan.memory(Way("ddp", recompute=False, cached=cached)).parameters
+        for cached in (True, False)
+    )
+    buffers = plan.trace(False).buffers
+    assert cached == buffers + parameters(kept)
+    assert live == buffers + parameters({"vision_tower"})
+    assert (cached < live) == ("encoder" in kept)

@@ -139,11 +139,26 @@ class QwenVL(VisionLanguageModel):
             eos_token_id=self.vocabulary.im_end,
             pad_token_id=self.vocabulary.pad,
         )
+        for part in self.left_out:  # afterwards, so that random draws are those of the whole
+            owner, _, name = self.optional_parts[part].rpartition(".")
+            setattr(self.get_submodule(owner), name, None)
+
+    @property
+    def optional_parts(self) -> dict[str, str]:
+        parts = {"vision_tower": "model.model.visual"}
+        return parts if self.text.tie_word_embeddings else parts | {"lm_head": "model.lm_head"}
+
+    def _require(self, part: str) -> None:
+        if part in self.left_out:
+            raise UserError(self.left_out[part])
 
     def blocks(self) -> list[nn.Module]:
-        blocks = [*self.model.model.language_model.layers, *self.model.model.visual.blocks]
+        blocks = [*self.model.model.language_model.layers]
+        if self.model.model.visual is not None:
+            blocks += self.model.model.visual.blocks
         if not self.text.tie_word_embeddings:  # as large as several layers, each
-            blocks += [self.model.model.language_model.embed_tokens, self.model.lm_head]
+            blocks += [self.model.model.language_model.embed_tokens]
+            blocks += [self.model.lm_head] if self.model.lm_head is not None else []
         return blocks
 
     def image_tokens(self) -> int:
@@ -274,6 +289,7 @@ class QwenVL(VisionLanguageModel):
         Without images (empty pixels, see `Batch.shown`) there are none; where other ranks wait for
         the tower, it runs on a blank token, with gradients of zero.
         """
+        self._require("vision_tower")
         number = None
         if not len(understanding_pixels):
             number = 0
@@ -304,6 +320,7 @@ class QwenVL(VisionLanguageModel):
         Nothing synchronizes with the device where the loader counted ahead: `Batch.position_ids`
         and `Batch.label_indices`.
         """
+        self._require("lm_head")
         (pixels, grids), positions = batch.shown, batch.position_ids
         if positions is None and grids is not None and len(grids):
             positions = self.position_ids(batch.input_ids, batch.attention_mask, grids)
@@ -344,9 +361,11 @@ class QwenVL(VisionLanguageModel):
         sampling: Sampling | None = None,
         on_tokens: Callable[[list[int]], list[bool]] | None = None,
     ) -> Tensor:
+        self._require("lm_head")
         # `generate` encodes images as soon as the arguments are named, even as None
         images = {}
         if understanding_pixels is not None:
+            self._require("vision_tower")
             images = {
                 "pixel_values": understanding_pixels,
                 "image_grid_thw": image_grid_thw,

@@ -115,12 +115,14 @@ def read_metadata(path: Path) -> dict[str, str]:
         return file.metadata() or {}
 
 
-def load_weights(module: nn.Module, sources: WeightFiles) -> set[str]:
+def load_weights(
+    module: nn.Module, sources: WeightFiles, left_out: tuple[str, ...] = ()
+) -> set[str]:
     """Fill `module` in place, one tensor at a time; returns the full names of filled tensors.
 
     For a sharded parameter, each rank reads only its own rows. Names of a part that this model does
-    not have (a panel that a stage excludes) are skipped; any other unknown name, and any other
-    shape, is an error.
+    not have (a panel that a stage excludes) are skipped, and so are those that begin with one of
+    `left_out`: nothing of them is read. Any other unknown name, and any other shape, is an error.
 
     Raises:
         UserError: a file is missing, is not a safetensors file, does not fit the model, or has
@@ -131,17 +133,22 @@ def load_weights(module: nn.Module, sources: WeightFiles) -> set[str]:
     filled: set[str] = set()
     require_one_vae(sources)
     for label, path in find_all(sources).items():
-        with _open(path, own) as file:
+        with _open(path, own, left_out) as file:
             for name in file.names:
-                if name.split(".")[0] not in parts:
+                if name.split(".")[0] not in parts or name.startswith(left_out):
                     continue
                 _fill(own, name, file, label, path)
                 filled.add(name)
     return filled
 
 
-def load_tensors(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
-    """Fill `module` in place with tensors by full name; those of missing parts are skipped.
+def load_tensors(
+    module: nn.Module,
+    tensors: Mapping[str, Tensor],
+    source: str,
+    left_out: tuple[str, ...] = (),
+) -> None:
+    """Fill `module` with tensors by full name, except for missing parts and those of `left_out`.
 
     Raises:
         UserError: a tensor does not fit the model, or is invalid; the message names `source`.
@@ -149,7 +156,7 @@ def load_tensors(module: nn.Module, tensors: Mapping[str, Tensor], source: str) 
     own = _places(module)
     parts = _parts(own)
     for name, tensor in tensors.items():
-        if name.split(".")[0] not in parts:
+        if name.split(".")[0] not in parts or name.startswith(left_out):
             continue
         if name not in own or own[name].shape != tensor.shape:
             shape = list(own[name].shape) if name in own else "nothing of that name"
@@ -162,8 +169,12 @@ def load_tensors(module: nn.Module, tensors: Mapping[str, Tensor], source: str) 
         require_sound(name, own[name], source)
 
 
-def stored_names(paths: Iterable[Path], module: nn.Module | None = None) -> set[str]:
+def stored_names(
+    paths: Iterable[Path], module: nn.Module | None = None, left_out: tuple[str, ...] = ()
+) -> set[str]:
     """Full names of all tensors in files; reads only the headers.
+
+    `module` and `left_out` are those of `load_weights`.
 
     Raises:
         UserError: a file is not a safetensors file, or has no name of a part of any model or of
@@ -172,17 +183,19 @@ def stored_names(paths: Iterable[Path], module: nn.Module | None = None) -> set[
     names: set[str] = set()
     own = {} if module is None else _places(module)
     for path in paths:
-        with _open(path, own) as file:
+        with _open(path, own, left_out) as file:
             names |= file.names.keys()
             if file.names and not _parts(file.names) & (_PARTS | _parts(own)):
                 raise UserError(f"{path}: {unknown_prefix(min(file.stored))}.")
     return names
 
 
-def expected_names(own: Collection[str] = ()) -> Callable[[str], bool]:
-    """Function that tells whether a full name is in `own`, or of a part that is not in `own`."""
+def expected_names(
+    own: Collection[str] = (), left_out: tuple[str, ...] = ()
+) -> Callable[[str], bool]:
+    """Function that tells whether a full name is in `own`, left out, or of a part not in `own`."""
     absent = _PARTS - _parts(own)
-    return lambda name: name in own or name.split(".")[0] in absent
+    return lambda name: name in own or name.startswith(left_out) or name.split(".")[0] in absent
 
 
 def _parts(names: Iterable[str]) -> set[str]:
@@ -292,12 +305,13 @@ class _File:
     Args:
         path: the file.
         own: names of the model to fill, if any.
+        left_out: beginnings of further names that are expected.
     """
 
-    def __init__(self, path: Path, own: Collection[str]) -> None:
+    def __init__(self, path: Path, own: Collection[str], left_out: tuple[str, ...]) -> None:
         self.file = _opened(path)
         self.stored = list(self.file.keys())
-        plain = plain_names(self.stored, expected_names(own), path)
+        plain = plain_names(self.stored, expected_names(own, left_out), path)
         self.names = {plain[stored]: stored for stored in self.stored}
 
     def __enter__(self) -> _File:
@@ -316,8 +330,8 @@ class _File:
         return self.file.get_tensor(self.names[name])
 
 
-def _open(path: Path, own: Collection[str] = ()) -> _File:
-    return _File(path, own)
+def _open(path: Path, own: Collection[str] = (), left_out: tuple[str, ...] = ()) -> _File:
+    return _File(path, own, left_out)
 
 
 def _opened(path: Path) -> safe_open:

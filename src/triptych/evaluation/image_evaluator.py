@@ -16,7 +16,7 @@ class ImageEvaluator(Evaluator):
         generation_config: generation settings, see `GenerationConfig`; its seed stays null.
     """
 
-    parts = ("understanding", "generation", "decoding")
+    parts = ("language_model", "generation", "decoding")
 
     def __init__(
         self,

@@ -101,7 +101,8 @@ def require_encoder(model: Any) -> None:
     """
     if not model.encoder.is_built:
         raise UserError(
-            "this model has no weights of its image encoder; name them with "
+            model.encoder.absence
+            or "this model has no weights of its image encoder; name them with "
             "--model.weights.encoder=FILE."
         )
 

@@ -23,6 +23,7 @@ from triptych.interfaces.batch import (
     TEXT_TO_IMAGE,
     TEXT_TO_TEXT,
     Batch,
+    BatchContents,
     Condition,
     batches_in,
     drawn,
@@ -45,6 +46,7 @@ from triptych.interfaces.sampling import FlowSamplerConfig, SamplerConfig, Sampl
 
 __all__ = [
     "Batch",
+    "BatchContents",
     "Condition",
     "DecodeOptions",
     "Evaluator",

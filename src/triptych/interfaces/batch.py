@@ -167,6 +167,16 @@ def batches_in(batch: Batch | dict[str, Batch | None]) -> list[Batch]:
     return [batch]
 
 
+@dataclass(frozen=True)
+class BatchContents:
+    """Contents of all batches of a run, in training and evaluation; the default is unknown data."""
+
+    has_features: bool = False
+    """Whether every image to generate, encode or decode comes with its features."""
+    shows_images: bool = True
+    """Whether prompts may hold images, see `Batch.may_show`."""
+
+
 @dataclass
 class Condition:
     """Conditioning of the generator: the language model's hidden states at the query positions."""

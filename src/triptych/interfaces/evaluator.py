@@ -10,7 +10,11 @@ class Evaluator(ABC):
     """Scores a model: used by the command line, and by a callback during training."""
 
     parts: tuple[str, ...] = ()
-    """Names of the panels and parts that the model must have built."""
+    """Names of the panels and parts that the model must have built, see `UnifiedModule.lacks`.
+
+    A run loads no part that only others need: "language_model" without "vision_tower" and "lm_head"
+    is enough to generate images of captions; "understanding" is all three.
+    """
 
     @abstractmethod
     def __call__(self, model: Any) -> dict[str, float]:

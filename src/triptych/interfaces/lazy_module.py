@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import NoReturn
 
 from torch import nn
 
+from triptych.utils.errors import UserError
 from triptych.utils.precision import ExactBuffers
 
 
@@ -21,6 +23,8 @@ class LazyModule(ExactBuffers, ABC):
     """Methods beside `forward` that are called from outside and use parameters: FSDP gathers the
     parameters for these calls too. Such a method returns tensors, or a dataclass
     that `torch.utils._pytree` knows."""
+    absence: str | None = None
+    """Reason why this run does not build the network, a sentence; None if it does."""
 
     @abstractmethod
     def build(self) -> None:
@@ -28,6 +32,11 @@ class LazyModule(ExactBuffers, ABC):
 
         Parts inside of this one that are built already stay as they are.
         """
+
+    def leave_out(self, absence: str) -> None:
+        """Leave this network without parameters; a call raises `absence` as a UserError."""
+        self.absence = absence
+        self.register_forward_pre_hook(_refuse)
 
     def blocks(self) -> list[nn.Module]:
         """Submodules that are called one after the other and hold most of the parameters.
@@ -53,3 +62,7 @@ class LazyModule(ExactBuffers, ABC):
         own = (child for child in self.children() if not isinstance(child, LazyModule))
         own_parameters = (parameter for child in own for parameter in child.parameters())
         return bool(self._parameters) or next(own_parameters, None) is not None
+
+
+def _refuse(network: LazyModule, inputs: tuple) -> NoReturn:
+    raise UserError(network.absence)

@@ -6,6 +6,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from inspect import signature
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -25,6 +26,16 @@ class VisionLanguageModel(LazyModule):
 
     width: int
     """D"""
+    left_out: Mapping[str, str] = MappingProxyType({})
+    """Keys of `optional_parts` that `build` leaves out, each with the error message of its use."""
+
+    @property
+    def optional_parts(self) -> dict[str, str]:
+        """Paths of the submodules that `condition` of prompts without images does not need.
+
+        By name: "vision_tower", "lm_head". Only those with parameters of their own.
+        """
+        return {}
 
     @property
     @abstractmethod

@@ -66,6 +66,8 @@ class BaseModule(ExactBuffers, LightningModule):
         """By full name, tensors of a training checkpoint that win over those of `weights`."""
         self.trained_shapes: dict[str, torch.Size] = {}
         """Full shapes of `trained_state`; some strategies show a rank only its own part."""
+        self.left_out_paths: tuple[str, ...] = ()
+        """Paths of submodules that weight files may have and this run leaves out."""
 
     def step(self, batch: Batch) -> tuple[Tensor, Metrics]:
         """Loss and metrics of one batch: scalars, means over `batch.elements`."""
@@ -101,7 +103,8 @@ class BaseModule(ExactBuffers, LightningModule):
             torch.manual_seed(self.seed)
             with parameters_on_meta():
                 self.build()
-            stored = stored_names(find_all(self.weights).values(), self)
+            absent = tuple(full_name(path + ".") for path in self.left_out_paths)
+            stored = stored_names(find_all(self.weights).values(), self, absent)
             stored |= self.trained_before.keys()
             freeze_all_but(self, self.trainable)
             self._require_weights(stored)  # before memory is taken
@@ -113,8 +116,8 @@ class BaseModule(ExactBuffers, LightningModule):
         if self.device_mesh is not None:
             self._shard(self.device_mesh["data_parallel"])
         materialize(self, self._home())
-        load_weights(self, self.weights)
-        load_tensors(self, self.trained_before, "the training checkpoint")
+        load_weights(self, self.weights, absent)
+        load_tensors(self, self.trained_before, "the training checkpoint", absent)
         self.trained_before = {}
         if execution.attention == "xformers":
             use_xformers(self, self._home())

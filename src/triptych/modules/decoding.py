@@ -86,7 +86,8 @@ class PixelDecoderModule(BaseModule):
         (encoder,) = self._neighbours
         if not encoder.is_built:
             raise UserError(
-                "this model has no weights of its image encoder, and its decoder guides against "
+                encoder.absence
+                or "this model has no weights of its image encoder, and its decoder guides against "
                 "what that makes of a blank image; name them with --model.weights.encoder=FILE."
             )
         # Outside inference mode even in validation: training uses these features afterwards.

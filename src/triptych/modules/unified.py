@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
@@ -16,6 +17,13 @@ from triptych.modules.encoder_training import EncodingModule
 from triptych.modules.generation import GenerationModule
 from triptych.modules.initialization import build_part
 from triptych.modules.understanding import UnderstandingModule
+from triptych.modules.unused_parts import (
+    OPTIONAL,
+    absences,
+    optional_paths,
+    panel_of,
+    unused_in_run,
+)
 from triptych.prompts import negative_ids
 from triptych.training.fsdp import full_tensor
 from triptych.utils.errors import UserError
@@ -80,7 +88,9 @@ class UnifiedModule(BaseModule):
         self.loss_weights, self.build_decoder = dict(loss_weights or {}), build_decoder
         self.preset, self.stage = preset, stage
         self.left_out: set[str] = set()
-        """Panels and parts that are not built, although the stage may use them."""
+        """Panels and parts that are not built, although the stage has them."""
+        self.unused: set[str] = set()
+        """Parts that are not built, as a run does not compute with them; see `unused_parts`."""
         self.decoder_negative, self.decoder_negative_seed = decoder_negative, decoder_negative_seed
         self.description: dict[str, Any] | None = None
         """The `model` section that it was built from, where that is known."""
@@ -135,13 +145,33 @@ class UnifiedModule(BaseModule):
         """Encoder of the generated features: the image encoder, or the VAE."""
         return self.vae if self.generation.objective.target == "vae" else self.encoder
 
+    def configure_model(self) -> None:
+        if self.trained is None and self._trainer is not None:
+            self.unused = unused_in_run(self, self.trainer)
+            if self.unused:
+                names = ", ".join(OPTIONAL[part] for part in sorted(self.unused))
+                rank_zero_info(f"not loaded, as this run does not compute with them: {names}")
+        super().configure_model()
+
     def build(self) -> None:
-        for name in sorted(self._wanted()):
+        self._leave_out()
+        for name in sorted(self.stage_parts() - self.left_out - self.unused):
             part = getattr(self, name)
             if isinstance(part, BaseModule):
                 part.build()
             elif part is not None:
                 build_part(name, part)
+
+    def _leave_out(self) -> None:
+        """Tell the unused parts that they are not built."""
+        paths = optional_paths(self)
+        absent = absences(self.unused & paths.keys())
+        self.left_out_paths = tuple(paths[part] for part in absent)
+        if "encoder" in absent:
+            self.encoder.leave_out(absent["encoder"])
+        if self.understanding is not None:
+            vlm = self.understanding.vlm
+            vlm.left_out = {part: absent[part] for part in vlm.optional_parts if part in absent}
 
     def _shard(self, mesh: DeviceMesh) -> None:
         if (
@@ -153,10 +183,10 @@ class UnifiedModule(BaseModule):
             )
         super()._shard(mesh)
 
-    def _wanted(self) -> set[str]:
-        """The panels and parts that this stage computes with; without losses, all of them."""
+    def stage_parts(self) -> set[str]:
+        """The panels and parts of this stage; without losses, all of them."""
         if not self.loss_weights:
-            return {"understanding", "encoder", "generation", "decoding", "vae"} - self.left_out
+            return {"understanding", "encoder", "generation", "decoding", "vae"}
         wanted = set().union(*(NEEDS[name] for name in self.loss_weights))
         if "generation" in wanted and self.build_decoder:
             wanted.add("decoding")
@@ -166,13 +196,24 @@ class UnifiedModule(BaseModule):
         return wanted
 
     def lacks(self, *parts: str) -> str | None:
-        """Why this stage cannot compute with some of its panels and parts; None if it can."""
+        """Why this stage cannot compute with some of its panels and parts; None if it can.
+
+        Parts of the understanding panel are "language_model", "vision_tower" and "lm_head".
+
+        Raises:
+            UserError: there is no such part.
+        """
+        absent = set() if self.trained is None else self.left_out | self.unused
         for part in parts:
-            if getattr(self, part) is None:
-                return f"the model's {part} is null"
-            if part not in self._wanted():
-                hint = "; --model.build_decoder=true builds it" if part == "decoding" else ""
-                return f"the stage {self.stage!r} does without the {part} panel{hint}"
+            panel = panel_of(part)
+            if getattr(self, panel) is None:
+                return f"the model's {panel} is null"
+            if panel not in self.stage_parts():
+                hint = "; --model.build_decoder=true builds it" if panel == "decoding" else ""
+                return f"the stage {self.stage!r} does without the {panel} panel{hint}"
+            inside = {"vision_tower", "lm_head"} if part == "understanding" else {part}
+            if missing := sorted(inside & absent):
+                return f"the model was built without its {OPTIONAL.get(missing[0], missing[0])}"
         return None
 
     def step(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 
@@ -34,6 +35,19 @@ def match_parameters(
             )
         chosen |= matched
     return chosen
+
+
+def may_match(path: str, patterns: Iterable[str]) -> bool:
+    """Whether a pattern of `match_parameters` could match a parameter under the module path.
+
+    False only if no parameter there can match, whatever it is named.
+    """
+    for pattern in patterns:
+        literal = re.split(r"[*?\[]", pattern)[0]
+        beginning = pattern + "." if literal == pattern else literal
+        if beginning.startswith(path + ".") or (path + ".").startswith(beginning):
+            return True
+    return False
 
 
 def is_unused_parameter(name: str) -> bool:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from triptych.cli.plan.batches import stage_batches
 from triptych.cli.plan.request import STRATEGIES, PlanRequest
 from triptych.modules import UnifiedModule
+from triptych.modules.unused_parts import unused_parts
 from triptych.training.execution import cast_frozen
 from triptych.training.freezing import freeze_all_but
 from triptych.training.memory.fake_step import FakeModel, StepTrace
 from triptych.training.memory.placement import USABLE, frozen_placement
-from triptych.training.memory.replay import Layout, StepMemory, Strategy, replay
+from triptych.training.memory.replay import Layout, StepMemory, Strategy, is_under, replay
 from triptych.training.meta_init import parameters_on_meta
 from triptych.training.optimizer import make_optimizer
 
@@ -62,6 +63,10 @@ class MemoryPlan:
         self.request = request
         self.usable = int(request.gpu.memory * USABLE)
         self._encoder = cached_encoder(request.model)
+        cached = unused_parts(request.model, replace(request.contents, has_features=True))
+        self._holds_encoder = "encoder" not in cached
+        # the encoder is replayed, with features cached or not
+        request.model.unused = unused_parts(request.model, request.contents) - {"encoder"}
         self._model = fake_model(request.model, request.precision)
         self._traces: dict[bool, StepTrace] = {}
 
@@ -71,7 +76,9 @@ class MemoryPlan:
         named = self.request.model.execution.frozen_params
         if named != "auto":
             return named
-        frozen = sum(p.nbytes() for p in self._model.parameters if not p.trained)
+        skipped = self._encoder if self.caches and not self._holds_encoder else None
+        parameters = [p for p in self._model.parameters if not p.trained]
+        frozen = sum(p.nbytes() for p in parameters if not is_under(p.name, skipped))
         return frozen_placement(frozen, self.request.gpu.memory)
 
     @property
@@ -105,7 +112,13 @@ class MemoryPlan:
         request = self.request
         layout = Layout(way.strategy, request.devices, request.ema)
         skipped = self._encoder if way.cached else None
-        return replay(self.trace(way.recompute), layout, batch_size or request.batch_size, skipped)
+        return replay(
+            self.trace(way.recompute),
+            layout,
+            batch_size or request.batch_size,
+            skipped,
+            holds_skipped=self._holds_encoder,
+        )
 
     def measured(self, way: Way) -> WayMemory:
         """Return the memory of a way, and its largest batch."""

@@ -9,6 +9,7 @@ from typing import Any
 
 from triptych.cli.recipes import recipe_of
 from triptych.inference.loading import describe_stage
+from triptych.interfaces import BatchContents
 from triptych.modules import UnifiedModule
 from triptych.training.gpu_specs import GPU
 from triptych.training.memory.replay import Strategy
@@ -36,6 +37,7 @@ class PlanRequest:
         batch_size: samples of one GPU and micro-batch.
         precision: Lightning's `trainer.precision`.
         ema: whether a float32 average of the weights is kept.
+        contents: contents of the run's batches; features are planned for both ways.
     """
 
     model: UnifiedModule
@@ -48,6 +50,7 @@ class PlanRequest:
     steps: int
     precision: str
     ema: bool
+    contents: BatchContents
 
     @property
     def command(self) -> str:
@@ -101,6 +104,7 @@ def read_request(
         trainer["max_steps"],
         str(trainer.get("precision", "32-true")),
         any(str(each.get("class_path", "")).endswith(".EMA") for each in callbacks),
+        BatchContents(shows_images="understanding" in model.loss_weights),
     )
 
 

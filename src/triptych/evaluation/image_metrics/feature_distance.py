@@ -34,6 +34,8 @@ class FeatureDistance(ImageEvaluator):
         batch_size, generation_config: arguments of `ImageEvaluator`.
     """
 
+    parts = (*ImageEvaluator.parts, "encoder")
+
     def __init__(
         self,
         reference: str,

@@ -39,6 +39,8 @@ class EditEval(ShapesEvaluator):
         seed, batch_size, generation_config: arguments of `ImageEvaluator`.
     """
 
+    parts = (*ShapesEvaluator.parts, "vision_tower")
+
     def __init__(
         self,
         num_images: int = 200,

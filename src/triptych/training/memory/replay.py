@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from triptych.training.memory.fake_step import ParameterSize, StepTrace
@@ -60,7 +60,12 @@ class StepMemory:
 
 
 def replay(
-    trace: StepTrace, layout: Layout, batch_size: int, skipped: str | None = None
+    trace: StepTrace,
+    layout: Layout,
+    batch_size: int,
+    skipped: str | None = None,
+    *,
+    holds_skipped: bool = False,
 ) -> StepMemory:
     """Replay a traced step for a layout and a batch size.
 
@@ -71,8 +76,18 @@ def replay(
     Args:
         skipped: path of a unit's part whose forward pass is left out: the encoder, where features
             are cached.
+        holds_skipped: whether its parameters are in memory all the same.
     """
-    return _Replay(trace, layout, batch_size, skipped).run()
+    absent = None if holds_skipped else skipped
+    held = [p for p in trace.parameters if not is_under(p.name, absent)]
+    memory = _Replay(trace, layout, batch_size, skipped).run()
+    parameters = trace.buffers + sum(p.nbytes(layout.shards(p)) for p in held)
+    return replace(memory, parameters=parameters)
+
+
+def is_under(name: str, path: str | None) -> bool:
+    """Whether a unit or parameter is at a module path or below it; nothing is below None."""
+    return path is not None and (name + ".").startswith(path + ".")
 
 
 class _Replay:
@@ -147,7 +162,7 @@ class _Replay:
         self.order = [unit for unit in closed if self.gathers.get(unit)]
 
     def _is_skipped(self, unit: str) -> bool:
-        return self.skipped is not None and (unit + ".").startswith(self.skipped + ".")
+        return is_under(unit, self.skipped)
 
     def _change(self, change: float, seen: bool = True) -> None:
         self.now += change
