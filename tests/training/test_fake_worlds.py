@@ -118,7 +118,7 @@ def test_a_step_gathers_frozen_blocks_once_forward_and_once_backward(eight, mode
     assert eight["gathers"].count(layer) == 2 * len(language_model.layers)
     if preset == "blip3o_8b":  # in tiny it belongs to no unit of its own
         assert eight["gathers"].count(gathered_bytes(language_model.embed_tokens, 8)) == 1
-        assert round(sum(eight["gathers"]) / 1e9, 1) == 38.3  # as docs/distributed.md has it
+        assert round(sum(eight["gathers"]) / 1e9, 1) == 38.3  # 38.1 without the tower
 
 
 def gathered_bytes(module, world):

@@ -41,8 +41,12 @@ class Gumbel(LogitsProcessor):
         self.generators = [torch.Generator().manual_seed(mix(seed)) for seed in seeds]
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        waits = [torch.empty(scores.shape[1]).exponential_(generator=g) for g in self.generators]
-        return scores - torch.stack(waits).log().to(scores.device)
+        return scores + self.noise(scores.shape[1]).to(scores.device, non_blocking=True)
+
+    def noise(self, size: int) -> Tensor:
+        """The next draws of every row on the CPU, [B, size] in float32."""
+        waits = [torch.empty(size).exponential_(generator=each) for each in self.generators]
+        return -torch.stack(waits).log()
 
 
 class Logits(LogitsProcessor):

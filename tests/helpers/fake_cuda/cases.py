@@ -2,9 +2,11 @@
 
 import os
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from unittest.mock import patch
 
 import torch
+from lightning.pytorch.loggers import CSVLogger
 from torch import distributed
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.testing._internal.distributed.fake_pg import FakeStore
@@ -13,8 +15,10 @@ from fake_cuda.model import CUDA, TWO_LAYERS, fake_mode, place, stage_model
 from fake_cuda.monitor import DeviceMonitor
 from fake_cuda.training import step_events
 from triptych import sampler
-from triptych.backbones import sdxl
+from triptych.backbones import sdxl, token_sampling
 from triptych.callbacks import Throughput
+from triptych.interfaces import Sampling
+from triptych.training import strategies
 from triptych.training.execution import cast_frozen
 from triptych.training.strategies import ShardedStrategy
 
@@ -22,13 +26,16 @@ from triptych.training.strategies import ShardedStrategy
 def step(preset, stage, *words):
     """A training step.
 
-    Words: "live" features, "whole" depth, "fsdp2" for a rank of 8, "flops" for Throughput, and
-    "break-NAME", see `BREAKS`.
+    Words: "live" features, "whole" depth, "fsdp2" for a rank of 8, "flops" for Throughput,
+    "resumed" from a checkpoint, and "break-NAME", see `BREAKS`.
     """
     flags = [] if "whole" in words else TWO_LAYERS
     change = next((BREAKS[word] for word in words if word in BREAKS), None)
     size = 16 if "whole" in words else 2
     options = ranks() if "fsdp2" in words else {}
+    if "resumed" in words:
+        step_events(preset, stage, *flags, every=1, logger=CSVLogger("saved"))
+        (options["resumed"],) = Path("saved").rglob("00000001.ckpt")
     if "flops" in words:  # counted by a step of its own
         options["callbacks"] = [Throughput()]
     live = "live" in words
@@ -45,6 +52,12 @@ def ranks(world=8):
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29512"}
     if not distributed.is_initialized():
         distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=world)
+    # a FakeStore says that every key is set, so that a rank has failed; gloo would need a real one
+    strategies.announce_failures = lambda: None
+    new_group = distributed.new_group
+    distributed.new_group = lambda *args, **options: new_group(
+        *args, **options | {"backend": "fake"}
+    )
     strategy = ShardedStrategy(process_group_backend="fake")
     return {"num_nodes": world, "strategy": strategy}
 
@@ -61,7 +74,7 @@ def inference(preset, *samplers):
     """Events of an image and of a chat, call by call, in bfloat16."""
     model = stage_model(preset, "stage2", *TWO_LAYERS).requires_grad_(False).eval()
     cast_frozen(model, torch.bfloat16)
-    with fake_mode(), real_solvers(), torch.no_grad():
+    with fake_mode(), real_numbers(), torch.no_grad():
         place(model)
         calls = Calls()
         ids = torch.ones(2, 136, dtype=torch.long, device=CUDA)
@@ -74,9 +87,12 @@ def inference(preset, *samplers):
             sample, decode = model.generation.sample, model.decoding.decode
             features = calls(f"sample {name}", sample, condition, [1, 2], **options)
             calls(f"decode {name}", decode, features.float(), [1, 2], **options)
-        calls.tokens = 0
         prompt = ids[:, :20], mask[:, :20], None, None
-        calls("chat", vlm.generate_text, *prompt, max_new_tokens=8)
+        drawn = Sampling(temperature=0.7, top_p=0.9, seeds=(1, 2))
+        for name, sampling in (("chat", None), ("chat drawn", drawn)):
+            calls.tokens = 0
+            options = {"max_new_tokens": 8, "sampling": sampling}
+            calls(name, vlm.generate_text, *prompt, **options)
     return {"calls": calls.events}
 
 
@@ -107,8 +123,8 @@ class Calls:
 
 
 @contextmanager
-def real_solvers():
-    """Make the schedulers of diffusers outside of fake mode: they compute their grids by numpy."""
+def real_numbers():
+    """Leave fake mode for what it cannot do: grids by numpy, draws of a generator."""
 
     def real(make):
         def made(*args, **options):
@@ -118,12 +134,13 @@ def real_solvers():
         return made
 
     with ExitStack() as stack:
-        for module, name in (
+        for owner, name in (
             (sampler, "flow_solver"),
             (sampler, "diffusion_solver"),
             (sdxl, "diffusion_solver"),
+            (token_sampling.Gumbel, "noise"),
         ):
-            stack.enter_context(patch.object(module, name, real(getattr(module, name))))
+            stack.enter_context(patch.object(owner, name, real(getattr(owner, name))))
         yield
 
 

@@ -9,6 +9,7 @@ import torch
 from lightning import Callback, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.loggers import CSVLogger
+from lightning_utilities.core.apply_func import apply_to_collection
 from torch import distributed
 from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 from torch.distributed import device_mesh
@@ -18,11 +19,13 @@ from fake_cuda.model import CUDA, fake_mode, image_batch, place, stage_model, te
 from fake_cuda.monitor import DeviceMonitor
 from triptych.callbacks import (
     EMA,
+    Checkpoint,
     GradientNorms,
     NonFiniteGuard,
     ProgressBar,
     SpikeGuard,
 )
+from triptych.callbacks._checkpoint_io import DurableCheckpointIO
 from triptych.training.fsdp import shard
 from triptych.training.ranks import take_over
 from triptych.training.strategies import ShardedStrategy
@@ -40,7 +43,7 @@ class Batches(IterableDataset):
         self.make = make
 
     def __iter__(self):
-        for _ in range(LAST + 1):
+        while True:
             yield self.make()
 
 
@@ -50,12 +53,53 @@ class Window(Callback):
     def __init__(self, monitor):
         self.monitor, self.events, self.bytes = monitor, {}, {}
         self.wide = []  # frozen parameters in float32
+        self.started = 0
 
     def on_train_batch_start(self, trainer, module, batch, batch_idx):
-        if batch_idx == FIRST:
+        if self.started == FIRST:
             self.monitor.clear()
-        if batch_idx == LAST:
+        if self.started == LAST:
             self.events, self.bytes = dict(self.monitor.events), dict(self.monitor.bytes)
+            trainer.should_stop = True
+        self.started += 1
+
+
+class ZerosCheckpointIO(DurableCheckpointIO):
+    """Writes zeros for the values of fake tensors, and reads tensors as fake ones on the CPU."""
+
+    def save_checkpoint(self, checkpoint, path, storage_options=None):
+        with unset_fake_temporarily():
+            real = apply_to_collection(
+                checkpoint, FakeTensor, lambda fake: torch.zeros(fake.shape, dtype=fake.dtype)
+            )
+            super().save_checkpoint(real, path)
+
+    def load_checkpoint(self, path, map_location=None, weights_only=None):
+        with unset_fake_temporarily():
+            real = super().load_checkpoint(path)
+        return apply_to_collection(
+            real, torch.Tensor, lambda t: torch.empty(t.shape, dtype=t.dtype)
+        )
+
+
+class FakeCheckpoint(Checkpoint):
+    """Checkpoint of the run.
+
+    Args:
+        every: number of steps between checkpoints; None saves none, though decides each step.
+    """
+
+    def __init__(self, every=None):
+        super().__init__(every_n_train_steps=every or 1000)
+        self.saves = every is not None
+
+    def _monitor_candidates(self, trainer):
+        with unset_fake_temporarily():  # the step's number is part of the file's name
+            return super()._monitor_candidates(trainer)
+
+    def _save_checkpoint(self, trainer, filepath):
+        if self.saves:
+            super()._save_checkpoint(trainer, filepath)
 
 
 @contextmanager
@@ -79,8 +123,12 @@ def stage_batch(model, stage, size, cached):
     return {"a": text_batch(model, size), "b": images} if stage == "joint" else images
 
 
-def trainer_of(*callbacks, **options):
-    """A Trainer with the callbacks of a run; nothing is logged in its first steps."""
+def trainer_of(*callbacks, every=None, **options):
+    """A Trainer with the callbacks of a run; nothing is logged in its first steps.
+
+    Args:
+        every: number of steps between checkpoints.
+    """
     logging.getLogger("lightning").setLevel(logging.ERROR)
     logging.getLogger("triptych").setLevel(logging.CRITICAL)  # guards read made-up losses
     warnings.filterwarnings("ignore")
@@ -88,7 +136,7 @@ def trainer_of(*callbacks, **options):
         accelerator="gpu",
         devices=1,
         precision="bf16-mixed",
-        max_steps=LAST + 1,
+        max_steps=10,
         gradient_clip_val=1.0,
         log_every_n_steps=1000,
         logger=CSVLogger("logs"),
@@ -100,9 +148,10 @@ def trainer_of(*callbacks, **options):
             NonFiniteGuard(),
             SpikeGuard(),
             EMA(export=False),
+            FakeCheckpoint(every),
         ],
-        enable_checkpointing=False,
         enable_model_summary=False,
+        plugins=[ZerosCheckpointIO()],
         limit_val_batches=0,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
@@ -110,12 +159,15 @@ def trainer_of(*callbacks, **options):
     return Trainer(**{**defaults, **options})
 
 
-def step_events(preset, stage, *flags, size=2, cached=True, change=None, callbacks=(), **options):
+def step_events(
+    preset, stage, *flags, size=2, cached=True, change=None, callbacks=(), resumed=None, **options
+):
     """Events of a turn of the training loop under bfloat16, with the callbacks of a run.
 
     Args:
         change: function of the model, called before training: what a test breaks.
         callbacks: more callbacks.
+        resumed: checkpoint to resume.
         options: of the Trainer.
 
     Returns:
@@ -136,10 +188,11 @@ def step_events(preset, stage, *flags, size=2, cached=True, change=None, callbac
     # Lightning moves the model by these, and torch refuses to swap fake parameters
     model.to = lambda device: place(model, CUDA)
     model.cpu = lambda: model
-    model.on_train_batch_start = lambda batch, number: -1 if number == LAST else None  # ends
+    # no more than the start of the last step
+    model.on_train_batch_start = lambda *_: -1 if window.started > LAST else None
     frozen = ((name, p) for name, p in model.named_parameters() if not p.requires_grad)
     window.wide = [name for name, p in frozen if p.dtype == torch.float32]
     with fake_mode(), real_meshes(), monitor:
         batches = Batches(lambda: stage_batch(model, stage, size, cached))
-        trainer.fit(model, DataLoader(batches, batch_size=None))
+        trainer.fit(model, DataLoader(batches, batch_size=None), ckpt_path=resumed)
     return window
