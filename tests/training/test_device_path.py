@@ -103,7 +103,7 @@ def test_a_step_never_waits_for_the_device(results, cases):
         copies = [text for text in texts(events, "copy") if "interfaces/batch.py" not in text]
         assert not copies, case
         # a CPU scalar is an argument of a kernel; one in a step would be a number made on the host
-        assert not texts(events, "cpu"), case
+        assert not texts(events, "cpu") + texts(events, "mixed"), case
 
 
 @pytest.mark.parametrize("cases", steps())
@@ -144,6 +144,7 @@ def test_inference_waits_once_a_call_and_once_a_token(results, case):
     (result,) = results(case)
     assert "error" not in result, result["error"]
     for name, events in result["calls"].items():
+        assert not texts(events, "mixed"), name
         products = texts(events, "float32")
         assert not [text for text in products if not any(f in text for f in FLOAT32)], name
         syncs = events.get("sync", [])

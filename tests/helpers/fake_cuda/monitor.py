@@ -4,6 +4,7 @@ Kinds of what it records:
     sync    the host waits for the device: the stub's counter, reads of values, boolean masks
     copy    between host and device; "pageable" if from memory that is not pinned
     cpu     a CPU scalar tensor as argument of a kernel
+    mixed   other CPU tensors beside CUDA ones: fake mode does not notice them in lists and indices
     cast    between floating-point dtypes on the device
     float32 matrix products in float32
     collective  of torch.distributed, and on which device
@@ -96,8 +97,11 @@ class DeviceMonitor(TorchDispatchMode):
         if name in ("_to_copy", "copy_"):
             self._copied(name, inputs, results, args, kwargs)
         elif on_device:
-            if any(each.device.type == "cpu" and each.dim() == 0 for each in inputs):
+            on_host = [each.dim() for each in inputs if each.device.type == "cpu"]
+            if 0 in on_host:
                 self._record("cpu", name)
+            if any(on_host):
+                self._record("mixed", name)
             if name in PRODUCTS and any(each.dtype == torch.float32 for each in results):
                 shapes = [tuple(each.shape) for each in on_device]
                 self._record("float32", f"{name} {shapes}", sum(each.numel() for each in results))
