@@ -200,3 +200,10 @@ def test_refused_commands_leave_no_files(kind, forks, folder):
         status, said = forks(folder, *THEN[kind])
         assert status == 0, said
         assert names(folder) > before
+
+
+def test_a_fit_is_refused_before_its_data_are_generated(tmp_path, triptych):
+    words = ["fit", "--preset", "tiny", "--stage", "stage2", "--trainer.max_epochs=2"]
+    status, _, err = triptych(*words)
+    assert status == 1 and "--trainer.max_epochs counts epochs" in err
+    assert not list(tmp_path.rglob("*.tar"))

@@ -37,8 +37,8 @@ def app(tmp_path_factory):
     """The command in a process of its own: its address, file of votes and process."""
     folder = tmp_path_factory.mktemp("app")
     (folder / "prompts.txt").write_text(f"{PROMPT}\n\na photo of a green star\n")
-    port, votes = free_port(), folder / "votes.jsonl"
-    command = [sys.executable, "-m", "triptych", "app", "--port", str(port), "--votes", str(votes)]
+    votes = folder / "votes.jsonl"
+    command = [sys.executable, "-m", "triptych", "app", "--port", "0", "--votes", str(votes)]
     command += [
         "--prompts",
         str(folder / "prompts.txt"),
@@ -50,8 +50,9 @@ def app(tmp_path_factory):
         (folder / "log.txt").open("w") as log,
         started(command, 600, stderr=log, **options) as process,
     ):
-        assert f":{port}" in process.stdout.readline(), (folder / "log.txt").read_text()
-        yield f"http://127.0.0.1:{port}", votes, process, folder
+        shown = re.match(r"http://127\.0\.0\.1:[1-9]\d*", process.stdout.readline())
+        assert shown, (folder / "log.txt").read_text()
+        yield shown[0], votes, process, folder
 
 
 @pytest.fixture(scope="module")

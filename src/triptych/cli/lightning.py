@@ -205,9 +205,9 @@ class TriptychCLI(LightningCLI):
         return trainer
 
     def before_fit(self) -> None:
-        require = getattr(self.datamodule, "require", None)
-        if require is not None:
-            require(self.trainer)  # before data is generated
+        check_trainer = getattr(self.datamodule, "check_trainer", None)
+        if check_trainer is not None:  # a DataModule of this project
+            check_trainer(self.trainer)  # before data is generated
         if self.trainer.strategy.root_device.type == "cuda":
             from triptych.cli.plan.fit import check_fit, gpu_of_rank  # imports fake tensors
 

@@ -120,6 +120,7 @@ def serve(
         with suppress(
             KeyboardInterrupt
         ):  # before the server handles it, or raised again by uvicorn
+            port = bound.getsockname()[1]  # chosen by the system if it was 0
             print(f"http://{address}:{port}  votes: {votes.path}  Ctrl-C ends it", flush=True)
             try:
                 PageServer(app, page).run(sockets=[bound])
