@@ -18,6 +18,7 @@ from triptych.modules import UnifiedModule
 from triptych.training import flops
 from triptych.training.flop_counter import count_flops
 from triptych.training.freezing import freeze_all_but
+from triptych.training.synthetic_batches import ANSWER_TOKENS, PROMPT_TOKENS
 from triptych.utils.documents import read_yaml
 from triptych.utils.paths import conf_files, presets
 
@@ -25,10 +26,6 @@ PEAK = 989e12
 """Peak of dense bfloat16 in FLOP/s: H100 SXM, H200."""
 MFU = 0.4
 """Model FLOPs utilization of comparable runs, see docs/training_speed.md."""
-PROMPT_TOKENS = 136
-"""Tokens of a long caption in its template, including [IMG]."""
-ANSWER_TOKENS = 121
-"""Tokens of the caption alone, the targets where captions are answers."""
 SECONDS_PER_DAY = 24 * 3600
 
 

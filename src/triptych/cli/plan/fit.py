@@ -13,6 +13,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from triptych.callbacks.ema import EMA
 from triptych.cli.plan.report import make_plan, summary
 from triptych.cli.plan.request import PlanRequest
+from triptych.interfaces.batch import IMAGE_TO_IMAGE
 from triptych.modules import UnifiedModule
 from triptych.training.device_peaks import dense_peak, device_name
 from triptych.training.gpu_specs import GPU
@@ -70,6 +71,7 @@ def fit_request(model: UnifiedModule, trainer: Trainer, data: Any, gpu: GPU) -> 
         max(1, trainer.max_steps),
         trainer.precision,
         any(isinstance(callback, EMA) for callback in trainer.callbacks),
+        any(each.task == IMAGE_TO_IMAGE for each in getattr(data, "datasets", {}).values()),
     )
 
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import torch
 
-from triptych.cli.plan.batches import stage_batches
 from triptych.cli.plan.request import STRATEGIES, PlanRequest
 from triptych.modules import UnifiedModule
 from triptych.training.execution import cast_frozen
@@ -17,6 +16,7 @@ from triptych.training.memory.placement import USABLE, frozen_placement
 from triptych.training.memory.replay import Layout, StepMemory, Strategy, replay
 from triptych.training.meta_init import parameters_on_meta
 from triptych.training.optimizer import make_optimizer
+from triptych.training.synthetic_batches import stage_batches
 
 NAMES: dict[Strategy, str] = {
     "single": "one GPU",
@@ -126,7 +126,11 @@ class MemoryPlan:
         if recompute not in self._traces:
             request = self.request
             self._traces[recompute] = self._model.trace(
-                lambda: stage_batches(request.model, request.batch_size), recompute
+                # not the first step, in which some parts set themselves up
+                lambda: stage_batches(
+                    request.model, request.batch_size, step=1, edits=request.edits
+                ),
+                recompute,
             )
         return self._traces[recompute]
 

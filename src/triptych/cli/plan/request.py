@@ -9,6 +9,7 @@ from typing import Any
 
 from triptych.cli.recipes import recipe_of
 from triptych.inference.loading import describe_stage
+from triptych.interfaces.batch import IMAGE_TO_IMAGE
 from triptych.modules import UnifiedModule
 from triptych.training.gpu_specs import GPU
 from triptych.training.memory.replay import Strategy
@@ -36,6 +37,7 @@ class PlanRequest:
         batch_size: samples of one GPU and micro-batch.
         precision: Lightning's `trainer.precision`.
         ema: whether a float32 average of the weights is kept.
+        edits: whether prompts of images to generate show images.
     """
 
     model: UnifiedModule
@@ -48,6 +50,7 @@ class PlanRequest:
     steps: int
     precision: str
     ema: bool
+    edits: bool = False
 
     @property
     def command(self) -> str:
@@ -83,11 +86,6 @@ def read_request(
     trainer = _trainer(conf_files("base.yaml")["base"], *files)
     model = describe_stage(files, overrides)
     tasks = ((read_yaml(stages[stage]).get("data") or {}).get("init_args") or {}).get("tasks", [])
-    if shown := sorted(set(tasks) - {"text_to_image"}):
-        raise ConfigurationError(
-            f"the stage {stage!r} shows images to the language model ({', '.join(shown)}), whose "
-            "memory plan cannot count yet; it counts stage2, stage3, decoder and encoder."
-        )
     data = read_yaml(recipe).get("data") or {}
     callbacks = [*(trainer.get("callbacks") or []), *(trainer.get("callbacks+") or [])]
     return PlanRequest(
@@ -101,6 +99,7 @@ def read_request(
         trainer["max_steps"],
         str(trainer.get("precision", "32-true")),
         any(str(each.get("class_path", "")).endswith(".EMA") for each in callbacks),
+        IMAGE_TO_IMAGE in tasks,
     )
 
 
