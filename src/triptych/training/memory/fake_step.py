@@ -130,7 +130,7 @@ class FakeModel:
             for mode in (self._mode, counter, CUDAAutocast()):
                 stack.enter_context(mode)
             batches = batches_in(make_batch())
-            trace.batch_size = sum(map(len, batches))
+            trace.batch_size = max(map(len, batches))  # in joint training, of each objective
             for tensor in _on_the_device(batches):
                 counter.add(tensor)
             with autocast:

@@ -31,10 +31,16 @@ class StorageCounter(TorchDispatchMode):
         record: called when a storage appears or disappears, with the change in bytes and whether
             the storage is independent of the batch size: computed from parameters alone, such as
             weights cast by autocast, or a gradient, see `constant`.
+        device: whose storages are counted; None is all devices.
     """
 
-    def __init__(self, record: Callable[[int, bool], None] | None = None) -> None:
+    def __init__(
+        self,
+        record: Callable[[int, bool], None] | None = None,
+        device: torch.device | None = None,
+    ) -> None:
         super().__init__()
+        self._device = device
         self.now = self.peak = 0
         self._record = record or (lambda change, constant: None)
         self._sizes: dict[int, int] = {}  # by the storage's address as a Python object
@@ -57,6 +63,8 @@ class StorageCounter(TorchDispatchMode):
         """Count the storage of `tensor`, once; of a sharded one, this rank's shard."""
         if isinstance(tensor, DTensor):  # its own storage says the size of the whole
             tensor = tensor._local_tensor
+        if self._device is not None and tensor.device.type != self._device.type:
+            return
         storage = tensor.untyped_storage()
         key = id(storage)
         if key in self._sizes or key in self._ignored:
