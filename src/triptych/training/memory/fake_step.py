@@ -127,9 +127,10 @@ class FakeModel:
                 stack.enter_context(_recomputed(module))
             stack.enter_context(_marked(self._units, trace.events))
             stack.enter_context(_dropped_gradients(module, trace.events, counter))
-            for mode in (self._mode, counter, CUDAAutocast()):
-                stack.enter_context(mode)
+            stack.enter_context(self._mode)
             batches = batches_in(make_batch())
+            stack.enter_context(counter)
+            stack.enter_context(CUDAAutocast())
             trace.batch_size = max(map(len, batches))  # in joint training, of each objective
             for tensor in _on_the_device(batches):
                 counter.add(tensor)
