@@ -136,6 +136,7 @@ class FakeModel:
                 counter.add(tensor)
             with autocast:
                 loss = torch.stack([module.step(batch)[0] for batch in batches]).sum()
+            counter.constant_shapes = frozenset(p.shape for p in self.parameters if p.trained)
             torch.autograd.backward(loss)  # `Tensor.backward` would take the modes out
             del loss
         return trace

@@ -46,6 +46,9 @@ class StorageCounter(TorchDispatchMode):
         self._sizes: dict[int, int] = {}  # by the storage's address as a Python object
         self._ignored: set[int] = set()
         self._constant: set[int] = set()
+        self.constant_shapes: frozenset[tuple[int, ...]] = frozenset()
+        """Shapes of tensors whose size does not depend on the batch, nor do transposed ones: in a
+        backward pass, those of the parameters, as their gradients are computed from the batch."""
 
     def ignore(self, *tensors: Tensor) -> None:
         """Leave out the storages of these tensors, such as parameters."""
@@ -105,5 +108,9 @@ class StorageCounter(TorchDispatchMode):
         outputs = op(*args, **(kwargs or {}))
         for each in tree_leaves(outputs):
             if isinstance(each, Tensor):
-                self.add(each, constant)
+                self.add(each, constant or self._has_constant_shape(each))
         return outputs
+
+    def _has_constant_shape(self, tensor: Tensor) -> bool:
+        shape = tuple(tensor.shape)
+        return shape in self.constant_shapes or shape[::-1] in self.constant_shapes
