@@ -116,10 +116,12 @@ def _target_images(
 ) -> dict[str, Any]:
     # as a DataModule has it: the encoder's size, or the VAE's where its images are larger
     shape = (size, 3, model.image_size, model.image_size)
+    # before the images: a step on cached features has the draws of the live one
+    draws = {each.stream: _drawn(each, size, draw) for each in model.random_draws()}
     return {
+        "draws": draws,
         "target_pixels": _colours(shape, draw) if pixels else None,
         "target_features": features,
-        "draws": {each.stream: _drawn(each, size, draw) for each in model.random_draws()},
     }
 
 

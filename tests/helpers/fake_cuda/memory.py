@@ -1,15 +1,16 @@
 """Peak memory of a rank in training steps on fake CUDA tensors."""
 
 import torch
-from fake_cuda.model import CUDA, fake_mode, place, stage_model
 from step_memory import step_peak
 from torch import distributed
 from torch.distributed.device_mesh import init_device_mesh
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
+from fake_cuda.model import CUDA, place, stage_model
 from triptych.cli.recipes import recipe_of
 from triptych.training.execution import recompute_blocks
 from triptych.training.fsdp import shard
+from triptych.training.memory.host_numbers import HostNumbers
 from triptych.utils.documents import read_yaml
 
 AUTOCAST = {"bf16-mixed": torch.bfloat16}
@@ -33,7 +34,7 @@ def memory(preset, stage, size, strategy="single", ranks=1, *words):
         distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=ranks)
         mesh = init_device_mesh("cuda", (ranks,), mesh_dim_names=("data_parallel",))
         shard(model, mesh["data_parallel"], strategy)
-    with fake_mode():
+    with HostNumbers():
         place(model).train()
         if "recompute" in words:
             recompute_blocks(model)

@@ -1,13 +1,15 @@
 """Models and batches on fake CUDA tensors, as Lightning would place them."""
 
+from contextlib import contextmanager
 from unittest.mock import patch
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 
 import triptych.modules.base as base
+from triptych.backbones import qwen2_5_vl_tower
 from triptych.cli.recipes import recipe_of
 from triptych.inference.loading import describe_stage
-from triptych.training.memory.host_numbers import HostNumbers
 from triptych.training.meta_init import materialize
 from triptych.utils.paths import conf_files, presets
 
@@ -22,8 +24,44 @@ TWO_LAYERS = [
 """Flags that leave two layers of every transformer, at their real widths."""
 
 
-fake_mode = HostNumbers
-"""Fake mode in which real tensors (tables, sample ids) may take part, and stay real on the host."""
+MOST = 1 << 16
+"""Elements of a fake tensor on the CPU that keeps its values."""
+
+
+@contextmanager
+def host_numbers():
+    """Let the layout of the vision tower be computed with real numbers in fake mode.
+
+    Its lengths keep their values, which torch allows only scalars; what moves to the device must
+    not, as the stub would have to compute with it.
+    """
+    layout = qwen2_5_vl_tower.tower_layout
+
+    def tower_layout(grids, vision):
+        mode = torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE)
+        with unset_fake_temporarily():
+            real = layout(torch.tensor(grids.tolist()), vision)
+        convert = mode.fake_tensor_converter.from_real_tensor
+        lengths = ("cu_seqlens", "cu_window_seqlens")
+        return {n: convert(mode, v, make_constant=n in lengths) for n, v in real.items()}
+
+    def may_turn_const(mode, tensor):
+        return (
+            tensor.device.type == "cpu" and tensor.numel() <= MOST and not mode.is_our_fake(tensor)
+        )
+
+    with (
+        patch.object(qwen2_5_vl_tower, "tower_layout", tower_layout),
+        patch.object(FakeTensorMode, "may_turn_const", may_turn_const),
+    ):
+        yield
+
+
+@contextmanager
+def fake_mode():
+    """FakeTensorMode in which real tensors (tables, sample ids) may take part."""
+    with FakeTensorMode(allow_non_fake_inputs=True), host_numbers():
+        yield
 
 
 def stage_model(preset, stage, *flags, trainer=None):
