@@ -112,6 +112,26 @@ def test_an_unknown_card_is_answered_with_the_known_ones():
         gpu_of("voodoo2")
 
 
+def test_memory_of_cards_is_what_the_driver_leaves():
+    """What nvidia-smi and torch were seen to show, in MiB."""
+    shown = {"h100": 81559, "a100-40": 40960, "a10": 23028, "l40s": 46068, "h200": 142336}
+    for name, mib in shown.items():
+        assert gpu_of(name).memory == pytest.approx(mib * 2**20, rel=0.02)
+
+
+def test_stages_that_show_images_are_planned(capsys):
+    found, _ = planned(capsys, stage="edits")
+    captions, _ = planned(capsys, stage="stage3")
+    assert found["flops_per_sample"] > captions["flops_per_sample"]
+    assert found["features"] == "cached" and found["fits"] and len(found["table"]) == 4
+
+
+def test_the_encoder_stage_is_not_planned_sharded(capsys):
+    with pytest.raises(SystemExit):
+        main(["plan", "--preset", "tiny", "--stage", "encoder", "--hardware", "fsdp2"])
+    assert "cannot be sharded; choose --hardware ddp" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("memory", [10**9, 10**7])
 def test_a_fit_is_refused_on_a_card_that_is_too_small(memory, capsys):
     """Run the check of `fit` on a GPU, with a Trainer on the CPU and a given card."""

@@ -93,7 +93,7 @@ class MemoryPlan:
     def ways(self) -> list[Way]:
         """Return the ways to run the stage with this number of GPUs, cheapest first."""
         strategies: list[Strategy] = ["single"] if self.request.devices == 1 else ["ddp"]
-        if self.request.devices > 1:
+        if self.request.devices > 1 and "encoding" not in self.request.model.loss_weights:
             some_frozen = any(not p.trained for p in self._model.parameters)
             strategies += ["replicate", "shard"] if some_frozen else ["shard"]
         return [

@@ -85,6 +85,11 @@ def read_request(
     files = [presets()[preset], stages[stage], recipe, trainers[hardware]]
     trainer = _trainer(conf_files("base.yaml")["base"], *files)
     model = describe_stage(files, overrides)
+    if "encoding" in model.loss_weights and STRATEGIES.get(hardware) == "shard":
+        raise ConfigurationError(
+            f"the stage {stage!r} trains the encoder and the VAE, which cannot be sharded; choose "
+            "--hardware ddp."
+        )
     tasks = ((read_yaml(stages[stage]).get("data") or {}).get("init_args") or {}).get("tasks", [])
     data = read_yaml(recipe).get("data") or {}
     callbacks = [*(trainer.get("callbacks") or []), *(trainer.get("callbacks+") or [])]

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.utils._pytree import tree_leaves
+
+from triptych.training.memory.storages import tensors_in
 
 INTEGERS = frozenset({torch.int32, torch.int64})
 CREATED = frozenset({"arange", "zeros", "ones", "full", "empty"})
@@ -44,7 +45,7 @@ class HostNumbers(FakeTensorMode):
 def _on_the_host(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
     if torch.device(kwargs.get("device") or "cpu").type != "cpu":
         return False
-    tensors = [each for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)]
+    tensors = list(tensors_in((*args, *kwargs.values())))
     if tensors:
         return all(
             type(each) is Tensor and each.device.type == "cpu" and each.numel() <= MOST

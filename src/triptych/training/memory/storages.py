@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 UNIT = 512
 """Bytes to which torch's CUDA allocator rounds a block."""
@@ -103,14 +102,22 @@ class StorageCounter(TorchDispatchMode):
     def __torch_dispatch__(
         self, op: Any, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
-        inputs = [each for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)]
-        constant = all(map(self._is_constant, inputs))
-        outputs = op(*args, **(kwargs or {}))
-        for each in tree_leaves(outputs):
-            if isinstance(each, Tensor):
-                self.add(each, constant or self._has_constant_shape(each))
+        kwargs = kwargs or {}
+        constant = all(map(self._is_constant, tensors_in((*args, *kwargs.values()))))
+        outputs = op(*args, **kwargs)
+        for each in tensors_in((outputs,)):
+            self.add(each, constant or self._has_constant_shape(each))
         return outputs
 
     def _has_constant_shape(self, tensor: Tensor) -> bool:
         shape = tuple(tensor.shape)
         return shape in self.constant_shapes or shape[::-1] in self.constant_shapes
+
+
+def tensors_in(values: Iterable[Any]) -> Iterator[Tensor]:
+    """Tensors among the arguments or results of an operation; lists of them are flat."""
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from (each for each in value if isinstance(each, Tensor))
