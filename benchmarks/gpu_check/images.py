@@ -7,7 +7,6 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
-from random_batches import caption_batch
 
 from gpu_check.device import CUDA, Device, moved
 from gpu_check.models import inference_model, place
@@ -15,6 +14,7 @@ from triptych.inference.loading import load_model
 from triptych.inference.offload import offload_to_cpu
 from triptych.inference.quantization import quantize
 from triptych.modules import UnifiedModule
+from triptych.training.synthetic_batches import caption_batch
 from triptych.utils.paths import presets
 
 BATCHES = (1, 4, 16)
@@ -39,7 +39,7 @@ def generate(model: UnifiedModule, batch: Any, steps: int | None) -> torch.Tenso
 def images(device: Device) -> dict[str, Any]:
     """Images a second and peak memory at 8B, by batch size."""
     model = inference_model(device, PRESET, "encoder")
-    batches = {size: caption_batch(model, size, images=False) for size in BATCHES}
+    batches = {size: caption_batch(model, size, pixels=False) for size in BATCHES}
     found = {}
     with device.computing():
         place(model)
@@ -66,7 +66,7 @@ def four_bit(device: Device) -> dict[str, Any]:
 def offload(device: Device) -> dict[str, Any]:
     """One image at 8B with each network on the GPU only while it computes."""
     model = inference_model(device, PRESET, "encoder")
-    batch = caption_batch(model, 1, images=False)
+    batch = caption_batch(model, 1, pixels=False)
     with device.computing():
         place(model, torch.device("cpu"))
         offload_to_cpu(model, CUDA)
@@ -74,7 +74,7 @@ def offload(device: Device) -> dict[str, Any]:
 
 
 def _one_image(device: Device, model: UnifiedModule, batch: Any = None) -> dict[str, Any]:
-    batch = (batch or caption_batch(model, 1, images=False)).to(CUDA)
+    batch = (batch or caption_batch(model, 1, pixels=False)).to(CUDA)
     call = partial(generate, model, batch, 2 if device.dry else None)
     return device.per_second(device.measured(call, 1, warm_up=0), 1, "images_per_s")
 
@@ -83,7 +83,7 @@ def parity(device: Device) -> dict[str, Any]:
     """Condition, features and pixels of the tiny preset on the processor and on the GPU."""
     torch.backends.cudnn.allow_tf32 = False  # torch's default for convolutions
     model = load_model([presets()["tiny"]])
-    batch = caption_batch(model, 4, images=False)
+    batch = caption_batch(model, 4, pixels=False)
     on_cpu = stages(model, batch)
     with device.computing():
         moved(model, CUDA)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from random_batches import CAPTION, TEMPLATE, caption_batch
 
 from gpu_check.device import CUDA, Device
 from gpu_check.kernels import one_rank
@@ -16,6 +15,7 @@ from triptych.training.device_peaks import dense_peak
 from triptych.training.execution import compile_blocks
 from triptych.training.fsdp import shard
 from triptych.training.optimizer import make_optimizer
+from triptych.training.synthetic_batches import PREFIX_TOKENS, PROMPT_TOKENS, caption_batch
 
 BATCH, STEPS = 16, 10
 
@@ -30,7 +30,7 @@ def stage2(device: Device, size: str, how: str) -> dict[str, Any]:
     model = training_model(device, f"blip3o_{size}", "stage2")
     features = torch.randn(BATCH, *model.target_encoder.feature_shape)
     batches = {
-        "cached": caption_batch(model, BATCH, features=features, images=False),
+        "cached": caption_batch(model, BATCH, features=features, pixels=False),
         "live": caption_batch(model, BATCH),
     }
     mesh = one_rank(device) if how == "fsdp2" else None
@@ -64,7 +64,7 @@ def utilization(model: UnifiedModule, figures: dict[str, Any], live: bool) -> di
     """TFLOP of a sample by formula, and the share of the card's peak."""
     vlm, encoder = model.understanding.vlm, model.encoder if live else None
     dit, queries = model.generation.dit, model.generation.num_queries
-    step = flops.generation_step(vlm, dit, encoder, CAPTION, queries, shared=TEMPLATE)
+    step = flops.generation_step(vlm, dit, encoder, PROMPT_TOKENS, queries, shared=PREFIX_TOKENS)
     found = {"tflop_a_sample": round(step.total / 1e12, 3)}
     peak = dense_peak(torch.cuda.get_device_name())
     if peak and "samples_per_s" in figures:

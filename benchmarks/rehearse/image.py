@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 from PIL import Image
-from random_batches import caption_batch
 from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
 from rehearse import cut, weights
 from triptych.inference.loading import describe_model
+from triptych.training.synthetic_batches import caption_batch
 from triptych.utils.paths import presets
 
 GENERATED = "generated.pt"
@@ -22,7 +22,7 @@ SEED = 7
 def features(preset: str, layers: int, folder: Path) -> dict[str, Any]:
     """A prompt through the language model, and its features out of the DiT, twice."""
     model = loaded(preset, layers, folder, "decoding", "vae", "encoder")
-    batch = caption_batch(model, 1, images=False)
+    batch = caption_batch(model, 1, pixels=False)
     with torch.no_grad():
         condition = model.understanding.vlm.condition(
             batch.input_ids, batch.attention_mask, model.generation.queries

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from lightning import Callback, Trainer
-from random_batches import caption_batch, edit_batch, text_batch
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
@@ -18,6 +17,7 @@ from triptych.checkpoints.training_checkpoint import read_trained
 from triptych.inference.loading import describe_stage
 from triptych.modules import UnifiedModule
 from triptych.modules.base import target_features
+from triptych.training.synthetic_batches import caption_batch, stage_batches
 from triptych.utils.documents import read_yaml
 
 STEPS = 2  # of the run that is resumed
@@ -35,19 +35,10 @@ class Batches(IterableDataset):
             yield self.batch(step)
 
     def batch(self, step: int) -> Any:
-        """The batch of a step; of joint training one for each loss."""
-        model, stage = self.model, self.stage
-        if stage == "stage1":
-            return text_batch(model, 1, step)
-        if stage == "joint":
-            return {
-                "images": caption_batch(model, 1, step=step),
-                "text": text_batch(model, 1, step),
-            }
-        if stage == "edits":
-            return edit_batch(model, 1, step)
-        kept = {"features": self.features, "images": False} if self.features is not None else {}
-        return caption_batch(model, 1, step=step, **kept)
+        """The batch of a step, or one for each objective of the losses."""
+        if self.features is not None:
+            return caption_batch(self.model, 1, step=step, features=self.features, pixels=False)
+        return stage_batches(self.model, 1, step=step, edits=self.stage == "edits")
 
 
 class Watch(Callback):
@@ -112,7 +103,7 @@ def step(preset: str, stage: str, layers: int, folder: Path) -> dict[str, Any]:
     trainer = trainer_of(preset, stage, folder, 1, watch, FrozenCheck())
     trainer.fit(model, loader(model, stage))
     if stage == "stage2":
-        batch = Batches(model, stage, None).batch(0)
+        batch = caption_batch(model, 1)
         with torch.autocast("cpu", torch.bfloat16, enabled="bf16" in str(trainer.precision)):
             torch.save(target_features(batch, model.target_encoder), folder / FEATURES)
         torch.save(torch.tensor(watch.losses[0]), folder / CACHED_LOSS)

@@ -2,17 +2,22 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
+import torch
 from builders import ROOT
+from fake_cuda.model import place, stage_model
 from lightning import Trainer
 
 from triptych.cli.main import main
-from triptych.cli.plan.cost import Budget, budget
+from triptych.cli.plan.cost import Budget, budget, stage_flops
 from triptych.cli.plan.fit import check_fit
 from triptych.cli.plan.request import read_request
 from triptych.data_modules import ShapesDataModule
+from triptych.training.flop_counter import count_flops
 from triptych.training.gpu_specs import GPU, GPUS, gpu_of
+from triptych.training.synthetic_batches import edit_batch
 from triptych.utils.errors import UserError
 
 RECIPES = sorted((ROOT / "conf" / "recipes" / "published").glob("*.yaml"))
@@ -110,6 +115,36 @@ def test_cards_are_known_by_the_names_people_use(name):
 def test_an_unknown_card_is_answered_with_the_known_ones():
     with pytest.raises(UserError, match=r"'voodoo2' is unknown.*h100.*mi300x"):
         gpu_of("voodoo2")
+
+
+def test_memory_of_cards_is_what_the_driver_leaves():
+    """What nvidia-smi and torch were seen to show, in MiB."""
+    shown = {"h100": 81559, "a100-40": 40960, "a10": 23028, "l40s": 46068, "h200": 142336}
+    for name, mib in shown.items():
+        assert gpu_of(name).memory == pytest.approx(mib * 2**20, rel=0.02)
+
+
+def test_stages_that_show_images_are_planned(capsys):
+    found, _ = planned(capsys, stage="edits")
+    captions, _ = planned(capsys, stage="stage3")
+    assert found["flops_per_sample"] > captions["flops_per_sample"]
+    assert found["features"] == "cached" and found["fits"] and len(found["table"]) == 4
+
+
+def test_flops_of_an_edit_count_the_image_in_its_prompt():
+    """Of one sample without repeated noise, by torch's counter."""
+    model = place(stage_model("tiny", "edits", "--model.build_decoder=false"), torch.device("cpu"))
+    model.train().generation.flow = replace(model.generation.flow, num_noise_samples=1)
+    features = torch.zeros(1, *model.target_encoder.feature_shape)
+    batch = edit_batch(model, 1, features=features, pixels=False)
+    found = count_flops(lambda: model.step(batch)[0].backward())
+    assert stage_flops(model, edits=True)[0] == pytest.approx(found, rel=0.02)
+
+
+def test_the_encoder_stage_is_not_planned_sharded(capsys):
+    with pytest.raises(SystemExit):
+        main(["plan", "--preset", "tiny", "--stage", "encoder", "--hardware", "fsdp2"])
+    assert "cannot be sharded; choose --hardware ddp" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("memory", [10**9, 10**7])

@@ -14,7 +14,7 @@ import weakref
 from typing import Any
 
 import torch
-from fake_cuda.model import fake_mode, image_batch, stage_model
+from fake_cuda.model import fake_mode, stage_model
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from torch import distributed
 from torch._subclasses.fake_tensor import unset_fake_temporarily
@@ -29,6 +29,7 @@ from triptych.training.fsdp import gather_state_dict, shard
 from triptych.training.meta_init import materialize
 from triptych.training.optimizer import make_optimizer
 from triptych.training.strategies import LeanDDPStrategy, _split_like
+from triptych.training.synthetic_batches import caption_batch
 
 PRODUCTS = {"mm", "addmm", "bmm", "linear"}
 CPU = torch.device("cpu")
@@ -158,7 +159,8 @@ def count(case: dict[str, Any], rank: int) -> dict[str, Any]:
         places = [name.rpartition(".")[::2] for name in names]
         if case.get("step"):
             storages = Storages([(model.get_submodule(path), name) for path, name in places])
-            batch = image_batch(model, case["step"])
+            features = torch.zeros(case["step"], *model.target_encoder.feature_shape)
+            batch = caption_batch(model, len(features), features=features, pixels=False)
             with storages:
                 for parameter in parameters.values():
                     storages.add(local(parameter).untyped_storage())

@@ -10,12 +10,12 @@ import torch
 from builders import ROOT
 from fake_cuda.model import stage_model
 
-from triptych.cli.plan.batches import stage_batches
 from triptych.cli.plan.memory import cached_encoder, fake_model
 from triptych.cli.plan.request import read_request
 from triptych.training.gpu_specs import gpu_of
 from triptych.training.memory.replay import Layout, replay
 from triptych.training.shard_sizes import checkpoint_plan, shard_numel
+from triptych.training.synthetic_batches import stage_batches
 
 FLOAT32 = 4
 FLAGS = ["--model.build_decoder=false"]

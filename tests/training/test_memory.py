@@ -1,90 +1,75 @@
 """Memory counted on fake tensors against real steps, and against FSDP2 under a fake group."""
 
+import functools
+
 import pytest
 import torch
+from fake_cuda import runtime
+from fake_cuda.model import place, stage_model
+from step_memory import step_peak
 from torch import distributed
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from triptych.cli.plan.batches import stage_batches
-from triptych.cli.plan.memory import MemoryPlan, Way, cached_encoder, fake_model
+from triptych.cli.plan.memory import MemoryPlan, Way
 from triptych.cli.plan.request import read_request
-from triptych.interfaces import batches_in
-from triptych.training.freezing import freeze_all_but
 from triptych.training.fsdp import shard
 from triptych.training.gpu_specs import gpu_of
-from triptych.training.memory.fake_step import HostReads
+from triptych.training.memory.host_numbers import HostNumbers
 from triptych.training.memory.placement import frozen_placement
 from triptych.training.memory.replay import Layout, replay
 from triptych.training.memory.storages import StorageCounter, rounded
-from triptych.training.meta_init import materialize, parameters_on_meta
-from triptych.training.optimizer import make_optimizer
+from triptych.training.meta_init import parameters_on_meta
+from triptych.training.synthetic_batches import stage_batches
 
 RANKS = 4
 WITHIN = 0.05
+FLAGS = ("--model.build_decoder=false",)
 
 
-def tiny(stage="stage2"):
-    """The tiny preset's model of a stage, not built."""
-    flags = ["--model.build_decoder=false"]
-    return read_request(
-        "tiny", stage, "single", devices=1, gpu=gpu_of("h100"), overrides=flags
-    ).model
+@functools.cache
+def plan_of(preset, stage, batch_size=None, *flags):
+    """The plan of a stage at a batch size, by default the recipe's."""
+    return MemoryPlan(
+        read_request(
+            preset,
+            stage,
+            "single",
+            devices=1,
+            gpu=gpu_of("h100"),
+            batch_size=batch_size,
+            overrides=[*FLAGS, *flags],
+        )
+    )
 
 
-def frozen(model):
-    """Build `model` on the meta device, as `configure_model` does."""
-    with parameters_on_meta():
-        model.build()
-    model.trained = freeze_all_but(model, model.trainable)
-    return model
+def planned(plan, strategy, ranks, batch_size, recompute=False):
+    """Peak of a rank at another batch size than that of the plan."""
+    return replay(plan.trace(recompute), Layout(strategy, ranks), batch_size).peak
 
 
-def peak(model, batch_size, keeps_gradients, counted_parameters):
-    """Peak bytes of the second of two steps, by the storages of its tensors."""
-    optimizer = make_optimizer(model, model.optimization)
-    counter = StorageCounter()
-    for tensor in counted_parameters:
-        counter.add(tensor)
-    plain = torch.UntypedStorage.resize_
-
-    def resize(storage, size):
-        result = plain(storage, size)
-        counter.resized(storage)
-        return result
-
-    with pytest.MonkeyPatch.context() as patch, counter, HostReads():
-        patch.setattr(torch.UntypedStorage, "resize_", resize)
-        for _ in range(2):
-            counter.peak = counter.now
-            batches = batches_in(stage_batches(model, batch_size))
-            loss = torch.stack([model.step(batch)[0] for batch in batches]).sum()
-            torch.autograd.backward(loss)
-            del loss, batches
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=not keeps_gradients)
-    return counter.peak
+CPU_STEPS = [
+    ("stage2", "single", 3),
+    ("stage2", "ddp", 24),
+    ("stage1", "ddp", 8),
+    ("joint", "single", 4),
+    ("decoder", "single", 16),
+    pytest.param("stage1", "single", 2, marks=pytest.mark.slow),
+    pytest.param("joint", "ddp", 16, marks=pytest.mark.slow),
+    pytest.param("decoder", "ddp", 4, marks=pytest.mark.slow),
+    pytest.param("edits", "single", 16, marks=pytest.mark.slow),
+    pytest.param("encoder", "ddp", 16, marks=pytest.mark.slow),
+]
 
 
-@pytest.fixture(scope="module")
-def stage2():
-    """A trace of the tiny preset's stage 2 at batch 8, and the encoder whose features it caches."""
-    model = tiny()
-    encoder = cached_encoder(model)
-    return fake_model(model, "32-true").trace(lambda: stage_batches(model, 8)), encoder
-
-
-@pytest.mark.parametrize("batch_size", [3, 24])
-@pytest.mark.parametrize("strategy", ["single", "ddp"])
-def test_memory_of_a_real_step_on_the_cpu(stage2, strategy, batch_size):
-    model = frozen(tiny())
-    materialize(model, torch.device("cpu"))
-    model.train()
-    everything = [*model.parameters(), *model.buffers()]
-    found = peak(model, batch_size, strategy == "ddp", everything)
-    counted = replay(stage2[0], Layout(strategy, 1), batch_size)
-    assert counted.peak == pytest.approx(found, rel=WITHIN)
+@pytest.mark.parametrize("stage, strategy, batch_size", CPU_STEPS)
+def test_memory_of_a_real_step_on_the_cpu(stage, strategy, batch_size):
+    """Of the tiny preset, from a plan at batch 8."""
+    model = place(stage_model("tiny", stage, *FLAGS), torch.device("cpu")).train()
+    found = step_peak(model, batch_size, keeps_gradients=strategy == "ddp", edits=stage == "edits")
+    counted = planned(plan_of("tiny", stage, 8), strategy, 1, batch_size)
+    assert counted == pytest.approx(found, rel=WITHIN)
 
 
 @pytest.fixture
@@ -96,21 +81,103 @@ def fake_group():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["shard", "replicate"])
-def test_memory_of_fsdp2(stage2, fake_group, strategy):
+@pytest.mark.parametrize(
+    "stage, strategy, batch_size",
+    [
+        ("stage2", "shard", 24),
+        ("stage2", "replicate", 4),
+        ("stage1", "shard", 16),
+        ("joint", "shard", 4),
+        ("edits", "replicate", 16),
+        ("decoder", "shard", 16),
+    ],
+)
+def test_memory_of_fsdp2(stage, strategy, batch_size, fake_group):
     mesh = init_device_mesh("cpu", (RANKS,), mesh_dim_names=("data_parallel",))
-    model = frozen(tiny())
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        shard(model, mesh["data_parallel"], strategy)
-        materialize(model, torch.device("cpu"))
-        for module in model.modules():
-            for name, buffer in module.named_buffers(recurse=False):
-                module._buffers[name] = torch.empty_like(buffer)
-        model.train()
-        everything = [getattr(p, "_local_tensor", p) for p in model.parameters()]
-        found = peak(model, 24, False, everything)
-    counted = replay(stage2[0], Layout(strategy, RANKS), 24)
-    assert counted.peak == pytest.approx(found, rel=WITHIN)
+    model = stage_model("tiny", stage, *FLAGS)
+    shard(model, mesh["data_parallel"], strategy)
+    with HostNumbers():
+        place(model, torch.device("cpu")).train()
+        found = step_peak(model, batch_size, edits=stage == "edits")
+    counted = planned(plan_of("tiny", stage, 8), strategy, RANKS, batch_size)
+    assert counted == pytest.approx(found, rel=WITHIN)
+
+
+VLM = "--model.understanding.init_args.vlm.init_args"
+SHALLOW = (
+    f"{VLM}.text.num_hidden_layers=3",
+    f"{VLM}.vision.depth=4",
+    f"{VLM}.vision.fullatt_block_indexes=[1]",
+    "--model.generation.init_args.dit.init_args.depth=2",
+    "--model.encoder.init_args.depth=2",
+)
+"""The published widths, shallow: counted in seconds."""
+SLOW_STEPS = [
+    ("blip3o_8b", "stage2", 32, "replicate", 8),
+    ("blip3o_4b", "stage1", 4, "shard", 8),
+    ("blip3o_4b", "joint", 16, "ddp", 8),
+    ("siglip2_sana", "decoder", 32, "ddp", 4),
+]
+SWEPT_STEPS = [
+    (preset, stage, batch_size, strategy, ranks)
+    for preset in ("blip3o_8b", "blip3o_4b", "siglip2_sana")
+    for stage, sizes in {
+        "stage1": (4, 16),
+        "stage2": (8, 32),
+        "stage3": (1,),
+        "edits": (8, 32),
+        "joint": (4, 16),
+        "decoder": (4, 16),
+        "encoder": (8, 32),
+    }.items()
+    for batch_size in sizes
+    for strategy, ranks in (("ddp", 8), ("shard", 8), ("replicate", 32))
+    if (preset, stage) != ("siglip2_sana", "encoder")  # it has none
+    if stage != "encoder" or strategy == "ddp"  # cannot be sharded
+    if (preset, stage, batch_size, strategy, ranks) not in SLOW_STEPS
+]
+"""Half and double of the recipes' batches."""
+
+
+@pytest.mark.linux
+@pytest.mark.cuda_stub
+@pytest.mark.parametrize(
+    "preset, stage, batch_size, strategy, ranks",
+    [
+        *(pytest.param(*each, marks=pytest.mark.slow) for each in SLOW_STEPS),
+        *(pytest.param(*each, marks=pytest.mark.sweep) for each in SWEPT_STEPS),
+    ],
+)
+def test_memory_of_a_step_on_fake_cuda_tensors(
+    preset, stage, batch_size, strategy, ranks, tmp_path
+):
+    """From a plan at the recipe's batch."""
+    flags = SHALLOW if stage != "decoder" else ()
+    case = ":".join(["memory", preset, stage, str(batch_size), strategy, str(ranks), *flags])
+    found = runtime.run(tmp_path, case)[case]
+    assert "error" not in found, found["error"]
+    counted = planned(plan_of(preset, stage, None, *flags), strategy, ranks, batch_size)
+    assert counted == pytest.approx(found["peak"], rel=WITHIN)
+
+
+def test_a_trace_of_one_batch_size_tells_of_others():
+    """Also where gradients and casts of weights, which do not scale, are most of the memory."""
+    plan = plan_of("tiny", "joint", 2)
+    other = plan._model.trace(lambda: stage_batches(plan.request.model, 8, step=1), recompute=True)
+    for strategy in ("ddp", "shard"):
+        layout = Layout(strategy, RANKS)
+        counted, exact = (replay(each, layout, 8) for each in (plan.trace(True), other))
+        assert counted.peak == pytest.approx(exact.peak, rel=0.01)
+
+
+def test_integers_that_the_host_reads_are_real():
+    with HostNumbers():
+        lengths = torch.arange(4) + torch.tensor([1, 2, 3, 4])
+        assert lengths.tolist() == [1, 3, 5, 7] and int((lengths > 2).sum()) == 3
+        values = torch.randn(3, 4)
+        with pytest.raises(Exception, match="_local_scalar_dense"):
+            values.sum().item()
+        assert isinstance(values[lengths[:1]], FakeTensor)
 
 
 def test_frozen_parameters_are_replicated_where_they_fit():

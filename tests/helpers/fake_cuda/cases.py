@@ -11,6 +11,7 @@ from torch import distributed
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
+from fake_cuda.memory import memory as memory
 from fake_cuda.model import CUDA, TWO_LAYERS, fake_mode, place, stage_model
 from fake_cuda.monitor import DeviceMonitor
 from fake_cuda.training import step_events

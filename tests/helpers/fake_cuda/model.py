@@ -10,7 +10,6 @@ import triptych.modules.base as base
 from triptych.backbones import qwen2_5_vl_tower
 from triptych.cli.recipes import recipe_of
 from triptych.inference.loading import describe_stage
-from triptych.interfaces import IMAGE_GENERATION, LANGUAGE_MODELING, Batch
 from triptych.training.meta_init import materialize
 from triptych.utils.paths import conf_files, presets
 
@@ -101,71 +100,3 @@ def place(model, device=CUDA):
         if hasattr(module, "_device"):
             module._device = device
     return model
-
-
-def image_batch(model, size, tokens=136, prefix=23, cached=True, pixels=False, shows=False):
-    """A batch of the losses of images on the CPU.
-
-    Args:
-        cached: whether features of the images come along, else pixels do.
-        pixels: whether pixels come along with the features.
-        shows: whether the prompts show images, as those of edits do.
-    """
-    ids = torch.ones(size, tokens, dtype=torch.long)
-    shown = {}
-    if shows:
-        ids, shown = _prompt_images(model.understanding.vlm, size, tokens)
-    side = model.image_size
-    images = {"target_pixels": torch.zeros(size, 3, side, side, dtype=torch.uint8)}
-    features = {}
-    if cached:
-        features = {"target_features": torch.zeros(size, *model.target_encoder.feature_shape)}
-    return Batch(
-        IMAGE_GENERATION,
-        [str(number) for number in range(size)],
-        1,
-        torch.arange(size),
-        ids,
-        torch.ones_like(ids),
-        num_shared_prefix_tokens=0 if shows else prefix,
-        draws=_draws(model, size),
-        **features,
-        **shown,
-        **(images if pixels or not cached else {}),
-    )
-
-
-def text_batch(model, size, tokens=200):
-    """A batch of the understanding loss on the CPU: `tokens` of text and an image each."""
-    ids, shown = _prompt_images(model.understanding.vlm, size, tokens)
-    return Batch(
-        LANGUAGE_MODELING,
-        [str(number) for number in range(size)],
-        1,
-        torch.arange(size),
-        ids,
-        torch.ones_like(ids),
-        labels=ids.clone(),
-        label_indices=torch.arange(size * (ids.shape[1] - 1)),
-        **shown,
-    )
-
-
-def _prompt_images(vlm, size, tokens):
-    """Prompts that show an image each, and the fields of a batch that describe these."""
-    with unset_fake_temporarily():
-        squares = torch.zeros(size, 3, vlm.image_size, vlm.image_size, dtype=torch.uint8)
-        patches, grids = vlm.image_inputs(squares)
-        count = vlm.image_tokens()
-        ids = torch.ones(size, tokens + count, dtype=torch.long)
-        ids[:, 4 : 4 + count] = vlm.vocabulary.image_pad
-        positions = vlm.position_ids(ids, torch.ones_like(ids), grids)
-    shown = {"understanding_pixels": patches, "image_grid_thw": grids, "may_show": True}
-    return ids, {**shown, "position_ids": positions}
-
-
-def _draws(model, size):
-    """The draws of the loader's workers."""
-    return {
-        draw.stream: torch.zeros(size * draw.repeats, *draw.shape) for draw in model.random_draws()
-    }

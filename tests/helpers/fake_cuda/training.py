@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 from torch.distributed import device_mesh
 from torch.utils.data import DataLoader, IterableDataset
 
-from fake_cuda.model import CUDA, fake_mode, image_batch, place, stage_model, text_batch
+from fake_cuda.model import CUDA, fake_mode, place, stage_model
 from fake_cuda.monitor import DeviceMonitor
 from triptych.callbacks import (
     EMA,
@@ -29,6 +29,7 @@ from triptych.callbacks._checkpoint_io import DurableCheckpointIO
 from triptych.training.fsdp import shard
 from triptych.training.ranks import take_over
 from triptych.training.strategies import ShardedStrategy
+from triptych.training.synthetic_batches import stage_batches
 
 FIRST, LAST = 1, 2
 """Steps between whose starts events are recorded; the first step fills caches."""
@@ -115,12 +116,17 @@ def real_meshes():
         yield
 
 
+def cached_features(model, size):
+    """Features of `size` images, as a cache has them."""
+    return torch.zeros(size, *model.target_encoder.feature_shape)
+
+
 def stage_batch(model, stage, size, cached):
-    """A batch of a stage; of joint training one for each objective."""
-    if stage == "stage1":
-        return text_batch(model, size)
-    images = image_batch(model, size, cached=cached, pixels=stage in IMAGES, shows=stage == "edits")
-    return {"a": text_batch(model, size), "b": images} if stage == "joint" else images
+    """The batches of a step of a stage, by objective."""
+    images = {"edits": stage == "edits"}
+    if cached and stage not in ("stage1", "encoder"):
+        images |= {"features": cached_features(model, size), "pixels": stage in IMAGES}
+    return stage_batches(model, size, step=1, **images)
 
 
 def trainer_of(*callbacks, every=None, **options):

@@ -18,6 +18,7 @@ from triptych.modules import UnifiedModule
 from triptych.training import flops
 from triptych.training.flop_counter import count_flops
 from triptych.training.freezing import freeze_all_but
+from triptych.training.synthetic_batches import ANSWER_TOKENS, PROMPT_TOKENS
 from triptych.utils.documents import read_yaml
 from triptych.utils.paths import conf_files, presets
 
@@ -25,10 +26,6 @@ PEAK = 989e12
 """Peak of dense bfloat16 in FLOP/s: H100 SXM, H200."""
 MFU = 0.4
 """Model FLOPs utilization of comparable runs, see docs/training_speed.md."""
-PROMPT_TOKENS = 136
-"""Tokens of a long caption in its template, including [IMG]."""
-ANSWER_TOKENS = 121
-"""Tokens of the caption alone, the targets where captions are answers."""
 SECONDS_PER_DAY = 24 * 3600
 
 
@@ -76,17 +73,20 @@ def budget(preset: str, stage: str, gpus: int) -> Budget:
     return Budget(gpus, size, steps, cached, live if live != cached else None)
 
 
-def stage_flops(model: UnifiedModule) -> tuple[float, float]:
+def stage_flops(model: UnifiedModule, edits: bool = False) -> tuple[float, float]:
     """Return the FLOPs per sample of a stage's step, with cached features and with live ones.
 
     In joint training, per one sample of each loss. May build the model on the meta device.
+
+    Args:
+        edits: whether prompts of images to generate show an image each.
     """
-    costs = [_loss_flops(model, name) for name in model.loss_weights]
+    costs = [_loss_flops(model, name, edits) for name in model.loss_weights]
     cached, live = (sum(cost) for cost in zip(*costs, strict=True))
     return cached, live
 
 
-def _loss_flops(model: UnifiedModule, loss: str) -> tuple[float, float]:
+def _loss_flops(model: UnifiedModule, loss: str, edits: bool) -> tuple[float, float]:
     """Return the FLOPs per sample of one loss, with cached features and with live ones."""
     if loss == "understanding":
         qwen = model.understanding.vlm
@@ -94,23 +94,26 @@ def _loss_flops(model: UnifiedModule, loss: str) -> tuple[float, float]:
             flops.understanding_step(qwen, qwen.image_tokens() + PROMPT_TOKENS, ANSWER_TOKENS),
         ) * 2
     if loss == "generation":
-        return _generation_flops(model)
+        return _generation_flops(model, edits)
     live = counted_flops(model, loss)
     if loss == "encoding":
         return live, live
     return live - flops.image_encoder(model.encoder).forward, live
 
 
-def _generation_flops(model: UnifiedModule) -> tuple[float, float]:
+def _generation_flops(model: UnifiedModule, edits: bool) -> tuple[float, float]:
     qwen, dit = model.understanding.vlm, model.generation.dit
     queries = model.generation.num_queries
     encoder = flops.image_encoder(model.encoder).forward
+    tokens = PROMPT_TOKENS + (qwen.image_tokens() if edits else 0)
     if any(path.startswith("understanding") for path in model.trainable):
-        vlm = flops.language_model(qwen, PROMPT_TOKENS + queries)
+        vlm = flops.language_model(qwen, tokens + queries)
         velocity = flops.velocity_model(dit, queries)
         cached = vlm.forward + vlm.backward + velocity.forward + velocity.backward
     else:
-        cached = flops.generation_step(qwen, dit, None, PROMPT_TOKENS, queries).total
+        cached = flops.generation_step(qwen, dit, None, tokens, queries).total
+    if edits:
+        cached += flops.vision_tower(qwen).forward
     return cached, cached + encoder
 
 

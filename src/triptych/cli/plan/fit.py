@@ -14,6 +14,7 @@ from triptych.callbacks.ema import EMA
 from triptych.cli.plan.report import make_plan, summary
 from triptych.cli.plan.request import PlanRequest
 from triptych.interfaces import BatchContents
+from triptych.interfaces.batch import IMAGE_TO_IMAGE
 from triptych.modules import UnifiedModule
 from triptych.training.device_peaks import dense_peak, device_name
 from triptych.training.gpu_specs import GPU
@@ -72,6 +73,7 @@ def fit_request(model: UnifiedModule, trainer: Trainer, data: Any, gpu: GPU) -> 
         trainer.precision,
         any(isinstance(callback, EMA) for callback in trainer.callbacks),
         getattr(data, "batch_contents", BatchContents)(),
+        any(each.task == IMAGE_TO_IMAGE for each in getattr(data, "datasets", {}).values()),
     )
 
 

@@ -72,7 +72,7 @@ def make_plan(request: PlanRequest, table: bool = True) -> Plan:
     Args:
         table: whether to count other ways than that of the request, even if it fits.
     """
-    flops = stage_flops(request.model)
+    flops = stage_flops(request.model, request.edits)
     plan = MemoryPlan(request)
     asked = plan.requested()
     memory = plan.measured(asked)

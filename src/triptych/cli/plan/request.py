@@ -10,6 +10,7 @@ from typing import Any
 from triptych.cli.recipes import recipe_of
 from triptych.inference.loading import describe_stage
 from triptych.interfaces import BatchContents
+from triptych.interfaces.batch import IMAGE_TO_IMAGE
 from triptych.modules import UnifiedModule
 from triptych.training.gpu_specs import GPU
 from triptych.training.memory.replay import Strategy
@@ -37,7 +38,8 @@ class PlanRequest:
         batch_size: samples of one GPU and micro-batch.
         precision: Lightning's `trainer.precision`.
         ema: whether a float32 average of the weights is kept.
-        contents: contents of the run's batches; features are planned for both ways.
+        contents: contents of the run's batches; features are planned both ways.
+        edits: whether prompts of images to generate show images.
     """
 
     model: UnifiedModule
@@ -51,6 +53,7 @@ class PlanRequest:
     precision: str
     ema: bool
     contents: BatchContents
+    edits: bool
 
     @property
     def command(self) -> str:
@@ -85,12 +88,13 @@ def read_request(
     files = [presets()[preset], stages[stage], recipe, trainers[hardware]]
     trainer = _trainer(conf_files("base.yaml")["base"], *files)
     model = describe_stage(files, overrides)
-    tasks = ((read_yaml(stages[stage]).get("data") or {}).get("init_args") or {}).get("tasks", [])
-    if shown := sorted(set(tasks) - {"text_to_image"}):
+    if "encoding" in model.loss_weights and STRATEGIES.get(hardware) == "shard":
         raise ConfigurationError(
-            f"the stage {stage!r} shows images to the language model ({', '.join(shown)}), whose "
-            "memory plan cannot count yet; it counts stage2, stage3, decoder and encoder."
+            f"the stage {stage!r} trains the encoder and the VAE, which cannot be sharded; choose "
+            "--hardware ddp."
         )
+    tasks = ((read_yaml(stages[stage]).get("data") or {}).get("init_args") or {}).get("tasks", [])
+    edits = IMAGE_TO_IMAGE in tasks
     data = read_yaml(recipe).get("data") or {}
     callbacks = [*(trainer.get("callbacks") or []), *(trainer.get("callbacks+") or [])]
     return PlanRequest(
@@ -104,7 +108,8 @@ def read_request(
         trainer["max_steps"],
         str(trainer.get("precision", "32-true")),
         any(str(each.get("class_path", "")).endswith(".EMA") for each in callbacks),
-        BatchContents(shows_images="understanding" in model.loss_weights),
+        BatchContents(shows_images="understanding" in model.loss_weights or edits),
+        edits,
     )
 
 

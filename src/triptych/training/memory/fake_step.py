@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from triptych.interfaces import Batch, LazyModule, batches_in
+from triptych.interfaces.batch import READ_BY_THE_HOST
 from triptych.training.execution import blocks_of, recompute_blocks
 from triptych.training.memory.autocast import CUDAAutocast
+from triptych.training.memory.host_numbers import HostNumbers
 from triptych.training.memory.storages import StorageCounter, rounded
 
 CPU = torch.device("cpu")
@@ -96,7 +96,7 @@ class FakeModel:
         precision: str = "32-true",
     ) -> None:
         self.module, self.precision = module, precision
-        self._mode = FakeTensorMode(allow_non_fake_inputs=True)
+        self._mode = HostNumbers()
         with self._mode:
             _fake_tensors(module)
             self._units = units_of(module)
@@ -127,31 +127,30 @@ class FakeModel:
                 stack.enter_context(_recomputed(module))
             stack.enter_context(_marked(self._units, trace.events))
             stack.enter_context(_dropped_gradients(module, trace.events, counter))
-            for mode in (self._mode, counter, HostReads(), CUDAAutocast()):
-                stack.enter_context(mode)
+            stack.enter_context(self._mode)
             batches = batches_in(make_batch())
-            trace.batch_size = sum(map(len, batches))
-            for batch in batches:
-                for tensor in tree_leaves(list(vars(batch).values())):
-                    if isinstance(tensor, FakeTensor):
-                        counter.add(tensor)
+            stack.enter_context(counter)
+            stack.enter_context(CUDAAutocast())
+            trace.batch_size = max(map(len, batches))  # in joint training, of each objective
+            for tensor in _on_the_device(batches):
+                counter.add(tensor)
             with autocast:
                 loss = torch.stack([module.step(batch)[0] for batch in batches]).sum()
+            counter.constant_shapes = frozenset(p.shape for p in self.parameters if p.trained)
             torch.autograd.backward(loss)  # `Tensor.backward` would take the modes out
             del loss
         return trace
 
 
-class HostReads(TorchFunctionMode):
-    """Answers what the host reads from fake tensors: sample ids and numbers of selected rows."""
-
-    def __torch_function__(
-        self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None
-    ) -> Any:
-        name = getattr(function, "__name__", "")
-        if name == "item" and isinstance(args[0], FakeTensor) and args[0].constant is None:
-            return 0  # a sample id
-        return function(*args, **(kwargs or {}))
+def _on_the_device(batches: list[Batch]) -> list[Tensor]:
+    """Tensors of batches that are moved to the device."""
+    fields = [
+        value
+        for batch in batches
+        for name, value in vars(batch).items()
+        if name not in READ_BY_THE_HOST
+    ]
+    return [each for each in tree_leaves(fields) if isinstance(each, Tensor)]
 
 
 def units_of(module: nn.Module) -> dict[str, tuple[nn.Module, list[nn.Parameter]]]:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 UNIT = 512
 """Bytes to which torch's CUDA allocator rounds a block."""
@@ -31,15 +30,24 @@ class StorageCounter(TorchDispatchMode):
         record: called when a storage appears or disappears, with the change in bytes and whether
             the storage is independent of the batch size: computed from parameters alone, such as
             weights cast by autocast, or a gradient, see `constant`.
+        device: whose storages are counted; None is all devices.
     """
 
-    def __init__(self, record: Callable[[int, bool], None] | None = None) -> None:
+    def __init__(
+        self,
+        record: Callable[[int, bool], None] | None = None,
+        device: torch.device | None = None,
+    ) -> None:
         super().__init__()
+        self._device = device
         self.now = self.peak = 0
         self._record = record or (lambda change, constant: None)
         self._sizes: dict[int, int] = {}  # by the storage's address as a Python object
         self._ignored: set[int] = set()
         self._constant: set[int] = set()
+        self.constant_shapes: frozenset[tuple[int, ...]] = frozenset()
+        """Shapes of tensors whose size does not depend on the batch, nor do transposed ones: in a
+        backward pass, those of the parameters, as their gradients are computed from the batch."""
 
     def ignore(self, *tensors: Tensor) -> None:
         """Leave out the storages of these tensors, such as parameters."""
@@ -57,6 +65,8 @@ class StorageCounter(TorchDispatchMode):
         """Count the storage of `tensor`, once; of a sharded one, this rank's shard."""
         if isinstance(tensor, DTensor):  # its own storage says the size of the whole
             tensor = tensor._local_tensor
+        if self._device is not None and tensor.device.type != self._device.type:
+            return
         storage = tensor.untyped_storage()
         key = id(storage)
         if key in self._sizes or key in self._ignored:
@@ -92,10 +102,22 @@ class StorageCounter(TorchDispatchMode):
     def __torch_dispatch__(
         self, op: Any, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
-        inputs = [each for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)]
-        constant = all(map(self._is_constant, inputs))
-        outputs = op(*args, **(kwargs or {}))
-        for each in tree_leaves(outputs):
-            if isinstance(each, Tensor):
-                self.add(each, constant)
+        kwargs = kwargs or {}
+        constant = all(map(self._is_constant, tensors_in((*args, *kwargs.values()))))
+        outputs = op(*args, **kwargs)
+        for each in tensors_in((outputs,)):
+            self.add(each, constant or self._has_constant_shape(each))
         return outputs
+
+    def _has_constant_shape(self, tensor: Tensor) -> bool:
+        shape = tuple(tensor.shape)
+        return shape in self.constant_shapes or shape[::-1] in self.constant_shapes
+
+
+def tensors_in(values: Iterable[Any]) -> Iterator[Tensor]:
+    """Tensors among the arguments or results of an operation; lists of them are flat."""
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from (each for each in value if isinstance(each, Tensor))

@@ -1,0 +1,164 @@
+"""Batches of random tokens and images at a model's real shapes, on the CPU.
+
+Under FakeTensorMode, what the host reads in a run (tokens, sample ids, grids) stays real, and
+images, features and draws are fake: they take no memory.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import unset_fake_temporarily
+
+from triptych.backbones.qwen2_5_vl_config import SPECIAL_IDS
+from triptych.interfaces import IMAGE_GENERATION, LANGUAGE_MODELING, Batch
+from triptych.interfaces.batch import IGNORED, label_indices
+from triptych.utils.rng import Draw
+
+PREFIX_TOKENS = 23
+"""Tokens of a chat template before the caption, which all prompts of a batch share."""
+PROMPT_TOKENS = 136
+"""Tokens of a long caption in its template, including [IMG]."""
+ANSWER_TOKENS = 121
+"""Tokens of the caption alone, the targets where captions are answers."""
+
+
+def stage_batches(
+    model: Any, size: int, *, step: int = 0, edits: bool = False, **images: Any
+) -> dict[str, Batch]:
+    """Return a batch for each objective of the losses of a `UnifiedModule`.
+
+    Args:
+        edits: whether prompts of images to generate show an image each.
+        images: `features` and `pixels` as of `caption_batch`.
+    """
+    objectives = {getattr(model, name).batch_objective for name in model.loss_weights}
+    batches = {}
+    if IMAGE_GENERATION in objectives:
+        make = edit_batch if edits else caption_batch
+        batches[IMAGE_GENERATION] = make(model, size, step=step, **images)
+    if LANGUAGE_MODELING in objectives:
+        batches[LANGUAGE_MODELING] = text_batch(model, size, step=step)
+    return batches
+
+
+def caption_batch(
+    model: Any,
+    size: int,
+    *,
+    step: int = 0,
+    tokens: int = PROMPT_TOKENS,
+    prefix: int = PREFIX_TOKENS,
+    features: Tensor | None = None,
+    pixels: bool = True,
+) -> Batch:
+    """Return captions with the images to generate, encode or decode.
+
+    Args:
+        tokens: number of tokens of a prompt, of which all prompts share the first `prefix`.
+        features: [B,C,h,w] of the images, as cached.
+        pixels: whether the images come along, uint8 [B,3,H,W].
+    """
+    draw = torch.Generator().manual_seed(step)
+    shared = max(0, min(prefix, tokens - 1))
+    with unset_fake_temporarily():
+        ids = _words(model, (size, tokens), draw)
+        ids[:, :shared] = ids[0, :shared].clone()
+    images = _target_images(model, size, draw, features, pixels)
+    return _batch(IMAGE_GENERATION, step, ids, num_shared_prefix_tokens=shared, **images)
+
+
+def edit_batch(
+    model: Any,
+    size: int,
+    *,
+    step: int = 0,
+    tokens: int = PROMPT_TOKENS,
+    features: Tensor | None = None,
+    pixels: bool = True,
+) -> Batch:
+    """Return prompts of `tokens` and an image each, with the images to generate."""
+    draw = torch.Generator().manual_seed(step)
+    ids, shown = _with_images(model, size, tokens, draw)
+    images = _target_images(model, size, draw, features, pixels)
+    return _batch(IMAGE_GENERATION, step, ids, **shown, **images)
+
+
+def text_batch(
+    model: Any,
+    size: int,
+    *,
+    step: int = 0,
+    tokens: int = PROMPT_TOKENS,
+    answer: int = ANSWER_TOKENS,
+) -> Batch:
+    """Return conversations of `tokens` and an image each, the last `answer` of them to learn."""
+    draw = torch.Generator().manual_seed(step)
+    ids, shown = _with_images(model, size, tokens, draw)
+    with unset_fake_temporarily():
+        labels = ids.clone()
+        labels[:, :-answer] = IGNORED
+        learned = label_indices(labels)
+    return _batch(LANGUAGE_MODELING, step, ids, labels=labels, label_indices=learned, **shown)
+
+
+def _batch(objective: str, step: int, ids: Tensor, **fields: Any) -> Batch:
+    with unset_fake_temporarily():
+        numbers = torch.arange(len(ids)) + step * len(ids)
+        keys = [str(number) for number in numbers.tolist()]
+        return Batch(objective, keys, step, numbers, ids, torch.ones_like(ids), **fields)
+
+
+def _target_images(
+    model: Any, size: int, draw: torch.Generator, features: Tensor | None, pixels: bool
+) -> dict[str, Any]:
+    # as a DataModule has it: the encoder's size, or the VAE's where its images are larger
+    shape = (size, 3, model.image_size, model.image_size)
+    # before the images: a step on cached features has the draws of the live one
+    draws = {each.stream: _drawn(each, size, draw) for each in model.random_draws()}
+    return {
+        "draws": draws,
+        "target_pixels": _colours(shape, draw) if pixels else None,
+        "target_features": features,
+    }
+
+
+def _colours(shape: tuple[int, ...], draw: torch.Generator) -> Tensor:
+    return torch.randint(0, 256, shape, generator=draw, dtype=torch.uint8)
+
+
+def _drawn(wanted: Draw, size: int, draw: torch.Generator) -> Tensor:
+    make = torch.randn if wanted.distribution == "normal" else torch.rand
+    return make((size * wanted.repeats, *wanted.shape), generator=draw)
+
+
+def _words(model: Any, shape: tuple[int, int], draw: torch.Generator) -> Tensor:
+    """Random tokens, none of them special: those lie together at an end of every vocabulary."""
+    vocabulary = model.understanding.vlm.vocabulary
+    special = [getattr(vocabulary, name) for name in SPECIAL_IDS]
+    low, high = (0, min(special)) if min(special) else (max(special) + 1, vocabulary.rows)
+    return torch.randint(low, high, shape, generator=draw)
+
+
+def _with_images(
+    model: Any, size: int, tokens: int, draw: torch.Generator
+) -> tuple[Tensor, dict[str, Any]]:
+    """Prompts that each begin with an image, and what `Batch` holds of the images."""
+    vlm = model.understanding.vlm
+    side, vocabulary = vlm.image_size, vlm.vocabulary
+    with unset_fake_temporarily():
+        one, grid = vlm.image_inputs(_colours((1, 3, side, side), draw))
+        image = [vocabulary.image_pad] * vlm.image_tokens()
+        image = torch.tensor([vocabulary.vision_start, *image, vocabulary.vision_end])
+        ids = torch.cat([image.expand(size, -1), _words(model, (size, tokens - 2), draw)], 1)
+        grids = grid.repeat(size, 1)
+        positions = vlm.position_ids(ids, torch.ones_like(ids), grids)
+    patches = torch.randn(size * len(one), one.shape[1], generator=draw)
+    return ids, {
+        "understanding_pixels": patches,
+        "image_grid_thw": grids,
+        "position_ids": positions,
+        "may_show": True,
+    }
