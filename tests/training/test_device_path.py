@@ -51,6 +51,7 @@ INFERENCE = {
 FLOAT32 = {
     "dc_ae.py": "linear attention sums keys and values of all tokens, in float32 as published",
     "sana.py": "the same, in the transformer's inference",
+    "modeling_qwen2_5_vl.py:558": "angles of rotary positions, by transformers 5.17",
 }
 """Files whose matrix products in float32 are meant, and why."""
 TOKEN = {

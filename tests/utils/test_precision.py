@@ -203,6 +203,7 @@ def test_a_step_of_the_trainer(weights, shapes_folder, tmp_path, precision):
     )
     trainer.fit(model, data(shapes_folder))
     exact = unified("stage2", weights=weights)
+    exact.unused = model.unused
     exact.configure_model()
     same_buffers(model, exact)
     assert model.generation.queries.dtype == (BF16 if "true" in precision else torch.float32)
