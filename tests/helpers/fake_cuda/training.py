@@ -13,6 +13,7 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from torch import distributed
 from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 from torch.distributed import device_mesh
+from torch.distributed.tensor import _dispatch
 from torch.utils.data import DataLoader, IterableDataset
 
 from fake_cuda.model import CUDA, fake_mode, place, stage_model
@@ -105,14 +106,21 @@ class FakeCheckpoint(Checkpoint):
 
 @contextmanager
 def real_meshes():
-    """Make device meshes outside of fake mode: they read the numbers of their ranks."""
+    """Make device meshes outside of fake mode, as they read the numbers of their ranks.
+
+    And let sharded parameters draw without comparing the random states of the ranks, as torch 2.11
+    does on the host.
+    """
     make = device_mesh.init_device_mesh
 
     def made(*args, **options):
         with unset_fake_temporarily():
             return make(*args, **options)
 
-    with patch.object(device_mesh, "init_device_mesh", made):
+    with (
+        patch.object(device_mesh, "init_device_mesh", made),
+        patch.object(_dispatch, "is_rng_supported_mesh", lambda mesh: False),
+    ):
         yield
 
 
