@@ -9,6 +9,7 @@ import torch
 from builders import ROOT
 from fake_cuda.model import place, stage_model
 from lightning import Trainer
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from triptych.cli.main import main
 from triptych.cli.plan.cost import Budget, budget, stage_flops
@@ -137,7 +138,8 @@ def test_flops_of_an_edit_count_the_image_in_its_prompt():
     model.train().generation.flow = replace(model.generation.flow, num_noise_samples=1)
     features = torch.zeros(1, *model.target_encoder.feature_shape)
     batch = edit_batch(model, 1, features=features, pixels=False)
-    found = count_flops(lambda: model.step(batch)[0].backward())
+    with sdpa_kernel(SDPBackend.MATH):  # torch 2.11 counts no fused attention of the processor
+        found = count_flops(lambda: model.step(batch)[0].backward())
     assert stage_flops(model, edits=True)[0] == pytest.approx(found, rel=0.02)
 
 
