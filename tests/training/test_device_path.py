@@ -11,11 +11,10 @@ from fake_cuda import runtime
 pytestmark = [pytest.mark.linux, pytest.mark.cuda_stub]
 
 STAGES = ("encoder", "decoder", "stage1", "stage2", "stage3", "edits", "joint")
+VARIANTS = ("stage2:flops", "stage2:live", "stage2:resumed")
 LARGE = ("blip3o_8b", "blip3o_4b", "siglip2_sana")
 QUICK = {
-    "tiny": [
-        f"step:tiny:{each}" for each in ("stage1", "stage2:flops", "stage2:live", "stage2:resumed")
-    ],
+    "tiny": [f"step:tiny:{each}" for each in (*STAGES, *VARIANTS)],
     **{preset: [f"step:{preset}:stage2"] for preset in LARGE},
 }
 """By preset, the steps that `make test` takes."""
