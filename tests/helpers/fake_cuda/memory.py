@@ -8,6 +8,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from fake_cuda.model import CUDA, place, stage_model
 from triptych.cli.recipes import recipe_of
+from triptych.interfaces import BatchContents
 from triptych.training.execution import recompute_blocks
 from triptych.training.fsdp import shard
 from triptych.training.memory.host_numbers import HostNumbers
@@ -29,7 +30,8 @@ def memory(preset, stage, size, strategy="single", ranks=1, *words):
     flags = ["--model.build_decoder=false", *(word for word in words if word.startswith("--"))]
     if dtype is not None:
         flags.append("--model.execution.frozen_dtype=bfloat16")
-    model = stage_model(preset, stage, *flags)
+    shows = stage in ("stage1", "edits", "joint")
+    model = stage_model(preset, stage, *flags, contents=BatchContents(False, shows))
     if strategy in ("shard", "replicate"):
         distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=ranks)
         mesh = init_device_mesh("cuda", (ranks,), mesh_dim_names=("data_parallel",))

@@ -7,9 +7,11 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 
 import triptych.modules.base as base
+import triptych.modules.unified as unified
 from triptych.backbones import qwen2_5_vl_tower
 from triptych.cli.recipes import recipe_of
 from triptych.inference.loading import describe_stage
+from triptych.modules.unused_parts import unused_parts
 from triptych.training.meta_init import materialize
 from triptych.utils.paths import conf_files, presets
 
@@ -64,7 +66,7 @@ def fake_mode():
         yield
 
 
-def stage_model(preset, stage, *flags, trainer=None):
+def stage_model(preset, stage, *flags, trainer=None, contents=None):
     """The model of a preset in a stage, by its own `configure_model`, on the meta device.
 
     Call it outside of fake mode: timm and diffusers read numbers while they build. Weight files
@@ -72,12 +74,17 @@ def stage_model(preset, stage, *flags, trainer=None):
 
     Args:
         trainer: trainer whose precision and strategy count; None is one device in float32.
+        contents: `BatchContents` of the run, which does not load what it never computes with; None
+            loads all parts.
     """
     files = [presets()[preset], conf_files(f"stages/{stage}.yaml")[stage], recipe_of(preset, stage)]
     model = describe_stage(files, [*flags])
     if trainer is not None:
         model.trainer = trainer
+    if contents is not None:
+        model.unused = unused_parts(model, contents)
     with (
+        patch.object(unified, "unused_in_run", lambda *_: model.unused),
         patch.object(base, "find_all", lambda weights: {}),
         patch.object(base, "start_at_random", lambda *_: None),
         patch.object(base, "materialize", lambda *_: None),

@@ -27,6 +27,7 @@ from triptych.callbacks import (
     SpikeGuard,
 )
 from triptych.callbacks._checkpoint_io import DurableCheckpointIO
+from triptych.interfaces import BatchContents
 from triptych.training.fsdp import shard
 from triptych.training.ranks import take_over
 from triptych.training.strategies import ShardedStrategy
@@ -34,6 +35,8 @@ from triptych.training.synthetic_batches import stage_batches
 
 FIRST, LAST = 1, 2
 """Steps between whose starts events are recorded; the first step fills caches."""
+SHOWING = ("stage1", "edits", "joint")
+"""Stages whose prompts show images."""
 IMAGES = ("decoder", "encoder")
 """Stages whose losses take images."""
 
@@ -191,7 +194,9 @@ def step_events(
     window = Window(monitor)
     trainer = trainer_of(window, *callbacks, **options)
     take_over(trainer)
-    model = stage_model(preset, stage, "--model.build_decoder=false", *flags, trainer=trainer)
+    contents = BatchContents(has_features=cached, shows_images=stage in SHOWING)
+    flags = ["--model.build_decoder=false", *flags]
+    model = stage_model(preset, stage, *flags, trainer=trainer, contents=contents)
     if isinstance(trainer.strategy, ShardedStrategy):
         ranks = distributed.get_world_size()
         mesh = device_mesh.init_device_mesh("cuda", (ranks,), mesh_dim_names=("data_parallel",))
