@@ -19,10 +19,17 @@ def rehearse(*words, seconds=300):
     return run(command, seconds=seconds, cwd=ROOT, env=env)
 
 
-@pytest.mark.slow
-def test_every_part_of_the_tiny_preset_holds(tmp_path):
+@pytest.mark.parametrize(
+    "words",
+    [
+        pytest.param(["--only", "resume", "published layout"], marks=pytest.mark.slow),
+        pytest.param([], marks=pytest.mark.sweep, id="all"),
+    ],
+)
+def test_parts_of_the_tiny_preset_hold(words, tmp_path):
     out = tmp_path / "rehearse.json"
-    done = rehearse("--preset", "tiny", "--layers", "2", "--out", str(out), seconds=1500)
+    words = ["--preset", "tiny", "--layers", "2", "--out", str(out), *words]
+    done = rehearse(*words, seconds=1500)
     result = json.loads(done.stdout.splitlines()[-1])
     assert done.returncode == 0 and result["failed"] == [], done.stdout[-3000:]
     assert 0 < result["peak_gb"] < 4

@@ -98,8 +98,13 @@ def killing(tmp_path_factory):
     return folder / "killing.yaml"
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["LeanDDPStrategy", "ShardedStrategy"])
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        pytest.param("ShardedStrategy", marks=pytest.mark.slow),
+        pytest.param("LeanDDPStrategy", marks=pytest.mark.sweep),
+    ],
+)
 def test_under_torchrun_a_killed_rank_ends_the_run_which_resumes(strategy, killing, tmp_path):
     whole, runs = tmp_path / "whole" / "runs", tmp_path / "killed" / "runs"
     for each in (whole, runs):

@@ -29,17 +29,14 @@ REST = {
     ]
     for preset, end in (("tiny", ":whole"), *((each, "") for each in LARGE))
 }
-MORE = {
-    "tiny": REST.pop("tiny"),
-    "large": [
-        "step:blip3o_8b:stage2:whole",
-        "step:blip3o_8b:stage1",
-        "step:blip3o_8b:decoder",
-        "step:blip3o_4b:joint",
-        "step:siglip2_sana:stage2:live",
-        "step:siglip2_sana:decoder",
-    ],
-}
+MORE = [
+    "step:blip3o_8b:stage2:whole",
+    "step:blip3o_8b:stage1",
+    "step:blip3o_8b:decoder",
+    "step:blip3o_4b:joint",
+    "step:siglip2_sana:stage2:live",
+    "step:siglip2_sana:decoder",
+]
 """The steps that `make test-slow` takes; `make test-sweep` takes all, see `REST`."""
 INFERENCE = {
     "inference:tiny:euler": [],
@@ -88,9 +85,8 @@ def steps():
     """A parameter for each preset and speed."""
     slow, sweep = pytest.mark.slow, pytest.mark.sweep
     quick = [pytest.param(cases, id=preset) for preset, cases in QUICK.items()]
-    more = [pytest.param(c, id=f"{name}-more", marks=slow) for name, c in MORE.items()]
     rest = [pytest.param(c, id=f"{name}-rest", marks=sweep) for name, c in REST.items()]
-    return quick + more + rest
+    return [*quick, pytest.param(MORE, id="large", marks=slow), *rest]
 
 
 @pytest.mark.parametrize("cases", steps())

@@ -182,8 +182,14 @@ def test_the_last_of_many_ranks_takes_a_step(preset, trained):
     is_sharded(found, trained, 256, 255)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("world", [8, 32, 256])
+@pytest.mark.parametrize(
+    "world",
+    [
+        pytest.param(8, marks=pytest.mark.slow),
+        pytest.param(32, marks=pytest.mark.sweep),
+        pytest.param(256, marks=pytest.mark.sweep),
+    ],
+)
 def test_ddp_sends_the_gradients_of_what_trains_alone(world, preset, trained):
     found = counted(preset=preset, world=world, ranks=[world - 1], strategy="ddp")[world - 1]
     assert found["world"] == world
