@@ -3,6 +3,7 @@
 import json
 import re
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,11 +12,15 @@ from fake_cuda.model import place, stage_model
 from lightning import Trainer
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from triptych.cli import lightning
 from triptych.cli.main import main
+from triptych.cli.plan import fit
 from triptych.cli.plan.cost import Budget, budget, stage_flops
 from triptych.cli.plan.fit import check_fit
 from triptych.cli.plan.request import read_request
 from triptych.data_modules import ShapesDataModule
+from triptych.interfaces import BatchContents
+from triptych.modules import UnifiedModule
 from triptych.training.flop_counter import count_flops
 from triptych.training.gpu_specs import GPU, GPUS, gpu_of
 from triptych.training.synthetic_batches import edit_batch
@@ -163,3 +168,23 @@ def test_a_fit_is_refused_on_a_card_that_is_too_small(memory, capsys):
         with pytest.raises(UserError, match="tiny stage2 needs .* GB .* card has"):
             check_fit(request.model, trainer, data, card)
     assert not request.model.generation.dit.is_built
+
+
+@pytest.mark.parametrize("has_features", [True, False])
+def test_a_fit_is_planned_with_the_features_of_its_data(has_features, capsys):
+    request = read_request("tiny", "stage2", "single", devices=1, gpu=gpu_of("h100"))
+    trainer = Trainer(accelerator="cpu", logger=False, max_steps=10, enable_checkpointing=False)
+    contents = BatchContents(has_features, shows_images=False)
+    data = SimpleNamespace(batch_size=4, batch_contents=lambda: contents)
+    check_fit(request.model, trainer, data, GPU("card", 10**9, 1e12, 1e9))
+    assert ("cached features" if has_features else "live features") in capsys.readouterr().out
+
+
+def test_a_fit_is_refused_before_it_loads_weights(triptych, monkeypatch):
+    monkeypatch.setattr(lightning, "on_gpu", lambda trainer: True)
+    monkeypatch.setattr(fit, "gpu_of_rank", lambda trainer: GPU("card", 10**7, 1e12, 1e9))
+    monkeypatch.setattr(UnifiedModule, "configure_model", lambda model: pytest.fail("loads"))
+    words = ["fit", "--preset", "tiny", "--stage", "stage2", "--data.images=32"]
+    status, _, err = triptych(*words)
+    assert status == 1
+    assert re.search(r"tiny stage2 needs .*live features.* card has 0.01 GB", err), err

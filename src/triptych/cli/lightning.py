@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace
-from lightning import LightningModule, Trainer
+from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
@@ -208,16 +208,28 @@ class TriptychCLI(LightningCLI):
         check_trainer = getattr(self.datamodule, "check_trainer", None)
         if check_trainer is not None:  # a DataModule of this project
             check_trainer(self.trainer)  # before data is generated
-        if self.trainer.strategy.root_device.type == "cuda":
-            from triptych.cli.plan.fit import check_fit, gpu_of_rank  # imports fake tensors
-
-            check_fit(self.model, self.trainer, self.datamodule, gpu_of_rank(self.trainer))
+        self.trainer.callbacks.append(PlannedFit())
 
     def after_fit(self) -> None:
         folder = run_folder.of_trainer(self.trainer)
         if folder is not None and self.trainer.is_global_zero:
             results = [name for name in RESULTS if (Path(folder) / name).exists()]
             print(f"run folder {folder}: {', '.join(results)}")
+
+
+class PlannedFit(Callback):
+    """Plans a fit on GPUs when its data are known, before weights are loaded; see `check_fit`."""
+
+    def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
+        if stage == "fit" and on_gpu(trainer):
+            from triptych.cli.plan.fit import check_fit, gpu_of_rank  # imports fake tensors
+
+            check_fit(module, trainer, trainer.datamodule, gpu_of_rank(trainer))
+
+
+def on_gpu(trainer: Trainer) -> bool:
+    """Whether this rank trains on a GPU."""
+    return trainer.strategy.root_device.type == "cuda"
 
 
 def to_user_error(error: BaseException, started: bool) -> UserError | None:

@@ -1,4 +1,7 @@
-"""Plan of a `fit` on GPUs, printed before weights are loaded, and refusal of what will not fit."""
+"""Plan of a `fit` on GPUs, printed before weights are loaded, and refusal of what will not fit.
+
+Data and callbacks must be set up: by them it is known what the run computes with.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,7 @@ from triptych.cli.plan.request import PlanRequest
 from triptych.interfaces import BatchContents
 from triptych.interfaces.batch import IMAGE_TO_IMAGE
 from triptych.modules import UnifiedModule
+from triptych.modules.unused_parts import needed_by_callbacks
 from triptych.training.device_peaks import dense_peak, device_name
 from triptych.training.gpu_specs import GPU
 from triptych.training.strategies import ShardedStrategy
@@ -62,7 +66,7 @@ def fit_request(model: UnifiedModule, trainer: Trainer, data: Any, gpu: GPU) -> 
             hardware = name
             break
     return PlanRequest(
-        copy.deepcopy(model),
+        copy.deepcopy(model, {id(trainer): None}),  # not the trainer that it belongs to
         model.preset,
         model.stage,
         hardware,
@@ -74,6 +78,7 @@ def fit_request(model: UnifiedModule, trainer: Trainer, data: Any, gpu: GPU) -> 
         any(isinstance(callback, EMA) for callback in trainer.callbacks),
         getattr(data, "batch_contents", BatchContents)(),
         any(each.task == IMAGE_TO_IMAGE for each in getattr(data, "datasets", {}).values()),
+        frozenset(needed_by_callbacks(trainer)),
     )
 
 

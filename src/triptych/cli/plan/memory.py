@@ -66,10 +66,10 @@ class MemoryPlan:
         self.request = request
         self.usable = int(request.gpu.memory * USABLE)
         self._encoder = cached_encoder(request.model)
-        cached = unused_parts(request.model, replace(request.contents, has_features=True))
-        self._holds_encoder = "encoder" not in cached
-        # the encoder is replayed, with features cached or not
-        request.model.unused = unused_parts(request.model, request.contents) - {"encoder"}
+        contents = replace(request.contents, has_features=True)
+        unused = unused_parts(request.model, contents, request.needed)
+        self._holds_encoder = "encoder" not in unused
+        request.model.unused = unused - {"encoder"}  # replayed, with features cached or not
         self._model = fake_model(request.model, request.precision)
         self._traces: dict[bool, StepTrace] = {}
 
@@ -79,9 +79,12 @@ class MemoryPlan:
         named = self.request.model.execution.frozen_params
         if named != "auto":
             return named
-        skipped = self._encoder if self.caches and not self._holds_encoder else None
+        cached = self.caches and self.request.contents.has_features
+        skipped = self._encoder if cached and not self._holds_encoder else None
         parameters = [p for p in self._model.parameters if not p.trained]
         frozen = sum(p.nbytes() for p in parameters if not is_under(p.name, skipped))
+        if not frozen:
+            return "shard"
         return frozen_placement(frozen, self.request.gpu.memory)
 
     @property
@@ -90,12 +93,12 @@ class MemoryPlan:
         return self._encoder is not None
 
     def requested(self) -> Way:
-        """Return the way that the request describes, with cached features if it can have them."""
+        """Return the way that the request describes."""
         strategy = STRATEGIES[self.request.hardware]
         if strategy == "shard" and self.request.hardware == "fsdp2":
             strategy = self.frozen_placement
         recompute = self.request.model.execution.activation_checkpointing
-        return Way(strategy, recompute, self.caches)
+        return Way(strategy, recompute, self.caches and self.request.contents.has_features)
 
     def ways(self) -> list[Way]:
         """Return the ways to run the stage with this number of GPUs, cheapest first."""

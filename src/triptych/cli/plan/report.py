@@ -103,6 +103,8 @@ def refusal(request: PlanRequest, memory: WayMemory, table: list[WayMemory]) -> 
     if fitting:
         flags = flags_of(fitting[0], memory)
         remedies.append(f"{' '.join(flags)} at the same batch")
+    elif not way.cached and any(e.fits for e in table if e.way.cached):
+        remedies.append("features made ahead by `triptych data features`")
     if not remedies:
         smaller = [e for e in table if e.largest_batch and e.way.cached == way.cached]
         if smaller:

@@ -38,8 +38,9 @@ class PlanRequest:
         batch_size: samples of one GPU and micro-batch.
         precision: Lightning's `trainer.precision`.
         ema: whether a float32 average of the weights is kept.
-        contents: contents of the run's batches; features are planned both ways.
+        contents: contents of the run's batches; the table has both kinds of features.
         edits: whether prompts of images to generate show images.
+        needed: parts that callbacks compute with, see `unused_parts`.
     """
 
     model: UnifiedModule
@@ -54,6 +55,7 @@ class PlanRequest:
     ema: bool
     contents: BatchContents
     edits: bool
+    needed: frozenset[str] = frozenset()
 
     @property
     def command(self) -> str:
@@ -71,7 +73,7 @@ def read_request(
     batch_size: int | None = None,
     overrides: Sequence[str] = (),
 ) -> PlanRequest:
-    """Read the files that `triptych fit` would read.
+    """Read the files that `triptych fit` would read; features are cached where they can be.
 
     Raises:
         ConfigurationError: the preset, stage or hardware is unknown, or there is no recipe.
@@ -108,7 +110,7 @@ def read_request(
         trainer["max_steps"],
         str(trainer.get("precision", "32-true")),
         any(str(each.get("class_path", "")).endswith(".EMA") for each in callbacks),
-        BatchContents(shows_images="understanding" in model.loss_weights or edits),
+        BatchContents(True, shows_images="understanding" in model.loss_weights or edits),
         edits,
     )
 
