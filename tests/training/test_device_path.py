@@ -11,7 +11,14 @@ from fake_cuda import runtime
 pytestmark = [pytest.mark.linux, pytest.mark.cuda_stub]
 
 STAGES = ("encoder", "decoder", "stage1", "stage2", "stage3", "edits", "joint")
-VARIANTS = ("stage2:flops", "stage2:live", "stage2:resumed")
+VARIANTS = (
+    "stage2:flops",
+    "stage2:live",
+    "stage2:resumed",
+    "stage2:clip_mse",
+    "stage2:vae_flow",
+    "joint:accumulated",
+)
 LARGE = ("blip3o_8b", "blip3o_4b", "siglip2_sana")
 QUICK = {
     "tiny": [f"step:tiny:{each}" for each in (*STAGES, *VARIANTS)],
@@ -61,9 +68,20 @@ TOKEN = {
 ON_HOST = {"training/ranks.py": "ranks agree on signals in the background, a step later"}
 """Files whose collectives are on the CPU, and why."""
 
+LOGGED = "step:tiny:stage2:logged"
+LOGGING = {
+    "callbacks/throughput.py": "the time is that of a device which has caught up",
+    "callbacks/guards.py": "flags of the steps since the last log",
+    "callbacks/progress.py": "losses that the bar shows",
+    "lightning/fabric/utilities/apply_func.py": "values that the loggers write",
+    "lightning/pytorch/callbacks/lr_monitor.py": "a plain number, which Lightning copies",
+    "logger_connector/result.py": "the same",
+}
+"""Files that synchronize in a step that is logged, and why."""
+
 BROKEN = [f"step:tiny:stage2:break-{name}" for name in ("read", "host", "float32")]
-RANKS = "step:tiny:stage2:fsdp2"
-TOGETHER = [*chain(*QUICK.values()), *BROKEN, "inference:tiny:euler", RANKS]
+RANKS = ["step:tiny:stage2:fsdp2", "step:tiny:joint:live:fsdp2"]
+TOGETHER = [*chain(*QUICK.values()), LOGGED, *BROKEN, "inference:tiny:euler", *RANKS]
 """Cases of one process, which imports everything once."""
 
 
@@ -93,16 +111,29 @@ def steps():
 def test_a_step_never_waits_for_the_device(results, cases):
     for case, result in zip(cases, results(*cases), strict=True):
         assert "error" not in result, f"{case}: {result['error']}"
-        events = result["events"]
-        assert not texts(events, "sync"), case
-        # copies are those of the loader's pinned memory
-        copies = [text for text in texts(events, "copy") if "interfaces/batch.py" not in text]
-        assert not copies, case
-        # a CPU scalar is an argument of a kernel; one in a step would be a number made on the host
-        assert not texts(events, "cpu") + texts(events, "mixed"), case
+        assert not texts(result["events"], "sync"), case
+        stays_on_the_device(case, result["events"])
 
 
-@pytest.mark.parametrize("cases", steps())
+def stays_on_the_device(case, events):
+    """Check that no tensor of the host takes part in a step, but for the batch."""
+    # copies are those of the loader's pinned memory
+    copies = [text for text in texts(events, "copy") if "interfaces/batch.py" not in text]
+    assert not copies, case
+    # a CPU scalar is an argument of a kernel; one in a step would be a number made on the host
+    assert not texts(events, "cpu") + texts(events, "mixed"), case
+
+
+def test_only_what_logs_waits_for_the_device_in_a_logged_step(results):
+    (result,) = results(LOGGED)
+    assert "error" not in result, result["error"]
+    syncs = texts(result["events"], "sync")
+    assert not [text for text in syncs if not any(file in text for file in LOGGING)]
+    assert all(any(file in text for text in syncs) for file in LOGGING)
+    stays_on_the_device(LOGGED, result["events"])
+
+
+@pytest.mark.parametrize("cases", [*steps(), pytest.param(RANKS, id="fsdp2")])
 def test_matrix_products_are_in_bfloat16(results, cases):
     for case, result in zip(cases, results(*cases), strict=True):
         products = texts(result["events"], "float32")
@@ -124,10 +155,12 @@ def test_what_is_broken_is_noticed(results):
     assert any(name.startswith("understanding.vlm") for name in wide["wide"])
 
 
-def test_the_ranks_of_a_sharded_step_wait_for_nothing_on_the_host(results):
-    (result,) = results(RANKS)
+@pytest.mark.parametrize("case", RANKS)
+def test_the_ranks_of_a_sharded_step_wait_for_nothing_on_the_host(results, case):
+    (result,) = results(case)
     assert "error" not in result, result["error"]
     assert not texts(result["events"], "sync")
+    stays_on_the_device(case, result["events"])
     collectives = texts(result["events"], "collective")
     assert collectives
     assert not [text for text in collectives if "barrier" in text]

@@ -17,8 +17,9 @@ from fake_cuda.monitor import DeviceMonitor
 from fake_cuda.training import step_events
 from triptych import sampler
 from triptych.backbones import sdxl, token_sampling
-from triptych.callbacks import Throughput
+from triptych.callbacks import RunSummary, Throughput
 from triptych.interfaces import Sampling
+from triptych.loss import OBJECTIVES
 from triptych.training import strategies
 from triptych.training.execution import cast_frozen
 from triptych.training.strategies import ShardedStrategy
@@ -27,10 +28,12 @@ from triptych.training.strategies import ShardedStrategy
 def step(preset, stage, *words):
     """A training step.
 
-    Words: "live" features, "whole" depth, "fsdp2" for a rank of 8, "flops" for Throughput,
-    "resumed" from a checkpoint, and "break-NAME", see `BREAKS`.
+    Words: "live" features, "whole" depth, "fsdp2" for a rank of 8, "flops" for those who count
+    them, "logged" for a step that is logged, "resumed" from a checkpoint, "accumulated" gradients
+    of recomputed blocks, those of `OBJECTIVES`, and "break-NAME", see `BREAKS`.
     """
-    flags = [] if "whole" in words else TWO_LAYERS
+    flags = [] if "whole" in words else [*TWO_LAYERS]
+    flags += [f"--model.generation.objective={word}" for word in words if word in OBJECTIVES]
     change = next((BREAKS[word] for word in words if word in BREAKS), None)
     size = 16 if "whole" in words else 2
     options = ranks() if "fsdp2" in words else {}
@@ -38,7 +41,12 @@ def step(preset, stage, *words):
         step_events(preset, stage, *flags, every=1, logger=CSVLogger("saved"))
         (options["resumed"],) = Path("saved").rglob("00000001.ckpt")
     if "flops" in words:  # counted by a step of its own
-        options["callbacks"] = [Throughput()]
+        options["callbacks"] = [Throughput(), RunSummary()]
+    if "logged" in words:
+        options |= {"callbacks": [Throughput()], "log_every_n_steps": 1}
+    if "accumulated" in words:
+        options["accumulate_grad_batches"] = 2
+        flags.append("--model.execution.activation_checkpointing=true")
     live = "live" in words
     window = step_events(
         preset, stage, *flags, size=size, cached=not live, change=change, **options

@@ -21,9 +21,12 @@ from fake_cuda.monitor import DeviceMonitor
 from triptych.callbacks import (
     EMA,
     Checkpoint,
+    Evaluate,
+    FrozenCheck,
     GradientNorms,
     NonFiniteGuard,
     ProgressBar,
+    SampleGrid,
     SpikeGuard,
 )
 from triptych.callbacks._checkpoint_io import DurableCheckpointIO
@@ -55,15 +58,16 @@ class Batches(IterableDataset):
 class Window(Callback):
     """Records from the start of one step to the start of the next: a whole turn of the loop."""
 
-    def __init__(self, monitor):
+    def __init__(self, monitor, micro_batches):
         self.monitor, self.events, self.bytes = monitor, {}, {}
+        self.first, self.last = FIRST * micro_batches, LAST * micro_batches
         self.wide = []  # frozen parameters in float32
         self.started = 0
 
     def on_train_batch_start(self, trainer, module, batch, batch_idx):
-        if self.started == FIRST:
+        if self.started == self.first:
             self.monitor.clear()
-        if self.started == LAST:
+        if self.started == self.last:
             self.events, self.bytes = dict(self.monitor.events), dict(self.monitor.bytes)
             trainer.should_stop = True
         self.started += 1
@@ -107,6 +111,36 @@ class FakeCheckpoint(Checkpoint):
             super()._save_checkpoint(trainer, filepath)
 
 
+class SeldomCheck(FrozenCheck):
+    """Decides in each step, and never checks: fake tensors have no bits."""
+
+    def _check(self, trainer, module):
+        pass
+
+
+class SeldomGrid(SampleGrid):
+    """Decides in each step, and never makes images."""
+
+    def lacks(self, trainer, module):
+        return None
+
+    def _show(self, trainer, module):
+        pass
+
+
+class SeldomScore(Evaluate):
+    """Decides in each step, and never scores."""
+
+    def lacks(self, trainer, module):
+        return None
+
+    def _score(self, trainer, module):
+        self.after = {}
+
+    def on_train_end(self, trainer, module):
+        pass
+
+
 @contextmanager
 def real_meshes():
     """Make device meshes outside of fake mode, as they read the numbers of their ranks.
@@ -132,12 +166,17 @@ def cached_features(model, size):
     return torch.zeros(size, *model.target_encoder.feature_shape)
 
 
-def stage_batch(model, stage, size, cached):
-    """The batches of a step of a stage, by objective."""
+def stage_batch(model, stage, size, cached, micro_batches=1):
+    """The batches of a micro-batch of a stage, by objective, as the loader counts them."""
     images = {"edits": stage == "edits"}
     if cached and stage not in ("stage1", "encoder"):
         images |= {"features": cached_features(model, size), "pixels": stage in IMAGES}
-    return stage_batches(model, size, step=1, **images)
+    batches = stage_batches(model, size, step=1, **images)
+    if micro_batches > 1:
+        for each in batches.values():
+            with unset_fake_temporarily():
+                each.step_elements = micro_batches * int(each.elements)
+    return batches
 
 
 def trainer_of(*callbacks, every=None, **options):
@@ -165,6 +204,9 @@ def trainer_of(*callbacks, every=None, **options):
             NonFiniteGuard(),
             SpikeGuard(),
             EMA(export=False),
+            SeldomCheck(1000),
+            SeldomGrid(1000),
+            SeldomScore(None, 1000),
             FakeCheckpoint(every),
         ],
         enable_model_summary=False,
@@ -191,7 +233,8 @@ def step_events(
         A `Window` with `events` (`Event` -> count) and `bytes`.
     """
     monitor = DeviceMonitor(lambda tensor: True if tensor.dtype == torch.bool else 1)
-    window = Window(monitor)
+    micro_batches = options.get("accumulate_grad_batches", 1)
+    window = Window(monitor, micro_batches)
     trainer = trainer_of(window, *callbacks, **options)
     take_over(trainer)
     contents = BatchContents(has_features=cached, shows_images=stage in SHOWING)
@@ -208,10 +251,10 @@ def step_events(
     model.to = lambda device: place(model, CUDA)
     model.cpu = lambda: model
     # no more than the start of the last step
-    model.on_train_batch_start = lambda *_: -1 if window.started > LAST else None
+    model.on_train_batch_start = lambda *_: -1 if window.started > window.last else None
     frozen = ((name, p) for name, p in model.named_parameters() if not p.requires_grad)
     window.wide = [name for name, p in frozen if p.dtype == torch.float32]
     with fake_mode(), real_meshes(), monitor:
-        batches = Batches(lambda: stage_batch(model, stage, size, cached))
+        batches = Batches(lambda: stage_batch(model, stage, size, cached, micro_batches))
         trainer.fit(model, DataLoader(batches, batch_size=None), ckpt_path=resumed)
     return window
