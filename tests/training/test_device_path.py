@@ -80,7 +80,7 @@ LOGGING = {
 """Files that synchronize in a step that is logged, and why."""
 
 BROKEN = [f"step:tiny:stage2:break-{name}" for name in ("read", "host", "float32")]
-RANKS = ["step:tiny:stage2:fsdp2", "step:tiny:joint:live:fsdp2"]
+RANKS = [f"step:tiny:{each}:fsdp2" for each in ("stage2", "edits", "joint:live")]
 TOGETHER = [*chain(*QUICK.values()), LOGGED, *BROKEN, "inference:tiny:euler", *RANKS]
 """Cases of one process, which imports everything once."""
 
@@ -141,10 +141,18 @@ def test_matrix_products_are_in_bfloat16(results, cases):
         assert not result["wide"], case
 
 
-def test_a_frozen_encoder_keeps_its_residual_stream_in_bfloat16(results):
-    (result,) = results("step:tiny:stage2:live")
-    casts = [text for text in texts(result["events"], "cast") if "eva_clip.py" in text]
-    assert not [text for text in casts if "via timm" in text]
+@pytest.mark.parametrize(
+    ("case", "file", "library"),
+    [
+        ("step:tiny:stage2:live", "backbones/eva_clip.py", "timm"),
+        ("step:tiny:decoder", "backbones/vae.py", "diffusers"),
+    ],
+)
+def test_a_frozen_encoder_keeps_its_residual_stream_in_bfloat16(results, case, file, library):
+    (result,) = results(case)
+    casts = [text for text in texts(result["events"], "cast") if file in text]
+    assert casts  # its input
+    assert not [text for text in casts if f"via {library}" in text]
 
 
 def test_what_is_broken_is_noticed(results):

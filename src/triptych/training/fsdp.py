@@ -6,6 +6,9 @@ No class is named here: a part defines its own blocks (`LazyModule.blocks`).
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import wraps
+from types import MethodType
 from typing import Any, Literal
 
 import torch
@@ -37,7 +40,7 @@ def shard(
                     # no backward pass needs it: it would be gathered ahead, being the next unit
                     unit.set_unshard_in_backward(False)
         for name in part.fsdp_forward_methods:
-            register_fsdp_forward_method(part, name)
+            _register(part, name)
     for each in module.modules():
         if isinstance(each, LazyModule):
             continue
@@ -45,6 +48,45 @@ def shard(
             if parameter.requires_grad and not isinstance(parameter, DTensor):
                 split = _split(parameter, mesh)
                 setattr(each, name, nn.Parameter(split, parameter.requires_grad))
+
+
+@dataclass(frozen=True)
+class _OnHost:
+    """A tensor of the host as an argument, which FSDP2 does not look into."""
+
+    tensor: Tensor
+
+
+def _register(part: nn.Module, name: str) -> None:
+    """Let FSDP2 gather parameters for a method of `part`, and leave the host's tensors there.
+
+    FSDP2 moves all tensors among the arguments to the GPU, and waits; the model would wait again to
+    read those that it needs on the host, such as the grids of images.
+    """
+    method = getattr(part, name)
+
+    @wraps(method)
+    def shown(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        values = [each.tensor if isinstance(each, _OnHost) else each for each in args]
+        named = {k: v.tensor if isinstance(v, _OnHost) else v for k, v in kwargs.items()}
+        return method(*values, **named)
+
+    setattr(part, name, MethodType(shown, part))
+    register_fsdp_forward_method(part, name)
+    hooked = getattr(part, name)
+
+    @wraps(method)
+    def hidden(*args: Any, **kwargs: Any) -> Any:
+        if next(part.parameters()).device.type == "cpu":  # all are there
+            return hooked(*args, **kwargs)
+        return hooked(*map(_hide, args), **{k: _hide(v) for k, v in kwargs.items()})
+
+    setattr(part, name, hidden)
+
+
+def _hide(value: Any) -> Any:
+    on_host = isinstance(value, Tensor) and value.device.type == "cpu"
+    return _OnHost(value) if on_host else value
 
 
 def _split(parameter: Tensor, mesh: DeviceMesh) -> DTensor:

@@ -172,8 +172,9 @@ def stage_batch(model, stage, size, cached, micro_batches=1):
     if cached and stage not in ("stage1", "encoder"):
         images |= {"features": cached_features(model, size), "pixels": stage in IMAGES}
     batches = stage_batches(model, size, step=1, **images)
-    if micro_batches > 1:
-        for each in batches.values():
+    for each in batches.values():
+        each.may_show |= stage == "joint"  # a rank whose prompts show none, beside ranks with edits
+        if micro_batches > 1:
             with unset_fake_temporarily():
                 each.step_elements = micro_batches * int(each.elements)
     return batches
