@@ -30,6 +30,7 @@ from triptych.data_modules.sampling.step_dataset import (
     EvaluationDataset,
     StepDataset,
     StepSampler,
+    step_loader,
 )
 from triptych.interfaces import (
     IMAGE_GENERATION,
@@ -462,3 +463,10 @@ def test_previews_are_those_of_the_validation_set(shapes_folder, tokenizer):
     assert [sample.text for sample in shown] == [expected.caption(n) for n in range(3)]
     assert len(module.preview(IMAGE_GENERATION, 99, "caption")) == 16
     assert module.preview(LANGUAGE_MODELING, 3, "caption") == []
+
+
+def test_batches_are_pinned_where_there_is_a_gpu(monkeypatch):
+    """Else each copy to the device would be waited for."""
+    for gpu in (True, False):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda gpu=gpu: gpu)
+        assert step_loader([], None, 0).pin_memory is gpu

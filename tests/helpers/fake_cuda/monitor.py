@@ -6,7 +6,7 @@ Kinds of what it records:
     cpu     a CPU scalar tensor as argument of a kernel
     mixed   other CPU tensors beside CUDA ones: fake mode does not notice them in lists and indices
     cast    between floating-point dtypes on the device
-    float32 matrix products in float32
+    float32 matrix products and attention in float32
     collective  of torch.distributed, and on which device
 """
 
@@ -102,7 +102,11 @@ class DeviceMonitor(TorchDispatchMode):
                 self._record("cpu", name)
             if any(on_host):
                 self._record("mixed", name)
-            if name in PRODUCTS and any(each.dtype == torch.float32 for each in results):
+            attends = "attention" in name
+            if attends:  # its statistics are in float32 anyway
+                results = results[:1]
+            wide = any(each.dtype == torch.float32 for each in results)
+            if wide and (attends or name in PRODUCTS):
                 shapes = [tuple(each.shape) for each in on_device]
                 self._record("float32", f"{name} {shapes}", sum(each.numel() for each in results))
         return outputs
