@@ -124,7 +124,7 @@ def test_an_unknown_card_is_answered_with_the_known_ones():
 
 
 def test_memory_of_cards_is_what_the_driver_leaves():
-    """What nvidia-smi and torch were seen to show, in MiB."""
+    """Memory in MiB as nvidia-smi and torch were seen to show it."""
     shown = {"h100": 81559, "a100-40": 40960, "a10": 23028, "l40s": 46068, "h200": 142336}
     for name, mib in shown.items():
         assert gpu_of(name).memory == pytest.approx(mib * 2**20, rel=0.02)
