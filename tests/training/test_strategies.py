@@ -273,7 +273,7 @@ def test_three_ranks_of_ddp_resume_bit_for_bit(tmp_path):
 
 def test_ddp_has_buckets_only_for_trained_parameters(fits):
     facts = fits["ddp"]["facts"]
-    assert facts["bucket_bytes"] == facts["trained_bytes"] < 4 * facts["all"]
+    assert facts["bucket_bytes"] == facts["trained_bytes"] < 4 * facts["all"] / 1.7
 
 
 @pytest.mark.parametrize(

@@ -87,9 +87,7 @@ class DeviceMonitor(TorchDispatchMode):
         if name.startswith("index") and any(each.dtype == torch.bool for each in on_device):
             if any(each.dtype == torch.bool for each in inputs[1:]):
                 self._record("sync", f"{name} by a boolean mask")
-        unknown = (
-            isinstance(inputs[0], FakeTensor) and inputs[0].constant is None if inputs else False
-        )
+        unknown = bool(inputs) and _unknown(inputs[0])
         if name == "_local_scalar_dense" and self.answer and unknown:
             return self.answer(inputs[0])
         outputs = op(*args, **kwargs)
