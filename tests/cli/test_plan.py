@@ -17,12 +17,15 @@ from triptych.cli.main import main
 from triptych.cli.plan import fit
 from triptych.cli.plan.cost import Budget, budget, stage_flops
 from triptych.cli.plan.fit import check_fit
+from triptych.cli.plan.memory import Way, WayMemory
+from triptych.cli.plan.report import refusal
 from triptych.cli.plan.request import read_request
 from triptych.data_modules import ShapesDataModule
 from triptych.interfaces import BatchContents
 from triptych.modules import UnifiedModule
 from triptych.training.flop_counter import count_flops
 from triptych.training.gpu_specs import GPU, GPUS, gpu_of
+from triptych.training.memory.replay import StepMemory
 from triptych.training.synthetic_batches import edit_batch
 from triptych.utils.errors import UserError
 
@@ -188,3 +191,17 @@ def test_a_fit_is_refused_before_it_loads_weights(triptych, monkeypatch):
     status, _, err = triptych(*words)
     assert status == 1
     assert re.search(r"tiny stage2 needs .*live features.* card has 0.01 GB", err), err
+
+
+def test_features_made_ahead_are_named_where_only_they_fit():
+    card = GPU("card", 10**11, 1e12, 1e9)
+    request = read_request("tiny", "stage2", "single", devices=1, gpu=card)
+
+    def way(cached, peak, fits):
+        found = StepMemory(peak, 0, 0, 0, 0)
+        return WayMemory(Way("single", recompute=False, cached=cached), found, 4, fits)
+
+    live, cached = way(False, 10**12, False), way(True, 10**9, True)
+    said = refusal(request, live, [cached, live])
+    assert "--data.batch_size=4 or features made ahead by `triptych data features`." in said
+    assert "features made ahead" not in refusal(request, live, [live])
