@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+import json
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 from lightning import LightningModule, Trainer
 
 from triptych.callbacks._evaluation_mode import evaluation_mode
 from triptych.callbacks._optional import OptionalCallback, missing_parts
+from triptych.callbacks.ema import EMA
+from triptych.checkpoints.run_folder import of_trainer
 from triptych.interfaces import Evaluator
+from triptych.utils.atomic_write import write_text
 from triptych.utils.errors import UserError
+
+SCORES = "scores.json"
 
 
 class Evaluate(OptionalCallback):
     """Runs an evaluator, logs its scores as NAME/SCORE, and prints scores before and after.
 
-    Disabled in a stage that does not build the parts that the evaluator needs.
+    The average of the callback `EMA` is scored where a run has one. Disabled in a stage that does
+    not build the parts that the evaluator needs.
+
+    A fit ends with scores.json, in its folder and, for the latest run, one folder above: "before"
+    and "after", the means of the first evaluator, "run", "step", and all scores by evaluator.
 
     Args:
         evaluator: evaluator to run, for example triptych.evaluation.ShapeEval.
@@ -57,8 +69,12 @@ class Evaluate(OptionalCallback):
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
         if trainer.global_step != self._scored:
             self._score(trainer, module)
+        run = of_trainer(trainer)  # collective
         if trainer.is_global_zero:
             print(table(self.name, self.before, self.after))
+            all_of_them = [each for each in trainer.callbacks if isinstance(each, Evaluate)]
+            if run is not None and self is all_of_them[-1]:
+                write_scores(run, trainer.global_step, all_of_them)
 
     def state_dict(self) -> dict[str, Any]:
         return {"before": self.before}
@@ -67,7 +83,11 @@ class Evaluate(OptionalCallback):
         self.before = state["before"]
 
     def _score(self, trainer: Trainer, module: LightningModule) -> None:
-        with evaluation_mode(trainer, module):
+        with ExitStack() as stack:
+            for callback in trainer.callbacks:
+                if isinstance(callback, EMA):
+                    stack.enter_context(callback.swapped(module))
+            stack.enter_context(evaluation_mode(trainer, module))
             self.after = self.evaluator(module)
         self._scored = trainer.global_step
         for logger in trainer.loggers:
@@ -76,6 +96,20 @@ class Evaluate(OptionalCallback):
                 trainer.global_step,
             )
             logger.save()
+
+
+def write_scores(run: Path, step: int, evaluations: list[Evaluate]) -> None:
+    """Write scores.json to the folder of a run, and to the one above it."""
+    first = evaluations[0]
+    scores = {
+        "run": run.name,
+        "step": step,
+        "before": first.before.get("mean"),
+        "after": first.after.get("mean"),
+        "scores": {each.name: {"before": each.before, "after": each.after} for each in evaluations},
+    }
+    for folder in (run, run.parent):
+        write_text(folder / SCORES, json.dumps(scores, indent=1) + "\n")
 
 
 def table(name: str, before: dict[str, float], after: dict[str, float]) -> str:

@@ -1,6 +1,7 @@
 """Callbacks that evaluate a model in training: their outputs, and no effect on the training."""
 
 import csv
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -285,6 +286,24 @@ def test_evaluate_scores_before_on_time_and_after(tmp_path, capsys):
     assert list(scored) == [0, 2, 4] and scored[4] == pytest.approx(callback.after["easy"])
     printed = capsys.readouterr().out
     assert "exam  before   after\neasy   0.000   0.590\nmean   0.500   0.500" in printed
+    written = json.loads((run / "scores.json").read_text())
+    assert written == json.loads((run.parent / "scores.json").read_text())
+    assert (written["before"], written["after"], written["step"]) == (0.5, 0.5, 4)
+    assert written["scores"]["exam"]["after"] == callback.after and written["run"] == run.name
+
+
+def test_evaluate_scores_the_average_where_a_run_has_one(tmp_path):
+    class Weight:
+        parts = ()
+
+        def __call__(self, model):
+            return {"mean": float(next(iter(model.parameters())))}
+
+    ema, callback = EMA(decay=0.5, warmup=False, export=False), Evaluate(Weight())
+    model = Model("generation")
+    fit(model, tmp_path, callback, ema, steps=4)
+    average = float(next(iter(ema.average.values())))
+    assert callback.after["mean"] == average != float(next(iter(model.parameters())))
 
 
 def test_evaluate_is_skipped_in_stages_without_the_scored_parts(tmp_path, caplog):

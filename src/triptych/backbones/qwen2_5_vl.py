@@ -27,7 +27,7 @@ from triptych.backbones.qwen2_5_vl_config import (
     check_vocabulary,
     transformers_config,
 )
-from triptych.backbones.qwen2_5_vl_tower import TowerLayouts
+from triptych.backbones.qwen2_5_vl_tower import PositionalPatchEmbed, TowerLayouts
 from triptych.backbones.token_sampling import Logits, Watch, choice, none_ends
 from triptych.interfaces import Batch, Condition, Sampling, VisionLanguageModel, label_indices
 from triptych.prompts import IMAGE_PAD
@@ -79,6 +79,11 @@ class QwenVL(VisionLanguageModel):
             raise UserError(
                 f"vlm min_pixels {min_pixels} and max_pixels {max_pixels}: give both, the "
                 "first the smaller, or neither."
+            )
+        if vision.position_std and max_pixels is not None:
+            raise UserError(
+                "vlm vision.position_std learns the places of images of one size, and max_pixels "
+                "asks for images of any; leave one of the two out."
             )
         self.min_pixels, self.max_pixels = min_pixels, max_pixels
         self.tokenizer_name, self.given_vocabulary = tokenizer, vocabulary
@@ -139,6 +144,10 @@ class QwenVL(VisionLanguageModel):
             eos_token_id=self.vocabulary.im_end,
             pad_token_id=self.vocabulary.pad,
         )
+        if std := self.vision.position_std:
+            visual = self.model.model.visual
+            patches = self.image_tokens() * self._patches_of_a_token
+            visual.patch_embed = PositionalPatchEmbed(visual.patch_embed, patches, std)
         for part in self.left_out:  # afterwards, so that random draws are those of the whole
             owner, _, name = self.optional_parts[part].rpartition(".")
             setattr(self.get_submodule(owner), name, None)
@@ -302,8 +311,10 @@ class QwenVL(VisionLanguageModel):
         return visual(pixels, grid_thw=image_grid_thw, **layout).pooler_output[:number]
 
     def _blank_token(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Patches and grid of an image of one token, in the mean colour."""
+        """Patches and grid of an image of one token, or of a whole one, in the mean colour."""
         vision, side = self.vision, self.vision.spatial_merge_size
+        if vision.position_std:
+            side = self.image_size // vision.patch_size
         numbers = 3 * vision.temporal_patch_size * vision.patch_size**2
         return torch.zeros(side * side, numbers, device=device), torch.tensor([[1, side, side]])
 

@@ -51,6 +51,10 @@ class QwenVision:
     temporal_patch_size: int = 2
     window_size: int = 112
     fullatt_block_indexes: list[int] = field(default_factory=lambda: [7, 15, 23, 31])
+    position_std: float = 0.0
+    """Deviation of a learned vector for each patch's place, added to the patch; 0 for none, as in
+    Qwen2.5-VL. Rotary positions are relative and never reach what attention passes on: a small
+    model then sees what is in an image long before it can say where. All images have one size."""
 
 
 @dataclass
@@ -98,6 +102,8 @@ def transformers_config(
         "mrope_section": sizes.pop("mrope_section"),
     }
     tied = sizes.pop("tie_word_embeddings")
+    tower = asdict(vision)
+    del tower["position_std"]  # ours
     ids = {
         "bos_token_id": vocabulary.pad,
         "eos_token_id": vocabulary.im_end,
@@ -112,7 +118,7 @@ def transformers_config(
             "tie_word_embeddings": tied,
         },
         vision_config={
-            **asdict(vision),
+            **tower,
             "out_hidden_size": text.hidden_size,
             "hidden_act": "silu",
             "initializer_range": text.initializer_range,

@@ -1,9 +1,10 @@
-"""Layout of the patches in Qwen2.5-VL's vision tower."""
+"""Layout and positions of the patches in Qwen2.5-VL's vision tower."""
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionPatchEmbed
 from transformers.vision_utils import (
     get_vision_cu_seqlens,
     get_vision_position_ids,
@@ -56,3 +57,27 @@ class TowerLayouts:
         for name in ("position_ids", "window_index"):
             layout[name] = layout[name].to(device)
         return layout
+
+
+class PositionalPatchEmbed(Qwen2_5_VisionPatchEmbed):
+    """transformers' patch embedding plus a learned vector for each place, of images of one size.
+
+    Args:
+        plain: the embedding whose projection it takes over.
+        patches: number of patches of an image.
+        position_std: deviation of the vectors.
+    """
+
+    def __init__(
+        self, plain: Qwen2_5_VisionPatchEmbed, patches: int, position_std: float
+    ) -> None:
+        nn.Module.__init__(self)
+        for name in ("patch_size", "temporal_patch_size", "in_channels", "embed_dim"):
+            setattr(self, name, getattr(plain, name))
+        self.proj = plain.proj
+        self.position = nn.Parameter(torch.randn(patches, self.embed_dim) * position_std)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """Patches [images*patches,pixels] -> [images*patches,D]."""
+        patches = super().forward(hidden_states).unflatten(0, (-1, len(self.position)))
+        return (patches + self.position).flatten(0, 1)

@@ -43,6 +43,7 @@ RESULTS = (
     "weights_ema.safetensors",
     "samples",
     "checkpoints",
+    "scores.json",
     "metrics.csv",
     "config.yaml",
 )

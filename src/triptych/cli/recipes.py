@@ -141,6 +141,8 @@ def require_shards(folder: str) -> None:
 def weight_flags(source: str) -> list[str]:
     """Return --model.weights flags for the weights of a preset, a run's folder, or a weight file.
 
+    Of a run with an EMA, the average: it is what the run's own evaluations scored.
+
     Raises:
         ConfigurationError: the folder or file has no weights.
     """
@@ -149,8 +151,9 @@ def weight_flags(source: str) -> list[str]:
         return _weights_of(path)
     if path.is_dir() and (path / "model.yaml").is_file():
         return _weights_of(path / "model.yaml")
-    if path.is_dir() and (path / "weights.safetensors").is_file():
-        path = path / "weights.safetensors"
+    for name in ("weights_ema.safetensors", "weights.safetensors"):
+        if path.is_dir() and (path / name).is_file():
+            path = path / name
     if path.is_file() and path.suffix == ".safetensors":
         from triptych.checkpoints import stored_names
         from triptych.checkpoints.weight_files import label_of

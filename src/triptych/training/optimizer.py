@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from triptych.training.freezing import match_parameters
+from triptych.training.muon import MuonWithAdamW, is_block_matrix
 
 OptimizerCallable = Callable[[Iterable], torch.optim.Optimizer]
 LRSchedulerCallable = Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler]
@@ -33,9 +34,10 @@ class Optimization:
     weight_decay: float = 0.0
     lr_scheduler: Literal["cosine", "constant"] | LRSchedulerCallable = "cosine"
     """Schedule, or the class path of a torch scheduler, which is stepped once per step."""
-    optimizer: OptimizerCallable | None = None
-    """Class path of another optimizer, such as torch.optim.SGD. It gets the same parameter groups
-    with `lr` and `weight_decay`; `betas` and `eps` are only for AdamW."""
+    optimizer: Literal["muon"] | OptimizerCallable | None = None
+    """"muon", which moves the matrices of repeated blocks by Muon and the rest by AdamW, see
+    `MuonWithAdamW`; or the class path of another optimizer, such as torch.optim.SGD. It gets the
+    same parameter groups with `lr` and `weight_decay`; `betas` and `eps` are only for AdamW."""
     lr_overrides: dict[str, float] = field(default_factory=dict)
     """Peak learning rates of some parameters, by patterns as in `trainable`, on the same schedule.
     If several patterns match a parameter, the last one is used."""
@@ -45,7 +47,8 @@ def make_optimizer(module: nn.Module, settings: Optimization) -> torch.optim.Opt
     """Create the optimizer of all trainable parameters; weight decay on matrices only.
 
     Raises:
-        UserError: a pattern of `settings.lr_overrides` matches no trainable parameter.
+        UserError: a pattern of `settings.lr_overrides` matches no trainable parameter, or torch has
+            no Muon and `settings` ask for it.
     """
     trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
     rates = dict.fromkeys(trained, settings.lr)
@@ -67,6 +70,8 @@ def make_optimizer(module: nn.Module, settings: Optimization) -> torch.optim.Opt
         for matrices in (True, False)
     ]
     groups = [group for group in groups if group["params"]]
+    if settings.optimizer == "muon":
+        return _muon(groups, {id(p): name for name, p in trained.items()}, settings)
     if settings.optimizer is not None:
         return settings.optimizer(groups)
     return torch.optim.AdamW(
@@ -76,6 +81,19 @@ def make_optimizer(module: nn.Module, settings: Optimization) -> torch.optim.Opt
         eps=settings.eps,
         fused=True,
     )
+
+
+def _muon(
+    groups: list[dict[str, Any]], names: dict[int, str], settings: Optimization
+) -> torch.optim.Optimizer:
+    """Split each group into the matrices of blocks and the rest."""
+    split = []
+    for group in groups:
+        for muon in (True, False):
+            own = [p for p in group["params"] if is_block_matrix(names[id(p)], p) == muon]
+            split.append({**group, "params": own, "muon": muon})
+    split = [group for group in split if group["params"]]
+    return MuonWithAdamW(split, settings.lr, betas=settings.betas, eps=settings.eps)
 
 
 def make_schedule(

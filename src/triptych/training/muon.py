@@ -1,0 +1,87 @@
+"""Muon for the matrices of repeated blocks, AdamW for everything else, as one optimizer."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from triptych.utils.errors import UserError
+
+IN_A_BLOCK = re.compile(r"\.\d+\.")
+
+
+def is_block_matrix(name: str, parameter: nn.Parameter) -> bool:
+    """Whether a parameter is a matrix of a numbered block, such as "layers.3.attn1.to_q.weight".
+
+    Embeddings, heads, norms, biases and convolutions are not: Muon's update is for linear maps
+    between hidden states (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon).
+    """
+    return parameter.ndim == 2 and bool(IN_A_BLOCK.search(name))
+
+
+class MuonWithAdamW(torch.optim.Optimizer):
+    """torch.optim.Muon and AdamW over disjoint parameter groups.
+
+    torch's Muon takes matrices only, and Lightning steps one optimizer: the two share this one's
+    groups and state, so that schedules, checkpoints and gradient clipping see an ordinary
+    optimizer. Muon's updates are scaled to the size of AdamW's (Liu et al. 2025, arXiv 2502.16982,
+    section 2.2): one learning rate serves both.
+
+    Args:
+        groups: parameter groups, with "muon" True in those of Muon.
+        lr: default learning rate.
+        betas, eps: settings of AdamW.
+
+    Raises:
+        UserError: this torch has no Muon.
+    """
+
+    def __init__(
+        self,
+        groups: Iterable[dict[str, Any]],
+        lr: float,
+        *,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+    ) -> None:
+        if not hasattr(torch.optim, "Muon"):
+            raise UserError(
+                f"optimizer is muon, and torch {torch.__version__} has none; install torch 2.9 or "
+                "newer, or set --model.optimization.optimizer=null for AdamW."
+            )
+        matrices, others = [], []
+        for group in groups:
+            (matrices if group["muon"] else others).append(group)
+        inner: list[torch.optim.Optimizer] = []
+        if matrices:
+            inner.append(torch.optim.Muon(matrices, lr, adjust_lr_fn="match_rms_adamw"))
+        if others:
+            inner.append(torch.optim.AdamW(others, lr, betas=betas, eps=eps, fused=True))
+        self._inner = inner
+        super().__init__([group for each in inner for group in each.param_groups], {})
+        self._share()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._share()
+
+    def _share(self) -> None:
+        """Give the two optimizers the groups and the state, which loading replaces."""
+        for each in self._inner:
+            muon = isinstance(each, torch.optim.Muon)
+            each.param_groups = [group for group in self.param_groups if group["muon"] == muon]
+            each.state = self.state
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for each in self._inner:
+            each.step()
+        return loss
