@@ -12,7 +12,13 @@ from torch import Tensor
 from triptych.data_modules.batching.tasks import IMAGE_PROMPT_TASKS, Prompt, TaskDataset
 from triptych.data_modules.decode import Decoder
 from triptych.data_modules.sources.base import BadSample, ImageRole, bad_sample_on_error
-from triptych.interfaces import IMAGE_GENERATION, IMAGE_TO_IMAGE, Batch, Preprocessing, label_indices
+from triptych.interfaces import (
+    IMAGE_GENERATION,
+    IMAGE_TO_IMAGE,
+    Batch,
+    Preprocessing,
+    label_indices,
+)
 from triptych.prompts import IGNORED, IMAGE_PAD, PAD, pad, shared_tokens, token_id
 from triptych.utils.errors import UserError
 from triptych.utils.images import stack_images
@@ -196,7 +202,6 @@ class Collator:
             batch.labels = pad([prompt.labels for prompt in prompts], IGNORED)[0]
             batch.label_indices = label_indices(batch.labels)
         return batch
-
 
     def _add_sources(self, batch: Batch, sources: list[Tensor | None]) -> None:
         given = [source for source in sources if source is not None]

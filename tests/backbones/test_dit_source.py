@@ -1,4 +1,4 @@
-"""The source image of an edit inside of the DiT: exact where there is none, in place where it is."""
+"""The source image of an edit inside of the DiT: no bit where there is none, else in its place."""
 
 import pytest
 import torch
@@ -112,7 +112,5 @@ def test_the_cached_call_with_a_source_is_the_plain_one(source):
         rows = Source.cat([sources([True, False, True], seed) for seed in range(groups)])
         told = [negative.expand_as(condition)] * (groups - 1) + [condition]
         many = x.repeat(groups, 1, 1, 1), t.repeat(groups)
-        call = model.with_cached_condition(
-            condition, negative if groups > 1 else None, source=rows
-        )
+        call = model.with_cached_condition(condition, negative if groups > 1 else None, source=rows)
         assert torch.allclose(call(*many), model(*many, torch.cat(told), rows), atol=1e-5)

@@ -173,9 +173,7 @@ class GenerationModule(BaseModule):
             position_ids=batch.position_ids,
         )
         features = target_features(batch, encoder)
-        velocity = bind_condition(
-            self.dit, condition.hidden_states, source=self.source_of(batch)
-        )
+        velocity = bind_condition(self.dit, condition.hidden_states, source=self.source_of(batch))
         noise = normal(features.shape[1:], self.seed, "loss-at", batch.sample_ids, features.device)
         losses = []
         for timestep in timesteps:

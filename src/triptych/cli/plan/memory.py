@@ -71,7 +71,8 @@ class MemoryPlan:
         self._holds_encoder = "encoder" not in unused
         generation = request.model.generation
         self._encodes_sources = (
-            contents.has_sources and "generation" in request.model.loss_weights
+            contents.has_sources
+            and "generation" in request.model.loss_weights
             and generation.takes_source
         )
         request.model.unused = unused - {"encoder"}  # replayed, with features cached or not
