@@ -17,6 +17,7 @@ ORDER = [
     "loss",
     "interfaces",
     "prompts",
+    "conversations",
     "sampler",
     "shapes_world",
     "backbones",
@@ -31,7 +32,7 @@ ORDER = [
     "cli",
 ]
 PLUG_INS = {
-    "data_modules": {"utils", "interfaces", "prompts", "shapes_world"},
+    "data_modules": {"utils", "interfaces", "prompts", "conversations", "shapes_world"},
     "callbacks": {"utils", "interfaces", "training", "checkpoints"},
 }
 OUTSIDE = {"triptych", "triptych.__main__"}  # the version, and the command

@@ -4,6 +4,7 @@ interfaces    data that flows (Batch, Condition), tasks, and base classes of the
 loss          flow-matching and regression losses; the sign convention
 sampler       schedulers by name, and the guided sampling loop
 prompts       chat templates and control tokens, for training and inference
+conversations  prompts with images in any message
 backbones     networks as plain modules, without Lightning
 modules       LightningModules: understanding, generation, decoding, and the unified model
 training      optimizer, freezing, precision, FSDP2, ranks, FLOPs

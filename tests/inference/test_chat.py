@@ -9,12 +9,13 @@ from builders import built, vlm
 from PIL import Image
 
 from triptych.backbones.token_sampling import choice
+from triptych.conversations import chat_ids
 from triptych.inference.model_inference import inference_of
 from triptych.inference.pipeline import UnifiedPipeline
 from triptych.interfaces import Sampling
 from triptych.modules import UnderstandingModule
 from triptych.modules.text_generation import DetokenizerState
-from triptych.prompts import PromptError, chat_ids, conversation_ids
+from triptych.prompts import PromptError, conversation_ids
 from triptych.utils.callback_iterator import iterate_callback
 from triptych.utils.errors import UserError
 

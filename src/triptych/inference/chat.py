@@ -10,11 +10,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from triptych.conversations import chat_ids
 from triptych.inference.chat_messages import Conversation, read_messages
 from triptych.inference.image_requests import Seeds, seeds_for
 from triptych.interfaces import Sampling
 from triptych.modules.text_generation import ChatOutput, generate_texts
-from triptych.prompts import PromptError, chat_ids, conversation_ids
+from triptych.prompts import PromptError, conversation_ids
 from triptych.utils.images import scaled_pixels
 from triptych.utils.limits import PROBABILITY, TEMPERATURE, TOKENS
 
