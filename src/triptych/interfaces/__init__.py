@@ -4,6 +4,7 @@ batch          tasks, the training batch, the condition of the generator
 lazy_module    the base class of all networks
 networks       what a language model, encoder, velocity model or decoder implements
 sampling       settings of samplers
+source         source images of edits as the generator sees them
 preprocessing  settings of a model that its data needs
 evaluator      the base class of scores
 
@@ -45,6 +46,7 @@ from triptych.interfaces.networks import (
 )
 from triptych.interfaces.preprocessing import Preprocessing
 from triptych.interfaces.sampling import FlowSamplerConfig, SamplerConfig, Sampling
+from triptych.interfaces.source import Source
 
 __all__ = [
     "Batch",
@@ -69,6 +71,7 @@ __all__ = [
     "READ_BY_THE_HOST",
     "SamplerConfig",
     "Sampling",
+    "Source",
     "TEXT_TO_IMAGE",
     "TEXT_TO_TEXT",
     "Velocity",

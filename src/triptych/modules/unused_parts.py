@@ -1,6 +1,7 @@
 """Parts of a model that a training run never computes with, and so neither builds nor reads.
 
-    encoder        its features are cached (`BatchContents.has_features`)
+    encoder        its features are cached (`BatchContents.has_features`), and the generator takes
+                   no source images, or there are none (`BatchContents.has_sources`)
     vision_tower   no prompt shows images (`BatchContents.shows_images`)
     lm_head        no loss reads logits
 
@@ -87,6 +88,8 @@ def _encodes(model: Any, contents: BatchContents) -> bool:
     if "encoding" in losses:
         return True
     targets = "generation" in losses and model.target_encoder is model.encoder
+    if targets and contents.has_sources and model.generation.takes_source:
+        return True
     return not contents.has_features and (targets or "decoding" in losses)
 
 
