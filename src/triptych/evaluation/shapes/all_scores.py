@@ -26,6 +26,7 @@ from triptych.evaluation.shapes.shape_eval import (
     questions_about,
     reconstruct_for,
 )
+from triptych.evaluation.shapes.story_eval import TURNS, tell_stories, turn_scores
 from triptych.evaluation.statistics import bootstrap, mean, wilson
 from triptych.inference.generation_config import GenerationConfig
 from triptych.shapes_world.captions import request_of
@@ -44,7 +45,8 @@ class ScoringPlan:
     """Settings of a scoring run; the batch size affects only rounding, speed and memory."""
 
     num_images: int = 600
-    """Number of captions, reconstructions and half of the questions; at most MAX_EDITS edits."""
+    """Number of captions, reconstructions and half of the questions; at most MAX_EDITS edits, and
+    as many stories."""
     per_caption: int = 1
     """Images for each caption, with the seeds `seed`, `seed` + 1, and so on."""
     seed: int = 0
@@ -72,13 +74,15 @@ class ScoringPlan:
             "reconstruction": self.num_images,
             "question_answering": self.num_images * QUESTIONS_PER_IMAGE,
             "edits": min(self.num_images, MAX_EDITS),
+            "stories": min(self.num_images, MAX_EDITS) * TURNS,
         }
 
     def work(self) -> Iterator[tuple[str, int, range]]:
         """Yield (score, copy, numbers of the items) of every batch."""
         for score, size in self.sizes.items():
+            batch_size = self.batch_size * (TURNS if score == "stories" else 1)
             for copy in range(self.per_caption if score in SPLITS else 1):
-                for numbers in batches(size, self.batch_size):
+                for numbers in batches(size, batch_size):
                     yield score, copy, numbers
 
 
@@ -101,6 +105,7 @@ def item_scores(
         "reconstruction": _reconstructed,
         "question_answering": _answered,
         "edits": _edited,
+        "stories": _told,
     }
     first, step = batches_of
     for score, copy, numbers in list(plan.work())[first::step]:
@@ -156,6 +161,10 @@ def report(items: Sequence[ItemScore], plan: ScoringPlan, folder: Path | None = 
     scores["edits/mean"] = mean(right["edits"])
     clusters["edits/mean"] = [_runs(right["edits"], 1)]
     scores["edits/low"], scores["edits/high"] = wilson(scores["edits/mean"], len(right["edits"]))
+    told = _runs(right["stories"], TURNS)
+    for name, values in turn_scores(told).items():
+        scores[f"stories/{name}"] = mean(each for story in values for each in story)
+        clusters[f"stories/{name}"] = [[story for story in values if story]]
     by_chance = {**chance(plan.num_images), "edits": edit_chance(plan.sizes["edits"])}
     return Report(
         benchmark="shapes",
@@ -272,3 +281,9 @@ def _edited(model: Any, plan: ScoringPlan, *, numbers: range, **_: Any) -> list[
     options = ImageOptions(len(numbers), plan.seed, plan.generation_config, numbers)
     images = edit_for(model, samples, options)
     return [check(image, edit.request) for image, edit in zip(images, samples, strict=True)]
+
+
+def _told(model: Any, plan: ScoringPlan, *, numbers: range, **_: Any) -> list[bool]:
+    stories = range(numbers.start // TURNS, numbers.stop // TURNS)
+    options = ImageOptions(len(stories), plan.seed, plan.generation_config, stories)
+    return [turn for story in tell_stories(model, len(stories), options) for turn in story]
