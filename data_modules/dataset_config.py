@@ -18,8 +18,8 @@ class DatasetConfig:
 
     Args:
         source: any `DataSource`, by class_path.
-        task: task of the samples: "text_to_image", "image_to_image", "image_to_text" or
-            "text_to_text".
+        task: task of the samples: "text_to_image", "image_to_image", "image_to_text",
+            "text_to_text", or of conversations with images in any message "interleaved".
         weight: share of the samples of its objective, relative to the other data sets; null in all
             of them is in proportion to their numbers of samples. 0 excludes it.
         text_only_ratio: fraction of the image_to_text samples that are a conversation about the
@@ -40,6 +40,11 @@ class DatasetConfig:
     conversation_key: str = "conversation"
     max_turns: int | None = None
     features: str = AUTO
+
+    @property
+    def objective(self) -> str | None:
+        """Objective of the task; None for an unknown task, see `require_known_tasks`."""
+        return OBJECTIVE_OF_TASK.get(self.task)
 
     def open(self, name: str) -> TaskDataset:
         """Open the samples as `task` reads them."""

@@ -28,7 +28,13 @@ from triptych.data_modules.sampling.step_dataset import (
     make_step_sampler,
     step_loader,
 )
-from triptych.interfaces import IMAGE_GENERATION, IMAGE_TO_IMAGE, TEXT_TO_TEXT, BatchContents
+from triptych.interfaces import (
+    IMAGE_GENERATION,
+    IMAGE_TO_IMAGE,
+    INTERLEAVED,
+    TEXT_TO_TEXT,
+    BatchContents,
+)
 from triptych.utils.errors import UserError
 
 
@@ -239,7 +245,7 @@ def check_images(dataset: TaskDataset, max_samples: int = 2000) -> None:
     Raises:
         UserError: none of them has an image.
     """
-    if dataset.task == TEXT_TO_TEXT:
+    if dataset.task in (TEXT_TO_TEXT, INTERLEAVED):
         return
     numbers = range(min(max_samples, len(dataset.source)))
     if not any(dataset.source.has_image(number, "image") for number in numbers):

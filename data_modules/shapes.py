@@ -10,8 +10,8 @@ from triptych.data_modules.features.cache import AUTO
 from triptych.data_modules.mixed import MixedDataModule
 from triptych.data_modules.sources.webdataset import ShardFolder
 from triptych.data_modules.webdataset import ShardDataModule
-from triptych.interfaces import IMAGE_TO_IMAGE, TEXT_TO_IMAGE
-from triptych.shapes_world.shards import ensure_edits, ensure_shapes
+from triptych.interfaces import IMAGE_TO_IMAGE, INTERLEAVED, OBJECTIVE_OF_TASK, TEXT_TO_IMAGE
+from triptych.shapes_world.shards import ensure_edits, ensure_shapes, ensure_stories
 from triptych.utils.errors import UserError
 
 
@@ -23,6 +23,10 @@ class ShapesDataModule(ShardDataModule):
         part: training split: "train", or "instruct" with short captions only.
         images: number of training images.
         world_seed: random seed of the drawings.
+        stories_ratio: fraction of the samples of each objective that are stories, conversations in
+            which shapes are drawn, changed and asked about; 0 draws none.
+        stories: folder of the stories, stories/train and /eval; null is FOLDER_stories.
+        num_stories: number of training stories; null is that of images.
         tasks, batch_size, num_val_samples, text_only_ratio, conversation_key, max_turns,
             num_workers, seed, length_bucket_batches, features: settings of `ShardDataModule`.
     """
@@ -34,6 +38,9 @@ class ShapesDataModule(ShardDataModule):
         part: Literal["train", "instruct"] = "train",
         images: int = 30000,
         world_seed: int = 0,
+        stories_ratio: float = 0.0,
+        stories: str | None = None,
+        num_stories: int | None = None,
         tasks: list[str] | None = None,
         batch_size: int = 16,
         num_val_samples: int = 256,
@@ -45,7 +52,14 @@ class ShapesDataModule(ShardDataModule):
         length_bucket_batches: int = 1,
         features: str = AUTO,
     ) -> None:
+        if not 0 <= stories_ratio < 1:
+            raise UserError(
+                f"data.stories_ratio is {stories_ratio}; give a share from 0 to less than 1."
+            )
         self.folder, self.images, self.world_seed = Path(folder), images, world_seed
+        self.stories = Path(stories or f"{folder}_stories")
+        self.num_stories = images if num_stories is None else num_stories
+        self.stories_ratio = stories_ratio
         super().__init__(
             str(self.folder / part),
             str(self.folder / "eval"),
@@ -60,9 +74,26 @@ class ShapesDataModule(ShardDataModule):
             length_bucket_batches=length_bucket_batches,
             features=features,
         )
+        if stories_ratio:
+            self._add_stories(self.datasets, "train")
+            self._add_stories(self.val_datasets, "eval")
+
+    def _add_stories(self, datasets: dict[str, DatasetConfig], split: str) -> None:
+        """Add the stories of a split to each objective of `datasets`, by `stories_ratio`."""
+        for task in (INTERLEAVED,):
+            objective = OBJECTIVE_OF_TASK[task]
+            others = [each for each in datasets.values() if each.objective == objective]
+            if not others:
+                continue
+            for each in others:
+                each.weight = (1 - self.stories_ratio) / len(others)
+            stories = ShardFolder(self.stories / split)
+            datasets[task] = DatasetConfig(stories, task, weight=self.stories_ratio)
 
     def prepare_data(self) -> None:
         ensure_shapes(self.folder, train=self.images, seed=self.world_seed)
+        if self.stories_ratio:
+            ensure_stories(self.stories, train=self.num_stories, seed=self.world_seed)
         super().prepare_data()
 
 

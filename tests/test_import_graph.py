@@ -18,6 +18,7 @@ ORDER = [
     "interfaces",
     "prompts",
     "guidance",
+    "conversations",
     "sampler",
     "shapes_world",
     "backbones",
@@ -32,7 +33,7 @@ ORDER = [
     "cli",
 ]
 PLUG_INS = {
-    "data_modules": {"utils", "interfaces", "prompts", "shapes_world"},
+    "data_modules": {"utils", "interfaces", "prompts", "conversations", "shapes_world"},
     "callbacks": {"utils", "interfaces", "training", "checkpoints"},
 }
 OUTSIDE = {"triptych", "triptych.__main__"}  # the version, and the command

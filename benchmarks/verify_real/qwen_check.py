@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from triptych.backbones.qwen2_5_vl_config import Vocabulary
-from triptych.prompts import chat_ids
+from triptych.conversations import chat_ids
 from verify_real.gguf_models import as_qwen_vl, load_reference
 from verify_real.language_model import Question
 from verify_real.language_model import rows as language_model_rows

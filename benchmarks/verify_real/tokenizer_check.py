@@ -9,13 +9,13 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from triptych.conversations import chat_ids
 from triptych.prompts import (
     GENERATION_INSTRUCTION,
     IM_END,
     IM_START,
     IMAGE_PAD,
     SYSTEM,
-    chat_ids,
     conversation_ids,
     generation_ids,
 )

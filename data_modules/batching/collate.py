@@ -30,8 +30,8 @@ class Example:
 
     key: str
     prompt: Prompt
-    prompt_image: Tensor | None = None
-    """uint8 [3,s,s], the image in the prompt."""
+    prompt_images: list[Tensor] = field(default_factory=list)
+    """uint8 [3,s,s] each, the images in the prompt."""
     target_image: Tensor | None = None
     """uint8 [3,S,S], the image to generate."""
     features: Tensor | None = None
@@ -133,6 +133,7 @@ class Collator:
         is_edit = prompt.image_role == "source" and processor.takes_source
         if is_edit:  # not a reconstruction: its source would be its target
             sizes["source"].append(processor.image_size)
+        shown = [self._named(dataset, number, name) for name in prompt.image_names]
         squares = {role: self._squares(dataset, number, role, sizes[role]) for role in sizes}
         if features is None and dataset.has_all_features:  # the encoder may not be loaded
             raise BadSample(
@@ -144,7 +145,7 @@ class Collator:
         return Example(
             dataset.source.key(number),
             prompt,
-            squares[prompt.image_role][0] if prompt.image_role else None,
+            [squares[prompt.image_role][0]] if prompt.image_role else shown,
             squares[target_role][-1] if target_role else None,
             features,
             squares["source"][-1] if is_edit else None,
@@ -157,6 +158,11 @@ class Collator:
         with bad_sample_on_error(dataset.source.key(number), role):
             return self.decoder(data, *sizes)
 
+    def _named(self, dataset: TaskDataset, number: int, name: str) -> Tensor:
+        data = dataset.source.named_image_bytes(number, name)
+        with bad_sample_on_error(dataset.source.key(number), "image of a message"):
+            return self.decoder(data, self.processor.understanding_size)[0]
+
     def _batch(
         self, step: int, examples: list[Example], samples: Tensor, skipped: list[tuple[str, str]]
     ) -> Batch:
@@ -166,7 +172,7 @@ class Collator:
             ids = mask = torch.zeros((len(examples), 0), dtype=torch.long)
         else:
             ids, mask = pad([prompt.ids for prompt in prompts], token_id(processor.tokenizer, PAD))
-        images = [each.prompt_image for each in examples if each.prompt_image is not None]
+        images = [image for each in examples for image in each.prompt_images]
         patches, grids = processor.image_inputs(stack_images(images)) if images else (None, None)
         positions = None
         if images and processor.position_ids is not None:

@@ -9,6 +9,8 @@ of one objective.
     image_to_text    image, questions -> answers; the caption if there is no conversation, and
                      without an image if the sample has none
     text_to_text     questions -> answers
+    interleaved      a conversation with images in any message -> what the assistant says in it,
+                     `[IMG]` before each of its images included
 """
 
 from __future__ import annotations
@@ -18,12 +20,15 @@ from dataclasses import KW_ONLY, dataclass
 
 import numpy as np
 
+from triptych.conversations import interleaved_ids
 from triptych.data_modules.batching.clean_text import MAX_CHARACTERS, clean
+from triptych.data_modules.batching.messages import read_messages
 from triptych.data_modules.features.cache import FeatureCache
 from triptych.data_modules.sources.base import BadSample, DataSource, ImageRole
 from triptych.interfaces import (
     IMAGE_TO_IMAGE,
     IMAGE_TO_TEXT,
+    INTERLEAVED,
     OBJECTIVE_OF_TASK,
     TEXT_TO_IMAGE,
     TEXT_TO_TEXT,
@@ -40,7 +45,7 @@ from triptych.prompts import (
 from triptych.utils.errors import UserError
 from triptych.utils.rng import uniform
 
-IMAGE_PROMPT_TASKS = (IMAGE_TO_IMAGE, IMAGE_TO_TEXT)
+IMAGE_PROMPT_TASKS = (IMAGE_TO_IMAGE, IMAGE_TO_TEXT, INTERLEAVED)
 """Tasks whose prompts may hold an image."""
 DESCRIBE = "describe the image"
 Turns = list[tuple[str, str]]
@@ -55,6 +60,8 @@ class Prompt:
     """Target ids of the answer, IGNORED elsewhere; None for image generation."""
     image_role: ImageRole | None = None
     """Role of the image that the prompt holds placeholders for."""
+    image_names: tuple[str, ...] = ()
+    """Names of the images that it holds placeholders for in order; of a conversation."""
 
 
 @dataclass
@@ -243,6 +250,20 @@ def text_to_text(
     )
 
 
+def interleaved(
+    dataset: TaskDataset, number: int, sample: int, processor: Preprocessing, seed: int
+) -> Prompt:
+    """Make the prompt of a whole conversation, all answers of which are learned."""
+    key = dataset.source.key(number)
+    messages = read_messages(dataset.metadata(number), key, dataset.max_characters)
+    if not any(message.role == "assistant" for message in messages):
+        raise BadSample(key, "messages without an answer to learn")
+    turns = [message.with_tokens(processor.image_tokens) for message in messages]
+    ids, labels = interleaved_ids(processor.tokenizer, turns, processor.max_tokens, key)
+    names = tuple(name for message in messages for name in message.images)
+    return Prompt(ids, labels, image_names=names)
+
+
 def conversation_prompt(
     dataset: TaskDataset,
     number: int,
@@ -278,4 +299,5 @@ PROMPT_BUILDERS: dict[str, Callable[[TaskDataset, int, int, Preprocessing, int],
     IMAGE_TO_IMAGE: image_to_image,
     IMAGE_TO_TEXT: image_to_text,
     TEXT_TO_TEXT: text_to_text,
+    INTERLEAVED: interleaved,
 }

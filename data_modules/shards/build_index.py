@@ -21,7 +21,7 @@ from triptych.data_modules.shards.index_columns import (
 )
 from triptych.data_modules.shards.index_format import COLUMNS, IndexContents, Problem
 from triptych.utils.errors import UserError
-from triptych.utils.listing.names import KINDS, kind_for
+from triptych.utils.listing.names import FIRST_IMAGE, KINDS, kind_for
 from triptych.utils.listing.tar import (
     DOTTED,
     DUPLICATE,
@@ -110,8 +110,11 @@ def _reason(group: Group, seen: set[bytes]) -> str:
 def _places(group: Group) -> list[int]:
     """First block and size of the member of each role."""
     places = []
-    for role in KINDS:
-        offset, size = group.members.get(kind_for(role, group.members), (0, 0))
+    kinds = {role: kind_for(role, group.members) for role in KINDS}
+    if kinds["image"] is None:  # a conversation: its other images follow the first
+        kinds["image"] = next((kind for kind in FIRST_IMAGE if kind in group.members), None)
+    for kind in kinds.values():
+        offset, size = group.members.get(kind, (0, 0))
         places += [offset // BLOCK, size]
     return places
 

@@ -100,6 +100,12 @@ class DataSource(ABC):
     def image_bytes(self, number: int, role: ImageRole = "image") -> bytes:
         """Encoded image file."""
 
+    def named_image_bytes(self, number: int, name: str) -> bytes:
+        """Encoded image file that a message of the sample names, such as "0.jpg"."""
+        raise BadSample(
+            self.key(number), "no images by name", "only shards and .jsonl files have them"
+        )
+
     def has_image(self, number: int, role: ImageRole) -> bool:
         """Whether a sample has an image of this role; does not read the image."""
         return role == "image"

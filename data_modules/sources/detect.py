@@ -88,4 +88,7 @@ def _has_conversation_record(path: Path) -> bool:
     """Whether the first record of JSON lines is one of a `ConversationFile`."""
     with open_regular(path) as file:
         first = file.readline(1 << 20)
-    return any(b'"%s"' % name in first for name in (b"conversations", b"instruction", b"image"))
+    return any(
+        b'"%s"' % name in first
+        for name in (b"conversations", b"messages", b"instruction", b"image")
+    )

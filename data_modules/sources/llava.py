@@ -7,6 +7,8 @@ Either one JSON list, or JSONL with one record per line:
     {"conversations": [...]}                                                   without an image
     {"image": "1.jpg", "caption": "a red circle"}                              or "text"
     {"source": "1.jpg", "instruction": "make it blue", "target": "2.jpg"}      an edit
+    {"messages": [{"role": "user", "content": "draw a circle"},                interleaved
+                  {"role": "assistant", "content": [{"image": "1.jpg"}]}]}
 """
 
 from __future__ import annotations
@@ -106,6 +108,11 @@ class ConversationFile(DataSource):
             raise BadSample(key, f"no {role}")
         return read_inside(self.images, path, key, role, self.max_image_bytes)
 
+    def named_image_bytes(self, number: int, name: str) -> bytes:
+        """The image at a path in the folder of images."""
+        label = "image of a message"
+        return read_inside(self.images, name, self.key(number), label, self.max_image_bytes)
+
     def caption_lengths(self, numbers: np.ndarray) -> np.ndarray:
         """int64 [n], bytes of all the text of each record."""
         if isinstance(self._records, JsonlIndex):
@@ -171,6 +178,9 @@ def record_bytes(record: object) -> int:
     conversations = record.get("conversations")
     if isinstance(conversations, list):
         texts += [turn.get("value") for turn in conversations if isinstance(turn, dict)]
+    messages = record.get("messages")
+    if isinstance(messages, list):
+        texts += [each.get("content") for each in messages if isinstance(each, dict)]
     return text_bytes(texts)
 
 

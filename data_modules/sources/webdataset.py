@@ -22,7 +22,7 @@ from triptych.data_modules.sources.members import MemberSource
 from triptych.utils.documents import open_regular
 from triptych.utils.errors import UserError
 from triptych.utils.listing.shards import find_shards
-from triptych.utils.listing.tar import DOTTED
+from triptych.utils.listing.tar import DOTTED, members_of_key
 
 log = logging.getLogger(__name__)
 
@@ -127,12 +127,29 @@ class ShardFolder(MemberSource):
         index, row, _ = self._place(number)
         return index.member(row, role) is not None
 
+    def named_image_bytes(self, number: int, name: str) -> bytes:
+        """KEY.NAME; the images of a key follow each other in the shard, 0 first."""
+        index, row, _ = self._place(number)
+        key, first = index.key(row), index.member(row, "image")
+        place = None
+        if first is not None:
+            try:
+                place = members_of_key(index.shard, key, first[0]).get(name.lower())
+            except (OSError, UserError) as error:
+                raise BadSample(key, "shard cannot be read", str(error)) from error
+        if place is None:
+            raise BadSample(key, "image of a message is missing", f"{key}.{name}")
+        return self._content(number, place, "image", self.max_image_bytes)
+
     def _read(self, number: int, role: str, max_bytes: int) -> bytes | None:
-        index, row, shard = self._place(number)
+        index, row, _ = self._place(number)
         member = index.member(row, role)
-        if member is None:
-            return None
-        offset, size = member
+        return None if member is None else self._content(number, member, role, max_bytes)
+
+    def _content(self, number: int, place: tuple[int, int], role: str, max_bytes: int) -> bytes:
+        """Read the member at (offset, size) of a sample."""
+        index, row, shard = self._place(number)
+        offset, size = place
         if size > max_bytes:
             raise BadSample(
                 index.key(row), f"{role} is too large", f"{size:,} bytes of {max_bytes:,}"

@@ -6,6 +6,7 @@ processes, and a stopped run resumes with the missing shards.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import io
 import json
@@ -17,6 +18,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from triptych.data_modules.batching.clean_text import check_text
+from triptych.data_modules.batching.messages import MESSAGES, parts_with_images
 from triptych.data_modules.decode import Decoder
 from triptych.data_modules.parallel import parallel_map
 from triptych.data_modules.sources.base import (
@@ -157,6 +159,9 @@ def members(source: DataSource, number: int) -> Iterator[tuple[str, bytes]]:
         BadSample: there is no image, or its format is not one of a shard.
     """
     metadata = source.metadata(number)
+    if parts_with_images(metadata.get(MESSAGES)):
+        yield from _conversation(source, number, metadata)
+        return
     if source.has_image(number, "source"):
         yield _image(source, number, "source", "source.")
     yield _image(source, number, "image", "")
@@ -173,6 +178,21 @@ def members(source: DataSource, number: int) -> Iterator[tuple[str, bytes]]:
             yield "txt", check_text(captions[0], source.key(number), "caption").encode()
     if metadata:
         yield "json", _json(metadata, source.key(number))
+
+
+def _conversation(source: DataSource, number: int, metadata: dict) -> Iterator[tuple[str, bytes]]:
+    """Members of a conversation: its images, numbered as they are first shown, and its JSON."""
+    names: dict[str, str] = {}
+    for part in parts_with_images(metadata[MESSAGES]):
+        if part["image"] not in names:
+            content = source.named_image_bytes(number, part["image"])
+            kind = _checked_kind(source, number, content, "image of a message")
+            names[part["image"]] = f"{len(names)}.{kind}"
+            yield names[part["image"]], content
+    metadata = copy.deepcopy(metadata)
+    for part in parts_with_images(metadata[MESSAGES]):
+        part["image"] = names[part["image"]]
+    yield "json", _json(metadata, source.key(number))
 
 
 def _json(metadata: dict, key: str) -> bytes:
@@ -197,12 +217,17 @@ def _image(source: DataSource, number: int, role: ImageRole, prefix: str) -> tup
     if not source.has_image(number, role):
         raise BadSample(source.key(number), f"no {role}")
     content = source.image_bytes(number, role)
+    return prefix + _checked_kind(source, number, content, role), content
+
+
+def _checked_kind(source: DataSource, number: int, content: bytes, label: str) -> str:
+    """Suffix of an image, checked to be one that a run can read."""
     kind = image_suffix(content)
     if kind is None:
-        raise BadSample(source.key(number), f"{role} is no {FORMAT_NAMES}")
-    with bad_sample_on_error(source.key(number), role):  # a run would skip it
+        raise BadSample(source.key(number), f"{label} is no {FORMAT_NAMES}")
+    with bad_sample_on_error(source.key(number), label):  # a run would skip it
         read_header(content, Decoder().limits)
-    return prefix + kind, content
+    return kind
 
 
 @dataclass

@@ -5,6 +5,7 @@ loss          flow-matching and regression losses; the sign convention
 guidance      guidance by the prompt, and by the source image of an edit
 sampler       schedulers by name, and the sampling loop
 prompts       chat templates and control tokens, for training and inference
+conversations  prompts with images in any message
 backbones     networks as plain modules, without Lightning
 modules       LightningModules: understanding, generation, decoding, and the unified model
 training      optimizer, freezing, precision, FSDP2, ranks, FLOPs

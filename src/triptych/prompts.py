@@ -31,6 +31,8 @@ PAD = Control("<|endoftext|>")
 SPECIAL_TOKENS = (PAD, IM_START, IM_END, VISION_START, VISION_END, IMAGE_PAD, START_OF_IMAGE)
 
 Pieces = tuple[str, ...]  # texts and `Control`s
+ANSWER: Pieces = (IM_START, "assistant\n")
+"""Header of the assistant's answer."""
 SYSTEM: Pieces = (IM_START, "system\nYou are a helpful assistant.", IM_END, "\n")
 GENERATION_INSTRUCTION = "Please generate image based on the following caption: {caption}"
 RECONSTRUCTION_INSTRUCTION = "Please reconstruct the given image."
@@ -232,60 +234,6 @@ def conversation_ids(
             "conversation is too long for the model",
         )
     return ids, labels
-
-
-def chat_ids(
-    tokenizer,
-    messages: Sequence[tuple[str, Sequence[str | int]]],
-    max_tokens: int,
-) -> list[int]:
-    """Ids of a conversation for the model to continue: the header of its answer is open.
-
-    Like `conversation_ids`, with several images anywhere and a custom system message.
-
-    Args:
-        messages: (role, pieces); a piece is a text, cleaned by `chat_messages.read_messages`, or
-            the number of tokens of an image.
-
-    Raises:
-        PromptError: a message is empty, or `max_tokens` tokens leave no room for an answer.
-    """
-    ids: list[int] = []
-    pieces: Pieces = () if messages[0][0] == "system" else SYSTEM
-    for number, (role, content) in enumerate(messages):
-        message = _stripped([each for p in content for each in _shown(p)])
-        if all(is_blank(each) and not isinstance(each, Control) for each in message):
-            raise PromptError(f"message {number + 1} is empty; say something.", "message is empty")
-        pieces = (*pieces, IM_START, f"{role}\n")
-        if role == "assistant":  # the model writes its answer from here on: no token spans this
-            ids += encode(tokenizer, pieces)
-            pieces = ()
-        pieces = (*pieces, *message, IM_END, "\n")
-    ids += encode(tokenizer, (*pieces, IM_START, "assistant\n"))
-    if len(ids) >= max_tokens:
-        raise PromptError(
-            f"the conversation has {len(ids)} tokens, the model takes {max_tokens} with its "
-            "answer; shorten it, or leave its beginning out.",
-            "conversation is too long for the model",
-        )
-    return ids
-
-
-def _shown(piece: str | int) -> Pieces:
-    """A piece of a message for `chat_ids`; a `Control` that comes with one is text as well."""
-    return image(piece) if isinstance(piece, int) else (str(piece),)
-
-
-def _stripped(pieces: Sequence[str]) -> Pieces:
-    """Texts and placeholders without white space at either end."""
-    left = list(pieces)
-    for end, strip in ((0, str.lstrip), (-1, str.rstrip)):
-        while left and not isinstance(left[end], Control):
-            if text := strip(left[end]):
-                left[end] = text
-                break
-            del left[end]
-    return tuple(left)
 
 
 def shared_tokens(rows: Sequence[Sequence[int]], image: int | None) -> int:

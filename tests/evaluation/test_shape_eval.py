@@ -28,6 +28,7 @@ def test_a_perfect_model_has_full_scores():
     assert list(edited) == [*EDITS, "mean", "low", "high", "kept"]
     assert {edited[name] for name in (*EDITS, "mean", "high", "kept")} == {1.0}
     assert edited["low"] == wilson(1.0, IMAGES)[0]
+    assert set(scores["stories"].values()) == {1.0}
 
 
 def test_a_shuffled_model_is_near_chance():
@@ -37,6 +38,8 @@ def test_a_shuffled_model_is_near_chance():
     assert 0.2 < scores["question_answering"]["existence"] < 0.8
     assert scores["question_answering"]["colour"] == 0
     assert scores["edits"]["mean"] == 0.0 == scores["chance"]["edits"]["source"]
+    assert scores["stories"]["turn_1"] == 1.0 == scores["stories"]["image_1"]
+    assert scores["stories"]["turn_2"] == 0.0 == scores["stories"]["answers"]
 
 
 def test_chance_is_below_a_perfect_model_and_counts_every_type():

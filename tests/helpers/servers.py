@@ -52,12 +52,12 @@ class FakePipeline:
             )  # fmt: skip
         return SimpleNamespace(images=images)
 
-    def chat_batch(self, conversations, on_text, **settings):
+    def chat_batch(self, conversations, on_part, **settings):
         self.calls.append(SimpleNamespace(conversations=conversations, settings=settings))
         for piece in ["one", " two", " three"]:
             self._step()
             for number in range(len(conversations)):
-                on_text(number, piece)
+                on_part(number, piece)
         return [
             SimpleNamespace(
                 text="one two three", prompt_tokens=5, completion_tokens=3, finish_reason="stop"

@@ -9,12 +9,13 @@ from builders import built, vlm
 from PIL import Image
 
 from triptych.backbones.token_sampling import choice
+from triptych.conversations import chat_ids
 from triptych.inference.model_inference import inference_of
 from triptych.inference.pipeline import UnifiedPipeline
 from triptych.interfaces import Sampling
 from triptych.modules import UnderstandingModule
 from triptych.modules.text_generation import DetokenizerState
-from triptych.prompts import PromptError, chat_ids, conversation_ids
+from triptych.prompts import PromptError, conversation_ids
 from triptych.utils.callback_iterator import iterate_callback
 from triptych.utils.errors import UserError
 
@@ -217,7 +218,7 @@ def test_pieces_of_a_batch_go_to_their_conversations(pipe):
         max_new_tokens=6,
         temperature=5.0,
         seed=1,
-        on_text=lambda n, piece: told.update({n: told[n] + piece}),
+        on_part=lambda n, piece: told.update({n: told[n] + piece}),
     )
     assert [told[0], told[1]] == [answer.text for answer in answers]
 
@@ -241,7 +242,7 @@ def test_stream_raises_errors_at_the_reader(pipe):
 
     expected = pipe.chat(TALK)
     with pytest.raises(KeyError):
-        pipe.chat_batch([TALK], on_text=stop)
+        pipe.chat_batch([TALK], on_part=stop)
     assert pipe.chat(TALK) == expected
 
     def broken(tell):

@@ -17,6 +17,7 @@ import triptych
 from triptych import UnifiedPipeline
 from triptych.cli.arguments import flag_of
 from triptych.cli.input_files import read_prompts
+from triptych.conversations import chat_ids
 from triptych.evaluation import EditEval, FeatureDistance, ShapeEval
 from triptych.evaluation.shapes.all_scores import ScoringPlan
 from triptych.inference.chat_messages import read_messages
@@ -27,7 +28,6 @@ from triptych.inference.generation_config import (
     SETTINGS,
     GenerationConfig,
 )
-from triptych.prompts import chat_ids
 from triptych.serving.http.jobs import GenerationJob
 from triptych.serving.http.request_schemas import EditBody, GenerationBody
 from triptych.utils.errors import UserError

@@ -22,8 +22,8 @@ from servers import running, until
 from tolerances import assert_same_images, images_agree
 
 from triptych.cli.main import main
+from triptych.conversations import chat_ids
 from triptych.inference.pipeline import UnifiedPipeline
-from triptych.prompts import chat_ids
 from triptych.serving.images.sizes import ImageSizes
 from triptych.utils.png_metadata import read_metadata
 

@@ -383,7 +383,7 @@ def test_training_and_inference_read_the_same_tokens(tmp_path, pipe, given):
 
 
 def test_questions_are_cleaned_alike_in_training_and_in_chats(pipe):
-    from triptych.prompts import chat_ids
+    from triptych.conversations import chat_ids
 
     processor = pipe.model.preprocessing()
     for text in map(str.strip, ODD):

@@ -8,11 +8,11 @@ from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AddedToken, PreTrainedTokenizerFast
 
+from triptych.conversations import chat_ids
 from triptych.prompts import (
     SPECIAL_TOKENS,
     SYSTEM,
     TEMPLATES,
-    chat_ids,
     conversation_ids,
     generation_ids,
     negative_ids,

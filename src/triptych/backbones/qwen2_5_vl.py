@@ -28,7 +28,7 @@ from triptych.backbones.qwen2_5_vl_config import (
     transformers_config,
 )
 from triptych.backbones.qwen2_5_vl_tower import PositionalPatchEmbed, TowerLayouts
-from triptych.backbones.token_sampling import Logits, Watch, choice, none_ends
+from triptych.backbones.token_sampling import Forbid, Logits, Watch, choice, none_ends
 from triptych.interfaces import Batch, Condition, Sampling, VisionLanguageModel, label_indices
 from triptych.prompts import IMAGE_PAD
 from triptych.utils.errors import UserError
@@ -370,6 +370,7 @@ class QwenVL(VisionLanguageModel):
         *,
         max_new_tokens: int,
         sampling: Sampling | None = None,
+        forbidden: Sequence[Sequence[int]] = (),
         on_tokens: Callable[[list[int]], list[bool]] | None = None,
     ) -> Tensor:
         self._require("lm_head")
@@ -387,7 +388,9 @@ class QwenVL(VisionLanguageModel):
             input_ids=input_ids,
             attention_mask=attention_mask,
             max_new_tokens=max_new_tokens,
-            logits_processor=LogitsProcessorList([logits, *choice(sampling or Sampling())]),
+            logits_processor=LogitsProcessorList(
+                [logits, Forbid(forbidden), *choice(sampling or Sampling())]
+            ),
             stopping_criteria=StoppingCriteriaList([Watch(on_tokens or none_ends, logits)]),
             **images,
         )

@@ -68,9 +68,7 @@ class PositionalPatchEmbed(Qwen2_5_VisionPatchEmbed):
         position_std: deviation of the vectors.
     """
 
-    def __init__(
-        self, plain: Qwen2_5_VisionPatchEmbed, patches: int, position_std: float
-    ) -> None:
+    def __init__(self, plain: Qwen2_5_VisionPatchEmbed, patches: int, position_std: float) -> None:
         nn.Module.__init__(self)
         for name in ("patch_size", "temporal_patch_size", "in_channels", "embed_dim"):
             setattr(self, name, getattr(plain, name))

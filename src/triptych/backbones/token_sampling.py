@@ -49,6 +49,20 @@ class Gumbel(LogitsProcessor):
         return -torch.stack(waits).log()
 
 
+class Forbid(LogitsProcessor):
+    """Keeps each row from its own tokens."""
+
+    def __init__(self, tokens: Sequence[Sequence[int]]) -> None:
+        places = [(row, token) for row, some in enumerate(tokens) for token in some]
+        self.rows, self.tokens = torch.tensor(places, dtype=torch.long).reshape(-1, 2).T
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        if not len(self.rows):
+            return scores
+        self.rows, self.tokens = self.rows.to(scores.device), self.tokens.to(scores.device)
+        return scores.index_put((self.rows, self.tokens), scores.new_tensor(-torch.inf))
+
+
 class Logits(LogitsProcessor):
     """Notes whether the logits of the last step were finite; `Watch` reads it."""
 

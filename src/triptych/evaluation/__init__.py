@@ -11,7 +11,7 @@ image_evaluator  base of the evaluators that score generated images
 charts           bar charts with intervals, by matplotlib
 html_page        HTML pages from jinja2 templates, with one style sheet
 html_report      a report as an HTML page
-shapes           ShapeEval and EditEval, exact scores of the shapes world; the demo
+shapes           ShapeEval, EditEval and StoryEval, exact scores of the shapes world; the demo
 geneval          GenEval
 dpg              DPG-Bench
 wise             WISE
@@ -25,5 +25,6 @@ from triptych.evaluation.image_metrics.feature_distance import FeatureDistance
 from triptych.evaluation.shapes.all_scores import evaluate_all
 from triptych.evaluation.shapes.edit_eval import EditEval
 from triptych.evaluation.shapes.shape_eval import ShapeEval
+from triptych.evaluation.shapes.story_eval import StoryEval
 
-__all__ = ["EditEval", "FeatureDistance", "ShapeEval", "evaluate_all"]
+__all__ = ["EditEval", "FeatureDistance", "ShapeEval", "StoryEval", "evaluate_all"]

@@ -10,6 +10,7 @@ image_batches      images of a call in batches, with progress
 image_output       ImageOutput: Pillow images, arrays or tensors, and their metadata
 chat               answers to conversations
 chat_messages      parsing of chat messages
+interleaved        answers with images in them
 model_inference    ModelInference: for scores and previews of a training run
 pretrained         PretrainedModel: loading, moving to a device, saving
 loading            presets, folders and checkpoints to a ready model

@@ -10,15 +10,22 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from triptych.inference.chat_messages import Conversation, read_messages
+from triptych.conversations import chat_ids
+from triptych.inference.chat_messages import Conversation, Message, read_messages
+from triptych.inference.generation_config import GenerationConfig
 from triptych.inference.image_requests import Seeds, seeds_for
+from triptych.inference.interleaved import (
+    AnswerWriter,
+    OnPart,
+    OpenAnswer,
+    most_images,
+    split_shown,
+)
 from triptych.interfaces import Sampling
 from triptych.modules.text_generation import ChatOutput, generate_texts
-from triptych.prompts import PromptError, chat_ids, conversation_ids
+from triptych.prompts import PromptError, conversation_ids
 from triptych.utils.images import scaled_pixels
-from triptych.utils.limits import PROBABILITY, TEMPERATURE, TOKENS
-
-OnText = Callable[[int, str], None]
+from triptych.utils.limits import ANSWER_IMAGES, PROBABILITY, TEMPERATURE, TOKENS
 
 
 def token_sampling(
@@ -44,42 +51,55 @@ def prepare_answers(
     temperature: float,
     top_p: float,
     seed: Seeds,
-) -> Callable[[OnText | None], list[ChatOutput]]:
+    max_images: int | None = None,
+    config: GenerationConfig | None = None,
+) -> Callable[[OnPart | None], list[ChatOutput]]:
     """Validate and tokenize conversations; returns a function that generates the answers."""
     panel = model.understanding
     seeds = seeds_for(seed, len(conversations), "conversations")
     sampling = token_sampling(max_new_tokens, temperature, top_p, seeds)
+    if max_images is not None:
+        ANSWER_IMAGES.require(max_images, "max_images")
+    writer = AnswerWriter(
+        model,
+        device,
+        max_new_tokens=max_new_tokens,
+        max_images=most_images(model, max_images),
+        sampling=sampling,
+        config=config or GenerationConfig(),
+    )
     read = [read_messages(each) for each in conversations]
     if panel.images_first:
-        read = [[replace(m, content=sorted(m.content, key=_is_text)) for m in t] for t in read]
-    images = [part for talk in read for m in talk for part in m.content if not _is_text(part)]
-    shown, tokens = panel.show(images) if images else (None, [])
-    sizes = iter(tokens)
-    turns = [
-        [(m.role, [p if _is_text(p) else next(sizes) for p in m.content]) for m in talk]
-        for talk in read
-    ]
+        read = [[_images_first(message) for message in talk] for talk in read]
+    images = [[part for m in talk for part in m.content if not _is_text(part)] for talk in read]
+    every = [image for some in images for image in some]
+    shown, tokens = split_shown(panel, every) if every else ([], [])
+    inputs, sizes = iter(shown), iter(tokens)
     rows = []
-    for number, talk in enumerate(turns):
+    for number, talk in enumerate(read):
+        turns = [(m.role, [p if _is_text(p) else next(sizes) for p in m.content]) for m in talk]
         try:
-            rows.append(chat_ids(panel.vlm.tokenizer, talk, panel.chat_tokens))
+            rows.append(chat_ids(panel.vlm.tokenizer, turns, panel.chat_tokens))
         except PromptError as error:
             error.conversation = number
             raise
-    limits = [min(max_new_tokens, panel.chat_tokens - len(row)) for row in rows]
+    inputs_of = [[next(inputs) for _ in some] for some in images]
 
-    def answer(on_text: OnText | None) -> list[ChatOutput]:
-        return generate_texts(
-            panel.vlm,
-            rows,
-            shown,
-            limits=limits,
-            device=device,
-            sampling=sampling,
-            on_text=on_text,
-        )
+    def answer(on_part: OnPart | None) -> list[ChatOutput]:
+        answers = [
+            OpenAnswer(list(row), list(seen), some[-1] if some else None, seed)
+            for row, seen, some, seed in zip(rows, inputs_of, images, seeds, strict=True)
+        ]
+        return writer(answers, on_part)
 
     return answer
+
+
+def _images_first(message: Message) -> Message:
+    """Images before texts, in a message of the user."""
+    if message.role != "user":
+        return message
+    return replace(message, content=sorted(message.content, key=_is_text))
 
 
 def _is_text(part: str | Image.Image) -> bool:

@@ -26,6 +26,25 @@ class Message:
     """Texts and images in order."""
 
 
+class ChatAnswer(str):
+    """The text of an answer, with its images beside it."""
+
+    content: list[str | Image.Image]
+    """Texts and images in order, for the content of a message."""
+
+    @classmethod
+    def of(cls, content: list[str | Image.Image], text: str) -> ChatAnswer:
+        """The answer of this content and text."""
+        answer = cls(text)
+        answer.content = content
+        return answer
+
+    @property
+    def images(self) -> list[Image.Image]:
+        """Its images in order."""
+        return [part for part in self.content if not isinstance(part, str)]
+
+
 Conversation = str | Sequence[Mapping[str, Any] | Message]
 """A text, or messages that end with one of the user."""
 
@@ -37,6 +56,8 @@ def read_messages(messages: Conversation) -> list[Message]:
     is a text or a list of texts, images, {"type": "text", "text": ...}, {"type": "image", "image":
     image or path} (also with transformers' "path", "url" or "base64"), and OpenAI's {"type":
     "image_url", "image_url": {"url": data URL}}. OpenAI's role "developer" is "system".
+
+    An answer of `UnifiedPipeline.chat` is the content of a message too, with its images.
 
     Texts are cleaned, see `clean_text`; the model's own answers may contain a NUL.
 
@@ -67,6 +88,8 @@ def _message(message: Mapping[str, Any], number: int) -> Message:
     role = "system" if role == "developer" else role
     if role not in ROLES:
         raise UserError(f"message {number}: the role {role!r} is none of {', '.join(ROLES)}.")
+    if isinstance(content, ChatAnswer):
+        content = content.content
     parts = [content] if isinstance(content, str) else content
     if not isinstance(parts, Sequence):
         raise UserError(f"message {number}: its content is neither a text nor a list of parts.")

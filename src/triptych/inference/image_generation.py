@@ -46,16 +46,28 @@ def condition(model: Any, prompts: list[str], images: Tensor | None = None) -> C
     """Condition [B,N,D] of prompts, or of instructions for images uint8 [B,3,H,W]."""
     facts = model.preprocessing()
     rows = prompt_rows(model, prompts, with_image=images is not None)
-    ids, mask = pad(rows, token_id(facts.tokenizer, PAD))
     shown: tuple[Tensor, ...] = ()
     if images is not None:
         shown = facts.image_inputs(scaled_pixels(images, facts.understanding_size))
+    return condition_of_rows(model, rows, shown)
+
+
+def condition_of_rows(
+    model: Any, rows: list[list[int]], shown: tuple[Tensor, ...] | None = None
+) -> Condition:
+    """Condition [B,N,D] of prompts of ids that end in `[IMG]`.
+
+    Args:
+        shown: patches and grids of their images, in order.
+    """
+    tokenizer = model.preprocessing().tokenizer
+    ids, mask = pad(rows, token_id(tokenizer, PAD))
     return model.understanding.vlm.condition(
         ids.to(model.device),
         mask.to(model.device),
         full_tensor(model.generation.queries),
-        *(each.to(model.device) for each in shown),
-        num_shared_prefix_tokens=shared_tokens(rows, image=token_id(facts.tokenizer, IMAGE_PAD)),
+        *(each.to(model.device) for each in shown or ()),
+        num_shared_prefix_tokens=shared_tokens(rows, image=token_id(tokenizer, IMAGE_PAD)),
     )
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
 
 from triptych.inference import chat, image_generation
+from triptych.inference.chat_messages import Conversation
 from triptych.inference.generation_config import GenerationConfig
+from triptych.modules.text_generation import ChatOutput
 
 
 class ModelInference:
@@ -44,6 +47,27 @@ class ModelInference:
     ) -> list[str]:
         """Answer one question about each image, or without images."""
         return chat.answer(self.model, images, questions, max_new_tokens=max_new_tokens)
+
+    def converse(
+        self,
+        conversations: Sequence[Conversation],
+        *,
+        seeds: list[int],
+        max_new_tokens: int = 64,
+        config: GenerationConfig | None = None,
+    ) -> list[ChatOutput]:
+        """Answer each conversation, with texts and images."""
+        answer = chat.prepare_answers(
+            self.model,
+            self.model.device,
+            conversations,
+            max_new_tokens=max_new_tokens,
+            temperature=0.0,
+            top_p=1.0,
+            seed=seeds,
+            config=config,
+        )
+        return answer(None)
 
 
 def inference_of(model: Any) -> Any:

@@ -16,12 +16,13 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from triptych import __version__
 from triptych.inference.argument_names import named_arguments
-from triptych.inference.chat import OnText, prepare_answers
-from triptych.inference.chat_messages import Conversation
+from triptych.inference.chat import prepare_answers
+from triptych.inference.chat_messages import ChatAnswer, Conversation
 from triptych.inference.edit_source import check_edit
 from triptych.inference.generation_config import (
     DECODER_SETTINGS,
@@ -36,6 +37,7 @@ from triptych.inference.image_batches import Progress as Progress
 from triptych.inference.image_generation import encode, prompt_rows, require_encoder
 from triptych.inference.image_output import ImageOutput, OutputType, check_output_type, image_output
 from triptych.inference.image_requests import Generators, ImageRequest, Seeds, image_requests
+from triptych.inference.interleaved import OnPart
 from triptych.inference.offload import sufficient_memory
 from triptych.inference.pretrained import PretrainedModel
 from triptych.modules.text_generation import ChatOutput
@@ -210,7 +212,7 @@ class UnifiedPipeline(PretrainedModel):
 
     # 2. Text --------------------------------------------------------------------------------------
 
-    @named_arguments("chat")
+    @named_arguments("chat", SETTINGS)
     def chat(
         self,
         messages: Conversation,
@@ -220,19 +222,29 @@ class UnifiedPipeline(PretrainedModel):
         top_p: float = 1.0,
         seed: int | None = None,
         stream: bool = False,
-    ) -> str | Iterator[str]:
+        max_images: int | None = None,
+        generation_config: GenerationConfig | None = None,
+        **settings: Any,
+    ) -> ChatAnswer | Iterator[str | Image.Image]:
         """Answer a text or a conversation; see `chat_messages.read_messages`.
 
-        Prompt and answer together are limited to the model's maximum number of tokens.
+        The answer is a str with its images beside it, `answer.images`; `answer.content` has both
+        in order. A model that has learned to says when an image comes; it is made at that place,
+        from the conversation so far, and the answer goes on from it. Prompt and answer together
+        are limited to the model's maximum number of tokens.
 
         Args:
             messages: a text, or messages of a conversation.
             max_new_tokens: maximum number of tokens of the answer.
             temperature: softmax temperature; 0 is greedy decoding.
             top_p: probability mass of nucleus sampling.
-            seed: seed of token sampling; None draws it.
-            stream: whether to return an iterator over pieces of the answer; closing it ends the
-                generation.
+            seed: seed of token sampling and of the first image, each next one has one more; None
+                draws it.
+            stream: whether to return an iterator over pieces of the text and images of the answer;
+                closing it ends the generation.
+            max_images: maximum number of images in the answer; None is the model's own.
+            generation_config: settings of the images; those given by name override them.
+            settings: fields of `GenerationConfig` but the seed and the number of images.
 
         Raises:
             UserError: the conversation is malformed or too long, an image is unreadable,
@@ -244,12 +256,15 @@ class UnifiedPipeline(PretrainedModel):
             temperature=temperature,
             top_p=top_p,
             seed=seed,
+            max_images=max_images,
+            config=replace(generation_config or GenerationConfig(), **settings),
         )
         if not stream:
-            return answer(None)[0].text
-        return iterate_callback(lambda tell: answer(lambda _, piece: tell(piece)))
+            (output,) = answer(None)
+            return ChatAnswer.of(output.content, output.text)
+        return iterate_callback(lambda tell: answer(lambda _, part: tell(part)))
 
-    @named_arguments("chat_batch")
+    @named_arguments("chat_batch", SETTINGS)
     def chat_batch(
         self,
         conversations: Sequence[Conversation],
@@ -258,16 +273,20 @@ class UnifiedPipeline(PretrainedModel):
         temperature: float = 0.0,
         top_p: float = 1.0,
         seed: Seeds = None,
-        on_text: OnText | None = None,
+        max_images: int | None = None,
+        generation_config: GenerationConfig | None = None,
+        on_part: OnPart | None = None,
+        **settings: Any,
     ) -> list[ChatOutput]:
         """Answer several conversations in one batch.
 
         Args:
             conversations: conversations as in `chat`.
-            max_new_tokens, temperature, top_p: arguments of `chat`.
+            max_new_tokens, temperature, top_p, max_images, generation_config, settings: arguments
+                of `chat`.
             seed: seed of the first conversation, each next one has one more; or a list of seeds.
-            on_text: callback that gets (index of the conversation, new piece of its answer); an
-                exception that it raises ends the call.
+            on_part: callback that gets (index of the conversation, new piece of its text, or an
+                image of its answer); an exception that it raises ends the call.
         """
         answer = self._answering(
             conversations,
@@ -275,17 +294,19 @@ class UnifiedPipeline(PretrainedModel):
             temperature=temperature,
             top_p=top_p,
             seed=seed,
+            max_images=max_images,
+            config=replace(generation_config or GenerationConfig(), **settings),
         )
-        return answer(on_text)
+        return answer(on_part)
 
     def _answering(
-        self, conversations: Sequence[Conversation], **sampling: Any
-    ) -> Callable[[OnText | None], list[ChatOutput]]:
-        write = prepare_answers(self.model, self.device, conversations, **sampling)
+        self, conversations: Sequence[Conversation], **options: Any
+    ) -> Callable[[OnPart | None], list[ChatOutput]]:
+        write = prepare_answers(self.model, self.device, conversations, **options)
 
-        def answer(on_text: OnText | None) -> list[ChatOutput]:
+        def answer(on_part: OnPart | None) -> list[ChatOutput]:
             with self._turn, sufficient_memory(len(conversations), "conversations"):
-                return write(on_text)
+                return write(on_part)
 
         return answer
 

@@ -16,6 +16,8 @@ TEXT_TO_IMAGE = "text_to_image"
 IMAGE_TO_TEXT = "image_to_text"
 TEXT_TO_TEXT = "text_to_text"
 IMAGE_TO_IMAGE = "image_to_image"
+INTERLEAVED = "interleaved"
+INTERLEAVED_IMAGES = "interleaved_images"
 IMAGE_GENERATION = "image_generation"
 LANGUAGE_MODELING = "language_modeling"
 # The loss of a task, `Batch.objective`; tasks of one objective may mix in a batch.
@@ -24,6 +26,8 @@ OBJECTIVE_OF_TASK = {
     IMAGE_TO_IMAGE: IMAGE_GENERATION,
     IMAGE_TO_TEXT: LANGUAGE_MODELING,
     TEXT_TO_TEXT: LANGUAGE_MODELING,
+    INTERLEAVED: LANGUAGE_MODELING,
+    INTERLEAVED_IMAGES: IMAGE_GENERATION,
 }
 
 IGNORED = -100  # in labels: no loss is taken

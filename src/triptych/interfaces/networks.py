@@ -101,10 +101,13 @@ class VisionLanguageModel(LazyModule):
         *,
         max_new_tokens: int,
         sampling: Sampling | None = None,
+        forbidden: Sequence[Sequence[int]] = (),
         on_tokens: Callable[[list[int]], list[bool]] | None = None,
     ) -> Tensor:
         """Continuation of left-padded prompts [B,T], greedy by default; the new tokens only.
 
+        `forbidden` has the tokens that each row may not get; nothing is forbidden where it is
+        empty.
         `on_tokens` receives the B tokens of every step and returns the rows that are finished; an
         exception it raises ends the call. Finished rows are filled with padding.
 

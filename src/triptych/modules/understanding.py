@@ -24,6 +24,8 @@ class UnderstandingModule(BaseModule):
             max_tokens. Images that keep their shape take more tokens than in training.
         images_first: in chat, the images of a message come before its text, wherever it has
             them: all that a small model was trained on are images that open a question.
+        answer_images: in chat, maximum number of images in an answer, where there is a generation
+            panel; 0 for a language model that did not learn to say when an image comes.
         training: arguments of `BaseModule`, for a panel that is the root.
     """
 
@@ -36,11 +38,13 @@ class UnderstandingModule(BaseModule):
         *,
         chat_tokens: int | None = None,
         images_first: bool = False,
+        answer_images: int = 0,
         **training: Any,
     ) -> None:
         super().__init__(**training)
         self.vlm, self.max_tokens = vlm, max_tokens
         self.chat_tokens, self.images_first = chat_tokens or max_tokens, images_first
+        self.answer_images = answer_images
 
     def step(self, batch: Batch) -> tuple[Tensor, Metrics]:
         loss = self.vlm.lm_loss(batch)

@@ -4,6 +4,7 @@ world      scenes and their rendering
 captions   captions, their meaning, and the splits
 questions  questions with exact answers
 edits      edits with exact results
+stories    conversations of drawing, edits and questions
 checker    reads scenes from images and scores them
 shards     writes WebDataset shards
 tokenizer  trains the tokenizer of the tiny preset

@@ -64,11 +64,12 @@ def sample_edit(rng: numpy.random.Generator, kind: str, split: str = "train") ->
     while True:
         _, _, source = sample(rng, pick(rng, TASKS), split)
         edit = EDITS[kind](source, rng)
-        if _fits(edit.target) and is_evaluation_scene(edit.target) == (split == "eval"):
+        if fits(edit.target) and is_evaluation_scene(edit.target) == (split == "eval"):
             return edit
 
 
-def _fits(scene: Scene) -> bool:
+def fits(scene: Scene) -> bool:
+    """Whether a scene may be in the data: one to four shapes, and no held-out pair."""
     pairs = {(shape.colour, shape.kind) for shape in scene.shapes}
     return 1 <= len(scene.shapes) <= MOST_SHAPES and pairs.isdisjoint(HELD_OUT_PAIRS)
 

@@ -1,6 +1,7 @@
 """The shapes world as WebDataset tar shards.
 
-A sample is KEY.jpg (image), KEY.txt (caption) and KEY.json (everything about it). Sample i of a
+A sample is KEY.jpg (image), KEY.txt (caption) and KEY.json (everything about it); a story is
+KEY.json and several images. Sample i of a
 split depends only on the seed, the split and i: a data set is reproducible byte for byte with the
 same versions of the libraries, and a larger one begins with the smaller one.
 """
@@ -31,6 +32,7 @@ from triptych.shapes_world.questions import (
     parse_reading,
     questions,
 )
+from triptych.shapes_world.stories import messages_of, sample_story
 from triptych.shapes_world.world import draw
 from triptych.utils.atomic_write import new_folder
 from triptych.utils.disk_usage import announce
@@ -42,6 +44,8 @@ VERSION = 7  # incremented whenever the same seed gives other samples
 MARKER = "shapes.json"
 EDITS_VERSION = 1
 EDITS_MARKER = "edits.json"
+STORIES_VERSION = 1
+STORIES_MARKER = "stories.json"
 LONG_CAPTIONS = 0.2  # share of the training captions
 IMAGE_TURNS = 3  # in addition to the reading of all nine cells, which is the first or last turn
 QUESTIONS = 12  # in addition to the reading: a second conversation, of which a batch takes some
@@ -116,6 +120,25 @@ def make_edit_sample(split: str, index: int, seed: int) -> dict:
     }
 
 
+def make_story_sample(split: str, index: int, seed: int) -> dict:
+    """Story `index` of a split: KEY.json with its messages, and its images KEY.0.jpg, KEY.1.jpg."""
+    # separate random streams, after those of captions and edits
+    stream = len(SPLITS) + len(EDIT_SPLITS) + EDIT_SPLITS.index(split)
+    source = numpy.random.SeedSequence([seed, stream, index])
+    turns = sample_story(numpy.random.Generator(numpy.random.PCG64(source)), split)
+    drawn = [turn for turn in turns if turn.scene is not None]
+    facts = {
+        "messages": messages_of(turns),
+        "requests": [turn.request.to_dict() for turn in drawn],
+        "scenes": [turn.scene.to_dict() for turn in drawn],
+    }
+    return {
+        "__key__": f"{split}{index:08d}",
+        **{f"{number}.jpg": _jpeg(draw(turn.scene)) for number, turn in enumerate(drawn)},
+        "json": json.dumps(facts).encode(),
+    }
+
+
 def _jpeg(image: numpy.ndarray) -> bytes:
     """JPEG without colour subsampling, which would blur the edges of small shapes."""
     return encode_image(image, "JPEG", quality=95, subsampling=0)
@@ -140,7 +163,8 @@ def write_shards(
         seed: random seed of the data set.
         samples_per_shard: maximum number of samples in a shard.
         progress: callback for the number of samples written so far.
-        make: function that generates a sample, `make_sample` or `make_edit_sample`.
+        make: function that generates a sample, `make_sample`, `make_edit_sample` or
+            `make_story_sample`.
 
     Raises:
         UserError: the folder is not empty.
@@ -209,9 +233,24 @@ def ensure_edits(
     return _ensure(kind, Path(folder), sizes, seed, progress)
 
 
+def ensure_stories(
+    folder: str | Path,
+    *,
+    train: int = 30000,
+    evaluation: int = 600,
+    seed: int = 0,
+    progress: Callable[[int], None] | None = None,
+) -> Path:
+    """Generate FOLDER/train and /eval of stories if they are missing; see `ensure_shapes`."""
+    sizes = dict(zip(EDIT_SPLITS, (train, evaluation), strict=True))
+    name = "the stories of the shapes world"
+    kind = _Kind(name, STORIES_MARKER, STORIES_VERSION, make_story_sample)
+    return _ensure(kind, Path(folder), sizes, seed, progress)
+
+
 @dataclass(frozen=True)
 class _Kind:
-    """A kind of data set: shapes or edits."""
+    """A kind of data set: shapes, edits or stories."""
 
     name: str
     marker: str

@@ -173,6 +173,8 @@ RUN_SEED = Range(True, 0, 2**32 - 1)
 """Seed of a training run; the maximum is NumPy's."""
 TOKENS = Range(True, 1, 100_000)
 """Number of tokens of an answer."""
+ANSWER_IMAGES = Range(True, 0, 64)
+"""Number of images in an answer."""
 TEMPERATURE = Range(False, 0, 100)
 PROBABILITY = Range(False, 0, 1, above=True)
 COUNT = Range(True, 1, 1_000_000_000)

@@ -32,6 +32,7 @@ from triptych.evaluation.shapes.shape_eval import (
     questions_about,
     reconstruct_for,
 )
+from triptych.evaluation.shapes.story_eval import TURNS, tell_stories, turn_scores
 from triptych.evaluation.statistics import bootstrap, mean, wilson
 from triptych.inference.generation_config import GenerationConfig
 from triptych.shapes_world.captions import request_of
@@ -52,7 +53,8 @@ class ScoringPlan:
     """Settings of a scoring run; the batch size affects only rounding, speed and memory."""
 
     num_images: int = 600
-    """Number of captions, reconstructions and half of the questions; at most MAX_EDITS edits."""
+    """Number of captions, reconstructions and half of the questions; at most MAX_EDITS edits, and
+    as many stories."""
     per_caption: int = 1
     """Images for each caption, with the seeds `seed`, `seed` + 1, and so on."""
     seed: int = 0
@@ -80,13 +82,15 @@ class ScoringPlan:
             "reconstruction": self.num_images,
             "question_answering": self.num_images * QUESTIONS_PER_IMAGE,
             "edits": min(self.num_images, MAX_EDITS),
+            "stories": min(self.num_images, MAX_EDITS) * TURNS,
         }
 
     def work(self) -> Iterator[tuple[str, int, range]]:
         """Yield (score, copy, numbers of the items) of every batch."""
         for score, size in self.sizes.items():
+            batch_size = self.batch_size * (TURNS if score == "stories" else 1)
             for copy in range(self.per_caption if score in SPLITS else 1):
-                for numbers in batches(size, self.batch_size):
+                for numbers in batches(size, batch_size):
                     yield score, copy, numbers
 
 
@@ -108,6 +112,7 @@ def item_scores(
         **{score: _generated for score in SPLITS},
         "reconstruction": _reconstructed,
         "question_answering": _answered,
+        "stories": _told,
     }
     first, step = batches_of
     for score, copy, numbers in list(plan.work())[first::step]:
@@ -173,6 +178,10 @@ def report(items: Sequence[ItemScore], plan: ScoringPlan, folder: Path | None = 
     if shapes:
         scores[KEPT] = mean(value for of_edit in shapes.values() for value in of_edit)
         clusters[KEPT] = [list(shapes.values())]
+    told = _runs(right["stories"], TURNS)
+    for name, values in turn_scores(told).items():
+        scores[f"stories/{name}"] = mean(each for story in values for each in story)
+        clusters[f"stories/{name}"] = [[story for story in values if story]]
     by_chance = {**chance(plan.num_images), "edits": edit_chance(plan.sizes["edits"])}
     return Report(
         benchmark="shapes",
@@ -291,3 +300,9 @@ def _edited(model: Any, plan: ScoringPlan, numbers: range) -> Iterator[ItemScore
     for number, image, edit in zip(numbers, images, samples, strict=True):
         yield "edits", 0, number, check(image, edit.request)
         yield from ((KEPT, n, number, same) for n, same in enumerate(kept(image, edit)))
+
+
+def _told(model: Any, plan: ScoringPlan, *, numbers: range, **_: Any) -> list[bool]:
+    stories = range(numbers.start // TURNS, numbers.stop // TURNS)
+    options = ImageOptions(len(stories), plan.seed, plan.generation_config, stories)
+    return [turn for story in tell_stories(model, len(stories), options) for turn in story]

@@ -78,7 +78,7 @@ def run_batch(pipeline: UnifiedPipeline, max_batch: int, batch: JobBatch) -> Seq
 
 
 def _generate_answers(pipeline: UnifiedPipeline, batch: JobBatch) -> Sequence[Any]:
-    def on_text(number: int, text: str) -> None:
+    def on_part(number: int, text: str) -> None:
         batch.check_abandoned()
         batch.report_partial(number, text)
 
@@ -88,7 +88,7 @@ def _generate_answers(pipeline: UnifiedPipeline, batch: JobBatch) -> Sequence[An
         [job.messages for job in jobs],
         **asdict(jobs[0].settings),
         seed=[secrets.randbits(32) if job.seed is None else job.seed for job in jobs],
-        on_text=on_text,
+        on_part=on_part,
     )
 
 

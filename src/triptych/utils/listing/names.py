@@ -4,6 +4,7 @@
     KEY.source.jpg                  the image before an edit
     KEY.txt                         the caption, or the instruction of an edit
     KEY.json                        everything else; its "caption" replaces a missing KEY.txt
+    KEY.0.jpg, KEY.1.jpg, ...       the images that "messages" in KEY.json name, in shards only
 
 Suffixes are case-insensitive. In a tar shard, KEY ends at the first dot of the name, as in
 webdataset; in a folder, at the suffix: "photo v1.0.jpg" is the image of "photo v1.0".
@@ -27,6 +28,8 @@ KINDS = {
     "json": ("json",),
 }
 """Kinds of files for each role, in order of preference; other files are ignored."""
+FIRST_IMAGE = tuple(f"0.{kind}" for kind in IMAGE_KINDS)
+"""Kinds of the first image of a conversation in a shard."""
 RECORDED = frozenset(kind for kinds in KINDS.values() for kind in kinds)
 _LONGEST_FIRST = sorted(RECORDED, key=len, reverse=True)
 

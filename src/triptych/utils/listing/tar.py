@@ -18,6 +18,7 @@ import numpy as np
 from triptych.utils.documents import open_regular
 from triptych.utils.errors import UserError
 from triptych.utils.listing.names import (
+    FIRST_IMAGE,
     RECORDED,
     is_hidden,
     kind_for,
@@ -67,7 +68,7 @@ class Group:
 
     key: bytes
     members: dict[str, tuple[int, int]] = field(default_factory=dict)
-    """kind -> (offset, size) in bytes, of the kinds of RECORDED"""
+    """kind -> (offset, size) in bytes, of the kinds of RECORDED and FIRST_IMAGE"""
     fault: str = ""
     """Reason why the group is unusable, whatever its members."""
     renamed: bool = False
@@ -80,9 +81,14 @@ class Group:
         """Reason why it is not a sample of an image and a caption; "" if it is one."""
         if self.fault:
             return self.fault
-        if kind_for("image", self.members) is None:
+        if kind_for("image", self.members) is None and not self.is_conversation:
             return DOTTED if self._has_dotted_image() else NO_IMAGE
         return "" if "txt" in self.members or "json" in self.members else NO_CAPTION
+
+    @property
+    def is_conversation(self) -> bool:
+        """Whether it has JSON and numbered images, "photo v1.0.jpg" and its caption being none."""
+        return "json" in self.members and not self.members.keys().isdisjoint(FIRST_IMAGE)
 
     def _has_dotted_image(self) -> bool:
         kinds = {split_at_kind(member.name)[1] for member in self.dotted}
@@ -98,7 +104,7 @@ class Group:
         return list(groups.values())
 
     def add(self, kind: str, member: Member) -> None:
-        """Add a member of a kind of RECORDED."""
+        """Add a member of a kind of RECORDED or FIRST_IMAGE."""
         if kind in self.members:
             self.fault = self.fault or REPEATED
         self.fault = self.fault or member.fault
@@ -122,6 +128,30 @@ def scan(path: Path) -> Iterator[Member | Damage]:
             yield from _walk(file, end)
         except OSError as error:
             raise UserError(f"the shard {path} cannot be read: {error.strerror}.") from error
+
+
+def members_of_key(path: Path, key: str, start: int) -> dict[str, tuple[int, int]]:
+    """(offset, size) in bytes of the consecutive members of a key, by kind, from a payload on.
+
+    Args:
+        start: offset of the payload of one of the members; those before it are not found.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    found: dict[str, tuple[int, int]] = {}
+    with open_regular(path) as opened:
+        file = opened.fileno()
+        for event in _walk(file, os.fstat(file).st_size, start - BLOCK):
+            if isinstance(event, Damage):
+                break
+            stem, kind = split_at_first_dot(event.name)
+            # a long name is in a header of its own, before that of the first member
+            if event.offset != start and stem.decode("utf-8", "backslashreplace") != key:
+                break
+            if not event.fault:
+                found.setdefault(kind, (event.offset, event.size))
+    return found
 
 
 def group_members(events: Iterable[Member | Damage]) -> Iterator[Group]:
@@ -152,9 +182,9 @@ def group_members(events: Iterable[Member | Damage]) -> Iterator[Group]:
                 group = None
         if group is None:
             group, fault = Group(key, fault=fault, renamed=event.renamed), ""
-        if kind in RECORDED:
+        if kind in RECORDED or kind in FIRST_IMAGE:
             group.add(kind, event)
-        elif split_at_kind(event.name)[0]:
+        if kind not in RECORDED and split_at_kind(event.name)[0]:
             group.dotted.append(event)
     if group is not None:
         yield group
@@ -200,8 +230,7 @@ def _check_start(path: Path, file: int, end: int) -> None:
         )
 
 
-def _walk(file: int, end: int) -> Iterator[Member | Damage]:
-    position = 0
+def _walk(file: int, end: int, position: int = 0) -> Iterator[Member | Damage]:
     fields: dict[str, bytes] = {}  # of the next member, set by headers of names
     while position < end:
         block = os.pread(file, BLOCK, position)
