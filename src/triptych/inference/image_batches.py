@@ -35,6 +35,10 @@ class Progress:
     """Indices of these images in the call."""
     preview: Callable[[], list[Image.Image]]
     """Function that decodes the images at this step."""
+    portion: int = 0
+    """Number of this portion of the candidates, from 0; both stages are run for each portion."""
+    portions: int = 1
+    """Number of portions; 1 without candidates."""
 
 
 OnStepEnd = Callable[[Progress], Any]

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from triptych import __version__
 from triptych.inference.argument_names import named_arguments
+from triptych.inference.best_of import best_requests, ranker_for, refuse_unranked_edits
 from triptych.inference.chat import OnText, prepare_answers
 from triptych.inference.chat_messages import Conversation
 from triptych.inference.generation_config import (
@@ -35,6 +36,8 @@ from triptych.inference.image_output import ImageOutput, OutputType, check_outpu
 from triptych.inference.image_requests import Generators, ImageRequest, Seeds, image_requests
 from triptych.inference.offload import sufficient_memory
 from triptych.inference.pretrained import PretrainedModel
+from triptych.interfaces import Ranker
+from triptych.interfaces.ranker import ScoreFunction
 from triptych.modules.text_generation import ChatOutput
 from triptych.utils.callback_iterator import iterate_callback
 from triptych.utils.errors import UserError
@@ -58,6 +61,7 @@ class UnifiedPipeline(PretrainedModel):
         *,
         generation_config: GenerationConfig | None = None,
         generator: Generators = None,
+        ranker: Ranker | ScoreFunction | None = None,
         batch_size: int = 16,
         output_type: OutputType = "pil",
         return_dict: bool = True,
@@ -73,6 +77,8 @@ class UnifiedPipeline(PretrainedModel):
             prompt: one or several prompts of any lengths.
             generation_config: generation settings; those given by name override them.
             generator: generator that draws the seeds, or a list of one per image.
+            ranker: scores of `num_candidates` candidates of each image, of which the best is kept;
+                its seed and score are in the metadata. None: the model ranks them itself.
             batch_size: maximum number of images at a time; memory grows with it.
             output_type: "pil", "np" or "pt", as in diffusers.
             return_dict: whether to return an `ImageOutput` instead of (images, metadata).
@@ -90,9 +96,11 @@ class UnifiedPipeline(PretrainedModel):
         self.check_prompts([*prompts, *negative])
         requests = _requests(prompts, config, generator)
         batches = self._batches(config, batch_size, output_type, callback_on_step_end)
+        judge = self._ranker(config, ranker, prompts)
         with self._turn, sufficient_memory(batch_size):
-            pixels = batches.generate(batches.encode_prompts(prompts, None), requests)
-            return image_output(pixels, self._metadata(requests, config), output_type, return_dict)
+            conditions = batches.encode_prompts(prompts, None)
+            pixels, metadata = self._generate(batches, conditions, requests, judge)
+            return image_output(pixels, metadata, output_type, return_dict)
 
     @named_arguments("edit", FIELDS)
     def edit(
@@ -102,6 +110,7 @@ class UnifiedPipeline(PretrainedModel):
         prompt: str | Sequence[str] = (),
         generation_config: GenerationConfig | None = None,
         generator: Generators = None,
+        ranker: Ranker | ScoreFunction | None = None,
         batch_size: int = 16,
         output_type: OutputType = "pil",
         return_dict: bool = True,
@@ -122,12 +131,15 @@ class UnifiedPipeline(PretrainedModel):
         config = replace(generation_config or GenerationConfig(), **settings)
         self.check_prompts(prompts, with_image=True)
         self.check_prompts([config.negative_prompt] if config.negative_prompt else [])
+        refuse_unranked_edits(config.candidates, ranker)
         requests = _requests(prompts, config, generator)
         batches = self._batches(config, batch_size, output_type, callback_on_step_end)
+        judge = self._ranker(config, ranker, prompts)
         shown = _squares(images, self.model.preprocessing().understanding_size)
         with self._turn, sufficient_memory(batch_size):
-            pixels = batches.generate(batches.encode_prompts(prompts, shown), requests)
-            return image_output(pixels, self._metadata(requests, config), output_type, return_dict)
+            conditions = batches.encode_prompts(prompts, shown)
+            pixels, metadata = self._generate(batches, conditions, requests, judge)
+            return image_output(pixels, metadata, output_type, return_dict)
 
     @named_arguments("reconstruct", DECODER_SETTINGS)
     def reconstruct(
@@ -282,6 +294,28 @@ class UnifiedPipeline(PretrainedModel):
                     "images and preview(); change its signature."
                 ) from None
         return ImageBatches(self.model, config, batch_size, callback)
+
+    def _ranker(self, config: GenerationConfig, given: Any, prompts: list[str]) -> Ranker | None:
+        """The ranker of a call, or None if nothing is ranked."""
+        if config.candidates == 1 and given is None:
+            return None
+        return ranker_for(self.model, given, prompts)
+
+    def _generate(
+        self,
+        batches: ImageBatches,
+        conditions: Tensor,
+        requests: list[ImageRequest],
+        ranker: Ranker | None,
+    ) -> tuple[Tensor, list[dict[str, Any]]]:
+        """Images uint8 [B,3,H,W], of candidates the best, and the metadata of each."""
+        config = batches.config
+        if ranker is None:
+            return batches.generate(conditions, requests), self._metadata(requests, config)
+        best = best_requests(batches, conditions, requests, ranker)
+        made = [replace(each, seed=seed) for each, seed in zip(requests, best.seeds, strict=True)]
+        rows = zip(self._metadata(made, config), best.scores, strict=True)
+        return best.images, [row | {"score": score, "ranker": best.ranker} for row, score in rows]
 
     def _metadata(
         self,

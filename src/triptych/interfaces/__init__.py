@@ -6,6 +6,7 @@ networks       what a language model, encoder, velocity model or decoder impleme
 sampling       settings of samplers
 preprocessing  settings of a model that its data needs
 evaluator      the base class of scores
+ranker         scores of single images, to choose among candidates
 
 Shape letters, used in the whole package:
     B batch, T text tokens, N queries, D width of the language model,
@@ -42,6 +43,7 @@ from triptych.interfaces.networks import (
     bind_condition,
 )
 from triptych.interfaces.preprocessing import Preprocessing
+from triptych.interfaces.ranker import Ranker, as_ranker, ranked
 from triptych.interfaces.sampling import FlowSamplerConfig, SamplerConfig, Sampling
 
 __all__ = [
@@ -63,6 +65,7 @@ __all__ = [
     "PixelDecoder",
     "Preprocessing",
     "READ_BY_THE_HOST",
+    "Ranker",
     "SamplerConfig",
     "Sampling",
     "TEXT_TO_IMAGE",
@@ -70,8 +73,10 @@ __all__ = [
     "Velocity",
     "VelocityModel",
     "VisionLanguageModel",
+    "as_ranker",
     "batches_in",
     "bind_condition",
     "drawn",
     "label_indices",
+    "ranked",
 ]

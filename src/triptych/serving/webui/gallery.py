@@ -9,13 +9,16 @@ from functools import partial
 from typing import Any
 
 import gradio as gr
+from PIL import Image
 
+from triptych.inference.generation_config import SETTINGS
 from triptych.inference.image_output import ImageOutput
 from triptych.inference.pipeline import UnifiedPipeline
 from triptych.serving.webui.controls import arguments, seed_row, sliders
 from triptych.serving.webui.number_inputs import slider
 from triptych.serving.webui.progress import ImageCall, iterate_updates
 from triptych.serving.webui.session import MAX_IMAGES, Page, new_seed, status
+from triptych.utils.png_metadata import metadata_of
 
 
 def gallery_updates(
@@ -51,19 +54,21 @@ def gallery_updates(
             status_line: status(None, f"{number} image{'s' * (number > 1)} in {seconds:.1f} s"),
             gallery: _grid(
                 [
-                    (page.write(each, f"{text} seed {seed + n}"), f"seed {seed + n}")
-                    for n, each in enumerate(update.images)
+                    (page.write(each, f"{text} seed {own}"), f"seed {own}")
+                    for own, each in zip(_seeds(update.images, seed), update.images, strict=True)
                 ]
             ),
         }
 
 
-def sampling_controls(pipe: UnifiedPipeline) -> list[gr.components.Component]:
-    """Add the controls of a call: number of images, seed, new seeds, sampling settings."""
+def sampling_controls(
+    pipe: UnifiedPipeline, names: Sequence[str] = SETTINGS
+) -> list[gr.components.Component]:
+    """Add the controls of a call: number of images, seed, new seeds, the settings `names`."""
     count = slider(1, MAX_IMAGES, value=4, step=1, label="Images")
     seed, fresh = seed_row()
     with gr.Accordion("Sampling", open=False):
-        settings = sliders(pipe)
+        settings = sliders(pipe, names)
     return [count, seed, fresh, *settings]
 
 
@@ -74,6 +79,7 @@ def run_call(
     text: str,
     values: Sequence[Any],
     outputs: tuple[gr.HTML, gr.Gallery, gr.Number],
+    names: Sequence[str] = SETTINGS,
 ) -> Iterator[dict[gr.components.Component, Any]]:
     """Yield the updates of the page while a pipeline call generates images.
 
@@ -82,6 +88,7 @@ def run_call(
         text: prompt or instruction, for the names of files.
         values: values of `sampling_controls`.
         outputs: status line, gallery and seed.
+        names: settings of `sampling_controls`.
 
     Raises:
         UserError: an error of the call.
@@ -89,7 +96,7 @@ def run_call(
     count, seed, fresh, *settings = values
     status_line, gallery, seed_box = outputs
     first = new_seed() if fresh or seed is None else seed
-    call = partial(call, num_images_per_prompt=count, seed=first, **arguments(settings))
+    call = partial(call, num_images_per_prompt=count, seed=first, **arguments(settings, names))
 
     def run(callback: Callable) -> Any:
         return call(callback_on_step_end=callback).images
@@ -99,6 +106,11 @@ def run_call(
     )
     for changes in updates:
         yield {seed_box: first, **changes}
+
+
+def _seeds(images: Sequence[Image.Image], first: int) -> list[int]:
+    """Seeds of the images of a call; of the best of several candidates its own one."""
+    return [metadata_of(each).get("seed", first + n) for n, each in enumerate(images)]
 
 
 def _grid(images: list) -> gr.Gallery:
