@@ -28,7 +28,7 @@ from triptych.data_modules.sampling.step_dataset import (
     make_step_sampler,
     step_loader,
 )
-from triptych.interfaces import IMAGE_GENERATION, TEXT_TO_TEXT, BatchContents
+from triptych.interfaces import IMAGE_GENERATION, IMAGE_TO_IMAGE, TEXT_TO_TEXT, BatchContents
 from triptych.utils.errors import UserError
 
 
@@ -117,6 +117,7 @@ class MixedDataModule(BaseDataModule):
         return BatchContents(
             has_features=bool(generating) and all(each.has_all_features for each in generating),
             shows_images=any(config.task in IMAGE_PROMPT_TASKS for config in configs),
+            has_sources=any(config.task == IMAGE_TO_IMAGE for config in configs),
         )
 
     # Lightning hooks ----------------------------------------------------------------------------

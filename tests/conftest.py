@@ -36,6 +36,14 @@ def samples(shapes_folder):
 
 
 @pytest.fixture(scope="session")
+def edits_folder(tmp_path_factory):
+    """Edits of the shapes world in small: folders train (12) and eval (12)."""
+    from triptych.shapes_world.shards import ensure_edits
+
+    return ensure_edits(tmp_path_factory.mktemp("edits") / "edits", train=12, evaluation=12)
+
+
+@pytest.fixture(scope="session")
 def weights(tmp_path_factory):
     """Weight files of `builders.unified`, one a label, random."""
     from builders import write_weights

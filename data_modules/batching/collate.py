@@ -12,7 +12,13 @@ from torch import Tensor
 from triptych.data_modules.batching.tasks import IMAGE_PROMPT_TASKS, Prompt, TaskDataset
 from triptych.data_modules.decode import Decoder
 from triptych.data_modules.sources.base import BadSample, ImageRole, bad_sample_on_error
-from triptych.interfaces import IMAGE_GENERATION, Batch, Preprocessing, label_indices
+from triptych.interfaces import (
+    IMAGE_GENERATION,
+    IMAGE_TO_IMAGE,
+    Batch,
+    Preprocessing,
+    label_indices,
+)
 from triptych.prompts import IGNORED, IMAGE_PAD, PAD, pad, shared_tokens, token_id
 from triptych.utils.errors import UserError
 from triptych.utils.images import stack_images
@@ -30,6 +36,8 @@ class Example:
     """uint8 [3,S,S], the image to generate."""
     features: Tensor | None = None
     """[C,h,w], cached features of the target image."""
+    source_image: Tensor | None = None
+    """uint8 [3,S,S], the image that an edit changes, for a model whose generator sees it."""
 
 
 @dataclass
@@ -122,6 +130,9 @@ class Collator:
             sizes.setdefault(prompt.image_role, []).append(processor.understanding_size)
         if target_role:
             sizes.setdefault(target_role, []).append(processor.image_size)
+        is_edit = prompt.image_role == "source" and processor.takes_source
+        if is_edit:  # not a reconstruction: its source would be its target
+            sizes["source"].append(processor.image_size)
         squares = {role: self._squares(dataset, number, role, sizes[role]) for role in sizes}
         if features is None and dataset.has_all_features:  # the encoder may not be loaded
             raise BadSample(
@@ -136,6 +147,7 @@ class Collator:
             squares[prompt.image_role][0] if prompt.image_role else None,
             squares[target_role][-1] if target_role else None,
             features,
+            squares["source"][-1] if is_edit else None,
         )
 
     def _squares(
@@ -185,10 +197,19 @@ class Collator:
             batch.target_features, batch.has_features = stack_optional(
                 [example.features for example in examples]
             )
+            self._add_sources(batch, [example.source_image for example in examples])
         else:
             batch.labels = pad([prompt.labels for prompt in prompts], IGNORED)[0]
             batch.label_indices = label_indices(batch.labels)
         return batch
+
+    def _add_sources(self, batch: Batch, sources: list[Tensor | None]) -> None:
+        given = [source for source in sources if source is not None]
+        if given:
+            batch.source_pixels = stack_images(given)
+            batch.has_source = torch.tensor([source is not None for source in sources])
+        tasks = {dataset.task for dataset in self.datasets}
+        batch.may_have_source = self.processor.takes_source and IMAGE_TO_IMAGE in tasks
 
 
 def stack_optional(

@@ -26,7 +26,7 @@ from triptych.data_modules.streaming.tar_stream import (
     MemberLimits,
 )
 from triptych.data_modules.streaming.urls import check_url, list_shard_urls
-from triptych.interfaces import TEXT_TO_IMAGE, BatchContents
+from triptych.interfaces import IMAGE_TO_IMAGE, TEXT_TO_IMAGE, BatchContents
 from triptych.utils.errors import UserError
 
 Task = Literal["text_to_image", "image_to_image", "image_to_text"]
@@ -95,7 +95,11 @@ class StreamDataModule(BaseDataModule):
             )
 
     def batch_contents(self) -> BatchContents:
-        return BatchContents(has_features=False, shows_images=self.task in IMAGE_PROMPT_TASKS)
+        return BatchContents(
+            has_features=False,
+            shows_images=self.task in IMAGE_PROMPT_TASKS,
+            has_sources=self.task == IMAGE_TO_IMAGE,
+        )
 
     def open_datasets(self) -> None:
         for url in (*self.urls, *self.val_urls):

@@ -34,6 +34,9 @@ class FlowConfig:
     published."""
     cond_drop_prob: float = 0.1
     """Probability of training without condition, for guidance."""
+    source_drop_prob: float = 0.1
+    """Probability of training an edit without its source image, for guidance by the image, where
+    the velocity model takes one; independent of the condition."""
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ second order and need fewer steps: "heun" (Karras et al. 2022, arXiv 2206.00364)
 model twice a step, "dpm++" (Lu et al. 2022, arXiv 2211.01095) and "unipc" (Zhao et al. 2023, arXiv
 2302.04867), which call it once and remember the step before.
 
-Guidance is classifier-free (Ho & Salimans 2022), away from the null condition of training, which is
-zeros, unless a negative one is given. Seeds make noise, one per image, so that an image depends on
+Guidance is classifier-free, away from the null condition of training, which is zeros, unless a
+negative one is given; see `guidance`. Seeds make noise, one per image, so that an image depends on
 its neighbours in the batch by rounding at most.
 """
 
@@ -28,7 +28,8 @@ from diffusers import (
 )
 from torch import Tensor
 
-from triptych.interfaces import Condition, VelocityModel, bind_condition
+from triptych.guidance import guided
+from triptych.interfaces import Condition, Source, VelocityModel, bind_condition
 from triptych.utils.limits import INTERVAL, require_sampler, require_steps
 from triptych.utils.limits import SAMPLERS as SAMPLERS
 from triptych.utils.rng import normal
@@ -45,7 +46,7 @@ def noise_from_seeds(shape: tuple[int, ...], seeds: Sequence[int], device=None) 
 
 @torch.no_grad()
 def sample_flow(
-    model: VelocityModel | Callable[[Tensor, Tensor, Tensor], Tensor],
+    model: VelocityModel | Callable[..., Tensor],
     condition: Condition,
     noise: Tensor,
     *,
@@ -56,6 +57,8 @@ def sample_flow(
     shift: float = 1.0,
     guidance_interval: tuple[float, float] | None = None,
     negative_condition: Tensor | None = None,
+    source: Source | None = None,
+    image_guidance_scale: float = 1.0,
     on_step: OnStep | None = None,
 ) -> Tensor:
     """Features [B,C,h,w] for `condition` [B,N,D], starting at `noise` [B,C,h,w].
@@ -72,6 +75,9 @@ def sample_flow(
         guidance_interval: (low, high) in t that keeps guidance to low <= t <= high (Kynkaanniemi
             et al. 2024, arXiv 2404.07724); outside of it the model is called on the batch itself.
         negative_condition: condition [1,N,D] that guidance leads away from; zeros by default.
+        source: source images of edits, for a model that takes them.
+        image_guidance_scale: scale of guidance by the source; a value other than 1 and
+            `guidance_scale` needs one call a step on a tripled batch, see `guidance.guided`.
         on_step: callback after every model call.
 
     Raises:
@@ -83,11 +89,15 @@ def sample_flow(
     hidden_states = condition.hidden_states
     cached = isinstance(model, VelocityModel)
     bind = model.with_cached_condition if cached else partial(bind_condition, model)
-    plain = bind(hidden_states)
-    if guidance_scale != 1.0:
-        if negative_condition is None:
-            negative_condition = torch.zeros_like(hidden_states[:1])
-        guided = bind(hidden_states, negative_condition)
+    plain = guided(bind, hidden_states, guidance_scale=1.0, source=source)
+    full = guided(
+        bind,
+        hidden_states,
+        guidance_scale=guidance_scale,
+        image_guidance_scale=image_guidance_scale,
+        negative_condition=negative_condition,
+        source=source,
+    )
     x = noise
     # float64: a thousand times t is then the integer again, not its neighbour in float32
     timesteps = solver.timesteps.trunc().double() if integer_timesteps else solver.timesteps
@@ -95,11 +105,7 @@ def sample_flow(
     levels = (solver.timesteps / 1000).tolist()
     for index, (timestep, level) in enumerate(zip(solver.timesteps, levels, strict=True)):
         t = times[index].expand(len(x))
-        if guidance_scale != 1.0 and low <= level <= high:
-            negative, conditional = guided(x.repeat(2, 1, 1, 1), t.repeat(2)).chunk(2)
-            velocity = negative + guidance_scale * (conditional - negative)
-        else:
-            velocity = plain(x, t)
+        velocity = (full if low <= level <= high else plain)(x, t)
         velocity, before = velocity.float(), x
         x = solver.step(velocity, timestep, x, return_dict=False)[0]
         if on_step is not None:
@@ -108,11 +114,14 @@ def sample_flow(
 
 
 @torch.no_grad()
-def sample_regression(model: VelocityModel, condition: Condition, shape: tuple) -> Tensor:
+def sample_regression(
+    model: VelocityModel, condition: Condition, shape: tuple, source: Source | None = None
+) -> Tensor:
     """Features [B,C,h,w] of a model trained with the MSE objective: one pass, no noise."""
     hidden_states = condition.hidden_states
     start = hidden_states.new_zeros((len(hidden_states), *shape), dtype=torch.float32)
-    return model(start, start.new_ones(len(hidden_states)), hidden_states).float()
+    velocity = bind_condition(model, hidden_states, source=source)
+    return velocity(start, start.new_ones(len(hidden_states))).float()
 
 
 MULTISTEP = {"dpm++": DPMSolverMultistepScheduler, "unipc": UniPCMultistepScheduler}

@@ -140,9 +140,12 @@ def test_stages_that_show_images_are_planned(capsys):
     assert found["features"] == "cached" and found["fits"] and len(found["table"]) == 4
 
 
-def test_flops_of_an_edit_count_the_image_in_its_prompt():
+@pytest.mark.parametrize("source", ["none", "channels", "tokens"])
+def test_flops_of_an_edit_count_the_image_in_its_prompt_and_the_source(source):
     """Of one sample without repeated noise, by torch's counter."""
-    model = place(stage_model("tiny", "edits", "--model.build_decoder=false"), torch.device("cpu"))
+    dit = "--model.generation.init_args.dit.init_args"
+    flags = "--model.build_decoder=false", f"{dit}.source={source}"
+    model = place(stage_model("tiny", "edits", *flags), torch.device("cpu"))
     model.train().generation.flow = replace(model.generation.flow, num_noise_samples=1)
     features = torch.zeros(1, *model.target_encoder.feature_shape)
     batch = edit_batch(model, 1, features=features, pixels=False)

@@ -101,6 +101,7 @@ def cut(
                 batch.labels[[n in silent for n in numbers]] = IGNORED
                 batch.label_indices = label_indices(batch.labels)
             batch.may_show |= tasks is not None
+            batch.may_have_source |= tasks is not None and model.generation.takes_source
             made[step][batch.objective] = batch
     return [each if len(each) > 1 else next(iter(each.values())) for each in made]
 

@@ -8,13 +8,14 @@ import torch
 from diffusers import LuminaNextDiT2DModel
 from diffusers.models.attention_processor import Attention, LuminaAttnProcessor2_0
 from diffusers.models.embeddings import (
-    LuminaPatchEmbed,
     PixArtAlphaTextProjection,
     get_2d_rotary_pos_embed_lumina,
 )
 from torch import Tensor, nn
 
-from triptych.interfaces import Velocity, VelocityModel
+from triptych.backbones.lumina_patches import PatchEmbed, SourceInput, with_source
+from triptych.interfaces import Source, Velocity, VelocityModel
+from triptych.interfaces.networks import num_negative_rows
 from triptych.utils.errors import UserError
 
 
@@ -32,6 +33,11 @@ class LuminaNextDiT(VelocityModel):
         position_std: deviation of a learned vector for each token's place, added to its patch; 0
             for none, as published. Rotary positions are relative, and where a caption says what
             goes where the tokens are all noise: a small model then draws anywhere.
+        source: how the features of the image that an edit changes enter. "none": not at all, as
+            published. "channels": a linear map of the source's patch, zero at first, is added to
+            the token at its place. "tokens": the source's patches are further tokens, with the
+            positions of theirs, that self-attention reads: it then costs four times as much, and
+            all else of a block twice.
     """
 
     def __init__(
@@ -45,6 +51,7 @@ class LuminaNextDiT(VelocityModel):
         gate_init: float = 0.0,
         ffn_width: int | None = None,
         position_std: float = 0.0,
+        source: SourceInput = "none",
     ) -> None:
         super().__init__()
         if width % heads or (width // heads) % 4:
@@ -52,6 +59,7 @@ class LuminaNextDiT(VelocityModel):
         self.width, self.depth, self.heads = width, depth, heads
         self.multiple_of, self.patch_size, self.gate_init = multiple_of, patch_size, gate_init
         self.ffn_width, self.position_std = ffn_width, position_std
+        self.source, self.takes_source = source, source != "none"
 
     def configure_shapes(self, feature_shape: tuple[int, int, int], condition_width: int) -> None:
         channels, height, width = feature_shape
@@ -89,14 +97,22 @@ class LuminaNextDiT(VelocityModel):
             nn.init.constant_(layer.gate, self.gate_init)
             layer.attn1.set_processor(LuminaAttention())
             layer.attn2.set_processor(LuminaAttention(number, layer.norm1_context))
-        if self.position_std:
-            self.dit.patch_embedder = PositionalPatchEmbed(
-                self.patch_size,
-                channels,
-                width=self.width,
-                side=side // self.patch_size,
-                position_std=self.position_std,
-            )
+        if self.position_std or self.takes_source:
+            self.dit.patch_embedder = self._patch_embedder(channels, tokens)
+
+    def _patch_embedder(self, channels: int, side: int) -> PatchEmbed:
+        own = self.dit.patch_embedder
+        made = PatchEmbed(
+            self.patch_size,
+            channels,
+            width=self.width,
+            side=side,
+            position_std=self.position_std,
+            source=self.source,
+        )
+        if not self.position_std:
+            made.proj = own.proj  # diffusers' draw, as without a source
+        return made
 
     def blocks(self) -> list[nn.Module]:
         return list(self.dit.layers)
@@ -117,7 +133,13 @@ class LuminaNextDiT(VelocityModel):
             "ffn_dim_multiplier": min(1.0, self.ffn_width / rule),
         }
 
-    def forward(self, x_t: Tensor, t: Tensor, condition: Tensor | CaptionKVCache) -> Tensor:
+    def forward(
+        self,
+        x_t: Tensor,
+        t: Tensor,
+        condition: Tensor | CaptionKVCache,
+        source: Source | None = None,
+    ) -> Tensor:
         if isinstance(condition, CaptionKVCache):
             caption, mask = condition.pooled(self.caption_projection, self.dit.dtype)
             options = {"cache": condition}
@@ -125,7 +147,7 @@ class LuminaNextDiT(VelocityModel):
             caption, options = self.caption_projection(condition.to(self.dit.dtype)), {}
             mask = torch.ones(caption.shape[:2], device=caption.device)
         return self.dit(
-            x_t.to(self.dit.dtype),
+            with_source(x_t.to(self.dit.dtype), source),
             (1000 * t).float(),
             caption,
             mask,
@@ -135,29 +157,33 @@ class LuminaNextDiT(VelocityModel):
         )[0]
 
     def with_cached_condition(
-        self, condition: Tensor, negative_condition: Tensor | None = None
+        self,
+        condition: Tensor,
+        negative_condition: Tensor | None = None,
+        *,
+        source: Source | None = None,
     ) -> Velocity:
         """Project the caption once, and compute its keys and values in each block once.
 
         Equal to `forward` but for rounding. The first call of the returned function computes them,
         so that a block whose parameters are split over ranks is gathered then as always.
         """
-        cache = CaptionKVCache(condition, negative_condition)
-        return lambda x_t, t: self(x_t, t, cache)
+        cache = CaptionKVCache(condition, negative_condition, num_negative_rows(condition, source))
+        return lambda x_t, t: self(x_t, t, cache, source)
 
 
 class CaptionKVCache:
     """Cached results that depend only on a condition [B,N,D], from the first call on.
 
-    With a `negative` condition [1,N,D], which is computed as one row, it has 2B rows: first those
-    of the negative one.
+    With a `negative` condition [1,N,D], which is computed as one row, it has `negative_rows` rows
+    of that one before its own.
     """
 
-    def __init__(self, condition: Tensor, negative: Tensor | None) -> None:
+    def __init__(self, condition: Tensor, negative: Tensor | None, negative_rows: int) -> None:
         self.rows = None
         if negative is not None:
-            number = len(condition)
-            self.rows = torch.arange(1 - number, number + 1, device=condition.device).clamp_min(0)
+            first, last = 1 - negative_rows, len(condition)
+            self.rows = torch.arange(first, last + 1, device=condition.device).clamp_min(0)
             condition = torch.cat([negative, condition])
         self.condition, self.caption = condition, None
         self.attentions: dict[int, CachedCrossAttention] = {}
@@ -241,17 +267,3 @@ class LuminaAttention(LuminaAttnProcessor2_0):
             query_rotary_emb,
             key_rotary_emb,
         )
-
-
-class PositionalPatchEmbed(LuminaPatchEmbed):
-    """diffusers' patch embedding plus a learned vector for each position: [B,side*side,width]."""
-
-    def __init__(
-        self, patch_size: int, channels: int, *, width: int, side: int, position_std: float
-    ) -> None:
-        super().__init__(patch_size=patch_size, in_channels=channels, embed_dim=width)
-        self.position = nn.Parameter(torch.randn(side * side, width) * position_std)
-
-    def forward(self, x: Tensor, freqs_cis: Tensor):
-        patches, *rest = super().forward(x, freqs_cis)
-        return patches + self.position, *rest

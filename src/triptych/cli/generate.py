@@ -16,7 +16,11 @@ from triptych.cli.arguments import (
 from triptych.cli.input_files import InputRequest, images_at
 from triptych.cli.jobs import jobs_of, run_jobs, settings_for
 from triptych.cli.output_folder import ImageJob
-from triptych.inference.generation_config import DECODER_SETTINGS, EDIT_SETTINGS
+from triptych.inference.generation_config import (
+    DECODER_SETTINGS,
+    EDIT_SETTINGS,
+    GenerationConfig,
+)
 from triptych.utils.errors import UserError
 from triptych.utils.prompt_files import read_input
 from triptych.utils.text import clean_text
@@ -33,10 +37,12 @@ same command resumes where it stopped: finished images are skipped."""
 
 EDIT = """\
   triptych edit docs/images/samples.png "make the circle blue" -o out/edit
+  triptych edit photo.png "make it blue" --guidance-scale 3 --image-guidance-scale 1.5
   echo '{"image": "docs/images/samples.png", "instruction": "add a star"}' | \
 triptych edit --jsonl - -o out/edits
 
-Only a model that was trained on edits follows instructions."""
+Only a model that was trained on edits follows instructions, and only one whose generator sees the
+image (docs/generation.md) keeps the rest of it, the more the higher --image-guidance-scale."""
 
 RECONSTRUCT = """\
   triptych reconstruct docs/images/samples.png -o out/reconstruct
@@ -121,6 +127,8 @@ def edit(arguments: list[str]) -> None:
             raise UserError(f'every line of {parsed.jsonl} names one "image" to edit.')
 
     def check(pipe: Any) -> None:
+        for settings in {GenerationConfig(**settings_for(job)) for job in jobs}:
+            pipe.check_edits(settings)
         pipe.check_prompts([request.text for request in requests], with_image=True)
         pipe.check_prompts(negative_prompts(jobs))
 

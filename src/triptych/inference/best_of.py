@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from triptych.inference.generation_config import GenerationConfig
 from triptych.inference.image_batches import ImageBatches, Progress
 from triptych.inference.image_requests import ImageRequest
 from triptych.inference.model_ranker import ModelRanker
-from triptych.interfaces import Ranker, as_ranker, ranked
+from triptych.interfaces import Ranker, Source, as_ranker, ranked
 from triptych.utils.errors import UserError
 
 SEED_STEP = 1 << 40
@@ -29,7 +30,6 @@ class Best:
     seeds: list[int]
     """Seed of that candidate: as the seed of an image without candidates it gives this image."""
     scores: list[float]
-    ranker: str
 
 
 def candidate_seed(seed: int, candidate: int) -> int:
@@ -70,7 +70,7 @@ def best_of(
         batch_size: maximum number of images that are ranked at a time.
     """
     number = len(seeds)
-    best = Best(torch.empty(0), list(seeds), [float("-inf")] * number, ranker.name)
+    best = Best(torch.empty(0), list(seeds), [float("-inf")] * number)
     rows: list[Tensor | None] = [None] * number
     candidates = [
         (i, candidate_seed(s, k)) for i, s in enumerate(seeds) for k in range(num_candidates)
@@ -90,10 +90,29 @@ def best_of(
     return best
 
 
-def best_requests(
-    batches: ImageBatches, conditions: Tensor, requests: list[ImageRequest], ranker: Ranker
-) -> Best:
-    """`best_of` for the images of a call of the pipeline, with its progress."""
+def ranker_of_call(
+    model: Any, config: GenerationConfig, given: Any, prompts: Sequence[str]
+) -> Ranker | None:
+    """`ranker_for` a call of the pipeline; None if it ranks nothing."""
+    if config.candidates == 1 and given is None:
+        return None
+    return ranker_for(model, given, prompts)
+
+
+def generate_best(
+    batches: ImageBatches,
+    conditions: Tensor,
+    requests: list[ImageRequest],
+    ranker: Ranker | None,
+    *,
+    source: Source | None = None,
+) -> tuple[Tensor, list[ImageRequest]]:
+    """Images uint8 [B,3,H,W] of a call, with its progress, and the requests with their seeds.
+
+    With a ranker these are the best candidates; without, the images that were requested.
+    """
+    if ranker is None:
+        return batches.generate(conditions, requests, source), requests
     number, size = batches.config.candidates, batches.batch_size
     portions = -(-len(requests) * number // (-(-len(requests) // size) * size))
     done = 0
@@ -103,9 +122,9 @@ def best_requests(
         callback = batches.callback and _of_images(batches.callback, owners, done, portions)
         done += 1
         some = [replace(requests[i], seed=seed) for i, seed in zip(owners, seeds, strict=True)]
-        return replace(batches, callback=callback).generate(conditions, some)
+        return replace(batches, callback=callback).generate(conditions, some, source)
 
-    return best_of(
+    best = best_of(
         generate,
         [each.prompt for each in requests],
         [each.seed for each in requests],
@@ -113,6 +132,11 @@ def best_requests(
         ranker=ranker,
         batch_size=size,
     )
+    made = [
+        replace(request, seed=seed, rank={"score": score, "ranker": ranker.name})
+        for request, seed, score in zip(requests, best.seeds, best.scores, strict=True)
+    ]
+    return best.images, made
 
 
 def _of_images(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -11,11 +12,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from triptych.inference.edit_source import source_of_images
 from triptych.inference.generation_config import GenerationConfig
 from triptych.inference.image_generation import condition, negative_condition, reconstruct
 from triptych.inference.image_requests import ImageRequest, chunks, ranges
-from triptych.interfaces import Condition
+from triptych.interfaces import Condition, Source
 from triptych.sampler import model_calls
+from triptych.utils.errors import UserError
 from triptych.utils.images import to_images
 
 PREVIEW_STEPS = 4  # maximum number of decoder steps of a preview
@@ -42,6 +45,22 @@ class Progress:
 
 
 OnStepEnd = Callable[[Progress], Any]
+
+
+def check_callback(callback: OnStepEnd | None) -> None:
+    """Check the signature of a callback, if there is one.
+
+    Raises:
+        UserError: it does not take one argument.
+    """
+    try:
+        if callback is not None:
+            inspect.signature(callback).bind(None)
+    except TypeError:
+        raise UserError(
+            "callback_on_step_end takes one argument, a Progress with stage, step, steps, images "
+            "and preview(); change its signature."
+        ) from None
 
 
 @dataclass
@@ -72,10 +91,17 @@ class ImageBatches:
         ]
         return torch.cat(conditions)[places]
 
-    def generate(self, conditions: Tensor, requests: list[ImageRequest]) -> Tensor:
+    def encode_sources(self, images: Tensor) -> Source | None:
+        """Source of images to edit, one per prompt; None where the generator sees none."""
+        sources = [source_of_images(self.model, some) for some in images.split(self.batch_size)]
+        return None if sources[0] is None else Source.cat(sources)
+
+    def generate(
+        self, conditions: Tensor, requests: list[ImageRequest], source: Source | None = None
+    ) -> Tensor:
         """Images uint8 [B,3,H,W]; each network is on the device once per call."""
         batches = list(chunks(requests, self.batch_size))
-        return torch.cat(self._pixels(self._features(conditions, batches), batches))
+        return torch.cat(self._pixels(self._features(conditions, batches, source), batches))
 
     def reconstruct(self, images: Tensor, requests: list[ImageRequest]) -> Tensor:
         """Images uint8 [B,3,H,W] through encoder and decoder."""
@@ -86,7 +112,9 @@ class ImageBatches:
         ]
         return torch.cat(pixels)
 
-    def _features(self, conditions: Tensor, batches: list[list[ImageRequest]]) -> list[Tensor]:
+    def _features(
+        self, conditions: Tensor, batches: list[list[ImageRequest]], source: Source | None
+    ) -> list[Tensor]:
         """Features [B,C,h,w] of each batch."""
         generation, features, config = self.model.generation, [], self.config
         negative = negative_condition(self.model, config)
@@ -99,12 +127,14 @@ class ImageBatches:
                 shown = partial(preview, estimate)
                 self.callback(Progress("features", step + 1, calls, images, shown))
 
-            states = Condition(conditions[[each.number for each in batch]])
+            rows = [each.number for each in batch]
+            states = Condition(conditions[rows])
             features.append(
                 generation.sample(
                     states,
                     seeds,
                     negative_condition=negative,
+                    source=None if source is None else source.rows(rows),
                     on_step=on_step if self.callback else None,
                     **config.of_features,
                 )

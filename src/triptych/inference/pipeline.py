@@ -10,7 +10,6 @@ pipe.chat([{"role": "user", "content": [images[0], "what colour is the circle?"]
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -20,16 +19,19 @@ from torch import Tensor
 
 from triptych import __version__
 from triptych.inference.argument_names import named_arguments
-from triptych.inference.best_of import best_requests, ranker_for, refuse_unranked_edits
+from triptych.inference.best_of import generate_best, ranker_of_call, refuse_unranked_edits
 from triptych.inference.chat import OnText, prepare_answers
 from triptych.inference.chat_messages import Conversation
+from triptych.inference.edit_source import check_edit
 from triptych.inference.generation_config import (
     DECODER_SETTINGS,
     FIELDS,
+    PROMPT_FIELDS,
+    PROMPT_SETTINGS,
     SETTINGS,
     GenerationConfig,
 )
-from triptych.inference.image_batches import ImageBatches, OnStepEnd
+from triptych.inference.image_batches import ImageBatches, OnStepEnd, check_callback
 from triptych.inference.image_batches import Progress as Progress
 from triptych.inference.image_generation import encode, prompt_rows, require_encoder
 from triptych.inference.image_output import ImageOutput, OutputType, check_output_type, image_output
@@ -54,7 +56,7 @@ class UnifiedPipeline(PretrainedModel):
 
     # 1. Images ------------------------------------------------------------------------------------
 
-    @named_arguments("the pipeline", FIELDS)
+    @named_arguments("the pipeline", PROMPT_FIELDS)
     def __call__(
         self,
         prompt: str | Sequence[str] = (),
@@ -96,11 +98,11 @@ class UnifiedPipeline(PretrainedModel):
         self.check_prompts([*prompts, *negative])
         requests = _requests(prompts, config, generator)
         batches = self._batches(config, batch_size, output_type, callback_on_step_end)
-        judge = self._ranker(config, ranker, prompts)
+        judge = ranker_of_call(self.model, config, ranker, prompts)
         with self._turn, sufficient_memory(batch_size):
             conditions = batches.encode_prompts(prompts, None)
-            pixels, metadata = self._generate(batches, conditions, requests, judge)
-            return image_output(pixels, metadata, output_type, return_dict)
+            pixels, made = generate_best(batches, conditions, requests, judge)
+            return image_output(pixels, self._metadata(made, config), output_type, return_dict)
 
     @named_arguments("edit", FIELDS)
     def edit(
@@ -120,25 +122,37 @@ class UnifiedPipeline(PretrainedModel):
         """Edit images, one prompt for each image; other arguments are those of a call.
 
         The model generates a new image from image and prompt, which requires training on edits.
+        `guidance_scale` is the strength of guidance by the prompt, `image_guidance_scale` that by
+        the image, where the generator sees it; else only the language model does, and a warning
+        says so.
 
         Raises:
-            UserError: an image cannot be read, the numbers of prompts and images differ, or an
-                error of a call.
+            UserError: there is no image, one cannot be read, the numbers of prompts and images
+                differ, there is an image_guidance_scale for a generator that does not see images,
+                or an error of a call.
         """
         images, prompts = _listed(image), [prompt] if isinstance(prompt, str) else list(prompt)
+        if not images:
+            raise UserError("there is no image to edit; give one for each prompt.")
         if len(images) != len(prompts):
             raise UserError(f"{len(images)} images and {len(prompts)} prompts; give one each.")
         config = replace(generation_config or GenerationConfig(), **settings)
+        self.check_edits(config)
         self.check_prompts(prompts, with_image=True)
         self.check_prompts([config.negative_prompt] if config.negative_prompt else [])
         refuse_unranked_edits(config.candidates, ranker)
         requests = _requests(prompts, config, generator)
         batches = self._batches(config, batch_size, output_type, callback_on_step_end)
-        judge = self._ranker(config, ranker, prompts)
+        judge = ranker_of_call(self.model, config, ranker, prompts)
+        takes_source = self.model.generation.takes_source
+        names = SETTINGS if takes_source else PROMPT_SETTINGS
         shown = _squares(images, self.model.preprocessing().understanding_size)
+        sources = _squares(images, self.model.image_size) if takes_source else shown
         with self._turn, sufficient_memory(batch_size):
             conditions = batches.encode_prompts(prompts, shown)
-            pixels, metadata = self._generate(batches, conditions, requests, judge)
+            source = batches.encode_sources(sources)
+            pixels, made = generate_best(batches, conditions, requests, judge, source=source)
+            metadata = self._metadata(made, config, names)
             return image_output(pixels, metadata, output_type, return_dict)
 
     @named_arguments("reconstruct", DECODER_SETTINGS)
@@ -196,6 +210,14 @@ class UnifiedPipeline(PretrainedModel):
             UserError: a prompt is empty or too long.
         """
         prompt_rows(self.model, list(prompts), with_image=with_image)
+
+    def check_edits(self, config: GenerationConfig) -> None:
+        """Check settings of edits before long work; see `edit_source.check_edit`.
+
+        Raises:
+            UserError: the model cannot edit by these settings.
+        """
+        check_edit(self.model, config)
 
     # 2. Text --------------------------------------------------------------------------------------
 
@@ -285,49 +307,23 @@ class UnifiedPipeline(PretrainedModel):
     ) -> ImageBatches:
         BATCH.require(batch_size, "batch_size")
         check_output_type(output_type)
-        if callback is not None:
-            try:
-                inspect.signature(callback).bind(None)
-            except TypeError:
-                raise UserError(
-                    "callback_on_step_end takes one argument, a Progress with stage, step, steps, "
-                    "images and preview(); change its signature."
-                ) from None
+        check_callback(callback)
         return ImageBatches(self.model, config, batch_size, callback)
-
-    def _ranker(self, config: GenerationConfig, given: Any, prompts: list[str]) -> Ranker | None:
-        """The ranker of a call, or None if nothing is ranked."""
-        if config.candidates == 1 and given is None:
-            return None
-        return ranker_for(self.model, given, prompts)
-
-    def _generate(
-        self,
-        batches: ImageBatches,
-        conditions: Tensor,
-        requests: list[ImageRequest],
-        ranker: Ranker | None,
-    ) -> tuple[Tensor, list[dict[str, Any]]]:
-        """Images uint8 [B,3,H,W], of candidates the best, and the metadata of each."""
-        config = batches.config
-        if ranker is None:
-            return batches.generate(conditions, requests), self._metadata(requests, config)
-        best = best_requests(batches, conditions, requests, ranker)
-        made = [replace(each, seed=seed) for each, seed in zip(requests, best.seeds, strict=True)]
-        rows = zip(self._metadata(made, config), best.scores, strict=True)
-        return best.images, [row | {"score": score, "ranker": best.ranker} for row, score in rows]
 
     def _metadata(
         self,
         requests: list[ImageRequest],
         config: GenerationConfig,
-        names: Sequence[str] = SETTINGS,
+        names: Sequence[str] = PROMPT_SETTINGS,
     ) -> list[dict[str, Any]]:
         origin = {"model": self.name, "weights": self.weights_hash, "triptych": __version__}
         values = config.resolved(self.model)
         common = {name: values[name] for name in names} | origin
         return [
-            ({"prompt": each.prompt} if each.prompt else {}) | {"seed": each.seed} | common
+            ({"prompt": each.prompt} if each.prompt else {})
+            | {"seed": each.seed}
+            | common
+            | each.rank
             for each in requests
         ]
 

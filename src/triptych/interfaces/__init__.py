@@ -4,6 +4,7 @@ batch          tasks, the training batch, the condition of the generator
 lazy_module    the base class of all networks
 networks       what a language model, encoder, velocity model or decoder implements
 sampling       settings of samplers
+source         source images of edits as the generator sees them
 preprocessing  settings of a model that its data needs
 evaluator      the base class of scores
 ranker         scores of single images, to choose among candidates
@@ -45,6 +46,7 @@ from triptych.interfaces.networks import (
 from triptych.interfaces.preprocessing import Preprocessing
 from triptych.interfaces.ranker import Ranker, as_ranker, ranked
 from triptych.interfaces.sampling import FlowSamplerConfig, SamplerConfig, Sampling
+from triptych.interfaces.source import Source
 
 __all__ = [
     "Batch",
@@ -68,6 +70,7 @@ __all__ = [
     "Ranker",
     "SamplerConfig",
     "Sampling",
+    "Source",
     "TEXT_TO_IMAGE",
     "TEXT_TO_TEXT",
     "Velocity",

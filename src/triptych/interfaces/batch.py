@@ -71,6 +71,15 @@ class Batch:
     """[B,C,h,w], features of the images when they were computed before."""
     has_features: Tensor | None = None
     """[B] bool, which rows of `target_features` were; None if all."""
+    source_pixels: Tensor | None = None
+    """[S,3,H,W] uint8, the images that edits change, of the rows that `has_source`, for a model
+    that takes them (`Preprocessing.takes_source`); None without any."""
+    has_source: Tensor | None = None
+    """[B] bool, which rows are edits of an image in `source_pixels`; on the host. None without
+    any."""
+    may_have_source: bool = False
+    """Whether a task of this batch has source images that the model takes; equal on every rank,
+    also where this batch holds none."""
     draws: dict[str, Tensor] = field(default_factory=dict)
     """Random draws of the step by stream, float32 [B*repeats,...], made by the loader's workers
     (`Preprocessing.draws`); the step makes those that are missing, see `drawn`."""
@@ -135,7 +144,7 @@ def _several_ranks() -> bool:
 
 
 # Fields of Batch that the host reads to draw noise and to encode images.
-READ_BY_THE_HOST = ("sample_ids", "has_features", "image_grid_thw")
+READ_BY_THE_HOST = ("sample_ids", "has_features", "has_source", "image_grid_thw")
 
 
 def label_indices(labels: Tensor) -> Tensor:
@@ -175,6 +184,8 @@ class BatchContents:
     """Whether every image to generate, encode or decode comes with its features."""
     shows_images: bool = True
     """Whether prompts may hold images, see `Batch.may_show`."""
+    has_sources: bool = True
+    """Whether there may be edits, whose source images a generator may take."""
 
 
 @dataclass

@@ -15,6 +15,7 @@ from torch import Tensor
 from triptych.interfaces.batch import Batch, Condition
 from triptych.interfaces.lazy_module import LazyModule
 from triptych.interfaces.sampling import SamplerConfig, Sampling
+from triptych.interfaces.source import Source
 from triptych.utils.errors import UserError
 from triptych.utils.rng import Draw
 
@@ -167,37 +168,57 @@ class ImageEncoder(LazyModule):
 class VelocityModel(LazyModule):
     """Predicts the velocity of the flow for noisy features under a condition."""
 
+    takes_source: bool = False
+    """Whether `forward` takes the features of the image that an edit changes, as `source`."""
+
     @abstractmethod
     def configure_shapes(self, feature_shape: tuple[int, int, int], condition_width: int) -> None:
         """Set the shape of the target and the width of the condition, before `build`."""
 
     @abstractmethod
-    def forward(self, x_t: Tensor, t: Tensor, condition: Tensor) -> Tensor:
+    def forward(
+        self, x_t: Tensor, t: Tensor, condition: Tensor, source: Source | None = None
+    ) -> Tensor:
         """x_t [B,C,h,w], t [B] in [0,1] (1 is noise), condition [B,N,D] -> velocity [B,C,h,w].
 
-        t may be float64: 1000 t is then an exact integer wherever that was drawn.
+        t may be float64: 1000 t is then an exact integer wherever that was drawn. A `source` is
+        only given to a model that `takes_source`; a row without one is computed as with None.
         """
 
     def with_cached_condition(
-        self, condition: Tensor, negative_condition: Tensor | None = None
+        self,
+        condition: Tensor,
+        negative_condition: Tensor | None = None,
+        *,
+        source: Source | None = None,
     ) -> Velocity:
         """Velocity as a function of only x_t and t, for many calls under one condition [B,N,D].
 
         A model may cache what depends only on the condition. With a `negative_condition` [1,N,D],
-        x_t and t have twice the rows: first those under it, then those under the condition.
+        x_t and t have twice the rows: first those under it, then those under the condition. A
+        `source` has all rows of x_t; where it has three times B, 2B are under the negative one.
         """
-        return bind_condition(self, condition, negative_condition)
+        return bind_condition(self, condition, negative_condition, source=source)
 
 
 def bind_condition(
-    model: Callable[[Tensor, Tensor, Tensor], Tensor],
+    model: Callable[..., Tensor],
     condition: Tensor,
     negative_condition: Tensor | None = None,
+    *,
+    source: Source | None = None,
 ) -> Velocity:
     """`VelocityModel.with_cached_condition` of a model that caches nothing."""
     if negative_condition is not None:
-        condition = torch.cat([negative_condition.expand_as(condition), condition])
-    return lambda x_t, t: model(x_t, t, condition)
+        negative_rows = num_negative_rows(condition, source)
+        condition = torch.cat([negative_condition.expand(negative_rows, -1, -1), condition])
+    sources = () if source is None else (source,)
+    return lambda x_t, t: model(x_t, t, condition, *sources)
+
+
+def num_negative_rows(condition: Tensor, source: Source | None) -> int:
+    """Number of rows under the negative condition, beside B rows under `condition` [B,N,D]."""
+    return len(condition) if source is None else len(source) - len(condition)
 
 
 Velocity = Callable[[Tensor, Tensor], Tensor]

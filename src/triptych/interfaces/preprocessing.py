@@ -38,5 +38,7 @@ class Preprocessing:
     """Random draws of image generation batches, made while they are loaded; see `Batch.draws`."""
     seed: int = 0
     """Seed of these draws."""
+    takes_source: bool = False
+    """Whether steps want the source images of edits, as `Batch.source_pixels`."""
     images_too: bool = True
     """Whether steps want the images also of samples that bring their features."""

@@ -52,5 +52,8 @@ class SamplerConfig:
 class FlowSamplerConfig(SamplerConfig):
     """Default settings of the sampler of a flow."""
 
+    image_guidance_scale: float = 1.5
+    """Scale of guidance by the source image of an edit, see `guidance.guided`; 1 is none. Of no
+    effect without a source, or where the velocity model takes none."""
     integer_timesteps: bool = False
     """Round the timesteps that the model receives down, as published; see `sampler.sample_flow`."""

@@ -321,14 +321,16 @@ def target_features(batch: Batch, encoder: ImageEncoder) -> Tensor:
     Contiguous in both cases: another memory layout would change the bits of later computations.
     """
     if batch.target_features is None:
-        return _encoded(encoder, batch.target_pixels).contiguous()
+        return encoded(encoder, batch.target_pixels).contiguous()
     features = batch.target_features.float()
     if batch.has_features is None:
         return features
     missing = (~batch.has_features).nonzero().flatten().to(features.device, non_blocking=True)
-    return features.index_copy(0, missing, _encoded(encoder, batch.target_pixels[missing]))
+    return features.index_copy(0, missing, encoded(encoder, batch.target_pixels[missing]))
 
 
-def _encoded(encoder: ImageEncoder, pixels: Tensor) -> Tensor:
+@torch.no_grad()
+def encoded(encoder: ImageEncoder, pixels: Tensor) -> Tensor:
+    """Features float32 [B,C,h,w] of images uint8 [B,3,H,W], by a frozen encoder."""
     with own_precision(encoder):
         return encoder(pixels).float()

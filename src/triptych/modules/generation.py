@@ -15,12 +15,15 @@ from triptych.interfaces import (
     FlowSamplerConfig,
     ImageEncoder,
     Preprocessing,
+    Source,
     VelocityModel,
     VisionLanguageModel,
+    bind_condition,
     drawn,
 )
 from triptych.loss import OBJECTIVES, FlowConfig, mse, path, sample_time
 from triptych.modules.base import BaseModule, Metrics, target_features
+from triptych.modules.source import source_of
 from triptych.prompts import PromptConfig
 from triptych.sampler import (
     OnStep,
@@ -90,6 +93,11 @@ class GenerationModule(BaseModule):
         self.feature_shape, self.condition_width = encoder.feature_shape, vlm.width
         self.dit.configure_shapes(self.feature_shape, self.condition_width)
 
+    @property
+    def takes_source(self) -> bool:
+        """Whether the velocity model sees the source images of edits."""
+        return self.dit.takes_source
+
     def build_own(self) -> None:
         start = torch.randn(self.num_queries, self.condition_width) * self.query_init_std
         self.queries = nn.Parameter(start)
@@ -110,6 +118,7 @@ class GenerationModule(BaseModule):
             num_shared_prefix_tokens=batch.num_shared_prefix_tokens,
         )
         features = target_features(batch, encoder)
+        source = self.source_of(batch)
         if self.objective.loss == "mse":
             x_t, t, target = torch.zeros_like(features), features.new_ones(len(batch)), features
         else:
@@ -120,20 +129,28 @@ class GenerationModule(BaseModule):
             t = sample_time(draws["time"], draws["time-normal"], flow.timestep_sampling, flow.shift)
             x_t, target = path(features, draws["noise"], t)
             condition = condition.drop(draws["drop"] < flow.cond_drop_prob)
-        loss = mse(self.dit(x_t, t, condition.hidden_states), target)
+            if source is not None:
+                dropped = draws["source-drop"] < flow.source_drop_prob
+                source = source.repeat_interleave(flow.num_noise_samples).drop(dropped)
+        loss = mse(bind_condition(self.dit, condition.hidden_states, source=source)(x_t, t), target)
         return loss, {"generation": loss.detach()}
 
+    def source_of(self, batch: Batch) -> Source | None:
+        """Source images of a batch, by the encoder of the targets; None if the model takes none."""
+        return source_of(batch, self._neighbours[1]) if self.takes_source else None
+
     def random_draws(self) -> list[Draw]:
-        """Noise, time and dropped conditions of a flow objective."""
+        """Noise, time, dropped conditions and dropped source images of a flow objective."""
         if self.objective.loss != "flow":
             return []
         repeats = self.flow.num_noise_samples
-        return [
+        draws = [
             Draw("noise", tuple(self.feature_shape), "normal", repeats),
             Draw("time", repeats=repeats),
             Draw("time-normal", (), "normal", repeats),
             Draw("drop", repeats=repeats),
         ]
+        return [*draws, Draw("source-drop", repeats=repeats)] if self.takes_source else draws
 
     @torch.no_grad()
     def loss_at_timesteps(self, batch: Batch, timesteps: list[float]) -> Tensor:
@@ -156,12 +173,13 @@ class GenerationModule(BaseModule):
             position_ids=batch.position_ids,
         )
         features = target_features(batch, encoder)
+        velocity = bind_condition(self.dit, condition.hidden_states, source=self.source_of(batch))
         noise = normal(features.shape[1:], self.seed, "loss-at", batch.sample_ids, features.device)
         losses = []
         for timestep in timesteps:
             t = torch.full((len(batch),), timestep, dtype=torch.float64, device=features.device)
             x_t, target = path(features, noise, t)
-            losses.append(mse(self.dit(x_t, t, condition.hidden_states), target))
+            losses.append(mse(velocity(x_t, t), target))
         return torch.stack(losses)
 
     @torch.no_grad()
@@ -172,26 +190,31 @@ class GenerationModule(BaseModule):
         *,
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
+        image_guidance_scale: float | None = None,
         sampler: str | None = None,
         guidance_interval: tuple[float, float] | None = None,
         negative_condition: Tensor | None = None,
+        source: Source | None = None,
         on_step: OnStep | None = None,
     ) -> Tensor:
         """Features [B,C,h,w] for a condition [B,N,D], each from only its seed, within rounding.
 
-        `num_inference_steps`, `guidance_scale` and `sampler` replace those in `sampling`; see
-        `sampler.sample_flow` for the rest.
+        `num_inference_steps`, both scales and `sampler` replace those in `sampling`; see
+        `sampler.sample_flow` for the rest. A `source` is for a model that `takes_source`.
 
         Raises:
             NotFiniteError: the features, or the condition, are NaN or infinite.
         """
         if self.objective.loss == "mse":
-            features = sample_regression(self.dit, condition, self.feature_shape)
+            features = sample_regression(self.dit, condition, self.feature_shape, source)
             if on_step is not None:
                 on_step(0, features, features)
         else:
             sampling = self.sampling.updated(
-                num_inference_steps=num_inference_steps, guidance_scale=guidance_scale, name=sampler
+                num_inference_steps=num_inference_steps,
+                guidance_scale=guidance_scale,
+                image_guidance_scale=image_guidance_scale,
+                name=sampler,
             )
             features = sample_flow(
                 self.dit,
@@ -204,6 +227,8 @@ class GenerationModule(BaseModule):
                 shift=self.flow.shift,
                 guidance_interval=guidance_interval,
                 negative_condition=negative_condition,
+                source=source,
+                image_guidance_scale=sampling.image_guidance_scale,
                 on_step=on_step,
             )
         finite = all_finite(features)
@@ -236,5 +261,6 @@ class GenerationModule(BaseModule):
             features=partial(self.feature_config_of, encoder, encoder.image_size),
             draws=tuple(self.random_draws()),
             seed=self.seed,
+            takes_source=self.takes_source,
             images_too=False,
         )

@@ -258,6 +258,8 @@ class UnifiedModule(BaseModule):
         if self.generation is not None:
             settings.template = self.generation.prompt.template
             settings.training_template = self.generation.prompt.training_template
+            generates = not self.loss_weights or "generation" in self.loss_weights
+            settings.takes_source = generates and self.generation.takes_source
         if (encoder := self._encoder_of_targets()) is not None:
             settings.features = partial(self.feature_config_of, encoder, self.image_size)
             settings.images_too = "decoding" in self.loss_weights
@@ -287,7 +289,7 @@ class UnifiedModule(BaseModule):
     # Prediction ---------------------------------------------------------------------------------
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, object]:
-        """Images uint8 [B,3,H,W] for the prompts of a text_to_image batch, and their keys."""
+        """Images uint8 [B,3,H,W] for the prompts of captions or edits, and their keys."""
         condition = self.understanding.vlm.condition(
             batch.input_ids,
             batch.attention_mask,
@@ -297,7 +299,8 @@ class UnifiedModule(BaseModule):
             num_shared_prefix_tokens=batch.num_shared_prefix_tokens,
         )
         seeds = batch.sample_ids.tolist()
-        images = self.decode(self.generation.sample(condition, seeds), seeds)
+        source = self.generation.source_of(batch)
+        images = self.decode(self.generation.sample(condition, seeds, source=source), seeds)
         return {"keys": batch.keys, "images": images}
 
     @torch.no_grad()

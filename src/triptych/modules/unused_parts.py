@@ -1,6 +1,7 @@
 """Parts of a model that a training run never computes with, and so neither builds nor reads.
 
-    encoder        its features are cached (`BatchContents.has_features`)
+    encoder        its features are cached (`BatchContents.has_features`), and the generator takes
+                   no source images, or there are none (`BatchContents.has_sources`)
     vision_tower   no prompt shows images (`BatchContents.shows_images`)
     lm_head        no loss reads logits
 
@@ -68,6 +69,8 @@ def unused_parts(model: Any, contents: BatchContents, needed: Iterable[str] = ()
     used = set(needed)
     if "understanding" in used:
         used |= {"vision_tower", "lm_head"}
+    if {"generation", "vision_tower"} <= used and _sees_sources(model):
+        used.add("encoder")  # it makes edits
     if contents.shows_images:
         used.add("vision_tower")
     if "understanding" in model.loss_weights:
@@ -87,7 +90,17 @@ def _encodes(model: Any, contents: BatchContents) -> bool:
     if "encoding" in losses:
         return True
     targets = "generation" in losses and model.target_encoder is model.encoder
+    if targets and contents.has_sources and _sees_sources(model):
+        return True
     return not contents.has_features and (targets or "decoding" in losses)
+
+
+def _sees_sources(model: Any) -> bool:
+    """Whether the generator sees the images that edits change, through the image encoder."""
+    generation = model.generation
+    if generation is None or not generation.takes_source:
+        return False
+    return model.target_encoder is model.encoder
 
 
 def _decodes_against_blank_image(model: Any) -> bool:

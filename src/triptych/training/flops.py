@@ -104,17 +104,22 @@ def image_encoder(eva: EvaClip) -> Cost:
     return Cost(2 * (tokens * weights + patches * patch), attention)
 
 
-def velocity_model(dit: LuminaNextDiT, queries: int) -> Cost:
-    """Cost of one noised feature grid through the DiT, conditioned on `queries` hidden states."""
+def velocity_model(dit: LuminaNextDiT, queries: int, *, source: bool = False) -> Cost:
+    """Cost of one noised feature grid through the DiT, conditioned on `queries` hidden states.
+
+    With a `source`, as in every training step of a DiT that takes one.
+    """
     channels, side, _ = dit.feature_shape
     width, embedding = dit.width, min(dit.width, 1024)  # time and pooled condition, in diffusers
     tokens, patch = (side // dit.patch_size) ** 2, channels * dit.patch_size**2
+    embedded = tokens * patch * width if source and dit.source == "channels" else 0
+    tokens *= 2 if source and dit.source == "tokens" else 1
     of_token = 5 * width**2 + 3 * width * dit.feed_forward_width
     block = tokens * of_token + queries * 2 * width**2 + embedding * 4 * width
     projection = queries * width * (dit.condition_width + width)
     ends = tokens * 2 * patch * width + embedding * (256 + embedding + 2 * width)
     attention = 4 * dit.depth * tokens * (tokens + queries) * width
-    return Cost(2 * (dit.depth * block + projection + ends), attention)
+    return Cost(2 * (dit.depth * block + projection + ends + embedded), attention)
 
 
 def generation_step(
@@ -138,7 +143,7 @@ def generation_step(
     """
     own = tokens - shared
     query_cost = language_model(qwen, queries, tokens)
-    dit_cost = velocity_model(dit, queries)
+    dit_cost = velocity_model(dit, queries, source=dit.takes_source)
     return SampleFlops(
         language_model=prompt(qwen, own, shared).forward
         + query_cost.forward

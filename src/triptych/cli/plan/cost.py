@@ -108,12 +108,13 @@ def _generation_flops(model: UnifiedModule, edits: bool) -> tuple[float, float]:
     tokens = PROMPT_TOKENS + (qwen.image_tokens() if edits else 0)
     if any(path.startswith("understanding") for path in model.trainable):
         vlm = flops.language_model(qwen, tokens + queries)
-        velocity = flops.velocity_model(dit, queries)
+        velocity = flops.velocity_model(dit, queries, source=dit.takes_source)
         cached = vlm.forward + vlm.backward + velocity.forward + velocity.backward
     else:
         cached = flops.generation_step(qwen, dit, None, tokens, queries).total
     if edits:
         cached += flops.vision_tower(qwen).forward
+        cached += encoder if dit.takes_source else 0.0
     return cached, cached + encoder
 
 

@@ -69,6 +69,12 @@ class MemoryPlan:
         contents = replace(request.contents, has_features=True)
         unused = unused_parts(request.model, contents, request.needed)
         self._holds_encoder = "encoder" not in unused
+        generation = request.model.generation
+        self._encodes_sources = (
+            contents.has_sources
+            and "generation" in request.model.loss_weights
+            and generation.takes_source
+        )
         request.model.unused = unused - {"encoder"}  # replayed, with features cached or not
         self._model = fake_model(request.model, request.precision)
         self._traces: dict[bool, StepTrace] = {}
@@ -117,7 +123,7 @@ class MemoryPlan:
         """Return the memory of one GPU in a step, by default of the requested batch size."""
         request = self.request
         layout = Layout(way.strategy, request.devices, request.ema)
-        skipped = self._encoder if way.cached else None
+        skipped = self._encoder if way.cached and not self._encodes_sources else None
         return replay(
             self.trace(way.recompute),
             layout,

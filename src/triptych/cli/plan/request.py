@@ -110,7 +110,7 @@ def read_request(
         trainer["max_steps"],
         str(trainer.get("precision", "32-true")),
         any(str(each.get("class_path", "")).endswith(".EMA") for each in callbacks),
-        BatchContents(True, shows_images="understanding" in model.loss_weights or edits),
+        BatchContents(True, "understanding" in model.loss_weights or edits, has_sources=edits),
         edits,
     )
 

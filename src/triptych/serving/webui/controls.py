@@ -10,7 +10,7 @@ import gradio as gr
 
 from triptych.inference.generation_config import (
     DECODER,
-    SETTINGS,
+    PROMPT_SETTINGS,
     help_of,
     label_of,
     limit_of,
@@ -30,9 +30,9 @@ MODEL_DEFAULT = "the model's"
 
 
 def sliders(
-    pipe: UnifiedPipeline, names: Sequence[str] = SETTINGS
+    pipe: UnifiedPipeline, names: Sequence[str] = PROMPT_SETTINGS
 ) -> list[gr.components.Component]:
-    """Add a control for each of these settings, set to the model's values."""
+    """Add a control for each of the settings `names`, set to the model's values."""
 
     def control(name: str, limit: Any, label: str) -> gr.components.Component:
         default = own_value(pipe.model, name)
@@ -53,7 +53,7 @@ def sliders(
 
 
 def numbers() -> list[gr.components.Component]:
-    """Add a control for each of SETTINGS; 0 or empty is the model's value."""
+    """Add a control for each of PROMPT_SETTINGS; 0 or empty is the model's value."""
 
     def control(name: str, limit: Any, label: str) -> gr.components.Component:
         options = {"info": f"0: {MODEL_DEFAULT}", "min_width": 110}
@@ -67,13 +67,13 @@ def numbers() -> list[gr.components.Component]:
                 return number(0, MAX_GUIDANCE_SCALE, label, whole=False, **options)
         return _textbox(name, label)
 
-    return _controls(control, SETTINGS)
+    return _controls(control, PROMPT_SETTINGS)
 
 
 def _controls(
     control: Callable[[str, Any, str], gr.components.Component], names: Sequence[str]
 ) -> list[gr.components.Component]:
-    """Add the control of each of these settings, with one row for each sampler."""
+    """Add the control of each of the settings, with one row for each sampler."""
     controls = {}
     for prefix, stage in STAGES.items():
         with gr.Row():
@@ -89,7 +89,7 @@ def _textbox(name: str, label: str) -> gr.Textbox:
     return gr.Textbox(label=label, info=f"{help_of(name)}; {hint}may be empty", min_width=140)
 
 
-def arguments(values: Sequence[Any], names: Sequence[str] = SETTINGS) -> dict[str, Any]:
+def arguments(values: Sequence[Any], names: Sequence[str] = PROMPT_SETTINGS) -> dict[str, Any]:
     """Convert the values of `sliders` or `numbers` to arguments of the pipeline.
 
     Raises:

@@ -6,7 +6,7 @@ from functools import partial
 
 import gradio as gr
 
-from triptych.inference.generation_config import EDIT_SETTINGS
+from triptych.inference.generation_config import EDIT_SETTINGS, OF_EDITS
 from triptych.serving.webui.gallery import add_gallery, run_call, sampling_controls
 from triptych.serving.webui.session import ONE_AT_A_TIME, Page, add_run_and_stop, errors_for_viewers
 from triptych.utils.errors import UserError
@@ -29,6 +29,8 @@ def image_box(page: Page, label: str, name: str) -> gr.Image:
 
 def edit_tab(page: Page) -> None:
     """Build the tab: image and instruction on the left, images on the right."""
+    absent = () if page.pipe.model.generation.takes_source else OF_EDITS
+    names = [name for name in EDIT_SETTINGS if name not in absent]
     with gr.Row():
         with gr.Column(scale=2, min_width=320):
             image = image_box(page, "Image", "edit-image")
@@ -41,7 +43,7 @@ def edit_tab(page: Page) -> None:
             with gr.Row():
                 run = gr.Button("Edit", variant="primary", elem_id="edit")
                 stop = gr.Button("Stop")
-            controls = sampling_controls(page.pipe, EDIT_SETTINGS)
+            controls = sampling_controls(page.pipe, names)
         with gr.Column(scale=3, min_width=320):
             status_line, gallery = add_gallery(page)
 
@@ -54,12 +56,7 @@ def edit_tab(page: Page) -> None:
             (decoded,) = page.uploads.read([image], page.sizes.edit_input)
             call = partial(page.pipe.edit, decoded, prompt=instruction)
             yield from run_call(
-                page,
-                call,
-                text=instruction,
-                values=values,
-                outputs=outputs,
-                names=EDIT_SETTINGS,
+                page, call, text=instruction, values=values, outputs=outputs, names=names
             )
 
     add_run_and_stop(

@@ -11,7 +11,7 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-from triptych.inference.generation_config import SETTINGS
+from triptych.inference.generation_config import PROMPT_SETTINGS
 from triptych.inference.image_output import ImageOutput
 from triptych.inference.pipeline import UnifiedPipeline
 from triptych.serving.webui.controls import arguments, seed_row, sliders
@@ -62,9 +62,9 @@ def gallery_updates(
 
 
 def sampling_controls(
-    pipe: UnifiedPipeline, names: Sequence[str] = SETTINGS
+    pipe: UnifiedPipeline, names: Sequence[str] = PROMPT_SETTINGS
 ) -> list[gr.components.Component]:
-    """Add the controls of a call: number of images, seed, new seeds, the settings `names`."""
+    """Add the controls of a call: number of images, seed, new seeds, and settings of `names`."""
     count = slider(1, MAX_IMAGES, value=4, step=1, label="Images")
     seed, fresh = seed_row()
     with gr.Accordion("Sampling", open=False):
@@ -79,7 +79,7 @@ def run_call(
     text: str,
     values: Sequence[Any],
     outputs: tuple[gr.HTML, gr.Gallery, gr.Number],
-    names: Sequence[str] = SETTINGS,
+    names: Sequence[str] = PROMPT_SETTINGS,
 ) -> Iterator[dict[gr.components.Component, Any]]:
     """Yield the updates of the page while a pipeline call generates images.
 
@@ -88,7 +88,7 @@ def run_call(
         text: prompt or instruction, for the names of files.
         values: values of `sampling_controls`.
         outputs: status line, gallery and seed.
-        names: settings of `sampling_controls`.
+        names: settings among the values.
 
     Raises:
         UserError: an error of the call.
