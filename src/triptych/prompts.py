@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from triptych.interfaces import IGNORED as IGNORED
-from triptych.utils.errors import TextError
+from triptych.utils.errors import TextError, UserError
 from triptych.utils.text import clean_text, is_blank
 from triptych.utils.tokens import Control, encode, token_id
 
@@ -36,6 +36,7 @@ ANSWER: Pieces = (IM_START, "assistant\n")
 SYSTEM: Pieces = (IM_START, "system\nYou are a helpful assistant.", IM_END, "\n")
 GENERATION_INSTRUCTION = "Please generate image based on the following caption: {caption}"
 RECONSTRUCTION_INSTRUCTION = "Please reconstruct the given image."
+RANKING_QUESTION = "Does this image show the following: {caption}? Answer yes or no."
 
 
 class PromptError(TextError):
@@ -91,6 +92,16 @@ class PromptConfig:
     """Template in training and validation."""
     max_tokens: int = 512
     """Length limit of a prompt, `[IMG]` included, where the generation panel is the root."""
+    ranking_question: str = RANKING_QUESTION
+    """Question about a generated image and its {caption}, answered by yes or no: by its answer the
+    model ranks candidates."""
+
+    def __post_init__(self) -> None:
+        if "{caption}" not in self.ranking_question:
+            raise UserError(
+                "generation.prompt.ranking_question does not name {caption}; put it where the "
+                "caption stands."
+            )
 
 
 def image(image_tokens: int) -> Pieces:

@@ -510,3 +510,50 @@ def test_a_device_that_is_not_there(tmp_path, monkeypatch, capsys):
         with pytest.raises(SystemExit) as end:
             main(["generate", "a circle", "--device", device])
         assert end.value.code == 1 and said in capsys.readouterr().err
+
+
+# --- best of N ------------------------------------------------------------------------------------
+
+
+def test_the_best_of_candidates_is_kept_with_its_seed(triptych):
+    options = ["--seed", 7, *FEW, "-o"]
+    assert triptych("generate", "a red circle", "--best-of", 3, "-n", 2, *options, "best")[0] == 0
+    first, second = lines("best/results.jsonl")
+    assert first["settings"]["num_candidates"] == 3 and first["settings"]["ranker"] == "self"
+    assert first["seed"] % 2**40 == 7 and second["seed"] % 2**40 == 8
+    assert 0 <= first["settings"]["score"] <= 1
+    line = json.dumps({"prompt": "a red circle", "num_candidates": 3, "seed": 8, "id": "same"})
+    assert triptych("generate", "--prompts", "-", *FEW, "-o", "line", stdin=line)[0] == 0
+    assert lines("line/results.jsonl")[0]["seed"] == second["seed"]
+    triptych("generate", "a red circle", "--seed", second["seed"], *FEW, "-o", "alone")
+    again = lines("alone/results.jsonl")[0]["file"]
+    assert_same_images(Image.open(f"alone/{again}"), Image.open("best/000008-001.png"))
+    # finished images are those of the request, whatever candidate was kept
+    loaded = len(triptych.loaded)
+    status, out, _ = triptych("generate", "a red circle", "--best-of", 3, "-n", 2, *options, "best")
+    assert status == 0 and len(out.splitlines()) == 2 and len(triptych.loaded) == loaded
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--best-of", "0"], "argument --best-of: '0' is not a whole number from 1 to 1,000"),
+        (["--best-of", "many"], "argument --best-of: 'many' is not a whole number"),
+        (["--num-candidates", "2"], "unrecognized arguments: --num-candidates 2; use --best-of"),
+    ],
+)
+def test_a_wrong_number_of_candidates_is_one_sentence(arguments, message, tmp_path):
+    code = "import sys; from triptych.cli.main import main; main(sys.argv[1:])"
+    command = [sys.executable, "-c", code, "generate", "a red circle", *arguments]
+    done = run(command, cwd=tmp_path)
+    said = done.stderr.strip().splitlines()
+    assert done.returncode == 2 and message in said[-1] and "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_edits_have_no_candidates(triptych):
+    status, _, err = triptych("edit", SAMPLES, "make it blue", "--best-of", 2)
+    assert status == 2 and "unrecognized arguments: --best-of" in err
+    line = json.dumps({"image": str(SAMPLES), "instruction": "make it blue", "num_candidates": 2})
+    status, _, err = triptych("edit", "--jsonl", "-", *FEW, "-o", "edits", stdin=line)
+    assert status == 1 and "ranks images of captions, not edits; leave num_candidates out" in err

@@ -22,6 +22,7 @@ from triptych.evaluation import EditEval, FeatureDistance, ShapeEval
 from triptych.evaluation.shapes.all_scores import ScoringPlan
 from triptych.inference.chat_messages import read_messages
 from triptych.inference.generation_config import (
+    EDIT_SETTINGS,
     FIELDS,
     PROMPT_FIELDS,
     PROMPT_SETTINGS,
@@ -59,9 +60,10 @@ def test_importing_the_package_imports_no_torch():
 def test_every_setting_is_known_by_pipeline_command_line_server_page_and_evaluators(capsys):
     for call, names in ((UnifiedPipeline.__call__, PROMPT_FIELDS), (UnifiedPipeline.edit, FIELDS)):
         assert set(FIELDS) & set(inspect.signature(call).parameters) == set(names)
+    of_command = {"edit": EDIT_SETTINGS, "shapes": SETTINGS}
     for command in (["generate"], ["edit"], ["eval", "geneval"], ["eval", "shapes"]):
         shown = help_of(command, capsys)
-        names = SETTINGS if command[-1] in ("edit", "shapes") else PROMPT_SETTINGS
+        names = of_command.get(command[-1], PROMPT_SETTINGS)
         assert [name for name in SETTINGS if flag_of(name) in shown] == list(names), command
     assert flag_of("num_images_per_prompt") in help_of(["generate"], capsys)
     for body, names in ((GenerationBody, PROMPT_SETTINGS), (EditBody, SETTINGS)):

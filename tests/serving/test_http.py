@@ -370,3 +370,39 @@ def test_invalid_http_gets_a_json_error(server):
         answer = b"".join(iter(lambda: raw.recv(4096), b""))
     assert answer.startswith(b"HTTP/1.1 400 ")
     assert b'{"error": {"message": "this is not a valid HTTP' in answer
+
+
+# --- best of N ------------------------------------------------------------------------------------
+
+
+def test_the_best_of_candidates_comes_with_its_seed_and_score(server, pipeline):
+    options = {"seed": 7, "num_candidates": 3, **FAST}
+    answer = server.openai().images.generate(prompt="a red circle", n=2, extra_body=options)
+    direct = pipeline("a red circle", num_images_per_prompt=2, **options)
+    assert [item.seed for item in answer.data] == [m["seed"] for m in direct.metadata]
+    scores = [item.score for item in answer.data]
+    assert scores == pytest.approx([m["score"] for m in direct.metadata], abs=1e-3)
+    assert_same_images([image(item) for item in answer.data], direct.images)
+
+
+def test_candidates_are_streamed_as_one_image(server):
+    body = {"seed": 7, "num_candidates": 3, **FAST}
+    events = server.openai().images.generate(
+        prompt="a red circle", n=2, stream=True, partial_images=1, extra_body=body
+    )
+    seen = [(e.type.rpartition(".")[2], e.seed % 2**40) for e in events]
+    assert sorted(seen[:2]) == [("partial_image", 7), ("partial_image", 8)]
+    assert seen[2:] == [("completed", 7), ("completed", 8)]
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"num_candidates": 0}, "num_candidates: "),
+        ({"n": 10, "num_candidates": 7}, "10 images times 7 candidates; request at most 64"),
+    ],
+)
+def test_too_many_or_no_candidates_are_refused(server, fields, says):
+    body = {"prompt": "a red circle", **fields}
+    answer = httpx.post(f"{server.url}/v1/images/generations", json=body)
+    assert answer.status_code == 400 and says in answer.json()["error"]["message"]

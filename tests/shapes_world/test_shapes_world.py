@@ -421,7 +421,7 @@ def test_shards_are_read_back(tmp_path, monkeypatch):
             assert len(facts["conversation"]) == 4 and len(facts["text_conversation"]) == 5
             reading = list(grid_reading(Scene.from_dict(facts["scene"])))
             assert reading in (facts["conversation"][0], facts["conversation"][-1])
-            assert len(facts["questions"]) == 13 and reading == facts["questions"][0]
+            assert len(facts["questions"]) == 17 and reading == facts["questions"][0]
             assert split == "train" or request.task != "description"
             seen += 1
     assert seen == 80

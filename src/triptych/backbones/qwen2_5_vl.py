@@ -349,6 +349,26 @@ class QwenVL(VisionLanguageModel):
         total = torch.nn.functional.cross_entropy(logits.float(), targets, reduction="sum")
         return total / max(1, len(targets))
 
+    def next_token_logits(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        understanding_pixels: Tensor | None = None,
+        image_grid_thw: Tensor | None = None,
+    ) -> Tensor:
+        self._require("lm_head")
+        positions = None
+        if understanding_pixels is not None:
+            positions = self.position_ids(input_ids, attention_mask, image_grid_thw)
+        states = self.model.model.language_model(
+            inputs_embeds=self.embed(input_ids, understanding_pixels, image_grid_thw),
+            attention_mask=causal_mask(attention_mask, input_ids.shape[1]),
+            position_ids=positions,
+            use_cache=False,
+        ).last_hidden_state
+        rows = torch.arange(len(states), device=states.device)
+        return self.model.lm_head(states[rows, attention_mask.sum(1) - 1]).float()
+
     def position_ids(self, input_ids: Tensor, attention_mask: Tensor, grids: Tensor) -> Tensor:
         return self._rope.get_rope_index(
             input_ids, self._token_types(input_ids), grids, attention_mask=attention_mask

@@ -21,7 +21,7 @@ from triptych.utils.limits import BATCH, PORT, PROCESSES, SEED, Interval, OneOf,
 
 METAVARS = {OneOf: "NAME", Interval: "LOW,HIGH", Text: "TEXT"}
 """Metavar of the values of a limit, by its class."""
-SHORTER = {"num_images_per_prompt": "--num-images"}
+SHORTER = {"num_images_per_prompt": "--num-images", "num_candidates": "--best-of"}
 """Flag of a field of `GenerationConfig`, where it differs from the field's name."""
 PRESET = "tiny"
 """Default of --from."""
@@ -104,6 +104,7 @@ def add_generation(parser: argparse.ArgumentParser, names: Sequence[str] = PROMP
         number = "N" if getattr(limit, "whole", False) else "X"
         group.add_argument(
             flag_of(name),
+            dest=name,
             type=str if isinstance(limit, OneOf) else limit,  # refused by the pipeline
             metavar=METAVARS.get(type(limit), number),
             help=f"{help_of(name)}, {limit}" if isinstance(limit, OneOf) else help_of(name),

@@ -16,7 +16,11 @@ from triptych.cli.arguments import (
 from triptych.cli.input_files import InputRequest, images_at
 from triptych.cli.jobs import jobs_of, run_jobs, settings_for
 from triptych.cli.output_folder import ImageJob
-from triptych.inference.generation_config import DECODER_SETTINGS, SETTINGS, GenerationConfig
+from triptych.inference.generation_config import (
+    DECODER_SETTINGS,
+    EDIT_SETTINGS,
+    GenerationConfig,
+)
 from triptych.utils.errors import UserError
 from triptych.utils.prompt_files import read_input
 from triptych.utils.text import clean_text
@@ -26,6 +30,7 @@ GENERATE = """\
   printf 'a red circle\\ntwo blue squares\\n' | triptych generate --prompts - -o out/lines
   echo '{"id": "star", "prompt": "a green star", "seed": 3}' | triptych generate --prompts -
   triptych generate "three red circles" --sampler heun --num-inference-steps 10 -o out/heun
+  triptych generate "three red circles" --best-of 4 -o out/best
 
 The folder gets a PNG file of each image, which stores its settings, results.jsonl and grid.png. The
 same command resumes where it stopped: finished images are skipped."""
@@ -101,7 +106,7 @@ def edit(arguments: list[str]) -> None:
     )
     add_num_images(parser)
     add_output(parser, "out/edit")
-    add_generation(parser, SETTINGS)
+    add_generation(parser, EDIT_SETTINGS)
     parsed = parse(parser, arguments)
     clean_negative_prompt(parsed)
     if (len(parsed.given) < 2) if parsed.jsonl is None else bool(parsed.given):

@@ -205,7 +205,8 @@ def batch_progress(advance: Callable[[float], None], images: int) -> Callable[[A
     def callback(progress: Any) -> None:
         nonlocal reported
         half = 0.5 * progress.step / progress.steps
-        reached = images * (half if progress.stage == "features" else 0.5 + half)
+        done = progress.portion + (half if progress.stage == "features" else 0.5 + half)
+        reached = images * done / progress.portions
         advance(reached - reported)
         reported = reached
 

@@ -7,6 +7,8 @@ image_requests     prompt and seed of each image of a call
 image_generation   images from a UnifiedModule, one batch of tensors at a time
 edit_source        source images of edits for the generator, where it sees them
 image_batches      images of a call in batches, with progress
+best_of            several candidates of each image, of which a ranker keeps one
+model_ranker       the model as its own ranker
 image_output       ImageOutput: Pillow images, arrays or tensors, and their metadata
 chat               answers to conversations
 chat_messages      parsing of chat messages

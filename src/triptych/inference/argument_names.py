@@ -25,6 +25,8 @@ MEANT = {
     "num_images": "num_images_per_prompt",
     "n": "num_images_per_prompt",
     "number": "num_images_per_prompt",
+    "best_of": "num_candidates",
+    "candidates": "num_candidates",
     "negative": "negative_prompt",
     "seeds": "seed",
     "generators": "generator",

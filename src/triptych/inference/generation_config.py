@@ -12,7 +12,16 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from triptych.utils.errors import UserError
-from triptych.utils.limits import IMAGES, INTERVAL, SAMPLER, SCALE, SEED, STEPS, TEXT
+from triptych.utils.limits import (
+    CANDIDATES,
+    IMAGES,
+    INTERVAL,
+    SAMPLER,
+    SCALE,
+    SEED,
+    STEPS,
+    TEXT,
+)
 
 DECODER = "decoder_"
 """Prefix of the decoder's fields, in front of the name of its own setting."""
@@ -55,6 +64,12 @@ class GenerationConfig:
         SCALE, "guidance", "strength of guidance by image features in the decoder"
     )
     decoder_sampler: str | None = _field(SAMPLER, "sampler", "scheduler of the decoder")
+    num_candidates: int | None = _field(
+        CANDIDATES,
+        "candidates",
+        "number of images made for each one, of which the model keeps that which it thinks shows "
+        "the prompt best; 1 ranks nothing",
+    )
     num_images_per_prompt: int = _field(IMAGES, "images", "number of images of each prompt", 1)
     seed: int | list[int] | None = _field(
         SEED,
@@ -74,6 +89,11 @@ class GenerationConfig:
             listed = each.name == "seed" and isinstance(value, Sequence)
             for one in value if listed else [value]:
                 limit.require(one, each.name)
+
+    @property
+    def candidates(self) -> int:
+        """Number of candidates of each image; 1 is the image itself."""
+        return self.num_candidates or 1
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -98,6 +118,8 @@ class GenerationConfig:
 
 def own_value(model: Any, name: str) -> Any:
     """A UnifiedModule's own value of a setting, or None."""
+    if name == "num_candidates":
+        return 1
     if name in OF_EDITS and not model.generation.takes_source:
         return None
     part = model.decoding.decoder if name.startswith(DECODER) else model.generation
@@ -124,6 +146,9 @@ FIELDS = {each.name: each for each in fields(GenerationConfig)}
 SETTINGS = tuple(name for name in FIELDS if name not in CALL)
 OF_EDITS = ("image_guidance_scale",)
 """Settings that only edits have, by a model whose generator sees the image."""
+OF_PROMPTS = ("num_candidates",)
+"""Settings that edits have only with a ranker: the model ranks images of captions itself."""
+EDIT_SETTINGS = tuple(name for name in SETTINGS if name not in OF_PROMPTS)
 PROMPT_SETTINGS = tuple(name for name in SETTINGS if name not in OF_EDITS)
 """Settings of images of a prompt alone."""
 PROMPT_FIELDS = tuple(name for name in FIELDS if name not in OF_EDITS)
@@ -132,7 +157,7 @@ DECODER_SETTINGS = tuple(name for name in SETTINGS if name.startswith(DECODER))
 
 def _samples_features(name: str) -> bool:
     """Whether a field is an argument of the sampler of image features."""
-    return name != "negative_prompt" and not name.startswith(DECODER)
+    return name not in ("negative_prompt", "num_candidates") and not name.startswith(DECODER)
 
 
 def without_call_fields(config: GenerationConfig | None) -> GenerationConfig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,6 +18,7 @@ from triptych.inference.image_generation import condition, negative_condition, r
 from triptych.inference.image_requests import ImageRequest, chunks, ranges
 from triptych.interfaces import Condition, Source
 from triptych.sampler import model_calls
+from triptych.utils.errors import UserError
 from triptych.utils.images import to_images
 
 PREVIEW_STEPS = 4  # maximum number of decoder steps of a preview
@@ -36,9 +38,29 @@ class Progress:
     """Indices of these images in the call."""
     preview: Callable[[], list[Image.Image]]
     """Function that decodes the images at this step."""
+    portion: int = 0
+    """Number of this portion of the candidates, from 0; both stages are run for each portion."""
+    portions: int = 1
+    """Number of portions; 1 without candidates."""
 
 
 OnStepEnd = Callable[[Progress], Any]
+
+
+def check_callback(callback: OnStepEnd | None) -> None:
+    """Check the signature of a callback, if there is one.
+
+    Raises:
+        UserError: it does not take one argument.
+    """
+    try:
+        if callback is not None:
+            inspect.signature(callback).bind(None)
+    except TypeError:
+        raise UserError(
+            "callback_on_step_end takes one argument, a Progress with stage, step, steps, images "
+            "and preview(); change its signature."
+        ) from None
 
 
 @dataclass

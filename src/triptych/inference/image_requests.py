@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate
+from typing import Any
 
 import torch
 
@@ -24,6 +25,8 @@ class ImageRequest:
     """Index of its prompt in the call."""
     prompt: str
     seed: int
+    rank: dict[str, Any] = field(default_factory=dict)
+    """Score and ranker of the best of several candidates, for its metadata."""
 
 
 def image_requests(

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from triptych.inference import chat, image_generation
+from triptych.inference.best_of import best_of, ranker_for, refuse_unranked_edits
 from triptych.inference.chat_messages import Conversation
 from triptych.inference.generation_config import GenerationConfig
 from triptych.modules.text_generation import ChatOutput
@@ -22,8 +23,24 @@ class ModelInference:
     def generate(
         self, prompts: list[str], *, seeds: list[int], config: GenerationConfig | None = None
     ) -> Tensor:
-        """Generate one image per prompt and seed."""
+        """Generate one image per prompt and seed, the best of its candidates if it has several."""
+        if config is not None and config.candidates > 1:
+            return self._best(prompts, seeds, config)
         return image_generation.generate(self.model, prompts, seeds=seeds, config=config)
+
+    def _best(self, prompts: list[str], seeds: list[int], config: GenerationConfig) -> Tensor:
+        def one_each(owners: list[int], drawn: list[int]) -> Tensor:
+            own = [prompts[image] for image in owners]
+            return image_generation.generate(self.model, own, seeds=drawn, config=config)
+
+        return best_of(
+            one_each,
+            prompts,
+            seeds,
+            num_candidates=config.candidates,
+            ranker=ranker_for(self.model, None, prompts),
+            batch_size=len(seeds),
+        ).images
 
     def edit(
         self,
@@ -34,6 +51,7 @@ class ModelInference:
         config: GenerationConfig | None = None,
     ) -> Tensor:
         """Edit images by prompts."""
+        refuse_unranked_edits(config.candidates if config else 1, None)
         return image_generation.edit(self.model, images, prompts, seeds=seeds, config=config)
 
     def reconstruct(

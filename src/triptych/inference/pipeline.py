@@ -10,7 +10,6 @@ pipe.chat([{"role": "user", "content": [images[0], "what colour is the circle?"]
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -21,6 +20,7 @@ from torch import Tensor
 
 from triptych import __version__
 from triptych.inference.argument_names import named_arguments
+from triptych.inference.best_of import generate_best, ranker_of_call, refuse_unranked_edits
 from triptych.inference.chat import prepare_answers
 from triptych.inference.chat_messages import ChatAnswer, Conversation
 from triptych.inference.edit_source import check_edit
@@ -32,7 +32,7 @@ from triptych.inference.generation_config import (
     SETTINGS,
     GenerationConfig,
 )
-from triptych.inference.image_batches import ImageBatches, OnStepEnd
+from triptych.inference.image_batches import ImageBatches, OnStepEnd, check_callback
 from triptych.inference.image_batches import Progress as Progress
 from triptych.inference.image_generation import encode, prompt_rows, require_encoder
 from triptych.inference.image_output import ImageOutput, OutputType, check_output_type, image_output
@@ -40,6 +40,8 @@ from triptych.inference.image_requests import Generators, ImageRequest, Seeds, i
 from triptych.inference.interleaved import OnPart
 from triptych.inference.offload import sufficient_memory
 from triptych.inference.pretrained import PretrainedModel
+from triptych.interfaces import Ranker
+from triptych.interfaces.ranker import ScoreFunction
 from triptych.modules.text_generation import ChatOutput
 from triptych.utils.callback_iterator import iterate_callback
 from triptych.utils.errors import UserError
@@ -63,6 +65,7 @@ class UnifiedPipeline(PretrainedModel):
         *,
         generation_config: GenerationConfig | None = None,
         generator: Generators = None,
+        ranker: Ranker | ScoreFunction | None = None,
         batch_size: int = 16,
         output_type: OutputType = "pil",
         return_dict: bool = True,
@@ -78,6 +81,8 @@ class UnifiedPipeline(PretrainedModel):
             prompt: one or several prompts of any lengths.
             generation_config: generation settings; those given by name override them.
             generator: generator that draws the seeds, or a list of one per image.
+            ranker: scores of `num_candidates` candidates of each image, of which the best is kept;
+                its seed and score are in the metadata. None: the model ranks them itself.
             batch_size: maximum number of images at a time; memory grows with it.
             output_type: "pil", "np" or "pt", as in diffusers.
             return_dict: whether to return an `ImageOutput` instead of (images, metadata).
@@ -95,9 +100,11 @@ class UnifiedPipeline(PretrainedModel):
         self.check_prompts([*prompts, *negative])
         requests = _requests(prompts, config, generator)
         batches = self._batches(config, batch_size, output_type, callback_on_step_end)
+        judge = ranker_of_call(self.model, config, ranker, prompts)
         with self._turn, sufficient_memory(batch_size):
-            pixels = batches.generate(batches.encode_prompts(prompts, None), requests)
-            return image_output(pixels, self._metadata(requests, config), output_type, return_dict)
+            conditions = batches.encode_prompts(prompts, None)
+            pixels, made = generate_best(batches, conditions, requests, judge)
+            return image_output(pixels, self._metadata(made, config), output_type, return_dict)
 
     @named_arguments("edit", FIELDS)
     def edit(
@@ -107,6 +114,7 @@ class UnifiedPipeline(PretrainedModel):
         prompt: str | Sequence[str] = (),
         generation_config: GenerationConfig | None = None,
         generator: Generators = None,
+        ranker: Ranker | ScoreFunction | None = None,
         batch_size: int = 16,
         output_type: OutputType = "pil",
         return_dict: bool = True,
@@ -134,16 +142,19 @@ class UnifiedPipeline(PretrainedModel):
         self.check_edits(config)
         self.check_prompts(prompts, with_image=True)
         self.check_prompts([config.negative_prompt] if config.negative_prompt else [])
+        refuse_unranked_edits(config.candidates, ranker)
         requests = _requests(prompts, config, generator)
         batches = self._batches(config, batch_size, output_type, callback_on_step_end)
+        judge = ranker_of_call(self.model, config, ranker, prompts)
         takes_source = self.model.generation.takes_source
         names = SETTINGS if takes_source else PROMPT_SETTINGS
         shown = _squares(images, self.model.preprocessing().understanding_size)
         sources = _squares(images, self.model.image_size) if takes_source else shown
         with self._turn, sufficient_memory(batch_size):
             conditions = batches.encode_prompts(prompts, shown)
-            pixels = batches.generate(conditions, requests, batches.encode_sources(sources))
-            metadata = self._metadata(requests, config, names)
+            source = batches.encode_sources(sources)
+            pixels, made = generate_best(batches, conditions, requests, judge, source=source)
+            metadata = self._metadata(made, config, names)
             return image_output(pixels, metadata, output_type, return_dict)
 
     @named_arguments("reconstruct", DECODER_SETTINGS)
@@ -317,14 +328,7 @@ class UnifiedPipeline(PretrainedModel):
     ) -> ImageBatches:
         BATCH.require(batch_size, "batch_size")
         check_output_type(output_type)
-        if callback is not None:
-            try:
-                inspect.signature(callback).bind(None)
-            except TypeError:
-                raise UserError(
-                    "callback_on_step_end takes one argument, a Progress with stage, step, steps, "
-                    "images and preview(); change its signature."
-                ) from None
+        check_callback(callback)
         return ImageBatches(self.model, config, batch_size, callback)
 
     def _metadata(
@@ -337,7 +341,10 @@ class UnifiedPipeline(PretrainedModel):
         values = config.resolved(self.model)
         common = {name: values[name] for name in names} | origin
         return [
-            ({"prompt": each.prompt} if each.prompt else {}) | {"seed": each.seed} | common
+            ({"prompt": each.prompt} if each.prompt else {})
+            | {"seed": each.seed}
+            | common
+            | each.rank
             for each in requests
         ]
 

@@ -7,6 +7,7 @@ sampling       settings of samplers
 source         source images of edits as the generator sees them
 preprocessing  settings of a model that its data needs
 evaluator      the base class of scores
+ranker         scores of single images, to choose among candidates
 
 Shape letters, used in the whole package:
     B batch, T text tokens, N queries, D width of the language model,
@@ -45,6 +46,7 @@ from triptych.interfaces.networks import (
     bind_condition,
 )
 from triptych.interfaces.preprocessing import Preprocessing
+from triptych.interfaces.ranker import Ranker, as_ranker, ranked
 from triptych.interfaces.sampling import FlowSamplerConfig, SamplerConfig, Sampling
 from triptych.interfaces.source import Source
 
@@ -69,6 +71,7 @@ __all__ = [
     "PixelDecoder",
     "Preprocessing",
     "READ_BY_THE_HOST",
+    "Ranker",
     "SamplerConfig",
     "Sampling",
     "Source",
@@ -77,8 +80,10 @@ __all__ = [
     "Velocity",
     "VelocityModel",
     "VisionLanguageModel",
+    "as_ranker",
     "batches_in",
     "bind_condition",
     "drawn",
     "label_indices",
+    "ranked",
 ]

@@ -23,7 +23,7 @@ from triptych.utils.rng import Draw
 class VisionLanguageModel(LazyModule):
     """Reads text and images. Its width and tokenizer come from its configuration."""
 
-    fsdp_forward_methods = ("condition", "lm_loss", "generate_text")
+    fsdp_forward_methods = ("condition", "lm_loss", "next_token_logits", "generate_text")
 
     width: int
     """D"""
@@ -90,6 +90,16 @@ class VisionLanguageModel(LazyModule):
             UserError: an image has a shape that cannot be shown.
         """
         return None
+
+    def next_token_logits(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        understanding_pixels: Tensor | None = None,
+        image_grid_thw: Tensor | None = None,
+    ) -> Tensor:
+        """Logits float32 [B,vocabulary] of the token after each right-padded prompt [B,T]."""
+        raise NotImplementedError(f"{type(self).__name__} computes no logits of a next token")
 
     @abstractmethod
     def generate_text(

@@ -3,6 +3,7 @@
 world      scenes and their rendering
 captions   captions, their meaning, and the splits
 questions  questions with exact answers
+near_misses  questions whether an image shows a caption
 edits      edits with exact results
 stories    conversations of drawing, edits and questions
 checker    reads scenes from images and scores them

@@ -26,6 +26,7 @@ from triptych.shapes_world.captions import (
 )
 from triptych.shapes_world.edits import EDITS, Edit, sample_edit
 from triptych.shapes_world.edits import SPLITS as EDIT_SPLITS
+from triptych.shapes_world.near_misses import shows_caption
 from triptych.shapes_world.questions import (
     caption_questions,
     grid_reading,
@@ -40,7 +41,7 @@ from triptych.utils.documents import read_json
 from triptych.utils.errors import UserError
 from triptych.utils.images import encode_image
 
-VERSION = 7  # incremented whenever the same seed gives other samples
+VERSION = 8  # incremented whenever the same seed gives other samples
 MARKER = "shapes.json"
 EDITS_VERSION = 1
 EDITS_MARKER = "edits.json"
@@ -49,6 +50,7 @@ STORIES_MARKER = "stories.json"
 LONG_CAPTIONS = 0.2  # share of the training captions
 IMAGE_TURNS = 3  # in addition to the reading of all nine cells, which is the first or last turn
 QUESTIONS = 12  # in addition to the reading: a second conversation, of which a batch takes some
+CAPTION_QUESTIONS = 4  # of that conversation, whether the image shows a caption
 CAPTION_TURNS = 4
 BLOCK = 512  # bytes; members of a tar are padded to it and have a header of this size
 MIN_SHARDS = 8  # at least one for every process and loader worker
@@ -60,6 +62,7 @@ def make_sample(split: str, index: int, seed: int) -> dict:
     rng = numpy.random.Generator(numpy.random.PCG64(source))
     tasks = {"unseen": UNSEEN_TASKS, "instruct": INSTRUCT_TASKS}.get(split, TASKS)
     caption, request, scene = sample(rng, tasks[index % len(tasks)], split)
+    short_request = request
     long_caption = describe(scene, rng)
     if split == "train" and rng.random() < LONG_CAPTIONS:
         caption, request = long_caption, request_of(scene)
@@ -80,6 +83,7 @@ def make_sample(split: str, index: int, seed: int) -> dict:
         ],
     }
     practice = questions(scene, rng, QUESTIONS, practice=True)
+    practice += shows_caption(scene, short_request, rng, CAPTION_QUESTIONS)
     facts["questions"] = [*reading, *((question, answer) for question, answer, _ in practice)]
     return {
         "__key__": f"{split}{index:08d}",

@@ -1,6 +1,7 @@
 """Training: optimizer, precision, distribution and cost.
 
-optimizer           AdamW and the learning-rate schedule
+optimizer           AdamW, Muon or another, and the learning-rate schedule
+muon                Muon and AdamW as one optimizer
 freezing            selection of trainable parameters
 execution           frozen dtype, activation checkpointing, torch.compile
 fsdp                FSDP2 sharding, gathering and filling of parameters

@@ -165,6 +165,8 @@ SAMPLER = OneOf("sampler", SAMPLERS)
 TEXT = Text()
 IMAGES = Range(True, 1, 10_000)
 """Number of images of one prompt."""
+CANDIDATES = Range(True, 1, 1000)
+"""Number of candidates of one image."""
 ALL_IMAGES = Range(True, 1, 1_000_000)
 """Number of images of one call or command."""
 BATCH = Range(True, 1, 4096)

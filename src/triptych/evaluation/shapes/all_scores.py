@@ -7,7 +7,7 @@ scores are bit-identical for any number of processes.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -295,7 +295,8 @@ def _answered(model: Any, plan: ScoringPlan, *, numbers: range, **_: Any) -> lis
 
 def _edited(model: Any, plan: ScoringPlan, numbers: range) -> Iterator[ItemScore]:
     samples = edits(plan.sizes["edits"])[numbers.start : numbers.stop]
-    options = ImageOptions(len(numbers), plan.seed, plan.generation_config, numbers)
+    config = replace(plan.generation_config, num_candidates=None)  # captions are ranked, not edits
+    options = ImageOptions(len(numbers), plan.seed, config, numbers)
     images = edit_for(model, samples, options)
     for number, image, edit in zip(numbers, images, samples, strict=True):
         yield "edits", 0, number, check(image, edit.request)

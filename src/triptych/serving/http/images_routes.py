@@ -25,7 +25,10 @@ from triptych.serving.http.jobs import GenerationJob
 from triptych.serving.http.request_schemas import EditBody, GenerationBody, ImageBody
 from triptych.serving.http.server_sent_events import event_stream, flush_each, sse_event
 from triptych.utils.errors import UserError
+from triptych.utils.png_metadata import metadata_of
 
+MAX_CANDIDATES = 64
+"""Maximum number of candidates of one request: n times num_candidates."""
 MAX_EDITED_IMAGES = 16
 """Maximum number of images of one edit request: number of sent images times n."""
 LARGE_SIDE = 1024
@@ -53,6 +56,12 @@ def image_routes(context: Context) -> APIRouter:
         context.check_model(body.model)
         _side(body)
         number = body.n or 1
+        if number * (body.num_candidates or 1) > MAX_CANDIDATES:
+            raise bad_request(
+                "num_candidates",
+                f"{number} images times {body.num_candidates} candidates; request at most "
+                f"{MAX_CANDIDATES} in all.",
+            )
         job = GenerationJob(
             [body.prompt] * number,
             _seeds(body.seed, number),
@@ -107,7 +116,7 @@ def image_routes(context: Context) -> APIRouter:
 async def _respond(
     context: Context, request: Request, body: ImageBody, *, job: GenerationJob, event: str
 ) -> Response:
-    count = job.size * (1 + job.num_partial)
+    count = job.num_images * (1 + job.num_partial)
     request.state.ticket.reserve(3 * count * context.sizes.generated**2)
     if body.stream:
         return await event_stream(request, _events(context, request, body, job=job, event=event))
@@ -123,7 +132,8 @@ async def _image_list(
     yield json.dumps({"created": int(time.time())}).removesuffix("}") + ', "data": ['
     for number, (image, seed) in enumerate(zip(images, seeds, strict=True)):
         content, description = await _encode(context, image, body)
-        yield ", " * (number > 0) + json.dumps({"b64_json": content, "seed": seed})
+        facts = {"b64_json": content, **_origin(image, seed)}
+        yield ", " * (number > 0) + json.dumps(facts)
     yield "], " + json.dumps(description).removeprefix("{")
 
 
@@ -166,7 +176,15 @@ async def _events(
                 )  # fmt: skip
             else:
                 for image, seed in zip(value, job.seeds, strict=True):
-                    yield await image_event("completed", image, seed=seed)
+                    yield await image_event("completed", image, **_origin(image, seed))
+
+
+def _origin(image: Image.Image, seed: int) -> dict[str, Any]:
+    """Seed of an image; of the best of several candidates its own one, and its score."""
+    metadata = metadata_of(image)
+    if "score" not in metadata:
+        return {"seed": seed}
+    return {"seed": metadata["seed"], "score": metadata["score"]}
 
 
 def _describe(body: ImageBody, image: Image.Image) -> dict[str, str]:

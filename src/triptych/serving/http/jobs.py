@@ -36,8 +36,13 @@ class GenerationJob:
     """Number of requested partial images of each image."""
 
     @property
-    def size(self) -> int:
+    def num_images(self) -> int:
+        """Number of images of the response."""
         return len(self.prompts)
+
+    @property
+    def size(self) -> int:
+        return self.num_images * self.settings.candidates
 
     @property
     def batch_key(self) -> Hashable:
@@ -96,7 +101,8 @@ def _generate_images(
     pipeline: UnifiedPipeline, max_batch: int, batch: JobBatch
 ) -> Sequence[list[Image.Image]]:
     jobs: list[GenerationJob] = batch.jobs
-    owners = [(index, n) for index, job in enumerate(jobs) for n in range(job.size)]
+    owners = [(index, n) for index, job in enumerate(jobs) for n in range(job.num_images)]
+    reported: set[tuple[int, int]] = set()  # with candidates, an image comes to a step repeatedly
 
     def callback(progress: Progress) -> None:
         batch.check_abandoned()
@@ -104,7 +110,9 @@ def _generate_images(
             place: index
             for place in progress.images
             if (index := _partial_index(jobs[owners[place][0]].num_partial, progress)) is not None
+            and (place, index) not in reported
         }
+        reported.update(requested.items())
         if requested:
             previews = dict(zip(progress.images, progress.preview(), strict=True))
             for place, index in requested.items():

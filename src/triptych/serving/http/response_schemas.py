@@ -27,10 +27,11 @@ class ErrorBody(BaseModel):
 
 
 class GeneratedImage(BaseModel):
-    """Image with the seed that reproduces it."""
+    """Image with the seed that reproduces it, and the score of the best of several candidates."""
 
     b64_json: str
     seed: int
+    score: float | None = None
 
 
 class ImageList(BaseModel):

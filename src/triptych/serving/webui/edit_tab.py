@@ -6,7 +6,7 @@ from functools import partial
 
 import gradio as gr
 
-from triptych.inference.generation_config import PROMPT_SETTINGS, SETTINGS
+from triptych.inference.generation_config import EDIT_SETTINGS, OF_EDITS
 from triptych.serving.webui.gallery import add_gallery, run_call, sampling_controls
 from triptych.serving.webui.session import ONE_AT_A_TIME, Page, add_run_and_stop, errors_for_viewers
 from triptych.utils.errors import UserError
@@ -29,7 +29,8 @@ def image_box(page: Page, label: str, name: str) -> gr.Image:
 
 def edit_tab(page: Page) -> None:
     """Build the tab: image and instruction on the left, images on the right."""
-    names = SETTINGS if page.pipe.model.generation.takes_source else PROMPT_SETTINGS
+    absent = () if page.pipe.model.generation.takes_source else OF_EDITS
+    names = [name for name in EDIT_SETTINGS if name not in absent]
     with gr.Row():
         with gr.Column(scale=2, min_width=320):
             image = image_box(page, "Image", "edit-image")

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 import gradio as gr
+from PIL import Image
 
 from triptych.inference.generation_config import PROMPT_SETTINGS
 from triptych.inference.image_output import ImageOutput
@@ -17,6 +18,7 @@ from triptych.serving.webui.controls import arguments, seed_row, sliders
 from triptych.serving.webui.number_inputs import slider
 from triptych.serving.webui.progress import ImageCall, iterate_updates
 from triptych.serving.webui.session import MAX_IMAGES, Page, new_seed, status
+from triptych.utils.png_metadata import metadata_of
 
 
 def gallery_updates(
@@ -52,8 +54,8 @@ def gallery_updates(
             status_line: status(None, f"{number} image{'s' * (number > 1)} in {seconds:.1f} s"),
             gallery: _grid(
                 [
-                    (page.write(each, f"{text} seed {seed + n}"), f"seed {seed + n}")
-                    for n, each in enumerate(update.images)
+                    (page.write(each, f"{text} seed {own}"), f"seed {own}")
+                    for own, each in zip(_seeds(update.images, seed), update.images, strict=True)
                 ]
             ),
         }
@@ -104,6 +106,11 @@ def run_call(
     )
     for changes in updates:
         yield {seed_box: first, **changes}
+
+
+def _seeds(images: Sequence[Image.Image], first: int) -> list[int]:
+    """Seeds of the images of a call; of the best of several candidates its own one."""
+    return [metadata_of(each).get("seed", first + n) for n, each in enumerate(images)]
 
 
 def _grid(images: list) -> gr.Gallery:
