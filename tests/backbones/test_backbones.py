@@ -58,6 +58,19 @@ def test_dit_distinguishes_equal_tokens_by_learned_positions(position_std, told_
     assert (spread > 1e-2) == told_apart and (spread < 1e-5) != told_apart
 
 
+def test_dit_that_predicts_features_gives_their_velocity():
+    """v = (x_t - x) / t of one network, whose outputs are read as velocity or as features."""
+    x, condition = torch.randn(3, 8, 6, 6), torch.randn(3, 5, 24)
+    t = torch.tensor([0.01, 0.3, 1.0])
+    outputs = small_dit()(x, t, condition)
+    velocity = small_dit(prediction="features")(x, t, condition)
+    divisor = torch.tensor([0.05, 0.3, 1.0])[:, None, None, None]
+    torch.testing.assert_close(velocity, (x - outputs) / divisor)
+    features = torch.randn(3, 8, 6, 6)
+    noise = (x - (1 - divisor) * features) / divisor
+    torch.testing.assert_close((x - features) / divisor, noise - features)
+
+
 def test_dit_of_the_published_sizes():
     model = LuminaNextDiT()
     model.configure_shapes((1792, 8, 8), 3584)

@@ -238,3 +238,36 @@ def test_reading_images_depends_on_the_images(qwen, samples):
         before = qwen.lm_loss(batch)
         batch.understanding_pixels = batch.understanding_pixels.flip(0)
         assert qwen.lm_loss(batch) != before
+
+
+# --- learned places of patches --------------------------------------------------------------------
+
+
+def test_learned_places_tell_equal_patches_apart():
+    blank = torch.full((2, 3, 48, 48), 128, dtype=torch.uint8)
+    for deviation, apart in ((0.0, False), (1.0, True)):
+        model = built(vlm(position_std=deviation)).eval()
+        with torch.no_grad():
+            first, second = model.image_features(*model.image_inputs(blank)).chunk(2)
+        assert torch.equal(first, second)  # the places begin anew in each image
+        assert (relative(first, first[:1].expand_as(first)) > 1e-2) == apart
+
+
+def test_learned_places_add_one_tensor_and_change_no_other_draw():
+    plain, placed = (built(vlm(position_std=std)).state_dict() for std in (0.0, 1.0))
+    assert placed.keys() - plain.keys() == {"model.model.visual.patch_embed.position"}
+    assert all(torch.equal(plain[name], placed[name]) for name in plain)
+
+
+def test_learned_places_serve_answers_and_a_rank_without_images():
+    model = built(vlm(position_std=1.0)).eval()
+    ids, mask, patches, grids = mixed_prompts(model)
+    before = model.generate_text(ids, mask, patches, grids, max_new_tokens=3)
+    assert before.shape == (3, 3)
+    blank, grid = model._blank_token(torch.device("cpu"))
+    assert len(blank) == len(model.model.model.visual.patch_embed.position) == int(grid.prod())
+
+
+def test_learned_places_need_images_of_one_size():
+    with pytest.raises(UserError, match="position_std .* max_pixels"):
+        vlm(min_pixels=256, max_pixels=4096, position_std=1.0)

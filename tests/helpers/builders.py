@@ -73,7 +73,12 @@ STAGES = {
 }
 
 
-def vlm(min_pixels: int | None = None, max_pixels: int | None = None, **text: Any) -> QwenVL:
+def vlm(
+    min_pixels: int | None = None,
+    max_pixels: int | None = None,
+    position_std: float = 0.0,
+    **text: Any,
+) -> QwenVL:
     """A language model of width 64 and depth 2."""
     sizes = {
         "hidden_size": 64,
@@ -95,6 +100,7 @@ def vlm(min_pixels: int | None = None, max_pixels: int | None = None, **text: An
         patch_size=8,
         window_size=48,
         fullatt_block_indexes=[0, 1],
+        position_std=position_std,
     )
     return QwenVL(
         "asset:tiny/tokenizer",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from diffusers import LuminaNextDiT2DModel
@@ -17,6 +17,10 @@ from triptych.backbones.lumina_patches import PatchEmbed, SourceInput, with_sour
 from triptych.interfaces import Source, Velocity, VelocityModel
 from triptych.interfaces.networks import num_negative_rows
 from triptych.utils.errors import UserError
+
+
+LEAST_TIME = 0.05
+"""The time that a prediction of features is divided by is at least this; Li & He's clip."""
 
 
 class LuminaNextDiT(VelocityModel):
@@ -38,6 +42,10 @@ class LuminaNextDiT(VelocityModel):
             the token at its place. "tokens": the source's patches are further tokens, with the
             positions of theirs, that self-attention reads: it then costs four times as much, and
             all else of a block twice.
+        prediction: what the network's outputs are. "velocity", as published, or "features", the
+            clean features x, from which the velocity follows, v = (x_t - x) / t (Li & He 2025,
+            arXiv 2511.13720). Features of low rank among many channels are learned sooner so: the
+            outputs need not carry the noise of every channel.
     """
 
     def __init__(
@@ -52,6 +60,7 @@ class LuminaNextDiT(VelocityModel):
         ffn_width: int | None = None,
         position_std: float = 0.0,
         source: SourceInput = "none",
+        prediction: Literal["velocity", "features"] = "velocity",
     ) -> None:
         super().__init__()
         if width % heads or (width // heads) % 4:
@@ -60,6 +69,7 @@ class LuminaNextDiT(VelocityModel):
         self.multiple_of, self.patch_size, self.gate_init = multiple_of, patch_size, gate_init
         self.ffn_width, self.position_std = ffn_width, position_std
         self.source, self.takes_source = source, source != "none"
+        self.prediction = prediction
 
     def configure_shapes(self, feature_shape: tuple[int, int, int], condition_width: int) -> None:
         channels, height, width = feature_shape
@@ -146,7 +156,7 @@ class LuminaNextDiT(VelocityModel):
         else:
             caption, options = self.caption_projection(condition.to(self.dit.dtype)), {}
             mask = torch.ones(caption.shape[:2], device=caption.device)
-        return self.dit(
+        output = self.dit(
             with_source(x_t.to(self.dit.dtype), source),
             (1000 * t).float(),
             caption,
@@ -155,6 +165,10 @@ class LuminaNextDiT(VelocityModel):
             cross_attention_kwargs=options,
             return_dict=False,
         )[0]
+        if self.prediction == "velocity":
+            return output
+        time = t.float().clamp_min(LEAST_TIME)[:, None, None, None]
+        return (x_t.float() - output.float()) / time
 
     def with_cached_condition(
         self,

@@ -1,0 +1,102 @@
+"""Muon for matrices of blocks, AdamW for the rest: who moves what, and an exact resume."""
+
+import copy
+
+import pytest
+import torch
+from builders import unified
+from torch import nn
+
+from triptych.training.freezing import freeze_all_but
+from triptych.training.muon import MuonWithAdamW, is_block_matrix
+from triptych.training.optimizer import Optimization, make_optimizer
+from triptych.utils.errors import UserError
+
+pytestmark = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch 2.9 brings Muon")
+
+MUON = Optimization(lr=1e-2, weight_decay=0.1, optimizer="muon", lr_scheduler="constant")
+
+
+class Net(nn.Module):
+    """Two blocks between an embedding and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed = nn.Embedding(11, 8)
+        self.layers = nn.ModuleList([nn.Linear(8, 16), nn.Linear(16, 8)])
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, ids):
+        states = self.layers[1](self.layers[0](self.embed(ids)).relu())
+        return self.head(states)
+
+
+def step(model, optimizer, seed):
+    ids = torch.randint(11, (5,), generator=torch.Generator().manual_seed(seed))
+    model(ids).square().mean().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def test_matrices_of_blocks_are_orthogonalized_and_the_rest_is_adamw():
+    ours, alone, adam = Net(), Net(), Net()
+    optimizer = make_optimizer(ours, MUON)
+    muon = torch.optim.Muon(
+        [layer.weight for layer in alone.layers],
+        lr=1e-2,
+        weight_decay=0.1,
+        adjust_lr_fn="match_rms_adamw",
+    )
+    adamw = make_optimizer(adam, Optimization(lr=1e-2, weight_decay=0.1))
+    for model, each in ((ours, optimizer), (alone, muon), (adam, adamw)):
+        step(model, each, seed=1)
+    matrices = {"layers.0.weight", "layers.1.weight"}
+    for name, parameter in ours.named_parameters():
+        other = (alone if name in matrices else adam).get_parameter(name)
+        assert torch.equal(parameter, other), name
+        assert is_block_matrix(name, parameter) == (name in matrices)
+
+
+def test_a_resumed_run_goes_on_bit_for_bit():
+    model = Net()
+    optimizer = make_optimizer(model, MUON)
+    for seed in range(3):
+        step(model, optimizer, seed)
+    resumed = copy.deepcopy(model)
+    fresh = make_optimizer(resumed, MUON)
+    fresh.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    for seed in range(3, 6):
+        step(model, optimizer, seed)
+        step(resumed, fresh, seed)
+    assert all(map(torch.equal, model.parameters(), resumed.parameters()))
+
+
+def test_a_schedule_moves_both_rates():
+    model = Net()
+    before = copy.deepcopy(model)
+    optimizer = make_optimizer(model, MUON)
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    step(model, optimizer, seed=1)
+    assert all(map(torch.equal, model.parameters(), before.parameters()))
+
+
+def test_of_the_model_it_takes_attention_and_feed_forward_alone():
+    model = unified("stage2")
+    model.build()
+    freeze_all_but(model, model.trainable)
+    optimizer = make_optimizer(model, MUON)
+    names = {id(p): name for name, p in model.named_parameters()}
+    moved = {names[id(p)] for g in optimizer.param_groups if g["muon"] for p in g["params"]}
+    assert moved and all(".layers." in name for name in moved)
+    assert not {name for name in moved if name.endswith(("gate", "bias", "queries"))}
+    assert "generation.queries" in {
+        names[id(p)] for g in optimizer.param_groups for p in g["params"]
+    }
+
+
+def test_torch_without_muon_is_refused(monkeypatch):
+    monkeypatch.delattr(torch.optim, "Muon")
+    with pytest.raises(UserError, match="torch 2.9 or newer"):
+        MuonWithAdamW([{"params": [nn.Parameter(torch.ones(2, 2))], "muon": True}], 1e-3)
