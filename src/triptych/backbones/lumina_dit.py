@@ -18,7 +18,6 @@ from triptych.interfaces import Source, Velocity, VelocityModel
 from triptych.interfaces.networks import num_negative_rows
 from triptych.utils.errors import UserError
 
-
 LEAST_TIME = 0.05
 """The time that a prediction of features is divided by is at least this; Li & He's clip."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -11,16 +10,16 @@ from torch import nn
 
 from triptych.utils.errors import UserError
 
-IN_A_BLOCK = re.compile(r"\.\d+\.")
 
+def block_matrices(module: nn.Module) -> set[str]:
+    """Names of the matrices of repeated blocks: 2D parameters inside of an nn.ModuleList.
 
-def is_block_matrix(name: str, parameter: nn.Parameter) -> bool:
-    """Whether a parameter is a matrix of a numbered block, such as "layers.3.attn1.to_q.weight".
-
-    Embeddings, heads, norms, biases and convolutions are not: Muon's update is for linear maps
+    Embeddings, heads, norms, biases and convolutions are none: Muon's update is for linear maps
     between hidden states (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon).
     """
-    return parameter.ndim == 2 and bool(IN_A_BLOCK.search(name))
+    lists = (m for m in module.modules() if isinstance(m, nn.ModuleList))
+    inside = {id(p) for each in lists for p in each.parameters() if p.ndim == 2}
+    return {name for name, p in module.named_parameters() if id(p) in inside}
 
 
 class MuonWithAdamW(torch.optim.Optimizer):

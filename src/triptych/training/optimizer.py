@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from triptych.training.freezing import match_parameters
-from triptych.training.muon import MuonWithAdamW, is_block_matrix
+from triptych.training.muon import MuonWithAdamW, block_matrices
 
 OptimizerCallable = Callable[[Iterable], torch.optim.Optimizer]
 LRSchedulerCallable = Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler]
@@ -71,7 +71,11 @@ def make_optimizer(module: nn.Module, settings: Optimization) -> torch.optim.Opt
     ]
     groups = [group for group in groups if group["params"]]
     if settings.optimizer == "muon":
-        return _muon(groups, {id(p): name for name, p in trained.items()}, settings)
+        return _muon(
+            groups,
+            {id(trained[name]) for name in block_matrices(module) & trained.keys()},
+            settings,
+        )
     if settings.optimizer is not None:
         return settings.optimizer(groups)
     return torch.optim.AdamW(
@@ -84,13 +88,13 @@ def make_optimizer(module: nn.Module, settings: Optimization) -> torch.optim.Opt
 
 
 def _muon(
-    groups: list[dict[str, Any]], names: dict[int, str], settings: Optimization
+    groups: list[dict[str, Any]], matrices: set[int], settings: Optimization
 ) -> torch.optim.Optimizer:
-    """Split each group into the matrices of blocks and the rest."""
+    """Split each group into the parameters whose id is in `matrices` and the rest."""
     split = []
     for group in groups:
         for muon in (True, False):
-            own = [p for p in group["params"] if is_block_matrix(names[id(p)], p) == muon]
+            own = [p for p in group["params"] if (id(p) in matrices) == muon]
             split.append({**group, "params": own, "muon": muon})
     split = [group for group in split if group["params"]]
     return MuonWithAdamW(split, settings.lr, betas=settings.betas, eps=settings.eps)
