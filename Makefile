@@ -22,7 +22,7 @@ STACK := .venv-stack/.set-up
 LOWEST := .venv-lowest/.set-up
 # -P: no file of the current folder is in the place of a module
 RUN := .venv/bin/python -P -m triptych
-STAGES := train-encoder train-decoder train-stage1 train-stage2 train-stage3 train-edits train-joint
+STAGES := train-encoder train-decoder train-stage1 train-stage2 train-stage3 train-edits train-reconstruct train-joint
 CODE := src callbacks data_modules tests benchmarks conftest.py
 
 # Bad input stops make here, before the environment is set up; that of a training, triptych itself.
@@ -44,18 +44,18 @@ endif
 
 help: ## Show this help
 	@grep -hE '^[a-z0-9-]+:.*## ' $(firstword $(MAKEFILE_LIST)) \
-		| awk -F':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
+		| awk -F':.*## ' '{printf "  %-17s %s\n", $$1, $$2}'
 	@echo
-	@echo '  PRESET=tiny        the model: a file of conf/presets'
-	@echo '  TRAINER=ddp        on several devices: a file of conf/trainer'
-	@echo '  DATA=FOLDER        train on a folder of WebDataset shards instead of the shapes world'
-	@echo '  CASES=FOLDER       recorded cases for parity, a folder each (tests/data/parity)'
-	@echo '  LAYERS=2           blocks of each network in a rehearsal'
-	@echo '  N=20               runs that torture kills'
-	@echo '  SEED=0             of the moments in which torture kills'
-	@echo '  REAL_PARTS=FOLDER  where real-parts puts what verify-real reads (.cache/real_parts)'
-	@echo '  ARGS="--a=1 --b"   passed on last, so they win; ARGS="--help" and ARGS="--print_config" too'
-	@echo '  PYTHON=python3.12  the Python that makes .venv'
+	@echo '  PRESET=tiny       the model: a file of conf/presets'
+	@echo '  TRAINER=ddp       on several devices: a file of conf/trainer'
+	@echo '  DATA=FOLDER       train on a folder of WebDataset shards instead of the shapes world'
+	@echo '  CASES=FOLDER      recorded cases for parity, a folder each (tests/data/parity)'
+	@echo '  LAYERS=2          blocks of each network in a rehearsal'
+	@echo '  N=20              runs that torture kills'
+	@echo '  SEED=0            of the moments in which torture kills'
+	@echo '  REAL_PARTS=FOLDER where real-parts puts what verify-real reads (.cache/real_parts)'
+	@echo '  ARGS="--a=1 --b"  passed on last, so they win; ARGS="--help" and ARGS="--print_config" too'
+	@echo '  PYTHON=python3.12 the Python that makes .venv'
 
 setup: $(STAMP) ## Create .venv and install everything into it
 
@@ -84,6 +84,7 @@ train-stage1: ## Train understanding: the language model reads images and captio
 train-stage2: ## Train generation: queries and DiT, from captions to image features
 train-stage3: ## Tune generation on a smaller curated set, from your stage 2
 train-edits: ## Tune generation on edits of images, and captions so that it keeps them
+train-reconstruct: ## Tune generation without captions, to repeat what the language model sees
 train-joint: ## Train understanding and generation together
 
 $(STAGES): $(STAMP)

@@ -123,7 +123,7 @@ def test_published_recipe_is_the_default_and_keeps_its_ema_with_data(triptych, s
     [
         (["--preset=tinny", "--stage=stage2"], "the preset 'tinny' is unknown; choose one of blip"),
         (["--preset=", "--stage=stage2"], "the preset '' is unknown"),
-        (["--preset=tiny", "--stage=nothing"], "choose one of decoder, edits, encoder, joint, st"),
+        (["--preset=tiny", "--stage=nothing"], "choose one of decoder, edits, encoder, joint, re"),
         (["--preset=tiny"], "--stage is missing"),
         (["--preset"], "--preset needs a value"),
         (fit("stage2", "--hardware=fsdp3")[1:], "choose one of ddp, fsdp1, fsdp2, single"),
