@@ -1,4 +1,4 @@
-"""The page's control of guidance by the image: only on the Edit tab, if the generator sees it."""
+"""The control of guidance by the image: only on the Edit tab, of a generator that sees it."""
 
 import gradio
 import pytest
